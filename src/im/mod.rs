@@ -1,0 +1,1 @@
+//! IM systems: one folder each, and the mock server that stands in for them in tests.

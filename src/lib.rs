@@ -1,0 +1,3 @@
+//! Fanwise: a durable broadcast worker for instant messaging.
+
+pub mod im;
