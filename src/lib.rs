@@ -1,3 +1,4 @@
 //! Fanwise: a durable broadcast worker for instant messaging.
 
+pub mod domain;
 pub mod im;

@@ -1,0 +1,95 @@
+//! What leaves on `fanwise.dead` and `fanwise.events`, for other services to read. Both are public
+//! contracts with a JSON Schema in `schemas/`.
+
+use std::borrow::Cow;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::accounts::Accounts;
+use super::outcome::{Class, Outcome};
+
+/// Recipients of one job that ended `failed` or `uncertain`, with everything needed to redrive them.
+///
+/// Dead letters are published at least once: after a crash the same recipient can appear again, and
+/// the later letter is the truth.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DeadLetter {
+    /// Version of this format: 1.
+    pub v: u32,
+    /// Job id, 24 hexadecimal digits.
+    pub job: String,
+    pub app: String,
+    pub client_msg_no: String,
+    pub target: String,
+    /// The slice the recipients belong to; unique within the job.
+    pub slice: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
+    /// The message as the job carried it.
+    #[schemars(with = "serde_json::Value")]
+    pub message: Box<RawValue>,
+    #[schemars(with = "serde_json::Value")]
+    pub options: Box<RawValue>,
+    /// RFC 3339 time of the first attempt for this slice.
+    pub first_attempt_at: String,
+    /// RFC 3339 time of the last attempt.
+    pub last_attempt_at: String,
+    pub recipients: Vec<DeadRecipient>,
+}
+
+/// One recipient in a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeadRecipient {
+    pub recipient: String,
+    /// `failed` or `uncertain`.
+    pub outcome: Outcome,
+    /// Class of the last answer.
+    pub class: Class,
+    /// The backend's code, such as `410`, `reason 4` or `timeout`.
+    pub code: Cow<'static, str>,
+    /// The backend's words.
+    pub text: Cow<'static, str>,
+    /// Attempts made, the last included.
+    pub attempts: u32,
+}
+
+/// Something that happened to a job.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct JobEvent {
+    /// Version of this format: 1.
+    pub v: u32,
+    pub event: EventKind,
+    /// Job id, 24 hexadecimal digits.
+    pub job: String,
+    pub app: String,
+    pub client_msg_no: String,
+    pub target: String,
+    /// RFC 3339 time.
+    pub at: String,
+    pub accounts: Accounts,
+    pub pending: u64,
+}
+
+/// The routing key of an event is `<app>.<kind>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A new job, or one that was extended by further recipients.
+    Accepted,
+    /// Some recipients have their outcome; at most one every few seconds per job and worker.
+    Progress,
+    /// Every recipient has its outcome and the ledger agrees.
+    Completed,
+}
+
+impl EventKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Progress => "progress",
+            Self::Completed => "completed",
+        }
+    }
+}

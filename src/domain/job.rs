@@ -1,0 +1,531 @@
+//! A job as producers publish it. Bytes in; out comes a job, or every reason why it is none.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use jiff::Timestamp;
+use ring::digest;
+use schemars::JsonSchema;
+use serde::de::{DeserializeSeed, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use super::fields::{Fields, Problem};
+use super::ids::JobId;
+use super::lane::Priority;
+use super::limits::Rate;
+use super::message::{Content, Options};
+use super::outcome::OnUncertain;
+use super::slice::Head;
+
+/// Version of the job contract.
+pub const JOB_VERSION: u32 = 1;
+/// Largest inline job, in bytes of JSON. RabbitMQ 4.x refuses messages above 16 MiB.
+pub const JOB_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most recipients in one inline job; a longer list travels as parts of one job.
+pub const JOB_RECIPIENTS_MAX: usize = 100_000;
+/// Longest `client_msg_no`, in bytes.
+pub const CLIENT_MSG_NO_BYTES_MAX: usize = 128;
+/// Longest recipient or sender id, in bytes.
+pub const RECIPIENT_BYTES_MAX: usize = 255;
+/// Longest app or target name, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Most parts of one job.
+pub const PARTS_MAX: u32 = 10_000;
+
+/// A job as JSON, for producers. The schema in `schemas/job.schema.json` is generated from this type.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Job", deny_unknown_fields)]
+pub struct JobDocument {
+    /// Version of this contract: 1.
+    #[schemars(range(min = 1, max = 1))]
+    pub v: u32,
+    /// The key of the job within its app, 1 to 128 bytes: the same key with the same message is the
+    /// same job; further recipients extend it; another message is refused.
+    #[schemars(length(min = 1, max = 128))]
+    pub client_msg_no: String,
+    /// The tenant; `default` if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// Where to send; the app's default target if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Who the message is from, in the target's terms; the target's default sender if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub sender: Option<String>,
+    pub audience: AudienceDocument,
+    pub message: MessageDocument,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<Options>,
+    /// `high`, `normal` or `bulk`; the routing key of the AMQP message if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    /// RFC 3339 time before which nothing is sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<String>,
+    /// RFC 3339 time after which nothing is sent; who is left ends as `expired`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+    /// A limit of this job alone, such as `500/s` or `500/s burst 50`, in recipients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
+    /// What to do when a reply was lost; the target's own rule if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_uncertain: Option<OnUncertain>,
+    /// Set when one audience travels as several messages: the job completes only when all parts are
+    /// there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+}
+
+/// Who is to get the message.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Audience", deny_unknown_fields)]
+pub struct AudienceDocument {
+    /// Recipient ids, 1 to 255 bytes each, at most 100,000 in one message.
+    #[schemars(length(min = 1, max = 100_000), inner(length(min = 1, max = 255)))]
+    pub users: Vec<String>,
+    /// Recipients to leave out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default, length(max = 100_000))]
+    pub exclude: Vec<String>,
+}
+
+/// What to say: `type` `text` with `text`, `type` `custom` with `data`, or `native` alone.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[schemars(rename = "Message", deny_unknown_fields)]
+pub struct MessageDocument {
+    /// `text` or `custom`.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// The text, 1 to 20,000 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Application data, any JSON of at most 64 KiB, passed through byte for byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub data: Option<Box<RawValue>>,
+    /// The target's own message body, any JSON of at most 64 KiB, passed through untouched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub native: Option<Box<RawValue>>,
+}
+
+/// Which part of a job a message carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// 1 to `of`.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub number: u32,
+    #[schemars(range(min = 1, max = 10_000))]
+    pub of: u32,
+}
+
+impl Part {
+    pub const WHOLE: Self = Self { number: 1, of: 1 };
+}
+
+/// What a job may leave open, and the limits of who reads it.
+pub trait Context {
+    /// The default target of an app; an error, in words, if there is no such app or no default.
+    fn default_target(&self, app: &str) -> Result<String, String>;
+    /// An error, in words, if there is no such target.
+    fn check_target(&self, target: &str) -> Result<(), String>;
+}
+
+/// A valid job. Its recipients stay in the message they came in and are read from there, one at a
+/// time, so that an audience of any size costs no second copy.
+#[derive(Debug)]
+pub struct Job<'a> {
+    pub head: Head,
+    /// Hash of everything that is sent or decides how: another one under the same key is a conflict.
+    pub content_digest: String,
+    /// Names this list of recipients within the job; repeats of the same message have the same.
+    pub submission: String,
+    /// List entries, repeats included, excluded ones not.
+    pub entries: usize,
+    pub part: Part,
+    audience: Audience<'a>,
+}
+
+impl<'a> Job<'a> {
+    /// Reads a job published with this routing key.
+    pub fn read(
+        body: &'a [u8],
+        routing_key: Option<Priority>,
+        context: &impl Context,
+        now: Timestamp,
+    ) -> Result<Self, Vec<Problem>> {
+        if body.len() > JOB_BYTES_MAX {
+            let what = format!(
+                "{} bytes, at most {JOB_BYTES_MAX} are taken in one message; send longer lists as parts",
+                body.len()
+            );
+            return Err(vec![Problem::new("", what)]);
+        }
+        let text = std::str::from_utf8(body)
+            .map_err(|error| vec![Problem::new("", format!("not UTF-8: {error}"))])?;
+        let mut problems = Vec::new();
+        let job = Fields::open("", text, &mut problems)
+            .and_then(|fields| read_job(fields, routing_key, context, now, &mut problems));
+        match job {
+            Some(job) if problems.is_empty() => Ok(job),
+            _ => Err(problems),
+        }
+    }
+
+    /// Calls `each` with every recipient, in the order of the list.
+    pub fn for_each_recipient(&self, each: impl FnMut(Cow<'a, str>)) {
+        self.audience.for_each(each);
+    }
+}
+
+fn read_job<'a>(
+    mut fields: Fields<'a>,
+    routing_key: Option<Priority>,
+    context: &impl Context,
+    now: Timestamp,
+    problems: &mut Vec<Problem>,
+) -> Option<Job<'a>> {
+    match fields.get::<u32>("v", "the number 1", problems) {
+        Some(JOB_VERSION) => {}
+        Some(other) => fields.problem("v", format!("version {other} is not known, 1 is"), problems),
+        None => fields.problem(
+            "v",
+            "missing; the version of the contract, 1, is expected",
+            problems,
+        ),
+    }
+    let client_msg_no = read_id(
+        &mut fields,
+        "client_msg_no",
+        CLIENT_MSG_NO_BYTES_MAX,
+        problems,
+    );
+    if client_msg_no.is_none() {
+        fields.problem(
+            "client_msg_no",
+            "missing; it is what makes a repeat harmless",
+            problems,
+        );
+    }
+    let app =
+        read_id(&mut fields, "app", NAME_BYTES_MAX, problems).unwrap_or_else(|| "default".into());
+    let target = read_target(&mut fields, &app, context, problems);
+    let sender = read_id(&mut fields, "sender", RECIPIENT_BYTES_MAX, problems);
+    let audience = read_audience(&mut fields, problems);
+    let message = read_required(&mut fields, "message", problems);
+    let content = message.and_then(|message| Content::read(message, problems));
+    let options = fields
+        .object("options", problems)
+        .map_or_else(Options::default, |options| Options::read(options, problems));
+    let priority = fields
+        .get(
+            "priority",
+            "one of \"high\", \"normal\", \"bulk\"",
+            problems,
+        )
+        .or(routing_key)
+        .unwrap_or_default();
+    let not_before = read_time(&mut fields, "not_before", problems);
+    let expires_at = read_time(&mut fields, "expires_at", problems);
+    if let (Some(from), Some(until)) = (not_before, expires_at)
+        && from >= until
+    {
+        fields.problem(
+            "expires_at",
+            "is not after not_before: nobody would get it",
+            problems,
+        );
+    }
+    let rate: Option<String> = fields.get("rate", "a text such as \"500/s\"", problems);
+    if let Some(Err(error)) = rate.as_deref().map(str::parse::<Rate>) {
+        fields.problem("rate", error.to_string(), problems);
+    }
+    let on_uncertain = fields.get(
+        "on_uncertain",
+        "one of \"retry\", \"hold\", \"drop\"",
+        problems,
+    );
+    let part = read_part(&mut fields, problems);
+    fields.finish(problems);
+
+    let (audience, content) = (audience?, content?);
+    let census = audience.census(problems);
+    if census.entries == 0 && problems.is_empty() {
+        problems.push(Problem::new(
+            "audience.users",
+            "empty; nobody would get the message",
+        ));
+    }
+    let client_msg_no = client_msg_no?;
+    let head = Head {
+        id: JobId::of(&app, &client_msg_no),
+        app,
+        client_msg_no,
+        target: target?,
+        priority,
+        sender,
+        content,
+        options,
+        accepted_at_ms: now.as_millisecond().unsigned_abs(),
+        not_before_ms: not_before,
+        expires_at_ms: expires_at,
+        rate,
+        on_uncertain,
+    };
+    Some(Job {
+        content_digest: content_digest(&head),
+        entries: census.entries,
+        submission: census.digest(part),
+        part,
+        audience,
+        head,
+    })
+}
+
+fn read_required<'a>(
+    fields: &mut Fields<'a>,
+    name: &'static str,
+    problems: &mut Vec<Problem>,
+) -> Option<Fields<'a>> {
+    let before = problems.len();
+    let object = fields.object(name, problems);
+    if object.is_none() && problems.len() == before {
+        fields.problem(name, "missing", problems);
+    }
+    object
+}
+
+/// An id or name: printable, not empty, at most `bytes_max` bytes.
+fn read_id(
+    fields: &mut Fields<'_>,
+    name: &'static str,
+    bytes_max: usize,
+    problems: &mut Vec<Problem>,
+) -> Option<String> {
+    let id: String = fields.get(name, "a text", problems)?;
+    if let Some(what) = wrong_id(&id, bytes_max) {
+        fields.problem(name, what, problems);
+    }
+    Some(id)
+}
+
+/// Why a text cannot be an id, if it cannot.
+pub fn wrong_id(id: &str, bytes_max: usize) -> Option<String> {
+    if id.is_empty() {
+        Some("empty".to_owned())
+    } else if id.len() > bytes_max {
+        Some(format!("{} bytes, at most {bytes_max} are taken", id.len()))
+    } else if id.chars().any(char::is_control) {
+        Some("holds a control character".to_owned())
+    } else {
+        None
+    }
+}
+
+fn read_target(
+    fields: &mut Fields<'_>,
+    app: &str,
+    context: &impl Context,
+    problems: &mut Vec<Problem>,
+) -> Option<String> {
+    let named = read_id(fields, "target", NAME_BYTES_MAX, problems);
+    // The app is looked up even when a target is named: an unknown app is a problem of its own.
+    let default = context.default_target(app);
+    match (named, default) {
+        (Some(target), _) => match context.check_target(&target) {
+            Ok(()) => Some(target),
+            Err(what) => {
+                fields.problem("target", what, problems);
+                None
+            }
+        },
+        (None, Ok(target)) => Some(target),
+        (None, Err(what)) => {
+            fields.problem("app", what, problems);
+            None
+        }
+    }
+}
+
+fn read_time(
+    fields: &mut Fields<'_>,
+    name: &'static str,
+    problems: &mut Vec<Problem>,
+) -> Option<u64> {
+    let text: String = fields.get(name, "an RFC 3339 time", problems)?;
+    match text.parse::<Timestamp>() {
+        Ok(time) if time.as_millisecond() >= 0 => Some(time.as_millisecond().unsigned_abs()),
+        _ => {
+            let what =
+                format!("{text:?} is not an RFC 3339 time such as 2026-12-24T18:00:00+08:00");
+            fields.problem(name, what, problems);
+            None
+        }
+    }
+}
+
+fn read_part(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> Part {
+    let expected = "an object such as {\"number\":1,\"of\":3}";
+    let part = fields
+        .get("part", expected, problems)
+        .unwrap_or(Part::WHOLE);
+    if part.number == 0 || part.number > part.of || part.of > PARTS_MAX {
+        let what = format!(
+            "{} of {} is not 1 to at most {PARTS_MAX}",
+            part.number, part.of
+        );
+        fields.problem("part", what, problems);
+    }
+    part
+}
+
+/// Everything that makes two messages under one key differ, in a canonical form: white space and
+/// the order of keys do not count.
+fn content_digest(head: &Head) -> String {
+    let canonical = |raw: &RawValue| {
+        let value: Option<serde_json::Value> = serde_json::from_str(raw.get()).ok();
+        value.map_or_else(|| raw.get().to_owned(), |value| value.to_string())
+    };
+    let (kind, content) = match &head.content {
+        Content::Text(text) => ("text", text.clone()),
+        Content::Custom(data) => ("custom", canonical(data)),
+        Content::Native(native) => ("native", canonical(native)),
+    };
+    let options = serde_json::to_string(&head.options).unwrap_or_default();
+    let sender = head.sender.as_deref().unwrap_or_default();
+    super::ids::digest_hex(
+        &[
+            head.target.as_bytes(),
+            sender.as_bytes(),
+            kind.as_bytes(),
+            content.as_bytes(),
+            options.as_bytes(),
+        ],
+        16,
+    )
+}
+
+#[derive(Debug)]
+struct Audience<'a> {
+    users: &'a RawValue,
+    exclude: Vec<Cow<'a, str>>,
+}
+
+fn read_audience<'a>(fields: &mut Fields<'a>, problems: &mut Vec<Problem>) -> Option<Audience<'a>> {
+    let mut audience = read_required(fields, "audience", problems)?;
+    let users = audience.raw("users");
+    if users.is_none() {
+        audience.problem(
+            "users",
+            "missing; a list of recipient ids is expected",
+            problems,
+        );
+    }
+    let exclude: Vec<Text<'a>> = audience
+        .get("exclude", "a list of recipient ids", problems)
+        .unwrap_or_default();
+    audience.finish(problems);
+    let mut exclude: Vec<_> = exclude.into_iter().map(|text| text.0).collect();
+    exclude.sort_unstable();
+    Some(Audience {
+        users: users?,
+        exclude,
+    })
+}
+
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// What one pass over an audience tells.
+struct Census {
+    entries: usize,
+    hash: digest::Context,
+}
+
+impl Census {
+    fn digest(self, part: Part) -> String {
+        let mut hash = self.hash;
+        hash.update(&part.number.to_be_bytes());
+        let digest = hash.finish();
+        digest.as_ref()[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+impl<'a> Audience<'a> {
+    fn for_each(&self, mut each: impl FnMut(Cow<'a, str>)) {
+        let exclude = &self.exclude;
+        // Any fault was reported by the census before the job was accepted.
+        let _ = read_list(self.users.get(), |user| {
+            if exclude.binary_search(&user).is_err() {
+                each(user);
+            }
+        });
+    }
+
+    /// Counts, hashes and checks the recipients.
+    fn census(&self, problems: &mut Vec<Problem>) -> Census {
+        let mut census = Census {
+            entries: 0,
+            hash: digest::Context::new(&digest::SHA256),
+        };
+        let mut index = 0;
+        let exclude = &self.exclude;
+        let read = read_list(self.users.get(), |user| {
+            if let Some(what) = wrong_id(&user, RECIPIENT_BYTES_MAX) {
+                problems.push(Problem::new(format!("audience.users[{index}]"), what));
+            }
+            index += 1;
+            if exclude.binary_search(&user).is_err() {
+                census.entries += 1;
+                census.hash.update(&(user.len() as u32).to_be_bytes());
+                census.hash.update(user.as_bytes());
+            }
+        });
+        if let Err(error) = read {
+            let what = format!("a list of texts is expected: at entry {index}, {error}");
+            problems.push(Problem::new("audience.users", what));
+        } else if index > JOB_RECIPIENTS_MAX {
+            let what = format!(
+                "{index} recipients, at most {JOB_RECIPIENTS_MAX} in one message; send parts"
+            );
+            problems.push(Problem::new("audience.users", what));
+        }
+        census
+    }
+}
+
+/// Walks a JSON list of texts without collecting it.
+fn read_list<'a>(json: &'a str, each: impl FnMut(Cow<'a, str>)) -> Result<(), serde_json::Error> {
+    struct Each<F>(F);
+    impl<'de, F: FnMut(Cow<'de, str>)> Visitor<'de> for Each<F> {
+        type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of texts")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+            while let Some(Text(user)) = list.next_element()? {
+                (self.0)(user);
+            }
+            Ok(())
+        }
+    }
+    impl<'de, F: FnMut(Cow<'de, str>)> DeserializeSeed<'de> for Each<F> {
+        type Value = ();
+        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+            deserializer.deserialize_seq(self)
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    Each(each).deserialize(&mut deserializer)?;
+    deserializer.end()
+}
+
+#[cfg(test)]
+mod tests;

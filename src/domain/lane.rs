@@ -1,0 +1,121 @@
+//! Lanes: the queue of one target and class. Their number is fixed by the configuration, never by
+//! jobs or users.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a producer asks for: the routing key of a job.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    High,
+    #[default]
+    Normal,
+    Bulk,
+}
+
+impl Priority {
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Bulk];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Bulk => "bulk",
+        }
+    }
+}
+
+/// Sub-lanes of a class: big jobs of one class are spread over them by a hash of the job and so
+/// interleave instead of standing behind each other.
+pub const SUB_LANES: u32 = 2;
+
+/// A job of at most this many recipients takes the express lane, whatever its priority.
+pub const EXPRESS_RECIPIENTS_MAX: usize = 100;
+
+/// The class of a lane, and the order in which ties are broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LaneClass {
+    /// Small jobs.
+    Express,
+    /// A priority and the sub-lane.
+    Of(Priority, u32),
+}
+
+impl LaneClass {
+    /// Every class of a target, in the order in which lanes are declared and drawn.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let sub_lanes = |priority| (0..SUB_LANES).map(move |sub| Self::Of(priority, sub));
+        std::iter::once(Self::Express).chain(Priority::ALL.into_iter().flat_map(sub_lanes))
+    }
+
+    /// The share of a lane when all have work: a worker draws that many slices a round.
+    pub fn weight(self) -> u32 {
+        match self {
+            Self::Express => 16,
+            Self::Of(Priority::High, _) => 8,
+            Self::Of(Priority::Normal, _) => 4,
+            Self::Of(Priority::Bulk, _) => 1,
+        }
+    }
+}
+
+impl fmt::Display for LaneClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Express => f.write_str("express"),
+            Self::Of(priority, sub) => write!(f, "{}.{sub}", priority.as_str()),
+        }
+    }
+}
+
+/// One lane. Its text, `<target>.<class>`, is the routing key of its slices.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane {
+    pub target: String,
+    pub class: LaneClass,
+}
+
+impl Lane {
+    /// The lane of a job with this many recipients; `spread` is any stable hash of the job.
+    pub fn of(target: &str, priority: Priority, recipients: usize, spread: u64) -> Self {
+        let class = if recipients <= EXPRESS_RECIPIENTS_MAX {
+            LaneClass::Express
+        } else {
+            LaneClass::Of(priority, (spread % u64::from(SUB_LANES)) as u32)
+        };
+        Self {
+            target: target.to_owned(),
+            class,
+        }
+    }
+
+    /// Every lane of a target.
+    pub fn all(target: &str) -> impl Iterator<Item = Self> {
+        LaneClass::all().map(move |class| Self {
+            target: target.to_owned(),
+            class,
+        })
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.target, self.class)
+    }
+}

@@ -1,0 +1,277 @@
+//! Rates and the generic cell rate algorithm (GCRA) behind the throttle.
+//!
+//! A limiter is one number, the theoretical arrival time (TAT) in microseconds. The same arithmetic
+//! runs in `store/scripts/lease.lua` for all workers and here for the embedded engine and as the
+//! oracle of the property tests.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What one unit of a rate pays for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// One request to the backend, however many recipients it carries.
+    PerCall,
+    /// One recipient.
+    PerRecipient,
+}
+
+/// A rate with its burst: `"2000/s"`, `"2000/s burst 200"`, `"120/min per call"`, `"10/s per recipient"`.
+///
+/// In any window of length `t` at most `rate × t + burst` units start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    pub units: u32,
+    pub period: Duration,
+    pub burst: u32,
+    /// `None`: the default of the place where the rate stands (calls for a target, recipients for an
+    /// app or a job).
+    pub cost: Option<Cost>,
+}
+
+impl Rate {
+    /// Microseconds between two units.
+    pub fn interval_us(&self) -> f64 {
+        self.period.as_micros() as f64 / f64::from(self.units)
+    }
+
+    pub fn per_second(&self) -> f64 {
+        1e6 / self.interval_us()
+    }
+
+    /// Units worth taking at once: 50 ms of the rate, at least one, at most `want`.
+    pub fn lease_units(&self, want: u32) -> u32 {
+        ((self.per_second() * 0.05) as u32).clamp(1, want.max(1))
+    }
+}
+
+/// Why a text is not a rate.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a rate; examples: \"2000/s\", \"2000/s burst 200\", \"120/min per call\"")]
+pub struct NotARate(String);
+
+impl FromStr for Rate {
+    type Err = NotARate;
+
+    fn from_str(text: &str) -> Result<Self, NotARate> {
+        let wrong = || NotARate(text.to_owned());
+        let mut words = text.split_whitespace();
+        let (units, period) = words
+            .next()
+            .and_then(|word| word.split_once('/'))
+            .ok_or_else(wrong)?;
+        let units: u32 = units.replace('_', "").parse().map_err(|_| wrong())?;
+        let period = match period {
+            "s" | "sec" | "second" => Duration::from_secs(1),
+            "min" | "minute" => Duration::from_secs(60),
+            "h" | "hour" => Duration::from_secs(3600),
+            _ => return Err(wrong()),
+        };
+        if !(1..=10_000_000).contains(&units) {
+            return Err(wrong());
+        }
+        let mut burst = None;
+        let mut cost = None;
+        while let Some(word) = words.next() {
+            match (word, words.next().ok_or_else(wrong)?) {
+                ("burst", number) => burst = Some(number.parse().map_err(|_| wrong())?),
+                ("per", "call") => cost = Some(Cost::PerCall),
+                ("per", "recipient") => cost = Some(Cost::PerRecipient),
+                _ => return Err(wrong()),
+            }
+        }
+        let mut rate = Self {
+            units,
+            period,
+            burst: 1,
+            cost,
+        };
+        // A fifth of a second's worth: an idle limiter cannot dump a whole second at once.
+        let default_burst = (rate.per_second() * 0.2) as u32;
+        rate.burst = burst.unwrap_or(default_burst).max(1);
+        Ok(rate)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let period = match self.period.as_secs() {
+            1 => "s",
+            60 => "min",
+            _ => "h",
+        };
+        write!(f, "{}/{period} burst {}", self.units, self.burst)?;
+        match self.cost {
+            Some(Cost::PerCall) => f.write_str(" per call"),
+            Some(Cost::PerRecipient) => f.write_str(" per recipient"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a limiter grants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// So many units may start `after` from now; they are booked.
+    Units { units: u32, after: Duration },
+    /// Nothing was booked: the next unit is further away than the longest wait.
+    Later { after: Duration },
+}
+
+/// One limiter's memory: the time, in microseconds, at which it would be empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tat(pub f64);
+
+impl Tat {
+    /// Books up to `want` units that can start within `wait_max` of `now_us`.
+    ///
+    /// Callers that ask while others wait are served in the order in which they ask.
+    pub fn lease(&mut self, rate: &Rate, now_us: u64, want: u32, wait_max: Duration) -> Grant {
+        let (interval, now) = (rate.interval_us(), now_us as f64);
+        let tolerance = f64::from(rate.burst) * interval;
+        let wait_max = wait_max.as_micros() as f64;
+        let tat = self.started(rate, now, wait_max, want);
+        // A batch of `units` ends at tat + units × interval and may start once that is at most
+        // `tolerance` ahead of the clock; the first unit decides whether there is anything to grant.
+        let first = (tat + interval - tolerance - now).max(0.0);
+        if first > wait_max {
+            return Grant::Later {
+                after: micros(first - wait_max),
+            };
+        }
+        let fitting = ((now + wait_max + tolerance - tat) / interval).floor();
+        let units = (fitting as u32).clamp(1, want.max(1));
+        self.0 = tat + f64::from(units) * interval;
+        Grant::Units {
+            units,
+            after: micros((self.0 - tolerance - now).max(0.0)),
+        }
+    }
+
+    /// Gives back units that were booked and not used.
+    pub fn refund(&mut self, rate: &Rate, units: u32) {
+        self.0 -= f64::from(units) * rate.interval_us();
+    }
+
+    /// An idle limiter starts from now. A TAT far in the future is left over from a faster clock or a
+    /// lower rate and is brought back to a full burst ahead.
+    fn started(self, rate: &Rate, now: f64, wait_max: f64, want: u32) -> f64 {
+        let ahead_max = wait_max
+            + f64::from(rate.burst.max(1)) * rate.interval_us()
+            + f64::from(want) * rate.interval_us();
+        if self.0 < now {
+            now
+        } else if self.0 > now + ahead_max.max(60e6) {
+            now + f64::from(rate.burst) * rate.interval_us()
+        } else {
+            self.0
+        }
+    }
+}
+
+fn micros(value: f64) -> Duration {
+    Duration::from_micros(value.ceil() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rate(text: &str) -> Rate {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn rates_are_read_and_written() {
+        for text in [
+            "2000/s burst 200",
+            "120/min burst 1 per call",
+            "7/h burst 3 per recipient",
+        ] {
+            assert_eq!(rate(text).to_string(), text);
+        }
+        assert_eq!(rate("2000/s").burst, 400);
+        for text in [
+            "",
+            "2000",
+            "0/s",
+            "5/day",
+            "5/s burst",
+            "5/s per cow",
+            "-1/s",
+        ] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_idle_limiter_grants_its_burst_and_no_more() {
+        let rate = rate("10/s burst 5");
+        let mut tat = Tat::default();
+        let grant = tat.lease(&rate, 1_000_000, 100, Duration::ZERO);
+        assert_eq!(
+            grant,
+            Grant::Units {
+                units: 5,
+                after: Duration::ZERO
+            }
+        );
+        let grant = tat.lease(&rate, 1_000_000, 1, Duration::ZERO);
+        assert_eq!(
+            grant,
+            Grant::Later {
+                after: Duration::from_millis(100)
+            }
+        );
+    }
+
+    #[test]
+    fn refunded_units_are_granted_again() {
+        let rate = rate("10/s burst 5");
+        let mut tat = Tat::default();
+        tat.lease(&rate, 0, 5, Duration::ZERO);
+        tat.refund(&rate, 2);
+        let grant = tat.lease(&rate, 0, 5, Duration::ZERO);
+        assert_eq!(
+            grant,
+            Grant::Units {
+                units: 2,
+                after: Duration::ZERO
+            }
+        );
+    }
+
+    proptest! {
+        /// Whatever is asked when, no window of any length starts more than rate × t + burst units,
+        /// plus the lease that straddles its edge.
+        #[test]
+        fn no_window_exceeds_rate_and_burst(
+            units in 1u32..5000, burst in 1u32..50,
+            asks in prop::collection::vec((0u64..200_000, 1u32..40, 0u64..1000), 1..200),
+        ) {
+            let rate = Rate { units, period: Duration::from_secs(1), burst, cost: None };
+            let mut tat = Tat::default();
+            let mut now = 1_000_000;
+            let mut starts: Vec<(u64, u32)> = Vec::new();
+            for (gap, want, wait_ms) in asks {
+                now += gap;
+                if let Grant::Units { units, after } = tat.lease(&rate, now, want, Duration::from_millis(wait_ms)) {
+                    starts.push((now + after.as_micros() as u64, units));
+                }
+            }
+            starts.sort();
+            for (first, _) in &starts {
+                for window in [1_000u64, 50_000, 1_000_000] {
+                    let started: u64 = starts.iter()
+                        .filter(|(at, _)| at >= first && *at < first + window)
+                        .map(|(_, units)| u64::from(*units)).sum();
+                    let bound = window as f64 / rate.interval_us() + f64::from(burst) + 40.0 + 1.0;
+                    prop_assert!(started as f64 <= bound, "{started} in {window} µs, bound {bound}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! What Fanwise is about, as values and arithmetic.
+//!
+//! Nothing here awaits, reads a clock, draws a random number or knows a broker, a store or a socket:
+//! `now` and randomness come in as arguments. Everything above can therefore be tested against it.
+
+/// Totals, outcomes and what is still pending: promise 2 as arithmetic.
+pub mod accounts;
+/// Dead letters and job events: what leaves on `fanwise.dead` and `fanwise.events`.
+pub mod announce;
+/// Deficit round robin over lanes: promise 8.
+pub mod fairness;
+/// Reads JSON objects field by field and reports every problem at once.
+pub mod fields;
+/// Job ids, fingerprints, slice ids and owners: who is who, in how few bytes.
+pub mod ids;
+/// A job as producers publish it: bytes in, a job or all its problems out.
+pub mod job;
+/// Lanes: the queue of one target and class.
+pub mod lane;
+/// Rates, bursts and the GCRA arithmetic behind the throttle.
+pub mod limits;
+/// The message and its options.
+pub mod message;
+/// What a call answered, what that means for a recipient, and what to do next.
+pub mod outcome;
+/// Retry delays and the ladder of waiting queues.
+pub mod schedule;
+/// Slices: the unit on the lanes and of ack, and how an audience is cut into them.
+pub mod slice;

@@ -1,0 +1,262 @@
+//! What a call answered, what that means for each recipient, and what happens next.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a recipient of a job ended. Exactly one per list entry (promise 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The target accepted the message.
+    Sent,
+    /// The recipient was already known to this job: listed twice, or in an overlapping list.
+    Duplicate,
+    /// The target refused for good, or the attempts were used up; dead-lettered.
+    Failed,
+    /// Perhaps sent, perhaps not: a reply was lost and the policy is not to retry.
+    Uncertain,
+    /// `expires_at` passed first.
+    Expired,
+    /// An operator cancelled the job first.
+    Cancelled,
+}
+
+impl Outcome {
+    pub const ALL: [Self; 6] = [
+        Self::Sent,
+        Self::Duplicate,
+        Self::Failed,
+        Self::Uncertain,
+        Self::Expired,
+        Self::Cancelled,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Duplicate => "duplicate",
+            Self::Failed => "failed",
+            Self::Uncertain => "uncertain",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The byte that stands for a settled recipient in the ledger. A duplicate has none: it is an
+    /// outcome of a list entry, while the ledger holds the recipient's own.
+    pub fn ledger_code(self) -> Option<u8> {
+        match self {
+            Self::Sent => Some(b's'),
+            Self::Duplicate => None,
+            Self::Failed => Some(b'f'),
+            Self::Uncertain => Some(b'u'),
+            Self::Expired => Some(b'e'),
+            Self::Cancelled => Some(b'x'),
+        }
+    }
+
+    pub fn from_ledger_code(code: u8) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|outcome| outcome.ledger_code() == Some(code))
+    }
+}
+
+/// What an answer of a target means for the recipients it speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Accepted.
+    Done,
+    /// Refused for good: no later attempt can succeed.
+    Permanent,
+    /// Not accepted, may be accepted later; costs an attempt.
+    Transient,
+    /// Not accepted because we are too fast: the lane waits, no attempt is spent.
+    Throttled,
+    /// Perhaps accepted: the reply was lost or says so. Policy decides (promise 4).
+    Uncertain,
+    /// Our configuration is wrong (signature, token, permission): the target is parked, nobody is
+    /// dead-lettered (promise 10).
+    Config,
+}
+
+impl Class {
+    pub const ALL: [Self; 6] = [
+        Self::Done,
+        Self::Permanent,
+        Self::Transient,
+        Self::Throttled,
+        Self::Uncertain,
+        Self::Config,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Permanent => "permanent",
+            Self::Transient => "transient",
+            Self::Throttled => "throttled",
+            Self::Uncertain => "uncertain",
+            Self::Config => "config",
+        }
+    }
+}
+
+/// A class with what the target said. Making one for `Done` allocates nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub class: Class,
+    /// The backend's own code, such as `503` or `reason 15`; one token, fit for a filter.
+    pub code: Cow<'static, str>,
+    /// The backend's own words, shortened to 300 bytes.
+    pub text: Cow<'static, str>,
+    /// How long the target asked us to wait.
+    pub retry_after: Option<Duration>,
+}
+
+/// Longest text kept of a backend's answer, in bytes.
+pub const ANSWER_TEXT_MAX: usize = 300;
+
+impl Answer {
+    pub fn done() -> Self {
+        Self {
+            class: Class::Done,
+            code: Cow::Borrowed(""),
+            text: Cow::Borrowed(""),
+            retry_after: None,
+        }
+    }
+
+    pub fn new(
+        class: Class,
+        code: impl Into<Cow<'static, str>>,
+        text: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let mut text = text.into();
+        if text.len() > ANSWER_TEXT_MAX {
+            let end = text.floor_char_boundary(ANSWER_TEXT_MAX);
+            text.to_mut().truncate(end);
+        }
+        Self {
+            class,
+            code: code.into(),
+            text,
+            retry_after: None,
+        }
+    }
+
+    pub fn retry_after(mut self, after: Option<Duration>) -> Self {
+        self.retry_after = after;
+        self
+    }
+}
+
+/// What a reply says about the recipients of its call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The same for all of them.
+    All(Answer),
+    /// One answer per recipient, in the order of the call.
+    Each(Vec<Answer>),
+}
+
+impl Verdict {
+    /// The answer for the recipient at `index` of the call.
+    pub fn of(&self, index: usize) -> &Answer {
+        match self {
+            Self::All(answer) => answer,
+            Self::Each(answers) => &answers[index],
+        }
+    }
+}
+
+/// What to do with a recipient whose send may or may not have happened (promise 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUncertain {
+    /// Send again; right where the target is idempotent on our key.
+    Retry,
+    /// Dead-letter as uncertain; an operator decides.
+    Hold,
+    /// Settle as uncertain and say no more.
+    Drop,
+}
+
+/// What to do with a recipient after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Settle as sent.
+    Settle,
+    /// Dead-letter, then settle as failed.
+    Fail,
+    /// Try again later; an attempt is spent.
+    Retry,
+    /// Try again when the lane moves again; no attempt is spent.
+    Wait,
+    /// Dead-letter, then settle as uncertain.
+    Hold,
+    /// Settle as uncertain.
+    Drop,
+}
+
+/// The one rule from answers to deeds. `attempt` is 1-based and counts this try.
+pub fn next(class: Class, attempt: u32, attempts_max: u32, on_uncertain: OnUncertain) -> Next {
+    match class {
+        Class::Done => Next::Settle,
+        Class::Permanent => Next::Fail,
+        Class::Throttled | Class::Config => Next::Wait,
+        Class::Transient if attempt >= attempts_max => Next::Fail,
+        Class::Transient => Next::Retry,
+        Class::Uncertain => match on_uncertain {
+            // Out of attempts, it is still not known to have failed.
+            OnUncertain::Retry if attempt >= attempts_max => Next::Hold,
+            OnUncertain::Retry => Next::Retry,
+            OnUncertain::Hold => Next::Hold,
+            OnUncertain::Drop => Next::Drop,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configuration_faults_and_throttling_never_spend_or_fail_anybody() {
+        for class in [Class::Config, Class::Throttled] {
+            for attempt in [1, 8, 1000] {
+                assert_eq!(next(class, attempt, 8, OnUncertain::Hold), Next::Wait);
+            }
+        }
+    }
+
+    #[test]
+    fn uncertain_follows_the_policy_and_is_never_called_failed() {
+        assert_eq!(
+            next(Class::Uncertain, 1, 8, OnUncertain::Retry),
+            Next::Retry
+        );
+        assert_eq!(next(Class::Uncertain, 8, 8, OnUncertain::Retry), Next::Hold);
+        assert_eq!(next(Class::Uncertain, 1, 8, OnUncertain::Hold), Next::Hold);
+        assert_eq!(next(Class::Uncertain, 1, 8, OnUncertain::Drop), Next::Drop);
+    }
+
+    #[test]
+    fn ledger_codes_are_unique() {
+        for outcome in Outcome::ALL {
+            if let Some(code) = outcome.ledger_code() {
+                assert_eq!(Outcome::from_ledger_code(code), Some(outcome));
+            }
+        }
+    }
+
+    #[test]
+    fn long_texts_are_cut_at_a_character() {
+        let answer = Answer::new(Class::Permanent, "x", "é".repeat(400));
+        assert!(answer.text.len() <= ANSWER_TEXT_MAX);
+    }
+}

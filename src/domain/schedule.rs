@@ -1,0 +1,104 @@
+//! Delays: exponential with jitter for retries and reconnects, and the ladder of waiting queues.
+//!
+//! The only module that uses `backoff`. Of that crate only the arithmetic is used: its clock is the
+//! real one, so its elapsed-time limit stays off.
+
+use std::time::Duration;
+
+use backoff::ExponentialBackoff;
+use backoff::backoff::Backoff as _;
+
+/// An exponential schedule: `min`, doubling, up to `max`, spread by ± `jitter` (0 to 1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    pub min: Duration,
+    pub max: Duration,
+    pub jitter: f64,
+}
+
+impl Schedule {
+    /// Delays one after the other, for a loop that reconnects.
+    pub fn delays(&self) -> Delays {
+        Delays(ExponentialBackoff {
+            current_interval: self.min,
+            initial_interval: self.min,
+            randomization_factor: self.jitter,
+            multiplier: 2.0,
+            max_interval: self.max,
+            max_elapsed_time: None,
+            ..ExponentialBackoff::default()
+        })
+    }
+
+    /// The delay after the `attempt`-th try (1-based) has failed.
+    pub fn delay(&self, attempt: u32) -> Duration {
+        let mut delays = self.delays();
+        // Past 32 doublings every schedule has reached its maximum.
+        for _ in 1..attempt.min(32) {
+            delays.next_delay();
+        }
+        delays.next_delay()
+    }
+}
+
+/// An endless row of growing delays.
+pub struct Delays(ExponentialBackoff);
+
+impl Delays {
+    pub fn next_delay(&mut self) -> Duration {
+        // Without an elapsed-time limit the row never ends.
+        self.0.next_backoff().unwrap_or(self.0.max_interval)
+    }
+
+    /// Starts the row again, once the thing that was waited for runs.
+    pub fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
+/// The delays for which there is a waiting queue. Fixed per queue, because only the head of a queue
+/// expires: a mixed queue would make short waits stand behind long ones.
+pub const RUNGS: [Duration; 6] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(20),
+    Duration::from_secs(60),
+    Duration::from_secs(300),
+    Duration::from_secs(1800),
+];
+
+/// The rung for a delay: the longest that does not oversleep it, or the shortest there is.
+///
+/// Whoever waits longer than a rung comes back early, looks at the clock and climbs again; a wait is
+/// never more than one shortest rung too long.
+pub fn rung(delay: Duration) -> Duration {
+    RUNGS
+        .into_iter()
+        .rev()
+        .find(|rung| *rung <= delay)
+        .unwrap_or(RUNGS[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn delays_grow_within_their_bounds(attempt in 1u32..100, jitter in 0.0f64..0.9) {
+            let schedule = Schedule { min: Duration::from_secs(1), max: Duration::from_secs(600), jitter };
+            let exact = (2f64.powi(attempt.min(32) as i32 - 1)).min(600.0);
+            let delay = schedule.delay(attempt).as_secs_f64();
+            prop_assert!(delay >= exact * (1.0 - jitter) - 0.001, "{delay} after {attempt}");
+            prop_assert!(delay <= exact * (1.0 + jitter) + 0.001, "{delay} after {attempt}");
+        }
+
+        #[test]
+        fn a_rung_never_oversleeps_by_more_than_the_shortest(ms in 0u64..10_000_000) {
+            let delay = Duration::from_millis(ms);
+            prop_assert!(rung(delay) <= delay.max(RUNGS[0]));
+        }
+    }
+}
