@@ -1,0 +1,509 @@
+//! The seams: what the worker needs of a broker, a ledger, a limiter and a target.
+//!
+//! Each contract says what `Ok` means, what is durable on return and what an error obliges the caller
+//! to do. RabbitMQ and Redis implement them in `amqp` and `store`; the adapters of `im` implement
+//! [`Target`]. Nothing here names an outside system.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Uri};
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::fields::Problem;
+use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
+use crate::domain::lane::{Lane, Priority};
+use crate::domain::limits::{Cost, Grant, Rate};
+use crate::domain::outcome::{Outcome, Verdict};
+use crate::domain::slice::{Head, Shape};
+
+// ---------------------------------------------------------------------------------------------
+// Broker
+// ---------------------------------------------------------------------------------------------
+
+/// A place where jobs, slices, dead letters and events wait durably.
+pub trait Broker: Clone + Send + Sync + 'static {
+    type Session: Session;
+
+    /// Opens one session and declares what it needs. The caller backs off and calls again on error.
+    fn connect(&self) -> impl Future<Output = Result<Self::Session, BrokerError>> + Send;
+}
+
+/// One generation of connections. When any part of it is lost, all of it is: deliveries of a lost
+/// session are never acked, the broker hands them out again.
+pub trait Session: Send + Sync + 'static {
+    type Consumer: Consumer;
+    type Publisher: Publisher;
+
+    fn publisher(&self) -> Self::Publisher;
+
+    /// Starts to receive from a source, at most `prefetch` deliveries unacked.
+    fn consume(
+        &self,
+        source: Source,
+        prefetch: u16,
+    ) -> impl Future<Output = Result<Self::Consumer, BrokerError>> + Send;
+
+    /// Cancelled when the session is lost, for whatever reason.
+    fn lost(&self) -> CancellationToken;
+
+    /// Ends the session in order. Deliveries not acked go back to their queues.
+    fn close(self) -> impl Future<Output = ()> + Send;
+}
+
+/// Where deliveries come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    Jobs(Priority),
+    Lane(Lane),
+}
+
+/// Deliveries of one source.
+pub trait Consumer: Send + 'static {
+    /// The next delivery; `None` when the consumer ended, by [`Consumer::cancel`], because its queue
+    /// went away or because the session is lost. Cancel safe: no delivery is dropped with the future.
+    fn next(&mut self) -> impl Future<Output = Option<Delivery>> + Send;
+
+    /// Asks for no further deliveries. What was received already still comes out of `next`.
+    fn cancel(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// One message with the duty to end it exactly once: [`Delivery::ack`], [`Delivery::give_back`] or
+/// [`Delivery::reject`]. One that is dropped stays unacked until its session ends.
+pub struct Delivery {
+    pub body: Bytes,
+    /// W3C trace context that came with the message.
+    pub traceparent: Option<String>,
+    /// The broker handed it out before.
+    pub redelivered: bool,
+    pub end: Box<dyn EndDelivery>,
+}
+
+/// A boxed future, for the one seam that is called through a box: once per slice, not per recipient.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// How an engine ends a delivery.
+pub trait EndDelivery: Send {
+    /// `Ok`: the broker was told to forget the message.
+    fn ack(self: Box<Self>) -> BoxFuture<Result<(), Lost>>;
+    /// `Ok`: the broker was told to hand the message out again.
+    fn give_back(self: Box<Self>) -> BoxFuture<Result<(), Lost>>;
+    /// `Ok`: the message lies unharmed in `fanwise.rejected` with the reason, durably, and was acked.
+    fn reject(self: Box<Self>, reason: String) -> BoxFuture<Result<(), PublishError>>;
+}
+
+impl Delivery {
+    pub async fn ack(self) -> Result<(), Lost> {
+        self.end.ack().await
+    }
+
+    pub async fn give_back(self) -> Result<(), Lost> {
+        self.end.give_back().await
+    }
+
+    pub async fn reject(self, reason: String) -> Result<(), PublishError> {
+        self.end.reject(reason).await
+    }
+}
+
+/// The session of a delivery is gone: nothing can be said about it any more, and somebody else will
+/// get it. Not a failure, and nothing to retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the session of this delivery is lost")]
+pub struct Lost;
+
+/// Publishes durably. Cheap to clone; calls from many tasks share confirms.
+pub trait Publisher: Clone + Send + Sync + 'static {
+    /// `Ok`: every message is in a queue, confirmed by the broker, and survives its crash. On error
+    /// any of them may or may not be; publishing them again is always right, since everything we
+    /// publish is idempotent for its reader.
+    fn publish(
+        &self,
+        messages: Vec<Outgoing>,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send;
+}
+
+/// What is published, and where it goes.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    pub route: Route,
+    pub body: Bytes,
+    /// Names the message for logs and for readers that want to drop repeats.
+    pub message_id: String,
+    pub traceparent: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// A job, as a producer publishes it.
+    Job(Priority),
+    /// A slice for a lane, given by the lane's text.
+    Lane(String),
+    /// A slice that comes back to its lane after a rung of `domain::schedule::RUNGS`.
+    Wait { lane: String, rung: Duration },
+    /// A dead letter; the routing key is `<app>.<target>`.
+    Dead { app: String, target: String },
+    /// A job event, `<app>.<event>`. The only route that may lead nowhere: nobody need listen.
+    Event { app: String, event: &'static str },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error("cannot reach the broker at {address}")]
+    Connect {
+        address: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the broker refused to {what}")]
+    Refused {
+        what: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+/// Why a publish is not known to be durable. All of them pass: publish again, in a new session if
+/// the old one is lost.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    #[error("the broker refused the message: a queue is full or its leader is away")]
+    Refused,
+    #[error("no queue is bound for {0}; run `fanwise topology apply`")]
+    Unroutable(String),
+    #[error("the broker did not confirm within {0:?}")]
+    Timeout(Duration),
+}
+
+// ---------------------------------------------------------------------------------------------
+// Ledger
+// ---------------------------------------------------------------------------------------------
+
+/// Who is claimed and who is settled, per job and recipient, with the job's counters.
+///
+/// Every method is one atomic step and may be repeated after an error: doing it twice counts once.
+pub trait Ledger: Clone + Send + Sync + 'static {
+    /// Registers a submission of a job before any of its slices is published.
+    fn accept(
+        &self,
+        submission: &Submission,
+    ) -> impl Future<Output = Result<Accepted, LedgerError>> + Send;
+
+    /// Records that all slices of a submission are published.
+    fn expanded(
+        &self,
+        job: JobId,
+        submission: &str,
+    ) -> impl Future<Output = Result<Standing, LedgerError>> + Send;
+
+    /// Claims recipients for one owner: whoever is granted may be sent to until the lease ends, by
+    /// this owner alone.
+    fn claim(&self, claim: Claim<'_>) -> impl Future<Output = Result<Claimed, LedgerError>> + Send;
+
+    /// Lengthens the claims this owner still holds. `Ok(false)`: some are no longer its own.
+    fn renew(
+        &self,
+        slice: SliceRef<'_>,
+        owner: Owner,
+        lease: Duration,
+        held: &[Fingerprint],
+    ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
+
+    /// Settles outcomes, releases claims and counts, in one step. An outcome that stands already is
+    /// never changed: the first one counts. `Ok` with RabbitMQ + Redis: in Redis's memory and log.
+    fn settle(
+        &self,
+        settle: Settle<'_>,
+    ) -> impl Future<Output = Result<Standing, LedgerError>> + Send;
+
+    /// Marks a job completed; `Ok(true)` for whoever did it first. Refused while recipients are
+    /// pending or parts are missing.
+    fn complete(&self, job: JobId) -> impl Future<Output = Result<bool, LedgerError>> + Send;
+
+    /// What is known of a job.
+    fn job(
+        &self,
+        job: JobId,
+    ) -> impl Future<Output = Result<Option<JobRecord>, LedgerError>> + Send;
+
+    /// The newest jobs, newest first.
+    fn jobs(&self, most: usize)
+    -> impl Future<Output = Result<Vec<JobRecord>, LedgerError>> + Send;
+
+    /// Walks over every recipient of a job and counts what stands there.
+    fn audit(&self, job: &JobRecord) -> impl Future<Output = Result<Audit, LedgerError>> + Send;
+}
+
+/// One list of recipients of one job, about to be expanded.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    pub job: JobId,
+    pub app: String,
+    pub client_msg_no: String,
+    pub target: String,
+    /// Another digest under the same job is a conflict.
+    pub content_digest: String,
+    pub submission: String,
+    pub entries: u64,
+    /// Parts the job is made of; it completes when so many submissions are expanded.
+    pub parts: u32,
+    /// The shape this submission would choose; the first one of a job decides.
+    pub shape: Shape,
+    pub now_ms: u64,
+}
+
+/// What became of a submission.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// New recipients: expand them in this shape.
+    Expand { shape: Shape, first: bool },
+    /// Known, and not all of its recipients are settled: expanding it again is harmless and heals
+    /// what may have been lost.
+    Again { shape: Shape },
+    /// Known and done with.
+    Settled,
+    /// The key stands for another message.
+    Conflict { job: JobId },
+}
+
+/// Which slice of which job; everything that finds its place in the ledger.
+#[derive(Clone, Copy, Debug)]
+pub struct SliceRef<'a> {
+    pub head: &'a Head,
+    pub id: &'a SliceId,
+    pub entries: u32,
+    pub shape: Shape,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    pub slice: SliceRef<'a>,
+    pub owner: Owner,
+    pub lease: Duration,
+    pub recipients: &'a [Fingerprint],
+}
+
+/// The answer to a claim, recipient by recipient in the order asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// Every entry of the slice has its outcome already: ack it, nothing is left to do.
+    SliceDone,
+    Each(Vec<ClaimState>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimState {
+    /// Ours now.
+    Granted,
+    /// Ours now, taken over from an owner whose lease ended without an outcome: perhaps it was sent
+    /// to (promise 4).
+    TakenOver,
+    /// Somebody else's for so long.
+    Held { left: Duration },
+    /// Has its outcome.
+    Settled(Outcome),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Settle<'a> {
+    pub slice: SliceRef<'a>,
+    pub owner: Owner,
+    /// Outcomes to record. An unclaimed recipient may be settled too.
+    pub outcomes: &'a [(Fingerprint, Outcome)],
+    /// Claims of ours to give up without an outcome.
+    pub release: &'a [Fingerprint],
+    /// Every recipient of the slice has an outcome now: what the slice has not counted itself were
+    /// duplicates.
+    pub last: bool,
+}
+
+/// Where a job stands after a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub accounts: Accounts,
+    /// All parts are there and expanded, and nobody is pending: time to audit and complete.
+    pub finished: bool,
+    /// It was completed already.
+    pub completed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct JobRecord {
+    pub job: JobId,
+    pub app: String,
+    pub client_msg_no: String,
+    pub target: String,
+    pub state: JobState,
+    pub accounts: Accounts,
+    pub pending: u64,
+    pub accepted_at_ms: u64,
+    /// Last time an outcome was recorded.
+    pub progress_at_ms: Option<u64>,
+    pub completed_at_ms: Option<u64>,
+    /// The record was rebuilt from slices after the ledger had lost it: what was settled before is
+    /// not in the accounts.
+    pub rebuilt: bool,
+    pub submissions: u64,
+    pub shape: Shape,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    Running,
+    Completed,
+}
+
+/// The ledger cannot do it now; nothing may be sent until it can (promise 6).
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error("the ledger is not reachable")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the ledger is full")]
+    Full(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the ledger answered with nonsense: {0}")]
+    Broken(String),
+}
+
+// ---------------------------------------------------------------------------------------------
+// Limiter
+// ---------------------------------------------------------------------------------------------
+
+/// Token buckets and parked targets, shared by all workers.
+pub trait Limiter: Clone + Send + Sync + 'static {
+    /// Books units on all limits together, or on none. What is granted starts after the wait it names.
+    fn lease(&self, lease: &Lease<'_>) -> impl Future<Output = Result<Leased, LedgerError>> + Send;
+
+    /// Gives back recipients (and calls) that were booked and not used.
+    fn refund(
+        &self,
+        limits: &[Limit<'_>],
+        recipients: u32,
+        calls: u32,
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// Parks a target for all workers; a later end than the one that stands wins.
+    fn park(
+        &self,
+        target: &str,
+        park: &Park,
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// Ends the parking of a target.
+    fn unpark(&self, target: &str) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// The targets that are parked now.
+    fn parked(
+        &self,
+        targets: &[String],
+    ) -> impl Future<Output = Result<Vec<(String, Park)>, LedgerError>> + Send;
+}
+
+/// One limit that a call must respect.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit<'a> {
+    pub scope: Scope,
+    /// Name of the target, app or job.
+    pub name: &'a str,
+    pub rate: Rate,
+    pub cost: Cost,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    Target,
+    App,
+    Job,
+}
+
+impl Scope {
+    pub const ALL: [Self; 3] = [Self::Target, Self::App, Self::Job];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Target => "target",
+            Self::App => "app",
+            Self::Job => "job",
+        }
+    }
+}
+
+/// Wants `recipients`, packed `per_call` to a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease<'a> {
+    pub limits: &'a [Limit<'a>],
+    pub recipients: u32,
+    pub per_call: u32,
+    pub wait_max: Duration,
+}
+
+/// What all limits together grant: the least of them, after the longest of their waits. Units are
+/// recipients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leased {
+    pub grant: Grant,
+    /// The limit that decided, if one did.
+    pub binding: Option<Scope>,
+}
+
+/// A target that waits, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Park {
+    pub until_ms: u64,
+    pub reason: String,
+}
+
+// ---------------------------------------------------------------------------------------------
+// Target
+// ---------------------------------------------------------------------------------------------
+
+/// One backend account, as pure functions: what to ask and how to read the answer. The sending itself
+/// is the same for all targets and lives in `im::http`.
+pub trait Target: Send + Sync + 'static {
+    fn profile(&self) -> &Profile;
+
+    /// What of this job the target cannot carry.
+    fn check(&self, head: &Head) -> Vec<Problem>;
+
+    /// Prepares the calls of a job: what they have in common is rendered once per slice.
+    fn open(&self, head: &Arc<Head>) -> Box<dyn Calls>;
+}
+
+/// The calls of one job to one target.
+pub trait Calls: Send + Sync {
+    /// The request for these recipients: the same bytes whenever it is asked for again.
+    fn request(&self, recipients: &[&str]) -> Request;
+
+    /// What the reply to that request means.
+    fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict;
+}
+
+/// What a target declares about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Most recipients in one call.
+    pub recipients_per_call: usize,
+    /// A repeated call with the same key does no harm: uncertain calls may be retried.
+    pub idempotent: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
