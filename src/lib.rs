@@ -2,4 +2,6 @@
 
 pub mod domain;
 pub mod im;
+pub mod metrics;
 pub mod ports;
+pub mod worker;

@@ -507,3 +507,29 @@ pub struct Reply {
     pub headers: HeaderMap,
     pub body: Bytes,
 }
+
+/// Carries requests to backends. One request, one answer: no retries, no redirects.
+pub trait Transport: Send + Sync + 'static {
+    /// `Ok`: a whole reply was read. The caller never tries again by itself: whether that is safe is
+    /// the worker's decision.
+    fn send(
+        &self,
+        request: Request,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<Reply, SendError>> + Send;
+}
+
+/// Why there is no reply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// Certainly nothing reached the backend: no connection could be made.
+    #[error("not sent: {0}")]
+    NotSent(String),
+    /// The request may have been received: a timeout, a reset, a broken reply.
+    #[error("no reply: {what}")]
+    Unknown {
+        /// One token, such as `timeout` or `reset`.
+        code: &'static str,
+        what: String,
+    },
+}

@@ -4,6 +4,7 @@
 //! dedup window, never a recipient. Slice ids are derived from the submission, so an intake that dies
 //! half-way and runs again publishes the same slices, and the ledger absorbs the repeats.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use super::lane::{Lane, Priority};
 use super::message::{Content, Options};
 use super::outcome::OnUncertain;
 
-/// Version of the slice format. A worker that meets a higher one leaves the slice in the lane.
+/// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
 pub const SLICE_VERSION: u32 = 1;
 
 /// What all slices of a job have in common.
@@ -88,7 +89,7 @@ pub struct Slice {
     /// List entries the slice stands for, repeats included; a remainder keeps the number.
     pub entries: u32,
     pub shape: Shape,
-    /// The class part of the lane it came from and returns to.
+    /// The lane it belongs to and returns to.
     pub lane: String,
     /// When the first call of this slice was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,21 +99,50 @@ pub struct Slice {
     /// Attempts already spent on each; left out while there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<u32>,
+    /// How many recipients, from the first on, belong to one call each: a call that is repeated has
+    /// the same recipients in the same order. Left out while nothing was tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<u32>,
 }
+
+/// Recipients of one call, by position in their slice, with the attempts spent on each.
+pub type CallGroup = Vec<(usize, u32)>;
 
 impl Slice {
     pub fn attempts_of(&self, index: usize) -> u32 {
         self.attempts.get(index).copied().unwrap_or(0)
     }
 
+    /// The recipients cut into calls, as ranges of positions: as they were called before, or in
+    /// calls of `per_call`.
+    pub fn call_ranges(&self, per_call: usize) -> Vec<Range<usize>> {
+        let mut ranges = Vec::with_capacity(self.recipients.len().div_ceil(per_call.max(1)));
+        let mut start = 0;
+        for length in &self.calls {
+            let end = (start + *length as usize).min(self.recipients.len());
+            ranges.extend(
+                (start..end)
+                    .step_by(per_call.max(1))
+                    .map(|at| at..end.min(at + per_call)),
+            );
+            start = end;
+        }
+        let end = self.recipients.len();
+        ranges.extend(
+            (start..end)
+                .step_by(per_call.max(1))
+                .map(|at| at..end.min(at + per_call)),
+        );
+        ranges
+    }
+
     /// The same slice with only these recipients left.
-    pub fn remainder(&self, left: Vec<(String, u32)>, first_attempt_at_ms: Option<u64>) -> Self {
-        let (recipients, attempts): (Vec<_>, Vec<_>) = left.into_iter().unzip();
-        let attempts = if attempts.iter().all(|spent| *spent == 0) {
-            Vec::new()
-        } else {
-            attempts
-        };
+    pub fn remainder(&self, left: &[CallGroup], first_attempt_at_ms: Option<u64>) -> Self {
+        let members = || left.iter().flatten();
+        let attempts: Vec<u32> = members().map(|(_, attempts)| *attempts).collect();
+        let calls: Vec<u32> = left.iter().map(|group| group.len() as u32).collect();
+        let tried = attempts.iter().any(|spent| *spent > 0);
+        let packed = calls.iter().any(|length| *length > 1);
         Self {
             v: SLICE_VERSION,
             head: Arc::clone(&self.head),
@@ -121,8 +151,11 @@ impl Slice {
             shape: self.shape,
             lane: self.lane.clone(),
             first_attempt_at_ms,
-            recipients,
-            attempts,
+            recipients: members()
+                .map(|(index, _)| self.recipients[*index].clone())
+                .collect(),
+            attempts: if tried { attempts } else { Vec::new() },
+            calls: if tried && packed { calls } else { Vec::new() },
         }
     }
 }

@@ -1,0 +1,428 @@
+//! Reads settings key by key from a TOML tree and the environment, and remembers everything: problems,
+//! so that all are reported at once; and what was read from where, so that it can be shown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use toml::{Table, Value};
+
+use crate::domain::fields::{Problem, suggestion};
+use crate::domain::limits::Rate;
+
+/// Prefix of all our environment variables; `__` stands between section and key.
+pub const ENV_PREFIX: &str = "FANWISE_";
+
+/// A setting that is never shown or logged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// Where a value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    File,
+    Environment,
+}
+
+/// One setting as it is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub value: String,
+    pub origin: Origin,
+}
+
+/// What was found while reading.
+#[derive(Debug, Default)]
+pub struct Findings {
+    pub problems: Vec<Problem>,
+    /// Not wrong, but probably not meant.
+    pub warnings: Vec<Problem>,
+    /// Every key with the value in force.
+    pub shown: BTreeMap<String, Shown>,
+}
+
+impl Findings {
+    pub fn problem(&mut self, key: impl Into<String>, what: impl Into<String>) {
+        self.problems.push(Problem::new(key, what));
+    }
+
+    pub fn warning(&mut self, key: impl Into<String>, what: impl Into<String>) {
+        self.warnings.push(Problem::new(key, what));
+    }
+}
+
+/// The settings of one table that were not read yet.
+pub struct Section {
+    path: String,
+    left: Table,
+    from_environment: BTreeSet<String>,
+    known: Vec<&'static str>,
+}
+
+impl Section {
+    /// The whole tree: a file's table overlaid by `FANWISE_…` variables.
+    pub fn root(mut file: Table, environment: impl Iterator<Item = (String, String)>) -> Self {
+        let mut from_environment = BTreeSet::new();
+        for (name, value) in environment {
+            let Some(path) = name.strip_prefix(ENV_PREFIX) else { continue };
+            let path: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
+            // One word alone is an option of the command line, such as FANWISE_CONFIG.
+            if path.len() > 1 && insert(&mut file, &path, value) {
+                from_environment.insert(path.join("."));
+            }
+        }
+        Self { path: String::new(), left: file, from_environment, known: Vec::new() }
+    }
+
+    pub fn key(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    fn take(&mut self, name: &'static str) -> Option<(Value, Origin)> {
+        self.known.push(name);
+        let value = self.left.remove(name)?;
+        let environment = self.from_environment.contains(&self.key(name));
+        Some((value, if environment { Origin::Environment } else { Origin::File }))
+    }
+
+    /// A sub-table; an empty one if it is absent.
+    pub fn section(&mut self, name: &'static str, findings: &mut Findings) -> Self {
+        let table = match self.take(name) {
+            None => Table::new(),
+            Some((Value::Table(table), _)) => table,
+            Some(_) => {
+                findings.problem(self.key(name), "a table is expected");
+                Table::new()
+            }
+        };
+        self.child(name, table)
+    }
+
+    /// All sub-tables of a table of named things, such as `targets`.
+    pub fn named(&mut self, name: &'static str, findings: &mut Findings) -> Vec<(String, Self)> {
+        let parent = self.section(name, findings);
+        let mut sections = Vec::new();
+        for (key, value) in parent.left.clone() {
+            match value {
+                Value::Table(table) => sections.push((key.clone(), parent.child(&key, table))),
+                _ => findings.problem(parent.key(&key), "a table is expected"),
+            }
+        }
+        sections
+    }
+
+    fn child(&self, name: &str, table: Table) -> Self {
+        Self {
+            path: self.key(name),
+            left: table,
+            from_environment: self.from_environment.clone(),
+            known: Vec::new(),
+        }
+    }
+
+    fn show(&self, name: &str, value: impl Into<String>, origin: Origin, findings: &mut Findings) {
+        findings.shown.insert(self.key(name), Shown { value: value.into(), origin });
+    }
+
+    /// A value as `T`, or the default; anything wrong is a problem that says what is expected.
+    fn read<T>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        show: impl Fn(&T) -> String,
+        expected: impl fmt::Display,
+        parse: impl Fn(&Value) -> Option<T>,
+        findings: &mut Findings,
+    ) -> T {
+        let (value, origin) = match self.take(name) {
+            None => (default, Origin::Default),
+            Some((given, origin)) => match parse(&given) {
+                Some(value) => (value, origin),
+                None => {
+                    findings.problem(self.key(name), format!("{expected} is expected, not {given}"));
+                    (default, Origin::Default)
+                }
+            },
+        };
+        self.show(name, show(&value), origin, findings);
+        value
+    }
+
+    pub fn text(&mut self, name: &'static str, default: &str, findings: &mut Findings) -> String {
+        let show = |text: &String| format!("{text:?}");
+        self.read(name, default.to_owned(), show, "a text", as_text, findings)
+    }
+
+    pub fn optional_text(&mut self, name: &'static str, findings: &mut Findings) -> Option<String> {
+        let show = |text: &Option<String>| text.as_ref().map_or("(none)".into(), |t| format!("{t:?}"));
+        self.read(name, None, show, "a text", |value| as_text(value).map(Some), findings)
+    }
+
+    /// A text that must be there.
+    pub fn required_text(&mut self, name: &'static str, findings: &mut Findings) -> String {
+        let text = self.optional_text(name, findings);
+        if text.as_ref().is_none_or(String::is_empty) {
+            findings.problem(self.key(name), "missing");
+        }
+        text.unwrap_or_default()
+    }
+
+    /// A secret: the key itself, or the contents of the file that `<key>_file` names.
+    pub fn secret(
+        &mut self,
+        name: &'static str,
+        file_name: &'static str,
+        findings: &mut Findings,
+    ) -> Option<Secret> {
+        let direct = self.take(name);
+        let file = self.take(file_name);
+        let value = match (direct, file) {
+            (Some(_), Some(_)) => {
+                findings.problem(self.key(name), format!("and {file_name} are both given"));
+                None
+            }
+            (Some((value, origin)), None) => as_text(&value).map(|text| (text, origin)),
+            (None, Some((path, origin))) => {
+                let path = as_text(&path).unwrap_or_default();
+                match std::fs::read_to_string(&path) {
+                    Ok(text) => Some((text.trim_end().to_owned(), origin)),
+                    Err(error) => {
+                        findings.problem(self.key(file_name), format!("cannot read {path:?}: {error}"));
+                        None
+                    }
+                }
+            }
+            (None, None) => None,
+        };
+        let origin = value.as_ref().map_or(Origin::Default, |(_, origin)| *origin);
+        let shown = if value.is_some() { "(secret)" } else { "(none)" };
+        self.show(name, shown, origin, findings);
+        value.map(|(text, _)| Secret(text))
+    }
+
+    pub fn boolean(&mut self, name: &'static str, default: bool, findings: &mut Findings) -> bool {
+        let parse = |value: &Value| match value {
+            Value::Boolean(boolean) => Some(*boolean),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        };
+        self.read(name, default, bool::to_string, "true or false", parse, findings)
+    }
+
+    pub fn integer(
+        &mut self,
+        name: &'static str,
+        default: u64,
+        bounds: RangeInclusive<u64>,
+        findings: &mut Findings,
+    ) -> u64 {
+        let expected = format!("a whole number, {} to {},", bounds.start(), bounds.end());
+        let parse = |value: &Value| {
+            let number = match value {
+                Value::Integer(number) => u64::try_from(*number).ok(),
+                Value::String(text) => text.parse().ok(),
+                _ => None,
+            };
+            number.filter(|number| bounds.contains(number))
+        };
+        self.read(name, default, u64::to_string, expected, parse, findings)
+    }
+
+    pub fn ratio(&mut self, name: &'static str, default: f64, findings: &mut Findings) -> f64 {
+        let parse = |value: &Value| {
+            let number = match value {
+                Value::Float(number) => Some(*number),
+                Value::Integer(number) => Some(*number as f64),
+                Value::String(text) => text.parse().ok(),
+                _ => None,
+            };
+            number.filter(|number| (0.0..1.0).contains(number))
+        };
+        self.read(name, default, f64::to_string, "a number from 0 to below 1", parse, findings)
+    }
+
+    pub fn duration(
+        &mut self,
+        name: &'static str,
+        default: Duration,
+        bounds: RangeInclusive<Duration>,
+        findings: &mut Findings,
+    ) -> Duration {
+        let show = |duration: &Duration| format!("\"{}\"", duration_text(*duration));
+        let (least, most) = (duration_text(*bounds.start()), duration_text(*bounds.end()));
+        let expected = format!("a duration such as \"500ms\" or \"2m\", {least} to {most},");
+        let parse = |value: &Value| {
+            let text = value.as_str()?;
+            let duration = Duration::try_from(text.parse::<SignedDuration>().ok()?).ok()?;
+            bounds.contains(&duration).then_some(duration)
+        };
+        self.read(name, default, show, expected, parse, findings)
+    }
+
+    pub fn rate(&mut self, name: &'static str, findings: &mut Findings) -> Option<Rate> {
+        let show = |rate: &Option<Rate>| rate.map_or("(none)".into(), |rate| format!("\"{rate}\""));
+        let expected = "a rate such as \"2000/s burst 200\" or \"120/min per call\"";
+        let parse = |value: &Value| value.as_str()?.parse().ok().map(Some);
+        self.read(name, None, show, expected, parse, findings)
+    }
+
+    /// One of a few words.
+    pub fn choice<T: Copy>(
+        &mut self,
+        name: &'static str,
+        default: &'static str,
+        choices: &[(&'static str, T)],
+        findings: &mut Findings,
+    ) -> Option<T> {
+        let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
+        let expected = format!("one of {}", words.join(", "));
+        let parse = |value: &Value| {
+            let text = value.as_str()?;
+            choices.iter().map(|(word, _)| *word).find(|word| *word == text)
+        };
+        let show = |word: &&'static str| format!("{word:?}");
+        let word = self.read(name, default, show, expected, parse, findings);
+        choices.iter().find(|(choice, _)| *choice == word).map(|(_, value)| *value)
+    }
+
+    /// A table of texts, such as headers.
+    pub fn texts(&mut self, name: &'static str, findings: &mut Findings) -> Vec<(String, String)> {
+        let mut texts = Vec::new();
+        for (key, value) in self.section(name, findings).left {
+            match as_text(&value) {
+                Some(text) => texts.push((key, text)),
+                None => findings.problem(self.key(&format!("{name}.{key}")), "a text is expected"),
+            }
+        }
+        self.show(name, format!("{} entries", texts.len()), Origin::File, findings);
+        texts
+    }
+
+    /// Ends the reading: what is left over is unknown. Unknown variables are only warned about: a
+    /// cluster injects variables of its own, such as `FANWISE_…_PORT`.
+    pub fn finish(self, findings: &mut Findings) {
+        for name in self.left.keys() {
+            let key = self.key(name);
+            let hint = suggestion(name, self.known.iter().copied())
+                .map(|known| format!("; did you mean `{known}`?"))
+                .unwrap_or_default();
+            let what = format!("unknown key{hint}");
+            let below = format!("{key}.");
+            let environment = |path: &String| *path == key || path.starts_with(&below);
+            if self.from_environment.iter().any(environment) {
+                findings.warning(key, format!("{what} (from the environment)"));
+            } else {
+                findings.problem(key, what);
+            }
+        }
+    }
+}
+
+/// A number is a text too where a text is expected: environment variables have no types.
+fn as_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Integer(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// Puts a value into the tree; false where a plain value stands in the way.
+fn insert(table: &mut Table, path: &[String], value: String) -> bool {
+    match path {
+        [] => false,
+        [name] => {
+            table.insert(name.clone(), Value::String(value));
+            true
+        }
+        [name, rest @ ..] => {
+            let child = table.entry(name.clone()).or_insert_with(|| Value::Table(Table::new()));
+            child.as_table_mut().is_some_and(|child| insert(child, rest, value))
+        }
+    }
+}
+
+/// `2m`, `500ms`, `7d`: as short as it can be read back.
+pub fn duration_text(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    for (unit, size) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
+        if ms >= size && ms.is_multiple_of(size) {
+            // Days stay hours: a day is not a fixed time where clocks change.
+            return if unit == "d" { format!("{}h", ms / 3_600_000) } else { format!("{}{unit}", ms / size) };
+        }
+    }
+    format!("{ms}ms")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn section(toml: &str, environment: &[(&str, &str)]) -> Section {
+        let environment =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Section::root(toml.parse().unwrap(), environment)
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let mut findings = Findings::default();
+        let mut root = section("[a]\nn = 3", &[("FANWISE_A__N", "5"), ("OTHER", "1"), ("FANWISE_CONFIG", "x")]);
+        let mut a = root.section("a", &mut findings);
+        assert_eq!(a.integer("n", 1, 0..=10, &mut findings), 5);
+        assert_eq!(findings.shown["a.n"].origin, Origin::Environment);
+        a.finish(&mut findings);
+        root.finish(&mut findings);
+        assert!(findings.problems.is_empty() && findings.warnings.is_empty());
+    }
+
+    #[test]
+    fn every_problem_has_its_key() {
+        let mut findings = Findings::default();
+        let mut root = section("[a]\nwait = \"9h\"\nlimt = 3\nn = -1", &[("FANWISE_A__PORT", "1")]);
+        let mut a = root.section("a", &mut findings);
+        let second = Duration::from_secs(1);
+        assert_eq!(a.duration("wait", second, second..=second * 60, &mut findings), second);
+        a.integer("limit", 1, 0..=10, &mut findings);
+        a.integer("n", 1, 0..=10, &mut findings);
+        a.finish(&mut findings);
+        let texts: Vec<_> = findings.problems.iter().map(Problem::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "a.wait: a duration such as \"500ms\" or \"2m\", 1s to 1m, is expected, not \"9h\"",
+                "a.n: a whole number, 0 to 10, is expected, not -1",
+                "a.limt: unknown key; did you mean `limit`?",
+            ]
+        );
+        assert_eq!(findings.warnings.len(), 1);
+    }
+
+    #[test]
+    fn durations_are_written_as_they_are_read() {
+        for (ms, text) in [(500, "500ms"), (120_000, "2m"), (604_800_000, "168h"), (1500, "1500ms")] {
+            assert_eq!(duration_text(Duration::from_millis(ms)), text);
+            let read: SignedDuration = text.parse().unwrap();
+            assert_eq!(read.as_millis(), i128::from(ms));
+        }
+    }
+}

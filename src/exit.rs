@@ -1,0 +1,58 @@
+//! Exit codes of every command, as in sysexits(3) where it has one.
+
+use std::process::ExitCode;
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or drained in time.
+    Ok = 0,
+    /// The command line is wrong.
+    Usage = 64,
+    /// Input data is wrong: a job, a list of recipients.
+    BadInput = 65,
+    /// A broker, ledger or target cannot be reached, or what was asked for does not exist.
+    Unavailable = 69,
+    /// A task ended that never should.
+    Internal = 70,
+    /// The drain deadline passed; what was in work was given back.
+    Temporary = 75,
+    /// The configuration is wrong.
+    BadConfig = 78,
+    /// A second signal.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error together with the exit code it deserves.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self { exit, error: error.into() }
+    }
+
+    pub fn message(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, error: anyhow::Error::msg(message.into()) }
+    }
+}
+
+/// Gives an error its exit code.
+pub trait OrExit<T> {
+    fn or_exit(self, exit: Exit) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
+    fn or_exit(self, exit: Exit) -> Result<T, Failure> {
+        self.map_err(|error| Failure::new(exit, error))
+    }
+}

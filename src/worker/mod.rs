@@ -1,0 +1,187 @@
+//! The worker: sessions, one after the other, each with its intake and its lanes.
+//!
+//! [`Worker::run`] opens a session, works in it until it is lost or the process drains, and opens the
+//! next one after a growing pause. Nothing of a lost session is carried over: what was not acked
+//! comes back from the broker, and the ledger knows what was done.
+//!
+//! Neither a broker nor a store is named here; both engines run the same worker.
+
+mod context;
+mod deliver;
+mod intake;
+mod lanes;
+mod shift;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use self::context::{
+    AppRuntime, Context, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms, rfc3339,
+};
+use self::lanes::OpenLane;
+use self::shift::Shift;
+use crate::domain::lane::{Lane, Priority};
+use crate::metrics::LedgerStep;
+use crate::ports::{Broker, BrokerError, Session, Source, Transport};
+
+/// Jobs of one priority that are read ahead; each may be megabytes.
+const JOBS_PREFETCH: u16 = 1;
+
+/// How often the store is asked which targets are parked; it also tells whether the ledger answers.
+const POLL: Duration = Duration::from_millis(500);
+
+/// With the ledger down for so long, the session is closed: deliveries go back to the broker instead
+/// of nearing its ack limit.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Worker<B, S, T> {
+    broker: B,
+    context: Arc<Context<S, T>>,
+    ready: watch::Sender<bool>,
+}
+
+impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
+    pub fn new(broker: B, context: Arc<Context<S, T>>) -> Self {
+        Self {
+            broker,
+            context,
+            ready: watch::Sender::new(false),
+        }
+    }
+
+    /// Follows whether a session is open and the ledger answers.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Works until `drain` is cancelled and everything in work is ended or given back.
+    pub async fn run(self, drain: CancellationToken) {
+        let poll = {
+            let (context, drain) = (Arc::clone(&self.context), drain.clone());
+            async move { drain.run_until_cancelled(watch_store(&context)).await }
+        };
+        let sessions = self.sessions(&drain);
+        tokio::join!(poll, sessions);
+    }
+
+    async fn sessions(&self, drain: &CancellationToken) {
+        let mut delays = RECONNECT.delays();
+        let mut ledger_up = self.context.ledger_up();
+        loop {
+            let connect = async {
+                if !self.context.fails_open() {
+                    let _ = ledger_up.wait_for(|up| *up).await;
+                }
+                self.broker.connect().await
+            };
+            let Some(connected) = drain.run_until_cancelled(connect).await else {
+                return;
+            };
+            match connected {
+                Ok(session) => match self.session(session, drain).await {
+                    Ok(()) => delays.reset(),
+                    Err(error) => tracing::warn!(error = %chain(&error), "the session ended early"),
+                },
+                Err(error) => tracing::warn!(error = %chain(&error), "no session, trying again"),
+            }
+            if drain
+                .run_until_cancelled(tokio::time::sleep(delays.next_delay()))
+                .await
+                .is_none()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Works in one session until it is lost, the ledger stays away, or the process drains.
+    async fn session(
+        &self,
+        session: B::Session,
+        drain: &CancellationToken,
+    ) -> Result<(), BrokerError> {
+        let lost = session.lost();
+        let halt = lost.child_token();
+        let shift = Arc::new(Shift {
+            context: Arc::clone(&self.context),
+            publisher: session.publisher(),
+            lost: lost.clone(),
+            halt: halt.clone(),
+        });
+        let mut tasks = JoinSet::new();
+        let mut lanes = Vec::new();
+        for lane in self
+            .context
+            .targets
+            .keys()
+            .flat_map(|target| Lane::all(target))
+        {
+            let prefetch = lanes::prefetch(&lane, &self.context.settings);
+            let consumer = session
+                .consume(Source::Lane(lane.clone()), prefetch)
+                .await?;
+            lanes.push(OpenLane { lane, consumer });
+        }
+        tasks.spawn(lanes::work(Arc::clone(&shift), lanes));
+        for priority in Priority::ALL {
+            let jobs = session
+                .consume(Source::Jobs(priority), JOBS_PREFETCH)
+                .await?;
+            tasks.spawn(intake::intake(Arc::clone(&shift), priority, jobs));
+        }
+        self.context.metrics.broker_up(true);
+        self.ready.send_replace(true);
+        tracing::info!("ready: jobs are taken and slices delivered");
+
+        let patience = self.ledger_gone();
+        let why = tokio::select! {
+            () = lost.cancelled() => "the session is lost, what was not acked comes back",
+            () = drain.cancelled() => "draining: no new work is begun",
+            () = patience => "the ledger stays away, the session is closed until it answers",
+            _ = tasks.join_next() => "a task of the session ended",
+        };
+        tracing::info!("{why}");
+        self.ready.send_replace(false);
+        halt.cancel();
+        while tasks.join_next().await.is_some() {}
+        self.context.metrics.broker_up(false);
+        session.close().await;
+        Ok(())
+    }
+
+    /// Resolves when the ledger has been down for longer than deliveries should be held.
+    async fn ledger_gone(&self) {
+        let mut up = self.context.ledger_up();
+        if self.context.fails_open() {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            // The sender lives in the context, so neither wait can fail.
+            let _ = up.wait_for(|up| !*up).await;
+            if tokio::time::timeout(LEDGER_PATIENCE, up.wait_for(|up| *up))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// Asks the store, again and again, which targets are parked.
+async fn watch_store<S: Store, T>(context: &Context<S, T>) {
+    let targets: Vec<String> = context.targets.keys().cloned().collect();
+    loop {
+        if let Ok(parked) = context
+            .try_step(LedgerStep::Park, context.store.parked(&targets))
+            .await
+        {
+            context.note_parked(parked);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
