@@ -1,7 +1,88 @@
 //! Fanwise: a durable broadcast worker for instant messaging.
+//!
+//! Other services enqueue *jobs* (one message, many recipients) on RabbitMQ. Any number of `fanwise
+//! worker` processes share them: they cut jobs into slices and send to an IM backend, each recipient
+//! once, within shared rate limits, with retries that block nobody and dead letters for failed users.
+//!
+//! ```text
+//! producer ─AMQP─▶ fanwise.jobs ─▶ intake ─▶ lanes ─▶ deliver ─▶ IM backend
+//!                                    │         ▲         │
+//!                                  ledger      │   claim, lease, call, settle
+//!                                              └─ ladder ◀┤  remainders wait in TTL queues
+//!                                    fanwise.dead ◀───────┤  failed and uncertain recipients
+//!                                    fanwise.events ◀─────┘  accepted, progress, completed
+//! ```
+//!
+//! # Promises
+//!
+//! Each has a test in `tests/it/promises.rs` that bears its name.
+//!
+//! 1. **Accepted is durable.** A producer that publishes with confirms and `mandatory` is told
+//!    "accepted" after the broker has the job on disk.
+//! 2. **Exact accounts.** Every list entry ends in one of `sent`, `duplicate`, `failed`, `uncertain`,
+//!    `expired`, `cancelled`; a job is `completed` when nobody is pending and an audit of the ledger
+//!    agrees.
+//! 3. **Once.** For one (app, `client_msg_no`, recipient) at most one send is in flight in the whole
+//!    cluster, and who was sent to is not sent to again within the dedup window.
+//! 4. **The honest gap.** A worker that is killed between a request and its record leaves at most the
+//!    calls it had in flight in doubt. They become uncertain, and a policy decides: retry, hold, drop.
+//! 5. **Effects before acks.** Outcomes, retries and dead letters are durable before the delivery that
+//!    caused them is acked.
+//! 6. **What cannot be recorded is not sent.** With the ledger or the broker away, lanes stop.
+//! 7. **Waiting costs nothing.** No attempt, no place in work, no growing memory, no ack limit.
+//! 8. **No starving.** Small jobs have a lane and places of their own; lanes share by weight.
+//! 9. **Bounded.** Memory does not grow with the size of a job.
+//! 10. **Configuration faults stop the job, not the audience.**
+//!
+//! # How the promises are kept
+//!
+//! *Identity.* A job id is a hash of (app, `client_msg_no`); a submission is named by a hash of its
+//! list; slice ids are counted within (submission, partition). Whoever repeats something names it
+//! alike, and the ledger absorbs the repeat ([`domain::ids`], [`domain::slice`]).
+//!
+//! *Accounts.* Each slice counts the recipients that it settled itself. When a delivery of the slice
+//! has an outcome for everybody, the slice counts as complete, and what it did not settle itself were
+//! duplicates. A redelivered slice finds its own count and adds nothing (`worker::deliver`).
+//!
+//! *Once.* The ledger keeps eight bytes of keyed hash and one byte of outcome per recipient, in hash
+//! buckets. A claim carries an owner drawn for that delivery and a deadline; a foreign claim whose
+//! deadline passed is taken over as uncertain ([`ports::Ledger`], [`store`]).
+//!
+//! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
+//! list, and the job's record is rebuilt from them.
+//!
+//! # Codemap, in reading order
+//!
+//! - [`domain`]: values and arithmetic; pure. Nothing in it awaits, reads a clock or draws a number.
+//! - [`ports`]: the contracts of broker, ledger, limiter and target.
+//! - [`worker`]: sessions, intake, lanes, delivery. Names no broker and no store.
+//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger and limiter on Redis. They know [`ports`] and
+//!   [`domain`], not each other and not the worker.
+//! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one
+//!   HTTP client for all; the mock server.
+//! - [`config`], [`app`] (puts everything together), [`admin`], [`metrics`], [`telemetry`],
+//!   [`shutdown`], [`exit`], [`cli`], [`schema`].
+//!
+//! # Words
+//!
+//! *app* a tenant. *job* message × audience. *slice* up to N recipients of one job, the unit on the
+//! lanes and of ack. *call* one request to a backend. *target* one backend account. *lane* the queue of
+//! one target and class. *ledger* who is claimed and settled. *outcome* how a recipient ended.
+//! *attempt* 1-based, the first try included. *parked* told to wait until a time. *dead letter*
+//! recipients that ended failed or uncertain, with reasons.
 
+pub mod admin;
+pub mod amqp;
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod domain;
+pub mod exit;
 pub mod im;
 pub mod metrics;
 pub mod ports;
+pub mod schema;
+pub mod shutdown;
+pub mod store;
+pub mod telemetry;
 pub mod worker;

@@ -1,1 +1,29 @@
-fn main() {}
+//! Arguments, the crypto provider, the command, its exit code; nothing else.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use fanwise::cli::Cli;
+use fanwise::exit::Exit;
+
+#[allow(clippy::print_stderr, reason = "the last word of a command that failed")]
+fn main() -> ExitCode {
+    // AMQP, Redis and HTTP share one provider; a second install, as in tests, changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
+        }
+    };
+    match cli.run() {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if failure.exit != Exit::Ok {
+                eprintln!("fanwise: {:#}", failure.error);
+            }
+            failure.exit.into()
+        }
+    }
+}

@@ -343,6 +343,8 @@ pub struct JobRecord {
     pub accounts: Accounts,
     pub pending: u64,
     pub accepted_at_ms: u64,
+    /// What the job says; another message under its key is a conflict.
+    pub content_digest: String,
     /// Last time an outcome was recorded.
     pub progress_at_ms: Option<u64>,
     pub completed_at_ms: Option<u64>,

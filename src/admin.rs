@@ -1,0 +1,93 @@
+//! The admin port: `/livez`, `/readyz` and `/metrics`, on a thread and runtime of its own, so that it
+//! answers while the data path is saturated, and until the very end of a drain.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// What the port reports.
+#[derive(Clone)]
+pub struct Status {
+    pub metrics: Arc<Metrics>,
+    /// Refreshes metrics that are kept elsewhere, before each scrape.
+    pub refresh: Arc<dyn Fn() + Send + Sync>,
+    pub ready: watch::Receiver<bool>,
+}
+
+/// The running admin server.
+pub struct Admin {
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Admin {
+    /// Binds and serves until dropped.
+    pub fn start(listen: SocketAddr, status: Status) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(listen)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("fanwise-admin".to_owned())
+            .spawn(move || serve(listener, status, token))?;
+        Ok(Self { address, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(listener: TcpListener, status: Status, stop: CancellationToken) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "the admin port has no runtime"),
+    };
+    runtime.block_on(async move {
+        let served = match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => stop.run_until_cancelled(axum::serve(listener, routes(status)).into_future()).await,
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(Err(error)) = served {
+            tracing::error!(%error, "the admin port ended");
+        }
+    });
+}
+
+fn routes(status: Status) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "live\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(status)
+}
+
+async fn ready(State(status): State<Status>) -> impl IntoResponse {
+    if *status.ready.borrow() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: no broker session, the ledger is down, or draining\n")
+    }
+}
+
+async fn metrics(State(status): State<Status>) -> impl IntoResponse {
+    (status.refresh)();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], status.metrics.text())
+}

@@ -1,0 +1,91 @@
+//! `fanwise config check` and `fanwise config show`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{load_config, output};
+use crate::config::Origin;
+use crate::exit::{Exit, Failure};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Report every problem with its key; exit 78 if there is one
+    Check {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show every setting in force and where it comes from; secrets stay hidden
+    Show {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(command: ConfigCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
+    match command {
+        ConfigCommand::Check { json } => check(file, json),
+        ConfigCommand::Show { json } => show(file, json),
+    }
+}
+
+fn check(file: Option<PathBuf>, as_json: bool) -> Result<Exit, Failure> {
+    let mut loaded = load_config(file)?;
+    loaded.config.require_worker(&mut loaded.findings);
+    let place = loaded.file.as_ref().map_or("the environment".into(), |file| file.display().to_string());
+    let findings = &loaded.findings;
+    if as_json {
+        output::json(&json!({
+            "ok": findings.problems.is_empty(),
+            "file": loaded.file,
+            "problems": findings.problems,
+            "warnings": findings.warnings,
+        }))?;
+        return Ok(if findings.problems.is_empty() { Exit::Ok } else { Exit::BadConfig });
+    }
+    for warning in &findings.warnings {
+        output::line(format!("warning: {warning}"))?;
+    }
+    if !findings.problems.is_empty() {
+        return loaded
+            .check()
+            .map(|_| Exit::Ok)
+            .map_err(|problems| Failure::new(Exit::BadConfig, problems));
+    }
+    output::line(format!(
+        "ok: {} settings, {} target(s), {} app(s), from {place}",
+        findings.shown.len(),
+        loaded.config.targets.len(),
+        loaded.config.apps.len()
+    ))?;
+    Ok(Exit::Ok)
+}
+
+fn show(file: Option<PathBuf>, as_json: bool) -> Result<Exit, Failure> {
+    let loaded = load_config(file)?;
+    let origin = |origin| match origin {
+        Origin::Default => "default",
+        Origin::File => "file",
+        Origin::Environment => "environment",
+    };
+    let shown = &loaded.findings.shown;
+    if as_json {
+        let settings: serde_json::Map<_, _> = shown
+            .iter()
+            .map(|(key, shown)| {
+                (key.clone(), json!({"value": shown.value, "origin": origin(shown.origin)}))
+            })
+            .collect();
+        output::json(&settings)?;
+    } else {
+        let rows: Vec<_> = shown
+            .iter()
+            .map(|(key, shown)| vec![key.clone(), shown.value.clone(), origin(shown.origin).to_owned()])
+            .collect();
+        output::table(&["KEY", "VALUE", "FROM"], &rows)?;
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,168 @@
+//! `fanwise job list`, `show`, `watch` and `verify`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::output::grouped;
+use super::{checked_config, output, progress};
+use crate::app;
+use crate::domain::ids::JobId;
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::ports::{JobRecord, JobState, Ledger};
+use crate::worker::rfc3339;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum JobCommand {
+    /// The newest jobs
+    List {
+        /// How many
+        #[arg(long, default_value_t = 20)]
+        most: usize,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// One job with its accounts
+    Show(JobArgs),
+    /// Follow a job until it is completed
+    Watch(JobArgs),
+    /// Compare the counters of a job with its ledger, recipient by recipient; exit 70 if they differ
+    Verify(JobArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct JobArgs {
+    /// Job id, as `send` and `job list` print it; or its client_msg_no, with --app
+    job: String,
+    /// The app, when the job is named by its client_msg_no
+    #[arg(long, default_value = "default")]
+    app: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl JobArgs {
+    fn id(&self) -> JobId {
+        self.job.parse().unwrap_or_else(|_| JobId::of(&self.app, &self.job))
+    }
+}
+
+pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
+    let config = checked_config(file, |config, findings| config.require_ledger(findings))?;
+    let ledger = app::ledger(&config).await?;
+    match command {
+        JobCommand::List { most, json } => list(&ledger, most, json).await,
+        JobCommand::Show(args) => show(&args, &find(&ledger, &args).await?),
+        JobCommand::Watch(args) => {
+            find(&ledger, &args).await?;
+            show(&args, &progress::follow(&ledger, args.id()).await?)
+        }
+        JobCommand::Verify(args) => verify(&ledger, &args).await,
+    }
+}
+
+async fn find(ledger: &impl Ledger, args: &JobArgs) -> Result<JobRecord, Failure> {
+    ledger.job(args.id()).await.or_exit(Exit::Unavailable)?.ok_or_else(|| {
+        let what = format!(
+            "there is no job {:?} (looked for id {}); it may be older than the dedup window, not \
+             accepted yet, or rejected",
+            args.job,
+            args.id()
+        );
+        Failure::message(Exit::Unavailable, what)
+    })
+}
+
+async fn list(ledger: &impl Ledger, most: usize, as_json: bool) -> Result<Exit, Failure> {
+    let jobs = ledger.jobs(most).await.or_exit(Exit::Unavailable)?;
+    if as_json {
+        output::json(&jobs)?;
+        return Ok(Exit::Ok);
+    }
+    let rows: Vec<_> = jobs
+        .iter()
+        .map(|job| {
+            vec![
+                job.job.to_string(),
+                job.app.clone(),
+                state(job).to_owned(),
+                grouped(job.accounts.total),
+                grouped(job.accounts.sent),
+                grouped(job.accounts.failed + job.accounts.uncertain),
+                grouped(job.pending),
+                job.client_msg_no.clone(),
+            ]
+        })
+        .collect();
+    output::table(&["JOB", "APP", "STATE", "TOTAL", "SENT", "DEAD", "PENDING", "CLIENT_MSG_NO"], &rows)?;
+    Ok(Exit::Ok)
+}
+
+fn state(job: &JobRecord) -> &'static str {
+    match job.state {
+        JobState::Running => "running",
+        JobState::Completed => "completed",
+    }
+}
+
+fn show(args: &JobArgs, job: &JobRecord) -> Result<Exit, Failure> {
+    if args.json {
+        output::json(job)?;
+        return Ok(Exit::Ok);
+    }
+    output::line(format!("job            {}", job.job))?;
+    output::line(format!("app            {}", job.app))?;
+    output::line(format!("client_msg_no  {}", job.client_msg_no))?;
+    output::line(format!("target         {}", job.target))?;
+    output::line(format!("state          {}", state(job)))?;
+    output::line(format!("accepted       {}", rfc3339(job.accepted_at_ms)))?;
+    if let Some(at) = job.progress_at_ms {
+        output::line(format!("last progress  {}", rfc3339(at)))?;
+    }
+    if let Some(at) = job.completed_at_ms {
+        output::line(format!("completed      {}", rfc3339(at)))?;
+    }
+    if job.rebuilt {
+        output::line("note           the ledger was lost and rebuilt: earlier outcomes are not counted")?;
+    }
+    output::line(format!("total          {}", grouped(job.accounts.total)))?;
+    for outcome in crate::domain::outcome::Outcome::ALL {
+        output::line(format!("  {:<13}{}", outcome.as_str(), grouped(job.accounts.of(outcome))))?;
+    }
+    output::line(format!("  {:<13}{}", "pending", grouped(job.pending)))?;
+    Ok(Exit::Ok)
+}
+
+async fn verify(ledger: &impl Ledger, args: &JobArgs) -> Result<Exit, Failure> {
+    let job = find(ledger, args).await?;
+    let audit = ledger.audit(&job).await.or_exit(Exit::Unavailable)?;
+    // A job that moves between the two looks is compared with itself once more.
+    let after = find(ledger, args).await?;
+    let moving = after.accounts != job.accounts;
+    let differences = audit.differences(&job.accounts);
+    let exact = differences.is_empty();
+    if args.json {
+        output::json(&json!({
+            "job": job.job, "exact": exact, "running": moving, "accounts": job.accounts,
+            "pending": job.pending, "ledger": audit, "differences": differences,
+        }))?;
+    } else if exact {
+        output::line(format!("exact: {}", progress::summary(&job.accounts)))?;
+        output::line(format!(
+            "the ledger holds {} recipients with an outcome and {} open claims",
+            grouped(audit.sent + audit.failed + audit.uncertain + audit.expired + audit.cancelled),
+            grouped(audit.claimed)
+        ))?;
+    } else {
+        for difference in &differences {
+            output::line(format!("differs: {difference}"))?;
+        }
+        if moving {
+            output::line("the job is running: verify again when it is completed")?;
+        }
+    }
+    Ok(if exact { Exit::Ok } else { Exit::Internal })
+}

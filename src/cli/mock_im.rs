@@ -1,0 +1,14 @@
+//! `fanwise mock-im`: the mock IM server as a tool.
+
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::im::mock::{MockArgs, MockIm};
+use crate::telemetry::{self, LogFormat};
+
+pub(super) async fn run(args: MockArgs) -> Result<Exit, Failure> {
+    telemetry::start("info", LogFormat::Auto);
+    let settings = args.into_settings();
+    let mock = MockIm::bind(settings).await.or_exit(Exit::Unavailable)?;
+    let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
+    mock.run(drain.cancelled_owned()).await;
+    Ok(Exit::Ok)
+}

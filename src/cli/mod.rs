@@ -1,0 +1,123 @@
+//! The command line: one file per command, each parses, calls and prints; no logic of the product.
+
+mod config;
+mod dead;
+mod doctor;
+mod healthcheck;
+mod job;
+mod mock_im;
+mod output;
+mod progress;
+mod recipients;
+mod schema;
+mod send;
+mod topology;
+mod worker;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigProblems, Findings, LoadError, Loaded, load};
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::telemetry;
+
+/// A durable broadcast worker for instant messaging: one message, many recipients, each exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "fanwise", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    /// Configuration file [default: ./fanwise.toml if it is there]
+    #[arg(long, global = true, env = "FANWISE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take jobs from RabbitMQ and deliver them, until stopped
+    Worker,
+    /// Submit a job
+    Send(send::SendArgs),
+    /// Look at jobs
+    #[command(subcommand)]
+    Job(job::JobCommand),
+    /// Look at dead letters: recipients that failed or are uncertain, with reasons
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
+    /// Exchanges and queues on the broker
+    #[command(subcommand)]
+    Topology(topology::TopologyCommand),
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Check the configuration, broker and ledger, and say what to do about what is wrong
+    Doctor(doctor::DoctorArgs),
+    /// Exit 0 if the worker on this machine is ready (for container health checks)
+    Healthcheck,
+    /// Run the mock IM server, which misbehaves on command
+    MockIm(crate::im::mock::MockArgs),
+    /// Print the JSON Schemas of jobs, dead letters and events
+    Schema(schema::SchemaArgs),
+}
+
+impl Cli {
+    /// Runs the command; what it prints on standard output is its result.
+    pub fn run(self) -> Result<Exit, Failure> {
+        let file = self.config;
+        match self.command {
+            Command::Worker => worker::run(file),
+            Command::Send(args) => asynchronous(send::run(args, file)),
+            Command::Job(command) => asynchronous(job::run(command, file)),
+            Command::Dead(command) => asynchronous(dead::run(command, file)),
+            Command::Topology(command) => asynchronous(topology::run(command, file)),
+            Command::Config(command) => config::run(command, file),
+            Command::Doctor(args) => asynchronous(doctor::run(args, file)),
+            Command::Healthcheck => asynchronous(healthcheck::run(file)),
+            Command::MockIm(args) => asynchronous(mock_im::run(args)),
+            Command::Schema(args) => schema::run(&args),
+        }
+    }
+}
+
+/// Runs a command on a small runtime.
+fn asynchronous<F>(command: F) -> Result<Exit, Failure>
+where
+    F: Future<Output = Result<Exit, Failure>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .or_exit(Exit::Internal)?;
+    runtime.block_on(Box::pin(command))
+}
+
+/// Reads the configuration without judging it.
+fn load_config(file: Option<PathBuf>) -> Result<Loaded, Failure> {
+    load(file.as_deref(), std::env::vars()).map_err(|error: LoadError| Failure::new(Exit::BadConfig, error))
+}
+
+/// Reads the configuration, with what this command cannot do without, and starts logging.
+fn checked_config(
+    file: Option<PathBuf>,
+    require: impl Fn(&Config, &mut Findings),
+) -> Result<Config, Failure> {
+    let mut loaded = load_config(file)?;
+    require(&loaded.config, &mut loaded.findings);
+    telemetry::start(&loaded.config.log.level, loaded.config.log.format);
+    for warning in &loaded.findings.warnings {
+        tracing::warn!("configuration: {warning}");
+    }
+    loaded.check().map_err(|problems: ConfigProblems| Failure::new(Exit::BadConfig, problems))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,69 @@
+//! What commands print: results on standard output, one JSON value or plain text.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+
+use crate::exit::{Exit, Failure};
+
+/// Writes a line to standard output. A reader that went away (`| head`) ends the command quietly.
+pub(super) fn line(text: impl AsRef<str>) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{}", text.as_ref()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Err(Failure { exit: Exit::Ok, error: anyhow::Error::new(error) })
+        }
+        written => written.map_err(|error| Failure::new(Exit::Internal, error)),
+    }
+}
+
+/// One JSON value, indented for a person, on one line for a program.
+pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = if io::stdout().is_terminal() {
+        serde_json::to_string_pretty(value)
+    } else {
+        serde_json::to_string(value)
+    };
+    line(text.map_err(|error| Failure::new(Exit::Internal, error))?)
+}
+
+/// Rows under headings, in columns as wide as their widest cell; the last column is not padded.
+pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+    let mut widths: Vec<usize> = headings.iter().map(|heading| heading.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let headings = headings.iter().map(|heading| heading.to_string()).collect();
+    for row in std::iter::once(&headings).chain(rows) {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// `12,345,678`
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (12_345_678, "12,345,678")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! `fanwise send`: submits a job from the shell. Lists longer than one message holds travel as parts
+//! of one job.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::recipients::{self, ListFormat};
+use super::{checked_config, output, progress};
+use crate::app;
+use crate::config::Config;
+use crate::domain::fields::summary;
+use crate::domain::ids::JobId;
+use crate::domain::job::{
+    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, Job, JobDocument,
+    MessageDocument, Part,
+};
+use crate::domain::lane::Priority;
+use crate::domain::message::Options;
+use crate::domain::outcome::OnUncertain;
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::ports::{Broker as _, Ledger as _, Outgoing, Publisher as _, Route, Session as _};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  fanwise send --client-msg-no promo-1 --text 'Hello' ana bob
+  fanwise send --client-msg-no promo-2 --text 'Hello' --file users.csv --wait
+  generate-users | fanwise send --client-msg-no promo-3 --data '{\"kind\":\"sale\"}' --file -")]
+pub(super) struct SendArgs {
+    /// Key of the job: sending it again with the same message sends to nobody twice
+    #[arg(long, value_name = "KEY")]
+    client_msg_no: String,
+    /// Recipients
+    recipients: Vec<String>,
+    /// Take recipients from a file, or from standard input with `-`
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// How the file is written [default: by its ending, .csv, .ndjson, else lines]
+    #[arg(long, value_enum)]
+    format: Option<ListFormat>,
+    /// Column (CSV) or field (NDJSON) that holds the recipient
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
+    /// Leave this recipient out (can be repeated)
+    #[arg(long, value_name = "RECIPIENT")]
+    exclude: Vec<String>,
+    /// Say this text
+    #[arg(long, group = "message")]
+    text: Option<String>,
+    /// Send this JSON as application data
+    #[arg(long, group = "message", value_name = "JSON")]
+    data: Option<String>,
+    /// Send this JSON as the target's own message body
+    #[arg(long, group = "message", value_name = "JSON")]
+    native: Option<String>,
+    /// App (tenant) of the job
+    #[arg(long)]
+    app: Option<String>,
+    /// Target to send to [default: the app's]
+    #[arg(long)]
+    target: Option<String>,
+    /// Who the message is from [default: the target's default sender]
+    #[arg(long)]
+    sender: Option<String>,
+    /// Priority
+    #[arg(long, value_parser = ["high", "normal", "bulk"], default_value = "normal")]
+    priority: String,
+    /// Only to recipients that are online
+    #[arg(long)]
+    online_only: bool,
+    /// Do not count as unread
+    #[arg(long)]
+    no_unread: bool,
+    /// Send nothing before this RFC 3339 time
+    #[arg(long, value_name = "TIME")]
+    not_before: Option<String>,
+    /// Send nothing after this RFC 3339 time
+    #[arg(long, value_name = "TIME")]
+    expires_at: Option<String>,
+    /// Limit of this job alone, such as 500/s
+    #[arg(long)]
+    rate: Option<String>,
+    /// What to do when a reply is lost [default: the target's rule]
+    #[arg(long, value_parser = ["retry", "hold", "drop"])]
+    on_uncertain: Option<String>,
+    /// Wait until the job is completed, with a progress bar on a terminal
+    #[arg(long)]
+    wait: bool,
+    /// Check everything and say what would be sent, but send nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, Failure> {
+    let config = checked_config(file, |config, findings| {
+        if !args.dry_run {
+            config.require_broker(findings);
+        }
+        if args.wait {
+            config.require_ledger(findings);
+        }
+    })?;
+    let recipients = args.recipients()?;
+    let count = recipients.len();
+    let bodies = args.bodies(recipients)?;
+    let job = check(&bodies, &config, args.priority())?;
+    if args.dry_run {
+        let what = json!({"job": job.id, "recipients": count, "messages": bodies.len(), "target": job.target});
+        return report(&args, &what, || {
+            format!(
+                "would send job {} to {count} recipient(s) of {} in {} message(s); nothing was sent",
+                job.id, job.target, bodies.len()
+            )
+        });
+    }
+    publish(&config, job.id, args.priority(), bodies).await?;
+    if !args.wait {
+        let what = json!({"job": job.id, "recipients": count, "accepted": true});
+        return report(&args, &what, || {
+            format!("accepted: job {} for {count} recipient(s); fanwise job watch {}", job.id, job.id)
+        });
+    }
+    wait(&args, &config, &job).await
+}
+
+/// What a checked job is known by.
+struct Checked {
+    id: JobId,
+    target: String,
+    content_digest: String,
+}
+
+impl SendArgs {
+    fn priority(&self) -> Priority {
+        match self.priority.as_str() {
+            "high" => Priority::High,
+            "bulk" => Priority::Bulk,
+            _ => Priority::Normal,
+        }
+    }
+
+    /// Recipients from the arguments and the file, in that order.
+    fn recipients(&self) -> Result<Vec<String>, Failure> {
+        let mut all = self.recipients.clone();
+        if let Some(path) = &self.file {
+            let column = self.column.as_deref();
+            let format = self.format.unwrap_or_else(|| ListFormat::of(path));
+            let list = if path == Path::new("-") {
+                recipients::read(std::io::stdin().lock(), format, column)
+            } else {
+                let file = File::open(path).map_err(|error| {
+                    Failure::message(Exit::BadInput, format!("cannot read {}: {error}", path.display()))
+                })?;
+                recipients::read(file, format, column)
+            };
+            let from = path.display();
+            all.extend(list.map_err(|what| Failure::message(Exit::BadInput, format!("{from}: {what}")))?);
+        }
+        if all.is_empty() {
+            let what = "no recipients: name them, or give --file";
+            return Err(Failure::message(Exit::BadInput, what));
+        }
+        Ok(all)
+    }
+
+    /// The messages of the job, as many parts as its list needs.
+    fn bodies(&self, recipients: Vec<String>) -> Result<Vec<Vec<u8>>, Failure> {
+        let message = self.message()?;
+        let parts = parts(recipients);
+        let of = parts.len() as u32;
+        (1..)
+            .zip(parts)
+            .map(|(number, users)| {
+                let document = self.document(message.clone(), users, (of > 1).then_some(Part { number, of }));
+                serde_json::to_vec(&document).or_exit(Exit::Internal)
+            })
+            .collect()
+    }
+
+    fn message(&self) -> Result<MessageDocument, Failure> {
+        let raw = |name: &str, text: &Option<String>| {
+            let raw = text.clone().map(RawValue::from_string).transpose();
+            raw.map_err(|error| Failure::message(Exit::BadInput, format!("--{name} is not JSON: {error}")))
+        };
+        let message = MessageDocument {
+            kind: match (&self.text, &self.data) {
+                (Some(_), _) => Some("text".to_owned()),
+                (_, Some(_)) => Some("custom".to_owned()),
+                _ => None,
+            },
+            text: self.text.clone(),
+            data: raw("data", &self.data)?,
+            native: raw("native", &self.native)?,
+        };
+        if message.kind.is_none() && message.native.is_none() {
+            return Err(Failure::message(Exit::Usage, "no message: give --text, --data or --native"));
+        }
+        Ok(message)
+    }
+
+    fn document(&self, message: MessageDocument, users: Vec<String>, part: Option<Part>) -> JobDocument {
+        JobDocument {
+            v: JOB_VERSION,
+            client_msg_no: self.client_msg_no.clone(),
+            app: self.app.clone(),
+            target: self.target.clone(),
+            sender: self.sender.clone(),
+            audience: AudienceDocument { users, exclude: self.exclude.clone() },
+            message,
+            options: Some(Options {
+                online_only: self.online_only,
+                unread: !self.no_unread,
+                ..Options::default()
+            }),
+            priority: None,
+            not_before: self.not_before.clone(),
+            expires_at: self.expires_at.clone(),
+            rate: self.rate.clone(),
+            on_uncertain: self.on_uncertain.as_deref().map(|policy| match policy {
+                "retry" => OnUncertain::Retry,
+                "hold" => OnUncertain::Hold,
+                _ => OnUncertain::Drop,
+            }),
+            part,
+        }
+    }
+}
+
+/// Room left in a message for everything but its recipients.
+const BODY_MARGIN: usize = 512 * 1024;
+
+/// Cuts a list so that every part fits into one message.
+fn parts(recipients: Vec<String>) -> Vec<Vec<String>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for recipient in recipients {
+        // Six bytes for every one is the longest JSON escape.
+        let size = if recipient.contains(['"', '\\']) { recipient.len() * 6 } else { recipient.len() } + 3;
+        let full = parts.last().is_some_and(|part| part.len() >= JOB_RECIPIENTS_MAX);
+        if full || bytes + size > JOB_BYTES_MAX - BODY_MARGIN {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(part) = parts.last_mut() {
+            part.push(recipient);
+        }
+    }
+    parts
+}
+
+/// Reads every message as the worker will, so that mistakes are found before anything is sent.
+fn check(bodies: &[Vec<u8>], config: &Config, priority: Priority) -> Result<Checked, Failure> {
+    let names = app::Names::of(config);
+    let mut checked = None;
+    for body in bodies {
+        let job = Job::read(body, Some(priority), &names, jiff::Timestamp::now())
+            .map_err(|problems| Failure::message(Exit::BadInput, summary(&problems)))?;
+        let Job { head, content_digest, .. } = job;
+        checked.get_or_insert(Checked { id: head.id, target: head.target, content_digest });
+    }
+    checked.ok_or_else(|| Failure::message(Exit::BadInput, "no recipients"))
+}
+
+async fn publish(
+    config: &Config,
+    job: JobId,
+    priority: Priority,
+    bodies: Vec<Vec<u8>>,
+) -> Result<(), Failure> {
+    let session = app::broker(config).connect().await.or_exit(Exit::Unavailable)?;
+    let publisher = session.publisher();
+    for (number, body) in (1..).zip(bodies) {
+        let message = Outgoing {
+            route: Route::Job(priority),
+            body: body.into(),
+            message_id: format!("{job}/{number}"),
+            traceparent: std::env::var("TRACEPARENT").ok(),
+        };
+        // One at a time: a message of megabytes is its own batch.
+        publisher.publish(vec![message]).await.or_exit(Exit::Unavailable)?;
+    }
+    session.close().await;
+    Ok(())
+}
+
+async fn wait(args: &SendArgs, config: &Config, job: &Checked) -> Result<Exit, Failure> {
+    let ledger = app::ledger(config).await?;
+    let record = progress::follow(&ledger, job.id).await?;
+    if record.content_digest != job.content_digest {
+        return Err(Failure::message(
+            Exit::BadInput,
+            format!(
+                "conflict: {:?} stands for another message, job {}; your message was rejected and \
+                 lies in fanwise.rejected",
+                args.client_msg_no, job.id
+            ),
+        ));
+    }
+    let record = ledger.job(job.id).await.or_exit(Exit::Unavailable)?.unwrap_or(record);
+    report(args, &record, || format!("job {} completed: {}", job.id, progress::summary(&record.accounts)))
+}
+
+fn report(
+    args: &SendArgs,
+    value: &impl serde::Serialize,
+    text: impl Fn() -> String,
+) -> Result<Exit, Failure> {
+    if args.json { output::json(value)? } else { output::line(text())? }
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_become_parts_that_fit() {
+        let list = vec!["u".repeat(200); 150_000];
+        let parts = parts(list);
+        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 150_000);
+        for part in &parts {
+            assert!(part.len() <= JOB_RECIPIENTS_MAX);
+            assert!(part.len() * 203 < JOB_BYTES_MAX);
+        }
+    }
+}

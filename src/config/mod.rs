@@ -1,0 +1,418 @@
+//! All settings: key, meaning, default, unit, bounds and cross-checks. Read once, all problems at
+//! once, before anything is bound or connected.
+//!
+//! The file is TOML (`--config`, else `FANWISE_CONFIG`, else `./fanwise.toml` if it is there). Every
+//! key can be set from the environment: `FANWISE_BROKER__URL` is `broker.url`.
+//! `deploy/fanwise.example.toml` documents every key and is tested against this module.
+
+mod reader;
+mod targets;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use self::reader::{ENV_PREFIX, Findings, Origin, Secret, Shown, duration_text};
+use self::reader::Section;
+pub use self::targets::TargetConfig;
+use crate::domain::fields::Problem;
+use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
+use crate::domain::limits::Rate;
+use crate::domain::schedule::Schedule;
+use crate::telemetry::LogFormat;
+
+/// File that is read when none is named.
+pub const DEFAULT_FILE: &str = "fanwise.toml";
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub broker: BrokerConfig,
+    pub ledger: LedgerConfig,
+    pub admin: AdminConfig,
+    pub worker: WorkerConfig,
+    pub retry: RetryConfig,
+    pub targets: BTreeMap<String, TargetConfig>,
+    pub apps: BTreeMap<String, AppConfig>,
+    pub log: LogConfig,
+}
+
+/// `[broker]`: RabbitMQ 3.10 or newer.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// `url` or `url_file`: `amqp://user:password@host:5672/vhost`, or `amqps://`.
+    pub url: Secret,
+    /// `namespace`: prefix of every exchange and queue. Default `fanwise`.
+    pub namespace: String,
+    /// `declare`: declare exchanges and queues at start. Off where only an operator may, with
+    /// `fanwise topology apply`. Default true.
+    pub declare: bool,
+    /// `heartbeat`: a silent connection is given up after twice this. Default 10s; 1s to 60s.
+    pub heartbeat: Duration,
+    /// `confirm_timeout`: longest wait for the broker's confirm of a publish. Default 10s; 1s to 2m.
+    pub confirm_timeout: Duration,
+}
+
+/// `[ledger]`: Redis 6.2 or newer, or Valkey, with `maxmemory-policy noeviction`.
+#[derive(Clone, Debug)]
+pub struct LedgerConfig {
+    /// `url` or `url_file`: `redis://:password@host:6379/0`, or `rediss://`.
+    pub url: Secret,
+    /// `prefix`: first part of every key. Default `fanwise`.
+    pub prefix: String,
+    /// `dedup_window`: how long a recipient is known to a job after its last activity. Default 168h
+    /// (7 days); 1h to 2160h.
+    pub dedup_window: Duration,
+    /// `lease`: how long a claim lasts unless it is renewed; longer than every target's call timeout
+    /// by at least 5s. After a crash, recipients in flight wait this long. Default 20s; 2s to 10m.
+    pub lease: Duration,
+    /// `fingerprint_secret` or `fingerprint_secret_file`: keys the recipients' fingerprints; the same
+    /// on all workers, and not to be changed while jobs run. Default: a constant.
+    pub fingerprint_secret: Secret,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug)]
+pub struct AdminConfig {
+    /// `listen`: address of /livez, /readyz and /metrics. Default 127.0.0.1:9600.
+    pub listen: SocketAddr,
+}
+
+/// `[worker]`
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// `slice_recipients`: recipients per slice. Default 500; 1 to 5000.
+    pub slice_recipients: u32,
+    /// `slices_in_work`: slices in delivery at a time, per target. Default 8; 1 to 256.
+    pub slices_in_work: usize,
+    /// `express_in_work`: further places for small jobs, per target. Default 4; 1 to 256.
+    pub express_in_work: usize,
+    /// `slice_budget`: how long a delivery works on one slice before the rest goes to the end of its
+    /// lane. Default 1m; 1s to 10m.
+    pub slice_budget: Duration,
+    /// `drain_deadline`: how long a stopping process may finish what is in work; shorter than what
+    /// its platform grants. Default 25s; 1s to 10m.
+    pub drain_deadline: Duration,
+    /// `progress_interval`: shortest time between two progress events of a job. Default 2s; 100ms to 1h.
+    pub progress_interval: Duration,
+}
+
+/// `[retry]`
+#[derive(Clone, Debug)]
+pub struct RetryConfig {
+    /// `attempts_max`: attempts per recipient, the first included. Default 8; 1 to 100.
+    pub attempts_max: u32,
+    /// `delay_min`, `delay_max`, `jitter`: exponential from 1s (100ms to 1h) to 5m (up to 24h), each
+    /// spread by ± 0.2 (0 to below 1).
+    pub schedule: Schedule,
+}
+
+/// `[apps.NAME]`: a tenant. Without any, there is one, `default`.
+#[derive(Clone, Debug, Default)]
+pub struct AppConfig {
+    /// `target`: where its jobs go that name no target; optional with a single target.
+    pub target: Option<String>,
+    /// `limit`: such as `"500/s"`, in recipients unless it says `per call`. Default none.
+    pub limit: Option<Rate>,
+    /// `on_ledger_down`: `fail_closed` (default) stops, `fail_open` sends without dedup and counts.
+    pub fail_open: bool,
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// `level`: `error`, `warn`, `info`, `debug`, or a filter such as `info,fanwise::worker=debug`.
+    pub level: String,
+    /// `format`: `auto` (text on a terminal, JSON elsewhere), `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// A configuration with everything that was noticed while it was read.
+pub struct Loaded {
+    pub config: Config,
+    pub findings: Findings,
+    pub file: Option<PathBuf>,
+}
+
+/// The file cannot be read at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot read {path}")]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not TOML")]
+    NotToml { path: PathBuf, source: Box<toml::de::Error> },
+}
+
+impl Loaded {
+    /// Nothing is wrong, or an error that lists everything that is.
+    pub fn check(self) -> Result<Config, ConfigProblems> {
+        if self.findings.problems.is_empty() {
+            Ok(self.config)
+        } else {
+            Err(ConfigProblems { file: self.file, problems: self.findings.problems })
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug)]
+pub struct ConfigProblems {
+    pub file: Option<PathBuf>,
+    pub problems: Vec<Problem>,
+}
+
+impl std::fmt::Display for ConfigProblems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let place = match &self.file {
+            Some(file) => file.display().to_string(),
+            None => "the environment (no configuration file)".to_owned(),
+        };
+        write!(f, "{} problem(s) in {place}:", self.problems.len())?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for ConfigProblems {}
+
+/// Loads the named file, or the default one if it is there, and the environment over it.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, LoadError> {
+    let default = Path::new(DEFAULT_FILE);
+    let file = file.or_else(|| default.exists().then_some(default));
+    let table = match file {
+        None => toml::Table::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| LoadError::Unreadable { path: path.to_owned(), source })?;
+            text.parse().map_err(|source| LoadError::NotToml {
+                path: path.to_owned(),
+                source: Box::new(source),
+            })?
+        }
+    };
+    let mut findings = Findings::default();
+    let config = read(Section::root(table, environment), &mut findings);
+    cross_check(&config, &mut findings);
+    Ok(Loaded { config, findings, file: file.map(Path::to_owned) })
+}
+
+fn read(mut root: Section, findings: &mut Findings) -> Config {
+    let targets = read_targets(&mut root, findings);
+    let config = Config {
+        broker: read_broker(root.section("broker", findings), findings),
+        ledger: read_ledger(root.section("ledger", findings), findings),
+        admin: read_admin(root.section("admin", findings), findings),
+        worker: read_worker(root.section("worker", findings), findings),
+        retry: read_retry(root.section("retry", findings), findings),
+        apps: read_apps(&mut root, &targets, findings),
+        targets,
+        log: read_log(root.section("log", findings), findings),
+    };
+    root.finish(findings);
+    config
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
+    let url = section.secret("url", "url_file", findings).unwrap_or_else(|| Secret::new(""));
+    let schemes = ["amqp://", "amqps://"];
+    if !url.expose().is_empty() && !schemes.iter().any(|scheme| url.expose().starts_with(scheme)) {
+        findings.problem("broker.url", "an address that begins with amqp:// or amqps:// is expected");
+    }
+    let broker = BrokerConfig {
+        url,
+        namespace: section.text("namespace", "fanwise", findings),
+        declare: section.boolean("declare", true, findings),
+        heartbeat: section.duration("heartbeat", 10 * SECOND, SECOND..=MINUTE, findings),
+        confirm_timeout: section.duration("confirm_timeout", 10 * SECOND, SECOND..=2 * MINUTE, findings),
+    };
+    check_name("broker.namespace", &broker.namespace, findings);
+    section.finish(findings);
+    broker
+}
+
+fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
+    let url = section.secret("url", "url_file", findings).unwrap_or_else(|| Secret::new(""));
+    let schemes = ["redis://", "rediss://"];
+    if !url.expose().is_empty() && !schemes.iter().any(|scheme| url.expose().starts_with(scheme)) {
+        findings.problem("ledger.url", "an address that begins with redis:// or rediss:// is expected");
+    }
+    let secret = section.secret("fingerprint_secret", "fingerprint_secret_file", findings);
+    let ledger = LedgerConfig {
+        url,
+        prefix: section.text("prefix", "fanwise", findings),
+        dedup_window: section.duration("dedup_window", 168 * HOUR, HOUR..=2160 * HOUR, findings),
+        lease: section.duration("lease", 20 * SECOND, 2 * SECOND..=10 * MINUTE, findings),
+        fingerprint_secret: secret.unwrap_or_else(|| Secret::new("fanwise")),
+    };
+    check_name("ledger.prefix", &ledger.prefix, findings);
+    section.finish(findings);
+    ledger
+}
+
+fn read_admin(mut section: Section, findings: &mut Findings) -> AdminConfig {
+    let default = "127.0.0.1:9600";
+    let text = section.text("listen", default, findings);
+    let listen = text.parse().unwrap_or_else(|_| {
+        let what = format!("an address and port such as \"{default}\" is expected, not {text:?}");
+        findings.problem("admin.listen", what);
+        SocketAddr::from(([127, 0, 0, 1], 9600))
+    });
+    section.finish(findings);
+    AdminConfig { listen }
+}
+
+fn read_worker(mut section: Section, findings: &mut Findings) -> WorkerConfig {
+    let ms = Duration::from_millis;
+    let worker = WorkerConfig {
+        slice_recipients: section.integer("slice_recipients", 500, 1..=5000, findings) as u32,
+        slices_in_work: section.integer("slices_in_work", 8, 1..=256, findings) as usize,
+        express_in_work: section.integer("express_in_work", 4, 1..=256, findings) as usize,
+        slice_budget: section.duration("slice_budget", MINUTE, SECOND..=10 * MINUTE, findings),
+        drain_deadline: section.duration("drain_deadline", 25 * SECOND, SECOND..=10 * MINUTE, findings),
+        progress_interval: section.duration("progress_interval", 2 * SECOND, ms(100)..=HOUR, findings),
+    };
+    section.finish(findings);
+    worker
+}
+
+fn read_retry(mut section: Section, findings: &mut Findings) -> RetryConfig {
+    let ms = Duration::from_millis;
+    let retry = RetryConfig {
+        attempts_max: section.integer("attempts_max", 8, 1..=100, findings) as u32,
+        schedule: Schedule {
+            min: section.duration("delay_min", SECOND, ms(100)..=HOUR, findings),
+            max: section.duration("delay_max", 5 * MINUTE, ms(100)..=24 * HOUR, findings),
+            jitter: section.ratio("jitter", 0.2, findings),
+        },
+    };
+    section.finish(findings);
+    retry
+}
+
+fn read_targets(root: &mut Section, findings: &mut Findings) -> BTreeMap<String, TargetConfig> {
+    let mut targets = BTreeMap::new();
+    for (name, section) in root.named("targets", findings) {
+        check_name(&format!("targets.{name}"), &name, findings);
+        if let Some(target) = targets::read(section, findings) {
+            targets.insert(name, target);
+        }
+    }
+    targets
+}
+
+fn read_apps(
+    root: &mut Section,
+    targets: &BTreeMap<String, TargetConfig>,
+    findings: &mut Findings,
+) -> BTreeMap<String, AppConfig> {
+    let mut apps = BTreeMap::new();
+    for (name, mut section) in root.named("apps", findings) {
+        check_name(&format!("apps.{name}"), &name, findings);
+        let target = section.optional_text("target", findings);
+        if let Some(target) = &target
+            && !targets.contains_key(target)
+        {
+            findings.problem(section.key("target"), format!("there is no [targets.{target}]"));
+        }
+        let modes = [("fail_closed", false), ("fail_open", true)];
+        let app = AppConfig {
+            target,
+            limit: section.rate("limit", findings),
+            fail_open: section.choice("on_ledger_down", "fail_closed", &modes, findings) == Some(true),
+        };
+        section.finish(findings);
+        apps.insert(name, app);
+    }
+    if apps.is_empty() {
+        apps.insert("default".to_owned(), AppConfig::default());
+    }
+    apps
+}
+
+fn read_log(mut section: Section, findings: &mut Findings) -> LogConfig {
+    let formats = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let level = section.text("level", "info", findings);
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&level) {
+        findings.problem("log.level", format!("not a log filter: {error}"));
+    }
+    let format = section.choice("format", "auto", &formats, findings);
+    section.finish(findings);
+    LogConfig { level, format: format.unwrap_or(LogFormat::Auto) }
+}
+
+/// Names become parts of queue names, keys, routing keys and labels.
+fn check_name(key: &str, name: &str, findings: &mut Findings) {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    if let Some(what) = wrong_id(name, NAME_BYTES_MAX) {
+        findings.problem(key, what);
+    } else if !name.chars().all(allowed) {
+        findings.problem(key, "only a-z, 0-9, - and _ may stand in a name");
+    }
+}
+
+/// How much longer than any call a claim must last, so that a late answer still finds it.
+const LEASE_MARGIN: Duration = Duration::from_secs(5);
+
+/// Settings that are right alone and wrong together.
+fn cross_check(config: &Config, findings: &mut Findings) {
+    for (name, target) in &config.targets {
+        let least = target.call_timeout + LEASE_MARGIN;
+        if config.ledger.lease < least {
+            let what = format!(
+                "{} is shorter than targets.{name}.call_timeout plus 5s, {}: a slow call would outlive its claim",
+                duration_text(config.ledger.lease),
+                duration_text(least)
+            );
+            findings.problem("ledger.lease", what);
+        }
+    }
+    if config.retry.schedule.min > config.retry.schedule.max {
+        findings.problem("retry.delay_max", "is less than retry.delay_min");
+    }
+    if config.ledger.dedup_window < config.retry.schedule.max * config.retry.attempts_max {
+        findings.problem(
+            "ledger.dedup_window",
+            "is shorter than all retries together: a late retry would find nothing to compare with",
+        );
+    }
+    for (name, app) in &config.apps {
+        if app.target.is_none() && config.targets.len() > 1 {
+            let what = "no default target: its jobs must name one";
+            findings.warning(format!("apps.{name}.target"), what);
+        }
+    }
+}
+
+impl Config {
+    /// What a worker cannot do without.
+    pub fn require_worker(&self, findings: &mut Findings) {
+        self.require_broker(findings);
+        self.require_ledger(findings);
+        if self.targets.is_empty() {
+            findings.problem("targets", "missing: at least one [targets.NAME] is needed to send to");
+        }
+    }
+
+    pub fn require_broker(&self, findings: &mut Findings) {
+        if self.broker.url.expose().is_empty() {
+            let what = "missing: give it, broker.url_file, or FANWISE_BROKER__URL";
+            findings.problem("broker.url", what);
+        }
+    }
+
+    pub fn require_ledger(&self, findings: &mut Findings) {
+        if self.ledger.url.expose().is_empty() {
+            let what = "missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
+            findings.problem("ledger.url", what);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! The public formats as JSON Schema and AsyncAPI, generated from the types that write them. The files
+//! in `schemas/` are these documents; a test fails when they drift.
+
+use schemars::{JsonSchema, schema_for};
+use serde_json::{Value, json};
+
+use crate::domain::announce::{DeadLetter, JobEvent};
+use crate::domain::job::JobDocument;
+
+/// File names of all documents.
+pub const DOCUMENTS: [&str; 4] =
+    ["job.schema.json", "dead-letter.schema.json", "job-event.schema.json", "asyncapi.json"];
+
+/// The text of one of [`DOCUMENTS`]; empty for another name.
+pub fn document(name: &str) -> String {
+    let value = match name {
+        "job.schema.json" => schema::<JobDocument>(),
+        "dead-letter.schema.json" => schema::<DeadLetter>(),
+        "job-event.schema.json" => schema::<JobEvent>(),
+        "asyncapi.json" => asyncapi(),
+        _ => return String::new(),
+    };
+    format!("{value:#}\n")
+}
+
+fn schema<T: JsonSchema>() -> Value {
+    schema_for!(T).to_value()
+}
+
+fn asyncapi() -> Value {
+    let channel = |address: &str, summary: &str, message: &str| {
+        json!({
+            "address": address,
+            "title": summary,
+            "messages": { message: { "$ref": format!("#/components/messages/{message}") } },
+        })
+    };
+    let message = |file: &str, title: &str| {
+        json!({
+            "title": title,
+            "contentType": "application/json",
+            "payload": { "schemaFormat": "application/schema+json;version=draft-2020-12",
+                         "schema": { "$ref": format!("./{file}") } },
+        })
+    };
+    let operation = |action: &str, channel: &str, summary: &str| {
+        json!({
+            "action": action,
+            "summary": summary,
+            "channel": { "$ref": format!("#/channels/{channel}") },
+        })
+    };
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Fanwise over AMQP 0-9-1",
+            "version": "1",
+            "description": "Publish persistent JSON with the mandatory flag and publisher confirms; \
+                            a job is accepted when its confirm has come.",
+        },
+        "channels": {
+            "jobs": channel("fanwise.jobs", "Exchange for jobs; routing key high, normal or bulk", "job"),
+            "dead": channel("fanwise.dead", "Exchange of dead letters; routing key <app>.<target>", "deadLetter"),
+            "events": channel("fanwise.events", "Exchange of job events; routing key <app>.<event>", "jobEvent"),
+        },
+        "operations": {
+            "submitJob": operation("receive", "jobs", "Producers publish jobs here"),
+            "publishDeadLetter": operation("send", "dead", "Recipients that ended failed or uncertain"),
+            "publishJobEvent": operation("send", "events", "accepted, progress, completed"),
+        },
+        "components": { "messages": {
+            "job": message("job.schema.json", "Job"),
+            "deadLetter": message("dead-letter.schema.json", "Dead letter"),
+            "jobEvent": message("job-event.schema.json", "Job event"),
+        } },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_committed_schemas_are_what_the_code_generates() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
+        for name in DOCUMENTS {
+            let committed = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+            assert!(
+                committed == document(name),
+                "schemas/{name} has drifted: cargo run -- schema --write schemas"
+            );
+        }
+    }
+
+    /// The reader of jobs is written by hand, so that it can report every problem at once; it must
+    /// know exactly the fields that the schema names.
+    #[test]
+    fn the_job_reader_knows_the_fields_of_the_schema() {
+        let schema: Value = serde_json::from_str(&document("job.schema.json")).unwrap();
+        let source = concat!(include_str!("domain/job.rs"), include_str!("domain/message.rs"));
+        let mut fields = Vec::new();
+        collect(&schema, &mut fields);
+        assert!(fields.len() > 20, "{fields:?}");
+        for field in fields {
+            assert!(source.contains(&format!("\"{field}\"")) || source.contains(&format!("pub {field}: u32")), "{field} is not read");
+        }
+    }
+
+    fn collect(schema: &Value, fields: &mut Vec<String>) {
+        match schema {
+            Value::Object(object) => {
+                if let Some(Value::Object(properties)) = object.get("properties") {
+                    fields.extend(properties.keys().cloned());
+                }
+                object.values().for_each(|value| collect(value, fields));
+            }
+            Value::Array(values) => values.iter().for_each(|value| collect(value, fields)),
+            _ => {}
+        }
+    }
+}
