@@ -1,0 +1,63 @@
+//! `/_mock/…` and `/livez`: how tests and people look at the mock and steer it. No fault strikes
+//! here, and nothing here is counted as a request.
+
+use axum::extract::Query;
+use http::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Call;
+use super::faults::FaultsError;
+use super::reply::Answer;
+use super::state::State;
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct AcceptedQuery {
+    recipient: Option<String>,
+}
+
+/// Answers the request if its path is one of ours.
+pub(super) fn answer(state: &State, call: &Call) -> Option<Answer> {
+    let answer = match (&call.parts.method, call.parts.uri.path()) {
+        (&Method::GET, "/livez") => Answer::text(StatusCode::OK, "ok"),
+        (&Method::GET, "/_mock/stats") => Answer::json(StatusCode::OK, &state.stats()),
+        (&Method::GET, "/_mock/faults") => Answer::json(StatusCode::OK, state.chooser().faults()),
+        (&Method::POST, "/_mock/faults") => patch(state, call),
+        (&Method::GET, "/_mock/accepted") => accepted(state, call),
+        (_, path) if path.starts_with("/_mock") => problem(
+            StatusCode::NOT_FOUND,
+            "no such control; see fanwise mock-im --help",
+        ),
+        _ => return None,
+    };
+    Some(answer)
+}
+
+fn patch(state: &State, call: &Call) -> Answer {
+    let patched = serde_json::from_slice::<Value>(&call.body)
+        .map_err(FaultsError::Patch)
+        .and_then(|patch| state.patch_faults(&patch));
+    match patched {
+        Ok(faults) => Answer::json(StatusCode::OK, &faults),
+        Err(FaultsError::Patch(error)) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+        Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    }
+}
+
+fn accepted(state: &State, call: &Call) -> Answer {
+    let query = Query::<AcceptedQuery>::try_from_uri(&call.parts.uri);
+    let Ok(Query(query)) = query else {
+        return problem(StatusCode::BAD_REQUEST, "the query cannot be read");
+    };
+    let entries = match &query.recipient {
+        Some(recipient) => state.book.of(recipient),
+        None => state.book.all(),
+    };
+    let body = json!({ "complete": state.book.is_complete(), "entries": entries });
+    Answer::json(StatusCode::OK, &body)
+}
+
+fn problem(status: StatusCode, text: &str) -> Answer {
+    Answer::json(status, &json!({ "error": text }))
+}

@@ -1,0 +1,197 @@
+//! The truth about what was accepted: one [`Entry`] for each recipient.
+//!
+//! A line of the log file is in the kernel (`write(2)` returned) before the answer to its request
+//! leaves, so whoever kills the mock or the client still finds in the file everything that was
+//! answered. Lines of one request are written by one call on a descriptor opened for appending; the
+//! kernel places such calls one after the other, so no lock of ours is held around the write.
+//! Nothing is flushed to the disk: this log survives the process, not the machine.
+//!
+//! The `Book` keeps the same entries in memory, up to a bound, and counts duplicates without one.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::hash::Hasher;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+/// Payloads up to this many bytes are written as they are, longer ones as their SHA-256.
+const PAYLOAD_SHOWN_MAX: usize = 256;
+
+/// Enough that two cores seldom meet on one lock.
+const SHARDS: usize = 64;
+
+/// An accepted message of one recipient: a line of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Microseconds since 1970.
+    pub at_us: u64,
+    /// `wukongim` or `webhook`.
+    pub system: Arc<str>,
+    /// The user, or the channel when `channel_type` is not 1.
+    pub recipient: String,
+    pub from: Arc<str>,
+    /// As the caller gave it, or made by the server where the protocol has none.
+    pub client_msg_no: String,
+    pub message_id: i64,
+    pub message_seq: u64,
+    /// True when the caller was given an earlier answer again: no new message.
+    pub replay: bool,
+    /// WuKongIM channel type: 1 person, 2 group.
+    pub channel_type: u8,
+    #[serde(default)]
+    pub no_persist: bool,
+    #[serde(default)]
+    pub sync_once: bool,
+    /// The decoded payload as text, or `sha256:` and its digest when it is long or not text.
+    pub payload: Arc<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<Arc<str>>,
+}
+
+/// The payload as entries show it.
+pub(super) fn shown_payload(payload: &[u8]) -> Arc<str> {
+    match std::str::from_utf8(payload) {
+        Ok(text) if payload.len() <= PAYLOAD_SHOWN_MAX => text.into(),
+        _ => sha256(payload).into(),
+    }
+}
+
+fn sha256(payload: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, payload);
+    let mut text = String::from("sha256:");
+    for byte in digest.as_ref() {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
+/// The log file.
+#[derive(Debug)]
+pub(super) struct LogFile(File);
+
+impl LogFile {
+    pub(super) fn open(path: &Path) -> io::Result<LogFile> {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        Ok(LogFile(file))
+    }
+
+    /// Returns when the lines are in the kernel. This blocks the thread for a few microseconds,
+    /// which is less than handing the write to another thread and back would cost.
+    pub(super) fn append(&self, entries: &[Entry]) -> io::Result<()> {
+        let mut lines = Vec::with_capacity(entries.len() * 320);
+        for entry in entries {
+            serde_json::to_writer(&mut lines, entry)?;
+            lines.push(b'\n');
+        }
+        (&self.0).write_all(&lines)
+    }
+}
+
+/// A 128-bit fingerprint of some texts; the lengths go in, so their borders matter.
+pub(super) fn fingerprint(parts: &[&[u8]]) -> u128 {
+    let mut hasher = SipHasher13::new();
+    for part in parts {
+        hasher.write_usize(part.len());
+        hasher.write(part);
+    }
+    hasher.finish128().as_u128()
+}
+
+/// A map behind many locks, each held for a look-up or an insertion.
+#[derive(Debug)]
+pub(super) struct Shards<T>(Vec<Mutex<T>>);
+
+impl<T: Default> Shards<T> {
+    pub(super) fn new() -> Shards<T> {
+        Shards((0..SHARDS).map(|_| Mutex::default()).collect())
+    }
+
+    pub(super) fn lock(&self, fingerprint: u128) -> MutexGuard<'_, T> {
+        let index = fingerprint as usize % SHARDS;
+        self.0[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn each(&self) -> impl Iterator<Item = MutexGuard<'_, T>> {
+        let locks = self.0.iter();
+        locks.map(|lock| lock.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Page {
+    /// How often a message was accepted as new, by message and recipient.
+    times: HashMap<u128, u32>,
+    entries: HashMap<String, Vec<Entry>>,
+}
+
+/// What was accepted, in memory.
+#[derive(Debug)]
+pub(super) struct Book {
+    pages: Shards<Page>,
+    keep_max: usize,
+    kept: AtomicUsize,
+    left_out: AtomicU64,
+}
+
+impl Book {
+    pub(super) fn new(keep_max: usize) -> Book {
+        Book {
+            pages: Shards::new(),
+            keep_max,
+            kept: AtomicUsize::new(0),
+            left_out: AtomicU64::new(0),
+        }
+    }
+
+    /// Keeps the entry. Returns true when it is a new message that `message` and the recipient
+    /// show to have been accepted before.
+    pub(super) fn enter(&self, entry: Entry, message: &[u8]) -> bool {
+        let recipient = fingerprint(&[entry.recipient.as_bytes()]);
+        let identity = fingerprint(&[message, entry.recipient.as_bytes()]);
+        let keep = self.may_keep();
+        let mut page = self.pages.lock(recipient);
+        let times = page.times.entry(identity).or_default();
+        let repeated = !entry.replay && *times > 0;
+        *times += u32::from(!entry.replay);
+        if keep {
+            let entries = &mut page.entries;
+            match entries.get_mut(&entry.recipient) {
+                Some(kept) => kept.push(entry),
+                None => drop(entries.insert(entry.recipient.clone(), vec![entry])),
+            }
+        }
+        repeated
+    }
+
+    fn may_keep(&self) -> bool {
+        let keep = self.keep_max > 0 && self.kept.fetch_add(1, Ordering::Relaxed) < self.keep_max;
+        if !keep {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+        keep
+    }
+
+    /// True when no entry was left out for want of room.
+    pub(super) fn is_complete(&self) -> bool {
+        self.left_out.load(Ordering::Relaxed) == 0
+    }
+
+    /// The entries of one recipient, oldest first.
+    pub(super) fn of(&self, recipient: &str) -> Vec<Entry> {
+        let page = self.pages.lock(fingerprint(&[recipient.as_bytes()]));
+        page.entries.get(recipient).cloned().unwrap_or_default()
+    }
+
+    /// All entries, those of one recipient together and oldest first.
+    pub(super) fn all(&self) -> Vec<Entry> {
+        let pages = self.pages.each();
+        pages
+            .flat_map(|page| page.entries.values().flatten().cloned().collect::<Vec<_>>())
+            .collect()
+    }
+}

@@ -1,0 +1,257 @@
+//! What the whole mock shares: settings, faults, the log and the counters.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::faults::{Chooser, Fate, FaultKind, Faults, FaultsError};
+use super::log::{Book, Entry, LogFile, Shards};
+use super::webhook::KnownKey;
+use super::wukongim::{Stored, Version};
+use super::{MockError, Settings};
+
+/// Counters since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Messages accepted as new, one for each recipient.
+    pub accepted: u64,
+    /// Recipients that were given an earlier answer again.
+    pub replays: u64,
+    /// New messages whose client_msg_no and recipient had been accepted before; 0 is what a sender
+    /// that sends once achieves. Where the protocol carries no client_msg_no (WuKongIM sendbatch)
+    /// sender and payload stand for it.
+    pub duplicates: u64,
+    /// Recipients refused, by the protocol for their uid or by the refuse settings.
+    pub refused: u64,
+    /// Requests that broke a rule of the protocol.
+    pub invalid: u64,
+    /// Requests to an IM path, faults included; not those to `/_mock` and `/livez`.
+    pub requests: u64,
+    /// Connections taken.
+    pub connections: u64,
+    /// Requests that could not be logged; they were answered 500.
+    pub log_errors: u64,
+    /// Requests struck, by fault.
+    pub faults: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) accepted: AtomicU64,
+    pub(super) replays: AtomicU64,
+    pub(super) duplicates: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) invalid: AtomicU64,
+    pub(super) requests: AtomicU64,
+    pub(super) connections: AtomicU64,
+    pub(super) log_errors: AtomicU64,
+    faults: [AtomicU64; FaultKind::ALL.len()],
+}
+
+pub(super) fn count(counter: &AtomicU64, by: usize) {
+    counter.fetch_add(by as u64, Ordering::Relaxed);
+}
+
+/// What the recipients of one request have in common.
+pub(super) struct Origin {
+    pub(super) system: &'static str,
+    pub(super) from: String,
+    pub(super) payload: Arc<str>,
+    pub(super) traceparent: Option<Arc<str>>,
+    pub(super) channel_type: u8,
+    pub(super) no_persist: bool,
+    pub(super) sync_once: bool,
+    /// True when the protocol carries no client_msg_no, so that sender and payload tell one
+    /// message from another.
+    pub(super) unnumbered: bool,
+}
+
+/// One recipient of a request, accepted.
+pub(super) struct Receipt {
+    pub(super) recipient: String,
+    pub(super) client_msg_no: String,
+    pub(super) message_id: i64,
+    pub(super) message_seq: u64,
+    pub(super) replay: bool,
+}
+
+/// Shared by every connection.
+pub(super) struct State {
+    pub(super) version: Version,
+    pub(super) token: Option<String>,
+    pub(super) webhook_idempotent: bool,
+    pub(super) counters: Counters,
+    pub(super) book: Book,
+    /// WuKongIM v3: what a (channel, from_uid, client_msg_no) was answered.
+    pub(super) stored: Shards<HashMap<u128, Stored>>,
+    /// Webhook: what an idempotency key was answered.
+    pub(super) known_keys: Shards<HashMap<u128, Arc<KnownKey>>>,
+    /// Cancelled when the server stops: ends whatever would wait for ever.
+    pub(super) stop: CancellationToken,
+    /// Requests that are handled late, whether or not their client still waits.
+    pub(super) late: TaskTracker,
+    chooser: Mutex<Chooser>,
+    log: Option<LogFile>,
+    message_id_base: i64,
+    message_seq: AtomicU64,
+}
+
+impl State {
+    pub(super) fn new(settings: Settings) -> Result<State, MockError> {
+        let log = match &settings.log {
+            Some(path) => Some(LogFile::open(path).map_err(|source| MockError::OpenLog {
+                path: path.clone(),
+                source,
+            })?),
+            None => None,
+        };
+        Ok(State {
+            version: settings.wukongim,
+            token: settings.token,
+            webhook_idempotent: settings.webhook_idempotent,
+            counters: Counters::default(),
+            book: Book::new(settings.keep),
+            stored: Shards::new(),
+            known_keys: Shards::new(),
+            stop: CancellationToken::new(),
+            late: TaskTracker::new(),
+            chooser: Mutex::new(Chooser::new(settings.faults, settings.seed)),
+            log,
+            // Like a snowflake: milliseconds above, so that no two runs share an id and every
+            // id is beyond 2^53, where JavaScript would lose digits.
+            message_id_base: ((micros_now() / 1000) << 20) as i64,
+            message_seq: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn chooser(&self) -> MutexGuard<'_, Chooser> {
+        self.chooser.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn accepted(&self) -> u64 {
+        self.counters.accepted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn patch_faults(&self, patch: &serde_json::Value) -> Result<Faults, FaultsError> {
+        let accepted = self.accepted();
+        self.chooser().patch(patch, accepted).cloned()
+    }
+
+    /// Counts the request and decides what happens to it.
+    pub(super) fn next_fate(&self) -> Fate {
+        let number = self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let accepted = self.accepted();
+        let fate = self.chooser().draw(number, accepted, Instant::now());
+        if let Some(kind) = fate.fault {
+            count(&self.counters.faults[kind as usize], 1);
+        }
+        fate
+    }
+
+    /// A new message id and sequence number.
+    pub(super) fn next_message(&self) -> (i64, u64) {
+        let seq = 1 + self.message_seq.fetch_add(1, Ordering::Relaxed);
+        (self.message_id_base + seq as i64, seq)
+    }
+
+    /// True when the user is refused; counted.
+    pub(super) fn refuses(&self, fate: &Fate, uid: &str) -> bool {
+        let refused = fate.refusal.applies_to(uid);
+        if refused {
+            count(&self.counters.refused, 1);
+        }
+        refused
+    }
+
+    /// Accepts the receipts: on return they are in the log file, the book and the counters.
+    /// A fate of "lost after 200" leaves no trace. An error means that nothing was accepted.
+    pub(super) fn record(
+        &self,
+        origin: &Origin,
+        fate: &Fate,
+        receipts: Vec<Receipt>,
+    ) -> io::Result<()> {
+        if fate.fault == Some(FaultKind::LostAfter200) || receipts.is_empty() {
+            return Ok(());
+        }
+        let entries = entries(origin, receipts);
+        if let Some(log) = &self.log {
+            log.append(&entries).inspect_err(|error| {
+                count(&self.counters.log_errors, 1);
+                tracing::error!(%error, "accepted message cannot be logged");
+            })?;
+        }
+        for entry in entries {
+            self.enter(origin, entry);
+        }
+        Ok(())
+    }
+
+    fn enter(&self, origin: &Origin, entry: Entry) {
+        let counter = match entry.replay {
+            true => &self.counters.replays,
+            false => &self.counters.accepted,
+        };
+        let message = if origin.unnumbered {
+            format!("{}\0{}", origin.from, origin.payload)
+        } else {
+            entry.client_msg_no.clone()
+        };
+        let repeated = self.book.enter(entry, message.as_bytes());
+        count(&self.counters.duplicates, usize::from(repeated));
+        // Last, so that whoever waits for this count finds the entry.
+        count(counter, 1);
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let faults = FaultKind::ALL.map(|kind| {
+            let struck = load(&self.counters.faults[kind as usize]);
+            (kind.name().to_owned(), struck)
+        });
+        Stats {
+            accepted: load(&self.counters.accepted),
+            replays: load(&self.counters.replays),
+            duplicates: load(&self.counters.duplicates),
+            refused: load(&self.counters.refused),
+            invalid: load(&self.counters.invalid),
+            requests: load(&self.counters.requests),
+            connections: load(&self.counters.connections),
+            log_errors: load(&self.counters.log_errors),
+            faults: BTreeMap::from(faults),
+        }
+    }
+}
+
+fn entries(origin: &Origin, receipts: Vec<Receipt>) -> Vec<Entry> {
+    let at_us = micros_now();
+    let (system, from): (Arc<str>, Arc<str>) = (origin.system.into(), origin.from.as_str().into());
+    let entry = |receipt: Receipt| Entry {
+        at_us,
+        system: Arc::clone(&system),
+        recipient: receipt.recipient,
+        from: Arc::clone(&from),
+        client_msg_no: receipt.client_msg_no,
+        message_id: receipt.message_id,
+        message_seq: receipt.message_seq,
+        replay: receipt.replay,
+        channel_type: origin.channel_type,
+        no_persist: origin.no_persist,
+        sync_once: origin.sync_once,
+        payload: Arc::clone(&origin.payload),
+        traceparent: origin.traceparent.clone(),
+    };
+    receipts.into_iter().map(entry).collect()
+}
+
+fn micros_now() -> u64 {
+    // A clock before 1970 gives 0: the log stays readable, its times are wrong like the clock.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as u64)
+}
