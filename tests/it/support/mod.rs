@@ -1,0 +1,23 @@
+//! What integration tests share.
+//!
+//! - [`servers`]: where the shared RabbitMQ and Redis are, and private ones that may be killed.
+//! - [`relay`]: a TCP relay inside the test that can cut, hold and delay a link.
+//! - [`process`]: the built binary as a process that can be killed, stopped and read.
+//! - [`wait`]: waiting for a condition, with a bound and a name.
+//! - [`scratch`]: folders that go away with the test.
+//!
+//! A test that needs what this machine lacks says "skipped: …" and passes; with
+//! `FANWISE_TEST_REQUIRE=1`, as `tests/run` sets it, it fails instead.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on panics, and says so on stderr"
+)]
+
+pub(crate) mod process;
+pub(crate) mod relay;
+pub(crate) mod scratch;
+pub(crate) mod servers;
+pub(crate) mod wait;

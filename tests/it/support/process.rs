@@ -1,0 +1,300 @@
+//! The built binary as a process: started, read, signalled, and gone when the test is.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use super::scratch::Scratch;
+use super::wait::{until, until_ok};
+
+/// A child process with its output in files. Dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+    _folder: Scratch,
+}
+
+/// What a process that has ended left.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// The exit code; `None` when a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Starts `fanwise` with these arguments and variables.
+///
+/// No `FANWISE_*` variable of the test run reaches it: every key of its configuration is one.
+pub(crate) fn fanwise(arguments: &[&str], variables: &[(&str, &str)]) -> Process {
+    Process::start(
+        Path::new(env!("CARGO_BIN_EXE_fanwise")),
+        arguments,
+        variables,
+        b"",
+    )
+}
+
+/// Runs `fanwise` to its end with `input` on stdin. Panics when it takes longer than `bound`.
+pub(crate) async fn run_fanwise(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+    input: &[u8],
+    bound: Duration,
+) -> Finished {
+    let program = Path::new(env!("CARGO_BIN_EXE_fanwise"));
+    Process::start(program, arguments, variables, input)
+        .finish(bound)
+        .await
+}
+
+impl Process {
+    /// Starts any program. Its stdin is a file with `input`, so no reader has to be fed.
+    pub(crate) fn start(
+        program: &Path,
+        arguments: &[impl AsRef<OsStr>],
+        variables: &[(&str, &str)],
+        input: &[u8],
+    ) -> Process {
+        let name = program
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let folder = Scratch::new(&name);
+        let [stdout, stderr] = ["stdout", "stderr"].map(|file| folder.path().join(file));
+        let stdin = folder.path().join("stdin");
+        File::create(&stdin)
+            .and_then(|mut file| file.write_all(input))
+            .expect("write the input");
+        let mut command = Command::new(program);
+        for (key, _) in std::env::vars_os() {
+            if key.to_string_lossy().starts_with("FANWISE_") {
+                command.env_remove(key);
+            }
+        }
+        let child = command
+            .args(arguments)
+            .envs(variables.iter().copied())
+            .stdin(File::open(&stdin).map(Stdio::from).expect("open the input"))
+            .stdout(
+                File::create(&stdout)
+                    .map(Stdio::from)
+                    .expect("create the output file"),
+            )
+            .stderr(
+                File::create(&stderr)
+                    .map(Stdio::from)
+                    .expect("create the error file"),
+            )
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
+        Process {
+            name,
+            child,
+            stdout,
+            stderr,
+            _folder: folder,
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to stdout so far.
+    pub(crate) fn stdout(&self) -> String {
+        read_lossy(&self.stdout)
+    }
+
+    /// What it has written to stderr so far.
+    pub(crate) fn stderr(&self) -> String {
+        read_lossy(&self.stderr)
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child
+            .try_wait()
+            .expect("ask for the state of a child")
+            .is_none()
+    }
+
+    /// Asks it to end, as a service manager does.
+    pub(crate) fn terminate(&self) {
+        send_signal("TERM", self.pid());
+    }
+
+    /// Ctrl-C.
+    pub(crate) fn interrupt(&self) {
+        send_signal("INT", self.pid());
+    }
+
+    /// Holds it where it is (SIGSTOP) until [`Process::resume`].
+    pub(crate) fn freeze(&self) {
+        send_signal("STOP", self.pid());
+    }
+
+    pub(crate) fn resume(&self) {
+        send_signal("CONT", self.pid());
+    }
+
+    /// SIGKILL. It is gone when this returns.
+    pub(crate) fn kill(&mut self) -> ExitStatus {
+        // An error means that it has ended by itself; waiting tells how.
+        let _ = self.child.kill();
+        self.child.wait().expect("wait for a killed child")
+    }
+
+    /// Waits until a line of stdout or stderr contains `text`, and gives the line. Panics when the
+    /// process ends without it, and after `bound`.
+    pub(crate) async fn until_prints(&mut self, text: &str, bound: Duration) -> String {
+        let what = format!("{text:?} in the output of {}", self.name);
+        let line = until_ok(&what, bound, async || {
+            // Asked first: output written just before the end is read after it.
+            let running = self.is_running();
+            let output = self.stdout() + &self.stderr();
+            match output.lines().find(|line| line.contains(text)) {
+                Some(line) => Ok(Some(line.to_owned())),
+                None if !running => Ok(None),
+                None => Err(output),
+            }
+        });
+        match line.await {
+            Some(line) => line,
+            None => panic!("{} ended without {text:?}; {}", self.name, self.output()),
+        }
+    }
+
+    /// Waits until it ends by itself. Panics after `bound`, with its output.
+    pub(crate) async fn wait(&mut self, bound: Duration) -> ExitStatus {
+        let what = format!("the end of {}", self.name);
+        until_ok(&what, bound, async || {
+            let status = self.child.try_wait().expect("ask for the state of a child");
+            status.ok_or_else(|| self.output())
+        })
+        .await
+    }
+
+    /// Waits until it ends by itself and gives all it left.
+    pub(crate) async fn finish(mut self, bound: Duration) -> Finished {
+        let code = self.wait(bound).await.code();
+        Finished {
+            code,
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        }
+    }
+
+    fn output(&self) -> String {
+        format!("stdout: {}\nstderr: {}", self.stdout(), self.stderr())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.is_running() {
+            self.kill();
+        }
+    }
+}
+
+/// Sends a signal by its name. The `kill` command does it, as this crate forbids unsafe code.
+pub(crate) fn send_signal(name: &str, pid: u32) {
+    let status = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status();
+    assert!(
+        status.expect("run kill").success(),
+        "cannot send SIG{name} to {pid}"
+    );
+}
+
+/// Whether the process runs, is stopped or sleeps: the letter in `/proc/PID/stat`. `None` when
+/// there is no such process, or one that has ended and only waits to be reaped.
+pub(crate) fn process_state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.chars().next().filter(|state| *state != 'Z')
+}
+
+fn read_lossy(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(20);
+
+    fn shell(script: &str) -> Process {
+        Process::start(
+            Path::new("/bin/sh"),
+            &["-c", script],
+            &[("GREETING", "hello")],
+            b"one\ntwo\n",
+        )
+    }
+
+    #[tokio::test]
+    async fn collects_output_input_and_exit_code() {
+        let finished = shell("echo $GREETING; cat; echo oops >&2; exit 7")
+            .finish(BOUND)
+            .await;
+        assert_eq!(finished.code, Some(7));
+        assert_eq!(finished.stdout, "hello\none\ntwo\n");
+        assert_eq!(finished.stderr, "oops\n");
+    }
+
+    #[tokio::test]
+    async fn the_binary_sees_no_variable_of_the_test_run() {
+        let finished = shell("env | grep -c ^FANWISE_").finish(BOUND).await;
+        assert_eq!(finished.stdout, "0\n");
+    }
+
+    #[tokio::test]
+    async fn the_binary_runs() {
+        let finished = run_fanwise(&["--version"], &[], b"", BOUND).await;
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        fanwise(&["--version"], &[]).wait(BOUND).await;
+    }
+
+    #[tokio::test]
+    async fn signals_arrive() {
+        let script = "trap 'echo int' INT; trap 'echo term; exit 3' TERM; echo ready; \
+                      while :; do sleep 0.05; done";
+        let mut process = shell(script);
+        assert_eq!(process.until_prints("ready", BOUND).await, "ready");
+        process.interrupt();
+        process.until_prints("int", BOUND).await;
+        process.freeze();
+        let pid = process.pid();
+        until("the stop", BOUND, async || {
+            (process_state(pid) == Some('T')).then_some(())
+        })
+        .await;
+        process.resume();
+        process.terminate();
+        assert_eq!(process.wait(BOUND).await.code(), Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_killed_or_dropped_process_is_gone() {
+        let mut process = shell("sleep 600");
+        assert!(process.is_running());
+        assert_eq!(process.kill().code(), None);
+        let pid = shell("exec sleep 600").pid();
+        assert_eq!(process_state(pid), None);
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "ended without \"ready\"")]
+    async fn an_end_without_the_awaited_line_is_noticed() {
+        shell("echo nothing").until_prints("ready", BOUND).await;
+    }
+}

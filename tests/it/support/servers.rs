@@ -1,0 +1,415 @@
+//! RabbitMQ and Redis for tests: the shared ones of this run, and private ones that a test may
+//! kill. Both come from `tests/run` and `tests/servers`.
+//!
+//! The shared ones serve every test at once: keep apart by name (a virtual host or a prefix), and
+//! never restart them. Tests with a private RabbitMQ stand in a module named `restart`, so that
+//! nextest runs one at a time.
+
+use std::collections::HashMap;
+use std::env;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tokio::sync::Mutex;
+
+use super::process::send_signal;
+use super::scratch::Scratch;
+
+/// The shared RabbitMQ; `None` means skip.
+pub(crate) fn amqp_url() -> Option<String> {
+    shared("FANWISE_TEST_AMQP_URL")
+}
+
+/// The shared Redis; `None` means skip.
+pub(crate) fn redis_url() -> Option<String> {
+    shared("FANWISE_TEST_REDIS_URL")
+}
+
+fn shared(variable: &str) -> Option<String> {
+    let url = env::var(variable).ok().filter(|url| !url.is_empty());
+    if url.is_none() {
+        skip(&format!("{variable} is not set; tests/run sets it"));
+    }
+    url
+}
+
+/// Says why a test does nothing; fails it where nothing may be skipped.
+pub(crate) fn skip(reason: &str) {
+    let required = env::var("FANWISE_TEST_REQUIRE").is_ok_and(|value| value == "1");
+    assert!(
+        !required,
+        "cannot be skipped with FANWISE_TEST_REQUIRE=1: {reason}"
+    );
+    eprintln!("skipped: {reason}");
+}
+
+/// A RabbitMQ of one test.
+pub(crate) type PrivateRabbit = PrivateServer<Rabbit>;
+
+/// A Redis of one test: append-only file, fsync every second, nothing evicted.
+pub(crate) type PrivateRedis = PrivateServer<Redis>;
+
+/// A server that belongs to one test. Dropping it ends it and deletes its data.
+#[derive(Debug)]
+pub(crate) struct PrivateServer<S: Service> {
+    folder: Scratch,
+    /// What `tests/servers` tells of it, such as `REDIS_URL`.
+    state: HashMap<String, String>,
+    _service: PhantomData<S>,
+}
+
+/// Which server it is.
+pub(crate) trait Service {
+    /// Its name in the commands of `tests/servers`, and in upper case before its keys.
+    const NAME: &str;
+}
+
+#[derive(Debug)]
+pub(crate) struct Rabbit;
+
+#[derive(Debug)]
+pub(crate) struct Redis;
+
+impl Service for Rabbit {
+    const NAME: &str = "rabbitmq";
+}
+
+impl Service for Redis {
+    const NAME: &str = "redis";
+}
+
+impl<S: Service> PrivateServer<S> {
+    /// Starts it and waits until it answers. `None` means skip: it is not installed.
+    pub(crate) async fn start() -> Option<PrivateServer<S>> {
+        if env::var("FANWISE_TEST_PRIVATE").is_ok_and(|value| value == "0") {
+            eprintln!("skipped: this run has no {} that may be killed", S::NAME);
+            return None;
+        }
+        if !command(&["have"])
+            .status()
+            .is_ok_and(|status| status.success())
+        {
+            skip("RabbitMQ and Redis are not installed; `tests/servers need` installs them");
+            return None;
+        }
+        // Booting a broker takes a core for seconds. Where nothing else keeps such tests apart,
+        // they at least do not boot at the same moment.
+        static BOOTING: Mutex<()> = Mutex::const_new(());
+        let _alone = BOOTING.lock().await;
+        let folder = Scratch::new(S::NAME);
+        let mut server = PrivateServer {
+            folder,
+            state: HashMap::new(),
+            _service: PhantomData,
+        };
+        // Should this process be killed, nothing of the server stays behind.
+        let owner = std::process::id().to_string();
+        server.state = parse(&server.run("start", &["--owner", &owner]).await);
+        Some(server)
+    }
+
+    /// The same for its whole life.
+    pub(crate) fn url(&self) -> &str {
+        self.key("URL")
+    }
+
+    /// The id of its process; another one after a start.
+    pub(crate) fn pid(&self) -> u32 {
+        self.key("PID").parse().expect("a process id")
+    }
+
+    /// SIGKILL. It is gone when this returns; its data stay.
+    pub(crate) async fn kill(&self) {
+        self.run("kill", &[]).await;
+    }
+
+    /// Stops it in order; its data stay.
+    pub(crate) async fn stop(&self) {
+        self.run("stop", &[]).await;
+    }
+
+    /// Starts it again, on the same port and data, and waits until it answers. Quorum queues may
+    /// take some seconds more to elect their leaders.
+    pub(crate) async fn start_again(&mut self) {
+        self.state = parse(&self.run("start", &[]).await);
+    }
+
+    /// Holds it where it is (SIGSTOP) until `resume`: it keeps its sockets and says nothing.
+    pub(crate) fn freeze(&self) {
+        send_signal("STOP", self.pid());
+    }
+
+    pub(crate) fn resume(&self) {
+        send_signal("CONT", self.pid());
+    }
+
+    fn key(&self, name: &str) -> &str {
+        &self.state[&format!("{}_{name}", S::NAME.to_uppercase())]
+    }
+
+    async fn run(&self, verb: &str, arguments: &[&str]) -> String {
+        let verb = format!("{verb}-{}", S::NAME);
+        run(&[
+            &[verb.as_str(), &self.folder.path().display().to_string()],
+            arguments,
+        ]
+        .concat())
+        .await
+    }
+}
+
+impl PrivateServer<Rabbit> {
+    /// Runs `rabbitmqctl` on it and gives what it prints.
+    pub(crate) async fn ctl(&self, arguments: &[&str]) -> String {
+        run(&[
+            &["ctl", &self.folder.path().display().to_string()],
+            arguments,
+        ]
+        .concat())
+        .await
+    }
+}
+
+impl<S: Service> Drop for PrivateServer<S> {
+    fn drop(&mut self) {
+        let folder = self.folder.path().display().to_string();
+        let output = command(&["remove", &folder]).output();
+        if !output.is_ok_and(|output| output.status.success()) {
+            eprintln!("a private {} may still run; see {folder}", S::NAME);
+        }
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let program = env::var_os("FANWISE_TEST_SERVERS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers"),
+        PathBuf::from,
+    );
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command
+}
+
+/// Runs `tests/servers` without holding up the other tasks of the test: starting takes seconds.
+async fn run(arguments: &[&str]) -> String {
+    let mut command = command(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output()).await;
+    let output = output
+        .expect("wait for tests/servers")
+        .expect("start tests/servers");
+    assert!(
+        output.status.success(),
+        "tests/servers {}: {}\n{}",
+        arguments.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("UTF-8 from tests/servers")
+}
+
+fn parse(output: &str) -> HashMap<String, String> {
+    let pairs = output.lines().filter_map(|line| line.split_once('='));
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// The private servers themselves: what they keep over a kill, and that they go away.
+mod restart {
+    use std::time::Duration;
+
+    use lapin::options::{
+        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    };
+    use lapin::types::{AMQPValue, FieldTable};
+    use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+    use redis::AsyncCommands as _;
+
+    use super::super::process::{Process, process_state};
+    use super::super::relay::Relay;
+    use super::super::wait::{until, until_ok};
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(60);
+    /// A quorum queue younger than about a second loses confirmed messages in a SIGKILL, on every
+    /// version of the broker. Here age is the condition itself, and nothing shows it from outside.
+    const QUEUE_AGE_BEFORE_KILL: Duration = Duration::from_secs(4);
+
+    async fn channel(url: &str) -> (Connection, Channel) {
+        until_ok("a channel", BOUND, async || -> Result<_, lapin::Error> {
+            let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+            let channel = connection.create_channel().await?;
+            Ok((connection, channel))
+        })
+        .await
+    }
+
+    async fn publish_confirmed(channel: &Channel, queue: &str, body: &[u8]) {
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..Default::default()
+        };
+        let published = channel
+            .basic_publish("".into(), queue.into(), options, body, properties)
+            .await;
+        assert!(published.unwrap().await.unwrap().is_ack());
+    }
+
+    #[tokio::test]
+    async fn a_killed_rabbitmq_comes_back_with_its_data() {
+        let Some(mut rabbit) = PrivateRabbit::start().await else {
+            return;
+        };
+        let url = rabbit.url().to_owned();
+        let (_connection, publisher) = channel(&url).await;
+        let mut arguments = FieldTable::default();
+        arguments.insert(
+            "x-queue-type".into(),
+            AMQPValue::LongString("quorum".into()),
+        );
+        let options = QueueDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        publisher
+            .queue_declare("kept".into(), options, arguments)
+            .await
+            .unwrap();
+        publisher
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .unwrap();
+        tokio::time::sleep(QUEUE_AGE_BEFORE_KILL).await;
+        publish_confirmed(&publisher, "kept", b"still here").await;
+        assert!(rabbit.ctl(&["list_queues", "name"]).await.contains("kept"));
+
+        let pid = rabbit.pid();
+        rabbit.kill().await;
+        assert_eq!(process_state(pid), None);
+        rabbit.start_again().await;
+        assert_eq!(rabbit.url(), url);
+        assert_ne!(rabbit.pid(), pid);
+
+        let body = until_ok("the message", BOUND, async || {
+            let (_connection, channel) = channel(&url).await;
+            let options = BasicGetOptions { no_ack: true };
+            match channel.basic_get("kept".into(), options).await {
+                Ok(Some(message)) => Ok(message.delivery.data),
+                Ok(None) => Err("the queue is empty".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await;
+        assert_eq!(body, b"still here");
+
+        rabbit.freeze();
+        let pid = rabbit.pid();
+        until("the stop", BOUND, async || {
+            (process_state(pid) == Some('T')).then_some(())
+        })
+        .await;
+        rabbit.resume();
+        rabbit.stop().await;
+        assert_eq!(process_state(pid), None);
+        let folder = rabbit.folder.path().to_owned();
+        drop(rabbit);
+        assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn a_killed_redis_comes_back_with_its_data() {
+        let Some(mut redis) = PrivateRedis::start().await else {
+            return;
+        };
+        let url = redis.url().to_owned();
+        let client = redis::Client::open(url.as_str()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let _: () = connection.set("kept", "still here").await.unwrap();
+        // One fsync later the write is on disk whatever happens to the machine; a killed process
+        // alone does not even lose what its kernel holds.
+        redis.kill().await;
+        assert!(client.get_multiplexed_async_connection().await.is_err());
+        redis.start_again().await;
+        assert_eq!(redis.url(), url);
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let kept: String = connection.get("kept").await.unwrap();
+        assert_eq!(kept, "still here");
+
+        redis.stop().await;
+        redis.start_again().await;
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        assert_eq!(
+            connection.get::<_, String>("kept").await.unwrap(),
+            "still here"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_frozen_redis_is_silent_and_then_answers() {
+        let Some(redis) = PrivateRedis::start().await else {
+            return;
+        };
+        let client = redis::Client::open(redis.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        redis.freeze();
+        let pid = redis.pid();
+        until("the stop", BOUND, async || {
+            (process_state(pid) == Some('T')).then_some(())
+        })
+        .await;
+        let pinging = connection.ping::<()>();
+        let silent = tokio::time::timeout(Duration::from_millis(100), pinging).await;
+        assert!(silent.is_err());
+        redis.resume();
+        let again = async || match client.get_multiplexed_async_connection().await {
+            Ok(mut connection) => connection.ping::<String>().await,
+            Err(error) => Err(error),
+        };
+        assert_eq!(until_ok("an answer", BOUND, again).await, "PONG");
+    }
+
+    #[tokio::test]
+    async fn servers_go_when_their_owner_is_killed() {
+        let Some(spared) = PrivateRedis::start().await else {
+            return;
+        };
+        let scratch = Scratch::new("orphan");
+        let owner = Process::start(Path::new("/bin/sleep"), &["600"], &[], b"");
+        let folder = scratch.path().join("servers");
+        let (path, owner_pid) = (folder.display().to_string(), owner.pid().to_string());
+        let state = parse(&run(&["start-redis", &path, "--owner", &owner_pid]).await);
+        let pid: u32 = state["REDIS_PID"].parse().unwrap();
+        assert!(process_state(pid).is_some());
+        drop(owner);
+        until("the end of the orphan", BOUND, async || {
+            (process_state(pid).is_none() && !folder.exists()).then_some(())
+        })
+        .await;
+        assert!(process_state(spared.pid()).is_some());
+    }
+
+    #[tokio::test]
+    async fn the_shared_servers_answer_through_a_relay() {
+        let (Some(amqp), Some(redis)) = (amqp_url(), redis_url()) else {
+            return;
+        };
+        let (link, through) = Relay::before(&amqp).await;
+        let (connection, _channel) = channel(&through).await;
+        link.cut().await;
+        until("the loss of the connection", BOUND, async || {
+            (!connection.status().connected()).then_some(())
+        })
+        .await;
+        link.restore();
+        let (_connection, _channel) = channel(&through).await;
+
+        let (link, through) = Relay::before(&redis).await;
+        let client = redis::Client::open(through).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        assert_eq!(connection.ping::<String>().await.unwrap(), "PONG");
+        link.cut().await;
+        assert!(connection.ping::<String>().await.is_err());
+    }
+}
