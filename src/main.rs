@@ -6,7 +6,10 @@ use clap::Parser as _;
 use fanwise::cli::Cli;
 use fanwise::exit::Exit;
 
-#[allow(clippy::print_stderr, reason = "the last word of a command that failed")]
+#[allow(
+    clippy::print_stderr,
+    reason = "the last word of a command that failed"
+)]
 fn main() -> ExitCode {
     // AMQP, Redis and HTTP share one provider; a second install, as in tests, changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -14,7 +17,11 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
+            return if error.use_stderr() {
+                Exit::Usage.into()
+            } else {
+                Exit::Ok.into()
+            };
         }
     };
     match cli.run() {

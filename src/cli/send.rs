@@ -274,7 +274,7 @@ async fn publish(
     priority: Priority,
     bodies: Vec<Vec<u8>>,
 ) -> Result<(), Failure> {
-    let session = app::broker(config).connect().await.or_exit(Exit::Unavailable)?;
+    let session = app::broker(config)?.connect().await.or_exit(Exit::Unavailable)?;
     let publisher = session.publisher();
     for (number, body) in (1..).zip(bodies) {
         let message = Outgoing {
@@ -291,7 +291,7 @@ async fn publish(
 }
 
 async fn wait(args: &SendArgs, config: &Config, job: &Checked) -> Result<Exit, Failure> {
-    let ledger = app::ledger(config).await?;
+    let ledger = app::ledger(config)?;
     let record = progress::follow(&ledger, job.id).await?;
     if record.content_digest != job.content_digest {
         return Err(Failure::message(

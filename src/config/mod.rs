@@ -64,7 +64,7 @@ pub struct LedgerConfig {
     /// (7 days); 1h to 2160h.
     pub dedup_window: Duration,
     /// `lease`: how long a claim lasts unless it is renewed; longer than every target's call timeout
-    /// by at least 5s. After a crash, recipients in flight wait this long. Default 20s; 2s to 10m.
+    /// by at least 3s. After a crash, recipients in flight wait this long. Default 20s; 2s to 10m.
     pub lease: Duration,
     /// `fingerprint_secret` or `fingerprint_secret_file`: keys the recipients' fingerprints; the same
     /// on all workers, and not to be changed while jobs run. Default: a constant.
@@ -357,7 +357,7 @@ fn check_name(key: &str, name: &str, findings: &mut Findings) {
 }
 
 /// How much longer than any call a claim must last, so that a late answer still finds it.
-const LEASE_MARGIN: Duration = Duration::from_secs(5);
+const LEASE_MARGIN: Duration = Duration::from_secs(3);
 
 /// Settings that are right alone and wrong together.
 fn cross_check(config: &Config, findings: &mut Findings) {
@@ -365,7 +365,7 @@ fn cross_check(config: &Config, findings: &mut Findings) {
         let least = target.call_timeout + LEASE_MARGIN;
         if config.ledger.lease < least {
             let what = format!(
-                "{} is shorter than targets.{name}.call_timeout plus 5s, {}: a slow call would outlive its claim",
+                "{} is shorter than targets.{name}.call_timeout plus 3s, {}: a slow call would outlive its claim",
                 duration_text(config.ledger.lease),
                 duration_text(least)
             );

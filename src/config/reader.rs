@@ -304,6 +304,27 @@ impl Section {
         choices.iter().find(|(choice, _)| *choice == word).map(|(_, value)| *value)
     }
 
+    /// A choice that must be made.
+    pub fn required_choice<T: Copy>(
+        &mut self,
+        name: &'static str,
+        choices: &[(&'static str, T)],
+        findings: &mut Findings,
+    ) -> Option<T> {
+        if !self.left.contains_key(name) {
+            self.known.push(name);
+            let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
+            findings.problem(self.key(name), format!("missing; one of {} is expected", words.join(", ")));
+            return None;
+        }
+        self.choice(name, "", choices, findings)
+    }
+
+    /// Where this section stands, such as `targets.im`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// A table of texts, such as headers.
     pub fn texts(&mut self, name: &'static str, findings: &mut Findings) -> Vec<(String, String)> {
         let mut texts = Vec::new();

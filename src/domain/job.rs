@@ -1,6 +1,7 @@
 //! A job as producers publish it. Bytes in; out comes a job, or every reason why it is none.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -133,6 +134,37 @@ pub trait Context {
     fn default_target(&self, app: &str) -> Result<String, String>;
     /// An error, in words, if there is no such target.
     fn check_target(&self, target: &str) -> Result<(), String>;
+}
+
+/// The target of an app's jobs that name none: its default, or the only one there is.
+pub fn default_target<A, T>(
+    app: &str,
+    targets: &BTreeMap<String, T>,
+    apps: &BTreeMap<String, A>,
+    default: impl Fn(&A) -> Option<&String>,
+) -> Result<String, String> {
+    let Some(found) = apps.get(app) else {
+        return Err(format!("there is no app {app:?}; there are: {}", names(apps)));
+    };
+    let mut all = targets.keys();
+    match (default(found), all.next(), all.next()) {
+        (Some(target), ..) => Ok(target.clone()),
+        (None, Some(only), None) => Ok(only.clone()),
+        _ => Err(format!("app {app:?} has no default target, and the job names none")),
+    }
+}
+
+/// An error, in words, if there is no such target.
+pub fn known_target<T>(target: &str, targets: &BTreeMap<String, T>) -> Result<(), String> {
+    if targets.contains_key(target) {
+        return Ok(());
+    }
+    Err(format!("there is no target {target:?}; there are: {}", names(targets)))
+}
+
+fn names<T>(things: &BTreeMap<String, T>) -> String {
+    let names: Vec<_> = things.keys().map(String::as_str).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 /// A valid job. Its recipients stay in the message they came in and are read from there, one at a

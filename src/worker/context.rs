@@ -36,10 +36,6 @@ pub struct Settings {
     /// Attempts per recipient, the first included.
     pub attempts_max: u32,
     pub retry: Schedule,
-    /// How long a target with a configuration fault stays parked before it is tried again.
-    pub config_park: Duration,
-    /// Calls in a row without success after which a target is parked.
-    pub breaker_failures: u32,
     /// Keys the fingerprints; the same on every worker.
     pub fingerprint_secret: String,
     /// Shortest time between two progress events of a job.
@@ -57,6 +53,10 @@ pub struct TargetRuntime {
     pub window_calls: usize,
     pub limit: Option<Rate>,
     pub on_uncertain: OnUncertain,
+    /// How long a configuration fault parks it before it is tried again.
+    pub config_park: Duration,
+    /// Calls in a row without success after which it is parked.
+    pub breaker_failures: u32,
     pub metrics: TargetMetrics,
     /// Calls in a row that did not succeed.
     pub failures: AtomicU32,
@@ -269,7 +269,7 @@ pub const RECONNECT: Schedule = Schedule {
 
 impl TargetRuntime {
     /// Notes a call's success or failure; returns how long to park after too many failures in a row.
-    pub fn note_call(&self, success: bool, failures_max: u32) -> Option<Duration> {
+    pub fn note_call(&self, success: bool) -> Option<Duration> {
         if success {
             // A plain load first: the line is shared by all calls and nearly always 0 already.
             if self.failures.load(Ordering::Relaxed) != 0 {
@@ -278,7 +278,8 @@ impl TargetRuntime {
             return None;
         }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        (failures >= failures_max).then(|| BREAKER.delay(failures / failures_max))
+        let limit = self.breaker_failures;
+        (failures >= limit).then(|| BREAKER.delay(failures / limit))
     }
 }
 
@@ -291,38 +292,11 @@ const BREAKER: Schedule = Schedule {
 
 impl<S, T> job::Context for Context<S, T> {
     fn default_target(&self, app: &str) -> Result<String, String> {
-        let Some(found) = self.apps.get(app) else {
-            return Err(format!(
-                "there is no app {app:?}; there are: {}",
-                names(self.apps.keys())
-            ));
-        };
-        match (&found.default_target, self.targets.len()) {
-            (Some(target), _) => Ok(target.clone()),
-            (None, 1) => Ok(self.targets.keys().next().cloned().unwrap_or_default()),
-            (None, _) => Err(format!(
-                "app {app:?} has no default target, and the job names none"
-            )),
-        }
+        job::default_target(app, &self.targets, &self.apps, |app| app.default_target.as_ref())
     }
 
     fn check_target(&self, target: &str) -> Result<(), String> {
-        if self.targets.contains_key(target) {
-            return Ok(());
-        }
-        Err(format!(
-            "there is no target {target:?}; there are: {}",
-            names(self.targets.keys())
-        ))
-    }
-}
-
-fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
-    let names: Vec<_> = names.map(String::as_str).collect();
-    if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
+        job::known_target(target, &self.targets)
     }
 }
 

@@ -731,11 +731,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     /// Parks the target if the answer asks for it, for all workers.
     async fn heed(&self, verdict: &Verdict) {
         let context = &*self.shift.context;
-        let settings = &context.settings;
         let class = class_of(verdict);
         let answer = verdict.of(0);
         let success = matches!(class, Class::Done | Class::Permanent);
-        let broken = self.target.note_call(success, settings.breaker_failures);
+        let broken = self.target.note_call(success);
         let park = match class {
             Class::Config => {
                 if context.parked_for(&self.target.name).is_none() {
@@ -745,7 +744,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                         answer.text
                     );
                 }
-                Some(settings.config_park)
+                Some(self.target.config_park)
             }
             Class::Throttled => Some(answer.retry_after.unwrap_or(WAIT_MAX)),
             Class::Transient => answer.retry_after.max(broken),

@@ -1,4 +1,12 @@
 //! Integration tests: the library and the binary against real servers. `tests/run` brings them.
 
+/// RabbitMQ: publishing, consuming, rungs, rejected messages, lost sessions.
+mod amqp;
+/// The promises of the crate documentation, by name, on shared servers.
+mod promises;
+/// The promises while RabbitMQ or Redis die, on servers of the test's own.
+mod restart;
+/// Redis: the ledger against a model, the throttle against its arithmetic.
+mod store;
 /// What the tests share: servers, a link that can be cut, processes, bounded waits.
 mod support;

@@ -4,6 +4,7 @@
 //! - [`relay`]: a TCP relay inside the test that can cut, hold and delay a link.
 //! - [`process`]: the built binary as a process that can be killed, stopped and read.
 //! - [`wait`]: waiting for a condition, with a bound and a name.
+//! - [`world`]: a mock, a configuration and workers: one whole system to broadcast with.
 //! - [`scratch`]: folders that go away with the test.
 //!
 //! A test that needs what this machine lacks says "skipped: …" and passes; with
@@ -21,3 +22,4 @@ pub(crate) mod relay;
 pub(crate) mod scratch;
 pub(crate) mod servers;
 pub(crate) mod wait;
+pub(crate) mod world;

@@ -1,0 +1,157 @@
+//! `fanwise doctor`: looks at everything a worker needs and says what to do about what is wrong.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{load_config, output};
+use crate::app;
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::store::{Persistence, Store};
+use crate::worker::chain;
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// What was looked at and found.
+#[derive(Debug, serde::Serialize)]
+struct Check {
+    verdict: Verdict,
+    what: &'static str,
+    finding: String,
+}
+
+#[derive(Default)]
+struct Report(Vec<Check>);
+
+impl Report {
+    fn add(&mut self, verdict: Verdict, what: &'static str, finding: impl Into<String>) {
+        self.0.push(Check { verdict, what, finding: finding.into() });
+    }
+}
+
+pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit, Failure> {
+    let mut loaded = load_config(file)?;
+    loaded.config.require_worker(&mut loaded.findings);
+    let mut report = Report::default();
+    for problem in &loaded.findings.problems {
+        report.add(Verdict::Fail, "config", problem.to_string());
+    }
+    for warning in &loaded.findings.warnings {
+        report.add(Verdict::Warn, "config", warning.to_string());
+    }
+    if loaded.findings.problems.is_empty() {
+        report.add(Verdict::Ok, "config", format!("{} settings", loaded.findings.shown.len()));
+    }
+    let config = &loaded.config;
+    if !config.broker.url.expose().is_empty() {
+        look_at_broker(config, &mut report).await;
+    }
+    if !config.ledger.url.expose().is_empty() {
+        look_at_ledger(config, &mut report).await;
+    }
+    look_at_targets(config, &mut report).await;
+
+    let worst = report.0.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Ok);
+    if args.json {
+        output::json(&json!({"ok": worst < Verdict::Fail, "checks": report.0}))?;
+    } else {
+        for Check { verdict, what, finding } in &report.0 {
+            let verdict = match verdict {
+                Verdict::Ok => "ok  ",
+                Verdict::Warn => "warn",
+                Verdict::Fail => "FAIL",
+            };
+            output::line(format!("{verdict}  {what:<8}{finding}"))?;
+        }
+    }
+    let config_failed = !loaded.findings.problems.is_empty();
+    Ok(match worst {
+        Verdict::Fail if config_failed => Exit::BadConfig,
+        Verdict::Fail => Exit::Unavailable,
+        Verdict::Ok | Verdict::Warn => Exit::Ok,
+    })
+}
+
+async fn look_at_broker(config: &Config, report: &mut Report) {
+    let broker = match app::broker(config) {
+        Ok(broker) => broker,
+        Err(failure) => return report.add(Verdict::Fail, "broker", format!("{:#}", failure.error)),
+    };
+    let depths = match broker.depths().await {
+        Ok(depths) => depths,
+        Err(error) => return report.add(Verdict::Fail, "broker", chain(&error)),
+    };
+    report.add(Verdict::Ok, "broker", format!("{} answers", broker.address()));
+    let missing = depths.iter().filter(|depth| depth.counts.is_none()).count();
+    if missing > 0 {
+        let what = format!("{missing} of {} queues are missing: fanwise topology apply", depths.len());
+        report.add(Verdict::Fail, "topology", what);
+    } else {
+        report.add(Verdict::Ok, "topology", format!("{} queues", depths.len()));
+    }
+    let counts = |part: &str| {
+        let of = depths.iter().filter(|depth| depth.queue.contains(part));
+        of.filter_map(|depth| depth.counts).collect::<Vec<_>>()
+    };
+    if counts(".jobs.").iter().all(|counts| counts.consumers == 0) {
+        report.add(Verdict::Warn, "workers", "no worker takes jobs: start `fanwise worker`");
+    }
+    for (part, what) in [(".dead.", "dead letters: fanwise dead list"), (".rejected.", "rejected messages: fanwise dead rejected")] {
+        let ready: u32 = counts(part).iter().map(|counts| counts.ready).sum();
+        if ready > 0 {
+            report.add(Verdict::Warn, "queues", format!("{ready} {what}"));
+        }
+    }
+}
+
+async fn look_at_ledger(config: &Config, report: &mut Report) {
+    let store = match Store::open(&app::store_settings(config)) {
+        Ok(store) => store,
+        Err(error) => return report.add(Verdict::Fail, "ledger", chain(&error)),
+    };
+    match store.check().await {
+        Err(error) => report.add(Verdict::Fail, "ledger", chain(&error)),
+        Ok(found) => {
+            let what = format!(
+                "{} answers, version {}, {}, {} MB used",
+                found.address, found.version, found.policy, found.used_memory / 1_000_000
+            );
+            report.add(Verdict::Ok, "ledger", what);
+            if found.persistence == Persistence::None {
+                let what = "keeps nothing on disk: a restart loses the dedup window (appendonly yes)";
+                report.add(Verdict::Warn, "ledger", what);
+            }
+        }
+    }
+}
+
+/// Only that somebody listens: asking more would be a call.
+async fn look_at_targets(config: &Config, report: &mut Report) {
+    for (name, target) in &config.targets {
+        let Some((host, port)) = target.settings.address() else { continue };
+        let connect = tokio::net::TcpStream::connect((host.as_str(), port));
+        let patience = std::time::Duration::from_secs(3);
+        match tokio::time::timeout(patience, connect).await {
+            Ok(Ok(_)) => report.add(Verdict::Ok, "target", format!("{name}: {host}:{port} listens")),
+            Ok(Err(error)) => {
+                report.add(Verdict::Warn, "target", format!("{name}: {host}:{port}: {error}"));
+            }
+            Err(_) => report.add(Verdict::Warn, "target", format!("{name}: {host}:{port} does not answer")),
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! The promises of the crate documentation, on the real servers, checked against the mock's own log.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::wait::until;
+use crate::support::world::{BOUND, Plan, World, users};
+
+/// Waits until the mock has accepted this many messages.
+async fn until_accepted(world: &World, count: usize) {
+    let what = format!("{count} messages accepted by the mock");
+    until(&what, BOUND, async || (world.mock.stats().accepted >= count as u64).then_some(())).await;
+}
+
+/// Every list entry has exactly one outcome, with refused users, transient errors and repeats.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_2_exact_accounts() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("accounts").await;
+    world
+        .mock
+        .patch_faults(&json!({"refuse_prefix": "bad-", "error_503": {"count": 7}}))
+        .unwrap();
+    let worker = world.worker().await;
+    let good = users(1500);
+    let bad: Vec<String> = (0..20).map(|number| format!("bad-{number}")).collect();
+    let listed = [good.as_slice(), &bad, &good[..100]].concat();
+    let job = world.send("accounts", &listed, &["--wait"]).await;
+    let record = world.completed(&job).await;
+    let accounts = &record["accounts"];
+    assert_eq!(accounts["total"], 1620, "{record}");
+    assert_eq!(accounts["sent"], 1500, "{record}");
+    assert_eq!(accounts["failed"], 20, "{record}");
+    assert_eq!(accounts["duplicate"], 100, "{record}");
+    world.assert_once_each(&good);
+    let dead = world.dead(&job).await;
+    assert_eq!(dead.keys().collect::<BTreeSet<_>>(), bad.iter().collect::<BTreeSet<_>>());
+    assert!(dead.values().all(|(outcome, _)| outcome == "failed"), "{dead:?}");
+    let metrics = worker.metrics().await;
+    let sent = metrics["fanwise_recipients_total{outcome=\"sent\",target=\"im\"}"];
+    assert_eq!(sent, 1500.0);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// The same job twice, overlapping lists, several workers: everybody once.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_3_once() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.not_idempotent().start("once").await;
+    let everybody = users(3000);
+    let mut workers = vec![world.worker().await];
+    let job = world.send("once", &everybody[..2000], &[]).await;
+    assert_eq!(world.send("once", &everybody[..2000], &[]).await, job);
+    assert_eq!(world.send("once", &everybody[1000..], &[]).await, job);
+    workers.push(world.worker().await);
+    workers.push(world.worker().await);
+    let record = until("all three submissions settled", BOUND, async || {
+        world.job(&job).await.filter(|record| {
+            record["state"] == "completed" && record["accounts"]["total"] == 4000
+        })
+    })
+    .await;
+    assert_eq!(record["accounts"]["sent"], 3000, "{record}");
+    assert_eq!(record["accounts"]["duplicate"], 1000, "{record}");
+    world.completed(&job).await;
+    world.assert_once_each(&everybody);
+    for worker in workers {
+        worker.drain().await;
+    }
+    world.end().await;
+}
+
+/// Replies are lost after the backend accepted: each policy does what it says, and it is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_4_the_honest_gap_under_each_policy() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("gap").await;
+    let worker = world.worker().await;
+    for (policy, outcome) in [("retry", "sent"), ("hold", "uncertain"), ("drop", "uncertain")] {
+        world.mock.patch_faults(&json!({"reply_lost": {"count": 3}, "reset_after": {"count": 2}})).unwrap();
+        let recipients: Vec<String> = (0..200).map(|number| format!("{policy}-{number}")).collect();
+        let job = world.send(policy, &recipients, &["--on-uncertain", policy]).await;
+        let record = world.completed(&job).await;
+        let expected = if policy == "retry" { 200 } else { 5 };
+        assert_eq!(record["accounts"][outcome], expected, "{policy}: {record}");
+        let dead = world.dead(&job).await;
+        assert_eq!(dead.len(), if policy == "hold" { 5 } else { 0 }, "{policy}: {dead:?}");
+        assert!(dead.values().all(|(outcome, _)| outcome == "uncertain"), "{dead:?}");
+        let metrics = worker.metrics().await;
+        let counted = format!("fanwise_uncertain_total{{policy=\"{policy}\",target=\"im\"}}");
+        assert_eq!(metrics[&counted], 5.0);
+    }
+    // Whatever the policy, the idempotent backend shows each message once.
+    assert!(world.accepted().values().all(|count| *count == 1));
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A backend slower than call timeout and lease: calls end as uncertain, nothing is sent twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_4_a_backend_slower_than_the_lease() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.not_idempotent().start("slow").await;
+    world.mock.patch_faults(&json!({"latency": "6s"})).unwrap();
+    let worker = world.worker().await;
+    let recipients = users(20);
+    let job = world.send("slow", &recipients, &["--wait"]).await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["uncertain"], 20, "{record}");
+    until_accepted(&world, 20).await;
+    world.assert_once_each(&recipients);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A worker is killed in the middle of its calls: another one takes over, nobody is lost, nobody gets
+/// it twice, and only calls in flight are in doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_5_effects_before_acks_survive_sigkill() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("sigkill").await;
+    world.mock.patch_faults(&json!({"latency": "5ms..20ms", "refuse_prefix": "bad-"})).unwrap();
+    let mut first = world.worker().await;
+    let second = world.worker().await;
+    let good = users(6000);
+    let bad: Vec<String> = (0..30).map(|number| format!("bad-{number}")).collect();
+    let job = world.send("sigkill", &[good.as_slice(), &bad].concat(), &[]).await;
+    until_accepted(&world, 1500).await;
+    first.process.kill();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 6000, "{record}");
+    assert_eq!(record["accounts"]["failed"], 30, "{record}");
+    world.assert_once_each(&good);
+    let dead = world.dead(&job).await;
+    assert_eq!(dead.keys().collect::<BTreeSet<_>>(), bad.iter().collect::<BTreeSet<_>>());
+    second.drain().await;
+    world.end().await;
+}
+
+/// As above on a backend that is not idempotent: whoever was in flight is held, never sent twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_4_sigkill_leaves_at_most_the_calls_in_flight_in_doubt() {
+    let Some(plan) = Plan::shared() else { return };
+    let mut plan = plan.not_idempotent();
+    plan.target.push_str("\ncalls_in_flight = 32");
+    let world = plan.start("doubt").await;
+    world.mock.patch_faults(&json!({"latency": "20ms"})).unwrap();
+    let mut first = world.worker().await;
+    let recipients = users(3000);
+    let job = world.send("doubt", &recipients, &[]).await;
+    until_accepted(&world, 500).await;
+    first.process.kill();
+    let second = world.worker().await;
+    let record = world.completed(&job).await;
+    let uncertain = record["accounts"]["uncertain"].as_u64().unwrap();
+    assert!((1..=32).contains(&uncertain), "{record}");
+    assert_eq!(record["accounts"]["sent"].as_u64().unwrap(), 3000 - uncertain);
+    assert!(world.accepted().values().all(|count| *count == 1));
+    assert_eq!(world.dead(&job).await.len() as u64, uncertain);
+    second.drain().await;
+    world.end().await;
+}
+
+/// SIGTERM in the middle: what is in work is finished or given back, and another worker goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_5_a_drain_loses_nothing() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.not_idempotent().start("drain").await;
+    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    let first = world.worker().await;
+    let recipients = users(4000);
+    let job = world.send("drain", &recipients, &[]).await;
+    until_accepted(&world, 800).await;
+    first.drain().await;
+    let second = world.worker().await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 4000, "{record}");
+    world.assert_once_each(&recipients);
+    second.drain().await;
+    world.end().await;
+}
+
+/// A backend that says "too fast" for a while, and a limit of our own: nobody fails, no attempt is
+/// spent, although only one attempt is allowed.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_7_waiting_costs_nothing() {
+    let Some(mut plan) = Plan::shared() else { return };
+    plan.target.push_str("\nlimit = \"400/s burst 20\"");
+    let world = plan.start("waiting").await;
+    world.mock.patch_faults(&json!({"burst": {"after": 300, "for": "2s", "retry_after": 1}})).unwrap();
+    let worker = world.worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")]).await;
+    let recipients = users(1200);
+    let started = Instant::now();
+    let job = world.send("waiting", &recipients, &["--wait"]).await;
+    let took = started.elapsed();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 1200, "{record}");
+    assert!(took > Duration::from_millis(2900), "1200 recipients at 400/s took only {took:?}");
+    assert!(world.mock.stats().faults["burst_429"] > 0);
+    world.assert_once_each(&recipients);
+    // The mock's clock shows the limit: no second holds more than rate + burst + one lease.
+    let mut times: Vec<u64> = world.mock.accepted().iter().map(|entry| entry.at_us).collect();
+    times.sort_unstable();
+    for (index, start) in times.iter().enumerate() {
+        let second = times[index..].partition_point(|at| *at < start + 1_000_000);
+        assert!(second <= 400 + 20 + 20 + 20, "{second} messages in one second");
+    }
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A small job behind a big one, at a slow backend, starts at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_no_starving() {
+    let Some(mut plan) = Plan::shared() else { return };
+    plan.target.push_str("\ncalls_in_flight = 64");
+    let world = plan.start("starving").await;
+    world.mock.patch_faults(&json!({"latency": "20ms"})).unwrap();
+    let worker = world.worker().await;
+    let big = world.send("big", &users(20_000), &["--priority", "bulk"]).await;
+    until_accepted(&world, 500).await;
+    for number in 0..5 {
+        let small = vec![format!("small-{number}")];
+        let job = world.send(&format!("small-{number}"), &small, &["--wait"]).await;
+        assert_eq!(world.job(&job).await.unwrap()["accounts"]["sent"], 1);
+    }
+    let big = world.job(&big).await.unwrap();
+    assert_eq!(big["state"], "running", "the big job was too small to stand in the way");
+    let metrics = worker.metrics().await;
+    let within = metrics["fanwise_start_delay_seconds_bucket{le=\"0.25\"}"];
+    assert!(within >= 5.0, "{metrics:#?}");
+    worker.drain().await;
+    world.end().await;
+}
+
+/// The token is wrong: the target is parked and nobody is dead-lettered; once it is right, all get it.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
+    let Some(mut plan) = Plan::shared() else { return };
+    plan.target.push_str("\nconfig_park = \"1s\"");
+    let world = plan.start("config").await;
+    world.mock.patch_faults(&json!({"unauthorised": 1.0})).unwrap();
+    let worker = world.worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")]).await;
+    let recipients = users(700);
+    let job = world.send("config", &recipients, &[]).await;
+    until("the target is parked", BOUND, async || {
+        (worker.metrics().await.get("fanwise_target_parked{target=\"im\"}") == Some(&1.0)).then_some(())
+    })
+    .await;
+    assert_eq!(world.job(&job).await.unwrap()["pending"], 700);
+    world.mock.patch_faults(&json!({"unauthorised": null})).unwrap();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 700, "{record}");
+    assert!(world.dead(&job).await.is_empty());
+    worker.drain().await;
+    world.end().await;
+}
+
+/// Bad messages lie unharmed in the rejected queue and delay nothing; a conflict names the first job.
+#[tokio::test(flavor = "multi_thread")]
+async fn poison_and_conflict_are_rejected_unharmed() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("poison").await;
+    let worker = world.worker().await;
+    let poison = [
+        "not json".to_owned(),
+        r#"{"v":1,"client_msg_no":"x","audience":{"users":["u1"]},"mesage":{"type":"text"}}"#.to_owned(),
+        r#"{"v":9}"#.to_owned(),
+    ];
+    for body in &poison {
+        world.publish_raw(body.as_bytes()).await;
+    }
+    let job = world.send("good", &users(10), &["--wait"]).await;
+    world.completed(&job).await;
+    let conflicting = world.run(&[
+        "send", "--client-msg-no", "good", "--text", "something else", "--wait", "u1",
+    ]);
+    let finished = conflicting.await;
+    assert_eq!(finished.code, Some(65), "{}", finished.stderr);
+    assert!(finished.stderr.contains(&job), "{}", finished.stderr);
+    let rejected = until("four rejected messages", BOUND, async || {
+        let rejected = world.json(&["dead", "rejected"]).await;
+        (rejected.as_array()?.len() == 4).then_some(rejected)
+    })
+    .await;
+    let bodies: BTreeSet<_> =
+        rejected.as_array().unwrap().iter().map(|message| message["body"].as_str().unwrap()).collect();
+    assert!(poison.iter().all(|body| bodies.contains(body.as_str())), "{rejected:#}");
+    let reasons = rejected.to_string();
+    assert!(reasons.contains("did you mean `message`?"), "{reasons}");
+    assert!(reasons.contains("conflict") && reasons.contains(&job), "{reasons}");
+    let metrics = worker.metrics().await;
+    assert_eq!(metrics["fanwise_jobs_total{result=\"rejected\"}"], 3.0);
+    assert_eq!(metrics["fanwise_jobs_total{result=\"conflict\"}"], 1.0);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// Who has not got it by `expires_at` ends as expired, and the accounts stay exact.
+#[tokio::test(flavor = "multi_thread")]
+async fn late_recipients_expire() {
+    let Some(mut plan) = Plan::shared() else { return };
+    plan.target.push_str("\nlimit = \"100/s burst 1\"");
+    let world = plan.start("expiry").await;
+    let worker = world.worker().await;
+    let expires_at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
+    let job = world.send("expiry", &users(2000), &["--expires-at", &expires_at.to_string()]).await;
+    let record = world.completed(&job).await;
+    let count = |outcome: &str| record["accounts"][outcome].as_u64().unwrap();
+    assert_eq!(count("sent") + count("expired"), 2000, "{record}");
+    assert!(count("expired") > 1000 && count("sent") > 10, "{record}");
+    assert_eq!(world.accepted().len() as u64, count("sent"));
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A trace that began at the producer goes on at the backend.
+#[tokio::test(flavor = "multi_thread")]
+async fn traceparent_travels_from_producer_to_call() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("trace").await;
+    let worker = world.worker().await;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let finished = world
+        .run_with_environment(
+            &["send", "--client-msg-no", "trace", "--text", "hello", "--wait", "u1"],
+            &[("TRACEPARENT", trace)],
+        )
+        .await;
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert_eq!(world.mock.accepted()[0].traceparent.as_deref(), Some(trace));
+    worker.drain().await;
+    world.end().await;
+}

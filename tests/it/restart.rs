@@ -1,0 +1,164 @@
+//! The promises while RabbitMQ or Redis die, and while links are cut. These tests start servers of
+//! their own and run one at a time.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::relay::{Relay, Way};
+use crate::support::servers::{PrivateRabbit, PrivateRedis};
+use crate::support::wait::until;
+use crate::support::world::{BOUND, Plan, World, users};
+
+async fn until_accepted(world: &World, count: usize) {
+    let what = format!("{count} messages accepted by the mock");
+    until(&what, BOUND, async || (world.mock.stats().accepted >= count as u64).then_some(())).await;
+}
+
+/// The broker dies right after it has confirmed a job, and again in the middle of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_1_accepted_is_durable() {
+    let (Some(mut rabbit), Some(redis)) = (PrivateRabbit::start().await, PrivateRedis::start().await)
+    else {
+        return;
+    };
+    let world = Plan::on(rabbit.url(), redis.url()).start("durable").await;
+    // The topology is older than the first kill: see the README on queues in their first seconds.
+    let applied = world.run(&["topology", "apply"]).await;
+    assert_eq!(applied.code, Some(0), "{}", applied.stderr);
+    let recipients = users(4000);
+    let job = world.send("durable", &recipients, &[]).await;
+    rabbit.kill().await;
+    rabbit.start_again().await;
+    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    let worker = world.worker().await;
+    until_accepted(&world, 1000).await;
+    rabbit.kill().await;
+    rabbit.start_again().await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 4000, "{record}");
+    world.assert_once_each(&recipients);
+    worker.drain().await;
+}
+
+/// Redis dies in the middle: lanes stop, nothing is sent that cannot be recorded, and it goes on by
+/// itself when Redis is back, its scripts forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_6_what_cannot_be_recorded_is_not_sent() {
+    let (Some(rabbit), Some(mut redis)) = (PrivateRabbit::start().await, PrivateRedis::start().await)
+    else {
+        return;
+    };
+    let mut plan = Plan::on(rabbit.url(), redis.url()).not_idempotent();
+    plan.target.push_str("\ncalls_in_flight = 64");
+    let world = plan.start("ledgerdown").await;
+    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    let worker = world.worker().await;
+    let recipients = users(6000);
+    let job = world.send("ledgerdown", &recipients, &[]).await;
+    until_accepted(&world, 1000).await;
+    redis.kill().await;
+    until("the worker says that the ledger is down", BOUND, async || {
+        (worker.metrics().await.get("fanwise_ledger_up") == Some(&0.0)).then_some(())
+    })
+    .await;
+    // Calls that were in flight may still arrive; then nothing does.
+    let settled = until("sending stops", BOUND, async || {
+        let before = world.mock.stats().accepted;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        (world.mock.stats().accepted == before).then_some(before)
+    })
+    .await;
+    assert!(settled < 6000, "Redis was killed too late for this test");
+    redis.start_again().await;
+    let record = world.completed(&job).await;
+    let count = |outcome: &str| record["accounts"][outcome].as_u64().unwrap();
+    assert_eq!(count("sent") + count("uncertain"), 6000, "{record}");
+    assert!(count("uncertain") <= 64, "{record}");
+    assert!(world.accepted().values().all(|count| *count == 1));
+    worker.drain().await;
+}
+
+/// The link to the broker is cut half-way, twice: by a reset, and by silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_5_links_that_break_lose_nothing() {
+    let (Some(rabbit), Some(redis)) = (PrivateRabbit::start().await, PrivateRedis::start().await)
+    else {
+        return;
+    };
+    let (amqp_relay, amqp) = Relay::before(rabbit.url()).await;
+    let (redis_relay, ledger) = Relay::before(redis.url()).await;
+    let world = Plan::on(&amqp, &ledger).not_idempotent().start("links").await;
+    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    let worker = world.worker().await;
+    let recipients = users(8000);
+    let job = world.send("links", &recipients, &[]).await;
+    until_accepted(&world, 1000).await;
+    amqp_relay.cut_after(Way::ToClient, 10_000);
+    until("the broker link is cut", BOUND, async || amqp_relay.is_cut().then_some(())).await;
+    amqp_relay.restore();
+    let before = world.mock.stats().accepted;
+    until_accepted(&world, before as usize + 500).await;
+    redis_relay.reset().await;
+    let before = world.mock.stats().accepted;
+    until_accepted(&world, before as usize + 500).await;
+    amqp_relay.blackhole();
+    until("the worker notices the silence", BOUND, async || {
+        (worker.metrics().await.get("fanwise_broker_up") == Some(&0.0)).then_some(())
+    })
+    .await;
+    amqp_relay.restore();
+    let record = world.completed(&job).await;
+    let count = |outcome: &str| record["accounts"][outcome].as_u64().unwrap();
+    assert_eq!(count("sent") + count("uncertain"), 8000, "{record}");
+    assert!(world.accepted().values().all(|count| *count == 1));
+    worker.drain().await;
+}
+
+/// Redis comes back empty: the dedup window is lost, recipients are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_ledger_loses_no_recipient() {
+    let (Some(rabbit), Some(redis)) = (PrivateRabbit::start().await, PrivateRedis::start().await)
+    else {
+        return;
+    };
+    let world = Plan::on(rabbit.url(), redis.url()).start("flush").await;
+    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    let worker = world.worker().await;
+    let recipients = users(6000);
+    let job = world.send("flush", &recipients, &[]).await;
+    until_accepted(&world, 1500).await;
+    world.redis_command(&["FLUSHALL"]).await;
+    world.redis_command(&["SCRIPT", "FLUSH"]).await;
+    let record = until("completion of the rebuilt job", BOUND, async || {
+        world.job(&job).await.filter(|record| record["state"] == "completed")
+    })
+    .await;
+    assert_eq!(record["rebuilt"], true, "{record}");
+    world.assert_once_each(&recipients);
+    worker.drain().await;
+}
+
+/// Redis is full: it refuses to record, so nothing is sent, until there is room again.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_6_a_full_ledger_stops_the_lanes() {
+    let (Some(rabbit), Some(redis)) = (PrivateRabbit::start().await, PrivateRedis::start().await)
+    else {
+        return;
+    };
+    let world = Plan::on(rabbit.url(), redis.url()).start("full").await;
+    let worker = world.worker().await;
+    world.redis_command(&["CONFIG", "SET", "maxmemory", "100kb"]).await;
+    let recipients = users(500);
+    let job = world.send("full", &recipients, &[]).await;
+    until("the worker meets the full ledger", BOUND, async || {
+        (worker.metrics().await.get("fanwise_ledger_errors_total{step=\"accept\"}") > Some(&0.0))
+            .then_some(())
+    })
+    .await;
+    assert_eq!(world.mock.stats().accepted, 0);
+    world.redis_command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    world.completed(&job).await;
+    world.assert_once_each(&recipients);
+    worker.drain().await;
+}

@@ -1,0 +1,310 @@
+//! One broadcast system under test: a mock IM server, a configuration with names of its own on the
+//! shared servers, worker processes, and the mock's log to compare everything with.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fanwise::im::mock::{Entry, MockHandle, MockIm, Settings, Version};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::process::{Finished, Process, fanwise, run_fanwise};
+use super::scratch::Scratch;
+use super::servers::{amqp_url, redis_url};
+use super::wait::until;
+
+/// Longest wait for a job of a test.
+pub(crate) const BOUND: Duration = Duration::from_secs(90);
+
+pub(crate) struct World {
+    pub(crate) mock: MockHandle,
+    pub(crate) name: String,
+    pub(crate) amqp: String,
+    pub(crate) redis: String,
+    scratch: Scratch,
+    config: PathBuf,
+    stop: CancellationToken,
+}
+
+/// What differs from test to test.
+pub(crate) struct Plan {
+    pub(crate) amqp: String,
+    pub(crate) redis: String,
+    pub(crate) mock: Settings,
+    /// Lines under `[targets.im]`, besides its address and timeouts.
+    pub(crate) target: String,
+    /// Further tables.
+    pub(crate) more: String,
+}
+
+impl Plan {
+    /// The shared servers and a WuKongIM v3, which is idempotent on our key; nothing when this machine
+    /// has no servers.
+    pub(crate) fn shared() -> Option<Self> {
+        Some(Self::on(&amqp_url()?, &redis_url()?))
+    }
+
+    pub(crate) fn on(amqp: &str, redis: &str) -> Self {
+        Self {
+            amqp: amqp.to_owned(),
+            redis: redis.to_owned(),
+            mock: Settings { wukongim: Version::V3, ..Settings::default() },
+            target: "type = \"wukongim\"\nversion = \"v3\"\nsender = \"news\"".to_owned(),
+            more: String::new(),
+        }
+    }
+
+    /// A WuKongIM v2: nothing keeps it from accepting the same message twice.
+    pub(crate) fn not_idempotent(mut self) -> Self {
+        self.mock.wukongim = Version::V2;
+        self.target = "type = \"wukongim\"\nversion = \"v2\"".to_owned();
+        self
+    }
+
+    pub(crate) async fn start(self, name: &str) -> World {
+        let name = format!("{name}-{}-{:x}", std::process::id(), fastrand::u32(..));
+        let mock = MockIm::bind(self.mock).await.unwrap();
+        let (address, handle) = (mock.addr(), mock.handle());
+        let stop = CancellationToken::new();
+        tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        let scratch = Scratch::new(&name);
+        let config = format!(
+            r#"
+            [broker]
+            url = "{}"
+            namespace = "{name}"
+            heartbeat = "2s"
+            [ledger]
+            url = "{}"
+            prefix = "{name}"
+            lease = "4s"
+            [worker]
+            progress_interval = "100ms"
+            drain_deadline = "10s"
+            [retry]
+            delay_min = "1s"
+            delay_max = "1s"
+            [targets.im]
+            url = "http://{address}"
+            call_timeout = "1s"
+            {}
+            {}
+            "#,
+            self.amqp, self.redis, self.target, self.more
+        );
+        let config = scratch.write("fanwise.toml", config);
+        World { mock: handle, name, amqp: self.amqp, redis: self.redis, scratch, config, stop }
+    }
+}
+
+impl World {
+    fn config(&self) -> &str {
+        self.config.to_str().unwrap()
+    }
+
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// Starts a worker and waits until it is ready.
+    pub(crate) async fn worker(&self) -> Worker {
+        self.worker_with(&[]).await
+    }
+
+    /// Starts a worker with some settings of its own.
+    pub(crate) async fn worker_with(&self, variables: &[(&str, &str)]) -> Worker {
+        let admin = free_port();
+        let listen = format!("127.0.0.1:{admin}");
+        let variables = [&[("FANWISE_ADMIN__LISTEN", listen.as_str())], variables].concat();
+        let process = fanwise(&["worker", "--config", self.config()], &variables);
+        let mut worker = Worker { process, admin };
+        worker.process.until_prints("ready: jobs are taken", Duration::from_secs(60)).await;
+        worker
+    }
+
+    /// Publishes any bytes as a job, as a producer with a bug does.
+    pub(crate) async fn publish_raw(&self, body: &[u8]) {
+        use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+        use lapin::{BasicProperties, Connection, ConnectionProperties};
+        let connection =
+            Connection::connect(&self.amqp, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let exchange = format!("{}.jobs", self.name);
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let confirm = channel
+            .basic_publish(exchange.into(), "normal".into(), options, body, properties)
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        assert!(confirm.is_ack() && confirm.take_message().is_none());
+    }
+
+    pub(crate) async fn redis_command(&self, arguments: &[&str]) {
+        let client = redis::Client::open(self.redis.as_str()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::cmd(arguments[0]);
+        let () = command.arg(&arguments[1..]).query_async(&mut connection).await.unwrap();
+    }
+
+    pub(crate) async fn run_with_environment(
+        &self,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Finished {
+        let arguments = [arguments, &["--config", self.config()]].concat();
+        run_fanwise(&arguments, variables, b"", BOUND).await
+    }
+
+    /// Runs one command to its end.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Finished {
+        self.run_with_input(arguments, b"").await
+    }
+
+    pub(crate) async fn run_with_input(&self, arguments: &[&str], input: &[u8]) -> Finished {
+        let arguments = [arguments, &["--config", self.config()]].concat();
+        run_fanwise(&arguments, &[], input, BOUND).await
+    }
+
+    /// Runs one command that must succeed and print JSON.
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
+        let finished = self.run(&[arguments, &["--json"]].concat()).await;
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
+        serde_json::from_str(&finished.stdout)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", finished.stdout))
+    }
+
+    /// Submits a text to these recipients; returns the job id.
+    pub(crate) async fn send(&self, key: &str, recipients: &[String], more: &[&str]) -> String {
+        let list = recipients.join("\n");
+        let arguments =
+            [&["send", "--client-msg-no", key, "--text", "hello", "--file", "-", "--json"], more].concat();
+        let finished = self.run_with_input(&arguments, list.as_bytes()).await;
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let answer: Value = serde_json::from_str(&finished.stdout).unwrap();
+        answer["job"].as_str().unwrap().to_owned()
+    }
+
+    /// The record of a job, if the ledger knows it.
+    pub(crate) async fn job(&self, job: &str) -> Option<Value> {
+        let finished = self.run(&["job", "show", job, "--json"]).await;
+        serde_json::from_str(&finished.stdout).ok()
+    }
+
+    /// Waits until a job is completed and proves its accounts.
+    pub(crate) async fn completed(&self, job: &str) -> Value {
+        let record = until(&format!("completion of job {job}"), BOUND, async || {
+            self.job(job).await.filter(|record| record["state"] == "completed")
+        })
+        .await;
+        let verified = self.json(&["job", "verify", job]).await;
+        assert_eq!(verified["exact"], true, "{verified}");
+        record
+    }
+
+    /// Dead letters of a job: recipient → (outcome, code).
+    pub(crate) async fn dead(&self, job: &str) -> BTreeMap<String, (String, String)> {
+        let letters = self.json(&["dead", "list", "--job", job]).await;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let letters = letters.as_array().unwrap().iter();
+        letters.map(|dead| (text(&dead["recipient"]), (text(&dead["outcome"]), text(&dead["code"])))).collect()
+    }
+
+    /// How often the mock accepted a message for each recipient; replays are not acceptances.
+    pub(crate) fn accepted(&self) -> BTreeMap<String, usize> {
+        assert!(self.mock.is_complete());
+        let mut accepted = BTreeMap::new();
+        for Entry { recipient, replay, .. } in self.mock.accepted() {
+            if !replay {
+                *accepted.entry(recipient).or_default() += 1;
+            }
+        }
+        accepted
+    }
+
+    /// The mock accepted exactly one message for exactly these recipients.
+    pub(crate) fn assert_once_each<'a>(&self, recipients: impl IntoIterator<Item = &'a String>) {
+        let accepted = self.accepted();
+        let mut wrong = String::new();
+        let mut expected = 0;
+        for recipient in recipients {
+            expected += 1;
+            match accepted.get(recipient) {
+                Some(1) => {}
+                count => {
+                    let _ = write!(wrong, " {recipient}: {}", count.copied().unwrap_or(0));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "not accepted once:{wrong}");
+        assert_eq!(accepted.len(), expected, "the mock accepted messages for others too");
+    }
+
+    /// Removes what the test declared on the shared broker.
+    pub(crate) async fn end(self) {
+        let finished = self.run(&["topology", "delete", "--yes"]).await;
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A worker process with its admin port.
+pub(crate) struct Worker {
+    pub(crate) process: Process,
+    admin: u16,
+}
+
+impl Worker {
+    /// `/metrics`, as metric line → value.
+    pub(crate) async fn metrics(&self) -> BTreeMap<String, f64> {
+        let text = http_get(self.admin, "/metrics").await.unwrap_or_default();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .filter_map(|line| {
+                let (name, value) = line.rsplit_once(' ')?;
+                Some((name.to_owned(), value.parse().ok()?))
+            })
+            .collect()
+    }
+
+    /// The first line of the answer of an admin path.
+    pub(crate) async fn admin(&self, path: &str) -> Option<String> {
+        http_get(self.admin, path).await.map(|answer| answer.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// Ends it as an orchestrator does, and expects that it drained.
+    pub(crate) async fn drain(mut self) {
+        self.process.terminate();
+        let status = self.process.wait(Duration::from_secs(30)).await;
+        assert_eq!(status.code(), Some(0), "{}", self.process.stderr());
+    }
+}
+
+async fn http_get(port: u16, path: &str) -> Option<String> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// `u0` … `u<count-1>`
+pub(crate) fn users(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("u{number}")).collect()
+}
