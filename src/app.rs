@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -139,8 +140,8 @@ pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
     let metrics = Arc::new(Metrics::new());
     let store = ledger(&config)?;
     check_ledger(&store, &drain).await?;
-    let client = Client::new(ClientSettings::default());
-    let connections = client.counters();
+    let client = Client::new(ClientSettings::defaults());
+    let calls = client.clone();
     let worker = Worker::new(
         broker(&config)?,
         Arc::new(context(&config, store, client, Arc::clone(&metrics))?),
@@ -148,7 +149,10 @@ pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
     let refreshed = Arc::clone(&metrics);
     let status = Status {
         metrics: Arc::clone(&metrics),
-        refresh: Arc::new(move || refreshed.connections(connections.opened(), connections.reused())),
+        refresh: Arc::new(move || {
+            let counts = calls.counts();
+            refreshed.connections(counts.opened.load(Relaxed), counts.reused.load(Relaxed));
+        }),
         ready: worker.ready(),
     };
     let admin = Admin::start(config.admin.listen, status).map_err(|error| {

@@ -8,11 +8,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{checked_config, output};
-use crate::amqp::{KeptMessage, Rabbit, Shelf, Then};
 use crate::app;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::ids::JobId;
 use crate::exit::{Exit, Failure, OrExit as _};
+use crate::ports::{KeptMessage, Shelf, Shelves, Then};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadCommand {
@@ -110,7 +110,7 @@ pub(super) async fn run(command: DeadCommand, file: Option<PathBuf>) -> Result<E
 }
 
 /// Dead letters are published at least once: of several for one recipient of a job the last counts.
-async fn read(broker: &Rabbit, filter: &Filter) -> Result<Vec<Row>, Failure> {
+async fn read(broker: &impl Shelves, filter: &Filter) -> Result<Vec<Row>, Failure> {
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     let mut unreadable = 0;
     let visit = |message: KeptMessage| {
@@ -202,7 +202,7 @@ fn export(rows: &[Row], format: ExportFormat) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-async fn rejected(broker: &Rabbit, as_json: bool) -> Result<Exit, Failure> {
+async fn rejected(broker: &impl Shelves, as_json: bool) -> Result<Exit, Failure> {
     let mut messages = Vec::new();
     let visit = |message: KeptMessage| {
         messages.push(message);

@@ -13,7 +13,7 @@ use super::{KEEP_DEFAULT, Settings};
 /// WuKongIM answers at /message/send and /message/sendbatch, a plain webhook below /hook.
 /// All misbehaviour can be changed while it runs: POST the JSON of GET /_mock/faults back to it.
 /// GET /_mock/stats counts, GET /_mock/accepted?recipient=UID tells what a user got.
-#[derive(Clone, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct MockArgs {
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001")]

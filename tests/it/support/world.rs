@@ -290,6 +290,18 @@ impl Worker {
     }
 }
 
+/// A test that fails shows what its workers said.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.process.stderr();
+            let lines: Vec<_> = log.lines().collect();
+            let last = lines.len().saturating_sub(60);
+            eprintln!("log of worker {}:\n{}", self.process.pid(), lines[last..].join("\n"));
+        }
+    }
+}
+
 async fn http_get(port: u16, path: &str) -> Option<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
