@@ -1,1 +1,3 @@
 //! IM systems: one folder each, and the mock server that stands in for them in tests.
+
+pub mod http;
