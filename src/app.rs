@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Admin, Status};
 use crate::amqp::{self, Rabbit};
 use crate::config::{Config, TargetConfig};
+use crate::domain::fields::summary;
 use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -58,7 +59,9 @@ impl<'a> Names<'a> {
 
 impl job::Context for Names<'_> {
     fn default_target(&self, app: &str) -> Result<String, String> {
-        job::default_target(app, &self.0.targets, &self.0.apps, |app| app.target.as_ref())
+        job::default_target(app, &self.0.targets, &self.0.apps, |app| {
+            app.target.as_ref()
+        })
     }
 
     fn check_target(&self, target: &str) -> Result<(), String> {
@@ -72,8 +75,13 @@ fn target_runtime(
     slices_in_work: usize,
     metrics: &Metrics,
 ) -> Result<TargetRuntime, Failure> {
-    let target = crate::im::build(name, &config.settings).or_exit(Exit::BadConfig)?;
-    let policy = if target.profile().idempotent { OnUncertain::Retry } else { OnUncertain::Hold };
+    let target = crate::im::build(name, &config.settings)
+        .map_err(|problems| Failure::message(Exit::BadConfig, summary(&problems)))?;
+    let policy = if target.profile().idempotent {
+        OnUncertain::Retry
+    } else {
+        OnUncertain::Hold
+    };
     Ok(TargetRuntime {
         name: name.to_owned(),
         call_timeout: config.call_timeout,
@@ -124,7 +132,9 @@ fn context(
         fingerprint_secret: config.ledger.fingerprint_secret.expose().to_owned(),
         progress_interval: worker.progress_interval,
     };
-    Ok(Context::new(store, client, targets?, apps, settings, metrics))
+    Ok(Context::new(
+        store, client, targets?, apps, settings, metrics,
+    ))
 }
 
 /// Runs a worker until a signal, then drains. Start: configuration (done), signals, ledger policy,
@@ -156,7 +166,10 @@ pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
         ready: worker.ready(),
     };
     let admin = Admin::start(config.admin.listen, status).map_err(|error| {
-        let what = format!("cannot listen on admin.listen = {}: {error}", config.admin.listen);
+        let what = format!(
+            "cannot listen on admin.listen = {}: {error}",
+            config.admin.listen
+        );
         Failure::message(Exit::Unavailable, what)
     })?;
     tracing::info!(address = %admin.address, "admin port listens");

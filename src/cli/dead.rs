@@ -74,12 +74,14 @@ impl Filter {
             let app = self.app.as_deref().unwrap_or("default");
             *job == letter.job || JobId::of(app, job).to_string() == letter.job
         });
-        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|it| it == found);
+        let is =
+            |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|it| it == found);
         job && is(&self.app, &letter.app) && is(&self.target, &letter.target)
     }
 
     fn takes_recipient(&self, dead: &DeadRecipient) -> bool {
-        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|it| it == found);
+        let is =
+            |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|it| it == found);
         is(&self.outcome, dead.outcome.as_str())
             && is(&self.class, dead.class.as_str())
             && is(&self.code, &dead.code)
@@ -121,7 +123,10 @@ async fn read(broker: &impl Shelves, filter: &Filter) -> Result<Vec<Row>, Failur
         }
         Then::Keep
     };
-    broker.read(Shelf::Dead, visit).await.or_exit(Exit::Unavailable)?;
+    broker
+        .read(Shelf::Dead, visit)
+        .await
+        .or_exit(Exit::Unavailable)?;
     if unreadable > 0 {
         tracing::warn!("{unreadable} message(s) in the dead-letter queue are not dead letters");
     }
@@ -167,7 +172,18 @@ fn list(rows: &[Row], as_json: bool) -> Result<Exit, Failure> {
             ]
         })
         .collect();
-    output::table(&["JOB", "RECIPIENT", "OUTCOME", "CLASS", "ATTEMPTS", "CODE", "TEXT"], &cells)?;
+    output::table(
+        &[
+            "JOB",
+            "RECIPIENT",
+            "OUTCOME",
+            "CLASS",
+            "ATTEMPTS",
+            "CODE",
+            "TEXT",
+        ],
+        &cells,
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -181,21 +197,43 @@ fn export(rows: &[Row], format: ExportFormat) -> Result<Exit, Failure> {
         ExportFormat::Csv => {
             let mut writer = csv::Writer::from_writer(Vec::new());
             let headings = [
-                "recipient", "outcome", "class", "code", "text", "attempts", "job", "app",
-                "client_msg_no", "target", "first_attempt_at", "last_attempt_at",
+                "recipient",
+                "outcome",
+                "class",
+                "code",
+                "text",
+                "attempts",
+                "job",
+                "app",
+                "client_msg_no",
+                "target",
+                "first_attempt_at",
+                "last_attempt_at",
             ];
             writer.write_record(headings).or_exit(Exit::Internal)?;
             for row in rows {
                 let dead = &row.dead;
                 let attempts = dead.attempts.to_string();
                 let cells = [
-                    dead.recipient.as_str(), dead.outcome.as_str(), dead.class.as_str(), &dead.code,
-                    &dead.text, &attempts, &row.job, &row.app, &row.client_msg_no, &row.target,
-                    &row.first_attempt_at, &row.last_attempt_at,
+                    dead.recipient.as_str(),
+                    dead.outcome.as_str(),
+                    dead.class.as_str(),
+                    &dead.code,
+                    &dead.text,
+                    &attempts,
+                    &row.job,
+                    &row.app,
+                    &row.client_msg_no,
+                    &row.target,
+                    &row.first_attempt_at,
+                    &row.last_attempt_at,
                 ];
                 writer.write_record(cells).or_exit(Exit::Internal)?;
             }
-            let bytes = writer.into_inner().map_err(|error| error.into_error()).or_exit(Exit::Internal)?;
+            let bytes = writer
+                .into_inner()
+                .map_err(|error| error.into_error())
+                .or_exit(Exit::Internal)?;
             output::line(String::from_utf8_lossy(&bytes).trim_end())?;
         }
     }
@@ -208,8 +246,12 @@ async fn rejected(broker: &impl Shelves, as_json: bool) -> Result<Exit, Failure>
         messages.push(message);
         Then::Keep
     };
-    broker.read(Shelf::Rejected, visit).await.or_exit(Exit::Unavailable)?;
-    let header = |message: &KeptMessage, name: &str| message.headers.get(name).cloned().unwrap_or_default();
+    broker
+        .read(Shelf::Rejected, visit)
+        .await
+        .or_exit(Exit::Unavailable)?;
+    let header =
+        |message: &KeptMessage, name: &str| message.headers.get(name).cloned().unwrap_or_default();
     if as_json {
         let rows: Vec<_> = messages
             .iter()

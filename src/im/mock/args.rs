@@ -62,7 +62,7 @@ pub struct MockArgs {
     pub retry_after: u32,
 
     /// Time between the pieces of a slow body.
-    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = crate::domain::schedule::parse_duration)]
     pub slow_pace: Duration,
 
     /// After COUNT accepted messages answer 429 for a while, once.
@@ -71,7 +71,7 @@ pub struct MockArgs {
 
     /// How long the burst of 429 lasts.
     #[arg(long, value_name = "TIME", default_value = "5s", requires = "burst_after",
-          value_parser = humantime::parse_duration)]
+          value_parser = crate::domain::schedule::parse_duration)]
     pub burst_for: Duration,
 
     /// Retry-After of the burst, in seconds.
