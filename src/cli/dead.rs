@@ -1,6 +1,7 @@
 //! `fanwise dead list`, `export` and `rejected`: what went wrong for whom, without taking it away.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -12,7 +13,7 @@ use crate::app;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::ids::JobId;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::ports::{KeptMessage, Shelf, Shelves, Then};
+use crate::ports::{KeptMessage, Shelf, Shelves};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadCommand {
@@ -123,7 +124,7 @@ async fn read(broker: &impl Shelves, filter: &Filter) -> Result<Vec<Row>, Failur
             Ok(_) => {}
             Err(_) => unreadable += 1,
         }
-        Then::Keep
+        ControlFlow::Continue(())
     };
     broker
         .read(Shelf::Dead, visit)
@@ -246,7 +247,7 @@ async fn rejected(broker: &impl Shelves, as_json: bool) -> Result<Exit, Failure>
     let mut messages = Vec::new();
     let visit = |message: KeptMessage| {
         messages.push(message);
-        Then::Keep
+        ControlFlow::Continue(())
     };
     broker
         .read(Shelf::Rejected, visit)
