@@ -1,0 +1,266 @@
+//! One connection to the broker, and the one error enum of this folder.
+//!
+//! Automatic recovery of the client is off: with it, a consumer is never told that its deliveries
+//! belong to somebody else by now. A lost connection ends the session, and the next one starts from
+//! nothing.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::types::ShortString;
+use lapin::uri::AMQPUri;
+use lapin::{Connection, ConnectionProperties, ConnectionState, ErrorKind};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::{Settings, SettingsError};
+use crate::ports::BrokerError;
+
+/// What the broker did not do.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AmqpError {
+    #[error("no connection to {address}")]
+    Connect {
+        address: String,
+        source: lapin::Error,
+    },
+    #[error("the broker refused to {what}")]
+    Refused { what: String, source: lapin::Error },
+    #[error("{address} did not {what} within {after:?}")]
+    Slow {
+        address: String,
+        what: String,
+        after: Duration,
+    },
+    #[error("`{0}` is too long for a name or routing key (255 bytes)")]
+    Name(String),
+}
+
+impl AmqpError {
+    /// The broker gave this as its reason.
+    pub(super) fn is(&self, reason: &AMQPSoftError) -> bool {
+        match self {
+            Self::Refused { source, .. } => matches!(
+                source.kind(),
+                ErrorKind::ProtocolError(error) if *error.kind() == AMQPErrorKind::Soft(reason.clone())
+            ),
+            Self::Connect { .. } | Self::Slow { .. } | Self::Name(_) => false,
+        }
+    }
+
+    /// Adds what to do about it when the broker gave this reason.
+    pub(super) fn explain(self, reason: &AMQPSoftError, advice: &str) -> Self {
+        if !self.is(reason) {
+            return self;
+        }
+        match self {
+            Self::Refused { what, source } => Self::Refused {
+                what: format!("{what}: {advice}"),
+                source,
+            },
+            other @ (Self::Connect { .. } | Self::Slow { .. } | Self::Name(_)) => other,
+        }
+    }
+}
+
+impl From<AmqpError> for BrokerError {
+    fn from(error: AmqpError) -> Self {
+        match error {
+            AmqpError::Connect { address, source } => Self::Connect {
+                address,
+                source: Box::new(source),
+            },
+            AmqpError::Refused { what, source } => Self::Refused {
+                what,
+                source: Box::new(source),
+            },
+            AmqpError::Slow { ref address, .. } => Self::Connect {
+                address: address.clone(),
+                source: Box::new(error),
+            },
+            AmqpError::Name(ref name) => Self::Refused {
+                what: format!("use the name `{name}`"),
+                source: Box::new(error),
+            },
+        }
+    }
+}
+
+/// How long an orderly close may take; a blocked connection cannot say goodbye at all.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How to reach the broker and how long to wait for its answers.
+#[derive(Clone)]
+pub(super) struct Dial {
+    uri: AMQPUri,
+    address: Arc<str>,
+    connection_name: Arc<str>,
+    answer_timeout: Duration,
+}
+
+/// Without the credentials of the URI.
+impl fmt::Debug for Dial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Dial").field(&self.address).finish()
+    }
+}
+
+impl Dial {
+    pub(super) fn new(settings: &Settings) -> Result<Self, SettingsError> {
+        let mut uri = parse(&settings.url)?;
+        // A half-open connection is noticed after two heartbeats; the broker would suggest 60 s.
+        let heartbeat = settings.heartbeat.as_secs().max(1);
+        uri.query.heartbeat = Some(u16::try_from(heartbeat).unwrap_or(u16::MAX));
+        Ok(Self {
+            address: address(&uri).into(),
+            uri,
+            connection_name: settings.connection_name.as_str().into(),
+            answer_timeout: settings.connect_timeout,
+        })
+    }
+
+    /// Scheme, host, port and virtual host.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Opens a connection; its role is shown in the broker's list of connections.
+    pub(super) async fn open(&self, role: &str) -> Result<Connection, AmqpError> {
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("{} ({role})", self.connection_name).into());
+        let connecting = Box::pin(Connection::connect_uri(self.uri.clone(), properties));
+        self.ask(format!("open a connection to {}", self.address), connecting)
+            .await
+    }
+
+    /// Closes a connection in order, if the broker still listens.
+    pub(super) async fn close(&self, connection: &Connection) {
+        let closed = connection.close(200, ShortString::default());
+        if !matches!(timeout(CLOSE_TIMEOUT, closed).await, Ok(Ok(()))) {
+            debug!("a broker connection was dropped without an orderly close");
+        }
+    }
+
+    /// What came out of a consumer that should not have ended yet.
+    pub(super) fn delivered<T>(&self, item: Option<lapin::Result<T>>) -> Result<T, AmqpError> {
+        let ended = || ErrorKind::InvalidConnectionState(ConnectionState::Closed).into();
+        item.unwrap_or_else(|| Err(ended()))
+            .map_err(|source| AmqpError::Connect {
+                address: self.address.to_string(),
+                source,
+            })
+    }
+
+    /// Waits for an answer of the broker, as long as is allowed.
+    pub(super) async fn ask<T>(
+        &self,
+        what: String,
+        answer: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, AmqpError> {
+        match timeout(self.answer_timeout, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(source)) if is_refusal(&source) => Err(AmqpError::Refused { what, source }),
+            Ok(Err(source)) => Err(AmqpError::Connect {
+                address: self.address.to_string(),
+                source,
+            }),
+            Err(_) => Err(AmqpError::Slow {
+                address: self.address.to_string(),
+                what,
+                after: self.answer_timeout,
+            }),
+        }
+    }
+
+    /// A name in its wire form.
+    pub(super) fn name(&self, name: &str) -> Result<ShortString, AmqpError> {
+        ShortString::try_new(name).map_err(|_| AmqpError::Name(name.to_owned()))
+    }
+}
+
+/// The broker said no, and will say no again: a wrong password, virtual host, permission, argument.
+/// Everything else is trouble with the connection.
+fn is_refusal(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else {
+        return false;
+    };
+    match error.kind() {
+        AMQPErrorKind::Soft(_) => true,
+        AMQPErrorKind::Hard(hard) => !matches!(
+            hard,
+            AMQPHardError::CONNECTIONFORCED | AMQPHardError::INTERNALERROR
+        ),
+    }
+}
+
+fn parse(url: &str) -> Result<AMQPUri, SettingsError> {
+    // The parser's own error repeats the URL with its password, so it is not passed on.
+    let mut uri: AMQPUri = url.parse().map_err(|_| SettingsError::Url)?;
+    // The parser falls back to localhost for an IPv6 address.
+    if let Some(address) = bracketed_host(url) {
+        uri.authority.host = address.to_owned();
+    }
+    // By the letter of the specification `amqp://host/` means the virtual host with the empty name,
+    // which nobody has; whoever writes it means the default.
+    if uri.vhost.is_empty() {
+        uri.vhost = "/".to_owned();
+    }
+    Ok(uri)
+}
+
+fn bracketed_host(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let host = authority.rsplit('@').next()?.strip_prefix('[')?;
+    host.split_once(']').map(|(host, _)| host)
+}
+
+fn address(uri: &AMQPUri) -> String {
+    let host = &uri.authority.host;
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.clone()
+    };
+    let vhost = if uri.vhost == "/" { "" } else { &uri.vhost };
+    let slash = if vhost.is_empty() { "" } else { "/" };
+    format!(
+        "{}://{host}:{}{slash}{vhost}",
+        uri.scheme, uri.authority.port
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(url: &str, expected: &str) {
+        assert_eq!(address(&parse(url).unwrap()), expected, "{url}");
+    }
+
+    #[test]
+    fn addresses_carry_no_credentials() {
+        check("amqp://127.0.0.1", "amqp://127.0.0.1:5672");
+        check("amqp://u:p%40ss@rabbit:5673/%2f", "amqp://rabbit:5673");
+        check("amqps://u:p@rabbit/", "amqps://rabbit:5671");
+        check(
+            "amqp://u:p@rabbit/fan?heartbeat=5",
+            "amqp://rabbit:5672/fan",
+        );
+        check(
+            "amqp://u:p@[2001:db8::1]:5680/x",
+            "amqp://[2001:db8::1]:5680/x",
+        );
+    }
+
+    #[test]
+    fn a_bad_url_is_refused_without_repeating_it() {
+        for url in ["http://u:secret@rabbit", "u:secret@rabbit", "amqp:u:secret"] {
+            let error = parse(url).unwrap_err();
+            assert!(!format!("{error:?} {error}").contains("secret"), "{url}");
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! Consuming: deliveries of one queue, and how each of them ends.
+//!
+//! A delivery holds on to the channel it came on, and through it to the session's `lost` token: once
+//! that is cancelled nothing is handed out and nothing is acked any more, even if this channel would
+//! still do it, because the session is lost as a whole.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Acker, BasicProperties, Channel};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::publisher::{PERSISTENT, RabbitPublisher, Wire, unix_seconds};
+use crate::ports::{BoxFuture, Consumer, Delivery, EndDelivery, Lost, PublishError};
+
+/// The longest reason that is kept with a rejected message.
+const REASON_BYTES_MAX: usize = 4 * 1024;
+
+/// Headers must fit one frame, and the broker's largest is 128 KiB; a larger one ends the connection,
+/// and the message would do it again. What is past this stays behind.
+const HEADERS_BYTES_MAX: usize = 96 * 1024;
+
+/// Headers of the broker's own that must not travel with a copy. The counts are those of the queue it
+/// was in; a re-published `x-death` is believed before RabbitMQ 4, and could get the message dropped
+/// as going in circles.
+const BROKER_HEADERS: [&str; 3] = ["x-death", "x-delivery-count", "x-acquired-count"];
+
+/// Where deliveries came from and what they need to end.
+pub(super) struct Origin {
+    /// Open as long as a delivery of it is.
+    pub(super) channel: Channel,
+    pub(super) queue: String,
+    pub(super) rejected_exchange: String,
+    pub(super) publisher: RabbitPublisher,
+    pub(super) lost: CancellationToken,
+}
+
+/// Deliveries of one queue.
+pub struct RabbitConsumer {
+    stream: lapin::Consumer,
+    origin: Arc<Origin>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Consuming,
+    /// Asked to stop; what was under way still arrives.
+    Cancelled,
+    Ended,
+}
+
+impl RabbitConsumer {
+    pub(super) fn new(stream: lapin::Consumer, origin: Origin) -> Self {
+        Self {
+            stream,
+            origin: Arc::new(origin),
+            phase: Phase::Consuming,
+        }
+    }
+
+    /// The stream has ended; unless somebody asked for it, the session is lost.
+    fn end(&mut self, error: Option<&lapin::Error>) {
+        let lost = &self.origin.lost;
+        if self.phase == Phase::Consuming && !lost.is_cancelled() {
+            let error = error.map(tracing::field::display);
+            let queue = self.origin.queue.as_str();
+            // Without an error the queue is gone, or the broker has taken back what was not acked.
+            warn!(queue, error, "a consumer ended, the session is lost");
+            lost.cancel();
+        }
+        self.phase = Phase::Ended;
+    }
+}
+
+impl Consumer for RabbitConsumer {
+    async fn next(&mut self) -> Option<Delivery> {
+        while self.phase != Phase::Ended {
+            // Cancel safe: the stream gives up a delivery only when it is ready, and nothing is
+            // awaited between here and handing it out.
+            let item = tokio::select! {
+                biased;
+                () = self.origin.lost.cancelled() => None,
+                item = self.stream.next() => item,
+            };
+            match item {
+                // Deliveries of a dead channel still come out of the buffer; they are not ours.
+                Some(Ok(delivery)) if !delivery.acker.usable() => {}
+                Some(Ok(delivery)) => return Some(hand_out(delivery, &self.origin)),
+                Some(Err(error)) => self.end(Some(&error)),
+                None => self.end(None),
+            }
+        }
+        None
+    }
+
+    async fn cancel(&mut self) {
+        if self.phase != Phase::Consuming {
+            return;
+        }
+        self.phase = Phase::Cancelled;
+        let cancelled = self
+            .origin
+            .channel
+            .basic_cancel(self.stream.tag(), BasicCancelOptions::default());
+        let refused = tokio::select! {
+            () = self.origin.lost.cancelled() => false,
+            cancelled = cancelled => cancelled.is_err(),
+        };
+        if refused {
+            self.origin.lost.cancel();
+        }
+    }
+}
+
+fn hand_out(delivery: lapin::message::Delivery, origin: &Arc<Origin>) -> Delivery {
+    let body = Bytes::from(delivery.data);
+    Delivery {
+        body: body.clone(),
+        traceparent: traceparent(&delivery.properties),
+        redelivered: delivery.redelivered,
+        end: Box::new(Ending {
+            acker: delivery.acker,
+            routing_key: delivery.routing_key,
+            properties: delivery.properties,
+            body,
+            origin: Arc::clone(origin),
+        }),
+    }
+}
+
+fn traceparent(properties: &BasicProperties) -> Option<String> {
+    let headers = properties.headers().as_ref()?;
+    let value = headers.inner().get("traceparent")?;
+    let text = value.as_long_string()?;
+    std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned)
+}
+
+/// The end of a delivery: everything that is needed to ack it or to move it away unharmed.
+struct Ending {
+    acker: Acker,
+    routing_key: ShortString,
+    properties: BasicProperties,
+    body: Bytes,
+    origin: Arc<Origin>,
+}
+
+impl Ending {
+    /// Waits until the answer is written. The client says `false` when the channel of the delivery
+    /// is gone.
+    async fn write(&self, written: impl Future<Output = lapin::Result<bool>>) -> Result<(), Lost> {
+        tokio::select! {
+            biased;
+            () = self.origin.lost.cancelled() => Err(Lost),
+            written = written => match written {
+                Ok(true) => Ok(()),
+                Ok(false) | Err(_) => Err(Lost),
+            },
+        }
+    }
+
+    async fn ack(&self) -> Result<(), Lost> {
+        self.write(self.acker.ack(BasicAckOptions::default())).await
+    }
+}
+
+impl EndDelivery for Ending {
+    fn ack(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
+        Box::pin(async move { Self::ack(&self).await })
+    }
+
+    fn give_back(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
+        Box::pin(async move {
+            // Not `reject`: from RabbitMQ 4.3 on that counts as a failure of the message.
+            let options = BasicNackOptions {
+                requeue: true,
+                ..BasicNackOptions::default()
+            };
+            self.write(self.acker.nack(options)).await
+        })
+    }
+
+    fn reject(self: Box<Self>, reason: String) -> BoxFuture<Result<(), PublishError>> {
+        Box::pin(async move {
+            if self.origin.lost.is_cancelled() {
+                return Err(Lost.into());
+            }
+            let notes = Notes {
+                reason: &reason,
+                queue: &self.origin.queue,
+            };
+            let wire = Wire {
+                exchange: ShortString::try_new(self.origin.rejected_exchange.as_str())
+                    .map_err(|_| PublishError::Unroutable(self.origin.rejected_exchange.clone()))?,
+                routing_key: self.routing_key.clone(),
+                properties: rejected_properties(&self.properties, &notes),
+                body: self.body.clone(),
+            };
+            self.origin.publisher.publish_wire(wire).await?;
+            Self::ack(&self).await?;
+            Ok(())
+        })
+    }
+}
+
+/// What is added to a rejected message.
+struct Notes<'a> {
+    reason: &'a str,
+    queue: &'a str,
+}
+
+/// The properties of a rejected message: as they were, and our notes among the headers. Three of them
+/// cannot travel as they are. Delivery mode becomes persistent. `expiration` would delete the message
+/// where it is kept, and `user-id` must be that of whoever publishes; both become headers.
+fn rejected_properties(original: &BasicProperties, notes: &Notes<'_>) -> BasicProperties {
+    let mut headers = BTreeMap::new();
+    let mut note = |name: &'static str, value: &str| {
+        headers.insert(ShortString::from(name), AMQPValue::LongString(value.into()));
+    };
+    note("fanwise-reason", shorten(notes.reason));
+    note("fanwise-source", notes.queue);
+    if let Some(expiration) = original.expiration() {
+        note("fanwise-expiration", expiration.as_str());
+    }
+    if let Some(user_id) = original.user_id() {
+        note("fanwise-user-id", user_id.as_str());
+    }
+    headers.insert(
+        "fanwise-rejected-at".into(),
+        AMQPValue::Timestamp(unix_seconds()),
+    );
+    let kept = original.headers().iter().flat_map(FieldTable::inner);
+    let mut bytes = 0;
+    for (name, value) in kept {
+        bytes += name.as_str().len() + wire_bytes(value);
+        if BROKER_HEADERS.contains(&name.as_str()) || headers.contains_key(name) {
+            continue;
+        }
+        if bytes > HEADERS_BYTES_MAX {
+            headers.insert("fanwise-headers-cut".into(), AMQPValue::Boolean(true));
+            break;
+        }
+        headers.insert(name.clone(), value.clone());
+    }
+
+    let mut properties = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers.into());
+    macro_rules! keep {
+        ($($get:ident => $with:ident),*) => {$(
+            if let Some(value) = original.$get() {
+                properties = properties.$with(value.clone());
+            }
+        )*};
+    }
+    keep!(
+        content_type => with_content_type,
+        content_encoding => with_content_encoding,
+        priority => with_priority,
+        correlation_id => with_correlation_id,
+        reply_to => with_reply_to,
+        message_id => with_message_id,
+        timestamp => with_timestamp,
+        kind => with_type,
+        app_id => with_app_id,
+        cluster_id => with_cluster_id
+    );
+    properties
+}
+
+/// The first bytes of a reason, up to a whole character.
+fn shorten(reason: &str) -> &str {
+    let mut end = reason.len().min(REASON_BYTES_MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    &reason[..end]
+}
+
+/// About how long a value is on the wire.
+fn wire_bytes(value: &AMQPValue) -> usize {
+    let overhead = 6;
+    overhead
+        + match value {
+            AMQPValue::LongString(text) => text.len(),
+            AMQPValue::ShortString(text) => text.as_str().len(),
+            AMQPValue::ByteArray(bytes) => bytes.len(),
+            AMQPValue::FieldArray(values) => values.as_slice().iter().map(wire_bytes).sum(),
+            AMQPValue::FieldTable(table) => table
+                .into_iter()
+                .map(|(name, value)| name.as_str().len() + wire_bytes(value))
+                .sum(),
+            AMQPValue::Boolean(_)
+            | AMQPValue::ShortShortInt(_)
+            | AMQPValue::ShortShortUInt(_)
+            | AMQPValue::ShortInt(_)
+            | AMQPValue::ShortUInt(_)
+            | AMQPValue::LongInt(_)
+            | AMQPValue::LongUInt(_)
+            | AMQPValue::LongLongInt(_)
+            | AMQPValue::Float(_)
+            | AMQPValue::Double(_)
+            | AMQPValue::DecimalValue(_)
+            | AMQPValue::Timestamp(_)
+            | AMQPValue::Void => 8,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn notes() -> Notes<'static> {
+        Notes {
+            reason: "no client_msg_no",
+            queue: "fanwise.jobs.high.v1",
+        }
+    }
+
+    fn text(value: &str) -> AMQPValue {
+        AMQPValue::LongString(value.into())
+    }
+
+    #[test]
+    fn rejected_messages_keep_what_they_came_with() {
+        let mut headers = FieldTable::default();
+        headers.insert("tenant".into(), text("t1"));
+        headers.insert("count".into(), AMQPValue::LongLongInt(-3));
+        headers.insert("x-death".into(), AMQPValue::Void);
+        let original = BasicProperties::default()
+            .with_correlation_id("c".into())
+            .with_reply_to("answers".into())
+            .with_timestamp(7)
+            .with_type("campaign".into())
+            .with_user_id("alice".into())
+            .with_expiration("60000".into())
+            .with_headers(headers);
+        let kept = rejected_properties(&original, &notes());
+        assert_eq!(kept.correlation_id(), original.correlation_id());
+        assert_eq!(kept.reply_to(), original.reply_to());
+        assert_eq!(kept.timestamp(), original.timestamp());
+        assert_eq!(kept.kind(), original.kind());
+        assert_eq!((kept.user_id(), kept.expiration()), (&None, &None));
+        let headers = kept.headers().as_ref().unwrap().inner();
+        assert_eq!(headers["tenant"], text("t1"));
+        assert_eq!(headers["count"], AMQPValue::LongLongInt(-3));
+        assert_eq!(headers["fanwise-reason"], text("no client_msg_no"));
+        assert_eq!(headers["fanwise-source"], text("fanwise.jobs.high.v1"));
+        assert_eq!(headers["fanwise-user-id"], text("alice"));
+        assert_eq!(headers["fanwise-expiration"], text("60000"));
+        assert!(!headers.contains_key("x-death"));
+    }
+
+    #[test]
+    fn headers_stay_within_a_frame() {
+        let mut headers = FieldTable::default();
+        for index in 0..200 {
+            headers.insert(format!("h{index}").into(), text(&"x".repeat(1000)));
+        }
+        let original = BasicProperties::default().with_headers(headers);
+        let kept = rejected_properties(&original, &notes());
+        let kept = AMQPValue::FieldTable(kept.headers().clone().unwrap());
+        assert!(wire_bytes(&kept) < HEADERS_BYTES_MAX + 2 * REASON_BYTES_MAX);
+        let AMQPValue::FieldTable(kept) = kept else {
+            unreachable!()
+        };
+        assert!(kept.contains_key("fanwise-headers-cut"));
+    }
+
+    #[test]
+    fn long_reasons_are_cut_at_a_character() {
+        let reason = "é".repeat(REASON_BYTES_MAX);
+        assert!(shorten(&format!("x{reason}")).len() < REASON_BYTES_MAX);
+        assert_eq!(shorten("short"), "short");
+    }
+}

@@ -1,0 +1,481 @@
+//! Publishing with group commit: many tasks publish, one task owns the channels and the confirms.
+//!
+//! A batch is whatever waits, up to a bound; it is published on a channel of its own, mandatory and
+//! persistent, and answered when every confirm of it has arrived. Two batches may be under way, each
+//! on its own channel, so that one is written while the other is synced to disk.
+//!
+//! Why a channel belongs to one batch at a time: the client hands a returned (unroutable) message to
+//! whichever confirm it resolves next, not to the confirm of that message. No single `Ack` can be
+//! trusted while others are in flight, but when all confirms of a channel have arrived, all its
+//! returns have too, and a return names its exchange and routing key. So a message was routed if and
+//! only if nothing with its exchange and key came back. A channel whose batch did not finish in time
+//! is thrown away with whatever may still arrive on it.
+//!
+//! Events go the same way on channels of their own, not mandatory: they may lead nowhere, and a
+//! subscriber whose queue is full or gone must not hold up or fail anything else.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt, future};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::topology::Names;
+use crate::ports::{Lost, Outgoing, PublishError, Publisher, Route};
+
+/// Messages of one batch. Confirms cost one sync to disk however many they are; measured, the gain
+/// flattens out at about a hundred.
+const BATCH_MESSAGES_MAX: usize = 128;
+
+/// Bodies of one batch, so that large ones do not pile up unconfirmed.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Batches under way at once.
+const BATCHES_MAX: usize = 2;
+
+/// Requests that wait for a batch; past it, `publish` waits before it hands over. Enough to fill all
+/// batches with requests of one message.
+const REQUESTS_MAX: usize = BATCH_MESSAGES_MAX * BATCHES_MAX;
+
+/// How long an event may wait for a subscriber's queue that does not confirm.
+const EVENT_CONFIRM_TIMEOUT_MAX: Duration = Duration::from_secs(2);
+
+/// A message as it goes over the wire.
+pub(super) struct Wire {
+    pub(super) exchange: ShortString,
+    pub(super) routing_key: ShortString,
+    pub(super) properties: BasicProperties,
+    pub(super) body: Bytes,
+}
+
+/// Messages of one caller that are answered together.
+struct Request {
+    messages: Vec<Wire>,
+    /// When it was asked for: the time a publish may wait for a blocked connection starts here.
+    asked: Instant,
+    done: oneshot::Sender<Result<(), PublishError>>,
+}
+
+impl Request {
+    fn bytes(&self) -> usize {
+        self.messages.iter().map(|wire| wire.body.len()).sum()
+    }
+}
+
+/// Publishes into one session.
+#[derive(Clone)]
+pub struct RabbitPublisher {
+    names: Arc<Names>,
+    messages: mpsc::Sender<Request>,
+    events: mpsc::Sender<Request>,
+}
+
+impl Publisher for RabbitPublisher {
+    async fn publish(&self, messages: Vec<Outgoing>) -> Result<(), PublishError> {
+        let mut durable = Vec::with_capacity(messages.len());
+        let mut events = Vec::new();
+        for message in messages {
+            let is_event = matches!(message.route, Route::Event { .. });
+            let wire = wire(&self.names, message)?;
+            if is_event {
+                events.push(wire);
+            } else {
+                durable.push(wire);
+            }
+        }
+        future::try_join(
+            hand_over(&self.messages, durable),
+            hand_over(&self.events, events),
+        )
+        .await?;
+        Ok(())
+    }
+}
+
+impl RabbitPublisher {
+    /// Publishes one message that is durable and routed somewhere when this returns `Ok`.
+    pub(super) async fn publish_wire(&self, wire: Wire) -> Result<(), PublishError> {
+        hand_over(&self.messages, vec![wire]).await
+    }
+}
+
+/// Hands messages to the task that publishes, in parts that fit a batch, and waits for all answers.
+async fn hand_over(
+    requests: &mpsc::Sender<Request>,
+    messages: Vec<Wire>,
+) -> Result<(), PublishError> {
+    let mut answers = Vec::with_capacity(messages.len().div_ceil(BATCH_MESSAGES_MAX));
+    let mut messages = messages.into_iter().peekable();
+    while messages.peek().is_some() {
+        let (done, answer) = oneshot::channel();
+        let request = Request {
+            messages: messages.by_ref().take(BATCH_MESSAGES_MAX).collect(),
+            asked: Instant::now(),
+            done,
+        };
+        requests.send(request).await.map_err(|_| Lost)?;
+        answers.push(answer);
+    }
+    for answer in answers {
+        answer.await.map_err(|_| Lost)??;
+    }
+    Ok(())
+}
+
+/// Everything the publishing task needs of its session.
+#[derive(Clone)]
+pub(super) struct Wiring {
+    pub(super) connection: Arc<Connection>,
+    pub(super) lost: CancellationToken,
+    /// The broker has told this connection to stop publishing.
+    pub(super) blocked: watch::Receiver<bool>,
+    pub(super) confirm_timeout: Duration,
+}
+
+/// The publisher of a session, and the two tasks that must run for it.
+pub(super) fn start(
+    names: Arc<Names>,
+    wiring: &Wiring,
+) -> (
+    RabbitPublisher,
+    [impl Future<Output = ()> + Send + use<>; 2],
+) {
+    let (messages, message_requests) = mpsc::channel(REQUESTS_MAX);
+    let (events, event_requests) = mpsc::channel(REQUESTS_MAX);
+    let publisher = RabbitPublisher {
+        names,
+        messages,
+        events,
+    };
+    let durable = Committer {
+        wiring: wiring.clone(),
+        care: Care::Durable,
+    };
+    let mut lenient = Committer {
+        wiring: wiring.clone(),
+        care: Care::Event,
+    };
+    lenient.wiring.confirm_timeout = wiring.confirm_timeout.min(EVENT_CONFIRM_TIMEOUT_MAX);
+    (
+        publisher,
+        [durable.run(message_requests), lenient.run(event_requests)],
+    )
+}
+
+/// What a message may suffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// Must be in a queue.
+    Durable,
+    /// May lead nowhere.
+    Event,
+}
+
+/// Collects requests into batches and sees each batch through.
+struct Committer {
+    wiring: Wiring,
+    care: Care,
+}
+
+/// A channel in confirm mode with nothing in flight; none when it has to be opened first.
+type Slot = Option<Channel>;
+
+/// What became of one message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Pending,
+    Acked,
+    Nacked,
+}
+
+/// Where a message went.
+type Way = (ShortString, ShortString);
+
+impl Committer {
+    async fn run(self, mut requests: mpsc::Receiver<Request>) {
+        let mut idle: Vec<Slot> = vec![None; BATCHES_MAX];
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.wiring.lost.cancelled() => return,
+                Some(slot) = under_way.next() => idle.push(slot),
+                request = requests.recv(), if !idle.is_empty() => {
+                    let Some(request) = request else { return };
+                    let batch = collect(request, &mut requests);
+                    // The guard of this branch says there is one.
+                    let slot = idle.pop().flatten();
+                    under_way.push(self.commit(slot, batch));
+                }
+            }
+        }
+    }
+
+    /// Publishes a batch and answers its requests. Returns the channel, if it may be used again.
+    async fn commit(&self, slot: Slot, batch: Vec<Request>) -> Slot {
+        let asked = batch.first().map_or_else(Instant::now, |first| first.asked);
+        if !self.unblocked(asked + self.wiring.confirm_timeout).await {
+            answer_all(batch, || PublishError::Timeout(self.wiring.confirm_timeout));
+            return slot;
+        }
+        let deadline = Instant::now() + self.wiring.confirm_timeout;
+        let channel = match slot {
+            Some(channel) => channel,
+            None => match timeout_at(deadline, open_confirm_channel(&self.wiring.connection)).await
+            {
+                Ok(Ok(channel)) => channel,
+                Ok(Err(error)) => {
+                    self.lose(&error);
+                    answer_all(batch, || Lost.into());
+                    return None;
+                }
+                Err(_) => {
+                    answer_all(batch, || PublishError::Timeout(self.wiring.confirm_timeout));
+                    return None;
+                }
+            },
+        };
+        match self.publish(&channel, &batch, deadline).await {
+            Ok(confirms) => {
+                let complete = confirms.complete();
+                self.answer(batch, &confirms);
+                complete.then_some(channel)
+            }
+            Err(error) => {
+                self.lose(&error);
+                answer_all(batch, || Lost.into());
+                None
+            }
+        }
+    }
+
+    /// Waits while the broker is out of memory or disk: what is written now would not be read.
+    async fn unblocked(&self, deadline: Instant) -> bool {
+        let mut blocked = self.wiring.blocked.clone();
+        let free = timeout_at(deadline, blocked.wait_for(|blocked| !blocked)).await;
+        matches!(free, Ok(Ok(_)))
+    }
+
+    async fn publish(
+        &self,
+        channel: &Channel,
+        batch: &[Request],
+        deadline: Instant,
+    ) -> lapin::Result<Confirms> {
+        // Persistent messages (in their properties) on durable queues; mandatory, because without
+        // it a message that no queue wants is confirmed and gone.
+        let options = BasicPublishOptions {
+            mandatory: self.care == Care::Durable,
+            ..BasicPublishOptions::default()
+        };
+        let messages = batch.iter().flat_map(|request| &request.messages);
+        let mut in_flight: FuturesUnordered<_> = messages
+            .enumerate()
+            .map(async |(index, wire)| {
+                let written = channel.basic_publish(
+                    wire.exchange.clone(),
+                    wire.routing_key.clone(),
+                    options,
+                    &wire.body,
+                    wire.properties.clone(),
+                );
+                lapin::Result::Ok((index, written.await?.await?))
+            })
+            .collect();
+        let mut confirms = Confirms {
+            fates: vec![Fate::Pending; in_flight.len()],
+            returned: HashSet::new(),
+        };
+        while let Ok(Some(confirm)) = timeout_at(deadline, in_flight.next()).await {
+            let (index, confirmation) = confirm?;
+            confirms.record(index, confirmation);
+        }
+        Ok(confirms)
+    }
+
+    fn answer(&self, batch: Vec<Request>, confirms: &Confirms) {
+        let mut fates = confirms.fates.iter();
+        for request in batch {
+            let fates: Vec<_> = fates.by_ref().take(request.messages.len()).collect();
+            let answer = match self.care {
+                Care::Durable => self.verdict(&request.messages, &fates, confirms),
+                Care::Event => {
+                    if fates.iter().any(|fate| **fate != Fate::Acked) {
+                        debug!("a subscriber's queue did not take an event");
+                    }
+                    Ok(())
+                }
+            };
+            // A caller that does not wait any more needs no answer.
+            let _ = request.done.send(answer);
+        }
+    }
+
+    fn verdict(
+        &self,
+        messages: &[Wire],
+        fates: &[&Fate],
+        confirms: &Confirms,
+    ) -> Result<(), PublishError> {
+        let astray = messages.iter().find(|wire| confirms.came_back(wire));
+        if let Some(wire) = astray {
+            return Err(unroutable(&wire.exchange, &wire.routing_key));
+        }
+        // Returns are complete only when all confirms are: with some of both missing, any of these
+        // messages may be the one that comes back late.
+        let doubt = !confirms.complete() && !confirms.returned.is_empty();
+        if doubt || fates.iter().any(|fate| **fate == Fate::Pending) {
+            return Err(PublishError::Timeout(self.wiring.confirm_timeout));
+        }
+        if fates.iter().any(|fate| **fate == Fate::Nacked) {
+            return Err(PublishError::Refused);
+        }
+        Ok(())
+    }
+
+    fn lose(&self, error: &lapin::Error) {
+        if !self.wiring.lost.is_cancelled() {
+            warn!(%error, "publishing failed, the session is lost");
+            self.wiring.lost.cancel();
+        }
+    }
+}
+
+/// The confirms of one batch, as far as they have arrived.
+struct Confirms {
+    fates: Vec<Fate>,
+    returned: HashSet<Way>,
+}
+
+impl Confirms {
+    fn record(&mut self, index: usize, confirmation: Confirmation) {
+        // A channel in confirm mode always asks for confirms; without one nothing is known.
+        self.fates[index] = match &confirmation {
+            Confirmation::Ack(_) => Fate::Acked,
+            Confirmation::Nack(_) => Fate::Nacked,
+            Confirmation::NotRequested => Fate::Pending,
+        };
+        if let Some(message) = confirmation.take_message() {
+            let returned = message.delivery;
+            self.returned
+                .insert((returned.exchange, returned.routing_key));
+        }
+    }
+
+    fn complete(&self) -> bool {
+        !self.fates.contains(&Fate::Pending)
+    }
+
+    fn came_back(&self, wire: &Wire) -> bool {
+        // Nearly always empty: nothing is cloned then.
+        !self.returned.is_empty()
+            && self
+                .returned
+                .contains(&(wire.exchange.clone(), wire.routing_key.clone()))
+    }
+}
+
+/// Takes what is already waiting, up to the bounds of a batch. The last request may exceed them: it
+/// was taken before its size was known, and it fits a batch by itself.
+fn collect(first: Request, requests: &mut mpsc::Receiver<Request>) -> Vec<Request> {
+    let mut messages = first.messages.len();
+    let mut bytes = first.bytes();
+    let mut batch = vec![first];
+    while messages < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX {
+        let Ok(request) = requests.try_recv() else {
+            break;
+        };
+        messages += request.messages.len();
+        bytes += request.bytes();
+        batch.push(request);
+    }
+    batch
+}
+
+fn answer_all(batch: Vec<Request>, error: impl Fn() -> PublishError) {
+    for request in batch {
+        // A caller that does not wait any more needs no answer.
+        let _ = request.done.send(Err(error()));
+    }
+}
+
+async fn open_confirm_channel(connection: &Connection) -> lapin::Result<Channel> {
+    let channel = connection.create_channel().await?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
+    Ok(channel)
+}
+
+fn unroutable(
+    exchange: impl std::fmt::Display,
+    routing_key: impl std::fmt::Display,
+) -> PublishError {
+    PublishError::Unroutable(format!(
+        "exchange `{exchange}`, routing key `{routing_key}`"
+    ))
+}
+
+/// Where a message goes and what it is, as the properties say.
+fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
+    let (exchange, routing_key, kind) = match message.route {
+        Route::Job(priority) => (names.exchange("jobs"), priority.as_str().to_owned(), "job"),
+        Route::Lane(lane) => (names.exchange("lanes"), lane, "slice"),
+        Route::Wait { lane, rung } => (names.retry_exchange(rung), lane, "slice"),
+        Route::Dead { app, target } => (
+            names.exchange("dead"),
+            format!("{app}.{target}"),
+            "dead_letter",
+        ),
+        Route::Event { app, event } => {
+            (names.exchange("events"), format!("{app}.{event}"), "event")
+        }
+    };
+    // No queue can be bound with a name or key that does not fit the wire.
+    let (Ok(exchange), Ok(routing_key)) = (
+        ShortString::try_new(exchange.as_str()),
+        ShortString::try_new(routing_key.as_str()),
+    ) else {
+        return Err(unroutable(exchange, routing_key));
+    };
+    let mut properties = BasicProperties::default()
+        // Persistent. Quorum queues always are; queues that others bind may be classic.
+        .with_delivery_mode(PERSISTENT)
+        .with_content_type("application/json".into())
+        .with_type(kind.into())
+        .with_timestamp(unix_seconds());
+    if let Ok(message_id) = ShortString::try_new(message.message_id) {
+        properties = properties.with_message_id(message_id);
+    }
+    if let Some(traceparent) = message.traceparent {
+        let mut headers = FieldTable::default();
+        headers.insert(
+            "traceparent".into(),
+            AMQPValue::LongString(traceparent.into()),
+        );
+        properties = properties.with_headers(headers);
+    }
+    Ok(Wire {
+        exchange,
+        routing_key,
+        properties,
+        body: message.body,
+    })
+}
+
+pub(super) const PERSISTENT: u8 = 2;
+
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

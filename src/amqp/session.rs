@@ -1,0 +1,205 @@
+//! One generation of connections: what is opened together, lost together and closed together.
+//!
+//! Two connections: one publishes, one consumes. A broker short of memory or disk stops reading from
+//! connections that publish, and then acks on them would hang too. Whatever ends, whether a
+//! connection, a channel or a consumer, cancels `lost`; the session never repairs itself, since
+//! only a new one is sure that no delivery belongs to two workers.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::protocol::AMQPSoftError;
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Connection, Event};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Rabbit;
+use super::connection::Dial;
+use super::consumer::{Origin, RabbitConsumer};
+use super::declare;
+use super::publisher::{self, RabbitPublisher, Wiring};
+use super::topology::Names;
+use crate::ports::{BrokerError, Lost, Session, Source};
+
+/// A session with RabbitMQ.
+pub struct RabbitSession {
+    dial: Dial,
+    names: Arc<Names>,
+    consuming: Connection,
+    publishing: Arc<Connection>,
+    publisher: RabbitPublisher,
+    lost: CancellationToken,
+    blocked: watch::Receiver<bool>,
+    /// Ends with the session.
+    _tasks: JoinSet<()>,
+}
+
+impl RabbitSession {
+    /// Opens the connections, declares or checks the topology and starts the publisher.
+    pub(super) async fn open(rabbit: &Rabbit) -> Result<Self, BrokerError> {
+        let Rabbit { settings, dial, .. } = rabbit;
+        let (publishing, consuming) =
+            futures_util::future::try_join(dial.open("publish"), dial.open("consume")).await?;
+        let wanted = rabbit.topology();
+        if settings.declare {
+            declare::apply(dial, &publishing, &wanted).await?;
+        } else {
+            declare::check(dial, &publishing, &wanted).await?;
+        }
+
+        let lost = CancellationToken::new();
+        let publishing = Arc::new(publishing);
+        let (tell_blocked, blocked) = watch::channel(false);
+        let (tell_ignored, _) = watch::channel(false);
+        let wiring = Wiring {
+            connection: Arc::clone(&publishing),
+            lost: lost.clone(),
+            blocked: blocked.clone(),
+            confirm_timeout: settings.confirm_timeout,
+        };
+        let names = Arc::new(Names::new(&settings.namespace));
+        let (publisher, committers) = publisher::start(Arc::clone(&names), &wiring);
+
+        let mut tasks = JoinSet::new();
+        // One listener a connection: several would share the events between them.
+        let events = publishing.events_listener();
+        tasks.spawn(watch_connection(
+            "publish",
+            events,
+            tell_blocked,
+            lost.clone(),
+        ));
+        let events = consuming.events_listener();
+        tasks.spawn(watch_connection(
+            "consume",
+            events,
+            tell_ignored,
+            lost.clone(),
+        ));
+        for committer in committers {
+            tasks.spawn(committer);
+        }
+        // What happened before the listeners were there is not told to them.
+        if !publishing.status().connected() || !consuming.status().connected() {
+            return Err(Lost.into());
+        }
+        Ok(Self {
+            dial: dial.clone(),
+            names,
+            consuming,
+            publishing,
+            publisher,
+            lost,
+            blocked,
+            _tasks: tasks,
+        })
+    }
+
+    /// True while the broker refuses to read publishes, being short of memory or disk. Consuming and
+    /// acks go on.
+    pub fn blocked(&self) -> watch::Receiver<bool> {
+        self.blocked.clone()
+    }
+}
+
+impl Session for RabbitSession {
+    type Consumer = RabbitConsumer;
+    type Publisher = RabbitPublisher;
+
+    fn publisher(&self) -> RabbitPublisher {
+        self.publisher.clone()
+    }
+
+    /// Each consumer has a channel of its own: the prefetch of one is not that of another, acks of
+    /// many lanes are worked on by many processes of the broker, and there are only tens of them.
+    async fn consume(&self, source: Source, prefetch: u16) -> Result<RabbitConsumer, BrokerError> {
+        let queue = self.names.queue(&source);
+        let channel = declare::open_channel(&self.dial, &self.consuming).await?;
+        // Before the consumer, or the whole queue would be on its way. Not global: a quorum queue
+        // ends the connection for it.
+        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
+        self.dial
+            .ask(format!("limit what is unacked of queue `{queue}`"), qos)
+            .await?;
+        let consumed = channel.basic_consume(
+            self.dial.name(&queue)?,
+            // The broker chooses a tag.
+            ShortString::default(),
+            // Acks by hand, and shared with other workers.
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let stream = self
+            .dial
+            .ask(format!("consume from queue `{queue}`"), consumed)
+            .await
+            .map_err(|error| error.explain(&AMQPSoftError::NOTFOUND, declare::MISSING))?;
+        let origin = Origin {
+            channel,
+            queue,
+            rejected_exchange: self.names.exchange("rejected"),
+            publisher: self.publisher.clone(),
+            lost: self.lost.clone(),
+        };
+        Ok(RabbitConsumer::new(stream, origin))
+    }
+
+    fn lost(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+
+    async fn close(self) {
+        // Consuming first: what is unacked is on its way back while the rest says goodbye.
+        for connection in [&self.consuming, self.publishing.as_ref()] {
+            self.dial.close(connection).await;
+        }
+    }
+}
+
+impl Drop for RabbitSession {
+    /// Consumers and publishers that outlive their session learn that it is over.
+    fn drop(&mut self) {
+        self.lost.cancel();
+    }
+}
+
+/// Follows what the broker says about a connection.
+async fn watch_connection(
+    role: &'static str,
+    events: impl Stream<Item = Event>,
+    blocked: watch::Sender<bool>,
+    lost: CancellationToken,
+) {
+    let mut events = pin!(events);
+    loop {
+        let event = tokio::select! {
+            () = lost.cancelled() => return,
+            event = events.next() => event,
+        };
+        match event {
+            Some(Event::ConnectionBlocked(reason)) => {
+                warn!(
+                    role,
+                    reason, "the broker is short of resources and blocks publishing"
+                );
+                blocked.send_replace(true);
+            }
+            Some(Event::ConnectionUnblocked) => {
+                info!(role, "the broker takes messages again");
+                blocked.send_replace(false);
+            }
+            // Errors of channels arrive here too, and of heartbeats.
+            Some(Event::Error(error)) => {
+                warn!(role, %error, "the session is lost");
+                lost.cancel();
+            }
+            Some(_) => {}
+            None => lost.cancel(),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Every exchange and queue of Fanwise, as data.
+//!
+//! [`topology`] is pure: the same settings give the same exchanges, queues, arguments and bindings,
+//! each with the reason it is there. `fanwise topology show` prints the value, `declare` makes it so.
+//! The routing of messages ([`Names`]) lives here too, so that what is published and what is bound
+//! cannot drift apart.
+//!
+//! Names carry a version (`.v1`): arguments of a queue never change in place, a queue with other
+//! arguments is another queue. Nothing here is a policy, so that a broker without any policy keeps
+//! every promise; what an operator may tune (length limits, replicas) is left to policies.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::domain::lane::{Lane, Priority};
+use crate::domain::schedule::{RUNGS, rung};
+use crate::ports::Source;
+
+/// How often the broker hands a job or slice out again before it goes to the rejected queue.
+///
+/// A fuse, not a retry count: it blows for a message that kills every worker that touches it. Lost
+/// connections, drains and (before RabbitMQ 4.3) every give-back burn a count, also of innocent
+/// messages that were only prefetched, so it is far above the 20 that RabbitMQ 4 would choose.
+const DELIVERY_LIMIT: i64 = 100;
+
+/// The delivery limit of queues that are read by taking messages and giving them back.
+///
+/// Without a limit RabbitMQ 4 drops a message after 20 readings; -1 means "none" on 4 and "drop at
+/// the first return" on 3.10. The largest 32-bit number means never on both, and keeps returned
+/// messages in their place on 3.10, which moves them to the tail when there is no limit.
+const DELIVERY_LIMIT_NEVER: i64 = i32::MAX as i64;
+
+/// What is declared on the broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Topology {
+    pub exchanges: Vec<Exchange>,
+    pub queues: Vec<Queue>,
+}
+
+/// A durable exchange.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Exchange {
+    pub name: String,
+    pub kind: Kind,
+    pub purpose: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Direct,
+    Fanout,
+    Topic,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Topic => "topic",
+        }
+    }
+}
+
+/// A durable quorum queue and its one binding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Queue {
+    pub name: String,
+    pub purpose: &'static str,
+    pub exchange: String,
+    pub routing_key: String,
+    pub arguments: BTreeMap<&'static str, Value>,
+}
+
+/// The value of a queue argument.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Value {
+    Text(String),
+    Number(i64),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Number(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// Names every exchange and queue of a namespace.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    namespace: String,
+}
+
+impl Names {
+    pub(super) fn new(namespace: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+        }
+    }
+
+    pub(super) fn exchange(&self, name: &str) -> String {
+        format!("{}.{name}", self.namespace)
+    }
+
+    /// The exchange that leads to the waiting queue of the rung for this delay.
+    pub(super) fn retry_exchange(&self, delay: Duration) -> String {
+        // Any delay finds a rung, so that none can name an exchange that does not exist.
+        self.exchange(&format!("retry.{}", rung_name(rung(delay))))
+    }
+
+    pub(super) fn queue(&self, source: &Source) -> String {
+        match source {
+            Source::Jobs(priority) => self.versioned(&format!("jobs.{}", priority.as_str())),
+            Source::Lane(lane) => self.versioned(&format!("send.{lane}")),
+        }
+    }
+
+    pub(super) fn dead_queue(&self) -> String {
+        self.versioned("dead")
+    }
+
+    pub(super) fn rejected_queue(&self) -> String {
+        self.versioned("rejected")
+    }
+
+    fn versioned(&self, name: &str) -> String {
+        format!("{}.{name}.v1", self.namespace)
+    }
+}
+
+/// "1s", "20s", "5m": how a rung is called in names.
+fn rung_name(rung: Duration) -> String {
+    humantime::format_duration(rung).to_string()
+}
+
+/// Everything a namespace with these targets consists of.
+pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
+    let names = Names::new(namespace);
+    let mut queues = Vec::new();
+
+    for priority in Priority::ALL {
+        queues.push(Queue {
+            name: names.queue(&Source::Jobs(priority)),
+            purpose: "jobs as producers publish them, until they are cut into slices",
+            exchange: names.exchange("jobs"),
+            routing_key: priority.as_str().to_owned(),
+            arguments: work_arguments(&names),
+        });
+    }
+    for lane in targets.iter().flat_map(|target| Lane::all(target.as_ref())) {
+        queues.push(Queue {
+            name: names.queue(&Source::Lane(lane.clone())),
+            purpose: "slices of one target and class, until every recipient has its outcome",
+            exchange: names.exchange("lanes"),
+            routing_key: lane.to_string(),
+            arguments: work_arguments(&names),
+        });
+    }
+    for rung in RUNGS {
+        queues.push(Queue {
+            name: names.versioned(&format!("retry.{}", rung_name(rung))),
+            purpose: "slices that wait; nobody consumes, they go back to their lane when their time is up",
+            exchange: names.retry_exchange(rung),
+            routing_key: String::new(),
+            arguments: waiting_arguments(&names, rung),
+        });
+    }
+    queues.push(Queue {
+        name: names.dead_queue(),
+        purpose: "recipients that ended failed or uncertain, kept until somebody redrives or purges them",
+        exchange: names.exchange("dead"),
+        routing_key: "#".to_owned(),
+        arguments: kept_arguments(),
+    });
+    queues.push(Queue {
+        name: names.rejected_queue(),
+        purpose: "messages that are no jobs or slices, unharmed, with the reason in a header",
+        exchange: names.exchange("rejected"),
+        routing_key: String::new(),
+        arguments: kept_arguments(),
+    });
+
+    Topology {
+        exchanges: exchanges(&names),
+        queues,
+    }
+}
+
+fn exchanges(names: &Names) -> Vec<Exchange> {
+    let exchange = |name: String, kind, purpose| Exchange {
+        name,
+        kind,
+        purpose,
+    };
+    let mut all = vec![
+        exchange(
+            names.exchange("jobs"),
+            Kind::Direct,
+            "where producers publish; the routing key is the priority: high, normal or bulk",
+        ),
+        exchange(
+            names.exchange("lanes"),
+            Kind::Direct,
+            "slices; the routing key is the lane, <target>.<class>",
+        ),
+    ];
+    // Fanout, because the routing key is already used: it stays the lane, for the way back.
+    all.extend(RUNGS.map(|rung| {
+        exchange(
+            names.retry_exchange(rung),
+            Kind::Fanout,
+            "into the waiting queue of this delay; the routing key stays the lane",
+        )
+    }));
+    all.extend([
+        exchange(
+            names.exchange("dead"),
+            Kind::Topic,
+            "dead letters; the routing key is <app>.<target>, bind your own queue for a copy",
+        ),
+        exchange(
+            names.exchange("rejected"),
+            Kind::Fanout,
+            "messages that cannot be understood or that kill their reader",
+        ),
+        exchange(
+            names.exchange("events"),
+            Kind::Topic,
+            "job events; the routing key is <app>.<event>, no queue of ours: bind your own",
+        ),
+    ]);
+    all
+}
+
+/// Of queues that are consumed: jobs and lanes.
+fn work_arguments(names: &Names) -> BTreeMap<&'static str, Value> {
+    let mut arguments = dead_letter_arguments(names.exchange("rejected"));
+    arguments.insert("x-delivery-limit", Value::Number(DELIVERY_LIMIT));
+    arguments
+}
+
+/// Of the ladder.
+fn waiting_arguments(names: &Names, rung: Duration) -> BTreeMap<&'static str, Value> {
+    let mut arguments = dead_letter_arguments(names.exchange("lanes"));
+    let rung_ms = i64::try_from(rung.as_millis()).unwrap_or(i64::MAX);
+    arguments.insert("x-message-ttl", Value::Number(rung_ms));
+    arguments
+}
+
+/// Of queues that keep messages for people.
+fn kept_arguments() -> BTreeMap<&'static str, Value> {
+    BTreeMap::from([
+        ("x-queue-type", Value::Text("quorum".to_owned())),
+        ("x-delivery-limit", Value::Number(DELIVERY_LIMIT_NEVER)),
+    ])
+}
+
+fn dead_letter_arguments(exchange: String) -> BTreeMap<&'static str, Value> {
+    BTreeMap::from([
+        ("x-queue-type", Value::Text("quorum".to_owned())),
+        ("x-dead-letter-exchange", Value::Text(exchange)),
+        (
+            "x-dead-letter-strategy",
+            Value::Text("at-least-once".to_owned()),
+        ),
+        ("x-overflow", Value::Text("reject-publish".to_owned())),
+    ])
+}
+
+/// Why a queue has an argument; the legend of `fanwise topology show`.
+fn why(argument: &str) -> &'static str {
+    match argument {
+        "x-queue-type" => "replicated, on disk before it is confirmed",
+        "x-delivery-limit" => {
+            "fuse against messages that kill their reader; where messages are only read, never"
+        }
+        "x-dead-letter-exchange" => {
+            "where messages go past the delivery limit or the waiting time; the routing key is kept"
+        }
+        "x-dead-letter-strategy" => "a message moves with a confirm; the default may lose it",
+        "x-overflow" => {
+            "a full queue refuses what is new and keeps what it has; at-least-once needs it"
+        }
+        "x-message-ttl" => {
+            "the waiting time in ms, one for the whole queue, since only its head expires"
+        }
+        _ => "",
+    }
+}
+
+/// The text of `fanwise topology show`.
+impl fmt::Display for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "EXCHANGES (durable)")?;
+        for exchange in &self.exchanges {
+            writeln!(f, "{} ({})", exchange.name, exchange.kind.as_str())?;
+            writeln!(f, "    {}", exchange.purpose)?;
+        }
+        writeln!(f, "\nQUEUES (durable)")?;
+        for queue in &self.queues {
+            write!(f, "{} <- {}", queue.name, queue.exchange)?;
+            if !queue.routing_key.is_empty() {
+                write!(f, " [{}]", queue.routing_key)?;
+            }
+            writeln!(f, "\n    {}", queue.purpose)?;
+            let arguments: Vec<_> = queue
+                .arguments
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            writeln!(f, "    {}", arguments.join(" "))?;
+        }
+        writeln!(f, "\nARGUMENTS")?;
+        let arguments: BTreeMap<_, _> = self.queues.iter().flat_map(|q| &q.arguments).collect();
+        for argument in arguments.into_keys() {
+            writeln!(f, "{argument}\n    {}", why(argument))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

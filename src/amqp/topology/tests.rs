@@ -1,0 +1,65 @@
+use super::*;
+
+/// The whole text for one target: a change of a name or an argument is a change for every broker
+/// that runs already, so it has to be made twice.
+#[test]
+fn the_topology_of_one_target_reads_so() {
+    let text = topology("fanwise", &["wk"]).to_string();
+    let expected = include_str!("golden.txt");
+    assert!(text == expected, "topology show now prints\n{text}");
+}
+
+#[test]
+fn json_tells_the_same() {
+    let json = serde_json::to_value(topology("fanwise", &["wk"])).unwrap();
+    let rung = json["queues"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|queue| queue["name"] == "fanwise.retry.5m.v1")
+        .unwrap();
+    assert_eq!(rung["arguments"]["x-message-ttl"], 300_000);
+    assert_eq!(rung["arguments"]["x-dead-letter-exchange"], "fanwise.lanes");
+    assert_eq!(json["exchanges"][0]["kind"], "direct");
+}
+
+#[test]
+fn every_queue_hangs_on_an_exchange_of_ours_and_has_its_own_name() {
+    let topology = topology("x", &["a", "b"]);
+    let exchanges: Vec<_> = topology.exchanges.iter().map(|e| &e.name).collect();
+    let mut queues: Vec<_> = topology.queues.iter().map(|q| &q.name).collect();
+    for queue in &topology.queues {
+        assert!(exchanges.contains(&&queue.exchange), "{}", queue.name);
+        for name in queue.arguments.keys() {
+            assert!(!why(name).is_empty(), "{name} has a reason");
+        }
+        if let Some(Value::Text(target)) = queue.arguments.get("x-dead-letter-exchange") {
+            assert!(exchanges.contains(&target), "{}", queue.name);
+        }
+    }
+    queues.sort();
+    queues.dedup();
+    assert_eq!(queues.len(), topology.queues.len());
+}
+
+/// -1 drops messages on 3.10, no limit drops them after 20 readings on 4.x.
+#[test]
+fn every_limit_is_a_number_that_all_versions_take() {
+    for queue in topology("x", &["a"]).queues {
+        match queue.arguments.get("x-delivery-limit") {
+            Some(Value::Number(limit)) => assert!(*limit >= 20, "{}", queue.name),
+            None => assert!(queue.name.contains(".retry."), "{}", queue.name),
+            Some(Value::Text(_)) => panic!("{}", queue.name),
+        }
+    }
+}
+
+#[test]
+fn any_delay_leads_to_a_rung_that_exists() {
+    let names = Names::new("x");
+    let exchanges = topology::<&str>("x", &[]).exchanges;
+    for seconds in [0, 1, 4, 5, 59, 61, 1800, 100_000] {
+        let name = names.retry_exchange(Duration::from_secs(seconds));
+        assert!(exchanges.iter().any(|e| e.name == name), "{name}");
+    }
+}

@@ -1,0 +1,744 @@
+//! The broker port on a real RabbitMQ. Each test has a namespace of its own and deletes it.
+//!
+//! `FANWISE_TEST_AMQP_URL` names the broker; without it every test says that it was skipped, or
+//! fails when `FANWISE_TEST_REQUIRE` is 1.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fanwise::amqp::{KeptMessage, Rabbit, RabbitSession, Settings, Shelf, Then};
+use fanwise::domain::lane::{Lane, LaneClass, Priority};
+use fanwise::ports::{
+    Broker, BrokerError, Consumer, Delivery, Lost, Outgoing, PublishError, Publisher, Route,
+    Session, Source,
+};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Connection, ConnectionProperties};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// Longer than anything here takes, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn url() -> Option<String> {
+    let url = std::env::var("FANWISE_TEST_AMQP_URL").ok();
+    if url.is_none() {
+        let required = std::env::var("FANWISE_TEST_REQUIRE").is_ok_and(|value| value == "1");
+        assert!(!required, "FANWISE_TEST_AMQP_URL is not set");
+        println!("skipped: FANWISE_TEST_AMQP_URL is not set");
+    }
+    url
+}
+
+fn settings(url: String) -> Settings {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    Settings {
+        namespace: format!("test{}-{count}", std::process::id()),
+        targets: vec!["wk".to_owned()],
+        connection_name: "fanwise test".to_owned(),
+        ..Settings::new(url)
+    }
+}
+
+fn rabbit() -> Option<Rabbit> {
+    url().map(|url| Rabbit::new(settings(url)).unwrap())
+}
+
+fn outgoing(route: Route, body: &str) -> Outgoing {
+    Outgoing {
+        route,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        message_id: format!("id-{body}"),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+    }
+}
+
+fn express() -> Lane {
+    Lane {
+        target: "wk".to_owned(),
+        class: LaneClass::Express,
+    }
+}
+
+fn slice(body: &str) -> Outgoing {
+    outgoing(Route::Lane(express().to_string()), body)
+}
+
+fn dead_letter(body: &str) -> Outgoing {
+    let (app, target) = ("shop".to_owned(), "wk".to_owned());
+    outgoing(Route::Dead { app, target }, body)
+}
+
+async fn next(consumer: &mut impl Consumer) -> Delivery {
+    timeout(PATIENCE, consumer.next()).await.unwrap().unwrap()
+}
+
+async fn finish(rabbit: &Rabbit, session: RabbitSession) {
+    session.close().await;
+    rabbit.delete_all().await.unwrap();
+}
+
+async fn read_bodies(rabbit: &Rabbit, shelf: Shelf) -> Vec<KeptMessage> {
+    let mut kept = Vec::new();
+    let shown = rabbit
+        .read(shelf, |message| {
+            kept.push(message);
+            Then::Keep
+        })
+        .await
+        .unwrap();
+    assert_eq!(shown, kept.len() as u64);
+    kept
+}
+
+/// What is published comes out as it went in, with its trace context, and an ack removes it.
+#[tokio::test]
+async fn a_job_is_published_consumed_and_acked() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let job = outgoing(Route::Job(Priority::High), "job");
+    session
+        .publisher()
+        .publish(vec![job.clone()])
+        .await
+        .unwrap();
+
+    let mut consumer = session
+        .consume(Source::Jobs(Priority::High), 10)
+        .await
+        .unwrap();
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.body, job.body);
+    assert_eq!(delivery.traceparent, job.traceparent);
+    assert!(!delivery.redelivered);
+    delivery.give_back().await.unwrap();
+
+    let again = next(&mut consumer).await;
+    assert!(again.redelivered);
+    again.ack().await.unwrap();
+
+    consumer.cancel().await;
+    assert!(consumer.next().await.is_none());
+    assert!(!session.lost().is_cancelled());
+    session.close().await;
+    let depths = rabbit.depths().await.unwrap();
+    let ready: u32 = depths.iter().map(|d| d.counts.unwrap().ready).sum();
+    assert_eq!(ready, 0, "acked for good: {depths:?}");
+    rabbit.delete_all().await.unwrap();
+}
+
+/// After `cancel`, what was under way still comes out, can be acked, and then the consumer ends.
+#[tokio::test]
+async fn a_cancelled_consumer_hands_out_what_it_has() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let slices = (0..20).map(|n| slice(&n.to_string())).collect();
+    session.publisher().publish(slices).await.unwrap();
+    let mut consumer = session.consume(Source::Lane(express()), 5).await.unwrap();
+    let first = next(&mut consumer).await;
+    consumer.cancel().await;
+    let mut held = vec![first];
+    while let Some(delivery) = timeout(PATIENCE, consumer.next()).await.unwrap() {
+        held.push(delivery);
+    }
+    assert!(held.len() <= 5, "prefetch is kept: {}", held.len());
+    // The consumer may go before its deliveries.
+    drop(consumer);
+    for delivery in held {
+        delivery.ack().await.unwrap();
+    }
+    finish(&rabbit, session).await;
+}
+
+/// Many tasks publish at once, every tenth to a lane that does not exist: not one of those is told
+/// `Ok`, and every other message is in its queue once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unroutable_message_is_never_reported_as_published() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let mut tasks = JoinSet::new();
+    for n in 0..3000 {
+        let publisher = session.publisher();
+        tasks.spawn(async move {
+            let astray = n % 10 == 3;
+            let message = if astray {
+                outgoing(Route::Lane(format!("nowhere.{n}")), "lost")
+            } else {
+                slice(&n.to_string())
+            };
+            (astray, n, publisher.publish(vec![message]).await)
+        });
+    }
+    let mut routed = 0;
+    while let Some(result) = tasks.join_next().await {
+        match result.unwrap() {
+            (false, _, Ok(())) => routed += 1,
+            (true, n, Err(PublishError::Unroutable(what))) => {
+                assert!(what.contains(&format!("nowhere.{n}`")), "{what}");
+            }
+            (astray, n, result) => panic!("message {n}, astray {astray}: {result:?}"),
+        }
+    }
+    assert_eq!(routed, 2700);
+    // One that leads nowhere among several of one call fails the call.
+    let mixed = vec![
+        slice("a"),
+        outgoing(Route::Lane("nowhere".to_owned()), "b"),
+        slice("c"),
+    ];
+    let result = session.publisher().publish(mixed).await;
+    assert!(
+        matches!(result, Err(PublishError::Unroutable(_))),
+        "{result:?}"
+    );
+    assert!(!session.lost().is_cancelled());
+    finish(&rabbit, session).await;
+}
+
+/// Nobody needs to listen to events, and whoever listens gets them.
+#[tokio::test]
+async fn events_may_lead_nowhere() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let event = || {
+        let app = "shop".to_owned();
+        outgoing(
+            Route::Event {
+                app,
+                event: "completed",
+            },
+            "event",
+        )
+    };
+    let together = vec![event(), slice("s"), event()];
+    session.publisher().publish(together).await.unwrap();
+
+    let connection = raw_connection().await;
+    let channel = connection.create_channel().await.unwrap();
+    let exclusive = QueueDeclareOptions::exclusive();
+    let queue = channel
+        .queue_declare("".into(), exclusive, FieldTable::default())
+        .await
+        .unwrap();
+    let exchange = rabbit.topology().exchanges.pop().unwrap().name;
+    channel
+        .queue_bind(
+            queue.name().clone(),
+            exchange.as_str().into(),
+            "shop.*".into(),
+            Default::default(),
+            FieldTable::default(),
+        )
+        .await
+        .unwrap();
+    session.publisher().publish(vec![event()]).await.unwrap();
+    let got = channel
+        .basic_get(queue.name().clone(), Default::default())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(got.delivery.routing_key.as_str(), "shop.completed");
+    assert_eq!(
+        got.delivery.properties.kind().as_ref().unwrap().as_str(),
+        "event"
+    );
+    finish(&rabbit, session).await;
+}
+
+/// A slice waits on the lowest rung and comes back to its own lane, not before its time.
+#[tokio::test]
+async fn a_waiting_slice_returns_to_its_lane() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let bulk = Lane {
+        target: "wk".to_owned(),
+        class: LaneClass::Of(Priority::Bulk, 1),
+    };
+    let mut home = session
+        .consume(Source::Lane(bulk.clone()), 10)
+        .await
+        .unwrap();
+    let mut other = session.consume(Source::Lane(express()), 10).await.unwrap();
+    let rung = Duration::from_secs(1);
+    let started = Instant::now();
+    let waiting = outgoing(
+        Route::Wait {
+            lane: bulk.to_string(),
+            rung,
+        },
+        "later",
+    );
+    session.publisher().publish(vec![waiting]).await.unwrap();
+    let delivery = next(&mut home).await;
+    assert!(started.elapsed() >= rung, "{:?}", started.elapsed());
+    assert!(started.elapsed() < rung * 4, "{:?}", started.elapsed());
+    assert_eq!(delivery.body, "later");
+    assert!(delivery.traceparent.is_some(), "properties travel along");
+    delivery.ack().await.unwrap();
+    assert!(
+        timeout(Duration::from_millis(100), other.next())
+            .await
+            .is_err()
+    );
+    finish(&rabbit, session).await;
+}
+
+/// A rejected message lies in the rejected queue with every byte and property it came with.
+#[tokio::test]
+async fn a_rejected_message_is_kept_unharmed() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let body: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    let mut nested = FieldTable::default();
+    nested.insert("inner".into(), AMQPValue::Boolean(true));
+    let mut headers = FieldTable::default();
+    headers.insert("text".into(), AMQPValue::LongString("v\u{e9}".into()));
+    headers.insert("number".into(), AMQPValue::LongLongInt(-5_000_000_000));
+    headers.insert("table".into(), AMQPValue::FieldTable(nested));
+    headers.insert("x-death".into(), AMQPValue::FieldArray(Default::default()));
+    let properties = BasicProperties::default()
+        .with_content_type("application/weird".into())
+        .with_content_encoding("none".into())
+        .with_delivery_mode(2)
+        .with_priority(3)
+        .with_correlation_id("corr".into())
+        .with_reply_to("answers".into())
+        .with_message_id("mid".into())
+        .with_timestamp(1_700_000_000)
+        .with_type("campaign".into())
+        .with_app_id("crm".into())
+        .with_expiration("600000".into())
+        .with_user_id("guest".into())
+        .with_headers(headers.clone());
+
+    let connection = raw_connection().await;
+    let channel = connection.create_channel().await.unwrap();
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await
+        .unwrap();
+    let exchange = rabbit.topology().exchanges[0].name.clone();
+    channel
+        .basic_publish(
+            exchange.as_str().into(),
+            "bulk".into(),
+            BasicPublishOptions::default(),
+            &body,
+            properties.clone(),
+        )
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    let mut consumer = session
+        .consume(Source::Jobs(Priority::Bulk), 10)
+        .await
+        .unwrap();
+    let delivery = next(&mut consumer).await;
+    delivery.reject("not JSON: ".repeat(1000)).await.unwrap();
+    session.close().await;
+
+    let queues = rabbit.topology().queues;
+    let rejected = queues.last().unwrap().name.as_str();
+    let got = channel
+        .basic_get(rejected.into(), Default::default())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(got.delivery.data == body);
+    assert_eq!(got.delivery.routing_key.as_str(), "bulk");
+    let kept = &got.delivery.properties;
+    assert_eq!(kept.expiration(), &None, "it would disappear");
+    let expected = properties.with_headers(kept.headers().clone().unwrap());
+    let expected = format!("{expected:?}");
+    let mut found: BTreeMap<_, _> = kept.headers().clone().unwrap().inner().clone();
+    // What cannot travel as a property is among the headers.
+    let expiration = found.remove("fanwise-expiration").unwrap();
+    let user_id = found.remove("fanwise-user-id").unwrap();
+    assert_eq!(expiration, AMQPValue::LongString("600000".into()));
+    assert_eq!(user_id, AMQPValue::LongString("guest".into()));
+    let restored = kept
+        .clone()
+        .with_expiration("600000".into())
+        .with_user_id("guest".into());
+    assert_eq!(format!("{restored:?}"), expected);
+
+    let source = found.remove("fanwise-source").unwrap();
+    let jobs = queues
+        .iter()
+        .find(|queue| queue.routing_key == "bulk")
+        .unwrap();
+    assert_eq!(source, AMQPValue::LongString(jobs.name.as_str().into()));
+    assert!(found.remove("fanwise-rejected-at").is_some());
+    let AMQPValue::LongString(reason) = found.remove("fanwise-reason").unwrap() else {
+        panic!("a reason is text")
+    };
+    assert!(reason.as_bytes().starts_with(b"not JSON: ") && reason.len() <= 4096);
+    let mut sent = headers.inner().clone();
+    sent.remove("x-death");
+    found.remove("x-delivery-count"); // of the queue it is in now
+    assert_eq!(found, sent);
+    drop(got);
+    connection.close(200, "".into()).await.unwrap();
+    let depths = rabbit.depths().await.unwrap();
+    let jobs = depths
+        .iter()
+        .find(|d| d.queue.ends_with("jobs.bulk.v1"))
+        .unwrap();
+    assert_eq!(jobs.counts.unwrap().ready, 0, "and it was acked");
+    rabbit.delete_all().await.unwrap();
+}
+
+/// The network is cut while a consumer waits: the session is lost, the consumer ends, publishing and
+/// acking say `Lost`, and a new session gets the delivery again.
+#[tokio::test]
+async fn a_cut_connection_loses_the_session() {
+    let Some(url) = url() else { return };
+    let relay = Relay::start(&url).await;
+    let direct = settings(url);
+    let through = Settings {
+        url: relay.url.clone(),
+        ..direct.clone()
+    };
+    let direct = Rabbit::new(direct).unwrap();
+    let session = Rabbit::new(through).unwrap().connect().await.unwrap();
+    let publisher = session.publisher();
+    publisher
+        .publish(vec![slice("one"), slice("two")])
+        .await
+        .unwrap();
+    let mut consumer = session.consume(Source::Lane(express()), 1).await.unwrap();
+    let held = next(&mut consumer).await;
+
+    relay.cut();
+    assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
+    timeout(PATIENCE, session.lost().cancelled()).await.unwrap();
+    assert_eq!(held.ack().await, Err(Lost));
+    let published = timeout(PATIENCE, publisher.publish(vec![slice("three")]))
+        .await
+        .unwrap();
+    assert!(
+        matches!(published, Err(PublishError::Lost(Lost))),
+        "{published:?}"
+    );
+    assert!(consumer.next().await.is_none(), "it stays ended");
+    session.close().await;
+
+    let session = direct.connect().await.unwrap();
+    let mut consumer = session.consume(Source::Lane(express()), 10).await.unwrap();
+    let mut bodies = Vec::new();
+    for _ in 0..2 {
+        let delivery = next(&mut consumer).await;
+        bodies.push(delivery.body.clone());
+        delivery.ack().await.unwrap();
+    }
+    bodies.sort();
+    assert_eq!(bodies, ["one", "two"]);
+    finish(&direct, session).await;
+}
+
+/// A publish that is under way when the network is cut is not reported as done.
+#[tokio::test]
+async fn a_publish_under_way_fails_with_its_session() {
+    let Some(url) = url() else { return };
+    let relay = Relay::start(&url).await;
+    let direct = settings(url);
+    let through = Settings {
+        url: relay.url.clone(),
+        ..direct.clone()
+    };
+    let session = Rabbit::new(through).unwrap().connect().await.unwrap();
+    let publisher = session.publisher();
+    let publishing = tokio::spawn(async move {
+        for n in 0.. {
+            let batch = (0..50).map(|m| slice(&format!("{n}-{m}"))).collect();
+            if let Err(error) = publisher.publish(batch).await {
+                return (n, error);
+            }
+        }
+        unreachable!()
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    relay.cut();
+    let (whole, error) = timeout(PATIENCE, publishing).await.unwrap().unwrap();
+    assert!(matches!(error, PublishError::Lost(_)), "{error:?}");
+    drop(session);
+    let direct = Rabbit::new(direct).unwrap();
+    let depths = direct.depths().await.unwrap();
+    let lane = depths
+        .iter()
+        .find(|d| d.queue.ends_with("wk.express.v1"))
+        .unwrap();
+    assert!(
+        lane.counts.unwrap().ready >= whole * 50,
+        "{lane:?}, {whole} batches"
+    );
+    direct.delete_all().await.unwrap();
+}
+
+/// A delivery of a session that was closed can end in nothing but `Lost`.
+#[tokio::test]
+async fn a_stale_delivery_cannot_be_acked() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let slices = vec![slice("a"), slice("b"), slice("c"), slice("d")];
+    session.publisher().publish(slices).await.unwrap();
+    let mut consumer = session.consume(Source::Lane(express()), 3).await.unwrap();
+    let ack = next(&mut consumer).await;
+    let give_back = next(&mut consumer).await;
+    let reject = next(&mut consumer).await;
+    session.close().await;
+    assert_eq!(ack.ack().await, Err(Lost));
+    assert_eq!(give_back.give_back().await, Err(Lost));
+    let rejected = reject.reject("why".to_owned()).await;
+    assert!(
+        matches!(rejected, Err(PublishError::Lost(Lost))),
+        "{rejected:?}"
+    );
+    assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
+    rabbit.delete_all().await.unwrap();
+}
+
+/// A queue that is deleted under a consumer ends it, and the session with it.
+#[tokio::test]
+async fn a_deleted_queue_loses_the_session() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let mut consumer = session.consume(Source::Lane(express()), 3).await.unwrap();
+    rabbit.delete_all().await.unwrap();
+    assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
+    assert!(session.lost().is_cancelled());
+}
+
+/// Reading shows everything and takes nothing, more than a page of it, as often as one likes; a
+/// second reader is told to wait; what is removed is gone.
+#[tokio::test]
+async fn reading_dead_letters_leaves_them_in_place() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let letters = (0..1234).map(|n| dead_letter(&n.to_string())).collect();
+    session.publisher().publish(letters).await.unwrap();
+
+    let first = read_bodies(&rabbit, Shelf::Dead).await;
+    assert_eq!(first.len(), 1234);
+    assert_eq!(first[0].routing_key, "shop.wk");
+    assert_eq!(first[7].message_id.as_deref(), Some("id-7"));
+    // More than 20 times: RabbitMQ 4 drops a message then, unless told otherwise.
+    for _ in 0..25 {
+        let again = read_bodies(&rabbit, Shelf::Dead).await;
+        assert!(again == first, "not the same, or in another order");
+    }
+
+    let other = rabbit.clone();
+    let (entered, inside) = std::sync::mpsc::channel();
+    let (leave, left) = std::sync::mpsc::channel::<()>();
+    let reader = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(other.read(Shelf::Dead, move |_| {
+            entered.send(()).unwrap();
+            left.recv().unwrap();
+            Then::Stop
+        }))
+    });
+    inside.recv().unwrap();
+    let second = rabbit.read(Shelf::Dead, |_| Then::Keep).await;
+    let Err(BrokerError::Refused { what, .. }) = second else {
+        panic!("{second:?}")
+    };
+    assert!(what.contains("somebody else is reading"), "{what}");
+    leave.send(()).unwrap();
+    assert_eq!(reader.await.unwrap().unwrap(), 1);
+
+    let odd = |message: &KeptMessage| message.body.last().unwrap() % 2 == 1;
+    let mut removed = 0;
+    let remove_odd = |message: KeptMessage| {
+        if odd(&message) {
+            removed += 1;
+            return Then::Remove;
+        }
+        Then::Keep
+    };
+    assert_eq!(rabbit.read(Shelf::Dead, remove_odd).await.unwrap(), 1234);
+    assert_eq!(removed, 617);
+    let rest = read_bodies(&rabbit, Shelf::Dead).await;
+    assert_eq!(rest.len(), 617);
+    assert!(!rest.iter().any(odd));
+    finish(&rabbit, session).await;
+}
+
+/// Applying the topology again changes nothing and takes no time; a queue with other arguments, and
+/// a broker without the queues when nothing may be declared, are refused with what to do.
+#[tokio::test]
+async fn applying_the_topology_twice_is_harmless() {
+    let Some(url) = url() else { return };
+    let settings = settings(url);
+    let rabbit = Rabbit::new(settings.clone()).unwrap();
+    let started = Instant::now();
+    let created = rabbit.apply().await.unwrap().created;
+    assert_eq!(created.len(), rabbit.topology().queues.len());
+    assert!(
+        started.elapsed() > Duration::from_secs(3),
+        "young queues are waited for"
+    );
+    let started = Instant::now();
+    assert!(rabbit.apply().await.unwrap().created.is_empty());
+    println!("applied again in {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        started.elapsed()
+    );
+
+    let looking = Rabbit::new(Settings {
+        declare: false,
+        ..settings.clone()
+    })
+    .unwrap();
+    looking.connect().await.unwrap().close().await;
+    rabbit.delete_all().await.unwrap();
+    let Err(BrokerError::Refused { what, .. }) = looking.connect().await else {
+        panic!("connected without its queues")
+    };
+    assert!(what.contains("run `fanwise topology apply`"), "{what}");
+    let depths = rabbit.depths().await.unwrap();
+    assert!(depths.iter().all(|depth| depth.counts.is_none()));
+
+    let connection = raw_connection().await;
+    let channel = connection.create_channel().await.unwrap();
+    let name = rabbit.topology().queues[0].name.clone();
+    let mut arguments = FieldTable::default();
+    arguments.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("quorum".into()),
+    );
+    channel
+        .queue_declare(
+            name.as_str().into(),
+            QueueDeclareOptions::durable(),
+            arguments,
+        )
+        .await
+        .unwrap();
+    let Err(BrokerError::Refused { what, .. }) = rabbit.apply().await else {
+        panic!("applied over another queue")
+    };
+    assert!(
+        what.contains(&name) && what.contains("drain and delete"),
+        "{what}"
+    );
+    connection.close(200, "".into()).await.unwrap();
+    rabbit.delete_all().await.unwrap();
+}
+
+/// A wrong password and a broker that is not there are told apart, and neither tells the password.
+#[tokio::test]
+async fn a_broker_that_cannot_be_used_is_named_without_its_password() {
+    let Some(url) = url() else { return };
+    let refused = url.replace("guest:guest@", "guest:hunter2@");
+    if refused != url {
+        let error = Rabbit::new(settings(refused))
+            .unwrap()
+            .connect()
+            .await
+            .err()
+            .unwrap();
+        assert!(matches!(error, BrokerError::Refused { .. }), "{error:?}");
+        assert!(!format!("{error:?}").contains("hunter2"));
+    }
+    let nobody = "amqp://guest:hunter2@127.0.0.1:1".to_owned();
+    let rabbit = Rabbit::new(settings(nobody)).unwrap();
+    let error = rabbit.connect().await.err().unwrap();
+    assert!(matches!(error, BrokerError::Connect { .. }), "{error:?}");
+    assert!(!format!("{error:?} {rabbit:?}").contains("hunter2"));
+    assert!(error.to_string().contains("amqp://127.0.0.1:1"));
+}
+
+/// Small messages from many tasks; prints the rate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tasks_share_confirms() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let started = Instant::now();
+    let mut tasks = JoinSet::new();
+    for task in 0..200 {
+        let publisher = session.publisher();
+        tasks.spawn(async move {
+            for n in 0..100 {
+                publisher
+                    .publish(vec![slice(&format!("{task}-{n}"))])
+                    .await
+                    .unwrap();
+            }
+        });
+    }
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap();
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{:.0} messages a second", 20_000.0 / seconds);
+    let started = Instant::now();
+    for _ in 0..40 {
+        let batch = (0..500).map(|n| slice(&n.to_string())).collect();
+        session.publisher().publish(batch).await.unwrap();
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{:.0} messages a second in calls of 500",
+        20_000.0 / seconds
+    );
+    finish(&rabbit, session).await;
+}
+
+async fn raw_connection() -> Connection {
+    let url = url().unwrap();
+    Connection::connect(&url, ConnectionProperties::default())
+        .await
+        .unwrap()
+}
+
+/// Stands between a session and the broker and can cut the line.
+struct Relay {
+    url: String,
+    cut: tokio_util::sync::CancellationToken,
+}
+
+impl Relay {
+    async fn start(url: &str) -> Self {
+        let (scheme, rest) = url.split_once("://").unwrap();
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, "%2f"));
+        let (user, host) = authority
+            .rsplit_once('@')
+            .unwrap_or(("guest:guest", authority));
+        let broker = if host.contains(':') {
+            host.to_owned()
+        } else {
+            format!("{host}:5672")
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let cut = tokio_util::sync::CancellationToken::new();
+        let stop = cut.clone();
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let mut far = TcpStream::connect(&broker).await.unwrap();
+                tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                }));
+            }
+        }));
+        Self {
+            url: format!("{scheme}://{user}@127.0.0.1:{port}/{path}"),
+            cut,
+        }
+    }
+
+    fn cut(&self) {
+        self.cut.cancel();
+    }
+}
