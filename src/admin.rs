@@ -42,7 +42,11 @@ impl Admin {
         let thread = std::thread::Builder::new()
             .name("fanwise-admin".to_owned())
             .spawn(move || serve(listener, status, token))?;
-        Ok(Self { address, stop, thread: Some(thread) })
+        Ok(Self {
+            address,
+            stop,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -56,13 +60,19 @@ impl Drop for Admin {
 }
 
 fn serve(listener: TcpListener, status: Status, stop: CancellationToken) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "the admin port has no runtime"),
     };
     runtime.block_on(async move {
         let served = match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => stop.run_until_cancelled(axum::serve(listener, routes(status)).into_future()).await,
+            Ok(listener) => {
+                stop.run_until_cancelled(axum::serve(listener, routes(status)).into_future())
+                    .await
+            }
             Err(error) => Some(Err(error)),
         };
         if let Some(Err(error)) = served {
@@ -83,11 +93,20 @@ async fn ready(State(status): State<Status>) -> impl IntoResponse {
     if *status.ready.borrow() {
         (StatusCode::OK, "ready\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: no broker session, the ledger is down, or draining\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready: no broker session, the ledger is down, or draining\n",
+        )
     }
 }
 
 async fn metrics(State(status): State<Status>) -> impl IntoResponse {
     (status.refresh)();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], status.metrics.text())
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        status.metrics.text(),
+    )
 }

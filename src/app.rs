@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Admin, Status};
 use crate::amqp::{self, Rabbit};
 use crate::config::{Config, TargetConfig};
+use crate::domain::fields::summary;
 use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -57,7 +59,9 @@ impl<'a> Names<'a> {
 
 impl job::Context for Names<'_> {
     fn default_target(&self, app: &str) -> Result<String, String> {
-        job::default_target(app, &self.0.targets, &self.0.apps, |app| app.target.as_ref())
+        job::default_target(app, &self.0.targets, &self.0.apps, |app| {
+            app.target.as_ref()
+        })
     }
 
     fn check_target(&self, target: &str) -> Result<(), String> {
@@ -71,8 +75,13 @@ fn target_runtime(
     slices_in_work: usize,
     metrics: &Metrics,
 ) -> Result<TargetRuntime, Failure> {
-    let target = crate::im::build(name, &config.settings).or_exit(Exit::BadConfig)?;
-    let policy = if target.profile().idempotent { OnUncertain::Retry } else { OnUncertain::Hold };
+    let target = crate::im::build(name, &config.settings)
+        .map_err(|problems| Failure::message(Exit::BadConfig, summary(&problems)))?;
+    let policy = if target.profile().idempotent {
+        OnUncertain::Retry
+    } else {
+        OnUncertain::Hold
+    };
     Ok(TargetRuntime {
         name: name.to_owned(),
         call_timeout: config.call_timeout,
@@ -123,7 +132,9 @@ fn context(
         fingerprint_secret: config.ledger.fingerprint_secret.expose().to_owned(),
         progress_interval: worker.progress_interval,
     };
-    Ok(Context::new(store, client, targets?, apps, settings, metrics))
+    Ok(Context::new(
+        store, client, targets?, apps, settings, metrics,
+    ))
 }
 
 /// Runs a worker until a signal, then drains. Start: configuration (done), signals, ledger policy,
@@ -139,8 +150,8 @@ pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
     let metrics = Arc::new(Metrics::new());
     let store = ledger(&config)?;
     check_ledger(&store, &drain).await?;
-    let client = Client::new(ClientSettings::default());
-    let connections = client.counters();
+    let client = Client::new(ClientSettings::defaults());
+    let calls = client.clone();
     let worker = Worker::new(
         broker(&config)?,
         Arc::new(context(&config, store, client, Arc::clone(&metrics))?),
@@ -148,11 +159,17 @@ pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
     let refreshed = Arc::clone(&metrics);
     let status = Status {
         metrics: Arc::clone(&metrics),
-        refresh: Arc::new(move || refreshed.connections(connections.opened(), connections.reused())),
+        refresh: Arc::new(move || {
+            let counts = calls.counts();
+            refreshed.connections(counts.opened.load(Relaxed), counts.reused.load(Relaxed));
+        }),
         ready: worker.ready(),
     };
     let admin = Admin::start(config.admin.listen, status).map_err(|error| {
-        let what = format!("cannot listen on admin.listen = {}: {error}", config.admin.listen);
+        let what = format!(
+            "cannot listen on admin.listen = {}: {error}",
+            config.admin.listen
+        );
         Failure::message(Exit::Unavailable, what)
     })?;
     tracing::info!(address = %admin.address, "admin port listens");

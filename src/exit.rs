@@ -38,11 +38,17 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
-        Self { exit, error: error.into() }
+        Self {
+            exit,
+            error: error.into(),
+        }
     }
 
     pub fn message(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, error: anyhow::Error::msg(message.into()) }
+        Self {
+            exit,
+            error: anyhow::Error::msg(message.into()),
+        }
     }
 }
 

@@ -82,6 +82,7 @@ pub mod im;
 pub mod metrics;
 pub mod ports;
 pub mod schema;
+pub mod secret;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

@@ -4,6 +4,7 @@
 //! to do. RabbitMQ and Redis implement them in `amqp` and `store`; the adapters of `im` implement
 //! [`Target`]. Nothing here names an outside system.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::domain::fields::Problem;
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::limits::{Cost, Grant, Rate};
-use crate::domain::outcome::{Outcome, Verdict};
+use crate::domain::outcome::{Answer, Class, Outcome, Verdict};
 use crate::domain::slice::{Head, Shape};
 
 // ---------------------------------------------------------------------------------------------
@@ -149,6 +150,51 @@ pub enum Route {
     Dead { app: String, target: String },
     /// A job event, `<app>.<event>`. The only route that may lead nowhere: nobody need listen.
     Event { app: String, event: &'static str },
+}
+
+/// A queue that keeps messages for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shelf {
+    /// Recipients that ended failed or uncertain.
+    Dead,
+    /// Messages that are no jobs or slices.
+    Rejected,
+}
+
+/// A message on a shelf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptMessage {
+    pub body: Bytes,
+    pub routing_key: String,
+    pub message_id: Option<String>,
+    /// Unix seconds, as the publisher said.
+    pub published_at: Option<u64>,
+    /// Headers that are text, numbers, times or booleans: `fanwise-reason`, `fanwise-source`,
+    /// `fanwise-rejected-at` of a rejected message; `x-first-death-queue` and `x-first-death-reason`
+    /// of one that went past the delivery limit.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// What to do with a message that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    Keep,
+    /// For good.
+    Remove,
+    /// Keeps it and reads no further.
+    Stop,
+}
+
+/// Looks at what is kept for people.
+pub trait Shelves {
+    /// Shows every message on a shelf to `visit`, the oldest first, and leaves there what `visit`
+    /// does not remove. Returns how many were shown. Messages that arrive meanwhile are not shown.
+    /// One reader at a time: a second one is refused.
+    fn read(
+        &self,
+        shelf: Shelf,
+        visit: impl FnMut(KeptMessage) -> Then + Send,
+    ) -> impl Future<Output = Result<u64, BrokerError>> + Send;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -521,17 +567,33 @@ pub trait Transport: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Reply, SendError>> + Send;
 }
 
-/// Why there is no reply.
+/// Why there is no reply. `code` is one token, fit for a filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// Certainly nothing reached the backend: no connection could be made.
-    #[error("not sent: {0}")]
-    NotSent(String),
-    /// The request may have been received: a timeout, a reset, a broken reply.
-    #[error("no reply: {what}")]
-    Unknown {
-        /// One token, such as `timeout` or `reset`.
-        code: &'static str,
-        what: String,
-    },
+    /// Certainly not sent: not one byte of the request left.
+    #[error("not sent: {what}")]
+    NotSent { what: String, code: &'static str },
+    /// Perhaps sent: the request left, wholly or in part, and no reply came back in one piece.
+    #[error("perhaps sent: {what}")]
+    Unknown { what: String, code: &'static str },
+}
+
+/// The code of a server whose certificate is not to be trusted.
+pub const CERTIFICATE: &str = "certificate";
+/// The code of a URL that names no server.
+pub const BAD_URL: &str = "bad_url";
+
+impl SendError {
+    /// What the error means for the recipients of the call.
+    pub fn answer(&self) -> Answer {
+        let (class, code, what) = match self {
+            // No later attempt helps, and no recipient is at fault.
+            Self::NotSent { what, code } if [CERTIFICATE, BAD_URL].contains(code) => {
+                (Class::Config, code, what)
+            }
+            Self::NotSent { what, code } => (Class::Transient, code, what),
+            Self::Unknown { what, code } => (Class::Uncertain, code, what),
+        };
+        Answer::new(class, *code, what.clone())
+    }
 }

@@ -8,8 +8,12 @@ use crate::domain::announce::{DeadLetter, JobEvent};
 use crate::domain::job::JobDocument;
 
 /// File names of all documents.
-pub const DOCUMENTS: [&str; 4] =
-    ["job.schema.json", "dead-letter.schema.json", "job-event.schema.json", "asyncapi.json"];
+pub const DOCUMENTS: [&str; 4] = [
+    "job.schema.json",
+    "dead-letter.schema.json",
+    "job-event.schema.json",
+    "asyncapi.json",
+];
 
 /// The text of one of [`DOCUMENTS`]; empty for another name.
 pub fn document(name: &str) -> String {
@@ -99,12 +103,19 @@ mod tests {
     #[test]
     fn the_job_reader_knows_the_fields_of_the_schema() {
         let schema: Value = serde_json::from_str(&document("job.schema.json")).unwrap();
-        let source = concat!(include_str!("domain/job.rs"), include_str!("domain/message.rs"));
+        let source = concat!(
+            include_str!("domain/job.rs"),
+            include_str!("domain/message.rs")
+        );
         let mut fields = Vec::new();
         collect(&schema, &mut fields);
         assert!(fields.len() > 20, "{fields:?}");
         for field in fields {
-            assert!(source.contains(&format!("\"{field}\"")) || source.contains(&format!("pub {field}: u32")), "{field} is not read");
+            assert!(
+                source.contains(&format!("\"{field}\""))
+                    || source.contains(&format!("pub {field}: u32")),
+                "{field} is not read"
+            );
         }
     }
 

@@ -6,7 +6,6 @@
 //! other on one channel, each for a page that fits memory: the number of messages has no bound, the
 //! bodies in memory do.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::connection::{AmqpError, Dial};
 use super::declare::{MISSING, open_channel, passive_declare};
 use super::topology::Names;
+use crate::ports::{KeptMessage, Shelf, Then};
 
 /// Messages of a page: bodies that may be in memory at once.
 const PAGE_MESSAGES: u16 = 500;
@@ -33,46 +33,11 @@ const RETURN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Headers in which the broker counts deliveries.
 const COUNTS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
 
-/// A queue that keeps messages for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shelf {
-    /// Recipients that ended failed or uncertain.
-    Dead,
-    /// Messages that are no jobs or slices.
-    Rejected,
-}
-
-impl Shelf {
-    pub(super) fn queue(self, names: &Names) -> String {
-        match self {
-            Self::Dead => names.dead_queue(),
-            Self::Rejected => names.rejected_queue(),
-        }
+pub(super) fn queue_of(shelf: Shelf, names: &Names) -> String {
+    match shelf {
+        Shelf::Dead => names.dead_queue(),
+        Shelf::Rejected => names.rejected_queue(),
     }
-}
-
-/// A message on a shelf.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptMessage {
-    pub body: Bytes,
-    pub routing_key: String,
-    pub message_id: Option<String>,
-    /// Unix seconds, as the publisher said.
-    pub published_at: Option<u64>,
-    /// Headers that are text, numbers, times or booleans: `fanwise-reason`, `fanwise-source`,
-    /// `fanwise-rejected-at` of a rejected message; `x-first-death-queue` and `x-first-death-reason`
-    /// of one that went past the delivery limit.
-    pub headers: BTreeMap<String, String>,
-}
-
-/// What to do with a message that was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    Keep,
-    /// For good.
-    Remove,
-    /// Keeps it and reads no further.
-    Stop,
 }
 
 pub(super) async fn read(

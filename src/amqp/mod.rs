@@ -23,7 +23,6 @@ mod topology;
 use std::fmt;
 use std::time::Duration;
 
-pub use self::admin::{KeptMessage, Shelf, Then};
 pub use self::consumer::RabbitConsumer;
 pub use self::declare::{Applied, Counts, Depth};
 pub use self::publisher::RabbitPublisher;
@@ -32,7 +31,7 @@ pub use self::topology::{Exchange, Kind, Queue, Topology, Value, topology};
 
 use self::connection::Dial;
 use self::topology::Names;
-use crate::ports::{Broker, BrokerError};
+use crate::ports::{Broker, BrokerError, KeptMessage, Shelf, Shelves, Then};
 
 /// How to use a RabbitMQ broker.
 #[derive(Clone)]
@@ -141,26 +140,24 @@ impl Rabbit {
         Ok(depths)
     }
 
-    /// Shows every message on a shelf to `visit`, the oldest first, and leaves there what `visit`
-    /// does not remove. Returns how many were shown.
-    ///
-    /// Messages that arrive meanwhile are not shown. One reader at a time: a second one is refused.
-    /// While a reader is at it, the messages it has seen are with it and come back when it ends.
-    pub async fn read(
-        &self,
-        shelf: Shelf,
-        visit: impl FnMut(KeptMessage) -> Then,
-    ) -> Result<u64, BrokerError> {
-        let names = Names::new(&self.settings.namespace);
-        Ok(admin::read(&self.dial, &shelf.queue(&names), visit).await?)
-    }
-
     /// Deletes the whole topology with every message in it.
     pub async fn delete_all(&self) -> Result<(), BrokerError> {
         let connection = self.dial.open("delete").await?;
         declare::delete(&self.dial, &connection, &self.topology()).await?;
         self.dial.close(&connection).await;
         Ok(())
+    }
+}
+
+impl Shelves for Rabbit {
+    /// While a reader is at it, the messages it has seen are with it and come back when it ends.
+    async fn read(
+        &self,
+        shelf: Shelf,
+        visit: impl FnMut(KeptMessage) -> Then + Send,
+    ) -> Result<u64, BrokerError> {
+        let names = Names::new(&self.settings.namespace);
+        Ok(admin::read(&self.dial, &admin::queue_of(shelf, &names), visit).await?)
     }
 }
 

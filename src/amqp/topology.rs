@@ -138,7 +138,7 @@ impl Names {
 
 /// "1s", "20s", "5m": how a rung is called in names.
 fn rung_name(rung: Duration) -> String {
-    humantime::format_duration(rung).to_string()
+    duration_text(rung)
 }
 
 /// Everything a namespace with these targets consists of.

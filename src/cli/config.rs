@@ -35,7 +35,10 @@ pub(super) fn run(command: ConfigCommand, file: Option<PathBuf>) -> Result<Exit,
 fn check(file: Option<PathBuf>, as_json: bool) -> Result<Exit, Failure> {
     let mut loaded = load_config(file)?;
     loaded.config.require_worker(&mut loaded.findings);
-    let place = loaded.file.as_ref().map_or("the environment".into(), |file| file.display().to_string());
+    let place = loaded
+        .file
+        .as_ref()
+        .map_or("the environment".into(), |file| file.display().to_string());
     let findings = &loaded.findings;
     if as_json {
         output::json(&json!({
@@ -44,7 +47,11 @@ fn check(file: Option<PathBuf>, as_json: bool) -> Result<Exit, Failure> {
             "problems": findings.problems,
             "warnings": findings.warnings,
         }))?;
-        return Ok(if findings.problems.is_empty() { Exit::Ok } else { Exit::BadConfig });
+        return Ok(if findings.problems.is_empty() {
+            Exit::Ok
+        } else {
+            Exit::BadConfig
+        });
     }
     for warning in &findings.warnings {
         output::line(format!("warning: {warning}"))?;
@@ -76,14 +83,23 @@ fn show(file: Option<PathBuf>, as_json: bool) -> Result<Exit, Failure> {
         let settings: serde_json::Map<_, _> = shown
             .iter()
             .map(|(key, shown)| {
-                (key.clone(), json!({"value": shown.value, "origin": origin(shown.origin)}))
+                (
+                    key.clone(),
+                    json!({"value": shown.value, "origin": origin(shown.origin)}),
+                )
             })
             .collect();
         output::json(&settings)?;
     } else {
         let rows: Vec<_> = shown
             .iter()
-            .map(|(key, shown)| vec![key.clone(), shown.value.clone(), origin(shown.origin).to_owned()])
+            .map(|(key, shown)| {
+                vec![
+                    key.clone(),
+                    shown.value.clone(),
+                    origin(shown.origin).to_owned(),
+                ]
+            })
             .collect();
         output::table(&["KEY", "VALUE", "FROM"], &rows)?;
     }

@@ -8,11 +8,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{checked_config, output};
-use crate::amqp::{KeptMessage, Rabbit, Shelf, Then};
 use crate::app;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::ids::JobId;
 use crate::exit::{Exit, Failure, OrExit as _};
+use crate::ports::{KeptMessage, Shelf, Shelves, Then};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadCommand {
@@ -74,12 +74,14 @@ impl Filter {
             let app = self.app.as_deref().unwrap_or("default");
             *job == letter.job || JobId::of(app, job).to_string() == letter.job
         });
-        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|it| it == found);
+        let is =
+            |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|it| it == found);
         job && is(&self.app, &letter.app) && is(&self.target, &letter.target)
     }
 
     fn takes_recipient(&self, dead: &DeadRecipient) -> bool {
-        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|it| it == found);
+        let is =
+            |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|it| it == found);
         is(&self.outcome, dead.outcome.as_str())
             && is(&self.class, dead.class.as_str())
             && is(&self.code, &dead.code)
@@ -110,7 +112,7 @@ pub(super) async fn run(command: DeadCommand, file: Option<PathBuf>) -> Result<E
 }
 
 /// Dead letters are published at least once: of several for one recipient of a job the last counts.
-async fn read(broker: &Rabbit, filter: &Filter) -> Result<Vec<Row>, Failure> {
+async fn read(broker: &impl Shelves, filter: &Filter) -> Result<Vec<Row>, Failure> {
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     let mut unreadable = 0;
     let visit = |message: KeptMessage| {
@@ -121,7 +123,10 @@ async fn read(broker: &Rabbit, filter: &Filter) -> Result<Vec<Row>, Failure> {
         }
         Then::Keep
     };
-    broker.read(Shelf::Dead, visit).await.or_exit(Exit::Unavailable)?;
+    broker
+        .read(Shelf::Dead, visit)
+        .await
+        .or_exit(Exit::Unavailable)?;
     if unreadable > 0 {
         tracing::warn!("{unreadable} message(s) in the dead-letter queue are not dead letters");
     }
@@ -167,7 +172,18 @@ fn list(rows: &[Row], as_json: bool) -> Result<Exit, Failure> {
             ]
         })
         .collect();
-    output::table(&["JOB", "RECIPIENT", "OUTCOME", "CLASS", "ATTEMPTS", "CODE", "TEXT"], &cells)?;
+    output::table(
+        &[
+            "JOB",
+            "RECIPIENT",
+            "OUTCOME",
+            "CLASS",
+            "ATTEMPTS",
+            "CODE",
+            "TEXT",
+        ],
+        &cells,
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -181,35 +197,61 @@ fn export(rows: &[Row], format: ExportFormat) -> Result<Exit, Failure> {
         ExportFormat::Csv => {
             let mut writer = csv::Writer::from_writer(Vec::new());
             let headings = [
-                "recipient", "outcome", "class", "code", "text", "attempts", "job", "app",
-                "client_msg_no", "target", "first_attempt_at", "last_attempt_at",
+                "recipient",
+                "outcome",
+                "class",
+                "code",
+                "text",
+                "attempts",
+                "job",
+                "app",
+                "client_msg_no",
+                "target",
+                "first_attempt_at",
+                "last_attempt_at",
             ];
             writer.write_record(headings).or_exit(Exit::Internal)?;
             for row in rows {
                 let dead = &row.dead;
                 let attempts = dead.attempts.to_string();
                 let cells = [
-                    dead.recipient.as_str(), dead.outcome.as_str(), dead.class.as_str(), &dead.code,
-                    &dead.text, &attempts, &row.job, &row.app, &row.client_msg_no, &row.target,
-                    &row.first_attempt_at, &row.last_attempt_at,
+                    dead.recipient.as_str(),
+                    dead.outcome.as_str(),
+                    dead.class.as_str(),
+                    &dead.code,
+                    &dead.text,
+                    &attempts,
+                    &row.job,
+                    &row.app,
+                    &row.client_msg_no,
+                    &row.target,
+                    &row.first_attempt_at,
+                    &row.last_attempt_at,
                 ];
                 writer.write_record(cells).or_exit(Exit::Internal)?;
             }
-            let bytes = writer.into_inner().map_err(|error| error.into_error()).or_exit(Exit::Internal)?;
+            let bytes = writer
+                .into_inner()
+                .map_err(|error| error.into_error())
+                .or_exit(Exit::Internal)?;
             output::line(String::from_utf8_lossy(&bytes).trim_end())?;
         }
     }
     Ok(Exit::Ok)
 }
 
-async fn rejected(broker: &Rabbit, as_json: bool) -> Result<Exit, Failure> {
+async fn rejected(broker: &impl Shelves, as_json: bool) -> Result<Exit, Failure> {
     let mut messages = Vec::new();
     let visit = |message: KeptMessage| {
         messages.push(message);
         Then::Keep
     };
-    broker.read(Shelf::Rejected, visit).await.or_exit(Exit::Unavailable)?;
-    let header = |message: &KeptMessage, name: &str| message.headers.get(name).cloned().unwrap_or_default();
+    broker
+        .read(Shelf::Rejected, visit)
+        .await
+        .or_exit(Exit::Unavailable)?;
+    let header =
+        |message: &KeptMessage, name: &str| message.headers.get(name).cloned().unwrap_or_default();
     if as_json {
         let rows: Vec<_> = messages
             .iter()

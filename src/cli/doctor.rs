@@ -40,7 +40,11 @@ struct Report(Vec<Check>);
 
 impl Report {
     fn add(&mut self, verdict: Verdict, what: &'static str, finding: impl Into<String>) {
-        self.0.push(Check { verdict, what, finding: finding.into() });
+        self.0.push(Check {
+            verdict,
+            what,
+            finding: finding.into(),
+        });
     }
 }
 
@@ -55,7 +59,11 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
         report.add(Verdict::Warn, "config", warning.to_string());
     }
     if loaded.findings.problems.is_empty() {
-        report.add(Verdict::Ok, "config", format!("{} settings", loaded.findings.shown.len()));
+        report.add(
+            Verdict::Ok,
+            "config",
+            format!("{} settings", loaded.findings.shown.len()),
+        );
     }
     let config = &loaded.config;
     if !config.broker.url.expose().is_empty() {
@@ -66,11 +74,21 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
     }
     look_at_targets(config, &mut report).await;
 
-    let worst = report.0.iter().map(|check| check.verdict).max().unwrap_or(Verdict::Ok);
+    let worst = report
+        .0
+        .iter()
+        .map(|check| check.verdict)
+        .max()
+        .unwrap_or(Verdict::Ok);
     if args.json {
         output::json(&json!({"ok": worst < Verdict::Fail, "checks": report.0}))?;
     } else {
-        for Check { verdict, what, finding } in &report.0 {
+        for Check {
+            verdict,
+            what,
+            finding,
+        } in &report.0
+        {
             let verdict = match verdict {
                 Verdict::Ok => "ok  ",
                 Verdict::Warn => "warn",
@@ -96,10 +114,17 @@ async fn look_at_broker(config: &Config, report: &mut Report) {
         Ok(depths) => depths,
         Err(error) => return report.add(Verdict::Fail, "broker", chain(&error)),
     };
-    report.add(Verdict::Ok, "broker", format!("{} answers", broker.address()));
+    report.add(
+        Verdict::Ok,
+        "broker",
+        format!("{} answers", broker.address()),
+    );
     let missing = depths.iter().filter(|depth| depth.counts.is_none()).count();
     if missing > 0 {
-        let what = format!("{missing} of {} queues are missing: fanwise topology apply", depths.len());
+        let what = format!(
+            "{missing} of {} queues are missing: fanwise topology apply",
+            depths.len()
+        );
         report.add(Verdict::Fail, "topology", what);
     } else {
         report.add(Verdict::Ok, "topology", format!("{} queues", depths.len()));
@@ -109,9 +134,16 @@ async fn look_at_broker(config: &Config, report: &mut Report) {
         of.filter_map(|depth| depth.counts).collect::<Vec<_>>()
     };
     if counts(".jobs.").iter().all(|counts| counts.consumers == 0) {
-        report.add(Verdict::Warn, "workers", "no worker takes jobs: start `fanwise worker`");
+        report.add(
+            Verdict::Warn,
+            "workers",
+            "no worker takes jobs: start `fanwise worker`",
+        );
     }
-    for (part, what) in [(".dead.", "dead letters: fanwise dead list"), (".rejected.", "rejected messages: fanwise dead rejected")] {
+    for (part, what) in [
+        (".dead.", "dead letters: fanwise dead list"),
+        (".rejected.", "rejected messages: fanwise dead rejected"),
+    ] {
         let ready: u32 = counts(part).iter().map(|counts| counts.ready).sum();
         if ready > 0 {
             report.add(Verdict::Warn, "queues", format!("{ready} {what}"));
@@ -129,11 +161,15 @@ async fn look_at_ledger(config: &Config, report: &mut Report) {
         Ok(found) => {
             let what = format!(
                 "{} answers, version {}, {}, {} MB used",
-                found.address, found.version, found.policy, found.used_memory / 1_000_000
+                found.address,
+                found.version,
+                found.policy,
+                found.used_memory / 1_000_000
             );
             report.add(Verdict::Ok, "ledger", what);
             if found.persistence == Persistence::None {
-                let what = "keeps nothing on disk: a restart loses the dedup window (appendonly yes)";
+                let what =
+                    "keeps nothing on disk: a restart loses the dedup window (appendonly yes)";
                 report.add(Verdict::Warn, "ledger", what);
             }
         }
@@ -143,15 +179,29 @@ async fn look_at_ledger(config: &Config, report: &mut Report) {
 /// Only that somebody listens: asking more would be a call.
 async fn look_at_targets(config: &Config, report: &mut Report) {
     for (name, target) in &config.targets {
-        let Some((host, port)) = target.settings.address() else { continue };
+        let Some((host, port)) = target.settings.address() else {
+            continue;
+        };
         let connect = tokio::net::TcpStream::connect((host.as_str(), port));
         let patience = std::time::Duration::from_secs(3);
         match tokio::time::timeout(patience, connect).await {
-            Ok(Ok(_)) => report.add(Verdict::Ok, "target", format!("{name}: {host}:{port} listens")),
+            Ok(Ok(_)) => report.add(
+                Verdict::Ok,
+                "target",
+                format!("{name}: {host}:{port} listens"),
+            ),
             Ok(Err(error)) => {
-                report.add(Verdict::Warn, "target", format!("{name}: {host}:{port}: {error}"));
+                report.add(
+                    Verdict::Warn,
+                    "target",
+                    format!("{name}: {host}:{port}: {error}"),
+                );
             }
-            Err(_) => report.add(Verdict::Warn, "target", format!("{name}: {host}:{port} does not answer")),
+            Err(_) => report.add(
+                Verdict::Warn,
+                "target",
+                format!("{name}: {host}:{port} does not answer"),
+            ),
         }
     }
 }

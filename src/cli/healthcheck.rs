@@ -18,7 +18,8 @@ pub(super) async fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
     if address.ip().is_unspecified() {
         address.set_ip([127, 0, 0, 1].into());
     }
-    let unhealthy = |what: String| Failure::message(Exit::Unavailable, format!("{address}: {what}"));
+    let unhealthy =
+        |what: String| Failure::message(Exit::Unavailable, format!("{address}: {what}"));
     let answer = tokio::time::timeout(PATIENCE, ask(address)).await;
     let answer = answer
         .map_err(|_| unhealthy(format!("no answer within {}s", PATIENCE.as_secs())))?
@@ -26,13 +27,17 @@ pub(super) async fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
     if answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.0 200") {
         return Ok(Exit::Ok);
     }
-    Err(unhealthy(answer.lines().last().unwrap_or("no answer").to_owned()))
+    Err(unhealthy(
+        answer.lines().last().unwrap_or("no answer").to_owned(),
+    ))
 }
 
 /// One request over one connection; a client for less than this would be longer.
 async fn ask(address: std::net::SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    stream
+        .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await?;
     let mut answer = Vec::new();
     stream.take(64 * 1024).read_to_end(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

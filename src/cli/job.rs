@@ -46,7 +46,9 @@ pub(super) struct JobArgs {
 
 impl JobArgs {
     fn id(&self) -> JobId {
-        self.job.parse().unwrap_or_else(|_| JobId::of(&self.app, &self.job))
+        self.job
+            .parse()
+            .unwrap_or_else(|_| JobId::of(&self.app, &self.job))
     }
 }
 
@@ -97,7 +99,19 @@ async fn list(ledger: &impl Ledger, most: usize, as_json: bool) -> Result<Exit, 
             ]
         })
         .collect();
-    output::table(&["JOB", "APP", "STATE", "TOTAL", "SENT", "DEAD", "PENDING", "CLIENT_MSG_NO"], &rows)?;
+    output::table(
+        &[
+            "JOB",
+            "APP",
+            "STATE",
+            "TOTAL",
+            "SENT",
+            "DEAD",
+            "PENDING",
+            "CLIENT_MSG_NO",
+        ],
+        &rows,
+    )?;
     Ok(Exit::Ok)
 }
 
@@ -126,11 +140,17 @@ fn show(args: &JobArgs, job: &JobRecord) -> Result<Exit, Failure> {
         output::line(format!("completed      {}", rfc3339(at)))?;
     }
     if job.rebuilt {
-        output::line("note           the ledger was lost and rebuilt: earlier outcomes are not counted")?;
+        output::line(
+            "note           the ledger was lost and rebuilt: earlier outcomes are not counted",
+        )?;
     }
     output::line(format!("total          {}", grouped(job.accounts.total)))?;
     for outcome in crate::domain::outcome::Outcome::ALL {
-        output::line(format!("  {:<13}{}", outcome.as_str(), grouped(job.accounts.of(outcome))))?;
+        output::line(format!(
+            "  {:<13}{}",
+            outcome.as_str(),
+            grouped(job.accounts.of(outcome))
+        ))?;
     }
     output::line(format!("  {:<13}{}", "pending", grouped(job.pending)))?;
     Ok(Exit::Ok)

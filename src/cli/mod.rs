@@ -24,7 +24,12 @@ use crate::telemetry;
 
 /// A durable broadcast worker for instant messaging: one message, many recipients, each exactly once.
 #[derive(Debug, Parser)]
-#[command(name = "fanwise", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "fanwise",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     /// Configuration file [default: ./fanwise.toml if it is there]
     #[arg(long, global = true, env = "FANWISE_CONFIG", value_name = "FILE")]
@@ -95,7 +100,8 @@ where
 
 /// Reads the configuration without judging it.
 fn load_config(file: Option<PathBuf>) -> Result<Loaded, Failure> {
-    load(file.as_deref(), std::env::vars()).map_err(|error: LoadError| Failure::new(Exit::BadConfig, error))
+    load(file.as_deref(), std::env::vars())
+        .map_err(|error: LoadError| Failure::new(Exit::BadConfig, error))
 }
 
 /// Reads the configuration, with what this command cannot do without, and starts logging.
@@ -109,7 +115,9 @@ fn checked_config(
     for warning in &loaded.findings.warnings {
         tracing::warn!("configuration: {warning}");
     }
-    loaded.check().map_err(|problems: ConfigProblems| Failure::new(Exit::BadConfig, problems))
+    loaded
+        .check()
+        .map_err(|problems: ConfigProblems| Failure::new(Exit::BadConfig, problems))
 }
 
 #[cfg(test)]

@@ -10,9 +10,10 @@ use crate::exit::{Exit, Failure};
 pub(super) fn line(text: impl AsRef<str>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{}", text.as_ref()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Err(Failure { exit: Exit::Ok, error: anyhow::Error::new(error) })
-        }
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure {
+            exit: Exit::Ok,
+            error: anyhow::Error::new(error),
+        }),
         written => written.map_err(|error| Failure::new(Exit::Internal, error)),
     }
 }
@@ -29,7 +30,10 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Rows under headings, in columns as wide as their widest cell; the last column is not padded.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
-    let mut widths: Vec<usize> = headings.iter().map(|heading| heading.chars().count()).collect();
+    let mut widths: Vec<usize> = headings
+        .iter()
+        .map(|heading| heading.chars().count())
+        .collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -37,7 +41,10 @@ pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failu
     }
     let headings = headings.iter().map(|heading| heading.to_string()).collect();
     for row in std::iter::once(&headings).chain(rows) {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
         line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
@@ -62,7 +69,12 @@ mod tests {
 
     #[test]
     fn thousands_are_grouped() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (12_345_678, "12,345,678")] {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (12_345_678, "12,345,678"),
+        ] {
             assert_eq!(grouped(number), text);
         }
     }

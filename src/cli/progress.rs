@@ -65,16 +65,32 @@ impl View {
             }
             bar
         });
-        Self { bar, last_line: None, first: None }
+        Self {
+            bar,
+            last_line: None,
+            first: None,
+        }
     }
 
     fn show(&mut self, record: &JobRecord) {
         let settled = record.accounts.settled();
         let (since, base) = *self.first.get_or_insert((Instant::now(), settled));
         let rate = (settled - base.min(settled)) as f64 / since.elapsed().as_secs_f64().max(0.2);
-        let eta = if rate > 0.0 { record.pending as f64 / rate } else { f64::INFINITY };
-        let eta = if eta.is_finite() { format!("{}s left", eta.ceil() as u64) } else { "–".to_owned() };
-        let text = format!("{}  {}/s  {eta}", summary(&record.accounts), grouped(rate as u64));
+        let eta = if rate > 0.0 {
+            record.pending as f64 / rate
+        } else {
+            f64::INFINITY
+        };
+        let eta = if eta.is_finite() {
+            format!("{}s left", eta.ceil() as u64)
+        } else {
+            "–".to_owned()
+        };
+        let text = format!(
+            "{}  {}/s  {eta}",
+            summary(&record.accounts),
+            grouped(rate as u64)
+        );
         match &self.bar {
             Some(bar) => {
                 bar.set_length(record.accounts.total);

@@ -63,7 +63,9 @@ impl List {
     fn add(&mut self, number: u64, recipient: String) {
         match wrong_id(&recipient, RECIPIENT_BYTES_MAX) {
             None => self.recipients.push(recipient),
-            Some(what) => self.problems.push(Problem::new(format!("line {number}"), what)),
+            Some(what) => self
+                .problems
+                .push(Problem::new(format!("line {number}"), what)),
         }
     }
 
@@ -81,20 +83,32 @@ impl List {
             match parse(line) {
                 Ok(Some(recipient)) => self.add(number, recipient),
                 Ok(None) => {}
-                Err(what) => self.problems.push(Problem::new(format!("line {number}"), what)),
+                Err(what) => self
+                    .problems
+                    .push(Problem::new(format!("line {number}"), what)),
             }
         }
         Ok(())
     }
 
     fn read_csv(&mut self, input: impl Read, column: Option<&str>) -> Result<(), String> {
-        let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(input);
+        let mut reader = csv::ReaderBuilder::new()
+            .flexible(true)
+            .trim(csv::Trim::All)
+            .from_reader(input);
         let headings = reader.headers().map_err(|error| error.to_string())?.clone();
-        let find = |name: &str| headings.iter().position(|heading| heading.eq_ignore_ascii_case(name));
+        let find = |name: &str| {
+            headings
+                .iter()
+                .position(|heading| heading.eq_ignore_ascii_case(name))
+        };
         let index = match column {
             Some(name) => find(name).ok_or_else(|| {
                 let there: Vec<_> = headings.iter().collect();
-                format!("there is no column {name:?}; there are: {}", there.join(", "))
+                format!(
+                    "there is no column {name:?}; there are: {}",
+                    there.join(", ")
+                )
             })?,
             None => KEYS.iter().find_map(|key| find(key)).unwrap_or(0),
         };
@@ -119,7 +133,10 @@ fn from_json(line: &str, column: Option<&str>) -> Result<String, String> {
     match found {
         Some(serde_json::Value::String(recipient)) => Ok(recipient.clone()),
         Some(serde_json::Value::Number(number)) => Ok(number.to_string()),
-        _ => Err(format!("no recipient in it; {} are looked for", KEYS.join(", "))),
+        _ => Err(format!(
+            "no recipient in it; {} are looked for",
+            KEYS.join(", ")
+        )),
     }
 }
 
@@ -140,16 +157,36 @@ mod tests {
 
     #[test]
     fn lists_are_read_in_every_format() {
-        check(ListFormat::Lines, "u1\n\n# no\r\n u2 \r\n", Ok(&["u1", "u2"]));
-        check(ListFormat::Csv, "name,uid\nAna,u1\n\"B, b\",u2\n", Ok(&["u1", "u2"]));
+        check(
+            ListFormat::Lines,
+            "u1\n\n# no\r\n u2 \r\n",
+            Ok(&["u1", "u2"]),
+        );
+        check(
+            ListFormat::Csv,
+            "name,uid\nAna,u1\n\"B, b\",u2\n",
+            Ok(&["u1", "u2"]),
+        );
         check(ListFormat::Csv, "whatever\nu1\n", Ok(&["u1"]));
-        check(ListFormat::Ndjson, "\"u1\"\n{\"user\":\"u2\"}\n{\"id\":3}\n", Ok(&["u1", "u2", "3"]));
+        check(
+            ListFormat::Ndjson,
+            "\"u1\"\n{\"user\":\"u2\"}\n{\"id\":3}\n",
+            Ok(&["u1", "u2", "3"]),
+        );
     }
 
     #[test]
     fn bad_lines_are_named_and_nothing_is_taken() {
-        check(ListFormat::Ndjson, "\"u1\"\n{\"x\":1}\n{", Err("line 2: no recipient"));
-        check(ListFormat::Lines, &format!("u1\n{}\n", "u".repeat(256)), Err("line 2: 256 bytes"));
+        check(
+            ListFormat::Ndjson,
+            "\"u1\"\n{\"x\":1}\n{",
+            Err("line 2: no recipient"),
+        );
+        check(
+            ListFormat::Lines,
+            &format!("u1\n{}\n", "u".repeat(256)),
+            Err("line 2: 256 bytes"),
+        );
         check(ListFormat::Csv, "uid,name\n,x\n", Err("line 2: empty"));
     }
 }

@@ -115,7 +115,9 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
         return report(&args, &what, || {
             format!(
                 "would send job {} to {count} recipient(s) of {} in {} message(s); nothing was sent",
-                job.id, job.target, bodies.len()
+                job.id,
+                job.target,
+                bodies.len()
             )
         });
     }
@@ -123,7 +125,10 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
     if !args.wait {
         let what = json!({"job": job.id, "recipients": count, "accepted": true});
         return report(&args, &what, || {
-            format!("accepted: job {} for {count} recipient(s); fanwise job watch {}", job.id, job.id)
+            format!(
+                "accepted: job {} for {count} recipient(s); fanwise job watch {}",
+                job.id, job.id
+            )
         });
     }
     wait(&args, &config, &job).await
@@ -155,12 +160,17 @@ impl SendArgs {
                 recipients::read(std::io::stdin().lock(), format, column)
             } else {
                 let file = File::open(path).map_err(|error| {
-                    Failure::message(Exit::BadInput, format!("cannot read {}: {error}", path.display()))
+                    Failure::message(
+                        Exit::BadInput,
+                        format!("cannot read {}: {error}", path.display()),
+                    )
                 })?;
                 recipients::read(file, format, column)
             };
             let from = path.display();
-            all.extend(list.map_err(|what| Failure::message(Exit::BadInput, format!("{from}: {what}")))?);
+            all.extend(
+                list.map_err(|what| Failure::message(Exit::BadInput, format!("{from}: {what}")))?,
+            );
         }
         if all.is_empty() {
             let what = "no recipients: name them, or give --file";
@@ -177,7 +187,11 @@ impl SendArgs {
         (1..)
             .zip(parts)
             .map(|(number, users)| {
-                let document = self.document(message.clone(), users, (of > 1).then_some(Part { number, of }));
+                let document = self.document(
+                    message.clone(),
+                    users,
+                    (of > 1).then_some(Part { number, of }),
+                );
                 serde_json::to_vec(&document).or_exit(Exit::Internal)
             })
             .collect()
@@ -186,7 +200,9 @@ impl SendArgs {
     fn message(&self) -> Result<MessageDocument, Failure> {
         let raw = |name: &str, text: &Option<String>| {
             let raw = text.clone().map(RawValue::from_string).transpose();
-            raw.map_err(|error| Failure::message(Exit::BadInput, format!("--{name} is not JSON: {error}")))
+            raw.map_err(|error| {
+                Failure::message(Exit::BadInput, format!("--{name} is not JSON: {error}"))
+            })
         };
         let message = MessageDocument {
             kind: match (&self.text, &self.data) {
@@ -199,19 +215,30 @@ impl SendArgs {
             native: raw("native", &self.native)?,
         };
         if message.kind.is_none() && message.native.is_none() {
-            return Err(Failure::message(Exit::Usage, "no message: give --text, --data or --native"));
+            return Err(Failure::message(
+                Exit::Usage,
+                "no message: give --text, --data or --native",
+            ));
         }
         Ok(message)
     }
 
-    fn document(&self, message: MessageDocument, users: Vec<String>, part: Option<Part>) -> JobDocument {
+    fn document(
+        &self,
+        message: MessageDocument,
+        users: Vec<String>,
+        part: Option<Part>,
+    ) -> JobDocument {
         JobDocument {
             v: JOB_VERSION,
             client_msg_no: self.client_msg_no.clone(),
             app: self.app.clone(),
             target: self.target.clone(),
             sender: self.sender.clone(),
-            audience: AudienceDocument { users, exclude: self.exclude.clone() },
+            audience: AudienceDocument {
+                users,
+                exclude: self.exclude.clone(),
+            },
             message,
             options: Some(Options {
                 online_only: self.online_only,
@@ -241,8 +268,14 @@ fn parts(recipients: Vec<String>) -> Vec<Vec<String>> {
     let mut bytes = 0;
     for recipient in recipients {
         // Six bytes for every one is the longest JSON escape.
-        let size = if recipient.contains(['"', '\\']) { recipient.len() * 6 } else { recipient.len() } + 3;
-        let full = parts.last().is_some_and(|part| part.len() >= JOB_RECIPIENTS_MAX);
+        let size = if recipient.contains(['"', '\\']) {
+            recipient.len() * 6
+        } else {
+            recipient.len()
+        } + 3;
+        let full = parts
+            .last()
+            .is_some_and(|part| part.len() >= JOB_RECIPIENTS_MAX);
         if full || bytes + size > JOB_BYTES_MAX - BODY_MARGIN {
             parts.push(Vec::new());
             bytes = 0;
@@ -262,8 +295,16 @@ fn check(bodies: &[Vec<u8>], config: &Config, priority: Priority) -> Result<Chec
     for body in bodies {
         let job = Job::read(body, Some(priority), &names, jiff::Timestamp::now())
             .map_err(|problems| Failure::message(Exit::BadInput, summary(&problems)))?;
-        let Job { head, content_digest, .. } = job;
-        checked.get_or_insert(Checked { id: head.id, target: head.target, content_digest });
+        let Job {
+            head,
+            content_digest,
+            ..
+        } = job;
+        checked.get_or_insert(Checked {
+            id: head.id,
+            target: head.target,
+            content_digest,
+        });
     }
     checked.ok_or_else(|| Failure::message(Exit::BadInput, "no recipients"))
 }
@@ -274,7 +315,10 @@ async fn publish(
     priority: Priority,
     bodies: Vec<Vec<u8>>,
 ) -> Result<(), Failure> {
-    let session = app::broker(config)?.connect().await.or_exit(Exit::Unavailable)?;
+    let session = app::broker(config)?
+        .connect()
+        .await
+        .or_exit(Exit::Unavailable)?;
     let publisher = session.publisher();
     for (number, body) in (1..).zip(bodies) {
         let message = Outgoing {
@@ -284,7 +328,10 @@ async fn publish(
             traceparent: std::env::var("TRACEPARENT").ok(),
         };
         // One at a time: a message of megabytes is its own batch.
-        publisher.publish(vec![message]).await.or_exit(Exit::Unavailable)?;
+        publisher
+            .publish(vec![message])
+            .await
+            .or_exit(Exit::Unavailable)?;
     }
     session.close().await;
     Ok(())
@@ -303,8 +350,18 @@ async fn wait(args: &SendArgs, config: &Config, job: &Checked) -> Result<Exit, F
             ),
         ));
     }
-    let record = ledger.job(job.id).await.or_exit(Exit::Unavailable)?.unwrap_or(record);
-    report(args, &record, || format!("job {} completed: {}", job.id, progress::summary(&record.accounts)))
+    let record = ledger
+        .job(job.id)
+        .await
+        .or_exit(Exit::Unavailable)?
+        .unwrap_or(record);
+    report(args, &record, || {
+        format!(
+            "job {} completed: {}",
+            job.id,
+            progress::summary(&record.accounts)
+        )
+    })
 }
 
 fn report(
@@ -312,7 +369,11 @@ fn report(
     value: &impl serde::Serialize,
     text: impl Fn() -> String,
 ) -> Result<Exit, Failure> {
-    if args.json { output::json(value)? } else { output::line(text())? }
+    if args.json {
+        output::json(value)?
+    } else {
+        output::line(text())?
+    }
     Ok(Exit::Ok)
 }
 

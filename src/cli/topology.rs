@@ -45,17 +45,26 @@ pub(super) async fn run(command: TopologyCommand, file: Option<PathBuf>) -> Resu
             } else if applied.created.is_empty() {
                 output::line("everything was there already")?;
             } else {
-                applied.created.iter().try_for_each(|queue| output::line(format!("created {queue}")))?;
+                applied
+                    .created
+                    .iter()
+                    .try_for_each(|queue| output::line(format!("created {queue}")))?;
             }
         }
-        TopologyCommand::Show { offline: true, json } => {
+        TopologyCommand::Show {
+            offline: true,
+            json,
+        } => {
             if json {
                 output::json(&broker.topology())?;
             } else {
                 output::line(broker.topology().to_string().trim_end())?;
             }
         }
-        TopologyCommand::Show { offline: false, json } => {
+        TopologyCommand::Show {
+            offline: false,
+            json,
+        } => {
             let depths = broker.depths().await.or_exit(Exit::Unavailable)?;
             if json {
                 output::json(&json!({"topology": broker.topology(), "depths": depths}))?;

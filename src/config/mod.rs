@@ -13,13 +13,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::reader::{ENV_PREFIX, Findings, Origin, Secret, Shown, duration_text};
 use self::reader::Section;
+pub use self::reader::{ENV_PREFIX, Findings, Origin, Shown};
 pub use self::targets::TargetConfig;
 use crate::domain::fields::Problem;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
-use crate::domain::schedule::Schedule;
+use crate::domain::schedule::{Schedule, duration_text};
+use crate::secret::Secret;
 use crate::telemetry::LogFormat;
 
 /// File that is read when none is named.
@@ -138,9 +139,15 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("cannot read {path}")]
-    Unreadable { path: PathBuf, source: std::io::Error },
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{path} is not TOML")]
-    NotToml { path: PathBuf, source: Box<toml::de::Error> },
+    NotToml {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
 }
 
 impl Loaded {
@@ -149,7 +156,10 @@ impl Loaded {
         if self.findings.problems.is_empty() {
             Ok(self.config)
         } else {
-            Err(ConfigProblems { file: self.file, problems: self.findings.problems })
+            Err(ConfigProblems {
+                file: self.file,
+                problems: self.findings.problems,
+            })
         }
     }
 }
@@ -168,7 +178,9 @@ impl std::fmt::Display for ConfigProblems {
             None => "the environment (no configuration file)".to_owned(),
         };
         write!(f, "{} problem(s) in {place}:", self.problems.len())?;
-        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+        self.problems
+            .iter()
+            .try_for_each(|problem| write!(f, "\n  {problem}"))
     }
 }
 
@@ -184,8 +196,10 @@ pub fn load(
     let table = match file {
         None => toml::Table::new(),
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| LoadError::Unreadable { path: path.to_owned(), source })?;
+            let text = std::fs::read_to_string(path).map_err(|source| LoadError::Unreadable {
+                path: path.to_owned(),
+                source,
+            })?;
             text.parse().map_err(|source| LoadError::NotToml {
                 path: path.to_owned(),
                 source: Box::new(source),
@@ -195,7 +209,11 @@ pub fn load(
     let mut findings = Findings::default();
     let config = read(Section::root(table, environment), &mut findings);
     cross_check(&config, &mut findings);
-    Ok(Loaded { config, findings, file: file.map(Path::to_owned) })
+    Ok(Loaded {
+        config,
+        findings,
+        file: file.map(Path::to_owned),
+    })
 }
 
 fn read(mut root: Section, findings: &mut Findings) -> Config {
@@ -219,17 +237,31 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
-    let url = section.secret("url", "url_file", findings).unwrap_or_else(|| Secret::new(""));
+    let url = section
+        .secret("url", "url_file", findings)
+        .unwrap_or_else(|| Secret::new(""));
     let schemes = ["amqp://", "amqps://"];
-    if !url.expose().is_empty() && !schemes.iter().any(|scheme| url.expose().starts_with(scheme)) {
-        findings.problem("broker.url", "an address that begins with amqp:// or amqps:// is expected");
+    if !url.expose().is_empty()
+        && !schemes
+            .iter()
+            .any(|scheme| url.expose().starts_with(scheme))
+    {
+        findings.problem(
+            "broker.url",
+            "an address that begins with amqp:// or amqps:// is expected",
+        );
     }
     let broker = BrokerConfig {
         url,
         namespace: section.text("namespace", "fanwise", findings),
         declare: section.boolean("declare", true, findings),
         heartbeat: section.duration("heartbeat", 10 * SECOND, SECOND..=MINUTE, findings),
-        confirm_timeout: section.duration("confirm_timeout", 10 * SECOND, SECOND..=2 * MINUTE, findings),
+        confirm_timeout: section.duration(
+            "confirm_timeout",
+            10 * SECOND,
+            SECOND..=2 * MINUTE,
+            findings,
+        ),
     };
     check_name("broker.namespace", &broker.namespace, findings);
     section.finish(findings);
@@ -237,10 +269,19 @@ fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
 }
 
 fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
-    let url = section.secret("url", "url_file", findings).unwrap_or_else(|| Secret::new(""));
+    let url = section
+        .secret("url", "url_file", findings)
+        .unwrap_or_else(|| Secret::new(""));
     let schemes = ["redis://", "rediss://"];
-    if !url.expose().is_empty() && !schemes.iter().any(|scheme| url.expose().starts_with(scheme)) {
-        findings.problem("ledger.url", "an address that begins with redis:// or rediss:// is expected");
+    if !url.expose().is_empty()
+        && !schemes
+            .iter()
+            .any(|scheme| url.expose().starts_with(scheme))
+    {
+        findings.problem(
+            "ledger.url",
+            "an address that begins with redis:// or rediss:// is expected",
+        );
     }
     let secret = section.secret("fingerprint_secret", "fingerprint_secret_file", findings);
     let ledger = LedgerConfig {
@@ -274,8 +315,18 @@ fn read_worker(mut section: Section, findings: &mut Findings) -> WorkerConfig {
         slices_in_work: section.integer("slices_in_work", 8, 1..=256, findings) as usize,
         express_in_work: section.integer("express_in_work", 4, 1..=256, findings) as usize,
         slice_budget: section.duration("slice_budget", MINUTE, SECOND..=10 * MINUTE, findings),
-        drain_deadline: section.duration("drain_deadline", 25 * SECOND, SECOND..=10 * MINUTE, findings),
-        progress_interval: section.duration("progress_interval", 2 * SECOND, ms(100)..=HOUR, findings),
+        drain_deadline: section.duration(
+            "drain_deadline",
+            25 * SECOND,
+            SECOND..=10 * MINUTE,
+            findings,
+        ),
+        progress_interval: section.duration(
+            "progress_interval",
+            2 * SECOND,
+            ms(100)..=HOUR,
+            findings,
+        ),
     };
     section.finish(findings);
     worker
@@ -299,7 +350,7 @@ fn read_targets(root: &mut Section, findings: &mut Findings) -> BTreeMap<String,
     let mut targets = BTreeMap::new();
     for (name, section) in root.named("targets", findings) {
         check_name(&format!("targets.{name}"), &name, findings);
-        if let Some(target) = targets::read(section, findings) {
+        if let Some(target) = targets::read(&name, section, findings) {
             targets.insert(name, target);
         }
     }
@@ -318,13 +369,17 @@ fn read_apps(
         if let Some(target) = &target
             && !targets.contains_key(target)
         {
-            findings.problem(section.key("target"), format!("there is no [targets.{target}]"));
+            findings.problem(
+                section.key("target"),
+                format!("there is no [targets.{target}]"),
+            );
         }
         let modes = [("fail_closed", false), ("fail_open", true)];
         let app = AppConfig {
             target,
             limit: section.rate("limit", findings),
-            fail_open: section.choice("on_ledger_down", "fail_closed", &modes, findings) == Some(true),
+            fail_open: section.choice("on_ledger_down", "fail_closed", &modes, findings)
+                == Some(true),
         };
         section.finish(findings);
         apps.insert(name, app);
@@ -336,14 +391,21 @@ fn read_apps(
 }
 
 fn read_log(mut section: Section, findings: &mut Findings) -> LogConfig {
-    let formats = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let formats = [
+        ("auto", LogFormat::Auto),
+        ("text", LogFormat::Text),
+        ("json", LogFormat::Json),
+    ];
     let level = section.text("level", "info", findings);
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&level) {
         findings.problem("log.level", format!("not a log filter: {error}"));
     }
     let format = section.choice("format", "auto", &formats, findings);
     section.finish(findings);
-    LogConfig { level, format: format.unwrap_or(LogFormat::Auto) }
+    LogConfig {
+        level,
+        format: format.unwrap_or(LogFormat::Auto),
+    }
 }
 
 /// Names become parts of queue names, keys, routing keys and labels.
@@ -395,7 +457,10 @@ impl Config {
         self.require_broker(findings);
         self.require_ledger(findings);
         if self.targets.is_empty() {
-            findings.problem("targets", "missing: at least one [targets.NAME] is needed to send to");
+            findings.problem(
+                "targets",
+                "missing: at least one [targets.NAME] is needed to send to",
+            );
         }
     }
 

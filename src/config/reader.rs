@@ -6,34 +6,15 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use toml::{Table, Value};
 
 use crate::domain::fields::{Problem, suggestion};
 use crate::domain::limits::Rate;
+use crate::domain::schedule::{duration_text, parse_duration};
+use crate::secret::Secret;
 
 /// Prefix of all our environment variables; `__` stands between section and key.
 pub const ENV_PREFIX: &str = "FANWISE_";
-
-/// A setting that is never shown or logged.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
 
 /// Where a value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,25 +64,43 @@ impl Section {
     pub fn root(mut file: Table, environment: impl Iterator<Item = (String, String)>) -> Self {
         let mut from_environment = BTreeSet::new();
         for (name, value) in environment {
-            let Some(path) = name.strip_prefix(ENV_PREFIX) else { continue };
+            let Some(path) = name.strip_prefix(ENV_PREFIX) else {
+                continue;
+            };
             let path: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
             // One word alone is an option of the command line, such as FANWISE_CONFIG.
             if path.len() > 1 && insert(&mut file, &path, value) {
                 from_environment.insert(path.join("."));
             }
         }
-        Self { path: String::new(), left: file, from_environment, known: Vec::new() }
+        Self {
+            path: String::new(),
+            left: file,
+            from_environment,
+            known: Vec::new(),
+        }
     }
 
     pub fn key(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+        if self.path.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}.{name}", self.path)
+        }
     }
 
     fn take(&mut self, name: &'static str) -> Option<(Value, Origin)> {
         self.known.push(name);
         let value = self.left.remove(name)?;
         let environment = self.from_environment.contains(&self.key(name));
-        Some((value, if environment { Origin::Environment } else { Origin::File }))
+        Some((
+            value,
+            if environment {
+                Origin::Environment
+            } else {
+                Origin::File
+            },
+        ))
     }
 
     /// A sub-table; an empty one if it is absent.
@@ -140,7 +139,13 @@ impl Section {
     }
 
     fn show(&self, name: &str, value: impl Into<String>, origin: Origin, findings: &mut Findings) {
-        findings.shown.insert(self.key(name), Shown { value: value.into(), origin });
+        findings.shown.insert(
+            self.key(name),
+            Shown {
+                value: value.into(),
+                origin,
+            },
+        );
     }
 
     /// A value as `T`, or the default; anything wrong is a problem that says what is expected.
@@ -158,7 +163,10 @@ impl Section {
             Some((given, origin)) => match parse(&given) {
                 Some(value) => (value, origin),
                 None => {
-                    findings.problem(self.key(name), format!("{expected} is expected, not {given}"));
+                    findings.problem(
+                        self.key(name),
+                        format!("{expected} is expected, not {given}"),
+                    );
                     (default, Origin::Default)
                 }
             },
@@ -173,8 +181,16 @@ impl Section {
     }
 
     pub fn optional_text(&mut self, name: &'static str, findings: &mut Findings) -> Option<String> {
-        let show = |text: &Option<String>| text.as_ref().map_or("(none)".into(), |t| format!("{t:?}"));
-        self.read(name, None, show, "a text", |value| as_text(value).map(Some), findings)
+        let show =
+            |text: &Option<String>| text.as_ref().map_or("(none)".into(), |t| format!("{t:?}"));
+        self.read(
+            name,
+            None,
+            show,
+            "a text",
+            |value| as_text(value).map(Some),
+            findings,
+        )
     }
 
     /// A text that must be there.
@@ -206,17 +222,26 @@ impl Section {
                 match std::fs::read_to_string(&path) {
                     Ok(text) => Some((text.trim_end().to_owned(), origin)),
                     Err(error) => {
-                        findings.problem(self.key(file_name), format!("cannot read {path:?}: {error}"));
+                        findings.problem(
+                            self.key(file_name),
+                            format!("cannot read {path:?}: {error}"),
+                        );
                         None
                     }
                 }
             }
             (None, None) => None,
         };
-        let origin = value.as_ref().map_or(Origin::Default, |(_, origin)| *origin);
-        let shown = if value.is_some() { "(secret)" } else { "(none)" };
+        let origin = value
+            .as_ref()
+            .map_or(Origin::Default, |(_, origin)| *origin);
+        let shown = if value.is_some() {
+            "(secret)"
+        } else {
+            "(none)"
+        };
         self.show(name, shown, origin, findings);
-        value.map(|(text, _)| Secret(text))
+        value.map(|(text, _)| Secret::new(text))
     }
 
     pub fn boolean(&mut self, name: &'static str, default: bool, findings: &mut Findings) -> bool {
@@ -225,7 +250,14 @@ impl Section {
             Value::String(text) => text.parse().ok(),
             _ => None,
         };
-        self.read(name, default, bool::to_string, "true or false", parse, findings)
+        self.read(
+            name,
+            default,
+            bool::to_string,
+            "true or false",
+            parse,
+            findings,
+        )
     }
 
     pub fn integer(
@@ -257,7 +289,14 @@ impl Section {
             };
             number.filter(|number| (0.0..1.0).contains(number))
         };
-        self.read(name, default, f64::to_string, "a number from 0 to below 1", parse, findings)
+        self.read(
+            name,
+            default,
+            f64::to_string,
+            "a number from 0 to below 1",
+            parse,
+            findings,
+        )
     }
 
     pub fn duration(
@@ -271,8 +310,7 @@ impl Section {
         let (least, most) = (duration_text(*bounds.start()), duration_text(*bounds.end()));
         let expected = format!("a duration such as \"500ms\" or \"2m\", {least} to {most},");
         let parse = |value: &Value| {
-            let text = value.as_str()?;
-            let duration = Duration::try_from(text.parse::<SignedDuration>().ok()?).ok()?;
+            let duration = parse_duration(value.as_str()?).ok()?;
             bounds.contains(&duration).then_some(duration)
         };
         self.read(name, default, show, expected, parse, findings)
@@ -293,15 +331,24 @@ impl Section {
         choices: &[(&'static str, T)],
         findings: &mut Findings,
     ) -> Option<T> {
-        let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
+        let words: Vec<_> = choices
+            .iter()
+            .map(|(word, _)| format!("{word:?}"))
+            .collect();
         let expected = format!("one of {}", words.join(", "));
         let parse = |value: &Value| {
             let text = value.as_str()?;
-            choices.iter().map(|(word, _)| *word).find(|word| *word == text)
+            choices
+                .iter()
+                .map(|(word, _)| *word)
+                .find(|word| *word == text)
         };
         let show = |word: &&'static str| format!("{word:?}");
         let word = self.read(name, default, show, expected, parse, findings);
-        choices.iter().find(|(choice, _)| *choice == word).map(|(_, value)| *value)
+        choices
+            .iter()
+            .find(|(choice, _)| *choice == word)
+            .map(|(_, value)| *value)
     }
 
     /// A choice that must be made.
@@ -313,16 +360,17 @@ impl Section {
     ) -> Option<T> {
         if !self.left.contains_key(name) {
             self.known.push(name);
-            let words: Vec<_> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
-            findings.problem(self.key(name), format!("missing; one of {} is expected", words.join(", ")));
+            let words: Vec<_> = choices
+                .iter()
+                .map(|(word, _)| format!("{word:?}"))
+                .collect();
+            findings.problem(
+                self.key(name),
+                format!("missing; one of {} is expected", words.join(", ")),
+            );
             return None;
         }
         self.choice(name, "", choices, findings)
-    }
-
-    /// Where this section stands, such as `targets.im`.
-    pub fn path(&self) -> &str {
-        &self.path
     }
 
     /// A table of texts, such as headers.
@@ -334,7 +382,12 @@ impl Section {
                 None => findings.problem(self.key(&format!("{name}.{key}")), "a text is expected"),
             }
         }
-        self.show(name, format!("{} entries", texts.len()), Origin::File, findings);
+        self.show(
+            name,
+            format!("{} entries", texts.len()),
+            Origin::File,
+            findings,
+        );
         texts
     }
 
@@ -376,22 +429,14 @@ fn insert(table: &mut Table, path: &[String], value: String) -> bool {
             true
         }
         [name, rest @ ..] => {
-            let child = table.entry(name.clone()).or_insert_with(|| Value::Table(Table::new()));
-            child.as_table_mut().is_some_and(|child| insert(child, rest, value))
+            let child = table
+                .entry(name.clone())
+                .or_insert_with(|| Value::Table(Table::new()));
+            child
+                .as_table_mut()
+                .is_some_and(|child| insert(child, rest, value))
         }
     }
-}
-
-/// `2m`, `500ms`, `7d`: as short as it can be read back.
-pub fn duration_text(duration: Duration) -> String {
-    let ms = duration.as_millis();
-    for (unit, size) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
-        if ms >= size && ms.is_multiple_of(size) {
-            // Days stay hours: a day is not a fixed time where clocks change.
-            return if unit == "d" { format!("{}h", ms / 3_600_000) } else { format!("{}{unit}", ms / size) };
-        }
-    }
-    format!("{ms}ms")
 }
 
 #[cfg(test)]
@@ -399,15 +444,23 @@ mod tests {
     use super::*;
 
     fn section(toml: &str, environment: &[(&str, &str)]) -> Section {
-        let environment =
-            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let environment = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Section::root(toml.parse().unwrap(), environment)
     }
 
     #[test]
     fn the_environment_overrides_the_file() {
         let mut findings = Findings::default();
-        let mut root = section("[a]\nn = 3", &[("FANWISE_A__N", "5"), ("OTHER", "1"), ("FANWISE_CONFIG", "x")]);
+        let mut root = section(
+            "[a]\nn = 3",
+            &[
+                ("FANWISE_A__N", "5"),
+                ("OTHER", "1"),
+                ("FANWISE_CONFIG", "x"),
+            ],
+        );
         let mut a = root.section("a", &mut findings);
         assert_eq!(a.integer("n", 1, 0..=10, &mut findings), 5);
         assert_eq!(findings.shown["a.n"].origin, Origin::Environment);
@@ -419,10 +472,16 @@ mod tests {
     #[test]
     fn every_problem_has_its_key() {
         let mut findings = Findings::default();
-        let mut root = section("[a]\nwait = \"9h\"\nlimt = 3\nn = -1", &[("FANWISE_A__PORT", "1")]);
+        let mut root = section(
+            "[a]\nwait = \"9h\"\nlimt = 3\nn = -1",
+            &[("FANWISE_A__PORT", "1")],
+        );
         let mut a = root.section("a", &mut findings);
         let second = Duration::from_secs(1);
-        assert_eq!(a.duration("wait", second, second..=second * 60, &mut findings), second);
+        assert_eq!(
+            a.duration("wait", second, second..=second * 60, &mut findings),
+            second
+        );
         a.integer("limit", 1, 0..=10, &mut findings);
         a.integer("n", 1, 0..=10, &mut findings);
         a.finish(&mut findings);
@@ -436,14 +495,5 @@ mod tests {
             ]
         );
         assert_eq!(findings.warnings.len(), 1);
-    }
-
-    #[test]
-    fn durations_are_written_as_they_are_read() {
-        for (ms, text) in [(500, "500ms"), (120_000, "2m"), (604_800_000, "168h"), (1500, "1500ms")] {
-            assert_eq!(duration_text(Duration::from_millis(ms)), text);
-            let read: SignedDuration = text.parse().unwrap();
-            assert_eq!(read.as_millis(), i128::from(ms));
-        }
     }
 }

@@ -1,7 +1,6 @@
 //! `[targets.NAME]`: one backend account. What all targets have in common is read here, the rest by
 //! the table of its `type`.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::reader::{Findings, Section};
@@ -31,10 +30,18 @@ pub struct TargetConfig {
     pub breaker_failures: u32,
 }
 
-pub(super) fn read(mut section: Section, findings: &mut Findings) -> Option<TargetConfig> {
+pub(super) fn read(
+    name: &str,
+    mut section: Section,
+    findings: &mut Findings,
+) -> Option<TargetConfig> {
     let kinds = [("webhook", Kind::Webhook), ("wukongim", Kind::Wukongim)];
     let before = findings.problems.len();
-    let kind = section.required_choice("type", &kinds, findings);
+    // Without a type nothing else can be judged.
+    let settings = match section.required_choice("type", &kinds, findings)? {
+        Kind::Webhook => TargetSettings::Webhook(read_webhook(&mut section, findings)),
+        Kind::Wukongim => TargetSettings::Wukongim(read_wukongim(&mut section, findings)),
+    };
     let policies = [
         ("auto", None),
         ("retry", Some(OnUncertain::Retry)),
@@ -42,28 +49,23 @@ pub(super) fn read(mut section: Section, findings: &mut Findings) -> Option<Targ
         ("drop", Some(OnUncertain::Drop)),
     ];
     let call_timeout = Duration::from_millis(100)..=5 * MINUTE;
-    let common = |settings, section: &mut Section, findings: &mut Findings| TargetConfig {
+    let target = TargetConfig {
         settings,
         call_timeout: section.duration("call_timeout", 10 * SECOND, call_timeout, findings),
         calls_in_flight: section.integer("calls_in_flight", 256, 1..=10_000, findings) as usize,
         limit: section.rate("limit", findings),
-        on_uncertain: section.choice("on_uncertain", "auto", &policies, findings).flatten(),
+        on_uncertain: section
+            .choice("on_uncertain", "auto", &policies, findings)
+            .flatten(),
         config_park: section.duration("config_park", MINUTE, SECOND..=HOUR, findings),
         breaker_failures: section.integer("breaker_failures", 50, 1..=100_000, findings) as u32,
     };
-    let settings = match kind {
-        Some(Kind::Webhook) => TargetSettings::Webhook(read_webhook(&mut section, findings)),
-        Some(Kind::Wukongim) => TargetSettings::Wukongim(read_wukongim(&mut section, findings)),
-        // Without a type nothing else can be judged.
-        None => return None,
-    };
-    let target = common(settings, &mut section, findings);
-    let name = section.path().to_owned();
     section.finish(findings);
+    // The adapter judges the rest, once what it is given could be read.
     if findings.problems.len() == before
-        && let Err(problems) = crate::im::check(&target.settings)
+        && let Err(problems) = crate::im::build(name, &target.settings)
     {
-        findings.problem(name, problems.to_string());
+        findings.problems.extend(problems);
     }
     Some(target)
 }
@@ -72,4 +74,71 @@ pub(super) fn read(mut section: Section, findings: &mut Findings) -> Option<Targ
 enum Kind {
     Webhook,
     Wukongim,
+}
+
+/// `type = "webhook"`: `url` (required, with `{recipient}`, `{client_msg_no}`, `{job}`, `{app}`),
+/// `headers`, `recipients_per_call` (1; to 1000), `idempotent` (false), `signature_secret` or
+/// `signature_secret_file`, `signature_header` (`fanwise-signature`), `statuses` (status or range →
+/// class).
+fn read_webhook(section: &mut Section, findings: &mut Findings) -> webhook::Settings {
+    let most = webhook::Settings::RECIPIENTS_PER_CALL_MAX as u64;
+    let per_call = webhook::Settings::RECIPIENTS_PER_CALL as u64;
+    let header = section.text("signature_header", webhook::Signature::HEADER, findings);
+    let secret = section.secret("signature_secret", "signature_secret_file", findings);
+    webhook::Settings {
+        headers: section.texts("headers", findings),
+        recipients_per_call: section.integer("recipients_per_call", per_call, 1..=most, findings)
+            as usize,
+        signature: secret.map(|secret| webhook::Signature { secret, header }),
+        idempotent: section.boolean("idempotent", false, findings),
+        statuses: read_statuses(section, findings),
+        ..webhook::Settings::new(section.required_text("url", findings))
+    }
+}
+
+fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String, Class)> {
+    let mut statuses = Vec::new();
+    for (status, word) in section.texts("statuses", findings) {
+        match Class::ALL.into_iter().find(|class| class.as_str() == word) {
+            Some(class) => statuses.push((status, class)),
+            None => {
+                let words: Vec<_> = Class::ALL.iter().map(|class| class.as_str()).collect();
+                let what = format!("one of {} is expected, not {word:?}", words.join(", "));
+                findings.problem(section.key(&format!("statuses.{status}")), what);
+            }
+        }
+    }
+    statuses
+}
+
+/// `type = "wukongim"`: `url` (required), `version` (required: `v1`, `v2`, `v3`), `token` or
+/// `token_file`, `sender`, `packed` (false), `recipients_per_call` (100; to 1000, when packed),
+/// `client_msg_no` (`per_recipient` or `job`).
+fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Settings {
+    use wukongim::{ClientMsgNo, Settings, Version};
+    let versions = [
+        ("v1", Version::V1),
+        ("v2", Version::V2),
+        ("v3", Version::V3),
+    ];
+    let numbers = [
+        ("per_recipient", ClientMsgNo::PerRecipient),
+        ("job", ClientMsgNo::Job),
+    ];
+    let per_call = Settings::RECIPIENTS_PER_CALL as u64;
+    let most = Settings::RECIPIENTS_PER_CALL_MAX as u64;
+    let version = section.required_choice("version", &versions, findings);
+    let number = section.choice("client_msg_no", "per_recipient", &numbers, findings);
+    Settings {
+        token: section.secret("token", "token_file", findings),
+        sender: section.optional_text("sender", findings),
+        packed: section.boolean("packed", false, findings),
+        recipients_per_call: section.integer("recipients_per_call", per_call, 1..=most, findings)
+            as usize,
+        client_msg_no: number.unwrap_or(ClientMsgNo::PerRecipient),
+        ..Settings::new(
+            section.required_text("url", findings),
+            version.unwrap_or(Version::V2),
+        )
+    }
 }

@@ -144,13 +144,18 @@ pub fn default_target<A, T>(
     default: impl Fn(&A) -> Option<&String>,
 ) -> Result<String, String> {
     let Some(found) = apps.get(app) else {
-        return Err(format!("there is no app {app:?}; there are: {}", names(apps)));
+        return Err(format!(
+            "there is no app {app:?}; there are: {}",
+            names(apps)
+        ));
     };
     let mut all = targets.keys();
     match (default(found), all.next(), all.next()) {
         (Some(target), ..) => Ok(target.clone()),
         (None, Some(only), None) => Ok(only.clone()),
-        _ => Err(format!("app {app:?} has no default target, and the job names none")),
+        _ => Err(format!(
+            "app {app:?} has no default target, and the job names none"
+        )),
     }
 }
 
@@ -159,12 +164,19 @@ pub fn known_target<T>(target: &str, targets: &BTreeMap<String, T>) -> Result<()
     if targets.contains_key(target) {
         return Ok(());
     }
-    Err(format!("there is no target {target:?}; there are: {}", names(targets)))
+    Err(format!(
+        "there is no target {target:?}; there are: {}",
+        names(targets)
+    ))
 }
 
 fn names<T>(things: &BTreeMap<String, T>) -> String {
     let names: Vec<_> = things.keys().map(String::as_str).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 /// A valid job. Its recipients stay in the message they came in and are read from there, one at a

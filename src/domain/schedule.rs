@@ -1,4 +1,5 @@
-//! Delays: exponential with jitter for retries and reconnects, and the ladder of waiting queues.
+//! Delays: exponential with jitter for retries and reconnects, the ladder of waiting queues, and how
+//! durations are written.
 //!
 //! The only module that uses `backoff`. Of that crate only the arithmetic is used: its clock is the
 //! real one, so its elapsed-time limit stays off.
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
+use jiff::SignedDuration;
 
 /// An exponential schedule: `min`, doubling, up to `max`, spread by ± `jitter` (0 to 1).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,6 +81,35 @@ pub fn rung(delay: Duration) -> Duration {
         .unwrap_or(RUNGS[0])
 }
 
+/// A duration such as `500ms`, `2m` or `1h 30m`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<SignedDuration>().ok();
+    parsed
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| format!("{text:?} is not a duration such as 500ms or 2m"))
+}
+
+/// `2m`, `500ms`, `7d`: as short as it can be read back.
+pub fn duration_text(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    for (unit, size) in [
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1000),
+    ] {
+        if ms >= size && ms.is_multiple_of(size) {
+            // Days stay hours: a day is not a fixed time where clocks change.
+            return if unit == "d" {
+                format!("{}h", ms / 3_600_000)
+            } else {
+                format!("{}{unit}", ms / size)
+            };
+        }
+    }
+    format!("{ms}ms")
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -99,6 +130,20 @@ mod tests {
         fn a_rung_never_oversleeps_by_more_than_the_shortest(ms in 0u64..10_000_000) {
             let delay = Duration::from_millis(ms);
             prop_assert!(rung(delay) <= delay.max(RUNGS[0]));
+        }
+    }
+
+    #[test]
+    fn durations_are_written_as_they_are_read() {
+        for (ms, text) in [
+            (500, "500ms"),
+            (120_000, "2m"),
+            (604_800_000, "168h"),
+            (1500, "1500ms"),
+        ] {
+            assert_eq!(duration_text(Duration::from_millis(ms)), text);
+            let read: SignedDuration = text.parse().unwrap();
+            assert_eq!(read.as_millis(), i128::from(ms));
         }
     }
 }

@@ -1,3 +1,117 @@
 //! IM systems: one folder each, and the mock server that stands in for them in tests.
+//!
+//! A folder holds everything about its system: settings, how a call is put together, how its reply is
+//! read, which code means what. A further system is a folder, its `mod` line and one line in the list
+//! at the end of this file. Nothing here waits or retries: adapters are pure functions, sending is
+//! [`http`]'s work, and what happens after an answer is the worker's.
 
+/// Jobs and replies for the tests of all systems.
+#[cfg(test)]
+mod fixture;
+/// The HTTP client that all targets share.
+pub mod http;
+/// How calls are put together: JSON and digests without detours.
+mod json;
+/// The mock server that plays the systems in tests and rehearsals.
 pub mod mock;
+/// What replies of all systems have in common.
+mod reading;
+/// Any HTTP endpoint.
+pub mod webhook;
+/// WuKongIM 1.x, 2.x and 3.x.
+pub mod wukongim;
+
+use crate::domain::fields::Problem;
+use crate::ports::Target;
+
+macro_rules! systems {
+    ($($variant:ident => $folder:ident,)*) => {
+        /// Which system a target is an account of, and how to reach it.
+        #[derive(Clone, Debug)]
+        pub enum TargetSettings {
+            $($variant($folder::Settings),)*
+        }
+
+        impl TargetSettings {
+            /// Host and port of the account, where its URL names them plainly.
+            pub fn address(&self) -> Option<(String, u16)> {
+                let url = match self {
+                    $(Self::$variant(settings) => &settings.url,)*
+                };
+                address_of(url)
+            }
+        }
+
+        /// The systems by the names that configuration files use.
+        pub const SYSTEMS: &[&str] = &[$(stringify!($folder),)*];
+
+        /// Builds the target `name`, or says everything that is wrong with its settings.
+        pub fn build(
+            name: &str,
+            settings: &TargetSettings,
+        ) -> Result<Box<dyn Target>, Vec<Problem>> {
+            let mut problems = Vec::new();
+            let target = match settings {
+                $(TargetSettings::$variant(settings) => {
+                    $folder::target(settings, &mut problems)
+                        .map(|target| Box::new(target) as Box<dyn Target>)
+                })*
+            };
+            match target {
+                Some(target) if problems.is_empty() => Ok(target),
+                _ => {
+                    for problem in &mut problems {
+                        problem.field = format!("targets.{name}.{}", problem.field);
+                    }
+                    Err(problems)
+                }
+            }
+        }
+    };
+}
+
+fn address_of(url: &str) -> Option<(String, u16)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?']).next()?;
+    let authority: ::http::uri::Authority = authority.parse().ok()?;
+    let default = if scheme == "https" { 443 } else { 80 };
+    Some((
+        authority.host().to_owned(),
+        authority.port_u16().unwrap_or(default),
+    ))
+}
+
+systems! {
+    Webhook => webhook,
+    Wukongim => wukongim,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    #[test]
+    fn problems_of_settings_carry_the_key_of_the_target() {
+        let settings = webhook::Settings::new("ftp://x");
+        let problems = build("crm", &TargetSettings::Webhook(settings))
+            .err()
+            .unwrap();
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].field, "targets.crm.url");
+        assert_eq!(SYSTEMS, ["webhook", "wukongim"]);
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let mut settings = wukongim::Settings::new("http://im", wukongim::Version::V2);
+        settings.token = Some(Secret::new("hunter2"));
+        let mut webhook = webhook::Settings::new("http://x");
+        webhook.signature = Some(webhook::Signature::new(Secret::new("hunter2")));
+        let settings = [
+            TargetSettings::Wukongim(settings),
+            TargetSettings::Webhook(webhook),
+        ];
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+}

@@ -292,7 +292,9 @@ const BREAKER: Schedule = Schedule {
 
 impl<S, T> job::Context for Context<S, T> {
     fn default_target(&self, app: &str) -> Result<String, String> {
-        job::default_target(app, &self.targets, &self.apps, |app| app.default_target.as_ref())
+        job::default_target(app, &self.targets, &self.apps, |app| {
+            app.default_target.as_ref()
+        })
     }
 
     fn check_target(&self, target: &str) -> Result<(), String> {

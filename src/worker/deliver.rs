@@ -37,7 +37,7 @@ use crate::domain::slice::{CallGroup, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lease, Limit, Lost, Outgoing, Publisher, Route, Scope,
-    SendError, Settle, SliceRef, Standing, Transport,
+    Settle, SliceRef, Standing, Transport,
 };
 
 /// Longest wait for a limit or a parked target inside a delivery; a longer one goes on the ladder.
@@ -218,7 +218,15 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         while !self.todo.is_empty() {
             match self.window().await {
                 Ok(()) => {}
-                Err(Pause::SliceDone) => return Ok(Fate::Done),
+                Err(Pause::SliceDone) => {
+                    // Whoever settled it may have died before the job was completed: the last step
+                    // is taken again, which changes nothing if it was taken.
+                    self.todo.clear();
+                    self.left.clear();
+                    self.dead.clear();
+                    self.record(&Results::default(), true).await?;
+                    break;
+                }
                 Err(Pause::Lost) => return Err(Lost),
                 Err(Pause::PutOff(delay)) => {
                     self.put_off_todo(delay);
@@ -653,12 +661,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         target.metrics.in_flight.dec();
         let verdict = match reply {
             Ok(reply) => self.calls.read(recipients, &reply),
-            Err(SendError::NotSent(what)) => {
-                Verdict::All(Answer::new(Class::Transient, "not_sent", what))
-            }
-            Err(SendError::Unknown { code, what }) => {
-                Verdict::All(Answer::new(Class::Uncertain, code, what))
-            }
+            Err(error) => Verdict::All(error.answer()),
         };
         target.metrics.call(class_of(&verdict), took);
         (number, verdict)

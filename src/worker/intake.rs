@@ -153,7 +153,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 first: false,
             }) => (shape, JobResult::Extended),
             Ok(Accepted::Again { shape }) => (shape, JobResult::Repeated),
-            Ok(Accepted::Settled) => return Fate::Taken(JobResult::Repeated),
+            Ok(Accepted::Settled) => {
+                return match self.announce(&job.head, &submission.submission, JobResult::Repeated) {
+                    Ok(()) => Fate::Taken(JobResult::Repeated),
+                    Err(Lost) => Fate::GiveBack,
+                };
+            }
             Ok(Accepted::Conflict { job: first }) => {
                 let reason = format!(
                     "conflict: client_msg_no {:?} of app {:?} stands for another message, job {first}; \
@@ -255,6 +260,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         slice.outgoing(Route::Lane(lane.to_owned()), self.traceparent.clone())
     }
 
+    /// Tells the ledger that all slices are out, and follows from where the job stands then.
     fn announce(&self, head: &Head, submission: &str, result: JobResult) -> Result<(), Lost> {
         let context = &*self.shift.context;
         self.runtime.block_on(async {

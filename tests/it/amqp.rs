@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fanwise::amqp::{KeptMessage, Rabbit, RabbitSession, Settings, Shelf, Then};
+use fanwise::amqp::{Rabbit, RabbitSession, Settings};
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, BrokerError, Consumer, Delivery, Lost, Outgoing, PublishError, Publisher, Route,
-    Session, Source,
+    Broker, BrokerError, Consumer, Delivery, KeptMessage, Lost, Outgoing, PublishError, Publisher,
+    Route, Session, Shelf, Shelves, Source, Then,
 };
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};

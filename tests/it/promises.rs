@@ -11,7 +11,10 @@ use crate::support::world::{BOUND, Plan, World, users};
 /// Waits until the mock has accepted this many messages.
 async fn until_accepted(world: &World, count: usize) {
     let what = format!("{count} messages accepted by the mock");
-    until(&what, BOUND, async || (world.mock.stats().accepted >= count as u64).then_some(())).await;
+    until(&what, BOUND, async || {
+        (world.mock.stats().accepted >= count as u64).then_some(())
+    })
+    .await;
 }
 
 /// Every list entry has exactly one outcome, with refused users, transient errors and repeats.
@@ -36,8 +39,14 @@ async fn promise_2_exact_accounts() {
     assert_eq!(accounts["duplicate"], 100, "{record}");
     world.assert_once_each(&good);
     let dead = world.dead(&job).await;
-    assert_eq!(dead.keys().collect::<BTreeSet<_>>(), bad.iter().collect::<BTreeSet<_>>());
-    assert!(dead.values().all(|(outcome, _)| outcome == "failed"), "{dead:?}");
+    assert_eq!(
+        dead.keys().collect::<BTreeSet<_>>(),
+        bad.iter().collect::<BTreeSet<_>>()
+    );
+    assert!(
+        dead.values().all(|(outcome, _)| outcome == "failed"),
+        "{dead:?}"
+    );
     let metrics = worker.metrics().await;
     let sent = metrics["fanwise_recipients_total{outcome=\"sent\",target=\"im\"}"];
     assert_eq!(sent, 1500.0);
@@ -58,9 +67,10 @@ async fn promise_3_once() {
     workers.push(world.worker().await);
     workers.push(world.worker().await);
     let record = until("all three submissions settled", BOUND, async || {
-        world.job(&job).await.filter(|record| {
-            record["state"] == "completed" && record["accounts"]["total"] == 4000
-        })
+        world
+            .job(&job)
+            .await
+            .filter(|record| record["state"] == "completed" && record["accounts"]["total"] == 4000)
     })
     .await;
     assert_eq!(record["accounts"]["sent"], 3000, "{record}");
@@ -79,16 +89,34 @@ async fn promise_4_the_honest_gap_under_each_policy() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("gap").await;
     let worker = world.worker().await;
-    for (policy, outcome) in [("retry", "sent"), ("hold", "uncertain"), ("drop", "uncertain")] {
-        world.mock.patch_faults(&json!({"reply_lost": {"count": 3}, "reset_after": {"count": 2}})).unwrap();
-        let recipients: Vec<String> = (0..200).map(|number| format!("{policy}-{number}")).collect();
-        let job = world.send(policy, &recipients, &["--on-uncertain", policy]).await;
+    for (policy, outcome) in [
+        ("retry", "sent"),
+        ("hold", "uncertain"),
+        ("drop", "uncertain"),
+    ] {
+        world
+            .mock
+            .patch_faults(&json!({"reply_lost": {"count": 3}, "reset_after": {"count": 2}}))
+            .unwrap();
+        let recipients: Vec<String> = (0..200)
+            .map(|number| format!("{policy}-{number}"))
+            .collect();
+        let job = world
+            .send(policy, &recipients, &["--on-uncertain", policy])
+            .await;
         let record = world.completed(&job).await;
         let expected = if policy == "retry" { 200 } else { 5 };
         assert_eq!(record["accounts"][outcome], expected, "{policy}: {record}");
         let dead = world.dead(&job).await;
-        assert_eq!(dead.len(), if policy == "hold" { 5 } else { 0 }, "{policy}: {dead:?}");
-        assert!(dead.values().all(|(outcome, _)| outcome == "uncertain"), "{dead:?}");
+        assert_eq!(
+            dead.len(),
+            if policy == "hold" { 5 } else { 0 },
+            "{policy}: {dead:?}"
+        );
+        assert!(
+            dead.values().all(|(outcome, _)| outcome == "uncertain"),
+            "{dead:?}"
+        );
         let metrics = worker.metrics().await;
         let counted = format!("fanwise_uncertain_total{{policy=\"{policy}\",target=\"im\"}}");
         assert_eq!(metrics[&counted], 5.0);
@@ -122,12 +150,17 @@ async fn promise_4_a_backend_slower_than_the_lease() {
 async fn promise_5_effects_before_acks_survive_sigkill() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("sigkill").await;
-    world.mock.patch_faults(&json!({"latency": "5ms..20ms", "refuse_prefix": "bad-"})).unwrap();
+    world
+        .mock
+        .patch_faults(&json!({"latency": "5ms..20ms", "refuse_prefix": "bad-"}))
+        .unwrap();
     let mut first = world.worker().await;
     let second = world.worker().await;
     let good = users(6000);
     let bad: Vec<String> = (0..30).map(|number| format!("bad-{number}")).collect();
-    let job = world.send("sigkill", &[good.as_slice(), &bad].concat(), &[]).await;
+    let job = world
+        .send("sigkill", &[good.as_slice(), &bad].concat(), &[])
+        .await;
     until_accepted(&world, 1500).await;
     first.process.kill();
     let record = world.completed(&job).await;
@@ -135,7 +168,10 @@ async fn promise_5_effects_before_acks_survive_sigkill() {
     assert_eq!(record["accounts"]["failed"], 30, "{record}");
     world.assert_once_each(&good);
     let dead = world.dead(&job).await;
-    assert_eq!(dead.keys().collect::<BTreeSet<_>>(), bad.iter().collect::<BTreeSet<_>>());
+    assert_eq!(
+        dead.keys().collect::<BTreeSet<_>>(),
+        bad.iter().collect::<BTreeSet<_>>()
+    );
     second.drain().await;
     world.end().await;
 }
@@ -147,7 +183,10 @@ async fn promise_4_sigkill_leaves_at_most_the_calls_in_flight_in_doubt() {
     let mut plan = plan.not_idempotent();
     plan.target.push_str("\ncalls_in_flight = 32");
     let world = plan.start("doubt").await;
-    world.mock.patch_faults(&json!({"latency": "20ms"})).unwrap();
+    world
+        .mock
+        .patch_faults(&json!({"latency": "20ms"}))
+        .unwrap();
     let mut first = world.worker().await;
     let recipients = users(3000);
     let job = world.send("doubt", &recipients, &[]).await;
@@ -157,7 +196,10 @@ async fn promise_4_sigkill_leaves_at_most_the_calls_in_flight_in_doubt() {
     let record = world.completed(&job).await;
     let uncertain = record["accounts"]["uncertain"].as_u64().unwrap();
     assert!((1..=32).contains(&uncertain), "{record}");
-    assert_eq!(record["accounts"]["sent"].as_u64().unwrap(), 3000 - uncertain);
+    assert_eq!(
+        record["accounts"]["sent"].as_u64().unwrap(),
+        3000 - uncertain
+    );
     assert!(world.accepted().values().all(|count| *count == 1));
     assert_eq!(world.dead(&job).await.len() as u64, uncertain);
     second.drain().await;
@@ -169,7 +211,10 @@ async fn promise_4_sigkill_leaves_at_most_the_calls_in_flight_in_doubt() {
 async fn promise_5_a_drain_loses_nothing() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.not_idempotent().start("drain").await;
-    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    world
+        .mock
+        .patch_faults(&json!({"latency": "10ms"}))
+        .unwrap();
     let first = world.worker().await;
     let recipients = users(4000);
     let job = world.send("drain", &recipients, &[]).await;
@@ -187,26 +232,44 @@ async fn promise_5_a_drain_loses_nothing() {
 /// spent, although only one attempt is allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_7_waiting_costs_nothing() {
-    let Some(mut plan) = Plan::shared() else { return };
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
     plan.target.push_str("\nlimit = \"400/s burst 20\"");
     let world = plan.start("waiting").await;
-    world.mock.patch_faults(&json!({"burst": {"after": 300, "for": "2s", "retry_after": 1}})).unwrap();
-    let worker = world.worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")]).await;
+    world
+        .mock
+        .patch_faults(&json!({"burst": {"after": 300, "for": "2s", "retry_after": 1}}))
+        .unwrap();
+    let worker = world
+        .worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")])
+        .await;
     let recipients = users(1200);
     let started = Instant::now();
     let job = world.send("waiting", &recipients, &["--wait"]).await;
     let took = started.elapsed();
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 1200, "{record}");
-    assert!(took > Duration::from_millis(2900), "1200 recipients at 400/s took only {took:?}");
+    assert!(
+        took > Duration::from_millis(2900),
+        "1200 recipients at 400/s took only {took:?}"
+    );
     assert!(world.mock.stats().faults["burst_429"] > 0);
     world.assert_once_each(&recipients);
     // The mock's clock shows the limit: no second holds more than rate + burst + one lease.
-    let mut times: Vec<u64> = world.mock.accepted().iter().map(|entry| entry.at_us).collect();
+    let mut times: Vec<u64> = world
+        .mock
+        .accepted()
+        .iter()
+        .map(|entry| entry.at_us)
+        .collect();
     times.sort_unstable();
     for (index, start) in times.iter().enumerate() {
         let second = times[index..].partition_point(|at| *at < start + 1_000_000);
-        assert!(second <= 400 + 20 + 20 + 20, "{second} messages in one second");
+        assert!(
+            second <= 400 + 20 + 20 + 20,
+            "{second} messages in one second"
+        );
     }
     worker.drain().await;
     world.end().await;
@@ -215,20 +278,32 @@ async fn promise_7_waiting_costs_nothing() {
 /// A small job behind a big one, at a slow backend, starts at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_8_no_starving() {
-    let Some(mut plan) = Plan::shared() else { return };
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
     plan.target.push_str("\ncalls_in_flight = 64");
     let world = plan.start("starving").await;
-    world.mock.patch_faults(&json!({"latency": "20ms"})).unwrap();
+    world
+        .mock
+        .patch_faults(&json!({"latency": "20ms"}))
+        .unwrap();
     let worker = world.worker().await;
-    let big = world.send("big", &users(20_000), &["--priority", "bulk"]).await;
+    let big = world
+        .send("big", &users(20_000), &["--priority", "bulk"])
+        .await;
     until_accepted(&world, 500).await;
     for number in 0..5 {
         let small = vec![format!("small-{number}")];
-        let job = world.send(&format!("small-{number}"), &small, &["--wait"]).await;
+        let job = world
+            .send(&format!("small-{number}"), &small, &["--wait"])
+            .await;
         assert_eq!(world.job(&job).await.unwrap()["accounts"]["sent"], 1);
     }
     let big = world.job(&big).await.unwrap();
-    assert_eq!(big["state"], "running", "the big job was too small to stand in the way");
+    assert_eq!(
+        big["state"], "running",
+        "the big job was too small to stand in the way"
+    );
     let metrics = worker.metrics().await;
     let within = metrics["fanwise_start_delay_seconds_bucket{le=\"0.25\"}"];
     assert!(within >= 5.0, "{metrics:#?}");
@@ -239,19 +314,34 @@ async fn promise_8_no_starving() {
 /// The token is wrong: the target is parked and nobody is dead-lettered; once it is right, all get it.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
-    let Some(mut plan) = Plan::shared() else { return };
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
     plan.target.push_str("\nconfig_park = \"1s\"");
     let world = plan.start("config").await;
-    world.mock.patch_faults(&json!({"unauthorised": 1.0})).unwrap();
-    let worker = world.worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")]).await;
+    world
+        .mock
+        .patch_faults(&json!({"unauthorised": 1.0}))
+        .unwrap();
+    let worker = world
+        .worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")])
+        .await;
     let recipients = users(700);
     let job = world.send("config", &recipients, &[]).await;
     until("the target is parked", BOUND, async || {
-        (worker.metrics().await.get("fanwise_target_parked{target=\"im\"}") == Some(&1.0)).then_some(())
+        (worker
+            .metrics()
+            .await
+            .get("fanwise_target_parked{target=\"im\"}")
+            == Some(&1.0))
+        .then_some(())
     })
     .await;
     assert_eq!(world.job(&job).await.unwrap()["pending"], 700);
-    world.mock.patch_faults(&json!({"unauthorised": null})).unwrap();
+    world
+        .mock
+        .patch_faults(&json!({"unauthorised": null}))
+        .unwrap();
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 700, "{record}");
     assert!(world.dead(&job).await.is_empty());
@@ -267,7 +357,8 @@ async fn poison_and_conflict_are_rejected_unharmed() {
     let worker = world.worker().await;
     let poison = [
         "not json".to_owned(),
-        r#"{"v":1,"client_msg_no":"x","audience":{"users":["u1"]},"mesage":{"type":"text"}}"#.to_owned(),
+        r#"{"v":1,"client_msg_no":"x","audience":{"users":["u1"]},"mesage":{"type":"text"}}"#
+            .to_owned(),
         r#"{"v":9}"#.to_owned(),
     ];
     for body in &poison {
@@ -276,7 +367,13 @@ async fn poison_and_conflict_are_rejected_unharmed() {
     let job = world.send("good", &users(10), &["--wait"]).await;
     world.completed(&job).await;
     let conflicting = world.run(&[
-        "send", "--client-msg-no", "good", "--text", "something else", "--wait", "u1",
+        "send",
+        "--client-msg-no",
+        "good",
+        "--text",
+        "something else",
+        "--wait",
+        "u1",
     ]);
     let finished = conflicting.await;
     assert_eq!(finished.code, Some(65), "{}", finished.stderr);
@@ -286,12 +383,22 @@ async fn poison_and_conflict_are_rejected_unharmed() {
         (rejected.as_array()?.len() == 4).then_some(rejected)
     })
     .await;
-    let bodies: BTreeSet<_> =
-        rejected.as_array().unwrap().iter().map(|message| message["body"].as_str().unwrap()).collect();
-    assert!(poison.iter().all(|body| bodies.contains(body.as_str())), "{rejected:#}");
+    let bodies: BTreeSet<_> = rejected
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|message| message["body"].as_str().unwrap())
+        .collect();
+    assert!(
+        poison.iter().all(|body| bodies.contains(body.as_str())),
+        "{rejected:#}"
+    );
     let reasons = rejected.to_string();
     assert!(reasons.contains("did you mean `message`?"), "{reasons}");
-    assert!(reasons.contains("conflict") && reasons.contains(&job), "{reasons}");
+    assert!(
+        reasons.contains("conflict") && reasons.contains(&job),
+        "{reasons}"
+    );
     let metrics = worker.metrics().await;
     assert_eq!(metrics["fanwise_jobs_total{result=\"rejected\"}"], 3.0);
     assert_eq!(metrics["fanwise_jobs_total{result=\"conflict\"}"], 1.0);
@@ -302,12 +409,20 @@ async fn poison_and_conflict_are_rejected_unharmed() {
 /// Who has not got it by `expires_at` ends as expired, and the accounts stay exact.
 #[tokio::test(flavor = "multi_thread")]
 async fn late_recipients_expire() {
-    let Some(mut plan) = Plan::shared() else { return };
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
     plan.target.push_str("\nlimit = \"100/s burst 1\"");
     let world = plan.start("expiry").await;
     let worker = world.worker().await;
     let expires_at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
-    let job = world.send("expiry", &users(2000), &["--expires-at", &expires_at.to_string()]).await;
+    let job = world
+        .send(
+            "expiry",
+            &users(2000),
+            &["--expires-at", &expires_at.to_string()],
+        )
+        .await;
     let record = world.completed(&job).await;
     let count = |outcome: &str| record["accounts"][outcome].as_u64().unwrap();
     assert_eq!(count("sent") + count("expired"), 2000, "{record}");
@@ -326,7 +441,15 @@ async fn traceparent_travels_from_producer_to_call() {
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let finished = world
         .run_with_environment(
-            &["send", "--client-msg-no", "trace", "--text", "hello", "--wait", "u1"],
+            &[
+                "send",
+                "--client-msg-no",
+                "trace",
+                "--text",
+                "hello",
+                "--wait",
+                "u1",
+            ],
             &[("TRACEPARENT", trace)],
         )
         .await;

@@ -12,13 +12,17 @@ use crate::support::world::{BOUND, Plan, World, users};
 
 async fn until_accepted(world: &World, count: usize) {
     let what = format!("{count} messages accepted by the mock");
-    until(&what, BOUND, async || (world.mock.stats().accepted >= count as u64).then_some(())).await;
+    until(&what, BOUND, async || {
+        (world.mock.stats().accepted >= count as u64).then_some(())
+    })
+    .await;
 }
 
 /// The broker dies right after it has confirmed a job, and again in the middle of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_1_accepted_is_durable() {
-    let (Some(mut rabbit), Some(redis)) = (PrivateRabbit::start().await, PrivateRedis::start().await)
+    let (Some(mut rabbit), Some(redis)) =
+        (PrivateRabbit::start().await, PrivateRedis::start().await)
     else {
         return;
     };
@@ -30,7 +34,10 @@ async fn promise_1_accepted_is_durable() {
     let job = world.send("durable", &recipients, &[]).await;
     rabbit.kill().await;
     rabbit.start_again().await;
-    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    world
+        .mock
+        .patch_faults(&json!({"latency": "10ms"}))
+        .unwrap();
     let worker = world.worker().await;
     until_accepted(&world, 1000).await;
     rabbit.kill().await;
@@ -45,22 +52,28 @@ async fn promise_1_accepted_is_durable() {
 /// itself when Redis is back, its scripts forgotten.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_6_what_cannot_be_recorded_is_not_sent() {
-    let (Some(rabbit), Some(mut redis)) = (PrivateRabbit::start().await, PrivateRedis::start().await)
+    let (Some(rabbit), Some(mut redis)) =
+        (PrivateRabbit::start().await, PrivateRedis::start().await)
     else {
         return;
     };
     let mut plan = Plan::on(rabbit.url(), redis.url()).not_idempotent();
     plan.target.push_str("\ncalls_in_flight = 64");
     let world = plan.start("ledgerdown").await;
-    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    world
+        .mock
+        .patch_faults(&json!({"latency": "10ms"}))
+        .unwrap();
     let worker = world.worker().await;
     let recipients = users(6000);
     let job = world.send("ledgerdown", &recipients, &[]).await;
     until_accepted(&world, 1000).await;
     redis.kill().await;
-    until("the worker says that the ledger is down", BOUND, async || {
-        (worker.metrics().await.get("fanwise_ledger_up") == Some(&0.0)).then_some(())
-    })
+    until(
+        "the worker says that the ledger is down",
+        BOUND,
+        async || (worker.metrics().await.get("fanwise_ledger_up") == Some(&0.0)).then_some(()),
+    )
     .await;
     // Calls that were in flight may still arrive; then nothing does.
     let settled = until("sending stops", BOUND, async || {
@@ -88,14 +101,23 @@ async fn promise_5_links_that_break_lose_nothing() {
     };
     let (amqp_relay, amqp) = Relay::before(rabbit.url()).await;
     let (redis_relay, ledger) = Relay::before(redis.url()).await;
-    let world = Plan::on(&amqp, &ledger).not_idempotent().start("links").await;
-    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    let world = Plan::on(&amqp, &ledger)
+        .not_idempotent()
+        .start("links")
+        .await;
+    world
+        .mock
+        .patch_faults(&json!({"latency": "10ms"}))
+        .unwrap();
     let worker = world.worker().await;
     let recipients = users(8000);
     let job = world.send("links", &recipients, &[]).await;
     until_accepted(&world, 1000).await;
     amqp_relay.cut_after(Way::ToClient, 10_000);
-    until("the broker link is cut", BOUND, async || amqp_relay.is_cut().then_some(())).await;
+    until("the broker link is cut", BOUND, async || {
+        amqp_relay.is_cut().then_some(())
+    })
+    .await;
     amqp_relay.restore();
     let before = world.mock.stats().accepted;
     until_accepted(&world, before as usize + 500).await;
@@ -123,7 +145,10 @@ async fn a_lost_ledger_loses_no_recipient() {
         return;
     };
     let world = Plan::on(rabbit.url(), redis.url()).start("flush").await;
-    world.mock.patch_faults(&json!({"latency": "10ms"})).unwrap();
+    world
+        .mock
+        .patch_faults(&json!({"latency": "10ms"}))
+        .unwrap();
     let worker = world.worker().await;
     let recipients = users(6000);
     let job = world.send("flush", &recipients, &[]).await;
@@ -131,7 +156,10 @@ async fn a_lost_ledger_loses_no_recipient() {
     world.redis_command(&["FLUSHALL"]).await;
     world.redis_command(&["SCRIPT", "FLUSH"]).await;
     let record = until("completion of the rebuilt job", BOUND, async || {
-        world.job(&job).await.filter(|record| record["state"] == "completed")
+        world
+            .job(&job)
+            .await
+            .filter(|record| record["state"] == "completed")
     })
     .await;
     assert_eq!(record["rebuilt"], true, "{record}");
@@ -148,16 +176,24 @@ async fn promise_6_a_full_ledger_stops_the_lanes() {
     };
     let world = Plan::on(rabbit.url(), redis.url()).start("full").await;
     let worker = world.worker().await;
-    world.redis_command(&["CONFIG", "SET", "maxmemory", "100kb"]).await;
+    world
+        .redis_command(&["CONFIG", "SET", "maxmemory", "100kb"])
+        .await;
     let recipients = users(500);
     let job = world.send("full", &recipients, &[]).await;
     until("the worker meets the full ledger", BOUND, async || {
-        (worker.metrics().await.get("fanwise_ledger_errors_total{step=\"accept\"}") > Some(&0.0))
-            .then_some(())
+        (worker
+            .metrics()
+            .await
+            .get("fanwise_ledger_errors_total{step=\"accept\"}")
+            > Some(&0.0))
+        .then_some(())
     })
     .await;
     assert_eq!(world.mock.stats().accepted, 0);
-    world.redis_command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    world
+        .redis_command(&["CONFIG", "SET", "maxmemory", "0"])
+        .await;
     world.completed(&job).await;
     world.assert_once_each(&recipients);
     worker.drain().await;

@@ -13,7 +13,7 @@ use super::{KEEP_DEFAULT, Settings};
 /// WuKongIM answers at /message/send and /message/sendbatch, a plain webhook below /hook.
 /// All misbehaviour can be changed while it runs: POST the JSON of GET /_mock/faults back to it.
 /// GET /_mock/stats counts, GET /_mock/accepted?recipient=UID tells what a user got.
-#[derive(Clone, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct MockArgs {
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001")]
@@ -62,7 +62,7 @@ pub struct MockArgs {
     pub retry_after: u32,
 
     /// Time between the pieces of a slow body.
-    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = crate::domain::schedule::parse_duration)]
     pub slow_pace: Duration,
 
     /// After COUNT accepted messages answer 429 for a while, once.
@@ -71,7 +71,7 @@ pub struct MockArgs {
 
     /// How long the burst of 429 lasts.
     #[arg(long, value_name = "TIME", default_value = "5s", requires = "burst_after",
-          value_parser = humantime::parse_duration)]
+          value_parser = crate::domain::schedule::parse_duration)]
     pub burst_for: Duration,
 
     /// Retry-After of the burst, in seconds.

@@ -22,6 +22,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use siphasher::sip::SipHasher13;
 
+use crate::domain::schedule::{duration_text, parse_duration};
+
 /// Settings that the mock cannot take.
 #[derive(Debug, thiserror::Error)]
 pub enum FaultsError {
@@ -201,8 +203,7 @@ impl FromStr for Latency {
     fn from_str(text: &str) -> Result<Latency, FaultsError> {
         let (from, to) = text.split_once("..").unwrap_or((text, text));
         let parse = |part: &str| {
-            humantime::parse_duration(part.trim())
-                .map_err(|_| FaultsError::Latency(text.to_owned()))
+            parse_duration(part.trim()).map_err(|_| FaultsError::Latency(text.to_owned()))
         };
         let (from, to) = (parse(from)?, parse(to)?);
         if from > to {
@@ -214,11 +215,11 @@ impl FromStr for Latency {
 
 impl fmt::Display for Latency {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}", humantime::format_duration(*self.0.start()))?;
+        write!(formatter, "{}", duration_text(*self.0.start()))?;
         if self.0.start() == self.0.end() {
             return Ok(());
         }
-        write!(formatter, "..{}", humantime::format_duration(*self.0.end()))
+        write!(formatter, "..{}", duration_text(*self.0.end()))
     }
 }
 
@@ -549,20 +550,20 @@ impl Chooser {
 
 /// Durations as people write them: `250ms`, `1m 30s`.
 mod human {
-    use super::{Deserialize, Deserializer, Duration, Serializer};
+    use super::{Deserialize, Deserializer, Duration, Serializer, duration_text, parse_duration};
     use serde::de::Error as _;
 
     pub(super) fn serialize<S: Serializer>(
         duration: &Duration,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*duration))
+        serializer.collect_str(&duration_text(*duration))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map_err(D::Error::custom)
+        parse_duration(&text).map_err(D::Error::custom)
     }
 }

@@ -51,7 +51,10 @@ impl Plan {
         Self {
             amqp: amqp.to_owned(),
             redis: redis.to_owned(),
-            mock: Settings { wukongim: Version::V3, ..Settings::default() },
+            mock: Settings {
+                wukongim: Version::V3,
+                ..Settings::default()
+            },
             target: "type = \"wukongim\"\nversion = \"v3\"\nsender = \"news\"".to_owned(),
             more: String::new(),
         }
@@ -96,7 +99,15 @@ impl Plan {
             self.amqp, self.redis, self.target, self.more
         );
         let config = scratch.write("fanwise.toml", config);
-        World { mock: handle, name, amqp: self.amqp, redis: self.redis, scratch, config, stop }
+        World {
+            mock: handle,
+            name,
+            amqp: self.amqp,
+            redis: self.redis,
+            scratch,
+            config,
+            stop,
+        }
     }
 }
 
@@ -121,7 +132,10 @@ impl World {
         let variables = [&[("FANWISE_ADMIN__LISTEN", listen.as_str())], variables].concat();
         let process = fanwise(&["worker", "--config", self.config()], &variables);
         let mut worker = Worker { process, admin };
-        worker.process.until_prints("ready: jobs are taken", Duration::from_secs(60)).await;
+        worker
+            .process
+            .until_prints("ready: jobs are taken", Duration::from_secs(60))
+            .await;
         worker
     }
 
@@ -129,12 +143,19 @@ impl World {
     pub(crate) async fn publish_raw(&self, body: &[u8]) {
         use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
         use lapin::{BasicProperties, Connection, ConnectionProperties};
-        let connection =
-            Connection::connect(&self.amqp, ConnectionProperties::default()).await.unwrap();
+        let connection = Connection::connect(&self.amqp, ConnectionProperties::default())
+            .await
+            .unwrap();
         let channel = connection.create_channel().await.unwrap();
-        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .unwrap();
         let exchange = format!("{}.jobs", self.name);
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
         let properties = BasicProperties::default().with_delivery_mode(2);
         let confirm = channel
             .basic_publish(exchange.into(), "normal".into(), options, body, properties)
@@ -149,7 +170,11 @@ impl World {
         let client = redis::Client::open(self.redis.as_str()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut command = redis::cmd(arguments[0]);
-        let () = command.arg(&arguments[1..]).query_async(&mut connection).await.unwrap();
+        let () = command
+            .arg(&arguments[1..])
+            .query_async(&mut connection)
+            .await
+            .unwrap();
     }
 
     pub(crate) async fn run_with_environment(
@@ -182,8 +207,20 @@ impl World {
     /// Submits a text to these recipients; returns the job id.
     pub(crate) async fn send(&self, key: &str, recipients: &[String], more: &[&str]) -> String {
         let list = recipients.join("\n");
-        let arguments =
-            [&["send", "--client-msg-no", key, "--text", "hello", "--file", "-", "--json"], more].concat();
+        let arguments = [
+            &[
+                "send",
+                "--client-msg-no",
+                key,
+                "--text",
+                "hello",
+                "--file",
+                "-",
+                "--json",
+            ],
+            more,
+        ]
+        .concat();
         let finished = self.run_with_input(&arguments, list.as_bytes()).await;
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         let answer: Value = serde_json::from_str(&finished.stdout).unwrap();
@@ -199,7 +236,9 @@ impl World {
     /// Waits until a job is completed and proves its accounts.
     pub(crate) async fn completed(&self, job: &str) -> Value {
         let record = until(&format!("completion of job {job}"), BOUND, async || {
-            self.job(job).await.filter(|record| record["state"] == "completed")
+            self.job(job)
+                .await
+                .filter(|record| record["state"] == "completed")
         })
         .await;
         let verified = self.json(&["job", "verify", job]).await;
@@ -212,14 +251,24 @@ impl World {
         let letters = self.json(&["dead", "list", "--job", job]).await;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let letters = letters.as_array().unwrap().iter();
-        letters.map(|dead| (text(&dead["recipient"]), (text(&dead["outcome"]), text(&dead["code"])))).collect()
+        letters
+            .map(|dead| {
+                (
+                    text(&dead["recipient"]),
+                    (text(&dead["outcome"]), text(&dead["code"])),
+                )
+            })
+            .collect()
     }
 
     /// How often the mock accepted a message for each recipient; replays are not acceptances.
     pub(crate) fn accepted(&self) -> BTreeMap<String, usize> {
         assert!(self.mock.is_complete());
         let mut accepted = BTreeMap::new();
-        for Entry { recipient, replay, .. } in self.mock.accepted() {
+        for Entry {
+            recipient, replay, ..
+        } in self.mock.accepted()
+        {
             if !replay {
                 *accepted.entry(recipient).or_default() += 1;
             }
@@ -242,7 +291,11 @@ impl World {
             }
         }
         assert!(wrong.is_empty(), "not accepted once:{wrong}");
-        assert_eq!(accepted.len(), expected, "the mock accepted messages for others too");
+        assert_eq!(
+            accepted.len(),
+            expected,
+            "the mock accepted messages for others too"
+        );
     }
 
     /// Removes what the test declared on the shared broker.
@@ -279,7 +332,9 @@ impl Worker {
 
     /// The first line of the answer of an admin path.
     pub(crate) async fn admin(&self, path: &str) -> Option<String> {
-        http_get(self.admin, path).await.map(|answer| answer.lines().next().unwrap_or_default().to_owned())
+        http_get(self.admin, path)
+            .await
+            .map(|answer| answer.lines().next().unwrap_or_default().to_owned())
     }
 
     /// Ends it as an orchestrator does, and expects that it drained.
@@ -290,9 +345,27 @@ impl Worker {
     }
 }
 
+/// A test that fails shows what its workers said.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.process.stderr();
+            let lines: Vec<_> = log.lines().collect();
+            let last = lines.len().saturating_sub(60);
+            eprintln!(
+                "log of worker {}:\n{}",
+                self.process.pid(),
+                lines[last..].join("\n")
+            );
+        }
+    }
+}
+
 async fn http_get(port: u16, path: &str) -> Option<String> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
@@ -301,7 +374,11 @@ async fn http_get(port: u16, path: &str) -> Option<String> {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// `u0` … `u<count-1>`

@@ -1,0 +1,548 @@
+//! One connection: how it is opened, and one request and its reply on it.
+
+use std::future::poll_fn;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, USER_AGENT};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::reply::{self, Framing, Head};
+use super::{Broken, CERTIFICATE, Origin};
+use crate::ports::{Reply, Request};
+
+/// A body up to this size leaves in the same write as the head; a longer one is not copied.
+const COPIED_BODY_MAX: usize = 8 * 1024;
+/// What a read takes at a time; most replies fit in one.
+const READ_BYTES: usize = 4 * 1024;
+/// Longest head of a reply, and longest line between chunks.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Most lines after the last chunk.
+const TRAILERS_MAX: usize = 64;
+
+pub(super) struct Connection {
+    stream: Stream,
+    /// The head of the request, and its body if that is small.
+    output: Vec<u8>,
+    input: Input,
+    idle_since: Instant,
+    usable_until: Instant,
+}
+
+/// A reply, and how long the connection may idle if it may be used again at all.
+pub(super) struct Exchanged {
+    pub(super) reply: Reply,
+    pub(super) reuse: Option<Duration>,
+}
+
+/// Resolves a name and connects to the first of its addresses that answers.
+pub(super) async fn open(
+    origin: Origin<'_>,
+    tls: Option<TlsConnector>,
+    deadline: Instant,
+) -> Result<Connection, Broken> {
+    let at = origin.host_and_port();
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((origin.host(), origin.port()))
+        .await
+        .map_err(|error| Broken::new("dns", format!("cannot resolve {at}: {error}")))?
+        .collect();
+    let stream = connect(&addresses, deadline).await.map_err(|error| {
+        let code = match error.kind() {
+            io::ErrorKind::ConnectionRefused => "refused",
+            io::ErrorKind::TimedOut => "connect_timeout",
+            _ => "connect",
+        };
+        Broken::new(code, format!("cannot connect to {at}: {error}"))
+    })?;
+    let stream = Counted { stream, written: 0 };
+    let stream = match tls {
+        None => Stream::Plain(stream),
+        Some(tls) => {
+            let broken = |error: io::Error| {
+                let refused = error
+                    .get_ref()
+                    .and_then(|source| source.downcast_ref::<rustls::Error>());
+                let code = match refused {
+                    Some(rustls::Error::InvalidCertificate(_)) => CERTIFICATE,
+                    _ => "tls",
+                };
+                Broken::new(code, format!("no TLS with {at}: {error}"))
+            };
+            let name = ServerName::try_from(origin.host().to_owned())
+                .map_err(|error| broken(io::Error::other(error)))?;
+            Stream::Tls(Box::new(tls.connect(name, stream).await.map_err(broken)?))
+        }
+    };
+    Ok(Connection::new(stream))
+}
+
+/// Tries one address after the other, each with its share of the time that is left.
+async fn connect(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (index, address) in addresses.iter().enumerate() {
+        let now = Instant::now();
+        let share = deadline.saturating_duration_since(now) / (addresses.len() - index) as u32;
+        match timeout_at(now + share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
+        }
+    }
+    Err(last)
+}
+
+impl Connection {
+    fn new(stream: Stream) -> Self {
+        let now = Instant::now();
+        Self {
+            stream,
+            output: Vec::with_capacity(1024),
+            input: Input {
+                bytes: vec![0; READ_BYTES],
+                start: 0,
+                end: 0,
+            },
+            idle_since: now,
+            usable_until: now,
+        }
+    }
+
+    /// Bytes that the kernel has taken from this connection so far.
+    pub(super) fn written(&self) -> u64 {
+        self.stream.written()
+    }
+
+    pub(super) fn rest(&mut self, now: Instant, idle_max: Duration) {
+        self.idle_since = now;
+        self.usable_until = now + idle_max;
+    }
+
+    pub(super) fn idle_since(&self) -> Instant {
+        self.idle_since
+    }
+
+    pub(super) fn usable_until(&self) -> Instant {
+        self.usable_until
+    }
+
+    /// Whether the server neither closed the connection nor said anything unasked. Costs no system
+    /// call unless there is something to read.
+    pub(super) async fn is_quiet(&mut self) -> bool {
+        let look = poll_fn(|cx| {
+            let mut byte = [0];
+            let read =
+                Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(byte.as_mut_slice()));
+            Poll::Ready(read.is_pending())
+        });
+        // Out of budget, the runtime would call every socket pending.
+        tokio::task::unconstrained(look).await
+    }
+
+    /// One request and its reply. After an error, and without `reuse`, the connection is of no use.
+    pub(super) async fn exchange(
+        &mut self,
+        request: &Request,
+        reply_bytes_max: usize,
+    ) -> Result<Exchanged, Broken> {
+        let before = self.written();
+        let rest = self.render(request);
+        let written = match self.write(rest).await {
+            Ok(whole) => Ok(whole),
+            Err(error) if self.written() == before => return Err(broken(&error)),
+            // A server that refuses a request before it has all of it may have said why.
+            Err(error) => Err(broken(&error)),
+        };
+        let has_body = request.method != http::Method::HEAD;
+        let exchanged = self.read(has_body, reply_bytes_max).await;
+        match (written, exchanged) {
+            (Ok(true), exchanged) => exchanged,
+            (Ok(false) | Err(_), Ok(exchanged)) => Ok(Exchanged {
+                reuse: None,
+                ..exchanged
+            }),
+            (Ok(false), Err(broken)) | (Err(broken), Err(_)) => Err(broken),
+        }
+    }
+
+    /// Fills the output; returns what is to be written after it.
+    fn render<'r>(&mut self, request: &'r Request) -> &'r [u8] {
+        let output = &mut self.output;
+        output.clear();
+        let target = request
+            .uri
+            .path_and_query()
+            .map_or("/", |path| path.as_str());
+        output.extend_from_slice(request.method.as_str().as_bytes());
+        output.extend_from_slice(b" ");
+        output.extend_from_slice(target.as_bytes());
+        output.extend_from_slice(b" HTTP/1.1\r\n");
+        let mut line = |name: &[u8], value: &[u8]| {
+            output.extend_from_slice(name);
+            output.extend_from_slice(b": ");
+            output.extend_from_slice(value);
+            output.extend_from_slice(b"\r\n");
+        };
+        if !request.headers.contains_key(HOST)
+            && let Ok(origin) = Origin::of(&request.uri)
+        {
+            line(b"host", origin.host_and_port().as_bytes());
+        }
+        if !request.headers.contains_key(USER_AGENT) {
+            line(b"user-agent", USER_AGENT_VALUE.as_bytes());
+        }
+        for (name, value) in &request.headers {
+            // These three frame the request, and framing it is done here.
+            if ![CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION].contains(name) {
+                line(name.as_str().as_bytes(), value.as_bytes());
+            }
+        }
+        // Writing to a Vec cannot fail.
+        let _ = write!(output, "content-length: {}\r\n\r\n", request.body.len());
+        if request.body.len() <= COPIED_BODY_MAX {
+            output.extend_from_slice(&request.body);
+            &[]
+        } else {
+            &request.body
+        }
+    }
+
+    /// Writes the output and `rest`; `Ok(false)` when the server answered or closed before all of it
+    /// was written.
+    async fn write(&mut self, rest: &[u8]) -> io::Result<bool> {
+        for mut bytes in [self.output.as_slice(), rest] {
+            while !bytes.is_empty() {
+                let (stream, input) = (&mut self.stream, &mut self.input);
+                let written = poll_fn(|cx| match Pin::new(&mut *stream).poll_write(cx, bytes) {
+                    Poll::Ready(written) => Poll::Ready(written.map(Some)),
+                    // Listening meanwhile, so that two sides do not wait for each other.
+                    Poll::Pending => input.poll_fill(cx, stream).map_ok(|_| None),
+                });
+                match written.await? {
+                    Some(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Some(written) => bytes = &bytes[written..],
+                    None => return Ok(false),
+                }
+            }
+        }
+        // Only TLS holds anything back.
+        self.stream.flush().await?;
+        Ok(true)
+    }
+
+    async fn read(&mut self, has_body: bool, bytes_max: usize) -> Result<Exchanged, Broken> {
+        let head = self.read_head().await?;
+        let body = match head.framing {
+            _ if !has_body => Bytes::new(),
+            Framing::Empty => Bytes::new(),
+            Framing::Length(length) if length > bytes_max as u64 => {
+                return Err(too_long(bytes_max));
+            }
+            Framing::Length(length) => self.read_body(length as usize).await?,
+            Framing::Chunked => self.read_chunks(bytes_max).await?,
+            Framing::UntilClose => self.read_to_end(bytes_max).await?,
+        };
+        let reuse = head
+            .reuse
+            // Bytes after the reply were not asked for.
+            .filter(|_| self.input.is_empty());
+        self.input.shrink();
+        Ok(Exchanged {
+            reply: Reply {
+                status: head.status,
+                headers: head.headers,
+                body,
+            },
+            reuse,
+        })
+    }
+
+    /// The head of the final reply; interim ones (1xx) are passed over.
+    async fn read_head(&mut self) -> Result<Head, Broken> {
+        loop {
+            match reply::parse(self.input.filled())? {
+                Some(head) => {
+                    self.input.start += head.bytes;
+                    if head.status >= 200 {
+                        return Ok(head);
+                    }
+                }
+                None if self.input.filled().len() >= HEAD_BYTES_MAX => {
+                    return Err(Broken::new(
+                        "bad_reply",
+                        "the head of the reply is too long",
+                    ));
+                }
+                None => self.fill().await?,
+            }
+        }
+    }
+
+    async fn read_body(&mut self, length: usize) -> Result<Bytes, Broken> {
+        let here = self.input.filled();
+        if here.len() >= length {
+            let body = Bytes::copy_from_slice(&here[..length]);
+            self.input.start += length;
+            return Ok(body);
+        }
+        let mut body = Vec::with_capacity(length);
+        self.read_exact(length, &mut body).await?;
+        Ok(body.into())
+    }
+
+    /// Moves so many bytes of the reply to `body`.
+    async fn read_exact(&mut self, length: usize, body: &mut Vec<u8>) -> Result<(), Broken> {
+        let end = body.len() + length;
+        let here = length.min(self.input.filled().len());
+        body.extend_from_slice(&self.input.filled()[..here]);
+        self.input.start += here;
+        while body.len() < end {
+            let mut rest = (&mut self.stream).take((end - body.len()) as u64);
+            let read = rest.read_buf(body).await.map_err(|error| broken(&error))?;
+            if read == 0 {
+                return Err(closed());
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_chunks(&mut self, bytes_max: usize) -> Result<Bytes, Broken> {
+        let mut body = Vec::new();
+        loop {
+            let size = self.read_line(reply::chunk_size).await?;
+            let size = size.ok_or_else(|| Broken::new("bad_reply", "a chunk has no size"))?;
+            if size > (bytes_max - body.len()) as u64 {
+                return Err(too_long(bytes_max));
+            }
+            if size == 0 {
+                break;
+            }
+            self.read_exact(size as usize, &mut body).await?;
+            if !self.read_line(<[u8]>::is_empty).await? {
+                return Err(Broken::new("bad_reply", "a chunk is longer than it says"));
+            }
+        }
+        for _ in 0..TRAILERS_MAX {
+            if self.read_line(<[u8]>::is_empty).await? {
+                return Ok(body.into());
+            }
+        }
+        Err(Broken::new("bad_reply", "too many trailers"))
+    }
+
+    async fn read_to_end(&mut self, bytes_max: usize) -> Result<Bytes, Broken> {
+        let mut body = Vec::new();
+        loop {
+            body.extend_from_slice(self.input.filled());
+            self.input.start = self.input.end;
+            if body.len() > bytes_max {
+                return Err(too_long(bytes_max));
+            }
+            if self.input.fill(&mut self.stream).await? == 0 {
+                return Ok(body.into());
+            }
+        }
+    }
+
+    /// Takes a line from the input and reads it, without its end.
+    async fn read_line<T>(&mut self, read: impl Fn(&[u8]) -> T) -> Result<T, Broken> {
+        loop {
+            let here = self.input.filled();
+            if let Some(end) = here.iter().position(|byte| *byte == b'\n') {
+                let line = here[..end].strip_suffix(b"\r").unwrap_or(&here[..end]);
+                let value = read(line);
+                self.input.start += end + 1;
+                return Ok(value);
+            }
+            if here.len() >= HEAD_BYTES_MAX {
+                return Err(Broken::new("bad_reply", "a line of the reply is too long"));
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// Reads on; the end of the stream is an error here.
+    async fn fill(&mut self) -> Result<(), Broken> {
+        match self.input.fill(&mut self.stream).await? {
+            0 => Err(closed()),
+            _ => Ok(()),
+        }
+    }
+}
+
+const USER_AGENT_VALUE: &str = concat!("fanwise/", env!("CARGO_PKG_VERSION"));
+
+fn broken(error: &io::Error) -> Broken {
+    let code = match error.kind() {
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe => "reset",
+        io::ErrorKind::UnexpectedEof => "closed",
+        _ => "io",
+    };
+    Broken::new(code, format!("the connection broke: {error}"))
+}
+
+fn closed() -> Broken {
+    Broken::new(
+        "closed",
+        "the server closed the connection before its reply was complete",
+    )
+}
+
+fn too_long(bytes_max: usize) -> Broken {
+    let what = format!("the reply is longer than {bytes_max} bytes");
+    Broken::new("reply_too_long", what)
+}
+
+/// Bytes read and not used yet: `bytes[start..end]`.
+struct Input {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    fn filled(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    async fn fill(&mut self, stream: &mut Stream) -> Result<usize, Broken> {
+        poll_fn(|cx| self.poll_fill(cx, stream))
+            .await
+            .map_err(|error| broken(&error))
+    }
+
+    /// Reads once, making room first; 0 is the end of the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<usize>> {
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        } else if self.end == self.bytes.len() {
+            if self.start > 0 {
+                self.bytes.copy_within(self.start..self.end, 0);
+                (self.start, self.end) = (0, self.end - self.start);
+            } else {
+                self.bytes.resize(self.end + self.end.max(READ_BYTES), 0);
+            }
+        }
+        let mut buffer = ReadBuf::new(&mut self.bytes[self.end..]);
+        ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+        let read = buffer.filled().len();
+        self.end += read;
+        Poll::Ready(Ok(read))
+    }
+
+    /// Gives back what an unusually long head took.
+    fn shrink(&mut self) {
+        if self.is_empty() && self.bytes.len() > READ_BYTES {
+            (self.start, self.end) = (0, 0);
+            self.bytes.truncate(READ_BYTES);
+            self.bytes.shrink_to_fit();
+        }
+    }
+}
+
+enum Stream {
+    Plain(Counted),
+    Tls(Box<TlsStream<Counted>>),
+}
+
+impl Stream {
+    fn written(&self) -> u64 {
+        match self {
+            Self::Plain(socket) => socket.written,
+            Self::Tls(stream) => stream.get_ref().0.written,
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(&mut socket.stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A socket that counts what the kernel took.
+struct Counted {
+    stream: TcpStream,
+    written: u64,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.written += written as u64;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,200 @@
+//! Any HTTP endpoint: one `POST` with JSON for each recipient, or for up to 1,000 of them.
+//!
+//! ```text
+//! POST /hook/u1 HTTP/1.1
+//! content-type: application/json
+//! idempotency-key: 5f0c…-9a1e…          the job and its recipients; the same on every attempt
+//! fanwise-signature: v1=<hex>           if a secret is set
+//!
+//! {"job":"5f0c…","app":"shop","client_msg_no":"promo-1","sender":"news",
+//!  "message":{"type":"text","text":"hello"},
+//!  "options":{"online_only":false,"unread":true,"sync_once":false,"expire_seconds":0},
+//!  "recipient":"u1"}
+//! ```
+//!
+//! `message` is as the producer wrote it: `type` and `text`, `type` and `data`, or `native` alone, JSON
+//! byte for byte. With `recipients_per_call` above 1, `recipients` (a list) takes the place of
+//! `recipient`, and the answer may name those who failed while the others got the message:
+//!
+//! ```text
+//! {"failed":[{"recipient":"u1","code":"gone","message":"no such user","class":"permanent"}]}
+//! ```
+//!
+//! `class` is one of `permanent` (if left out), `transient`, `throttled`, `uncertain`, `config`,
+//! `done`. Otherwise the status alone decides ([`statuses`]).
+//!
+//! The signature is HMAC-SHA-256 over `<idempotency key>.<body>`. It holds no time, so that a repeated
+//! call is the same to the byte. A receiver that keeps the keys it has seen, which makes it idempotent,
+//! is thereby safe from replayed requests as well; a time would only narrow the window.
+
+/// Which status means what.
+mod statuses;
+/// Calls and the reading of their replies.
+mod target;
+/// Texts with placeholders.
+mod template;
+#[cfg(test)]
+mod tests;
+
+pub use statuses::Statuses;
+pub use target::Webhook;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use self::target::Base;
+use self::template::{Template, Url};
+use crate::domain::fields::Problem;
+use crate::domain::outcome::Class;
+use crate::ports::Profile;
+use crate::secret::Secret;
+
+/// One endpoint.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Such as `https://example.com/hook/{recipient}`. `{recipient}`, `{client_msg_no}`, `{job}` and
+    /// `{app}` may stand in the path and in the query, percent-encoded when they are filled in.
+    pub url: String,
+    /// Further headers, with the same placeholders, encoded in the same way.
+    pub headers: Vec<(String, String)>,
+    /// 1 is one call per recipient; more is a list in one call. Default
+    /// [`Self::RECIPIENTS_PER_CALL`], at most [`Self::RECIPIENTS_PER_CALL_MAX`].
+    pub recipients_per_call: usize,
+    /// Signs every call.
+    pub signature: Option<Signature>,
+    /// The endpoint takes a call with an `Idempotency-Key` it knows for the same call, so that a call
+    /// in doubt may be repeated. Default: no.
+    pub idempotent: bool,
+    /// Statuses that mean something else here: `409`, `500-599` or `2xx`, and their class. The
+    /// narrowest that fits counts.
+    pub statuses: Vec<(String, Class)>,
+}
+
+impl Settings {
+    pub const RECIPIENTS_PER_CALL: usize = 1;
+    pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
+
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            headers: Vec::new(),
+            recipients_per_call: Self::RECIPIENTS_PER_CALL,
+            signature: None,
+            idempotent: false,
+            statuses: Vec::new(),
+        }
+    }
+}
+
+/// How calls are signed.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    pub secret: Secret,
+    /// Default [`Self::HEADER`].
+    pub header: String,
+}
+
+impl Signature {
+    pub const HEADER: &str = "fanwise-signature";
+
+    pub fn new(secret: Secret) -> Self {
+        Self {
+            secret,
+            header: Self::HEADER.to_owned(),
+        }
+    }
+}
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Headers that are set here or by the worker.
+const RESERVED: [&str; 6] = [
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "idempotency-key",
+    "traceparent",
+    "tracestate",
+];
+
+pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option<Webhook> {
+    let most = Settings::RECIPIENTS_PER_CALL_MAX;
+    if !(1..=most).contains(&settings.recipients_per_call) {
+        let what = format!("{} is not 1 to {most}", settings.recipients_per_call);
+        problems.push(Problem::new("recipients_per_call", what));
+    }
+    let packed = settings.recipients_per_call > 1;
+    let url = Url::read(&settings.url)
+        .map_err(|what| problems.push(Problem::new("url", what)))
+        .ok();
+    let per_recipient = url.as_ref().is_some_and(Url::names_recipient);
+    if packed && per_recipient {
+        let what =
+            "`{recipient}` cannot stand for many; leave it out or set `recipients_per_call` to 1";
+        problems.push(Problem::new("url", what));
+    }
+    let signature = settings.signature.as_ref().and_then(|signature| {
+        if signature.secret.expose().is_empty() {
+            let what = "a secret is expected, not an empty text";
+            problems.push(Problem::new("signature.secret", what));
+        }
+        let name = header_name(&signature.header, "signature.header", problems)?;
+        let key = signature.secret.expose().as_bytes();
+        Some((name, ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key)))
+    });
+    let mut headers = HeaderMap::with_capacity(8);
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(header::CONTENT_TYPE, json);
+    let mut templates = Vec::new();
+    for (name, value) in &settings.headers {
+        let field = format!("headers.{name}");
+        let Some(name) = header_name(name, &field, problems) else {
+            continue;
+        };
+        if signature
+            .as_ref()
+            .is_some_and(|(signed, _)| *signed == name)
+        {
+            problems.push(Problem::new(&field, "the signature has this name"));
+        }
+        let template = Template::read(value).and_then(|template| {
+            let sample = template.sample();
+            HeaderValue::from_str(&sample)
+                .map(|_| template)
+                .map_err(|_| "there are characters in it that no HTTP header can carry".to_owned())
+        });
+        match template {
+            Ok(template) if packed && template.names_recipient() => {
+                let what = "`{recipient}` cannot stand for many recipients";
+                problems.push(Problem::new(&field, what));
+            }
+            Ok(template) => templates.push((name, template)),
+            Err(what) => problems.push(Problem::new(&field, what)),
+        }
+    }
+    let statuses = Statuses::new(&settings.statuses, per_recipient, problems);
+    let profile = Profile {
+        recipients_per_call: settings.recipients_per_call,
+        idempotent: settings.idempotent,
+    };
+    let base = Base {
+        headers,
+        signature,
+        statuses,
+    };
+    Some(Webhook::new(profile, url?, templates, base))
+}
+
+fn header_name(name: &str, field: &str, problems: &mut Vec<Problem>) -> Option<HeaderName> {
+    let mut problem = |what: &str| problems.push(Problem::new(field, what));
+    match name.parse::<HeaderName>() {
+        Ok(name) if RESERVED.contains(&name.as_str()) => {
+            problem("Fanwise sets this header itself");
+            None
+        }
+        Ok(name) => Some(name),
+        Err(_) => {
+            problem("this is not the name of an HTTP header");
+            None
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Calls and the reading of their replies.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use ring::hmac;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::template::{Opened, OpenedUrl, Template, Url};
+use super::{IDEMPOTENCY_KEY, Statuses};
+use crate::domain::fields::Problem;
+use crate::domain::message::Content;
+use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::slice::Head;
+use crate::im::json;
+use crate::im::reading::{all_but, excerpt, retry_after, token, unreadable};
+use crate::ports::{Calls, Profile, Reply, Request, Target};
+
+/// One endpoint as a target.
+pub struct Webhook {
+    profile: Profile,
+    url: Url,
+    /// Further headers, as they were written.
+    headers: Vec<(HeaderName, Template)>,
+    base: Arc<Base>,
+}
+
+/// What all calls to an endpoint have in common.
+pub(super) struct Base {
+    pub(super) headers: HeaderMap,
+    pub(super) signature: Option<(HeaderName, hmac::Key)>,
+    pub(super) statuses: Statuses,
+}
+
+impl Webhook {
+    pub(super) fn new(
+        profile: Profile,
+        url: Url,
+        headers: Vec<(HeaderName, Template)>,
+        base: Base,
+    ) -> Self {
+        Self {
+            profile,
+            url,
+            headers,
+            base: Arc::new(base),
+        }
+    }
+}
+
+impl Target for Webhook {
+    fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Everything is passed on; what to make of it is the endpoint's affair.
+    fn check(&self, _head: &Head) -> Vec<Problem> {
+        Vec::new()
+    }
+
+    fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {
+        let packed = self.profile.recipients_per_call > 1;
+        let mut headers = self.base.headers.clone();
+        let mut per_recipient = Vec::new();
+        for (name, template) in &self.headers {
+            let opened = template.open(head);
+            match opened.whole() {
+                Some(whole) => drop(headers.insert(name, header_value(whole.to_owned()))),
+                None => per_recipient.push((name.clone(), opened)),
+            }
+        }
+        let mut before = common(head);
+        before.extend_from_slice(match packed {
+            true => br#","recipients":["#,
+            false => br#","recipient":"#,
+        });
+        Box::new(WebhookCalls {
+            base: Arc::clone(&self.base),
+            packed,
+            url: self.url.open(head),
+            headers,
+            per_recipient,
+            job: head.id.to_string(),
+            before,
+        })
+    }
+}
+
+/// The members that all calls of a job share.
+fn common(head: &Head) -> Vec<u8> {
+    let mut body = format!(r#"{{"job":"{}","app":"#, head.id).into_bytes();
+    json::push_string(&mut body, &head.app);
+    body.extend_from_slice(br#","client_msg_no":"#);
+    json::push_string(&mut body, &head.client_msg_no);
+    if let Some(sender) = &head.sender {
+        body.extend_from_slice(br#","sender":"#);
+        json::push_string(&mut body, sender);
+    }
+    body.extend_from_slice(br#","message":{"#);
+    match &head.content {
+        Content::Text(text) => {
+            body.extend_from_slice(br#""type":"text","text":"#);
+            json::push_string(&mut body, text);
+        }
+        Content::Custom(data) => {
+            body.extend_from_slice(br#""type":"custom","data":"#);
+            body.extend_from_slice(data.get().as_bytes());
+        }
+        Content::Native(data) => {
+            body.extend_from_slice(br#""native":"#);
+            body.extend_from_slice(data.get().as_bytes());
+        }
+    }
+    let options = &head.options;
+    let options = format!(
+        r#"}},"options":{{"online_only":{},"unread":{},"sync_once":{},"expire_seconds":{}}}"#,
+        options.online_only, options.unread, options.sync_once, options.expire_seconds
+    );
+    body.extend_from_slice(options.as_bytes());
+    body
+}
+
+/// The calls of one job.
+struct WebhookCalls {
+    base: Arc<Base>,
+    packed: bool,
+    url: OpenedUrl,
+    headers: HeaderMap,
+    per_recipient: Vec<(HeaderName, Opened)>,
+    job: String,
+    /// The body up to the first recipient.
+    before: Vec<u8>,
+}
+
+impl Calls for WebhookCalls {
+    fn request(&self, recipients: &[&str]) -> Request {
+        let recipient = recipients.first().copied().unwrap_or_default();
+        let body = self.body(recipients);
+        let mut headers = self.headers.clone();
+        for (name, value) in &self.per_recipient {
+            headers.insert(name, header_value(value.fill(recipient)));
+        }
+        let mut key = Vec::with_capacity(self.job.len() + 33);
+        key.extend_from_slice(self.job.as_bytes());
+        key.push(b'-');
+        json::push_hex(&mut key, &json::digest::<16>(recipients));
+        if let Some((name, secret)) = &self.base.signature {
+            let mut context = hmac::Context::with_key(secret);
+            context.update(&key);
+            context.update(b".");
+            context.update(&body);
+            let mut signature = b"v1=".to_vec();
+            json::push_hex(&mut signature, context.sign().as_ref());
+            headers.insert(name, header_value(signature));
+        }
+        headers.insert(IDEMPOTENCY_KEY, header_value(key));
+        Request {
+            method: Method::POST,
+            uri: self.url.fill(recipient),
+            headers,
+            body: Bytes::from(body),
+        }
+    }
+
+    fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
+        match self.base.statuses.class(reply.status) {
+            Class::Done if self.packed => read_packed(recipients, &reply.body),
+            Class::Done => Verdict::All(Answer::done()),
+            class => Verdict::All(
+                Answer::new(class, reply.status.to_string(), excerpt(&reply.body))
+                    .retry_after(retry_after(&reply.headers)),
+            ),
+        }
+    }
+}
+
+impl WebhookCalls {
+    fn body(&self, recipients: &[&str]) -> Vec<u8> {
+        // Exact unless a recipient needs escapes.
+        let length: usize = recipients.iter().map(|recipient| recipient.len() + 3).sum();
+        let mut body = Vec::with_capacity(self.before.len() + length + 1);
+        body.extend_from_slice(&self.before);
+        for (index, recipient) in recipients.iter().enumerate() {
+            if index > 0 {
+                body.push(b',');
+            }
+            json::push_string(&mut body, recipient);
+        }
+        body.extend_from_slice(if self.packed { b"]}" } else { b"}" });
+        body
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "digits, a job id, or a template that was tried, filled with encoded texts"
+)]
+fn header_value(value: impl Into<Bytes>) -> HeaderValue {
+    HeaderValue::from_maybe_shared(value.into()).expect("a header value")
+}
+
+/// A success may name exceptions in a JSON object. Any other body is nobody's exception.
+fn read_packed(recipients: &[&str], body: &[u8]) -> Verdict {
+    #[derive(Deserialize)]
+    struct Accepted<'a> {
+        #[serde(borrow)]
+        failed: Option<Vec<Failed<'a>>>,
+    }
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Verdict::All(Answer::done());
+    }
+    match serde_json::from_slice::<Accepted<'_>>(body) {
+        Ok(accepted) => {
+            let failed = accepted.failed.unwrap_or_default();
+            all_but(recipients, failed.into_iter().map(Failed::answer))
+        }
+        Err(_) => Verdict::All(unreadable(body)),
+    }
+}
+
+/// A recipient that an endpoint could not serve.
+#[derive(Deserialize)]
+struct Failed<'a> {
+    #[serde(borrow)]
+    recipient: Cow<'a, str>,
+    /// A text or a number.
+    #[serde(borrow)]
+    code: Option<&'a RawValue>,
+    message: Option<String>,
+    class: Option<Class>,
+}
+
+impl<'a> Failed<'a> {
+    fn answer(self) -> (Cow<'a, str>, Answer) {
+        let code = self.code.map_or(Cow::Borrowed("failed"), |code| {
+            Cow::Owned(token(code.get().trim_matches('"')))
+        });
+        let class = self.class.unwrap_or(Class::Permanent);
+        let answer = match class {
+            Class::Done => Answer::done(),
+            class => Answer::new(class, code, self.message.unwrap_or_default()),
+        };
+        (self.recipient, answer)
+    }
+}

@@ -1,0 +1,162 @@
+//! Which reason and which status means what. The classes are ours, from the meaning of each code:
+//! WuKongIM itself does not say what may be tried again.
+
+use std::time::Duration;
+
+use super::Version;
+use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
+use crate::domain::outcome::{Answer, Class};
+
+/// The reason codes of the wire protocol, in the order of their numbers. Version 3 sends them in
+/// `reason`; it maps most of its errors to `system error`, an idempotency conflict among them, so a
+/// `Transient` here can be for good: the worker's limit of attempts is what ends it.
+const REASONS: [(Class, &str); 30] = [
+    (Transient, "unknown"),
+    (Done, "success"),
+    (Config, "auth fail"),
+    (
+        Permanent,
+        "subscriber missing: the sender is not in the channel",
+    ),
+    (Permanent, "in blacklist"),
+    (Permanent, "channel missing"),
+    (Transient, "user not on node"),
+    (Transient, "sender offline"),
+    (Permanent, "msg key error"),
+    (Permanent, "payload decode error"),
+    (Transient, "forward failed"),
+    (Permanent, "not allowed"),
+    (Permanent, "kicked"),
+    (Permanent, "not in whitelist"),
+    (Transient, "query token error"),
+    (Transient, "system error"),
+    (Permanent, "channel id error"),
+    (Transient, "node match error"),
+    (Transient, "node not match"),
+    (Permanent, "channel banned"),
+    (Permanent, "header unsupported"),
+    (Permanent, "client key empty"),
+    (Throttled, "rate limit"),
+    (Permanent, "channel type unsupported"),
+    (Permanent, "disbanded"),
+    (Permanent, "send banned"),
+    (Transient, "channel deleting"),
+    (Permanent, "protocol upgrade"),
+    (
+        Permanent,
+        "idempotency conflict: the same client_msg_no with another payload",
+    ),
+    (Permanent, "message seq exhausted"),
+];
+
+/// `rate limit` comes without a period.
+const RATE_LIMIT_WAIT: Duration = Duration::from_secs(1);
+
+/// What a reason code means. One that is not listed is a refusal all the same.
+pub(super) fn reason(code: i64) -> Answer {
+    let row = usize::try_from(code)
+        .ok()
+        .and_then(|code| REASONS.get(code));
+    let (class, name) = row
+        .copied()
+        .unwrap_or((Transient, "a reason of a later version"));
+    match class {
+        Done => Answer::done(),
+        Throttled => named(code, class, name).retry_after(Some(RATE_LIMIT_WAIT)),
+        Permanent | Transient | Uncertain | Config => named(code, class, name),
+    }
+}
+
+fn named(code: i64, class: Class, name: &'static str) -> Answer {
+    Answer::new(class, format!("reason_{code}"), name)
+}
+
+/// HTTP statuses: from, to, meaning on 1.x and 2.x, meaning on 3.x. The first row that fits counts.
+/// Success is none of them: it is read from the body.
+const STATUSES: [(u16, u16, Class, Class); 14] = [
+    // A redirect or the wrong door: the URL is not that of the API.
+    (300, 399, Config, Config),
+    // No token or a wrong one; on 3.x, and for 403 and 407, whoever stands in front of it.
+    (401, 401, Config, Config),
+    (403, 403, Config, Config),
+    (405, 405, Config, Config),
+    (407, 407, Config, Config),
+    // On 3.x: canceled or timed out; perhaps stored.
+    (408, 408, Uncertain, Uncertain),
+    (425, 425, Throttled, Throttled),
+    (429, 429, Throttled, Throttled),
+    // Bad fields. 404 is refined by `target`.
+    (400, 499, Permanent, Permanent),
+    // A handler of 1.x or 2.x that died on the way may have sent before. 3.x says so for any error it
+    // has no other status for, back-pressure among them.
+    (500, 500, Uncertain, Transient),
+    // A gateway that lost the server's answer.
+    (502, 502, Uncertain, Uncertain),
+    // 3.x: not the leader, route not ready, maintenance; else a gateway without a server.
+    (503, 503, Transient, Transient),
+    (504, 504, Uncertain, Uncertain),
+    (500, 599, Uncertain, Uncertain),
+];
+
+pub(super) fn status(version: Version, status: u16) -> Class {
+    let row = STATUSES
+        .into_iter()
+        .find(|(from, to, ..)| (*from..=*to).contains(&status));
+    match (row, version) {
+        (Some((.., released, _)), Version::V1 | Version::V2) => released,
+        (Some((.., v3)), Version::V3) => v3,
+        (None, _) => Uncertain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_class() {
+        let of = |class| {
+            (0..30)
+                .filter(|code| reason(*code).class == class)
+                .collect::<Vec<i64>>()
+        };
+        assert_eq!(of(Done), [1]);
+        assert_eq!(of(Config), [2]);
+        assert_eq!(of(Transient), [0, 6, 7, 10, 14, 15, 17, 18, 26]);
+        assert_eq!(of(Throttled), [22]);
+        assert_eq!(
+            of(Permanent),
+            [
+                3, 4, 5, 8, 9, 11, 12, 13, 16, 19, 20, 21, 23, 24, 25, 27, 28, 29
+            ]
+        );
+        assert_eq!(reason(15).code, "reason_15");
+        assert_eq!(reason(22).retry_after, Some(RATE_LIMIT_WAIT));
+        for unlisted in [30, 255, -1, i64::MAX] {
+            assert_eq!(reason(unlisted).class, Transient);
+        }
+    }
+
+    #[test]
+    fn every_status_has_its_class() {
+        let check = |code, released, v3| {
+            assert_eq!(status(Version::V1, code), released, "{code}");
+            assert_eq!(status(Version::V2, code), released, "{code}");
+            assert_eq!(status(Version::V3, code), v3, "{code}");
+        };
+        for code in [301, 302, 307, 401, 403, 405, 407] {
+            check(code, Config, Config);
+        }
+        for code in [400, 404, 409, 413, 415, 422] {
+            check(code, Permanent, Permanent);
+        }
+        for code in [425, 429] {
+            check(code, Throttled, Throttled);
+        }
+        for code in [0, 204, 408, 501, 502, 504, 505, 520, 599, 600, 999] {
+            check(code, Uncertain, Uncertain);
+        }
+        check(500, Uncertain, Transient);
+        check(503, Transient, Transient);
+    }
+}
