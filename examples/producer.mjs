@@ -149,7 +149,7 @@ function readArguments() {
 }
 
 main().catch((error) => {
-  console.error(`not accepted: ${error.message}`);
+  console.error(`not known to be accepted: ${error.message}`);
   // Not only exitCode: a connection that is still open would keep the process alive.
   process.exit(1);
 });

@@ -20,9 +20,14 @@
 //! Exit code 0: the broker has the whole job on disk. Anything else: not known to be accepted; run
 //! it again.
 
-#![allow(clippy::print_stdout, reason = "a command prints its result")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command prints its result"
+)]
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -64,8 +69,17 @@ struct Args {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
+async fn main() -> ExitCode {
+    match submit(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("not known to be accepted: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn submit(args: Args) -> Result<(), Box<dyn Error>> {
     let recipients = recipients(&args)?;
     let mut job = json!({
         "v": 1,
@@ -82,13 +96,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let connecting = Connection::connect(&args.url, properties);
     let connection = tokio::time::timeout(PATIENCE, connecting).await??;
     let channel = connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
     for (number, body) in (1..).zip(&bodies) {
         tokio::time::timeout(PATIENCE, publish(&channel, &args, number, body))
             .await
             .map_err(|_| "the broker did not confirm in time")??;
     }
-    println!("accepted: {} recipients in {} message(s)", recipients.len(), bodies.len());
+    println!(
+        "accepted: {} recipients in {} message(s)",
+        recipients.len(),
+        bodies.len()
+    );
     connection.close(200, "done".into()).await?;
     Ok(())
 }
@@ -102,17 +122,29 @@ async fn publish(
 ) -> Result<(), Box<dyn Error>> {
     let mut headers = FieldTable::default();
     if let Some(traceparent) = &args.traceparent {
-        headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.as_str().into()));
+        headers.insert(
+            "traceparent".into(),
+            AMQPValue::LongString(traceparent.as_str().into()),
+        );
     }
     let properties = BasicProperties::default()
         .with_delivery_mode(2) // persistent
         .with_content_type("application/json".into())
         .with_message_id(format!("{}/{number}", args.client_msg_no).into())
         .with_headers(headers);
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let options = BasicPublishOptions {
+        mandatory: true,
+        ..BasicPublishOptions::default()
+    };
     let (exchange, routing_key) = (args.exchange.as_str(), args.routing_key.as_str());
     let confirm = channel
-        .basic_publish(exchange.into(), routing_key.into(), options, body, properties)
+        .basic_publish(
+            exchange.into(),
+            routing_key.into(),
+            options,
+            body,
+            properties,
+        )
         .await?
         .await?;
     if !confirm.is_ack() {
@@ -127,10 +159,17 @@ async fn publish(
 
 fn recipients(args: &Args) -> Result<Vec<String>, Box<dyn Error>> {
     let Some(file) = &args.file else {
-        return Ok((0..args.count.unwrap_or(0)).map(|number| format!("u{number}")).collect());
+        return Ok((0..args.count.unwrap_or(0))
+            .map(|number| format!("u{number}"))
+            .collect());
     };
     let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    Ok(text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect())
 }
 
 /// The job as one message, or as parts. The same list gives the same parts, so that publishing it
@@ -141,7 +180,9 @@ fn bodies(job: &Value, recipients: &[String]) -> Vec<Vec<u8>> {
     let mut bytes = envelope;
     for recipient in recipients {
         let size = json!(recipient).to_string().len() + 1;
-        let full = parts.last().is_some_and(|part| part.len() == PART_RECIPIENTS_MAX);
+        let full = parts
+            .last()
+            .is_some_and(|part| part.len() == PART_RECIPIENTS_MAX);
         if full || bytes + size > PART_BYTES_MAX {
             parts.push(Vec::new());
             bytes = envelope;

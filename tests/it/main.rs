@@ -2,6 +2,8 @@
 
 /// RabbitMQ: publishing, consuming, rungs, rejected messages, lost sessions.
 mod amqp;
+/// The example producers, each against a real broker with a worker behind it.
+mod examples;
 /// The promises of the crate documentation, by name, on shared servers.
 mod promises;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.
