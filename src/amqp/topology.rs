@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::domain::lane::{Lane, Priority};
-use crate::domain::schedule::{RUNGS, rung};
+use crate::domain::schedule::{RUNGS, duration_text, rung};
 use crate::ports::Source;
 
 /// How often the broker hands a job or slice out again before it goes to the rejected queue.

@@ -1,6 +1,6 @@
 //! `fanwise config check` and `fanwise config show`.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::Subcommand;
 use serde_json::json;
@@ -25,14 +25,14 @@ pub(super) enum ConfigCommand {
     },
 }
 
-pub(super) fn run(command: ConfigCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
+pub(super) fn run(command: &ConfigCommand, file: Option<&Path>) -> Result<Exit, Failure> {
     match command {
-        ConfigCommand::Check { json } => check(file, json),
-        ConfigCommand::Show { json } => show(file, json),
+        ConfigCommand::Check { json } => check(file, *json),
+        ConfigCommand::Show { json } => show(file, *json),
     }
 }
 
-fn check(file: Option<PathBuf>, as_json: bool) -> Result<Exit, Failure> {
+fn check(file: Option<&Path>, as_json: bool) -> Result<Exit, Failure> {
     let mut loaded = load_config(file)?;
     loaded.config.require_worker(&mut loaded.findings);
     let place = loaded
@@ -71,7 +71,7 @@ fn check(file: Option<PathBuf>, as_json: bool) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-fn show(file: Option<PathBuf>, as_json: bool) -> Result<Exit, Failure> {
+fn show(file: Option<&Path>, as_json: bool) -> Result<Exit, Failure> {
     let loaded = load_config(file)?;
     let origin = |origin| match origin {
         Origin::Default => "default",

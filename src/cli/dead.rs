@@ -102,7 +102,9 @@ struct Row {
 }
 
 pub(super) async fn run(command: DeadCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = checked_config(file, |config, findings| config.require_broker(findings))?;
+    let config = checked_config(file.as_deref(), |config, findings| {
+        config.require_broker(findings)
+    })?;
     let broker = app::broker(&config)?;
     match command {
         DeadCommand::List { filter, json } => list(&read(&broker, &filter).await?, json),

@@ -49,7 +49,7 @@ impl Report {
 }
 
 pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let mut loaded = load_config(file)?;
+    let mut loaded = load_config(file.as_deref())?;
     loaded.config.require_worker(&mut loaded.findings);
     let mut report = Report::default();
     for problem in &loaded.findings.problems {

@@ -14,7 +14,7 @@ use crate::exit::{Exit, Failure};
 const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let mut address = load_config(file)?.config.admin.listen;
+    let mut address = load_config(file.as_deref())?.config.admin.listen;
     if address.ip().is_unspecified() {
         address.set_ip([127, 0, 0, 1].into());
     }

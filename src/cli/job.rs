@@ -53,7 +53,9 @@ impl JobArgs {
 }
 
 pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = checked_config(file, |config, findings| config.require_ledger(findings))?;
+    let config = checked_config(file.as_deref(), |config, findings| {
+        config.require_ledger(findings)
+    })?;
     let ledger = app::ledger(&config)?;
     match command {
         JobCommand::List { most, json } => list(&ledger, most, json).await,

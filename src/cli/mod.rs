@@ -14,7 +14,7 @@ mod send;
 mod topology;
 mod worker;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
@@ -71,12 +71,12 @@ impl Cli {
     pub fn run(self) -> Result<Exit, Failure> {
         let file = self.config;
         match self.command {
-            Command::Worker => worker::run(file),
+            Command::Worker => worker::run(file.as_deref()),
             Command::Send(args) => asynchronous(send::run(args, file)),
             Command::Job(command) => asynchronous(job::run(command, file)),
             Command::Dead(command) => asynchronous(dead::run(command, file)),
             Command::Topology(command) => asynchronous(topology::run(command, file)),
-            Command::Config(command) => config::run(command, file),
+            Command::Config(command) => config::run(&command, file.as_deref()),
             Command::Doctor(args) => asynchronous(doctor::run(args, file)),
             Command::Healthcheck => asynchronous(healthcheck::run(file)),
             Command::MockIm(args) => asynchronous(mock_im::run(args)),
@@ -99,14 +99,13 @@ where
 }
 
 /// Reads the configuration without judging it.
-fn load_config(file: Option<PathBuf>) -> Result<Loaded, Failure> {
-    load(file.as_deref(), std::env::vars())
-        .map_err(|error: LoadError| Failure::new(Exit::BadConfig, error))
+fn load_config(file: Option<&Path>) -> Result<Loaded, Failure> {
+    load(file, std::env::vars()).map_err(|error: LoadError| Failure::new(Exit::BadConfig, error))
 }
 
 /// Reads the configuration, with what this command cannot do without, and starts logging.
 fn checked_config(
-    file: Option<PathBuf>,
+    file: Option<&Path>,
     require: impl Fn(&Config, &mut Findings),
 ) -> Result<Config, Failure> {
     let mut loaded = load_config(file)?;

@@ -98,7 +98,7 @@ pub(super) struct SendArgs {
 }
 
 pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = checked_config(file, |config, findings| {
+    let config = checked_config(file.as_deref(), |config, findings| {
         if !args.dry_run {
             config.require_broker(findings);
         }

@@ -35,7 +35,9 @@ pub(super) enum TopologyCommand {
 }
 
 pub(super) async fn run(command: TopologyCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = checked_config(file, |config, findings| config.require_broker(findings))?;
+    let config = checked_config(file.as_deref(), |config, findings| {
+        config.require_broker(findings)
+    })?;
     let broker = app::broker(&config)?;
     match command {
         TopologyCommand::Apply { json } => {

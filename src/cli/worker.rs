@@ -1,12 +1,12 @@
 //! `fanwise worker`: takes jobs and delivers them until it is told to stop.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::checked_config;
 use crate::app;
 use crate::exit::{Exit, Failure, OrExit as _};
 
-pub(super) fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
+pub(super) fn run(file: Option<&Path>) -> Result<Exit, Failure> {
     let config = checked_config(file, |config, findings| config.require_worker(findings))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -52,7 +52,7 @@ impl Findings {
 }
 
 /// The settings of one table that were not read yet.
-pub struct Section {
+pub(super) struct Section {
     path: String,
     left: Table,
     from_environment: BTreeSet<String>,
@@ -61,7 +61,10 @@ pub struct Section {
 
 impl Section {
     /// The whole tree: a file's table overlaid by `FANWISE_…` variables.
-    pub fn root(mut file: Table, environment: impl Iterator<Item = (String, String)>) -> Self {
+    pub(super) fn root(
+        mut file: Table,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Self {
         let mut from_environment = BTreeSet::new();
         for (name, value) in environment {
             let Some(path) = name.strip_prefix(ENV_PREFIX) else {
@@ -81,7 +84,7 @@ impl Section {
         }
     }
 
-    pub fn key(&self, name: &str) -> String {
+    pub(super) fn key(&self, name: &str) -> String {
         if self.path.is_empty() {
             name.to_owned()
         } else {
@@ -104,7 +107,7 @@ impl Section {
     }
 
     /// A sub-table; an empty one if it is absent.
-    pub fn section(&mut self, name: &'static str, findings: &mut Findings) -> Self {
+    pub(super) fn section(&mut self, name: &'static str, findings: &mut Findings) -> Self {
         let table = match self.take(name) {
             None => Table::new(),
             Some((Value::Table(table), _)) => table,
@@ -117,7 +120,11 @@ impl Section {
     }
 
     /// All sub-tables of a table of named things, such as `targets`.
-    pub fn named(&mut self, name: &'static str, findings: &mut Findings) -> Vec<(String, Self)> {
+    pub(super) fn named(
+        &mut self,
+        name: &'static str,
+        findings: &mut Findings,
+    ) -> Vec<(String, Self)> {
         let parent = self.section(name, findings);
         let mut sections = Vec::new();
         for (key, value) in parent.left.clone() {
@@ -175,12 +182,21 @@ impl Section {
         value
     }
 
-    pub fn text(&mut self, name: &'static str, default: &str, findings: &mut Findings) -> String {
+    pub(super) fn text(
+        &mut self,
+        name: &'static str,
+        default: &str,
+        findings: &mut Findings,
+    ) -> String {
         let show = |text: &String| format!("{text:?}");
         self.read(name, default.to_owned(), show, "a text", as_text, findings)
     }
 
-    pub fn optional_text(&mut self, name: &'static str, findings: &mut Findings) -> Option<String> {
+    pub(super) fn optional_text(
+        &mut self,
+        name: &'static str,
+        findings: &mut Findings,
+    ) -> Option<String> {
         let show =
             |text: &Option<String>| text.as_ref().map_or("(none)".into(), |t| format!("{t:?}"));
         self.read(
@@ -194,7 +210,7 @@ impl Section {
     }
 
     /// A text that must be there.
-    pub fn required_text(&mut self, name: &'static str, findings: &mut Findings) -> String {
+    pub(super) fn required_text(&mut self, name: &'static str, findings: &mut Findings) -> String {
         let text = self.optional_text(name, findings);
         if text.as_ref().is_none_or(String::is_empty) {
             findings.problem(self.key(name), "missing");
@@ -203,7 +219,7 @@ impl Section {
     }
 
     /// A secret: the key itself, or the contents of the file that `<key>_file` names.
-    pub fn secret(
+    pub(super) fn secret(
         &mut self,
         name: &'static str,
         file_name: &'static str,
@@ -244,7 +260,12 @@ impl Section {
         value.map(|(text, _)| Secret::new(text))
     }
 
-    pub fn boolean(&mut self, name: &'static str, default: bool, findings: &mut Findings) -> bool {
+    pub(super) fn boolean(
+        &mut self,
+        name: &'static str,
+        default: bool,
+        findings: &mut Findings,
+    ) -> bool {
         let parse = |value: &Value| match value {
             Value::Boolean(boolean) => Some(*boolean),
             Value::String(text) => text.parse().ok(),
@@ -260,7 +281,7 @@ impl Section {
         )
     }
 
-    pub fn integer(
+    pub(super) fn integer(
         &mut self,
         name: &'static str,
         default: u64,
@@ -279,7 +300,12 @@ impl Section {
         self.read(name, default, u64::to_string, expected, parse, findings)
     }
 
-    pub fn ratio(&mut self, name: &'static str, default: f64, findings: &mut Findings) -> f64 {
+    pub(super) fn ratio(
+        &mut self,
+        name: &'static str,
+        default: f64,
+        findings: &mut Findings,
+    ) -> f64 {
         let parse = |value: &Value| {
             let number = match value {
                 Value::Float(number) => Some(*number),
@@ -299,7 +325,7 @@ impl Section {
         )
     }
 
-    pub fn duration(
+    pub(super) fn duration(
         &mut self,
         name: &'static str,
         default: Duration,
@@ -316,7 +342,7 @@ impl Section {
         self.read(name, default, show, expected, parse, findings)
     }
 
-    pub fn rate(&mut self, name: &'static str, findings: &mut Findings) -> Option<Rate> {
+    pub(super) fn rate(&mut self, name: &'static str, findings: &mut Findings) -> Option<Rate> {
         let show = |rate: &Option<Rate>| rate.map_or("(none)".into(), |rate| format!("\"{rate}\""));
         let expected = "a rate such as \"2000/s burst 200\" or \"120/min per call\"";
         let parse = |value: &Value| value.as_str()?.parse().ok().map(Some);
@@ -324,7 +350,7 @@ impl Section {
     }
 
     /// One of a few words.
-    pub fn choice<T: Copy>(
+    pub(super) fn choice<T: Copy>(
         &mut self,
         name: &'static str,
         default: &'static str,
@@ -352,7 +378,7 @@ impl Section {
     }
 
     /// A choice that must be made.
-    pub fn required_choice<T: Copy>(
+    pub(super) fn required_choice<T: Copy>(
         &mut self,
         name: &'static str,
         choices: &[(&'static str, T)],
@@ -374,7 +400,11 @@ impl Section {
     }
 
     /// A table of texts, such as headers.
-    pub fn texts(&mut self, name: &'static str, findings: &mut Findings) -> Vec<(String, String)> {
+    pub(super) fn texts(
+        &mut self,
+        name: &'static str,
+        findings: &mut Findings,
+    ) -> Vec<(String, String)> {
         let mut texts = Vec::new();
         for (key, value) in self.section(name, findings).left {
             match as_text(&value) {
@@ -393,7 +423,7 @@ impl Section {
 
     /// Ends the reading: what is left over is unknown. Unknown variables are only warned about: a
     /// cluster injects variables of its own, such as `FANWISE_…_PORT`.
-    pub fn finish(self, findings: &mut Findings) {
+    pub(super) fn finish(self, findings: &mut Findings) {
         for name in self.left.keys() {
             let key = self.key(name);
             let hint = suggestion(name, self.known.iter().copied())

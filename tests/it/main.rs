@@ -1,5 +1,13 @@
 //! Integration tests: the library and the binary against real servers. `tests/run` brings them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on panics, and one that skips says so"
+)]
+
 /// RabbitMQ: publishing, consuming, rungs, rejected messages, lost sessions.
 mod amqp;
 /// Everything at once: three workers, faults of every kind, a SIGKILL half-way.

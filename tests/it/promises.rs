@@ -338,6 +338,10 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
     })
     .await;
     assert_eq!(world.job(&job).await.unwrap()["pending"], 700);
+    assert_eq!(
+        worker.admin("/readyz").await.as_deref(),
+        Some("HTTP/1.1 200 OK")
+    );
     world
         .mock
         .patch_faults(&json!({"unauthorised": null}))

@@ -10,13 +10,6 @@
 //! A test that needs what this machine lacks says "skipped: …" and passes; with
 //! `FANWISE_TEST_REQUIRE=1`, as `tests/run` sets it, it fails instead.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test that cannot go on panics, and says so on stderr"
-)]
-
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod scratch;

@@ -24,7 +24,8 @@ pub(crate) struct World {
     pub(crate) name: String,
     pub(crate) amqp: String,
     pub(crate) redis: String,
-    scratch: Scratch,
+    /// Goes away with the world.
+    _scratch: Scratch,
     config: PathBuf,
     stop: CancellationToken,
 }
@@ -104,7 +105,7 @@ impl Plan {
             name,
             amqp: self.amqp,
             redis: self.redis,
-            scratch,
+            _scratch: scratch,
             config,
             stop,
         }
@@ -114,10 +115,6 @@ impl Plan {
 impl World {
     fn config(&self) -> &str {
         self.config.to_str().unwrap()
-    }
-
-    pub(crate) fn scratch(&self) -> &Scratch {
-        &self.scratch
     }
 
     /// Starts a worker and waits until it is ready.
