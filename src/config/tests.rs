@@ -1,1 +1,527 @@
+use std::collections::BTreeSet;
 
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../deploy/fanwise.example.toml");
+
+/// What is always needed, so that a test shows one thing.
+const LEAST: &str = r#"
+    broker.url = "amqp://guest:s3cret@mq/%2f"
+    ledger.url = "redis://:s3cret@store/0"
+    targets.im = { type = "wukongim", url = "http://im:5001", version = "v2" }
+"#;
+
+fn loaded(toml: &str, environment: &[(&str, &str)]) -> Loaded {
+    let environment = environment
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let table = toml
+        .parse()
+        .unwrap_or_else(|error| panic!("{error}: {toml}"));
+    let mut findings = Findings::default();
+    let config = read(Section::root(table, environment), &mut findings);
+    cross_check(&config, &mut findings);
+    Loaded {
+        config,
+        findings,
+        file: None,
+    }
+}
+
+fn problems(toml: &str, environment: &[(&str, &str)]) -> Vec<String> {
+    loaded(toml, environment)
+        .findings
+        .problems
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+/// With these lines on top of what is always needed, exactly one problem, which holds this text.
+fn assert_one_problem(more: &str, expected: &str) {
+    let problems = problems(&format!("{LEAST}\n{more}"), &[]);
+    assert!(
+        problems.len() == 1 && problems[0].contains(expected),
+        "{expected:?} in {problems:#?}"
+    );
+}
+
+/// A file that goes away with the test.
+struct TemporaryFile(PathBuf);
+
+impl TemporaryFile {
+    fn new(name: &str, content: &str) -> Self {
+        let name = format!("fanwise-config-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, content).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+// --- deploy/fanwise.example.toml -----------------------------------------------------------------
+
+/// In the example `#key = …` is a setting that is switched off, `# Words` are words.
+fn switched_on(line: &str) -> &str {
+    match line.strip_prefix('#') {
+        Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => {
+            setting
+        }
+        _ => line,
+    }
+}
+
+/// The example with every setting switched on, except that a secret is either given or read from a
+/// file: with `files` the latter.
+fn example(files: Option<&Path>) -> String {
+    let mut example = String::new();
+    let lines: Vec<_> = EXAMPLE.lines().map(switched_on).collect();
+    let from_file: BTreeSet<_> = lines
+        .iter()
+        .filter_map(|line| line.split_once("_file = ").map(|(key, _)| key.to_owned()))
+        .collect();
+    for line in lines {
+        let key = line.split_once(" = ").map_or("", |(key, _)| key);
+        match (key.strip_suffix("_file"), files) {
+            (Some(_), None) => {}
+            (Some(_), Some(file)) => {
+                example += &format!("{key} = {:?}", file.display().to_string())
+            }
+            // `url` is a secret of the broker and the ledger only; a target's has no file.
+            (None, Some(_)) if from_file.contains(key) && !line.contains("\"http") => {}
+            (None, _) => example += line,
+        }
+        example.push('\n');
+    }
+    example
+}
+
+#[test]
+fn the_example_is_a_working_configuration() {
+    let file = TemporaryFile::new("example.toml", EXAMPLE);
+    let mut loaded = load(Some(&file.0), std::iter::empty()).unwrap();
+    loaded.config.require_worker(&mut loaded.findings);
+    assert!(
+        loaded.findings.problems.is_empty(),
+        "{:#?}",
+        loaded.findings.problems
+    );
+    assert!(
+        loaded.findings.warnings.is_empty(),
+        "{:#?}",
+        loaded.findings.warnings
+    );
+}
+
+#[test]
+fn the_example_names_every_key_and_no_other() {
+    let loaded = loaded(&example(None), &[]);
+    assert!(
+        loaded.findings.problems.is_empty(),
+        "{:#?}",
+        loaded.findings.problems
+    );
+    assert!(
+        loaded.findings.warnings.is_empty(),
+        "{:#?}",
+        loaded.findings.warnings
+    );
+    let missing: Vec<_> = loaded
+        .findings
+        .shown
+        .iter()
+        .filter(|(_, shown)| shown.origin == Origin::Default || shown.value == "0 entries")
+        .map(|(key, _)| key)
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "the example does not mention {missing:?}"
+    );
+
+    // And the keys that name a file with a secret.
+    let secret = TemporaryFile::new("secret", "amqp://from-a-file\n");
+    let from_files = self::loaded(&example(Some(&secret.0)), &[]);
+    let problems: Vec<_> = from_files
+        .findings
+        .problems
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    // The one file stands for all secrets, so only an address of another kind is wrong.
+    assert_eq!(
+        problems,
+        ["ledger.url: an address that begins with redis:// or rediss:// is expected"]
+    );
+    assert_eq!(from_files.config.broker.url.expose(), "amqp://from-a-file");
+    for (key, shown) in &from_files.findings.shown {
+        let hidden = loaded.findings.shown[key].value == "(secret)";
+        assert_eq!(
+            shown.value == "(secret)",
+            hidden,
+            "{key} has no `{key}_file` in the example"
+        );
+    }
+}
+
+/// What is switched off in the example is the default; the example says so of every key.
+#[test]
+fn the_example_shows_the_defaults() {
+    // The second target is switched off as a whole: here it has what is required.
+    let required = ["#[targets.hook]", "#type = \"webhook\"", "#url = \"https"];
+    let lines = EXAMPLE.lines().map(
+        |line| match required.iter().any(|it| line.starts_with(it)) {
+            true => switched_on(line),
+            false => line,
+        },
+    );
+    let as_it_is = loaded(&lines.collect::<Vec<_>>().join("\n"), &[]);
+    assert!(as_it_is.config.targets.contains_key("hook"));
+    let all = loaded(&example(None), &[]);
+    for (key, shown) in &as_it_is.findings.shown {
+        if shown.origin == Origin::Default && shown.value != "(none)" && shown.value != "0 entries"
+        {
+            assert_eq!(
+                shown.value, all.findings.shown[key].value,
+                "{key}: not its default in the example"
+            );
+        }
+    }
+}
+
+/// Every setting of the example is explained by the comment above it.
+#[test]
+fn the_example_explains_every_key() {
+    let mut above = "";
+    for line in EXAMPLE.lines() {
+        let setting = switched_on(line);
+        let is_setting = setting.contains(" = ") && !setting.starts_with("# ");
+        if is_setting {
+            assert!(above.starts_with("# "), "no comment above {line:?}");
+        }
+        above = line;
+    }
+}
+
+// --- README.md ------------------------------------------------------------------------------------
+
+const README: &str = include_str!("../../README.md");
+
+/// The code blocks of the README in a language.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let opening = format!("```{language}\n");
+    let blocks = README.split(opening.as_str()).skip(1);
+    blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect()
+}
+
+#[test]
+fn the_configurations_in_the_readme_work() {
+    let blocks = blocks("toml");
+    assert!(blocks.len() >= 3, "{blocks:?}");
+    for block in &blocks {
+        let problems = problems(block, &[]);
+        assert!(problems.is_empty(), "{problems:#?} in {block}");
+    }
+    let mut whole = loaded(blocks[0], &[]);
+    whole.config.require_worker(&mut whole.findings);
+    assert!(
+        whole.findings.problems.is_empty(),
+        "{:#?}",
+        whole.findings.problems
+    );
+}
+
+#[test]
+fn the_job_in_the_readme_is_one() {
+    use crate::domain::job::Job;
+    let config = loaded(LEAST, &[]).config;
+    let names = crate::app::Names::of(&config);
+    for block in blocks("json") {
+        let job = Job::read(block.as_bytes(), None, &names, jiff::Timestamp::UNIX_EPOCH);
+        let job = job.unwrap_or_else(|problems| panic!("{problems:?}"));
+        assert!(job.entries > 0, "{block}");
+    }
+}
+
+// --- Files and the environment -------------------------------------------------------------------
+
+#[test]
+fn a_file_that_cannot_be_used_is_named() {
+    let missing = load(
+        Some(Path::new("/nonexistent/fanwise.toml")),
+        std::iter::empty(),
+    );
+    let error = missing.err().unwrap().to_string();
+    assert_eq!(error, "cannot read /nonexistent/fanwise.toml");
+    let file = TemporaryFile::new("broken.toml", "[broker\nurl = 3");
+    let broken = load(Some(&file.0), std::iter::empty());
+    assert!(
+        broken
+            .err()
+            .unwrap()
+            .to_string()
+            .ends_with("broken.toml is not TOML")
+    );
+}
+
+#[test]
+fn every_kind_of_setting_can_come_from_the_environment() {
+    let environment = [
+        ("FANWISE_BROKER__URL", "amqps://elsewhere/"),
+        ("FANWISE_BROKER__DECLARE", "false"),
+        ("FANWISE_LEDGER__LEASE", "45s"),
+        ("FANWISE_WORKER__SLICE_RECIPIENTS", "250"),
+        ("FANWISE_RETRY__JITTER", "0.5"),
+        ("FANWISE_TARGETS__IM__LIMIT", "100/s burst 10"),
+        ("FANWISE_APPS__SHOP__ON_LEDGER_DOWN", "fail_open"),
+        ("FANWISE_LOG__FORMAT", "json"),
+        ("FANWISE_CONFIG", "/not/a/setting"),
+    ];
+    let loaded = loaded(LEAST, &environment);
+    assert!(
+        loaded.findings.problems.is_empty(),
+        "{:#?}",
+        loaded.findings.problems
+    );
+    assert!(
+        loaded.findings.warnings.is_empty(),
+        "{:#?}",
+        loaded.findings.warnings
+    );
+    let config = &loaded.config;
+    assert_eq!(config.broker.url.expose(), "amqps://elsewhere/");
+    assert!(!config.broker.declare);
+    assert_eq!(config.ledger.lease, Duration::from_secs(45));
+    assert_eq!(config.worker.slice_recipients, 250);
+    assert_eq!(config.retry.schedule.jitter, 0.5);
+    assert_eq!(
+        config.targets["im"].limit.unwrap().to_string(),
+        "100/s burst 10"
+    );
+    assert!(config.apps["shop"].fail_open && config.apps.len() == 1);
+    assert_eq!(config.log.format, LogFormat::Json);
+    let origin = |key: &str| loaded.findings.shown[key].origin;
+    assert_eq!(origin("broker.declare"), Origin::Environment);
+    assert_eq!(origin("broker.url"), Origin::Environment);
+    assert_eq!(origin("ledger.url"), Origin::File);
+    assert_eq!(origin("log.level"), Origin::Default);
+}
+
+#[test]
+fn a_worker_needs_a_broker_a_ledger_and_a_target() {
+    let mut nothing = loaded("", &[]);
+    assert!(nothing.findings.problems.is_empty());
+    nothing.config.require_worker(&mut nothing.findings);
+    let keys: Vec<_> = nothing
+        .findings
+        .problems
+        .iter()
+        .map(|problem| problem.to_string())
+        .collect();
+    assert_eq!(keys.len(), 3, "{keys:?}");
+    assert!(keys[0].starts_with("broker.url: missing"), "{keys:?}");
+    assert!(keys[1].starts_with("ledger.url: missing"), "{keys:?}");
+    assert!(keys[2].starts_with("targets: missing"), "{keys:?}");
+    let problems = nothing.check().unwrap_err().to_string();
+    assert!(
+        problems.starts_with("3 problem(s) in the environment (no configuration file):"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn without_apps_there_is_the_default_one() {
+    let config = loaded(LEAST, &[]).config;
+    assert_eq!(config.apps.keys().collect::<Vec<_>>(), ["default"]);
+}
+
+// --- Secrets -------------------------------------------------------------------------------------
+
+#[test]
+fn secrets_come_from_files_too() {
+    let file = TemporaryFile::new("url", "amqp://user:from-a-file@mq/\n");
+    let toml = format!("broker.url_file = {:?}", file.0.display().to_string());
+    let loaded = loaded(&toml, &[]);
+    assert_eq!(
+        loaded.config.broker.url.expose(),
+        "amqp://user:from-a-file@mq/"
+    );
+    let variable = [("FANWISE_BROKER__URL_FILE", file.0.to_str().unwrap())];
+    assert_eq!(
+        self::loaded("", &variable).config.broker.url.expose(),
+        "amqp://user:from-a-file@mq/"
+    );
+
+    let both = problems(&format!("{toml}\nbroker.url = \"amqp://mq/\""), &[]);
+    assert_eq!(both, ["broker.url: and url_file are both given"]);
+    let missing = problems("ledger.url_file = \"/nonexistent/secret\"", &[]);
+    assert!(
+        missing.len() == 1 && missing[0].starts_with("ledger.url_file: cannot read"),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn secrets_are_shown_nowhere() {
+    let loaded = loaded(
+        &format!("{LEAST}\nledger.fingerprint_secret = \"s3cret\""),
+        &[],
+    );
+    for key in ["broker.url", "ledger.url", "ledger.fingerprint_secret"] {
+        assert_eq!(loaded.findings.shown[key].value, "(secret)", "{key}");
+    }
+    let shown = format!("{:?} {:?}", loaded.findings.shown, loaded.config);
+    assert!(!shown.contains("s3cret"), "{shown}");
+    // An address that is wrong is not repeated either.
+    let problems = problems("broker.url = \"http://user:s3cret@mq/\"", &[]);
+    assert!(
+        problems.len() == 1 && !problems[0].contains("s3cret"),
+        "{problems:?}"
+    );
+}
+
+// --- Problems ------------------------------------------------------------------------------------
+
+#[test]
+fn misspelt_keys_are_refused_with_a_suggestion() {
+    let target = "[targets.im]\ntype = \"wukongim\"\nurl = \"http://im\"\nversion = \"v2\"";
+    let cases = [
+        (
+            "[brokr]".to_owned(),
+            "brokr: unknown key; did you mean `broker`?",
+        ),
+        (
+            "[worker]\nslices_in_wrok = 4".to_owned(),
+            "worker.slices_in_wrok: unknown key; did you mean `slices_in_work`?",
+        ),
+        (
+            format!("{target}\ncall_timout = \"3s\""),
+            "targets.im.call_timout: unknown key; did you mean `call_timeout`?",
+        ),
+        (format!("{target}\nzzz = 1"), "targets.im.zzz: unknown key"),
+        (
+            "[apps.shop]\nlimits = \"3/s\"".to_owned(),
+            "apps.shop.limits: unknown key; did you mean `limit`?",
+        ),
+    ];
+    for (toml, expected) in cases {
+        assert_eq!(problems(&toml, &[]), [expected], "{toml}");
+    }
+}
+
+/// A cluster injects variables of its own, so an unknown one is no reason not to start.
+#[test]
+fn unknown_variables_are_warned_about() {
+    let loaded = loaded(
+        LEAST,
+        &[("FANWISE_BROKER__PORT", "5672"), ("FANWISE_WOKER__X", "1")],
+    );
+    assert!(
+        loaded.findings.problems.is_empty(),
+        "{:#?}",
+        loaded.findings.problems
+    );
+    let warnings: Vec<_> = loaded
+        .findings
+        .warnings
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(
+        warnings
+            .iter()
+            .all(|warning| warning.ends_with("(from the environment)")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let problems = problems(
+        r#"
+        broker = { url = "http://mq", heartbeat = "2m", declare = "maybe" }
+        worker = { slice_recipients = 0, drain_deadline = 25 }
+        retry = { jitter = 1.0 }
+        admin = { listen = "everywhere" }
+        log = { level = "info,=,", format = "xml" }
+        targets.im = { url = "http://im" }
+        "#,
+        &[],
+    );
+    for key in [
+        "broker.url:",
+        "broker.heartbeat:",
+        "broker.declare:",
+        "worker.slice_recipients:",
+        "worker.drain_deadline:",
+        "retry.jitter:",
+        "admin.listen:",
+        "log.level:",
+        "log.format:",
+        "targets.im.type:",
+    ] {
+        assert!(
+            problems.iter().any(|problem| problem.starts_with(key)),
+            "{key} in {problems:#?}"
+        );
+    }
+    assert_eq!(problems.len(), 10, "{problems:#?}");
+}
+
+#[test]
+fn settings_that_are_wrong_together_are_refused() {
+    assert_one_problem(
+        "ledger.lease = \"12s\"",
+        "ledger.lease: 12s is shorter than targets.im.call_timeout plus 3s, 13s",
+    );
+    assert_one_problem(
+        "retry = { delay_min = \"10s\", delay_max = \"2s\" }",
+        "retry.delay_max: is less",
+    );
+    assert_one_problem(
+        "ledger.dedup_window = \"1h\"\nretry = { attempts_max = 20, delay_max = \"10m\" }",
+        "ledger.dedup_window: is shorter than all retries together",
+    );
+    assert_one_problem(
+        "apps.shop.target = \"nowhere\"",
+        "apps.shop.target: there is no [targets.nowhere]",
+    );
+}
+
+#[test]
+fn an_app_without_a_target_is_warned_about_when_there_are_several() {
+    let more = "targets.other = { type = \"wukongim\", url = \"http://other\", version = \"v2\" }";
+    let loaded = loaded(&format!("{LEAST}\n{more}"), &[]);
+    assert!(
+        loaded.findings.problems.is_empty(),
+        "{:#?}",
+        loaded.findings.problems
+    );
+    let warnings: Vec<_> = loaded
+        .findings
+        .warnings
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        warnings,
+        ["apps.default.target: no default target: its jobs must name one"]
+    );
+}
+
+#[test]
+fn names_are_fit_for_queues_and_labels() {
+    assert_one_problem(
+        "broker.namespace = \"My Company\"",
+        "broker.namespace: only a-z, 0-9, - and _",
+    );
+    assert_one_problem("[apps.\"a.b\"]", "apps.a.b: only a-z, 0-9, - and _");
+    assert_one_problem("ledger.prefix = \"\"", "ledger.prefix: empty");
+}

@@ -10,6 +10,10 @@
 
 /// RabbitMQ: publishing, consuming, rungs, rejected messages, lost sessions.
 mod amqp;
+/// Everything at once: three workers, faults of every kind, a SIGKILL half-way.
+mod done;
+/// The example producers, each against a real broker with a worker behind it.
+mod examples;
 /// The promises of the crate documentation, by name, on shared servers.
 mod promises;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.

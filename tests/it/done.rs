@@ -1,0 +1,267 @@
+//! The whole promise in one scene: three workers, 100,000 recipients, a backend that refuses, fails
+//! and blocks, and a worker that is killed half-way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::Duration;
+
+use fanwise::im::mock::Entry;
+use serde_json::json;
+
+use crate::examples::Producer;
+use crate::support::scratch::Scratch;
+use crate::support::wait::until;
+use crate::support::world::{Plan, Worker};
+
+const RECIPIENTS: usize = 100_000;
+const BOUND: Duration = Duration::from_secs(150);
+
+/// What a killed worker may leave in doubt: what it had claimed, at most the calls it may have in
+/// flight (256), rounded up to whole windows of its 12 slices in work.
+const IN_DOUBT_MAX: usize = 12 * 256_usize.div_ceil(8);
+
+type Metrics = BTreeMap<String, f64>;
+
+fn of(metrics: &Metrics, name: &str) -> f64 {
+    *metrics
+        .get(name)
+        .unwrap_or_else(|| panic!("no metric {name} in {metrics:#?}"))
+}
+
+/// A counter over several workers.
+fn sum(workers: &[Metrics], name: &str) -> f64 {
+    workers.iter().map(|metrics| of(metrics, name)).sum()
+}
+
+/// Three workers share one job of 100,000 that the Python example publishes to a WuKongIM v3 which
+/// refuses 1 % of the users, fails 2 % of the calls and for a while answers 429. One worker is killed
+/// half-way. Everybody else gets it exactly once, the accounts are proved, the dead letters name
+/// exactly the refused with the reason, and the metrics agree.
+///
+/// What must hold of the metrics when one worker's counters died with it, K being its last scrape:
+/// - a counter that only ends of jobs move is exact over the survivors: one job completed, none
+///   inconsistent;
+/// - recipients by outcome: survivors + K ≤ accounts ≤ survivors + K + what the killed worker can have
+///   settled after the scrape, which is what the mock accepted or refused in the meantime and what the
+///   worker then had in flight;
+/// - nobody counts more answers than the mock gave: accepted, refused, 429;
+/// - gauges of the survivors are back at rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
+    let (Some(mut plan), Some(producer)) = (Plan::shared(), Producer::python()) else {
+        return;
+    };
+    let folder = Scratch::new("done");
+    let log = folder.path().join("mock.ndjson");
+    plan.mock.log = Some(log.clone());
+    let world = plan.start("done").await;
+    let faults = json!({
+        "refuse_prefix": "refused-",
+        "error_503": 0.02,
+        "burst": { "after": 30_000, "for": "2s", "retry_after": 1 },
+    });
+    world.mock.patch_faults(&faults).unwrap();
+
+    let name = |number: usize| match number % 100 {
+        99 => format!("refused-{number}"),
+        _ => format!("u{number}"),
+    };
+    let listed: Vec<String> = (0..RECIPIENTS).map(name).collect();
+    let (refused, good): (BTreeSet<String>, BTreeSet<String>) = listed
+        .iter()
+        .cloned()
+        .partition(|user| user.starts_with("refused-"));
+    let list = folder.write("users", listed.join("\n"));
+
+    // A claim of the killed worker is taken over when its lease has passed; a longer one keeps a
+    // worker that only got no processor from being taken for dead.
+    let lease = [("FANWISE_LEDGER__LEASE", "10s")];
+    let mut workers = Vec::new();
+    for _ in 0..3 {
+        workers.push(world.worker_with(&lease).await);
+    }
+    let published = producer
+        .publish(&world, "done", &["--file", list.to_str().unwrap()])
+        .await;
+    assert_eq!(published.code, Some(0), "{}", published.stderr);
+
+    until("half of the messages", BOUND, async || {
+        (world.mock.stats().accepted >= RECIPIENTS as u64 / 2).then_some(())
+    })
+    .await;
+    let mut killed = workers.swap_remove(0);
+    let handled = || {
+        let stats = world.mock.stats();
+        (stats.accepted + stats.refused) as f64
+    };
+    let handled_before = handled();
+    let last_scrape = killed.metrics().await;
+    killed.process.kill();
+    let meanwhile = handled() - handled_before + IN_DOUBT_MAX as f64;
+    assert!(
+        of(
+            &last_scrape,
+            "fanwise_recipients_total{outcome=\"sent\",target=\"im\"}"
+        ) > 0.0
+    );
+    assert!(
+        world.mock.stats().accepted < RECIPIENTS as u64 * 9 / 10,
+        "killed too late for this test"
+    );
+
+    // The accounts.
+    let job = world.job("done").await.unwrap()["job"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    until("completion", BOUND, async || {
+        world
+            .job(&job)
+            .await
+            .filter(|record| record["state"] == "completed")
+    })
+    .await;
+    let record = world.completed(&job).await;
+    let accounts = &record["accounts"];
+    assert_eq!(accounts["total"], RECIPIENTS, "{record}");
+    assert_eq!(accounts["sent"], good.len(), "{record}");
+    assert_eq!(accounts["failed"], refused.len(), "{record}");
+    assert_eq!(record["pending"], 0, "{record}");
+
+    // The mock's log: everybody else exactly once.
+    assert_eq!(world.mock.stats().log_errors, 0);
+    let mut accepted: BTreeMap<String, usize> = BTreeMap::new();
+    for line in fs::read_to_string(&log).unwrap().lines() {
+        let entry: Entry = serde_json::from_str(line).unwrap();
+        if !entry.replay {
+            *accepted.entry(entry.recipient).or_default() += 1;
+        }
+    }
+    let more_than_once: Vec<_> = accepted.iter().filter(|(_, count)| **count != 1).collect();
+    assert!(more_than_once.is_empty(), "{more_than_once:?}");
+    assert!(
+        accepted.into_keys().collect::<BTreeSet<_>>() == good,
+        "not exactly those who were not refused"
+    );
+
+    // The dead letters: exactly the refused, with reasons.
+    let letters = world.json(&["dead", "list", "--job", &job]).await;
+    let mut dead = BTreeSet::new();
+    for letter in letters.as_array().unwrap() {
+        assert_eq!(letter["outcome"], "failed", "{letter}");
+        assert_eq!(letter["class"], "permanent", "{letter}");
+        assert_eq!(letter["client_msg_no"], "done", "{letter}");
+        let reason = |field: &str| letter[field].as_str().is_some_and(|text| !text.is_empty());
+        assert!(reason("code") && reason("text"), "{letter}");
+        assert!(
+            dead.insert(letter["recipient"].as_str().unwrap().to_owned()),
+            "{letter}"
+        );
+    }
+    assert!(
+        dead == refused,
+        "{} dead, {} refused",
+        dead.len(),
+        refused.len()
+    );
+
+    agree(
+        &world.mock.stats(),
+        accounts,
+        &workers,
+        last_scrape,
+        meanwhile,
+    )
+    .await;
+    for worker in workers {
+        worker.drain().await;
+    }
+    world.end().await;
+}
+
+async fn agree(
+    mock: &fanwise::im::mock::Stats,
+    accounts: &serde_json::Value,
+    workers: &[Worker],
+    last_scrape: Metrics,
+    meanwhile: f64,
+) {
+    let scrape = async || {
+        let mut scrapes = Vec::new();
+        for worker in workers {
+            scrapes.push(worker.metrics().await);
+        }
+        scrapes
+    };
+    // The job is completed just before the slice that completed it is acked.
+    let survivors = until("rest", BOUND, async || {
+        let scrapes = scrape().await;
+        let names = [
+            "fanwise_slices_in_work",
+            "fanwise_calls_in_flight{target=\"im\"}",
+        ];
+        names
+            .iter()
+            .all(|name| sum(&scrapes, name) == 0.0)
+            .then_some(scrapes)
+    })
+    .await;
+    assert_eq!(sum(&survivors, "fanwise_jobs_completed_total"), 1.0);
+    assert_eq!(sum(&survivors, "fanwise_jobs_inconsistent_total"), 0.0);
+    assert_eq!(sum(&survivors, "fanwise_panics_total"), 0.0);
+    assert_eq!(
+        sum(&survivors, "fanwise_unguarded_sends_total{target=\"im\"}"),
+        0.0
+    );
+    assert_eq!(sum(&survivors, "fanwise_broker_up"), 2.0);
+    assert_eq!(sum(&survivors, "fanwise_ledger_up"), 2.0);
+    assert_eq!(sum(&survivors, "fanwise_target_parked{target=\"im\"}"), 0.0);
+    let taken_over = sum(&survivors, "fanwise_claims_total{state=\"taken_over\"}");
+    assert!(
+        taken_over <= IN_DOUBT_MAX as f64,
+        "{taken_over} claims taken over"
+    );
+
+    let all: Vec<_> = survivors.into_iter().chain([last_scrape]).collect();
+    assert_eq!(sum(&all, "fanwise_jobs_total{result=\"accepted\"}"), 1.0);
+    assert_eq!(sum(&all, "fanwise_jobs_total{result=\"rejected\"}"), 0.0);
+    for outcome in ["sent", "failed"] {
+        let counted = sum(
+            &all,
+            &format!("fanwise_recipients_total{{outcome=\"{outcome}\",target=\"im\"}}"),
+        );
+        let account = accounts[outcome].as_f64().unwrap();
+        assert!(
+            (counted..=counted + meanwhile).contains(&account),
+            "{outcome}: {account} in the accounts, {counted} counted, at most {meanwhile} in between"
+        );
+    }
+    for outcome in ["uncertain", "expired", "cancelled"] {
+        let name = format!("fanwise_recipients_total{{outcome=\"{outcome}\",target=\"im\"}}");
+        assert_eq!(sum(&all, &name), 0.0, "{outcome}");
+    }
+    let fault = |name: &str| mock.faults.get(name).copied().unwrap_or_default();
+    for (class, given) in [
+        ("done", mock.accepted + mock.replays),
+        ("permanent", mock.refused),
+        ("throttled", fault("burst_429")),
+    ] {
+        let counted = sum(
+            &all,
+            &format!("fanwise_calls_total{{class=\"{class}\",target=\"im\"}}"),
+        );
+        assert!(given > 0, "the mock never answered {class}");
+        assert!(
+            counted > 0.0 && counted <= given as f64,
+            "{class}: {counted} counted, {given} given"
+        );
+    }
+    // Also calls that found no connection are transient, so there may be more of them than answers.
+    assert!(fault("error_503") > 0);
+    assert!(
+        sum(
+            &all,
+            "fanwise_calls_total{class=\"transient\",target=\"im\"}"
+        ) > 0.0
+    );
+}
