@@ -3,3 +3,4 @@
 pub mod domain;
 pub mod im;
 pub mod ports;
+pub mod store;

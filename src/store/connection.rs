@@ -1,0 +1,356 @@
+//! One connection to Redis that is always in order or being put in order.
+//!
+//! The connection manager of the `redis` crate multiplexes all calls over one socket and reconnects
+//! when it breaks. Here is what it leaves open: every call has a deadline, so that nobody hangs in its
+//! rounds of retries; a server that answers "I am a replica now" or "I am loading" over a healthy socket,
+//! or that does not answer at all, is left for a fresh connection; errors are sorted into what the
+//! ledger's callers know.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, Script, ServerErrorKind,
+    ToRedisArgs, Value,
+};
+use tokio::time::timeout;
+
+use super::Settings;
+use crate::ports::LedgerError;
+
+/// Longest pause between two attempts to connect.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
+
+pub(super) struct Connection {
+    address: String,
+    client: Client,
+    config: ConnectionManagerConfig,
+    deadline: Duration,
+    current: Mutex<Current>,
+}
+
+/// The manager in use; the generation keeps late errors of an old one from replacing a new one.
+#[derive(Clone)]
+struct Current {
+    generation: u64,
+    manager: ConnectionManager,
+}
+
+/// The URL of the ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the ledger's URL cannot be used")]
+pub struct OpenError(#[source] RedisError);
+
+/// Nothing came back in time; the command may have been carried out.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {0:?}")]
+struct NoAnswer(Duration);
+
+/// A script with the keys and arguments of one call.
+pub(super) struct Call<'a> {
+    script: &'a Script,
+    cmd: Cmd,
+}
+
+impl<'a> Call<'a> {
+    /// `bytes` is what keys and arguments are expected to come to.
+    pub(super) fn new(script: &'a Script, keys: usize, args: usize, bytes: usize) -> Self {
+        let mut cmd = Cmd::with_capacity(3 + keys + args, 64 + bytes);
+        cmd.arg("EVALSHA").arg(script.get_hash()).arg(keys);
+        Self { script, cmd }
+    }
+
+    /// The next key, then, after all keys, the next argument.
+    pub(super) fn push(&mut self, arg: impl ToRedisArgs) -> &mut Self {
+        self.cmd.arg(arg);
+        self
+    }
+}
+
+impl Connection {
+    pub(super) fn open(settings: &Settings) -> Result<Self, OpenError> {
+        let info = settings
+            .url
+            .as_str()
+            .into_connection_info()
+            .map_err(OpenError)?
+            // A command is one small packet: waiting to fill it costs up to 40 ms.
+            .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let address = info.addr().to_string();
+        let client = Client::open(info).map_err(OpenError)?;
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(settings.connect_timeout))
+            .set_response_timeout(Some(settings.response_timeout))
+            .set_max_delay(RECONNECT_DELAY_MAX);
+        let manager = ConnectionManager::new_lazy_with_config(client.clone(), config.clone())
+            .map_err(OpenError)?;
+        Ok(Self {
+            address,
+            client,
+            config,
+            deadline: settings.deadline,
+            current: Mutex::new(Current {
+                generation: 0,
+                manager,
+            }),
+        })
+    }
+
+    /// Runs a script, loading it first if the server does not know it.
+    pub(super) async fn call(&self, call: &Call<'_>) -> Result<Value, LedgerError> {
+        self.run(async |manager| match answer(manager, &call.cmd).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                call.script.load_async(manager).await?;
+                answer(manager, &call.cmd).await
+            }
+            answer => answer,
+        })
+        .await
+    }
+
+    pub(super) async fn command(&self, cmd: &Cmd) -> Result<Value, LedgerError> {
+        self.run(async |manager| answer(manager, cmd).await).await
+    }
+
+    /// Runs commands in one go, not as one step.
+    pub(super) async fn pipeline(&self, pipeline: &Pipeline) -> Result<Vec<Value>, LedgerError> {
+        self.run(async |manager| pipeline.query_async(manager).await)
+            .await
+    }
+
+    async fn run<T>(
+        &self,
+        call: impl AsyncFnOnce(&mut ConnectionManager) -> Result<T, RedisError>,
+    ) -> Result<T, LedgerError> {
+        let Current {
+            generation,
+            mut manager,
+        } = self.current();
+        match timeout(self.deadline, call(&mut manager)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                if outlived(&error) {
+                    self.replace(generation);
+                }
+                Err(ledger_error(error))
+            }
+            // The manager is still connecting, or the server hangs: either way it stays in charge.
+            Err(_) => Err(LedgerError::Unreachable(Box::new(NoAnswer(self.deadline)))),
+        }
+    }
+
+    fn current(&self) -> Current {
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Starts over with a fresh connection, unless somebody did already.
+    fn replace(&self, generation: u64) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.generation != generation {
+            return;
+        }
+        if let Ok(manager) =
+            ConnectionManager::new_lazy_with_config(self.client.clone(), self.config.clone())
+        {
+            *current = Current {
+                generation: generation + 1,
+                manager,
+            };
+        }
+    }
+
+    pub(super) async fn check(&self) -> Result<Report, CheckError> {
+        let info = text(self.command(redis::cmd("INFO").arg("default")).await?)?;
+        let field = |name: &str| {
+            info.lines().find_map(|line| {
+                let (key, value) = line.split_once(':')?;
+                (key == name).then(|| value.trim().to_owned())
+            })
+        };
+        let number = |name: &str| field(name).and_then(|value| value.parse().ok());
+        let version = field("redis_version").unwrap_or_default();
+        if !at_least_7(&version) {
+            return Err(CheckError::TooOld {
+                address: self.address.clone(),
+                version,
+            });
+        }
+        let policy = match self.setting("maxmemory-policy").await? {
+            Some(policy) => policy,
+            None => field("maxmemory_policy")
+                .ok_or_else(|| LedgerError::Broken("INFO tells no maxmemory_policy".to_owned()))?,
+        };
+        if policy != "noeviction" {
+            return Err(CheckError::Evicts {
+                address: self.address.clone(),
+                policy,
+            });
+        }
+        if field("role").as_deref() == Some("slave") {
+            return Err(CheckError::Replica {
+                address: self.address.clone(),
+            });
+        }
+        let persistence = if field("aof_enabled").as_deref() == Some("1") {
+            Persistence::AppendOnly {
+                fsync: self.setting("appendfsync").await?,
+            }
+        } else {
+            match self.setting("save").await?.as_deref() {
+                Some("") => Persistence::None,
+                Some(_) => Persistence::Snapshots,
+                None => Persistence::Unknown,
+            }
+        };
+        Ok(Report {
+            address: self.address.clone(),
+            version: field("valkey_version").map_or(version, |valkey| format!("Valkey {valkey}")),
+            policy,
+            persistence,
+            used_memory: number("used_memory").unwrap_or(0),
+            maxmemory: number("maxmemory").filter(|bytes| *bytes > 0),
+            cluster: field("cluster_enabled").as_deref() == Some("1"),
+        })
+    }
+
+    /// One configuration setting; `None` where CONFIG is forbidden, as managed servers do.
+    async fn setting(&self, name: &str) -> Result<Option<String>, LedgerError> {
+        let mut cmd = redis::cmd("CONFIG");
+        cmd.arg("GET").arg(name);
+        let asked = self
+            .run(async |manager| match answer(manager, &cmd).await {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) =>
+                {
+                    if outlived(&error) {
+                        Err(error)
+                    } else {
+                        Ok(None)
+                    }
+                }
+                answer => answer.map(Some),
+            })
+            .await?;
+        Ok(asked
+            .and_then(|value| redis::from_redis_value::<Vec<(String, String)>>(value).ok())
+            .and_then(|pairs| pairs.into_iter().next())
+            .map(|(_, value)| value))
+    }
+}
+
+/// What `check` found on a server that is fit.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    pub address: String,
+    pub version: String,
+    pub policy: String,
+    pub persistence: Persistence,
+    /// Bytes.
+    pub used_memory: u64,
+    /// Bytes; `None` is no limit but the machine's.
+    pub maxmemory: Option<u64>,
+    /// The server is a node of a Redis Cluster; we speak to this node only.
+    pub cluster: bool,
+}
+
+/// What of the ledger survives a restart of the server.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Persistence {
+    /// All but what `appendfsync` leaves to the last second or so.
+    AppendOnly { fsync: Option<String> },
+    /// What the last snapshot has.
+    Snapshots,
+    /// Nothing.
+    None,
+    /// No append-only file; whether snapshots are taken is not told.
+    Unknown,
+}
+
+/// The server is not fit to hold a ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error(
+        "the Redis at {address} may throw the ledger away: its maxmemory-policy is {policy}. Run \
+         `redis-cli CONFIG SET maxmemory-policy noeviction` and set it in redis.conf"
+    )]
+    Evicts { address: String, policy: String },
+    #[error("the Redis at {address} is version {version}; 7.0 or later is needed")]
+    TooOld { address: String, version: String },
+    #[error("the Redis at {address} is a read-only replica; give the address of the primary")]
+    Replica { address: String },
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// Sends one command; an error the server replies with is an error.
+async fn answer(manager: &mut ConnectionManager, cmd: &Cmd) -> Result<Value, RedisError> {
+    manager.req_packed_command(cmd).await?.extract_error()
+}
+
+/// The socket works and yet is of no use: another server is the primary now, this one is not ready,
+/// or nobody is there any more and the kernel has not noticed.
+fn outlived(error: &RedisError) -> bool {
+    error.is_timeout()
+        || error.code() == Some("UNBLOCKED")
+        || matches!(
+            error.kind(),
+            ErrorKind::Server(
+                ServerErrorKind::ReadOnly
+                    | ServerErrorKind::BusyLoading
+                    | ServerErrorKind::MasterDown
+            )
+        )
+}
+
+fn ledger_error(error: RedisError) -> LedgerError {
+    if error.code() == Some("OOM") {
+        LedgerError::Full(Box::new(error))
+    } else {
+        LedgerError::Unreachable(Box::new(error))
+    }
+}
+
+pub(super) fn broken(error: impl std::fmt::Display) -> LedgerError {
+    LedgerError::Broken(error.to_string())
+}
+
+pub(super) fn text(value: Value) -> Result<String, LedgerError> {
+    redis::from_redis_value(value).map_err(broken)
+}
+
+fn at_least_7(version: &str) -> bool {
+    version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse::<u32>().ok())
+        .is_some_and(|major| major >= 7)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert!(at_least_7("7.0.15"));
+        assert!(at_least_7("10.1"));
+        assert!(!at_least_7("6.2.14"));
+        assert!(!at_least_7(""));
+    }
+
+    #[tokio::test]
+    async fn a_bad_url_is_told_without_its_password() {
+        let error = Connection::open(&Settings::new("http://u:secret@host"))
+            .err()
+            .unwrap();
+        assert!(!format!("{error:?}").contains("secret"));
+        let good = Connection::open(&Settings::new("redis://u:secret@host:7000/1")).unwrap();
+        assert_eq!(good.address, "host:7000");
+    }
+}

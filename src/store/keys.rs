@@ -1,0 +1,131 @@
+//! Every key in Redis: what it holds, how long, who writes it and who reads it.
+//!
+//! | key | type | holds | expires | written by | read by |
+//! |---|---|---|---|---|---|
+//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, shape (`buckets`, `partitions`), `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt` | window after the last outcome or claim | accept, expanded, claim (when lost), settle, complete | all of them, job, jobs |
+//! | `P:{JOB}:slices` | hash | slice id → entries of it that are counted | with the header | claim, settle | claim, settle |
+//! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that only its slices tell of | with the header | accept, expanded, claim, settle | the same |
+//! | `P:{JOB}:owners` | hash | number of an owner (3 bytes) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle |
+//! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | window after the last claim in it | claim, settle, accept (when a job is reshaped) | the same, renew, audit |
+//! | `P:jobs` | sorted set | job ids by time of acceptance | members with the window, the key with its last one | accept, claim and settle (when rebuilt) | jobs |
+//! | `P:{limits}:SCOPE:NAME:RATE` | string | theoretical arrival time of a limiter in µs | a second after that time | lease, refund | lease |
+//! | `P:{limits}:park:TARGET` | string | `<until in ms> <reason>` of a parked target | at that time | park, unpark | parked |
+//!
+//! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: what is
+//! between them decides the slot in Redis Cluster, so all keys of one job lie together and so do all
+//! of the throttle. `scripts/prelude.lua` describes the records of a bucket.
+//!
+//! The rate stands in a limiter's key, so that another rate starts clean.
+
+use std::fmt::Write as _;
+
+use crate::domain::ids::JobId;
+use crate::domain::limits::Cost;
+use crate::ports::Limit;
+
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    pub(super) fn job(&self, job: JobId) -> JobKeys {
+        JobKeys {
+            header: format!("{}:{{{job}}}", self.prefix),
+        }
+    }
+
+    pub(super) fn jobs(&self) -> String {
+        format!("{}:jobs", self.prefix)
+    }
+
+    pub(super) fn limit(&self, limit: &Limit<'_>) -> String {
+        let rate = &limit.rate;
+        let cost = match limit.cost {
+            Cost::PerCall => "call",
+            Cost::PerRecipient => "recipient",
+        };
+        format!(
+            "{}:{{limits}}:{}:{}:{}/{}us:{}:{cost}",
+            self.prefix,
+            limit.scope.as_str(),
+            limit.name,
+            rate.units,
+            rate.period.as_micros(),
+            rate.burst,
+        )
+    }
+
+    pub(super) fn park(&self, target: &str) -> String {
+        format!("{}:{{limits}}:park:{target}", self.prefix)
+    }
+}
+
+/// The keys of one job.
+pub(super) struct JobKeys {
+    pub(super) header: String,
+}
+
+impl JobKeys {
+    pub(super) fn slices(&self) -> String {
+        format!("{}:slices", self.header)
+    }
+
+    pub(super) fn submissions(&self) -> String {
+        format!("{}:submissions", self.header)
+    }
+
+    pub(super) fn owners(&self) -> String {
+        format!("{}:owners", self.header)
+    }
+
+    /// The key of a bucket, in a buffer that is used again.
+    pub(super) fn write_bucket(&self, number: u32, key: &mut String) {
+        key.clear();
+        key.push_str(&self.header);
+        let _ = write!(key, ":{number}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::Scope;
+
+    #[test]
+    fn keys_of_one_job_share_a_hash_tag() {
+        let job = JobId::of("shop", "promo");
+        let keys = Keys::new("p").job(job);
+        let tag = format!("p:{{{job}}}");
+        assert_eq!(keys.header, tag);
+        assert_eq!(keys.slices(), format!("{tag}:slices"));
+        assert_eq!(keys.submissions(), format!("{tag}:submissions"));
+        assert_eq!(keys.owners(), format!("{tag}:owners"));
+        let mut bucket = String::from("used before");
+        keys.write_bucket(120, &mut bucket);
+        assert_eq!(bucket, format!("{tag}:120"));
+    }
+
+    #[test]
+    fn another_rate_is_another_limiter() {
+        let key = |text: &str| {
+            Keys::new("p").limit(&Limit {
+                scope: Scope::App,
+                name: "shop",
+                rate: text.parse().unwrap(),
+                cost: Cost::PerCall,
+            })
+        };
+        assert_eq!(
+            key("10/s burst 5"),
+            "p:{limits}:app:shop:10/1000000us:5:call"
+        );
+        assert_ne!(key("10/s burst 5"), key("10/s burst 6"));
+        assert_ne!(key("60/s burst 5"), key("60/min burst 5"));
+    }
+}

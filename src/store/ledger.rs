@@ -1,0 +1,627 @@
+//! The ledger: one script call per window of recipients.
+//!
+//! Recipients are sorted by fingerprint, which also sorts them by bucket, and travel packed: one
+//! binary string per bucket. A slice may have been cut in another shape than the job has now, because
+//! a far larger submission came later, or because the ledger was lost and another submission came
+//! first; the scripts then name the shape that rules, and it is asked again in that one.
+//!
+//! A lease belongs to the owner, not to the single claim: an owner that claims or renews lengthens all
+//! of its claims. An owner is one delivery of one slice, so they live and die together anyway.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{Script, Value};
+
+use super::Store;
+use super::connection::{Call, broken};
+use super::keys::JobKeys;
+use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
+use crate::domain::outcome::Outcome;
+use crate::domain::slice::Shape;
+use crate::ports::{
+    Accepted, Claim, ClaimState, Claimed, JobRecord, JobState, Ledger, LedgerError, Settle,
+    SliceRef, Standing, Submission,
+};
+
+/// A script that takes more memory: a full server refuses it before it writes anything.
+macro_rules! growing {
+    ($file:literal) => {
+        LazyLock::new(|| {
+            Script::new(concat!(
+                "#!lua\n",
+                include_str!("scripts/prelude.lua"),
+                include_str!($file)
+            ))
+        })
+    };
+}
+
+/// A script that gives memory back, or close to it, runs on a full server too: what was sent can be
+/// recorded even when nothing more may be claimed.
+macro_rules! concluding {
+    ($file:literal) => {
+        LazyLock::new(|| {
+            Script::new(concat!(
+                "#!lua flags=allow-oom\n",
+                include_str!("scripts/prelude.lua"),
+                include_str!($file)
+            ))
+        })
+    };
+}
+
+static ACCEPT: LazyLock<Script> = growing!("scripts/accept.lua");
+static CLAIM: LazyLock<Script> = growing!("scripts/claim.lua");
+static EXPANDED: LazyLock<Script> = concluding!("scripts/expanded.lua");
+static RENEW: LazyLock<Script> = concluding!("scripts/renew.lua");
+static SETTLE: LazyLock<Script> = concluding!("scripts/settle.lua");
+static COMPLETE: LazyLock<Script> = concluding!("scripts/complete.lua");
+
+/// A recipient in a bucket: fingerprint and state.
+const RECORD: usize = 11;
+
+/// Recipients an audit reads at a time, roughly: 180 kB, some tens of microseconds of the server.
+const AUDIT_RECIPIENTS: u64 = 16_384;
+
+/// Most buckets an audit reads at a time, however empty they are.
+const AUDIT_BUCKETS: u64 = 512;
+
+/// Code of a claim to release, beside those of `Outcome::ledger_code`.
+const RELEASE: u8 = b'r';
+
+impl Ledger for Store {
+    async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
+        let mut call = self.job_call(&ACCEPT, submission.job, 11, 512);
+        call.push(&submission.app)
+            .push(&submission.client_msg_no)
+            .push(&submission.target)
+            .push(&submission.content_digest)
+            .push(&submission.submission)
+            .push(submission.entries)
+            .push(submission.parts)
+            .push(submission.shape.buckets)
+            .push(submission.shape.partitions)
+            .push(submission.now_ms)
+            .push(self.0.window_s);
+        let reply = Reply::new(self.0.connection.call(&call).await?)?;
+        let accepted = match reply.text(0)?.as_str() {
+            "conflict" => Accepted::Conflict {
+                job: submission.job,
+            },
+            "settled" => Accepted::Settled,
+            "again" => Accepted::Again {
+                shape: reply.shape()?,
+            },
+            "expand" => Accepted::Expand {
+                shape: reply.shape()?,
+                first: reply.number(3)? == 1,
+            },
+            other => return Err(broken(format!("accept says {other:?}"))),
+        };
+        if !matches!(accepted, Accepted::Conflict { .. }) {
+            self.list(submission.job, submission.now_ms).await?;
+        }
+        Ok(accepted)
+    }
+
+    async fn expanded(&self, job: JobId, submission: &str) -> Result<Standing, LedgerError> {
+        let mut call = self.job_call(&EXPANDED, job, 2, 128);
+        call.push(submission).push(self.0.window_s);
+        let reply = Reply::new(self.0.connection.call(&call).await?)?;
+        if reply.0.is_empty() {
+            // Lost in between; the slices will tell of the job again.
+            return Ok(Standing::default());
+        }
+        reply.standing(0)
+    }
+
+    async fn claim(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {
+        let order = sorted(claim.recipients);
+        let recipients = distinct(&order, claim.recipients);
+        let mut shape = claim.slice.shape;
+        for _ in 0..SHAPES {
+            let groups = Groups::of(shape, &recipients);
+            let mut call = self.slice_call(&CLAIM, claim.slice, shape, &groups, 2);
+            call.push(&claim.owner.to_bytes()).push(millis(claim.lease));
+            for group in &groups.groups {
+                call.push(groups.packed(group));
+            }
+            let reply = Reply::new(self.0.connection.call(&call).await?)?;
+            match reply.number(0)? {
+                0 => shape = reply.shape()?,
+                1 => return Ok(Claimed::SliceDone),
+                _ => {
+                    if reply.number(3)? == 1 {
+                        let head = claim.slice.head;
+                        self.list(head.id, head.accepted_at_ms).await?;
+                    }
+                    let states = read_states(reply.bytes(1)?, reply.bytes(2)?)?;
+                    return in_order(&order, claim.recipients, &states);
+                }
+            }
+        }
+        Err(broken("the shape of a job changed between two calls"))
+    }
+
+    async fn renew(
+        &self,
+        slice: SliceRef<'_>,
+        owner: Owner,
+        lease: Duration,
+        held: &[Fingerprint],
+    ) -> Result<bool, LedgerError> {
+        let held = distinct(&sorted(held), held);
+        let mut shape = slice.shape;
+        for _ in 0..SHAPES {
+            let groups = Groups::of(shape, &held);
+            let keys = self.0.keys.job(slice.head.id);
+            let mut call = groups.call(&RENEW, &keys, 3);
+            call.push(shape.buckets)
+                .push(&owner.to_bytes())
+                .push(millis(lease));
+            for group in &groups.groups {
+                call.push(groups.packed(group));
+            }
+            let reply = Reply::new(self.0.connection.call(&call).await?)?;
+            if reply.number(0)? == 1 {
+                return Ok(reply.number(1)? == 1);
+            }
+            shape = reply.shape()?;
+        }
+        Err(broken("the shape of a job changed between two calls"))
+    }
+
+    async fn settle(&self, settle: Settle<'_>) -> Result<Standing, LedgerError> {
+        let (recipients, codes) = settlements(&settle);
+        let mut shape = settle.slice.shape;
+        for _ in 0..SHAPES {
+            let groups = Groups::of(shape, &recipients);
+            let mut call = self.slice_call(&SETTLE, settle.slice, shape, &groups, 2);
+            call.push(&settle.owner.to_bytes())
+                .push(u8::from(settle.last));
+            for group in &groups.groups {
+                call.push(groups.packed(group))
+                    .push(&codes[group.start..group.end]);
+            }
+            let reply = Reply::new(self.0.connection.call(&call).await?)?;
+            if reply.number(0)? == 0 {
+                shape = reply.shape()?;
+                continue;
+            }
+            if reply.number(1)? == 1 {
+                let head = settle.slice.head;
+                self.list(head.id, head.accepted_at_ms).await?;
+            }
+            return reply.standing(2);
+        }
+        Err(broken("the shape of a job changed between two calls"))
+    }
+
+    async fn complete(&self, job: JobId) -> Result<bool, LedgerError> {
+        let call = self.job_call(&COMPLETE, job, 0, 0);
+        let reply = self.0.connection.call(&call).await?;
+        Ok(number(&reply)? == 1)
+    }
+
+    async fn job(&self, job: JobId) -> Result<Option<JobRecord>, LedgerError> {
+        let mut cmd = redis::cmd("HGETALL");
+        cmd.arg(self.0.keys.job(job).header);
+        record(job, self.0.connection.command(&cmd).await?)
+    }
+
+    async fn jobs(&self, most: usize) -> Result<Vec<JobRecord>, LedgerError> {
+        if most == 0 {
+            return Ok(Vec::new());
+        }
+        let mut cmd = redis::cmd("ZREVRANGE");
+        cmd.arg(self.0.keys.jobs()).arg(0).arg(most - 1);
+        let ids: Vec<String> =
+            redis::from_redis_value(self.0.connection.command(&cmd).await?).map_err(broken)?;
+        let ids: Vec<JobId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        let mut records = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(JOBS_AT_ONCE) {
+            let mut pipeline = redis::pipe();
+            for id in ids {
+                pipeline.cmd("HGETALL").arg(self.0.keys.job(*id).header);
+            }
+            let rows = self.0.connection.pipeline(&pipeline).await?;
+            for (id, row) in ids.iter().zip(rows) {
+                records.extend(record(*id, row)?);
+            }
+        }
+        Ok(records)
+    }
+
+    async fn audit(&self, job: &JobRecord) -> Result<Audit, LedgerError> {
+        let keys = self.0.keys.job(job.job);
+        let buckets = u64::from(job.shape.buckets).max(1);
+        let load = job.accounts.total.div_ceil(buckets).max(1);
+        let step = (AUDIT_RECIPIENTS / load).clamp(1, AUDIT_BUCKETS) as u32;
+        let mut audit = Audit::default();
+        let mut key = String::new();
+        for first in (0..job.shape.buckets).step_by(step as usize) {
+            let mut cmd = redis::cmd("MGET");
+            for bucket in first..job.shape.buckets.min(first.saturating_add(step)) {
+                keys.write_bucket(bucket, &mut key);
+                cmd.arg(&key);
+            }
+            let reply = Reply::new(self.0.connection.command(&cmd).await?)?;
+            for bucket in &reply.0 {
+                count(bucket, &mut audit)?;
+            }
+        }
+        Ok(audit)
+    }
+}
+
+/// A call is made in the shape the slice says and, if the job has another, in that one; once more if
+/// the job is reshaped in between.
+const SHAPES: usize = 3;
+
+/// Records read in one pipeline.
+const JOBS_AT_ONCE: usize = 100;
+
+impl Store {
+    /// A call on the keys that every job has.
+    fn job_call<'a>(&self, script: &'a Script, job: JobId, args: usize, bytes: usize) -> Call<'a> {
+        let keys = self.0.keys.job(job);
+        let mut call = Call::new(script, 4, args, 320 + bytes);
+        call.push(&keys.header)
+            .push(keys.slices())
+            .push(keys.submissions())
+            .push(keys.owners());
+        call
+    }
+
+    /// A call on the buckets of these groups, with what tells of the slice; `more` arguments follow,
+    /// and those of each group.
+    fn slice_call<'a>(
+        &self,
+        script: &'a Script,
+        slice: SliceRef<'_>,
+        shape: Shape,
+        groups: &Groups,
+        more: usize,
+    ) -> Call<'a> {
+        let head = slice.head;
+        let mut call = groups.call(script, &self.0.keys.job(head.id), 10 + more);
+        call.push(&slice.id.0)
+            .push(slice.entries)
+            .push(submission(slice.id))
+            .push(shape.buckets)
+            .push(shape.partitions)
+            .push(&head.app)
+            .push(&head.client_msg_no)
+            .push(&head.target)
+            .push(head.accepted_at_ms)
+            .push(self.0.window_s);
+        call
+    }
+
+    /// Puts a job on the list of jobs and takes off those that are older than the window. Apart from
+    /// the scripts, because the list lies in another slot; whoever gets an error asks again.
+    async fn list(&self, job: JobId, at_ms: u64) -> Result<(), LedgerError> {
+        let key = self.0.keys.jobs();
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("ZADD")
+            .arg(&key)
+            .arg("NX")
+            .arg(at_ms)
+            .arg(job.to_string());
+        pipeline
+            .cmd("ZREMRANGEBYSCORE")
+            .arg(&key)
+            .arg("-inf")
+            .arg(at_ms.saturating_sub(self.0.window_s * 1000));
+        pipeline.cmd("EXPIRE").arg(&key).arg(self.0.window_s);
+        self.0.connection.pipeline(&pipeline).await?;
+        Ok(())
+    }
+}
+
+/// Sorted fingerprints, packed, and how they fall into buckets.
+struct Groups {
+    packed: Vec<u8>,
+    groups: Vec<Group>,
+}
+
+struct Group {
+    bucket: u32,
+    start: usize,
+    end: usize,
+}
+
+impl Groups {
+    fn of(shape: Shape, sorted: &[Fingerprint]) -> Self {
+        let mut packed = Vec::with_capacity(sorted.len() * 8);
+        let mut groups: Vec<Group> = Vec::new();
+        for (at, fingerprint) in sorted.iter().enumerate() {
+            // The fingerprints of a bucket begin alike; the other way round a search finds them by
+            // their first byte.
+            packed.extend_from_slice(&fingerprint.0.to_le_bytes());
+            let bucket = shape.bucket(*fingerprint);
+            match groups.last_mut() {
+                Some(group) if group.bucket == bucket => group.end = at + 1,
+                _ => groups.push(Group {
+                    bucket,
+                    start: at,
+                    end: at + 1,
+                }),
+            }
+        }
+        Self { packed, groups }
+    }
+
+    fn packed(&self, group: &Group) -> &[u8] {
+        &self.packed[group.start * 8..group.end * 8]
+    }
+
+    fn call<'a>(&self, script: &'a Script, keys: &JobKeys, args: usize) -> Call<'a> {
+        let count = self.groups.len();
+        let bytes = 640 + count * 56 + self.packed.len() * 2;
+        let mut call = Call::new(script, 4 + count, args + 2 * count, bytes);
+        call.push(&keys.header)
+            .push(keys.slices())
+            .push(keys.submissions())
+            .push(keys.owners());
+        let mut key = String::with_capacity(keys.header.len() + 12);
+        for group in &self.groups {
+            keys.write_bucket(group.bucket, &mut key);
+            call.push(&key);
+        }
+        call
+    }
+}
+
+/// Positions in the order of the fingerprints there. Slices are cut sorted, so mostly as they come.
+fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..).take(fingerprints.len()).collect();
+    if !fingerprints.is_sorted() {
+        order.sort_by_key(|at| fingerprints[*at as usize]);
+    }
+    order
+}
+
+/// The sorted fingerprints, each once. Two recipients of one fingerprint are one to the ledger.
+fn distinct(order: &[u32], fingerprints: &[Fingerprint]) -> Vec<Fingerprint> {
+    let mut distinct: Vec<_> = order.iter().map(|at| fingerprints[*at as usize]).collect();
+    distinct.dedup();
+    distinct
+}
+
+/// What to write for each recipient, sorted, each once: the first outcome given counts, and an
+/// outcome counts more than a release. Duplicates are nothing to write: they are what is left of the
+/// entries when the slice ends.
+fn settlements(settle: &Settle<'_>) -> (Vec<Fingerprint>, Vec<u8>) {
+    let outcomes = settle
+        .outcomes
+        .iter()
+        .filter_map(|(fingerprint, outcome)| Some((*fingerprint, outcome.ledger_code()?)));
+    let releases = settle
+        .release
+        .iter()
+        .map(|fingerprint| (*fingerprint, RELEASE));
+    let mut entries: Vec<_> = outcomes.chain(releases).collect();
+    entries.sort_by_key(|(fingerprint, _)| *fingerprint);
+    entries.dedup_by_key(|(fingerprint, _)| *fingerprint);
+    entries.into_iter().unzip()
+}
+
+/// The states a claim answers with, of sorted and distinct recipients.
+fn read_states(states: &[u8], lefts: &[u8]) -> Result<Vec<ClaimState>, LedgerError> {
+    let mut lefts = lefts.as_chunks::<4>().0.iter();
+    let read = |code: &u8| match code {
+        b'g' => Ok(ClaimState::Granted),
+        b't' => Ok(ClaimState::TakenOver),
+        b'h' => {
+            let left = lefts.next().ok_or_else(|| broken("a wait is missing"))?;
+            let left = Duration::from_millis(u32::from_be_bytes(*left).into());
+            Ok(ClaimState::Held { left })
+        }
+        code => Outcome::from_ledger_code(*code)
+            .map(ClaimState::Settled)
+            .ok_or_else(|| broken(format!("outcome {code:#x}"))),
+    };
+    states.iter().map(read).collect()
+}
+
+/// The states in the order the recipients were asked for.
+fn in_order(
+    order: &[u32],
+    recipients: &[Fingerprint],
+    states: &[ClaimState],
+) -> Result<Claimed, LedgerError> {
+    let mut claimed = vec![ClaimState::Granted; order.len()];
+    let mut states = states.iter();
+    let mut before = None;
+    for at in order {
+        let fingerprint = recipients[*at as usize];
+        let state = match before {
+            Some((same, state)) if same == fingerprint => state,
+            _ => *states.next().ok_or_else(|| broken("a state is missing"))?,
+        };
+        claimed[*at as usize] = state;
+        before = Some((fingerprint, state));
+    }
+    Ok(Claimed::Each(claimed))
+}
+
+/// The submission a slice was cut from, as [`SliceId::new`] writes it.
+fn submission(slice: &SliceId) -> &str {
+    slice.0.rsplitn(3, '.').nth(2).unwrap_or(&slice.0)
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration
+        .as_millis()
+        .try_into()
+        .unwrap_or(u64::from(u32::MAX))
+}
+
+fn count(bucket: &Value, audit: &mut Audit) -> Result<(), LedgerError> {
+    let records = match bucket {
+        Value::Nil => return Ok(()),
+        Value::BulkString(bucket) => bucket.as_chunks::<RECORD>(),
+        other => return Err(broken(format!("{other:?} where a bucket is expected"))),
+    };
+    let (records, rest) = records;
+    if !rest.is_empty() {
+        return Err(broken("a bucket ends in the middle of a record"));
+    }
+    for record in records {
+        let counter = match record[8] {
+            b's' => &mut audit.sent,
+            b'f' => &mut audit.failed,
+            b'u' => &mut audit.uncertain,
+            b'e' => &mut audit.expired,
+            b'x' => &mut audit.cancelled,
+            128.. => &mut audit.claimed,
+            RELEASE => continue,
+            other => return Err(broken(format!("state {other:#x}"))),
+        };
+        *counter += 1;
+    }
+    Ok(())
+}
+
+fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
+    let row: HashMap<String, String> = redis::from_redis_value(row).map_err(broken)?;
+    if row.is_empty() {
+        return Ok(None);
+    }
+    let text = |field: &str| row.get(field).cloned().unwrap_or_default();
+    let time = |field: &str| row.get(field).and_then(|value| value.parse::<u64>().ok());
+    let number = |field: &str| time(field).unwrap_or(0);
+    let mut accounts = Accounts {
+        total: number("total"),
+        ..Accounts::default()
+    };
+    for outcome in Outcome::ALL {
+        *accounts.of_mut(outcome) = number(outcome.as_str());
+    }
+    let completed_at_ms = time("completed_at_ms");
+    Ok(Some(JobRecord {
+        job,
+        app: text("app"),
+        client_msg_no: text("client_msg_no"),
+        target: text("target"),
+        state: match completed_at_ms {
+            Some(_) => JobState::Completed,
+            None => JobState::Running,
+        },
+        accounts,
+        pending: accounts.pending(),
+        accepted_at_ms: number("accepted_at_ms"),
+        progress_at_ms: time("progress_at_ms"),
+        completed_at_ms,
+        rebuilt: row.contains_key("rebuilt"),
+        submissions: number("submissions"),
+        shape: Shape {
+            buckets: number("buckets") as u32,
+            partitions: number("partitions") as u32,
+        },
+    }))
+}
+
+/// The array a script answers with.
+struct Reply(Vec<Value>);
+
+impl Reply {
+    fn new(value: Value) -> Result<Self, LedgerError> {
+        match value {
+            Value::Array(items) => Ok(Self(items)),
+            other => Err(broken(format!("{other:?} where an array is expected"))),
+        }
+    }
+
+    fn bytes(&self, at: usize) -> Result<&[u8], LedgerError> {
+        match self.0.get(at) {
+            Some(Value::BulkString(bytes)) => Ok(bytes),
+            other => Err(broken(format!("{other:?} where a string is expected"))),
+        }
+    }
+
+    fn text(&self, at: usize) -> Result<String, LedgerError> {
+        String::from_utf8(self.bytes(at)?.to_vec()).map_err(broken)
+    }
+
+    fn number(&self, at: usize) -> Result<u64, LedgerError> {
+        self.0
+            .get(at)
+            .ok_or_else(|| broken("the reply is too short"))
+            .and_then(number)
+    }
+
+    /// The shape that stands second and third.
+    fn shape(&self) -> Result<Shape, LedgerError> {
+        Ok(Shape {
+            buckets: self.number(1)? as u32,
+            partitions: self.number(2)? as u32,
+        })
+    }
+
+    fn standing(&self, from: usize) -> Result<Standing, LedgerError> {
+        let at = |index: usize| self.number(from + index);
+        Ok(Standing {
+            accounts: Accounts {
+                total: at(0)?,
+                sent: at(1)?,
+                duplicate: at(2)?,
+                failed: at(3)?,
+                uncertain: at(4)?,
+                expired: at(5)?,
+                cancelled: at(6)?,
+            },
+            finished: at(7)? == 1,
+            completed: at(8)? == 1,
+        })
+    }
+}
+
+pub(super) fn number(value: &Value) -> Result<u64, LedgerError> {
+    match value {
+        Value::Int(number) => u64::try_from(*number).map_err(broken),
+        Value::BulkString(digits) => std::str::from_utf8(digits)
+            .map_err(broken)?
+            .parse()
+            .map_err(broken),
+        other => Err(broken(format!("{other:?} where a number is expected"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_submission_of_a_slice_is_found_whatever_it_is_called() {
+        for name in ["5f", "a.b", ""] {
+            assert_eq!(submission(&SliceId::new(name, 3, 14)), name);
+        }
+    }
+
+    #[test]
+    fn groups_cover_everybody_in_order() {
+        let shape = Shape {
+            buckets: 3,
+            partitions: 1,
+        };
+        let fingerprints: Vec<_> = (0..5000u64)
+            .map(|n| Fingerprint(n * (u64::MAX / 5000)))
+            .collect();
+        let groups = Groups::of(shape, &fingerprints);
+        let mut next = 0;
+        for group in &groups.groups {
+            assert_eq!(group.start, next);
+            for fingerprint in &fingerprints[group.start..group.end] {
+                assert_eq!(shape.bucket(*fingerprint), group.bucket);
+            }
+            next = group.end;
+        }
+        assert_eq!((next, groups.groups.len()), (5000, 3));
+    }
+}

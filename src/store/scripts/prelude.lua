@@ -1,0 +1,138 @@
+-- What the scripts of one job share; it stands before each of them.
+--
+-- KEYS  1 the job's header  2 its slices  3 its submissions  4 its owners  5.. its buckets
+--
+-- A script sees and changes all of them as one atomic step, because the counters in the header are
+-- raised by exactly the transitions made in the buckets. Every script may be repeated: it counts
+-- what changes, and a repetition changes nothing.
+--
+-- A bucket is a string of records of 11 bytes: 8 bytes of fingerprint and 3 bytes of state, which is
+--   an outcome   its code and two zero bytes
+--   released     'r' and two zero bytes: as good as no record
+--   a claim      the number of its owner, with the highest bit set
+-- The fingerprint begins with its lowest byte, where those of one bucket differ, so that a plain
+-- search seldom stops in vain. One read and one write per bucket and step carry all of its
+-- recipients: what costs is the number of calls, then the number of Lua operations.
+--
+-- Owners is a hash from number (3 bytes) to owner and the end of its lease in ms (8 and 6 bytes), and
+-- from owner to number. Numbers are not used again while a job is remembered. A number that is not
+-- there is an owner whose lease is over.
+
+local HEADER, SLICES, SUBMISSIONS, OWNERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local call, sub, find, gsub, byte = redis.call, string.sub, string.find, string.gsub, string.byte
+
+local RECORD = 11
+local RELEASED = 'r\0\0'
+
+-- Milliseconds of the server's clock, the only one that leases go by.
+local function now_ms()
+  local time = call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Lua writes large numbers with 14 digits only.
+local function digits(number)
+  return string.format('%.0f', number)
+end
+
+local function keep(ttl)
+  for i = 1, 4 do
+    call('EXPIRE', KEYS[i], ttl)
+  end
+end
+
+-- Begins a job that is not there. What is left of an earlier life of it does not count; what its
+-- buckets still hold keeps protecting, and the numbers of its owners do not come back.
+local function begin(...)
+  call('DEL', SLICES, SUBMISSIONS, OWNERS)
+  call('HSET', HEADER, 'owners', digits(now_ms() % 8388608), ...)
+end
+
+-- Where the record of a fingerprint begins in a bucket.
+local function place(bucket, fingerprint)
+  local at = find(bucket, fingerprint, 1, true)
+  while at and at % RECORD ~= 1 do
+    at = find(bucket, fingerprint, at + 1, true)
+  end
+  return at
+end
+
+-- Packed fingerprints as records that all have the same state.
+local function records(packed, state)
+  return (gsub(packed, '........', '%0' .. gsub(state, '%%', '%%%%')))
+end
+
+-- Changes states in a bucket; neighbours in one call.
+local function writer(key)
+  local start, pieces = nil, {}
+  local function flush()
+    if start then
+      call('SETRANGE', key, start - 1, table.concat(pieces))
+      start, pieces = nil, {}
+    end
+  end
+  local function write(at, record)
+    if start and at ~= start + #pieces * RECORD then
+      flush()
+    end
+    start = start or at
+    pieces[#pieces + 1] = record
+  end
+  return write, flush
+end
+
+-- Where the job stands: total, six outcomes, finished, completed.
+local function standing()
+  local row = call('HMGET', HEADER, 'total', 'sent', 'duplicate', 'failed', 'uncertain', 'expired',
+    'cancelled', 'parts', 'submissions', 'expanded', 'rebuilt', 'completed_at_ms')
+  for i = 1, 10 do
+    row[i] = tonumber(row[i] or 0)
+  end
+  local settled = row[2] + row[3] + row[4] + row[5] + row[6] + row[7]
+  -- Of a rebuilt job nobody knows how many parts there were: those heard of count.
+  local needed = row[9]
+  if not row[11] then
+    needed = math.max(needed, row[8])
+  end
+  local finished = row[1] > 0 and settled >= row[1] and row[10] >= needed
+  return {
+    row[1], row[2], row[3], row[4], row[5], row[6], row[7],
+    finished and 1 or 0, row[12] and 1 or 0,
+  }
+end
+
+-- Finds the place of a slice, and makes it if the ledger has lost the job or never heard of the
+-- submission: then the slice itself says what it is part of, and the total grows by its entries.
+--
+-- slice: id, entries, submission, buckets, partitions, app, client_msg_no, target, accepted_at_ms
+--
+-- Returns how many of its entries are counted, and 1 if the total grew by the slice; or nil and the
+-- shape that rules, if the slice was cut in another.
+local function locate(slice, ttl)
+  local shape = call('HMGET', HEADER, 'buckets', 'partitions')
+  if not shape[1] then
+    begin('app', slice.app, 'client_msg_no', slice.client_msg_no, 'target', slice.target,
+      'digest', '', 'buckets', slice.buckets, 'partitions', slice.partitions,
+      'accepted_at_ms', slice.accepted_at_ms)
+  elseif shape[1] ~= slice.buckets then
+    return nil, shape
+  end
+  local rebuilt = 0
+  local counted = call('HGET', SLICES, slice.id)
+  if not counted then
+    counted = 0
+    call('HSET', SLICES, slice.id, 0)
+    local submission = call('HGET', SUBMISSIONS, slice.submission)
+    if not submission or sub(submission, 1, 1) == '?' then
+      local seen = submission and tonumber(sub(submission, 2)) or 0
+      call('HSET', SUBMISSIONS, slice.submission, '?' .. digits(seen + slice.entries))
+      call('HINCRBY', HEADER, 'total', slice.entries)
+      call('HSET', HEADER, 'rebuilt', 1)
+      call('HDEL', HEADER, 'completed_at_ms')
+      rebuilt = 1
+    end
+    keep(ttl)
+  end
+  return tonumber(counted), rebuilt
+end
+

@@ -1,0 +1,94 @@
+-- SETTLE: records outcomes, releases claims and counts.
+--
+-- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
+-- ARGV     1 slice  2 entries  3 submission  4 buckets  5 partitions  6 app  7 client_msg_no
+--          8 target  9 accepted_at in ms  10 ttl in s  11 owner, 8 bytes  12 1 if the slice ends here
+--          13.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release
+-- Returns  {0, buckets, partitions} if the job has another shape; {1, rebuilt, total, sent,
+--          duplicate, failed, uncertain, expired, cancelled, finished, completed}
+-- Atomic   because a counter rises exactly when a recipient gets its first outcome.
+--
+-- An outcome that stands is never changed. One that comes late beats a claim, whoever holds it: what
+-- was sent was sent.
+
+local NAMES = { s = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled' }
+
+local entries, ttl, owner = tonumber(ARGV[2]), ARGV[10], ARGV[11]
+local counted, rebuilt = locate({
+  id = ARGV[1], entries = entries, submission = ARGV[3], buckets = ARGV[4],
+  partitions = ARGV[5], app = ARGV[6], client_msg_no = ARGV[7], target = ARGV[8],
+  accepted_at_ms = ARGV[9],
+}, ttl)
+if not counted then
+  return { 0, rebuilt[1], rebuilt[2] }
+end
+
+-- Nil if this owner has claimed nothing.
+local mine = call('HGET', OWNERS, owner)
+local tally, settled = {}, 0
+
+local function count_in(code, count)
+  if code ~= 'r' then
+    tally[code] = (tally[code] or 0) + count
+    settled = settled + count
+  end
+end
+
+for k = 5, #KEYS do
+  local key, packed, codes = KEYS[k], ARGV[2 * k + 3], ARGV[2 * k + 4]
+  local count, first = #codes, sub(codes, 1, 1)
+  local bucket = call('GET', key)
+  -- Mostly the window lies there in one piece, as it was claimed, and all end the same way.
+  local at = mine and bucket and find(bucket, records(packed, mine), 1, true)
+  if at and at % RECORD == 1 and codes == string.rep(first, count) then
+    call('SETRANGE', key, at - 1, records(packed, first .. '\0\0'))
+    count_in(first, count)
+  else
+    local fresh = {}
+    local write, flush = writer(key)
+    for i = 1, count do
+      local fingerprint, code = sub(packed, i * 8 - 7, i * 8), sub(codes, i, i)
+      local at = bucket and place(bucket, fingerprint)
+      local state = at and sub(bucket, at + 8, at + 10)
+      if code == 'r' then
+        if at and state == mine then
+          write(at, fingerprint .. RELEASED)
+        end
+      elseif not at then
+        fresh[#fresh + 1] = fingerprint .. code .. '\0\0'
+        count_in(code, 1)
+      elseif state == RELEASED or byte(state) >= 128 then
+        write(at, fingerprint .. code .. '\0\0')
+        count_in(code, 1)
+      end
+    end
+    flush()
+    if #fresh > 0 then
+      call('APPEND', key, table.concat(fresh))
+      call('EXPIRE', key, ttl)
+    end
+  end
+end
+
+-- The entries of the slice that got no outcome of their own are repeats of others.
+local duplicate, after = 0, counted + settled
+if ARGV[12] == '1' and after < entries then
+  duplicate, after = entries - after, entries
+elseif after > entries then
+  -- The slice was called done too early: what was put down as a repeat was none.
+  duplicate, after = entries - after, entries
+end
+if settled > 0 or duplicate ~= 0 then
+  for code, count in pairs(tally) do
+    call('HINCRBY', HEADER, NAMES[code], count)
+  end
+  if duplicate ~= 0 then
+    call('HINCRBY', HEADER, 'duplicate', duplicate)
+  end
+  call('HSET', HEADER, 'progress_at_ms', digits(now_ms()))
+  call('HSET', SLICES, ARGV[1], after)
+  if not mine then
+    keep(ttl)
+  end
+end
+return { 1, rebuilt, unpack(standing()) }
