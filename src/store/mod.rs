@@ -20,6 +20,7 @@
 mod connection;
 mod keys;
 mod ledger;
+mod limiter;
 
 use std::sync::Arc;
 use std::time::Duration;
