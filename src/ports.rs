@@ -290,7 +290,8 @@ pub struct Submission {
     pub entries: u64,
     /// Parts the job is made of; it completes when so many submissions are expanded.
     pub parts: u32,
-    /// The shape this submission would choose; the first one of a job decides.
+    /// The shape this submission would choose. The first one of a job decides, until a far larger one
+    /// comes; the ledger answers with the shape that rules.
     pub shape: Shape,
     pub now_ms: u64,
 }

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redb::{ReadTransaction, ReadableTable as _};
@@ -54,8 +55,44 @@ impl Drop for Reading<'_> {
     }
 }
 
+/// What becomes of a message that was shown.
+enum Then {
+    Keep,
+    Remove,
+    /// Keeps it and goes no further.
+    Stop,
+}
+
 impl Shelves for EmbeddedBroker {
     async fn read(
+        &self,
+        shelf: Shelf,
+        mut visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
+    ) -> Result<u64, BrokerError> {
+        let keep = |message| match visit(message) {
+            ControlFlow::Continue(()) => Then::Keep,
+            ControlFlow::Break(()) => Then::Stop,
+        };
+        self.walk(shelf, keep).await
+    }
+}
+
+impl EmbeddedBroker {
+    /// Removes for good the messages that `takes` says, of those that are on a shelf now. Returns how
+    /// many were looked at.
+    pub async fn remove(
+        &self,
+        shelf: Shelf,
+        mut takes: impl FnMut(KeptMessage) -> bool + Send,
+    ) -> Result<u64, BrokerError> {
+        let remove = |message| match takes(message) {
+            true => Then::Remove,
+            false => Then::Keep,
+        };
+        self.walk(shelf, remove).await
+    }
+
+    async fn walk(
         &self,
         shelf: Shelf,
         mut visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,

@@ -5,14 +5,15 @@
 //! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, shape (`buckets`, `partitions`), `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt` | window after the last outcome or claim | accept, expanded, claim (when lost), settle, complete | all of them, job, jobs |
 //! | `P:{JOB}:slices` | hash | slice id → entries of it that are counted | with the header | claim, settle | claim, settle |
 //! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that only its slices tell of | with the header | accept, expanded, claim, settle | the same |
-//! | `P:{JOB}:N` | hash | bucket N: fingerprint (8 bytes) → outcome (1 byte) or claim (`c`, 8 bytes owner, 6 bytes deadline in ms) | window after the last claim in it | claim, renew, settle | the same, audit |
+//! | `P:{JOB}:owners` | hash | number of an owner (3 bytes) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle |
+//! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | window after the last claim in it | claim, settle, accept (when a job is reshaped) | the same, renew, audit |
 //! | `P:jobs` | sorted set | job ids by time of acceptance | members with the window, the key with its last one | accept, claim and settle (when rebuilt) | jobs |
 //! | `P:{limits}:SCOPE:NAME:RATE` | string | theoretical arrival time of a limiter in µs | a second after that time | lease, refund | lease |
 //! | `P:{limits}:park:TARGET` | string | `<until in ms> <reason>` of a parked target | at that time | park, unpark | parked |
 //!
 //! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: what is
 //! between them decides the slot in Redis Cluster, so all keys of one job lie together and so do all
-//! of the throttle. Buckets of up to 512 recipients stay in Redis's compact list encoding.
+//! of the throttle. `scripts/prelude.lua` describes the records of a bucket.
 //!
 //! The rate stands in a limiter's key, so that another rate starts clean.
 
@@ -79,6 +80,10 @@ impl JobKeys {
         format!("{}:submissions", self.header)
     }
 
+    pub(super) fn owners(&self) -> String {
+        format!("{}:owners", self.header)
+    }
+
     /// The key of a bucket, in a buffer that is used again.
     pub(super) fn write_bucket(&self, number: u32, key: &mut String) {
         key.clear();
@@ -100,6 +105,7 @@ mod tests {
         assert_eq!(keys.header, tag);
         assert_eq!(keys.slices(), format!("{tag}:slices"));
         assert_eq!(keys.submissions(), format!("{tag}:submissions"));
+        assert_eq!(keys.owners(), format!("{tag}:owners"));
         let mut bucket = String::from("used before");
         keys.write_bucket(120, &mut bucket);
         assert_eq!(bucket, format!("{tag}:120"));

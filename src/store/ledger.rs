@@ -1,9 +1,12 @@
 //! The ledger: one script call per window of recipients.
 //!
 //! Recipients are sorted by fingerprint, which also sorts them by bucket, and travel packed: one
-//! binary string per bucket. A slice that was cut in another shape than the job has now (the ledger
-//! was lost and the job began again with another submission first) is looked up in the job's shape,
-//! which the scripts name in that case.
+//! binary string per bucket. A slice may have been cut in another shape than the job has now, because
+//! a far larger submission came later, or because the ledger was lost and another submission came
+//! first; the scripts then name the shape that rules, and it is asked again in that one.
+//!
+//! A lease belongs to the owner, not to the single claim: an owner that claims or renews lengthens all
+//! of its claims. An owner is one delivery of one slice, so they live and die together anyway.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -23,7 +26,7 @@ use crate::ports::{
     SliceRef, Standing, Submission,
 };
 
-/// A script that takes more memory is refused by a full server before it writes anything.
+/// A script that takes more memory: a full server refuses it before it writes anything.
 macro_rules! growing {
     ($file:literal) => {
         LazyLock::new(|| {
@@ -57,11 +60,14 @@ static RENEW: LazyLock<Script> = concluding!("scripts/renew.lua");
 static SETTLE: LazyLock<Script> = concluding!("scripts/settle.lua");
 static COMPLETE: LazyLock<Script> = concluding!("scripts/complete.lua");
 
-/// Most recipients in one HMGET or HSET: Lua unpacks at most 8000 values, two for each.
-const GROUP_MAX: usize = 1000;
+/// A recipient in a bucket: fingerprint and state.
+const RECORD: usize = 11;
 
-/// Buckets an audit reads at a time: some 10,000 recipients, half a millisecond of the server.
-const AUDIT_BUCKETS: u32 = 128;
+/// Recipients an audit reads at a time, roughly: 180 kB, some tens of microseconds of the server.
+const AUDIT_RECIPIENTS: u64 = 16_384;
+
+/// Most buckets an audit reads at a time, however empty they are.
+const AUDIT_BUCKETS: u64 = 512;
 
 /// Code of a claim to release, beside those of `Outcome::ledger_code`.
 const RELEASE: u8 = b'r';
@@ -114,9 +120,10 @@ impl Ledger for Store {
 
     async fn claim(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {
         let order = sorted(claim.recipients);
+        let recipients = distinct(&order, claim.recipients);
         let mut shape = claim.slice.shape;
         for _ in 0..SHAPES {
-            let groups = Groups::of(shape, order.iter().map(|at| claim.recipients[*at as usize]));
+            let groups = Groups::of(shape, &recipients);
             let mut call = self.slice_call(&CLAIM, claim.slice, shape, &groups, 2);
             call.push(&claim.owner.to_bytes()).push(millis(claim.lease));
             for group in &groups.groups {
@@ -131,7 +138,8 @@ impl Ledger for Store {
                         let head = claim.slice.head;
                         self.list(head.id, head.accepted_at_ms).await?;
                     }
-                    return claim_states(&order, reply.bytes(1)?, reply.bytes(2)?);
+                    let states = read_states(reply.bytes(1)?, reply.bytes(2)?)?;
+                    return in_order(&order, claim.recipients, &states);
                 }
             }
         }
@@ -145,10 +153,10 @@ impl Ledger for Store {
         lease: Duration,
         held: &[Fingerprint],
     ) -> Result<bool, LedgerError> {
-        let order = sorted(held);
+        let held = distinct(&sorted(held), held);
         let mut shape = slice.shape;
         for _ in 0..SHAPES {
-            let groups = Groups::of(shape, order.iter().map(|at| held[*at as usize]));
+            let groups = Groups::of(shape, &held);
             let keys = self.0.keys.job(slice.head.id);
             let mut call = groups.call(&RENEW, &keys, 3);
             call.push(shape.buckets)
@@ -167,11 +175,10 @@ impl Ledger for Store {
     }
 
     async fn settle(&self, settle: Settle<'_>) -> Result<Standing, LedgerError> {
-        let entries = settlements(&settle);
+        let (recipients, codes) = settlements(&settle);
         let mut shape = settle.slice.shape;
         for _ in 0..SHAPES {
-            let groups = Groups::of(shape, entries.iter().map(|(fingerprint, _)| *fingerprint));
-            let codes: Vec<u8> = entries.iter().map(|(_, code)| *code).collect();
+            let groups = Groups::of(shape, &recipients);
             let mut call = self.slice_call(&SETTLE, settle.slice, shape, &groups, 2);
             call.push(&settle.owner.to_bytes())
                 .push(u8::from(settle.last));
@@ -230,25 +237,29 @@ impl Ledger for Store {
 
     async fn audit(&self, job: &JobRecord) -> Result<Audit, LedgerError> {
         let keys = self.0.keys.job(job.job);
+        let buckets = u64::from(job.shape.buckets).max(1);
+        let load = job.accounts.total.div_ceil(buckets).max(1);
+        let step = (AUDIT_RECIPIENTS / load).clamp(1, AUDIT_BUCKETS) as u32;
         let mut audit = Audit::default();
         let mut key = String::new();
-        for first in (0..job.shape.buckets).step_by(AUDIT_BUCKETS as usize) {
-            let end = job.shape.buckets.min(first + AUDIT_BUCKETS);
-            let mut pipeline = redis::pipe();
-            for bucket in first..end {
+        for first in (0..job.shape.buckets).step_by(step as usize) {
+            let mut cmd = redis::cmd("MGET");
+            for bucket in first..job.shape.buckets.min(first.saturating_add(step)) {
                 keys.write_bucket(bucket, &mut key);
-                pipeline.cmd("HVALS").arg(&key);
+                cmd.arg(&key);
             }
-            for states in self.0.connection.pipeline(&pipeline).await? {
-                count(&states, &mut audit)?;
+            let reply = Reply::new(self.0.connection.command(&cmd).await?)?;
+            for bucket in &reply.0 {
+                count(bucket, &mut audit)?;
             }
         }
         Ok(audit)
     }
 }
 
-/// A call is made in the shape the slice says and, if the job has another, in that one.
-const SHAPES: usize = 2;
+/// A call is made in the shape the slice says and, if the job has another, in that one; once more if
+/// the job is reshaped in between.
+const SHAPES: usize = 3;
 
 /// Records read in one pipeline.
 const JOBS_AT_ONCE: usize = 100;
@@ -257,10 +268,11 @@ impl Store {
     /// A call on the keys that every job has.
     fn job_call<'a>(&self, script: &'a Script, job: JobId, args: usize, bytes: usize) -> Call<'a> {
         let keys = self.0.keys.job(job);
-        let mut call = Call::new(script, 3, args, 256 + bytes);
+        let mut call = Call::new(script, 4, args, 320 + bytes);
         call.push(&keys.header)
             .push(keys.slices())
-            .push(keys.submissions());
+            .push(keys.submissions())
+            .push(keys.owners());
         call
     }
 
@@ -313,7 +325,6 @@ impl Store {
 
 /// Sorted fingerprints, packed, and how they fall into buckets.
 struct Groups {
-    shape: Shape,
     packed: Vec<u8>,
     groups: Vec<Group>,
 }
@@ -325,16 +336,16 @@ struct Group {
 }
 
 impl Groups {
-    fn of(shape: Shape, sorted: impl Iterator<Item = Fingerprint>) -> Self {
-        let mut packed = Vec::with_capacity(sorted.size_hint().0 * 8);
+    fn of(shape: Shape, sorted: &[Fingerprint]) -> Self {
+        let mut packed = Vec::with_capacity(sorted.len() * 8);
         let mut groups: Vec<Group> = Vec::new();
-        for (at, fingerprint) in sorted.enumerate() {
-            packed.extend_from_slice(&fingerprint.to_bytes());
-            let bucket = shape.bucket(fingerprint);
+        for (at, fingerprint) in sorted.iter().enumerate() {
+            // The fingerprints of a bucket begin alike; the other way round a search finds them by
+            // their first byte.
+            packed.extend_from_slice(&fingerprint.0.to_le_bytes());
+            let bucket = shape.bucket(*fingerprint);
             match groups.last_mut() {
-                Some(group) if group.bucket == bucket && at - group.start < GROUP_MAX => {
-                    group.end = at + 1;
-                }
+                Some(group) if group.bucket == bucket => group.end = at + 1,
                 _ => groups.push(Group {
                     bucket,
                     start: at,
@@ -342,11 +353,7 @@ impl Groups {
                 }),
             }
         }
-        Self {
-            shape,
-            packed,
-            groups,
-        }
+        Self { packed, groups }
     }
 
     fn packed(&self, group: &Group) -> &[u8] {
@@ -354,21 +361,13 @@ impl Groups {
     }
 
     fn call<'a>(&self, script: &'a Script, keys: &JobKeys, args: usize) -> Call<'a> {
-        debug_assert!(
-            self.groups
-                .iter()
-                .all(|group| group.bucket < self.shape.buckets.max(1))
-        );
-        let bytes = 512 + self.groups.len() * 56 + self.packed.len() * 2;
-        let mut call = Call::new(
-            script,
-            3 + self.groups.len(),
-            args + 2 * self.groups.len(),
-            bytes,
-        );
+        let count = self.groups.len();
+        let bytes = 640 + count * 56 + self.packed.len() * 2;
+        let mut call = Call::new(script, 4 + count, args + 2 * count, bytes);
         call.push(&keys.header)
             .push(keys.slices())
-            .push(keys.submissions());
+            .push(keys.submissions())
+            .push(keys.owners());
         let mut key = String::with_capacity(keys.header.len() + 12);
         for group in &self.groups {
             keys.write_bucket(group.bucket, &mut key);
@@ -387,10 +386,17 @@ fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
     order
 }
 
+/// The sorted fingerprints, each once. Two recipients of one fingerprint are one to the ledger.
+fn distinct(order: &[u32], fingerprints: &[Fingerprint]) -> Vec<Fingerprint> {
+    let mut distinct: Vec<_> = order.iter().map(|at| fingerprints[*at as usize]).collect();
+    distinct.dedup();
+    distinct
+}
+
 /// What to write for each recipient, sorted, each once: the first outcome given counts, and an
 /// outcome counts more than a release. Duplicates are nothing to write: they are what is left of the
 /// entries when the slice ends.
-fn settlements(settle: &Settle<'_>) -> Vec<(Fingerprint, u8)> {
+fn settlements(settle: &Settle<'_>) -> (Vec<Fingerprint>, Vec<u8>) {
     let outcomes = settle
         .outcomes
         .iter()
@@ -402,34 +408,44 @@ fn settlements(settle: &Settle<'_>) -> Vec<(Fingerprint, u8)> {
     let mut entries: Vec<_> = outcomes.chain(releases).collect();
     entries.sort_by_key(|(fingerprint, _)| *fingerprint);
     entries.dedup_by_key(|(fingerprint, _)| *fingerprint);
-    entries
+    entries.into_iter().unzip()
 }
 
-fn claim_states(order: &[u32], states: &[u8], lefts: &[u8]) -> Result<Claimed, LedgerError> {
-    if states.len() != order.len() {
-        return Err(broken(format!(
-            "{} states for {} recipients",
-            states.len(),
-            order.len()
-        )));
-    }
+/// The states a claim answers with, of sorted and distinct recipients.
+fn read_states(states: &[u8], lefts: &[u8]) -> Result<Vec<ClaimState>, LedgerError> {
     let mut lefts = lefts.as_chunks::<4>().0.iter();
+    let read = |code: &u8| match code {
+        b'g' => Ok(ClaimState::Granted),
+        b't' => Ok(ClaimState::TakenOver),
+        b'h' => {
+            let left = lefts.next().ok_or_else(|| broken("a wait is missing"))?;
+            let left = Duration::from_millis(u32::from_be_bytes(*left).into());
+            Ok(ClaimState::Held { left })
+        }
+        code => Outcome::from_ledger_code(*code)
+            .map(ClaimState::Settled)
+            .ok_or_else(|| broken(format!("outcome {code:#x}"))),
+    };
+    states.iter().map(read).collect()
+}
+
+/// The states in the order the recipients were asked for.
+fn in_order(
+    order: &[u32],
+    recipients: &[Fingerprint],
+    states: &[ClaimState],
+) -> Result<Claimed, LedgerError> {
     let mut claimed = vec![ClaimState::Granted; order.len()];
-    for (at, code) in order.iter().zip(states) {
-        claimed[*at as usize] = match code {
-            b'g' => ClaimState::Granted,
-            b't' => ClaimState::TakenOver,
-            b'h' => {
-                let left = lefts.next().ok_or_else(|| broken("a wait is missing"))?;
-                ClaimState::Held {
-                    left: Duration::from_millis(u32::from_be_bytes(*left).into()),
-                }
-            }
-            code => ClaimState::Settled(
-                Outcome::from_ledger_code(*code)
-                    .ok_or_else(|| broken(format!("outcome {code:#x}")))?,
-            ),
+    let mut states = states.iter();
+    let mut before = None;
+    for at in order {
+        let fingerprint = recipients[*at as usize];
+        let state = match before {
+            Some((same, state)) if same == fingerprint => state,
+            _ => *states.next().ok_or_else(|| broken("a state is missing"))?,
         };
+        claimed[*at as usize] = state;
+        before = Some((fingerprint, state));
     }
     Ok(Claimed::Each(claimed))
 }
@@ -446,22 +462,26 @@ fn millis(duration: Duration) -> u64 {
         .unwrap_or(u64::from(u32::MAX))
 }
 
-fn count(states: &Value, audit: &mut Audit) -> Result<(), LedgerError> {
-    let Value::Array(states) = states else {
-        return Err(broken("HVALS gives no array"));
+fn count(bucket: &Value, audit: &mut Audit) -> Result<(), LedgerError> {
+    let records = match bucket {
+        Value::Nil => return Ok(()),
+        Value::BulkString(bucket) => bucket.as_chunks::<RECORD>(),
+        other => return Err(broken(format!("{other:?} where a bucket is expected"))),
     };
-    for state in states {
-        let Value::BulkString(state) = state else {
-            return Err(broken("a state is no string"));
-        };
-        let counter = match state.first() {
-            Some(b's') => &mut audit.sent,
-            Some(b'f') => &mut audit.failed,
-            Some(b'u') => &mut audit.uncertain,
-            Some(b'e') => &mut audit.expired,
-            Some(b'x') => &mut audit.cancelled,
-            Some(b'c') => &mut audit.claimed,
-            other => return Err(broken(format!("state {other:?}"))),
+    let (records, rest) = records;
+    if !rest.is_empty() {
+        return Err(broken("a bucket ends in the middle of a record"));
+    }
+    for record in records {
+        let counter = match record[8] {
+            b's' => &mut audit.sent,
+            b'f' => &mut audit.failed,
+            b'u' => &mut audit.uncertain,
+            b'e' => &mut audit.expired,
+            b'x' => &mut audit.cancelled,
+            128.. => &mut audit.claimed,
+            RELEASE => continue,
+            other => return Err(broken(format!("state {other:#x}"))),
         };
         *counter += 1;
     }
@@ -586,22 +606,23 @@ mod tests {
     }
 
     #[test]
-    fn groups_cover_everybody_in_order_and_none_is_too_large() {
+    fn groups_cover_everybody_in_order() {
         let shape = Shape {
             buckets: 3,
             partitions: 1,
         };
-        let fingerprints: Vec<_> = (0..5000u64).map(|n| Fingerprint(n << 50)).collect();
-        let groups = Groups::of(shape, fingerprints.iter().copied());
+        let fingerprints: Vec<_> = (0..5000u64)
+            .map(|n| Fingerprint(n * (u64::MAX / 5000)))
+            .collect();
+        let groups = Groups::of(shape, &fingerprints);
         let mut next = 0;
         for group in &groups.groups {
             assert_eq!(group.start, next);
-            assert!(group.end - group.start <= GROUP_MAX);
             for fingerprint in &fingerprints[group.start..group.end] {
                 assert_eq!(shape.bucket(*fingerprint), group.bucket);
             }
             next = group.end;
         }
-        assert_eq!(next, 5000);
+        assert_eq!((next, groups.groups.len()), (5000, 3));
     }
 }

@@ -14,8 +14,8 @@
 //! so that the scripts are fit for Redis Cluster; the connection speaks to one server, which may be a
 //! proxy or whatever a failover leaves behind one address.
 //!
-//! Read [`keys`] for the layout, `scripts/*.lua` for the steps, [`ledger`] and [`limiter`] for how
-//! they are called, [`connection`] for what happens when the server is away.
+//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger` and `limiter` for how
+//! they are called, `connection` for what happens when the server is away.
 
 mod connection;
 mod keys;

@@ -338,7 +338,7 @@ async fn a_slice_ends_once() {
     assert!(store.expanded(job.id(), "s").await.unwrap().finished);
 }
 
-/// The recipients of a window may come in any order, and be more than Lua unpacks at once.
+/// The recipients of a window may come in any order, be many, and share a fingerprint.
 #[tokio::test]
 async fn windows_may_be_unsorted_and_large() {
     let Some(bench) = Bench::start().await else {
@@ -351,6 +351,13 @@ async fn windows_may_be_unsorted_and_large() {
     let slice = job.slice(&id, 9000);
     claim(store, slice, ANN, LEASE, &people[..4000]).await;
     settle(store, slice, ANN, &[(people[17], Outcome::Expired)], false).await;
+    let same = [people[5], people[17], people[5], people[17]];
+    let states = each(claim(store, slice, ANN, LEASE, &same).await);
+    let sent = ClaimState::Settled(Outcome::Expired);
+    assert_eq!(
+        states,
+        [ClaimState::Granted, sent, ClaimState::Granted, sent]
+    );
     let states = each(claim(store, slice, BOB, LEASE, &people).await);
     for (at, state) in states.iter().enumerate() {
         match at {
@@ -364,6 +371,32 @@ async fn windows_may_be_unsorted_and_large() {
         (standing.accounts.sent, standing.accounts.expired),
         (8999, 1)
     );
+}
+
+/// A recipient whose fingerprint happens to stand across the records of others is not taken for one
+/// of them.
+#[tokio::test]
+async fn fingerprints_are_told_from_bytes_that_look_like_them() {
+    let Some(bench) = Bench::start().await else {
+        return;
+    };
+    let (store, job) = (&bench.store, Job::new(1));
+    store.accept(&job.submission("s", 2)).await.unwrap();
+    let id = SliceId::new("s", 0, 0);
+    let slice = job.slice(&id, 2);
+    // The seven last bytes of the first and the code of its outcome.
+    let first = Fingerprint(u64::from_le_bytes(*b"0abcdefg"));
+    let second = Fingerprint(u64::from_le_bytes(*b"abcdefgs"));
+    settle(store, slice, ANN, &[(first, Outcome::Sent)], false).await;
+    let states = each(claim(store, slice, ANN, LEASE, &[second]).await);
+    assert_eq!(states, [ClaimState::Granted]);
+    let states = each(claim(store, slice, BOB, LEASE, &[second]).await);
+    assert!(matches!(states[0], ClaimState::Held { .. }));
+    let standing = settle(store, slice, BOB, &[(second, Outcome::Failed)], true).await;
+    assert_eq!((standing.accounts.sent, standing.accounts.failed), (1, 1));
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    let audit = store.audit(&record).await.unwrap();
+    assert_eq!((audit.sent, audit.failed, audit.claimed), (1, 1, 0));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -426,9 +459,12 @@ async fn a_job_is_accepted_extended_and_completed_once() {
     assert_eq!((record.pending, record.rebuilt), (0, false));
     assert!(record.completed_at_ms >= record.progress_at_ms);
 
-    // Further recipients, from somebody who would have chosen another shape.
+    // Further recipients, from somebody who would have chosen another shape, if not by far.
     let second = Submission {
-        shape: Shape::of(1_000_000, 500),
+        shape: Shape {
+            buckets: 7 * shape.buckets,
+            partitions: 9,
+        },
         ..job.submission("two", 3)
     };
     assert_eq!(
@@ -460,6 +496,68 @@ async fn a_job_is_accepted_extended_and_completed_once() {
         (3, 2),
         "{record:?}"
     );
+}
+
+/// A test message to a few, then the same job to a million: the few find their place in the larger
+/// job, and who holds claims and slices of the old shape notices nothing.
+#[tokio::test]
+async fn a_job_grows_with_its_submissions() {
+    let Some(bench) = Bench::start().await else {
+        return;
+    };
+    let (store, job) = (&bench.store, Job::new(2));
+    let people = job.fingerprints(0..60);
+    store.accept(&job.submission("few", 40)).await.unwrap();
+    let id = SliceId::new("few", 0, 0);
+    let few = job.slice(&id, 40);
+    claim(store, few, ANN, LEASE, &people[..40]).await;
+    settle(store, few, ANN, &all(&people[..20], Outcome::Sent), false).await;
+
+    let mut many = Job {
+        head: job.head.clone(),
+        shape: Shape {
+            buckets: 12_500,
+            partitions: 64,
+        },
+    };
+    let shape = many.shape;
+    assert_eq!(
+        store.accept(&many.submission("many", 60)).await.unwrap(),
+        Accepted::Expand {
+            shape,
+            first: false
+        }
+    );
+    many.shape.partitions = 1;
+    let id = SliceId::new("many", 0, 0);
+    let states = each(claim(store, many.slice(&id, 60), BOB, LEASE, &people).await);
+    assert_eq!(states[..20], [ClaimState::Settled(Outcome::Sent); 20]);
+    assert!(
+        states[20..40]
+            .iter()
+            .all(|state| matches!(state, ClaimState::Held { .. }))
+    );
+    assert_eq!(states[40..], [ClaimState::Granted; 20]);
+    assert!(store.renew(few, ANN, LEASE, &people[20..40]).await.unwrap());
+    settle(
+        store,
+        few,
+        ANN,
+        &all(&people[20..40], Outcome::Failed),
+        true,
+    )
+    .await;
+    assert_eq!(
+        claim(store, few, BOB, LEASE, &people[..40]).await,
+        Claimed::SliceDone
+    );
+    let rest = all(&people[40..], Outcome::Sent);
+    let standing = settle(store, many.slice(&id, 60), BOB, &rest, true).await;
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(record.shape, shape);
+    let audit = store.audit(&record).await.unwrap();
+    assert_eq!((audit.sent, audit.failed, audit.claimed), (40, 20, 0));
+    assert!(audit.differences(&standing.accounts).is_empty());
 }
 
 /// A job that is announced in parts is not finished before the last of them.
@@ -679,7 +777,7 @@ async fn slices_of_another_shape_find_the_same_recipients() {
     claim(&bench.store, new, ANN, LEASE, &people[20..]).await;
 
     let shape = job.shape;
-    job.shape = Shape::of(40_000, 500);
+    job.shape.buckets = 500;
     let id = SliceId::new("old", 0, 0);
     let old = job.slice(&id, 50);
     let states = each(claim(&bench.store, old, BOB, LEASE, &people).await);
@@ -769,7 +867,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 #[derive(Clone, Copy, Debug)]
 enum Held {
-    Claimed { owner: u64, expired: bool },
+    Claimed { owner: u64 },
     Settled(Outcome),
 }
 
@@ -777,6 +875,8 @@ enum Held {
 #[derive(Default)]
 struct Model {
     held: HashMap<usize, Held>,
+    /// Owners whose last lease was over at once.
+    expired: [bool; 3],
     counted: [u32; 3],
     accounts: Accounts,
 }
@@ -797,8 +897,8 @@ impl Model {
         let state = |recipient: &usize| match before.get(recipient) {
             None => ClaimState::Granted,
             Some(Held::Settled(outcome)) => ClaimState::Settled(*outcome),
-            Some(Held::Claimed { owner: other, .. }) if *other == owner => ClaimState::Granted,
-            Some(Held::Claimed { expired: true, .. }) => ClaimState::TakenOver,
+            Some(Held::Claimed { owner: other }) if *other == owner => ClaimState::Granted,
+            Some(Held::Claimed { owner }) if self.expired[*owner as usize] => ClaimState::TakenOver,
             Some(Held::Claimed { .. }) => ClaimState::Held {
                 left: Duration::ZERO,
             },
@@ -806,23 +906,22 @@ impl Model {
         let states: Vec<_> = recipients.iter().map(state).collect();
         for (recipient, state) in recipients.iter().zip(&states) {
             if matches!(state, ClaimState::Granted | ClaimState::TakenOver) {
-                self.held
-                    .insert(*recipient, Held::Claimed { owner, expired });
+                self.held.insert(*recipient, Held::Claimed { owner });
+                self.expired[owner as usize] = expired;
             }
         }
         Some(states)
     }
 
     fn is_own(&self, recipient: usize, me: u64) -> bool {
-        matches!(self.held.get(&recipient), Some(Held::Claimed { owner, .. }) if *owner == me)
+        matches!(self.held.get(&recipient), Some(Held::Claimed { owner }) if *owner == me)
     }
 
     fn renew(&mut self, owner: u64, recipients: &[usize], expired: bool) -> bool {
         let mut whole = true;
         for recipient in recipients {
             if self.is_own(*recipient, owner) {
-                self.held
-                    .insert(*recipient, Held::Claimed { owner, expired });
+                self.expired[owner as usize] = expired;
             } else {
                 whole = false;
             }

@@ -1,24 +1,46 @@
 -- ACCEPT: registers a submission of a job before any of its slices is published.
 --
--- KEYS     1 header  2 slices  3 submissions
+-- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 app  2 client_msg_no  3 target  4 content digest  5 submission  6 entries  7 parts
 --          8 buckets  9 partitions  10 now in ms  11 ttl in s
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, partitions} or
 --          {'expand', buckets, partitions, 1 if this is the first submission}
--- Atomic   because two producers may submit the same job at once: one freezes the shape, and a
+-- Atomic   because two producers may submit the same job at once: one decides the shape, and a
 --          submission raises the total once.
 
 local ttl = ARGV[11]
-local row = call('HMGET', HEADER, 'buckets', 'partitions', 'digest', 'parts')
+
+-- Moves all records into as many buckets as a far larger submission wants: a test message to one
+-- user, then the same job to a million, would put all of them into one bucket. Slices that are cut in
+-- the old shape are told of the new one. The keys of the buckets are made here; they share the
+-- header's hash tag.
+local function reshape(old, buckets)
+  local moved = {}
+  for number = 0, old - 1 do
+    local bucket = call('GETDEL', HEADER .. ':' .. digits(number))
+    for at = 1, bucket and #bucket or 0, RECORD do
+      local high = struct.unpack('<I4', bucket, at + 4)
+      local target = math.floor(high * buckets / 4294967296)
+      moved[target] = moved[target] or {}
+      table.insert(moved[target], sub(bucket, at, at + RECORD - 1))
+    end
+  end
+  for number, pieces in pairs(moved) do
+    call('SET', HEADER .. ':' .. digits(number), table.concat(pieces), 'EX', ttl)
+  end
+end
+
+-- Worth it from eight times as many buckets. It blocks the server for a microsecond per record, and
+-- a larger job has enough buckets to grow; beyond 2^20 buckets the arithmetic would not be exact.
+local RESHAPE_FROM, RESHAPE_RECORDS, RESHAPE_BUCKETS = 8, 50000, 1048576
+
+local row = call('HMGET', HEADER, 'buckets', 'partitions', 'digest', 'parts', 'total')
 local buckets, partitions, digest, parts = row[1], row[2], row[3], row[4]
 local first = not buckets
 if first then
-  -- Without a header, what is left of an earlier life of the job does not count.
-  call('DEL', SLICES, SUBMISSIONS)
   buckets, partitions = ARGV[8], ARGV[9]
-  call('HSET', HEADER, 'app', ARGV[1], 'client_msg_no', ARGV[2], 'target', ARGV[3],
-    'digest', ARGV[4], 'buckets', buckets, 'partitions', partitions,
-    'accepted_at_ms', ARGV[10], 'parts', ARGV[7])
+  begin('app', ARGV[1], 'client_msg_no', ARGV[2], 'target', ARGV[3], 'digest', ARGV[4],
+    'buckets', buckets, 'partitions', partitions, 'accepted_at_ms', ARGV[10], 'parts', ARGV[7])
 else
   -- A header that was rebuilt from slices knows no digest; it takes the first it meets.
   if digest == '' then
@@ -28,6 +50,13 @@ else
   end
   if tonumber(ARGV[7]) > tonumber(parts or 0) then
     call('HSET', HEADER, 'parts', ARGV[7])
+  end
+  local old, wanted = tonumber(buckets), tonumber(ARGV[8])
+  if wanted >= RESHAPE_FROM * old and wanted <= RESHAPE_BUCKETS
+    and tonumber(row[5] or 0) <= RESHAPE_RECORDS then
+    reshape(old, wanted)
+    buckets, partitions = ARGV[8], ARGV[9]
+    call('HSET', HEADER, 'buckets', buckets, 'partitions', partitions)
   end
 end
 

@@ -1,16 +1,13 @@
 -- CLAIM: claims a window of the recipients of one slice for one owner.
 --
--- KEYS     1 header  2 slices  3 submissions  4.. one bucket each
+-- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 slice  2 entries  3 submission  4 buckets  5 partitions  6 app  7 client_msg_no
 --          8 target  9 accepted_at in ms  10 ttl in s  11 owner, 8 bytes  12 lease in ms
---          13.. per bucket: fingerprints, 8 bytes each
+--          13.. per bucket: different fingerprints, 8 bytes each
 -- Returns  {0, buckets, partitions} if the job has another shape; {1} if the slice is done;
 --          {2, states, lefts, rebuilt}: one byte per recipient (g granted, t taken over, h held, or
 --          its outcome), 4 bytes of milliseconds per held one, 1 if the total grew by the slice
 -- Atomic   because between reading "nobody has it" and writing "it is mine" nobody may do the same.
---
--- A claim is 'c', 8 bytes of owner, 6 bytes of deadline; an outcome is a single byte. One HMGET and
--- one HSET per bucket: a look-up in a listpack is linear, and a call costs as much as several.
 
 local ttl, owner = ARGV[10], ARGV[11]
 local counted, rebuilt = locate({
@@ -26,47 +23,86 @@ if counted >= tonumber(ARGV[2]) then
 end
 
 local now = now_ms()
-local mine = 'c' .. owner .. struct.pack('>I6', now + ARGV[12])
-local states, lefts, fields, writes = {}, {}, {}, {}
-local done, granted = 0, 0
-for k = 4, #KEYS do
-  local bucket, packed = KEYS[k], ARGV[k + 9]
+local mine = call('HGET', OWNERS, owner)
+if not mine then
+  mine = struct.pack('>I3', 8388608 + call('HINCRBY', HEADER, 'owners', 1) % 8388608)
+  call('HSET', OWNERS, owner, mine)
+  call('EXPIRE', OWNERS, ttl)
+end
+
+-- How long the owner of a claim still has it, in ms; below 1 when no longer.
+local others = {}
+local function left_of(number)
+  local left = others[number]
+  if not left then
+    local holder = call('HGET', OWNERS, number)
+    left = holder and struct.unpack('>I6', holder, 9) - now or 0
+    others[number] = left
+  end
+  return left
+end
+
+-- Whether nobody of these is in the bucket, as is usual.
+local function none(bucket, packed)
+  for i = 8, #packed, 8 do
+    if find(bucket, sub(packed, i - 7, i), 1, true) then
+      return false
+    end
+  end
+  return true
+end
+
+local states, lefts, granted = {}, {}, false
+for k = 5, #KEYS do
+  local key, packed = KEYS[k], ARGV[k + 8]
   local count = #packed / 8
-  for i = 1, count do
-    fields[i] = sub(packed, i * 8 - 7, i * 8)
-  end
-  local held = call('HMGET', bucket, unpack(fields, 1, count))
-  local last = 0
-  for i = 1, count do
-    local state, answer = held[i], 'g'
-    if state then
-      if #state == 1 then
-        answer = state
-      elseif sub(state, 2, 9) ~= owner then
-        local left = struct.unpack('>I6', state, 10) - now
-        if left > 0 then
-          answer = 'h'
-          lefts[#lefts + 1] = struct.pack('>I4', math.min(left, 4294967295))
-        else
-          answer = 't'
+  local bucket = call('GETEX', key, 'EX', ttl)
+  if not bucket then
+    call('SET', key, records(packed, mine), 'EX', ttl)
+    states[#states + 1] = string.rep('g', count)
+    granted = true
+  elseif none(bucket, packed) then
+    call('APPEND', key, records(packed, mine))
+    states[#states + 1] = string.rep('g', count)
+    granted = true
+  else
+    local fresh = {}
+    local write, flush = writer(key)
+    for i = 1, count do
+      local fingerprint = sub(packed, i * 8 - 7, i * 8)
+      local at = place(bucket, fingerprint)
+      local answer = 'g'
+      if not at then
+        fresh[#fresh + 1] = fingerprint
+      else
+        local state = sub(bucket, at + 8, at + 10)
+        if byte(state) < 128 and state ~= RELEASED then
+          answer = sub(state, 1, 1)
+        elseif state ~= mine then
+          local left = state ~= RELEASED and left_of(state)
+          if left and left > 0 then
+            answer = 'h'
+            lefts[#lefts + 1] = struct.pack('>I4', math.min(left, 4294967295))
+          else
+            if left then
+              answer = 't'
+            end
+            write(at, fingerprint .. mine)
+          end
         end
+        granted = granted or answer == 'g' or answer == 't'
       end
+      states[#states + 1] = answer
     end
-    if answer == 'g' or answer == 't' then
-      writes[last + 1] = fields[i]
-      writes[last + 2] = mine
-      last = last + 2
+    flush()
+    if #fresh > 0 then
+      call('APPEND', key, records(table.concat(fresh), mine))
+      granted = true
     end
-    states[done + i] = answer
-  end
-  done = done + count
-  if last > 0 then
-    granted = granted + last
-    call('HSET', bucket, unpack(writes, 1, last))
-    call('EXPIRE', bucket, ttl)
   end
 end
-if granted > 0 then
+if granted then
+  call('HSET', OWNERS, mine, owner .. struct.pack('>I6', now + ARGV[12]))
   keep(ttl)
 end
 return { 2, table.concat(states), table.concat(lefts), rebuilt }

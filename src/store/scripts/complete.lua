@@ -1,6 +1,6 @@
 -- COMPLETE: marks a finished job completed, once.
 --
--- KEYS     1 header  2 slices  3 submissions
+-- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     none
 -- Returns  1 for whoever did it, else 0 (done before, not finished, or not known)
 -- Atomic   because the job may be extended between the look and the mark.
@@ -9,5 +9,7 @@ local now = standing()
 if now[8] == 0 or now[9] == 1 then
   return 0
 end
+-- Nobody is pending, so nobody is claimed.
+call('DEL', OWNERS)
 call('HSET', HEADER, 'completed_at_ms', digits(now_ms()))
 return 1

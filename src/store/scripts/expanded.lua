@@ -1,6 +1,6 @@
 -- EXPANDED: records, once, that all slices of a submission are published.
 --
--- KEYS     1 header  2 slices  3 submissions
+-- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 submission  2 ttl in s
 -- Returns  the standing, or an empty array if the ledger has lost the job
 -- Atomic   because the flag and its counter change together.

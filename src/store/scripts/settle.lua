@@ -1,9 +1,9 @@
 -- SETTLE: records outcomes, releases claims and counts.
 --
--- KEYS     1 header  2 slices  3 submissions  4.. one bucket each
+-- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 slice  2 entries  3 submission  4 buckets  5 partitions  6 app  7 client_msg_no
 --          8 target  9 accepted_at in ms  10 ttl in s  11 owner, 8 bytes  12 1 if the slice ends here
---          13.. per bucket: fingerprints, 8 bytes each; then one byte each, the outcome or r for release
+--          13.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release
 -- Returns  {0, buckets, partitions} if the job has another shape; {1, rebuilt, total, sent,
 --          duplicate, failed, uncertain, expired, cancelled, finished, completed}
 -- Atomic   because a counter rises exactly when a recipient gets its first outcome.
@@ -23,40 +23,50 @@ if not counted then
   return { 0, rebuilt[1], rebuilt[2] }
 end
 
+-- Nil if this owner has claimed nothing.
+local mine = call('HGET', OWNERS, owner)
 local tally, settled = {}, 0
-local fields, writes = {}, {}
-for k = 4, #KEYS do
-  local bucket, packed, codes = KEYS[k], ARGV[2 * k + 5], ARGV[2 * k + 6]
-  local count = #codes
-  for i = 1, count do
-    fields[i] = sub(packed, i * 8 - 7, i * 8)
+
+local function count_in(code, count)
+  if code ~= 'r' then
+    tally[code] = (tally[code] or 0) + count
+    settled = settled + count
   end
-  local held = call('HMGET', bucket, unpack(fields, 1, count))
-  local last, unclaimed, released = 0, false, {}
-  for i = 1, count do
-    local state, code = held[i], sub(codes, i, i)
-    if code == 'r' then
-      if state and #state > 1 and sub(state, 2, 9) == owner then
-        released[#released + 1] = fields[i]
+end
+
+for k = 5, #KEYS do
+  local key, packed, codes = KEYS[k], ARGV[2 * k + 3], ARGV[2 * k + 4]
+  local count, first = #codes, sub(codes, 1, 1)
+  local bucket = call('GET', key)
+  -- Mostly the window lies there in one piece, as it was claimed, and all end the same way.
+  local at = mine and bucket and find(bucket, records(packed, mine), 1, true)
+  if at and at % RECORD == 1 and codes == string.rep(first, count) then
+    call('SETRANGE', key, at - 1, records(packed, first .. '\0\0'))
+    count_in(first, count)
+  else
+    local fresh = {}
+    local write, flush = writer(key)
+    for i = 1, count do
+      local fingerprint, code = sub(packed, i * 8 - 7, i * 8), sub(codes, i, i)
+      local at = bucket and place(bucket, fingerprint)
+      local state = at and sub(bucket, at + 8, at + 10)
+      if code == 'r' then
+        if at and state == mine then
+          write(at, fingerprint .. RELEASED)
+        end
+      elseif not at then
+        fresh[#fresh + 1] = fingerprint .. code .. '\0\0'
+        count_in(code, 1)
+      elseif state == RELEASED or byte(state) >= 128 then
+        write(at, fingerprint .. code .. '\0\0')
+        count_in(code, 1)
       end
-    elseif not state or #state > 1 then
-      unclaimed = unclaimed or not state
-      writes[last + 1] = fields[i]
-      writes[last + 2] = code
-      last = last + 2
-      tally[code] = (tally[code] or 0) + 1
     end
-  end
-  if last > 0 then
-    settled = settled + last / 2
-    call('HSET', bucket, unpack(writes, 1, last))
-    -- A claim has set the bucket's expiry; without one the bucket may be new.
-    if unclaimed then
-      call('EXPIRE', bucket, ttl)
+    flush()
+    if #fresh > 0 then
+      call('APPEND', key, table.concat(fresh))
+      call('EXPIRE', key, ttl)
     end
-  end
-  if #released > 0 then
-    call('HDEL', bucket, unpack(released))
   end
 end
 
@@ -77,6 +87,8 @@ if settled > 0 or duplicate ~= 0 then
   end
   call('HSET', HEADER, 'progress_at_ms', digits(now_ms()))
   call('HSET', SLICES, ARGV[1], after)
-  keep(ttl)
+  if not mine then
+    keep(ttl)
+  end
 end
 return { 1, rebuilt, unpack(standing()) }
