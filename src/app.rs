@@ -2,11 +2,14 @@
 //! process and runs the phases of its start and stop.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Status};
@@ -15,11 +18,14 @@ use crate::config::{Config, TargetConfig};
 use crate::domain::fields::summary;
 use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
+use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
+use crate::gateway::{Server, keep_publisher};
 use crate::im::http::{Client, ClientSettings};
 use crate::metrics::Metrics;
+use crate::ports::{Broker, Shelves};
 use crate::store::{self, Store};
-use crate::worker::{AppRuntime, Context, Settings, TargetRuntime, Worker};
+use crate::worker::{self, AppRuntime, Context, Settings, TargetRuntime, Worker};
 
 /// RabbitMQ as configured; connects to nothing yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
@@ -97,12 +103,12 @@ fn target_runtime(
     })
 }
 
-fn context(
+fn context<S: worker::Store>(
     config: &Config,
-    store: Store,
+    store: S,
     client: Client,
     metrics: Arc<Metrics>,
-) -> Result<Context<Store, Client>, Failure> {
+) -> Result<Context<S, Client>, Failure> {
     let worker = &config.worker;
     let targets: Result<Vec<_>, Failure> = config
         .targets
@@ -137,73 +143,159 @@ fn context(
     ))
 }
 
-/// Runs a worker until a signal, then drains. Start: configuration (done), signals, ledger policy,
-/// admin port, sessions. Stop: readiness off, no new work, what is in work, sessions, admin port.
+/// Runs a worker on RabbitMQ and Redis until a signal, then drains.
 pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
+    announce("worker", &config);
+    let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
+    let store = ledger(&config)?;
+    check_ledger(&store, &drain).await?;
+    let process = Process::start(&config, broker(&config)?, store)?;
+    process.run(&config, drain, None).await
+}
+
+/// Runs gateway and worker in one process until a signal, then drains: on RabbitMQ and Redis where
+/// they are configured, else on the embedded engine.
+pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
+    announce("serve", &config);
+    let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
+    if config.broker.url.expose().is_empty() {
+        let engine = embedded(&config)?;
+        tracing::info!(folder = %config.embedded.folder.display(), "embedded engine");
+        return serve(&config, engine.broker(), engine.store(), drain).await;
+    }
+    let store = ledger(&config)?;
+    check_ledger(&store, &drain).await?;
+    serve(&config, broker(&config)?, store, drain).await
+}
+
+async fn serve<B: Broker + Shelves, S: worker::Store>(
+    config: &Config,
+    broker: B,
+    store: S,
+    drain: CancellationToken,
+) -> Result<Exit, Failure> {
+    let process = Process::start(config, broker.clone(), store)?;
+    let (publisher, published) = watch::channel(None);
+    let (listen, token) = (config.gateway.listen, config.gateway.token.clone());
+    let context = Arc::clone(&process.context);
+    let server = Server::bind(listen, token, broker.clone(), context, published)
+        .await
+        .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
+    let address = server.address().or_exit(Exit::Internal)?;
+    tracing::info!(%address, "gateway listens");
+    let gateway = Gateway { server, keep: Box::pin(keep_publisher(broker, publisher, drain.clone())) };
+    process.run(config, drain, Some(gateway)).await
+}
+
+/// The embedded engine in its folder.
+fn embedded(config: &Config) -> Result<Engine, Failure> {
+    let settings = embedded::Settings {
+        targets: config.targets.keys().cloned().collect(),
+        dedup_window: config.ledger.dedup_window,
+        ..embedded::Settings::new(&config.embedded.folder)
+    };
+    Engine::open(&settings).or_exit(Exit::Unavailable)
+}
+
+fn announce(role: &str, config: &Config) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         targets = config.targets.len(),
         apps = config.apps.len(),
-        "fanwise worker starts"
+        "fanwise {role} starts"
     );
-    let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
-    let metrics = Arc::new(Metrics::new());
-    let store = ledger(&config)?;
-    check_ledger(&store, &drain).await?;
-    let client = Client::new(ClientSettings::defaults());
-    let calls = client.clone();
-    let worker = Worker::new(
-        broker(&config)?,
-        Arc::new(context(&config, store, client, Arc::clone(&metrics))?),
-    );
-    let refreshed = Arc::clone(&metrics);
-    let status = Status {
-        metrics: Arc::clone(&metrics),
-        refresh: Arc::new(move || {
-            let counts = calls.counts();
-            refreshed.connections(counts.opened.load(Relaxed), counts.reused.load(Relaxed));
-        }),
-        ready: worker.ready(),
-    };
-    let admin = Admin::start(config.admin.listen, status).map_err(|error| {
-        let what = format!(
-            "cannot listen on admin.listen = {}: {error}",
-            config.admin.listen
-        );
-        Failure::message(Exit::Unavailable, what)
-    })?;
-    tracing::info!(address = %admin.address, "admin port listens");
-    let exit = work(worker, &drain, config.worker.drain_deadline, &metrics).await;
-    drop(admin);
-    Ok(exit)
 }
 
-/// Works until the signal, then for at most the drain deadline.
-async fn work(
-    worker: Worker<Rabbit, Store, Client>,
-    drain: &CancellationToken,
-    deadline: std::time::Duration,
-    metrics: &Metrics,
-) -> Exit {
-    let mut working = tokio::spawn(worker.run(drain.clone()));
-    tokio::select! {
-        () = drain.cancelled() => metrics.draining(),
-        ended = &mut working => {
-            tracing::error!(panicked = ended.is_err(), "the worker ended without being asked");
-            return Exit::Internal;
-        }
+fn cannot_listen(key: &str, listen: SocketAddr, error: &std::io::Error) -> Failure {
+    Failure::message(Exit::Unavailable, format!("cannot listen on {key} = {listen}: {error}"))
+}
+
+/// A process that delivers: the worker with its admin port.
+struct Process<B, S> {
+    worker: Worker<B, S, Client>,
+    context: Arc<Context<S, Client>>,
+    admin: Admin,
+    metrics: Arc<Metrics>,
+}
+
+/// A gateway in the same process.
+struct Gateway {
+    server: Server,
+    keep: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl<B: Broker, S: worker::Store> Process<B, S> {
+    fn start(config: &Config, broker: B, store: S) -> Result<Self, Failure> {
+        let metrics = Arc::new(Metrics::new());
+        let client = Client::new(ClientSettings::defaults());
+        let calls = client.clone();
+        let context = Arc::new(context(config, store, client, Arc::clone(&metrics))?);
+        let worker = Worker::new(broker, Arc::clone(&context));
+        let refreshed = Arc::clone(&metrics);
+        let status = Status {
+            metrics: Arc::clone(&metrics),
+            refresh: Arc::new(move || {
+                let counts = calls.counts();
+                refreshed.connections(counts.opened.load(Relaxed), counts.reused.load(Relaxed));
+            }),
+            ready: worker.ready(),
+        };
+        let listen = config.admin.listen;
+        let admin = Admin::start(listen, status)
+            .map_err(|error| cannot_listen("admin.listen", listen, &error))?;
+        tracing::info!(address = %admin.address, "admin port listens");
+        Ok(Self { worker, context, admin, metrics })
     }
-    match tokio::time::timeout(deadline, &mut working).await {
-        Ok(Ok(())) => {
-            tracing::info!("drained: nothing is in work any more");
-            Exit::Ok
+
+    /// Works until the signal, then for at most the drain deadline. The gateway takes no requests
+    /// from the signal on, and the admin port ends last.
+    async fn run(
+        self,
+        config: &Config,
+        drain: CancellationToken,
+        gateway: Option<Gateway>,
+    ) -> Result<Exit, Failure> {
+        let Self { worker, metrics, admin, .. } = self;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(worker.run(drain.clone()));
+        if let Some(Gateway { server, keep }) = gateway {
+            tasks.spawn(keep);
+            let stop = drain.clone();
+            tasks.spawn(async move {
+                if let Err(error) = server.run(stop).await {
+                    tracing::error!(%error, "the gateway ended");
+                }
+            });
         }
-        Ok(Err(_)) => Exit::Internal,
-        Err(_) => {
-            working.abort();
-            tracing::warn!("the drain deadline passed: what is in work goes back to the broker");
-            Exit::Temporary
+        tokio::select! {
+            () = drain.cancelled() => metrics.draining(),
+            ended = tasks.join_next() => {
+                let panicked = ended.is_some_and(|ended| ended.is_err());
+                tracing::error!(panicked, "a task ended without being asked");
+                return Ok(Exit::Internal);
+            }
         }
+        let all_ended = async {
+            let mut exit = Exit::Ok;
+            while let Some(ended) = tasks.join_next().await {
+                if ended.is_err() {
+                    exit = Exit::Internal;
+                }
+            }
+            exit
+        };
+        let exit = match tokio::time::timeout(config.worker.drain_deadline, all_ended).await {
+            Ok(exit) => {
+                tracing::info!("drained: nothing is in work any more");
+                exit
+            }
+            Err(_) => {
+                tracing::warn!("the drain deadline passed: what is in work goes back to the broker");
+                Exit::Temporary
+            }
+        };
+        drop(admin);
+        Ok(exit)
     }
 }
 

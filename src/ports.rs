@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,25 +176,15 @@ pub struct KeptMessage {
     pub headers: BTreeMap<String, String>,
 }
 
-/// What to do with a message that was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    Keep,
-    /// For good.
-    Remove,
-    /// Keeps it and reads no further.
-    Stop,
-}
-
 /// Looks at what is kept for people.
-pub trait Shelves {
-    /// Shows every message on a shelf to `visit`, the oldest first, and leaves there what `visit`
-    /// does not remove. Returns how many were shown. Messages that arrive meanwhile are not shown.
+pub trait Shelves: Send + Sync {
+    /// Shows every message on a shelf to `visit`, the oldest first, until it breaks off, and leaves
+    /// all of them there. Returns how many were shown. Messages that arrive meanwhile are not shown.
     /// One reader at a time: a second one is refused.
     fn read(
         &self,
         shelf: Shelf,
-        visit: impl FnMut(KeptMessage) -> Then + Send,
+        visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
     ) -> impl Future<Output = Result<u64, BrokerError>> + Send;
 }
 
@@ -379,7 +370,7 @@ pub struct Standing {
     pub completed: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct JobRecord {
     pub job: JobId,
     pub app: String,
@@ -401,7 +392,7 @@ pub struct JobRecord {
     pub shape: Shape,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     Running,

@@ -16,7 +16,10 @@ pub enum LogFormat {
 
 /// Starts logging; the second call in a process has no effect.
 pub fn start(level: &str, format: LogFormat) {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // The AMQP client logs the bodies of returned messages and calls every queue that is not there
+    // yet an error; what matters of it is logged by `amqp`. A filter can still ask for it.
+    let filter = EnvFilter::try_new(format!("lapin=off,{level}"));
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
     let terminal = std::io::stderr().is_terminal();
     let json = match format {
         LogFormat::Auto => !terminal,

@@ -3,6 +3,10 @@
 //! A delivery holds on to the channel it came on, and through it to the session's `lost` token: once
 //! that is cancelled nothing is handed out and nothing is acked any more, even if this channel would
 //! still do it, because the session is lost as a whole.
+//!
+//! An ack says that the broker was told. When a session is closed right behind a burst of acks, the
+//! broker may drop those its channel still holds back from the queue, and hand the messages out
+//! again: one more reason why every reader takes a repeat calmly.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -30,7 +30,8 @@ pub struct Applied {
 }
 
 /// Declares everything; what is there already is checked by the broker, argument by argument. When
-/// a queue was created, it returns when that would survive a crash of the broker.
+/// a queue was created, it returns when that would survive a crash of the broker. A process that finds
+/// queues another one created a moment ago does not wait.
 pub(super) async fn apply(
     dial: &Dial,
     connection: &Connection,

@@ -21,6 +21,7 @@ mod session;
 mod topology;
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 pub use self::consumer::RabbitConsumer;
@@ -31,7 +32,7 @@ pub use self::topology::{Exchange, Kind, Queue, Topology, Value, topology};
 
 use self::connection::Dial;
 use self::topology::Names;
-use crate::ports::{Broker, BrokerError, KeptMessage, Shelf, Shelves, Then};
+use crate::ports::{Broker, BrokerError, KeptMessage, Shelf, Shelves};
 
 /// How to use a RabbitMQ broker.
 #[derive(Clone)]
@@ -44,7 +45,7 @@ pub struct Settings {
     /// The targets that have lanes.
     pub targets: Vec<String>,
     /// The connection is given up after two of these without a sign of life. Whole seconds, at
-    /// least 1; 5 to 20 s serve best.
+    /// least 1; 5 to 20 s serve best. Wins over the one in the URL.
     pub heartbeat: Duration,
     /// How long a publish may wait for its confirm, or for a broker that blocks publishing.
     pub confirm_timeout: Duration,
@@ -140,6 +141,17 @@ impl Rabbit {
         Ok(depths)
     }
 
+    /// Removes the messages that `pick` chooses for good, and returns how many. On an error some of
+    /// them may be gone already. Otherwise like [`Rabbit::read`], but slower.
+    pub async fn remove(
+        &self,
+        shelf: Shelf,
+        pick: impl FnMut(&KeptMessage) -> bool,
+    ) -> Result<u64, BrokerError> {
+        let names = Names::new(&self.settings.namespace);
+        Ok(admin::remove(&self.dial, &admin::queue_of(shelf, &names), pick).await?)
+    }
+
     /// Deletes the whole topology with every message in it.
     pub async fn delete_all(&self) -> Result<(), BrokerError> {
         let connection = self.dial.open("delete").await?;
@@ -154,7 +166,7 @@ impl Shelves for Rabbit {
     async fn read(
         &self,
         shelf: Shelf,
-        visit: impl FnMut(KeptMessage) -> Then + Send,
+        visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
     ) -> Result<u64, BrokerError> {
         let names = Names::new(&self.settings.namespace);
         Ok(admin::read(&self.dial, &admin::queue_of(shelf, &names), visit).await?)

@@ -7,12 +7,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::json;
 
+use super::access::Access;
 use super::{checked_config, output};
-use crate::app;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::ids::JobId;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::ports::{KeptMessage, Shelf, Shelves, Then};
+use crate::ports::{KeptMessage, Shelf};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadCommand {
@@ -46,7 +46,7 @@ pub(super) enum ExportFormat {
 }
 
 /// Which recipients to show; all by default.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct Filter {
     /// Only of this job: its id, or its client_msg_no with --app
     #[arg(long)]
@@ -90,31 +90,34 @@ impl Filter {
 
 /// One recipient with what it was meant to get.
 #[derive(Debug, Serialize)]
-struct Row {
+pub(super) struct Row {
     job: String,
     app: String,
     client_msg_no: String,
     target: String,
     #[serde(flatten)]
-    dead: DeadRecipient,
+    pub(super) dead: DeadRecipient,
     first_attempt_at: String,
     last_attempt_at: String,
 }
 
 pub(super) async fn run(command: DeadCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = checked_config(file.as_deref(), |config, findings| {
-        config.require_broker(findings)
-    })?;
-    let broker = app::broker(&config)?;
+    let config = checked_config(file.as_deref(), |_, _| {})?;
+    let access = Access::of(&config)?;
     match command {
-        DeadCommand::List { filter, json } => list(&read(&broker, &filter).await?, json),
-        DeadCommand::Export { filter, format } => export(&read(&broker, &filter).await?, format),
-        DeadCommand::Rejected { json } => rejected(&broker, json).await,
+        DeadCommand::List { filter, json } => list(&read(&access, &filter).await?, json),
+        DeadCommand::Export { filter, format } => export(&read(&access, &filter).await?, format),
+        DeadCommand::Rejected { json } => rejected(&access, json).await,
     }
 }
 
+/// Everybody who ended failed or uncertain.
+pub(super) async fn all(access: &Access) -> Result<Vec<Row>, Failure> {
+    read(access, &Filter::default()).await
+}
+
 /// Dead letters are published at least once: of several for one recipient of a job the last counts.
-async fn read(broker: &impl Shelves, filter: &Filter) -> Result<Vec<Row>, Failure> {
+async fn read(access: &Access, filter: &Filter) -> Result<Vec<Row>, Failure> {
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     let mut unreadable = 0;
     let visit = |message: KeptMessage| {
@@ -123,12 +126,8 @@ async fn read(broker: &impl Shelves, filter: &Filter) -> Result<Vec<Row>, Failur
             Ok(_) => {}
             Err(_) => unreadable += 1,
         }
-        Then::Keep
     };
-    broker
-        .read(Shelf::Dead, visit)
-        .await
-        .or_exit(Exit::Unavailable)?;
+    access.read(Shelf::Dead, visit).await?;
     if unreadable > 0 {
         tracing::warn!("{unreadable} message(s) in the dead-letter queue are not dead letters");
     }
@@ -242,16 +241,12 @@ fn export(rows: &[Row], format: ExportFormat) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-async fn rejected(broker: &impl Shelves, as_json: bool) -> Result<Exit, Failure> {
+async fn rejected(access: &Access, as_json: bool) -> Result<Exit, Failure> {
     let mut messages = Vec::new();
     let visit = |message: KeptMessage| {
         messages.push(message);
-        Then::Keep
     };
-    broker
-        .read(Shelf::Rejected, visit)
-        .await
-        .or_exit(Exit::Unavailable)?;
+    access.read(Shelf::Rejected, visit).await?;
     let header =
         |message: &KeptMessage, name: &str| message.headers.get(name).cloned().unwrap_or_default();
     if as_json {

@@ -20,7 +20,7 @@ pub(super) async fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
     }
     let unhealthy =
         |what: String| Failure::message(Exit::Unavailable, format!("{address}: {what}"));
-    let answer = tokio::time::timeout(PATIENCE, ask(address)).await;
+    let answer = tokio::time::timeout(PATIENCE, ask(address, "/readyz")).await;
     let answer = answer
         .map_err(|_| unhealthy(format!("no answer within {}s", PATIENCE.as_secs())))?
         .map_err(|error| unhealthy(error.to_string()))?;
@@ -33,12 +33,11 @@ pub(super) async fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
 }
 
 /// One request over one connection; a client for less than this would be longer.
-async fn ask(address: std::net::SocketAddr) -> std::io::Result<String> {
+pub(super) async fn ask(address: std::net::SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    stream
-        .write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(64 * 1024).read_to_end(&mut answer).await?;
+    stream.take(1024 * 1024).read_to_end(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::json;
 
+use super::access::Access;
 use super::output::grouped;
 use super::{checked_config, output, progress};
-use crate::app;
 use crate::domain::ids::JobId;
-use crate::exit::{Exit, Failure, OrExit as _};
-use crate::ports::{JobRecord, JobState, Ledger};
+use crate::exit::{Exit, Failure};
+use crate::gateway::Verification;
+use crate::ports::{JobRecord, JobState};
 use crate::worker::rfc3339;
 
 #[derive(Debug, Subcommand)]
@@ -54,34 +55,36 @@ impl JobArgs {
 
 pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
     let config = checked_config(file.as_deref(), |config, findings| {
-        config.require_ledger(findings)
-    })?;
-    let ledger = app::ledger(&config)?;
-    match command {
-        JobCommand::List { most, json } => list(&ledger, most, json).await,
-        JobCommand::Show(args) => show(&args, &find(&ledger, &args).await?),
-        JobCommand::Watch(args) => {
-            find(&ledger, &args).await?;
-            show(&args, &progress::follow(&ledger, args.id()).await?)
+        if !config.broker.url.expose().is_empty() {
+            config.require_ledger(findings);
         }
-        JobCommand::Verify(args) => verify(&ledger, &args).await,
+    })?;
+    let access = Access::of(&config)?;
+    match command {
+        JobCommand::List { most, json } => list(&access, most, json).await,
+        JobCommand::Show(args) => {
+            show(&args, &access.job(args.id()).await?.ok_or_else(|| unknown(&args))?)
+        }
+        JobCommand::Watch(args) => {
+            access.job(args.id()).await?.ok_or_else(|| unknown(&args))?;
+            show(&args, &progress::follow(&access, args.id()).await?)
+        }
+        JobCommand::Verify(args) => verify(&access, &args).await,
     }
 }
 
-async fn find(ledger: &impl Ledger, args: &JobArgs) -> Result<JobRecord, Failure> {
-    ledger.job(args.id()).await.or_exit(Exit::Unavailable)?.ok_or_else(|| {
-        let what = format!(
-            "there is no job {:?} (looked for id {}); it may be older than the dedup window, not \
-             accepted yet, or rejected",
-            args.job,
-            args.id()
-        );
-        Failure::message(Exit::Unavailable, what)
-    })
+fn unknown(args: &JobArgs) -> Failure {
+    let what = format!(
+        "there is no job {:?} (looked for id {}); it may be older than the dedup window, not accepted \
+         yet, or rejected",
+        args.job,
+        args.id()
+    );
+    Failure::message(Exit::Unavailable, what)
 }
 
-async fn list(ledger: &impl Ledger, most: usize, as_json: bool) -> Result<Exit, Failure> {
-    let jobs = ledger.jobs(most).await.or_exit(Exit::Unavailable)?;
+async fn list(access: &Access, most: usize, as_json: bool) -> Result<Exit, Failure> {
+    let jobs = access.jobs(most).await?;
     if as_json {
         output::json(&jobs)?;
         return Ok(Exit::Ok);
@@ -158,17 +161,14 @@ fn show(args: &JobArgs, job: &JobRecord) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-async fn verify(ledger: &impl Ledger, args: &JobArgs) -> Result<Exit, Failure> {
-    let job = find(ledger, args).await?;
-    let audit = ledger.audit(&job).await.or_exit(Exit::Unavailable)?;
-    // A job that moves between the two looks is compared with itself once more.
-    let after = find(ledger, args).await?;
-    let moving = after.accounts != job.accounts;
-    let differences = audit.differences(&job.accounts);
+async fn verify(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
+    let found = access.verify(args.id()).await?.ok_or_else(|| unknown(args))?;
+    let Verification { record: job, ledger: audit, differences } = found;
     let exact = differences.is_empty();
+    let running = job.state == JobState::Running;
     if args.json {
         output::json(&json!({
-            "job": job.job, "exact": exact, "running": moving, "accounts": job.accounts,
+            "job": job.job, "exact": exact, "running": running, "accounts": job.accounts,
             "pending": job.pending, "ledger": audit, "differences": differences,
         }))?;
     } else if exact {
@@ -182,7 +182,7 @@ async fn verify(ledger: &impl Ledger, args: &JobArgs) -> Result<Exit, Failure> {
         for difference in &differences {
             output::line(format!("differs: {difference}"))?;
         }
-        if moving {
+        if running {
             output::line("the job is running: verify again when it is completed")?;
         }
     }

@@ -1,7 +1,9 @@
 //! The command line: one file per command, each parses, calls and prints; no logic of the product.
 
+mod access;
 mod config;
 mod dead;
+mod demo;
 mod doctor;
 mod healthcheck;
 mod job;
@@ -40,8 +42,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// A broadcast with nothing installed: embedded engine, mock IM server, accounts at the end
+    Demo(demo::DemoArgs),
     /// Take jobs from RabbitMQ and deliver them, until stopped
     Worker,
+    /// Gateway and worker in one process: without RabbitMQ and Redis unless they are configured
+    Serve,
     /// Submit a job
     Send(send::SendArgs),
     /// Look at jobs
@@ -71,7 +77,9 @@ impl Cli {
     pub fn run(self) -> Result<Exit, Failure> {
         let file = self.config;
         match self.command {
+            Command::Demo(args) => asynchronous(demo::run(args)),
             Command::Worker => worker::run(file.as_deref()),
+            Command::Serve => worker::serve(file.as_deref()),
             Command::Send(args) => asynchronous(send::run(args, file)),
             Command::Job(command) => asynchronous(job::run(command, file)),
             Command::Dead(command) => asynchronous(dead::run(command, file)),

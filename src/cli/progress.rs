@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::access::Access;
 use super::output::grouped;
 use crate::domain::accounts::Accounts;
 use crate::domain::ids::JobId;
-use crate::exit::{Exit, Failure, OrExit as _};
-use crate::ports::{JobRecord, JobState, Ledger};
+use crate::exit::{Exit, Failure};
+use crate::ports::{JobRecord, JobState};
 
 /// Between two looks at the ledger.
 const LOOK: Duration = Duration::from_millis(200);
@@ -20,13 +21,13 @@ const LINE: Duration = Duration::from_secs(5);
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Shows a job until it is completed.
-pub(super) async fn follow(ledger: &impl Ledger, job: JobId) -> Result<JobRecord, Failure> {
-    let mut view = View::new();
+pub(super) async fn follow(access: &Access, job: JobId) -> Result<JobRecord, Failure> {
+    let mut view = View::new(true);
     let started = Instant::now();
     loop {
-        match ledger.job(job).await.or_exit(Exit::Unavailable)? {
+        match access.job(job).await? {
             Some(record) => {
-                view.show(&record);
+                view.show(&record, "");
                 if record.state == JobState::Completed {
                     view.end();
                     return Ok(record);
@@ -49,15 +50,17 @@ pub(super) async fn follow(ledger: &impl Ledger, job: JobId) -> Result<JobRecord
     }
 }
 
-struct View {
+/// What is shown of a job while it runs.
+pub(super) struct View {
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
     first: Option<(Instant, u64)>,
 }
 
 impl View {
-    fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+    /// Silent unless `wanted`.
+    pub(super) fn new(wanted: bool) -> Self {
+        let bar = (wanted && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(0);
             let template = "{bar:24} {percent:>3}%  {msg}";
             if let Ok(style) = ProgressStyle::with_template(template) {
@@ -72,7 +75,8 @@ impl View {
         }
     }
 
-    fn show(&mut self, record: &JobRecord) {
+    /// `limiting`: what keeps the job from going faster, if that is known.
+    pub(super) fn show(&mut self, record: &JobRecord, limiting: &str) {
         let settled = record.accounts.settled();
         let (since, base) = *self.first.get_or_insert((Instant::now(), settled));
         let rate = (settled - base.min(settled)) as f64 / since.elapsed().as_secs_f64().max(0.2);
@@ -105,7 +109,7 @@ impl View {
         }
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -3,11 +3,13 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::access::Access;
 use super::recipients::{self, ListFormat};
 use super::{checked_config, output, progress};
 use crate::app;
@@ -22,7 +24,7 @@ use crate::domain::lane::Priority;
 use crate::domain::message::Options;
 use crate::domain::outcome::OnUncertain;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::ports::{Broker as _, Ledger as _, Outgoing, Publisher as _, Route, Session as _};
+use crate::ports::{JobRecord, JobState};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -99,10 +101,7 @@ pub(super) struct SendArgs {
 
 pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, Failure> {
     let config = checked_config(file.as_deref(), |config, findings| {
-        if !args.dry_run {
-            config.require_broker(findings);
-        }
-        if args.wait {
+        if args.wait && !config.broker.url.expose().is_empty() {
             config.require_ledger(findings);
         }
     })?;
@@ -121,7 +120,9 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
             )
         });
     }
-    publish(&config, job.id, args.priority(), bodies).await?;
+    let access = Access::of(&config)?;
+    let before = if args.wait { access.job(job.id).await? } else { None };
+    access.submit(job.id, args.priority(), bodies).await?;
     if !args.wait {
         let what = json!({"job": job.id, "recipients": count, "accepted": true});
         return report(&args, &what, || {
@@ -131,7 +132,7 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
             )
         });
     }
-    wait(&args, &config, &job).await
+    wait(&args, &access, &job, before).await
 }
 
 /// What a checked job is known by.
@@ -309,37 +310,25 @@ fn check(bodies: &[Vec<u8>], config: &Config, priority: Priority) -> Result<Chec
     checked.ok_or_else(|| Failure::message(Exit::BadInput, "no recipients"))
 }
 
-async fn publish(
-    config: &Config,
-    job: JobId,
-    priority: Priority,
-    bodies: Vec<Vec<u8>>,
-) -> Result<(), Failure> {
-    let session = app::broker(config)?
-        .connect()
-        .await
-        .or_exit(Exit::Unavailable)?;
-    let publisher = session.publisher();
-    for (number, body) in (1..).zip(bodies) {
-        let message = Outgoing {
-            route: Route::Job(priority),
-            body: body.into(),
-            message_id: format!("{job}/{number}"),
-            traceparent: std::env::var("TRACEPARENT").ok(),
-        };
-        // One at a time: a message of megabytes is its own batch.
-        publisher
-            .publish(vec![message])
-            .await
-            .or_exit(Exit::Unavailable)?;
-    }
-    session.close().await;
-    Ok(())
-}
+/// How long a job that was completed before may look completed after it was sent again.
+const EXTENSION_PATIENCE: Duration = Duration::from_secs(3);
 
-async fn wait(args: &SendArgs, config: &Config, job: &Checked) -> Result<Exit, Failure> {
-    let ledger = app::ledger(config)?;
-    let record = progress::follow(&ledger, job.id).await?;
+async fn wait(
+    args: &SendArgs,
+    access: &Access,
+    job: &Checked,
+    before: Option<JobRecord>,
+) -> Result<Exit, Failure> {
+    if let Some(before) = before.filter(|before| before.state == JobState::Completed) {
+        // With further recipients it runs again in a moment; without, it stays as it is.
+        let deadline = Instant::now() + EXTENSION_PATIENCE;
+        while Instant::now() < deadline
+            && access.job(job.id).await?.is_some_and(|now| now.submissions == before.submissions)
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    let record = progress::follow(access, job.id).await?;
     if record.content_digest != job.content_digest {
         return Err(Failure::message(
             Exit::BadInput,
@@ -350,11 +339,6 @@ async fn wait(args: &SendArgs, config: &Config, job: &Checked) -> Result<Exit, F
             ),
         ));
     }
-    let record = ledger
-        .job(job.id)
-        .await
-        .or_exit(Exit::Unavailable)?
-        .unwrap_or(record);
     report(args, &record, || {
         format!(
             "job {} completed: {}",

@@ -1,19 +1,39 @@
-//! `fanwise worker`: takes jobs and delivers them until it is told to stop.
+//! `fanwise worker` and `fanwise serve`: run until they are told to stop.
 
 use std::path::Path;
 
 use super::checked_config;
 use crate::app;
+use crate::config::Config;
 use crate::exit::{Exit, Failure, OrExit as _};
 
+/// Takes jobs from RabbitMQ and delivers them.
 pub(super) fn run(file: Option<&Path>) -> Result<Exit, Failure> {
     let config = checked_config(file, |config, findings| config.require_worker(findings))?;
+    on_runtime(config, app::run_worker)
+}
+
+/// Gateway and worker in one process.
+pub(super) fn serve(file: Option<&Path>) -> Result<Exit, Failure> {
+    let config = checked_config(file, |config, findings| {
+        config.require_targets(findings);
+        if !config.broker.url.expose().is_empty() {
+            config.require_ledger(findings);
+        }
+    })?;
+    on_runtime(config, app::run_serve)
+}
+
+fn on_runtime<F>(config: Config, run: impl FnOnce(Config) -> F) -> Result<Exit, Failure>
+where
+    F: Future<Output = Result<Exit, Failure>>,
+{
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("fanwise")
         .build()
         .or_exit(Exit::Internal)?;
-    let exit = runtime.block_on(Box::pin(app::run_worker(config)));
+    let exit = runtime.block_on(Box::pin(run(config)));
     // Whatever still runs past the drain deadline is cut off: it is unacked and comes back.
     runtime.shutdown_background();
     exit

@@ -30,6 +30,8 @@ pub const DEFAULT_FILE: &str = "fanwise.toml";
 pub struct Config {
     pub broker: BrokerConfig,
     pub ledger: LedgerConfig,
+    pub embedded: EmbeddedConfig,
+    pub gateway: GatewayConfig,
     pub admin: AdminConfig,
     pub worker: WorkerConfig,
     pub retry: RetryConfig,
@@ -70,6 +72,23 @@ pub struct LedgerConfig {
     /// `fingerprint_secret` or `fingerprint_secret_file`: keys the recipients' fingerprints; the same
     /// on all workers, and not to be changed while jobs run. Default: a constant.
     pub fingerprint_secret: Secret,
+}
+
+/// `[embedded]`: the engine of `fanwise serve` without a broker URL.
+#[derive(Clone, Debug)]
+pub struct EmbeddedConfig {
+    /// `folder`: where jobs, slices and the ledger are kept. One process at a time. Default
+    /// `fanwise-data`.
+    pub folder: PathBuf,
+}
+
+/// `[gateway]`: the HTTP interface of `fanwise serve`.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// `listen`: its address. Default 127.0.0.1:9700; another than a loopback address needs a token.
+    pub listen: SocketAddr,
+    /// `token` or `token_file`: what callers send as `Authorization: Bearer …`. Default none.
+    pub token: Option<Secret>,
 }
 
 /// `[admin]`
@@ -221,6 +240,8 @@ fn read(mut root: Section, findings: &mut Findings) -> Config {
     let config = Config {
         broker: read_broker(root.section("broker", findings), findings),
         ledger: read_ledger(root.section("ledger", findings), findings),
+        embedded: read_embedded(root.section("embedded", findings), findings),
+        gateway: read_gateway(root.section("gateway", findings), findings),
         admin: read_admin(root.section("admin", findings), findings),
         worker: read_worker(root.section("worker", findings), findings),
         retry: read_retry(root.section("retry", findings), findings),
@@ -296,16 +317,43 @@ fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
     ledger
 }
 
+fn read_embedded(mut section: Section, findings: &mut Findings) -> EmbeddedConfig {
+    let folder = section.text("folder", "fanwise-data", findings).into();
+    section.finish(findings);
+    EmbeddedConfig { folder }
+}
+
+fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig {
+    let gateway = GatewayConfig {
+        listen: read_address(&mut section, "listen", "127.0.0.1:9700", findings),
+        token: section.secret("token", "token_file", findings),
+    };
+    if !gateway.listen.ip().is_loopback() && gateway.token.is_none() {
+        let what = "missing: whoever reaches gateway.listen could send to everybody";
+        findings.problem("gateway.token", what);
+    }
+    section.finish(findings);
+    gateway
+}
+
 fn read_admin(mut section: Section, findings: &mut Findings) -> AdminConfig {
-    let default = "127.0.0.1:9600";
-    let text = section.text("listen", default, findings);
-    let listen = text.parse().unwrap_or_else(|_| {
-        let what = format!("an address and port such as \"{default}\" is expected, not {text:?}");
-        findings.problem("admin.listen", what);
-        SocketAddr::from(([127, 0, 0, 1], 9600))
-    });
+    let listen = read_address(&mut section, "listen", "127.0.0.1:9600", findings);
     section.finish(findings);
     AdminConfig { listen }
+}
+
+fn read_address(
+    section: &mut Section,
+    name: &'static str,
+    default: &str,
+    findings: &mut Findings,
+) -> SocketAddr {
+    let text = section.text(name, default, findings);
+    text.parse().unwrap_or_else(|_| {
+        let what = format!("an address and port such as \"{default}\" is expected, not {text:?}");
+        findings.problem(section.key(name), what);
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    })
 }
 
 fn read_worker(mut section: Section, findings: &mut Findings) -> WorkerConfig {
@@ -456,11 +504,13 @@ impl Config {
     pub fn require_worker(&self, findings: &mut Findings) {
         self.require_broker(findings);
         self.require_ledger(findings);
+        self.require_targets(findings);
+    }
+
+    pub fn require_targets(&self, findings: &mut Findings) {
         if self.targets.is_empty() {
-            findings.problem(
-                "targets",
-                "missing: at least one [targets.NAME] is needed to send to",
-            );
+            let what = "missing: at least one [targets.NAME] is needed to send to";
+            findings.problem("targets", what);
         }
     }
 

@@ -7,15 +7,16 @@
 //!
 //! A call is one write and, as a rule, one read on a socket that the calling task holds alone: there
 //! is no task per connection and no channel between them. This is why it is written here rather than
-//! taken from a library. Measured over loopback with 64 calls in flight, in microseconds of CPU per
-//! call, kernel included (the kernel alone is 6 to 8):
+//! taken from a library. Measured over loopback with 64 calls in flight beside other load, in
+//! microseconds of CPU per call, kernel included (the kernel alone is 6 to 8), least and median of 12
+//! runs each:
 //!
 //! | client | one thread | two threads |
 //! |---|---|---|
-//! | `hyper_util::client::legacy` | 12.7 to 14.2 | 14.5 to 15.4 |
-//! | `hyper::client::conn::http1`, a task per connection, own pool | 10.7 to 11.8 | 11.7 to 11.9 |
-//! | `hyper::client::conn::http1`, driven by the caller, own pool | 10.9 to 12.0 | 12.7 to 14.4 |
-//! | this exchange (`httparse` reads the heads) | 7.5 to 9.6 | 8.7 to 9.1 |
+//! | `hyper_util::client::legacy`, its own pool | 13.1, 16.7 | 13.1, 16.9 |
+//! | `hyper::client::conn::http1`, a task per connection, a stack of idle ones | 13.3, 14.3 | 10.2, 13.3 |
+//! | the same, driven by the calling task | 10.1, 14.8 | 9.8, 14.0 |
+//! | this one, with its deadline, which the others ran without | 8.9, 10.8 | 8.5, 10.6 |
 //!
 //! A connection that the server closed while it was idle is noticed when it is taken from the pool,
 //! and one that idled for [`ClientSettings::idle_timeout`] is not used again. A close that crosses

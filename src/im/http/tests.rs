@@ -480,7 +480,7 @@ async fn a_request_that_was_read_is_never_called_not_sent() {
     for task in 0..8 {
         let (client, read) = (client.clone(), Arc::clone(&read));
         tasks.spawn(async move {
-            let mut results = [0; 3];
+            let mut in_doubt = 0;
             for call in 0..300 {
                 let id = format!("{task}-{call}");
                 let result = client.send(post(address, id.clone()), PATIENCE).await;
@@ -488,15 +488,15 @@ async fn a_request_that_was_read_is_never_called_not_sent() {
                 match result {
                     Ok(_) => assert!(was_read),
                     Err(SendError::NotSent { what, .. }) => assert!(!was_read, "{id}: {what}"),
-                    Err(SendError::Unknown { .. }) => results[2] += 1,
+                    Err(SendError::Unknown { .. }) => in_doubt += 1,
                 }
             }
-            results
+            in_doubt
         });
     }
-    while let Some(results) = tasks.join_next().await {
-        results.unwrap();
-    }
+    let in_doubt: u32 = tasks.join_all().await.into_iter().sum();
+    // The script makes both happen: connections closed in time to be noticed, and too late.
+    assert!(in_doubt > 0);
     assert!(count(&client.counts().stale) > 0);
 }
 

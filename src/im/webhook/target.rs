@@ -72,6 +72,13 @@ impl Target for Webhook {
                 None => per_recipient.push((name.clone(), opened)),
             }
         }
+        // Places for what each call fills in, so that a copy of the map need not grow.
+        let empty = HeaderValue::from_static("");
+        let signed = self.base.signature.iter().map(|(name, _)| name);
+        for name in per_recipient.iter().map(|(name, _)| name).chain(signed) {
+            headers.insert(name, empty.clone());
+        }
+        headers.insert(IDEMPOTENCY_KEY, empty);
         let mut before = common(head);
         before.extend_from_slice(match packed {
             true => br#","recipients":["#,

@@ -1,7 +1,7 @@
 //! Requests to the byte, and what every shape of reply means.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -368,33 +368,4 @@ fn replies_to_packed_calls() {
         calls.read(&recipients, &reply(200, "ok")),
         Verdict::All(Answer::done())
     );
-}
-
-/// Not a test of anything: run with `--release --nocapture` to see what a call costs.
-#[test]
-fn cost_of_a_call() {
-    let turns = if cfg!(debug_assertions) {
-        100
-    } else {
-        1_000_000
-    };
-    let signed = Settings {
-        signature: Some(Signature::new(Secret::new("key"))),
-        ..Settings::new("https://x.example/hook/{recipient}")
-    };
-    for (name, target) in [
-        (
-            "same url",
-            build_it(Settings::new("https://x.example/hook")),
-        ),
-        ("url per recipient", single()),
-        ("signed", build_it(signed)),
-    ] {
-        let calls = target.open(&Arc::new(head()));
-        let start = Instant::now();
-        for turn in 0..turns {
-            std::hint::black_box(calls.request(&[&format!("user-{turn:08}")]));
-        }
-        println!("webhook, {name}: request {:?}", start.elapsed() / turns);
-    }
 }

@@ -213,7 +213,8 @@ impl Calls for Single {
         let mut body = Vec::with_capacity(length);
         body.extend_from_slice(&self.before);
         if self.per_recipient {
-            json::push_hex(&mut body, &json::digest::<8>(&[recipient]));
+            // The channel tells recipients apart on the server; this is for the sender's devices.
+            json::push_hex(&mut body, &json::short_hash(recipient));
             body.push(b'"');
         }
         body.extend_from_slice(KEY);

@@ -24,8 +24,7 @@ pub(crate) struct World {
     pub(crate) name: String,
     pub(crate) amqp: String,
     pub(crate) redis: String,
-    /// Goes away with the world.
-    _scratch: Scratch,
+    scratch: Scratch,
     config: PathBuf,
     stop: CancellationToken,
 }
@@ -105,7 +104,7 @@ impl Plan {
             name,
             amqp: self.amqp,
             redis: self.redis,
-            _scratch: scratch,
+            scratch,
             config,
             stop,
         }
@@ -115,6 +114,10 @@ impl Plan {
 impl World {
     fn config(&self) -> &str {
         self.config.to_str().unwrap()
+    }
+
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
     }
 
     /// Starts a worker and waits until it is ready.

@@ -1,0 +1,408 @@
+//! `fanwise demo`: the main job with nothing installed. A real `fanwise serve` on the embedded engine
+//! in a temporary folder, the mock IM server misbehaving a little, and at the end the mock's own log
+//! against the accounts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::access::Access;
+use super::output::{self, grouped};
+use super::progress::{self, View};
+use super::{dead, load_config};
+use crate::config::Config;
+use crate::domain::accounts::Accounts;
+use crate::domain::ids::JobId;
+use crate::domain::job::{AudienceDocument, JOB_VERSION, JobDocument, MessageDocument};
+use crate::domain::lane::Priority;
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::im::mock::{MockHandle, MockIm, Settings, Version};
+use crate::ports::{JobRecord, JobState};
+use crate::telemetry::{self, LogFormat};
+
+/// Most recipients: their list fits one job message.
+const RECIPIENTS_MAX: u64 = 100_000;
+/// The throttle that makes the demo last some seconds.
+const LIMIT: u64 = 2500;
+/// Longest time for anything in the demo.
+const PATIENCE: Duration = Duration::from_secs(120);
+const KEY: &str = "demo-1";
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// How many users to send to
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(100..=RECIPIENTS_MAX))]
+    recipients: u64,
+    /// Kill the worker half-way (SIGKILL) and start it again
+    #[arg(long)]
+    kill: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the demo ends with.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    job: JobId,
+    #[serde(flatten)]
+    accounts: Accounts,
+    pending: u64,
+    /// The counters and the ledger agree, and so does the mock's own log.
+    accounts_exact: bool,
+    /// Messages that the mock accepted, by its own log.
+    sink_accepted: u64,
+    /// Messages that it accepted twice for one user.
+    sink_duplicates: u64,
+    /// Further messages it accepted when the same job was submitted a second time.
+    sink_accepted_by_repeat: u64,
+    worker_kills: u32,
+    elapsed_seconds: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    differences: Vec<String>,
+}
+
+pub(super) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
+    telemetry::start("warn", LogFormat::Text);
+    let stop = CancellationToken::new();
+    let mock = start_mock(&stop).await?;
+    let demo = Demo::start(&args, mock).await?;
+    let outcome = demo.play(&args).await;
+    stop.cancel();
+    let outcome = outcome?;
+    if args.json {
+        output::json(&outcome)?;
+    }
+    Ok(if outcome.accounts_exact { Exit::Ok } else { Exit::Internal })
+}
+
+async fn start_mock(stop: &CancellationToken) -> Result<(SocketAddr, MockHandle), Failure> {
+    let settings = Settings { wukongim: Version::V3, ..Settings::default() };
+    let mock = MockIm::bind(settings).await.or_exit(Exit::Unavailable)?;
+    let (address, handle) = (mock.addr(), mock.handle());
+    let faults = json!({
+        "latency": "1ms..4ms",
+        "refuse": 0.004,
+        "error_503": "1%",
+        "burst": {"after": 3000, "for": "1s", "retry_after": 1},
+        "reply_lost": {"count": 1},
+    });
+    handle.patch_faults(&faults).or_exit(Exit::Internal)?;
+    tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+    Ok((address, handle))
+}
+
+/// The process under demonstration and what it is watched through.
+struct Demo {
+    folder: PathBuf,
+    config: Config,
+    access: Access,
+    mock: MockHandle,
+    child: Child,
+    kills: u32,
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Demo {
+    async fn start(args: &DemoArgs, (address, mock): (SocketAddr, MockHandle)) -> Result<Self, Failure> {
+        let name = format!("fanwise-demo-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).or_exit(Exit::Unavailable)?;
+        let file = write_config(&folder, address)?;
+        let loaded = load_config(Some(&file))?;
+        let config = loaded.check().map_err(|problems| Failure::new(Exit::Internal, problems))?;
+        let child = serve(&file)?;
+        let access = Access::of(&config)?;
+        let mut demo = Self { folder, config, access, mock, child, kills: 0 };
+        demo.ready().await?;
+        if !args.json {
+            output::line("Fanwise demo: embedded engine, a mock IM server that misbehaves a little")?;
+            output::line(format!("  {} users, at most {} messages/s; the mock refuses 0.4 % of them,", grouped(args.recipients), grouped(LIMIT)))?;
+            output::line("  answers 503 now and then, 429 for a second, and loses one reply")?;
+            output::line("")?;
+        }
+        Ok(demo)
+    }
+
+    /// Waits until the process answers.
+    async fn ready(&mut self) -> Result<(), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.access.jobs(1).await.is_err() {
+            let ended = self.child.try_wait().or_exit(Exit::Internal)?;
+            if ended.is_some() || Instant::now() > deadline {
+                let log = std::fs::read_to_string(self.folder.join("serve.log")).unwrap_or_default();
+                return Err(Failure::message(Exit::Unavailable, format!("`fanwise serve` did not start:\n{log}")));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    async fn play(mut self, args: &DemoArgs) -> Result<Outcome, Failure> {
+        let started = Instant::now();
+        let users: Vec<String> = (0..args.recipients).map(|number| format!("user-{number}")).collect();
+        let body = job(users).or_exit(Exit::Internal)?;
+        let id = JobId::of("default", KEY);
+        self.access.submit(id, Priority::Normal, vec![body.clone()]).await?;
+        let record = self.follow(args, id).await?;
+        let elapsed_seconds = started.elapsed().as_secs_f64();
+        let accepted = self.mock.stats().accepted;
+        self.repeat(id, body).await?;
+        let outcome = self.outcome(record, accepted, elapsed_seconds).await?;
+        if !args.json {
+            self.tell(&outcome).await?;
+        }
+        Ok(outcome)
+    }
+
+    /// Shows the job until it is completed, and kills the worker half-way if asked to.
+    async fn follow(&mut self, args: &DemoArgs, id: JobId) -> Result<JobRecord, Failure> {
+        let mut view = View::new(!args.json);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let record = self.access.job(id).await?;
+            if let Some(record) = record {
+                view.show(&record, &self.limiting().await);
+                if record.state == JobState::Completed {
+                    view.end();
+                    return Ok(record);
+                }
+                if args.kill && self.kills == 0 && record.accounts.settled() > args.recipients / 2 {
+                    self.kill_and_restart(args).await?;
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(Failure::message(Exit::Unavailable, "the demo job did not complete in time"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn kill_and_restart(&mut self, args: &DemoArgs) -> Result<(), Failure> {
+        self.child.kill().or_exit(Exit::Internal)?;
+        self.child.wait().or_exit(Exit::Internal)?;
+        self.kills += 1;
+        let began = Instant::now();
+        self.child = serve(&self.folder.join("fanwise.toml"))?;
+        self.ready().await?;
+        if !args.json {
+            let ms = began.elapsed().as_millis();
+            output::line(format!("  killed the worker with SIGKILL; a new one took over after {ms} ms"))?;
+        }
+        Ok(())
+    }
+
+    /// What keeps the job from going faster, by the worker's own metrics.
+    async fn limiting(&self) -> String {
+        let metrics = self.metrics().await;
+        let parked = metrics.get("fanwise_target_parked{target=\"im\"}") == Some(&1.0);
+        if parked { "parked: backend says 429".to_owned() } else { format!("limit {}/s", grouped(LIMIT)) }
+    }
+
+    async fn metrics(&self) -> HashMap<String, f64> {
+        let text = super::healthcheck::ask(self.config.admin.listen, "/metrics").await.unwrap_or_default();
+        let lines = text.lines().filter(|line| line.starts_with("fanwise_"));
+        lines
+            .filter_map(|line| line.rsplit_once(' '))
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+            .collect()
+    }
+
+    /// Submits the same job again and waits until the worker has taken it in.
+    async fn repeat(&self, id: JobId, body: Vec<u8>) -> Result<(), Failure> {
+        self.access.submit(id, Priority::Normal, vec![body]).await?;
+        let repeated = "fanwise_jobs_total{result=\"repeated\"}";
+        let deadline = Instant::now() + PATIENCE;
+        while self.metrics().await.get(repeated) != Some(&1.0) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// The accounts, checked against the ledger and against the mock's own log.
+    async fn outcome(
+        &self,
+        record: JobRecord,
+        accepted: u64,
+        elapsed_seconds: f64,
+    ) -> Result<Outcome, Failure> {
+        let verified = self.access.verify(record.job).await?;
+        let mut differences = verified.map_or_else(
+            || vec!["the job is not known any more".to_owned()],
+            |verified| verified.differences,
+        );
+        let stats = self.mock.stats();
+        let mut by_user: BTreeMap<String, u64> = BTreeMap::new();
+        for entry in self.mock.accepted().into_iter().filter(|entry| !entry.replay) {
+            *by_user.entry(entry.recipient).or_default() += 1;
+        }
+        let accounts = record.accounts;
+        let sink_accepted: u64 = by_user.values().sum();
+        let sink_duplicates = by_user.values().map(|count| count - 1).sum();
+        // Whoever is uncertain may or may not be in the mock's log.
+        let sure = accounts.sent..=accounts.sent + accounts.uncertain;
+        if !sure.contains(&sink_accepted) {
+            differences.push(format!("the mock accepted {sink_accepted}, {} are sent", accounts.sent));
+        }
+        if sink_duplicates > 0 {
+            differences.push(format!("the mock accepted {sink_duplicates} message(s) twice"));
+        }
+        if !self.mock.is_complete() {
+            differences.push("the mock did not keep its whole log".to_owned());
+        }
+        Ok(Outcome {
+            job: record.job,
+            accounts,
+            pending: record.pending,
+            accounts_exact: differences.is_empty() && record.pending == 0,
+            sink_accepted,
+            sink_duplicates,
+            sink_accepted_by_repeat: stats.accepted - accepted,
+            worker_kills: self.kills,
+            elapsed_seconds,
+            differences,
+        })
+    }
+
+    async fn tell(&self, outcome: &Outcome) -> Result<(), Failure> {
+        let accounts = &outcome.accounts;
+        output::line(format!("completed in {:.1} s: {}", outcome.elapsed_seconds, progress::summary(accounts)))?;
+        output::line(format!(
+            "submitted the same job a second time: {} further messages",
+            outcome.sink_accepted_by_repeat
+        ))?;
+        output::line("")?;
+        output::line(if outcome.accounts_exact { "Accounts: exact" } else { "Accounts: NOT exact" })?;
+        output::line(format!("  total {} = sent {} + duplicate {} + failed {} + uncertain {}",
+            grouped(accounts.total), grouped(accounts.sent), grouped(accounts.duplicate),
+            grouped(accounts.failed), grouped(accounts.uncertain)))?;
+        output::line(format!("  the mock's own log: {} accepted, {} of them twice",
+            grouped(outcome.sink_accepted), grouped(outcome.sink_duplicates)))?;
+        for difference in &outcome.differences {
+            output::line(format!("  {difference}"))?;
+        }
+        output::line("")?;
+        self.tell_dead().await?;
+        self.tell_metrics().await?;
+        output::line("Next:")?;
+        output::line("  fanwise mock-im --help            rehearse with your own faults")?;
+        output::line("  fanwise config show               every setting and its default")?;
+        output::line("  fanwise send --help               submit a job from the shell")?;
+        Ok(())
+    }
+
+    async fn tell_dead(&self) -> Result<(), Failure> {
+        const SHOWN: usize = 5;
+        let rows = dead::all(&self.access).await?;
+        output::line(format!("Dead letters: {}", grouped(rows.len() as u64)))?;
+        for row in rows.iter().take(SHOWN) {
+            let dead = &row.dead;
+            output::line(format!("  {:<12} {:<10} {}: {}", dead.recipient, dead.outcome.as_str(), dead.code, dead.text))?;
+        }
+        if rows.len() > SHOWN {
+            output::line(format!("  and {} more", rows.len() - SHOWN))?;
+        }
+        output::line("")
+    }
+
+    async fn tell_metrics(&self) -> Result<(), Failure> {
+        output::line("Metrics of the worker that is running now:")?;
+        let metrics = self.metrics().await;
+        for name in [
+            "fanwise_recipients_total{outcome=\"sent\",target=\"im\"}",
+            "fanwise_calls_total{class=\"throttled\",target=\"im\"}",
+            "fanwise_calls_total{class=\"transient\",target=\"im\"}",
+            "fanwise_uncertain_total{policy=\"retry\",target=\"im\"}",
+        ] {
+            output::line(format!("  {name} {}", metrics.get(name).copied().unwrap_or_default()))?;
+        }
+        output::line("")
+    }
+}
+
+fn job(users: Vec<String>) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&JobDocument {
+        v: JOB_VERSION,
+        client_msg_no: KEY.to_owned(),
+        app: None,
+        target: None,
+        sender: None,
+        audience: AudienceDocument { users, exclude: Vec::new() },
+        message: MessageDocument {
+            kind: Some("text".to_owned()),
+            text: Some("Hello from Fanwise".to_owned()),
+            ..MessageDocument::default()
+        },
+        options: None,
+        priority: None,
+        not_before: None,
+        expires_at: None,
+        rate: None,
+        on_uncertain: None,
+        part: None,
+    })
+}
+
+fn write_config(folder: &Path, mock: SocketAddr) -> Result<PathBuf, Failure> {
+    let (gateway, admin) = (free_port()?, free_port()?);
+    let data = folder.join("data");
+    let config = format!(
+        r#"[embedded]
+folder = {data:?}
+[gateway]
+listen = "127.0.0.1:{gateway}"
+[admin]
+listen = "127.0.0.1:{admin}"
+[ledger]
+lease = "5s"
+[retry]
+delay_max = "2s"
+[targets.im]
+type = "wukongim"
+version = "v3"
+sender = "news"
+url = "http://{mock}"
+call_timeout = "2s"
+limit = "{LIMIT}/s burst 100"
+"#
+    );
+    let file = folder.join("fanwise.toml");
+    std::fs::write(&file, config).or_exit(Exit::Unavailable)?;
+    Ok(file)
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<u16, Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").or_exit(Exit::Unavailable)?;
+    Ok(listener.local_addr().or_exit(Exit::Unavailable)?.port())
+}
+
+/// Starts this very program as `fanwise serve`.
+fn serve(config: &Path) -> Result<Child, Failure> {
+    let program = std::env::current_exe().or_exit(Exit::Internal)?;
+    let log = config.with_file_name("serve.log");
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).or_exit(Exit::Unavailable)?;
+    Command::new(program)
+        .arg("serve")
+        .arg("--config")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .or_exit(Exit::Unavailable)
+}

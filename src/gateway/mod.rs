@@ -1,0 +1,96 @@
+//! The HTTP interface: submit jobs and look at them, without a broker client.
+//!
+//! It accepts a job exactly as AMQP does: the answer 202 comes after the broker has confirmed the job,
+//! and everything else happens in the workers. Nothing is half accepted: while there is no session
+//! with the broker, the answer is 503.
+//!
+//! Every answer that is not a success is `application/problem+json` with all problems of the request.
+
+mod problem;
+mod routes;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use self::wire::{KeptLine, Submitted, Verification};
+use crate::ports::{Broker, Session, Shelves, Transport};
+use crate::secret::Secret;
+use crate::worker::{Context, RECONNECT, Store, chain};
+
+type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
+
+/// What the routes need.
+struct Gateway<B: Broker, S, T> {
+    broker: B,
+    context: Arc<Context<S, T>>,
+    token: Option<Secret>,
+    /// The publisher of the session that is open, if one is.
+    publisher: watch::Receiver<Option<PublisherOf<B>>>,
+}
+
+/// The gateway, bound to its address.
+pub struct Server {
+    listener: TcpListener,
+    routes: Router,
+}
+
+impl Server {
+    /// Binds; jobs are accepted once `run` has a session with the broker.
+    pub async fn bind<B, S, T>(
+        listen: SocketAddr,
+        token: Option<Secret>,
+        broker: B,
+        context: Arc<Context<S, T>>,
+        publisher: watch::Receiver<Option<PublisherOf<B>>>,
+    ) -> std::io::Result<Self>
+    where
+        B: Broker + Shelves,
+        S: Store,
+        T: Transport,
+    {
+        let listener = TcpListener::bind(listen).await?;
+        let gateway = Arc::new(Gateway { broker, context, token, publisher });
+        Ok(Self { listener, routes: routes::routes(gateway) })
+    }
+
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop`; requests under way are answered.
+    pub async fn run(self, stop: CancellationToken) -> std::io::Result<()> {
+        axum::serve(self.listener, self.routes).with_graceful_shutdown(stop.cancelled_owned()).await
+    }
+}
+
+/// Keeps one session open for publishing, and a new one when it is lost, until `stop`.
+pub async fn keep_publisher<B: Broker>(
+    broker: B,
+    publisher: watch::Sender<Option<PublisherOf<B>>>,
+    stop: CancellationToken,
+) {
+    let mut delays = RECONNECT.delays();
+    while !stop.is_cancelled() {
+        match stop.run_until_cancelled(broker.connect()).await {
+            None => return,
+            Some(Ok(session)) => {
+                delays.reset();
+                publisher.send_replace(Some(session.publisher()));
+                let lost = session.lost();
+                stop.run_until_cancelled(lost.cancelled()).await;
+                publisher.send_replace(None);
+                session.close().await;
+            }
+            Some(Err(error)) => {
+                tracing::warn!(error = %chain(&error), "the gateway has no broker session, trying again");
+            }
+        }
+        stop.run_until_cancelled(tokio::time::sleep(delays.next_delay())).await;
+    }
+}

@@ -1,0 +1,73 @@
+//! Errors as `application/problem+json` (RFC 9457).
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::domain::fields::{Problem, summary};
+use crate::domain::ids::JobId;
+use crate::ports::{LedgerError, PublishError};
+use crate::worker::chain;
+
+/// Why a request is not done.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The job is no job, for all these reasons.
+    BadJob(Vec<Problem>),
+    /// The body is too large or cannot be read.
+    BadBody(StatusCode, String),
+    /// The key stands for another message.
+    Conflict(JobId),
+    NotFound(String),
+    Unauthorized,
+    /// Neither accepted nor refused: try again.
+    Unavailable(String),
+}
+
+impl From<LedgerError> for Refusal {
+    fn from(error: LedgerError) -> Self {
+        Self::Unavailable(chain(&error))
+    }
+}
+
+impl From<PublishError> for Refusal {
+    fn from(error: PublishError) -> Self {
+        Self::Unavailable(chain(&error))
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (status, title, detail) = match &self {
+            Self::BadJob(problems) => (StatusCode::BAD_REQUEST, "not a valid job", summary(problems)),
+            Self::BadBody(status, what) => (*status, "the body cannot be taken", what.clone()),
+            Self::Conflict(job) => (
+                StatusCode::CONFLICT,
+                "client_msg_no stands for another message",
+                format!("it was first used by job {job}; use a new client_msg_no for a new message"),
+            ),
+            Self::NotFound(what) => (StatusCode::NOT_FOUND, "not found", what.clone()),
+            Self::Unauthorized => (
+                StatusCode::UNAUTHORIZED,
+                "no or wrong token",
+                "send the header Authorization: Bearer <gateway.token>".to_owned(),
+            ),
+            Self::Unavailable(what) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "not accepted, try again", what.clone())
+            }
+        };
+        let mut body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail});
+        match &self {
+            Self::BadJob(problems) => body["problems"] = json!(problems),
+            Self::Conflict(job) => body["job"] = json!(job),
+            _ => {}
+        }
+        let mut response = (status, body.to_string()).into_response();
+        let json = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        if matches!(self, Self::Unavailable(_)) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
