@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::process::{Finished, Process};
+use crate::support::scratch::Scratch;
 use crate::support::servers::skip;
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, World, users};
@@ -34,9 +35,9 @@ impl Producer {
     }
 
     /// Node.js looks for modules beside the file that imports them, so it runs a copy beside them.
-    fn node(world: &World) -> Option<Self> {
+    fn node(folder: &Scratch) -> Option<Self> {
         let modules = tool("FANWISE_TEST_NODE_PATH")?;
-        let folder = world.scratch().path();
+        let folder = folder.path();
         std::os::unix::fs::symlink(modules, folder.join("node_modules")).unwrap();
         let copy = folder.join("producer.mjs");
         std::fs::copy(example("producer.mjs"), &copy).unwrap();
@@ -186,6 +187,7 @@ fn assert_refused(finished: &Finished, reason: &str) {
 
 /// What every producer must do.
 async fn producer_keeps_its_word(world: World, producer: Producer) {
+    let folder = Scratch::new("lists");
     // Before the exchange is there, nothing is accepted.
     let nowhere = producer.publish(&world, "early", &["--count", "3"]).await;
     assert_refused(&nowhere, "NOT_FOUND - no exchange");
@@ -194,7 +196,7 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
     // A list from a file, with whatever ids may hold, twice: nobody gets it twice.
     let mut everybody = users(1500);
     everybody.extend(["Zoë \"the\" \\ 张伟", "a b", "0"].map(str::to_owned));
-    let list = world.scratch().write("list", everybody.join("\n") + "\n\n");
+    let list = folder.write("list", everybody.join("\n") + "\n\n");
     let flags = [
         "--file",
         list.to_str().unwrap(),
@@ -227,7 +229,7 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
     let long: Vec<String> = (0..17_000)
         .map(|number| format!("{number:0>250}"))
         .collect();
-    let list = world.scratch().write("long", long.join("\n"));
+    let list = folder.write("long", long.join("\n"));
     let flags = ["--file", list.to_str().unwrap(), "--routing-key", "bulk"];
     let finished = producer.publish(&world, "long", &flags).await;
     assert_accepted(&finished);
@@ -288,11 +290,11 @@ async fn the_python_producer_keeps_its_word() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_node_producer_keeps_its_word() {
     let Some(plan) = Plan::shared() else { return };
-    let world = plan.start("node").await;
-    let Some(producer) = Producer::node(&world) else {
+    let folder = Scratch::new("node");
+    let Some(producer) = Producer::node(&folder) else {
         return;
     };
-    producer_keeps_its_word(world, producer).await;
+    producer_keeps_its_word(plan.start("node").await, producer).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
