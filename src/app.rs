@@ -183,7 +183,10 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
         .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
     let address = server.address().or_exit(Exit::Internal)?;
     tracing::info!(%address, "gateway listens");
-    let gateway = Gateway { server, keep: Box::pin(keep_publisher(broker, publisher, drain.clone())) };
+    let gateway = Gateway {
+        server,
+        keep: Box::pin(keep_publisher(broker, publisher, drain.clone())),
+    };
     process.run(config, drain, Some(gateway)).await
 }
 
@@ -207,7 +210,10 @@ fn announce(role: &str, config: &Config) {
 }
 
 fn cannot_listen(key: &str, listen: SocketAddr, error: &std::io::Error) -> Failure {
-    Failure::message(Exit::Unavailable, format!("cannot listen on {key} = {listen}: {error}"))
+    Failure::message(
+        Exit::Unavailable,
+        format!("cannot listen on {key} = {listen}: {error}"),
+    )
 }
 
 /// A process that delivers: the worker with its admin port.
@@ -244,7 +250,12 @@ impl<B: Broker, S: worker::Store> Process<B, S> {
         let admin = Admin::start(listen, status)
             .map_err(|error| cannot_listen("admin.listen", listen, &error))?;
         tracing::info!(address = %admin.address, "admin port listens");
-        Ok(Self { worker, context, admin, metrics })
+        Ok(Self {
+            worker,
+            context,
+            admin,
+            metrics,
+        })
     }
 
     /// Works until the signal, then for at most the drain deadline. The gateway takes no requests
@@ -255,7 +266,12 @@ impl<B: Broker, S: worker::Store> Process<B, S> {
         drain: CancellationToken,
         gateway: Option<Gateway>,
     ) -> Result<Exit, Failure> {
-        let Self { worker, metrics, admin, .. } = self;
+        let Self {
+            worker,
+            metrics,
+            admin,
+            ..
+        } = self;
         let mut tasks = JoinSet::new();
         tasks.spawn(worker.run(drain.clone()));
         if let Some(Gateway { server, keep }) = gateway {
@@ -268,6 +284,8 @@ impl<B: Broker, S: worker::Store> Process<B, S> {
             });
         }
         tokio::select! {
+            // First, since at the signal tasks end too.
+            biased;
             () = drain.cancelled() => metrics.draining(),
             ended = tasks.join_next() => {
                 let panicked = ended.is_some_and(|ended| ended.is_err());
@@ -290,7 +308,9 @@ impl<B: Broker, S: worker::Store> Process<B, S> {
                 exit
             }
             Err(_) => {
-                tracing::warn!("the drain deadline passed: what is in work goes back to the broker");
+                tracing::warn!(
+                    "the drain deadline passed: what is in work goes back to the broker"
+                );
                 Exit::Temporary
             }
         };
@@ -305,7 +325,7 @@ async fn check_ledger(store: &Store, drain: &CancellationToken) -> Result<(), Fa
     match drain.run_until_cancelled(check).await {
         Some(Err(error)) if error.is_unfit() => Err(Failure::new(Exit::BadConfig, error)),
         Some(Err(error)) => {
-            tracing::warn!(error = %crate::worker::chain(&error), "the ledger cannot be checked yet");
+            tracing::warn!(error = %worker::chain(&error), "the ledger cannot be checked yet");
             Ok(())
         }
         Some(Ok(_)) | None => Ok(()),

@@ -24,7 +24,10 @@ use crate::secret::Secret;
 use crate::store::Store;
 
 pub(super) enum Access {
-    Direct { broker: Rabbit, ledger: Option<Store> },
+    Direct {
+        broker: Box<Rabbit>,
+        ledger: Option<Store>,
+    },
     Server(Server),
 }
 
@@ -33,8 +36,15 @@ impl Access {
         if config.broker.url.expose().is_empty() {
             return Ok(Self::Server(Server::of(config)));
         }
-        let ledger = if config.ledger.url.expose().is_empty() { None } else { Some(app::ledger(config)?) };
-        Ok(Self::Direct { broker: app::broker(config)?, ledger })
+        let ledger = if config.ledger.url.expose().is_empty() {
+            None
+        } else {
+            Some(app::ledger(config)?)
+        };
+        Ok(Self::Direct {
+            broker: Box::new(app::broker(config)?),
+            ledger,
+        })
     }
 
     /// Submits the messages of a job, one after the other; all of them are accepted when this is `Ok`.
@@ -48,7 +58,9 @@ impl Access {
         match self {
             Self::Server(server) => {
                 for body in bodies {
-                    server.submit(priority, body, traceparent.as_deref()).await?;
+                    server
+                        .submit(priority, body, traceparent.as_deref())
+                        .await?;
                 }
             }
             Self::Direct { broker, .. } => {
@@ -62,7 +74,10 @@ impl Access {
                         traceparent: traceparent.clone(),
                     };
                     // One at a time: a message of megabytes is its own batch.
-                    publisher.publish(vec![message]).await.or_exit(Exit::Unavailable)?;
+                    publisher
+                        .publish(vec![message])
+                        .await
+                        .or_exit(Exit::Unavailable)?;
                 }
                 session.close().await;
             }
@@ -72,17 +87,22 @@ impl Access {
 
     pub(super) async fn job(&self, job: JobId) -> Result<Option<JobRecord>, Failure> {
         match self {
-            Self::Direct { ledger, .. } => needed(ledger)?.job(job).await.or_exit(Exit::Unavailable),
+            Self::Direct { ledger, .. } => {
+                needed(ledger)?.job(job).await.or_exit(Exit::Unavailable)
+            }
             Self::Server(server) => server.get(&format!("/v1/jobs/{job}")).await,
         }
     }
 
     pub(super) async fn jobs(&self, most: usize) -> Result<Vec<JobRecord>, Failure> {
         match self {
-            Self::Direct { ledger, .. } => needed(ledger)?.jobs(most).await.or_exit(Exit::Unavailable),
-            Self::Server(server) => {
-                Ok(server.get(&format!("/v1/jobs?most={most}")).await?.unwrap_or_default())
+            Self::Direct { ledger, .. } => {
+                needed(ledger)?.jobs(most).await.or_exit(Exit::Unavailable)
             }
+            Self::Server(server) => Ok(server
+                .get(&format!("/v1/jobs?most={most}"))
+                .await?
+                .unwrap_or_default()),
         }
     }
 
@@ -95,7 +115,11 @@ impl Access {
                 };
                 let ledger = store.audit(&record).await.or_exit(Exit::Unavailable)?;
                 let differences = ledger.differences(&record.accounts);
-                Ok(Some(Verification { record, ledger, differences }))
+                Ok(Some(Verification {
+                    record,
+                    ledger,
+                    differences,
+                }))
             }
             Self::Server(server) => server.get(&format!("/v1/jobs/{job}/verification")).await,
         }
@@ -113,7 +137,11 @@ impl Access {
                     visit(message);
                     ControlFlow::Continue(())
                 };
-                broker.read(shelf, all).await.map(drop).or_exit(Exit::Unavailable)
+                broker
+                    .read(shelf, all)
+                    .await
+                    .map(drop)
+                    .or_exit(Exit::Unavailable)
             }
             Self::Server(server) => {
                 let path = match shelf {
@@ -121,7 +149,14 @@ impl Access {
                     Shelf::Rejected => "/v1/rejected",
                 };
                 let reply = server.ask(Method::GET, path, Bytes::new(), None).await?;
-                for line in reply.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                if reply.status != 200 {
+                    return Err(refused(&reply));
+                }
+                for line in reply
+                    .body
+                    .split(|byte| *byte == b'\n')
+                    .filter(|line| !line.is_empty())
+                {
                     let line: KeptLine = serde_json::from_slice(line).or_exit(Exit::Unavailable)?;
                     visit(line.try_into().or_exit(Exit::Unavailable)?);
                 }
@@ -133,7 +168,9 @@ impl Access {
 
 fn needed(ledger: &Option<Store>) -> Result<&Store, Failure> {
     let missing = "ledger.url is missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
-    ledger.as_ref().ok_or_else(|| Failure::message(Exit::BadConfig, missing))
+    ledger
+        .as_ref()
+        .ok_or_else(|| Failure::message(Exit::BadConfig, missing))
 }
 
 /// The HTTP interface of a running process.
@@ -154,7 +191,10 @@ impl Server {
         if listen.ip().is_unspecified() {
             listen.set_ip([127, 0, 0, 1].into());
         }
-        let settings = ClientSettings { reply_bytes_max: ANSWER_BYTES_MAX, ..ClientSettings::defaults() };
+        let settings = ClientSettings {
+            reply_bytes_max: ANSWER_BYTES_MAX,
+            ..ClientSettings::defaults()
+        };
         Self {
             base: format!("http://{listen}"),
             token: config.gateway.token.clone(),
@@ -169,15 +209,23 @@ impl Server {
         traceparent: Option<&str>,
     ) -> Result<(), Failure> {
         let path = format!("/v1/jobs?priority={}", priority.as_str());
-        let reply = self.ask(Method::POST, &path, body.into(), traceparent).await?;
-        if (200..300).contains(&reply.status) { Ok(()) } else { Err(refused(&reply)) }
+        let reply = self
+            .ask(Method::POST, &path, body.into(), traceparent)
+            .await?;
+        if (200..300).contains(&reply.status) {
+            Ok(())
+        } else {
+            Err(refused(&reply))
+        }
     }
 
     /// A JSON answer; nothing where the server says 404.
     async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
         let reply = self.ask(Method::GET, path, Bytes::new(), None).await?;
         match reply.status {
-            200 => serde_json::from_slice(&reply.body).map(Some).or_exit(Exit::Unavailable),
+            200 => serde_json::from_slice(&reply.body)
+                .map(Some)
+                .or_exit(Exit::Unavailable),
             404 => Ok(None),
             _ => Err(refused(&reply)),
         }
@@ -190,17 +238,30 @@ impl Server {
         body: Bytes,
         traceparent: Option<&str>,
     ) -> Result<Reply, Failure> {
-        let uri: Uri = format!("{}{path}", self.base).parse().or_exit(Exit::Internal)?;
+        let uri: Uri = format!("{}{path}", self.base)
+            .parse()
+            .or_exit(Exit::Internal)?;
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         if let Some(token) = &self.token {
             let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
             headers.insert(header::AUTHORIZATION, value.or_exit(Exit::BadConfig)?);
         }
         if let Some(trace) = traceparent {
-            headers.insert("traceparent", HeaderValue::try_from(trace).or_exit(Exit::BadInput)?);
+            headers.insert(
+                "traceparent",
+                HeaderValue::try_from(trace).or_exit(Exit::BadInput)?,
+            );
         }
-        let request = Request { method, uri, headers, body };
+        let request = Request {
+            method,
+            uri,
+            headers,
+            body,
+        };
         self.client.send(request, PATIENCE).await.map_err(|error| {
             let what = format!(
                 "{}: {error}; is `fanwise serve` running there? (or set broker.url and ledger.url)",
@@ -215,7 +276,9 @@ impl Server {
 fn refused(reply: &Reply) -> Failure {
     let problem: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     let text = String::from_utf8_lossy(&reply.body);
-    let detail = problem["detail"].as_str().map_or_else(|| shorten(&text, 300), Into::into);
+    let detail = problem["detail"]
+        .as_str()
+        .map_or_else(|| shorten(&text, 300), Into::into);
     let (exit, what) = match reply.status {
         400 | 413 | 422 => (Exit::BadInput, "refused"),
         409 => (Exit::BadInput, "conflict"),

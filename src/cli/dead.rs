@@ -120,12 +120,10 @@ pub(super) async fn all(access: &Access) -> Result<Vec<Row>, Failure> {
 async fn read(access: &Access, filter: &Filter) -> Result<Vec<Row>, Failure> {
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     let mut unreadable = 0;
-    let visit = |message: KeptMessage| {
-        match serde_json::from_slice::<DeadLetter>(&message.body) {
-            Ok(letter) if filter.takes_letter(&letter) => add(&mut rows, letter, filter),
-            Ok(_) => {}
-            Err(_) => unreadable += 1,
-        }
+    let visit = |message: KeptMessage| match serde_json::from_slice::<DeadLetter>(&message.body) {
+        Ok(letter) if filter.takes_letter(&letter) => add(&mut rows, letter, filter),
+        Ok(_) => {}
+        Err(_) => unreadable += 1,
     };
     access.read(Shelf::Dead, visit).await?;
     if unreadable > 0 {

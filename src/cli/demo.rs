@@ -80,11 +80,18 @@ pub(super) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
     if args.json {
         output::json(&outcome)?;
     }
-    Ok(if outcome.accounts_exact { Exit::Ok } else { Exit::Internal })
+    Ok(if outcome.accounts_exact {
+        Exit::Ok
+    } else {
+        Exit::Internal
+    })
 }
 
 async fn start_mock(stop: &CancellationToken) -> Result<(SocketAddr, MockHandle), Failure> {
-    let settings = Settings { wukongim: Version::V3, ..Settings::default() };
+    let settings = Settings {
+        wukongim: Version::V3,
+        ..Settings::default()
+    };
     let mock = MockIm::bind(settings).await.or_exit(Exit::Unavailable)?;
     let (address, handle) = (mock.addr(), mock.handle());
     let faults = json!({
@@ -118,20 +125,38 @@ impl Drop for Demo {
 }
 
 impl Demo {
-    async fn start(args: &DemoArgs, (address, mock): (SocketAddr, MockHandle)) -> Result<Self, Failure> {
+    async fn start(
+        args: &DemoArgs,
+        (address, mock): (SocketAddr, MockHandle),
+    ) -> Result<Self, Failure> {
         let name = format!("fanwise-demo-{}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).or_exit(Exit::Unavailable)?;
         let file = write_config(&folder, address)?;
         let loaded = load_config(Some(&file))?;
-        let config = loaded.check().map_err(|problems| Failure::new(Exit::Internal, problems))?;
+        let config = loaded
+            .check()
+            .map_err(|problems| Failure::new(Exit::Internal, problems))?;
         let child = serve(&file)?;
         let access = Access::of(&config)?;
-        let mut demo = Self { folder, config, access, mock, child, kills: 0 };
+        let mut demo = Self {
+            folder,
+            config,
+            access,
+            mock,
+            child,
+            kills: 0,
+        };
         demo.ready().await?;
         if !args.json {
-            output::line("Fanwise demo: embedded engine, a mock IM server that misbehaves a little")?;
-            output::line(format!("  {} users, at most {} messages/s; the mock refuses 0.4 % of them,", grouped(args.recipients), grouped(LIMIT)))?;
+            output::line(
+                "Fanwise demo: embedded engine, a mock IM server that misbehaves a little",
+            )?;
+            output::line(format!(
+                "  {} users, at most {} messages/s; the mock refuses 0.4 % of them,",
+                grouped(args.recipients),
+                grouped(LIMIT)
+            ))?;
             output::line("  answers 503 now and then, 429 for a second, and loses one reply")?;
             output::line("")?;
         }
@@ -144,8 +169,12 @@ impl Demo {
         while self.access.jobs(1).await.is_err() {
             let ended = self.child.try_wait().or_exit(Exit::Internal)?;
             if ended.is_some() || Instant::now() > deadline {
-                let log = std::fs::read_to_string(self.folder.join("serve.log")).unwrap_or_default();
-                return Err(Failure::message(Exit::Unavailable, format!("`fanwise serve` did not start:\n{log}")));
+                let log =
+                    std::fs::read_to_string(self.folder.join("serve.log")).unwrap_or_default();
+                return Err(Failure::message(
+                    Exit::Unavailable,
+                    format!("`fanwise serve` did not start:\n{log}"),
+                ));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -154,10 +183,14 @@ impl Demo {
 
     async fn play(mut self, args: &DemoArgs) -> Result<Outcome, Failure> {
         let started = Instant::now();
-        let users: Vec<String> = (0..args.recipients).map(|number| format!("user-{number}")).collect();
+        let users: Vec<String> = (0..args.recipients)
+            .map(|number| format!("user-{number}"))
+            .collect();
         let body = job(users).or_exit(Exit::Internal)?;
         let id = JobId::of("default", KEY);
-        self.access.submit(id, Priority::Normal, vec![body.clone()]).await?;
+        self.access
+            .submit(id, Priority::Normal, vec![body.clone()])
+            .await?;
         let record = self.follow(args, id).await?;
         let elapsed_seconds = started.elapsed().as_secs_f64();
         let accepted = self.mock.stats().accepted;
@@ -186,7 +219,10 @@ impl Demo {
                 }
             }
             if Instant::now() > deadline {
-                return Err(Failure::message(Exit::Unavailable, "the demo job did not complete in time"));
+                return Err(Failure::message(
+                    Exit::Unavailable,
+                    "the demo job did not complete in time",
+                ));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -201,7 +237,9 @@ impl Demo {
         self.ready().await?;
         if !args.json {
             let ms = began.elapsed().as_millis();
-            output::line(format!("  killed the worker with SIGKILL; a new one took over after {ms} ms"))?;
+            output::line(format!(
+                "  killed the worker with SIGKILL; a new one took over after {ms} ms"
+            ))?;
         }
         Ok(())
     }
@@ -210,11 +248,17 @@ impl Demo {
     async fn limiting(&self) -> String {
         let metrics = self.metrics().await;
         let parked = metrics.get("fanwise_target_parked{target=\"im\"}") == Some(&1.0);
-        if parked { "parked: backend says 429".to_owned() } else { format!("limit {}/s", grouped(LIMIT)) }
+        if parked {
+            "parked: backend says 429".to_owned()
+        } else {
+            format!("limit {}/s", grouped(LIMIT))
+        }
     }
 
     async fn metrics(&self) -> HashMap<String, f64> {
-        let text = super::healthcheck::ask(self.config.admin.listen, "/metrics").await.unwrap_or_default();
+        let text = super::healthcheck::ask(self.config.admin.listen, "/metrics")
+            .await
+            .unwrap_or_default();
         let lines = text.lines().filter(|line| line.starts_with("fanwise_"));
         lines
             .filter_map(|line| line.rsplit_once(' '))
@@ -247,7 +291,12 @@ impl Demo {
         );
         let stats = self.mock.stats();
         let mut by_user: BTreeMap<String, u64> = BTreeMap::new();
-        for entry in self.mock.accepted().into_iter().filter(|entry| !entry.replay) {
+        for entry in self
+            .mock
+            .accepted()
+            .into_iter()
+            .filter(|entry| !entry.replay)
+        {
             *by_user.entry(entry.recipient).or_default() += 1;
         }
         let accounts = record.accounts;
@@ -256,10 +305,15 @@ impl Demo {
         // Whoever is uncertain may or may not be in the mock's log.
         let sure = accounts.sent..=accounts.sent + accounts.uncertain;
         if !sure.contains(&sink_accepted) {
-            differences.push(format!("the mock accepted {sink_accepted}, {} are sent", accounts.sent));
+            differences.push(format!(
+                "the mock accepted {sink_accepted}, {} are sent",
+                accounts.sent
+            ));
         }
         if sink_duplicates > 0 {
-            differences.push(format!("the mock accepted {sink_duplicates} message(s) twice"));
+            differences.push(format!(
+                "the mock accepted {sink_duplicates} message(s) twice"
+            ));
         }
         if !self.mock.is_complete() {
             differences.push("the mock did not keep its whole log".to_owned());
@@ -280,18 +334,34 @@ impl Demo {
 
     async fn tell(&self, outcome: &Outcome) -> Result<(), Failure> {
         let accounts = &outcome.accounts;
-        output::line(format!("completed in {:.1} s: {}", outcome.elapsed_seconds, progress::summary(accounts)))?;
+        output::line(format!(
+            "completed in {:.1} s: {}",
+            outcome.elapsed_seconds,
+            progress::summary(accounts)
+        ))?;
         output::line(format!(
             "submitted the same job a second time: {} further messages",
             outcome.sink_accepted_by_repeat
         ))?;
         output::line("")?;
-        output::line(if outcome.accounts_exact { "Accounts: exact" } else { "Accounts: NOT exact" })?;
-        output::line(format!("  total {} = sent {} + duplicate {} + failed {} + uncertain {}",
-            grouped(accounts.total), grouped(accounts.sent), grouped(accounts.duplicate),
-            grouped(accounts.failed), grouped(accounts.uncertain)))?;
-        output::line(format!("  the mock's own log: {} accepted, {} of them twice",
-            grouped(outcome.sink_accepted), grouped(outcome.sink_duplicates)))?;
+        output::line(if outcome.accounts_exact {
+            "Accounts: exact"
+        } else {
+            "Accounts: NOT exact"
+        })?;
+        output::line(format!(
+            "  total {} = sent {} + duplicate {} + failed {} + uncertain {}",
+            grouped(accounts.total),
+            grouped(accounts.sent),
+            grouped(accounts.duplicate),
+            grouped(accounts.failed),
+            grouped(accounts.uncertain)
+        ))?;
+        output::line(format!(
+            "  the mock's own log: {} accepted, {} of them twice",
+            grouped(outcome.sink_accepted),
+            grouped(outcome.sink_duplicates)
+        ))?;
         for difference in &outcome.differences {
             output::line(format!("  {difference}"))?;
         }
@@ -311,7 +381,13 @@ impl Demo {
         output::line(format!("Dead letters: {}", grouped(rows.len() as u64)))?;
         for row in rows.iter().take(SHOWN) {
             let dead = &row.dead;
-            output::line(format!("  {:<12} {:<10} {}: {}", dead.recipient, dead.outcome.as_str(), dead.code, dead.text))?;
+            output::line(format!(
+                "  {:<12} {:<10} {}: {}",
+                dead.recipient,
+                dead.outcome.as_str(),
+                dead.code,
+                dead.text
+            ))?;
         }
         if rows.len() > SHOWN {
             output::line(format!("  and {} more", rows.len() - SHOWN))?;
@@ -328,7 +404,10 @@ impl Demo {
             "fanwise_calls_total{class=\"transient\",target=\"im\"}",
             "fanwise_uncertain_total{policy=\"retry\",target=\"im\"}",
         ] {
-            output::line(format!("  {name} {}", metrics.get(name).copied().unwrap_or_default()))?;
+            output::line(format!(
+                "  {name} {}",
+                metrics.get(name).copied().unwrap_or_default()
+            ))?;
         }
         output::line("")
     }
@@ -341,7 +420,10 @@ fn job(users: Vec<String>) -> serde_json::Result<Vec<u8>> {
         app: None,
         target: None,
         sender: None,
-        audience: AudienceDocument { users, exclude: Vec::new() },
+        audience: AudienceDocument {
+            users,
+            exclude: Vec::new(),
+        },
         message: MessageDocument {
             kind: Some("text".to_owned()),
             text: Some("Hello from Fanwise".to_owned()),
@@ -395,7 +477,11 @@ fn free_port() -> Result<u16, Failure> {
 fn serve(config: &Path) -> Result<Child, Failure> {
     let program = std::env::current_exe().or_exit(Exit::Internal)?;
     let log = config.with_file_name("serve.log");
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).or_exit(Exit::Unavailable)?;
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)
+        .or_exit(Exit::Unavailable)?;
     Command::new(program)
         .arg("serve")
         .arg("--config")

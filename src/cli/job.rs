@@ -62,9 +62,10 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
     let access = Access::of(&config)?;
     match command {
         JobCommand::List { most, json } => list(&access, most, json).await,
-        JobCommand::Show(args) => {
-            show(&args, &access.job(args.id()).await?.ok_or_else(|| unknown(&args))?)
-        }
+        JobCommand::Show(args) => show(
+            &args,
+            &access.job(args.id()).await?.ok_or_else(|| unknown(&args))?,
+        ),
         JobCommand::Watch(args) => {
             access.job(args.id()).await?.ok_or_else(|| unknown(&args))?;
             show(&args, &progress::follow(&access, args.id()).await?)
@@ -162,8 +163,15 @@ fn show(args: &JobArgs, job: &JobRecord) -> Result<Exit, Failure> {
 }
 
 async fn verify(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
-    let found = access.verify(args.id()).await?.ok_or_else(|| unknown(args))?;
-    let Verification { record: job, ledger: audit, differences } = found;
+    let found = access
+        .verify(args.id())
+        .await?
+        .ok_or_else(|| unknown(args))?;
+    let Verification {
+        record: job,
+        ledger: audit,
+        differences,
+    } = found;
     let exact = differences.is_empty();
     let running = job.state == JobState::Running;
     if args.json {

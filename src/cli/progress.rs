@@ -90,11 +90,11 @@ impl View {
         } else {
             "–".to_owned()
         };
-        let text = format!(
-            "{}  {}/s  {eta}",
-            summary(&record.accounts),
-            grouped(rate as u64)
-        );
+        let rate = grouped(rate as u64);
+        let mut text = format!("{}  {rate}/s  {eta}", summary(&record.accounts));
+        if !limiting.is_empty() {
+            text.push_str(&format!("  ({limiting})"));
+        }
         match &self.bar {
             Some(bar) => {
                 bar.set_length(record.accounts.total);

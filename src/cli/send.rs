@@ -121,7 +121,11 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
         });
     }
     let access = Access::of(&config)?;
-    let before = if args.wait { access.job(job.id).await? } else { None };
+    let before = if args.wait {
+        access.job(job.id).await?
+    } else {
+        None
+    };
     access.submit(job.id, args.priority(), bodies).await?;
     if !args.wait {
         let what = json!({"job": job.id, "recipients": count, "accepted": true});
@@ -323,7 +327,10 @@ async fn wait(
         // With further recipients it runs again in a moment; without, it stays as it is.
         let deadline = Instant::now() + EXTENSION_PATIENCE;
         while Instant::now() < deadline
-            && access.job(job.id).await?.is_some_and(|now| now.submissions == before.submissions)
+            && access
+                .job(job.id)
+                .await?
+                .is_some_and(|now| now.submissions == before.submissions)
         {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -1,6 +1,5 @@
 //! What is kept for people: dead letters and rejected messages.
 
-use std::ops::ControlFlow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,7 +94,7 @@ impl EmbeddedBroker {
     async fn walk(
         &self,
         shelf: Shelf,
-        mut visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
+        mut visit: impl FnMut(KeptMessage) -> Then + Send,
     ) -> Result<u64, BrokerError> {
         let inner = &self.0.0;
         let number = number(shelf);
@@ -123,11 +122,24 @@ impl EmbeddedBroker {
                 break;
             };
             from = page.next;
-            for (_, message) in page.messages {
+            let (mut removed, mut stopped) = (Vec::new(), false);
+            for (seq, message) in page.messages {
                 shown += 1;
-                if visit(message).is_break() {
-                    return Ok(shown);
+                match visit(message) {
+                    Then::Keep => {}
+                    Then::Remove => removed.push(seq),
+                    Then::Stop => {
+                        stopped = true;
+                        break;
+                    }
                 }
+            }
+            if !removed.is_empty() {
+                let remove = move |work: &mut Work<'_>| remove(work, number, &removed);
+                inner.write(0, remove).await.map_err(failed)?;
+            }
+            if stopped {
+                break;
             }
         }
         Ok(shown)

@@ -55,8 +55,16 @@ impl Server {
         T: Transport,
     {
         let listener = TcpListener::bind(listen).await?;
-        let gateway = Arc::new(Gateway { broker, context, token, publisher });
-        Ok(Self { listener, routes: routes::routes(gateway) })
+        let gateway = Arc::new(Gateway {
+            broker,
+            context,
+            token,
+            publisher,
+        });
+        Ok(Self {
+            listener,
+            routes: routes::routes(gateway),
+        })
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -65,7 +73,9 @@ impl Server {
 
     /// Serves until `stop`; requests under way are answered.
     pub async fn run(self, stop: CancellationToken) -> std::io::Result<()> {
-        axum::serve(self.listener, self.routes).with_graceful_shutdown(stop.cancelled_owned()).await
+        axum::serve(self.listener, self.routes)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
     }
 }
 
@@ -91,6 +101,7 @@ pub async fn keep_publisher<B: Broker>(
                 tracing::warn!(error = %chain(&error), "the gateway has no broker session, trying again");
             }
         }
-        stop.run_until_cancelled(tokio::time::sleep(delays.next_delay())).await;
+        stop.run_until_cancelled(tokio::time::sleep(delays.next_delay()))
+            .await;
     }
 }

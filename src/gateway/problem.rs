@@ -39,12 +39,18 @@ impl From<PublishError> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, title, detail) = match &self {
-            Self::BadJob(problems) => (StatusCode::BAD_REQUEST, "not a valid job", summary(problems)),
+            Self::BadJob(problems) => (
+                StatusCode::BAD_REQUEST,
+                "not a valid job",
+                summary(problems),
+            ),
             Self::BadBody(status, what) => (*status, "the body cannot be taken", what.clone()),
             Self::Conflict(job) => (
                 StatusCode::CONFLICT,
                 "client_msg_no stands for another message",
-                format!("it was first used by job {job}; use a new client_msg_no for a new message"),
+                format!(
+                    "it was first used by job {job}; use a new client_msg_no for a new message"
+                ),
             ),
             Self::NotFound(what) => (StatusCode::NOT_FOUND, "not found", what.clone()),
             Self::Unauthorized => (
@@ -52,9 +58,11 @@ impl IntoResponse for Refusal {
                 "no or wrong token",
                 "send the header Authorization: Bearer <gateway.token>".to_owned(),
             ),
-            Self::Unavailable(what) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "not accepted, try again", what.clone())
-            }
+            Self::Unavailable(what) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not accepted, try again",
+                what.clone(),
+            ),
         };
         let mut body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail});
         match &self {
@@ -66,7 +74,9 @@ impl IntoResponse for Refusal {
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         if matches!(self, Self::Unavailable(_)) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }

@@ -13,9 +13,9 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use super::Gateway;
 use super::problem::Refusal;
 use super::wire::{KeptLine, Submitted, Verification};
-use super::Gateway;
 use crate::domain::ids::JobId;
 use crate::domain::job::{JOB_BYTES_MAX, Job};
 use crate::domain::lane::Priority;
@@ -42,7 +42,10 @@ where
         .route("/v1/jobs/{job}/verification", get(verify::<B, S, T>))
         .route("/v1/dead", get(dead::<B, S, T>))
         .route("/v1/rejected", get(rejected::<B, S, T>))
-        .layer(from_fn_with_state(Arc::clone(&gateway), authorised::<B, S, T>))
+        .layer(from_fn_with_state(
+            Arc::clone(&gateway),
+            authorised::<B, S, T>,
+        ))
         .route("/livez", get(|| async { "live\n" }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(gateway)
@@ -55,13 +58,24 @@ async fn authorised<B: Broker, S, T>(
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(token) = &gateway.token else { return next.run(request).await };
-    let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let given = given.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
+    let Some(token) = &gateway.token else {
+        return next.run(request).await;
+    };
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .map(|value| value.as_bytes());
+    let given = given
+        .and_then(|value| value.strip_prefix(b"Bearer "))
+        .unwrap_or_default();
     // The time this takes does not tell how much of a guess was right.
     let same = ring::digest::digest(&ring::digest::SHA256, given).as_ref()
         == ring::digest::digest(&ring::digest::SHA256, token.expose().as_bytes()).as_ref();
-    if same { next.run(request).await } else { Refusal::Unauthorized.into_response() }
+    if same {
+        next.run(request).await
+    } else {
+        Refusal::Unauthorized.into_response()
+    }
 }
 
 #[derive(Deserialize)]
@@ -89,8 +103,11 @@ async fn submit<B: Broker, S: Store, T: Transport>(
         return Err(Refusal::Conflict(job.id));
     }
     let publisher = gateway.publisher.borrow().clone();
-    let publisher = publisher.ok_or_else(|| Refusal::Unavailable("no session with the broker".to_owned()))?;
-    let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok());
+    let publisher =
+        publisher.ok_or_else(|| Refusal::Unavailable("no session with the broker".to_owned()))?;
+    let traceparent = headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
     let message = Outgoing {
         route: Route::Job(priority.or(Some(job.priority)).unwrap_or_default()),
         body,
@@ -98,7 +115,13 @@ async fn submit<B: Broker, S: Store, T: Transport>(
         traceparent: traceparent.map(str::to_owned),
     };
     publisher.publish(vec![message]).await?;
-    Ok((StatusCode::ACCEPTED, Json(Submitted { job: job.id, recipients: job.entries as u64 })))
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(Submitted {
+            job: job.id,
+            recipients: job.entries as u64,
+        }),
+    ))
 }
 
 /// What is known of a job that was read.
@@ -116,7 +139,8 @@ fn read_job<B: Broker, S: Store, T>(
     priority: Option<Priority>,
 ) -> Result<Known, Refusal> {
     let context = &*gateway.context;
-    let job = Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
+    let job =
+        Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
     let problems = context.targets[&job.head.target].target.check(&job.head);
     if !problems.is_empty() {
         return Err(Refusal::BadJob(problems));
@@ -154,7 +178,9 @@ async fn find<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     job: &str,
 ) -> Result<JobRecord, Refusal> {
-    let id: JobId = job.parse().map_err(|error| Refusal::NotFound(format!("{error}")))?;
+    let id: JobId = job
+        .parse()
+        .map_err(|error| Refusal::NotFound(format!("{error}")))?;
     let record = gateway.context.store.job(id).await?;
     record.ok_or_else(|| {
         Refusal::NotFound(format!(
@@ -170,7 +196,11 @@ async fn verify<B: Broker, S: Store, T: Transport>(
     let record = find(&gateway, &job).await?;
     let ledger = gateway.context.store.audit(&record).await?;
     let differences = ledger.differences(&record.accounts);
-    Ok(Json(Verification { record, ledger, differences }))
+    Ok(Json(Verification {
+        record,
+        ledger,
+        differences,
+    }))
 }
 
 async fn dead<B: Broker + Shelves, S: Store, T: Transport>(
@@ -195,20 +225,23 @@ fn shelf<B: Broker + Shelves, S: Store, T: Transport>(
     shelf: Shelf,
 ) -> Response {
     let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(LINES_AHEAD);
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || {
+    let reading = async move {
         let visit = |message: KeptMessage| {
             let mut line = serde_json::to_vec(&KeptLine::from(message)).unwrap_or_default();
             line.push(b'\n');
-            match sender.blocking_send(Ok(line.into())) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+            // A slow reader holds up this thread, not the others: the runtime moves on without it.
+            let sent = tokio::task::block_in_place(|| sender.blocking_send(Ok(line.into())));
+            if sent.is_ok() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
             }
         };
-        if let Err(error) = runtime.block_on(gateway.broker.read(shelf, visit)) {
-            let _ = sender.blocking_send(Err(std::io::Error::other(error)));
+        if let Err(error) = gateway.broker.read(shelf, visit).await {
+            let _ = sender.send(Err(std::io::Error::other(error))).await;
         }
-    });
+    };
+    tokio::spawn(reading);
     let lines = futures_util::stream::unfold(receiver, |mut receiver| async move {
         let line = receiver.recv().await?;
         Some((line, receiver))

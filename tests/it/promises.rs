@@ -132,7 +132,7 @@ async fn promise_4_the_honest_gap_under_each_policy() {
 async fn promise_4_a_backend_slower_than_the_lease() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.not_idempotent().start("slow").await;
-    world.mock.patch_faults(&json!({"latency": "6s"})).unwrap();
+    world.mock.patch_faults(&json!({"latency": "9s"})).unwrap();
     let worker = world.worker().await;
     let recipients = users(20);
     let job = world.send("slow", &recipients, &["--wait"]).await;

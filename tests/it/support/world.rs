@@ -24,7 +24,8 @@ pub(crate) struct World {
     pub(crate) name: String,
     pub(crate) amqp: String,
     pub(crate) redis: String,
-    scratch: Scratch,
+    /// Goes away with the world.
+    _scratch: Scratch,
     config: PathBuf,
     stop: CancellationToken,
 }
@@ -83,7 +84,7 @@ impl Plan {
             [ledger]
             url = "{}"
             prefix = "{name}"
-            lease = "4s"
+            lease = "7s"
             [worker]
             progress_interval = "100ms"
             drain_deadline = "10s"
@@ -92,7 +93,7 @@ impl Plan {
             delay_max = "1s"
             [targets.im]
             url = "http://{address}"
-            call_timeout = "1s"
+            call_timeout = "3s"
             {}
             {}
             "#,
@@ -104,7 +105,7 @@ impl Plan {
             name,
             amqp: self.amqp,
             redis: self.redis,
-            scratch,
+            _scratch: scratch,
             config,
             stop,
         }
@@ -114,10 +115,6 @@ impl Plan {
 impl World {
     fn config(&self) -> &str {
         self.config.to_str().unwrap()
-    }
-
-    pub(crate) fn scratch(&self) -> &Scratch {
-        &self.scratch
     }
 
     /// Starts a worker and waits until it is ready.
