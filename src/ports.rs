@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::accounts::{Accounts, Audit};
@@ -52,6 +53,10 @@ pub trait Session: Send + Sync + 'static {
 
     /// Cancelled when the session is lost, for whatever reason.
     fn lost(&self) -> CancellationToken;
+
+    /// Follows whether the broker takes no publishes for a while, being short of memory or disk.
+    /// Consuming and acks go on meanwhile.
+    fn blocked(&self) -> watch::Receiver<bool>;
 
     /// Ends the session in order. Deliveries not acked go back to their queues.
     fn close(self) -> impl Future<Output = ()> + Send;

@@ -99,17 +99,15 @@ impl RabbitSession {
             _tasks: tasks,
         })
     }
-
-    /// True while the broker refuses to read publishes, being short of memory or disk. Consuming and
-    /// acks go on.
-    pub fn blocked(&self) -> watch::Receiver<bool> {
-        self.blocked.clone()
-    }
 }
 
 impl Session for RabbitSession {
     type Consumer = RabbitConsumer;
     type Publisher = RabbitPublisher;
+
+    fn blocked(&self) -> watch::Receiver<bool> {
+        self.blocked.clone()
+    }
 
     fn publisher(&self) -> RabbitPublisher {
         self.publisher.clone()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
@@ -72,6 +72,11 @@ impl Broker for EmbeddedBroker {
 impl Session for EmbeddedSession {
     type Consumer = EmbeddedConsumer;
     type Publisher = EmbeddedPublisher;
+
+    /// Never: a full disk refuses publishes instead.
+    fn blocked(&self) -> watch::Receiver<bool> {
+        watch::channel(false).1
+    }
 
     fn publisher(&self) -> EmbeddedPublisher {
         EmbeddedPublisher {

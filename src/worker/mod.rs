@@ -133,6 +133,11 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
                 .await?;
             tasks.spawn(intake::intake(Arc::clone(&shift), priority, jobs));
         }
+        tasks.spawn(watch_blocked(
+            session.blocked(),
+            Arc::clone(&self.context),
+            halt.clone(),
+        ));
         self.context.metrics.broker_up(true);
         self.ready.send_replace(true);
         tracing::info!("ready: jobs are taken and slices delivered");
@@ -168,6 +173,27 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             {
                 return;
             }
+        }
+    }
+}
+
+/// Shows in the metrics, and once in the log, when the broker takes no publishes.
+async fn watch_blocked<S: Store, T>(
+    mut blocked: watch::Receiver<bool>,
+    context: Arc<Context<S, T>>,
+    halt: CancellationToken,
+) {
+    loop {
+        let now = *blocked.borrow_and_update();
+        context.metrics.broker_blocked(now);
+        if halt
+            .run_until_cancelled(blocked.changed())
+            .await
+            .is_none_or(|changed| changed.is_err())
+        {
+            context.metrics.broker_blocked(false);
+            // Not an end of its own: the session says when it is lost.
+            return halt.cancelled().await;
         }
     }
 }

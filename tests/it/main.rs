@@ -12,6 +12,8 @@
 mod amqp;
 /// Everything at once: three workers, faults of every kind, a SIGKILL half-way.
 mod done;
+/// `fanwise serve` and `fanwise demo`: the embedded engine as a user runs it.
+mod embedded;
 /// The example producers, each against a real broker with a worker behind it.
 mod examples;
 /// The promises of the crate documentation, by name, on shared servers.

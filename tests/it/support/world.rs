@@ -370,7 +370,7 @@ async fn http_get(port: u16, path: &str) -> Option<String> {
     Some(answer)
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
