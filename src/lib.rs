@@ -3,6 +3,7 @@
 //! Other services enqueue *jobs* (one message, many recipients) on RabbitMQ. Any number of `fanwise
 //! worker` processes share them: they cut jobs into slices and send to an IM backend, each recipient
 //! once, within shared rate limits, with retries that block nobody and dead letters for failed users.
+//! On one machine `fanwise serve` does the same without RabbitMQ and Redis, on an embedded engine.
 //!
 //! ```text
 //! producer ─AMQP─▶ fanwise.jobs ─▶ intake ─▶ lanes ─▶ deliver ─▶ IM backend
@@ -15,7 +16,7 @@
 //!
 //! # Promises
 //!
-//! Each has a test in `tests/it/promises.rs` that bears its name.
+//! Each has a test in `tests/it/promises.rs` or `tests/it/restart.rs` that bears its name.
 //!
 //! 1. **Accepted is durable.** A producer that publishes with confirms and `mandatory` is told
 //!    "accepted" after the broker has the job on disk.
@@ -44,8 +45,8 @@
 //! has an outcome for everybody, the slice counts as complete, and what it did not settle itself were
 //! duplicates. A redelivered slice finds its own count and adds nothing (`worker::deliver`).
 //!
-//! *Once.* The ledger keeps eight bytes of keyed hash and one byte of outcome per recipient, in hash
-//! buckets. A claim carries an owner drawn for that delivery and a deadline; a foreign claim whose
+//! *Once.* The ledger keeps eight bytes of keyed hash and three of state per recipient, in buckets that
+//! are read and written whole. A claim carries an owner drawn for that delivery and a deadline; a foreign claim whose
 //! deadline passed is taken over as uncertain ([`ports::Ledger`], [`store`]).
 //!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
@@ -56,12 +57,13 @@
 //! - [`domain`]: values and arithmetic; pure. Nothing in it awaits, reads a clock or draws a number.
 //! - [`ports`]: the contracts of broker, ledger, limiter and target.
 //! - [`worker`]: sessions, intake, lanes, delivery. Names no broker and no store.
-//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger and limiter on Redis. They know [`ports`] and
-//!   [`domain`], not each other and not the worker.
+//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger and limiter on Redis. [`embedded`]: all three
+//!   on one file. They know [`ports`] and [`domain`], not each other and not the worker.
+//! - [`gateway`]: the HTTP interface.
 //! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one
 //!   HTTP client for all; the mock server.
 //! - [`config`], [`app`] (puts everything together), [`admin`], [`metrics`], [`telemetry`],
-//!   [`shutdown`], [`exit`], [`cli`], [`schema`].
+//!   [`shutdown`], [`exit`], [`secret`], [`cli`], [`schema`].
 //!
 //! # Words
 //!
