@@ -77,6 +77,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod embedded;
 pub mod exit;
 pub mod im;
 pub mod metrics;

@@ -1,0 +1,316 @@
+//! The broker port: sessions, publishing, consuming.
+//!
+//! A session is a name under which deliveries are held; nothing can break it but its end or the
+//! engine's. Messages are routed here as the exchanges of the RabbitMQ topology route them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use super::desk::Handed;
+use super::disk::Trouble;
+use super::tables::{self, Message, With};
+use super::writer::Work;
+use crate::domain::schedule::rung;
+use crate::ports::{
+    BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, Lost, Outgoing, PublishError,
+    Publisher, Route, Session, Source,
+};
+
+/// The embedded engine as the broker, and as the way to what it keeps for people.
+#[derive(Clone)]
+pub struct EmbeddedBroker(pub(super) Engine);
+
+/// A session with the embedded engine. Dropping it closes it.
+pub struct EmbeddedSession {
+    engine: Engine,
+    id: u64,
+    lost: CancellationToken,
+}
+
+/// Publishes into one session.
+#[derive(Clone)]
+pub struct EmbeddedPublisher {
+    engine: Engine,
+    lost: CancellationToken,
+}
+
+/// Deliveries of one source. Dropping it gives back what it has not handed out.
+pub struct EmbeddedConsumer {
+    engine: Engine,
+    queue: u32,
+    id: u64,
+    deliveries: mpsc::UnboundedReceiver<Handed>,
+    lost: CancellationToken,
+}
+
+/// Something that happened to a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineEvent {
+    /// `<app>.<event>`.
+    pub routing_key: String,
+    pub message_id: String,
+    /// A job event as JSON.
+    pub body: Bytes,
+    pub traceparent: Option<String>,
+}
+
+impl Broker for EmbeddedBroker {
+    type Session = EmbeddedSession;
+
+    async fn connect(&self) -> Result<EmbeddedSession, BrokerError> {
+        let engine = self.0.clone();
+        let (id, lost) = engine.0.desk.open_session()?;
+        Ok(EmbeddedSession { engine, id, lost })
+    }
+}
+
+impl Session for EmbeddedSession {
+    type Consumer = EmbeddedConsumer;
+    type Publisher = EmbeddedPublisher;
+
+    fn publisher(&self) -> EmbeddedPublisher {
+        EmbeddedPublisher {
+            engine: self.engine.clone(),
+            lost: self.lost.clone(),
+        }
+    }
+
+    async fn consume(
+        &self,
+        source: Source,
+        prefetch: u16,
+    ) -> Result<EmbeddedConsumer, BrokerError> {
+        let name = tables::source_queue(&source);
+        let inner = &self.engine.0;
+        let queue = inner
+            .queues
+            .number(&name)
+            .ok_or_else(|| BrokerError::Refused {
+                what: format!("consume from queue `{name}`"),
+                source: "no such target is configured".into(),
+            })?;
+        let (id, deliveries) = inner.desk.consume(self.id, queue, prefetch)?;
+        Ok(EmbeddedConsumer {
+            engine: self.engine.clone(),
+            queue,
+            id,
+            deliveries,
+            lost: self.lost.clone(),
+        })
+    }
+
+    fn lost(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+
+    async fn close(self) {
+        // As when it is dropped.
+    }
+}
+
+impl Drop for EmbeddedSession {
+    fn drop(&mut self) {
+        self.engine.0.desk.close_session(self.id);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Publishing
+// ---------------------------------------------------------------------------------------------
+
+/// Where a message is put.
+#[derive(Clone, Copy)]
+enum To {
+    Queue(u32),
+    Wait(u32, Duration),
+    Dead,
+}
+
+/// A message that is routed.
+struct Routed {
+    to: To,
+    with: With,
+    body: Bytes,
+}
+
+impl Publisher for EmbeddedPublisher {
+    async fn publish(&self, messages: Vec<Outgoing>) -> Result<(), PublishError> {
+        if self.lost.is_cancelled() {
+            return Err(Lost.into());
+        }
+        let inner = &self.engine.0;
+        let mut routed = Vec::with_capacity(messages.len());
+        let mut events = Vec::new();
+        for message in messages {
+            let to = match &message.route {
+                Route::Job(priority) => To::Queue(self.queue(&tables::jobs_queue(*priority))?),
+                Route::Lane(lane) => To::Queue(self.queue(&tables::lane_queue(lane))?),
+                // Any delay finds a rung, as on the ladder of queues.
+                Route::Wait { lane, rung: delay } => {
+                    To::Wait(self.queue(&tables::lane_queue(lane))?, rung(*delay))
+                }
+                Route::Dead { .. } => To::Dead,
+                Route::Event { app, event } => {
+                    events.push(EngineEvent {
+                        routing_key: format!("{app}.{event}"),
+                        message_id: message.message_id,
+                        body: message.body,
+                        traceparent: message.traceparent,
+                    });
+                    continue;
+                }
+            };
+            let routing_key = match message.route {
+                Route::Dead { app, target } => Some(format!("{app}.{target}")),
+                _ => None,
+            };
+            routed.push(Routed {
+                to,
+                with: With {
+                    message_id: message.message_id,
+                    traceparent: message.traceparent,
+                    routing_key,
+                    rejected: None,
+                },
+                body: message.body,
+            });
+        }
+        if !routed.is_empty() {
+            let bytes = routed.iter().map(|message| message.body.len()).sum();
+            let put = move |work: &mut Work<'_>| routed.iter().try_for_each(|it| put(work, it));
+            inner
+                .write(bytes, put)
+                .await
+                .map_err(|trouble| publish_error(&trouble))?;
+        }
+        for event in events {
+            // Nobody need listen.
+            let _ = inner.events.send(event);
+        }
+        Ok(())
+    }
+}
+
+impl EmbeddedPublisher {
+    fn queue(&self, name: &str) -> Result<u32, PublishError> {
+        let number = self.engine.0.queues.number(name);
+        number.ok_or_else(|| PublishError::Unroutable(format!("queue `{name}`")))
+    }
+}
+
+fn put(work: &mut Work<'_>, message: &Routed) -> Result<(), Trouble> {
+    let now_ms = work.now_ms;
+    let bytes = Message::write(now_ms, &message.with, &message.body);
+    let seq = work.new_seq();
+    match message.to {
+        To::Queue(queue) => {
+            let ready = work.tables.ready.open()?;
+            ready.insert((queue, seq), bytes.as_slice())?;
+            let change = work.change(queue);
+            change.ready += 1;
+            change.has_new = true;
+        }
+        To::Wait(queue, wait) => {
+            // The clock is cut off to whole milliseconds: one more, so that it is never early.
+            let due_ms = now_ms + wait.as_millis() as u64 + 1;
+            let waiting = work.tables.waiting.open()?;
+            waiting.insert((queue, due_ms, seq), bytes.as_slice())?;
+            let change = work.change(queue);
+            change.waiting += 1;
+            let next = change.next_due_ms.map_or(due_ms, |next| next.min(due_ms));
+            change.next_due_ms = Some(next);
+        }
+        To::Dead => super::shelves::put_dead(work, seq, &bytes)?,
+    }
+    Ok(())
+}
+
+pub(super) fn publish_error(trouble: &Trouble) -> PublishError {
+    match trouble {
+        Trouble::Stopped => Lost.into(),
+        Trouble::Full(_) | Trouble::Disk(_) | Trouble::Broken(_) => PublishError::Refused,
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Consuming
+// ---------------------------------------------------------------------------------------------
+
+impl Consumer for EmbeddedConsumer {
+    async fn next(&mut self) -> Option<Delivery> {
+        // Cancel safe: a delivery leaves the channel only when it is handed out.
+        let handed = tokio::select! {
+            biased;
+            () = self.lost.cancelled() => return None,
+            handed = self.deliveries.recv() => handed?,
+        };
+        self.engine.0.desk.unbuffer(self.queue, self.id);
+        Some(Delivery {
+            body: handed.body,
+            traceparent: handed.traceparent,
+            redelivered: handed.redelivered,
+            end: Box::new(Ending {
+                engine: self.engine.clone(),
+                tag: handed.tag,
+            }),
+        })
+    }
+
+    async fn cancel(&mut self) {
+        self.engine.0.desk.cancel(self.queue, self.id);
+    }
+}
+
+impl Drop for EmbeddedConsumer {
+    fn drop(&mut self) {
+        let desk = &self.engine.0.desk;
+        desk.cancel(self.queue, self.id);
+        while let Ok(handed) = self.deliveries.try_recv() {
+            // Lost: it is back already.
+            let _ = desk.give_back(handed.tag);
+        }
+    }
+}
+
+/// The end of a delivery.
+struct Ending {
+    engine: Engine,
+    tag: u64,
+}
+
+impl EndDelivery for Ending {
+    fn ack(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
+        Box::pin(async move {
+            let inner = &self.engine.0;
+            let out = inner.desk.end(self.tag)?;
+            inner.writer.ack(&out).map_err(|_| Lost)
+        })
+    }
+
+    fn give_back(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
+        Box::pin(async move { self.engine.0.desk.give_back(self.tag) })
+    }
+
+    fn reject(self: Box<Self>, reason: String) -> BoxFuture<Result<(), PublishError>> {
+        Box::pin(async move {
+            let inner = Arc::clone(&self.engine.0);
+            let out = inner.desk.end(self.tag)?;
+            let moved = inner.write(reason.len(), {
+                move |work| super::shelves::reject(work, out.queue, out.place, &reason)
+            });
+            match moved.await {
+                Ok(()) => Ok(()),
+                Err(trouble) => {
+                    // It stays unacked and comes back with the next session.
+                    inner.desk.undo_end(self.tag, out);
+                    Err(publish_error(&trouble))
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,292 @@
+//! Open claims: who may send to whom, until when.
+//!
+//! A claim is one row on disk, however many recipients it covers, and an index in memory. Only the
+//! fact is on disk, not the deadline: leases end with the process that held them, so claims of an
+//! earlier opening are dead at once and whoever comes next takes them over (promise 4).
+//!
+//! The index changes while a transaction is made, for the steps that follow in it. If the commit
+//! fails, it is read again from disk; what has not changed keeps its deadline.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use redb::{ReadTransaction, ReadableTable};
+
+use super::disk::Trouble;
+use super::tables::{CLAIMS, Lazy, number};
+use crate::ports::ClaimState;
+
+/// A recipient: the life of its job and its fingerprint.
+type Recipient = (u64, u64);
+
+/// The claims of this opening and what is left of earlier ones.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    opening: u64,
+    next_row: u64,
+    rows: HashMap<u64, ClaimRow>,
+    held: HashMap<Recipient, Held>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    row: u64,
+    /// None: a claim of an earlier opening.
+    ends: Option<Instant>,
+}
+
+/// A row as it is stored: life, opening, owner, lease in ms (8 bytes each), fingerprints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ClaimRow {
+    life: u64,
+    opening: u64,
+    owner: u64,
+    lease: Duration,
+    fingerprints: Vec<u64>,
+}
+
+impl ClaimRow {
+    fn write(&self) -> Vec<u8> {
+        let lease = self.lease.as_millis() as u64;
+        let head = [self.life, self.opening, self.owner, lease];
+        let numbers = head.iter().chain(&self.fingerprints);
+        numbers.flat_map(|number| number.to_be_bytes()).collect()
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, Trouble> {
+        let (numbers, rest) = bytes.as_chunks::<8>();
+        let (&[life, opening, owner, lease], fingerprints) = numbers
+            .split_first_chunk::<4>()
+            .filter(|_| rest.is_empty())
+            .ok_or_else(|| Trouble::broken("a claim is cut short"))?;
+        Ok(Self {
+            life: number(&life),
+            opening: number(&opening),
+            owner: number(&owner),
+            lease: Duration::from_millis(number(&lease)),
+            fingerprints: fingerprints.iter().map(|it| number(it)).collect(),
+        })
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker {
+    pub(super) life: u64,
+    pub(super) owner: u64,
+}
+
+impl Claims {
+    pub(super) fn load(
+        table: &impl ReadableTable<u64, &'static [u8]>,
+        opening: u64,
+    ) -> Result<Self, Trouble> {
+        let mut claims = Self {
+            opening,
+            ..Self::default()
+        };
+        let now = Instant::now();
+        for entry in table.iter()? {
+            let (row, bytes) = entry?;
+            let (row, claim) = (row.value(), ClaimRow::read(bytes.value())?);
+            let ends = (claim.opening == opening).then(|| now + claim.lease);
+            for fingerprint in &claim.fingerprints {
+                let held = Held { row, ends };
+                claims.held.insert((claim.life, *fingerprint), held);
+            }
+            claims.rows.insert(row, claim);
+            claims.next_row = claims.next_row.max(row + 1);
+        }
+        Ok(claims)
+    }
+
+    /// What is on disk counts; what is still the same there keeps its deadline.
+    pub(super) fn reload(&mut self, transaction: &ReadTransaction) -> Result<(), Trouble> {
+        let mut found = Self::load(&transaction.open_table(CLAIMS)?, self.opening)?;
+        // A number that may have been used is not used again.
+        found.next_row = found.next_row.max(self.next_row);
+        for (recipient, held) in &mut found.held {
+            let before = self.held.get(recipient);
+            if let Some(before) = before.filter(|before| before.row == held.row) {
+                held.ends = before.ends;
+            }
+        }
+        *self = found;
+        Ok(())
+    }
+
+    fn is_own(&self, held: Held, asker: Asker) -> bool {
+        held.ends.is_some()
+            && self
+                .rows
+                .get(&held.row)
+                .is_some_and(|row| row.owner == asker.owner)
+    }
+
+    /// How a claim on a recipient without an outcome is answered.
+    pub(super) fn state(&self, asker: Asker, fingerprint: u64, now: Instant) -> ClaimState {
+        let Some(held) = self.held.get(&(asker.life, fingerprint)) else {
+            return ClaimState::Granted;
+        };
+        if self.is_own(*held, asker) {
+            return ClaimState::Granted;
+        }
+        let left = held.ends.map(|ends| ends.saturating_duration_since(now));
+        match left.filter(|left| !left.is_zero()) {
+            Some(left) => ClaimState::Held { left },
+            None => ClaimState::TakenOver,
+        }
+    }
+
+    /// Gives recipients that were granted or taken over to the asker.
+    pub(super) fn grant(
+        &mut self,
+        table: &mut Lazy<'_, u64, &'static [u8]>,
+        asker: Asker,
+        recipients: &[u64],
+        lease: Duration,
+        now: Instant,
+    ) -> Result<(), Trouble> {
+        let ends = Some(now + lease);
+        let mut foreign = Vec::new();
+        let mut fingerprints = Vec::with_capacity(recipients.len());
+        for fingerprint in recipients {
+            match self.held.get(&(asker.life, *fingerprint)).copied() {
+                // Asked for again: it has its row.
+                Some(held) if self.is_own(held, asker) => {
+                    let row = held.row;
+                    let held = Held { row, ends };
+                    self.held.insert((asker.life, *fingerprint), held);
+                }
+                Some(_) => {
+                    foreign.push(*fingerprint);
+                    fingerprints.push(*fingerprint);
+                }
+                None => fingerprints.push(*fingerprint),
+            }
+        }
+        self.drop(table, asker.life, &foreign)?;
+        fingerprints.sort_unstable();
+        fingerprints.dedup();
+        if fingerprints.is_empty() {
+            return Ok(());
+        }
+        let row = self.next_row;
+        self.next_row += 1;
+        for fingerprint in &fingerprints {
+            let held = Held { row, ends };
+            self.held.insert((asker.life, *fingerprint), held);
+        }
+        let claim = ClaimRow {
+            life: asker.life,
+            opening: self.opening,
+            owner: asker.owner,
+            lease,
+            fingerprints,
+        };
+        table.open()?.insert(row, claim.write().as_slice())?;
+        self.rows.insert(row, claim);
+        Ok(())
+    }
+
+    /// Moves the deadlines of the asker's claims; whether all of them were its own.
+    pub(super) fn renew(&mut self, asker: Asker, recipients: &[u64], ends: Instant) -> bool {
+        let mut all = true;
+        for fingerprint in recipients {
+            let key = (asker.life, *fingerprint);
+            match self.held.get(&key).copied() {
+                Some(held) if self.is_own(held, asker) => {
+                    let row = held.row;
+                    let ends = Some(ends);
+                    self.held.insert(key, Held { row, ends });
+                }
+                _ => all = false,
+            }
+        }
+        all
+    }
+
+    /// Ends the asker's own claims on these recipients.
+    pub(super) fn release(
+        &mut self,
+        table: &mut Lazy<'_, u64, &'static [u8]>,
+        asker: Asker,
+        recipients: &[u64],
+    ) -> Result<(), Trouble> {
+        let own: Vec<_> = recipients
+            .iter()
+            .copied()
+            .filter(|fingerprint| {
+                let held = self.held.get(&(asker.life, *fingerprint));
+                held.is_some_and(|held| self.is_own(*held, asker))
+            })
+            .collect();
+        self.drop(table, asker.life, &own)
+    }
+
+    /// Ends the claims on these recipients, whoever holds them.
+    pub(super) fn drop(
+        &mut self,
+        table: &mut Lazy<'_, u64, &'static [u8]>,
+        life: u64,
+        recipients: &[u64],
+    ) -> Result<(), Trouble> {
+        let mut changed: HashMap<u64, Vec<u64>> = HashMap::new();
+        for fingerprint in recipients {
+            if let Some(held) = self.held.remove(&(life, *fingerprint)) {
+                changed.entry(held.row).or_default().push(*fingerprint);
+            }
+        }
+        for (row, mut gone) in changed {
+            let Some(claim) = self.rows.get_mut(&row) else {
+                continue;
+            };
+            gone.sort_unstable();
+            claim
+                .fingerprints
+                .retain(|fingerprint| gone.binary_search(fingerprint).is_err());
+            if claim.fingerprints.is_empty() {
+                self.rows.remove(&row);
+                table.open()?.remove(row)?;
+            } else {
+                table.open()?.insert(row, claim.write().as_slice())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends every claim of a life.
+    pub(super) fn drop_life(
+        &mut self,
+        table: &mut Lazy<'_, u64, &'static [u8]>,
+        life: u64,
+    ) -> Result<(), Trouble> {
+        let rows: Vec<_> = self
+            .rows
+            .iter()
+            .filter(|(_, row)| row.life == life)
+            .map(|(number, _)| *number)
+            .collect();
+        for row in rows {
+            if let Some(claim) = self.rows.remove(&row) {
+                for fingerprint in claim.fingerprints {
+                    self.held.remove(&(life, fingerprint));
+                }
+            }
+            table.open()?.remove(row)?;
+        }
+        Ok(())
+    }
+}
+
+/// Recipients of a life that are claimed in a consistent view.
+pub(super) fn count(transaction: &ReadTransaction, life: u64) -> Result<u64, Trouble> {
+    let mut count = 0;
+    for entry in transaction.open_table(CLAIMS)?.iter()? {
+        let claim = ClaimRow::read(entry?.1.value())?;
+        if claim.life == life {
+            count += claim.fingerprints.len() as u64;
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,295 @@
+//! The data folder: its lock, the store in it, and what goes wrong with them.
+//!
+//! The store refuses everything after an error of the disk, so [`Disk::reopen`] opens it anew: what
+//! was committed is there, what was not is gone. Commits are made in two phases with the allocator's
+//! state, which makes opening after a crash a matter of milliseconds whatever the size.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, WriteTransaction};
+
+use super::builder;
+use super::tables::{self, FORMAT};
+
+const STORE: &str = "fanwise.redb";
+const LOCK: &str = "fanwise.lock";
+
+pub(super) type Opener = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
+
+pub(super) fn open_file(file: &Path) -> Result<Database, DatabaseError> {
+    builder().create(file)
+}
+
+/// Why a data folder cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "the data folder {} is in use by another fanwise process{}; stop that process, talk to it \
+         over its HTTP interface, or choose another folder",
+        folder.display(), process.map(|id| format!(" (process {id})")).unwrap_or_default()
+    )]
+    InUse {
+        folder: PathBuf,
+        process: Option<u32>,
+    },
+    #[error("the data folder {} cannot be used", folder.display())]
+    Folder {
+        folder: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "{} cannot be opened; if it is damaged, move it away and fanwise begins with an empty one",
+        file.display()
+    )]
+    Store {
+        file: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error(
+        "{} was written in format {found} by a newer fanwise, this one knows format {FORMAT}; \
+         use the newer version",
+        file.display()
+    )]
+    Newer { file: PathBuf, found: u64 },
+}
+
+/// Why a step or a look failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Trouble {
+    #[error("the disk of the data folder is full; it goes on by itself when there is space")]
+    Full(#[source] Arc<redb::Error>),
+    #[error("the store in the data folder cannot be read or written")]
+    Disk(#[source] Arc<redb::Error>),
+    #[error("a record in the data folder makes no sense: {0}")]
+    Broken(String),
+    #[error("the embedded engine is closed")]
+    Stopped,
+}
+
+impl Trouble {
+    pub(super) fn broken(what: impl std::fmt::Display) -> Self {
+        Self::Broken(what.to_string())
+    }
+
+    fn of(error: redb::Error) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match &error {
+            redb::Error::Io(io)
+                if [StorageFull, QuotaExceeded, FileTooLarge].contains(&io.kind()) =>
+            {
+                Self::Full(Arc::new(error))
+            }
+            _ => Self::Disk(Arc::new(error)),
+        }
+    }
+}
+
+macro_rules! trouble_from {
+    ($($error:ident),*) => {$(
+        impl From<redb::$error> for Trouble {
+            fn from(error: redb::$error) -> Self {
+                Self::of(error.into())
+            }
+        }
+    )*};
+}
+trouble_from!(
+    StorageError,
+    TableError,
+    TransactionError,
+    CommitError,
+    DatabaseError
+);
+
+/// Keeps other processes out of the folder until it is dropped.
+#[derive(Debug)]
+pub(super) struct FolderLock(#[expect(dead_code, reason = "held for its lock")] File);
+
+enum Store {
+    Open(Database),
+    /// It could not be opened again yet.
+    Failed(Trouble),
+    Closed,
+}
+
+impl Store {
+    fn get(&self) -> Result<&Database, Trouble> {
+        match self {
+            Self::Open(database) => Ok(database),
+            Self::Failed(trouble) => Err(trouble.clone()),
+            Self::Closed => Err(Trouble::Stopped),
+        }
+    }
+}
+
+pub(super) struct Disk {
+    folder: PathBuf,
+    file: PathBuf,
+    opener: Opener,
+    store: RwLock<Store>,
+    trouble: Mutex<Option<String>>,
+}
+
+impl Disk {
+    pub(super) fn open(folder: &Path, opener: Opener) -> Result<(Self, FolderLock), OpenError> {
+        let failed = |source| OpenError::Folder {
+            folder: folder.to_owned(),
+            source,
+        };
+        make_folder(folder).map_err(failed)?;
+        let lock = lock(folder, failed)?;
+        let file = folder.join(STORE);
+        let database = opener(&file).map_err(|source| OpenError::Store {
+            file: file.clone(),
+            source: source.into(),
+        })?;
+        // The name of a new file is durable when its folder is.
+        File::open(folder)
+            .and_then(|opened| opened.sync_all())
+            .map_err(failed)?;
+        let disk = Self {
+            folder: folder.to_owned(),
+            file,
+            opener,
+            store: RwLock::new(Store::Open(database)),
+            trouble: Mutex::new(None),
+        };
+        Ok((disk, lock))
+    }
+
+    /// Makes the tables and queues that are missing, and reads what the engine starts with.
+    pub(super) fn prepare(&self, targets: &[String]) -> Result<tables::Start, OpenError> {
+        let failed = |trouble: Trouble| OpenError::Store {
+            file: self.file.clone(),
+            source: trouble.into(),
+        };
+        let found = tables::format(&self.begin_read().map_err(failed)?).map_err(failed)?;
+        if found > FORMAT {
+            let file = self.file.clone();
+            return Err(OpenError::Newer { file, found });
+        }
+        let prepared = self.begin_write().and_then(|transaction| {
+            let start = tables::prepare(&transaction, targets)?;
+            transaction.commit()?;
+            Ok(start)
+        });
+        prepared.map_err(failed)
+    }
+
+    pub(super) fn open_error(&self, source: io::Error) -> OpenError {
+        OpenError::Folder {
+            folder: self.folder.clone(),
+            source,
+        }
+    }
+
+    pub(super) fn begin_read(&self) -> Result<ReadTransaction, Trouble> {
+        let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(store.get()?.begin_read()?)
+    }
+
+    pub(super) fn begin_write(&self) -> Result<WriteTransaction, Trouble> {
+        let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
+        let mut transaction = store.get()?.begin_write()?;
+        transaction.set_quick_repair(true);
+        Ok(transaction)
+    }
+
+    /// Opens the store again after an error of the disk.
+    pub(super) fn reopen(&self) -> Result<(), Trouble> {
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        // The old one goes first: a file is opened once.
+        *store = Store::Closed;
+        match (self.opener)(&self.file).map_err(Trouble::from) {
+            Ok(database) => {
+                *store = Store::Open(database);
+                Ok(())
+            }
+            Err(trouble) => {
+                *store = Store::Failed(trouble.clone());
+                Err(trouble)
+            }
+        }
+    }
+
+    pub(super) fn close(&self) {
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        if let Store::Open(database) = std::mem::replace(&mut *store, Store::Closed)
+            && let Err(error) = database.close()
+        {
+            tracing::warn!(%error, "the store was not closed in order; nothing is lost by that");
+        }
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone()
+    }
+
+    /// Remembers what is wrong, and says so when that changes.
+    pub(super) fn note(&self, trouble: Option<&Trouble>) {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match (trouble, known.is_some()) {
+            (Some(trouble), false) => {
+                let cause = std::error::Error::source(trouble).map(ToString::to_string);
+                tracing::error!(
+                    folder = %self.folder.display(),
+                    cause,
+                    "{trouble}: nothing is accepted or sent meanwhile, nothing accepted is lost"
+                );
+                *known = Some(trouble.to_string());
+            }
+            (None, true) => {
+                tracing::info!(folder = %self.folder.display(), "the data folder is writable again");
+                *known = None;
+            }
+            (Some(_), true) | (None, false) => {}
+        }
+    }
+}
+
+/// For its owner only: it holds messages and recipients.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
+}
+
+fn lock(folder: &Path, failed: impl Fn(io::Error) -> OpenError) -> Result<FolderLock, OpenError> {
+    let path = folder.join(LOCK);
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(&failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Only a hint for the message.
+            let _ = file.read_to_string(&mut holder);
+            return Err(OpenError::InUse {
+                folder: folder.to_owned(),
+                process: holder.trim().parse().ok(),
+            });
+        }
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    // Who holds it is only told to people: a full disk is no reason not to start.
+    let _ = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(FolderLock(file))
+}

@@ -1,0 +1,154 @@
+//! The thread that reads messages for consumers: never more than they have room for.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use redb::{AccessGuard, ReadOnlyTable};
+
+use super::desk::{Desk, Found, Place, Plan, Read};
+use super::disk::{Disk, Trouble};
+use super::tables::{Message, READY, WAITING};
+
+pub(super) fn start(desk: Arc<Desk>, disk: Arc<Disk>) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name("fanwise-dispatch".to_owned())
+        .spawn(move || run(&desk, &disk))
+}
+
+fn run(desk: &Desk, disk: &Disk) {
+    // However it ends, nobody waits for a delivery that never comes.
+    struct Stop<'a>(&'a Desk);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.stop();
+        }
+    }
+    let _stop = Stop(desk);
+    let mut failing = false;
+    while let Some(plan) = desk.next_plan() {
+        match read(disk, &plan) {
+            Ok(read) => {
+                failing = false;
+                desk.hand_out(&plan, read);
+            }
+            Err(trouble) => {
+                if !failing {
+                    tracing::warn!(%trouble, "messages cannot be read, trying again");
+                }
+                failing = true;
+                desk.undo_plan(&plan);
+            }
+        }
+    }
+}
+
+/// A row with its place and its arrival.
+type Row = (Arrival, Place, AccessGuard<'static, &'static [u8]>);
+
+/// What decides who goes first: when it came to its queue, or came due there, and its number.
+type Arrival = (u64, u64);
+
+fn read(disk: &Disk, plan: &Plan) -> Result<Read, Trouble> {
+    let transaction = disk.begin_read()?;
+    let ready = transaction.open_table(READY)?;
+    let waiting = transaction.open_table(WAITING)?;
+    let mut read = Read::default();
+    let mut found = Vec::with_capacity(plan.room);
+    for place in &plan.returned {
+        let row = match *place {
+            Place::Ready(seq) => ready.get((plan.queue, seq))?,
+            Place::Waiting { due_ms, seq } => waiting.get((plan.queue, due_ms, seq))?,
+        };
+        match row {
+            Some(row) => found.push(take(*place, true, &row)?),
+            None => read.gone.push(*place),
+        }
+    }
+    let mut ready = ready_rows(&ready, plan)?.into_iter().peekable();
+    let mut due = due_rows(&waiting, plan, &mut read)?.into_iter().peekable();
+    read.more_ready = ready.len() >= plan.room;
+    while found.len() < plan.room {
+        let next = match (ready.peek(), due.peek()) {
+            (Some(first), Some(second)) if second.0 < first.0 => due.next(),
+            (Some(_), _) => ready.next(),
+            (None, _) => due.next(),
+        };
+        let Some((_, place, row)) = next else { break };
+        found.push(take(place, false, &row)?);
+    }
+    // What is left is found again by the next plan.
+    read.more_ready |= ready.peek().is_some();
+    if let Some((_, Place::Waiting { due_ms, .. }, _)) = due.peek() {
+        read.next_due_ms = Some(*due_ms);
+    }
+    read.found = found;
+    Ok(read)
+}
+
+/// The next messages that are ready, in the order of their numbers: a clock that was set back must
+/// not let one overtake another, or it would be passed over.
+fn ready_rows(
+    table: &ReadOnlyTable<(u32, u64), &'static [u8]>,
+    plan: &Plan,
+) -> Result<Vec<Row>, Trouble> {
+    let mut rows = Vec::new();
+    let Some(from) = plan.ready_from else {
+        return Ok(rows);
+    };
+    let mut latest = 0;
+    let range = table.range((plan.queue, from)..=(plan.queue, u64::MAX))?;
+    for entry in range.take(plan.room) {
+        let (key, row) = entry?;
+        let seq = key.value().1;
+        latest = Message::read(row.value())?.published_ms.max(latest);
+        rows.push(((latest, seq), Place::Ready(seq), row));
+    }
+    Ok(rows)
+}
+
+/// The next messages whose time has come.
+fn due_rows(
+    table: &ReadOnlyTable<(u32, u64, u64), &'static [u8]>,
+    plan: &Plan,
+    read: &mut Read,
+) -> Result<Vec<Row>, Trouble> {
+    let mut rows = Vec::new();
+    if !plan.due {
+        return Ok(rows);
+    }
+    let queue = plan.queue;
+    for entry in table.range((queue, 0, 0)..=(queue, u64::MAX, u64::MAX))? {
+        let (key, row) = entry?;
+        let (_, due_ms, seq) = key.value();
+        let place = Place::Waiting { due_ms, seq };
+        if plan.taken.contains(&place) {
+            continue;
+        }
+        if due_ms > plan.now_ms || rows.len() >= plan.room {
+            read.next_due_ms = Some(due_ms);
+            break;
+        }
+        rows.push(((due_ms, seq), place, row));
+    }
+    Ok(rows)
+}
+
+fn take(
+    place: Place,
+    came_back: bool,
+    row: &AccessGuard<'_, &'static [u8]>,
+) -> Result<Found, Trouble> {
+    let message = Message::read(row.value())?;
+    let arrived_ms = match place {
+        Place::Ready(_) => message.published_ms,
+        Place::Waiting { due_ms, .. } => due_ms,
+    };
+    Ok(Found {
+        place,
+        arrived_ms,
+        body: message.body(),
+        traceparent: message.with()?.traceparent,
+        came_back,
+    })
+}

@@ -1,0 +1,653 @@
+//! The ledger port: the steps of the Redis scripts, on tables.
+//!
+//! Recipients arrive sorted by fingerprint, which also sorts them by bucket; a bucket is read and
+//! written as one row. A slice that was cut in another shape than the job has now is looked up in the
+//! job's shape.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use redb::{ReadTransaction, ReadableTable as _};
+
+use super::claims::{self, Asker};
+use super::disk::Trouble;
+use super::limiter::{EmbeddedStore, ledger_error};
+use super::tables::{BUCKETS, Bucket, JOBS, JobRow, LISTED};
+use super::writer::Work;
+use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::ids::{Fingerprint, JobId, Owner};
+use crate::domain::outcome::Outcome;
+use crate::domain::slice::Shape;
+use crate::ports::{
+    Accepted, Claim, ClaimState, Claimed, JobRecord, JobState, Ledger, LedgerError, Settle,
+    SliceRef, Standing, Submission,
+};
+
+/// States of a submission.
+const HEARD_OF: u8 = 0;
+const ACCEPTED: u8 = 1;
+const EXPANDED: u8 = 2;
+
+/// Code of a claim to release, beside those of `Outcome::ledger_code`.
+const RELEASE: u8 = b'r';
+
+/// The time of the last use is written again after this part of the dedup window.
+const TOUCH_PART: u32 = 64;
+
+impl Ledger for EmbeddedStore {
+    async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
+        let submission = submission.clone();
+        let step = self.0.0.write(0, move |work| accept(work, &submission));
+        step.await.map_err(ledger_error)
+    }
+
+    async fn expanded(&self, job: JobId, submission: &str) -> Result<Standing, LedgerError> {
+        let (job, submission) = (job.to_string(), submission.to_owned());
+        let step = self
+            .0
+            .0
+            .write(0, move |work| expanded(work, &job, &submission));
+        step.await.map_err(ledger_error)
+    }
+
+    async fn claim(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {
+        let order = sorted(claim.recipients);
+        let asked = order
+            .iter()
+            .map(|at| claim.recipients[*at as usize].0)
+            .collect();
+        let step = ClaimStep {
+            slice: Slice::of(claim.slice),
+            owner: claim.owner.0,
+            lease: claim.lease,
+            asked,
+        };
+        let bytes = claim.recipients.len() * 8;
+        let states = self.0.0.write(bytes, move |work| step.run(work));
+        let Some(states) = states.await.map_err(ledger_error)? else {
+            return Ok(Claimed::SliceDone);
+        };
+        let mut each = vec![ClaimState::Granted; order.len()];
+        for (at, state) in order.into_iter().zip(states) {
+            each[at as usize] = state;
+        }
+        Ok(Claimed::Each(each))
+    }
+
+    async fn renew(
+        &self,
+        slice: SliceRef<'_>,
+        owner: Owner,
+        lease: Duration,
+        held: &[Fingerprint],
+    ) -> Result<bool, LedgerError> {
+        let job = slice.head.id.to_string();
+        let held: Vec<u64> = held.iter().map(|it| it.0).collect();
+        // Deadlines are in memory only: a process that dies holds no claim.
+        let step = self.0.0.writer.look(move |work| {
+            let Some(row) = job_row(work, &job)? else {
+                return Ok(held.is_empty());
+            };
+            let (life, owner) = (row.life, owner.0);
+            Ok(work
+                .claims
+                .renew(Asker { life, owner }, &held, work.now + lease))
+        });
+        step.await.map_err(ledger_error)
+    }
+
+    async fn settle(&self, settle: Settle<'_>) -> Result<Standing, LedgerError> {
+        let step = SettleStep {
+            slice: Slice::of(settle.slice),
+            owner: settle.owner.0,
+            entries: settlements(&settle),
+            last: settle.last,
+        };
+        let bytes = step.entries.len() * 9;
+        let standing = self.0.0.write(bytes, move |work| step.run(work));
+        standing.await.map_err(ledger_error)
+    }
+
+    async fn complete(&self, job: JobId) -> Result<bool, LedgerError> {
+        let job = job.to_string();
+        let step = self.0.0.write(0, move |work| {
+            let Some(mut row) = job_row(work, &job)? else {
+                return Ok(false);
+            };
+            let standing = standing(&row)?;
+            if !standing.finished || standing.completed {
+                return Ok(false);
+            }
+            row.completed_at_ms = Some(work.now_ms);
+            keep_row(work, &job, &row)?;
+            Ok(true)
+        });
+        step.await.map_err(ledger_error)
+    }
+
+    async fn job(&self, job: JobId) -> Result<Option<JobRecord>, LedgerError> {
+        let read = self.0.0.read(move |transaction| {
+            let jobs = transaction.open_table(JOBS)?;
+            let Some(row) = jobs.get(job.to_string().as_str())? else {
+                return Ok(None);
+            };
+            record(job, JobRow::read(row.value())?).map(Some)
+        });
+        read.await.map_err(ledger_error)
+    }
+
+    async fn jobs(&self, most: usize) -> Result<Vec<JobRecord>, LedgerError> {
+        let read = self.0.0.read(move |transaction| newest(transaction, most));
+        read.await.map_err(ledger_error)
+    }
+
+    async fn audit(&self, job: &JobRecord) -> Result<Audit, LedgerError> {
+        let job = job.job;
+        let read = self.0.0.read(move |transaction| audit(transaction, job));
+        read.await.map_err(ledger_error)
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Jobs
+// ---------------------------------------------------------------------------------------------
+
+fn job_row(work: &mut Work<'_>, job: &str) -> Result<Option<JobRow>, Trouble> {
+    let row = work.tables.jobs.open()?.get(job)?;
+    row.map(|row| JobRow::read(row.value())).transpose()
+}
+
+/// Writes a job, used now.
+fn keep_row(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(), Trouble> {
+    work.tables
+        .jobs
+        .open()?
+        .insert(job, row.write().as_slice())?;
+    Ok(())
+}
+
+fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trouble> {
+    let job = submission.job.to_string();
+    let found = job_row(work, &job)?;
+    let first = found.is_none();
+    let mut row = match found {
+        Some(mut row) => {
+            // A job that was rebuilt from slices knows no digest; it takes the first it meets.
+            if row.digest.is_empty() {
+                row.digest.clone_from(&submission.content_digest);
+            } else if row.digest != submission.content_digest {
+                return Ok(Accepted::Conflict {
+                    job: submission.job,
+                });
+            }
+            row.parts = row.parts.max(submission.parts);
+            row
+        }
+        None => {
+            let row = JobRow {
+                life: work.new_life(),
+                app: submission.app.clone(),
+                client_msg_no: submission.client_msg_no.clone(),
+                target: submission.target.clone(),
+                digest: submission.content_digest.clone(),
+                buckets: submission.shape.buckets,
+                partitions: submission.shape.partitions,
+                parts: submission.parts,
+                accepted_at_ms: submission.now_ms,
+                listed_at_ms: submission.now_ms,
+                ..JobRow::default()
+            };
+            list(work, &job, &row)?;
+            row
+        }
+    };
+    row.touched_at_ms = work.now_ms;
+    let shape = shape(&row);
+    let key = (row.life, submission.submission.as_str());
+    let submissions = work.tables.submissions.open()?;
+    let known = submissions.get(key)?.map(|row| row.value());
+    if let Some((_, state @ (ACCEPTED | EXPANDED))) = known {
+        let standing = standing(&row)?;
+        keep_row(work, &job, &row)?;
+        let settled = standing.accounts.pending() == 0 && state == EXPANDED;
+        return Ok(match settled {
+            true => Accepted::Settled,
+            false => Accepted::Again { shape },
+        });
+    }
+    // Slices that came before, while nothing was known of it, have raised the total by theirs.
+    let seen = known.map_or(0, |(seen, _)| seen);
+    submissions.insert(key, (submission.entries, ACCEPTED))?;
+    row.total += submission.entries.saturating_sub(seen);
+    row.submissions += 1;
+    row.completed_at_ms = None;
+    keep_row(work, &job, &row)?;
+    Ok(match known {
+        Some(_) => Accepted::Again { shape },
+        None => Accepted::Expand { shape, first },
+    })
+}
+
+fn expanded(work: &mut Work<'_>, job: &str, submission: &str) -> Result<Standing, Trouble> {
+    let Some(mut row) = job_row(work, job)? else {
+        // Forgotten in between; the slices will tell of the job again.
+        return Ok(Standing::default());
+    };
+    let key = (row.life, submission);
+    let submissions = work.tables.submissions.open()?;
+    let known = submissions.get(key)?.map(|row| row.value());
+    if let Some((entries, ACCEPTED)) = known {
+        submissions.insert(key, (entries, EXPANDED))?;
+        row.expanded += 1;
+        row.touched_at_ms = work.now_ms;
+        keep_row(work, job, &row)?;
+    }
+    standing(&row)
+}
+
+fn list(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(), Trouble> {
+    let listed = work.tables.listed.open()?;
+    listed.insert((row.listed_at_ms, job), ())?;
+    Ok(())
+}
+
+fn shape(row: &JobRow) -> Shape {
+    Shape {
+        buckets: row.buckets,
+        partitions: row.partitions,
+    }
+}
+
+fn accounts(row: &JobRow) -> Result<Accounts, Trouble> {
+    Ok(Accounts {
+        total: row.total,
+        sent: row.sent,
+        duplicate: u64::try_from(row.duplicate).map_err(Trouble::broken)?,
+        failed: row.failed,
+        uncertain: row.uncertain,
+        expired: row.expired,
+        cancelled: row.cancelled,
+    })
+}
+
+fn standing(row: &JobRow) -> Result<Standing, Trouble> {
+    let accounts = accounts(row)?;
+    // Of a rebuilt job nobody knows how many parts there were: those heard of count.
+    let needed = match row.rebuilt {
+        true => row.submissions,
+        false => row.submissions.max(row.parts.into()),
+    };
+    let settled = accounts.total > 0 && accounts.pending() == 0;
+    Ok(Standing {
+        accounts,
+        finished: settled && row.expanded >= needed,
+        completed: row.completed_at_ms.is_some(),
+    })
+}
+
+fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
+    let accounts = accounts(&row)?;
+    Ok(JobRecord {
+        job,
+        state: match row.completed_at_ms {
+            Some(_) => JobState::Completed,
+            None => JobState::Running,
+        },
+        accounts,
+        pending: accounts.pending(),
+        accepted_at_ms: row.accepted_at_ms,
+        progress_at_ms: row.progress_at_ms,
+        completed_at_ms: row.completed_at_ms,
+        rebuilt: row.rebuilt,
+        submissions: row.submissions,
+        shape: shape(&row),
+        app: row.app,
+        client_msg_no: row.client_msg_no,
+        target: row.target,
+        content_digest: row.digest,
+    })
+}
+
+fn newest(transaction: &ReadTransaction, most: usize) -> Result<Vec<JobRecord>, Trouble> {
+    let (listed, jobs) = (
+        transaction.open_table(LISTED)?,
+        transaction.open_table(JOBS)?,
+    );
+    let mut records = Vec::new();
+    for entry in listed.iter()?.rev().take(most) {
+        let (key, ()) = {
+            let (key, _) = entry?;
+            (key, ())
+        };
+        let id = key.value().1;
+        if let Some(row) = jobs.get(id)? {
+            let job = id.parse().map_err(Trouble::broken)?;
+            records.push(record(job, JobRow::read(row.value())?)?);
+        }
+    }
+    Ok(records)
+}
+
+fn audit(transaction: &ReadTransaction, job: JobId) -> Result<Audit, Trouble> {
+    let mut audit = Audit::default();
+    let jobs = transaction.open_table(JOBS)?;
+    let Some(row) = jobs.get(job.to_string().as_str())? else {
+        return Ok(audit);
+    };
+    let life = JobRow::read(row.value())?.life;
+    let buckets = transaction.open_table(BUCKETS)?;
+    for entry in buckets.range((life, 0)..=(life, u32::MAX))? {
+        let (_, bucket) = entry?;
+        for code in Bucket::read(bucket.value())?.codes() {
+            let counter = match code {
+                b's' => &mut audit.sent,
+                b'f' => &mut audit.failed,
+                b'u' => &mut audit.uncertain,
+                b'e' => &mut audit.expired,
+                b'x' => &mut audit.cancelled,
+                code => return Err(Trouble::broken(format!("outcome {code}"))),
+            };
+            *counter += 1;
+        }
+    }
+    audit.claimed = claims::count(transaction, life)?;
+    Ok(audit)
+}
+
+// ---------------------------------------------------------------------------------------------
+// Slices
+// ---------------------------------------------------------------------------------------------
+
+/// What a step needs to know of its slice.
+struct Slice {
+    job: String,
+    app: String,
+    client_msg_no: String,
+    target: String,
+    accepted_at_ms: u64,
+    id: String,
+    entries: u32,
+    shape: Shape,
+}
+
+/// The place of a slice.
+struct Located {
+    row: JobRow,
+    /// Entries that are counted.
+    counted: u32,
+    /// The record was changed.
+    changed: bool,
+}
+
+impl Slice {
+    fn of(slice: SliceRef<'_>) -> Self {
+        let head = slice.head;
+        Self {
+            job: head.id.to_string(),
+            app: head.app.clone(),
+            client_msg_no: head.client_msg_no.clone(),
+            target: head.target.clone(),
+            accepted_at_ms: head.accepted_at_ms,
+            id: slice.id.0.clone(),
+            entries: slice.entries,
+            shape: slice.shape,
+        }
+    }
+
+    /// Finds the place of the slice, and makes it if the ledger has forgotten the job or never heard
+    /// of the submission: then the slice itself says what it is part of, and the total grows by its
+    /// entries.
+    fn locate(&self, work: &mut Work<'_>) -> Result<Located, Trouble> {
+        let (mut row, mut changed) = match job_row(work, &self.job)? {
+            Some(row) => (row, false),
+            None => {
+                let row = JobRow {
+                    life: work.new_life(),
+                    app: self.app.clone(),
+                    client_msg_no: self.client_msg_no.clone(),
+                    target: self.target.clone(),
+                    buckets: self.shape.buckets,
+                    partitions: self.shape.partitions,
+                    accepted_at_ms: self.accepted_at_ms,
+                    listed_at_ms: self.accepted_at_ms,
+                    ..JobRow::default()
+                };
+                list(work, &self.job, &row)?;
+                (row, true)
+            }
+        };
+        let slices = work.tables.slices.open()?;
+        let key = (row.life, self.id.as_str());
+        let counted = slices.get(key)?.map(|counted| counted.value());
+        if counted.is_none() {
+            slices.insert(key, 0)?;
+            let submissions = work.tables.submissions.open()?;
+            let key = (row.life, submission(&self.id));
+            let known = submissions.get(key)?.map(|row| row.value());
+            if matches!(known, None | Some((_, HEARD_OF))) {
+                let seen = known.map_or(0, |(seen, _)| seen);
+                submissions.insert(key, (seen + u64::from(self.entries), HEARD_OF))?;
+                row.total += u64::from(self.entries);
+                row.rebuilt = true;
+                row.completed_at_ms = None;
+                changed = true;
+            }
+        }
+        let unused = work.now_ms.saturating_sub(row.touched_at_ms);
+        if changed || u128::from(unused) > (work.window / TOUCH_PART).as_millis() {
+            row.touched_at_ms = work.now_ms;
+            changed = true;
+        }
+        Ok(Located {
+            row,
+            counted: counted.unwrap_or(0),
+            changed,
+        })
+    }
+}
+
+/// The submission a slice was cut from.
+fn submission(slice: &str) -> &str {
+    slice.rsplitn(3, '.').last().unwrap_or(slice)
+}
+
+struct ClaimStep {
+    slice: Slice,
+    owner: u64,
+    lease: Duration,
+    /// Sorted.
+    asked: Vec<u64>,
+}
+
+impl ClaimStep {
+    /// None: the slice is done.
+    fn run(&self, work: &mut Work<'_>) -> Result<Option<Vec<ClaimState>>, Trouble> {
+        let Located {
+            row,
+            counted,
+            changed,
+        } = self.slice.locate(work)?;
+        if changed {
+            keep_row(work, &self.slice.job, &row)?;
+        }
+        if counted >= self.slice.entries {
+            return Ok(None);
+        }
+        let asker = Asker {
+            life: row.life,
+            owner: self.owner,
+        };
+        let mut states = Vec::with_capacity(self.asked.len());
+        let mut granted = Vec::with_capacity(self.asked.len());
+        let buckets = work.tables.buckets.open()?;
+        for group in groups(&self.asked, |it| *it, shape(&row)) {
+            let stored = buckets.get((row.life, group.bucket))?;
+            let bucket = match &stored {
+                Some(stored) => Bucket::read(stored.value())?,
+                None => Bucket::default(),
+            };
+            for fingerprint in group.members {
+                let state = match bucket.get(*fingerprint) {
+                    Some(code) => ClaimState::Settled(outcome(code)?),
+                    None => work.claims.state(asker, *fingerprint, work.now),
+                };
+                if matches!(state, ClaimState::Granted | ClaimState::TakenOver) {
+                    granted.push(*fingerprint);
+                }
+                states.push(state);
+            }
+        }
+        let claims = &mut work.tables.claims;
+        work.claims
+            .grant(claims, asker, &granted, self.lease, work.now)?;
+        Ok(Some(states))
+    }
+}
+
+fn outcome(code: u8) -> Result<Outcome, Trouble> {
+    Outcome::from_ledger_code(code).ok_or_else(|| Trouble::broken(format!("outcome {code}")))
+}
+
+struct SettleStep {
+    slice: Slice,
+    owner: u64,
+    /// Sorted, each recipient once.
+    entries: Vec<(u64, u8)>,
+    last: bool,
+}
+
+impl SettleStep {
+    fn run(&self, work: &mut Work<'_>) -> Result<Standing, Trouble> {
+        let Located {
+            mut row,
+            counted,
+            mut changed,
+        } = self.slice.locate(work)?;
+        let asker = Asker {
+            life: row.life,
+            owner: self.owner,
+        };
+        let mut tally: BTreeMap<u8, u64> = BTreeMap::new();
+        let (mut settled, mut released) = (Vec::new(), Vec::new());
+        let buckets = work.tables.buckets.open()?;
+        for group in groups(&self.entries, |it| it.0, shape(&row)) {
+            let key = (row.life, group.bucket);
+            let stored = buckets.get(key)?;
+            let bucket = match &stored {
+                Some(stored) => Bucket::read(stored.value())?,
+                None => Bucket::default(),
+            };
+            let mut added = Vec::with_capacity(group.members.len());
+            for (fingerprint, code) in group.members {
+                if *code == RELEASE {
+                    released.push(*fingerprint);
+                } else if bucket.get(*fingerprint).is_none() {
+                    // One that comes late beats a claim, whoever holds it: what was sent was sent.
+                    added.push((*fingerprint, *code));
+                    settled.push(*fingerprint);
+                    *tally.entry(*code).or_default() += 1;
+                }
+            }
+            if added.is_empty() {
+                continue;
+            }
+            let written = bucket.with(&added);
+            drop(stored);
+            buckets.insert(key, written.as_slice())?;
+        }
+        let table = &mut work.tables.claims;
+        work.claims.drop(table, row.life, &settled)?;
+        work.claims.release(table, asker, &released)?;
+
+        // The entries of the slice that got no outcome of their own are repeats of others. Where
+        // the slice was called done too early, what was put down as a repeat was none.
+        let entries = self.slice.entries;
+        let after = counted.saturating_add(settled.len() as u32);
+        let repeats = i64::from(entries) - i64::from(after);
+        let repeats = if self.last || after > entries {
+            repeats
+        } else {
+            0
+        };
+        if !settled.is_empty() || repeats != 0 {
+            for (code, count) in tally {
+                let counter = match code {
+                    b's' => &mut row.sent,
+                    b'f' => &mut row.failed,
+                    b'u' => &mut row.uncertain,
+                    b'e' => &mut row.expired,
+                    _ => &mut row.cancelled,
+                };
+                *counter += count;
+            }
+            row.duplicate += repeats;
+            row.progress_at_ms = Some(work.now_ms);
+            row.touched_at_ms = work.now_ms;
+            let after = if repeats == 0 { after } else { entries };
+            let key = (row.life, self.slice.id.as_str());
+            work.tables.slices.open()?.insert(key, after)?;
+            changed = true;
+        }
+        if changed {
+            keep_row(work, &self.slice.job, &row)?;
+        }
+        standing(&row)
+    }
+}
+
+/// Neighbours of one bucket.
+struct Group<'a, T> {
+    bucket: u32,
+    members: &'a [T],
+}
+
+fn groups<T>(
+    sorted: &[T],
+    fingerprint: impl Fn(&T) -> u64 + Copy,
+    shape: Shape,
+) -> impl Iterator<Item = Group<'_, T>> {
+    let bucket = move |it: &T| shape.bucket(Fingerprint(fingerprint(it)));
+    sorted
+        .chunk_by(move |a, b| bucket(a) == bucket(b))
+        .map(move |members| Group {
+            bucket: bucket(&members[0]),
+            members,
+        })
+}
+
+/// Positions in the order of the fingerprints there. Slices are cut sorted, so mostly as they come.
+fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..).take(fingerprints.len()).collect();
+    if !fingerprints.is_sorted() {
+        order.sort_by_key(|at| fingerprints[*at as usize]);
+    }
+    order
+}
+
+/// What to write for each recipient, sorted, each once: the first outcome given counts, and an
+/// outcome counts more than a release. Duplicates are nothing to write: they are what is left of the
+/// entries when the slice ends.
+fn settlements(settle: &Settle<'_>) -> Vec<(u64, u8)> {
+    let outcomes = settle
+        .outcomes
+        .iter()
+        .filter_map(|(fingerprint, outcome)| Some((fingerprint.0, outcome.ledger_code()?)));
+    let releases = settle.release.iter().map(|it| (it.0, RELEASE));
+    let mut entries: Vec<_> = outcomes.chain(releases).collect();
+    entries.sort_by_key(|(fingerprint, _)| *fingerprint);
+    entries.dedup_by_key(|(fingerprint, _)| *fingerprint);
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::SliceId;
+
+    #[test]
+    fn the_submission_of_a_slice_is_found_whatever_it_is_called() {
+        for name in ["5f", "a.b", ""] {
+            assert_eq!(submission(&SliceId::new(name, 3, 14).0), name);
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The embedded engine: the ports [`Broker`](crate::ports::Broker), [`Ledger`](crate::ports::Ledger)
+//! and [`Limiter`](crate::ports::Limiter) on one file, for one machine without RabbitMQ and Redis.
+//!
+//! - `disk`: the data folder, its lock and the store in it; `tables`: every table and record.
+//! - `writer`: the one thread that writes. Whoever wants something written hands it a step and waits;
+//!   steps that wait at the same time share one commit, synced to disk before anyone is answered.
+//! - `desk`: what is handed out, to whom, and what came back; in memory, so that after a crash
+//!   everything unacked is there again. `dispatch`: the one thread that reads messages for consumers.
+//! - `broker`, `shelves`, `ledger`, `claims`, `limiter`: the ports. `sweep`: forgets idle jobs.
+//!
+//! What it promises: `Ok` from a publish or a step of the ledger means synced to disk, and survives a
+//! kill or a power failure at any moment. An error means nothing of the step was done, or, if the sync
+//! itself failed, perhaps all of it; every step may be repeated. When the disk is full or fails, steps
+//! are refused, sessions stay, and work goes on by itself when the disk does.
+//!
+//! What it never does: block an async thread on the disk, hold a queue in memory, or share its folder
+//! with another process.
+
+mod broker;
+mod claims;
+mod desk;
+mod disk;
+mod dispatch;
+mod ledger;
+mod limiter;
+mod shelves;
+mod sweep;
+mod tables;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redb::{Database, ReadTransaction};
+use serde::Serialize;
+use tokio::sync::{broadcast, oneshot};
+
+pub use self::broker::{
+    EmbeddedBroker, EmbeddedConsumer, EmbeddedPublisher, EmbeddedSession, EngineEvent,
+};
+pub use self::disk::OpenError;
+pub use self::limiter::EmbeddedStore;
+
+use self::desk::Desk;
+use self::disk::{Disk, Trouble};
+use self::limiter::Limits;
+use self::shelves::Readers;
+use self::tables::Queues;
+use self::writer::{Work, Writer};
+
+/// Where the engine keeps its data, and how it writes.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Made if it is missing. One process at a time.
+    pub folder: PathBuf,
+    /// The targets that have lanes. What lies in the lanes of others stays there untouched.
+    pub targets: Vec<String>,
+    /// How long a job and its recipients are remembered after their last use.
+    pub dedup_window: Duration,
+    /// How long a commit may wait for others to join it. It only ever waits for as many as joined
+    /// the one before, so a lone writer never waits.
+    pub commit_wait_max: Duration,
+    /// Steps in one commit.
+    pub commit_ops_max: usize,
+}
+
+impl Settings {
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            targets: Vec::new(),
+            dedup_window: Duration::from_secs(7 * 24 * 3600),
+            commit_wait_max: Duration::from_millis(2),
+            commit_ops_max: 256,
+        }
+    }
+}
+
+/// Events a subscriber may lag behind before it misses some.
+const EVENTS_KEPT: usize = 1024;
+
+/// An open data folder. Cheap to clone; it closes when the last handle to it is gone, or at once by
+/// [`Engine::close`].
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+/// What every handle shares.
+struct Inner {
+    disk: Arc<Disk>,
+    desk: Arc<Desk>,
+    queues: Arc<Queues>,
+    writer: writer::Handle,
+    events: broadcast::Sender<EngineEvent>,
+    readers: Readers,
+    limits: Limits,
+}
+
+impl Engine {
+    /// Opens the data folder, after a crash too. Blocks for some milliseconds.
+    pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+        Self::open_on(settings, Box::new(disk::open_file))
+    }
+
+    /// `opener` opens the store, now and again whenever the disk has failed.
+    fn open_on(settings: &Settings, opener: disk::Opener) -> Result<Self, OpenError> {
+        let (disk, lock) = Disk::open(&settings.folder, opener)?;
+        let start = disk.prepare(&settings.targets)?;
+        let disk = Arc::new(disk);
+        let queues = Arc::new(start.queues);
+        let desk = Arc::new(Desk::new(&queues));
+        let dispatcher = dispatch::start(Arc::clone(&desk), Arc::clone(&disk))
+            .map_err(|error| disk.open_error(error))?;
+        let parts = writer::Parts {
+            disk: Arc::clone(&disk),
+            desk: Arc::clone(&desk),
+            queues: Arc::clone(&queues),
+            claims: start.claims,
+            next_seq: start.next_seq,
+            next_life: start.next_life,
+            dedup_window: settings.dedup_window,
+            wait_max: settings.commit_wait_max,
+            steps_max: settings.commit_ops_max.max(1),
+            dispatcher,
+            lock,
+        };
+        let writer = Writer::start(parts).map_err(|error| disk.open_error(error))?;
+        Ok(Self(Arc::new(Inner {
+            disk,
+            desk,
+            queues,
+            writer,
+            events: broadcast::Sender::new(EVENTS_KEPT),
+            readers: Readers::default(),
+            limits: Limits::default(),
+        })))
+    }
+
+    /// The broker port. The same value is also the way to dead letters and rejected messages
+    /// ([`Shelves`](crate::ports::Shelves)).
+    pub fn broker(&self) -> EmbeddedBroker {
+        EmbeddedBroker(self.clone())
+    }
+
+    /// The ledger and the limiter.
+    pub fn store(&self) -> EmbeddedStore {
+        EmbeddedStore(self.clone())
+    }
+
+    /// Follows job events from now on. Whoever lags too far behind misses some and is told so.
+    pub fn events(&self) -> broadcast::Receiver<EngineEvent> {
+        self.0.events.subscribe()
+    }
+
+    /// How full every queue is, lanes of targets that are configured no more included.
+    pub async fn depths(&self) -> Result<Vec<Depth>, EngineError> {
+        let counts = self.0.read(tables::counts).await?;
+        let mut depths: Vec<_> = counts
+            .into_iter()
+            .map(|count| {
+                let (unacked, consumers) = self.0.desk.usage(&self.0.queues, &count.queue);
+                Depth {
+                    ready: count.ready.saturating_sub(unacked.ready),
+                    waiting: count.waiting.saturating_sub(unacked.waiting),
+                    unacked: unacked.ready + unacked.waiting,
+                    consumers,
+                    queue: count.queue,
+                }
+            })
+            .collect();
+        depths.sort_by(|a, b| a.queue.cmp(&b.queue));
+        Ok(depths)
+    }
+
+    /// What keeps the engine from writing at the moment, if anything does.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.disk.trouble()
+    }
+
+    /// Ends all sessions, writes what was handed over, and releases the folder.
+    pub async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        self.0.writer.stop(done);
+        // An error means that it was closed before.
+        let _ = closed.await;
+    }
+}
+
+/// How full a queue is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Depth {
+    /// `jobs.<priority>`, `send.<lane>`, `dead` or `rejected`.
+    pub queue: String,
+    /// Messages to be handed out now.
+    pub ready: u64,
+    /// Messages whose time has not come, or has just come.
+    pub waiting: u64,
+    /// Messages handed out and not ended.
+    pub unacked: u64,
+    pub consumers: u32,
+}
+
+/// The engine cannot do it now.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct EngineError(#[from] Trouble);
+
+impl Inner {
+    /// Has the writer do a step, and waits until it is on disk.
+    async fn write<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        act: impl FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, Trouble> {
+        self.writer.write(bytes, act).await
+    }
+
+    /// Reads a consistent view of what is committed, on a thread that may block.
+    async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&ReadTransaction) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, Trouble> {
+        let disk = Arc::clone(&self.disk);
+        tokio::task::spawn_blocking(move || look(&disk.begin_read()?))
+            .await
+            .unwrap_or(Err(Trouble::Stopped))
+    }
+}
+
+/// How much of the file is kept in memory.
+const CACHE_BYTES: usize = 24 * 1024 * 1024;
+
+/// Milliseconds since 1970 by this machine's clock.
+fn now_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64
+}
+
+/// The store as it is opened in production.
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}

@@ -1,0 +1,261 @@
+//! What is kept for people: dead letters and rejected messages.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redb::{ReadTransaction, ReadableTable as _};
+
+use super::broker::EmbeddedBroker;
+use super::desk::Place;
+use super::disk::Trouble;
+use super::tables::{self, KEPT, Message, Rejected};
+use super::writer::Work;
+use crate::ports::{BrokerError, KeptMessage, Lost, Shelf, Shelves};
+
+const DEAD: u8 = 0;
+const REJECTED: u8 = 1;
+
+/// The shelves among the counted queues, with numbers that no queue has.
+pub(super) const COUNTED: [(&str, u32); 2] = [("dead", u32::MAX), ("rejected", u32::MAX - 1)];
+
+/// Messages of a page: what may be in memory at once.
+const PAGE_MESSAGES: usize = 500;
+
+/// Bodies of a page.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// The longest reason that is kept with a rejected message.
+const REASON_BYTES_MAX: usize = 4 * 1024;
+
+fn number(shelf: Shelf) -> u8 {
+    match shelf {
+        Shelf::Dead => DEAD,
+        Shelf::Rejected => REJECTED,
+    }
+}
+
+/// Who is reading: one at a time for each shelf.
+#[derive(Debug, Default)]
+pub(super) struct Readers([AtomicBool; 2]);
+
+struct Reading<'a>(&'a AtomicBool);
+
+impl Readers {
+    fn begin(&self, shelf: u8) -> Option<Reading<'_>> {
+        let taken = &self.0[usize::from(shelf)];
+        (!taken.swap(true, Ordering::AcqRel)).then_some(Reading(taken))
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// What becomes of a message that was shown.
+enum Then {
+    Keep,
+    Remove,
+    /// Keeps it and goes no further.
+    Stop,
+}
+
+impl Shelves for EmbeddedBroker {
+    async fn read(
+        &self,
+        shelf: Shelf,
+        mut visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
+    ) -> Result<u64, BrokerError> {
+        let keep = |message| match visit(message) {
+            ControlFlow::Continue(()) => Then::Keep,
+            ControlFlow::Break(()) => Then::Stop,
+        };
+        self.walk(shelf, keep).await
+    }
+}
+
+impl EmbeddedBroker {
+    /// Removes for good the messages that `takes` says, of those that are on a shelf now. Returns how
+    /// many were looked at.
+    pub async fn remove(
+        &self,
+        shelf: Shelf,
+        mut takes: impl FnMut(KeptMessage) -> bool + Send,
+    ) -> Result<u64, BrokerError> {
+        let remove = |message| match takes(message) {
+            true => Then::Remove,
+            false => Then::Keep,
+        };
+        self.walk(shelf, remove).await
+    }
+
+    async fn walk(
+        &self,
+        shelf: Shelf,
+        mut visit: impl FnMut(KeptMessage) -> Then + Send,
+    ) -> Result<u64, BrokerError> {
+        let inner = &self.0.0;
+        let number = number(shelf);
+        let (name, _) = COUNTED[usize::from(number)];
+        let refused = |source: Box<dyn std::error::Error + Send + Sync>| BrokerError::Refused {
+            what: format!("read queue `{name}`"),
+            source,
+        };
+        let failed = |trouble| match trouble {
+            Trouble::Stopped => Lost.into(),
+            trouble => refused(trouble.into()),
+        };
+        let Some(_reading) = inner.readers.begin(number) else {
+            let advice = "somebody else is reading it, try again when they are done";
+            return Err(refused(advice.into()));
+        };
+        let end = inner
+            .read(move |it| end(it, number))
+            .await
+            .map_err(failed)?;
+        let (mut from, mut shown) = (0, 0);
+        while from < end {
+            let page = inner.read(move |it| page(it, number, from, end));
+            let Some(page) = page.await.map_err(failed)? else {
+                break;
+            };
+            from = page.next;
+            let (mut removed, mut stopped) = (Vec::new(), false);
+            for (seq, message) in page.messages {
+                shown += 1;
+                match visit(message) {
+                    Then::Keep => {}
+                    Then::Remove => removed.push(seq),
+                    Then::Stop => {
+                        stopped = true;
+                        break;
+                    }
+                }
+            }
+            if !removed.is_empty() {
+                let remove = move |work: &mut Work<'_>| remove(work, number, &removed);
+                inner.write(0, remove).await.map_err(failed)?;
+            }
+            if stopped {
+                break;
+            }
+        }
+        Ok(shown)
+    }
+}
+
+/// The number behind the last message that is there now.
+fn end(transaction: &ReadTransaction, shelf: u8) -> Result<u64, Trouble> {
+    let table = transaction.open_table(KEPT)?;
+    let last = table.range((shelf, 0)..=(shelf, u64::MAX))?.next_back();
+    Ok(last.transpose()?.map_or(0, |(key, _)| key.value().1 + 1))
+}
+
+struct Page {
+    messages: Vec<(u64, KeptMessage)>,
+    next: u64,
+}
+
+/// The next messages; None when there are none.
+fn page(
+    transaction: &ReadTransaction,
+    shelf: u8,
+    from: u64,
+    end: u64,
+) -> Result<Option<Page>, Trouble> {
+    let table = transaction.open_table(KEPT)?;
+    let mut page = Page {
+        messages: Vec::new(),
+        next: end,
+    };
+    let mut bytes = 0;
+    for entry in table.range((shelf, from)..(shelf, end))? {
+        let (key, row) = entry?;
+        let seq = key.value().1;
+        if page.messages.len() >= PAGE_MESSAGES || bytes >= PAGE_BYTES {
+            page.next = seq;
+            break;
+        }
+        let message = kept(&Message::read(row.value())?)?;
+        bytes += message.body.len();
+        page.messages.push((seq, message));
+    }
+    Ok((!page.messages.is_empty()).then_some(page))
+}
+
+fn kept(message: &Message<'_>) -> Result<KeptMessage, Trouble> {
+    let with = message.with()?;
+    let mut headers = BTreeMap::new();
+    if let Some(traceparent) = with.traceparent {
+        headers.insert("traceparent".to_owned(), traceparent);
+    }
+    if let Some(rejected) = with.rejected {
+        headers.insert("fanwise-reason".to_owned(), rejected.reason);
+        headers.insert("fanwise-source".to_owned(), rejected.source);
+        let at = (rejected.at_ms / 1000).to_string();
+        headers.insert("fanwise-rejected-at".to_owned(), at);
+    }
+    Ok(KeptMessage {
+        body: message.body(),
+        routing_key: with.routing_key.unwrap_or_default(),
+        message_id: Some(with.message_id),
+        published_at: Some(message.published_ms / 1000),
+        headers,
+    })
+}
+
+pub(super) fn put_dead(work: &mut Work<'_>, seq: u64, message: &[u8]) -> Result<(), Trouble> {
+    put(work, DEAD, seq, message)
+}
+
+fn put(work: &mut Work<'_>, shelf: u8, seq: u64, message: &[u8]) -> Result<(), Trouble> {
+    let kept = work.tables.kept.open()?;
+    kept.insert((shelf, seq), message)?;
+    work.change(COUNTED[usize::from(shelf)].1).ready += 1;
+    Ok(())
+}
+
+fn remove(work: &mut Work<'_>, shelf: u8, numbers: &[u64]) -> Result<(), Trouble> {
+    let kept = work.tables.kept.open()?;
+    let mut removed = 0;
+    for number in numbers {
+        removed += i64::from(kept.remove((shelf, *number))?.is_some());
+    }
+    work.change(COUNTED[usize::from(shelf)].1).ready -= removed;
+    Ok(())
+}
+
+/// Moves a message from its queue to the rejected ones, unharmed.
+pub(super) fn reject(
+    work: &mut Work<'_>,
+    queue: u32,
+    place: Place,
+    reason: &str,
+) -> Result<(), Trouble> {
+    let source = work.queues.names[queue as usize].clone();
+    let (row, at_ms) = (stored(work, queue, place)?, work.now_ms);
+    // Gone: it was rejected before, and the answer was lost.
+    let Some(row) = row else { return Ok(()) };
+    let message = Message::read(&row)?;
+    let mut with = message.with()?;
+    with.routing_key = Some(tables::routing_key(&source).to_owned());
+    with.rejected = Some(Rejected {
+        reason: reason[..reason.floor_char_boundary(REASON_BYTES_MAX)].to_owned(),
+        source,
+        at_ms,
+    });
+    let bytes = Message::write(message.published_ms, &with, message.body);
+    let seq = work.new_seq();
+    put(work, REJECTED, seq, &bytes)?;
+    work.delete(queue, place)
+}
+
+fn stored(work: &mut Work<'_>, queue: u32, place: Place) -> Result<Option<Vec<u8>>, Trouble> {
+    let row = match place {
+        Place::Ready(seq) => work.tables.ready.open()?.get((queue, seq))?,
+        Place::Waiting { due_ms, seq } => work.tables.waiting.open()?.get((queue, due_ms, seq))?,
+    };
+    Ok(row.map(|row| row.value().to_vec()))
+}

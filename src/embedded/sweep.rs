@@ -1,0 +1,139 @@
+//! Forgets jobs that were not used for longer than the dedup window, some rows at a time, so that no
+//! commit is held up for long.
+//!
+//! A job is forgotten in one step: its record goes and its life is marked as ended. What belonged to
+//! that life is found by nobody any more and is removed piece by piece.
+
+use std::ops::Bound;
+use std::time::Duration;
+
+use redb::{ReadTransaction, ReadableTable as _, Table, Value};
+
+use super::disk::Trouble;
+use super::tables::{ENDED, JOBS, JobRow};
+use super::writer::Work;
+
+/// Rows removed in one commit.
+const ROWS_MAX: usize = 2000;
+
+/// Jobs looked at in one go.
+const JOBS_MAX: usize = 500;
+
+/// Between two commits of a sweep.
+pub(super) const BREATH: Duration = Duration::from_millis(20);
+
+/// Between two looks for something to sweep.
+pub(super) fn pause(window: Duration) -> Duration {
+    (window / 16).clamp(Duration::from_millis(50), Duration::from_secs(30))
+}
+
+/// Where the walk over all jobs stands.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    after: String,
+}
+
+/// Something to sweep.
+#[derive(Clone, Debug)]
+pub(super) enum Task {
+    /// Jobs that seemed idle.
+    Forget(Vec<String>),
+    /// A life whose rows are to go.
+    Remove(u64),
+}
+
+impl Round {
+    pub(super) fn look(
+        &mut self,
+        transaction: &ReadTransaction,
+        window: Duration,
+        now_ms: u64,
+    ) -> Result<Option<Task>, Trouble> {
+        if let Some((life, _)) = transaction.open_table(ENDED)?.first()? {
+            return Ok(Some(Task::Remove(life.value())));
+        }
+        let jobs = transaction.open_table(JOBS)?;
+        let mut idle = Vec::new();
+        let mut looked = 0;
+        let bounds = (Bound::Excluded(self.after.as_str()), Bound::Unbounded);
+        let mut last = String::new();
+        for entry in jobs.range::<&str>(bounds)?.take(JOBS_MAX) {
+            let (job, row) = entry?;
+            looked += 1;
+            job.value().clone_into(&mut last);
+            if is_idle(&JobRow::read(row.value())?, window, now_ms) {
+                idle.push(last.clone());
+            }
+        }
+        self.after = if looked < JOBS_MAX {
+            String::new()
+        } else {
+            last
+        };
+        Ok((!idle.is_empty()).then_some(Task::Forget(idle)))
+    }
+}
+
+fn is_idle(row: &JobRow, window: Duration, now_ms: u64) -> bool {
+    u128::from(now_ms.saturating_sub(row.touched_at_ms)) > window.as_millis()
+}
+
+pub(super) fn sweep(work: &mut Work<'_>, task: &Task) -> Result<(), Trouble> {
+    match task {
+        Task::Forget(jobs) => jobs.iter().try_for_each(|job| forget(work, job)),
+        Task::Remove(life) => remove(work, *life),
+    }
+}
+
+fn forget(work: &mut Work<'_>, job: &str) -> Result<(), Trouble> {
+    let row = match work.tables.jobs.open()?.get(job)? {
+        Some(row) => JobRow::read(row.value())?,
+        None => return Ok(()),
+    };
+    // It may have been used since it was looked at.
+    if !is_idle(&row, work.window, work.now_ms) {
+        return Ok(());
+    }
+    work.tables.jobs.open()?.remove(job)?;
+    work.tables.listed.open()?.remove((row.listed_at_ms, job))?;
+    work.tables.ended.open()?.insert(row.life, ())?;
+    work.claims.drop_life(&mut work.tables.claims, row.life)
+}
+
+fn remove(work: &mut Work<'_>, life: u64) -> Result<(), Trouble> {
+    let tables = &mut work.tables;
+    let mut room = ROWS_MAX;
+    let buckets = tables.buckets.open()?;
+    let keys: Vec<u32> = buckets
+        .range((life, 0)..=(life, u32::MAX))?
+        .take(room)
+        .map(|row| Ok(row?.0.value().1))
+        .collect::<Result<_, Trouble>>()?;
+    room -= keys.len();
+    for bucket in keys {
+        buckets.remove((life, bucket))?;
+    }
+    remove_named(tables.slices.open()?, life, &mut room)?;
+    remove_named(tables.submissions.open()?, life, &mut room)?;
+    if room > 0 {
+        tables.ended.open()?.remove(life)?;
+    }
+    Ok(())
+}
+
+fn remove_named<V: Value + 'static>(
+    table: &mut Table<'_, (u64, &'static str), V>,
+    life: u64,
+    room: &mut usize,
+) -> Result<(), Trouble> {
+    let keys: Vec<String> = table
+        .range((life, "")..(life + 1, ""))?
+        .take(*room)
+        .map(|row| Ok(row?.0.value().1.to_owned()))
+        .collect::<Result<_, Trouble>>()?;
+    *room -= keys.len();
+    for key in keys {
+        table.remove((life, key.as_str()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,472 @@
+//! Every table: what it holds, and how its records are written.
+//!
+//! | table | key | holds |
+//! |---|---|---|
+//! | `queues` | name | number of the queue: `jobs.<priority>`, `send.<lane>` |
+//! | `counts` | queue | messages ready, messages waiting, and up to which number they were handed out |
+//! | `ready` | queue, number | messages in the order of their commits |
+//! | `waiting` | queue, due in ms, number | messages on the ladder |
+//! | `kept` | shelf, number | dead letters and rejected messages |
+//! | `jobs` | job id | [`JobRow`] |
+//! | `listed` | time of acceptance, job id | the order of `jobs` |
+//! | `submissions` | life, submission | entries, and 0 heard of from its slices only, 1 accepted, 2 expanded |
+//! | `slices` | life, slice | entries of it that are counted |
+//! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
+//! | `claims` | number | [`ClaimRow`], one per claim that is open |
+//! | `ended` | life | lives of jobs whose rows are to be swept |
+//! | `parks` | target | until, reason |
+//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job |
+//!
+//! A *life* is the number of a job from its acceptance to its expiry: what a job that is accepted
+//! again finds of an earlier life is nothing.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use redb::{
+    Key, ReadTransaction, ReadableTable as _, Table, TableDefinition, Value, WriteTransaction,
+};
+use serde::{Deserialize, Serialize};
+
+use super::claims::Claims;
+use super::disk::Trouble;
+use crate::domain::lane::{Lane, Priority};
+use crate::ports::Source;
+
+/// Version of the layout. A higher one is left alone.
+pub(super) const FORMAT: u64 = 1;
+
+pub(super) const QUEUES: TableDefinition<'_, &str, u32> = TableDefinition::new("queues");
+pub(super) const COUNTS: TableDefinition<'_, u32, (u64, u64, u64)> = TableDefinition::new("counts");
+pub(super) const READY: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("ready");
+pub(super) const WAITING: TableDefinition<'_, (u32, u64, u64), &[u8]> =
+    TableDefinition::new("waiting");
+pub(super) const KEPT: TableDefinition<'_, (u8, u64), &[u8]> = TableDefinition::new("kept");
+pub(super) const JOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("jobs");
+pub(super) const LISTED: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("listed");
+pub(super) const SUBMISSIONS: TableDefinition<'_, (u64, &str), (u64, u8)> =
+    TableDefinition::new("submissions");
+pub(super) const SLICES: TableDefinition<'_, (u64, &str), u32> = TableDefinition::new("slices");
+pub(super) const BUCKETS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("buckets");
+pub(super) const CLAIMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("claims");
+pub(super) const ENDED: TableDefinition<'_, u64, ()> = TableDefinition::new("ended");
+pub(super) const PARKS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("parks");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// A table that is opened when it is first used in a transaction.
+pub(super) struct Lazy<'t, K: Key + 'static, V: Value + 'static> {
+    transaction: &'t WriteTransaction,
+    definition: TableDefinition<'static, K, V>,
+    table: Option<Table<'t, K, V>>,
+}
+
+impl<'t, K: Key + 'static, V: Value + 'static> Lazy<'t, K, V> {
+    fn new(transaction: &'t WriteTransaction, definition: TableDefinition<'static, K, V>) -> Self {
+        Self {
+            transaction,
+            definition,
+            table: None,
+        }
+    }
+
+    pub(super) fn open(&mut self) -> Result<&mut Table<'t, K, V>, Trouble> {
+        let table = match self.table.take() {
+            Some(table) => table,
+            None => self.transaction.open_table(self.definition)?,
+        };
+        Ok(self.table.insert(table))
+    }
+}
+
+/// The tables of one write transaction.
+pub(super) struct Tables<'t> {
+    pub(super) counts: Lazy<'t, u32, (u64, u64, u64)>,
+    pub(super) ready: Lazy<'t, (u32, u64), &'static [u8]>,
+    pub(super) waiting: Lazy<'t, (u32, u64, u64), &'static [u8]>,
+    pub(super) kept: Lazy<'t, (u8, u64), &'static [u8]>,
+    pub(super) jobs: Lazy<'t, &'static str, &'static [u8]>,
+    pub(super) listed: Lazy<'t, (u64, &'static str), ()>,
+    pub(super) submissions: Lazy<'t, (u64, &'static str), (u64, u8)>,
+    pub(super) slices: Lazy<'t, (u64, &'static str), u32>,
+    pub(super) buckets: Lazy<'t, (u64, u32), &'static [u8]>,
+    pub(super) claims: Lazy<'t, u64, &'static [u8]>,
+    pub(super) ended: Lazy<'t, u64, ()>,
+    pub(super) parks: Lazy<'t, &'static str, (u64, &'static str)>,
+    meta: Lazy<'t, &'static str, u64>,
+}
+
+impl<'t> Tables<'t> {
+    pub(super) fn new(transaction: &'t WriteTransaction) -> Self {
+        Self {
+            counts: Lazy::new(transaction, COUNTS),
+            ready: Lazy::new(transaction, READY),
+            waiting: Lazy::new(transaction, WAITING),
+            kept: Lazy::new(transaction, KEPT),
+            jobs: Lazy::new(transaction, JOBS),
+            listed: Lazy::new(transaction, LISTED),
+            submissions: Lazy::new(transaction, SUBMISSIONS),
+            slices: Lazy::new(transaction, SLICES),
+            buckets: Lazy::new(transaction, BUCKETS),
+            claims: Lazy::new(transaction, CLAIMS),
+            ended: Lazy::new(transaction, ENDED),
+            parks: Lazy::new(transaction, PARKS),
+            meta: Lazy::new(transaction, META),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_format(&mut self, format: u64) -> Result<(), Trouble> {
+        self.meta.open()?.insert("format", format)?;
+        Ok(())
+    }
+
+    /// Remembers the next free numbers of a message and of a life.
+    pub(super) fn keep_next(&mut self, seq: u64, life: u64) -> Result<(), Trouble> {
+        let meta = self.meta.open()?;
+        meta.insert("seq", seq)?;
+        meta.insert("life", life)?;
+        Ok(())
+    }
+}
+
+/// The queues there are: fixed while the engine is open.
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    numbers: HashMap<String, u32>,
+    /// By number, the lanes of targets that are configured no more included.
+    pub(super) names: Vec<String>,
+    /// Messages below were handed out before the engine was opened.
+    pub(super) handed: Vec<u64>,
+}
+
+impl Queues {
+    /// The number of a queue that takes messages.
+    pub(super) fn number(&self, name: &str) -> Option<u32> {
+        self.numbers.get(name).copied()
+    }
+}
+
+pub(super) fn jobs_queue(priority: Priority) -> String {
+    format!("jobs.{}", priority.as_str())
+}
+
+pub(super) fn lane_queue(lane: impl std::fmt::Display) -> String {
+    format!("send.{lane}")
+}
+
+pub(super) fn source_queue(source: &Source) -> String {
+    match source {
+        Source::Jobs(priority) => jobs_queue(*priority),
+        Source::Lane(lane) => lane_queue(lane),
+    }
+}
+
+/// The routing key under which a message of this queue was published.
+pub(super) fn routing_key(queue: &str) -> &str {
+    queue.split_once('.').map_or(queue, |(_, key)| key)
+}
+
+/// What an engine starts with.
+pub(super) struct Start {
+    pub(super) queues: Queues,
+    pub(super) claims: Claims,
+    /// The next number of a message.
+    pub(super) next_seq: u64,
+    pub(super) next_life: u64,
+}
+
+/// The format the store was written in; 0 for an empty one.
+pub(super) fn format(transaction: &ReadTransaction) -> Result<u64, Trouble> {
+    let meta = match transaction.open_table(META) {
+        Ok(meta) => meta,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(meta.get("format")?.map_or(0, |format| format.value()))
+}
+
+/// Makes what is missing and reads what the engine starts with. Bodies are not read: this takes the
+/// same time whatever lies in the queues.
+pub(super) fn prepare(
+    transaction: &WriteTransaction,
+    targets: &[String],
+) -> Result<Start, Trouble> {
+    let mut tables = Tables::new(transaction);
+    // Whoever only reads must find them.
+    tables.ready.open()?;
+    tables.waiting.open()?;
+    tables.kept.open()?;
+    tables.jobs.open()?;
+    tables.listed.open()?;
+    tables.submissions.open()?;
+    tables.slices.open()?;
+    tables.buckets.open()?;
+    tables.ended.open()?;
+    tables.parks.open()?;
+    let meta = tables.meta.open()?;
+    let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, Trouble> {
+        Ok(meta.get(name)?.map_or(0, |value| value.value()))
+    };
+    let opening = number(meta, "opening")? + 1;
+    let next_life = number(meta, "life")?;
+    let next_seq = number(meta, "seq")?;
+    meta.insert("format", FORMAT)?;
+    meta.insert("opening", opening)?;
+
+    let queues = prepare_queues(transaction, &mut tables, targets)?;
+    let claims = Claims::load(tables.claims.open()?, opening)?;
+    Ok(Start {
+        queues,
+        claims,
+        next_seq,
+        next_life,
+    })
+}
+
+fn prepare_queues(
+    transaction: &WriteTransaction,
+    tables: &mut Tables<'_>,
+    targets: &[String],
+) -> Result<Queues, Trouble> {
+    let wanted = Priority::ALL
+        .into_iter()
+        .map(jobs_queue)
+        .chain(targets.iter().flat_map(|it| Lane::all(it)).map(lane_queue));
+    let mut known = transaction.open_table(QUEUES)?;
+    let mut queues = Queues::default();
+    let mut next = 0;
+    for row in known.iter()? {
+        next = next.max(row?.1.value() + 1);
+    }
+    for name in wanted {
+        let found = known.get(name.as_str())?.map(|number| number.value());
+        let number = match found {
+            Some(number) => number,
+            None => {
+                known.insert(name.as_str(), next)?;
+                next += 1;
+                next - 1
+            }
+        };
+        queues.numbers.insert(name, number);
+    }
+    queues.names = vec![String::new(); next as usize];
+    queues.handed = vec![0; next as usize];
+    let counts = tables.counts.open()?;
+    for row in known.iter()? {
+        let (name, number) = row?;
+        let number = number.value();
+        queues.names[number as usize] = name.value().to_owned();
+        if let Some(counts) = counts.get(number)? {
+            queues.handed[number as usize] = counts.value().2;
+        }
+    }
+    Ok(queues)
+}
+
+/// Messages in a queue, those handed out included.
+pub(super) struct Count {
+    pub(super) queue: String,
+    pub(super) ready: u64,
+    pub(super) waiting: u64,
+}
+
+pub(super) fn counts(transaction: &ReadTransaction) -> Result<Vec<Count>, Trouble> {
+    let counts = transaction.open_table(COUNTS)?;
+    let mut all = Vec::new();
+    for row in transaction.open_table(QUEUES)?.iter()? {
+        let (name, number) = row?;
+        let (ready, waiting) = match counts.get(number.value())? {
+            Some(counts) => (counts.value().0, counts.value().1),
+            None => (0, 0),
+        };
+        all.push(Count {
+            queue: name.value().to_owned(),
+            ready,
+            waiting,
+        });
+    }
+    for (name, number) in super::shelves::COUNTED {
+        let ready = counts.get(number)?.map_or(0, |counts| counts.value().0);
+        all.push(Count {
+            queue: name.to_owned(),
+            ready,
+            waiting: 0,
+        });
+    }
+    Ok(all)
+}
+
+// ---------------------------------------------------------------------------------------------
+// Messages
+// ---------------------------------------------------------------------------------------------
+
+/// A message as it is stored: a version byte, when it was published (8 bytes), the length of what
+/// goes with it (4 bytes), that as JSON, and the body as it came.
+pub(super) struct Message<'a> {
+    pub(super) published_ms: u64,
+    with: &'a [u8],
+    pub(super) body: &'a [u8],
+}
+
+/// What goes with a message.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct With {
+    #[serde(rename = "id")]
+    pub(super) message_id: String,
+    #[serde(rename = "trace", default, skip_serializing_if = "Option::is_none")]
+    pub(super) traceparent: Option<String>,
+    /// Of kept messages; of others the queue says it.
+    #[serde(rename = "key", default, skip_serializing_if = "Option::is_none")]
+    pub(super) routing_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rejected: Option<Rejected>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Rejected {
+    pub(super) reason: String,
+    pub(super) source: String,
+    pub(super) at_ms: u64,
+}
+
+const MESSAGE_VERSION: u8 = 1;
+const MESSAGE_HEAD: usize = 13;
+
+impl<'a> Message<'a> {
+    pub(super) fn write(published_ms: u64, with: &With, body: &[u8]) -> Vec<u8> {
+        // Strings and numbers can always be written as JSON.
+        let with = serde_json::to_vec(with).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(MESSAGE_HEAD + with.len() + body.len());
+        bytes.push(MESSAGE_VERSION);
+        bytes.extend_from_slice(&published_ms.to_be_bytes());
+        bytes.extend_from_slice(&(with.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(&with);
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Trouble> {
+        let broken = || Trouble::broken("a message is cut short");
+        let (head, rest) = bytes.split_at_checked(MESSAGE_HEAD).ok_or_else(broken)?;
+        let (with, body) = rest
+            .split_at_checked(number(&head[9..13]) as usize)
+            .ok_or_else(broken)?;
+        Ok(Self {
+            published_ms: number(&head[1..9]),
+            with,
+            body,
+        })
+    }
+
+    pub(super) fn with(&self) -> Result<With, Trouble> {
+        serde_json::from_slice(self.with).map_err(Trouble::broken)
+    }
+
+    pub(super) fn body(&self) -> Bytes {
+        Bytes::copy_from_slice(self.body)
+    }
+}
+
+/// A number of up to 8 bytes.
+pub(super) fn number(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+// ---------------------------------------------------------------------------------------------
+// Jobs
+// ---------------------------------------------------------------------------------------------
+
+/// A job in the ledger.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct JobRow {
+    pub(super) life: u64,
+    pub(super) app: String,
+    pub(super) client_msg_no: String,
+    pub(super) target: String,
+    /// Empty while the job is known from its slices only.
+    pub(super) digest: String,
+    pub(super) buckets: u32,
+    pub(super) partitions: u32,
+    pub(super) parts: u32,
+    pub(super) submissions: u64,
+    pub(super) expanded: u64,
+    pub(super) total: u64,
+    pub(super) sent: u64,
+    /// Falls for a moment where a slice was called done too early.
+    pub(super) duplicate: i64,
+    pub(super) failed: u64,
+    pub(super) uncertain: u64,
+    pub(super) expired: u64,
+    pub(super) cancelled: u64,
+    pub(super) rebuilt: bool,
+    pub(super) accepted_at_ms: u64,
+    /// Its place in the list of jobs.
+    pub(super) listed_at_ms: u64,
+    pub(super) progress_at_ms: Option<u64>,
+    pub(super) completed_at_ms: Option<u64>,
+    /// About when it was last used.
+    pub(super) touched_at_ms: u64,
+}
+
+impl JobRow {
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, Trouble> {
+        serde_json::from_slice(bytes).map_err(Trouble::broken)
+    }
+
+    pub(super) fn write(&self) -> Vec<u8> {
+        // Strings and numbers can always be written as JSON.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// Bytes of a settled recipient in its bucket.
+pub(super) const SETTLED_BYTES: usize = 9;
+
+/// The settled recipients of a bucket, sorted by fingerprint.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bucket<'a>(&'a [[u8; SETTLED_BYTES]]);
+
+impl<'a> Bucket<'a> {
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Trouble> {
+        match bytes.as_chunks() {
+            (settled, []) => Ok(Self(settled)),
+            _ => Err(Trouble::broken("a bucket is cut short")),
+        }
+    }
+
+    /// The code of the outcome of a recipient.
+    pub(super) fn get(self, fingerprint: u64) -> Option<u8> {
+        let at = self
+            .0
+            .binary_search_by_key(&fingerprint, |settled| number(&settled[..8]))
+            .ok()?;
+        Some(self.0[at][8])
+    }
+
+    pub(super) fn codes(self) -> impl Iterator<Item = u8> + 'a {
+        self.0.iter().map(|settled| settled[8])
+    }
+
+    /// The bucket with further recipients, who are sorted and not in it yet.
+    pub(super) fn with(self, added: &[(u64, u8)]) -> Vec<u8> {
+        let mut merged = Vec::with_capacity((self.0.len() + added.len()) * SETTLED_BYTES);
+        let mut added = added.iter().peekable();
+        for settled in self.0 {
+            let here = number(&settled[..8]);
+            while let Some(new) = added.next_if(|new| new.0 < here) {
+                push(&mut merged, *new);
+            }
+            merged.extend_from_slice(settled);
+        }
+        added.for_each(|new| push(&mut merged, *new));
+        merged
+    }
+}
+
+fn push(bytes: &mut Vec<u8>, (fingerprint, code): (u64, u8)) {
+    bytes.extend_from_slice(&fingerprint.to_be_bytes());
+    bytes.push(code);
+}

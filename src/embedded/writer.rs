@@ -1,0 +1,494 @@
+//! The one thread that writes: steps that wait at the same time share a commit.
+//!
+//! A step is a closure over the tables of the current transaction. It sees what the steps before it
+//! did, and is answered when the commit that holds it is synced to disk. A commit waits a little for
+//! as many steps as the last one had: callers that were answered together tend to come back together,
+//! and a lone caller is never held up.
+//!
+//! After an error of the disk all steps of the commit are refused and the store is opened again;
+//! acks, whose callers were told `Ok` already, are kept and written as soon as it works.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use redb::{ReadableTable as _, WriteTransaction};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::claims::Claims;
+use super::desk::{Change, Desk, Out, Place};
+use super::disk::{Disk, FolderLock, Trouble};
+use super::tables::{Queues, Tables};
+use super::{now_ms, sweep};
+
+/// Callers that may wait for the writer at a time; the others wait before they hand anything over.
+const WAITING_MAX: usize = 1024;
+
+/// Bodies in one commit, so that large ones do not pile up in memory.
+const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Between attempts to open a store again that failed, or to write acks that are left over.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What one transaction works with.
+pub(super) struct Work<'t> {
+    pub(super) tables: Tables<'t>,
+    pub(super) claims: &'t mut Claims,
+    pub(super) queues: &'t Queues,
+    pub(super) now_ms: u64,
+    pub(super) now: Instant,
+    pub(super) window: Duration,
+    next_seq: &'t mut u64,
+    next_life: &'t mut u64,
+    numbered: bool,
+    changes: BTreeMap<u32, Change>,
+}
+
+impl Work<'_> {
+    /// A number for a message, above all that were given before.
+    pub(super) fn new_seq(&mut self) -> u64 {
+        self.numbered = true;
+        *self.next_seq += 1;
+        *self.next_seq - 1
+    }
+
+    pub(super) fn new_life(&mut self) -> u64 {
+        self.numbered = true;
+        *self.next_life += 1;
+        *self.next_life - 1
+    }
+
+    pub(super) fn change(&mut self, queue: u32) -> &mut Change {
+        self.changes.entry(queue).or_default()
+    }
+
+    /// Removes a message from its queue, unless it is gone already.
+    pub(super) fn delete(&mut self, queue: u32, place: Place) -> Result<(), Trouble> {
+        let was_there = match place {
+            Place::Ready(seq) => {
+                let there = self.tables.ready.open()?.remove((queue, seq))?.is_some();
+                self.change(queue).ready -= i64::from(there);
+                there
+            }
+            Place::Waiting { due_ms, seq } => {
+                let key = (queue, due_ms, seq);
+                let there = self.tables.waiting.open()?.remove(key)?.is_some();
+                let change = self.change(queue);
+                change.waiting -= i64::from(there);
+                change.gone.push(place);
+                there
+            }
+        };
+        if !was_there {
+            tracing::debug!(queue = self.queues.names[queue as usize], "acked twice");
+        }
+        Ok(())
+    }
+
+    /// Writes what the steps have in common.
+    fn finish(&mut self, desk: &Desk) -> Result<(), Trouble> {
+        for (queue, change) in &self.changes {
+            let counts = self.tables.counts.open()?;
+            let (ready, waiting, handed) = counts.get(queue)?.map_or((0, 0, 0), |row| row.value());
+            let counted = (
+                ready.saturating_add_signed(change.ready),
+                waiting.saturating_add_signed(change.waiting),
+                handed.max(desk.handed(*queue)),
+            );
+            counts.insert(queue, counted)?;
+        }
+        if self.numbered {
+            self.tables.keep_next(*self.next_seq, *self.next_life)?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing to write, with whoever waits for it.
+trait Step: Send {
+    /// May be called again, in another transaction, when the first one came to nothing.
+    fn apply(&mut self, work: &mut Work<'_>) -> Result<(), Trouble>;
+    fn answer(self: Box<Self>, result: Result<(), Trouble>) -> Option<Ack>;
+    fn bytes(&self) -> usize;
+    /// Whether there is anything to commit.
+    fn writes(&self) -> bool;
+}
+
+struct Asked<T, F> {
+    act: F,
+    value: Option<T>,
+    bytes: usize,
+    writes: bool,
+    done: oneshot::Sender<Result<T, Trouble>>,
+}
+
+impl<T: Send, F> Step for Asked<T, F>
+where
+    F: FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send,
+{
+    fn apply(&mut self, work: &mut Work<'_>) -> Result<(), Trouble> {
+        self.value = Some((self.act)(work)?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, result: Result<(), Trouble>) -> Option<Ack> {
+        let Self { value, done, .. } = *self;
+        let result = result.and_then(|()| value.ok_or(Trouble::Stopped));
+        // A caller that does not wait any more needs no answer.
+        let _ = done.send(result);
+        None
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn writes(&self) -> bool {
+        self.writes
+    }
+}
+
+/// A message to forget. Its caller was told `Ok`, so it must come about.
+#[derive(Clone, Copy)]
+struct Ack {
+    queue: u32,
+    place: Place,
+}
+
+impl Step for Ack {
+    fn apply(&mut self, work: &mut Work<'_>) -> Result<(), Trouble> {
+        work.delete(self.queue, self.place)
+    }
+
+    fn answer(self: Box<Self>, result: Result<(), Trouble>) -> Option<Ack> {
+        result.is_err().then_some(*self)
+    }
+
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    fn writes(&self) -> bool {
+        true
+    }
+}
+
+enum Order {
+    Step(Box<dyn Step>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// How others reach the writer. It ends when the last handle is gone.
+pub(super) struct Handle {
+    orders: mpsc::Sender<Order>,
+    waiting: Arc<Semaphore>,
+}
+
+impl Handle {
+    /// Has a step done; `Ok` when it is on disk.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        act: impl FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, Trouble> {
+        self.ask(bytes, true, act).await
+    }
+
+    /// Has a step done that changes nothing on disk.
+    pub(super) async fn look<T: Send + 'static>(
+        &self,
+        act: impl FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, Trouble> {
+        self.ask(0, false, act).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        writes: bool,
+        act: impl FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, Trouble> {
+        // Held until the answer is there, which bounds the channel.
+        let _waiting = self.waiting.acquire().await.map_err(|_| Trouble::Stopped)?;
+        let (done, answer) = oneshot::channel();
+        let step = Asked {
+            act,
+            value: None,
+            bytes,
+            writes,
+            done,
+        };
+        self.orders
+            .send(Order::Step(Box::new(step)))
+            .map_err(|_| Trouble::Stopped)?;
+        answer.await.unwrap_or(Err(Trouble::Stopped))
+    }
+
+    /// Has a message forgotten, soon. There are no more of them than deliveries.
+    pub(super) fn ack(&self, out: &Out) -> Result<(), Trouble> {
+        let ack = Ack {
+            queue: out.queue,
+            place: out.place,
+        };
+        let order = Order::Step(Box::new(ack));
+        self.orders.send(order).map_err(|_| Trouble::Stopped)
+    }
+
+    pub(super) fn stop(&self, done: oneshot::Sender<()>) {
+        // If it has ended, `done` is dropped, which says so.
+        let _ = self.orders.send(Order::Stop(done));
+    }
+}
+
+/// What the writer owns, from start to end.
+pub(super) struct Parts {
+    pub(super) disk: Arc<Disk>,
+    pub(super) desk: Arc<Desk>,
+    pub(super) queues: Arc<Queues>,
+    pub(super) claims: Claims,
+    pub(super) next_seq: u64,
+    pub(super) next_life: u64,
+    pub(super) dedup_window: Duration,
+    pub(super) wait_max: Duration,
+    pub(super) steps_max: usize,
+    pub(super) dispatcher: JoinHandle<()>,
+    pub(super) lock: FolderLock,
+}
+
+pub(super) struct Writer {
+    parts: Parts,
+    orders: mpsc::Receiver<Order>,
+    /// Steps of the last commit.
+    joined: usize,
+    /// Acks that could not be written yet.
+    owed: Vec<Ack>,
+    /// When the store could not be opened again, and why.
+    failed: Option<(Instant, Trouble)>,
+    sweep: sweep::Round,
+    sweep_at: Instant,
+}
+
+impl Writer {
+    pub(super) fn start(parts: Parts) -> io::Result<Handle> {
+        let (sender, orders) = mpsc::channel();
+        let sweep_at = Instant::now() + sweep::pause(parts.dedup_window);
+        let writer = Self {
+            parts,
+            orders,
+            joined: 1,
+            owed: Vec::new(),
+            failed: None,
+            sweep: sweep::Round::default(),
+            sweep_at,
+        };
+        thread::Builder::new()
+            .name("fanwise-write".to_owned())
+            .spawn(move || writer.run())?;
+        Ok(Handle {
+            orders: sender,
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+        })
+    }
+
+    fn run(mut self) {
+        // However it ends, sessions end with it.
+        struct Stop(Arc<Desk>);
+        impl Drop for Stop {
+            fn drop(&mut self) {
+                self.0.stop();
+            }
+        }
+        let stop = Stop(Arc::clone(&self.parts.desk));
+        let mut asked_to_stop = None;
+        while asked_to_stop.is_none() {
+            let mut wait = self.sweep_at.saturating_duration_since(Instant::now());
+            if !self.owed.is_empty() {
+                wait = wait.min(RETRY);
+            }
+            match self.orders.recv_timeout(wait) {
+                Ok(Order::Step(first)) => {
+                    let (group, stopping) = self.collect(first);
+                    asked_to_stop = stopping;
+                    self.commit(group);
+                }
+                Ok(Order::Stop(done)) => asked_to_stop = Some(done),
+                Err(mpsc::RecvTimeoutError::Timeout) => self.idle(),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        if !self.owed.is_empty() {
+            self.commit(Vec::new());
+        }
+        // The dispatcher ends, then the store is closed, then the folder is free for others.
+        drop(stop);
+        let Self { parts, orders, .. } = self;
+        let _ = parts.dispatcher.join();
+        parts.disk.close();
+        drop(parts.lock);
+        // Whoever handed something over meanwhile learns that it is over.
+        drop(orders);
+        if let Some(done) = asked_to_stop {
+            let _ = done.send(());
+        }
+    }
+
+    /// Takes the steps that wait, and waits a little for those that are about to come.
+    fn collect(&self, first: Box<dyn Step>) -> (Vec<Box<dyn Step>>, Option<oneshot::Sender<()>>) {
+        let deadline = Instant::now() + self.parts.wait_max;
+        let mut bytes = first.bytes();
+        let mut group = vec![first];
+        while group.len() < self.parts.steps_max && bytes < COMMIT_BYTES_MAX {
+            let order = match self.orders.try_recv() {
+                Err(mpsc::TryRecvError::Empty) if group.len() < self.joined => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    self.orders.recv_timeout(left).ok()
+                }
+                order => order.ok(),
+            };
+            match order {
+                Some(Order::Step(step)) => {
+                    bytes += step.bytes();
+                    group.push(step);
+                }
+                Some(Order::Stop(done)) => return (group, Some(done)),
+                None => break,
+            }
+        }
+        (group, None)
+    }
+
+    /// Makes one commit of these steps and answers them.
+    fn commit(&mut self, mut group: Vec<Box<dyn Step>>) {
+        self.joined = group.len();
+        let owed = std::mem::take(&mut self.owed);
+        group.extend(owed.into_iter().map(|ack| Box::new(ack) as Box<dyn Step>));
+        while !group.is_empty() {
+            match self.try_commit(&mut group) {
+                Ok(()) => {
+                    self.parts.disk.note(None);
+                    self.answer(group, &Ok(()));
+                    return;
+                }
+                // Nobody else's fault: the others go on without it.
+                Err((Some(at), trouble @ Trouble::Broken(_))) => {
+                    tracing::error!(%trouble, "a step is refused");
+                    let broken = group.swap_remove(at);
+                    self.answer(vec![broken], &Err(trouble));
+                    self.reload();
+                }
+                Err((_, trouble)) => {
+                    self.parts.disk.note(Some(&trouble));
+                    self.answer(group, &Err(trouble));
+                    self.recover();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, group: Vec<Box<dyn Step>>, result: &Result<(), Trouble>) {
+        for step in group {
+            self.owed.extend(step.answer(result.clone()));
+        }
+    }
+
+    /// Applies and commits; an error names the step at fault, if one is.
+    fn try_commit(&mut self, group: &mut [Box<dyn Step>]) -> Result<(), (Option<usize>, Trouble)> {
+        if let Some((at, trouble)) = &self.failed {
+            if at.elapsed() < RETRY {
+                return Err((None, trouble.clone()));
+            }
+            self.recover();
+            if let Some((_, trouble)) = &self.failed {
+                return Err((None, trouble.clone()));
+            }
+        }
+        let nobody = |trouble: Trouble| (None, trouble);
+        let transaction = self.parts.disk.begin_write().map_err(nobody)?;
+        let changes = self.apply(&transaction, group)?;
+        if !group.iter().any(|step| step.writes()) {
+            return Ok(());
+        }
+        let committed = transaction.commit().map_err(Trouble::from);
+        committed.map_err(nobody)?;
+        self.parts.desk.committed(changes);
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        transaction: &WriteTransaction,
+        group: &mut [Box<dyn Step>],
+    ) -> Result<BTreeMap<u32, Change>, (Option<usize>, Trouble)> {
+        let parts = &mut self.parts;
+        let mut work = Work {
+            tables: Tables::new(transaction),
+            claims: &mut parts.claims,
+            queues: &parts.queues,
+            now_ms: now_ms(),
+            now: Instant::now(),
+            window: parts.dedup_window,
+            next_seq: &mut parts.next_seq,
+            next_life: &mut parts.next_life,
+            numbered: false,
+            changes: BTreeMap::new(),
+        };
+        for (at, step) in group.iter_mut().enumerate() {
+            step.apply(&mut work)
+                .map_err(|trouble| (Some(at), trouble))?;
+        }
+        work.finish(&parts.desk)
+            .map_err(|trouble| (None, trouble))?;
+        Ok(work.changes)
+    }
+
+    /// After an error of the disk: the store is opened again, now or with a later step.
+    fn recover(&mut self) {
+        match self.parts.disk.reopen() {
+            Ok(()) => {
+                self.failed = None;
+                self.reload();
+            }
+            Err(trouble) => self.failed = Some((Instant::now(), trouble)),
+        }
+    }
+
+    /// What a transaction that came to nothing has changed in memory is read again.
+    fn reload(&mut self) {
+        let read = self.parts.disk.begin_read();
+        let reloaded = read.and_then(|transaction| self.parts.claims.reload(&transaction));
+        if let Err(trouble) = reloaded {
+            // Not without the claims: nothing is written until they are known.
+            self.failed = Some((Instant::now(), trouble));
+        }
+    }
+
+    fn idle(&mut self) {
+        if !self.owed.is_empty() {
+            self.commit(Vec::new());
+        }
+        if Instant::now() < self.sweep_at {
+            return;
+        }
+        self.sweep_at = Instant::now() + sweep::pause(self.parts.dedup_window);
+        let disk = &self.parts.disk;
+        let window = self.parts.dedup_window;
+        let looked = disk
+            .begin_read()
+            .and_then(|transaction| self.sweep.look(&transaction, window, now_ms()));
+        let Ok(Some(task)) = looked else { return };
+        // Soon again, while there is something to sweep.
+        self.sweep_at = Instant::now() + sweep::BREATH;
+        let (done, _) = oneshot::channel();
+        self.commit(vec![Box::new(Asked {
+            act: move |work: &mut Work<'_>| sweep::sweep(work, &task),
+            value: None,
+            bytes: 0,
+            writes: true,
+            done,
+        })]);
+        self.joined = 1;
+    }
+}
