@@ -14,6 +14,8 @@ mod amqp;
 mod done;
 /// The example producers, each against a real broker with a worker behind it.
 mod examples;
+/// What both engines promise: one suite for the ports, on the embedded engine and on servers.
+mod contract;
 /// The promises of the crate documentation, by name, on shared servers.
 mod promises;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.
