@@ -153,11 +153,11 @@ impl Publisher for EmbeddedPublisher {
         let mut events = Vec::new();
         for message in messages {
             let to = match &message.route {
-                Route::Job(priority) => To::Queue(self.queue(tables::jobs_queue(*priority))?),
-                Route::Lane(lane) => To::Queue(self.queue(tables::lane_queue(lane))?),
+                Route::Job(priority) => To::Queue(self.queue(&tables::jobs_queue(*priority))?),
+                Route::Lane(lane) => To::Queue(self.queue(&tables::lane_queue(lane))?),
                 // Any delay finds a rung, as on the ladder of queues.
                 Route::Wait { lane, rung: delay } => {
-                    To::Wait(self.queue(tables::lane_queue(lane))?, rung(*delay))
+                    To::Wait(self.queue(&tables::lane_queue(lane))?, rung(*delay))
                 }
                 Route::Dead { .. } => To::Dead,
                 Route::Event { app, event } => {
@@ -188,7 +188,10 @@ impl Publisher for EmbeddedPublisher {
         if !routed.is_empty() {
             let bytes = routed.iter().map(|message| message.body.len()).sum();
             let put = move |work: &mut Work<'_>| routed.iter().try_for_each(|it| put(work, it));
-            inner.write(bytes, put).await.map_err(publish_error)?;
+            inner
+                .write(bytes, put)
+                .await
+                .map_err(|trouble| publish_error(&trouble))?;
         }
         for event in events {
             // Nobody need listen.
@@ -199,8 +202,8 @@ impl Publisher for EmbeddedPublisher {
 }
 
 impl EmbeddedPublisher {
-    fn queue(&self, name: String) -> Result<u32, PublishError> {
-        let number = self.engine.0.queues.number(&name);
+    fn queue(&self, name: &str) -> Result<u32, PublishError> {
+        let number = self.engine.0.queues.number(name);
         number.ok_or_else(|| PublishError::Unroutable(format!("queue `{name}`")))
     }
 }
@@ -232,7 +235,7 @@ fn put(work: &mut Work<'_>, message: &Routed) -> Result<(), Trouble> {
     Ok(())
 }
 
-pub(super) fn publish_error(trouble: Trouble) -> PublishError {
+pub(super) fn publish_error(trouble: &Trouble) -> PublishError {
     match trouble {
         Trouble::Stopped => Lost.into(),
         Trouble::Full(_) | Trouble::Disk(_) | Trouble::Broken(_) => PublishError::Refused,
@@ -310,7 +313,7 @@ impl EndDelivery for Ending {
                 Err(trouble) => {
                     // It stays unacked and comes back with the next session.
                     inner.desk.undo_end(self.tag, out);
-                    Err(publish_error(trouble))
+                    Err(publish_error(&trouble))
                 }
             }
         })

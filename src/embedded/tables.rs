@@ -114,6 +114,12 @@ impl<'t> Tables<'t> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn set_format(&mut self, format: u64) -> Result<(), Trouble> {
+        self.meta.open()?.insert("format", format)?;
+        Ok(())
+    }
+
     /// Remembers the next free numbers of a message and of a life.
     pub(super) fn keep_next(&mut self, seq: u64, life: u64) -> Result<(), Trouble> {
         let meta = self.meta.open()?;

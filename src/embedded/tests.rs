@@ -1,1 +1,616 @@
+//! What no other engine has: a disk that fails, a file that is closed, jobs that are swept.
 
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use redb::backends::FileBackend;
+use redb::{BackendError, StorageBackend};
+use tokio::time::timeout;
+
+use super::*;
+use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
+use crate::domain::lane::{Lane, LaneClass, Priority};
+use crate::domain::message::{Content, Options};
+use crate::domain::outcome::Outcome;
+use crate::domain::slice::{Head, Shape};
+use crate::ports::{
+    Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, Ledger as _, LedgerError,
+    Limiter as _, Outgoing, Park, PublishError, Publisher as _, Route, Session as _, Settle, Shelf,
+    SliceRef, Source, Submission,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A folder that goes away with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "fanwise-engine-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            targets: vec!["im".to_owned()],
+            ..Settings::new(&self.0)
+        }
+    }
+
+    fn open(&self) -> Engine {
+        Engine::open(&self.settings()).unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn lane() -> Lane {
+    Lane {
+        target: "im".to_owned(),
+        class: LaneClass::Express,
+    }
+}
+
+fn message(route: Route, body: &str) -> Outgoing {
+    Outgoing {
+        route,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        message_id: body.to_owned(),
+        traceparent: None,
+    }
+}
+
+fn slice(body: &str) -> Outgoing {
+    message(Route::Lane(lane().to_string()), body)
+}
+
+async fn publish(session: &EmbeddedSession, body: &str) -> Result<(), PublishError> {
+    session.publisher().publish(vec![slice(body)]).await
+}
+
+async fn next(consumer: &mut EmbeddedConsumer) -> crate::ports::Delivery {
+    timeout(PATIENCE, consumer.next()).await.unwrap().unwrap()
+}
+
+fn head(client_msg_no: &str) -> Head {
+    Head {
+        id: JobId::of("shop", client_msg_no),
+        app: "shop".to_owned(),
+        client_msg_no: client_msg_no.to_owned(),
+        target: "im".to_owned(),
+        priority: Priority::Normal,
+        sender: None,
+        content: Content::Text("hello".to_owned()),
+        options: Options::default(),
+        accepted_at_ms: 1_700_000_000_000,
+        not_before_ms: None,
+        expires_at_ms: None,
+        rate: None,
+        on_uncertain: None,
+    }
+}
+
+const SHAPE: Shape = Shape {
+    buckets: 4,
+    partitions: 1,
+};
+
+fn submission(head: &Head, entries: u64) -> Submission {
+    Submission {
+        job: head.id,
+        app: head.app.clone(),
+        client_msg_no: head.client_msg_no.clone(),
+        target: head.target.clone(),
+        content_digest: "d".to_owned(),
+        submission: "s".to_owned(),
+        entries,
+        parts: 1,
+        shape: SHAPE,
+        now_ms: now_ms(),
+    }
+}
+
+fn people(count: u64) -> Vec<Fingerprint> {
+    (0..count)
+        .map(|number| Fingerprint(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        .collect()
+}
+
+async fn claim(
+    store: &EmbeddedStore,
+    slice: SliceRef<'_>,
+    owner: u64,
+    recipients: &[Fingerprint],
+) -> Result<Vec<ClaimState>, LedgerError> {
+    let claim = Claim {
+        slice,
+        owner: Owner(owner),
+        lease: Duration::from_secs(60),
+        recipients,
+    };
+    match store.claim(claim).await? {
+        Claimed::Each(states) => Ok(states),
+        Claimed::SliceDone => panic!("done"),
+    }
+}
+
+fn slice_ref<'a>(head: &'a Head, id: &'a SliceId, entries: u32) -> SliceRef<'a> {
+    SliceRef {
+        head,
+        id,
+        entries,
+        shape: SHAPE,
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// A disk that fails
+// ---------------------------------------------------------------------------------------------
+
+/// How the disk fails at the moment.
+#[derive(Debug, Default)]
+struct Weather {
+    full: AtomicBool,
+    broken: AtomicBool,
+    /// Writes that succeed before the disk is full.
+    writes_left: AtomicU64,
+}
+
+impl Weather {
+    fn check(&self) -> io::Result<()> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        let left = |left: u64| left.checked_sub(1);
+        let spent = self
+            .writes_left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, left)
+            .is_err();
+        match self.full.load(Ordering::SeqCst) && spent {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A file on a disk that fails when the test says so.
+struct FailingDisk(FileBackend, Arc<Weather>);
+
+impl fmt::Debug for FailingDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FailingDisk")
+    }
+}
+
+impl StorageBackend for FailingDisk {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.1.check()?;
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        if self.1.broken.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.1.check()?;
+        self.0.write(offset, data)
+    }
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
+    }
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.try_lock_range(start, end)
+    }
+}
+
+fn open_in(folder: &Folder, weather: &Arc<Weather>) -> Engine {
+    let weather = Arc::clone(weather);
+    let opener = move |file: &Path| {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(file)
+            .map_err(redb::StorageError::from)?;
+        let disk = FailingDisk(FileBackend::new(file)?, Arc::clone(&weather));
+        builder().create_with_backend(disk)
+    };
+    Engine::open_on(&folder.settings(), Box::new(opener)).unwrap()
+}
+
+async fn until_ok<T, E: fmt::Debug>(mut act: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let started = Instant::now();
+    loop {
+        match act().await {
+            Ok(value) => return value,
+            Err(error) => assert!(started.elapsed() < PATIENCE, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// On a full disk everything is refused with an error that says so; sessions stay, what was accepted
+/// stays, and when there is space again work goes on: acks that were given meanwhile come about, and
+/// nobody's claim has changed hands. However much of a commit fitted on the disk.
+#[tokio::test]
+async fn a_full_disk_refuses_and_loses_nothing() {
+    for writes_left in [0, 1, 2, 3, 5, 8] {
+        let folder = Folder::new();
+        let weather = Arc::new(Weather::default());
+        let engine = open_in(&folder, &weather);
+        let store = engine.store();
+        let session = engine.broker().connect().await.unwrap();
+        for number in 0..10 {
+            publish(&session, &number.to_string()).await.unwrap();
+        }
+        let mut consumer = session.consume(Source::Lane(lane()), 4).await.unwrap();
+        let held = [next(&mut consumer).await, next(&mut consumer).await];
+        let (head, id, people) = (head("full"), SliceId::new("s", 0, 0), people(40));
+        let slice = slice_ref(&head, &id, 40);
+        store.accept(&submission(&head, 40)).await.unwrap();
+        claim(&store, slice, 1, &people[..20]).await.unwrap();
+        assert_eq!(engine.trouble(), None);
+
+        weather.writes_left.store(writes_left, Ordering::SeqCst);
+        weather.full.store(true, Ordering::SeqCst);
+        let refused = publish(&session, "refused").await;
+        // With room for some writes a commit may just fit.
+        let fitted = refused.is_ok();
+        weather.writes_left.store(0, Ordering::SeqCst);
+        for _ in 0..3 {
+            let error = publish(&session, "refused").await.unwrap_err();
+            assert!(matches!(error, PublishError::Refused), "{error:?}");
+        }
+        let error = claim(&store, slice, 2, &people[10..]).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
+        let error = store.accept(&submission(&head, 1)).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
+        let park = Park {
+            until_ms: u64::MAX,
+            reason: "x".to_owned(),
+        };
+        let error = store.park("im", &park).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
+        assert!(engine.trouble().unwrap().contains("full"));
+        assert!(!session.lost().is_cancelled());
+        for delivery in held {
+            delivery.ack().await.unwrap();
+        }
+
+        weather.full.store(false, Ordering::SeqCst);
+        until_ok(async || publish(&session, "after").await).await;
+        assert_eq!(engine.trouble(), None);
+        let states = claim(&store, slice, 2, &people).await.unwrap();
+        for (at, state) in states.iter().enumerate() {
+            match at < 20 {
+                true => assert!(matches!(state, ClaimState::Held { .. }), "{at}: {state:?}"),
+                false => assert_eq!(*state, ClaimState::Granted, "{at}"),
+            }
+        }
+        let lease = Duration::from_secs(60);
+        assert!(
+            store
+                .renew(slice, Owner(1), lease, &people[..20])
+                .await
+                .unwrap()
+        );
+        drop(consumer);
+        engine.close().await;
+
+        let engine = folder.open();
+        let session = engine.broker().connect().await.unwrap();
+        let mut consumer = session.consume(Source::Lane(lane()), 0).await.unwrap();
+        let mut expected: Vec<_> = (2..10).map(|number| number.to_string()).collect();
+        expected.extend(fitted.then(|| "refused".to_owned()));
+        expected.push("after".to_owned());
+        for body in expected {
+            let delivery = next(&mut consumer).await;
+            assert_eq!(delivery.body, body, "with {writes_left} writes");
+        }
+        engine.close().await;
+    }
+}
+
+/// A disk that fails altogether for a while: the same, except that the ledger counts as not reachable.
+#[tokio::test]
+async fn a_disk_that_comes_back_is_used_again() {
+    let folder = Folder::new();
+    let weather = Arc::new(Weather::default());
+    let engine = open_in(&folder, &weather);
+    let session = engine.broker().connect().await.unwrap();
+    let mut consumer = session.consume(Source::Lane(lane()), 1).await.unwrap();
+    publish(&session, "before").await.unwrap();
+    weather.broken.store(true, Ordering::SeqCst);
+    let error = publish(&session, "x").await.unwrap_err();
+    assert!(matches!(error, PublishError::Refused), "{error:?}");
+    let head = head("gone");
+    let error = engine
+        .store()
+        .accept(&submission(&head, 1))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
+    weather.broken.store(false, Ordering::SeqCst);
+    until_ok(async || publish(&session, "after").await).await;
+    for body in ["before", "after"] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(delivery.body, body);
+        delivery.ack().await.unwrap();
+    }
+    engine.close().await;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Opening and closing
+// ---------------------------------------------------------------------------------------------
+
+/// A closed engine ends its sessions, refuses everything, and leaves the folder to the next one;
+/// handles that are still there do no harm.
+#[tokio::test]
+async fn a_closed_engine_lets_go() {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let session = engine.broker().connect().await.unwrap();
+    let mut consumer = session.consume(Source::Lane(lane()), 1).await.unwrap();
+    publish(&session, "a").await.unwrap();
+    engine.close().await;
+    engine.close().await;
+    assert!(session.lost().is_cancelled());
+    assert!(consumer.next().await.is_none());
+    assert!(engine.broker().connect().await.is_err());
+    let error = engine.store().jobs(1).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
+    let error = publish(&session, "b").await.unwrap_err();
+    assert!(matches!(error, PublishError::Lost(_)), "{error:?}");
+
+    let next_one = folder.open();
+    let depths = next_one.depths().await.unwrap();
+    let depth = depths.iter().find(|it| it.queue == "send.im.express");
+    assert_eq!(depth.unwrap().ready, 1);
+    next_one.close().await;
+}
+
+/// Dropping every handle closes the engine too.
+#[tokio::test]
+async fn a_dropped_engine_lets_go() {
+    let folder = Folder::new();
+    drop(folder.open());
+    until_ok(async || Engine::open(&folder.settings())).await;
+}
+
+#[tokio::test]
+async fn what_is_no_data_folder_is_refused_with_advice() {
+    let folder = Folder::new();
+    std::fs::write(&folder.0, "a file").unwrap();
+    let error = Engine::open(&folder.settings()).err().unwrap();
+    assert!(matches!(error, OpenError::Folder { .. }), "{error:?}");
+    std::fs::remove_file(&folder.0).unwrap();
+
+    std::fs::create_dir(&folder.0).unwrap();
+    std::fs::write(folder.0.join("fanwise.redb"), "no store at all").unwrap();
+    let error = Engine::open(&folder.settings()).err().unwrap();
+    assert!(matches!(error, OpenError::Store { .. }), "{error:?}");
+    assert!(error.to_string().contains("fanwise.redb"), "{error}");
+    std::fs::remove_file(folder.0.join("fanwise.redb")).unwrap();
+
+    let engine = folder.open();
+    engine
+        .0
+        .write(0, |work| work.tables.set_format(tables::FORMAT + 1))
+        .await
+        .unwrap();
+    engine.close().await;
+    let error = Engine::open(&folder.settings()).err().unwrap();
+    assert!(matches!(error, OpenError::Newer { .. }), "{error:?}");
+}
+
+/// A target that is configured no more keeps what lies in its lanes until it is there again.
+#[tokio::test]
+async fn lanes_of_a_missing_target_wait_for_it() {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let session = engine.broker().connect().await.unwrap();
+    publish(&session, "a").await.unwrap();
+    engine.close().await;
+
+    let engine = Engine::open(&Settings::new(&folder.0)).unwrap();
+    let session = engine.broker().connect().await.unwrap();
+    let error = publish(&session, "b").await.unwrap_err();
+    assert!(matches!(error, PublishError::Unroutable(_)), "{error:?}");
+    let depths = engine.depths().await.unwrap();
+    let depth = depths.iter().find(|it| it.queue == "send.im.express");
+    assert_eq!(depth.unwrap().ready, 1);
+    engine.close().await;
+
+    let engine = folder.open();
+    let session = engine.broker().connect().await.unwrap();
+    let mut consumer = session.consume(Source::Lane(lane()), 1).await.unwrap();
+    assert_eq!(next(&mut consumer).await.body, "a");
+    engine.close().await;
+}
+
+// ---------------------------------------------------------------------------------------------
+// What is seen from outside
+// ---------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn depths_tell_ready_waiting_and_unacked() {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let session = engine.broker().connect().await.unwrap();
+    for body in ["a", "b", "c"] {
+        publish(&session, body).await.unwrap();
+    }
+    let (lane_text, rung) = (lane().to_string(), Duration::from_secs(60));
+    let wait = message(
+        Route::Wait {
+            lane: lane_text,
+            rung,
+        },
+        "w",
+    );
+    let (app, target) = ("shop".to_owned(), "im".to_owned());
+    let dead = message(Route::Dead { app, target }, "d");
+    session.publisher().publish(vec![wait, dead]).await.unwrap();
+    let mut consumer = session.consume(Source::Lane(lane()), 1).await.unwrap();
+    let held = next(&mut consumer).await;
+    let depth = async |queue: &str| {
+        let depths = engine.depths().await.unwrap();
+        let depth = depths.into_iter().find(|it| it.queue == queue).unwrap();
+        (depth.ready, depth.waiting, depth.unacked, depth.consumers)
+    };
+    assert_eq!(depth("send.im.express").await, (2, 1, 1, 1));
+    assert_eq!(depth("dead").await, (1, 0, 0, 0));
+    held.reject("no".to_owned()).await.unwrap();
+    consumer.cancel().await;
+    assert_eq!(depth("rejected").await, (1, 0, 0, 0));
+    let broker = engine.broker();
+    let taken = broker.remove(Shelf::Dead, |it| it.body == "d").await;
+    assert_eq!(taken.unwrap(), 1);
+    assert_eq!(depth("dead").await, (0, 0, 0, 0));
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn events_reach_who_listens() {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let mut events = engine.events();
+    let session = engine.broker().connect().await.unwrap();
+    let app = "shop".to_owned();
+    let event = "completed";
+    let route = Route::Event { app, event };
+    session
+        .publisher()
+        .publish(vec![message(route, "{}")])
+        .await
+        .unwrap();
+    let heard = events.recv().await.unwrap();
+    assert_eq!(
+        (heard.routing_key.as_str(), &heard.body[..]),
+        ("shop.completed", &b"{}"[..])
+    );
+    engine.close().await;
+}
+
+/// However much waits in a queue, a consumer reads a few messages ahead and no more.
+#[tokio::test]
+async fn a_consumer_reads_a_few_messages_ahead() {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let session = engine.broker().connect().await.unwrap();
+    let slices = (0..200).map(|n| slice(&n.to_string())).collect();
+    session.publisher().publish(slices).await.unwrap();
+    let mut consumer = session.consume(Source::Lane(lane()), 100).await.unwrap();
+    let _first = next(&mut consumer).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let depths = engine.depths().await.unwrap();
+    let depth = depths.iter().find(|it| it.queue == "send.im.express");
+    assert!(depth.unwrap().unacked <= 9, "{depth:?}");
+    for number in 1..100 {
+        assert_eq!(next(&mut consumer).await.body, number.to_string());
+    }
+    engine.close().await;
+}
+
+/// A job that nobody uses any more is forgotten with everything that belonged to it, piece by piece;
+/// one that is in use is not, and one that comes again begins anew.
+#[tokio::test]
+async fn idle_jobs_are_swept_and_used_ones_are_not() {
+    let folder = Folder::new();
+    let settings = Settings {
+        dedup_window: Duration::from_millis(1200),
+        ..folder.settings()
+    };
+    let engine = Engine::open(&settings).unwrap();
+    let store = engine.store();
+    let (idle, used) = (head("idle"), head("used"));
+    let id = SliceId::new("s", 0, 0);
+    let people = people(3000);
+    let shape = Shape {
+        buckets: 3000,
+        partitions: 1,
+    };
+    for head in [&idle, &used] {
+        let submission = Submission {
+            shape,
+            ..submission(head, 3000)
+        };
+        store.accept(&submission).await.unwrap();
+        let slice = slice_ref(head, &id, 3000);
+        claim(&store, slice, 1, &people).await.unwrap();
+        let outcomes: Vec<_> = people[..2900]
+            .iter()
+            .map(|person| (*person, Outcome::Sent))
+            .collect();
+        let settle = Settle {
+            slice,
+            owner: Owner(1),
+            outcomes: &outcomes,
+            release: &[],
+            last: false,
+        };
+        store.settle(settle).await.unwrap();
+    }
+    let rows = async || {
+        let count = |transaction: &ReadTransaction| {
+            use redb::ReadableTableMetadata as _;
+            Ok::<_, Trouble>([
+                transaction.open_table(tables::BUCKETS)?.len()?,
+                transaction.open_table(tables::SLICES)?.len()?,
+                transaction.open_table(tables::SUBMISSIONS)?.len()?,
+                transaction.open_table(tables::CLAIMS)?.len()?,
+                transaction.open_table(tables::LISTED)?.len()?,
+                transaction.open_table(tables::ENDED)?.len()?,
+            ])
+        };
+        engine.0.read(count).await.unwrap()
+    };
+    let both = rows().await;
+    assert!(both[0] > 3000, "{both:?}");
+    let used_slice = slice_ref(&used, &id, 3000);
+    until_ok(async || {
+        claim(&store, used_slice, 1, &people[2900..]).await.unwrap();
+        let now = rows().await;
+        let swept = now[0] * 2 == both[0] && now[1..] == [1, 1, 1, 1, 0];
+        swept.then_some(()).ok_or(now)
+    })
+    .await;
+    assert_eq!(store.job(idle.id).await.unwrap(), None);
+    let record = store.job(used.id).await.unwrap().unwrap();
+    assert_eq!(record.accounts.sent, 2900);
+    let audit = store.audit(&record).await.unwrap();
+    assert!(audit.differences(&record.accounts).is_empty());
+
+    let accepted = store.accept(&submission(&idle, 3000)).await.unwrap();
+    assert!(matches!(accepted, Accepted::Expand { first: true, .. }));
+    let slice = slice_ref(&idle, &id, 3000);
+    let states = claim(&store, slice, 2, &people).await.unwrap();
+    assert!(states.iter().all(|state| *state == ClaimState::Granted));
+    engine.close().await;
+}

@@ -1,0 +1,781 @@
+//! The broker port.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use fanwise::domain::lane::Priority;
+use fanwise::domain::schedule::RUNGS;
+use fanwise::ports::{
+    Broker, BrokerError, Consumer, Delivery, KeptMessage, Lost, PublishError, Publisher, Route,
+    Session, Shelf, Shelves, Source,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{
+    BrokerBench, EmbeddedBench, PATIENCE, RabbitBench, TARGET, TRACEPARENT, bulk, dead_letter,
+    express, outgoing, slice,
+};
+use crate::support::wait::until;
+
+on_both! { EmbeddedBench, RabbitBench:
+    what_is_published_comes_out_as_it_went_in,
+    what_is_acked_is_gone_for_good,
+    what_is_given_back_comes_again,
+    first_come_is_first_served,
+    prefetch_bounds_what_is_unacked,
+    consumers_of_one_source_share_it,
+    what_a_closed_session_held_comes_back,
+    a_dropped_delivery_comes_back_with_the_next_session,
+    a_stale_delivery_can_only_be_lost,
+    a_cancelled_consumer_hands_out_what_it_has,
+    next_is_cancel_safe,
+    a_waiting_slice_returns_in_time_to_its_lane,
+    a_long_wait_does_not_hold_up_a_short_one,
+    a_rejected_message_is_kept_with_its_reason,
+    dead_letters_are_read_in_place,
+    what_leads_nowhere_is_never_reported_as_published,
+    events_may_lead_nowhere,
+    many_publish_at_once_and_nothing_is_lost,
+    a_lane_of_no_target_cannot_be_consumed,
+}
+
+async fn next(consumer: &mut impl Consumer) -> Delivery {
+    let next = timeout(PATIENCE, consumer.next()).await;
+    next.expect("a delivery in time").expect("a delivery")
+}
+
+/// Nothing comes for a while.
+async fn silence(consumer: &mut impl Consumer) {
+    let next = timeout(Duration::from_millis(300), consumer.next()).await;
+    if let Ok(delivery) = next {
+        panic!("{:?}", delivery.map(|delivery| delivery.body));
+    }
+}
+
+fn lane_source() -> Source {
+    Source::Lane(express())
+}
+
+fn numbered(delivery: &Delivery) -> u32 {
+    parse(&delivery.body)
+}
+
+fn parse(body: &[u8]) -> u32 {
+    std::str::from_utf8(body).unwrap().parse().unwrap()
+}
+
+async fn publish_numbers<S: Session>(session: &S, numbers: std::ops::Range<u32>) {
+    let slices = numbers.map(|number| slice(number.to_string())).collect();
+    session.publisher().publish(slices).await.unwrap();
+}
+
+async fn kept<B: Shelves>(broker: &B, shelf: Shelf) -> Vec<KeptMessage> {
+    let mut kept = Vec::new();
+    let keep = |message| {
+        kept.push(message);
+        ControlFlow::Continue(())
+    };
+    let shown = broker.read(shelf, keep).await.unwrap();
+    assert_eq!(shown, kept.len() as u64);
+    kept
+}
+
+/// Jobs of each priority and slices come out of their own source, byte by byte, with their trace
+/// context; bodies may be large.
+async fn what_is_published_comes_out_as_it_went_in(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let large: Vec<u8> = (0..=255).cycle().take(3_000_000).collect();
+    let mut sources = vec![(
+        lane_source(),
+        Route::Lane(express().to_string()),
+        vec![0, 255, 0],
+    )];
+    for priority in Priority::ALL {
+        let body = format!("job {}", priority.as_str()).into_bytes();
+        sources.push((Source::Jobs(priority), Route::Job(priority), body));
+    }
+    sources[2].2 = large;
+    let messages = sources
+        .iter()
+        .map(|(_, route, body)| outgoing(route.clone(), body.clone()))
+        .collect();
+    session.publisher().publish(messages).await.unwrap();
+    for (source, _, body) in sources {
+        let mut consumer = session.consume(source, 3).await.unwrap();
+        let delivery = next(&mut consumer).await;
+        assert!(delivery.body == body, "{} bytes", delivery.body.len());
+        assert_eq!(delivery.traceparent.as_deref(), Some(TRACEPARENT));
+        assert!(!delivery.redelivered);
+        delivery.ack().await.unwrap();
+        silence(&mut consumer).await;
+    }
+    session.close().await;
+}
+
+async fn what_is_acked_is_gone_for_good(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    publish_numbers(&session, 0..20).await;
+    let mut consumer = session.consume(lane_source(), 20).await.unwrap();
+    for _ in 0..20 {
+        next(&mut consumer).await.ack().await.unwrap();
+    }
+    session.close().await;
+    let session = bench.broker().connect().await.unwrap();
+    let mut consumer = session.consume(lane_source(), 20).await.unwrap();
+    silence(&mut consumer).await;
+    session.close().await;
+    until("empty queues", PATIENCE, async || {
+        (bench.ready().await == 0).then_some(())
+    })
+    .await;
+}
+
+async fn what_is_given_back_comes_again(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    publish_numbers(&session, 0..1).await;
+    let mut consumer = session.consume(lane_source(), 5).await.unwrap();
+    for round in 0..4 {
+        let delivery = next(&mut consumer).await;
+        assert_eq!((numbered(&delivery), delivery.redelivered), (0, round > 0));
+        delivery.give_back().await.unwrap();
+    }
+    let other = session.consume(lane_source(), 5).await;
+    consumer.cancel().await;
+    while let Some(delivery) = timeout(PATIENCE, consumer.next()).await.unwrap() {
+        delivery.give_back().await.unwrap();
+    }
+    let delivery = next(&mut other.unwrap()).await;
+    assert!(delivery.redelivered);
+    delivery.ack().await.unwrap();
+    session.close().await;
+}
+
+/// One consumer, nothing given back: the order of one publisher is kept, across publishes and past
+/// any read-ahead.
+async fn first_come_is_first_served(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let mut consumer = session.consume(lane_source(), 7).await.unwrap();
+    for batch in 0..10 {
+        publish_numbers(&session, batch * 20..batch * 20 + 20).await;
+    }
+    for number in 0..200 {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(numbered(&delivery), number);
+        delivery.ack().await.unwrap();
+    }
+    session.close().await;
+}
+
+async fn prefetch_bounds_what_is_unacked(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    publish_numbers(&session, 0..30).await;
+    let mut consumer = session.consume(lane_source(), 12).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..12 {
+        held.push(next(&mut consumer).await);
+    }
+    silence(&mut consumer).await;
+    held.remove(3).ack().await.unwrap();
+    held.push(next(&mut consumer).await);
+    silence(&mut consumer).await;
+    held.remove(5).give_back().await.unwrap();
+    held.push(next(&mut consumer).await);
+    silence(&mut consumer).await;
+    // Another consumer has a bound of its own.
+    let mut other = session.consume(lane_source(), 1).await.unwrap();
+    held.push(next(&mut other).await);
+    silence(&mut other).await;
+    let distinct: BTreeSet<u32> = held.iter().map(numbered).collect();
+    assert_eq!(distinct.len(), 13);
+    session.close().await;
+}
+
+async fn consumers_of_one_source_share_it(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let other = bench.broker().connect().await.unwrap();
+    let mut consumers = vec![
+        session.consume(lane_source(), 4).await.unwrap(),
+        session.consume(lane_source(), 4).await.unwrap(),
+        other.consume(lane_source(), 4).await.unwrap(),
+    ];
+    publish_numbers(&session, 0..12).await;
+    let mut seen = BTreeSet::new();
+    let mut held = Vec::new();
+    for consumer in &mut consumers {
+        for _ in 0..4 {
+            let delivery = next(consumer).await;
+            assert!(seen.insert(numbered(&delivery)), "handed out twice");
+            held.push(delivery);
+        }
+    }
+    assert_eq!(seen.len(), 12);
+    for delivery in held {
+        delivery.ack().await.unwrap();
+    }
+    session.close().await;
+    other.close().await;
+}
+
+async fn what_a_closed_session_held_comes_back(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    publish_numbers(&session, 0..10).await;
+    let mut consumer = session.consume(lane_source(), 6).await.unwrap();
+    let lost = session.lost();
+    next(&mut consumer).await.ack().await.unwrap();
+    let _held = [next(&mut consumer).await, next(&mut consumer).await];
+    session.close().await;
+    timeout(PATIENCE, lost.cancelled()).await.unwrap();
+    assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
+
+    let session = bench.broker().connect().await.unwrap();
+    let mut consumer = session.consume(lane_source(), 20).await.unwrap();
+    let mut seen = BTreeMap::new();
+    for _ in 0..9 {
+        let delivery = next(&mut consumer).await;
+        assert!(
+            seen.insert(numbered(&delivery), delivery.redelivered)
+                .is_none()
+        );
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(
+        seen.keys().copied().collect::<Vec<_>>(),
+        (1..10).collect::<Vec<_>>()
+    );
+    assert_eq!((seen[&1], seen[&2], seen[&9]), (true, true, false));
+    silence(&mut consumer).await;
+    session.close().await;
+}
+
+async fn a_dropped_delivery_comes_back_with_the_next_session(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    publish_numbers(&session, 0..1).await;
+    let mut consumer = session.consume(lane_source(), 5).await.unwrap();
+    drop(next(&mut consumer).await);
+    silence(&mut consumer).await;
+    session.close().await;
+    let session = bench.broker().connect().await.unwrap();
+    let mut consumer = session.consume(lane_source(), 5).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    assert!(delivery.redelivered);
+    delivery.ack().await.unwrap();
+    session.close().await;
+}
+
+async fn a_stale_delivery_can_only_be_lost(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    publish_numbers(&session, 0..4).await;
+    let mut consumer = session.consume(lane_source(), 4).await.unwrap();
+    let (ack, give_back, reject) = (
+        next(&mut consumer).await,
+        next(&mut consumer).await,
+        next(&mut consumer).await,
+    );
+    let publisher = session.publisher();
+    session.close().await;
+    assert_eq!(ack.ack().await, Err(Lost));
+    assert_eq!(give_back.give_back().await, Err(Lost));
+    let rejected = reject.reject("why".to_owned()).await;
+    assert!(
+        matches!(rejected, Err(PublishError::Lost(Lost))),
+        "{rejected:?}"
+    );
+    let published = publisher.publish(vec![slice("late")]).await;
+    assert!(
+        matches!(published, Err(PublishError::Lost(Lost))),
+        "{published:?}"
+    );
+    until("all four again", PATIENCE, async || {
+        (bench.ready().await == 4).then_some(())
+    })
+    .await;
+    assert!(kept(bench.broker(), Shelf::Rejected).await.is_empty());
+}
+
+/// What was under way still comes out after `cancel`, can be acked after the consumer is gone, and
+/// the rest stays in the queue.
+async fn a_cancelled_consumer_hands_out_what_it_has(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    publish_numbers(&session, 0..20).await;
+    let mut consumer = session.consume(lane_source(), 5).await.unwrap();
+    let mut held = vec![next(&mut consumer).await];
+    consumer.cancel().await;
+    while let Some(delivery) = timeout(PATIENCE, consumer.next()).await.unwrap() {
+        held.push(delivery);
+    }
+    assert!(held.len() <= 5, "{}", held.len());
+    drop(consumer);
+    let count = held.len() as u64;
+    for delivery in held {
+        delivery.ack().await.unwrap();
+    }
+    assert!(!session.lost().is_cancelled());
+    until("the others", PATIENCE, async || {
+        (bench.ready().await == 20 - count).then_some(())
+    })
+    .await;
+    session.close().await;
+}
+
+/// `next` is dropped again and again while it waits.
+async fn next_is_cancel_safe(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let mut consumer = session.consume(lane_source(), 3).await.unwrap();
+    let publishing = async {
+        for number in 0..50 {
+            publish_numbers(&session, number..number + 1).await;
+        }
+    };
+    let consuming = async {
+        let started = Instant::now();
+        let mut expected = 0;
+        while expected < 50 {
+            assert!(started.elapsed() < PATIENCE, "stopped at {expected}");
+            let moment = Duration::from_micros(fastrand::u64(0..300));
+            if let Ok(delivery) = timeout(moment, consumer.next()).await {
+                let delivery = delivery.unwrap();
+                assert_eq!(numbered(&delivery), expected);
+                delivery.ack().await.unwrap();
+                expected += 1;
+            }
+        }
+    };
+    tokio::join!(publishing, consuming);
+    session.close().await;
+}
+
+async fn a_waiting_slice_returns_in_time_to_its_lane(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let mut home = session.consume(Source::Lane(bulk()), 10).await.unwrap();
+    let mut other = session.consume(lane_source(), 10).await.unwrap();
+    let started = Instant::now();
+    let wait = |body: &'static str| {
+        let lane = bulk().to_string();
+        let rung = RUNGS[0];
+        outgoing(Route::Wait { lane, rung }, body)
+    };
+    let publisher = session.publisher();
+    publisher.publish(vec![wait("a"), wait("b")]).await.unwrap();
+    for body in ["a", "b"] {
+        let delivery = next(&mut home).await;
+        let waited = started.elapsed();
+        assert!(waited >= RUNGS[0] && waited < RUNGS[0] * 4, "{waited:?}");
+        assert_eq!(delivery.body, body);
+        assert_eq!(delivery.traceparent.as_deref(), Some(TRACEPARENT));
+        delivery.ack().await.unwrap();
+    }
+    silence(&mut home).await;
+    silence(&mut other).await;
+    session.close().await;
+}
+
+async fn a_long_wait_does_not_hold_up_a_short_one(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let mut consumer = session.consume(lane_source(), 10).await.unwrap();
+    let started = Instant::now();
+    for (rung, body) in [(RUNGS[1], "long"), (RUNGS[0], "short")] {
+        let lane = express().to_string();
+        let message = outgoing(Route::Wait { lane, rung }, body);
+        session.publisher().publish(vec![message]).await.unwrap();
+    }
+    publish_numbers(&session, 0..1).await;
+    for (body, rung) in [
+        ("0", Duration::ZERO),
+        ("short", RUNGS[0]),
+        ("long", RUNGS[1]),
+    ] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(delivery.body, body);
+        let waited = started.elapsed();
+        let late = rung + Duration::from_secs(3);
+        assert!(waited >= rung && waited < late, "{body}: {waited:?}");
+        delivery.ack().await.unwrap();
+    }
+    session.close().await;
+}
+
+async fn a_rejected_message_is_kept_with_its_reason(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let body: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    let job = outgoing(Route::Job(Priority::Bulk), body.clone());
+    session
+        .publisher()
+        .publish(vec![job, slice("no slice")])
+        .await
+        .unwrap();
+    let mut jobs = session
+        .consume(Source::Jobs(Priority::Bulk), 1)
+        .await
+        .unwrap();
+    let mut slices = session.consume(lane_source(), 1).await.unwrap();
+    let delivery = next(&mut jobs).await;
+    delivery
+        .reject("no client_msg_no".to_owned())
+        .await
+        .unwrap();
+    let delivery = next(&mut slices).await;
+    let reason = "é".repeat(10_000);
+    delivery.reject(reason.clone()).await.unwrap();
+    silence(&mut jobs).await;
+    session.close().await;
+
+    let rejected = kept(bench.broker(), Shelf::Rejected).await;
+    assert_eq!(rejected.len(), 2);
+    let [job, slice] = &rejected[..] else {
+        unreachable!()
+    };
+    assert!(job.body == body);
+    assert_eq!(job.routing_key, "bulk");
+    assert_eq!(job.headers["fanwise-reason"], "no client_msg_no");
+    assert!(job.headers["fanwise-source"].contains("jobs.bulk"));
+    assert!(job.headers["fanwise-rejected-at"].parse::<u64>().unwrap() > 1_700_000_000);
+    assert_eq!(job.headers["traceparent"], TRACEPARENT);
+    assert!(job.message_id.is_some() && job.published_at.is_some());
+    assert_eq!(slice.routing_key, express().to_string());
+    assert_eq!(slice.message_id.as_deref(), Some("id-no slice"));
+    let kept_reason = &slice.headers["fanwise-reason"];
+    assert!(reason.starts_with(kept_reason) && kept_reason.len() > 1000);
+    assert_eq!(bench.ready().await, 0);
+}
+
+/// Reading shows everything, oldest first, as often as one likes, and takes nothing; one reader at a
+/// time.
+async fn dead_letters_are_read_in_place(bench: &impl BrokerBench) {
+    let broker = bench.broker();
+    let session = broker.connect().await.unwrap();
+    let letters: Vec<_> = (0..1234).map(|n| dead_letter(n.to_string())).collect();
+    // Of one large publish RabbitMQ keeps no order.
+    for letters in letters.chunks(100) {
+        session.publisher().publish(letters.to_vec()).await.unwrap();
+    }
+    session.close().await;
+
+    let first = kept(broker, Shelf::Dead).await;
+    let numbers: Vec<u32> = first.iter().map(|letter| parse(&letter.body)).collect();
+    assert_eq!(numbers, (0..1234).collect::<Vec<_>>());
+    assert_eq!(first[7].routing_key, format!("shop.{TARGET}"));
+    assert_eq!(first[7].message_id.as_deref(), Some("id-7"));
+    for _ in 0..3 {
+        assert!(kept(broker, Shelf::Dead).await == first);
+    }
+    assert!(kept(broker, Shelf::Rejected).await.is_empty());
+
+    let mut shown = 0;
+    let some = |_| {
+        shown += 1;
+        match shown {
+            700 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    };
+    assert_eq!(broker.read(Shelf::Dead, some).await.unwrap(), 700);
+
+    let mut second = None;
+    let nested = |_| {
+        second.get_or_insert_with(|| {
+            std::thread::scope(|scope| {
+                let read = || {
+                    let runtime = tokio::runtime::Runtime::new().unwrap();
+                    runtime.block_on(broker.read(Shelf::Dead, |_| ControlFlow::Continue(())))
+                };
+                scope.spawn(read).join().unwrap()
+            })
+        });
+        ControlFlow::Break(())
+    };
+    assert_eq!(broker.read(Shelf::Dead, nested).await.unwrap(), 1);
+    let Some(Err(BrokerError::Refused { .. })) = second else {
+        panic!("{second:?}");
+    };
+    assert!(kept(broker, Shelf::Dead).await == first);
+}
+
+async fn what_leads_nowhere_is_never_reported_as_published(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let nowhere = || outgoing(Route::Lane("nobody.express".to_owned()), "astray");
+    let publisher = session.publisher();
+    let alone = publisher.publish(vec![nowhere()]).await;
+    let mixed = publisher
+        .publish(vec![slice("a"), nowhere(), slice("b")])
+        .await;
+    for result in [alone, mixed] {
+        let Err(PublishError::Unroutable(what)) = result else {
+            panic!("{result:?}");
+        };
+        assert!(what.contains("nobody.express"), "{what}");
+    }
+    assert!(!session.lost().is_cancelled());
+    publisher.publish(vec![slice("c")]).await.unwrap();
+    session.close().await;
+}
+
+async fn events_may_lead_nowhere(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let event = || {
+        let app = "shop".to_owned();
+        let event = "completed";
+        outgoing(Route::Event { app, event }, "event")
+    };
+    let publisher = session.publisher();
+    publisher.publish(vec![event()]).await.unwrap();
+    publisher
+        .publish(vec![event(), slice("0"), event()])
+        .await
+        .unwrap();
+    let mut consumer = session.consume(lane_source(), 5).await.unwrap();
+    next(&mut consumer).await.ack().await.unwrap();
+    silence(&mut consumer).await;
+    session.close().await;
+}
+
+async fn many_publish_at_once_and_nothing_is_lost(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let mut consumer = session.consume(lane_source(), 50).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for task in 0..40 {
+        let publisher = session.publisher();
+        tasks.spawn(async move {
+            for number in 0..25 {
+                let body = (task * 25 + number).to_string();
+                publisher.publish(vec![slice(body)]).await.unwrap();
+            }
+        });
+    }
+    let mut seen = BTreeSet::new();
+    while seen.len() < 1000 {
+        let delivery = next(&mut consumer).await;
+        assert!(seen.insert(numbered(&delivery)));
+        delivery.ack().await.unwrap();
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap();
+    }
+    silence(&mut consumer).await;
+    session.close().await;
+}
+
+async fn a_lane_of_no_target_cannot_be_consumed(bench: &impl BrokerBench) {
+    let session = bench.broker().connect().await.unwrap();
+    let mut lane = express();
+    lane.target = "nobody".to_owned();
+    let refused = session.consume(Source::Lane(lane), 1).await;
+    assert!(matches!(refused, Err(BrokerError::Refused { .. })));
+    session.close().await;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Against a model
+// ---------------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// So many messages, into the lane or the jobs.
+    Publish {
+        lane: bool,
+        count: u32,
+    },
+    Take {
+        lane: bool,
+    },
+    /// One of those that are held.
+    Ack {
+        held: usize,
+    },
+    GiveBack {
+        held: usize,
+    },
+    Reject {
+        held: usize,
+    },
+    Dead {
+        count: u32,
+    },
+    /// Ends the session and opens another one.
+    Reopen,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (any::<bool>(), 1..6u32).prop_map(|(lane, count)| Step::Publish { lane, count }),
+        8 => any::<bool>().prop_map(|lane| Step::Take { lane }),
+        4 => any::<usize>().prop_map(|held| Step::Ack { held }),
+        2 => any::<usize>().prop_map(|held| Step::GiveBack { held }),
+        1 => any::<usize>().prop_map(|held| Step::Reject { held }),
+        1 => (1..4u32).prop_map(|count| Step::Dead { count }),
+        1 => Just(Step::Reopen),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+fn any_order_of_steps<T: BrokerBench>(
+    cases: u32,
+    start: impl AsyncFn() -> Option<T>,
+    finish: impl AsyncFn(T),
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let Some(bench) = runtime.block_on(start()) else {
+        return;
+    };
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    TestRunner::new(config)
+        .run(&steps(), |steps| {
+            runtime.block_on(play(&bench, steps));
+            Ok(())
+        })
+        .unwrap();
+    runtime.block_on(finish(bench));
+}
+
+#[test]
+fn whatever_is_done_nothing_is_lost_on_the_embedded_engine() {
+    any_order_of_steps(
+        60,
+        async || Some(EmbeddedBench::start().await),
+        async |bench| bench.finish().await,
+    );
+}
+
+#[test]
+fn whatever_is_done_nothing_is_lost_on_servers() {
+    any_order_of_steps(5, RabbitBench::start, async |bench| bench.finish().await);
+}
+
+/// Of two sources: what was published and is neither held nor ended. Messages are numbers.
+#[derive(Default)]
+struct Model {
+    queued: [BTreeSet<u32>; 2],
+    came_back: BTreeSet<u32>,
+    rejected: Vec<u32>,
+    dead: u32,
+}
+
+async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
+    const PREFETCH: usize = 6;
+    let broker = bench.broker();
+    let sources = [Source::Jobs(Priority::Normal), lane_source()];
+    let routes = [
+        Route::Job(Priority::Normal),
+        Route::Lane(express().to_string()),
+    ];
+    let mut model = Model::default();
+    let mut numbers = 0..;
+    let dead_before = kept(broker, Shelf::Dead).await.len() as u32;
+    let mut session = broker.connect().await.unwrap();
+    let mut consumers = Vec::new();
+    for source in &sources {
+        consumers.push(
+            session
+                .consume(source.clone(), PREFETCH as u16)
+                .await
+                .unwrap(),
+        );
+    }
+    let mut held: Vec<(usize, u32, Delivery)> = Vec::new();
+
+    for step in steps {
+        match step {
+            Step::Publish { lane, count } => {
+                let queue = usize::from(lane);
+                let new: Vec<u32> = numbers.by_ref().take(count as usize).collect();
+                let messages = new
+                    .iter()
+                    .map(|number| outgoing(routes[queue].clone(), number.to_string()))
+                    .collect();
+                session.publisher().publish(messages).await.unwrap();
+                model.queued[queue].extend(new);
+            }
+            Step::Take { lane } => {
+                let queue = usize::from(lane);
+                let of_queue = held.iter().filter(|(of, ..)| *of == queue).count();
+                if model.queued[queue].is_empty() || of_queue >= PREFETCH {
+                    continue;
+                }
+                let delivery = next(&mut consumers[queue]).await;
+                let number = numbered(&delivery);
+                assert!(
+                    model.queued[queue].remove(&number),
+                    "{number} was not there"
+                );
+                if !model.came_back.contains(&number) {
+                    // Read ahead in a session that was closed, it may count as handed out.
+                    let older = model.came_back.is_empty();
+                    assert!(!(delivery.redelivered && older), "{number} is new");
+                } else {
+                    assert!(delivery.redelivered, "{number} is not new");
+                }
+                held.push((queue, number, delivery));
+            }
+            Step::Ack { held: at } if !held.is_empty() => {
+                let (_, _, delivery) = held.remove(at % held.len());
+                delivery.ack().await.unwrap();
+            }
+            Step::GiveBack { held: at } if !held.is_empty() => {
+                let (queue, number, delivery) = held.remove(at % held.len());
+                delivery.give_back().await.unwrap();
+                model.queued[queue].insert(number);
+                model.came_back.insert(number);
+            }
+            Step::Reject { held: at } if !held.is_empty() => {
+                let (_, number, delivery) = held.remove(at % held.len());
+                delivery.reject("a whim".to_owned()).await.unwrap();
+                model.rejected.push(number);
+            }
+            Step::Dead { count } => {
+                let letters = (0..count).map(|n| dead_letter(n.to_string())).collect();
+                session.publisher().publish(letters).await.unwrap();
+                model.dead += count;
+            }
+            Step::Reopen => {
+                session.close().await;
+                for (queue, number, _) in held.drain(..) {
+                    model.queued[queue].insert(number);
+                    model.came_back.insert(number);
+                }
+                // What was read ahead came back too, and may say so.
+                model.came_back.insert(u32::MAX);
+                session = broker.connect().await.unwrap();
+                consumers.clear();
+                for source in &sources {
+                    let consumer = session.consume(source.clone(), PREFETCH as u16).await;
+                    consumers.push(consumer.unwrap());
+                }
+            }
+            Step::Ack { .. } | Step::GiveBack { .. } | Step::Reject { .. } => {}
+        }
+    }
+
+    // Then everything is taken to its end.
+    for (queue, number, delivery) in held {
+        delivery.ack().await.unwrap();
+        assert!(!model.queued[queue].contains(&number));
+    }
+    for (queue, mut left) in model.queued.into_iter().enumerate() {
+        while !left.is_empty() {
+            let delivery = next(&mut consumers[queue]).await;
+            assert!(left.remove(&numbered(&delivery)));
+            delivery.ack().await.unwrap();
+        }
+    }
+    session.close().await;
+    until("nothing left", PATIENCE, async || {
+        (bench.ready().await == 0).then_some(())
+    })
+    .await;
+    // What other rounds left on the shelves is older.
+    let rejected = kept(broker, Shelf::Rejected).await;
+    let rejected: Vec<u32> = rejected.iter().map(|kept| parse(&kept.body)).collect();
+    assert!(rejected.ends_with(&model.rejected), "{rejected:?}");
+    let dead = kept(broker, Shelf::Dead).await.len() as u32;
+    assert_eq!(dead, dead_before + model.dead);
+}

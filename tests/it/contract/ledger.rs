@@ -1,0 +1,1051 @@
+//! The ledger port.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use fanwise::domain::accounts::{Accounts, Audit};
+use fanwise::domain::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
+use fanwise::domain::lane::Priority;
+use fanwise::domain::message::{Content, Options};
+use fanwise::domain::outcome::Outcome;
+use fanwise::domain::slice::{Head, Shape};
+use fanwise::ports::{
+    Accepted, Claim, ClaimState, Claimed, JobState, Ledger, Settle, SliceRef, Standing, Submission,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::{EmbeddedBench, PATIENCE, RedisBench, StoreBench, TARGET};
+
+on_both! { EmbeddedBench, RedisBench:
+    a_recipient_has_one_owner_and_one_outcome,
+    an_expired_claim_is_taken_over_and_a_late_outcome_still_counts,
+    a_renewed_claim_is_not_taken_over,
+    a_released_claim_is_free_and_in_no_doubt,
+    a_slice_ends_once,
+    windows_may_be_unsorted_and_large,
+    every_step_may_be_repeated,
+    a_job_is_accepted_extended_and_completed_once,
+    a_job_of_parts_waits_for_all_of_them,
+    jobs_are_listed_newest_first,
+    an_audit_counts_what_stands,
+    slices_of_an_unknown_job_rebuild_it,
+    a_submission_accepted_after_its_slices_counts_once,
+    slices_of_another_shape_find_the_same_recipients,
+    many_owners_at_once_never_share_a_recipient,
+}
+
+pub(super) const LEASE: Duration = Duration::from_secs(60);
+pub(super) const ANN: Owner = Owner(0xa);
+pub(super) const BOB: Owner = Owner(0xb);
+
+/// One job with what is needed to call the ledger about it.
+pub(super) struct Job {
+    pub(super) head: Head,
+    pub(super) shape: Shape,
+}
+
+impl Job {
+    pub(super) fn new(buckets: u32) -> Self {
+        Self::named(&format!("promo-{:016x}", fastrand::u64(..)), buckets)
+    }
+
+    pub(super) fn named(client_msg_no: &str, buckets: u32) -> Self {
+        let head = Head {
+            id: JobId::of("shop", client_msg_no),
+            app: "shop".to_owned(),
+            client_msg_no: client_msg_no.to_owned(),
+            target: TARGET.to_owned(),
+            priority: Priority::Normal,
+            sender: None,
+            content: Content::Text("hello".to_owned()),
+            options: Options::default(),
+            accepted_at_ms: 1_700_000_000_000,
+            not_before_ms: None,
+            expires_at_ms: None,
+            rate: None,
+            on_uncertain: None,
+        };
+        let shape = Shape {
+            buckets,
+            partitions: 1,
+        };
+        Self { head, shape }
+    }
+
+    pub(super) fn id(&self) -> JobId {
+        self.head.id
+    }
+
+    pub(super) fn submission(&self, name: &str, entries: u64) -> Submission {
+        Submission {
+            job: self.id(),
+            app: self.head.app.clone(),
+            client_msg_no: self.head.client_msg_no.clone(),
+            target: self.head.target.clone(),
+            content_digest: "d".to_owned(),
+            submission: name.to_owned(),
+            entries,
+            parts: 1,
+            shape: self.shape,
+            now_ms: self.head.accepted_at_ms,
+        }
+    }
+
+    pub(super) fn slice<'a>(&'a self, id: &'a SliceId, entries: u32) -> SliceRef<'a> {
+        SliceRef {
+            head: &self.head,
+            id,
+            entries,
+            shape: self.shape,
+        }
+    }
+
+    pub(super) fn fingerprints(&self, numbers: impl IntoIterator<Item = u32>) -> Vec<Fingerprint> {
+        let fingerprinter = Fingerprinter::new("secret", self.id());
+        numbers
+            .into_iter()
+            .map(|number| fingerprinter.fingerprint(&format!("user-{number}")))
+            .collect()
+    }
+}
+
+pub(super) async fn claim(
+    store: &impl Ledger,
+    slice: SliceRef<'_>,
+    owner: Owner,
+    lease: Duration,
+    recipients: &[Fingerprint],
+) -> Claimed {
+    let claim = Claim {
+        slice,
+        owner,
+        lease,
+        recipients,
+    };
+    store.claim(claim).await.unwrap()
+}
+
+pub(super) fn each(claimed: Claimed) -> Vec<ClaimState> {
+    match claimed {
+        Claimed::Each(states) => states,
+        Claimed::SliceDone => panic!("the slice is done"),
+    }
+}
+
+pub(super) async fn settle(
+    store: &impl Ledger,
+    slice: SliceRef<'_>,
+    owner: Owner,
+    outcomes: &[(Fingerprint, Outcome)],
+    last: bool,
+) -> Standing {
+    let settle = Settle {
+        slice,
+        owner,
+        outcomes,
+        release: &[],
+        last,
+    };
+    store.settle(settle).await.unwrap()
+}
+
+async fn release(
+    store: &impl Ledger,
+    slice: SliceRef<'_>,
+    owner: Owner,
+    release: &[Fingerprint],
+) -> Standing {
+    let settle = Settle {
+        slice,
+        owner,
+        outcomes: &[],
+        release,
+        last: false,
+    };
+    store.settle(settle).await.unwrap()
+}
+
+pub(super) fn all(recipients: &[Fingerprint], outcome: Outcome) -> Vec<(Fingerprint, Outcome)> {
+    recipients.iter().map(|at| (*at, outcome)).collect()
+}
+
+async fn until_taken_over(
+    store: &impl Ledger,
+    slice: SliceRef<'_>,
+    owner: Owner,
+    people: &[Fingerprint],
+) {
+    let waited = Instant::now();
+    loop {
+        let states = each(claim(store, slice, owner, LEASE, people).await);
+        if states == vec![ClaimState::TakenOver; people.len()] {
+            return;
+        }
+        assert!(waited.elapsed() < PATIENCE, "{states:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Claims and outcomes
+// ---------------------------------------------------------------------------------------------
+
+async fn a_recipient_has_one_owner_and_one_outcome(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(4));
+    let people = job.fingerprints(0..40);
+    store.accept(&job.submission("s", 40)).await.unwrap();
+    let id = SliceId::new("s", 0, 0);
+    let slice = job.slice(&id, 40);
+
+    let granted = vec![ClaimState::Granted; 40];
+    for _ in 0..2 {
+        let states = each(claim(store, slice, ANN, LEASE, &people).await);
+        assert_eq!(
+            states, granted,
+            "an answer that got lost is asked for again"
+        );
+    }
+    for state in each(claim(store, slice, BOB, LEASE, &people).await) {
+        let ClaimState::Held { left } = state else {
+            panic!("{state:?}");
+        };
+        assert!(left <= LEASE && left > LEASE / 2, "{left:?}");
+    }
+
+    let standing = settle(store, slice, ANN, &[(people[7], Outcome::Failed)], false).await;
+    assert_eq!(standing.accounts.failed, 1);
+    let standing = settle(store, slice, BOB, &[(people[7], Outcome::Sent)], false).await;
+    assert_eq!((standing.accounts.failed, standing.accounts.sent), (1, 0));
+    let states = each(claim(store, slice, BOB, LEASE, &people).await);
+    assert_eq!(states[7], ClaimState::Settled(Outcome::Failed));
+    assert!(matches!(states[8], ClaimState::Held { .. }));
+
+    // Whoever has no claim may settle, and beats whoever has: what was sent was sent.
+    let standing = settle(store, slice, BOB, &[(people[8], Outcome::Sent)], false).await;
+    assert_eq!(standing.accounts.sent, 1);
+    let more = job.fingerprints(100..101);
+    let standing = settle(store, slice, BOB, &all(&more, Outcome::Expired), false).await;
+    assert_eq!(standing.accounts.expired, 1);
+}
+
+async fn an_expired_claim_is_taken_over_and_a_late_outcome_still_counts(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(2));
+    let people = job.fingerprints(0..3);
+    store.accept(&job.submission("s", 3)).await.unwrap();
+    let id = SliceId::new("s", 0, 0);
+    let slice = job.slice(&id, 3);
+    let waited = Instant::now();
+    claim(store, slice, ANN, Duration::from_millis(80), &people).await;
+    until_taken_over(store, slice, BOB, &people).await;
+    assert!(waited.elapsed() >= Duration::from_millis(80));
+    assert!(!store.renew(slice, ANN, LEASE, &people).await.unwrap());
+    assert!(store.renew(slice, BOB, LEASE, &people).await.unwrap());
+    assert!(store.renew(slice, BOB, LEASE, &[]).await.unwrap());
+
+    let standing = settle(store, slice, ANN, &[(people[0], Outcome::Sent)], false).await;
+    assert_eq!(standing.accounts.sent, 1);
+    assert!(!store.renew(slice, BOB, LEASE, &people).await.unwrap());
+    let standing = settle(store, slice, BOB, &all(&people, Outcome::Failed), true).await;
+    assert_eq!((standing.accounts.sent, standing.accounts.failed), (1, 2));
+}
+
+async fn a_renewed_claim_is_not_taken_over(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(2));
+    let people = job.fingerprints(0..4);
+    let id = SliceId::new("s", 0, 0);
+    let slice = job.slice(&id, 4);
+    claim(store, slice, ANN, Duration::from_millis(200), &people).await;
+    let (renewed, left) = people.split_at(2);
+    assert!(store.renew(slice, ANN, LEASE, renewed).await.unwrap());
+    until_taken_over(store, slice, BOB, left).await;
+    for state in each(claim(store, slice, BOB, LEASE, renewed).await) {
+        assert!(matches!(state, ClaimState::Held { left } if left > LEASE / 2));
+    }
+    assert!(!store.renew(slice, ANN, LEASE, &people).await.unwrap());
+}
+
+async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(3));
+    let people = job.fingerprints(0..9);
+    let id = SliceId::new("s", 0, 0);
+    let slice = job.slice(&id, 9);
+    claim(store, slice, ANN, LEASE, &people).await;
+    release(store, slice, BOB, &people).await;
+    let states = each(claim(store, slice, BOB, LEASE, &people).await);
+    let held = |state: &ClaimState| matches!(state, ClaimState::Held { .. });
+    assert!(
+        states.iter().all(held),
+        "nobody releases the claims of others"
+    );
+    for _ in 0..2 {
+        let standing = release(store, slice, ANN, &people[..5]).await;
+        assert_eq!(standing.accounts.settled(), 0);
+    }
+    let states = each(claim(store, slice, BOB, LEASE, &people).await);
+    assert_eq!(states[..5], [ClaimState::Granted; 5]);
+    assert!(states[5..].iter().all(held));
+    // An outcome counts more than a release in the same step.
+    let both = Settle {
+        slice,
+        owner: BOB,
+        outcomes: &[(people[0], Outcome::Sent), (people[0], Outcome::Failed)],
+        release: &people[..2],
+        last: false,
+    };
+    let standing = store.settle(both).await.unwrap();
+    assert_eq!((standing.accounts.sent, standing.accounts.failed), (1, 0));
+    let states = each(claim(store, slice, ANN, LEASE, &people[..3]).await);
+    assert_eq!(states[0], ClaimState::Settled(Outcome::Sent));
+    assert_eq!(states[1], ClaimState::Granted);
+    assert!(held(&states[2]));
+}
+
+/// The entries of a slice that were no recipients of their own are duplicates once it ends; ending it
+/// twice, or delivering it again, changes nothing.
+async fn a_slice_ends_once(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(3));
+    let people = job.fingerprints(0..10);
+    store.accept(&job.submission("s", 24)).await.unwrap();
+    let (one, two) = (SliceId::new("s", 0, 0), SliceId::new("s", 0, 1));
+    let (one, two) = (job.slice(&one, 12), job.slice(&two, 12));
+
+    for _ in 0..2 {
+        let standing = settle(store, one, ANN, &all(&people, Outcome::Sent), true).await;
+        assert_eq!(
+            standing.accounts,
+            Accounts {
+                total: 24,
+                sent: 10,
+                duplicate: 2,
+                ..Accounts::default()
+            }
+        );
+    }
+    assert_eq!(
+        claim(store, one, BOB, LEASE, &people).await,
+        Claimed::SliceDone
+    );
+    let states = each(claim(store, two, BOB, LEASE, &people).await);
+    assert_eq!(states, vec![ClaimState::Settled(Outcome::Sent); 10]);
+
+    let standing = settle(store, two, BOB, &[], true).await;
+    assert_eq!(standing.accounts.duplicate, 14);
+    assert!(!standing.finished, "the submission is not expanded");
+    assert!(store.expanded(job.id(), "s").await.unwrap().finished);
+}
+
+async fn windows_may_be_unsorted_and_large(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(1));
+    let people = job.fingerprints(0..9000);
+    store.accept(&job.submission("s", 9000)).await.unwrap();
+    let id = SliceId::new("s", 0, 0);
+    let slice = job.slice(&id, 9000);
+    claim(store, slice, ANN, LEASE, &people[..4000]).await;
+    settle(store, slice, ANN, &[(people[17], Outcome::Expired)], false).await;
+    let states = each(claim(store, slice, BOB, LEASE, &people).await);
+    for (at, state) in states.iter().enumerate() {
+        match at {
+            17 => assert_eq!(*state, ClaimState::Settled(Outcome::Expired)),
+            0..4000 => assert!(matches!(state, ClaimState::Held { .. })),
+            _ => assert_eq!(*state, ClaimState::Granted),
+        }
+    }
+    let standing = settle(store, slice, BOB, &all(&people, Outcome::Sent), true).await;
+    assert_eq!(
+        (standing.accounts.sent, standing.accounts.expired),
+        (8999, 1)
+    );
+}
+
+/// Each step is made twice, as after an answer that got lost.
+async fn every_step_may_be_repeated(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(3));
+    let people = job.fingerprints(0..6);
+    let id = SliceId::new("s", 0, 0);
+    let slice = job.slice(&id, 7);
+    let submission = job.submission("s", 7);
+    store.accept(&submission).await.unwrap();
+    let again = store.accept(&submission).await.unwrap();
+    assert_eq!(again, Accepted::Again { shape: job.shape });
+    for _ in 0..2 {
+        let states = each(claim(store, slice, ANN, LEASE, &people).await);
+        assert_eq!(states, [ClaimState::Granted; 6]);
+    }
+    for _ in 0..2 {
+        assert!(store.renew(slice, ANN, LEASE, &people).await.unwrap());
+    }
+    let step = Settle {
+        slice,
+        owner: ANN,
+        outcomes: &[
+            (people[0], Outcome::Sent),
+            (people[1], Outcome::Failed),
+            (people[2], Outcome::Uncertain),
+            (people[3], Outcome::Expired),
+            (people[4], Outcome::Cancelled),
+        ],
+        release: &people[5..],
+        last: false,
+    };
+    let first = store.settle(step).await.unwrap();
+    assert_eq!(store.settle(step).await.unwrap(), first);
+    assert_eq!(first.accounts.settled(), 5);
+    let last = Settle {
+        outcomes: &[(people[5], Outcome::Sent)],
+        release: &[],
+        last: true,
+        ..step
+    };
+    let first = store.settle(last).await.unwrap();
+    assert_eq!(store.settle(last).await.unwrap(), first);
+    assert_eq!((first.accounts.duplicate, first.accounts.pending()), (1, 0));
+    for _ in 0..2 {
+        let standing = store.expanded(job.id(), "s").await.unwrap();
+        assert!(standing.finished && !standing.completed);
+    }
+    assert!(store.complete(job.id()).await.unwrap());
+    assert!(!store.complete(job.id()).await.unwrap());
+    assert_eq!(store.accept(&submission).await.unwrap(), Accepted::Settled);
+}
+
+/// Tasks of many owners claim the same people at once, in slices that overlap: each is granted once.
+async fn many_owners_at_once_never_share_a_recipient(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(7));
+    let people = job.fingerprints(0..300);
+    let owners = (0..20u64).map(|owner| {
+        let (job, people) = (&job, &people);
+        async move {
+            let id = SliceId::new("s", 0, owner as u32);
+            let slice = job.slice(&id, 300);
+            let mut mine = Vec::new();
+            for part in people.chunks(60) {
+                let states = each(claim(store, slice, Owner(owner), LEASE, part).await);
+                let granted = part.iter().zip(states).filter(|(_, state)| {
+                    assert!(!matches!(state, ClaimState::TakenOver));
+                    *state == ClaimState::Granted
+                });
+                mine.extend(granted.map(|(fingerprint, _)| *fingerprint));
+            }
+            mine
+        }
+    });
+    let mut granted: Vec<_> = futures_util::future::join_all(owners).await.concat();
+    assert_eq!(granted.len(), 300);
+    granted.sort_unstable();
+    granted.dedup();
+    assert_eq!(granted.len(), 300);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Jobs
+// ---------------------------------------------------------------------------------------------
+
+/// The life of a job: submitted, submitted again, extended, in conflict, completed, reopened.
+async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(5));
+    let shape = job.shape;
+    let first = job.submission("one", 2);
+    let people = job.fingerprints(0..3);
+    assert_eq!(store.job(job.id()).await.unwrap(), None);
+    assert!(!store.complete(job.id()).await.unwrap());
+    assert_eq!(
+        store.expanded(job.id(), "one").await.unwrap(),
+        Standing::default()
+    );
+
+    let accepted = store.accept(&first).await.unwrap();
+    assert_eq!(accepted, Accepted::Expand { shape, first: true });
+    let accepted = store.accept(&first).await.unwrap();
+    assert_eq!(accepted, Accepted::Again { shape });
+    let other = Submission {
+        content_digest: "other".to_owned(),
+        ..first.clone()
+    };
+    let conflict = Accepted::Conflict { job: job.id() };
+    assert_eq!(store.accept(&other).await.unwrap(), conflict);
+
+    for _ in 0..2 {
+        let standing = store.expanded(job.id(), "one").await.unwrap();
+        assert_eq!((standing.accounts.total, standing.finished), (2, false));
+    }
+    let id = SliceId::new("one", 0, 0);
+    let sent = all(&people[..2], Outcome::Sent);
+    let standing = settle(store, job.slice(&id, 2), ANN, &sent, true).await;
+    assert!(standing.finished && !standing.completed);
+    assert!(store.complete(job.id()).await.unwrap());
+    assert!(!store.complete(job.id()).await.unwrap());
+    assert_eq!(store.accept(&first).await.unwrap(), Accepted::Settled);
+    assert_eq!(store.accept(&other).await.unwrap(), conflict);
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(record.state, JobState::Completed);
+    assert_eq!((record.pending, record.rebuilt), (0, false));
+    assert!(record.completed_at_ms >= record.progress_at_ms);
+    assert_eq!(record.accepted_at_ms, first.now_ms);
+    assert_eq!(
+        (
+            record.app.as_str(),
+            record.target.as_str(),
+            record.content_digest.as_str()
+        ),
+        ("shop", TARGET, "d")
+    );
+    let standing = settle(store, job.slice(&id, 2), ANN, &sent, true).await;
+    assert!(standing.finished && standing.completed);
+
+    // Further recipients, from somebody who would have chosen another shape.
+    let second = Submission {
+        shape: Shape::of(1_000_000, 500),
+        ..job.submission("two", 3)
+    };
+    let accepted = store.accept(&second).await.unwrap();
+    assert_eq!(
+        accepted,
+        Accepted::Expand {
+            shape,
+            first: false
+        }
+    );
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(record.state, JobState::Running);
+    assert_eq!((record.submissions, record.pending), (2, 3));
+    assert!(!store.complete(job.id()).await.unwrap());
+    let id = SliceId::new("two", 0, 0);
+    let sent = all(&people, Outcome::Sent);
+    settle(store, job.slice(&id, 3), ANN, &sent, true).await;
+    assert!(!store.complete(job.id()).await.unwrap());
+    assert!(store.expanded(job.id(), "two").await.unwrap().finished);
+    assert!(store.complete(job.id()).await.unwrap());
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!((record.accounts.sent, record.accounts.duplicate), (3, 2));
+}
+
+/// A job that is announced in parts is not finished before the last of them.
+async fn a_job_of_parts_waits_for_all_of_them(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(5));
+    let people = job.fingerprints(0..2);
+    for (number, name) in ["one", "two"].into_iter().enumerate() {
+        let part = Submission {
+            parts: 2,
+            ..job.submission(name, 1)
+        };
+        store.accept(&part).await.unwrap();
+        let id = SliceId::new(name, 0, 0);
+        let sent = [(people[number], Outcome::Sent)];
+        settle(store, job.slice(&id, 1), ANN, &sent, true).await;
+        let standing = store.expanded(job.id(), name).await.unwrap();
+        assert_eq!(standing.finished, number == 1);
+    }
+}
+
+async fn jobs_are_listed_newest_first(bench: &impl StoreBench) {
+    let store = bench.store();
+    let jobs: Vec<_> = (0..5).map(|_| Job::new(1)).collect();
+    for (number, job) in jobs.iter().enumerate() {
+        let submission = Submission {
+            now_ms: job.head.accepted_at_ms + number as u64,
+            ..job.submission("s", 1)
+        };
+        store.accept(&submission).await.unwrap();
+    }
+    // Being used again does not change the place.
+    let again = Submission {
+        now_ms: jobs[0].head.accepted_at_ms + 100,
+        ..jobs[0].submission("t", 1)
+    };
+    store.accept(&again).await.unwrap();
+    let listed = store.jobs(3).await.unwrap();
+    let ids: Vec<_> = listed.iter().map(|record| record.job).collect();
+    assert_eq!(ids, [jobs[4].id(), jobs[3].id(), jobs[2].id()]);
+    assert_eq!(store.jobs(100).await.unwrap().len(), 5);
+    assert!(store.jobs(0).await.unwrap().is_empty());
+}
+
+async fn an_audit_counts_what_stands(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(200));
+    let people = job.fingerprints(0..2000);
+    store.accept(&job.submission("s", 2000)).await.unwrap();
+    let id = SliceId::new("s", 0, 0);
+    let slice = job.slice(&id, 2000);
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(store.audit(&record).await.unwrap(), Audit::default());
+    claim(store, slice, ANN, LEASE, &people[..900]).await;
+    let outcomes: Vec<_> = people[..800]
+        .iter()
+        .zip(
+            [
+                Outcome::Sent,
+                Outcome::Failed,
+                Outcome::Uncertain,
+                Outcome::Cancelled,
+            ]
+            .iter()
+            .cycle(),
+        )
+        .map(|(person, outcome)| (*person, *outcome))
+        .collect();
+    let standing = settle(store, slice, ANN, &outcomes, false).await;
+    let audit = store.audit(&record).await.unwrap();
+    assert_eq!(
+        audit,
+        Audit {
+            sent: 200,
+            failed: 200,
+            uncertain: 200,
+            expired: 0,
+            cancelled: 200,
+            claimed: 100,
+        }
+    );
+    assert!(audit.differences(&standing.accounts).is_empty());
+    assert!(!store.complete(job.id()).await.unwrap(), "1200 are pending");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Slices that know more than the ledger
+// ---------------------------------------------------------------------------------------------
+
+/// Slices of a job that the ledger does not know, because it has lost or forgotten it, rebuild it:
+/// the job finishes and says that its accounts begin in the middle.
+async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(3));
+    let people = job.fingerprints(0..20);
+    let ids = [SliceId::new("s", 0, 1), SliceId::new("s", 0, 2)];
+    let [one, two] = [job.slice(&ids[0], 10), job.slice(&ids[1], 10)];
+    let sent = all(&people[..10], Outcome::Sent);
+    let standing = settle(store, one, ANN, &sent, true).await;
+    assert_eq!((standing.accounts.total, standing.accounts.sent), (10, 10));
+    assert!(standing.finished, "nobody else is heard of yet");
+    assert!(store.complete(job.id()).await.unwrap());
+
+    let states = each(claim(store, two, BOB, LEASE, &people[10..]).await);
+    assert_eq!(states, vec![ClaimState::Granted; 10]);
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert!(record.rebuilt);
+    assert_eq!((record.state, record.pending), (JobState::Running, 10));
+    assert_eq!(record.client_msg_no, job.head.client_msg_no);
+    assert_eq!(record.accepted_at_ms, job.head.accepted_at_ms);
+    assert_eq!(store.jobs(9).await.unwrap(), [record]);
+    let sent = all(&people[10..], Outcome::Sent);
+    let standing = settle(store, two, BOB, &sent, true).await;
+    assert!(standing.finished);
+    assert!(store.complete(job.id()).await.unwrap());
+
+    // The first submission that tells of it decides what it says.
+    let submission = job.submission("t", 1);
+    let shape = job.shape;
+    let accepted = store.accept(&submission).await.unwrap();
+    assert_eq!(
+        accepted,
+        Accepted::Expand {
+            shape,
+            first: false
+        }
+    );
+    let other = Submission {
+        content_digest: "other".to_owned(),
+        ..submission
+    };
+    let conflict = Accepted::Conflict { job: job.id() };
+    assert_eq!(store.accept(&other).await.unwrap(), conflict);
+}
+
+/// The intake that expands a submission again meets the slices that came before it: nobody is
+/// counted twice.
+async fn a_submission_accepted_after_its_slices_counts_once(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(3));
+    let people = job.fingerprints(0..20);
+    let ids = [SliceId::new("s", 0, 0), SliceId::new("s", 0, 1)];
+    let [one, two] = [job.slice(&ids[0], 10), job.slice(&ids[1], 10)];
+    claim(store, one, ANN, LEASE, &people[..10]).await;
+    let accepted = store.accept(&job.submission("s", 20)).await.unwrap();
+    assert_eq!(accepted, Accepted::Again { shape: job.shape });
+    let sent = all(&people[..10], Outcome::Sent);
+    let standing = settle(store, one, ANN, &sent, true).await;
+    assert_eq!(standing.accounts.total, 20);
+    assert!(!standing.finished);
+    let sent = all(&people[10..], Outcome::Sent);
+    settle(store, two, ANN, &sent, true).await;
+    let standing = store.expanded(job.id(), "s").await.unwrap();
+    assert_eq!((standing.accounts.sent, standing.finished), (20, true));
+}
+
+/// Another submission came first and chose another shape: slices cut in the old one are looked up
+/// where the new ones are, so nobody falls between the two.
+async fn slices_of_another_shape_find_the_same_recipients(bench: &impl StoreBench) {
+    let (store, mut job) = (bench.store(), Job::new(3));
+    let people = job.fingerprints(0..50);
+    store.accept(&job.submission("new", 50)).await.unwrap();
+    let id = SliceId::new("new", 0, 0);
+    let new = job.slice(&id, 50);
+    let sent = all(&people[..20], Outcome::Sent);
+    settle(store, new, ANN, &sent, false).await;
+    claim(store, new, ANN, LEASE, &people[20..]).await;
+
+    let shape = job.shape;
+    job.shape = Shape::of(40_000, 500);
+    let id = SliceId::new("old", 0, 0);
+    let old = job.slice(&id, 50);
+    let states = each(claim(store, old, BOB, LEASE, &people).await);
+    assert_eq!(states[..20], [ClaimState::Settled(Outcome::Sent); 20]);
+    assert!(matches!(states[20], ClaimState::Held { .. }));
+    assert!(store.renew(old, ANN, LEASE, &people[20..]).await.unwrap());
+    let standing = settle(store, old, BOB, &all(&people, Outcome::Sent), true).await;
+    assert_eq!((standing.accounts.total, standing.accounts.sent), (100, 50));
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(record.shape, shape);
+    assert_eq!(store.audit(&record).await.unwrap().sent, 50);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Against a model
+// ---------------------------------------------------------------------------------------------
+
+/// Slices of the model: recipients of each, overlapping, and how many entries they stand for.
+const SLICES: [(std::ops::Range<usize>, u32); 3] = [(0..8, 8), (4..12, 9), (0..12, 15)];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Claim {
+        slice: usize,
+        owner: u64,
+        recipients: Vec<usize>,
+        expires: bool,
+    },
+    Renew {
+        slice: usize,
+        owner: u64,
+        recipients: Vec<usize>,
+        expires: bool,
+    },
+    Settle {
+        slice: usize,
+        owner: u64,
+        outcomes: Vec<(usize, Outcome)>,
+        release: Vec<usize>,
+        last: bool,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let outcome = prop::sample::select(Outcome::ALL.to_vec());
+    let some = || prop::collection::vec(0..12usize, 0..6);
+    let step = prop_oneof![
+        (0..3usize, 0..3u64, some(), any::<bool>()).prop_map(
+            |(slice, owner, recipients, expires)| Step::Claim {
+                slice,
+                owner,
+                recipients,
+                expires
+            }
+        ),
+        (0..3usize, 0..3u64, some(), any::<bool>()).prop_map(
+            |(slice, owner, recipients, expires)| Step::Renew {
+                slice,
+                owner,
+                recipients,
+                expires
+            }
+        ),
+        (
+            0..3usize,
+            0..3u64,
+            prop::collection::vec((0..12usize, outcome), 0..5),
+            some(),
+            prop::bool::weighted(0.1),
+        )
+            .prop_map(|(slice, owner, outcomes, release, last)| Step::Settle {
+                slice,
+                owner,
+                outcomes,
+                release,
+                last
+            }),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Held {
+    Claimed { owner: u64, expired: bool },
+    Settled(Outcome),
+}
+
+/// What the ledger is to do, in as few words as possible.
+#[derive(Default)]
+struct Model {
+    held: HashMap<usize, Held>,
+    counted: [u32; 3],
+    accounts: Accounts,
+}
+
+impl Model {
+    /// `None` is a slice that is done; a wait is any wait.
+    fn claim(
+        &mut self,
+        slice: usize,
+        owner: u64,
+        recipients: &[usize],
+        expired: bool,
+    ) -> Option<Vec<ClaimState>> {
+        if self.counted[slice] >= SLICES[slice].1 {
+            return None;
+        }
+        let before = self.held.clone();
+        let state = |recipient: &usize| match before.get(recipient) {
+            None => ClaimState::Granted,
+            Some(Held::Settled(outcome)) => ClaimState::Settled(*outcome),
+            Some(Held::Claimed { owner: other, .. }) if *other == owner => ClaimState::Granted,
+            Some(Held::Claimed { expired: true, .. }) => ClaimState::TakenOver,
+            Some(Held::Claimed { .. }) => ClaimState::Held {
+                left: Duration::ZERO,
+            },
+        };
+        let states: Vec<_> = recipients.iter().map(state).collect();
+        for (recipient, state) in recipients.iter().zip(&states) {
+            if matches!(state, ClaimState::Granted | ClaimState::TakenOver) {
+                self.held
+                    .insert(*recipient, Held::Claimed { owner, expired });
+            }
+        }
+        Some(states)
+    }
+
+    fn is_own(&self, recipient: usize, me: u64) -> bool {
+        matches!(self.held.get(&recipient), Some(Held::Claimed { owner, .. }) if *owner == me)
+    }
+
+    fn renew(&mut self, owner: u64, recipients: &[usize], expired: bool) -> bool {
+        let mut whole = true;
+        for recipient in recipients {
+            if self.is_own(*recipient, owner) {
+                self.held
+                    .insert(*recipient, Held::Claimed { owner, expired });
+            } else {
+                whole = false;
+            }
+        }
+        whole
+    }
+
+    fn settle(
+        &mut self,
+        slice: usize,
+        owner: u64,
+        outcomes: &[(usize, Outcome)],
+        release: &[usize],
+        last: bool,
+    ) {
+        let entries = SLICES[slice].1;
+        for (recipient, outcome) in outcomes {
+            if *outcome != Outcome::Duplicate
+                && !matches!(self.held.get(recipient), Some(Held::Settled(_)))
+            {
+                self.held.insert(*recipient, Held::Settled(*outcome));
+                *self.accounts.of_mut(*outcome) += 1;
+                if self.counted[slice] < entries {
+                    self.counted[slice] += 1;
+                } else {
+                    self.accounts.duplicate -= 1;
+                }
+            }
+        }
+        for recipient in release {
+            if self.is_own(*recipient, owner) {
+                self.held.remove(recipient);
+            }
+        }
+        if last {
+            self.accounts.duplicate += u64::from(entries - self.counted[slice]);
+            self.counted[slice] = entries;
+        }
+    }
+
+    fn audit(&self) -> Audit {
+        let mut audit = Audit::default();
+        for held in self.held.values() {
+            *match held {
+                Held::Claimed { .. } => &mut audit.claimed,
+                Held::Settled(Outcome::Sent) => &mut audit.sent,
+                Held::Settled(Outcome::Failed) => &mut audit.failed,
+                Held::Settled(Outcome::Uncertain) => &mut audit.uncertain,
+                Held::Settled(Outcome::Expired) => &mut audit.expired,
+                Held::Settled(Outcome::Cancelled) => &mut audit.cancelled,
+                Held::Settled(Outcome::Duplicate) => unreachable!("never written"),
+            } += 1;
+        }
+        audit
+    }
+}
+
+/// Promise 2 on the ledger: whatever owners claim, renew, release and settle in whatever order, in
+/// slices that overlap, the accounts and the states are those of the model, and in the end they are
+/// exact.
+fn accounts_are_exact<T: StoreBench>(start: impl AsyncFn() -> Option<T>, finish: impl AsyncFn(T)) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let Some(bench) = runtime.block_on(start()) else {
+        return;
+    };
+    let config = Config {
+        cases: 100,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    TestRunner::new(config)
+        .run(&steps(), |steps| {
+            runtime.block_on(play(bench.store(), steps));
+            Ok(())
+        })
+        .unwrap();
+    runtime.block_on(finish(bench));
+}
+
+#[test]
+fn accounts_are_exact_whatever_happens_on_the_embedded_engine() {
+    accounts_are_exact(
+        async || Some(EmbeddedBench::start().await),
+        async |bench| bench.finish().await,
+    );
+}
+
+#[test]
+fn accounts_are_exact_whatever_happens_on_servers() {
+    accounts_are_exact(RedisBench::start, async |bench| bench.finish().await);
+}
+
+async fn play(store: &impl Ledger, steps: Vec<Step>) {
+    let job = Job::new(3);
+    let people = job.fingerprints(0..12);
+    let entries: u32 = SLICES.iter().map(|(_, entries)| entries).sum();
+    let submission = job.submission("s", entries.into());
+    store.accept(&submission).await.unwrap();
+    let ids: Vec<_> = (0..3).map(|index| SliceId::new("s", 0, index)).collect();
+    let slice = |index: usize| job.slice(&ids[index], SLICES[index].1);
+    // A step may only speak of recipients of its slice.
+    let of = |slice: usize, recipients: Vec<usize>| -> Vec<usize> {
+        let range = SLICES[slice].0.clone();
+        recipients
+            .into_iter()
+            .filter(|at| range.contains(at))
+            .collect()
+    };
+    let named = |recipients: &[usize]| -> Vec<Fingerprint> {
+        recipients.iter().map(|at| people[*at]).collect()
+    };
+    let lease = |expires: bool| if expires { Duration::ZERO } else { LEASE };
+    let mut model = Model {
+        accounts: Accounts {
+            total: entries.into(),
+            ..Accounts::default()
+        },
+        ..Model::default()
+    };
+
+    for step in steps {
+        match step {
+            Step::Claim {
+                slice: index,
+                owner,
+                recipients,
+                expires,
+            } => {
+                let recipients = of(index, recipients);
+                let expected = model.claim(index, owner, &recipients, expires);
+                let asked = named(&recipients);
+                let claimed =
+                    claim(store, slice(index), Owner(owner), lease(expires), &asked).await;
+                let found = match claimed {
+                    Claimed::SliceDone => None,
+                    Claimed::Each(states) => Some(states.into_iter().map(any_wait).collect()),
+                };
+                assert_eq!(found, expected);
+            }
+            Step::Renew {
+                slice: index,
+                owner,
+                recipients,
+                expires,
+            } => {
+                let recipients = of(index, recipients);
+                let expected = model.renew(owner, &recipients, expires);
+                let renewed = store
+                    .renew(
+                        slice(index),
+                        Owner(owner),
+                        lease(expires),
+                        &named(&recipients),
+                    )
+                    .await;
+                assert_eq!(renewed.unwrap(), expected);
+            }
+            Step::Settle {
+                slice: index,
+                owner,
+                outcomes,
+                release,
+                last,
+            } => {
+                let range = SLICES[index].0.clone();
+                // One recipient with two outcomes in one call has the first of them.
+                let mut once: BTreeMap<usize, Outcome> = BTreeMap::new();
+                for (at, outcome) in &outcomes {
+                    if range.contains(at) && *outcome != Outcome::Duplicate {
+                        once.entry(*at).or_insert(*outcome);
+                    }
+                }
+                let release = of(index, release);
+                let kept: Vec<_> = outcomes
+                    .into_iter()
+                    .filter(|(at, _)| range.contains(at))
+                    .collect();
+                let once: Vec<_> = once.into_iter().collect();
+                let settled: Vec<_> = kept
+                    .iter()
+                    .map(|(at, outcome)| (people[*at], *outcome))
+                    .collect();
+                let released = named(&release);
+                let settle = Settle {
+                    slice: slice(index),
+                    owner: Owner(owner),
+                    outcomes: &settled,
+                    release: &released,
+                    last,
+                };
+                model.settle(index, owner, &once, &release, last);
+                // Twice: a repetition counts nothing.
+                for _ in 0..2 {
+                    let standing = store.settle(settle).await.unwrap();
+                    assert_eq!(standing.accounts, model.accounts);
+                }
+            }
+        }
+    }
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(store.audit(&record).await.unwrap(), model.audit());
+
+    // Then every slice is delivered to its end.
+    for (index, (range, _)) in SLICES.iter().enumerate() {
+        let sent: Vec<_> = range
+            .clone()
+            .map(|at| (people[at], Outcome::Sent))
+            .collect();
+        settle(store, slice(index), BOB, &sent, true).await;
+    }
+    let standing = store.expanded(job.id(), "s").await.unwrap();
+    assert_eq!(standing.accounts.settled(), standing.accounts.total);
+    assert!(standing.finished);
+    let audit = store.audit(&record).await.unwrap();
+    assert_eq!(audit.differences(&standing.accounts), Vec::<String>::new());
+}
+
+fn any_wait(state: ClaimState) -> ClaimState {
+    match state {
+        ClaimState::Held { .. } => ClaimState::Held {
+            left: Duration::ZERO,
+        },
+        other => other,
+    }
+}

@@ -1,0 +1,200 @@
+//! The limiter port.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use fanwise::domain::limits::{Cost, Grant};
+use fanwise::ports::{Lease, Limit, Limiter, Park, Scope};
+
+use super::{StoreBench, TARGET};
+
+on_both! { EmbeddedBench, RedisBench:
+    limits_agree_or_nothing_is_booked,
+    a_lease_may_wait_in_the_order_of_asking,
+    a_rate_is_kept_by_all_who_share_it,
+    what_is_refunded_can_be_had_again,
+    a_target_is_parked_until_the_later_end,
+}
+
+fn limit(rate: &str, cost: Cost) -> Limit<'static> {
+    Limit {
+        scope: Scope::Target,
+        name: TARGET,
+        rate: rate.parse().unwrap(),
+        cost,
+    }
+}
+
+async fn lease(
+    store: &impl Limiter,
+    limits: &[Limit<'_>],
+    recipients: u32,
+    per_call: u32,
+    wait_max: Duration,
+) -> (Grant, Option<Scope>) {
+    let lease = Lease {
+        limits,
+        recipients,
+        per_call,
+        wait_max,
+    };
+    let leased = store.lease(&lease).await.unwrap();
+    (leased.grant, leased.binding)
+}
+
+fn at_once(units: u32) -> Grant {
+    Grant::Units {
+        units,
+        after: Duration::ZERO,
+    }
+}
+
+/// Nothing is booked unless all limits agree, the least of them is granted, calls and recipients are
+/// each counted in their own units, and another rate starts clean.
+async fn limits_agree_or_nothing_is_booked(bench: &impl StoreBench) {
+    let store = bench.store();
+    // Slow enough that nothing refills while the test runs.
+    let target = limit("10/h burst 4", Cost::PerCall);
+    let app = Limit {
+        scope: Scope::App,
+        name: "shop",
+        ..limit("100/h burst 250", Cost::PerRecipient)
+    };
+    let both = [target, app];
+    let now = Duration::ZERO;
+    assert_eq!(lease(store, &[], 7, 1, now).await, (at_once(7), None));
+    assert_eq!(lease(store, &both, 0, 1, now).await, (at_once(0), None));
+    assert_eq!(
+        lease(store, &both, 150, 100, now).await,
+        (at_once(150), None)
+    );
+    assert_eq!(
+        lease(store, &both, 150, 100, now).await,
+        (at_once(100), Some(Scope::App)),
+        "two calls are left of four, and 100 recipients of 250"
+    );
+    let (grant, binding) = lease(store, &both, 1, 100, now).await;
+    assert!(
+        matches!(grant, Grant::Later { after } if after > Duration::from_secs(30)),
+        "{grant:?}"
+    );
+    assert_eq!(binding, Some(Scope::App));
+    assert_eq!(
+        lease(store, &[target], 500, 100, now).await,
+        (at_once(100), Some(Scope::Target)),
+        "the refused lease took none of the calls"
+    );
+    let other = Limit {
+        name: "other",
+        ..target
+    };
+    assert_eq!(lease(store, &[other], 4, 1, now).await, (at_once(4), None));
+    let faster = Limit {
+        rate: "20/h burst 4".parse().unwrap(),
+        ..target
+    };
+    assert_eq!(lease(store, &[faster], 4, 1, now).await, (at_once(4), None));
+}
+
+async fn a_lease_may_wait_in_the_order_of_asking(bench: &impl StoreBench) {
+    let slow = limit("60/min burst 1", Cost::PerRecipient);
+    let second = Duration::from_secs(1);
+    let first = lease(bench.store(), &[slow], 1, 1, second * 5).await.0;
+    assert_eq!(first, at_once(1));
+    let mut before = Duration::ZERO;
+    for _ in 0..3 {
+        let (grant, binding) = lease(bench.store(), &[slow], 1, 1, second * 5).await;
+        let Grant::Units { units: 1, after } = grant else {
+            panic!("{grant:?}");
+        };
+        assert!(after > before && after <= before + second, "{after:?}");
+        assert_eq!(binding, Some(Scope::Target));
+        before = after;
+    }
+}
+
+/// Four tasks take what they get for a second: together no more than rate × time + burst, and not
+/// much less.
+async fn a_rate_is_kept_by_all_who_share_it(bench: &impl StoreBench) {
+    let store = bench.store();
+    let shared = limit("2000/s burst 50", Cost::PerRecipient);
+    let started = Instant::now();
+    let wait_max = Duration::from_millis(100);
+    let tasks = (0..4).map(|_| async move {
+        let mut taken = 0;
+        while started.elapsed() < Duration::from_secs(1) {
+            match lease(store, &[shared], 20, 1, wait_max).await.0 {
+                Grant::Units { units, after } => {
+                    tokio::time::sleep(after).await;
+                    taken += units;
+                }
+                Grant::Later { after } => tokio::time::sleep(after).await,
+            }
+        }
+        taken
+    });
+    let taken: u32 = futures_util::future::join_all(tasks).await.iter().sum();
+    // A lease that was booked starts within the longest wait.
+    let seconds = started.elapsed().as_secs_f64();
+    let most = 2000.0 * (seconds + wait_max.as_secs_f64()) + 50.0;
+    assert!(f64::from(taken) <= most, "{taken} in {seconds} s");
+    assert!(
+        f64::from(taken) >= 1000.0 * seconds,
+        "{taken} in {seconds} s"
+    );
+}
+
+async fn what_is_refunded_can_be_had_again(bench: &impl StoreBench) {
+    let store = bench.store();
+    let recipients = limit("10/h burst 100", Cost::PerRecipient);
+    let calls = Limit {
+        scope: Scope::App,
+        ..limit("10/h burst 10", Cost::PerCall)
+    };
+    let both = [recipients, calls];
+    let now = Duration::ZERO;
+    // Never booked, never given back.
+    store.refund(&both, 5, 5).await.unwrap();
+    assert_eq!(
+        lease(store, &both, 100, 10, now).await,
+        (at_once(100), None)
+    );
+    store.refund(&both, 30, 2).await.unwrap();
+    store.refund(&[], 30, 2).await.unwrap();
+    assert_eq!(
+        lease(store, &both, 100, 10, now).await,
+        (at_once(20), Some(Scope::App))
+    );
+    assert_eq!(
+        lease(store, &[recipients], 100, 10, now).await,
+        (at_once(10), Some(Scope::Target))
+    );
+}
+
+/// Of two parkings the one that ends later counts, until somebody ends it.
+async fn a_target_is_parked_until_the_later_end(bench: &impl StoreBench) {
+    let store = bench.store();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap().as_millis() as u64;
+    let park = |in_ms: u64| Park {
+        until_ms: now + in_ms,
+        reason: "blocked by the vendor, code 416".to_owned(),
+    };
+    let targets = ["a".to_owned(), TARGET.to_owned()];
+    let (short, long) = (park(60_000), park(120_000));
+    for park in [&short, &long, &short, &long] {
+        store.park(TARGET, park).await.unwrap();
+    }
+    let parked = store.parked(&targets).await.unwrap();
+    assert_eq!(parked, [(TARGET.to_owned(), long)]);
+    assert!(store.parked(&[]).await.unwrap().is_empty());
+    for _ in 0..2 {
+        store.unpark(TARGET).await.unwrap();
+        assert!(store.parked(&targets).await.unwrap().is_empty());
+    }
+    let over = Park {
+        until_ms: 1000,
+        ..short
+    };
+    store.park(TARGET, &over).await.unwrap();
+    assert!(store.parked(&targets).await.unwrap().is_empty());
+}

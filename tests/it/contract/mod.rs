@@ -1,0 +1,233 @@
+//! One contract, two engines: every test here is written against the ports and runs on the embedded
+//! engine, always, and on RabbitMQ and Redis when they are there.
+//!
+//! - [`broker`], [`ledger`], [`limiter`]: the tests, each with one line per engine that runs it.
+//! - [`crash`]: a real process with the embedded engine, killed again and again. The servers' crashes
+//!   are tested beside their own tests, which start servers that may be killed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use fanwise::domain::lane::{Lane, LaneClass, Priority};
+use fanwise::ports::{Broker, Ledger, Limiter, Outgoing, Route, Shelves};
+use fanwise::{amqp, embedded, store};
+
+use crate::support::scratch::Scratch;
+use crate::support::servers::{amqp_url, redis_url};
+
+/// Generates a test per engine from generic functions over a bench.
+macro_rules! on_both {
+    ($embedded:ident, $servers:ident: $($(#[$attribute:meta])* $test:ident),* $(,)?) => {
+        mod on_the_embedded_engine {
+            $(
+                $(#[$attribute])*
+                #[tokio::test]
+                async fn $test() {
+                    let bench = super::super::$embedded::start().await;
+                    super::$test(&bench).await;
+                    bench.finish().await;
+                }
+            )*
+        }
+
+        mod on_servers {
+            $(
+                $(#[$attribute])*
+                #[tokio::test]
+                async fn $test() {
+                    let Some(bench) = super::super::$servers::start().await else {
+                        return;
+                    };
+                    super::$test(&bench).await;
+                    bench.finish().await;
+                }
+            )*
+        }
+    };
+}
+
+mod broker;
+mod crash;
+mod ledger;
+mod limiter;
+
+/// The target that has lanes on every bench.
+const TARGET: &str = "im";
+
+/// Longer than anything here takes, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A broker of one test.
+trait BrokerBench {
+    type Broker: Broker + Shelves + Sync;
+
+    fn broker(&self) -> &Self::Broker;
+
+    /// Messages that wait to be handed out, on all jobs queues and lanes.
+    async fn ready(&self) -> u64;
+}
+
+/// A ledger and limiter of one test.
+trait StoreBench {
+    type Store: Ledger + Limiter;
+
+    fn store(&self) -> &Self::Store;
+}
+
+/// The embedded engine in a folder of its own.
+struct EmbeddedBench {
+    engine: embedded::Engine,
+    broker: embedded::EmbeddedBroker,
+    store: embedded::EmbeddedStore,
+    _folder: Scratch,
+}
+
+impl EmbeddedBench {
+    async fn start() -> Self {
+        let folder = Scratch::new("embedded");
+        let engine = open(&folder);
+        Self {
+            broker: engine.broker(),
+            store: engine.store(),
+            engine,
+            _folder: folder,
+        }
+    }
+
+    async fn finish(self) {
+        self.engine.close().await;
+    }
+}
+
+fn open(folder: &Scratch) -> embedded::Engine {
+    embedded::Engine::open(&settings(folder)).unwrap()
+}
+
+fn settings(folder: &Scratch) -> embedded::Settings {
+    embedded::Settings {
+        targets: vec![TARGET.to_owned()],
+        ..embedded::Settings::new(folder.path().join("data"))
+    }
+}
+
+impl BrokerBench for EmbeddedBench {
+    type Broker = embedded::EmbeddedBroker;
+
+    fn broker(&self) -> &embedded::EmbeddedBroker {
+        &self.broker
+    }
+
+    async fn ready(&self) -> u64 {
+        let depths = self.engine.depths().await.unwrap();
+        let work = depths.iter().filter(|depth| depth.queue.contains('.'));
+        work.map(|depth| depth.ready).sum()
+    }
+}
+
+impl StoreBench for EmbeddedBench {
+    type Store = embedded::EmbeddedStore;
+
+    fn store(&self) -> &embedded::EmbeddedStore {
+        &self.store
+    }
+}
+
+/// RabbitMQ with a topology of its own.
+struct RabbitBench(amqp::Rabbit);
+
+impl RabbitBench {
+    async fn start() -> Option<Self> {
+        let settings = amqp::Settings {
+            namespace: format!("contract-{:016x}", fastrand::u64(..)),
+            targets: vec![TARGET.to_owned()],
+            ..amqp::Settings::new(amqp_url()?)
+        };
+        let rabbit = amqp::Rabbit::new(settings).unwrap();
+        rabbit.apply().await.unwrap();
+        Some(Self(rabbit))
+    }
+
+    async fn finish(self) {
+        self.0.delete_all().await.unwrap();
+    }
+}
+
+impl BrokerBench for RabbitBench {
+    type Broker = amqp::Rabbit;
+
+    fn broker(&self) -> &amqp::Rabbit {
+        &self.0
+    }
+
+    async fn ready(&self) -> u64 {
+        let depths = self.0.depths().await.unwrap();
+        let work = depths
+            .iter()
+            .filter(|depth| depth.queue.contains(".jobs.") || depth.queue.contains(".send."));
+        work.filter_map(|depth| depth.counts)
+            .map(|counts| u64::from(counts.ready))
+            .sum()
+    }
+}
+
+/// Redis with a prefix of its own.
+struct RedisBench(store::Store);
+
+impl RedisBench {
+    async fn start() -> Option<Self> {
+        let mut settings = store::Settings::new(redis_url()?);
+        settings.prefix = format!("contract-{:016x}", fastrand::u64(..));
+        Some(Self(store::Store::open(&settings).unwrap()))
+    }
+
+    async fn finish(self) {
+        // What is left expires.
+    }
+}
+
+impl StoreBench for RedisBench {
+    type Store = store::Store;
+
+    fn store(&self) -> &store::Store {
+        &self.0
+    }
+}
+
+fn lane(class: LaneClass) -> Lane {
+    Lane {
+        target: TARGET.to_owned(),
+        class,
+    }
+}
+
+fn express() -> Lane {
+    lane(LaneClass::Express)
+}
+
+fn bulk() -> Lane {
+    lane(LaneClass::Of(Priority::Bulk, 1))
+}
+
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+fn outgoing(route: Route, body: impl Into<Bytes>) -> Outgoing {
+    let body = body.into();
+    Outgoing {
+        route,
+        message_id: format!(
+            "id-{}",
+            String::from_utf8_lossy(&body[..body.len().min(20)])
+        ),
+        traceparent: Some(TRACEPARENT.to_owned()),
+        body,
+    }
+}
+
+fn slice(body: impl Into<Bytes>) -> Outgoing {
+    outgoing(Route::Lane(express().to_string()), body)
+}
+
+fn dead_letter(body: impl Into<Bytes>) -> Outgoing {
+    let (app, target) = ("shop".to_owned(), TARGET.to_owned());
+    outgoing(Route::Dead { app, target }, body)
+}
