@@ -158,7 +158,7 @@ pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
 pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     announce("serve", &config);
     let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
-    if config.broker.url.expose().is_empty() {
+    if config.is_embedded() {
         let engine = embedded(&config)?;
         tracing::info!(folder = %config.embedded.folder.display(), "embedded engine");
         return serve(&config, engine.broker(), engine.store(), drain).await;

@@ -34,7 +34,7 @@ pub(super) fn run(command: &ConfigCommand, file: Option<&Path>) -> Result<Exit, 
 
 fn check(file: Option<&Path>, as_json: bool) -> Result<Exit, Failure> {
     let mut loaded = load_config(file)?;
-    loaded.config.require_worker(&mut loaded.findings);
+    loaded.config.require_process(&mut loaded.findings);
     let place = loaded
         .file
         .as_ref()

@@ -50,7 +50,7 @@ impl Report {
 
 pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit, Failure> {
     let mut loaded = load_config(file.as_deref())?;
-    loaded.config.require_worker(&mut loaded.findings);
+    loaded.config.require_process(&mut loaded.findings);
     let mut report = Report::default();
     for problem in &loaded.findings.problems {
         report.add(Verdict::Fail, "config", problem.to_string());
@@ -66,6 +66,13 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
         );
     }
     let config = &loaded.config;
+    if config.is_embedded() {
+        let what = format!(
+            "embedded in {}: `fanwise serve`",
+            config.embedded.folder.display()
+        );
+        report.add(Verdict::Ok, "engine", what);
+    }
     if !config.broker.url.expose().is_empty() {
         look_at_broker(config, &mut report).await;
     }
@@ -94,7 +101,7 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
                 Verdict::Warn => "warn",
                 Verdict::Fail => "FAIL",
             };
-            output::line(format!("{verdict}  {what:<8}{finding}"))?;
+            output::line(format!("{verdict}  {what:<10}{finding}"))?;
         }
     }
     let config_failed = !loaded.findings.problems.is_empty();

@@ -22,7 +22,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigProblems, Findings, LoadError, Loaded, load};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::telemetry;
+use crate::telemetry::{self, LogFormat};
 
 /// A durable broadcast worker for instant messaging: one message, many recipients, each exactly once.
 #[derive(Debug, Parser)]
@@ -111,14 +111,36 @@ fn load_config(file: Option<&Path>) -> Result<Loaded, Failure> {
     load(file, std::env::vars()).map_err(|error: LoadError| Failure::new(Exit::BadConfig, error))
 }
 
-/// Reads the configuration, with what this command cannot do without, and starts logging.
+/// The configuration of a process that runs until it is stopped, which logs as it says.
+fn daemon_config(
+    file: Option<&Path>,
+    require: impl Fn(&Config, &mut Findings),
+) -> Result<Config, Failure> {
+    configured(file, LogFormat::Auto, require)
+}
+
+/// The configuration of a command that ends by itself: what it logs is for a person.
 fn checked_config(
     file: Option<&Path>,
     require: impl Fn(&Config, &mut Findings),
 ) -> Result<Config, Failure> {
+    configured(file, LogFormat::Text, require)
+}
+
+/// Reads the configuration, with what a command cannot do without, and starts logging; `auto` is the
+/// format for who has not chosen one.
+fn configured(
+    file: Option<&Path>,
+    auto: LogFormat,
+    require: impl Fn(&Config, &mut Findings),
+) -> Result<Config, Failure> {
     let mut loaded = load_config(file)?;
     require(&loaded.config, &mut loaded.findings);
-    telemetry::start(&loaded.config.log.level, loaded.config.log.format);
+    let format = match loaded.config.log.format {
+        LogFormat::Auto => auto,
+        chosen => chosen,
+    };
+    telemetry::start(&loaded.config.log.level, format);
     for warning in &loaded.findings.warnings {
         tracing::warn!("configuration: {warning}");
     }

@@ -2,25 +2,20 @@
 
 use std::path::Path;
 
-use super::checked_config;
+use super::daemon_config;
 use crate::app;
 use crate::config::Config;
 use crate::exit::{Exit, Failure, OrExit as _};
 
 /// Takes jobs from RabbitMQ and delivers them.
 pub(super) fn run(file: Option<&Path>) -> Result<Exit, Failure> {
-    let config = checked_config(file, |config, findings| config.require_worker(findings))?;
+    let config = daemon_config(file, Config::require_worker)?;
     on_runtime(config, app::run_worker)
 }
 
 /// Gateway and worker in one process.
 pub(super) fn serve(file: Option<&Path>) -> Result<Exit, Failure> {
-    let config = checked_config(file, |config, findings| {
-        config.require_targets(findings);
-        if !config.broker.url.expose().is_empty() {
-            config.require_ledger(findings);
-        }
-    })?;
+    let config = daemon_config(file, Config::require_process)?;
     on_runtime(config, app::run_serve)
 }
 

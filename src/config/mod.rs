@@ -507,6 +507,20 @@ impl Config {
         self.require_targets(findings);
     }
 
+    /// What a process that sends needs: targets, and RabbitMQ with Redis or neither of them.
+    pub fn require_process(&self, findings: &mut Findings) {
+        self.require_targets(findings);
+        if !self.is_embedded() {
+            self.require_broker(findings);
+            self.require_ledger(findings);
+        }
+    }
+
+    /// Neither RabbitMQ nor Redis is configured.
+    pub fn is_embedded(&self) -> bool {
+        self.broker.url.expose().is_empty() && self.ledger.url.expose().is_empty()
+    }
+
     pub fn require_targets(&self, findings: &mut Findings) {
         if self.targets.is_empty() {
             let what = "missing: at least one [targets.NAME] is needed to send to";
