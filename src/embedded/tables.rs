@@ -12,7 +12,7 @@
 //! | `submissions` | life, submission | entries, and 0 heard of from its slices only, 1 accepted, 2 expanded |
 //! | `slices` | life, slice | entries of it that are counted |
 //! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
-//! | `claims` | number | [`ClaimRow`], one per claim that is open |
+//! | `claims` | number | `ClaimRow`, one per claim that is open |
 //! | `ended` | life | lives of jobs whose rows are to be swept |
 //! | `parks` | target | until, reason |
 //! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job |

@@ -8,7 +8,6 @@
 /// Jobs and replies for the tests of all systems.
 #[cfg(test)]
 mod fixture;
-/// The HTTP client that all targets share.
 pub mod http;
 /// How calls are put together: JSON and digests without detours.
 mod json;
@@ -16,9 +15,7 @@ mod json;
 pub mod mock;
 /// What replies of all systems have in common.
 mod reading;
-/// Any HTTP endpoint.
 pub mod webhook;
-/// WuKongIM 1.x, 2.x and 3.x.
 pub mod wukongim;
 
 use crate::domain::fields::Problem;

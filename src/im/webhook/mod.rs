@@ -21,7 +21,7 @@
 //! ```
 //!
 //! `class` is one of `permanent` (if left out), `transient`, `throttled`, `uncertain`, `config`,
-//! `done`. Otherwise the status alone decides ([`statuses`]).
+//! `done`. Otherwise the status alone decides (`statuses`).
 //!
 //! The signature is HMAC-SHA-256 over `<idempotency key>.<body>`. It holds no time, so that a repeated
 //! call is the same to the byte. A receiver that keeps the keys it has seen, which makes it idempotent,
