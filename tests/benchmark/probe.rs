@@ -1,0 +1,116 @@
+//! Publishes jobs of one recipient, one after the other at a fixed pace whatever becomes of them, and
+//! prints how long each took from before its publish to its receipt at the sink, in milliseconds.
+
+use std::io::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use jiff::SignedDuration;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Connection, ConnectionProperties};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::MissedTickBehavior;
+
+#[derive(Parser)]
+struct Args {
+    /// URL of the broker
+    #[arg(long)]
+    amqp: String,
+    /// Exchange of jobs
+    #[arg(long)]
+    exchange: String,
+    /// Target of the jobs
+    #[arg(long)]
+    target: String,
+    /// Control port of the sink
+    #[arg(long)]
+    sink: u16,
+    #[arg(long, default_value_t = 100)]
+    count: usize,
+    #[arg(long, default_value = "100ms")]
+    every: SignedDuration,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let connection = Connection::connect(&args.amqp, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
+    let run = now_us();
+    let mut ticks = tokio::time::interval(args.every.unsigned_abs());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut published = Vec::with_capacity(args.count);
+    let mut confirms = Vec::with_capacity(args.count);
+    for number in 0..args.count {
+        ticks.tick().await;
+        let job = serde_json::json!({
+            "v": 1, "client_msg_no": format!("probe-{run}-{number}"), "target": args.target,
+            "audience": {"users": [format!("s{number:07}")]},
+            "message": {"type": "text", "text": "hello"},
+        });
+        published.push(now_us());
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let body = job.to_string().into_bytes();
+        let exchange = args.exchange.as_str();
+        confirms.push(
+            channel
+                .basic_publish(exchange.into(), "normal".into(), options, &body, properties)
+                .await?,
+        );
+    }
+    for confirm in confirms {
+        let confirm = confirm.await?;
+        if !confirm.is_ack() || confirm.take_message().is_some() {
+            bail!("the broker did not accept a job");
+        }
+    }
+    ask(
+        args.sink,
+        &format!("/wait?probes={}&seconds=120", args.count),
+    )
+    .await?;
+    let received = ask(args.sink, "/probes").await?;
+    let mut stdout = std::io::stdout();
+    for line in received.lines() {
+        let (number, at) = line.split_once(' ').context("a line of the sink")?;
+        let at: u64 = at.parse()?;
+        let from = published
+            .get(number.parse::<usize>()?)
+            .context("a probe of another run")?;
+        writeln!(stdout, "{:.1}", at.saturating_sub(*from) as f64 / 1000.0)?;
+    }
+    Ok(())
+}
+
+fn now_us() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_micros() as u64
+}
+
+async fn ask(port: u16, path: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())
+        .await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("an answer of the sink")?;
+    if !head.starts_with("HTTP/1.1 200") {
+        bail!("the sink answered {path} with {head}");
+    }
+    Ok(body.to_owned())
+}
