@@ -591,6 +591,10 @@ impl SendError {
             Self::NotSent { what, code } => (Class::Transient, code, what),
             Self::Unknown { what, code } => (Class::Uncertain, code, what),
         };
-        Answer::new(class, *code, what.clone())
+        let answer = Answer::new(class, *code, what.clone());
+        match self {
+            Self::NotSent { .. } => answer.unreached(),
+            Self::Unknown { .. } => answer,
+        }
     }
 }

@@ -56,7 +56,7 @@ pub struct BrokerConfig {
     pub confirm_timeout: Duration,
 }
 
-/// `[ledger]`: Redis 6.2 or newer, or Valkey, with `maxmemory-policy noeviction`.
+/// `[ledger]`: Redis 7.0 or newer, or Valkey, with `maxmemory-policy noeviction`.
 #[derive(Clone, Debug)]
 pub struct LedgerConfig {
     /// `url` or `url_file`: `redis://:password@host:6379/0`, or `rediss://`.

@@ -225,23 +225,33 @@ impl Section {
         file_name: &'static str,
         findings: &mut Findings,
     ) -> Option<Secret> {
-        let direct = self.take(name);
-        let file = self.take(file_name);
+        let mut direct = self.take(name);
+        let mut file = self.take(file_name);
+        // A variable overrides the file, whichever of the two keys it sets.
+        match (&direct, &file) {
+            (Some((_, Origin::Environment)), Some((_, Origin::File))) => file = None,
+            (Some((_, Origin::File)), Some((_, Origin::Environment))) => direct = None,
+            _ => {}
+        }
         let value = match (direct, file) {
             (Some(_), Some(_)) => {
                 findings.problem(self.key(name), format!("and {file_name} are both given"));
                 None
             }
-            (Some((value, origin)), None) => as_text(&value).map(|text| (text, origin)),
+            (Some((value, origin)), None) => {
+                let text = as_text(&value);
+                if text.is_none() {
+                    findings.problem(self.key(name), "a text is expected");
+                }
+                text.map(|text| (text, origin))
+            }
             (None, Some((path, origin))) => {
                 let path = as_text(&path).unwrap_or_default();
                 match std::fs::read_to_string(&path) {
                     Ok(text) => Some((text.trim_end().to_owned(), origin)),
                     Err(error) => {
-                        findings.problem(
-                            self.key(file_name),
-                            format!("cannot read {path:?}: {error}"),
-                        );
+                        let what = format!("cannot read {path:?}: {error}");
+                        findings.problem(self.key(file_name), what);
                         None
                     }
                 }
@@ -412,12 +422,12 @@ impl Section {
                 None => findings.problem(self.key(&format!("{name}.{key}")), "a text is expected"),
             }
         }
-        self.show(
-            name,
-            format!("{} entries", texts.len()),
-            Origin::File,
-            findings,
-        );
+        let origin = if texts.is_empty() {
+            Origin::Default
+        } else {
+            Origin::File
+        };
+        self.show(name, format!("{} entries", texts.len()), origin, findings);
         texts
     }
 

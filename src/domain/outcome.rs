@@ -116,6 +116,9 @@ pub struct Answer {
     pub text: Cow<'static, str>,
     /// How long the target asked us to wait.
     pub retry_after: Option<Duration>,
+    /// False when certainly nothing reached the target. That is about the target, not about the
+    /// recipients: they wait, and no attempt is spent.
+    pub reached: bool,
 }
 
 /// Longest text kept of a backend's answer, in bytes.
@@ -128,6 +131,7 @@ impl Answer {
             code: Cow::Borrowed(""),
             text: Cow::Borrowed(""),
             retry_after: None,
+            reached: true,
         }
     }
 
@@ -146,6 +150,7 @@ impl Answer {
             code: code.into(),
             text,
             retry_after: None,
+            reached: true,
         }
     }
 
@@ -203,6 +208,23 @@ pub enum Next {
     Drop,
 }
 
+impl Answer {
+    /// The same answer, from nobody: the target was not reached.
+    pub fn unreached(mut self) -> Self {
+        self.reached = false;
+        self
+    }
+
+    /// What to do with a recipient after this answer.
+    pub fn next(&self, attempt: u32, attempts_max: u32, on_uncertain: OnUncertain) -> Next {
+        if self.reached {
+            next(self.class, attempt, attempts_max, on_uncertain)
+        } else {
+            Next::Wait
+        }
+    }
+}
+
 /// The one rule from answers to deeds. `attempt` is 1-based and counts this try.
 pub fn next(class: Class, attempt: u32, attempts_max: u32, on_uncertain: OnUncertain) -> Next {
     match class {
@@ -243,6 +265,12 @@ mod tests {
         assert_eq!(next(Class::Uncertain, 8, 8, OnUncertain::Retry), Next::Hold);
         assert_eq!(next(Class::Uncertain, 1, 8, OnUncertain::Hold), Next::Hold);
         assert_eq!(next(Class::Uncertain, 1, 8, OnUncertain::Drop), Next::Drop);
+    }
+
+    #[test]
+    fn a_target_that_is_not_reached_costs_nobody_an_attempt() {
+        let answer = Answer::new(Class::Transient, "connect", "refused").unreached();
+        assert_eq!(answer.next(100, 1, OnUncertain::Hold), Next::Wait);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::shift::Shift;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::limits::{Cost, Grant, Rate};
-use crate::domain::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict, next};
+use crate::domain::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
 use crate::domain::schedule::rung;
 use crate::domain::slice::{CallGroup, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
@@ -678,7 +678,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             let fingerprint = self.fingerprints[index];
             let attempt = self.slice.attempts_of(index) + 1;
             uncertain += u64::from(answer.class == Class::Uncertain);
-            match next(answer.class, attempt, attempts_max, self.on_uncertain) {
+            match answer.next(attempt, attempts_max, self.on_uncertain) {
                 Next::Settle => results.outcomes.push((fingerprint, Outcome::Sent)),
                 Next::Drop => results.outcomes.push((fingerprint, Outcome::Uncertain)),
                 Next::Fail => {
@@ -750,6 +750,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 Some(self.target.config_park)
             }
             Class::Throttled => Some(answer.retry_after.unwrap_or(WAIT_MAX)),
+            Class::Transient if !answer.reached => broken.or(Some(WAIT_MAX)),
             Class::Transient => answer.retry_after.max(broken),
             Class::Uncertain => broken,
             Class::Done | Class::Permanent => None,

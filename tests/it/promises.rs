@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use fanwise::im::mock::{MockIm, Settings, Version};
 use serde_json::json;
 
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, World, users};
+use crate::support::world::{BOUND, Plan, World, free_port, users};
 
 /// Waits until the mock has accepted this many messages.
 async fn until_accepted(world: &World, count: usize) {
@@ -271,6 +272,47 @@ async fn promise_7_waiting_costs_nothing() {
             "{second} messages in one second"
         );
     }
+    worker.drain().await;
+    world.end().await;
+}
+
+/// The backend is away when the job comes: everybody waits, and gets it when the backend is back,
+/// although only one attempt is allowed.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_7_an_unreachable_backend_costs_no_attempt() {
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
+    let port = free_port();
+    plan.target
+        .push_str(&format!("\nurl = \"http://127.0.0.1:{port}\""));
+    plan.own_url = true;
+    let world = plan.start("away").await;
+    let worker = world
+        .worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")])
+        .await;
+    let recipients = users(300);
+    let job = world.send("away", &recipients, &[]).await;
+    until("the target is parked", BOUND, async || {
+        let parked = worker
+            .metrics()
+            .await
+            .get("fanwise_target_parked{target=\"im\"}")
+            == Some(&1.0);
+        parked.then_some(())
+    })
+    .await;
+    let settings = Settings {
+        wukongim: Version::V3,
+        ..Settings::default()
+    };
+    let listen = ([127, 0, 0, 1], port).into();
+    let mock = MockIm::bind(Settings { listen, ..settings }).await.unwrap();
+    let late = mock.handle();
+    tokio::spawn(mock.run(std::future::pending()));
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 300, "{record}");
+    assert_eq!(late.stats().accepted, 300);
     worker.drain().await;
     world.end().await;
 }

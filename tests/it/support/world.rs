@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) mock: Settings,
     /// Lines under `[targets.im]`, besides its address and timeouts.
     pub(crate) target: String,
+    /// The target's lines name an address of their own.
+    pub(crate) own_url: bool,
     /// Further tables.
     pub(crate) more: String,
 }
@@ -57,6 +59,7 @@ impl Plan {
                 ..Settings::default()
             },
             target: "type = \"wukongim\"\nversion = \"v3\"\nsender = \"news\"".to_owned(),
+            own_url: false,
             more: String::new(),
         }
     }
@@ -75,6 +78,11 @@ impl Plan {
         let stop = CancellationToken::new();
         tokio::spawn(mock.run(stop.clone().cancelled_owned()));
         let scratch = Scratch::new(&name);
+        let url = if self.own_url {
+            String::new()
+        } else {
+            format!("url = \"http://{address}\"")
+        };
         let config = format!(
             r#"
             [broker]
@@ -92,7 +100,7 @@ impl Plan {
             delay_min = "1s"
             delay_max = "1s"
             [targets.im]
-            url = "http://{address}"
+            {url}
             call_timeout = "3s"
             {}
             {}
