@@ -248,7 +248,8 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     /// this owner alone.
     fn claim(&self, claim: Claim<'_>) -> impl Future<Output = Result<Claimed, LedgerError>> + Send;
 
-    /// Lengthens the claims this owner still holds. `Ok(false)`: some are no longer its own.
+    /// Lengthens these claims, as far as this owner still holds them, and perhaps its others too.
+    /// `Ok(false)`: some are no longer its own.
     fn renew(
         &self,
         slice: SliceRef<'_>,

@@ -491,7 +491,11 @@ async fn dead_letters_are_read_in_place(bench: &impl BrokerBench) {
     let Some(Err(BrokerError::Refused { .. })) = second else {
         panic!("{second:?}");
     };
-    assert!(kept(broker, Shelf::Dead).await == first);
+    // Reading that was broken off may leave another order; nothing else.
+    let (mut again, mut before) = (kept(broker, Shelf::Dead).await, first);
+    again.sort_by(|a, b| a.body.cmp(&b.body));
+    before.sort_by(|a, b| a.body.cmp(&b.body));
+    assert!(again == before);
 }
 
 async fn what_leads_nowhere_is_never_reported_as_published(bench: &impl BrokerBench) {
