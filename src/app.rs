@@ -25,7 +25,7 @@ use crate::im::http::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves};
 use crate::store::{self, Store};
-use crate::worker::{self, AppRuntime, Context, Settings, TargetRuntime, Worker};
+use crate::worker::{self, AppRuntime, Context, Keyring, Settings, TargetRuntime, Worker};
 
 /// RabbitMQ as configured; connects to nothing yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
@@ -73,6 +73,12 @@ impl job::Context for Names<'_> {
     fn check_target(&self, target: &str) -> Result<(), String> {
         job::known_target(target, &self.0.targets)
     }
+
+    fn folds_case(&self, target: &str) -> bool {
+        let target = self.0.targets.get(target);
+        let built = target.and_then(|config| crate::im::build("", &config.settings).ok());
+        built.is_some_and(|target| target.profile().folds_case)
+    }
 }
 
 fn target_runtime(
@@ -93,12 +99,13 @@ fn target_runtime(
         call_timeout: config.call_timeout,
         calls: Arc::new(Semaphore::new(config.calls_in_flight)),
         window_calls: config.calls_in_flight.div_ceil(slices_in_work),
-        limit: config.limit,
+        limit: config.limit.or(target.profile().limit),
         on_uncertain: config.on_uncertain.unwrap_or(policy),
         config_park: config.config_park,
         breaker_failures: config.breaker_failures,
         metrics: metrics.target(name),
         failures: AtomicU32::new(0),
+        keyring: Keyring::default(),
         target,
     })
 }

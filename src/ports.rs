@@ -21,8 +21,10 @@ use crate::domain::fields::Problem;
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::limits::{Cost, Grant, Rate};
+use crate::domain::mapping::{self, Feature, Fit, Mapping, Strictness};
 use crate::domain::outcome::{Answer, Class, Outcome, Verdict};
 use crate::domain::slice::{Head, Shape};
+use crate::secret::Secret;
 
 // ---------------------------------------------------------------------------------------------
 // Broker
@@ -300,16 +302,25 @@ pub struct Submission {
     /// comes; the ledger answers with the shape that rules.
     pub shape: Shape,
     pub now_ms: u64,
+    /// What the job goes on without; kept from its first submission.
+    pub warnings: Vec<String>,
+    /// The version of the stored message that a new job would start with.
+    pub template: Option<u32>,
 }
 
 /// What became of a submission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// New recipients: expand them in this shape.
-    Expand { shape: Shape, first: bool },
+    /// New recipients: expand them in this shape. `template` is the version of the stored message
+    /// that the job started with.
+    Expand {
+        shape: Shape,
+        first: bool,
+        template: Option<u32>,
+    },
     /// Known, and not all of its recipients are settled: expanding it again is harmless and heals
     /// what may have been lost.
-    Again { shape: Shape },
+    Again { shape: Shape, template: Option<u32> },
     /// Known and done with.
     Settled,
     /// The key stands for another message.
@@ -397,6 +408,8 @@ pub struct JobRecord {
     pub rebuilt: bool,
     pub submissions: u64,
     pub shape: Shape,
+    /// What the job goes on without, since its target cannot honour it.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -514,29 +527,148 @@ pub struct Park {
 pub trait Target: Send + Sync + 'static {
     fn profile(&self) -> &Profile;
 
-    /// What of this job the target cannot carry.
+    /// What the target makes of a feature.
+    fn maps(&self, feature: Feature) -> Mapping;
+
+    /// What of this job the target cannot carry, besides what it does not map: sizes, a missing
+    /// sender, fields that exclude each other.
     fn check(&self, head: &Head) -> Vec<Problem>;
 
     /// Prepares the calls of a job: what they have in common is rendered once per slice.
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls>;
+
+    /// How to get the credential that requests carry, where one has to be fetched.
+    fn login(&self) -> Option<&dyn Login> {
+        None
+    }
+
+    /// Signs a request, afresh on every attempt; nothing to do for most.
+    fn sign(&self, _request: &mut Request, _signing: Signing) {}
+
+    /// How to list all users, where the target can.
+    fn directory(&self) -> Option<&dyn Directory> {
+        None
+    }
+}
+
+/// Compares a job with a target. `all`: the audience is all users.
+pub fn fit(target: &dyn Target, head: &Head, all: bool, strictness: Strictness) -> Fit {
+    let asked = Feature::of(head)
+        .into_iter()
+        .chain(all.then_some(Feature::All));
+    let mut fit = mapping::fit(
+        asked,
+        |feature| target.maps(feature),
+        strictness,
+        &head.target,
+    );
+    fit.problems.extend(target.check(head));
+    fit
 }
 
 /// The calls of one job to one target.
 pub trait Calls: Send + Sync {
-    /// The request for these recipients: the same bytes whenever it is asked for again.
+    /// The request for these recipients: the same bytes whenever it is asked for again, but for what
+    /// [`Target::sign`] and [`Login::apply`] add.
     fn request(&self, recipients: &[&str]) -> Request;
 
     /// What the reply to that request means.
     fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict;
+
+    /// Asks whether a call in doubt was carried out, where the target can tell.
+    fn probe(&self, _recipients: &[&str]) -> Option<Request> {
+        None
+    }
+
+    /// What the reply to a probe means.
+    fn read_probe(&self, _recipients: &[&str], _reply: &Reply) -> Probed {
+        Probed::Unknown
+    }
+}
+
+/// What a probe found out about a call in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probed {
+    Sent,
+    /// Not sent, as far as the target knows now. Believed when it says so twice, with a pause between.
+    NotSent,
+    Unknown,
+}
+
+/// How a credential is fetched that requests carry. The worker keeps it and fetches a new one when it
+/// nears its end, or when an answer says that it is [stale](Answer::stale).
+pub trait Login: Send + Sync {
+    fn request(&self) -> Request;
+
+    /// The credential, or what the refusal means.
+    fn read(&self, reply: &Reply) -> Result<Credential, Answer>;
+
+    /// Puts the credential into a request.
+    fn apply(&self, request: &mut Request, credential: &str);
+}
+
+#[derive(Clone, Debug)]
+pub struct Credential {
+    pub secret: Secret,
+    /// How long it is good for.
+    pub lives: Duration,
+}
+
+/// What a signature is made of that is never the same twice.
+#[derive(Clone, Copy, Debug)]
+pub struct Signing {
+    pub now_ms: u64,
+    pub nonce: u128,
+}
+
+/// How all users of a target are listed, page by page.
+pub trait Directory: Send + Sync {
+    /// The page that begins at a cursor; the first one without.
+    fn page(&self, cursor: Option<&str>) -> Request;
+
+    fn read(&self, cursor: Option<&str>, reply: &Reply) -> Result<Page, Answer>;
+
+    /// The directory's own credential, where it is not that of the calls.
+    fn login(&self) -> Option<&dyn Login>;
+}
+
+/// A page of users.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    pub users: Vec<String>,
+    /// Where the next page begins; nothing after the last one.
+    pub next: Option<String>,
 }
 
 /// What a target declares about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
     /// Most recipients in one call.
     pub recipients_per_call: usize,
     /// A repeated call with the same key does no harm: uncertain calls may be retried.
     pub idempotent: bool,
+    /// How long after a call in doubt a probe is worth asking.
+    pub probe_after: Duration,
+    /// The limit that the backend documents, kept below a little; in force unless one is configured.
+    pub limit: Option<Rate>,
+    /// `Ana` and `ana` are the same user.
+    pub folds_case: bool,
+    /// Accounts that an audience of all users leaves out, besides the sender: administrators,
+    /// notification accounts.
+    pub left_out: Vec<String>,
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self {
+            recipients_per_call: 1,
+            idempotent: false,
+            probe_after: Duration::from_secs(1),
+            limit: None,
+            folds_case: false,
+            left_out: Vec::new(),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

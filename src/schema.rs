@@ -105,6 +105,7 @@ mod tests {
         let schema: Value = serde_json::from_str(&document("job.schema.json")).unwrap();
         let source = concat!(
             include_str!("domain/job.rs"),
+            include_str!("domain/audience.rs"),
             include_str!("domain/message.rs")
         );
         let mut fields = Vec::new();

@@ -20,7 +20,7 @@ use super::{dead, load_config};
 use crate::config::Config;
 use crate::domain::accounts::Accounts;
 use crate::domain::ids::JobId;
-use crate::domain::job::{AudienceDocument, JOB_VERSION, JobDocument, MessageDocument};
+use crate::domain::job::{AudienceDocument, JobDocument, MessageDocument};
 use crate::domain::lane::Priority;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::mock::{MockHandle, MockIm, Settings, Version};
@@ -414,29 +414,16 @@ impl Demo {
 }
 
 fn job(users: Vec<String>) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&JobDocument {
-        v: JOB_VERSION,
-        client_msg_no: KEY.to_owned(),
-        app: None,
-        target: None,
-        sender: None,
-        audience: AudienceDocument {
-            users,
-            exclude: Vec::new(),
-        },
-        message: MessageDocument {
-            kind: Some("text".to_owned()),
-            text: Some("Hello from Fanwise".to_owned()),
-            ..MessageDocument::default()
-        },
-        options: None,
-        priority: None,
-        not_before: None,
-        expires_at: None,
-        rate: None,
-        on_uncertain: None,
-        part: None,
-    })
+    let audience = AudienceDocument {
+        users: users.into_iter().map(Into::into).collect(),
+        ..AudienceDocument::default()
+    };
+    let message = MessageDocument {
+        kind: Some("text".to_owned()),
+        text: Some("Hello from Fanwise".to_owned()),
+        ..MessageDocument::default()
+    };
+    serde_json::to_vec(&JobDocument::new(KEY, audience, message))
 }
 
 fn write_config(folder: &Path, mock: SocketAddr) -> Result<PathBuf, Failure> {

@@ -17,8 +17,7 @@ use crate::config::Config;
 use crate::domain::fields::summary;
 use crate::domain::ids::JobId;
 use crate::domain::job::{
-    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, Job, JobDocument,
-    MessageDocument, Part,
+    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, Job, JobDocument, MessageDocument, Part,
 };
 use crate::domain::lane::Priority;
 use crate::domain::message::Options;
@@ -218,6 +217,7 @@ impl SendArgs {
             text: self.text.clone(),
             data: raw("data", &self.data)?,
             native: raw("native", &self.native)?,
+            ..MessageDocument::default()
         };
         if message.kind.is_none() && message.native.is_none() {
             return Err(Failure::message(
@@ -234,23 +234,20 @@ impl SendArgs {
         users: Vec<String>,
         part: Option<Part>,
     ) -> JobDocument {
+        let audience = AudienceDocument {
+            users: users.into_iter().map(Into::into).collect(),
+            exclude: self.exclude.clone(),
+            ..AudienceDocument::default()
+        };
         JobDocument {
-            v: JOB_VERSION,
-            client_msg_no: self.client_msg_no.clone(),
             app: self.app.clone(),
             target: self.target.clone(),
             sender: self.sender.clone(),
-            audience: AudienceDocument {
-                users,
-                exclude: self.exclude.clone(),
-            },
-            message,
             options: Some(Options {
-                online_only: self.online_only,
-                unread: !self.no_unread,
+                online_only: self.online_only.then_some(true),
+                unread: self.no_unread.then_some(false),
                 ..Options::default()
             }),
-            priority: None,
             not_before: self.not_before.clone(),
             expires_at: self.expires_at.clone(),
             rate: self.rate.clone(),
@@ -260,6 +257,7 @@ impl SendArgs {
                 _ => OnUncertain::Drop,
             }),
             part,
+            ..JobDocument::new(&self.client_msg_no, audience, message)
         }
     }
 }

@@ -97,7 +97,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn path_of(&self, name: &str) -> String {
+    /// The whole path of a field of this object.
+    pub(super) fn path_of(&self, name: &str) -> String {
         if self.path.is_empty() {
             name.to_owned()
         } else {

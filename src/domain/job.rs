@@ -2,20 +2,21 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 
 use jiff::Timestamp;
-use ring::digest;
 use schemars::JsonSchema;
-use serde::de::{DeserializeSeed, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::audience::{Audience, Member};
+pub use super::audience::{AudienceDocument, MemberDocument};
 use super::fields::{Fields, Problem};
 use super::ids::JobId;
 use super::lane::Priority;
 use super::limits::Rate;
-use super::message::{Content, Options};
+use super::mapping::Strictness;
+pub use super::message::MessageDocument;
+use super::message::{Message, Options};
 use super::outcome::OnUncertain;
 use super::slice::Head;
 
@@ -74,43 +75,44 @@ pub struct JobDocument {
     /// What to do when a reply was lost; the target's own rule if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_uncertain: Option<OnUncertain>,
+    /// What to do about fields that the target cannot honour; `strict` if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<Strictness>,
+    /// An audience of all users is meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confirm_all: Option<bool>,
     /// Set when one audience travels as several messages: the job completes only when all parts are
     /// there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part: Option<Part>,
 }
 
-/// Who is to get the message.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Audience", deny_unknown_fields)]
-pub struct AudienceDocument {
-    /// Recipient ids, 1 to 255 bytes each, at most 100,000 in one message.
-    #[schemars(length(min = 1, max = 100_000), inner(length(min = 1, max = 255)))]
-    pub users: Vec<String>,
-    /// Recipients to leave out.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(default, length(max = 100_000))]
-    pub exclude: Vec<String>,
-}
-
-/// What to say: `type` `text` with `text`, `type` `custom` with `data`, or `native` alone.
-#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
-#[schemars(rename = "Message", deny_unknown_fields)]
-pub struct MessageDocument {
-    /// `text` or `custom`.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    pub kind: Option<String>,
-    /// The text, 1 to 20,000 bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub text: Option<String>,
-    /// Application data, any JSON of at most 64 KiB, passed through byte for byte.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub data: Option<Box<RawValue>>,
-    /// The target's own message body, any JSON of at most 64 KiB, passed through untouched.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub native: Option<Box<RawValue>>,
+impl JobDocument {
+    /// A job with nothing but what every job has.
+    pub fn new(
+        client_msg_no: impl Into<String>,
+        audience: AudienceDocument,
+        message: MessageDocument,
+    ) -> Self {
+        Self {
+            v: JOB_VERSION,
+            client_msg_no: client_msg_no.into(),
+            app: None,
+            target: None,
+            sender: None,
+            audience,
+            message,
+            options: None,
+            priority: None,
+            not_before: None,
+            expires_at: None,
+            rate: None,
+            on_uncertain: None,
+            mapping: None,
+            confirm_all: None,
+            part: None,
+        }
+    }
 }
 
 /// Which part of a job a message carries.
@@ -134,6 +136,8 @@ pub trait Context {
     fn default_target(&self, app: &str) -> Result<String, String>;
     /// An error, in words, if there is no such target.
     fn check_target(&self, target: &str) -> Result<(), String>;
+    /// Whether the target takes `Ana` and `ana` for the same user.
+    fn folds_case(&self, target: &str) -> bool;
 }
 
 /// The target of an app's jobs that name none: its default, or the only one there is.
@@ -191,6 +195,7 @@ pub struct Job<'a> {
     /// List entries, repeats included, excluded ones not.
     pub entries: usize,
     pub part: Part,
+    pub strictness: Strictness,
     audience: Audience<'a>,
 }
 
@@ -221,8 +226,18 @@ impl<'a> Job<'a> {
     }
 
     /// Calls `each` with every recipient, in the order of the list.
-    pub fn for_each_recipient(&self, each: impl FnMut(Cow<'a, str>)) {
+    pub fn for_each_recipient(&self, each: impl FnMut(Member<'a>)) {
         self.audience.for_each(each);
+    }
+
+    /// Where to go on when the audience is all users; nothing when it is a list.
+    pub fn all(&self) -> Option<Option<&str>> {
+        self.audience.all()
+    }
+
+    /// Recipients that the job leaves out, in order.
+    pub fn excluded(&self) -> &[Cow<'a, str>] {
+        self.audience.excluded()
     }
 }
 
@@ -259,9 +274,10 @@ fn read_job<'a>(
         read_id(&mut fields, "app", NAME_BYTES_MAX, problems).unwrap_or_else(|| "default".into());
     let target = read_target(&mut fields, &app, context, problems);
     let sender = read_id(&mut fields, "sender", RECIPIENT_BYTES_MAX, problems);
-    let audience = read_audience(&mut fields, problems);
-    let message = read_required(&mut fields, "message", problems);
-    let content = message.and_then(|message| Content::read(message, problems));
+    let audience = read_required(&mut fields, "audience", problems)
+        .and_then(|audience| Audience::read(audience, problems));
+    let message = read_required(&mut fields, "message", problems)
+        .and_then(|message| Message::read(message, problems));
     let options = fields
         .object("options", problems)
         .map_or_else(Options::default, |options| Options::read(options, problems));
@@ -293,26 +309,46 @@ fn read_job<'a>(
         "one of \"retry\", \"hold\", \"drop\"",
         problems,
     );
+    let mapping = fields.get("mapping", "one of \"strict\", \"lenient\"", problems);
+    let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
     let part = read_part(&mut fields, problems);
+    if audience
+        .as_ref()
+        .is_some_and(|audience| audience.all().is_some())
+        && confirmed != Some(true)
+    {
+        let what = "missing; a job for all users must say \"confirm_all\": true";
+        fields.problem("confirm_all", what, problems);
+    }
     fields.finish(problems);
 
-    let (audience, content) = (audience?, content?);
+    let (mut audience, message, target) = (audience?, message?, target?);
+    audience.prepare(context.folds_case(&target));
     let census = audience.census(problems);
-    if census.entries == 0 && problems.is_empty() {
+    // The last part of an audience of all users may have nobody left.
+    let is_list = audience.all().is_none();
+    if is_list && census.entries == 0 && part.number == 1 && problems.is_empty() {
         problems.push(Problem::new(
             "audience.users",
             "empty; nobody would get the message",
         ));
     }
+    let vars = match message.vars {
+        None if census.personal => Some(no_vars()),
+        vars => vars,
+    };
     let client_msg_no = client_msg_no?;
     let head = Head {
         id: JobId::of(&app, &client_msg_no),
         app,
         client_msg_no,
-        target: target?,
+        target,
         priority,
         sender,
-        content,
+        addressed: audience.addressed(),
+        content: message.content,
+        native: message.native,
+        vars,
         options,
         accepted_at_ms: now.as_millisecond().unsigned_abs(),
         not_before_ms: not_before,
@@ -325,6 +361,7 @@ fn read_job<'a>(
         entries: census.entries,
         submission: census.digest(part),
         part,
+        strictness: mapping.unwrap_or_default(),
         audience,
         head,
     })
@@ -427,148 +464,41 @@ fn read_part(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> Part {
     part
 }
 
+/// No values for placeholders.
+fn no_vars() -> Box<RawValue> {
+    serde_json::value::to_raw_value(&serde_json::Map::new()).unwrap_or_default()
+}
+
 /// Everything that makes two messages under one key differ, in a canonical form: white space and
-/// the order of keys do not count.
+/// the order of keys do not count. A stored message counts by its name: the job keeps the version
+/// that it started with.
 fn content_digest(head: &Head) -> String {
-    let canonical = |raw: &RawValue| {
-        let value: Option<serde_json::Value> = serde_json::from_str(raw.get()).ok();
-        value.map_or_else(|| raw.get().to_owned(), |value| value.to_string())
+    let canonical = |value: Result<String, serde_json::Error>| {
+        let text = value.unwrap_or_default();
+        let value: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+        value.map_or(text, |value| value.to_string())
     };
-    let (kind, content) = match &head.content {
-        Content::Text(text) => ("text", text.clone()),
-        Content::Custom(data) => ("custom", canonical(data)),
-        Content::Native(native) => ("native", canonical(native)),
+    let raw = |raw: &Option<Box<RawValue>>| {
+        canonical(Ok(raw
+            .as_ref()
+            .map_or_else(String::new, |raw| raw.get().to_owned())))
     };
-    let options = serde_json::to_string(&head.options).unwrap_or_default();
-    let sender = head.sender.as_deref().unwrap_or_default();
     super::ids::digest_hex(
         &[
             head.target.as_bytes(),
-            sender.as_bytes(),
-            kind.as_bytes(),
-            content.as_bytes(),
-            options.as_bytes(),
+            head.sender.as_deref().unwrap_or_default().as_bytes(),
+            canonical(serde_json::to_string(&head.addressed)).as_bytes(),
+            canonical(serde_json::to_string(&head.content)).as_bytes(),
+            raw(&head.native).as_bytes(),
+            raw(&head
+                .vars
+                .clone()
+                .filter(|vars| vars.get() != no_vars().get()))
+            .as_bytes(),
+            canonical(serde_json::to_string(&head.options)).as_bytes(),
         ],
         16,
     )
-}
-
-#[derive(Debug)]
-struct Audience<'a> {
-    users: &'a RawValue,
-    exclude: Vec<Cow<'a, str>>,
-}
-
-fn read_audience<'a>(fields: &mut Fields<'a>, problems: &mut Vec<Problem>) -> Option<Audience<'a>> {
-    let mut audience = read_required(fields, "audience", problems)?;
-    let users = audience.raw("users");
-    if users.is_none() {
-        audience.problem(
-            "users",
-            "missing; a list of recipient ids is expected",
-            problems,
-        );
-    }
-    let exclude: Vec<Text<'a>> = audience
-        .get("exclude", "a list of recipient ids", problems)
-        .unwrap_or_default();
-    audience.finish(problems);
-    let mut exclude: Vec<_> = exclude.into_iter().map(|text| text.0).collect();
-    exclude.sort_unstable();
-    Some(Audience {
-        users: users?,
-        exclude,
-    })
-}
-
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-/// What one pass over an audience tells.
-struct Census {
-    entries: usize,
-    hash: digest::Context,
-}
-
-impl Census {
-    fn digest(self, part: Part) -> String {
-        let mut hash = self.hash;
-        hash.update(&part.number.to_be_bytes());
-        let digest = hash.finish();
-        digest.as_ref()[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
-    }
-}
-
-impl<'a> Audience<'a> {
-    fn for_each(&self, mut each: impl FnMut(Cow<'a, str>)) {
-        let exclude = &self.exclude;
-        // Any fault was reported by the census before the job was accepted.
-        let _ = read_list(self.users.get(), |user| {
-            if exclude.binary_search(&user).is_err() {
-                each(user);
-            }
-        });
-    }
-
-    /// Counts, hashes and checks the recipients.
-    fn census(&self, problems: &mut Vec<Problem>) -> Census {
-        let mut census = Census {
-            entries: 0,
-            hash: digest::Context::new(&digest::SHA256),
-        };
-        let mut index = 0;
-        let exclude = &self.exclude;
-        let read = read_list(self.users.get(), |user| {
-            if let Some(what) = wrong_id(&user, RECIPIENT_BYTES_MAX) {
-                problems.push(Problem::new(format!("audience.users[{index}]"), what));
-            }
-            index += 1;
-            if exclude.binary_search(&user).is_err() {
-                census.entries += 1;
-                census.hash.update(&(user.len() as u32).to_be_bytes());
-                census.hash.update(user.as_bytes());
-            }
-        });
-        if let Err(error) = read {
-            let what = format!("a list of texts is expected: at entry {index}, {error}");
-            problems.push(Problem::new("audience.users", what));
-        } else if index > JOB_RECIPIENTS_MAX {
-            let what = format!(
-                "{index} recipients, at most {JOB_RECIPIENTS_MAX} in one message; send parts"
-            );
-            problems.push(Problem::new("audience.users", what));
-        }
-        census
-    }
-}
-
-/// Walks a JSON list of texts without collecting it.
-fn read_list<'a>(json: &'a str, each: impl FnMut(Cow<'a, str>)) -> Result<(), serde_json::Error> {
-    struct Each<F>(F);
-    impl<'de, F: FnMut(Cow<'de, str>)> Visitor<'de> for Each<F> {
-        type Value = ();
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of texts")
-        }
-        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
-            while let Some(Text(user)) = list.next_element()? {
-                (self.0)(user);
-            }
-            Ok(())
-        }
-    }
-    impl<'de, F: FnMut(Cow<'de, str>)> DeserializeSeed<'de> for Each<F> {
-        type Value = ();
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-            deserializer.deserialize_seq(self)
-        }
-    }
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    Each(each).deserialize(&mut deserializer)?;
-    deserializer.end()
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 pub mod accounts;
 /// Dead letters and job events: what leaves on `fanwise.dead` and `fanwise.events`.
 pub mod announce;
+/// Who is to get a message, and how a list of them is read.
+pub mod audience;
 /// Deficit round robin over lanes: promise 8.
 pub mod fairness;
 /// Reads JSON objects field by field and reports every problem at once.
@@ -19,6 +21,8 @@ pub mod job;
 pub mod lane;
 /// Rates, bursts and the GCRA arithmetic behind the throttle.
 pub mod limits;
+/// What a target makes of each thing a job can ask for.
+pub mod mapping;
 /// The message and its options.
 pub mod message;
 /// What a call answered, what that means for a recipient, and what to do next.

@@ -119,6 +119,12 @@ pub struct Answer {
     /// False when certainly nothing reached the target. That is about the target, not about the
     /// recipients: they wait, and no attempt is spent.
     pub reached: bool,
+    /// The credential was refused and nothing was carried out: with a new one the call may be made
+    /// again at once, once.
+    pub stale: bool,
+    /// One recipient of several may have caused it, or the reason is not told: the call is made again
+    /// in smaller ones. Of no meaning for a call of one.
+    pub split: bool,
 }
 
 /// Longest text kept of a backend's answer, in bytes.
@@ -132,6 +138,8 @@ impl Answer {
             text: Cow::Borrowed(""),
             retry_after: None,
             reached: true,
+            stale: false,
+            split: false,
         }
     }
 
@@ -151,11 +159,25 @@ impl Answer {
             text,
             retry_after: None,
             reached: true,
+            stale: false,
+            split: false,
         }
     }
 
     pub fn retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
+        self
+    }
+
+    /// The same answer; a new credential may mend it.
+    pub fn stale(mut self) -> Self {
+        self.stale = true;
+        self
+    }
+
+    /// The same answer; smaller calls may fare better.
+    pub fn split(mut self) -> Self {
+        self.split = true;
         self
     }
 }
@@ -170,6 +192,14 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The answer to all recipients of the call, if it is the same.
+    pub fn whole(&self) -> Option<&Answer> {
+        match self {
+            Self::All(answer) => Some(answer),
+            Self::Each(_) => None,
+        }
+    }
+
     /// The answer for the recipient at `index` of the call.
     pub fn of(&self, index: usize) -> &Answer {
         match self {

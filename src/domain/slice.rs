@@ -8,10 +8,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::ids::{Fingerprint, Fingerprinter, JobId, SliceId};
 use super::lane::{Lane, Priority};
-use super::message::{Content, Options};
+use super::message::{Content, MessageDocument, Options};
 use super::outcome::OnUncertain;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
@@ -27,7 +28,15 @@ pub struct Head {
     pub priority: Priority,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
+    #[serde(default, skip_serializing_if = "Addressed::is_users")]
+    pub addressed: Addressed,
     pub content: Content,
+    /// Further fields of the target's own request, an object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub native: Option<Box<RawValue>>,
+    /// Values for placeholders, an object; with it every message is rendered for its recipient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vars: Option<Box<RawValue>>,
     pub options: Options,
     /// Milliseconds since 1970, as all times in slices.
     pub accepted_at_ms: u64,
@@ -40,6 +49,22 @@ pub struct Head {
     pub rate: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_uncertain: Option<OnUncertain>,
+}
+
+/// What the recipients of a job are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Addressed {
+    #[default]
+    Users,
+    /// Groups of this kind, each sent to as a whole.
+    Groups(u8),
+}
+
+impl Addressed {
+    fn is_users(&self) -> bool {
+        *self == Self::Users
+    }
 }
 
 /// How many buckets the ledger of a job has and into how many partitions its audience is cut.
@@ -98,6 +123,9 @@ pub struct Slice {
     pub first_attempt_at_ms: Option<u64>,
     /// Recipients without an outcome.
     pub recipients: Vec<String>,
+    /// Each one's own values for placeholders; left out while nobody has any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vars: Vec<Option<Box<RawValue>>>,
     /// Attempts already spent on each; left out while there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<u32>,
@@ -113,6 +141,11 @@ pub type CallGroup = Vec<(usize, u32)>;
 impl Slice {
     pub fn attempts_of(&self, index: usize) -> u32 {
         self.attempts.get(index).copied().unwrap_or(0)
+    }
+
+    /// A recipient's own values for placeholders.
+    pub fn vars_of(&self, index: usize) -> Option<&RawValue> {
+        self.vars.get(index)?.as_deref()
     }
 
     /// The recipients cut into calls, as ranges of positions: as they were called before, or in
@@ -156,6 +189,13 @@ impl Slice {
             recipients: members()
                 .map(|(index, _)| self.recipients[*index].clone())
                 .collect(),
+            vars: if self.vars.is_empty() {
+                Vec::new()
+            } else {
+                members()
+                    .map(|(index, _)| self.vars_of(*index).map(ToOwned::to_owned))
+                    .collect()
+            },
             attempts: if tried { attempts } else { Vec::new() },
             calls: if tried && packed { calls } else { Vec::new() },
         }
@@ -245,6 +285,15 @@ impl<R: AsRef<str>> Partition<R> {
 }
 
 impl Head {
+    /// The message as a job would carry it.
+    pub fn message(&self) -> MessageDocument {
+        MessageDocument {
+            native: self.native.clone(),
+            vars: self.vars.clone(),
+            ..self.content.document()
+        }
+    }
+
     /// The lane for a submission of this many recipients.
     pub fn lane(&self, entries: usize) -> Lane {
         // The last digits of the job id are as good a hash as any.

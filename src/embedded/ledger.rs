@@ -193,6 +193,8 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
                 buckets: submission.shape.buckets,
                 partitions: submission.shape.partitions,
                 parts: submission.parts,
+                warnings: submission.warnings.clone(),
+                template: submission.template,
                 accepted_at_ms: submission.now_ms,
                 listed_at_ms: submission.now_ms,
                 ..JobRow::default()
@@ -202,7 +204,7 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
         }
     };
     row.touched_at_ms = work.now_ms;
-    let shape = shape(&row);
+    let (shape, template) = (shape(&row), row.template);
     let key = (row.life, submission.submission.as_str());
     let submissions = work.tables.submissions.open()?;
     let known = submissions.get(key)?.map(|row| row.value());
@@ -212,7 +214,7 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
         let settled = standing.accounts.pending() == 0 && state == EXPANDED;
         return Ok(match settled {
             true => Accepted::Settled,
-            false => Accepted::Again { shape },
+            false => Accepted::Again { shape, template },
         });
     }
     // Slices that came before, while nothing was known of it, have raised the total by theirs.
@@ -223,8 +225,12 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
     row.completed_at_ms = None;
     keep_row(work, &job, &row)?;
     Ok(match known {
-        Some(_) => Accepted::Again { shape },
-        None => Accepted::Expand { shape, first },
+        Some(_) => Accepted::Again { shape, template },
+        None => Accepted::Expand {
+            shape,
+            first,
+            template,
+        },
     })
 }
 
@@ -305,6 +311,7 @@ fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
         client_msg_no: row.client_msg_no,
         target: row.target,
         content_digest: row.digest,
+        warnings: row.warnings,
     })
 }
 

@@ -402,6 +402,12 @@ pub(super) struct JobRow {
     pub(super) expired: u64,
     pub(super) cancelled: u64,
     pub(super) rebuilt: bool,
+    /// What the job goes on without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) warnings: Vec<String>,
+    /// Version of the stored message that it started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) template: Option<u32>,
     pub(super) accepted_at_ms: u64,
     /// Its place in the list of jobs.
     pub(super) listed_at_ms: u64,

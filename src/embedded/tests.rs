@@ -19,7 +19,7 @@ use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::lane::{Lane, LaneClass, Priority};
 use crate::domain::message::{Content, Options};
 use crate::domain::outcome::Outcome;
-use crate::domain::slice::{Head, Shape};
+use crate::domain::slice::{Addressed, Head, Shape};
 use crate::ports::{
     Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, Ledger as _, LedgerError,
     Limiter as _, Outgoing, Park, PublishError, Publisher as _, Route, Session as _, Settle, Shelf,
@@ -96,7 +96,10 @@ fn head(client_msg_no: &str) -> Head {
         target: "im".to_owned(),
         priority: Priority::Normal,
         sender: None,
+        addressed: Addressed::Users,
         content: Content::Text("hello".to_owned()),
+        native: None,
+        vars: None,
         options: Options::default(),
         accepted_at_ms: 1_700_000_000_000,
         not_before_ms: None,
@@ -123,6 +126,8 @@ fn submission(head: &Head, entries: u64) -> Submission {
         parts: 1,
         shape: SHAPE,
         now_ms: now_ms(),
+        warnings: Vec::new(),
+        template: None,
     }
 }
 

@@ -20,7 +20,7 @@ use crate::domain::ids::JobId;
 use crate::domain::job::{JOB_BYTES_MAX, Job};
 use crate::domain::lane::Priority;
 use crate::ports::{
-    Broker, JobRecord, KeptMessage, Outgoing, Publisher as _, Route, Shelf, Shelves, Transport,
+    Broker, JobRecord, KeptMessage, Outgoing, Publisher as _, Route, Shelf, Shelves, Transport, fit,
 };
 use crate::worker::Store;
 
@@ -141,9 +141,10 @@ fn read_job<B: Broker, S: Store, T>(
     let context = &*gateway.context;
     let job =
         Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
-    let problems = context.targets[&job.head.target].target.check(&job.head);
-    if !problems.is_empty() {
-        return Err(Refusal::BadJob(problems));
+    let target = &*context.targets[&job.head.target].target;
+    let fit = fit(target, &job.head, job.all().is_some(), job.strictness);
+    if !fit.problems.is_empty() {
+        return Err(Refusal::BadJob(fit.problems));
     }
     Ok(Known {
         id: job.head.id,

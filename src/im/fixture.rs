@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::message::{Content, Options};
-use crate::domain::slice::Head;
+use crate::domain::slice::{Addressed, Head};
 use crate::ports::{Calls, Reply, Request};
 
 /// Texts that JSON, a URL or a header must not take at face value.
@@ -36,7 +36,10 @@ pub(super) fn head() -> Head {
         target: "im".into(),
         priority: Priority::Normal,
         sender: None,
+        addressed: Addressed::Users,
         content: Content::Text("Hello \"you\"".into()),
+        native: None,
+        vars: None,
         options: Options::default(),
         accepted_at_ms: 1,
         not_before_ms: None,

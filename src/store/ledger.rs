@@ -74,7 +74,12 @@ const RELEASE: u8 = b'r';
 
 impl Ledger for Store {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
-        let mut call = self.job_call(&ACCEPT, submission.job, 11, 512);
+        let warnings = match submission.warnings.as_slice() {
+            [] => String::new(),
+            warnings => serde_json::to_string(warnings).unwrap_or_default(),
+        };
+        let template = submission.template.map(|version| version.to_string());
+        let mut call = self.job_call(&ACCEPT, submission.job, 13, 512);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -85,7 +90,9 @@ impl Ledger for Store {
             .push(submission.shape.buckets)
             .push(submission.shape.partitions)
             .push(submission.now_ms)
-            .push(self.0.window_s);
+            .push(self.0.window_s)
+            .push(&warnings)
+            .push(template.as_deref().unwrap_or_default());
         let reply = Reply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -94,10 +101,12 @@ impl Ledger for Store {
             "settled" => Accepted::Settled,
             "again" => Accepted::Again {
                 shape: reply.shape()?,
+                template: reply.version(3)?,
             },
             "expand" => Accepted::Expand {
                 shape: reply.shape()?,
-                first: reply.number(3)? == 1,
+                template: reply.version(3)?,
+                first: reply.number(4)? == 1,
             },
             other => return Err(broken(format!("accept says {other:?}"))),
         };
@@ -525,6 +534,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             buckets: number("buckets") as u32,
             partitions: number("partitions") as u32,
         },
+        warnings: serde_json::from_str(&text("warnings")).unwrap_or_default(),
     }))
 }
 
@@ -563,6 +573,11 @@ impl Reply {
             buckets: self.number(1)? as u32,
             partitions: self.number(2)? as u32,
         })
+    }
+
+    /// A version, where 0 stands for none.
+    fn version(&self, at: usize) -> Result<Option<u32>, LedgerError> {
+        Ok(Some(self.number(at)? as u32).filter(|version| *version > 0))
     }
 
     fn standing(&self, from: usize) -> Result<Standing, LedgerError> {

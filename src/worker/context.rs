@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 
+use super::credential::Keyring;
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
@@ -60,6 +61,8 @@ pub struct TargetRuntime {
     pub metrics: TargetMetrics,
     /// Calls in a row that did not succeed.
     pub failures: AtomicU32,
+    /// The credential of its calls, where one has to be fetched.
+    pub keyring: Keyring,
 }
 
 impl TargetRuntime {
@@ -299,6 +302,11 @@ impl<S, T> job::Context for Context<S, T> {
 
     fn check_target(&self, target: &str) -> Result<(), String> {
         job::known_target(target, &self.targets)
+    }
+
+    fn folds_case(&self, target: &str) -> bool {
+        let target = self.targets.get(target);
+        target.is_some_and(|target| target.target.profile().folds_case)
     }
 }
 

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use http::HeaderValue;
 
+use super::call::{Caller, lost};
 use super::context::{Store, TargetRuntime, chain, now_ms, rfc3339};
 use super::shift::Shift;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
@@ -162,6 +162,8 @@ struct Work<'a, S, T, P> {
 /// The recipients of one call that we hold the claim of.
 struct PlannedCall {
     members: Vec<usize>,
+    /// Some may have been sent to by a worker that ended.
+    in_doubt: bool,
 }
 
 /// What a window adds to the ledger.
@@ -460,12 +462,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         for range in picked {
             let mut members = Vec::with_capacity(range.len());
             let mut held: CallGroup = Vec::new();
+            let mut in_doubt = false;
             for (index, state) in range.zip(&mut states) {
                 match state {
                     ClaimState::Granted => members.push(index),
                     ClaimState::TakenOver => {
                         if self.takes_over(index, expired, &mut results) {
                             members.push(index);
+                            in_doubt = true;
                         }
                     }
                     ClaimState::Held { left } => {
@@ -479,7 +483,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 self.left.push(held);
             }
             if !members.is_empty() {
-                planned.push(PlannedCall { members });
+                planned.push(PlannedCall { members, in_doubt });
             }
         }
         Ok((planned, results))
@@ -516,11 +520,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     /// Returns whether to send.
     fn takes_over(&mut self, index: usize, expired: bool, results: &mut Results) -> bool {
         let attempt = self.slice.attempts_of(index) + 1;
-        let answer = Answer::new(
-            Class::Uncertain,
-            "lost",
-            "the worker that was sending ended without recording an answer",
-        );
+        let recipient = [self.slice.recipients[index].as_str()];
+        if !expired && self.calls.probe(&recipient).is_some() {
+            // The target is asked before anybody decides.
+            return true;
+        }
         let policy = match self.on_uncertain {
             // Too late to send again, and not known to have failed.
             OnUncertain::Retry if expired => OnUncertain::Hold,
@@ -535,7 +539,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             OnUncertain::Hold => {
                 self.dead.push((
                     index,
-                    self.dead_recipient(index, Outcome::Uncertain, &answer, attempt),
+                    self.dead_recipient(index, Outcome::Uncertain, &lost(), attempt),
                 ));
                 false
             }
@@ -645,24 +649,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 .collect::<Vec<_>>();
             &several
         };
-        let mut request = self.calls.request(recipients);
-        if let Some(Ok(trace)) = self.traceparent.as_deref().map(HeaderValue::from_str) {
-            request.headers.insert("traceparent", trace);
-        }
-        target.metrics.in_flight.inc();
-        let started = Instant::now();
-        let reply = self
-            .shift
-            .context
-            .transport
-            .send(request, target.call_timeout)
-            .await;
-        let took = started.elapsed();
-        target.metrics.in_flight.dec();
-        let verdict = match reply {
-            Ok(reply) => self.calls.read(recipients, &reply),
-            Err(error) => Verdict::All(error.answer()),
+        let caller = Caller {
+            target,
+            transport: &self.shift.context.transport,
+            traceparent: self.traceparent.as_deref(),
         };
+        let started = Instant::now();
+        let verdict = caller.call(&*self.calls, recipients, call.in_doubt).await;
+        let took = started.elapsed();
         target.metrics.call(class_of(&verdict), took);
         (number, verdict)
     }
@@ -672,12 +666,18 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         let attempts_max = self.shift.context.settings.attempts_max;
         let mut again: CallGroup = Vec::new();
         let mut waiting: Vec<usize> = Vec::new();
+        let mut smaller: Vec<usize> = Vec::new();
         let mut uncertain = 0;
         for (position, index) in call.members.iter().copied().enumerate() {
             let answer = verdict.of(position);
             let fingerprint = self.fingerprints[index];
             let attempt = self.slice.attempts_of(index) + 1;
             uncertain += u64::from(answer.class == Class::Uncertain);
+            if answer.split && call.members.len() > 1 {
+                results.release.push(fingerprint);
+                smaller.push(index);
+                continue;
+            }
             match answer.next(attempt, attempts_max, self.on_uncertain) {
                 Next::Settle => results.outcomes.push((fingerprint, Outcome::Sent)),
                 Next::Drop => results.outcomes.push((fingerprint, Outcome::Uncertain)),
@@ -717,6 +717,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             self.target.metrics.retries.inc_by(again.len() as u64);
             self.left.push(again);
         }
+        self.call_in_smaller(&smaller, call.members.len());
         if waiting.len() == call.members.len() {
             contiguous(&waiting)
                 .into_iter()
@@ -729,6 +730,23 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             self.left.push(group.collect());
         }
         self.heed(verdict).await;
+    }
+
+    /// Puts recipients back to be called at once in smaller calls: halves when the call as a whole was
+    /// refused, which finds the one who caused it in few calls; alone when some were named. Nothing was
+    /// carried out for them, so no attempt is spent.
+    fn call_in_smaller(&mut self, smaller: &[usize], of: usize) {
+        let pieces: Vec<&[usize]> = if smaller.len() == of {
+            let (first, second) = smaller.split_at(smaller.len() / 2);
+            vec![first, second]
+        } else {
+            smaller.chunks(1).collect()
+        };
+        for piece in pieces.into_iter().rev() {
+            for range in contiguous(piece).into_iter().rev() {
+                self.todo.push_front(range);
+            }
+        }
     }
 
     /// Parks the target if the answer asks for it, for all workers.
@@ -895,7 +913,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             target: head.target.clone(),
             slice: self.slice.id.to_string(),
             sender: head.sender.clone(),
-            message: raw(serde_json::value::to_raw_value(&head.content)),
+            message: raw(serde_json::value::to_raw_value(&head.message())),
             options: raw(serde_json::value::to_raw_value(&head.options)),
             first_attempt_at: rfc3339(self.first_attempt_at_ms.unwrap_or(now)),
             last_attempt_at: rfc3339(now),

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use super::context::{Store, now_ms};
 use super::shift::Shift;
 use crate::domain::announce::EventKind;
+use crate::domain::audience::Member;
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::Fingerprinter;
 use crate::domain::job::Job;
@@ -23,7 +24,7 @@ use crate::domain::lane::Priority;
 use crate::domain::slice::{Cut, Cutter, Head, SLICE_VERSION, Shape, Slice};
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
-    Accepted, Consumer, Delivery, Lost, Outgoing, Publisher, Route, Submission, Transport,
+    Accepted, Consumer, Delivery, Lost, Outgoing, Publisher, Route, Submission, Transport, fit,
 };
 
 /// Slices published and confirmed together.
@@ -133,12 +134,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             Ok(job) => job,
             Err(problems) => return refused(&problems),
         };
-        let target = &context.targets[&job.head.target];
-        let problems = target.target.check(&job.head);
-        if !problems.is_empty() {
-            return refused(&problems);
+        let target = &*context.targets[&job.head.target].target;
+        let fit = fit(target, &job.head, job.all().is_some(), job.strictness);
+        if !fit.problems.is_empty() {
+            return refused(&fit.problems);
         }
-        let submission = self.submission(&job);
+        let submission = self.submission(&job, fit.warnings);
         let halted = self.shift.halt.cancelled();
         let accepted = self
             .runtime
@@ -147,12 +148,15 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             }));
         let (shape, result) = match accepted {
             Err(_) => return Fate::GiveBack,
-            Ok(Accepted::Expand { shape, first: true }) => (shape, JobResult::Accepted),
+            Ok(Accepted::Expand {
+                shape, first: true, ..
+            }) => (shape, JobResult::Accepted),
             Ok(Accepted::Expand {
                 shape,
                 first: false,
+                ..
             }) => (shape, JobResult::Extended),
-            Ok(Accepted::Again { shape }) => (shape, JobResult::Repeated),
+            Ok(Accepted::Again { shape, .. }) => (shape, JobResult::Repeated),
             Ok(Accepted::Settled) => {
                 return match self.announce(&job.head, &submission.submission, JobResult::Repeated) {
                     Ok(()) => Fate::Taken(JobResult::Repeated),
@@ -174,7 +178,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         }
     }
 
-    fn submission(&self, job: &Job<'_>) -> Submission {
+    fn submission(&self, job: &Job<'_>, warnings: Vec<String>) -> Submission {
         // A job in parts is shaped for all of them.
         let entries = job.entries as u64;
         let expected = entries * u64::from(job.part.of);
@@ -189,6 +193,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             parts: job.part.of,
             shape: Shape::of(expected, self.shift.context.settings.slice_recipients),
             now_ms: now_ms(),
+            warnings,
+            template: None,
         }
     }
 
@@ -234,13 +240,18 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         self.runtime.block_on(self.shift.publish(batch))
     }
 
-    fn outgoing<R: AsRef<str>>(
+    fn outgoing(
         &self,
         head: &Arc<Head>,
         lane: &str,
         shape: Shape,
-        cut: Cut<R>,
+        cut: Cut<Member<'_>>,
     ) -> Outgoing {
+        let personal = cut.recipients.iter().any(|member| member.vars.is_some());
+        let vars = cut
+            .recipients
+            .iter()
+            .map(|member| member.vars.map(ToOwned::to_owned));
         let slice = Slice {
             v: SLICE_VERSION,
             head: Arc::clone(head),
@@ -249,10 +260,11 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             shape,
             lane: lane.to_owned(),
             first_attempt_at_ms: None,
+            vars: if personal { vars.collect() } else { Vec::new() },
             recipients: cut
                 .recipients
-                .iter()
-                .map(|recipient| recipient.as_ref().to_owned())
+                .into_iter()
+                .map(|member| member.id.into_owned())
                 .collect(),
             attempts: Vec::new(),
             calls: Vec::new(),

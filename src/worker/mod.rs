@@ -6,7 +6,9 @@
 //!
 //! Neither a broker nor a store is named here; both engines run the same worker.
 
+mod call;
 mod context;
+mod credential;
 mod deliver;
 mod intake;
 mod lanes;
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::context::{
     AppRuntime, Context, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms, rfc3339,
 };
+pub use self::credential::Keyring;
 use self::lanes::OpenLane;
 use self::shift::Shift;
 use crate::domain::lane::{Lane, Priority};

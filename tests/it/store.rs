@@ -13,7 +13,7 @@ use fanwise::domain::lane::Priority;
 use fanwise::domain::limits::{Cost, Grant, Rate, Tat};
 use fanwise::domain::message::{Content, Options};
 use fanwise::domain::outcome::Outcome;
-use fanwise::domain::slice::{Head, Shape};
+use fanwise::domain::slice::{Addressed, Head, Shape};
 use fanwise::ports::{
     Accepted, Claim, ClaimState, Claimed, JobState, Lease, Ledger, LedgerError, Limit, Limiter,
     Park, Scope, Settle, SliceRef, Standing, Submission,
@@ -97,6 +97,9 @@ impl Job {
             target: "im".to_owned(),
             priority: Priority::Normal,
             sender: None,
+            addressed: Addressed::Users,
+            native: None,
+            vars: None,
             content: Content::Text("hello".to_owned()),
             options: Options::default(),
             accepted_at_ms: 1_700_000_000_000,
@@ -128,6 +131,8 @@ impl Job {
             parts: 1,
             shape: self.shape,
             now_ms: self.head.accepted_at_ms,
+            warnings: Vec::new(),
+            template: None,
         }
     }
 
@@ -422,11 +427,18 @@ async fn a_job_is_accepted_extended_and_completed_once() {
 
     assert_eq!(
         store.accept(&first).await.unwrap(),
-        Accepted::Expand { shape, first: true }
+        Accepted::Expand {
+            shape,
+            first: true,
+            template: None
+        }
     );
     assert_eq!(
         store.accept(&first).await.unwrap(),
-        Accepted::Again { shape }
+        Accepted::Again {
+            shape,
+            template: None
+        }
     );
     let other = Submission {
         content_digest: "other".to_owned(),
@@ -471,7 +483,8 @@ async fn a_job_is_accepted_extended_and_completed_once() {
         store.accept(&second).await.unwrap(),
         Accepted::Expand {
             shape,
-            first: false
+            first: false,
+            template: None
         }
     );
     let record = store.job(job.id()).await.unwrap().unwrap();
@@ -525,7 +538,8 @@ async fn a_job_grows_with_its_submissions() {
         store.accept(&many.submission("many", 60)).await.unwrap(),
         Accepted::Expand {
             shape,
-            first: false
+            first: false,
+            template: None
         }
     );
     many.shape.partitions = 1;
@@ -726,7 +740,10 @@ async fn a_submission_accepted_after_the_loss_counts_once() {
     claim(&bench.store, one, ANN, LEASE, &people[..10]).await;
     assert_eq!(
         bench.store.accept(&job.submission("s", 20)).await.unwrap(),
-        Accepted::Again { shape: job.shape }
+        Accepted::Again {
+            shape: job.shape,
+            template: None
+        }
     );
     let standing = settle(
         &bench.store,

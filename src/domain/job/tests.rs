@@ -19,6 +19,9 @@ impl Context for Apps {
             Err(format!("there is no target {target:?}"))
         }
     }
+    fn folds_case(&self, _target: &str) -> bool {
+        false
+    }
 }
 
 fn read(json: &str) -> Result<Job<'_>, Vec<String>> {
@@ -37,7 +40,7 @@ fn the_smallest_job_is_read() {
         (3, "im", "default")
     );
     let mut users = Vec::new();
-    job.for_each_recipient(|user| users.push(user.into_owned()));
+    job.for_each_recipient(|user| users.push(user.id.into_owned()));
     assert_eq!(users, ["u1", "u2", "u1"]);
 }
 
@@ -72,7 +75,7 @@ fn bad_recipients_are_named_by_position() {
     assert_eq!(problems, ["audience.users[1]: empty"]);
     let problems = read(&JOB.replace("\"u2\"", "7")).unwrap_err();
     assert!(
-        problems[0].starts_with("audience.users: a list of texts is expected: at entry 1"),
+        problems[0].starts_with("audience.users: a list of recipients is expected: at entry 1"),
         "{problems:?}"
     );
 }
@@ -122,8 +125,9 @@ fn the_document_type_writes_what_the_reader_reads() {
         target: Some("im".into()),
         sender: Some("system".into()),
         audience: AudienceDocument {
-            users: vec!["u1".into()],
+            users: vec!["u1".to_owned().into()],
             exclude: vec!["u2".into()],
+            ..AudienceDocument::default()
         },
         message: MessageDocument {
             kind: Some("text".into()),
@@ -136,6 +140,8 @@ fn the_document_type_writes_what_the_reader_reads() {
         expires_at: Some("2026-01-02T00:00:00+08:00".into()),
         rate: Some("10/s".into()),
         on_uncertain: Some(OnUncertain::Hold),
+        mapping: Some(Strictness::Lenient),
+        confirm_all: Some(true),
         part: Some(Part { number: 1, of: 2 }),
     };
     let json = serde_json::to_string(&document).unwrap();
@@ -160,4 +166,67 @@ proptest! {
         json.insert_str(at, &insert);
         let _ = read(&json);
     }
+}
+
+/// The audience of a job by its JSON, with the ids that come out.
+fn audience(audience: &str, more: &str) -> Result<Vec<String>, Vec<String>> {
+    let json = format!(
+        r#"{{"v":1,"client_msg_no":"n1","audience":{audience},"message":{{"type":"text","text":"x"}}{more}}}"#
+    );
+    let job = read(&json)?;
+    let mut ids = Vec::new();
+    job.for_each_recipient(|member| ids.push(member.id.into_owned()));
+    Ok(ids)
+}
+
+#[test]
+fn an_audience_is_users_or_groups_or_all() {
+    assert_eq!(
+        audience(r#"{"groups":["g1","g2"]}"#, "").unwrap(),
+        ["g1", "g2"]
+    );
+    assert_eq!(
+        audience(r#"{"users":["a","b"],"exclude":["a"]}"#, "").unwrap(),
+        ["b"]
+    );
+    let both = audience(r#"{"users":["a"],"groups":["g"]}"#, "").unwrap_err();
+    assert!(
+        both[0].starts_with("audience.users: only one of"),
+        "{both:?}"
+    );
+    let neither = audience("{}", "").unwrap_err();
+    assert!(
+        neither[0].starts_with("audience.users: missing"),
+        "{neither:?}"
+    );
+}
+
+#[test]
+fn all_users_must_be_meant() {
+    let unconfirmed = audience(r#"{"all":true}"#, "").unwrap_err();
+    assert!(
+        unconfirmed[0].starts_with("confirm_all: missing"),
+        "{unconfirmed:?}"
+    );
+    assert_eq!(
+        audience(r#"{"all":true,"exclude":["x"]}"#, r#","confirm_all":true"#).unwrap(),
+        [""; 0]
+    );
+}
+
+#[test]
+fn recipients_may_bring_values_for_placeholders() {
+    let json = JOB.replace("\"u2\"", r#"{"id":"u2","vars":{"name":"Ana"}}"#);
+    let job = read(&json).unwrap();
+    assert_eq!(job.head.vars.as_ref().unwrap().get(), "{}");
+    let mut vars = Vec::new();
+    job.for_each_recipient(|member| vars.push(member.vars.map(|vars| vars.get().to_owned())));
+    assert_eq!(vars, [None, Some(r#"{"name":"Ana"}"#.to_owned()), None]);
+    // The same message without them is the same job: parts of one list need not agree.
+    assert_eq!(job.content_digest, read(JOB).unwrap().content_digest);
+    let wrong = JOB.replace("\"u2\"", r#"{"id":"u2","vars":7}"#);
+    assert_eq!(
+        read(&wrong).unwrap_err(),
+        ["audience.users[1].vars: a JSON object is expected"]
+    );
 }

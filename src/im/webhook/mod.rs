@@ -8,7 +8,7 @@
 //!
 //! {"job":"5f0c…","app":"shop","client_msg_no":"promo-1","sender":"news",
 //!  "message":{"type":"text","text":"hello"},
-//!  "options":{"online_only":false,"unread":true,"sync_once":false,"expire_seconds":0},
+//!  "options":{},
 //!  "recipient":"u1"}
 //! ```
 //!
@@ -175,6 +175,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     let profile = Profile {
         recipients_per_call: settings.recipients_per_call,
         idempotent: settings.idempotent,
+        ..Profile::default()
     };
     let base = Base {
         headers,

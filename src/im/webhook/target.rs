@@ -12,9 +12,9 @@ use serde_json::value::RawValue;
 use super::template::{Opened, OpenedUrl, Template, Url};
 use super::{IDEMPOTENCY_KEY, Statuses};
 use crate::domain::fields::Problem;
-use crate::domain::message::Content;
+use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::outcome::{Answer, Class, Verdict};
-use crate::domain::slice::Head;
+use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, token, unreadable};
 use crate::ports::{Calls, Profile, Reply, Request, Target};
@@ -57,6 +57,13 @@ impl Target for Webhook {
     }
 
     /// Everything is passed on; what to make of it is the endpoint's affair.
+    fn maps(&self, feature: Feature) -> Mapping {
+        match feature {
+            Feature::All => Mapping::Refused("an endpoint cannot list users; give a list"),
+            _ => Mapping::Exact("as in the job"),
+        }
+    }
+
     fn check(&self, _head: &Head) -> Vec<Problem> {
         Vec::new()
     }
@@ -106,27 +113,13 @@ fn common(head: &Head) -> Vec<u8> {
         body.extend_from_slice(br#","sender":"#);
         json::push_string(&mut body, sender);
     }
-    body.extend_from_slice(br#","message":{"#);
-    match &head.content {
-        Content::Text(text) => {
-            body.extend_from_slice(br#""type":"text","text":"#);
-            json::push_string(&mut body, text);
-        }
-        Content::Custom(data) => {
-            body.extend_from_slice(br#""type":"custom","data":"#);
-            body.extend_from_slice(data.get().as_bytes());
-        }
-        Content::Native(data) => {
-            body.extend_from_slice(br#""native":"#);
-            body.extend_from_slice(data.get().as_bytes());
-        }
+    if let Addressed::Groups(kind) = head.addressed {
+        body.extend_from_slice(format!(r#","group_type":{kind}"#).as_bytes());
     }
-    let options = &head.options;
-    let options = format!(
-        r#"}},"options":{{"online_only":{},"unread":{},"sync_once":{},"expire_seconds":{}}}"#,
-        options.online_only, options.unread, options.sync_once, options.expire_seconds
-    );
-    body.extend_from_slice(options.as_bytes());
+    body.extend_from_slice(br#","message":"#);
+    json::push(&mut body, &head.message());
+    body.extend_from_slice(br#","options":"#);
+    json::push(&mut body, &head.options);
     body
 }
 

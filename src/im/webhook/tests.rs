@@ -45,7 +45,7 @@ fn a_single_call() {
          idempotency-key: 103700ae6eb43776dac4c71a-998e35fcd6a1c77024225678b118d396\n\n\
          {\"job\":\"103700ae6eb43776dac4c71a\",\"app\":\"shop\",\"client_msg_no\":\"promo-1\",\
          \"message\":{\"type\":\"text\",\"text\":\"Hello \\\"you\\\"\"},\
-         \"options\":{\"online_only\":false,\"unread\":true,\"sync_once\":false,\"expire_seconds\":0},\
+         \"options\":{},\
          \"recipient\":\"u1\"}"
     );
 }
@@ -68,29 +68,29 @@ fn a_packed_call_with_everything_set() {
     head.sender = Some("ne\"ws".into());
     head.client_msg_no = "a b".into();
     head.content = Content::Custom(raw("{ \"n\":1.0 }"));
-    head.options.online_only = true;
+    head.options.online_only = Some(true);
     assert_eq!(
         golden(&*target, head, &["u1", "a\"b"]),
         "POST http://x:8080/?app=shop&no=a%20b&job=103700ae6eb43776dac4c71a\n\
          content-type: application/vnd.hook+json\n\
          x-key: k1\n\
          x-job: shop/a%20b/103700ae6eb43776dac4c71a\n\
-         fanwise-signature: v1=0946fc254878d8aede02242af6bad9f109d745edd19a552b09f32712673a3c00\n\
+         fanwise-signature: v1=f8a81b85e15c758158cb35dae69d8c85845b34ca1ad76398ff9a8df74a62f110\n\
          idempotency-key: 103700ae6eb43776dac4c71a-149b4731a2f5f01c21cfea85c4a3ada1\n\n\
          {\"job\":\"103700ae6eb43776dac4c71a\",\"app\":\"shop\",\"client_msg_no\":\"a b\",\"sender\":\"ne\\\"ws\",\
          \"message\":{\"type\":\"custom\",\"data\":{ \"n\":1.0 }},\
-         \"options\":{\"online_only\":true,\"unread\":true,\"sync_once\":false,\"expire_seconds\":0},\
+         \"options\":{\"online_only\":true},\
          \"recipients\":[\"u1\",\"a\\\"b\"]}"
     );
 }
 
 #[test]
-fn a_native_message_is_passed_on_as_it_is() {
+fn a_raw_message_is_passed_on_as_it_is() {
     let mut head = head();
-    head.content = Content::Native(raw("[1, {\"a\" : null}]"));
+    head.content = Content::Raw(raw("[1, {\"a\" : null}]"));
     let got = golden(&*single(), head, &["u1"]);
     assert!(
-        got.contains(r#""message":{"native":[1, {"a" : null}]},"#),
+        got.contains(r#""message":{"type":"raw","data":[1, {"a" : null}]},"#),
         "{got}"
     );
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::{ClientMsgNo, Settings, Version, code};
 use crate::domain::fields::Problem;
+use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::Content;
 use crate::domain::outcome::{Answer, Class, Verdict};
 use crate::domain::slice::Head;
@@ -57,6 +58,7 @@ impl WukongIm {
                     1
                 },
                 idempotent: version == Version::V3 && !settings.packed,
+                ..Profile::default()
             },
             base: Base {
                 uri,
@@ -79,20 +81,20 @@ impl WukongIm {
     /// The members that all calls of a job share, up to the first one that differs.
     fn common(&self, head: &Head) -> Vec<u8> {
         let options = &head.options;
-        let flag = |on: bool| u8::from(on);
+        let flag = |on: Option<bool>| u8::from(on.unwrap_or_default());
         let (no_persist, sync_once) = (flag(options.online_only), flag(options.sync_once));
         // Integers: a boolean would be refused. Version 3 has no `red_dot`.
         let header = match self.base.version {
             Version::V1 | Version::V2 => format!(
                 r#"{{"no_persist":{no_persist},"red_dot":{},"sync_once":{sync_once}}}"#,
-                flag(options.unread)
+                flag(options.unread.or(Some(true)))
             ),
             Version::V3 => format!(r#"{{"no_persist":{no_persist},"sync_once":{sync_once}}}"#),
         };
         let mut body = format!(r#"{{"header":{header},"from_uid":"#).into_bytes();
         json::push_string(&mut body, self.sender(head).unwrap_or_default());
-        if options.expire_seconds > 0 {
-            let expire = format!(r#","expire":{}"#, options.expire_seconds);
+        if let Some(expire) = options.expire_seconds.filter(|expire| *expire > 0) {
+            let expire = format!(r#","expire":{expire}"#);
             body.extend_from_slice(expire.as_bytes());
         }
         let payload = STANDARD.encode(payload(&head.content));
@@ -104,6 +106,21 @@ impl WukongIm {
 impl Target for WukongIm {
     fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    fn maps(&self, feature: Feature) -> Mapping {
+        match feature {
+            Feature::Text => Mapping::Exact("type 1"),
+            Feature::Custom | Feature::Raw => Mapping::Exact("the payload"),
+            Feature::Users
+            | Feature::Sender
+            | Feature::OnlineOnly
+            | Feature::Unread
+            | Feature::NotUnread
+            | Feature::SyncOnce
+            | Feature::Expire => Mapping::Exact("as named"),
+            _ => Mapping::Refused("WuKongIM has no such field"),
+        }
     }
 
     fn check(&self, head: &Head) -> Vec<Problem> {
@@ -121,12 +138,15 @@ impl Target for WukongIm {
             let what = "WuKongIM needs a sender; name one in the job or in the target's settings";
             problem("sender", what.into());
         }
-        if self.settings.packed && head.options.expire_seconds > 0 {
+        if self.settings.packed && head.options.expire_seconds.is_some_and(|expire| expire > 0) {
             let what = "a packed call cannot carry it; use a target with `packed` off";
             problem("options.expire_seconds", what.into());
         }
         let options = &head.options;
-        if self.base.version == Version::V3 && options.online_only && !options.sync_once {
+        if self.base.version == Version::V3
+            && options.online_only == Some(true)
+            && options.sync_once != Some(true)
+        {
             let what = "WuKongIM 3 delivers such a message to nobody unless `sync_once` is set too";
             problem("options.online_only", what.into());
         }
@@ -168,7 +188,10 @@ fn payload(content: &Content) -> Cow<'_, [u8]> {
             payload.push(b'}');
             payload.into()
         }
-        Content::Custom(data) | Content::Native(data) => data.get().as_bytes().into(),
+        Content::Custom(data) | Content::Raw(data) => data.get().as_bytes().into(),
+        content => serde_json::to_vec(&content.document())
+            .unwrap_or_default()
+            .into(),
     }
 }
 

@@ -69,10 +69,10 @@ fn a_single_call_with_everything_set() {
     });
     let mut head = head();
     head.content = Content::Custom(raw(r#"{ "type": 77, "n":1.0 }"#));
-    head.options.online_only = true;
-    head.options.unread = false;
-    head.options.sync_once = true;
-    head.options.expire_seconds = 60;
+    head.options.online_only = Some(true);
+    head.options.unread = Some(false);
+    head.options.sync_once = Some(true);
+    head.options.expire_seconds = Some(60);
     head.client_msg_no = "a\"b".into();
     assert_eq!(
         golden(&*target, head.clone(), &["u1"]),
@@ -88,7 +88,7 @@ fn a_single_call_with_everything_set() {
     );
     // The job's own sender wins; a native message is the payload as it stands.
     head.sender = Some("boss".into());
-    head.content = Content::Native(raw("[1, 2]"));
+    head.content = Content::Raw(raw("[1, 2]"));
     let got = golden(&*target, head, &["u1"]);
     assert!(got.contains(r#""from_uid":"boss""#), "{got}");
     assert!(
@@ -101,7 +101,7 @@ fn a_single_call_with_everything_set() {
 fn a_single_call_on_version_3() {
     let mut head = head();
     head.sender = Some("news".into());
-    head.options.expire_seconds = 9;
+    head.options.expire_seconds = Some(9);
     assert_eq!(
         golden(&*single(Version::V3), head, &["u1"]),
         "POST http://im:5001/message/send\n\
@@ -197,7 +197,7 @@ fn what_an_account_cannot_carry_is_refused_at_acceptance() {
     let long = |head: &mut Head| head.content = Content::Custom(raw(&format!("{:32768}", 1)));
     check(&*v2, long, &[]);
     let long = |head: &mut Head| {
-        head.content = Content::Native(raw(&format!("\"{}\"", "x".repeat(32_766))));
+        head.content = Content::Raw(raw(&format!("\"{}\"", "x".repeat(32_766))));
     };
     check(&*v2, long, &["message"]);
     check(&*v2, |head| head.sender = Some(" ".into()), &["sender"]);
@@ -205,12 +205,12 @@ fn what_an_account_cannot_carry_is_refused_at_acceptance() {
     check(&*v3, |head| head.sender = Some("news".into()), &[]);
     check(
         &*packed,
-        |head| head.options.expire_seconds = 1,
+        |head| head.options.expire_seconds = Some(1),
         &["options.expire_seconds"],
     );
     let online = |head: &mut Head| {
         head.sender = Some("news".into());
-        head.options.online_only = true;
+        head.options.online_only = Some(true);
     };
     check(&*v3, online, &["options.online_only"]);
     check(&*v2, online, &[]);

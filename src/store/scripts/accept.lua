@@ -2,9 +2,11 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 app  2 client_msg_no  3 target  4 content digest  5 submission  6 entries  7 parts
---          8 buckets  9 partitions  10 now in ms  11 ttl in s
--- Returns  {'conflict'}, {'settled'}, {'again', buckets, partitions} or
---          {'expand', buckets, partitions, 1 if this is the first submission}
+--          8 buckets  9 partitions  10 now in ms  11 ttl in s  12 warnings as JSON, or nothing
+--          13 version of the stored message, or nothing
+-- Returns  {'conflict'}, {'settled'}, {'again', buckets, partitions, version} or
+--          {'expand', buckets, partitions, version, 1 if this is the first submission};
+--          the version of the stored message that the job started with, 0 if there is none
 -- Atomic   because two producers may submit the same job at once: one decides the shape, and a
 --          submission raises the total once.
 
@@ -34,13 +36,21 @@ end
 -- a larger job has enough buckets to grow; beyond 2^20 buckets the arithmetic would not be exact.
 local RESHAPE_FROM, RESHAPE_RECORDS, RESHAPE_BUCKETS = 8, 50000, 1048576
 
-local row = call('HMGET', HEADER, 'buckets', 'partitions', 'digest', 'parts', 'total')
+local row = call('HMGET', HEADER, 'buckets', 'partitions', 'digest', 'parts', 'total', 'template')
 local buckets, partitions, digest, parts = row[1], row[2], row[3], row[4]
 local first = not buckets
+local template = row[6] or '0'
 if first then
   buckets, partitions = ARGV[8], ARGV[9]
   begin('app', ARGV[1], 'client_msg_no', ARGV[2], 'target', ARGV[3], 'digest', ARGV[4],
     'buckets', buckets, 'partitions', partitions, 'accepted_at_ms', ARGV[10], 'parts', ARGV[7])
+  if ARGV[12] ~= '' then
+    call('HSET', HEADER, 'warnings', ARGV[12])
+  end
+  if ARGV[13] ~= '' then
+    template = ARGV[13]
+    call('HSET', HEADER, 'template', template)
+  end
 else
   -- A header that was rebuilt from slices knows no digest; it takes the first it meets.
   if digest == '' then
@@ -71,7 +81,7 @@ if submission and sub(submission, 1, 1) ~= '?' then
   if settled >= now[1] and sub(submission, -1) == '1' then
     return { 'settled' }
   end
-  return { 'again', buckets, partitions }
+  return { 'again', buckets, partitions, template }
 end
 
 -- Slices that came before (the ledger was lost in between) have raised the total by theirs.
@@ -82,6 +92,6 @@ call('HINCRBY', HEADER, 'submissions', 1)
 call('HDEL', HEADER, 'completed_at_ms')
 keep(ttl)
 if submission then
-  return { 'again', buckets, partitions }
+  return { 'again', buckets, partitions, template }
 end
-return { 'expand', buckets, partitions, first and 1 or 0 }
+return { 'expand', buckets, partitions, template, first and 1 or 0 }

@@ -8,7 +8,7 @@ use fanwise::domain::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use fanwise::domain::lane::Priority;
 use fanwise::domain::message::{Content, Options};
 use fanwise::domain::outcome::Outcome;
-use fanwise::domain::slice::{Head, Shape};
+use fanwise::domain::slice::{Addressed, Head, Shape};
 use fanwise::ports::{
     Accepted, Claim, ClaimState, Claimed, JobState, Ledger, Settle, SliceRef, Standing, Submission,
 };
@@ -58,6 +58,9 @@ impl Job {
             target: TARGET.to_owned(),
             priority: Priority::Normal,
             sender: None,
+            addressed: Addressed::Users,
+            native: None,
+            vars: None,
             content: Content::Text("hello".to_owned()),
             options: Options::default(),
             accepted_at_ms: 1_700_000_000_000,
@@ -89,6 +92,8 @@ impl Job {
             parts: 1,
             shape: self.shape,
             now_ms: self.head.accepted_at_ms,
+            warnings: Vec::new(),
+            template: None,
         }
     }
 
@@ -369,7 +374,13 @@ async fn every_step_may_be_repeated(bench: &impl StoreBench) {
     let submission = job.submission("s", 7);
     store.accept(&submission).await.unwrap();
     let again = store.accept(&submission).await.unwrap();
-    assert_eq!(again, Accepted::Again { shape: job.shape });
+    assert_eq!(
+        again,
+        Accepted::Again {
+            shape: job.shape,
+            template: None
+        }
+    );
     for _ in 0..2 {
         let states = each(claim(store, slice, ANN, LEASE, &people).await);
         assert_eq!(states, [ClaimState::Granted; 6]);
@@ -457,9 +468,22 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     );
 
     let accepted = store.accept(&first).await.unwrap();
-    assert_eq!(accepted, Accepted::Expand { shape, first: true });
+    assert_eq!(
+        accepted,
+        Accepted::Expand {
+            shape,
+            first: true,
+            template: None
+        }
+    );
     let accepted = store.accept(&first).await.unwrap();
-    assert_eq!(accepted, Accepted::Again { shape });
+    assert_eq!(
+        accepted,
+        Accepted::Again {
+            shape,
+            template: None
+        }
+    );
     let other = Submission {
         content_digest: "other".to_owned(),
         ..first.clone()
@@ -506,7 +530,8 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
         accepted,
         Accepted::Expand {
             shape,
-            first: false
+            first: false,
+            template: None
         }
     );
     let record = store.job(job.id()).await.unwrap().unwrap();
@@ -642,7 +667,8 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
         accepted,
         Accepted::Expand {
             shape,
-            first: false
+            first: false,
+            template: None
         }
     );
     let other = Submission {
@@ -662,7 +688,13 @@ async fn a_submission_accepted_after_its_slices_counts_once(bench: &impl StoreBe
     let [one, two] = [job.slice(&ids[0], 10), job.slice(&ids[1], 10)];
     claim(store, one, ANN, LEASE, &people[..10]).await;
     let accepted = store.accept(&job.submission("s", 20)).await.unwrap();
-    assert_eq!(accepted, Accepted::Again { shape: job.shape });
+    assert_eq!(
+        accepted,
+        Accepted::Again {
+            shape: job.shape,
+            template: None
+        }
+    );
     let sent = all(&people[..10], Outcome::Sent);
     let standing = settle(store, one, ANN, &sent, true).await;
     assert_eq!(standing.accounts.total, 20);

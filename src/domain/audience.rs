@@ -1,0 +1,352 @@
+//! Who is to get a message: a list of users, a list of groups, or all users of the target.
+//!
+//! A list stays in the message it came in and is read from there, entry by entry, so that an audience
+//! of any size costs no second copy. An audience of all users has no list: the intake asks the target
+//! page by page and publishes each page as a part of the same job.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use ring::digest;
+use schemars::JsonSchema;
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use super::fields::{Fields, Problem};
+use super::job::{JOB_RECIPIENTS_MAX, Part, RECIPIENT_BYTES_MAX, wrong_id};
+use super::slice::Addressed;
+
+/// Largest `vars` of one recipient, in bytes of JSON.
+pub const VARS_BYTES_MAX: usize = 16 * 1024;
+
+/// Who is to get the message: one of `users`, `groups` and `all`.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[schemars(rename = "Audience", deny_unknown_fields)]
+pub struct AudienceDocument {
+    /// Recipients, at most 100,000 in one message.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default, length(min = 1, max = 100_000))]
+    pub users: Vec<MemberDocument>,
+    /// Ids of groups; each is sent to once, as a group.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        default,
+        length(min = 1, max = 100_000),
+        inner(length(min = 1, max = 255))
+    )]
+    pub groups: Vec<String>,
+    /// The target's number for the kind of group, 2 if left out; WuKongIM knows others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2, max = 255))]
+    pub group_type: Option<u8>,
+    /// Everybody the target knows; the job says `"confirm_all": true` too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
+    pub all: bool,
+    /// Where in the list of all users to go on. Fanwise sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Recipients to leave out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default, length(max = 100_000))]
+    pub exclude: Vec<String>,
+}
+
+/// A recipient: its id alone, or with values for the placeholders in the message.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Member")]
+#[serde(untagged)]
+pub enum MemberDocument {
+    /// 1 to 255 bytes.
+    Id(String),
+    WithVars {
+        /// 1 to 255 bytes.
+        #[schemars(length(min = 1, max = 255))]
+        id: String,
+        /// At most 16 KiB.
+        #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
+        vars: Box<RawValue>,
+    },
+}
+
+impl From<String> for MemberDocument {
+    fn from(id: String) -> Self {
+        Self::Id(id)
+    }
+}
+
+/// One entry of a list.
+#[derive(Clone, Debug)]
+pub struct Member<'a> {
+    pub id: Cow<'a, str>,
+    pub vars: Option<&'a RawValue>,
+}
+
+impl AsRef<str> for Member<'_> {
+    fn as_ref(&self) -> &str {
+        &self.id
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Audience<'a> {
+    who: Who<'a>,
+    exclude: Vec<Cow<'a, str>>,
+    /// The target takes `Ana` and `ana` for the same user.
+    folds_case: bool,
+}
+
+#[derive(Debug)]
+enum Who<'a> {
+    Users(&'a RawValue),
+    Groups(&'a RawValue, u8),
+    All { cursor: Option<String> },
+}
+
+/// The kind of group of most systems that have groups.
+pub const GROUP: u8 = 2;
+
+impl<'a> Audience<'a> {
+    pub(super) fn read(mut fields: Fields<'a>, problems: &mut Vec<Problem>) -> Option<Self> {
+        let users = fields.raw("users");
+        let groups = fields.raw("groups");
+        let kind: Option<u8> = fields.get("group_type", "a number, 2 to 255,", problems);
+        let all: Option<bool> = fields.get("all", "true or false", problems);
+        let cursor: Option<String> = fields.get("cursor", "a text", problems);
+        let exclude: Vec<Text<'a>> = fields
+            .get("exclude", "a list of recipient ids", problems)
+            .unwrap_or_default();
+        let who = match (users, groups, all.unwrap_or_default()) {
+            (Some(users), None, false) => Some(Who::Users(users)),
+            (None, Some(groups), false) => Some(Who::Groups(groups, kind.unwrap_or(GROUP))),
+            (None, None, true) => Some(Who::All { cursor }),
+            (None, None, false) => {
+                let what = "missing; a list of recipient ids is expected, or `groups`, or `all`";
+                fields.problem("users", what, problems);
+                None
+            }
+            _ => {
+                let what = "only one of `users`, `groups` and `all` can be the audience of a job";
+                fields.problem("users", what, problems);
+                None
+            }
+        };
+        if kind.is_some_and(|kind| kind < GROUP) {
+            fields.problem("group_type", "is not 2 to 255", problems);
+        }
+        fields.finish(problems);
+        Some(Self {
+            who: who?,
+            exclude: exclude.into_iter().map(|text| text.0).collect(),
+            folds_case: false,
+        })
+    }
+
+    /// Sorts what is looked up, in the form the target compares in.
+    pub(super) fn prepare(&mut self, folds_case: bool) {
+        self.folds_case = folds_case;
+        for id in &mut self.exclude {
+            fold(id, folds_case);
+        }
+        self.exclude.sort_unstable();
+    }
+
+    pub(super) fn addressed(&self) -> Addressed {
+        match self.who {
+            Who::Users(_) | Who::All { .. } => Addressed::Users,
+            Who::Groups(_, kind) => Addressed::Groups(kind),
+        }
+    }
+
+    /// Where to go on with an audience of all users; nothing for a list.
+    pub(super) fn all(&self) -> Option<Option<&str>> {
+        match &self.who {
+            Who::All { cursor } => Some(cursor.as_deref()),
+            Who::Users(_) | Who::Groups(..) => None,
+        }
+    }
+
+    pub(super) fn excludes(&self, id: &str) -> bool {
+        self.exclude
+            .binary_search_by(|probe| (**probe).cmp(id))
+            .is_ok()
+    }
+
+    pub(super) fn excluded(&self) -> &[Cow<'a, str>] {
+        &self.exclude
+    }
+
+    fn list(&self) -> Option<(&'a RawValue, &'static str)> {
+        match self.who {
+            Who::Users(list) => Some((list, "users")),
+            Who::Groups(list, _) => Some((list, "groups")),
+            Who::All { .. } => None,
+        }
+    }
+
+    pub(super) fn for_each(&self, mut each: impl FnMut(Member<'a>)) {
+        let Some((list, _)) = self.list() else {
+            return;
+        };
+        // Any fault was reported by the census before the job was accepted.
+        let _ = read_list(list.get(), |mut member| {
+            fold(&mut member.id, self.folds_case);
+            if !self.excludes(&member.id) {
+                each(member);
+            }
+        });
+    }
+
+    /// Counts, hashes and checks the recipients.
+    pub(super) fn census(&self, problems: &mut Vec<Problem>) -> Census {
+        let mut census = Census {
+            entries: 0,
+            personal: false,
+            hash: digest::Context::new(&digest::SHA256),
+        };
+        let Some((list, name)) = self.list() else {
+            return census;
+        };
+        let mut index = 0;
+        let read = read_list(list.get(), |mut member| {
+            if let Some(what) = wrong_id(&member.id, RECIPIENT_BYTES_MAX) {
+                problems.push(Problem::new(format!("audience.{name}[{index}]"), what));
+            }
+            if let Some(what) = member.vars.and_then(wrong_vars) {
+                problems.push(Problem::new(format!("audience.{name}[{index}].vars"), what));
+            }
+            index += 1;
+            fold(&mut member.id, self.folds_case);
+            if !self.excludes(&member.id) {
+                census.count(&member);
+            }
+        });
+        if let Err(error) = read {
+            let what = format!("a list of recipients is expected: at entry {index}, {error}");
+            problems.push(Problem::new(format!("audience.{name}"), what));
+        } else if index > JOB_RECIPIENTS_MAX {
+            let what = format!(
+                "{index} recipients, at most {JOB_RECIPIENTS_MAX} in one message; send parts"
+            );
+            problems.push(Problem::new(format!("audience.{name}"), what));
+        }
+        census
+    }
+}
+
+/// An id in the form that a target compares in. Copies only what changes.
+pub fn fold(id: &mut Cow<'_, str>, folds_case: bool) {
+    if folds_case && id.chars().any(char::is_uppercase) {
+        *id = Cow::Owned(id.to_lowercase());
+    }
+}
+
+fn wrong_vars(vars: &RawValue) -> Option<String> {
+    let size = vars.get().len();
+    if size > VARS_BYTES_MAX {
+        Some(format!("{size} bytes, at most {VARS_BYTES_MAX} are taken"))
+    } else if !vars.get().starts_with('{') {
+        Some("a JSON object is expected".to_owned())
+    } else {
+        None
+    }
+}
+
+/// What one pass over an audience tells.
+pub(super) struct Census {
+    pub(super) entries: usize,
+    /// Somebody brings values for placeholders.
+    pub(super) personal: bool,
+    hash: digest::Context,
+}
+
+impl Census {
+    fn count(&mut self, member: &Member<'_>) {
+        self.entries += 1;
+        let mut update = |text: &str| {
+            self.hash.update(&(text.len() as u32).to_be_bytes());
+            self.hash.update(text.as_bytes());
+        };
+        update(&member.id);
+        if let Some(vars) = member.vars {
+            update(vars.get());
+            self.personal = true;
+        }
+    }
+
+    /// Names the list within its job.
+    pub(super) fn digest(self, part: Part) -> String {
+        let mut hash = self.hash;
+        hash.update(&part.number.to_be_bytes());
+        let digest = hash.finish();
+        digest.as_ref()[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Walks a JSON list without collecting it.
+fn read_list<'a>(json: &'a str, each: impl FnMut(Member<'a>)) -> Result<(), serde_json::Error> {
+    struct Each<F>(F);
+    impl<'de, F: FnMut(Member<'de>)> Visitor<'de> for Each<F> {
+        type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+            while let Some(member) = list.next_element()? {
+                (self.0)(member);
+            }
+            Ok(())
+        }
+    }
+    impl<'de, F: FnMut(Member<'de>)> DeserializeSeed<'de> for Each<F> {
+        type Value = ();
+        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+            deserializer.deserialize_seq(self)
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    Each(each).deserialize(&mut deserializer)?;
+    deserializer.end()
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entry;
+        impl<'de> Visitor<'de> for Entry {
+            type Value = Member<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, or an object with `id` and `vars`")
+            }
+            fn visit_borrowed_str<E>(self, id: &'de str) -> Result<Member<'de>, E> {
+                let id = Cow::Borrowed(id);
+                Ok(Member { id, vars: None })
+            }
+            fn visit_str<E>(self, id: &str) -> Result<Member<'de>, E> {
+                let id = Cow::Owned(id.to_owned());
+                Ok(Member { id, vars: None })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Member<'de>, A::Error> {
+                let (mut id, mut vars) = (None, None);
+                while let Some(Text(key)) = map.next_key()? {
+                    match &*key {
+                        "id" => id = Some(map.next_value::<Text<'de>>()?.0),
+                        "vars" => vars = Some(map.next_value::<&'de RawValue>()?),
+                        other => {
+                            return Err(serde::de::Error::unknown_field(other, &["id", "vars"]));
+                        }
+                    }
+                }
+                let id = id.ok_or_else(|| serde::de::Error::missing_field("id"))?;
+                Ok(Member { id, vars })
+            }
+        }
+        deserializer.deserialize_any(Entry)
+    }
+}

@@ -1,0 +1,144 @@
+//! One call to a backend, from the request to a verdict: signed, with its credential, and probed when
+//! it stays in doubt and the target can tell.
+//!
+//! A call is made once. The one exception is a credential that was refused, which the target says
+//! without having carried anything out: then the call is made again, once, with a new one.
+
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+
+use super::context::{TargetRuntime, now_ms};
+use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::ports::{Calls, Probed, Reply, Request, SendError, Signing, Transport};
+
+/// How often a probe must say "not sent" before it is believed.
+const PROBES: u32 = 2;
+
+/// Makes calls to one target.
+pub(super) struct Caller<'a, T> {
+    pub(super) target: &'a TargetRuntime,
+    pub(super) transport: &'a T,
+    pub(super) traceparent: Option<&'a str>,
+}
+
+impl<T: Transport> Caller<'_, T> {
+    /// What becomes of these recipients. `in_doubt`: an earlier call for them may have been carried
+    /// out, so the target is asked first.
+    pub(super) async fn call(
+        &self,
+        calls: &dyn Calls,
+        recipients: &[&str],
+        in_doubt: bool,
+    ) -> Verdict {
+        if in_doubt && let Some(probed) = self.probe(calls, recipients).await {
+            match probed {
+                Probed::Sent => return Verdict::All(Answer::done()),
+                Probed::NotSent => {}
+                Probed::Unknown => return Verdict::All(lost()),
+            }
+        }
+        let verdict = self.once(calls, recipients).await;
+        let unknown = verdict
+            .whole()
+            .is_some_and(|it| it.class == Class::Uncertain);
+        if !unknown {
+            return verdict;
+        }
+        match self.probe(calls, recipients).await {
+            Some(Probed::Sent) => Verdict::All(Answer::done()),
+            Some(Probed::NotSent) => {
+                let text = "the reply was lost, and the target says twice that it was not sent";
+                Verdict::All(Answer::new(Class::Transient, "not_sent", text))
+            }
+            Some(Probed::Unknown) | None => verdict,
+        }
+    }
+
+    async fn once(&self, calls: &dyn Calls, recipients: &[&str]) -> Verdict {
+        let read = |reply| match reply {
+            Ok(reply) => calls.read(recipients, &reply),
+            Err(error) => Verdict::All(SendError::answer(&error)),
+        };
+        let first = match self.authorised(|| calls.request(recipients)).await {
+            Ok((reply, held)) => (read(reply), held),
+            Err(answer) => return Verdict::All(answer),
+        };
+        let (verdict, Some(held)) = first else {
+            return first.0;
+        };
+        if !verdict.whole().is_some_and(|answer| answer.stale) {
+            return verdict;
+        }
+        self.target.keyring.refuse(&held);
+        match self.authorised(|| calls.request(recipients)).await {
+            Ok((reply, _)) => read(reply),
+            Err(answer) => Verdict::All(answer),
+        }
+    }
+
+    /// Sends a request with what proves that it is ours. An error: it could not be made.
+    async fn authorised(
+        &self,
+        request: impl FnOnce() -> Request,
+    ) -> Result<(Result<Reply, SendError>, Option<Credential>), Answer> {
+        let TargetRuntime {
+            target,
+            keyring,
+            call_timeout,
+            ..
+        } = self.target;
+        let held = match target.login() {
+            Some(login) => Some(keyring.get(login, self.transport, *call_timeout).await?),
+            None => None,
+        };
+        let mut request = request();
+        if let (Some(login), Some(held)) = (target.login(), &held) {
+            login.apply(&mut request, held.secret.expose());
+        }
+        let signing = Signing {
+            now_ms: now_ms(),
+            nonce: fastrand::u128(..),
+        };
+        target.sign(&mut request, signing);
+        if let Some(Ok(trace)) = self.traceparent.map(HeaderValue::from_str) {
+            request.headers.insert("traceparent", trace);
+        }
+        let metrics = &self.target.metrics;
+        metrics.in_flight.inc();
+        let reply = self.transport.send(request, *call_timeout).await;
+        metrics.in_flight.dec();
+        Ok((reply, held))
+    }
+
+    /// Asks what became of a call in doubt; nothing where the target cannot tell.
+    async fn probe(&self, calls: &dyn Calls, recipients: &[&str]) -> Option<Probed> {
+        let started = Instant::now();
+        let mut wait = self.target.target.profile().probe_after;
+        for turn in 1..=PROBES {
+            let request = calls.probe(recipients)?;
+            tokio::time::sleep(wait).await;
+            let probed = match self.authorised(|| request).await {
+                Ok((Ok(reply), _)) => calls.read_probe(recipients, &reply),
+                Ok((Err(_), _)) | Err(_) => Probed::Unknown,
+            };
+            tracing::debug!(
+                turn, probed = ?probed, waited_ms = started.elapsed().as_millis() as u64,
+                "a call in doubt was probed"
+            );
+            if probed != Probed::NotSent {
+                return Some(probed);
+            }
+            wait = wait.saturating_mul(2).min(Duration::from_secs(5));
+        }
+        Some(Probed::NotSent)
+    }
+}
+
+type Credential = std::sync::Arc<super::credential::Held>;
+
+/// Nobody knows what became of the call of a worker that ended.
+pub(super) fn lost() -> Answer {
+    let text = "the worker that was sending ended without recording an answer";
+    Answer::new(Class::Uncertain, "lost", text)
+}

@@ -1,0 +1,85 @@
+//! The credential of a target that has to be fetched: kept, renewed in time, fetched by one task while
+//! the others wait for it.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+
+use crate::domain::outcome::{Answer, Class};
+use crate::ports::{Credential, Login, Transport};
+use crate::secret::Secret;
+
+/// A credential is renewed when so little of its life is left, or a tenth of it if that is less.
+const RENEW_BEFORE: Duration = Duration::from_secs(60);
+
+/// A credential in use.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) secret: Secret,
+    renew_at: Instant,
+}
+
+/// Keeps the credential of one target.
+#[derive(Debug, Default)]
+pub struct Keyring {
+    held: RwLock<Option<Arc<Held>>>,
+    /// Held while a new one is fetched.
+    fetching: Mutex<()>,
+}
+
+impl Keyring {
+    /// The credential; fetched if there is none that lasts. An error is what the failure means for the
+    /// call that wanted it: it was not made.
+    pub(super) async fn get<T: Transport>(
+        &self,
+        login: &dyn Login,
+        transport: &T,
+        timeout: Duration,
+    ) -> Result<Arc<Held>, Answer> {
+        if let Some(held) = self.good() {
+            return Ok(held);
+        }
+        let _alone = self.fetching.lock().await;
+        if let Some(held) = self.good() {
+            return Ok(held);
+        }
+        let reply = transport.send(login.request(), timeout).await;
+        let credential = match reply {
+            Ok(reply) => login.read(&reply),
+            Err(error) => Err(error.answer()),
+        };
+        let Credential { secret, lives } = credential.map_err(not_made)?;
+        let held = Arc::new(Held {
+            secret,
+            renew_at: Instant::now() + lives - RENEW_BEFORE.min(lives / 10),
+        });
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&held));
+        tracing::info!(lives_seconds = lives.as_secs(), "a credential was fetched");
+        Ok(held)
+    }
+
+    fn good(&self) -> Option<Arc<Held>> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.clone().filter(|held| Instant::now() < held.renew_at)
+    }
+
+    /// Forgets a credential that was refused, unless another one has taken its place.
+    pub(super) fn refuse(&self, refused: &Arc<Held>) {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, refused)) {
+            *held = None;
+        }
+    }
+}
+
+/// Without a credential the call is not made: whatever the answer of the login says of itself,
+/// nobody is in doubt and nobody is at fault.
+fn not_made(mut answer: Answer) -> Answer {
+    answer.class = match answer.class {
+        Class::Permanent | Class::Config => Class::Config,
+        Class::Throttled => Class::Throttled,
+        Class::Done | Class::Transient | Class::Uncertain => Class::Transient,
+    };
+    answer.unreached()
+}
