@@ -1,5 +1,6 @@
 //! The public formats as JSON Schema and AsyncAPI, generated from the types that write them. The files
-//! in `schemas/` are these documents; a test fails when they drift.
+//! in `schemas/` are these documents, with the mapping of all targets beside them; a test fails when they
+//! drift.
 
 use schemars::{JsonSchema, schema_for};
 use serde_json::{Value, json};
@@ -8,11 +9,12 @@ use crate::domain::announce::{DeadLetter, JobEvent};
 use crate::domain::job::JobDocument;
 
 /// File names of all documents.
-pub const DOCUMENTS: [&str; 4] = [
+pub const DOCUMENTS: [&str; 5] = [
     "job.schema.json",
     "dead-letter.schema.json",
     "job-event.schema.json",
     "asyncapi.json",
+    "mapping.md",
 ];
 
 /// The text of one of [`DOCUMENTS`]; empty for another name.
@@ -22,6 +24,7 @@ pub fn document(name: &str) -> String {
         "dead-letter.schema.json" => schema::<DeadLetter>(),
         "job-event.schema.json" => schema::<JobEvent>(),
         "asyncapi.json" => asyncapi(),
+        "mapping.md" => return crate::im::mapping::markdown(),
         _ => return String::new(),
     };
     format!("{value:#}\n")

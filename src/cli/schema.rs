@@ -24,6 +24,8 @@ enum Which {
     DeadLetter,
     JobEvent,
     Asyncapi,
+    /// What each target makes of a job, as Markdown
+    Mapping,
 }
 
 pub(super) fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
@@ -39,6 +41,7 @@ pub(super) fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
         Which::DeadLetter => "dead-letter.schema.json",
         Which::JobEvent => "job-event.schema.json",
         Which::Asyncapi => "asyncapi.json",
+        Which::Mapping => "mapping.md",
     };
     output::line(document(name).trim_end())?;
     Ok(Exit::Ok)

@@ -11,6 +11,8 @@ mod fixture;
 pub mod http;
 /// How calls are put together: JSON and digests without detours.
 mod json;
+/// The table of what each target makes of a job.
+pub mod mapping;
 /// The mock server that plays the systems in tests and rehearsals.
 pub mod mock;
 /// What replies of all systems have in common.
@@ -42,13 +44,27 @@ macro_rules! systems {
         /// The systems by the names that configuration files use.
         pub const SYSTEMS: &[&str] = &[$(stringify!($folder),)*];
 
+        /// A target of every kind that differs in what it can honour, with the name of the kind.
+        pub(crate) fn samples() -> Vec<(&'static str, Box<dyn Target>)> {
+            let mut samples = Vec::new();
+            $(
+                for (name, settings) in $folder::Settings::samples() {
+                    // A sample has nothing wrong with it; one that had would be missing in a test.
+                    samples.extend(
+                        build(name, &TargetSettings::$variant(settings)).ok().map(|it| (name, it)),
+                    );
+                }
+            )*
+            samples
+        }
+
         /// Builds the target `name`, or says everything that is wrong with its settings.
         pub fn build(
             name: &str,
             settings: &TargetSettings,
         ) -> Result<Box<dyn Target>, Vec<Problem>> {
             let mut problems = Vec::new();
-            let target = match settings {
+            let target: Option<Box<dyn Target>> = match settings {
                 $(TargetSettings::$variant(settings) => {
                     $folder::target(settings, &mut problems)
                         .map(|target| Box::new(target) as Box<dyn Target>)

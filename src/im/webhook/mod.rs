@@ -73,6 +73,11 @@ impl Settings {
     pub const RECIPIENTS_PER_CALL: usize = 1;
     pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
 
+    /// Every kind of webhook honours the same.
+    pub(super) fn samples() -> Vec<(&'static str, Self)> {
+        vec![("webhook", Self::new("http://localhost/{recipient}"))]
+    }
+
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),

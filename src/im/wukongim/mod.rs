@@ -56,6 +56,20 @@ impl Settings {
     /// The one sender whose own conversation list is left alone.
     pub const SYSTEM_SENDER: &str = "____system";
 
+    /// The kinds that differ in what they honour.
+    pub(super) fn samples() -> Vec<(&'static str, Self)> {
+        let new = |version| Self::new("http://localhost", version);
+        let packed = Self {
+            packed: true,
+            ..new(Version::V2)
+        };
+        vec![
+            ("wukongim v1, v2", new(Version::V2)),
+            ("wukongim v1, v2 packed", packed),
+            ("wukongim v3", new(Version::V3)),
+        ]
+    }
+
     pub fn new(url: impl Into<String>, version: Version) -> Self {
         Self {
             url: url.into(),
