@@ -106,6 +106,7 @@ fn target_runtime(
         metrics: metrics.target(name),
         failures: AtomicU32::new(0),
         keyring: Keyring::default(),
+        directory_keyring: Keyring::default(),
         target,
     })
 }

@@ -415,7 +415,7 @@ impl Demo {
 
 fn job(users: Vec<String>) -> serde_json::Result<Vec<u8>> {
     let audience = AudienceDocument {
-        users: users.into_iter().map(Into::into).collect(),
+        users: Some(users.into_iter().map(Into::into).collect()),
         ..AudienceDocument::default()
     };
     let message = MessageDocument {

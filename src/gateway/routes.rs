@@ -142,7 +142,7 @@ fn read_job<B: Broker, S: Store, T>(
     let job =
         Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
     let target = &*context.targets[&job.head.target].target;
-    let fit = fit(target, &job.head, job.all().is_some(), job.strictness);
+    let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
     if !fit.problems.is_empty() {
         return Err(Refusal::BadJob(fit.problems));
     }

@@ -63,6 +63,8 @@ pub struct TargetRuntime {
     pub failures: AtomicU32,
     /// The credential of its calls, where one has to be fetched.
     pub keyring: Keyring,
+    /// The credential of its directory, which may be another one.
+    pub directory_keyring: Keyring,
 }
 
 impl TargetRuntime {

@@ -27,6 +27,7 @@ use futures_util::stream::FuturesUnordered;
 
 use super::call::{Caller, lost};
 use super::context::{Store, TargetRuntime, chain, now_ms, rfc3339};
+use super::enumerate::enumerate;
 use super::shift::Shift;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
@@ -71,6 +72,10 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
     let Some(target) = shift.context.targets.get(&slice.head.target) else {
         return Fate::Reject(format!("there is no target {:?} here", slice.head.target));
     };
+    if let Some(asking) = &slice.enumeration {
+        let fate = enumerate(shift, target, &slice, asking, traceparent).await;
+        return fate.unwrap_or(Fate::Lost);
+    }
     let fate = Work::new(shift, Arc::clone(target), slice, traceparent)
         .run()
         .await;

@@ -10,6 +10,7 @@ mod call;
 mod context;
 mod credential;
 mod deliver;
+mod enumerate;
 mod intake;
 mod lanes;
 mod shift;
