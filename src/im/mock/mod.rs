@@ -342,9 +342,7 @@ impl System {
             }
         }
     }
-}
 
-impl System {
     /// The answer of a server that fails after it accepted what it is asked to send.
     fn failed_after(self, state: &State, answer: Answer) -> Answer {
         match self {

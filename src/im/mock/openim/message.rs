@@ -22,7 +22,7 @@ use super::refused::{
     ARGS, NO_PERMISSION, RECORD_NOT_FOUND, Refused, SERVER_INTERNAL, USER_ID_NOT_FOUND, success,
 };
 use super::users::nil_if_empty;
-use super::{Caller, bind, content, tokens};
+use super::{Caller, bind, content};
 use crate::im::mock::System;
 use crate::im::mock::faults::FaultKind;
 use crate::im::mock::go::null_is_default;
@@ -234,7 +234,7 @@ fn check_notification_account(caller: &Caller<'_>, send_id: &str) -> Result<(), 
     if caller.rules.is_staff(send_id) {
         return Ok(());
     }
-    match tokens::exists(caller.rules, caller.state.directory, send_id) {
+    match caller.knows(send_id) {
         true => Err(Refused::invalid(NO_PERMISSION, "no notification account")),
         false => Err(Refused::invalid(USER_ID_NOT_FOUND, "")),
     }
@@ -264,14 +264,13 @@ fn receipt(caller: &Caller<'_>, message: &Message, recv_id: &str) -> Result<Rece
 fn code_for(caller: &Caller<'_>, message: &Message, recipient: &str) -> Option<i32> {
     let rules = caller.rules;
     let is_notification = message.session_type == NOTIFICATION;
-    let exists = |uid: &str| tokens::exists(rules, caller.state.directory, uid);
     let ignores_relations = is_notification || message.send_id == rules.admin;
     let set = rules.code_of(recipient);
     if let Some(code) = set.filter(|code| !(ignores_relations && is_relation(*code))) {
         return Some(code);
     }
-    let to_stranger = message.session_type == SINGLE && !exists(recipient);
-    if to_stranger || (!is_notification && !exists(&message.send_id)) {
+    let to_stranger = message.session_type == SINGLE && !caller.knows(recipient);
+    if to_stranger || (!is_notification && !caller.knows(&message.send_id)) {
         return Some(RECORD_NOT_FOUND);
     }
     let refusal = &caller.fate.refusal;

@@ -87,6 +87,10 @@ impl Caller<'_> {
     fn is_admin(&self) -> bool {
         self.user == self.rules.admin
     }
+
+    fn knows(&self, uid: &str) -> bool {
+        self.rules.knows(self.state.directory, uid)
+    }
 }
 
 /// Answers a request below one of OpenIM's paths.

@@ -9,7 +9,7 @@ use crate::im::mock::reply::Answer;
 pub(super) const SERVER_INTERNAL: i32 = 500;
 pub(super) const ARGS: i32 = 1001;
 pub(super) const NO_PERMISSION: i32 = 1002;
-pub(in crate::im::mock::openim) const RECORD_NOT_FOUND: i32 = 1004;
+pub(super) const RECORD_NOT_FOUND: i32 = 1004;
 pub(super) const USER_ID_NOT_FOUND: i32 = 1101;
 pub(super) const TOKEN_EXPIRED: i32 = 1501;
 pub(super) const TOKEN_MALFORMED: i32 = 1503;
@@ -38,7 +38,7 @@ pub(super) fn success(data: impl Serialize) -> Answer {
 /// A request that is refused as a whole.
 #[derive(Debug)]
 pub(super) struct Refused {
-    pub(super) code: i32,
+    code: i32,
     detail: String,
     status: StatusCode,
     /// True when the caller broke a rule, rather than that a user cannot be sent to.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::im::mock::directory::Directory;
+
 /// The settings of the OpenIM mock, as `GET /_mock/openim` shows and `POST /_mock/openim` changes them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -48,6 +50,11 @@ impl Rules {
 
     pub(super) fn is_staff(&self, uid: &str) -> bool {
         self.staff().any(|member| member == uid)
+    }
+
+    /// True unless only listed users exist and this is none.
+    pub(super) fn knows(&self, directory: Directory, uid: &str) -> bool {
+        !self.listed_only || directory.contains(uid) || self.is_staff(uid)
     }
 
     /// The code that is set for this user or group.

@@ -18,7 +18,6 @@ use super::refused::{
 };
 use super::{Rules, bind};
 use crate::im::mock::Call;
-use crate::im::mock::directory::Directory;
 use crate::im::mock::go::null_is_default;
 use crate::im::mock::reply::Answer;
 use crate::im::mock::state::State;
@@ -109,7 +108,7 @@ pub(super) fn admin(state: &State, rules: &Rules, call: &Call) -> Result<Answer,
 
 pub(super) fn user(state: &State, rules: &Rules, call: &Call) -> Result<Answer, Refused> {
     let request = authentic(rules, call)?;
-    if !exists(rules, state.directory, &request.user_id) {
+    if !rules.knows(state.directory, &request.user_id) {
         return Err(Refused::new(RECORD_NOT_FOUND, ""));
     }
     Ok(issued(state, &request))
@@ -129,9 +128,4 @@ fn issued(state: &State, request: &TokenRequest) -> Answer {
         "token": tokens.issue(&request.user_id, request.platform_id),
         "expireTimeSeconds": LIFETIME_SECONDS,
     }))
-}
-
-/// True unless only listed users exist and this is none.
-pub(super) fn exists(rules: &Rules, directory: Directory, uid: &str) -> bool {
-    !rules.listed_only || directory.contains(uid) || rules.is_staff(uid)
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::refused::{ARGS, RECORD_NOT_FOUND, Refused, success};
-use super::{Rules, bind, tokens};
+use super::{Rules, bind};
 use crate::im::mock::Call;
 use crate::im::mock::faults::Fate;
 use crate::im::mock::go::null_is_default;
@@ -119,7 +119,7 @@ pub(super) fn check(
         return Err(Refused::invalid(ARGS, "userID repeated"));
     }
     let unknown = |uid: &str| {
-        !tokens::exists(rules, state.directory, uid)
+        !rules.knows(state.directory, uid)
             || rules.code_of(uid) == Some(RECORD_NOT_FOUND)
             || (rules.refuse_code == RECORD_NOT_FOUND && fate.refusal.applies_to(uid))
     };

@@ -378,7 +378,7 @@ async fn only_the_admin_may_send() {
 /// Goal: a token dies of age or revocation, and a new one helps.
 #[tokio::test]
 async fn tokens_die() {
-    let im = openim(json!({ "token_calls": 2 })).await;
+    let mut im = openim(json!({ "token_calls": 2 })).await;
     assert_eq!(im.code(SEND, &single("u1")).await.0, 0);
     assert_eq!(im.code(SEND, &single("u1")).await.0, 0);
     assert_eq!(im.code(SEND, &single("u1")).await, (1501, 200));
@@ -388,21 +388,16 @@ async fn tokens_die() {
         .post("/_mock/openim", &json!({ "token_calls": null }))
         .await;
     assert_eq!(im.code(SEND, &single("u1")).await.0, 0);
+    // The first token is old, but was not revoked.
+    let mut alive = 2;
     for (body, code) in [(json!({}), 1501), (json!({ "code": 1506 }), 1506)] {
-        let fresh = Im {
-            token: admin_token(&im.mock).await,
-            mock: im.mock.clone(),
-        };
-        assert_eq!(fresh.code(SEND, &single("u1")).await.0, 0);
+        im.token = admin_token(&im.mock).await;
+        assert_eq!(im.code(SEND, &single("u1")).await.0, 0);
         let reply = im.mock.post("/_mock/openim/revoke", &body).await;
-        assert!(
-            reply.json()["revoked"].as_u64().unwrap() >= 1,
-            "{}",
-            reply.body
-        );
-        assert_eq!(fresh.code(SEND, &single("u1")).await, (code, 200));
+        assert_eq!(reply.json()["revoked"], alive, "{}", reply.body);
+        assert_eq!(im.code(SEND, &single("u1")).await, (code, 200));
+        alive = 1;
     }
-    assert_eq!(im.code(SEND, &single("u1")).await, (1501, 200));
 }
 
 /// Goal: the settings are shown and patched over the wire, and wrong ones leave them as they were.
@@ -496,7 +491,9 @@ async fn status_is_unknown_while_in_flight() {
         .await;
     drop(stream);
     im.mock.set(json!({ "latency": null })).await;
-    assert_eq!(im.status("slow").await, 0);
+    let status = im.status("slow").await;
+    let is_sent = im.mock.handle.stats().accepted == 1;
+    assert!(status == 0 || is_sent, "{status}");
     im.mock
         .until("acceptance", |stats| stats.accepted == 1)
         .await;
