@@ -14,9 +14,9 @@ use super::{KEEP_DEFAULT, Settings, USERS_DEFAULT};
 /// WuKongIM answers at /message/send and /message/sendbatch, OpenIM at /msg/send_msg and
 /// /msg/batch_send_msg, a plain webhook below /hook. Users are listed by OpenIM's /user/get_users
 /// and WuKongIM's manager (v2 /cluster/users, v3 /manager/users).
-/// All misbehaviour can be changed while it runs: POST the JSON of GET /_mock/faults back to it.
-/// GET /_mock/stats counts, GET /_mock/accepted?recipient=UID tells what a user got. So can what
-/// OpenIM is configured to, at /_mock/openim.
+/// All misbehaviour can be changed while it runs: POST the JSON of GET /_mock/faults back to it,
+/// and what OpenIM is configured to at /_mock/openim. GET /_mock/stats counts,
+/// GET /_mock/accepted?recipient=UID tells what a user got.
 #[derive(Clone, Debug, clap::Args)]
 pub struct MockArgs {
     /// Address to listen on; port 0 takes a free one.

@@ -30,6 +30,7 @@ const MANAGER_LIMIT_MAX: u64 = 200;
 const FIRST_CREATED_AT: i64 = 1_700_000_000_000_000_000;
 const CREATED_AT_STEP: i64 = 1_000_000_000;
 
+/// A day, as the manager says; the token of the mock does not end.
 const LOGIN_SECONDS: u64 = 86_400;
 
 /// Who may ask the manager of v3.
