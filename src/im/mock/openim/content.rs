@@ -40,11 +40,11 @@ fn required(content_type: i32) -> Option<&'static [&'static str]> {
             "snapshotHeight",
         ],
         105 => &["sourceUrl", "fileName", "fileSize"],
-        AT => &["atUserList"],
+        AT => &[],
         110 => &["data"],
         114 => &[],
         118 => &["content"],
-        OA_NOTIFICATION => &["notificationName", "notificationType", "text", "mixType"],
+        OA_NOTIFICATION => &["notificationName", "notificationType", "text"],
         _ => return None,
     };
     Some(fields)
@@ -55,12 +55,13 @@ pub(super) fn check(content_type: i32, content: &Map<String, Value>) -> Result<(
     let required = required(content_type)
         .ok_or_else(|| Refused::invalid(ARGS, "not support err contentType"))?;
     for path in required {
-        if find(content, path).is_none_or(is_zero) {
+        if find(content, path).is_none_or(is_unfit) {
             return Err(undecodable(path, "required"));
         }
     }
-    match find(content, "atUserList") {
-        Some(users) if content_type == AT => check_at(users),
+    match content_type {
+        AT => check_at(content),
+        OA_NOTIFICATION => check_mix(content),
         _ => Ok(()),
     }
 }
@@ -76,12 +77,24 @@ fn find<'a>(content: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     }
 }
 
-fn check_at(users: &Value) -> Result<(), Refused> {
-    // Weak decoding makes a list of a single value.
-    let count = users.as_array().map_or(1, Vec::len);
-    match count > AT_USERS_MAX {
-        true => Err(undecodable("atUserList", "max")),
-        false => Ok(()),
+/// A list that is there, be it empty; weak decoding makes a list of a single text.
+fn check_at(content: &Map<String, Value>) -> Result<(), Refused> {
+    match find(content, "atUserList") {
+        None | Some(Value::Null | Value::Object(_)) => Err(undecodable("atUserList", "required")),
+        Some(Value::Array(users)) if users.len() > AT_USERS_MAX => {
+            Err(undecodable("atUserList", "max"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// The kind of a notification's attachment; 0, which is none, unless it is told.
+fn check_mix(content: &Map<String, Value>) -> Result<(), Refused> {
+    let told = find(content, "mixType").filter(|value| !value.is_null());
+    let kind = told.map_or(Some(0), Value::as_i64);
+    match kind {
+        Some(0..=5) => Ok(()),
+        _ => Err(undecodable("mixType", "lte")),
     }
 }
 
@@ -90,12 +103,12 @@ fn undecodable(path: &str, tag: &str) -> Refused {
     Refused::invalid(SERVER_INTERNAL, text)
 }
 
-/// Go's zero value; an empty list is not nil and so not zero.
-fn is_zero(value: &Value) -> bool {
+/// True for Go's zero value, and for what cannot be decoded into a text or a number.
+fn is_unfit(value: &Value) -> bool {
     match value {
-        Value::Null | Value::Bool(false) => true,
+        Value::Null | Value::Bool(false) | Value::Array(_) | Value::Object(_) => true,
         Value::Number(number) => number.as_f64() == Some(0.0),
         Value::String(text) => text.is_empty(),
-        Value::Bool(true) | Value::Array(_) | Value::Object(_) => false,
+        Value::Bool(true) => false,
     }
 }

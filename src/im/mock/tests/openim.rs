@@ -219,9 +219,10 @@ async fn contents_are_validated_by_type() {
         ),
         (106, json!({ "text": "hi", "atUserList": [] }), "atUserList"),
         (110, json!({ "data": "{}" }), "data"),
+        (118, json!({ "content": "*hello*" }), "content"),
         (
             1400,
-            json!({ "notificationName": "n", "notificationType": 1, "text": "t", "mixType": 1 }),
+            json!({ "notificationName": "n", "notificationType": 1, "text": "t" }),
             "text",
         ),
     ];
@@ -238,6 +239,19 @@ async fn contents_are_validated_by_type() {
         let lacking = body(without(content, field));
         assert_eq!(im.code(SEND, &lacking).await, (500, 200), "{lacking}");
     }
+    let wrong = [
+        (101, json!({ "content": { "text": "hello" } })),
+        (106, json!({ "atUserList": null })),
+        (
+            1400,
+            json!({ "notificationName": "n", "notificationType": 1, "text": "t", "mixType": 6 }),
+        ),
+    ];
+    for (content_type, content) in wrong {
+        let body = with(single("u1"), "contentType", json!(content_type));
+        let body = with(with(body, "sendID", json!("notice")), "content", content);
+        assert_eq!(im.code(SEND, &body).await, (500, 200), "{body}");
+    }
     let crowd = json!({ "text": "hi", "atUserList": vec!["u"; 1001] });
     let at = with(
         with(single("u1"), "contentType", json!(106)),
@@ -251,8 +265,7 @@ async fn contents_are_validated_by_type() {
 #[tokio::test]
 async fn notifications_need_an_account() {
     let im = openim(json!({ "listed_only": true, "notification_accounts": ["notice"] })).await;
-    let content =
-        json!({ "notificationName": "n", "notificationType": 1, "text": "t", "mixType": 1 });
+    let content = json!({ "notificationName": "n", "notificationType": 1, "text": "t" });
     let from = |sender: &str| {
         let body = with(single("stranger"), "contentType", json!(1400));
         with(
