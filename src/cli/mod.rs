@@ -66,7 +66,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Exit 0 if the worker on this machine is ready (for container health checks)
     Healthcheck,
-    /// Run the mock IM server, which misbehaves on command
+    // Described beside its flags, at length: a comment of this kind here would hide that.
     MockIm(crate::im::mock::MockArgs),
     /// Print the JSON Schemas of jobs, dead letters and events
     Schema(schema::SchemaArgs),

@@ -17,7 +17,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::de::Error as _;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use siphasher::sip::SipHasher13;
@@ -82,11 +82,13 @@ pub enum FaultKind {
     HalfBody,
     /// Accepted; 200 with broken JSON.
     BadJson,
+    /// Accepted; answered as an internal error, because something failed after it.
+    ErrorAfter,
 }
 
 impl FaultKind {
     /// Every kind, in the order of the enum.
-    pub const ALL: [FaultKind; 15] = [
+    pub const ALL: [FaultKind; 16] = [
         FaultKind::Burst429,
         FaultKind::Hang,
         FaultKind::ResetBefore,
@@ -102,6 +104,7 @@ impl FaultKind {
         FaultKind::SlowBody,
         FaultKind::HalfBody,
         FaultKind::BadJson,
+        FaultKind::ErrorAfter,
     ];
 
     /// The name used in JSON and, with dashes, on the command line.
@@ -122,6 +125,7 @@ impl FaultKind {
             FaultKind::SlowBody => "slow_body",
             FaultKind::HalfBody => "half_body",
             FaultKind::BadJson => "bad_json",
+            FaultKind::ErrorAfter => "error_after",
         }
     }
 
@@ -395,18 +399,26 @@ impl Default for Faults {
 impl Faults {
     /// These settings with the keys of `patch` changed; `null` sets a key back to its default.
     pub fn patched(&self, patch: &Value) -> Result<Faults, FaultsError> {
-        let patch = patch.as_object().ok_or(FaultsError::NotAnObject)?;
-        let mut settings = serde_json::to_value(self).map_err(FaultsError::Patch)?;
-        let keys = settings.as_object_mut().ok_or(FaultsError::NotAnObject)?;
-        for (key, value) in patch {
-            if value.is_null() {
-                keys.remove(key);
-            } else {
-                keys.insert(key.clone(), value.clone());
-            }
-        }
-        serde_json::from_value(settings).map_err(FaultsError::Patch)
+        patched(self, patch)
     }
+}
+
+/// Any settings with the keys of `patch` changed; `null` takes a key away, so that its default holds.
+pub(super) fn patched<T>(settings: &T, patch: &Value) -> Result<T, FaultsError>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let patch = patch.as_object().ok_or(FaultsError::NotAnObject)?;
+    let mut settings = serde_json::to_value(settings).map_err(FaultsError::Patch)?;
+    let keys = settings.as_object_mut().ok_or(FaultsError::NotAnObject)?;
+    for (key, value) in patch {
+        if value.is_null() {
+            keys.remove(key);
+        } else {
+            keys.insert(key.clone(), value.clone());
+        }
+    }
+    serde_json::from_value(settings).map_err(FaultsError::Patch)
 }
 
 /// Which users are refused; a snapshot that a request can use without a lock.

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::directory::Directory;
 use super::faults::{Chooser, Fate, FaultKind, Faults, FaultsError};
 use super::log::{Book, Entry, LogFile, Shards};
 use super::webhook::KnownKey;
-use super::wukongim::{Stored, Version};
-use super::{MockError, Settings};
+use super::wukongim::{Login, Stored, Version};
+use super::{MockError, Settings, openim};
 
 /// Counters since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +26,8 @@ pub struct Stats {
     pub replays: u64,
     /// New messages whose client_msg_no and recipient had been accepted before; 0 is what a sender
     /// that sends once achieves. Where the protocol carries no client_msg_no (WuKongIM sendbatch)
-    /// sender and payload stand for it.
+    /// sender and payload stand for it. At OpenIM sender, `ex` and content do; without `ex` the
+    /// operationID of a single send.
     pub duplicates: u64,
     /// Recipients refused, by the protocol for their uid or by the refuse settings.
     pub refused: u64,
@@ -86,6 +88,10 @@ pub(super) struct State {
     pub(super) version: Version,
     pub(super) token: Option<String>,
     pub(super) webhook_idempotent: bool,
+    pub(super) directory: Directory,
+    /// WuKongIM v3: who may log in to the manager; without it the manager is open.
+    pub(super) manager: Option<Login>,
+    pub(super) openim: openim::Shelf,
     pub(super) counters: Counters,
     pub(super) book: Book,
     /// WuKongIM v3: what a (channel, from_uid, client_msg_no) was answered.
@@ -115,6 +121,9 @@ impl State {
             version: settings.wukongim,
             token: settings.token,
             webhook_idempotent: settings.webhook_idempotent,
+            directory: Directory::new(settings.users),
+            manager: settings.wukongim_manager,
+            openim: openim::Shelf::new(settings.openim),
             counters: Counters::default(),
             book: Book::new(settings.keep),
             stored: Shards::new(),
@@ -177,6 +186,17 @@ impl State {
         fate: &Fate,
         receipts: Vec<Receipt>,
     ) -> io::Result<()> {
+        self.record_as(origin, fate, receipts, None)
+    }
+
+    /// The same, where `message` and the recipient show what was accepted before.
+    pub(super) fn record_as(
+        &self,
+        origin: &Origin,
+        fate: &Fate,
+        receipts: Vec<Receipt>,
+        message: Option<&str>,
+    ) -> io::Result<()> {
         if fate.fault == Some(FaultKind::LostAfter200) || receipts.is_empty() {
             return Ok(());
         }
@@ -188,20 +208,20 @@ impl State {
             })?;
         }
         for entry in entries {
-            self.enter(origin, entry);
+            self.enter(origin, entry, message);
         }
         Ok(())
     }
 
-    fn enter(&self, origin: &Origin, entry: Entry) {
+    fn enter(&self, origin: &Origin, entry: Entry, message: Option<&str>) {
         let counter = match entry.replay {
             true => &self.counters.replays,
             false => &self.counters.accepted,
         };
-        let message = if origin.unnumbered {
-            format!("{}\0{}", origin.from, origin.payload)
-        } else {
-            entry.client_msg_no.clone()
+        let message = match message {
+            Some(message) => message.to_owned(),
+            None if origin.unnumbered => format!("{}\0{}", origin.from, origin.payload),
+            None => entry.client_msg_no.clone(),
         };
         let repeated = self.book.enter(entry, message.as_bytes());
         count(&self.counters.duplicates, usize::from(repeated));

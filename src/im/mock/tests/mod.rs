@@ -4,6 +4,7 @@
 //! from a close, and half an answer from none.
 
 mod faults;
+mod openim;
 mod webhook;
 mod wukongim;
 
