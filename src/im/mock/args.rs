@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::faults::{Burst, FaultFlag, Faults, Latency, Share};
 use super::wukongim::Version;
-use super::{KEEP_DEFAULT, Settings};
+use super::{KEEP_DEFAULT, NeteaseSettings, Settings, YunxinSettings};
 
 /// Run a mock IM server that misbehaves on demand and logs what it accepted.
 ///
-/// WuKongIM answers at /message/send and /message/sendbatch, a plain webhook below /hook.
+/// WuKongIM answers at /message/send and /message/sendbatch, a plain webhook below /hook, NetEase v1
+/// below /nimserver, Yunxin v2 below /im/v2.
 /// All misbehaviour can be changed while it runs: POST the JSON of GET /_mock/faults back to it.
 /// GET /_mock/stats counts, GET /_mock/accepted?recipient=UID tells what a user got.
 #[derive(Clone, Debug, clap::Args)]
@@ -98,6 +99,12 @@ pub struct MockArgs {
     /// WuKongIM v3: reason code of a refusal (4 is "in blacklist").
     #[arg(long, value_name = "CODE", default_value_t = 4)]
     pub refuse_reason: u8,
+
+    #[command(flatten)]
+    pub netease: NeteaseSettings,
+
+    #[command(flatten)]
+    pub yunxin: YunxinSettings,
 }
 
 impl MockArgs {
@@ -114,6 +121,8 @@ impl MockArgs {
             wukongim: self.wukongim,
             token: self.token,
             webhook_idempotent: self.webhook_idempotent,
+            netease: self.netease,
+            yunxin: self.yunxin,
             log: self.log,
             keep: self.keep,
             seed: self.seed,

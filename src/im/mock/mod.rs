@@ -5,8 +5,8 @@
 //! every accepted recipient is in the log file before the answer leaves, whatever becomes of the
 //! answer (`log`). Against that log the accounts of a job can be checked.
 //!
-//! One port serves all protocols, told apart by the path: `/hook…` is a webhook, `/_mock…` and
-//! `/livez` steer and observe, all else is WuKongIM. The faults are in `faults`. Requests are
+//! One port serves all protocols, told apart by the path: `/hook…` is a webhook, `/nimserver/…`
+//! NetEase v1, `/im/v2/…` Yunxin v2, `/_mock…` and `/livez` steer and observe, all else is WuKongIM. The faults are in `faults`. Requests are
 //! served by hyper's connection loop directly, because a fault must be able to abort the
 //! connection, and because the mock also serves as the sink of benchmarks.
 //!
@@ -19,10 +19,12 @@ mod args;
 mod control;
 mod faults;
 mod log;
+mod netease;
 mod reply;
 mod state;
 mod webhook;
 mod wukongim;
+mod yunxin;
 
 #[cfg(test)]
 mod tests;
@@ -48,8 +50,10 @@ use tokio::task::JoinSet;
 pub use args::MockArgs;
 pub use faults::{Burst, Chance, FaultFlag, FaultKind, Faults, FaultsError, Latency, Share};
 pub use log::Entry;
+pub use netease::{NeteaseSettings, OnRepeat, PairError, Quota, QuotaError, Standing};
 pub use state::Stats;
 pub use wukongim::Version;
+pub use yunxin::{FailedKey, YunxinSettings};
 
 use faults::Fate;
 use reply::{Answer, Cut, ReplyBody};
@@ -96,6 +100,8 @@ pub struct Settings {
     pub token: Option<String>,
     /// Honour `Idempotency-Key` below `/hook`.
     pub webhook_idempotent: bool,
+    pub netease: NeteaseSettings,
+    pub yunxin: YunxinSettings,
     /// Where to append the log.
     pub log: Option<PathBuf>,
     /// Entries kept in memory.
@@ -113,6 +119,8 @@ impl Default for Settings {
             wukongim: Version::V2,
             token: None,
             webhook_idempotent: false,
+            netease: NeteaseSettings::default(),
+            yunxin: YunxinSettings::default(),
             log: None,
             keep: KEEP_DEFAULT,
             seed: 0,
@@ -268,12 +276,18 @@ fn cut(error: &hyper::Error) -> Option<Cut> {
 enum System {
     Wukongim,
     Webhook,
+    Netease,
+    Yunxin,
 }
 
 impl System {
     fn of(path: &str) -> System {
         if path == "/hook" || path.starts_with("/hook/") {
             System::Webhook
+        } else if path.starts_with("/nimserver/") {
+            System::Netease
+        } else if path.starts_with("/im/v2/") {
+            System::Yunxin
         } else {
             System::Wukongim
         }
@@ -284,6 +298,8 @@ impl System {
         match self {
             System::Wukongim => "wukongim",
             System::Webhook => "webhook",
+            System::Netease => "netease",
+            System::Yunxin => "yunxin",
         }
     }
 
@@ -291,6 +307,8 @@ impl System {
         match self {
             System::Wukongim => wukongim::answer(state, call, fate),
             System::Webhook => webhook::answer(state, call, fate),
+            System::Netease => netease::answer(state, call, fate),
+            System::Yunxin => yunxin::answer(state, call, fate),
         }
     }
 
@@ -298,6 +316,8 @@ impl System {
         match self {
             System::Wukongim => wukongim::failure(state.version, status, text),
             System::Webhook => webhook::failure(status, "unavailable", text),
+            System::Netease => netease::failure(status, text),
+            System::Yunxin => yunxin::failure(status, text),
         }
     }
 
@@ -307,6 +327,8 @@ impl System {
             System::Webhook => {
                 webhook::failure(StatusCode::UNAUTHORIZED, "unauthorised", "token refused")
             }
+            System::Netease => netease::unauthorised(),
+            System::Yunxin => yunxin::unauthorised(),
         }
     }
 }
@@ -368,9 +390,16 @@ fn play(state: &State, call: &Call, fate: &Fate) -> Answer {
 
 fn struck(state: &State, system: System, kind: FaultKind, fate: &Fate) -> Answer {
     match kind {
-        FaultKind::Burst429 | FaultKind::Error429 => system
-            .failure(state, StatusCode::TOO_MANY_REQUESTS, "too many requests")
-            .with_retry_after(fate.retry_after),
+        FaultKind::Burst429 | FaultKind::Error429 => {
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            let answer = system.failure(state, status, "too many requests");
+            // Systems that answer with a code of their own in a 200 name no time.
+            if answer.status == status {
+                answer.with_retry_after(fate.retry_after)
+            } else {
+                answer
+            }
+        }
         FaultKind::Unauthorised => system.unauthorised(),
         FaultKind::Error503 => {
             system.failure(state, StatusCode::SERVICE_UNAVAILABLE, "retry required")

@@ -4,8 +4,10 @@
 //! from a close, and half an answer from none.
 
 mod faults;
+mod netease;
 mod webhook;
 mod wukongim;
+mod yunxin;
 
 use std::io;
 use std::net::SocketAddr;
