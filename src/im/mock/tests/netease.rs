@@ -361,6 +361,19 @@ async fn repeated_request_id_is_not_delivered_again() {
     }
 }
 
+/// Goal: of two calls with one id at the same time, the second waits for the first and repeats it.
+#[tokio::test]
+async fn concurrent_calls_with_one_id_deliver_once() {
+    let mock = quiet().await;
+    mock.set(json!({ "latency": "20ms" })).await;
+    let fields = batch(&["u1", "u2"]);
+    let one = || post(&mock, BATCH, &fields, "r1");
+    let (a, b, c) = tokio::join!(one(), one(), one());
+    assert!(a.body == b.body && b.body == c.body);
+    let stats = mock.handle.stats();
+    assert_eq!((stats.accepted, stats.replays, stats.duplicates), (2, 4, 0));
+}
+
 /// Goal: a lost answer is found again by its id; a call that was refused or lost leaves it free.
 #[tokio::test]
 async fn request_id_is_known_once_its_call_is_accepted() {

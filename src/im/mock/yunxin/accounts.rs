@@ -25,7 +25,7 @@ pub(super) fn find(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
     let known = known.iter().map(|id| json!({ "account_id": id })).collect();
     let failed = |id: &&str| json!({ "account_id": id, "error_code": UNKNOWN, "error_msg": "account not exist" });
     let unknown = unknown.iter().map(failed).collect();
-    Ok(success(lists(known, unknown)))
+    Ok(success(&lists(known, unknown)))
 }
 
 fn is_known(admitted: &Admitted<'_>, id: &str) -> bool {

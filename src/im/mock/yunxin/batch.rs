@@ -39,7 +39,7 @@ pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
             }
             receipts.push(receipt);
         }
-        let answer = success(lists(sent, failed));
+        let answer = success(&lists(sent, failed));
         admitted.accept(&origin, receipts, answer)
     })
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::Call;
 use super::faults::Fate;
-use super::netease::{self, Admitted, Gate, Rejection, Repeats, Standing};
+use super::netease::{self, Action, Admitted, Gate, Rejection, Repeats, Standing};
 use super::reply::Answer;
 use super::state::{State, count};
 
@@ -65,13 +65,12 @@ impl Desk {
 /// Answers a request below `/im/v2`.
 pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
     let desk = &state.yunxin;
-    let (gate, run): (_, fn(&Admitted<'_>) -> Result<Answer, Rejection>) =
-        match (&call.parts.method, call.parts.uri.path()) {
-            (&Method::POST, "/im/v2/conversations/messages") => (&desk.batches, batch::send),
-            (&Method::POST, path) if single::is_path(path) => (&desk.singles, single::send),
-            (&Method::GET, "/im/v2/accounts") => (&desk.accounts, accounts::find),
-            _ => return Answer::text(StatusCode::NOT_FOUND, "no such path"),
-        };
+    let (gate, run): (_, Action) = match (&call.parts.method, call.parts.uri.path()) {
+        (&Method::POST, "/im/v2/conversations/messages") => (&desk.batches, batch::send),
+        (&Method::POST, path) if single::is_path(path) => (&desk.singles, single::send),
+        (&Method::GET, "/im/v2/accounts") => (&desk.accounts, accounts::find),
+        _ => return Answer::text(StatusCode::NOT_FOUND, "no such path"),
+    };
     let trace_id = call.header("x-custom-traceid");
     Admitted::admit(state, call, fate, gate, trace_id)
         .and_then(|admitted| run(&admitted))
@@ -92,7 +91,7 @@ fn rejected(rejection: &Rejection) -> Answer {
     Answer::json(StatusCode::OK, &body)
 }
 
-fn success(data: Value) -> Answer {
+fn success(data: &Value) -> Answer {
     let body = json!({ "code": netease::OK, "msg": "success", "data": data });
     Answer::json(StatusCode::OK, &body)
 }

@@ -43,7 +43,7 @@ pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
         }
         let receipt = admitted.receipt(receiver.clone(), send.client_id());
         let shown = send.shown(&conversation.sender, conversation.kind, &receipt);
-        admitted.accept(&origin, vec![receipt], success(shown))
+        admitted.accept(&origin, vec![receipt], success(&shown))
     };
     let Some(client_id) = send.client_id().filter(|_| !admitted.is_lost()) else {
         return admitted.once(&origin, accept);
