@@ -223,6 +223,10 @@ async fn fields_are_checked() {
         (push("push_forcepush_ids", json!(["u1"])), 200),
         (push("push_forcepush_ids", json!("u1")), 414),
         (push("push_enabled", json!("true")), 414),
+        (
+            with(ok(), "antispam_config", json!({ "antispam_cheating": 1 })),
+            414,
+        ),
     ];
     for (body, code) in cases {
         check(&mock, BATCH, &body, code).await;

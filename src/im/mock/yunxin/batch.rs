@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::message::Send;
+use super::message::Request;
 use super::{check_sender, refusal, success};
 use crate::im::mock::System;
 use crate::im::mock::netease::{Admitted, PERSON, Rejection};
@@ -12,30 +12,30 @@ use crate::im::mock::reply::Answer;
 const RECEIVERS_MAX: usize = 100;
 
 pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
-    let send = Send::read(admitted)?;
-    let sender = send.body["sender_id"].as_str().unwrap_or_default();
+    let request = Request::read(admitted)?;
+    let sender = request.body["sender_id"].as_str().unwrap_or_default();
     if sender.is_empty() {
         return Err(admitted.invalid("sender_id is missing"));
     }
-    let receivers = receivers(admitted, &send.body)?;
+    let receivers = receivers(admitted, &request.body)?;
     check_sender(admitted, sender)?;
     admitted.taste(&receivers)?;
 
-    let mut origin = admitted.origin(System::Yunxin, sender, send.payload);
-    origin.no_persist = send.is_online_only();
-    origin.unnumbered = send.client_id().is_none();
+    let mut origin = admitted.origin(System::Yunxin, sender, request.payload);
+    origin.no_persist = request.is_online_only();
+    origin.unnumbered = request.client_id().is_none();
     admitted.once(&origin, || {
         let desk = &admitted.state.yunxin;
         let (mut sent, mut failed, mut receipts) = (Vec::new(), Vec::new(), Vec::new());
         for receiver in receivers {
-            if let Some((code, text)) = refusal(admitted, &receiver, send.payload) {
+            if let Some((code, text)) = refusal(admitted, &receiver, request.payload) {
                 let key = desk.settings.failed_key.at(failed.len());
                 failed.push(json!({ key: receiver, "error_code": code, "error_msg": text }));
                 continue;
             }
-            let receipt = admitted.receipt(receiver, send.client_id());
+            let receipt = admitted.receipt(receiver, request.client_id());
             if !desk.omits(&receipt.recipient) {
-                sent.push(send.shown(sender, PERSON, &receipt));
+                sent.push(request.shown(sender, PERSON, &receipt));
             }
             receipts.push(receipt);
         }

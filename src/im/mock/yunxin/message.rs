@@ -8,13 +8,15 @@ use super::{Admitted, Rejection};
 use crate::im::mock::netease::{TYPES, millis_now};
 use crate::im::mock::state::{Receipt, count};
 
+const ANY_TEXT: Kind = Kind::Text(usize::MAX);
+
 /// Fields that are optional, by section, in the vendor's spelling.
-const FIELDS: [(&str, &str, Kind); 25] = [
-    ("", "extension", Kind::Text(usize::MAX)),
+const FIELDS: [(&str, &str, Kind); 27] = [
+    ("", "extension", ANY_TEXT),
     ("", "sender_no_sense", Kind::Bool),
     ("", "receiver_no_sense", Kind::Bool),
     ("", "need_message_detail", Kind::Bool),
-    ("message", "message_client_id", Kind::Text(usize::MAX)),
+    ("message", "message_client_id", ANY_TEXT),
     ("message", "sub_type", Kind::Positive),
     ("message", "attachment", Kind::Object),
     ("message_config", "unread_enabled", Kind::Bool),
@@ -24,7 +26,7 @@ const FIELDS: [(&str, &str, Kind); 25] = [
     ("message_config", "roaming_enabled", Kind::Bool),
     ("message_config", "conversation_update_enabled", Kind::Bool),
     ("route_config", "route_enabled", Kind::Bool),
-    ("route_config", "route_environment", Kind::Text(usize::MAX)),
+    ("route_config", "route_environment", ANY_TEXT),
     ("push_config", "push_enabled", Kind::Bool),
     ("push_config", "push_nick_enabled", Kind::Bool),
     ("push_config", "push_content", Kind::Text(500)),
@@ -33,11 +35,9 @@ const FIELDS: [(&str, &str, Kind); 25] = [
     ("push_config", "push_forcepush_ids", Kind::Texts),
     ("push_config", "push_forcepush_content", Kind::Text(500)),
     ("antispam_config", "antispam_enabled", Kind::Bool),
-    (
-        "antispam_config",
-        "antispam_business_id",
-        Kind::Text(usize::MAX),
-    ),
+    ("antispam_config", "antispam_business_id", ANY_TEXT),
+    ("antispam_config", "antispam_extension", ANY_TEXT),
+    ("antispam_config", "antispam_cheating", ANY_TEXT),
     ("p2p_option", "check_friend", Kind::Bool),
 ];
 
@@ -88,7 +88,7 @@ impl Kind {
 }
 
 /// A body that keeps the rules.
-pub(super) struct Send<'a> {
+pub(super) struct Request<'a> {
     pub(super) body: Value,
     /// The message as it was written.
     pub(super) payload: &'a str,
@@ -100,8 +100,8 @@ struct Written<'a> {
     message: &'a RawValue,
 }
 
-impl<'a> Send<'a> {
-    pub(super) fn read(admitted: &Admitted<'a>) -> Result<Send<'a>, Rejection> {
+impl<'a> Request<'a> {
+    pub(super) fn read(admitted: &Admitted<'a>) -> Result<Request<'a>, Rejection> {
         let bytes: &'a [u8] = &admitted.call.body;
         let body: Value = serde_json::from_slice(bytes).unwrap_or_default();
         check(&body).map_err(|text| admitted.invalid(text))?;
@@ -112,7 +112,7 @@ impl<'a> Send<'a> {
             return Err(Rejection::new(BOTH_NO_SENSE, "nobody would sense it"));
         }
         let payload = written.message.get();
-        Ok(Send { body, payload })
+        Ok(Request { body, payload })
     }
 
     /// The caller's number of the message.

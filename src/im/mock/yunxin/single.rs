@@ -3,7 +3,7 @@
 //! A `message_client_id` is a key of the message: used before in the conversation, it is answered
 //! 107306 and nothing is sent, whatever the body or the trace id is.
 
-use super::message::Send;
+use super::message::Request;
 use super::{check_sender, refusal, success};
 use crate::im::mock::System;
 use crate::im::mock::log::fingerprint;
@@ -28,24 +28,24 @@ pub(super) fn is_path(path: &str) -> bool {
 pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
     let conversation = Conversation::read(admitted.call.parts.uri.path())
         .ok_or_else(|| admitted.invalid("the conversation is not sender|type|receiver"))?;
-    let send = Send::read(admitted)?;
+    let request = Request::read(admitted)?;
     check_sender(admitted, &conversation.sender)?;
     admitted.taste(std::slice::from_ref(&conversation.receiver))?;
 
-    let mut origin = admitted.origin(System::Yunxin, &conversation.sender, send.payload);
+    let mut origin = admitted.origin(System::Yunxin, &conversation.sender, request.payload);
     origin.channel_type = conversation.kind;
-    origin.no_persist = send.is_online_only();
-    origin.unnumbered = send.client_id().is_none();
+    origin.no_persist = request.is_online_only();
+    origin.unnumbered = request.client_id().is_none();
     let accept = || {
         let receiver = &conversation.receiver;
-        if let Some((code, text)) = refusal(admitted, receiver, send.payload) {
+        if let Some((code, text)) = refusal(admitted, receiver, request.payload) {
             return Err(Rejection::new(code, text));
         }
-        let receipt = admitted.receipt(receiver.clone(), send.client_id());
-        let shown = send.shown(&conversation.sender, conversation.kind, &receipt);
+        let receipt = admitted.receipt(receiver.clone(), request.client_id());
+        let shown = request.shown(&conversation.sender, conversation.kind, &receipt);
         admitted.accept(&origin, vec![receipt], success(&shown))
     };
-    let Some(client_id) = send.client_id().filter(|_| !admitted.is_lost()) else {
+    let Some(client_id) = request.client_id().filter(|_| !admitted.is_lost()) else {
         return admitted.once(&origin, accept);
     };
     let parts = [admitted.app, &conversation.id, client_id];
