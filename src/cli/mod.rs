@@ -49,7 +49,7 @@ enum Command {
     /// Gateway and worker in one process: without RabbitMQ and Redis unless they are configured
     Serve,
     /// Submit a job
-    Send(send::SendArgs),
+    Send(Box<send::SendArgs>),
     /// Look at jobs
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -67,7 +67,7 @@ enum Command {
     /// Exit 0 if the worker on this machine is ready (for container health checks)
     Healthcheck,
     // Described beside its flags, at length: a comment of this kind here would hide that.
-    MockIm(crate::im::mock::MockArgs),
+    MockIm(Box<crate::im::mock::MockArgs>),
     /// Print the JSON Schemas of jobs, dead letters and events
     Schema(schema::SchemaArgs),
 }
@@ -80,14 +80,14 @@ impl Cli {
             Command::Demo(args) => asynchronous(demo::run(args)),
             Command::Worker => worker::run(file.as_deref()),
             Command::Serve => worker::serve(file.as_deref()),
-            Command::Send(args) => asynchronous(send::run(args, file)),
+            Command::Send(args) => asynchronous(send::run(*args, file)),
             Command::Job(command) => asynchronous(job::run(command, file)),
             Command::Dead(command) => asynchronous(dead::run(command, file)),
             Command::Topology(command) => asynchronous(topology::run(command, file)),
             Command::Config(command) => config::run(&command, file.as_deref()),
             Command::Doctor(args) => asynchronous(doctor::run(args, file)),
             Command::Healthcheck => asynchronous(healthcheck::run(file)),
-            Command::MockIm(args) => asynchronous(mock_im::run(args)),
+            Command::MockIm(args) => asynchronous(mock_im::run(*args)),
             Command::Schema(args) => schema::run(&args),
         }
     }

@@ -7,13 +7,14 @@ use std::time::Duration;
 use super::faults::{Burst, FaultFlag, Faults, Latency, Share};
 use super::openim::OpenimArgs;
 use super::wukongim::{Login, Version};
-use super::{KEEP_DEFAULT, Settings, USERS_DEFAULT};
+use super::{KEEP_DEFAULT, NeteaseSettings, Settings, USERS_DEFAULT, YunxinSettings};
 
 /// Run a mock IM server that misbehaves on demand and logs what it accepted.
 ///
 /// WuKongIM answers at /message/send and /message/sendbatch, OpenIM at /msg/send_msg and
-/// /msg/batch_send_msg, a plain webhook below /hook. Users are listed by OpenIM's /user/get_users
-/// and WuKongIM's manager (v2 /cluster/users, v3 /manager/users).
+/// /msg/batch_send_msg, NetEase v1 below /nimserver, Yunxin v2 below /im/v2, a plain webhook below
+/// /hook. Users are listed by OpenIM's /user/get_users and WuKongIM's manager (v2 /cluster/users, v3
+/// /manager/users).
 /// All misbehaviour can be changed while it runs: POST the JSON of GET /_mock/faults back to it,
 /// and what OpenIM is configured to at /_mock/openim. GET /_mock/stats counts,
 /// GET /_mock/accepted?recipient=UID tells what a user got.
@@ -115,6 +116,12 @@ pub struct MockArgs {
     /// WuKongIM v3: reason code of a refusal (4 is "in blacklist").
     #[arg(long, value_name = "CODE", default_value_t = 4)]
     pub refuse_reason: u8,
+
+    #[command(flatten)]
+    pub netease: NeteaseSettings,
+
+    #[command(flatten)]
+    pub yunxin: YunxinSettings,
 }
 
 impl MockArgs {
@@ -134,6 +141,8 @@ impl MockArgs {
             users: self.users,
             wukongim_manager: self.wukongim_manager,
             openim: self.openim.into_rules(),
+            netease: self.netease,
+            yunxin: self.yunxin,
             log: self.log,
             keep: self.keep,
             seed: self.seed,

@@ -143,6 +143,15 @@ impl Share {
     /// Everything.
     pub const ALL: Share = Share(1.0);
 
+    /// True for this share of the users, always the same ones for a seed. Settings with a `purpose`
+    /// of their own choose independently of each other.
+    pub(super) fn takes(self, uid: &str, seed: u64, purpose: u64) -> bool {
+        let mut hasher = SipHasher13::new_with_keys(seed, purpose);
+        hasher.write(uid.as_bytes());
+        let draw = (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64;
+        draw < self.0
+    }
+
     fn checked(value: f64, text: &str) -> Result<Share, FaultsError> {
         if (0.0..=1.0).contains(&value) {
             Ok(Share(value))
@@ -447,14 +456,7 @@ impl Refusal {
         let prefixed = |prefix: &String| uid.starts_with(prefix.as_str());
         self.prefix.as_ref().is_some_and(prefixed)
             || self.users.iter().any(|user| user == uid)
-            || (self.share.0 > 0.0 && self.draw(uid) < self.share.0)
-    }
-
-    /// A number in 0..1 that belongs to the user for as long as the seed stays.
-    fn draw(&self, uid: &str) -> f64 {
-        let mut hasher = SipHasher13::new_with_keys(self.seed, 0);
-        hasher.write(uid.as_bytes());
-        (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64
+            || self.share.takes(uid, self.seed, 0)
     }
 }
 

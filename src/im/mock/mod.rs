@@ -6,8 +6,8 @@
 //! answer (`log`). Against that log the accounts of a job can be checked.
 //!
 //! One port serves all protocols, told apart by the path: `/hook…` is a webhook; `/msg`, `/auth`,
-//! `/user` and `/group` are OpenIM; `/_mock…` and `/livez` steer and observe; all else is WuKongIM.
-//! The faults are in `faults`. Requests are
+//! `/user` and `/group` are OpenIM; `/nimserver` is NetEase v1 and `/im/v2` Yunxin v2; `/_mock…` and
+//! `/livez` steer and observe; all else is WuKongIM. The faults are in `faults`. Requests are
 //! served by hyper's connection loop directly, because a fault must be able to abort the
 //! connection, and because the mock also serves as the sink of benchmarks.
 //!
@@ -23,11 +23,13 @@ mod directory;
 mod faults;
 mod go;
 mod log;
+mod netease;
 mod openim;
 mod reply;
 mod state;
 mod webhook;
 mod wukongim;
+mod yunxin;
 
 #[cfg(test)]
 mod tests;
@@ -53,9 +55,11 @@ use tokio::task::JoinSet;
 pub use args::MockArgs;
 pub use faults::{Burst, Chance, FaultFlag, FaultKind, Faults, FaultsError, Latency, Share};
 pub use log::Entry;
+pub use netease::{NeteaseSettings, OnRepeat, PairError, Quota, QuotaError, Standing};
 pub use openim::{OpenimArgs, Rules as OpenimRules};
 pub use state::Stats;
 pub use wukongim::{Login, Version};
+pub use yunxin::{FailedKey, YunxinSettings};
 
 use faults::Fate;
 use reply::{Answer, Cut, ReplyBody};
@@ -110,6 +114,8 @@ pub struct Settings {
     /// WuKongIM v3: the login of the manager API; without one it is open.
     pub wukongim_manager: Option<Login>,
     pub openim: OpenimRules,
+    pub netease: NeteaseSettings,
+    pub yunxin: YunxinSettings,
     /// Where to append the log.
     pub log: Option<PathBuf>,
     /// Entries kept in memory.
@@ -130,6 +136,8 @@ impl Default for Settings {
             users: USERS_DEFAULT,
             wukongim_manager: None,
             openim: OpenimRules::default(),
+            netease: NeteaseSettings::default(),
+            yunxin: YunxinSettings::default(),
             log: None,
             keep: KEEP_DEFAULT,
             seed: 0,
@@ -297,6 +305,8 @@ enum System {
     Wukongim,
     Openim,
     Webhook,
+    Netease,
+    Yunxin,
 }
 
 impl System {
@@ -304,6 +314,8 @@ impl System {
         match path.split('/').nth(1) {
             Some("hook") => System::Webhook,
             Some("msg" | "auth" | "user" | "group") => System::Openim,
+            Some("nimserver") => System::Netease,
+            Some("im") => System::Yunxin,
             _ => System::Wukongim,
         }
     }
@@ -314,6 +326,8 @@ impl System {
             System::Wukongim => "wukongim",
             System::Openim => "openim",
             System::Webhook => "webhook",
+            System::Netease => "netease",
+            System::Yunxin => "yunxin",
         }
     }
 
@@ -322,6 +336,8 @@ impl System {
             System::Wukongim => wukongim::answer(state, call, fate),
             System::Openim => openim::answer(state, call, fate),
             System::Webhook => webhook::answer(state, call, fate),
+            System::Netease => netease::answer(state, call, fate),
+            System::Yunxin => yunxin::answer(state, call, fate),
         }
     }
 
@@ -330,6 +346,8 @@ impl System {
             System::Wukongim => wukongim::failure(state.version, status, text),
             System::Openim => openim::failure(status),
             System::Webhook => webhook::failure(status, "unavailable", text),
+            System::Netease => netease::failure(status, text),
+            System::Yunxin => yunxin::failure(status, text),
         }
     }
 
@@ -340,6 +358,8 @@ impl System {
             System::Webhook => {
                 webhook::failure(StatusCode::UNAUTHORIZED, "unauthorised", "token refused")
             }
+            System::Netease => netease::unauthorised(),
+            System::Yunxin => yunxin::unauthorised(),
         }
     }
 
@@ -418,9 +438,16 @@ fn play(state: &State, call: &Call, fate: &Fate) -> Answer {
 
 fn struck(state: &State, system: System, kind: FaultKind, fate: &Fate) -> Answer {
     match kind {
-        FaultKind::Burst429 | FaultKind::Error429 => system
-            .failure(state, StatusCode::TOO_MANY_REQUESTS, "too many requests")
-            .with_retry_after(fate.retry_after),
+        FaultKind::Burst429 | FaultKind::Error429 => {
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            let answer = system.failure(state, status, "too many requests");
+            // Systems that answer with a code of their own in a 200 name no time.
+            if answer.status == status {
+                answer.with_retry_after(fate.retry_after)
+            } else {
+                answer
+            }
+        }
         FaultKind::Unauthorised => system.unauthorised(),
         FaultKind::Error503 => {
             system.failure(state, StatusCode::SERVICE_UNAVAILABLE, "retry required")

@@ -15,7 +15,7 @@ use super::faults::{Chooser, Fate, FaultKind, Faults, FaultsError};
 use super::log::{Book, Entry, LogFile, Shards};
 use super::webhook::KnownKey;
 use super::wukongim::{Login, Stored, Version};
-use super::{MockError, Settings, openim};
+use super::{MockError, Settings, netease, openim, yunxin};
 
 /// Counters since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,14 +25,16 @@ pub struct Stats {
     /// Recipients that were given an earlier answer again.
     pub replays: u64,
     /// New messages whose client_msg_no and recipient had been accepted before; 0 is what a sender
-    /// that sends once achieves. Where the protocol carries no client_msg_no (WuKongIM sendbatch)
-    /// sender and payload stand for it. At OpenIM sender, `ex` and content do; without `ex` the
-    /// operationID of a single send.
+    /// that sends once achieves. Where the protocol carries no client_msg_no (WuKongIM sendbatch,
+    /// NetEase, Yunxin's batch) sender and payload stand for it. At OpenIM sender, `ex` and content
+    /// do; without `ex` the operationID of a single send.
     pub duplicates: u64,
     /// Recipients refused, by the protocol for their uid or by the refuse settings.
     pub refused: u64,
     /// Requests that broke a rule of the protocol.
     pub invalid: u64,
+    /// Requests answered 416 because an app had used up its quota (NetEase and Yunxin).
+    pub limited: u64,
     /// Requests to an IM path, faults included; not those to `/_mock` and `/livez`.
     pub requests: u64,
     /// Connections taken.
@@ -50,6 +52,7 @@ pub(super) struct Counters {
     pub(super) duplicates: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) invalid: AtomicU64,
+    pub(super) limited: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) log_errors: AtomicU64,
@@ -75,6 +78,7 @@ pub(super) struct Origin {
 }
 
 /// One recipient of a request, accepted.
+#[derive(Clone)]
 pub(super) struct Receipt {
     pub(super) recipient: String,
     pub(super) client_msg_no: String,
@@ -98,6 +102,8 @@ pub(super) struct State {
     pub(super) stored: Shards<HashMap<u128, Stored>>,
     /// Webhook: what an idempotency key was answered.
     pub(super) known_keys: Shards<HashMap<u128, Arc<KnownKey>>>,
+    pub(super) netease: netease::Desk,
+    pub(super) yunxin: yunxin::Desk,
     /// Cancelled when the server stops: ends whatever would wait for ever.
     pub(super) stop: CancellationToken,
     /// Requests that are handled late, whether or not their client still waits.
@@ -128,6 +134,8 @@ impl State {
             book: Book::new(settings.keep),
             stored: Shards::new(),
             known_keys: Shards::new(),
+            netease: netease::Desk::new(settings.netease),
+            yunxin: yunxin::Desk::new(settings.yunxin, settings.seed),
             stop: CancellationToken::new(),
             late: TaskTracker::new(),
             chooser: Mutex::new(Chooser::new(settings.faults, settings.seed)),
@@ -241,6 +249,7 @@ impl State {
             duplicates: load(&self.counters.duplicates),
             refused: load(&self.counters.refused),
             invalid: load(&self.counters.invalid),
+            limited: load(&self.counters.limited),
             requests: load(&self.counters.requests),
             connections: load(&self.counters.connections),
             log_errors: load(&self.counters.log_errors),
@@ -270,7 +279,7 @@ fn entries(origin: &Origin, receipts: Vec<Receipt>) -> Vec<Entry> {
     receipts.into_iter().map(entry).collect()
 }
 
-fn micros_now() -> u64 {
+pub(super) fn micros_now() -> u64 {
     // A clock before 1970 gives 0: the log stays readable, its times are wrong like the clock.
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_micros() as u64)
