@@ -169,7 +169,10 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     if config.is_embedded() {
         let engine = embedded(&config)?;
         tracing::info!(folder = %config.embedded.folder.display(), "embedded engine");
-        return serve(&config, engine.broker(), engine.store(), drain).await;
+        let exit = serve(&config, engine.broker(), engine.store(), drain).await;
+        // What was handed over is written, and the next process finds the folder free.
+        engine.close().await;
+        return exit;
     }
     let store = ledger(&config)?;
     check_ledger(&store, &drain).await?;

@@ -219,6 +219,9 @@ pub enum PublishError {
     Lost(#[from] Lost),
     #[error("the broker refused the message: a queue is full or its leader is away")]
     Refused,
+    /// What keeps the messages of this machine cannot, for the reason it gives.
+    #[error("the message cannot be stored")]
+    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("no queue is bound for {0}; run `fanwise topology apply`")]
     Unroutable(String),
     #[error("the broker did not confirm within {0:?}")]

@@ -18,7 +18,7 @@ use crate::gateway::{KeptLine, Verification};
 use crate::im::http::{Client, ClientSettings};
 use crate::ports::{
     Broker as _, JobRecord, KeptMessage, Ledger as _, Outgoing, Publisher as _, Reply, Request,
-    Route, Session as _, Shelf, Shelves as _,
+    Route, SendError, Session as _, Shelf, Shelves as _,
 };
 use crate::secret::Secret;
 use crate::store::Store;
@@ -262,12 +262,21 @@ impl Server {
             headers,
             body,
         };
-        self.client.send(request, PATIENCE).await.map_err(|error| {
-            let what = format!(
-                "{}: {error}; is `fanwise serve` running there? (or set broker.url and ledger.url)",
-                self.base
-            );
-            Failure::message(Exit::Unavailable, what)
+        let sent = self.client.send(request, PATIENCE).await;
+        sent.map_err(|error| {
+            let (what, advice) = match error {
+                SendError::NotSent { what, .. } => (
+                    what,
+                    "start `fanwise serve` there, or set broker.url and ledger.url to reach workers \
+                     on RabbitMQ and Redis",
+                ),
+                SendError::Unknown { what, .. } => {
+                    (what, "it may have arrived; ask again, nothing is done twice")
+                }
+            };
+            let base = &self.base;
+            let message = format!("no answer from {base} (gateway.listen): {what}; {advice}");
+            Failure::message(Exit::Unavailable, message)
         })
     }
 }

@@ -231,7 +231,7 @@ impl Inner {
 }
 
 /// How much of the file is kept in memory.
-const CACHE_BYTES: usize = 24 * 1024 * 1024;
+const CACHE_BYTES: usize = 6 * 1024 * 1024;
 
 /// Milliseconds since 1970 by this machine's clock.
 fn now_ms() -> u64 {

@@ -289,7 +289,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         weather.writes_left.store(0, Ordering::SeqCst);
         for _ in 0..3 {
             let error = publish(&session, "refused").await.unwrap_err();
-            assert!(matches!(error, PublishError::Refused), "{error:?}");
+            assert!(matches!(error, PublishError::Store(_)), "{error:?}");
         }
         let error = claim(&store, slice, 2, &people[10..]).await.unwrap_err();
         assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
@@ -352,7 +352,7 @@ async fn a_disk_that_comes_back_is_used_again() {
     publish(&session, "before").await.unwrap();
     weather.broken.store(true, Ordering::SeqCst);
     let error = publish(&session, "x").await.unwrap_err();
-    assert!(matches!(error, PublishError::Refused), "{error:?}");
+    assert!(matches!(error, PublishError::Store(_)), "{error:?}");
     let head = head("gone");
     let error = engine
         .store()
