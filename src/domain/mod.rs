@@ -7,6 +7,8 @@
 pub mod accounts;
 /// Dead letters and job events: what leaves on `fanwise.dead` and `fanwise.events`.
 pub mod announce;
+/// Directives: pause, cancel and re-rate, and what they mean for a slice.
+pub mod directive;
 /// Deficit round robin over lanes: promise 8.
 pub mod fairness;
 /// Reads JSON objects field by field and reports every problem at once.

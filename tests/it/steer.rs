@@ -1,0 +1,1 @@
+//! What operators tell running work: on shared servers with several workers, and on `fanwise serve`.
