@@ -14,15 +14,17 @@ use crate::support::wait::until;
 use crate::support::world::{BOUND, free_port, users};
 
 /// A data folder, a mock, and the addresses of one `fanwise serve`.
-struct Place {
+pub(crate) struct Place {
     scratch: Scratch,
-    mock: MockHandle,
+    pub(crate) mock: MockHandle,
+    /// Port of the HTTP interface.
+    pub(crate) gateway: u16,
     config: String,
     _stop: tokio_util::sync::DropGuard,
 }
 
 impl Place {
-    async fn new(name: &str) -> Self {
+    pub(crate) async fn new(name: &str) -> Self {
         let mock = MockIm::bind(Settings {
             wukongim: Version::V3,
             ..Settings::default()
@@ -33,12 +35,13 @@ impl Place {
         let stop = CancellationToken::new();
         tokio::spawn(mock.run(stop.clone().cancelled_owned()));
         let scratch = Scratch::new(name);
+        let gateway = free_port();
         let config = format!(
             r#"
             [embedded]
             folder = {:?}
             [gateway]
-            listen = "127.0.0.1:{}"
+            listen = "127.0.0.1:{gateway}"
             [admin]
             listen = "127.0.0.1:{}"
             [retry]
@@ -52,7 +55,6 @@ impl Place {
             "#,
             scratch.path().join("data"),
             free_port(),
-            free_port(),
         );
         let config = scratch
             .write("fanwise.toml", config)
@@ -62,12 +64,13 @@ impl Place {
         Self {
             scratch,
             mock: handle,
+            gateway,
             config,
             _stop: stop.drop_guard(),
         }
     }
 
-    async fn serve(&self) -> Process {
+    pub(crate) async fn serve(&self) -> Process {
         let mut process = fanwise(&["serve", "--config", &self.config], &[]);
         process
             .until_prints("ready: jobs are taken", Duration::from_secs(30))
@@ -75,18 +78,18 @@ impl Place {
         process
     }
 
-    async fn run(&self, arguments: &[&str], input: &[u8]) -> Finished {
+    pub(crate) async fn run(&self, arguments: &[&str], input: &[u8]) -> Finished {
         let arguments = [arguments, &["--config", &self.config]].concat();
         run_fanwise(&arguments, &[], input, BOUND).await
     }
 
-    async fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
         let finished = self.run(&[arguments, &["--json"]].concat(), b"").await;
         assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
         serde_json::from_str(&finished.stdout).unwrap()
     }
 
-    async fn completed(&self, key: &str) -> Value {
+    pub(crate) async fn completed(&self, key: &str) -> Value {
         until("completion of the job", BOUND, async || {
             let finished = self.run(&["job", "show", key, "--json"], b"").await;
             let record: Value = serde_json::from_str(&finished.stdout).ok()?;
@@ -95,7 +98,7 @@ impl Place {
         .await
     }
 
-    fn accepted_once(&self) -> BTreeSet<String> {
+    pub(crate) fn accepted_once(&self) -> BTreeSet<String> {
         let accepted = self.mock.accepted();
         let new: Vec<_> = accepted.into_iter().filter(|entry| !entry.replay).collect();
         let unique: BTreeSet<_> = new.iter().map(|entry| entry.recipient.clone()).collect();
