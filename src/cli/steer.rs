@@ -1,7 +1,7 @@
 //! `fanwise job pause`, `resume`, `cancel`, `rate`; `fanwise app`; `fanwise target`; `fanwise limits`:
 //! tells running work what to do, and shows what it was told.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -137,7 +137,7 @@ pub(super) enum LimitScope {
 }
 
 pub(super) async fn app(command: AppCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let access = open(file)?;
+    let access = open(file.as_deref())?;
     let subject = |app| Subject::new(Scope::App, app);
     match command {
         AppCommand::Pause { app, expiry, words } => {
@@ -156,7 +156,7 @@ pub(super) async fn app(command: AppCommand, file: Option<PathBuf>) -> Result<Ex
 }
 
 pub(super) async fn target(command: TargetCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let access = open(file)?;
+    let access = open(file.as_deref())?;
     let subject = |target| Subject::new(Scope::Target, target);
     match command {
         TargetCommand::List { json } => list(&access.targets().await?, json),
@@ -183,7 +183,7 @@ pub(super) async fn target(command: TargetCommand, file: Option<PathBuf>) -> Res
 }
 
 pub(super) async fn limits(command: LimitsCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let access = open(file)?;
+    let access = open(file.as_deref())?;
     match command {
         LimitsCommand::Show { json } => show_limits(&access.limits().await?, json),
         LimitsCommand::Set {
@@ -203,8 +203,8 @@ pub(super) async fn limits(command: LimitsCommand, file: Option<PathBuf>) -> Res
     }
 }
 
-fn open(file: Option<PathBuf>) -> Result<Access, Failure> {
-    let config = checked_config(file.as_deref(), |config, findings| {
+fn open(file: Option<&Path>) -> Result<Access, Failure> {
+    let config = checked_config(file, |config, findings| {
         if !config.broker.url.expose().is_empty() {
             config.require_ledger(findings);
         }

@@ -284,9 +284,24 @@ impl<S: Store, T> Context<S, T> {
         self.directives.subscribe()
     }
 
-    /// Takes over all directives of a version.
+    /// Takes over all directives of a version, and says in the log what is new.
     pub fn note_directives(&self, directed: Directed) {
-        self.directives.send_replace(Board::new(directed.all));
+        let now = now_ms();
+        let board = Board::new(directed.all);
+        {
+            let before = self.directives.borrow();
+            let news = |board: &Board, other: &Board, ended: &str| {
+                for it in board.all(now) {
+                    let Subject { scope, name } = &it.subject;
+                    if !other.about(*scope, name, now).any(|there| there == it) {
+                        tracing::info!("directive{ended}: {} {it}", it.subject);
+                    }
+                }
+            };
+            news(&before, &board, " ended");
+            news(&board, &before, "");
+        }
+        self.directives.send_replace(board);
     }
 
     /// Shows what is in force; again and again, since directives expire.

@@ -664,7 +664,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         }
     }
 
-    /// A call that was not made: its recipients are as they were before the window.
+    /// A call that was not made: its recipients are as they were before the window. What was leased for
+    /// it is not given back, which makes us slower than allowed for a moment, never faster.
     fn hold_back(&mut self, call: &PlannedCall, results: &mut Results) {
         let members = call.members.iter();
         results

@@ -136,6 +136,51 @@ async fn a_paused_job_waits_and_costs_nothing_until_it_is_resumed() {
     world.end().await;
 }
 
+/// A pause also holds back the calls that were claimed for and only wait for a place: with every place
+/// taken by calls of a slow backend, none leaves once the pause had to be heeded.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_for_a_place_are_held_back_by_a_pause() {
+    let Some(plan) = Plan::shared() else { return };
+    let mut plan = plan.not_idempotent();
+    plan.target.push_str("\ncalls_in_flight = 8");
+    let world = plan.start("straggler").await;
+    let latency = Duration::from_millis(2500);
+    world
+        .mock
+        .patch_faults(&json!({"latency": "2500ms"}))
+        .unwrap();
+    let worker = world.worker().await;
+    // Eight slices of a big job and four small jobs want a place each.
+    let big = users(4000);
+    let mut jobs = vec![world.send("big", &big, &[]).await];
+    let small: Vec<_> = (0..4).map(|number| format!("small-{number}")).collect();
+    for recipient in &small {
+        let list = std::slice::from_ref(recipient);
+        jobs.push(world.send(recipient, list, &[]).await);
+    }
+    until("all twelve are claimed", BOUND, async || {
+        let claimed = worker.metrics().await["fanwise_claims_total{state=\"granted\"}"];
+        (claimed >= 12.0).then_some(())
+    })
+    .await;
+    tell(&world, &["target", "pause", "im"]).await;
+    let heeded_us = now_us() + (HEEDED + latency).as_micros() as u64;
+    until_heeded(heeded_us + 2 * latency.as_micros() as u64).await;
+    assert_eq!(accepted_between(&world.mock, heeded_us, u64::MAX), 0);
+    assert_eq!(
+        worker.metrics().await["fanwise_calls_in_flight{target=\"im\"}"],
+        0.0
+    );
+    world.mock.patch_faults(&json!({"latency": null})).unwrap();
+    tell(&world, &["target", "resume", "im"]).await;
+    for job in &jobs {
+        world.completed(job).await;
+    }
+    world.assert_once_each(big.iter().chain(&small));
+    worker.drain().await;
+    world.end().await;
+}
+
 /// Cancelled half-way: whoever was sent to is `sent`, everybody else `cancelled`, to the last one; and
 /// who is added later is not sent to either.
 #[tokio::test(flavor = "multi_thread")]

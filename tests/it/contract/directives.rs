@@ -71,7 +71,7 @@ async fn who_knows_the_version_is_told_nothing(bench: &impl StoreBench) {
             panic!("round {round}: a change went by unnoticed");
         };
         assert_ne!(version, known);
-        assert_eq!(all, [pause.clone()]);
+        assert_eq!(all, std::slice::from_ref(&pause));
         known = version;
         assert_eq!(store.directives(known).await.unwrap(), None);
     }
