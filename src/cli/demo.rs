@@ -256,8 +256,8 @@ impl Demo {
     /// What keeps the job from going faster, by the worker's own metrics.
     async fn limiting(&self) -> String {
         let metrics = self.metrics().await;
-        let parked = metrics.get("fanwise_target_parked{target=\"im\"}") == Some(&1.0);
-        if parked {
+        let throttled = "fanwise_target_parked{reason=\"throttled\",target=\"im\"}";
+        if metrics.get(throttled) == Some(&1.0) {
             "parked: backend says 429".to_owned()
         } else {
             format!("limit {}/s", grouped(LIMIT))

@@ -27,10 +27,14 @@ const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
 pub(super) async fn follow(access: &Access, job: JobId) -> Result<JobRecord, Failure> {
     let mut view = View::new(true);
     let started = Instant::now();
+    let mut settled = None;
     loop {
         match access.job(job).await? {
             Some(record) => {
-                view.show(&record, "");
+                let now = Some(record.accounts.settled());
+                let stands = now == settled;
+                settled = now;
+                view.show(&record, &limiting(access, &record, stands).await?);
                 if record.state == JobState::Completed {
                     view.end();
                     return Ok(record);
@@ -51,6 +55,16 @@ pub(super) async fn follow(access: &Access, job: JobId) -> Result<JobRecord, Fai
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Why a job that stands still does not move.
+async fn limiting(access: &Access, record: &JobRecord, stands: bool) -> Result<String, Failure> {
+    if !stands {
+        return Ok(String::new());
+    }
+    let hindrances = access.hindrances(record).await?.into_iter();
+    let whats: Vec<_> = hindrances.map(|it| it.what).collect();
+    Ok(whats.join("; "))
 }
 
 /// What is shown of a job while it runs.

@@ -22,8 +22,8 @@ use crate::domain::outcome::Outcome;
 use crate::domain::slice::{Addressed, Head, Shape};
 use crate::ports::{
     Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, Ledger as _, LedgerError,
-    Limiter as _, Outgoing, Park, PublishError, Publisher as _, Route, Session as _, Settle, Shelf,
-    SliceRef, Source, Submission,
+    Limiter as _, Outgoing, Park, ParkReason, PublishError, Publisher as _, Route, Session as _,
+    Settle, Shelf, SliceRef, Source, Submission,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -296,8 +296,11 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         let error = store.accept(&submission(&head, 1)).await.unwrap_err();
         assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
         let park = Park {
+            since_ms: 0,
             until_ms: u64::MAX,
-            reason: "x".to_owned(),
+            reason: ParkReason::Config,
+            code: "401".to_owned(),
+            text: "x".to_owned(),
         };
         let error = store.park("im", &park).await.unwrap_err();
         assert!(matches!(error, LedgerError::Full(_)), "{error:?}");

@@ -42,6 +42,7 @@ where
         .route("/v1/jobs/{job}/verification", get(verify::<B, S, T>))
         .route("/v1/dead", get(dead::<B, S, T>))
         .route("/v1/rejected", get(rejected::<B, S, T>))
+        .merge(super::steer::routes())
         .layer(from_fn_with_state(
             Arc::clone(&gateway),
             authorised::<B, S, T>,
@@ -175,7 +176,7 @@ async fn show<B: Broker, S: Store, T: Transport>(
     Ok(Json(find(&gateway, &job).await?))
 }
 
-async fn find<B: Broker, S: Store, T>(
+pub(super) async fn find<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     job: &str,
 ) -> Result<JobRecord, Refusal> {

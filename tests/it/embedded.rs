@@ -18,17 +18,18 @@ use crate::support::wait::until;
 use crate::support::world::{BOUND, free_port, users};
 
 /// A data folder, a mock, and the addresses of one `fanwise serve`.
-struct Place {
+pub(crate) struct Place {
     scratch: Scratch,
-    mock: MockHandle,
+    pub(crate) mock: MockHandle,
+    /// Port of the HTTP interface.
+    pub(crate) gateway: u16,
     config: String,
-    gateway: u16,
     admin: u16,
     _stop: tokio_util::sync::DropGuard,
 }
 
 impl Place {
-    async fn new(name: &str) -> Self {
+    pub(crate) async fn new(name: &str) -> Self {
         let mock = MockIm::bind(Settings {
             wukongim: Version::V3,
             ..Settings::default()
@@ -67,14 +68,14 @@ impl Place {
         Self {
             scratch,
             mock: handle,
-            config,
             gateway,
+            config,
             admin,
             _stop: stop.drop_guard(),
         }
     }
 
-    async fn serve(&self) -> Process {
+    pub(crate) async fn serve(&self) -> Process {
         self.ready(fanwise(&["serve", "--config", &self.config], &[]))
             .await
     }
@@ -111,18 +112,18 @@ impl Place {
         (status, answer)
     }
 
-    async fn run(&self, arguments: &[&str], input: &[u8]) -> Finished {
+    pub(crate) async fn run(&self, arguments: &[&str], input: &[u8]) -> Finished {
         let arguments = [arguments, &["--config", &self.config]].concat();
         run_fanwise(&arguments, &[], input, BOUND).await
     }
 
-    async fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
         let finished = self.run(&[arguments, &["--json"]].concat(), b"").await;
         assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
         serde_json::from_str(&finished.stdout).unwrap()
     }
 
-    async fn completed(&self, key: &str) -> Value {
+    pub(crate) async fn completed(&self, key: &str) -> Value {
         until("completion of the job", BOUND, async || {
             let finished = self.run(&["job", "show", key, "--json"], b"").await;
             let record: Value = serde_json::from_str(&finished.stdout).ok()?;
@@ -131,7 +132,7 @@ impl Place {
         .await
     }
 
-    fn accepted_once(&self) -> BTreeSet<String> {
+    pub(crate) fn accepted_once(&self) -> BTreeSet<String> {
         let accepted = self.mock.accepted();
         let new: Vec<_> = accepted.into_iter().filter(|entry| !entry.replay).collect();
         let unique: BTreeSet<_> = new.iter().map(|entry| entry.recipient.clone()).collect();
