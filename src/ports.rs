@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::announce::DeadRecipient;
 pub use crate::domain::directive::Scope;
 use crate::domain::directive::{Directive, Kind, Subject};
 use crate::domain::fields::Problem;
@@ -287,8 +288,48 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     fn jobs(&self, most: usize)
     -> impl Future<Output = Result<Vec<JobRecord>, LedgerError>> + Send;
 
+    /// Keeps why recipients ended as they did, for those who ask: the first [`REASONS_MAX`] of a job,
+    /// for the dedup window.
+    fn explain(
+        &self,
+        job: JobId,
+        reasons: &[(Fingerprint, Reason)],
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// Why these recipients ended as they did, in the order asked, where it was kept.
+    fn reasons(
+        &self,
+        job: JobId,
+        recipients: &[Fingerprint],
+    ) -> impl Future<Output = Result<Vec<Option<Reason>>, LedgerError>> + Send;
+
     /// Walks over every recipient of a job and counts what stands there.
     fn audit(&self, job: &JobRecord) -> impl Future<Output = Result<Audit, LedgerError>> + Send;
+}
+
+/// Most reasons that are kept of a job; the dead letters have all of them.
+pub const REASONS_MAX: u32 = 10_000;
+
+/// Why a recipient ended failed or uncertain: the last answer, as in its dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Reason {
+    pub outcome: Outcome,
+    pub class: Class,
+    pub code: String,
+    pub text: String,
+    pub attempts: u32,
+}
+
+impl From<&DeadRecipient> for Reason {
+    fn from(dead: &DeadRecipient) -> Self {
+        Self {
+            outcome: dead.outcome,
+            class: dead.class,
+            code: dead.code.clone().into_owned(),
+            text: dead.text.clone().into_owned(),
+            attempts: dead.attempts,
+        }
+    }
 }
 
 /// One list of recipients of one job, about to be expanded.

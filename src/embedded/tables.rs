@@ -15,6 +15,7 @@
 //! | `claims` | number | `ClaimRow`, one per claim that is open |
 //! | `ended` | life | lives of jobs whose rows are to be swept |
 //! | `parks` | target | until, and the parking as JSON |
+//! | `reasons` | life of the job, fingerprint | why the recipient ended failed or uncertain, as JSON |
 //! | `directives` | scope, kind, name | the directive as JSON |
 //! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed |
 //!
@@ -49,6 +50,7 @@ pub(super) const SUBMISSIONS: TableDefinition<'_, (u64, &str), (u64, u8)> =
     TableDefinition::new("submissions");
 pub(super) const SLICES: TableDefinition<'_, (u64, &str), u32> = TableDefinition::new("slices");
 pub(super) const BUCKETS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("buckets");
+pub(super) const REASONS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("reasons");
 pub(super) const CLAIMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("claims");
 pub(super) const ENDED: TableDefinition<'_, u64, ()> = TableDefinition::new("ended");
 pub(super) const PARKS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("parks");
@@ -97,6 +99,7 @@ pub(super) struct Tables<'t> {
     pub(super) claims: Lazy<'t, u64, &'static [u8]>,
     pub(super) ended: Lazy<'t, u64, ()>,
     pub(super) parks: Lazy<'t, &'static str, (u64, &'static str)>,
+    pub(super) reasons: Lazy<'t, (u64, u64), &'static [u8]>,
     pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
     meta: Lazy<'t, &'static str, u64>,
 }
@@ -116,6 +119,7 @@ impl<'t> Tables<'t> {
             claims: Lazy::new(transaction, CLAIMS),
             ended: Lazy::new(transaction, ENDED),
             parks: Lazy::new(transaction, PARKS),
+            reasons: Lazy::new(transaction, REASONS),
             directives: Lazy::new(transaction, DIRECTIVES),
             meta: Lazy::new(transaction, META),
         }
@@ -224,6 +228,7 @@ pub(super) fn prepare(
     tables.buckets.open()?;
     tables.ended.open()?;
     tables.parks.open()?;
+    tables.reasons.open()?;
     tables.directives.open()?;
     let meta = tables.meta.open()?;
     let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, Trouble> {

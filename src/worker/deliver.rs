@@ -937,6 +937,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     async fn close(mut self) -> Result<Fate, Lost> {
         if !self.dead.is_empty() {
             self.publish_dead().await?;
+            self.explain().await;
         }
         let last = self.left.is_empty();
         if !self.dead.is_empty() || (last && !self.closed) {
@@ -972,6 +973,19 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             self.shift.follow(&self.slice.head, standing).await?;
         }
         Ok(if last { Fate::Done } else { Fate::PutOff })
+    }
+
+    /// Keeps the reasons where they are found without walking over dead letters. The letters are what
+    /// counts: not repeated when it fails.
+    async fn explain(&self) {
+        let context = &*self.shift.context;
+        let reasons: Vec<_> = self
+            .dead
+            .iter()
+            .map(|(index, dead)| (self.fingerprints[*index], Reason::from(dead)))
+            .collect();
+        let explain = context.store.explain(self.slice.head.id, &reasons);
+        let _ = context.try_step(LedgerStep::Settle, explain).await;
     }
 
     fn dead_recipient(
