@@ -401,15 +401,16 @@ impl Demo {
         output::line("Next:")?;
         let program = program();
         let again = match outcome.worker_kills {
-            0 => ("demo --kill", "the same, with the worker killed half-way"),
+            0 => ("demo --kill", "the same, with a crash half-way"),
             _ => ("demo --recipients 100000", "the same for more users"),
         };
+        let width = again.0.len();
         for (command, about) in [
             again,
             ("config show", "every setting and its value"),
-            ("send --help", "how to submit a job to `fanwise serve`"),
+            ("send --help", "submit a job to `fanwise serve`"),
         ] {
-            output::line(format!("  {program} {command:<25} {about}"))?;
+            output::line(format!("  {program} {command:<width$}  {about}"))?;
         }
         Ok(())
     }

@@ -73,9 +73,9 @@ impl Session for EmbeddedSession {
     type Consumer = EmbeddedConsumer;
     type Publisher = EmbeddedPublisher;
 
-    /// Never: a full disk refuses publishes instead.
+    /// While the disk is full or fails: publishes are refused then, until one succeeds again.
     fn blocked(&self) -> watch::Receiver<bool> {
-        watch::channel(false).1
+        self.engine.0.disk.blocked()
     }
 
     fn publisher(&self) -> EmbeddedPublisher {

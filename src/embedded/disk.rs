@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, WriteTransaction};
+use tokio::sync::watch;
 
 use super::builder;
 use super::tables::{self, FORMAT};
@@ -139,6 +140,8 @@ pub(super) struct Disk {
     opener: Opener,
     store: RwLock<Store>,
     trouble: Mutex<Option<String>>,
+    /// Whether the last attempt to write came to nothing.
+    blocked: watch::Sender<bool>,
 }
 
 impl Disk {
@@ -161,6 +164,7 @@ impl Disk {
             opener,
             store: RwLock::new(Store::Open(database)),
             trouble: Mutex::new(None),
+            blocked: watch::Sender::new(false),
         };
         Ok((disk, lock))
     }
@@ -231,6 +235,10 @@ impl Disk {
         trouble.clone()
     }
 
+    pub(super) fn blocked(&self) -> watch::Receiver<bool> {
+        self.blocked.subscribe()
+    }
+
     /// Remembers what is wrong, and says so when that changes.
     pub(super) fn note(&self, trouble: Option<&Trouble>) {
         let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
@@ -243,10 +251,12 @@ impl Disk {
                     "{trouble}; nothing is accepted or sent until then, and nothing accepted is lost"
                 );
                 *known = Some(trouble.to_string());
+                self.blocked.send_replace(true);
             }
             (None, true) => {
                 tracing::info!(folder = %self.folder.display(), "the data folder is writable again");
                 *known = None;
+                self.blocked.send_replace(false);
             }
             (Some(_), true) | (None, false) => {}
         }

@@ -231,7 +231,8 @@ impl Inner {
     }
 }
 
-/// How much of the file is kept in memory.
+/// How much of the file is kept in memory. The rest is in the system's cache as long as there is room:
+/// with four times as much, jobs of a million recipients went no faster.
 const CACHE_BYTES: usize = 6 * 1024 * 1024;
 
 /// Milliseconds since 1970 by this machine's clock.

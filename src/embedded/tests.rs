@@ -305,6 +305,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         let error = store.park("im", &park).await.unwrap_err();
         assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
         assert!(engine.trouble().unwrap().contains("full"));
+        assert!(*session.blocked().borrow());
         assert!(!session.lost().is_cancelled());
         for delivery in held {
             delivery.ack().await.unwrap();
@@ -313,6 +314,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         weather.full.store(false, Ordering::SeqCst);
         until_ok(async || publish(&session, "after").await).await;
         assert_eq!(engine.trouble(), None);
+        assert!(!*session.blocked().borrow());
         let states = claim(&store, slice, 2, &people).await.unwrap();
         for (at, state) in states.iter().enumerate() {
             match at < 20 {

@@ -256,6 +256,18 @@ async fn serve_refuses_jobs_while_the_disk_is_full() {
     assert!(log.contains("the disk of the data folder is full"), "{log}");
     let (alive, _) = place.request(place.admin, "GET /livez", b"").await;
     assert_eq!(alive, 200);
+    let blocked = async |value: u8| {
+        let (_, metrics) = place.request(place.admin, "GET /metrics", b"").await;
+        let wanted = format!("\nfanwise_broker_blocked {value}\n");
+        metrics.contains(&wanted).then_some(())
+    };
+    until("the metric of a full disk", BOUND, async || {
+        if submit(accepted).await.0 == 202 {
+            accepted += 1;
+        }
+        blocked(1).await
+    })
+    .await;
 
     let pid = process.pid().to_string();
     let lifted = Command::new("prlimit")
@@ -274,6 +286,7 @@ async fn serve_refuses_jobs_while_the_disk_is_full() {
         assert_eq!(place.json(&["job", "verify", &key]).await["exact"], true);
     }
     assert_eq!(place.accepted_once().len(), (accepted + 1) * RECIPIENTS);
+    until("its end", BOUND, async || blocked(0).await).await;
     let log = process.stderr();
     assert!(log.contains("writable again"), "{log}");
 }
