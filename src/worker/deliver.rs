@@ -40,7 +40,7 @@ use crate::domain::slice::{CallGroup, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lease, Limit, Lost, Outgoing, Park, ParkReason, Publisher,
-    Route, Scope, Settle, SliceRef, Standing, Transport,
+    Reason, Route, Scope, Settle, SliceRef, Standing, Transport,
 };
 
 /// Longest wait for a limit or a parked target inside a delivery; a longer one goes on the ladder.
