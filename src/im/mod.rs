@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod fixture;
 pub mod http;
-/// How calls are put together: JSON and digests without detours.
+/// How calls are put together: JSON, URLs and digests without detours.
 mod json;
 /// The table of what each target makes of a job.
 pub mod mapping;
