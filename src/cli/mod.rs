@@ -13,6 +13,7 @@ mod progress;
 mod recipients;
 mod schema;
 mod send;
+mod steer;
 mod topology;
 mod worker;
 
@@ -49,10 +50,19 @@ enum Command {
     /// Gateway and worker in one process: without RabbitMQ and Redis unless they are configured
     Serve,
     /// Submit a job
-    Send(send::SendArgs),
-    /// Look at jobs
+    Send(Box<send::SendArgs>),
+    /// Look at jobs; pause, resume, cancel and re-rate them
     #[command(subcommand)]
     Job(job::JobCommand),
+    /// Pause and resume an app
+    #[command(subcommand)]
+    App(steer::AppCommand),
+    /// Look at targets; park, unpark, pause and resume them
+    #[command(subcommand)]
+    Target(steer::TargetCommand),
+    /// Show and set limits while everything runs
+    #[command(subcommand)]
+    Limits(steer::LimitsCommand),
     /// Look at dead letters: recipients that failed or are uncertain, with reasons
     #[command(subcommand)]
     Dead(dead::DeadCommand),
@@ -66,8 +76,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Exit 0 if the worker on this machine is ready (for container health checks)
     Healthcheck,
-    /// Run the mock IM server, which misbehaves on command
-    MockIm(crate::im::mock::MockArgs),
+    // Described beside its flags, at length: a comment of this kind here would hide that.
+    MockIm(Box<crate::im::mock::MockArgs>),
     /// Print the JSON Schemas of jobs, dead letters and events
     Schema(schema::SchemaArgs),
 }
@@ -80,14 +90,17 @@ impl Cli {
             Command::Demo(args) => asynchronous(demo::run(args)),
             Command::Worker => worker::run(file.as_deref()),
             Command::Serve => worker::serve(file.as_deref()),
-            Command::Send(args) => asynchronous(send::run(args, file)),
+            Command::Send(args) => asynchronous(send::run(*args, file)),
             Command::Job(command) => asynchronous(job::run(command, file)),
+            Command::App(command) => asynchronous(steer::app(command, file)),
+            Command::Target(command) => asynchronous(steer::target(command, file)),
+            Command::Limits(command) => asynchronous(steer::limits(command, file)),
             Command::Dead(command) => asynchronous(dead::run(command, file)),
             Command::Topology(command) => asynchronous(topology::run(command, file)),
             Command::Config(command) => config::run(&command, file.as_deref()),
             Command::Doctor(args) => asynchronous(doctor::run(args, file)),
             Command::Healthcheck => asynchronous(healthcheck::run(file)),
-            Command::MockIm(args) => asynchronous(mock_im::run(args)),
+            Command::MockIm(args) => asynchronous(mock_im::run(*args)),
             Command::Schema(args) => schema::run(&args),
         }
     }

@@ -235,7 +235,7 @@ impl SendArgs {
         part: Option<Part>,
     ) -> JobDocument {
         let audience = AudienceDocument {
-            users: users.into_iter().map(Into::into).collect(),
+            users: Some(users.into_iter().map(Into::into).collect()),
             exclude: self.exclude.clone(),
             ..AudienceDocument::default()
         };

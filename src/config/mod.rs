@@ -318,9 +318,14 @@ fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
 }
 
 fn read_embedded(mut section: Section, findings: &mut Findings) -> EmbeddedConfig {
-    let folder = section.text("folder", "fanwise-data", findings).into();
+    let folder = section.text("folder", "fanwise-data", findings);
+    if folder.is_empty() {
+        findings.problem("embedded.folder", "the path of a folder is expected");
+    }
     section.finish(findings);
-    EmbeddedConfig { folder }
+    EmbeddedConfig {
+        folder: folder.into(),
+    }
 }
 
 fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig {
@@ -522,7 +527,9 @@ impl Config {
     }
 
     pub fn require_targets(&self, findings: &mut Findings) {
-        if self.targets.is_empty() {
+        // One that is there but cannot be read is told of already.
+        let mistaken = |problem: &Problem| problem.field.starts_with("targets.");
+        if self.targets.is_empty() && !findings.problems.iter().any(mistaken) {
             let what = "missing: at least one [targets.NAME] is needed to send to";
             findings.problem("targets", what);
         }

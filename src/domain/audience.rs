@@ -25,9 +25,9 @@ pub const VARS_BYTES_MAX: usize = 16 * 1024;
 #[schemars(rename = "Audience", deny_unknown_fields)]
 pub struct AudienceDocument {
     /// Recipients, at most 100,000 in one message.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(default, length(min = 1, max = 100_000))]
-    pub users: Vec<MemberDocument>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 100_000))]
+    pub users: Option<Vec<MemberDocument>>,
     /// Ids of groups; each is sent to once, as a group.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(
@@ -44,9 +44,6 @@ pub struct AudienceDocument {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schemars(default)]
     pub all: bool,
-    /// Where in the list of all users to go on. Fanwise sets it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
     /// Recipients to leave out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default, length(max = 100_000))]
@@ -101,7 +98,7 @@ pub(super) struct Audience<'a> {
 enum Who<'a> {
     Users(&'a RawValue),
     Groups(&'a RawValue, u8),
-    All { cursor: Option<String> },
+    All,
 }
 
 /// The kind of group of most systems that have groups.
@@ -113,14 +110,13 @@ impl<'a> Audience<'a> {
         let groups = fields.raw("groups");
         let kind: Option<u8> = fields.get("group_type", "a number, 2 to 255,", problems);
         let all: Option<bool> = fields.get("all", "true or false", problems);
-        let cursor: Option<String> = fields.get("cursor", "a text", problems);
         let exclude: Vec<Text<'a>> = fields
             .get("exclude", "a list of recipient ids", problems)
             .unwrap_or_default();
         let who = match (users, groups, all.unwrap_or_default()) {
             (Some(users), None, false) => Some(Who::Users(users)),
             (None, Some(groups), false) => Some(Who::Groups(groups, kind.unwrap_or(GROUP))),
-            (None, None, true) => Some(Who::All { cursor }),
+            (None, None, true) => Some(Who::All),
             (None, None, false) => {
                 let what = "missing; a list of recipient ids is expected, or `groups`, or `all`";
                 fields.problem("users", what, problems);
@@ -154,17 +150,13 @@ impl<'a> Audience<'a> {
 
     pub(super) fn addressed(&self) -> Addressed {
         match self.who {
-            Who::Users(_) | Who::All { .. } => Addressed::Users,
+            Who::Users(_) | Who::All => Addressed::Users,
             Who::Groups(_, kind) => Addressed::Groups(kind),
         }
     }
 
-    /// Where to go on with an audience of all users; nothing for a list.
-    pub(super) fn all(&self) -> Option<Option<&str>> {
-        match &self.who {
-            Who::All { cursor } => Some(cursor.as_deref()),
-            Who::Users(_) | Who::Groups(..) => None,
-        }
+    pub(super) fn is_all(&self) -> bool {
+        matches!(self.who, Who::All)
     }
 
     pub(super) fn excludes(&self, id: &str) -> bool {
@@ -181,7 +173,7 @@ impl<'a> Audience<'a> {
         match self.who {
             Who::Users(list) => Some((list, "users")),
             Who::Groups(list, _) => Some((list, "groups")),
-            Who::All { .. } => None,
+            Who::All => None,
         }
     }
 

@@ -157,8 +157,12 @@ pub fn default_target<A, T>(
     match (default(found), all.next(), all.next()) {
         (Some(target), ..) => Ok(target.clone()),
         (None, Some(only), None) => Ok(only.clone()),
-        _ => Err(format!(
-            "app {app:?} has no default target, and the job names none"
+        (None, None, _) => {
+            Err("no target is configured: the configuration needs a [targets.NAME]".to_owned())
+        }
+        (None, Some(_), Some(_)) => Err(format!(
+            "app {app:?} has no default target, and the job names none of {}",
+            names(targets)
         )),
     }
 }
@@ -230,9 +234,9 @@ impl<'a> Job<'a> {
         self.audience.for_each(each);
     }
 
-    /// Where to go on when the audience is all users; nothing when it is a list.
-    pub fn all(&self) -> Option<Option<&str>> {
-        self.audience.all()
+    /// Whether the audience is all users of the target, and not a list.
+    pub fn is_for_all(&self) -> bool {
+        self.audience.is_all()
     }
 
     /// Recipients that the job leaves out, in order.
@@ -312,11 +316,7 @@ fn read_job<'a>(
     let mapping = fields.get("mapping", "one of \"strict\", \"lenient\"", problems);
     let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
     let part = read_part(&mut fields, problems);
-    if audience
-        .as_ref()
-        .is_some_and(|audience| audience.all().is_some())
-        && confirmed != Some(true)
-    {
+    if audience.as_ref().is_some_and(Audience::is_all) && confirmed != Some(true) {
         let what = "missing; a job for all users must say \"confirm_all\": true";
         fields.problem("confirm_all", what, problems);
     }
@@ -325,9 +325,8 @@ fn read_job<'a>(
     let (mut audience, message, target) = (audience?, message?, target?);
     audience.prepare(context.folds_case(&target));
     let census = audience.census(problems);
-    // The last part of an audience of all users may have nobody left.
-    let is_list = audience.all().is_none();
-    if is_list && census.entries == 0 && part.number == 1 && problems.is_empty() {
+    // One part of many may have nobody; the others have.
+    if !audience.is_all() && census.entries == 0 && part.of == 1 && problems.is_empty() {
         problems.push(Problem::new(
             "audience.users",
             "empty; nobody would get the message",

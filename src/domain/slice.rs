@@ -123,6 +123,9 @@ pub struct Slice {
     pub first_attempt_at_ms: Option<u64>,
     /// Recipients without an outcome.
     pub recipients: Vec<String>,
+    /// Not recipients but the way to them: all users of the target are asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enumeration: Option<Enumeration>,
     /// Each one's own values for placeholders; left out while nobody has any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vars: Vec<Option<Box<RawValue>>>,
@@ -133,6 +136,22 @@ pub struct Slice {
     /// the same recipients in the same order. Left out while nothing was tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<u32>,
+}
+
+/// How far the target was asked for all of its users.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enumeration {
+    /// Where to go on; the beginning if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Number of the next part, 1-based.
+    pub number: u32,
+    /// How often in a row the target did not answer.
+    #[serde(default)]
+    pub failures: u32,
+    /// Users to leave out, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
 }
 
 /// Recipients of one call, by position in their slice, with the attempts spent on each.
@@ -186,6 +205,7 @@ impl Slice {
             shape: self.shape,
             lane: self.lane.clone(),
             first_attempt_at_ms,
+            enumeration: None,
             recipients: members()
                 .map(|(index, _)| self.recipients[*index].clone())
                 .collect(),

@@ -28,14 +28,14 @@ pub(super) fn open_file(file: &Path) -> Result<Database, DatabaseError> {
 pub enum OpenError {
     #[error(
         "the data folder {} is in use by another fanwise process{}; stop that process, talk to it \
-         over its HTTP interface, or choose another folder",
+         over its HTTP interface, or choose another folder (embedded.folder)",
         folder.display(), process.map(|id| format!(" (process {id})")).unwrap_or_default()
     )]
     InUse {
         folder: PathBuf,
         process: Option<u32>,
     },
-    #[error("the data folder {} cannot be used", folder.display())]
+    #[error("the data folder {} (embedded.folder) cannot be used", folder.display())]
     Folder {
         folder: PathBuf,
         #[source]
@@ -50,6 +50,12 @@ pub enum OpenError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error("{} cannot be opened", file.display())]
+    Full {
+        file: PathBuf,
+        #[source]
+        source: Trouble,
+    },
     #[error(
         "{} was written in format {found} by a newer fanwise, this one knows format {FORMAT}; \
          use the newer version",
@@ -61,7 +67,7 @@ pub enum OpenError {
 /// Why a step or a look failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Trouble {
-    #[error("the disk of the data folder is full; it goes on by itself when there is space")]
+    #[error("the disk of the data folder is full: make space on it")]
     Full(#[source] Arc<redb::Error>),
     #[error("the store in the data folder cannot be read or written")]
     Disk(#[source] Arc<redb::Error>),
@@ -144,10 +150,7 @@ impl Disk {
         make_folder(folder).map_err(failed)?;
         let lock = lock(folder, failed)?;
         let file = folder.join(STORE);
-        let database = opener(&file).map_err(|source| OpenError::Store {
-            file: file.clone(),
-            source: source.into(),
-        })?;
+        let database = opener(&file).map_err(|error| unusable(&file, error.into()))?;
         // The name of a new file is durable when its folder is.
         File::open(folder)
             .and_then(|opened| opened.sync_all())
@@ -164,10 +167,7 @@ impl Disk {
 
     /// Makes the tables and queues that are missing, and reads what the engine starts with.
     pub(super) fn prepare(&self, targets: &[String]) -> Result<tables::Start, OpenError> {
-        let failed = |trouble: Trouble| OpenError::Store {
-            file: self.file.clone(),
-            source: trouble.into(),
-        };
+        let failed = |trouble| unusable(&self.file, trouble);
         let found = tables::format(&self.begin_read().map_err(failed)?).map_err(failed)?;
         if found > FORMAT {
             let file = self.file.clone();
@@ -240,7 +240,7 @@ impl Disk {
                 tracing::error!(
                     folder = %self.folder.display(),
                     cause,
-                    "{trouble}: nothing is accepted or sent meanwhile, nothing accepted is lost"
+                    "{trouble}; nothing is accepted or sent until then, and nothing accepted is lost"
                 );
                 *known = Some(trouble.to_string());
             }
@@ -253,10 +253,32 @@ impl Disk {
     }
 }
 
+fn unusable(file: &Path, trouble: Trouble) -> OpenError {
+    let file = file.to_owned();
+    match trouble {
+        Trouble::Full(_) => OpenError::Full {
+            file,
+            source: trouble,
+        },
+        // What the store says of the file, without a word of ours between.
+        Trouble::Disk(error) => OpenError::Store {
+            file,
+            source: error.into(),
+        },
+        Trouble::Broken(_) | Trouble::Stopped => OpenError::Store {
+            file,
+            source: trouble.into(),
+        },
+    }
+}
+
 /// For its owner only: it holds messages and recipients.
 fn make_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
+    }
+    if folder.exists() {
+        return Err(io::ErrorKind::NotADirectory.into());
     }
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);

@@ -14,8 +14,9 @@
 //! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
 //! | `claims` | number | `ClaimRow`, one per claim that is open |
 //! | `ended` | life | lives of jobs whose rows are to be swept |
-//! | `parks` | target | until, reason |
-//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job |
+//! | `parks` | target | until, and the parking as JSON |
+//! | `directives` | scope, kind, name | the directive as JSON |
+//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed |
 //!
 //! A *life* is the number of a job from its acceptance to its expiry: what a job that is accepted
 //! again finds of an earlier life is nothing.
@@ -51,6 +52,10 @@ pub(super) const BUCKETS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefiniti
 pub(super) const CLAIMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("claims");
 pub(super) const ENDED: TableDefinition<'_, u64, ()> = TableDefinition::new("ended");
 pub(super) const PARKS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("parks");
+/// The directive of a kind about a subject.
+pub(super) type DirectiveKey = (&'static str, &'static str, &'static str);
+pub(super) const DIRECTIVES: TableDefinition<'_, DirectiveKey, &[u8]> =
+    TableDefinition::new("directives");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// A table that is opened when it is first used in a transaction.
@@ -92,6 +97,7 @@ pub(super) struct Tables<'t> {
     pub(super) claims: Lazy<'t, u64, &'static [u8]>,
     pub(super) ended: Lazy<'t, u64, ()>,
     pub(super) parks: Lazy<'t, &'static str, (u64, &'static str)>,
+    pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
     meta: Lazy<'t, &'static str, u64>,
 }
 
@@ -110,6 +116,7 @@ impl<'t> Tables<'t> {
             claims: Lazy::new(transaction, CLAIMS),
             ended: Lazy::new(transaction, ENDED),
             parks: Lazy::new(transaction, PARKS),
+            directives: Lazy::new(transaction, DIRECTIVES),
             meta: Lazy::new(transaction, META),
         }
     }
@@ -117,6 +124,14 @@ impl<'t> Tables<'t> {
     #[cfg(test)]
     pub(super) fn set_format(&mut self, format: u64) -> Result<(), Trouble> {
         self.meta.open()?.insert("format", format)?;
+        Ok(())
+    }
+
+    /// Counts a change of the directives.
+    pub(super) fn count_directed(&mut self) -> Result<(), Trouble> {
+        let meta = self.meta.open()?;
+        let before = meta.get("directed")?.map_or(0, |count| count.value());
+        meta.insert("directed", before + 1)?;
         Ok(())
     }
 
@@ -185,6 +200,12 @@ pub(super) fn format(transaction: &ReadTransaction) -> Result<u64, Trouble> {
     Ok(meta.get("format")?.map_or(0, |format| format.value()))
 }
 
+/// How often directives changed.
+pub(super) fn directed(transaction: &ReadTransaction) -> Result<u64, Trouble> {
+    let meta = transaction.open_table(META)?;
+    Ok(meta.get("directed")?.map_or(0, |count| count.value()))
+}
+
 /// Makes what is missing and reads what the engine starts with. Bodies are not read: this takes the
 /// same time whatever lies in the queues.
 pub(super) fn prepare(
@@ -203,6 +224,7 @@ pub(super) fn prepare(
     tables.buckets.open()?;
     tables.ended.open()?;
     tables.parks.open()?;
+    tables.directives.open()?;
     let meta = tables.meta.open()?;
     let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, Trouble> {
         Ok(meta.get(name)?.map_or(0, |value| value.value()))

@@ -42,6 +42,7 @@ where
         .route("/v1/jobs/{job}/verification", get(verify::<B, S, T>))
         .route("/v1/dead", get(dead::<B, S, T>))
         .route("/v1/rejected", get(rejected::<B, S, T>))
+        .merge(super::steer::routes())
         .layer(from_fn_with_state(
             Arc::clone(&gateway),
             authorised::<B, S, T>,
@@ -142,7 +143,7 @@ fn read_job<B: Broker, S: Store, T>(
     let job =
         Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
     let target = &*context.targets[&job.head.target].target;
-    let fit = fit(target, &job.head, job.all().is_some(), job.strictness);
+    let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
     if !fit.problems.is_empty() {
         return Err(Refusal::BadJob(fit.problems));
     }
@@ -175,7 +176,7 @@ async fn show<B: Broker, S: Store, T: Transport>(
     Ok(Json(find(&gateway, &job).await?))
 }
 
-async fn find<B: Broker, S: Store, T>(
+pub(super) async fn find<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     job: &str,
 ) -> Result<JobRecord, Refusal> {

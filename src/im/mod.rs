@@ -32,6 +32,13 @@ macro_rules! systems {
         }
 
         impl TargetSettings {
+            /// The system's name in configuration files.
+            pub fn system(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => stringify!($folder),)*
+                }
+            }
+
             /// Host and port of the account, where its URL names them plainly.
             pub fn address(&self) -> Option<(String, u16)> {
                 let url = match self {

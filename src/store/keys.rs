@@ -9,7 +9,8 @@
 //! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | window after the last claim in it | claim, settle, accept (when a job is reshaped) | the same, renew, audit |
 //! | `P:jobs` | sorted set | job ids by time of acceptance | members with the window, the key with its last one | accept, claim and settle (when rebuilt) | jobs |
 //! | `P:{limits}:SCOPE:NAME:RATE` | string | theoretical arrival time of a limiter in µs | a second after that time | lease, refund | lease |
-//! | `P:{limits}:park:TARGET` | string | `<until in ms> <reason>` of a parked target | at that time | park, unpark | parked |
+//! | `P:{limits}:park:TARGET` | string | `<until in ms> <parking as JSON>` of a parked target | at that time | park, unpark | parked |
+//! | `P:{limits}:directives` | hash | `SCOPE:KIND:NAME` → `<until in ms, or 0> <directive as JSON>`, and `version`, another one after each change | never; fields that expired go with the next change | direct, lift | directives |
 //!
 //! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: what is
 //! between them decides the slot in Redis Cluster, so all keys of one job lie together and so do all
@@ -63,6 +64,10 @@ impl Keys {
 
     pub(super) fn park(&self, target: &str) -> String {
         format!("{}:{{limits}}:park:{target}", self.prefix)
+    }
+
+    pub(super) fn directives(&self) -> String {
+        format!("{}:{{limits}}:directives", self.prefix)
     }
 }
 

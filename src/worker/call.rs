@@ -4,13 +4,15 @@
 //! A call is made once. The one exception is a credential that was refused, which the target says
 //! without having carried anything out: then the call is made again, once, with a new one.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 
 use super::context::{TargetRuntime, now_ms};
+use super::credential::{Held, Keyring};
 use crate::domain::outcome::{Answer, Class, Verdict};
-use crate::ports::{Calls, Probed, Reply, Request, SendError, Signing, Transport};
+use crate::ports::{Calls, Login, Probed, Reply, Request, SendError, Signing, Transport};
 
 /// How often a probe must say "not sent" before it is believed.
 const PROBES: u32 = 2;
@@ -77,38 +79,36 @@ impl<T: Transport> Caller<'_, T> {
         }
     }
 
-    /// Sends a request with what proves that it is ours. An error: it could not be made.
+    /// Sends a request of this target. An error: it could not be made.
     async fn authorised(
         &self,
         request: impl FnOnce() -> Request,
-    ) -> Result<(Result<Reply, SendError>, Option<Credential>), Answer> {
+    ) -> Result<(Result<Reply, SendError>, Option<Arc<Held>>), Answer> {
         let TargetRuntime {
             target,
             keyring,
-            call_timeout,
+            metrics,
             ..
         } = self.target;
-        let held = match target.login() {
-            Some(login) => Some(keyring.get(login, self.transport, *call_timeout).await?),
-            None => None,
+        let timeout = self.target.call_timeout;
+        let sign = |request: &mut Request, signing| {
+            target.sign(request, signing);
+            if let Some(Ok(trace)) = self.traceparent.map(HeaderValue::from_str) {
+                request.headers.insert("traceparent", trace);
+            }
         };
-        let mut request = request();
-        if let (Some(login), Some(held)) = (target.login(), &held) {
-            login.apply(&mut request, held.secret.expose());
-        }
-        let signing = Signing {
-            now_ms: now_ms(),
-            nonce: fastrand::u128(..),
-        };
-        target.sign(&mut request, signing);
-        if let Some(Ok(trace)) = self.traceparent.map(HeaderValue::from_str) {
-            request.headers.insert("traceparent", trace);
-        }
-        let metrics = &self.target.metrics;
         metrics.in_flight.inc();
-        let reply = self.transport.send(request, *call_timeout).await;
+        let sent = authorised(
+            self.transport,
+            target.login(),
+            keyring,
+            timeout,
+            sign,
+            request,
+        )
+        .await;
         metrics.in_flight.dec();
-        Ok((reply, held))
+        sent
     }
 
     /// Asks what became of a call in doubt; nothing where the target cannot tell.
@@ -135,7 +135,30 @@ impl<T: Transport> Caller<'_, T> {
     }
 }
 
-type Credential = std::sync::Arc<super::credential::Held>;
+/// Sends a request with the credential that it needs, signed. An error: it could not be made.
+pub(super) async fn authorised<T: Transport>(
+    transport: &T,
+    login: Option<&dyn Login>,
+    keyring: &Keyring,
+    timeout: Duration,
+    sign: impl FnOnce(&mut Request, Signing),
+    request: impl FnOnce() -> Request,
+) -> Result<(Result<Reply, SendError>, Option<Arc<Held>>), Answer> {
+    let held = match login {
+        Some(login) => Some(keyring.get(login, transport, timeout).await?),
+        None => None,
+    };
+    let mut request = request();
+    if let (Some(login), Some(held)) = (login, &held) {
+        login.apply(&mut request, held.secret.expose());
+    }
+    let signing = Signing {
+        now_ms: now_ms(),
+        nonce: fastrand::u128(..),
+    };
+    sign(&mut request, signing);
+    Ok((transport.send(request, timeout).await, held))
+}
 
 /// Nobody knows what became of the call of a worker that ended.
 pub(super) fn lost() -> Answer {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, watch};
 
 use super::credential::Keyring;
+use crate::domain::directive::{Board, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
@@ -16,11 +17,11 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::schedule::Schedule;
 use crate::domain::slice::Head;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
-use crate::ports::{Ledger, LedgerError, Limiter, Park, Target};
+use crate::ports::{Directed, Directives, Ledger, LedgerError, Limiter, Park, Scope, Target};
 
-/// The ledger and the limiter of one engine.
-pub trait Store: Ledger + Limiter {}
-impl<S: Ledger + Limiter> Store for S {}
+/// The ledger, the limiter and the directives of one engine.
+pub trait Store: Ledger + Limiter + Directives {}
+impl<S: Ledger + Limiter + Directives> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]
@@ -64,6 +65,8 @@ pub struct TargetRuntime {
     pub failures: AtomicU32,
     /// The credential of its calls, where one has to be fetched.
     pub keyring: Keyring,
+    /// The credential of its directory, which may be another one.
+    pub directory_keyring: Keyring,
 }
 
 impl TargetRuntime {
@@ -89,8 +92,17 @@ pub struct Context<S, T> {
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
     ledger_up: watch::Sender<bool>,
-    parked: watch::Sender<HashMap<String, Park>>,
+    parked: watch::Sender<HashMap<String, Parking>>,
+    directives: watch::Sender<Board>,
     progress: Mutex<HashMap<JobId, Instant>>,
+}
+
+/// A parked target, as far as this worker knows.
+#[derive(Clone, Debug)]
+pub struct Parking {
+    pub park: Park,
+    /// Since when the store is known to have it: when it is gone there, somebody ended it.
+    stored: Option<Instant>,
 }
 
 /// The work was told to stop before the step succeeded.
@@ -119,6 +131,7 @@ impl<S: Store, T> Context<S, T> {
             metrics,
             ledger_up: watch::Sender::new(false),
             parked: watch::Sender::new(HashMap::new()),
+            directives: watch::Sender::new(Board::default()),
             progress: Mutex::new(HashMap::new()),
         }
     }
@@ -192,13 +205,20 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// Follows which targets are parked.
-    pub fn parked(&self) -> watch::Receiver<HashMap<String, Park>> {
+    pub fn parked(&self) -> watch::Receiver<HashMap<String, Parking>> {
         self.parked.subscribe()
+    }
+
+    /// How a target is parked, if it is.
+    pub fn park_of(&self, target: &str) -> Option<Park> {
+        let parked = self.parked.borrow();
+        let park = &parked.get(target)?.park;
+        (park.until_ms > now_ms()).then(|| park.clone())
     }
 
     /// How long a target is still parked.
     pub fn parked_for(&self, target: &str) -> Option<Duration> {
-        let until = self.parked.borrow().get(target)?.until_ms;
+        let until = self.parked.borrow().get(target)?.park.until_ms;
         until
             .checked_sub(now_ms())
             .filter(|left| *left > 0)
@@ -206,43 +226,137 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// Parks a target for every worker. Here it takes effect at once, elsewhere within a second.
-    pub async fn park(&self, target: &TargetRuntime, wait: Duration, reason: &str) {
-        let park = Park {
-            until_ms: now_ms() + wait.as_millis() as u64,
-            reason: reason.to_owned(),
-        };
+    /// Returns whether it moved until now: of all calls that meet the same fault one is told so.
+    pub async fn park(&self, target: &TargetRuntime, park: Park) -> bool {
+        let mut moved = false;
         self.parked.send_if_modified(|parked| {
-            let standing = parked.get(&target.name).map_or(0, |park| park.until_ms);
+            let standing = parked.get(&target.name).map_or(0, |it| it.park.until_ms);
+            moved = standing <= now_ms();
             let longer = park.until_ms > standing;
             if longer {
-                parked.insert(target.name.clone(), park.clone());
+                let (park, stored) = (park.clone(), None);
+                parked.insert(target.name.clone(), Parking { park, stored });
             }
             longer
         });
-        self.metrics.parked(&target.name, true);
+        self.show_parked(&target.name);
         // Not repeated: this worker waits anyway, and the others will learn it from the target.
-        let _ = self
+        let stored = self
             .try_step(LedgerStep::Park, self.store.park(&target.name, &park))
             .await;
+        if stored.is_ok() {
+            self.parked.send_if_modified(|parked| {
+                let here = parked.get_mut(&target.name).filter(|it| it.park == park);
+                if let Some(here) = here {
+                    here.stored = Some(Instant::now());
+                }
+                false
+            });
+        }
+        moved
     }
 
-    /// Takes over what the store says about parked targets; what ended is forgotten.
-    pub fn note_parked(&self, found: Vec<(String, Park)>) {
+    /// Takes over what the store said about parked targets when it was asked at `asked`. What it had
+    /// before counts no more: somebody may have unparked a target.
+    pub fn note_parked(&self, found: Vec<(String, Park)>, asked: Instant) {
         let now = now_ms();
         self.parked.send_if_modified(|parked| {
             let before = parked.clone();
-            parked.retain(|_, park| park.until_ms > now);
+            parked.retain(|_, it| it.park.until_ms > now && it.stored.is_none_or(|at| at >= asked));
             for (target, park) in found {
-                let standing = parked.get(&target).map_or(0, |park| park.until_ms);
+                let standing = parked.get(&target).map_or(0, |it| it.park.until_ms);
+                let stored = Some(asked);
                 if park.until_ms > now.max(standing) {
-                    parked.insert(target, park);
+                    parked.insert(target, Parking { park, stored });
                 }
             }
-            *parked != before
+            let stood = |(target, it): (&String, &Parking)| {
+                before.get(target).is_some_and(|was| was.park == it.park)
+            };
+            parked.len() != before.len() || !parked.iter().all(stood)
         });
         for target in self.targets.keys() {
-            self.metrics
-                .parked(target, self.parked_for(target).is_some());
+            self.show_parked(target);
+        }
+    }
+
+    fn show_parked(&self, target: &str) {
+        let reason = self.park_of(target).map(|park| park.reason);
+        self.metrics.parked(target, reason);
+    }
+
+    /// Follows the directives in force.
+    pub fn directives(&self) -> watch::Receiver<Board> {
+        self.directives.subscribe()
+    }
+
+    /// Takes over all directives of a version, and says in the log what is new.
+    pub fn note_directives(&self, directed: Directed) {
+        let now = now_ms();
+        let board = Board::new(directed.all);
+        {
+            let before = self.directives.borrow();
+            let news = |board: &Board, other: &Board, ended: &str| {
+                for it in board.all(now) {
+                    let Subject { scope, name } = &it.subject;
+                    if !other.about(*scope, name, now).any(|there| there == it) {
+                        tracing::info!("directive{ended}: {} {it}", it.subject);
+                    }
+                }
+            };
+            news(&before, &board, " ended");
+            news(&board, &before, "");
+        }
+        self.directives.send_replace(board);
+    }
+
+    /// Shows what is in force; again and again, since directives expire.
+    pub fn show_directives(&self) {
+        let (board, now) = (self.directives.borrow(), now_ms());
+        let mut counts = [[0; Kind::ALL.len()]; Scope::ALL.len()];
+        for directive in board.all(now) {
+            counts[directive.subject.scope as usize][directive.action.kind() as usize] += 1;
+        }
+        self.metrics.directives(counts);
+        for target in self.targets.keys() {
+            let pause = board.find(Scope::Target, target, Kind::Pause, now);
+            self.metrics.paused(target, pause.is_some());
+        }
+    }
+
+    /// For how long deliveries for a target that is parked or paused are kept where they are; those
+    /// that wait longer go on the ladder, so that none comes near the broker's ack limit.
+    pub fn kept_for(&self, target: &str) -> Option<Duration> {
+        let parked = self.parked_for(target).filter(|left| *left <= KEEP_MAX);
+        let board = self.directives.borrow();
+        let now = now_ms();
+        let pause = board.find(Scope::Target, target, Kind::Pause, now);
+        let paused = pause.and_then(|pause| {
+            let age = Duration::from_millis(now.saturating_sub(pause.since_ms));
+            let left = pause
+                .until_ms
+                .map(|until| Duration::from_millis(until - now));
+            let keep = KEEP_MAX.checked_sub(age).filter(|keep| !keep.is_zero())?;
+            Some(keep.min(left.unwrap_or(keep)))
+        });
+        parked.max(paused)
+    }
+
+    /// Drops the directives that mean nothing any more once a job is completed. That it was cancelled
+    /// stays: whoever is added to it later is not sent to either.
+    pub async fn forget_directives(&self, job: JobId) {
+        let name = job.to_string();
+        for kind in [Kind::Pause, Kind::Rate] {
+            let stands = {
+                let board = self.directives.borrow();
+                board.find(Scope::Job, &name, kind, now_ms()).is_some()
+            };
+            if stands {
+                let subject = Subject::new(Scope::Job, name.clone());
+                // Not repeated: one that stays changes nothing.
+                let lift = self.store.lift(&subject, kind);
+                let _ = self.try_step(LedgerStep::Direct, lift).await;
+            }
         }
     }
 
@@ -260,6 +374,9 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 }
+
+/// Longest time for which deliveries of a target that waits are kept at the desk.
+pub(super) const KEEP_MAX: Duration = Duration::from_secs(60);
 
 /// Jobs whose last progress event is remembered before old ones are swept.
 const PROGRESS_JOBS_MAX: usize = 1000;

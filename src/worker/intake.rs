@@ -18,10 +18,10 @@ use super::shift::Shift;
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
 use crate::domain::fields::{Problem, summary};
-use crate::domain::ids::Fingerprinter;
+use crate::domain::ids::{Fingerprinter, SliceId};
 use crate::domain::job::Job;
 use crate::domain::lane::Priority;
-use crate::domain::slice::{Cut, Cutter, Head, SLICE_VERSION, Shape, Slice};
+use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice};
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
     Accepted, Consumer, Delivery, Lost, Outgoing, Publisher, Route, Submission, Transport, fit,
@@ -29,6 +29,9 @@ use crate::ports::{
 
 /// Slices published and confirmed together.
 const BATCH_SLICES: usize = 16;
+
+/// Users expected of an audience that is not counted yet; decides how its ledger is laid out.
+const ALL_EXPECTED: u64 = 100_000;
 
 /// Takes jobs of one priority until the shift ends.
 pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
@@ -135,11 +138,14 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             Err(problems) => return refused(&problems),
         };
         let target = &*context.targets[&job.head.target].target;
-        let fit = fit(target, &job.head, job.all().is_some(), job.strictness);
+        let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
         if !fit.problems.is_empty() {
             return refused(&fit.problems);
         }
-        let submission = self.submission(&job, fit.warnings);
+        let submission = match job.is_for_all() {
+            true => self.submission_of_all(&job, fit.warnings),
+            false => self.submission(&job, fit.warnings),
+        };
         let halted = self.shift.halt.cancelled();
         let accepted = self
             .runtime
@@ -157,6 +163,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 ..
             }) => (shape, JobResult::Extended),
             Ok(Accepted::Again { shape, .. }) => (shape, JobResult::Repeated),
+            // There may be users by now who were not there then.
+            Ok(Accepted::Settled) if job.is_for_all() => (submission.shape, JobResult::Repeated),
             Ok(Accepted::Settled) => {
                 return match self.announce(&job.head, &submission.submission, JobResult::Repeated) {
                     Ok(()) => Fate::Taken(JobResult::Repeated),
@@ -172,7 +180,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 return Fate::Refused(JobResult::Conflict, reason);
             }
         };
-        match self.publish(&job, shape, &submission.submission, result) {
+        let published = if job.is_for_all() {
+            self.ask_for_all(&job, shape)
+        } else {
+            self.publish(&job, shape, &submission.submission)
+        };
+        match published.and_then(|()| self.announce(&job.head, &submission.submission, result)) {
             Ok(()) => Fate::Taken(result),
             Err(Lost) => Fate::GiveBack,
         }
@@ -198,14 +211,50 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         }
     }
 
-    /// Cuts and publishes all slices, then tells the ledger that they are out.
-    fn publish(
-        &self,
-        job: &Job<'_>,
-        shape: Shape,
-        submission: &str,
-        result: JobResult,
-    ) -> Result<(), Lost> {
+    /// An audience of all users is one submission without recipients, and at least one part to come.
+    fn submission_of_all(&self, job: &Job<'_>, warnings: Vec<String>) -> Submission {
+        Submission {
+            submission: "all".to_owned(),
+            entries: 0,
+            parts: 2,
+            shape: Shape::of(ALL_EXPECTED, self.shift.context.settings.slice_recipients),
+            ..self.submission(job, warnings)
+        }
+    }
+
+    /// Begins to ask the target for its users, on a lane like everything that waits for a target.
+    fn ask_for_all(&self, job: &Job<'_>, shape: Shape) -> Result<(), Lost> {
+        let lane = job.head.lane(usize::MAX).to_string();
+        let slice = Slice {
+            v: SLICE_VERSION,
+            head: Arc::new(job.head.clone()),
+            id: SliceId::new("all", 0, 0),
+            entries: 0,
+            shape,
+            lane: lane.clone(),
+            first_attempt_at_ms: None,
+            recipients: Vec::new(),
+            enumeration: Some(Enumeration {
+                cursor: None,
+                number: 1,
+                failures: 0,
+                exclude: job
+                    .excluded()
+                    .iter()
+                    .map(|id| id.clone().into_owned())
+                    .collect(),
+            }),
+            vars: Vec::new(),
+            attempts: Vec::new(),
+            calls: Vec::new(),
+        };
+        self.send(vec![
+            slice.outgoing(Route::Lane(lane), self.traceparent.clone()),
+        ])
+    }
+
+    /// Cuts and publishes all slices.
+    fn publish(&self, job: &Job<'_>, shape: Shape, submission: &str) -> Result<(), Lost> {
         let context = &*self.shift.context;
         let settings = &context.settings;
         let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
@@ -229,8 +278,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 self.send(std::mem::take(&mut batch))?;
             }
         }
-        self.send(batch)?;
-        self.announce(&head, submission, result)
+        self.send(batch)
     }
 
     fn send(&self, batch: Vec<Outgoing>) -> Result<(), Lost> {
@@ -260,6 +308,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             shape,
             lane: lane.to_owned(),
             first_attempt_at_ms: None,
+            enumeration: None,
             vars: if personal { vars.collect() } else { Vec::new() },
             recipients: cut
                 .recipients

@@ -125,7 +125,7 @@ fn the_document_type_writes_what_the_reader_reads() {
         target: Some("im".into()),
         sender: Some("system".into()),
         audience: AudienceDocument {
-            users: vec!["u1".to_owned().into()],
+            users: Some(vec!["u1".to_owned().into()]),
             exclude: vec!["u2".into()],
             ..AudienceDocument::default()
         },

@@ -5,14 +5,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::faults::{Burst, FaultFlag, Faults, Latency, Share};
-use super::wukongim::Version;
-use super::{KEEP_DEFAULT, Settings};
+use super::openim::OpenimArgs;
+use super::wukongim::{Login, Version};
+use super::{KEEP_DEFAULT, NeteaseSettings, Settings, USERS_DEFAULT, YunxinSettings};
 
 /// Run a mock IM server that misbehaves on demand and logs what it accepted.
 ///
-/// WuKongIM answers at /message/send and /message/sendbatch, a plain webhook below /hook.
-/// All misbehaviour can be changed while it runs: POST the JSON of GET /_mock/faults back to it.
-/// GET /_mock/stats counts, GET /_mock/accepted?recipient=UID tells what a user got.
+/// WuKongIM answers at /message/send and /message/sendbatch, OpenIM at /msg/send_msg and
+/// /msg/batch_send_msg, NetEase v1 below /nimserver, Yunxin v2 below /im/v2, a plain webhook below
+/// /hook. Users are listed by OpenIM's /user/get_users and WuKongIM's manager (v2 /cluster/users, v3
+/// /manager/users).
+/// All misbehaviour can be changed while it runs: POST the JSON of GET /_mock/faults back to it,
+/// and what OpenIM is configured to at /_mock/openim. GET /_mock/stats counts,
+/// GET /_mock/accepted?recipient=UID tells what a user got.
 #[derive(Clone, Debug, clap::Args)]
 pub struct MockArgs {
     /// Address to listen on; port 0 takes a free one.
@@ -30,6 +35,18 @@ pub struct MockArgs {
     /// Webhook: answer a repeated Idempotency-Key with the first answer.
     #[arg(long)]
     pub webhook_idempotent: bool,
+
+    /// WuKongIM v3: USER:PASSWORD of the manager API; without it the manager is open. The manager of
+    /// v2 takes the --token.
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub wukongim_manager: Option<Login>,
+
+    #[command(flatten)]
+    pub openim: OpenimArgs,
+
+    /// Users to list, u1 to uN. Messages to others are taken all the same.
+    #[arg(long, value_name = "COUNT", default_value_t = USERS_DEFAULT)]
+    pub users: u64,
 
     /// Append every accepted message to FILE, one JSON line for each recipient, before the answer
     /// is sent.
@@ -53,7 +70,8 @@ pub struct MockArgs {
     ///
     /// Nothing accepted: hang, reset-before, unauthorised, error-500, error-503, error-429,
     /// bad-json-unaccepted. Answered 200 and lost: lost-after-200. Accepted, then: reset-after,
-    /// reply-lost, reply-closed, slow-body, half-body, bad-json.
+    /// reply-lost, reply-closed, slow-body, half-body, bad-json, error-after (an internal error, as
+    /// when OpenIM cannot write the status of a message that it sent).
     #[arg(long = "fault", value_name = "KIND=CHANCE")]
     pub faults: Vec<FaultFlag>,
 
@@ -98,6 +116,12 @@ pub struct MockArgs {
     /// WuKongIM v3: reason code of a refusal (4 is "in blacklist").
     #[arg(long, value_name = "CODE", default_value_t = 4)]
     pub refuse_reason: u8,
+
+    #[command(flatten)]
+    pub netease: NeteaseSettings,
+
+    #[command(flatten)]
+    pub yunxin: YunxinSettings,
 }
 
 impl MockArgs {
@@ -114,6 +138,11 @@ impl MockArgs {
             wukongim: self.wukongim,
             token: self.token,
             webhook_idempotent: self.webhook_idempotent,
+            users: self.users,
+            wukongim_manager: self.wukongim_manager,
+            openim: self.openim.into_rules(),
+            netease: self.netease,
+            yunxin: self.yunxin,
             log: self.log,
             keep: self.keep,
             seed: self.seed,

@@ -3,11 +3,12 @@
 
 use axum::extract::Query;
 use http::{Method, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Call;
 use super::faults::FaultsError;
+use super::openim;
 use super::reply::Answer;
 use super::state::State;
 
@@ -25,21 +26,31 @@ pub(super) fn answer(state: &State, call: &Call) -> Option<Answer> {
         (&Method::GET, "/_mock/faults") => Answer::json(StatusCode::OK, state.chooser().faults()),
         (&Method::POST, "/_mock/faults") => patch(state, call),
         (&Method::GET, "/_mock/accepted") => accepted(state, call),
-        (_, path) if path.starts_with("/_mock") => problem(
-            StatusCode::NOT_FOUND,
-            "no such control; see fanwise mock-im --help",
-        ),
+        (_, path) if path.starts_with("/_mock/openim") => {
+            openim::control(state, call).unwrap_or_else(no_such_control)
+        }
+        (_, path) if path.starts_with("/_mock") => no_such_control(),
         _ => return None,
     };
     Some(answer)
+}
+
+fn no_such_control() -> Answer {
+    let text = "no such control; see fanwise mock-im --help";
+    problem(StatusCode::NOT_FOUND, text)
 }
 
 fn patch(state: &State, call: &Call) -> Answer {
     let patched = serde_json::from_slice::<Value>(&call.body)
         .map_err(FaultsError::Patch)
         .and_then(|patch| state.patch_faults(&patch));
+    settings(patched.as_ref())
+}
+
+/// Settings as they are after a patch, or why it was not taken.
+pub(super) fn settings<T: Serialize>(patched: Result<&T, &FaultsError>) -> Answer {
     match patched {
-        Ok(faults) => Answer::json(StatusCode::OK, &faults),
+        Ok(settings) => Answer::json(StatusCode::OK, settings),
         Err(FaultsError::Patch(error)) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
         Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
     }
@@ -58,6 +69,6 @@ fn accepted(state: &State, call: &Call) -> Answer {
     Answer::json(StatusCode::OK, &body)
 }
 
-fn problem(status: StatusCode, text: &str) -> Answer {
+pub(super) fn problem(status: StatusCode, text: &str) -> Answer {
     Answer::json(status, &json!({ "error": text }))
 }

@@ -17,7 +17,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::de::Error as _;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use siphasher::sip::SipHasher13;
@@ -82,11 +82,13 @@ pub enum FaultKind {
     HalfBody,
     /// Accepted; 200 with broken JSON.
     BadJson,
+    /// Accepted; answered as an internal error, because something failed after it.
+    ErrorAfter,
 }
 
 impl FaultKind {
     /// Every kind, in the order of the enum.
-    pub const ALL: [FaultKind; 15] = [
+    pub const ALL: [FaultKind; 16] = [
         FaultKind::Burst429,
         FaultKind::Hang,
         FaultKind::ResetBefore,
@@ -102,6 +104,7 @@ impl FaultKind {
         FaultKind::SlowBody,
         FaultKind::HalfBody,
         FaultKind::BadJson,
+        FaultKind::ErrorAfter,
     ];
 
     /// The name used in JSON and, with dashes, on the command line.
@@ -122,6 +125,7 @@ impl FaultKind {
             FaultKind::SlowBody => "slow_body",
             FaultKind::HalfBody => "half_body",
             FaultKind::BadJson => "bad_json",
+            FaultKind::ErrorAfter => "error_after",
         }
     }
 
@@ -138,6 +142,15 @@ pub struct Share(f64);
 impl Share {
     /// Everything.
     pub const ALL: Share = Share(1.0);
+
+    /// True for this share of the users, always the same ones for a seed. Settings with a `purpose`
+    /// of their own choose independently of each other.
+    pub(super) fn takes(self, uid: &str, seed: u64, purpose: u64) -> bool {
+        let mut hasher = SipHasher13::new_with_keys(seed, purpose);
+        hasher.write(uid.as_bytes());
+        let draw = (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64;
+        draw < self.0
+    }
 
     fn checked(value: f64, text: &str) -> Result<Share, FaultsError> {
         if (0.0..=1.0).contains(&value) {
@@ -395,18 +408,26 @@ impl Default for Faults {
 impl Faults {
     /// These settings with the keys of `patch` changed; `null` sets a key back to its default.
     pub fn patched(&self, patch: &Value) -> Result<Faults, FaultsError> {
-        let patch = patch.as_object().ok_or(FaultsError::NotAnObject)?;
-        let mut settings = serde_json::to_value(self).map_err(FaultsError::Patch)?;
-        let keys = settings.as_object_mut().ok_or(FaultsError::NotAnObject)?;
-        for (key, value) in patch {
-            if value.is_null() {
-                keys.remove(key);
-            } else {
-                keys.insert(key.clone(), value.clone());
-            }
-        }
-        serde_json::from_value(settings).map_err(FaultsError::Patch)
+        patched(self, patch)
     }
+}
+
+/// Any settings with the keys of `patch` changed; `null` takes a key away, so that its default holds.
+pub(super) fn patched<T>(settings: &T, patch: &Value) -> Result<T, FaultsError>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let patch = patch.as_object().ok_or(FaultsError::NotAnObject)?;
+    let mut settings = serde_json::to_value(settings).map_err(FaultsError::Patch)?;
+    let keys = settings.as_object_mut().ok_or(FaultsError::NotAnObject)?;
+    for (key, value) in patch {
+        if value.is_null() {
+            keys.remove(key);
+        } else {
+            keys.insert(key.clone(), value.clone());
+        }
+    }
+    serde_json::from_value(settings).map_err(FaultsError::Patch)
 }
 
 /// Which users are refused; a snapshot that a request can use without a lock.
@@ -435,14 +456,7 @@ impl Refusal {
         let prefixed = |prefix: &String| uid.starts_with(prefix.as_str());
         self.prefix.as_ref().is_some_and(prefixed)
             || self.users.iter().any(|user| user == uid)
-            || (self.share.0 > 0.0 && self.draw(uid) < self.share.0)
-    }
-
-    /// A number in 0..1 that belongs to the user for as long as the seed stays.
-    fn draw(&self, uid: &str) -> f64 {
-        let mut hasher = SipHasher13::new_with_keys(self.seed, 0);
-        hasher.write(uid.as_bytes());
-        (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64
+            || self.share.takes(uid, self.seed, 0)
     }
 }
 

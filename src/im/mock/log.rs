@@ -30,9 +30,9 @@ const SHARDS: usize = 64;
 pub struct Entry {
     /// Microseconds since 1970.
     pub at_us: u64,
-    /// `wukongim` or `webhook`.
+    /// `wukongim`, `openim`, `netease`, `yunxin` or `webhook`.
     pub system: Arc<str>,
-    /// The user, or the channel when `channel_type` is not 1.
+    /// The user, or the channel or team when `channel_type` is not 1.
     pub recipient: String,
     pub from: Arc<str>,
     /// As the caller gave it, or made by the server where the protocol has none.
@@ -41,7 +41,7 @@ pub struct Entry {
     pub message_seq: u64,
     /// True when the caller was given an earlier answer again: no new message.
     pub replay: bool,
-    /// WuKongIM channel type: 1 person, 2 group.
+    /// WuKongIM channel type: 1 person, 2 group; so it is for the other systems too.
     pub channel_type: u8,
     #[serde(default)]
     pub no_persist: bool,

@@ -5,24 +5,31 @@
 //! every accepted recipient is in the log file before the answer leaves, whatever becomes of the
 //! answer (`log`). Against that log the accounts of a job can be checked.
 //!
-//! One port serves all protocols, told apart by the path: `/hook…` is a webhook, `/_mock…` and
-//! `/livez` steer and observe, all else is WuKongIM. The faults are in `faults`. Requests are
+//! One port serves all protocols, told apart by the path: `/hook…` is a webhook; `/msg`, `/auth`,
+//! `/user` and `/group` are OpenIM; `/nimserver` is NetEase v1 and `/im/v2` Yunxin v2; `/_mock…` and
+//! `/livez` steer and observe; all else is WuKongIM. The faults are in `faults`. Requests are
 //! served by hyper's connection loop directly, because a fault must be able to abort the
 //! connection, and because the mock also serves as the sink of benchmarks.
 //!
 //! It never delivers anything, and it keeps nothing over a restart but the log.
 //!
-//! Reading order: `faults`, `log`, `state`, `reply`, the protocols, `control`, `args`.
+//! Reading order: `faults`, `log`, `state`, `reply`, `directory`, `go`, the protocols, `control`,
+//! `args`.
 //! Another protocol is another file beside `webhook.rs`, a variant of `System` and its paths.
 
 mod args;
 mod control;
+mod directory;
 mod faults;
+mod go;
 mod log;
+mod netease;
+mod openim;
 mod reply;
 mod state;
 mod webhook;
 mod wukongim;
+mod yunxin;
 
 #[cfg(test)]
 mod tests;
@@ -48,8 +55,11 @@ use tokio::task::JoinSet;
 pub use args::MockArgs;
 pub use faults::{Burst, Chance, FaultFlag, FaultKind, Faults, FaultsError, Latency, Share};
 pub use log::Entry;
+pub use netease::{NeteaseSettings, OnRepeat, PairError, Quota, QuotaError, Standing};
+pub use openim::{OpenimArgs, Rules as OpenimRules};
 pub use state::Stats;
-pub use wukongim::Version;
+pub use wukongim::{Login, Version};
+pub use yunxin::{FailedKey, YunxinSettings};
 
 use faults::Fate;
 use reply::{Answer, Cut, ReplyBody};
@@ -57,6 +67,9 @@ use state::State;
 
 /// Entries kept in memory unless told otherwise; about 400 bytes each.
 pub const KEEP_DEFAULT: usize = 200_000;
+
+/// Users to list unless told otherwise.
+pub const USERS_DEFAULT: u64 = 1000;
 
 /// Far above any batch that a protocol allows.
 const BODY_BYTES_MAX: usize = 32 << 20;
@@ -96,6 +109,13 @@ pub struct Settings {
     pub token: Option<String>,
     /// Honour `Idempotency-Key` below `/hook`.
     pub webhook_idempotent: bool,
+    /// Users `u1` to `uN` for those who ask for a list.
+    pub users: u64,
+    /// WuKongIM v3: the login of the manager API; without one it is open.
+    pub wukongim_manager: Option<Login>,
+    pub openim: OpenimRules,
+    pub netease: NeteaseSettings,
+    pub yunxin: YunxinSettings,
     /// Where to append the log.
     pub log: Option<PathBuf>,
     /// Entries kept in memory.
@@ -113,6 +133,11 @@ impl Default for Settings {
             wukongim: Version::V2,
             token: None,
             webhook_idempotent: false,
+            users: USERS_DEFAULT,
+            wukongim_manager: None,
+            openim: OpenimRules::default(),
+            netease: NeteaseSettings::default(),
+            yunxin: YunxinSettings::default(),
             log: None,
             keep: KEEP_DEFAULT,
             seed: 0,
@@ -145,6 +170,17 @@ impl MockHandle {
     /// Changes the settings named in `patch`; `null` sets one back to its default.
     pub fn patch_faults(&self, patch: &serde_json::Value) -> Result<Faults, FaultsError> {
         self.0.patch_faults(patch)
+    }
+
+    /// Changes what OpenIM is configured to, like [`MockHandle::patch_faults`].
+    pub fn patch_openim(&self, patch: &serde_json::Value) -> Result<OpenimRules, FaultsError> {
+        let rules = self.0.openim.patch(patch)?;
+        Ok((*rules).clone())
+    }
+
+    /// Ends every OpenIM token: the next call with one gets this errCode. Returns how many there were.
+    pub fn revoke_openim_tokens(&self, code: i32) -> usize {
+        self.0.openim.revoke_tokens(code)
     }
 
     /// What one recipient was sent, oldest first.
@@ -267,15 +303,20 @@ fn cut(error: &hyper::Error) -> Option<Cut> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum System {
     Wukongim,
+    Openim,
     Webhook,
+    Netease,
+    Yunxin,
 }
 
 impl System {
     fn of(path: &str) -> System {
-        if path == "/hook" || path.starts_with("/hook/") {
-            System::Webhook
-        } else {
-            System::Wukongim
+        match path.split('/').nth(1) {
+            Some("hook") => System::Webhook,
+            Some("msg" | "auth" | "user" | "group") => System::Openim,
+            Some("nimserver") => System::Netease,
+            Some("im") => System::Yunxin,
+            _ => System::Wukongim,
         }
     }
 
@@ -283,30 +324,55 @@ impl System {
     fn name(self) -> &'static str {
         match self {
             System::Wukongim => "wukongim",
+            System::Openim => "openim",
             System::Webhook => "webhook",
+            System::Netease => "netease",
+            System::Yunxin => "yunxin",
         }
     }
 
     fn answer(self, state: &State, call: &Call, fate: &Fate) -> Answer {
         match self {
             System::Wukongim => wukongim::answer(state, call, fate),
+            System::Openim => openim::answer(state, call, fate),
             System::Webhook => webhook::answer(state, call, fate),
+            System::Netease => netease::answer(state, call, fate),
+            System::Yunxin => yunxin::answer(state, call, fate),
         }
     }
 
     fn failure(self, state: &State, status: StatusCode, text: &str) -> Answer {
         match self {
             System::Wukongim => wukongim::failure(state.version, status, text),
+            System::Openim => openim::failure(status),
             System::Webhook => webhook::failure(status, "unavailable", text),
+            System::Netease => netease::failure(status, text),
+            System::Yunxin => yunxin::failure(status, text),
         }
     }
 
     fn unauthorised(self) -> Answer {
         match self {
             System::Wukongim => wukongim::unauthorised(),
+            System::Openim => openim::unauthorised(),
             System::Webhook => {
                 webhook::failure(StatusCode::UNAUTHORIZED, "unauthorised", "token refused")
             }
+            System::Netease => netease::unauthorised(),
+            System::Yunxin => yunxin::unauthorised(),
+        }
+    }
+
+    /// The answer of a server that fails after it accepted what it is asked to send.
+    fn failed_after(self, state: &State, answer: Answer) -> Answer {
+        match self {
+            // Its body says so already, with HTTP 200.
+            System::Openim => answer,
+            _ if answer.status.is_success() => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                self.failure(state, status, "internal error")
+            }
+            _ => answer,
         }
     }
 }
@@ -362,15 +428,26 @@ fn play(state: &State, call: &Call, fate: &Fate) -> Answer {
     let system = System::of(call.parts.uri.path());
     match fate.fault {
         Some(kind) if kind.strikes_before_accepting() => struck(state, system, kind, fate),
+        Some(FaultKind::ErrorAfter) => {
+            let answer = system.answer(state, call, fate);
+            system.failed_after(state, answer)
+        }
         _ => system.answer(state, call, fate),
     }
 }
 
 fn struck(state: &State, system: System, kind: FaultKind, fate: &Fate) -> Answer {
     match kind {
-        FaultKind::Burst429 | FaultKind::Error429 => system
-            .failure(state, StatusCode::TOO_MANY_REQUESTS, "too many requests")
-            .with_retry_after(fate.retry_after),
+        FaultKind::Burst429 | FaultKind::Error429 => {
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            let answer = system.failure(state, status, "too many requests");
+            // Systems that answer with a code of their own in a 200 name no time.
+            if answer.status == status {
+                answer.with_retry_after(fate.retry_after)
+            } else {
+                answer
+            }
+        }
         FaultKind::Unauthorised => system.unauthorised(),
         FaultKind::Error503 => {
             system.failure(state, StatusCode::SERVICE_UNAVAILABLE, "retry required")
@@ -389,7 +466,8 @@ fn struck(state: &State, system: System, kind: FaultKind, fate: &Fate) -> Answer
         | FaultKind::ReplyClosed
         | FaultKind::SlowBody
         | FaultKind::HalfBody
-        | FaultKind::BadJson => {
+        | FaultKind::BadJson
+        | FaultKind::ErrorAfter => {
             system.failure(state, StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         }
     }
@@ -414,7 +492,8 @@ async fn deliver(state: &State, fate: Fate, answer: Answer) -> Result<Response<R
             | FaultKind::Error503
             | FaultKind::Error429
             | FaultKind::BadJsonUnaccepted
-            | FaultKind::LostAfter200,
+            | FaultKind::LostAfter200
+            | FaultKind::ErrorAfter,
         )
         | None => Ok(answer.whole()),
     }

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::directory::Directory;
 use super::faults::{Chooser, Fate, FaultKind, Faults, FaultsError};
 use super::log::{Book, Entry, LogFile, Shards};
 use super::webhook::KnownKey;
-use super::wukongim::{Stored, Version};
-use super::{MockError, Settings};
+use super::wukongim::{Login, Stored, Version};
+use super::{MockError, Settings, netease, openim, yunxin};
 
 /// Counters since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,13 +25,16 @@ pub struct Stats {
     /// Recipients that were given an earlier answer again.
     pub replays: u64,
     /// New messages whose client_msg_no and recipient had been accepted before; 0 is what a sender
-    /// that sends once achieves. Where the protocol carries no client_msg_no (WuKongIM sendbatch)
-    /// sender and payload stand for it.
+    /// that sends once achieves. Where the protocol carries no client_msg_no (WuKongIM sendbatch,
+    /// NetEase, Yunxin's batch) sender and payload stand for it. At OpenIM sender, `ex` and content
+    /// do; without `ex` the operationID of a single send.
     pub duplicates: u64,
     /// Recipients refused, by the protocol for their uid or by the refuse settings.
     pub refused: u64,
     /// Requests that broke a rule of the protocol.
     pub invalid: u64,
+    /// Requests answered 416 because an app had used up its quota (NetEase and Yunxin).
+    pub limited: u64,
     /// Requests to an IM path, faults included; not those to `/_mock` and `/livez`.
     pub requests: u64,
     /// Connections taken.
@@ -48,6 +52,7 @@ pub(super) struct Counters {
     pub(super) duplicates: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) invalid: AtomicU64,
+    pub(super) limited: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) log_errors: AtomicU64,
@@ -73,6 +78,7 @@ pub(super) struct Origin {
 }
 
 /// One recipient of a request, accepted.
+#[derive(Clone)]
 pub(super) struct Receipt {
     pub(super) recipient: String,
     pub(super) client_msg_no: String,
@@ -86,12 +92,18 @@ pub(super) struct State {
     pub(super) version: Version,
     pub(super) token: Option<String>,
     pub(super) webhook_idempotent: bool,
+    pub(super) directory: Directory,
+    /// WuKongIM v3: who may log in to the manager; without it the manager is open.
+    pub(super) manager: Option<Login>,
+    pub(super) openim: openim::Shelf,
     pub(super) counters: Counters,
     pub(super) book: Book,
     /// WuKongIM v3: what a (channel, from_uid, client_msg_no) was answered.
     pub(super) stored: Shards<HashMap<u128, Stored>>,
     /// Webhook: what an idempotency key was answered.
     pub(super) known_keys: Shards<HashMap<u128, Arc<KnownKey>>>,
+    pub(super) netease: netease::Desk,
+    pub(super) yunxin: yunxin::Desk,
     /// Cancelled when the server stops: ends whatever would wait for ever.
     pub(super) stop: CancellationToken,
     /// Requests that are handled late, whether or not their client still waits.
@@ -115,10 +127,15 @@ impl State {
             version: settings.wukongim,
             token: settings.token,
             webhook_idempotent: settings.webhook_idempotent,
+            directory: Directory::new(settings.users),
+            manager: settings.wukongim_manager,
+            openim: openim::Shelf::new(settings.openim),
             counters: Counters::default(),
             book: Book::new(settings.keep),
             stored: Shards::new(),
             known_keys: Shards::new(),
+            netease: netease::Desk::new(settings.netease),
+            yunxin: yunxin::Desk::new(settings.yunxin, settings.seed),
             stop: CancellationToken::new(),
             late: TaskTracker::new(),
             chooser: Mutex::new(Chooser::new(settings.faults, settings.seed)),
@@ -177,6 +194,17 @@ impl State {
         fate: &Fate,
         receipts: Vec<Receipt>,
     ) -> io::Result<()> {
+        self.record_as(origin, fate, receipts, None)
+    }
+
+    /// The same, where `message` and the recipient show what was accepted before.
+    pub(super) fn record_as(
+        &self,
+        origin: &Origin,
+        fate: &Fate,
+        receipts: Vec<Receipt>,
+        message: Option<&str>,
+    ) -> io::Result<()> {
         if fate.fault == Some(FaultKind::LostAfter200) || receipts.is_empty() {
             return Ok(());
         }
@@ -188,20 +216,20 @@ impl State {
             })?;
         }
         for entry in entries {
-            self.enter(origin, entry);
+            self.enter(origin, entry, message);
         }
         Ok(())
     }
 
-    fn enter(&self, origin: &Origin, entry: Entry) {
+    fn enter(&self, origin: &Origin, entry: Entry, message: Option<&str>) {
         let counter = match entry.replay {
             true => &self.counters.replays,
             false => &self.counters.accepted,
         };
-        let message = if origin.unnumbered {
-            format!("{}\0{}", origin.from, origin.payload)
-        } else {
-            entry.client_msg_no.clone()
+        let message = match message {
+            Some(message) => message.to_owned(),
+            None if origin.unnumbered => format!("{}\0{}", origin.from, origin.payload),
+            None => entry.client_msg_no.clone(),
         };
         let repeated = self.book.enter(entry, message.as_bytes());
         count(&self.counters.duplicates, usize::from(repeated));
@@ -221,6 +249,7 @@ impl State {
             duplicates: load(&self.counters.duplicates),
             refused: load(&self.counters.refused),
             invalid: load(&self.counters.invalid),
+            limited: load(&self.counters.limited),
             requests: load(&self.counters.requests),
             connections: load(&self.counters.connections),
             log_errors: load(&self.counters.log_errors),
@@ -250,7 +279,7 @@ fn entries(origin: &Origin, receipts: Vec<Receipt>) -> Vec<Entry> {
     receipts.into_iter().map(entry).collect()
 }
 
-fn micros_now() -> u64 {
+pub(super) fn micros_now() -> u64 {
     // A clock before 1970 gives 0: the log stays readable, its times are wrong like the clock.
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_micros() as u64)

@@ -199,7 +199,8 @@ fn recipient_in_path(path: &str) -> Option<String> {
     percent_decoded(segment.trim_end_matches('/'))
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
+/// None if the text is not percent-encoded UTF-8.
+pub(super) fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {

@@ -188,6 +188,32 @@ async fn latency_outlasts_an_impatient_client() {
         .await;
 }
 
+/// Goal: a batch outlasts its client as a single message does, with every recipient.
+#[tokio::test]
+async fn latency_outlasts_the_client_of_a_batch() {
+    let mock = start(Settings::default()).await;
+    mock.set(json!({ "latency": "30ms" })).await;
+    let batch = json!({ "from_uid": "news", "payload": "eA==", "subscribers": ["u1", "u2"] });
+    let batch = batch.to_string();
+    let stream = mock.open(&Sent::post("/message/sendbatch", &batch)).await;
+    mock.until("request", |stats| stats.requests == 1).await;
+    drop(stream);
+    mock.until("late batch", |stats| stats.accepted == 2).await;
+}
+
+/// Goal: a failure after accepting is the system's own internal error, and a refusal stays one.
+#[tokio::test]
+async fn error_after_hides_an_acceptance() {
+    let mock = with_fault("error_after").await;
+    let reply = mock.send(&sent("u1")).await;
+    let body = r#"{"msg":"internal error","status":500}"#;
+    assert_eq!((reply.status, reply.body.as_str()), (500, body));
+    check_struck(&mock, "error_after", 1).await;
+
+    mock.set(json!({ "error_after": "x1" })).await;
+    assert_eq!(mock.send(&sent("a@b")).await.status, 400);
+}
+
 /// Goal: a stop lets requests in flight finish.
 #[tokio::test]
 async fn stop_drains_requests_in_flight() {
@@ -422,6 +448,9 @@ fn flags_become_settings() {
     }
     let line = "mock --listen 127.0.0.1:0 --wukongim v3 --seed 5 --latency 20ms..80ms \
         --fault error-503=2% --fault reset_after=x3 --fault hang=50%x2 --refuse 1% \
+        --users 7 --wukongim-manager me:secret --openim-secret s --openim-admin root \
+        --openim-notification-account notice --openim-token-calls 9 --openim-code u=1=1302 \
+        --openim-code g1=1201 --openim-refuse-code 1302 --openim-listed-only \
         --refuse-prefix bad- --burst-after 100 --burst-for 2s --burst-retry-after 4";
     let settings = Cli::parse_from(line.split_whitespace())
         .args
@@ -440,8 +469,22 @@ fn flags_become_settings() {
         (&shown["refuse"], &shown["refuse_prefix"]),
         (&json!(0.01), &json!("bad-"))
     );
+    assert_eq!(settings.users, 7);
+    assert_eq!(
+        settings.wukongim_manager,
+        Some("me:secret".parse().unwrap())
+    );
+    let openim = json!({
+        "secret": "s", "admin": "root", "notification_accounts": ["notice"], "token_calls": 9,
+        "codes": { "u=1": 1302, "g1": 1201 }, "refuse_code": 1302, "listed_only": true,
+    });
+    assert_eq!(json!(settings.openim), openim);
     let defaults = Cli::parse_from(["mock"]).args.into_settings();
     assert_eq!(defaults.faults, Faults::default());
+    assert_eq!(defaults.openim, Settings::default().openim);
+    assert_eq!(defaults.users, Settings::default().users);
+    assert!(Cli::try_parse_from(["mock", "--openim-code", "u1"]).is_err());
+    assert!(Cli::try_parse_from(["mock", "--wukongim-manager", "me"]).is_err());
     assert!(Cli::try_parse_from(["mock", "--fault", "hangs=1"]).is_err());
     assert!(Cli::try_parse_from(["mock", "--refuse", "101%"]).is_err());
     assert!(Cli::try_parse_from(["mock", "--burst-for", "1s"]).is_err());

@@ -4,8 +4,11 @@
 //! from a close, and half an answer from none.
 
 mod faults;
+mod netease;
+mod openim;
 mod webhook;
 mod wukongim;
+mod yunxin;
 
 use std::io;
 use std::net::SocketAddr;

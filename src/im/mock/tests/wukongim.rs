@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::{Settings, Version};
-use super::{Mock, Sent, message, start, with};
+use super::{Mock, Reply, Sent, message, start, with};
 
 const SEND: &str = "/message/send";
 const BATCH: &str = "/message/sendbatch";
@@ -267,7 +267,7 @@ async fn v2_finds_a_message_by_client_msg_no() {
     );
 
     let id = hit["channel_id"].as_str().unwrap().to_owned();
-    let status = |reply: super::Reply| (reply.status, reply.json()["status"].clone());
+    let status = |reply: Reply| (reply.status, reply.json()["status"].clone());
     assert_eq!(status(mock.get(&find(&id, "m2")).await), (200, json!(404)));
     assert_eq!(status(mock.get(&find(&id, "m3")).await), (200, json!(404)));
     let twin = format!("{id}____cmd");
@@ -379,4 +379,186 @@ async fn v3_checks_its_fields() {
     check(&mock, SEND, with(group, "sync_once", json!(1)), 200, "").await;
     assert_eq!(mock.accepted_by("b").len(), 1);
     assert_eq!(mock.post(BATCH, &json!({})).await.status, 404);
+}
+
+/// Goal: a group of any type is one recipient, found again by its own id.
+#[tokio::test]
+async fn v2_finds_a_group_message() {
+    let mock = release(Version::V2).await;
+    let group = with(message("g1", "m1"), "channel_type", json!(2));
+    let sent = mock.post(SEND, &group).await.json();
+    let find = "/message/byclientmsgno?channel_id=g1&client_msg_no=m1&channel_type=";
+    let hit = mock.get(&format!("{find}2")).await.json();
+    assert_eq!(hit["message_id"], sent["data"]["message_id"]);
+    assert_eq!(mock.get(&format!("{find}3")).await.json()["status"], 404);
+}
+
+/// Goal: a command to named users is an entry for each of them, in the release's own way: v2
+/// numbers it anew, v3 keeps the number and knows it again.
+#[tokio::test]
+async fn subscribers_are_entries_of_their_own() {
+    for (wukongim, duplicates, replays) in [(Version::V2, 2, 0), (Version::V3, 0, 2)] {
+        let mock = release(wukongim).await;
+        let command = with(message("", "m1"), "subscribers", json!(["a", "b"]));
+        let command = with(command, "header", json!({ "sync_once": 1 }));
+        for _ in 0..2 {
+            assert_eq!(mock.post(SEND, &command).await.status, 200);
+        }
+        for uid in ["a", "b"] {
+            let entries = mock.accepted_by(uid);
+            assert_eq!((entries.len(), entries[0].channel_type), (2, 1));
+            assert!(entries[0].sync_once);
+            assert_eq!(entries[0].client_msg_no == "m1", wukongim == Version::V3);
+        }
+        let stats = mock.handle.stats();
+        assert_eq!((stats.duplicates, stats.replays), (duplicates, replays));
+    }
+}
+
+async fn with_users(wukongim: Version, users: u64) -> Mock {
+    start(Settings {
+        wukongim,
+        users,
+        ..Settings::default()
+    })
+    .await
+}
+
+fn uids(list: &Value) -> Vec<&str> {
+    let users = list.as_array().unwrap().iter();
+    users.map(|user| user["uid"].as_str().unwrap()).collect()
+}
+
+/// Goal: v2 lists users newest first, and the created_at of the last one continues the list.
+#[tokio::test]
+async fn v2_manager_pages_by_created_at() {
+    let mock = with_users(Version::V2, 5).await;
+    let page = async |query: String| mock.get(&format!("/cluster/users?{query}")).await.json();
+    let edge = |page: &Value, index: usize| page["data"][index]["created_at"].as_i64().unwrap();
+
+    let first = page("limit=2".to_owned()).await;
+    assert_eq!((&first["total"], &first["more"]), (&json!(5), &json!(1)));
+    assert_eq!(uids(&first["data"]), ["u5", "u4"]);
+    let second = page(format!("limit=2&offset_created_at={}", edge(&first, 1))).await;
+    assert_eq!(uids(&second["data"]), ["u3", "u2"]);
+    let last = page(format!("limit=2&offset_created_at={}", edge(&second, 1))).await;
+    assert_eq!(
+        (uids(&last["data"]), &last["more"]),
+        (vec!["u1"], &json!(0))
+    );
+    let end = page(format!("limit=2&offset_created_at={}", edge(&last, 0))).await;
+    assert_eq!((&end["data"], &end["more"]), (&json!([]), &json!(0)));
+
+    let back = page(format!(
+        "limit=2&pre=1&offset_created_at={}",
+        edge(&last, 0)
+    ))
+    .await;
+    assert_eq!(
+        (uids(&back["data"]), &back["more"]),
+        (vec!["u3", "u2"], &json!(1))
+    );
+    let back = page(format!(
+        "limit=2&pre=1&offset_created_at={}",
+        edge(&first, 1)
+    ))
+    .await;
+    assert_eq!(
+        (uids(&back["data"]), &back["more"]),
+        (vec!["u5"], &json!(0))
+    );
+
+    assert_eq!(uids(&page("uid=u4".to_owned()).await["data"]), ["u4"]);
+    assert_eq!(page("uid=u9".to_owned()).await["data"], json!([]));
+    let all = with_users(Version::V2, 30)
+        .await
+        .get("/cluster/users")
+        .await;
+    assert_eq!(uids(&all.json()["data"]).len(), 20);
+}
+
+/// Goal: the manager of v2 takes the same token as its product API.
+#[tokio::test]
+async fn v2_manager_takes_the_token() {
+    let mock = start(Settings {
+        token: Some("s3cret".to_owned()),
+        ..Settings::default()
+    })
+    .await;
+    assert_eq!(mock.get("/cluster/users").await.status, 401);
+    let request = Sent::get("/cluster/users").with("token", "s3cret");
+    assert_eq!(mock.send(&request).await.status, 200);
+    assert_eq!(
+        release(Version::V3)
+            .await
+            .get("/cluster/users")
+            .await
+            .status,
+        404
+    );
+}
+
+/// Goal: v3 lists users by cursor, up to 200 on a page.
+#[tokio::test]
+async fn v3_manager_pages_by_cursor() {
+    let mock = with_users(Version::V3, 450).await;
+    let (mut found, mut query) = (Vec::new(), "limit=200".to_owned());
+    loop {
+        let page = mock.get(&format!("/manager/users?{query}")).await.json();
+        found.extend(uids(&page["items"]).into_iter().map(str::to_owned));
+        let Some(cursor) = page["next_cursor"].as_str() else {
+            assert_eq!(page["has_more"], false);
+            break;
+        };
+        assert_eq!(page["has_more"], true);
+        query = format!("limit=200&cursor={cursor}");
+    }
+    let wanted: Vec<String> = (1..=450).map(|number| format!("u{number}")).collect();
+    assert_eq!(found, wanted);
+
+    let default = mock.get("/manager/users").await.json();
+    assert_eq!(uids(&default["items"]).len(), 50);
+    for wrong in ["limit=201", "limit=0", "limit=x", "cursor=x", "cursor=%21"] {
+        let reply = mock.get(&format!("/manager/users?{wrong}")).await;
+        assert_eq!(
+            (reply.status, reply.json()["error"].clone()),
+            (400, json!("bad_request"))
+        );
+    }
+    assert_eq!(mock.post("/manager/login", &json!({})).await.status, 404);
+    assert_eq!(
+        release(Version::V2)
+            .await
+            .get("/manager/users")
+            .await
+            .status,
+        404
+    );
+}
+
+/// Goal: with a login configured the manager of v3 asks for its JWT.
+#[tokio::test]
+async fn v3_manager_needs_its_login() {
+    let mock = start(Settings {
+        wukongim: Version::V3,
+        wukongim_manager: Some("admin:pass:word".parse().unwrap()),
+        ..Settings::default()
+    })
+    .await;
+    let login = async |password: &str| {
+        let body = json!({ "username": "admin", "password": password });
+        mock.post("/manager/login", &body).await
+    };
+    assert_eq!(login("pass").await.status, 401);
+    let reply = login("pass:word").await.json();
+    assert_eq!(reply["token_type"], "Bearer");
+    let token = format!("Bearer {}", reply["access_token"].as_str().unwrap());
+
+    for (token, status) in [(token.as_str(), 200), ("Bearer x", 401)] {
+        let request = Sent::get("/manager/users").with("authorization", token);
+        assert_eq!(mock.send(&request).await.status, status);
+    }
+    assert_eq!(mock.get("/manager/users").await.status, 401);
+    // The product API of v3 asks for nothing.
+    assert_eq!(mock.post(SEND, &message("u1", "m1")).await.status, 200);
 }

@@ -1,10 +1,12 @@
-//! WuKongIM's product API, as its releases answer it.
+//! WuKongIM's product API, as its releases answer it, and of its manager API the list of users.
 //!
 //! Written from the server's sources, not from our adapter, so that the two can disagree. v1 and v2
-//! share their requests (`v2`); v3 is another API on the same path (`v3`). What v2 does asynchronously
+//! share their requests (`v2`); v3 is another API on the same path (`v3`). The manager, which has a port
+//! of its own at the real server, is found by its paths (`manager`). What v2 does asynchronously
 //! after its answer (storage, delivery) is played as if it always succeeded; the fault
 //! `lost_after_200` plays the other case.
 
+mod manager;
 mod v2;
 mod v3;
 
@@ -13,7 +15,6 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{Method, StatusCode};
-use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
 use super::faults::{Fate, FaultKind};
@@ -22,6 +23,7 @@ use super::reply::Answer;
 use super::state::{Origin, State};
 use super::{Call, System};
 
+pub use manager::Login;
 pub(super) use v3::Stored;
 
 /// The release whose API is played.
@@ -45,10 +47,15 @@ pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
     let (method, path) = (&call.parts.method, call.parts.uri.path());
     match (state.version, path) {
         (Version::V3, "/message/send") if method == Method::POST => v3::send(state, call, fate),
+        (Version::V3, "/manager/login") if method == Method::POST => manager::login(state, call),
+        (Version::V3, "/manager/users") if method == Method::GET => manager::users(state, call),
         (Version::V3, _) => not_found(),
         (_, "/message/send") if method == Method::POST => v2::send(state, call, fate),
         (_, "/message/sendbatch") if method == Method::POST => v2::send_batch(state, call, fate),
         (Version::V2, "/message/byclientmsgno") if method == Method::GET => v2::find(state, call),
+        (Version::V2, "/cluster/users") if method == Method::GET => {
+            manager::cluster_users(state, call)
+        }
         _ => not_found(),
     }
 }
@@ -78,15 +85,6 @@ fn authorised(state: &State, call: &Call) -> bool {
     };
     let given = call.parts.headers.get("token");
     given.is_some_and(|given| given.as_bytes() == token.as_bytes())
-}
-
-/// Go decodes `null` into any field as its zero value.
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 fn decode_payload(text: &str) -> Option<Vec<u8>> {

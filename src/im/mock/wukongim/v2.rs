@@ -12,11 +12,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
-    PERSON, Version, decode_payload, failure, is_illegal, made_client_msg_no, null_is_default,
-    origin, person_channel,
+    PERSON, Version, decode_payload, failure, is_illegal, made_client_msg_no, origin,
+    person_channel,
 };
 use crate::im::mock::Call;
 use crate::im::mock::faults::Fate;
+use crate::im::mock::go::{self, null_is_default};
 use crate::im::mock::log::Entry;
 use crate::im::mock::reply::Answer;
 use crate::im::mock::state::{Origin, Receipt, State, count};
@@ -266,27 +267,7 @@ fn found(entry: &Entry, query: &FindRequest) -> Value {
 
 /// Decodes the body as Go does. Gin announces this failure as plain text, though it is JSON.
 fn bind<T: DeserializeOwned>(state: &State, call: &Call) -> Result<T, Answer> {
-    // A JSON array would fill a struct by position here; in Go it is a decode error.
-    let object: Result<Value, _> = match first_byte(&call.body) {
-        Some(b'{') => return parse(state, &call.body),
-        _ => serde_json::from_slice(&call.body),
-    };
-    let text = match object {
-        Ok(_) => "json: cannot unmarshal into Go value of type api.messageSendReq".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    Err(invalid(state, &text).announced_as_text())
-}
-
-fn parse<T: DeserializeOwned>(state: &State, body: &[u8]) -> Result<T, Answer> {
-    serde_json::from_slice(body)
-        .map_err(|error| invalid(state, &error.to_string()).announced_as_text())
-}
-
-fn first_byte(body: &[u8]) -> Option<u8> {
-    body.iter()
-        .copied()
-        .find(|byte| !byte.is_ascii_whitespace())
+    go::object(&call.body).map_err(|text| invalid(state, &text).announced_as_text())
 }
 
 /// The payload is a byte slice in Go, so bad base64 is a decode error of the whole body.

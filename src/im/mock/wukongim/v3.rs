@@ -8,11 +8,12 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    PERSON, decode_payload, failure, is_illegal, is_lost, made_client_msg_no, null_is_default,
-    origin, person_channel,
+    PERSON, decode_payload, failure, is_illegal, is_lost, made_client_msg_no, origin,
+    person_channel,
 };
 use crate::im::mock::Call;
 use crate::im::mock::faults::Fate;
+use crate::im::mock::go::null_is_default;
 use crate::im::mock::log::fingerprint;
 use crate::im::mock::reply::Answer;
 use crate::im::mock::state::{Receipt, State, count};

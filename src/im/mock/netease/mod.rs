@@ -1,0 +1,130 @@
+//! NetEase's older server API (v1): signed forms to `/nimserver/msg/…`, every answer an HTTP 200 with
+//! a `code`.
+//!
+//! Written from the vendor's documents and SDKs, not from our adapter. What they leave open is played
+//! as follows. A refused call reaches nobody. A repeated `RequestId` of an app is known for as long as
+//! the mock runs, if its first call was accepted; the answer that it gets is a setting. An id that
+//! `toAccids` holds twice is sent to twice, so that the caller's mistake shows. The texts of signature
+//! faults are guesses; `too many members.` and `account 'mute'.` are the vendor's own.
+//!
+//! What the vendor's newer API has in common with this one is here too, for `yunxin`: what every call
+//! goes through (`admitted`), the signature (`sign`), the quotas and the block that follows (`quota`),
+//! and repeated requests (`repeats`).
+
+mod admitted;
+mod batch;
+mod form;
+mod message;
+mod quota;
+mod repeats;
+mod settings;
+mod sign;
+mod single;
+
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use super::Call;
+use super::faults::Fate;
+use super::reply::Answer;
+use super::state::{State, micros_now};
+
+pub(super) use admitted::{Action, Admitted, Rejection};
+pub(super) use message::TYPES;
+pub(super) use quota::Gate;
+pub use quota::{Quota, QuotaError};
+pub(super) use repeats::{First, Repeats};
+pub(super) use settings::pair;
+pub use settings::{NeteaseSettings, OnRepeat, PairError, Standing};
+
+pub(super) const PERSON: u8 = 1;
+pub(super) const TEAM: u8 = 2;
+
+pub(super) const OK: u32 = 200;
+/// A parameter is wrong, or the signature.
+const PARAMETER: u32 = 414;
+const RATE: u32 = 416;
+const ACCID_CHARS_MAX: usize = 32;
+
+/// What v1 keeps while the mock runs.
+pub(super) struct Desk {
+    settings: NeteaseSettings,
+    batches: Gate,
+    singles: Gate,
+    repeats: Repeats,
+}
+
+impl Desk {
+    pub(super) fn new(settings: NeteaseSettings) -> Desk {
+        Desk {
+            batches: Gate::new(settings.batch_quota),
+            singles: Gate::new(settings.single_quota),
+            repeats: Repeats::new(),
+            settings,
+        }
+    }
+}
+
+/// Answers a request below `/nimserver`.
+pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
+    let desk = &state.netease;
+    let (gate, send): (_, Action) = match (&call.parts.method, call.parts.uri.path()) {
+        (&Method::POST, "/nimserver/msg/sendBatchMsg.action") => (&desk.batches, batch::send),
+        (&Method::POST, "/nimserver/msg/sendMsg.action") => (&desk.singles, single::send),
+        _ => return Answer::text(StatusCode::NOT_FOUND, "no such action"),
+    };
+    let request_id = call.header("requestid");
+    Admitted::admit(state, call, fate, gate, request_id)
+        .and_then(|admitted| send(&admitted))
+        .unwrap_or_else(|rejection| rejected(&rejection))
+}
+
+/// The shape in which v1 reports a failure that the mock makes up.
+pub(super) fn failure(status: StatusCode, text: &str) -> Answer {
+    rejected(&Rejection::new(code_of(status), text.to_owned()))
+}
+
+pub(super) fn unauthorised() -> Answer {
+    rejected(&unsigned())
+}
+
+/// What a wrong signature gets.
+pub(super) fn unsigned() -> Rejection {
+    Rejection::new(PARAMETER, sign::CHECKSUM_WRONG)
+}
+
+fn rejected(rejection: &Rejection) -> Answer {
+    let body = json!({ "code": rejection.code, "desc": rejection.text });
+    Answer::json(StatusCode::OK, &body)
+}
+
+/// The code that either API puts into an HTTP 200 where others answer with a status.
+pub(super) fn code_of(status: StatusCode) -> u32 {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => RATE,
+        StatusCode::UNAUTHORIZED => PARAMETER,
+        status => u32::from(status.as_u16()),
+    }
+}
+
+/// The sender of a call, if it may send.
+fn sender(admitted: &Admitted<'_>, given: Option<&str>) -> Result<String, Rejection> {
+    let Some(accid) = given.filter(|accid| is_accid(accid)) else {
+        return Err(admitted.invalid("the sender is missing or too long"));
+    };
+    let accid = accid.to_lowercase();
+    match admitted.standing(&accid) {
+        None => Ok(accid),
+        Some(Standing::Unknown) => Err(Rejection::new(404, "account not exist")),
+        Some(Standing::Disabled) => Err(Rejection::new(422, "account disabled")),
+        Some(Standing::Muted) => Err(Rejection::new(423, "account 'mute'.")),
+    }
+}
+
+pub(super) fn millis_now() -> u64 {
+    micros_now() / 1000
+}
+
+fn is_accid(text: &str) -> bool {
+    (1..=ACCID_CHARS_MAX).contains(&text.chars().count())
+}

@@ -1,0 +1,124 @@
+//! Yunxin's newer server API (v2): signed JSON to `/im/v2/…`, every answer an HTTP 200 with a `code`.
+//!
+//! Written from the vendor's documents and SDKs, not from our adapter. The signature, the quotas and
+//! repeated requests (`X-custom-traceid`) are as in `netease`, whose settings for apps, senders, poison
+//! and moderation hold here too; the quotas are counted apart. Ids are taken as they are written.
+
+mod accounts;
+mod batch;
+mod message;
+mod settings;
+mod single;
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::Call;
+use super::faults::Fate;
+use super::netease::{self, Action, Admitted, Gate, Rejection, Repeats, Standing};
+use super::reply::Answer;
+use super::state::{State, count};
+
+pub use settings::{FailedKey, YunxinSettings};
+
+/// The account is not known.
+const UNKNOWN: u32 = 102_404;
+const CHAT_BANNED: u32 = 102_421;
+const BANNED: u32 = 102_422;
+const MODERATED: u32 = 107_451;
+
+/// Keeps the choice of receivers to leave out apart from that of users to refuse.
+const PURPOSE_OMIT: u64 = 1;
+
+/// What v2 keeps while the mock runs.
+pub(super) struct Desk {
+    settings: YunxinSettings,
+    seed: u64,
+    batches: Gate,
+    singles: Gate,
+    /// Free of any quota.
+    accounts: Gate,
+    /// Single sends by their message_client_id.
+    messages: Repeats,
+}
+
+impl Desk {
+    pub(super) fn new(settings: YunxinSettings, seed: u64) -> Desk {
+        Desk {
+            batches: Gate::new(settings.batch_quota),
+            singles: Gate::new(settings.single_quota),
+            accounts: Gate::new(None),
+            messages: Repeats::new(),
+            settings,
+            seed,
+        }
+    }
+
+    /// True for a receiver that the answer of its call does not mention.
+    fn omits(&self, receiver: &str) -> bool {
+        let named = self.settings.omit_users.iter();
+        self.settings.omit.takes(receiver, self.seed, PURPOSE_OMIT)
+            || named.into_iter().any(|user| user == receiver)
+    }
+}
+
+/// Answers a request below `/im/v2`.
+pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
+    let desk = &state.yunxin;
+    let (gate, run): (_, Action) = match (&call.parts.method, call.parts.uri.path()) {
+        (&Method::POST, "/im/v2/conversations/messages") => (&desk.batches, batch::send),
+        (&Method::POST, path) if single::is_path(path) => (&desk.singles, single::send),
+        (&Method::GET, "/im/v2/accounts") => (&desk.accounts, accounts::find),
+        _ => return Answer::text(StatusCode::NOT_FOUND, "no such path"),
+    };
+    let trace_id = call.header("x-custom-traceid");
+    Admitted::admit(state, call, fate, gate, trace_id)
+        .and_then(|admitted| run(&admitted))
+        .unwrap_or_else(|rejection| rejected(&rejection))
+}
+
+/// The shape in which v2 reports a failure that the mock makes up.
+pub(super) fn failure(status: StatusCode, text: &str) -> Answer {
+    rejected(&Rejection::new(netease::code_of(status), text.to_owned()))
+}
+
+pub(super) fn unauthorised() -> Answer {
+    rejected(&netease::unsigned())
+}
+
+fn rejected(rejection: &Rejection) -> Answer {
+    let body = json!({ "code": rejection.code, "msg": rejection.text });
+    Answer::json(StatusCode::OK, &body)
+}
+
+fn success(data: &Value) -> Answer {
+    let body = json!({ "code": netease::OK, "msg": "success", "data": data });
+    Answer::json(StatusCode::OK, &body)
+}
+
+/// Refuses the whole call for its sender.
+fn check_sender(admitted: &Admitted<'_>, sender: &str) -> Result<(), Rejection> {
+    match admitted.standing(sender) {
+        None => Ok(()),
+        Some(Standing::Unknown) => Err(Rejection::new(UNKNOWN, "sender not exist")),
+        Some(Standing::Disabled) => Err(Rejection::new(BANNED, "sender banned")),
+        Some(Standing::Muted) => Err(Rejection::new(CHAT_BANNED, "sender chat banned")),
+    }
+}
+
+/// The code with which a receiver is refused, if it is; counted.
+fn refusal(admitted: &Admitted<'_>, receiver: &str, payload: &str) -> Option<(u32, &'static str)> {
+    let (state, settings) = (admitted.state, &admitted.state.yunxin.settings);
+    if let Some((_, code)) = settings.refuse_as.iter().find(|(id, _)| id == receiver) {
+        count(&state.counters.refused, 1);
+        return Some((*code, "receiver refused"));
+    }
+    if state.refuses(admitted.fate, receiver) {
+        return Some((settings.refuse_code, "receiver refused"));
+    }
+    if admitted.moderated(payload) {
+        count(&state.counters.refused, 1);
+        return Some((MODERATED, "stopped by moderation"));
+    }
+    None
+}

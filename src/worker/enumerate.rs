@@ -1,0 +1,254 @@
+//! An audience of all users: the target is asked for its users page by page, and every few pages
+//! become a part of the job, with an explicit list.
+//!
+//! The asking is a message on the target's lane, a slice without recipients that carries the cursor. So
+//! it waits for a parked target like any other slice, is retried on the ladder, and goes on where it
+//! was when a worker dies. One turn publishes the part and the next asking together, confirmed, before
+//! its ack: a turn that is repeated publishes the same part again, which the ledger absorbs.
+//!
+//! How many parts there will be is known at the end only. Each says that one more is to come, until the
+//! last one, so the job cannot be completed before.
+
+use std::time::Duration;
+
+use super::call::authorised;
+use super::context::{Store, TargetRuntime, now_ms, rfc3339};
+use super::deliver::Fate;
+use super::shift::Shift;
+use crate::domain::audience::{MemberDocument, fold};
+use crate::domain::directive::Go;
+use crate::domain::job::{AudienceDocument, JOB_BYTES_MAX, JobDocument, Part};
+use crate::domain::mapping::Strictness;
+use crate::domain::outcome::{Answer, Class};
+use crate::domain::schedule::rung;
+use crate::domain::slice::{Enumeration, Head, Slice};
+use crate::ports::{Directory, Lost, Outgoing, Page, Publisher, Route, Transport};
+
+/// A part is published when it has so many users, or so many bytes of them.
+const PART_USERS: usize = 20_000;
+const PART_BYTES: usize = JOB_BYTES_MAX / 4;
+
+/// Most pages of one turn, so that a slice is acked in time however few users a page has.
+const PAGES: usize = 100;
+
+/// Takes one turn.
+pub(super) async fn enumerate<S: Store, T: Transport, P: Publisher>(
+    shift: &Shift<S, T, P>,
+    target: &TargetRuntime,
+    slice: &Slice,
+    asking: &Enumeration,
+    traceparent: Option<String>,
+) -> Result<Fate, Lost> {
+    let turn = Turn {
+        shift,
+        target,
+        slice,
+        asking,
+        traceparent,
+    };
+    turn.take().await
+}
+
+struct Turn<'a, S, T, P> {
+    shift: &'a Shift<S, T, P>,
+    target: &'a TargetRuntime,
+    slice: &'a Slice,
+    asking: &'a Enumeration,
+    traceparent: Option<String>,
+}
+
+/// What a turn found.
+struct Found {
+    users: Vec<MemberDocument>,
+    next: Option<String>,
+}
+
+impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
+    async fn take(&self) -> Result<Fate, Lost> {
+        let head = &*self.slice.head;
+        if self.shift.halt.is_cancelled() {
+            return self.ask_again(Duration::ZERO, self.asking.clone()).await;
+        }
+        if let Some(left) = self.shift.context.parked_for(&self.target.name) {
+            return self.ask_again(left, self.asking.clone()).await;
+        }
+        let job = head.id.to_string();
+        let order = {
+            let directives = self.shift.context.directives();
+            let board = directives.borrow();
+            board.order([&head.target, &head.app, &job], now_ms())
+        };
+        if let Go::Wait(wait) = order.go {
+            return self.ask_again(wait, self.asking.clone()).await;
+        }
+        let Some(directory) = self.target.target.directory() else {
+            let what = format!("target {:?} cannot list its users", head.target);
+            return Ok(Fate::Reject(what));
+        };
+        // Nobody can be sent to any more: the job ends with whom it has.
+        let expired = head.expires_at_ms.is_some_and(|at| now_ms() >= at);
+        let found = if expired || order.go == Go::Cancelled {
+            Ok(Found {
+                users: Vec::new(),
+                next: None,
+            })
+        } else {
+            self.find(directory).await
+        };
+        match found {
+            Ok(found) => self.publish(found).await,
+            Err(answer) => self.failed(answer).await,
+        }
+    }
+
+    /// Asks for pages until there are enough users for a part.
+    async fn find(&self, directory: &dyn Directory) -> Result<Found, Answer> {
+        let profile = self.target.target.profile();
+        let mut found = Found {
+            users: Vec::new(),
+            next: self.asking.cursor.clone(),
+        };
+        let mut bytes = 0;
+        for _ in 0..PAGES {
+            let Page { users, next } = self.page(directory, found.next.as_deref()).await?;
+            for user in users {
+                let mut id = user.into();
+                fold(&mut id, profile.folds_case);
+                if self.is_wanted(&id, &profile.left_out) {
+                    bytes += id.len() + 3;
+                    found.users.push(MemberDocument::Id(id.into_owned()));
+                }
+            }
+            found.next = next;
+            if found.next.is_none() || found.users.len() >= PART_USERS || bytes >= PART_BYTES {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn page(&self, directory: &dyn Directory, cursor: Option<&str>) -> Result<Page, Answer> {
+        let _permit = self.target.calls.acquire().await;
+        let transport = &self.shift.context.transport;
+        let (keyring, timeout) = (&self.target.directory_keyring, self.target.call_timeout);
+        let login = directory.login();
+        let sign = |request: &mut _, signing| self.target.target.sign(request, signing);
+        let request = || directory.page(cursor);
+        let (reply, held) = authorised(transport, login, keyring, timeout, sign, request).await?;
+        let reply = reply.map_err(|error| error.answer())?;
+        let page = directory.read(cursor, &reply);
+        if let (Err(answer), Some(held)) = (&page, held)
+            && answer.stale
+        {
+            keyring.refuse(&held);
+        }
+        page
+    }
+
+    fn is_wanted(&self, id: &str, left_out: &[String]) -> bool {
+        let sender = self.slice.head.sender.as_deref();
+        sender != Some(id)
+            && !left_out.iter().any(|left_out| left_out == id)
+            && self
+                .asking
+                .exclude
+                .binary_search_by(|it| (**it).cmp(id))
+                .is_err()
+    }
+
+    /// Publishes the part, and the next asking if there are more users.
+    async fn publish(&self, found: Found) -> Result<Fate, Lost> {
+        let number = self.asking.number;
+        let last = found.next.is_none();
+        let mut messages = Vec::with_capacity(2);
+        if last || !found.users.is_empty() {
+            // The asking itself is one submission; a part that is not the last one announces another.
+            let of = number + if last { 1 } else { 2 };
+            let body = part(&self.slice.head, found.users, Part { number, of });
+            messages.push(Outgoing {
+                route: Route::Job(self.slice.head.priority),
+                body: body.into(),
+                message_id: format!("{}/all/{number}", self.slice.head.id),
+                traceparent: self.traceparent.clone(),
+            });
+        }
+        if let Some(cursor) = found.next {
+            let next = Enumeration {
+                cursor: Some(cursor),
+                number: number + messages.len() as u32,
+                failures: 0,
+                exclude: self.asking.exclude.clone(),
+            };
+            let lane = self.slice.lane.clone();
+            messages.push(self.asking_message(Route::Lane(lane), next));
+        }
+        self.shift.publish(messages).await?;
+        Ok(Fate::Done)
+    }
+
+    fn asking_message(&self, route: Route, asking: Enumeration) -> Outgoing {
+        let mut slice = self.slice.clone();
+        slice.enumeration = Some(asking);
+        slice.outgoing(route, self.traceparent.clone())
+    }
+
+    /// Comes back after a while.
+    async fn ask_again(&self, wait: Duration, asking: Enumeration) -> Result<Fate, Lost> {
+        let lane = self.slice.lane.clone();
+        let route = if wait.is_zero() {
+            Route::Lane(lane)
+        } else {
+            let rung = rung(wait);
+            Route::Wait { lane, rung }
+        };
+        let message = self.asking_message(route, asking);
+        self.shift.publish(vec![message]).await?;
+        Ok(Fate::PutOff)
+    }
+
+    /// A directory that does not answer is asked again until it does: nobody can fail who is not known.
+    async fn failed(&self, answer: Answer) -> Result<Fate, Lost> {
+        let context = &*self.shift.context;
+        let failures = self.asking.failures + 1;
+        let delay = context.settings.retry.delay(failures);
+        let wait = match answer.class {
+            Class::Config | Class::Permanent => self.target.config_park,
+            Class::Throttled => answer.retry_after.unwrap_or(delay),
+            Class::Done | Class::Transient | Class::Uncertain => delay,
+        };
+        tracing::warn!(
+            job.id = %self.slice.head.id, target.name = self.target.name, code = %answer.code,
+            wait_ms = wait.as_millis() as u64,
+            "the target does not list its users, it is asked again: {}", answer.text
+        );
+        let asking = Enumeration {
+            failures,
+            ..self.asking.clone()
+        };
+        self.ask_again(wait, asking).await
+    }
+}
+
+/// A part of the job with an explicit list.
+fn part(head: &Head, users: Vec<MemberDocument>, part: Part) -> Vec<u8> {
+    let audience = AudienceDocument {
+        users: Some(users),
+        ..AudienceDocument::default()
+    };
+    let document = JobDocument {
+        app: Some(head.app.clone()),
+        target: Some(head.target.clone()),
+        sender: head.sender.clone(),
+        options: Some(head.options.clone()),
+        priority: Some(head.priority),
+        not_before: head.not_before_ms.map(rfc3339),
+        expires_at: head.expires_at_ms.map(rfc3339),
+        rate: head.rate.clone(),
+        on_uncertain: head.on_uncertain,
+        // What is to be refused was refused when the job came.
+        mapping: Some(Strictness::Lenient),
+        part: Some(part),
+        ..JobDocument::new(&head.client_msg_no, audience, head.message())
+    };
+    serde_json::to_vec(&document).unwrap_or_default()
+}
