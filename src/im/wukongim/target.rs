@@ -62,6 +62,7 @@ impl WukongIm {
         directory: Option<Users>,
     ) -> Self {
         let packs = settings.packed || settings.subscribers;
+        let system = [Settings::SYSTEM_SENDER, MANAGER].map(ToOwned::to_owned);
         Self {
             profile: Profile {
                 recipients_per_call: if packs {
@@ -70,7 +71,7 @@ impl WukongIm {
                     1
                 },
                 idempotent: settings.version == Version::V3 && !packs,
-                left_out: vec![Settings::SYSTEM_SENDER.to_owned(), MANAGER.to_owned()],
+                left_out: system.into_iter().chain(settings.sender.clone()).collect(),
                 ..Profile::default()
             },
             settings,

@@ -77,9 +77,13 @@ fn only_users_are_packed_and_commands_only_with_subscribers() {
 }
 
 #[test]
-fn all_users_do_not_include_those_of_the_system() {
-    let profile = single(Version::V2).profile().clone();
-    assert_eq!(profile.left_out, ["____system", "____manager"]);
+fn all_users_do_not_include_the_sender_and_those_of_the_system() {
+    let profile = build_it(Settings {
+        sender: Some("news".into()),
+        ..settings(Version::V2)
+    });
+    let profile = profile.profile();
+    assert_eq!(profile.left_out, ["____system", "____manager", "news"]);
     assert_eq!(profile.limit, None);
 }
 

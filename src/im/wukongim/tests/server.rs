@@ -12,8 +12,9 @@ use crate::domain::slice::{Addressed, Head};
 use crate::im::fixture::head;
 use crate::im::http::{Client, ClientSettings};
 use crate::im::mock::{self, MockIm};
-use crate::im::wukongim::Settings;
+use crate::im::wukongim::{Manager, Settings};
 use crate::ports::{Probed, Reply, Request, Target};
+use crate::secret::Secret;
 
 /// Longer than an answer takes on a busy machine.
 const BOUND: Duration = Duration::from_secs(20);
@@ -33,13 +34,17 @@ impl Drop for Server {
 
 impl Server {
     async fn start(version: Version) -> Self {
+        Self::with(version, mock::Settings::default()).await
+    }
+
+    async fn with(version: Version, settings: mock::Settings) -> Self {
         let mock = MockIm::bind(mock::Settings {
             wukongim: match version {
                 Version::V1 => mock::Version::V1,
                 Version::V2 => mock::Version::V2,
                 Version::V3 => mock::Version::V3,
             },
-            ..mock::Settings::default()
+            ..settings
         });
         let mock = mock.await.unwrap();
         let url = format!("http://{}", mock.addr());
@@ -152,5 +157,61 @@ async fn a_server_of_another_version_is_told() {
             let found = target.read_identity(&reply);
             assert_eq!(found.is_ok(), right, "{set:?} at {version:?}: {found:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn every_user_is_listed_once() {
+    const USERS: usize = 2_345;
+    for version in [Version::V2, Version::V3] {
+        let login = mock::Login {
+            user: "admin".into(),
+            password: "p".into(),
+        };
+        let rules = mock::Settings {
+            users: USERS as u64,
+            token: Some("s3cret".into()),
+            wukongim_manager: Some(login),
+            ..mock::Settings::default()
+        };
+        let server = Server::with(version, rules).await;
+        let target = server.target(version, |settings| {
+            settings.manager_url = Some(server.url.clone());
+            match version {
+                Version::V1 | Version::V2 => settings.token = Some(Secret::new("s3cret")),
+                Version::V3 => {
+                    settings.manager = Some(Manager {
+                        user: "admin".into(),
+                        password: Secret::new("p"),
+                    });
+                }
+            }
+        });
+        let directory = target.directory().unwrap();
+        let credential = match directory.login() {
+            Some(login) => Some(login.read(&server.ask(login.request()).await).unwrap()),
+            None => None,
+        };
+        let mut users = Vec::new();
+        let mut cursor = None;
+        loop {
+            let mut request = directory.page(cursor.as_deref());
+            if let (Some(login), Some(credential)) = (directory.login(), &credential) {
+                let refused = directory.read(cursor.as_deref(), &server.ask(request.clone()).await);
+                assert!(refused.unwrap_err().stale, "nobody is let in without it");
+                login.apply(&mut request, credential.secret.expose());
+            }
+            let reply = server.ask(request).await;
+            let page = directory.read(cursor.as_deref(), &reply).unwrap();
+            users.extend(page.users);
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(users.len(), USERS, "{version:?}");
+        users.sort_unstable();
+        users.dedup();
+        assert_eq!(users.len(), USERS, "{version:?}");
     }
 }
