@@ -645,6 +645,12 @@ pub struct Directed {
 pub trait Target: Send + Sync + 'static {
     fn profile(&self) -> &Profile;
 
+    /// Most recipients in one call of this job: not more than the profile says, and one where calls
+    /// of its kind cannot be packed.
+    fn recipients_per_call(&self, _head: &Head) -> usize {
+        self.profile().recipients_per_call
+    }
+
     /// What the target makes of a feature.
     fn maps(&self, feature: Feature) -> Mapping;
 
@@ -666,6 +672,16 @@ pub trait Target: Send + Sync + 'static {
     /// How to list all users, where the target can.
     fn directory(&self) -> Option<&dyn Directory> {
         None
+    }
+
+    /// A request that changes nothing, by whose reply the account can be told, where there is one.
+    fn identify(&self) -> Option<Request> {
+        None
+    }
+
+    /// What answers there, or what is wrong with it: another system or version, a refused credential.
+    fn read_identity(&self, _reply: &Reply) -> Result<String, String> {
+        Ok(String::new())
     }
 }
 

@@ -11,7 +11,7 @@ mod fixture;
 pub mod http;
 /// What existing callers of the systems say, and what they hear.
 pub mod ingress;
-/// How calls are put together: JSON and digests without detours.
+/// How calls are put together: JSON, URLs and digests without detours.
 mod json;
 /// The table of what each target makes of a job.
 pub mod mapping;
