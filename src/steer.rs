@@ -63,6 +63,18 @@ impl Command {
             Self::Park(target) | Self::Unpark(target) => Subject::new(Scope::Target, target),
         }
     }
+
+    /// As in a path: `POST /v1/jobs/{id}:pause`.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Cancel(_) => "cancel",
+            Self::Rate(..) => "rate",
+            Self::Park(_) => "park",
+            Self::Unpark(_) => "unpark",
+        }
+    }
 }
 
 /// Who says so, why, and for how long.
