@@ -2,7 +2,7 @@
 //! or a target paused or re-rated.
 //!
 //! Of each kind one directive may stand about a subject: a new one replaces it, and it ends when it is
-//! lifted or expires. [`Board`] holds all of them and makes one [`Order`] of those that touch a slice.
+//! lifted or expires. `Board` holds all of them and makes one `Order` of those that touch a slice.
 //! A worker asks for it before each window of calls, so an order costs no more than three look-ups.
 
 use std::collections::HashMap;

@@ -13,7 +13,7 @@ use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
-use crate::domain::schedule::Schedule;
+use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule};
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{Directed, Directives, Ledger, LedgerError, Limiter, Park, Scope, Target};
 
@@ -375,7 +375,7 @@ impl<S: Store, T> Context<S, T> {
 }
 
 /// Longest time for which deliveries of a target that waits are kept at the desk.
-pub(super) const KEEP_MAX: Duration = Duration::from_secs(60);
+pub(super) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
 
 /// Jobs whose last progress event is remembered before old ones are swept.
 const PROGRESS_JOBS_MAX: usize = 1000;
