@@ -164,12 +164,17 @@ pub enum Go {
 pub struct Board {
     /// By the name of the subject, one map per scope.
     standing: [HashMap<String, Vec<Directive>>; 3],
+    /// When a job was cancelled last.
+    cancelled_ms: Option<u64>,
 }
 
 impl Board {
     pub fn new(directives: impl IntoIterator<Item = Directive>) -> Self {
         let mut board = Self::default();
         for directive in directives {
+            if directive.action == Action::Cancel {
+                board.cancelled_ms = board.cancelled_ms.max(Some(directive.since_ms));
+            }
             let Subject { scope, name } = &directive.subject;
             let here = board.standing[*scope as usize]
                 .entry(name.clone())
@@ -199,6 +204,12 @@ impl Board {
             .flat_map(HashMap::values)
             .flatten()
             .filter(move |directive| directive.in_force(now_ms))
+    }
+
+    /// How long ago a job was cancelled last.
+    pub fn last_cancel(&self, now_ms: u64) -> Option<Duration> {
+        let at = self.cancelled_ms?;
+        Some(Duration::from_millis(now_ms.saturating_sub(at)))
     }
 
     /// What a slice of this target, app and job is to do.

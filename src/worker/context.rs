@@ -319,9 +319,14 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// For how long deliveries for a target that is parked or paused are kept where they are; those
-    /// that wait longer go on the ladder, so that none comes near the broker's ack limit.
+    /// that wait longer go on the ladder, so that none comes near the broker's ack limit. For a while
+    /// after a job was cancelled none is kept: those of that job are to end, wherever they wait.
     pub fn kept_for(&self, target: &str) -> Option<Duration> {
         let now = now_ms();
+        let cancelled = self.directives.borrow().last_cancel(now);
+        if cancelled.is_some_and(|ago| ago < KEEP_MAX) {
+            return None;
+        }
         let ms = Duration::from_millis;
         let keep = |since: u64, left: Duration| {
             let rest = KEEP_MAX.saturating_sub(ms(now.saturating_sub(since)));
