@@ -231,7 +231,7 @@ fn known<'a>(
     }
     let hint = suggestion(name, names.clone().map(String::as_str))
         .map(|close| format!("; did you mean {close:?}?"))
-        .unwrap_or_default();
+        .unwrap_or_else(|| ".".to_owned());
     let names: Vec<_> = names.map(String::as_str).collect();
     Err(SteerError::Unknown(format!(
         "there is no {what} {name:?}{hint} There are: {}",
@@ -277,5 +277,7 @@ mod tests {
         let error = known("target", "imm", facts().targets.keys()).unwrap_err();
         let text = "there is no target \"imm\"; did you mean \"im\"? There are: im";
         assert_eq!(error.to_string(), text);
+        let error = known("app", "q", facts().apps.keys()).unwrap_err();
+        assert_eq!(error.to_string(), "there is no app \"q\". There are: shop");
     }
 }
