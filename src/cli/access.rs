@@ -281,14 +281,6 @@ impl Server {
 
     async fn steer(&self, command: &Command, told: &Told) -> Result<Steered, Failure> {
         let subject = command.subject();
-        let verb = match command {
-            Command::Pause(_) => "pause",
-            Command::Resume(_) => "resume",
-            Command::Cancel(_) => "cancel",
-            Command::Park(_) => "park",
-            Command::Unpark(_) => "unpark",
-            Command::Rate(..) => "rate",
-        };
         let mut body = serde_json::json!({
             "reason": told.reason,
             "author": told.author,
@@ -306,7 +298,12 @@ impl Server {
                 (Method::PUT, "/v1/limits".to_owned())
             }
             (_, scope) => {
-                let path = format!("/v1/{}s/{}:{verb}", scope.as_str(), subject.name);
+                let path = format!(
+                    "/v1/{}s/{}:{}",
+                    scope.as_str(),
+                    subject.name,
+                    command.verb()
+                );
                 (Method::POST, path)
             }
         };

@@ -173,9 +173,11 @@ async fn steer<B: Broker, S: Store, T>(
     let command = command(order).map_err(|problem| Refusal::BadRequest(vec![problem]))?;
     let store = &gateway.context.store;
     let steered = steer::carry_out(store, &gateway.facts, &command, &told, now_ms()).await?;
+    let (verb, subject) = (command.verb(), &steered.subject);
     tracing::info!(
-        subject = %command.subject(), author = told.author, reason = told.reason,
-        "steered: {command:?}"
+        author = told.author,
+        reason = told.reason,
+        "told over HTTP: {verb} {subject}"
     );
     Ok(Json(steered))
 }

@@ -35,7 +35,7 @@ use crate::domain::directive::{Board, Go, Order};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
-use crate::domain::schedule::{look_again, rung};
+use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again, rung};
 use crate::domain::slice::{CallGroup, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
 use crate::ports::{
@@ -441,9 +441,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             return Ok(units as usize);
         }
         // A target that is too slow for us is too slow for the whole lane, which may as well wait
-        // here. A slow app or job steps aside for the others of its lane.
+        // here. A slow app or job steps aside for the others of its lane, and looks now and then
+        // whether it is to go faster.
         if leased.binding != Some(Scope::Target) {
-            return Err(Pause::PutOff(after));
+            return Err(Pause::PutOff(after.min(LOOK_AGAIN_MAX)));
         }
         self.sleep_until_told(after).await?;
         Ok(0)
