@@ -17,6 +17,7 @@ pub mod mapping;
 pub mod mock;
 /// What replies of all systems have in common.
 mod reading;
+pub mod openim;
 pub mod webhook;
 pub mod wukongim;
 
@@ -97,6 +98,7 @@ fn address_of(url: &str) -> Option<(String, u16)> {
 systems! {
     Webhook => webhook,
     Wukongim => wukongim,
+    Openim => openim,
 }
 
 #[cfg(test)]
@@ -112,7 +114,7 @@ mod tests {
             .unwrap();
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].field, "targets.crm.url");
-        assert_eq!(SYSTEMS, ["webhook", "wukongim"]);
+        assert_eq!(SYSTEMS, ["webhook", "wukongim", "openim"]);
     }
 
     #[test]
