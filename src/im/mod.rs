@@ -15,9 +15,9 @@ mod json;
 pub mod mapping;
 /// The mock server that plays the systems in tests and rehearsals.
 pub mod mock;
+pub mod openim;
 /// What replies of all systems have in common.
 mod reading;
-pub mod openim;
 pub mod webhook;
 pub mod wukongim;
 
@@ -123,8 +123,12 @@ mod tests {
         settings.token = Some(Secret::new("hunter2"));
         let mut webhook = webhook::Settings::new("http://x");
         webhook.signature = Some(webhook::Signature::new(Secret::new("hunter2")));
+        let mut openim = openim::Settings::new("http://im");
+        openim.secret = Some(Secret::new("hunter2"));
+        openim.token = Some(Secret::new("hunter2"));
         let settings = [
             TargetSettings::Wukongim(settings),
+            TargetSettings::Openim(openim),
             TargetSettings::Webhook(webhook),
         ];
         assert!(!format!("{settings:?}").contains("hunter2"));

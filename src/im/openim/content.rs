@@ -167,7 +167,10 @@ fn of_message(content: &Content, notice_name: &str) -> Option<(i64, Value)> {
         } => {
             let everybody = everybody.then_some(EVERYBODY);
             let users: Vec<_> = users.iter().map(String::as_str).chain(everybody).collect();
-            (AT, json!({"text": text, "atUserList": users, "isAtSelf": false}))
+            (
+                AT,
+                json!({"text": text, "atUserList": users, "isAtSelf": false}),
+            )
         }
         Content::Custom(data) => (
             CUSTOM,
@@ -379,7 +382,10 @@ impl Need {
             Takes::MixType => "0 to 5",
         };
         let value = value.to_string();
-        Some(format!("{expected} is expected, not {}", shorten(&value, 40)))
+        Some(format!(
+            "{expected} is expected, not {}",
+            shorten(&value, 40)
+        ))
     }
 }
 

@@ -79,10 +79,11 @@ impl Login for TokenLogin {
             let text = "the reply to the login holds no token";
             Answer::new(Class::Transient, BAD_REPLY, text)
         };
-        let token = reply::data::<Token>(reply).map_err(|refusal| match reply::harmless(refusal) {
-            answer if answer.code == BAD_REPLY => no_token(),
-            answer => answer,
-        })?;
+        let token =
+            reply::data::<Token>(reply).map_err(|refusal| match reply::harmless(refusal) {
+                answer if answer.code == BAD_REPLY => no_token(),
+                answer => answer,
+            })?;
         header(&token.token).ok_or_else(no_token)?;
         let lives = token.expire_time_seconds.filter(|seconds| *seconds > 0);
         Ok(Credential {

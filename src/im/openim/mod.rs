@@ -218,7 +218,7 @@ fn headers_of_calls(
     problems: &mut Vec<Problem>,
 ) -> HeaderMap {
     let mut headers = headers.clone();
-        match settings.auth {
+    match settings.auth {
         Auth::AdminToken | Auth::UserToken => {
             if exposed(&settings.secret).is_empty() {
                 let what = "missing; the secret of share.yml is expected, or `auth = \"token\"`";

@@ -80,10 +80,12 @@ pub(super) fn read(native: Option<&RawValue>) -> Native<'_> {
         .into_iter()
         // The server takes it for left out, and so the message's own stays.
         .filter(|(_, value)| value.get() != "null")
-        .map(|(name, value)| match THEIRS.iter().find(|(it, _)| same(it, &name)) {
-            Some((known, _)) => ((*known).to_owned(), value),
-            None => (name, value),
-        })
+        .map(
+            |(name, value)| match THEIRS.iter().find(|(it, _)| same(it, &name)) {
+                Some((known, _)) => ((*known).to_owned(), value),
+                None => (name, value),
+            },
+        )
         .collect()
 }
 

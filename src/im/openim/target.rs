@@ -102,9 +102,7 @@ impl OpenIm {
         let push = options.push.as_ref();
         let ex = match &options.extension {
             Some(extension) => plain_text(extension),
-            None => {
-                json!({"app": head.app, "client_msg_no": head.client_msg_no}).to_string()
-            }
+            None => json!({"app": head.app, "client_msg_no": head.client_msg_no}).to_string(),
         };
         let mut members: Vec<(&str, Vec<u8>)> = vec![
             ("sendID", bytes(&self.sender(head))),
@@ -227,7 +225,10 @@ impl Target for OpenIm {
         if problems.is_empty() {
             let said = self.said(head, &native, &mut problems);
             let groups = head.addressed != Addressed::Users;
-            if said.as_ref().is_some_and(|said| groups && said.content_type == NOTICE) {
+            if said
+                .as_ref()
+                .is_some_and(|said| groups && said.content_type == NOTICE)
+            {
                 let what = "OpenIM sends notices to users only";
                 problems.push(Problem::new("message.type", what));
             }
@@ -304,7 +305,10 @@ impl OpenImCalls {
     }
 }
 
-#[expect(clippy::expect_used, reason = "a job id, a hyphen and hexadecimal digits")]
+#[expect(
+    clippy::expect_used,
+    reason = "a job id, a hyphen and hexadecimal digits"
+)]
 fn operation_value(id: Bytes) -> HeaderValue {
     HeaderValue::from_maybe_shared(id).expect("a header value")
 }
