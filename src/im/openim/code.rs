@@ -8,8 +8,9 @@ use crate::domain::outcome::{Answer, Class};
 
 /// Codes of errors that the server answers: from, to, meaning, name. The first row that fits counts.
 ///
-/// `Uncertain` are those that can come from behind the send: storing the message or the note that it was
-/// sent. For calls that send nothing they are transient.
+/// `Uncertain` are those that can come from behind the send: of storing the message, or of the note that
+/// it was sent. The server makes that note only if all went well, so after an error it is missing in any
+/// case and a probe says nothing. For calls that send nothing these errors are transient.
 const CODES: [(i64, i64, Class, &str); 47] = [
     // Statuses of gRPC, which releases up to 3.8 let through.
     (1, 1, Uncertain, "canceled"),
@@ -106,10 +107,10 @@ pub(super) fn of(code: i64, said: String) -> Answer {
         said
     };
     let answer = Answer::new(class, format!("err_{code}"), text);
-    if STALE.contains(&code) {
-        answer.stale()
-    } else {
-        throttled(answer)
+    match class {
+        Config if STALE.contains(&code) => answer.stale(),
+        Uncertain => answer.unprovable(),
+        _ => throttled(answer),
     }
 }
 
@@ -158,6 +159,7 @@ mod tests {
                 assert_eq!(answer.class, class, "{code}");
                 assert_eq!(answer.code, format!("err_{code}"));
                 assert_eq!(answer.stale, (1501..=1507).contains(code), "{code}");
+                assert_eq!(answer.unprovable, class == Uncertain, "{code}");
                 assert!(!answer.text.is_empty(), "{code}");
             }
         };

@@ -9,13 +9,13 @@
 //! | who failed | with the server's code | named without a reason, and sent to again alone to learn it |
 //! | groups | `sessionType` 3 | none: the server would report success and send nothing |
 //!
-//! The server notes an outcome only after the send, and only that it was sent. "Unknown" therefore means
-//! not sent, or that just the note failed. So an error from inside of the server leaves the call in
-//! doubt as well: while its Redis is away OpenIM sends every message and answers every call with an
-//! error. A probe that fails then holds the recipients; one that says "unknown" twice has them sent to
-//! again, with a small risk of a second message. Receiving applications can hide it: unless
-//! `options.extension` says otherwise, `ex` carries the job's key as
-//! `{"app":"shop","client_msg_no":"promo-1"}`.
+//! The server notes an outcome only after the send, and only that it was sent. A reply that is lost is
+//! therefore asked after, and "unknown", said twice, means not sent; only a server that is still at it
+//! then, or whose note failed, makes that a second message. An error of the server's own is different: it
+//! can come from behind the send, and then no note is made either. While its Redis is away OpenIM sends
+//! every message and answers every call with such an error. Recipients of these calls stay in doubt, and
+//! `on_uncertain` decides. Receiving applications can hide a second message: unless `options.extension`
+//! says otherwise, `ex` carries the job's key as `{"app":"shop","client_msg_no":"promo-1"}`.
 //!
 //! Of the recipients that a batch names as failed some may have got the message as well, where the
 //! server lost an answer of its own. Whoever must not risk it leaves `packed` off.

@@ -94,6 +94,7 @@ pub(super) fn harmless(refusal: impl Into<Answer>) -> Answer {
     let mut answer = refusal.into();
     if answer.class == Class::Uncertain {
         answer.class = Class::Transient;
+        answer.unprovable = false;
     }
     answer
 }

@@ -763,6 +763,21 @@ fn a_refused_token_is_stale_and_nothing_else_is() {
     assert!(!read_single(&reply(401, "")).stale);
 }
 
+/// After an error of its own the server has made no note, be the message sent or not.
+#[test]
+fn only_lost_replies_are_asked_after() {
+    let internal = reply(200, r#"{"errCode":500,"errDlt":"redis: timeout"}"#);
+    assert!(read_single(&internal).unprovable);
+    for lost in [reply(502, ""), reply(500, ""), reply(200, "")] {
+        assert!(!read_single(&lost).unprovable);
+    }
+    let verdict = read_packed(&["u1", "u2"], &internal);
+    assert_eq!(
+        (verdict.of(0).class, verdict.of(0).unprovable),
+        (Class::Transient, false)
+    );
+}
+
 #[test]
 fn answers_keep_the_words_of_the_server() {
     let check = |reply: Reply, code: &str, words: &str| {
