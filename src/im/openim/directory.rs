@@ -4,6 +4,8 @@
 //! The server gives its pages no order. A user that registers or is deleted meanwhile may move another
 //! one across the end of a page: who is listed twice is sent to once, who is missed is missed.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Uri};
 use serde::Deserialize;
@@ -22,7 +24,7 @@ const PAGE_USERS: u32 = 500;
 pub(super) struct Users {
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
-    pub(super) login: Option<std::sync::Arc<TokenLogin>>,
+    pub(super) login: Option<Arc<TokenLogin>>,
 }
 
 fn number(cursor: Option<&str>) -> u32 {
@@ -58,7 +60,7 @@ impl Directory for Users {
 
     fn read(&self, cursor: Option<&str>, reply: &Reply) -> Result<Page, Answer> {
         let found = reply::data::<Found>(reply).map_err(reply::harmless)?;
-        let users: Vec<_> = found.users.unwrap_or_default();
+        let users = found.users.unwrap_or_default();
         let users: Vec<_> = users.into_iter().map(|user| user.id).collect();
         // The end is the first page with nobody on it: a server may give fewer a page than it was
         // asked for, and its total changes meanwhile.

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Uri};
@@ -43,9 +42,6 @@ pub(super) struct Base {
     pub(super) headers: HeaderMap,
 }
 
-/// A server that took too long may still be at it, so a probe takes its time.
-const PROBE_AFTER: Duration = Duration::from_secs(3);
-
 /// A job's group type that means nothing in particular.
 const ANY_GROUP: u8 = 2;
 
@@ -65,7 +61,6 @@ impl OpenIm {
                 } else {
                     1
                 },
-                probe_after: PROBE_AFTER,
                 left_out: ours.into_iter().flatten().collect(),
                 ..Profile::default()
             },
