@@ -7,7 +7,7 @@ use super::reader::{Findings, Section};
 use super::{HOUR, MINUTE, SECOND};
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Class, OnUncertain};
-use crate::im::{TargetSettings, webhook, wukongim};
+use crate::im::{TargetSettings, openim, webhook, wukongim};
 use crate::secret::Secret;
 
 #[derive(Clone, Debug)]
@@ -36,12 +36,17 @@ pub(super) fn read(
     mut section: Section,
     findings: &mut Findings,
 ) -> Option<TargetConfig> {
-    let kinds = [("webhook", Kind::Webhook), ("wukongim", Kind::Wukongim)];
+    let kinds = [
+        ("webhook", Kind::Webhook),
+        ("wukongim", Kind::Wukongim),
+        ("openim", Kind::Openim),
+    ];
     let before = findings.problems.len();
     // Without a type nothing else can be judged.
     let settings = match section.required_choice("type", &kinds, findings)? {
         Kind::Webhook => TargetSettings::Webhook(read_webhook(&mut section, findings)),
         Kind::Wukongim => TargetSettings::Wukongim(read_wukongim(&mut section, findings)),
+        Kind::Openim => TargetSettings::Openim(read_openim(&mut section, findings)),
     };
     let policies = [
         ("auto", None),
@@ -75,6 +80,7 @@ pub(super) fn read(
 enum Kind {
     Webhook,
     Wukongim,
+    Openim,
 }
 
 /// `type = "webhook"`: `url` (required, with `{recipient}`, `{client_msg_no}`, `{job}`, `{app}`),
@@ -153,5 +159,39 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
             section.required_text("url", findings),
             version.unwrap_or(Version::V2),
         )
+    }
+}
+
+/// `type = "openim"`: `url` (required), `auth` (`admin_token`, `user_token` or `token`), `secret` or
+/// `secret_file` (required unless `auth` is `token`), `token` or `token_file` (required if it is),
+/// `admin_user` (`imAdmin`), `sender`, `session` (`single` or `notification`), `notice_name`, `packed`
+/// (false), `recipients_per_call` (100; to 1000, when packed).
+fn read_openim(section: &mut Section, findings: &mut Findings) -> openim::Settings {
+    use openim::{Auth, Session, Settings};
+    let ways = [
+        ("admin_token", Auth::AdminToken),
+        ("user_token", Auth::UserToken),
+        ("token", Auth::Token),
+    ];
+    let sessions = [
+        ("single", Session::Single),
+        ("notification", Session::Notification),
+    ];
+    let per_call = Settings::RECIPIENTS_PER_CALL as u64;
+    let most = Settings::RECIPIENTS_PER_CALL_MAX as u64;
+    let auth = section.choice("auth", "admin_token", &ways, findings);
+    let session = section.choice("session", "single", &sessions, findings);
+    Settings {
+        auth: auth.unwrap_or(Auth::AdminToken),
+        secret: section.secret("secret", "secret_file", findings),
+        token: section.secret("token", "token_file", findings),
+        admin_user: section.text("admin_user", Settings::ADMIN_USER, findings),
+        sender: section.optional_text("sender", findings),
+        session: session.unwrap_or(Session::Single),
+        notice_name: section.optional_text("notice_name", findings),
+        packed: section.boolean("packed", false, findings),
+        recipients_per_call: section.integer("recipients_per_call", per_call, 1..=most, findings)
+            as usize,
+        ..Settings::new(section.required_text("url", findings))
     }
 }

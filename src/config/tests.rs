@@ -171,8 +171,15 @@ fn the_example_names_every_key_and_no_other() {
 /// What is switched off in the example is the default; the example says so of every key.
 #[test]
 fn the_example_shows_the_defaults() {
-    // The second target is switched off as a whole: here it has what is required.
-    let required = ["#[targets.hook]", "#type = \"webhook\"", "#url = \"https"];
+    // The further targets are switched off as a whole: here they have what is required.
+    let required = [
+        "#[targets.hook]",
+        "#type = \"webhook\"",
+        "#url = \"https",
+        "#[targets.openim]",
+        "#type = \"openim\"",
+        "#secret = ",
+    ];
     let lines = EXAMPLE.lines().map(
         |line| match required.iter().any(|it| line.starts_with(it)) {
             true => switched_on(line),
@@ -181,6 +188,7 @@ fn the_example_shows_the_defaults() {
     );
     let as_it_is = loaded(&lines.collect::<Vec<_>>().join("\n"), &[]);
     assert!(as_it_is.config.targets.contains_key("hook"));
+    assert!(as_it_is.config.targets.contains_key("openim"));
     let all = loaded(&example(None), &[]);
     for (key, shown) in &as_it_is.findings.shown {
         if shown.origin == Origin::Default && shown.value != "(none)" && shown.value != "0 entries"

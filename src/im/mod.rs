@@ -17,6 +17,7 @@ mod json;
 pub mod mapping;
 /// The mock server that plays the systems in tests and rehearsals.
 pub mod mock;
+pub mod openim;
 /// What replies of all systems have in common.
 mod reading;
 pub mod webhook;
@@ -111,6 +112,7 @@ pub fn ingresses() -> Vec<(&'static str, Box<dyn ingress::Ingress>)> {
 systems! {
     Webhook => webhook,
     Wukongim => wukongim,
+    Openim => openim,
 }
 
 #[cfg(test)]
@@ -126,7 +128,7 @@ mod tests {
             .unwrap();
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].field, "targets.crm.url");
-        assert_eq!(SYSTEMS, ["webhook", "wukongim"]);
+        assert_eq!(SYSTEMS, ["webhook", "wukongim", "openim"]);
     }
 
     #[test]
@@ -135,8 +137,12 @@ mod tests {
         settings.token = Some(Secret::new("hunter2"));
         let mut webhook = webhook::Settings::new("http://x");
         webhook.signature = Some(webhook::Signature::new(Secret::new("hunter2")));
+        let mut openim = openim::Settings::new("http://im");
+        openim.secret = Some(Secret::new("hunter2"));
+        openim.token = Some(Secret::new("hunter2"));
         let settings = [
             TargetSettings::Wukongim(settings),
+            TargetSettings::Openim(openim),
             TargetSettings::Webhook(webhook),
         ];
         assert!(!format!("{settings:?}").contains("hunter2"));
