@@ -537,6 +537,12 @@ pub trait Target: Send + Sync + 'static {
     /// Prepares the calls of a job: what they have in common is rendered once per slice.
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls>;
 
+    /// Most recipients in one call of this job: fewer than the profile says where it is for groups and
+    /// only calls to users are packed.
+    fn recipients_per_call(&self, _head: &Head) -> usize {
+        self.profile().recipients_per_call
+    }
+
     /// How to get the credential that requests carry, where one has to be fetched.
     fn login(&self) -> Option<&dyn Login> {
         None
@@ -643,7 +649,7 @@ pub struct Page {
 /// What a target declares about itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// Most recipients in one call.
+    /// Most recipients in one call; see also [`Target::recipients_per_call`].
     pub recipients_per_call: usize,
     /// A repeated call with the same key does no harm: uncertain calls may be retried.
     pub idempotent: bool,

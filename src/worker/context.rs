@@ -14,6 +14,7 @@ use crate::domain::job;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::schedule::Schedule;
+use crate::domain::slice::Head;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{Ledger, LedgerError, Limiter, Park, Target};
 
@@ -66,8 +67,8 @@ pub struct TargetRuntime {
 }
 
 impl TargetRuntime {
-    pub fn recipients_per_call(&self) -> usize {
-        self.target.profile().recipients_per_call.max(1)
+    pub fn recipients_per_call(&self, head: &Head) -> usize {
+        self.target.recipients_per_call(head).max(1)
     }
 }
 

@@ -188,7 +188,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             .rate
             .as_deref()
             .and_then(|rate| rate.parse().ok());
-        let per_call = target.recipients_per_call();
+        let per_call = target.recipients_per_call(&slice.head);
         Self {
             calls: target.target.open(&slice.head),
             fingerprints: slice
@@ -336,7 +336,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
 
     /// Waits until some recipients may be sent to; how many, at most a window.
     async fn lease(&self) -> Result<usize, Pause> {
-        let per_call = self.target.recipients_per_call();
+        let per_call = self.target.recipients_per_call(&self.slice.head);
         let window = self.target.window_calls.saturating_mul(per_call);
         let limits: Vec<_> = self.limits().collect();
         if limits.is_empty() {
@@ -394,7 +394,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         if used == leased {
             return;
         }
-        let per_call = self.target.recipients_per_call();
+        let per_call = self.target.recipients_per_call(&self.slice.head);
         let calls = leased.div_ceil(per_call).saturating_sub(planned.len());
         self.give_back_units((leased - used) as u32, calls as u32)
             .await;
