@@ -7,7 +7,8 @@ use super::reader::{Findings, Section};
 use super::{HOUR, MINUTE, SECOND};
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Class, OnUncertain};
-use crate::im::{TargetSettings, webhook, wukongim};
+use crate::im::{TargetSettings, netease, webhook, wukongim, yunxin};
+use crate::secret::Secret;
 
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
@@ -17,7 +18,7 @@ pub struct TargetConfig {
     /// `calls_in_flight`: calls at a time, per worker. Default 256; 1 to 10000.
     pub calls_in_flight: usize,
     /// `limit`: shared by all workers, such as `"2000/s burst 200"`; in calls unless it says
-    /// `per recipient`. Default none.
+    /// `per recipient`. Default: what the system allows, a little less; for most that is none.
     pub limit: Option<Rate>,
     /// `on_uncertain`: `auto` (default: `retry` where the target is idempotent, else `hold`),
     /// `retry`, `hold` or `drop`.
@@ -35,12 +36,19 @@ pub(super) fn read(
     mut section: Section,
     findings: &mut Findings,
 ) -> Option<TargetConfig> {
-    let kinds = [("webhook", Kind::Webhook), ("wukongim", Kind::Wukongim)];
+    let kinds = [
+        ("webhook", Kind::Webhook),
+        ("wukongim", Kind::Wukongim),
+        ("netease", Kind::Netease),
+        ("yunxin", Kind::Yunxin),
+    ];
     let before = findings.problems.len();
     // Without a type nothing else can be judged.
     let settings = match section.required_choice("type", &kinds, findings)? {
         Kind::Webhook => TargetSettings::Webhook(read_webhook(&mut section, findings)),
         Kind::Wukongim => TargetSettings::Wukongim(read_wukongim(&mut section, findings)),
+        Kind::Netease => TargetSettings::Netease(read_netease(&mut section, findings)),
+        Kind::Yunxin => TargetSettings::Yunxin(read_yunxin(&mut section, findings)),
     };
     let policies = [
         ("auto", None),
@@ -74,6 +82,8 @@ pub(super) fn read(
 enum Kind {
     Webhook,
     Wukongim,
+    Netease,
+    Yunxin,
 }
 
 /// `type = "webhook"`: `url` (required, with `{recipient}`, `{client_msg_no}`, `{job}`, `{app}`),
@@ -141,4 +151,60 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
             version.unwrap_or(Version::V2),
         )
     }
+}
+
+/// `type = "netease"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
+/// `message_ids` (false), `recipients_per_call` (500, or 100 with `message_ids`, which are also the
+/// most), `body_length_max` (5000; to 20000), `trust_request_id` (false).
+fn read_netease(section: &mut Section, findings: &mut Findings) -> netease::Settings {
+    use netease::Settings;
+    let message_ids = section.boolean("message_ids", false, findings);
+    let most = if message_ids {
+        Settings::RECIPIENTS_WITH_IDS as u64
+    } else {
+        Settings::RECIPIENTS_PER_CALL as u64
+    };
+    let body = Settings::BODY_LENGTH_MAX as u64;
+    let (url, app_key, app_secret) = read_account(section, findings);
+    Settings {
+        sender: section.optional_text("sender", findings),
+        message_ids,
+        recipients_per_call: Some(
+            section.integer("recipients_per_call", most, 1..=most, findings) as usize,
+        ),
+        body_length_max: section.integer("body_length_max", body, 1..=20_000, findings) as usize,
+        trust_request_id: section.boolean("trust_request_id", false, findings),
+        ..Settings::new(url, app_key, app_secret)
+    }
+}
+
+/// `type = "yunxin"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
+/// `single` (false), `recipients_per_call` (100; to 100), `text_length_max` (5000; to 20000),
+/// `trust_request_id` (false).
+fn read_yunxin(section: &mut Section, findings: &mut Findings) -> yunxin::Settings {
+    use yunxin::Settings;
+    let most = Settings::RECIPIENTS_PER_CALL as u64;
+    let text = Settings::TEXT_LENGTH_MAX as u64;
+    let (url, app_key, app_secret) = read_account(section, findings);
+    Settings {
+        sender: section.optional_text("sender", findings),
+        single: section.boolean("single", false, findings),
+        recipients_per_call: section.integer("recipients_per_call", most, 1..=most, findings)
+            as usize,
+        text_length_max: section.integer("text_length_max", text, 1..=20_000, findings) as usize,
+        trust_request_id: section.boolean("trust_request_id", false, findings),
+        ..Settings::new(url, app_key, app_secret)
+    }
+}
+
+/// Address, AppKey and AppSecret of an application in NetEase's cloud.
+fn read_account(section: &mut Section, findings: &mut Findings) -> (String, String, Secret) {
+    let url = section.required_text("url", findings);
+    let app_key = section.required_text("app_key", findings);
+    let secret = section.secret("app_secret", "app_secret_file", findings);
+    if secret.is_none() {
+        let what = "missing; `app_secret` or `app_secret_file` is needed";
+        findings.problem(section.key("app_secret"), what);
+    }
+    (url, app_key, secret.unwrap_or_else(|| Secret::new("")))
 }

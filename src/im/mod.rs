@@ -15,10 +15,12 @@ mod json;
 pub mod mapping;
 /// The mock server that plays the systems in tests and rehearsals.
 pub mod mock;
+pub mod netease;
 /// What replies of all systems have in common.
 mod reading;
 pub mod webhook;
 pub mod wukongim;
+pub mod yunxin;
 
 use crate::domain::fields::Problem;
 use crate::ports::Target;
@@ -97,6 +99,8 @@ fn address_of(url: &str) -> Option<(String, u16)> {
 systems! {
     Webhook => webhook,
     Wukongim => wukongim,
+    Netease => netease,
+    Yunxin => yunxin,
 }
 
 #[cfg(test)]
@@ -112,7 +116,7 @@ mod tests {
             .unwrap();
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].field, "targets.crm.url");
-        assert_eq!(SYSTEMS, ["webhook", "wukongim"]);
+        assert_eq!(SYSTEMS, ["webhook", "wukongim", "netease", "yunxin"]);
     }
 
     #[test]
@@ -124,6 +128,16 @@ mod tests {
         let settings = [
             TargetSettings::Wukongim(settings),
             TargetSettings::Webhook(webhook),
+            TargetSettings::Netease(netease::Settings::new(
+                "http://x",
+                "key",
+                Secret::new("hunter2"),
+            )),
+            TargetSettings::Yunxin(yunxin::Settings::new(
+                "http://x",
+                "key",
+                Secret::new("hunter2"),
+            )),
         ];
         assert!(!format!("{settings:?}").contains("hunter2"));
     }
