@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::reader::{Findings, Section};
+use super::reader::{Findings, Origin, Section, Shown};
 use super::{HOUR, MINUTE, SECOND};
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Class, OnUncertain};
@@ -68,12 +68,19 @@ pub(super) fn read(
         config_park: section.duration("config_park", MINUTE, SECOND..=HOUR, findings),
         breaker_failures: section.integer("breaker_failures", 50, 1..=100_000, findings) as u32,
     };
+    let limit_key = section.key("limit");
     section.finish(findings);
     // The adapter judges the rest, once what it is given could be read.
-    if findings.problems.len() == before
-        && let Err(problems) = crate::im::build(name, &target.settings)
-    {
-        findings.problems.extend(problems);
+    if findings.problems.len() == before {
+        match crate::im::build(name, &target.settings) {
+            Ok(built) => {
+                if let (None, Some(limit)) = (target.limit, built.profile().limit) {
+                    let (value, origin) = (format!("\"{limit}\""), Origin::Default);
+                    findings.shown.insert(limit_key, Shown { value, origin });
+                }
+            }
+            Err(problems) => findings.problems.extend(problems),
+        }
     }
     Some(target)
 }

@@ -6,7 +6,8 @@
 //! - *Repeats.* No message of a batch has a key of its own. A request has one, `RequestId`, which is the
 //!   same on every attempt at the same recipients. The vendor's SDKs say that the server drops repeats by
 //!   it, but neither for how long nor with which answer, so a call in doubt is held unless
-//!   `trust_request_id` says otherwise. Codes 417 and 431, "repeated", are taken for accepted.
+//!   `trust_request_id` says otherwise. Codes 417 and 431, "repeated", are taken for accepted, with a
+//!   warning in the log: they do not say who is not registered, and whoever is not counts as sent to.
 //! - *Accids* are the same in upper and lower case, and are compared in lower case.
 //! - *The sender* finds nothing in its own conversations (`msgSenderNoSense`), unless the job says so or
 //!   the sender is itself among the recipients.

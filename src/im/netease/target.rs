@@ -121,7 +121,12 @@ impl NetEase {
         form
     }
 
-    fn check_lengths(&self, form: &Form, problem: &mut impl FnMut(&str, String)) {
+    fn check_fields(&self, head: &Head, form: &Form, problem: &mut impl FnMut(&str, String)) {
+        let native = native(head);
+        let mut problem = |field: &str, name: &str, what: String| match native.contains_key(name) {
+            true => problem(&format!("message.native.{name}"), what),
+            false => problem(field, what),
+        };
         for (field, name, most) in [
             ("message", "body", self.settings.body_length_max),
             ("options.extension", "ext", EXT_LENGTH_MAX),
@@ -132,7 +137,7 @@ impl NetEase {
             let long = form.get(name).map_or(0, length);
             if long > most {
                 let what = format!("{long} characters of `{name}`, NetEase takes at most {most}");
-                problem(field, what);
+                problem(field, name, what);
             }
         }
         for (field, name) in [
@@ -141,7 +146,7 @@ impl NetEase {
         ] {
             let json = form.get(name).map(serde_json::from_str::<IgnoredAny>);
             if json.is_some_and(|json| json.is_err()) {
-                problem(field, format!("NetEase takes `{name}` as JSON only"));
+                problem(field, name, format!("NetEase takes `{name}` as JSON only"));
             }
         }
     }
@@ -223,7 +228,7 @@ impl Target for NetEase {
             let what = "without another message, `type` and `body` must be among the fields";
             problem("message.native", what.to_owned());
         }
-        self.check_lengths(&form, &mut problem);
+        self.check_fields(head, &form, &mut problem);
         problems
     }
 

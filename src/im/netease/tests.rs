@@ -399,7 +399,7 @@ fn what_a_call_cannot_carry_is_refused_at_acceptance() {
             "message.native.from",
             "message.native.returnMsgid",
             "message.native.toAccids",
-            "options.extension",
+            "message.native.ext",
         ],
     );
     check(
