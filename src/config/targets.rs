@@ -1,6 +1,7 @@
 //! `[targets.NAME]`: one backend account. What all targets have in common is read here, the rest by
 //! the table of its `type`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::reader::{Findings, Origin, Section, Shown};
@@ -83,6 +84,31 @@ pub(super) fn read(
         }
     }
     Some(target)
+}
+
+/// Warns of targets that share an application of NetEase's: its limit is for all of its calls, and each
+/// target keeps to it by itself.
+pub(super) fn check_applications(
+    targets: &BTreeMap<String, TargetConfig>,
+    findings: &mut Findings,
+) {
+    let mut known = BTreeMap::new();
+    for (name, target) in targets.iter().filter(|(_, target)| target.limit.is_none()) {
+        // Batches and single calls are counted apart.
+        let application = match &target.settings {
+            TargetSettings::Netease(settings) => (&settings.app_key, "v1"),
+            TargetSettings::Yunxin(settings) if settings.single => (&settings.app_key, "v2 single"),
+            TargetSettings::Yunxin(settings) => (&settings.app_key, "v2"),
+            _ => continue,
+        };
+        if let Some(first) = known.insert(application, name) {
+            let what = format!(
+                "the same application as targets.{first}; each has the application's whole limit, and \
+                 together they exceed it: use one target, or give both a `limit`"
+            );
+            findings.warning(format!("targets.{name}.app_key"), what);
+        }
+    }
 }
 
 #[derive(Clone, Copy)]

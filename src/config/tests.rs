@@ -510,6 +510,31 @@ fn an_application_of_netease_needs_an_address_a_key_and_a_secret() {
 }
 
 #[test]
+fn two_targets_of_one_application_are_warned_about() {
+    let warnings = |kinds: [&str; 2], more: &str| {
+        let targets = ["a", "b"].into_iter().zip(kinds).map(|(name, kind)| {
+            format!("targets.{name} = {{ {kind}, url = \"http://im\", app_key = \"k\", app_secret = \"s\"{more} }}")
+        });
+        let loaded = loaded(&targets.collect::<Vec<_>>().join("\n"), &[]);
+        assert_eq!(loaded.findings.problems, []);
+        let warnings = loaded.findings.warnings.into_iter();
+        let fields = warnings.map(|warning| warning.field);
+        fields
+            .filter(|field| field.ends_with("app_key"))
+            .collect::<Vec<_>>()
+    };
+    let (v1, v2) = ("type = \"netease\"", "type = \"yunxin\"");
+    let single = "type = \"yunxin\", single = true";
+    for kinds in [[v1, v1], [v2, v2], [single, single]] {
+        assert_eq!(warnings(kinds, ""), ["targets.b.app_key"]);
+        assert!(warnings(kinds, ", limit = \"50/min\"").is_empty());
+    }
+    for kinds in [[v1, v2], [v2, single]] {
+        assert!(warnings(kinds, "").is_empty());
+    }
+}
+
+#[test]
 fn settings_that_are_wrong_together_are_refused() {
     assert_one_problem(
         "ledger.lease = \"12s\"",
