@@ -24,7 +24,7 @@ use crate::domain::job::{AudienceDocument, JOB_VERSION, JobDocument, MessageDocu
 use crate::domain::lane::Priority;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::mock::{MockHandle, MockIm, Settings, Version};
-use crate::ports::{JobRecord, JobState};
+use crate::ports::{JobFilter, JobRecord, JobState};
 use crate::telemetry::{self, LogFormat};
 
 /// Most recipients: their list fits one job message.
@@ -166,7 +166,7 @@ impl Demo {
     /// Waits until the process answers.
     async fn ready(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
-        while self.access.jobs(1).await.is_err() {
+        while self.access.jobs(&JobFilter::default(), 1).await.is_err() {
             let ended = self.child.try_wait().or_exit(Exit::Internal)?;
             if ended.is_some() || Instant::now() > deadline {
                 let log =

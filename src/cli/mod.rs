@@ -53,7 +53,7 @@ enum Command {
     /// Look at jobs
     #[command(subcommand)]
     Job(job::JobCommand),
-    /// Look at dead letters: recipients that failed or are uncertain, with reasons
+    /// Dead letters, recipients that failed or are uncertain: look at them, send again, remove
     #[command(subcommand)]
     Dead(dead::DeadCommand),
     /// Exchanges and queues on the broker

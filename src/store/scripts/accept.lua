@@ -2,7 +2,7 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 app  2 client_msg_no  3 target  4 content digest  5 submission  6 entries  7 parts
---          8 buckets  9 partitions  10 now in ms  11 ttl in s
+--          8 buckets  9 partitions  10 now in ms  11 ttl in s  12 rate or ''  13 not before in ms or ''
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, partitions} or
 --          {'expand', buckets, partitions, 1 if this is the first submission}
 -- Atomic   because two producers may submit the same job at once: one decides the shape, and a
@@ -41,6 +41,12 @@ if first then
   buckets, partitions = ARGV[8], ARGV[9]
   begin('app', ARGV[1], 'client_msg_no', ARGV[2], 'target', ARGV[3], 'digest', ARGV[4],
     'buckets', buckets, 'partitions', partitions, 'accepted_at_ms', ARGV[10], 'parts', ARGV[7])
+  if ARGV[12] ~= '' then
+    call('HSET', HEADER, 'rate', ARGV[12])
+  end
+  if ARGV[13] ~= '' then
+    call('HSET', HEADER, 'not_before_ms', ARGV[13])
+  end
 else
   -- A header that was rebuilt from slices knows no digest; it takes the first it meets.
   if digest == '' then
