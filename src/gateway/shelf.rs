@@ -381,3 +381,6 @@ fn write(
         messages,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -183,7 +183,7 @@ pub struct Redriven {
     /// How many new jobs; `jobs` holds the first 1,000.
     pub jobs_total: u64,
     pub jobs: Vec<RedrivenJob>,
-    /// Uncertain recipients that the filter means and that were left out.
+    /// Entries of letters that the filter means and that were left out for being uncertain.
     pub uncertain_left_out: u64,
     /// Recipients whose letters were purged.
     pub purged: u64,
