@@ -146,6 +146,7 @@ mod tests {
     use crate::domain::accounts::Accounts;
     use crate::domain::directive::{Action, Subject};
     use crate::domain::ids::JobId;
+    use crate::domain::pace::Pace;
     use crate::domain::slice::Shape;
     use crate::ports::ParkReason;
     use crate::steer::tests::facts;
@@ -168,6 +169,9 @@ mod tests {
             rebuilt: false,
             submissions: 1,
             warnings: Vec::new(),
+            rate: None,
+            not_before_ms: None,
+            pace: Pace::default(),
             shape: Shape {
                 buckets: 1,
                 partitions: 1,

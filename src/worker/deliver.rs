@@ -36,7 +36,7 @@ use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again, rung};
-use crate::domain::slice::{CallGroup, SLICE_VERSION, Slice};
+use crate::domain::slice::{Addressed, CallGroup, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lease, Limit, Lost, Outgoing, Park, ParkReason, Publisher,
@@ -1018,6 +1018,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             target: head.target.clone(),
             slice: self.slice.id.to_string(),
             sender: head.sender.clone(),
+            group_type: match head.addressed {
+                Addressed::Users => None,
+                Addressed::Groups(kind) => Some(kind),
+            },
             message: raw(serde_json::value::to_raw_value(&head.message())),
             options: raw(serde_json::value::to_raw_value(&head.options)),
             first_attempt_at: rfc3339(self.first_attempt_at_ms.unwrap_or(now)),
