@@ -27,6 +27,8 @@ pub mod mapping;
 pub mod message;
 /// What a call answered, what that means for a recipient, and what to do next.
 pub mod outcome;
+/// Texts with placeholders, rendered for each recipient.
+pub mod personal;
 /// Retry delays and the ladder of waiting queues.
 pub mod schedule;
 /// Slices: the unit on the lanes and of ack, and how an audience is cut into them.
