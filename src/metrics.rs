@@ -92,10 +92,11 @@ pub enum LedgerStep {
     Audit,
     Lease,
     Park,
+    Template,
 }
 
 impl LedgerStep {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Accept,
         Self::Expanded,
         Self::Claim,
@@ -105,6 +106,7 @@ impl LedgerStep {
         Self::Audit,
         Self::Lease,
         Self::Park,
+        Self::Template,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -118,6 +120,7 @@ impl LedgerStep {
             Self::Audit => "audit",
             Self::Lease => "lease",
             Self::Park => "park",
+            Self::Template => "template",
         }
     }
 }

@@ -33,3 +33,5 @@ pub mod personal;
 pub mod schedule;
 /// Slices: the unit on the lanes and of ack, and how an audience is cut into them.
 pub mod slice;
+/// Stored messages: what may be stored, and a job with one in its place.
+pub mod template;

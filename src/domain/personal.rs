@@ -356,18 +356,23 @@ fn json_texts(json: &str) -> Vec<std::ops::Range<usize>> {
 
 /// The engine's words without its own name for the template.
 fn why(error: &Error) -> String {
-    let what = match (error.kind(), error.detail()) {
-        (ErrorKind::OutOfFuel, _) => {
-            return "takes too much work, or makes too long a text".to_owned();
-        }
-        (ErrorKind::UndefinedError, Some(detail)) => format!("undefined {detail}"),
-        (kind, Some(detail)) => format!("{kind}: {detail}"),
-        (kind, None) => kind.to_string(),
-    };
-    match error.line() {
-        Some(line) if error.kind() != ErrorKind::UndefinedError => format!("{what} (line {line})"),
-        _ => what,
+    if error.kind() == ErrorKind::OutOfFuel {
+        return "takes too much work, or makes too long a text".to_owned();
     }
+    if let Some(variable) = error.detail().and_then(undefined) {
+        return format!("undefined variable {variable:?}");
+    }
+    let line = error.line().unwrap_or(1);
+    match error.detail() {
+        Some(detail) => format!("{}: {detail} (line {line})", error.kind()),
+        None => format!("{} (line {line})", error.kind()),
+    }
+}
+
+/// The variable that an error of the engine says is missing.
+fn undefined(detail: &str) -> Option<&str> {
+    let (before, _) = detail.split_once("` is undefined")?;
+    Some(before.rsplit_once('`')?.1)
 }
 
 #[cfg(test)]

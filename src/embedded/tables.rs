@@ -15,6 +15,8 @@
 //! | `claims` | number | `ClaimRow`, one per claim that is open |
 //! | `ended` | life | lives of jobs whose rows are to be swept |
 //! | `parks` | target | until, reason |
+//! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
+//! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
 //! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job |
 //!
 //! A *life* is the number of a job from its acceptance to its expiry: what a job that is accepted
@@ -51,6 +53,10 @@ pub(super) const BUCKETS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefiniti
 pub(super) const CLAIMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("claims");
 pub(super) const ENDED: TableDefinition<'_, u64, ()> = TableDefinition::new("ended");
 pub(super) const PARKS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("parks");
+pub(super) const TEMPLATE_NAMES: TableDefinition<'_, (&str, &str), (u32, u64)> =
+    TableDefinition::new("template_names");
+pub(super) const TEMPLATES: TableDefinition<'_, (&str, &str, u32), (u64, &str)> =
+    TableDefinition::new("templates");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// A table that is opened when it is first used in a transaction.
@@ -92,6 +98,8 @@ pub(super) struct Tables<'t> {
     pub(super) claims: Lazy<'t, u64, &'static [u8]>,
     pub(super) ended: Lazy<'t, u64, ()>,
     pub(super) parks: Lazy<'t, &'static str, (u64, &'static str)>,
+    pub(super) template_names: Lazy<'t, (&'static str, &'static str), (u32, u64)>,
+    pub(super) templates: Lazy<'t, (&'static str, &'static str, u32), (u64, &'static str)>,
     meta: Lazy<'t, &'static str, u64>,
 }
 
@@ -110,6 +118,8 @@ impl<'t> Tables<'t> {
             claims: Lazy::new(transaction, CLAIMS),
             ended: Lazy::new(transaction, ENDED),
             parks: Lazy::new(transaction, PARKS),
+            template_names: Lazy::new(transaction, TEMPLATE_NAMES),
+            templates: Lazy::new(transaction, TEMPLATES),
             meta: Lazy::new(transaction, META),
         }
     }
@@ -203,6 +213,8 @@ pub(super) fn prepare(
     tables.buckets.open()?;
     tables.ended.open()?;
     tables.parks.open()?;
+    tables.template_names.open()?;
+    tables.templates.open()?;
     let meta = tables.meta.open()?;
     let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, Trouble> {
         Ok(meta.get(name)?.map_or(0, |value| value.value()))

@@ -8,6 +8,7 @@
 
 mod problem;
 mod routes;
+mod templates;
 mod wire;
 
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::wire::{KeptLine, Submitted, Verification};
+pub use self::wire::{KeptLine, Submitted, TemplateView, Verification};
 use crate::ports::{Broker, Session, Shelves, Transport};
 use crate::secret::Secret;
 use crate::worker::{Context, RECONNECT, Store, chain};

@@ -14,6 +14,8 @@ use crate::worker::chain;
 pub(super) enum Refusal {
     /// The job is no job, for all these reasons.
     BadJob(Vec<Problem>),
+    /// The message is none that can be stored, for all these reasons.
+    BadTemplate(Vec<Problem>),
     /// The body is too large or cannot be read.
     BadBody(StatusCode, String),
     /// The key stands for another message.
@@ -44,6 +46,11 @@ impl IntoResponse for Refusal {
                 "not a valid job",
                 summary(problems),
             ),
+            Self::BadTemplate(problems) => (
+                StatusCode::BAD_REQUEST,
+                "not a message to be stored",
+                summary(problems),
+            ),
             Self::BadBody(status, what) => (*status, "the body cannot be taken", what.clone()),
             Self::Conflict(job) => (
                 StatusCode::CONFLICT,
@@ -66,7 +73,9 @@ impl IntoResponse for Refusal {
         };
         let mut body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail});
         match &self {
-            Self::BadJob(problems) => body["problems"] = json!(problems),
+            Self::BadJob(problems) | Self::BadTemplate(problems) => {
+                body["problems"] = json!(problems)
+            }
             Self::Conflict(job) => body["job"] = json!(job),
             _ => {}
         }

@@ -15,10 +15,13 @@ use tokio::sync::mpsc;
 
 use super::Gateway;
 use super::problem::Refusal;
+use super::templates;
 use super::wire::{KeptLine, Submitted, Verification};
 use crate::domain::ids::JobId;
 use crate::domain::job::{JOB_BYTES_MAX, Job};
 use crate::domain::lane::Priority;
+use crate::domain::message::Content;
+use crate::domain::slice::Head;
 use crate::ports::{
     Broker, JobRecord, KeptMessage, Outgoing, Publisher as _, Route, Shelf, Shelves, Transport, fit,
 };
@@ -42,6 +45,13 @@ where
         .route("/v1/jobs/{job}/verification", get(verify::<B, S, T>))
         .route("/v1/dead", get(dead::<B, S, T>))
         .route("/v1/rejected", get(rejected::<B, S, T>))
+        .route("/v1/templates", get(templates::list::<B, S, T>))
+        .route(
+            "/v1/templates/{name}",
+            get(templates::show::<B, S, T>)
+                .put(templates::put::<B, S, T>)
+                .delete(templates::delete::<B, S, T>),
+        )
         .layer(from_fn_with_state(
             Arc::clone(&gateway),
             authorised::<B, S, T>,
@@ -51,7 +61,7 @@ where
         .with_state(gateway)
 }
 
-type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
+pub(super) type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
 
 async fn authorised<B: Broker, S, T>(
     State(gateway): Shared<B, S, T>,
@@ -96,6 +106,9 @@ async fn submit<B: Broker, S: Store, T: Transport>(
     let job = tokio::task::spawn_blocking(move || read_job(&read, &bytes, priority))
         .await
         .map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))??;
+    if let Some(head) = &job.unresolved {
+        templates::check(&gateway, head).await?;
+    }
     // Only a hint, and early: the intake decides, and a message that loses a race is rejected there.
     if let Some(record) = gateway.context.store.job(job.id).await?
         && record.content_digest != job.content_digest
@@ -131,6 +144,8 @@ struct Known {
     content_digest: String,
     submission: String,
     entries: usize,
+    /// With the name of a stored message in it.
+    unresolved: Option<Head>,
 }
 
 fn read_job<B: Broker, S: Store, T>(
@@ -146,7 +161,9 @@ fn read_job<B: Broker, S: Store, T>(
     if !fit.problems.is_empty() {
         return Err(Refusal::BadJob(fit.problems));
     }
+    let unresolved = matches!(job.head.content, Content::Template(_)).then(|| job.head.clone());
     Ok(Known {
+        unresolved,
         id: job.head.id,
         priority: job.head.priority,
         content_digest: job.content_digest,

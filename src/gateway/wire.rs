@@ -6,10 +6,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::domain::accounts::Audit;
 use crate::domain::ids::JobId;
-use crate::ports::{JobRecord, KeptMessage};
+use crate::ports::{JobRecord, KeptMessage, StoredTemplate};
 
 /// Answer to a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,6 +26,29 @@ pub struct Verification {
     pub record: JobRecord,
     pub ledger: Audit,
     pub differences: Vec<String>,
+}
+
+/// A stored message.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TemplateView {
+    pub app: String,
+    pub name: String,
+    pub version: u32,
+    pub put_at_ms: u64,
+    pub message: Box<RawValue>,
+}
+
+impl TemplateView {
+    pub fn of(app: &str, name: &str, stored: StoredTemplate) -> Self {
+        Self {
+            app: app.to_owned(),
+            name: name.to_owned(),
+            version: stored.version,
+            put_at_ms: stored.put_at_ms,
+            // It was read as JSON when it was put.
+            message: RawValue::from_string(stored.message).unwrap_or_default(),
+        }
+    }
 }
 
 /// A message on a shelf, as one line of NDJSON.

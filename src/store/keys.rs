@@ -10,10 +10,12 @@
 //! | `P:jobs` | sorted set | job ids by time of acceptance | members with the window, the key with its last one | accept, claim and settle (when rebuilt) | jobs |
 //! | `P:{limits}:SCOPE:NAME:RATE` | string | theoretical arrival time of a limiter in µs | a second after that time | lease, refund | lease |
 //! | `P:{limits}:park:TARGET` | string | `<until in ms> <reason>` of a parked target | at that time | park, unpark | parked |
+//! | `P:{templates}:names:APP` | hash | name of a stored message → its last version, below 0 once it is deleted | never | put and delete of templates | all of templates |
+//! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version goes with the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
 //!
 //! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: what is
-//! between them decides the slot in Redis Cluster, so all keys of one job lie together and so do all
-//! of the throttle. `scripts/prelude.lua` describes the records of a bucket.
+//! between them decides the slot in Redis Cluster, so all keys of one job lie together, and so do those
+//! of the throttle and those of the stored messages. NAME has no colon. `scripts/prelude.lua` describes the records of a bucket.
 //!
 //! The rate stands in a limiter's key, so that another rate starts clean.
 
@@ -63,6 +65,14 @@ impl Keys {
 
     pub(super) fn park(&self, target: &str) -> String {
         format!("{}:{{limits}}:park:{target}", self.prefix)
+    }
+
+    pub(super) fn template_names(&self, app: &str) -> String {
+        format!("{}:{{templates}}:names:{app}", self.prefix)
+    }
+
+    pub(super) fn template_versions(&self, app: &str, name: &str) -> String {
+        format!("{}:{{templates}}:name:{name}:{app}", self.prefix)
     }
 }
 

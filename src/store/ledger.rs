@@ -535,6 +535,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             partitions: number("partitions") as u32,
         },
         warnings: serde_json::from_str(&text("warnings")).unwrap_or_default(),
+        template: time("template").map(|version| version as u32),
     }))
 }
 

@@ -1,5 +1,6 @@
-//! Redis as the ledger and the throttle: the [`Ledger`](crate::ports::Ledger) and
-//! [`Limiter`](crate::ports::Limiter) ports.
+//! Redis as the ledger, the throttle and the place of stored messages: the
+//! [`Ledger`](crate::ports::Ledger), [`Limiter`](crate::ports::Limiter) and
+//! [`Templates`](crate::ports::Templates) ports.
 //!
 //! A [`Store`] is one multiplexed connection and a set of scripts. Whatever must happen in one step is
 //! one script, so no lock is ever taken and a worker that dies leaves nothing half done; whatever may
@@ -14,13 +15,14 @@
 //! so that the scripts are fit for Redis Cluster; the connection speaks to one server, which may be a
 //! proxy or whatever a failover leaves behind one address.
 //!
-//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger` and `limiter` for how
-//! they are called, `connection` for what happens when the server is away.
+//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `limiter` and `templates` for
+//! how they are called, `connection` for what happens when the server is away.
 
 mod connection;
 mod keys;
 mod ledger;
 mod limiter;
+mod templates;
 
 use std::sync::Arc;
 use std::time::Duration;

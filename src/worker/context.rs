@@ -15,11 +15,11 @@ use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::schedule::Schedule;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
-use crate::ports::{Ledger, LedgerError, Limiter, Park, Target};
+use crate::ports::{Ledger, LedgerError, Limiter, Park, Target, Templates};
 
-/// The ledger and the limiter of one engine.
-pub trait Store: Ledger + Limiter {}
-impl<S: Ledger + Limiter> Store for S {}
+/// The ledger, the limiter and the stored messages of one engine.
+pub trait Store: Ledger + Limiter + Templates {}
+impl<S: Ledger + Limiter + Templates> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]
