@@ -208,6 +208,7 @@ fn export(rows: &[Row], format: ExportFormat) -> Result<Exit, Failure> {
                 "target",
                 "first_attempt_at",
                 "last_attempt_at",
+                "vars",
             ];
             writer.write_record(headings).or_exit(Exit::Internal)?;
             for row in rows {
@@ -226,6 +227,7 @@ fn export(rows: &[Row], format: ExportFormat) -> Result<Exit, Failure> {
                     &row.target,
                     &row.first_attempt_at,
                     &row.last_attempt_at,
+                    dead.vars.as_ref().map_or("", |vars| vars.get()),
                 ];
                 writer.write_record(cells).or_exit(Exit::Internal)?;
             }

@@ -13,6 +13,7 @@ mod progress;
 mod recipients;
 mod schema;
 mod send;
+mod template;
 mod topology;
 mod worker;
 
@@ -56,6 +57,9 @@ enum Command {
     /// Look at dead letters: recipients that failed or are uncertain, with reasons
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Stored messages, which jobs name instead of carrying the text
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
     /// Exchanges and queues on the broker
     #[command(subcommand)]
     Topology(topology::TopologyCommand),
@@ -83,6 +87,7 @@ impl Cli {
             Command::Send(args) => asynchronous(send::run(*args, file)),
             Command::Job(command) => asynchronous(job::run(command, file)),
             Command::Dead(command) => asynchronous(dead::run(command, file)),
+            Command::Template(command) => asynchronous(template::run(command, file)),
             Command::Topology(command) => asynchronous(topology::run(command, file)),
             Command::Config(command) => config::run(&command, file.as_deref()),
             Command::Doctor(args) => asynchronous(doctor::run(args, file)),

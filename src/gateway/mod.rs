@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::wire::{KeptLine, Submitted, TemplateView, Verification};
+pub use self::wire::{KeptLine, Submitted, TemplateRow, TemplateView, Verification};
 use crate::ports::{Broker, Session, Shelves, Transport};
 use crate::secret::Secret;
 use crate::worker::{Context, RECONNECT, Store, chain};

@@ -20,6 +20,7 @@ use super::wire::{KeptLine, Submitted, Verification};
 use crate::domain::ids::JobId;
 use crate::domain::job::{JOB_BYTES_MAX, Job};
 use crate::domain::lane::Priority;
+use crate::domain::mapping::Strictness;
 use crate::domain::message::Content;
 use crate::domain::slice::Head;
 use crate::ports::{
@@ -106,8 +107,8 @@ async fn submit<B: Broker, S: Store, T: Transport>(
     let job = tokio::task::spawn_blocking(move || read_job(&read, &bytes, priority))
         .await
         .map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))??;
-    if let Some(head) = &job.unresolved {
-        templates::check(&gateway, head).await?;
+    if let Some((head, all, strictness)) = &job.unresolved {
+        templates::check(&gateway, head, *all, *strictness).await?;
     }
     // Only a hint, and early: the intake decides, and a message that loses a race is rejected there.
     if let Some(record) = gateway.context.store.job(job.id).await?
@@ -145,7 +146,7 @@ struct Known {
     submission: String,
     entries: usize,
     /// With the name of a stored message in it.
-    unresolved: Option<Head>,
+    unresolved: Option<(Head, bool, Strictness)>,
 }
 
 fn read_job<B: Broker, S: Store, T>(
@@ -161,7 +162,8 @@ fn read_job<B: Broker, S: Store, T>(
     if !fit.problems.is_empty() {
         return Err(Refusal::BadJob(fit.problems));
     }
-    let unresolved = matches!(job.head.content, Content::Template(_)).then(|| job.head.clone());
+    let unresolved = matches!(job.head.content, Content::Template(_))
+        .then(|| (job.head.clone(), job.is_for_all(), job.strictness));
     Ok(Known {
         unresolved,
         id: job.head.id,

@@ -6,19 +6,19 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::Gateway;
 use super::problem::Refusal;
 use super::routes::Shared;
-use super::wire::TemplateView;
+use super::wire::{TemplateRow, TemplateView};
 use crate::domain::fields::Problem;
+use crate::domain::mapping::Strictness;
 use crate::domain::message::Content;
 use crate::domain::slice::Head;
 use crate::domain::template::{
     read_template, unknown_template, with_template, wrong_template_name,
 };
-use crate::ports::{Broker, Transport};
+use crate::ports::{Broker, Transport, fit};
 use crate::worker::Store;
 
 #[derive(Deserialize)]
@@ -35,10 +35,9 @@ fn default_app() -> String {
 pub(super) async fn list<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Query(of): Query<Of>,
-) -> Result<Json<Vec<Value>>, Refusal> {
-    let names = gateway.context.store.templates(&of.app).await?;
-    let row = |(name, version)| json!({"app": of.app, "name": name, "version": version});
-    Ok(Json(names.into_iter().map(row).collect()))
+) -> Result<Json<Vec<TemplateRow>>, Refusal> {
+    let stored = gateway.context.store.templates(&of.app).await?;
+    Ok(Json(TemplateRow::all(&of.app, stored)))
 }
 
 pub(super) async fn show<B: Broker, S: Store, T: Transport>(
@@ -108,6 +107,8 @@ async fn unknown<B: Broker, S: Store, T>(
 pub(super) async fn check<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     head: &Head,
+    all: bool,
+    strictness: Strictness,
 ) -> Result<(), Refusal> {
     let Content::Template(name) = &head.content else {
         return Ok(());
@@ -121,7 +122,10 @@ pub(super) async fn check<B: Broker, S: Store, T>(
             &head.app, name, &known,
         )]));
     };
-    with_template(head, &stored.message)
-        .map(drop)
-        .map_err(Refusal::BadJob)
+    let head = with_template(head, &stored.message).map_err(Refusal::BadJob)?;
+    let target = &*gateway.context.targets[&head.target].target;
+    match fit(target, &head, all, strictness).problems {
+        problems if problems.is_empty() => Ok(()),
+        problems => Err(Refusal::BadJob(problems)),
+    }
 }

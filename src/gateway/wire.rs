@@ -51,6 +51,26 @@ impl TemplateView {
     }
 }
 
+/// A stored message in a list.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TemplateRow {
+    pub app: String,
+    pub name: String,
+    /// The newest one.
+    pub version: u32,
+}
+
+impl TemplateRow {
+    pub fn all(app: &str, stored: Vec<(String, u32)>) -> Vec<Self> {
+        let row = |(name, version)| Self {
+            app: app.to_owned(),
+            name,
+            version,
+        };
+        stored.into_iter().map(row).collect()
+    }
+}
+
 /// A message on a shelf, as one line of NDJSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KeptLine {
