@@ -1,7 +1,7 @@
 //! One contract, two engines: every test here is written against the ports and runs on the embedded
 //! engine, always, and on RabbitMQ and Redis when they are there.
 //!
-//! - [`broker`], [`ledger`], [`limiter`]: the tests, each with one line per engine that runs it.
+//! - [`broker`], [`ledger`], [`limiter`], [`templates`]: the tests, each with one line per engine that runs it.
 //! - [`crash`]: a real process with the embedded engine, killed again and again. The servers' crashes
 //!   are tested beside their own tests, which start servers that may be killed.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
-use fanwise::ports::{Broker, Ledger, Limiter, Outgoing, Route, Shelves};
+use fanwise::ports::{Broker, Ledger, Limiter, Outgoing, Route, Shelves, Templates};
 use fanwise::{amqp, embedded, store};
 
 use crate::support::scratch::Scratch;
@@ -50,6 +50,7 @@ mod broker;
 mod crash;
 mod ledger;
 mod limiter;
+mod templates;
 
 /// The target that has lanes on every bench.
 const TARGET: &str = "im";
@@ -69,7 +70,7 @@ trait BrokerBench {
 
 /// A ledger and limiter of one test.
 trait StoreBench {
-    type Store: Ledger + Limiter;
+    type Store: Ledger + Limiter + Templates + Sync;
 
     fn store(&self) -> &Self::Store;
 }
