@@ -49,16 +49,21 @@
 //! are read and written whole. A claim carries an owner drawn for that delivery and a deadline; a foreign claim whose
 //! deadline passed is taken over as uncertain ([`ports::Ledger`], [`store`]).
 //!
+//! *Personal messages.* A job whose recipients bring values is rendered recipient by recipient just
+//! before the call, from what the slice carries: the same bytes on every attempt ([`domain::personal`]).
+//! A stored message is put in its place by the intake, in the version that the ledger says the job
+//! started with ([`domain::template`], [`ports::Templates`]).
+//!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
 //! list, and the job's record is rebuilt from them.
 //!
 //! # Codemap, in reading order
 //!
 //! - [`domain`]: values and arithmetic; pure. Nothing in it awaits, reads a clock or draws a number.
-//! - [`ports`]: the contracts of broker, ledger, limiter and target.
+//! - [`ports`]: the contracts of broker, ledger, limiter, stored messages and target.
 //! - [`worker`]: sessions, intake, lanes, delivery. Names no broker and no store.
-//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger and limiter on Redis. [`embedded`]: all three
-//!   on one file. They know [`ports`] and [`domain`], not each other and not the worker.
+//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger, limiter and stored messages on Redis.
+//!   [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other and not the worker.
 //! - [`gateway`]: the HTTP interface.
 //! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one
 //!   HTTP client for all; the mock server.

@@ -107,14 +107,16 @@ async fn submit<B: Broker, S: Store, T: Transport>(
     let job = tokio::task::spawn_blocking(move || read_job(&read, &bytes, priority))
         .await
         .map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))??;
-    if let Some((head, all, strictness)) = &job.unresolved {
-        templates::check(&gateway, head, *all, *strictness).await?;
-    }
     // Only a hint, and early: the intake decides, and a message that loses a race is rejected there.
-    if let Some(record) = gateway.context.store.job(job.id).await?
+    let record = gateway.context.store.job(job.id).await?;
+    if let Some(record) = &record
         && record.content_digest != job.content_digest
     {
         return Err(Refusal::Conflict(job.id));
+    }
+    if let Some((head, all, strictness)) = &job.unresolved {
+        let started_with = record.and_then(|record| record.template);
+        templates::check(&gateway, head, started_with, *all, *strictness).await?;
     }
     let publisher = gateway.publisher.borrow().clone();
     let publisher =

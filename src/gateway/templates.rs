@@ -102,11 +102,12 @@ async fn unknown<B: Broker, S: Store, T>(
     }))
 }
 
-/// Whether the stored message of a job is there and fits, as it stands now. Only a hint, and early: the
-/// intake decides. Of a job that runs already the version it started with counts.
+/// Whether the stored message of a job is there and fits: the version that it started with, or the
+/// newest one. Only a hint, and early: the intake decides.
 pub(super) async fn check<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     head: &Head,
+    started_with: Option<u32>,
     all: bool,
     strictness: Strictness,
 ) -> Result<(), Refusal> {
@@ -114,8 +115,6 @@ pub(super) async fn check<B: Broker, S: Store, T>(
         return Ok(());
     };
     let store = &gateway.context.store;
-    let record = store.job(head.id).await?;
-    let started_with = record.and_then(|record| record.template);
     let Some(stored) = store.template(&head.app, name, started_with).await? else {
         let known = store.templates(&head.app).await?;
         return Err(Refusal::BadJob(vec![unknown_template(

@@ -147,7 +147,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             Ok(job) => job,
             Err(problems) => return refused(&problems),
         };
-        let resolved = match self.resolve(&job.head) {
+        let resolved = match self.resolve(&job) {
             Ok(resolved) => resolved,
             Err(fate) => return fate,
         };
@@ -219,7 +219,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
 
     /// Puts a stored message in the place of its name: the version that the job started with, or the
     /// newest one.
-    fn resolve(&self, head: &Head) -> Result<Resolved, Fate> {
+    fn resolve(&self, job: &Job<'_>) -> Result<Resolved, Fate> {
+        let head = &job.head;
         let Content::Template(name) = &head.content else {
             return Ok(Resolved {
                 head: Arc::new(head.clone()),
@@ -228,7 +229,9 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         };
         let store = &self.shift.context.store;
         let record = self.ask(|| store.job(head.id))?;
-        let started_with = record.and_then(|record| record.template);
+        // Another message under its key is told so when it is registered.
+        let same = record.filter(|record| record.content_digest == job.content_digest);
+        let started_with = same.and_then(|record| record.template);
         self.version(head, name, started_with)
     }
 

@@ -147,6 +147,15 @@ async fn a_missing_variable_is_a_dead_letter_that_names_it() {
         50.0
     );
 
+    // What is exported can be sent again, values included.
+    let exported = world.run(&["dead", "export", "--job", &job]).await;
+    let again = ["--text", "Again {{ x }}"];
+    let again = send(&world, "again", &exported.stdout, &again).await;
+    world.completed(&again).await;
+    let texts = texts(&world);
+    assert_eq!(text_of(&texts, "none"), ["Again 1"]);
+    assert_eq!(text_of(&texts, "long"), ["Again 1"]);
+
     // What does not compile is no job at all.
     let bad = world
         .run(&[
