@@ -23,7 +23,8 @@ use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{Server, keep_publisher};
 use crate::im::http::{Client, ClientSettings};
 use crate::metrics::Metrics;
-use crate::ports::{Broker, Shelves};
+use crate::ports::{Broker, Shelves, Target};
+use crate::steer::{Facts, TargetFacts};
 use crate::store::{self, Store};
 use crate::worker::{self, AppRuntime, Context, Keyring, Settings, TargetRuntime, Worker};
 
@@ -81,26 +82,57 @@ impl job::Context for Names<'_> {
     }
 }
 
+/// What can be steered, and what is told about it.
+pub fn facts(config: &Config) -> Result<Facts, Failure> {
+    let targets = config.targets.iter().map(|(name, config)| {
+        let target = build(name, config)?;
+        let address = config.settings.address();
+        let facts = TargetFacts {
+            system: config.settings.system().to_owned(),
+            address: address.map(|(host, port)| format!("{host}:{port}")),
+            limit: config.limit.or(target.profile().limit),
+            recipients_per_call: target.profile().recipients_per_call,
+            on_uncertain: on_uncertain(config, &*target),
+        };
+        Ok((name.clone(), facts))
+    });
+    let apps = config.apps.iter();
+    Ok(Facts {
+        targets: targets.collect::<Result<_, Failure>>()?,
+        apps: apps.map(|(name, app)| (name.clone(), app.limit)).collect(),
+        dedup_window: config.ledger.dedup_window,
+    })
+}
+
+fn build(name: &str, config: &TargetConfig) -> Result<Box<dyn Target>, Failure> {
+    crate::im::build(name, &config.settings)
+        .map_err(|problems| Failure::message(Exit::BadConfig, summary(&problems)))
+}
+
+/// The policy for calls in doubt: the configured one, or what the target's idempotence allows.
+fn on_uncertain(config: &TargetConfig, target: &dyn Target) -> OnUncertain {
+    let policy = if target.profile().idempotent {
+        OnUncertain::Retry
+    } else {
+        OnUncertain::Hold
+    };
+    config.on_uncertain.unwrap_or(policy)
+}
+
 fn target_runtime(
     name: &str,
     config: &TargetConfig,
     slices_in_work: usize,
     metrics: &Metrics,
 ) -> Result<TargetRuntime, Failure> {
-    let target = crate::im::build(name, &config.settings)
-        .map_err(|problems| Failure::message(Exit::BadConfig, summary(&problems)))?;
-    let policy = if target.profile().idempotent {
-        OnUncertain::Retry
-    } else {
-        OnUncertain::Hold
-    };
+    let target = build(name, config)?;
     Ok(TargetRuntime {
         name: name.to_owned(),
         call_timeout: config.call_timeout,
         calls: Arc::new(Semaphore::new(config.calls_in_flight)),
         window_calls: config.calls_in_flight.div_ceil(slices_in_work),
         limit: config.limit.or(target.profile().limit),
-        on_uncertain: config.on_uncertain.unwrap_or(policy),
+        on_uncertain: on_uncertain(config, &*target),
         config_park: config.config_park,
         breaker_failures: config.breaker_failures,
         metrics: metrics.target(name),
@@ -169,7 +201,10 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     if config.is_embedded() {
         let engine = embedded(&config)?;
         tracing::info!(folder = %config.embedded.folder.display(), "embedded engine");
-        return serve(&config, engine.broker(), engine.store(), drain).await;
+        let exit = serve(&config, engine.broker(), engine.store(), drain).await;
+        // What was handed over is written, and the next process finds the folder free.
+        engine.close().await;
+        return exit;
     }
     let store = ledger(&config)?;
     check_ledger(&store, &drain).await?;
@@ -186,7 +221,8 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
     let (publisher, published) = watch::channel(None);
     let (listen, token) = (config.gateway.listen, config.gateway.token.clone());
     let context = Arc::clone(&process.context);
-    let server = Server::bind(listen, token, broker.clone(), context, published)
+    let facts = facts(config)?;
+    let server = Server::bind(listen, token, broker.clone(), context, published, facts)
         .await
         .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
     let address = server.address().or_exit(Exit::Internal)?;

@@ -54,16 +54,24 @@
 //! A stored message is put in its place by the intake, in the version that the ledger says the job
 //! started with ([`domain::template`], [`ports::Templates`]).
 //!
+//! *Directives* (pause, cancel, re-rate) stand in the store, and every worker looks for another version
+//! of them twice a second: one field of one key. Whether a call may leave is asked before each one, at
+//! the price of one load, so that calls that wait for a place are held back too. What is paused waits on
+//! the ladder and looks again after as long as the pause has lasted, at most a minute
+//! ([`domain::directive`]).
+//!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
 //! list, and the job's record is rebuilt from them.
 //!
 //! # Codemap, in reading order
 //!
 //! - [`domain`]: values and arithmetic; pure. Nothing in it awaits, reads a clock or draws a number.
-//! - [`ports`]: the contracts of broker, ledger, limiter, stored messages and target.
+//! - [`ports`]: the contracts of broker, ledger, limiter, directives, stored messages and target.
 //! - [`worker`]: sessions, intake, lanes, delivery. Names no broker and no store.
-//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger, limiter and stored messages on Redis.
-//!   [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other and not the worker.
+//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger, limiter, directives and stored messages on
+//!   Redis. [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other
+//!   and not the worker.
+//! - [`steer`]: what operators may tell running work, for the commands and the HTTP interface.
 //! - [`gateway`]: the HTTP interface.
 //! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one
 //!   HTTP client for all; the mock server.
@@ -76,7 +84,8 @@
 //! lanes and of ack. *call* one request to a backend. *target* one backend account. *lane* the queue of
 //! one target and class. *ledger* who is claimed and settled. *outcome* how a recipient ended.
 //! *attempt* 1-based, the first try included. *parked* told to wait until a time. *dead letter*
-//! recipients that ended failed or uncertain, with reasons.
+//! recipients that ended failed or uncertain, with reasons. *directive* pause, resume, cancel, re-rate
+//! of a job, app or target.
 
 pub mod admin;
 pub mod amqp;
@@ -93,6 +102,7 @@ pub mod ports;
 pub mod schema;
 pub mod secret;
 pub mod shutdown;
+pub mod steer;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

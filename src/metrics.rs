@@ -12,8 +12,9 @@ use prometheus::{
 };
 
 use crate::domain::announce::EventKind;
+use crate::domain::directive::Kind;
 use crate::domain::outcome::{Class, OnUncertain, Outcome};
-use crate::ports::Scope;
+use crate::ports::{ParkReason, Scope};
 
 /// What became of a message on the job queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,10 +94,11 @@ pub enum LedgerStep {
     Lease,
     Park,
     Template,
+    Direct,
 }
 
 impl LedgerStep {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Accept,
         Self::Expanded,
         Self::Claim,
@@ -107,6 +109,7 @@ impl LedgerStep {
         Self::Lease,
         Self::Park,
         Self::Template,
+        Self::Direct,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -121,6 +124,7 @@ impl LedgerStep {
             Self::Lease => "lease",
             Self::Park => "park",
             Self::Template => "template",
+            Self::Direct => "direct",
         }
     }
 }
@@ -155,6 +159,8 @@ pub struct Metrics {
     throttle: IntCounterVec,
     throttle_wait: Histogram,
     parked: IntGaugeVec,
+    paused: IntGaugeVec,
+    directives: IntGaugeVec,
     broker_up: IntGauge,
     broker_blocked: IntGauge,
     broker_sessions: IntCounter,
@@ -329,8 +335,18 @@ impl Metrics {
             ),
             parked: gauges(
                 "fanwise_target_parked",
-                "1 while a target is parked",
+                "1 while a target is parked, by why",
+                &["target", "reason"],
+            ),
+            paused: gauges(
+                "fanwise_target_paused",
+                "1 while an operator has paused a target",
                 &["target"],
+            ),
+            directives: gauges(
+                "fanwise_directives",
+                "Directives in force, by what they are about: paused, cancelled or re-rated jobs, apps and targets",
+                &["scope", "action"],
             ),
             broker_up: gauge("fanwise_broker_up", "1 while a broker session is open"),
             broker_blocked: gauge(
@@ -381,6 +397,7 @@ impl Metrics {
                     .inc_by(0);
             }
         }
+        self.directives(Default::default());
         for event in [
             EventKind::Accepted,
             EventKind::Progress,
@@ -417,7 +434,8 @@ impl Metrics {
                 .with_label_values(&[target, policy])
                 .inc_by(0);
         }
-        self.parked.with_label_values(&[target]).set(0);
+        self.parked(target, None);
+        self.paused(target, false);
         TargetMetrics {
             classes: Class::ALL
                 .iter()
@@ -508,8 +526,27 @@ impl Metrics {
         self.throttle_wait.observe(wait.as_secs_f64());
     }
 
-    pub fn parked(&self, target: &str, parked: bool) {
-        self.parked.with_label_values(&[target]).set(parked.into());
+    pub fn parked(&self, target: &str, parked: Option<ParkReason>) {
+        for reason in ParkReason::ALL {
+            self.parked
+                .with_label_values(&[target, reason.as_str()])
+                .set((parked == Some(reason)).into());
+        }
+    }
+
+    pub fn paused(&self, target: &str, paused: bool) {
+        self.paused.with_label_values(&[target]).set(paused.into());
+    }
+
+    /// Directives in force, by scope and kind.
+    pub fn directives(&self, counts: [[i64; Kind::ALL.len()]; Scope::ALL.len()]) {
+        for (scope, counts) in Scope::ALL.into_iter().zip(counts) {
+            for (kind, count) in Kind::ALL.into_iter().zip(counts) {
+                self.directives
+                    .with_label_values(&[scope.as_str(), kind.as_str()])
+                    .set(count);
+            }
+        }
     }
 
     pub fn broker_up(&self, up: bool) {

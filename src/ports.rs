@@ -5,6 +5,7 @@
 //! [`Target`]. Nothing here names an outside system.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -17,6 +18,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::announce::DeadRecipient;
+pub use crate::domain::directive::Scope;
+use crate::domain::directive::{Directive, Kind, Subject};
 use crate::domain::fields::Problem;
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::lane::{Lane, Priority};
@@ -219,6 +223,9 @@ pub enum PublishError {
     Lost(#[from] Lost),
     #[error("the broker refused the message: a queue is full or its leader is away")]
     Refused,
+    /// What keeps the messages of this machine cannot, for the reason it gives.
+    #[error("the message cannot be stored")]
+    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("no queue is bound for {0}; run `fanwise topology apply`")]
     Unroutable(String),
     #[error("the broker did not confirm within {0:?}")]
@@ -281,8 +288,48 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     fn jobs(&self, most: usize)
     -> impl Future<Output = Result<Vec<JobRecord>, LedgerError>> + Send;
 
+    /// Keeps why recipients ended as they did, for those who ask: the first [`REASONS_MAX`] of a job,
+    /// for the dedup window.
+    fn explain(
+        &self,
+        job: JobId,
+        reasons: &[(Fingerprint, Reason)],
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// Why these recipients ended as they did, in the order asked, where it was kept.
+    fn reasons(
+        &self,
+        job: JobId,
+        recipients: &[Fingerprint],
+    ) -> impl Future<Output = Result<Vec<Option<Reason>>, LedgerError>> + Send;
+
     /// Walks over every recipient of a job and counts what stands there.
     fn audit(&self, job: &JobRecord) -> impl Future<Output = Result<Audit, LedgerError>> + Send;
+}
+
+/// Most reasons that are kept of a job; the dead letters have all of them.
+pub const REASONS_MAX: u32 = 10_000;
+
+/// Why a recipient ended failed or uncertain: the last answer, as in its dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Reason {
+    pub outcome: Outcome,
+    pub class: Class,
+    pub code: String,
+    pub text: String,
+    pub attempts: u32,
+}
+
+impl From<&DeadRecipient> for Reason {
+    fn from(dead: &DeadRecipient) -> Self {
+        Self {
+            outcome: dead.outcome,
+            class: dead.class,
+            code: dead.code.clone().into_owned(),
+            text: dead.text.clone().into_owned(),
+            attempts: dead.attempts,
+        }
+    }
 }
 
 /// One list of recipients of one job, about to be expanded.
@@ -527,25 +574,6 @@ pub struct Limit<'a> {
     pub cost: Cost,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scope {
-    Target,
-    App,
-    Job,
-}
-
-impl Scope {
-    pub const ALL: [Self; 3] = [Self::Target, Self::App, Self::Job];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Target => "target",
-            Self::App => "app",
-            Self::Job => "job",
-        }
-    }
-}
-
 /// Wants `recipients`, packed `per_call` to a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Lease<'a> {
@@ -565,10 +593,100 @@ pub struct Leased {
 }
 
 /// A target that waits, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Park {
+    pub since_ms: u64,
     pub until_ms: u64,
-    pub reason: String,
+    pub reason: ParkReason,
+    /// The code of the answer that led to it; empty when an operator did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub code: String,
+    /// What the backend said, or who parked it and why.
+    pub text: String,
+}
+
+/// Why a target is parked: a closed set, fit for a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParkReason {
+    /// It said that we are too fast, or asked us to wait.
+    Throttled,
+    /// Nothing reached it.
+    Unreachable,
+    /// Signature, token, certificate or permission are wrong (promise 10).
+    Config,
+    /// Call after call did not succeed.
+    Breaker,
+    /// Somebody parked it.
+    Operator,
+}
+
+impl ParkReason {
+    pub const ALL: [Self; 5] = [
+        Self::Throttled,
+        Self::Unreachable,
+        Self::Config,
+        Self::Breaker,
+        Self::Operator,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Throttled => "throttled",
+            Self::Unreachable => "unreachable",
+            Self::Config => "config",
+            Self::Breaker => "breaker",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// `config 401: token is wrong`
+impl fmt::Display for Park {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason.as_str())?;
+        if !self.code.is_empty() {
+            write!(f, " {}", self.code)?;
+        }
+        if !self.text.is_empty() {
+            write!(f, ": {}", self.text)?;
+        }
+        Ok(())
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Directives
+// ---------------------------------------------------------------------------------------------
+
+/// What operators tell running work, shared by all workers. They are asked for often and changed
+/// seldom.
+pub trait Directives: Clone + Send + Sync + 'static {
+    /// Puts a directive in force, in the place of one of its kind about the same subject.
+    fn direct(&self, directive: &Directive)
+    -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// Ends a directive before its time. `Ok(false)`: there was none.
+    fn lift(
+        &self,
+        subject: &Subject,
+        kind: Kind,
+    ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
+
+    /// All directives, unless they are still those of the version that the caller knows: then `None`,
+    /// and next to nothing was done. Versions are above 0 once there was a directive, and never come
+    /// again, not even after the store was lost.
+    fn directives(
+        &self,
+        known: u64,
+    ) -> impl Future<Output = Result<Option<Directed>, LedgerError>> + Send;
+}
+
+/// The directives of one version. Some may have expired.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Directed {
+    pub version: u64,
+    pub all: Vec<Directive>,
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -579,6 +697,12 @@ pub struct Park {
 /// is the same for all targets and lives in `im::http`.
 pub trait Target: Send + Sync + 'static {
     fn profile(&self) -> &Profile;
+
+    /// Most recipients in one call of this job: not more than the profile says, and one where calls
+    /// of its kind cannot be packed.
+    fn recipients_per_call(&self, _head: &Head) -> usize {
+        self.profile().recipients_per_call
+    }
 
     /// What the target makes of a feature.
     fn maps(&self, feature: Feature) -> Mapping;
@@ -601,6 +725,16 @@ pub trait Target: Send + Sync + 'static {
     /// How to list all users, where the target can.
     fn directory(&self) -> Option<&dyn Directory> {
         None
+    }
+
+    /// A request that changes nothing, by whose reply the account can be told, where there is one.
+    fn identify(&self) -> Option<Request> {
+        None
+    }
+
+    /// What answers there, or what is wrong with it: another system or version, a refused credential.
+    fn read_identity(&self, _reply: &Reply) -> Result<String, String> {
+        Ok(String::new())
     }
 }
 

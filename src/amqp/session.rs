@@ -152,6 +152,8 @@ impl Session for RabbitSession {
     }
 
     async fn close(self) {
+        // It ends because we say so: what the connections tell from here on is no news.
+        self.lost.cancel();
         // Consuming first: what is unacked is on its way back while the rest says goodbye.
         for connection in [&self.consuming, self.publishing.as_ref()] {
             self.dial.close(connection).await;
@@ -176,6 +178,7 @@ async fn watch_connection(
     let mut events = pin!(events);
     loop {
         let event = tokio::select! {
+            biased;
             () = lost.cancelled() => return,
             event = events.next() => event,
         };

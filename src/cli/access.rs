@@ -10,23 +10,30 @@ use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use crate::amqp::Rabbit;
 use crate::app;
 use crate::config::Config;
+use crate::domain::directive::Scope;
 use crate::domain::fields::shorten;
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
+use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{KeptLine, TemplateRow, TemplateView, Verification};
+use crate::gateway::{CONFIGURED, KeptLine, TemplateRow, TemplateView, Verification};
 use crate::im::http::{Client, ClientSettings};
 use crate::ports::{
     Broker as _, JobRecord, KeptMessage, Ledger as _, Outgoing, Publisher as _, Reply, Request,
-    Route, Session as _, Shelf, Shelves as _, Templates as _,
+    Route, SendError, Session as _, Shelf, Shelves as _, Templates as _,
 };
 use crate::secret::Secret;
+use crate::steer::{
+    self, Command, Facts, Hindrance, LimitView, Own, SteerError, Steered, TargetView, Told,
+};
 use crate::store::Store;
+use crate::worker::now_ms;
 
 pub(super) enum Access {
     Direct {
         broker: Box<Rabbit>,
         ledger: Option<Store>,
+        facts: Facts,
     },
     Server(Server),
 }
@@ -44,6 +51,7 @@ impl Access {
         Ok(Self::Direct {
             broker: Box::new(app::broker(config)?),
             ledger,
+            facts: app::facts(config)?,
         })
     }
 
@@ -122,6 +130,58 @@ impl Access {
                 }))
             }
             Self::Server(server) => server.get(&format!("/v1/jobs/{job}/verification")).await,
+        }
+    }
+
+    /// Carries out a command, and tells what stands then.
+    pub(super) async fn steer(&self, command: &Command, told: &Told) -> Result<Steered, Failure> {
+        match self {
+            Self::Direct { ledger, facts, .. } => {
+                let steered =
+                    steer::carry_out(needed(ledger)?, facts, command, told, now_ms()).await;
+                steered.map_err(|error| {
+                    let exit = match error {
+                        SteerError::TooLate(_) => Exit::BadInput,
+                        SteerError::Unknown(_) | SteerError::Ledger(_) => Exit::Unavailable,
+                    };
+                    Failure::new(exit, error)
+                })
+            }
+            Self::Server(server) => server.steer(command, told).await,
+        }
+    }
+
+    /// What keeps a job from going on, or from going faster.
+    pub(super) async fn hindrances(&self, record: &JobRecord) -> Result<Vec<Hindrance>, Failure> {
+        match self {
+            Self::Direct { ledger, facts, .. } => {
+                let (store, own) = (needed(ledger)?, Own::default());
+                steer::hindrances(store, facts, record, own, now_ms())
+                    .await
+                    .or_exit(Exit::Unavailable)
+            }
+            Self::Server(server) => {
+                let path = format!("/v1/jobs/{}/hindrances", record.job);
+                Ok(server.get(&path).await?.unwrap_or_default())
+            }
+        }
+    }
+
+    pub(super) async fn targets(&self) -> Result<Vec<TargetView>, Failure> {
+        match self {
+            Self::Direct { ledger, facts, .. } => steer::targets(needed(ledger)?, facts, now_ms())
+                .await
+                .or_exit(Exit::Unavailable),
+            Self::Server(server) => Ok(server.get("/v1/targets").await?.unwrap_or_default()),
+        }
+    }
+
+    pub(super) async fn limits(&self) -> Result<Vec<LimitView>, Failure> {
+        match self {
+            Self::Direct { ledger, facts, .. } => steer::limits(needed(ledger)?, facts, now_ms())
+                .await
+                .or_exit(Exit::Unavailable),
+            Self::Server(server) => Ok(server.get("/v1/limits").await?.unwrap_or_default()),
         }
     }
 
@@ -297,6 +357,42 @@ impl Server {
         }
     }
 
+    async fn steer(&self, command: &Command, told: &Told) -> Result<Steered, Failure> {
+        let subject = command.subject();
+        let mut body = serde_json::json!({
+            "reason": told.reason,
+            "author": told.author,
+            "expires_in": told.expires_in.map(duration_text),
+        });
+        if let Command::Rate(_, rate) = command {
+            body["rate"] = rate
+                .map_or_else(|| CONFIGURED.to_owned(), |it| it.to_string())
+                .into();
+        }
+        let (method, path) = match (command, subject.scope) {
+            (Command::Rate(..), Scope::Target | Scope::App) => {
+                body["scope"] = subject.scope.as_str().into();
+                body["name"] = subject.name.into();
+                (Method::PUT, "/v1/limits".to_owned())
+            }
+            (_, scope) => {
+                let path = format!(
+                    "/v1/{}s/{}:{}",
+                    scope.as_str(),
+                    subject.name,
+                    command.verb()
+                );
+                (Method::POST, path)
+            }
+        };
+        let body = body.to_string().into_bytes();
+        let reply = self.ask(method, &path, body.into(), None).await?;
+        match reply.status {
+            200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
+            _ => Err(refused(&reply)),
+        }
+    }
+
     /// A JSON answer; nothing where the server says 404.
     async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
         let reply = self.ask(Method::GET, path, Bytes::new(), None).await?;
@@ -340,12 +436,21 @@ impl Server {
             headers,
             body,
         };
-        self.client.send(request, PATIENCE).await.map_err(|error| {
-            let what = format!(
-                "{}: {error}; is `fanwise serve` running there? (or set broker.url and ledger.url)",
-                self.base
-            );
-            Failure::message(Exit::Unavailable, what)
+        let sent = self.client.send(request, PATIENCE).await;
+        sent.map_err(|error| {
+            let (what, advice) = match error {
+                SendError::NotSent { what, .. } => (
+                    what,
+                    "start `fanwise serve` there, or set broker.url and ledger.url to reach workers \
+                     on RabbitMQ and Redis",
+                ),
+                SendError::Unknown { what, .. } => {
+                    (what, "it may have arrived; ask again, nothing is done twice")
+                }
+            };
+            let base = &self.base;
+            let message = format!("no answer from {base} (gateway.listen): {what}; {advice}");
+            Failure::message(Exit::Unavailable, message)
         })
     }
 }
@@ -360,6 +465,7 @@ fn refused(reply: &Reply) -> Failure {
     let (exit, what) = match reply.status {
         400 | 413 | 422 => (Exit::BadInput, "refused"),
         409 => (Exit::BadInput, "conflict"),
+        404 => (Exit::Unavailable, "not found"),
         401 => (Exit::BadConfig, "gateway.token is missing or wrong"),
         _ => (Exit::Unavailable, "not accepted"),
     };

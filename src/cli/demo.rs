@@ -14,14 +14,15 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
+use super::dead;
 use super::output::{self, grouped};
 use super::progress::{self, View};
-use super::{dead, load_config};
-use crate::config::Config;
+use crate::config::{Config, load};
 use crate::domain::accounts::Accounts;
 use crate::domain::ids::JobId;
 use crate::domain::job::{AudienceDocument, JobDocument, MessageDocument};
 use crate::domain::lane::Priority;
+use crate::domain::outcome::Outcome;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::mock::{MockHandle, MockIm, Settings, Version};
 use crate::ports::{JobRecord, JobState};
@@ -34,6 +35,8 @@ const LIMIT: u64 = 2500;
 /// Longest time for anything in the demo.
 const PATIENCE: Duration = Duration::from_secs(120);
 const KEY: &str = "demo-1";
+/// How the variables begin that are settings.
+const ENVIRONMENT: &str = "FANWISE_";
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
@@ -50,7 +53,7 @@ pub(super) struct DemoArgs {
 
 /// What the demo ends with.
 #[derive(Debug, Serialize)]
-struct Outcome {
+struct Report {
     job: JobId,
     #[serde(flatten)]
     accounts: Accounts,
@@ -70,12 +73,18 @@ struct Outcome {
 }
 
 pub(super) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
-    telemetry::start("warn", LogFormat::Text);
+    telemetry::start("warn,fanwise::cli=info", LogFormat::Text);
+    let interrupted = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
     let stop = CancellationToken::new();
-    let mock = start_mock(&stop).await?;
-    let demo = Demo::start(&args, mock).await?;
-    let outcome = demo.play(&args).await;
-    stop.cancel();
+    let _stop = stop.clone().drop_guard();
+    let shown = async {
+        let mock = start_mock(&stop).await?;
+        Demo::start(&args, mock).await?.play(&args).await
+    };
+    // Dropped in the middle, it ends its process and removes its folder.
+    let Some(outcome) = interrupted.run_until_cancelled(Box::pin(shown)).await else {
+        return Ok(Exit::Interrupted);
+    };
     let outcome = outcome?;
     if args.json {
         output::json(&outcome)?;
@@ -129,11 +138,10 @@ impl Demo {
         args: &DemoArgs,
         (address, mock): (SocketAddr, MockHandle),
     ) -> Result<Self, Failure> {
-        let name = format!("fanwise-demo-{}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&folder).or_exit(Exit::Unavailable)?;
+        let folder = make_folder()?;
         let file = write_config(&folder, address)?;
-        let loaded = load_config(Some(&file))?;
+        // The demo is the same whatever the environment says.
+        let loaded = load(Some(&file), std::iter::empty()).or_exit(Exit::Internal)?;
         let config = loaded
             .check()
             .map_err(|problems| Failure::new(Exit::Internal, problems))?;
@@ -181,7 +189,7 @@ impl Demo {
         Ok(())
     }
 
-    async fn play(mut self, args: &DemoArgs) -> Result<Outcome, Failure> {
+    async fn play(mut self, args: &DemoArgs) -> Result<Report, Failure> {
         let started = Instant::now();
         let users: Vec<String> = (0..args.recipients)
             .map(|number| format!("user-{number}"))
@@ -215,7 +223,10 @@ impl Demo {
                     return Ok(record);
                 }
                 if args.kill && self.kills == 0 && record.accounts.settled() > args.recipients / 2 {
-                    self.kill_and_restart(args).await?;
+                    let killed = self.kill_and_restart().await?;
+                    if !args.json {
+                        view.aside(|| output::line(killed))?;
+                    }
                 }
             }
             if Instant::now() > deadline {
@@ -228,27 +239,25 @@ impl Demo {
         }
     }
 
-    async fn kill_and_restart(&mut self, args: &DemoArgs) -> Result<(), Failure> {
+    /// Says what was done.
+    async fn kill_and_restart(&mut self) -> Result<String, Failure> {
         self.child.kill().or_exit(Exit::Internal)?;
         self.child.wait().or_exit(Exit::Internal)?;
         self.kills += 1;
         let began = Instant::now();
         self.child = serve(&self.folder.join("fanwise.toml"))?;
         self.ready().await?;
-        if !args.json {
-            let ms = began.elapsed().as_millis();
-            output::line(format!(
-                "  killed the worker with SIGKILL; a new one took over after {ms} ms"
-            ))?;
-        }
-        Ok(())
+        let ms = began.elapsed().as_millis();
+        Ok(format!(
+            "  killed the worker with SIGKILL; a new one took over after {ms} ms"
+        ))
     }
 
     /// What keeps the job from going faster, by the worker's own metrics.
     async fn limiting(&self) -> String {
         let metrics = self.metrics().await;
-        let parked = metrics.get("fanwise_target_parked{target=\"im\"}") == Some(&1.0);
-        if parked {
+        let throttled = "fanwise_target_parked{reason=\"throttled\",target=\"im\"}";
+        if metrics.get(throttled) == Some(&1.0) {
             "parked: backend says 429".to_owned()
         } else {
             format!("limit {}/s", grouped(LIMIT))
@@ -271,7 +280,11 @@ impl Demo {
         self.access.submit(id, Priority::Normal, vec![body]).await?;
         let repeated = "fanwise_jobs_total{result=\"repeated\"}";
         let deadline = Instant::now() + PATIENCE;
-        while self.metrics().await.get(repeated) != Some(&1.0) && Instant::now() < deadline {
+        while self.metrics().await.get(repeated) != Some(&1.0) {
+            if Instant::now() > deadline {
+                let what = "the worker did not take in the repeated job in time";
+                return Err(Failure::message(Exit::Unavailable, what));
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
@@ -283,7 +296,7 @@ impl Demo {
         record: JobRecord,
         accepted: u64,
         elapsed_seconds: f64,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<Report, Failure> {
         let verified = self.access.verify(record.job).await?;
         let mut differences = verified.map_or_else(
             || vec!["the job is not known any more".to_owned()],
@@ -315,24 +328,41 @@ impl Demo {
                 "the mock accepted {sink_duplicates} message(s) twice"
             ));
         }
+        let by_repeat = stats.accepted - accepted;
+        if by_repeat > 0 {
+            differences.push(format!(
+                "the mock accepted {by_repeat} message(s) of the repeated job"
+            ));
+        }
+        let failed = |row: &dead::Row| row.dead.outcome == Outcome::Failed;
+        for row in dead::all(&self.access)
+            .await?
+            .iter()
+            .filter(|row| failed(row))
+        {
+            let recipient = &row.dead.recipient;
+            if by_user.contains_key(recipient) {
+                differences.push(format!("{recipient} failed, but the mock accepted it"));
+            }
+        }
         if !self.mock.is_complete() {
             differences.push("the mock did not keep its whole log".to_owned());
         }
-        Ok(Outcome {
+        Ok(Report {
             job: record.job,
             accounts,
             pending: record.pending,
             accounts_exact: differences.is_empty() && record.pending == 0,
             sink_accepted,
             sink_duplicates,
-            sink_accepted_by_repeat: stats.accepted - accepted,
+            sink_accepted_by_repeat: by_repeat,
             worker_kills: self.kills,
             elapsed_seconds,
             differences,
         })
     }
 
-    async fn tell(&self, outcome: &Outcome) -> Result<(), Failure> {
+    async fn tell(&self, outcome: &Report) -> Result<(), Failure> {
         let accounts = &outcome.accounts;
         output::line(format!(
             "completed in {:.1} s: {}",
@@ -369,9 +399,19 @@ impl Demo {
         self.tell_dead().await?;
         self.tell_metrics().await?;
         output::line("Next:")?;
-        output::line("  fanwise mock-im --help            rehearse with your own faults")?;
-        output::line("  fanwise config show               every setting and its default")?;
-        output::line("  fanwise send --help               submit a job from the shell")?;
+        let program = program();
+        let again = match outcome.worker_kills {
+            0 => ("demo --kill", "the same, with a crash half-way"),
+            _ => ("demo --recipients 100000", "the same for more users"),
+        };
+        let width = again.0.len();
+        for (command, about) in [
+            again,
+            ("config show", "every setting and its value"),
+            ("send --help", "submit a job to `fanwise serve`"),
+        ] {
+            output::line(format!("  {program} {command:<width$}  {about}"))?;
+        }
         Ok(())
     }
 
@@ -460,6 +500,34 @@ fn free_port() -> Result<u16, Failure> {
     Ok(listener.local_addr().or_exit(Exit::Unavailable)?.port())
 }
 
+/// This program, as it was called.
+fn program() -> String {
+    std::env::args()
+        .next()
+        .unwrap_or_else(|| "fanwise".to_owned())
+}
+
+/// A new folder that nobody else can look into.
+fn make_folder() -> Result<PathBuf, Failure> {
+    let name = format!(
+        "fanwise-demo-{}-{:08x}",
+        std::process::id(),
+        fastrand::u32(..)
+    );
+    let folder = std::env::temp_dir().join(name);
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(&folder).map_err(|error| {
+        let what = format!("cannot make the folder {}: {error}", folder.display());
+        Failure::message(
+            Exit::Unavailable,
+            format!("{what}; TMPDIR says where it is made"),
+        )
+    })?;
+    Ok(folder)
+}
+
 /// Starts this very program as `fanwise serve`.
 fn serve(config: &Path) -> Result<Child, Failure> {
     let program = std::env::current_exe().or_exit(Exit::Internal)?;
@@ -469,7 +537,13 @@ fn serve(config: &Path) -> Result<Child, Failure> {
         .append(true)
         .open(log)
         .or_exit(Exit::Unavailable)?;
-    Command::new(program)
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with(ENVIRONMENT) {
+            command.env_remove(name);
+        }
+    }
+    command
         .arg("serve")
         .arg("--config")
         .arg(config)

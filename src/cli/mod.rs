@@ -13,6 +13,7 @@ mod progress;
 mod recipients;
 mod schema;
 mod send;
+mod steer;
 mod template;
 mod topology;
 mod worker;
@@ -51,9 +52,18 @@ enum Command {
     Serve,
     /// Submit a job
     Send(Box<send::SendArgs>),
-    /// Look at jobs
+    /// Look at jobs; pause, resume, cancel and re-rate them
     #[command(subcommand)]
     Job(job::JobCommand),
+    /// Pause and resume an app
+    #[command(subcommand)]
+    App(steer::AppCommand),
+    /// Look at targets; park, unpark, pause and resume them
+    #[command(subcommand)]
+    Target(steer::TargetCommand),
+    /// Show and set limits while everything runs
+    #[command(subcommand)]
+    Limits(steer::LimitsCommand),
     /// Look at dead letters: recipients that failed or are uncertain, with reasons
     #[command(subcommand)]
     Dead(dead::DeadCommand),
@@ -86,6 +96,9 @@ impl Cli {
             Command::Serve => worker::serve(file.as_deref()),
             Command::Send(args) => asynchronous(send::run(*args, file)),
             Command::Job(command) => asynchronous(job::run(command, file)),
+            Command::App(command) => asynchronous(steer::app(command, file)),
+            Command::Target(command) => asynchronous(steer::target(command, file)),
+            Command::Limits(command) => asynchronous(steer::limits(command, file)),
             Command::Dead(command) => asynchronous(dead::run(command, file)),
             Command::Template(command) => asynchronous(template::run(command, file)),
             Command::Topology(command) => asynchronous(topology::run(command, file)),

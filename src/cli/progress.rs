@@ -1,5 +1,6 @@
 //! Follows one job until it is completed: a bar on a terminal, a line now and then elsewhere.
 
+use std::collections::VecDeque;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use crate::ports::{JobRecord, JobState};
 const LOOK: Duration = Duration::from_millis(200);
 /// Between two lines where there is no terminal.
 const LINE: Duration = Duration::from_secs(5);
+/// What counts for the rate that is shown.
+const WINDOW: Duration = Duration::from_secs(3);
 
 /// How long a job may stay unknown to the ledger before we say so and give up.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
@@ -24,10 +27,14 @@ const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
 pub(super) async fn follow(access: &Access, job: JobId) -> Result<JobRecord, Failure> {
     let mut view = View::new(true);
     let started = Instant::now();
+    let mut settled = None;
     loop {
         match access.job(job).await? {
             Some(record) => {
-                view.show(&record, "");
+                let now = Some(record.accounts.settled());
+                let stands = now == settled;
+                settled = now;
+                view.show(&record, &limiting(access, &record, stands).await?);
                 if record.state == JobState::Completed {
                     view.end();
                     return Ok(record);
@@ -50,75 +57,145 @@ pub(super) async fn follow(access: &Access, job: JobId) -> Result<JobRecord, Fai
     }
 }
 
+/// Why a job that stands still does not move.
+async fn limiting(access: &Access, record: &JobRecord, stands: bool) -> Result<String, Failure> {
+    if !stands {
+        return Ok(String::new());
+    }
+    let hindrances = access.hindrances(record).await?.into_iter();
+    let whats: Vec<_> = hindrances.map(|it| it.what).collect();
+    Ok(whats.join("; "))
+}
+
 /// What is shown of a job while it runs.
 pub(super) struct View {
-    bar: Option<ProgressBar>,
-    last_line: Option<Instant>,
-    first: Option<(Instant, u64)>,
+    shows: Shows,
+    /// Looks of the last seconds, the newest last: when, and how many were settled.
+    looks: VecDeque<(Instant, u64)>,
+}
+
+enum Shows {
+    Nothing,
+    /// Log lines, and when the last one was written.
+    Lines(Option<Instant>),
+    Bar(ProgressBar),
 }
 
 impl View {
     /// Silent unless `wanted`.
     pub(super) fn new(wanted: bool) -> Self {
-        let bar = (wanted && std::io::stderr().is_terminal()).then(|| {
-            let bar = ProgressBar::new(0);
-            let template = "{bar:24} {percent:>3}%  {msg}";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
-            }
-            bar
-        });
+        let shows = match wanted {
+            false => Shows::Nothing,
+            true if std::io::stderr().is_terminal() => Shows::Bar(bar()),
+            true => Shows::Lines(None),
+        };
         Self {
-            bar,
-            last_line: None,
-            first: None,
+            shows,
+            looks: VecDeque::new(),
         }
     }
 
     /// `limiting`: what keeps the job from going faster, if that is known.
     pub(super) fn show(&mut self, record: &JobRecord, limiting: &str) {
         let settled = record.accounts.settled();
-        let (since, base) = *self.first.get_or_insert((Instant::now(), settled));
-        let rate = (settled - base.min(settled)) as f64 / since.elapsed().as_secs_f64().max(0.2);
-        let eta = if rate > 0.0 {
-            record.pending as f64 / rate
-        } else {
-            f64::INFINITY
-        };
-        let eta = if eta.is_finite() {
-            format!("{}s left", eta.ceil() as u64)
-        } else {
-            "–".to_owned()
-        };
-        let rate = grouped(rate as u64);
-        let mut text = format!("{}  {rate}/s  {eta}", summary(&record.accounts));
-        if !limiting.is_empty() {
-            text.push_str(&format!("  ({limiting})"));
-        }
-        match &self.bar {
-            Some(bar) => {
+        let pace = pace(self.rate(settled), record.pending, limiting);
+        match &mut self.shows {
+            Shows::Nothing => {}
+            Shows::Bar(bar) => {
                 bar.set_length(record.accounts.total);
                 bar.set_position(settled);
-                bar.set_message(text);
+                bar.set_prefix(pace);
+                bar.set_message(outcomes(&record.accounts));
             }
-            None if self.last_line.is_none_or(|at| at.elapsed() >= LINE) => {
-                self.last_line = Some(Instant::now());
-                tracing::info!(job.id = %record.job, "{text}");
+            Shows::Lines(last) if last.is_none_or(|at| at.elapsed() >= LINE) => {
+                *last = Some(Instant::now());
+                let summary = summary(&record.accounts);
+                let line = [summary, pace].join("  ");
+                tracing::info!(job.id = %record.job, "{}", line.trim_end());
             }
-            None => {}
+            Shows::Lines(_) => {}
+        }
+    }
+
+    /// Recipients settled per second, of late.
+    fn rate(&mut self, settled: u64) -> f64 {
+        let now = Instant::now();
+        self.looks.push_back((now, settled));
+        while self.looks.len() > 2 && now.duration_since(self.looks[1].0) >= WINDOW {
+            self.looks.pop_front();
+        }
+        let (since, before) = self.looks[0];
+        let seconds = now.duration_since(since).as_secs_f64();
+        // Two looks at once tell nothing.
+        settled.saturating_sub(before) as f64 / seconds.max(LOOK.as_secs_f64())
+    }
+
+    /// Does something that prints, with the bar out of its way.
+    pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.shows {
+            Shows::Bar(bar) => bar.suspend(print),
+            Shows::Nothing | Shows::Lines(_) => print(),
         }
     }
 
     pub(super) fn end(&self) {
-        if let Some(bar) = &self.bar {
+        if let Shows::Bar(bar) = &self.shows {
             bar.finish_and_clear();
         }
     }
 }
 
+/// Two lines that fit 80 columns: how fast, and how recipients ended.
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let template = "{bar:24} {percent:>3}%  {prefix}\n{wide_msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
+    }
+    bar
+}
+
+/// `1,234/s  6s left  (limit 2,500/s)`
+fn pace(rate: f64, pending: u64, limiting: &str) -> String {
+    if pending == 0 {
+        return String::new();
+    }
+    let mut text = format!("{}/s", grouped(rate as u64));
+    if rate >= 1.0 {
+        text.push_str(&format!(
+            "  {}s left",
+            (pending as f64 / rate).ceil() as u64
+        ));
+    }
+    if !limiting.is_empty() {
+        text.push_str(&format!("  ({limiting})"));
+    }
+    text
+}
+
+/// The outcomes of a job that runs; those that every job may have are always there, so that nothing
+/// jumps when the first of them comes.
+fn outcomes(accounts: &Accounts) -> String {
+    let parts: Vec<_> = counted(accounts)
+        .into_iter()
+        .filter(|(name, count)| *count > 0 || !["expired", "cancelled"].contains(name))
+        .map(|(name, count)| format!("{} {name}", grouped(count)))
+        .collect();
+    parts.join(", ")
+}
+
 /// The outcomes that occur, in words.
 pub(super) fn summary(accounts: &Accounts) -> String {
-    let outcomes = [
+    let parts: Vec<_> = counted(accounts)
+        .into_iter()
+        .filter(|(name, count)| *count > 0 || *name == "sent")
+        .map(|(name, count)| format!("{} {name}", grouped(count)))
+        .collect();
+    format!("{} of {}", parts.join(", "), grouped(accounts.total))
+}
+
+fn counted(accounts: &Accounts) -> [(&'static str, u64); 7] {
+    [
         ("sent", accounts.sent),
         ("duplicate", accounts.duplicate),
         ("failed", accounts.failed),
@@ -126,11 +203,38 @@ pub(super) fn summary(accounts: &Accounts) -> String {
         ("expired", accounts.expired),
         ("cancelled", accounts.cancelled),
         ("pending", accounts.pending()),
-    ];
-    let parts: Vec<_> = outcomes
-        .iter()
-        .filter(|(name, count)| *count > 0 || *name == "sent")
-        .map(|(name, count)| format!("{} {name}", grouped(*count)))
-        .collect();
-    format!("{} of {}", parts.join(", "), grouped(accounts.total))
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the bar says beside itself, and under itself, has to fit a terminal of 80 columns.
+    #[test]
+    fn a_million_recipients_fit_80_columns() {
+        let beside = pace(99_999.0, 999_999, "parked: backend says 429");
+        assert_eq!(beside, "99,999/s  11s left  (parked: backend says 429)");
+        let bar = 24 + " 100%  ".len();
+        assert!(bar + beside.len() <= 80);
+        let accounts = Accounts {
+            total: 1_000_000,
+            sent: 987_654,
+            failed: 1_234,
+            uncertain: 9,
+            ..Accounts::default()
+        };
+        let under = outcomes(&accounts);
+        assert_eq!(
+            under,
+            "987,654 sent, 0 duplicate, 1,234 failed, 9 uncertain, 11,103 pending"
+        );
+        assert!(under.len() <= 80);
+    }
+
+    #[test]
+    fn nothing_is_left_when_nobody_is_pending() {
+        assert_eq!(pace(10.0, 0, "limit 5/s"), "");
+        assert_eq!(pace(0.0, 5, ""), "0/s");
+    }
 }

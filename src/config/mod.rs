@@ -5,6 +5,7 @@
 //! key can be set from the environment: `FANWISE_BROKER__URL` is `broker.url`.
 //! `deploy/fanwise.example.toml` documents every key and is tested against this module.
 
+mod doors;
 mod reader;
 mod targets;
 
@@ -20,6 +21,7 @@ use crate::domain::fields::Problem;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
 use crate::domain::schedule::{Schedule, duration_text};
+use crate::im::ingress::Door;
 use crate::secret::Secret;
 use crate::telemetry::LogFormat;
 
@@ -136,6 +138,8 @@ pub struct AppConfig {
     pub limit: Option<Rate>,
     /// `on_ledger_down`: `fail_closed` (default) stops, `fail_open` sends without dedup and counts.
     pub fail_open: bool,
+    /// `[apps.NAME.SYSTEM]`: entrances for existing callers of IM systems, with the system's name.
+    pub doors: Vec<(&'static str, Door)>,
 }
 
 /// `[log]`
@@ -318,9 +322,14 @@ fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
 }
 
 fn read_embedded(mut section: Section, findings: &mut Findings) -> EmbeddedConfig {
-    let folder = section.text("folder", "fanwise-data", findings).into();
+    let folder = section.text("folder", "fanwise-data", findings);
+    if folder.is_empty() {
+        findings.problem("embedded.folder", "the path of a folder is expected");
+    }
     section.finish(findings);
-    EmbeddedConfig { folder }
+    EmbeddedConfig {
+        folder: folder.into(),
+    }
 }
 
 fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig {
@@ -428,6 +437,7 @@ fn read_apps(
             limit: section.rate("limit", findings),
             fail_open: section.choice("on_ledger_down", "fail_closed", &modes, findings)
                 == Some(true),
+            doors: read_doors(&name, &mut section, targets, findings),
         };
         section.finish(findings);
         apps.insert(name, app);
@@ -436,6 +446,29 @@ fn read_apps(
         apps.insert("default".to_owned(), AppConfig::default());
     }
     apps
+}
+
+fn read_doors(
+    app: &str,
+    section: &mut Section,
+    targets: &BTreeMap<String, TargetConfig>,
+    findings: &mut Findings,
+) -> Vec<(&'static str, Door)> {
+    let mut doors = Vec::new();
+    for (system, ingress) in crate::im::ingresses() {
+        let Some(section) = section.optional(system, findings) else {
+            continue;
+        };
+        let key = section.key("target");
+        let door = doors::read(app, &*ingress, section, findings);
+        if let Some(target) = &door.target
+            && !targets.contains_key(target)
+        {
+            findings.problem(key, format!("there is no [targets.{target}]"));
+        }
+        doors.push((system, door));
+    }
+    doors
 }
 
 fn read_log(mut section: Section, findings: &mut Findings) -> LogConfig {
@@ -522,7 +555,9 @@ impl Config {
     }
 
     pub fn require_targets(&self, findings: &mut Findings) {
-        if self.targets.is_empty() {
+        // One that is there but cannot be read is told of already.
+        let mistaken = |problem: &Problem| problem.field.starts_with("targets.");
+        if self.targets.is_empty() && !findings.problems.iter().any(mistaken) {
             let what = "missing: at least one [targets.NAME] is needed to send to";
             findings.problem("targets", what);
         }

@@ -119,6 +119,13 @@ impl Section {
         self.child(name, table)
     }
 
+    /// A sub-table, if it is there.
+    pub(super) fn optional(&mut self, name: &'static str, findings: &mut Findings) -> Option<Self> {
+        let there = self.left.contains_key(name);
+        self.known.push(name);
+        there.then(|| self.section(name, findings))
+    }
+
     /// All sub-tables of a table of named things, such as `targets`.
     pub(super) fn named(
         &mut self,

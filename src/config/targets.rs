@@ -8,6 +8,7 @@ use super::{HOUR, MINUTE, SECOND};
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Class, OnUncertain};
 use crate::im::{TargetSettings, webhook, wukongim};
+use crate::secret::Secret;
 
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
@@ -112,10 +113,11 @@ fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String,
 }
 
 /// `type = "wukongim"`: `url` (required), `version` (required: `v1`, `v2`, `v3`), `token` or
-/// `token_file`, `sender`, `packed` (false), `recipients_per_call` (100; to 1000, when packed),
-/// `client_msg_no` (`per_recipient` or `job`).
+/// `token_file`, `sender`, `packed` (false), `subscribers` (false), `recipients_per_call` (100; to
+/// 1000, of calls for many), `client_msg_no` (`per_recipient` or `job`), `probe` (false),
+/// `manager_url`, `manager_user`, `manager_password` or `manager_password_file`.
 fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Settings {
-    use wukongim::{ClientMsgNo, Settings, Version};
+    use wukongim::{ClientMsgNo, Manager, Settings, Version};
     let versions = [
         ("v1", Version::V1),
         ("v2", Version::V2),
@@ -129,13 +131,24 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
     let most = Settings::RECIPIENTS_PER_CALL_MAX as u64;
     let version = section.required_choice("version", &versions, findings);
     let number = section.choice("client_msg_no", "per_recipient", &numbers, findings);
+    let user = section.optional_text("manager_user", findings);
+    let password = section.secret("manager_password", "manager_password_file", findings);
+    // One without the other is the adapter's to refuse.
+    let manager = (user.is_some() || password.is_some()).then(|| Manager {
+        user: user.unwrap_or_default(),
+        password: password.unwrap_or_else(|| Secret::new("")),
+    });
     Settings {
         token: section.secret("token", "token_file", findings),
         sender: section.optional_text("sender", findings),
         packed: section.boolean("packed", false, findings),
+        subscribers: section.boolean("subscribers", false, findings),
         recipients_per_call: section.integer("recipients_per_call", per_call, 1..=most, findings)
             as usize,
         client_msg_no: number.unwrap_or(ClientMsgNo::PerRecipient),
+        probe: section.boolean("probe", false, findings),
+        manager_url: section.optional_text("manager_url", findings),
+        manager,
         ..Settings::new(
             section.required_text("url", findings),
             version.unwrap_or(Version::V2),

@@ -158,8 +158,12 @@ pub fn default_target<A, T>(
     match (default(found), all.next(), all.next()) {
         (Some(target), ..) => Ok(target.clone()),
         (None, Some(only), None) => Ok(only.clone()),
-        _ => Err(format!(
-            "app {app:?} has no default target, and the job names none"
+        (None, None, _) => {
+            Err("no target is configured: the configuration needs a [targets.NAME]".to_owned())
+        }
+        (None, Some(_), Some(_)) => Err(format!(
+            "app {app:?} has no default target, and the job names none of {}",
+            names(targets)
         )),
     }
 }

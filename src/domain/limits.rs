@@ -4,9 +4,12 @@
 //! runs in `store/scripts/lease.lua` for all workers and here for the embedded engine and as the
 //! oracle of the property tests.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What one unit of a rate pays for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +110,20 @@ impl fmt::Display for Rate {
             Some(Cost::PerRecipient) => f.write_str(" per recipient"),
             None => Ok(()),
         }
+    }
+}
+
+/// A rate travels as its text.
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -9,6 +9,8 @@ pub mod accounts;
 pub mod announce;
 /// Who is to get a message, and how a list of them is read.
 pub mod audience;
+/// Directives: pause, cancel and re-rate, and what they mean for a slice.
+pub mod directive;
 /// Deficit round robin over lanes: promise 8.
 pub mod fairness;
 /// Reads JSON objects field by field and reports every problem at once.

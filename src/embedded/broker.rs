@@ -73,9 +73,9 @@ impl Session for EmbeddedSession {
     type Consumer = EmbeddedConsumer;
     type Publisher = EmbeddedPublisher;
 
-    /// Never: a full disk refuses publishes instead.
+    /// While the disk is full or fails: publishes are refused then, until one succeeds again.
     fn blocked(&self) -> watch::Receiver<bool> {
-        watch::channel(false).1
+        self.engine.0.disk.blocked()
     }
 
     fn publisher(&self) -> EmbeddedPublisher {
@@ -188,10 +188,7 @@ impl Publisher for EmbeddedPublisher {
         if !routed.is_empty() {
             let bytes = routed.iter().map(|message| message.body.len()).sum();
             let put = move |work: &mut Work<'_>| routed.iter().try_for_each(|it| put(work, it));
-            inner
-                .write(bytes, put)
-                .await
-                .map_err(|trouble| publish_error(&trouble))?;
+            inner.write(bytes, put).await.map_err(publish_error)?;
         }
         for event in events {
             // Nobody need listen.
@@ -235,10 +232,12 @@ fn put(work: &mut Work<'_>, message: &Routed) -> Result<(), Trouble> {
     Ok(())
 }
 
-pub(super) fn publish_error(trouble: &Trouble) -> PublishError {
+pub(super) fn publish_error(trouble: Trouble) -> PublishError {
     match trouble {
         Trouble::Stopped => Lost.into(),
-        Trouble::Full(_) | Trouble::Disk(_) | Trouble::Broken(_) => PublishError::Refused,
+        Trouble::Full(_) | Trouble::Disk(_) | Trouble::Broken(_) => {
+            PublishError::Store(trouble.into())
+        }
     }
 }
 
@@ -313,7 +312,7 @@ impl EndDelivery for Ending {
                 Err(trouble) => {
                     // It stays unacked and comes back with the next session.
                     inner.desk.undo_end(self.tag, out);
-                    Err(publish_error(&trouble))
+                    Err(publish_error(trouble))
                 }
             }
         })

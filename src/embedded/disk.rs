@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, WriteTransaction};
+use tokio::sync::watch;
 
 use super::builder;
 use super::tables::{self, FORMAT};
@@ -28,14 +29,14 @@ pub(super) fn open_file(file: &Path) -> Result<Database, DatabaseError> {
 pub enum OpenError {
     #[error(
         "the data folder {} is in use by another fanwise process{}; stop that process, talk to it \
-         over its HTTP interface, or choose another folder",
+         over its HTTP interface, or choose another folder (embedded.folder)",
         folder.display(), process.map(|id| format!(" (process {id})")).unwrap_or_default()
     )]
     InUse {
         folder: PathBuf,
         process: Option<u32>,
     },
-    #[error("the data folder {} cannot be used", folder.display())]
+    #[error("the data folder {} (embedded.folder) cannot be used", folder.display())]
     Folder {
         folder: PathBuf,
         #[source]
@@ -50,6 +51,12 @@ pub enum OpenError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error("{} cannot be opened", file.display())]
+    Full {
+        file: PathBuf,
+        #[source]
+        source: Trouble,
+    },
     #[error(
         "{} was written in format {found} by a newer fanwise, this one knows format {FORMAT}; \
          use the newer version",
@@ -61,7 +68,7 @@ pub enum OpenError {
 /// Why a step or a look failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Trouble {
-    #[error("the disk of the data folder is full; it goes on by itself when there is space")]
+    #[error("the disk of the data folder is full: make space on it")]
     Full(#[source] Arc<redb::Error>),
     #[error("the store in the data folder cannot be read or written")]
     Disk(#[source] Arc<redb::Error>),
@@ -133,6 +140,8 @@ pub(super) struct Disk {
     opener: Opener,
     store: RwLock<Store>,
     trouble: Mutex<Option<String>>,
+    /// Whether the last attempt to write came to nothing.
+    blocked: watch::Sender<bool>,
 }
 
 impl Disk {
@@ -144,10 +153,7 @@ impl Disk {
         make_folder(folder).map_err(failed)?;
         let lock = lock(folder, failed)?;
         let file = folder.join(STORE);
-        let database = opener(&file).map_err(|source| OpenError::Store {
-            file: file.clone(),
-            source: source.into(),
-        })?;
+        let database = opener(&file).map_err(|error| unusable(&file, error.into()))?;
         // The name of a new file is durable when its folder is.
         File::open(folder)
             .and_then(|opened| opened.sync_all())
@@ -158,16 +164,14 @@ impl Disk {
             opener,
             store: RwLock::new(Store::Open(database)),
             trouble: Mutex::new(None),
+            blocked: watch::Sender::new(false),
         };
         Ok((disk, lock))
     }
 
     /// Makes the tables and queues that are missing, and reads what the engine starts with.
     pub(super) fn prepare(&self, targets: &[String]) -> Result<tables::Start, OpenError> {
-        let failed = |trouble: Trouble| OpenError::Store {
-            file: self.file.clone(),
-            source: trouble.into(),
-        };
+        let failed = |trouble| unusable(&self.file, trouble);
         let found = tables::format(&self.begin_read().map_err(failed)?).map_err(failed)?;
         if found > FORMAT {
             let file = self.file.clone();
@@ -231,6 +235,10 @@ impl Disk {
         trouble.clone()
     }
 
+    pub(super) fn blocked(&self) -> watch::Receiver<bool> {
+        self.blocked.subscribe()
+    }
+
     /// Remembers what is wrong, and says so when that changes.
     pub(super) fn note(&self, trouble: Option<&Trouble>) {
         let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
@@ -240,16 +248,37 @@ impl Disk {
                 tracing::error!(
                     folder = %self.folder.display(),
                     cause,
-                    "{trouble}: nothing is accepted or sent meanwhile, nothing accepted is lost"
+                    "{trouble}; nothing is accepted or sent until then, and nothing accepted is lost"
                 );
                 *known = Some(trouble.to_string());
+                self.blocked.send_replace(true);
             }
             (None, true) => {
                 tracing::info!(folder = %self.folder.display(), "the data folder is writable again");
                 *known = None;
+                self.blocked.send_replace(false);
             }
             (Some(_), true) | (None, false) => {}
         }
+    }
+}
+
+fn unusable(file: &Path, trouble: Trouble) -> OpenError {
+    let file = file.to_owned();
+    match trouble {
+        Trouble::Full(_) => OpenError::Full {
+            file,
+            source: trouble,
+        },
+        // What the store says of the file, without a word of ours between.
+        Trouble::Disk(error) => OpenError::Store {
+            file,
+            source: error.into(),
+        },
+        Trouble::Broken(_) | Trouble::Stopped => OpenError::Store {
+            file,
+            source: trouble.into(),
+        },
     }
 }
 
@@ -257,6 +286,9 @@ impl Disk {
 fn make_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
+    }
+    if folder.exists() {
+        return Err(io::ErrorKind::NotADirectory.into());
     }
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);

@@ -12,15 +12,15 @@ use redb::{ReadTransaction, ReadableTable as _};
 use super::claims::{self, Asker};
 use super::disk::Trouble;
 use super::limiter::{EmbeddedStore, ledger_error};
-use super::tables::{BUCKETS, Bucket, JOBS, JobRow, LISTED};
+use super::tables::{BUCKETS, Bucket, JOBS, JobRow, LISTED, REASONS};
 use super::writer::Work;
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner};
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::Shape;
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobRecord, JobState, Ledger, LedgerError, Settle,
-    SliceRef, Standing, Submission,
+    Accepted, Claim, ClaimState, Claimed, JobRecord, JobState, Ledger, LedgerError, REASONS_MAX,
+    Reason, Settle, SliceRef, Standing, Submission,
 };
 
 /// States of a submission.
@@ -123,6 +123,61 @@ impl Ledger for EmbeddedStore {
             Ok(true)
         });
         step.await.map_err(ledger_error)
+    }
+
+    async fn explain(
+        &self,
+        job: JobId,
+        reasons: &[(Fingerprint, Reason)],
+    ) -> Result<(), LedgerError> {
+        let job = job.to_string();
+        let rows: Vec<(u64, Vec<u8>)> = reasons
+            .iter()
+            .map(|(fingerprint, reason)| {
+                // Strings and numbers can always be written as JSON.
+                (
+                    fingerprint.0,
+                    serde_json::to_vec(reason).unwrap_or_default(),
+                )
+            })
+            .collect();
+        let bytes = rows.iter().map(|(_, json)| 16 + json.len()).sum();
+        let step = self.0.0.write(bytes, move |work| {
+            let Some(JobRow { life, .. }) = job_row(work, &job)? else {
+                return Ok(());
+            };
+            let table = work.tables.reasons.open()?;
+            let kept = table.range((life, 0)..=(life, u64::MAX))?;
+            let room =
+                (REASONS_MAX as usize).saturating_sub(kept.take(REASONS_MAX as usize).count());
+            for (fingerprint, json) in rows.iter().take(room) {
+                table.insert((life, *fingerprint), json.as_slice())?;
+            }
+            Ok(())
+        });
+        step.await.map_err(ledger_error)
+    }
+
+    async fn reasons(
+        &self,
+        job: JobId,
+        recipients: &[Fingerprint],
+    ) -> Result<Vec<Option<Reason>>, LedgerError> {
+        let job = job.to_string();
+        let recipients: Vec<u64> = recipients.iter().map(|it| it.0).collect();
+        let read = self.0.0.read(move |transaction| {
+            let row = transaction.open_table(JOBS)?.get(job.as_str())?;
+            let Some(row) = row.map(|row| JobRow::read(row.value())).transpose()? else {
+                return Ok(vec![None; recipients.len()]);
+            };
+            let table = transaction.open_table(REASONS)?;
+            let reason = |fingerprint: &u64| -> Result<_, Trouble> {
+                let json = table.get((row.life, *fingerprint))?;
+                Ok(json.and_then(|json| serde_json::from_slice(json.value()).ok()))
+            };
+            recipients.iter().map(reason).collect()
+        });
+        read.await.map_err(ledger_error)
     }
 
     async fn job(&self, job: JobId) -> Result<Option<JobRecord>, LedgerError> {

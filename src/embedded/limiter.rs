@@ -171,12 +171,14 @@ impl Limiter for EmbeddedStore {
     }
 
     async fn park(&self, target: &str, park: &Park) -> Result<(), LedgerError> {
-        let (target, park) = (target.to_owned(), park.clone());
-        let step = self.0.0.write(park.reason.len(), move |work| {
+        let (target, until_ms) = (target.to_owned(), park.until_ms);
+        // Strings and numbers can always be written as JSON.
+        let json = serde_json::to_string(park).unwrap_or_default();
+        let step = self.0.0.write(json.len(), move |work| {
             let parks = work.tables.parks.open()?;
             let standing = parks.get(target.as_str())?.map_or(0, |row| row.value().0);
-            if park.until_ms > standing {
-                parks.insert(target.as_str(), (park.until_ms, park.reason.as_str()))?;
+            if until_ms > standing {
+                parks.insert(target.as_str(), (until_ms, json.as_str()))?;
             }
             Ok(())
         });
@@ -204,10 +206,9 @@ impl Limiter for EmbeddedStore {
                 let Some(row) = parks.get(target.as_str())? else {
                     continue;
                 };
-                let (until_ms, reason) = row.value();
+                let (until_ms, park) = row.value();
                 if until_ms > now {
-                    let reason = reason.to_owned();
-                    parked.push((target, Park { until_ms, reason }));
+                    parked.push((target, serde_json::from_str(park).map_err(Trouble::broken)?));
                 }
             }
             Ok(parked)

@@ -113,6 +113,16 @@ fn remove(work: &mut Work<'_>, life: u64) -> Result<(), Trouble> {
     for bucket in keys {
         buckets.remove((life, bucket))?;
     }
+    let reasons = tables.reasons.open()?;
+    let keys: Vec<u64> = reasons
+        .range((life, 0)..=(life, u64::MAX))?
+        .take(room)
+        .map(|row| Ok(row?.0.value().1))
+        .collect::<Result<_, Trouble>>()?;
+    room -= keys.len();
+    for fingerprint in keys {
+        reasons.remove((life, fingerprint))?;
+    }
     remove_named(tables.slices.open()?, life, &mut room)?;
     remove_named(tables.submissions.open()?, life, &mut room)?;
     if room > 0 {

@@ -14,10 +14,12 @@
 //! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
 //! | `claims` | number | `ClaimRow`, one per claim that is open |
 //! | `ended` | life | lives of jobs whose rows are to be swept |
-//! | `parks` | target | until, reason |
+//! | `parks` | target | until, and the parking as JSON |
+//! | `reasons` | life of the job, fingerprint | why the recipient ended failed or uncertain, as JSON |
+//! | `directives` | scope, kind, name | the directive as JSON |
 //! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
 //! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
-//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job |
+//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed |
 //!
 //! A *life* is the number of a job from its acceptance to its expiry: what a job that is accepted
 //! again finds of an earlier life is nothing.
@@ -50,6 +52,7 @@ pub(super) const SUBMISSIONS: TableDefinition<'_, (u64, &str), (u64, u8)> =
     TableDefinition::new("submissions");
 pub(super) const SLICES: TableDefinition<'_, (u64, &str), u32> = TableDefinition::new("slices");
 pub(super) const BUCKETS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("buckets");
+pub(super) const REASONS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("reasons");
 pub(super) const CLAIMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("claims");
 pub(super) const ENDED: TableDefinition<'_, u64, ()> = TableDefinition::new("ended");
 pub(super) const PARKS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("parks");
@@ -57,6 +60,10 @@ pub(super) const TEMPLATE_NAMES: TableDefinition<'_, (&str, &str), (u32, u64)> =
     TableDefinition::new("template_names");
 pub(super) const TEMPLATES: TableDefinition<'_, (&str, &str, u32), (u64, &str)> =
     TableDefinition::new("templates");
+/// The directive of a kind about a subject.
+pub(super) type DirectiveKey = (&'static str, &'static str, &'static str);
+pub(super) const DIRECTIVES: TableDefinition<'_, DirectiveKey, &[u8]> =
+    TableDefinition::new("directives");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// A table that is opened when it is first used in a transaction.
@@ -100,6 +107,8 @@ pub(super) struct Tables<'t> {
     pub(super) parks: Lazy<'t, &'static str, (u64, &'static str)>,
     pub(super) template_names: Lazy<'t, (&'static str, &'static str), (u32, u64)>,
     pub(super) templates: Lazy<'t, (&'static str, &'static str, u32), (u64, &'static str)>,
+    pub(super) reasons: Lazy<'t, (u64, u64), &'static [u8]>,
+    pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
     meta: Lazy<'t, &'static str, u64>,
 }
 
@@ -120,6 +129,8 @@ impl<'t> Tables<'t> {
             parks: Lazy::new(transaction, PARKS),
             template_names: Lazy::new(transaction, TEMPLATE_NAMES),
             templates: Lazy::new(transaction, TEMPLATES),
+            reasons: Lazy::new(transaction, REASONS),
+            directives: Lazy::new(transaction, DIRECTIVES),
             meta: Lazy::new(transaction, META),
         }
     }
@@ -127,6 +138,14 @@ impl<'t> Tables<'t> {
     #[cfg(test)]
     pub(super) fn set_format(&mut self, format: u64) -> Result<(), Trouble> {
         self.meta.open()?.insert("format", format)?;
+        Ok(())
+    }
+
+    /// Counts a change of the directives.
+    pub(super) fn count_directed(&mut self) -> Result<(), Trouble> {
+        let meta = self.meta.open()?;
+        let before = meta.get("directed")?.map_or(0, |count| count.value());
+        meta.insert("directed", before + 1)?;
         Ok(())
     }
 
@@ -195,6 +214,12 @@ pub(super) fn format(transaction: &ReadTransaction) -> Result<u64, Trouble> {
     Ok(meta.get("format")?.map_or(0, |format| format.value()))
 }
 
+/// How often directives changed.
+pub(super) fn directed(transaction: &ReadTransaction) -> Result<u64, Trouble> {
+    let meta = transaction.open_table(META)?;
+    Ok(meta.get("directed")?.map_or(0, |count| count.value()))
+}
+
 /// Makes what is missing and reads what the engine starts with. Bodies are not read: this takes the
 /// same time whatever lies in the queues.
 pub(super) fn prepare(
@@ -215,6 +240,8 @@ pub(super) fn prepare(
     tables.parks.open()?;
     tables.template_names.open()?;
     tables.templates.open()?;
+    tables.reasons.open()?;
+    tables.directives.open()?;
     let meta = tables.meta.open()?;
     let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, Trouble> {
         Ok(meta.get(name)?.map_or(0, |value| value.value()))

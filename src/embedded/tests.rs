@@ -22,8 +22,8 @@ use crate::domain::outcome::Outcome;
 use crate::domain::slice::{Addressed, Head, Shape};
 use crate::ports::{
     Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, Ledger as _, LedgerError,
-    Limiter as _, Outgoing, Park, PublishError, Publisher as _, Route, Session as _, Settle, Shelf,
-    SliceRef, Source, Submission,
+    Limiter as _, Outgoing, Park, ParkReason, PublishError, Publisher as _, Route, Session as _,
+    Settle, Shelf, SliceRef, Source, Submission,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -289,19 +289,23 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         weather.writes_left.store(0, Ordering::SeqCst);
         for _ in 0..3 {
             let error = publish(&session, "refused").await.unwrap_err();
-            assert!(matches!(error, PublishError::Refused), "{error:?}");
+            assert!(matches!(error, PublishError::Store(_)), "{error:?}");
         }
         let error = claim(&store, slice, 2, &people[10..]).await.unwrap_err();
         assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
         let error = store.accept(&submission(&head, 1)).await.unwrap_err();
         assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
         let park = Park {
+            since_ms: 0,
             until_ms: u64::MAX,
-            reason: "x".to_owned(),
+            reason: ParkReason::Config,
+            code: "401".to_owned(),
+            text: "x".to_owned(),
         };
         let error = store.park("im", &park).await.unwrap_err();
         assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
         assert!(engine.trouble().unwrap().contains("full"));
+        assert!(*session.blocked().borrow());
         assert!(!session.lost().is_cancelled());
         for delivery in held {
             delivery.ack().await.unwrap();
@@ -310,6 +314,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         weather.full.store(false, Ordering::SeqCst);
         until_ok(async || publish(&session, "after").await).await;
         assert_eq!(engine.trouble(), None);
+        assert!(!*session.blocked().borrow());
         let states = claim(&store, slice, 2, &people).await.unwrap();
         for (at, state) in states.iter().enumerate() {
             match at < 20 {
@@ -352,7 +357,7 @@ async fn a_disk_that_comes_back_is_used_again() {
     publish(&session, "before").await.unwrap();
     weather.broken.store(true, Ordering::SeqCst);
     let error = publish(&session, "x").await.unwrap_err();
-    assert!(matches!(error, PublishError::Refused), "{error:?}");
+    assert!(matches!(error, PublishError::Store(_)), "{error:?}");
     let head = head("gone");
     let error = engine
         .store()

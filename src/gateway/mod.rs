@@ -8,6 +8,7 @@
 
 mod problem;
 mod routes;
+mod steer;
 mod templates;
 mod wire;
 
@@ -19,9 +20,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::steer::CONFIGURED;
 pub use self::wire::{KeptLine, Submitted, TemplateRow, TemplateView, Verification};
 use crate::ports::{Broker, Session, Shelves, Transport};
 use crate::secret::Secret;
+use crate::steer::Facts;
 use crate::worker::{Context, RECONNECT, Store, chain};
 
 type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
@@ -33,6 +36,8 @@ struct Gateway<B: Broker, S, T> {
     token: Option<Secret>,
     /// The publisher of the session that is open, if one is.
     publisher: watch::Receiver<Option<PublisherOf<B>>>,
+    /// What can be steered.
+    facts: Facts,
 }
 
 /// The gateway, bound to its address.
@@ -49,6 +54,7 @@ impl Server {
         broker: B,
         context: Arc<Context<S, T>>,
         publisher: watch::Receiver<Option<PublisherOf<B>>>,
+        facts: Facts,
     ) -> std::io::Result<Self>
     where
         B: Broker + Shelves,
@@ -61,6 +67,7 @@ impl Server {
             context,
             token,
             publisher,
+            facts,
         });
         Ok(Self {
             listener,

@@ -14,13 +14,15 @@ use crate::worker::chain;
 pub(super) enum Refusal {
     /// The job is no job, for all these reasons.
     BadJob(Vec<Problem>),
-    /// The message is none that can be stored, for all these reasons.
-    BadTemplate(Vec<Problem>),
+    /// The request in the body is wrong, for all these reasons.
+    BadRequest(Vec<Problem>),
     /// The body is too large or cannot be read.
     BadBody(StatusCode, String),
     /// The key stands for another message.
     Conflict(JobId),
     NotFound(String),
+    /// It is known, and it is too late for this.
+    TooLate(String),
     Unauthorized,
     /// Neither accepted nor refused: try again.
     Unavailable(String),
@@ -46,9 +48,9 @@ impl IntoResponse for Refusal {
                 "not a valid job",
                 summary(problems),
             ),
-            Self::BadTemplate(problems) => (
+            Self::BadRequest(problems) => (
                 StatusCode::BAD_REQUEST,
-                "not a message to be stored",
+                "not a valid request",
                 summary(problems),
             ),
             Self::BadBody(status, what) => (*status, "the body cannot be taken", what.clone()),
@@ -59,6 +61,7 @@ impl IntoResponse for Refusal {
                     "it was first used by job {job}; use a new client_msg_no for a new message"
                 ),
             ),
+            Self::TooLate(what) => (StatusCode::CONFLICT, "too late", what.clone()),
             Self::NotFound(what) => (StatusCode::NOT_FOUND, "not found", what.clone()),
             Self::Unauthorized => (
                 StatusCode::UNAUTHORIZED,
@@ -73,8 +76,8 @@ impl IntoResponse for Refusal {
         };
         let mut body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail});
         match &self {
-            Self::BadJob(problems) | Self::BadTemplate(problems) => {
-                body["problems"] = json!(problems)
+            Self::BadJob(problems) | Self::BadRequest(problems) => {
+                body["problems"] = json!(problems);
             }
             Self::Conflict(job) => body["job"] = json!(job),
             _ => {}

@@ -53,6 +53,7 @@ where
                 .put(templates::put::<B, S, T>)
                 .delete(templates::delete::<B, S, T>),
         )
+        .merge(super::steer::routes())
         .layer(from_fn_with_state(
             Arc::clone(&gateway),
             authorised::<B, S, T>,
@@ -196,7 +197,7 @@ async fn show<B: Broker, S: Store, T: Transport>(
     Ok(Json(find(&gateway, &job).await?))
 }
 
-async fn find<B: Broker, S: Store, T>(
+pub(super) async fn find<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     job: &str,
 ) -> Result<JobRecord, Refusal> {

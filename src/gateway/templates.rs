@@ -67,7 +67,7 @@ pub(super) async fn put<B: Broker, S: Store, T: Transport>(
         problems.push(Problem::new("app", format!("there is no app {:?}", of.app)));
     }
     if !problems.is_empty() {
-        return Err(Refusal::BadTemplate(problems));
+        return Err(Refusal::BadRequest(problems));
     }
     let store = &gateway.context.store;
     let stored = store.put_template(&of.app, &name, message).await?;

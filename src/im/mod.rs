@@ -9,7 +9,9 @@
 #[cfg(test)]
 mod fixture;
 pub mod http;
-/// How calls are put together: JSON and digests without detours.
+/// What existing callers of the systems say, and what they hear.
+pub mod ingress;
+/// How calls are put together: JSON, URLs and digests without detours.
 mod json;
 /// The table of what each target makes of a job.
 pub mod mapping;
@@ -32,6 +34,13 @@ macro_rules! systems {
         }
 
         impl TargetSettings {
+            /// The system's name in configuration files.
+            pub fn system(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => stringify!($folder),)*
+                }
+            }
+
             /// Host and port of the account, where its URL names them plainly.
             pub fn address(&self) -> Option<(String, u16)> {
                 let url = match self {
@@ -92,6 +101,11 @@ fn address_of(url: &str) -> Option<(String, u16)> {
         authority.host().to_owned(),
         authority.port_u16().unwrap_or(default),
     ))
+}
+
+/// The drop-in endpoints, by the names of their systems.
+pub fn ingresses() -> Vec<(&'static str, Box<dyn ingress::Ingress>)> {
+    Vec::new()
 }
 
 systems! {

@@ -331,6 +331,11 @@ pub(super) fn text(value: Value) -> Result<String, LedgerError> {
     redis::from_redis_value(value).map_err(broken)
 }
 
+/// A record of ours as it is stored.
+pub(super) fn json(record: &impl serde::Serialize) -> Result<String, LedgerError> {
+    serde_json::to_string(record).map_err(broken)
+}
+
 fn at_least_7(version: &str) -> bool {
     version
         .split('.')

@@ -7,9 +7,11 @@
 //! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that only its slices tell of | with the header | accept, expanded, claim, settle | the same |
 //! | `P:{JOB}:owners` | hash | number of an owner (3 bytes) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle |
 //! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | window after the last claim in it | claim, settle, accept (when a job is reshaped) | the same, renew, audit |
+//! | `P:{JOB}:reasons` | hash | fingerprint → why it ended failed or uncertain, as JSON; the first 10,000 | window after the last one | explain | reasons |
 //! | `P:jobs` | sorted set | job ids by time of acceptance | members with the window, the key with its last one | accept, claim and settle (when rebuilt) | jobs |
 //! | `P:{limits}:SCOPE:NAME:RATE` | string | theoretical arrival time of a limiter in µs | a second after that time | lease, refund | lease |
-//! | `P:{limits}:park:TARGET` | string | `<until in ms> <reason>` of a parked target | at that time | park, unpark | parked |
+//! | `P:{limits}:park:TARGET` | string | `<until in ms> <parking as JSON>` of a parked target | at that time | park, unpark | parked |
+//! | `P:{limits}:directives` | hash | `SCOPE:KIND:NAME` → `<until in ms, or 0> <directive as JSON>`, and `version`, another one after each change | never; fields that expired go with the next change | direct, lift | directives |
 //! | `P:{templates}:names:APP` | hash | name of a stored message → its last version, below 0 once it is deleted | never | put and delete of templates | all of templates |
 //! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version goes with the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
 //!
@@ -74,6 +76,10 @@ impl Keys {
     pub(super) fn template_versions(&self, app: &str, name: &str) -> String {
         format!("{}:{{templates}}:name:{name}:{app}", self.prefix)
     }
+
+    pub(super) fn directives(&self) -> String {
+        format!("{}:{{limits}}:directives", self.prefix)
+    }
 }
 
 /// The keys of one job.
@@ -88,6 +94,10 @@ impl JobKeys {
 
     pub(super) fn submissions(&self) -> String {
         format!("{}:submissions", self.header)
+    }
+
+    pub(super) fn reasons(&self) -> String {
+        format!("{}:reasons", self.header)
     }
 
     pub(super) fn owners(&self) -> String {

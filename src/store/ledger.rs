@@ -22,8 +22,8 @@ use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::Shape;
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobRecord, JobState, Ledger, LedgerError, Settle,
-    SliceRef, Standing, Submission,
+    Accepted, Claim, ClaimState, Claimed, JobRecord, JobState, Ledger, LedgerError, REASONS_MAX,
+    Reason, Settle, SliceRef, Standing, Submission,
 };
 
 /// A script that takes more memory: a full server refuses it before it writes anything.
@@ -58,6 +58,8 @@ static CLAIM: LazyLock<Script> = growing!("scripts/claim.lua");
 static EXPANDED: LazyLock<Script> = concluding!("scripts/expanded.lua");
 static RENEW: LazyLock<Script> = concluding!("scripts/renew.lua");
 static SETTLE: LazyLock<Script> = concluding!("scripts/settle.lua");
+static EXPLAIN: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("scripts/explain.lua")));
 static COMPLETE: LazyLock<Script> = concluding!("scripts/complete.lua");
 
 /// A recipient in a bucket: fingerprint and state.
@@ -213,6 +215,43 @@ impl Ledger for Store {
         let call = self.job_call(&COMPLETE, job, 0, 0);
         let reply = self.0.connection.call(&call).await?;
         Ok(number(&reply)? == 1)
+    }
+
+    async fn explain(
+        &self,
+        job: JobId,
+        reasons: &[(Fingerprint, Reason)],
+    ) -> Result<(), LedgerError> {
+        let key = self.0.keys.job(job).reasons();
+        let mut call = Call::new(&EXPLAIN, 1, 2 + 2 * reasons.len(), 128 * reasons.len());
+        call.push(&key).push(REASONS_MAX).push(self.0.window_s);
+        for (fingerprint, reason) in reasons {
+            let json = serde_json::to_string(reason).unwrap_or_default();
+            call.push(&fingerprint.to_bytes()).push(json);
+        }
+        self.0.connection.call(&call).await.map(drop)
+    }
+
+    async fn reasons(
+        &self,
+        job: JobId,
+        recipients: &[Fingerprint],
+    ) -> Result<Vec<Option<Reason>>, LedgerError> {
+        if recipients.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = redis::cmd("HMGET");
+        command.arg(self.0.keys.job(job).reasons());
+        for recipient in recipients {
+            command.arg(&recipient.to_bytes());
+        }
+        let found: Value = self.0.connection.command(&command).await?;
+        let found: Vec<Option<String>> = redis::from_redis_value(found).map_err(broken)?;
+        let reason = |json: String| serde_json::from_str(&json).map_err(broken);
+        found
+            .into_iter()
+            .map(|json| json.map(reason).transpose())
+            .collect()
     }
 
     async fn job(&self, job: JobId) -> Result<Option<JobRecord>, LedgerError> {

@@ -7,11 +7,10 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::{Script, Value};
+use redis::Script;
 
 use super::Store;
-use super::connection::{Call, broken};
-use super::ledger::number;
+use super::connection::{Call, broken, json};
 use crate::domain::limits::{Cost, Grant};
 use crate::ports::{Lease, Leased, LedgerError, Limit, Limiter, Park};
 
@@ -85,7 +84,7 @@ impl Limiter for Store {
         let mut call = Call::new(&PARK, 1, 2, 256);
         call.push(self.0.keys.park(target))
             .push(park.until_ms)
-            .push(&park.reason);
+            .push(json(park)?);
         self.0.connection.call(&call).await?;
         Ok(())
     }
@@ -112,14 +111,10 @@ impl Limiter for Store {
             .zip(rows)
             .filter_map(|(target, row)| Some((target, row?)))
             .map(|(target, row)| {
-                let (until, reason) = row
+                let (_, park) = row
                     .split_once(' ')
                     .ok_or_else(|| broken(format!("parking {row:?}")))?;
-                let park = Park {
-                    until_ms: number(&Value::BulkString(until.into()))?,
-                    reason: reason.to_owned(),
-                };
-                Ok((target.clone(), park))
+                Ok((target.clone(), serde_json::from_str(park).map_err(broken)?))
             })
             .collect()
     }

@@ -1,6 +1,6 @@
-//! Redis as the ledger, the throttle and the place of stored messages: the
-//! [`Ledger`](crate::ports::Ledger), [`Limiter`](crate::ports::Limiter) and
-//! [`Templates`](crate::ports::Templates) ports.
+//! Redis as the ledger, the throttle and the place of stored messages: the ports
+//! [`Ledger`](crate::ports::Ledger), [`Limiter`](crate::ports::Limiter),
+//! [`Directives`](crate::ports::Directives) and [`Templates`](crate::ports::Templates).
 //!
 //! A [`Store`] is one multiplexed connection and a set of scripts. Whatever must happen in one step is
 //! one script, so no lock is ever taken and a worker that dies leaves nothing half done; whatever may
@@ -9,16 +9,18 @@
 //!
 //! It never evicts, never scans the key space and never trusts a worker's clock: leases and rates go
 //! by the server's. Losing all of Redis loses the dedup window and the accounts up to then, not
-//! recipients: the slices say again what they are part of, and the job is marked as rebuilt.
+//! recipients: the slices say again what they are part of, and the job is marked as rebuilt. Directives
+//! are lost with it: what was paused goes on.
 //!
 //! Redis 7.0 or later, or Valkey. The keys of one job share a hash tag and so do those of the throttle,
 //! so that the scripts are fit for Redis Cluster; the connection speaks to one server, which may be a
 //! proxy or whatever a failover leaves behind one address.
 //!
-//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `limiter` and `templates` for
-//! how they are called, `connection` for what happens when the server is away.
+//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `limiter`, `directives` and
+//! `templates` for how they are called, `connection` for what happens when the server is away.
 
 mod connection;
+mod directives;
 mod keys;
 mod ledger;
 mod limiter;

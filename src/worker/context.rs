@@ -9,17 +9,21 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, watch};
 
 use super::credential::Keyring;
+use crate::domain::directive::{Board, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
-use crate::domain::schedule::Schedule;
+use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule};
+use crate::domain::slice::Head;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
-use crate::ports::{Ledger, LedgerError, Limiter, Park, Target, Templates};
+use crate::ports::{
+    Directed, Directives, Ledger, LedgerError, Limiter, Park, Scope, Target, Templates,
+};
 
-/// The ledger, the limiter and the stored messages of one engine.
-pub trait Store: Ledger + Limiter + Templates {}
-impl<S: Ledger + Limiter + Templates> Store for S {}
+/// The ledger, the limiter, the directives and the stored messages of one engine.
+pub trait Store: Ledger + Limiter + Directives + Templates {}
+impl<S: Ledger + Limiter + Directives + Templates> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]
@@ -68,8 +72,8 @@ pub struct TargetRuntime {
 }
 
 impl TargetRuntime {
-    pub fn recipients_per_call(&self) -> usize {
-        self.target.profile().recipients_per_call.max(1)
+    pub fn recipients_per_call(&self, head: &Head) -> usize {
+        self.target.recipients_per_call(head).max(1)
     }
 }
 
@@ -90,8 +94,17 @@ pub struct Context<S, T> {
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
     ledger_up: watch::Sender<bool>,
-    parked: watch::Sender<HashMap<String, Park>>,
+    parked: watch::Sender<HashMap<String, Parking>>,
+    directives: watch::Sender<Board>,
     progress: Mutex<HashMap<JobId, Instant>>,
+}
+
+/// A parked target, as far as this worker knows.
+#[derive(Clone, Debug)]
+pub struct Parking {
+    pub park: Park,
+    /// Since when the store is known to have it: when it is gone there, somebody ended it.
+    stored: Option<Instant>,
 }
 
 /// The work was told to stop before the step succeeded.
@@ -120,6 +133,7 @@ impl<S: Store, T> Context<S, T> {
             metrics,
             ledger_up: watch::Sender::new(false),
             parked: watch::Sender::new(HashMap::new()),
+            directives: watch::Sender::new(Board::default()),
             progress: Mutex::new(HashMap::new()),
         }
     }
@@ -193,13 +207,20 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// Follows which targets are parked.
-    pub fn parked(&self) -> watch::Receiver<HashMap<String, Park>> {
+    pub fn parked(&self) -> watch::Receiver<HashMap<String, Parking>> {
         self.parked.subscribe()
+    }
+
+    /// How a target is parked, if it is.
+    pub fn park_of(&self, target: &str) -> Option<Park> {
+        let parked = self.parked.borrow();
+        let park = &parked.get(target)?.park;
+        (park.until_ms > now_ms()).then(|| park.clone())
     }
 
     /// How long a target is still parked.
     pub fn parked_for(&self, target: &str) -> Option<Duration> {
-        let until = self.parked.borrow().get(target)?.until_ms;
+        let until = self.parked.borrow().get(target)?.park.until_ms;
         until
             .checked_sub(now_ms())
             .filter(|left| *left > 0)
@@ -207,43 +228,147 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// Parks a target for every worker. Here it takes effect at once, elsewhere within a second.
-    pub async fn park(&self, target: &TargetRuntime, wait: Duration, reason: &str) {
-        let park = Park {
-            until_ms: now_ms() + wait.as_millis() as u64,
-            reason: reason.to_owned(),
-        };
+    /// Returns whether it moved until now: of all calls that meet the same fault one is told so.
+    pub async fn park(&self, target: &TargetRuntime, park: Park) -> bool {
+        let mut moved = false;
         self.parked.send_if_modified(|parked| {
-            let standing = parked.get(&target.name).map_or(0, |park| park.until_ms);
+            let standing = parked.get(&target.name).map_or(0, |it| it.park.until_ms);
+            moved = standing <= now_ms();
             let longer = park.until_ms > standing;
             if longer {
-                parked.insert(target.name.clone(), park.clone());
+                let (park, stored) = (park.clone(), None);
+                parked.insert(target.name.clone(), Parking { park, stored });
             }
             longer
         });
-        self.metrics.parked(&target.name, true);
+        self.show_parked(&target.name);
         // Not repeated: this worker waits anyway, and the others will learn it from the target.
-        let _ = self
+        let stored = self
             .try_step(LedgerStep::Park, self.store.park(&target.name, &park))
             .await;
+        if stored.is_ok() {
+            self.parked.send_if_modified(|parked| {
+                let here = parked.get_mut(&target.name).filter(|it| it.park == park);
+                if let Some(here) = here {
+                    here.stored = Some(Instant::now());
+                }
+                false
+            });
+        }
+        moved
     }
 
-    /// Takes over what the store says about parked targets; what ended is forgotten.
-    pub fn note_parked(&self, found: Vec<(String, Park)>) {
+    /// Takes over what the store said about parked targets when it was asked at `asked`. What it had
+    /// before counts no more: somebody may have unparked a target.
+    pub fn note_parked(&self, found: Vec<(String, Park)>, asked: Instant) {
         let now = now_ms();
         self.parked.send_if_modified(|parked| {
             let before = parked.clone();
-            parked.retain(|_, park| park.until_ms > now);
+            parked.retain(|_, it| it.park.until_ms > now && it.stored.is_none_or(|at| at >= asked));
             for (target, park) in found {
-                let standing = parked.get(&target).map_or(0, |park| park.until_ms);
+                let standing = parked.get(&target).map_or(0, |it| it.park.until_ms);
+                let stored = Some(asked);
                 if park.until_ms > now.max(standing) {
-                    parked.insert(target, park);
+                    parked.insert(target, Parking { park, stored });
                 }
             }
-            *parked != before
+            let stood = |(target, it): (&String, &Parking)| {
+                before.get(target).is_some_and(|was| was.park == it.park)
+            };
+            parked.len() != before.len() || !parked.iter().all(stood)
         });
         for target in self.targets.keys() {
-            self.metrics
-                .parked(target, self.parked_for(target).is_some());
+            self.show_parked(target);
+        }
+    }
+
+    fn show_parked(&self, target: &str) {
+        let reason = self.park_of(target).map(|park| park.reason);
+        self.metrics.parked(target, reason);
+    }
+
+    /// Follows the directives in force.
+    pub fn directives(&self) -> watch::Receiver<Board> {
+        self.directives.subscribe()
+    }
+
+    /// Takes over all directives of a version, and says in the log what is new.
+    pub fn note_directives(&self, directed: Directed) {
+        let now = now_ms();
+        let board = Board::new(directed.all);
+        {
+            let before = self.directives.borrow();
+            let news = |board: &Board, other: &Board, ended: &str| {
+                for it in board.all(now) {
+                    let Subject { scope, name } = &it.subject;
+                    if !other.about(*scope, name, now).any(|there| there == it) {
+                        tracing::info!("directive{ended}: {} {it}", it.subject);
+                    }
+                }
+            };
+            news(&before, &board, " ended");
+            news(&board, &before, "");
+        }
+        self.directives.send_replace(board);
+    }
+
+    /// Shows what is in force; again and again, since directives expire.
+    pub fn show_directives(&self) {
+        let (board, now) = (self.directives.borrow(), now_ms());
+        let mut counts = [[0; Kind::ALL.len()]; Scope::ALL.len()];
+        for directive in board.all(now) {
+            counts[directive.subject.scope as usize][directive.action.kind() as usize] += 1;
+        }
+        self.metrics.directives(counts);
+        for target in self.targets.keys() {
+            let pause = board.find(Scope::Target, target, Kind::Pause, now);
+            self.metrics.paused(target, pause.is_some());
+        }
+    }
+
+    /// For how long deliveries for a target that is parked or paused are kept where they are; those
+    /// that wait longer go on the ladder, so that none comes near the broker's ack limit. For a while
+    /// after a job was cancelled none is kept: those of that job are to end, wherever they wait.
+    pub fn kept_for(&self, target: &str) -> Option<Duration> {
+        let now = now_ms();
+        let cancelled = self.directives.borrow().last_cancel(now);
+        if cancelled.is_some_and(|ago| ago < KEEP_MAX) {
+            return None;
+        }
+        let ms = Duration::from_millis;
+        let keep = |since: u64, left: Duration| {
+            let rest = KEEP_MAX.saturating_sub(ms(now.saturating_sub(since)));
+            let keep = if left <= KEEP_MAX { left } else { rest };
+            (!keep.is_zero()).then_some(keep)
+        };
+        let parked = self.parked.borrow().get(target).and_then(|it| {
+            let left = it.park.until_ms.saturating_sub(now);
+            keep(it.park.since_ms, ms(left))
+        });
+        let board = self.directives.borrow();
+        let pause = board.find(Scope::Target, target, Kind::Pause, now);
+        let paused = pause.and_then(|pause| {
+            let left = pause.until_ms.map_or(u64::MAX, |until| until - now);
+            keep(pause.since_ms, ms(left))
+        });
+        parked.max(paused)
+    }
+
+    /// Drops the directives that mean nothing any more once a job is completed. That it was cancelled
+    /// stays: whoever is added to it later is not sent to either.
+    pub async fn forget_directives(&self, job: JobId) {
+        let name = job.to_string();
+        for kind in [Kind::Pause, Kind::Rate] {
+            let stands = {
+                let board = self.directives.borrow();
+                board.find(Scope::Job, &name, kind, now_ms()).is_some()
+            };
+            if stands {
+                let subject = Subject::new(Scope::Job, name.clone());
+                // Not repeated: one that stays changes nothing.
+                let lift = self.store.lift(&subject, kind);
+                let _ = self.try_step(LedgerStep::Direct, lift).await;
+            }
         }
     }
 
@@ -261,6 +386,9 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 }
+
+/// Longest time for which deliveries of a target that waits are kept at the desk.
+pub(super) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
 
 /// Jobs whose last progress event is remembered before old ones are swept.
 const PROGRESS_JOBS_MAX: usize = 1000;

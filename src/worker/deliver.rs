@@ -24,23 +24,25 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::watch;
 
 use super::call::{Caller, lost};
 use super::context::{Store, TargetRuntime, chain, now_ms, rfc3339};
 use super::enumerate::enumerate;
 use super::shift::Shift;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
+use crate::domain::directive::{Board, Go, Order};
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
 use crate::domain::personal::Personal;
-use crate::domain::schedule::rung;
+use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again, rung};
 use crate::domain::slice::{CallGroup, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    Calls, Claim, ClaimState, Claimed, Lease, Limit, Lost, Outgoing, Publisher, Route, Scope,
-    Settle, SliceRef, Standing, Transport,
+    Calls, Claim, ClaimState, Claimed, Lease, Limit, Lost, Outgoing, Park, ParkReason, Publisher,
+    Reason, Route, Scope, Settle, SliceRef, Standing, Transport,
 };
 
 /// Longest wait for a limit or a parked target inside a delivery; a longer one goes on the ladder.
@@ -152,8 +154,12 @@ struct Work<'a, S, T, P> {
     fingerprints: Vec<Fingerprint>,
     /// The job id as text, the name of the job's own limit.
     job: String,
-    /// Limits of the target, the app and the job.
+    /// Configured limits of the target, the app and the job.
     rates: [Option<Rate>; 3],
+    /// Changes whenever a directive does.
+    directives: watch::Receiver<Board>,
+    /// What directives say to this slice, as of the window that is worked on.
+    order: Order,
     fail_open: bool,
     on_uncertain: OnUncertain,
     traceparent: Option<String>,
@@ -207,7 +213,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             .and_then(|rate| rate.parse().ok());
         let per_call = match personal {
             Some(_) => 1,
-            None => target.recipients_per_call(),
+            None => target.recipients_per_call(&slice.head),
         };
         Self {
             calls: target.target.open(&slice.head),
@@ -220,6 +226,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 .collect(),
             job: slice.head.id.to_string(),
             rates: [target.limit, app.and_then(|app| app.limit), job_rate],
+            directives: context.directives(),
+            order: Order::default(),
             fail_open: app.is_some_and(|app| app.fail_open),
             on_uncertain: slice.head.on_uncertain.unwrap_or(target.on_uncertain),
             traceparent,
@@ -263,26 +271,26 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
 
     /// One window: wait, claim, call, settle.
     async fn window(&mut self) -> Result<(), Pause> {
-        self.check_time()?;
-        let expired = self
-            .slice
-            .head
-            .expires_at_ms
-            .is_some_and(|at| now_ms() >= at);
-        let most = if expired {
+        self.order = self.ask_order();
+        let over = self.over();
+        self.check_time(over.is_some())?;
+        let most = if over.is_some() {
             self.slice.recipients.len()
         } else {
             self.wait_while_parked().await?;
-            self.lease().await?
+            match self.lease().await? {
+                0 => return Ok(()),
+                most => most,
+            }
         };
         let picked = self.pick(most);
         let leased: usize = picked.iter().map(Range::len).sum();
-        let (planned, mut results) = self.claim(picked, expired).await?;
-        if expired {
+        let (planned, mut results) = self.claim(picked, over.is_some()).await?;
+        if let Some(outcome) = over {
             let members = planned.iter().flat_map(|call| &call.members);
             results
                 .outcomes
-                .extend(members.map(|index| (self.fingerprints[*index], Outcome::Expired)));
+                .extend(members.map(|index| (self.fingerprints[*index], outcome)));
         } else {
             let planned = self.fill_in(planned, &mut results);
             self.refund(leased, &planned).await;
@@ -291,13 +299,48 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         self.settle(results).await
     }
 
-    /// Whether this delivery may go on with the slice now.
-    fn check_time(&self) -> Result<(), Pause> {
+    /// What directives say to this slice now.
+    fn ask_order(&mut self) -> Order {
+        let head = &self.slice.head;
+        let board = self.directives.borrow_and_update();
+        board.order([&head.target, &head.app, &self.job], now_ms())
+    }
+
+    /// Whether directives let a call of this window leave: asked before each one. As long as no
+    /// directive has changed since the window began, that is the look at one number.
+    fn may_leave(&self) -> bool {
+        if !self.directives.has_changed().unwrap_or(false) {
+            return true;
+        }
+        let head = &self.slice.head;
+        let board = self.directives.borrow();
+        let order = board.order([&head.target, &head.app, &self.job], now_ms());
+        order.go == Go::On
+    }
+
+    /// How everybody without an outcome ends, if there is nothing to send any more.
+    fn over(&self) -> Option<Outcome> {
+        let expires_at = self.slice.head.expires_at_ms;
+        if expires_at.is_some_and(|at| now_ms() >= at) {
+            Some(Outcome::Expired)
+        } else {
+            (self.order.go == Go::Cancelled).then_some(Outcome::Cancelled)
+        }
+    }
+
+    /// Whether this delivery may go on with the slice now; what is over need not wait for its time.
+    fn check_time(&self, over: bool) -> Result<(), Pause> {
         if self.shift.lost.is_cancelled() {
             return Err(Pause::Lost);
         }
         if self.shift.halt.is_cancelled() || self.began.elapsed() > self.budget() {
             return Err(Pause::PutOff(Duration::ZERO));
+        }
+        if over {
+            return Ok(());
+        }
+        if let Go::Wait(wait) = self.order.go {
+            return Err(Pause::PutOff(wait));
         }
         let now = now_ms();
         match self.slice.head.not_before_ms {
@@ -311,9 +354,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     }
 
     async fn wait_while_parked(&self) -> Result<(), Pause> {
-        while let Some(left) = self.shift.context.parked_for(&self.target.name) {
+        while let Some(park) = self.shift.context.park_of(&self.target.name) {
+            let now = now_ms();
+            let left = Duration::from_millis(park.until_ms.saturating_sub(now));
             if left > WAIT_MAX {
-                return Err(Pause::PutOff(left));
+                // It may be unparked before its time.
+                let lasted = Duration::from_millis(now.saturating_sub(park.since_ms));
+                return Err(Pause::PutOff(left.min(look_again(lasted))));
             }
             self.sleep(left).await?;
         }
@@ -329,6 +376,15 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         }
     }
 
+    /// Sleeps unless the shift ends or a directive changes.
+    async fn sleep_until_told(&self, wait: Duration) -> Result<(), Pause> {
+        let mut directives = self.directives.clone();
+        tokio::select! {
+            slept = self.sleep(wait) => slept,
+            _ = directives.changed() => Ok(()),
+        }
+    }
+
     // --- Limits ------------------------------------------------------------------------------
 
     fn limits(&self) -> impl Iterator<Item = Limit<'_>> {
@@ -340,9 +396,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         ];
         self.rates
             .iter()
+            .zip(self.order.rates)
             .zip(names)
-            .filter_map(|(rate, (scope, name))| {
-                let rate = (*rate)?;
+            .filter_map(|((configured, live), (scope, name))| {
+                let rate = live.or(*configured)?;
                 let default = if scope == Scope::Target {
                     Cost::PerCall
                 } else {
@@ -357,7 +414,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             })
     }
 
-    /// Waits until some recipients may be sent to; how many, at most a window.
+    /// Waits until some recipients may be sent to; how many, at most a window. None after a wait that
+    /// was long enough to look at everything again.
     async fn lease(&self) -> Result<usize, Pause> {
         let per_call = self.per_call;
         let window = self.target.window_calls.saturating_mul(per_call);
@@ -378,37 +436,36 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             wait_max: WAIT_MAX,
         };
         let context = &*self.shift.context;
-        loop {
-            let halted = self.shift.halt.cancelled();
-            let leased = context
-                .step(LedgerStep::Lease, halted, || context.store.lease(&lease))
-                .await
-                .map_err(|_| Pause::PutOff(Duration::ZERO))?;
-            let (units, after) = match leased.grant {
-                Grant::Units { units, after } => (units, after),
-                Grant::Later { after } => (0, after),
-            };
-            for limit in &limits {
-                let limited = Some(limit.scope) == leased.binding && !after.is_zero();
-                context.metrics.throttled(limit.scope, limited);
-            }
-            if units > 0 {
-                context.metrics.throttle_wait(after);
-                if self.sleep(after).await.is_err() {
-                    self.give_back_units(units, units.div_ceil(per_call as u32))
-                        .await;
-                    return Err(Pause::PutOff(Duration::ZERO));
-                }
-                return Ok(units as usize);
-            }
-            // A target that is too slow for us is too slow for the whole lane, which may as well
-            // wait here. A slow app or job steps aside for the others of its lane.
-            if leased.binding != Some(Scope::Target) {
-                return Err(Pause::PutOff(after));
-            }
-            self.sleep(after).await?;
-            self.check_time()?;
+        let halted = self.shift.halt.cancelled();
+        let leased = context
+            .step(LedgerStep::Lease, halted, || context.store.lease(&lease))
+            .await
+            .map_err(|_| Pause::PutOff(Duration::ZERO))?;
+        let (units, after) = match leased.grant {
+            Grant::Units { units, after } => (units, after),
+            Grant::Later { after } => (0, after),
+        };
+        for limit in &limits {
+            let limited = Some(limit.scope) == leased.binding && !after.is_zero();
+            context.metrics.throttled(limit.scope, limited);
         }
+        if units > 0 {
+            context.metrics.throttle_wait(after);
+            if self.sleep(after).await.is_err() {
+                self.give_back_units(units, units.div_ceil(per_call as u32))
+                    .await;
+                return Err(Pause::PutOff(Duration::ZERO));
+            }
+            return Ok(units as usize);
+        }
+        // A target that is too slow for us is too slow for the whole lane, which may as well wait
+        // here. A slow app or job steps aside for the others of its lane, and looks now and then
+        // whether it is to go faster.
+        if leased.binding != Some(Scope::Target) {
+            return Err(Pause::PutOff(after.min(LOOK_AGAIN_MAX)));
+        }
+        self.sleep_until_told(after).await?;
+        Ok(0)
     }
 
     /// Returns what was leased for recipients that turned out to need no call.
@@ -462,11 +519,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         }
     }
 
-    /// Claims the picked recipients: the calls that may be made, and what is decided already.
+    /// Claims the picked recipients: the calls that may be made, and what is decided already. Nobody
+    /// of a slice that is `over` is sent to.
     async fn claim(
         &mut self,
         picked: Vec<Range<usize>>,
-        expired: bool,
+        over: bool,
     ) -> Result<(Vec<PlannedCall>, Results), Pause> {
         let recipients: Vec<Fingerprint> = picked
             .iter()
@@ -489,7 +547,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 match state {
                     ClaimState::Granted => members.push(index),
                     ClaimState::TakenOver => {
-                        if self.takes_over(index, expired, &mut results) {
+                        if self.takes_over(index, over, &mut results) {
                             members.push(index);
                             in_doubt = true;
                         }
@@ -544,16 +602,16 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
 
     /// Somebody else's claim ran out without an outcome: perhaps sent, so the policy decides.
     /// Returns whether to send.
-    fn takes_over(&mut self, index: usize, expired: bool, results: &mut Results) -> bool {
+    fn takes_over(&mut self, index: usize, over: bool, results: &mut Results) -> bool {
         let attempt = self.slice.attempts_of(index) + 1;
         let recipient = [self.slice.recipients[index].as_str()];
-        if !expired && self.calls.probe(&recipient).is_some() {
+        if !over && self.calls.probe(&recipient).is_some() {
             // The target is asked before anybody decides.
             return true;
         }
         let policy = match self.on_uncertain {
             // Too late to send again, and not known to have failed.
-            OnUncertain::Retry if expired => OnUncertain::Hold,
+            OnUncertain::Retry if over => OnUncertain::Hold,
             policy => policy,
         };
         self.shift
@@ -662,17 +720,31 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             while !in_flight.is_empty() {
                 tokio::select! {
                     biased;
-                    Some((number, verdict)) = in_flight.next() => verdicts[number] = Some(verdict),
+                    Some((number, verdict)) = in_flight.next() => verdicts[number] = verdict,
                     _ = renewal.tick() => self.renew(&held).await,
                 }
             }
             verdicts
         };
         for (call, verdict) in planned.into_iter().zip(verdicts) {
-            if let Some(verdict) = verdict {
-                self.sort(call, &verdict, results).await;
+            match verdict {
+                Some(verdict) => self.sort(call, &verdict, results).await,
+                None => self.hold_back(&call, results),
             }
         }
+    }
+
+    /// A call that was not made: its recipients are as they were before the window. What was leased for
+    /// it is not given back, which makes us slower than allowed for a moment, never faster.
+    fn hold_back(&mut self, call: &PlannedCall, results: &mut Results) {
+        let members = call.members.iter();
+        results
+            .release
+            .extend(members.map(|index| self.fingerprints[*index]));
+        contiguous(&call.members)
+            .into_iter()
+            .rev()
+            .for_each(|range| self.todo.push_front(range));
     }
 
     fn note_first_attempt(&mut self) {
@@ -697,10 +769,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         let _ = context.try_step(LedgerStep::Renew, renewal).await;
     }
 
-    async fn one_call(&self, number: usize, call: &PlannedCall) -> (usize, Verdict) {
+    /// Makes a call, unless a directive holds it back.
+    async fn one_call(&self, number: usize, call: &PlannedCall) -> (usize, Option<Verdict>) {
         let target = &*self.target;
         // Closed never: the semaphore lives as long as the target.
         let _permit = target.calls.acquire().await;
+        if !self.may_leave() {
+            return (number, None);
+        }
         let one;
         let several;
         let recipients: &[&str] = if let [index] = call.members[..] {
@@ -724,7 +800,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         let verdict = caller.call(calls, recipients, call.in_doubt).await;
         let took = started.elapsed();
         target.metrics.call(class_of(&verdict), took);
-        (number, verdict)
+        (number, Some(verdict))
     }
 
     /// Decides what happens to each recipient of an answered call.
@@ -823,25 +899,35 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         let success = matches!(class, Class::Done | Class::Permanent);
         let broken = self.target.note_call(success);
         let park = match class {
-            Class::Config => {
-                if context.parked_for(&self.target.name).is_none() {
-                    tracing::error!(
-                        target.name = self.target.name, code = %answer.code,
-                        "configuration fault, the target is parked and nobody is dead-lettered: {}",
-                        answer.text
-                    );
-                }
-                Some(self.target.config_park)
+            Class::Config => Some((ParkReason::Config, self.target.config_park)),
+            Class::Throttled => {
+                let wait = answer.retry_after.unwrap_or(WAIT_MAX);
+                Some((ParkReason::Throttled, wait))
             }
-            Class::Throttled => Some(answer.retry_after.unwrap_or(WAIT_MAX)),
-            Class::Transient if !answer.reached => broken.or(Some(WAIT_MAX)),
-            Class::Transient => answer.retry_after.max(broken),
-            Class::Uncertain => broken,
+            Class::Transient if !answer.reached => {
+                Some((ParkReason::Unreachable, broken.unwrap_or(WAIT_MAX)))
+            }
+            Class::Transient if answer.retry_after > broken => {
+                answer.retry_after.map(|wait| (ParkReason::Throttled, wait))
+            }
+            Class::Transient | Class::Uncertain => broken.map(|wait| (ParkReason::Breaker, wait)),
             Class::Done | Class::Permanent => None,
         };
-        if let Some(wait) = park {
-            let reason = format!("{} {}: {}", class.as_str(), answer.code, answer.text);
-            context.park(&self.target, wait, &reason).await;
+        let Some((reason, wait)) = park else { return };
+        let since_ms = now_ms();
+        let park = Park {
+            since_ms,
+            until_ms: since_ms.saturating_add(wait.as_millis() as u64),
+            reason,
+            code: answer.code.clone().into_owned(),
+            text: answer.text.clone().into_owned(),
+        };
+        if context.park(&self.target, park).await && reason == ParkReason::Config {
+            tracing::error!(
+                target.name = self.target.name, code = %answer.code,
+                "configuration fault, the target is parked and nobody is dead-lettered: {}",
+                answer.text
+            );
         }
     }
 
@@ -913,6 +999,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     async fn close(mut self) -> Result<Fate, Lost> {
         if !self.dead.is_empty() {
             self.publish_dead().await?;
+            self.explain().await;
         }
         let last = self.left.is_empty();
         if !self.dead.is_empty() || (last && !self.closed) {
@@ -948,6 +1035,19 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             self.shift.follow(&self.slice.head, standing).await?;
         }
         Ok(if last { Fate::Done } else { Fate::PutOff })
+    }
+
+    /// Keeps the reasons where they are found without walking over dead letters. The letters are what
+    /// counts: not repeated when it fails.
+    async fn explain(&self) {
+        let context = &*self.shift.context;
+        let reasons: Vec<_> = self
+            .dead
+            .iter()
+            .map(|(index, dead)| (self.fingerprints[*index], Reason::from(dead)))
+            .collect();
+        let explain = context.store.explain(self.slice.head.id, &reasons);
+        let _ = context.try_step(LedgerStep::Settle, explain).await;
     }
 
     fn dead_recipient(

@@ -16,6 +16,7 @@ use super::context::{Store, TargetRuntime, now_ms, rfc3339};
 use super::deliver::Fate;
 use super::shift::Shift;
 use crate::domain::audience::{MemberDocument, fold};
+use crate::domain::directive::Go;
 use crate::domain::job::{AudienceDocument, JOB_BYTES_MAX, JobDocument, Part};
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::{Answer, Class};
@@ -71,13 +72,22 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         if let Some(left) = self.shift.context.parked_for(&self.target.name) {
             return self.ask_again(left, self.asking.clone()).await;
         }
+        let job = head.id.to_string();
+        let order = {
+            let directives = self.shift.context.directives();
+            let board = directives.borrow();
+            board.order([&head.target, &head.app, &job], now_ms())
+        };
+        if let Go::Wait(wait) = order.go {
+            return self.ask_again(wait, self.asking.clone()).await;
+        }
         let Some(directory) = self.target.target.directory() else {
             let what = format!("target {:?} cannot list its users", head.target);
             return Ok(Fate::Reject(what));
         };
         // Nobody can be sent to any more: the job ends with whom it has.
         let expired = head.expires_at_ms.is_some_and(|at| now_ms() >= at);
-        let found = if expired {
+        let found = if expired || order.go == Go::Cancelled {
             Ok(Found {
                 users: Vec::new(),
                 next: None,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 
-use super::context::Store;
+use super::context::{KEEP_MAX, Store};
 use super::deliver::{Fate, deliver};
 use super::shift::Shift;
 use crate::domain::fairness::RoundRobin;
@@ -21,10 +21,6 @@ use crate::ports::{Consumer, Delivery, EndDelivery, Publisher, Transport};
 
 /// Deliveries fetched ahead of the places, so that a free place never waits for the broker.
 const FETCHED_AHEAD: usize = 2;
-
-/// Longest stay of a parked target for which its deliveries are kept here; beyond it they are drawn
-/// and go on the ladder, so that no delivery comes near the broker's ack limit.
-const PARK_HOLD_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Deliveries to take from a lane at a time.
 pub(super) fn prefetch(lane: &Lane, settings: &super::Settings) -> u16 {
@@ -62,10 +58,11 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
     }
     drop(sender);
     let mut parked = shift.context.parked();
+    let mut directives = shift.context.directives();
     let mut ledger_up = shift.context.ledger_up();
     while !shift.halt.is_cancelled() {
         desk.draw();
-        let unparked = desk.until_unparked();
+        let moves = desk.until_one_moves();
         tokio::select! {
             biased;
             () = shift.halt.cancelled() => {}
@@ -75,8 +72,9 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
                 None => break,
             },
             _ = parked.changed() => {}
+            _ = directives.changed() => {}
             _ = ledger_up.changed() => {}
-            () = tokio::time::sleep(unparked) => {}
+            () = tokio::time::sleep(moves) => {}
         }
     }
     arrivals.close();
@@ -203,20 +201,18 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
                 LaneClass::Express => *taken.of(lane.class) < settings.express_in_work,
                 LaneClass::Of(..) => *taken.of(lane.class) < settings.slices_in_work,
             };
-            let held = context
-                .parked_for(&lane.target)
-                .is_some_and(|left| left <= PARK_HOLD_MAX);
-            free && ledger_up && !held && !waiting[number].is_empty()
+            let kept = context.kept_for(&lane.target).is_some();
+            free && ledger_up && !kept && !waiting[number].is_empty()
         })
     }
 
-    /// How long until the next parked target with waiting slices moves again.
-    fn until_unparked(&self) -> std::time::Duration {
+    /// How long until the next target with waiting slices moves again.
+    fn until_one_moves(&self) -> std::time::Duration {
         (0..self.lanes.len())
             .filter(|number| !self.waiting[*number].is_empty())
-            .filter_map(|number| self.shift.context.parked_for(&self.lanes[number].target))
+            .filter_map(|number| self.shift.context.kept_for(&self.lanes[number].target))
             .min()
-            .unwrap_or(PARK_HOLD_MAX)
+            .unwrap_or(KEEP_MAX)
     }
 
     /// Ends the delivery of a slice as its work says.

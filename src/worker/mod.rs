@@ -16,14 +16,14 @@ mod lanes;
 mod shift;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::context::{
-    AppRuntime, Context, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms, rfc3339,
+    AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms, rfc3339,
 };
 pub use self::credential::Keyring;
 use self::lanes::OpenLane;
@@ -35,7 +35,8 @@ use crate::ports::{Broker, BrokerError, Session, Source, Transport};
 /// Jobs of one priority that are read ahead; each may be megabytes.
 const JOBS_PREFETCH: u16 = 1;
 
-/// How often the store is asked which targets are parked; it also tells whether the ledger answers.
+/// How often the store is asked for directives and parked targets; it also tells whether the ledger
+/// answers.
 const POLL: Duration = Duration::from_millis(500);
 
 /// With the ledger down for so long, the session is closed: deliveries go back to the broker instead
@@ -202,15 +203,27 @@ async fn watch_blocked<S: Store, T>(
     }
 }
 
-/// Asks the store, again and again, which targets are parked.
+/// Asks the store, again and again, which directives are in force and which targets are parked.
 async fn watch_store<S: Store, T>(context: &Context<S, T>) {
     let targets: Vec<String> = context.targets.keys().cloned().collect();
+    let mut known = 0;
     loop {
+        // Heeded before the ledger counts as up: a worker that starts sends nothing before.
+        let directives = async {
+            if let Some(directed) = context.store.directives(known).await? {
+                known = directed.version;
+                context.note_directives(directed);
+            }
+            Ok(())
+        };
+        let _ = context.try_step(LedgerStep::Direct, directives).await;
+        context.show_directives();
+        let asked = Instant::now();
         if let Ok(parked) = context
             .try_step(LedgerStep::Park, context.store.parked(&targets))
             .await
         {
-            context.note_parked(parked);
+            context.note_parked(parked, asked);
         }
         tokio::time::sleep(POLL).await;
     }

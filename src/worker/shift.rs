@@ -121,6 +121,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
             .await
             .map_err(|_| Lost)?;
         if first {
+            context.forget_directives(head.id).await;
             context.metrics.job_completed();
             let Accounts {
                 total,

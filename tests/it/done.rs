@@ -6,6 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use fanwise::im::mock::Entry;
+use fanwise::ports::ParkReason;
 use serde_json::json;
 
 use crate::examples::Producer;
@@ -215,7 +216,11 @@ async fn agree(
     );
     assert_eq!(sum(&survivors, "fanwise_broker_up"), 2.0);
     assert_eq!(sum(&survivors, "fanwise_ledger_up"), 2.0);
-    assert_eq!(sum(&survivors, "fanwise_target_parked{target=\"im\"}"), 0.0);
+    for reason in ParkReason::ALL {
+        let reason = reason.as_str();
+        let parked = format!("fanwise_target_parked{{reason=\"{reason}\",target=\"im\"}}");
+        assert_eq!(sum(&survivors, &parked), 0.0, "{reason}");
+    }
     let taken_over = sum(&survivors, "fanwise_claims_total{state=\"taken_over\"}");
     assert!(
         taken_over <= IN_DOUBT_MAX as f64,

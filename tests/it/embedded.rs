@@ -2,10 +2,14 @@
 //! needed, so these tests never skip.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::process::{Finished, Process, fanwise, run_fanwise};
@@ -14,15 +18,18 @@ use crate::support::wait::until;
 use crate::support::world::{BOUND, free_port, users};
 
 /// A data folder, a mock, and the addresses of one `fanwise serve`.
-struct Place {
+pub(crate) struct Place {
     scratch: Scratch,
-    mock: MockHandle,
+    pub(crate) mock: MockHandle,
+    /// Port of the HTTP interface.
+    pub(crate) gateway: u16,
     config: String,
+    admin: u16,
     _stop: tokio_util::sync::DropGuard,
 }
 
 impl Place {
-    async fn new(name: &str) -> Self {
+    pub(crate) async fn new(name: &str) -> Self {
         let mock = MockIm::bind(Settings {
             wukongim: Version::V3,
             ..Settings::default()
@@ -33,14 +40,15 @@ impl Place {
         let stop = CancellationToken::new();
         tokio::spawn(mock.run(stop.clone().cancelled_owned()));
         let scratch = Scratch::new(name);
+        let (gateway, admin) = (free_port(), free_port());
         let config = format!(
             r#"
             [embedded]
             folder = {:?}
             [gateway]
-            listen = "127.0.0.1:{}"
+            listen = "127.0.0.1:{gateway}"
             [admin]
-            listen = "127.0.0.1:{}"
+            listen = "127.0.0.1:{admin}"
             [retry]
             delay_max = "1s"
             [targets.im]
@@ -51,8 +59,6 @@ impl Place {
             call_timeout = "3s"
             "#,
             scratch.path().join("data"),
-            free_port(),
-            free_port(),
         );
         let config = scratch
             .write("fanwise.toml", config)
@@ -62,31 +68,62 @@ impl Place {
         Self {
             scratch,
             mock: handle,
+            gateway,
             config,
+            admin,
             _stop: stop.drop_guard(),
         }
     }
 
-    async fn serve(&self) -> Process {
-        let mut process = fanwise(&["serve", "--config", &self.config], &[]);
+    pub(crate) async fn serve(&self) -> Process {
+        self.ready(fanwise(&["serve", "--config", &self.config], &[]))
+            .await
+    }
+
+    /// No file of this process may grow longer than so many KiB, until the limit is lifted.
+    async fn serve_on_a_disk_of(&self, kib: u32) -> Process {
+        // With the signal ignored, a write past the limit is an error like that of a full disk.
+        let script = format!("trap '' XFSZ; ulimit -S -f {kib}; exec \"$0\" serve --config \"$1\"");
+        let program = env!("CARGO_BIN_EXE_fanwise");
+        let arguments = ["-c", &script, program, &self.config];
+        self.ready(Process::start(Path::new("/bin/bash"), &arguments, &[], b""))
+            .await
+    }
+
+    async fn ready(&self, mut process: Process) -> Process {
         process
             .until_prints("ready: jobs are taken", Duration::from_secs(30))
             .await;
         process
     }
 
-    async fn run(&self, arguments: &[&str], input: &[u8]) -> Finished {
+    /// One request to the HTTP interface: the status, and the answer as it came.
+    async fn request(&self, port: u16, head: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let head = format!(
+            "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(body).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer)
+    }
+
+    pub(crate) async fn run(&self, arguments: &[&str], input: &[u8]) -> Finished {
         let arguments = [arguments, &["--config", &self.config]].concat();
         run_fanwise(&arguments, &[], input, BOUND).await
     }
 
-    async fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
         let finished = self.run(&[arguments, &["--json"]].concat(), b"").await;
         assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
         serde_json::from_str(&finished.stdout).unwrap()
     }
 
-    async fn completed(&self, key: &str) -> Value {
+    pub(crate) async fn completed(&self, key: &str) -> Value {
         until("completion of the job", BOUND, async || {
             let finished = self.run(&["job", "show", key, "--json"], b"").await;
             let record: Value = serde_json::from_str(&finished.stdout).ok()?;
@@ -95,7 +132,7 @@ impl Place {
         .await
     }
 
-    fn accepted_once(&self) -> BTreeSet<String> {
+    pub(crate) fn accepted_once(&self) -> BTreeSet<String> {
         let accepted = self.mock.accepted();
         let new: Vec<_> = accepted.into_iter().filter(|entry| !entry.replay).collect();
         let unique: BTreeSet<_> = new.iter().map(|entry| entry.recipient.clone()).collect();
@@ -152,6 +189,156 @@ async fn serve_survives_sigkill_at_any_moment() {
     assert_eq!(process.wait(Duration::from_secs(30)).await.code(), Some(0));
 }
 
+/// On a full disk jobs are refused, with the reason, and nothing that was accepted is lost; when there
+/// is space again, everything goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_refuses_jobs_while_the_disk_is_full() {
+    const RECIPIENTS: usize = 400;
+    let place = Place::new("serve-full").await;
+    // Slow enough that what is accepted stays on the disk.
+    place.mock.patch_faults(&json!({"latency": "1s"})).unwrap();
+    let process = place.serve_on_a_disk_of(4 * 1024).await;
+    let users = |number: usize| -> Vec<_> {
+        (0..RECIPIENTS)
+            .map(|user| format!("{number}-{user}-{}", "x".repeat(230)))
+            .collect()
+    };
+    let submit = async |number: usize| {
+        let job = json!({"v": 1, "client_msg_no": format!("job-{number}"),
+            "audience": {"users": users(number)}, "message": {"type": "text", "text": "hello"}});
+        let body = job.to_string().into_bytes();
+        place.request(place.gateway, "POST /v1/jobs", &body).await
+    };
+    let send = async |number: usize| {
+        let key = format!("job-{number}");
+        let send = [
+            "send",
+            "--client-msg-no",
+            &key,
+            "--text",
+            "hello",
+            "--file",
+            "-",
+        ];
+        place.run(&send, users(number).join("\n").as_bytes()).await
+    };
+    // What is delivered meanwhile makes room now and then, so each way is tried until it is refused.
+    let mut accepted = 0;
+    let (status, answer) = loop {
+        assert!(accepted < 200, "the disk does not get full");
+        match submit(accepted).await {
+            (202, _) => accepted += 1,
+            refused => break refused,
+        }
+    };
+    assert!(accepted > 0);
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer.contains("application/problem+json"), "{answer}");
+    assert!(
+        answer.contains("disk of the data folder is full"),
+        "{answer}"
+    );
+    assert!(answer.contains("retry-after: 1"), "{answer}");
+    let refused = loop {
+        assert!(accepted < 200, "the disk does not get full");
+        match send(accepted).await {
+            accepts if accepts.code == Some(0) => accepted += 1,
+            refused => break refused,
+        }
+    };
+    assert_eq!(refused.code, Some(69), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("folder is full"),
+        "{}",
+        refused.stderr
+    );
+    let log = process.stderr();
+    assert!(log.contains("the disk of the data folder is full"), "{log}");
+    let (alive, _) = place.request(place.admin, "GET /livez", b"").await;
+    assert_eq!(alive, 200);
+    let blocked = async |value: u8| {
+        let (_, metrics) = place.request(place.admin, "GET /metrics", b"").await;
+        let wanted = format!("\nfanwise_broker_blocked {value}\n");
+        metrics.contains(&wanted).then_some(())
+    };
+    until("the metric of a full disk", BOUND, async || {
+        if submit(accepted).await.0 == 202 {
+            accepted += 1;
+        }
+        blocked(1).await
+    })
+    .await;
+
+    let pid = process.pid().to_string();
+    let lifted = Command::new("prlimit")
+        .args(["--pid", &pid, "--fsize=unlimited:unlimited"])
+        .status();
+    assert!(lifted.unwrap().success());
+    until("acceptance of a job", BOUND, async || {
+        (submit(accepted).await.0 == 202).then_some(())
+    })
+    .await;
+    place.mock.patch_faults(&json!({"latency": "0ms"})).unwrap();
+    for number in 0..=accepted {
+        let key = format!("job-{number}");
+        let record = place.completed(&key).await;
+        assert_eq!(record["accounts"]["sent"], RECIPIENTS, "{record}");
+        assert_eq!(place.json(&["job", "verify", &key]).await["exact"], true);
+    }
+    assert_eq!(place.accepted_once().len(), (accepted + 1) * RECIPIENTS);
+    until("its end", BOUND, async || blocked(0).await).await;
+    let log = process.stderr();
+    assert!(log.contains("writable again"), "{log}");
+}
+
+/// A folder on a disk that is full already is said to be just that.
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_does_not_start_on_a_full_disk() {
+    let place = Place::new("serve-no-space").await;
+    let script = "trap '' XFSZ; ulimit -S -f 8; exec \"$0\" serve --config \"$1\"";
+    let arguments = ["-c", script, env!("CARGO_BIN_EXE_fanwise"), &place.config];
+    let finished = Process::start(Path::new("/bin/bash"), &arguments, &[], b"")
+        .finish(BOUND)
+        .await;
+    assert_eq!(finished.code, Some(69), "{}", finished.stderr);
+    assert!(finished.stderr.contains("is full"), "{}", finished.stderr);
+    // Nothing that stands in the way is left.
+    drop(place.serve().await);
+}
+
+/// Every mistake of a configuration at once, each with its key, before anything is touched.
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_tells_every_mistake_of_its_configuration() {
+    let scratch = Scratch::new("serve-config");
+    let config = scratch.write(
+        "fanwise.toml",
+        r#"
+        [embedded]
+        foldr = "data"
+        [gateway]
+        listen = "0.0.0.0:9700"
+        [targets.im]
+        type = "wukongm"
+        "#,
+    );
+    let arguments = ["serve", "--config", config.to_str().unwrap()];
+    let finished = run_fanwise(&arguments, &[], b"", BOUND).await;
+    assert_eq!(finished.code, Some(78), "{}", finished.stderr);
+    for part in [
+        "3 problem(s)",
+        "embedded.foldr",
+        "`folder`",
+        "gateway.token",
+        "targets.im.type",
+    ] {
+        assert!(
+            finished.stderr.contains(part),
+            "{part}: {}",
+            finished.stderr
+        );
+    }
+}
+
 /// The HTTP interface refuses what AMQP rejects, at once and with every problem.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_answers_conflicts_and_mistakes() {
@@ -189,8 +376,23 @@ async fn serve_answers_conflicts_and_mistakes() {
     let second = place.run(&["serve"], b"").await;
     assert_eq!(second.code, Some(69), "{}", second.stderr);
     assert!(second.stderr.contains("in use"), "{}", second.stderr);
+    let holder = format!("(process {})", process.pid());
+    assert!(second.stderr.contains(&holder), "{}", second.stderr);
     let missing = place.run(&["job", "show", "nobody-sent-this"], b"").await;
     assert_eq!(missing.code, Some(69), "{}", missing.stderr);
+    assert!(missing.stderr.contains("no job"), "{}", missing.stderr);
+    let listed = place.json(&["job", "list"]).await;
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    let watched = place.json(&["job", "watch", "k"]).await;
+    assert_eq!(watched["accounts"]["sent"], 2, "{watched}");
+    assert_eq!(place.json(&["dead", "list"]).await, json!([]));
+    assert_eq!(place.json(&["dead", "rejected"]).await, json!([]));
+    let exported = place.run(&["dead", "export", "--format", "csv"], b"").await;
+    assert!(
+        exported.stdout.starts_with("recipient,"),
+        "{}",
+        exported.stdout
+    );
     drop(process);
     let away = place.run(&["job", "list"], b"").await;
     assert_eq!(away.code, Some(69), "{}", away.stderr);
@@ -255,6 +457,8 @@ async fn the_demo_ends_with_exact_accounts() {
             finished.stdout,
             finished.stderr
         );
+        assert_eq!(finished.stdout.lines().count(), 1, "{}", finished.stdout);
+        assert_eq!(finished.stderr, "");
         let outcome: Value = serde_json::from_str(&finished.stdout).unwrap();
         assert_eq!(outcome["accounts_exact"], true, "{outcome}");
         assert_eq!(outcome["total"], 10_000, "{outcome}");
@@ -264,4 +468,122 @@ async fn the_demo_ends_with_exact_accounts() {
         assert_eq!(outcome["worker_kills"], kills, "{outcome}");
         assert!(outcome["failed"].as_u64().unwrap() > 0, "{outcome}");
     }
+}
+
+/// On a terminal no line is longer than it is wide, nothing is coloured where that is not wanted, and
+/// what is left at the end is the report alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_fits_its_terminal() {
+    for (columns, colour) in [(80, "NO_COLOR=1"), (120, "NO_COLOR=")] {
+        let program = env!("CARGO_BIN_EXE_fanwise");
+        // `script` gives it a terminal.
+        let command = format!(
+            "stty cols {columns} rows 40; {colour} exec {program} demo --recipients 6000 --kill"
+        );
+        let arguments = ["--quiet", "--return", "--command", &command, "/dev/null"];
+        let finished = Process::start(Path::new("script"), &arguments, &[], b"")
+            .finish(BOUND)
+            .await;
+        assert_eq!(finished.code, Some(0), "{}", finished.stdout);
+        let pieces = pieces(&finished.stdout);
+        let (bars, others): (Vec<_>, Vec<_>) =
+            pieces.iter().partition(|piece| piece.contains("%  "));
+        assert!(bars.len() > 5, "no bar was drawn: {}", finished.stdout);
+        for bar in &bars {
+            // Each of its rows is filled up to the last column, so that the next begins a new one.
+            let bar: Vec<char> = bar.chars().collect();
+            let rows: Vec<String> = bar
+                .chunks(columns)
+                .map(|row| row.iter().collect())
+                .collect();
+            assert_eq!(rows.len(), 2, "{rows:?}");
+            assert!(
+                rows[0].contains("%  ") && !rows[1].contains('%'),
+                "{rows:?}"
+            );
+            let under = rows[1].trim_end();
+            assert!(under.is_empty() || under.ends_with(" pending"), "{rows:?}");
+        }
+        // A path is as long as it is.
+        for line in others.iter().filter(|line| !line.contains(program)) {
+            assert!(line.chars().count() <= columns, "over {columns}: {line:?}");
+        }
+        for part in ["/s  ", "s left  (limit 2,500/s)", " duplicate, "] {
+            assert!(
+                bars.iter().any(|bar| bar.contains(part)),
+                "{part}: {bars:?}"
+            );
+        }
+        for part in ["killed the worker", "Accounts: exact"] {
+            assert!(
+                finished.stdout.contains(part),
+                "{part}: {}",
+                finished.stdout
+            );
+        }
+    }
+}
+
+/// What a terminal was told to show, without the control sequences, and apart where one of them or an
+/// end of line was.
+fn pieces(output: &str) -> Vec<String> {
+    let mut text = String::new();
+    let mut rest = output.chars();
+    while let Some(next) = rest.next() {
+        if next == '\u{1b}' {
+            // ESC [ parameters letter: the cursor goes elsewhere.
+            let end = rest.find(char::is_ascii_alphabetic);
+            assert_ne!(end, Some('m'), "nothing is coloured: {output}");
+            text.push('\n');
+        } else {
+            text.push(next);
+        }
+    }
+    text.split(['\r', '\n']).map(str::to_owned).collect()
+}
+
+/// The demo is the same whatever the environment is set to, says how far it is where there is no
+/// terminal, and leaves nothing behind, not even when it is interrupted.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_cleans_up_after_itself() {
+    let scratch = Scratch::new("demo");
+    let folder = scratch.path().to_str().unwrap();
+    let variables = [
+        ("TMPDIR", folder),
+        ("FANWISE_BROKER__URL", "amqp://nowhere"),
+        ("FANWISE_WORKER__SLICE_RECIPIENTS", "no number"),
+    ];
+    let arguments = ["demo", "--recipients", "2000"];
+    let finished = run_fanwise(&arguments, &variables, b"", BOUND).await;
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert!(!finished.stdout.contains('\u{1b}') && !finished.stderr.contains('\u{1b}'));
+    for part in ["Accounts: exact", "Dead letters:", "Metrics", "Next:"] {
+        assert!(
+            finished.stdout.contains(part),
+            "{part}: {}",
+            finished.stdout
+        );
+    }
+    assert!(
+        finished.stderr.contains(" of 2,000  "),
+        "{}",
+        finished.stderr
+    );
+
+    let mut process = fanwise(&["demo"], &variables);
+    process.until_prints(" of 10,000  ", BOUND).await;
+    assert_ne!(running_below(folder), 0);
+    process.interrupt();
+    assert_eq!(process.wait(BOUND).await.code(), Some(130));
+    assert_eq!(running_below(folder), 0);
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
+}
+
+/// Processes that were given something below the folder.
+fn running_below(folder: &str) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap();
+    processes
+        .filter_map(|process| std::fs::read(process.ok()?.path().join("cmdline")).ok())
+        .filter(|line| String::from_utf8_lossy(line).contains(folder))
+        .count()
 }

@@ -24,6 +24,8 @@ mod personal;
 mod promises;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.
 mod restart;
+/// Directives: pause, cancel, re-rate, park; what is told about them.
+mod steer;
 /// Redis: the ledger against a model, the throttle against its arithmetic.
 mod store;
 /// What the tests share: servers, a link that can be cut, processes, bounded waits.

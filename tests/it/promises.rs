@@ -297,7 +297,7 @@ async fn promise_7_an_unreachable_backend_costs_no_attempt() {
         let parked = worker
             .metrics()
             .await
-            .get("fanwise_target_parked{target=\"im\"}")
+            .get("fanwise_target_parked{reason=\"unreachable\",target=\"im\"}")
             == Some(&1.0);
         parked.then_some(())
     })
@@ -374,7 +374,7 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
         (worker
             .metrics()
             .await
-            .get("fanwise_target_parked{target=\"im\"}")
+            .get("fanwise_target_parked{reason=\"config\",target=\"im\"}")
             == Some(&1.0))
         .then_some(())
     })

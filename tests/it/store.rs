@@ -16,7 +16,7 @@ use fanwise::domain::outcome::Outcome;
 use fanwise::domain::slice::{Addressed, Head, Shape};
 use fanwise::ports::{
     Accepted, Claim, ClaimState, Claimed, JobState, Lease, Ledger, LedgerError, Limit, Limiter,
-    Park, Scope, Settle, SliceRef, Standing, Submission,
+    Park, ParkReason, Scope, Settle, SliceRef, Standing, Submission,
 };
 use fanwise::store::{CheckError, Persistence, Settings, Store};
 use proptest::prelude::*;
@@ -1417,8 +1417,11 @@ fn park(in_ms: u64) -> Park {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
     Park {
+        since_ms: now.as_millis() as u64,
         until_ms: now.as_millis() as u64 + in_ms,
-        reason: "blocked by the vendor, code 416".to_owned(),
+        reason: ParkReason::Throttled,
+        code: "416".to_owned(),
+        text: "blocked by the vendor".to_owned(),
     }
 }
 

@@ -2,7 +2,7 @@
 -- PARK: parks a target until a time, unless it is parked for longer already.
 --
 -- KEYS     1 the target's parking
--- ARGV     1 until, in ms since 1970  2 reason
+-- ARGV     1 until, in ms since 1970  2 the parking, as JSON
 -- Returns  nothing
 -- Atomic   because of two workers that park at once the later end wins.
 

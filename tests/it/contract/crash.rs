@@ -11,8 +11,8 @@ use fanwise::domain::outcome::Outcome;
 use fanwise::domain::schedule::RUNGS;
 use fanwise::embedded::{Engine, OpenError, Settings};
 use fanwise::ports::{
-    Broker, ClaimState, Claimed, Consumer, Ledger, Limiter, Park, Publisher, Route, Session, Shelf,
-    Shelves, Source,
+    Broker, ClaimState, Claimed, Consumer, Ledger, Limiter, Park, ParkReason, Publisher, Route,
+    Session, Shelf, Shelves, Source,
 };
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -103,8 +103,13 @@ async fn child_that_works() {
         .await
         .unwrap();
     let until_ms = u64::MAX - u64::from(round);
-    let reason = round.to_string();
-    let park = Park { until_ms, reason };
+    let park = Park {
+        since_ms: 0,
+        until_ms,
+        reason: ParkReason::Operator,
+        code: String::new(),
+        text: round.to_string(),
+    };
     store.unpark(TARGET).await.unwrap();
     store.park(TARGET, &park).await.unwrap();
     println!("parked {round}");
@@ -260,7 +265,7 @@ async fn check_ledger(engine: &Engine, told: &mut Told) {
         record.accounts
     );
     let parked = store.parked(&[TARGET.to_owned()]).await.unwrap();
-    assert_eq!(parked[0].1.reason, told.parked.unwrap().to_string());
+    assert_eq!(parked[0].1.text, told.parked.unwrap().to_string());
 }
 
 /// The child: says what it is told when it opens a folder.

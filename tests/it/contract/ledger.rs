@@ -7,10 +7,11 @@ use fanwise::domain::accounts::{Accounts, Audit};
 use fanwise::domain::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use fanwise::domain::lane::Priority;
 use fanwise::domain::message::{Content, Options};
-use fanwise::domain::outcome::Outcome;
+use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::{Addressed, Head, Shape};
 use fanwise::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobState, Ledger, Settle, SliceRef, Standing, Submission,
+    Accepted, Claim, ClaimState, Claimed, JobState, Ledger, Reason, Settle, SliceRef, Standing,
+    Submission,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -25,6 +26,7 @@ on_both! { EmbeddedBench, RedisBench:
     a_slice_ends_once,
     windows_may_be_unsorted_and_large,
     every_step_may_be_repeated,
+    reasons_are_kept_and_found,
     a_job_is_accepted_extended_and_completed_once,
     a_job_of_parts_waits_for_all_of_them,
     jobs_are_listed_newest_first,
@@ -453,6 +455,39 @@ async fn many_owners_at_once_never_share_a_recipient(bench: &impl StoreBench) {
 // ---------------------------------------------------------------------------------------------
 // Jobs
 // ---------------------------------------------------------------------------------------------
+
+/// Why recipients ended as they did is kept for those who ask, the latest word per recipient.
+async fn reasons_are_kept_and_found(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(5));
+    let people = job.fingerprints(0..3);
+    store.accept(&job.submission("one", 3)).await.unwrap();
+    let reason = |code: &str| Reason {
+        outcome: Outcome::Failed,
+        class: Class::Permanent,
+        code: code.to_owned(),
+        text: "no such user".to_owned(),
+        attempts: 1,
+    };
+    assert_eq!(
+        store.reasons(job.id(), &people).await.unwrap(),
+        [None, None, None]
+    );
+    let told = [(people[0], reason("404")), (people[2], reason("410"))];
+    store.explain(job.id(), &told).await.unwrap();
+    store
+        .explain(job.id(), &[(people[2], reason("411"))])
+        .await
+        .unwrap();
+    assert_eq!(
+        store.reasons(job.id(), &people).await.unwrap(),
+        [Some(reason("404")), None, Some(reason("411"))]
+    );
+    assert_eq!(
+        store.reasons(Job::new(5).id(), &people[..1]).await.unwrap(),
+        [None]
+    );
+    assert_eq!(store.reasons(job.id(), &[]).await.unwrap(), []);
+}
 
 /// The life of a job: submitted, submitted again, extended, in conflict, completed, reopened.
 async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use fanwise::domain::limits::{Cost, Grant};
-use fanwise::ports::{Lease, Limit, Limiter, Park, Scope};
+use fanwise::ports::{Lease, Limit, Limiter, Park, ParkReason, Scope};
 
 use super::{StoreBench, TARGET};
 
@@ -176,8 +176,11 @@ async fn a_target_is_parked_until_the_later_end(bench: &impl StoreBench) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.unwrap().as_millis() as u64;
     let park = |in_ms: u64| Park {
+        since_ms: now,
         until_ms: now + in_ms,
-        reason: "blocked by the vendor, code 416".to_owned(),
+        reason: ParkReason::Throttled,
+        code: "416".to_owned(),
+        text: "blocked by the vendor: \"too fast\"".to_owned(),
     };
     let targets = ["a".to_owned(), TARGET.to_owned()];
     let (short, long) = (park(60_000), park(120_000));

@@ -1,0 +1,341 @@
+//! `fanwise job pause`, `resume`, `cancel`, `rate`; `fanwise app`; `fanwise target`; `fanwise limits`:
+//! tells running work what to do, and shows what it was told.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::access::Access;
+use super::{checked_config, output};
+use crate::domain::directive::{Action, Scope, Subject};
+use crate::domain::limits::Rate;
+use crate::domain::outcome::OnUncertain;
+use crate::domain::schedule::parse_duration;
+use crate::exit::{Exit, Failure};
+use crate::gateway::CONFIGURED;
+use crate::steer::{Command, LimitView, Steered, TargetView, Told};
+use crate::worker::rfc3339;
+
+/// Why, by whom, and what to print.
+#[derive(Debug, Args)]
+pub(super) struct Words {
+    /// Why; shown to everybody who asks
+    #[arg(long)]
+    reason: Option<String>,
+    /// Who says so
+    #[arg(long, env = "USER", hide_env_values = true)]
+    author: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Words {
+    fn told(&self, expires_in: Option<Duration>) -> Told {
+        Told {
+            reason: self.reason.clone(),
+            author: self.author.clone(),
+            expires_in,
+        }
+    }
+}
+
+/// When it ends by itself.
+#[derive(Debug, Args)]
+pub(super) struct Expiry {
+    /// End it after so long, such as 30m; by default it stays until it is ended
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(super) expires_in: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AppCommand {
+    /// Send nothing of this app until it is resumed
+    Pause {
+        app: String,
+        #[command(flatten)]
+        expiry: Expiry,
+        #[command(flatten)]
+        words: Words,
+    },
+    /// Go on with this app
+    Resume {
+        app: String,
+        #[command(flatten)]
+        words: Words,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TargetCommand {
+    /// All targets, whether they move, and why not
+    List {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Send nothing to this target for a while
+    Park {
+        target: String,
+        /// For how long
+        #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+        lasts: Duration,
+        #[command(flatten)]
+        words: Words,
+    },
+    /// Try a parked target again at once, such as after its configuration was mended
+    Unpark {
+        target: String,
+        #[command(flatten)]
+        words: Words,
+    },
+    /// Send nothing to this target until it is resumed
+    Pause {
+        target: String,
+        #[command(flatten)]
+        expiry: Expiry,
+        #[command(flatten)]
+        words: Words,
+    },
+    /// Go on with this target
+    Resume {
+        target: String,
+        #[command(flatten)]
+        words: Words,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LimitsCommand {
+    /// The limits of all targets and apps, and of jobs whose rate was set
+    Show {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Set a limit for all workers, within a second
+    Set {
+        /// Whose limit
+        #[arg(value_enum)]
+        scope: LimitScope,
+        /// Name of the target or app
+        name: String,
+        /// Such as 2000/s, "500/s burst 50" or "120/min per call"; `default` is the configured one again
+        rate: String,
+        #[command(flatten)]
+        expiry: Expiry,
+        #[command(flatten)]
+        words: Words,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LimitScope {
+    Target,
+    App,
+}
+
+pub(super) async fn app(command: AppCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
+    let access = open(file.as_deref())?;
+    let subject = |app| Subject::new(Scope::App, app);
+    match command {
+        AppCommand::Pause { app, expiry, words } => {
+            tell(
+                &access,
+                Command::Pause(subject(app)),
+                &words,
+                expiry.expires_in,
+            )
+            .await
+        }
+        AppCommand::Resume { app, words } => {
+            tell(&access, Command::Resume(subject(app)), &words, None).await
+        }
+    }
+}
+
+pub(super) async fn target(command: TargetCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
+    let access = open(file.as_deref())?;
+    let subject = |target| Subject::new(Scope::Target, target);
+    match command {
+        TargetCommand::List { json } => list(&access.targets().await?, json),
+        TargetCommand::Park {
+            target,
+            lasts,
+            words,
+        } => tell(&access, Command::Park(target), &words, Some(lasts)).await,
+        TargetCommand::Unpark { target, words } => {
+            tell(&access, Command::Unpark(target), &words, None).await
+        }
+        TargetCommand::Pause {
+            target,
+            expiry,
+            words,
+        } => {
+            let command = Command::Pause(subject(target));
+            tell(&access, command, &words, expiry.expires_in).await
+        }
+        TargetCommand::Resume { target, words } => {
+            tell(&access, Command::Resume(subject(target)), &words, None).await
+        }
+    }
+}
+
+pub(super) async fn limits(command: LimitsCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
+    let access = open(file.as_deref())?;
+    match command {
+        LimitsCommand::Show { json } => show_limits(&access.limits().await?, json),
+        LimitsCommand::Set {
+            scope,
+            name,
+            rate,
+            expiry,
+            words,
+        } => {
+            let scope = match scope {
+                LimitScope::Target => Scope::Target,
+                LimitScope::App => Scope::App,
+            };
+            let command = Command::Rate(Subject::new(scope, name), parse_rate(&rate)?);
+            tell(&access, command, &words, expiry.expires_in).await
+        }
+    }
+}
+
+fn open(file: Option<&Path>) -> Result<Access, Failure> {
+    let config = checked_config(file, |config, findings| {
+        if !config.broker.url.expose().is_empty() {
+            config.require_ledger(findings);
+        }
+    })?;
+    Access::of(&config)
+}
+
+/// A rate, or the word for the configured one.
+pub(super) fn parse_rate(text: &str) -> Result<Option<Rate>, Failure> {
+    if text == CONFIGURED {
+        return Ok(None);
+    }
+    text.parse()
+        .map(Some)
+        .map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+/// Carries out a command and prints what stands then.
+pub(super) async fn tell(
+    access: &Access,
+    command: Command,
+    words: &Words,
+    expires_in: Option<Duration>,
+) -> Result<Exit, Failure> {
+    let steered = access.steer(&command, &words.told(expires_in)).await?;
+    if words.json {
+        output::json(&steered)?;
+    } else {
+        for line in lines(&command, &steered) {
+            output::line(line)?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn lines(command: &Command, steered: &Steered) -> Vec<String> {
+    let subject = &steered.subject;
+    let mut lines = Vec::new();
+    if !steered.changed {
+        let was = match command {
+            Command::Resume(_) => "was not paused",
+            Command::Unpark(_) => "was not parked",
+            Command::Rate(..) => "had its configured limit",
+            Command::Pause(_) | Command::Cancel(_) | Command::Park(_) => "stays as it was",
+        };
+        lines.push(format!("{subject} {was}"));
+    }
+    let until =
+        |ms: Option<u64>| ms.map_or_else(String::new, |ms| format!(" (until {})", rfc3339(ms)));
+    for directive in &steered.directives {
+        // A cancelled job stays so: its end is no news.
+        let end = match directive.action {
+            Action::Cancel => String::new(),
+            Action::Pause | Action::Rate { .. } => until(directive.until_ms),
+        };
+        lines.push(format!("{subject} {directive}{end}"));
+    }
+    if let Some(park) = &steered.parked {
+        lines.push(format!(
+            "{subject} is parked, {park}{}",
+            until(Some(park.until_ms))
+        ));
+    }
+    if lines.is_empty() {
+        lines.push(match command {
+            Command::Rate(..) => format!("{subject} has its configured limit again"),
+            _ => format!("{subject} goes on"),
+        });
+    }
+    lines
+}
+
+fn list(targets: &[TargetView], as_json: bool) -> Result<Exit, Failure> {
+    if as_json {
+        output::json(&targets)?;
+        return Ok(Exit::Ok);
+    }
+    let rows: Vec<_> = targets
+        .iter()
+        .map(|target| {
+            let policy = match target.facts.on_uncertain {
+                OnUncertain::Retry => "retry",
+                OnUncertain::Hold => "hold",
+                OnUncertain::Drop => "drop",
+            };
+            vec![
+                target.name.clone(),
+                target.facts.system.clone(),
+                target.facts.address.clone().unwrap_or_default(),
+                rate_text(target.limit(), target.live_limit.is_some()),
+                target.facts.recipients_per_call.to_string(),
+                policy.to_owned(),
+                target.state_text(),
+                target.why(),
+            ]
+        })
+        .collect();
+    let headings = [
+        "TARGET", "TYPE", "ADDRESS", "LIMIT", "PER CALL", "IN DOUBT", "STATE", "WHY",
+    ];
+    output::table(&headings, &rows)?;
+    Ok(Exit::Ok)
+}
+
+fn show_limits(limits: &[LimitView], as_json: bool) -> Result<Exit, Failure> {
+    if as_json {
+        output::json(&limits)?;
+        return Ok(Exit::Ok);
+    }
+    let rows: Vec<_> = limits
+        .iter()
+        .map(|limit| {
+            let configured = rate_text(limit.configured, false);
+            let live = limit.live.as_ref();
+            let until = live.and_then(|live| live.until_ms).map(rfc3339);
+            vec![
+                limit.subject.scope.as_str().to_owned(),
+                limit.subject.name.clone(),
+                rate_text(limit.limit(), live.is_some()),
+                configured,
+                until.unwrap_or_default(),
+                live.map(ToString::to_string).unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let headings = ["SCOPE", "NAME", "LIMIT", "CONFIGURED", "UNTIL", "WHY"];
+    output::table(&headings, &rows)?;
+    Ok(Exit::Ok)
+}
+
+fn rate_text(rate: Option<Rate>, live: bool) -> String {
+    let rate = rate.map_or_else(|| "none".to_owned(), |rate| rate.to_string());
+    if live { format!("{rate} (live)") } else { rate }
+}

@@ -1,0 +1,386 @@
+//! Directives: what an operator tells running work. A job may be paused, cancelled or re-rated, an app
+//! or a target paused or re-rated.
+//!
+//! Of each kind one directive may stand about a subject: a new one replaces it, and it ends when it is
+//! lifted or expires. `Board` holds all of them and makes one `Order` of those that touch a slice.
+//! A worker asks for it before each window of calls, so an order costs no more than three look-ups.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::limits::Rate;
+use super::schedule::look_again;
+
+/// What limits and directives are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    Target,
+    App,
+    Job,
+}
+
+impl Scope {
+    pub const ALL: [Self; 3] = [Self::Target, Self::App, Self::Job];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Target => "target",
+            Self::App => "app",
+            Self::Job => "job",
+        }
+    }
+}
+
+/// One target, app or job; a job is named by its id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Subject {
+    pub scope: Scope,
+    pub name: String,
+}
+
+impl Subject {
+    pub fn new(scope: Scope, name: impl Into<String>) -> Self {
+        Self {
+            scope,
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.scope.as_str(), self.name)
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    /// Nobody is sent to until the directive ends.
+    Pause,
+    /// Whoever has no outcome yet ends `cancelled`. Of jobs only.
+    Cancel,
+    /// This rate counts instead of the configured one.
+    Rate { rate: Rate },
+}
+
+impl Action {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Pause => Kind::Pause,
+            Self::Cancel => Kind::Cancel,
+            Self::Rate { .. } => Kind::Rate,
+        }
+    }
+}
+
+/// An action without its value: one directive of each kind may stand about a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Pause,
+    Cancel,
+    Rate,
+}
+
+impl Kind {
+    pub const ALL: [Self; 3] = [Self::Pause, Self::Cancel, Self::Rate];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Cancel => "cancel",
+            Self::Rate => "rate",
+        }
+    }
+}
+
+/// One word of an operator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Directive {
+    #[serde(flatten)]
+    pub subject: Subject,
+    #[serde(flatten)]
+    pub action: Action,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+    /// Milliseconds since 1970.
+    pub since_ms: u64,
+    /// When it ends by itself, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<u64>,
+}
+
+impl Directive {
+    pub fn in_force(&self, now_ms: u64) -> bool {
+        self.until_ms.is_none_or(|until| until > now_ms)
+    }
+}
+
+/// Says who and why: `paused by ana: wrong picture`.
+impl fmt::Display for Directive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.action {
+            Action::Pause => f.write_str("paused")?,
+            Action::Cancel => f.write_str("cancelled")?,
+            Action::Rate { rate } => write!(f, "rate set to {rate}")?,
+        }
+        if let Some(author) = &self.author {
+            write!(f, " by {author}")?;
+        }
+        if let Some(reason) = &self.reason {
+            write!(f, ": {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a slice is to do now.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Order {
+    pub go: Go,
+    /// Rates that count instead of the configured ones, of the target, the app and the job.
+    pub rates: [Option<Rate>; 3],
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Go {
+    #[default]
+    On,
+    /// Send to nobody, and ask again after so long.
+    Wait(Duration),
+    /// Settle everybody as cancelled.
+    Cancelled,
+}
+
+/// All directives that stand.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Board {
+    /// By the name of the subject, one map per scope.
+    standing: [HashMap<String, Vec<Directive>>; 3],
+    /// When a job was cancelled last.
+    cancelled_ms: Option<u64>,
+}
+
+impl Board {
+    pub fn new(directives: impl IntoIterator<Item = Directive>) -> Self {
+        let mut board = Self::default();
+        for directive in directives {
+            if directive.action == Action::Cancel {
+                board.cancelled_ms = board.cancelled_ms.max(Some(directive.since_ms));
+            }
+            let Subject { scope, name } = &directive.subject;
+            let here = board.standing[*scope as usize]
+                .entry(name.clone())
+                .or_default();
+            here.push(directive);
+        }
+        board
+    }
+
+    /// What is in force about a subject.
+    pub fn about(&self, scope: Scope, name: &str, now_ms: u64) -> impl Iterator<Item = &Directive> {
+        let here = self.standing[scope as usize].get(name);
+        here.into_iter()
+            .flatten()
+            .filter(move |directive| directive.in_force(now_ms))
+    }
+
+    pub fn find(&self, scope: Scope, name: &str, kind: Kind, now_ms: u64) -> Option<&Directive> {
+        self.about(scope, name, now_ms)
+            .find(|directive| directive.action.kind() == kind)
+    }
+
+    /// Everything in force, in the order of scopes.
+    pub fn all(&self, now_ms: u64) -> impl Iterator<Item = &Directive> {
+        self.standing
+            .iter()
+            .flat_map(HashMap::values)
+            .flatten()
+            .filter(move |directive| directive.in_force(now_ms))
+    }
+
+    /// How long ago a job was cancelled last.
+    pub fn last_cancel(&self, now_ms: u64) -> Option<Duration> {
+        let at = self.cancelled_ms?;
+        Some(Duration::from_millis(now_ms.saturating_sub(at)))
+    }
+
+    /// What a slice of this target, app and job is to do.
+    ///
+    /// A cancelled job ends even while it, its app or its target is paused. Of several pauses each
+    /// holds, and the youngest says when to look again.
+    pub fn order(&self, names: [&str; 3], now_ms: u64) -> Order {
+        let mut order = Order::default();
+        let mut pauses = Pauses::default();
+        let mut cancelled = false;
+        for (index, (scope, name)) in Scope::ALL.into_iter().zip(names).enumerate() {
+            for directive in self.about(scope, name, now_ms) {
+                match directive.action {
+                    Action::Pause => pauses.add(directive),
+                    Action::Cancel => cancelled = true,
+                    Action::Rate { rate } => order.rates[index] = Some(rate),
+                }
+            }
+        }
+        order.go = if cancelled {
+            Go::Cancelled
+        } else {
+            pauses.look_again(now_ms).map_or(Go::On, Go::Wait)
+        };
+        order
+    }
+}
+
+/// Pauses that hold one slice.
+#[derive(Default)]
+struct Pauses {
+    youngest_ms: Option<u64>,
+    /// The latest end, while all of them have one.
+    until_ms: Option<u64>,
+    endless: bool,
+}
+
+impl Pauses {
+    fn add(&mut self, pause: &Directive) {
+        self.youngest_ms = self.youngest_ms.max(Some(pause.since_ms));
+        self.until_ms = self.until_ms.max(pause.until_ms);
+        self.endless |= pause.until_ms.is_none();
+    }
+
+    fn look_again(&self, now_ms: u64) -> Option<Duration> {
+        let age = Duration::from_millis(now_ms.saturating_sub(self.youngest_ms?));
+        let left = match self.until_ms {
+            Some(until) if !self.endless => Duration::from_millis(until.saturating_sub(now_ms)),
+            _ => Duration::MAX,
+        };
+        Some(look_again(age).min(left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+
+    fn directive(scope: Scope, name: &str, action: Action) -> Directive {
+        Directive {
+            subject: Subject::new(scope, name),
+            action,
+            reason: Some("wrong picture".to_owned()),
+            author: Some("ana".to_owned()),
+            since_ms: NOW - 5000,
+            until_ms: None,
+        }
+    }
+
+    fn order(directives: &[Directive], now_ms: u64) -> Order {
+        Board::new(directives.iter().cloned()).order(["im", "shop", "j1"], now_ms)
+    }
+
+    fn rate(text: &str) -> Action {
+        Action::Rate {
+            rate: text.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_slice_waits_while_its_job_app_or_target_is_paused() {
+        for (scope, name) in Scope::ALL.into_iter().zip(["im", "shop", "j1"]) {
+            let pause = directive(scope, name, Action::Pause);
+            let wait = Go::Wait(Duration::from_secs(5));
+            assert_eq!(order(&[pause], NOW).go, wait, "{scope:?}");
+            let other = directive(scope, "other", Action::Pause);
+            assert_eq!(order(&[other], NOW), Order::default(), "{scope:?}");
+        }
+    }
+
+    #[test]
+    fn a_cancelled_job_ends_even_while_it_is_paused() {
+        let directives = [
+            directive(Scope::Target, "im", Action::Pause),
+            directive(Scope::Job, "j1", Action::Cancel),
+        ];
+        assert_eq!(order(&directives, NOW).go, Go::Cancelled);
+    }
+
+    #[test]
+    fn a_directive_that_expired_is_none() {
+        let pause = Directive {
+            until_ms: Some(NOW + 1000),
+            ..directive(Scope::Job, "j1", Action::Pause)
+        };
+        let directives = [pause];
+        let wait = Go::Wait(Duration::from_secs(1));
+        assert_eq!(order(&directives, NOW).go, wait, "no longer than it stands");
+        assert_eq!(order(&directives, NOW + 1000), Order::default());
+        assert!(Board::new(directives).all(NOW + 1000).next().is_none());
+    }
+
+    #[test]
+    fn rates_stand_in_the_place_of_their_scope() {
+        let directives = [
+            directive(Scope::Job, "j1", rate("10/s")),
+            directive(Scope::Target, "im", rate("20/s per call")),
+        ];
+        let rates = order(&directives, NOW).rates;
+        assert_eq!(rates[0], Some("20/s per call".parse().unwrap()));
+        assert_eq!((rates[1], rates[2]), (None, Some("10/s".parse().unwrap())));
+    }
+
+    #[test]
+    fn a_directive_reads_as_it_is_written() {
+        for (action, text) in [
+            (Action::Pause, r#""action":"pause""#),
+            (Action::Cancel, r#""action":"cancel""#),
+            (
+                rate("20/s burst 3 per call"),
+                r#""action":"rate","rate":"20/s burst 3 per call""#,
+            ),
+        ] {
+            let directive = directive(Scope::Job, "j1", action);
+            let json = serde_json::to_string(&directive).unwrap();
+            assert!(json.contains(text), "{json}");
+            assert!(json.starts_with(r#"{"scope":"job","name":"j1""#), "{json}");
+            let read: Directive = serde_json::from_str(&json).unwrap();
+            assert_eq!(read, directive);
+        }
+        let said = directive(Scope::Job, "j1", Action::Pause).to_string();
+        assert_eq!(said, "paused by ana: wrong picture");
+    }
+
+    proptest! {
+        /// Whoever is paused looks again before the pause has lasted twice as long, at least every
+        /// minute, and never before five seconds have passed unless the pause ends.
+        #[test]
+        fn a_pause_is_looked_at_again_in_time(
+            pauses in prop::collection::vec((0u64..10_000_000, prop::option::of(1u64..10_000_000)), 1..4),
+        ) {
+            let now = 20_000_000;
+            let directives: Vec<_> = Scope::ALL.into_iter().zip(["im", "shop", "j1"]).zip(&pauses)
+                .map(|((scope, name), (age, left))| Directive {
+                    since_ms: now - age,
+                    until_ms: left.map(|left| now + left),
+                    ..directive(scope, name, Action::Pause)
+                })
+                .collect();
+            let Go::Wait(wait) = order(&directives, now).go else {
+                return Err(TestCaseError::fail("a paused slice went on"));
+            };
+            let youngest = pauses.iter().map(|(age, _)| *age).min().unwrap();
+            prop_assert!(wait <= Duration::from_millis(youngest.max(5000)));
+            prop_assert!(wait <= Duration::from_secs(60));
+            let end = pauses.iter().map(|(_, left)| left.unwrap_or(u64::MAX)).max().unwrap();
+            prop_assert!(wait >= Duration::from_millis(end.min(5000)));
+        }
+    }
+}

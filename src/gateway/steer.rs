@@ -1,0 +1,320 @@
+//! Routes that steer: `POST /v1/jobs/{id}:pause`, `:resume`, `:cancel`, `:rate`; the same verbs for
+//! apps and targets, `:park` and `:unpark` of targets; live limits; and what stands in their way.
+//!
+//! The body of a command may be empty, or `{"reason": …, "author": …, "expires_in": "30m", "rate": …}`.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+
+use super::Gateway;
+use super::problem::Refusal;
+use crate::domain::directive::{Directive, Scope, Subject};
+use crate::domain::fields::{Fields, Problem};
+use crate::domain::ids::JobId;
+use crate::domain::limits::Rate;
+use crate::domain::schedule::parse_duration;
+use crate::ports::{Broker, Shelves, Transport};
+use crate::steer::{
+    self, Command, Hindrance, LimitView, Own, SteerError, Steered, TargetView, Told,
+};
+use crate::worker::{Store, now_ms};
+
+type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
+
+pub(super) fn routes<B, S, T>() -> Router<Arc<Gateway<B, S, T>>>
+where
+    B: Broker + Shelves,
+    S: Store,
+    T: Transport,
+{
+    Router::new()
+        .route("/v1/jobs/{job}", post(job::<B, S, T>))
+        .route("/v1/jobs/{job}/hindrances", get(hindrances::<B, S, T>))
+        .route("/v1/apps/{app}", post(app::<B, S, T>))
+        .route("/v1/targets", get(targets::<B, S, T>))
+        .route("/v1/targets/{target}", post(target::<B, S, T>))
+        .route("/v1/limits", get(limits::<B, S, T>).put(limit::<B, S, T>))
+        .route("/v1/directives", get(directives::<B, S, T>))
+}
+
+impl From<SteerError> for Refusal {
+    fn from(error: SteerError) -> Self {
+        match error {
+            SteerError::Unknown(what) => Self::NotFound(what),
+            SteerError::TooLate(what) => Self::TooLate(what),
+            SteerError::Ledger(error) => error.into(),
+        }
+    }
+}
+
+/// The rate that means the configured one.
+pub const CONFIGURED: &str = "default";
+
+async fn job<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path(last): Path<String>,
+    body: Bytes,
+) -> Result<Json<Steered>, Refusal> {
+    let (id, verb) = verb(&last, &["pause", "resume", "cancel", "rate"])?;
+    let id: JobId = id
+        .parse()
+        .map_err(|error| Refusal::NotFound(format!("{error}")))?;
+    let subject = Subject::new(Scope::Job, id.to_string());
+    steer(&gateway, &body, |order| {
+        Ok(match verb {
+            "pause" => Command::Pause(subject),
+            "resume" => Command::Resume(subject),
+            "cancel" => Command::Cancel(id),
+            _ => Command::Rate(subject, order.rate()?),
+        })
+    })
+    .await
+}
+
+async fn app<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path(last): Path<String>,
+    body: Bytes,
+) -> Result<Json<Steered>, Refusal> {
+    let (name, verb) = verb(&last, &["pause", "resume"])?;
+    let subject = Subject::new(Scope::App, name);
+    steer(&gateway, &body, |_| {
+        Ok(match verb {
+            "pause" => Command::Pause(subject),
+            _ => Command::Resume(subject),
+        })
+    })
+    .await
+}
+
+async fn target<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path(last): Path<String>,
+    body: Bytes,
+) -> Result<Json<Steered>, Refusal> {
+    let (name, verb) = verb(&last, &["park", "unpark", "pause", "resume"])?;
+    let subject = Subject::new(Scope::Target, name);
+    steer(&gateway, &body, |_| {
+        Ok(match verb {
+            "park" => Command::Park(subject.name),
+            "unpark" => Command::Unpark(subject.name),
+            "pause" => Command::Pause(subject),
+            _ => Command::Resume(subject),
+        })
+    })
+    .await
+}
+
+/// `PUT /v1/limits` names its subject in the body: `{"scope": "app", "name": "shop", "rate": "50/s"}`.
+async fn limit<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    body: Bytes,
+) -> Result<Json<Steered>, Refusal> {
+    steer(&gateway, &body, |order| {
+        let rate = order.rate()?;
+        let subject = order
+            .subject
+            .ok_or_else(|| Problem::new("scope", "is missing, and so is name"))?;
+        Ok(Command::Rate(subject, rate))
+    })
+    .await
+}
+
+async fn hindrances<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path(job): Path<String>,
+) -> Result<Json<Vec<Hindrance>>, Refusal> {
+    let record = super::routes::find(&gateway, &job).await?;
+    let own = Own::default();
+    let store = &gateway.context.store;
+    let found = steer::hindrances(store, &gateway.facts, &record, own, now_ms()).await?;
+    Ok(Json(found))
+}
+
+async fn targets<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+) -> Result<Json<Vec<TargetView>>, Refusal> {
+    let store = &gateway.context.store;
+    Ok(Json(steer::targets(store, &gateway.facts, now_ms()).await?))
+}
+
+async fn limits<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+) -> Result<Json<Vec<LimitView>>, Refusal> {
+    let store = &gateway.context.store;
+    Ok(Json(steer::limits(store, &gateway.facts, now_ms()).await?))
+}
+
+async fn directives<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+) -> Result<Json<Vec<Directive>>, Refusal> {
+    let board = steer::board(&gateway.context.store).await?;
+    let mut all: Vec<_> = board.all(now_ms()).cloned().collect();
+    all.sort_by(|a, b| a.subject.cmp(&b.subject));
+    Ok(Json(all))
+}
+
+/// Reads the order in the body and carries out what `command` makes of it.
+async fn steer<B: Broker, S: Store, T>(
+    gateway: &Gateway<B, S, T>,
+    body: &[u8],
+    command: impl FnOnce(Order) -> Result<Command, Problem>,
+) -> Result<Json<Steered>, Refusal> {
+    let mut problems = Vec::new();
+    let order = Order::read(body, &mut problems);
+    let told = order.told.clone();
+    if !problems.is_empty() {
+        return Err(Refusal::BadRequest(problems));
+    }
+    let command = command(order).map_err(|problem| Refusal::BadRequest(vec![problem]))?;
+    let store = &gateway.context.store;
+    let steered = steer::carry_out(store, &gateway.facts, &command, &told, now_ms()).await?;
+    let (verb, subject) = (command.verb(), &steered.subject);
+    tracing::info!(
+        author = told.author,
+        reason = told.reason,
+        "told over HTTP: {verb} {subject}"
+    );
+    Ok(Json(steered))
+}
+
+/// The last segment of a path as name and verb: a router can match it only whole.
+fn verb<'a>(last: &'a str, verbs: &[&str]) -> Result<(&'a str, &'a str), Refusal> {
+    match last.rsplit_once(':') {
+        Some((name, verb)) if verbs.contains(&verb) => Ok((name, verb)),
+        _ => Err(Refusal::NotFound(format!(
+            "{last:?} is not NAME:VERB; verbs are {}",
+            verbs.join(", ")
+        ))),
+    }
+}
+
+/// The body of a command.
+#[derive(Debug, Default, PartialEq)]
+struct Order {
+    told: Told,
+    subject: Option<Subject>,
+    /// The rate that was named; `Some(None)` is the configured one.
+    rate: Option<Option<Rate>>,
+}
+
+impl Order {
+    /// The rate of a command that needs one.
+    fn rate(&self) -> Result<Option<Rate>, Problem> {
+        self.rate.ok_or_else(|| {
+            let what = format!("a rate such as \"2000/s\", or {CONFIGURED:?}, is expected");
+            Problem::new("rate", what)
+        })
+    }
+
+    fn read(body: &[u8], problems: &mut Vec<Problem>) -> Self {
+        let text = match std::str::from_utf8(body) {
+            Ok(text) if text.trim().is_empty() => return Self::default(),
+            Ok(text) => text,
+            Err(error) => {
+                problems.push(Problem::new("", format!("not UTF-8: {error}")));
+                return Self::default();
+            }
+        };
+        let Some(mut fields) = Fields::open("", text, problems) else {
+            return Self::default();
+        };
+        let told = Told {
+            reason: fields.get("reason", "a text", problems),
+            author: fields.get("author", "a text", problems),
+            expires_in: fields
+                .get::<String>("expires_in", "a duration such as \"30m\"", problems)
+                .and_then(|text| parsed(&fields, "expires_in", parse_duration(&text), problems)),
+        };
+        let scope = fields.get("scope", "target, app or job", problems);
+        let name: Option<String> = fields.get("name", "a text", problems);
+        let rate = fields
+            .get::<String>("rate", "a rate such as \"2000/s\"", problems)
+            .and_then(|text| {
+                if text == CONFIGURED {
+                    return Some(None);
+                }
+                let rate = text.parse::<Rate>().map_err(|error| error.to_string());
+                parsed(&fields, "rate", rate, problems).map(Some)
+            });
+        if scope.is_some() != name.is_some() {
+            let missing = if scope.is_some() { "name" } else { "scope" };
+            fields.problem(missing, "is missing", problems);
+        }
+        fields.finish(problems);
+        Self {
+            told,
+            subject: scope.zip(name).map(|(scope, name)| Subject { scope, name }),
+            rate,
+        }
+    }
+}
+
+fn parsed<V>(
+    fields: &Fields<'_>,
+    name: &str,
+    value: Result<V, String>,
+    problems: &mut Vec<Problem>,
+) -> Option<V> {
+    value
+        .map_err(|what| fields.problem(name, what, problems))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn read(body: &str) -> (Order, Vec<String>) {
+        let mut problems = Vec::new();
+        let order = Order::read(body.as_bytes(), &mut problems);
+        (order, problems.iter().map(Problem::to_string).collect())
+    }
+
+    #[test]
+    fn a_body_may_be_missing_and_is_read_whole_otherwise() {
+        assert_eq!(read(" "), (Order::default(), vec![]));
+        let body = r#"{"scope": "app", "name": "shop", "rate": "5/s burst 2", "reason": "r",
+                       "author": "ana", "expires_in": "30m"}"#;
+        let order = Order {
+            told: Told {
+                reason: Some("r".to_owned()),
+                author: Some("ana".to_owned()),
+                expires_in: Some(Duration::from_secs(1800)),
+            },
+            subject: Some(Subject::new(Scope::App, "shop")),
+            rate: Some(Some("5/s burst 2".parse().unwrap())),
+        };
+        assert_eq!(read(body), (order, vec![]));
+        assert_eq!(read(r#"{"rate": "default"}"#).0.rate, Some(None));
+    }
+
+    #[test]
+    fn every_problem_of_a_body_is_told() {
+        let body = r#"{"scope": "cow", "rate": "fast", "expires_in": "soon", "resaon": "x"}"#;
+        let (_, problems) = read(body);
+        let text = problems.join("\n");
+        for part in [
+            "scope: target, app or job",
+            "rate: ",
+            "expires_in: ",
+            "did you mean `reason`",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn the_verb_stands_after_the_last_colon() {
+        let ok = verb("a:b:pause", &["pause"]).unwrap();
+        assert_eq!(ok, ("a:b", "pause"));
+        assert!(verb("a:b", &["pause"]).is_err());
+        assert!(verb("a", &["pause"]).is_err());
+    }
+}

@@ -1,0 +1,252 @@
+//! Drop-in endpoints: a caller of an IM system changes its base URL and nothing else.
+//!
+//! A system's ingress understands a request as its server would, with the server's own paths,
+//! credentials, limits, codes and shapes, and turns it into jobs; and it says what became of them in
+//! the shape the caller expects. Both are pure functions. Between them the gateway makes the jobs
+//! durable and waits for them, for a bounded time.
+//!
+//! What these answers can and cannot say stands in the README: within the bound they report true
+//! results per recipient; past it, what is known, with ids that will not change.
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use ring::digest;
+
+use crate::domain::fields::Problem;
+use crate::domain::ids::JobId;
+use crate::domain::job::AudienceDocument;
+use crate::domain::limits::Rate;
+use crate::domain::message::{MessageDocument, Options};
+use crate::domain::outcome::{Class, Outcome};
+use crate::secret::Secret;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// An answer in a system's own manner.
+pub type Spoken = Response<Bytes>;
+
+/// A request as it came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming<'a> {
+    pub path: &'a str,
+    pub headers: &'a HeaderMap,
+    pub body: &'a [u8],
+    pub now_ms: u64,
+}
+
+impl<'a> Incoming<'a> {
+    /// A header, if it is text.
+    pub fn header(&self, name: &str) -> Option<&'a str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// One app's entrance for the callers of one system: `[apps.NAME.SYSTEM]`.
+#[derive(Clone, Debug)]
+pub struct Door {
+    pub app: String,
+    /// Where its jobs go; the app's default target if left out. Any system will do: a request of one
+    /// can be delivered by another.
+    pub target: Option<String>,
+    /// The public half of the credential: AppKey, or the administrator's user id.
+    pub key: Option<String>,
+    /// AppSecret, OpenIM's secret, or WuKongIM's token; nothing where `auth = "none"`.
+    pub secret: Option<Secret>,
+    /// Longest wait for the jobs of a request to settle.
+    pub wait: Duration,
+    /// An identical request without a key of its own within so long is taken for a repeat.
+    pub window: Duration,
+    /// Calls allowed, counted by each gateway; further ones are refused for `block`.
+    pub calls: Option<Rate>,
+    pub block: Duration,
+    /// Requests may be for all users.
+    pub send_all: bool,
+    /// The system's documented limits by the names of its configuration, such as `recipients_max`.
+    pub limits: BTreeMap<&'static str, usize>,
+}
+
+impl Door {
+    /// A limit that the system declares in [`Ingress::limits`].
+    pub fn limit(&self, name: &str) -> usize {
+        self.limits.get(name).copied().unwrap_or(usize::MAX)
+    }
+}
+
+/// A limit of a system's API: its name in the configuration, its documented value and what it bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    pub name: &'static str,
+    pub default: usize,
+    pub what: &'static str,
+}
+
+/// What callers of one system say, and what they hear.
+pub trait Ingress: Send + Sync {
+    /// The paths it serves, all of them by POST.
+    fn paths(&self) -> &'static [&'static str];
+
+    /// What its API limits.
+    fn limits(&self) -> &'static [Limit];
+
+    /// The calls that its API allows, and how long it refuses more.
+    fn calls(&self) -> Option<(Rate, Duration)> {
+        None
+    }
+
+    /// Who calls and what is asked for; or the answer right away, a login or a refusal. Nothing of a
+    /// request is done that is refused.
+    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken>;
+
+    /// Says no for a reason of ours.
+    fn refuse(&self, refusal: &Refusal<'_>) -> Spoken;
+}
+
+/// Why a request that was understood is not carried out.
+#[derive(Debug)]
+pub enum Refusal<'a> {
+    /// The jobs are none: a field is out of bounds, or the target cannot honour it.
+    Problems(&'a [Problem]),
+    /// Its key stands for another message.
+    Conflict,
+    /// More calls than are allowed.
+    TooOften { block: Duration },
+    /// The same signed request came before.
+    Replayed,
+    /// The app may not do this.
+    Forbidden(&'a str),
+    /// Nothing can be accepted now.
+    Unavailable(&'a str),
+}
+
+/// What a request asks for.
+pub struct Order {
+    /// Index of the door it came through.
+    pub door: usize,
+    /// Together with the door, accepted once within [`NONCE_LIVES`].
+    pub nonce: Option<String>,
+    pub jobs: Vec<Wanted>,
+    pub reply: Box<dyn Reply>,
+}
+
+/// How long a signed request is good for, and remembered.
+pub const NONCE_LIVES: Duration = Duration::from_secs(300);
+
+/// One job that a request asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The key that the request brings; without one it is made of the content.
+    pub key: Option<String>,
+    pub sender: Option<String>,
+    pub audience: AudienceDocument,
+    pub message: MessageDocument,
+    pub options: Options,
+}
+
+/// Says what became of a request.
+pub trait Reply: Send + Sync {
+    /// One entry per job, in the order of the request.
+    fn render(&self, jobs: &[Told]) -> Spoken;
+}
+
+/// What is known of one job when the answer is due.
+#[derive(Clone, Debug)]
+pub struct Told {
+    pub job: JobId,
+    pub client_msg_no: String,
+    pub accepted_at_ms: u64,
+    /// In the order of the request, each as often as it was named.
+    pub recipients: Vec<(String, Fate)>,
+}
+
+/// What is known of a recipient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Sent,
+    /// Not settled within the bound: it is on its way.
+    Pending,
+    /// Ended otherwise. The reason is there unless it was lost.
+    Ended {
+        outcome: Outcome,
+        class: Option<Class>,
+        code: String,
+        text: String,
+    },
+}
+
+impl Fate {
+    /// Whether the caller is to take it for delivered: it was, or will be.
+    pub fn is_good(&self) -> bool {
+        matches!(self, Self::Sent | Self::Pending)
+    }
+}
+
+impl Told {
+    /// The id of the message to a recipient: the same whenever it is asked for, below 2^53, so that
+    /// JavaScript keeps its digits.
+    pub fn message_id(&self, recipient: &str) -> i64 {
+        let digest = self.digest(recipient);
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest.as_ref()[..8]);
+        // Zero means "no id" to some callers.
+        ((u64::from_be_bytes(first) >> 11) | 1).cast_signed()
+    }
+
+    /// The same as 32 hexadecimal digits.
+    pub fn message_id_hex(&self, recipient: &str) -> String {
+        let digest = self.digest(recipient);
+        let digits = digest.as_ref()[..16].iter();
+        digits.map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn digest(&self, recipient: &str) -> digest::Digest {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(self.job.to_string().as_bytes());
+        context.update(&[0]);
+        context.update(recipient.as_bytes());
+        context.finish()
+    }
+}
+
+/// An answer of JSON.
+pub fn json(status: StatusCode, body: &impl serde::Serialize) -> Spoken {
+    // The bodies are our own types, which always have a JSON form.
+    let body = serde_json::to_vec(body).unwrap_or_default();
+    let mut spoken = Response::new(Bytes::from(body));
+    *spoken.status_mut() = status;
+    let json = HeaderValue::from_static("application/json; charset=utf-8");
+    spoken.headers_mut().insert(CONTENT_TYPE, json);
+    spoken
+}
+
+/// Compares secrets in a time that does not tell how much of a guess was right.
+pub fn same(given: &[u8], expected: &[u8]) -> bool {
+    let hash = |text| digest::digest(&digest::SHA256, text);
+    hash(given).as_ref() == hash(expected).as_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_deterministic_and_safe_for_javascript() {
+        let told = Told {
+            job: JobId::of("shop", "promo-1"),
+            client_msg_no: "promo-1".to_owned(),
+            accepted_at_ms: 0,
+            recipients: Vec::new(),
+        };
+        let ids: Vec<_> = (0..1000)
+            .map(|n| told.message_id(&format!("u{n}")))
+            .collect();
+        for id in &ids {
+            assert!((1..1 << 53).contains(id), "{id}");
+        }
+        let unique: std::collections::BTreeSet<_> = ids.iter().collect();
+        assert_eq!(unique.len(), ids.len());
+        assert_eq!(told.message_id("u1"), told.message_id("u1"));
+        assert_eq!(told.message_id_hex("u1").len(), 32);
+    }
+}

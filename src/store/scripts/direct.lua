@@ -1,0 +1,30 @@
+#!lua
+-- DIRECT: puts a directive in force or lifts one, and drops what has expired.
+--
+-- KEYS     1 the directives
+-- ARGV     1 field  2 end in ms since 1970, 0 for none  3 the directive as JSON, or nothing to lift it
+-- Returns  1 if there was one under this field
+-- Atomic   because workers take over all directives of a version together.
+--
+-- The version is the server's time, so that it never comes again, even if all keys were lost between.
+
+local time = redis.call('TIME')
+local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  local till = all[i] ~= 'version' and tonumber(string.match(all[i + 1], '^%d+')) or 0
+  if till > 0 and till * 1000 <= now_us then
+    redis.call('HDEL', KEYS[1], all[i])
+  end
+end
+
+local stood = redis.call('HEXISTS', KEYS[1], ARGV[1])
+if ARGV[3] == '' then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+else
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
+end
+local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
+redis.call('HSET', KEYS[1], 'version', string.format('%.0f', math.max(version + 1, now_us)))
+return stood
