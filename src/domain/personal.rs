@@ -20,8 +20,8 @@ use super::fields::Problem;
 use super::message::{Content, DATA_BYTES_MAX, LINE_BYTES_MAX, Options, TEXT_BYTES_MAX};
 use super::slice::Head;
 
-/// What one recipient's texts may cost together: a unit is one step, or 64 bytes made on the way. Well
-/// below a millisecond, and little more than a megabyte.
+/// What one recipient's texts may cost together: a unit is one step, or 64 bytes made on the way, so
+/// little more than a megabyte. A loop over a hundred items takes a thousand or so.
 const FUEL: u64 = 20_000;
 
 /// Most texts with placeholders in one message.
