@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use fanwise::domain::ids::JobId;
 use serde_json::{Value, json};
 
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, World};
+use crate::support::world::{BOUND, Plan, World, free_port};
 
 /// `u<number>` and the name of that user.
 fn person(number: usize) -> (String, String) {
@@ -259,6 +260,35 @@ async fn a_template_that_changes_does_not_change_a_job() {
         rejected,
         "message.template: app \"default\" has no stored message \"welcome\"; did you mean \"welcome-2\"?"
     );
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A job for all users names its stored message too: every part of it is the same message.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_users_get_a_stored_message() {
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
+    let port = free_port();
+    plan.mock.listen = ([127, 0, 0, 1], port).into();
+    plan.mock.users = 250;
+    plan.target
+        .push_str(&format!("\nmanager_url = \"http://127.0.0.1:{port}\""));
+    let world = plan.start("all").await;
+    put(&world, "welcome", "Hello {{ name }}").await;
+    let worker = world.worker().await;
+    let job = json!({
+        "v": 1, "client_msg_no": "all", "audience": {"all": true}, "confirm_all": true,
+        "message": {"template": "welcome", "vars": {"name": "all"}},
+    });
+    world.publish_raw(job.to_string().as_bytes()).await;
+    let id = JobId::of("default", "all").to_string();
+    let record = world.completed(&id).await;
+    assert_eq!(record["accounts"]["sent"], 250, "{record}");
+    let texts = texts(&world);
+    assert_eq!(texts.len(), 250);
+    assert!(texts.values().all(|text| text == "Hello all"), "{texts:?}");
     worker.drain().await;
     world.end().await;
 }
