@@ -830,7 +830,7 @@ pub struct Page {
 /// What a target declares about itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// Most recipients in one call.
+    /// Most recipients in one call; see also [`Target::recipients_per_call`].
     pub recipients_per_call: usize,
     /// A repeated call with the same key does no harm: uncertain calls may be retried.
     pub idempotent: bool,

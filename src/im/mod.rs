@@ -17,10 +17,13 @@ mod json;
 pub mod mapping;
 /// The mock server that plays the systems in tests and rehearsals.
 pub mod mock;
+pub mod netease;
+pub mod openim;
 /// What replies of all systems have in common.
 mod reading;
 pub mod webhook;
 pub mod wukongim;
+pub mod yunxin;
 
 use crate::domain::fields::Problem;
 use crate::ports::Target;
@@ -111,6 +114,9 @@ pub fn ingresses() -> Vec<(&'static str, Box<dyn ingress::Ingress>)> {
 systems! {
     Webhook => webhook,
     Wukongim => wukongim,
+    Openim => openim,
+    Netease => netease,
+    Yunxin => yunxin,
 }
 
 #[cfg(test)]
@@ -126,7 +132,10 @@ mod tests {
             .unwrap();
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].field, "targets.crm.url");
-        assert_eq!(SYSTEMS, ["webhook", "wukongim"]);
+        assert_eq!(
+            SYSTEMS,
+            ["webhook", "wukongim", "openim", "netease", "yunxin"]
+        );
     }
 
     #[test]
@@ -135,9 +144,23 @@ mod tests {
         settings.token = Some(Secret::new("hunter2"));
         let mut webhook = webhook::Settings::new("http://x");
         webhook.signature = Some(webhook::Signature::new(Secret::new("hunter2")));
+        let mut openim = openim::Settings::new("http://im");
+        openim.secret = Some(Secret::new("hunter2"));
+        openim.token = Some(Secret::new("hunter2"));
         let settings = [
             TargetSettings::Wukongim(settings),
+            TargetSettings::Openim(openim),
             TargetSettings::Webhook(webhook),
+            TargetSettings::Netease(netease::Settings::new(
+                "http://x",
+                "key",
+                Secret::new("hunter2"),
+            )),
+            TargetSettings::Yunxin(yunxin::Settings::new(
+                "http://x",
+                "key",
+                Secret::new("hunter2"),
+            )),
         ];
         assert!(!format!("{settings:?}").contains("hunter2"));
     }
