@@ -160,13 +160,15 @@ fn read_job<B: Broker, S: Store, T>(
     let context = &*gateway.context;
     let job =
         Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
-    let target = &*context.targets[&job.head.target].target;
-    let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
-    if !fit.problems.is_empty() {
-        return Err(Refusal::BadJob(fit.problems));
-    }
     let unresolved = matches!(job.head.content, Content::Template(_))
         .then(|| (job.head.clone(), job.is_for_all(), job.strictness));
+    if unresolved.is_none() {
+        let target = &*context.targets[&job.head.target].target;
+        let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
+        if !fit.problems.is_empty() {
+            return Err(Refusal::BadJob(fit.problems));
+        }
+    }
     Ok(Known {
         unresolved,
         id: job.head.id,
