@@ -18,6 +18,7 @@ mod query;
 mod routes;
 mod shelf;
 mod steer;
+mod templates;
 mod wire;
 
 use std::net::SocketAddr;
@@ -35,7 +36,7 @@ pub use self::steer::CONFIGURED;
 pub use self::wire::{
     DeadList, JobDetail, JobList, KeptLine, LimitedBy, Limiting, PurgeRequest, Purged,
     RecipientFate, RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob,
-    Submitted, Verification,
+    Submitted, TemplateRow, TemplateView, Verification,
 };
 use crate::ports::{Broker, Session, Shelves, Transport};
 use crate::secret::Secret;
