@@ -17,6 +17,8 @@
 
 /// Which reason and which status means what.
 mod code;
+/// What existing callers say, and what they hear.
+pub(in crate::im) mod ingress;
 /// Calls and the reading of their replies.
 mod target;
 #[cfg(test)]
