@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
+use proptest::prelude::*;
 use serde_json::Value;
 
 use super::{Door, Fate, Incoming, Ingress, Order, Spoken, Told, Wanted};
@@ -187,4 +188,22 @@ pub(in crate::im) fn answer(order: &Order, all: &Fate, but: &[(&str, Fate)]) -> 
     let jobs = order.jobs.iter();
     let jobs: Vec<_> = jobs.map(|wanted| told(wanted, all, but)).collect();
     order.reply.render(&jobs)
+}
+
+/// Whatever may stand in a field.
+pub(in crate::im) fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        ".{0,20}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::hash_map("[a-z_]{1,12}", inner, 0..4)
+                .prop_map(|map| map.into_iter().collect()),
+        ]
+    })
 }

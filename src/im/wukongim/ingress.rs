@@ -405,7 +405,11 @@ fn message(payload: &[u8]) -> (MessageDocument, Option<Box<RawValue>>) {
     match (json, text) {
         (Some(json), _) => match words(&json) {
             Some(text) => (of_text(&text), None),
-            None => (custom(Some(json)), None),
+            None => {
+                // Space around it is lost.
+                let native = (json.get().len() < payload.len()).then(|| whole(&encoded()));
+                (custom(Some(json)), native.flatten())
+            }
         },
         (None, Some(text)) if text.len() <= TEXT_BYTES_MAX => (of_text(text), whole(&encoded())),
         (None, Some(text)) => (custom(quoted(text)), whole(&encoded())),
