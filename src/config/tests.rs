@@ -171,8 +171,15 @@ fn the_example_names_every_key_and_no_other() {
 /// What is switched off in the example is the default; the example says so of every key.
 #[test]
 fn the_example_shows_the_defaults() {
-    // The second target is switched off as a whole: here it has what is required.
-    let required = ["#[targets.hook]", "#type = \"webhook\"", "#url = \"https"];
+    // The second target and the drop-in endpoints are switched off as a whole: here they have what is
+    // required.
+    let required = [
+        "#[targets.hook]",
+        "#type = \"webhook\"",
+        "#url = \"https",
+        "#[apps.default.",
+        "#secret = ",
+    ];
     let lines = EXAMPLE.lines().map(
         |line| match required.iter().any(|it| line.starts_with(it)) {
             true => switched_on(line),

@@ -106,6 +106,10 @@ pub trait Ingress: Send + Sync {
 
     /// Who calls and what is asked for; or the answer right away, a login or a refusal. Nothing of a
     /// request is done that is refused.
+    #[expect(
+        clippy::result_large_err,
+        reason = "an answer is as usual as an order, and no smaller"
+    )]
     fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken>;
 
     /// Says no for a reason of ours.

@@ -75,6 +75,7 @@ impl Call {
         self
     }
 
+    #[expect(clippy::result_large_err, reason = "as in the trait")]
     pub(in crate::im) fn read(
         &self,
         ingress: &dyn Ingress,

@@ -217,9 +217,10 @@ fn every_length_is_checked_at_its_edge() {
     let text = |length: usize| "x".repeat(length);
     let msg = |length: usize| format!(r#"{{"msg":"{}"}}"#, "x".repeat(length - 10));
     type Make<'a> = &'a dyn Fn(usize) -> String;
+    type Case<'a> = (&'a str, usize, Make<'a>, &'a [(&'a str, &'a str)]);
     let image = ("type", "1");
     let url = ("body", r#"{"url":"http://x/1.png"}"#);
-    let cases: [(&str, usize, Make<'_>, &[(&str, &str)]); 11] = [
+    let cases: [Case<'_>; 11] = [
         ("fromAccid", 32, &text, &[]),
         ("body", 5000, &msg, &[]),
         ("body", 5000, &object, &[("type", "100")]),

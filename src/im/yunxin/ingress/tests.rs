@@ -255,11 +255,12 @@ fn every_limit_is_checked_at_its_edge() {
     let text = |length: usize| json!("x".repeat(length));
     let ids = |count: usize| json!((0..count).map(|n| format!("u{n}")).collect::<Vec<_>>());
     type Make<'a> = &'a dyn Fn(usize) -> Value;
+    type Case<'a> = (&'a str, usize, Make<'a>, &'a [(&'a str, Value)]);
     let custom = [
         ("/message/message_type", json!(100)),
         ("/message/attachment", json!({"a": 1})),
     ];
-    let cases: [(&str, usize, Make<'_>, &[(&str, Value)]); 7] = [
+    let cases: [Case<'_>; 7] = [
         ("/receiver_ids", 100, &ids, &[]),
         ("/message/text", 5000, &text, &[]),
         ("/message/text", 500, &text, &custom),
