@@ -27,6 +27,7 @@ use crate::domain::lane::{Lane, Priority};
 use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::mapping::{self, Feature, Fit, Mapping, Strictness};
 use crate::domain::outcome::{Answer, Class, Outcome, Verdict};
+use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::{Head, Shape};
 use crate::secret::Secret;
 
@@ -187,6 +188,25 @@ pub struct KeptMessage {
     pub headers: BTreeMap<String, String>,
 }
 
+/// What becomes of a message on a shelf that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sifted {
+    Keep,
+    Remove,
+    /// Keeps another body in its place.
+    Replace(Bytes),
+    /// Keeps it and looks at no further ones.
+    Stop,
+}
+
+/// What a walk over a shelf did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sifting {
+    pub shown: u64,
+    pub removed: u64,
+    pub replaced: u64,
+}
+
 /// Looks at what is kept for people.
 pub trait Shelves: Send + Sync {
     /// Shows every message on a shelf to `visit`, the oldest first, until it breaks off, and leaves
@@ -197,6 +217,16 @@ pub trait Shelves: Send + Sync {
         shelf: Shelf,
         visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
     ) -> impl Future<Output = Result<u64, BrokerError>> + Send;
+
+    /// Like [`Shelves::read`], and does with every message what `decide` says; slower. A body that
+    /// takes the place of another is durable before that goes, so a walk that is killed or fails
+    /// half-way may leave a message twice, with both bodies, and loses none; what was removed until
+    /// then is gone.
+    fn sift(
+        &self,
+        shelf: Shelf,
+        decide: impl FnMut(KeptMessage) -> Sifted + Send,
+    ) -> impl Future<Output = Result<Sifting, BrokerError>> + Send;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -284,9 +314,17 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         job: JobId,
     ) -> impl Future<Output = Result<Option<JobRecord>, LedgerError>> + Send;
 
-    /// The newest jobs, newest first.
-    fn jobs(&self, most: usize)
-    -> impl Future<Output = Result<Vec<JobRecord>, LedgerError>> + Send;
+    /// Jobs by the time of their acceptance, newest first, of those of the dedup window. A page may
+    /// hold fewer than were asked for, even none, while there is a next one: one question looks at a
+    /// bounded number of jobs.
+    fn jobs(&self, query: &JobQuery) -> impl Future<Output = Result<JobPage, LedgerError>> + Send;
+
+    /// How a claim by somebody new would be answered now, in the order asked, without claiming.
+    fn look(
+        &self,
+        job: &JobRecord,
+        recipients: &[Fingerprint],
+    ) -> impl Future<Output = Result<Vec<ClaimState>, LedgerError>> + Send;
 
     /// Keeps why recipients ended as they did, for those who ask: the first [`REASONS_MAX`] of a job,
     /// for the dedup window.
@@ -348,6 +386,9 @@ pub struct Submission {
     /// The shape this submission would choose. The first one of a job decides, until a far larger one
     /// comes; the ledger answers with the shape that rules.
     pub shape: Shape,
+    /// The job's own limit and start, as its first submission has them.
+    pub rate: Option<String>,
+    pub not_before_ms: Option<u64>,
     pub now_ms: u64,
     /// What the job goes on without; kept from its first submission.
     pub warnings: Vec<String>,
@@ -435,8 +476,10 @@ pub struct Standing {
     pub completed: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct JobRecord {
+    /// 24 hexadecimal digits.
+    #[schemars(with = "String")]
     pub job: JobId,
     pub app: String,
     pub client_msg_no: String,
@@ -457,13 +500,97 @@ pub struct JobRecord {
     pub shape: Shape,
     /// What the job goes on without, since its target cannot honour it.
     pub warnings: Vec<String>,
+    /// The job's own limit, as it was written; unknown once the record was rebuilt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
+    /// Nothing is sent before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_ms: Option<u64>,
+    /// How fast it went lately.
+    #[serde(skip)]
+    pub pace: Pace,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+impl JobRecord {
+    /// Recipients per second over the last seconds; nothing while too little is known or nothing is
+    /// to be done.
+    pub fn per_second(&self, now_ms: u64) -> Option<f64> {
+        if self.state == JobState::Completed {
+            return None;
+        }
+        let progress = Mark {
+            at_ms: self.progress_at_ms?,
+            settled: self.accounts.settled(),
+        };
+        self.pace.per_second(progress, now_ms)
+    }
+}
+
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     Running,
     Completed,
+}
+
+impl JobState {
+    pub const ALL: [Self; 2] = [Self::Running, Self::Completed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+/// Which jobs to list, and from where on.
+#[derive(Clone, Debug, Default)]
+pub struct JobQuery {
+    pub filter: JobFilter,
+    /// The place after which the page begins.
+    pub after: Option<JobPlace>,
+    pub most: usize,
+}
+
+/// All that is given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobFilter {
+    pub app: Option<String>,
+    pub target: Option<String>,
+    pub client_msg_no: Option<String>,
+    pub state: Option<JobState>,
+    /// Accepted at or after.
+    pub since_ms: Option<u64>,
+    /// Accepted before.
+    pub until_ms: Option<u64>,
+}
+
+impl JobFilter {
+    /// Whether a job is meant, as far as its record tells: the times are those of its place.
+    pub fn takes(&self, record: &JobRecord) -> bool {
+        let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);
+        is(&self.app, &record.app)
+            && is(&self.target, &record.target)
+            && is(&self.client_msg_no, &record.client_msg_no)
+            && self.state.is_none_or(|state| state == record.state)
+    }
+}
+
+/// A place in the list of jobs: ordered by time, then by id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JobPlace {
+    pub at_ms: u64,
+    pub job: JobId,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JobPage {
+    pub jobs: Vec<JobRecord>,
+    /// Where to go on, if there may be more.
+    pub next: Option<JobPlace>,
 }
 
 /// The ledger cannot do it now; nothing may be sent until it can (promise 6).
@@ -503,6 +630,13 @@ pub trait Limiter: Clone + Send + Sync + 'static {
 
     /// Ends the parking of a target.
     fn unpark(&self, target: &str) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// How much of its burst each limit has booked now: 0 when it is idle, 1 and more when the next
+    /// unit has to wait. Books nothing.
+    fn booked(
+        &self,
+        limits: &[Limit<'_>],
+    ) -> impl Future<Output = Result<Vec<f64>, LedgerError>> + Send;
 
     /// The targets that are parked now.
     fn parked(
@@ -645,6 +779,12 @@ pub struct Directed {
 pub trait Target: Send + Sync + 'static {
     fn profile(&self) -> &Profile;
 
+    /// Most recipients in one call of this job: not more than the profile says, and one where calls
+    /// of its kind cannot be packed.
+    fn recipients_per_call(&self, _head: &Head) -> usize {
+        self.profile().recipients_per_call
+    }
+
     /// What the target makes of a feature.
     fn maps(&self, feature: Feature) -> Mapping;
 
@@ -666,6 +806,16 @@ pub trait Target: Send + Sync + 'static {
     /// How to list all users, where the target can.
     fn directory(&self) -> Option<&dyn Directory> {
         None
+    }
+
+    /// A request that changes nothing, by whose reply the account can be told, where there is one.
+    fn identify(&self) -> Option<Request> {
+        None
+    }
+
+    /// What answers there, or what is wrong with it: another system or version, a refused credential.
+    fn read_identity(&self, _reply: &Reply) -> Result<String, String> {
+        Ok(String::new())
     }
 }
 
@@ -761,7 +911,7 @@ pub struct Page {
 /// What a target declares about itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// Most recipients in one call.
+    /// Most recipients in one call; see also [`Target::recipients_per_call`].
     pub recipients_per_call: usize,
     /// A repeated call with the same key does no harm: uncertain calls may be retried.
     pub idempotent: bool,

@@ -13,17 +13,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Channel, Connection};
+use lapin::{BasicProperties, Channel, Connection};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{AmqpError, Dial};
 use super::declare::{MISSING, open_channel, passive_declare};
 use super::topology::Names;
-use crate::ports::{KeptMessage, Shelf};
+use crate::ports::{KeptMessage, Shelf, Sifted, Sifting};
 
 /// Messages of a page: bodies that may be in memory at once.
 const PAGE_MESSAGES: u16 = 500;
@@ -34,8 +35,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// How long to wait until the queue shows again what was given back.
 const RETURN_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Headers in which the broker counts deliveries.
-const COUNTS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
+/// Headers that tell nothing about the message: how often it was read, and what is shown otherwise.
+const NOT_ITS_OWN: [&str; 3] = ["x-delivery-count", "x-acquired-count", ROUTING_KEY];
 
 pub(super) fn queue_of(shelf: Shelf, names: &Names) -> String {
     match shelf {
@@ -56,31 +57,41 @@ pub(super) async fn read(
     Ok(shown)
 }
 
-/// Removes the messages that `pick` chooses. Returns how many there were.
+/// Does with every message what `decide` says.
 ///
 /// One message at a time, much slower than reading: a channel holds back acks when more than a few
 /// are on their way to a quorum queue, and forgets those when it is closed (measured: 85 of 617 came
 /// back). Each `basic.get` waits for all before it, so none is held back.
-pub(super) async fn remove(
+pub(super) async fn sift(
     dial: &Dial,
     queue: &str,
-    mut pick: impl FnMut(&KeptMessage) -> bool,
-) -> Result<u64, AmqpError> {
+    mut decide: impl FnMut(KeptMessage) -> Sifted,
+) -> Result<Sifting, AmqpError> {
     let desk = Desk::open(dial, queue).await?;
-    let mut removed = 0u32;
+    let mut sifting = Sifting::default();
+    // What takes the place of another goes to the end of the queue, beyond those counted here.
     for _ in 0..desk.ready {
         let Some(delivery) = desk.get().await? else {
             break;
         };
+        sifting.shown += 1;
         let acker = delivery.acker.clone();
-        if pick(&kept_message(delivery)) {
-            let acked = acker.ack(BasicAckOptions::default());
-            dial.ask("remove a message".to_owned(), acked).await?;
-            removed += 1;
+        let key = original_key(&delivery);
+        let properties = delivery.properties.clone();
+        match decide(kept_message(delivery)) {
+            Sifted::Keep => continue,
+            Sifted::Stop => break,
+            Sifted::Remove => sifting.removed += 1,
+            Sifted::Replace(body) => {
+                desk.put(&body, properties, key).await?;
+                sifting.replaced += 1;
+            }
         }
+        let acked = acker.ack(BasicAckOptions::default());
+        dial.ask("remove a message".to_owned(), acked).await?;
     }
-    desk.close(removed).await?;
-    Ok(removed.into())
+    desk.close(sifting.removed).await?;
+    Ok(sifting)
 }
 
 /// Keeps other readers out, which would each see a part: a queue that only one connection may use,
@@ -109,11 +120,15 @@ struct Desk<'a> {
     connection: Connection,
     /// Messages that were taken belong to it.
     channel: Channel,
-    /// Keeps the lock, and asks how the queue is.
+    /// Keeps the lock, asks how the queue is, and publishes.
     aside: Channel,
     /// Messages there were to begin with.
     ready: u32,
 }
+
+/// Header with the routing key of a message that takes the place of another. It is put straight into
+/// the queue: subscribers of the exchange have seen it already.
+const ROUTING_KEY: &str = "fanwise-routing-key";
 
 impl<'a> Desk<'a> {
     async fn open(dial: &'a Dial, queue: &'a str) -> Result<Self, AmqpError> {
@@ -122,6 +137,8 @@ impl<'a> Desk<'a> {
         let before = passive_declare(dial, &aside, queue)
             .await
             .map_err(|error| error.explain(&AMQPSoftError::NOTFOUND, MISSING))?;
+        let confirmed = aside.confirm_select(ConfirmSelectOptions::default());
+        dial.ask("ask for confirms".to_owned(), confirmed).await?;
         let channel = open_channel(dial, &connection).await?;
         Ok(Self {
             dial,
@@ -186,8 +203,43 @@ impl<'a> Desk<'a> {
         Ok(got.map(|message| message.delivery))
     }
 
+    /// Puts a message into the queue; it is durable on return.
+    async fn put(
+        &self,
+        body: &[u8],
+        properties: BasicProperties,
+        routing_key: String,
+    ) -> Result<(), AmqpError> {
+        let mut headers = properties.headers().clone().unwrap_or_default();
+        headers.insert(
+            ROUTING_KEY.into(),
+            AMQPValue::LongString(routing_key.into()),
+        );
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let queue = self.dial.name(self.queue)?;
+        let properties = properties.with_headers(headers);
+        let published = async {
+            let exchange = ShortString::default();
+            self.aside
+                .basic_publish(exchange, queue, options, body, properties)
+                .await?
+                .await
+        };
+        let what = || format!("put a message into queue `{}`", self.queue);
+        let confirmation = self.dial.ask(what(), published).await?;
+        let taken = confirmation.is_ack() && confirmation.take_message().is_none();
+        match taken {
+            true => Ok(()),
+            // Full, or gone: the message that was there stays there.
+            false => Err(AmqpError::NotTaken { what: what() }),
+        }
+    }
+
     /// Gives everything back, and waits until the next reader, or a count, finds it.
-    async fn close(self, removed: u32) -> Result<(), AmqpError> {
+    async fn close(self, removed: u64) -> Result<(), AmqpError> {
         let closed = self.channel.close(200, ShortString::default());
         self.dial
             .ask("take the messages back".to_owned(), closed)
@@ -195,7 +247,7 @@ impl<'a> Desk<'a> {
         let deadline = Instant::now() + RETURN_WAIT_MAX;
         while Instant::now() < deadline {
             let now = passive_declare(self.dial, &self.aside, self.queue).await?;
-            if now.ready + removed >= self.ready {
+            if u64::from(now.ready) + removed >= u64::from(self.ready) {
                 break;
             }
             sleep(Duration::from_millis(20)).await;
@@ -206,17 +258,26 @@ impl<'a> Desk<'a> {
     }
 }
 
+/// The routing key under which a message was published first.
+fn original_key(delivery: &lapin::message::Delivery) -> String {
+    let headers = delivery.properties.headers().as_ref();
+    headers
+        .and_then(|headers| headers.inner().get(ROUTING_KEY))
+        .and_then(scalar)
+        .unwrap_or_else(|| delivery.routing_key.to_string())
+}
+
 fn kept_message(delivery: lapin::message::Delivery) -> KeptMessage {
+    let routing_key = original_key(&delivery);
     let properties = delivery.properties;
     let headers = properties.headers().iter().flat_map(FieldTable::inner);
     KeptMessage {
         body: Bytes::from(delivery.data),
-        routing_key: delivery.routing_key.to_string(),
+        routing_key,
         message_id: properties.message_id().as_ref().map(ToString::to_string),
         published_at: *properties.timestamp(),
         headers: headers
-            // How often it was read already tells nothing about the message.
-            .filter(|(name, _)| !COUNTS.contains(&name.as_str()))
+            .filter(|(name, _)| !NOT_ITS_OWN.contains(&name.as_str()))
             .filter_map(|(name, value)| Some((name.to_string(), scalar(value)?)))
             .collect(),
     }

@@ -35,6 +35,8 @@ pub(super) enum AmqpError {
         what: String,
         after: Duration,
     },
+    #[error("the broker did not {what}: the queue is full or its leader is away")]
+    NotTaken { what: String },
     #[error("`{0}` is too long for a name or routing key (255 bytes)")]
     Name(String),
 }
@@ -47,7 +49,9 @@ impl AmqpError {
                 source.kind(),
                 ErrorKind::ProtocolError(error) if *error.kind() == AMQPErrorKind::Soft(reason.clone())
             ),
-            Self::Connect { .. } | Self::Slow { .. } | Self::Name(_) => false,
+            Self::Connect { .. } | Self::Slow { .. } | Self::NotTaken { .. } | Self::Name(_) => {
+                false
+            }
         }
     }
 
@@ -61,7 +65,10 @@ impl AmqpError {
                 what: format!("{what}: {advice}"),
                 source,
             },
-            other @ (Self::Connect { .. } | Self::Slow { .. } | Self::Name(_)) => other,
+            other @ (Self::Connect { .. }
+            | Self::Slow { .. }
+            | Self::NotTaken { .. }
+            | Self::Name(_)) => other,
         }
     }
 }
@@ -79,6 +86,10 @@ impl From<AmqpError> for BrokerError {
             },
             AmqpError::Slow { ref address, .. } => Self::Connect {
                 address: address.clone(),
+                source: Box::new(error),
+            },
+            AmqpError::NotTaken { ref what } => Self::Refused {
+                what: what.clone(),
                 source: Box::new(error),
             },
             AmqpError::Name(ref name) => Self::Refused {

@@ -32,7 +32,7 @@ pub use self::topology::{Exchange, Kind, Queue, Topology, Value, topology};
 
 use self::connection::Dial;
 use self::topology::Names;
-use crate::ports::{Broker, BrokerError, KeptMessage, Shelf, Shelves};
+use crate::ports::{Broker, BrokerError, KeptMessage, Shelf, Shelves, Sifted, Sifting};
 
 /// How to use a RabbitMQ broker.
 #[derive(Clone)]
@@ -141,17 +141,6 @@ impl Rabbit {
         Ok(depths)
     }
 
-    /// Removes the messages that `pick` chooses for good, and returns how many. On an error some of
-    /// them may be gone already. Otherwise like [`Rabbit::read`], but slower.
-    pub async fn remove(
-        &self,
-        shelf: Shelf,
-        pick: impl FnMut(&KeptMessage) -> bool,
-    ) -> Result<u64, BrokerError> {
-        let names = Names::new(&self.settings.namespace);
-        Ok(admin::remove(&self.dial, &admin::queue_of(shelf, &names), pick).await?)
-    }
-
     /// Deletes the whole topology with every message in it.
     pub async fn delete_all(&self) -> Result<(), BrokerError> {
         let connection = self.dial.open("delete").await?;
@@ -170,6 +159,16 @@ impl Shelves for Rabbit {
     ) -> Result<u64, BrokerError> {
         let names = Names::new(&self.settings.namespace);
         Ok(admin::read(&self.dial, &admin::queue_of(shelf, &names), visit).await?)
+    }
+
+    /// What takes the place of another message goes to the end of the queue.
+    async fn sift(
+        &self,
+        shelf: Shelf,
+        decide: impl FnMut(KeptMessage) -> Sifted + Send,
+    ) -> Result<Sifting, BrokerError> {
+        let names = Names::new(&self.settings.namespace);
+        Ok(admin::sift(&self.dial, &admin::queue_of(shelf, &names), decide).await?)
     }
 }
 

@@ -1,41 +1,50 @@
 //! How commands reach the system: RabbitMQ and Redis directly where they are configured, the HTTP
 //! interface of a running `fanwise serve` or `fanwise gateway` otherwise.
 
+mod steering;
+
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::amqp::Rabbit;
-use crate::app;
+use crate::app::{self, Names};
 use crate::config::Config;
-use crate::domain::directive::Scope;
-use crate::domain::fields::shorten;
+use crate::domain::fields::{shorten, summary};
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
-use crate::domain::schedule::duration_text;
+use crate::domain::letters::{DeadFilter, DeadRow, Wanted, read_letter};
+use crate::domain::slice::Head;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{CONFIGURED, KeptLine, Verification};
+use crate::gateway::{
+    self, Around, JobDetail, JobList, KeptLine, PurgeRequest, Purged, RecipientFate, Redrive,
+    RedriveRequest, Redriven, Verification,
+};
 use crate::im::http::{Client, ClientSettings};
 use crate::ports::{
-    Broker as _, JobRecord, KeptMessage, Ledger as _, Outgoing, Publisher as _, Reply, Request,
-    Route, SendError, Session as _, Shelf, Shelves as _,
+    Broker as _, JobFilter, JobQuery, JobRecord, KeptMessage, Ledger as _, Outgoing,
+    Publisher as _, Reply, Request, Route, Session as _, Shelf, Shelves as _,
 };
 use crate::secret::Secret;
-use crate::steer::{
-    self, Command, Facts, Hindrance, LimitView, Own, SteerError, Steered, TargetView, Told,
-};
+use crate::steer::Facts;
 use crate::store::Store;
-use crate::worker::now_ms;
+use crate::worker::{now_ms, rfc3339};
 
 pub(super) enum Access {
-    Direct {
-        broker: Box<Rabbit>,
-        ledger: Option<Store>,
-        facts: Facts,
-    },
+    Direct(Box<Direct>),
     Server(Server),
+}
+
+/// RabbitMQ and Redis, and what else a process with a gateway would know.
+pub(super) struct Direct {
+    broker: Rabbit,
+    ledger: Option<Store>,
+    config: Config,
+    facts: Facts,
 }
 
 impl Access {
@@ -48,11 +57,12 @@ impl Access {
         } else {
             Some(app::ledger(config)?)
         };
-        Ok(Self::Direct {
-            broker: Box::new(app::broker(config)?),
+        Ok(Self::Direct(Box::new(Direct {
+            broker: app::broker(config)?,
             ledger,
+            config: config.clone(),
             facts: app::facts(config)?,
-        })
+        })))
     }
 
     /// Submits the messages of a job, one after the other; all of them are accepted when this is `Ok`.
@@ -71,8 +81,8 @@ impl Access {
                         .await?;
                 }
             }
-            Self::Direct { broker, .. } => {
-                let session = broker.connect().await.or_exit(Exit::Unavailable)?;
+            Self::Direct(direct) => {
+                let session = direct.broker.connect().await.or_exit(Exit::Unavailable)?;
                 let publisher = session.publisher();
                 for (number, body) in (1..).zip(bodies) {
                     let message = Outgoing {
@@ -95,29 +105,86 @@ impl Access {
 
     pub(super) async fn job(&self, job: JobId) -> Result<Option<JobRecord>, Failure> {
         match self {
-            Self::Direct { ledger, .. } => {
-                needed(ledger)?.job(job).await.or_exit(Exit::Unavailable)
+            Self::Direct(direct) => direct.job(job).await,
+            Self::Server(server) => server.get(&format!("/v1/jobs/{job}")).await,
+        }
+    }
+
+    /// A job with its speed, and what keeps it from going faster.
+    pub(super) async fn detail(&self, job: JobId) -> Result<Option<JobDetail>, Failure> {
+        match self {
+            Self::Direct(direct) => {
+                let Some(record) = direct.job(job).await? else {
+                    return Ok(None);
+                };
+                let around = direct.around(&record)?;
+                let detail = gateway::detail(direct.ledger()?, record, &around).await;
+                detail.map(Some).or_exit(Exit::Unavailable)
             }
             Self::Server(server) => server.get(&format!("/v1/jobs/{job}")).await,
         }
     }
 
-    pub(super) async fn jobs(&self, most: usize) -> Result<Vec<JobRecord>, Failure> {
-        match self {
-            Self::Direct { ledger, .. } => {
-                needed(ledger)?.jobs(most).await.or_exit(Exit::Unavailable)
+    /// Jobs that are meant, newest first, at most so many.
+    pub(super) async fn jobs(
+        &self,
+        filter: &JobFilter,
+        most: usize,
+    ) -> Result<Vec<JobRecord>, Failure> {
+        let mut jobs: Vec<JobRecord> = Vec::new();
+        let mut next: Option<String> = None;
+        while jobs.len() < most {
+            let page = (most - jobs.len()).min(gateway::LIST_MAX);
+            let list = match self {
+                Self::Direct(direct) => {
+                    let query = JobQuery {
+                        filter: filter.clone(),
+                        after: next.as_deref().and_then(gateway::read_cursor),
+                        most: page,
+                    };
+                    let list = gateway::jobs(direct.ledger()?, query).await;
+                    list.or_exit(Exit::Unavailable)?
+                }
+                Self::Server(server) => server.jobs(filter, page, next.as_deref()).await?,
+            };
+            jobs.extend(list.jobs);
+            next = list.next;
+            if next.is_none() {
+                break;
             }
-            Self::Server(server) => Ok(server
-                .get(&format!("/v1/jobs?most={most}"))
-                .await?
-                .unwrap_or_default()),
+        }
+        Ok(jobs)
+    }
+
+    /// What became of one recipient; nothing if there is no such job.
+    pub(super) async fn recipient(
+        &self,
+        job: JobId,
+        user: &str,
+    ) -> Result<Option<RecipientFate>, Failure> {
+        match self {
+            Self::Direct(direct) => {
+                let Some(record) = direct.job(job).await? else {
+                    return Ok(None);
+                };
+                let secret = direct.config.ledger.fingerprint_secret.expose();
+                let ledger = direct.ledger()?;
+                let fate = gateway::fate(ledger, &direct.broker, secret, &record, user).await;
+                fate.map(Some).or_exit(Exit::Unavailable)
+            }
+            Self::Server(server) => {
+                let user = encoded(user);
+                server
+                    .get(&format!("/v1/jobs/{job}/recipients/{user}"))
+                    .await
+            }
         }
     }
 
     pub(super) async fn verify(&self, job: JobId) -> Result<Option<Verification>, Failure> {
         match self {
-            Self::Direct { ledger, .. } => {
-                let store = needed(ledger)?;
+            Self::Direct(direct) => {
+                let store = direct.ledger()?;
                 let Some(record) = store.job(job).await.or_exit(Exit::Unavailable)? else {
                     return Ok(None);
                 };
@@ -133,91 +200,106 @@ impl Access {
         }
     }
 
-    /// Carries out a command, and tells what stands then.
-    pub(super) async fn steer(&self, command: &Command, told: &Told) -> Result<Steered, Failure> {
+    /// Shows every recipient of dead letters that is meant to `visit`, the oldest letter first.
+    pub(super) async fn dead(
+        &self,
+        filter: &DeadFilter,
+        with_content: bool,
+        mut visit: impl FnMut(DeadRow) + Send,
+    ) -> Result<(), Failure> {
         match self {
-            Self::Direct { ledger, facts, .. } => {
-                let steered =
-                    steer::carry_out(needed(ledger)?, facts, command, told, now_ms()).await;
-                steered.map_err(|error| {
-                    let exit = match error {
-                        SteerError::TooLate(_) => Exit::BadInput,
-                        SteerError::Unknown(_) | SteerError::Ledger(_) => Exit::Unavailable,
-                    };
-                    Failure::new(exit, error)
-                })
-            }
-            Self::Server(server) => server.steer(command, told).await,
-        }
-    }
-
-    /// What keeps a job from going on, or from going faster.
-    pub(super) async fn hindrances(&self, record: &JobRecord) -> Result<Vec<Hindrance>, Failure> {
-        match self {
-            Self::Direct { ledger, facts, .. } => {
-                let (store, own) = (needed(ledger)?, Own::default());
-                steer::hindrances(store, facts, record, own, now_ms())
-                    .await
-                    .or_exit(Exit::Unavailable)
+            Self::Direct(direct) => {
+                let wanted = checked(filter)?;
+                let mut unreadable = 0;
+                let each = |message: KeptMessage| {
+                    match read_letter(&message.body) {
+                        Some(letter) if wanted.takes_letter(&letter) => letter
+                            .recipients
+                            .iter()
+                            .filter(|dead| wanted.takes_recipient(dead))
+                            .for_each(|dead| visit(DeadRow::new(&letter, dead, with_content))),
+                        Some(_) => {}
+                        None => unreadable += 1,
+                    }
+                    ControlFlow::Continue(())
+                };
+                let read = direct.broker.read(Shelf::Dead, each).await;
+                read.or_exit(Exit::Unavailable)?;
+                if unreadable > 0 {
+                    tracing::warn!(
+                        "{unreadable} message(s) in the dead-letter queue are not dead letters"
+                    );
+                }
+                Ok(())
             }
             Self::Server(server) => {
-                let path = format!("/v1/jobs/{}/hindrances", record.job);
-                Ok(server.get(&path).await?.unwrap_or_default())
+                let mut parameters = parameters(filter)?;
+                if with_content {
+                    parameters.push(("content".to_owned(), "true".to_owned()));
+                }
+                let path = format!("/v1/dead{}", query(&parameters));
+                server.lines(&path, visit).await
             }
         }
     }
 
-    pub(super) async fn targets(&self) -> Result<Vec<TargetView>, Failure> {
+    /// Makes new jobs of dead letters.
+    pub(super) async fn redrive(&self, request: &RedriveRequest) -> Result<Redriven, Failure> {
         match self {
-            Self::Direct { ledger, facts, .. } => steer::targets(needed(ledger)?, facts, now_ms())
-                .await
-                .or_exit(Exit::Unavailable),
-            Self::Server(server) => Ok(server.get("/v1/targets").await?.unwrap_or_default()),
+            Self::Direct(direct) => {
+                let redrive = Redrive {
+                    wanted: checked(&request.filter)?,
+                    uncertain: request.uncertain,
+                    dry_run: request.dry_run,
+                    purge: request.purge,
+                    priority: request.priority,
+                };
+                let session = direct.broker.connect().await.or_exit(Exit::Unavailable)?;
+                // What a target cannot carry is found out by the intake.
+                let check = |_: &Head| Vec::new();
+                let names = Names::of(&direct.config);
+                let publisher = session.publisher();
+                let done =
+                    gateway::redrive(&direct.broker, &publisher, &names, check, &redrive).await;
+                session.close().await;
+                done.or_exit(Exit::Unavailable)
+            }
+            Self::Server(server) => server.post("/v1/dead:redrive", request).await,
         }
     }
 
-    pub(super) async fn limits(&self) -> Result<Vec<LimitView>, Failure> {
+    /// Removes dead letters for good.
+    pub(super) async fn purge(&self, request: &PurgeRequest) -> Result<Purged, Failure> {
         match self {
-            Self::Direct { ledger, facts, .. } => steer::limits(needed(ledger)?, facts, now_ms())
-                .await
-                .or_exit(Exit::Unavailable),
-            Self::Server(server) => Ok(server.get("/v1/limits").await?.unwrap_or_default()),
+            Self::Direct(direct) => {
+                let wanted = checked(&request.filter)?;
+                let purged = gateway::purge(&direct.broker, &wanted, request.dry_run).await;
+                purged.or_exit(Exit::Unavailable)
+            }
+            Self::Server(server) => server.post("/v1/dead:purge", request).await,
         }
     }
 
-    /// Shows every message on a shelf to `visit`, the oldest first.
-    pub(super) async fn read(
+    /// Shows every message that was no job to `visit`, the oldest first.
+    pub(super) async fn rejected(
         &self,
-        shelf: Shelf,
         mut visit: impl FnMut(KeptMessage) + Send,
     ) -> Result<(), Failure> {
         match self {
-            Self::Direct { broker, .. } => {
+            Self::Direct(direct) => {
                 let all = |message| {
                     visit(message);
                     ControlFlow::Continue(())
                 };
-                broker
-                    .read(shelf, all)
-                    .await
-                    .map(drop)
-                    .or_exit(Exit::Unavailable)
+                let read = direct.broker.read(Shelf::Rejected, all).await;
+                read.map(drop).or_exit(Exit::Unavailable)
             }
             Self::Server(server) => {
-                let path = match shelf {
-                    Shelf::Dead => "/v1/dead",
-                    Shelf::Rejected => "/v1/rejected",
-                };
-                let reply = server.ask(Method::GET, path, Bytes::new(), None).await?;
-                if reply.status != 200 {
-                    return Err(refused(&reply));
-                }
-                for line in reply
-                    .body
-                    .split(|byte| *byte == b'\n')
-                    .filter(|line| !line.is_empty())
-                {
-                    let line: KeptLine = serde_json::from_slice(line).or_exit(Exit::Unavailable)?;
+                let mut lines: Vec<KeptLine> = Vec::new();
+                server
+                    .lines("/v1/rejected", |line| lines.push(line))
+                    .await?;
+                for line in lines {
                     visit(line.try_into().or_exit(Exit::Unavailable)?);
                 }
                 Ok(())
@@ -226,11 +308,77 @@ impl Access {
     }
 }
 
-fn needed(ledger: &Option<Store>) -> Result<&Store, Failure> {
-    let missing = "ledger.url is missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
-    ledger
-        .as_ref()
-        .ok_or_else(|| Failure::message(Exit::BadConfig, missing))
+/// A filter that is right, as of now.
+pub(super) fn checked(filter: &DeadFilter) -> Result<Wanted, Failure> {
+    filter
+        .check(now_ms())
+        .map_err(|problems| Failure::message(Exit::Usage, summary(&problems)))
+}
+
+impl Direct {
+    fn ledger(&self) -> Result<&Store, Failure> {
+        let missing = "ledger.url is missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
+        self.ledger
+            .as_ref()
+            .ok_or_else(|| Failure::message(Exit::BadConfig, missing))
+    }
+
+    async fn job(&self, job: JobId) -> Result<Option<JobRecord>, Failure> {
+        self.ledger()?.job(job).await.or_exit(Exit::Unavailable)
+    }
+
+    /// What the configuration says about the speed of a job.
+    fn around(&self, record: &JobRecord) -> Result<Around, Failure> {
+        let config = self.config.targets.get(&record.target);
+        let built = config.map(|config| crate::im::build(&record.target, &config.settings));
+        let recipients_per_call = match built {
+            Some(Ok(target)) => target.profile().recipients_per_call.max(1),
+            Some(Err(problems)) => {
+                return Err(Failure::message(Exit::BadConfig, summary(&problems)));
+            }
+            None => 1,
+        };
+        let app = self.config.apps.get(&record.app);
+        Ok(Around {
+            target: config.and_then(|config| config.limit),
+            recipients_per_call,
+            app: app.and_then(|app| app.limit),
+        })
+    }
+}
+
+/// The fields of a filter as parameters of a query.
+fn parameters(filter: &impl Serialize) -> Result<Vec<(String, String)>, Failure> {
+    let fields = serde_json::to_value(filter).or_exit(Exit::Internal)?;
+    let fields = fields.as_object().into_iter().flatten();
+    Ok(fields
+        .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+        .collect())
+}
+
+fn query(parameters: &[(String, String)]) -> String {
+    let pairs: Vec<_> = parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={}", encoded(value)))
+        .collect();
+    match pairs.is_empty() {
+        true => String::new(),
+        false => format!("?{}", pairs.join("&")),
+    }
+}
+
+/// A text as a part of a path or a query.
+fn encoded(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
 }
 
 /// The HTTP interface of a running process.
@@ -239,6 +387,9 @@ pub(super) struct Server {
     token: Option<Secret>,
     client: Client,
 }
+
+const JSON: &str = "application/json";
+const NDJSON: &str = "application/x-ndjson";
 
 /// Longest wait for an answer; the shelves may be long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -279,39 +430,65 @@ impl Server {
         }
     }
 
-    async fn steer(&self, command: &Command, told: &Told) -> Result<Steered, Failure> {
-        let subject = command.subject();
-        let verb = match command {
-            Command::Pause(_) => "pause",
-            Command::Resume(_) => "resume",
-            Command::Cancel(_) => "cancel",
-            Command::Park(_) => "park",
-            Command::Unpark(_) => "unpark",
-            Command::Rate(..) => "rate",
-        };
-        let mut body = serde_json::json!({
-            "reason": told.reason,
-            "author": told.author,
-            "expires_in": told.expires_in.map(duration_text),
-        });
-        if let Command::Rate(_, rate) = command {
-            body["rate"] = rate
-                .map_or_else(|| CONFIGURED.to_owned(), |it| it.to_string())
-                .into();
+    async fn jobs(
+        &self,
+        filter: &JobFilter,
+        most: usize,
+        cursor: Option<&str>,
+    ) -> Result<JobList, Failure> {
+        let JobFilter {
+            app,
+            target,
+            client_msg_no,
+            state,
+            since_ms,
+            until_ms,
+        } = filter;
+        let fields = [
+            ("app", app.clone()),
+            ("target", target.clone()),
+            ("client_msg_no", client_msg_no.clone()),
+            ("state", state.map(|state| state.as_str().to_owned())),
+            ("since", since_ms.map(rfc3339)),
+            ("until", until_ms.map(rfc3339)),
+            ("limit", Some(most.to_string())),
+            ("cursor", cursor.map(str::to_owned)),
+        ];
+        let fields: Vec<_> = fields
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect();
+        let list = self.get(&format!("/v1/jobs{}", query(&fields))).await?;
+        let missing = || Failure::message(Exit::Unavailable, "the server has no list of jobs");
+        list.ok_or_else(missing)
+    }
+
+    /// Shows an answer of one JSON value a line to `visit`.
+    async fn lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut visit: impl FnMut(T),
+    ) -> Result<(), Failure> {
+        let reply = self
+            .ask_for(Method::GET, path, Bytes::new(), None, NDJSON)
+            .await?;
+        if reply.status != 200 {
+            return Err(refused(&reply));
         }
-        let (method, path) = match (command, subject.scope) {
-            (Command::Rate(..), Scope::Target | Scope::App) => {
-                body["scope"] = subject.scope.as_str().into();
-                body["name"] = subject.name.into();
-                (Method::PUT, "/v1/limits".to_owned())
-            }
-            (_, scope) => {
-                let path = format!("/v1/{}s/{}:{verb}", scope.as_str(), subject.name);
-                (Method::POST, path)
-            }
-        };
-        let body = body.to_string().into_bytes();
-        let reply = self.ask(method, &path, body.into(), None).await?;
+        let lines = reply.body.split(|byte| *byte == b'\n');
+        for line in lines.filter(|line| !line.is_empty()) {
+            visit(serde_json::from_slice(line).or_exit(Exit::Unavailable)?);
+        }
+        Ok(())
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).or_exit(Exit::Internal)?;
+        let reply = self.ask(Method::POST, path, body.into(), None).await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
             _ => Err(refused(&reply)),
@@ -319,7 +496,7 @@ impl Server {
     }
 
     /// A JSON answer; nothing where the server says 404.
-    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
         let reply = self.ask(Method::GET, path, Bytes::new(), None).await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body)
@@ -337,14 +514,23 @@ impl Server {
         body: Bytes,
         traceparent: Option<&str>,
     ) -> Result<Reply, Failure> {
+        self.ask_for(method, path, body, traceparent, JSON).await
+    }
+
+    async fn ask_for(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        traceparent: Option<&str>,
+        accept: &'static str,
+    ) -> Result<Reply, Failure> {
         let uri: Uri = format!("{}{path}", self.base)
             .parse()
             .or_exit(Exit::Internal)?;
         let mut headers = HeaderMap::new();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
+        headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
         if let Some(token) = &self.token {
             let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
             headers.insert(header::AUTHORIZATION, value.or_exit(Exit::BadConfig)?);
@@ -361,21 +547,12 @@ impl Server {
             headers,
             body,
         };
-        let sent = self.client.send(request, PATIENCE).await;
-        sent.map_err(|error| {
-            let (what, advice) = match error {
-                SendError::NotSent { what, .. } => (
-                    what,
-                    "start `fanwise serve` there, or set broker.url and ledger.url to reach workers \
-                     on RabbitMQ and Redis",
-                ),
-                SendError::Unknown { what, .. } => {
-                    (what, "it may have arrived; ask again, nothing is done twice")
-                }
-            };
-            let base = &self.base;
-            let message = format!("no answer from {base} (gateway.listen): {what}; {advice}");
-            Failure::message(Exit::Unavailable, message)
+        self.client.send(request, PATIENCE).await.map_err(|error| {
+            let what = format!(
+                "{}: {error}; is `fanwise serve` running there? (or set broker.url and ledger.url)",
+                self.base
+            );
+            Failure::message(Exit::Unavailable, what)
         })
     }
 }
@@ -390,7 +567,6 @@ fn refused(reply: &Reply) -> Failure {
     let (exit, what) = match reply.status {
         400 | 413 | 422 => (Exit::BadInput, "refused"),
         409 => (Exit::BadInput, "conflict"),
-        404 => (Exit::Unavailable, "not found"),
         401 => (Exit::BadConfig, "gateway.token is missing or wrong"),
         _ => (Exit::Unavailable, "not accepted"),
     };

@@ -22,10 +22,11 @@ use crate::domain::accounts::Accounts;
 use crate::domain::ids::JobId;
 use crate::domain::job::{AudienceDocument, JobDocument, MessageDocument};
 use crate::domain::lane::Priority;
+use crate::domain::letters::DeadRow;
 use crate::domain::outcome::Outcome;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::mock::{MockHandle, MockIm, Settings, Version};
-use crate::ports::{JobRecord, JobState};
+use crate::ports::{JobFilter, JobRecord, JobState};
 use crate::telemetry::{self, LogFormat};
 
 /// Most recipients: their list fits one job message.
@@ -174,7 +175,7 @@ impl Demo {
     /// Waits until the process answers.
     async fn ready(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
-        while self.access.jobs(1).await.is_err() {
+        while self.access.jobs(&JobFilter::default(), 1).await.is_err() {
             let ended = self.child.try_wait().or_exit(Exit::Internal)?;
             if ended.is_some() || Instant::now() > deadline {
                 let log =
@@ -334,7 +335,7 @@ impl Demo {
                 "the mock accepted {by_repeat} message(s) of the repeated job"
             ));
         }
-        let failed = |row: &dead::Row| row.dead.outcome == Outcome::Failed;
+        let failed = |row: &DeadRow| row.dead.outcome == Outcome::Failed;
         for row in dead::all(&self.access)
             .await?
             .iter()

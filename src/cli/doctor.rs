@@ -1,6 +1,7 @@
 //! `fanwise doctor`: looks at everything a worker needs and says what to do about what is wrong.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -9,8 +10,13 @@ use super::{load_config, output};
 use crate::app;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
+use crate::im::TargetSettings;
+use crate::im::http::{Client, ClientSettings};
 use crate::store::{Persistence, Store};
 use crate::worker::chain;
+
+/// How long a target may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -183,32 +189,46 @@ async fn look_at_ledger(config: &Config, report: &mut Report) {
     }
 }
 
-/// Only that somebody listens: asking more would be a call.
+/// That somebody listens, and that it is who the settings say, where that can be asked without a
+/// call to anybody.
 async fn look_at_targets(config: &Config, report: &mut Report) {
+    let client = Client::new(ClientSettings::defaults());
     for (name, target) in &config.targets {
         let Some((host, port)) = target.settings.address() else {
             continue;
         };
         let connect = tokio::net::TcpStream::connect((host.as_str(), port));
-        let patience = std::time::Duration::from_secs(3);
-        match tokio::time::timeout(patience, connect).await {
-            Ok(Ok(_)) => report.add(
-                Verdict::Ok,
-                "target",
-                format!("{name}: {host}:{port} listens"),
-            ),
-            Ok(Err(error)) => {
-                report.add(
-                    Verdict::Warn,
-                    "target",
-                    format!("{name}: {host}:{port}: {error}"),
-                );
-            }
-            Err(_) => report.add(
-                Verdict::Warn,
-                "target",
-                format!("{name}: {host}:{port} does not answer"),
-            ),
-        }
+        let found = match tokio::time::timeout(PATIENCE, connect).await {
+            Ok(Ok(_)) => identity(&target.settings, name, &client).await,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("does not answer".to_owned()),
+        };
+        let (verdict, finding) = match found {
+            Ok(finding) => (Verdict::Ok, finding),
+            Err(finding) => (Verdict::Warn, finding),
+        };
+        report.add(
+            verdict,
+            "target",
+            format!("{name}: {host}:{port}: {finding}"),
+        );
+    }
+}
+
+/// Who listens, as far as it can be told.
+async fn identity(
+    settings: &TargetSettings,
+    name: &str,
+    client: &Client,
+) -> Result<String, String> {
+    // What is wrong with the settings is reported as such.
+    let target = crate::im::build(name, settings).ok();
+    let asked = target.and_then(|target| target.identify().map(|request| (target, request)));
+    let Some((target, request)) = asked else {
+        return Ok("listens".to_owned());
+    };
+    match client.send(request, PATIENCE).await {
+        Ok(reply) => target.read_identity(&reply),
+        Err(error) => Err(error.to_string()),
     }
 }

@@ -1,4 +1,4 @@
-//! `fanwise job list`, `show`, `watch` and `verify`; `pause`, `resume`, `cancel` and `rate`.
+//! `fanwise job list`, `show`, `watch`, `verify` and `recipient`; `pause`, `resume`, `cancel` and `rate`.
 
 use std::path::PathBuf;
 
@@ -12,24 +12,18 @@ use super::steer::{Expiry, Words, parse_rate, tell};
 use super::{checked_config, output, progress};
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
+use crate::domain::letters::{moment, not_a_moment};
 use crate::exit::{Exit, Failure};
-use crate::gateway::Verification;
-use crate::ports::{JobRecord, JobState};
+use crate::gateway::{JobDetail, Verification};
+use crate::ports::{JobFilter, JobState};
 use crate::steer::{Command, Hindrance};
-use crate::worker::rfc3339;
+use crate::worker::{now_ms, rfc3339};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {
     /// The newest jobs
-    List {
-        /// How many
-        #[arg(long, default_value_t = 20)]
-        most: usize,
-        /// Print a JSON array
-        #[arg(long)]
-        json: bool,
-    },
-    /// One job with its accounts
+    List(ListArgs),
+    /// One job with its accounts, how fast it goes, and what keeps it from going faster
     Show(JobArgs),
     /// Follow a job until it is completed
     Watch(JobArgs),
@@ -69,6 +63,61 @@ pub(super) enum JobCommand {
     },
     /// Compare the counters of a job with its ledger, recipient by recipient; exit 70 if they differ
     Verify(JobArgs),
+    /// Did this user get it, and why not?
+    Recipient {
+        #[command(flatten)]
+        job: JobArgs,
+        /// User id, as it stands in the job's list
+        user: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ListArgs {
+    /// How many
+    #[arg(long, default_value_t = 20)]
+    most: usize,
+    /// Only of this app
+    #[arg(long)]
+    app: Option<String>,
+    /// Only to this target
+    #[arg(long)]
+    target: Option<String>,
+    /// Only running or completed ones
+    #[arg(long, value_parser = ["running", "completed"])]
+    state: Option<String>,
+    /// Only with this client_msg_no
+    #[arg(long)]
+    client_msg_no: Option<String>,
+    /// Accepted at or after: a time, or a time ago such as 2h
+    #[arg(long, value_parser = time)]
+    since: Option<u64>,
+    /// Accepted before
+    #[arg(long, value_parser = time)]
+    until: Option<u64>,
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+fn time(text: &str) -> Result<u64, String> {
+    moment(text, now_ms()).ok_or_else(|| not_a_moment(text))
+}
+
+impl ListArgs {
+    fn filter(&self) -> JobFilter {
+        let state = self.state.as_deref();
+        JobFilter {
+            app: self.app.clone(),
+            target: self.target.clone(),
+            client_msg_no: self.client_msg_no.clone(),
+            state: JobState::ALL
+                .into_iter()
+                .find(|it| Some(it.as_str()) == state),
+            since_ms: self.since,
+            until_ms: self.until,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -109,15 +158,15 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
     })?;
     let access = Access::of(&config)?;
     match command {
-        JobCommand::List { most, json } => list(&access, most, json).await,
-        JobCommand::Show(args) => {
-            let record = find(&access, &args.name).await?;
-            show(&access, &args, &record).await
-        }
+        JobCommand::List(args) => list(&access, &args).await,
+        JobCommand::Show(args) => show(&access, &args).await,
         JobCommand::Watch(args) => {
-            find(&access, &args.name).await?;
-            let record = progress::follow(&access, args.name.id()).await?;
-            show(&access, &args, &record).await
+            access
+                .job(args.name.id())
+                .await?
+                .ok_or_else(|| unknown(&args.name))?;
+            progress::follow(&access, args.name.id()).await?;
+            show(&access, &args).await
         }
         JobCommand::Pause {
             name,
@@ -143,11 +192,8 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
             tell(&access, command, &words, expiry.expires_in).await
         }
         JobCommand::Verify(args) => verify(&access, &args).await,
+        JobCommand::Recipient { job, user } => recipient(&access, &job, &user).await,
     }
-}
-
-async fn find(access: &Access, name: &JobName) -> Result<JobRecord, Failure> {
-    access.job(name.id()).await?.ok_or_else(|| unknown(name))
 }
 
 fn unknown(name: &JobName) -> Failure {
@@ -160,9 +206,9 @@ fn unknown(name: &JobName) -> Failure {
     Failure::message(Exit::Unavailable, what)
 }
 
-async fn list(access: &Access, most: usize, as_json: bool) -> Result<Exit, Failure> {
-    let jobs = access.jobs(most).await?;
-    if as_json {
+async fn list(access: &Access, args: &ListArgs) -> Result<Exit, Failure> {
+    let jobs = access.jobs(&args.filter(), args.most).await?;
+    if args.json {
         output::json(&jobs)?;
         return Ok(Exit::Ok);
     }
@@ -171,73 +217,66 @@ async fn list(access: &Access, most: usize, as_json: bool) -> Result<Exit, Failu
         .map(|job| {
             vec![
                 job.job.to_string(),
-                job.app.clone(),
-                state(job).to_owned(),
+                output::cut(&job.app, 12),
+                job.state.as_str().to_owned(),
                 grouped(job.accounts.total),
-                grouped(job.accounts.sent),
-                grouped(job.accounts.failed + job.accounts.uncertain),
                 grouped(job.pending),
+                grouped(job.accounts.failed + job.accounts.uncertain),
                 job.client_msg_no.clone(),
             ]
         })
         .collect();
-    output::table(
-        &[
-            "JOB",
-            "APP",
-            "STATE",
-            "TOTAL",
-            "SENT",
-            "DEAD",
-            "PENDING",
-            "CLIENT_MSG_NO",
-        ],
-        &rows,
-    )?;
+    let headings = ["JOB", "APP", "STATE", "TOTAL", "PENDING", "DEAD", "KEY"];
+    output::narrow_table(&headings, rows)?;
     Ok(Exit::Ok)
-}
-
-fn state(job: &JobRecord) -> &'static str {
-    match job.state {
-        JobState::Running => "running",
-        JobState::Completed => "completed",
-    }
 }
 
 /// A job with what stops it or slows it down.
 #[derive(Serialize)]
 struct Shown<'a> {
     #[serde(flatten)]
-    record: &'a JobRecord,
+    detail: &'a JobDetail,
     hindrances: &'a [Hindrance],
 }
 
-async fn show(access: &Access, args: &JobArgs, job: &JobRecord) -> Result<Exit, Failure> {
-    let hindrances = match job.state {
-        JobState::Running => access.hindrances(job).await?,
+async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
+    let detail = access.detail(args.name.id()).await?;
+    let detail = detail.ok_or_else(|| unknown(&args.name))?;
+    let hindrances = match detail.record.state {
+        JobState::Running => access.hindrances(&detail.record).await?,
         JobState::Completed => Vec::new(),
     };
     if args.json {
         output::json(&Shown {
-            record: job,
+            detail: &detail,
             hindrances: &hindrances,
         })?;
         return Ok(Exit::Ok);
     }
+    let job = &detail.record;
     output::line(format!("job            {}", job.job))?;
     output::line(format!("app            {}", job.app))?;
     output::line(format!("client_msg_no  {}", job.client_msg_no))?;
     output::line(format!("target         {}", job.target))?;
-    output::line(format!("state          {}", state(job)))?;
+    output::line(format!("state          {}", job.state.as_str()))?;
     for hindrance in &hindrances {
         output::line(format!("hindered by    {}", hindrance.what))?;
     }
+    for warning in &job.warnings {
+        output::line(format!("warning        {warning}"))?;
+    }
     output::line(format!("accepted       {}", rfc3339(job.accepted_at_ms)))?;
+    if let Some(at) = job.not_before_ms {
+        output::line(format!("not before     {}", rfc3339(at)))?;
+    }
     if let Some(at) = job.progress_at_ms {
         output::line(format!("last progress  {}", rfc3339(at)))?;
     }
     if let Some(at) = job.completed_at_ms {
         output::line(format!("completed      {}", rfc3339(at)))?;
+    }
+    if let Some(rate) = &job.rate {
+        output::line(format!("own limit      {rate}"))?;
     }
     if job.rebuilt {
         output::line(
@@ -253,6 +292,37 @@ async fn show(access: &Access, args: &JobArgs, job: &JobRecord) -> Result<Exit, 
         ))?;
     }
     output::line(format!("  {:<13}{}", "pending", grouped(job.pending)))?;
+    if let Some(rate) = detail.recipients_per_second {
+        output::line(format!("speed          {rate:.0} recipients/s"))?;
+    }
+    if let Some(seconds) = detail.eta_seconds {
+        output::line(format!("time left      about {} s", grouped(seconds)))?;
+    }
+    for limiting in &detail.limited_by {
+        let until = limiting.until.as_deref();
+        let until = until.map_or_else(String::new, |until| format!(", until {until}"));
+        output::line(format!("limited by     {}{until}", limiting.by.as_str()))?;
+        output::line(format!("               {}", limiting.detail))?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn recipient(access: &Access, args: &JobArgs, user: &str) -> Result<Exit, Failure> {
+    let fate = access.recipient(args.name.id(), user).await?;
+    let fate = fate.ok_or_else(|| unknown(&args.name))?;
+    if args.json {
+        output::json(&fate)?;
+        return Ok(Exit::Ok);
+    }
+    output::line(format!(
+        "{user}: {}, {}",
+        fate.state.as_str(),
+        fate.explanation
+    ))?;
+    if let Some(letter) = &fate.dead_letter {
+        output::line(format!("  first attempt  {}", letter.first_attempt_at))?;
+        output::line(format!("  last attempt   {}", letter.last_attempt_at))?;
+    }
     Ok(Exit::Ok)
 }
 

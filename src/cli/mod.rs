@@ -63,7 +63,7 @@ enum Command {
     /// Show and set limits while everything runs
     #[command(subcommand)]
     Limits(steer::LimitsCommand),
-    /// Look at dead letters: recipients that failed or are uncertain, with reasons
+    /// Dead letters, recipients that failed or are uncertain: look at them, send again, remove
     #[command(subcommand)]
     Dead(dead::DeadCommand),
     /// Exchanges and queues on the broker

@@ -50,6 +50,36 @@ pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failu
     Ok(())
 }
 
+/// Columns of a line that fits any terminal.
+const COLUMNS: usize = 80;
+
+/// Like [`table`], in at most 80 columns: the last one is cut, and has at least 8.
+pub(super) fn narrow_table(headings: &[&str], mut rows: Vec<Vec<String>>) -> Result<(), Failure> {
+    let last = headings.len().saturating_sub(1);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        let widest = cells.map(|cell| cell.chars().count()).max();
+        widest.unwrap_or(0).max(headings[column].chars().count())
+    };
+    let before: usize = (0..last).map(|column| width(column) + 2).sum();
+    let room = COLUMNS.saturating_sub(before).max(8);
+    for row in &mut rows {
+        if let Some(cell) = row.get_mut(last) {
+            *cell = cut(cell, room);
+        }
+    }
+    table(headings, &rows)
+}
+
+/// At most so many characters of a text, with an ellipsis where something is missing.
+pub(super) fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    let start = text.chars().take(most.saturating_sub(1));
+    start.chain(['…']).collect()
+}
+
 /// `12,345,678`
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -66,6 +96,13 @@ pub(super) fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_cut_to_characters() {
+        for (text, most, shown) in [("abc", 3, "abc"), ("äbcd", 3, "äb…"), ("", 0, "")] {
+            assert_eq!(cut(text, most), shown);
+        }
+    }
 
     #[test]
     fn thousands_are_grouped() {

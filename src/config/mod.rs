@@ -411,6 +411,7 @@ fn read_targets(root: &mut Section, findings: &mut Findings) -> BTreeMap<String,
             targets.insert(name, target);
         }
     }
+    targets::check_applications(&targets, findings);
     targets
 }
 

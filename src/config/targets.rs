@@ -1,13 +1,15 @@
 //! `[targets.NAME]`: one backend account. What all targets have in common is read here, the rest by
 //! the table of its `type`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::reader::{Findings, Section};
+use super::reader::{Findings, Origin, Section, Shown};
 use super::{HOUR, MINUTE, SECOND};
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Class, OnUncertain};
-use crate::im::{TargetSettings, webhook, wukongim};
+use crate::im::{TargetSettings, netease, openim, webhook, wukongim, yunxin};
+use crate::secret::Secret;
 
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
@@ -17,7 +19,7 @@ pub struct TargetConfig {
     /// `calls_in_flight`: calls at a time, per worker. Default 256; 1 to 10000.
     pub calls_in_flight: usize,
     /// `limit`: shared by all workers, such as `"2000/s burst 200"`; in calls unless it says
-    /// `per recipient`. Default none.
+    /// `per recipient`. Default: what the system allows, a little less; for most that is none.
     pub limit: Option<Rate>,
     /// `on_uncertain`: `auto` (default: `retry` where the target is idempotent, else `hold`),
     /// `retry`, `hold` or `drop`.
@@ -35,12 +37,21 @@ pub(super) fn read(
     mut section: Section,
     findings: &mut Findings,
 ) -> Option<TargetConfig> {
-    let kinds = [("webhook", Kind::Webhook), ("wukongim", Kind::Wukongim)];
+    let kinds = [
+        ("webhook", Kind::Webhook),
+        ("wukongim", Kind::Wukongim),
+        ("openim", Kind::Openim),
+        ("netease", Kind::Netease),
+        ("yunxin", Kind::Yunxin),
+    ];
     let before = findings.problems.len();
     // Without a type nothing else can be judged.
     let settings = match section.required_choice("type", &kinds, findings)? {
         Kind::Webhook => TargetSettings::Webhook(read_webhook(&mut section, findings)),
         Kind::Wukongim => TargetSettings::Wukongim(read_wukongim(&mut section, findings)),
+        Kind::Openim => TargetSettings::Openim(read_openim(&mut section, findings)),
+        Kind::Netease => TargetSettings::Netease(read_netease(&mut section, findings)),
+        Kind::Yunxin => TargetSettings::Yunxin(read_yunxin(&mut section, findings)),
     };
     let policies = [
         ("auto", None),
@@ -60,20 +71,55 @@ pub(super) fn read(
         config_park: section.duration("config_park", MINUTE, SECOND..=HOUR, findings),
         breaker_failures: section.integer("breaker_failures", 50, 1..=100_000, findings) as u32,
     };
+    let limit_key = section.key("limit");
     section.finish(findings);
     // The adapter judges the rest, once what it is given could be read.
-    if findings.problems.len() == before
-        && let Err(problems) = crate::im::build(name, &target.settings)
-    {
-        findings.problems.extend(problems);
+    if findings.problems.len() == before {
+        match crate::im::build(name, &target.settings) {
+            Ok(built) => {
+                if let (None, Some(limit)) = (target.limit, built.profile().limit) {
+                    let (value, origin) = (format!("\"{limit}\""), Origin::Default);
+                    findings.shown.insert(limit_key, Shown { value, origin });
+                }
+            }
+            Err(problems) => findings.problems.extend(problems),
+        }
     }
     Some(target)
+}
+
+/// Warns of targets that share an application of NetEase's: its limit is for all of its calls, and each
+/// target keeps to it by itself.
+pub(super) fn check_applications(
+    targets: &BTreeMap<String, TargetConfig>,
+    findings: &mut Findings,
+) {
+    let mut known = BTreeMap::new();
+    for (name, target) in targets.iter().filter(|(_, target)| target.limit.is_none()) {
+        // Batches and single calls are counted apart.
+        let application = match &target.settings {
+            TargetSettings::Netease(settings) => (&settings.app_key, "v1"),
+            TargetSettings::Yunxin(settings) if settings.single => (&settings.app_key, "v2 single"),
+            TargetSettings::Yunxin(settings) => (&settings.app_key, "v2"),
+            _ => continue,
+        };
+        if let Some(first) = known.insert(application, name) {
+            let what = format!(
+                "the same application as targets.{first}; each has the application's whole limit, and \
+                 together they exceed it: use one target, or give both a `limit`"
+            );
+            findings.warning(format!("targets.{name}.app_key"), what);
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
     Webhook,
     Wukongim,
+    Openim,
+    Netease,
+    Yunxin,
 }
 
 /// `type = "webhook"`: `url` (required, with `{recipient}`, `{client_msg_no}`, `{job}`, `{app}`),
@@ -112,10 +158,11 @@ fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String,
 }
 
 /// `type = "wukongim"`: `url` (required), `version` (required: `v1`, `v2`, `v3`), `token` or
-/// `token_file`, `sender`, `packed` (false), `recipients_per_call` (100; to 1000, when packed),
-/// `client_msg_no` (`per_recipient` or `job`).
+/// `token_file`, `sender`, `packed` (false), `subscribers` (false), `recipients_per_call` (100; to
+/// 1000, of calls for many), `client_msg_no` (`per_recipient` or `job`), `probe` (false),
+/// `manager_url`, `manager_user`, `manager_password` or `manager_password_file`.
 fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Settings {
-    use wukongim::{ClientMsgNo, Settings, Version};
+    use wukongim::{ClientMsgNo, Manager, Settings, Version};
     let versions = [
         ("v1", Version::V1),
         ("v2", Version::V2),
@@ -129,16 +176,117 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
     let most = Settings::RECIPIENTS_PER_CALL_MAX as u64;
     let version = section.required_choice("version", &versions, findings);
     let number = section.choice("client_msg_no", "per_recipient", &numbers, findings);
+    let user = section.optional_text("manager_user", findings);
+    let password = section.secret("manager_password", "manager_password_file", findings);
+    // One without the other is the adapter's to refuse.
+    let manager = (user.is_some() || password.is_some()).then(|| Manager {
+        user: user.unwrap_or_default(),
+        password: password.unwrap_or_else(|| Secret::new("")),
+    });
     Settings {
         token: section.secret("token", "token_file", findings),
         sender: section.optional_text("sender", findings),
         packed: section.boolean("packed", false, findings),
+        subscribers: section.boolean("subscribers", false, findings),
         recipients_per_call: section.integer("recipients_per_call", per_call, 1..=most, findings)
             as usize,
         client_msg_no: number.unwrap_or(ClientMsgNo::PerRecipient),
+        probe: section.boolean("probe", false, findings),
+        manager_url: section.optional_text("manager_url", findings),
+        manager,
         ..Settings::new(
             section.required_text("url", findings),
             version.unwrap_or(Version::V2),
         )
     }
+}
+
+/// `type = "openim"`: `url` (required), `auth` (`admin_token`, `user_token` or `token`), `secret` or
+/// `secret_file` (required unless `auth` is `token`), `token` or `token_file` (required if it is),
+/// `admin_user` (`imAdmin`), `sender`, `session` (`single` or `notification`), `notice_name`, `packed`
+/// (false), `recipients_per_call` (100; to 1000, when packed).
+fn read_openim(section: &mut Section, findings: &mut Findings) -> openim::Settings {
+    use openim::{Auth, Session, Settings};
+    let ways = [
+        ("admin_token", Auth::AdminToken),
+        ("user_token", Auth::UserToken),
+        ("token", Auth::Token),
+    ];
+    let sessions = [
+        ("single", Session::Single),
+        ("notification", Session::Notification),
+    ];
+    let per_call = Settings::RECIPIENTS_PER_CALL as u64;
+    let most = Settings::RECIPIENTS_PER_CALL_MAX as u64;
+    let auth = section.choice("auth", "admin_token", &ways, findings);
+    let session = section.choice("session", "single", &sessions, findings);
+    Settings {
+        auth: auth.unwrap_or(Auth::AdminToken),
+        secret: section.secret("secret", "secret_file", findings),
+        token: section.secret("token", "token_file", findings),
+        admin_user: section.text("admin_user", Settings::ADMIN_USER, findings),
+        sender: section.optional_text("sender", findings),
+        session: session.unwrap_or(Session::Single),
+        notice_name: section.optional_text("notice_name", findings),
+        packed: section.boolean("packed", false, findings),
+        recipients_per_call: section.integer("recipients_per_call", per_call, 1..=most, findings)
+            as usize,
+        ..Settings::new(section.required_text("url", findings))
+    }
+}
+
+/// `type = "netease"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
+/// `message_ids` (false), `recipients_per_call` (500, or 100 with `message_ids`, which are also the
+/// most), `body_length_max` (5000; to 20000), `trust_request_id` (false).
+fn read_netease(section: &mut Section, findings: &mut Findings) -> netease::Settings {
+    use netease::Settings;
+    let message_ids = section.boolean("message_ids", false, findings);
+    let most = if message_ids {
+        Settings::RECIPIENTS_WITH_IDS as u64
+    } else {
+        Settings::RECIPIENTS_PER_CALL as u64
+    };
+    let body = Settings::BODY_LENGTH_MAX as u64;
+    let (url, app_key, app_secret) = read_account(section, findings);
+    Settings {
+        sender: section.optional_text("sender", findings),
+        message_ids,
+        recipients_per_call: Some(
+            section.integer("recipients_per_call", most, 1..=most, findings) as usize,
+        ),
+        body_length_max: section.integer("body_length_max", body, 1..=20_000, findings) as usize,
+        trust_request_id: section.boolean("trust_request_id", false, findings),
+        ..Settings::new(url, app_key, app_secret)
+    }
+}
+
+/// `type = "yunxin"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
+/// `single` (false), `recipients_per_call` (100; to 100), `text_length_max` (5000; to 20000),
+/// `trust_request_id` (false).
+fn read_yunxin(section: &mut Section, findings: &mut Findings) -> yunxin::Settings {
+    use yunxin::Settings;
+    let most = Settings::RECIPIENTS_PER_CALL as u64;
+    let text = Settings::TEXT_LENGTH_MAX as u64;
+    let (url, app_key, app_secret) = read_account(section, findings);
+    Settings {
+        sender: section.optional_text("sender", findings),
+        single: section.boolean("single", false, findings),
+        recipients_per_call: section.integer("recipients_per_call", most, 1..=most, findings)
+            as usize,
+        text_length_max: section.integer("text_length_max", text, 1..=20_000, findings) as usize,
+        trust_request_id: section.boolean("trust_request_id", false, findings),
+        ..Settings::new(url, app_key, app_secret)
+    }
+}
+
+/// Address, AppKey and AppSecret of an application in NetEase's cloud.
+fn read_account(section: &mut Section, findings: &mut Findings) -> (String, String, Secret) {
+    let url = section.required_text("url", findings);
+    let app_key = section.required_text("app_key", findings);
+    let secret = section.secret("app_secret", "app_secret_file", findings);
+    if secret.is_none() {
+        let what = "missing; `app_secret` or `app_secret_file` is needed";
+        findings.problem(section.key("app_secret"), what);
+    }
+    (url, app_key, secret.unwrap_or_else(|| Secret::new("")))
 }

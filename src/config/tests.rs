@@ -171,14 +171,16 @@ fn the_example_names_every_key_and_no_other() {
 /// What is switched off in the example is the default; the example says so of every key.
 #[test]
 fn the_example_shows_the_defaults() {
-    // The second target and the drop-in endpoints are switched off as a whole: here they have what is
+    // Further targets and the drop-in endpoints are switched off as a whole: here they have what is
     // required.
     let required = [
-        "#[targets.hook]",
-        "#type = \"webhook\"",
-        "#url = \"https",
+        "#[targets.",
         "#[apps.default.",
+        "#type = ",
+        "#url = \"https",
         "#secret = ",
+        "#app_key = ",
+        "#app_secret = ",
     ];
     let lines = EXAMPLE.lines().map(
         |line| match required.iter().any(|it| line.starts_with(it)) {
@@ -187,7 +189,10 @@ fn the_example_shows_the_defaults() {
         },
     );
     let as_it_is = loaded(&lines.collect::<Vec<_>>().join("\n"), &[]);
-    assert!(as_it_is.config.targets.contains_key("hook"));
+    assert_eq!(as_it_is.findings.problems, []);
+    for target in ["hook", "openim", "netease", "yunxin"] {
+        assert!(as_it_is.config.targets.contains_key(target));
+    }
     let all = loaded(&example(None), &[]);
     for (key, shown) in &as_it_is.findings.shown {
         if shown.origin == Origin::Default && shown.value != "(none)" && shown.value != "0 entries"
@@ -480,6 +485,56 @@ fn all_problems_are_reported_at_once() {
         );
     }
     assert_eq!(problems.len(), 10, "{problems:#?}");
+}
+
+#[test]
+fn an_application_of_netease_needs_an_address_a_key_and_a_secret() {
+    for (kind, url) in [("netease", "http://im/nimserver"), ("yunxin", "http://im")] {
+        let found = problems(&format!("targets.im = {{ type = \"{kind}\" }}"), &[]);
+        assert_eq!(
+            found,
+            [
+                "targets.im.url: missing",
+                "targets.im.app_key: missing",
+                "targets.im.app_secret: missing; `app_secret` or `app_secret_file` is needed",
+            ]
+        );
+        let whole = format!(
+            "targets.im = {{ type = \"{kind}\", url = \"{url}\", app_key = \"k\", app_secret = \"s\" }}"
+        );
+        assert!(problems(&whole, &[]).is_empty());
+    }
+    let more = r#"targets.n = { type = "netease", url = "http://im", app_key = "k", app_secret = "s",
+        message_ids = true, recipients_per_call = 101 }"#;
+    assert_one_problem(
+        more,
+        "targets.n.recipients_per_call: a whole number, 1 to 100,",
+    );
+}
+
+#[test]
+fn two_targets_of_one_application_are_warned_about() {
+    let warnings = |kinds: [&str; 2], more: &str| {
+        let targets = ["a", "b"].into_iter().zip(kinds).map(|(name, kind)| {
+            format!("targets.{name} = {{ {kind}, url = \"http://im\", app_key = \"k\", app_secret = \"s\"{more} }}")
+        });
+        let loaded = loaded(&targets.collect::<Vec<_>>().join("\n"), &[]);
+        assert_eq!(loaded.findings.problems, []);
+        let warnings = loaded.findings.warnings.into_iter();
+        let fields = warnings.map(|warning| warning.field);
+        fields
+            .filter(|field| field.ends_with("app_key"))
+            .collect::<Vec<_>>()
+    };
+    let (v1, v2) = ("type = \"netease\"", "type = \"yunxin\"");
+    let single = "type = \"yunxin\", single = true";
+    for kinds in [[v1, v1], [v2, v2], [single, single]] {
+        assert_eq!(warnings(kinds, ""), ["targets.b.app_key"]);
+        assert!(warnings(kinds, ", limit = \"50/min\"").is_empty());
+    }
+    for kinds in [[v1, v2], [v2, single]] {
+        assert!(warnings(kinds, "").is_empty());
+    }
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl Accounts {
 }
 
 /// What a walk over the ledger of one job found, recipient by recipient.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Audit {
     pub sent: u64,
     pub failed: u64,

@@ -27,6 +27,9 @@ pub struct DeadLetter {
     pub slice: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
+    /// The recipients are groups of this kind, not users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_type: Option<u8>,
     /// The message as the job carried it.
     #[schemars(with = "serde_json::Value")]
     pub message: Box<RawValue>,

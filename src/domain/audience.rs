@@ -29,13 +29,9 @@ pub struct AudienceDocument {
     #[schemars(length(max = 100_000))]
     pub users: Option<Vec<MemberDocument>>,
     /// Ids of groups; each is sent to once, as a group.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        default,
-        length(min = 1, max = 100_000),
-        inner(length(min = 1, max = 255))
-    )]
-    pub groups: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 100_000), inner(length(min = 1, max = 255)))]
+    pub groups: Option<Vec<String>>,
     /// The target's number for the kind of group, 2 if left out; WuKongIM knows others.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2, max = 255))]

@@ -2,7 +2,7 @@
 //! or a target paused or re-rated.
 //!
 //! Of each kind one directive may stand about a subject: a new one replaces it, and it ends when it is
-//! lifted or expires. [`Board`] holds all of them and makes one [`Order`] of those that touch a slice.
+//! lifted or expires. `Board` holds all of them and makes one `Order` of those that touch a slice.
 //! A worker asks for it before each window of calls, so an order costs no more than three look-ups.
 
 use std::collections::HashMap;
@@ -164,12 +164,17 @@ pub enum Go {
 pub struct Board {
     /// By the name of the subject, one map per scope.
     standing: [HashMap<String, Vec<Directive>>; 3],
+    /// When a job was cancelled last.
+    cancelled_ms: Option<u64>,
 }
 
 impl Board {
     pub fn new(directives: impl IntoIterator<Item = Directive>) -> Self {
         let mut board = Self::default();
         for directive in directives {
+            if directive.action == Action::Cancel {
+                board.cancelled_ms = board.cancelled_ms.max(Some(directive.since_ms));
+            }
             let Subject { scope, name } = &directive.subject;
             let here = board.standing[*scope as usize]
                 .entry(name.clone())
@@ -199,6 +204,12 @@ impl Board {
             .flat_map(HashMap::values)
             .flatten()
             .filter(move |directive| directive.in_force(now_ms))
+    }
+
+    /// How long ago a job was cancelled last.
+    pub fn last_cancel(&self, now_ms: u64) -> Option<Duration> {
+        let at = self.cancelled_ms?;
+        Some(Duration::from_millis(now_ms.saturating_sub(at)))
     }
 
     /// What a slice of this target, app and job is to do.
@@ -349,7 +360,7 @@ mod tests {
 
     proptest! {
         /// Whoever is paused looks again before the pause has lasted twice as long, at least every
-        /// minute, and never before a second has passed unless the pause ends.
+        /// minute, and never before five seconds have passed unless the pause ends.
         #[test]
         fn a_pause_is_looked_at_again_in_time(
             pauses in prop::collection::vec((0u64..10_000_000, prop::option::of(1u64..10_000_000)), 1..4),
@@ -366,10 +377,10 @@ mod tests {
                 return Err(TestCaseError::fail("a paused slice went on"));
             };
             let youngest = pauses.iter().map(|(age, _)| *age).min().unwrap();
-            prop_assert!(wait <= Duration::from_millis(youngest.max(1000)));
+            prop_assert!(wait <= Duration::from_millis(youngest.max(5000)));
             prop_assert!(wait <= Duration::from_secs(60));
             let end = pauses.iter().map(|(_, left)| left.unwrap_or(u64::MAX)).max().unwrap();
-            prop_assert!(wait >= Duration::from_millis(end.min(1000)));
+            prop_assert!(wait >= Duration::from_millis(end.min(5000)));
         }
     }
 }

@@ -166,6 +166,13 @@ impl Tat {
         }
     }
 
+    /// How much of the burst is booked: 0 when the limiter is idle, 1 when the next unit has to wait.
+    pub fn booked(self, rate: &Rate, now_us: u64) -> f64 {
+        let now = now_us as f64;
+        let tat = self.started(rate, now, 0.0, 1);
+        (tat - now) / (f64::from(rate.burst) * rate.interval_us())
+    }
+
     /// Gives back units that were booked and not used.
     pub fn refund(&mut self, rate: &Rate, units: u32) {
         self.0 -= f64::from(units) * rate.interval_us();
@@ -228,6 +235,7 @@ mod tests {
     fn an_idle_limiter_grants_its_burst_and_no_more() {
         let rate = rate("10/s burst 5");
         let mut tat = Tat::default();
+        assert_eq!(tat.booked(&rate, 1_000_000), 0.0);
         let grant = tat.lease(&rate, 1_000_000, 100, Duration::ZERO);
         assert_eq!(
             grant,
@@ -243,6 +251,8 @@ mod tests {
                 after: Duration::from_millis(100)
             }
         );
+        assert_eq!(tat.booked(&rate, 1_000_000), 1.0);
+        assert_eq!(tat.booked(&rate, 1_100_000), 0.8);
     }
 
     #[test]

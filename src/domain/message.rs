@@ -1,7 +1,7 @@
 //! The message of a job and the options of its delivery, as one model for all targets.
 //!
-//! A producer writes a [`MessageDocument`]; slices, dead letters and webhooks carry the same form.
-//! [`Content`] is what became of it once every field was found to belong to its type. What a target
+//! A producer writes a `MessageDocument`; slices, dead letters and webhooks carry the same form.
+//! `Content` is what became of it once every field was found to belong to its type. What a target
 //! makes of it stands in its mapping (`domain::mapping`).
 
 use schemars::JsonSchema;

@@ -21,6 +21,8 @@ pub mod ids;
 pub mod job;
 /// Lanes: the queue of one target and class.
 pub mod lane;
+/// Dead letters as people look at them: filters, pages, what is left when some go.
+pub mod letters;
 /// Rates, bursts and the GCRA arithmetic behind the throttle.
 pub mod limits;
 /// What a target makes of each thing a job can ask for.
@@ -29,6 +31,10 @@ pub mod mapping;
 pub mod message;
 /// What a call answered, what that means for a recipient, and what to do next.
 pub mod outcome;
+/// How fast a job goes, from what its ledger remembers.
+pub mod pace;
+/// New jobs made from dead letters.
+pub mod redrive;
 /// Retry delays and the ladder of waiting queues.
 pub mod schedule;
 /// Slices: the unit on the lanes and of ack, and how an audience is cut into them.

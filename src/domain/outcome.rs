@@ -125,6 +125,8 @@ pub struct Answer {
     /// One recipient of several may have caused it, or the reason is not told: the call is made again
     /// in smaller ones. Of no meaning for a call of one.
     pub split: bool,
+    /// A probe could not tell: it would say the same whether the call was carried out or not.
+    pub unprovable: bool,
 }
 
 /// Longest text kept of a backend's answer, in bytes.
@@ -140,6 +142,7 @@ impl Answer {
             reached: true,
             stale: false,
             split: false,
+            unprovable: false,
         }
     }
 
@@ -161,6 +164,7 @@ impl Answer {
             reached: true,
             stale: false,
             split: false,
+            unprovable: false,
         }
     }
 
@@ -178,6 +182,12 @@ impl Answer {
     /// The same answer; smaller calls may fare better.
     pub fn split(mut self) -> Self {
         self.split = true;
+        self
+    }
+
+    /// The same answer; nobody need be asked what became of the call.
+    pub fn unprovable(mut self) -> Self {
+        self.unprovable = true;
         self
     }
 }

@@ -81,13 +81,16 @@ pub fn rung(delay: Duration) -> Duration {
         .unwrap_or(RUNGS[0])
 }
 
-/// Longest time after which work that was told to wait looks whether it may go on.
-const LOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Shortest time after which work that was told to wait looks whether it may go on.
+const LOOK_AGAIN_MIN: Duration = RUNGS[1];
+
+/// Longest time for which work waits that an operator may want to move before its time.
+pub const LOOK_AGAIN_MAX: Duration = RUNGS[3];
 
 /// When to look again whether a pause or parking that has lasted so long is over. The wait grows with
 /// it: whoever is told to go on moves before the wait has doubled, and what waits for days costs little.
 pub fn look_again(lasted: Duration) -> Duration {
-    lasted.clamp(RUNGS[0], LOOK_AGAIN_MAX)
+    lasted.clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX)
 }
 
 /// A duration such as `500ms`, `2m` or `1h 30m`.

@@ -69,7 +69,7 @@ impl Addressed {
 
 /// How many buckets the ledger of a job has and into how many partitions its audience is cut.
 /// Chosen by the first submission of a job, or a far larger one; a bucket never spans two partitions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Shape {
     pub buckets: u32,
     pub partitions: u32,

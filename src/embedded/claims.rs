@@ -123,12 +123,19 @@ impl Claims {
                 .is_some_and(|row| row.owner == asker.owner)
     }
 
-    /// How a claim on a recipient without an outcome is answered.
-    pub(super) fn state(&self, asker: Asker, fingerprint: u64, now: Instant) -> ClaimState {
-        let Some(held) = self.held.get(&(asker.life, fingerprint)) else {
+    /// How a claim on a recipient without an outcome is answered; without an asker, one by somebody
+    /// new.
+    pub(super) fn state(
+        &self,
+        asker: Option<Asker>,
+        life: u64,
+        fingerprint: u64,
+        now: Instant,
+    ) -> ClaimState {
+        let Some(held) = self.held.get(&(life, fingerprint)) else {
             return ClaimState::Granted;
         };
-        if self.is_own(*held, asker) {
+        if asker.is_some_and(|asker| self.is_own(*held, asker)) {
             return ClaimState::Granted;
         }
         let left = held.ends.map(|ends| ends.saturating_duration_since(now));

@@ -5,6 +5,7 @@
 //! job's shape.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 use redb::{ReadTransaction, ReadableTable as _};
@@ -17,10 +18,11 @@ use super::writer::Work;
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner};
 use crate::domain::outcome::Outcome;
+use crate::domain::pace::Mark;
 use crate::domain::slice::Shape;
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobRecord, JobState, Ledger, LedgerError, REASONS_MAX,
-    Reason, Settle, SliceRef, Standing, Submission,
+    Accepted, Claim, ClaimState, Claimed, JobPage, JobPlace, JobQuery, JobRecord, JobState, Ledger,
+    LedgerError, REASONS_MAX, Reason, Settle, SliceRef, Standing, Submission,
 };
 
 /// States of a submission.
@@ -191,9 +193,22 @@ impl Ledger for EmbeddedStore {
         read.await.map_err(ledger_error)
     }
 
-    async fn jobs(&self, most: usize) -> Result<Vec<JobRecord>, LedgerError> {
-        let read = self.0.0.read(move |transaction| newest(transaction, most));
+    async fn jobs(&self, query: &JobQuery) -> Result<JobPage, LedgerError> {
+        let query = query.clone();
+        let read = self.0.0.read(move |transaction| page(transaction, &query));
         read.await.map_err(ledger_error)
+    }
+
+    async fn look(
+        &self,
+        job: &JobRecord,
+        recipients: &[Fingerprint],
+    ) -> Result<Vec<ClaimState>, LedgerError> {
+        let job = job.job.to_string();
+        let asked: Vec<u64> = recipients.iter().map(|it| it.0).collect();
+        // Where the deadlines of claims are.
+        let step = self.0.0.writer.look(move |work| look(work, &job, &asked));
+        step.await.map_err(ledger_error)
     }
 
     async fn audit(&self, job: &JobRecord) -> Result<Audit, LedgerError> {
@@ -252,6 +267,8 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
                 template: submission.template,
                 accepted_at_ms: submission.now_ms,
                 listed_at_ms: submission.now_ms,
+                rate: submission.rate.clone(),
+                not_before_ms: submission.not_before_ms,
                 ..JobRow::default()
             };
             list(work, &job, &row)?;
@@ -362,6 +379,9 @@ fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
         rebuilt: row.rebuilt,
         submissions: row.submissions,
         shape: shape(&row),
+        rate: row.rate,
+        not_before_ms: row.not_before_ms,
+        pace: row.pace,
         app: row.app,
         client_msg_no: row.client_msg_no,
         target: row.target,
@@ -370,24 +390,65 @@ fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
     })
 }
 
-fn newest(transaction: &ReadTransaction, most: usize) -> Result<Vec<JobRecord>, Trouble> {
+/// Most jobs one question looks at, however few of them are meant.
+const JOBS_LOOKED_AT_MAX: usize = 10_000;
+
+fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Trouble> {
     let (listed, jobs) = (
         transaction.open_table(LISTED)?,
         transaction.open_table(JOBS)?,
     );
-    let mut records = Vec::new();
-    for entry in listed.iter()?.rev().take(most) {
-        let (key, ()) = {
-            let (key, _) = entry?;
-            (key, ())
-        };
-        let id = key.value().1;
+    let after = query
+        .after
+        .map(|after| (after.at_ms, after.job.to_string()));
+    let oldest = (query.filter.since_ms.unwrap_or(0), "");
+    let end = match &after {
+        Some((at_ms, job)) => Bound::Excluded((*at_ms, job.as_str())),
+        None => match query.filter.until_ms {
+            Some(until_ms) => Bound::Excluded((until_ms, "")),
+            None => Bound::Unbounded,
+        },
+    };
+    let mut page = JobPage::default();
+    let mut place = query.after;
+    let rows = listed.range::<(u64, &str)>((Bound::Included(oldest), end))?;
+    for (looked_at, entry) in rows.rev().enumerate() {
+        if page.jobs.len() >= query.most || looked_at >= JOBS_LOOKED_AT_MAX {
+            page.next = place;
+            break;
+        }
+        let (key, _) = entry?;
+        let (at_ms, id) = key.value();
+        let job = id.parse().map_err(Trouble::broken)?;
+        place = Some(JobPlace { at_ms, job });
         if let Some(row) = jobs.get(id)? {
-            let job = id.parse().map_err(Trouble::broken)?;
-            records.push(record(job, JobRow::read(row.value())?)?);
+            let found = record(job, JobRow::read(row.value())?)?;
+            page.jobs
+                .extend(Some(found).filter(|it| query.filter.takes(it)));
         }
     }
-    Ok(records)
+    Ok(page)
+}
+
+fn look(work: &mut Work<'_>, job: &str, asked: &[u64]) -> Result<Vec<ClaimState>, Trouble> {
+    let Some(row) = job_row(work, job)? else {
+        return Ok(vec![ClaimState::Granted; asked.len()]);
+    };
+    let (life, shape) = (row.life, shape(&row));
+    let buckets = work.tables.buckets.open()?;
+    let mut states = Vec::with_capacity(asked.len());
+    for fingerprint in asked {
+        let stored = buckets.get((life, shape.bucket(Fingerprint(*fingerprint))))?;
+        let code = match &stored {
+            Some(stored) => Bucket::read(stored.value())?.get(*fingerprint),
+            None => None,
+        };
+        states.push(match code {
+            Some(code) => ClaimState::Settled(outcome(code)?),
+            None => work.claims.state(None, life, *fingerprint, work.now),
+        });
+    }
+    Ok(states)
 }
 
 fn audit(transaction: &ReadTransaction, job: JobId) -> Result<Audit, Trouble> {
@@ -551,7 +612,9 @@ impl ClaimStep {
             for fingerprint in group.members {
                 let state = match bucket.get(*fingerprint) {
                     Some(code) => ClaimState::Settled(outcome(code)?),
-                    None => work.claims.state(asker, *fingerprint, work.now),
+                    None => work
+                        .claims
+                        .state(Some(asker), row.life, *fingerprint, work.now),
                 };
                 if matches!(state, ClaimState::Granted | ClaimState::TakenOver) {
                     granted.push(*fingerprint);
@@ -645,6 +708,10 @@ impl SettleStep {
             row.duplicate += repeats;
             row.progress_at_ms = Some(work.now_ms);
             row.touched_at_ms = work.now_ms;
+            row.pace.note(Mark {
+                at_ms: work.now_ms,
+                settled: accounts(&row)?.settled(),
+            });
             let after = if repeats == 0 { after } else { entries };
             let key = (row.life, self.slice.id.as_str());
             work.tables.slices.open()?.insert(key, after)?;

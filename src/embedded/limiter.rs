@@ -132,6 +132,16 @@ impl Limits {
         }
     }
 
+    fn booked(&self, limits: &[Limit<'_>]) -> Vec<f64> {
+        let now_us = self.epoch.elapsed().as_micros() as u64;
+        let tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
+        let booked = |limit: &Limit<'_>| {
+            let tat = tats.get(&Key::of(limit)).copied().unwrap_or_default();
+            tat.booked(&limit.rate, now_us)
+        };
+        limits.iter().map(booked).collect()
+    }
+
     fn refund(&self, limits: &[Limit<'_>], recipients: u32, calls: u32) {
         let mut tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
         for limit in limits {
@@ -168,6 +178,10 @@ impl Limiter for EmbeddedStore {
     ) -> Result<(), LedgerError> {
         self.0.0.limits.refund(limits, recipients, calls);
         Ok(())
+    }
+
+    async fn booked(&self, limits: &[Limit<'_>]) -> Result<Vec<f64>, LedgerError> {
+        Ok(self.0.0.limits.booked(limits))
     }
 
     async fn park(&self, target: &str, park: &Park) -> Result<(), LedgerError> {

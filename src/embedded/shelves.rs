@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use redb::{ReadTransaction, ReadableTable as _};
 
 use super::broker::EmbeddedBroker;
@@ -11,7 +12,7 @@ use super::desk::Place;
 use super::disk::Trouble;
 use super::tables::{self, KEPT, Message, Rejected};
 use super::writer::Work;
-use crate::ports::{BrokerError, KeptMessage, Lost, Shelf, Shelves};
+use crate::ports::{BrokerError, KeptMessage, Lost, Shelf, Shelves, Sifted, Sifting};
 
 const DEAD: u8 = 0;
 const REJECTED: u8 = 1;
@@ -54,14 +55,6 @@ impl Drop for Reading<'_> {
     }
 }
 
-/// What becomes of a message that was shown.
-enum Then {
-    Keep,
-    Remove,
-    /// Keeps it and goes no further.
-    Stop,
-}
-
 impl Shelves for EmbeddedBroker {
     async fn read(
         &self,
@@ -69,33 +62,17 @@ impl Shelves for EmbeddedBroker {
         mut visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
     ) -> Result<u64, BrokerError> {
         let keep = |message| match visit(message) {
-            ControlFlow::Continue(()) => Then::Keep,
-            ControlFlow::Break(()) => Then::Stop,
+            ControlFlow::Continue(()) => Sifted::Keep,
+            ControlFlow::Break(()) => Sifted::Stop,
         };
-        self.walk(shelf, keep).await
-    }
-}
-
-impl EmbeddedBroker {
-    /// Removes for good the messages that `takes` says, of those that are on a shelf now. Returns how
-    /// many were looked at.
-    pub async fn remove(
-        &self,
-        shelf: Shelf,
-        mut takes: impl FnMut(KeptMessage) -> bool + Send,
-    ) -> Result<u64, BrokerError> {
-        let remove = |message| match takes(message) {
-            true => Then::Remove,
-            false => Then::Keep,
-        };
-        self.walk(shelf, remove).await
+        Ok(self.sift(shelf, keep).await?.shown)
     }
 
-    async fn walk(
+    async fn sift(
         &self,
         shelf: Shelf,
-        mut visit: impl FnMut(KeptMessage) -> Then + Send,
-    ) -> Result<u64, BrokerError> {
+        mut decide: impl FnMut(KeptMessage) -> Sifted + Send,
+    ) -> Result<Sifting, BrokerError> {
         let inner = &self.0.0;
         let number = number(shelf);
         let (name, _) = COUNTED[usize::from(number)];
@@ -115,34 +92,43 @@ impl EmbeddedBroker {
             .read(move |it| end(it, number))
             .await
             .map_err(failed)?;
-        let (mut from, mut shown) = (0, 0);
+        let (mut from, mut sifting) = (0, Sifting::default());
         while from < end {
             let page = inner.read(move |it| page(it, number, from, end));
             let Some(page) = page.await.map_err(failed)? else {
                 break;
             };
             from = page.next;
-            let (mut removed, mut stopped) = (Vec::new(), false);
+            let (mut changes, mut stopped) = (Vec::new(), false);
             for (seq, message) in page.messages {
-                shown += 1;
-                match visit(message) {
-                    Then::Keep => {}
-                    Then::Remove => removed.push(seq),
-                    Then::Stop => {
+                sifting.shown += 1;
+                match decide(message) {
+                    Sifted::Keep => {}
+                    Sifted::Remove => {
+                        sifting.removed += 1;
+                        changes.push((seq, None));
+                    }
+                    Sifted::Replace(body) => {
+                        sifting.replaced += 1;
+                        changes.push((seq, Some(body)));
+                    }
+                    Sifted::Stop => {
                         stopped = true;
                         break;
                     }
                 }
             }
-            if !removed.is_empty() {
-                let remove = move |work: &mut Work<'_>| remove(work, number, &removed);
-                inner.write(0, remove).await.map_err(failed)?;
+            if !changes.is_empty() {
+                let bodies = changes.iter().flat_map(|(_, body)| body);
+                let bytes = bodies.map(Bytes::len).sum();
+                let change = move |work: &mut Work<'_>| change(work, number, &changes);
+                inner.write(bytes, change).await.map_err(failed)?;
             }
             if stopped {
                 break;
             }
         }
-        Ok(shown)
+        Ok(sifting)
     }
 }
 
@@ -217,11 +203,22 @@ fn put(work: &mut Work<'_>, shelf: u8, seq: u64, message: &[u8]) -> Result<(), T
     Ok(())
 }
 
-fn remove(work: &mut Work<'_>, shelf: u8, numbers: &[u64]) -> Result<(), Trouble> {
+/// Removes messages, or gives them other bodies in their places.
+fn change(work: &mut Work<'_>, shelf: u8, changes: &[(u64, Option<Bytes>)]) -> Result<(), Trouble> {
     let kept = work.tables.kept.open()?;
     let mut removed = 0;
-    for number in numbers {
-        removed += i64::from(kept.remove((shelf, *number))?.is_some());
+    for (seq, body) in changes {
+        let Some(row) = kept.remove((shelf, *seq))?.map(|row| row.value().to_vec()) else {
+            continue;
+        };
+        match body {
+            None => removed += 1,
+            Some(body) => {
+                let message = Message::read(&row)?;
+                let row = Message::write(message.published_ms, &message.with()?, body);
+                kept.insert((shelf, *seq), row.as_slice())?;
+            }
+        }
     }
     work.change(COUNTED[usize::from(shelf)].1).ready -= removed;
     Ok(())

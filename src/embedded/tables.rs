@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use super::claims::Claims;
 use super::disk::Trouble;
 use crate::domain::lane::{Lane, Priority};
+use crate::domain::pace::Pace;
 use crate::ports::Source;
 
 /// Version of the layout. A higher one is left alone.
@@ -440,6 +441,12 @@ pub(super) struct JobRow {
     pub(super) listed_at_ms: u64,
     pub(super) progress_at_ms: Option<u64>,
     pub(super) completed_at_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) rate: Option<String>,
+    #[serde(default)]
+    pub(super) not_before_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) pace: Pace,
     /// About when it was last used.
     pub(super) touched_at_ms: u64,
 }

@@ -21,9 +21,9 @@ use crate::domain::message::{Content, Options};
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::{Addressed, Head, Shape};
 use crate::ports::{
-    Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, Ledger as _, LedgerError,
-    Limiter as _, Outgoing, Park, ParkReason, PublishError, Publisher as _, Route, Session as _,
-    Settle, Shelf, SliceRef, Source, Submission,
+    Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, JobQuery, Ledger as _,
+    LedgerError, Limiter as _, Outgoing, Park, ParkReason, PublishError, Publisher as _, Route,
+    Session as _, Settle, Shelf, Shelves as _, Sifted, SliceRef, Source, Submission,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -125,6 +125,8 @@ fn submission(head: &Head, entries: u64) -> Submission {
         entries,
         parts: 1,
         shape: SHAPE,
+        rate: None,
+        not_before_ms: None,
         now_ms: now_ms(),
         warnings: Vec::new(),
         template: None,
@@ -393,7 +395,7 @@ async fn a_closed_engine_lets_go() {
     assert!(session.lost().is_cancelled());
     assert!(consumer.next().await.is_none());
     assert!(engine.broker().connect().await.is_err());
-    let error = engine.store().jobs(1).await.unwrap_err();
+    let error = engine.store().jobs(&JobQuery::default()).await.unwrap_err();
     assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
     let error = publish(&session, "b").await.unwrap_err();
     assert!(matches!(error, PublishError::Lost(_)), "{error:?}");
@@ -500,8 +502,8 @@ async fn depths_tell_ready_waiting_and_unacked() {
     consumer.cancel().await;
     assert_eq!(depth("rejected").await, (1, 0, 0, 0));
     let broker = engine.broker();
-    let taken = broker.remove(Shelf::Dead, |it| it.body == "d").await;
-    assert_eq!(taken.unwrap(), 1);
+    let taken = broker.sift(Shelf::Dead, |_| Sifted::Remove).await;
+    assert_eq!(taken.unwrap().removed, 1);
     assert_eq!(depth("dead").await, (0, 0, 0, 0));
     engine.close().await;
 }

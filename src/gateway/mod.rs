@@ -4,10 +4,19 @@
 //! and everything else happens in the workers. Nothing is half accepted: while there is no session
 //! with the broker, the answer is 503.
 //!
+//! - `routes`: every path, and submitting; `query`: looking at jobs; `events`: following one;
+//!   `dead`: dead letters, over the walks of `shelf`.
+//! - `params`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
+//!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request.
 
+mod dead;
+mod events;
+mod params;
 mod problem;
+mod query;
 mod routes;
+mod shelf;
 mod steer;
 mod wire;
 
@@ -19,8 +28,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::events::Hub;
+pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
+pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
 pub use self::steer::CONFIGURED;
-pub use self::wire::{KeptLine, Submitted, Verification};
+pub use self::wire::{
+    DeadList, JobDetail, JobList, KeptLine, LimitedBy, Limiting, PurgeRequest, Purged,
+    RecipientFate, RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob,
+    Submitted, Verification,
+};
 use crate::ports::{Broker, Session, Shelves, Transport};
 use crate::secret::Secret;
 use crate::steer::Facts;
@@ -37,12 +53,15 @@ struct Gateway<B: Broker, S, T> {
     publisher: watch::Receiver<Option<PublisherOf<B>>>,
     /// What can be steered.
     facts: Facts,
+    hub: Hub,
 }
 
 /// The gateway, bound to its address.
 pub struct Server {
     listener: TcpListener,
     routes: Router,
+    /// Ends the streams, which have no end of their own while their jobs run.
+    closing: CancellationToken,
 }
 
 impl Server {
@@ -67,9 +86,11 @@ impl Server {
             token,
             publisher,
             facts,
+            hub: Hub::new(),
         });
         Ok(Self {
             listener,
+            closing: gateway.hub.closing.clone(),
             routes: routes::routes(gateway),
         })
     }
@@ -78,10 +99,15 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop`; requests under way are answered.
+    /// Serves until `stop`; requests under way are answered, streams end.
     pub async fn run(self, stop: CancellationToken) -> std::io::Result<()> {
+        let closing = self.closing;
+        let stopped = async move {
+            stop.cancelled().await;
+            closing.cancel();
+        };
         axum::serve(self.listener, self.routes)
-            .with_graceful_shutdown(stop.cancelled_owned())
+            .with_graceful_shutdown(stopped)
             .await
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
-use crate::ports::{LedgerError, PublishError};
+use crate::ports::{BrokerError, LedgerError, PublishError};
 use crate::worker::chain;
 
 /// Why a request is not done.
@@ -14,6 +14,8 @@ use crate::worker::chain;
 pub(super) enum Refusal {
     /// The job is no job, for all these reasons.
     BadJob(Vec<Problem>),
+    /// The query is wrong, for all these reasons.
+    BadQuery(Vec<Problem>),
     /// The request in the body is wrong, for all these reasons.
     BadRequest(Vec<Problem>),
     /// The body is too large or cannot be read.
@@ -23,9 +25,16 @@ pub(super) enum Refusal {
     NotFound(String),
     /// It is known, and it is too late for this.
     TooLate(String),
+    BadMethod(String),
     Unauthorized,
-    /// Neither accepted nor refused: try again.
+    /// Neither done nor refused: try again.
     Unavailable(String),
+}
+
+impl From<BrokerError> for Refusal {
+    fn from(error: BrokerError) -> Self {
+        Self::Unavailable(chain(&error))
+    }
 }
 
 impl From<LedgerError> for Refusal {
@@ -48,6 +57,11 @@ impl IntoResponse for Refusal {
                 "not a valid job",
                 summary(problems),
             ),
+            Self::BadQuery(problems) => (
+                StatusCode::BAD_REQUEST,
+                "not a valid query",
+                summary(problems),
+            ),
             Self::BadRequest(problems) => (
                 StatusCode::BAD_REQUEST,
                 "not a valid request",
@@ -63,6 +77,7 @@ impl IntoResponse for Refusal {
             ),
             Self::TooLate(what) => (StatusCode::CONFLICT, "too late", what.clone()),
             Self::NotFound(what) => (StatusCode::NOT_FOUND, "not found", what.clone()),
+            Self::BadMethod(what) => (StatusCode::METHOD_NOT_ALLOWED, "wrong method", what.clone()),
             Self::Unauthorized => (
                 StatusCode::UNAUTHORIZED,
                 "no or wrong token",
@@ -70,13 +85,13 @@ impl IntoResponse for Refusal {
             ),
             Self::Unavailable(what) => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "not accepted, try again",
+                "not possible now, try again",
                 what.clone(),
             ),
         };
         let mut body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail});
         match &self {
-            Self::BadJob(problems) | Self::BadRequest(problems) => {
+            Self::BadJob(problems) | Self::BadQuery(problems) | Self::BadRequest(problems) => {
                 body["problems"] = json!(problems);
             }
             Self::Conflict(job) => body["job"] = json!(job),

@@ -1,34 +1,27 @@
 //! The routes under `/v1`.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::Deserialize;
-use tokio::sync::mpsc;
 
-use super::Gateway;
+use super::params::Params;
 use super::problem::Refusal;
-use super::wire::{KeptLine, Submitted, Verification};
+use super::wire::Submitted;
+use super::{Gateway, dead, events, query};
 use crate::domain::ids::JobId;
 use crate::domain::job::{JOB_BYTES_MAX, Job};
 use crate::domain::lane::Priority;
-use crate::ports::{
-    Broker, JobRecord, KeptMessage, Outgoing, Publisher as _, Route, Shelf, Shelves, Transport, fit,
-};
+use crate::ports::{Broker, Outgoing, Publisher as _, Route, Shelves, Transport, fit};
 use crate::worker::Store;
 
 /// Room above the largest job, so that one that is too large is told so and not cut off.
 const BODY_BYTES_MAX: usize = 2 * JOB_BYTES_MAX;
-
-/// Most jobs in one list.
-const LIST_MAX: usize = 1000;
 
 pub(super) fn routes<B, S, T>(gateway: Arc<Gateway<B, S, T>>) -> Router
 where
@@ -37,12 +30,24 @@ where
     T: Transport,
 {
     Router::new()
-        .route("/v1/jobs", post(submit::<B, S, T>).get(list::<B, S, T>))
-        .route("/v1/jobs/{job}", get(show::<B, S, T>))
-        .route("/v1/jobs/{job}/verification", get(verify::<B, S, T>))
-        .route("/v1/dead", get(dead::<B, S, T>))
-        .route("/v1/rejected", get(rejected::<B, S, T>))
+        .route(
+            "/v1/jobs",
+            post(submit::<B, S, T>).get(query::list::<B, S, T>),
+        )
+        .route("/v1/jobs/{job}", get(query::show::<B, S, T>))
+        .route("/v1/jobs/{job}/verification", get(query::verify::<B, S, T>))
+        .route("/v1/jobs/{job}/events", get(events::events::<B, S, T>))
+        .route(
+            "/v1/jobs/{job}/recipients/{user}",
+            get(query::recipient::<B, S, T>),
+        )
+        .route("/v1/dead", get(dead::list::<B, S, T>))
+        .route("/v1/dead:redrive", post(dead::redrive::<B, S, T>))
+        .route("/v1/dead:purge", post(dead::purge::<B, S, T>))
+        .route("/v1/rejected", get(dead::rejected::<B, S, T>))
         .merge(super::steer::routes())
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(
             Arc::clone(&gateway),
             authorised::<B, S, T>,
@@ -79,21 +84,26 @@ async fn authorised<B: Broker, S, T>(
     }
 }
 
-#[derive(Deserialize)]
-struct SubmitQuery {
-    priority: Option<Priority>,
+async fn nothing_here(uri: Uri) -> Refusal {
+    Refusal::NotFound(format!("there is nothing at {}", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Refusal {
+    let what = format!("{method} is not possible at {}", uri.path());
+    Refusal::BadMethod(what)
 }
 
 async fn submit<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
-    Query(query): Query<SubmitQuery>,
+    mut params: Params,
     headers: HeaderMap,
     body: Result<Bytes, axum::extract::rejection::BytesRejection>,
 ) -> Result<(StatusCode, Json<Submitted>), Refusal> {
+    let priority = params.one_of("priority", &Priority::ALL, Priority::as_str);
+    params.finish()?;
     let body = body.map_err(|error| Refusal::BadBody(error.status(), error.body_text()))?;
     let read = Arc::clone(&gateway);
     let bytes = body.clone();
-    let priority = query.priority;
     let job = tokio::task::spawn_blocking(move || read_job(&read, &bytes, priority))
         .await
         .map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))??;
@@ -154,100 +164,4 @@ fn read_job<B: Broker, S: Store, T>(
         submission: job.submission,
         entries: job.entries,
     })
-}
-
-#[derive(Deserialize)]
-struct ListQuery {
-    most: Option<usize>,
-}
-
-async fn list<B: Broker, S: Store, T: Transport>(
-    State(gateway): Shared<B, S, T>,
-    Query(query): Query<ListQuery>,
-) -> Result<Json<Vec<JobRecord>>, Refusal> {
-    let most = query.most.unwrap_or(20).min(LIST_MAX);
-    Ok(Json(gateway.context.store.jobs(most).await?))
-}
-
-async fn show<B: Broker, S: Store, T: Transport>(
-    State(gateway): Shared<B, S, T>,
-    Path(job): Path<String>,
-) -> Result<Json<JobRecord>, Refusal> {
-    Ok(Json(find(&gateway, &job).await?))
-}
-
-pub(super) async fn find<B: Broker, S: Store, T>(
-    gateway: &Gateway<B, S, T>,
-    job: &str,
-) -> Result<JobRecord, Refusal> {
-    let id: JobId = job
-        .parse()
-        .map_err(|error| Refusal::NotFound(format!("{error}")))?;
-    let record = gateway.context.store.job(id).await?;
-    record.ok_or_else(|| {
-        Refusal::NotFound(format!(
-            "there is no job {id}: not accepted yet, rejected, or older than the dedup window"
-        ))
-    })
-}
-
-async fn verify<B: Broker, S: Store, T: Transport>(
-    State(gateway): Shared<B, S, T>,
-    Path(job): Path<String>,
-) -> Result<Json<Verification>, Refusal> {
-    let record = find(&gateway, &job).await?;
-    let ledger = gateway.context.store.audit(&record).await?;
-    let differences = ledger.differences(&record.accounts);
-    Ok(Json(Verification {
-        record,
-        ledger,
-        differences,
-    }))
-}
-
-async fn dead<B: Broker + Shelves, S: Store, T: Transport>(
-    State(gateway): Shared<B, S, T>,
-) -> Response {
-    shelf(gateway, Shelf::Dead)
-}
-
-async fn rejected<B: Broker + Shelves, S: Store, T: Transport>(
-    State(gateway): Shared<B, S, T>,
-) -> Response {
-    shelf(gateway, Shelf::Rejected)
-}
-
-/// Lines under way to a reader; past it, reading waits.
-const LINES_AHEAD: usize = 64;
-
-/// Streams a shelf as NDJSON. An error in the middle breaks the stream off, so that what came is not
-/// taken for all there is.
-fn shelf<B: Broker + Shelves, S: Store, T: Transport>(
-    gateway: Arc<Gateway<B, S, T>>,
-    shelf: Shelf,
-) -> Response {
-    let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(LINES_AHEAD);
-    let reading = async move {
-        let visit = |message: KeptMessage| {
-            let mut line = serde_json::to_vec(&KeptLine::from(message)).unwrap_or_default();
-            line.push(b'\n');
-            // A slow reader holds up this thread, not the others: the runtime moves on without it.
-            let sent = tokio::task::block_in_place(|| sender.blocking_send(Ok(line.into())));
-            if sent.is_ok() {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
-        };
-        if let Err(error) = gateway.broker.read(shelf, visit).await {
-            let _ = sender.send(Err(std::io::Error::other(error))).await;
-        }
-    };
-    tokio::spawn(reading);
-    let lines = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        let line = receiver.recv().await?;
-        Some((line, receiver))
-    });
-    let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    (content_type, Body::from_stream(lines)).into_response()
 }

@@ -11,6 +11,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 
 use super::Gateway;
+use super::params::Params;
 use super::problem::Refusal;
 use crate::domain::directive::{Directive, Scope, Subject};
 use crate::domain::fields::{Fields, Problem};
@@ -127,9 +128,13 @@ async fn limit<B: Broker, S: Store, T: Transport>(
 async fn hindrances<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(job): Path<String>,
+    params: Params,
 ) -> Result<Json<Vec<Hindrance>>, Refusal> {
-    let record = super::routes::find(&gateway, &job).await?;
-    let own = Own::default();
+    let record = super::query::find(&gateway, &job, params).await?;
+    let own = Own {
+        not_before_ms: record.not_before_ms,
+        rate: record.rate.as_deref().and_then(|rate| rate.parse().ok()),
+    };
     let store = &gateway.context.store;
     let found = steer::hindrances(store, &gateway.facts, &record, own, now_ms()).await?;
     Ok(Json(found))
@@ -173,9 +178,11 @@ async fn steer<B: Broker, S: Store, T>(
     let command = command(order).map_err(|problem| Refusal::BadRequest(vec![problem]))?;
     let store = &gateway.context.store;
     let steered = steer::carry_out(store, &gateway.facts, &command, &told, now_ms()).await?;
+    let (verb, subject) = (command.verb(), &steered.subject);
     tracing::info!(
-        subject = %command.subject(), author = told.author, reason = told.reason,
-        "steered: {command:?}"
+        author = told.author,
+        reason = told.reason,
+        "told over HTTP: {verb} {subject}"
     );
     Ok(Json(steered))
 }

@@ -5,30 +5,239 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::accounts::Audit;
 use crate::domain::ids::JobId;
+use crate::domain::lane::Priority;
+use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::ports::{JobRecord, KeptMessage};
 
 /// Answer to a job.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Submitted {
+    /// 24 hexadecimal digits.
+    #[schemars(with = "String")]
     pub job: JobId,
     /// List entries of this submission.
     pub recipients: u64,
 }
 
 /// A job compared with its ledger.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Verification {
     pub record: JobRecord,
     pub ledger: Audit,
     pub differences: Vec<String>,
 }
 
+/// A page of jobs, newest first.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct JobList {
+    pub jobs: Vec<JobRecord>,
+    /// `cursor` of the next page; null on the last one. A page with a next one may hold fewer jobs
+    /// than were asked for.
+    pub next: Option<String>,
+}
+
+/// A job with its speed, and what keeps it from going faster.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct JobDetail {
+    #[serde(flatten)]
+    pub record: JobRecord,
+    /// Over the last 5 to 10 seconds; 0 when it stands still, null while too little is known and when
+    /// it is completed.
+    pub recipients_per_second: Option<f64>,
+    /// Until everybody has an outcome, at this speed.
+    pub eta_seconds: Option<u64>,
+    /// Empty when the job is completed, and while too little is known.
+    pub limited_by: Vec<Limiting>,
+}
+
+/// One thing that keeps a job from going faster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Limiting {
+    pub by: LimitedBy,
+    /// In words.
+    pub detail: String,
+    /// RFC 3339 time of its end, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitedBy {
+    /// Its start time has not come.
+    NotBefore,
+    /// The job, its app or its target is paused.
+    Paused,
+    /// It is cancelled, and recipients that wait are not settled yet.
+    Cancelled,
+    /// Its target is parked.
+    Parked,
+    TargetLimit,
+    AppLimit,
+    /// Its own limit.
+    JobRate,
+    /// No limit: the time the target's answers take.
+    Target,
+    /// Nothing happens: retries that wait, other jobs before it, or no worker.
+    Waiting,
+}
+
+impl LimitedBy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotBefore => "not_before",
+            Self::Paused => "paused",
+            Self::Cancelled => "cancelled",
+            Self::Parked => "parked",
+            Self::TargetLimit => "target_limit",
+            Self::AppLimit => "app_limit",
+            Self::JobRate => "job_rate",
+            Self::Target => "target",
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
+/// What became of one recipient of a job.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RecipientFate {
+    /// 24 hexadecimal digits.
+    #[schemars(with = "String")]
+    pub job: JobId,
+    pub app: String,
+    pub client_msg_no: String,
+    pub target: String,
+    pub recipient: String,
+    pub state: RecipientState,
+    /// In words.
+    pub explanation: String,
+    /// Of one who failed or is uncertain, while it is kept.
+    pub dead_letter: Option<DeadRow>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RecipientState {
+    /// No outcome and no claim: its turn has not come, or it is not on the list.
+    Unseen,
+    /// A worker is at it.
+    Claimed,
+    /// A worker that was at it ended without an answer.
+    InDoubt,
+    Sent,
+    Failed,
+    Uncertain,
+    Expired,
+    Cancelled,
+}
+
+impl RecipientState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unseen => "unseen",
+            Self::Claimed => "claimed",
+            Self::InDoubt => "in_doubt",
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::Uncertain => "uncertain",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A page of dead letters, one row for each recipient, in the order of job and recipient.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DeadList {
+    pub letters: Vec<DeadRow>,
+    /// `cursor` of the next page; null on the last one.
+    pub next: Option<String>,
+}
+
+/// Which dead letters to send again, and how.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RedriveRequest {
+    #[serde(flatten)]
+    pub filter: DeadFilter,
+    /// Uncertain recipients too, who perhaps got the message: they may get it twice. `outcome` =
+    /// `uncertain` asks for them alone.
+    #[serde(default)]
+    pub uncertain: bool,
+    /// Only counts.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Purges the letters once the new job is durable.
+    #[serde(default)]
+    pub purge: bool,
+    /// Of the new job.
+    #[serde(default)]
+    pub priority: Priority,
+}
+
+/// What a redrive did, or would do.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Redriven {
+    pub dry_run: bool,
+    /// Recipients in the new jobs.
+    pub recipients: u64,
+    /// How many new jobs; `jobs` holds the first 1,000.
+    pub jobs_total: u64,
+    pub jobs: Vec<RedrivenJob>,
+    /// Entries of letters that the filter means and that were left out for being uncertain.
+    pub uncertain_left_out: u64,
+    /// Recipients whose letters were purged.
+    pub purged: u64,
+    /// Jobs that cannot be sent again here, with the reason; the first 1,000.
+    pub refused: Vec<RedriveRefused>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RedrivenJob {
+    /// The new job.
+    pub job: String,
+    pub app: String,
+    pub client_msg_no: String,
+    /// The job whose letters they were.
+    pub of: String,
+    pub recipients: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RedriveRefused {
+    pub of: String,
+    pub reason: String,
+}
+
+/// Which dead letters to remove for good.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct PurgeRequest {
+    #[serde(flatten)]
+    pub filter: DeadFilter,
+    /// Must be true, unless `dry_run` is: what is purged is gone.
+    #[serde(default)]
+    pub confirm: bool,
+    /// Only counts.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a purge did, or would do.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Purged {
+    pub dry_run: bool,
+    /// Rows that went: one for each recipient of each letter.
+    pub recipients: u64,
+}
+
 /// A message on a shelf, as one line of NDJSON.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct KeptLine {
     /// Base64: a rejected message need not be text.
     pub body: String,

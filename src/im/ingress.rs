@@ -273,11 +273,6 @@ pub fn key(text: &str) -> Option<String> {
     String::from_utf8(key).ok()
 }
 
-/// The length of a text as servers written in Java count it: in UTF-16 units.
-pub fn length(text: &str) -> usize {
-    text.encode_utf16().count()
-}
-
 /// A text as a JSON value.
 pub fn quoted(text: &str) -> Option<Box<RawValue>> {
     serde_json::value::to_raw_value(text).ok()

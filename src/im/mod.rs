@@ -11,19 +11,19 @@ mod fixture;
 pub mod http;
 /// What existing callers of the systems say, and what they hear.
 pub mod ingress;
-/// How calls are put together: JSON and digests without detours.
+/// How calls are put together: JSON, URLs and digests without detours.
 mod json;
 /// The table of what each target makes of a job.
 pub mod mapping;
 /// The mock server that plays the systems in tests and rehearsals.
 pub mod mock;
-mod netease;
-mod openim;
+pub mod netease;
+pub mod openim;
 /// What replies of all systems have in common.
 mod reading;
 pub mod webhook;
 pub mod wukongim;
-mod yunxin;
+pub mod yunxin;
 
 use crate::domain::fields::Problem;
 use crate::ports::Target;
@@ -119,6 +119,9 @@ pub fn ingresses() -> Vec<(&'static str, Box<dyn ingress::Ingress>)> {
 systems! {
     Webhook => webhook,
     Wukongim => wukongim,
+    Openim => openim,
+    Netease => netease,
+    Yunxin => yunxin,
 }
 
 #[cfg(test)]
@@ -134,7 +137,10 @@ mod tests {
             .unwrap();
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].field, "targets.crm.url");
-        assert_eq!(SYSTEMS, ["webhook", "wukongim"]);
+        assert_eq!(
+            SYSTEMS,
+            ["webhook", "wukongim", "openim", "netease", "yunxin"]
+        );
     }
 
     #[test]
@@ -143,9 +149,23 @@ mod tests {
         settings.token = Some(Secret::new("hunter2"));
         let mut webhook = webhook::Settings::new("http://x");
         webhook.signature = Some(webhook::Signature::new(Secret::new("hunter2")));
+        let mut openim = openim::Settings::new("http://im");
+        openim.secret = Some(Secret::new("hunter2"));
+        openim.token = Some(Secret::new("hunter2"));
         let settings = [
             TargetSettings::Wukongim(settings),
+            TargetSettings::Openim(openim),
             TargetSettings::Webhook(webhook),
+            TargetSettings::Netease(netease::Settings::new(
+                "http://x",
+                "key",
+                Secret::new("hunter2"),
+            )),
+            TargetSettings::Yunxin(yunxin::Settings::new(
+                "http://x",
+                "key",
+                Secret::new("hunter2"),
+            )),
         ];
         assert!(!format!("{settings:?}").contains("hunter2"));
     }

@@ -20,10 +20,11 @@ use super::keys::JobKeys;
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::outcome::Outcome;
+use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::Shape;
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobRecord, JobState, Ledger, LedgerError, REASONS_MAX,
-    Reason, Settle, SliceRef, Standing, Submission,
+    Accepted, Claim, ClaimState, Claimed, JobFilter, JobPage, JobPlace, JobQuery, JobRecord,
+    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Settle, SliceRef, Standing, Submission,
 };
 
 /// A script that takes more memory: a full server refuses it before it writes anything.
@@ -60,6 +61,7 @@ static RENEW: LazyLock<Script> = concluding!("scripts/renew.lua");
 static SETTLE: LazyLock<Script> = concluding!("scripts/settle.lua");
 static EXPLAIN: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/explain.lua")));
+static LOOK: LazyLock<Script> = concluding!("scripts/look.lua");
 static COMPLETE: LazyLock<Script> = concluding!("scripts/complete.lua");
 
 /// A recipient in a bucket: fingerprint and state.
@@ -81,7 +83,7 @@ impl Ledger for Store {
             warnings => serde_json::to_string(warnings).unwrap_or_default(),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 13, 512);
+        let mut call = self.job_call(&ACCEPT, submission.job, 15, 512);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -94,7 +96,12 @@ impl Ledger for Store {
             .push(submission.now_ms)
             .push(self.0.window_s)
             .push(&warnings)
-            .push(template.as_deref().unwrap_or_default());
+            .push(template.as_deref().unwrap_or_default())
+            .push(submission.rate.as_deref().unwrap_or_default());
+        match submission.not_before_ms {
+            Some(not_before_ms) => call.push(not_before_ms),
+            None => call.push(""),
+        };
         let reply = Reply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -150,7 +157,8 @@ impl Ledger for Store {
                         self.list(head.id, head.accepted_at_ms).await?;
                     }
                     let states = read_states(reply.bytes(1)?, reply.bytes(2)?)?;
-                    return in_order(&order, claim.recipients, &states);
+                    let states = in_order(&order, claim.recipients, &states)?;
+                    return Ok(Claimed::Each(states));
                 }
             }
         }
@@ -260,27 +268,54 @@ impl Ledger for Store {
         record(job, self.0.connection.command(&cmd).await?)
     }
 
-    async fn jobs(&self, most: usize) -> Result<Vec<JobRecord>, LedgerError> {
-        if most == 0 {
-            return Ok(Vec::new());
-        }
-        let mut cmd = redis::cmd("ZREVRANGE");
-        cmd.arg(self.0.keys.jobs()).arg(0).arg(most - 1);
-        let ids: Vec<String> =
-            redis::from_redis_value(self.0.connection.command(&cmd).await?).map_err(broken)?;
-        let ids: Vec<JobId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
-        let mut records = Vec::with_capacity(ids.len());
-        for ids in ids.chunks(JOBS_AT_ONCE) {
-            let mut pipeline = redis::pipe();
-            for id in ids {
-                pipeline.cmd("HGETALL").arg(self.0.keys.job(*id).header);
+    async fn jobs(&self, query: &JobQuery) -> Result<JobPage, LedgerError> {
+        let mut page = JobPage {
+            jobs: Vec::new(),
+            next: query.after,
+        };
+        for _ in 0..JOBS_LOOKED_AT_MAX / JOBS_AT_ONCE {
+            let places = self.places(&query.filter, page.next).await?;
+            let records = self.records(&places).await?;
+            let ended = places.len() < JOBS_AT_ONCE;
+            for (place, record) in places.into_iter().zip(records) {
+                if page.jobs.len() >= query.most {
+                    return Ok(page);
+                }
+                page.next = Some(place);
+                page.jobs
+                    .extend(record.filter(|record| query.filter.takes(record)));
             }
-            let rows = self.0.connection.pipeline(&pipeline).await?;
-            for (id, row) in ids.iter().zip(rows) {
-                records.extend(record(*id, row)?);
+            if ended {
+                page.next = None;
+                break;
             }
         }
-        Ok(records)
+        Ok(page)
+    }
+
+    async fn look(
+        &self,
+        job: &JobRecord,
+        recipients: &[Fingerprint],
+    ) -> Result<Vec<ClaimState>, LedgerError> {
+        let order = sorted(recipients);
+        let asked = distinct(&order, recipients);
+        let mut shape = job.shape;
+        for _ in 0..SHAPES {
+            let groups = Groups::of(shape, &asked);
+            let mut call = groups.call(&LOOK, &self.0.keys.job(job.job), 1);
+            call.push(shape.buckets);
+            for group in &groups.groups {
+                call.push(groups.packed(group));
+            }
+            let reply = Reply::new(self.0.connection.call(&call).await?)?;
+            if reply.number(0)? == 1 {
+                let states = read_states(reply.bytes(1)?, reply.bytes(2)?)?;
+                return in_order(&order, recipients, &states);
+            }
+            shape = reply.shape()?;
+        }
+        Err(broken("the shape of a job changed between two calls"))
     }
 
     async fn audit(&self, job: &JobRecord) -> Result<Audit, LedgerError> {
@@ -311,6 +346,9 @@ const SHAPES: usize = 3;
 
 /// Records read in one pipeline.
 const JOBS_AT_ONCE: usize = 100;
+
+/// Most jobs one question looks at, however few of them are meant.
+const JOBS_LOOKED_AT_MAX: usize = 2_000;
 
 impl Store {
     /// A call on the keys that every job has.
@@ -347,6 +385,65 @@ impl Store {
             .push(head.accepted_at_ms)
             .push(self.0.window_s);
         call
+    }
+
+    /// The next places in the list of jobs, at most [`JOBS_AT_ONCE`], fewer only at its end.
+    async fn places(
+        &self,
+        filter: &JobFilter,
+        after: Option<JobPlace>,
+    ) -> Result<Vec<JobPlace>, LedgerError> {
+        let newest = match (after, filter.until_ms) {
+            (Some(after), _) => after.at_ms.to_string(),
+            (None, Some(until_ms)) => format!("({until_ms}"),
+            (None, None) => "+inf".to_owned(),
+        };
+        let oldest = filter.since_ms.unwrap_or(0);
+        // Of one millisecond there may be many, and some of them before the place.
+        let mut skipped = 0;
+        let mut places = Vec::new();
+        loop {
+            let mut cmd = redis::cmd("ZREVRANGEBYSCORE");
+            cmd.arg(self.0.keys.jobs())
+                .arg(&newest)
+                .arg(oldest)
+                .arg("WITHSCORES")
+                .arg("LIMIT")
+                .arg(skipped)
+                .arg(JOBS_AT_ONCE);
+            let rows: Vec<(String, u64)> =
+                redis::from_redis_value(self.0.connection.command(&cmd).await?).map_err(broken)?;
+            let full = rows.len() == JOBS_AT_ONCE;
+            skipped += rows.len();
+            for (job, at_ms) in rows {
+                let job = job.parse().map_err(broken)?;
+                let place = JobPlace { at_ms, job };
+                if after.is_none_or(|after| place < after) && places.len() < JOBS_AT_ONCE {
+                    places.push(place);
+                }
+            }
+            if !full || places.len() == JOBS_AT_ONCE {
+                return Ok(places);
+            }
+        }
+    }
+
+    /// The records at these places, as far as they are still there.
+    async fn records(&self, places: &[JobPlace]) -> Result<Vec<Option<JobRecord>>, LedgerError> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = redis::pipe();
+        for place in places {
+            let header = self.0.keys.job(place.job).header;
+            pipeline.cmd("HGETALL").arg(header);
+        }
+        let rows = self.0.connection.pipeline(&pipeline).await?;
+        places
+            .iter()
+            .zip(rows)
+            .map(|(place, row)| record(place.job, row))
+            .collect()
     }
 
     /// Puts a job on the list of jobs and takes off those that are older than the window. Apart from
@@ -482,7 +579,7 @@ fn in_order(
     order: &[u32],
     recipients: &[Fingerprint],
     states: &[ClaimState],
-) -> Result<Claimed, LedgerError> {
+) -> Result<Vec<ClaimState>, LedgerError> {
     let mut claimed = vec![ClaimState::Granted; order.len()];
     let mut states = states.iter();
     let mut before = None;
@@ -495,7 +592,7 @@ fn in_order(
         claimed[*at as usize] = state;
         before = Some((fingerprint, state));
     }
-    Ok(Claimed::Each(claimed))
+    Ok(claimed)
 }
 
 /// The submission a slice was cut from, as [`SliceId::new`] writes it.
@@ -574,7 +671,22 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             partitions: number("partitions") as u32,
         },
         warnings: serde_json::from_str(&text("warnings")).unwrap_or_default(),
+        rate: row.get("rate").cloned(),
+        not_before_ms: time("not_before_ms"),
+        pace: Pace {
+            last: mark(row.get("mark")),
+            before: mark(row.get("mark_before")),
+        },
     }))
+}
+
+/// A mark as `settle.lua` writes it.
+fn mark(text: Option<&String>) -> Option<Mark> {
+    let (at_ms, settled) = text?.split_once(' ')?;
+    Some(Mark {
+        at_ms: at_ms.parse().ok()?,
+        settled: settled.parse().ok()?,
+    })
 }
 
 /// The array a script answers with.

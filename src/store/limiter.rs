@@ -11,7 +11,7 @@ use redis::Script;
 
 use super::Store;
 use super::connection::{Call, broken, json};
-use crate::domain::limits::{Cost, Grant};
+use crate::domain::limits::{Cost, Grant, Tat};
 use crate::ports::{Lease, Leased, LedgerError, Limit, Limiter, Park};
 
 static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/lease.lua")));
@@ -94,6 +94,29 @@ impl Limiter for Store {
         cmd.arg(self.0.keys.park(target));
         self.0.connection.command(&cmd).await?;
         Ok(())
+    }
+
+    async fn booked(&self, limits: &[Limit<'_>]) -> Result<Vec<f64>, LedgerError> {
+        if limits.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("TIME");
+        for limit in limits {
+            pipeline.cmd("GET").arg(self.0.keys.limit(limit));
+        }
+        let mut rows = self.0.connection.pipeline(&pipeline).await?.into_iter();
+        let time = rows.next().ok_or_else(|| broken("the time is missing"))?;
+        let (seconds, micros): (u64, u64) = redis::from_redis_value(time).map_err(broken)?;
+        let now_us = seconds * 1_000_000 + micros;
+        limits
+            .iter()
+            .zip(rows)
+            .map(|(limit, row)| {
+                let tat: Option<f64> = redis::from_redis_value(row).map_err(broken)?;
+                Ok(Tat(tat.unwrap_or_default()).booked(&limit.rate, now_us))
+            })
+            .collect()
     }
 
     async fn parked(&self, targets: &[String]) -> Result<Vec<(String, Park)>, LedgerError> {

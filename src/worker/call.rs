@@ -43,7 +43,7 @@ impl<T: Transport> Caller<'_, T> {
         let verdict = self.once(calls, recipients).await;
         let unknown = verdict
             .whole()
-            .is_some_and(|it| it.class == Class::Uncertain);
+            .is_some_and(|it| it.class == Class::Uncertain && !it.unprovable);
         if !unknown {
             return verdict;
         }

@@ -14,7 +14,8 @@ use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
-use crate::domain::schedule::Schedule;
+use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule};
+use crate::domain::slice::Head;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{Directed, Directives, Ledger, LedgerError, Limiter, Park, Scope, Target};
 
@@ -69,8 +70,8 @@ pub struct TargetRuntime {
 }
 
 impl TargetRuntime {
-    pub fn recipients_per_call(&self) -> usize {
-        self.target.profile().recipients_per_call.max(1)
+    pub fn recipients_per_call(&self, head: &Head) -> usize {
+        self.target.recipients_per_call(head).max(1)
     }
 }
 
@@ -324,19 +325,29 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// For how long deliveries for a target that is parked or paused are kept where they are; those
-    /// that wait longer go on the ladder, so that none comes near the broker's ack limit.
+    /// that wait longer go on the ladder, so that none comes near the broker's ack limit. For a while
+    /// after a job was cancelled none is kept: those of that job are to end, wherever they wait.
     pub fn kept_for(&self, target: &str) -> Option<Duration> {
-        let parked = self.parked_for(target).filter(|left| *left <= KEEP_MAX);
-        let board = self.directives.borrow();
         let now = now_ms();
+        let cancelled = self.directives.borrow().last_cancel(now);
+        if cancelled.is_some_and(|ago| ago < KEEP_MAX) {
+            return None;
+        }
+        let ms = Duration::from_millis;
+        let keep = |since: u64, left: Duration| {
+            let rest = KEEP_MAX.saturating_sub(ms(now.saturating_sub(since)));
+            let keep = if left <= KEEP_MAX { left } else { rest };
+            (!keep.is_zero()).then_some(keep)
+        };
+        let parked = self.parked.borrow().get(target).and_then(|it| {
+            let left = it.park.until_ms.saturating_sub(now);
+            keep(it.park.since_ms, ms(left))
+        });
+        let board = self.directives.borrow();
         let pause = board.find(Scope::Target, target, Kind::Pause, now);
         let paused = pause.and_then(|pause| {
-            let age = Duration::from_millis(now.saturating_sub(pause.since_ms));
-            let left = pause
-                .until_ms
-                .map(|until| Duration::from_millis(until - now));
-            let keep = KEEP_MAX.checked_sub(age).filter(|keep| !keep.is_zero())?;
-            Some(keep.min(left.unwrap_or(keep)))
+            let left = pause.until_ms.map_or(u64::MAX, |until| until - now);
+            keep(pause.since_ms, ms(left))
         });
         parked.max(paused)
     }
@@ -375,7 +386,7 @@ impl<S: Store, T> Context<S, T> {
 }
 
 /// Longest time for which deliveries of a target that waits are kept at the desk.
-pub(super) const KEEP_MAX: Duration = Duration::from_secs(60);
+pub(super) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
 
 /// Jobs whose last progress event is remembered before old ones are swept.
 const PROGRESS_JOBS_MAX: usize = 1000;

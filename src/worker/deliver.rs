@@ -35,8 +35,8 @@ use crate::domain::directive::{Board, Go, Order};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
-use crate::domain::schedule::{look_again, rung};
-use crate::domain::slice::{CallGroup, SLICE_VERSION, Slice};
+use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again, rung};
+use crate::domain::slice::{Addressed, CallGroup, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lease, Limit, Lost, Outgoing, Park, ParkReason, Publisher,
@@ -199,7 +199,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             .rate
             .as_deref()
             .and_then(|rate| rate.parse().ok());
-        let per_call = target.recipients_per_call();
+        let per_call = target.recipients_per_call(&slice.head);
         Self {
             calls: target.target.open(&slice.head),
             fingerprints: slice
@@ -399,7 +399,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     /// Waits until some recipients may be sent to; how many, at most a window. None after a wait that
     /// was long enough to look at everything again.
     async fn lease(&self) -> Result<usize, Pause> {
-        let per_call = self.target.recipients_per_call();
+        let per_call = self.target.recipients_per_call(&self.slice.head);
         let window = self.target.window_calls.saturating_mul(per_call);
         let limits: Vec<_> = self.limits().collect();
         if limits.is_empty() {
@@ -441,9 +441,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             return Ok(units as usize);
         }
         // A target that is too slow for us is too slow for the whole lane, which may as well wait
-        // here. A slow app or job steps aside for the others of its lane.
+        // here. A slow app or job steps aside for the others of its lane, and looks now and then
+        // whether it is to go faster.
         if leased.binding != Some(Scope::Target) {
-            return Err(Pause::PutOff(after));
+            return Err(Pause::PutOff(after.min(LOOK_AGAIN_MAX)));
         }
         self.sleep_until_told(after).await?;
         Ok(0)
@@ -455,7 +456,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         if used == leased {
             return;
         }
-        let per_call = self.target.recipients_per_call();
+        let per_call = self.target.recipients_per_call(&self.slice.head);
         let calls = leased.div_ceil(per_call).saturating_sub(planned.len());
         self.give_back_units((leased - used) as u32, calls as u32)
             .await;
@@ -1017,6 +1018,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             target: head.target.clone(),
             slice: self.slice.id.to_string(),
             sender: head.sender.clone(),
+            group_type: match head.addressed {
+                Addressed::Users => None,
+                Addressed::Groups(kind) => Some(kind),
+            },
             message: raw(serde_json::value::to_raw_value(&head.message())),
             options: raw(serde_json::value::to_raw_value(&head.options)),
             first_attempt_at: rfc3339(self.first_attempt_at_ms.unwrap_or(now)),

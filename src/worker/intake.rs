@@ -205,6 +205,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             entries,
             parts: job.part.of,
             shape: Shape::of(expected, self.shift.context.settings.slice_recipients),
+            rate: job.head.rate.clone(),
+            not_before_ms: job.head.not_before_ms,
             now_ms: now_ms(),
             warnings,
             template: None,

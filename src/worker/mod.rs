@@ -35,7 +35,8 @@ use crate::ports::{Broker, BrokerError, Session, Source, Transport};
 /// Jobs of one priority that are read ahead; each may be megabytes.
 const JOBS_PREFETCH: u16 = 1;
 
-/// How often the store is asked for directives and parked targets; it also tells whether the ledger answers.
+/// How often the store is asked for directives and parked targets; it also tells whether the ledger
+/// answers.
 const POLL: Duration = Duration::from_millis(500);
 
 /// With the ledger down for so long, the session is closed: deliveries go back to the broker instead

@@ -13,7 +13,7 @@ use fanwise::amqp::{Rabbit, RabbitSession, Settings};
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
     Broker, BrokerError, Consumer, Delivery, KeptMessage, Lost, Outgoing, PublishError, Publisher,
-    Route, Session, Shelf, Shelves, Source,
+    Route, Session, Shelf, Shelves, Sifted, Source,
 };
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -684,7 +684,12 @@ async fn reading_dead_letters_leaves_them_in_place() {
     assert_eq!(reader.await.unwrap().unwrap(), 1);
 
     let odd = |message: &KeptMessage| message.body.last().unwrap() % 2 == 1;
-    assert_eq!(rabbit.remove(Shelf::Dead, odd).await.unwrap(), 617);
+    let remove_odd = |message: KeptMessage| match odd(&message) {
+        true => Sifted::Remove,
+        false => Sifted::Keep,
+    };
+    let sifting = rabbit.sift(Shelf::Dead, remove_odd).await.unwrap();
+    assert_eq!((sifting.shown, sifting.removed), (1234, 617));
     let rest = read_bodies(&rabbit, Shelf::Dead).await;
     assert_eq!(rest.len(), 617);
     assert!(!rest.iter().any(odd));

@@ -10,6 +10,8 @@
 
 /// RabbitMQ: publishing, consuming, rungs, rejected messages, lost sessions.
 mod amqp;
+/// The native HTTP interface: jobs, events, recipients, dead letters, redrive and purge.
+mod api;
 /// What both engines promise: one suite for the ports, on the embedded engine and on servers.
 mod contract;
 /// Everything at once: three workers, faults of every kind, a SIGKILL half-way.

@@ -460,6 +460,32 @@ async fn targets_and_apps_are_parked_and_paused_by_hand() {
         assert_eq!(record["accounts"]["sent"], 50, "{record}");
         assert_eq!(worker.metrics().await[gauge], 0.0);
     }
+
+    // Whoever waits for a parked target can be cancelled meanwhile.
+    tell(&world, stop[0]).await;
+    until(gauges[0], BOUND, async || {
+        (worker.metrics().await[gauges[0]] == 1.0).then_some(())
+    })
+    .await;
+    let accepted = world.mock.stats().accepted;
+    let list: Vec<_> = (0..1500).map(|user| format!("never-{user}")).collect();
+    let job = world.send("never", &list, &[]).await;
+    until("the job waits", BOUND, async || {
+        let record = world.job(&job).await?;
+        (record["pending"] == 1500).then_some(())
+    })
+    .await;
+    let told = Instant::now();
+    tell(&world, &["job", "cancel", &job]).await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["cancelled"], 1500, "{record}");
+    assert!(
+        told.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        told.elapsed()
+    );
+    assert_eq!(world.mock.stats().accepted, accepted);
+
     let unknown = world.run(&["target", "pause", "in"]).await;
     assert_eq!(unknown.code, Some(69), "{}", unknown.stderr);
     assert!(

@@ -150,7 +150,8 @@ pub(in crate::im) fn recipients(wanted: &Wanted) -> Vec<String> {
     let users = users.map(|member| match member {
         MemberDocument::Id(id) | MemberDocument::WithVars { id, .. } => id.clone(),
     });
-    users.chain(wanted.audience.groups.clone()).collect()
+    let groups = wanted.audience.groups.iter().flatten();
+    users.chain(groups.cloned()).collect()
 }
 
 /// What is told of a job of which everybody fared alike, but for the fates that are named.

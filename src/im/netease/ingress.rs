@@ -34,8 +34,9 @@ use crate::domain::message::{MessageDocument, Moderation, Options, Push, Route};
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class, Outcome};
 use crate::im::ingress::loose::{Loose, flag, texts};
 use crate::im::ingress::{
-    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json, length,
+    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json,
 };
+use crate::im::netease::account::length;
 
 const PATHS: &[&str] = &["/nimserver/msg/sendBatchMsg.action"];
 

@@ -1,4 +1,150 @@
-//! NetEase Yunxin, version 1 of its server API.
+//! NetEase Yunxin, version 1 of its server API: `sendBatchMsg.action` for users, up to 500 a call, and
+//! `sendMsg.action` for teams, one a call.
+//!
+//! - *Proof.* Each attempt is signed afresh (`CheckSum`), since a signature is good for five minutes. A
+//!   bad one is a fault of the configuration and fails nobody.
+//! - *Repeats.* No message of a batch has a key of its own. A request has one, `RequestId`, which is the
+//!   same on every attempt at the same recipients. The vendor's SDKs say that the server drops repeats by
+//!   it, but neither for how long nor with which answer, so a call in doubt is held unless
+//!   `trust_request_id` says otherwise. Codes 417 and 431, "repeated", are taken for accepted, with a
+//!   warning in the log: they do not say who is not registered, and whoever is not counts as sent to.
+//! - *Accids* are the same in upper and lower case, and are compared in lower case.
+//! - *The sender* finds nothing in its own conversations (`msgSenderNoSense`), unless the job says so or
+//!   the sender is itself among the recipients.
+//! - *Rate.* 120 batch calls a minute for the whole application; more block it for a minute. The default
+//!   limit stays below that.
+//!
+//! Lengths are counted in UTF-16 units. Nothing here can list accounts.
 
+/// One application: address, signature, the names of requests.
+pub(super) mod account;
+/// Which code means what.
+mod code;
+/// Types of messages and their bodies.
+pub(super) mod content;
+/// Form bodies.
+pub(super) mod form;
 /// What existing callers say, and what they hear.
 pub(in crate::im) mod ingress;
+/// What both versions of the API read of a job alike.
+pub(super) mod job;
+/// Refusals that both versions of the API share.
+pub(super) mod refusal;
+/// The reading of replies.
+mod reply;
+/// The fields of calls.
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use target::NetEase;
+
+use self::account::{Account, length};
+use crate::domain::fields::Problem;
+use crate::domain::limits::{Cost, Rate};
+use crate::secret::Secret;
+
+/// One application, version 1.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the API is, such as `https://api.netease.im/nimserver`.
+    pub url: String,
+    pub app_key: String,
+    pub app_secret: Secret,
+    /// The accid that messages are from when a job does not say.
+    pub sender: Option<String>,
+    /// Asks for the id of every message: then an accid without one is in doubt, and a call takes 100
+    /// recipients. Default: no.
+    pub message_ids: bool,
+    /// Recipients of one call. Default [`Self::RECIPIENTS_PER_CALL`], or
+    /// [`Self::RECIPIENTS_WITH_IDS`] with `message_ids`, which are also the most.
+    pub recipients_per_call: Option<usize>,
+    /// Longest body of a message, in UTF-16 units; some plans allow more. Default
+    /// [`Self::BODY_LENGTH_MAX`].
+    pub body_length_max: usize,
+    /// A call in doubt may be repeated: the server knows its `RequestId`. Default: no.
+    pub trust_request_id: bool,
+}
+
+impl Settings {
+    pub const RECIPIENTS_PER_CALL: usize = 500;
+    pub const RECIPIENTS_WITH_IDS: usize = 100;
+    pub const BODY_LENGTH_MAX: usize = 5000;
+    /// Longest accid.
+    pub const ACCID_LENGTH_MAX: usize = 32;
+    /// A tenth below the 120 batch calls a minute after which an application is blocked.
+    pub const LIMIT: Rate = Rate {
+        units: 108,
+        period: std::time::Duration::from_secs(60),
+        burst: 1,
+        cost: Some(Cost::PerCall),
+    };
+
+    pub fn new(url: impl Into<String>, app_key: impl Into<String>, app_secret: Secret) -> Self {
+        Self {
+            url: url.into(),
+            app_key: app_key.into(),
+            app_secret,
+            sender: None,
+            message_ids: false,
+            recipients_per_call: None,
+            body_length_max: Self::BODY_LENGTH_MAX,
+            trust_request_id: false,
+        }
+    }
+
+    fn recipients_per_call_max(&self) -> usize {
+        if self.message_ids {
+            Self::RECIPIENTS_WITH_IDS
+        } else {
+            Self::RECIPIENTS_PER_CALL
+        }
+    }
+
+    /// All kinds honour the same.
+    pub(super) fn samples() -> Vec<(&'static str, Self)> {
+        vec![(
+            "netease",
+            Self::new("http://localhost", "key", Secret::new("secret")),
+        )]
+    }
+}
+
+pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option<NetEase> {
+    let account = Account::new(
+        &settings.url,
+        &settings.app_key,
+        &settings.app_secret,
+        "application/x-www-form-urlencoded;charset=utf-8",
+        "https://api.netease.im/nimserver",
+        problems,
+    );
+    check_sender(settings.sender.as_deref(), problems);
+    let most = settings.recipients_per_call_max();
+    let per_call = settings.recipients_per_call.unwrap_or(most);
+    if !(1..=most).contains(&per_call) {
+        let ids = if settings.message_ids {
+            " with `message_ids`"
+        } else {
+            ""
+        };
+        let what = format!("{per_call} is not 1 to {most}{ids}");
+        problems.push(Problem::new("recipients_per_call", what));
+    }
+    Some(NetEase::new(settings.clone(), per_call, account?))
+}
+
+/// Checks the sender of the settings of either version.
+pub(super) fn check_sender(sender: Option<&str>, problems: &mut Vec<Problem>) {
+    let Some(sender) = sender else {
+        return;
+    };
+    let most = Settings::ACCID_LENGTH_MAX;
+    if sender.trim().is_empty() {
+        let what = "an accid is expected, or nothing at all";
+        problems.push(Problem::new("sender", what));
+    } else if length(sender) > most {
+        let what = format!("{} characters, an accid has at most {most}", length(sender));
+        problems.push(Problem::new("sender", what));
+    }
+}

@@ -34,6 +34,7 @@ use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::{
     self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json, same,
 };
+use crate::im::openim::Settings;
 
 const BATCH: &str = "/msg/batch_send_msg";
 const SINGLE: &str = "/msg/send_msg";
@@ -53,8 +54,6 @@ const LIMITS: &[Limit] = &[
     },
 ];
 
-/// The administrator, unless the door names another.
-const ADMIN: &str = "imAdmin";
 const ADMIN_PLATFORM: i32 = 10;
 
 const SERVER: u32 = 500;
@@ -244,7 +243,7 @@ impl Ingress for OpenImIngress {
 }
 
 fn admin_of(door: &Door) -> &str {
-    door.key.as_deref().unwrap_or(ADMIN)
+    door.key.as_deref().unwrap_or(Settings::ADMIN_USER)
 }
 
 /// A token for whoever knows the secret.
@@ -358,7 +357,7 @@ impl Call {
         }
         let audience = AudienceDocument {
             users: (to_users && !all).then(|| users.into_iter().map(Into::into).collect()),
-            groups: group.filter(|_| !to_users).into_iter().collect(),
+            groups: group.filter(|_| !to_users).map(|group| vec![group]),
             all: to_users && all,
             ..AudienceDocument::default()
         };

@@ -7,6 +7,7 @@ use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 
 use crate::domain::job::{CLIENT_MSG_NO_BYTES_MAX, NAME_BYTES_MAX, RECIPIENT_BYTES_MAX};
 use crate::domain::slice::Head;
+use crate::im::json::push_encoded;
 
 /// Longest path and query once everything is filled in; more than servers take.
 const PATH_BYTES_MAX: usize = 16 * 1024;
@@ -107,9 +108,11 @@ impl Template {
             };
             match piece {
                 Piece::Text(piece) => text.push_str(piece),
-                Piece::Placeholder(Placeholder::ClientMsgNo) => encode(&head.client_msg_no, text),
+                Piece::Placeholder(Placeholder::ClientMsgNo) => {
+                    push_encoded(text, &head.client_msg_no)
+                }
                 Piece::Placeholder(Placeholder::Job) => text.push_str(&head.id.to_string()),
-                Piece::Placeholder(Placeholder::App) => encode(&head.app, text),
+                Piece::Placeholder(Placeholder::App) => push_encoded(text, &head.app),
                 Piece::Placeholder(Placeholder::Recipient) => between.push(String::new()),
             }
         }
@@ -142,32 +145,11 @@ impl Opened {
         let mut filled = String::with_capacity(length);
         for (index, text) in self.between.iter().enumerate() {
             if index > 0 {
-                encode(recipient, &mut filled);
+                push_encoded(&mut filled, recipient);
             }
             filled.push_str(text);
         }
         filled
-    }
-}
-
-/// Appends a text so that it is data wherever it stands: everything is encoded but the characters
-/// that mean nothing in any part of a URL. A segment of dots alone means a folder, so they are
-/// encoded too.
-fn encode(text: &str, out: &mut String) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    let dots = text.bytes().all(|byte| byte == b'.');
-    for byte in text.bytes() {
-        match byte {
-            b'.' if dots => out.push_str("%2E"),
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                out.push(char::from(byte));
-            }
-            byte => {
-                out.push('%');
-                out.push(char::from(DIGITS[usize::from(byte >> 4)]));
-                out.push(char::from(DIGITS[usize::from(byte & 15)]));
-            }
-        }
     }
 }
 

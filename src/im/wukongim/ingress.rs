@@ -31,6 +31,7 @@ use crate::im::ingress::{
     self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json, quoted,
     same,
 };
+use crate::im::wukongim::payload::PAYLOAD_BYTES_MAX;
 
 const BATCH: &str = "/message/sendbatch";
 const SINGLE: &str = "/message/send";
@@ -48,7 +49,7 @@ const LIMITS: &[Limit] = &[
     },
     Limit {
         name: "payload_max",
-        default: 32_767,
+        default: PAYLOAD_BYTES_MAX,
         what: "bytes of a decoded payload; clients take no more",
     },
 ];
@@ -372,7 +373,7 @@ fn audience(
         }
         Some(PERSON) => Ok(users(vec![channel])),
         Some(kind) => Ok(AudienceDocument {
-            groups: vec![channel],
+            groups: Some(vec![channel]),
             group_type: Some(kind),
             ..AudienceDocument::default()
         }),

@@ -1,30 +1,52 @@
-//! WuKongIM: `POST /message/send` for each recipient, or the object form of `/message/sendbatch`.
+//! WuKongIM: `POST /message/send` for each user or group, or one call for many users.
 //!
 //! What the versions do differently decides what is promised:
 //!
 //! | | 1.x, 2.x | 3.x |
 //! |---|---|---|
 //! | a repeated `client_msg_no` | a second message, which the clients' SDKs may hide | the first one's answer |
-//! | so a call in doubt is | held, unless the operator says otherwise | sent again |
+//! | so a call in doubt is | looked up (`probe`, from 2.2.2 on), else held, unless the operator says otherwise | sent again |
 //! | 200 means | stored (1.x), queued in memory (2.x) | stored if `reason` is 1 |
 //! | sender | optional, `____system` | required |
 //! | `options.unread` | `red_dot` | not to be had over HTTP |
-//! | `/message/sendbatch` | one payload to many, no `client_msg_no`, no `expire` | none |
+//! | `/message/sendbatch` (`packed`) | one payload to many, no `client_msg_no`, no `expire` | none |
+//! | `subscribers` of a command | a `client_msg_no` is ignored (2.x) | one key for the whole call |
+//! | all users | `GET /cluster/users` (2.x) | `GET /manager/users` |
+//!
+//! Neither way of packing has a key per recipient or a refusal to look up, so a target that packs is
+//! never idempotent, and what stays in doubt is the whole call. Groups are always called one by one.
 //!
 //! The array form of `sendbatch` that the documentation shows is implemented by no release. A target
 //! set to version 3 that in fact is a 2.x server would be believed to be idempotent: the answers still
-//! are read rightly, by content, but calls in doubt would be sent twice.
+//! are read rightly, by content, but calls in doubt would be sent twice. `fanwise doctor` asks the
+//! server which it is. The version is not found out while sending: a worker must start while its
+//! backend is away, and what is promised about a repeat must not depend on the moment.
 
+/// The calls and the reading of their replies.
+mod calls;
 /// Which reason and which status means what.
 mod code;
+/// The list of all users.
+mod directory;
 /// What existing callers say, and what they hear.
 pub(in crate::im) mod ingress;
-/// Calls and the reading of their replies.
+/// What becomes of each thing a job can ask for.
+mod mapping;
+/// Fields that a job adds to the request.
+mod native;
+/// What a message becomes before base64.
+mod payload;
+/// The look-up of a message in doubt.
+mod probe;
+/// The account as a target.
 mod target;
 #[cfg(test)]
 mod tests;
 
 pub use target::WukongIm;
+
+use directory::Users;
+use target::Uris;
 
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Uri};
@@ -43,12 +65,28 @@ pub struct Settings {
     /// Who messages are from when a job does not say; [`Self::SYSTEM_SENDER`] on 1.x and 2.x if left
     /// out. Any other sender finds every recipient in its own conversation list.
     pub sender: Option<String>,
-    /// One call for many recipients (`/message/sendbatch`, 1.x and 2.x only). Default: no.
+    /// One call for many users (`/message/sendbatch`, 1.x and 2.x only). Default: no.
     pub packed: bool,
-    /// Recipients of one packed call. Default [`Self::RECIPIENTS_PER_CALL`].
+    /// One call for many users where a job is for `sync_once` (`subscribers` of `/message/send`); other
+    /// jobs are sent one by one. Default: no.
+    pub subscribers: bool,
+    /// Users of one call for many. Default [`Self::RECIPIENTS_PER_CALL`].
     pub recipients_per_call: usize,
     /// Default: per recipient.
     pub client_msg_no: ClientMsgNo,
+    /// Calls in doubt are looked up; needs 2.2.2 or a later 2.x. Default: no.
+    pub probe: bool,
+    /// Where the manager API is that lists users (2.x, 3.x), such as `http://wukongim:5300`.
+    pub manager_url: Option<String>,
+    /// Who logs in there. Without it 2.x is shown the `token`, and 3.x nothing.
+    pub manager: Option<Manager>,
+}
+
+/// An account of the manager API.
+#[derive(Clone, Debug)]
+pub struct Manager {
+    pub user: String,
+    pub password: Secret,
 }
 
 impl Settings {
@@ -60,14 +98,18 @@ impl Settings {
 
     /// The kinds that differ in what they honour.
     pub(super) fn samples() -> Vec<(&'static str, Self)> {
-        let new = |version| Self::new("http://localhost", version);
+        let new = |version| Self {
+            manager_url: (version != Version::V1).then(|| "http://localhost".to_owned()),
+            ..Self::new("http://localhost", version)
+        };
         let packed = Self {
             packed: true,
             ..new(Version::V2)
         };
         vec![
-            ("wukongim v1, v2", new(Version::V2)),
-            ("wukongim v1, v2 packed", packed),
+            ("wukongim v1", new(Version::V1)),
+            ("wukongim v2", new(Version::V2)),
+            ("wukongim v2 packed", packed),
             ("wukongim v3", new(Version::V3)),
         ]
     }
@@ -79,8 +121,12 @@ impl Settings {
             token: None,
             sender: None,
             packed: false,
+            subscribers: false,
             recipients_per_call: Self::RECIPIENTS_PER_CALL,
             client_msg_no: ClientMsgNo::PerRecipient,
+            probe: false,
+            manager_url: None,
+            manager: None,
         }
     }
 }
@@ -102,17 +148,10 @@ pub enum ClientMsgNo {
 }
 
 pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option<WukongIm> {
-    let path = if settings.packed {
-        "/message/sendbatch"
-    } else {
-        "/message/send"
-    };
-    if settings.packed && settings.version == Version::V3 {
-        let what = "version 3 has no batch call; leave `packed` out";
-        problems.push(Problem::new("packed", what));
-    }
+    check_combinations(settings, problems);
     let most = Settings::RECIPIENTS_PER_CALL_MAX;
-    if settings.packed && !(1..=most).contains(&settings.recipients_per_call) {
+    let packs = settings.packed || settings.subscribers;
+    if packs && !(1..=most).contains(&settings.recipients_per_call) {
         let what = format!("{} is not 1 to {most}", settings.recipients_per_call);
         problems.push(Problem::new("recipients_per_call", what));
     }
@@ -124,29 +163,106 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
         let what = "a sender is expected, or nothing at all";
         problems.push(Problem::new("sender", what));
     }
+    let headers = headers(settings, problems);
+    let mut address = |key: &str, base: &str, path: &str| match uri(base, path) {
+        Ok(uri) => Some(uri),
+        Err(what) => {
+            problems.push(Problem::new(key, what));
+            None
+        }
+    };
+    let send = address("url", &settings.url, "/message/send");
+    let directory = match &settings.manager_url {
+        Some(base) => {
+            let users = match settings.version {
+                Version::V1 | Version::V2 => "/cluster/users",
+                Version::V3 => "/manager/users",
+            };
+            let users = address("manager_url", base, users);
+            users.zip(uri(base, "/manager/login").ok())
+        }
+        None => None,
+    };
+    let path = match settings.packed {
+        true => "/message/sendbatch",
+        false => "/message/send",
+    };
+    let uris = Uris {
+        send: send?,
+        many: uri(&settings.url, path).ok()?,
+        look_up: uri(&settings.url, "/message/byclientmsgno").ok()?,
+    };
+    let directory = directory.map(|(users, login)| Users::new(settings, users, login));
+    Some(WukongIm::new(settings.clone(), uris, headers, directory))
+}
+
+/// What the version does not have, and what excludes each other.
+fn check_combinations(settings: &Settings, problems: &mut Vec<Problem>) {
+    let version = settings.version;
+    let mut wrong = |wrong: bool, key: &str, what: &str| {
+        if wrong {
+            problems.push(Problem::new(key, what));
+        }
+    };
+    wrong(
+        settings.packed && version == Version::V3,
+        "packed",
+        "version 3 has no batch call; leave `packed` out",
+    );
+    wrong(
+        settings.packed && settings.subscribers,
+        "subscribers",
+        "excludes `packed`, which takes commands too; leave one of them out",
+    );
+    wrong(
+        settings.probe && version != Version::V2,
+        "probe",
+        "only 2.2.2 and later 2.x can look a message up; leave `probe` out",
+    );
+    wrong(
+        settings.probe && settings.packed,
+        "probe",
+        "a packed call has no client_msg_no to look up; leave one of them out",
+    );
+    wrong(
+        settings.manager_url.is_some() && version == Version::V1,
+        "manager_url",
+        "version 1 cannot list users; leave `manager_url` out",
+    );
+    wrong(
+        settings.manager.is_some() && settings.manager_url.is_none(),
+        "manager_url",
+        "missing; `manager_user` logs in there",
+    );
+    let nobody =
+        |manager: &Manager| manager.user.is_empty() || manager.password.expose().is_empty();
+    wrong(
+        settings.manager.as_ref().is_some_and(nobody),
+        "manager_user",
+        "`manager_user` and `manager_password` go together",
+    );
+}
+
+fn headers(settings: &Settings, problems: &mut Vec<Problem>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(4);
     let json = HeaderValue::from_static("application/json");
     headers.insert(http::header::CONTENT_TYPE, json);
-    if let Some(token) = &settings.token {
-        match HeaderValue::from_str(token.expose()) {
-            Ok(mut token) => {
-                token.set_sensitive(true);
-                headers.insert("token", token);
-            }
-            Err(_) => {
-                let what = "the token contains characters that no HTTP header can carry";
-                problems.push(Problem::new("token", what));
-            }
+    match settings.token.as_ref().map(header_value) {
+        Some(Some(token)) => drop(headers.insert("token", token)),
+        Some(None) => {
+            let what = "the token contains characters that no HTTP header can carry";
+            problems.push(Problem::new("token", what));
         }
+        None => {}
     }
-    let uri = match uri(&settings.url, path) {
-        Ok(uri) => uri,
-        Err(what) => {
-            problems.push(Problem::new("url", what));
-            return None;
-        }
-    };
-    Some(WukongIm::new(settings.clone(), uri, headers))
+    headers
+}
+
+/// A secret as the value of a header, if it can be one.
+fn header_value(secret: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(secret.expose()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// The address of an API call behind a base URL.

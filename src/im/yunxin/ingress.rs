@@ -23,8 +23,9 @@ use crate::domain::message::{MessageDocument, Moderation, Options, Push, Route, 
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::media::Names;
 use crate::im::ingress::{
-    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json, length,
+    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json,
 };
+use crate::im::netease::account::length;
 use crate::im::netease::ingress::message::{self, Described};
 use crate::im::netease::ingress::{No, SERVER, limit, signature};
 

@@ -1,4 +1,113 @@
-//! NetEase Yunxin, version 2 of its server API.
+//! NetEase Yunxin, version 2 of its server API: up to 100 users a call, or one.
+//!
+//! | | batch (default) | `single = true` |
+//! |---|---|---|
+//! | call | `POST /im/v2/conversations/messages` | `POST /im/v2/conversations/{sender\|1\|receiver}/messages` |
+//! | recipients of a call | 100 | 1 |
+//! | key of a message | none | `message_client_id`; a repeat answers 107306, which is done |
+//! | so a call in doubt is | held, unless `trust_request_id` | sent again |
+//! | default limit | 108 calls a minute | 90 calls a second |
+//!
+//! Groups are conversations of their own, one call each in both modes: type 2 are teams, type 3 large
+//! teams. `X-custom-traceid` names a call by its job and recipients; the vendor's SDKs say that the
+//! server drops repeats by it, but not for how long nor with which answer. The rate of the batch class
+//! is not documented: the limit is that of version 1.
+//!
+//! Of an answer to a batch, who is in `success_list` was sent to, who is in `failed_list` was not, and
+//! who is in neither is in doubt. The members of `attachment` are those of the published example
+//! (`width`, `height`) and, where it shows none, of the client SDK (`duration`, `longitude`, `latitude`);
+//! a `raw` message says them itself.
+//!
+//! What is not about the shape of calls is as in version 1 ([`super::netease`]): signature, accids in
+//! lower case, the sender that finds nothing in its conversations.
 
+/// Which code means what.
+mod code;
 /// What existing callers say, and what they hear.
 pub(in crate::im) mod ingress;
+/// The reading of replies.
+mod reply;
+/// The bodies of calls.
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use target::Yunxin;
+
+use super::netease::account::Account;
+use super::netease::check_sender;
+use crate::domain::fields::Problem;
+use crate::domain::limits::{Cost, Rate};
+use crate::secret::Secret;
+
+/// One application, version 2.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the API is, such as `https://open.yunxinapi.com`.
+    pub url: String,
+    pub app_key: String,
+    pub app_secret: Secret,
+    /// The account that messages are from when a job does not say.
+    pub sender: Option<String>,
+    /// One call for each user. Default: no.
+    pub single: bool,
+    /// Recipients of a batch. Default [`Self::RECIPIENTS_PER_CALL`], which is also the most.
+    pub recipients_per_call: usize,
+    /// Longest text of a message, in UTF-16 units. Default [`Self::TEXT_LENGTH_MAX`].
+    pub text_length_max: usize,
+    /// A batch in doubt may be repeated: the server knows its `X-custom-traceid`. Default: no.
+    pub trust_request_id: bool,
+}
+
+impl Settings {
+    pub const RECIPIENTS_PER_CALL: usize = 100;
+    pub const TEXT_LENGTH_MAX: usize = 5000;
+    /// A tenth below the 120 batch calls a minute of version 1.
+    pub const BATCH_LIMIT: Rate = super::netease::Settings::LIMIT;
+    /// A tenth below the 100 single calls a second of the smaller plans.
+    pub const SINGLE_LIMIT: Rate = Rate {
+        units: 90,
+        period: std::time::Duration::from_secs(1),
+        burst: 10,
+        cost: Some(Cost::PerCall),
+    };
+
+    pub fn new(url: impl Into<String>, app_key: impl Into<String>, app_secret: Secret) -> Self {
+        Self {
+            url: url.into(),
+            app_key: app_key.into(),
+            app_secret,
+            sender: None,
+            single: false,
+            recipients_per_call: Self::RECIPIENTS_PER_CALL,
+            text_length_max: Self::TEXT_LENGTH_MAX,
+            trust_request_id: false,
+        }
+    }
+
+    /// Both modes honour the same.
+    pub(super) fn samples() -> Vec<(&'static str, Self)> {
+        vec![(
+            "yunxin",
+            Self::new("http://localhost", "key", Secret::new("secret")),
+        )]
+    }
+}
+
+pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option<Yunxin> {
+    let account = Account::new(
+        &settings.url,
+        &settings.app_key,
+        &settings.app_secret,
+        "application/json",
+        "https://open.yunxinapi.com",
+        problems,
+    );
+    check_sender(settings.sender.as_deref(), problems);
+    let most = Settings::RECIPIENTS_PER_CALL;
+    if !settings.single && !(1..=most).contains(&settings.recipients_per_call) {
+        let what = format!("{} is not 1 to {most}", settings.recipients_per_call);
+        problems.push(Problem::new("recipients_per_call", what));
+    }
+    Some(Yunxin::new(settings.clone(), account?))
+}

@@ -2,8 +2,8 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 app  2 client_msg_no  3 target  4 content digest  5 submission  6 entries  7 parts
---          8 buckets  9 partitions  10 now in ms  11 ttl in s  12 warnings as JSON, or nothing
---          13 version of the stored message, or nothing
+--          8 buckets  9 partitions  10 now in ms  11 ttl in s  12 warnings as JSON or ''
+--          13 version of the stored message or ''  14 rate or ''  15 not before in ms or ''
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, partitions, version} or
 --          {'expand', buckets, partitions, version, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none
@@ -50,6 +50,12 @@ if first then
   if ARGV[13] ~= '' then
     template = ARGV[13]
     call('HSET', HEADER, 'template', template)
+  end
+  if ARGV[14] ~= '' then
+    call('HSET', HEADER, 'rate', ARGV[14])
+  end
+  if ARGV[15] ~= '' then
+    call('HSET', HEADER, 'not_before_ms', ARGV[15])
   end
 else
   -- A header that was rebuilt from slices knows no digest; it takes the first it meets.

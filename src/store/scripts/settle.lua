@@ -11,6 +11,23 @@
 -- An outcome that stands is never changed. One that comes late beats a claim, whoever holds it: what
 -- was sent was sent.
 
+-- Two marks of where the job stood tell how fast it goes. The same rule as domain::pace::Pace, which
+-- reads them: at most one every 5 s, and those from before a pause tell nothing.
+local MARK_MS, STILL_MS = 5000, 10000
+
+local function note(now, settled)
+  local mark = call('HGET', HEADER, 'mark')
+  local age = mark and now - tonumber(string.match(mark, '^%d+'))
+  if not mark or age >= MARK_MS then
+    call('HSET', HEADER, 'mark', digits(now) .. ' ' .. digits(settled))
+    if mark and age < STILL_MS then
+      call('HSET', HEADER, 'mark_before', mark)
+    elseif mark then
+      call('HDEL', HEADER, 'mark_before')
+    end
+  end
+end
+
 local NAMES = { s = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled' }
 
 local entries, ttl, owner = tonumber(ARGV[2]), ARGV[10], ARGV[11]
@@ -85,10 +102,14 @@ if settled > 0 or duplicate ~= 0 then
   if duplicate ~= 0 then
     call('HINCRBY', HEADER, 'duplicate', duplicate)
   end
-  call('HSET', HEADER, 'progress_at_ms', digits(now_ms()))
+  local now = now_ms()
+  call('HSET', HEADER, 'progress_at_ms', digits(now))
   call('HSET', SLICES, ARGV[1], after)
   if not mine then
     keep(ttl)
   end
+  local stands = standing()
+  note(now, stands[2] + stands[3] + stands[4] + stands[5] + stands[6] + stands[7])
+  return { 1, rebuilt, unpack(stands) }
 end
 return { 1, rebuilt, unpack(standing()) }

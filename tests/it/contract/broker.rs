@@ -8,7 +8,7 @@ use fanwise::domain::lane::Priority;
 use fanwise::domain::schedule::RUNGS;
 use fanwise::ports::{
     Broker, BrokerError, Consumer, Delivery, KeptMessage, Lost, PublishError, Publisher, Route,
-    Session, Shelf, Shelves, Source,
+    Session, Shelf, Shelves, Sifted, Sifting, Source,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -37,6 +37,8 @@ on_both! { EmbeddedBench, RabbitBench:
     a_long_wait_does_not_hold_up_a_short_one,
     a_rejected_message_is_kept_with_its_reason,
     dead_letters_are_read_in_place,
+    dead_letters_are_sifted,
+    a_sifting_that_is_broken_off_loses_nothing,
     what_leads_nowhere_is_never_reported_as_published,
     events_may_lead_nowhere,
     many_publish_at_once_and_nothing_is_lost,
@@ -440,6 +442,104 @@ async fn a_rejected_message_is_kept_with_its_reason(bench: &impl BrokerBench) {
     let kept_reason = &slice.headers["fanwise-reason"];
     assert!(reason.starts_with(kept_reason) && kept_reason.len() > 1000);
     assert_eq!(bench.ready().await, 0);
+}
+
+/// Each message stays, goes, or is given another body, as is decided; what was not looked at stays.
+async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
+    let broker = bench.broker();
+    let session = broker.connect().await.unwrap();
+    let letters: Vec<_> = (0..600).map(|n| dead_letter(n.to_string())).collect();
+    for letters in letters.chunks(100) {
+        session.publisher().publish(letters.to_vec()).await.unwrap();
+    }
+    session.close().await;
+
+    let before = kept(broker, Shelf::Dead).await;
+    let decide = |message: KeptMessage| match parse(&message.body) {
+        590 => Sifted::Stop,
+        n if n % 3 == 0 => Sifted::Remove,
+        n if n % 3 == 1 => Sifted::Replace(format!("{}", 10_000 + n).into()),
+        _ => Sifted::Keep,
+    };
+    let sifting = broker.sift(Shelf::Dead, decide).await.unwrap();
+    let expected = Sifting {
+        shown: 591,
+        removed: 197,
+        replaced: 197,
+    };
+    assert_eq!(sifting, expected);
+    let after = kept(broker, Shelf::Dead).await;
+    let mut numbers: Vec<u32> = after.iter().map(|letter| parse(&letter.body)).collect();
+    numbers.sort_unstable();
+    let stay = (0..600).filter(|n| *n >= 590 || n % 3 == 2);
+    let other = (0..590).filter(|n| n % 3 == 1).map(|n| 10_000 + n);
+    assert_eq!(numbers, stay.chain(other).collect::<Vec<_>>());
+    for letter in &after {
+        let number = parse(&letter.body) % 10_000;
+        let same = &before[number as usize];
+        let replaced = KeptMessage {
+            body: letter.body.clone(),
+            ..same.clone()
+        };
+        assert_eq!(*letter, replaced);
+    }
+    // Once more: what took the place of another is a message like any other.
+    let all = broker
+        .sift(Shelf::Dead, |_| Sifted::Replace("7".into()))
+        .await;
+    assert_eq!(all.unwrap().replaced, 403);
+    let letters = kept(broker, Shelf::Dead).await;
+    assert!(
+        letters
+            .iter()
+            .all(|it| it.body == "7" && it.routing_key == before[0].routing_key)
+    );
+    let all = broker.sift(Shelf::Dead, |_| Sifted::Remove).await.unwrap();
+    assert_eq!((all.shown, all.removed), (403, 403));
+    assert!(kept(broker, Shelf::Dead).await.is_empty());
+}
+
+/// Dropped in the middle, as when its process dies: what was to stay is there, what was to be given
+/// another body is there with one of them or both, and the next one can go on.
+async fn a_sifting_that_is_broken_off_loses_nothing(bench: &impl BrokerBench) {
+    let broker = bench.broker();
+    let session = broker.connect().await.unwrap();
+    let letters: Vec<_> = (0..200).map(|n| dead_letter(n.to_string())).collect();
+    session.publisher().publish(letters).await.unwrap();
+    session.close().await;
+
+    let halfway = tokio::sync::Notify::new();
+    let mut shown = 0;
+    let decide = |message: KeptMessage| {
+        shown += 1;
+        if shown == 100 {
+            halfway.notify_one();
+        }
+        match parse(&message.body) % 3 {
+            0 => Sifted::Remove,
+            1 => Sifted::Replace(message.body),
+            _ => Sifted::Keep,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = halfway.notified() => {}
+        _ = broker.sift(Shelf::Dead, decide) => {}
+    }
+    // The broker has to notice first that the reader is gone, then the messages come back.
+    let stay: BTreeSet<u32> = (0..200).filter(|n| n % 3 != 0).collect();
+    until("all that stay", PATIENCE, async || {
+        let mut left = BTreeSet::new();
+        let read = broker.read(Shelf::Dead, |message| {
+            left.insert(parse(&message.body));
+            ControlFlow::Continue(())
+        });
+        (read.await.is_ok() && left.is_superset(&stay)).then_some(())
+    })
+    .await;
+    let again = broker.sift(Shelf::Dead, |_| Sifted::Remove).await.unwrap();
+    assert!(again.removed >= stay.len() as u64);
+    assert!(kept(broker, Shelf::Dead).await.is_empty());
 }
 
 /// Reading shows everything, oldest first, as often as one likes, and takes nothing; one reader at a

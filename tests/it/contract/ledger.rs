@@ -10,8 +10,8 @@ use fanwise::domain::message::{Content, Options};
 use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::{Addressed, Head, Shape};
 use fanwise::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobState, Ledger, Reason, Settle, SliceRef, Standing,
-    Submission,
+    Accepted, Claim, ClaimState, Claimed, JobFilter, JobPage, JobPlace, JobQuery, JobRecord,
+    JobState, Ledger, Reason, Settle, SliceRef, Standing, Submission,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -30,6 +30,10 @@ on_both! { EmbeddedBench, RedisBench:
     a_job_is_accepted_extended_and_completed_once,
     a_job_of_parts_waits_for_all_of_them,
     jobs_are_listed_newest_first,
+    pages_of_jobs_leave_out_nobody,
+    jobs_are_found_by_what_is_known_of_them,
+    looking_claims_nobody,
+    a_record_tells_limit_start_and_pace,
     an_audit_counts_what_stands,
     slices_of_an_unknown_job_rebuild_it,
     a_submission_accepted_after_its_slices_counts_once,
@@ -93,6 +97,8 @@ impl Job {
             entries,
             parts: 1,
             shape: self.shape,
+            rate: None,
+            not_before_ms: None,
             now_ms: self.head.accepted_at_ms,
             warnings: Vec::new(),
             template: None,
@@ -617,11 +623,261 @@ async fn jobs_are_listed_newest_first(bench: &impl StoreBench) {
         ..jobs[0].submission("t", 1)
     };
     store.accept(&again).await.unwrap();
-    let listed = store.jobs(3).await.unwrap();
-    let ids: Vec<_> = listed.iter().map(|record| record.job).collect();
-    assert_eq!(ids, [jobs[4].id(), jobs[3].id(), jobs[2].id()]);
-    assert_eq!(store.jobs(100).await.unwrap().len(), 5);
-    assert!(store.jobs(0).await.unwrap().is_empty());
+    let mut ids: Vec<_> = jobs.iter().map(Job::id).collect();
+    ids.reverse();
+    assert_eq!(list(store, JobFilter::default(), 100).await, ids);
+    let page = store.jobs(&query(JobFilter::default(), 3)).await.unwrap();
+    assert_eq!(ids_of(&page), ids[..3]);
+    assert!(page.next.is_some());
+    let none = store.jobs(&query(JobFilter::default(), 0)).await.unwrap();
+    assert!(none.jobs.is_empty());
+}
+
+fn query(filter: JobFilter, most: usize) -> JobQuery {
+    JobQuery {
+        filter,
+        after: None,
+        most,
+    }
+}
+
+fn ids_of(page: &JobPage) -> Vec<JobId> {
+    page.jobs.iter().map(|record| record.job).collect()
+}
+
+/// Every job that is meant, page by page.
+async fn list(store: &impl Ledger, filter: JobFilter, most: usize) -> Vec<JobId> {
+    let mut query = query(filter, most);
+    let mut ids = Vec::new();
+    loop {
+        let page = store.jobs(&query).await.unwrap();
+        assert!(page.jobs.len() <= most);
+        ids.extend(ids_of(&page));
+        if page.next.is_none() {
+            return ids;
+        }
+        query.after = page.next;
+    }
+}
+
+/// Pages of any size show every job once, though many were accepted in one millisecond and others
+/// come in while somebody reads; and a job is found behind any number that are not meant.
+async fn pages_of_jobs_leave_out_nobody(bench: &impl StoreBench) {
+    let store = bench.store();
+    let base = Job::new(1).head.accepted_at_ms;
+    let accept = async |at_ms: u64| {
+        let job = Job::new(1);
+        let submission = Submission {
+            now_ms: at_ms,
+            ..job.submission("s", 1)
+        };
+        store.accept(&submission).await.unwrap();
+        JobPlace {
+            at_ms,
+            job: job.id(),
+        }
+    };
+    let oldest = accept(base - 1).await;
+    let times = (0..2_300).map(|number| base + if number < 2_250 { 0 } else { number });
+    let mut places = futures_util::future::join_all(times.map(accept)).await;
+    places.push(oldest);
+    places.sort();
+    places.reverse();
+    let expected: Vec<_> = places.iter().map(|place| place.job).collect();
+    for most in [70, 1000, 5000] {
+        assert!(
+            list(store, JobFilter::default(), most).await == expected,
+            "{most}"
+        );
+    }
+    let record = store.job(oldest.job).await.unwrap().unwrap();
+    let named = JobFilter {
+        client_msg_no: Some(record.client_msg_no),
+        ..JobFilter::default()
+    };
+    assert_eq!(list(store, named, 3).await, [oldest.job]);
+
+    let first = store.jobs(&query(JobFilter::default(), 10)).await.unwrap();
+    accept(base + 10_000).await;
+    accept(base + 10_000).await;
+    let second = JobQuery {
+        after: first.next,
+        ..query(JobFilter::default(), 10)
+    };
+    let second = store.jobs(&second).await.unwrap();
+    assert_eq!([ids_of(&first), ids_of(&second)].concat(), expected[..20]);
+}
+
+async fn jobs_are_found_by_what_is_known_of_them(bench: &impl StoreBench) {
+    let store = bench.store();
+    let base = Job::new(1).head.accepted_at_ms;
+    let mut jobs = Vec::new();
+    for number in 0..6u64 {
+        let mut job = Job::new(1);
+        job.head.app = if number < 3 { "shop" } else { "bank" }.to_owned();
+        job.head.target = if number % 2 == 0 { "im" } else { "hook" }.to_owned();
+        job.head.id = JobId::of(&job.head.app, &job.head.client_msg_no);
+        let submission = Submission {
+            now_ms: base + number,
+            ..job.submission("s", 1)
+        };
+        store.accept(&submission).await.unwrap();
+        jobs.push(job);
+    }
+    let slice = SliceId::new("s", 0, 0);
+    let people = jobs[1].fingerprints(0..1);
+    let sent = all(&people, Outcome::Sent);
+    settle(store, jobs[1].slice(&slice, 1), ANN, &sent, true).await;
+    store.expanded(jobs[1].id(), "s").await.unwrap();
+    assert!(store.complete(jobs[1].id()).await.unwrap());
+
+    let check = async |filter: JobFilter, expected: &[usize]| {
+        let expected: Vec<_> = expected.iter().map(|number| jobs[*number].id()).collect();
+        assert_eq!(list(store, filter.clone(), 2).await, expected, "{filter:?}");
+    };
+    let every = JobFilter::default;
+    let text = |text: &str| Some(text.to_owned());
+    check(
+        JobFilter {
+            app: text("bank"),
+            ..every()
+        },
+        &[5, 4, 3],
+    )
+    .await;
+    check(
+        JobFilter {
+            target: text("im"),
+            ..every()
+        },
+        &[4, 2, 0],
+    )
+    .await;
+    let both = JobFilter {
+        app: text("shop"),
+        target: text("hook"),
+        ..every()
+    };
+    check(both, &[1]).await;
+    let named = JobFilter {
+        client_msg_no: Some(jobs[4].head.client_msg_no.clone()),
+        ..every()
+    };
+    check(named, &[4]).await;
+    check(
+        JobFilter {
+            state: Some(JobState::Completed),
+            ..every()
+        },
+        &[1],
+    )
+    .await;
+    check(
+        JobFilter {
+            state: Some(JobState::Running),
+            ..every()
+        },
+        &[5, 4, 3, 2, 0],
+    )
+    .await;
+    let between = JobFilter {
+        since_ms: Some(base + 1),
+        until_ms: Some(base + 4),
+        ..every()
+    };
+    check(between, &[3, 2, 1]).await;
+    check(
+        JobFilter {
+            since_ms: Some(base + 9),
+            ..every()
+        },
+        &[],
+    )
+    .await;
+}
+
+/// What a look says is what a claim by somebody new would be told, and it claims nobody.
+async fn looking_claims_nobody(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(4));
+    let people = job.fingerprints(0..8);
+    store.accept(&job.submission("s", 8)).await.unwrap();
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    let slice = SliceId::new("s", 0, 0);
+    let slice = job.slice(&slice, 8);
+    let unseen = vec![ClaimState::Granted; 8];
+    for _ in 0..2 {
+        assert_eq!(store.look(&record, &people).await.unwrap(), unseen);
+    }
+    claim(store, slice, ANN, LEASE, &people[..4]).await;
+    let outcomes = [(people[0], Outcome::Sent), (people[1], Outcome::Failed)];
+    settle(store, slice, ANN, &outcomes, false).await;
+    release(store, slice, ANN, &people[2..3]).await;
+    claim(store, slice, BOB, Duration::ZERO, &people[4..5]).await;
+    let waited = Instant::now();
+    let found = loop {
+        let found = store.look(&record, &people).await.unwrap();
+        if found[4] == ClaimState::TakenOver {
+            break found;
+        }
+        assert!(waited.elapsed() < PATIENCE, "{found:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert_eq!(found[0], ClaimState::Settled(Outcome::Sent));
+    assert_eq!(found[1], ClaimState::Settled(Outcome::Failed));
+    assert_eq!(found[2], ClaimState::Granted);
+    assert!(matches!(found[3], ClaimState::Held { left } if left > LEASE / 2));
+    assert_eq!(found[5..], unseen[..3]);
+    // The order asked for counts, and a repeat is answered twice.
+    let mixed = [people[3], people[0], people[5], people[0]];
+    let mixed = store.look(&record, &mixed).await.unwrap();
+    assert!(matches!(mixed[0], ClaimState::Held { .. }));
+    assert_eq!(
+        mixed[1..],
+        [found[0], ClaimState::Granted, found[0]],
+        "{mixed:?}"
+    );
+    let others = Job::new(1);
+    let unknown = JobRecord {
+        job: others.id(),
+        ..record
+    };
+    let nobody = store.look(&unknown, &people[..1]).await.unwrap();
+    assert_eq!(nobody, [ClaimState::Granted]);
+    let states = each(claim(store, slice, Owner(0xc), LEASE, &people[5..]).await);
+    assert_eq!(states, vec![ClaimState::Granted; 3]);
+}
+
+/// A job's own limit and start are known, and how fast it goes, to whoever reads the ledger.
+async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(4));
+    let first = Submission {
+        rate: Some("50/s burst 5".to_owned()),
+        not_before_ms: Some(1_700_000_100_000),
+        ..job.submission("s", 1000)
+    };
+    store.accept(&first).await.unwrap();
+    store.accept(&job.submission("t", 1)).await.unwrap();
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(record.rate.as_deref(), Some("50/s burst 5"));
+    assert_eq!(record.not_before_ms, Some(1_700_000_100_000));
+    assert_eq!(record.per_second(record.accepted_at_ms), None);
+
+    let people = job.fingerprints(0..1000);
+    let slice = SliceId::new("s", 0, 0);
+    let slice = job.slice(&slice, 1000);
+    let started = Instant::now();
+    let mut settled = 0;
+    for people in people.chunks(100) {
+        settle(store, slice, ANN, &all(people, Outcome::Sent), false).await;
+        settled += 100;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let upper = f64::from(settled) / (started.elapsed().as_secs_f64() - 0.2);
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    let progress = record.progress_at_ms.unwrap();
+    let rate = record.per_second(progress).unwrap();
+    assert!((100.0..upper).contains(&rate), "{rate}, at most {upper}");
+    assert_eq!(record.per_second(progress + 60_000), Some(0.0));
 }
 
 async fn an_audit_counts_what_stands(bench: &impl StoreBench) {
@@ -688,7 +944,8 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
     assert_eq!((record.state, record.pending), (JobState::Running, 10));
     assert_eq!(record.client_msg_no, job.head.client_msg_no);
     assert_eq!(record.accepted_at_ms, job.head.accepted_at_ms);
-    assert_eq!(store.jobs(9).await.unwrap(), [record]);
+    let listed = store.jobs(&query(JobFilter::default(), 9)).await.unwrap();
+    assert_eq!(listed.jobs, [record]);
     let sent = all(&people[10..], Outcome::Sent);
     let standing = settle(store, two, BOB, &sent, true).await;
     assert!(standing.finished);

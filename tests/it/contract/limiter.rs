@@ -12,6 +12,7 @@ on_both! { EmbeddedBench, RedisBench:
     a_lease_may_wait_in_the_order_of_asking,
     a_rate_is_kept_by_all_who_share_it,
     what_is_refunded_can_be_had_again,
+    what_is_booked_can_be_told,
     a_target_is_parked_until_the_later_end,
 }
 
@@ -168,6 +169,31 @@ async fn what_is_refunded_can_be_had_again(bench: &impl StoreBench) {
         lease(store, &[recipients], 100, 10, now).await,
         (at_once(10), Some(Scope::Target))
     );
+}
+
+/// Asked any number of times: how much of its burst is booked, limit by limit, and nothing more is.
+async fn what_is_booked_can_be_told(bench: &impl StoreBench) {
+    let store = bench.store();
+    let slow = limit("60/h burst 2", Cost::PerRecipient);
+    let idle = Limit {
+        scope: Scope::App,
+        ..slow
+    };
+    assert!(store.booked(&[]).await.unwrap().is_empty());
+    let wait_max = Duration::from_secs(120);
+    // A minute for one, of which some part has passed.
+    for expected in [0.5, 1.0, 1.5] {
+        let (grant, _) = lease(store, &[slow], 1, 1, wait_max).await;
+        assert!(matches!(grant, Grant::Units { units: 1, .. }), "{grant:?}");
+        for _ in 0..3 {
+            let booked = store.booked(&[idle, slow]).await.unwrap();
+            assert_eq!(booked[0], 0.0);
+            assert!(
+                booked[1] <= expected && booked[1] > expected - 0.25,
+                "{booked:?}"
+            );
+        }
+    }
 }
 
 /// Of two parkings the one that ends later counts, until somebody ends it.

@@ -1,5 +1,7 @@
 //! What the documentation shows, every limit, and what becomes of answers.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -11,6 +13,8 @@ use crate::domain::message::Content;
 use crate::im::ingress::fixture::{
     Call as Request, NOW_MS, answer, body, door, failed, head, open_door, recipients, told,
 };
+use crate::im::netease::Settings;
+use crate::ports::Target;
 use crate::secret::Secret;
 
 /// The body of the documentation's `curl -d`, as it is printed.
@@ -400,6 +404,44 @@ fn options_are_understood() {
     assert_eq!(crate::domain::message::plain_text(&extension), r#""plain""#);
     let both = of(&[("pushContent", "B")]);
     assert_eq!(both.options.push.unwrap().text.as_deref(), Some("B"));
+}
+
+#[test]
+fn a_target_of_the_same_system_sends_what_was_written() {
+    let target = crate::im::netease::target(
+        &Settings::new("http://localhost", "key", Secret::new("secret")),
+        &mut Vec::new(),
+    );
+    let target = target.unwrap();
+    let image = r#"{"url":"http://x/1.png","md5":"no digest","sen":"nim","w":"10"}"#;
+    let written = [
+        ("type", "1"),
+        ("body", image),
+        ("msgDesc", "a picture"),
+        ("option", r#"{"roam":false,"push":true,"sendersync":false}"#),
+        ("pushcontent", "Look"),
+        ("payload", r#"{"a": 1}"#),
+        ("ext", r#""text""#),
+        ("useYidun", "0"),
+        ("bid", "rules"),
+        ("yidunAntiSpamExt", r#"{"b":2}"#),
+        ("env", "test"),
+        ("msgSenderNoSense", "0"),
+        ("fromAccid", "zhangsan"),
+    ];
+    let head = Arc::new(head(&order(with(&written)).jobs[0]).unwrap());
+    assert_eq!(target.check(&head), []);
+    let sent = target.open(&head).request(&["aaa"]);
+    let sent = Form::read(&sent.body).unwrap();
+    for (name, value) in written {
+        assert_eq!(sent.get(name), Some(value), "{name}");
+    }
+    // A text needs no fields of its own for that.
+    let head = Arc::new(self::head(&order(PRINTED).jobs[0]).unwrap());
+    let sent = target.open(&head).request(&["aaa", "bbb"]);
+    let sent = Form::read(&sent.body).unwrap();
+    assert_eq!(sent.get("body"), Some(r#"{"msg":"hello"}"#));
+    assert_eq!(sent.get("toAccids"), Some(r#"["aaa","bbb"]"#));
 }
 
 #[test]

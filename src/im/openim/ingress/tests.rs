@@ -1,5 +1,7 @@
 //! What the documentation shows, who may, and what becomes of answers.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -12,6 +14,9 @@ use crate::im::ingress::fixture::{
     Call as Request, NOW_MS, answer, any_json, body, door, failed, head, open_door, recipients,
     told,
 };
+
+use crate::ports::Target;
+use crate::secret::Secret;
 
 /// The documentation's example, as it is printed.
 const PRINTED: &str = r#"{
@@ -429,7 +434,7 @@ fn recipients_may_be_left_out_where_they_mean_nothing() {
             ("/groupID", json!("g1")),
         ]);
         let order = self::order(BATCH, &group);
-        assert_eq!(order.jobs[0].audience.groups, ["g1"]);
+        assert_eq!(recipients(&order.jobs[0]), ["g1"]);
         assert!(order.jobs[0].audience.users.is_none());
         let said = body(&answer(&order, &Fate::Sent, &[]));
         assert_eq!(said["data"]["results"][0]["recvID"], "g1");
@@ -541,6 +546,37 @@ fn every_content_is_understood() {
         "text"
     );
     assert_eq!(of(118, json!({"content": "# md"})).0.kind(), "text");
+}
+
+#[test]
+fn a_target_of_the_same_system_sends_what_was_written() {
+    let mut settings = Settings::new("http://localhost");
+    settings.secret = Some(Secret::new(SECRET));
+    let target = crate::im::openim::target(&settings, &mut Vec::new()).unwrap();
+    let part = json!({"uuid": "x", "type": "image/png", "size": 1, "width": 2, "height": 3, "url": "http://x/1"});
+    let written = with(&[
+        ("/contentType", json!(102)),
+        (
+            "/content",
+            json!({"sourcePicture": part, "bigPicture": part, "snapshotPicture": part}),
+        ),
+        ("/senderNickname", json!("Alice")),
+        ("/senderFaceURL", json!("http://x/face")),
+        ("/senderPlatformID", json!(2)),
+        ("/isOnlineOnly", json!(true)),
+        (
+            "/offlinePushInfo",
+            json!({"title": "t", "desc": "d", "ex": "e", "iOSPushSound": "s", "iOSBadgeCount": true}),
+        ),
+        ("/ex", json!("{\"k\":1}")),
+    ]);
+    let head = Arc::new(head(&order(SINGLE, &written).jobs[0]).unwrap());
+    assert_eq!(target.check(&head), []);
+    let sent = target.open(&head).request(&["a"]);
+    let sent: Value = serde_json::from_slice(&sent.body).unwrap();
+    let mut written = written;
+    written.as_object_mut().unwrap().remove("recvIDs");
+    assert_eq!(sent, written);
 }
 
 #[test]

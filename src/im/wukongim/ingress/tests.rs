@@ -1,5 +1,7 @@
 //! What the documentation and the releases show, and what becomes of answers.
 
+use std::sync::Arc;
+
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -13,6 +15,9 @@ use crate::im::ingress::fixture::{
     Call as Request, NOW_MS, answer, any_json, body, door, failed, head, open_door, recipients,
     told,
 };
+
+use crate::im::wukongim::{Settings, Version};
+use crate::ports::Target;
 
 /// The body of the documentation's `curl -d`, as it is printed.
 const PRINTED: &str = r#"[
@@ -110,7 +115,7 @@ fn the_documented_request_is_understood_as_printed() {
     };
     assert_eq!(first.key.as_deref(), Some("batch_msg_1"));
     assert_eq!(second.key.as_deref(), Some("batch_msg_2"));
-    assert_eq!(second.audience.groups, ["group456"]);
+    assert_eq!(recipients(second), ["group456"]);
     let head = head(first).unwrap();
     assert_eq!(head.addressed, Addressed::Groups(2));
     assert_eq!(head.sender.as_deref(), Some("system"));
@@ -132,7 +137,7 @@ fn the_documented_answer_is_given() {
     let ids: Vec<_> = order
         .jobs
         .iter()
-        .map(|job| told(job, &Fate::Sent, &[]).message_id(&job.audience.groups[0]))
+        .map(|job| told(job, &Fate::Sent, &[]).message_id(&recipients(job)[0]))
         .collect();
     // The sample, with our ids in the place of its own.
     let expected = format!(
@@ -441,6 +446,30 @@ fn payloads_are_bounded_and_understood() {
         let message = message_with(&[("payload", json!(encoded))]);
         let head = head(&order(SINGLE, &message).jobs[0]).unwrap();
         assert!(matches!(head.content, Content::Text(text) if text == "Hello"));
+    }
+}
+
+#[test]
+fn a_target_of_the_same_system_sends_what_was_written() {
+    let settings = Settings::new("http://localhost", Version::V2);
+    let target = crate::im::wukongim::target(&settings, &mut Vec::new()).unwrap();
+    let order = call(BATCH, PRINTED).order(&WukongImIngress, &doors());
+    let written: Value = serde_json::from_str(PRINTED).unwrap();
+    for (index, wanted) in order.jobs.iter().enumerate() {
+        let head = Arc::new(head(wanted).unwrap());
+        assert_eq!(target.check(&head), []);
+        let channel = recipients(wanted).remove(0);
+        let sent = target.open(&head).request(&[&channel]);
+        let sent: Value = serde_json::from_slice(&sent.body).unwrap();
+        for name in [
+            "header",
+            "from_uid",
+            "channel_id",
+            "channel_type",
+            "payload",
+        ] {
+            assert_eq!(sent[name], written[index][name], "{name}");
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the documentation shows, every limit, and what becomes of answers.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -12,6 +14,9 @@ use crate::im::ingress::fixture::{
     Call, NOW_MS, answer, any_json, body, door, failed, head, open_door, recipients, told,
 };
 use crate::im::netease::ingress::signature::tests::{KEY, SECRET, signed};
+use crate::im::yunxin::Settings;
+use crate::ports::Target;
+use crate::secret::Secret;
 
 /// The body of the documentation's example, as it is printed.
 const PRINTED: &str = r#"{
@@ -399,6 +404,24 @@ fn further_sections_pass_through() {
         native,
         json!({"message_config": config, "need_message_detail": true})
     );
+}
+
+#[test]
+fn a_target_of_the_same_system_sends_what_was_written() {
+    let settings = Settings::new("http://localhost", "key", Secret::new("secret"));
+    let target = crate::im::yunxin::target(&settings, &mut Vec::new()).unwrap();
+    let order = call(PRINTED).order(&YunxinIngress, &doors());
+    let head = Arc::new(head(&order.jobs[0]).unwrap());
+    assert_eq!(target.check(&head), []);
+    let sent = target.open(&head).request(&["apifoxtest2"]);
+    let sent: Value = serde_json::from_slice(&sent.body).unwrap();
+    let mut written: Value = serde_json::from_str(PRINTED).unwrap();
+    // What the options say is said by the options, and nothing is null.
+    for section in ["push_config", "antispam_config"] {
+        let section = written[section].as_object_mut().unwrap();
+        section.retain(|_, value| !value.is_null());
+    }
+    assert_eq!(sent, written);
 }
 
 #[test]

@@ -1,0 +1,116 @@
+//! Steering what runs, and asking what stands in its way.
+
+use http::Method;
+
+use super::{Access, Server, refused};
+use crate::domain::directive::Scope;
+use crate::domain::schedule::duration_text;
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::gateway::CONFIGURED;
+use crate::ports::JobRecord;
+use crate::steer::{
+    self, Command, Hindrance, LimitView, Own, SteerError, Steered, TargetView, Told,
+};
+use crate::worker::now_ms;
+
+impl Access {
+    /// Carries out a command, and tells what stands then.
+    pub(in crate::cli) async fn steer(
+        &self,
+        command: &Command,
+        told: &Told,
+    ) -> Result<Steered, Failure> {
+        match self {
+            Self::Direct(direct) => {
+                let (store, facts) = (direct.ledger()?, &direct.facts);
+                let steered = steer::carry_out(store, facts, command, told, now_ms()).await;
+                steered.map_err(|error| {
+                    let exit = match error {
+                        SteerError::TooLate(_) => Exit::BadInput,
+                        SteerError::Unknown(_) | SteerError::Ledger(_) => Exit::Unavailable,
+                    };
+                    Failure::new(exit, error)
+                })
+            }
+            Self::Server(server) => server.steer(command, told).await,
+        }
+    }
+
+    /// What keeps a job from going on, or from going faster.
+    pub(in crate::cli) async fn hindrances(
+        &self,
+        record: &JobRecord,
+    ) -> Result<Vec<Hindrance>, Failure> {
+        match self {
+            Self::Direct(direct) => {
+                let own = Own {
+                    not_before_ms: record.not_before_ms,
+                    rate: record.rate.as_deref().and_then(|rate| rate.parse().ok()),
+                };
+                steer::hindrances(direct.ledger()?, &direct.facts, record, own, now_ms())
+                    .await
+                    .or_exit(Exit::Unavailable)
+            }
+            Self::Server(server) => {
+                let path = format!("/v1/jobs/{}/hindrances", record.job);
+                Ok(server.get(&path).await?.unwrap_or_default())
+            }
+        }
+    }
+
+    pub(in crate::cli) async fn targets(&self) -> Result<Vec<TargetView>, Failure> {
+        match self {
+            Self::Direct(direct) => steer::targets(direct.ledger()?, &direct.facts, now_ms())
+                .await
+                .or_exit(Exit::Unavailable),
+            Self::Server(server) => Ok(server.get("/v1/targets").await?.unwrap_or_default()),
+        }
+    }
+
+    pub(in crate::cli) async fn limits(&self) -> Result<Vec<LimitView>, Failure> {
+        match self {
+            Self::Direct(direct) => steer::limits(direct.ledger()?, &direct.facts, now_ms())
+                .await
+                .or_exit(Exit::Unavailable),
+            Self::Server(server) => Ok(server.get("/v1/limits").await?.unwrap_or_default()),
+        }
+    }
+}
+
+impl Server {
+    async fn steer(&self, command: &Command, told: &Told) -> Result<Steered, Failure> {
+        let subject = command.subject();
+        let mut body = serde_json::json!({
+            "reason": told.reason,
+            "author": told.author,
+            "expires_in": told.expires_in.map(duration_text),
+        });
+        if let Command::Rate(_, rate) = command {
+            body["rate"] = rate
+                .map_or_else(|| CONFIGURED.to_owned(), |it| it.to_string())
+                .into();
+        }
+        let (method, path) = match (command, subject.scope) {
+            (Command::Rate(..), Scope::Target | Scope::App) => {
+                body["scope"] = subject.scope.as_str().into();
+                body["name"] = subject.name.into();
+                (Method::PUT, "/v1/limits".to_owned())
+            }
+            (_, scope) => {
+                let path = format!(
+                    "/v1/{}s/{}:{}",
+                    scope.as_str(),
+                    subject.name,
+                    command.verb()
+                );
+                (Method::POST, path)
+            }
+        };
+        let body = body.to_string().into_bytes();
+        let reply = self.ask(method, &path, body.into(), None).await?;
+        match reply.status {
+            200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
+            _ => Err(refused(&reply)),
+        }
+    }
+}

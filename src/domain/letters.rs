@@ -1,0 +1,386 @@
+//! Dead letters as people look at them: which are meant, in which order, and what is left of one when
+//! some of its recipients go.
+//!
+//! A shelf has no index and is read from end to end, so everything here works on one letter at a time
+//! and holds no more than a page. Letters are published at least once; of several for one recipient of
+//! a job the later counts.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::announce::{DeadLetter, DeadRecipient};
+use super::fields::{Problem, suggestion};
+use super::ids::JobId;
+use super::outcome::{Class, Outcome};
+
+/// Version of dead letters that is understood here.
+const LETTER_VERSION: u32 = 1;
+
+/// Which recipients of dead letters are meant; all that is given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DeadFilter {
+    /// Only of this job: its id, or its client_msg_no together with `app` (`default` if left out).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<String>,
+    /// `failed` or `uncertain`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// Class of the last answer, such as `permanent`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// The backend's code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Last attempt at or after this: an RFC 3339 time, or a time ago such as `2h`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Last attempt before this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+}
+
+/// Names of the fields of a filter, as they stand in a query.
+pub const FILTER_FIELDS: [&str; 9] = [
+    "job",
+    "app",
+    "target",
+    "recipient",
+    "outcome",
+    "class",
+    "code",
+    "since",
+    "until",
+];
+
+impl DeadFilter {
+    /// The field of this name.
+    pub fn field(&mut self, name: &str) -> Option<&mut Option<String>> {
+        Some(match name {
+            "job" => &mut self.job,
+            "app" => &mut self.app,
+            "target" => &mut self.target,
+            "recipient" => &mut self.recipient,
+            "outcome" => &mut self.outcome,
+            "class" => &mut self.class,
+            "code" => &mut self.code,
+            "since" => &mut self.since,
+            "until" => &mut self.until,
+            _ => return None,
+        })
+    }
+
+    /// Understands the filter, or tells everything that is wrong with it.
+    pub fn check(&self, now_ms: u64) -> Result<Wanted, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut time = |field: &str, text: &Option<String>| {
+            let text = text.as_deref()?;
+            let found = moment(text, now_ms);
+            if found.is_none() {
+                problems.push(Problem::new(field, not_a_moment(text)));
+            }
+            found
+        };
+        let (since_ms, until_ms) = (time("since", &self.since), time("until", &self.until));
+        let outcome = one_of(
+            "outcome",
+            &self.outcome,
+            &[Outcome::Failed, Outcome::Uncertain],
+            |outcome| outcome.as_str(),
+            &mut problems,
+        );
+        let classes = [Class::Permanent, Class::Transient, Class::Uncertain];
+        let class = one_of(
+            "class",
+            &self.class,
+            &classes,
+            |class| class.as_str(),
+            &mut problems,
+        );
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let job = self.job.as_deref().map(|job| {
+            let app = self.app.as_deref().unwrap_or("default");
+            [job.to_owned(), JobId::of(app, job).to_string()]
+        });
+        Ok(Wanted {
+            job,
+            app: self.app.clone(),
+            target: self.target.clone(),
+            recipient: self.recipient.clone(),
+            outcome,
+            class,
+            code: self.code.clone(),
+            since_ms,
+            until_ms,
+        })
+    }
+}
+
+fn one_of<T: Copy>(
+    field: &str,
+    text: &Option<String>,
+    known: &[T],
+    name: impl Fn(&T) -> &'static str,
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    let text = text.as_deref()?;
+    let found = known.iter().find(|it| name(it) == text).copied();
+    if found.is_none() {
+        let names: Vec<_> = known.iter().map(&name).collect();
+        let hint = suggestion(text, names.iter().copied())
+            .map(|known| format!("; did you mean `{known}`?"))
+            .unwrap_or_default();
+        let what = format!("{text:?} is not one of {}{hint}", names.join(", "));
+        problems.push(Problem::new(field, what));
+    }
+    found
+}
+
+/// Milliseconds since 1970 of an RFC 3339 time, or of a time ago such as `90m`.
+pub fn moment(text: &str, now_ms: u64) -> Option<u64> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return u64::try_from(time.as_millisecond()).ok();
+    }
+    let ago: SignedDuration = text.parse().ok()?;
+    now_ms.checked_sub(u64::try_from(ago.as_millis()).ok()?)
+}
+
+/// Says what a moment looks like.
+pub fn not_a_moment(text: &str) -> String {
+    format!("{text:?} is not a time such as 2026-12-24T18:00:00+08:00, or a time ago such as 2h")
+}
+
+/// A filter that was understood.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The job as it was named, and its id if that was its client_msg_no.
+    job: Option<[String; 2]>,
+    app: Option<String>,
+    target: Option<String>,
+    recipient: Option<String>,
+    pub outcome: Option<Outcome>,
+    class: Option<Class>,
+    code: Option<String>,
+    since_ms: Option<u64>,
+    until_ms: Option<u64>,
+}
+
+impl Wanted {
+    pub fn takes_letter(&self, letter: &DeadLetter) -> bool {
+        let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);
+        let names = self.job.as_ref();
+        names.is_none_or(|names| names.contains(&letter.job))
+            && is(&self.app, &letter.app)
+            && is(&self.target, &letter.target)
+            && self.takes_time(&letter.last_attempt_at)
+    }
+
+    fn takes_time(&self, last_attempt_at: &str) -> bool {
+        let at = milliseconds(last_attempt_at);
+        self.since_ms.is_none_or(|since| at >= since)
+            && self.until_ms.is_none_or(|until| at < until)
+    }
+
+    /// Whether a row is meant, of those whose job, app and target are.
+    pub fn takes_row(&self, row: &DeadRow) -> bool {
+        self.takes_time(&row.last_attempt_at) && self.takes_recipient(&row.dead)
+    }
+
+    pub fn takes_recipient(&self, dead: &DeadRecipient) -> bool {
+        let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);
+        is(&self.recipient, &dead.recipient)
+            && is(&self.code, &dead.code)
+            && self.outcome.is_none_or(|outcome| outcome == dead.outcome)
+            && self.class.is_none_or(|class| class == dead.class)
+    }
+}
+
+/// A dead letter, if these bytes are one that is understood here.
+pub fn read_letter(body: &[u8]) -> Option<DeadLetter> {
+    let letter: DeadLetter = serde_json::from_slice(body).ok()?;
+    (letter.v == LETTER_VERSION).then_some(letter)
+}
+
+/// When the last attempt of a letter was made, in milliseconds since 1970.
+pub fn last_attempt_ms(letter: &DeadLetter) -> u64 {
+    milliseconds(&letter.last_attempt_at)
+}
+
+fn milliseconds(time: &str) -> u64 {
+    let time: Option<Timestamp> = time.parse().ok();
+    time.map_or(0, |time| time.as_millisecond().max(0).unsigned_abs())
+}
+
+/// One recipient of a dead letter with what it was meant to get.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DeadRow {
+    /// Job id, 24 hexadecimal digits.
+    pub job: String,
+    pub app: String,
+    pub client_msg_no: String,
+    pub target: String,
+    #[serde(flatten)]
+    pub dead: DeadRecipient,
+    /// RFC 3339 time.
+    pub first_attempt_at: String,
+    /// RFC 3339 time.
+    pub last_attempt_at: String,
+    /// What was to be said; only where it is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<DeadContent>,
+}
+
+/// What a dead letter was to say.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DeadContent {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
+    /// The message as the job carried it.
+    pub message: serde_json::Value,
+    pub options: serde_json::Value,
+}
+
+impl DeadRow {
+    pub fn new(letter: &DeadLetter, dead: &DeadRecipient, with_content: bool) -> Self {
+        let value = |raw: &RawValue| serde_json::from_str(raw.get()).unwrap_or_default();
+        Self {
+            job: letter.job.clone(),
+            app: letter.app.clone(),
+            client_msg_no: letter.client_msg_no.clone(),
+            target: letter.target.clone(),
+            dead: dead.clone(),
+            first_attempt_at: letter.first_attempt_at.clone(),
+            last_attempt_at: letter.last_attempt_at.clone(),
+            content: with_content.then(|| DeadContent {
+                sender: letter.sender.clone(),
+                message: value(&letter.message),
+                options: value(&letter.options),
+            }),
+        }
+    }
+
+    pub fn key(&self) -> Key {
+        (self.job.clone(), self.dead.recipient.clone())
+    }
+}
+
+/// The order of pages: by job, then by recipient. The order of the shelf would not do: RabbitMQ does
+/// not keep it.
+pub type Key = (String, String);
+
+/// The first `most` entries at or after a place, out of any number of them in any order.
+#[derive(Debug)]
+pub struct Window<T> {
+    from: Option<Key>,
+    most: usize,
+    entries: BTreeMap<Key, (u64, T)>,
+    /// The least key there was no room for: nothing at or after it is in this window.
+    end: Option<Key>,
+}
+
+impl<T> Window<T> {
+    pub fn new(from: Option<Key>, most: usize) -> Self {
+        Self {
+            from,
+            most: most.max(1),
+            entries: BTreeMap::new(),
+            end: None,
+        }
+    }
+
+    /// Whether an entry of this key would be kept.
+    pub fn takes(&self, key: &Key) -> bool {
+        self.from.as_ref().is_none_or(|from| key >= from)
+            && self.end.as_ref().is_none_or(|end| key < end)
+    }
+
+    /// Puts in an entry as of a time; of several with one key the latest stays, of equals the last.
+    pub fn put(&mut self, key: Key, at_ms: u64, entry: T) {
+        if !self.takes(&key) || self.entries.get(&key).is_some_and(|(at, _)| *at > at_ms) {
+            return;
+        }
+        self.entries.insert(key, (at_ms, entry));
+        if self.entries.len() > self.most {
+            self.end = self.entries.pop_last().map(|(key, _)| key);
+        }
+    }
+
+    /// Leaves this key and what comes after it to the next window.
+    pub fn end_at(&mut self, key: Key) {
+        if self.takes(&key) {
+            self.entries.split_off(&key);
+            self.end = Some(key);
+        }
+    }
+
+    /// Takes out an entry that something later, which is not to be shown, stands for.
+    pub fn overrule(&mut self, key: &Key, at_ms: u64) {
+        if self.entries.get(key).is_some_and(|(at, _)| *at <= at_ms) {
+            self.entries.remove(key);
+        }
+    }
+
+    /// The entries in order, and where the next window begins, if there is more.
+    pub fn finish(self) -> (impl Iterator<Item = (Key, T)>, Option<Key>) {
+        let entries = self.entries.into_iter();
+        (entries.map(|(key, (_, entry))| (key, entry)), self.end)
+    }
+}
+
+/// What is left of a letter when recipients go.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Left {
+    /// All of it: nobody of it goes.
+    All,
+    Nothing,
+    /// The letter without them, otherwise as it came.
+    Some(Vec<u8>),
+}
+
+/// Takes the recipients that `goes` names out of a letter.
+pub fn without(
+    body: &[u8],
+    letter: &DeadLetter,
+    mut goes: impl FnMut(&DeadRecipient) -> bool,
+) -> Left {
+    let stays: Vec<bool> = letter.recipients.iter().map(|dead| !goes(dead)).collect();
+    if stays.iter().all(|stays| *stays) {
+        return Left::All;
+    }
+    if !stays.contains(&true) {
+        return Left::Nothing;
+    }
+    // Field by field, so that nothing else of it changes, whoever wrote it.
+    let fields: Result<BTreeMap<String, &RawValue>, _> = serde_json::from_slice(body);
+    let recipients: Result<Vec<&RawValue>, _> = match &fields {
+        Ok(fields) => fields
+            .get("recipients")
+            .map_or(Ok(Vec::new()), |list| serde_json::from_str(list.get())),
+        Err(_) => return Left::All,
+    };
+    let (Ok(mut fields), Ok(mut recipients)) = (fields, recipients) else {
+        return Left::All;
+    };
+    let mut stay = stays.into_iter();
+    recipients.retain(|_| stay.next().unwrap_or(true));
+    let Ok(recipients) = serde_json::value::to_raw_value(&recipients) else {
+        return Left::All;
+    };
+    fields.insert("recipients".to_owned(), &recipients);
+    serde_json::to_vec(&fields).map_or(Left::All, Left::Some)
+}
+
+#[cfg(test)]
+mod tests;

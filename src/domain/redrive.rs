@@ -1,0 +1,177 @@
+//! Redriving: a new job made from the dead letters of an old one.
+//!
+//! Its `client_msg_no` is derived from the old one, so that whoever redrives the same letters again,
+//! by mistake or because an answer was lost, names the same job, and nobody is sent to twice. Letters
+//! that come in later extend it. Who fails again has a letter of the new job, and redriving that is
+//! the next generation.
+
+use super::announce::DeadLetter;
+use super::ids::digest_hex;
+use super::job::{
+    AudienceDocument, CLIENT_MSG_NO_BYTES_MAX, JOB_RECIPIENTS_MAX, JobDocument, MessageDocument,
+};
+use super::lane::Priority;
+use super::mapping::Strictness;
+use super::message::Options;
+
+/// What stands between the key of the first job and the number of the redrive.
+const MARK: &str = "~r";
+
+/// Bytes of recipients in one message of a redriven job: room is left for what is said to them.
+const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// The key of the job that redrives the letters of a job.
+pub fn redrive_key(client_msg_no: &str) -> String {
+    let (base, generation) = generation(client_msg_no);
+    let suffix = format!("{MARK}{}", generation + 1);
+    if base.len() + suffix.len() <= CLIENT_MSG_NO_BYTES_MAX {
+        return format!("{base}{suffix}");
+    }
+    // What does not fit is told apart by its hash.
+    let hash = digest_hex(&[base.as_bytes()], 8);
+    let room = CLIENT_MSG_NO_BYTES_MAX - suffix.len() - hash.len() - 1;
+    let start = &base[..base.floor_char_boundary(room)];
+    format!("{start}~{hash}{suffix}")
+}
+
+/// The key of the first job, and how often it was redriven.
+fn generation(client_msg_no: &str) -> (&str, u32) {
+    let split = client_msg_no.rsplit_once(MARK);
+    let number = split.and_then(|(_, number)| {
+        let written = number.parse::<u32>().ok()?;
+        // As we write it: "~r007" is somebody else's.
+        (written > 0 && written < u32::MAX && written.to_string() == number).then_some(written)
+    });
+    match (split, number) {
+        (Some((base, _)), Some(number)) => (base, number),
+        _ => (client_msg_no, 0),
+    }
+}
+
+/// What the redriven job of a letter says, to nobody yet.
+pub fn document(letter: &DeadLetter, priority: Priority) -> serde_json::Result<JobDocument> {
+    let message: MessageDocument = serde_json::from_str(letter.message.get())?;
+    let options: Options = serde_json::from_str(letter.options.get())?;
+    let key = redrive_key(&letter.client_msg_no);
+    Ok(JobDocument {
+        app: Some(letter.app.clone()),
+        target: Some(letter.target.clone()),
+        sender: letter.sender.clone(),
+        options: Some(options),
+        priority: Some(priority),
+        // What the target cannot honour was dropped, or refused, when the job came first.
+        mapping: Some(Strictness::Lenient),
+        ..JobDocument::new(key, AudienceDocument::default(), message)
+    })
+}
+
+/// Cuts recipients into lists that fit one message each.
+pub fn lists(recipients: Vec<String>) -> Vec<Vec<String>> {
+    let mut lists: Vec<Vec<String>> = Vec::new();
+    let mut bytes = 0;
+    for recipient in recipients {
+        // Of the characters an id may hold, JSON writes some as two.
+        let written = 2 * recipient.len() + 3;
+        match lists.last_mut() {
+            Some(list) if list.len() < JOB_RECIPIENTS_MAX && bytes + written <= LIST_BYTES_MAX => {
+                list.push(recipient);
+                bytes += written;
+            }
+            _ => {
+                lists.push(vec![recipient]);
+                bytes = written;
+            }
+        }
+    }
+    lists
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::job::JOB_BYTES_MAX;
+
+    #[test]
+    fn keys_count_the_redrives() {
+        for (old, new) in [
+            ("promo", "promo~r1"),
+            ("promo~r1", "promo~r2"),
+            ("promo~r9", "promo~r10"),
+            ("promo~r01", "promo~r01~r1"),
+            ("promo~r", "promo~r~r1"),
+            ("~r3", "~r4"),
+        ] {
+            assert_eq!(redrive_key(old), new);
+        }
+    }
+
+    proptest! {
+        /// A key of any length has a redrive that fits, and stays apart from that of another job.
+        #[test]
+        fn keys_fit_and_differ(
+            base in "[a-z~]{60,68}é{20,30}", other in "[a-z~]{60,68}é{20,30}",
+        ) {
+            let mut key = base.clone();
+            for _ in 0..12 {
+                let next = redrive_key(&key);
+                prop_assert!(next.len() <= CLIENT_MSG_NO_BYTES_MAX, "{next}");
+                prop_assert_ne!(&next, &key);
+                key = next;
+            }
+            prop_assert_eq!(base == other, redrive_key(&base) == redrive_key(&other));
+        }
+    }
+
+    #[test]
+    fn lists_fit_one_message() {
+        let recipients: Vec<_> = (0..250_000)
+            .map(|number| "\"".repeat(if number < 50_000 { 255 } else { 1 + number % 8 }))
+            .collect();
+        let lists = lists(recipients.clone());
+        for list in &lists {
+            let bytes = serde_json::to_vec(list).unwrap().len();
+            assert!(bytes < JOB_BYTES_MAX - 512 * 1024, "{bytes}");
+            assert!(list.len() <= JOB_RECIPIENTS_MAX);
+        }
+        assert_eq!(lists.concat(), recipients);
+    }
+
+    #[test]
+    fn the_message_comes_back_as_it_was_sent() {
+        let raw = |value: serde_json::Value| serde_json::value::to_raw_value(&value).unwrap();
+        let contents = [
+            json!({"type": "text", "text": "hi"}),
+            json!({"type": "custom", "data": {"a": 1}}),
+            json!({"type": "raw", "data": [1]}),
+            json!({"type": "text", "text": "hi", "native": {"b": 2}}),
+            json!({"native": {"b": 2}}),
+        ];
+        for message in contents {
+            let letter = DeadLetter {
+                v: 1,
+                job: String::new(),
+                app: "shop".to_owned(),
+                client_msg_no: "promo".to_owned(),
+                target: "im".to_owned(),
+                slice: String::new(),
+                sender: Some("news".to_owned()),
+                group_type: None,
+                message: raw(message.clone()),
+                options: raw(json!({"unread": false, "expire_seconds": 7})),
+                first_attempt_at: String::new(),
+                last_attempt_at: String::new(),
+                recipients: Vec::new(),
+            };
+            let job = document(&letter, Priority::Bulk).unwrap();
+            let job = serde_json::to_value(job).unwrap();
+            assert_eq!(job["message"], message);
+            assert_eq!(job["client_msg_no"], "promo~r1");
+            assert_eq!(job["sender"], "news");
+            assert_eq!(job["options"]["expire_seconds"], 7);
+            assert_eq!(job["options"]["unread"], false);
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The events of one job, as server-sent events.
+//!
+//! A stream is told from where the job stands in the ledger, which is looked at a few times a second,
+//! once for all streams of a job. An event says where the job stood, and so does its id: whoever comes
+//! back with a `Last-Event-ID`, to any gateway and after any restart, gets what has changed since, and
+//! never misses the end. Steps in between that nobody was there to see are not repeated: each event
+//! carries the whole accounts.
+//!
+//! It ends after `completed`, or when the process drains. The number of streams is bounded.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::Gateway;
+use super::params::Params;
+use super::problem::Refusal;
+use super::query::{ids_of, unknown};
+use crate::domain::announce::{EventKind, JobEvent};
+use crate::domain::ids::JobId;
+use crate::ports::{Broker, JobRecord, JobState, Transport};
+use crate::worker::{Store, rfc3339};
+
+/// Streams of one process.
+const STREAMS_MAX: usize = 1024;
+
+/// Between two looks at a job.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Between two signs of life, which keep proxies from closing a quiet stream.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How long a client is to wait before it comes back.
+const COME_BACK: Duration = Duration::from_secs(1);
+
+/// How long a job may stay unknown: it is known some milliseconds after it was accepted.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a job stood: what the id of an event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stood {
+    /// Lists of recipients it was made of by then; more of them mean that it was extended.
+    submissions: u64,
+    settled: u64,
+    completed: bool,
+}
+
+impl fmt::Display for Stood {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = if self.completed { ".end" } else { "" };
+        write!(f, "{}.{}{end}", self.submissions, self.settled)
+    }
+}
+
+impl FromStr for Stood {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (text, completed) = match text.strip_suffix(".end") {
+            Some(text) => (text, true),
+            None => (text, false),
+        };
+        let (submissions, settled) = text.split_once('.').ok_or(())?;
+        Ok(Self {
+            submissions: submissions.parse().map_err(|_| ())?,
+            settled: settled.parse().map_err(|_| ())?,
+            completed,
+        })
+    }
+}
+
+impl Stood {
+    fn of(record: &JobRecord) -> Self {
+        Self {
+            submissions: record.submissions,
+            settled: record.accounts.settled(),
+            completed: record.state == JobState::Completed,
+        }
+    }
+
+    /// The events between where somebody last saw the job and where it stands.
+    fn news(last: Option<Self>, now: Self) -> Vec<(EventKind, Self)> {
+        let begun = Self {
+            submissions: now.submissions,
+            settled: 0,
+            completed: false,
+        };
+        let running = Self {
+            completed: false,
+            ..now
+        };
+        let mut news = Vec::new();
+        // Another number, not only a larger one: the ledger may have been lost and rebuilt.
+        let same = last.filter(|last| last.submissions == now.submissions);
+        if same.is_none() {
+            news.push((EventKind::Accepted, begun));
+        }
+        let seen = same.unwrap_or(begun);
+        if now.completed {
+            if !seen.completed || seen.settled != now.settled {
+                news.push((EventKind::Completed, now));
+            }
+        } else if seen.settled != now.settled {
+            news.push((EventKind::Progress, running));
+        }
+        news
+    }
+}
+
+/// The looks at jobs that somebody follows.
+pub(super) struct Hub {
+    streams: Arc<Semaphore>,
+    followed: Mutex<HashMap<JobId, watch::Receiver<Arc<JobRecord>>>>,
+    /// The process drains: streams end.
+    pub(super) closing: CancellationToken,
+}
+
+impl Hub {
+    pub(super) fn new() -> Self {
+        Self {
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            followed: Mutex::default(),
+            closing: CancellationToken::new(),
+        }
+    }
+
+    /// Follows a job, together with whoever follows it already.
+    fn follow<B: Broker, S: Store, T: Transport>(
+        &self,
+        gateway: &Arc<Gateway<B, S, T>>,
+        record: JobRecord,
+    ) -> watch::Receiver<Arc<JobRecord>> {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        // Looks that ended with the job or the process left theirs behind.
+        followed.retain(|_, receiver| receiver.has_changed().is_ok());
+        if let Some(receiver) = followed.get(&record.job) {
+            return receiver.clone();
+        }
+        let id = record.job;
+        let (sender, receiver) = watch::channel(Arc::new(record));
+        followed.insert(id, receiver.clone());
+        tokio::spawn(look(Arc::clone(gateway), id, sender));
+        receiver
+    }
+
+    /// Whether nobody follows a job any more; then its looks are at an end.
+    fn leave(&self, job: JobId, sender: &watch::Sender<Arc<JobRecord>>) -> bool {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        // One receiver is our own. Nobody joins in between: that takes the lock too.
+        let alone = sender.receiver_count() <= 1;
+        if alone {
+            followed.remove(&job);
+        }
+        alone
+    }
+}
+
+/// Looks at a job until nobody follows it any more.
+async fn look<B: Broker, S: Store, T: Transport>(
+    gateway: Arc<Gateway<B, S, T>>,
+    job: JobId,
+    sender: watch::Sender<Arc<JobRecord>>,
+) {
+    while !gateway.hub.leave(job, &sender) && !gateway.hub.closing.is_cancelled() {
+        sleep(LOOK).await;
+        match gateway.context.store.job(job).await {
+            Ok(Some(record)) => {
+                sender.send_if_modified(|known| {
+                    let changed = Stood::of(known) != Stood::of(&record);
+                    *known = Arc::new(record);
+                    changed
+                });
+            }
+            // Forgotten by the ledger: nothing will change any more, and its streams end.
+            Ok(None) => return,
+            // The streams stay and get their signs of life; the ledger's state is logged elsewhere.
+            Err(_) => {}
+        }
+    }
+}
+
+pub(super) async fn events<B: Broker, S: Store, T: Transport>(
+    State(gateway): State<Arc<Gateway<B, S, T>>>,
+    Path(job): Path<String>,
+    headers: HeaderMap,
+    params: Params,
+) -> Result<Response, Refusal> {
+    let last = headers
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok()?.parse::<Stood>().ok());
+    let permit = Arc::clone(&gateway.hub.streams)
+        .try_acquire_owned()
+        .map_err(|_| Refusal::Unavailable(format!("{STREAMS_MAX} streams are open already")))?;
+    let record = accepted(&gateway, &job, params).await?;
+    // Who has seen the end is told not to come back.
+    let now = Stood::of(&record);
+    if now.completed && Stood::news(last, now).is_empty() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let records = gateway.hub.follow(&gateway, record);
+    let closing = gateway.hub.closing.clone();
+    let alive = KeepAlive::new().interval(HEARTBEAT);
+    let streamed = streamed(records, last, closing, permit);
+    // A proxy that gathers answers would hold back events.
+    let unbuffered = [("x-accel-buffering", "no")];
+    let events = Sse::new(streamed).keep_alive(alive);
+    Ok((unbuffered, events).into_response())
+}
+
+/// The record of a job, which may have been submitted just now.
+async fn accepted<B: Broker, S: Store, T>(
+    gateway: &Gateway<B, S, T>,
+    job: &str,
+    mut params: Params,
+) -> Result<JobRecord, Refusal> {
+    let app = params.text("app").unwrap_or_else(|| "default".to_owned());
+    params.finish()?;
+    let deadline = Instant::now() + ACCEPT_PATIENCE;
+    loop {
+        for id in ids_of(job, &app) {
+            if let Some(record) = gateway.context.store.job(id).await? {
+                return Ok(record);
+            }
+        }
+        if Instant::now() >= deadline || gateway.hub.closing.is_cancelled() {
+            return Err(unknown(job));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// What a stream knows between two events.
+struct Streaming {
+    records: watch::Receiver<Arc<JobRecord>>,
+    last: Option<Stood>,
+    waiting: std::vec::IntoIter<Event>,
+    ended: bool,
+    closing: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+fn streamed(
+    mut records: watch::Receiver<Arc<JobRecord>>,
+    last: Option<Stood>,
+    closing: CancellationToken,
+    permit: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    // The first look is news, whoever shared it before.
+    records.mark_changed();
+    let streaming = Streaming {
+        records,
+        last,
+        waiting: vec![Event::default().retry(COME_BACK)].into_iter(),
+        ended: false,
+        closing,
+        _permit: permit,
+    };
+    stream::unfold(streaming, |mut streaming| async move {
+        let event = streaming.next().await?;
+        Some((Ok(event), streaming))
+    })
+}
+
+impl Streaming {
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.waiting.next() {
+                return Some(event);
+            }
+            if self.ended {
+                return None;
+            }
+            let closing = self.closing.clone();
+            closing
+                .run_until_cancelled(self.records.changed())
+                .await?
+                .ok()?;
+            let record = Arc::clone(&self.records.borrow_and_update());
+            let now = Stood::of(&record);
+            let news = Stood::news(self.last, now);
+            self.last = Some(now);
+            self.ended = now.completed;
+            let events: Vec<_> = news
+                .into_iter()
+                .map(|(kind, stood)| event(kind, stood, &record))
+                .collect();
+            self.waiting = events.into_iter();
+        }
+    }
+}
+
+fn event(kind: EventKind, stood: Stood, record: &JobRecord) -> Event {
+    let at_ms = match kind {
+        EventKind::Accepted => record.accepted_at_ms,
+        EventKind::Progress => record.progress_at_ms.unwrap_or(record.accepted_at_ms),
+        EventKind::Completed => record.completed_at_ms.unwrap_or(record.accepted_at_ms),
+    };
+    let told = JobEvent {
+        v: 1,
+        event: kind,
+        job: record.job.to_string(),
+        app: record.app.clone(),
+        client_msg_no: record.client_msg_no.clone(),
+        target: record.target.clone(),
+        at: rfc3339(at_ms),
+        accounts: record.accounts,
+        pending: record.pending,
+    };
+    // Strings and numbers can always be written as JSON.
+    let data = serde_json::to_string(&told).unwrap_or_default();
+    let event = Event::default().id(stood.to_string());
+    event.event(kind.as_str()).data(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stood(text: &str) -> Stood {
+        text.parse().unwrap()
+    }
+
+    /// The events, by kind and id, for somebody who saw `last` of a job that stands at `now`.
+    fn check(last: Option<&str>, now: &str, expected: &[(&str, &str)]) {
+        let news = Stood::news(last.map(stood), stood(now));
+        let news: Vec<_> = news
+            .iter()
+            .map(|(kind, stood)| (kind.as_str(), stood.to_string()))
+            .collect();
+        let news: Vec<_> = news.iter().map(|(kind, id)| (*kind, id.as_str())).collect();
+        assert_eq!(news, expected, "{last:?} {now}");
+    }
+
+    #[test]
+    fn whoever_comes_back_gets_what_has_changed() {
+        let accepted = ("accepted", "1.0");
+        check(None, "1.0", &[accepted]);
+        check(None, "1.7", &[accepted, ("progress", "1.7")]);
+        check(None, "1.9.end", &[accepted, ("completed", "1.9.end")]);
+        check(Some("1.0"), "1.0", &[]);
+        check(Some("1.0"), "1.7", &[("progress", "1.7")]);
+        check(Some("1.7"), "1.7", &[]);
+        check(Some("1.7"), "1.9.end", &[("completed", "1.9.end")]);
+        check(Some("1.9"), "1.9.end", &[("completed", "1.9.end")]);
+        check(Some("1.9.end"), "1.9.end", &[]);
+        // Extended after its end, and once more completed.
+        check(
+            Some("1.9.end"),
+            "2.9",
+            &[("accepted", "2.0"), ("progress", "2.9")],
+        );
+        check(
+            Some("1.9.end"),
+            "2.12.end",
+            &[("accepted", "2.0"), ("completed", "2.12.end")],
+        );
+        // Rebuilt after the ledger was lost.
+        check(
+            Some("2.90"),
+            "0.3",
+            &[("accepted", "0.0"), ("progress", "0.3")],
+        );
+    }
+
+    #[test]
+    fn ids_of_others_are_no_places() {
+        for wrong in ["", "1", "1.", "a.b", "1.2.3", "1.2.end.end", ".end"] {
+            assert_eq!(wrong.parse::<Stood>(), Err(()), "{wrong}");
+        }
+    }
+
+    proptest! {
+        /// However often a reader is cut off, after whichever event, it gets the end exactly once, and
+        /// whoever has it gets nothing more.
+        #[test]
+        fn the_end_is_never_missed(
+            steps in prop::collection::vec(1u64..100, 1..20), cuts in prop::collection::vec(any::<bool>(), 40),
+        ) {
+            let mut cuts = cuts.into_iter().cycle();
+            let mut settled = 0;
+            let mut states: Vec<_> = steps
+                .iter()
+                .map(|step| {
+                    settled += step;
+                    Stood { submissions: 1, settled, completed: false }
+                })
+                .collect();
+            let end = Stood { submissions: 1, settled, completed: true };
+            states.push(end);
+            let (mut last, mut ends) = (None, 0);
+            for now in states {
+                for (kind, id) in Stood::news(last, now) {
+                    prop_assert_eq!(id.to_string().parse::<Stood>(), Ok(id));
+                    ends += u32::from(kind == EventKind::Completed);
+                    last = Some(id);
+                    if now != end && cuts.next() == Some(true) {
+                        break;
+                    }
+                }
+            }
+            while last != Some(end) {
+                let news = Stood::news(last, end);
+                prop_assert!(!news.is_empty());
+                let (kind, id) = news[0];
+                ends += u32::from(kind == EventKind::Completed);
+                last = Some(id);
+            }
+            prop_assert_eq!(ends, 1);
+            prop_assert!(Stood::news(last, end).is_empty());
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! Looking at jobs: lists, one job with what limits it, and what became of one recipient.
+//!
+//! Everything is told from what the ledger, the limiter and the shelves hold, so any process answers
+//! alike, the command line too. Nothing here changes anything.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::Gateway;
+use super::params::Params;
+use super::problem::Refusal;
+use super::wire::{
+    JobDetail, JobList, LimitedBy, Limiting, RecipientFate, RecipientState, Verification,
+};
+use crate::domain::directive::Go;
+use crate::domain::ids::{Fingerprinter, JobId};
+use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
+use crate::domain::limits::{Cost, Rate};
+use crate::domain::outcome::Outcome;
+use crate::ports::{
+    Broker, BrokerError, ClaimState, JobFilter, JobPlace, JobQuery, JobRecord, JobState,
+    KeptMessage, LedgerError, Limit, Scope, Shelf, Shelves, Transport,
+};
+use crate::steer;
+use crate::worker::{Store, chain, now_ms, rfc3339};
+
+/// Jobs in a list that asks for no number, and the most in one.
+const LIST_USUAL: usize = 50;
+pub const LIST_MAX: usize = 1000;
+
+type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
+
+// ---------------------------------------------------------------------------------------------
+// Lists
+// ---------------------------------------------------------------------------------------------
+
+pub(super) async fn list<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    mut params: Params,
+) -> Result<Json<JobList>, Refusal> {
+    let now = now_ms();
+    let filter = JobFilter {
+        app: params.text("app"),
+        target: params.text("target"),
+        client_msg_no: params.text("client_msg_no"),
+        state: params.one_of("state", &JobState::ALL, JobState::as_str),
+        since_ms: params.time("since", now),
+        until_ms: params.time("until", now),
+    };
+    let most = params.limit(LIST_USUAL, LIST_MAX);
+    let cursor = params.text("cursor");
+    let after = cursor.as_deref().map(read_cursor);
+    if after == Some(None) {
+        params.problem("cursor", "not one of ours; leave it out to begin anew");
+    }
+    params.finish()?;
+    let query = JobQuery {
+        filter,
+        after: after.flatten(),
+        most,
+    };
+    Ok(Json(jobs(&gateway.context.store, query).await?))
+}
+
+/// A page of jobs.
+pub async fn jobs<S: Store>(store: &S, query: JobQuery) -> Result<JobList, LedgerError> {
+    // The key of a job is its name: no list needs to be walked.
+    if let (Some(app), Some(client_msg_no)) = (&query.filter.app, &query.filter.client_msg_no) {
+        let found = store.job(JobId::of(app, client_msg_no)).await?;
+        let at = |record: &JobRecord| record.accepted_at_ms;
+        let filter = &query.filter;
+        let found = found.filter(|record| {
+            filter.takes(record)
+                && filter.since_ms.is_none_or(|since| at(record) >= since)
+                && filter.until_ms.is_none_or(|until| at(record) < until)
+        });
+        return Ok(JobList {
+            jobs: found.into_iter().collect(),
+            next: None,
+        });
+    }
+    let page = store.jobs(&query).await?;
+    Ok(JobList {
+        jobs: page.jobs,
+        next: page.next.map(write_cursor),
+    })
+}
+
+fn write_cursor(place: JobPlace) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{}.{}", place.at_ms, place.job))
+}
+
+/// The place a cursor of ours stands for.
+pub fn read_cursor(cursor: &str) -> Option<JobPlace> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
+    let (at_ms, job) = text.split_once('.')?;
+    Some(JobPlace {
+        at_ms: at_ms.parse().ok()?,
+        job: job.parse().ok()?,
+    })
+}
+
+// ---------------------------------------------------------------------------------------------
+// One job
+// ---------------------------------------------------------------------------------------------
+
+/// The ids a job may have that is named by its id, or by its client_msg_no and `app`.
+pub fn ids_of(name: &str, app: &str) -> impl Iterator<Item = JobId> {
+    // A client_msg_no may look like an id.
+    name.parse().ok().into_iter().chain([JobId::of(app, name)])
+}
+
+pub(super) async fn find<B: Broker, S: Store, T>(
+    gateway: &Gateway<B, S, T>,
+    job: &str,
+    mut params: Params,
+) -> Result<JobRecord, Refusal> {
+    let app = params.text("app").unwrap_or_else(|| "default".to_owned());
+    params.finish()?;
+    for id in ids_of(job, &app) {
+        if let Some(record) = gateway.context.store.job(id).await? {
+            return Ok(record);
+        }
+    }
+    Err(unknown(job))
+}
+
+pub(super) fn unknown(job: &str) -> Refusal {
+    Refusal::NotFound(format!(
+        "there is no job {job:?}: not accepted yet, rejected, or older than the dedup window; a job \
+         is named by its id, or by its client_msg_no with ?app="
+    ))
+}
+
+pub(super) async fn show<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path(job): Path<String>,
+    params: Params,
+) -> Result<Json<JobDetail>, Refusal> {
+    let record = find(&gateway, &job, params).await?;
+    let context = &*gateway.context;
+    let target = context.targets.get(&record.target);
+    let around = Around {
+        target: target.and_then(|target| target.limit),
+        recipients_per_call: target.map_or(1, |target| target.target.profile().recipients_per_call),
+        app: context.apps.get(&record.app).and_then(|app| app.limit),
+    };
+    Ok(Json(detail(&context.store, record, &around).await?))
+}
+
+pub(super) async fn verify<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path(job): Path<String>,
+    params: Params,
+) -> Result<Json<Verification>, Refusal> {
+    let record = find(&gateway, &job, params).await?;
+    let ledger = gateway.context.store.audit(&record).await?;
+    let differences = ledger.differences(&record.accounts);
+    Ok(Json(Verification {
+        record,
+        ledger,
+        differences,
+    }))
+}
+
+/// What the configuration says about how fast a job may go.
+#[derive(Clone, Copy, Debug)]
+pub struct Around {
+    pub target: Option<Rate>,
+    pub recipients_per_call: usize,
+    pub app: Option<Rate>,
+}
+
+/// A job with its speed, and what keeps it from going faster.
+pub async fn detail<S: Store>(
+    store: &S,
+    record: JobRecord,
+    around: &Around,
+) -> Result<JobDetail, LedgerError> {
+    let now = now_ms();
+    let recipients_per_second = record.per_second(now);
+    let eta_seconds = recipients_per_second
+        .filter(|rate| *rate > 0.0)
+        .map(|rate| (record.pending as f64 / rate).ceil() as u64);
+    let limited_by = match record.state {
+        JobState::Completed => Vec::new(),
+        JobState::Running => limiting(store, &record, around, recipients_per_second, now).await?,
+    };
+    Ok(JobDetail {
+        record,
+        recipients_per_second,
+        eta_seconds,
+        limited_by,
+    })
+}
+
+/// A limit is what limits when the job goes at this share of it, or when so much of its burst is
+/// booked: between two bookings some of it comes back.
+const NEARLY_ALL: f64 = 0.9;
+const MOSTLY_BOOKED: f64 = 0.5;
+
+async fn limiting<S: Store>(
+    store: &S,
+    record: &JobRecord,
+    around: &Around,
+    rate: Option<f64>,
+    now: u64,
+) -> Result<Vec<Limiting>, LedgerError> {
+    if let Some(from) = record.not_before_ms.filter(|from| *from > now) {
+        return Ok(vec![Limiting {
+            by: LimitedBy::NotBefore,
+            detail: "it does not start before the time its producer chose".to_owned(),
+            until: Some(rfc3339(from)),
+        }]);
+    }
+    let board = steer::board(store).await?;
+    let names = [
+        record.target.as_str(),
+        record.app.as_str(),
+        &record.job.to_string(),
+    ];
+    match board.order(names, now).go {
+        Go::On => {}
+        Go::Wait(_) => {
+            return Ok(vec![Limiting {
+                by: LimitedBy::Paused,
+                detail: "the job, its app or its target is paused".to_owned(),
+                until: None,
+            }]);
+        }
+        Go::Cancelled => {
+            return Ok(vec![Limiting {
+                by: LimitedBy::Cancelled,
+                detail: "it is cancelled: recipients that wait end as their time comes".to_owned(),
+                until: None,
+            }]);
+        }
+    }
+    let mut found = Vec::new();
+    let parked = store.parked(std::slice::from_ref(&record.target)).await?;
+    for (target, park) in parked {
+        found.push(Limiting {
+            by: LimitedBy::Parked,
+            detail: format!("target {target} is parked: {park}"),
+            until: Some(rfc3339(park.until_ms)),
+        });
+    }
+    let id = record.job.to_string();
+    let limits = limits(record, &id, around);
+    let plain: Vec<_> = limits.iter().map(|(_, limit)| *limit).collect();
+    let booked = store.booked(&plain).await?;
+    for ((by, limit), booked) in limits.iter().zip(booked) {
+        let units = match limit.cost {
+            Cost::PerCall => rate.unwrap_or(0.0) / around.recipients_per_call as f64,
+            Cost::PerRecipient => rate.unwrap_or(0.0),
+        };
+        if booked >= MOSTLY_BOOKED || units >= NEARLY_ALL * limit.rate.per_second() {
+            found.push(Limiting {
+                by: *by,
+                detail: format!("{} {}: {}", limit.scope.as_str(), limit.name, limit.rate),
+                until: None,
+            });
+        }
+    }
+    if found.is_empty() {
+        found.extend(unlimited(record, rate, now));
+    }
+    Ok(found)
+}
+
+/// The limits of a job, as the worker applies them.
+fn limits<'a>(record: &'a JobRecord, id: &'a str, around: &Around) -> Vec<(LimitedBy, Limit<'a>)> {
+    let job = record.rate.as_deref().and_then(|rate| rate.parse().ok());
+    [
+        (
+            LimitedBy::TargetLimit,
+            Scope::Target,
+            record.target.as_str(),
+            around.target,
+            Cost::PerCall,
+        ),
+        (
+            LimitedBy::AppLimit,
+            Scope::App,
+            record.app.as_str(),
+            around.app,
+            Cost::PerRecipient,
+        ),
+        (LimitedBy::JobRate, Scope::Job, id, job, Cost::PerRecipient),
+    ]
+    .into_iter()
+    .filter_map(|(by, scope, name, rate, usual)| {
+        let rate: Rate = rate?;
+        let cost = rate.cost.unwrap_or(usual);
+        Some((
+            by,
+            Limit {
+                scope,
+                name,
+                rate,
+                cost,
+            },
+        ))
+    })
+    .collect()
+}
+
+/// Nothing that is written down limits the job. Right after its start there is nothing to say.
+fn unlimited(record: &JobRecord, rate: Option<f64>, now: u64) -> Option<Limiting> {
+    let (by, detail) = match rate {
+        Some(rate) if rate > 0.0 => (
+            LimitedBy::Target,
+            "no limit is reached: the target's answers take the time; more calls in flight or more \
+             workers may help"
+                .to_owned(),
+        ),
+        None if record.progress_at_ms.is_some() => return None,
+        _ => {
+            let since = record.progress_at_ms.unwrap_or(record.accepted_at_ms);
+            let seconds = now.saturating_sub(since) / 1000;
+            let detail = format!(
+                "no outcome for {seconds} s: retries wait for their time, other jobs are before it, or \
+                 no worker is running"
+            );
+            (LimitedBy::Waiting, detail)
+        }
+    };
+    Some(Limiting {
+        by,
+        detail,
+        until: None,
+    })
+}
+
+// ---------------------------------------------------------------------------------------------
+// One recipient
+// ---------------------------------------------------------------------------------------------
+
+pub(super) async fn recipient<B: Broker + Shelves, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path((job, user)): Path<(String, String)>,
+    params: Params,
+) -> Result<Json<RecipientFate>, Refusal> {
+    let record = find(&gateway, &job, params).await?;
+    let context = &*gateway.context;
+    let secret = &context.settings.fingerprint_secret;
+    let fate = fate(&context.store, &gateway.broker, secret, &record, &user).await?;
+    Ok(Json(fate))
+}
+
+/// Did this user get it, and why not?
+pub async fn fate<S: Store, B: Shelves>(
+    store: &S,
+    broker: &B,
+    fingerprint_secret: &str,
+    record: &JobRecord,
+    user: &str,
+) -> Result<RecipientFate, LedgerError> {
+    let fingerprint = Fingerprinter::new(fingerprint_secret, record.job).fingerprint(user);
+    let found = store.look(record, &[fingerprint]).await?;
+    let found = found.first().copied().unwrap_or(ClaimState::Granted);
+    let (state, mut explanation) = told(found, record.state);
+    let mut dead_letter = None;
+    if matches!(state, RecipientState::Failed | RecipientState::Uncertain) {
+        match last_letter(broker, record, user).await {
+            Ok(Some(row)) => {
+                explanation = format!(
+                    "{explanation}: after {} attempt(s) the last answer was {} {}: {}",
+                    row.dead.attempts,
+                    row.dead.class.as_str(),
+                    row.dead.code,
+                    row.dead.text
+                );
+                dead_letter = Some(row);
+            }
+            Ok(None) => explanation.push_str("; its dead letter is not there any more"),
+            Err(error) => {
+                explanation = format!(
+                    "{explanation}; its dead letter cannot be read now: {}",
+                    chain(&error)
+                );
+            }
+        }
+    }
+    Ok(RecipientFate {
+        job: record.job,
+        app: record.app.clone(),
+        client_msg_no: record.client_msg_no.clone(),
+        target: record.target.clone(),
+        recipient: user.to_owned(),
+        state,
+        explanation,
+        dead_letter,
+    })
+}
+
+fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
+    let (state, words) = match found {
+        ClaimState::Granted if job == JobState::Completed => {
+            (RecipientState::Unseen, "was not on the list of this job")
+        }
+        ClaimState::Granted => (
+            RecipientState::Unseen,
+            "has no outcome and nobody is at it: waits for its turn or its next attempt, or is not on \
+             the list",
+        ),
+        ClaimState::Held { .. } => (RecipientState::Claimed, "a worker is at it"),
+        ClaimState::TakenOver => (
+            RecipientState::InDoubt,
+            "a worker that was at it ended without an answer: perhaps sent; the next delivery decides",
+        ),
+        ClaimState::Settled(outcome) => match outcome {
+            Outcome::Sent => (RecipientState::Sent, "the target accepted the message"),
+            Outcome::Failed => (
+                RecipientState::Failed,
+                "the target did not accept the message",
+            ),
+            Outcome::Uncertain => (RecipientState::Uncertain, "perhaps sent, perhaps not"),
+            Outcome::Expired => (RecipientState::Expired, "the job expired first"),
+            // A duplicate is an outcome of a list entry; no recipient is recorded so.
+            Outcome::Cancelled | Outcome::Duplicate => {
+                (RecipientState::Cancelled, "the job was cancelled first")
+            }
+        },
+    };
+    (state, words.to_owned())
+}
+
+/// The latest dead letter of a recipient.
+async fn last_letter<B: Shelves>(
+    broker: &B,
+    record: &JobRecord,
+    user: &str,
+) -> Result<Option<DeadRow>, BrokerError> {
+    let job = record.job.to_string();
+    let mut last: Option<(u64, DeadRow)> = None;
+    let visit = |message: KeptMessage| {
+        if let Some(letter) = read_letter(&message.body).filter(|letter| letter.job == job) {
+            let at = last_attempt_ms(&letter);
+            let dead = letter.recipients.iter().find(|dead| dead.recipient == user);
+            if let Some(dead) = dead
+                && last.as_ref().is_none_or(|(before, _)| *before <= at)
+            {
+                last = Some((at, DeadRow::new(&letter, dead, true)));
+            }
+        }
+        ControlFlow::Continue(())
+    };
+    broker.read(Shelf::Dead, visit).await?;
+    Ok(last.map(|(_, row)| row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_come_back() {
+        let place = JobPlace {
+            at_ms: 1_700_000_000_000,
+            job: JobId::of("shop", "promo"),
+        };
+        assert_eq!(read_cursor(&write_cursor(place)), Some(place));
+        for wrong in ["", "x", "MTIz", "ß"] {
+            assert_eq!(read_cursor(wrong), None, "{wrong}");
+        }
+    }
+}

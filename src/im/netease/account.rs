@@ -1,0 +1,213 @@
+//! One application in NetEase's cloud: where its API is, how requests prove that they are the
+//! application's own, and how a repeated request names itself. Both versions of the API share this.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use ring::digest::{self, SHA1_FOR_LEGACY_USE_ONLY};
+
+use crate::domain::fields::Problem;
+use crate::im::json;
+use crate::ports::{Request, Signing};
+use crate::secret::Secret;
+
+const APP_KEY: HeaderName = HeaderName::from_static("appkey");
+const NONCE: HeaderName = HeaderName::from_static("nonce");
+const CUR_TIME: HeaderName = HeaderName::from_static("curtime");
+const CHECK_SUM: HeaderName = HeaderName::from_static("checksum");
+
+/// One application.
+pub(in crate::im) struct Account {
+    /// Scheme, host and path without a slash at its end.
+    base: String,
+    /// What all requests carry: the type of their body and the key of the application.
+    headers: HeaderMap,
+    secret: Secret,
+}
+
+impl Account {
+    /// Reports everything that is wrong. `example` is a URL as it should be.
+    pub(in crate::im) fn new(
+        url: &str,
+        app_key: &str,
+        app_secret: &Secret,
+        content_type: &'static str,
+        example: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Arc<Self>> {
+        let base = base(url).or_else(|| {
+            let what = format!("a URL such as {example} is expected");
+            problems.push(Problem::new("url", what));
+            None
+        });
+        let key = HeaderValue::from_str(app_key)
+            .ok()
+            .filter(|key| !key.is_empty());
+        if key.is_none() {
+            let what = "the AppKey of the application is expected";
+            problems.push(Problem::new("app_key", what));
+        }
+        if app_secret.expose().is_empty() {
+            let what = "the AppSecret of the application is expected";
+            problems.push(Problem::new("app_secret", what));
+        }
+        // Room for the name of the request and for what the signature adds.
+        let mut headers = HeaderMap::with_capacity(8);
+        let content_type = HeaderValue::from_static(content_type);
+        headers.insert(http::header::CONTENT_TYPE, content_type);
+        headers.insert(APP_KEY, key?);
+        Some(Arc::new(Self {
+            base: base?,
+            headers,
+            secret: app_secret.clone(),
+        }))
+    }
+
+    /// The address of a call. `path` begins with a slash and holds only what a path may.
+    #[expect(
+        clippy::expect_used,
+        reason = "the base was read as a URL before, and the path is ours or percent-encoded, and \
+                  bounded by the limits of a job"
+    )]
+    pub(in crate::im) fn uri(&self, path: &str) -> Uri {
+        let uri = format!("{}{path}", self.base);
+        Uri::from_maybe_shared(Bytes::from(uri)).expect("a URL and an encoded path")
+    }
+
+    /// A request that says who it is by `name` and `id`, not signed yet.
+    pub(in crate::im) fn request(
+        &self,
+        uri: Uri,
+        name: &HeaderName,
+        id: &str,
+        body: Vec<u8>,
+    ) -> Request {
+        let mut headers = self.headers.clone();
+        headers.insert(name, header_value(id));
+        Request {
+            method: Method::POST,
+            uri,
+            headers,
+            body: Bytes::from(body),
+        }
+    }
+
+    /// Signs a request for the next five minutes: SHA-1 over secret, nonce and time, which is what
+    /// NetEase asks for.
+    pub(in crate::im) fn sign(&self, request: &mut Request, signing: Signing) {
+        let nonce = format!("{:032x}", signing.nonce);
+        let seconds = (signing.now_ms / 1000).to_string();
+        let mut sum = digest::Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+        for part in [self.secret.expose(), &nonce, &seconds] {
+            sum.update(part.as_bytes());
+        }
+        let mut digits = Vec::with_capacity(40);
+        json::push_hex(&mut digits, sum.finish().as_ref());
+        request.headers.insert(NONCE, header_value(nonce));
+        request.headers.insert(CUR_TIME, header_value(seconds));
+        request.headers.insert(CHECK_SUM, header_value(digits));
+    }
+}
+
+/// The name of a call: the job and its recipients in their order, so that a repeated call has the
+/// same and no other call has it. 32 hexadecimal digits, as the vendor's own SDKs send them.
+pub(in crate::im) fn request_id(job: &str, recipients: &[&str]) -> String {
+    let mut texts = Vec::with_capacity(recipients.len() + 1);
+    texts.push(job);
+    texts.extend_from_slice(recipients);
+    let mut digits = Vec::with_capacity(32);
+    json::push_hex(&mut digits, &json::digest::<16>(&texts));
+    String::from_utf8(digits).unwrap_or_default()
+}
+
+/// The length of a text as the vendor's limits count it: in UTF-16 units, as its Java does.
+pub(in crate::im) fn length(text: &str) -> usize {
+    text.encode_utf16().count()
+}
+
+#[expect(clippy::expect_used, reason = "digits, and nothing else")]
+fn header_value(value: impl AsRef<[u8]>) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_ref()).expect("digits fit in a header")
+}
+
+fn base(url: &str) -> Option<String> {
+    let uri: Uri = url.parse().ok()?;
+    let path = uri
+        .path_and_query()
+        .map_or("", PathAndQuery::as_str)
+        .trim_end_matches('/');
+    let scheme = uri.scheme()?;
+    let http = *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS;
+    if !http || path.contains('?') || url.contains('#') {
+        return None;
+    }
+    Some(format!("{scheme}://{}{path}", uri.authority()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(secret: &str) -> Arc<Account> {
+        let secret = Secret::new(secret);
+        Account::new("http://x", "k", &secret, "a/b", "", &mut Vec::new()).unwrap()
+    }
+
+    /// Computed with Python's hashlib and with openssl.
+    #[test]
+    fn check_sums_are_those_of_other_tools() {
+        for (now_ms, nonce, expected) in [
+            (
+                1_443_592_222_999,
+                0,
+                [
+                    "00000000000000000000000000000000",
+                    "1443592222",
+                    "cadb1f83048896bd3fdf3bc34c494f79628a8090",
+                ],
+            ),
+            (
+                1_700_000_000_000,
+                0x0123_4567_89ab_cdef_0123_4567_89ab_cdef,
+                [
+                    "0123456789abcdef0123456789abcdef",
+                    "1700000000",
+                    "fd62b3a88a9d802e936dfb9787b143c8fdfcd0c0",
+                ],
+            ),
+        ] {
+            let account = account("a1b2c3d4e5f6");
+            let uri = account.uri("/p");
+            let mut request = account.request(uri, &HeaderName::from_static("id"), "1", Vec::new());
+            account.sign(&mut request, Signing { now_ms, nonce });
+            let headers = ["nonce", "curtime", "checksum"].map(|name| &request.headers[name]);
+            assert_eq!(headers, expected);
+            assert_eq!(request.headers.len(), 6);
+        }
+    }
+
+    /// Computed with Python's hashlib: SHA-256 over job and recipients, each closed by 0xff.
+    #[test]
+    fn request_ids_never_change() {
+        let job = "103700ae6eb43776dac4c71a";
+        assert_eq!(request_id(job, &["u1"]), "32b30cca2e043dd6ed53729e9813f1bb");
+        assert_eq!(
+            request_id(job, &["u1", "u2"]),
+            "d42a465260ba6d48fc5e9c63554fa7dd"
+        );
+        assert_ne!(
+            request_id(job, &["u2", "u1"]),
+            request_id(job, &["u1", "u2"])
+        );
+        assert_ne!(request_id(job, &["u1u2"]), request_id(job, &["u1", "u2"]));
+        assert_ne!(request_id("other", &["u1"]), request_id(job, &["u1"]));
+    }
+
+    #[test]
+    fn lengths_are_counted_in_utf_16() {
+        assert_eq!(length("aé中"), 3);
+        assert_eq!(length("😀"), 2);
+    }
+}

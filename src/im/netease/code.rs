@@ -1,0 +1,155 @@
+//! Which code means what. The classes are ours, from the meaning of each code; the vendor does not say
+//! what may be tried again.
+
+use std::time::Duration;
+
+use super::refusal::blames_signature;
+use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
+use crate::domain::outcome::{Answer, Class};
+
+/// The codes that are documented, with what they mean for the recipients of the call.
+const CODES: [(i64, Class, &str); 24] = [
+    (200, Done, "done"),
+    (301, Permanent, "the account is banned"),
+    (302, Config, "wrong app key or secret"),
+    (315, Config, "this address is not allowed"),
+    (
+        403,
+        Config,
+        "forbidden: not enabled for the application, or the sender may not",
+    ),
+    (404, Permanent, "no such sender"),
+    (405, Permanent, "a parameter is too long"),
+    (408, Uncertain, "timed out on the server"),
+    (413, Config, "verification failed"),
+    (414, Permanent, "a parameter is wrong"),
+    (416, Throttled, "too many calls"),
+    (417, Done, "repeated operation"),
+    (419, Permanent, "too many recipients in one call"),
+    (422, Permanent, "the sender is disabled"),
+    (423, Permanent, "the sender is muted"),
+    (431, Done, "repeated request"),
+    (500, Transient, "server error"),
+    (503, Transient, "server busy"),
+    (508, Config, "this protocol is no longer served"),
+    (509, Permanent, "invalid"),
+    (514, Transient, "service unavailable"),
+    (997, Permanent, "protocol error"),
+    (998, Permanent, "packet error"),
+    (999, Permanent, "packet error"),
+];
+
+/// Refusals of a whole call that a single recipient, or too many of them, can cause. Of a job all
+/// other lengths are checked when it is accepted, so `405` can only be about an accid.
+const SPLIT: [i64; 3] = [405, 414, 419];
+
+/// What a code means. `block` is how long an application that was too fast is blocked.
+pub(super) fn answer(code: i64, said: Option<String>, block: Duration) -> Answer {
+    let row = CODES.iter().find(|(known, ..)| *known == code);
+    let (class, meaning) = match row {
+        Some((_, class, meaning)) => (*class, *meaning),
+        None => (by_range(code), "a code that is not documented"),
+    };
+    let text = said.filter(|said| !said.is_empty());
+    let class = match (code, text.as_deref()) {
+        (414, Some(text)) if blames_signature(text) => Config,
+        _ => class,
+    };
+    if class == Done {
+        if code != 200 {
+            // The request id is that of this job and these recipients, so whoever sent it before did
+            // it for the same reason.
+            tracing::warn!(
+                code,
+                "NetEase knows this request, which is taken for accepted"
+            );
+        }
+        return Answer::done();
+    }
+    let code_text = code.to_string();
+    let answer = match text {
+        Some(text) => Answer::new(class, code_text, text),
+        None => Answer::new(class, code_text, meaning),
+    };
+    match class {
+        Throttled => answer.retry_after(Some(block)),
+        Permanent if SPLIT.contains(&code) => answer.split(),
+        _ => answer,
+    }
+}
+
+fn by_range(code: i64) -> Class {
+    match code {
+        300..=499 => Permanent,
+        500..=599 => Transient,
+        _ => Uncertain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(code: i64) -> Class {
+        answer(code, None, Duration::ZERO).class
+    }
+
+    #[test]
+    fn every_code_has_its_class() {
+        for (expected, codes) in [
+            (Done, &[200, 417, 431][..]),
+            (Config, &[302, 315, 403, 413, 508]),
+            (
+                Permanent,
+                &[301, 404, 405, 414, 419, 422, 423, 509, 997, 998, 999],
+            ),
+            (Throttled, &[416]),
+            (Transient, &[500, 503, 514]),
+            (Uncertain, &[408]),
+        ] {
+            for code in codes {
+                assert_eq!(class(*code), expected, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_codes_go_by_their_range() {
+        for code in [300, 398, 420, 499] {
+            assert_eq!(class(code), Permanent, "{code}");
+        }
+        for code in [501, 511, 599] {
+            assert_eq!(class(code), Transient, "{code}");
+        }
+        for code in [-1, 0, 100, 201, 600, 1000, i64::MAX] {
+            assert_eq!(class(code), Uncertain, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_parameter_error_is_read_by_its_words() {
+        let of = |said: &str| answer(414, Some(said.into()), Duration::ZERO);
+        assert_eq!(of("checksum").class, Config);
+        assert!(!of("checksum").split);
+        assert_eq!(of("CurTime is expired").class, Config);
+        assert_eq!(of("too many members.").class, Permanent);
+        assert!(of("too many members.").split && of("").split);
+        assert_eq!(of("toAccids").text, "toAccids");
+        assert_eq!(of("").text, "a parameter is wrong");
+    }
+
+    #[test]
+    fn only_what_a_recipient_can_cause_is_split() {
+        let split: Vec<_> = (300..1000)
+            .filter(|code| answer(*code, None, Duration::ZERO).split)
+            .collect();
+        assert_eq!(split, [405, 414, 419]);
+    }
+
+    #[test]
+    fn a_block_is_waited_out() {
+        let block = Duration::from_secs(60);
+        assert_eq!(answer(416, None, block).retry_after, Some(block));
+        assert_eq!(answer(500, None, block).retry_after, None);
+    }
+}

@@ -1,0 +1,113 @@
+//! What both versions of the API have in common when they say no.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::domain::outcome::Answer;
+use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
+use crate::im::reading::{excerpt, retry_after, unreadable};
+use crate::ports::Reply;
+
+/// How long the cloud blocks an application that made too many batch calls. It counts from the call
+/// that was too many, and calls during the block are refused too.
+pub(in crate::im) const BATCH_BLOCK: Duration = Duration::from_secs(60);
+
+/// The same for single calls.
+pub(in crate::im) const SINGLE_BLOCK: Duration = Duration::from_secs(10);
+
+/// What every reply says; version 2 calls the words `msg`.
+#[derive(Deserialize)]
+struct Said {
+    code: i64,
+    #[serde(alias = "msg")]
+    desc: Option<String>,
+}
+
+/// Whether the call as a whole was done; or else what the reply means for everybody, by its code.
+pub(in crate::im) fn read(
+    reply: &Reply,
+    by_code: impl FnOnce(i64, Option<String>) -> Answer,
+) -> Result<(), Answer> {
+    if !(200..300).contains(&reply.status) {
+        return Err(by_status(reply));
+    }
+    match serde_json::from_slice(&reply.body) {
+        Ok(Said { code: 200, .. }) => Ok(()),
+        Ok(Said { code, desc }) => Err(by_code(code, desc)),
+        Err(_) => Err(unreadable(&reply.body)),
+    }
+}
+
+/// The API answers 200 to everything, so another status is from whoever stands in front of it, or from
+/// another server altogether.
+fn by_status(reply: &Reply) -> Answer {
+    let class = match reply.status {
+        300..=399 | 401 | 403 | 404 | 405 | 407 => Config,
+        408 => Uncertain,
+        425 | 429 => Throttled,
+        400..=499 => Permanent,
+        // No server behind the gateway took the request.
+        503 => Transient,
+        _ => Uncertain,
+    };
+    let text = excerpt(&reply.body);
+    let answer =
+        Answer::new(class, reply.status.to_string(), text).retry_after(retry_after(&reply.headers));
+    // Too large a request may be cut.
+    if reply.status == 413 {
+        answer.split()
+    } else {
+        answer
+    }
+}
+
+/// Whether a parameter error is about the signature. The words are all that tells: `checksum`,
+/// `appkey`, `CurTime is expired`, `bad http header` come with the same code as a malformed list.
+pub(in crate::im) fn blames_signature(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    ["checksum", "appkey", "curtime", "nonce", "http header"]
+        .iter()
+        .any(|word| text.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::im::fixture::{reply, with_header};
+
+    #[test]
+    fn every_status_has_its_class() {
+        for (class, statuses) in [
+            (Config, &[301, 302, 401, 403, 404, 405, 407][..]),
+            (Permanent, &[400, 409, 413, 415, 422]),
+            (Throttled, &[425, 429]),
+            (Transient, &[503]),
+            (Uncertain, &[0, 100, 408, 500, 501, 502, 504, 520, 599, 600]),
+        ] {
+            for status in statuses {
+                let answer = by_status(&reply(*status, "<h1>no</h1>"));
+                assert_eq!(answer.class, class, "{status}");
+                assert_eq!(answer.text, "<h1>no</h1>");
+                assert_eq!(answer.split, *status == 413);
+            }
+        }
+        let wait = with_header(reply(429, ""), "retry-after", "7");
+        assert_eq!(by_status(&wait).retry_after, Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn a_bad_signature_is_told_by_its_words() {
+        for text in ["checksum", "CheckSum error", "appkey", "CurTime is expired"] {
+            assert!(blames_signature(text), "{text}");
+        }
+        for text in [
+            "",
+            "too many members.",
+            "toAccids is not a list",
+            "check body",
+        ] {
+            assert!(!blames_signature(text), "{text}");
+        }
+    }
+}

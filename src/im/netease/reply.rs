@@ -1,0 +1,145 @@
+//! The reading of replies.
+//!
+//! A success of a batch names the accids that are not registered; everybody else got the message. The
+//! names come as a list, or, from older servers, as a text that holds one; so do the ids.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::code;
+use super::refusal::{BATCH_BLOCK, SINGLE_BLOCK, read};
+use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::im::reading::{all_but, unreadable};
+use crate::ports::Reply;
+
+/// A success of a batch.
+#[derive(Deserialize)]
+struct Sent<'a> {
+    #[serde(borrow)]
+    unregister: Option<&'a RawValue>,
+    #[serde(borrow)]
+    msgids: Option<&'a RawValue>,
+}
+
+/// A reply of `sendBatchMsg.action`.
+pub(super) fn batch(recipients: &[&str], reply: &Reply) -> Verdict {
+    let refused = |code, said| code::answer(code, said, BATCH_BLOCK);
+    if let Err(answer) = read(reply, refused) {
+        return Verdict::All(answer);
+    }
+    // A list that cannot be read could name anybody.
+    let Some((unregistered, ids)) = lists(&reply.body) else {
+        return Verdict::All(unreadable(&reply.body));
+    };
+    let refused = unregistered.into_iter().map(|accid| {
+        let answer = Answer::new(
+            Class::Permanent,
+            "unregister",
+            "the accid is not registered",
+        );
+        (Cow::Owned(accid), answer)
+    });
+    let verdict = all_but(recipients, refused);
+    match ids {
+        Some(ids) => with_ids(recipients, verdict, &ids),
+        None => verdict,
+    }
+}
+
+/// Who is not registered, and who has an id if ids came.
+fn lists(body: &[u8]) -> Option<(Vec<String>, Option<HashSet<String>>)> {
+    let sent: Sent<'_> = serde_json::from_slice(body).ok()?;
+    let unregistered = sent.unregister.map_or(Some(Vec::new()), names)?;
+    let ids = match sent.msgids {
+        Some(ids) => Some(keys(ids)?),
+        None => None,
+    };
+    Some((unregistered, ids))
+}
+
+/// Where ids were asked for and came, whoever has none is in doubt.
+fn with_ids(recipients: &[&str], verdict: Verdict, ids: &HashSet<String>) -> Verdict {
+    let lacks =
+        |index: usize| verdict.of(index).class == Class::Done && !ids.contains(recipients[index]);
+    if !(0..recipients.len()).any(lacks) {
+        return verdict;
+    }
+    let answers = (0..recipients.len()).map(|index| match lacks(index) {
+        true => {
+            let text = "neither an id nor a refusal came for this accid";
+            Answer::new(Class::Uncertain, "no_msgid", text)
+        }
+        false => verdict.of(index).clone(),
+    });
+    Verdict::Each(answers.collect())
+}
+
+/// A reply of `sendMsg.action`. A success can say that moderation kept the message back.
+pub(super) fn single(reply: &Reply) -> Verdict {
+    #[derive(Deserialize)]
+    struct Sent {
+        data: Data,
+    }
+    #[derive(Deserialize)]
+    struct Data {
+        antispam: bool,
+    }
+    let refused = |code, said| code::answer(code, said, SINGLE_BLOCK);
+    if let Err(answer) = read(reply, refused) {
+        return Verdict::All(answer);
+    }
+    let sent = serde_json::from_slice(&reply.body);
+    Verdict::All(match sent {
+        Ok(Sent {
+            data: Data { antispam: true },
+        }) => {
+            let text = "moderation kept the message back";
+            Answer::new(Class::Permanent, "antispam", text)
+        }
+        _ => Answer::done(),
+    })
+}
+
+/// A list, or a text that holds one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Packed<T> {
+    Plain(T),
+    Text(String),
+}
+
+impl<T: for<'de> Deserialize<'de> + Default> Packed<T> {
+    fn read(json: &RawValue) -> Option<T> {
+        match serde_json::from_str(json.get()).ok()? {
+            Self::Plain(value) => Some(value),
+            Self::Text(text) if text.trim().is_empty() => Some(T::default()),
+            Self::Text(text) => serde_json::from_str(&text).ok(),
+        }
+    }
+}
+
+/// An accid of digits may come as a number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Accid {
+    Text(String),
+    Number(i64),
+}
+
+fn names(json: &RawValue) -> Option<Vec<String>> {
+    let accids: Vec<Accid> = Packed::read(json)?;
+    let lower = |accid| match accid {
+        Accid::Text(text) => text.to_lowercase(),
+        Accid::Number(number) => number.to_string(),
+    };
+    Some(accids.into_iter().map(lower).collect())
+}
+
+fn keys(json: &RawValue) -> Option<HashSet<String>> {
+    let ids: BTreeMap<String, IgnoredAny> = Packed::read(json)?;
+    Some(ids.into_keys().map(|accid| accid.to_lowercase()).collect())
+}

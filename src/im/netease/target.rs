@@ -1,0 +1,360 @@
+//! The fields of calls, and what of a job they cannot carry.
+//!
+//! The bytes of a call depend on the job and the recipients alone; only the signature is new on every
+//! attempt.
+
+use std::sync::Arc;
+
+use http::{HeaderName, Uri};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::account::{Account, length, request_id};
+use super::content::{Names, Object, number, text};
+use super::form::{Form, encode};
+use super::job::{badge, check_badge, check_native, check_sender, native};
+use super::{Settings, reply};
+use crate::domain::fields::Problem;
+use crate::domain::mapping::{Feature, Mapping};
+use crate::domain::message::{Content, plain_text};
+use crate::domain::outcome::Verdict;
+use crate::domain::slice::{Addressed, Head};
+use crate::im::json;
+use crate::im::reading::excerpt;
+use crate::ports::{Calls, Profile, Reply, Request, Signing, Target};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
+
+const NAMES: Names = Names {
+    width: "w",
+    height: "h",
+    duration: "dur",
+    longitude: "lng",
+    latitude: "lat",
+};
+
+/// Longest values of fields, in UTF-16 units.
+const EXT_LENGTH_MAX: usize = 1024;
+const PAYLOAD_LENGTH_MAX: usize = 2048;
+const PUSH_CONTENT_LENGTH_MAX: usize = 500;
+const ENV_LENGTH_MAX: usize = 32;
+
+/// The one kind of group that `sendMsg.action` sends to.
+const TEAM: u8 = 2;
+
+/// Fields that are not for a job to set: who, to whom, and what the size of a call hangs on.
+const OURS: [&str; 6] = ["fromAccid", "toAccids", "from", "to", "ope", "returnMsgid"];
+
+/// One application as a target.
+pub struct NetEase {
+    settings: Settings,
+    profile: Profile,
+    account: Arc<Account>,
+    batch: Uri,
+    single: Uri,
+}
+
+impl NetEase {
+    pub(super) fn new(settings: Settings, per_call: usize, account: Arc<Account>) -> Self {
+        Self {
+            profile: Profile {
+                recipients_per_call: per_call,
+                idempotent: settings.trust_request_id,
+                limit: Some(Settings::LIMIT),
+                folds_case: true,
+                ..Profile::default()
+            },
+            batch: account.uri("/msg/sendBatchMsg.action"),
+            single: account.uri("/msg/sendMsg.action"),
+            account,
+            settings,
+        }
+    }
+
+    fn sender<'a>(&'a self, head: &'a Head) -> &'a str {
+        let sender = head.sender.as_deref().or(self.settings.sender.as_deref());
+        sender.unwrap_or_default()
+    }
+
+    /// The fields that all calls of a job share.
+    fn form(&self, head: &Head) -> Form {
+        let options = &head.options;
+        let mut form = Form::default();
+        match head.addressed {
+            Addressed::Users => form.set("fromAccid", self.sender(head)),
+            Addressed::Groups(_) => {
+                form.set("from", self.sender(head));
+                form.set("ope", "1");
+            }
+        }
+        if let Some((number, body)) = message(&head.content) {
+            form.set("type", number);
+            form.set("body", body);
+        }
+        form.set_some("option", option(head));
+        if let Some(push) = &options.push {
+            form.set_some("pushcontent", push.text.as_deref());
+            form.set_some("payload", push.payload.as_deref().map(plain_text));
+        }
+        form.set_some("ext", options.extension.as_deref().map(plain_text));
+        if let Some(moderation) = &options.moderation {
+            form.set_some(
+                "useYidun",
+                (moderation.enabled == Some(false)).then_some("0"),
+            );
+            form.set_some("bid", moderation.business_id.as_deref());
+        }
+        if self.settings.message_ids && head.addressed == Addressed::Users {
+            form.set("returnMsgid", "true");
+        }
+        let environment = options
+            .route
+            .as_ref()
+            .and_then(|it| it.environment.as_ref());
+        form.set_some("env", environment.map(String::as_str));
+        let sensed = options.sender_no_sense == Some(false);
+        form.set("msgSenderNoSense", if sensed { "0" } else { "1" });
+        for (name, value) in native(head) {
+            form.set(&name, plain_text(&value));
+        }
+        form
+    }
+
+    fn check_fields(&self, head: &Head, form: &Form, problem: &mut impl FnMut(&str, String)) {
+        let native = native(head);
+        let mut problem = |field: &str, name: &str, what: String| match native.contains_key(name) {
+            true => problem(&format!("message.native.{name}"), what),
+            false => problem(field, what),
+        };
+        for (field, name, most) in [
+            ("message", "body", self.settings.body_length_max),
+            ("options.extension", "ext", EXT_LENGTH_MAX),
+            ("options.push.payload", "payload", PAYLOAD_LENGTH_MAX),
+            ("options.push.text", "pushcontent", PUSH_CONTENT_LENGTH_MAX),
+            ("options.route.environment", "env", ENV_LENGTH_MAX),
+        ] {
+            let long = form.get(name).map_or(0, length);
+            if long > most {
+                let what = format!("{long} characters of `{name}`, NetEase takes at most {most}");
+                problem(field, name, what);
+            }
+        }
+        for (field, name) in [
+            ("options.extension", "ext"),
+            ("options.push.payload", "payload"),
+        ] {
+            let json = form.get(name).map(serde_json::from_str::<IgnoredAny>);
+            if json.is_some_and(|json| json.is_err()) {
+                problem(field, name, format!("NetEase takes `{name}` as JSON only"));
+            }
+        }
+    }
+}
+
+impl Target for NetEase {
+    fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    fn maps(&self, feature: Feature) -> Mapping {
+        use Mapping::{Approximate, Exact, Refused};
+        match feature {
+            Feature::Text => Exact("type 0"),
+            Feature::Image => Approximate("type 1, without `cover`"),
+            Feature::Audio => Exact("type 2"),
+            Feature::Video => Approximate("type 3, without `cover`"),
+            Feature::Location => Exact("type 4"),
+            Feature::File => Exact("type 6"),
+            Feature::Notice => Exact("type 10"),
+            Feature::Mention => Approximate("type 0, the text; nobody is notified"),
+            Feature::Custom => Exact("type 100"),
+            Feature::Raw => Exact("`type` and `body`"),
+            Feature::Native => Exact("form fields"),
+            Feature::Users => Exact("`sendBatchMsg.action`"),
+            Feature::Groups => Exact("teams, `sendMsg.action`"),
+            Feature::All => Refused("NetEase cannot list accounts; give a list"),
+            Feature::Sender => Exact("`fromAccid`"),
+            Feature::OnlineOnly => Approximate("`option`: not stored, no roaming, no history"),
+            Feature::Unread | Feature::NotUnread => Exact("`option.badge`"),
+            Feature::SyncOnce => Refused("NetEase has no such messages over this call"),
+            Feature::Expire => Refused("NetEase keeps messages for as long as the plan says"),
+            Feature::SenderNoSense => Exact("`msgSenderNoSense`, the default"),
+            Feature::SenderSense => Exact("`msgSenderNoSense` 0"),
+            Feature::ReceiverNoSense => Refused("a batch has no such field"),
+            Feature::NoPush => Exact("`option.push`"),
+            Feature::PushText => Exact("`pushcontent`"),
+            Feature::PushPayload => Exact("`payload`"),
+            Feature::PushTitle | Feature::PushSound => {
+                Refused("NetEase takes it in `push.payload`, by the rules of each push service")
+            }
+            Feature::PushBadge | Feature::NoPushBadge => {
+                Approximate("`option.badge`, which is the unread count")
+            }
+            Feature::PushForced => Refused("a batch has no such field"),
+            Feature::NoRoute => Exact("`option.route`"),
+            Feature::RouteEnvironment => Exact("`env`"),
+            Feature::NoModeration => Exact("`useYidun` 0"),
+            Feature::ModerationRules => Exact("`bid`"),
+            Feature::Extension => Exact("`ext`"),
+        }
+    }
+
+    fn check(&self, head: &Head) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut problem = |field: &str, what: String| problems.push(Problem::new(field, what));
+        check_sender(self.sender(head), &mut problem);
+        if let Addressed::Groups(kind) = head.addressed
+            && kind != TEAM
+        {
+            let what = format!("{kind} is no kind of group of NetEase's, which has teams ({TEAM})");
+            problem("audience.group_type", what);
+        }
+        check_badge(head, &mut problem);
+        if let Content::Raw(data) = &head.content
+            && message(&head.content).is_none()
+        {
+            let what = format!(
+                "an object of `type`, a number, and `body` is expected, not {}",
+                excerpt(data.get().as_bytes())
+            );
+            problem("message.data", what);
+        }
+        check_native(head, &OURS, &mut problem);
+        let form = self.form(head);
+        if matches!(head.content, Content::Native)
+            && (form.get("type").is_none() || form.get("body").is_none())
+        {
+            let what = "without another message, `type` and `body` must be among the fields";
+            problem("message.native", what.to_owned());
+        }
+        self.check_fields(head, &form, &mut problem);
+        problems
+    }
+
+    fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {
+        let form = self.form(head);
+        let job = head.id.to_string();
+        let account = Arc::clone(&self.account);
+        match head.addressed {
+            Addressed::Users => Box::new(Batch {
+                account,
+                uri: self.batch.clone(),
+                job,
+                before: form.encode_up_to("toAccids"),
+            }),
+            Addressed::Groups(_) => Box::new(Team {
+                account,
+                uri: self.single.clone(),
+                job,
+                before: form.encode_up_to("to"),
+            }),
+        }
+    }
+
+    fn recipients_per_call(&self, head: &Head) -> usize {
+        match head.addressed {
+            Addressed::Users => self.profile.recipients_per_call,
+            Addressed::Groups(_) => 1,
+        }
+    }
+
+    fn sign(&self, request: &mut Request, signing: Signing) {
+        self.account.sign(request, signing);
+    }
+}
+
+/// `type` and `body`; nothing for what has none of its own.
+fn message(content: &Content) -> Option<(String, String)> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Raw {
+        #[serde(rename = "type")]
+        number: u32,
+        body: Box<RawValue>,
+    }
+    if let Content::Raw(data) = content {
+        let raw: Raw = serde_json::from_str(data.get()).ok()?;
+        return Some((raw.number.to_string(), plain_text(&raw.body)));
+    }
+    let body = match text(content) {
+        Some(text) => {
+            let mut body = Object::new();
+            body.member("msg", text);
+            Some(body.close())
+        }
+        None => NAMES.object(content),
+    };
+    Some((number(content)?.to_string(), body?))
+}
+
+/// What is to happen with the message besides being delivered. What is not named is as the vendor does
+/// it, which is yes.
+fn option(head: &Head) -> Option<String> {
+    let options = &head.options;
+    let no = |asked: bool| asked.then_some(false);
+    let stored = no(options.online_only == Some(true));
+    let push = options.push.as_ref().and_then(|push| push.enabled);
+    let route = options.route.as_ref().and_then(|route| route.enabled);
+    let mut object = Object::new();
+    object.some("roam", stored);
+    object.some("history", stored);
+    object.some("persistent", stored);
+    object.some("push", push);
+    object.some("route", route);
+    object.some("badge", badge(head));
+    object.close_some()
+}
+
+/// `sendBatchMsg.action`: many users a call.
+struct Batch {
+    account: Arc<Account>,
+    uri: Uri,
+    job: String,
+    /// The body up to the list of accids.
+    before: Vec<u8>,
+}
+
+impl Calls for Batch {
+    fn request(&self, recipients: &[&str]) -> Request {
+        let mut list = Vec::new();
+        json::push(&mut list, &recipients);
+        // Quotes and commas take three bytes each.
+        let mut body =
+            Vec::with_capacity(self.before.len() + list.len() + 8 * recipients.len() + 8);
+        body.extend_from_slice(&self.before);
+        encode(&list, &mut body);
+        let id = request_id(&self.job, recipients);
+        self.account
+            .request(self.uri.clone(), &REQUEST_ID, &id, body)
+    }
+
+    fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
+        reply::batch(recipients, reply)
+    }
+}
+
+/// `sendMsg.action`: one team a call.
+struct Team {
+    account: Arc<Account>,
+    uri: Uri,
+    job: String,
+    /// The body up to the id of the team.
+    before: Vec<u8>,
+}
+
+impl Calls for Team {
+    fn request(&self, recipients: &[&str]) -> Request {
+        debug_assert_eq!(recipients.len(), 1, "one group a call is declared");
+        let team = recipients.first().copied().unwrap_or_default();
+        let mut body = self.before.clone();
+        encode(team.as_bytes(), &mut body);
+        let id = request_id(&self.job, recipients);
+        self.account
+            .request(self.uri.clone(), &REQUEST_ID, &id, body)
+    }
+
+    fn read(&self, _recipients: &[&str], reply: &Reply) -> Verdict {
+        reply::single(reply)
+    }
+}

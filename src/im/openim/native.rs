@@ -1,0 +1,163 @@
+//! Fields that a job gives for the request as they are. They win over what the message would say;
+//! recipients, sender, session and time are not theirs to set.
+
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+
+use crate::domain::fields::{Problem, shorten};
+
+/// Fields that decide who gets the message from whom and when.
+const OURS: [&str; 7] = [
+    "recvID",
+    "recvIDs",
+    "groupID",
+    "isSendAll",
+    "sendID",
+    "sessionType",
+    "sendTime",
+];
+
+/// The other fields of the request, with what the server takes for them. With anything else it would
+/// refuse every call.
+const THEIRS: [(&str, Takes); 9] = [
+    ("content", Takes::Object),
+    ("contentType", Takes::Number),
+    ("ex", Takes::Text),
+    ("isOnlineOnly", Takes::Boolean),
+    ("notOfflinePush", Takes::Boolean),
+    ("offlinePushInfo", Takes::Object),
+    ("senderFaceURL", Takes::Text),
+    ("senderNickname", Takes::Text),
+    ("senderPlatformID", Takes::Number),
+];
+
+#[derive(Clone, Copy)]
+enum Takes {
+    Text,
+    Number,
+    Boolean,
+    Object,
+}
+
+impl Takes {
+    fn fits(self, value: &RawValue) -> bool {
+        let value = value.get();
+        match self {
+            Self::Text => value.starts_with('"'),
+            Self::Number => value.parse::<i32>().is_ok(),
+            Self::Boolean => ["true", "false"].contains(&value),
+            Self::Object => value.starts_with('{'),
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Text => "a text",
+            Self::Number => "a whole number",
+            Self::Boolean => "true or false",
+            Self::Object => "an object",
+        }
+    }
+}
+
+/// Native fields by the server's names for them.
+pub(super) type Native<'a> = BTreeMap<String, &'a RawValue>;
+
+/// The server reads names without regard to case, so `ISSENDALL` is `isSendAll`, and so is one with the
+/// long `ſ` or the Kelvin sign.
+fn same(one: &str, other: &str) -> bool {
+    let fold = |name: &str| name.to_uppercase().to_lowercase();
+    fold(one) == fold(other)
+}
+
+/// The native fields of a job, which is known to give an object.
+pub(super) fn read(native: Option<&RawValue>) -> Native<'_> {
+    let fields: Native<'_> = native
+        .and_then(|native| serde_json::from_str(native.get()).ok())
+        .unwrap_or_default();
+    fields
+        .into_iter()
+        // The server takes it for left out, and so the message's own stays.
+        .filter(|(_, value)| value.get() != "null")
+        .map(
+            |(name, value)| match THEIRS.iter().find(|(it, _)| same(it, &name)) {
+                Some((known, _)) => ((*known).to_owned(), value),
+                None => (name, value),
+            },
+        )
+        .collect()
+}
+
+/// What is wrong with native fields.
+pub(super) fn problems(native: &Native<'_>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (name, value) in native {
+        let what = if OURS.iter().any(|ours| same(ours, name)) {
+            "Fanwise sets this field itself; audience, sender and target decide it".to_owned()
+        } else if let Some((_, takes)) = THEIRS.iter().find(|(known, _)| known == name)
+            && !takes.fits(value)
+        {
+            let shown = shorten(value.get(), 40);
+            format!("{} is expected, not {shown}", takes.words())
+        } else {
+            continue;
+        };
+        problems.push(Problem::new(format!("message.native.{name}"), what));
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(json: &str) -> Vec<String> {
+        let raw = RawValue::from_string(json.to_owned()).unwrap();
+        let problems = problems(&read(Some(&raw)));
+        problems.into_iter().map(|it| it.field).collect()
+    }
+
+    #[test]
+    fn recipients_sender_session_and_time_are_refused_however_they_are_written() {
+        for name in OURS {
+            for name in [name.to_owned(), name.to_uppercase(), name.to_lowercase()] {
+                let found = fields(&format!(r#"{{"{name}":1}}"#));
+                assert_eq!(found, [format!("message.native.{name}")]);
+            }
+        }
+        for name in [r"is\u0053endAll", "iſſendAll", r"\u017fendID"] {
+            assert_eq!(fields(&format!(r#"{{"{name}":true}}"#)).len(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn values_that_the_server_cannot_read_are_refused() {
+        let wrong = r#"{"content":"x","contentType":"101","ex":{},"isOnlineOnly":1,
+            "notOfflinePush":"false","offlinePushInfo":[],"senderFaceURL":1,"senderNickname":null,
+            "senderPlatformID":1.5,"later":[1]}"#;
+        assert_eq!(
+            fields(wrong),
+            [
+                "content",
+                "contentType",
+                "ex",
+                "isOnlineOnly",
+                "notOfflinePush",
+                "offlinePushInfo",
+                "senderFaceURL",
+                "senderPlatformID"
+            ]
+            .map(|name| format!("message.native.{name}"))
+        );
+        assert!(fields(r#"{"SenderPlatformId":2,"content":{}}"#).is_empty());
+        let problems = {
+            let raw = RawValue::from_string(r#"{"notOfflinePush":"false"}"#.to_owned()).unwrap();
+            problems(&read(Some(&raw)))
+        };
+        assert_eq!(
+            problems[0].to_string(),
+            "message.native.notOfflinePush: true or false is expected, not \"false\""
+        );
+    }
+}

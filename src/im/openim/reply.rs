@@ -1,0 +1,100 @@
+//! The envelope of all replies: `{"errCode":0,"errMsg":"","errDlt":"","data":{…}}`.
+//!
+//! Errors of the server come as 200 with an `errCode`; fields it cannot read as 400 with one. Everything
+//! else is by whoever stands in front, or a server that died on the way.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::code;
+use crate::domain::outcome::{Answer, Class};
+use crate::im::reading::{excerpt, retry_after, unreadable};
+use crate::ports::Reply;
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(rename = "errCode")]
+    code: i64,
+    #[serde(borrow, rename = "errMsg")]
+    message: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "errDlt")]
+    detail: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+impl Envelope<'_> {
+    /// The words of an error, for people.
+    fn said(&self) -> String {
+        let message = self.message.as_deref().unwrap_or_default().trim();
+        let detail = self.detail.as_deref().unwrap_or_default();
+        // It often begins with the colon of what was put before it.
+        match detail.trim_start_matches([':', ' ']).trim_end() {
+            "" => message.to_owned(),
+            detail if message.is_empty() || detail.starts_with(message) => detail.to_owned(),
+            detail => format!("{message}: {detail}"),
+        }
+    }
+}
+
+/// Why a reply holds no data.
+pub(super) enum Refusal {
+    /// The server says so itself.
+    Said(Answer),
+    /// Somebody in front of it says so, or nobody says anything that can be read.
+    Other(Answer),
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Said(answer) | Refusal::Other(answer) => answer,
+        }
+    }
+}
+
+/// The data of a reply to a call.
+pub(super) fn data<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, Refusal> {
+    let envelope = serde_json::from_slice::<Envelope<'_>>(&reply.body).ok();
+    let success = (200..300).contains(&reply.status);
+    match envelope {
+        Some(Envelope { code: 0, data, .. }) if success => {
+            let data = data.map_or("null", RawValue::get);
+            serde_json::from_str(data).map_err(|_| Refusal::Other(unreadable(&reply.body)))
+        }
+        Some(envelope) if envelope.code != 0 && (success || reply.status == 400) => {
+            Err(Refusal::Said(code::of(envelope.code, envelope.said())))
+        }
+        _ if success => Err(Refusal::Other(unreadable(&reply.body))),
+        envelope => {
+            let said = envelope.map(|envelope| envelope.said());
+            let said = said.filter(|said| !said.is_empty());
+            Err(Refusal::Other(refusal(reply, said)))
+        }
+    }
+}
+
+/// A reply that is not the server's word on the call, by its status.
+fn refusal(reply: &Reply, said: Option<String>) -> Answer {
+    let text = said.unwrap_or_else(|| excerpt(&reply.body));
+    let class = code::status(reply.status);
+    let answer = Answer::new(class, reply.status.to_string(), text);
+    let answer = code::throttled(answer.retry_after(retry_after(&reply.headers)));
+    match reply.status {
+        // Whatever limit it was, a smaller call may stay below it.
+        413 => answer.split(),
+        _ => answer,
+    }
+}
+
+/// What a refusal means that came before anything was sent: nobody is in doubt.
+pub(super) fn harmless(refusal: impl Into<Answer>) -> Answer {
+    let mut answer = refusal.into();
+    if answer.class == Class::Uncertain {
+        answer.class = Class::Transient;
+        answer.unprovable = false;
+    }
+    answer
+}

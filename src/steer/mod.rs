@@ -1,0 +1,283 @@
+//! Steering: what an operator may tell running work, what is told about targets and limits, and why a
+//! job does not move.
+//!
+//! The commands and the HTTP interface both come here, so there is one set of rules. Whatever is told
+//! stands in the store; workers look there twice a second.
+
+mod hindrance;
+mod view;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::hindrance::{Cause, Hindrance, Own, hindrances};
+pub use self::view::{LimitView, TargetState, TargetView, limits, targets};
+use crate::domain::directive::{Action, Board, Directive, Kind, Scope, Subject};
+use crate::domain::fields::suggestion;
+use crate::domain::ids::JobId;
+use crate::domain::limits::Rate;
+use crate::domain::outcome::OnUncertain;
+use crate::ports::{Directives, JobState, LedgerError, Park, ParkReason};
+use crate::worker::Store;
+
+/// What the configuration says of those who can be steered.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub targets: BTreeMap<String, TargetFacts>,
+    /// Apps with their limits.
+    pub apps: BTreeMap<String, Option<Rate>>,
+    /// How long a cancelled job is remembered as such.
+    pub dedup_window: Duration,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TargetFacts {
+    /// The IM system.
+    #[serde(rename = "type")]
+    pub system: String,
+    /// `host:port`, where its URL names them plainly.
+    pub address: Option<String>,
+    /// As it is configured.
+    pub limit: Option<Rate>,
+    pub recipients_per_call: usize,
+    pub on_uncertain: OnUncertain,
+}
+
+/// One thing to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    Pause(Subject),
+    /// Ends a pause.
+    Resume(Subject),
+    Cancel(JobId),
+    /// Another rate, or the configured one again.
+    Rate(Subject, Option<Rate>),
+    Park(String),
+    Unpark(String),
+}
+
+impl Command {
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::Pause(subject) | Self::Resume(subject) | Self::Rate(subject, _) => {
+                subject.clone()
+            }
+            Self::Cancel(job) => Subject::new(Scope::Job, job.to_string()),
+            Self::Park(target) | Self::Unpark(target) => Subject::new(Scope::Target, target),
+        }
+    }
+
+    /// As in a path: `POST /v1/jobs/{id}:pause`.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Cancel(_) => "cancel",
+            Self::Rate(..) => "rate",
+            Self::Park(_) => "park",
+            Self::Unpark(_) => "unpark",
+        }
+    }
+}
+
+/// Who says so, why, and for how long.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    pub reason: Option<String>,
+    pub author: Option<String>,
+    pub expires_in: Option<Duration>,
+}
+
+/// What stands after a command.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Steered {
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// False when it was as it should be: nothing was paused, parked or set that could be ended.
+    pub changed: bool,
+    pub directives: Vec<Directive>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked: Option<Park>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SteerError {
+    #[error("{0}")]
+    Unknown(String),
+    /// It is known, and it is too late for this.
+    #[error("{0}")]
+    TooLate(String),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// How long somebody parks a target who does not say.
+const PARK_DEFAULT: Duration = Duration::from_secs(600);
+
+/// Does what a command says, and returns what stands then.
+pub async fn carry_out<S: Store>(
+    store: &S,
+    facts: &Facts,
+    command: &Command,
+    told: &Told,
+    now_ms: u64,
+) -> Result<Steered, SteerError> {
+    let subject = command.subject();
+    let before = board(store).await?;
+    check(store, facts, command, &before, now_ms).await?;
+    let directive = |action, until_ms| Directive {
+        subject: subject.clone(),
+        action,
+        reason: told.reason.clone(),
+        author: told.author.clone(),
+        since_ms: now_ms,
+        until_ms,
+    };
+    let after = |wait: Duration| now_ms.saturating_add(wait.as_millis() as u64);
+    let until_ms = told.expires_in.map(after);
+    let changed = match command {
+        Command::Pause(_) => {
+            store.direct(&directive(Action::Pause, until_ms)).await?;
+            true
+        }
+        Command::Cancel(_) => {
+            // For good: what is known of the job ends with the dedup window, and so may this.
+            let until_ms = after(facts.dedup_window);
+            let cancel = directive(Action::Cancel, Some(until_ms));
+            store.direct(&cancel).await?;
+            true
+        }
+        Command::Rate(_, Some(rate)) => {
+            let rate = Action::Rate { rate: *rate };
+            store.direct(&directive(rate, until_ms)).await?;
+            true
+        }
+        Command::Resume(_) => store.lift(&subject, Kind::Pause).await?,
+        Command::Rate(_, None) => store.lift(&subject, Kind::Rate).await?,
+        Command::Park(target) => {
+            let park = Park {
+                since_ms: now_ms,
+                until_ms: after(told.expires_in.unwrap_or(PARK_DEFAULT)),
+                reason: ParkReason::Operator,
+                code: String::new(),
+                text: by(told),
+            };
+            store.park(target, &park).await?;
+            true
+        }
+        Command::Unpark(target) => {
+            let parked = park_of(store, &subject).await?.is_some();
+            store.unpark(target).await?;
+            parked
+        }
+    };
+    let directives = board(store).await?;
+    let directives = directives.about(subject.scope, &subject.name, now_ms);
+    Ok(Steered {
+        changed,
+        directives: directives.cloned().collect(),
+        parked: park_of(store, &subject).await?,
+        subject,
+    })
+}
+
+/// `ana: backend is being moved`
+fn by(told: &Told) -> String {
+    let parts = [&told.author, &told.reason].into_iter().flatten();
+    parts.cloned().collect::<Vec<_>>().join(": ")
+}
+
+/// Whether there is what the command is about, and whether it can still be done.
+async fn check<S: Store>(
+    store: &S,
+    facts: &Facts,
+    command: &Command,
+    board: &Board,
+    now_ms: u64,
+) -> Result<(), SteerError> {
+    let Subject { scope, name } = command.subject();
+    match scope {
+        Scope::Target => known("target", &name, facts.targets.keys()),
+        Scope::App => known("app", &name, facts.apps.keys()),
+        Scope::Job => {
+            let id: Result<JobId, _> = name.parse();
+            let id = id.map_err(|error| SteerError::Unknown(error.to_string()))?;
+            let record = store.job(id).await?.ok_or_else(|| {
+                SteerError::Unknown(format!(
+                    "there is no job {id}: not accepted yet, rejected, or older than the dedup window"
+                ))
+            })?;
+            if record.state == JobState::Completed {
+                return Err(SteerError::TooLate(format!("job {id} is completed")));
+            }
+            let cancelled = board.find(Scope::Job, &name, Kind::Cancel, now_ms);
+            match cancelled.filter(|_| !matches!(command, Command::Cancel(_))) {
+                Some(cancelled) => Err(SteerError::TooLate(format!("job {id} was {cancelled}"))),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+fn known<'a>(
+    what: &str,
+    name: &str,
+    names: impl Iterator<Item = &'a String> + Clone,
+) -> Result<(), SteerError> {
+    if names.clone().any(|known| known == name) {
+        return Ok(());
+    }
+    let hint = suggestion(name, names.clone().map(String::as_str))
+        .map(|close| format!("; did you mean {close:?}?"))
+        .unwrap_or_else(|| ".".to_owned());
+    let names: Vec<_> = names.map(String::as_str).collect();
+    Err(SteerError::Unknown(format!(
+        "there is no {what} {name:?}{hint} There are: {}",
+        names.join(", ")
+    )))
+}
+
+/// All directives that stand.
+pub async fn board(store: &impl Directives) -> Result<Board, LedgerError> {
+    let directed = store.directives(0).await?.unwrap_or_default();
+    Ok(Board::new(directed.all))
+}
+
+async fn park_of<S: Store>(store: &S, subject: &Subject) -> Result<Option<Park>, LedgerError> {
+    if subject.scope != Scope::Target {
+        return Ok(None);
+    }
+    let parked = store.parked(std::slice::from_ref(&subject.name)).await?;
+    Ok(parked.into_iter().next().map(|(_, park)| park))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn facts() -> Facts {
+        let im = TargetFacts {
+            system: "wukongim".to_owned(),
+            address: None,
+            limit: Some("100/s".parse().unwrap()),
+            recipients_per_call: 1,
+            on_uncertain: OnUncertain::Retry,
+        };
+        Facts {
+            targets: [("im".to_owned(), im)].into(),
+            apps: [("shop".to_owned(), None)].into(),
+            dedup_window: Duration::from_secs(3600),
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_known_is_refused_with_those_that_are() {
+        let error = known("target", "imm", facts().targets.keys()).unwrap_err();
+        let text = "there is no target \"imm\"; did you mean \"im\"? There are: im";
+        assert_eq!(error.to_string(), text);
+        let error = known("app", "q", facts().apps.keys()).unwrap_err();
+        assert_eq!(error.to_string(), "there is no app \"q\". There are: shop");
+    }
+}

@@ -1,0 +1,746 @@
+//! The native HTTP interface against a real worker and mock: lists, one job, events, recipients,
+//! dead letters, redrive and purge; on the embedded engine always, and on servers where they are.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::support::process::{Finished, Process, fanwise, run_fanwise};
+use crate::support::scratch::Scratch;
+use crate::support::servers::{amqp_url, redis_url};
+use crate::support::wait::until;
+use crate::support::world::{BOUND, free_port, users};
+
+/// Generates a test per engine from a generic one.
+macro_rules! on_both {
+    ($($test:ident),* $(,)?) => {
+        mod on_the_embedded_engine {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    super::$test(super::Place::embedded(stringify!($test)).await).await;
+                }
+            )*
+        }
+
+        mod on_servers {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    let Some(place) = super::Place::servers(stringify!($test)).await else {
+                        return;
+                    };
+                    super::$test(place).await;
+                }
+            )*
+        }
+    };
+}
+
+on_both! {
+    jobs_are_listed_and_explained,
+    events_survive_a_gateway_that_is_killed,
+    everybody_can_be_asked_about,
+    a_redrive_sends_to_the_failed_ones_once,
+    a_purge_takes_what_is_meant,
+    every_problem_of_a_request_is_told,
+}
+
+/// A `fanwise serve` with a mock to send to.
+struct Place {
+    mock: MockHandle,
+    config: String,
+    port: u16,
+    /// On servers, where things have to be removed.
+    shared: bool,
+    _scratch: Scratch,
+    _stop: DropGuard,
+}
+
+impl Place {
+    async fn embedded(name: &str) -> Self {
+        let scratch = Scratch::new(name);
+        let folder = scratch.path().join("data");
+        let engine = format!("[embedded]\nfolder = {folder:?}");
+        Self::with(scratch, &engine, false).await
+    }
+
+    /// With further tables in its configuration.
+    async fn embedded_with(name: &str, more: &str) -> Self {
+        let scratch = Scratch::new(name);
+        let folder = scratch.path().join("data");
+        let engine = format!("{more}\n[embedded]\nfolder = {folder:?}");
+        Self::with(scratch, &engine, false).await
+    }
+
+    async fn servers(name: &str) -> Option<Self> {
+        let (amqp, redis) = (amqp_url()?, redis_url()?);
+        let unique = format!("api-{}-{:x}", std::process::id(), fastrand::u32(..));
+        let engine = format!(
+            "[broker]\nurl = {amqp:?}\nnamespace = {unique:?}\n\
+             [ledger]\nurl = {redis:?}\nprefix = {unique:?}"
+        );
+        Some(Self::with(Scratch::new(name), &engine, true).await)
+    }
+
+    async fn with(scratch: Scratch, engine: &str, shared: bool) -> Self {
+        let mock = MockIm::bind(Settings {
+            wukongim: Version::V3,
+            ..Settings::default()
+        })
+        .await
+        .unwrap();
+        let (address, handle) = (mock.addr(), mock.handle());
+        let stop = CancellationToken::new();
+        tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        handle
+            .patch_faults(&json!({"refuse_prefix": "bad-"}))
+            .unwrap();
+        let port = free_port();
+        let config = format!(
+            r#"
+            {engine}
+            [gateway]
+            listen = "127.0.0.1:{port}"
+            [admin]
+            listen = "127.0.0.1:{}"
+            [apps.default]
+            target = "im"
+            [apps.other]
+            target = "im"
+            limit = "30/s"
+            [targets.im]
+            type = "wukongim"
+            version = "v3"
+            sender = "news"
+            url = "http://{address}"
+            call_timeout = "3s"
+            limit = "2000/s"
+            "#,
+            free_port(),
+        );
+        let config = scratch.write("fanwise.toml", config);
+        Self {
+            mock: handle,
+            config: config.to_str().unwrap().to_owned(),
+            port,
+            shared,
+            _scratch: scratch,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    async fn serve(&self) -> Process {
+        let mut process = fanwise(&["serve", "--config", &self.config], &[]);
+        process
+            .until_prints("ready: jobs are taken", Duration::from_secs(60))
+            .await;
+        process
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Finished {
+        let arguments = [arguments, &["--config", &self.config]].concat();
+        run_fanwise(&arguments, &[], b"", BOUND).await
+    }
+
+    async fn json(&self, arguments: &[&str]) -> Value {
+        let finished = self.run(&[arguments, &["--json"]].concat()).await;
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
+        serde_json::from_str(&finished.stdout).unwrap()
+    }
+
+    /// Asks over HTTP; the status and the JSON of the answer.
+    async fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let body = match body {
+            Value::Null => String::new(),
+            body => body.to_string(),
+        };
+        let request = format!(
+            "{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        timeout(BOUND, read).await.expect("an answer").unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+        if status >= 400 {
+            assert!(head.contains("application/problem+json"), "{head}");
+        }
+        (status, serde_json::from_str(body).unwrap_or_default())
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, answer) = self.ask("GET", path, &Value::Null).await;
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        let (status, answer) = self.ask("POST", path, &body).await;
+        assert!((200..300).contains(&status), "{path}: {status} {answer}");
+        answer
+    }
+
+    /// Submits a text to these recipients; returns the job id.
+    async fn send(&self, key: &str, users: &[String], more: &Value) -> String {
+        let mut job = json!({
+            "v": 1, "client_msg_no": key, "audience": {"users": users},
+            "message": {"type": "text", "text": "hello"},
+        });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            job[name] = value.clone();
+        }
+        let submitted = self.post("/v1/jobs", job).await;
+        submitted["job"].as_str().unwrap().to_owned()
+    }
+
+    async fn completed(&self, job: &str) -> Value {
+        let path = format!("/v1/jobs/{job}");
+        until(&format!("completion of {job}"), BOUND, async || {
+            let (_, job) = self.ask("GET", &path, &Value::Null).await;
+            (job["state"] == "completed").then_some(job)
+        })
+        .await
+    }
+
+    /// Opens the events of a job after an event, if one is given.
+    async fn events(&self, job: &str, last: Option<&str>) -> Events {
+        let last = last.map_or_else(String::new, |id| format!("Last-Event-ID: {id}\r\n"));
+        let request = format!("GET /v1/jobs/{job}/events HTTP/1.0\r\n{last}\r\n");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        let status = lines.next_line().await.unwrap().unwrap();
+        let status = status.split(' ').nth(1).unwrap().parse().unwrap();
+        while !lines.next_line().await.unwrap().unwrap().is_empty() {}
+        Events { status, lines }
+    }
+
+    /// How often the mock accepted a message for this recipient.
+    fn accepted(&self, recipient: &str) -> usize {
+        assert!(self.mock.is_complete());
+        let accepted = self.mock.accepted();
+        let of_it =
+            |entry: &&fanwise::im::mock::Entry| entry.recipient == recipient && !entry.replay;
+        accepted.iter().filter(of_it).count()
+    }
+
+    async fn end(&self, mut process: Process) {
+        process.terminate();
+        let status = process.wait(Duration::from_secs(30)).await;
+        assert_eq!(status.code(), Some(0), "{}", process.stderr());
+        if self.shared {
+            let removed = self.run(&["topology", "delete", "--yes"]).await;
+            assert_eq!(removed.code, Some(0), "{}", removed.stderr);
+        }
+    }
+}
+
+/// A stream of server-sent events.
+struct Events {
+    status: u16,
+    lines: Lines<BufReader<TcpStream>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Event {
+    id: String,
+    kind: String,
+    data: Value,
+}
+
+impl Events {
+    /// The next event; nothing when the stream ended.
+    async fn next(&mut self) -> Option<Event> {
+        let (mut id, mut kind, mut data) = (String::new(), String::new(), Value::Null);
+        loop {
+            let line = timeout(BOUND, self.lines.next_line())
+                .await
+                .expect("a line");
+            // A process that is killed resets its connections.
+            let line = line.ok()??;
+            match line.split_once(':') {
+                Some(("id", value)) => id = value.trim().to_owned(),
+                Some(("event", value)) => kind = value.trim().to_owned(),
+                Some(("data", value)) => data = serde_json::from_str(value).unwrap(),
+                _ if line.is_empty() && !data.is_null() => return Some(Event { id, kind, data }),
+                _ => {}
+            }
+        }
+    }
+
+    async fn rest(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next().await {
+            events.push(event);
+        }
+        events
+    }
+}
+
+fn names(rows: &Value, field: &str) -> Vec<String> {
+    let rows = rows.as_array().unwrap().iter();
+    rows.map(|row| row[field].as_str().unwrap().to_owned())
+        .collect()
+}
+
+async fn jobs_are_listed_and_explained(place: Place) {
+    let process = place.serve().await;
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        let app = if number < 3 { "default" } else { "other" };
+        let id = place
+            .send(&format!("k{number}"), &users(1), &json!({"app": app}))
+            .await;
+        place.completed(&id).await;
+        ids.push(id);
+    }
+    let later = json!({"not_before": "2100-01-01T00:00:00Z", "rate": "3/s"});
+    ids.push(place.send("later", &users(2), &later).await);
+    let last = ids[5].clone();
+    let path = format!("/v1/jobs/{last}");
+    let detail = until("the last job", BOUND, async || {
+        let (status, detail) = place.ask("GET", &path, &Value::Null).await;
+        (status == 200).then_some(detail)
+    })
+    .await;
+    assert_eq!(detail["limited_by"][0]["by"], "not_before", "{detail}");
+    assert_eq!(detail["rate"], "3/s");
+    assert_eq!(detail["pending"], 2);
+
+    ids.reverse();
+    let (mut listed, mut path) = (Vec::new(), "/v1/jobs?limit=4".to_owned());
+    loop {
+        let page = place.get(&path).await;
+        listed.extend(names(&page["jobs"], "job"));
+        let Some(next) = page["next"].as_str() else {
+            break;
+        };
+        path = format!("/v1/jobs?limit=4&cursor={next}");
+    }
+    assert_eq!(listed, ids);
+    let by = async |query: &str| {
+        let page = place.get(&format!("/v1/jobs?{query}")).await;
+        names(&page["jobs"], "job")
+    };
+    assert_eq!(by("app=other").await, ids[1..3]);
+    assert_eq!(by("state=running").await, ids[..1]);
+    assert_eq!(by("client_msg_no=k1").await, ids[4..5]);
+    assert_eq!(by("client_msg_no=k1&app=other").await, Vec::<String>::new());
+    assert_eq!(by("since=1h&target=im").await, ids);
+    assert_eq!(by("until=1h").await, Vec::<String>::new());
+    let by_key = place.get("/v1/jobs/k3?app=other").await;
+    assert_eq!(by_key["job"], ids[2].as_str());
+    assert_eq!(by_key["limited_by"], json!([]));
+
+    let shell = place
+        .json(&["job", "list", "--app", "other", "--state", "completed"])
+        .await;
+    assert_eq!(names(&shell, "job"), ids[1..3]);
+    let table = place.run(&["job", "list"]).await;
+    assert_eq!(table.stdout.lines().count(), 7, "{}", table.stdout);
+    let widest = table.stdout.lines().map(|line| line.chars().count()).max();
+    assert!(widest <= Some(80), "{}", table.stdout);
+    let shown = place.run(&["job", "show", "later"]).await;
+    assert!(
+        shown.stdout.contains("limited by     not_before"),
+        "{}",
+        shown.stdout
+    );
+    place.end(process).await;
+}
+
+/// Whatever keeps a job from going faster is named: limits of the target and of the app, a target that
+/// is parked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_limits_a_job_is_told() {
+    let away = "[targets.away]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:1/\"";
+    let place = Place::embedded_with("limits", away).await;
+    let process = place.serve().await;
+    let limited = async |key: &str, by: &str| {
+        until(&format!("{key} limited by {by}"), BOUND, async || {
+            let (_, job) = place
+                .ask("GET", &format!("/v1/jobs/{key}?app=other"), &Value::Null)
+                .await;
+            let all = job["limited_by"].as_array()?;
+            all.iter().find(|it| it["by"] == by).cloned()
+        })
+        .await
+    };
+    let of_app = json!({"app": "other"});
+    place.send("slow", &users(600), &of_app).await;
+    let found = limited("slow", "app_limit").await;
+    assert_eq!(found["detail"], "app other: 30/s burst 6");
+    let eta = until("the time left", BOUND, async || {
+        let slow = place.get("/v1/jobs/slow?app=other").await;
+        Some((
+            slow["recipients_per_second"].as_f64()?,
+            slow["eta_seconds"].as_u64()?,
+        ))
+    })
+    .await;
+    assert!(eta.0 > 0.0 && eta.0 <= 100.0 && eta.1 > 0, "{eta:?}");
+
+    place
+        .send(
+            "away",
+            &users(1),
+            &json!({"app": "other", "target": "away"}),
+        )
+        .await;
+    let found = limited("away", "parked").await;
+    assert!(
+        found["detail"]
+            .as_str()
+            .unwrap()
+            .starts_with("target away is parked: ")
+    );
+    assert!(found["until"].is_string(), "{found}");
+    place.end(process).await;
+}
+
+/// A reader that comes back after the gateway was killed gets what has changed, and the end, once.
+async fn events_survive_a_gateway_that_is_killed(place: Place) {
+    let process = place.serve().await;
+    place
+        .mock
+        .patch_faults(&json!({"latency": "20ms"}))
+        .unwrap();
+    let job = place
+        .send("k", &users(1000), &json!({"rate": "200/s"}))
+        .await;
+    let mut events = place.events(&job, None).await;
+    assert_eq!(events.status, 200);
+    let first = events.next().await.unwrap();
+    assert_eq!(
+        (first.kind.as_str(), first.id.as_str()),
+        ("accepted", "1.0")
+    );
+    assert_eq!(first.data["accounts"]["total"], 1000);
+    let progress = events.next().await.unwrap();
+    assert_eq!(progress.kind, "progress");
+    let settled = 1000 - progress.data["pending"].as_u64().unwrap();
+    assert_eq!(progress.id, format!("1.{settled}"));
+    until("a job that is limited by its rate", BOUND, async || {
+        let detail = place.get(&format!("/v1/jobs/{job}")).await;
+        (detail["limited_by"][0]["by"] == "job_rate").then_some(())
+    })
+    .await;
+
+    drop(process);
+    let mut seen = events.rest().await;
+    assert!(
+        seen.iter().all(|event| event.kind == "progress"),
+        "{seen:?}"
+    );
+    let process = place.serve().await;
+    let last = seen.pop().unwrap_or(progress);
+    let mut events = place.events(&job, Some(&last.id)).await;
+    let mut rest = events.rest().await;
+    let end = rest.pop().unwrap();
+    assert_eq!(end.kind, "completed");
+    assert_eq!(end.id, "1.1000.end");
+    assert_eq!(end.data["accounts"]["sent"], 1000);
+    assert_eq!(end.data["pending"], 0);
+    assert!(
+        rest.iter().all(|event| event.kind == "progress"),
+        "{rest:?}"
+    );
+    assert!(!rest.iter().any(|event| event.id == last.id));
+
+    // Whoever has the end is told not to come back; who has nothing gets it at once.
+    assert_eq!(place.events(&job, Some(&end.id)).await.status, 204);
+    let late = place.events(&job, None).await.rest().await;
+    let kinds: Vec<_> = late.iter().map(|event| event.kind.as_str()).collect();
+    assert_eq!(kinds, ["accepted", "completed"]);
+    assert_eq!(late[1], end);
+    assert_eq!(place.events("nobody", None).await.status, 404);
+
+    // A drain ends streams that have no end of their own.
+    let waiting = json!({"not_before": "2100-01-01T00:00:00Z"});
+    let waiting = place.send("waiting", &users(1), &waiting).await;
+    let mut events = place.events(&waiting, None).await;
+    assert_eq!(events.next().await.unwrap().kind, "accepted");
+    place.end(process).await;
+    assert!(events.rest().await.is_empty());
+}
+
+async fn everybody_can_be_asked_about(place: Place) {
+    let process = place.serve().await;
+    let list = ["ann", "bad-bob", "ü/ 1?"].map(str::to_owned);
+    let job = place.send("k", &list, &Value::Null).await;
+    let done = place.completed(&job).await;
+    assert_eq!(done["accounts"]["sent"], 2, "{done}");
+    let ask = async |user: &str| {
+        place
+            .get(&format!("/v1/jobs/{job}/recipients/{user}"))
+            .await
+    };
+    let sent = ask("ann").await;
+    assert_eq!(
+        (&sent["state"], &sent["dead_letter"]),
+        (&json!("sent"), &Value::Null)
+    );
+    assert_eq!(ask("%C3%BC%2F%201%3F").await["state"], "sent");
+    let failed = ask("bad-bob").await;
+    assert_eq!(failed["state"], "failed", "{failed}");
+    assert_eq!(failed["dead_letter"]["class"], "permanent", "{failed}");
+    assert_eq!(failed["dead_letter"]["attempts"], 1);
+    assert_eq!(failed["dead_letter"]["content"]["sender"], Value::Null);
+    assert_eq!(ask("nobody").await["state"], "unseen");
+
+    // One that waits is not seen yet.
+    let later = json!({"not_before": "2100-01-01T00:00:00Z"});
+    place.send("later", &users(1), &later).await;
+    let waiting = until("the second job", BOUND, async || {
+        let path = "/v1/jobs/later/recipients/u0";
+        let (status, fate) = place.ask("GET", path, &Value::Null).await;
+        (status == 200).then_some(fate)
+    })
+    .await;
+    assert_eq!(waiting["state"], "unseen", "{waiting}");
+
+    let shell = place.json(&["job", "recipient", "k", "ü/ 1?"]).await;
+    assert_eq!(shell["state"], "sent", "{shell}");
+    let shell = place.run(&["job", "recipient", "k", "bad-bob"]).await;
+    assert_eq!(shell.code, Some(0), "{}", shell.stderr);
+    assert!(
+        shell.stdout.starts_with("bad-bob: failed, "),
+        "{}",
+        shell.stdout
+    );
+    let unknown = place.run(&["job", "recipient", "nothing", "ann"]).await;
+    assert_eq!(unknown.code, Some(69), "{}", unknown.stderr);
+    let shown = place
+        .json(&["dead", "show", "--job", "k", "--recipient", "bad-bob"])
+        .await;
+    assert_eq!(
+        shown[0]["content"]["message"],
+        json!({"type": "text", "text": "hello"}),
+        "{shown}"
+    );
+    place.end(process).await;
+}
+
+/// Only who failed is sent to again, with the same message; the same letters twice are one job; and
+/// who fails again is the next generation.
+async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
+    let process = place.serve().await;
+    let bad: Vec<_> = (0..30).map(|number| format!("bad-{number}")).collect();
+    let list = [users(50), bad.clone()].concat();
+    let job = place.send("promo", &list, &json!({"sender": "shop"})).await;
+    let done = place.completed(&job).await;
+    assert_eq!(done["accounts"]["failed"], 30, "{done}");
+
+    let dry = json!({"job": job, "dry_run": true});
+    let dry = place.post("/v1/dead:redrive", dry).await;
+    assert_eq!(
+        (&dry["recipients"], &dry["jobs_total"]),
+        (&json!(30), &json!(1))
+    );
+    assert_eq!(dry["jobs"][0]["client_msg_no"], "promo~r1");
+    let (status, _) = place.ask("GET", "/v1/jobs/promo~r1", &Value::Null).await;
+    assert_eq!(status, 404, "a dry run submits nothing");
+
+    // One of them still fails.
+    place
+        .mock
+        .patch_faults(&json!({"refuse_prefix": "bad-7"}))
+        .unwrap();
+    let mut new = String::new();
+    for _ in 0..2 {
+        let redriven = place.post("/v1/dead:redrive", json!({"job": job})).await;
+        assert_eq!(redriven["recipients"], 30, "{redriven}");
+        assert_eq!(redriven["refused"], json!([]), "{redriven}");
+        new = redriven["jobs"][0]["job"].as_str().unwrap().to_owned();
+        let done = place.completed(&new).await;
+        assert_eq!(done["client_msg_no"], "promo~r1");
+        assert_eq!(done["accounts"]["total"], 30, "{done}");
+        assert_eq!(done["accounts"]["sent"], 29, "{done}");
+    }
+    let of = |user: &String| place.accepted(user);
+    assert!(users(50).iter().all(|user| of(user) == 1));
+    assert!(
+        bad.iter()
+            .all(|user| of(user) == usize::from(user != "bad-7"))
+    );
+    let entries = place.mock.accepted();
+    let again = entries
+        .iter()
+        .filter(|entry| entry.recipient.starts_with("bad-"));
+    assert_eq!(
+        again
+            .map(|entry| entry.from.to_string())
+            .collect::<BTreeSet<_>>(),
+        BTreeSet::from(["shop".to_owned()])
+    );
+
+    place
+        .mock
+        .patch_faults(&json!({"refuse_prefix": "nobody-"}))
+        .unwrap();
+    let shell = place
+        .json(&["dead", "redrive", "--job", &new, "--purge"])
+        .await;
+    assert_eq!(shell["jobs"][0]["client_msg_no"], "promo~r2", "{shell}");
+    assert_eq!(
+        (&shell["recipients"], &shell["purged"]),
+        (&json!(1), &json!(1))
+    );
+    let last = shell["jobs"][0]["job"].as_str().unwrap();
+    assert_eq!(place.completed(last).await["accounts"]["sent"], 1);
+    assert_eq!(place.accepted("bad-7"), 1);
+    let left = place.get("/v1/dead").await;
+    assert_eq!(names(&left["letters"], "job"), vec![job; 30]);
+    place.end(process).await;
+}
+
+async fn a_purge_takes_what_is_meant(place: Place) {
+    let process = place.serve().await;
+    let bad: Vec<_> = (0..40).map(|number| format!("bad-{number:02}")).collect();
+    for key in ["one", "two"] {
+        let job = place.send(key, &bad, &Value::Null).await;
+        place.completed(&job).await;
+    }
+    let (mut shown, mut path) = (Vec::new(), "/v1/dead?limit=15".to_owned());
+    loop {
+        let page = place.get(&path).await;
+        let rows = page["letters"].as_array().unwrap();
+        assert!(rows.len() <= 15);
+        shown.extend(rows.iter().map(|row| {
+            (
+                row["client_msg_no"].clone(),
+                row["recipient"].as_str().unwrap().to_owned(),
+            )
+        }));
+        let Some(next) = page["next"].as_str() else {
+            break;
+        };
+        path = format!("/v1/dead?limit=15&cursor={next}");
+    }
+    assert_eq!(shown.len(), 80);
+    for key in ["one", "two"] {
+        let of_it = shown.iter().filter(|(found, _)| found == key);
+        assert_eq!(of_it.map(|(_, user)| user.clone()).collect::<Vec<_>>(), bad);
+    }
+    let some = place
+        .get("/v1/dead?job=two&recipient=bad-03&since=1h&class=permanent")
+        .await;
+    assert_eq!(some["letters"].as_array().unwrap().len(), 1, "{some}");
+
+    let table = place.run(&["dead", "list"]).await;
+    assert_eq!(table.stdout.lines().count(), 2 * 43, "{}", table.stdout);
+    let widest = table.stdout.lines().map(|line| line.chars().count()).max();
+    assert!(widest <= Some(80), "{}", table.stdout);
+
+    let refused = place.run(&["dead", "purge", "--job", "one"]).await;
+    assert_eq!(refused.code, Some(64), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("40 dead recipient(s)"),
+        "{}",
+        refused.stderr
+    );
+    let one = [
+        "dead",
+        "purge",
+        "--job",
+        "one",
+        "--recipient",
+        "bad-05",
+        "--yes",
+    ];
+    assert_eq!(place.json(&one).await["recipients"], 1);
+    let left = place.get("/v1/dead?job=one").await;
+    let left = names(&left["letters"], "recipient");
+    assert!(left.len() == 39 && !left.contains(&"bad-05".to_owned()));
+    let purge = json!({"job": "one", "confirm": true});
+    assert_eq!(place.post("/v1/dead:purge", purge).await["recipients"], 39);
+    let left = place.get("/v1/dead?limit=1000").await;
+    assert_eq!(names(&left["letters"], "client_msg_no"), vec!["two"; 40]);
+    let fate = place.get("/v1/jobs/one/recipients/bad-05").await;
+    assert_eq!(
+        (&fate["state"], &fate["dead_letter"]),
+        (&json!("failed"), &Value::Null)
+    );
+    let exported = place
+        .run(&["dead", "export", "--code", "no such code"])
+        .await;
+    assert_eq!((exported.code, exported.stdout.as_str()), (Some(0), ""));
+    place.end(process).await;
+}
+
+async fn every_problem_of_a_request_is_told(place: Place) {
+    let process = place.serve().await;
+    let check = async |method: &str, path: &str, body: Value, status: u16, fields: &[&str]| {
+        let (found, problem) = place.ask(method, path, &body).await;
+        assert_eq!(found, status, "{path}: {problem}");
+        assert_eq!(problem["status"], status, "{problem}");
+        let problems = match &problem["problems"] {
+            Value::Null => Vec::new(),
+            problems => names(problems, "field"),
+        };
+        assert_eq!(problems, fields, "{path}: {problem}");
+        problem["detail"].as_str().unwrap().to_owned()
+    };
+    let none = || Value::Null;
+    let detail = check(
+        "GET",
+        "/v1/jobs?stat=running&limit=0",
+        none(),
+        400,
+        &["limit", "stat"],
+    );
+    assert!(detail.await.contains("did you mean `state`"));
+    let wrong = "/v1/jobs?state=x&since=soon&cursor=7";
+    check("GET", wrong, none(), 400, &["state", "since", "cursor"]).await;
+    check(
+        "GET",
+        "/v1/dead?claas=x&outcome=sent",
+        none(),
+        400,
+        &["outcome", "claas"],
+    )
+    .await;
+    check("GET", "/v1/jobs/k?ap=x", none(), 400, &["ap"]).await;
+    check("GET", "/v1/jobs/k", none(), 404, &[]).await;
+    check("GET", "/v1/jobs/k/recipients/u", none(), 404, &[]).await;
+    check("GET", "/v1/jbos", none(), 404, &[]).await;
+    check("DELETE", "/v1/jobs", none(), 405, &[]).await;
+    check(
+        "POST",
+        "/v1/jobs?priority=low",
+        json!({}),
+        400,
+        &["priority"],
+    )
+    .await;
+    check(
+        "POST",
+        "/v1/dead:redrive",
+        json!({"uncertian": true, "job": 1}),
+        400,
+        &["job", "uncertian"],
+    )
+    .await;
+    check("POST", "/v1/dead:redrive", json!([]), 400, &[""]).await;
+    check(
+        "POST",
+        "/v1/dead:purge",
+        json!({"since": "x"}),
+        400,
+        &["confirm", "since"],
+    )
+    .await;
+    let usage = place.run(&["dead", "list", "--since", "soon"]).await;
+    assert_eq!(usage.code, Some(64), "{}", usage.stderr);
+    place.end(process).await;
+}
