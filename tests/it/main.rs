@@ -16,6 +16,8 @@ mod api;
 mod contract;
 /// Everything at once: three workers, faults of every kind, a SIGKILL half-way.
 mod done;
+/// Drop-in endpoints: the documented requests of existing callers, answered in their own manner.
+mod dropin;
 /// `fanwise serve` and `fanwise demo`: the embedded engine as a user runs it.
 mod embedded;
 /// The example producers, each against a real broker with a worker behind it.
