@@ -49,6 +49,11 @@
 //! are read and written whole. A claim carries an owner drawn for that delivery and a deadline; a foreign claim whose
 //! deadline passed is taken over as uncertain ([`ports::Ledger`], [`store`]).
 //!
+//! *Personal messages.* A job whose recipients bring values is rendered recipient by recipient just
+//! before the call, from what the slice carries: the same bytes on every attempt ([`domain::personal`]).
+//! A stored message is put in its place by the intake, in the version that the ledger says the job
+//! started with ([`domain::template`], [`ports::Templates`]).
+//!
 //! *Directives* (pause, cancel, re-rate) stand in the store, and every worker looks for another version
 //! of them twice a second: one field of one key. Whether a call may leave is asked before each one, at
 //! the price of one load, so that calls that wait for a place are held back too. What is paused waits on
@@ -61,10 +66,11 @@
 //! # Codemap, in reading order
 //!
 //! - [`domain`]: values and arithmetic; pure. Nothing in it awaits, reads a clock or draws a number.
-//! - [`ports`]: the contracts of broker, ledger, limiter, directives and target.
+//! - [`ports`]: the contracts of broker, ledger, limiter, directives, stored messages and target.
 //! - [`worker`]: sessions, intake, lanes, delivery. Names no broker and no store.
-//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger, limiter and directives on Redis. [`embedded`]:
-//!   all of them on one file. They know [`ports`] and [`domain`], not each other and not the worker.
+//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger, limiter, directives and stored messages on
+//!   Redis. [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other
+//!   and not the worker.
 //! - [`steer`]: what operators may tell running work, for the commands and the HTTP interface.
 //! - [`gateway`]: the HTTP interface.
 //! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one

@@ -93,11 +93,12 @@ pub enum LedgerStep {
     Audit,
     Lease,
     Park,
+    Template,
     Direct,
 }
 
 impl LedgerStep {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Accept,
         Self::Expanded,
         Self::Claim,
@@ -107,6 +108,7 @@ impl LedgerStep {
         Self::Audit,
         Self::Lease,
         Self::Park,
+        Self::Template,
         Self::Direct,
     ];
 
@@ -121,6 +123,7 @@ impl LedgerStep {
             Self::Audit => "audit",
             Self::Lease => "lease",
             Self::Park => "park",
+            Self::Template => "template",
             Self::Direct => "direct",
         }
     }

@@ -509,6 +509,9 @@ pub struct JobRecord {
     /// How fast it went lately.
     #[serde(skip)]
     pub pace: Pace,
+    /// The version of the stored message that the job started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<u32>,
 }
 
 impl JobRecord {
@@ -602,6 +605,56 @@ pub enum LedgerError {
     Full(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the ledger answered with nonsense: {0}")]
     Broken(String),
+}
+
+// ---------------------------------------------------------------------------------------------
+// Templates
+// ---------------------------------------------------------------------------------------------
+
+/// Stored messages of each app, by name and version.
+///
+/// The versions of a name count up and are never given twice, whatever is deleted. A version that is
+/// no longer the newest, or whose name was deleted, can still be had by its number for at least the
+/// dedup window: jobs that started with it go on with it.
+pub trait Templates: Clone + Send + Sync + 'static {
+    /// Stores a message; jobs that come from now on take this version. Repeated after an error it may
+    /// give another version of the same message.
+    fn put_template(
+        &self,
+        app: &str,
+        name: &str,
+        message: &str,
+    ) -> impl Future<Output = Result<StoredTemplate, LedgerError>> + Send;
+
+    /// A version, or the newest one of a name that is not deleted.
+    fn template(
+        &self,
+        app: &str,
+        name: &str,
+        version: Option<u32>,
+    ) -> impl Future<Output = Result<Option<StoredTemplate>, LedgerError>> + Send;
+
+    /// The names of an app with their newest versions, in order; deleted ones are left out.
+    fn templates(
+        &self,
+        app: &str,
+    ) -> impl Future<Output = Result<Vec<(String, u32)>, LedgerError>> + Send;
+
+    /// `Ok(false)`: there was no such name.
+    fn delete_template(
+        &self,
+        app: &str,
+        name: &str,
+    ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
+}
+
+/// One version of a stored message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTemplate {
+    pub version: u32,
+    pub put_at_ms: u64,
+    /// The document as JSON, as it was given.
+    pub message: String,
 }
 
 // ---------------------------------------------------------------------------------------------

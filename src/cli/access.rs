@@ -2,6 +2,7 @@
 //! interface of a running `fanwise serve` or `fanwise gateway` otherwise.
 
 mod steering;
+mod stored;
 
 use std::ops::ControlFlow;
 use std::time::Duration;

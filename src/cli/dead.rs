@@ -378,6 +378,7 @@ fn export(rows: &[DeadRow], format: ExportFormat) -> Result<Exit, Failure> {
                 "target",
                 "first_attempt_at",
                 "last_attempt_at",
+                "vars",
             ];
             writer.write_record(headings).or_exit(Exit::Internal)?;
             for row in rows {
@@ -396,6 +397,7 @@ fn export(rows: &[DeadRow], format: ExportFormat) -> Result<Exit, Failure> {
                     &row.target,
                     &row.first_attempt_at,
                     &row.last_attempt_at,
+                    dead.vars.as_ref().map_or("", |vars| vars.get()),
                 ];
                 writer.write_record(cells).or_exit(Exit::Internal)?;
             }

@@ -14,6 +14,7 @@ mod recipients;
 mod schema;
 mod send;
 mod steer;
+mod template;
 mod topology;
 mod worker;
 
@@ -66,6 +67,9 @@ enum Command {
     /// Dead letters, recipients that failed or are uncertain: look at them, send again, remove
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Stored messages, which jobs name instead of carrying the text
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
     /// Exchanges and queues on the broker
     #[command(subcommand)]
     Topology(topology::TopologyCommand),
@@ -96,6 +100,7 @@ impl Cli {
             Command::Target(command) => asynchronous(steer::target(command, file)),
             Command::Limits(command) => asynchronous(steer::limits(command, file)),
             Command::Dead(command) => asynchronous(dead::run(command, file)),
+            Command::Template(command) => asynchronous(template::run(command, file)),
             Command::Topology(command) => asynchronous(topology::run(command, file)),
             Command::Config(command) => config::run(&command, file.as_deref()),
             Command::Doctor(args) => asynchronous(doctor::run(args, file)),

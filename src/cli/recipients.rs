@@ -1,13 +1,17 @@
 //! Recipient lists from arguments, files and standard input: lines, CSV or NDJSON. Every bad line is
-//! reported with its number, and nothing is sent if there is one.
+//! reported with its number, and nothing is sent if there is one. A recipient may bring values for the
+//! placeholders of the message: `vars` of an NDJSON object, or the other columns of a CSV.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, Read};
 use std::path::Path;
 
 use clap::ValueEnum;
+use serde::Deserialize;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::domain::fields::{Problem, summary};
-use crate::domain::job::{RECIPIENT_BYTES_MAX, wrong_id};
+use crate::domain::job::{MemberDocument, RECIPIENT_BYTES_MAX, wrong_id};
 
 /// How a list is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -16,7 +20,7 @@ pub(super) enum ListFormat {
     Lines,
     /// Comma-separated with a heading; the column is `recipient`, `user`, `uid` or `id`, or the first.
     Csv,
-    /// One JSON value per line: a text, or an object with `recipient`, `user`, `uid` or `id`.
+    /// One JSON value per line: a text, or an object with `recipient`, `user`, `uid` or `id`, and `vars`.
     Ndjson,
 }
 
@@ -34,17 +38,23 @@ impl ListFormat {
 /// Names under which a recipient is looked for in CSV and NDJSON.
 const KEYS: [&str; 4] = ["recipient", "user", "uid", "id"];
 
+/// How a list is read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading<'a> {
+    pub(super) format: ListFormat,
+    /// The column or field that holds the recipient.
+    pub(super) column: Option<&'a str>,
+    /// The other columns of a CSV are the recipient's values; an empty cell is none.
+    pub(super) vars: bool,
+}
+
 /// Reads a whole list, or says what is wrong with which lines.
-pub(super) fn read(
-    input: impl Read,
-    format: ListFormat,
-    column: Option<&str>,
-) -> Result<Vec<String>, String> {
+pub(super) fn read(input: impl Read, how: Reading<'_>) -> Result<Vec<MemberDocument>, String> {
     let mut list = List::default();
-    match format {
-        ListFormat::Lines => list.read_lines(input, |line| Ok(Some(line.to_owned())))?,
-        ListFormat::Ndjson => list.read_lines(input, |line| from_json(line, column).map(Some))?,
-        ListFormat::Csv => list.read_csv(input, column)?,
+    match how.format {
+        ListFormat::Lines => list.read_lines(input, |line| Ok((line.to_owned(), None)))?,
+        ListFormat::Ndjson => list.read_lines(input, |line| from_json(line, how.column))?,
+        ListFormat::Csv => list.read_csv(input, how)?,
     }
     if list.problems.is_empty() {
         Ok(list.recipients)
@@ -55,14 +65,20 @@ pub(super) fn read(
 
 #[derive(Default)]
 struct List {
-    recipients: Vec<String>,
+    recipients: Vec<MemberDocument>,
     problems: Vec<Problem>,
 }
 
+/// A recipient with its values.
+type Entry = (String, Option<Box<RawValue>>);
+
 impl List {
-    fn add(&mut self, number: u64, recipient: String) {
-        match wrong_id(&recipient, RECIPIENT_BYTES_MAX) {
-            None => self.recipients.push(recipient),
+    fn add(&mut self, number: u64, (id, vars): Entry) {
+        match wrong_id(&id, RECIPIENT_BYTES_MAX) {
+            None => self.recipients.push(match vars {
+                None => MemberDocument::Id(id),
+                Some(vars) => MemberDocument::WithVars { id, vars },
+            }),
             Some(what) => self
                 .problems
                 .push(Problem::new(format!("line {number}"), what)),
@@ -72,7 +88,7 @@ impl List {
     fn read_lines(
         &mut self,
         input: impl Read,
-        parse: impl Fn(&str) -> Result<Option<String>, String>,
+        parse: impl Fn(&str) -> Result<Entry, String>,
     ) -> Result<(), String> {
         for (number, line) in (1..).zip(std::io::BufReader::new(input).lines()) {
             let line = line.map_err(|error| format!("line {number}: {error}"))?;
@@ -81,8 +97,7 @@ impl List {
                 continue;
             }
             match parse(line) {
-                Ok(Some(recipient)) => self.add(number, recipient),
-                Ok(None) => {}
+                Ok(entry) => self.add(number, entry),
                 Err(what) => self
                     .problems
                     .push(Problem::new(format!("line {number}"), what)),
@@ -91,7 +106,7 @@ impl List {
         Ok(())
     }
 
-    fn read_csv(&mut self, input: impl Read, column: Option<&str>) -> Result<(), String> {
+    fn read_csv(&mut self, input: impl Read, how: Reading<'_>) -> Result<(), String> {
         let mut reader = csv::ReaderBuilder::new()
             .flexible(true)
             .trim(csv::Trim::All)
@@ -102,7 +117,7 @@ impl List {
                 .iter()
                 .position(|heading| heading.eq_ignore_ascii_case(name))
         };
-        let index = match column {
+        let index = match how.column {
             Some(name) => find(name).ok_or_else(|| {
                 let there: Vec<_> = headings.iter().collect();
                 format!(
@@ -115,13 +130,24 @@ impl List {
         for record in reader.records() {
             let record = record.map_err(|error| error.to_string())?;
             let number = record.position().map_or(0, csv::Position::line);
-            self.add(number, record.get(index).unwrap_or_default().to_owned());
+            let vars = how.vars.then(|| {
+                let cells = headings.iter().zip(&record).enumerate();
+                let filled = cells.filter(|(at, (_, cell))| *at != index && !cell.is_empty());
+                let values: BTreeMap<&str, &str> = filled.map(|(_, pair)| pair).collect();
+                to_raw_value(&values).unwrap_or_default()
+            });
+            let id = record.get(index).unwrap_or_default().to_owned();
+            self.add(number, (id, vars));
         }
         Ok(())
     }
 }
 
-fn from_json(line: &str, column: Option<&str>) -> Result<String, String> {
+fn from_json(line: &str, column: Option<&str>) -> Result<Entry, String> {
+    #[derive(Deserialize)]
+    struct Personal {
+        vars: Option<Box<RawValue>>,
+    }
     let value: serde_json::Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
     let found = match &value {
         serde_json::Value::Object(object) => match column {
@@ -130,9 +156,19 @@ fn from_json(line: &str, column: Option<&str>) -> Result<String, String> {
         },
         other => Some(other),
     };
+    let vars = match value.get("vars") {
+        None | Some(serde_json::Value::Null) => None,
+        // As it is written, so that numbers stay what they are.
+        Some(serde_json::Value::Object(_)) => {
+            let personal: Personal =
+                serde_json::from_str(line).map_err(|error| error.to_string())?;
+            personal.vars
+        }
+        Some(_) => return Err("vars: a JSON object is expected".to_owned()),
+    };
     match found {
-        Some(serde_json::Value::String(recipient)) => Ok(recipient.clone()),
-        Some(serde_json::Value::Number(number)) => Ok(number.to_string()),
+        Some(serde_json::Value::String(recipient)) => Ok((recipient.clone(), vars)),
+        Some(serde_json::Value::Number(number)) => Ok((number.to_string(), vars)),
         _ => Err(format!(
             "no recipient in it; {} are looked for",
             KEYS.join(", ")
@@ -144,10 +180,47 @@ fn from_json(line: &str, column: Option<&str>) -> Result<String, String> {
 mod tests {
     use super::*;
 
+    fn reading(format: ListFormat, vars: bool) -> Reading<'static> {
+        Reading {
+            format,
+            column: None,
+            vars,
+        }
+    }
+
+    fn plain(member: MemberDocument) -> String {
+        match member {
+            MemberDocument::Id(id) => id,
+            MemberDocument::WithVars { .. } => panic!("{member:?}"),
+        }
+    }
+
+    #[test]
+    fn values_come_from_columns_and_from_vars() {
+        let json = |members: Vec<MemberDocument>| serde_json::to_string(&members).unwrap();
+        let csv = "name,uid,city\nAna,u1,Rome\nBo,u2,\n";
+        let found = read(csv.as_bytes(), reading(ListFormat::Csv, true)).unwrap();
+        assert_eq!(
+            json(found),
+            r#"[{"id":"u1","vars":{"city":"Rome","name":"Ana"}},{"id":"u2","vars":{"name":"Bo"}}]"#
+        );
+        let lines = "{\"id\":\"u1\",\"vars\":{\"n\":1.50}}\n\"u2\"\n";
+        let found = read(lines.as_bytes(), reading(ListFormat::Ndjson, false)).unwrap();
+        assert_eq!(json(found), r#"[{"id":"u1","vars":{"n":1.50}},"u2"]"#);
+        check(
+            ListFormat::Ndjson,
+            "{\"id\":\"u1\",\"vars\":[]}\n",
+            Err("line 1: vars: a JSON object is expected"),
+        );
+    }
+
     fn check(format: ListFormat, text: &str, expected: Result<&[&str], &str>) {
-        let found = read(text.as_bytes(), format, None);
+        let found = read(text.as_bytes(), reading(format, false));
         match expected {
-            Ok(list) => assert_eq!(found.unwrap(), list),
+            Ok(list) => assert_eq!(
+                found.unwrap().into_iter().map(plain).collect::<Vec<_>>(),
+                list
+            ),
             Err(part) => {
                 let error = found.unwrap_err();
                 assert!(error.contains(part), "{error}");

@@ -1,23 +1,25 @@
 //! `fanwise send`: submits a job from the shell. Lists longer than one message holds travel as parts
 //! of one job.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::access::Access;
-use super::recipients::{self, ListFormat};
+use super::recipients::{self, ListFormat, Reading};
 use super::{checked_config, output, progress};
 use crate::app;
 use crate::config::Config;
 use crate::domain::fields::summary;
 use crate::domain::ids::JobId;
 use crate::domain::job::{
-    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, Job, JobDocument, MessageDocument, Part,
+    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, Job, JobDocument, MemberDocument,
+    MessageDocument, Part,
 };
 use crate::domain::lane::Priority;
 use crate::domain::message::Options;
@@ -29,7 +31,9 @@ use crate::ports::{JobRecord, JobState};
 #[command(after_help = "Examples:
   fanwise send --client-msg-no promo-1 --text 'Hello' ana bob
   fanwise send --client-msg-no promo-2 --text 'Hello' --file users.csv --wait
-  generate-users | fanwise send --client-msg-no promo-3 --data '{\"kind\":\"sale\"}' --file -")]
+  generate-users | fanwise send --client-msg-no promo-3 --data '{\"kind\":\"sale\"}' --file -
+  fanwise send --client-msg-no promo-4 --text 'Hello {{ name }}' --file users.csv --vars
+  fanwise send --client-msg-no promo-5 --template welcome --var shop=Fan ana bob")]
 pub(super) struct SendArgs {
     /// Key of the job: sending it again with the same message sends to nobody twice
     #[arg(long, value_name = "KEY")]
@@ -57,6 +61,15 @@ pub(super) struct SendArgs {
     /// Send this JSON as the target's own message body
     #[arg(long, group = "message", value_name = "JSON")]
     native: Option<String>,
+    /// Send this stored message, see `fanwise template`
+    #[arg(long, group = "message", value_name = "NAME")]
+    template: Option<String>,
+    /// A value for a placeholder, for all recipients (can be repeated)
+    #[arg(long, value_name = "NAME=TEXT", value_parser = name_and_text)]
+    var: Vec<(String, String)>,
+    /// Values for placeholders from the other columns of the CSV, for each recipient
+    #[arg(long, requires = "file")]
+    vars: bool,
     /// App (tenant) of the job
     #[arg(long)]
     app: Option<String>,
@@ -138,6 +151,13 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
     wait(&args, &access, &job, before).await
 }
 
+fn name_and_text(argument: &str) -> Result<(String, String), String> {
+    match argument.split_once('=') {
+        Some((name, text)) if !name.is_empty() => Ok((name.to_owned(), text.to_owned())),
+        _ => Err("NAME=TEXT is expected".to_owned()),
+    }
+}
+
 /// What a checked job is known by.
 struct Checked {
     id: JobId,
@@ -155,13 +175,22 @@ impl SendArgs {
     }
 
     /// Recipients from the arguments and the file, in that order.
-    fn recipients(&self) -> Result<Vec<String>, Failure> {
-        let mut all = self.recipients.clone();
+    fn recipients(&self) -> Result<Vec<MemberDocument>, Failure> {
+        let mut all: Vec<MemberDocument> =
+            self.recipients.iter().cloned().map(Into::into).collect();
         if let Some(path) = &self.file {
-            let column = self.column.as_deref();
-            let format = self.format.unwrap_or_else(|| ListFormat::of(path));
+            let how = Reading {
+                format: self.format.unwrap_or_else(|| ListFormat::of(path)),
+                column: self.column.as_deref(),
+                vars: self.vars,
+            };
+            if self.vars && how.format != ListFormat::Csv {
+                let what = "--vars takes the columns of a CSV; give --format csv, or `vars` in each \
+                            object of NDJSON";
+                return Err(Failure::message(Exit::Usage, what));
+            }
             let list = if path == Path::new("-") {
-                recipients::read(std::io::stdin().lock(), format, column)
+                recipients::read(std::io::stdin().lock(), how)
             } else {
                 let file = File::open(path).map_err(|error| {
                     Failure::message(
@@ -169,7 +198,7 @@ impl SendArgs {
                         format!("cannot read {}: {error}", path.display()),
                     )
                 })?;
-                recipients::read(file, format, column)
+                recipients::read(file, how)
             };
             let from = path.display();
             all.extend(
@@ -184,7 +213,7 @@ impl SendArgs {
     }
 
     /// The messages of the job, as many parts as its list needs.
-    fn bodies(&self, recipients: Vec<String>) -> Result<Vec<Vec<u8>>, Failure> {
+    fn bodies(&self, recipients: Vec<MemberDocument>) -> Result<Vec<Vec<u8>>, Failure> {
         let message = self.message()?;
         let parts = parts(recipients);
         let of = parts.len() as u32;
@@ -217,25 +246,33 @@ impl SendArgs {
             text: self.text.clone(),
             data: raw("data", &self.data)?,
             native: raw("native", &self.native)?,
+            template: self.template.clone(),
+            vars: self.vars_of_all()?,
             ..MessageDocument::default()
         };
-        if message.kind.is_none() && message.native.is_none() {
+        if message.kind.is_none() && message.native.is_none() && message.template.is_none() {
             return Err(Failure::message(
                 Exit::Usage,
-                "no message: give --text, --data or --native",
+                "no message: give --text, --data, --native or --template",
             ));
         }
         Ok(message)
     }
 
+    fn vars_of_all(&self) -> Result<Option<Box<RawValue>>, Failure> {
+        let values: BTreeMap<_, _> = self.var.iter().cloned().collect();
+        let some = (!values.is_empty()).then(|| to_raw_value(&values));
+        some.transpose().or_exit(Exit::Internal)
+    }
+
     fn document(
         &self,
         message: MessageDocument,
-        users: Vec<String>,
+        users: Vec<MemberDocument>,
         part: Option<Part>,
     ) -> JobDocument {
         let audience = AudienceDocument {
-            users: Some(users.into_iter().map(Into::into).collect()),
+            users: Some(users),
             exclude: self.exclude.clone(),
             ..AudienceDocument::default()
         };
@@ -265,17 +302,28 @@ impl SendArgs {
 /// Room left in a message for everything but its recipients.
 const BODY_MARGIN: usize = 512 * 1024;
 
+/// Most bytes that a recipient takes in a message.
+fn size_of(recipient: &MemberDocument) -> usize {
+    let (id, vars) = match recipient {
+        MemberDocument::Id(id) => (id, 0),
+        MemberDocument::WithVars { id, vars } => {
+            (id, vars.get().len() + r#"{"id":,"vars":}"#.len())
+        }
+    };
+    // Six bytes for every one is the longest JSON escape.
+    let quoted = match id.contains(['"', '\\']) {
+        true => id.len() * 6,
+        false => id.len(),
+    };
+    quoted + vars + 3
+}
+
 /// Cuts a list so that every part fits into one message.
-fn parts(recipients: Vec<String>) -> Vec<Vec<String>> {
+fn parts(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
     let mut parts = vec![Vec::new()];
     let mut bytes = 0;
     for recipient in recipients {
-        // Six bytes for every one is the longest JSON escape.
-        let size = if recipient.contains(['"', '\\']) {
-            recipient.len() * 6
-        } else {
-            recipient.len()
-        } + 3;
+        let size = size_of(&recipient);
         let full = parts
             .last()
             .is_some_and(|part| part.len() >= JOB_RECIPIENTS_MAX);
@@ -372,7 +420,7 @@ mod tests {
 
     #[test]
     fn long_lists_become_parts_that_fit() {
-        let list = vec!["u".repeat(200); 150_000];
+        let list = vec![MemberDocument::Id("u".repeat(200)); 150_000];
         let parts = parts(list);
         assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 150_000);
         for part in &parts {

@@ -43,9 +43,13 @@ pub struct DeadLetter {
 }
 
 /// One recipient in a dead letter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadRecipient {
     pub recipient: String,
+    /// Its own values for the placeholders of the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub vars: Option<Box<RawValue>>,
     /// `failed` or `uncertain`.
     pub outcome: Outcome,
     /// Class of the last answer.

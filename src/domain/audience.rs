@@ -63,6 +63,29 @@ pub enum MemberDocument {
     },
 }
 
+impl MemberDocument {
+    /// A recipient with or without values of its own.
+    pub fn new(id: String, vars: Option<Box<RawValue>>) -> Self {
+        match vars {
+            Some(vars) => Self::WithVars { id, vars },
+            None => Self::Id(id),
+        }
+    }
+
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Id(id) | Self::WithVars { id, .. } => id,
+        }
+    }
+
+    pub fn vars(&self) -> Option<&RawValue> {
+        match self {
+            Self::Id(_) => None,
+            Self::WithVars { vars, .. } => Some(vars),
+        }
+    }
+}
+
 impl From<String> for MemberDocument {
     fn from(id: String) -> Self {
         Self::Id(id)

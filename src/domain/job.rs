@@ -18,6 +18,7 @@ use super::mapping::Strictness;
 pub use super::message::MessageDocument;
 use super::message::{Message, Options};
 use super::outcome::OnUncertain;
+use super::personal;
 use super::slice::Head;
 
 /// Version of the job contract.
@@ -336,6 +337,9 @@ fn read_job<'a>(
         None if census.personal => Some(no_vars()),
         vars => vars,
     };
+    if vars.is_some() {
+        problems.extend(personal::problems(&message.content, &options));
+    }
     let client_msg_no = client_msg_no?;
     let head = Head {
         id: JobId::of(&app, &client_msg_no),

@@ -98,7 +98,9 @@ pub struct MessageDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// Values for the placeholders of all recipients; those of a recipient's own `vars` win. With it,
-    /// or with any recipient's `vars`, `{{ name }}` in a text is a placeholder.
+    /// or with any recipient's `vars`, `{{ name }}` is a placeholder in `text`, `title`, the `name` of a
+    /// file, the texts within `data` of a custom message, `options.push.title`, `options.push.text` and
+    /// an `options.extension` that is a text; so it is in a stored message.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub vars: Option<Box<RawValue>>,

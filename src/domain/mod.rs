@@ -33,9 +33,13 @@ pub mod message;
 pub mod outcome;
 /// How fast a job goes, from what its ledger remembers.
 pub mod pace;
+/// Texts with placeholders, rendered for each recipient.
+pub mod personal;
 /// New jobs made from dead letters.
 pub mod redrive;
 /// Retry delays and the ladder of waiting queues.
 pub mod schedule;
 /// Slices: the unit on the lanes and of ack, and how an audience is cut into them.
 pub mod slice;
+/// Stored messages: what may be stored, and a job with one in its place.
+pub mod template;

@@ -8,7 +8,8 @@
 use super::announce::DeadLetter;
 use super::ids::digest_hex;
 use super::job::{
-    AudienceDocument, CLIENT_MSG_NO_BYTES_MAX, JOB_RECIPIENTS_MAX, JobDocument, MessageDocument,
+    AudienceDocument, CLIENT_MSG_NO_BYTES_MAX, JOB_RECIPIENTS_MAX, JobDocument, MemberDocument,
+    MessageDocument,
 };
 use super::lane::Priority;
 use super::mapping::Strictness;
@@ -66,12 +67,13 @@ pub fn document(letter: &DeadLetter, priority: Priority) -> serde_json::Result<J
 }
 
 /// Cuts recipients into lists that fit one message each.
-pub fn lists(recipients: Vec<String>) -> Vec<Vec<String>> {
-    let mut lists: Vec<Vec<String>> = Vec::new();
+pub fn lists(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
+    let mut lists: Vec<Vec<MemberDocument>> = Vec::new();
     let mut bytes = 0;
     for recipient in recipients {
         // Of the characters an id may hold, JSON writes some as two.
-        let written = 2 * recipient.len() + 3;
+        let vars = recipient.vars().map_or(0, |vars| vars.get().len() + 20);
+        let written = 2 * recipient.id().len() + 3 + vars;
         match lists.last_mut() {
             Some(list) if list.len() < JOB_RECIPIENTS_MAX && bytes + written <= LIST_BYTES_MAX => {
                 list.push(recipient);
@@ -130,13 +132,14 @@ mod tests {
         let recipients: Vec<_> = (0..250_000)
             .map(|number| "\"".repeat(if number < 50_000 { 255 } else { 1 + number % 8 }))
             .collect();
-        let lists = lists(recipients.clone());
+        let lists = lists(recipients.iter().cloned().map(Into::into).collect());
         for list in &lists {
             let bytes = serde_json::to_vec(list).unwrap().len();
             assert!(bytes < JOB_BYTES_MAX - 512 * 1024, "{bytes}");
             assert!(list.len() <= JOB_RECIPIENTS_MAX);
         }
-        assert_eq!(lists.concat(), recipients);
+        let back: Vec<_> = lists.concat().iter().map(|it| it.id().to_owned()).collect();
+        assert_eq!(back, recipients);
     }
 
     #[test]

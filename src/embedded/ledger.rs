@@ -387,6 +387,7 @@ fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
         target: row.target,
         content_digest: row.digest,
         warnings: row.warnings,
+        template: row.template,
     })
 }
 

@@ -1,12 +1,14 @@
 //! The embedded engine: the ports [`Broker`](crate::ports::Broker), [`Ledger`](crate::ports::Ledger),
-//! [`Limiter`](crate::ports::Limiter) and [`Directives`](crate::ports::Directives) on one file, for one machine without RabbitMQ and Redis.
+//! [`Limiter`](crate::ports::Limiter), [`Directives`](crate::ports::Directives) and
+//! [`Templates`](crate::ports::Templates) on one file, for one machine without RabbitMQ and Redis.
 //!
 //! - `disk`: the data folder, its lock and the store in it; `tables`: every table and record.
 //! - `writer`: the one thread that writes. Whoever wants something written hands it a step and waits;
 //!   steps that wait at the same time share one commit, synced to disk before anyone is answered.
 //! - `desk`: what is handed out, to whom, and what came back; in memory, so that after a crash
 //!   everything unacked is there again. `dispatch`: the one thread that reads messages for consumers.
-//! - `broker`, `shelves`, `ledger`, `claims`, `limiter`, `directives`: the ports. `sweep`: forgets idle jobs.
+//! - `broker`, `shelves`, `ledger`, `claims`, `limiter`, `directives`, `templates`: the ports. `sweep`:
+//!   forgets idle jobs.
 //!
 //! What it promises: `Ok` from a publish or a step of the ledger means synced to disk, and survives a
 //! kill or a power failure at any moment. An error means nothing of the step was done, or, if the sync
@@ -27,6 +29,7 @@ mod limiter;
 mod shelves;
 mod sweep;
 mod tables;
+mod templates;
 mod writer;
 
 #[cfg(test)]

@@ -17,6 +17,8 @@
 //! | `parks` | target | until, and the parking as JSON |
 //! | `reasons` | life of the job, fingerprint | why the recipient ended failed or uncertain, as JSON |
 //! | `directives` | scope, kind, name | the directive as JSON |
+//! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
+//! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
 //! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed |
 //!
 //! A *life* is the number of a job from its acceptance to its expiry: what a job that is accepted
@@ -55,6 +57,10 @@ pub(super) const REASONS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefiniti
 pub(super) const CLAIMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("claims");
 pub(super) const ENDED: TableDefinition<'_, u64, ()> = TableDefinition::new("ended");
 pub(super) const PARKS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("parks");
+pub(super) const TEMPLATE_NAMES: TableDefinition<'_, (&str, &str), (u32, u64)> =
+    TableDefinition::new("template_names");
+pub(super) const TEMPLATES: TableDefinition<'_, (&str, &str, u32), (u64, &str)> =
+    TableDefinition::new("templates");
 /// The directive of a kind about a subject.
 pub(super) type DirectiveKey = (&'static str, &'static str, &'static str);
 pub(super) const DIRECTIVES: TableDefinition<'_, DirectiveKey, &[u8]> =
@@ -100,6 +106,8 @@ pub(super) struct Tables<'t> {
     pub(super) claims: Lazy<'t, u64, &'static [u8]>,
     pub(super) ended: Lazy<'t, u64, ()>,
     pub(super) parks: Lazy<'t, &'static str, (u64, &'static str)>,
+    pub(super) template_names: Lazy<'t, (&'static str, &'static str), (u32, u64)>,
+    pub(super) templates: Lazy<'t, (&'static str, &'static str, u32), (u64, &'static str)>,
     pub(super) reasons: Lazy<'t, (u64, u64), &'static [u8]>,
     pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
     meta: Lazy<'t, &'static str, u64>,
@@ -120,6 +128,8 @@ impl<'t> Tables<'t> {
             claims: Lazy::new(transaction, CLAIMS),
             ended: Lazy::new(transaction, ENDED),
             parks: Lazy::new(transaction, PARKS),
+            template_names: Lazy::new(transaction, TEMPLATE_NAMES),
+            templates: Lazy::new(transaction, TEMPLATES),
             reasons: Lazy::new(transaction, REASONS),
             directives: Lazy::new(transaction, DIRECTIVES),
             meta: Lazy::new(transaction, META),
@@ -229,6 +239,8 @@ pub(super) fn prepare(
     tables.buckets.open()?;
     tables.ended.open()?;
     tables.parks.open()?;
+    tables.template_names.open()?;
+    tables.templates.open()?;
     tables.reasons.open()?;
     tables.directives.open()?;
     let meta = tables.meta.open()?;

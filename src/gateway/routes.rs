@@ -13,10 +13,13 @@ use axum::{Json, Router};
 use super::params::Params;
 use super::problem::Refusal;
 use super::wire::Submitted;
-use super::{Gateway, dead, events, query};
+use super::{Gateway, dead, dropin, events, query, templates};
 use crate::domain::ids::JobId;
 use crate::domain::job::{JOB_BYTES_MAX, Job};
 use crate::domain::lane::Priority;
+use crate::domain::mapping::Strictness;
+use crate::domain::message::Content;
+use crate::domain::slice::Head;
 use crate::ports::{Broker, Outgoing, Publisher as _, Route, Shelves, Transport, fit};
 use crate::worker::Store;
 
@@ -29,6 +32,7 @@ where
     S: Store,
     T: Transport,
 {
+    let existing_callers = dropin::routes(&gateway.desks);
     Router::new()
         .route(
             "/v1/jobs",
@@ -45,6 +49,13 @@ where
         .route("/v1/dead:redrive", post(dead::redrive::<B, S, T>))
         .route("/v1/dead:purge", post(dead::purge::<B, S, T>))
         .route("/v1/rejected", get(dead::rejected::<B, S, T>))
+        .route("/v1/templates", get(templates::list::<B, S, T>))
+        .route(
+            "/v1/templates/{name}",
+            get(templates::show::<B, S, T>)
+                .put(templates::put::<B, S, T>)
+                .delete(templates::delete::<B, S, T>),
+        )
         .merge(super::steer::routes())
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
@@ -52,12 +63,14 @@ where
             Arc::clone(&gateway),
             authorised::<B, S, T>,
         ))
+        // These have credentials of their own.
+        .merge(existing_callers)
         .route("/livez", get(|| async { "live\n" }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(gateway)
 }
 
-type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
+pub(super) type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
 
 async fn authorised<B: Broker, S, T>(
     State(gateway): Shared<B, S, T>,
@@ -108,10 +121,15 @@ async fn submit<B: Broker, S: Store, T: Transport>(
         .await
         .map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))??;
     // Only a hint, and early: the intake decides, and a message that loses a race is rejected there.
-    if let Some(record) = gateway.context.store.job(job.id).await?
+    let record = gateway.context.store.job(job.id).await?;
+    if let Some(record) = &record
         && record.content_digest != job.content_digest
     {
         return Err(Refusal::Conflict(job.id));
+    }
+    if let Some((head, all, strictness)) = &job.unresolved {
+        let started_with = record.and_then(|record| record.template);
+        templates::check(&gateway, head, started_with, *all, *strictness).await?;
     }
     let publisher = gateway.publisher.borrow().clone();
     let publisher =
@@ -142,6 +160,8 @@ struct Known {
     content_digest: String,
     submission: String,
     entries: usize,
+    /// With the name of a stored message in it.
+    unresolved: Option<(Head, bool, Strictness)>,
 }
 
 fn read_job<B: Broker, S: Store, T>(
@@ -152,12 +172,17 @@ fn read_job<B: Broker, S: Store, T>(
     let context = &*gateway.context;
     let job =
         Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
-    let target = &*context.targets[&job.head.target].target;
-    let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
-    if !fit.problems.is_empty() {
-        return Err(Refusal::BadJob(fit.problems));
+    let unresolved = matches!(job.head.content, Content::Template(_))
+        .then(|| (job.head.clone(), job.is_for_all(), job.strictness));
+    if unresolved.is_none() {
+        let target = &*context.targets[&job.head.target].target;
+        let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
+        if !fit.problems.is_empty() {
+            return Err(Refusal::BadJob(fit.problems));
+        }
     }
     Ok(Known {
+        unresolved,
         id: job.head.id,
         priority: job.head.priority,
         content_digest: job.content_digest,

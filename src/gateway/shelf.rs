@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
-use crate::domain::job::{self, AudienceDocument, Job};
+use crate::domain::job::{self, AudienceDocument, Job, MemberDocument};
 use crate::domain::lane::Priority;
 use crate::domain::letters::{
     DeadRow, Key, Left, Wanted, Window, last_attempt_ms, read_letter, without,
@@ -179,7 +179,7 @@ pub async fn redrive<B: Shelves, P: Publisher>(
         for (of, (letter, recipients)) in found.jobs {
             let keys: Vec<_> = recipients
                 .iter()
-                .map(|it| (of.clone(), it.clone()))
+                .map(|it| (of.clone(), it.id().to_owned()))
                 .collect();
             // Long lists take some milliseconds to write and check.
             let written = tokio::task::block_in_place(|| {
@@ -273,7 +273,7 @@ fn note(done: &mut Redriven, of: String, written: &Written, recipients: u64) {
 /// What one walk found to redrive.
 struct Found {
     /// By old job: a letter of it, for what is to be said, and the recipients in order.
-    jobs: BTreeMap<String, (DeadLetter, Vec<String>)>,
+    jobs: BTreeMap<String, (DeadLetter, Vec<MemberDocument>)>,
     next: Option<Key>,
     uncertain: u64,
 }
@@ -307,7 +307,7 @@ async fn find<B: Shelves>(
             };
             letters.insert(letter.job.clone(), letter);
         }
-        window.put(key, at, ());
+        window.put(key, at, dead.vars.clone());
         // What the messages of many jobs would take is left to the next walk.
         while bytes > MESSAGES_BYTES_MAX && letters.len() > 1 {
             if let Some((job, letter)) = letters.pop_last() {
@@ -318,8 +318,9 @@ async fn find<B: Shelves>(
     })
     .await?;
     let (rows, next) = window.finish();
-    let mut jobs: BTreeMap<String, (DeadLetter, Vec<String>)> = BTreeMap::new();
-    for ((job, recipient), ()) in rows {
+    let mut jobs: BTreeMap<String, (DeadLetter, Vec<MemberDocument>)> = BTreeMap::new();
+    for ((job, recipient), vars) in rows {
+        let recipient = MemberDocument::new(recipient, vars);
         if let Some((_, recipients)) = jobs.get_mut(&job) {
             recipients.push(recipient);
         } else if let Some(letter) = letters.remove(&job) {
@@ -334,15 +335,15 @@ async fn find<B: Shelves>(
 }
 
 /// Groups stay groups.
-fn audience(letter: &DeadLetter, recipients: Vec<String>) -> AudienceDocument {
+fn audience(letter: &DeadLetter, recipients: Vec<MemberDocument>) -> AudienceDocument {
     match letter.group_type {
         Some(kind) => AudienceDocument {
-            groups: Some(recipients),
+            groups: Some(recipients.iter().map(|it| it.id().to_owned()).collect()),
             group_type: Some(kind),
             ..AudienceDocument::default()
         },
         None => AudienceDocument {
-            users: Some(recipients.into_iter().map(Into::into).collect()),
+            users: Some(recipients),
             ..AudienceDocument::default()
         },
     }
@@ -364,7 +365,7 @@ struct Written {
 /// be refused there.
 fn write(
     letter: &DeadLetter,
-    recipients: Vec<String>,
+    recipients: Vec<MemberDocument>,
     priority: Priority,
     context: &impl job::Context,
     check: impl Fn(&Head) -> Vec<Problem>,

@@ -7,12 +7,13 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::domain::accounts::Audit;
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
-use crate::ports::{JobRecord, KeptMessage};
+use crate::ports::{JobRecord, KeptMessage, StoredTemplate};
 
 /// Answer to a job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -234,6 +235,50 @@ pub struct Purged {
     pub dry_run: bool,
     /// Rows that went: one for each recipient of each letter.
     pub recipients: u64,
+}
+
+/// A stored message.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct TemplateView {
+    pub app: String,
+    pub name: String,
+    pub version: u32,
+    pub put_at_ms: u64,
+    #[schemars(with = "serde_json::Value")]
+    pub message: Box<RawValue>,
+}
+
+impl TemplateView {
+    pub fn of(app: &str, name: &str, stored: StoredTemplate) -> Self {
+        Self {
+            app: app.to_owned(),
+            name: name.to_owned(),
+            version: stored.version,
+            put_at_ms: stored.put_at_ms,
+            // It was read as JSON when it was put.
+            message: RawValue::from_string(stored.message).unwrap_or_default(),
+        }
+    }
+}
+
+/// A stored message in a list.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct TemplateRow {
+    pub app: String,
+    pub name: String,
+    /// The newest one.
+    pub version: u32,
+}
+
+impl TemplateRow {
+    pub fn all(app: &str, stored: Vec<(String, u32)>) -> Vec<Self> {
+        let row = |(name, version)| Self {
+            app: app.to_owned(),
+            name,
+            version,
+        };
+        stored.into_iter().map(row).collect()
+    }
 }
 
 /// A message on a shelf, as one line of NDJSON.

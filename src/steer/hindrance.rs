@@ -172,6 +172,7 @@ mod tests {
             rate: None,
             not_before_ms: None,
             pace: Pace::default(),
+            template: None,
             shape: Shape {
                 buckets: 1,
                 partitions: 1,

@@ -677,6 +677,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             last: mark(row.get("mark")),
             before: mark(row.get("mark_before")),
         },
+        template: time("template").map(|version| version as u32),
     }))
 }
 

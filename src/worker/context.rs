@@ -17,11 +17,13 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule};
 use crate::domain::slice::Head;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
-use crate::ports::{Directed, Directives, Ledger, LedgerError, Limiter, Park, Scope, Target};
+use crate::ports::{
+    Directed, Directives, Ledger, LedgerError, Limiter, Park, Scope, Target, Templates,
+};
 
-/// The ledger, the limiter and the directives of one engine.
-pub trait Store: Ledger + Limiter + Directives {}
-impl<S: Ledger + Limiter + Directives> Store for S {}
+/// The ledger, the limiter, the directives and the stored messages of one engine.
+pub trait Store: Ledger + Limiter + Directives + Templates {}
+impl<S: Ledger + Limiter + Directives + Templates> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]

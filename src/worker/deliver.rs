@@ -32,9 +32,11 @@ use super::enumerate::enumerate;
 use super::shift::Shift;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::directive::{Board, Go, Order};
+use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
+use crate::domain::personal::Personal;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again, rung};
 use crate::domain::slice::{Addressed, CallGroup, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
@@ -78,7 +80,11 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         let fate = enumerate(shift, target, &slice, asking, traceparent).await;
         return fate.unwrap_or(Fate::Lost);
     }
-    let fate = Work::new(shift, Arc::clone(target), slice, traceparent)
+    let personal = match Personal::of(&slice.head) {
+        Ok(personal) => personal,
+        Err(problems) => return Fate::Reject(summary(&problems)),
+    };
+    let fate = Work::new(shift, Arc::clone(target), slice, personal, traceparent)
         .run()
         .await;
     fate.unwrap_or(Fate::Lost)
@@ -142,6 +148,9 @@ struct Work<'a, S, T, P> {
     target: Arc<TargetRuntime>,
     slice: Slice,
     calls: Box<dyn Calls>,
+    /// Every recipient gets a message, and so a call, of its own.
+    personal: Option<Personal>,
+    per_call: usize,
     fingerprints: Vec<Fingerprint>,
     /// The job id as text, the name of the job's own limit.
     job: String,
@@ -175,6 +184,8 @@ struct PlannedCall {
     members: Vec<usize>,
     /// Some may have been sent to by a worker that ended.
     in_doubt: bool,
+    /// How this one is made, where it is not as all others are.
+    personal: Option<Box<dyn Calls>>,
 }
 
 /// What a window adds to the ledger.
@@ -189,6 +200,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         shift: &'a Shift<S, T, P>,
         target: Arc<TargetRuntime>,
         slice: Slice,
+        personal: Option<Personal>,
         traceparent: Option<String>,
     ) -> Self {
         let context = &*shift.context;
@@ -199,9 +211,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             .rate
             .as_deref()
             .and_then(|rate| rate.parse().ok());
-        let per_call = target.recipients_per_call(&slice.head);
+        let per_call = match personal {
+            Some(_) => 1,
+            None => target.recipients_per_call(&slice.head),
+        };
         Self {
             calls: target.target.open(&slice.head),
+            personal,
+            per_call,
             fingerprints: slice
                 .recipients
                 .iter()
@@ -275,6 +292,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 .outcomes
                 .extend(members.map(|index| (self.fingerprints[*index], outcome)));
         } else {
+            let planned = self.fill_in(planned, &mut results);
             self.refund(leased, &planned).await;
             self.call(planned, &mut results).await;
         }
@@ -399,7 +417,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     /// Waits until some recipients may be sent to; how many, at most a window. None after a wait that
     /// was long enough to look at everything again.
     async fn lease(&self) -> Result<usize, Pause> {
-        let per_call = self.target.recipients_per_call(&self.slice.head);
+        let per_call = self.per_call;
         let window = self.target.window_calls.saturating_mul(per_call);
         let limits: Vec<_> = self.limits().collect();
         if limits.is_empty() {
@@ -456,8 +474,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         if used == leased {
             return;
         }
-        let per_call = self.target.recipients_per_call(&self.slice.head);
-        let calls = leased.div_ceil(per_call).saturating_sub(planned.len());
+        let calls = leased.div_ceil(self.per_call).saturating_sub(planned.len());
         self.give_back_units((leased - used) as u32, calls as u32)
             .await;
     }
@@ -546,7 +563,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 self.left.push(held);
             }
             if !members.is_empty() {
-                planned.push(PlannedCall { members, in_doubt });
+                planned.push(PlannedCall {
+                    members,
+                    in_doubt,
+                    personal: None,
+                });
             }
         }
         Ok((planned, results))
@@ -635,6 +656,45 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     }
 
     // --- Call --------------------------------------------------------------------------------
+
+    /// Fills in the texts of a personal job. Whom they cannot be filled in for fails without a call:
+    /// nothing was ever sent there, and no later attempt says anything else.
+    fn fill_in(&mut self, planned: Vec<PlannedCall>, results: &mut Results) -> Vec<PlannedCall> {
+        let Some(personal) = &self.personal else {
+            return planned;
+        };
+        let mut filled = Vec::with_capacity(planned.len());
+        let one_each = planned
+            .iter()
+            .flat_map(|call| call.members.iter().map(|index| (*index, call.in_doubt)));
+        for (index, in_doubt) in one_each {
+            match self.open_for(personal, index) {
+                Ok(calls) => filled.push(PlannedCall {
+                    members: vec![index],
+                    in_doubt,
+                    personal: Some(calls),
+                }),
+                Err(problem) => {
+                    let answer = Answer::new(Class::Permanent, "template", problem.to_string());
+                    let attempts = self.slice.attempts_of(index);
+                    let dead = self.dead_recipient(index, Outcome::Failed, &answer, attempts);
+                    results.release.push(self.fingerprints[index]);
+                    self.dead.push((index, dead));
+                }
+            }
+        }
+        filled
+    }
+
+    /// The call of one recipient of a personal job, within the limits of the target.
+    fn open_for(&self, personal: &Personal, index: usize) -> Result<Box<dyn Calls>, Problem> {
+        let head = personal.render(self.slice.vars_of(index))?;
+        let target = &*self.target.target;
+        match target.check(&head).into_iter().next() {
+            Some(problem) => Err(problem),
+            None => Ok(target.open(&head)),
+        }
+    }
 
     /// Makes the calls of a window side by side and sorts their recipients by what comes back.
     async fn call(&mut self, planned: Vec<PlannedCall>, results: &mut Results) {
@@ -736,7 +796,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             traceparent: self.traceparent.as_deref(),
         };
         let started = Instant::now();
-        let verdict = caller.call(&*self.calls, recipients, call.in_doubt).await;
+        let calls = call.personal.as_deref().unwrap_or(&*self.calls);
+        let verdict = caller.call(calls, recipients, call.in_doubt).await;
         let took = started.elapsed();
         target.metrics.call(class_of(&verdict), took);
         (number, Some(verdict))
@@ -998,6 +1059,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     ) -> DeadRecipient {
         DeadRecipient {
             recipient: self.slice.recipients[index].clone(),
+            vars: self.slice.vars_of(index).map(ToOwned::to_owned),
             outcome,
             class: answer.class,
             code: answer.code.clone(),

@@ -21,10 +21,13 @@ use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprinter, SliceId};
 use crate::domain::job::Job;
 use crate::domain::lane::Priority;
+use crate::domain::message::Content;
 use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice};
+use crate::domain::template::{unknown_template, with_template};
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
-    Accepted, Consumer, Delivery, Lost, Outgoing, Publisher, Route, Submission, Transport, fit,
+    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Submission,
+    Transport, fit,
 };
 
 /// Slices published and confirmed together.
@@ -122,6 +125,13 @@ enum Fate {
     Refused(JobResult, String),
 }
 
+/// A job as it is sent: with a stored message in the place of its name.
+struct Resolved {
+    head: Arc<Head>,
+    /// The version of the stored message.
+    template: Option<u32>,
+}
+
 struct Expansion<'a, S, T, P> {
     shift: &'a Shift<S, T, P>,
     runtime: Handle,
@@ -137,8 +147,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             Ok(job) => job,
             Err(problems) => return refused(&problems),
         };
+        let resolved = match self.resolve(&job) {
+            Ok(resolved) => resolved,
+            Err(fate) => return fate,
+        };
         let target = &*context.targets[&job.head.target].target;
-        let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
+        let fit = fit(target, &resolved.head, job.is_for_all(), job.strictness);
         if !fit.problems.is_empty() {
             return refused(&fit.problems);
         }
@@ -146,25 +160,33 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             true => self.submission_of_all(&job, fit.warnings),
             false => self.submission(&job, fit.warnings),
         };
+        let submission = Submission {
+            template: resolved.template,
+            ..submission
+        };
         let halted = self.shift.halt.cancelled();
         let accepted = self
             .runtime
             .block_on(context.step(LedgerStep::Accept, halted, || {
                 context.store.accept(&submission)
             }));
-        let (shape, result) = match accepted {
+        let (shape, template, result) = match accepted {
             Err(_) => return Fate::GiveBack,
             Ok(Accepted::Expand {
-                shape, first: true, ..
-            }) => (shape, JobResult::Accepted),
+                shape,
+                first: true,
+                template,
+            }) => (shape, template, JobResult::Accepted),
             Ok(Accepted::Expand {
                 shape,
                 first: false,
-                ..
-            }) => (shape, JobResult::Extended),
-            Ok(Accepted::Again { shape, .. }) => (shape, JobResult::Repeated),
+                template,
+            }) => (shape, template, JobResult::Extended),
+            Ok(Accepted::Again { shape, template }) => (shape, template, JobResult::Repeated),
             // There may be users by now who were not there then.
-            Ok(Accepted::Settled) if job.is_for_all() => (submission.shape, JobResult::Repeated),
+            Ok(Accepted::Settled) if job.is_for_all() => {
+                (submission.shape, None, JobResult::Repeated)
+            }
             Ok(Accepted::Settled) => {
                 return match self.announce(&job.head, &submission.submission, JobResult::Repeated) {
                     Ok(()) => Fate::Taken(JobResult::Repeated),
@@ -181,14 +203,84 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             }
         };
         let published = if job.is_for_all() {
+            // With the name still in it: its parts are resolved like this one.
             self.ask_for_all(&job, shape)
         } else {
-            self.publish(&job, shape, &submission.submission)
+            match self.ruled(&job.head, resolved, template) {
+                Ok(head) => self.publish(&job, &head, shape, &submission.submission),
+                Err(fate) => return fate,
+            }
         };
         match published.and_then(|()| self.announce(&job.head, &submission.submission, result)) {
             Ok(()) => Fate::Taken(result),
             Err(Lost) => Fate::GiveBack,
         }
+    }
+
+    /// Puts a stored message in the place of its name: the version that the job started with, or the
+    /// newest one.
+    fn resolve(&self, job: &Job<'_>) -> Result<Resolved, Fate> {
+        let head = &job.head;
+        let Content::Template(name) = &head.content else {
+            return Ok(Resolved {
+                head: Arc::new(head.clone()),
+                template: None,
+            });
+        };
+        let store = &self.shift.context.store;
+        let record = self.ask(|| store.job(head.id))?;
+        // Another message under its key is told so when it is registered.
+        let same = record.filter(|record| record.content_digest == job.content_digest);
+        let started_with = same.and_then(|record| record.template);
+        self.version(head, name, started_with)
+    }
+
+    /// A version of the stored message in a job, or the newest one.
+    fn version(&self, head: &Head, name: &str, version: Option<u32>) -> Result<Resolved, Fate> {
+        let store = &self.shift.context.store;
+        let refused = |problems: &[Problem]| Fate::Refused(JobResult::Rejected, summary(problems));
+        let Some(stored) = self.ask(|| store.template(&head.app, name, version))? else {
+            let problem = match version {
+                Some(version) => {
+                    let what = format!("version {version} of {name:?} is gone; this job had it");
+                    Problem::new("message.template", what)
+                }
+                None => {
+                    unknown_template(&head.app, name, &self.ask(|| store.templates(&head.app))?)
+                }
+            };
+            return Err(refused(&[problem]));
+        };
+        let resolved = with_template(head, &stored.message);
+        Ok(Resolved {
+            head: resolved.map_err(|problems| refused(&problems))?,
+            template: Some(stored.version),
+        })
+    }
+
+    /// The job with the version that rules: another submission of it may have come first.
+    fn ruled(
+        &self,
+        head: &Head,
+        resolved: Resolved,
+        ruling: Option<u32>,
+    ) -> Result<Arc<Head>, Fate> {
+        match &head.content {
+            Content::Template(name) if ruling.is_some() && ruling != resolved.template => {
+                Ok(self.version(head, name, ruling)?.head)
+            }
+            _ => Ok(resolved.head),
+        }
+    }
+
+    /// Asks the store until it answers.
+    fn ask<V, F>(&self, act: impl FnMut() -> F) -> Result<V, Fate>
+    where
+        F: Future<Output = Result<V, LedgerError>>,
+    {
+        let halted = self.shift.halt.cancelled();
+        let step = self.shift.context.step(LedgerStep::Template, halted, act);
+        self.runtime.block_on(step).map_err(|_| Fate::GiveBack)
     }
 
     fn submission(&self, job: &Job<'_>, warnings: Vec<String>) -> Submission {
@@ -256,18 +348,23 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
     }
 
     /// Cuts and publishes all slices.
-    fn publish(&self, job: &Job<'_>, shape: Shape, submission: &str) -> Result<(), Lost> {
+    fn publish(
+        &self,
+        job: &Job<'_>,
+        head: &Arc<Head>,
+        shape: Shape,
+        submission: &str,
+    ) -> Result<(), Lost> {
         let context = &*self.shift.context;
         let settings = &context.settings;
         let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
         let mut cutter = Cutter::new(fingerprinter, shape, submission, settings.slice_recipients);
         let lane = job.head.lane(job.entries).to_string();
-        let head = Arc::new(job.head.clone());
         let mut batch = Vec::with_capacity(BATCH_SLICES);
         let mut published = Ok(());
         job.for_each_recipient(|recipient| {
             if let Some(cut) = cutter.push(recipient) {
-                batch.push(self.outgoing(&head, &lane, shape, cut));
+                batch.push(self.outgoing(head, &lane, shape, cut));
             }
             if batch.len() >= BATCH_SLICES && published.is_ok() {
                 published = self.send(std::mem::take(&mut batch));
@@ -275,7 +372,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         });
         published?;
         for cut in cutter.finish() {
-            batch.push(self.outgoing(&head, &lane, shape, cut));
+            batch.push(self.outgoing(head, &lane, shape, cut));
             if batch.len() >= BATCH_SLICES {
                 self.send(std::mem::take(&mut batch))?;
             }

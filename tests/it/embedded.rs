@@ -400,6 +400,50 @@ async fn serve_answers_conflicts_and_mistakes() {
     assert!(place.scratch.path().join("data").is_dir());
 }
 
+/// Stored messages over HTTP, from the command line and as another program asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_keeps_stored_messages() {
+    let place = Place::new("serve-templates").await;
+    let mut process = place.serve().await;
+    let put = ["template", "put", "hi", "--text", "Hi {{ name }}"];
+    assert_eq!(place.json(&put).await["version"], 1);
+    process.kill();
+    let _process = place.serve().await;
+    let list = place.json(&["template", "list"]).await;
+    assert_eq!(list[0]["name"], "hi", "{list}");
+    assert_eq!(
+        place.json(&["template", "get", "hi"]).await["message"]["text"],
+        "Hi {{ name }}"
+    );
+    let send = |template, key| {
+        let arguments = [
+            "send",
+            "--client-msg-no",
+            key,
+            "--template",
+            template,
+            "--wait",
+        ];
+        [&arguments[..], &["--var", "name=Ana", "u1"]].concat()
+    };
+    let sent = place.run(&send("hi", "k1"), b"").await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    let payload: Value = serde_json::from_str(&place.mock.accepted()[0].payload).unwrap();
+    assert_eq!(payload["content"], "Hi Ana");
+    // Refused at once, not after acceptance.
+    let unknown = place.run(&send("ho", "k2"), b"").await;
+    assert_eq!(unknown.code, Some(65), "{}", unknown.stderr);
+    assert!(
+        unknown.stderr.contains("did you mean \"hi\"?"),
+        "{}",
+        unknown.stderr
+    );
+    let deleted = place.run(&["template", "delete", "hi"], b"").await;
+    assert_eq!(deleted.code, Some(0), "{}", deleted.stderr);
+    let gone = place.run(&["template", "get", "hi"], b"").await;
+    assert_eq!(gone.code, Some(69), "{}", gone.stderr);
+}
+
 /// What the README shows first, with the crash.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_ends_with_exact_accounts() {

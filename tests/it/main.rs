@@ -20,6 +20,8 @@ mod done;
 mod embedded;
 /// The example producers, each against a real broker with a worker behind it.
 mod examples;
+/// Personal messages and stored ones: everybody gets the text that is theirs.
+mod personal;
 /// The promises of the crate documentation, by name, on shared servers.
 mod promises;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.

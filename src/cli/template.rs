@@ -1,0 +1,171 @@
+//! `fanwise template put`, `get`, `list` and `delete`: stored messages that jobs name.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::access::Access;
+use super::{checked_config, output};
+use crate::config::Config;
+use crate::domain::fields::summary;
+use crate::domain::message::MessageDocument;
+use crate::domain::template::{read_template, wrong_template_name};
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::gateway::TemplateRow;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TemplateCommand {
+    /// Store a message: from a file, a text, or standard input
+    ///
+    /// The file holds the `message` of a job, as JSON. Jobs that run keep the version they started with.
+    Put {
+        name: String,
+        /// Take the message from a file, as JSON
+        #[arg(long, value_name = "FILE", conflicts_with = "text")]
+        file: Option<PathBuf>,
+        /// Store a message of type text
+        #[arg(long)]
+        text: Option<String>,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Print a stored message
+    Get {
+        name: String,
+        /// An older version, as long as it is kept [default: the newest]
+        #[arg(long)]
+        version: Option<u32>,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// The stored messages of an app with their newest versions
+    List {
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Take a stored message away from new jobs; those that run keep it
+    Delete {
+        name: String,
+        #[command(flatten)]
+        of: Of,
+    },
+}
+
+impl TemplateCommand {
+    /// Names stand in paths and keys: a wrong one is told before it is looked for.
+    fn check_names(&self) -> Result<(), Failure> {
+        let wrong = match self {
+            Self::Put { name, of, .. } | Self::Get { name, of, .. } | Self::Delete { name, of } => {
+                wrong_template_name(name).or_else(|| wrong_template_name(&of.app))
+            }
+            Self::List { of } => wrong_template_name(&of.app),
+        };
+        wrong.map_or(Ok(()), |what| Err(Failure::message(Exit::BadInput, what)))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Of {
+    /// App (tenant) that it belongs to
+    #[arg(long, default_value = "default")]
+    app: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(command: TemplateCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
+    let config = checked_config(file.as_deref(), |_, _| {})?;
+    let access = Access::of(&config)?;
+    command.check_names()?;
+    match command {
+        TemplateCommand::Put {
+            name,
+            file,
+            text,
+            of,
+        } => {
+            let message = message(file, text)?;
+            check(&config, &of.app, &message)?;
+            let stored = access.put_template(&of.app, &name, message).await?;
+            if of.json {
+                output::json(&stored)?;
+            } else {
+                output::line(format!("stored {name}, version {}", stored.version))?;
+            }
+        }
+        TemplateCommand::Get { name, version, of } => {
+            let stored = access.template(&of.app, &name, version).await?;
+            let stored = stored.ok_or_else(|| missing(&of.app, &name))?;
+            if of.json {
+                output::json(&stored)?;
+            } else {
+                output::json(&stored.message)?;
+            }
+        }
+        TemplateCommand::List { of } => {
+            let stored = access.templates(&of.app).await?;
+            if of.json {
+                output::json(&stored)?;
+            } else {
+                let row = |it: &TemplateRow| vec![it.name.clone(), it.version.to_string()];
+                let rows: Vec<_> = stored.iter().map(row).collect();
+                output::table(&["NAME", "VERSION"], &rows)?;
+            }
+        }
+        TemplateCommand::Delete { name, of } => {
+            if !access.delete_template(&of.app, &name).await? {
+                return Err(missing(&of.app, &name));
+            }
+            if of.json {
+                output::json(&json!({"app": of.app, "name": name, "deleted": true}))?;
+            } else {
+                output::line(format!("deleted {name}; jobs that started with it keep it"))?;
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn message(file: Option<PathBuf>, text: Option<String>) -> Result<String, Failure> {
+    match (file, text) {
+        (_, Some(text)) => {
+            let document = MessageDocument {
+                kind: Some("text".to_owned()),
+                text: Some(text),
+                ..MessageDocument::default()
+            };
+            serde_json::to_string(&document).or_exit(Exit::Internal)
+        }
+        (Some(path), None) => std::fs::read_to_string(&path).map_err(|error| {
+            let what = format!("cannot read {}: {error}", path.display());
+            Failure::message(Exit::BadInput, what)
+        }),
+        (None, None) => {
+            let mut message = String::new();
+            std::io::stdin()
+                .read_to_string(&mut message)
+                .or_exit(Exit::BadInput)?;
+            Ok(message)
+        }
+    }
+}
+
+/// Says what is wrong before anything is asked.
+fn check(config: &Config, app: &str, message: &str) -> Result<(), Failure> {
+    if !config.apps.contains_key(app) {
+        let there: Vec<_> = config.apps.keys().map(String::as_str).collect();
+        let what = format!("there is no app {app:?}; there are: {}", there.join(", "));
+        return Err(Failure::message(Exit::BadInput, what));
+    }
+    read_template(message)
+        .map(drop)
+        .map_err(|problems| Failure::message(Exit::BadInput, summary(&problems)))
+}
+
+fn missing(app: &str, name: &str) -> Failure {
+    let what = format!("app {app:?} has no stored message {name:?}; fanwise template list");
+    Failure::message(Exit::Unavailable, what)
+}

@@ -1,0 +1,379 @@
+//! Personal messages: texts with placeholders, filled in for each recipient.
+//!
+//! The texts of a job are compiled once per slice. For a recipient they are rendered with its own values
+//! over those of the message. A value that is missing is this recipient's failure, by name, unless the
+//! text gives a default. `null` counts as missing, as in all our documents.
+//!
+//! A template is data from a producer, so it can do nothing but read those values: no includes, no
+//! imports, no macros. Fuel pays for every step and every byte a rendering makes, so that neither work
+//! nor memory grows past a bound, whatever a template says. The same template and values give the same
+//! bytes: a call that is repeated says the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
+use serde_json::value::RawValue;
+
+use super::fields::Problem;
+use super::message::{Content, DATA_BYTES_MAX, LINE_BYTES_MAX, Options, TEXT_BYTES_MAX};
+use super::slice::Head;
+
+/// What one recipient's texts may cost together: a unit is one step, or 64 bytes made on the way, so
+/// little more than a megabyte. A loop over a hundred items takes a thousand or so.
+const FUEL: u64 = 20_000;
+
+/// Most texts with placeholders in one message.
+const TEXTS_MAX: usize = 100;
+
+/// A personal job, ready to be rendered.
+pub struct Personal {
+    head: Arc<Head>,
+    texts: Texts,
+    defaults: Values,
+}
+
+type Values = BTreeMap<String, Value>;
+
+impl Personal {
+    /// Compiles the texts of a job. Nothing for a job without values, or without placeholders: it says
+    /// the same to everybody.
+    pub fn of(head: &Arc<Head>) -> Result<Option<Self>, Vec<Problem>> {
+        let Some(vars) = &head.vars else {
+            return Ok(None);
+        };
+        let texts = Texts::of(&head.content, &head.options)?;
+        if texts.texts.is_empty() {
+            return Ok(None);
+        }
+        let defaults = read_values(vars, "message.vars").map_err(|problem| vec![problem])?;
+        Ok(Some(Self {
+            head: Arc::clone(head),
+            texts,
+            defaults,
+        }))
+    }
+
+    /// The job as one recipient gets it, or why it cannot have it.
+    pub fn render(&self, vars: Option<&RawValue>) -> Result<Arc<Head>, Problem> {
+        let mut values = self.defaults.clone();
+        if let Some(vars) = vars {
+            values.extend(read_values(vars, "vars")?);
+        }
+        let values = Value::from(values);
+        let mut head = Head {
+            vars: None,
+            ..(*self.head).clone()
+        };
+        for text in &self.texts.texts {
+            let rendered = self.texts.render(text, &values)?;
+            text.place.put(&mut head, rendered);
+        }
+        Ok(Arc::new(head))
+    }
+}
+
+/// What is wrong with the placeholders of a message.
+pub fn problems(content: &Content, options: &Options) -> Vec<Problem> {
+    Texts::of(content, options).err().unwrap_or_default()
+}
+
+fn read_values(vars: &RawValue, field: &str) -> Result<Values, Problem> {
+    let values: Result<Values, _> = serde_json::from_str(vars.get());
+    let mut values = values
+        .map_err(|error| Problem::new(field, format!("a JSON object is expected: {error}")))?;
+    values.retain(|_, value| !value.is_none());
+    Ok(values)
+}
+
+// ---------------------------------------------------------------------------------------------
+// Where texts stand
+// ---------------------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Text,
+    Title,
+    Name,
+    Data,
+    PushTitle,
+    PushText,
+    Extension,
+}
+
+impl Place {
+    fn field(self) -> &'static str {
+        match self {
+            Self::Text => "message.text",
+            Self::Title => "message.title",
+            Self::Name => "message.name",
+            Self::Data => "message.data",
+            Self::PushTitle => "options.push.title",
+            Self::PushText => "options.push.text",
+            Self::Extension => "options.extension",
+        }
+    }
+
+    /// How many bytes it may have, as the reader of jobs says.
+    fn bytes(self) -> (usize, usize) {
+        match self {
+            Self::Text => (1, TEXT_BYTES_MAX),
+            Self::Title | Self::Name => (1, LINE_BYTES_MAX),
+            Self::PushTitle => (0, LINE_BYTES_MAX),
+            Self::PushText => (0, TEXT_BYTES_MAX),
+            Self::Data | Self::Extension => (0, DATA_BYTES_MAX),
+        }
+    }
+
+    fn put(self, head: &mut Head, rendered: String) {
+        let push = &mut head.options.push;
+        match (self, &mut head.content) {
+            (Self::Text, Content::Text(text) | Content::Notice(text)) => *text = rendered,
+            (Self::Text, Content::Mention { text, .. }) => *text = rendered,
+            (Self::Title, Content::Location { title, .. }) => *title = rendered,
+            (Self::Name, Content::Image(file) | Content::Audio(file)) => file.name = Some(rendered),
+            (Self::Name, Content::Video(file) | Content::File(file)) => file.name = Some(rendered),
+            (Self::Data, Content::Custom(data)) => *data = raw(rendered),
+            (Self::PushTitle, _) => push.get_or_insert_default().title = Some(rendered),
+            (Self::PushText, _) => push.get_or_insert_default().text = Some(rendered),
+            (Self::Extension, _) => head.options.extension = Some(raw(rendered)),
+            // A text is compiled from the place that it is put back to.
+            (Self::Text | Self::Title | Self::Name | Self::Data, _) => {}
+        }
+    }
+}
+
+/// JSON whose texts were replaced by other texts is JSON.
+fn raw(json: String) -> Box<RawValue> {
+    RawValue::from_string(json).unwrap_or_default()
+}
+
+// ---------------------------------------------------------------------------------------------
+// Compiling and rendering
+// ---------------------------------------------------------------------------------------------
+
+/// The texts of a message that have placeholders, compiled.
+struct Texts {
+    engine: Environment<'static>,
+    texts: Vec<Text>,
+}
+
+struct Text {
+    place: Place,
+    pieces: Vec<Piece>,
+}
+
+enum Piece {
+    /// JSON that stays as it is.
+    Kept(String),
+    /// The whole text, by the name of its template.
+    Plain(String),
+    /// A text within JSON, by the name of its template.
+    Quoted(String),
+}
+
+impl Texts {
+    fn of(content: &Content, options: &Options) -> Result<Self, Vec<Problem>> {
+        let mut compiler = Compiler {
+            texts: Self {
+                engine: engine(),
+                texts: Vec::new(),
+            },
+            templates: 0,
+            problems: Vec::new(),
+        };
+        compiler.content(content);
+        compiler.options(options);
+        compiler.finish()
+    }
+
+    fn render(&self, text: &Text, values: &Value) -> Result<String, Problem> {
+        let problem = |what: String| Problem::new(text.place.field(), what);
+        let (least, most) = text.place.bytes();
+        let mut whole = String::new();
+        for piece in &text.pieces {
+            let render = |template: &str| {
+                let template = self.engine.get_template(template);
+                let rendered = template.and_then(|it| it.render(values.clone()));
+                rendered.map_err(|error| problem(why(&error)))
+            };
+            match piece {
+                Piece::Kept(json) => whole.push_str(json),
+                Piece::Plain(template) => whole.push_str(&render(template)?),
+                Piece::Quoted(template) => {
+                    whole.push_str(&serde_json::Value::from(render(template)?).to_string());
+                }
+            }
+            if whole.len() > most {
+                break;
+            }
+        }
+        match whole.len() {
+            size if size < least => Err(problem("is empty once it is filled in".to_owned())),
+            size if size > most => Err(problem(format!(
+                "more than {most} bytes once it is filled in"
+            ))),
+            _ => Ok(whole),
+        }
+    }
+}
+
+fn engine() -> Environment<'static> {
+    let mut engine = Environment::new();
+    engine.set_auto_escape_callback(|_| AutoEscape::None);
+    // The last line break is part of a text. The delimiters are the usual ones, so this is a syntax.
+    if let Ok(syntax) = SyntaxConfig::builder().keep_trailing_newline(true).build() {
+        engine.set_syntax(syntax);
+    }
+    engine.set_undefined_behavior(UndefinedBehavior::Strict);
+    // `null` deep inside a value would be written out as a word.
+    engine.set_formatter(|out, state, value| match value.is_none() {
+        true => Err(Error::new(ErrorKind::UndefinedError, "a value is null")),
+        false => minijinja::escape_formatter(out, state, value),
+    });
+    // So that errors name the variable.
+    engine.set_debug(true);
+    engine.remove_global("debug");
+    engine
+}
+
+struct Compiler {
+    texts: Texts,
+    templates: usize,
+    problems: Vec<Problem>,
+}
+
+impl Compiler {
+    fn content(&mut self, content: &Content) {
+        match content {
+            Content::Text(text) | Content::Notice(text) | Content::Mention { text, .. } => {
+                self.plain(Place::Text, text);
+            }
+            Content::Image(file)
+            | Content::Audio(file)
+            | Content::Video(file)
+            | Content::File(file) => self.plain(Place::Name, file.name.as_deref().unwrap_or("")),
+            Content::Location { title, .. } => self.plain(Place::Title, title),
+            Content::Custom(data) => self.json(Place::Data, data),
+            Content::Raw(_) | Content::Native | Content::Template(_) => {}
+        }
+    }
+
+    fn options(&mut self, options: &Options) {
+        if let Some(push) = &options.push {
+            self.plain(Place::PushTitle, push.title.as_deref().unwrap_or(""));
+            self.plain(Place::PushText, push.text.as_deref().unwrap_or(""));
+        }
+        if let Some(extension) = &options.extension
+            && extension.get().starts_with('"')
+        {
+            self.json(Place::Extension, extension);
+        }
+    }
+
+    fn plain(&mut self, place: Place, text: &str) {
+        if has_placeholder(text) {
+            let pieces = vec![Piece::Plain(self.template(place, text))];
+            self.texts.texts.push(Text { place, pieces });
+        }
+    }
+
+    /// The texts within a JSON value, keys left out. The rest stays byte for byte as it is.
+    fn json(&mut self, place: Place, json: &RawValue) {
+        let json = json.get();
+        let mut pieces = Vec::new();
+        let mut kept = 0;
+        for range in json_texts(json) {
+            let text: String = serde_json::from_str(&json[range.clone()]).unwrap_or_default();
+            if has_placeholder(&text) {
+                pieces.push(Piece::Kept(json[kept..range.start].to_owned()));
+                pieces.push(Piece::Quoted(self.template(place, &text)));
+                kept = range.end;
+            }
+        }
+        if !pieces.is_empty() {
+            pieces.push(Piece::Kept(json[kept..].to_owned()));
+            self.texts.texts.push(Text { place, pieces });
+        }
+    }
+
+    /// Compiles a template; returns its name.
+    fn template(&mut self, place: Place, text: &str) -> String {
+        self.templates += 1;
+        let name = self.templates.to_string();
+        if self.templates > TEXTS_MAX {
+            if self.templates == TEXTS_MAX + 1 {
+                let what = format!("more than {TEXTS_MAX} texts with placeholders");
+                self.problems.push(Problem::new(place.field(), what));
+            }
+        } else if let Err(error) = self
+            .texts
+            .engine
+            .add_template_owned(name.clone(), text.to_owned())
+        {
+            let what = format!("not a template: {}", why(&error));
+            self.problems.push(Problem::new(place.field(), what));
+        }
+        name
+    }
+
+    fn finish(mut self) -> Result<Texts, Vec<Problem>> {
+        if !self.problems.is_empty() {
+            return Err(self.problems);
+        }
+        let fuel = FUEL / self.templates.max(1) as u64;
+        self.texts.engine.set_fuel(Some(fuel));
+        Ok(self.texts)
+    }
+}
+
+fn has_placeholder(text: &str) -> bool {
+    text.contains("{{") || text.contains("{%")
+}
+
+/// Where the texts of a JSON value stand, with their quotes; keys are none.
+fn json_texts(json: &str) -> Vec<std::ops::Range<usize>> {
+    let bytes = json.as_bytes();
+    let mut texts = Vec::new();
+    let mut at = 0;
+    while let Some(start) = bytes[at..].iter().position(|byte| *byte == b'"') {
+        let start = at + start;
+        let mut end = start + 1;
+        while end < bytes.len() && bytes[end] != b'"' {
+            end += if bytes[end] == b'\\' { 2 } else { 1 };
+        }
+        at = (end + 1).min(bytes.len());
+        let mut after = bytes[at..]
+            .iter()
+            .filter(|byte| !byte.is_ascii_whitespace());
+        if after.next() != Some(&b':') {
+            texts.push(start..at);
+        }
+    }
+    texts
+}
+
+/// The engine's words without its own name for the template.
+fn why(error: &Error) -> String {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return "takes too much work, or makes too long a text".to_owned();
+    }
+    if let Some(variable) = error.detail().and_then(undefined) {
+        return format!("undefined variable {variable:?}");
+    }
+    let line = error.line().unwrap_or(1);
+    match error.detail() {
+        Some(detail) => format!("{}: {detail} (line {line})", error.kind()),
+        None => format!("{} (line {line})", error.kind()),
+    }
+}
+
+/// The variable that an error of the engine says is missing.
+fn undefined(detail: &str) -> Option<&str> {
+    let (before, _) = detail.split_once("` is undefined")?;
+    Some(before.rsplit_once('`')?.1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! Stored messages: what may be stored under which name, and a job with one in its place.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use super::fields::{Problem, suggestion};
+use super::message::{Content, Message, Options};
+use super::personal;
+use super::slice::Head;
+
+/// Longest name of a stored message, in bytes.
+pub const TEMPLATE_NAME_BYTES_MAX: usize = 64;
+
+/// Longest stored message, in bytes of JSON.
+pub const TEMPLATE_BYTES_MAX: usize = 256 * 1024;
+
+/// Names listed when one is not known.
+const NAMES_SHOWN: usize = 10;
+
+/// Why a text cannot be the name of a stored message, if it cannot. Names stand in keys and paths.
+pub fn wrong_template_name(name: &str) -> Option<String> {
+    let fits = (1..=TEMPLATE_NAME_BYTES_MAX).contains(&name.len());
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let what =
+        format!("{name:?} is not 1 to {TEMPLATE_NAME_BYTES_MAX} letters, digits, '-', '_' and '.'");
+    (!fits || !name.bytes().all(plain)).then_some(what)
+}
+
+/// Reads a message that is to be stored, or was.
+pub fn read_template(json: &str) -> Result<Message, Vec<Problem>> {
+    if json.len() > TEMPLATE_BYTES_MAX {
+        let what = format!(
+            "{} bytes, at most {TEMPLATE_BYTES_MAX} are taken",
+            json.len()
+        );
+        return Err(vec![Problem::new("message", what)]);
+    }
+    let message = Message::from_json(json)?;
+    let problems = match &message.content {
+        Content::Template(_) => {
+            let what = "a stored message cannot stand for another one";
+            vec![Problem::new("message.template", what)]
+        }
+        content => personal::problems(content, &Options::default()),
+    };
+    if problems.is_empty() {
+        Ok(message)
+    } else {
+        Err(problems)
+    }
+}
+
+/// A job with a stored message in the place of its name. The job's own `native` fields and `vars` win.
+/// A stored message is always a personal one: its placeholders are meant.
+pub fn with_template(head: &Head, json: &str) -> Result<Arc<Head>, Vec<Problem>> {
+    let stored = read_template(json)?;
+    let head = Head {
+        native: head.native.clone().or(stored.native),
+        vars: Some(over(stored.vars.as_deref(), head.vars.as_deref())),
+        content: stored.content,
+        ..head.clone()
+    };
+    match personal::problems(&head.content, &head.options) {
+        problems if problems.is_empty() => Ok(Arc::new(head)),
+        problems => Err(problems),
+    }
+}
+
+/// One object over another.
+fn over(under: Option<&RawValue>, upper: Option<&RawValue>) -> Box<RawValue> {
+    let read = |vars: Option<&RawValue>| -> BTreeMap<String, Box<RawValue>> {
+        vars.and_then(|vars| serde_json::from_str(vars.get()).ok())
+            .unwrap_or_default()
+    };
+    let mut both = read(under);
+    both.extend(
+        read(upper)
+            .into_iter()
+            .filter(|(_, value)| value.get() != "null"),
+    );
+    serde_json::value::to_raw_value(&both).unwrap_or_default()
+}
+
+/// What to say about a name that is not known.
+pub fn unknown_template(app: &str, name: &str, known: &[(String, u32)]) -> Problem {
+    let names = || known.iter().map(|(name, _)| name.as_str());
+    let hint = match suggestion(name, names()) {
+        Some(near) => format!("; did you mean {near:?}?"),
+        None if known.is_empty() => "; there is none: fanwise template put".to_owned(),
+        None => {
+            let shown: Vec<_> = names().take(NAMES_SHOWN).collect();
+            let more = if known.len() > NAMES_SHOWN {
+                ", …"
+            } else {
+                ""
+            };
+            format!("; there are: {}{more}", shown.join(", "))
+        }
+    };
+    let what = format!("app {app:?} has no stored message {name:?}{hint}");
+    Problem::new("message.template", what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fields::summary;
+    use super::*;
+
+    fn check(json: &str, expected: Result<(), &str>) {
+        match (read_template(json), expected) {
+            (Ok(_), Ok(())) => {}
+            (Err(problems), Err(part)) => {
+                let what = summary(&problems);
+                assert!(what.contains(part), "{what}");
+            }
+            (found, _) => panic!("{json}: {found:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_a_message_that_compiles() {
+        check(
+            r#"{"type":"text","text":"Hi {{ name }}","vars":{"name":"you"}}"#,
+            Ok(()),
+        );
+        check(r#"{"type":"text"}"#, Err("message.text: missing"));
+        check(r#"{"template":"other"}"#, Err("cannot stand for another"));
+        check(
+            r#"{"type":"text","text":"{{ name"}"#,
+            Err("message.text: not a template"),
+        );
+        check("hello", Err("message: a JSON object is expected"));
+        let long = format!(
+            r#"{{"type":"raw","data":"{}"}}"#,
+            "x".repeat(TEMPLATE_BYTES_MAX)
+        );
+        check(&long, Err("at most 262144"));
+    }
+
+    #[test]
+    fn names_stand_in_keys_and_paths() {
+        for name in ["welcome", "a.b-c_9"] {
+            assert_eq!(wrong_template_name(name), None);
+        }
+        for name in ["", "a:b", "a/b", "é", &"n".repeat(65)] {
+            assert!(wrong_template_name(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_jobs_values_win_over_the_stored_ones() {
+        let raw = |json: &str| RawValue::from_string(json.to_owned()).unwrap();
+        let (stored, own) = (raw(r#"{"a":1,"b":2}"#), raw(r#"{"b":3,"c":null}"#));
+        assert_eq!(over(Some(&stored), Some(&own)).get(), r#"{"a":1,"b":3}"#);
+        assert_eq!(over(None, None).get(), "{}");
+    }
+
+    #[test]
+    fn an_unknown_name_comes_with_near_ones() {
+        let known = [("welcome".to_owned(), 3), ("invoice".to_owned(), 1)];
+        let said = |name: &str, known: &[_]| unknown_template("shop", name, known).what;
+        assert_eq!(
+            said("welcom", &known),
+            r#"app "shop" has no stored message "welcom"; did you mean "welcome"?"#
+        );
+        assert!(said("xyz", &known).ends_with("; there are: welcome, invoice"));
+        assert!(said("xyz", &[]).ends_with("fanwise template put"));
+    }
+}

@@ -1,0 +1,130 @@
+//! Stored messages: `/v1/templates` and `/v1/templates/{name}`, of the app that `?app=` names.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+use super::Gateway;
+use super::problem::Refusal;
+use super::routes::Shared;
+use super::wire::{TemplateRow, TemplateView};
+use crate::domain::fields::Problem;
+use crate::domain::mapping::Strictness;
+use crate::domain::message::Content;
+use crate::domain::slice::Head;
+use crate::domain::template::{
+    read_template, unknown_template, with_template, wrong_template_name,
+};
+use crate::ports::{Broker, Transport, fit};
+use crate::worker::Store;
+
+#[derive(Deserialize)]
+pub(super) struct Of {
+    #[serde(default = "default_app")]
+    app: String,
+    version: Option<u32>,
+}
+
+fn default_app() -> String {
+    "default".to_owned()
+}
+
+pub(super) async fn list<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Query(of): Query<Of>,
+) -> Result<Json<Vec<TemplateRow>>, Refusal> {
+    let stored = gateway.context.store.templates(&of.app).await?;
+    Ok(Json(TemplateRow::all(&of.app, stored)))
+}
+
+pub(super) async fn show<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path(name): Path<String>,
+    Query(of): Query<Of>,
+) -> Result<Json<TemplateView>, Refusal> {
+    let store = &gateway.context.store;
+    match store.template(&of.app, &name, of.version).await? {
+        Some(stored) => Ok(Json(TemplateView::of(&of.app, &name, stored))),
+        None => Err(unknown(&gateway, &of, &name).await?),
+    }
+}
+
+pub(super) async fn put<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path(name): Path<String>,
+    Query(of): Query<Of>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<TemplateView>, Refusal> {
+    let body = body.map_err(|error| Refusal::BadBody(error.status(), error.body_text()))?;
+    let message = str::from_utf8(&body)
+        .map_err(|error| Refusal::BadBody(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let mut problems = read_template(message).err().unwrap_or_default();
+    problems.extend(wrong_template_name(&name).map(|what| Problem::new("name", what)));
+    if !gateway.context.apps.contains_key(&of.app) {
+        problems.push(Problem::new("app", format!("there is no app {:?}", of.app)));
+    }
+    if !problems.is_empty() {
+        return Err(Refusal::BadRequest(problems));
+    }
+    let store = &gateway.context.store;
+    let stored = store.put_template(&of.app, &name, message).await?;
+    Ok(Json(TemplateView::of(&of.app, &name, stored)))
+}
+
+pub(super) async fn delete<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    Path(name): Path<String>,
+    Query(of): Query<Of>,
+) -> Result<StatusCode, Refusal> {
+    match gateway
+        .context
+        .store
+        .delete_template(&of.app, &name)
+        .await?
+    {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(unknown(&gateway, &of, &name).await?),
+    }
+}
+
+async fn unknown<B: Broker, S: Store, T>(
+    gateway: &Gateway<B, S, T>,
+    of: &Of,
+    name: &str,
+) -> Result<Refusal, Refusal> {
+    let known = gateway.context.store.templates(&of.app).await?;
+    Ok(Refusal::NotFound(match of.version {
+        Some(version) => format!("there is no version {version} of {name:?} any more"),
+        None => unknown_template(&of.app, name, &known).what,
+    }))
+}
+
+/// Whether the stored message of a job is there and fits: the version that it started with, or the
+/// newest one. Only a hint, and early: the intake decides.
+pub(super) async fn check<B: Broker, S: Store, T>(
+    gateway: &Gateway<B, S, T>,
+    head: &Head,
+    started_with: Option<u32>,
+    all: bool,
+    strictness: Strictness,
+) -> Result<(), Refusal> {
+    let Content::Template(name) = &head.content else {
+        return Ok(());
+    };
+    let store = &gateway.context.store;
+    let Some(stored) = store.template(&head.app, name, started_with).await? else {
+        let known = store.templates(&head.app).await?;
+        return Err(Refusal::BadJob(vec![unknown_template(
+            &head.app, name, &known,
+        )]));
+    };
+    let head = with_template(head, &stored.message).map_err(Refusal::BadJob)?;
+    let target = &*gateway.context.targets[&head.target].target;
+    match fit(target, &head, all, strictness).problems {
+        problems if problems.is_empty() => Ok(()),
+        problems => Err(Refusal::BadJob(problems)),
+    }
+}
