@@ -1,8 +1,8 @@
 //! IM systems: one folder each, and the mock server that stands in for them in tests.
 //!
 //! A folder holds everything about its system: settings, how a call is put together, how its reply is
-//! read, which code means what. A further system is a folder, its `mod` line and one line in the list
-//! at the end of this file. Nothing here waits or retries: adapters are pure functions, sending is
+//! read, which code means what, and how its existing callers speak ([`ingress`]). A further system is a
+//! folder, its `mod` line and one line in each list at the end of this file. Nothing here waits or retries: adapters are pure functions, sending is
 //! [`http`]'s work, and what happens after an answer is the worker's.
 
 /// Jobs and replies for the tests of all systems.

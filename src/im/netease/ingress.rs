@@ -161,7 +161,10 @@ impl No {
 
 /// Whether a code is one of the vendor's, of either version, by which a message is refused.
 fn is_own(code: u32) -> bool {
-    (300..600).contains(&code) || (100_000..200_000).contains(&code)
+    const FIRST: [u32; 16] = [
+        301, 315, 403, 404, 405, 408, 414, 416, 419, 422, 423, 500, 503, 508, 509, 514,
+    ];
+    FIRST.contains(&code) || (100_000..200_000).contains(&code)
 }
 
 impl Ingress for NetEaseIngress {

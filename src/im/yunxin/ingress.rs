@@ -262,7 +262,8 @@ impl Said {
         };
         let mut native = Native::new();
         if from.has_more_than(ours) {
-            native.extend(from.without(&[CLIENT_ID]).map(|it| ("message", it)));
+            let written = as_written(from, attachment.as_deref());
+            native.extend(written.map(|it| ("message", it)));
         }
         Ok(Self {
             message,
@@ -272,10 +273,20 @@ impl Said {
                 message_type: number,
                 sub_type,
                 text,
-                attachment: from.raw("attachment").map(ToOwned::to_owned),
+                attachment: attachment.and_then(|json| RawValue::from_string(json.into()).ok()),
             },
         })
     }
+}
+
+/// The message for a backend. The attachment may have stood in a text, which a backend would refuse.
+fn as_written(from: &Loose<'_>, attachment: Option<&str>) -> Option<Box<RawValue>> {
+    let fields = from.fields().filter(|(name, _)| *name != CLIENT_ID);
+    let mut fields: BTreeMap<_, _> = fields.map(|(name, it)| (name, it.to_owned())).collect();
+    if let Some(json) = attachment {
+        fields.insert("attachment", RawValue::from_string(json.to_owned()).ok()?);
+    }
+    serde_json::value::to_raw_value(&fields).ok()
 }
 
 fn attached(number: i64, json: &str) -> Result<MessageDocument, No> {

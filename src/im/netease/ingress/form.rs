@@ -7,8 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use serde::de::IgnoredAny;
-
 use crate::im::ingress::loose::{Loose, unpacked};
 
 /// The fields that hold JSON, and the others.
@@ -67,22 +65,25 @@ impl Form {
 
     fn of_form(text: &str) -> Option<Vec<(String, String)>> {
         let mut fields: Vec<(String, String)> = Vec::new();
-        let mut unended = false;
+        let mut json = Progress::default();
         for part in text.split('&') {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             let known = JSON.contains(&name) || PLAIN.contains(&name);
             match fields.last_mut() {
-                Some((_, before)) if unended && !known => {
+                Some((_, before)) if json.is_open() && !known => {
+                    let part = decoded(part)?;
+                    json.feed(&part);
                     before.push('&');
-                    before.push_str(&decoded(part)?);
-                    unended = is_broken(before);
+                    before.push_str(&part);
                 }
                 _ => {
-                    let decoded = (decoded(name)?, decoded(value)?);
+                    let field = (decoded(name)?, decoded(value)?);
+                    json = Progress::default();
                     // No encoder leaves a bracket or a brace as it is.
-                    let plain = JSON.contains(&name) && value.starts_with(['{', '[']);
-                    unended = plain && is_broken(&decoded.1);
-                    fields.push(decoded);
+                    if JSON.contains(&name) && value.starts_with(['{', '[']) {
+                        json.feed(&field.1);
+                    }
+                    fields.push(field);
                 }
             }
         }
@@ -94,8 +95,32 @@ impl Form {
     }
 }
 
-fn is_broken(json: &str) -> bool {
-    serde_json::from_str::<IgnoredAny>(json).is_err()
+/// How far JSON has come, by its brackets and quotes. Looked at byte by byte, once, however many parts it
+/// comes in.
+#[derive(Default)]
+struct Progress {
+    depth: usize,
+    in_text: bool,
+    escaped: bool,
+}
+
+impl Progress {
+    fn feed(&mut self, json: &str) {
+        for byte in json.bytes() {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = self.in_text,
+                b'"' => self.in_text = !self.in_text,
+                b'{' | b'[' if !self.in_text => self.depth += 1,
+                b'}' | b']' if !self.in_text => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.in_text || self.depth > 0
+    }
 }
 
 /// A text without its encoding; nothing if that is not UTF-8.
@@ -160,6 +185,21 @@ mod tests {
         check("pushcontent=[Sale]&x=1", "x", Some("1"));
         check("body=%7B%22a&x=1", "x", Some("1"));
         check(r#"body={"msg":"x"}&type=0"#, "type", Some("0"));
+    }
+
+    #[test]
+    fn unencoded_json_ends_where_its_brackets_close() {
+        check(
+            r#"body={"a":["}&x=1"]}&x=2"#,
+            "body",
+            Some(r#"{"a":["}&x=1"]}"#),
+        );
+        check(r#"body={"a":["}&x=1"]}&x=2"#, "x", Some("2"));
+        check(r#"body={"a":"\"}&x=1"}&x=2"#, "x", Some("2"));
+        check(r#"body={"a":"\\"}&x=1"#, "x", Some("1"));
+        // However long, it is looked at once.
+        let endless = format!("body={{\"{}", "&".repeat(1_000_000));
+        check(&endless, "type", None);
     }
 
     #[test]

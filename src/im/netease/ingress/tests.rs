@@ -158,6 +158,7 @@ fn failures_of_the_sender_are_failures_of_the_call() {
     // Of other systems: that nobody got it must not be told as a success.
     assert_eq!(said(failed("err_1302", "blocked"))["code"], 403);
     assert_eq!(said(failed("reason_15", "error"))["code"], 403);
+    assert_eq!(said(failed("400", "bad request"))["code"], 403);
     let ended = |outcome, class| Fate::Ended {
         outcome,
         class,

@@ -369,8 +369,18 @@ fn every_type_of_message_is_understood() {
         let (content, native) = of(kind, file.clone());
         assert_eq!((content.kind(), native), (expected, true));
     }
-    // As a text, as the older API took it.
-    assert_eq!(of(1, json!(file.to_string())).0.kind(), "image");
+    // As a text, as the older API took it; to a backend it goes as an object.
+    let (content, native) = of(1, json!(file.to_string()));
+    assert_eq!((content.kind(), native), ("image", true));
+    let in_text = with(&[
+        ("/message/message_type", json!(1)),
+        ("/message/attachment", json!(file.to_string())),
+        ("/message/message_client_id", json!("client-1")),
+    ]);
+    let in_text = order(&in_text).jobs.remove(0).native.unwrap();
+    let native: Value = serde_json::from_str(in_text.get()).unwrap();
+    let expected = json!({"message_type": 1, "text": "hello", "attachment": file});
+    assert_eq!(native, json!({"message": expected}));
     let place = json!({"latitude": 1.5, "longitude": "2.5", "title": "Here"});
     assert_eq!(of(4, place).0.kind(), "location");
     let tip = with(&[("/message/message_type", json!(10))]);
