@@ -85,6 +85,7 @@ impl SliceResult {
 pub enum LedgerStep {
     Accept,
     Expanded,
+    Gather,
     Claim,
     Renew,
     Settle,
@@ -95,9 +96,10 @@ pub enum LedgerStep {
 }
 
 impl LedgerStep {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Accept,
         Self::Expanded,
+        Self::Gather,
         Self::Claim,
         Self::Renew,
         Self::Settle,
@@ -111,6 +113,7 @@ impl LedgerStep {
         match self {
             Self::Accept => "accept",
             Self::Expanded => "expanded",
+            Self::Gather => "gather",
             Self::Claim => "claim",
             Self::Renew => "renew",
             Self::Settle => "settle",

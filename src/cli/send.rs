@@ -194,7 +194,11 @@ impl SendArgs {
                 let document = self.document(
                     message.clone(),
                     users,
-                    (of > 1).then_some(Part { number, of }),
+                    (of > 1).then_some(Part {
+                        number,
+                        of,
+                        together: None,
+                    }),
                 );
                 serde_json::to_vec(&document).or_exit(Exit::Internal)
             })

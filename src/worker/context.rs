@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, watch};
 
 use super::credential::Keyring;
+use super::together::Complete;
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
@@ -92,6 +93,7 @@ pub struct Context<S, T> {
     ledger_up: watch::Sender<bool>,
     parked: watch::Sender<HashMap<String, Park>>,
     progress: Mutex<HashMap<JobId, Instant>>,
+    pub(super) complete: Complete,
 }
 
 /// The work was told to stop before the step succeeded.
@@ -121,6 +123,7 @@ impl<S: Store, T> Context<S, T> {
             ledger_up: watch::Sender::new(false),
             parked: watch::Sender::new(HashMap::new()),
             progress: Mutex::new(HashMap::new()),
+            complete: Complete::default(),
         }
     }
 

@@ -26,9 +26,10 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
 use super::call::{Caller, lost};
-use super::context::{Store, TargetRuntime, chain, now_ms, rfc3339};
+use super::context::{Halted, Store, TargetRuntime, chain, now_ms, rfc3339};
 use super::enumerate::enumerate;
 use super::shift::Shift;
+use super::together::{self, Turn};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::limits::{Cost, Grant, Rate};
@@ -247,12 +248,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     /// One window: wait, claim, call, settle.
     async fn window(&mut self) -> Result<(), Pause> {
         self.check_time()?;
-        let expired = self
-            .slice
-            .head
-            .expires_at_ms
-            .is_some_and(|at| now_ms() >= at);
-        let most = if expired {
+        let over = self.over().await?;
+        let most = if over.is_some() {
             self.slice.recipients.len()
         } else {
             self.wait_while_parked().await?;
@@ -260,12 +257,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         };
         let picked = self.pick(most);
         let leased: usize = picked.iter().map(Range::len).sum();
-        let (planned, mut results) = self.claim(picked, expired).await?;
-        if expired {
+        let (planned, mut results) = self.claim(picked, over.is_some()).await?;
+        if let Some(outcome) = over {
             let members = planned.iter().flat_map(|call| &call.members);
             results
                 .outcomes
-                .extend(members.map(|index| (self.fingerprints[*index], Outcome::Expired)));
+                .extend(members.map(|index| (self.fingerprints[*index], outcome)));
         } else {
             self.refund(leased, &planned).await;
             self.call(planned, &mut results).await;
@@ -286,6 +283,21 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             Some(at) if at > now => Err(Pause::PutOff(Duration::from_millis(at - now))),
             _ => Ok(()),
         }
+    }
+
+    /// How everybody ends who is left, if nobody is to be sent to any more.
+    async fn over(&mut self) -> Result<Option<Outcome>, Pause> {
+        if let Some(part) = &self.slice.together {
+            match together::turn(self.shift, &self.slice.head, part).await {
+                Ok(Turn::Go) => self.slice.together = None,
+                Ok(Turn::Wait(wait)) => return Err(Pause::PutOff(wait)),
+                Ok(Turn::Cancel) => return Ok(Some(Outcome::Cancelled)),
+                Err(Halted) => return Err(Pause::PutOff(Duration::ZERO)),
+            }
+        }
+        let expires = self.slice.head.expires_at_ms;
+        let expired = expires.is_some_and(|at| now_ms() >= at);
+        Ok(expired.then_some(Outcome::Expired))
     }
 
     fn budget(&self) -> Duration {
@@ -449,7 +461,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     async fn claim(
         &mut self,
         picked: Vec<Range<usize>>,
-        expired: bool,
+        over: bool,
     ) -> Result<(Vec<PlannedCall>, Results), Pause> {
         let recipients: Vec<Fingerprint> = picked
             .iter()
@@ -472,7 +484,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 match state {
                     ClaimState::Granted => members.push(index),
                     ClaimState::TakenOver => {
-                        if self.takes_over(index, expired, &mut results) {
+                        if self.takes_over(index, over, &mut results) {
                             members.push(index);
                             in_doubt = true;
                         }
@@ -523,16 +535,16 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
 
     /// Somebody else's claim ran out without an outcome: perhaps sent, so the policy decides.
     /// Returns whether to send.
-    fn takes_over(&mut self, index: usize, expired: bool, results: &mut Results) -> bool {
+    fn takes_over(&mut self, index: usize, over: bool, results: &mut Results) -> bool {
         let attempt = self.slice.attempts_of(index) + 1;
         let recipient = [self.slice.recipients[index].as_str()];
-        if !expired && self.calls.probe(&recipient).is_some() {
+        if !over && self.calls.probe(&recipient).is_some() {
             // The target is asked before anybody decides.
             return true;
         }
         let policy = match self.on_uncertain {
             // Too late to send again, and not known to have failed.
-            OnUncertain::Retry if expired => OnUncertain::Hold,
+            OnUncertain::Retry if over => OnUncertain::Hold,
             policy => policy,
         };
         self.shift

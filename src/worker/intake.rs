@@ -21,7 +21,7 @@ use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprinter, SliceId};
 use crate::domain::job::Job;
 use crate::domain::lane::Priority;
-use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice};
+use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice, Together};
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
     Accepted, Consumer, Delivery, Lost, Outgoing, Publisher, Route, Submission, Transport, fit,
@@ -183,7 +183,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         let published = if job.is_for_all() {
             self.ask_for_all(&job, shape)
         } else {
-            self.publish(&job, shape, &submission.submission)
+            self.gather(&job)
+                .and_then(|()| self.publish(&job, shape, &submission.submission))
         };
         match published.and_then(|()| self.announce(&job.head, &submission.submission, result)) {
             Ok(()) => Fate::Taken(result),
@@ -233,6 +234,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             shape,
             lane: lane.clone(),
             first_attempt_at_ms: None,
+            together: None,
             recipients: Vec::new(),
             enumeration: Some(Enumeration {
                 cursor: None,
@@ -253,6 +255,21 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         ])
     }
 
+    /// Tells the ledger that a part is there, of a list that waits for all of its parts.
+    fn gather(&self, job: &Job<'_>) -> Result<(), Lost> {
+        let Some(part) = job.part.together() else {
+            return Ok(());
+        };
+        let context = &*self.shift.context;
+        let lost = self.shift.lost.cancelled();
+        self.runtime
+            .block_on(context.step(LedgerStep::Gather, lost, || {
+                context.store.gather(job.head.id, &part, false)
+            }))
+            .map(drop)
+            .map_err(|_| Lost)
+    }
+
     /// Cuts and publishes all slices.
     fn publish(&self, job: &Job<'_>, shape: Shape, submission: &str) -> Result<(), Lost> {
         let context = &*self.shift.context;
@@ -261,11 +278,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         let mut cutter = Cutter::new(fingerprinter, shape, submission, settings.slice_recipients);
         let lane = job.head.lane(job.entries).to_string();
         let head = Arc::new(job.head.clone());
+        let together = job.part.together();
         let mut batch = Vec::with_capacity(BATCH_SLICES);
         let mut published = Ok(());
         job.for_each_recipient(|recipient| {
             if let Some(cut) = cutter.push(recipient) {
-                batch.push(self.outgoing(&head, &lane, shape, cut));
+                batch.push(self.outgoing(&head, &lane, together.as_ref(), shape, cut));
             }
             if batch.len() >= BATCH_SLICES && published.is_ok() {
                 published = self.send(std::mem::take(&mut batch));
@@ -273,7 +291,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         });
         published?;
         for cut in cutter.finish() {
-            batch.push(self.outgoing(&head, &lane, shape, cut));
+            batch.push(self.outgoing(&head, &lane, together.as_ref(), shape, cut));
             if batch.len() >= BATCH_SLICES {
                 self.send(std::mem::take(&mut batch))?;
             }
@@ -292,6 +310,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         &self,
         head: &Arc<Head>,
         lane: &str,
+        together: Option<&Together>,
         shape: Shape,
         cut: Cut<Member<'_>>,
     ) -> Outgoing {
@@ -309,6 +328,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             lane: lane.to_owned(),
             first_attempt_at_ms: None,
             enumeration: None,
+            together: together.cloned(),
             vars: if personal { vars.collect() } else { Vec::new() },
             recipients: cut
                 .recipients

@@ -14,6 +14,7 @@ mod enumerate;
 mod intake;
 mod lanes;
 mod shift;
+mod together;
 
 use std::sync::Arc;
 use std::time::Duration;
