@@ -90,13 +90,14 @@ pub enum LedgerStep {
     Renew,
     Settle,
     Complete,
+    Look,
     Audit,
     Lease,
     Park,
 }
 
 impl LedgerStep {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Accept,
         Self::Expanded,
         Self::Gather,
@@ -104,6 +105,7 @@ impl LedgerStep {
         Self::Renew,
         Self::Settle,
         Self::Complete,
+        Self::Look,
         Self::Audit,
         Self::Lease,
         Self::Park,
@@ -118,6 +120,7 @@ impl LedgerStep {
             Self::Renew => "renew",
             Self::Settle => "settle",
             Self::Complete => "complete",
+            Self::Look => "look",
             Self::Audit => "audit",
             Self::Lease => "lease",
             Self::Park => "park",

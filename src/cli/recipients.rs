@@ -74,7 +74,10 @@ mod tests {
     fn one_bad_line_and_nothing_is_taken() {
         let found = read("\"u1\"\n{\"x\":1}\n{".as_bytes(), ListFormat::Ndjson, None);
         let error = found.unwrap_err();
-        assert!(error.starts_with("nothing was sent: line 2: no recipient"), "{error}");
+        assert!(
+            error.starts_with("nothing was sent: line 2: no recipient"),
+            "{error}"
+        );
         let found = read("u1\n".as_bytes(), ListFormat::of(Path::new("a.txt")), None);
         assert!(matches!(&found.unwrap()[..], [MemberDocument::Id(id)] if id == "u1"));
     }

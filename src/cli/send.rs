@@ -17,7 +17,8 @@ use crate::config::Config;
 use crate::domain::fields::summary;
 use crate::domain::ids::JobId;
 use crate::domain::job::{
-    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, Job, JobDocument, MessageDocument, Part,
+    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, Job, JobDocument, MemberDocument,
+    MessageDocument, Part,
 };
 use crate::domain::lane::Priority;
 use crate::domain::message::Options;
@@ -155,8 +156,9 @@ impl SendArgs {
     }
 
     /// Recipients from the arguments and the file, in that order.
-    fn recipients(&self) -> Result<Vec<String>, Failure> {
-        let mut all = self.recipients.clone();
+    fn recipients(&self) -> Result<Vec<MemberDocument>, Failure> {
+        let named = self.recipients.iter().cloned();
+        let mut all: Vec<_> = named.map(MemberDocument::Id).collect();
         if let Some(path) = &self.file {
             let column = self.column.as_deref();
             let format = self.format.unwrap_or_else(|| ListFormat::of(path));
@@ -184,7 +186,7 @@ impl SendArgs {
     }
 
     /// The messages of the job, as many parts as its list needs.
-    fn bodies(&self, recipients: Vec<String>) -> Result<Vec<Vec<u8>>, Failure> {
+    fn bodies(&self, recipients: Vec<MemberDocument>) -> Result<Vec<Vec<u8>>, Failure> {
         let message = self.message()?;
         let parts = parts(recipients);
         let of = parts.len() as u32;
@@ -235,11 +237,11 @@ impl SendArgs {
     fn document(
         &self,
         message: MessageDocument,
-        users: Vec<String>,
+        users: Vec<MemberDocument>,
         part: Option<Part>,
     ) -> JobDocument {
         let audience = AudienceDocument {
-            users: Some(users.into_iter().map(Into::into).collect()),
+            users: Some(users),
             exclude: self.exclude.clone(),
             ..AudienceDocument::default()
         };
@@ -270,16 +272,11 @@ impl SendArgs {
 const BODY_MARGIN: usize = 512 * 1024;
 
 /// Cuts a list so that every part fits into one message.
-fn parts(recipients: Vec<String>) -> Vec<Vec<String>> {
+fn parts(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
     let mut parts = vec![Vec::new()];
     let mut bytes = 0;
     for recipient in recipients {
-        // Six bytes for every one is the longest JSON escape.
-        let size = if recipient.contains(['"', '\\']) {
-            recipient.len() * 6
-        } else {
-            recipient.len()
-        } + 3;
+        let size = json_bytes(&recipient);
         let full = parts
             .last()
             .is_some_and(|part| part.len() >= JOB_RECIPIENTS_MAX);
@@ -293,6 +290,17 @@ fn parts(recipients: Vec<String>) -> Vec<Vec<String>> {
         }
     }
     parts
+}
+
+/// How long a recipient is as JSON, at most.
+fn json_bytes(recipient: &MemberDocument) -> usize {
+    let (id, vars) = match recipient {
+        MemberDocument::Id(id) => (id, 0),
+        MemberDocument::WithVars { id, vars } => (id, vars.get().len() + 16),
+    };
+    // Twice is the longest escape of what may stand in an id.
+    let longest = if id.contains(['"', '\\']) { 2 } else { 1 };
+    id.len() * longest + vars + 3
 }
 
 /// Reads every message as the worker will, so that mistakes are found before anything is sent.
@@ -376,7 +384,7 @@ mod tests {
 
     #[test]
     fn long_lists_become_parts_that_fit() {
-        let list = vec!["u".repeat(200); 150_000];
+        let list = vec![MemberDocument::Id("u".repeat(200)); 150_000];
         let parts = parts(list);
         assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 150_000);
         for part in &parts {

@@ -161,11 +161,13 @@ impl<'de> Visitor<'de> for Line<'_> {
     }
 
     fn visit_u64<E>(self, id: u64) -> Result<Member<'de>, E> {
-        self.visit_str(&id.to_string())
+        let id = Cow::Owned(id.to_string());
+        Ok(Member { id, vars: None })
     }
 
     fn visit_i64<E>(self, id: i64) -> Result<Member<'de>, E> {
-        self.visit_str(&id.to_string())
+        let id = Cow::Owned(id.to_string());
+        Ok(Member { id, vars: None })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Member<'de>, A::Error> {
@@ -308,7 +310,8 @@ struct Metered<R> {
 impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if self.room.get() == 0 {
-            let what = format!("a record longer than {LINE_BYTES_MAX} bytes; is a quote not closed?");
+            let what =
+                format!("a record longer than {LINE_BYTES_MAX} bytes; is a quote not closed?");
             return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, what));
         }
         let read = self.input.read(buffer)?;
@@ -372,10 +375,21 @@ mod tests {
             Format::Ndjson,
             "\"u1\"\n{\"x\":1}\n{\n{\"id\":\"a\",\"vars\":3}\n{\"id\":null}\n\"\" 1",
             &["u1"],
-            &["2: no recipient", "3: EOF", "4: vars: a JSON object", "5: invalid type", "6: trailing"],
+            &[
+                "2: no recipient",
+                "3: EOF",
+                "4: vars: a JSON object",
+                "5: invalid type",
+                "6: trailing",
+            ],
         );
         let long = format!("u1\n{}\nu2\n{}\nu3\n", "u".repeat(256), "u".repeat(200_000));
-        check(Format::Lines, &long, &["u1", "u2", "u3"], &["2: 256 bytes", "4: longer"]);
+        check(
+            Format::Lines,
+            &long,
+            &["u1", "u2", "u3"],
+            &["2: 256 bytes", "4: longer"],
+        );
         check(Format::Csv, "uid,name\n,x\nu2,y\n", &["u2"], &["2: empty"]);
         let (good, bad) = all(Format::Lines, None, b"a\n\xff\nb\n");
         assert_eq!((good.len(), bad.len()), (2, 1));
@@ -395,8 +409,15 @@ mod tests {
         let found = all(Format::Csv, Some("phone"), b"id,Phone\n1,2\n");
         assert_eq!(found.0, ["2"]);
         let found = all(Format::Csv, Some("fone"), b"id,Phone\n1,2\n");
-        assert_eq!(found.1, ["1: there is no column \"fone\"; there are: id, Phone"]);
-        let found = all(Format::Ndjson, Some("n"), b"{\"id\":1,\"n\":2}\n{\"id\":1}\n");
+        assert_eq!(
+            found.1,
+            ["1: there is no column \"fone\"; there are: id, Phone"]
+        );
+        let found = all(
+            Format::Ndjson,
+            Some("n"),
+            b"{\"id\":1,\"n\":2}\n{\"id\":1}\n",
+        );
         assert_eq!(found.0, ["2"]);
         assert!(found.1[0].starts_with("2: no recipient in it; looked for: n"));
     }

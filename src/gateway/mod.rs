@@ -2,68 +2,170 @@
 //!
 //! It accepts a job exactly as AMQP does: the answer 202 comes after the broker has confirmed the job,
 //! and everything else happens in the workers. Nothing is half accepted: while there is no session
-//! with the broker, the answer is 503.
+//! with the broker, while the broker takes nothing, or while the ledger is down, the answer is 503 at
+//! once, and an uploaded list is sent to when all of it is accepted.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request.
+//!
+//! Everything a caller may take up has a bound: connections, requests, the bytes of their bodies, the
+//! time they take to bring them and to take the answer.
 
+mod body;
 mod problem;
 mod routes;
+mod socket;
+mod spec;
+mod spool;
+mod submit;
+mod upload;
 mod wire;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use self::wire::{KeptLine, Submitted, Verification};
+use self::body::Memory;
+use self::problem::Refusal;
+use self::socket::Manners;
+pub use self::wire::{JobStanding, KeptLine, Submitted, Verification};
 use crate::ports::{Broker, Session, Shelves, Transport};
 use crate::secret::Secret;
 use crate::worker::{Context, RECONNECT, Store, chain};
 
 type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
 
+/// The session that is open for publishing, if one is.
+type Publishing<B> = watch::Receiver<Option<Open<PublisherOf<B>>>>;
+
+/// How the gateway serves; the defaults and bounds are in `config`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub token: Option<Secret>,
+    /// Requests at a time, those that wait for a job included.
+    pub requests_max: usize,
+    pub connections_max: usize,
+    /// Longest wait for a request, for the next bytes of it, and for its answer to be taken.
+    pub patience: Duration,
+    /// Longest wait for a job, whatever the caller prefers.
+    pub wait_max: Duration,
+    pub upload_bytes_max: u64,
+    pub upload_folder: PathBuf,
+}
+
+/// Uploads at a time: each may fill the disk up to its bound.
+const UPLOADS_MAX: usize = 16;
+
+/// Uploads that are read and published at a time: each holds a part of megabytes in memory, and one
+/// keeps a core busy.
+const SURVEYS_MAX: usize = 2;
+
 /// What the routes need.
 struct Gateway<B: Broker, S, T> {
     broker: B,
     context: Arc<Context<S, T>>,
     token: Option<Secret>,
-    /// The publisher of the session that is open, if one is.
-    publisher: watch::Receiver<Option<PublisherOf<B>>>,
+    publishing: Publishing<B>,
+    ledger_up: watch::Receiver<bool>,
+    /// No request waits any longer for a job.
+    stop: CancellationToken,
+    requests: Semaphore,
+    uploads: Semaphore,
+    surveys: Semaphore,
+    memory: Memory,
+    patience: Duration,
+    wait_max: Duration,
+    upload_bytes_max: u64,
+    upload_folder: PathBuf,
+}
+
+/// A session that is open for publishing.
+#[derive(Clone)]
+pub struct Open<P> {
+    publisher: P,
+    /// The broker is short of memory or disk.
+    blocked: watch::Receiver<bool>,
+}
+
+impl<P> Open<P> {
+    /// Refuses while the broker takes nothing.
+    fn check(&self) -> Result<(), Refusal> {
+        if *self.blocked.borrow() {
+            let what = "the broker is short of memory or disk and takes nothing";
+            return Err(Refusal::Unavailable(what.to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl<B: Broker, S, T> Gateway<B, S, T> {
+    /// What accepts jobs now, or why nothing does.
+    fn open(&self) -> Result<Open<PublisherOf<B>>, Refusal> {
+        if !*self.ledger_up.borrow() {
+            let what = "the ledger does not answer".to_owned();
+            return Err(Refusal::Unavailable(what));
+        }
+        let open = self.publishing.borrow().clone();
+        let open =
+            open.ok_or_else(|| Refusal::Unavailable("no session with the broker".to_owned()))?;
+        open.check()?;
+        Ok(open)
+    }
 }
 
 /// The gateway, bound to its address.
 pub struct Server {
     listener: TcpListener,
     routes: Router,
+    manners: Manners,
+    stop: CancellationToken,
 }
 
 impl Server {
-    /// Binds; jobs are accepted once `run` has a session with the broker.
+    /// Binds; jobs are accepted once there is a session with the broker, see [`keep_publisher`].
     pub async fn bind<B, S, T>(
-        listen: SocketAddr,
-        token: Option<Secret>,
+        settings: Settings,
         broker: B,
         context: Arc<Context<S, T>>,
-        publisher: watch::Receiver<Option<PublisherOf<B>>>,
+        publishing: Publishing<B>,
     ) -> std::io::Result<Self>
     where
         B: Broker + Shelves,
         S: Store,
         T: Transport,
     {
-        let listener = TcpListener::bind(listen).await?;
+        let listener = TcpListener::bind(settings.listen).await?;
+        let stop = CancellationToken::new();
         let gateway = Arc::new(Gateway {
             broker,
+            ledger_up: context.ledger_up(),
             context,
-            token,
-            publisher,
+            token: settings.token,
+            publishing,
+            stop: stop.clone(),
+            requests: Semaphore::new(settings.requests_max),
+            uploads: Semaphore::new(UPLOADS_MAX),
+            surveys: Semaphore::new(SURVEYS_MAX),
+            memory: Memory::new(),
+            patience: settings.patience,
+            wait_max: settings.wait_max,
+            upload_bytes_max: settings.upload_bytes_max,
+            upload_folder: settings.upload_folder,
         });
         Ok(Self {
             listener,
             routes: routes::routes(gateway),
+            manners: Manners {
+                connections_max: settings.connections_max,
+                patience: settings.patience,
+            },
+            stop,
         })
     }
 
@@ -72,17 +174,21 @@ impl Server {
     }
 
     /// Serves until `stop`; requests under way are answered.
-    pub async fn run(self, stop: CancellationToken) -> std::io::Result<()> {
-        axum::serve(self.listener, self.routes)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
+    pub async fn run(self, stop: CancellationToken) {
+        let waiting = self.stop.clone();
+        let told = async {
+            stop.cancelled().await;
+            waiting.cancel();
+        };
+        let served = socket::serve(self.listener, self.routes, self.manners, stop.clone());
+        tokio::join!(told, served);
     }
 }
 
 /// Keeps one session open for publishing, and a new one when it is lost, until `stop`.
 pub async fn keep_publisher<B: Broker>(
     broker: B,
-    publisher: watch::Sender<Option<PublisherOf<B>>>,
+    publishing: watch::Sender<Option<Open<PublisherOf<B>>>>,
     stop: CancellationToken,
 ) {
     let mut delays = RECONNECT.delays();
@@ -91,10 +197,13 @@ pub async fn keep_publisher<B: Broker>(
             None => return,
             Some(Ok(session)) => {
                 delays.reset();
-                publisher.send_replace(Some(session.publisher()));
+                publishing.send_replace(Some(Open {
+                    publisher: session.publisher(),
+                    blocked: session.blocked(),
+                }));
                 let lost = session.lost();
                 stop.run_until_cancelled(lost.cancelled()).await;
-                publisher.send_replace(None);
+                publishing.send_replace(None);
                 session.close().await;
             }
             Some(Err(error)) => {
@@ -104,4 +213,34 @@ pub async fn keep_publisher<B: Broker>(
         stop.run_until_cancelled(tokio::time::sleep(delays.next_delay()))
             .await;
     }
+}
+
+/// Tells whether jobs are accepted, until `stop`; then they are not.
+pub async fn watch_ready<B: Broker, S: Store, T>(
+    context: Arc<Context<S, T>>,
+    mut publishing: Publishing<B>,
+    ready: watch::Sender<bool>,
+    stop: CancellationToken,
+) {
+    let mut ledger_up = context.ledger_up();
+    while !stop.is_cancelled() {
+        let open = publishing.borrow_and_update().clone();
+        let up = *ledger_up.borrow_and_update();
+        let now = up && open.as_ref().is_some_and(|open| open.check().is_ok());
+        ready.send_if_modified(|ready| std::mem::replace(ready, now) != now);
+        let unblocked = async {
+            match open {
+                Some(mut open) => open.blocked.changed().await.is_ok(),
+                None => false,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            // Their senders outlive this task, and what they sent is what counts.
+            _ = ledger_up.changed() => {}
+            _ = publishing.changed() => {}
+            true = unblocked => {}
+        }
+    }
+    ready.send_replace(false);
 }

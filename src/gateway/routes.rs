@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{Method, header};
+use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -14,18 +14,13 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::Gateway;
-use super::problem::Refusal;
-use super::wire::{KeptLine, Submitted, Verification};
+use super::body::patient;
+use super::problem::{Refusal, uniform};
+use super::submit::submit;
+use super::wire::{KeptLine, Verification};
 use crate::domain::ids::JobId;
-use crate::domain::job::{JOB_BYTES_MAX, Job};
-use crate::domain::lane::Priority;
-use crate::ports::{
-    Broker, JobRecord, KeptMessage, Outgoing, Publisher as _, Route, Shelf, Shelves, Transport, fit,
-};
+use crate::ports::{Broker, JobRecord, KeptMessage, Shelf, Shelves, Transport};
 use crate::worker::Store;
-
-/// Room above the largest job, so that one that is too large is told so and not cut off.
-const BODY_BYTES_MAX: usize = 2 * JOB_BYTES_MAX;
 
 /// Most jobs in one list.
 const LIST_MAX: usize = 1000;
@@ -46,12 +41,28 @@ where
             Arc::clone(&gateway),
             authorised::<B, S, T>,
         ))
+        .layer(from_fn_with_state(
+            Arc::clone(&gateway),
+            admitted::<B, S, T>,
+        ))
         .route("/livez", get(|| async { "live\n" }))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(map_response(uniform))
         .with_state(gateway)
 }
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
+
+/// Lets so many requests in at a time, and no slow body.
+async fn admitted<B: Broker, S, T>(
+    State(gateway): Shared<B, S, T>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Ok(_place) = gateway.requests.try_acquire() else {
+        return Refusal::Unavailable("too many requests at a time".to_owned()).into_response();
+    };
+    next.run(patient(request, gateway.patience)).await
+}
 
 async fn authorised<B: Broker, S, T>(
     State(gateway): Shared<B, S, T>,
@@ -59,6 +70,10 @@ async fn authorised<B: Broker, S, T>(
     next: Next,
 ) -> Response {
     let Some(token) = &gateway.token else {
+        // A web page that somebody on this machine looks at could send to everybody.
+        if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
+            return Refusal::FromBrowser.into_response();
+        }
         return next.run(request).await;
     };
     let given = request
@@ -76,83 +91,6 @@ async fn authorised<B: Broker, S, T>(
     } else {
         Refusal::Unauthorized.into_response()
     }
-}
-
-#[derive(Deserialize)]
-struct SubmitQuery {
-    priority: Option<Priority>,
-}
-
-async fn submit<B: Broker, S: Store, T: Transport>(
-    State(gateway): Shared<B, S, T>,
-    Query(query): Query<SubmitQuery>,
-    headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Result<(StatusCode, Json<Submitted>), Refusal> {
-    let body = body.map_err(|error| Refusal::BadBody(error.status(), error.body_text()))?;
-    let read = Arc::clone(&gateway);
-    let bytes = body.clone();
-    let priority = query.priority;
-    let job = tokio::task::spawn_blocking(move || read_job(&read, &bytes, priority))
-        .await
-        .map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))??;
-    // Only a hint, and early: the intake decides, and a message that loses a race is rejected there.
-    if let Some(record) = gateway.context.store.job(job.id).await?
-        && record.content_digest != job.content_digest
-    {
-        return Err(Refusal::Conflict(job.id));
-    }
-    let publisher = gateway.publisher.borrow().clone();
-    let publisher =
-        publisher.ok_or_else(|| Refusal::Unavailable("no session with the broker".to_owned()))?;
-    let traceparent = headers
-        .get("traceparent")
-        .and_then(|value| value.to_str().ok());
-    let message = Outgoing {
-        route: Route::Job(priority.or(Some(job.priority)).unwrap_or_default()),
-        body,
-        message_id: format!("{}/{}", job.id, job.submission),
-        traceparent: traceparent.map(str::to_owned),
-    };
-    publisher.publish(vec![message]).await?;
-    Ok((
-        StatusCode::ACCEPTED,
-        Json(Submitted {
-            job: job.id,
-            recipients: job.entries as u64,
-        }),
-    ))
-}
-
-/// What is known of a job that was read.
-struct Known {
-    id: JobId,
-    priority: Priority,
-    content_digest: String,
-    submission: String,
-    entries: usize,
-}
-
-fn read_job<B: Broker, S: Store, T>(
-    gateway: &Gateway<B, S, T>,
-    body: &[u8],
-    priority: Option<Priority>,
-) -> Result<Known, Refusal> {
-    let context = &*gateway.context;
-    let job =
-        Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
-    let target = &*context.targets[&job.head.target].target;
-    let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
-    if !fit.problems.is_empty() {
-        return Err(Refusal::BadJob(fit.problems));
-    }
-    Ok(Known {
-        id: job.head.id,
-        priority: job.head.priority,
-        content_digest: job.content_digest,
-        submission: job.submission,
-        entries: job.entries,
-    })
 }
 
 #[derive(Deserialize)]

@@ -67,7 +67,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
     pub async fn run(self, drain: CancellationToken) {
         let poll = {
             let (context, drain) = (Arc::clone(&self.context), drain.clone());
-            async move { drain.run_until_cancelled(watch_store(&context)).await }
+            async move { watch_store(&context, &drain).await }
         };
         let sessions = self.sessions(&drain);
         tokio::join!(poll, sessions);
@@ -203,16 +203,19 @@ async fn watch_blocked<S: Store, T>(
     }
 }
 
-/// Asks the store, again and again, which targets are parked.
-async fn watch_store<S: Store, T>(context: &Context<S, T>) {
+/// Asks the store, again and again, which targets are parked, and so whether it answers.
+pub async fn watch_store<S: Store, T>(context: &Context<S, T>, stop: &CancellationToken) {
     let targets: Vec<String> = context.targets.keys().cloned().collect();
-    loop {
-        if let Ok(parked) = context
-            .try_step(LedgerStep::Park, context.store.parked(&targets))
-            .await
-        {
-            context.note_parked(parked);
+    let look = async {
+        loop {
+            if let Ok(parked) = context
+                .try_step(LedgerStep::Park, context.store.parked(&targets))
+                .await
+            {
+                context.note_parked(parked);
+            }
+            tokio::time::sleep(POLL).await;
         }
-        tokio::time::sleep(POLL).await;
-    }
+    };
+    let _: Option<()> = stop.run_until_cancelled(look).await;
 }
