@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
 
+use super::form;
 use crate::amqp::Rabbit;
 use crate::app;
 use crate::config::Config;
@@ -47,6 +48,20 @@ impl Access {
         })
     }
 
+    /// Submits a job with the whole of a long list at once, where a server takes that; `Ok(false)`
+    /// where there is none.
+    pub(super) async fn upload(&self, priority: Priority, form: Vec<u8>) -> Result<bool, Failure> {
+        let Self::Server(server) = self else {
+            return Ok(false);
+        };
+        let traceparent = std::env::var("TRACEPARENT").ok();
+        let trace = traceparent.as_deref();
+        server
+            .submit(priority, form::CONTENT_TYPE, form, trace)
+            .await?;
+        Ok(true)
+    }
+
     /// Submits the messages of a job, one after the other; all of them are accepted when this is `Ok`.
     pub(super) async fn submit(
         &self,
@@ -59,7 +74,7 @@ impl Access {
             Self::Server(server) => {
                 for body in bodies {
                     server
-                        .submit(priority, body, traceparent.as_deref())
+                        .submit(priority, JSON, body, traceparent.as_deref())
                         .await?;
                 }
             }
@@ -148,7 +163,9 @@ impl Access {
                     Shelf::Dead => "/v1/dead",
                     Shelf::Rejected => "/v1/rejected",
                 };
-                let reply = server.ask(Method::GET, path, Bytes::new(), None).await?;
+                let reply = server
+                    .ask(Method::GET, path, None, Bytes::new(), None)
+                    .await?;
                 if reply.status != 200 {
                     return Err(refused(&reply));
                 }
@@ -180,6 +197,7 @@ pub(super) struct Server {
     client: Client,
 }
 
+const JSON: &str = "application/json";
 /// Longest wait for an answer; the shelves may be long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest answer: a million dead letters.
@@ -205,12 +223,13 @@ impl Server {
     async fn submit(
         &self,
         priority: Priority,
+        kind: &'static str,
         body: Vec<u8>,
         traceparent: Option<&str>,
     ) -> Result<(), Failure> {
         let path = format!("/v1/jobs?priority={}", priority.as_str());
         let reply = self
-            .ask(Method::POST, &path, body.into(), traceparent)
+            .ask(Method::POST, &path, Some(kind), body.into(), traceparent)
             .await?;
         if (200..300).contains(&reply.status) {
             Ok(())
@@ -221,7 +240,9 @@ impl Server {
 
     /// A JSON answer; nothing where the server says 404.
     async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
-        let reply = self.ask(Method::GET, path, Bytes::new(), None).await?;
+        let reply = self
+            .ask(Method::GET, path, None, Bytes::new(), None)
+            .await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body)
                 .map(Some)
@@ -235,6 +256,7 @@ impl Server {
         &self,
         method: Method,
         path: &str,
+        kind: Option<&'static str>,
         body: Bytes,
         traceparent: Option<&str>,
     ) -> Result<Reply, Failure> {
@@ -242,10 +264,8 @@ impl Server {
             .parse()
             .or_exit(Exit::Internal)?;
         let mut headers = HeaderMap::new();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
+        let kind = kind.map(|kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind)));
+        headers.extend(kind);
         if let Some(token) = &self.token {
             let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
             headers.insert(header::AUTHORIZATION, value.or_exit(Exit::BadConfig)?);
@@ -280,7 +300,7 @@ fn refused(reply: &Reply) -> Failure {
         .as_str()
         .map_or_else(|| shorten(&text, 300), Into::into);
     let (exit, what) = match reply.status {
-        400 | 413 | 422 => (Exit::BadInput, "refused"),
+        400 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
         409 => (Exit::BadInput, "conflict"),
         401 => (Exit::BadConfig, "gateway.token is missing or wrong"),
         _ => (Exit::Unavailable, "not accepted"),

@@ -5,6 +5,7 @@ mod config;
 mod dead;
 mod demo;
 mod doctor;
+mod form;
 mod healthcheck;
 mod job;
 mod mock_im;
