@@ -50,10 +50,10 @@ impl Upload {
         &self,
         mut check: impl FnMut(&[u8]) -> Result<String, Refusal>,
     ) -> Result<(Parts, Vec<String>), Refusal> {
-        // The number of parts is not known yet, and names nothing.
+        // Neither their number nor a name is known yet, and a submission depends on neither.
         let unknown = Parts {
             of: PARTS_MAX,
-            list: String::new(),
+            list: "?".to_owned(),
         };
         let mut submissions = Vec::new();
         self.for_each_message(&unknown, |message| {
