@@ -60,6 +60,17 @@ impl Answer {
 
 /// A request with a body of known length, on a connection of its own.
 async fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let answer = try_ask(port, method, path, headers, body).await;
+    answer.unwrap_or_else(|| panic!("no answer to {method} {path}"))
+}
+
+async fn try_ask(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Option<Answer> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
     for (name, value) in headers {
@@ -72,13 +83,13 @@ async fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body
     answer(&mut stream).await
 }
 
-async fn answer(stream: &mut TcpStream) -> Answer {
+/// The answer of a server that closes the connection after it; none from one that is killed.
+async fn answer(stream: &mut TcpStream) -> Option<Answer> {
     let mut text = Vec::new();
     let read = tokio::time::timeout(BOUND, stream.read_to_end(&mut text));
     // A reset after the answer is the end of it.
     let _ = read.await.expect("an answer in time");
-    let text = String::from_utf8_lossy(&text);
-    Answer::read(&text).unwrap_or_else(|| panic!("no answer: {text:?}"))
+    Answer::read(&String::from_utf8_lossy(&text))
 }
 
 fn spec(key: &str) -> String {
@@ -209,14 +220,6 @@ async fn completed(port: u16, key: &str) -> Value {
         (record["state"] == "completed").then_some(record)
     })
     .await
-}
-
-fn ndjson(users: &[String]) -> Vec<u8> {
-    let mut list = String::new();
-    for user in users {
-        let _ = writeln!(list, "\"{user}\"");
-    }
-    list.into_bytes()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -795,13 +798,13 @@ async fn a_million_recipients_are_taken_in_bounded_memory() {
     world.end().await;
 }
 
-/// Long names: a part is full with 4 MiB of them.
-fn long_names(count: usize) -> Vec<String> {
-    let padding = "x".repeat(190);
-    users(count)
-        .into_iter()
-        .map(|user| format!("{user}-{padding}"))
-        .collect()
+/// A list that is long in bytes: a part is full with 4 MiB of it.
+fn long_list(people: &[String]) -> Vec<u8> {
+    let vars = json!({"padding": "x".repeat(2000)});
+    let lines = people
+        .iter()
+        .map(|id| format!("{}\n", json!({"id": id, "vars": vars})));
+    lines.collect::<String>().into_bytes()
 }
 
 /// Promise 1 with a list: a gateway that is killed between two parts leaves nobody half-notified, and
@@ -813,8 +816,8 @@ async fn a_gateway_killed_between_parts_leaves_nobody_half_notified() {
     let (link, through_link) = Relay::before(&world.amqp).await;
     let mut gateway =
         GatewayProcess::start(&world, &[("FANWISE_BROKER__URL", &through_link)]).await;
-    let people = long_names(50_000);
-    let list = ndjson(&people);
+    let people = users(5000);
+    let list = long_list(&people);
     // Two of three parts and something of the third get through.
     link.cut_after(Way::ToServer, 9 * 1024 * 1024);
     let port = gateway.port;
@@ -834,7 +837,7 @@ async fn a_gateway_killed_between_parts_leaves_nobody_half_notified() {
         (record["submissions"] == 2).then(|| record["accounts"]["total"].as_u64().unwrap() / 500)
     })
     .await;
-    assert!(slices > 60, "{slices}");
+    assert!(slices > 5, "{slices}");
     let asked = async || {
         let metrics = worker.metrics().await;
         metrics
@@ -855,7 +858,7 @@ async fn a_gateway_killed_between_parts_leaves_nobody_half_notified() {
     let record = world.completed(&job).await;
     assert_eq!(
         (&record["accounts"]["total"], &record["accounts"]["sent"]),
-        (&json!(50_000), &json!(50_000))
+        (&json!(5000), &json!(5000))
     );
     world.assert_once_each(&people);
     worker.drain().await;
