@@ -34,7 +34,7 @@ use self::body::Memory;
 use self::problem::Refusal;
 use self::socket::Manners;
 pub use self::wire::{JobStanding, KeptLine, Submitted, Verification};
-use crate::ports::{Broker, Session, Shelves, Transport};
+use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::secret::Secret;
 use crate::worker::{Context, RECONNECT, Store, chain};
 
@@ -93,15 +93,31 @@ pub struct Open<P> {
     blocked: watch::Receiver<bool>,
 }
 
-impl<P> Open<P> {
+impl<P: Publisher> Open<P> {
     /// Refuses while the broker takes nothing.
     fn check(&self) -> Result<(), Refusal> {
         if *self.blocked.borrow() {
-            let what = "the broker is short of memory or disk and takes nothing";
-            return Err(Refusal::Unavailable(what.to_owned()));
+            return Err(takes_nothing());
         }
         Ok(())
     }
+
+    /// Publishes, unless the broker says meanwhile that it takes nothing: it may take the message
+    /// later, and a caller that comes back with the same key does no harm.
+    async fn publish(&self, messages: Vec<Outgoing>) -> Result<(), Refusal> {
+        let mut blocked = self.blocked.clone();
+        let blocked = async { blocked.wait_for(|blocked| *blocked).await.is_ok() };
+        tokio::select! {
+            biased;
+            published = self.publisher.publish(messages) => Ok(published?),
+            true = blocked => Err(takes_nothing()),
+        }
+    }
+}
+
+fn takes_nothing() -> Refusal {
+    let what = "the broker is short of memory or disk and takes nothing";
+    Refusal::Unavailable(what.to_owned())
 }
 
 impl<B: Broker, S, T> Gateway<B, S, T> {
@@ -224,7 +240,11 @@ pub async fn watch_ready<B: Broker, S: Store, T>(
 ) {
     let mut ledger_up = context.ledger_up();
     while !stop.is_cancelled() {
-        let open = publishing.borrow_and_update().clone();
+        let mut open = publishing.borrow_and_update().clone();
+        if let Some(open) = &mut open {
+            // A copy of a receiver has seen what the first one had.
+            open.blocked.mark_unchanged();
+        }
         let up = *ledger_up.borrow_and_update();
         let now = up && open.as_ref().is_some_and(|open| open.check().is_ok());
         ready.send_if_modified(|ready| std::mem::replace(ready, now) != now);

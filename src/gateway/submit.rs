@@ -39,9 +39,7 @@ use crate::domain::lane::Priority;
 use crate::domain::list::Format;
 use crate::domain::slice::Together;
 use crate::metrics::LedgerStep;
-use crate::ports::{
-    Broker, Gathered, JobRecord, JobState, Outgoing, Publisher, Route, Transport, fit,
-};
+use crate::ports::{Broker, Gathered, JobRecord, JobState, Outgoing, Route, Transport, fit};
 use crate::worker::{Context, Store};
 
 /// Room above the largest job, so that one that is too large is told so and not cut off.
@@ -525,10 +523,10 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         let (upload, parts) = match (draft, job.parts.clone()) {
             (Draft::One(held), _) => {
                 let message = outgoing(name, held.bytes.clone());
-                return Ok(open.publisher.publish(vec![message]).await?);
+                return open.publish(vec![message]).await;
             }
             (Draft::Keyed(body), _) => {
-                return Ok(open.publisher.publish(vec![outgoing(name, body)]).await?);
+                return open.publish(vec![outgoing(name, body)]).await;
             }
             (Draft::List(upload), Some(parts)) => (upload, parts),
             (Draft::List(_), None) => return Err(Refusal::BadJob(Vec::new())),
@@ -542,8 +540,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
                 open.check()?;
                 let name = names.next().map_or("", String::as_str);
                 // In order, and the first one is confirmed before the second: see `not_given_up`.
-                let published = open.publisher.publish(vec![outgoing(name, body)]);
-                Ok(runtime.block_on(published)?)
+                runtime.block_on(open.publish(vec![outgoing(name, body)]))
             })
         })
         .await

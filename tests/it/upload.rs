@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::process::{Finished, Process, fanwise, run_fanwise};
 use crate::support::relay::{Relay, Way};
 use crate::support::scratch::Scratch;
+use crate::support::servers::{PrivateRabbit, redis_url};
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, World, free_port, users};
 
@@ -683,6 +684,32 @@ async fn arbitrary_bodies_are_refused_in_one_form() {
     );
 }
 
+/// The parts of a list find together on the embedded engine too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_in_parts_is_sent_to_as_one() {
+    let place = Place::new("upload-parts", "").await;
+    let _process = place.serve().await;
+    let people = users(4500);
+    let taken = upload(place.port, "parts", NDJSON.1, &long_list(&people)).await;
+    let json = taken.json();
+    assert_eq!(
+        (taken.status, &json["messages"]),
+        (202, &json!(3)),
+        "{taken:?}"
+    );
+    let record = place.completed("parts").await;
+    assert_eq!(record["accounts"]["sent"], 4500, "{record}");
+    let again = upload(place.port, "parts", NDJSON.1, &long_list(&people)).await;
+    assert_eq!(
+        (again.status, &again.json()["standing"]["accounts"]["total"]),
+        (200, &json!(4500)),
+        "{again:?}"
+    );
+    let accepted = place.mock.accepted();
+    assert_eq!(accepted.len(), 4500);
+    place.nothing_is_left();
+}
+
 /// The longest list the shell is given goes as one upload.
 #[tokio::test(flavor = "multi_thread")]
 async fn fanwise_send_uploads_a_long_list() {
@@ -935,6 +962,67 @@ async fn nothing_is_accepted_while_redis_or_the_broker_is_away() {
     }
     worker.drain().await;
     world.end().await;
+}
+
+/// With a broker of the test's own.
+mod restart {
+    use super::*;
+
+    /// A broker that is short of memory takes nothing: neither does the gateway, and it says so at once
+    /// instead of letting callers wait.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_is_accepted_while_the_broker_is_short_of_memory() {
+        let (Some(broker), Some(redis)) = (PrivateRabbit::start().await, redis_url()) else {
+            return;
+        };
+        let world = Plan::on(broker.url(), &redis).start("upload-blocked").await;
+        let gateway = GatewayProcess::start(&world, &[]).await;
+        let first = post(
+            gateway.port,
+            &[JSON],
+            job("before", "x", &["u1"]).as_bytes(),
+        )
+        .await;
+        assert_eq!(first.status, 202, "{first:?}");
+        broker
+            .ctl(&["set_vm_memory_high_watermark", "0.00001"])
+            .await;
+        // The broker tells whoever publishes next.
+        let began = Instant::now();
+        let blocked = until("a gateway that refuses", BOUND, async || {
+            let refused = post(
+                gateway.port,
+                &[JSON],
+                job("during", "x", &["u1"]).as_bytes(),
+            )
+            .await;
+            (refused.status == 503).then_some(refused)
+        })
+        .await;
+        assert!(
+            blocked.is_problem() && blocked.body.contains("short of memory"),
+            "{blocked:?}"
+        );
+        assert!(
+            began.elapsed() < Duration::from_secs(8),
+            "{:?}",
+            began.elapsed()
+        );
+        gateway.until_ready(false).await;
+        broker.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
+        gateway.until_ready(true).await;
+        let after = post(
+            gateway.port,
+            &[JSON],
+            job("during", "x", &["u1"]).as_bytes(),
+        )
+        .await;
+        assert_eq!(after.status, 202, "{after:?}");
+        let worker = world.worker().await;
+        let record = world.completed(&job_id("during")).await;
+        assert_eq!(record["accounts"]["total"], 1, "{record}");
+        worker.drain().await;
+    }
 }
 
 /// The only slice of a part, with the recipients u1 and u2, accepted two hours ago.
