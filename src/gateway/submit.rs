@@ -62,7 +62,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     let before = gateway.look(checked.id).await?;
     if before
         .as_ref()
-        .is_some_and(|record| record.content_digest != checked.content_digest)
+        .is_some_and(|record| checked.conflicts(record))
     {
         // Only a hint, and early: the intake decides, and what loses a race is rejected there.
         return Err(Refusal::Conflict(checked.id));
@@ -227,6 +227,14 @@ struct Checked {
     warnings: Vec<String>,
     /// Of an uploaded list.
     parts: Option<Parts>,
+}
+
+impl Checked {
+    /// Whether the key stands for another message. A record that was rebuilt does not know for which.
+    fn conflicts(&self, record: &JobRecord) -> bool {
+        let first = &record.content_digest;
+        !first.is_empty() && *first != self.content_digest
+    }
 }
 
 impl Draft {
@@ -573,8 +581,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         loop {
             // The job is accepted, whatever the ledger says now.
             if let Ok(Some(record)) = self.look(job.id).await {
-                if record.content_digest != job.content_digest && !record.content_digest.is_empty()
-                {
+                if job.conflicts(&record) {
                     return Err(Refusal::Conflict(job.id));
                 }
                 if record.state == JobState::Completed && self.knows(job).await.unwrap_or(false) {
