@@ -21,7 +21,8 @@ pub struct Status {
     pub metrics: Arc<Metrics>,
     /// Refreshes metrics that are kept elsewhere, before each scrape.
     pub refresh: Arc<dyn Fn() + Send + Sync>,
-    pub ready: watch::Receiver<bool>,
+    /// All of them must say so.
+    pub ready: Vec<watch::Receiver<bool>>,
 }
 
 /// The running admin server.
@@ -90,7 +91,7 @@ fn routes(status: Status) -> Router {
 }
 
 async fn ready(State(status): State<Status>) -> impl IntoResponse {
-    if *status.ready.borrow() {
+    if status.ready.iter().all(|ready| *ready.borrow()) {
         (StatusCode::OK, "ready\n")
     } else {
         (

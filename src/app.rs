@@ -20,7 +20,7 @@ use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{Desk, Server, keep_publisher};
+use crate::gateway::{self, Desk, Server, keep_publisher, watch_ready};
 use crate::im::http::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
@@ -189,8 +189,24 @@ pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
     let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
     let store = ledger(&config)?;
     check_ledger(&store, &drain).await?;
-    let process = Process::start(&config, broker(&config)?, store)?;
-    process.run(&config, drain, None).await
+    let mut process = Process::new(&config, store, drain)?;
+    process.work(broker(&config)?);
+    process.run(&config).await
+}
+
+/// Runs a gateway on RabbitMQ and Redis until a signal, then drains.
+pub async fn run_gateway(config: Config) -> Result<Exit, Failure> {
+    announce("gateway", &config);
+    let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
+    let store = ledger(&config)?;
+    check_ledger(&store, &drain).await?;
+    let mut process = Process::new(&config, store, drain.clone())?;
+    process.listen(&config, broker(&config)?).await?;
+    // A worker asks for itself whether the ledger answers.
+    let context = Arc::clone(&process.context);
+    let watching = async move { worker::watch_store(&context, &drain).await };
+    process.tasks.push(Box::pin(watching));
+    process.run(&config).await
 }
 
 /// Runs gateway and worker in one process until a signal, then drains: on RabbitMQ and Redis where
@@ -217,30 +233,24 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
     store: S,
     drain: CancellationToken,
 ) -> Result<Exit, Failure> {
-    let process = Process::start(config, broker.clone(), store)?;
-    let (publisher, published) = watch::channel(None);
-    let (listen, token) = (config.gateway.listen, config.gateway.token.clone());
-    let context = Arc::clone(&process.context);
-    let facts = facts(config)?;
-    let desks = desks(config);
-    let server = Server::bind(
-        listen,
-        token,
-        broker.clone(),
-        context,
-        published,
-        facts,
-        desks,
-    )
-    .await
-    .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
-    let address = server.address().or_exit(Exit::Internal)?;
-    tracing::info!(%address, "gateway listens");
-    let gateway = Gateway {
-        server,
-        keep: Box::pin(keep_publisher(broker, publisher, drain.clone())),
-    };
-    process.run(config, drain, Some(gateway)).await
+    let mut process = Process::new(config, store, drain)?;
+    process.work(broker.clone());
+    process.listen(config, broker).await?;
+    process.run(config).await
+}
+
+fn gateway_settings(config: &Config) -> gateway::Settings {
+    let gateway = config.gateway.clone();
+    gateway::Settings {
+        listen: gateway.listen,
+        token: gateway.token,
+        requests_max: gateway.requests_max,
+        connections_max: gateway.connections_max,
+        patience: gateway.patience,
+        wait_max: gateway.wait_max,
+        upload_bytes_max: gateway.upload_bytes_max,
+        upload_folder: gateway.upload_folder,
+    }
 }
 
 /// The drop-in endpoints that apps have entrances to.
@@ -287,73 +297,90 @@ fn cannot_listen(key: &str, listen: SocketAddr, error: &std::io::Error) -> Failu
     )
 }
 
-/// A process that delivers: the worker with its admin port.
-struct Process<B, S> {
-    worker: Worker<B, S, Client>,
+/// A process that runs until a signal: what it does, as tasks that end with its drain, and whether it
+/// can do it now.
+struct Process<S> {
     context: Arc<Context<S, Client>>,
-    admin: Admin,
-    metrics: Arc<Metrics>,
+    client: Client,
+    drain: CancellationToken,
+    tasks: Vec<Task>,
+    ready: Vec<watch::Receiver<bool>>,
 }
 
-/// A gateway in the same process.
-struct Gateway {
-    server: Server,
-    keep: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-impl<B: Broker, S: worker::Store> Process<B, S> {
-    fn start(config: &Config, broker: B, store: S) -> Result<Self, Failure> {
-        let metrics = Arc::new(Metrics::new());
+impl<S: worker::Store> Process<S> {
+    fn new(config: &Config, store: S, drain: CancellationToken) -> Result<Self, Failure> {
         let client = Client::new(ClientSettings::defaults());
-        let calls = client.clone();
-        let context = Arc::new(context(config, store, client, Arc::clone(&metrics))?);
-        let worker = Worker::new(broker, Arc::clone(&context));
-        let refreshed = Arc::clone(&metrics);
+        let metrics = Arc::new(Metrics::new());
+        Ok(Self {
+            context: Arc::new(context(config, store, client.clone(), metrics)?),
+            client,
+            drain,
+            tasks: Vec::new(),
+            ready: Vec::new(),
+        })
+    }
+
+    /// It takes jobs and delivers them.
+    fn work<B: Broker>(&mut self, broker: B) {
+        let worker = Worker::new(broker, Arc::clone(&self.context));
+        self.ready.push(worker.ready());
+        self.tasks.push(Box::pin(worker.run(self.drain.clone())));
+    }
+
+    /// It accepts jobs over HTTP; from the signal on, no requests.
+    async fn listen<B: Broker + Shelves>(
+        &mut self,
+        config: &Config,
+        broker: B,
+    ) -> Result<(), Failure> {
+        let (context, drain) = (&self.context, &self.drain);
+        let (publishing, published) = watch::channel(None);
+        let settings = gateway_settings(config);
+        let listen = settings.listen;
+        let server = Server::bind(
+            settings,
+            broker.clone(),
+            Arc::clone(context),
+            published.clone(),
+            facts(config)?,
+            desks(config),
+        );
+        let server = server
+            .await
+            .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
+        let address = server.address().or_exit(Exit::Internal)?;
+        tracing::info!(%address, "gateway listens");
+        let (tell_ready, ready) = watch::channel(false);
+        self.ready.push(ready);
+        let watching =
+            watch_ready::<B, _, _>(Arc::clone(context), published, tell_ready, drain.clone());
+        self.tasks.push(Box::pin(watching));
+        self.tasks
+            .push(Box::pin(keep_publisher(broker, publishing, drain.clone())));
+        self.tasks.push(Box::pin(server.run(drain.clone())));
+        Ok(())
+    }
+
+    /// Works until the signal, then for at most the drain deadline. The admin port ends last.
+    async fn run(self, config: &Config) -> Result<Exit, Failure> {
+        let metrics = Arc::clone(&self.context.metrics);
+        let (calls, refreshed) = (self.client, Arc::clone(&metrics));
         let status = Status {
             metrics: Arc::clone(&metrics),
             refresh: Arc::new(move || {
                 let counts = calls.counts();
                 refreshed.connections(counts.opened.load(Relaxed), counts.reused.load(Relaxed));
             }),
-            ready: worker.ready(),
+            ready: self.ready,
         };
         let listen = config.admin.listen;
         let admin = Admin::start(listen, status)
             .map_err(|error| cannot_listen("admin.listen", listen, &error))?;
         tracing::info!(address = %admin.address, "admin port listens");
-        Ok(Self {
-            worker,
-            context,
-            admin,
-            metrics,
-        })
-    }
-
-    /// Works until the signal, then for at most the drain deadline. The gateway takes no requests
-    /// from the signal on, and the admin port ends last.
-    async fn run(
-        self,
-        config: &Config,
-        drain: CancellationToken,
-        gateway: Option<Gateway>,
-    ) -> Result<Exit, Failure> {
-        let Self {
-            worker,
-            metrics,
-            admin,
-            ..
-        } = self;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(worker.run(drain.clone()));
-        if let Some(Gateway { server, keep }) = gateway {
-            tasks.spawn(keep);
-            let stop = drain.clone();
-            tasks.spawn(async move {
-                if let Err(error) = server.run(stop).await {
-                    tracing::error!(%error, "the gateway ended");
-                }
-            });
-        }
+        let drain = self.drain;
+        let mut tasks: JoinSet<()> = self.tasks.into_iter().collect();
         tokio::select! {
             // First, since at the signal tasks end too.
             biased;

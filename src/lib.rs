@@ -63,6 +63,10 @@
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
 //! list, and the job's record is rebuilt from them.
 //!
+//! *Long lists* travel as parts. Where a part names its list (`together`), its slices wait on the ladder
+//! until the ledger knows all parts, so that whoever dies between two of them leaves nobody
+//! half-notified ([`gateway`], `worker::together`).
+//!
 //! # Codemap, in reading order
 //!
 //! - [`domain`]: values and arithmetic; pure. Nothing in it awaits, reads a clock or draws a number.

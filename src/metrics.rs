@@ -86,10 +86,12 @@ impl SliceResult {
 pub enum LedgerStep {
     Accept,
     Expanded,
+    Gather,
     Claim,
     Renew,
     Settle,
     Complete,
+    Look,
     Audit,
     Lease,
     Park,
@@ -98,13 +100,15 @@ pub enum LedgerStep {
 }
 
 impl LedgerStep {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::Accept,
         Self::Expanded,
+        Self::Gather,
         Self::Claim,
         Self::Renew,
         Self::Settle,
         Self::Complete,
+        Self::Look,
         Self::Audit,
         Self::Lease,
         Self::Park,
@@ -116,10 +120,12 @@ impl LedgerStep {
         match self {
             Self::Accept => "accept",
             Self::Expanded => "expanded",
+            Self::Gather => "gather",
             Self::Claim => "claim",
             Self::Renew => "renew",
             Self::Settle => "settle",
             Self::Complete => "complete",
+            Self::Look => "look",
             Self::Audit => "audit",
             Self::Lease => "lease",
             Self::Park => "park",

@@ -28,7 +28,7 @@ use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::mapping::{self, Feature, Fit, Mapping, Strictness};
 use crate::domain::outcome::{Answer, Class, Outcome, Verdict};
 use crate::domain::pace::{Mark, Pace};
-use crate::domain::slice::{Head, Shape};
+use crate::domain::slice::{Head, Shape, Together};
 use crate::secret::Secret;
 
 // ---------------------------------------------------------------------------------------------
@@ -283,6 +283,25 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         submission: &str,
     ) -> impl Future<Output = Result<Standing, LedgerError>> + Send;
 
+    /// Notes that this part of a list is accepted, and says whether all parts are. With `give_up`, a
+    /// list that is not complete never will be: its job waits for no further part of it.
+    ///
+    /// A ledger that has lost the job says that all are there: it cannot know, and nobody is to be
+    /// lost with it.
+    fn gather(
+        &self,
+        job: JobId,
+        part: &Together,
+        give_up: bool,
+    ) -> impl Future<Output = Result<Gathered, LedgerError>> + Send;
+
+    /// Whether all these submissions of a job are expanded.
+    fn knows(
+        &self,
+        job: JobId,
+        submissions: &[String],
+    ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
+
     /// Claims recipients for one owner: whoever is granted may be sent to until the lease ends, by
     /// this owner alone.
     fn claim(&self, claim: Claim<'_>) -> impl Future<Output = Result<Claimed, LedgerError>> + Send;
@@ -413,6 +432,16 @@ pub enum Accepted {
     Settled,
     /// The key stands for another message.
     Conflict { job: JobId },
+}
+
+/// Whether the parts of a list are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gathered {
+    Complete,
+    /// Some are still to come.
+    Waiting,
+    /// They did not come in time: nobody on the list is sent to, whatever comes later.
+    GivenUp,
 }
 
 /// Which slice of which job; everything that finds its place in the ledger.

@@ -117,6 +117,7 @@ mod tests {
         for field in fields {
             assert!(
                 source.contains(&format!("\"{field}\""))
+                    || source.contains(&format!("\"part.{field}\""))
                     || source.contains(&format!("pub {field}: u32")),
                 "{field} is not read"
             );

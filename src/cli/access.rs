@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::form;
 use crate::amqp::Rabbit;
 use crate::app::{self, Names};
 use crate::config::Config;
@@ -66,6 +67,20 @@ impl Access {
         })))
     }
 
+    /// Submits a job with the whole of a long list at once, where a server takes that; `Ok(false)`
+    /// where there is none.
+    pub(super) async fn upload(&self, priority: Priority, form: Vec<u8>) -> Result<bool, Failure> {
+        let Self::Server(server) = self else {
+            return Ok(false);
+        };
+        let traceparent = std::env::var("TRACEPARENT").ok();
+        let trace = traceparent.as_deref();
+        server
+            .submit(priority, form::CONTENT_TYPE, form, trace)
+            .await?;
+        Ok(true)
+    }
+
     /// Submits the messages of a job, one after the other; all of them are accepted when this is `Ok`.
     pub(super) async fn submit(
         &self,
@@ -78,7 +93,7 @@ impl Access {
             Self::Server(server) => {
                 for body in bodies {
                     server
-                        .submit(priority, body, traceparent.as_deref())
+                        .submit(priority, JSON, body, traceparent.as_deref())
                         .await?;
                 }
             }
@@ -391,7 +406,6 @@ pub(super) struct Server {
 
 const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
-
 /// Longest wait for an answer; the shelves may be long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest answer: a million dead letters.
@@ -417,12 +431,13 @@ impl Server {
     async fn submit(
         &self,
         priority: Priority,
+        kind: &'static str,
         body: Vec<u8>,
         traceparent: Option<&str>,
     ) -> Result<(), Failure> {
         let path = format!("/v1/jobs?priority={}", priority.as_str());
         let reply = self
-            .ask(Method::POST, &path, body.into(), traceparent)
+            .ask(Method::POST, &path, Some(kind), body.into(), traceparent)
             .await?;
         if (200..300).contains(&reply.status) {
             Ok(())
@@ -471,7 +486,7 @@ impl Server {
         mut visit: impl FnMut(T),
     ) -> Result<(), Failure> {
         let reply = self
-            .ask_for(Method::GET, path, Bytes::new(), None, NDJSON)
+            .ask_for(Method::GET, path, None, Bytes::new(), None, NDJSON)
             .await?;
         if reply.status != 200 {
             return Err(refused(&reply));
@@ -489,7 +504,9 @@ impl Server {
         body: &impl Serialize,
     ) -> Result<T, Failure> {
         let body = serde_json::to_vec(body).or_exit(Exit::Internal)?;
-        let reply = self.ask(Method::POST, path, body.into(), None).await?;
+        let reply = self
+            .ask(Method::POST, path, Some(JSON), body.into(), None)
+            .await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
             _ => Err(refused(&reply)),
@@ -498,7 +515,9 @@ impl Server {
 
     /// A JSON answer; nothing where the server says 404.
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
-        let reply = self.ask(Method::GET, path, Bytes::new(), None).await?;
+        let reply = self
+            .ask(Method::GET, path, None, Bytes::new(), None)
+            .await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body)
                 .map(Some)
@@ -512,16 +531,19 @@ impl Server {
         &self,
         method: Method,
         path: &str,
+        kind: Option<&'static str>,
         body: Bytes,
         traceparent: Option<&str>,
     ) -> Result<Reply, Failure> {
-        self.ask_for(method, path, body, traceparent, JSON).await
+        self.ask_for(method, path, kind, body, traceparent, JSON)
+            .await
     }
 
     async fn ask_for(
         &self,
         method: Method,
         path: &str,
+        kind: Option<&'static str>,
         body: Bytes,
         traceparent: Option<&str>,
         accept: &'static str,
@@ -530,8 +552,9 @@ impl Server {
             .parse()
             .or_exit(Exit::Internal)?;
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
         headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+        let kind = kind.map(|kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind)));
+        headers.extend(kind);
         if let Some(token) = &self.token {
             let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
             headers.insert(header::AUTHORIZATION, value.or_exit(Exit::BadConfig)?);
@@ -566,7 +589,7 @@ fn refused(reply: &Reply) -> Failure {
         .as_str()
         .map_or_else(|| shorten(&text, 300), Into::into);
     let (exit, what) = match reply.status {
-        400 | 413 | 422 => (Exit::BadInput, "refused"),
+        400 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
         409 => (Exit::BadInput, "conflict"),
         401 => (Exit::BadConfig, "gateway.token is missing or wrong"),
         _ => (Exit::Unavailable, "not accepted"),

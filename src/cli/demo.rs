@@ -26,7 +26,7 @@ use crate::domain::letters::DeadRow;
 use crate::domain::outcome::Outcome;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::mock::{MockHandle, MockIm, Settings, Version};
-use crate::ports::{JobFilter, JobRecord, JobState};
+use crate::ports::{JobRecord, JobState};
 use crate::telemetry::{self, LogFormat};
 
 /// Most recipients: their list fits one job message.
@@ -172,10 +172,10 @@ impl Demo {
         Ok(demo)
     }
 
-    /// Waits until the process answers.
+    /// Waits until the process accepts jobs.
     async fn ready(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
-        while self.access.jobs(&JobFilter::default(), 1).await.is_err() {
+        while !self.accepts().await {
             let ended = self.child.try_wait().or_exit(Exit::Internal)?;
             if ended.is_some() || Instant::now() > deadline {
                 let log =
@@ -188,6 +188,11 @@ impl Demo {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+
+    async fn accepts(&self) -> bool {
+        let answer = super::healthcheck::ask(self.config.admin.listen, "/readyz").await;
+        answer.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
     async fn play(mut self, args: &DemoArgs) -> Result<Report, Failure> {
@@ -203,7 +208,8 @@ impl Demo {
         let record = self.follow(args, id).await?;
         let elapsed_seconds = started.elapsed().as_secs_f64();
         let accepted = self.mock.stats().accepted;
-        self.repeat(id, body).await?;
+        // The ledger knows it: nobody is sent to again.
+        self.access.submit(id, Priority::Normal, vec![body]).await?;
         let outcome = self.outcome(record, accepted, elapsed_seconds).await?;
         if !args.json {
             self.tell(&outcome).await?;
@@ -274,21 +280,6 @@ impl Demo {
             .filter_map(|line| line.rsplit_once(' '))
             .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
             .collect()
-    }
-
-    /// Submits the same job again and waits until the worker has taken it in.
-    async fn repeat(&self, id: JobId, body: Vec<u8>) -> Result<(), Failure> {
-        self.access.submit(id, Priority::Normal, vec![body]).await?;
-        let repeated = "fanwise_jobs_total{result=\"repeated\"}";
-        let deadline = Instant::now() + PATIENCE;
-        while self.metrics().await.get(repeated) != Some(&1.0) {
-            if Instant::now() > deadline {
-                let what = "the worker did not take in the repeated job in time";
-                return Err(Failure::message(Exit::Unavailable, what));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
     }
 
     /// The accounts, checked against the ledger and against the mock's own log.

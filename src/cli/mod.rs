@@ -5,6 +5,7 @@ mod config;
 mod dead;
 mod demo;
 mod doctor;
+mod form;
 mod healthcheck;
 mod job;
 mod mock_im;
@@ -48,6 +49,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Take jobs from RabbitMQ and deliver them, until stopped
     Worker,
+    /// Take jobs over HTTP for workers elsewhere, until stopped; any number of them
+    Gateway,
     /// Gateway and worker in one process: without RabbitMQ and Redis unless they are configured
     Serve,
     /// Submit a job
@@ -93,6 +96,7 @@ impl Cli {
         match self.command {
             Command::Demo(args) => asynchronous(demo::run(args)),
             Command::Worker => worker::run(file.as_deref()),
+            Command::Gateway => worker::gateway(file.as_deref()),
             Command::Serve => worker::serve(file.as_deref()),
             Command::Send(args) => asynchronous(send::run(*args, file)),
             Command::Job(command) => asynchronous(job::run(command, file)),

@@ -12,7 +12,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::access::Access;
 use super::recipients::{self, ListFormat, Reading};
-use super::{checked_config, output, progress};
+use super::{checked_config, form, output, progress};
 use crate::app;
 use crate::config::Config;
 use crate::domain::fields::summary;
@@ -119,6 +119,7 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
     })?;
     let recipients = args.recipients()?;
     let count = recipients.len();
+    let form = args.form(&recipients)?;
     let bodies = args.bodies(recipients)?;
     let job = check(&bodies, &config, args.priority())?;
     if args.dry_run {
@@ -138,7 +139,10 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
     } else {
         None
     };
-    access.submit(job.id, args.priority(), bodies).await?;
+    let whole = bodies.len() > 1 && access.upload(args.priority(), form).await?;
+    if !whole {
+        access.submit(job.id, args.priority(), bodies).await?;
+    }
     if !args.wait {
         let what = json!({"job": job.id, "recipients": count, "accepted": true});
         return report(&args, &what, || {
@@ -220,14 +224,29 @@ impl SendArgs {
         (1..)
             .zip(parts)
             .map(|(number, users)| {
-                let document = self.document(
-                    message.clone(),
-                    users,
-                    (of > 1).then_some(Part { number, of }),
-                );
+                let part = (of > 1).then_some(Part {
+                    number,
+                    of,
+                    together: None,
+                });
+                let document = self.document(message.clone(), Some(users), part);
                 serde_json::to_vec(&document).or_exit(Exit::Internal)
             })
             .collect()
+    }
+
+    /// The job and its whole list, for a server that cuts it into parts that are sent to together.
+    fn form(&self, recipients: &[MemberDocument]) -> Result<Vec<u8>, Failure> {
+        let job = self.document(self.message()?, None, None);
+        let mut form = form::part("job", None);
+        serde_json::to_writer(&mut form, &job).or_exit(Exit::Internal)?;
+        form.extend(form::part("audience", Some("audience.ndjson")));
+        for recipient in recipients {
+            serde_json::to_writer(&mut form, recipient).or_exit(Exit::Internal)?;
+            form.push(b'\n');
+        }
+        form.extend(form::end());
+        Ok(form)
     }
 
     fn message(&self) -> Result<MessageDocument, Failure> {
@@ -268,11 +287,11 @@ impl SendArgs {
     fn document(
         &self,
         message: MessageDocument,
-        users: Vec<MemberDocument>,
+        users: Option<Vec<MemberDocument>>,
         part: Option<Part>,
     ) -> JobDocument {
         let audience = AudienceDocument {
-            users: Some(users),
+            users,
             exclude: self.exclude.clone(),
             ..AudienceDocument::default()
         };

@@ -1,4 +1,4 @@
-//! `fanwise worker` and `fanwise serve`: run until they are told to stop.
+//! `fanwise worker`, `fanwise gateway` and `fanwise serve`: run until they are told to stop.
 
 use std::path::Path;
 
@@ -11,6 +11,13 @@ use crate::exit::{Exit, Failure, OrExit as _};
 pub(super) fn run(file: Option<&Path>) -> Result<Exit, Failure> {
     let config = daemon_config(file, Config::require_worker)?;
     on_runtime(config, app::run_worker)
+}
+
+/// Takes jobs over HTTP and passes them to RabbitMQ.
+pub(super) fn gateway(file: Option<&Path>) -> Result<Exit, Failure> {
+    // It checks jobs as a worker does, and so knows as much.
+    let config = daemon_config(file, Config::require_worker)?;
+    on_runtime(config, app::run_gateway)
 }
 
 /// Gateway and worker in one process.

@@ -84,13 +84,28 @@ pub struct EmbeddedConfig {
     pub folder: PathBuf,
 }
 
-/// `[gateway]`: the HTTP interface of `fanwise serve`.
+/// `[gateway]`: the HTTP interface of `fanwise serve` and `fanwise gateway`.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
     /// `listen`: its address. Default 127.0.0.1:9700; another than a loopback address needs a token.
     pub listen: SocketAddr,
     /// `token` or `token_file`: what callers send as `Authorization: Bearer …`. Default none.
     pub token: Option<Secret>,
+    /// `requests_max`: requests at a time, those that wait for a job included; further ones are told
+    /// to come back. Default 256; 1 to 100000.
+    pub requests_max: usize,
+    /// `connections_max`: connections at a time; further ones wait. Default 1024; 1 to 100000.
+    pub connections_max: usize,
+    /// `patience`: longest wait for a request to begin, for the next bytes of it, and for its answer
+    /// to be taken. Default 10s; 1s to 10m.
+    pub patience: Duration,
+    /// `wait_max`: longest wait for a job, whatever the caller prefers. Default 30s; 1s to 10m.
+    pub wait_max: Duration,
+    /// `upload_bytes_max`: largest uploaded list. Default 268435456 (256 MiB); 1 MiB to 1 TiB.
+    pub upload_bytes_max: u64,
+    /// `upload_folder`: where lists are kept while they come in. Default the system's folder for
+    /// temporary files.
+    pub upload_folder: PathBuf,
 }
 
 /// `[admin]`
@@ -260,6 +275,7 @@ fn read(mut root: Section, findings: &mut Findings) -> Config {
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
+const MIB: u64 = 1024 * 1024;
 
 fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
     let url = section
@@ -336,6 +352,19 @@ fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig 
     let gateway = GatewayConfig {
         listen: read_address(&mut section, "listen", "127.0.0.1:9700", findings),
         token: section.secret("token", "token_file", findings),
+        requests_max: section.integer("requests_max", 256, 1..=100_000, findings) as usize,
+        connections_max: section.integer("connections_max", 1024, 1..=100_000, findings) as usize,
+        patience: section.duration("patience", 10 * SECOND, SECOND..=10 * MINUTE, findings),
+        wait_max: section.duration("wait_max", 30 * SECOND, SECOND..=10 * MINUTE, findings),
+        upload_bytes_max: section.integer(
+            "upload_bytes_max",
+            256 * MIB,
+            MIB..=1024 * 1024 * MIB,
+            findings,
+        ),
+        upload_folder: section
+            .optional_text("upload_folder", findings)
+            .map_or_else(std::env::temp_dir, PathBuf::from),
     };
     if !gateway.listen.ip().is_loopback() && gateway.token.is_none() {
         let what = "missing: whoever reaches gateway.listen could send to everybody";

@@ -92,6 +92,19 @@ impl From<String> for MemberDocument {
     }
 }
 
+impl From<Member<'_>> for MemberDocument {
+    fn from(member: Member<'_>) -> Self {
+        let id = member.id.into_owned();
+        match member.vars {
+            None => Self::Id(id),
+            Some(vars) => Self::WithVars {
+                id,
+                vars: vars.to_owned(),
+            },
+        }
+    }
+}
+
 /// One entry of a list.
 #[derive(Clone, Debug)]
 pub struct Member<'a> {
@@ -253,7 +266,7 @@ pub fn fold(id: &mut Cow<'_, str>, folds_case: bool) {
     }
 }
 
-fn wrong_vars(vars: &RawValue) -> Option<String> {
+pub(super) fn wrong_vars(vars: &RawValue) -> Option<String> {
     let size = vars.get().len();
     if size > VARS_BYTES_MAX {
         Some(format!("{size} bytes, at most {VARS_BYTES_MAX} are taken"))
@@ -287,7 +300,7 @@ impl Census {
     }
 
     /// Names the list within its job.
-    pub(super) fn digest(self, part: Part) -> String {
+    pub(super) fn digest(self, part: &Part) -> String {
         let mut hash = self.hash;
         hash.update(&part.number.to_be_bytes());
         let digest = hash.finish();

@@ -19,7 +19,7 @@ pub use super::message::MessageDocument;
 use super::message::{Message, Options};
 use super::outcome::OnUncertain;
 use super::personal;
-use super::slice::Head;
+use super::slice::{Head, Together};
 
 /// Version of the job contract.
 pub const JOB_VERSION: u32 = 1;
@@ -117,7 +117,7 @@ impl JobDocument {
 }
 
 /// Which part of a job a message carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
     /// 1 to `of`.
@@ -125,10 +125,29 @@ pub struct Part {
     pub number: u32,
     #[schemars(range(min = 1, max = 10_000))]
     pub of: u32,
+    /// Names the whole list, 1 to 64 bytes: nobody on it is sent to before all of its parts are
+    /// accepted, and if some do not come within an hour, everybody ends as `cancelled`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub together: Option<String>,
 }
 
 impl Part {
-    pub const WHOLE: Self = Self { number: 1, of: 1 };
+    pub const WHOLE: Self = Self {
+        number: 1,
+        of: 1,
+        together: None,
+    };
+
+    /// What its slices must know of the other parts.
+    pub fn together(&self) -> Option<Together> {
+        let list = self.together.clone().filter(|_| self.of > 1)?;
+        Some(Together {
+            list,
+            number: self.number,
+            of: self.of,
+        })
+    }
 }
 
 /// What a job may leave open, and the limits of who reads it.
@@ -362,7 +381,7 @@ fn read_job<'a>(
     Some(Job {
         content_digest: content_digest(&head),
         entries: census.entries,
-        submission: census.digest(part),
+        submission: census.digest(&part),
         part,
         strictness: mapping.unwrap_or_default(),
         audience,
@@ -463,6 +482,11 @@ fn read_part(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> Part {
             part.number, part.of
         );
         fields.problem("part", what, problems);
+    }
+    if let Some(list) = &part.together
+        && let Some(what) = wrong_id(list, NAME_BYTES_MAX)
+    {
+        fields.problem("part.together", what, problems);
     }
     part
 }

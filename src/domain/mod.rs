@@ -25,6 +25,8 @@ pub mod lane;
 pub mod letters;
 /// Rates, bursts and the GCRA arithmetic behind the throttle.
 pub mod limits;
+/// Lists of recipients as people have them: lines, CSV, NDJSON, as a stream.
+pub mod list;
 /// What a target makes of each thing a job can ask for.
 pub mod mapping;
 /// The message and its options.

@@ -126,6 +126,10 @@ pub struct Slice {
     /// Not recipients but the way to them: all users of the target are asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enumeration: Option<Enumeration>,
+    /// The other parts of its list are waited for first; left out when there are none, or all of them
+    /// are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<Together>,
     /// Each one's own values for placeholders; left out while nobody has any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vars: Vec<Option<Box<RawValue>>>,
@@ -152,6 +156,17 @@ pub struct Enumeration {
     /// Users to leave out, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+}
+
+/// A list that travels in parts, nobody of which may be sent to before all parts are accepted: whoever
+/// uploads it may die half-way, and then nobody is to be half-notified.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Together {
+    /// Names the list within its job.
+    pub list: String,
+    /// Which part a slice was cut from.
+    pub number: u32,
+    pub of: u32,
 }
 
 /// Recipients of one call, by position in their slice, with the attempts spent on each.
@@ -206,6 +221,7 @@ impl Slice {
             lane: self.lane.clone(),
             first_attempt_at_ms,
             enumeration: None,
+            together: self.together.clone(),
             recipients: members()
                 .map(|(index, _)| self.recipients[*index].clone())
                 .collect(),

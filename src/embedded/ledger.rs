@@ -13,22 +13,25 @@ use redb::{ReadTransaction, ReadableTable as _};
 use super::claims::{self, Asker};
 use super::disk::Trouble;
 use super::limiter::{EmbeddedStore, ledger_error};
-use super::tables::{BUCKETS, Bucket, JOBS, JobRow, LISTED, REASONS};
+use super::tables::{BUCKETS, Bucket, JOBS, JobRow, LISTED, REASONS, SUBMISSIONS};
 use super::writer::Work;
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner};
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::Mark;
-use crate::domain::slice::Shape;
+use crate::domain::slice::{Shape, Together};
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobPage, JobPlace, JobQuery, JobRecord, JobState, Ledger,
-    LedgerError, REASONS_MAX, Reason, Settle, SliceRef, Standing, Submission,
+    Accepted, Claim, ClaimState, Claimed, Gathered, JobPage, JobPlace, JobQuery, JobRecord,
+    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Settle, SliceRef, Standing, Submission,
 };
 
 /// States of a submission.
 const HEARD_OF: u8 = 0;
 const ACCEPTED: u8 = 1;
 const EXPANDED: u8 = 2;
+/// States of a list in parts, which stands among the submissions under a name that none of them has.
+const GATHERING: u8 = 3;
+const GIVEN_UP: u8 = 4;
 
 /// Code of a claim to release, beside those of `Outcome::ledger_code`.
 const RELEASE: u8 = b'r';
@@ -50,6 +53,40 @@ impl Ledger for EmbeddedStore {
             .0
             .write(0, move |work| expanded(work, &job, &submission));
         step.await.map_err(ledger_error)
+    }
+
+    async fn gather(
+        &self,
+        job: JobId,
+        part: &Together,
+        give_up: bool,
+    ) -> Result<Gathered, LedgerError> {
+        let (job, part) = (job.to_string(), part.clone());
+        let step = self
+            .0
+            .0
+            .write(0, move |work| gather(work, &job, &part, give_up));
+        step.await.map_err(ledger_error)
+    }
+
+    async fn knows(&self, job: JobId, submissions: &[String]) -> Result<bool, LedgerError> {
+        let submissions = submissions.to_vec();
+        let read = self.0.0.read(move |transaction| {
+            let jobs = transaction.open_table(JOBS)?;
+            let Some(row) = jobs.get(job.to_string().as_str())? else {
+                return Ok(false);
+            };
+            let life = JobRow::read(row.value())?.life;
+            let table = transaction.open_table(SUBMISSIONS)?;
+            for submission in &submissions {
+                let known = table.get((life, submission.as_str()))?;
+                if !matches!(known.map(|row| row.value()), Some((_, EXPANDED))) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        });
+        read.await.map_err(ledger_error)
     }
 
     async fn claim(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {
@@ -321,6 +358,44 @@ fn expanded(work: &mut Work<'_>, job: &str, submission: &str) -> Result<Standing
         keep_row(work, job, &row)?;
     }
     standing(&row)
+}
+
+fn gather(
+    work: &mut Work<'_>,
+    job: &str,
+    part: &Together,
+    give_up: bool,
+) -> Result<Gathered, Trouble> {
+    let Some(mut row) = job_row(work, job)?.filter(|row| !row.rebuilt) else {
+        return Ok(Gathered::Complete);
+    };
+    let list = format!("list 0 {}", part.list);
+    let key = (row.life, list.as_str());
+    let submissions = work.tables.submissions.open()?;
+    let (mut there, state) = submissions
+        .get(key)?
+        .map_or((0, GATHERING), |row| row.value());
+    if state == GIVEN_UP {
+        return Ok(Gathered::GivenUp);
+    }
+    let name = format!("list {} {}", part.number, part.list);
+    let noted = submissions
+        .insert((row.life, name.as_str()), (1, GATHERING))?
+        .is_some();
+    if !noted {
+        there += 1;
+        submissions.insert(key, (there, GATHERING))?;
+    }
+    if there >= u64::from(part.of) {
+        return Ok(Gathered::Complete);
+    }
+    if !give_up {
+        return Ok(Gathered::Waiting);
+    }
+    submissions.insert(key, (there, GIVEN_UP))?;
+    row.parts = u32::try_from(row.submissions).unwrap_or(u32::MAX);
+    keep_row(work, job, &row)?;
+    Ok(Gathered::GivenUp)
 }
 
 fn list(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(), Trouble> {

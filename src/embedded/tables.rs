@@ -9,7 +9,7 @@
 //! | `kept` | shelf, number | dead letters and rejected messages |
 //! | `jobs` | job id | [`JobRow`] |
 //! | `listed` | time of acceptance, job id | the order of `jobs` |
-//! | `submissions` | life, submission | entries, and 0 heard of from its slices only, 1 accepted, 2 expanded |
+//! | `submissions` | life, submission | entries, and 0 heard of from its slices only, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list are there, and 3, or 4 when it was given up; `list <part> <list>` for each |
 //! | `slices` | life, slice | entries of it that are counted |
 //! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
 //! | `claims` | number | `ClaimRow`, one per claim that is open |

@@ -175,9 +175,7 @@ pub(super) async fn redrive<B: Broker + Shelves, S: Store, T: Transport>(
 ) -> Result<Json<Redriven>, Refusal> {
     params.finish()?;
     let (request, wanted) = read_redrive(&taken(body)?)?;
-    let publisher = gateway.publisher.borrow().clone();
-    let publisher =
-        publisher.ok_or_else(|| Refusal::Unavailable("no session with the broker".to_owned()))?;
+    let publisher = gateway.open()?.publisher;
     let redrive = Redrive {
         wanted,
         uncertain: request.uncertain,

@@ -32,9 +32,7 @@ use crate::domain::outcome::Outcome;
 use crate::im::ingress::{
     Door, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Reply, Spoken, Told, Wanted,
 };
-use crate::ports::{
-    Broker, ClaimState, LedgerError, Outgoing, Publisher as _, Route, Shelves, Transport, fit,
-};
+use crate::ports::{Broker, ClaimState, LedgerError, Outgoing, Route, Shelves, Transport, fit};
 use crate::worker::{Store, chain, now_ms};
 
 /// The header that names the jobs of a request.
@@ -228,6 +226,15 @@ impl From<LedgerError> for Failure {
     }
 }
 
+impl From<super::Refusal> for Failure {
+    fn from(refusal: super::Refusal) -> Self {
+        match refusal {
+            super::Refusal::Unavailable(what) => Self::Unavailable(what),
+            other => Self::Unavailable(format!("{other:?}")),
+        }
+    }
+}
+
 async fn carry_out<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     desk: &Desk,
@@ -370,9 +377,6 @@ async fn publish<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     prepared: &[Prepared],
 ) -> Result<(), Failure> {
-    let publisher = gateway.publisher.borrow().clone();
-    let unavailable = || Failure::Unavailable("no session with the broker".to_owned());
-    let publisher = publisher.ok_or_else(unavailable)?;
     let message = |job: &Prepared| Outgoing {
         route: Route::Job(Priority::Normal),
         body: job.body.clone(),
@@ -380,8 +384,8 @@ async fn publish<B: Broker, S: Store, T: Transport>(
         traceparent: None,
     };
     let messages = prepared.iter().map(message).collect();
-    let published = publisher.publish(messages).await;
-    published.map_err(|error| Failure::Unavailable(chain(&error)))
+    let open = gateway.open()?;
+    Ok(open.publish(messages).await?)
 }
 
 /// Waits for all jobs to settle, at most as long as the door allows. What cannot be found out is told

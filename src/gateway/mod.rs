@@ -2,14 +2,19 @@
 //!
 //! It accepts a job exactly as AMQP does: the answer 202 comes after the broker has confirmed the job,
 //! and everything else happens in the workers. Nothing is half accepted: while there is no session
-//! with the broker, the answer is 503.
+//! with the broker, while the broker takes nothing, or while the ledger is down, the answer is 503 at
+//! once, and an uploaded list is sent to when all of it is accepted.
 //!
 //! - `routes`: every path, and submitting; `query`: looking at jobs; `events`: following one;
 //!   `dead`: dead letters, over the walks of `shelf`; `dropin`: existing callers of IM systems.
 //! - `params`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request.
+//!
+//! Everything a caller may take up has a bound: connections, requests, the bytes of their bodies, the
+//! time they take to bring them and to take the answer.
 
+mod body;
 mod dead;
 mod dropin;
 mod events;
@@ -18,47 +23,143 @@ mod problem;
 mod query;
 mod routes;
 mod shelf;
+mod socket;
+mod spec;
+mod spool;
 mod steer;
+mod submit;
 mod templates;
+mod upload;
 mod wire;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::body::Memory;
 pub use self::dropin::Desk;
 use self::events::Hub;
+use self::problem::Refusal;
 pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
 pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
+use self::socket::Manners;
 pub use self::steer::CONFIGURED;
 pub use self::wire::{
-    DeadList, JobDetail, JobList, KeptLine, LimitedBy, Limiting, PurgeRequest, Purged,
+    DeadList, JobDetail, JobList, JobStanding, KeptLine, LimitedBy, Limiting, PurgeRequest, Purged,
     RecipientFate, RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob,
     Submitted, TemplateRow, TemplateView, Verification,
 };
-use crate::ports::{Broker, Session, Shelves, Transport};
+use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::secret::Secret;
 use crate::steer::Facts;
 use crate::worker::{Context, RECONNECT, Store, chain};
 
 type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
 
+/// The session that is open for publishing, if one is.
+type Publishing<B> = watch::Receiver<Option<Open<PublisherOf<B>>>>;
+
+/// How the gateway serves; the defaults and bounds are in `config`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub token: Option<Secret>,
+    /// Requests at a time, those that wait for a job included.
+    pub requests_max: usize,
+    pub connections_max: usize,
+    /// Longest wait for a request, for the next bytes of it, and for its answer to be taken.
+    pub patience: Duration,
+    /// Longest wait for a job, whatever the caller prefers.
+    pub wait_max: Duration,
+    pub upload_bytes_max: u64,
+    pub upload_folder: PathBuf,
+}
+
+/// Uploads at a time: each may fill the disk up to its bound.
+const UPLOADS_MAX: usize = 16;
+
+/// Uploads that are read and published at a time: each holds a part of megabytes in memory, and one
+/// keeps a core busy.
+const SURVEYS_MAX: usize = 2;
+
 /// What the routes need.
 struct Gateway<B: Broker, S, T> {
     broker: B,
     context: Arc<Context<S, T>>,
     token: Option<Secret>,
-    /// The publisher of the session that is open, if one is.
-    publisher: watch::Receiver<Option<PublisherOf<B>>>,
     /// What can be steered.
     facts: Facts,
     /// Drop-in endpoints.
     desks: Vec<Arc<Desk>>,
     hub: Hub,
+    publishing: Publishing<B>,
+    ledger_up: watch::Receiver<bool>,
+    /// No request waits any longer for a job.
+    stop: CancellationToken,
+    requests: Semaphore,
+    uploads: Semaphore,
+    surveys: Semaphore,
+    memory: Memory,
+    patience: Duration,
+    wait_max: Duration,
+    upload_bytes_max: u64,
+    upload_folder: PathBuf,
+}
+
+/// A session that is open for publishing.
+#[derive(Clone)]
+pub struct Open<P> {
+    publisher: P,
+    /// The broker is short of memory or disk.
+    blocked: watch::Receiver<bool>,
+}
+
+impl<P: Publisher> Open<P> {
+    /// Refuses while the broker takes nothing.
+    fn check(&self) -> Result<(), Refusal> {
+        if *self.blocked.borrow() {
+            return Err(takes_nothing());
+        }
+        Ok(())
+    }
+
+    /// Publishes, unless the broker says meanwhile that it takes nothing: it may take the message
+    /// later, and a caller that comes back with the same key does no harm.
+    async fn publish(&self, messages: Vec<Outgoing>) -> Result<(), Refusal> {
+        let mut blocked = self.blocked.clone();
+        let blocked = async { blocked.wait_for(|blocked| *blocked).await.is_ok() };
+        tokio::select! {
+            biased;
+            published = self.publisher.publish(messages) => Ok(published?),
+            true = blocked => Err(takes_nothing()),
+        }
+    }
+}
+
+fn takes_nothing() -> Refusal {
+    let what = "the broker is short of memory or disk and takes nothing";
+    Refusal::Unavailable(what.to_owned())
+}
+
+impl<B: Broker, S, T> Gateway<B, S, T> {
+    /// What accepts jobs now, or why nothing does.
+    fn open(&self) -> Result<Open<PublisherOf<B>>, Refusal> {
+        if !*self.ledger_up.borrow() {
+            let what = "the ledger does not answer".to_owned();
+            return Err(Refusal::Unavailable(what));
+        }
+        let open = self.publishing.borrow().clone();
+        let open =
+            open.ok_or_else(|| Refusal::Unavailable("no session with the broker".to_owned()))?;
+        open.check()?;
+        Ok(open)
+    }
 }
 
 /// The gateway, bound to its address.
@@ -67,16 +168,17 @@ pub struct Server {
     routes: Router,
     /// Ends the streams, which have no end of their own while their jobs run.
     closing: CancellationToken,
+    manners: Manners,
+    stop: CancellationToken,
 }
 
 impl Server {
-    /// Binds; jobs are accepted once `run` has a session with the broker.
+    /// Binds; jobs are accepted once there is a session with the broker, see [`keep_publisher`].
     pub async fn bind<B, S, T>(
-        listen: SocketAddr,
-        token: Option<Secret>,
+        settings: Settings,
         broker: B,
         context: Arc<Context<S, T>>,
-        publisher: watch::Receiver<Option<PublisherOf<B>>>,
+        publishing: Publishing<B>,
         facts: Facts,
         desks: Vec<Desk>,
     ) -> std::io::Result<Self>
@@ -85,20 +187,36 @@ impl Server {
         S: Store,
         T: Transport,
     {
-        let listener = TcpListener::bind(listen).await?;
+        let listener = TcpListener::bind(settings.listen).await?;
+        let stop = CancellationToken::new();
         let gateway = Arc::new(Gateway {
             broker,
+            ledger_up: context.ledger_up(),
             context,
-            token,
-            publisher,
             facts,
             desks: desks.into_iter().map(Arc::new).collect(),
             hub: Hub::new(),
+            token: settings.token,
+            publishing,
+            stop: stop.clone(),
+            requests: Semaphore::new(settings.requests_max),
+            uploads: Semaphore::new(UPLOADS_MAX),
+            surveys: Semaphore::new(SURVEYS_MAX),
+            memory: Memory::new(),
+            patience: settings.patience,
+            wait_max: settings.wait_max,
+            upload_bytes_max: settings.upload_bytes_max,
+            upload_folder: settings.upload_folder,
         });
         Ok(Self {
             listener,
             closing: gateway.hub.closing.clone(),
             routes: routes::routes(gateway),
+            manners: Manners {
+                connections_max: settings.connections_max,
+                patience: settings.patience,
+            },
+            stop,
         })
     }
 
@@ -107,22 +225,22 @@ impl Server {
     }
 
     /// Serves until `stop`; requests under way are answered, streams end.
-    pub async fn run(self, stop: CancellationToken) -> std::io::Result<()> {
-        let closing = self.closing;
-        let stopped = async move {
+    pub async fn run(self, stop: CancellationToken) {
+        let (waiting, closing) = (self.stop.clone(), self.closing.clone());
+        let told = async {
             stop.cancelled().await;
+            waiting.cancel();
             closing.cancel();
         };
-        axum::serve(self.listener, self.routes)
-            .with_graceful_shutdown(stopped)
-            .await
+        let served = socket::serve(self.listener, self.routes, self.manners, stop.clone());
+        tokio::join!(told, served);
     }
 }
 
 /// Keeps one session open for publishing, and a new one when it is lost, until `stop`.
 pub async fn keep_publisher<B: Broker>(
     broker: B,
-    publisher: watch::Sender<Option<PublisherOf<B>>>,
+    publishing: watch::Sender<Option<Open<PublisherOf<B>>>>,
     stop: CancellationToken,
 ) {
     let mut delays = RECONNECT.delays();
@@ -131,10 +249,13 @@ pub async fn keep_publisher<B: Broker>(
             None => return,
             Some(Ok(session)) => {
                 delays.reset();
-                publisher.send_replace(Some(session.publisher()));
+                publishing.send_replace(Some(Open {
+                    publisher: session.publisher(),
+                    blocked: session.blocked(),
+                }));
                 let lost = session.lost();
                 stop.run_until_cancelled(lost.cancelled()).await;
-                publisher.send_replace(None);
+                publishing.send_replace(None);
                 session.close().await;
             }
             Some(Err(error)) => {
@@ -144,4 +265,38 @@ pub async fn keep_publisher<B: Broker>(
         stop.run_until_cancelled(tokio::time::sleep(delays.next_delay()))
             .await;
     }
+}
+
+/// Tells whether jobs are accepted, until `stop`; then they are not.
+pub async fn watch_ready<B: Broker, S: Store, T>(
+    context: Arc<Context<S, T>>,
+    mut publishing: Publishing<B>,
+    ready: watch::Sender<bool>,
+    stop: CancellationToken,
+) {
+    let mut ledger_up = context.ledger_up();
+    while !stop.is_cancelled() {
+        let mut open = publishing.borrow_and_update().clone();
+        if let Some(open) = &mut open {
+            // A copy of a receiver has seen what the first one had.
+            open.blocked.mark_unchanged();
+        }
+        let up = *ledger_up.borrow_and_update();
+        let now = up && open.as_ref().is_some_and(|open| open.check().is_ok());
+        ready.send_if_modified(|ready| std::mem::replace(ready, now) != now);
+        let unblocked = async {
+            match open {
+                Some(mut open) => open.blocked.changed().await.is_ok(),
+                None => false,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            // Their senders outlive this task, and what they sent is what counts.
+            _ = ledger_up.changed() => {}
+            _ = publishing.changed() => {}
+            true = unblocked => {}
+        }
+    }
+    ready.send_replace(false);
 }

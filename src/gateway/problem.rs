@@ -1,5 +1,6 @@
 //! Errors as `application/problem+json` (RFC 9457).
 
+use axum::body::to_bytes;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -8,6 +9,31 @@ use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
 use crate::ports::{BrokerError, LedgerError, PublishError};
 use crate::worker::chain;
+
+const PROBLEM: &str = "application/problem+json";
+
+/// What is wrong with an uploaded list: the first lines of it, and how many in all.
+#[derive(Debug, Default)]
+pub(super) struct BadLines {
+    first: Vec<Problem>,
+    count: u64,
+}
+
+/// Bad lines that are told.
+const LINES_TOLD: usize = 20;
+
+impl BadLines {
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub(super) fn add(&mut self, line: u64, what: String) {
+        self.count += 1;
+        if self.first.len() < LINES_TOLD {
+            self.first.push(Problem::new(format!("line {line}"), what));
+        }
+    }
+}
 
 /// Why a request is not done.
 #[derive(Debug)]
@@ -18,15 +44,21 @@ pub(super) enum Refusal {
     BadQuery(Vec<Problem>),
     /// The request in the body is wrong, for all these reasons.
     BadRequest(Vec<Problem>),
+    /// An uploaded list has bad lines.
+    BadLines(BadLines),
     /// The body is too large or cannot be read.
     BadBody(StatusCode, String),
     /// The key stands for another message.
     Conflict(JobId),
+    /// The list came only in part before, and was given up.
+    GivenUp(JobId),
     NotFound(String),
     /// It is known, and it is too late for this.
     TooLate(String),
     BadMethod(String),
     Unauthorized,
+    /// A web page asks, of a gateway that asks for no token.
+    FromBrowser,
     /// Neither done nor refused: try again.
     Unavailable(String),
 }
@@ -67,6 +99,15 @@ impl IntoResponse for Refusal {
                 "not a valid request",
                 summary(problems),
             ),
+            Self::BadLines(bad) => (
+                StatusCode::BAD_REQUEST,
+                "bad lines, nothing was accepted",
+                format!(
+                    "{} bad line(s), the first: {}",
+                    bad.count,
+                    summary(&bad.first)
+                ),
+            ),
             Self::BadBody(status, what) => (*status, "the body cannot be taken", what.clone()),
             Self::Conflict(job) => (
                 StatusCode::CONFLICT,
@@ -76,12 +117,25 @@ impl IntoResponse for Refusal {
                 ),
             ),
             Self::TooLate(what) => (StatusCode::CONFLICT, "too late", what.clone()),
+            Self::GivenUp(job) => (
+                StatusCode::CONFLICT,
+                "the list was given up",
+                format!(
+                    "some of its parts did not come within an hour after the first, and whoever was on \
+                     the others is cancelled, see job {job}; use a new client_msg_no"
+                ),
+            ),
             Self::NotFound(what) => (StatusCode::NOT_FOUND, "not found", what.clone()),
             Self::BadMethod(what) => (StatusCode::METHOD_NOT_ALLOWED, "wrong method", what.clone()),
             Self::Unauthorized => (
                 StatusCode::UNAUTHORIZED,
                 "no or wrong token",
                 "send the header Authorization: Bearer <gateway.token>".to_owned(),
+            ),
+            Self::FromBrowser => (
+                StatusCode::FORBIDDEN,
+                "not for web pages",
+                "a request with an Origin needs a token; set gateway.token".to_owned(),
             ),
             Self::Unavailable(what) => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -94,11 +148,15 @@ impl IntoResponse for Refusal {
             Self::BadJob(problems) | Self::BadQuery(problems) | Self::BadRequest(problems) => {
                 body["problems"] = json!(problems);
             }
-            Self::Conflict(job) => body["job"] = json!(job),
+            Self::BadLines(bad) => {
+                body["problems"] = json!(bad.first);
+                body["bad_lines"] = json!(bad.count);
+            }
+            Self::Conflict(job) | Self::GivenUp(job) => body["job"] = json!(job),
             _ => {}
         }
         let mut response = (status, body.to_string()).into_response();
-        let json = HeaderValue::from_static("application/problem+json");
+        let json = HeaderValue::from_static(PROBLEM);
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         if matches!(self, Self::Unavailable(_)) {
             response
@@ -107,4 +165,29 @@ impl IntoResponse for Refusal {
         }
         response
     }
+}
+
+/// Longest text of another error that is passed on.
+const DETAIL_BYTES_MAX: usize = 4096;
+
+/// Whatever else refuses a request (a route that is not there, a parameter that is not one) is told in
+/// the same form.
+pub(super) async fn uniform(response: Response) -> Response {
+    let status = response.status();
+    let is_problem = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind == PROBLEM);
+    if is_problem || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (mut head, body) = response.into_parts();
+    let text = to_bytes(body, DETAIL_BYTES_MAX).await.unwrap_or_default();
+    let title = status.canonical_reason().unwrap_or("refused");
+    let detail = String::from_utf8_lossy(&text);
+    let body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail.trim()});
+    let kind = HeaderValue::from_static(PROBLEM);
+    head.headers.insert(header::CONTENT_TYPE, kind);
+    head.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(head, body.to_string().into())
 }

@@ -2,29 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Method, Uri, header};
+use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 
-use super::params::Params;
-use super::problem::Refusal;
-use super::wire::Submitted;
+use super::body::patient;
+use super::problem::{Refusal, uniform};
+use super::submit::submit;
 use super::{Gateway, dead, dropin, events, query, templates};
-use crate::domain::ids::JobId;
-use crate::domain::job::{JOB_BYTES_MAX, Job};
-use crate::domain::lane::Priority;
-use crate::domain::mapping::Strictness;
-use crate::domain::message::Content;
-use crate::domain::slice::Head;
-use crate::ports::{Broker, Outgoing, Publisher as _, Route, Shelves, Transport, fit};
+use crate::ports::{Broker, Shelves, Transport};
 use crate::worker::Store;
-
-/// Room above the largest job, so that one that is too large is told so and not cut off.
-const BODY_BYTES_MAX: usize = 2 * JOB_BYTES_MAX;
 
 pub(super) fn routes<B, S, T>(gateway: Arc<Gateway<B, S, T>>) -> Router
 where
@@ -65,12 +55,28 @@ where
         ))
         // These have credentials of their own.
         .merge(existing_callers)
+        .layer(from_fn_with_state(
+            Arc::clone(&gateway),
+            admitted::<B, S, T>,
+        ))
         .route("/livez", get(|| async { "live\n" }))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(map_response(uniform))
         .with_state(gateway)
 }
 
 pub(super) type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
+
+/// Lets so many requests in at a time, and no slow body.
+async fn admitted<B: Broker, S, T>(
+    State(gateway): Shared<B, S, T>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Ok(_place) = gateway.requests.try_acquire() else {
+        return Refusal::Unavailable("too many requests at a time".to_owned()).into_response();
+    };
+    next.run(patient(request, gateway.patience)).await
+}
 
 async fn authorised<B: Broker, S, T>(
     State(gateway): Shared<B, S, T>,
@@ -78,6 +84,10 @@ async fn authorised<B: Broker, S, T>(
     next: Next,
 ) -> Response {
     let Some(token) = &gateway.token else {
+        // A web page that somebody on this machine looks at could send to everybody.
+        if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
+            return Refusal::FromBrowser.into_response();
+        }
         return next.run(request).await;
     };
     let given = request
@@ -104,89 +114,4 @@ async fn nothing_here(uri: Uri) -> Refusal {
 async fn wrong_method(method: Method, uri: Uri) -> Refusal {
     let what = format!("{method} is not possible at {}", uri.path());
     Refusal::BadMethod(what)
-}
-
-async fn submit<B: Broker, S: Store, T: Transport>(
-    State(gateway): Shared<B, S, T>,
-    mut params: Params,
-    headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Result<(StatusCode, Json<Submitted>), Refusal> {
-    let priority = params.one_of("priority", &Priority::ALL, Priority::as_str);
-    params.finish()?;
-    let body = body.map_err(|error| Refusal::BadBody(error.status(), error.body_text()))?;
-    let read = Arc::clone(&gateway);
-    let bytes = body.clone();
-    let job = tokio::task::spawn_blocking(move || read_job(&read, &bytes, priority))
-        .await
-        .map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))??;
-    // Only a hint, and early: the intake decides, and a message that loses a race is rejected there.
-    let record = gateway.context.store.job(job.id).await?;
-    if let Some(record) = &record
-        && record.content_digest != job.content_digest
-    {
-        return Err(Refusal::Conflict(job.id));
-    }
-    if let Some((head, all, strictness)) = &job.unresolved {
-        let started_with = record.and_then(|record| record.template);
-        templates::check(&gateway, head, started_with, *all, *strictness).await?;
-    }
-    let publisher = gateway.publisher.borrow().clone();
-    let publisher =
-        publisher.ok_or_else(|| Refusal::Unavailable("no session with the broker".to_owned()))?;
-    let traceparent = headers
-        .get("traceparent")
-        .and_then(|value| value.to_str().ok());
-    let message = Outgoing {
-        route: Route::Job(priority.or(Some(job.priority)).unwrap_or_default()),
-        body,
-        message_id: format!("{}/{}", job.id, job.submission),
-        traceparent: traceparent.map(str::to_owned),
-    };
-    publisher.publish(vec![message]).await?;
-    Ok((
-        StatusCode::ACCEPTED,
-        Json(Submitted {
-            job: job.id,
-            recipients: job.entries as u64,
-        }),
-    ))
-}
-
-/// What is known of a job that was read.
-struct Known {
-    id: JobId,
-    priority: Priority,
-    content_digest: String,
-    submission: String,
-    entries: usize,
-    /// With the name of a stored message in it.
-    unresolved: Option<(Head, bool, Strictness)>,
-}
-
-fn read_job<B: Broker, S: Store, T>(
-    gateway: &Gateway<B, S, T>,
-    body: &[u8],
-    priority: Option<Priority>,
-) -> Result<Known, Refusal> {
-    let context = &*gateway.context;
-    let job =
-        Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
-    let unresolved = matches!(job.head.content, Content::Template(_))
-        .then(|| (job.head.clone(), job.is_for_all(), job.strictness));
-    if unresolved.is_none() {
-        let target = &*context.targets[&job.head.target].target;
-        let fit = fit(target, &job.head, job.is_for_all(), job.strictness);
-        if !fit.problems.is_empty() {
-            return Err(Refusal::BadJob(fit.problems));
-        }
-    }
-    Ok(Known {
-        unresolved,
-        id: job.head.id,
-        priority: job.head.priority,
-        content_digest: job.content_digest,
-        submission: job.submission,
-        entries: job.entries,
-    })
 }

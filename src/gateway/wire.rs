@@ -9,11 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::domain::accounts::Audit;
+use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
-use crate::ports::{JobRecord, KeptMessage, StoredTemplate};
+use crate::ports::{JobRecord, JobState, KeptMessage, StoredTemplate};
 
 /// Answer to a job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -21,8 +21,38 @@ pub struct Submitted {
     /// 24 hexadecimal digits.
     #[schemars(with = "String")]
     pub job: JobId,
-    /// List entries of this submission.
+    pub target: String,
+    /// List entries of this submission, repeats included.
     pub recipients: u64,
+    /// Messages that carry it.
+    pub messages: u32,
+    /// Nothing was accepted: the caller only asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// What the job goes on without, since its target cannot honour it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// Where the job stands, if it was known before or was waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<JobStanding>,
+}
+
+/// Where a job stands.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct JobStanding {
+    pub state: JobState,
+    pub accounts: Accounts,
+    pub pending: u64,
+}
+
+impl JobStanding {
+    pub(super) fn of(record: &JobRecord) -> Self {
+        Self {
+            state: record.state,
+            accounts: record.accounts,
+            pending: record.pending,
+        }
+    }
 }
 
 /// A job compared with its ledger.

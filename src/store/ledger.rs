@@ -21,10 +21,11 @@ use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::{Mark, Pace};
-use crate::domain::slice::Shape;
+use crate::domain::slice::{Shape, Together};
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobFilter, JobPage, JobPlace, JobQuery, JobRecord,
-    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Settle, SliceRef, Standing, Submission,
+    Accepted, Claim, ClaimState, Claimed, Gathered, JobFilter, JobPage, JobPlace, JobQuery,
+    JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Settle, SliceRef, Standing,
+    Submission,
 };
 
 /// A script that takes more memory: a full server refuses it before it writes anything.
@@ -57,6 +58,7 @@ macro_rules! concluding {
 static ACCEPT: LazyLock<Script> = growing!("scripts/accept.lua");
 static CLAIM: LazyLock<Script> = growing!("scripts/claim.lua");
 static EXPANDED: LazyLock<Script> = concluding!("scripts/expanded.lua");
+static GATHER: LazyLock<Script> = concluding!("scripts/gather.lua");
 static RENEW: LazyLock<Script> = concluding!("scripts/renew.lua");
 static SETTLE: LazyLock<Script> = concluding!("scripts/settle.lua");
 static EXPLAIN: LazyLock<Script> =
@@ -134,6 +136,35 @@ impl Ledger for Store {
             return Ok(Standing::default());
         }
         reply.standing(0)
+    }
+
+    async fn gather(
+        &self,
+        job: JobId,
+        part: &Together,
+        give_up: bool,
+    ) -> Result<Gathered, LedgerError> {
+        let mut call = self.job_call(&GATHER, job, 5, 160);
+        call.push(&part.list)
+            .push(part.number)
+            .push(part.of)
+            .push(u8::from(give_up))
+            .push(self.0.window_s);
+        let reply = self.0.connection.call(&call).await?;
+        match number(&reply)? {
+            0 => Ok(Gathered::Waiting),
+            1 => Ok(Gathered::Complete),
+            _ => Ok(Gathered::GivenUp),
+        }
+    }
+
+    async fn knows(&self, job: JobId, submissions: &[String]) -> Result<bool, LedgerError> {
+        let mut cmd = redis::cmd("HMGET");
+        cmd.arg(self.0.keys.job(job).submissions()).arg(submissions);
+        let reply = Reply::new(self.0.connection.command(&cmd).await?)?;
+        let expanded =
+            |state: &Value| matches!(state, Value::BulkString(state) if state.ends_with(b":1"));
+        Ok(reply.0.iter().all(expanded))
     }
 
     async fn claim(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {

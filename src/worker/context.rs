@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, watch};
 
 use super::credential::Keyring;
+use super::together::Complete;
 use crate::domain::directive::{Board, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
@@ -97,6 +98,7 @@ pub struct Context<S, T> {
     parked: watch::Sender<HashMap<String, Parking>>,
     directives: watch::Sender<Board>,
     progress: Mutex<HashMap<JobId, Instant>>,
+    pub(super) complete: Complete,
 }
 
 /// A parked target, as far as this worker knows.
@@ -135,6 +137,7 @@ impl<S: Store, T> Context<S, T> {
             parked: watch::Sender::new(HashMap::new()),
             directives: watch::Sender::new(Board::default()),
             progress: Mutex::new(HashMap::new()),
+            complete: Complete::default(),
         }
     }
 

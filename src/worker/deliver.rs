@@ -27,9 +27,10 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
 use super::call::{Caller, lost};
-use super::context::{Store, TargetRuntime, chain, now_ms, rfc3339};
+use super::context::{Halted, Store, TargetRuntime, chain, now_ms, rfc3339};
 use super::enumerate::enumerate;
 use super::shift::Shift;
+use super::together::{self, Turn};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::directive::{Board, Go, Order};
 use crate::domain::fields::{Problem, summary};
@@ -272,8 +273,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     /// One window: wait, claim, call, settle.
     async fn window(&mut self) -> Result<(), Pause> {
         self.order = self.ask_order();
-        let over = self.over();
+        let mut over = self.over();
         self.check_time(over.is_some())?;
+        if over.is_none() {
+            over = self.given_up().await?;
+        }
         let most = if over.is_some() {
             self.slice.recipients.len()
         } else {
@@ -346,6 +350,23 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         match self.slice.head.not_before_ms {
             Some(at) if at > now => Err(Pause::PutOff(Duration::from_millis(at - now))),
             _ => Ok(()),
+        }
+    }
+
+    /// A list that travels in parts waits until all of them are there; one that was given up in between
+    /// is cancelled.
+    async fn given_up(&mut self) -> Result<Option<Outcome>, Pause> {
+        let Some(part) = &self.slice.together else {
+            return Ok(None);
+        };
+        match together::turn(self.shift, &self.slice.head, part).await {
+            Ok(Turn::Go) => {
+                self.slice.together = None;
+                Ok(None)
+            }
+            Ok(Turn::Wait(wait)) => Err(Pause::PutOff(wait)),
+            Ok(Turn::Cancel) => Ok(Some(Outcome::Cancelled)),
+            Err(Halted) => Err(Pause::PutOff(Duration::ZERO)),
         }
     }
 

@@ -164,7 +164,15 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         if last || !found.users.is_empty() {
             // The asking itself is one submission; a part that is not the last one announces another.
             let of = number + if last { 1 } else { 2 };
-            let body = part(&self.slice.head, found.users, Part { number, of });
+            let body = part(
+                &self.slice.head,
+                found.users,
+                Part {
+                    number,
+                    of,
+                    together: None,
+                },
+            );
             messages.push(Outgoing {
                 route: Route::Job(self.slice.head.priority),
                 body: body.into(),

@@ -22,7 +22,7 @@ use crate::domain::ids::{Fingerprinter, SliceId};
 use crate::domain::job::Job;
 use crate::domain::lane::Priority;
 use crate::domain::message::Content;
-use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice};
+use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice, Together};
 use crate::domain::template::{unknown_template, with_template};
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
@@ -207,7 +207,9 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             self.ask_for_all(&job, shape)
         } else {
             match self.ruled(&job.head, resolved, template) {
-                Ok(head) => self.publish(&job, &head, shape, &submission.submission),
+                Ok(head) => self
+                    .gather(&job)
+                    .and_then(|()| self.publish(&job, &head, shape, &submission.submission)),
                 Err(fate) => return fate,
             }
         };
@@ -327,6 +329,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             shape,
             lane: lane.clone(),
             first_attempt_at_ms: None,
+            together: None,
             recipients: Vec::new(),
             enumeration: Some(Enumeration {
                 cursor: None,
@@ -347,6 +350,21 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         ])
     }
 
+    /// Tells the ledger that a part is there, of a list that waits for all of its parts.
+    fn gather(&self, job: &Job<'_>) -> Result<(), Lost> {
+        let Some(part) = job.part.together() else {
+            return Ok(());
+        };
+        let context = &*self.shift.context;
+        let lost = self.shift.lost.cancelled();
+        self.runtime
+            .block_on(context.step(LedgerStep::Gather, lost, || {
+                context.store.gather(job.head.id, &part, false)
+            }))
+            .map(drop)
+            .map_err(|_| Lost)
+    }
+
     /// Cuts and publishes all slices.
     fn publish(
         &self,
@@ -360,11 +378,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
         let mut cutter = Cutter::new(fingerprinter, shape, submission, settings.slice_recipients);
         let lane = job.head.lane(job.entries).to_string();
+        let together = job.part.together();
         let mut batch = Vec::with_capacity(BATCH_SLICES);
         let mut published = Ok(());
         job.for_each_recipient(|recipient| {
             if let Some(cut) = cutter.push(recipient) {
-                batch.push(self.outgoing(head, &lane, shape, cut));
+                batch.push(self.outgoing(head, &lane, together.as_ref(), shape, cut));
             }
             if batch.len() >= BATCH_SLICES && published.is_ok() {
                 published = self.send(std::mem::take(&mut batch));
@@ -372,7 +391,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         });
         published?;
         for cut in cutter.finish() {
-            batch.push(self.outgoing(head, &lane, shape, cut));
+            batch.push(self.outgoing(head, &lane, together.as_ref(), shape, cut));
             if batch.len() >= BATCH_SLICES {
                 self.send(std::mem::take(&mut batch))?;
             }
@@ -391,6 +410,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         &self,
         head: &Arc<Head>,
         lane: &str,
+        together: Option<&Together>,
         shape: Shape,
         cut: Cut<Member<'_>>,
     ) -> Outgoing {
@@ -408,6 +428,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             lane: lane.to_owned(),
             first_attempt_at_ms: None,
             enumeration: None,
+            together: together.cloned(),
             vars: if personal { vars.collect() } else { Vec::new() },
             recipients: cut
                 .recipients

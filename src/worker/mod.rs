@@ -14,6 +14,7 @@ mod enumerate;
 mod intake;
 mod lanes;
 mod shift;
+mod together;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
     pub async fn run(self, drain: CancellationToken) {
         let poll = {
             let (context, drain) = (Arc::clone(&self.context), drain.clone());
-            async move { drain.run_until_cancelled(watch_store(&context)).await }
+            async move { watch_store(&context, &drain).await }
         };
         let sessions = self.sessions(&drain);
         tokio::join!(poll, sessions);
@@ -203,28 +204,32 @@ async fn watch_blocked<S: Store, T>(
     }
 }
 
-/// Asks the store, again and again, which directives are in force and which targets are parked.
-async fn watch_store<S: Store, T>(context: &Context<S, T>) {
+/// Asks the store, again and again, which directives are in force and which targets are parked, and so
+/// whether it answers.
+pub async fn watch_store<S: Store, T>(context: &Context<S, T>, stop: &CancellationToken) {
     let targets: Vec<String> = context.targets.keys().cloned().collect();
     let mut known = 0;
-    loop {
-        // Heeded before the ledger counts as up: a worker that starts sends nothing before.
-        let directives = async {
-            if let Some(directed) = context.store.directives(known).await? {
-                known = directed.version;
-                context.note_directives(directed);
+    let look = async {
+        loop {
+            // Heeded before the ledger counts as up: a worker that starts sends nothing before.
+            let directives = async {
+                if let Some(directed) = context.store.directives(known).await? {
+                    known = directed.version;
+                    context.note_directives(directed);
+                }
+                Ok(())
+            };
+            let _ = context.try_step(LedgerStep::Direct, directives).await;
+            context.show_directives();
+            let asked = Instant::now();
+            if let Ok(parked) = context
+                .try_step(LedgerStep::Park, context.store.parked(&targets))
+                .await
+            {
+                context.note_parked(parked, asked);
             }
-            Ok(())
-        };
-        let _ = context.try_step(LedgerStep::Direct, directives).await;
-        context.show_directives();
-        let asked = Instant::now();
-        if let Ok(parked) = context
-            .try_step(LedgerStep::Park, context.store.parked(&targets))
-            .await
-        {
-            context.note_parked(parked, asked);
+            tokio::time::sleep(POLL).await;
         }
-        tokio::time::sleep(POLL).await;
-    }
+    };
+    let _: Option<()> = stop.run_until_cancelled(look).await;
 }

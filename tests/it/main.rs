@@ -34,3 +34,5 @@ mod steer;
 mod store;
 /// What the tests share: servers, a link that can be cut, processes, bounded waits.
 mod support;
+/// The HTTP interface: long lists, repeats, overload, slow callers.
+mod upload;

@@ -107,7 +107,9 @@ impl Server {
             }
         };
         let body = body.to_string().into_bytes();
-        let reply = self.ask(method, &path, body.into(), None).await?;
+        let reply = self
+            .ask(method, &path, Some(super::JSON), body.into(), None)
+            .await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
             _ => Err(refused(&reply)),

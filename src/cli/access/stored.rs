@@ -23,7 +23,9 @@ impl Access {
             }
             Self::Server(server) => {
                 let path = format!("/v1/templates/{name}?app={app}");
-                let reply = server.ask(Method::PUT, &path, message.into(), None).await?;
+                let reply = server
+                    .ask(Method::PUT, &path, Some(super::JSON), message.into(), None)
+                    .await?;
                 match reply.status {
                     200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
                     _ => Err(refused(&reply)),
@@ -80,7 +82,7 @@ impl Access {
             Self::Server(server) => {
                 let path = format!("/v1/templates/{name}?app={app}");
                 let reply = server
-                    .ask(Method::DELETE, &path, Bytes::new(), None)
+                    .ask(Method::DELETE, &path, None, Bytes::new(), None)
                     .await?;
                 match reply.status {
                     204 => Ok(true),

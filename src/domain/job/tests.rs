@@ -142,7 +142,11 @@ fn the_document_type_writes_what_the_reader_reads() {
         on_uncertain: Some(OnUncertain::Hold),
         mapping: Some(Strictness::Lenient),
         confirm_all: Some(true),
-        part: Some(Part { number: 1, of: 2 }),
+        part: Some(Part {
+            number: 1,
+            of: 2,
+            together: Some("list".to_owned()),
+        }),
     };
     let json = serde_json::to_string(&document).unwrap();
     let job = read(&json).unwrap();

@@ -8,10 +8,10 @@ use fanwise::domain::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use fanwise::domain::lane::Priority;
 use fanwise::domain::message::{Content, Options};
 use fanwise::domain::outcome::{Class, Outcome};
-use fanwise::domain::slice::{Addressed, Head, Shape};
+use fanwise::domain::slice::{Addressed, Head, Shape, Together};
 use fanwise::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobFilter, JobPage, JobPlace, JobQuery, JobRecord,
-    JobState, Ledger, Reason, Settle, SliceRef, Standing, Submission,
+    Accepted, Claim, ClaimState, Claimed, Gathered, JobFilter, JobPage, JobPlace, JobQuery,
+    JobRecord, JobState, Ledger, Reason, Settle, SliceRef, Standing, Submission,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -29,6 +29,8 @@ on_both! { EmbeddedBench, RedisBench:
     reasons_are_kept_and_found,
     a_job_is_accepted_extended_and_completed_once,
     a_job_of_parts_waits_for_all_of_them,
+    a_list_in_parts_is_there_with_its_last_part,
+    a_list_that_was_given_up_stays_so_and_its_job_completes,
     jobs_are_listed_newest_first,
     pages_of_jobs_leave_out_nobody,
     jobs_are_found_by_what_is_known_of_them,
@@ -605,6 +607,72 @@ async fn a_job_of_parts_waits_for_all_of_them(bench: &impl StoreBench) {
         let standing = store.expanded(job.id(), name).await.unwrap();
         assert_eq!(standing.finished, number == 1);
     }
+}
+
+fn part_of(list: &str, number: u32, of: u32) -> Together {
+    Together {
+        list: list.to_owned(),
+        number,
+        of,
+    }
+}
+
+/// Parts are counted by name: a repeat is none, and neither is what came to the job before.
+async fn a_list_in_parts_is_there_with_its_last_part(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(5));
+    let gather = async |list: &str, number| {
+        let part = part_of(list, number, 3);
+        store.gather(job.id(), &part, false).await.unwrap()
+    };
+    // Of a job that the ledger has lost nobody can tell.
+    assert_eq!(gather("a", 1).await, Gathered::Complete);
+    let names = ["test", "one", "two"].map(str::to_owned);
+    for name in &names {
+        assert!(!store.knows(job.id(), &names).await.unwrap());
+        store.accept(&job.submission(name, 1)).await.unwrap();
+        store.expanded(job.id(), name).await.unwrap();
+    }
+    assert!(store.knows(job.id(), &names).await.unwrap());
+    for number in [1, 1, 3, 3] {
+        assert_eq!(gather("a", number).await, Gathered::Waiting);
+    }
+    assert_eq!(gather("b", 2).await, Gathered::Waiting);
+    assert_eq!(gather("a", 2).await, Gathered::Complete);
+    assert_eq!(gather("a", 1).await, Gathered::Complete);
+    let complete = part_of("a", 1, 3);
+    let late = store.gather(job.id(), &complete, true).await.unwrap();
+    assert_eq!(late, Gathered::Complete);
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!((record.submissions, record.accounts.total), (3, 3));
+}
+
+async fn a_list_that_was_given_up_stays_so_and_its_job_completes(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(5));
+    let submission = |name: &str| Submission {
+        parts: 2,
+        ..job.submission(name, 1)
+    };
+    let people = job.fingerprints(0..2);
+    let gather = async |number, give_up| {
+        let part = part_of("a", number, 2);
+        store.gather(job.id(), &part, give_up).await.unwrap()
+    };
+    for (number, name, finished) in [(1, "one", true), (2, "two", true)] {
+        store.accept(&submission(name)).await.unwrap();
+        if number == 1 {
+            assert_eq!(gather(1, false).await, Gathered::Waiting);
+            assert_eq!(gather(1, true).await, Gathered::GivenUp);
+        }
+        assert_eq!(gather(number, false).await, Gathered::GivenUp);
+        store.expanded(job.id(), name).await.unwrap();
+        let id = SliceId::new(name, 0, 0);
+        let cancelled = [(people[number as usize - 1], Outcome::Cancelled)];
+        let standing = settle(store, job.slice(&id, 1), ANN, &cancelled, true).await;
+        assert_eq!(standing.finished, finished);
+        assert!(store.complete(job.id()).await.unwrap());
+    }
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!((record.accounts.cancelled, record.pending), (2, 0));
 }
 
 async fn jobs_are_listed_newest_first(bench: &impl StoreBench) {

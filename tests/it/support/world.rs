@@ -121,7 +121,7 @@ impl Plan {
 }
 
 impl World {
-    fn config(&self) -> &str {
+    pub(crate) fn config(&self) -> &str {
         self.config.to_str().unwrap()
     }
 

@@ -1,0 +1,19 @@
+//! A job and its list as `multipart/form-data`. Nothing of either can be taken for the boundary: both
+//! are JSON, in which a line that begins with two hyphens cannot stand.
+
+const BOUNDARY: &str = "fanwise";
+
+pub(super) const CONTENT_TYPE: &str = "multipart/form-data; boundary=fanwise";
+
+/// The beginning of a part.
+pub(super) fn part(name: &str, file: Option<&str>) -> Vec<u8> {
+    let file = file.map_or_else(String::new, |file| format!("; filename=\"{file}\""));
+    let head = format!(
+        "\r\n--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n"
+    );
+    head.into_bytes()
+}
+
+pub(super) fn end() -> Vec<u8> {
+    format!("\r\n--{BOUNDARY}--\r\n").into_bytes()
+}

@@ -1,0 +1,278 @@
+//! A job without its audience, which follows it as a list: what stands before and after the recipients
+//! in each message.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::domain::audience::Member;
+use crate::domain::fields::Problem;
+use crate::domain::job::{JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, Part};
+
+/// Where a job stands beside an uploaded list, as JSON or as base64 of it.
+pub(super) const HEADER: &str = "Fanwise-Job-Spec";
+
+/// Largest job without its audience. Each part of the list carries it.
+pub(super) const SPEC_BYTES_MAX: usize = 1024 * 1024;
+
+/// Room for what tells of the part, and for its list's name.
+const PART_BYTES_MAX: usize = 256;
+
+/// What each part of an upload has in common.
+#[derive(Debug)]
+pub(super) struct Spec {
+    /// Up to the opening bracket of the recipients.
+    before: Vec<u8>,
+}
+
+type RawFields<'a> = BTreeMap<Text<'a>, &'a RawValue>;
+
+#[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Spec {
+    /// Takes a job apart; whether it is one is seen when it is put together. `field` names where it
+    /// stands in the request, `key` is its `client_msg_no` if it has none of its own.
+    pub(super) fn read(field: &str, text: &[u8], key: Option<&str>) -> Result<Self, Problem> {
+        let problem = |what: String| Problem::new(field, what);
+        if text.len() > SPEC_BYTES_MAX {
+            let what = format!("{} bytes, at most {SPEC_BYTES_MAX} are taken", text.len());
+            return Err(problem(what));
+        }
+        let mut fields: RawFields<'_> = serde_json::from_slice(text)
+            .map_err(|error| problem(format!("a JSON object is expected: {error}")))?;
+        if fields.contains_key(&Text("part".into())) {
+            let what = "an upload is cut into parts here; leave it out";
+            return Err(Problem::new("part", what));
+        }
+        let mut before = b"{".to_vec();
+        let audience = fields.remove(&Text("audience".into()));
+        for (Text(name), value) in &fields {
+            write_field(&mut before, name, value.get());
+        }
+        if let Some(key) = key
+            && !fields.contains_key(&Text("client_msg_no".into()))
+        {
+            write_field(&mut before, "client_msg_no", &json(key));
+        }
+        before.extend_from_slice(b"\"audience\":{");
+        if let Some(audience) = audience {
+            let fields: RawFields<'_> = serde_json::from_str(audience.get()).map_err(|error| {
+                Problem::new("audience", format!("a JSON object is expected: {error}"))
+            })?;
+            for (Text(name), value) in &fields {
+                if name != "exclude" {
+                    let what = "the recipients are the list that follows; beside it only \
+                                `exclude` is taken";
+                    return Err(Problem::new(format!("audience.{name}"), what));
+                }
+                write_field(&mut before, name, value.get());
+            }
+        }
+        before.extend_from_slice(b"\"users\":[");
+        Ok(Self { before })
+    }
+
+    /// An empty message.
+    pub(super) fn open(&self) -> Message<'_> {
+        Message {
+            spec: self,
+            body: self.before.clone(),
+            recipients: 0,
+        }
+    }
+}
+
+/// One message of an upload, while it is filled.
+pub(super) struct Message<'a> {
+    spec: &'a Spec,
+    body: Vec<u8>,
+    pub(super) recipients: usize,
+}
+
+impl Message<'_> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.recipients == 0
+    }
+
+    /// Adds a recipient, unless the message is full.
+    pub(super) fn push(&mut self, member: &Member<'_>) -> bool {
+        let end = self.body.len();
+        if self.recipients > 0 {
+            self.body.push(b',');
+        }
+        // Writing a text into memory does not fail.
+        match member.vars {
+            None => drop(serde_json::to_writer(&mut self.body, &member.id)),
+            Some(vars) => {
+                self.body.extend_from_slice(b"{\"id\":");
+                drop(serde_json::to_writer(&mut self.body, &member.id));
+                self.body.extend_from_slice(b",\"vars\":");
+                self.body.extend_from_slice(vars.get().as_bytes());
+                self.body.push(b'}');
+            }
+        }
+        let full = self.body.len() > JOB_BYTES_MAX - PART_BYTES_MAX
+            || self.recipients == JOB_RECIPIENTS_MAX;
+        if full {
+            self.body.truncate(end);
+            return false;
+        }
+        self.recipients += 1;
+        true
+    }
+
+    /// The whole message; what is left is empty again.
+    pub(super) fn close(&mut self, part: &Part) -> Bytes {
+        let next = Vec::with_capacity(self.body.len());
+        let mut body = std::mem::replace(&mut self.body, next);
+        self.body.extend_from_slice(&self.spec.before);
+        self.recipients = 0;
+        body.extend_from_slice(b"]}");
+        if part.of > 1 {
+            body.extend_from_slice(b",\"part\":");
+            drop(serde_json::to_writer(&mut body, part));
+        }
+        body.push(b'}');
+        body.into()
+    }
+}
+
+fn write_field(body: &mut Vec<u8>, name: &str, value: &str) {
+    body.extend_from_slice(json(name).as_bytes());
+    body.push(b':');
+    body.extend_from_slice(value.as_bytes());
+    body.push(b',');
+}
+
+fn json(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// The job in a header.
+pub(super) fn of_header(value: &[u8]) -> Result<Vec<u8>, Problem> {
+    if value.trim_ascii_start().starts_with(b"{") {
+        return Ok(value.to_vec());
+    }
+    let lenient =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    GeneralPurpose::new(&STANDARD, lenient)
+        .decode(value)
+        .map_err(|error| {
+            let what = format!("neither JSON that begins with {{ nor base64 of it: {error}");
+            Problem::new(HEADER, what)
+        })
+}
+
+/// A job with this `client_msg_no`, unless it has one. What is no job stays as it is.
+pub(super) fn with_key(job: &[u8], key: &str) -> Option<Bytes> {
+    #[derive(Deserialize)]
+    struct Keyed<'a> {
+        #[serde(borrow)]
+        client_msg_no: Option<&'a RawValue>,
+    }
+    let keyed: Keyed<'_> = serde_json::from_slice(job).ok()?;
+    if keyed.client_msg_no.is_some() {
+        return None;
+    }
+    // An object, since it could be read as one.
+    let at = job.iter().position(|byte| *byte == b'{')? + 1;
+    let mut with = Vec::with_capacity(job.len() + key.len() + 24);
+    with.extend_from_slice(&job[..at]);
+    let rest = job[at..].trim_ascii_start();
+    let comma = if rest.starts_with(b"}") { "" } else { "," };
+    with.extend_from_slice(format!("\"client_msg_no\":{}{comma}", json(key)).as_bytes());
+    with.extend_from_slice(rest);
+    Some(with.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(spec: &str, key: Option<&str>, part: &Part) -> String {
+        let spec = Spec::read("job", spec.as_bytes(), key).unwrap();
+        let mut message = spec.open();
+        for (id, vars) in [("u\"1", None), ("u2", Some("{\"n\":1}"))] {
+            let vars = vars.map(|vars| RawValue::from_string(vars.to_owned()).unwrap());
+            let member = Member {
+                id: id.into(),
+                vars: vars.as_deref(),
+            };
+            assert!(message.push(&member));
+        }
+        String::from_utf8(message.close(part).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_spec_and_a_list_make_a_job() {
+        let spec = r#"{"v":1,"client_msg_no":"a","audience":{"exclude":["x"]}}"#;
+        let whole = r#"{"client_msg_no":"a","v":1,"audience":{"exclude":["x"],"users":["u\"1",{"id":"u2","vars":{"n":1}}]}}"#;
+        assert_eq!(members(spec, Some("b"), &Part::WHOLE), whole);
+        let part = Part {
+            number: 2,
+            of: 3,
+            together: Some("l".to_owned()),
+        };
+        assert_eq!(
+            members("{}", Some("b"), &part),
+            r#"{"client_msg_no":"b","audience":{"users":["u\"1",{"id":"u2","vars":{"n":1}}]},"part":{"number":2,"of":3,"together":"l"}}"#
+        );
+    }
+
+    #[test]
+    fn a_spec_brings_no_recipients_and_no_part() {
+        let field = |text: &str| Spec::read("job", text.as_bytes(), None).unwrap_err().field;
+        assert_eq!(field("[]"), "job");
+        assert_eq!(field(r#"{"part":{}}"#), "part");
+        assert_eq!(field(r#"{"audience":{"users":["a"]}}"#), "audience.users");
+        assert_eq!(field(r#"{"audience":{"all":true}}"#), "audience.all");
+        assert_eq!(field(r#"{"audience":3}"#), "audience");
+    }
+
+    #[test]
+    fn a_message_is_closed_before_it_is_too_large() {
+        let spec = Spec::read("job", b"{}", None).unwrap();
+        let mut message = spec.open();
+        let member = Member {
+            id: "u".repeat(200).into(),
+            vars: None,
+        };
+        while message.push(&member) {}
+        let body = message.close(&Part::WHOLE);
+        assert!(body.len() <= JOB_BYTES_MAX && body.len() > JOB_BYTES_MAX - 600);
+        assert!(message.is_empty() && message.push(&member));
+    }
+
+    #[test]
+    fn a_header_holds_json_or_base64() {
+        for (value, expected) in [
+            ("{\"v\":1}", "{\"v\":1}"),
+            ("eyJ2IjoxfQ==", "{\"v\":1}"),
+            ("eyJ2IjoxfQ", "{\"v\":1}"),
+        ] {
+            assert_eq!(of_header(value.as_bytes()).unwrap(), expected.as_bytes());
+        }
+        assert_eq!(of_header(b"?").unwrap_err().field, HEADER);
+    }
+
+    #[test]
+    fn a_key_is_added_where_there_is_none() {
+        let added = |job: &str| {
+            with_key(job.as_bytes(), "k").map(|job| String::from_utf8(job.to_vec()).unwrap())
+        };
+        assert_eq!(
+            added(" { \"v\":1}").unwrap(),
+            " {\"client_msg_no\":\"k\",\"v\":1}"
+        );
+        assert_eq!(added("{ }").unwrap(), "{\"client_msg_no\":\"k\"}");
+        assert_eq!(added("{\"client_msg_no\":\"a\"}"), None);
+        assert_eq!(added("[1"), None);
+    }
+}

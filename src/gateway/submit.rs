@@ -1,0 +1,678 @@
+//! `POST /v1/jobs`: a job as JSON, or a job and then its audience as a list of any length.
+//!
+//! | content type | the job | the audience |
+//! |---|---|---|
+//! | `application/json` | the body | in it |
+//! | `application/x-ndjson`, `text/csv`, `text/plain` | header `Fanwise-Job-Spec` | the body |
+//! | `multipart/form-data` | part `job` | part `audience`, after it |
+//!
+//! 202: a job, or further recipients of one, are durable with the broker. 200: all of it was known
+//! before. All or nothing: a list is accepted as a whole or not at all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use multer::{Field, Multipart};
+use serde::Deserialize;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::body::{Held, unreadable};
+use super::problem::Refusal;
+use super::spec::{self, SPEC_BYTES_MAX, Spec};
+use super::spool::spool;
+use super::templates;
+use super::upload::{Parts, Upload};
+use super::wire::{JobStanding, Submitted};
+use super::{Gateway, Open, PublisherOf};
+use crate::domain::audience::Member;
+use crate::domain::fields::Problem;
+use crate::domain::ids::JobId;
+use crate::domain::job::{JOB_BYTES_MAX, Job, Part};
+use crate::domain::lane::Priority;
+use crate::domain::list::Format;
+use crate::domain::mapping::{Fit, Strictness};
+use crate::domain::message::Content;
+use crate::domain::slice::{Head, Together};
+use crate::metrics::LedgerStep;
+use crate::ports::{Broker, Gathered, JobRecord, JobState, Outgoing, Route, Transport, fit};
+use crate::worker::{Context, Store};
+
+/// Room above the largest job, so that one that is too large is told so and not cut off.
+const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
+
+/// Bodies up to this size are read where they arrive; larger ones on a thread that may block.
+const SMALL_BODY_BYTES: usize = 32 * 1024;
+
+/// Between two looks at a job that is waited for, at first and at last.
+const LOOK_AFTER: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
+    State(gateway): State<Arc<Gateway<B, S, T>>>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let wishes = Wishes::of(request.uri(), request.headers())?;
+    // Before a body of megabytes is taken in that could not be passed on.
+    let open = gateway.open()?;
+    let (draft, checked) = Draft::receive(&gateway, request, &wishes).await?;
+    let before = gateway.look(checked.id).await?;
+    if before
+        .as_ref()
+        .is_some_and(|record| checked.conflicts(record))
+    {
+        // Only a hint, and early: the intake decides, and what loses a race is rejected there.
+        return Err(Refusal::Conflict(checked.id));
+    }
+    if let Some((head, strictness)) = &checked.stored {
+        let started_with = before.as_ref().and_then(|record| record.template);
+        templates::check(&gateway, head, started_with, checked.for_all, *strictness).await?;
+    }
+    let known = before.is_some() && gateway.knows(&checked).await?;
+    let settled = before
+        .as_ref()
+        .is_some_and(|record| record.state == JobState::Completed);
+    // There may be users by now who were not there then.
+    let repeated = known && settled && !checked.for_all;
+    if !repeated && !wishes.dry_run {
+        gateway.publish(draft, &checked, &wishes, open).await?;
+    }
+    let mut answer = Answer {
+        status: if known {
+            StatusCode::OK
+        } else {
+            StatusCode::ACCEPTED
+        },
+        standing: before.as_ref().filter(|_| known).map(JobStanding::of),
+        waited: None,
+    };
+    if wishes.dry_run {
+        answer.status = StatusCode::OK;
+    } else if let Some(wait) = wishes.wait {
+        let wait = wait.min(gateway.wait_max);
+        answer.waited = Some(wait);
+        if let Some(record) = gateway.settled(&checked, wait).await? {
+            answer.standing = Some(JobStanding::of(&record));
+            if record.state == JobState::Completed {
+                answer.status = StatusCode::OK;
+            }
+        }
+    }
+    Ok(answer.response(checked, wishes.dry_run))
+}
+
+/// What the caller wants, besides the job.
+struct Wishes {
+    priority: Option<Priority>,
+    dry_run: bool,
+    column: Option<String>,
+    /// The `client_msg_no` of a job that has none.
+    key: Option<String>,
+    wait: Option<Duration>,
+    traceparent: Option<String>,
+}
+
+/// The parameters; one that is not known is refused: it may be a slip of `dry_run`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parameters {
+    priority: Option<Priority>,
+    #[serde(default)]
+    dry_run: bool,
+    column: Option<String>,
+}
+
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const PREFER: &str = "prefer";
+
+impl Wishes {
+    fn of(uri: &Uri, headers: &HeaderMap) -> Result<Self, Refusal> {
+        let parameters: Query<Parameters> = Query::try_from_uri(uri)
+            .map_err(|error| Refusal::BadJob(vec![Problem::new("query", error.body_text())]))?;
+        let Query(Parameters {
+            priority,
+            dry_run,
+            column,
+        }) = parameters;
+        let text = |name: &str| headers.get(name)?.to_str().ok();
+        Ok(Self {
+            priority,
+            dry_run,
+            column,
+            // A text in quotes, as the draft of the header has it, or a bare one.
+            key: text(IDEMPOTENCY_KEY).map(|key| key.trim_matches('"').to_owned()),
+            wait: headers.get_all(PREFER).iter().find_map(wait),
+            traceparent: text("traceparent").map(str::to_owned),
+        })
+    }
+}
+
+/// `wait=10` among the preferences; what is not understood is passed over, as RFC 7240 wants it.
+fn wait(value: &HeaderValue) -> Option<Duration> {
+    let preferences = value.to_str().ok()?.split(',');
+    let mut waits = preferences.filter_map(|preference| {
+        let (name, value) = preference.split(';').next()?.split_once('=')?;
+        let seconds = value.trim().trim_matches('"').parse().ok()?;
+        name.trim()
+            .eq_ignore_ascii_case("wait")
+            .then_some(Duration::from_secs(seconds))
+    });
+    waits.next()
+}
+
+/// How a request carries its job.
+enum Kind {
+    Job,
+    List(Listing),
+}
+
+/// How a list comes that follows its job.
+enum Listing {
+    Body(Format),
+    Form { boundary: String },
+}
+
+impl Kind {
+    fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let Some(value) = headers.get(header::CONTENT_TYPE) else {
+            return Ok(Self::Job);
+        };
+        let text = value.to_str().unwrap_or_default();
+        if let Ok(boundary) = multer::parse_boundary(text) {
+            return Ok(Self::List(Listing::Form { boundary }));
+        }
+        let essence = text.split(';').next().unwrap_or_default().trim();
+        match essence.to_ascii_lowercase().as_str() {
+            "application/json" => Ok(Self::Job),
+            other => match list_format(other) {
+                Some(format) => Ok(Self::List(Listing::Body(format))),
+                None => Err(Refusal::BadBody(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    format!(
+                        "{other:?} is not taken; application/json is, and for long lists \
+                         application/x-ndjson, text/csv, text/plain and multipart/form-data"
+                    ),
+                )),
+            },
+        }
+    }
+}
+
+fn list_format(essence: &str) -> Option<Format> {
+    match essence {
+        "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Some(Format::Ndjson),
+        "text/csv" => Some(Format::Csv),
+        "text/plain" => Some(Format::Lines),
+        _ => None,
+    }
+}
+
+/// A job on its way in.
+enum Draft {
+    One(Held),
+    Keyed(Bytes),
+    List(Box<Upload>),
+}
+
+/// What a job comes to that may be accepted.
+struct Checked {
+    id: JobId,
+    target: String,
+    priority: Priority,
+    content_digest: String,
+    for_all: bool,
+    /// Its message is rendered for each recipient.
+    personal: bool,
+    recipients: u64,
+    submissions: Vec<String>,
+    warnings: Vec<String>,
+    /// It names a stored message, which is looked at before anything is accepted.
+    stored: Option<(Box<Head>, Strictness)>,
+    /// Of an uploaded list.
+    parts: Option<Parts>,
+}
+
+impl Checked {
+    /// Whether the key stands for another message. A record that was rebuilt does not know for which.
+    fn conflicts(&self, record: &JobRecord) -> bool {
+        let first = &record.content_digest;
+        !first.is_empty() && *first != self.content_digest
+    }
+}
+
+impl Draft {
+    async fn receive<B: Broker, S: Store, T: Transport>(
+        gateway: &Arc<Gateway<B, S, T>>,
+        request: Request,
+        wishes: &Wishes,
+    ) -> Result<(Self, Checked), Refusal> {
+        let (head, body) = request.into_parts();
+        match Kind::of(&head.headers)? {
+            Kind::Job => {
+                let held = gateway.memory.read(body, BODY_BYTES_MAX).await?;
+                let keyed = wishes.key.as_deref();
+                let keyed = keyed.and_then(|key| spec::with_key(&held.bytes, key));
+                let bytes = keyed.clone().unwrap_or_else(|| held.bytes.clone());
+                let (context, priority) = (Arc::clone(&gateway.context), wishes.priority);
+                let read = move || check(&context, &bytes, priority);
+                let checked = if held.bytes.len() <= SMALL_BODY_BYTES {
+                    read()?
+                } else {
+                    blocking(read).await?
+                };
+                let draft = keyed.map_or(Self::One(held), Self::Keyed);
+                Ok((draft, checked))
+            }
+            Kind::List(listing) => {
+                let _place = gateway
+                    .uploads
+                    .try_acquire()
+                    .map_err(|_| Refusal::Unavailable("too many uploads at a time".to_owned()))?;
+                let upload = receive_list(gateway, listing, &head, body, wishes).await?;
+                // Closed never.
+                let _turn = gateway.surveys.acquire().await;
+                let (context, priority) = (Arc::clone(&gateway.context), wishes.priority);
+                blocking(move || {
+                    let checked = survey(&context, &upload, priority)?;
+                    Ok((Self::List(Box::new(upload)), checked))
+                })
+                .await
+            }
+        }
+    }
+}
+
+async fn receive_list<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    listing: Listing,
+    head: &request::Parts,
+    body: Body,
+    wishes: &Wishes,
+) -> Result<Upload, Refusal> {
+    let bad = |problem| Refusal::BadJob(vec![problem]);
+    let spec_of = |field: &str, text: &[u8]| -> Result<Spec, Refusal> {
+        let spec = Spec::read(field, text, wishes.key.as_deref()).map_err(bad)?;
+        try_out(&gateway.context, &spec, wishes.priority)?;
+        Ok(spec)
+    };
+    let (folder, most) = (&*gateway.upload_folder, gateway.upload_bytes_max);
+    let column = wishes.column.clone();
+    match listing {
+        Listing::Body(format) => {
+            let Some(value) = head.headers.get(spec::HEADER) else {
+                let what = "missing; the job without its audience is expected there, as JSON or \
+                            base64 of it, or use multipart/form-data";
+                return Err(bad(Problem::new(spec::HEADER, what)));
+            };
+            let spec = spec::of_header(value.as_bytes()).map_err(bad)?;
+            let spec = spec_of(spec::HEADER, &spec)?;
+            let chunks = body.into_data_stream();
+            let chunks = chunks.map(|chunk| chunk.map_err(|error| unreadable(&error)));
+            let file = spool(folder, most, chunks).await?;
+            Ok(Upload {
+                spec,
+                format,
+                column,
+                file,
+            })
+        }
+        Listing::Form { boundary } => {
+            let mut form = Multipart::new(body.into_data_stream(), boundary);
+            let mut job = part(&mut form, "job").await?;
+            let mut text = Vec::new();
+            while let Some(chunk) = job.chunk().await.map_err(|error| broken_form(&error))? {
+                // One byte too many is told by whoever reads it.
+                let room = (SPEC_BYTES_MAX + 1).saturating_sub(text.len());
+                text.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            }
+            drop(job);
+            let spec = spec_of("job", &text)?;
+            let audience = part(&mut form, "audience").await?;
+            let format = format_of_part(&audience)?;
+            let chunks = audience.map(|chunk| chunk.map_err(|error| broken_form(&error)));
+            let file = spool(folder, most, chunks).await?;
+            if form
+                .next_field()
+                .await
+                .map_err(|error| broken_form(&error))?
+                .is_some()
+            {
+                let what = "nothing may follow the part `audience`";
+                return Err(bad(Problem::new("audience", what)));
+            }
+            Ok(Upload {
+                spec,
+                format,
+                column,
+                file,
+            })
+        }
+    }
+}
+
+/// The next part of a form, which must have this name.
+async fn part(
+    form: &mut Multipart<'static>,
+    name: &'static str,
+) -> Result<Field<'static>, Refusal> {
+    let field = form
+        .next_field()
+        .await
+        .map_err(|error| broken_form(&error))?;
+    let found = field.as_ref().and_then(Field::name).map(str::to_owned);
+    match field {
+        Some(field) if found.as_deref() == Some(name) => Ok(field),
+        _ => {
+            let what = format!(
+                "missing; a form has the part `job`, a JSON object, and then the part `audience`, a \
+                 file; here comes {}",
+                found.map_or_else(|| "no part".to_owned(), |name| format!("{name:?}"))
+            );
+            Err(Refusal::BadJob(vec![Problem::new(name, what)]))
+        }
+    }
+}
+
+/// By the content type of the file, or else by its name.
+fn format_of_part(field: &Field<'_>) -> Result<Format, Refusal> {
+    let by_type = field
+        .content_type()
+        .and_then(|kind| list_format(kind.essence_str()));
+    let name = field.file_name().unwrap_or_default().to_ascii_lowercase();
+    let by_name = match name.rsplit_once('.').map(|(_, ending)| ending) {
+        Some("csv") => Some(Format::Csv),
+        Some("ndjson" | "jsonl") => Some(Format::Ndjson),
+        Some("txt") => Some(Format::Lines),
+        _ => None,
+    };
+    // What clients make of a file they do not know is no better than its name.
+    by_name.or(by_type).ok_or_else(|| {
+        let what = "how it is written is not known: name the file .ndjson, .csv or .txt, or give its \
+                    content type";
+        Refusal::BadJob(vec![Problem::new("audience", what)])
+    })
+}
+
+fn broken_form(error: &multer::Error) -> Refusal {
+    match error {
+        multer::Error::StreamReadFailed(error) => unreadable(&**error),
+        other => Refusal::BadBody(StatusCode::BAD_REQUEST, crate::worker::chain(other)),
+    }
+}
+
+/// Runs what computes for long, or blocks, on a thread where it may.
+async fn blocking<V: Send + 'static>(
+    work: impl FnOnce() -> Result<V, Refusal> + Send + 'static,
+) -> Result<V, Refusal> {
+    let worked = tokio::task::spawn_blocking(work).await;
+    worked.map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))?
+}
+
+/// Reads one message as the worker will.
+fn check<S: Store, T>(
+    context: &Context<S, T>,
+    body: &[u8],
+    priority: Option<Priority>,
+) -> Result<Checked, Refusal> {
+    let job =
+        Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
+    let for_all = job.is_for_all();
+    let stored = matches!(job.head.content, Content::Template(_))
+        .then(|| (Box::new(job.head.clone()), job.strictness));
+    let fit = if stored.is_some() {
+        Fit::default()
+    } else {
+        let target = &*context.targets[&job.head.target].target;
+        fit(target, &job.head, for_all, job.strictness)
+    };
+    if !fit.problems.is_empty() {
+        return Err(Refusal::BadJob(fit.problems));
+    }
+    Ok(Checked {
+        stored,
+        id: job.head.id,
+        target: job.head.target,
+        priority: priority.unwrap_or(job.head.priority),
+        content_digest: job.content_digest,
+        for_all,
+        personal: job.head.vars.is_some(),
+        recipients: job.entries as u64,
+        submissions: vec![if for_all {
+            "all".to_owned()
+        } else {
+            job.submission
+        }],
+        warnings: fit.warnings,
+        parts: None,
+    })
+}
+
+/// Reads a job whose list is still to come, with somebody on it.
+fn try_out<S: Store, T>(
+    context: &Context<S, T>,
+    spec: &Spec,
+    priority: Option<Priority>,
+) -> Result<(), Refusal> {
+    let mut message = spec.open();
+    let somebody = Member {
+        id: "somebody".into(),
+        vars: None,
+    };
+    if !message.push(&somebody) {
+        let what = "the job leaves no room for recipients";
+        return Err(Refusal::BadJob(vec![Problem::new("", what)]));
+    }
+    // A part of several may be empty, should somebody be excluded.
+    let part = Part {
+        number: 1,
+        of: 2,
+        together: None,
+    };
+    check(context, &message.close(&part), priority).map(drop)
+}
+
+/// Reads a whole list, and what it comes to.
+fn survey<S: Store, T>(
+    context: &Context<S, T>,
+    upload: &Upload,
+    priority: Option<Priority>,
+) -> Result<Checked, Refusal> {
+    let mut first: Option<Checked> = None;
+    let mut recipients = 0;
+    let (parts, submissions) = upload.survey(|message| {
+        let mut checked = check(context, message, priority)?;
+        recipients += checked.recipients;
+        let submission = checked.submissions.pop().unwrap_or_default();
+        // Values of one recipient make the message a personal one for all in the same part.
+        if let Some(first) = &first
+            && first.personal != checked.personal
+        {
+            let what = "some recipients have `vars` and others far from them have not; give them to \
+                        all, an empty object if need be";
+            return Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
+        }
+        first.get_or_insert(checked);
+        Ok(submission)
+    })?;
+    if recipients == 0 {
+        let what = "everybody on the list is excluded; nobody would get the message";
+        return Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
+    }
+    let first = first.ok_or_else(|| Refusal::BadJob(Vec::new()))?;
+    Ok(Checked {
+        recipients,
+        submissions,
+        parts: Some(parts),
+        ..first
+    })
+}
+
+impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
+    async fn look(&self, job: JobId) -> Result<Option<JobRecord>, Refusal> {
+        let look = self.context.store.job(job);
+        Ok(self.context.try_step(LedgerStep::Look, look).await?)
+    }
+
+    /// Whether all of it came before.
+    async fn knows(&self, job: &Checked) -> Result<bool, Refusal> {
+        let knows = self.context.store.knows(job.id, &job.submissions);
+        Ok(self.context.try_step(LedgerStep::Look, knows).await?)
+    }
+
+    /// Makes a job durable with the broker.
+    async fn publish(
+        &self,
+        draft: Draft,
+        job: &Checked,
+        wishes: &Wishes,
+        open: Open<PublisherOf<B>>,
+    ) -> Result<(), Refusal> {
+        let outgoing = {
+            let (id, priority) = (job.id, job.priority);
+            let traceparent = wishes.traceparent.clone();
+            move |name: &str, body: Bytes| Outgoing {
+                route: Route::Job(priority),
+                body,
+                message_id: format!("{id}/{name}"),
+                traceparent: traceparent.clone(),
+            }
+        };
+        let name = job.submissions.first().map_or("", String::as_str);
+        let (upload, parts) = match (draft, job.parts.clone()) {
+            (Draft::One(held), _) => {
+                let message = outgoing(name, held.bytes.clone());
+                return open.publish(vec![message]).await;
+            }
+            (Draft::Keyed(body), _) => {
+                return open.publish(vec![outgoing(name, body)]).await;
+            }
+            (Draft::List(upload), Some(parts)) => (upload, parts),
+            (Draft::List(_), None) => return Err(Refusal::BadJob(Vec::new())),
+        };
+        self.not_given_up(job.id, &parts).await?;
+        let names = job.submissions.clone();
+        let runtime = Handle::current();
+        blocking(move || {
+            let mut names = names.iter();
+            upload.for_each_message(&parts, |body| {
+                open.check()?;
+                let name = names.next().map_or("", String::as_str);
+                // In order, and the first one is confirmed before the second: see `not_given_up`.
+                runtime.block_on(open.publish(vec![outgoing(name, body)]))
+            })
+        })
+        .await
+    }
+
+    /// A list that came in part and was given up would only be cancelled again. Its first part is
+    /// noted by the question, which does no harm: it is published before any other.
+    async fn not_given_up(&self, job: JobId, parts: &Parts) -> Result<(), Refusal> {
+        if parts.of == 1 {
+            return Ok(());
+        }
+        let first = Together {
+            list: parts.list.clone(),
+            number: 1,
+            of: parts.of,
+        };
+        let gather = self.context.store.gather(job, &first, false);
+        let gathered = self.context.try_step(LedgerStep::Gather, gather).await?;
+        match gathered {
+            Gathered::GivenUp => Err(Refusal::GivenUp(job)),
+            Gathered::Complete | Gathered::Waiting => Ok(()),
+        }
+    }
+
+    /// Waits until a job that was accepted is completed; what is known of it when the time is over.
+    async fn settled(&self, job: &Checked, wait: Duration) -> Result<Option<JobRecord>, Refusal> {
+        let deadline = Instant::now() + wait;
+        let (mut pause, pause_max) = LOOK_AFTER;
+        let mut seen = None;
+        loop {
+            // The job is accepted, whatever the ledger says now.
+            if let Ok(Some(record)) = self.look(job.id).await {
+                if job.conflicts(&record) {
+                    return Err(Refusal::Conflict(job.id));
+                }
+                if record.state == JobState::Completed && self.knows(job).await.unwrap_or(false) {
+                    return Ok(Some(record));
+                }
+                seen = Some(record);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.stop.is_cancelled() {
+                return Ok(seen);
+            }
+            let pausing = tokio::time::sleep(pause.min(left));
+            self.stop.run_until_cancelled(pausing).await;
+            pause = (pause * 2).min(pause_max);
+        }
+    }
+}
+
+/// What the caller is told of a job that was accepted.
+struct Answer {
+    status: StatusCode,
+    standing: Option<JobStanding>,
+    waited: Option<Duration>,
+}
+
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+impl Answer {
+    fn response(self, job: Checked, dry_run: bool) -> Response {
+        let location = format!("/v1/jobs/{}", job.id);
+        let submitted = Submitted {
+            job: job.id,
+            target: job.target,
+            recipients: job.recipients,
+            messages: job.submissions.len() as u32,
+            dry_run,
+            warnings: job.warnings,
+            standing: self.standing,
+        };
+        let mut response = (self.status, Json(submitted)).into_response();
+        let headers = response.headers_mut();
+        if let Ok(location) = HeaderValue::try_from(location)
+            && !dry_run
+        {
+            headers.insert(header::LOCATION, location);
+        }
+        if let Some(waited) = self.waited {
+            let applied = HeaderValue::try_from(format!("wait={}", waited.as_secs()));
+            headers.extend(applied.map(|applied| (PREFERENCE_APPLIED, applied)));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn preferences_are_read_as_they_are_written() {
+        let of = |text: &str| wait(&HeaderValue::from_str(text).unwrap());
+        let ten = Some(Duration::from_secs(10));
+        assert_eq!(of("wait=10"), ten);
+        assert_eq!(of("respond-async, Wait = 10 ;x=y"), ten);
+        assert_eq!(of("wait=\"10\""), ten);
+        assert_eq!(of("wait=x, return=minimal"), None);
+        assert_eq!(of("wait=-1"), None);
+    }
+
+    #[test]
+    fn a_parameter_that_is_not_known_is_refused() {
+        let of = |query: &str| Wishes::of(&query.parse().unwrap(), &HeaderMap::new());
+        assert!(of("/?dry_run=true&priority=bulk").unwrap().dry_run);
+        assert!(of("/?dry-run=true").is_err());
+        assert!(of("/?priority=urgent").is_err());
+        assert!(of("/?dry_run=yes").is_err());
+    }
+}

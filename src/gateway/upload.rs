@@ -1,0 +1,128 @@
+//! An uploaded list: read twice from where it is kept. The first time all of it is checked, so that
+//! nothing is accepted of a list with a bad line, and counted, so that every part can say of how many it
+//! is one; the second time the parts are published. Memory holds one part at a time.
+//!
+//! The parts are sent to together: a process that is killed between two of them leaves parts that wait
+//! for the rest, which comes when the list is uploaded again, or are given up.
+
+use std::fs::File;
+use std::io::Seek as _;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::problem::{BadLines, Refusal};
+use super::spec::Spec;
+use super::spool::full;
+use crate::domain::fields::Problem;
+use crate::domain::ids::digest_hex;
+use crate::domain::job::{PARTS_MAX, Part};
+use crate::domain::list::{self, Format};
+
+pub(super) struct Upload {
+    pub(super) spec: Spec,
+    pub(super) format: Format,
+    pub(super) column: Option<String>,
+    pub(super) file: File,
+}
+
+/// What the parts of a list are called.
+#[derive(Clone, Debug)]
+pub(super) struct Parts {
+    pub(super) of: u32,
+    /// Names the list, by what is on it; one that is cut alike is the same.
+    pub(super) list: String,
+}
+
+impl Parts {
+    fn of(submissions: &[String]) -> Self {
+        let names: Vec<_> = submissions.iter().map(String::as_bytes).collect();
+        Self {
+            of: submissions.len() as u32,
+            list: digest_hex(&names, 8),
+        }
+    }
+}
+
+impl Upload {
+    /// Reads the whole list. `check` reads each message as the worker will, and names its submission.
+    pub(super) fn survey(
+        &self,
+        mut check: impl FnMut(&[u8]) -> Result<String, Refusal>,
+    ) -> Result<(Parts, Vec<String>), Refusal> {
+        // Neither their number nor a name is known yet, and a submission depends on neither.
+        let unknown = Parts {
+            of: PARTS_MAX,
+            list: "?".to_owned(),
+        };
+        let mut submissions = Vec::new();
+        self.for_each_message(&unknown, |message| {
+            submissions.push(check(&message)?);
+            Ok(())
+        })?;
+        if submissions.is_empty() {
+            let what = "the list is empty; nobody would get the message";
+            return Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
+        }
+        Ok((Parts::of(&submissions), submissions))
+    }
+
+    /// Calls `each` with the messages that carry the list, in order.
+    pub(super) fn for_each_message(
+        &self,
+        parts: &Parts,
+        mut each: impl FnMut(Bytes) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut number = 0;
+        let mut next = || {
+            number += 1;
+            Part {
+                number,
+                of: parts.of,
+                together: (parts.of > 1).then(|| parts.list.clone()),
+            }
+        };
+        let mut message = self.spec.open();
+        let mut bad = BadLines::default();
+        let mut ended = Ok(());
+        let mut file = &self.file;
+        file.rewind().map_err(|error| full(&error))?;
+        let column = self.column.as_deref();
+        let read = list::read(file, self.format, column, |line, found| {
+            let member = match found {
+                Ok(member) if bad.is_empty() => member,
+                Ok(_) => return ControlFlow::Continue(()),
+                Err(what) => {
+                    bad.add(line, what);
+                    return ControlFlow::Continue(());
+                }
+            };
+            if message.push(&member) {
+                return ControlFlow::Continue(());
+            }
+            let part = next();
+            if part.number == PARTS_MAX {
+                let what = format!("more than {PARTS_MAX} messages would be needed");
+                ended = Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
+                return ControlFlow::Break(());
+            }
+            ended = each(message.close(&part));
+            if ended.is_ok() && !message.push(&member) {
+                bad.add(line, "too large beside the job".to_owned());
+            }
+            match ended {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        });
+        read.map_err(|error| full(&error))?;
+        ended?;
+        if !bad.is_empty() {
+            return Err(Refusal::BadLines(bad));
+        }
+        if message.is_empty() {
+            return Ok(());
+        }
+        each(message.close(&next()))
+    }
+}
