@@ -239,6 +239,9 @@ async fn show(access: &Access, args: &JobArgs, job: &JobRecord) -> Result<Exit, 
     if let Some(at) = job.completed_at_ms {
         output::line(format!("completed      {}", rfc3339(at)))?;
     }
+    for warning in &job.warnings {
+        output::line(format!("warning        {warning}"))?;
+    }
     if job.rebuilt {
         output::line(
             "note           the ledger was lost and rebuilt: earlier outcomes are not counted",
