@@ -106,9 +106,10 @@ pub fn facts(config: &Config) -> Result<Facts, Failure> {
 
 /// A target of the configuration that job and configuration have agreed on.
 pub fn target(config: &Config, name: &str) -> Result<Box<dyn Target>, Failure> {
-    let found = config.targets.get(name).ok_or_else(|| {
-        Failure::message(Exit::BadInput, format!("there is no target {name:?}"))
-    })?;
+    let found = config
+        .targets
+        .get(name)
+        .ok_or_else(|| Failure::message(Exit::BadInput, format!("there is no target {name:?}")))?;
     build(name, found)
 }
 

@@ -317,7 +317,11 @@ impl SendArgs {
         set_some(fields, "message", self.message()?.as_ref())?;
         if self.online_only || self.no_unread {
             let mut options = object(fields, "options")?;
-            set_some(&mut options, "online_only", self.online_only.then_some(&true))?;
+            set_some(
+                &mut options,
+                "online_only",
+                self.online_only.then_some(&true),
+            )?;
             set_some(&mut options, "unread", self.no_unread.then_some(&false))?;
             set(fields, "options", &options)?;
         }

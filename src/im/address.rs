@@ -52,7 +52,14 @@ mod tests {
     #[test]
     fn what_is_no_base_is_refused() {
         for url in [
-            "", "im", "im:5001", "/im", "ftp://im", "http://", "http://im?a=1", "http://im/#a",
+            "",
+            "im",
+            "im:5001",
+            "/im",
+            "ftp://im",
+            "http://",
+            "http://im?a=1",
+            "http://im/#a",
             "http://i m",
         ] {
             assert_eq!(Base::of(url), None, "{url}");

@@ -188,7 +188,11 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
             Version::V1 | Version::V2 => "/cluster/users",
             Version::V3 => "/manager/users",
         };
-        Users::new(settings, manager.join(users), manager.join("/manager/login"))
+        Users::new(
+            settings,
+            manager.join(users),
+            manager.join("/manager/login"),
+        )
     });
     Some(WukongIm::new(settings.clone(), uris, headers, directory))
 }

@@ -609,13 +609,10 @@ async fn a_submission_without_recipients_waits_for_its_parts(bench: &impl StoreB
     for last_entries in [1, 0] {
         let job = Job::new(5);
         let people = job.fingerprints(0..2);
-        for (number, (name, entries, parts)) in [
-            ("all", 0, 2),
-            ("part 1", 1, 3),
-            ("part 2", last_entries, 3),
-        ]
-        .into_iter()
-        .enumerate()
+        for (number, (name, entries, parts)) in
+            [("all", 0, 2), ("part 1", 1, 3), ("part 2", last_entries, 3)]
+                .into_iter()
+                .enumerate()
         {
             let part = Submission {
                 parts,
