@@ -121,6 +121,7 @@ impl Five {
             recipients_per_call = 50\nlimit = \"50/s\"";
         plan.target.push('\n');
         plan.target.push_str(more);
+        let more = format!("call_timeout = \"3s\"\n{more}");
         plan.more = format!(
             r#"
             [targets.wukongim2]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use fanwise::im::mock::{MockHandle, Stats};
 use serde_json::{Value, json};
 
-use super::{Five, SYSTEMS, System, listed};
+use super::{Five, SYSTEMS, System, listed, until_accepted};
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, accepted_by, users};
 
@@ -17,15 +17,19 @@ const RECIPIENTS: usize = GOOD + REFUSED;
 /// Recipients of one call of the targets that pack.
 const PACKED: u64 = 50;
 
-/// What a server does that takes a call for each recipient: each fault a few times, and a tenth of all
-/// calls slower than the call timeout of a second.
+/// How long a call takes, and how long while the server is slower than the call timeout of a second.
+const FAST: &str = "10ms..50ms";
+const SLOW: &str = "1200ms";
+
+/// What a server does that takes a call for each recipient: each fault a few times.
 fn faults_of_singles() -> Value {
     json!({
         "refuse_prefix": "refused-",
-        "latency": "1ms..1100ms",
+        "latency": FAST,
         "error_500": "2%x6", "error_503": "2%x6", "error_429": "2%x3",
         "reset_before": "2%x6", "reset_after": "2%x6", "reply_closed": "2%x6",
         "reply_lost": "2%x6", "half_body": "2%x6", "bad_json": "2%x6",
+        "error_after": "2%x6",
         "burst": { "after": 300, "for": "1s", "retry_after": 1 },
     })
 }
@@ -34,10 +38,11 @@ fn faults_of_singles() -> Value {
 fn faults_of_batches() -> Value {
     json!({
         "refuse_prefix": "refused-",
-        "latency": "1ms..1100ms",
+        "latency": FAST,
         "error_500": "30%x2", "error_503": "30%x2",
         "reset_before": "30%x1", "reset_after": "30%x1", "reply_closed": "30%x1",
         "reply_lost": "30%x1", "half_body": "30%x1", "bad_json": "30%x1",
+        "error_after": "30%x1",
         "burst": { "after": 200, "for": "1s", "retry_after": 1 },
     })
 }
@@ -56,7 +61,6 @@ fn unknowable(stats: &Stats) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_job_file_reaches_every_system_under_faults_and_a_sigkill() {
     let Some(plan) = Plan::shared() else { return };
-    // The last of two equal keys of a table would be an error, so the world's own timeout stays.
     let five = Five::start(plan, "systems", "").await;
     let world = &five.world;
     let (good, refused) = (
@@ -66,10 +70,15 @@ async fn one_job_file_reaches_every_system_under_faults_and_a_sigkill() {
     let recipients: BTreeSet<String> = good.into_iter().chain(refused).collect();
     let file = world.write("job.json", job_file(&recipients));
     for System { target, .. } in SYSTEMS {
-        let faults = match target {
-            "netease" | "yunxin" => faults_of_batches(),
-            _ => faults_of_singles(),
+        let mut faults = match packs(target) {
+            true => faults_of_batches(),
+            false => faults_of_singles(),
         };
+        if target == "openim" {
+            // An answer that comes too late and says that nothing was noted leaves nothing to ask after:
+            // the one case that OpenIM makes a second message of.
+            faults["error_after"] = Value::Null;
+        }
         five.mock(target).patch_faults(&faults).unwrap();
     }
     let timeouts: Vec<_> = SYSTEMS
@@ -81,7 +90,10 @@ async fn one_job_file_reaches_every_system_under_faults_and_a_sigkill() {
             )
         })
         .collect();
-    let variables: Vec<_> = timeouts.iter().map(|name| (name.as_str(), "1s")).collect();
+    let timeouts = timeouts.iter().map(|name| (name.as_str(), "1s"));
+    // Small slices, so that one that waits for an answer holds up few others.
+    let small = [("FANWISE_WORKER__SLICE_RECIPIENTS", "100")];
+    let variables: Vec<_> = timeouts.chain(small).collect();
     let mut workers = vec![
         world.worker_with(&variables).await,
         world.worker_with(&variables).await,
@@ -90,7 +102,10 @@ async fn one_job_file_reaches_every_system_under_faults_and_a_sigkill() {
     for System { target, .. } in SYSTEMS {
         jobs.push(five.send(file.to_str().unwrap(), target, &[]).await);
     }
+    futures_util::future::join_all(SYSTEMS.iter().map(|system| slow_down(&five, system))).await;
     until("half of the messages", BOUND, async || {
+        unpark_after_416(&five, "netease").await;
+        unpark_after_416(&five, "yunxin").await;
         let accepted = |system: &System| five.mock(system.target).stats().accepted;
         let accepted: u64 = SYSTEMS.iter().map(accepted).sum();
         (accepted >= (SYSTEMS.len() * GOOD / 2) as u64).then_some(())
@@ -115,6 +130,23 @@ async fn one_job_file_reaches_every_system_under_faults_and_a_sigkill() {
         worker.drain().await;
     }
     five.end().await;
+}
+
+/// For a few calls the server is slower than its caller's patience. It carries them out all the same.
+async fn slow_down(five: &Five, System { target, .. }: &System) {
+    let mock = five.mock(target);
+    until_accepted(mock, 1).await;
+    mock.patch_faults(&json!({ "latency": SLOW })).unwrap();
+    let calls = mock.stats().requests + if packs(target) { 1 } else { 20 };
+    until("slow calls", BOUND, async || {
+        (mock.stats().requests >= calls).then_some(())
+    })
+    .await;
+    mock.patch_faults(&json!({ "latency": FAST })).unwrap();
+}
+
+fn packs(target: &str) -> bool {
+    matches!(target, "netease" | "yunxin")
 }
 
 fn job_file(recipients: &BTreeSet<String>) -> String {
@@ -191,9 +223,9 @@ async fn check(five: &Five, system: &System, job: &str, recipients: &BTreeSet<St
     assert_eq!(accounts["uncertain"], uncertain, "{target}: {record}");
     // Who is uncertain and not in the log was in a call that the server dropped, or that the killed
     // worker had in flight.
-    let (per_call, in_flight) = match *target {
-        "netease" | "yunxin" => (PACKED, 12 * PACKED),
-        _ => (1, 256),
+    let (per_call, in_flight) = match packs(target) {
+        true => (PACKED, 12 * PACKED),
+        false => (1, 256),
     };
     assert!(
         unaccounted <= unknowable(&stats) * per_call + in_flight,
@@ -202,8 +234,8 @@ async fn check(five: &Five, system: &System, job: &str, recipients: &BTreeSet<St
     match *target {
         // Absorbs repeats: nothing stays in doubt.
         "im" => assert_eq!(uncertain, 0, "{record}"),
-        // Can be asked: only an answer that was lost as well leaves a doubt.
-        "openim" => assert!(uncertain < 20, "{record}"),
+        // Can be asked: only where that call is struck as well there is a doubt.
+        "openim" => assert!(uncertain < 40, "{record}"),
         _ => assert!(uncertain > 0, "{target}: no reply was in doubt, {stats:?}"),
     }
     eprintln!("{target}: {accounts} {unaccounted} of the uncertain not in the log; {stats:?}");
@@ -220,6 +252,9 @@ fn check_form(target: &str, mock: &MockHandle, hello: &str) {
 
 /// Every fault of the schedule struck.
 fn check_schedule(target: &str, stats: &Stats) {
+    if target != "openim" {
+        assert!(stats.faults["error_after"] > 0, "{target}: {stats:?}");
+    }
     for kind in [
         "burst_429",
         "error_500",

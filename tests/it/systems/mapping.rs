@@ -8,7 +8,7 @@ use crate::support::world::{Plan, assert_once_each, users};
 
 /// Targets with an option that they do not have.
 const UNHONOURED: [(&str, &str, &str); 5] = [
-    ("im", "unread", r#"{"unread":false}"#),
+    ("im", "unread", r#"{"unread":true}"#),
     (
         "wukongim2",
         "moderation.enabled",

@@ -94,11 +94,16 @@ async fn two_workers_together_stay_below_the_quota() {
     let settings = quota(20, Duration::from_secs(1), Duration::from_secs(60));
     let more = "recipients_per_call = 1\nlimit = \"18/s burst 1\"\n\
         [targets.default]\nurl = \"http://{address}/nimserver\"\ntype = \"netease\"\n\
-        app_key = \"other\"\napp_secret = \"other\"";
+        app_key = \"other\"\napp_secret = \"other\"\ncall_timeout = \"3s\"";
     let Some(world) = start("quota", settings, more).await else {
         return;
     };
-    let workers = [world.worker().await, world.worker().await];
+    // Slices enough for both of them.
+    let small = [("FANWISE_WORKER__SLICE_RECIPIENTS", "10")];
+    let workers = [
+        world.worker_with(&small).await,
+        world.worker_with(&small).await,
+    ];
     let recipients = users(120);
     let job = world.send("quota", &recipients, &["--target", "im"]).await;
     let record = world.completed(&job).await;
