@@ -118,7 +118,7 @@ impl Five {
         let address = |target: &str| others[target].address;
         let application = "sender = \"news\"\n\
             app_key = \"mock-key\"\napp_secret = \"mock-secret\"\n\
-            recipients_per_call = 50\nlimit = \"50/s\"";
+            recipients_per_call = 50\nlimit = \"20/s burst 1\"";
         plan.target.push('\n');
         plan.target.push_str(more);
         let more = format!("call_timeout = \"3s\"\n{more}");
