@@ -148,6 +148,39 @@ async fn all_users_of_openim() {
     .await;
 }
 
+/// A token that dies while users are listed is no fault of the configuration: a new one is fetched, and
+/// nothing waits for the hour that such a fault costs here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_revoked_while_users_are_listed_is_renewed() {
+    let mock = Settings {
+        users: 2000,
+        ..Settings::default()
+    };
+    let target = "type = \"openim\"\nsecret = \"openIM123\"\nconfig_park = \"1h\"";
+    let Some(world) = start("relisted", mock, target).await else {
+        return;
+    };
+    world
+        .mock
+        .patch_faults(&json!({ "latency": "100ms" }))
+        .unwrap();
+    let worker = world.worker().await;
+    let job = send_to_all(&world).await;
+    until("a page", BOUND, async || {
+        (world.mock.stats().requests >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(world.mock.revoke_openim_tokens(1501), 1);
+    assert_eq!(world.mock.stats().accepted, 0, "too late for this test");
+    world
+        .mock
+        .patch_faults(&json!({ "latency": null }))
+        .unwrap();
+    check_all(&world, &job, 2000).await;
+    worker.drain().await;
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn all_users_of_wukongim_v2() {
     let mock = Settings {
