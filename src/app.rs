@@ -104,6 +104,15 @@ pub fn facts(config: &Config) -> Result<Facts, Failure> {
     })
 }
 
+/// A target of the configuration that job and configuration have agreed on.
+pub fn target(config: &Config, name: &str) -> Result<Box<dyn Target>, Failure> {
+    let found = config
+        .targets
+        .get(name)
+        .ok_or_else(|| Failure::message(Exit::BadInput, format!("there is no target {name:?}")))?;
+    build(name, found)
+}
+
 fn build(name: &str, config: &TargetConfig) -> Result<Box<dyn Target>, Failure> {
     crate::im::build(name, &config.settings)
         .map_err(|problems| Failure::message(Exit::BadConfig, summary(&problems)))

@@ -1,12 +1,17 @@
-//! `fanwise send`: submits a job from the shell. Lists longer than one message holds travel as parts
-//! of one job.
+//! `fanwise send`: submits a job from the shell: of flags, or of a file in which flags take the place of
+//! fields. Lists longer than one message holds travel as parts of one job.
+//!
+//! All users of a target are sent to only after a confirmation: how many they are, the target alone
+//! knows.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -18,14 +23,12 @@ use crate::config::Config;
 use crate::domain::fields::summary;
 use crate::domain::ids::JobId;
 use crate::domain::job::{
-    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, Job, JobDocument, MemberDocument,
+    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, Job, MemberDocument,
     MessageDocument, Part,
 };
 use crate::domain::lane::Priority;
-use crate::domain::message::Options;
-use crate::domain::outcome::OnUncertain;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::ports::{JobRecord, JobState};
+use crate::ports::{JobRecord, JobState, fit};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -33,11 +36,16 @@ use crate::ports::{JobRecord, JobState};
   fanwise send --client-msg-no promo-2 --text 'Hello' --file users.csv --wait
   generate-users | fanwise send --client-msg-no promo-3 --data '{\"kind\":\"sale\"}' --file -
   fanwise send --client-msg-no promo-4 --text 'Hello {{ name }}' --file users.csv --vars
-  fanwise send --client-msg-no promo-5 --template welcome --var shop=Fan ana bob")]
+  fanwise send --client-msg-no promo-5 --template welcome --var shop=Fan ana bob
+  fanwise send --job job.json --target staging --client-msg-no rehearsal-1
+  fanwise send --client-msg-no notice-1 --text 'Hello' --all --yes")]
 pub(super) struct SendArgs {
     /// Key of the job: sending it again with the same message sends to nobody twice
-    #[arg(long, value_name = "KEY")]
-    client_msg_no: String,
+    #[arg(long, value_name = "KEY", required_unless_present = "job")]
+    client_msg_no: Option<String>,
+    /// Take the job from a JSON file, or from standard input with `-`; flags take the place of its fields
+    #[arg(long, value_name = "FILE")]
+    job: Option<PathBuf>,
     /// Recipients
     recipients: Vec<String>,
     /// Take recipients from a file, or from standard input with `-`
@@ -49,6 +57,18 @@ pub(super) struct SendArgs {
     /// Column (CSV) or field (NDJSON) that holds the recipient
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
+    /// Send to this group, once, as a group (can be repeated)
+    #[arg(long, value_name = "ID", conflicts_with_all = ["recipients", "file"])]
+    group: Vec<String>,
+    /// The target's number for the kind of group [default: 2]
+    #[arg(long, value_name = "NUMBER", requires = "group")]
+    group_type: Option<u8>,
+    /// Send to all users of the target
+    #[arg(long, conflicts_with_all = ["recipients", "file", "group"])]
+    all: bool,
+    /// All users are meant: do not ask
+    #[arg(long, visible_alias = "confirm-all")]
+    yes: bool,
     /// Leave this recipient out (can be repeated)
     #[arg(long, value_name = "RECIPIENT")]
     exclude: Vec<String>,
@@ -79,9 +99,9 @@ pub(super) struct SendArgs {
     /// Who the message is from [default: the target's default sender]
     #[arg(long)]
     sender: Option<String>,
-    /// Priority
-    #[arg(long, value_parser = ["high", "normal", "bulk"], default_value = "normal")]
-    priority: String,
+    /// Priority [default: normal]
+    #[arg(long, value_parser = ["high", "normal", "bulk"])]
+    priority: Option<String>,
     /// Only to recipients that are online
     #[arg(long)]
     online_only: bool,
@@ -100,6 +120,9 @@ pub(super) struct SendArgs {
     /// What to do when a reply is lost [default: the target's rule]
     #[arg(long, value_parser = ["retry", "hold", "drop"])]
     on_uncertain: Option<String>,
+    /// What to do about fields that the target cannot honour [default: strict, the job is refused]
+    #[arg(long, value_parser = ["strict", "lenient"])]
+    mapping: Option<String>,
     /// Wait until the job is completed, with a progress bar on a terminal
     #[arg(long)]
     wait: bool,
@@ -117,21 +140,25 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
             config.require_ledger(findings);
         }
     })?;
-    let recipients = args.recipients()?;
-    let count = recipients.len();
-    let form = args.form(&recipients)?;
-    let bodies = args.bodies(recipients)?;
-    let job = check(&bodies, &config, args.priority())?;
+    let Messages { bodies, form } = args.messages()?;
+    let job = check(&bodies, &config)?;
+    for warning in &job.warnings {
+        tracing::warn!("{warning}");
+    }
     if args.dry_run {
-        let what = json!({"job": job.id, "recipients": count, "messages": bodies.len(), "target": job.target});
+        let what = json!({"job": job.id, "recipients": job.entries, "messages": bodies.len(), "target": job.target});
         return report(&args, &what, || {
             format!(
-                "would send job {} to {count} recipient(s) of {} in {} message(s); nothing was sent",
+                "would send job {} to {} of {} in {} message(s); nothing was sent",
                 job.id,
+                job.audience(),
                 job.target,
                 bodies.len()
             )
         });
+    }
+    if args.all && !args.yes {
+        confirm(&job.target)?;
     }
     let access = Access::of(&config)?;
     let before = if args.wait {
@@ -139,16 +166,21 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
     } else {
         None
     };
-    let whole = bodies.len() > 1 && access.upload(args.priority(), form).await?;
+    let whole = match form {
+        Some(form) => access.upload(job.priority, form).await?,
+        None => false,
+    };
     if !whole {
-        access.submit(job.id, args.priority(), bodies).await?;
+        access.submit(job.id, job.priority, bodies).await?;
     }
     if !args.wait {
-        let what = json!({"job": job.id, "recipients": count, "accepted": true});
+        let what = json!({"job": job.id, "recipients": job.entries, "accepted": true});
         return report(&args, &what, || {
             format!(
-                "accepted: job {} for {count} recipient(s); fanwise job watch {}",
-                job.id, job.id
+                "accepted: job {} for {}; fanwise job watch {}",
+                job.id,
+                job.audience(),
+                job.id
             )
         });
     }
@@ -162,22 +194,88 @@ fn name_and_text(argument: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A job as it is submitted: its messages, and for a list of several the whole of it as one form.
+struct Messages {
+    bodies: Vec<Vec<u8>>,
+    form: Option<Vec<u8>>,
+}
+
 /// What a checked job is known by.
 struct Checked {
     id: JobId,
+    client_msg_no: String,
     target: String,
+    priority: Priority,
     content_digest: String,
+    /// List entries of all messages; nothing for all users, whom the target counts.
+    entries: Option<usize>,
+    /// What the job goes on without.
+    warnings: Vec<String>,
+}
+
+impl Checked {
+    fn audience(&self) -> String {
+        match self.entries {
+            Some(entries) => format!("{entries} recipient(s)"),
+            None => "all users".to_owned(),
+        }
+    }
+}
+
+/// Asks on the terminal whether all users are meant.
+fn confirm(target: &str) -> Result<(), Failure> {
+    let refused = |what| Err(Failure::message(Exit::Usage, what));
+    if !std::io::stdin().is_terminal() {
+        return refused(format!(
+            "nothing was sent: this is for all users of {target}; confirm it with --yes"
+        ));
+    }
+    let mut stderr = std::io::stderr();
+    // A prompt that cannot be shown is not answered either.
+    let _ = write!(
+        stderr,
+        "This is for ALL users of {target}. To go on, type the name of the target: "
+    );
+    let _ = stderr.flush();
+    let mut typed = String::new();
+    std::io::stdin()
+        .read_line(&mut typed)
+        .or_exit(Exit::Usage)?;
+    if typed.trim() == target {
+        return Ok(());
+    }
+    refused("nothing was sent: not confirmed".to_owned())
+}
+
+/// The fields of a job, or of one of its objects, as JSON: what a file says is passed on byte for byte.
+type Fields = BTreeMap<String, Box<RawValue>>;
+
+fn read_json<T: serde::de::DeserializeOwned>(json: &str, what: &str) -> Result<T, Failure> {
+    serde_json::from_str(json)
+        .map_err(|error| Failure::message(Exit::BadInput, format!("{what}: {error}")))
+}
+
+fn set(fields: &mut Fields, name: &str, value: &impl Serialize) -> Result<(), Failure> {
+    let raw = to_raw_value(value).or_exit(Exit::Internal)?;
+    fields.insert(name.to_owned(), raw);
+    Ok(())
+}
+
+fn set_some<T: Serialize>(
+    fields: &mut Fields,
+    name: &str,
+    value: Option<&T>,
+) -> Result<(), Failure> {
+    value.map_or(Ok(()), |value| set(fields, name, value))
+}
+
+/// An object among the fields, empty if there is none.
+fn object(fields: &Fields, name: &str) -> Result<Fields, Failure> {
+    let json = fields.get(name).map_or("{}", |raw| raw.get());
+    read_json(json, name)
 }
 
 impl SendArgs {
-    fn priority(&self) -> Priority {
-        match self.priority.as_str() {
-            "high" => Priority::High,
-            "bulk" => Priority::Bulk,
-            _ => Priority::Normal,
-        }
-    }
-
     /// Recipients from the arguments and the file, in that order.
     fn recipients(&self) -> Result<Vec<MemberDocument>, Failure> {
         let mut all: Vec<MemberDocument> =
@@ -196,12 +294,7 @@ impl SendArgs {
             let list = if path == Path::new("-") {
                 recipients::read(std::io::stdin().lock(), how)
             } else {
-                let file = File::open(path).map_err(|error| {
-                    Failure::message(
-                        Exit::BadInput,
-                        format!("cannot read {}: {error}", path.display()),
-                    )
-                })?;
+                let file = File::open(path).map_err(|error| cannot_read(path, &error))?;
                 recipients::read(file, how)
             };
             let from = path.display();
@@ -209,37 +302,63 @@ impl SendArgs {
                 list.map_err(|what| Failure::message(Exit::BadInput, format!("{from}: {what}")))?,
             );
         }
-        if all.is_empty() {
-            let what = "no recipients: name them, or give --file";
-            return Err(Failure::message(Exit::BadInput, what));
-        }
         Ok(all)
     }
 
     /// The messages of the job, as many parts as its list needs.
-    fn bodies(&self, recipients: Vec<MemberDocument>) -> Result<Vec<Vec<u8>>, Failure> {
-        let message = self.message()?;
+    fn messages(&self) -> Result<Messages, Failure> {
+        let mut fields = match &self.job {
+            Some(path) => read_json(&read_text(path)?, &path.display().to_string())?,
+            None => Fields::new(),
+        };
+        self.set_fields(&mut fields)?;
+        let recipients = self.recipients()?;
+        let body = |fields: &Fields| serde_json::to_vec(fields).or_exit(Exit::Internal);
+        if recipients.is_empty() {
+            self.set_audience(&mut fields)?;
+            let bodies = vec![body(&fields)?];
+            return Ok(Messages { bodies, form: None });
+        }
+        let form = self.form(&fields, &recipients)?;
         let parts = parts(recipients);
         let of = parts.len() as u32;
-        (1..)
-            .zip(parts)
-            .map(|(number, users)| {
-                let part = (of > 1).then_some(Part {
-                    number,
-                    of,
-                    together: None,
-                });
-                let document = self.document(message.clone(), Some(users), part);
-                serde_json::to_vec(&document).or_exit(Exit::Internal)
-            })
-            .collect()
+        let body = |(number, users): (u32, Vec<MemberDocument>)| {
+            let audience = AudienceDocument {
+                users: Some(users),
+                exclude: self.exclude.clone(),
+                ..AudienceDocument::default()
+            };
+            set(&mut fields, "audience", &audience)?;
+            if of > 1 {
+                let together = None;
+                set(
+                    &mut fields,
+                    "part",
+                    &Part {
+                        number,
+                        of,
+                        together,
+                    },
+                )?;
+            }
+            body(&fields)
+        };
+        Ok(Messages {
+            bodies: (1..).zip(parts).map(body).collect::<Result<_, _>>()?,
+            form: (of > 1).then_some(form),
+        })
     }
 
     /// The job and its whole list, for a server that cuts it into parts that are sent to together.
-    fn form(&self, recipients: &[MemberDocument]) -> Result<Vec<u8>, Failure> {
-        let job = self.document(self.message()?, None, None);
+    fn form(&self, fields: &Fields, recipients: &[MemberDocument]) -> Result<Vec<u8>, Failure> {
+        let mut fields = fields.clone();
+        let audience = AudienceDocument {
+            exclude: self.exclude.clone(),
+            ..AudienceDocument::default()
+        };
+        set(&mut fields, "audience", &audience)?;
         let mut form = form::part("job", None);
-        serde_json::to_writer(&mut form, &job).or_exit(Exit::Internal)?;
+        serde_json::to_writer(&mut form, &fields).or_exit(Exit::Internal)?;
         form.extend(form::part("audience", Some("audience.ndjson")));
         for recipient in recipients {
             serde_json::to_writer(&mut form, recipient).or_exit(Exit::Internal)?;
@@ -249,7 +368,69 @@ impl SendArgs {
         Ok(form)
     }
 
-    fn message(&self) -> Result<MessageDocument, Failure> {
+    /// What flags say, in the place of what a file says; all but the audience.
+    fn set_fields(&self, fields: &mut Fields) -> Result<(), Failure> {
+        if self.job.is_none() {
+            set(fields, "v", &JOB_VERSION)?;
+        }
+        for (name, value) in [
+            ("client_msg_no", &self.client_msg_no),
+            ("app", &self.app),
+            ("target", &self.target),
+            ("sender", &self.sender),
+            ("priority", &self.priority),
+            ("not_before", &self.not_before),
+            ("expires_at", &self.expires_at),
+            ("rate", &self.rate),
+            ("on_uncertain", &self.on_uncertain),
+            ("mapping", &self.mapping),
+        ] {
+            set_some(fields, name, value.as_ref())?;
+        }
+        set_some(fields, "message", self.message()?.as_ref())?;
+        if self.online_only || self.no_unread {
+            let mut options = object(fields, "options")?;
+            set_some(
+                &mut options,
+                "online_only",
+                self.online_only.then_some(&true),
+            )?;
+            set_some(&mut options, "unread", self.no_unread.then_some(&false))?;
+            set(fields, "options", &options)?;
+        }
+        Ok(())
+    }
+
+    /// An audience that is no list: groups, all users, or what the file says.
+    fn set_audience(&self, fields: &mut Fields) -> Result<(), Failure> {
+        let flags = self.all || !self.group.is_empty();
+        if !flags && self.job.is_none() {
+            let what = "no recipients: name them, or give --file, --group or --all";
+            return Err(Failure::message(Exit::BadInput, what));
+        }
+        if flags {
+            let audience = AudienceDocument {
+                groups: (!self.group.is_empty()).then(|| self.group.clone()),
+                group_type: self.group_type,
+                all: self.all,
+                ..AudienceDocument::default()
+            };
+            set(fields, "audience", &audience)?;
+        }
+        if !self.exclude.is_empty() {
+            let mut audience = object(fields, "audience")?;
+            set(&mut audience, "exclude", &self.exclude)?;
+            set(fields, "audience", &audience)?;
+        }
+        // Nothing is sent before `confirm` has asked.
+        if self.all || self.yes {
+            set(fields, "confirm_all", &true)?;
+        }
+        Ok(())
+    }
+
+    /// The message that flags give; nothing where a file has it.
+    fn message(&self) -> Result<Option<MessageDocument>, Failure> {
         let raw = |name: &str, text: &Option<String>| {
             let raw = text.clone().map(RawValue::from_string).transpose();
             raw.map_err(|error| {
@@ -269,13 +450,14 @@ impl SendArgs {
             vars: self.vars_of_all()?,
             ..MessageDocument::default()
         };
-        if message.kind.is_none() && message.native.is_none() && message.template.is_none() {
-            return Err(Failure::message(
-                Exit::Usage,
-                "no message: give --text, --data, --native or --template",
-            ));
+        if message.kind.is_some() || message.native.is_some() || message.template.is_some() {
+            return Ok(Some(message));
         }
-        Ok(message)
+        if self.job.is_some() {
+            return Ok(None);
+        }
+        let what = "no message: give --text, --data, --native or --template";
+        Err(Failure::message(Exit::Usage, what))
     }
 
     fn vars_of_all(&self) -> Result<Option<Box<RawValue>>, Failure> {
@@ -283,39 +465,20 @@ impl SendArgs {
         let some = (!values.is_empty()).then(|| to_raw_value(&values));
         some.transpose().or_exit(Exit::Internal)
     }
+}
 
-    fn document(
-        &self,
-        message: MessageDocument,
-        users: Option<Vec<MemberDocument>>,
-        part: Option<Part>,
-    ) -> JobDocument {
-        let audience = AudienceDocument {
-            users,
-            exclude: self.exclude.clone(),
-            ..AudienceDocument::default()
-        };
-        JobDocument {
-            app: self.app.clone(),
-            target: self.target.clone(),
-            sender: self.sender.clone(),
-            options: Some(Options {
-                online_only: self.online_only.then_some(true),
-                unread: self.no_unread.then_some(false),
-                ..Options::default()
-            }),
-            not_before: self.not_before.clone(),
-            expires_at: self.expires_at.clone(),
-            rate: self.rate.clone(),
-            on_uncertain: self.on_uncertain.as_deref().map(|policy| match policy {
-                "retry" => OnUncertain::Retry,
-                "hold" => OnUncertain::Hold,
-                _ => OnUncertain::Drop,
-            }),
-            part,
-            ..JobDocument::new(&self.client_msg_no, audience, message)
-        }
-    }
+fn read_text(path: &Path) -> Result<String, Failure> {
+    let text = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin().lock())
+    } else {
+        std::fs::read_to_string(path)
+    };
+    text.map_err(|error| cannot_read(path, &error))
+}
+
+fn cannot_read(path: &Path, error: &std::io::Error) -> Failure {
+    let what = format!("cannot read {}: {error}", path.display());
+    Failure::message(Exit::BadInput, what)
 }
 
 /// Room left in a message for everything but its recipients.
@@ -359,21 +522,31 @@ fn parts(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
 }
 
 /// Reads every message as the worker will, so that mistakes are found before anything is sent.
-fn check(bodies: &[Vec<u8>], config: &Config, priority: Priority) -> Result<Checked, Failure> {
+fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
+    let refused = |problems: &[_]| Failure::message(Exit::BadInput, summary(problems));
     let names = app::Names::of(config);
-    let mut checked = None;
+    let mut checked: Option<Checked> = None;
     for body in bodies {
-        let job = Job::read(body, Some(priority), &names, jiff::Timestamp::now())
-            .map_err(|problems| Failure::message(Exit::BadInput, summary(&problems)))?;
-        let Job {
-            head,
-            content_digest,
-            ..
-        } = job;
-        checked.get_or_insert(Checked {
-            id: head.id,
-            target: head.target,
-            content_digest,
+        let job = Job::read(body, None, &names, jiff::Timestamp::now())
+            .map_err(|problems| refused(&problems))?;
+        let entries = (!job.is_for_all()).then_some(job.entries);
+        if let Some(checked) = &mut checked {
+            checked.entries = checked.entries.zip(entries).map(|(sum, more)| sum + more);
+            continue;
+        }
+        let target = app::target(config, &job.head.target)?;
+        let fit = fit(&*target, &job.head, job.is_for_all(), job.strictness);
+        if !fit.problems.is_empty() {
+            return Err(refused(&fit.problems));
+        }
+        checked = Some(Checked {
+            id: job.head.id,
+            client_msg_no: job.head.client_msg_no,
+            target: job.head.target,
+            priority: job.head.priority,
+            content_digest: job.content_digest,
+            entries,
+            warnings: fit.warnings,
         });
     }
     checked.ok_or_else(|| Failure::message(Exit::BadInput, "no recipients"))
@@ -407,7 +580,7 @@ async fn wait(
             format!(
                 "conflict: {:?} stands for another message, job {}; your message was rejected and \
                  lies in fanwise.rejected",
-                args.client_msg_no, job.id
+                job.client_msg_no, job.id
             ),
         ));
     }
@@ -422,7 +595,7 @@ async fn wait(
 
 fn report(
     args: &SendArgs,
-    value: &impl serde::Serialize,
+    value: &impl Serialize,
     text: impl Fn() -> String,
 ) -> Result<Exit, Failure> {
     if args.json {

@@ -430,7 +430,7 @@ fn standing(row: &JobRow) -> Result<Standing, Trouble> {
         true => row.submissions,
         false => row.submissions.max(row.parts.into()),
     };
-    let settled = needed > 0 && accounts.pending() == 0;
+    let settled = (needed > 0 || accounts.total > 0) && accounts.pending() == 0;
     Ok(Standing {
         accounts,
         finished: settled && row.expanded >= needed,

@@ -5,6 +5,8 @@
 //! folder, its `mod` line and one line in each list at the end of this file. Nothing here waits or retries: adapters are pure functions, sending is
 //! [`http`]'s work, and what happens after an answer is the worker's.
 
+/// Where calls go: a base URL and the path of a call behind it.
+mod address;
 /// Jobs and replies for the tests of all systems.
 #[cfg(test)]
 mod fixture;

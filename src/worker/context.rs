@@ -15,7 +15,7 @@ use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
-use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule};
+use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{
@@ -221,13 +221,14 @@ impl<S: Store, T> Context<S, T> {
         (park.until_ms > now_ms()).then(|| park.clone())
     }
 
-    /// How long a target is still parked.
+    /// How long what finds a target parked waits before it looks again: until its time, or less, since
+    /// it may be unparked before.
     pub fn parked_for(&self, target: &str) -> Option<Duration> {
-        let until = self.parked.borrow().get(target)?.park.until_ms;
-        until
-            .checked_sub(now_ms())
-            .filter(|left| *left > 0)
-            .map(Duration::from_millis)
+        let park = self.park_of(target)?;
+        let now = now_ms();
+        let left = Duration::from_millis(park.until_ms.saturating_sub(now));
+        let lasted = Duration::from_millis(now.saturating_sub(park.since_ms));
+        Some(left.min(look_again(lasted)))
     }
 
     /// Parks a target for every worker. Here it takes effect at once, elsewhere within a second.

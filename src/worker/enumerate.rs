@@ -9,10 +9,12 @@
 //! How many parts there will be is known at the end only. Each says that one more is to come, until the
 //! last one, so the job cannot be completed before.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::authorised;
 use super::context::{Store, TargetRuntime, now_ms, rfc3339};
+use super::credential::Held;
 use super::deliver::Fate;
 use super::shift::Shift;
 use crate::domain::audience::{MemberDocument, fold};
@@ -127,22 +129,35 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         Ok(found)
     }
 
+    /// Asks for one page; once more where the credential was refused, with a new one.
     async fn page(&self, directory: &dyn Directory, cursor: Option<&str>) -> Result<Page, Answer> {
         let _permit = self.target.calls.acquire().await;
+        match self.ask(directory, cursor).await? {
+            (Err(answer), Some(held)) if answer.stale => {
+                self.target.directory_keyring.refuse(&held);
+                self.ask(directory, cursor).await?.0
+            }
+            (page, _) => page,
+        }
+    }
+
+    /// Asks for one page, once. The outer error: it could not be asked for.
+    async fn ask(
+        &self,
+        directory: &dyn Directory,
+        cursor: Option<&str>,
+    ) -> Result<(Result<Page, Answer>, Option<Arc<Held>>), Answer> {
         let transport = &self.shift.context.transport;
         let (keyring, timeout) = (&self.target.directory_keyring, self.target.call_timeout);
         let login = directory.login();
         let sign = |request: &mut _, signing| self.target.target.sign(request, signing);
         let request = || directory.page(cursor);
         let (reply, held) = authorised(transport, login, keyring, timeout, sign, request).await?;
-        let reply = reply.map_err(|error| error.answer())?;
-        let page = directory.read(cursor, &reply);
-        if let (Err(answer), Some(held)) = (&page, held)
-            && answer.stale
-        {
-            keyring.refuse(&held);
-        }
-        page
+        let page = match reply {
+            Ok(reply) => directory.read(cursor, &reply),
+            Err(error) => Err(error.answer()),
+        };
+        Ok((page, held))
     }
 
     fn is_wanted(&self, id: &str, left_out: &[String]) -> bool {

@@ -34,5 +34,7 @@ mod steer;
 mod store;
 /// What the tests share: servers, a link that can be cut, processes, bounded waits.
 mod support;
+/// The IM systems: what each of them asks for, answers and forbids, from a job to the mock's log.
+mod systems;
 /// The HTTP interface: long lists, repeats, overload, slow callers.
 mod upload;

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use ring::digest::{self, SHA1_FOR_LEGACY_USE_ONLY};
 
 use crate::domain::fields::Problem;
+use crate::im::address::Base;
 use crate::im::json;
 use crate::ports::{Request, Signing};
 use crate::secret::Secret;
@@ -20,8 +20,7 @@ const CHECK_SUM: HeaderName = HeaderName::from_static("checksum");
 
 /// One application.
 pub(in crate::im) struct Account {
-    /// Scheme, host and path without a slash at its end.
-    base: String,
+    base: Base,
     /// What all requests carry: the type of their body and the key of the application.
     headers: HeaderMap,
     secret: Secret,
@@ -37,7 +36,7 @@ impl Account {
         example: &str,
         problems: &mut Vec<Problem>,
     ) -> Option<Arc<Self>> {
-        let base = base(url).or_else(|| {
+        let base = Base::of(url).or_else(|| {
             let what = format!("a URL such as {example} is expected");
             problems.push(Problem::new("url", what));
             None
@@ -66,14 +65,8 @@ impl Account {
     }
 
     /// The address of a call. `path` begins with a slash and holds only what a path may.
-    #[expect(
-        clippy::expect_used,
-        reason = "the base was read as a URL before, and the path is ours or percent-encoded, and \
-                  bounded by the limits of a job"
-    )]
     pub(in crate::im) fn uri(&self, path: &str) -> Uri {
-        let uri = format!("{}{path}", self.base);
-        Uri::from_maybe_shared(Bytes::from(uri)).expect("a URL and an encoded path")
+        self.base.join(path)
     }
 
     /// A request that says who it is by `name` and `id`, not signed yet.
@@ -130,20 +123,6 @@ pub(in crate::im) fn length(text: &str) -> usize {
 #[expect(clippy::expect_used, reason = "digits, and nothing else")]
 fn header_value(value: impl AsRef<[u8]>) -> HeaderValue {
     HeaderValue::from_bytes(value.as_ref()).expect("digits fit in a header")
-}
-
-fn base(url: &str) -> Option<String> {
-    let uri: Uri = url.parse().ok()?;
-    let path = uri
-        .path_and_query()
-        .map_or("", PathAndQuery::as_str)
-        .trim_end_matches('/');
-    let scheme = uri.scheme()?;
-    let http = *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS;
-    if !http || path.contains('?') || url.contains('#') {
-        return None;
-    }
-    Some(format!("{scheme}://{}{path}", uri.authority()?))
 }
 
 #[cfg(test)]

@@ -47,11 +47,11 @@ mod tests;
 
 pub use target::OpenIm;
 
-use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use self::login::TokenLogin;
-use self::target::Base;
+use self::target::Endpoints;
+use super::address::Base;
 use crate::domain::fields::Problem;
 use crate::secret::Secret;
 
@@ -192,25 +192,23 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     let json = HeaderValue::from_static("application/json");
     headers.insert(header::CONTENT_TYPE, json);
     let calls = headers_of_calls(settings, &headers, problems);
-    let uris = ["send_msg", "batch_send_msg", "check_msg_is_send_success"]
-        .map(|call| uri(&settings.url, &format!("/msg/{call}")));
-    let [Some(send), Some(batch), Some(check)] = uris else {
+    let Some(api) = Base::of(&settings.url) else {
         let what = "a URL such as http://openim:10002 is expected";
         problems.push(Problem::new("url", what));
         return None;
     };
-    let login = settings.auth.path().and_then(|path| {
-        let uri = uri(&settings.url, path)?;
-        Some(TokenLogin::new(settings, uri, &headers))
-    });
-    let base = Base {
-        send,
-        batch,
-        check,
+    let login = settings
+        .auth
+        .path()
+        .map(|path| TokenLogin::new(settings, api.join(path), &headers));
+    let endpoints = Endpoints {
+        send: api.join("/msg/send_msg"),
+        batch: api.join("/msg/batch_send_msg"),
+        check: api.join("/msg/check_msg_is_send_success"),
         headers: calls,
     };
-    let users = uri(&settings.url, directory::PATH)?;
-    Some(OpenIm::new(settings.clone(), base, login, users))
+    let users = api.join(directory::PATH);
+    Some(OpenIm::new(settings.clone(), endpoints, login, users))
 }
 
 /// The headers of all calls; a token among them that need not be fetched.
@@ -240,21 +238,4 @@ fn headers_of_calls(
 
 fn exposed(secret: &Option<Secret>) -> &str {
     secret.as_ref().map_or("", Secret::expose)
-}
-
-/// The address of an API call behind a base URL.
-fn uri(base: &str, path: &str) -> Option<Uri> {
-    let mut parts = base.parse::<Uri>().ok()?.into_parts();
-    let http = [Some(Scheme::HTTP), Some(Scheme::HTTPS)].contains(&parts.scheme);
-    // What is appended to a query or a fragment would become part of it.
-    if !http || parts.authority.is_none() || base.contains(['?', '#']) {
-        return None;
-    }
-    let before = parts
-        .path_and_query
-        .as_ref()
-        .map_or("", PathAndQuery::as_str);
-    let path = format!("{}{path}", before.trim_end_matches('/'));
-    parts.path_and_query = Some(path.parse().ok()?);
-    Uri::from_parts(parts).ok()
 }

@@ -29,13 +29,13 @@ use crate::ports::{Calls, Directory, Login, Probed, Profile, Reply, Request, Tar
 pub struct OpenIm {
     settings: Settings,
     profile: Profile,
-    base: Arc<Base>,
+    endpoints: Arc<Endpoints>,
     login: Option<Arc<TokenLogin>>,
     users: Users,
 }
 
 /// What all calls to an account have in common.
-pub(super) struct Base {
+pub(super) struct Endpoints {
     pub(super) send: Uri,
     pub(super) batch: Uri,
     pub(super) check: Uri,
@@ -48,7 +48,7 @@ const ANY_GROUP: u8 = 2;
 impl OpenIm {
     pub(super) fn new(
         settings: Settings,
-        base: Base,
+        endpoints: Endpoints,
         login: Option<TokenLogin>,
         users: Uri,
     ) -> Self {
@@ -66,10 +66,10 @@ impl OpenIm {
             },
             users: Users {
                 uri: users,
-                headers: base.headers.clone(),
+                headers: endpoints.headers.clone(),
                 login: login.clone(),
             },
-            base: Arc::new(base),
+            endpoints: Arc::new(endpoints),
             login,
             settings,
         }
@@ -252,7 +252,7 @@ impl Target for OpenIm {
         let said = self.said(head, &native, &mut Vec::new());
         Box::new(OpenImCalls {
             before: self.common(head, &native, said.as_ref()),
-            base: Arc::clone(&self.base),
+            endpoints: Arc::clone(&self.endpoints),
             job: head.id.to_string(),
             to: match head.addressed {
                 Addressed::Users => br#","recvID":"#,
@@ -274,7 +274,7 @@ impl Target for OpenIm {
 
 /// The calls of one job.
 struct OpenImCalls {
-    base: Arc<Base>,
+    endpoints: Arc<Endpoints>,
     job: String,
     /// The body up to the first recipient.
     before: Vec<u8>,
@@ -294,7 +294,7 @@ impl OpenImCalls {
     }
 
     fn call(&self, uri: &Uri, recipients: &[&str], body: impl Into<Bytes>) -> Request {
-        let mut headers = self.base.headers.clone();
+        let mut headers = self.endpoints.headers.clone();
         headers.insert(OPERATION_ID, self.operation(recipients));
         Request {
             method: Method::POST,
@@ -323,7 +323,7 @@ impl Calls for OpenImCalls {
             body.extend_from_slice(self.to);
             json::push_string(&mut body, recipient);
             body.push(b'}');
-            return self.call(&self.base.send, recipients, body);
+            return self.call(&self.endpoints.send, recipients, body);
         }
         body.extend_from_slice(br#","recvIDs":["#);
         for (index, recipient) in recipients.iter().enumerate() {
@@ -333,7 +333,7 @@ impl Calls for OpenImCalls {
             json::push_string(&mut body, recipient);
         }
         body.extend_from_slice(b"]}");
-        self.call(&self.base.batch, recipients, body)
+        self.call(&self.endpoints.batch, recipients, body)
     }
 
     fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
@@ -347,7 +347,7 @@ impl Calls for OpenImCalls {
     /// A batch leaves no trace that could be asked after. Nor do its recipients when they are called
     /// alone: that the server knows of no send to one of them does not say that no batch reached it.
     fn probe(&self, recipients: &[&str]) -> Option<Request> {
-        (!self.packed).then(|| self.call(&self.base.check, recipients, "{}"))
+        (!self.packed).then(|| self.call(&self.endpoints.check, recipients, "{}"))
     }
 
     fn read_probe(&self, _recipients: &[&str], reply: &Reply) -> Probed {

@@ -48,9 +48,9 @@ pub use target::WukongIm;
 use directory::Users;
 use target::Uris;
 
-use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue};
 
+use super::address::Base;
 use crate::domain::fields::Problem;
 use crate::secret::Secret;
 
@@ -164,35 +164,38 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
         problems.push(Problem::new("sender", what));
     }
     let headers = headers(settings, problems);
-    let mut address = |key: &str, base: &str, path: &str| match uri(base, path) {
-        Ok(uri) => Some(uri),
-        Err(what) => {
+    let mut base = |key: &str, url: &str| {
+        let base = Base::of(url);
+        if base.is_none() {
+            let what = "a URL such as http://wukongim:5001 is expected";
             problems.push(Problem::new(key, what));
-            None
         }
+        base
     };
-    let send = address("url", &settings.url, "/message/send");
-    let directory = match &settings.manager_url {
-        Some(base) => {
-            let users = match settings.version {
-                Version::V1 | Version::V2 => "/cluster/users",
-                Version::V3 => "/manager/users",
-            };
-            let users = address("manager_url", base, users);
-            users.zip(uri(base, "/manager/login").ok())
-        }
-        None => None,
-    };
-    let path = match settings.packed {
+    let api = base("url", &settings.url);
+    let manager = settings.manager_url.as_deref();
+    let manager = manager.and_then(|url| base("manager_url", url));
+    let api = api?;
+    let many = match settings.packed {
         true => "/message/sendbatch",
         false => "/message/send",
     };
     let uris = Uris {
-        send: send?,
-        many: uri(&settings.url, path).ok()?,
-        look_up: uri(&settings.url, "/message/byclientmsgno").ok()?,
+        send: api.join("/message/send"),
+        many: api.join(many),
+        look_up: api.join("/message/byclientmsgno"),
     };
-    let directory = directory.map(|(users, login)| Users::new(settings, users, login));
+    let directory = manager.map(|manager| {
+        let users = match settings.version {
+            Version::V1 | Version::V2 => "/cluster/users",
+            Version::V3 => "/manager/users",
+        };
+        Users::new(
+            settings,
+            manager.join(users),
+            manager.join("/manager/login"),
+        )
+    });
     Some(WukongIm::new(settings.clone(), uris, headers, directory))
 }
 
@@ -263,24 +266,4 @@ fn header_value(secret: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(secret.expose()).ok()?;
     value.set_sensitive(true);
     Some(value)
-}
-
-/// The address of an API call behind a base URL.
-fn uri(base: &str, path: &str) -> Result<Uri, String> {
-    let expected = "a URL such as http://wukongim:5001 is expected";
-    let uri: Uri = base
-        .parse()
-        .map_err(|error| format!("{expected}: {error}"))?;
-    let mut parts = uri.into_parts();
-    let http = [Some(Scheme::HTTP), Some(Scheme::HTTPS)].contains(&parts.scheme);
-    let before = parts
-        .path_and_query
-        .as_ref()
-        .map_or("", PathAndQuery::as_str);
-    if !http || parts.authority.is_none() || before.contains('?') || base.contains('#') {
-        return Err(expected.to_owned());
-    }
-    let path = format!("{}{path}", before.trim_end_matches('/'));
-    parts.path_and_query = Some(path.parse().map_err(|_| expected.to_owned())?);
-    Uri::from_parts(parts).map_err(|_| expected.to_owned())
 }

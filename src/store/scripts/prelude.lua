@@ -94,7 +94,7 @@ local function standing()
   if not row[11] then
     needed = math.max(needed, row[8])
   end
-  local finished = needed > 0 and settled >= row[1] and row[10] >= needed
+  local finished = (needed > 0 or row[1] > 0) and settled >= row[1] and row[10] >= needed
   return {
     row[1], row[2], row[3], row[4], row[5], row[6], row[7],
     finished and 1 or 0, row[12] and 1 or 0,

@@ -29,6 +29,7 @@ on_both! { EmbeddedBench, RedisBench:
     reasons_are_kept_and_found,
     a_job_is_accepted_extended_and_completed_once,
     a_job_of_parts_waits_for_all_of_them,
+    a_submission_without_recipients_waits_for_its_parts,
     a_list_in_parts_is_there_with_its_last_part,
     a_list_that_was_given_up_stays_so_and_its_job_completes,
     jobs_are_listed_newest_first,
@@ -606,6 +607,38 @@ async fn a_job_of_parts_waits_for_all_of_them(bench: &impl StoreBench) {
         settle(store, job.slice(&id, 1), ANN, &sent, true).await;
         let standing = store.expanded(job.id(), name).await.unwrap();
         assert_eq!(standing.finished, number == 1);
+    }
+}
+
+/// An audience of all users: the asking is a submission of nobody, and the parts that it leads to say
+/// how many there will be.
+async fn a_submission_without_recipients_waits_for_its_parts(bench: &impl StoreBench) {
+    let store = bench.store();
+    for last_entries in [1, 0] {
+        let job = Job::new(5);
+        let people = job.fingerprints(0..2);
+        for (number, (name, entries, parts)) in
+            [("all", 0, 2), ("part 1", 1, 3), ("part 2", last_entries, 3)]
+                .into_iter()
+                .enumerate()
+        {
+            let part = Submission {
+                parts,
+                ..job.submission(name, entries)
+            };
+            store.accept(&part).await.unwrap();
+            if entries == 1 {
+                let id = SliceId::new(name, 0, 0);
+                let sent = [(people[number - 1], Outcome::Sent)];
+                let standing = settle(store, job.slice(&id, 1), ANN, &sent, true).await;
+                assert!(!standing.finished, "{name}");
+            }
+            for _ in 0..2 {
+                let standing = store.expanded(job.id(), name).await.unwrap();
+                assert_eq!(standing.finished, number == 2, "{name}");
+            }
+            assert_eq!(store.complete(job.id()).await.unwrap(), number == 2);
+        }
     }
 }
 

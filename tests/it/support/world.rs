@@ -25,7 +25,7 @@ pub(crate) struct World {
     pub(crate) amqp: String,
     pub(crate) redis: String,
     /// Goes away with the world.
-    _scratch: Scratch,
+    scratch: Scratch,
     config: PathBuf,
     stop: CancellationToken,
 }
@@ -35,11 +35,11 @@ pub(crate) struct Plan {
     pub(crate) amqp: String,
     pub(crate) redis: String,
     pub(crate) mock: Settings,
-    /// Lines under `[targets.im]`, besides its address and timeouts.
+    /// Lines under `[targets.im]`, besides its address and timeouts; `{address}` is the mock's.
     pub(crate) target: String,
     /// The target's lines name an address of their own.
     pub(crate) own_url: bool,
-    /// Further tables.
+    /// Further tables; `{address}` as above.
     pub(crate) more: String,
 }
 
@@ -83,6 +83,7 @@ impl Plan {
         } else {
             format!("url = \"http://{address}\"")
         };
+        let filled = |text: &str| text.replace("{address}", &address.to_string());
         let config = format!(
             r#"
             [broker]
@@ -105,7 +106,10 @@ impl Plan {
             {}
             {}
             "#,
-            self.amqp, self.redis, self.target, self.more
+            self.amqp,
+            self.redis,
+            filled(&self.target),
+            filled(&self.more)
         );
         let config = scratch.write("fanwise.toml", config);
         World {
@@ -113,7 +117,7 @@ impl Plan {
             name,
             amqp: self.amqp,
             redis: self.redis,
-            _scratch: scratch,
+            scratch,
             config,
             stop,
         }
@@ -142,6 +146,11 @@ impl World {
             .until_prints("ready: jobs are taken", Duration::from_secs(60))
             .await;
         worker
+    }
+
+    /// A file of the world's own, gone with it.
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        self.scratch.write(name, content)
     }
 
     /// Publishes any bytes as a job, as a producer with a bug does.
@@ -268,39 +277,12 @@ impl World {
 
     /// How often the mock accepted a message for each recipient; replays are not acceptances.
     pub(crate) fn accepted(&self) -> BTreeMap<String, usize> {
-        assert!(self.mock.is_complete());
-        let mut accepted = BTreeMap::new();
-        for Entry {
-            recipient, replay, ..
-        } in self.mock.accepted()
-        {
-            if !replay {
-                *accepted.entry(recipient).or_default() += 1;
-            }
-        }
-        accepted
+        accepted_by(&self.mock)
     }
 
     /// The mock accepted exactly one message for exactly these recipients.
     pub(crate) fn assert_once_each<'a>(&self, recipients: impl IntoIterator<Item = &'a String>) {
-        let accepted = self.accepted();
-        let mut wrong = String::new();
-        let mut expected = 0;
-        for recipient in recipients {
-            expected += 1;
-            match accepted.get(recipient) {
-                Some(1) => {}
-                count => {
-                    let _ = write!(wrong, " {recipient}: {}", count.copied().unwrap_or(0));
-                }
-            }
-        }
-        assert!(wrong.is_empty(), "not accepted once:{wrong}");
-        assert_eq!(
-            accepted.len(),
-            expected,
-            "the mock accepted messages for others too"
-        );
+        assert_once_each(&self.mock, recipients);
     }
 
     /// Removes what the test declared on the shared broker.
@@ -308,6 +290,46 @@ impl World {
         let finished = self.run(&["topology", "delete", "--yes"]).await;
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     }
+}
+
+/// How often a mock accepted a message for each recipient; replays are not acceptances.
+pub(crate) fn accepted_by(mock: &MockHandle) -> BTreeMap<String, usize> {
+    assert!(mock.is_complete());
+    let mut accepted = BTreeMap::new();
+    for Entry {
+        recipient, replay, ..
+    } in mock.accepted()
+    {
+        if !replay {
+            *accepted.entry(recipient).or_default() += 1;
+        }
+    }
+    accepted
+}
+
+/// A mock accepted exactly one message for exactly these recipients.
+pub(crate) fn assert_once_each<'a>(
+    mock: &MockHandle,
+    recipients: impl IntoIterator<Item = &'a String>,
+) {
+    let accepted = accepted_by(mock);
+    let mut wrong = String::new();
+    let mut expected = 0;
+    for recipient in recipients {
+        expected += 1;
+        match accepted.get(recipient) {
+            Some(1) => {}
+            count => {
+                let _ = write!(wrong, " {recipient}: {}", count.copied().unwrap_or(0));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "not accepted once:{wrong}");
+    assert_eq!(
+        accepted.len(),
+        expected,
+        "the mock accepted messages for others too"
+    );
 }
 
 impl Drop for World {

@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -22,7 +23,7 @@ use super::refused::{
     ARGS, NO_PERMISSION, RECORD_NOT_FOUND, Refused, SERVER_INTERNAL, USER_ID_NOT_FOUND, success,
 };
 use super::users::nil_if_empty;
-use super::{Caller, bind, content};
+use super::{Caller, bind, content, failure};
 use crate::im::mock::System;
 use crate::im::mock::faults::FaultKind;
 use crate::im::mock::go::null_is_default;
@@ -131,6 +132,10 @@ pub(super) fn send(caller: &Caller<'_>) -> Result<Answer, Refused> {
     let receipt = receipt(caller, &message, &recv_id)?;
     let sent = sent(&message, &receipt, None);
     accept(caller, &message, Some(caller.operation), vec![receipt])?;
+    if caller.fate.fault == Some(FaultKind::ErrorAfter) {
+        // The message is out, and what should be written about it afterwards is not.
+        return Err(Refused::new(SERVER_INTERNAL, "status cannot be written"));
+    }
     if caller.fate.fault != Some(FaultKind::LostAfter200) {
         note_sent(caller);
     }
@@ -155,6 +160,10 @@ pub(super) fn send_batch(caller: &Caller<'_>) -> Result<Answer, Refused> {
         }
     }
     accept(caller, &message, None, receipts)?;
+    if caller.fate.fault == Some(FaultKind::ErrorAfter) {
+        // Nothing is written about a batch: what can fail after its last send is the handler itself.
+        return Ok(failure(StatusCode::INTERNAL_SERVER_ERROR));
+    }
     Ok(success(json!({
         "results": nil_if_empty(&results),
         "failedUserIDs": nil_if_empty(&failed),
@@ -303,16 +312,7 @@ fn accept(
     let recorded = caller
         .state
         .record_as(&origin, caller.fate, receipts, Some(&identity));
-    if recorded.is_err() {
-        return Err(Refused::new(SERVER_INTERNAL, "log cannot be written"));
-    }
-    match caller.fate.fault {
-        // The message is out, and what should be written about it afterwards is not.
-        Some(FaultKind::ErrorAfter) => {
-            Err(Refused::new(SERVER_INTERNAL, "status cannot be written"))
-        }
-        _ => Ok(()),
-    }
+    recorded.map_err(|_| Refused::new(SERVER_INTERNAL, "log cannot be written"))
 }
 
 fn origin(caller: &Caller<'_>, message: &Message) -> Origin {

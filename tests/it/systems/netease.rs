@@ -1,0 +1,177 @@
+//! NetEase's cloud: the block after too many calls, the shared limit that keeps below it, a recipient
+//! that poisons its call, accids that are the same in upper and lower case.
+
+use std::time::Duration;
+
+use fanwise::im::mock::{NeteaseSettings, Quota, Settings};
+
+use super::{gauge, listed, parked_gauge, until_parked};
+use crate::support::wait::until;
+use crate::support::world::{BOUND, Plan, World, users};
+
+/// One application as the target `im`.
+async fn start(name: &str, settings: NeteaseSettings, more: &str) -> Option<World> {
+    let mut plan = Plan::shared()?;
+    plan.mock = Settings {
+        netease: settings,
+        ..Settings::default()
+    };
+    plan.own_url = true;
+    plan.target = format!(
+        "url = \"http://{{address}}/nimserver\"\ntype = \"netease\"\nsender = \"news\"\n\
+         app_key = \"mock-key\"\napp_secret = \"mock-secret\"\n{more}"
+    );
+    Some(plan.start(name).await)
+}
+
+fn quota(calls: usize, window: Duration, block: Duration) -> NeteaseSettings {
+    NeteaseSettings {
+        batch_quota: Some(Quota {
+            calls,
+            window,
+            block,
+        }),
+        ..NeteaseSettings::default()
+    }
+}
+
+/// One call too many, and the application is blocked. The target is parked for every worker, for the
+/// vendor's minute; nobody calls meanwhile, and nobody fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_parks_the_target_for_every_worker() {
+    let settings = quota(20, Duration::from_secs(1), Duration::from_secs(2));
+    let more = "recipients_per_call = 1\nlimit = \"1000/s\"";
+    let Some(world) = start("block", settings, more).await else {
+        return;
+    };
+    let workers = [world.worker().await, world.worker().await];
+    let recipients = users(60);
+    let job = world.send("block", &recipients, &[]).await;
+    let park = until_parked(&world, "im").await;
+    assert_eq!(
+        (&park["reason"], &park["code"]),
+        (&"throttled".into(), &"416".into())
+    );
+    let lasts = park["until_ms"].as_u64().unwrap() - park["since_ms"].as_u64().unwrap();
+    assert_eq!(lasts, 60_000, "{park}");
+    for worker in &workers {
+        until("both workers know and rest", BOUND, async || {
+            let parked = gauge(worker, &parked_gauge("throttled", "im")).await;
+            let in_flight = gauge(worker, "fanwise_calls_in_flight{target=\"im\"}").await;
+            (parked == 1.0 && in_flight == 0.0).then_some(())
+        })
+        .await;
+    }
+    let requests = world.mock.stats().requests;
+    let limited = world
+        .run(&["limits", "set", "target", "im", "15/s burst 1"])
+        .await;
+    assert_eq!(limited.code, Some(0), "{}", limited.stderr);
+    // The mock's block has a clock of its own, which nobody can ask but by a call.
+    let over = park["since_ms"].as_u64().unwrap() + 3_000;
+    until("the end of the block", BOUND, async || {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+        (now > over).then_some(())
+    })
+    .await;
+    assert_eq!(world.mock.stats().requests, requests, "called while parked");
+    let unparked = world.run(&["target", "unpark", "im"]).await;
+    assert_eq!(unparked.code, Some(0), "{}", unparked.stderr);
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 60, "{record}");
+    world.assert_once_each(&recipients);
+    assert!(world.dead(&job).await.is_empty());
+    for worker in workers {
+        worker.drain().await;
+    }
+    world.end().await;
+}
+
+/// The limit is the target's and not the worker's: two workers together stay below what the
+/// application may do. Without one configured it is a tenth below 120 a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_together_stay_below_the_quota() {
+    let settings = quota(20, Duration::from_secs(1), Duration::from_secs(60));
+    let more = "recipients_per_call = 1\nlimit = \"18/s burst 1\"\n\
+        [targets.default]\nurl = \"http://{address}/nimserver\"\ntype = \"netease\"\n\
+        app_key = \"other\"\napp_secret = \"other\"\ncall_timeout = \"3s\"";
+    let Some(world) = start("quota", settings, more).await else {
+        return;
+    };
+    // Slices enough for both of them.
+    let small = [("FANWISE_WORKER__SLICE_RECIPIENTS", "10")];
+    let workers = [
+        world.worker_with(&small).await,
+        world.worker_with(&small).await,
+    ];
+    let recipients = users(120);
+    let job = world.send("quota", &recipients, &["--target", "im"]).await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 120, "{record}");
+    world.assert_once_each(&recipients);
+    let stats = world.mock.stats();
+    assert_eq!((stats.limited, stats.requests), (0, 120), "{stats:?}");
+    let mut both = 0;
+    for worker in &workers {
+        let sent = "fanwise_recipients_total{outcome=\"sent\",target=\"im\"}";
+        both += i32::from(gauge(worker, sent).await > 0.0);
+    }
+    assert_eq!(both, 2, "one worker did all of it");
+    let default = listed(&world, "default").await;
+    assert_eq!(default["limit"], "108/min burst 1 per call", "{default}");
+    for worker in workers {
+        worker.drain().await;
+    }
+    world.end().await;
+}
+
+/// A call is refused as a whole for one of its 500 accids: halving finds it, and everybody else gets
+/// the message once.
+#[tokio::test(flavor = "multi_thread")]
+async fn bisection_finds_who_poisons_a_call() {
+    let settings = NeteaseSettings {
+        poison: vec![("u317".to_owned(), 414)],
+        ..NeteaseSettings::default()
+    };
+    let Some(world) = start("bisect", settings, "limit = \"100/s\"").await else {
+        return;
+    };
+    let worker = world
+        .worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")])
+        .await;
+    let mut recipients = users(500);
+    let job = world.send("bisect", &recipients, &[]).await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 499, "{record}");
+    assert_eq!(record["accounts"]["failed"], 1, "{record}");
+    let dead = world.dead(&job).await;
+    assert_eq!(
+        dead["u317"],
+        ("failed".to_owned(), "414".to_owned()),
+        "{dead:?}"
+    );
+    recipients.retain(|it| it != "u317");
+    world.assert_once_each(&recipients);
+    // Every slice that holds it is halved nine times at most, and there are few slices.
+    let requests = world.mock.stats().requests;
+    assert!(requests <= 40, "{requests} calls to find one of 500");
+    worker.drain().await;
+    world.end().await;
+}
+
+/// `Ana` and `ana` are the same account: one message, and a duplicate in the accounts.
+#[tokio::test(flavor = "multi_thread")]
+async fn accids_are_the_same_in_upper_and_lower_case() {
+    let Some(world) = start("fold", NeteaseSettings::default(), "limit = \"100/s\"").await else {
+        return;
+    };
+    let worker = world.worker().await;
+    let listed = ["Ana", "ana", "ANA", "Bob", "carl"].map(str::to_owned);
+    let job = world.send("fold", &listed, &[]).await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 3, "{record}");
+    assert_eq!(record["accounts"]["duplicate"], 2, "{record}");
+    world.assert_once_each(&["ana", "bob", "carl"].map(str::to_owned));
+    worker.drain().await;
+    world.end().await;
+}
