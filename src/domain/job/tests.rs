@@ -22,6 +22,12 @@ impl Context for Apps {
     fn folds_case(&self, _target: &str) -> bool {
         false
     }
+    fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
+        check_callback(app, None, url)
+    }
+    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
+        check_reply_to(Some("fanwise"), queue)
+    }
 }
 
 fn read(json: &str) -> Result<Job<'_>, Vec<String>> {
