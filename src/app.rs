@@ -26,7 +26,9 @@ use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
 use crate::steer::{Facts, TargetFacts};
 use crate::store::{self, Store};
-use crate::worker::{self, AppRuntime, Callbacks, Context, Keyring, Settings, TargetRuntime, Worker};
+use crate::worker::{
+    self, AppRuntime, Callbacks, Context, Keyring, Settings, TargetRuntime, Worker,
+};
 
 /// RabbitMQ as configured; connects to nothing yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {

@@ -1056,7 +1056,9 @@ impl SendError {
     pub fn answer(&self) -> Answer {
         let (class, code, what) = match self {
             // No later attempt helps, and no recipient is at fault.
-            Self::NotSent { what, code } if [CERTIFICATE, BAD_URL, PRIVATE_ADDRESS].contains(code) => {
+            Self::NotSent { what, code }
+                if [CERTIFICATE, BAD_URL, PRIVATE_ADDRESS].contains(code) =>
+            {
                 (Class::Config, code, what)
             }
             Self::NotSent { what, code } => (Class::Transient, code, what),

@@ -203,7 +203,11 @@ mod tests {
     #[test]
     fn an_address_inside_a_network_is_refused_unless_allowed() {
         let hosts = ["127.0.0.1", "::1", "10.1.2.3", "1.1.1.1"];
-        let urls = ["http://127.0.0.1:8080/", "http://[::1]/", "http://10.1.2.3/"];
+        let urls = [
+            "http://127.0.0.1:8080/",
+            "http://[::1]/",
+            "http://10.1.2.3/",
+        ];
         for url in urls {
             let refused = rules(&hosts, false).check(url).unwrap_err();
             assert!(refused.contains("not a public address"), "{refused}");
@@ -214,18 +218,39 @@ mod tests {
 
     #[test]
     fn a_pattern_is_a_host_and_nothing_else() {
-        for text in ["a.example.com", "*.example.com", "localhost", "::1", "10.0.0.1"] {
+        for text in [
+            "a.example.com",
+            "*.example.com",
+            "localhost",
+            "::1",
+            "10.0.0.1",
+        ] {
             assert!(HostPattern::read(text).is_ok(), "{text}");
         }
-        for text in ["", "*", "*.", "https://a", "a:80", "a/b", "*.*.com", "a b", "*.10.0.0.1"] {
+        for text in [
+            "",
+            "*",
+            "*.",
+            "https://a",
+            "a:80",
+            "a/b",
+            "*.*.com",
+            "a b",
+            "*.10.0.0.1",
+        ] {
             assert!(HostPattern::read(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn public_is_what_is_routed_between_networks() {
-        for public in ["1.1.1.1", "100.128.0.1", "172.32.0.1", "2606:4700::1111", "::ffff:1.1.1.1"]
-        {
+        for public in [
+            "1.1.1.1",
+            "100.128.0.1",
+            "172.32.0.1",
+            "2606:4700::1111",
+            "::ffff:1.1.1.1",
+        ] {
             assert!(is_public(public.parse().unwrap()), "{public}");
         }
         for private in [

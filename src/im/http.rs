@@ -222,12 +222,15 @@ impl Shared {
             false => None,
         };
         let deadline = deadline.min(Instant::now() + self.settings.connect_timeout);
-        let connection = timeout_at(deadline, connection::open(origin, tls, self.settings.public_only, deadline))
-            .await
-            .unwrap_or_else(|_| {
-                let what = format!("no connection to {} in time", origin.host_and_port());
-                Err(Broken::new("connect_timeout", what))
-            })?;
+        let connection = timeout_at(
+            deadline,
+            connection::open(origin, tls, self.settings.public_only, deadline),
+        )
+        .await
+        .unwrap_or_else(|_| {
+            let what = format!("no connection to {} in time", origin.host_and_port());
+            Err(Broken::new("connect_timeout", what))
+        })?;
         self.counts.opened.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(connection))
     }

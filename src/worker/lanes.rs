@@ -213,10 +213,10 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
                 LaneClass::Of(..) => *taken.of(lane.class) < settings.slices_in_work,
                 LaneClass::Notices => *taken.of(lane.class) < NOTICES_IN_WORK,
             };
-            // A notice goes elsewhere.
-            let kept =
-                lane.class != LaneClass::Notices && context.kept_for(&lane.target).is_some();
-            free && ledger_up && !kept && !waiting[number].is_empty()
+            // A notice goes elsewhere and needs no ledger.
+            let may_go = lane.class == LaneClass::Notices
+                || (ledger_up && context.kept_for(&lane.target).is_none());
+            free && may_go && !waiting[number].is_empty()
         })
     }
 

@@ -25,9 +25,7 @@ use crate::domain::notice::{CallbackRules, NOTICE_VERSION, Notice};
 use crate::domain::schedule::rung;
 use crate::domain::slice::Head;
 use crate::metrics::{NoticeKind, NoticeResult};
-use crate::ports::{
-    JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Transport,
-};
+use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Transport};
 use crate::secret::Secret;
 
 /// Holds the id of the notice, as of any request of ours that a receiver may see twice.
@@ -173,7 +171,9 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
     if failures >= context.settings.attempts_max {
         count(NoticeResult::GivenUp);
         tracing::warn!(
-            notice.id = notice.id, notice.app = notice.app, attempts = failures,
+            notice.id = notice.id,
+            notice.app = notice.app,
+            attempts = failures,
             "a callback is given up: {what}"
         );
         return Ok(Fate::Done);
@@ -181,8 +181,11 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
     count(NoticeResult::Retried);
     let wait = context.settings.retry.delay(failures);
     tracing::info!(
-        notice.id = notice.id, notice.app = notice.app, attempts = failures,
-        wait_ms = wait.as_millis() as u64, "a callback is tried again: {what}"
+        notice.id = notice.id,
+        notice.app = notice.app,
+        attempts = failures,
+        wait_ms = wait.as_millis() as u64,
+        "a callback is tried again: {what}"
     );
     let notice = Notice { failures, ..notice };
     let rung = rung(wait);
@@ -259,6 +262,9 @@ mod tests {
     #[test]
     fn the_signature_covers_id_and_body() {
         let signature = signature(&Secret::new("secret"), "j.1", b"{}");
-        assert_eq!(signature, "v1=cf2c2a29e96d8308474b3ee54aa789873005cd1b6ab00843b7a3e8cbe41b781b");
+        assert_eq!(
+            signature,
+            "v1=cf2c2a29e96d8308474b3ee54aa789873005cd1b6ab00843b7a3e8cbe41b781b"
+        );
     }
 }

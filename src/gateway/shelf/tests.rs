@@ -26,10 +26,10 @@ impl job::Context for Anything {
         false
     }
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
-        check_callback(app, None, url)
+        job::check_callback(app, None, url)
     }
     fn check_reply_to(&self, queue: &str) -> Result<(), String> {
-        check_reply_to(Some("fanwise"), queue)
+        job::check_reply_to(Some("fanwise"), queue)
     }
 }
 
