@@ -171,9 +171,12 @@ fn the_example_names_every_key_and_no_other() {
 /// What is switched off in the example is the default; the example says so of every key.
 #[test]
 fn the_example_shows_the_defaults() {
-    // Further targets are switched off as a whole: here they have what is required.
+    // Further targets and the drop-in endpoints are switched off as a whole: here they have what is
+    // required.
     let required = [
         "#[targets.",
+        "#[apps.default.",
+        "#hosts = ",
         "#type = ",
         "#url = \"https",
         "#secret = ",

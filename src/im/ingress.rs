@@ -8,14 +8,23 @@
 //! What these answers can and cannot say stands in the README: within the bound they report true
 //! results per recipient; past it, what is known, with ids that will not change.
 
+/// Calls and answers for the tests of all systems.
+#[cfg(test)]
+pub(super) mod fixture;
+/// JSON as callers write it.
+pub(super) mod loose;
+/// Files, as every system describes them.
+pub(super) mod media;
+
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use ring::digest;
+use serde_json::value::RawValue;
 
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
-use crate::domain::job::AudienceDocument;
+use crate::domain::job::{AudienceDocument, CLIENT_MSG_NO_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
 use crate::domain::message::{MessageDocument, Options};
 use crate::domain::outcome::{Class, Outcome};
@@ -97,6 +106,10 @@ pub trait Ingress: Send + Sync {
 
     /// Who calls and what is asked for; or the answer right away, a login or a refusal. Nothing of a
     /// request is done that is refused.
+    #[expect(
+        clippy::result_large_err,
+        reason = "an answer is as usual as an order, and no smaller"
+    )]
     fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken>;
 
     /// Says no for a reason of ours.
@@ -130,8 +143,12 @@ pub struct Order {
     pub reply: Box<dyn Reply>,
 }
 
-/// How long a signed request is good for, and remembered.
-pub const NONCE_LIVES: Duration = Duration::from_secs(300);
+/// How far the clock of a caller who signs may be from ours, on either side.
+pub const SKEW: Duration = Duration::from_secs(300);
+
+/// How long a signed request is remembered. One that is dated ahead of our clock is good until that
+/// date is past by the skew as well.
+pub const NONCE_LIVES: Duration = Duration::from_secs(2 * SKEW.as_secs());
 
 /// One job that a request asks for.
 #[derive(Clone, Debug, Default)]
@@ -142,6 +159,9 @@ pub struct Wanted {
     pub audience: AudienceDocument,
     pub message: MessageDocument,
     pub options: Options,
+    /// What the request says beyond message and options, in the system's own fields: the message's
+    /// `native` where the jobs go to a target of the same system, and dropped elsewhere.
+    pub native: Option<Box<RawValue>>,
 }
 
 /// Says what became of a request.
@@ -180,6 +200,37 @@ impl Fate {
     pub fn is_good(&self) -> bool {
         matches!(self, Self::Sent | Self::Pending)
     }
+
+    /// Whether it ended because the target knows no such user, by the codes of our adapters: NetEase,
+    /// OpenIM, Yunxin, and endpoints that speak HTTP.
+    pub fn is_unknown(&self) -> bool {
+        const CODES: [&str; 7] = [
+            "unregister",
+            "err_1004",
+            "err_1101",
+            "102404",
+            "102405",
+            "404",
+            "410",
+        ];
+        match self {
+            Self::Ended {
+                class: Some(Class::Permanent),
+                code,
+                ..
+            } => CODES.contains(&code.as_str()),
+            Self::Sent | Self::Pending | Self::Ended { .. } => false,
+        }
+    }
+
+    /// Why it ended, in words for the caller; nothing for who got the message or will.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Sent | Self::Pending => None,
+            Self::Ended { text, .. } if !text.is_empty() => Some(text),
+            Self::Ended { outcome, .. } => Some(outcome.as_str()),
+        }
+    }
 }
 
 impl Told {
@@ -207,6 +258,24 @@ impl Told {
         context.update(recipient.as_bytes());
         context.finish()
     }
+}
+
+/// A text of the caller's as the key of a job: one that could not be is replaced by its digest.
+pub fn key(text: &str) -> Option<String> {
+    if text.is_empty() {
+        return None;
+    }
+    if wrong_id(text, CLIENT_MSG_NO_BYTES_MAX).is_none() {
+        return Some(text.to_owned());
+    }
+    let mut key = Vec::new();
+    super::json::push_hex(&mut key, &super::json::digest::<32>(&[text]));
+    String::from_utf8(key).ok()
+}
+
+/// A text as a JSON value.
+pub fn quoted(text: &str) -> Option<Box<RawValue>> {
+    serde_json::value::to_raw_value(text).ok()
 }
 
 /// An answer of JSON.

@@ -108,7 +108,12 @@ fn address_of(url: &str) -> Option<(String, u16)> {
 
 /// The drop-in endpoints, by the names of their systems.
 pub fn ingresses() -> Vec<(&'static str, Box<dyn ingress::Ingress>)> {
-    Vec::new()
+    vec![
+        ("netease", Box::new(netease::ingress::NetEaseIngress)),
+        ("openim", Box::new(openim::ingress::OpenImIngress)),
+        ("wukongim", Box::new(wukongim::ingress::WukongImIngress)),
+        ("yunxin", Box::new(yunxin::ingress::YunxinIngress)),
+    ]
 }
 
 systems! {

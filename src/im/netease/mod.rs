@@ -24,6 +24,8 @@ mod code;
 pub(super) mod content;
 /// Form bodies.
 pub(super) mod form;
+/// What existing callers say, and what they hear.
+pub(in crate::im) mod ingress;
 /// What both versions of the API read of a job alike.
 pub(super) mod job;
 /// Refusals that both versions of the API share.

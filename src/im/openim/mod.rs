@@ -32,6 +32,8 @@ mod code;
 mod content;
 /// How all users are listed.
 mod directory;
+/// What existing callers say, and what they hear.
+pub(in crate::im) mod ingress;
 /// How the administrator's token is fetched.
 mod login;
 /// Fields that a job gives for the request as they are.

@@ -28,6 +28,8 @@ mod calls;
 mod code;
 /// The list of all users.
 mod directory;
+/// What existing callers say, and what they hear.
+pub(in crate::im) mod ingress;
 /// What becomes of each thing a job can ask for.
 mod mapping;
 /// Fields that a job adds to the request.

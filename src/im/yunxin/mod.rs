@@ -23,6 +23,8 @@
 
 /// Which code means what.
 mod code;
+/// What existing callers say, and what they hear.
+pub(in crate::im) mod ingress;
 /// The reading of replies.
 mod reply;
 /// The bodies of calls.

@@ -1,0 +1,219 @@
+//! Calls and answers for the tests of all systems.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use jiff::Timestamp;
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::{Door, Fate, Incoming, Ingress, Order, Spoken, Told, Wanted};
+use crate::domain::fields::Problem;
+use crate::domain::ids::JobId;
+use crate::domain::job::{self, Context, Job, JobDocument, MemberDocument};
+use crate::domain::outcome::{Class, Outcome};
+use crate::domain::slice::Head;
+use crate::secret::Secret;
+
+/// When the calls of tests come in.
+pub(in crate::im) const NOW_MS: u64 = 1_700_000_000_123;
+
+/// A door of the app `shop`, with the documented limits.
+pub(in crate::im) fn door(ingress: &dyn Ingress, key: &str, secret: &str) -> Door {
+    let limits = ingress.limits().iter();
+    Door {
+        app: "shop".to_owned(),
+        target: None,
+        key: Some(key.to_owned()),
+        secret: Some(Secret::new(secret)),
+        wait: Duration::from_secs(3),
+        window: Duration::from_secs(10),
+        calls: None,
+        block: Duration::ZERO,
+        send_all: false,
+        limits: limits.map(|limit| (limit.name, limit.default)).collect(),
+    }
+}
+
+/// A door without credentials.
+pub(in crate::im) fn open_door(ingress: &dyn Ingress) -> Door {
+    Door {
+        key: None,
+        secret: None,
+        ..door(ingress, "", "")
+    }
+}
+
+/// A call to an ingress.
+#[derive(Clone, Debug)]
+pub(in crate::im) struct Call {
+    pub(in crate::im) path: &'static str,
+    pub(in crate::im) headers: HeaderMap,
+    pub(in crate::im) body: Vec<u8>,
+    pub(in crate::im) now_ms: u64,
+}
+
+impl Call {
+    pub(in crate::im) fn new(path: &'static str, body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            path,
+            headers: HeaderMap::new(),
+            body: body.into(),
+            now_ms: NOW_MS,
+        }
+    }
+
+    pub(in crate::im) fn header(mut self, name: &'static str, value: &str) -> Self {
+        let name = HeaderName::from_static(name);
+        self.headers
+            .insert(name, HeaderValue::from_str(value).unwrap());
+        self
+    }
+
+    pub(in crate::im) fn without(mut self, name: &'static str) -> Self {
+        self.headers.remove(name);
+        self
+    }
+
+    #[expect(clippy::result_large_err, reason = "as in the trait")]
+    pub(in crate::im) fn read(
+        &self,
+        ingress: &dyn Ingress,
+        doors: &[Door],
+    ) -> Result<Order, Spoken> {
+        let incoming = Incoming {
+            path: self.path,
+            headers: &self.headers,
+            body: &self.body,
+            now_ms: self.now_ms,
+        };
+        ingress.read(&incoming, doors)
+    }
+
+    /// The order, of jobs that the intake would take.
+    pub(in crate::im) fn order(&self, ingress: &dyn Ingress, doors: &[Door]) -> Order {
+        let order = self
+            .read(ingress, doors)
+            .unwrap_or_else(|spoken| panic!("refused: {:?}", spoken.body()));
+        for wanted in &order.jobs {
+            head(wanted).unwrap();
+        }
+        order
+    }
+
+    /// The refusal, as status and JSON.
+    pub(in crate::im) fn refusal(&self, ingress: &dyn Ingress, doors: &[Door]) -> (u16, Value) {
+        let spoken = self
+            .read(ingress, doors)
+            .err()
+            .unwrap_or_else(|| panic!("taken"));
+        (spoken.status().as_u16(), body(&spoken))
+    }
+}
+
+pub(in crate::im) fn body(spoken: &Spoken) -> Value {
+    serde_json::from_slice(spoken.body()).unwrap_or(Value::Null)
+}
+
+struct Anywhere;
+
+impl Context for Anywhere {
+    fn default_target(&self, _app: &str) -> Result<String, String> {
+        Ok("im".to_owned())
+    }
+
+    fn check_target(&self, _target: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn folds_case(&self, _target: &str) -> bool {
+        false
+    }
+
+    fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
+        job::check_callback(app, None, url)
+    }
+
+    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
+        job::check_reply_to(None, queue)
+    }
+}
+
+/// The head of the job that is made of a wish, native fields included.
+pub(in crate::im) fn head(wanted: &Wanted) -> Result<Head, Vec<Problem>> {
+    let mut message = wanted.message.clone();
+    message.native = wanted.native.clone();
+    let key = wanted.key.as_deref().unwrap_or("key");
+    let mut job = JobDocument::new(key, wanted.audience.clone(), message);
+    job.sender = wanted.sender.clone();
+    job.options = Some(wanted.options.clone());
+    job.confirm_all = Some(true);
+    let json = serde_json::to_vec(&job).unwrap();
+    Job::read(&json, None, &Anywhere, Timestamp::UNIX_EPOCH).map(|job| job.head)
+}
+
+/// Whom a job is for.
+pub(in crate::im) fn recipients(wanted: &Wanted) -> Vec<String> {
+    let users = wanted.audience.users.iter().flatten();
+    let users = users.map(|member| match member {
+        MemberDocument::Id(id) | MemberDocument::WithVars { id, .. } => id.clone(),
+    });
+    let groups = wanted.audience.groups.iter().flatten();
+    users.chain(groups.cloned()).collect()
+}
+
+/// What is told of a job of which everybody fared alike, but for the fates that are named.
+pub(in crate::im) fn told(wanted: &Wanted, all: &Fate, but: &[(&str, Fate)]) -> Told {
+    let key = wanted.key.as_deref().unwrap_or("made-of-content");
+    let fate = |recipient: &String| {
+        let named = but.iter().find(|(name, _)| name == recipient);
+        named.map_or(all, |(_, fate)| fate).clone()
+    };
+    let recipients = recipients(wanted).into_iter();
+    Told {
+        job: JobId::of("shop", key),
+        client_msg_no: key.to_owned(),
+        accepted_at_ms: NOW_MS,
+        recipients: recipients
+            .map(|recipient| {
+                let fate = fate(&recipient);
+                (recipient, fate)
+            })
+            .collect(),
+    }
+}
+
+/// Failed for good, with a code and words of the target's.
+pub(in crate::im) fn failed(code: &str, text: &str) -> Fate {
+    Fate::Ended {
+        outcome: Outcome::Failed,
+        class: Some(Class::Permanent),
+        code: code.to_owned(),
+        text: text.to_owned(),
+    }
+}
+
+/// The answer to a call whose recipients fared like this.
+pub(in crate::im) fn answer(order: &Order, all: &Fate, but: &[(&str, Fate)]) -> Spoken {
+    let jobs = order.jobs.iter();
+    let jobs: Vec<_> = jobs.map(|wanted| told(wanted, all, but)).collect();
+    order.reply.render(&jobs)
+}
+
+/// Whatever may stand in a field.
+pub(in crate::im) fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        ".{0,20}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::hash_map("[a-z_]{1,12}", inner, 0..4)
+                .prop_map(|map| map.into_iter().collect()),
+        ]
+    })
+}

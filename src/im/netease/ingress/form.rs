@@ -1,0 +1,209 @@
+//! The fields of a call, however they were encoded.
+//!
+//! The documentation's own example gives `curl -d` JSON as it is, unencoded. So a `%` that begins no
+//! encoded byte stands for itself, and an `&` within unencoded JSON does not end the field. A `+` is a
+//! space, as it is to the vendor's servers. A body that is a JSON object is taken as well: fields that
+//! are not texts stand for their JSON.
+
+use std::collections::BTreeMap;
+
+use serde::de::IgnoredAny;
+
+use crate::im::ingress::loose::{Loose, unpacked};
+
+/// The fields that hold JSON, and the others.
+const JSON: [&str; 7] = [
+    "toAccids",
+    "body",
+    "option",
+    "payload",
+    "ext",
+    "yidunAntiCheating",
+    "yidunAntiSpamExt",
+];
+const PLAIN: [&str; 10] = [
+    "fromAccid",
+    "type",
+    "msgDesc",
+    "pushcontent",
+    "pushContent",
+    "useYidun",
+    "bid",
+    "returnMsgid",
+    "env",
+    "msgSenderNoSense",
+];
+
+/// Fields by their names, none of them empty.
+pub(super) struct Form(BTreeMap<String, String>);
+
+impl Form {
+    /// The fields of a body; none if it is not UTF-8.
+    pub(super) fn read(body: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(body).ok()?;
+        let fields = if text.trim_start().starts_with('{') {
+            Self::of_json(text)?
+        } else {
+            Self::of_form(text)?
+        };
+        let given = fields.into_iter().filter(|(_, value)| !value.is_empty());
+        let mut form = BTreeMap::new();
+        for (name, value) in given {
+            // As to a servlet: the first of a name counts.
+            form.entry(name).or_insert(value);
+        }
+        Some(Self(form))
+    }
+
+    fn of_json(text: &str) -> Option<Vec<(String, String)>> {
+        let object = Loose::body(text.as_bytes()).ok()?;
+        let fields = object.fields();
+        Some(
+            fields
+                .map(|(name, value)| (name.to_owned(), unpacked(value).into_owned()))
+                .collect(),
+        )
+    }
+
+    fn of_form(text: &str) -> Option<Vec<(String, String)>> {
+        let mut fields: Vec<(String, String)> = Vec::new();
+        let mut unended = false;
+        for part in text.split('&') {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            let known = JSON.contains(&name) || PLAIN.contains(&name);
+            match fields.last_mut() {
+                Some((_, before)) if unended && !known => {
+                    before.push('&');
+                    before.push_str(&decoded(part)?);
+                    unended = is_broken(before);
+                }
+                _ => {
+                    let decoded = (decoded(name)?, decoded(value)?);
+                    // No encoder leaves a bracket or a brace as it is.
+                    let plain = JSON.contains(&name) && value.starts_with(['{', '[']);
+                    unended = plain && is_broken(&decoded.1);
+                    fields.push(decoded);
+                }
+            }
+        }
+        Some(fields)
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+}
+
+fn is_broken(json: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(json).is_err()
+}
+
+/// A text without its encoding; nothing if that is not UTF-8.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        rest = tail;
+        let byte = match first {
+            b'+' => b' ',
+            b'%' => match tail.first_chunk::<2>().and_then(|digits| byte(*digits)) {
+                Some(byte) => {
+                    rest = &tail[2..];
+                    byte
+                }
+                None => b'%',
+            },
+            byte => *byte,
+        };
+        bytes.push(byte);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn byte(digits: [u8; 2]) -> Option<u8> {
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    u8::try_from(16 * digit(digits[0])? + digit(digits[1])?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(body: &str, name: &str, expected: Option<&str>) {
+        let form = Form::read(body.as_bytes()).unwrap();
+        assert_eq!(form.get(name), expected, "{body}");
+    }
+
+    #[test]
+    fn encoded_fields_are_decoded() {
+        check("a=1+2%2B3&b=%7b%22x%22%3A1%7D", "a", Some("1 2+3"));
+        check("a=1&b=%7b%22x%22%3A1%7D", "b", Some(r#"{"x":1}"#));
+        check("%E4%BD%A0=%F0%9F%98%80", "你", Some("😀"));
+        check("a=1&a=2", "a", Some("1"));
+        for absent in ["", "a", "a=", "b=1", "&&", "=1"] {
+            check(absent, "a", None);
+        }
+    }
+
+    #[test]
+    fn json_may_stand_unencoded() {
+        let body = r#"toAccids=["aaa","bbb"]&type=0&body={"msg":"a=b & c&d=1"}&ext={}"#;
+        check(body, "toAccids", Some(r#"["aaa","bbb"]"#));
+        check(body, "type", Some("0"));
+        check(body, "body", Some(r#"{"msg":"a=b & c&d=1"}"#));
+        check(body, "ext", Some("{}"));
+        // A field after complete JSON is a field, and so is a known one after any.
+        check("body={\"msg\":1}&x=1", "x", Some("1"));
+        check("body={\"msg&type=0", "type", Some("0"));
+        check("pushcontent=[Sale]&x=1", "x", Some("1"));
+        check("body=%7B%22a&x=1", "x", Some("1"));
+        check(r#"body={"msg":"x"}&type=0"#, "type", Some("0"));
+    }
+
+    #[test]
+    fn a_stray_percent_sign_stands_for_itself() {
+        check(
+            r#"body={"msg":"50% off, 100%"}"#,
+            "body",
+            Some(r#"{"msg":"50% off, 100%"}"#),
+        );
+        check("a=%&b=%4", "a", Some("%"));
+        check("a=%&b=%4", "b", Some("%4"));
+        check("a=%zz%41", "a", Some("%zzA"));
+        check("a=%é", "a", Some("%é"));
+    }
+
+    #[test]
+    fn a_json_body_is_taken_too() {
+        let body = r#"{"type":0,"toAccids":["a"],"option":{"push":false},"body":"{\"msg\":\"x\"}","ext":null}"#;
+        check(body, "type", Some("0"));
+        check(body, "toAccids", Some(r#"["a"]"#));
+        check(body, "option", Some(r#"{"push":false}"#));
+        check(body, "body", Some(r#"{"msg":"x"}"#));
+        check(body, "ext", None);
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_refused() {
+        for body in [&b"a=\xff"[..], b"a=%ff", b"%ff=a"] {
+            assert!(Form::read(body).is_none());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_an_encoder_writes_is_read(values in prop::collection::vec(".+", 1..5)) {
+            let mut body = String::new();
+            for (index, value) in values.iter().enumerate() {
+                let encoded: String = value.bytes().map(|byte| format!("%{byte:02X}")).collect();
+                body.push_str(&format!("&f{index}={encoded}"));
+            }
+            let form = Form::read(body.as_bytes()).unwrap();
+            for (index, value) in values.iter().enumerate() {
+                prop_assert_eq!(form.get(&format!("f{index}")), Some(value.as_str()));
+            }
+        }
+    }
+}

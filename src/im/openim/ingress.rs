@@ -1,0 +1,527 @@
+//! What callers of `/msg/batch_send_msg` and `/msg/send_msg` say, and what they hear; and the logins,
+//! `/auth/get_admin_token` and `/auth/user_token`, that they begin with.
+//!
+//! As at OpenIM, a batch always succeeds and names the users who did not get the message, without a
+//! reason; a single send says why. `serverMsgID` and `clientMsgID` are Fanwise's, the latter one for all
+//! recipients. The `operationID` is the key of the job: another message under it is refused.
+//!
+//! What is different here: `sendTime` is ignored, since a message that is stamped with another time hides
+//! among older ones; a batch for a group is one message to the group; and `isSendAll`, where the app may,
+//! goes to all users of the target page by page, with an empty answer: who they are is known later. Where
+//! the jobs go to another system than OpenIM, `senderNickname`, `senderFaceURL` and `senderPlatformID` are
+//! dropped, and `offlinePushInfo.signalInfo` everywhere; which session a message to users goes to is the
+//! target's `session`.
+
+/// What the content of each type says.
+mod content;
+#[cfg(test)]
+mod tests;
+/// Who calls.
+mod token;
+
+use std::collections::BTreeMap;
+
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::domain::fields::{shorten, summary};
+use crate::domain::job::AudienceDocument;
+use crate::domain::message::{Options, Push};
+use crate::domain::outcome::{ANSWER_TEXT_MAX, Class};
+use crate::im::ingress::loose::{Loose, Wrong};
+use crate::im::ingress::{
+    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json, same,
+};
+use crate::im::openim::Settings;
+
+const BATCH: &str = "/msg/batch_send_msg";
+const SINGLE: &str = "/msg/send_msg";
+const ADMIN_TOKEN: &str = "/auth/get_admin_token";
+const USER_TOKEN: &str = "/auth/user_token";
+
+const LIMITS: &[Limit] = &[
+    Limit {
+        name: "recipients_max",
+        default: 100_000,
+        what: "recvIDs of a call",
+    },
+    Limit {
+        name: "mentions_max",
+        default: 1000,
+        what: "users that a message mentions",
+    },
+];
+
+const ADMIN_PLATFORM: i32 = 10;
+
+const SERVER: u32 = 500;
+const ARGS: u32 = 1001;
+const NO_PERMISSION: u32 = 1002;
+const DUPLICATE_KEY: u32 = 1003;
+const NOT_FOUND: u32 = 1004;
+
+const TO_USER: i32 = 1;
+const TO_SUPERSEDED_GROUP: i32 = 2;
+const TO_GROUP: i32 = 3;
+const NOTIFICATION: i32 = 4;
+
+/// OpenIM 3.x.
+pub(in crate::im) struct OpenImIngress;
+
+/// A call that is refused.
+#[derive(Debug)]
+struct Refused {
+    status: StatusCode,
+    code: u32,
+    detail: String,
+}
+
+impl Refused {
+    fn new(code: u32, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        Self {
+            status: StatusCode::OK,
+            code,
+            detail: shorten(&detail, ANSWER_TEXT_MAX).into_owned(),
+        }
+    }
+
+    /// A body that does not fit the call.
+    fn unbound(detail: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            ..Self::new(ARGS, detail)
+        }
+    }
+
+    fn missing(field: &str) -> Self {
+        Self::unbound(format!(
+            "Field validation for '{field}' failed on the 'required' tag"
+        ))
+    }
+
+    /// Why a recipient did not get the message.
+    fn of_fate(fate: &Fate) -> Option<Self> {
+        let Fate::Ended { class, code, .. } = fate else {
+            return None;
+        };
+        let own = code.strip_prefix("err_").and_then(|code| code.parse().ok());
+        let code = own.unwrap_or(match class {
+            _ if fate.is_unknown() => NOT_FOUND,
+            Some(Class::Permanent) => ARGS,
+            _ => SERVER,
+        });
+        Some(Self::new(code, fate.reason().unwrap_or_default()))
+    }
+
+    fn spoken(&self) -> Spoken {
+        let name = name(self.code);
+        let envelope = Envelope::<()> {
+            code: self.code,
+            message: name,
+            detail: format!("{}: [{}]{name}", self.detail, self.code),
+            data: None,
+        };
+        json(self.status, &envelope)
+    }
+}
+
+impl From<Wrong> for Refused {
+    fn from(wrong: Wrong) -> Self {
+        Self::unbound(wrong.to_string())
+    }
+}
+
+/// What every answer is put in.
+#[derive(Serialize)]
+struct Envelope<T> {
+    #[serde(rename = "errCode")]
+    code: u32,
+    #[serde(rename = "errMsg")]
+    message: &'static str,
+    #[serde(rename = "errDlt")]
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<T>,
+}
+
+fn success(data: impl Serialize) -> Spoken {
+    let envelope = Envelope {
+        code: 0,
+        message: "",
+        detail: String::new(),
+        data: Some(data),
+    };
+    json(StatusCode::OK, &envelope)
+}
+
+/// The server's names for its codes.
+fn name(code: u32) -> &'static str {
+    match code {
+        429 => "too many requests, please try again later",
+        SERVER => "ServerInternalError",
+        ARGS => "ArgsError",
+        NO_PERMISSION => "NoPermissionError",
+        DUPLICATE_KEY => "DuplicateKeyError",
+        NOT_FOUND => "RecordNotFoundError",
+        1101 => "UserIDNotFoundError",
+        1201 => "GroupIDNotFoundError",
+        1203 => "NotInGroupYetError",
+        1204 => "DismissedAlreadyError",
+        1302 => "BlockedByPeer",
+        1303 => "NotPeersFriend",
+        1402 => "MutedInGroup",
+        1403 => "MutedGroup",
+        1501 => "TokenExpiredError",
+        1502 => "TokenInvalidError",
+        1503 => "TokenMalformedError",
+        1504 => "TokenNotValidYetError",
+        1505 => "TokenUnknownError",
+        1507 => "TokenNotExistError",
+        _ => "Error",
+    }
+}
+
+impl Ingress for OpenImIngress {
+    fn paths(&self) -> &'static [&'static str] {
+        &[BATCH, SINGLE, ADMIN_TOKEN, USER_TOKEN]
+    }
+
+    fn limits(&self) -> &'static [Limit] {
+        LIMITS
+    }
+
+    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
+        let refused = |refused: Refused| refused.spoken();
+        let operation = incoming.header("operationid").unwrap_or_default();
+        if operation.is_empty() {
+            let detail = "header must have operationID";
+            return Err(Refused::new(ARGS, detail).spoken());
+        }
+        if [ADMIN_TOKEN, USER_TOKEN].contains(&incoming.path) {
+            return Err(login(incoming, doors).unwrap_or_else(refused));
+        }
+        let (door, admin) = enter(incoming, doors).map_err(refused)?;
+        let call = Call::read(incoming, &doors[door], admin).map_err(refused)?;
+        if call.is_for_nobody() {
+            return Err(call.reply.answer(None));
+        }
+        Ok(Order {
+            door,
+            nonce: None,
+            jobs: vec![Wanted {
+                key: ingress::key(operation),
+                ..call.wanted
+            }],
+            reply: Box::new(call.reply),
+        })
+    }
+
+    fn refuse(&self, refusal: &Refusal<'_>) -> Spoken {
+        let (status, refused) = match refusal {
+            Refusal::Problems(problems) => (StatusCode::OK, Refused::new(ARGS, summary(problems))),
+            Refusal::Conflict => {
+                let detail = "this operationID was used for another message";
+                (StatusCode::OK, Refused::new(DUPLICATE_KEY, detail))
+            }
+            Refusal::Replayed => (StatusCode::OK, Refused::new(ARGS, "the call came before")),
+            Refusal::Forbidden(why) => (StatusCode::OK, Refused::new(NO_PERMISSION, *why)),
+            Refusal::TooOften { .. } => (StatusCode::TOO_MANY_REQUESTS, Refused::new(429, "")),
+            Refusal::Unavailable(why) => {
+                (StatusCode::SERVICE_UNAVAILABLE, Refused::new(SERVER, *why))
+            }
+        };
+        let mut spoken = Refused { status, ..refused }.spoken();
+        if let Refusal::TooOften { block } = refusal {
+            let seconds = HeaderValue::from(block.as_secs().max(1));
+            spoken.headers_mut().insert(RETRY_AFTER, seconds);
+        }
+        spoken
+    }
+}
+
+fn admin_of(door: &Door) -> &str {
+    door.key.as_deref().unwrap_or(Settings::ADMIN_USER)
+}
+
+/// A token for whoever knows the secret.
+fn login(incoming: &Incoming<'_>, doors: &[Door]) -> Result<Spoken, Refused> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Issued {
+        token: String,
+        expire_time_seconds: u64,
+    }
+    let body = Loose::body(incoming.body)?;
+    let secret = body.text("secret")?.unwrap_or_default();
+    let user = body.text("userID")?.unwrap_or_default();
+    let knows = |door: &&Door| {
+        let theirs = door.secret.as_ref();
+        theirs.is_none_or(|theirs| same(secret.as_bytes(), theirs.expose().as_bytes()))
+    };
+    let known: Vec<_> = doors.iter().filter(knows).collect();
+    let Some(first) = known.first() else {
+        return Err(Refused::new(NO_PERMISSION, "secret invalid"));
+    };
+    let own = known.iter().find(|door| admin_of(door) == user);
+    let (door, platform) = match own {
+        Some(door) if incoming.path == ADMIN_TOKEN => (door, ADMIN_PLATFORM),
+        None if incoming.path == ADMIN_TOKEN || user.is_empty() => {
+            return Err(Refused::new(ARGS, "userID is error."));
+        }
+        own => {
+            let platform = body.number("platformID")?.unwrap_or_default();
+            (own.unwrap_or(first), platform)
+        }
+    };
+    Ok(success(Issued {
+        token: token::issue(door, &user, platform, incoming.now_ms),
+        expire_time_seconds: token::LIFETIME_SECONDS,
+    }))
+}
+
+/// The door that a call comes in by, and whether it is the administrator who calls.
+fn enter(incoming: &Incoming<'_>, doors: &[Door]) -> Result<(usize, bool), Refused> {
+    let refused = match incoming.header("token").unwrap_or_default() {
+        "" => Refused::new(ARGS, "header must have token"),
+        token => match token::verify(token, doors, incoming.now_ms) {
+            Ok((door, user)) => return Ok((door, user == admin_of(&doors[door]))),
+            Err(refused) => refused,
+        },
+    };
+    let open = doors.iter().position(|door| door.secret.is_none());
+    open.map(|door| (door, true)).ok_or(refused)
+}
+
+/// A call that is understood.
+struct Call {
+    wanted: Wanted,
+    reply: Reply,
+}
+
+impl Call {
+    fn read(incoming: &Incoming<'_>, door: &Door, admin: bool) -> Result<Self, Refused> {
+        let batch = incoming.path == BATCH;
+        let body = Loose::body(incoming.body)?;
+        let needed = |name| body.text(name)?.ok_or_else(|| Refused::missing(name));
+        let number = |name| match body.number(name)? {
+            None | Some(0) => Err(Refused::missing(name)),
+            Some(number) => Ok(number),
+        };
+        let sender = needed("sendID")?;
+        let content_type = number("contentType")?;
+        let session = number("sessionType")?;
+        let said = body.object("content")?;
+        let said = said.ok_or_else(|| Refused::missing("content"))?;
+        let fields = Loose::read("content", &said)?;
+        let group = match session {
+            TO_GROUP | TO_SUPERSEDED_GROUP => Some(needed("groupID")?),
+            _ => None,
+        };
+        let all = batch && body.flag("isSendAll")?.unwrap_or(false);
+        // A notice goes to users whatever the session.
+        let to_users = group.is_none() || content_type == content::NOTICE;
+        let users = match (to_users, batch) {
+            (false, _) => Vec::new(),
+            (true, false) => vec![needed("recvID")?],
+            (true, true) if all => Vec::new(),
+            (true, true) => {
+                let users = body.texts("recvIDs")?;
+                users.ok_or_else(|| Refused::missing("recvIDs"))?
+            }
+        };
+        let (options, native) = (options(&body)?, native(&body)?);
+        if !admin {
+            let detail = "only app manager can send message";
+            return Err(Refused::new(NO_PERMISSION, detail));
+        }
+        if ![TO_USER, TO_GROUP, NOTIFICATION].contains(&session) {
+            return Err(Refused::new(ARGS, "unknown sessionType"));
+        }
+        if all && to_users && !door.send_all {
+            let detail = "this app may not send to all users";
+            return Err(Refused::new(NO_PERMISSION, detail));
+        }
+        let most = door.limit("recipients_max");
+        if users.len() > most {
+            return Err(Refused::new(ARGS, format!("more than {most} recvIDs")));
+        }
+        let mentions = door.limit("mentions_max");
+        let (message, whole) = content::message(content_type, &fields, mentions)?;
+        let mut native = native;
+        if !whole {
+            native.extend(raw(&content_type).map(|it| ("contentType", it)));
+            native.extend(fields.without(&[]).map(|it| ("content", it)));
+        }
+        let audience = AudienceDocument {
+            users: (to_users && !all).then(|| users.into_iter().map(Into::into).collect()),
+            groups: group.filter(|_| !to_users).map(|group| vec![group]),
+            all: to_users && all,
+            ..AudienceDocument::default()
+        };
+        Ok(Self {
+            wanted: Wanted {
+                key: None,
+                sender: Some(sender),
+                audience,
+                message,
+                options,
+                native: if native.is_empty() {
+                    None
+                } else {
+                    raw(&native)
+                },
+            },
+            reply: if batch { Reply::Batch } else { Reply::Single },
+        })
+    }
+
+    /// A batch for nobody is well, and nothing to do.
+    fn is_for_nobody(&self) -> bool {
+        self.wanted
+            .audience
+            .users
+            .as_ref()
+            .is_some_and(Vec::is_empty)
+    }
+}
+
+fn options(body: &Loose<'_>) -> Result<Options, Refused> {
+    let silent = body.flag("notOfflinePush")?.unwrap_or(false);
+    let info = body.object("offlinePushInfo")?.unwrap_or("{}".into());
+    let info = Loose::read("offlinePushInfo", &info)?;
+    let push = Push {
+        enabled: silent.then_some(false),
+        title: info.text("title")?,
+        text: info.text("desc")?,
+        payload: info.text("ex")?.as_deref().and_then(ingress::quoted),
+        sound: info.text("iOSPushSound")?,
+        badge: info.flag("iOSBadgeCount")?,
+        forced: None,
+    };
+    let push = match silent {
+        // As documented, the rest is not used then.
+        true => Some(Push {
+            enabled: push.enabled,
+            ..Push::default()
+        }),
+        false => {
+            let told = ["title", "desc", "ex", "iOSPushSound", "iOSBadgeCount"];
+            told.iter().any(|name| info.has(name)).then_some(push)
+        }
+    };
+    Ok(Options {
+        online_only: body.flag("isOnlineOnly")?.filter(|only| *only),
+        push,
+        extension: body.text("ex")?.as_deref().and_then(ingress::quoted),
+        ..Options::default()
+    })
+}
+
+/// The fields that the model does not have.
+fn native(body: &Loose<'_>) -> Result<BTreeMap<&'static str, Box<RawValue>>, Refused> {
+    // It has no meaning here, but must be one.
+    body.number::<i64>("sendTime")?;
+    let mut native = BTreeMap::new();
+    for name in ["senderNickname", "senderFaceURL"] {
+        let text = body.text(name)?;
+        native.extend(
+            text.as_deref()
+                .and_then(ingress::quoted)
+                .map(|it| (name, it)),
+        );
+    }
+    let platform: Option<i32> = body.number("senderPlatformID")?;
+    let platform = platform.filter(|platform| *platform != 0);
+    native.extend(
+        platform
+            .and_then(|it| raw(&it))
+            .map(|it| ("senderPlatformID", it)),
+    );
+    Ok(native)
+}
+
+fn raw(value: &impl Serialize) -> Option<Box<RawValue>> {
+    serde_json::value::to_raw_value(value).ok()
+}
+
+/// Says what became of a call.
+#[derive(Clone, Copy, Debug)]
+enum Reply {
+    Batch,
+    Single,
+}
+
+/// One message as the answer shows it.
+#[derive(Serialize)]
+struct Sent<'a> {
+    #[serde(rename = "serverMsgID")]
+    server_id: String,
+    #[serde(rename = "clientMsgID")]
+    client_id: String,
+    #[serde(rename = "sendTime")]
+    send_time: u64,
+    #[serde(rename = "recvID", skip_serializing_if = "Option::is_none")]
+    recipient: Option<&'a str>,
+}
+
+/// An empty list is `null`, as Go writes one that nothing was put in.
+#[derive(Serialize)]
+struct Lists<'a> {
+    results: Option<Vec<Sent<'a>>>,
+    #[serde(rename = "failedUserIDs")]
+    failed: Option<Vec<&'a str>>,
+}
+
+impl ingress::Reply for Reply {
+    fn render(&self, jobs: &[Told]) -> Spoken {
+        self.answer(jobs.first())
+    }
+}
+
+impl Reply {
+    fn answer(self, told: Option<&Told>) -> Spoken {
+        match (self, told) {
+            (Self::Batch, told) => success(lists(told)),
+            (Self::Single, Some(told)) => single(told),
+            (Self::Single, None) => Refused::new(SERVER, "nothing is known of it").spoken(),
+        }
+    }
+}
+
+fn lists(told: Option<&Told>) -> Lists<'_> {
+    let recipients = || told.iter().flat_map(|told| &told.recipients);
+    let (mut results, mut failed) = (Vec::new(), Vec::new());
+    for (recipient, fate) in recipients() {
+        match told.filter(|_| fate.is_good()) {
+            Some(told) => results.push(sent(told, recipient, Some(recipient))),
+            None => failed.push(recipient.as_str()),
+        }
+    }
+    Lists {
+        results: Some(results).filter(|list| !list.is_empty()),
+        failed: Some(failed).filter(|list| !list.is_empty()),
+    }
+}
+
+fn single(told: &Told) -> Spoken {
+    let Some((recipient, fate)) = told.recipients.first() else {
+        return Refused::new(SERVER, "nothing is known of it").spoken();
+    };
+    match Refused::of_fate(fate) {
+        Some(refused) => refused.spoken(),
+        None => success(sent(told, recipient, None)),
+    }
+}
+
+fn sent<'a>(told: &Told, recipient: &str, shown: Option<&'a str>) -> Sent<'a> {
+    Sent {
+        server_id: told.message_id_hex(recipient),
+        // No recipient has this id, so it is nobody's own.
+        client_id: told.message_id_hex(""),
+        send_time: told.accepted_at_ms,
+        recipient: shown,
+    }
+}

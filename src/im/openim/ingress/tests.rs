@@ -1,0 +1,657 @@
+//! What the documentation shows, who may, and what becomes of answers.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::domain::fields::Problem;
+use crate::domain::ids::JobId;
+use crate::domain::message::Content;
+use crate::domain::outcome::Outcome;
+use crate::im::ingress::fixture::{
+    Call as Request, NOW_MS, answer, any_json, body, door, failed, head, open_door, recipients,
+    told,
+};
+
+use crate::ports::Target;
+use crate::secret::Secret;
+
+/// The documentation's example, as it is printed.
+const PRINTED: &str = r#"{
+"recvIDs": [
+"9948077346",
+"9371245179"
+],
+"sendID": "3473643418",
+"senderNickname": "Alice",
+"senderFaceURL": "http://nvpydodr.ae/ylyqu",
+"senderPlatformID": 2,
+"content": {
+"content": "hello!!"
+},
+"contentType": 101,
+"sessionType": 1,
+"isOnlineOnly": false,
+"notOfflinePush": false,
+"sendTime": 1340619319058,
+"offlinePushInfo": {
+"title": "1213",
+"desc": "in eiusmod magna",
+"ex": "ex",
+"iOSPushSound": "in Duis ut sunt nostrud",
+"iOSBadgeCount": true
+},
+"ex": "ex",
+"isSendAll": true
+}"#;
+
+const ALL_ADMINS: &str = "imAdmin";
+const SECRET: &str = "openIM123";
+
+fn doors() -> [Door; 1] {
+    [door(&OpenImIngress, ALL_ADMINS, SECRET)]
+}
+
+fn call(path: &'static str, body: impl Into<Vec<u8>>) -> Request {
+    let token = token::issue(&doors()[0], ALL_ADMINS, 10, NOW_MS);
+    Request::new(path, body)
+        .header("operationid", "1646445464564")
+        .header("token", &token)
+}
+
+fn order(path: &'static str, body: &Value) -> Order {
+    call(path, body.to_string()).order(&OpenImIngress, &doors())
+}
+
+/// A refusal, whose shape is looked at too.
+fn refused(call: &Request) -> (u16, u64, String) {
+    let (status, said) = call.refusal(&OpenImIngress, &doors());
+    let names: Vec<_> = said.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["errCode", "errDlt", "errMsg"]);
+    let (code, name) = (said["errCode"].as_u64().unwrap(), &said["errMsg"]);
+    let end = format!(": [{code}]{}", name.as_str().unwrap());
+    let detail = said["errDlt"].as_str().unwrap();
+    assert!(detail.ends_with(&end), "{said}");
+    (status, code, detail.trim_end_matches(&end).to_owned())
+}
+
+fn refusal(path: &'static str, body: &Value) -> (u16, u64) {
+    let (status, code, _) = refused(&call(path, body.to_string()));
+    (status, code)
+}
+
+/// A small body with some fields set, at JSON pointers.
+fn with(changes: &[(&str, Value)]) -> Value {
+    let mut body = json!({
+        "recvIDs": ["a", "b"],
+        "recvID": "a",
+        "sendID": "s",
+        "content": {"content": "hello"},
+        "contentType": 101,
+        "sessionType": 1,
+    });
+    for (pointer, value) in changes {
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        body.pointer_mut(parent).unwrap()[name] = value.clone();
+    }
+    body
+}
+
+#[test]
+fn the_documented_request_is_understood_as_printed() {
+    let mut doors = doors();
+    let call = call(BATCH, PRINTED);
+    // It is for everybody, list or not.
+    let (status, said) = call.refusal(&OpenImIngress, &doors);
+    assert_eq!((status, &said["errCode"]), (200, &json!(1002)));
+    doors[0].send_all = true;
+    let order = call.order(&OpenImIngress, &doors);
+    let [wanted] = &order.jobs[..] else {
+        panic!("one job is expected");
+    };
+    assert!(wanted.audience.all && wanted.audience.users.is_none());
+    assert_eq!(wanted.key.as_deref(), Some("1646445464564"));
+    assert_eq!(wanted.sender.as_deref(), Some("3473643418"));
+    let head = head(wanted).unwrap();
+    assert!(matches!(head.content, Content::Text(text) if text == "hello!!"));
+    assert_eq!(
+        serde_json::to_value(&head.options).unwrap(),
+        json!({
+            "push": {
+                "title": "1213", "text": "in eiusmod magna", "payload": "ex",
+                "sound": "in Duis ut sunt nostrud", "badge": true,
+            },
+            "extension": "ex",
+        })
+    );
+    let native: Value = serde_json::from_str(head.native.unwrap().get()).unwrap();
+    assert_eq!(
+        native,
+        json!({
+            "senderNickname": "Alice",
+            "senderFaceURL": "http://nvpydodr.ae/ylyqu",
+            "senderPlatformID": 2,
+        })
+    );
+    // Who they are is known later.
+    let said = body(&order.reply.render(&[told(wanted, &Fate::Pending, &[])]));
+    assert_eq!(
+        said["data"],
+        json!({"results": null, "failedUserIDs": null})
+    );
+}
+
+#[test]
+fn the_documented_answer_is_given() {
+    let listed = PRINTED.replace(r#""isSendAll": true"#, r#""isSendAll": false"#);
+    let order = call(BATCH, listed).order(&OpenImIngress, &doors());
+    assert_eq!(recipients(&order.jobs[0]), ["9948077346", "9371245179"]);
+    let spoken = answer(&order, &Fate::Sent, &[]);
+    assert_eq!(spoken.status(), 200);
+    let told = told(&order.jobs[0], &Fate::Sent, &[]);
+    let client = told.message_id_hex("");
+    // The sample, with our time and ids in the place of its own.
+    let expected = format!(
+        r#"{{"errCode":0,"errMsg":"","errDlt":"","data":{{"results":[{{"serverMsgID":"{}","clientMsgID":"{client}","sendTime":{NOW_MS},"recvID":"9948077346"}},{{"serverMsgID":"{}","clientMsgID":"{client}","sendTime":{NOW_MS},"recvID":"9371245179"}}],"failedUserIDs":null}}}}"#,
+        told.message_id_hex("9948077346"),
+        told.message_id_hex("9371245179"),
+    );
+    assert_eq!(spoken.body(), expected.as_bytes());
+    assert_eq!(client.len(), 32);
+}
+
+#[test]
+fn the_documented_failure_is_given() {
+    let order = order(SINGLE, &with(&[]));
+    let spoken = answer(&order, &failed("err_1004", ""), &[]);
+    let said = body(&spoken);
+    assert_eq!(said["errCode"], 1004);
+    assert_eq!(said["errMsg"], "RecordNotFoundError");
+    assert_eq!(said["errDlt"], "failed: [1004]RecordNotFoundError");
+    assert_eq!(said.as_object().unwrap().len(), 3);
+    // The sample's has no words before the code.
+    let bare = Refused::new(1004, "").spoken();
+    assert_eq!(
+        bare.body(),
+        r#"{"errCode":1004,"errMsg":"RecordNotFoundError","errDlt":": [1004]RecordNotFoundError"}"#
+    );
+}
+
+#[test]
+fn a_batch_names_who_failed_and_succeeds() {
+    let order = order(BATCH, &with(&[]));
+    let said = body(&answer(
+        &order,
+        &Fate::Pending,
+        &[("b", failed("err_1302", "blocked"))],
+    ));
+    assert_eq!(said["errCode"], 0);
+    assert_eq!(said["data"]["results"].as_array().unwrap().len(), 1);
+    assert_eq!(said["data"]["failedUserIDs"], json!(["b"]));
+    let said = body(&answer(&order, &failed("err_1302", ""), &[]));
+    assert_eq!(said["errCode"], 0);
+    assert_eq!(
+        said["data"],
+        json!({"results": null, "failedUserIDs": ["a", "b"]})
+    );
+}
+
+#[test]
+fn a_single_send_says_why_it_failed() {
+    let order = order(SINGLE, &with(&[]));
+    assert_eq!(recipients(&order.jobs[0]), ["a"]);
+    let said = body(&answer(&order, &Fate::Sent, &[]));
+    let mut names: Vec<_> = said["data"].as_object().unwrap().keys().collect();
+    names.sort();
+    assert_eq!(names, ["clientMsgID", "sendTime", "serverMsgID"]);
+    let code = |fate| {
+        body(&answer(&order, &fate, &[]))["errCode"]
+            .as_u64()
+            .unwrap()
+    };
+    assert_eq!(code(failed("err_1302", "blocked")), 1302);
+    assert_eq!(code(failed("unregister", "")), 1004);
+    assert_eq!(code(failed("reason_4", "")), 1001);
+    let lost = Fate::Ended {
+        outcome: Outcome::Uncertain,
+        class: Some(Class::Uncertain),
+        code: "timeout".to_owned(),
+        text: String::new(),
+    };
+    assert_eq!(code(lost), 500);
+}
+
+#[test]
+fn nobody_calls_without_an_operation_id_or_a_token() {
+    let whole = call(BATCH, with(&[]).to_string());
+    let of = |call: Request| {
+        let (status, code, detail) = refused(&call);
+        assert_eq!(status, 200);
+        (code, detail)
+    };
+    let missing = of(whole.clone().without("operationid"));
+    assert_eq!(missing, (1001, "header must have operationID".to_owned()));
+    let missing = of(whole.clone().without("token"));
+    assert_eq!(missing, (1001, "header must have token".to_owned()));
+    for path in [ADMIN_TOKEN, USER_TOKEN] {
+        assert_eq!(of(Request::new(path, "{}")).0, 1001);
+    }
+    assert_eq!(of(whole.clone().header("token", "x")).0, 1503);
+    assert_eq!(of(whole.clone().header("token", "e30.e30.x")).0, 1503);
+    let foreign = door(&OpenImIngress, ALL_ADMINS, "another");
+    let foreign = token::issue(&foreign, ALL_ADMINS, 10, NOW_MS);
+    assert_eq!(of(whole.clone().header("token", &foreign)).0, 1505);
+    let late = Request {
+        now_ms: NOW_MS + token::LIFETIME_SECONDS * 1000,
+        ..whole.clone()
+    };
+    assert_eq!(of(late).0, 1501);
+    let early = Request {
+        now_ms: NOW_MS - 1000,
+        ..whole.clone()
+    };
+    assert_eq!(of(early).0, 1504);
+    let user = token::issue(&doors()[0], "ana", 1, NOW_MS);
+    assert_eq!(of(whole.clone().header("token", &user)).0, 1002);
+    // What cannot be bound is told before who may.
+    let unbound = call(BATCH, "{}").header("token", &user);
+    assert_eq!(refused(&unbound).0, 400);
+    let open = [open_door(&OpenImIngress)];
+    let order = whole.without("token").order(&OpenImIngress, &open);
+    assert_eq!(order.door, 0);
+}
+
+#[test]
+fn tokens_are_given_to_who_knows_the_secret() {
+    let login = |path, body: Value| {
+        let spoken = call(path, body.to_string())
+            .without("token")
+            .read(&OpenImIngress, &doors())
+            .err()
+            .unwrap();
+        assert_eq!(spoken.status(), 200);
+        self::body(&spoken)
+    };
+    for (path, user) in [
+        (ADMIN_TOKEN, json!({"secret": SECRET, "userID": "imAdmin"})),
+        (
+            USER_TOKEN,
+            json!({"secret": SECRET, "platformID": 1, "userID": "imAdmin"}),
+        ),
+    ] {
+        let said = login(path, user);
+        assert_eq!(said["errCode"], 0);
+        assert_eq!(said["data"]["expireTimeSeconds"], 7_776_000);
+        let token = said["data"]["token"].as_str().unwrap();
+        let send = call(SINGLE, with(&[]).to_string()).header("token", token);
+        send.order(&OpenImIngress, &doors());
+    }
+    let said = login(
+        USER_TOKEN,
+        json!({"secret": SECRET, "platformID": 1, "userID": "ana"}),
+    );
+    let token = said["data"]["token"].as_str().unwrap();
+    let send = call(SINGLE, with(&[]).to_string()).header("token", token);
+    assert_eq!(refused(&send).1, 1002);
+    for (path, body, code) in [
+        (
+            ADMIN_TOKEN,
+            json!({"secret": "openIM12", "userID": "imAdmin"}),
+            1002,
+        ),
+        (ADMIN_TOKEN, json!({"userID": "imAdmin"}), 1002),
+        (
+            ADMIN_TOKEN,
+            json!({"secret": SECRET, "userID": "ana"}),
+            1001,
+        ),
+        (USER_TOKEN, json!({"secret": SECRET}), 1001),
+        (USER_TOKEN, json!({"secret": "", "userID": "imAdmin"}), 1002),
+    ] {
+        assert_eq!(login(path, body)["errCode"], code);
+    }
+    assert_eq!(refused(&call(ADMIN_TOKEN, "[]")).0, 400);
+}
+
+#[test]
+fn a_token_is_for_the_app_whose_secret_it_came_by() {
+    let shop = door(&OpenImIngress, ALL_ADMINS, SECRET);
+    let news = Door {
+        app: "news".to_owned(),
+        key: Some("newsAdmin".to_owned()),
+        ..shop.clone()
+    };
+    let doors = [shop, news];
+    let login = json!({"secret": SECRET, "userID": "newsAdmin"});
+    let call = call(ADMIN_TOKEN, login.to_string());
+    let spoken = call.read(&OpenImIngress, &doors).err().unwrap();
+    let token = body(&spoken)["data"]["token"].as_str().unwrap().to_owned();
+    let send = Request::new(SINGLE, with(&[]).to_string())
+        .header("operationid", "1")
+        .header("token", &token);
+    assert_eq!(send.order(&OpenImIngress, &doors).door, 1);
+}
+
+#[test]
+fn what_cannot_be_bound_is_a_bad_request() {
+    for (path, pointer, value) in [
+        (BATCH, "/sendID", json!(null)),
+        (BATCH, "/sendID", json!("")),
+        (BATCH, "/sendID", json!([])),
+        (BATCH, "/recvIDs", json!(null)),
+        (BATCH, "/recvIDs", json!("a")),
+        (BATCH, "/recvIDs", json!([{}])),
+        (BATCH, "/content", json!(null)),
+        (BATCH, "/content", json!("hello")),
+        (BATCH, "/content", json!([])),
+        (BATCH, "/contentType", json!(0)),
+        (BATCH, "/contentType", json!("text")),
+        (BATCH, "/sessionType", json!(null)),
+        (BATCH, "/sessionType", json!(3)),
+        (BATCH, "/sessionType", json!(2)),
+        (BATCH, "/isSendAll", json!("perhaps")),
+        (BATCH, "/notOfflinePush", json!(3)),
+        (BATCH, "/offlinePushInfo", json!([])),
+        (BATCH, "/sendTime", json!("now")),
+        (BATCH, "/ex", json!({})),
+        (SINGLE, "/recvID", json!(null)),
+    ] {
+        let body = with(&[(pointer, value.clone())]);
+        assert_eq!(refusal(path, &body), (400, 1001), "{pointer} {value}");
+    }
+    for body in ["", "[]", "{", "\"x\""] {
+        let (status, code, _) = refused(&call(BATCH, body));
+        assert_eq!((status, code), (400, 1001));
+    }
+}
+
+#[test]
+fn wrong_arguments_are_refused() {
+    for changes in [
+        &[("/contentType", json!(999))][..],
+        &[("/content", json!({}))],
+        &[("/content", json!({"content": []}))],
+        &[("/sessionType", json!(7))],
+        &[("/sessionType", json!(2)), ("/groupID", json!("g"))],
+        &[("/contentType", json!(110))],
+        &[
+            ("/contentType", json!(102)),
+            ("/content", json!({"sourcePicture": {}})),
+        ],
+    ] {
+        assert_eq!(refusal(BATCH, &with(changes)), (200, 1001), "{changes:?}");
+    }
+}
+
+#[test]
+fn flags_are_flags_however_they_are_written() {
+    for (word, silent) in [
+        (json!(true), true),
+        (json!("true"), true),
+        (json!(1), true),
+        (json!("1"), true),
+        (json!(false), false),
+        (json!("false"), false),
+        (json!(0), false),
+        (json!(null), false),
+    ] {
+        let order = order(
+            BATCH,
+            &with(&[
+                ("/notOfflinePush", word.clone()),
+                ("/isOnlineOnly", word.clone()),
+                (
+                    "/offlinePushInfo",
+                    json!({"title": "t", "iOSBadgeCount": word}),
+                ),
+            ]),
+        );
+        let options = serde_json::to_value(&order.jobs[0].options).unwrap();
+        let badge = word.as_bool().or(Some(false)).filter(|_| !word.is_null());
+        let expected = match (silent, badge) {
+            // Nothing else is used then.
+            (true, _) => json!({"online_only": true, "push": {"enabled": false}}),
+            (false, Some(_)) => json!({"push": {"title": "t", "badge": false}}),
+            (false, None) => json!({"push": {"title": "t"}}),
+        };
+        assert_eq!(options, expected, "{word}");
+    }
+}
+
+#[test]
+fn recipients_may_be_left_out_where_they_mean_nothing() {
+    let mut doors = doors();
+    doors[0].send_all = true;
+    for missing in [json!(null), json!([]), json!(["ignored"])] {
+        let all = with(&[("/recvIDs", missing.clone()), ("/isSendAll", json!("true"))]);
+        let order = call(BATCH, all.to_string()).order(&OpenImIngress, &doors);
+        assert!(order.jobs[0].audience.all);
+        let group = with(&[
+            ("/recvIDs", missing),
+            ("/sessionType", json!(3)),
+            ("/groupID", json!("g1")),
+        ]);
+        let order = self::order(BATCH, &group);
+        assert_eq!(recipients(&order.jobs[0]), ["g1"]);
+        assert!(order.jobs[0].audience.users.is_none());
+        let said = body(&answer(&order, &Fate::Sent, &[]));
+        assert_eq!(said["data"]["results"][0]["recvID"], "g1");
+    }
+    // A group is never everybody.
+    let group = with(&[
+        ("/isSendAll", json!(true)),
+        ("/sessionType", json!(3)),
+        ("/groupID", json!("g1")),
+    ]);
+    let order = call(BATCH, group.to_string()).order(&OpenImIngress, &doors);
+    assert!(!order.jobs[0].audience.all);
+    // A list of nobody is done at once.
+    let nobody = call(BATCH, with(&[("/recvIDs", json!([]))]).to_string());
+    let spoken = nobody.read(&OpenImIngress, &doors).err().unwrap();
+    assert_eq!(
+        body(&spoken),
+        json!({"errCode": 0, "errMsg": "", "errDlt": "", "data": {"results": null, "failedUserIDs": null}})
+    );
+}
+
+#[test]
+fn the_number_of_recipients_and_mentions_is_bounded() {
+    let mut doors = doors();
+    doors[0].limits.insert("recipients_max", 2);
+    call(BATCH, with(&[]).to_string()).order(&OpenImIngress, &doors);
+    let three = with(&[("/recvIDs", json!(["a", "b", "c"]))]);
+    let (status, said) = call(BATCH, three.to_string()).refusal(&OpenImIngress, &doors);
+    assert_eq!((status, &said["errCode"]), (200, &json!(1001)));
+    let mention = |count: usize| {
+        let users: Vec<_> = (0..count).map(|n| format!("u{n}")).collect();
+        let content = json!({"text": "hi", "atUserList": users});
+        with(&[("/contentType", json!(106)), ("/content", content)])
+    };
+    order(BATCH, &mention(1000));
+    assert_eq!(refusal(BATCH, &mention(1001)), (200, 1001));
+}
+
+#[test]
+fn every_content_is_understood() {
+    let of = |content_type: i32, content: Value| {
+        let body = with(&[
+            ("/contentType", json!(content_type)),
+            ("/content", content.clone()),
+        ]);
+        let head = head(&order(BATCH, &body).jobs[0]).unwrap();
+        let native: Value = head.native.map_or(Value::Null, |native| {
+            serde_json::from_str(native.get()).unwrap()
+        });
+        if !native.is_null() {
+            let whole = json!({"contentType": content_type, "content": content});
+            assert_eq!(native, whole);
+        }
+        (head.content, !native.is_null())
+    };
+    let (content, native) = of(101, json!("{\"content\":\"in a text\"}"));
+    assert!(matches!(content, Content::Text(text) if text == "in a text"));
+    assert!(!native);
+    let part = |url| json!({"uuid": "x", "type": "image/png", "size": 1, "width": 2, "height": 3, "url": url});
+    let picture = json!({
+        "sourcePicture": part("http://x/1"), "bigPicture": part("http://x/1"),
+        "snapshotPicture": part("http://x/small"),
+    });
+    let (Content::Image(file), true) = of(102, picture) else {
+        panic!("an image is expected");
+    };
+    assert_eq!((file.url.as_str(), file.width), ("http://x/1", Some(2)));
+    assert_eq!(file.format.as_deref(), Some("png"));
+    assert_eq!(file.cover.as_deref(), Some("http://x/small"));
+    let voice =
+        json!({"sourceUrl": "http://x/2", "duration": 4, "dataSize": 5, "soundType": "mp3"});
+    let (Content::Audio(file), true) = of(103, voice) else {
+        panic!("a sound is expected");
+    };
+    assert_eq!((file.duration_ms, file.size), (Some(4000), Some(5)));
+    let video = json!({"videoUrl": "http://x/3", "duration": "4", "snapshotUrl": "http://x/s", "snapshotWidth": 6});
+    let (Content::Video(file), true) = of(104, video) else {
+        panic!("a video is expected");
+    };
+    assert_eq!((file.duration_ms, file.width), (Some(4000), Some(6)));
+    let (Content::File(file), true) =
+        of(105, json!({"sourceUrl": "http://x/4", "fileName": "a.pdf"}))
+    else {
+        panic!("a file is expected");
+    };
+    assert_eq!(file.name.as_deref(), Some("a.pdf"));
+    let at = json!({"text": "hi", "atUserList": ["a", "AtAllTag"], "isAtSelf": false});
+    let (
+        Content::Mention {
+            users, everybody, ..
+        },
+        true,
+    ) = of(106, at)
+    else {
+        panic!("a mention is expected");
+    };
+    assert_eq!((users, everybody), (vec!["a".to_owned()], true));
+    let (Content::Custom(data), native) = of(110, json!({"data": "{\"a\":1}", "description": ""}))
+    else {
+        panic!("data is expected");
+    };
+    assert_eq!((data.get(), native), (r#"{"a":1}"#, false));
+    let (Content::Custom(data), true) = of(110, json!({"data": "plain", "extension": "e"})) else {
+        panic!("data is expected");
+    };
+    assert_eq!(data.get(), r#""plain""#);
+    assert_eq!(
+        of(114, json!({"text": "re", "quoteMessage": {}})).0.kind(),
+        "text"
+    );
+    assert_eq!(of(118, json!({"content": "# md"})).0.kind(), "text");
+}
+
+#[test]
+fn a_target_of_the_same_system_sends_what_was_written() {
+    let mut settings = Settings::new("http://localhost");
+    settings.secret = Some(Secret::new(SECRET));
+    let target = crate::im::openim::target(&settings, &mut Vec::new()).unwrap();
+    let part = json!({"uuid": "x", "type": "image/png", "size": 1, "width": 2, "height": 3, "url": "http://x/1"});
+    let written = with(&[
+        ("/contentType", json!(102)),
+        (
+            "/content",
+            json!({"sourcePicture": part, "bigPicture": part, "snapshotPicture": part}),
+        ),
+        ("/senderNickname", json!("Alice")),
+        ("/senderFaceURL", json!("http://x/face")),
+        ("/senderPlatformID", json!(2)),
+        ("/isOnlineOnly", json!(true)),
+        (
+            "/offlinePushInfo",
+            json!({"title": "t", "desc": "d", "ex": "e", "iOSPushSound": "s", "iOSBadgeCount": true}),
+        ),
+        ("/ex", json!("{\"k\":1}")),
+    ]);
+    let head = Arc::new(head(&order(SINGLE, &written).jobs[0]).unwrap());
+    assert_eq!(target.check(&head), []);
+    let sent = target.open(&head).request(&["a"]);
+    let sent: Value = serde_json::from_slice(&sent.body).unwrap();
+    let mut written = written;
+    written.as_object_mut().unwrap().remove("recvIDs");
+    assert_eq!(sent, written);
+}
+
+#[test]
+fn a_notice_goes_to_users() {
+    let notice = with(&[
+        ("/contentType", json!(1400)),
+        (
+            "/content",
+            json!({"notificationName": "n", "text": "t", "notificationType": 1}),
+        ),
+        ("/sessionType", json!(4)),
+    ]);
+    let order = order(BATCH, &notice);
+    assert_eq!(recipients(&order.jobs[0]), ["a", "b"]);
+    assert!(matches!(head(&order.jobs[0]).unwrap().content, Content::Notice(text) if text == "t"));
+}
+
+#[test]
+fn refusals_of_ours_are_in_the_systems_codes() {
+    let said = |refusal: Refusal<'_>| {
+        let spoken = OpenImIngress.refuse(&refusal);
+        let code = body(&spoken)["errCode"].as_u64().unwrap();
+        (spoken.status().as_u16(), code)
+    };
+    let problems = [Problem::new("message.text", "too long")];
+    assert_eq!(said(Refusal::Problems(&problems)), (200, 1001));
+    assert_eq!(said(Refusal::Conflict), (200, 1003));
+    assert_eq!(said(Refusal::Replayed), (200, 1001));
+    assert_eq!(said(Refusal::Forbidden("no")), (200, 1002));
+    assert_eq!(said(Refusal::Unavailable("no")), (503, 500));
+    let block = std::time::Duration::from_secs(7);
+    assert_eq!(said(Refusal::TooOften { block }), (429, 429));
+    let spoken = OpenImIngress.refuse(&Refusal::TooOften { block });
+    assert_eq!(spoken.headers()["retry-after"], "7");
+}
+
+proptest! {
+    #[test]
+    fn any_body_is_answered_in_the_systems_manner(
+        path in prop::sample::select(vec![BATCH, SINGLE, ADMIN_TOKEN, USER_TOKEN]),
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        token in "[ -~]{0,40}",
+    ) {
+        let spoken = call(path, bytes).header("token", &token).read(&OpenImIngress, &doors());
+        let said = body(&spoken.err().unwrap());
+        prop_assert!(said["errCode"].as_u64().unwrap() > 1000);
+    }
+
+    #[test]
+    fn any_field_may_hold_anything(
+        path in prop::sample::select(vec![BATCH, SINGLE]),
+        pointer in prop::sample::select(vec![
+            "/recvIDs", "/recvID", "/sendID", "/content", "/content/content", "/contentType",
+            "/sessionType", "/groupID", "/offlinePushInfo", "/ex", "/isSendAll", "/sendTime",
+            "/senderPlatformID",
+        ]),
+        content_type in prop::sample::select(vec![101, 102, 103, 104, 105, 106, 110, 114, 118, 1400]),
+        value in any_json(),
+    ) {
+        let body = with(&[("/contentType", json!(content_type)), (pointer, value)]);
+        match call(path, body.to_string()).read(&OpenImIngress, &doors()) {
+            Err(spoken) => {
+                let code = self::body(&spoken)["errCode"].as_u64().unwrap();
+                prop_assert!(code == 0 || code == 1001 || code == 1002);
+            }
+            Ok(order) => {
+                let told = Told {
+                    job: JobId::of("shop", "k"),
+                    client_msg_no: "k".to_owned(),
+                    accepted_at_ms: NOW_MS,
+                    recipients: vec![("a".to_owned(), Fate::Sent)],
+                };
+                let said = self::body(&order.reply.render(&[told]));
+                prop_assert_eq!(&said["errCode"], &json!(0));
+            }
+        }
+    }
+}

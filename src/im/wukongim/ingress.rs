@@ -1,0 +1,556 @@
+//! What callers of `/message/sendbatch` and `/message/send` say, and what they hear.
+//!
+//! `/message/sendbatch` is two calls. The documentation shows an array of messages, each to a channel of
+//! its own, and releases take one object with `subscribers`. Both are understood, and answered in their
+//! own shapes. An array is taken as a whole or not at all. The message ids are Fanwise's, `message_seq` is 0, and
+//! in the answer to an array a message that did not get through has the id 0.
+//!
+//! Flags may be booleans, integers or texts. `stream_no` and `tag_key` are taken and mean nothing, as in
+//! releases of today; a message with `is_stream` is refused. A `payload` that is not JSON is a text, or, if
+//! it is not even UTF-8, goes to another system than WuKongIM in base64. A text as WuKongIM's SDKs write it
+//! (`{"type":1,"content":…}`) is a text everywhere; any other payload is `custom`.
+
+#[cfg(test)]
+mod tests;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, Response, StatusCode};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::domain::fields::{shorten, summary};
+use crate::domain::job::AudienceDocument;
+use crate::domain::message::{MessageDocument, Options, TEXT_BYTES_MAX};
+use crate::domain::outcome::{ANSWER_TEXT_MAX, Class, Outcome};
+use crate::im::ingress::loose::{Loose, Wrong};
+use crate::im::ingress::{
+    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json, quoted,
+    same,
+};
+use crate::im::wukongim::payload::PAYLOAD_BYTES_MAX;
+
+const BATCH: &str = "/message/sendbatch";
+const SINGLE: &str = "/message/send";
+
+const LIMITS: &[Limit] = &[
+    Limit {
+        name: "messages_max",
+        default: 1000,
+        what: "messages of a call",
+    },
+    Limit {
+        name: "recipients_max",
+        default: 100_000,
+        what: "subscribers of a message",
+    },
+    Limit {
+        name: "payload_max",
+        default: PAYLOAD_BYTES_MAX,
+        what: "bytes of a decoded payload; clients take no more",
+    },
+];
+
+/// A channel with a user.
+const PERSON: u8 = 1;
+/// The type of a payload that is a text.
+const TEXT: i64 = 1;
+
+/// WuKongIM, all versions.
+pub(in crate::im) struct WukongImIngress;
+
+/// A call that is refused.
+#[derive(Debug)]
+struct Refused {
+    status: StatusCode,
+    what: String,
+}
+
+impl Refused {
+    fn new(status: StatusCode, what: impl Into<String>) -> Self {
+        let what = what.into();
+        Self {
+            status,
+            what: shorten(&what, ANSWER_TEXT_MAX).into_owned(),
+        }
+    }
+
+    fn bad(what: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, what)
+    }
+
+    /// Why a message did not get through.
+    fn of_fate(fate: &Fate) -> Option<Self> {
+        /// What a sender or a channel may not do, by the server's reasons.
+        const FORBIDDEN: [&str; 8] = [
+            "403",
+            "reason_3",
+            "reason_4",
+            "reason_11",
+            "reason_13",
+            "reason_19",
+            "reason_24",
+            "reason_25",
+        ];
+        let Fate::Ended {
+            outcome,
+            class,
+            code,
+            ..
+        } = fate
+        else {
+            return None;
+        };
+        let status = match (outcome, class) {
+            (Outcome::Failed, Some(Class::Permanent)) if FORBIDDEN.contains(&code.as_str()) => {
+                StatusCode::FORBIDDEN
+            }
+            (Outcome::Failed, Some(Class::Permanent)) => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Some(Self::new(status, fate.reason().unwrap_or_default()))
+    }
+
+    fn spoken(&self) -> Spoken {
+        #[derive(Serialize)]
+        struct Said<'a> {
+            msg: &'a str,
+            status: u16,
+        }
+        let said = Said {
+            msg: &self.what,
+            status: self.status.as_u16(),
+        };
+        json(self.status, &said)
+    }
+}
+
+impl From<Wrong> for Refused {
+    fn from(wrong: Wrong) -> Self {
+        Self::bad(wrong.to_string())
+    }
+}
+
+impl Ingress for WukongImIngress {
+    fn paths(&self) -> &'static [&'static str] {
+        &[BATCH, SINGLE]
+    }
+
+    fn limits(&self) -> &'static [Limit] {
+        LIMITS
+    }
+
+    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
+        let Some(door) = enter(incoming, doors) else {
+            let mut spoken = Response::new(Bytes::new());
+            *spoken.status_mut() = StatusCode::UNAUTHORIZED;
+            return Err(spoken);
+        };
+        let call = Call::read(incoming, &doors[door]);
+        let Call { shape, messages } = call.map_err(|refused| refused.spoken())?;
+        let numbers = messages.iter().map(|message| message.number.clone());
+        Ok(Order {
+            door,
+            nonce: None,
+            reply: Box::new(Reply {
+                shape,
+                numbers: numbers.collect(),
+            }),
+            jobs: messages.into_iter().map(|message| message.wanted).collect(),
+        })
+    }
+
+    fn refuse(&self, refusal: &Refusal<'_>) -> Spoken {
+        let refused = match refusal {
+            Refusal::Problems(problems) => Refused::bad(summary(problems)),
+            Refusal::Conflict => Refused::bad("this client_msg_no was used for another message"),
+            Refusal::Replayed => Refused::bad("the call came before"),
+            Refusal::Forbidden(why) => Refused::new(StatusCode::FORBIDDEN, *why),
+            Refusal::TooOften { .. } => {
+                Refused::new(StatusCode::TOO_MANY_REQUESTS, "too many requests")
+            }
+            Refusal::Unavailable(why) => Refused::new(StatusCode::SERVICE_UNAVAILABLE, *why),
+        };
+        let mut spoken = refused.spoken();
+        if let Refusal::TooOften { block } = refusal {
+            let seconds = HeaderValue::from(block.as_secs().max(1));
+            spoken.headers_mut().insert(RETRY_AFTER, seconds);
+        }
+        spoken
+    }
+}
+
+/// The door whose token the call brings, or one that asks for none.
+fn enter(incoming: &Incoming<'_>, doors: &[Door]) -> Option<usize> {
+    let token = incoming.header("token").unwrap_or_default();
+    let opens = |door: &Door| {
+        let secret = door.secret.as_ref();
+        secret.is_some_and(|secret| same(token.as_bytes(), secret.expose().as_bytes()))
+    };
+    let with_token = doors.iter().position(opens);
+    with_token.or_else(|| doors.iter().position(|door| door.secret.is_none()))
+}
+
+/// How a call was put, and so how it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// The array of the documentation.
+    Array,
+    /// The object of the releases.
+    Object,
+    /// `/message/send` to a channel.
+    Single,
+    /// `/message/send` to subscribers, whose answer names no message.
+    Command,
+}
+
+struct Call {
+    shape: Shape,
+    messages: Vec<Message>,
+}
+
+/// One message of a call.
+struct Message {
+    wanted: Wanted,
+    /// The caller's number, to be said again.
+    number: Option<String>,
+}
+
+impl Call {
+    fn read(incoming: &Incoming<'_>, door: &Door) -> Result<Self, Refused> {
+        let array = incoming.body.trim_ascii_start().starts_with(b"[");
+        if incoming.path == BATCH && array {
+            return Self::array(incoming.body, door);
+        }
+        let fields = Loose::body(incoming.body)?;
+        let shape = if incoming.path == BATCH {
+            Shape::Object
+        } else if fields.has("subscribers") && fields.text("channel_id")?.is_none() {
+            Shape::Command
+        } else {
+            Shape::Single
+        };
+        Ok(Self {
+            shape,
+            messages: vec![Message::read(&fields, shape, door)?],
+        })
+    }
+
+    /// All messages, or everything that is wrong with them.
+    fn array(body: &[u8], door: &Door) -> Result<Self, Refused> {
+        let items: Vec<&RawValue> =
+            serde_json::from_slice(body).map_err(|_| Refused::bad("a JSON array is expected"))?;
+        let most = door.limit("messages_max");
+        if items.is_empty() || items.len() > most {
+            let what = format!("{} messages, 1 to {most} are taken", items.len());
+            return Err(Refused::bad(what));
+        }
+        let (mut messages, mut problems) = (Vec::with_capacity(items.len()), Vec::new());
+        for (index, item) in items.iter().enumerate() {
+            let fields = Loose::read(&format!("[{index}]"), item.get()).map_err(Refused::from);
+            match fields.and_then(|fields| Message::read(&fields, Shape::Array, door)) {
+                Ok(message) => messages.push(message),
+                Err(refused) => problems.push(refused.what),
+            }
+        }
+        if problems.is_empty() {
+            let shape = Shape::Array;
+            Ok(Self { shape, messages })
+        } else {
+            Err(Refused::bad(problems.join("; ")))
+        }
+    }
+}
+
+impl Message {
+    fn read(from: &Loose<'_>, shape: Shape, door: &Door) -> Result<Self, Refused> {
+        let bad = |name: &str, what: &str| Refused::bad(format!("{} {what}", from.path_of(name)));
+        let options = options(from)?;
+        let sender = match from.text("from_uid")? {
+            Some(sender) => Some(sender),
+            None => from.text("sender_uid")?,
+        };
+        let sender = sender.filter(|sender| !sender.trim().is_empty());
+        // Only a single message has a sender by default.
+        if sender.is_none() && matches!(shape, Shape::Array | Shape::Object) {
+            return Err(bad("from_uid", "is missing"));
+        }
+        if from.flag("is_stream")? == Some(true) {
+            return Err(bad("is_stream", "is not taken here"));
+        }
+        let audience = audience(from, shape, options.sync_once == Some(true), door)?;
+        let encoded = from.text("payload")?.unwrap_or_default();
+        let payload = decoded(&encoded).ok_or_else(|| bad("payload", "is not base64"))?;
+        if payload.is_empty() {
+            return Err(bad("payload", "is missing or empty"));
+        }
+        let most = door.limit("payload_max");
+        if payload.len() > most {
+            let what = format!("is longer than {most} bytes");
+            return Err(bad("payload", &what));
+        }
+        let number = from.text("client_msg_no")?;
+        let number = number.filter(|number| !number.trim().is_empty());
+        let (message, native) = message(&payload);
+        Ok(Self {
+            wanted: Wanted {
+                key: number.as_deref().and_then(ingress::key),
+                sender,
+                audience,
+                message,
+                options,
+                native,
+            },
+            number,
+        })
+    }
+}
+
+/// `header`, and what 3.x takes in its place.
+fn options(from: &Loose<'_>) -> Result<Options, Refused> {
+    let json = from.object("header")?.unwrap_or("{}".into());
+    let header = Loose::read(&from.path_of("header"), &json)?;
+    let flag = |name| match header.flag(name)? {
+        Some(flag) => Ok::<_, Refused>(flag),
+        None => Ok(from.flag(name)?.unwrap_or(false)),
+    };
+    let expire: Option<u32> = from.number("expire")?;
+    Ok(Options {
+        online_only: flag("no_persist")?.then_some(true),
+        // What is left out means "not unread" here; elsewhere it may mean the opposite.
+        unread: Some(flag("red_dot")?),
+        sync_once: flag("sync_once")?.then_some(true),
+        expire_seconds: expire.filter(|seconds| *seconds > 0),
+        ..Options::default()
+    })
+}
+
+fn audience(
+    from: &Loose<'_>,
+    shape: Shape,
+    sync_once: bool,
+    door: &Door,
+) -> Result<AudienceDocument, Refused> {
+    let bad = |name: &str, what: &str| Refused::bad(format!("{} {what}", from.path_of(name)));
+    let subscribers = from.texts("subscribers")?.unwrap_or_default();
+    let channel = from.text("channel_id")?.unwrap_or_default();
+    if subscribers.iter().any(|uid| uid.trim().is_empty()) {
+        return Err(bad("subscribers", "hold an empty uid"));
+    }
+    let most = door.limit("recipients_max");
+    if subscribers.len() > most {
+        return Err(bad("subscribers", &format!("are more than {most}")));
+    }
+    if shape == Shape::Object {
+        if subscribers.is_empty() {
+            return Err(bad("subscribers", "is missing or empty"));
+        }
+        return Ok(users(subscribers));
+    }
+    if shape == Shape::Single && !subscribers.is_empty() {
+        let what = "and channel_id cannot be given both";
+        return Err(bad("subscribers", what));
+    }
+    if !subscribers.is_empty() {
+        if !sync_once {
+            return Err(bad(
+                "subscribers",
+                "are for messages with sync_once = 1 only",
+            ));
+        }
+        return Ok(users(subscribers));
+    }
+    if channel.trim().is_empty() {
+        return Err(bad("channel_id", "is missing"));
+    }
+    match from.number("channel_type")? {
+        None | Some(0) => Err(bad("channel_type", "is missing")),
+        Some(PERSON) if channel.contains(['@', '#', '&']) => {
+            Err(bad("channel_id", "holds one of @, # and &"))
+        }
+        Some(PERSON) => Ok(users(vec![channel])),
+        Some(kind) => Ok(AudienceDocument {
+            groups: Some(vec![channel]),
+            group_type: Some(kind),
+            ..AudienceDocument::default()
+        }),
+    }
+}
+
+fn users(uids: Vec<String>) -> AudienceDocument {
+    AudienceDocument {
+        users: Some(uids.into_iter().map(Into::into).collect()),
+        ..AudienceDocument::default()
+    }
+}
+
+/// Base64 as Go reads it, breaks in it passed over; padding may be missing.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    const ENGINE: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    ENGINE.decode(text.replace(['\r', '\n'], "")).ok()
+}
+
+/// The message that a payload is; and the payload itself where no message of ours says it again.
+fn message(payload: &[u8]) -> (MessageDocument, Option<Box<RawValue>>) {
+    let text = std::str::from_utf8(payload).ok();
+    let json = text
+        .filter(|text| text.trim_start().starts_with(['{', '[']))
+        .and_then(|text| RawValue::from_string(text.to_owned()).ok());
+    let encoded = || base64::engine::general_purpose::STANDARD.encode(payload);
+    match (json, text) {
+        (Some(json), _) => match words(&json) {
+            Some(text) => (of_text(&text), None),
+            None => {
+                // Space around it is lost.
+                let native = (json.get().len() < payload.len()).then(|| whole(&encoded()));
+                (custom(Some(json)), native.flatten())
+            }
+        },
+        (None, Some(text)) if text.len() <= TEXT_BYTES_MAX => (of_text(text), whole(&encoded())),
+        (None, Some(text)) => (custom(quoted(text)), whole(&encoded())),
+        (None, None) => (custom(quoted(&encoded())), whole(&encoded())),
+    }
+}
+
+/// The text of a payload that is one and says nothing else.
+fn words(json: &RawValue) -> Option<String> {
+    let fields = Loose::read("payload", json.get()).ok()?;
+    let plain =
+        fields.number("type") == Ok(Some(TEXT)) && !fields.has_more_than(&["type", "content"]);
+    let text: String = serde_json::from_str(fields.raw("content")?.get()).ok()?;
+    (plain && (1..=TEXT_BYTES_MAX).contains(&text.len())).then_some(text)
+}
+
+fn of_text(text: &str) -> MessageDocument {
+    MessageDocument {
+        kind: Some("text".to_owned()),
+        text: Some(text.to_owned()),
+        ..MessageDocument::default()
+    }
+}
+
+fn custom(data: Option<Box<RawValue>>) -> MessageDocument {
+    MessageDocument {
+        kind: Some("custom".to_owned()),
+        data,
+        ..MessageDocument::default()
+    }
+}
+
+fn whole(encoded: &str) -> Option<Box<RawValue>> {
+    #[derive(Serialize)]
+    struct Native<'a> {
+        payload: &'a str,
+    }
+    serde_json::value::to_raw_value(&Native { payload: encoded }).ok()
+}
+
+/// Says what became of a call.
+struct Reply {
+    shape: Shape,
+    /// The callers' numbers of its messages.
+    numbers: Vec<Option<String>>,
+}
+
+/// A message as the answer to an array shows it.
+#[derive(Serialize)]
+struct Listed<'a> {
+    message_id: i64,
+    message_seq: u64,
+    client_msg_no: &'a str,
+}
+
+impl ingress::Reply for Reply {
+    fn render(&self, jobs: &[Told]) -> Spoken {
+        let Some(first) = jobs.first() else {
+            let what = "nothing is known of this call";
+            return Refused::new(StatusCode::INTERNAL_SERVER_ERROR, what).spoken();
+        };
+        match self.shape {
+            Shape::Array => self.array(jobs),
+            Shape::Object => object(first),
+            Shape::Single | Shape::Command => self.single(first),
+        }
+    }
+}
+
+impl Reply {
+    fn number<'a>(&'a self, index: usize, told: &'a Told) -> &'a str {
+        let number = self.numbers.get(index).and_then(Option::as_deref);
+        number.unwrap_or(&told.client_msg_no)
+    }
+
+    fn array(&self, jobs: &[Told]) -> Spoken {
+        let refusals: Option<Vec<_>> = jobs.iter().map(refused).collect();
+        if let Some(refused) = refusals.and_then(|refusals| refusals.into_iter().next()) {
+            return refused.spoken();
+        }
+        let listed = jobs.iter().enumerate().map(|(index, told)| Listed {
+            message_id: message_id(told),
+            message_seq: 0,
+            client_msg_no: self.number(index, told),
+        });
+        json(StatusCode::OK, &listed.collect::<Vec<_>>())
+    }
+
+    fn single(&self, told: &Told) -> Spoken {
+        #[derive(Serialize)]
+        struct Sent<'a> {
+            status: u16,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            data: Option<Data<'a>>,
+        }
+        #[derive(Serialize)]
+        struct Data<'a> {
+            message_id: i64,
+            client_msg_no: &'a str,
+        }
+        if let Some(refused) = refused(told) {
+            return refused.spoken();
+        }
+        let data = Data {
+            message_id: message_id(told),
+            client_msg_no: self.number(0, told),
+        };
+        let sent = Sent {
+            status: StatusCode::OK.as_u16(),
+            data: (self.shape == Shape::Single).then_some(data),
+        };
+        json(StatusCode::OK, &sent)
+    }
+}
+
+/// Two lists of the same length: who failed, and why.
+fn object(told: &Told) -> Spoken {
+    #[derive(Serialize)]
+    struct Failed<'a> {
+        fail_uids: Vec<&'a str>,
+        reason: Vec<&'a str>,
+    }
+    let recipients = told.recipients.iter();
+    let failed = recipients.filter_map(|(uid, fate)| Some((uid.as_str(), fate.reason()?)));
+    let (fail_uids, reason) = failed.unzip();
+    json(StatusCode::OK, &Failed { fail_uids, reason })
+}
+
+/// Why nobody got a message; nothing if somebody did.
+fn refused(told: &Told) -> Option<Refused> {
+    if told.recipients.iter().any(|(_, fate)| fate.is_good()) {
+        return None;
+    }
+    let (_, fate) = told.recipients.first()?;
+    Refused::of_fate(fate)
+}
+
+/// The id of a message to a channel, or the first of several to users; 0 if nobody got one.
+fn message_id(told: &Told) -> i64 {
+    let mut good = told.recipients.iter().filter(|(_, fate)| fate.is_good());
+    good.next()
+        .map_or(0, |(recipient, _)| told.message_id(recipient))
+}

@@ -1,0 +1,496 @@
+//! What the documentation shows, every limit, and what becomes of answers.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::domain::fields::Problem;
+use crate::domain::ids::JobId;
+use crate::domain::message::Content;
+use crate::domain::outcome::{Class, Outcome};
+use crate::im::ingress::fixture::{
+    Call, NOW_MS, answer, any_json, body, door, failed, head, open_door, recipients, told,
+};
+use crate::im::netease::ingress::signature::tests::{KEY, SECRET, signed};
+use crate::im::yunxin::Settings;
+use crate::ports::Target;
+use crate::secret::Secret;
+
+/// The body of the documentation's example, as it is printed.
+const PRINTED: &str = r#"{
+  "sender_no_sense": false,
+  "extension": "officia labore ex sit ut",
+  "message": {
+    "message_type": 0,
+    "sub_type": 30164486,
+    "text": "laborum irure",
+    "attachment": {
+      "name": "型用四这却认",
+      "md5": "amet sit Excepteur officia",
+      "url": "http://xkjotf.cq/ckp",
+      "ext": "in qui",
+      "width": 10,
+      "height": 95,
+      "size": 89
+    }
+  },
+  "route_config": {
+    "route_enabled": false,
+    "route_environment": "incididunt eiusmod esse magna"
+  },
+  "push_config": {
+    "push_enabled": true,
+    "push_nick_enabled": false,
+    "push_content": "proident reprehenderit",
+    "push_payload":null,
+    "push_forcepush_all": true,
+    "push_forcepush_ids": [
+      "30"
+    ],
+    "push_forcepush_content": "irure"
+  },
+  "antispam_config": {
+    "antispam_enabled": false,
+    "antispam_business_id": "31",
+    "antispam_extension": null,
+    "antispam_cheating":null
+  },
+  "p2p_option": {
+    "check_friend": true
+  },
+  "sender_id": "apifoxtest1",
+  "receiver_ids": [
+    "apifoxtest2"
+  ]
+}"#;
+
+fn call(body: impl Into<Vec<u8>>) -> Call {
+    signed(Call::new(PATHS[0], body))
+}
+
+fn doors() -> [Door; 1] {
+    [door(&YunxinIngress, KEY, SECRET)]
+}
+
+fn order(body: &Value) -> Order {
+    call(body.to_string()).order(&YunxinIngress, &doors())
+}
+
+/// The code and words of a refusal, whose shape is looked at too.
+fn refusal(body: &Value) -> (u64, String) {
+    let (status, said) = call(body.to_string()).refusal(&YunxinIngress, &doors());
+    assert_eq!(status, 200);
+    assert_eq!(said.as_object().unwrap().len(), 2, "{said}");
+    let msg = said["msg"].as_str().unwrap();
+    (said["code"].as_u64().unwrap(), msg.to_owned())
+}
+
+/// A small body with some fields set, at JSON pointers.
+fn with(changes: &[(&str, Value)]) -> Value {
+    let mut body = json!({
+        "sender_id": "s",
+        "receiver_ids": ["a", "b"],
+        "message": {"message_type": 0, "text": "hello"},
+        "push_config": {},
+        "message_config": {},
+    });
+    for (pointer, value) in changes {
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        body.pointer_mut(parent).unwrap()[name] = value.clone();
+    }
+    body
+}
+
+#[test]
+fn the_documented_request_is_understood_as_printed() {
+    let call = call(PRINTED).header("x-custom-traceid", "{% mock 'uuid' %}");
+    let order = call.order(&YunxinIngress, &doors());
+    let [wanted] = &order.jobs[..] else {
+        panic!("one job is expected");
+    };
+    // The documentation tool's template was not filled in, as printed.
+    assert_eq!(wanted.key, None);
+    assert_eq!(wanted.sender.as_deref(), Some("apifoxtest1"));
+    assert_eq!(recipients(wanted), ["apifoxtest2"]);
+    let head = head(wanted).unwrap();
+    assert!(matches!(head.content, Content::Text(text) if text == "laborum irure"));
+    assert_eq!(
+        serde_json::to_value(&head.options).unwrap(),
+        json!({
+            "sender_no_sense": false,
+            "push": {"enabled": true, "text": "proident reprehenderit", "forced": true},
+            "route": {"enabled": false, "environment": "incididunt eiusmod esse magna"},
+            "moderation": {"enabled": false, "business_id": "31"},
+            "extension": "officia labore ex sit ut",
+        })
+    );
+    let native: Value = serde_json::from_str(head.native.unwrap().get()).unwrap();
+    let printed: Value = serde_json::from_str(PRINTED).unwrap();
+    assert_eq!(native["message"], printed["message"]);
+    assert_eq!(native["p2p_option"], printed["p2p_option"]);
+    assert_eq!(native["push_config"]["push_forcepush_ids"], json!(["30"]));
+    // Nothing that is null, and nothing that the options say.
+    assert_eq!(native["push_config"].get("push_payload"), None);
+    assert_eq!(native.get("route_config"), None);
+    assert_eq!(native.get("antispam_config"), None);
+}
+
+#[test]
+fn the_printed_headers_come_in_where_anybody_may() {
+    // The documentation's curl sends its headers empty.
+    let empty = ["appkey", "nonce", "curtime", "checksum"];
+    let call = empty
+        .iter()
+        .fold(Call::new(PATHS[0], PRINTED), |call, name| {
+            call.header(name, "")
+        });
+    let order = call.order(&YunxinIngress, &[open_door(&YunxinIngress)]);
+    assert_eq!(order.nonce, None);
+    let (_, said) = call.refusal(&YunxinIngress, &doors());
+    assert_eq!(said, json!({"code": 414, "msg": "bad http header"}));
+}
+
+#[test]
+fn the_documented_answer_is_given() {
+    let order = call(PRINTED).order(&YunxinIngress, &doors());
+    let spoken = answer(&order, &Fate::Sent, &[]);
+    assert_eq!(spoken.status(), 200);
+    let id = told(&order.jobs[0], &Fate::Sent, &[]).message_id("apifoxtest2");
+    // The sample, with our time and id in the place of its own.
+    let mut sample = json!({
+        "code": 200,
+        "msg": "success",
+        "data": {
+            "success_list": [
+                {
+                    "text": "laborum irure",
+                    "attachment": {
+                        "ext": "in qui",
+                        "size": 89,
+                        "name": "型用四这却认",
+                        "width": 10,
+                        "url": "http://xkjotf.cq/ckp",
+                        "md5": "amet sit Excepteur officia",
+                        "height": 95
+                    },
+                    "message_server_id": 9_897_543_190_303_i64,
+                    "sender_id": "apifoxtest1",
+                    "conversation_type": 1,
+                    "receiver_id": "apifoxtest2",
+                    "create_time": 1_707_017_423_142_i64,
+                    "message_type": 0,
+                    "sub_type": 30_164_486
+                }
+            ]
+        }
+    });
+    let entry = &mut sample["data"]["success_list"][0];
+    entry["message_server_id"] = json!(id);
+    entry["create_time"] = json!(NOW_MS);
+    assert_eq!(body(&spoken), sample);
+}
+
+#[test]
+fn failures_are_listed_under_both_names_of_the_id() {
+    let order = order(&with(&[]));
+    let said = body(&answer(
+        &order,
+        &Fate::Sent,
+        &[("b", failed("102426", "blocked"))],
+    ));
+    assert_eq!(said["code"], 200);
+    assert_eq!(said["data"]["success_list"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        said["data"]["failed_list"],
+        json!([{"account_id": "b", "receiver_id": "b", "error_code": 102_426, "error_msg": "blocked"}])
+    );
+    let code = |fate| {
+        let said = body(&answer(&order, &Fate::Sent, &[("b", fate)]));
+        said["data"]["failed_list"][0]["error_code"]
+            .as_u64()
+            .unwrap()
+    };
+    for unknown in ["unregister", "err_1004", "404", "102404"] {
+        assert_eq!(code(failed(unknown, "")), 102_404, "{unknown}");
+    }
+    assert_eq!(code(failed("reason_4", "")), 403);
+    let ended = |outcome, class| Fate::Ended {
+        outcome,
+        class,
+        code: String::new(),
+        text: String::new(),
+    };
+    assert_eq!(code(ended(Outcome::Uncertain, Some(Class::Uncertain))), 408);
+    assert_eq!(code(ended(Outcome::Failed, Some(Class::Transient))), 500);
+    assert_eq!(code(ended(Outcome::Expired, None)), 403);
+    // Nobody got it: the lists say so.
+    let said = body(&answer(&order, &failed("102404", ""), &[]));
+    assert_eq!(said["data"]["success_list"], json!([]));
+    assert_eq!(said["data"]["failed_list"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn who_is_not_settled_yet_is_on_the_way() {
+    let order = order(&with(&[]));
+    let said = body(&answer(&order, &Fate::Pending, &[]));
+    let listed = &said["data"]["success_list"];
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    assert_eq!(said["data"].get("failed_list"), None);
+    // What the message lacks its entries lack.
+    let mut names: Vec<_> = listed[0].as_object().unwrap().keys().collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "conversation_type",
+            "create_time",
+            "message_server_id",
+            "message_type",
+            "receiver_id",
+            "sender_id",
+            "text"
+        ]
+    );
+}
+
+#[test]
+fn every_limit_is_checked_at_its_edge() {
+    let text = |length: usize| json!("x".repeat(length));
+    let ids = |count: usize| json!((0..count).map(|n| format!("u{n}")).collect::<Vec<_>>());
+    type Make<'a> = &'a dyn Fn(usize) -> Value;
+    type Case<'a> = (&'a str, usize, Make<'a>, &'a [(&'a str, Value)]);
+    let custom = [
+        ("/message/message_type", json!(100)),
+        ("/message/attachment", json!({"a": 1})),
+    ];
+    let cases: [Case<'_>; 7] = [
+        ("/receiver_ids", 100, &ids, &[]),
+        ("/message/text", 5000, &text, &[]),
+        ("/message/text", 500, &text, &custom),
+        ("/extension", 1024, &text, &[]),
+        ("/push_config/push_content", 500, &text, &[]),
+        ("/push_config/push_forcepush_content", 500, &text, &[]),
+        ("/push_config/push_payload", 2048, &text, &[]),
+    ];
+    for (pointer, most, make, also) in cases {
+        let of = |length| with(&[also, &[(pointer, make(length))]].concat());
+        order(&of(most));
+        assert_eq!(refusal(&of(most + 1)).0, 414, "{pointer}");
+    }
+    let long = with(&[("/message/text", text(5001))]);
+    assert_eq!(
+        refusal(&long).1,
+        "message.text is longer than 5000 characters"
+    );
+    // The operator may say otherwise.
+    let mut doors = doors();
+    doors[0].limits.insert("text_max", 6000);
+    call(long.to_string()).order(&YunxinIngress, &doors);
+}
+
+#[test]
+fn wrong_parameters_are_refused() {
+    for (pointer, value) in [
+        ("/sender_id", json!(null)),
+        ("/sender_id", json!("")),
+        ("/sender_id", json!({})),
+        ("/receiver_ids", json!([])),
+        ("/receiver_ids", json!(null)),
+        ("/receiver_ids", json!("a")),
+        ("/receiver_ids", json!([""])),
+        ("/message", json!(null)),
+        ("/message", json!([])),
+        ("/message/message_type", json!(null)),
+        ("/message/message_type", json!(5)),
+        ("/message/message_type", json!("text")),
+        ("/message/sub_type", json!(0)),
+        ("/message/text", json!("")),
+        ("/message/attachment", json!([])),
+        ("/sender_no_sense", json!("maybe")),
+        ("/push_config", json!([])),
+        ("/push_config/push_enabled", json!(7)),
+        ("/push_config/push_forcepush_ids", json!({})),
+        ("/message_config/offline_enabled", json!("x")),
+        ("/route_config", json!(1)),
+    ] {
+        assert_eq!(
+            refusal(&with(&[(pointer, value.clone())])).0,
+            414,
+            "{pointer} {value}"
+        );
+    }
+    for kind in [1, 2, 3, 4, 6, 100] {
+        let bare = with(&[("/message/message_type", json!(kind))]);
+        assert_eq!(refusal(&bare).0, 414);
+    }
+    for body in ["", "[]", "{", "null"] {
+        let (_, said) = call(body).refusal(&YunxinIngress, &doors());
+        assert_eq!(said["code"], 414);
+    }
+    let neither = with(&[
+        ("/sender_no_sense", json!(true)),
+        ("/receiver_no_sense", json!(1)),
+    ]);
+    assert_eq!(refusal(&neither).0, 107_330);
+}
+
+#[test]
+fn null_is_absent() {
+    let nulls = with(&[
+        ("/extension", json!(null)),
+        ("/route_config", json!(null)),
+        ("/antispam_config", json!(null)),
+        ("/p2p_option", json!(null)),
+        ("/message/sub_type", json!(null)),
+        ("/message/attachment", json!(null)),
+        ("/push_config/push_payload", json!(null)),
+        ("/receiver_no_sense", json!(null)),
+        ("/need_message_detail", json!(null)),
+    ]);
+    let wanted = format!("{:?}", order(&nulls).jobs);
+    assert_eq!(wanted, format!("{:?}", order(&with(&[])).jobs));
+    assert!(order(&nulls).jobs[0].native.is_none());
+}
+
+#[test]
+fn every_type_of_message_is_understood() {
+    let of = |kind: i64, attachment: Value| {
+        let body = with(&[
+            ("/message/message_type", json!(kind)),
+            ("/message/attachment", attachment),
+        ]);
+        let head = head(&order(&body).jobs[0]).unwrap();
+        (head.content, head.native.is_some())
+    };
+    let file = json!({"url": "http://x/1", "ext": "png", "width": 1, "height": 2, "duration": 3});
+    for (kind, expected) in [(1, "image"), (2, "audio"), (3, "video"), (6, "file")] {
+        let (content, native) = of(kind, file.clone());
+        assert_eq!((content.kind(), native), (expected, true));
+    }
+    // As a text, as the older API took it.
+    assert_eq!(of(1, json!(file.to_string())).0.kind(), "image");
+    let place = json!({"latitude": 1.5, "longitude": "2.5", "title": "Here"});
+    assert_eq!(of(4, place).0.kind(), "location");
+    let tip = with(&[("/message/message_type", json!(10))]);
+    assert_eq!(head(&order(&tip).jobs[0]).unwrap().content.kind(), "notice");
+    let custom = with(&[
+        ("/message/message_type", json!(100)),
+        ("/message/text", json!(null)),
+        ("/message/attachment", json!({"k": [1]})),
+    ]);
+    let custom = head(&order(&custom).jobs[0]).unwrap();
+    assert!(matches!(custom.content, Content::Custom(data) if data.get() == r#"{"k":[1]}"#));
+    assert!(custom.native.is_none());
+}
+
+#[test]
+fn further_sections_pass_through() {
+    let config =
+        json!({"offline_enabled": false, "history_enabled": false, "unread_enabled": false});
+    let wanted = order(&with(&[
+        ("/message_config", config.clone()),
+        ("/need_message_detail", json!(true)),
+        ("/receiver_no_sense", json!(true)),
+    ]))
+    .jobs
+    .remove(0);
+    assert_eq!(wanted.options.online_only, Some(true));
+    assert_eq!(wanted.options.unread, Some(false));
+    assert_eq!(wanted.options.receiver_no_sense, Some(true));
+    let native: Value = serde_json::from_str(wanted.native.unwrap().get()).unwrap();
+    assert_eq!(
+        native,
+        json!({"message_config": config, "need_message_detail": true})
+    );
+}
+
+#[test]
+fn a_target_of_the_same_system_sends_what_was_written() {
+    let settings = Settings::new("http://localhost", "key", Secret::new("secret"));
+    let target = crate::im::yunxin::target(&settings, &mut Vec::new()).unwrap();
+    let order = call(PRINTED).order(&YunxinIngress, &doors());
+    let head = Arc::new(head(&order.jobs[0]).unwrap());
+    assert_eq!(target.check(&head), []);
+    let sent = target.open(&head).request(&["apifoxtest2"]);
+    let sent: Value = serde_json::from_slice(&sent.body).unwrap();
+    let mut written: Value = serde_json::from_str(PRINTED).unwrap();
+    // What the options say is said by the options, and nothing is null.
+    for section in ["push_config", "antispam_config"] {
+        let section = written[section].as_object_mut().unwrap();
+        section.retain(|_, value| !value.is_null());
+    }
+    assert_eq!(sent, written);
+}
+
+#[test]
+fn the_trace_id_is_the_key_of_the_job() {
+    let named = with(&[("/message/message_client_id", json!("client-1"))]);
+    let key = |call: &Call| call.order(&YunxinIngress, &doors()).jobs.remove(0).key;
+    let untraced = call(named.to_string());
+    assert_eq!(key(&untraced).as_deref(), Some("client-1"));
+    let traced = untraced.header("x-custom-traceid", "trace-1");
+    assert_eq!(key(&traced).as_deref(), Some("trace-1"));
+    assert_eq!(key(&call(with(&[]).to_string())), None);
+    // A backend tells messages apart by an id of the target's.
+    assert!(order(&named).jobs[0].native.is_none());
+    let said = body(&answer(&order(&named), &Fate::Sent, &[]));
+    assert_eq!(
+        said["data"]["success_list"][0]["message_client_id"],
+        "client-1"
+    );
+}
+
+#[test]
+fn refusals_of_ours_are_in_the_systems_codes() {
+    let said = |refusal: Refusal<'_>| {
+        let spoken = YunxinIngress.refuse(&refusal);
+        assert_eq!(spoken.status(), 200);
+        body(&spoken)
+    };
+    let problems = [Problem::new("message.text", "too long")];
+    assert_eq!(
+        said(Refusal::Problems(&problems)),
+        json!({"code": 414, "msg": "message.text: too long"})
+    );
+    let block = std::time::Duration::from_secs(60);
+    assert_eq!(said(Refusal::TooOften { block })["code"], 416);
+    assert_eq!(said(Refusal::Replayed)["code"], 414);
+    assert_eq!(said(Refusal::Conflict)["code"], 107_306);
+    assert_eq!(said(Refusal::Forbidden("no"))["code"], 403);
+    assert_eq!(said(Refusal::Unavailable("no"))["code"], 503);
+}
+
+proptest! {
+    #[test]
+    fn any_body_is_answered_in_the_systems_manner(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let spoken = call(bytes).read(&YunxinIngress, &doors()).err().unwrap();
+        prop_assert_eq!(&body(&spoken)["code"], &json!(414));
+    }
+
+    #[test]
+    fn any_field_may_hold_anything(
+        pointer in prop::sample::select(vec![
+            "/sender_id", "/receiver_ids", "/message", "/message/message_type", "/message/sub_type",
+            "/message/text", "/message/attachment", "/route_config", "/push_config",
+            "/push_config/push_payload", "/antispam_config", "/p2p_option", "/extension",
+        ]),
+        value in any_json(),
+    ) {
+        match call(with(&[(pointer, value)]).to_string()).read(&YunxinIngress, &doors()) {
+            Err(spoken) => prop_assert_eq!(&body(&spoken)["code"], &json!(414)),
+            Ok(order) => {
+                let told = Told {
+                    job: JobId::of("shop", "k"),
+                    client_msg_no: "k".to_owned(),
+                    accepted_at_ms: NOW_MS,
+                    recipients: vec![("a".to_owned(), Fate::Sent), ("b".to_owned(), failed("x", ""))],
+                };
+                let said = body(&order.reply.render(&[told]));
+                prop_assert_eq!(&said["code"], &json!(200));
+                prop_assert_eq!(said["data"]["failed_list"].as_array().unwrap().len(), 1);
+            }
+        }
+    }
+}
