@@ -26,7 +26,9 @@ use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
 use crate::steer::{Facts, TargetFacts};
 use crate::store::{self, Store};
-use crate::worker::{self, AppRuntime, Context, Keyring, Settings, TargetRuntime, Worker};
+use crate::worker::{
+    self, AppRuntime, Callbacks, Context, Keyring, Settings, TargetRuntime, Worker,
+};
 
 /// RabbitMQ as configured; connects to nothing yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
@@ -80,6 +82,44 @@ impl job::Context for Names<'_> {
         let built = target.and_then(|config| crate::im::build("", &config.settings).ok());
         built.is_some_and(|target| target.profile().folds_case)
     }
+
+    fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
+        let callbacks = self.0.apps.get(app).and_then(|it| it.callbacks.as_ref());
+        job::check_callback(app, callbacks.map(|it| &it.rules), url)
+    }
+
+    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
+        job::check_reply_to(namespace(self.0), queue)
+    }
+}
+
+/// What the names of the broker's queues begin with, where there is a broker.
+fn namespace(config: &Config) -> Option<&str> {
+    (!config.is_embedded()).then_some(config.broker.namespace.as_str())
+}
+
+/// How callbacks are made, app by app. They share connections with nothing else.
+fn callbacks(config: &Config) -> BTreeMap<String, Callbacks<Client>> {
+    let client = |public_only| {
+        Client::new(ClientSettings {
+            public_only,
+            ..ClientSettings::defaults()
+        })
+    };
+    let (public, any) = (client(true), client(false));
+    let apps = config.apps.iter();
+    let callbacks = apps.filter_map(|(name, app)| Some((name, app.callbacks.as_ref()?)));
+    callbacks
+        .map(|(name, config)| {
+            let callbacks = Callbacks {
+                rules: config.rules.clone(),
+                secret: config.secret.clone(),
+                timeout: config.timeout,
+                transport: if config.rules.private { &any } else { &public }.clone(),
+            };
+            (name.clone(), callbacks)
+        })
+        .collect()
 }
 
 /// What can be steered, and what is told about it.
@@ -186,10 +226,10 @@ fn context<S: worker::Store>(
         retry: config.retry.schedule,
         fingerprint_secret: config.ledger.fingerprint_secret.expose().to_owned(),
         progress_interval: worker.progress_interval,
+        namespace: namespace(config).map(ToOwned::to_owned),
     };
-    Ok(Context::new(
-        store, client, targets?, apps, settings, metrics,
-    ))
+    let context = Context::new(store, client, targets?, apps, settings, metrics);
+    Ok(context.with_callbacks(callbacks(config)))
 }
 
 /// Runs a worker on RabbitMQ and Redis until a signal, then drains.

@@ -71,7 +71,7 @@
 //!
 //! - [`domain`]: values and arithmetic; pure. Nothing in it awaits, reads a clock or draws a number.
 //! - [`ports`]: the contracts of broker, ledger, limiter, directives, stored messages and target.
-//! - [`worker`]: sessions, intake, lanes, delivery. Names no broker and no store.
+//! - [`worker`]: sessions, intake, lanes, delivery, notices. Names no broker and no store.
 //! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger, limiter, directives and stored messages on
 //!   Redis. [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other
 //!   and not the worker.

@@ -81,6 +81,46 @@ impl SliceResult {
     }
 }
 
+/// How somebody is told that a job completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoticeKind {
+    Callback,
+    Reply,
+}
+
+impl NoticeKind {
+    const ALL: [Self; 2] = [Self::Callback, Self::Reply];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Callback => "callback",
+            Self::Reply => "reply",
+        }
+    }
+}
+
+/// What became of an attempt to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoticeResult {
+    Delivered,
+    /// Waits on the ladder for another attempt.
+    Retried,
+    /// Not tried any more.
+    GivenUp,
+}
+
+impl NoticeResult {
+    const ALL: [Self; 3] = [Self::Delivered, Self::Retried, Self::GivenUp];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Retried => "retried",
+            Self::GivenUp => "given_up",
+        }
+    }
+}
+
 /// A step of the ledger or limiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LedgerStep {
@@ -172,6 +212,7 @@ pub struct Metrics {
     broker_sessions: IntCounter,
     publish_failures: IntCounter,
     events: IntCounterVec,
+    notices: IntCounterVec,
     connections: IntCounterVec,
     panics: IntCounter,
     draining: IntGauge,
@@ -368,6 +409,11 @@ impl Metrics {
                 "Publishes not known to be durable; they are repeated",
             ),
             events: counters("fanwise_events_total", "Job events published", &["event"]),
+            notices: counters(
+                "fanwise_notices_total",
+                "Attempts to tell a callback URL or a reply queue of a completed job, by result",
+                &["kind", "result"],
+            ),
             connections: counters(
                 "fanwise_http_connections_total",
                 "Calls by whether they reused a connection",
@@ -410,6 +456,13 @@ impl Metrics {
             EventKind::Completed,
         ] {
             self.events.with_label_values(&[event.as_str()]).inc_by(0);
+        }
+        for kind in NoticeKind::ALL {
+            for result in NoticeResult::ALL {
+                self.notices
+                    .with_label_values(&[kind.as_str(), result.as_str()])
+                    .inc_by(0);
+            }
         }
         let info = IntGaugeVec::new(
             Opts::new("fanwise_build_info", "Version of this process"),
@@ -572,6 +625,12 @@ impl Metrics {
 
     pub fn event(&self, event: EventKind) {
         self.events.with_label_values(&[event.as_str()]).inc();
+    }
+
+    pub fn notice(&self, kind: NoticeKind, result: NoticeResult) {
+        self.notices
+            .with_label_values(&[kind.as_str(), result.as_str()])
+            .inc();
     }
 
     /// Sets the connection counters to what the HTTP client has counted.

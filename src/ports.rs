@@ -163,6 +163,12 @@ pub enum Route {
     Dead { app: String, target: String },
     /// A job event, `<app>.<event>`. The only route that may lead nowhere: nobody need listen.
     Event { app: String, event: &'static str },
+    /// The accounts of a job for the queue it named. A queue that is not there, is full or does not
+    /// confirm is an error like any other, and never holds up what else is published.
+    Reply {
+        queue: String,
+        correlation_id: String,
+    },
 }
 
 /// A queue that keeps messages for people.
@@ -408,6 +414,9 @@ pub struct Submission {
     /// The job's own limit and start, as its first submission has them.
     pub rate: Option<String>,
     pub not_before_ms: Option<u64>,
+    /// Whom to tell when the job completes; its first submission that names anybody decides.
+    pub callback_url: Option<String>,
+    pub reply_to: Option<String>,
     pub now_ms: u64,
     /// What the job goes on without; kept from its first submission.
     pub warnings: Vec<String>,
@@ -535,6 +544,12 @@ pub struct JobRecord {
     /// Nothing is sent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before_ms: Option<u64>,
+    /// Where its accounts are sent when it completes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_url: Option<String>,
+    /// The AMQP queue that they are published to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<String>,
     /// How fast it went lately.
     #[serde(skip)]
     pub pace: Pace,
@@ -1060,6 +1075,8 @@ pub enum SendError {
 
 /// The code of a server whose certificate is not to be trusted.
 pub const CERTIFICATE: &str = "certificate";
+/// The code of a server inside a network that is not to be reached.
+pub const PRIVATE_ADDRESS: &str = "private_address";
 /// The code of a URL that names no server.
 pub const BAD_URL: &str = "bad_url";
 
@@ -1068,7 +1085,9 @@ impl SendError {
     pub fn answer(&self) -> Answer {
         let (class, code, what) = match self {
             // No later attempt helps, and no recipient is at fault.
-            Self::NotSent { what, code } if [CERTIFICATE, BAD_URL].contains(code) => {
+            Self::NotSent { what, code }
+                if [CERTIFICATE, BAD_URL, PRIVATE_ADDRESS].contains(code) =>
+            {
                 (Class::Config, code, what)
             }
             Self::NotSent { what, code } => (Class::Transient, code, what),

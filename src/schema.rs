@@ -35,7 +35,7 @@ fn schema<T: JsonSchema>() -> Value {
 }
 
 fn asyncapi() -> Value {
-    let channel = |address: &str, summary: &str, message: &str| {
+    let channel = |address: Option<&str>, summary: &str, message: &str| {
         json!({
             "address": address,
             "title": summary,
@@ -66,13 +66,15 @@ fn asyncapi() -> Value {
                             a job is accepted when its confirm has come.",
         },
         "channels": {
-            "jobs": channel("fanwise.jobs", "Exchange for jobs; routing key high, normal or bulk", "job"),
-            "dead": channel("fanwise.dead", "Exchange of dead letters; routing key <app>.<target>", "deadLetter"),
-            "events": channel("fanwise.events", "Exchange of job events; routing key <app>.<event>", "jobEvent"),
+            "jobs": channel(Some("fanwise.jobs"), "Exchange for jobs; routing key high, normal or bulk", "job"),
+            "dead": channel(Some("fanwise.dead"), "Exchange of dead letters; routing key <app>.<target>", "deadLetter"),
+            "replies": channel(None, "The queue that a job named, through the default exchange; correlation id client_msg_no", "jobEvent"),
+            "events": channel(Some("fanwise.events"), "Exchange of job events; routing key <app>.<event>", "jobEvent"),
         },
         "operations": {
             "submitJob": operation("receive", "jobs", "Producers publish jobs here"),
             "publishDeadLetter": operation("send", "dead", "Recipients that ended failed or uncertain"),
+            "publishReply": operation("send", "replies", "The completed event, with an id that repeats share"),
             "publishJobEvent": operation("send", "events", "accepted, progress, completed"),
         },
         "components": { "messages": {

@@ -12,7 +12,8 @@
 //! is thrown away with whatever may still arrive on it.
 //!
 //! Events go the same way on channels of their own, not mandatory: they may lead nowhere, and a
-//! subscriber whose queue is full or gone must not hold up or fail anything else.
+//! subscriber whose queue is full or gone must not hold up or fail anything else. Replies go with them,
+//! for the same reason; but they are mandatory, and who publishes one is told when it did not arrive.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -57,6 +58,16 @@ pub(super) struct Wire {
     pub(super) body: Bytes,
 }
 
+impl Wire {
+    /// Whether it goes straight to a queue that a job named.
+    fn is_reply(&self) -> bool {
+        self.exchange.as_str() == DEFAULT_EXCHANGE
+    }
+}
+
+/// Leads to every queue by its name. Only replies take it.
+const DEFAULT_EXCHANGE: &str = "";
+
 /// Messages of one caller that are answered together.
 struct Request {
     messages: Vec<Wire>,
@@ -84,9 +95,9 @@ impl Publisher for RabbitPublisher {
         let mut durable = Vec::with_capacity(messages.len());
         let mut events = Vec::new();
         for message in messages {
-            let is_event = matches!(message.route, Route::Event { .. });
+            let for_others = matches!(message.route, Route::Event { .. } | Route::Reply { .. });
             let wire = wire(&self.names, message)?;
-            if is_event {
+            if for_others {
                 events.push(wire);
             } else {
                 durable.push(wire);
@@ -273,14 +284,14 @@ impl Committer {
     ) -> lapin::Result<Confirms> {
         // Persistent messages (in their properties) on durable queues; mandatory, because without
         // it a message that no queue wants is confirmed and gone.
-        let options = BasicPublishOptions {
-            mandatory: self.care == Care::Durable,
-            ..BasicPublishOptions::default()
-        };
         let messages = batch.iter().flat_map(|request| &request.messages);
         let mut in_flight: FuturesUnordered<_> = messages
             .enumerate()
             .map(async |(index, wire)| {
+                let options = BasicPublishOptions {
+                    mandatory: self.care == Care::Durable || wire.is_reply(),
+                    ..BasicPublishOptions::default()
+                };
                 let written = channel.basic_publish(
                     wire.exchange.clone(),
                     wire.routing_key.clone(),
@@ -308,6 +319,9 @@ impl Committer {
             let fates: Vec<_> = fates.by_ref().take(request.messages.len()).collect();
             let answer = match self.care {
                 Care::Durable => self.verdict(&request.messages, &fates, confirms),
+                Care::Event if request.messages.iter().any(Wire::is_reply) => {
+                    self.verdict(&request.messages, &fates, confirms)
+                }
                 Care::Event => {
                     if fates.iter().any(|fate| **fate != Fate::Acked) {
                         debug!("a subscriber's queue did not take an event");
@@ -427,6 +441,7 @@ fn unroutable(
 
 /// Where a message goes and what it is, as the properties say.
 fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
+    let mut correlation_id = None;
     let (exchange, routing_key, kind) = match message.route {
         Route::Job(priority) => (names.exchange("jobs"), priority.as_str().to_owned(), "job"),
         Route::Lane(lane) => (names.exchange("lanes"), lane, "slice"),
@@ -438,6 +453,13 @@ fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
         ),
         Route::Event { app, event } => {
             (names.exchange("events"), format!("{app}.{event}"), "event")
+        }
+        Route::Reply {
+            queue,
+            correlation_id: id,
+        } => {
+            correlation_id = ShortString::try_new(id).ok();
+            (DEFAULT_EXCHANGE.to_owned(), queue, "event")
         }
     };
     // No queue can be bound with a name or key that does not fit the wire.
@@ -455,6 +477,9 @@ fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
         .with_timestamp(unix_seconds());
     if let Ok(message_id) = ShortString::try_new(message.message_id) {
         properties = properties.with_message_id(message_id);
+    }
+    if let Some(correlation_id) = correlation_id {
+        properties = properties.with_correlation_id(correlation_id);
     }
     if let Some(traceparent) = message.traceparent {
         let mut headers = FieldTable::default();

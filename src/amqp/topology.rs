@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::domain::lane::{Lane, Priority};
+use crate::domain::lane::{Lane, LaneClass, Priority};
 use crate::domain::schedule::{RUNGS, duration_text, rung};
 use crate::ports::Source;
 
@@ -158,7 +158,10 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     for lane in targets.iter().flat_map(|target| Lane::all(target.as_ref())) {
         queues.push(Queue {
             name: names.queue(&Source::Lane(lane.clone())),
-            purpose: "slices of one target and class, until every recipient has its outcome",
+            purpose: match lane.class {
+                LaneClass::Notices => "notices of completed jobs, until their receiver has them",
+                _ => "slices of one target and class, until every recipient has its outcome",
+            },
             exchange: names.exchange("lanes"),
             routing_key: lane.to_string(),
             arguments: work_arguments(&names),

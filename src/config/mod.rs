@@ -5,6 +5,7 @@
 //! key can be set from the environment: `FANWISE_BROKER__URL` is `broker.url`.
 //! `deploy/fanwise.example.toml` documents every key and is tested against this module.
 
+mod callbacks;
 mod doors;
 mod reader;
 mod targets;
@@ -14,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::callbacks::CallbackConfig;
 use self::reader::Section;
 pub use self::reader::{ENV_PREFIX, Findings, Origin, Shown};
 pub use self::targets::TargetConfig;
@@ -153,6 +155,8 @@ pub struct AppConfig {
     pub limit: Option<Rate>,
     /// `on_ledger_down`: `fail_closed` (default) stops, `fail_open` sends without dedup and counts.
     pub fail_open: bool,
+    /// `[apps.NAME.callbacks]`: where its jobs may have their accounts sent. Default nowhere.
+    pub callbacks: Option<CallbackConfig>,
     /// `[apps.NAME.SYSTEM]`: entrances for existing callers of IM systems, with the system's name.
     pub doors: Vec<(&'static str, Door)>,
 }
@@ -467,6 +471,9 @@ fn read_apps(
             limit: section.rate("limit", findings),
             fail_open: section.choice("on_ledger_down", "fail_closed", &modes, findings)
                 == Some(true),
+            callbacks: section
+                .optional("callbacks", findings)
+                .map(|section| callbacks::read(section, findings)),
             doors: read_doors(&name, &mut section, targets, findings),
         };
         section.finish(findings);

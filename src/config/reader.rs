@@ -416,6 +416,17 @@ impl Section {
         self.choice(name, "", choices, findings)
     }
 
+    /// A list of texts; from the environment, separated by commas. Empty if left out.
+    pub(super) fn list(&mut self, name: &'static str, findings: &mut Findings) -> Vec<String> {
+        let parse = |value: &Value| match value {
+            Value::Array(values) => values.iter().map(as_text).collect(),
+            Value::String(text) => Some(text.split(',').map(|it| it.trim().to_owned()).collect()),
+            _ => None,
+        };
+        let show = |list: &Vec<String>| list.join(", ");
+        self.read(name, Vec::new(), show, "a list of texts", parse, findings)
+    }
+
     /// A table of texts, such as headers.
     pub(super) fn texts(
         &mut self,

@@ -176,6 +176,7 @@ fn the_example_shows_the_defaults() {
     let required = [
         "#[targets.",
         "#[apps.default.",
+        "#hosts = ",
         "#type = ",
         "#url = \"https",
         "#secret = ",
@@ -586,4 +587,19 @@ fn names_are_fit_for_queues_and_labels() {
     );
     assert_one_problem("[apps.\"a.b\"]", "apps.a.b: only a-z, 0-9, - and _");
     assert_one_problem("ledger.prefix = \"\"", "ledger.prefix: empty");
+}
+
+#[test]
+fn callbacks_need_hosts_and_a_secret() {
+    let more = "[apps.default.callbacks]\nhosts = [\"https://a\"]";
+    let problems = problems(&format!("{LEAST}\n{more}"), &[]);
+    let expected = [
+        "apps.default.callbacks.hosts: \"https://a\" is neither a host",
+        "apps.default.callbacks.hosts: empty",
+        "apps.default.callbacks.secret: missing",
+    ];
+    for (problem, expected) in problems.iter().zip(expected) {
+        assert!(problem.starts_with(expected), "{problem}");
+    }
+    assert_eq!(problems.len(), expected.len(), "{problems:?}");
 }

@@ -77,6 +77,9 @@ pub struct JobEvent {
     pub at: String,
     pub accounts: Accounts,
     pub pending: u64,
+    /// Only in a notice to `callback_url` or `reply_to`: repeats of it have the same id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
 }
 
 /// The routing key of an event is `<app>.<kind>`.

@@ -17,6 +17,7 @@ use super::limits::Rate;
 use super::mapping::Strictness;
 pub use super::message::MessageDocument;
 use super::message::{Message, Options};
+use super::notice::{CallbackRules, REPLY_TO_BYTES_MAX};
 use super::outcome::OnUncertain;
 use super::personal;
 use super::slice::{Head, Together};
@@ -79,6 +80,17 @@ pub struct JobDocument {
     /// What to do about fields that the target cannot honour; `strict` if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mapping: Option<Strictness>,
+    /// Where to POST the job's accounts when it completes, signed; the app's configuration says which
+    /// hosts it may name. A job whose submissions name several takes the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    pub callback_url: Option<String>,
+    /// The AMQP queue to which the job's accounts are published when it completes, through the default
+    /// exchange, with the `client_msg_no` as correlation id. A job whose submissions name several takes
+    /// the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub reply_to: Option<String>,
     /// An audience of all users is meant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirm_all: Option<bool>,
@@ -110,6 +122,8 @@ impl JobDocument {
             rate: None,
             on_uncertain: None,
             mapping: None,
+            callback_url: None,
+            reply_to: None,
             confirm_all: None,
             part: None,
         }
@@ -158,6 +172,10 @@ pub trait Context {
     fn check_target(&self, target: &str) -> Result<(), String>;
     /// Whether the target takes `Ana` and `ana` for the same user.
     fn folds_case(&self, target: &str) -> bool;
+    /// An error, in words, if jobs of this app may not have their accounts sent to this URL.
+    fn check_callback(&self, app: &str, url: &str) -> Result<(), String>;
+    /// An error, in words, if accounts cannot be published to this queue.
+    fn check_reply_to(&self, queue: &str) -> Result<(), String>;
 }
 
 /// The target of an app's jobs that name none: its default, or the only one there is.
@@ -204,6 +222,29 @@ fn names<T>(things: &BTreeMap<String, T>) -> String {
         "none".to_owned()
     } else {
         names.join(", ")
+    }
+}
+
+/// An error, in words, if jobs of an app with these rules, or none, may not name this URL.
+pub fn check_callback(app: &str, rules: Option<&CallbackRules>, url: &str) -> Result<(), String> {
+    match rules {
+        Some(rules) => rules.check(url),
+        None => Err(format!(
+            "app {app:?} sends none: its configuration has no [apps.{app}.callbacks]"
+        )),
+    }
+}
+
+/// Replies travel over AMQP, and never into the queues of the namespace itself.
+///
+/// `namespace`: that of the broker; there is none for the embedded engine.
+pub fn check_reply_to(namespace: Option<&str>, queue: &str) -> Result<(), String> {
+    match namespace {
+        None => Err("there is no AMQP broker here to reply through; use callback_url".to_owned()),
+        Some(namespace) if queue.split_once('.').map(|it| it.0) == Some(namespace) => Err(format!(
+            "queue {queue:?} belongs to Fanwise itself; name a queue of your own"
+        )),
+        Some(_) => Ok(()),
     }
 }
 
@@ -334,6 +375,12 @@ fn read_job<'a>(
         problems,
     );
     let mapping = fields.get("mapping", "one of \"strict\", \"lenient\"", problems);
+    let callback_url = read_checked(&mut fields, "callback_url", problems, |url| {
+        context.check_callback(&app, url)
+    });
+    let reply_to = read_checked(&mut fields, "reply_to", problems, |queue| {
+        wrong_id(queue, REPLY_TO_BYTES_MAX).map_or_else(|| context.check_reply_to(queue), Err)
+    });
     let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
     let part = read_part(&mut fields, problems);
     if audience.as_ref().is_some_and(Audience::is_all) && confirmed != Some(true) {
@@ -377,6 +424,8 @@ fn read_job<'a>(
         expires_at_ms: expires_at,
         rate,
         on_uncertain,
+        callback_url,
+        reply_to,
     };
     Some(Job {
         content_digest: content_digest(&head),
@@ -427,6 +476,20 @@ pub fn wrong_id(id: &str, bytes_max: usize) -> Option<String> {
     } else {
         None
     }
+}
+
+/// A text that must pass a check.
+fn read_checked(
+    fields: &mut Fields<'_>,
+    name: &'static str,
+    problems: &mut Vec<Problem>,
+    check: impl FnOnce(&str) -> Result<(), String>,
+) -> Option<String> {
+    let text: String = fields.get(name, "a text", problems)?;
+    if let Err(what) = check(&text) {
+        fields.problem(name, what, problems);
+    }
+    Some(text)
 }
 
 fn read_target(

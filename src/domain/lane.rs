@@ -1,4 +1,4 @@
-//! Lanes: the queue of one target and class. Their number is fixed by the configuration, never by
+//! Lanes: the queue of one target and class, for slices, and one for notices. Their number is fixed by the configuration, never by
 //! jobs or users.
 
 use std::fmt;
@@ -55,13 +55,18 @@ pub enum LaneClass {
     Express,
     /// A priority and the sub-lane.
     Of(Priority, u32),
+    /// Notices of completed jobs. Apart from slices, so that a parked target does not hold them up and
+    /// a slow receiver takes no slice's place.
+    Notices,
 }
 
 impl LaneClass {
     /// Every class of a target, in the order in which lanes are declared and drawn.
     pub fn all() -> impl Iterator<Item = Self> {
         let sub_lanes = |priority| (0..SUB_LANES).map(move |sub| Self::Of(priority, sub));
-        std::iter::once(Self::Express).chain(Priority::ALL.into_iter().flat_map(sub_lanes))
+        std::iter::once(Self::Express)
+            .chain(Priority::ALL.into_iter().flat_map(sub_lanes))
+            .chain(std::iter::once(Self::Notices))
     }
 
     /// The share of a lane when all have work: a worker draws that many slices a round.
@@ -69,7 +74,7 @@ impl LaneClass {
         match self {
             Self::Express => 16,
             Self::Of(Priority::High, _) => 8,
-            Self::Of(Priority::Normal, _) => 4,
+            Self::Of(Priority::Normal, _) | Self::Notices => 4,
             Self::Of(Priority::Bulk, _) => 1,
         }
     }
@@ -80,6 +85,7 @@ impl fmt::Display for LaneClass {
         match self {
             Self::Express => f.write_str("express"),
             Self::Of(priority, sub) => write!(f, "{}.{sub}", priority.as_str()),
+            Self::Notices => f.write_str("notices"),
         }
     }
 }
@@ -102,6 +108,14 @@ impl Lane {
         Self {
             target: target.to_owned(),
             class,
+        }
+    }
+
+    /// The lane of the notices of a target's jobs.
+    pub fn of_notices(target: &str) -> Self {
+        Self {
+            target: target.to_owned(),
+            class: LaneClass::Notices,
         }
     }
 

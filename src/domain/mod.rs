@@ -31,6 +31,8 @@ pub mod list;
 pub mod mapping;
 /// The message and its options.
 pub mod message;
+/// Notices of a completed job, and whom a job may name to be told.
+pub mod notice;
 /// What a call answered, what that means for a recipient, and what to do next.
 pub mod outcome;
 /// How fast a job goes, from what its ledger remembers.

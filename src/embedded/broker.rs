@@ -160,6 +160,11 @@ impl Publisher for EmbeddedPublisher {
                     To::Wait(self.queue(&tables::lane_queue(lane))?, rung(*delay))
                 }
                 Route::Dead { .. } => To::Dead,
+                // None is accepted with a reply queue.
+                Route::Reply { queue, .. } => {
+                    let what = format!("queue `{queue}`: the embedded engine has no AMQP");
+                    return Err(PublishError::Unroutable(what));
+                }
                 Route::Event { app, event } => {
                     events.push(EngineEvent {
                         routing_key: format!("{app}.{event}"),

@@ -313,6 +313,11 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
         }
     };
     row.touched_at_ms = work.now_ms;
+    // The first submission that names anybody to tell decides.
+    let wanted = submission.callback_url.as_ref();
+    row.callback_url = row.callback_url.or_else(|| wanted.cloned());
+    let wanted = submission.reply_to.as_ref();
+    row.reply_to = row.reply_to.or_else(|| wanted.cloned());
     let (shape, template) = (shape(&row), row.template);
     let key = (row.life, submission.submission.as_str());
     let submissions = work.tables.submissions.open()?;
@@ -456,6 +461,8 @@ fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
         shape: shape(&row),
         rate: row.rate,
         not_before_ms: row.not_before_ms,
+        callback_url: row.callback_url,
+        reply_to: row.reply_to,
         pace: row.pace,
         app: row.app,
         client_msg_no: row.client_msg_no,

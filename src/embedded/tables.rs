@@ -457,6 +457,10 @@ pub(super) struct JobRow {
     pub(super) rate: Option<String>,
     #[serde(default)]
     pub(super) not_before_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) callback_url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) reply_to: Option<String>,
     #[serde(default)]
     pub(super) pace: Pace,
     /// About when it was last used.

@@ -106,6 +106,8 @@ fn head(client_msg_no: &str) -> Head {
         expires_at_ms: None,
         rate: None,
         on_uncertain: None,
+        callback_url: None,
+        reply_to: None,
     }
 }
 
@@ -127,6 +129,8 @@ fn submission(head: &Head, entries: u64) -> Submission {
         shape: SHAPE,
         rate: None,
         not_before_ms: None,
+        callback_url: None,
+        reply_to: None,
         now_ms: now_ms(),
         warnings: Vec::new(),
         template: None,

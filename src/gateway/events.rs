@@ -317,6 +317,7 @@ fn event(kind: EventKind, stood: Stood, record: &JobRecord) -> Event {
         at: rfc3339(at_ms),
         accounts: record.accounts,
         pending: record.pending,
+        id: None,
     };
     // Strings and numbers can always be written as JSON.
     let data = serde_json::to_string(&told).unwrap_or_default();

@@ -61,6 +61,9 @@ pub struct ClientSettings {
     pub reply_bytes_max: usize,
     /// How `https` servers are verified; the platform's own verifier if left out.
     pub tls: Option<Arc<ClientConfig>>,
+    /// Connects to public addresses only. What is checked is the address that is connected to, so a
+    /// name that changes its mind gains nothing. Default false: targets are configured, not asked for.
+    pub public_only: bool,
 }
 
 impl ClientSettings {
@@ -78,6 +81,7 @@ impl ClientSettings {
             idle_max: Self::IDLE_MAX,
             reply_bytes_max: Self::REPLY_BYTES_MAX,
             tls: None,
+            public_only: false,
         }
     }
 }
@@ -218,12 +222,15 @@ impl Shared {
             false => None,
         };
         let deadline = deadline.min(Instant::now() + self.settings.connect_timeout);
-        let connection = timeout_at(deadline, connection::open(origin, tls, deadline))
-            .await
-            .unwrap_or_else(|_| {
-                let what = format!("no connection to {} in time", origin.host_and_port());
-                Err(Broken::new("connect_timeout", what))
-            })?;
+        let connection = timeout_at(
+            deadline,
+            connection::open(origin, tls, self.settings.public_only, deadline),
+        )
+        .await
+        .unwrap_or_else(|_| {
+            let what = format!("no connection to {} in time", origin.host_and_port());
+            Err(Broken::new("connect_timeout", what))
+        })?;
         self.counts.opened.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(connection))
     }

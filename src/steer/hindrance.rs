@@ -171,6 +171,8 @@ mod tests {
             warnings: Vec::new(),
             rate: None,
             not_before_ms: None,
+            callback_url: None,
+            reply_to: None,
             pace: Pace::default(),
             template: None,
             shape: Shape {

@@ -85,7 +85,7 @@ impl Ledger for Store {
             warnings => serde_json::to_string(warnings).unwrap_or_default(),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 15, 512);
+        let mut call = self.job_call(&ACCEPT, submission.job, 17, 512);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -104,6 +104,8 @@ impl Ledger for Store {
             Some(not_before_ms) => call.push(not_before_ms),
             None => call.push(""),
         };
+        call.push(submission.callback_url.as_deref().unwrap_or_default())
+            .push(submission.reply_to.as_deref().unwrap_or_default());
         let reply = Reply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -704,6 +706,8 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         warnings: serde_json::from_str(&text("warnings")).unwrap_or_default(),
         rate: row.get("rate").cloned(),
         not_before_ms: time("not_before_ms"),
+        callback_url: row.get("callback_url").cloned(),
+        reply_to: row.get("reply_to").cloned(),
         pace: Pace {
             last: mark(row.get("mark")),
             before: mark(row.get("mark_before")),

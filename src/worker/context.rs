@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, watch};
 
 use super::credential::Keyring;
+use super::notice::Callbacks;
 use super::together::Complete;
 use crate::domain::directive::{Board, Kind, Subject};
 use crate::domain::ids::JobId;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub fingerprint_secret: String,
     /// Shortest time between two progress events of a job.
     pub progress_interval: Duration,
+    /// What the names of the broker's own queues begin with; nothing where there is no AMQP.
+    pub namespace: Option<String>,
 }
 
 /// A target as the worker uses it.
@@ -92,6 +95,8 @@ pub struct Context<S, T> {
     pub transport: T,
     pub targets: BTreeMap<String, Arc<TargetRuntime>>,
     pub apps: BTreeMap<String, AppRuntime>,
+    /// Of the apps whose jobs may name a callback.
+    pub callbacks: BTreeMap<String, Callbacks<T>>,
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
     ledger_up: watch::Sender<bool>,
@@ -131,6 +136,7 @@ impl<S: Store, T> Context<S, T> {
             transport,
             targets,
             apps,
+            callbacks: BTreeMap::new(),
             settings,
             metrics,
             ledger_up: watch::Sender::new(false),
@@ -139,6 +145,11 @@ impl<S: Store, T> Context<S, T> {
             progress: Mutex::new(HashMap::new()),
             complete: Complete::default(),
         }
+    }
+
+    pub fn with_callbacks(mut self, callbacks: BTreeMap<String, Callbacks<T>>) -> Self {
+        self.callbacks = callbacks;
+        self
     }
 
     /// Repeats a step of the ledger until it succeeds or `stop` resolves. Nothing is sent meanwhile,
@@ -441,6 +452,15 @@ impl<S, T> job::Context for Context<S, T> {
     fn folds_case(&self, target: &str) -> bool {
         let target = self.targets.get(target);
         target.is_some_and(|target| target.target.profile().folds_case)
+    }
+
+    fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
+        let rules = self.callbacks.get(app).map(|it| &it.rules);
+        job::check_callback(app, rules, url)
+    }
+
+    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
+        job::check_reply_to(self.settings.namespace.as_deref(), queue)
     }
 }
 

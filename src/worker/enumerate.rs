@@ -268,6 +268,8 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: Part) -> Vec<u8> {
         expires_at: head.expires_at_ms.map(rfc3339),
         rate: head.rate.clone(),
         on_uncertain: head.on_uncertain,
+        callback_url: head.callback_url.clone(),
+        reply_to: head.reply_to.clone(),
         // What is to be refused was refused when the job came.
         mapping: Some(Strictness::Lenient),
         part: Some(part),

@@ -301,6 +301,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             shape: Shape::of(expected, self.shift.context.settings.slice_recipients),
             rate: job.head.rate.clone(),
             not_before_ms: job.head.not_before_ms,
+            callback_url: job.head.callback_url.clone(),
+            reply_to: job.head.reply_to.clone(),
             now_ms: now_ms(),
             warnings,
             template: None,

@@ -13,6 +13,7 @@ use tokio::task::{Id, JoinSet};
 
 use super::context::{KEEP_MAX, Store};
 use super::deliver::{Fate, deliver};
+use super::notice::deliver_notice;
 use super::shift::Shift;
 use crate::domain::fairness::RoundRobin;
 use crate::domain::lane::{Lane, LaneClass};
@@ -22,11 +23,15 @@ use crate::ports::{Consumer, Delivery, EndDelivery, Publisher, Transport};
 /// Deliveries fetched ahead of the places, so that a free place never waits for the broker.
 const FETCHED_AHEAD: usize = 2;
 
+/// Notices in delivery at a time, per target.
+const NOTICES_IN_WORK: usize = 8;
+
 /// Deliveries to take from a lane at a time.
 pub(super) fn prefetch(lane: &Lane, settings: &super::Settings) -> u16 {
     let places = match lane.class {
         LaneClass::Express => settings.express_in_work,
         LaneClass::Of(..) => settings.slices_in_work,
+        LaneClass::Notices => NOTICES_IN_WORK,
     };
     (places + FETCHED_AHEAD).min(usize::from(u16::MAX)) as u16
 }
@@ -130,6 +135,7 @@ struct Desk<S, T, P> {
 struct Places {
     express: usize,
     other: usize,
+    notices: usize,
 }
 
 impl Places {
@@ -137,6 +143,7 @@ impl Places {
         match class {
             LaneClass::Express => &mut self.express,
             LaneClass::Of(..) => &mut self.other,
+            LaneClass::Notices => &mut self.notices,
         }
     }
 }
@@ -174,9 +181,13 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
                 ..
             } = delivery;
             let shift = Arc::clone(&self.shift);
-            let task = self
-                .work
-                .spawn(async move { deliver(&*shift, body, traceparent).await });
+            let is_notice = lane.class == LaneClass::Notices;
+            let task = self.work.spawn(async move {
+                match is_notice {
+                    true => deliver_notice(&*shift, body, traceparent).await,
+                    false => deliver(&*shift, body, traceparent).await,
+                }
+            });
             self.duties.insert(task.id(), (number, end));
         }
         self.shift.context.metrics.slices_in_work(self.work.len());
@@ -200,9 +211,12 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
             let free = match lane.class {
                 LaneClass::Express => *taken.of(lane.class) < settings.express_in_work,
                 LaneClass::Of(..) => *taken.of(lane.class) < settings.slices_in_work,
+                LaneClass::Notices => *taken.of(lane.class) < NOTICES_IN_WORK,
             };
-            let kept = context.kept_for(&lane.target).is_some();
-            free && ledger_up && !kept && !waiting[number].is_empty()
+            // A notice goes elsewhere and needs no ledger.
+            let may_go = lane.class == LaneClass::Notices
+                || (ledger_up && context.kept_for(&lane.target).is_none());
+            free && may_go && !waiting[number].is_empty()
         })
     }
 

@@ -13,6 +13,7 @@ mod deliver;
 mod enumerate;
 mod intake;
 mod lanes;
+mod notice;
 mod shift;
 mod together;
 
@@ -28,6 +29,7 @@ pub use self::context::{
 };
 pub use self::credential::Keyring;
 use self::lanes::OpenLane;
+pub use self::notice::Callbacks;
 use self::shift::Shift;
 use crate::domain::lane::{Lane, Priority};
 use crate::metrics::LedgerStep;

@@ -49,17 +49,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
         head: &Head,
         accounts: Accounts,
     ) -> Result<(), Lost> {
-        let event = JobEvent {
-            v: 1,
-            event: kind,
-            job: head.id.to_string(),
-            app: head.app.clone(),
-            client_msg_no: head.client_msg_no.clone(),
-            target: head.target.clone(),
-            at: rfc3339(now_ms()),
-            accounts,
-            pending: accounts.pending(),
-        };
+        let event = event(kind, head, accounts);
         self.publish(vec![Outgoing {
             route: Route::Event {
                 app: head.app.clone(),
@@ -114,6 +104,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
         }
         self.announce(EventKind::Completed, head, record.accounts)
             .await?;
+        self.notify(head, &record).await?;
         let first = context
             .step(LedgerStep::Complete, lost(), || {
                 context.store.complete(head.id)
@@ -138,5 +129,21 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
             );
         }
         Ok(())
+    }
+}
+
+/// Something that happened to a job now.
+pub(super) fn event(kind: EventKind, head: &Head, accounts: Accounts) -> JobEvent {
+    JobEvent {
+        v: 1,
+        event: kind,
+        job: head.id.to_string(),
+        app: head.app.clone(),
+        client_msg_no: head.client_msg_no.clone(),
+        target: head.target.clone(),
+        at: rfc3339(now_ms()),
+        accounts,
+        pending: accounts.pending(),
+        id: None,
     }
 }

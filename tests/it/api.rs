@@ -53,7 +53,7 @@ on_both! {
 }
 
 /// A `fanwise serve` with a mock to send to.
-struct Place {
+pub(crate) struct Place {
     mock: MockHandle,
     config: String,
     port: u16,
@@ -72,7 +72,7 @@ impl Place {
     }
 
     /// With further tables in its configuration.
-    async fn embedded_with(name: &str, more: &str) -> Self {
+    pub(crate) async fn embedded_with(name: &str, more: &str) -> Self {
         let scratch = Scratch::new(name);
         let folder = scratch.path().join("data");
         let engine = format!("{more}\n[embedded]\nfolder = {folder:?}");
@@ -136,7 +136,7 @@ impl Place {
         }
     }
 
-    async fn serve(&self) -> Process {
+    pub(crate) async fn serve(&self) -> Process {
         let mut process = fanwise(&["serve", "--config", &self.config], &[]);
         process
             .until_prints("ready: jobs are taken", Duration::from_secs(60))
@@ -156,7 +156,7 @@ impl Place {
     }
 
     /// Asks over HTTP; the status and the JSON of the answer.
-    async fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let body = match body {
             Value::Null => String::new(),
             body => body.to_string(),
@@ -203,7 +203,7 @@ impl Place {
         submitted["job"].as_str().unwrap().to_owned()
     }
 
-    async fn completed(&self, job: &str) -> Value {
+    pub(crate) async fn completed(&self, job: &str) -> Value {
         let path = format!("/v1/jobs/{job}");
         until(&format!("completion of {job}"), BOUND, async || {
             let (_, job) = self.ask("GET", &path, &Value::Null).await;
@@ -234,7 +234,7 @@ impl Place {
         accepted.iter().filter(of_it).count()
     }
 
-    async fn end(&self, mut process: Process) {
+    pub(crate) async fn end(&self, mut process: Process) {
         process.terminate();
         let status = process.wait(Duration::from_secs(30)).await;
         assert_eq!(status.code(), Some(0), "{}", process.stderr());

@@ -22,6 +22,8 @@ mod dropin;
 mod embedded;
 /// The example producers, each against a real broker with a worker behind it.
 mod examples;
+/// Notices: whoever a job named is told of its end, over HTTP and over AMQP.
+mod notice;
 /// Personal messages and stored ones: everybody gets the text that is theirs.
 mod personal;
 /// The promises of the crate documentation, by name, on shared servers.

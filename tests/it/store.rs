@@ -107,6 +107,8 @@ impl Job {
             expires_at_ms: None,
             rate: None,
             on_uncertain: None,
+            callback_url: None,
+            reply_to: None,
         };
         let shape = Shape {
             buckets,
@@ -132,6 +134,8 @@ impl Job {
             shape: self.shape,
             rate: None,
             not_before_ms: None,
+            callback_url: None,
+            reply_to: None,
             now_ms: self.head.accepted_at_ms,
             warnings: Vec::new(),
             template: None,

@@ -1080,4 +1080,12 @@ impl Context for Anything {
     fn folds_case(&self, _target: &str) -> bool {
         false
     }
+
+    fn check_callback(&self, _: &str, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn check_reply_to(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
 }

@@ -22,6 +22,12 @@ impl Context for Apps {
     fn folds_case(&self, _target: &str) -> bool {
         false
     }
+    fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
+        check_callback(app, None, url)
+    }
+    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
+        check_reply_to(Some("fanwise"), queue)
+    }
 }
 
 fn read(json: &str) -> Result<Job<'_>, Vec<String>> {
@@ -141,6 +147,9 @@ fn the_document_type_writes_what_the_reader_reads() {
         rate: Some("10/s".into()),
         on_uncertain: Some(OnUncertain::Hold),
         mapping: Some(Strictness::Lenient),
+        // An app must allow it: read by its own tests.
+        callback_url: None,
+        reply_to: Some("done".into()),
         confirm_all: Some(true),
         part: Some(Part {
             number: 1,
@@ -233,4 +242,29 @@ fn recipients_may_bring_values_for_placeholders() {
         read(&wrong).unwrap_err(),
         ["audience.users[1].vars: a JSON object is expected"]
     );
+}
+
+/// Whom to tell is nothing that is sent: a repeat may name somebody else.
+#[test]
+fn whom_to_tell_is_no_part_of_the_content() {
+    let with = JOB.replacen('{', r#"{"reply_to":"done","#, 1);
+    let (plain, with) = (read(JOB).unwrap(), read(&with).unwrap());
+    assert_eq!(with.head.reply_to.as_deref(), Some("done"));
+    assert_eq!(plain.content_digest, with.content_digest);
+    assert_eq!(plain.submission, with.submission);
+}
+
+#[test]
+fn nobody_is_told_who_may_not_be() {
+    let fields = r#"{"callback_url":"https://example.com/","reply_to":"fanwise.jobs.normal.v1","#;
+    let problems = read(&JOB.replacen('{', fields, 1)).unwrap_err();
+    assert_eq!(
+        problems,
+        [
+            "callback_url: app \"default\" sends none: its configuration has no [apps.default.callbacks]",
+            "reply_to: queue \"fanwise.jobs.normal.v1\" belongs to Fanwise itself; name a queue of your own",
+        ]
+    );
+    let embedded = check_reply_to(None, "done").unwrap_err();
+    assert!(embedded.contains("no AMQP broker"), "{embedded}");
 }

@@ -16,6 +16,12 @@ impl job::Context for Anything {
     fn folds_case(&self, _target: &str) -> bool {
         false
     }
+    fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
+        job::check_callback(app, None, url)
+    }
+    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
+        job::check_reply_to(Some("fanwise"), queue)
+    }
 }
 
 /// The message of a job with these `vars` for all, rendered with these of a recipient.

@@ -25,6 +25,12 @@ impl job::Context for Anything {
     fn folds_case(&self, _: &str) -> bool {
         false
     }
+    fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
+        job::check_callback(app, None, url)
+    }
+    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
+        job::check_reply_to(Some("fanwise"), queue)
+    }
 }
 
 /// Job, target, and recipients with their outcomes.

@@ -18,7 +18,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::reply::{self, Framing, Head};
 use super::{Broken, CERTIFICATE, Origin};
-use crate::ports::{Reply, Request};
+use crate::domain::notice::is_public;
+use crate::ports::{PRIVATE_ADDRESS, Reply, Request};
 
 /// A body up to this size leaves in the same write as the head; a longer one is not copied.
 const COPIED_BODY_MAX: usize = 8 * 1024;
@@ -48,6 +49,7 @@ pub(super) struct Exchanged {
 pub(super) async fn open(
     origin: Origin<'_>,
     tls: Option<TlsConnector>,
+    public_only: bool,
     deadline: Instant,
 ) -> Result<Connection, Broken> {
     let at = origin.host_and_port();
@@ -55,6 +57,11 @@ pub(super) async fn open(
         .await
         .map_err(|error| Broken::new("dns", format!("cannot resolve {at}: {error}")))?
         .collect();
+    let inside = addresses.iter().find(|it| !is_public(it.ip()));
+    if let Some(inside) = inside.filter(|_| public_only) {
+        let what = format!("{at} is at {}, which is not a public address", inside.ip());
+        return Err(Broken::new(PRIVATE_ADDRESS, what));
+    }
     let stream = connect(&addresses, deadline).await.map_err(|error| {
         let code = match error.kind() {
             io::ErrorKind::ConnectionRefused => "refused",

@@ -738,3 +738,30 @@ fn the_trust_of_the_platform_can_be_loaded_ahead() {
     // Without any certificates installed it fails in words; it never panics.
     let _ = client().prepare_tls();
 }
+
+/// What counts is where a name leads when it is connected to.
+#[tokio::test]
+async fn a_client_for_public_addresses_reaches_nothing_inside() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let client = Client::new(ClientSettings {
+        public_only: true,
+        ..ClientSettings::defaults()
+    });
+    let named = format!("http://localhost:{}/", address.port());
+    for url in [format!("http://{address}/"), named] {
+        let request = Request {
+            method: Method::POST,
+            uri: url.parse().unwrap(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+        };
+        let error = client.send(request, Duration::from_secs(5)).await;
+        let Err(SendError::NotSent { what, code }) = error else {
+            panic!("{url}: {error:?}");
+        };
+        assert_eq!(code, "private_address", "{what}");
+    }
+    let nobody = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
+    assert!(nobody.is_err(), "somebody connected");
+}

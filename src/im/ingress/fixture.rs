@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Door, Fate, Incoming, Ingress, Order, Spoken, Told, Wanted};
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
-use crate::domain::job::{Context, Job, JobDocument, MemberDocument};
+use crate::domain::job::{self, Context, Job, JobDocument, MemberDocument};
 use crate::domain::outcome::{Class, Outcome};
 use crate::domain::slice::Head;
 use crate::secret::Secret;
@@ -128,6 +128,14 @@ impl Context for Anywhere {
 
     fn folds_case(&self, _target: &str) -> bool {
         false
+    }
+
+    fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
+        job::check_callback(app, None, url)
+    }
+
+    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
+        job::check_reply_to(None, queue)
     }
 }
 

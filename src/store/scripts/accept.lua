@@ -4,6 +4,7 @@
 -- ARGV     1 app  2 client_msg_no  3 target  4 content digest  5 submission  6 entries  7 parts
 --          8 buckets  9 partitions  10 now in ms  11 ttl in s  12 warnings as JSON or ''
 --          13 version of the stored message or ''  14 rate or ''  15 not before in ms or ''
+--          16 callback URL or ''  17 queue to reply to or ''
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, partitions, version} or
 --          {'expand', buckets, partitions, version, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none
@@ -74,6 +75,14 @@ else
     buckets, partitions = ARGV[8], ARGV[9]
     call('HSET', HEADER, 'buckets', buckets, 'partitions', partitions)
   end
+end
+
+-- The first submission that names anybody to tell decides.
+if ARGV[16] ~= '' then
+  call('HSETNX', HEADER, 'callback_url', ARGV[16])
+end
+if ARGV[17] ~= '' then
+  call('HSETNX', HEADER, 'reply_to', ARGV[17])
 end
 
 local submission = call('HGET', SUBMISSIONS, ARGV[5])

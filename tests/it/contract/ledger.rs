@@ -77,6 +77,8 @@ impl Job {
             expires_at_ms: None,
             rate: None,
             on_uncertain: None,
+            callback_url: None,
+            reply_to: None,
         };
         let shape = Shape {
             buckets,
@@ -102,6 +104,8 @@ impl Job {
             shape: self.shape,
             rate: None,
             not_before_ms: None,
+            callback_url: None,
+            reply_to: None,
             now_ms: self.head.accepted_at_ms,
             warnings: Vec::new(),
             template: None,
@@ -948,17 +952,27 @@ async fn looking_claims_nobody(bench: &impl StoreBench) {
     assert_eq!(states, vec![ClaimState::Granted; 3]);
 }
 
-/// A job's own limit and start are known, and how fast it goes, to whoever reads the ledger.
+/// A job's own limit and start, whom to tell of its end, and how fast it goes are known to whoever
+/// reads the ledger.
 async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(4));
     let first = Submission {
         rate: Some("50/s burst 5".to_owned()),
         not_before_ms: Some(1_700_000_100_000),
+        reply_to: Some("done".to_owned()),
         ..job.submission("s", 1000)
     };
     store.accept(&first).await.unwrap();
-    store.accept(&job.submission("t", 1)).await.unwrap();
+    let second = Submission {
+        callback_url: Some("https://example.com/done".to_owned()),
+        reply_to: Some("elsewhere".to_owned()),
+        ..job.submission("t", 1)
+    };
+    store.accept(&second).await.unwrap();
     let record = store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(record.reply_to.as_deref(), Some("done"));
+    let callback = record.callback_url.as_deref();
+    assert_eq!(callback, Some("https://example.com/done"));
     assert_eq!(record.rate.as_deref(), Some("50/s burst 5"));
     assert_eq!(record.not_before_ms, Some(1_700_000_100_000));
     assert_eq!(record.per_second(record.accepted_at_ms), None);

@@ -1,0 +1,48 @@
+//! `[apps.NAME.callbacks]`: where the accounts of an app's completed jobs may be sent.
+
+use std::time::Duration;
+
+use super::reader::{Findings, Section};
+use super::{MINUTE, SECOND};
+use crate::domain::notice::{CallbackRules, HostPattern};
+use crate::secret::Secret;
+
+#[derive(Clone, Debug)]
+pub struct CallbackConfig {
+    /// `hosts` (`["api.example.com", "*.hooks.example.com"]`; required) and `private` (false).
+    pub rules: CallbackRules,
+    /// `secret` or `secret_file`: keys the signature. Required.
+    pub secret: Secret,
+    /// `timeout`: longest wait for a receiver. Default 10s; 100ms to 1m.
+    pub timeout: Duration,
+}
+
+pub(super) fn read(mut section: Section, findings: &mut Findings) -> CallbackConfig {
+    let mut hosts = Vec::new();
+    for text in section.list("hosts", findings) {
+        match HostPattern::read(&text) {
+            Ok(host) => hosts.push(host),
+            Err(what) => findings.problem(section.key("hosts"), what),
+        }
+    }
+    if hosts.is_empty() {
+        let what = "empty: name the hosts that jobs may have their accounts sent to";
+        findings.problem(section.key("hosts"), what);
+    }
+    let secret = section.secret("secret", "secret_file", findings);
+    if secret.as_ref().is_none_or(|it| it.expose().is_empty()) {
+        let what = "missing: receivers know by it that a notice is ours";
+        findings.problem(section.key("secret"), what);
+    }
+    let least = Duration::from_millis(100);
+    let callbacks = CallbackConfig {
+        rules: CallbackRules {
+            hosts,
+            private: section.boolean("private", false, findings),
+        },
+        secret: secret.unwrap_or_else(|| Secret::new("")),
+        timeout: section.duration("timeout", 10 * SECOND, least..=MINUTE, findings),
+    };
+    section.finish(findings);
+    callbacks
+}

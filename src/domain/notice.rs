@@ -1,0 +1,284 @@
+//! Notices: what somebody is told when a job completes, and whom a job may name to be told.
+//!
+//! A `callback_url` makes us send requests to an address that a producer chose. So an app says which
+//! hosts it may be, and addresses inside a network are refused unless the app says otherwise: once
+//! here, for addresses that stand in the URL, and again for whatever a name resolves to, by whoever
+//! connects.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use http::Uri;
+use http::uri::Scheme;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// Version of a notice on its lane.
+pub const NOTICE_VERSION: u32 = 1;
+/// Longest `callback_url`, in bytes.
+pub const CALLBACK_URL_BYTES_MAX: usize = 2048;
+/// Longest `reply_to`, in bytes: a queue has no longer name.
+pub const REPLY_TO_BYTES_MAX: usize = 255;
+
+/// A notice on its way to a `callback_url`. It says the same however often it is tried.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Notice {
+    pub v: u32,
+    /// What repeats of it have in common: `<job>.<submissions>`.
+    pub id: String,
+    pub app: String,
+    pub url: String,
+    /// The lane it returns to.
+    pub lane: String,
+    /// Attempts that failed.
+    #[serde(default)]
+    pub failures: u32,
+    /// The body of the request, a `completed` event.
+    pub event: Box<RawValue>,
+}
+
+/// Which hosts an app's callbacks may lead to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallbackRules {
+    pub hosts: Vec<HostPattern>,
+    /// Addresses inside a network are allowed too.
+    pub private: bool,
+}
+
+impl CallbackRules {
+    /// An error, in words, if a job may not name this URL.
+    pub fn check(&self, url: &str) -> Result<(), String> {
+        if url.len() > CALLBACK_URL_BYTES_MAX {
+            let length = url.len();
+            return Err(format!(
+                "{length} bytes, at most {CALLBACK_URL_BYTES_MAX} are taken"
+            ));
+        }
+        let uri: Uri = url
+            .parse()
+            .map_err(|error| format!("{url:?} is not a URL: {error}"))?;
+        let schemes = [Scheme::HTTP, Scheme::HTTPS];
+        if !uri.scheme().is_some_and(|scheme| schemes.contains(scheme)) {
+            return Err("a URL that begins with https:// or http:// is expected".to_owned());
+        }
+        if uri.authority().is_some_and(|it| it.as_str().contains('@')) {
+            return Err("a user name or password in the URL is not taken".to_owned());
+        }
+        let host = uri.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if !self.hosts.iter().any(|pattern| pattern.matches(host)) {
+            return Err(format!(
+                "host {host:?} is not among callbacks.hosts of the app"
+            ));
+        }
+        match host.parse() {
+            Ok(address) if !self.private && !is_public(address) => Err(format!(
+                "{address} is not a public address, and callbacks.private of the app is false"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `api.example.com`, an address, or `*.example.com` for every name below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPattern(String);
+
+impl HostPattern {
+    /// A pattern, or what is wrong with it.
+    pub fn read(text: &str) -> Result<Self, String> {
+        let name = text.strip_prefix("*.").unwrap_or(text);
+        let allowed = |c: char| c.is_ascii_alphanumeric() || ".-:_".contains(c);
+        let is_address = name.parse::<IpAddr>().is_ok();
+        if name.is_empty()
+            || !name.chars().all(allowed)
+            || name.starts_with('.')
+            || (name.contains(':') && !is_address)
+            || (is_address && name.len() < text.len())
+        {
+            return Err(format!(
+                "{text:?} is neither a host such as \"api.example.com\" nor \"*.example.com\"; \
+                 it has no port and no scheme"
+            ));
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
+
+    fn matches(&self, host: &str) -> bool {
+        let host = host.to_ascii_lowercase();
+        match self.0.strip_prefix('*') {
+            // Something must stand before the dot.
+            Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+            None => host == self.0,
+        }
+    }
+}
+
+/// Whether an address is one of the public internet: not loopback, private, link-local, unique-local,
+/// shared, reserved or multicast, nor a form of IPv6 that leads to such an IPv4 address.
+pub fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_public_v4(v4),
+        IpAddr::V6(v6) => is_public_v6(v6),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    let shared = a == 100 && b & 0xc0 == 64;
+    let protocol = a == 192 && b == 0 && c == 0;
+    let benchmark = a == 198 && b & 0xfe == 18;
+    !(a == 0
+        || a >= 224
+        || shared
+        || protocol
+        || benchmark
+        || address.is_loopback()
+        || address.is_private()
+        || address.is_link_local()
+        || address.is_documentation())
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let segments = address.segments();
+    let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
+    match segments {
+        // Mapped, and translated by NAT64.
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+            is_public_v4(v4(high, low))
+        }
+        // 6to4.
+        [0x2002, high, low, ..] => is_public_v4(v4(high, low)),
+        // Teredo and other protocol assignments; documentation.
+        [0x2001, 0..0x200, ..] | [0x2001, 0xdb8, ..] => false,
+        // All that is routed between networks today.
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(hosts: &[&str], private: bool) -> CallbackRules {
+        CallbackRules {
+            hosts: hosts
+                .iter()
+                .map(|host| HostPattern::read(host).unwrap())
+                .collect(),
+            private,
+        }
+    }
+
+    #[test]
+    fn only_hosts_that_the_app_allows_are_taken() {
+        let rules = rules(&["api.example.com", "*.hooks.example.com"], false);
+        for url in [
+            "https://api.example.com/done?x=1",
+            "http://API.Example.com:8080/",
+            "https://a.hooks.example.com/",
+            "https://a.b.hooks.example.com/",
+        ] {
+            assert_eq!(rules.check(url), Ok(()), "{url}");
+        }
+        for url in [
+            "https://example.com/",
+            "https://hooks.example.com/",
+            "https://evilhooks.example.com/",
+            "https://.hooks.example.com/",
+            "https://api.example.com.evil.com/",
+            "https://api.example.com@evil.com/",
+            "https://evil.com/#api.example.com",
+            "https://user:pw@api.example.com/",
+            "ftp://api.example.com/",
+            "//api.example.com/",
+            "/done",
+            "",
+        ] {
+            assert!(rules.check(url).is_err(), "{url}");
+        }
+        let long = format!("https://api.example.com/{}", "x".repeat(2048));
+        assert!(rules.check(&long).unwrap_err().contains("2072 bytes"));
+    }
+
+    #[test]
+    fn an_address_inside_a_network_is_refused_unless_allowed() {
+        let hosts = ["127.0.0.1", "::1", "10.1.2.3", "1.1.1.1"];
+        let urls = [
+            "http://127.0.0.1:8080/",
+            "http://[::1]/",
+            "http://10.1.2.3/",
+        ];
+        for url in urls {
+            let refused = rules(&hosts, false).check(url).unwrap_err();
+            assert!(refused.contains("not a public address"), "{refused}");
+            assert_eq!(rules(&hosts, true).check(url), Ok(()));
+        }
+        assert_eq!(rules(&hosts, false).check("http://1.1.1.1/"), Ok(()));
+    }
+
+    #[test]
+    fn a_pattern_is_a_host_and_nothing_else() {
+        for text in [
+            "a.example.com",
+            "*.example.com",
+            "localhost",
+            "::1",
+            "10.0.0.1",
+        ] {
+            assert!(HostPattern::read(text).is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "*",
+            "*.",
+            "https://a",
+            "a:80",
+            "a/b",
+            "*.*.com",
+            "a b",
+            "*.10.0.0.1",
+        ] {
+            assert!(HostPattern::read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn public_is_what_is_routed_between_networks() {
+        for public in [
+            "1.1.1.1",
+            "100.128.0.1",
+            "172.32.0.1",
+            "2606:4700::1111",
+            "::ffff:1.1.1.1",
+        ] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+        for private in [
+            "0.0.0.0",
+            "10.0.0.1",
+            "100.64.0.1",
+            "127.8.8.8",
+            "169.254.169.254",
+            "172.16.0.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::7f00:1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "2002:7f00:1::",
+            "2001::1",
+            "2001:db8::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(!is_public(private.parse().unwrap()), "{private}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Tells those whom a job named that it completed.
+//!
+//! A callback is a message on the notices lane of the job's target, published before the job is marked
+//! completed: whoever dies in between publishes it again, under the same id. From there it is one
+//! request at a time, retried on the ladder like a recipient, and given up after as many attempts.
+//! Neither a parked target nor a directive concerns it. A reply over AMQP needs no such detour: the
+//! broker itself is where it is to go.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Uri};
+use ring::hmac;
+use serde_json::value::RawValue;
+
+use super::context::{Context, RECONNECT, Store, chain};
+use super::deliver::Fate;
+use super::shift::{Shift, event};
+use crate::domain::announce::{EventKind, JobEvent};
+use crate::domain::job::check_callback;
+use crate::domain::lane::Lane;
+use crate::domain::notice::{CallbackRules, NOTICE_VERSION, Notice};
+use crate::domain::schedule::rung;
+use crate::domain::slice::Head;
+use crate::metrics::{NoticeKind, NoticeResult};
+use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Transport};
+use crate::secret::Secret;
+
+/// Holds the id of the notice, as of any request of ours that a receiver may see twice.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// `v1=` and HMAC-SHA-256 over `<id>.<body>` in hexadecimal digits, as webhook targets have it.
+const SIGNATURE: HeaderName = HeaderName::from_static("fanwise-signature");
+
+/// How the callbacks of one app are made.
+pub struct Callbacks<T> {
+    pub rules: CallbackRules,
+    pub secret: Secret,
+    pub timeout: Duration,
+    /// Reaches private addresses only where the rules allow them.
+    pub transport: T,
+}
+
+impl<S: Store, T, P: Publisher> Shift<S, T, P> {
+    /// Has those told whom the job named: `Ok` when the callback is durable and the reply published.
+    pub(super) async fn notify(&self, head: &Head, record: &JobRecord) -> Result<(), Lost> {
+        // A record that was rebuilt from slices knows nobody; the slices do.
+        let url = record.callback_url.as_ref().or(head.callback_url.as_ref());
+        let queue = record.reply_to.as_ref().or(head.reply_to.as_ref());
+        if url.is_none() && queue.is_none() {
+            return Ok(());
+        }
+        let id = format!("{}.{}", head.id, record.submissions);
+        let event = JobEvent {
+            id: Some(id.clone()),
+            ..event(EventKind::Completed, head, record.accounts)
+        };
+        // Strings and numbers can always be written as JSON.
+        let event = serde_json::value::to_raw_value(&event).unwrap_or_default();
+        if let Some(url) = url {
+            let lane = Lane::of_notices(&head.target).to_string();
+            let notice = Notice {
+                v: NOTICE_VERSION,
+                id: id.clone(),
+                app: head.app.clone(),
+                url: url.clone(),
+                lane: lane.clone(),
+                failures: 0,
+                event: event.clone(),
+            };
+            let message = outgoing(&notice, Route::Lane(lane), None);
+            self.publish(vec![message]).await?;
+        }
+        match queue {
+            Some(queue) => self.reply(head, queue, id, &event).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes to a reply queue. One that is gone or full is the affair of who named it; a broker
+    /// that does not confirm is asked again, so often as a recipient would be.
+    async fn reply(
+        &self,
+        head: &Head,
+        queue: &str,
+        id: String,
+        event: &RawValue,
+    ) -> Result<(), Lost> {
+        let context = &*self.context;
+        let message = Outgoing {
+            route: Route::Reply {
+                queue: queue.to_owned(),
+                correlation_id: head.client_msg_no.clone(),
+            },
+            body: Bytes::copy_from_slice(event.get().as_bytes()),
+            message_id: id,
+            traceparent: None,
+        };
+        let mut delays = RECONNECT.delays();
+        let mut attempt = 1;
+        loop {
+            let error = match self.publisher.publish(vec![message.clone()]).await {
+                Ok(()) => {
+                    let (kind, result) = (NoticeKind::Reply, NoticeResult::Delivered);
+                    context.metrics.notice(kind, result);
+                    return Ok(());
+                }
+                Err(PublishError::Lost(lost)) => return Err(lost),
+                Err(error) => error,
+            };
+            let passes = matches!(error, PublishError::Timeout(_) | PublishError::Store(_));
+            if !passes || attempt >= context.settings.attempts_max {
+                context
+                    .metrics
+                    .notice(NoticeKind::Reply, NoticeResult::GivenUp);
+                tracing::warn!(
+                    job.id = %head.id, reply_to = queue, error = %chain(&error),
+                    "nobody is told over AMQP that the job completed"
+                );
+                return Ok(());
+            }
+            context
+                .metrics
+                .notice(NoticeKind::Reply, NoticeResult::Retried);
+            attempt += 1;
+            tokio::select! {
+                biased;
+                () = self.lost.cancelled() => return Err(Lost),
+                () = tokio::time::sleep(delays.next_delay()) => {}
+            }
+        }
+    }
+}
+
+/// Works on one notice of the notices lane.
+pub(super) async fn deliver_notice<S: Store, T: Transport, P: Publisher>(
+    shift: &Shift<S, T, P>,
+    body: Bytes,
+    traceparent: Option<String>,
+) -> Fate {
+    match serde_json::from_slice::<Notice>(&body) {
+        Ok(notice) => attempt(shift, notice, traceparent)
+            .await
+            .unwrap_or(Fate::Lost),
+        Err(error) => Fate::Reject(format!("not a notice: {error}")),
+    }
+}
+
+async fn attempt<S: Store, T: Transport, P: Publisher>(
+    shift: &Shift<S, T, P>,
+    notice: Notice,
+    traceparent: Option<String>,
+) -> Result<Fate, Lost> {
+    let context = &*shift.context;
+    let lane = notice.lane.clone();
+    if shift.halt.is_cancelled() {
+        let message = outgoing(&notice, Route::Lane(lane), traceparent);
+        shift.publish(vec![message]).await?;
+        return Ok(Fate::PutOff);
+    }
+    let count = |result| context.metrics.notice(NoticeKind::Callback, result);
+    let what = match call(context, &notice, traceparent.as_deref()).await {
+        Ok(()) => {
+            count(NoticeResult::Delivered);
+            return Ok(Fate::Done);
+        }
+        Err(what) => what,
+    };
+    let failures = notice.failures + 1;
+    if failures >= context.settings.attempts_max {
+        count(NoticeResult::GivenUp);
+        tracing::warn!(
+            notice.id = notice.id,
+            notice.app = notice.app,
+            attempts = failures,
+            "a callback is given up: {what}"
+        );
+        return Ok(Fate::Done);
+    }
+    count(NoticeResult::Retried);
+    let wait = context.settings.retry.delay(failures);
+    tracing::info!(
+        notice.id = notice.id,
+        notice.app = notice.app,
+        attempts = failures,
+        wait_ms = wait.as_millis() as u64,
+        "a callback is tried again: {what}"
+    );
+    let notice = Notice { failures, ..notice };
+    let rung = rung(wait);
+    let message = outgoing(&notice, Route::Wait { lane, rung }, traceparent);
+    shift.publish(vec![message]).await?;
+    Ok(Fate::PutOff)
+}
+
+/// One request; an error, in words, unless the receiver says 2xx.
+async fn call<S, T: Transport>(
+    context: &Context<S, T>,
+    notice: &Notice,
+    traceparent: Option<&str>,
+) -> Result<(), String> {
+    let callbacks = context.callbacks.get(&notice.app);
+    // The configuration may have changed since the job was accepted.
+    check_callback(&notice.app, callbacks.map(|it| &it.rules), &notice.url)?;
+    let Some(callbacks) = callbacks else {
+        return Ok(());
+    };
+    let uri: Uri = notice.url.parse().map_err(|_| "not a URL".to_owned())?;
+    let body = Bytes::copy_from_slice(notice.event.get().as_bytes());
+    let text = |text: &str| HeaderValue::from_str(text).map_err(|error| error.to_string());
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(IDEMPOTENCY_KEY, text(&notice.id)?);
+    let signature = signature(&callbacks.secret, &notice.id, &body);
+    headers.insert(SIGNATURE, text(&signature)?);
+    if let Some(traceparent) = traceparent {
+        headers.insert("traceparent", text(traceparent)?);
+    }
+    let request = Request {
+        method: Method::POST,
+        uri,
+        headers,
+        body,
+    };
+    match callbacks.transport.send(request, callbacks.timeout).await {
+        Ok(reply) if (200..300).contains(&reply.status) => Ok(()),
+        Ok(reply) => Err(format!("the receiver answers {}", reply.status)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn signature(secret: &Secret, id: &str, body: &[u8]) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
+    let mut context = hmac::Context::with_key(&key);
+    context.update(id.as_bytes());
+    context.update(b".");
+    context.update(body);
+    let mut text = "v1=".to_owned();
+    for byte in context.sign().as_ref() {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+fn outgoing(notice: &Notice, route: Route, traceparent: Option<String>) -> Outgoing {
+    Outgoing {
+        route,
+        // Strings, numbers and JSON that was written before.
+        body: serde_json::to_vec(notice).unwrap_or_default().into(),
+        message_id: format!("{}/notice", notice.id),
+        traceparent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `printf '%s' 'j.1.{}' | openssl dgst -sha256 -hmac secret` prints it.
+    #[test]
+    fn the_signature_covers_id_and_body() {
+        let signature = signature(&Secret::new("secret"), "j.1", b"{}");
+        assert_eq!(
+            signature,
+            "v1=cf2c2a29e96d8308474b3ee54aa789873005cd1b6ab00843b7a3e8cbe41b781b"
+        );
+    }
+}

@@ -1,0 +1,380 @@
+//! Whoever a job named is told of its end: the receiver's own log against the job's accounts.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use futures_util::StreamExt as _;
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
+use ring::hmac;
+use serde_json::{Value, json};
+
+use crate::api::Place;
+use crate::support::wait::until;
+use crate::support::world::{BOUND, Plan, World, users};
+
+const SECRET: &str = "between you and me";
+
+/// One request as a receiver got it.
+#[derive(Clone, Debug)]
+struct Received {
+    headers: BTreeMap<String, String>,
+    body: Bytes,
+}
+
+impl Received {
+    /// The event, if the signature is right.
+    fn verified(&self) -> Value {
+        let (id, signature) = (
+            &self.headers["idempotency-key"],
+            &self.headers["fanwise-signature"],
+        );
+        let digits = signature.strip_prefix("v1=").unwrap();
+        let signature: Vec<u8> = (0..digits.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap())
+            .collect();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+        let signed = [id.as_bytes(), b".", &self.body].concat();
+        hmac::verify(&key, &signed, &signature).unwrap();
+        let event: Value = serde_json::from_slice(&self.body).unwrap();
+        assert_eq!(event["id"], id.as_str());
+        event
+    }
+}
+
+/// A receiver of callbacks. It answers as it is told, and 200 when it is told nothing.
+#[derive(Clone)]
+struct Receiver {
+    address: SocketAddr,
+    log: Arc<Mutex<Log>>,
+}
+
+#[derive(Default)]
+struct Log {
+    received: Vec<Received>,
+    answers: VecDeque<Answer>,
+}
+
+enum Answer {
+    Status(u16),
+    /// Keeps the caller waiting for ever.
+    Silence,
+}
+
+impl Receiver {
+    async fn start(answers: impl IntoIterator<Item = Answer>) -> Self {
+        let log = Log {
+            answers: answers.into_iter().collect(),
+            ..Log::default()
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let receiver = Self {
+            address: listener.local_addr().unwrap(),
+            log: Arc::new(Mutex::new(log)),
+        };
+        let router = Router::new()
+            .route("/done", post(receive))
+            .with_state(receiver.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        receiver
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/done", self.address)
+    }
+
+    fn received(&self) -> Vec<Received> {
+        self.log.lock().unwrap().received.clone()
+    }
+
+    async fn until_received(&self, count: usize) -> Vec<Received> {
+        until(&format!("{count} callbacks"), BOUND, async || {
+            Some(self.received()).filter(|it| it.len() >= count)
+        })
+        .await
+    }
+}
+
+async fn receive(State(receiver): State<Receiver>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    let answer = {
+        let mut log = receiver.log.lock().unwrap();
+        let headers = headers.iter();
+        let headers = headers.map(|(name, value)| {
+            let value = value.to_str().unwrap_or_default();
+            (name.to_string(), value.to_owned())
+        });
+        let headers = headers.collect();
+        log.received.push(Received { headers, body });
+        log.answers.pop_front()
+    };
+    match answer {
+        None => StatusCode::OK,
+        Some(Answer::Status(status)) => StatusCode::from_u16(status).unwrap(),
+        Some(Answer::Silence) => std::future::pending().await,
+    }
+}
+
+fn callbacks(hosts: &str, private: bool) -> String {
+    format!(
+        "[apps.default.callbacks]\nhosts = [{hosts}]\nprivate = {private}\nsecret = {SECRET:?}\n"
+    )
+}
+
+/// A world whose jobs may name a receiver on this machine.
+async fn world(name: &str) -> Option<World> {
+    let mut plan = Plan::shared()?;
+    plan.more = callbacks("\"127.0.0.1\"", true);
+    Some(plan.start(name).await)
+}
+
+fn job(key: &str, users: &[String], more: &Value) -> Value {
+    let mut job = json!({
+        "v": 1,
+        "client_msg_no": key,
+        "audience": {"users": users},
+        "message": {"type": "text", "text": "hello"},
+    });
+    let more = more.as_object().unwrap().clone();
+    job.as_object_mut().unwrap().extend(more);
+    job
+}
+
+async fn submit(world: &World, job: &Value) {
+    world.publish_raw(job.to_string().as_bytes()).await;
+}
+
+/// Waits until a worker has counted so many notices.
+async fn until_counted(
+    worker: &crate::support::world::Worker,
+    kind: &str,
+    result: &str,
+    count: f64,
+) {
+    let line = format!("fanwise_notices_total{{kind=\"{kind}\",result=\"{result}\"}}");
+    until(&format!("{line} {count}"), BOUND, async || {
+        (worker.metrics().await.get(&line) == Some(&count)).then_some(())
+    })
+    .await;
+}
+
+/// A receiver that is out of order twice is told all the same: the same bytes, the right accounts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callback_is_retried_until_it_is_taken() {
+    let Some(world) = world("callback").await else {
+        return;
+    };
+    let faults = json!({"refuse_prefix": "bad-"});
+    world.mock.patch_faults(&faults).unwrap();
+    let receiver = Receiver::start([Answer::Status(503), Answer::Status(503)]).await;
+    let worker = world.worker().await;
+    let people = [users(150), vec!["bad-1".to_owned()]].concat();
+    submit(
+        &world,
+        &job("n1", &people, &json!({"callback_url": receiver.url()})),
+    )
+    .await;
+    let received = receiver.until_received(3).await;
+    until_counted(&worker, "callback", "delivered", 1.0).await;
+    until_counted(&worker, "callback", "retried", 2.0).await;
+    let event = received[0].verified();
+    assert_eq!(event["event"], "completed");
+    assert_eq!(event["client_msg_no"], "n1");
+    assert_eq!(event["pending"], 0);
+    let id = event["job"].as_str().unwrap();
+    assert_eq!(event["id"], format!("{id}.1"));
+    let record = world.completed(id).await;
+    assert_eq!(event["accounts"], record["accounts"], "{record}");
+    assert_eq!(event["accounts"]["sent"], 150);
+    assert_eq!(event["accounts"]["failed"], 1);
+    assert_eq!(record["callback_url"], receiver.url());
+    for repeat in &received[1..] {
+        assert_eq!(repeat.verified(), event);
+        assert_eq!(repeat.body, received[0].body);
+    }
+
+    // Further recipients are another completion, with an id of its own.
+    let url = json!({"callback_url": receiver.url()});
+    submit(&world, &job("n1", &["late".to_owned()], &url)).await;
+    let received = receiver.until_received(4).await;
+    let event = received[3].verified();
+    assert_eq!(event["id"], format!("{id}.2"));
+    assert_eq!(event["accounts"]["total"], 152);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A worker that is killed while its receiver has not answered leaves the notice to the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_before_the_answer_is_no_end() {
+    let Some(world) = world("killed").await else {
+        return;
+    };
+    let receiver = Receiver::start([Answer::Silence]).await;
+    let mut worker = world.worker().await;
+    let url = json!({"callback_url": receiver.url()});
+    submit(&world, &job("n1", &users(5), &url)).await;
+    receiver.until_received(1).await;
+    worker.process.kill();
+    let next = world.worker().await;
+    let received = receiver.until_received(2).await;
+    assert_eq!(received[1].verified(), received[0].verified());
+    until_counted(&next, "callback", "delivered", 1.0).await;
+    next.drain().await;
+    world.end().await;
+}
+
+/// Where the message goes and who is told of it are two things: one that waits holds up no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_target_holds_no_callback_up() {
+    let Some(world) = world("parked").await else {
+        return;
+    };
+    let receiver = Receiver::start((0..3).map(|_| Answer::Status(500))).await;
+    let worker = world.worker().await;
+    let url = json!({"callback_url": receiver.url()});
+    submit(&world, &job("n1", &users(5), &url)).await;
+    receiver.until_received(1).await;
+    let parked = ["target", "park", "im", "--for", "10m", "--reason", "test"];
+    let finished = world.run(&parked).await;
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let line = "fanwise_target_parked{reason=\"operator\",target=\"im\"}";
+    until("the worker to know of it", BOUND, async || {
+        (worker.metrics().await[line] == 1.0).then_some(())
+    })
+    .await;
+    receiver.until_received(4).await;
+    until_counted(&worker, "callback", "delivered", 1.0).await;
+    assert_eq!(worker.metrics().await[line], 1.0, "it is still parked");
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A reply queue gets the accounts with the key of the job; one that is not there holds nothing up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_is_published_to_the_queue_that_was_named() {
+    let Some(world) = world("reply").await else {
+        return;
+    };
+    let worker = world.worker().await;
+    let connection = Connection::connect(&world.amqp, ConnectionProperties::default());
+    let connection = connection.await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let exclusive = QueueDeclareOptions {
+        exclusive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let declared = channel.queue_declare("".into(), exclusive, FieldTable::default());
+    let queue = declared.await.unwrap().name().clone();
+    let options = BasicConsumeOptions {
+        no_ack: true,
+        ..BasicConsumeOptions::default()
+    };
+    let consumer = channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default());
+    let mut replies = consumer.await.unwrap();
+
+    let nowhere = json!({"reply_to": "nobody-is-there"});
+    submit(&world, &job("n0", &users(3), &nowhere)).await;
+    until_counted(&worker, "reply", "given_up", 1.0).await;
+    let wanted = json!({"reply_to": queue.as_str()});
+    submit(&world, &job("n1", &users(7), &wanted)).await;
+    let reply = tokio::time::timeout(BOUND, replies.next()).await.unwrap();
+    let reply = reply.unwrap().unwrap();
+    let correlation = reply.properties.correlation_id().as_ref().unwrap();
+    assert_eq!(correlation.as_str(), "n1");
+    let event: Value = serde_json::from_slice(&reply.data).unwrap();
+    assert_eq!(event["event"], "completed");
+    assert_eq!(event["accounts"]["sent"], 7);
+    let id = event["job"].as_str().unwrap();
+    assert_eq!(event["id"], format!("{id}.1"));
+    world.completed(id).await;
+    until_counted(&worker, "reply", "delivered", 1.0).await;
+    worker.drain().await;
+    world.end().await;
+}
+
+/// The embedded engine tells too, and who may not be told is refused at once, every problem of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_engine_tells_whom_it_may() {
+    let more = callbacks("\"127.0.0.1\"", true);
+    let place = Place::embedded_with("notice", &more).await;
+    let process = place.serve().await;
+    let receiver = Receiver::start([]).await;
+    let url = json!({"callback_url": receiver.url()});
+    let (status, answer) = place
+        .ask("POST", "/v1/jobs", &job("n1", &users(9), &url))
+        .await;
+    assert_eq!(status, 202, "{answer}");
+    let event = receiver.until_received(1).await[0].verified();
+    assert_eq!(event["accounts"]["sent"], 9);
+    assert_eq!(event["job"], answer["job"]);
+
+    let refused = json!({"callback_url": "https://elsewhere.example.com/", "reply_to": "q"});
+    let (status, answer) = place
+        .ask("POST", "/v1/jobs", &job("n2", &users(1), &refused))
+        .await;
+    assert_eq!(status, 400, "{answer}");
+    let answer = answer.to_string();
+    assert!(answer.contains("callback_url"), "{answer}");
+    assert!(answer.contains("is not among callbacks.hosts"), "{answer}");
+    assert!(answer.contains("no AMQP broker"), "{answer}");
+    let (status, answer) = place
+        .ask(
+            "POST",
+            "/v1/jobs",
+            &job(
+                "n3",
+                &users(1),
+                &json!({"app": "other", "callback_url": receiver.url()}),
+            ),
+        )
+        .await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(
+        answer.to_string().contains("[apps.other.callbacks]"),
+        "{answer}"
+    );
+    assert_eq!(receiver.received().len(), 1);
+    place.end(process).await;
+}
+
+/// An address inside the network is refused at once where it stands in the URL, and when it is
+/// connected to where a name hides it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_address_is_refused_however_it_is_named() {
+    let more = callbacks("\"127.0.0.1\", \"localhost\"", false) + "[retry]\nattempts_max = 1\n";
+    let place = Place::embedded_with("private", &more).await;
+    let mut process = place.serve().await;
+    let receiver = Receiver::start([]).await;
+    let url = json!({"callback_url": receiver.url()});
+    let (status, answer) = place
+        .ask("POST", "/v1/jobs", &job("n1", &users(1), &url))
+        .await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(
+        answer.to_string().contains("not a public address"),
+        "{answer}"
+    );
+
+    let named = receiver.url().replace("127.0.0.1", "localhost");
+    let named = json!({"callback_url": named});
+    let (status, answer) = place
+        .ask("POST", "/v1/jobs", &job("n2", &users(1), &named))
+        .await;
+    assert_eq!(status, 202, "{answer}");
+    place.completed(answer["job"].as_str().unwrap()).await;
+    let line = process
+        .until_prints("a callback is given up", Duration::from_secs(60))
+        .await;
+    assert!(line.contains("not a public address"), "{line}");
+    assert!(receiver.received().is_empty());
+    place.end(process).await;
+}
