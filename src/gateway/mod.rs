@@ -6,12 +6,14 @@
 //!
 //! - `routes`: every path, and submitting; `query`: looking at jobs; `events`: following one;
 //!   `dead`: dead letters, over the walks of `shelf`.
+//! - `openapi`: all of it as a document and as a page.
 //! - `params`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request.
 
 mod dead;
 mod events;
+mod openapi;
 mod params;
 mod problem;
 mod query;
@@ -30,6 +32,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::events::Hub;
+pub use self::openapi::openapi;
 pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
 pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
 pub use self::steer::CONFIGURED;
