@@ -1,7 +1,7 @@
 //! The composition root: builds adapters from the configuration, owns every long-lived task of the
 //! process and runs the phases of its start and stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{Server, keep_publisher};
+use crate::gateway::{Desk, Server, keep_publisher};
 use crate::im::http::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
@@ -222,9 +222,18 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
     let (listen, token) = (config.gateway.listen, config.gateway.token.clone());
     let context = Arc::clone(&process.context);
     let facts = facts(config)?;
-    let server = Server::bind(listen, token, broker.clone(), context, published, facts)
-        .await
-        .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
+    let desks = desks(config);
+    let server = Server::bind(
+        listen,
+        token,
+        broker.clone(),
+        context,
+        published,
+        facts,
+        desks,
+    )
+    .await
+    .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
     let address = server.address().or_exit(Exit::Internal)?;
     tracing::info!(%address, "gateway listens");
     let gateway = Gateway {
@@ -232,6 +241,24 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
         keep: Box::pin(keep_publisher(broker, publisher, drain.clone())),
     };
     process.run(config, drain, Some(gateway)).await
+}
+
+/// The drop-in endpoints that apps have entrances to.
+fn desks(config: &Config) -> Vec<Desk> {
+    let systems: HashMap<_, _> = config
+        .targets
+        .iter()
+        .map(|(name, target)| (name.clone(), target.settings.system()))
+        .collect();
+    let doors_of = |system| {
+        let doors = config.apps.values().flat_map(|app| &app.doors);
+        let doors = doors.filter(move |(name, _)| *name == system);
+        doors.map(|(_, door)| door.clone()).collect()
+    };
+    crate::im::ingresses()
+        .into_iter()
+        .map(|(system, ingress)| Desk::new(system, ingress, doors_of(system), systems.clone()))
+        .collect()
 }
 
 /// The embedded engine in its folder.

@@ -5,13 +5,14 @@
 //! with the broker, the answer is 503.
 //!
 //! - `routes`: every path, and submitting; `query`: looking at jobs; `events`: following one;
-//!   `dead`: dead letters, over the walks of `shelf`.
+//!   `dead`: dead letters, over the walks of `shelf`; `dropin`: existing callers of IM systems.
 //! - `openapi`: all of it as a document and as a page.
 //! - `params`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request.
 
 mod dead;
+mod dropin;
 mod events;
 mod openapi;
 mod params;
@@ -31,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::dropin::Desk;
 use self::events::Hub;
 pub use self::openapi::openapi;
 pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
@@ -57,6 +59,8 @@ struct Gateway<B: Broker, S, T> {
     publisher: watch::Receiver<Option<PublisherOf<B>>>,
     /// What can be steered.
     facts: Facts,
+    /// Drop-in endpoints.
+    desks: Vec<Arc<Desk>>,
     hub: Hub,
 }
 
@@ -77,6 +81,7 @@ impl Server {
         context: Arc<Context<S, T>>,
         publisher: watch::Receiver<Option<PublisherOf<B>>>,
         facts: Facts,
+        desks: Vec<Desk>,
     ) -> std::io::Result<Self>
     where
         B: Broker + Shelves,
@@ -90,6 +95,7 @@ impl Server {
             token,
             publisher,
             facts,
+            desks: desks.into_iter().map(Arc::new).collect(),
             hub: Hub::new(),
         });
         Ok(Self {

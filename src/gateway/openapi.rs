@@ -332,7 +332,11 @@ fn refusal(status: u16, what: &str, generator: &mut SchemaGenerator) -> Value {
         shape: of::<operations::ProblemDetails>,
         each: None,
     };
-    let mut refusal = json!({"description": what, "content": contents(&[problem], generator)});
+    let mut refusal = json!({
+        "description": what,
+        "content": contents(&[problem], generator),
+        "x-status": status,
+    });
     if status == 503 {
         refusal["headers"] = json!({"Retry-After": {
             "description": "Seconds.",

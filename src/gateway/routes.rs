@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use super::params::Params;
 use super::problem::Refusal;
 use super::wire::Submitted;
-use super::{Gateway, dead, events, query, templates};
+use super::{Gateway, dead, dropin, events, query, templates};
 use crate::domain::ids::JobId;
 use crate::domain::job::{JOB_BYTES_MAX, Job};
 use crate::domain::lane::Priority;
@@ -32,6 +32,7 @@ where
     S: Store,
     T: Transport,
 {
+    let existing_callers = dropin::routes(&gateway.desks);
     Router::new()
         .route(
             "/v1/jobs",
@@ -63,6 +64,8 @@ where
             Arc::clone(&gateway),
             authorised::<B, S, T>,
         ))
+        // These have credentials of their own.
+        .merge(existing_callers)
         .route("/livez", get(|| async { "live\n" }))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(gateway)

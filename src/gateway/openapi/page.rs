@@ -20,17 +20,30 @@ pub(super) fn page(document: &Value) -> String {
     write(&mut html, format_args!("<main><h1>{title}</h1>"));
     prose(&mut html, &document["info"]["description"]);
     let token = &document["components"]["securitySchemes"]["token"]["description"];
-    html.push_str("<p>Send <code>Authorization: Bearer TOKEN</code>: ");
+    html.push_str("<p>Send <code>Authorization: Bearer TOKEN</code> with ");
     html.push_str(&inline(token.as_str().unwrap_or_default()));
-    html.push_str(" This page as a document: <a href=\"openapi.json\">openapi.json</a>.</p>\n");
+    html.push_str(
+        "</p><p>All of this as a document: <a href=\"openapi.json\">openapi.json</a></p>\n",
+    );
     for group in items(&document["tags"]) {
         let name = group["name"].as_str().unwrap_or_default();
         write(&mut html, format_args!("<h2>{}</h2>\n", escape(name)));
         for (path, method, it) in operations(document, name) {
-            operation(&mut html, document, path, method, it);
+            operation(&mut html, path, method, it);
         }
     }
-    html.push_str("<h2 id=\"types\">Types</h2>\n");
+    html.push_str("<h2>Refusals</h2>\n");
+    for (name, refusal) in members(&document["components"]["responses"]) {
+        let name = escape(name);
+        write(
+            &mut html,
+            format_args!("<section id=\"refusal-{name}\"><h3>{name}</h3><table>"),
+        );
+        let status = refusal["x-status"].to_string();
+        answer(&mut html, &status, refusal);
+        html.push_str("</table></section>\n");
+    }
+    html.push_str("<h2>Types</h2>\n");
     for (name, schema) in members(&document["components"]["schemas"]) {
         let name = escape(name);
         write(
@@ -81,7 +94,7 @@ fn operations<'a>(
     all.filter(move |(_, _, operation)| operation["tags"][0] == group)
 }
 
-fn operation(html: &mut String, document: &Value, path: &str, method: &str, it: &Value) {
+fn operation(html: &mut String, path: &str, method: &str, it: &Value) {
     let id = text(&it["operationId"]);
     write(
         html,
@@ -119,23 +132,30 @@ fn operation(html: &mut String, document: &Value, path: &str, method: &str, it: 
         html.push_str("</table>");
     }
     html.push_str("<h4>Answers</h4><table>");
-    for (status, answer) in members(&it["responses"]) {
-        // Refusals are written once for all operations.
-        let reference = answer["$ref"].as_str().unwrap_or_default();
-        let shared = reference.strip_prefix('#');
-        let answer = shared.map_or(Some(answer), |it| document.pointer(it));
-        let Some(answer) = answer else { continue };
-        let mut what = inline(answer["description"].as_str().unwrap_or_default());
-        for (name, content) in members(&answer["content"]) {
-            let kind = kind_of_content(content);
-            write(
-                &mut what,
-                format_args!("<br><code>{}</code> {kind}", escape(name)),
-            );
+    let mut refusals = Vec::new();
+    for (status, it) in members(&it["responses"]) {
+        match it["$ref"].as_str().and_then(|it| it.rsplit('/').next()) {
+            // They mean the same everywhere, and are told once.
+            Some(name) => refusals.push(format!("<a href=\"#refusal-{name}\">{status}</a>")),
+            None => answer(html, status, it),
         }
-        row(html, status, "", &what);
+    }
+    if !refusals.is_empty() {
+        row(html, "refusals", "", &refusals.join(", "));
     }
     html.push_str("</table></section>\n");
+}
+
+fn answer(html: &mut String, status: &str, answer: &Value) {
+    let mut what = inline(answer["description"].as_str().unwrap_or_default());
+    for (name, content) in members(&answer["content"]) {
+        let kind = kind_of_content(content);
+        write(
+            &mut what,
+            format_args!("<br><code>{}</code> {kind}", escape(name)),
+        );
+    }
+    row(html, status, "", &what);
 }
 
 fn kind_of_content(content: &Value) -> String {

@@ -1,0 +1,478 @@
+//! Drop-in endpoints: requests of existing callers of an IM system become jobs, and the answers say
+//! what became of each recipient.
+//!
+//! What a request means and how the answer looks is the system's affair (`im::ingress`). Here its jobs
+//! are read as any job is, all of them before the first is published, made durable, and waited for: up
+//! to the door's bound, then the answer says what is known.
+//!
+//! A request without a key of its own is known again by its content: within the door's window the same
+//! request names the same job, at whatever gateway it arrives, since the ledger is asked for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use bytes::Bytes;
+
+use super::Gateway;
+use crate::domain::audience::fold;
+use crate::domain::fields::Problem;
+use crate::domain::ids::{Fingerprint, Fingerprinter, JobId, digest_hex};
+use crate::domain::job::{Job, JobDocument, MessageDocument};
+use crate::domain::lane::Priority;
+use crate::domain::limits::{Grant, Tat};
+use crate::domain::mapping::Strictness;
+use crate::domain::outcome::Outcome;
+use crate::im::ingress::{
+    Door, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Reply, Spoken, Told, Wanted,
+};
+use crate::ports::{
+    Broker, ClaimState, LedgerError, Outgoing, Publisher as _, Route, Shelves, Transport, fit,
+};
+use crate::worker::{Store, chain, now_ms};
+
+/// The header that names the jobs of a request.
+const JOB_HEADER: &str = "fanwise-job";
+
+/// Between two looks at what became of a request: short at first, for small jobs.
+const LOOK_MIN: Duration = Duration::from_millis(5);
+const LOOK_MAX: Duration = Duration::from_millis(100);
+
+/// Nonces that are remembered before the old ones are swept.
+const NONCES_MAX: usize = 100_000;
+
+/// The drop-in endpoints of one system.
+pub struct Desk {
+    system: &'static str,
+    ingress: Box<dyn Ingress>,
+    doors: Vec<Door>,
+    /// Which system each target is an account of: native fields go to their own kind only.
+    systems: HashMap<String, &'static str>,
+    nonces: Mutex<HashMap<(usize, String), Instant>>,
+    quotas: Mutex<HashMap<usize, Quota>>,
+}
+
+/// Calls of one door.
+#[derive(Default)]
+struct Quota {
+    tat: Tat,
+    blocked_until_ms: u64,
+}
+
+impl Desk {
+    pub fn new(
+        system: &'static str,
+        ingress: Box<dyn Ingress>,
+        doors: Vec<Door>,
+        systems: HashMap<String, &'static str>,
+    ) -> Self {
+        Self {
+            system,
+            ingress,
+            doors,
+            systems,
+            nonces: Mutex::default(),
+            quotas: Mutex::default(),
+        }
+    }
+
+    /// Whether a signed request comes for the first time.
+    fn is_new(&self, door: usize, nonce: String) -> bool {
+        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if nonces.len() >= NONCES_MAX {
+            nonces.retain(|_, until| *until > now);
+        }
+        let before = nonces.insert((door, nonce), now + NONCE_LIVES);
+        before.is_none_or(|until| until <= now)
+    }
+
+    /// How long a call must stay away; nothing if it may come in.
+    fn over_quota(&self, index: usize) -> Option<Duration> {
+        let door = &self.doors[index];
+        let rate = door.calls?;
+        let now = now_ms();
+        let mut quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
+        let quota = quotas.entry(index).or_default();
+        if quota.blocked_until_ms > now {
+            return Some(Duration::from_millis(quota.blocked_until_ms - now));
+        }
+        match quota.tat.lease(&rate, now * 1000, 1, Duration::ZERO) {
+            Grant::Units { .. } => None,
+            Grant::Later { .. } => {
+                quota.blocked_until_ms = now + door.block.as_millis() as u64;
+                Some(door.block)
+            }
+        }
+    }
+
+    /// The document that a job of this door is, as its producer would have written it.
+    fn document(&self, door: &Door, target: &str, wanted: &Wanted, key: &str) -> JobDocument {
+        let same_system = self.systems.get(target) == Some(&self.system);
+        let message = MessageDocument {
+            native: wanted.native.clone().filter(|_| same_system),
+            ..wanted.message.clone()
+        };
+        JobDocument {
+            app: Some(door.app.clone()),
+            target: Some(target.to_owned()),
+            sender: wanted.sender.clone(),
+            options: Some(wanted.options.clone()),
+            priority: Some(Priority::Normal),
+            // The caller knows its own system, not the one that delivers.
+            mapping: Some(Strictness::Lenient),
+            confirm_all: wanted.audience.all.then_some(true),
+            ..JobDocument::new(key, wanted.audience.clone(), message)
+        }
+    }
+}
+
+/// A job of a request, ready to be published.
+struct Prepared {
+    id: JobId,
+    client_msg_no: String,
+    submission: String,
+    content_digest: String,
+    body: Bytes,
+    /// As the caller wrote them.
+    recipients: Vec<String>,
+    fingerprints: Vec<Fingerprint>,
+}
+
+pub(super) fn routes<B, S, T>(desks: &[Arc<Desk>]) -> Router<Arc<Gateway<B, S, T>>>
+where
+    B: Broker + Shelves,
+    S: Store,
+    T: Transport,
+{
+    let mut router = Router::new();
+    for desk in desks.iter().filter(|desk| !desk.doors.is_empty()) {
+        for path in desk.ingress.paths() {
+            let desk = Arc::clone(desk);
+            let serve = move |State(gateway): State<Arc<Gateway<B, S, T>>>,
+                              uri: Uri,
+                              headers: HeaderMap,
+                              body: Result<
+                Bytes,
+                axum::extract::rejection::BytesRejection,
+            >| {
+                let desk = Arc::clone(&desk);
+                async move {
+                    match body {
+                        Ok(body) => serve(&gateway, &desk, &uri, &headers, &body).await,
+                        Err(error) => error.into_response(),
+                    }
+                }
+            };
+            router = router.route(path, post(serve));
+        }
+    }
+    router
+}
+
+async fn serve<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    desk: &Desk,
+    uri: &Uri,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Response {
+    let incoming = Incoming {
+        path: uri.path(),
+        headers,
+        body,
+        now_ms: now_ms(),
+    };
+    let order = match desk.ingress.read(&incoming, &desk.doors) {
+        Ok(order) => order,
+        Err(spoken) => return out(spoken),
+    };
+    match carry_out(gateway, desk, order, body).await {
+        Ok(response) => response,
+        Err(failure) => out(failure.refuse(&*desk.ingress)),
+    }
+}
+
+/// Why an order is not carried out, with what it says.
+enum Failure {
+    Problems(Vec<Problem>),
+    Conflict,
+    TooOften(Duration),
+    Replayed,
+    Forbidden(&'static str),
+    Unavailable(String),
+}
+
+impl Failure {
+    fn refuse(&self, ingress: &dyn Ingress) -> Spoken {
+        ingress.refuse(&match self {
+            Self::Problems(problems) => Refusal::Problems(problems),
+            Self::Conflict => Refusal::Conflict,
+            Self::TooOften(block) => Refusal::TooOften { block: *block },
+            Self::Replayed => Refusal::Replayed,
+            Self::Forbidden(what) => Refusal::Forbidden(what),
+            Self::Unavailable(what) => Refusal::Unavailable(what),
+        })
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        Self::Unavailable(chain(&error))
+    }
+}
+
+async fn carry_out<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    desk: &Desk,
+    order: Order,
+    body: &[u8],
+) -> Result<Response, Failure> {
+    let Order {
+        door: index,
+        nonce,
+        jobs,
+        reply,
+    } = order;
+    let door = &desk.doors[index];
+    if let Some(nonce) = nonce
+        && !desk.is_new(index, nonce)
+    {
+        return Err(Failure::Replayed);
+    }
+    if let Some(block) = desk.over_quota(index) {
+        return Err(Failure::TooOften(block));
+    }
+    if !door.send_all && jobs.iter().any(|wanted| wanted.audience.all) {
+        return Err(Failure::Forbidden("this app may not send to all users"));
+    }
+    let mut prepared = Vec::with_capacity(jobs.len());
+    for (number, wanted) in jobs.iter().enumerate() {
+        prepared.push(prepare(gateway, desk, door, wanted, number, body).await?);
+    }
+    let accepted_at_ms = now_ms();
+    publish(gateway, &prepared).await?;
+    let told = wait(gateway, door, &prepared, accepted_at_ms).await;
+    Ok(answer(&*reply, &prepared, &told))
+}
+
+/// Reads a job as the intake will, and makes sure that its key stands for no other message.
+async fn prepare<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    desk: &Desk,
+    door: &Door,
+    wanted: &Wanted,
+    number: usize,
+    request: &[u8],
+) -> Result<Prepared, Failure> {
+    let context = &*gateway.context;
+    let target = match &door.target {
+        Some(target) => target.clone(),
+        None => crate::domain::job::Context::default_target(context, &door.app)
+            .map_err(|what| Failure::Problems(vec![Problem::new("app", what)]))?,
+    };
+    let key = match &wanted.key {
+        Some(key) => key.clone(),
+        None => content_key(gateway, door, number, request).await?,
+    };
+    let document = desk.document(door, &target, wanted, &key);
+    let body = serde_json::to_vec(&document)
+        .map_err(|error| Failure::Problems(vec![Problem::new("", error.to_string())]))?;
+    let body = Bytes::from(body);
+    let prepared = {
+        let job = Job::read(
+            &body,
+            Some(Priority::Normal),
+            context,
+            jiff::Timestamp::now(),
+        )
+        .map_err(Failure::Problems)?;
+        let adapter = &*context.targets[&target].target;
+        let fit = fit(adapter, &job.head, job.is_for_all(), job.strictness);
+        if !fit.problems.is_empty() {
+            return Err(Failure::Problems(fit.problems));
+        }
+        let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, job.head.id);
+        let folds_case = adapter.profile().folds_case;
+        let recipients = named(wanted);
+        let fingerprint = |id: &String| {
+            let mut id = id.as_str().into();
+            fold(&mut id, folds_case);
+            fingerprinter.fingerprint(&id)
+        };
+        Prepared {
+            id: job.head.id,
+            client_msg_no: job.head.client_msg_no.clone(),
+            submission: job.submission.clone(),
+            content_digest: job.content_digest.clone(),
+            fingerprints: recipients.iter().map(fingerprint).collect(),
+            recipients,
+            body: body.clone(),
+        }
+    };
+    let known = context.store.job(prepared.id).await?;
+    if known.is_some_and(|known| {
+        !known.content_digest.is_empty() && known.content_digest != prepared.content_digest
+    }) {
+        return Err(Failure::Conflict);
+    }
+    Ok(prepared)
+}
+
+/// Whom a request names.
+fn named(wanted: &Wanted) -> Vec<String> {
+    let audience = &wanted.audience;
+    let users = audience
+        .users
+        .iter()
+        .flatten()
+        .map(|user| user.id().to_owned());
+    users
+        .chain(audience.groups.iter().flatten().cloned())
+        .collect()
+}
+
+/// The key of a request that brings none: that of the same request within the window, if it came
+/// before, else a new one. A window is found by its number, so the one before is looked at too.
+async fn content_key<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    door: &Door,
+    number: usize,
+    request: &[u8],
+) -> Result<String, Failure> {
+    let now = now_ms();
+    let window = door.window.as_millis() as u64;
+    let key = |slot: u64| {
+        let parts: [&[u8]; 3] = [&slot.to_be_bytes(), &number.to_be_bytes(), request];
+        format!("content-{}", digest_hex(&parts, 16))
+    };
+    if window == 0 {
+        return Ok(key(fastrand::u64(..)));
+    }
+    let slot = now / window;
+    let before = key(slot.saturating_sub(1));
+    let record = gateway
+        .context
+        .store
+        .job(JobId::of(&door.app, &before))
+        .await?;
+    let repeats = record.is_some_and(|record| now.saturating_sub(record.accepted_at_ms) <= window);
+    Ok(if repeats { before } else { key(slot) })
+}
+
+async fn publish<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    prepared: &[Prepared],
+) -> Result<(), Failure> {
+    let publisher = gateway.publisher.borrow().clone();
+    let unavailable = || Failure::Unavailable("no session with the broker".to_owned());
+    let publisher = publisher.ok_or_else(unavailable)?;
+    let message = |job: &Prepared| Outgoing {
+        route: Route::Job(Priority::Normal),
+        body: job.body.clone(),
+        message_id: format!("{}/{}", job.id, job.submission),
+        traceparent: None,
+    };
+    let messages = prepared.iter().map(message).collect();
+    let published = publisher.publish(messages).await;
+    published.map_err(|error| Failure::Unavailable(chain(&error)))
+}
+
+/// Waits for all jobs to settle, at most as long as the door allows. What cannot be found out is told
+/// as pending: the jobs are durable whatever the ledger says now.
+async fn wait<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    door: &Door,
+    prepared: &[Prepared],
+    accepted_at_ms: u64,
+) -> Vec<Told> {
+    let deadline = Instant::now() + door.wait;
+    let mut told = Vec::with_capacity(prepared.len());
+    for job in prepared {
+        let mut pause = LOOK_MIN;
+        let fates = loop {
+            let late = Instant::now() >= deadline;
+            match look(gateway, job, late).await {
+                Ok(Some(fates)) => break fates,
+                Ok(None) if !late => {}
+                Err(error) if !late => {
+                    tracing::debug!(error = %chain(&error), "what became of a request is not known yet");
+                }
+                Ok(None) | Err(_) => break vec![Fate::Pending; job.recipients.len()],
+            }
+            tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
+            pause = (pause * 2).min(LOOK_MAX);
+        };
+        told.push(Told {
+            job: job.id,
+            client_msg_no: job.client_msg_no.clone(),
+            accepted_at_ms,
+            recipients: job.recipients.iter().cloned().zip(fates).collect(),
+        });
+    }
+    told
+}
+
+/// The fates of a job's recipients, once all of them have one, or `anyway`.
+async fn look<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    job: &Prepared,
+    anyway: bool,
+) -> Result<Option<Vec<Fate>>, LedgerError> {
+    let store = &gateway.context.store;
+    let Some(record) = store.job(job.id).await? else {
+        return Ok(None);
+    };
+    if record.pending > 0 && !anyway {
+        return Ok(None);
+    }
+    let states = store.look(&record, &job.fingerprints).await?;
+    let settled = |state: &ClaimState| matches!(state, ClaimState::Settled(_));
+    if !anyway && !states.iter().all(settled) {
+        return Ok(None);
+    }
+    let reasons = if states.iter().any(|state| !is_sent(*state)) {
+        store.reasons(job.id, &job.fingerprints).await?
+    } else {
+        vec![None; states.len()]
+    };
+    let fate = |(state, reason): (ClaimState, Option<crate::ports::Reason>)| match state {
+        ClaimState::Settled(Outcome::Sent) => Fate::Sent,
+        ClaimState::Settled(outcome) => {
+            let class = reason.as_ref().map(|reason| reason.class);
+            let (code, text) = reason.map(|it| (it.code, it.text)).unwrap_or_default();
+            Fate::Ended {
+                outcome,
+                class,
+                code,
+                text,
+            }
+        }
+        ClaimState::Granted | ClaimState::TakenOver | ClaimState::Held { .. } => Fate::Pending,
+    };
+    Ok(Some(states.into_iter().zip(reasons).map(fate).collect()))
+}
+
+fn is_sent(state: ClaimState) -> bool {
+    state == ClaimState::Settled(Outcome::Sent)
+}
+
+/// The answer in the system's manner, with the ids of the jobs beside it.
+fn answer(reply: &dyn Reply, prepared: &[Prepared], told: &[Told]) -> Response {
+    let mut response = out(reply.render(told));
+    let ids: Vec<_> = prepared.iter().map(|job| job.id.to_string()).collect();
+    if let Ok(ids) = HeaderValue::try_from(ids.join(", ")) {
+        response.headers_mut().insert(JOB_HEADER, ids);
+    }
+    response
+}
+
+fn out(spoken: Spoken) -> Response {
+    spoken.map(Body::from)
+}
