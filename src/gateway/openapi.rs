@@ -54,9 +54,12 @@ struct Parameter {
 struct Content {
     kind: &'static str,
     shape: Shape,
-    /// One line or event, where the whole is a stream of them.
-    each: Option<Shape>,
 }
+
+/// Kinds of content that are many of the same, one after the other. OpenAPI 3.1 has no word for them;
+/// their schema is that of one line or event.
+const NDJSON: &str = "application/x-ndjson";
+const EVENTS: &str = "text/event-stream";
 
 struct Answer {
     status: u16,
@@ -64,29 +67,17 @@ struct Answer {
     contents: Vec<Content>,
 }
 
+fn content(kind: &'static str, shape: Shape) -> Content {
+    Content { kind, shape }
+}
+
 fn json(shape: Shape) -> Content {
-    Content {
-        kind: "application/json",
-        shape,
-        each: None,
-    }
+    content("application/json", shape)
 }
 
 /// A text of this kind.
 fn text(kind: &'static str) -> Content {
-    Content {
-        kind,
-        shape: of::<String>,
-        each: None,
-    }
-}
-
-/// Many of these, one after the other.
-fn many(kind: &'static str, each: Shape) -> Content {
-    Content {
-        each: Some(each),
-        ..text(kind)
-    }
+    content(kind, of::<String>)
 }
 
 impl Operation {
@@ -314,24 +305,15 @@ fn written(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
 }
 
 fn contents(contents: &[Content], generator: &mut SchemaGenerator) -> Value {
-    let mut written = Map::new();
-    for content in contents {
-        let mut kind = json!({"schema": (content.shape)(generator)});
-        if let Some(each) = content.each {
-            // OpenAPI 3.2 calls it `itemSchema`.
-            kind["x-itemSchema"] = json!(each(generator));
-        }
-        written.insert(content.kind.to_owned(), kind);
-    }
-    Value::Object(written)
+    let written = contents.iter().map(|content| {
+        let schema = (content.shape)(generator);
+        (content.kind.to_owned(), json!({"schema": schema}))
+    });
+    Value::Object(written.collect())
 }
 
 fn refusal(status: u16, what: &str, generator: &mut SchemaGenerator) -> Value {
-    let problem = Content {
-        kind: "application/problem+json",
-        shape: of::<operations::ProblemDetails>,
-        each: None,
-    };
+    let problem = content("application/problem+json", of::<operations::ProblemDetails>);
     let mut refusal = json!({
         "description": what,
         "content": contents(&[problem], generator),

@@ -7,8 +7,9 @@ use super::super::wire::{
     Redriven, Submitted, TemplateRow, TemplateView, Verification,
 };
 use super::super::{LIST_MAX, dead};
-use super::{Operation, json, many, of, text};
-use crate::domain::announce::JobEvent;
+use super::{EVENTS, NDJSON, Operation, content, json, of, text};
+use crate::domain::announce::{EventKind, JobEvent};
+use crate::domain::audience::MemberDocument;
 use crate::domain::directive::{Directive, Scope};
 use crate::domain::job::JobDocument;
 use crate::domain::lane::Priority;
@@ -16,8 +17,6 @@ use crate::domain::letters::DeadRow;
 use crate::domain::message::MessageDocument;
 use crate::ports::JobState;
 use crate::steer::{Hindrance, LimitView, Steered, TargetView};
-
-const NDJSON: &str = "application/x-ndjson";
 
 /// Why a request is refused (RFC 9457).
 #[derive(JsonSchema)]
@@ -47,6 +46,32 @@ struct FieldProblem {
     /// Path of the field, such as `audience.users[17]`, or `line 3`; empty for the whole.
     field: String,
     what: String,
+}
+
+/// One event of a stream.
+#[derive(JsonSchema)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: events are written line by line"
+)]
+struct ServerSentEvent {
+    /// Where the job stood: the `Last-Event-ID` to come back with.
+    id: Option<String>,
+    event: Option<EventKind>,
+    /// A `JobEvent` as JSON.
+    #[schemars(schema_with = "job_event")]
+    data: Option<String>,
+    /// Milliseconds to wait before coming back; in the first one.
+    retry: Option<u64>,
+}
+
+fn job_event(generator: &mut SchemaGenerator) -> Schema {
+    let event = generator.subschema_for::<JobEvent>();
+    json_schema!({
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": event,
+    })
 }
 
 /// Who tells work something, why, and for how long.
@@ -143,7 +168,7 @@ or nothing: a list with bad lines is refused with their numbers, and nobody is s
 The same `client_msg_no` with the same message is the same job: further recipients extend it, and \
 nobody gets it twice. With another message it is refused with 409.";
 
-const EVENTS: &str = "`accepted`, `progress` and `completed`, each with the whole accounts. \
+const FOLLOW: &str = "`accepted`, `progress` and `completed`, each with the whole accounts. \
 `Last-Event-ID` goes on where a reader was cut off, at any gateway. The stream ends after `completed`.";
 
 pub(super) fn operations() -> Vec<Operation> {
@@ -195,14 +220,10 @@ fn jobs() -> Vec<Operation> {
             )
             .header("traceparent", "W3C trace context; it travels up to the send.")
             .takes(json(of::<JobDocument>))
-            .takes(text(NDJSON))
+            .takes(content(NDJSON, of::<MemberDocument>))
             .takes(text("text/csv"))
             .takes(text("text/plain"))
-            .takes(super::Content {
-                kind: "multipart/form-data",
-                shape: of::<UploadForm>,
-                each: None,
-            })
+            .takes(content("multipart/form-data", of::<UploadForm>))
             .answers(
                 202,
                 "Accepted: durable, and sent as its turn comes.",
@@ -234,12 +255,12 @@ fn jobs() -> Vec<Operation> {
             .answers(200, "The job.", vec![json(of::<JobDetail>)]),
         of_job("/v1/jobs/{id}/events", "followJob")
             .summary("Server-sent events of one job")
-            .about(EVENTS)
+            .about(FOLLOW)
             .header("Last-Event-ID", "Id of the last event that was seen.")
             .answers(
                 200,
                 "Events as they happen.",
-                vec![many("text/event-stream", of::<JobEvent>)],
+                vec![content(EVENTS, of::<ServerSentEvent>)],
             )
             .answers(204, "The reader has seen the end; it need not come back.", vec![]),
         of_job("/v1/jobs/{id}/recipients/{user}", "showRecipient")
@@ -279,7 +300,7 @@ fn dead_letters() -> Vec<Operation> {
             .answers(
                 200,
                 "A page, or all of them as lines.",
-                vec![json(of::<DeadList>), many(NDJSON, of::<DeadRow>)],
+                vec![json(of::<DeadList>), content(NDJSON, of::<DeadRow>)],
             ),
         Operation::new("post", "/v1/dead:redrive", "redriveDeadLetters")
             .summary("Send to them again")
@@ -292,7 +313,7 @@ fn dead_letters() -> Vec<Operation> {
             .answers(200, "What was removed, or would be.", vec![json(of::<Purged>)]),
         Operation::new("get", "/v1/rejected", "listRejected")
             .summary("Messages that were no jobs, as lines")
-            .answers(200, "All of them.", vec![many(NDJSON, of::<KeptLine>)]),
+            .answers(200, "All of them.", vec![content(NDJSON, of::<KeptLine>)]),
     ]
 }
 

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use super::{EVENTS, NDJSON};
+
 const STYLE: &str = include_str!("page.css");
 
 /// Methods in the order in which they are shown.
@@ -127,7 +129,7 @@ fn operation(html: &mut String, path: &str, method: &str, it: &Value) {
         };
         write(html, format_args!("<h4>Body{may}</h4><table>"));
         for (name, content) in content {
-            row(html, &escape(name), "", &kind_of_content(content));
+            row(html, &escape(name), "", &kind_of_content(name, content));
         }
         html.push_str("</table>");
     }
@@ -149,7 +151,7 @@ fn operation(html: &mut String, path: &str, method: &str, it: &Value) {
 fn answer(html: &mut String, status: &str, answer: &Value) {
     let mut what = inline(answer["description"].as_str().unwrap_or_default());
     for (name, content) in members(&answer["content"]) {
-        let kind = kind_of_content(content);
+        let kind = kind_of_content(name, content);
         write(
             &mut what,
             format_args!("<br><code>{}</code> {kind}", escape(name)),
@@ -158,11 +160,12 @@ fn answer(html: &mut String, status: &str, answer: &Value) {
     row(html, status, "", &what);
 }
 
-fn kind_of_content(content: &Value) -> String {
-    match content.get("x-itemSchema") {
-        Some(each) => format!("<i>many</i> {}", kind(each)),
-        None => kind(&content["schema"]),
-    }
+fn kind_of_content(name: &str, content: &Value) -> String {
+    let many = match name {
+        NDJSON | EVENTS => "<i>many</i> ",
+        _ => "",
+    };
+    format!("{many}{}", kind(&content["schema"]))
 }
 
 /// What a schema holds: its fields, or its alternatives.
