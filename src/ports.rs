@@ -771,7 +771,9 @@ pub struct Leased {
 }
 
 /// A target that waits, and why.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct Park {
     pub since_ms: u64,
     pub until_ms: u64,
@@ -784,7 +786,17 @@ pub struct Park {
 }
 
 /// Why a target is parked: a closed set, fit for a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ParkReason {
     /// It said that we are too fast, or asked us to wait.

@@ -1,4 +1,4 @@
-//! The public formats as JSON Schema and AsyncAPI, generated from the types that write them. The files
+//! The public formats as JSON Schema, AsyncAPI and OpenAPI, generated from the types that write them. The files
 //! in `schemas/` are these documents, with the mapping of all targets beside them; a test fails when they
 //! drift.
 
@@ -9,11 +9,12 @@ use crate::domain::announce::{DeadLetter, JobEvent};
 use crate::domain::job::JobDocument;
 
 /// File names of all documents.
-pub const DOCUMENTS: [&str; 5] = [
+pub const DOCUMENTS: [&str; 6] = [
     "job.schema.json",
     "dead-letter.schema.json",
     "job-event.schema.json",
     "asyncapi.json",
+    "openapi.json",
     "mapping.md",
 ];
 
@@ -24,6 +25,7 @@ pub fn document(name: &str) -> String {
         "dead-letter.schema.json" => schema::<DeadLetter>(),
         "job-event.schema.json" => schema::<JobEvent>(),
         "asyncapi.json" => asyncapi(),
+        "openapi.json" => crate::gateway::openapi(),
         "mapping.md" => return crate::im::mapping::markdown(),
         _ => return String::new(),
     };

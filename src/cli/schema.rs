@@ -1,4 +1,4 @@
-//! `fanwise schema`: the public formats as JSON Schema, and all of them as AsyncAPI.
+//! `fanwise schema`: the public formats as JSON Schema, AsyncAPI and OpenAPI.
 
 use std::path::PathBuf;
 
@@ -24,6 +24,8 @@ enum Which {
     DeadLetter,
     JobEvent,
     Asyncapi,
+    /// The HTTP interface as OpenAPI 3.1
+    Openapi,
     /// What each target makes of a job, as Markdown
     Mapping,
 }
@@ -41,6 +43,7 @@ pub(super) fn run(args: &SchemaArgs) -> Result<Exit, Failure> {
         Which::DeadLetter => "dead-letter.schema.json",
         Which::JobEvent => "job-event.schema.json",
         Which::Asyncapi => "asyncapi.json",
+        Which::Openapi => "openapi.json",
         Which::Mapping => "mapping.md",
     };
     output::line(document(name).trim_end())?;

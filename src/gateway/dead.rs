@@ -25,7 +25,7 @@ use crate::worker::{Store, now_ms};
 
 /// Rows on a page that asks for no number, and the most on one.
 const PAGE_USUAL: usize = 100;
-const PAGE_MAX: usize = 1000;
+pub(super) const PAGE_MAX: usize = 1000;
 /// The same with their messages, which may have 64 KiB each.
 const PAGE_MAX_WITH_CONTENT: usize = 100;
 

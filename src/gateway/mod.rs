@@ -7,6 +7,7 @@
 //!
 //! - `routes`: every path, and submitting; `query`: looking at jobs; `events`: following one;
 //!   `dead`: dead letters, over the walks of `shelf`; `dropin`: existing callers of IM systems.
+//! - `openapi`: all of it as a document and as a page.
 //! - `params`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request.
@@ -18,6 +19,7 @@ mod body;
 mod dead;
 mod dropin;
 mod events;
+mod openapi;
 mod params;
 mod problem;
 mod query;
@@ -45,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 use self::body::Memory;
 pub use self::dropin::Desk;
 use self::events::Hub;
+pub use self::openapi::openapi;
 use self::problem::Refusal;
 pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
 pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};

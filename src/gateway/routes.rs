@@ -47,6 +47,7 @@ where
                 .delete(templates::delete::<B, S, T>),
         )
         .merge(super::steer::routes())
+        .merge(super::openapi::routes())
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(

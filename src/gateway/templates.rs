@@ -3,11 +3,11 @@
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use serde::Deserialize;
 
 use super::Gateway;
+use super::params::Params;
 use super::problem::Refusal;
 use super::routes::Shared;
 use super::wire::{TemplateRow, TemplateView};
@@ -21,21 +21,37 @@ use crate::domain::template::{
 use crate::ports::{Broker, Transport, fit};
 use crate::worker::Store;
 
-#[derive(Deserialize)]
-pub(super) struct Of {
-    #[serde(default = "default_app")]
+/// The app that is meant, and the version where one can be named.
+struct Of {
     app: String,
     version: Option<u32>,
 }
 
-fn default_app() -> String {
-    "default".to_owned()
+impl Of {
+    fn app(params: Params) -> Result<Self, Refusal> {
+        Self::read(params, |_| None)
+    }
+
+    fn version(params: Params) -> Result<Self, Refusal> {
+        Self::read(params, |params| params.get("version", "a number"))
+    }
+
+    fn read(
+        mut params: Params,
+        version: impl FnOnce(&mut Params) -> Option<u32>,
+    ) -> Result<Self, Refusal> {
+        let app = params.text("app").unwrap_or_else(|| "default".to_owned());
+        let version = version(&mut params);
+        params.finish()?;
+        Ok(Self { app, version })
+    }
 }
 
 pub(super) async fn list<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
-    Query(of): Query<Of>,
+    params: Params,
 ) -> Result<Json<Vec<TemplateRow>>, Refusal> {
+    let of = Of::app(params)?;
     let stored = gateway.context.store.templates(&of.app).await?;
     Ok(Json(TemplateRow::all(&of.app, stored)))
 }
@@ -43,8 +59,9 @@ pub(super) async fn list<B: Broker, S: Store, T: Transport>(
 pub(super) async fn show<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(name): Path<String>,
-    Query(of): Query<Of>,
+    params: Params,
 ) -> Result<Json<TemplateView>, Refusal> {
+    let of = Of::version(params)?;
     let store = &gateway.context.store;
     match store.template(&of.app, &name, of.version).await? {
         Some(stored) => Ok(Json(TemplateView::of(&of.app, &name, stored))),
@@ -55,9 +72,10 @@ pub(super) async fn show<B: Broker, S: Store, T: Transport>(
 pub(super) async fn put<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(name): Path<String>,
-    Query(of): Query<Of>,
+    params: Params,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<TemplateView>, Refusal> {
+    let of = Of::app(params)?;
     let body = body.map_err(|error| Refusal::BadBody(error.status(), error.body_text()))?;
     let message = str::from_utf8(&body)
         .map_err(|error| Refusal::BadBody(StatusCode::BAD_REQUEST, error.to_string()))?;
@@ -77,8 +95,9 @@ pub(super) async fn put<B: Broker, S: Store, T: Transport>(
 pub(super) async fn delete<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(name): Path<String>,
-    Query(of): Query<Of>,
+    params: Params,
 ) -> Result<StatusCode, Refusal> {
+    let of = Of::app(params)?;
     match gateway
         .context
         .store

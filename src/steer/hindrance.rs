@@ -1,5 +1,6 @@
 //! Why a job does not move, or not faster.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Facts, board};
@@ -9,14 +10,14 @@ use crate::ports::{JobRecord, JobState, LedgerError, Park};
 use crate::worker::{Store, rfc3339};
 
 /// One thing that keeps a job from going on, or from going faster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hindrance {
     pub cause: Cause,
     /// Who, what and why.
     pub what: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     Cancelled,

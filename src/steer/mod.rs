@@ -10,6 +10,7 @@ mod view;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::hindrance::{Cause, Hindrance, Own, hindrances};
@@ -32,7 +33,7 @@ pub struct Facts {
     pub dedup_window: Duration,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TargetFacts {
     /// The IM system.
     #[serde(rename = "type")]
@@ -91,7 +92,7 @@ pub struct Told {
 }
 
 /// What stands after a command.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Steered {
     #[serde(flatten)]
     pub subject: Subject,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Facts, TargetFacts, board};
@@ -11,7 +12,7 @@ use crate::ports::{Directives, LedgerError, Park};
 use crate::worker::{Store, rfc3339};
 
 /// One target as it is told to people.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TargetView {
     pub name: String,
     #[serde(flatten)]
@@ -27,7 +28,7 @@ pub struct TargetView {
 }
 
 /// What a target does. Who paused one that is parked too has the last word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetState {
     Moving,
@@ -99,7 +100,7 @@ pub async fn targets<S: Store>(
 }
 
 /// One limit as it is told to people.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LimitView {
     #[serde(flatten)]
     pub subject: Subject,

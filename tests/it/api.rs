@@ -1,7 +1,7 @@
 //! The native HTTP interface against a real worker and mock: lists, one job, events, recipients,
 //! dead letters, redrive and purge; on the embedded engine always, and on servers where they are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
@@ -50,6 +50,7 @@ on_both! {
     a_redrive_sends_to_the_failed_ones_once,
     a_purge_takes_what_is_meant,
     every_problem_of_a_request_is_told,
+    the_document_is_what_is_served,
 }
 
 /// A `fanwise serve` with a mock to send to.
@@ -176,6 +177,17 @@ impl Place {
             assert!(head.contains("application/problem+json"), "{head}");
         }
         (status, serde_json::from_str(body).unwrap_or_default())
+    }
+
+    /// The head of an answer, with its headers in lower case.
+    async fn head_of(&self, method: &str, path: &str) -> String {
+        let request = format!("{method} {path} HTTP/1.0\r\n\r\n");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        timeout(BOUND, read).await.expect("an answer").unwrap();
+        answer.split_once("\r\n\r\n").unwrap().0.to_owned()
     }
 
     async fn get(&self, path: &str) -> Value {
@@ -742,5 +754,75 @@ async fn every_problem_of_a_request_is_told(place: Place) {
     .await;
     let usage = place.run(&["dead", "list", "--since", "soon"]).await;
     assert_eq!(usage.code, Some(64), "{}", usage.stderr);
+    place.end(process).await;
+}
+
+/// Every documented operation meets a handler, and no path takes a method or a verb that is not
+/// documented. That no path at all is left out is seen beside the table.
+async fn the_document_is_what_is_served(place: Place) {
+    let process = place.serve().await;
+    let document = place.get("/openapi.json").await;
+    let mut routes: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut verbs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let asked: String = path
+            .split('{')
+            .map(|piece| {
+                piece
+                    .split_once('}')
+                    .map_or(piece.to_owned(), |(_, rest)| format!("x{rest}"))
+            })
+            .collect();
+        // The router matches a name and its verb as one.
+        let route = match path.rsplit_once("}:") {
+            Some((_, verb)) => {
+                let route = asked.strip_suffix(&format!(":{verb}")).unwrap();
+                verbs
+                    .entry(route.to_owned())
+                    .or_default()
+                    .insert(verb.to_owned());
+                route.to_owned()
+            }
+            None => asked.clone(),
+        };
+        for method in methods.as_object().unwrap().keys() {
+            let method = method.to_uppercase();
+            let (status, answer) = place.ask(&method, &asked, &Value::Null).await;
+            let detail = answer["detail"].as_str().unwrap_or_default();
+            assert!(
+                status != 405
+                    && !detail.contains("there is nothing at")
+                    && !detail.contains("NAME:VERB"),
+                "{method} {path}: {status} {detail}"
+            );
+            let documented = &methods[method.to_lowercase()]["responses"];
+            assert!(
+                documented.get(status.to_string()).is_some(),
+                "{method} {path}: {status}"
+            );
+            routes.entry(route.clone()).or_default().insert(method);
+        }
+    }
+    for (route, documented) in routes {
+        let head = place.head_of("PATCH", &route).await;
+        let allowed = head
+            .lines()
+            .find_map(|line| line.strip_prefix("allow: "))
+            .unwrap();
+        let mut allowed: BTreeSet<_> = allowed.split(',').map(str::to_owned).collect();
+        allowed.remove("HEAD");
+        assert_eq!(allowed, documented, "{route}");
+    }
+    assert_eq!(verbs.len(), 3);
+    for (route, documented) in verbs {
+        let (_, answer) = place.ask("POST", &route, &Value::Null).await;
+        let (_, taken) = answer["detail"]
+            .as_str()
+            .unwrap()
+            .split_once("verbs are ")
+            .unwrap();
+        let taken: BTreeSet<_> = taken.split(", ").map(str::to_owned).collect();
+        assert_eq!(taken, documented, "{route}");
+    }
     place.end(process).await;
 }

@@ -259,6 +259,8 @@ proptest! {
     /// Data stays JSON, whatever is filled in.
     #[test]
     fn data_stays_json(name in ".{0,30}", key in "[a-z{}\"\\\\é]{0,8}") {
+        // As a value it would be a template, and a broken one.
+        prop_assume!(!key.contains("{{"));
         let data = serde_json::json!({ &key: "{{ name }}", "b": [&key, "-{{ name }}-"] });
         let message = serde_json::json!({"type": "custom", "data": data, "vars": {"name": &name}});
         let Content::Custom(data) = render(&message.to_string(), "{}", "{}").unwrap().content.clone() else {

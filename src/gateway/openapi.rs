@@ -1,0 +1,351 @@
+//! The HTTP interface as OpenAPI 3.1 and as a page for people.
+//!
+//! `operations` is the table: every path with what it takes and answers. The document is made of it,
+//! with the schemas of the very types that are read and written; the page is made of the document. A
+//! test holds the table against the router, in both directions.
+//!
+//! Both are behind the same token as the rest: they say which version runs here.
+
+mod operations;
+mod page;
+
+use axum::Router;
+use axum::http::header;
+use axum::routing::get;
+use bytes::Bytes;
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use self::operations::operations;
+
+/// A type as a schema; what it refers to is remembered by the generator.
+type Shape = fn(&mut SchemaGenerator) -> Schema;
+
+fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+/// One method of one path.
+struct Operation {
+    method: &'static str,
+    path: &'static str,
+    /// Names it for generated clients.
+    id: &'static str,
+    summary: &'static str,
+    group: &'static str,
+    about: &'static str,
+    open: bool,
+    parameters: Vec<Parameter>,
+    bodies: Vec<Content>,
+    /// The body may be left out.
+    may_be_empty: bool,
+    answers: Vec<Answer>,
+    refusals: Vec<u16>,
+}
+
+struct Parameter {
+    place: &'static str,
+    name: &'static str,
+    what: &'static str,
+    shape: Shape,
+}
+
+struct Content {
+    kind: &'static str,
+    shape: Shape,
+}
+
+/// Kinds of content that are many of the same, one after the other. OpenAPI 3.1 has no word for them;
+/// their schema is that of one line or event.
+const NDJSON: &str = "application/x-ndjson";
+const EVENTS: &str = "text/event-stream";
+
+struct Answer {
+    status: u16,
+    what: &'static str,
+    contents: Vec<Content>,
+}
+
+fn content(kind: &'static str, shape: Shape) -> Content {
+    Content { kind, shape }
+}
+
+fn json(shape: Shape) -> Content {
+    content("application/json", shape)
+}
+
+/// A text of this kind.
+fn text(kind: &'static str) -> Content {
+    content(kind, of::<String>)
+}
+
+impl Operation {
+    fn new(method: &'static str, path: &'static str, id: &'static str) -> Self {
+        Self {
+            method,
+            path,
+            id,
+            summary: "",
+            group: "",
+            about: "",
+            open: false,
+            parameters: Vec::new(),
+            bodies: Vec::new(),
+            may_be_empty: false,
+            answers: Vec::new(),
+            refusals: Vec::new(),
+        }
+    }
+
+    fn summary(mut self, summary: &'static str) -> Self {
+        self.summary = summary;
+        self
+    }
+
+    fn about(mut self, about: &'static str) -> Self {
+        self.about = about;
+        self
+    }
+
+    /// Nobody is asked for a token here.
+    fn open(mut self) -> Self {
+        self.open = true;
+        self
+    }
+
+    fn parameter(
+        mut self,
+        place: &'static str,
+        name: &'static str,
+        what: &'static str,
+        shape: Shape,
+    ) -> Self {
+        self.parameters.push(Parameter {
+            place,
+            name,
+            what,
+            shape,
+        });
+        self
+    }
+
+    fn path(self, name: &'static str, what: &'static str) -> Self {
+        self.parameter("path", name, what, operations::segment)
+    }
+
+    fn query(self, name: &'static str, what: &'static str, shape: Shape) -> Self {
+        self.parameter("query", name, what, shape)
+    }
+
+    fn header(self, name: &'static str, what: &'static str) -> Self {
+        self.parameter("header", name, what, of::<String>)
+    }
+
+    fn takes(mut self, content: Content) -> Self {
+        self.bodies.push(content);
+        self.refuses(&[408, 413])
+    }
+
+    fn may_be_empty(mut self) -> Self {
+        self.may_be_empty = true;
+        self
+    }
+
+    fn answers(mut self, status: u16, what: &'static str, contents: Vec<Content>) -> Self {
+        self.answers.push(Answer {
+            status,
+            what,
+            contents,
+        });
+        self
+    }
+
+    /// Refusals of this operation, besides those of all.
+    fn refuses(mut self, statuses: &[u16]) -> Self {
+        self.refusals.extend(statuses);
+        self
+    }
+
+    /// All refusals, those that any request may meet included.
+    fn all_refusals(&self) -> Vec<u16> {
+        if self.open {
+            return Vec::new();
+        }
+        let mut all = [&self.refusals[..], &[400, 401, 503]].concat();
+        if self.method != "get" {
+            all.push(403);
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+/// What a refusal means, in every operation alike.
+fn meaning(status: u16) -> (&'static str, &'static str) {
+    match status {
+        400 => (
+            "BadRequest",
+            "The request is wrong; `problems` says where, all at once.",
+        ),
+        401 => ("Unauthorized", "No token, or another one."),
+        403 => ("Forbidden", "It is not allowed to this caller."),
+        404 => ("NotFound", "It is not known here."),
+        408 => ("TooSlow", "The body came too slowly."),
+        409 => (
+            "Conflict",
+            "It contradicts what is known: a `client_msg_no` that stands for another message, or a \
+             command that comes too late.",
+        ),
+        413 => ("TooLarge", "The body is too large."),
+        415 => ("WrongKind", "The content type is not taken here."),
+        _ => (
+            "Unavailable",
+            "Neither done nor refused: broker or ledger cannot be reached, or too much is asked at \
+             a time. Try again after `Retry-After` seconds; the same request does no harm.",
+        ),
+    }
+}
+
+/// The whole document.
+pub fn openapi() -> Value {
+    let settings = SchemaSettings::draft2020_12()
+        .with(|settings| settings.definitions_path = "/components/schemas".into());
+    let mut generator = settings.into_generator();
+    let operations = operations();
+    let mut paths = Map::new();
+    let mut refusals = Map::new();
+    for operation in &operations {
+        for status in operation.all_refusals() {
+            let (name, what) = meaning(status);
+            refusals.insert(name.to_owned(), refusal(status, what, &mut generator));
+        }
+        let methods = paths.entry(operation.path).or_insert_with(|| json!({}));
+        methods[operation.method] = written(operation, &mut generator);
+    }
+    let mut groups: Vec<_> = operations.iter().map(|it| it.group).collect();
+    groups.dedup();
+    let tags: Vec<_> = groups.iter().map(|name| json!({"name": name})).collect();
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Fanwise over HTTP",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": ABOUT,
+            "license": {"name": env!("CARGO_PKG_LICENSE"), "identifier": env!("CARGO_PKG_LICENSE")},
+        },
+        "servers": [{"url": "/"}],
+        // The token, or nothing where none is configured.
+        "security": [{"token": []}, {}],
+        "tags": tags,
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "`gateway.token` of the configuration, if it has one.",
+            }},
+            "responses": refusals,
+            "schemas": generator.take_definitions(true),
+        },
+    })
+}
+
+const ABOUT: &str = "Submit jobs, follow and steer them, and look after what could not be sent. \
+A job is accepted, with 202, once the broker has confirmed it or it is on disk; the same job again does \
+no harm.\n\nEvery refusal is `application/problem+json` and tells all problems of the request at once. \
+Parameters and fields that are not known are refused.";
+
+fn written(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
+    let mut written = json!({
+        "operationId": operation.id,
+        "summary": operation.summary,
+        "tags": [operation.group],
+    });
+    if !operation.about.is_empty() {
+        written["description"] = json!(operation.about);
+    }
+    if operation.open {
+        written["security"] = json!([]);
+    }
+    if !operation.parameters.is_empty() {
+        let parameters = operation.parameters.iter().map(|parameter| {
+            json!({
+                "name": parameter.name,
+                "in": parameter.place,
+                "required": parameter.place == "path",
+                "description": parameter.what,
+                "schema": (parameter.shape)(generator),
+            })
+        });
+        written["parameters"] = parameters.collect();
+    }
+    if !operation.bodies.is_empty() {
+        written["requestBody"] = json!({
+            "required": !operation.may_be_empty,
+            "content": contents(&operation.bodies, generator),
+        });
+    }
+    let mut responses = Map::new();
+    for answer in &operation.answers {
+        let mut response = json!({"description": answer.what});
+        if !answer.contents.is_empty() {
+            response["content"] = contents(&answer.contents, generator);
+        }
+        responses.insert(answer.status.to_string(), response);
+    }
+    for status in operation.all_refusals() {
+        let (name, _) = meaning(status);
+        let reference = json!({"$ref": format!("#/components/responses/{name}")});
+        responses.insert(status.to_string(), reference);
+    }
+    written["responses"] = Value::Object(responses);
+    written
+}
+
+fn contents(contents: &[Content], generator: &mut SchemaGenerator) -> Value {
+    let written = contents.iter().map(|content| {
+        let schema = (content.shape)(generator);
+        (content.kind.to_owned(), json!({"schema": schema}))
+    });
+    Value::Object(written.collect())
+}
+
+fn refusal(status: u16, what: &str, generator: &mut SchemaGenerator) -> Value {
+    let problem = content("application/problem+json", of::<operations::ProblemDetails>);
+    let mut refusal = json!({
+        "description": what,
+        "content": contents(&[problem], generator),
+        "x-status": status,
+    });
+    if status == 503 {
+        refusal["headers"] = json!({"Retry-After": {
+            "description": "Seconds.",
+            "schema": {"type": "integer"},
+        }});
+    }
+    refusal
+}
+
+/// `GET /openapi.json` and `GET /docs`, both made once.
+pub(super) fn routes<G: Clone + Send + Sync + 'static>() -> Router<G> {
+    let document = openapi();
+    let page = Bytes::from(page::page(&document));
+    let document = Bytes::from(document.to_string());
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    let html = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        // The page needs nothing but itself; should a text of it ever be more than text, it does nothing.
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        ),
+    ];
+    Router::new()
+        .route("/openapi.json", get(async move || (json, document.clone())))
+        .route("/docs", get(async move || (html, page.clone())))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,416 @@
+//! The table of operations. A new route is one more entry here, next to those of its group.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::super::wire::{
+    DeadList, JobDetail, JobList, KeptLine, PurgeRequest, Purged, RecipientFate, RedriveRequest,
+    Redriven, Submitted, TemplateRow, TemplateView, Verification,
+};
+use super::super::{LIST_MAX, dead};
+use super::{EVENTS, NDJSON, Operation, content, json, of, text};
+use crate::domain::announce::{EventKind, JobEvent};
+use crate::domain::audience::MemberDocument;
+use crate::domain::directive::{Directive, Scope};
+use crate::domain::job::JobDocument;
+use crate::domain::lane::Priority;
+use crate::domain::letters::DeadRow;
+use crate::domain::message::MessageDocument;
+use crate::ports::JobState;
+use crate::steer::{Hindrance, LimitView, Steered, TargetView};
+
+/// Why a request is refused (RFC 9457).
+#[derive(JsonSchema)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: refusals are written field by field"
+)]
+pub(super) struct ProblemDetails {
+    /// Always `about:blank`: `status` and `title` say what kind it is.
+    r#type: String,
+    status: u16,
+    title: String,
+    /// In words, what to do about it included.
+    detail: String,
+    /// Each thing that is wrong; of an uploaded list the first bad lines.
+    problems: Option<Vec<FieldProblem>>,
+    /// How many lines of an uploaded list are bad.
+    bad_lines: Option<u64>,
+    /// The job that the key stands for.
+    job: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename = "Problem")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct FieldProblem {
+    /// Path of the field, such as `audience.users[17]`, or `line 3`; empty for the whole.
+    field: String,
+    what: String,
+}
+
+/// One event of a stream.
+#[derive(JsonSchema)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: events are written line by line"
+)]
+struct ServerSentEvent {
+    /// Where the job stood: the `Last-Event-ID` to come back with.
+    id: Option<String>,
+    event: Option<EventKind>,
+    /// A `JobEvent` as JSON.
+    #[schemars(schema_with = "job_event")]
+    data: Option<String>,
+    /// Milliseconds to wait before coming back; in the first one.
+    retry: Option<u64>,
+}
+
+fn job_event(generator: &mut SchemaGenerator) -> Schema {
+    let event = generator.subschema_for::<JobEvent>();
+    json_schema!({
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": event,
+    })
+}
+
+/// Who tells work something, why, and for how long.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: commands are read field by field"
+)]
+pub(super) struct Order {
+    /// Shown wherever the directive is.
+    reason: Option<String>,
+    author: Option<String>,
+    /// Such as `30m`; without it, until it is lifted.
+    expires_in: Option<String>,
+}
+
+/// Another rate for one job.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: commands are read field by field"
+)]
+pub(super) struct RateOrder {
+    /// Such as `2000/s`; `default` for the configured one.
+    rate: String,
+    reason: Option<String>,
+    author: Option<String>,
+    /// Such as `30m`; without it, until it is set again.
+    expires_in: Option<String>,
+}
+
+/// Another rate for a target, an app or a job.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: commands are read field by field"
+)]
+pub(super) struct LimitOrder {
+    scope: Scope,
+    /// Of the target or app, or the id of the job.
+    name: String,
+    /// Such as `2000/s`; `default` for the configured one.
+    rate: String,
+    reason: Option<String>,
+    author: Option<String>,
+    /// Such as `30m`; without it, until it is set again.
+    expires_in: Option<String>,
+}
+
+/// A list that is uploaded with its job.
+#[derive(JsonSchema)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: forms are read as a stream"
+)]
+struct UploadForm {
+    /// A job whose `audience` has no users.
+    job: serde_json::Map<String, serde_json::Value>,
+    /// A file, named `.ndjson`, `.csv` or `.txt` or with its content type; the last part.
+    audience: String,
+}
+
+pub(super) fn segment(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "minLength": 1})
+}
+
+fn number(most: usize) -> Schema {
+    json_schema!({"type": "integer", "minimum": 1, "maximum": most})
+}
+
+fn moment(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "examples": ["2026-01-31T12:00:00Z", "2h"]})
+}
+
+fn dead_outcome(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "enum": ["failed", "uncertain"]})
+}
+
+fn dead_class(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "enum": ["permanent", "transient", "uncertain"]})
+}
+
+const JOB_NAME: &str = "Id of the job, or its `client_msg_no` together with `app`.";
+const JOB_ID: &str = "Id of the job, 24 hexadecimal digits.";
+const APP: &str = "The app; `default` if left out.";
+const CURSOR: &str = "`next` of the page before.";
+
+const SUBMIT: &str = "The job is JSON. A long list of recipients follows its job instead of standing \
+in it: as the body, with the job in the header `Fanwise-Job-Spec`, or as the second part of a form. All \
+or nothing: a list with bad lines is refused with their numbers, and nobody is sent to.\n\n\
+The same `client_msg_no` with the same message is the same job: further recipients extend it, and \
+nobody gets it twice. With another message it is refused with 409.";
+
+const FOLLOW: &str = "`accepted`, `progress` and `completed`, each with the whole accounts. \
+`Last-Event-ID` goes on where a reader was cut off, at any gateway. The stream ends after `completed`.";
+
+pub(super) fn operations() -> Vec<Operation> {
+    let groups = [
+        ("Jobs", jobs()),
+        ("Dead letters", dead_letters()),
+        ("Templates", templates()),
+        ("Steering", steering()),
+        ("About", about()),
+    ];
+    let named = groups.into_iter().flat_map(|(group, operations)| {
+        operations
+            .into_iter()
+            .map(move |operation| Operation { group, ..operation })
+    });
+    named.collect()
+}
+
+fn jobs() -> Vec<Operation> {
+    let of_job = |path, id| {
+        Operation::new("get", path, id)
+            .path("id", JOB_NAME)
+            .query("app", APP, of::<String>)
+            .refuses(&[404])
+    };
+    vec![
+        Operation::new("post", "/v1/jobs", "submitJob")
+            .summary("Submit a job")
+            .about(SUBMIT)
+            .query(
+                "priority",
+                "Of a job that has none; `normal` if left out.",
+                of::<Priority>,
+            )
+            .query("dry_run", "Only checks it.", of::<bool>)
+            .query(
+                "column",
+                "Name of the column with the recipients, of CSV with several.",
+                of::<String>,
+            )
+            .header("Idempotency-Key", "The `client_msg_no` of a job that has none.")
+            .header(
+                "Prefer",
+                "`wait=10`: answer when the job is completed, or after so many seconds.",
+            )
+            .header(
+                "Fanwise-Job-Spec",
+                "The job of an uploaded list, as JSON or base64 of it.",
+            )
+            .header("traceparent", "W3C trace context; it travels up to the send.")
+            .takes(json(of::<JobDocument>))
+            .takes(content(NDJSON, of::<MemberDocument>))
+            .takes(text("text/csv"))
+            .takes(text("text/plain"))
+            .takes(content("multipart/form-data", of::<UploadForm>))
+            .answers(
+                202,
+                "Accepted: durable, and sent as its turn comes.",
+                vec![json(of::<Submitted>)],
+            )
+            .answers(
+                200,
+                "All of it was known before, it was waited for and is completed, or it was only checked.",
+                vec![json(of::<Submitted>)],
+            )
+            .refuses(&[409, 415]),
+        Operation::new("get", "/v1/jobs", "listJobs")
+            .summary("Jobs of the dedup window, newest first")
+            .query("app", "Only of this app.", of::<String>)
+            .query("target", "Only of this target.", of::<String>)
+            .query(
+                "client_msg_no",
+                "Only with this key; with `app` it finds the one job at once.",
+                of::<String>,
+            )
+            .query("state", "Only in this state.", of::<JobState>)
+            .query("since", "Accepted at or after this: an RFC 3339 time, or a time ago such as `2h`.", moment)
+            .query("until", "Accepted before this.", moment)
+            .query("limit", "Jobs on a page; 50 if left out.", |_| number(LIST_MAX))
+            .query("cursor", CURSOR, of::<String>)
+            .answers(200, "A page of jobs.", vec![json(of::<JobList>)]),
+        of_job("/v1/jobs/{id}", "showJob")
+            .summary("One job: accounts, speed, time left, and what limits it")
+            .answers(200, "The job.", vec![json(of::<JobDetail>)]),
+        of_job("/v1/jobs/{id}/events", "followJob")
+            .summary("Server-sent events of one job")
+            .about(FOLLOW)
+            .header("Last-Event-ID", "Id of the last event that was seen.")
+            .answers(
+                200,
+                "Events as they happen.",
+                vec![content(EVENTS, of::<ServerSentEvent>)],
+            )
+            .answers(204, "The reader has seen the end; it need not come back.", vec![]),
+        of_job("/v1/jobs/{id}/recipients/{user}", "showRecipient")
+            .path("user", "The recipient.")
+            .summary("Did this user get it, and why not?")
+            .answers(200, "What became of the recipient.", vec![json(of::<RecipientFate>)]),
+        of_job("/v1/jobs/{id}/verification", "verifyJob")
+            .summary("The accounts, counted again in the ledger")
+            .answers(
+                200,
+                "Both, and how they differ if they do.",
+                vec![json(of::<Verification>)],
+            ),
+        of_job("/v1/jobs/{id}/hindrances", "showHindrances")
+            .summary("Why a job does not move, or not faster")
+            .answers(200, "All reasons.", vec![json(of::<Vec<Hindrance>>)]),
+    ]
+}
+
+fn dead_letters() -> Vec<Operation> {
+    vec![
+        Operation::new("get", "/v1/dead", "listDeadLetters")
+            .summary("Dead letters, one row for each recipient")
+            .about("A page of them, or all of them as lines with `Accept: application/x-ndjson`.")
+            .query("job", "Only of this job: its id, or its `client_msg_no` together with `app`.", of::<String>)
+            .query("app", "Only of this app.", of::<String>)
+            .query("target", "Only of this target.", of::<String>)
+            .query("recipient", "Only this recipient.", of::<String>)
+            .query("outcome", "Only with this outcome.", dead_outcome)
+            .query("class", "Only with this class of the last answer.", dead_class)
+            .query("code", "Only with this code of the backend.", of::<String>)
+            .query("since", "Last attempt at or after this: an RFC 3339 time, or a time ago such as `2h`.", moment)
+            .query("until", "Last attempt before this.", moment)
+            .query("content", "With what was to be said; then at most 100 rows on a page.", of::<bool>)
+            .query("limit", "Rows on a page; 100 if left out.", |_| number(dead::PAGE_MAX))
+            .query("cursor", CURSOR, of::<String>)
+            .answers(
+                200,
+                "A page, or all of them as lines.",
+                vec![json(of::<DeadList>), content(NDJSON, of::<DeadRow>)],
+            ),
+        Operation::new("post", "/v1/dead:redrive", "redriveDeadLetters")
+            .summary("Send to them again")
+            .about("Makes a new job of the letters that are meant. Those who failed are sent to again; those who are uncertain only if asked for.")
+            .takes(json(of::<RedriveRequest>))
+            .answers(200, "What was done, or would be.", vec![json(of::<Redriven>)]),
+        Operation::new("post", "/v1/dead:purge", "purgeDeadLetters")
+            .summary("Remove them for good")
+            .takes(json(of::<PurgeRequest>))
+            .answers(200, "What was removed, or would be.", vec![json(of::<Purged>)]),
+        Operation::new("get", "/v1/rejected", "listRejected")
+            .summary("Messages that were no jobs, as lines")
+            .answers(200, "All of them.", vec![content(NDJSON, of::<KeptLine>)]),
+    ]
+}
+
+fn templates() -> Vec<Operation> {
+    let one = |method, id| {
+        Operation::new(method, "/v1/templates/{name}", id)
+            .path("name", "Name of the stored message.")
+            .query("app", APP, of::<String>)
+    };
+    vec![
+        Operation::new("get", "/v1/templates", "listTemplates")
+            .summary("Stored messages of an app")
+            .query("app", APP, of::<String>)
+            .answers(200, "All of them.", vec![json(of::<Vec<TemplateRow>>)]),
+        one("get", "showTemplate")
+            .summary("One stored message")
+            .query("version", "The newest if left out.", of::<u32>)
+            .answers(200, "The message.", vec![json(of::<TemplateView>)])
+            .refuses(&[404]),
+        one("put", "putTemplate")
+            .summary("Store a message, as its next version")
+            .about("Jobs that have started keep the version they started with.")
+            .takes(json(of::<MessageDocument>))
+            .answers(
+                200,
+                "The message as it is stored.",
+                vec![json(of::<TemplateView>)],
+            ),
+        one("delete", "deleteTemplate")
+            .summary("Remove a stored message")
+            .answers(204, "It is gone.", vec![])
+            .refuses(&[404]),
+    ]
+}
+
+fn steering() -> Vec<Operation> {
+    let told = |path, id, parameter: (&'static str, &'static str)| {
+        Operation::new("post", path, id)
+            .path(parameter.0, parameter.1)
+            .answers(200, "What stands now.", vec![json(of::<Steered>)])
+            .refuses(&[404, 409])
+    };
+    let order = |operation: Operation| operation.takes(json(of::<Order>)).may_be_empty();
+    let job = |path, id| order(told(path, id, ("id", JOB_ID)));
+    let app = |path, id| order(told(path, id, ("name", "Name of the app.")));
+    let target = |path, id| order(told(path, id, ("name", "Name of the target.")));
+    vec![
+        job("/v1/jobs/{id}:pause", "pauseJob").summary("Pause a job"),
+        job("/v1/jobs/{id}:resume", "resumeJob").summary("Go on with a paused job"),
+        job("/v1/jobs/{id}:cancel", "cancelJob")
+            .summary("Cancel a job: whoever has no outcome yet ends cancelled"),
+        told("/v1/jobs/{id}:rate", "rateJob", ("id", JOB_ID))
+            .summary("Another rate for a job")
+            .takes(json(of::<RateOrder>)),
+        app("/v1/apps/{name}:pause", "pauseApp").summary("Pause all jobs of an app"),
+        app("/v1/apps/{name}:resume", "resumeApp").summary("Go on with a paused app"),
+        target("/v1/targets/{name}:pause", "pauseTarget").summary("Pause a target"),
+        target("/v1/targets/{name}:resume", "resumeTarget").summary("Go on with a paused target"),
+        target("/v1/targets/{name}:park", "parkTarget")
+            .summary("Park a target, for 10 minutes unless `expires_in` says otherwise"),
+        target("/v1/targets/{name}:unpark", "unparkTarget").summary("Let a parked target go on"),
+        Operation::new("get", "/v1/targets", "listTargets")
+            .summary("Targets, and what they do")
+            .answers(200, "All of them.", vec![json(of::<Vec<TargetView>>)]),
+        Operation::new("get", "/v1/limits", "listLimits")
+            .summary("Limits of targets and apps, and of jobs that have a live one")
+            .answers(200, "All of them.", vec![json(of::<Vec<LimitView>>)]),
+        Operation::new("put", "/v1/limits", "setLimit")
+            .summary("Another rate for a target, an app or a job")
+            .takes(json(of::<LimitOrder>))
+            .answers(200, "What stands now.", vec![json(of::<Steered>)])
+            .refuses(&[404, 409]),
+        Operation::new("get", "/v1/directives", "listDirectives")
+            .summary("Everything that operators told running work, while it is in force")
+            .answers(200, "All of them.", vec![json(of::<Vec<Directive>>)]),
+    ]
+}
+
+fn about() -> Vec<Operation> {
+    vec![
+        Operation::new("get", "/openapi.json", "openApi")
+            .summary("This document")
+            .answers(
+                200,
+                "OpenAPI 3.1.",
+                vec![json(of::<serde_json::Map<String, serde_json::Value>>)],
+            ),
+        Operation::new("get", "/docs", "documentation")
+            .summary("This document as a page for people")
+            .answers(
+                200,
+                "HTML that needs nothing else.",
+                vec![text("text/html")],
+            ),
+        Operation::new("get", "/livez", "live")
+            .summary("Whether the process serves")
+            .open()
+            .answers(200, "It does.", vec![text("text/plain")]),
+    ]
+}
