@@ -20,7 +20,7 @@ use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{Server, keep_publisher};
+use crate::gateway::{Access, Server, keep_publisher};
 use crate::im::http::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
@@ -163,6 +163,7 @@ fn context<S: worker::Store>(
                 default_target: app.target.clone(),
                 limit: app.limit,
                 fail_open: app.fail_open,
+                permissions: app.permissions.clone(),
             };
             (name.clone(), app)
         })
@@ -219,10 +220,10 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
 ) -> Result<Exit, Failure> {
     let process = Process::start(config, broker.clone(), store)?;
     let (publisher, published) = watch::channel(None);
-    let (listen, token) = (config.gateway.listen, config.gateway.token.clone());
+    let listen = config.gateway.listen;
     let context = Arc::clone(&process.context);
     let facts = facts(config)?;
-    let server = Server::bind(listen, token, broker.clone(), context, published, facts)
+    let server = Server::bind(listen, access(config), broker.clone(), context, published, facts)
         .await
         .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
     let address = server.address().or_exit(Exit::Internal)?;
@@ -232,6 +233,18 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
         keep: Box::pin(keep_publisher(broker, publisher, drain.clone())),
     };
     process.run(config, drain, Some(gateway)).await
+}
+
+/// Who may use the gateway.
+fn access(config: &Config) -> Access {
+    let apps = config.apps.iter();
+    Access {
+        open: config.gateway_is_open(),
+        token: config.gateway.token.clone(),
+        apps: apps
+            .map(|(name, app)| (name.clone(), app.access.clone()))
+            .collect(),
+    }
 }
 
 /// The embedded engine in its folder.

@@ -95,10 +95,11 @@ pub enum LedgerStep {
     Park,
     Template,
     Direct,
+    Charge,
 }
 
 impl LedgerStep {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Accept,
         Self::Expanded,
         Self::Claim,
@@ -110,6 +111,7 @@ impl LedgerStep {
         Self::Park,
         Self::Template,
         Self::Direct,
+        Self::Charge,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -125,6 +127,7 @@ impl LedgerStep {
             Self::Park => "park",
             Self::Template => "template",
             Self::Direct => "direct",
+            Self::Charge => "charge",
         }
     }
 }

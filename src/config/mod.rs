@@ -5,6 +5,7 @@
 //! key can be set from the environment: `FANWISE_BROKER__URL` is `broker.url`.
 //! `deploy/fanwise.example.toml` documents every key and is tested against this module.
 
+mod apps;
 mod doors;
 mod reader;
 mod targets;
@@ -20,7 +21,9 @@ pub use self::targets::TargetConfig;
 use crate::domain::fields::Problem;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
+use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{Schedule, duration_text};
+use crate::gateway::AppAccess;
 use crate::im::ingress::Door;
 use crate::secret::Secret;
 use crate::telemetry::LogFormat;
@@ -87,10 +90,25 @@ pub struct EmbeddedConfig {
 /// `[gateway]`: the HTTP interface of `fanwise serve`.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    /// `listen`: its address. Default 127.0.0.1:9700; another than a loopback address needs a token.
+    /// `listen`: its address. Default 127.0.0.1:9700; another than a loopback address needs
+    /// credentials.
     pub listen: SocketAddr,
-    /// `token` or `token_file`: what callers send as `Authorization: Bearer …`. Default none.
+    /// `token` or `token_file`: what callers send as `Authorization: Bearer …` who may do everything.
+    /// Default none.
     pub token: Option<Secret>,
+    /// `auth`: `auto` (default) asks for credentials, except on a loopback address while there are
+    /// none; `token` always does; `none` never.
+    pub auth: GatewayAuth,
+    /// `tls_certificate` and `tls_key`: PEM files of the certificate with its chain, and of its key.
+    /// Default none: plain HTTP.
+    pub tls: Option<(PathBuf, PathBuf)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatewayAuth {
+    Auto,
+    Token,
+    None,
 }
 
 /// `[admin]`
@@ -140,6 +158,10 @@ pub struct AppConfig {
     pub fail_open: bool,
     /// `[apps.NAME.SYSTEM]`: entrances for existing callers of IM systems, with the system's name.
     pub doors: Vec<(&'static str, Door)>,
+    /// `senders`, `targets`, `audiences`, `recipients_max`, `daily_recipients`.
+    pub permissions: Permissions,
+    /// `token`, `auth`, `requests`, `[apps.NAME.before_accept]`.
+    pub access: AppAccess,
 }
 
 /// `[log]`
@@ -335,12 +357,10 @@ fn read_embedded(mut section: Section, findings: &mut Findings) -> EmbeddedConfi
 fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig {
     let gateway = GatewayConfig {
         listen: read_address(&mut section, "listen", "127.0.0.1:9700", findings),
-        token: section.secret("token", "token_file", findings),
+        token: apps::read_token(&mut section, findings),
+        auth: apps::read_auth(&mut section, findings),
+        tls: apps::read_tls(&mut section, findings),
     };
-    if !gateway.listen.ip().is_loopback() && gateway.token.is_none() {
-        let what = "missing: whoever reaches gateway.listen could send to everybody";
-        findings.problem("gateway.token", what);
-    }
     section.finish(findings);
     gateway
 }
@@ -439,6 +459,8 @@ fn read_apps(
             fail_open: section.choice("on_ledger_down", "fail_closed", &modes, findings)
                 == Some(true),
             doors: read_doors(&name, &mut section, targets, findings),
+            permissions: apps::read_permissions(&mut section, targets, findings),
+            access: apps::read_access(&mut section, findings),
         };
         section.finish(findings);
         apps.insert(name, app);
@@ -525,6 +547,7 @@ fn cross_check(config: &Config, findings: &mut Findings) {
             "is shorter than all retries together: a late retry would find nothing to compare with",
         );
     }
+    apps::check_credentials(config, findings);
     for (name, app) in &config.apps {
         if app.target.is_none() && config.targets.len() > 1 {
             let what = "no default target: its jobs must name one";

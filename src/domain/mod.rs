@@ -33,6 +33,8 @@ pub mod message;
 pub mod outcome;
 /// How fast a job goes, from what its ledger remembers.
 pub mod pace;
+/// What an app may send: as whom, where to, to whom and to how many.
+pub mod permissions;
 /// Texts with placeholders, rendered for each recipient.
 pub mod personal;
 /// New jobs made from dead letters.

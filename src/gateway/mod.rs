@@ -6,13 +6,18 @@
 //!
 //! - `routes`: every path, and submitting; `query`: looking at jobs; `events`: following one;
 //!   `dead`: dead letters, over the walks of `shelf`.
+//! - `access`: who calls and what they may look at; `permit`: whether a job may be accepted, with
+//!   `before_accept`, an endpoint that is asked about it.
 //! - `params`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request.
 
+mod access;
+mod before_accept;
 mod dead;
 mod events;
 mod params;
+mod permit;
 mod problem;
 mod query;
 mod routes;
@@ -29,6 +34,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::access::{Access, AppAccess};
+use self::access::Requests;
+pub use self::before_accept::BeforeAccept;
 use self::events::Hub;
 pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
 pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
@@ -39,7 +47,6 @@ pub use self::wire::{
     Submitted, TemplateRow, TemplateView, Verification,
 };
 use crate::ports::{Broker, Session, Shelves, Transport};
-use crate::secret::Secret;
 use crate::steer::Facts;
 use crate::worker::{Context, RECONNECT, Store, chain};
 
@@ -49,7 +56,8 @@ type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
 struct Gateway<B: Broker, S, T> {
     broker: B,
     context: Arc<Context<S, T>>,
-    token: Option<Secret>,
+    access: Access,
+    requests: Requests,
     /// The publisher of the session that is open, if one is.
     publisher: watch::Receiver<Option<PublisherOf<B>>>,
     /// What can be steered.
@@ -69,7 +77,7 @@ impl Server {
     /// Binds; jobs are accepted once `run` has a session with the broker.
     pub async fn bind<B, S, T>(
         listen: SocketAddr,
-        token: Option<Secret>,
+        access: Access,
         broker: B,
         context: Arc<Context<S, T>>,
         publisher: watch::Receiver<Option<PublisherOf<B>>>,
@@ -84,7 +92,8 @@ impl Server {
         let gateway = Arc::new(Gateway {
             broker,
             context,
-            token,
+            access,
+            requests: Requests::new(),
             publisher,
             facts,
             hub: Hub::new(),

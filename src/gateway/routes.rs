@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 
+use super::access::Caller;
 use super::params::Params;
+use super::permit::permit;
 use super::problem::Refusal;
 use super::wire::Submitted;
 use super::{Gateway, dead, events, query, templates};
@@ -19,6 +21,7 @@ use crate::domain::job::{JOB_BYTES_MAX, Job};
 use crate::domain::lane::Priority;
 use crate::domain::mapping::Strictness;
 use crate::domain::message::Content;
+use crate::domain::permissions::Asked;
 use crate::domain::slice::Head;
 use crate::ports::{Broker, Outgoing, Publisher as _, Route, Shelves, Transport, fit};
 use crate::worker::Store;
@@ -74,23 +77,21 @@ async fn authorised<B: Broker, S, T>(
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(token) = &gateway.token else {
-        return next.run(request).await;
+    let caller = match gateway.access.caller(request.headers()) {
+        Ok(caller) => caller,
+        Err(refusal) => return refusal.into_response(),
     };
-    let given = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .map(|value| value.as_bytes());
-    let given = given
-        .and_then(|value| value.strip_prefix(b"Bearer "))
-        .unwrap_or_default();
-    // The time this takes does not tell how much of a guess was right.
-    let same = ring::digest::digest(&ring::digest::SHA256, given).as_ref()
-        == ring::digest::digest(&ring::digest::SHA256, token.expose().as_bytes()).as_ref();
-    if same {
-        next.run(request).await
-    } else {
-        Refusal::Unauthorized.into_response()
+    let counted = match &caller {
+        Caller::App(app) => gateway.requests.count(app, &gateway.access),
+        // Whose job it is shows later, see `permit`.
+        Caller::Admin | Caller::Nobody => Ok(()),
+    };
+    match counted.and_then(|()| gateway.access.confine(&caller, request)) {
+        Ok(mut request) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(refusal) => refusal.into_response(),
     }
 }
 
@@ -105,18 +106,19 @@ async fn wrong_method(method: Method, uri: Uri) -> Refusal {
 
 async fn submit<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
+    Extension(caller): Extension<Caller>,
     mut params: Params,
     headers: HeaderMap,
     body: Result<Bytes, axum::extract::rejection::BytesRejection>,
 ) -> Result<(StatusCode, Json<Submitted>), Refusal> {
     let priority = params.one_of("priority", &Priority::ALL, Priority::as_str);
     params.finish()?;
-    let body = body.map_err(|error| Refusal::BadBody(error.status(), error.body_text()))?;
-    let read = Arc::clone(&gateway);
-    let bytes = body.clone();
-    let job = tokio::task::spawn_blocking(move || read_job(&read, &bytes, priority))
-        .await
-        .map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))??;
+    let mut body = body.map_err(|error| Refusal::BadBody(error.status(), error.body_text()))?;
+    let mut job = read(&gateway, &body, priority).await?;
+    if let Some(changed) = permit(&gateway, &caller, &job.asked, &body).await? {
+        job = read(&gateway, &changed, priority).await?;
+        body = changed;
+    }
     // Only a hint, and early: the intake decides, and a message that loses a race is rejected there.
     let record = gateway.context.store.job(job.id).await?;
     if let Some(record) = &record
@@ -150,9 +152,22 @@ async fn submit<B: Broker, S: Store, T: Transport>(
     ))
 }
 
+/// Reads a job on a thread that may compute for long.
+async fn read<B: Broker, S: Store, T: Transport>(
+    gateway: &Arc<Gateway<B, S, T>>,
+    body: &Bytes,
+    priority: Option<Priority>,
+) -> Result<Known, Refusal> {
+    let (gateway, body) = (Arc::clone(gateway), body.clone());
+    tokio::task::spawn_blocking(move || read_job(&gateway, &body, priority))
+        .await
+        .map_err(|_| Refusal::Unavailable("the job could not be read".to_owned()))?
+}
+
 /// What is known of a job that was read.
 struct Known {
     id: JobId,
+    asked: Asked,
     priority: Priority,
     content_digest: String,
     submission: String,
@@ -180,6 +195,7 @@ fn read_job<B: Broker, S: Store, T>(
     }
     Ok(Known {
         unresolved,
+        asked: Asked::of(&job),
         id: job.head.id,
         priority: job.head.priority,
         content_digest: job.content_digest,

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::context::{
     AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms, rfc3339,
+    today,
 };
 pub use self::credential::Keyring;
 use self::lanes::OpenLane;
