@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Status};
@@ -20,7 +21,7 @@ use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{Access, Server, keep_publisher};
+use crate::gateway::{self, Access, Server, keep_publisher};
 use crate::im::http::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
@@ -223,7 +224,15 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
     let listen = config.gateway.listen;
     let context = Arc::clone(&process.context);
     let facts = facts(config)?;
-    let server = Server::bind(listen, access(config), broker.clone(), context, published, facts)
+    let server = Server::bind(
+        listen,
+        tls(config)?,
+        access(config),
+        broker.clone(),
+        context,
+        published,
+        facts,
+    )
         .await
         .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
     let address = server.address().or_exit(Exit::Internal)?;
@@ -233,6 +242,12 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
         keep: Box::pin(keep_publisher(broker, publisher, drain.clone())),
     };
     process.run(config, drain, Some(gateway)).await
+}
+
+fn tls(config: &Config) -> Result<Option<TlsAcceptor>, Failure> {
+    let files = config.gateway.tls.as_ref();
+    let acceptor = files.map(|(certificate, key)| gateway::acceptor(certificate, key));
+    acceptor.transpose().or_exit(Exit::BadConfig)
 }
 
 /// Who may use the gateway.
@@ -334,11 +349,7 @@ impl<B: Broker, S: worker::Store> Process<B, S> {
         if let Some(Gateway { server, keep }) = gateway {
             tasks.spawn(keep);
             let stop = drain.clone();
-            tasks.spawn(async move {
-                if let Err(error) = server.run(stop).await {
-                    tracing::error!(%error, "the gateway ended");
-                }
-            });
+            tasks.spawn(server.run(stop));
         }
         tokio::select! {
             // First, since at the signal tasks end too.

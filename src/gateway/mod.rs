@@ -22,16 +22,20 @@ mod problem;
 mod query;
 mod routes;
 mod shelf;
+mod socket;
 mod steer;
 mod templates;
+mod tls;
 mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 pub use self::access::{Access, AppAccess};
@@ -40,7 +44,9 @@ pub use self::before_accept::BeforeAccept;
 use self::events::Hub;
 pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
 pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
+use self::socket::Manners;
 pub use self::steer::CONFIGURED;
+pub use self::tls::{TlsError, acceptor};
 pub use self::wire::{
     DeadList, JobDetail, JobList, KeptLine, LimitedBy, Limiting, PurgeRequest, Purged,
     RecipientFate, RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob,
@@ -65,9 +71,16 @@ struct Gateway<B: Broker, S, T> {
     hub: Hub,
 }
 
+/// What connections may take up.
+const MANNERS: Manners = Manners {
+    connections_max: 1024,
+    patience: Duration::from_secs(10),
+};
+
 /// The gateway, bound to its address.
 pub struct Server {
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     routes: Router,
     /// Ends the streams, which have no end of their own while their jobs run.
     closing: CancellationToken,
@@ -77,6 +90,7 @@ impl Server {
     /// Binds; jobs are accepted once `run` has a session with the broker.
     pub async fn bind<B, S, T>(
         listen: SocketAddr,
+        tls: Option<TlsAcceptor>,
         access: Access,
         broker: B,
         context: Arc<Context<S, T>>,
@@ -100,6 +114,7 @@ impl Server {
         });
         Ok(Self {
             listener,
+            tls,
             closing: gateway.hub.closing.clone(),
             routes: routes::routes(gateway),
         })
@@ -110,15 +125,14 @@ impl Server {
     }
 
     /// Serves until `stop`; requests under way are answered, streams end.
-    pub async fn run(self, stop: CancellationToken) -> std::io::Result<()> {
+    pub async fn run(self, stop: CancellationToken) {
         let closing = self.closing;
-        let stopped = async move {
+        let told = async {
             stop.cancelled().await;
             closing.cancel();
         };
-        axum::serve(self.listener, self.routes)
-            .with_graceful_shutdown(stopped)
-            .await
+        let served = socket::serve(self.listener, self.tls, self.routes, MANNERS, stop.clone());
+        tokio::join!(told, served);
     }
 }
 
