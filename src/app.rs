@@ -233,8 +233,8 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
         published,
         facts,
     )
-        .await
-        .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
+    .await
+    .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
     let address = server.address().or_exit(Exit::Internal)?;
     tracing::info!(%address, "gateway listens");
     let gateway = Gateway {

@@ -40,11 +40,7 @@ pub(super) fn read_permissions(
     permissions
 }
 
-fn read_audiences(
-    section: &mut Section,
-    usual: &[Crowd],
-    findings: &mut Findings,
-) -> Vec<Crowd> {
+fn read_audiences(section: &mut Section, usual: &[Crowd], findings: &mut Findings) -> Vec<Crowd> {
     let usual: Vec<_> = usual.iter().map(|crowd| crowd.as_str()).collect();
     let mut audiences = Vec::new();
     for word in section.list("audiences", &usual, findings) {
@@ -93,7 +89,10 @@ fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<B
     }
     let choices = [("refuse", false), ("allow", true)];
     let secret = section.secret("secret", "secret_file", findings);
-    if secret.as_ref().is_some_and(|secret| secret.expose().is_empty()) {
+    if secret
+        .as_ref()
+        .is_some_and(|secret| secret.expose().is_empty())
+    {
         findings.problem(section.key("secret"), "empty");
     }
     let timeout = SECOND / 10..=MINUTE;
@@ -152,8 +151,8 @@ pub(super) fn read_tls(
 /// No endpoint works without its credentials, unless the configuration says so.
 pub(super) fn check_credentials(config: &Config, findings: &mut Findings) {
     let gateway = &config.gateway;
-    let has_token = gateway.token.is_some()
-        || config.apps.values().any(|app| app.access.token.is_some());
+    let has_token =
+        gateway.token.is_some() || config.apps.values().any(|app| app.access.token.is_some());
     let has_any = has_token
         || config
             .apps

@@ -345,7 +345,10 @@ impl Section {
         findings: &mut Findings,
     ) -> Vec<String> {
         let default = default.iter().map(|text| (*text).to_owned()).collect();
-        let show = |list: &Vec<String>| format!("{list:?}");
+        let show = |list: &Vec<String>| match list.is_empty() {
+            true => "(none)".to_owned(),
+            false => format!("{list:?}"),
+        };
         let parse = |value: &Value| match value {
             Value::Array(list) => list.iter().map(as_text).collect(),
             Value::String(text) => {

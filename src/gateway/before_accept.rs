@@ -225,7 +225,9 @@ mod tests {
             Ok(Decision::Allow)
         ));
         let denied = read(200, br#"{"decision":"deny","code":"spam"}"#).unwrap();
-        assert!(matches!(denied, Decision::Deny { code, text } if code == "spam" && text.is_empty()));
+        assert!(
+            matches!(denied, Decision::Deny { code, text } if code == "spam" && text.is_empty())
+        );
         for (status, body) in [
             (500, r#"{"decision":"allow"}"#),
             (204, ""),

@@ -38,15 +38,15 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-pub use self::access::{Access, AppAccess};
 use self::access::Requests;
+pub use self::access::{Access, AppAccess};
 pub use self::before_accept::BeforeAccept;
 use self::events::Hub;
 pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
 pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
 use self::socket::Manners;
 pub use self::steer::CONFIGURED;
-pub use self::tls::{TlsError, acceptor};
+pub use self::tls::{TlsError, acceptor, pinned};
 pub use self::wire::{
     DeadList, JobDetail, JobList, KeptLine, LimitedBy, Limiting, PurgeRequest, Purged,
     RecipientFate, RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob,

@@ -96,11 +96,10 @@ impl IntoResponse for Refusal {
             Self::Unauthorized => (
                 StatusCode::UNAUTHORIZED,
                 "no or wrong token",
-                "send the header Authorization: Bearer <gateway.token or apps.NAME.token>".to_owned(),
+                "send the header Authorization: Bearer <gateway.token or apps.NAME.token>"
+                    .to_owned(),
             ),
-            Self::Forbidden(problems) => {
-                (StatusCode::FORBIDDEN, "not allowed", summary(problems))
-            }
+            Self::Forbidden(problems) => (StatusCode::FORBIDDEN, "not allowed", summary(problems)),
             Self::Denied { text, .. } => (
                 StatusCode::FORBIDDEN,
                 "refused by before_accept",

@@ -27,8 +27,8 @@ use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape,
 use crate::domain::template::{unknown_template, with_template};
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
-    Accepted, Charged, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Submission,
-    Transport, fit,
+    Accepted, Charged, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route,
+    Submission, Transport, fit,
 };
 
 /// Slices published and confirmed together.
@@ -265,15 +265,20 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
     fn version(&self, head: &Head, name: &str, version: Option<u32>) -> Result<Resolved, Fate> {
         let store = &self.shift.context.store;
         let refused = |problems: &[Problem]| Fate::Refused(JobResult::Rejected, summary(problems));
-        let Some(stored) = self.ask(LedgerStep::Template, || store.template(&head.app, name, version))? else {
+        let Some(stored) = self.ask(LedgerStep::Template, || {
+            store.template(&head.app, name, version)
+        })?
+        else {
             let problem = match version {
                 Some(version) => {
                     let what = format!("version {version} of {name:?} is gone; this job had it");
                     Problem::new("message.template", what)
                 }
-                None => {
-                    unknown_template(&head.app, name, &self.ask(LedgerStep::Template, || store.templates(&head.app))?)
-                }
+                None => unknown_template(
+                    &head.app,
+                    name,
+                    &self.ask(LedgerStep::Template, || store.templates(&head.app))?,
+                ),
             };
             return Err(refused(&[problem]));
         };

@@ -20,6 +20,8 @@ mod done;
 mod embedded;
 /// The example producers, each against a real broker with a worker behind it.
 mod examples;
+/// What apps may send, who may use the gateway, and TLS.
+mod permit;
 /// Personal messages and stored ones: everybody gets the text that is theirs.
 mod personal;
 /// The promises of the crate documentation, by name, on shared servers.
