@@ -159,7 +159,7 @@ fn reach(method: &Method, path: &str) -> Reach {
     let mut parts = path.split('/').skip(1);
     let parts: [_; 6] = std::array::from_fn(|_| parts.next());
     match parts {
-        [Some("openapi.json"), None, ..] if reads => Reach::Anyone,
+        [Some("openapi.json" | "docs"), None, ..] if reads => Reach::Anyone,
         [Some("v1"), Some("jobs"), None, ..] if *method == Method::POST => Reach::Submit,
         [Some("v1"), Some("jobs" | "dead" | "templates"), None, ..]
         | [Some("v1"), Some("jobs" | "templates"), Some(_), None, ..]
