@@ -25,7 +25,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::context::{
-    AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms, rfc3339,
+    AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms,
+    rfc3339, today,
 };
 pub use self::credential::Keyring;
 use self::lanes::OpenLane;
