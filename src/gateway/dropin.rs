@@ -304,9 +304,9 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
     let body = serde_json::to_vec(&document)
         .map_err(|error| Failure::Problems(vec![Problem::new("", error.to_string())]))?;
     let body = Bytes::from(body);
-    let mut prepared = read(context, wanted, body)?;
+    let mut prepared = read(context, wanted, &body)?;
     if let Some(changed) = gateway.allow(&prepared.asked, &prepared.body).await? {
-        prepared = read(context, wanted, changed)?;
+        prepared = read(context, wanted, &changed)?;
     }
     let known = context.store.job(prepared.id).await?;
     if known.is_some_and(|known| {
@@ -321,10 +321,10 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
 fn read<S: Store, T>(
     context: &Context<S, T>,
     wanted: &Wanted,
-    body: Bytes,
+    body: &Bytes,
 ) -> Result<Prepared, Failure> {
     let now = jiff::Timestamp::now();
-    let job = Job::read(&body, Some(Priority::Normal), context, now).map_err(Failure::Problems)?;
+    let job = Job::read(body, Some(Priority::Normal), context, now).map_err(Failure::Problems)?;
     let adapter = &*context.targets[&job.head.target].target;
     let fit = fit(adapter, &job.head, job.is_for_all(), job.strictness);
     if !fit.problems.is_empty() {
