@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Status};
@@ -20,7 +21,7 @@ use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{self, Desk, Server, keep_publisher, watch_ready};
+use crate::gateway::{self, Access, Desk, Server, keep_publisher, watch_ready};
 use crate::im::http::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
@@ -212,6 +213,7 @@ fn context<S: worker::Store>(
                 default_target: app.target.clone(),
                 limit: app.limit,
                 fail_open: app.fail_open,
+                permissions: app.permissions.clone(),
             };
             (name.clone(), app)
         })
@@ -288,18 +290,19 @@ async fn serve<B: Broker + Shelves, S: worker::Store>(
     process.run(config).await
 }
 
-fn gateway_settings(config: &Config) -> gateway::Settings {
+fn gateway_settings(config: &Config) -> Result<gateway::Settings, Failure> {
     let gateway = config.gateway.clone();
-    gateway::Settings {
+    Ok(gateway::Settings {
         listen: gateway.listen,
-        token: gateway.token,
+        tls: tls(config)?,
+        access: access(config),
         requests_max: gateway.requests_max,
         connections_max: gateway.connections_max,
         patience: gateway.patience,
         wait_max: gateway.wait_max,
         upload_bytes_max: gateway.upload_bytes_max,
         upload_folder: gateway.upload_folder,
-    }
+    })
 }
 
 /// The drop-in endpoints that apps have entrances to.
@@ -318,6 +321,24 @@ fn desks(config: &Config) -> Vec<Desk> {
         .into_iter()
         .map(|(system, ingress)| Desk::new(system, ingress, doors_of(system), systems.clone()))
         .collect()
+}
+
+fn tls(config: &Config) -> Result<Option<TlsAcceptor>, Failure> {
+    let files = config.gateway.tls.as_ref();
+    let acceptor = files.map(|(certificate, key)| gateway::acceptor(certificate, key));
+    acceptor.transpose().or_exit(Exit::BadConfig)
+}
+
+/// Who may use the gateway.
+fn access(config: &Config) -> Access {
+    let apps = config.apps.iter();
+    Access {
+        open: config.gateway_is_open(),
+        token: config.gateway.token.clone(),
+        apps: apps
+            .map(|(name, app)| (name.clone(), app.access.clone()))
+            .collect(),
+    }
 }
 
 /// The embedded engine in its folder.
@@ -386,7 +407,7 @@ impl<S: worker::Store> Process<S> {
     ) -> Result<(), Failure> {
         let (context, drain) = (&self.context, &self.drain);
         let (publishing, published) = watch::channel(None);
-        let settings = gateway_settings(config);
+        let settings = gateway_settings(config)?;
         let listen = settings.listen;
         let server = Server::bind(
             settings,

@@ -137,10 +137,11 @@ pub enum LedgerStep {
     Park,
     Template,
     Direct,
+    Charge,
 }
 
 impl LedgerStep {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Accept,
         Self::Expanded,
         Self::Gather,
@@ -154,6 +155,7 @@ impl LedgerStep {
         Self::Park,
         Self::Template,
         Self::Direct,
+        Self::Charge,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -171,6 +173,7 @@ impl LedgerStep {
             Self::Park => "park",
             Self::Template => "template",
             Self::Direct => "direct",
+            Self::Charge => "charge",
         }
     }
 }

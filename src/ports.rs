@@ -28,6 +28,7 @@ use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::mapping::{self, Feature, Fit, Mapping, Strictness};
 use crate::domain::outcome::{Answer, Class, Outcome, Verdict};
 use crate::domain::pace::{Mark, Pace};
+use crate::domain::permissions::{Asked, Permissions, Used};
 use crate::domain::slice::{Head, Shape, Together};
 use crate::secret::Secret;
 
@@ -649,6 +650,36 @@ pub enum LedgerError {
     Full(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the ledger answered with nonsense: {0}")]
     Broken(String),
+}
+
+// ---------------------------------------------------------------------------------------------
+// Quotas
+// ---------------------------------------------------------------------------------------------
+
+/// What apps with a quota have used up, for all gateways and workers.
+///
+/// A list is counted once, whoever asks and however often, on the UTC day when it came first; it is
+/// remembered until the end of the next day. So a gateway counts before it accepts and a worker before
+/// it cuts, and together they count once. A list that waits for a worker longer than that, or that is
+/// published again later, counts again.
+pub trait Quotas: Clone + Send + Sync + 'static {
+    /// Counts all lists of a job that were not counted before, or none of them when that would be more
+    /// than the app may. `day` is the number of the UTC day since 1970.
+    fn charge(
+        &self,
+        asked: &Asked,
+        permissions: &Permissions,
+        day: u64,
+    ) -> impl Future<Output = Result<Charged, LedgerError>> + Send;
+}
+
+/// Answer to a charge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charged {
+    /// Counted now or before.
+    Counted,
+    /// Nothing was counted: with what was used before, it is too much.
+    Over(Used),
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ mod steering;
 mod stored;
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -52,7 +53,7 @@ pub(super) struct Direct {
 impl Access {
     pub(super) fn of(config: &Config) -> Result<Self, Failure> {
         if config.broker.url.expose().is_empty() {
-            return Ok(Self::Server(Server::of(config)));
+            return Ok(Self::Server(Server::of(config)?));
         }
         let ledger = if config.ledger.url.expose().is_empty() {
             None
@@ -412,20 +413,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ANSWER_BYTES_MAX: usize = 1 << 30;
 
 impl Server {
-    fn of(config: &Config) -> Self {
+    fn of(config: &Config) -> Result<Self, Failure> {
         let mut listen = config.gateway.listen;
         if listen.ip().is_unspecified() {
             listen.set_ip([127, 0, 0, 1].into());
         }
+        let certificate = config.gateway.tls.as_ref().map(|(it, _)| it);
+        let tls = certificate.map(|it| gateway::pinned(it)).transpose();
+        let tls = tls.or_exit(Exit::BadConfig)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let settings = ClientSettings {
             reply_bytes_max: ANSWER_BYTES_MAX,
+            tls: tls.map(Arc::new),
             ..ClientSettings::defaults()
         };
-        Self {
-            base: format!("http://{listen}"),
+        Ok(Self {
+            base: format!("{scheme}://{listen}"),
             token: config.gateway.token.clone(),
             client: Client::new(settings),
-        }
+        })
     }
 
     async fn submit(

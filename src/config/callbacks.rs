@@ -19,7 +19,7 @@ pub struct CallbackConfig {
 
 pub(super) fn read(mut section: Section, findings: &mut Findings) -> CallbackConfig {
     let mut hosts = Vec::new();
-    for text in section.list("hosts", findings) {
+    for text in section.list("hosts", &[], findings) {
         match HostPattern::read(&text) {
             Ok(host) => hosts.push(host),
             Err(what) => findings.problem(section.key("hosts"), what),

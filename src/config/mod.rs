@@ -5,6 +5,7 @@
 //! key can be set from the environment: `FANWISE_BROKER__URL` is `broker.url`.
 //! `deploy/fanwise.example.toml` documents every key and is tested against this module.
 
+mod apps;
 mod callbacks;
 mod doors;
 mod reader;
@@ -22,7 +23,9 @@ pub use self::targets::TargetConfig;
 use crate::domain::fields::Problem;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
+use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{Schedule, duration_text};
+use crate::gateway::AppAccess;
 use crate::im::ingress::Door;
 use crate::secret::Secret;
 use crate::telemetry::LogFormat;
@@ -89,9 +92,11 @@ pub struct EmbeddedConfig {
 /// `[gateway]`: the HTTP interface of `fanwise serve` and `fanwise gateway`.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    /// `listen`: its address. Default 127.0.0.1:9700; another than a loopback address needs a token.
+    /// `listen`: its address. Default 127.0.0.1:9700; another than a loopback address needs
+    /// credentials.
     pub listen: SocketAddr,
-    /// `token` or `token_file`: what callers send as `Authorization: Bearer …`. Default none.
+    /// `token` or `token_file`: what callers send as `Authorization: Bearer …` who may do everything.
+    /// Default none.
     pub token: Option<Secret>,
     /// `requests_max`: requests at a time, those that wait for a job included; further ones are told
     /// to come back. Default 256; 1 to 100000.
@@ -108,6 +113,19 @@ pub struct GatewayConfig {
     /// `upload_folder`: where lists are kept while they come in. Default the system's folder for
     /// temporary files.
     pub upload_folder: PathBuf,
+    /// `auth`: `auto` (default) asks for credentials, except on a loopback address while there are
+    /// none; `token` always does; `none` never.
+    pub auth: GatewayAuth,
+    /// `tls_certificate` and `tls_key`: PEM files of the certificate with its chain, and of its key.
+    /// Default none: plain HTTP.
+    pub tls: Option<(PathBuf, PathBuf)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatewayAuth {
+    Auto,
+    Token,
+    None,
 }
 
 /// `[admin]`
@@ -159,6 +177,10 @@ pub struct AppConfig {
     pub callbacks: Option<CallbackConfig>,
     /// `[apps.NAME.SYSTEM]`: entrances for existing callers of IM systems, with the system's name.
     pub doors: Vec<(&'static str, Door)>,
+    /// `senders`, `targets`, `audiences`, `recipients_max`, `daily_recipients`.
+    pub permissions: Permissions,
+    /// `token`, `auth`, `requests`, `[apps.NAME.before_accept]`.
+    pub access: AppAccess,
 }
 
 /// `[log]`
@@ -355,7 +377,6 @@ fn read_embedded(mut section: Section, findings: &mut Findings) -> EmbeddedConfi
 fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig {
     let gateway = GatewayConfig {
         listen: read_address(&mut section, "listen", "127.0.0.1:9700", findings),
-        token: section.secret("token", "token_file", findings),
         requests_max: section.integer("requests_max", 256, 1..=100_000, findings) as usize,
         connections_max: section.integer("connections_max", 1024, 1..=100_000, findings) as usize,
         patience: section.duration("patience", 10 * SECOND, SECOND..=10 * MINUTE, findings),
@@ -369,11 +390,10 @@ fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig 
         upload_folder: section
             .optional_text("upload_folder", findings)
             .map_or_else(std::env::temp_dir, PathBuf::from),
+        token: apps::read_token(&mut section, findings),
+        auth: apps::read_auth(&mut section, findings),
+        tls: apps::read_tls(&mut section, findings),
     };
-    if !gateway.listen.ip().is_loopback() && gateway.token.is_none() {
-        let what = "missing: whoever reaches gateway.listen could send to everybody";
-        findings.problem("gateway.token", what);
-    }
     section.finish(findings);
     gateway
 }
@@ -475,6 +495,8 @@ fn read_apps(
                 .optional("callbacks", findings)
                 .map(|section| callbacks::read(section, findings)),
             doors: read_doors(&name, &mut section, targets, findings),
+            permissions: apps::read_permissions(&mut section, targets, findings),
+            access: apps::read_access(&mut section, findings),
         };
         section.finish(findings);
         apps.insert(name, app);
@@ -561,6 +583,7 @@ fn cross_check(config: &Config, findings: &mut Findings) {
             "is shorter than all retries together: a late retry would find nothing to compare with",
         );
     }
+    apps::check_credentials(config, findings);
     for (name, app) in &config.apps {
         if app.target.is_none() && config.targets.len() > 1 {
             let what = "no default target: its jobs must name one";

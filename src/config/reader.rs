@@ -317,6 +317,50 @@ impl Section {
         self.read(name, default, u64::to_string, expected, parse, findings)
     }
 
+    /// A whole number, or none.
+    pub(super) fn optional_integer(
+        &mut self,
+        name: &'static str,
+        bounds: RangeInclusive<u64>,
+        findings: &mut Findings,
+    ) -> Option<u64> {
+        let expected = format!("a whole number from {}", bounds.start());
+        let show = |number: &Option<u64>| number.map_or("(none)".into(), |it| it.to_string());
+        let parse = |value: &Value| {
+            let number = match value {
+                Value::Integer(number) => u64::try_from(*number).ok(),
+                Value::String(text) => text.parse().ok(),
+                _ => None,
+            };
+            number.filter(|number| bounds.contains(number)).map(Some)
+        };
+        self.read(name, None, show, expected, parse, findings)
+    }
+
+    /// A list of texts; in the environment they stand between commas.
+    pub(super) fn list(
+        &mut self,
+        name: &'static str,
+        default: &[&str],
+        findings: &mut Findings,
+    ) -> Vec<String> {
+        let default = default.iter().map(|text| (*text).to_owned()).collect();
+        let show = |list: &Vec<String>| match list.is_empty() {
+            true => "(none)".to_owned(),
+            false => format!("{list:?}"),
+        };
+        let parse = |value: &Value| match value {
+            Value::Array(list) => list.iter().map(as_text).collect(),
+            Value::String(text) => {
+                let texts = text.split(',').map(str::trim);
+                Some(texts.map(str::to_owned).collect())
+            }
+            _ => None,
+        };
+        let expected = "a list of texts";
+        self.read(name, default, show, expected, parse, findings)
+    }
+
     pub(super) fn ratio(
         &mut self,
         name: &'static str,
@@ -414,17 +458,6 @@ impl Section {
             return None;
         }
         self.choice(name, "", choices, findings)
-    }
-
-    /// A list of texts; from the environment, separated by commas. Empty if left out.
-    pub(super) fn list(&mut self, name: &'static str, findings: &mut Findings) -> Vec<String> {
-        let parse = |value: &Value| match value {
-            Value::Array(values) => values.iter().map(as_text).collect(),
-            Value::String(text) => Some(text.split(',').map(|it| it.trim().to_owned()).collect()),
-            _ => None,
-        };
-        let show = |list: &Vec<String>| list.join(", ");
-        self.read(name, Vec::new(), show, "a list of texts", parse, findings)
     }
 
     /// A table of texts, such as headers.

@@ -8,6 +8,7 @@ const EXAMPLE: &str = include_str!("../../deploy/fanwise.example.toml");
 const LEAST: &str = r#"
     broker.url = "amqp://guest:s3cret@mq/%2f"
     ledger.url = "redis://:s3cret@store/0"
+    gateway.token = "s3cret"
     targets.im = { type = "wukongim", url = "http://im:5001", version = "v2" }
 "#;
 
@@ -111,11 +112,14 @@ fn the_example_is_a_working_configuration() {
         "{:#?}",
         loaded.findings.problems
     );
-    assert!(
-        loaded.findings.warnings.is_empty(),
-        "{:#?}",
-        loaded.findings.warnings
-    );
+    // It stays on this machine, where it works without a token.
+    let warned: Vec<_> = loaded
+        .findings
+        .warnings
+        .iter()
+        .map(|it| &it.field)
+        .collect();
+    assert_eq!(warned, ["gateway.token"]);
 }
 
 #[test]
@@ -152,10 +156,14 @@ fn the_example_names_every_key_and_no_other() {
         .iter()
         .map(ToString::to_string)
         .collect();
-    // The one file stands for all secrets, so only an address of another kind is wrong.
+    // The one file stands for all secrets, so an address of another kind is wrong, and tokens that
+    // have to differ.
     assert_eq!(
         problems,
-        ["ledger.url: an address that begins with redis:// or rediss:// is expected"]
+        [
+            "ledger.url: an address that begins with redis:// or rediss:// is expected",
+            "apps.default.token: is the same as gateway.token",
+        ]
     );
     assert_eq!(from_files.config.broker.url.expose(), "amqp://from-a-file");
     for (key, shown) in &from_files.findings.shown {
@@ -602,4 +610,84 @@ fn callbacks_need_hosts_and_a_secret() {
         assert!(problem.starts_with(expected), "{problem}");
     }
     assert_eq!(problems.len(), expected.len(), "{problems:?}");
+}
+
+// --- who may use the gateway, and what apps may send ---------------------------------------------
+
+/// The fields of problems, of warnings, and whether nobody is asked for credentials.
+fn credentials(more: &str) -> (Vec<String>, Vec<String>, bool) {
+    let least = LEAST.replace("gateway.token = \"s3cret\"", "");
+    let loaded = loaded(&format!("{least}\n{more}"), &[]);
+    let fields = |problems: &[Problem]| problems.iter().map(|it| it.field.clone()).collect();
+    (
+        fields(&loaded.findings.problems),
+        fields(&loaded.findings.warnings),
+        loaded.config.gateway_is_open(),
+    )
+}
+
+#[test]
+fn nothing_works_without_credentials_unless_it_is_said() {
+    let check = |more: &str, problems: &[&str], warnings: &[&str], open: bool| {
+        let (found, warned, is_open) = credentials(more);
+        assert_eq!(found, problems, "{more}");
+        assert_eq!(warned, warnings, "{more}");
+        assert_eq!(is_open, open, "{more}");
+    };
+    let token = "gateway.token";
+    check("", &[], &[token], true);
+    check("gateway.auth = \"token\"", &[token], &[], false);
+    check("gateway.auth = \"none\"", &[], &["gateway.auth"], true);
+    check("gateway.token = \"t\"", &[], &[], false);
+    check("apps.shop.token = \"s\"", &[], &[token], false);
+    check(
+        "apps.shop.auth = \"none\"",
+        &[],
+        &["apps.shop.auth", token],
+        false,
+    );
+    let outside = "gateway.listen = \"0.0.0.0:9700\"\n";
+    let outside = |more: &str| format!("{outside}{more}");
+    check(&outside(""), &[token], &[], false);
+    check(&outside("gateway.auth = \"token\""), &[token], &[], false);
+    check(
+        &outside("gateway.auth = \"none\""),
+        &[],
+        &["gateway.auth"],
+        true,
+    );
+    check(&outside("gateway.token = \"t\""), &[], &[], false);
+    check(&outside("apps.shop.token = \"s\""), &[], &[token], false);
+}
+
+#[test]
+fn permissions_of_apps_are_checked() {
+    assert_one_problem("apps.shop.targets = [\"sms\"]", "[targets.sms]");
+    assert_one_problem("apps.shop.audiences = [\"al\"]", "\"al\" is not one of");
+    assert_one_problem("apps.shop.recipients_max = 0", "apps.shop.recipients_max");
+    assert_one_problem("apps.shop.senders = 3.5", "a list of texts is expected");
+    assert_one_problem("apps.shop.token = \"\"", "apps.shop.token: empty");
+    assert_one_problem(
+        "apps.shop.token = \"t\"\napps.bank.token = \"t\"",
+        "is the same as apps.bank.token",
+    );
+    assert_one_problem(
+        "apps.shop.audiences = [\"all\"]\napps.shop.daily_recipients = 5",
+        "apps.shop.audiences: lists \"all\"",
+    );
+    assert_one_problem(
+        "apps.shop.before_accept.url = \"ftp://x\"",
+        "apps.shop.before_accept.url",
+    );
+    assert_one_problem("apps.shop.before_accept.timeout = \"3s\"", "url: missing");
+    assert_one_problem(
+        "gateway.tls_key = \"k\"",
+        "gateway.tls_certificate: missing",
+    );
+    let more = format!("{LEAST}\napps.shop = {{}}");
+    let environment = [("FANWISE_APPS__SHOP__SENDERS", "news, offers")];
+    let loaded = loaded(&more, &environment);
+    let permissions = &loaded.config.apps["shop"].permissions;
+    assert_eq!(permissions.senders, ["news", "offers"]);
+    assert_eq!(permissions.audiences, Permissions::default().audiences);
 }

@@ -37,6 +37,8 @@ pub mod notice;
 pub mod outcome;
 /// How fast a job goes, from what its ledger remembers.
 pub mod pace;
+/// What an app may send: as whom, where to, to whom and to how many.
+pub mod permissions;
 /// Texts with placeholders, rendered for each recipient.
 pub mod personal;
 /// New jobs made from dead letters.

@@ -1,13 +1,13 @@
 //! The embedded engine: the ports [`Broker`](crate::ports::Broker), [`Ledger`](crate::ports::Ledger),
-//! [`Limiter`](crate::ports::Limiter), [`Directives`](crate::ports::Directives) and
-//! [`Templates`](crate::ports::Templates) on one file, for one machine without RabbitMQ and Redis.
+//! [`Limiter`](crate::ports::Limiter), [`Directives`](crate::ports::Directives),
+//! [`Templates`](crate::ports::Templates) and [`Quotas`](crate::ports::Quotas) on one file, for one machine without RabbitMQ and Redis.
 //!
 //! - `disk`: the data folder, its lock and the store in it; `tables`: every table and record.
 //! - `writer`: the one thread that writes. Whoever wants something written hands it a step and waits;
 //!   steps that wait at the same time share one commit, synced to disk before anyone is answered.
 //! - `desk`: what is handed out, to whom, and what came back; in memory, so that after a crash
 //!   everything unacked is there again. `dispatch`: the one thread that reads messages for consumers.
-//! - `broker`, `shelves`, `ledger`, `claims`, `limiter`, `directives`, `templates`: the ports. `sweep`:
+//! - `broker`, `shelves`, `ledger`, `claims`, `limiter`, `directives`, `templates`, `quotas`: the ports. `sweep`:
 //!   forgets idle jobs.
 //!
 //! What it promises: `Ok` from a publish or a step of the ledger means synced to disk, and survives a
@@ -26,6 +26,7 @@ mod disk;
 mod dispatch;
 mod ledger;
 mod limiter;
+mod quotas;
 mod shelves;
 mod sweep;
 mod tables;

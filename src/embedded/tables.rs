@@ -19,6 +19,7 @@
 //! | `directives` | scope, kind, name | the directive as JSON |
 //! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
 //! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
+//! | `quotas` | app, UTC day, what | list entries: of `used`, the day; of `j<job>`, one job; of `s<job>/<submission>`, a list that is counted |
 //! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed |
 //!
 //! A *life* is the number of a job from its acceptance to its expiry: what a job that is accepted
@@ -61,6 +62,9 @@ pub(super) const TEMPLATE_NAMES: TableDefinition<'_, (&str, &str), (u32, u64)> =
     TableDefinition::new("template_names");
 pub(super) const TEMPLATES: TableDefinition<'_, (&str, &str, u32), (u64, &str)> =
     TableDefinition::new("templates");
+/// What an app used on a day.
+pub(super) type QuotaKey = (&'static str, u64, &'static str);
+pub(super) const QUOTAS: TableDefinition<'_, QuotaKey, u64> = TableDefinition::new("quotas");
 /// The directive of a kind about a subject.
 pub(super) type DirectiveKey = (&'static str, &'static str, &'static str);
 pub(super) const DIRECTIVES: TableDefinition<'_, DirectiveKey, &[u8]> =
@@ -108,6 +112,7 @@ pub(super) struct Tables<'t> {
     pub(super) parks: Lazy<'t, &'static str, (u64, &'static str)>,
     pub(super) template_names: Lazy<'t, (&'static str, &'static str), (u32, u64)>,
     pub(super) templates: Lazy<'t, (&'static str, &'static str, u32), (u64, &'static str)>,
+    pub(super) quotas: Lazy<'t, QuotaKey, u64>,
     pub(super) reasons: Lazy<'t, (u64, u64), &'static [u8]>,
     pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
     meta: Lazy<'t, &'static str, u64>,
@@ -130,6 +135,7 @@ impl<'t> Tables<'t> {
             parks: Lazy::new(transaction, PARKS),
             template_names: Lazy::new(transaction, TEMPLATE_NAMES),
             templates: Lazy::new(transaction, TEMPLATES),
+            quotas: Lazy::new(transaction, QUOTAS),
             reasons: Lazy::new(transaction, REASONS),
             directives: Lazy::new(transaction, DIRECTIVES),
             meta: Lazy::new(transaction, META),

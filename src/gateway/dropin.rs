@@ -22,18 +22,19 @@ use bytes::Bytes;
 
 use super::Gateway;
 use crate::domain::audience::fold;
-use crate::domain::fields::Problem;
+use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, JobId, digest_hex};
 use crate::domain::job::{Job, JobDocument, MessageDocument};
 use crate::domain::lane::Priority;
 use crate::domain::limits::{Grant, Tat};
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::Outcome;
+use crate::domain::permissions::Asked;
 use crate::im::ingress::{
     Door, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Reply, Spoken, Told, Wanted,
 };
 use crate::ports::{Broker, ClaimState, LedgerError, Outgoing, Route, Shelves, Transport, fit};
-use crate::worker::{Store, chain, now_ms};
+use crate::worker::{Context, Store, chain, now_ms};
 
 /// The header that names the jobs of a request.
 const JOB_HEADER: &str = "fanwise-job";
@@ -134,6 +135,8 @@ impl Desk {
 /// A job of a request, ready to be published.
 struct Prepared {
     id: JobId,
+    /// What its app must be allowed.
+    asked: Asked,
     client_msg_no: String,
     submission: String,
     content_digest: String,
@@ -203,7 +206,7 @@ enum Failure {
     Conflict,
     TooOften(Duration),
     Replayed,
-    Forbidden(&'static str),
+    Forbidden(String),
     Unavailable(String),
 }
 
@@ -230,6 +233,9 @@ impl From<super::Refusal> for Failure {
     fn from(refusal: super::Refusal) -> Self {
         match refusal {
             super::Refusal::Unavailable(what) => Self::Unavailable(what),
+            super::Refusal::Forbidden(problems) => Self::Forbidden(summary(&problems)),
+            super::Refusal::Denied { text, .. } => Self::Forbidden(text),
+            super::Refusal::TooOften { after, .. } => Self::TooOften(after),
             other => Self::Unavailable(format!("{other:?}")),
         }
     }
@@ -256,12 +262,17 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     if let Some(block) = desk.over_quota(index) {
         return Err(Failure::TooOften(block));
     }
+    gateway.rates.count(&door.app, &gateway.access)?;
     if !door.send_all && jobs.iter().any(|wanted| wanted.audience.all) {
-        return Err(Failure::Forbidden("this app may not send to all users"));
+        let what = "this app may not send to all users";
+        return Err(Failure::Forbidden(what.to_owned()));
     }
     let mut prepared = Vec::with_capacity(jobs.len());
     for (number, wanted) in jobs.iter().enumerate() {
         prepared.push(prepare(gateway, desk, door, wanted, number, body).await?);
+    }
+    for job in &prepared {
+        gateway.charge(&job.asked).await?;
     }
     let accepted_at_ms = now_ms();
     publish(gateway, &prepared).await?;
@@ -269,7 +280,8 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     Ok(answer(&*reply, &prepared, &told))
 }
 
-/// Reads a job as the intake will, and makes sure that its key stands for no other message.
+/// Reads a job as the intake will, makes sure that its app may send it and that its key stands for no
+/// other message.
 async fn prepare<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     desk: &Desk,
@@ -292,37 +304,10 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
     let body = serde_json::to_vec(&document)
         .map_err(|error| Failure::Problems(vec![Problem::new("", error.to_string())]))?;
     let body = Bytes::from(body);
-    let prepared = {
-        let job = Job::read(
-            &body,
-            Some(Priority::Normal),
-            context,
-            jiff::Timestamp::now(),
-        )
-        .map_err(Failure::Problems)?;
-        let adapter = &*context.targets[&target].target;
-        let fit = fit(adapter, &job.head, job.is_for_all(), job.strictness);
-        if !fit.problems.is_empty() {
-            return Err(Failure::Problems(fit.problems));
-        }
-        let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, job.head.id);
-        let folds_case = adapter.profile().folds_case;
-        let recipients = named(wanted);
-        let fingerprint = |id: &String| {
-            let mut id = id.as_str().into();
-            fold(&mut id, folds_case);
-            fingerprinter.fingerprint(&id)
-        };
-        Prepared {
-            id: job.head.id,
-            client_msg_no: job.head.client_msg_no.clone(),
-            submission: job.submission.clone(),
-            content_digest: job.content_digest.clone(),
-            fingerprints: recipients.iter().map(fingerprint).collect(),
-            recipients,
-            body: body.clone(),
-        }
-    };
+    let mut prepared = read(context, wanted, &body)?;
+    if let Some(changed) = gateway.allow(&prepared.asked, &prepared.body).await? {
+        prepared = read(context, wanted, &changed)?;
+    }
     let known = context.store.job(prepared.id).await?;
     if known.is_some_and(|known| {
         !known.content_digest.is_empty() && known.content_digest != prepared.content_digest
@@ -330,6 +315,39 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
         return Err(Failure::Conflict);
     }
     Ok(prepared)
+}
+
+/// Reads a job as the intake will.
+fn read<S: Store, T>(
+    context: &Context<S, T>,
+    wanted: &Wanted,
+    body: &Bytes,
+) -> Result<Prepared, Failure> {
+    let now = jiff::Timestamp::now();
+    let job = Job::read(body, Some(Priority::Normal), context, now).map_err(Failure::Problems)?;
+    let adapter = &*context.targets[&job.head.target].target;
+    let fit = fit(adapter, &job.head, job.is_for_all(), job.strictness);
+    if !fit.problems.is_empty() {
+        return Err(Failure::Problems(fit.problems));
+    }
+    let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, job.head.id);
+    let folds_case = adapter.profile().folds_case;
+    let recipients = named(wanted);
+    let fingerprint = |id: &String| {
+        let mut id = id.as_str().into();
+        fold(&mut id, folds_case);
+        fingerprinter.fingerprint(&id)
+    };
+    Ok(Prepared {
+        id: job.head.id,
+        asked: Asked::of(&job),
+        client_msg_no: job.head.client_msg_no.clone(),
+        submission: job.submission.clone(),
+        content_digest: job.content_digest.clone(),
+        fingerprints: recipients.iter().map(fingerprint).collect(),
+        recipients,
+        body: body.clone(),
+    })
 }
 
 /// Whom a request names.

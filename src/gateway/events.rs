@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::Gateway;
 use super::params::Params;
 use super::problem::Refusal;
-use super::query::{ids_of, unknown};
+use super::query::{named, unknown};
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::ids::JobId;
 use crate::ports::{Broker, JobRecord, JobState, Transport};
@@ -225,14 +225,12 @@ async fn accepted<B: Broker, S: Store, T>(
     job: &str,
     mut params: Params,
 ) -> Result<JobRecord, Refusal> {
-    let app = params.text("app").unwrap_or_else(|| "default".to_owned());
+    let app = params.text("app");
     params.finish()?;
     let deadline = Instant::now() + ACCEPT_PATIENCE;
     loop {
-        for id in ids_of(job, &app) {
-            if let Some(record) = gateway.context.store.job(id).await? {
-                return Ok(record);
-            }
+        if let Some(record) = named(gateway, job, app.as_deref()).await? {
+            return Ok(record);
         }
         if Instant::now() >= deadline || gateway.hub.closing.is_cancelled() {
             return Err(unknown(job));

@@ -5,9 +5,11 @@
 //! with the broker, while the broker takes nothing, or while the ledger is down, the answer is 503 at
 //! once, and an uploaded list is sent to when all of it is accepted.
 //!
-//! - `routes`: every path, and submitting; `query`: looking at jobs; `events`: following one;
+//! - `routes`: every path; `submit`: taking jobs; `query`: looking at jobs; `events`: following one;
 //!   `dead`: dead letters, over the walks of `shelf`; `dropin`: existing callers of IM systems.
 //! - `openapi`: all of it as a document and as a page.
+//! - `access`: who calls and what they may look at; `permit`: whether a job may be accepted, with
+//!   `before_accept`, an endpoint that is asked about it.
 //! - `params`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request.
@@ -15,12 +17,15 @@
 //! Everything a caller may take up has a bound: connections, requests, the bytes of their bodies, the
 //! time they take to bring them and to take the answer.
 
+mod access;
+mod before_accept;
 mod body;
 mod dead;
 mod dropin;
 mod events;
 mod openapi;
 mod params;
+mod permit;
 mod problem;
 mod query;
 mod routes;
@@ -31,6 +36,7 @@ mod spool;
 mod steer;
 mod submit;
 mod templates;
+mod tls;
 mod upload;
 mod wire;
 
@@ -42,8 +48,12 @@ use std::time::Duration;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use self::access::Rates;
+pub use self::access::{Access, AppAccess};
+pub use self::before_accept::BeforeAccept;
 use self::body::Memory;
 pub use self::dropin::Desk;
 use self::events::Hub;
@@ -53,13 +63,13 @@ pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor}
 pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
 use self::socket::Manners;
 pub use self::steer::CONFIGURED;
+pub use self::tls::{TlsError, acceptor, pinned};
 pub use self::wire::{
     DeadList, JobDetail, JobList, JobStanding, KeptLine, LimitedBy, Limiting, PurgeRequest, Purged,
     RecipientFate, RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob,
     Submitted, TemplateRow, TemplateView, Verification,
 };
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
-use crate::secret::Secret;
 use crate::steer::Facts;
 use crate::worker::{Context, RECONNECT, Store, chain};
 
@@ -69,10 +79,12 @@ type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
 type Publishing<B> = watch::Receiver<Option<Open<PublisherOf<B>>>>;
 
 /// How the gateway serves; the defaults and bounds are in `config`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     pub listen: SocketAddr,
-    pub token: Option<Secret>,
+    /// Without it the gateway speaks plain HTTP.
+    pub tls: Option<TlsAcceptor>,
+    pub access: Access,
     /// Requests at a time, those that wait for a job included.
     pub requests_max: usize,
     pub connections_max: usize,
@@ -95,7 +107,8 @@ const SURVEYS_MAX: usize = 2;
 struct Gateway<B: Broker, S, T> {
     broker: B,
     context: Arc<Context<S, T>>,
-    token: Option<Secret>,
+    access: Access,
+    rates: Rates,
     /// What can be steered.
     facts: Facts,
     /// Drop-in endpoints.
@@ -168,6 +181,7 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
 /// The gateway, bound to its address.
 pub struct Server {
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     routes: Router,
     /// Ends the streams, which have no end of their own while their jobs run.
     closing: CancellationToken,
@@ -199,7 +213,8 @@ impl Server {
             facts,
             desks: desks.into_iter().map(Arc::new).collect(),
             hub: Hub::new(),
-            token: settings.token,
+            access: settings.access,
+            rates: Rates::new(),
             publishing,
             stop: stop.clone(),
             requests: Semaphore::new(settings.requests_max),
@@ -213,6 +228,7 @@ impl Server {
         });
         Ok(Self {
             listener,
+            tls: settings.tls,
             closing: gateway.hub.closing.clone(),
             routes: routes::routes(gateway),
             manners: Manners {
@@ -229,13 +245,19 @@ impl Server {
 
     /// Serves until `stop`; requests under way are answered, streams end.
     pub async fn run(self, stop: CancellationToken) {
-        let (waiting, closing) = (self.stop.clone(), self.closing.clone());
+        let (waiting, closing) = (self.stop, self.closing);
         let told = async {
             stop.cancelled().await;
             waiting.cancel();
             closing.cancel();
         };
-        let served = socket::serve(self.listener, self.routes, self.manners, stop.clone());
+        let served = socket::serve(
+            self.listener,
+            self.tls,
+            self.routes,
+            self.manners,
+            stop.clone(),
+        );
         tokio::join!(told, served);
     }
 }

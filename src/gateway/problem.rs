@@ -1,5 +1,7 @@
 //! Errors as `application/problem+json` (RFC 9457).
 
+use std::time::Duration;
+
 use axum::body::to_bytes;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,6 +9,7 @@ use serde_json::json;
 
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
+use crate::domain::limits::Rate;
 use crate::ports::{BrokerError, LedgerError, PublishError};
 use crate::worker::chain;
 
@@ -59,6 +62,18 @@ pub(super) enum Refusal {
     Unauthorized,
     /// A web page asks, of a gateway that asks for no token.
     FromBrowser,
+    /// The caller or the app may not, for all these reasons.
+    Forbidden(Vec<Problem>),
+    /// `before_accept` says no.
+    Denied {
+        code: String,
+        text: String,
+    },
+    /// More requests than the app may send.
+    TooOften {
+        rate: Rate,
+        after: Duration,
+    },
     /// Neither done nor refused: try again.
     Unavailable(String),
 }
@@ -130,7 +145,19 @@ impl IntoResponse for Refusal {
             Self::Unauthorized => (
                 StatusCode::UNAUTHORIZED,
                 "no or wrong token",
-                "send the header Authorization: Bearer <gateway.token>".to_owned(),
+                "send the header Authorization: Bearer <gateway.token or apps.NAME.token>"
+                    .to_owned(),
+            ),
+            Self::Forbidden(problems) => (StatusCode::FORBIDDEN, "not allowed", summary(problems)),
+            Self::Denied { text, .. } => (
+                StatusCode::FORBIDDEN,
+                "refused by before_accept",
+                text.clone(),
+            ),
+            Self::TooOften { rate, .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many requests",
+                format!("the app may send {rate} (apps.NAME.requests)"),
             ),
             Self::FromBrowser => (
                 StatusCode::FORBIDDEN,
@@ -145,7 +172,10 @@ impl IntoResponse for Refusal {
         };
         let mut body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail});
         match &self {
-            Self::BadJob(problems) | Self::BadQuery(problems) | Self::BadRequest(problems) => {
+            Self::BadJob(problems)
+            | Self::BadQuery(problems)
+            | Self::BadRequest(problems)
+            | Self::Forbidden(problems) => {
                 body["problems"] = json!(problems);
             }
             Self::BadLines(bad) => {
@@ -153,15 +183,20 @@ impl IntoResponse for Refusal {
                 body["bad_lines"] = json!(bad.count);
             }
             Self::Conflict(job) | Self::GivenUp(job) => body["job"] = json!(job),
+            Self::Denied { code, .. } => body["code"] = json!(code),
             _ => {}
         }
         let mut response = (status, body.to_string()).into_response();
         let json = HeaderValue::from_static(PROBLEM);
         response.headers_mut().insert(header::CONTENT_TYPE, json);
-        if matches!(self, Self::Unavailable(_)) {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let retry_after = match self {
+            Self::Unavailable(_) => Some(1),
+            Self::TooOften { after, .. } => Some(after.as_millis().div_ceil(1000).max(1) as u64),
+            _ => None,
+        };
+        if let Some(seconds) = retry_after {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -120,14 +120,27 @@ pub(super) async fn find<B: Broker, S: Store, T>(
     job: &str,
     mut params: Params,
 ) -> Result<JobRecord, Refusal> {
-    let app = params.text("app").unwrap_or_else(|| "default".to_owned());
+    let app = params.text("app");
     params.finish()?;
-    for id in ids_of(job, &app) {
-        if let Some(record) = gateway.context.store.job(id).await? {
-            return Ok(record);
+    named(gateway, job, app.as_deref())
+        .await?
+        .ok_or_else(|| unknown(job))
+}
+
+/// The job with this name; only one of this app, if one is given.
+pub(super) async fn named<B: Broker, S: Store, T>(
+    gateway: &Gateway<B, S, T>,
+    job: &str,
+    app: Option<&str>,
+) -> Result<Option<JobRecord>, LedgerError> {
+    for id in ids_of(job, app.unwrap_or("default")) {
+        let found = gateway.context.store.job(id).await?;
+        let found = found.filter(|record| app.is_none_or(|app| record.app == app));
+        if found.is_some() {
+            return Ok(found);
         }
     }
-    Err(unknown(job))
+    Ok(None)
 }
 
 pub(super) fn unknown(job: &str) -> Refusal {

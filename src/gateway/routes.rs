@@ -9,6 +9,7 @@ use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
+use super::access::Caller;
 use super::body::patient;
 use super::problem::{Refusal, uniform};
 use super::submit::submit;
@@ -84,27 +85,29 @@ async fn authorised<B: Broker, S, T>(
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(token) = &gateway.token else {
-        // A web page that somebody on this machine looks at could send to everybody.
-        if request.method() != Method::GET && request.headers().contains_key(header::ORIGIN) {
-            return Refusal::FromBrowser.into_response();
-        }
-        return next.run(request).await;
+    let caller = match gateway.access.caller(request.headers()) {
+        Ok(caller) => caller,
+        Err(refusal) => return refusal.into_response(),
     };
-    let given = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .map(|value| value.as_bytes());
-    let given = given
-        .and_then(|value| value.strip_prefix(b"Bearer "))
-        .unwrap_or_default();
-    // The time this takes does not tell how much of a guess was right.
-    let same = ring::digest::digest(&ring::digest::SHA256, given).as_ref()
-        == ring::digest::digest(&ring::digest::SHA256, token.expose().as_bytes()).as_ref();
-    if same {
-        next.run(request).await
-    } else {
-        Refusal::Unauthorized.into_response()
+    let is_known = !gateway.access.open && caller != Caller::Nobody;
+    // A web page that somebody on this machine looks at could send to everybody.
+    if !is_known
+        && request.method() != Method::GET
+        && request.headers().contains_key(header::ORIGIN)
+    {
+        return Refusal::FromBrowser.into_response();
+    }
+    let counted = match &caller {
+        Caller::App(app) => gateway.rates.count(app, &gateway.access),
+        // Whose job it is shows later, see `permit`.
+        Caller::Admin | Caller::Nobody => Ok(()),
+    };
+    match counted.and_then(|()| gateway.access.confine(&caller, request)) {
+        Ok(mut request) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(refusal) => refusal.into_response(),
     }
 }
 

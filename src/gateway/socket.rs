@@ -1,7 +1,7 @@
 //! The server below the routes: connections, their number and their manners.
 //!
 //! A connection that brings no request in time, or takes no answer, is closed: it would hold its place
-//! for nothing. HTTP/1.1 and HTTP/2 are told apart by their first bytes.
+//! for nothing. HTTP/1.1 and HTTP/2 are told apart by their first bytes, with TLS and without.
 
 use std::io;
 use std::pin::Pin;
@@ -15,11 +15,12 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
@@ -41,6 +42,7 @@ pub(super) struct Manners {
 /// Serves until `stop`; requests under way are answered.
 pub(super) async fn serve(
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     routes: Router,
     manners: Manners,
     stop: CancellationToken,
@@ -77,39 +79,69 @@ pub(super) async fn serve(
         };
         // Answers are written whole; waiting to fill packets would only delay them.
         let _ = stream.set_nodelay(true);
+        let served = Served {
+            builder: builder.clone(),
+            watcher: graceful.watcher(),
+            routes: routes.clone(),
+            patience: manners.patience,
+        };
+        let stream = Prompt::new(stream, manners.patience);
+        let tls = tls.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            match tls {
+                None => served.serve(stream).await,
+                Some(tls) => {
+                    let shaken = tokio::time::timeout(served.patience, tls.accept(stream));
+                    match shaken.await {
+                        Ok(Ok(stream)) => served.serve(stream).await,
+                        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                        Err(_) => tracing::debug!("a TLS handshake took too long"),
+                    }
+                }
+            }
+        });
+    }
+    graceful.shutdown().await;
+}
+
+/// How one connection is served.
+struct Served {
+    builder: Builder<TokioExecutor>,
+    watcher: Watcher,
+    routes: Router,
+    patience: Duration,
+}
+
+impl Served {
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let asked = Arc::new(AtomicBool::new(false));
         let service = {
-            let (routes, asked) = (routes.clone(), Arc::clone(&asked));
+            let (routes, asked) = (self.routes, Arc::clone(&asked));
             service_fn(move |request: http::Request<Incoming>| {
                 asked.store(true, Ordering::Relaxed);
                 routes.clone().call(request)
             })
         };
-        let connection = builder
-            .serve_connection(TokioIo::new(Prompt::new(stream, manners.patience)), service)
-            .into_owned();
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            let _place = place;
-            let mut connection = std::pin::pin!(connection);
-            // Also while it is not even known which HTTP this is.
-            let unasked = async {
-                tokio::time::sleep(manners.patience).await;
-                if asked.load(Ordering::Relaxed) {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                ended = &mut connection => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "a connection ended early");
-                    }
-                }
-                () = unasked => tracing::debug!("a connection brought no request in time"),
+        let connection = self.builder.serve_connection(TokioIo::new(stream), service);
+        let connection = self.watcher.watch(connection.into_owned());
+        let mut connection = std::pin::pin!(connection);
+        // Also while it is not even known which HTTP this is.
+        let unasked = async {
+            tokio::time::sleep(self.patience).await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
             }
-        });
+        };
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+            }
+            () = unasked => tracing::debug!("a connection brought no request in time"),
+        }
     }
-    graceful.shutdown().await;
 }
 
 /// A stream whose peer must take what is written.

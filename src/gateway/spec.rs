@@ -21,6 +21,9 @@ pub(super) const HEADER: &str = "Fanwise-Job-Spec";
 /// Largest job without its audience. Each part of the list carries it.
 pub(super) const SPEC_BYTES_MAX: usize = 1024 * 1024;
 
+/// Where the recipients begin.
+const LIST: &[u8] = b"\"users\":[";
+
 /// Room for what tells of the part, and for its list's name.
 const PART_BYTES_MAX: usize = 256;
 
@@ -75,8 +78,15 @@ impl Spec {
                 write_field(&mut before, name, value.get());
             }
         }
-        before.extend_from_slice(b"\"users\":[");
+        before.extend_from_slice(LIST);
         Ok(Self { before })
+    }
+
+    /// The job without its list, for whoever is asked about it.
+    pub(super) fn document(&self) -> Bytes {
+        let audience = self.before.strip_suffix(LIST).unwrap_or(&self.before);
+        let audience = audience.strip_suffix(b",").unwrap_or(audience);
+        [audience, b"}}"].concat().into()
     }
 
     /// An empty message.
@@ -224,6 +234,25 @@ mod tests {
             members("{}", Some("b"), &part),
             r#"{"client_msg_no":"b","audience":{"users":["u\"1",{"id":"u2","vars":{"n":1}}]},"part":{"number":2,"of":3,"together":"l"}}"#
         );
+    }
+
+    #[test]
+    fn a_spec_is_told_without_its_list_and_read_again() {
+        for (spec, told) in [
+            (r#"{"v":1}"#, r#"{"v":1,"client_msg_no":"b","audience":{}}"#),
+            (
+                r#"{"v":1,"client_msg_no":"a","audience":{"exclude":["x"]}}"#,
+                r#"{"client_msg_no":"a","v":1,"audience":{"exclude":["x"]}}"#,
+            ),
+        ] {
+            let spec = Spec::read("job", spec.as_bytes(), Some("b")).unwrap();
+            assert_eq!(spec.document(), told);
+            let again = Spec::read("job", told.as_bytes(), None).unwrap();
+            let parsed = |spec: &Spec| {
+                serde_json::from_slice::<serde_json::Value>(&spec.document()).unwrap()
+            };
+            assert_eq!(parsed(&again), parsed(&spec));
+        }
     }
 
     #[test]

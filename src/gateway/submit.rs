@@ -12,11 +12,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use multer::{Field, Multipart};
@@ -24,6 +24,7 @@ use serde::Deserialize;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use super::access::Caller;
 use super::body::{Held, unreadable};
 use super::problem::Refusal;
 use super::spec::{self, SPEC_BYTES_MAX, Spec};
@@ -40,6 +41,7 @@ use crate::domain::lane::Priority;
 use crate::domain::list::Format;
 use crate::domain::mapping::{Fit, Strictness};
 use crate::domain::message::Content;
+use crate::domain::permissions::Asked;
 use crate::domain::slice::{Head, Together};
 use crate::metrics::LedgerStep;
 use crate::ports::{Broker, Gathered, JobRecord, JobState, Outgoing, Route, Transport, fit};
@@ -56,12 +58,13 @@ const LOOK_AFTER: (Duration, Duration) = (Duration::from_millis(10), Duration::f
 
 pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     State(gateway): State<Arc<Gateway<B, S, T>>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let wishes = Wishes::of(request.uri(), request.headers())?;
     // Before a body of megabytes is taken in that could not be passed on.
     let open = gateway.open()?;
-    let (draft, checked) = Draft::receive(&gateway, request, &wishes).await?;
+    let (draft, checked) = Draft::receive(&gateway, &caller, request, &wishes).await?;
     let before = gateway.look(checked.id).await?;
     if before
         .as_ref()
@@ -81,6 +84,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     // There may be users by now who were not there then.
     let repeated = known && settled && !checked.for_all;
     if !repeated && !wishes.dry_run {
+        gateway.charge(&checked.asked).await?;
         gateway.publish(draft, &checked, &wishes, open).await?;
     }
     let mut answer = Answer {
@@ -216,13 +220,16 @@ fn list_format(essence: &str) -> Option<Format> {
 /// A job on its way in.
 enum Draft {
     One(Held),
-    Keyed(Bytes),
+    /// With a key, or with what `before_accept` made of it.
+    Changed(Bytes),
     List(Box<Upload>),
 }
 
 /// What a job comes to that may be accepted.
 struct Checked {
     id: JobId,
+    /// What its app must be allowed.
+    asked: Asked,
     target: String,
     priority: Priority,
     content_digest: String,
@@ -249,6 +256,7 @@ impl Checked {
 impl Draft {
     async fn receive<B: Broker, S: Store, T: Transport>(
         gateway: &Arc<Gateway<B, S, T>>,
+        caller: &Caller,
         request: Request,
         wishes: &Wishes,
     ) -> Result<(Self, Checked), Refusal> {
@@ -259,14 +267,13 @@ impl Draft {
                 let keyed = wishes.key.as_deref();
                 let keyed = keyed.and_then(|key| spec::with_key(&held.bytes, key));
                 let bytes = keyed.clone().unwrap_or_else(|| held.bytes.clone());
-                let (context, priority) = (Arc::clone(&gateway.context), wishes.priority);
-                let read = move || check(&context, &bytes, priority);
-                let checked = if held.bytes.len() <= SMALL_BODY_BYTES {
-                    read()?
-                } else {
-                    blocking(read).await?
-                };
-                let draft = keyed.map_or(Self::One(held), Self::Keyed);
+                let checked = read(gateway, &bytes, wishes.priority).await?;
+                gateway.admit(caller, &checked.asked.app)?;
+                if let Some(changed) = gateway.allow(&checked.asked, &bytes).await? {
+                    let checked = read(gateway, &changed, wishes.priority).await?;
+                    return Ok((Self::Changed(changed), checked));
+                }
+                let draft = keyed.map_or(Self::One(held), Self::Changed);
                 Ok((draft, checked))
             }
             Kind::List(listing) => {
@@ -274,22 +281,54 @@ impl Draft {
                     .uploads
                     .try_acquire()
                     .map_err(|_| Refusal::Unavailable("too many uploads at a time".to_owned()))?;
-                let upload = receive_list(gateway, listing, &head, body, wishes).await?;
-                // Closed never.
-                let _turn = gateway.surveys.acquire().await;
-                let (context, priority) = (Arc::clone(&gateway.context), wishes.priority);
-                blocking(move || {
-                    let checked = survey(&context, &upload, priority)?;
-                    Ok((Self::List(Box::new(upload)), checked))
-                })
-                .await
+                let upload = receive_list(gateway, caller, listing, &head, body, wishes).await?;
+                let (mut upload, checked) = survey_in_turn(gateway, upload, wishes).await?;
+                let document = upload.spec.document();
+                let Some(changed) = gateway.allow(&checked.asked, &document).await? else {
+                    return Ok((Self::List(Box::new(upload)), checked));
+                };
+                // It may be longer or shorter, and be cut into other parts.
+                upload.spec = Spec::read("job", &changed, None)
+                    .map_err(|problem| Refusal::BadJob(vec![problem]))?;
+                let (upload, checked) = survey_in_turn(gateway, upload, wishes).await?;
+                Ok((Self::List(Box::new(upload)), checked))
             }
         }
     }
 }
 
+/// Reads one message, on a thread that may compute for long if it is a large one.
+async fn read<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    body: &Bytes,
+    priority: Option<Priority>,
+) -> Result<Checked, Refusal> {
+    if body.len() <= SMALL_BODY_BYTES {
+        return check(&gateway.context, body, priority);
+    }
+    let (context, body) = (Arc::clone(&gateway.context), body.clone());
+    blocking(move || check(&context, &body, priority)).await
+}
+
+/// Reads a whole list, a few at a time.
+async fn survey_in_turn<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    upload: Upload,
+    wishes: &Wishes,
+) -> Result<(Upload, Checked), Refusal> {
+    // Closed never.
+    let _turn = gateway.surveys.acquire().await;
+    let (context, priority) = (Arc::clone(&gateway.context), wishes.priority);
+    blocking(move || {
+        let checked = survey(&context, &upload, priority)?;
+        Ok((upload, checked))
+    })
+    .await
+}
+
 async fn receive_list<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
+    caller: &Caller,
     listing: Listing,
     head: &request::Parts,
     body: Body,
@@ -298,7 +337,10 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
     let bad = |problem| Refusal::BadJob(vec![problem]);
     let spec_of = |field: &str, text: &[u8]| -> Result<Spec, Refusal> {
         let spec = Spec::read(field, text, wishes.key.as_deref()).map_err(bad)?;
-        try_out(&gateway.context, &spec, wishes.priority)?;
+        let tried = try_out(&gateway.context, &spec, wishes.priority)?;
+        // Before a list is taken in that may not be sent to.
+        gateway.admit(caller, &tried.asked.app)?;
+        gateway.keeps_rules(&tried.asked)?;
         Ok(spec)
     };
     let (folder, most) = (&*gateway.upload_folder, gateway.upload_bytes_max);
@@ -423,6 +465,7 @@ fn check<S: Store, T>(
     let job =
         Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
     let for_all = job.is_for_all();
+    let asked = Asked::of(&job);
     let stored = matches!(job.head.content, Content::Template(_))
         .then(|| (Box::new(job.head.clone()), job.strictness));
     let fit = if stored.is_some() {
@@ -436,6 +479,7 @@ fn check<S: Store, T>(
     }
     Ok(Checked {
         stored,
+        asked,
         id: job.head.id,
         target: job.head.target,
         priority: priority.unwrap_or(job.head.priority),
@@ -458,7 +502,7 @@ fn try_out<S: Store, T>(
     context: &Context<S, T>,
     spec: &Spec,
     priority: Option<Priority>,
-) -> Result<(), Refusal> {
+) -> Result<Checked, Refusal> {
     let mut message = spec.open();
     let somebody = Member {
         id: "somebody".into(),
@@ -474,7 +518,7 @@ fn try_out<S: Store, T>(
         of: 2,
         together: None,
     };
-    check(context, &message.close(&part), priority).map(drop)
+    check(context, &message.close(&part), priority)
 }
 
 /// Reads a whole list, and what it comes to.
@@ -485,9 +529,11 @@ fn survey<S: Store, T>(
 ) -> Result<Checked, Refusal> {
     let mut first: Option<Checked> = None;
     let mut recipients = 0;
+    let mut lists = Vec::new();
     let (parts, submissions) = upload.survey(|message| {
         let mut checked = check(context, message, priority)?;
         recipients += checked.recipients;
+        lists.append(&mut checked.asked.lists);
         let submission = checked.submissions.pop().unwrap_or_default();
         // Values of one recipient make the message a personal one for all in the same part.
         if let Some(first) = &first
@@ -506,6 +552,10 @@ fn survey<S: Store, T>(
     }
     let first = first.ok_or_else(|| Refusal::BadJob(Vec::new()))?;
     Ok(Checked {
+        asked: Asked {
+            lists,
+            ..first.asked
+        },
         recipients,
         submissions,
         parts: Some(parts),
@@ -549,7 +599,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
                 let message = outgoing(name, held.bytes.clone());
                 return open.publish(vec![message]).await;
             }
-            (Draft::Keyed(body), _) => {
+            (Draft::Changed(body), _) => {
                 return open.publish(vec![outgoing(name, body)]).await;
             }
             (Draft::List(upload), Some(parts)) => (upload, parts),

@@ -14,10 +14,11 @@
 //! | `P:{limits}:directives` | hash | `SCOPE:KIND:NAME` → `<until in ms, or 0> <directive as JSON>`, and `version`, another one after each change | never; fields that expired go with the next change | direct, lift | directives |
 //! | `P:{templates}:names:APP` | hash | name of a stored message → its last version, below 0 once it is deleted | never | put and delete of templates | all of templates |
 //! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version goes with the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
+//! | `P:{quota:APP}:DAY` | hash | what an app with a quota used on that UTC day: `used`, list entries; `j<JOB>`, those of one job; `s<JOB>/<submission>`, a list that is counted | two days after the last charge | charge | charge |
 //!
 //! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: what is
 //! between them decides the slot in Redis Cluster, so all keys of one job lie together, and so do those
-//! of the throttle and those of the stored messages. NAME has no colon. `scripts/prelude.lua` describes the records of a bucket.
+//! of the throttle, those of the stored messages and those of one quota. NAME has no colon. `scripts/prelude.lua` describes the records of a bucket.
 //!
 //! The rate stands in a limiter's key, so that another rate starts clean.
 
@@ -75,6 +76,10 @@ impl Keys {
 
     pub(super) fn template_versions(&self, app: &str, name: &str) -> String {
         format!("{}:{{templates}}:name:{name}:{app}", self.prefix)
+    }
+
+    pub(super) fn quota(&self, app: &str, day: u64) -> String {
+        format!("{}:{{quota:{app}}}:{day}", self.prefix)
     }
 
     pub(super) fn directives(&self) -> String {

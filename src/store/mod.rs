@@ -1,6 +1,7 @@
 //! Redis as the ledger, the throttle and the place of stored messages: the ports
 //! [`Ledger`](crate::ports::Ledger), [`Limiter`](crate::ports::Limiter),
-//! [`Directives`](crate::ports::Directives) and [`Templates`](crate::ports::Templates).
+//! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates) and
+//! [`Quotas`](crate::ports::Quotas).
 //!
 //! A [`Store`] is one multiplexed connection and a set of scripts. Whatever must happen in one step is
 //! one script, so no lock is ever taken and a worker that dies leaves nothing half done; whatever may
@@ -16,14 +17,15 @@
 //! so that the scripts are fit for Redis Cluster; the connection speaks to one server, which may be a
 //! proxy or whatever a failover leaves behind one address.
 //!
-//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `limiter`, `directives` and
-//! `templates` for how they are called, `connection` for what happens when the server is away.
+//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `limiter`, `directives`,
+//! `templates` and `quotas` for how they are called, `connection` for what happens when the server is away.
 
 mod connection;
 mod directives;
 mod keys;
 mod ledger;
 mod limiter;
+mod quotas;
 mod templates;
 
 use std::sync::Arc;

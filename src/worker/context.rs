@@ -16,16 +16,17 @@ use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
+use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{
-    Directed, Directives, Ledger, LedgerError, Limiter, Park, Scope, Target, Templates,
+    Directed, Directives, Ledger, LedgerError, Limiter, Park, Quotas, Scope, Target, Templates,
 };
 
-/// The ledger, the limiter, the directives and the stored messages of one engine.
-pub trait Store: Ledger + Limiter + Directives + Templates {}
-impl<S: Ledger + Limiter + Directives + Templates> Store for S {}
+/// The ledger, the limiter, the directives, the stored messages and the quotas of one engine.
+pub trait Store: Ledger + Limiter + Directives + Templates + Quotas {}
+impl<S: Ledger + Limiter + Directives + Templates + Quotas> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]
@@ -88,6 +89,7 @@ pub struct AppRuntime {
     pub limit: Option<Rate>,
     /// Send without a claim while the ledger is down.
     pub fail_open: bool,
+    pub permissions: Permissions,
 }
 
 pub struct Context<S, T> {
@@ -470,6 +472,11 @@ pub fn now_ms() -> u64 {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_millis() as u64
+}
+
+/// Number of the UTC day since 1970 by this machine's clock.
+pub fn today() -> u64 {
+    now_ms() / (24 * 3600 * 1000)
 }
 
 /// RFC 3339 of a time in milliseconds since 1970.

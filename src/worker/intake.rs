@@ -11,9 +11,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 
-use super::context::{Store, now_ms};
+use super::context::{Store, now_ms, today};
 use super::shift::Shift;
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
@@ -22,12 +24,13 @@ use crate::domain::ids::{Fingerprinter, SliceId};
 use crate::domain::job::Job;
 use crate::domain::lane::Priority;
 use crate::domain::message::Content;
+use crate::domain::permissions::{Asked, Permissions};
 use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice, Together};
 use crate::domain::template::{unknown_template, with_template};
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
-    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Submission,
-    Transport, fit,
+    Accepted, Charged, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route,
+    Submission, Transport, fit,
 };
 
 /// Slices published and confirmed together.
@@ -43,17 +46,25 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
     mut jobs: impl Consumer,
 ) {
     let mut ledger_up = shift.context.ledger_up();
+    // Most of the time of a small job is spent waiting for confirms, so several are taken at a time: as
+    // many as the broker hands out unacked.
+    let mut taken = FuturesUnordered::new();
     loop {
         // A job is taken only when the ledger can register it: the rest stays in the queue.
         let next = async {
             let _ = ledger_up.wait_for(|up| *up).await;
             jobs.next().await
         };
-        let Some(Some(delivery)) = shift.halt.run_until_cancelled(next).await else {
-            break;
-        };
-        take(&shift, priority, delivery).await;
+        tokio::select! {
+            biased;
+            Some(()) = taken.next(), if !taken.is_empty() => {}
+            next = shift.halt.run_until_cancelled(next) => match next.flatten() {
+                Some(delivery) => taken.push(take(&shift, priority, delivery)),
+                None => break,
+            },
+        }
     }
+    while taken.next().await.is_some() {}
     jobs.cancel().await;
     while let Some(delivery) = jobs.next().await {
         let _ = delivery.give_back().await;
@@ -147,6 +158,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             Ok(job) => job,
             Err(problems) => return refused(&problems),
         };
+        let asked = Asked::of(&job);
+        let permissions = &context.apps[&job.head.app].permissions;
+        let broken = permissions.problems(&asked);
+        if !broken.is_empty() {
+            return refused(&broken);
+        }
         let resolved = match self.resolve(&job) {
             Ok(resolved) => resolved,
             Err(fate) => return fate,
@@ -155,6 +172,9 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         let fit = fit(target, &resolved.head, job.is_for_all(), job.strictness);
         if !fit.problems.is_empty() {
             return refused(&fit.problems);
+        }
+        if let Err(fate) = self.charge(permissions, &asked) {
+            return fate;
         }
         let submission = match job.is_for_all() {
             true => self.submission_of_all(&job, fit.warnings),
@@ -219,6 +239,22 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         }
     }
 
+    /// Counts the list, unless whoever accepted the job did.
+    fn charge(&self, permissions: &Permissions, asked: &Asked) -> Result<(), Fate> {
+        if !permissions.counts() {
+            return Ok(());
+        }
+        let store = &self.shift.context.store;
+        let charge = || store.charge(asked, permissions, today());
+        match self.ask(LedgerStep::Charge, charge)? {
+            Charged::Counted => Ok(()),
+            Charged::Over(used) => {
+                let reason = summary(&permissions.over(asked, used));
+                Err(Fate::Refused(JobResult::Rejected, reason))
+            }
+        }
+    }
+
     /// Puts a stored message in the place of its name: the version that the job started with, or the
     /// newest one.
     fn resolve(&self, job: &Job<'_>) -> Result<Resolved, Fate> {
@@ -230,7 +266,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             });
         };
         let store = &self.shift.context.store;
-        let record = self.ask(|| store.job(head.id))?;
+        let record = self.ask(LedgerStep::Template, || store.job(head.id))?;
         // Another message under its key is told so when it is registered.
         let same = record.filter(|record| record.content_digest == job.content_digest);
         let started_with = same.and_then(|record| record.template);
@@ -241,15 +277,20 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
     fn version(&self, head: &Head, name: &str, version: Option<u32>) -> Result<Resolved, Fate> {
         let store = &self.shift.context.store;
         let refused = |problems: &[Problem]| Fate::Refused(JobResult::Rejected, summary(problems));
-        let Some(stored) = self.ask(|| store.template(&head.app, name, version))? else {
+        let Some(stored) = self.ask(LedgerStep::Template, || {
+            store.template(&head.app, name, version)
+        })?
+        else {
             let problem = match version {
                 Some(version) => {
                     let what = format!("version {version} of {name:?} is gone; this job had it");
                     Problem::new("message.template", what)
                 }
-                None => {
-                    unknown_template(&head.app, name, &self.ask(|| store.templates(&head.app))?)
-                }
+                None => unknown_template(
+                    &head.app,
+                    name,
+                    &self.ask(LedgerStep::Template, || store.templates(&head.app))?,
+                ),
             };
             return Err(refused(&[problem]));
         };
@@ -276,12 +317,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
     }
 
     /// Asks the store until it answers.
-    fn ask<V, F>(&self, act: impl FnMut() -> F) -> Result<V, Fate>
+    fn ask<V, F>(&self, step: LedgerStep, act: impl FnMut() -> F) -> Result<V, Fate>
     where
         F: Future<Output = Result<V, LedgerError>>,
     {
         let halted = self.shift.halt.cancelled();
-        let step = self.shift.context.step(LedgerStep::Template, halted, act);
+        let step = self.shift.context.step(step, halted, act);
         self.runtime.block_on(step).map_err(|_| Fate::GiveBack)
     }
 

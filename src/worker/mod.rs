@@ -25,7 +25,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::context::{
-    AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms, rfc3339,
+    AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms,
+    rfc3339, today,
 };
 pub use self::credential::Keyring;
 use self::lanes::OpenLane;
@@ -35,8 +36,9 @@ use crate::domain::lane::{Lane, Priority};
 use crate::metrics::LedgerStep;
 use crate::ports::{Broker, BrokerError, Session, Source, Transport};
 
-/// Jobs of one priority that are read ahead; each may be megabytes.
-const JOBS_PREFETCH: u16 = 1;
+/// Jobs of one priority that are taken at a time. One of megabytes is rare, and a small one waits for the
+/// broker most of its time.
+const JOBS_PREFETCH: u16 = 8;
 
 /// How often the store is asked for directives and parked targets; it also tells whether the ledger
 /// answers.

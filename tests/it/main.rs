@@ -24,6 +24,8 @@ mod embedded;
 mod examples;
 /// Notices: whoever a job named is told of its end, over HTTP and over AMQP.
 mod notice;
+/// What apps may send, who may use the gateway, and TLS.
+mod permit;
 /// Personal messages and stored ones: everybody gets the text that is theirs.
 mod personal;
 /// The promises of the crate documentation, by name, on shared servers.

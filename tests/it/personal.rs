@@ -275,6 +275,7 @@ async fn all_users_get_a_stored_message() {
     plan.mock.users = 250;
     plan.target
         .push_str(&format!("\nmanager_url = \"http://127.0.0.1:{port}\""));
+    plan.more = "[apps.default]\naudiences = [\"all\"]".to_owned();
     let world = plan.start("all").await;
     put(&world, "welcome", "Hello {{ name }}").await;
     let worker = world.worker().await;

@@ -40,11 +40,13 @@ pub use statuses::Statuses;
 pub use target::Webhook;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use ring::hmac;
 
 use self::target::Base;
 use self::template::{Template, Url};
 use crate::domain::fields::Problem;
 use crate::domain::outcome::Class;
+use crate::im::json;
 use crate::ports::Profile;
 use crate::secret::Secret;
 
@@ -107,9 +109,20 @@ impl Signature {
             header: Self::HEADER.to_owned(),
         }
     }
+
+    /// The value of the header: HMAC-SHA-256 over the idempotency key, a dot and the body.
+    pub fn sign(secret: &hmac::Key, key: &[u8], body: &[u8]) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(secret);
+        context.update(key);
+        context.update(b".");
+        context.update(body);
+        let mut signature = b"v1=".to_vec();
+        json::push_hex(&mut signature, context.sign().as_ref());
+        signature
+    }
 }
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Headers that are set here or by the worker.
 const RESERVED: [&str; 6] = [
@@ -144,7 +157,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
         }
         let name = header_name(&signature.header, "signature.header", problems)?;
         let key = signature.secret.expose().as_bytes();
-        Some((name, ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key)))
+        Some((name, hmac::Key::new(hmac::HMAC_SHA256, key)))
     });
     let mut headers = HeaderMap::with_capacity(8);
     let json = HeaderValue::from_static("application/json");

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::template::{Opened, OpenedUrl, Template, Url};
-use super::{IDEMPOTENCY_KEY, Statuses};
+use super::{IDEMPOTENCY_KEY, Signature, Statuses};
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::outcome::{Answer, Class, Verdict};
@@ -148,13 +148,7 @@ impl Calls for WebhookCalls {
         key.push(b'-');
         json::push_hex(&mut key, &json::digest::<16>(recipients));
         if let Some((name, secret)) = &self.base.signature {
-            let mut context = hmac::Context::with_key(secret);
-            context.update(&key);
-            context.update(b".");
-            context.update(&body);
-            let mut signature = b"v1=".to_vec();
-            json::push_hex(&mut signature, context.sign().as_ref());
-            headers.insert(name, header_value(signature));
+            headers.insert(name, header_value(Signature::sign(secret, &key, &body)));
         }
         headers.insert(IDEMPOTENCY_KEY, header_value(key));
         Request {

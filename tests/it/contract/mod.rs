@@ -1,8 +1,8 @@
 //! One contract, two engines: every test here is written against the ports and runs on the embedded
 //! engine, always, and on RabbitMQ and Redis when they are there.
 //!
-//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`]: the tests, each with one line per
-//!   engine that runs it.
+//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`]: the tests, each with
+//!   one line per engine that runs it.
 //! - [`crash`]: a real process with the embedded engine, killed again and again. The servers' crashes
 //!   are tested beside their own tests, which start servers that may be killed.
 
@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
-use fanwise::ports::{Broker, Directives, Ledger, Limiter, Outgoing, Route, Shelves, Templates};
+use fanwise::ports::{
+    Broker, Directives, Ledger, Limiter, Outgoing, Quotas, Route, Shelves, Templates,
+};
 use fanwise::{amqp, embedded, store};
 
 use crate::support::scratch::Scratch;
@@ -52,6 +54,7 @@ mod crash;
 mod directives;
 mod ledger;
 mod limiter;
+mod quotas;
 mod templates;
 
 /// The target that has lanes on every bench.
@@ -72,7 +75,7 @@ trait BrokerBench {
 
 /// A ledger, limiter and directives of one test.
 trait StoreBench {
-    type Store: Ledger + Limiter + Directives + Templates + Sync;
+    type Store: Ledger + Limiter + Directives + Templates + Quotas + Sync;
 
     fn store(&self) -> &Self::Store;
 }

@@ -1,0 +1,212 @@
+//! `[apps.NAME]`: what an app may send, and who may act as it; and who may use the gateway at all.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use axum::http::Uri;
+
+use super::reader::{Findings, Section};
+use super::{Config, GatewayAuth, MINUTE, SECOND, TargetConfig};
+use crate::domain::permissions::{Crowd, Permissions};
+use crate::gateway::{AppAccess, BeforeAccept};
+use crate::secret::Secret;
+
+/// `senders` and `targets` (any), `audiences` (`users` and `groups`), `recipients_max` and
+/// `daily_recipients` (no limit).
+pub(super) fn read_permissions(
+    section: &mut Section,
+    targets: &BTreeMap<String, TargetConfig>,
+    findings: &mut Findings,
+) -> Permissions {
+    let usual = Permissions::default();
+    let permissions = Permissions {
+        senders: section.list("senders", &[], findings),
+        targets: section.list("targets", &[], findings),
+        audiences: read_audiences(section, &usual.audiences, findings),
+        recipients_max: section.optional_integer("recipients_max", 1..=u64::MAX >> 1, findings),
+        daily_recipients: section.optional_integer("daily_recipients", 1..=u64::MAX >> 1, findings),
+    };
+    for target in &permissions.targets {
+        if !targets.contains_key(target) {
+            let what = format!("there is no [targets.{target}]");
+            findings.problem(section.key("targets"), what);
+        }
+    }
+    if permissions.audiences.contains(&Crowd::All) && permissions.counts() {
+        let what = "lists \"all\", and how many those are is not known before: it cannot be held to \
+                    `recipients_max` or `daily_recipients`; leave out one or the other";
+        findings.problem(section.key("audiences"), what);
+    }
+    permissions
+}
+
+fn read_audiences(section: &mut Section, usual: &[Crowd], findings: &mut Findings) -> Vec<Crowd> {
+    let usual: Vec<_> = usual.iter().map(|crowd| crowd.as_str()).collect();
+    let mut audiences = Vec::new();
+    for word in section.list("audiences", &usual, findings) {
+        match Crowd::ALL.into_iter().find(|crowd| crowd.as_str() == word) {
+            Some(crowd) => audiences.push(crowd),
+            None => {
+                let words = Crowd::ALL.map(Crowd::as_str).join(", ");
+                let what = format!("{word:?} is not one of {words}");
+                findings.problem(section.key("audiences"), what);
+            }
+        }
+    }
+    audiences
+}
+
+/// `token` or `token_file` (none), `auth` (`token`, or `none`: anybody may act as this app), `requests`
+/// (no limit) and `[apps.NAME.before_accept]`.
+pub(super) fn read_access(section: &mut Section, findings: &mut Findings) -> AppAccess {
+    let ways = [("token", false), ("none", true)];
+    let open = section.choice("auth", "token", &ways, findings) == Some(true);
+    if open {
+        let what = "anybody who reaches the gateway can send as this app";
+        findings.warning(section.key("auth"), what);
+    }
+    AppAccess {
+        open,
+        token: read_token(section, findings),
+        requests: section.rate("requests", findings),
+        before_accept: section
+            .optional("before_accept", findings)
+            .and_then(|section| read_before_accept(section, findings)),
+    }
+}
+
+/// `url` (required), `secret` or `secret_file` (none: calls are not signed), `timeout` (2s; 100ms to
+/// 1m), `on_failure` (`refuse` or `allow`).
+fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<BeforeAccept> {
+    let url = section.required_text("url", findings);
+    let uri = url.parse::<Uri>().ok().filter(|uri| {
+        let known = matches!(uri.scheme_str(), Some("http" | "https"));
+        known && uri.host().is_some_and(|host| !host.is_empty())
+    });
+    if uri.is_none() && !url.is_empty() {
+        let what = "an address that begins with http:// or https:// is expected";
+        findings.problem(section.key("url"), what);
+    }
+    let choices = [("refuse", false), ("allow", true)];
+    let secret = section.secret("secret", "secret_file", findings);
+    if secret
+        .as_ref()
+        .is_some_and(|secret| secret.expose().is_empty())
+    {
+        findings.problem(section.key("secret"), "empty");
+    }
+    let timeout = SECOND / 10..=MINUTE;
+    let timeout = section.duration("timeout", 2 * SECOND, timeout, findings);
+    let on_failure = section.choice("on_failure", "refuse", &choices, findings);
+    section.finish(findings);
+    Some(BeforeAccept {
+        url: uri?,
+        secret,
+        timeout,
+        allow_on_failure: on_failure == Some(true),
+    })
+}
+
+/// A token that is sent as `Authorization: Bearer …`. An empty one would let everybody in.
+pub(super) fn read_token(section: &mut Section, findings: &mut Findings) -> Option<Secret> {
+    let token = section.secret("token", "token_file", findings)?;
+    if token.expose().is_empty() {
+        findings.problem(section.key("token"), "empty");
+    }
+    Some(token)
+}
+
+pub(super) fn read_auth(section: &mut Section, findings: &mut Findings) -> GatewayAuth {
+    let ways = [
+        ("auto", GatewayAuth::Auto),
+        ("token", GatewayAuth::Token),
+        ("none", GatewayAuth::None),
+    ];
+    let auth = section.choice("auth", "auto", &ways, findings);
+    auth.unwrap_or(GatewayAuth::Auto)
+}
+
+pub(super) fn read_tls(
+    section: &mut Section,
+    findings: &mut Findings,
+) -> Option<(PathBuf, PathBuf)> {
+    let certificate = section.optional_text("tls_certificate", findings);
+    let key = section.optional_text("tls_key", findings);
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+        (None, None) => None,
+        (Some(_), None) => {
+            let what = "missing; the key of gateway.tls_certificate is needed";
+            findings.problem(section.key("tls_key"), what);
+            None
+        }
+        (None, Some(_)) => {
+            let what = "missing; the certificate of gateway.tls_key is needed";
+            findings.problem(section.key("tls_certificate"), what);
+            None
+        }
+    }
+}
+
+/// No endpoint works without its credentials, unless the configuration says so.
+pub(super) fn check_credentials(config: &Config, findings: &mut Findings) {
+    let gateway = &config.gateway;
+    let has_token =
+        gateway.token.is_some() || config.apps.values().any(|app| app.access.token.is_some());
+    let has_any = has_token
+        || config
+            .apps
+            .values()
+            .any(|app| app.access.open || !app.doors.is_empty());
+    let everybody = "whoever reaches gateway.listen can do everything";
+    match gateway.auth {
+        GatewayAuth::None => findings.warning("gateway.auth", everybody),
+        GatewayAuth::Auto if config.gateway_is_open() => {
+            let what = "missing; while gateway.listen is a loopback address, whoever is on this \
+                        machine can do everything";
+            findings.warning("gateway.token", what);
+        }
+        GatewayAuth::Auto | GatewayAuth::Token if !has_any => {
+            let what = "missing: give it, or tokens of apps, or say gateway.auth = \"none\" and let \
+                        everybody in who reaches gateway.listen";
+            findings.problem("gateway.token", what);
+        }
+        GatewayAuth::Auto | GatewayAuth::Token if gateway.token.is_none() => {
+            let what = "missing; nobody can steer jobs over HTTP, nor list those of all apps";
+            findings.warning("gateway.token", what);
+        }
+        GatewayAuth::Auto | GatewayAuth::Token => {}
+    }
+    // The first to be found would be the one that counts.
+    let mut known = BTreeMap::new();
+    let tokens = config.apps.iter().map(|(name, app)| {
+        let key = format!("apps.{name}.token");
+        (key, app.access.token.as_ref())
+    });
+    let all = [("gateway.token".to_owned(), gateway.token.as_ref())];
+    for (key, token) in all.into_iter().chain(tokens) {
+        let Some(token) = token else { continue };
+        if let Some(first) = known.insert(token.expose(), key.clone()) {
+            findings.problem(key, format!("is the same as {first}"));
+        }
+    }
+}
+
+impl Config {
+    /// Whether nobody is asked for credentials.
+    pub fn gateway_is_open(&self) -> bool {
+        let gateway = &self.gateway;
+        match gateway.auth {
+            GatewayAuth::None => true,
+            GatewayAuth::Token => false,
+            GatewayAuth::Auto => {
+                gateway.listen.ip().is_loopback()
+                    && gateway.token.is_none()
+                    && self
+                        .apps
+                        .values()
+                        .all(|app| app.access.token.is_none() && !app.access.open)
+            }
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! What an app may send: as whom, where to, to whom and to how many. Pure: what a job asks for goes
+//! in, every rule that it breaks comes out. The gateway asks before it accepts a job and the intake
+//! before it cuts one, so that a rule holds whichever way a job comes.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::fields::Problem;
+use super::ids::JobId;
+use super::job::Job;
+use super::slice::Addressed;
+
+/// The rules of one app. The default lets it send as anybody and to any target, but not to all users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    /// Whom it may send as; empty is anybody, the target's default sender included.
+    pub senders: Vec<String>,
+    /// Where it may send; empty is anywhere.
+    pub targets: Vec<String>,
+    pub audiences: Vec<Crowd>,
+    /// Most list entries of one job.
+    pub recipients_max: Option<u64>,
+    /// Most list entries of one UTC day.
+    pub daily_recipients: Option<u64>,
+}
+
+impl Default for Permissions {
+    fn default() -> Self {
+        Self {
+            senders: Vec::new(),
+            targets: Vec::new(),
+            audiences: vec![Crowd::Users, Crowd::Groups],
+            recipients_max: None,
+            daily_recipients: None,
+        }
+    }
+}
+
+/// A kind of audience.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Crowd {
+    Users,
+    Groups,
+    All,
+}
+
+impl Crowd {
+    pub const ALL: [Self; 3] = [Self::Users, Self::Groups, Self::All];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Users => "users",
+            Self::Groups => "groups",
+            Self::All => "all",
+        }
+    }
+}
+
+impl fmt::Display for Crowd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a job asks of its app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub job: JobId,
+    pub app: String,
+    pub client_msg_no: String,
+    pub sender: Option<String>,
+    pub target: String,
+    pub crowd: Crowd,
+    /// Each list that is handed over, by the name of its submission, and its entries. All users are
+    /// on no list.
+    pub lists: Vec<(String, u64)>,
+}
+
+impl Asked {
+    pub fn of(job: &Job<'_>) -> Self {
+        let (crowd, lists) = if job.is_for_all() {
+            (Crowd::All, Vec::new())
+        } else {
+            let crowd = match job.head.addressed {
+                Addressed::Users => Crowd::Users,
+                Addressed::Groups(_) => Crowd::Groups,
+            };
+            (crowd, vec![(job.submission.clone(), job.entries as u64)])
+        };
+        Self {
+            job: job.head.id,
+            app: job.head.app.clone(),
+            client_msg_no: job.head.client_msg_no.clone(),
+            sender: job.head.sender.clone(),
+            target: job.head.target.clone(),
+            crowd,
+            lists,
+        }
+    }
+
+    pub fn recipients(&self) -> u64 {
+        self.lists.iter().map(|(_, entries)| entries).sum()
+    }
+}
+
+impl Permissions {
+    /// Every rule that a job breaks by itself. What its app has used up before is the
+    /// [quotas'](crate::ports::Quotas) to say.
+    pub fn problems(&self, asked: &Asked) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let app = &asked.app;
+        if !self.senders.is_empty() {
+            let what = match &asked.sender {
+                None => Some("missing;".to_owned()),
+                Some(sender) if self.senders.contains(sender) => None,
+                Some(sender) => Some(format!("{sender:?} is not allowed;")),
+            };
+            problems.extend(what.map(|what| {
+                let allowed = self.senders.join(", ");
+                Problem::new(
+                    "sender",
+                    format!("{what} app {app:?} may send as: {allowed}"),
+                )
+            }));
+        }
+        if !self.targets.is_empty() && !self.targets.contains(&asked.target) {
+            let (target, allowed) = (&asked.target, self.targets.join(", "));
+            let what = format!("{target:?} is not allowed; app {app:?} may send to: {allowed}");
+            problems.push(Problem::new("target", what));
+        }
+        if !self.permits(asked.crowd) {
+            let what = format!(
+                "is not allowed to app {app:?}; apps.{app}.audiences would have to list \"{}\"",
+                asked.crowd
+            );
+            problems.push(Problem::new(format!("audience.{}", asked.crowd), what));
+        }
+        let recipients = asked.recipients();
+        if let Some(most) = self.recipients_max.filter(|most| recipients > *most) {
+            let what = too_many(app, recipients, most);
+            problems.push(Problem::new(format!("audience.{}", asked.crowd), what));
+        }
+        problems
+    }
+
+    /// Who may send to all users may send to some of them, and the list of all comes in such parts.
+    fn permits(&self, crowd: Crowd) -> bool {
+        self.audiences.contains(&crowd)
+            || crowd == Crowd::Users && self.audiences.contains(&Crowd::All)
+    }
+
+    /// Whether what the app has used up before counts.
+    pub fn counts(&self) -> bool {
+        self.recipients_max.is_some() || self.daily_recipients.is_some()
+    }
+
+    /// The rules that a job breaks together with what was accepted of it and of its app before.
+    pub fn over(&self, asked: &Asked, used: Used) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let (app, more) = (&asked.app, asked.recipients());
+        let field = format!("audience.{}", asked.crowd);
+        if let Some(most) = self.recipients_max
+            && used.job + more > most
+        {
+            problems.push(Problem::new(
+                field.clone(),
+                too_many(app, used.job + more, most),
+            ));
+        }
+        if let Some(most) = self.daily_recipients
+            && used.day + more > most
+        {
+            let left = most.saturating_sub(used.day);
+            let what = format!(
+                "{more} recipients, and app {app:?} has {left} of {most} left until 00:00 UTC"
+            );
+            problems.push(Problem::new(field, what));
+        }
+        problems
+    }
+}
+
+fn too_many(app: &str, recipients: u64, most: u64) -> String {
+    format!("{recipients} recipients; app {app:?} may send to at most {most} with one job")
+}
+
+/// List entries that were counted before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Of the same job.
+    pub job: u64,
+    /// Of its app, on this day.
+    pub day: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked() -> Asked {
+        Asked {
+            job: JobId::of("shop", "promo"),
+            app: "shop".to_owned(),
+            client_msg_no: "promo".to_owned(),
+            sender: Some("news".to_owned()),
+            target: "im".to_owned(),
+            crowd: Crowd::Users,
+            lists: vec![("a".to_owned(), 60), ("b".to_owned(), 40)],
+        }
+    }
+
+    fn strict() -> Permissions {
+        Permissions {
+            senders: vec!["news".to_owned(), "offers".to_owned()],
+            targets: vec!["im".to_owned()],
+            audiences: vec![Crowd::Users],
+            recipients_max: Some(100),
+            daily_recipients: Some(1000),
+        }
+    }
+
+    fn check(permissions: &Permissions, asked: &Asked, expected: &[&str]) {
+        let problems = permissions.problems(asked);
+        let texts: Vec<_> = problems.iter().map(Problem::to_string).collect();
+        assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn what_is_allowed_is_allowed() {
+        check(&strict(), &asked(), &[]);
+        let nobody = Asked {
+            sender: None,
+            ..asked()
+        };
+        check(&Permissions::default(), &nobody, &[]);
+    }
+
+    #[test]
+    fn every_broken_rule_is_told_at_once() {
+        let other = Asked {
+            sender: Some("boss".to_owned()),
+            target: "sms".to_owned(),
+            crowd: Crowd::Groups,
+            lists: vec![("a".to_owned(), 101)],
+            ..asked()
+        };
+        check(
+            &strict(),
+            &other,
+            &[
+                r#"sender: "boss" is not allowed; app "shop" may send as: news, offers"#,
+                r#"target: "sms" is not allowed; app "shop" may send to: im"#,
+                r#"audience.groups: is not allowed to app "shop"; apps.shop.audiences would have to list "groups""#,
+                r#"audience.groups: 101 recipients; app "shop" may send to at most 100 with one job"#,
+            ],
+        );
+    }
+
+    #[test]
+    fn a_sender_must_be_named_where_senders_are_listed() {
+        let nobody = Asked {
+            sender: None,
+            ..asked()
+        };
+        check(
+            &strict(),
+            &nobody,
+            &[r#"sender: missing; app "shop" may send as: news, offers"#],
+        );
+    }
+
+    #[test]
+    fn all_users_are_for_those_it_is_listed_for() {
+        let all = Asked {
+            crowd: Crowd::All,
+            lists: Vec::new(),
+            ..asked()
+        };
+        check(
+            &Permissions::default(),
+            &all,
+            &[
+                r#"audience.all: is not allowed to app "shop"; apps.shop.audiences would have to list "all""#,
+            ],
+        );
+        let only_all = Permissions {
+            audiences: vec![Crowd::All],
+            ..Permissions::default()
+        };
+        check(&only_all, &all, &[]);
+        // The parts of it come as lists.
+        check(&only_all, &asked(), &[]);
+    }
+
+    #[test]
+    fn what_was_used_before_counts_to_the_last_recipient() {
+        let over = |job, day| strict().over(&asked(), Used { job, day }).len();
+        assert_eq!(over(0, 0), 0);
+        assert_eq!(over(0, 900), 0);
+        assert_eq!(over(0, 901), 1);
+        assert_eq!(over(1, 900), 1);
+        assert_eq!(over(1, 901), 2);
+        let free = Permissions::default();
+        let used = Used {
+            job: u64::MAX / 2,
+            day: u64::MAX / 2,
+        };
+        assert_eq!(free.over(&asked(), used), []);
+    }
+}

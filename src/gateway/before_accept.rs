@@ -1,0 +1,241 @@
+//! `[apps.NAME.before_accept]`: an endpoint of the operator's that is asked about each job before it
+//! is accepted. It lets the job pass, refuses it, or changes its message and options; nothing else of
+//! it. It is not shown the list.
+//!
+//! The call is signed like those of a webhook target. Its idempotency key is the same for the same
+//! job and message, so an endpoint can answer a repeat alike; one that changes a repeated job
+//! differently makes a conflict of it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use bytes::Bytes;
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::domain::fields::shorten;
+use crate::domain::ids::{JobId, digest_hex};
+use crate::domain::permissions::{Asked, Crowd};
+use crate::im::webhook::{IDEMPOTENCY_KEY, Signature};
+use crate::ports::{Request, Transport};
+use crate::secret::Secret;
+use crate::worker::chain;
+
+/// Whom to ask, and what if there is no answer.
+#[derive(Clone, Debug)]
+pub struct BeforeAccept {
+    pub url: Uri,
+    pub secret: Option<Secret>,
+    pub timeout: Duration,
+    /// Without an answer, jobs pass; else they are refused.
+    pub allow_on_failure: bool,
+}
+
+/// What is asked.
+#[derive(Serialize)]
+struct Question<'a> {
+    job: JobId,
+    app: &'a str,
+    client_msg_no: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sender: Option<&'a str>,
+    target: &'a str,
+    audience: Crowd,
+    /// List entries; null when it is for all users.
+    recipients: Option<u64>,
+    message: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<&'a RawValue>,
+}
+
+/// What is answered.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "decision", rename_all = "snake_case")]
+pub(super) enum Decision {
+    Allow,
+    Deny {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        text: String,
+    },
+    Change {
+        message: Option<Box<RawValue>>,
+        options: Option<Box<RawValue>>,
+    },
+}
+
+/// Why there is no decision, in words.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NoDecision(String);
+
+impl BeforeAccept {
+    /// Asks about a job. `document` is the job as JSON; its audience is not passed on.
+    pub(super) async fn ask(
+        &self,
+        transport: &impl Transport,
+        asked: &Asked,
+        document: &[u8],
+    ) -> Result<Decision, NoDecision> {
+        let request = self.request(asked, document)?;
+        let reply = transport.send(request, self.timeout).await;
+        let reply = reply.map_err(|error| NoDecision(chain(&error)))?;
+        read(reply.status, &reply.body)
+    }
+
+    fn request(&self, asked: &Asked, document: &[u8]) -> Result<Request, NoDecision> {
+        let members = members(document)?;
+        let question = Question {
+            job: asked.job,
+            app: &asked.app,
+            client_msg_no: &asked.client_msg_no,
+            sender: asked.sender.as_deref(),
+            target: &asked.target,
+            audience: asked.crowd,
+            recipients: (asked.crowd != Crowd::All).then(|| asked.recipients()),
+            message: members.get("message").copied(),
+            options: members.get("options").copied(),
+        };
+        let body = serde_json::to_vec(&question).map_err(|error| NoDecision(error.to_string()))?;
+        let key = format!("{}-{}", asked.job, digest_hex(&[&body], 16));
+        let mut headers = HeaderMap::new();
+        let json = HeaderValue::from_static("application/json");
+        headers.insert(header::CONTENT_TYPE, json);
+        if let Some(secret) = &self.secret {
+            let secret = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
+            let signature = Signature::sign(&secret, key.as_bytes(), &body);
+            let name = HeaderName::from_static(Signature::HEADER);
+            headers.extend(HeaderValue::from_bytes(&signature).map(|value| (name, value)));
+        }
+        headers.extend(HeaderValue::try_from(key).map(|value| (IDEMPOTENCY_KEY, value)));
+        Ok(Request {
+            method: Method::POST,
+            uri: self.url.clone(),
+            headers,
+            body: body.into(),
+        })
+    }
+}
+
+fn read(status: u16, body: &[u8]) -> Result<Decision, NoDecision> {
+    if status != 200 {
+        return Err(NoDecision(format!("it answered with status {status}")));
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        let text = String::from_utf8_lossy(body);
+        let text = shorten(&text, 200);
+        NoDecision(format!("it answered {text}, which is no decision: {error}"))
+    })
+}
+
+type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+
+/// The members of a job, each as it was written.
+fn members(document: &[u8]) -> Result<Members<'_>, NoDecision> {
+    serde_json::from_slice(document).map_err(|error| NoDecision(error.to_string()))
+}
+
+/// The job with another message or other options, and everything else as it was.
+pub(super) fn changed(
+    document: &[u8],
+    message: Option<&RawValue>,
+    options: Option<&RawValue>,
+) -> Result<Bytes, NoDecision> {
+    let mut members = members(document)?;
+    for (name, value) in [("message", message), ("options", options)] {
+        if let Some(value) = value {
+            members.insert(Cow::Borrowed(name), value);
+        }
+    }
+    let body = serde_json::to_vec(&members).map_err(|error| NoDecision(error.to_string()))?;
+    Ok(body.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked() -> Asked {
+        Asked {
+            job: JobId::of("shop", "promo"),
+            app: "shop".to_owned(),
+            client_msg_no: "promo".to_owned(),
+            sender: None,
+            target: "im".to_owned(),
+            crowd: Crowd::Users,
+            lists: vec![("a".to_owned(), 3)],
+        }
+    }
+
+    const JOB: &str = r#"{"v":1,"client_msg_no":"promo","audience":{"users":["a","b","c"]},"message":{"text": "hi"},"x":1.0}"#;
+
+    #[test]
+    fn the_question_is_signed_and_holds_no_list() {
+        let ask = BeforeAccept {
+            url: Uri::from_static("http://moderation.example/ask"),
+            secret: Some(Secret::new("key")),
+            timeout: Duration::from_secs(2),
+            allow_on_failure: false,
+        };
+        let request = ask.request(&asked(), JOB.as_bytes()).unwrap();
+        let job = JobId::of("shop", "promo");
+        let body = str::from_utf8(&request.body).unwrap();
+        assert_eq!(
+            body,
+            format!(
+                r#"{{"job":"{job}","app":"shop","client_msg_no":"promo","target":"im","audience":"users","recipients":3,"message":{{"text": "hi"}}}}"#
+            )
+        );
+        let key = &request.headers["idempotency-key"];
+        let expected = hmac::sign(
+            &hmac::Key::new(hmac::HMAC_SHA256, b"key"),
+            &[key.as_bytes(), b".", body.as_bytes()].concat(),
+        );
+        let hex: String = expected
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(request.headers["fanwise-signature"], format!("v1={hex}"));
+        // The same question has the same key.
+        let again = ask.request(&asked(), JOB.as_bytes()).unwrap();
+        assert_eq!(again.headers["idempotency-key"], key);
+    }
+
+    #[test]
+    fn only_message_and_options_change() {
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+        let message = raw(r#"{"text":"***"}"#);
+        let options = raw(r#"{"push":false}"#);
+        let changed = changed(JOB.as_bytes(), Some(&message), Some(&options)).unwrap();
+        assert_eq!(
+            changed,
+            r#"{"audience":{"users":["a","b","c"]},"client_msg_no":"promo","message":{"text":"***"},"options":{"push":false},"v":1,"x":1.0}"#
+        );
+    }
+
+    #[test]
+    fn what_is_no_decision_is_none() {
+        assert!(matches!(
+            read(200, br#"{"decision":"allow"}"#),
+            Ok(Decision::Allow)
+        ));
+        let denied = read(200, br#"{"decision":"deny","code":"spam"}"#).unwrap();
+        assert!(
+            matches!(denied, Decision::Deny { code, text } if code == "spam" && text.is_empty())
+        );
+        for (status, body) in [
+            (500, r#"{"decision":"allow"}"#),
+            (204, ""),
+            (200, "ok"),
+            (200, r#"{"decision":"maybe"}"#),
+            (200, "{}"),
+        ] {
+            assert!(read(status, body.as_bytes()).is_err(), "{status} {body}");
+        }
+    }
+}

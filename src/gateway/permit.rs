@@ -1,0 +1,92 @@
+//! Whether a job may be accepted: asked by everything that takes jobs over HTTP, before anything of a
+//! job is durable.
+
+use bytes::Bytes;
+
+use super::Gateway;
+use super::access::Caller;
+use super::before_accept::{Decision, changed};
+use super::problem::Refusal;
+use crate::domain::permissions::Asked;
+use crate::metrics::LedgerStep;
+use crate::ports::{Broker, Charged, Transport};
+use crate::worker::{Store, today};
+
+/// Three questions, in this order:
+///
+/// 1. `admit`: the caller may act as the app, and not more often than `requests` allows;
+/// 2. `allow`: the app's permissions, and `before_accept`;
+/// 3. `charge`: what the app may still send today, which is counted by this; last, so that a job that
+///    is refused or only tried is not.
+impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
+    pub(super) fn admit(&self, caller: &Caller, app: &str) -> Result<(), Refusal> {
+        self.access.check(caller, app)?;
+        match caller {
+            // Those of an app were counted when they came.
+            Caller::App(_) => Ok(()),
+            Caller::Admin | Caller::Nobody => self.rates.count(app, &self.access),
+        }
+    }
+
+    /// Whether the app's permissions allow a job, as far as it is known.
+    pub(super) fn keeps_rules(&self, asked: &Asked) -> Result<(), Refusal> {
+        let problems = self.context.apps[&asked.app].permissions.problems(asked);
+        if !problems.is_empty() {
+            return Err(Refusal::Forbidden(problems));
+        }
+        Ok(())
+    }
+
+    /// Lets a job pass as it is, or with the message that `before_accept` makes of it. `document` is
+    /// the job as JSON; it may lack the list, which stays as it is.
+    pub(super) async fn allow(
+        &self,
+        asked: &Asked,
+        document: &[u8],
+    ) -> Result<Option<Bytes>, Refusal> {
+        self.keeps_rules(asked)?;
+        before_accept(self, asked, document).await
+    }
+
+    /// Counts a job. One that is refused after this, since the broker is away or by the intake, has
+    /// been counted; once it is repeated with the same list it is not counted again.
+    pub(super) async fn charge(&self, asked: &Asked) -> Result<(), Refusal> {
+        let permissions = &self.context.apps[&asked.app].permissions;
+        if !permissions.counts() {
+            return Ok(());
+        }
+        let charge = self.context.store.charge(asked, permissions, today());
+        match self.context.try_step(LedgerStep::Charge, charge).await? {
+            Charged::Counted => Ok(()),
+            Charged::Over(used) => Err(Refusal::Forbidden(permissions.over(asked, used))),
+        }
+    }
+}
+
+async fn before_accept<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    asked: &Asked,
+    document: &[u8],
+) -> Result<Option<Bytes>, Refusal> {
+    let app = gateway.access.apps.get(&asked.app);
+    let Some(hook) = app.and_then(|app| app.before_accept.as_ref()) else {
+        return Ok(None);
+    };
+    let decided = hook.ask(&gateway.context.transport, asked, document).await;
+    let decided = decided.and_then(|decision| match decision {
+        Decision::Allow => Ok(Ok(None)),
+        Decision::Deny { code, text } => Ok(Err(Refusal::Denied { code, text })),
+        Decision::Change { message, options } => {
+            changed(document, message.as_deref(), options.as_deref()).map(|body| Ok(Some(body)))
+        }
+    });
+    decided.unwrap_or_else(|error| {
+        let allowed = hook.allow_on_failure;
+        tracing::warn!(job.app = asked.app, %error, allowed, "before_accept has not decided");
+        if allowed {
+            return Ok(None);
+        }
+        let what = format!("before_accept of app {:?} has not decided", asked.app);
+        Err(Refusal::Unavailable(what))
+    })
+}

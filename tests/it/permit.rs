@@ -1,0 +1,614 @@
+//! What apps may send and who may use the gateway: rules, tokens, quotas, `before_accept`, limits of
+//! requests and TLS; on `fanwise serve` with the embedded engine, and for jobs over AMQP on servers.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::HeaderMap;
+use axum::routing::post;
+use fanwise::domain::ids::JobId;
+use fanwise::gateway::pinned;
+use fanwise::im::http::{Client, ClientSettings};
+use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
+use fanwise::im::webhook::Signature;
+use fanwise::ports::Request;
+use ring::hmac;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::support::process::{Finished, Process, fanwise, run_fanwise};
+use crate::support::scratch::Scratch;
+use crate::support::wait::until;
+use crate::support::world::{BOUND, Plan, free_port, users};
+
+/// A `fanwise serve` on the embedded engine, with a mock to send to.
+struct Place {
+    mock: MockHandle,
+    config: PathBuf,
+    port: u16,
+    client: Client,
+    scheme: &'static str,
+    _scratch: Scratch,
+    _stop: DropGuard,
+}
+
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: Value,
+}
+
+impl Place {
+    /// `gateway` are further lines of that section, `apps` further tables.
+    async fn new(name: &str, gateway: &str, apps: &str) -> Self {
+        Self::within(Scratch::new(name), gateway, apps).await
+    }
+
+    async fn within(scratch: Scratch, gateway: &str, apps: &str) -> Self {
+        let mock = MockIm::bind(Settings {
+            wukongim: Version::V3,
+            ..Settings::default()
+        })
+        .await
+        .unwrap();
+        let (address, handle) = (mock.addr(), mock.handle());
+        let stop = CancellationToken::new();
+        tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        let port = free_port();
+        let config = format!(
+            r#"
+            [embedded]
+            folder = {:?}
+            [gateway]
+            listen = "127.0.0.1:{port}"
+            {gateway}
+            [admin]
+            listen = "127.0.0.1:{}"
+            [targets.im]
+            type = "wukongim"
+            version = "v3"
+            sender = "news"
+            url = "http://{address}"
+            call_timeout = "3s"
+            [targets.other]
+            type = "wukongim"
+            version = "v3"
+            sender = "news"
+            url = "http://{address}"
+            call_timeout = "3s"
+            {apps}
+            "#,
+            scratch.path().join("data"),
+            free_port(),
+        );
+        Self {
+            mock: handle,
+            config: scratch.write("fanwise.toml", config),
+            port,
+            client: Client::new(ClientSettings::defaults()),
+            scheme: "http",
+            _scratch: scratch,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    async fn serve(&self) -> Process {
+        let arguments = ["serve", "--config", self.config.to_str().unwrap()];
+        let mut process = fanwise(&arguments, &[]);
+        process
+            .until_prints("ready: jobs are taken", Duration::from_secs(60))
+            .await;
+        process
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Finished {
+        let arguments = [arguments, &["--config", self.config.to_str().unwrap()]].concat();
+        run_fanwise(&arguments, &[], b"", BOUND).await
+    }
+
+    async fn ask(&self, method: &str, path: &str, token: Option<&str>, body: &Value) -> Answer {
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", "application/json".parse().unwrap());
+        if let Some(token) = token {
+            let value = format!("Bearer {token}");
+            headers.insert("authorization", value.parse().unwrap());
+        }
+        let body = match body {
+            Value::Null => String::new(),
+            body => body.to_string(),
+        };
+        let uri = format!("{}://127.0.0.1:{}{path}", self.scheme, self.port);
+        let request = Request {
+            method: method.parse().unwrap(),
+            uri: uri.parse().unwrap(),
+            headers,
+            body: body.into(),
+        };
+        let reply = self.client.send(request, BOUND).await.unwrap();
+        Answer {
+            status: reply.status,
+            headers: reply.headers,
+            body: serde_json::from_slice(&reply.body).unwrap_or_default(),
+        }
+    }
+
+    async fn get(&self, path: &str, token: Option<&str>) -> Answer {
+        self.ask("GET", path, token, &Value::Null).await
+    }
+
+    async fn submit(&self, token: Option<&str>, job: &Value) -> Answer {
+        self.ask("POST", "/v1/jobs", token, job).await
+    }
+
+    async fn completed(&self, job: &str, token: Option<&str>) -> Value {
+        let path = format!("/v1/jobs/{job}");
+        until(&format!("completion of {job}"), BOUND, async || {
+            let answer = self.get(&path, token).await;
+            (answer.body["state"] == "completed").then_some(answer.body)
+        })
+        .await
+    }
+
+    /// The text that a recipient got, if it got exactly one message.
+    fn text_for(&self, recipient: &str) -> Option<String> {
+        assert!(self.mock.is_complete());
+        let accepted = self.mock.accepted();
+        let mut of = accepted
+            .iter()
+            .filter(|entry| entry.recipient == recipient && !entry.replay);
+        let entry = of.next()?;
+        assert!(of.next().is_none(), "{recipient} got two");
+        let payload: Value = serde_json::from_str(&entry.payload).unwrap();
+        payload["content"].as_str().map(str::to_owned)
+    }
+}
+
+async fn end(mut process: Process) -> String {
+    process.terminate();
+    let status = process.wait(Duration::from_secs(30)).await;
+    let log = process.stderr();
+    assert_eq!(status.code(), Some(0), "{log}");
+    log
+}
+
+fn job(key: &str, users: &[String]) -> Value {
+    json!({
+        "v": 1, "client_msg_no": key, "app": "shop", "sender": "news",
+        "audience": {"users": users}, "message": {"type": "text", "text": "hello"},
+    })
+}
+
+/// `users` of their own for each list.
+fn list(name: &str, count: usize) -> Vec<String> {
+    let users = users(count);
+    users.iter().map(|user| format!("{name}-{user}")).collect()
+}
+
+fn fields(problem: &Value) -> Vec<&str> {
+    let problems = problem["problems"].as_array().expect("problems");
+    let fields = problems.iter().map(|it| it["field"].as_str().unwrap());
+    fields.collect()
+}
+
+/// A job that its app may not send is refused at once, with every rule it breaks.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_sends_only_what_it_may() {
+    let apps = "[apps.shop]\nsenders = [\"news\"]\ntargets = [\"im\"]\n\
+                audiences = [\"users\"]\nrecipients_max = 3";
+    let place = Place::new("permit-rules", "", apps).await;
+    let process = place.serve().await;
+    let mut wrong = job("wrong", &[]);
+    wrong["sender"] = json!("boss");
+    wrong["target"] = json!("other");
+    wrong["audience"] = json!({"groups": list("g", 4)});
+    let refused = place.submit(None, &wrong).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    assert_eq!(
+        fields(&refused.body),
+        ["sender", "target", "audience.groups", "audience.groups"]
+    );
+    let mut all = job("all", &[]);
+    all["target"] = json!("im");
+    all["audience"] = json!({"all": true});
+    all["confirm_all"] = json!(true);
+    let refused = place.submit(None, &all).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    assert_eq!(fields(&refused.body), ["audience.all"]);
+
+    let mut right = job("right", &list("a", 2));
+    right["target"] = json!("im");
+    let accepted = place.submit(None, &right).await;
+    assert_eq!(accepted.status, 202, "{}", accepted.body);
+    let id = accepted.body["job"].as_str().unwrap().to_owned();
+    place.completed(&id, None).await;
+    // A further list of the same job counts with the first one.
+    right["audience"] = json!({"users": list("b", 2)});
+    let refused = place.submit(None, &right).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    assert_eq!(fields(&refused.body), ["audience.users"]);
+    right["audience"] = json!({"users": list("b", 1)});
+    let extended = place.submit(None, &right).await;
+    assert_eq!(extended.status, 202, "{}", extended.body);
+    let three = until("three recipients", BOUND, async || {
+        let record = place.completed(&id, None).await;
+        (record["accounts"]["total"] == 3).then_some(record)
+    });
+    assert_eq!(three.await["accounts"]["sent"], 3);
+    end(process).await;
+}
+
+/// The gateway counts what the worker counts, and together they count once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daily_quota_counts_each_list_once() {
+    let apps = "[apps.shop]\ntarget = \"im\"\ndaily_recipients = 5";
+    let place = Place::new("permit-quota", "", apps).await;
+    let process = place.serve().await;
+    let three = job("three", &list("a", 3));
+    for _ in 0..2 {
+        let accepted = place.submit(None, &three).await;
+        assert_eq!(accepted.status, 202, "{}", accepted.body);
+        let id = accepted.body["job"].as_str().unwrap().to_owned();
+        place.completed(&id, None).await;
+    }
+    let too_many = place.submit(None, &job("more", &list("b", 3))).await;
+    assert_eq!(too_many.status, 403, "{}", too_many.body);
+    let what = too_many.body["problems"][0]["what"].as_str().unwrap();
+    assert!(what.contains("has 2 of 5 left until 00:00 UTC"), "{what}");
+    let two = place.submit(None, &job("two", &list("c", 2))).await;
+    assert_eq!(two.status, 202, "{}", two.body);
+    let one = place.submit(None, &job("one", &list("d", 1))).await;
+    assert_eq!(one.status, 403, "{}", one.body);
+    end(process).await;
+}
+
+/// A token of an app submits its jobs and looks at them, and opens nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_opens_the_jobs_of_its_app() {
+    let apps = "[apps.shop]\ntarget = \"im\"\ntoken = \"shop-s3cret\"\n\
+                [apps.bank]\ntarget = \"im\"\ntoken = \"bank-s3cret\"";
+    let place = Place::new("permit-tokens", "token = \"all-s3cret\"", apps).await;
+    let process = place.serve().await;
+    let (shop, bank, all) = (Some("shop-s3cret"), Some("bank-s3cret"), Some("all-s3cret"));
+    let accepted = place.submit(shop, &job("mine", &list("a", 1))).await;
+    assert_eq!(accepted.status, 202, "{}", accepted.body);
+    let id = accepted.body["job"].as_str().unwrap().to_owned();
+    place.completed(&id, shop).await;
+
+    // Another app's token neither sends as this app nor sees its jobs.
+    let refused = place.submit(bank, &job("theirs", &list("b", 1))).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    assert_eq!(fields(&refused.body), ["app"]);
+    for path in [
+        format!("/v1/jobs/{id}"),
+        format!("/v1/jobs/{id}/verification"),
+        format!("/v1/jobs/{id}/hindrances"),
+        format!("/v1/jobs/{id}/recipients/a-u0"),
+        "/v1/jobs/mine".to_owned(),
+    ] {
+        let seen = place.get(&path, shop).await;
+        assert_eq!(seen.status, 200, "{path}: {}", seen.body);
+        let hidden = place.get(&path, bank).await;
+        assert_eq!(hidden.status, 404, "{path}: {}", hidden.body);
+    }
+    let listed = |answer: Answer| answer.body["jobs"].as_array().map(Vec::len);
+    assert_eq!(listed(place.get("/v1/jobs", shop).await), Some(1));
+    assert_eq!(listed(place.get("/v1/jobs", bank).await), Some(0));
+    assert_eq!(listed(place.get("/v1/jobs", all).await), Some(1));
+    assert_eq!(place.get("/v1/jobs?app=shop", bank).await.status, 403);
+    assert_eq!(place.get("/v1/dead", bank).await.status, 200);
+
+    // Steering is for whoever may do everything.
+    let cancel = format!("/v1/jobs/{id}:pause");
+    let refused = place.ask("POST", &cancel, shop, &Value::Null).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    assert_eq!(place.get("/v1/rejected", shop).await.status, 403);
+    for token in [None, Some("wrong")] {
+        for path in ["/v1/jobs", "/v1/limits", "/nothing/here"] {
+            assert_eq!(place.get(path, token).await.status, 401, "{path}");
+        }
+        assert_eq!(place.submit(token, &job("x", &[])).await.status, 401);
+    }
+    assert_eq!(place.get("/livez", None).await.status, 200);
+    let log = end(process).await;
+    assert!(!log.contains("s3cret"), "{log}");
+}
+
+/// An endpoint for the tests of `before_accept`: what it was asked, and its answers by the text.
+#[derive(Clone, Default)]
+struct Moderator(Arc<Mutex<Vec<Value>>>);
+
+impl Moderator {
+    async fn start(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = self.clone();
+        let decide = move |headers: HeaderMap, body: String| {
+            let asked = asked.clone();
+            async move { asked.decide(&headers, &body) }
+        };
+        let routes = Router::new().route("/ask", post(decide));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        address
+    }
+
+    fn decide(&self, headers: &HeaderMap, body: &str) -> String {
+        let key = headers["idempotency-key"].as_bytes();
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, b"m0derator");
+        let signature = Signature::sign(&secret, key, body.as_bytes());
+        assert_eq!(headers[Signature::HEADER].as_bytes(), signature);
+        let question: Value = serde_json::from_str(body).unwrap();
+        self.0.lock().unwrap().push(question.clone());
+        match question["message"]["text"].as_str() {
+            Some("spam") => json!({"decision": "deny", "code": "spam", "text": "no spam here"}),
+            Some("damn") => {
+                json!({"decision": "change", "message": {"type": "text", "text": "d***"}})
+            }
+            Some("odd") => json!({"decision": "perhaps"}),
+            _ => json!({"decision": "allow"}),
+        }
+        .to_string()
+    }
+}
+
+/// `before_accept` lets jobs pass, refuses them, or changes their message, before they are durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn before_accept_decides() {
+    let moderator = Moderator::default();
+    let address = moderator.start().await;
+    let gone = free_port();
+    let apps = format!(
+        "[apps.shop]\ntarget = \"im\"\n[apps.shop.before_accept]\nurl = \"http://{address}/ask\"\n\
+         secret = \"m0derator\"\n\
+         [apps.shut]\ntarget = \"im\"\n[apps.shut.before_accept]\nurl = \"http://127.0.0.1:{gone}/\"\n\
+         [apps.lax]\ntarget = \"im\"\n[apps.lax.before_accept]\nurl = \"http://127.0.0.1:{gone}/\"\n\
+         on_failure = \"allow\""
+    );
+    let place = Place::new("permit-before", "", &apps).await;
+    let process = place.serve().await;
+    let with = |key: &str, app: &str, text: &str| {
+        let mut job = job(key, &[format!("to-{key}")]);
+        job["app"] = json!(app);
+        job["message"]["text"] = json!(text);
+        job
+    };
+    let fine = place.submit(None, &with("fine", "shop", "hello")).await;
+    assert_eq!(fine.status, 202, "{}", fine.body);
+    let question = moderator.0.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        question,
+        json!({
+            "job": JobId::of("shop", "fine").to_string(), "app": "shop", "client_msg_no": "fine",
+            "sender": "news", "target": "im", "audience": "users", "recipients": 1,
+            "message": {"type": "text", "text": "hello"},
+        })
+    );
+
+    let spam = place.submit(None, &with("spam", "shop", "spam")).await;
+    assert_eq!(spam.status, 403, "{}", spam.body);
+    assert_eq!(spam.body["code"], "spam");
+    assert_eq!(spam.body["detail"], "no spam here");
+    let unknown = place.get("/v1/jobs/spam?app=shop", None).await;
+    assert_eq!(unknown.status, 404, "{}", unknown.body);
+
+    let damn = place.submit(None, &with("damn", "shop", "damn")).await;
+    assert_eq!(damn.status, 202, "{}", damn.body);
+    // The same change again is the same job.
+    let again = place.submit(None, &with("damn", "shop", "damn")).await;
+    assert_eq!(again.status, 202, "{}", again.body);
+
+    let odd = place.submit(None, &with("odd", "shop", "odd")).await;
+    assert_eq!(odd.status, 503, "{}", odd.body);
+    assert!(odd.headers.contains_key("retry-after"));
+    let shut = place.submit(None, &with("shut", "shut", "hello")).await;
+    assert_eq!(shut.status, 503, "{}", shut.body);
+    let lax = place.submit(None, &with("lax", "lax", "hello")).await;
+    assert_eq!(lax.status, 202, "{}", lax.body);
+
+    for (key, app) in [("fine", "shop"), ("damn", "shop"), ("lax", "lax")] {
+        place
+            .completed(&JobId::of(app, key).to_string(), None)
+            .await;
+    }
+    assert_eq!(place.text_for("to-fine").as_deref(), Some("hello"));
+    assert_eq!(place.text_for("to-damn").as_deref(), Some("d***"));
+    assert_eq!(place.text_for("to-lax").as_deref(), Some("hello"));
+    for refused in ["to-spam", "to-odd", "to-shut"] {
+        assert_eq!(place.text_for(refused), None);
+    }
+    let log = end(process).await;
+    assert!(log.contains("before_accept has not decided"), "{log}");
+    assert!(!log.contains("m0derator"), "{log}");
+}
+
+/// An app that asks too often is told when to come again; others are not held up.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_an_app_are_limited() {
+    let apps = "[apps.shop]\ntarget = \"im\"\ntoken = \"shop\"\nrequests = \"1/min burst 2\"\n\
+                [apps.bank]\ntarget = \"im\"\ntoken = \"bank\"";
+    let place = Place::new("permit-requests", "token = \"all\"", apps).await;
+    let process = place.serve().await;
+    assert_eq!(place.get("/v1/jobs", Some("shop")).await.status, 200);
+    let accepted = place.submit(Some("shop"), &job("a", &list("a", 1))).await;
+    assert_eq!(accepted.status, 202, "{}", accepted.body);
+    let refused = place.submit(Some("shop"), &job("b", &list("b", 1))).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    let after: u64 = refused.headers["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1..=60).contains(&after), "{after}");
+    // Whoever submits for the app is counted with it.
+    let refused = place.submit(Some("all"), &job("c", &list("c", 1))).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    for _ in 0..5 {
+        assert_eq!(place.get("/v1/jobs", Some("bank")).await.status, 200);
+        assert_eq!(place.get("/v1/jobs", Some("all")).await.status, 200);
+    }
+    end(process).await;
+}
+
+/// A certificate and key of a test, by openssl.
+fn certificate(folder: &Scratch) -> (PathBuf, PathBuf) {
+    let (certificate, key) = (folder.path().join("crt.pem"), folder.path().join("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
+        .args(["ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=fanwise.test", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("openssl");
+    assert!(made.status.success(), "{made:?}");
+    (certificate, key)
+}
+
+/// TLS: HTTP/1.1 and HTTP/2 by what the client asks for, our own commands included; nothing in the
+/// clear.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_speaks_tls() {
+    let scratch = Scratch::new("permit-tls");
+    let (certificate, key) = certificate(&scratch);
+    let gateway = format!("tls_certificate = {certificate:?}\ntls_key = {key:?}");
+    let apps = "[apps.shop]\ntarget = \"im\"";
+    let mut place = Place::within(scratch, &gateway, apps).await;
+    let process = place.serve().await;
+    let trusting = pinned(&certificate).unwrap();
+
+    let unencrypted = Request {
+        method: "GET".parse().unwrap(),
+        uri: format!("http://127.0.0.1:{}/livez", place.port)
+            .parse()
+            .unwrap(),
+        headers: HeaderMap::new(),
+        body: "".into(),
+    };
+    assert!(place.client.send(unencrypted, BOUND).await.is_err());
+
+    for protocol in ["h2", "http/1.1"] {
+        let mut config = trusting.clone();
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = TcpStream::connect(("127.0.0.1", place.port)).await.unwrap();
+        let name = "fanwise.test".try_into().unwrap();
+        let stream = connector.connect(name, stream).await.unwrap();
+        let (_, session) = stream.get_ref();
+        assert_eq!(session.alpn_protocol(), Some(protocol.as_bytes()));
+    }
+
+    place.scheme = "https";
+    place.client = Client::new(ClientSettings {
+        tls: Some(Arc::new(trusting)),
+        ..ClientSettings::defaults()
+    });
+    let accepted = place.submit(None, &job("tls", &list("a", 1))).await;
+    assert_eq!(accepted.status, 202, "{}", accepted.body);
+    let id = accepted.body["job"].as_str().unwrap().to_owned();
+    place.completed(&id, None).await;
+    let shown = place.run(&["job", "show", &id, "--json"]).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["state"], "completed");
+    end(process).await;
+}
+
+/// A gateway that everybody could use does not start, unless that is what the configuration says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_without_credentials_is_refused_or_warned_of() {
+    let check = async |gateway: &str| {
+        let place = Place::new("permit-check", gateway, "[apps.shop]\ntarget = \"im\"").await;
+        place.run(&["config", "check"]).await
+    };
+    let on_loopback = check("").await;
+    assert_eq!(on_loopback.code, Some(0), "{}", on_loopback.stderr);
+    let warned = "warning: gateway.token: missing";
+    assert!(
+        on_loopback.stdout.contains(warned),
+        "{}",
+        on_loopback.stdout
+    );
+    let none = check("auth = \"none\"").await;
+    assert_eq!(none.code, Some(0), "{}", none.stderr);
+    let warned = "warning: gateway.auth: whoever reaches";
+    assert!(none.stdout.contains(warned), "{}", none.stdout);
+
+    let place = Place::new("permit-closed", "auth = \"token\"", "").await;
+    let refused = place.run(&["serve"]).await;
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("gateway.token"),
+        "{}",
+        refused.stderr
+    );
+    let tls = "tls_certificate = \"/nowhere/crt.pem\"\ntls_key = \"/nowhere/key.pem\"";
+    let place = Place::new("permit-no-key", tls, "[apps.shop]\ntarget = \"im\"").await;
+    let refused = place.run(&["serve"]).await;
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("/nowhere/crt.pem"),
+        "{}",
+        refused.stderr
+    );
+}
+
+/// Jobs over AMQP are held to the same rules: what breaks one is rejected with the reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_hold_for_jobs_over_amqp() {
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
+    plan.more =
+        "[apps.shop]\nsenders = [\"news\"]\nrecipients_max = 4\ndaily_recipients = 5".to_owned();
+    let world = plan.start("permit").await;
+    let worker = world.worker().await;
+    let publish = async |job: &Value| world.publish_raw(job.to_string().as_bytes()).await;
+    let reasons = async |count: usize| {
+        until("rejected jobs", BOUND, async || {
+            let rejected = world.json(&["dead", "rejected"]).await;
+            let rejected = rejected.as_array()?;
+            (rejected.len() == count).then(|| {
+                let reasons = rejected.iter().map(|it| it["reason"].as_str());
+                reasons.map(|it| it.unwrap().to_owned()).collect::<Vec<_>>()
+            })
+        })
+        .await
+    };
+    let first = list("a", 3);
+    // Twice: a repeat counts once.
+    for _ in 0..2 {
+        publish(&job("first", &first)).await;
+    }
+    world
+        .completed(&JobId::of("shop", "first").to_string())
+        .await;
+    let mut boss = job("boss", &list("b", 5));
+    boss["sender"] = json!("boss");
+    publish(&boss).await;
+    let found = reasons(1).await;
+    for part in ["sender: \"boss\" is not allowed", "at most 4 with one job"] {
+        assert!(found[0].contains(part), "{part}: {found:?}");
+    }
+    publish(&job("many", &list("c", 3))).await;
+    let found = reasons(2).await.join("\n");
+    assert!(found.contains("has 2 of 5 left until 00:00 UTC"), "{found}");
+    let mut all = job("all", &[]);
+    all["audience"] = json!({"all": true});
+    all["confirm_all"] = json!(true);
+    publish(&all).await;
+    let found = reasons(3).await.join("\n");
+    assert!(found.contains("audience.all: is not allowed"), "{found}");
+    let last = list("d", 2);
+    publish(&job("last", &last)).await;
+    world
+        .completed(&JobId::of("shop", "last").to_string())
+        .await;
+    world.assert_once_each(first.iter().chain(&last));
+    worker.drain().await;
+    world.end().await;
+}
