@@ -167,8 +167,7 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
     /// What accepts jobs now, or why nothing does.
     fn open(&self) -> Result<Open<PublisherOf<B>>, Refusal> {
         if !*self.ledger_up.borrow() {
-            let what = "the ledger does not answer".to_owned();
-            return Err(Refusal::Unavailable(what));
+            return Err(Refusal::Unavailable(self.context.ledger_trouble()));
         }
         let open = self.publishing.borrow().clone();
         let open =

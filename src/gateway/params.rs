@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, Query};
+use axum::http::Uri;
 use axum::http::request::Parts;
 
 use super::problem::Refusal;
@@ -19,15 +20,20 @@ pub(super) struct Params {
 impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let pairs = Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
-        let pairs =
-            pairs.map_err(|error| Refusal::BadQuery(vec![Problem::new("", error.body_text())]))?;
-        Ok(Self::new(pairs.0))
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        Self::of(&parts.uri)
     }
 }
 
 impl Params {
+    /// The parameters of an address.
+    pub(super) fn of(uri: &Uri) -> Result<Self, Refusal> {
+        let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri);
+        let pairs =
+            pairs.map_err(|error| Refusal::BadQuery(vec![Problem::new("", error.body_text())]))?;
+        Ok(Self::new(pairs.0))
+    }
+
     pub(super) fn new(pairs: Vec<(String, String)>) -> Self {
         Self {
             left: pairs,

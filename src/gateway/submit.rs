@@ -13,19 +13,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use multer::{Field, Multipart};
-use serde::Deserialize;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::access::Caller;
 use super::body::{Held, unreadable};
+use super::params::Params;
 use super::problem::Refusal;
 use super::spec::{self, SPEC_BYTES_MAX, Spec};
 use super::spool::spool;
@@ -122,28 +122,17 @@ struct Wishes {
     traceparent: Option<String>,
 }
 
-/// The parameters; one that is not known is refused: it may be a slip of `dry_run`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Parameters {
-    priority: Option<Priority>,
-    #[serde(default)]
-    dry_run: bool,
-    column: Option<String>,
-}
-
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const PREFER: &str = "prefer";
 
 impl Wishes {
     fn of(uri: &Uri, headers: &HeaderMap) -> Result<Self, Refusal> {
-        let parameters: Query<Parameters> = Query::try_from_uri(uri)
-            .map_err(|error| Refusal::BadJob(vec![Problem::new("query", error.body_text())]))?;
-        let Query(Parameters {
-            priority,
-            dry_run,
-            column,
-        }) = parameters;
+        // One that is not known is refused: it may be a slip of `dry_run`.
+        let mut params = Params::of(uri)?;
+        let priority = params.one_of("priority", &Priority::ALL, Priority::as_str);
+        let dry_run = params.get("dry_run", "true or false").unwrap_or_default();
+        let column = params.text("column");
+        params.finish()?;
         let text = |name: &str| headers.get(name)?.to_str().ok();
         Ok(Self {
             priority,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
@@ -102,6 +102,7 @@ pub struct Context<S, T> {
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
     ledger_up: watch::Sender<bool>,
+    ledger_trouble: Mutex<Option<String>>,
     parked: watch::Sender<HashMap<String, Parking>>,
     directives: watch::Sender<Board>,
     progress: Mutex<HashMap<JobId, Instant>>,
@@ -142,6 +143,7 @@ impl<S: Store, T> Context<S, T> {
             settings,
             metrics,
             ledger_up: watch::Sender::new(false),
+            ledger_trouble: Mutex::default(),
             parked: watch::Sender::new(HashMap::new()),
             directives: watch::Sender::new(Board::default()),
             progress: Mutex::new(HashMap::new()),
@@ -201,6 +203,7 @@ impl<S: Store, T> Context<S, T> {
             }
             *state = up;
             self.metrics.ledger_up(up);
+            *self.trouble() = error.map(|error| chain(error));
             match error {
                 None => tracing::info!("the ledger answers"),
                 Some(error) => tracing::error!(
@@ -406,6 +409,18 @@ impl<S: Store, T> Context<S, T> {
 
 /// Longest time for which deliveries of a target that waits are kept at the desk.
 pub(super) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
+
+impl<S, T> Context<S, T> {
+    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.ledger_trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the ledger does not answer, in words.
+    pub fn ledger_trouble(&self) -> String {
+        let trouble = self.trouble().clone();
+        trouble.unwrap_or_else(|| "the ledger has not answered yet".to_owned())
+    }
+}
 
 /// Jobs whose last progress event is remembered before old ones are swept.
 const PROGRESS_JOBS_MAX: usize = 1000;
