@@ -124,6 +124,8 @@ impl Five {
         let more = format!("call_timeout = \"3s\"\n{more}");
         plan.more = format!(
             r#"
+            [apps.default]
+            audiences = ["all", "groups"]
             [targets.wukongim2]
             url = "http://{}"
             type = "wukongim"

@@ -69,6 +69,7 @@ async fn start(name: &str, mock: Settings, target: &str) -> Option<World> {
     let mut plan = Plan::shared()?;
     plan.mock = mock;
     plan.target = format!("{target}\nsender = \"{SENDER}\"");
+    plan.more = "[apps.default]\naudiences = [\"all\"]".to_owned();
     Some(plan.start(name).await)
 }
 
@@ -261,6 +262,7 @@ async fn all_users_need_a_confirmation() {
     let mut plan = plan;
     plan.target.push_str("\nmanager_url = \"http://{address}\"");
     plan.mock.users = 5;
+    plan.more = "[apps.default]\naudiences = [\"all\"]".to_owned();
     let world = plan.start("confirm").await;
     let worker = world.worker().await;
     let send = ["send", "--client-msg-no", "all", "--text", "Hello", "--all"];
