@@ -412,7 +412,9 @@ pub(super) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
 
 impl<S, T> Context<S, T> {
     fn trouble(&self) -> MutexGuard<'_, Option<String>> {
-        self.ledger_trouble.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger_trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the ledger does not answer, in words.
