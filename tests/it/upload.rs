@@ -199,7 +199,7 @@ impl Place {
 
     async fn jobs(&self) -> usize {
         let jobs = ask(self.port, "GET", "/v1/jobs", &[], b"").await.json();
-        jobs.as_array().unwrap().len()
+        jobs["jobs"].as_array().unwrap().len()
     }
 
     /// Nothing of an upload is left where uploads are kept.
