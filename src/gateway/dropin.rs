@@ -132,6 +132,16 @@ impl Desk {
     }
 }
 
+/// Two jobs of one request under one key must say the same: the intake would refuse the second one after
+/// its caller was told that it is on its way.
+fn agree(prepared: &[Prepared]) -> bool {
+    let mut digests = HashMap::new();
+    prepared.iter().all(|job| {
+        let first = digests.entry(job.id).or_insert(&job.content_digest);
+        **first == job.content_digest
+    })
+}
+
 /// A job of a request, ready to be published.
 struct Prepared {
     id: JobId,
@@ -273,6 +283,9 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     }
     for job in &prepared {
         gateway.charge(&job.asked).await?;
+    }
+    if !agree(&prepared) {
+        return Err(Failure::Conflict);
     }
     let accepted_at_ms = now_ms();
     publish(gateway, &prepared).await?;

@@ -267,6 +267,48 @@ async fn the_documented_requests_get_the_documented_answers() {
     serve.kill();
 }
 
+/// curl sends what the document prints, unescaped as it is there, and two elements of one request under
+/// one key that differ are refused before anybody is sent to.
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_sends_the_documented_call_and_contradictions_are_refused() {
+    let house = House::new("dropin-curl", "netease").await;
+    let mut serve = house.serve().await;
+    let url = format!("http://127.0.0.1:{}/message/sendbatch", house.gateway);
+    let object =
+        r#"{"header":{"red_dot":1},"from_uid":"system","subscribers":["u7"],"payload":"SGVsbG8="}"#;
+    let output = tokio::task::block_in_place(|| {
+        std::process::Command::new("curl")
+            .args([
+                "-s",
+                "-X",
+                "POST",
+                &url,
+                "-H",
+                "Content-Type: application/json",
+                "-d",
+                object,
+            ])
+            .output()
+    });
+    match output {
+        Ok(output) => {
+            let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(answer, json!({"fail_uids": [], "reason": []}));
+            assert_eq!(house.got("wukongim"), ["u7"]);
+        }
+        Err(error) => println!("skipped the part with curl: {error}"),
+    }
+    let element = |payload: &str| {
+        json!({"client_msg_no": "same", "from_uid": "s", "channel_id": "u8", "channel_type": 1,
+            "payload": payload})
+    };
+    let array = json!([element("SGVsbG8="), element("SGVsbG8gYWdhaW4=")]).to_string();
+    let (status, _, body) = house.post("/message/sendbatch", &[], &array).await;
+    assert_eq!(status, 400, "{body}");
+    assert!(house.mock.accepted_by("u8").is_empty());
+    serve.kill();
+}
+
 /// The same request again within the window is the same job, a replayed signature is refused, and a
 /// second gateway would know both the job and its ids.
 #[tokio::test(flavor = "multi_thread")]
