@@ -74,6 +74,7 @@ impl Place {
             version = "v3"
             sender = "news"
             url = "http://{address}"
+            manager_url = "http://{address}"
             call_timeout = "3s"
             [targets.other]
             type = "wukongim"
