@@ -52,14 +52,30 @@ struct Question<'a> {
 }
 
 /// What is answered.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "decision", rename_all = "snake_case")]
+#[derive(Deserialize)]
+struct Answer {
+    decision: Word,
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    text: String,
+    message: Option<Box<RawValue>>,
+    options: Option<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    Allow,
+    Deny,
+    Change,
+}
+
+#[derive(Debug)]
 pub(super) enum Decision {
     Allow,
     Deny {
-        #[serde(default)]
         code: String,
-        #[serde(default)]
         text: String,
     },
     Change {
@@ -125,10 +141,21 @@ fn read(status: u16, body: &[u8]) -> Result<Decision, NoDecision> {
     if status != 200 {
         return Err(NoDecision(format!("it answered with status {status}")));
     }
-    serde_json::from_slice(body).map_err(|error| {
+    let answer: Answer = serde_json::from_slice(body).map_err(|error| {
         let text = String::from_utf8_lossy(body);
         let text = shorten(&text, 200);
         NoDecision(format!("it answered {text}, which is no decision: {error}"))
+    })?;
+    Ok(match answer.decision {
+        Word::Allow => Decision::Allow,
+        Word::Deny => Decision::Deny {
+            code: answer.code,
+            text: answer.text,
+        },
+        Word::Change => Decision::Change {
+            message: answer.message,
+            options: answer.options,
+        },
     })
 }
 
@@ -228,6 +255,12 @@ mod tests {
         assert!(
             matches!(denied, Decision::Deny { code, text } if code == "spam" && text.is_empty())
         );
+        let change = read(200, br#"{"decision":"change","message":{"a": 1}}"#).unwrap();
+        let Decision::Change { message, options } = change else {
+            panic!("{change:?}");
+        };
+        assert_eq!(message.unwrap().get(), r#"{"a": 1}"#);
+        assert!(options.is_none());
         for (status, body) in [
             (500, r#"{"decision":"allow"}"#),
             (204, ""),

@@ -10,6 +10,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::HeaderMap;
 use axum::routing::post;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use fanwise::domain::ids::JobId;
 use fanwise::gateway::pinned;
 use fanwise::im::http::{Client, ClientSettings};
@@ -74,6 +76,7 @@ impl Place {
             version = "v3"
             sender = "news"
             url = "http://{address}"
+            manager_url = "http://{address}"
             call_timeout = "3s"
             [targets.other]
             type = "wukongim"
@@ -112,16 +115,27 @@ impl Place {
     }
 
     async fn ask(&self, method: &str, path: &str, token: Option<&str>, body: &Value) -> Answer {
-        let mut headers = HeaderMap::new();
-        headers.insert("content-type", "application/json".parse().unwrap());
-        if let Some(token) = token {
-            let value = format!("Bearer {token}");
-            headers.insert("authorization", value.parse().unwrap());
-        }
+        let bearer = token.map(|token| format!("Bearer {token}"));
+        let mut headers = vec![("content-type", "application/json")];
+        headers.extend(bearer.iter().map(|it| ("authorization", it.as_str())));
         let body = match body {
             Value::Null => String::new(),
             body => body.to_string(),
         };
+        self.send(method, path, &headers, body).await
+    }
+
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        given: &[(&'static str, &str)],
+        body: String,
+    ) -> Answer {
+        let mut headers = HeaderMap::new();
+        for (name, value) in given {
+            headers.insert(*name, value.parse().unwrap());
+        }
         let uri = format!("{}://127.0.0.1:{}{path}", self.scheme, self.port);
         let request = Request {
             method: method.parse().unwrap(),
@@ -249,9 +263,9 @@ async fn a_daily_quota_counts_each_list_once() {
     let place = Place::new("permit-quota", "", apps).await;
     let process = place.serve().await;
     let three = job("three", &list("a", 3));
-    for _ in 0..2 {
+    for status in [202, 200] {
         let accepted = place.submit(None, &three).await;
-        assert_eq!(accepted.status, 202, "{}", accepted.body);
+        assert_eq!(accepted.status, status, "{}", accepted.body);
         let id = accepted.body["job"].as_str().unwrap().to_owned();
         place.completed(&id, None).await;
     }
@@ -397,9 +411,12 @@ async fn before_accept_decides() {
 
     let damn = place.submit(None, &with("damn", "shop", "damn")).await;
     assert_eq!(damn.status, 202, "{}", damn.body);
-    // The same change again is the same job.
+    place
+        .completed(&JobId::of("shop", "damn").to_string(), None)
+        .await;
+    // The same change again is the same job, which is known.
     let again = place.submit(None, &with("damn", "shop", "damn")).await;
-    assert_eq!(again.status, 202, "{}", again.body);
+    assert_eq!(again.status, 200, "{}", again.body);
 
     let odd = place.submit(None, &with("odd", "shop", "odd")).await;
     assert_eq!(odd.status, 503, "{}", odd.body);
@@ -423,6 +440,72 @@ async fn before_accept_decides() {
     let log = end(process).await;
     assert!(log.contains("before_accept has not decided"), "{log}");
     assert!(!log.contains("m0derator"), "{log}");
+}
+
+/// What is uploaded, and what comes as a call of an IM system, is held to the same rules and asked
+/// about in the same way.
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_and_drop_in_calls_are_held_to_the_rules() {
+    let moderator = Moderator::default();
+    let address = moderator.start().await;
+    let apps = format!(
+        "[apps.shop]\ntarget = \"im\"\nrecipients_max = 3\n\
+         [apps.shop.before_accept]\nurl = \"http://{address}/ask\"\nsecret = \"m0derator\"\n\
+         [apps.shop.wukongim]\nsecret = \"d00r\""
+    );
+    let place = Place::new("permit-ways", "token = \"all\"", &apps).await;
+    let process = place.serve().await;
+    let upload = async |key: &str, text: &str, count: usize| {
+        let mut spec = job(key, &[]);
+        spec.as_object_mut().unwrap().remove("audience");
+        spec["message"]["text"] = json!(text);
+        let spec = spec.to_string();
+        let headers = [
+            ("authorization", "Bearer all"),
+            ("content-type", "text/plain"),
+            ("fanwise-job-spec", spec.as_str()),
+        ];
+        let body = list(key, count).join("\n");
+        place.send("POST", "/v1/jobs", &headers, body).await
+    };
+    let refused = upload("long", "hello", 4).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    assert_eq!(fields(&refused.body), ["audience.users"]);
+    let refused = upload("spam", "spam", 1).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    assert_eq!(refused.body["code"], "spam");
+    let accepted = upload("list", "damn", 3).await;
+    assert_eq!(accepted.status, 202, "{}", accepted.body);
+    let question = moderator.0.lock().unwrap().pop().unwrap();
+    assert_eq!(question["recipients"], 3);
+    let id = accepted.body["job"].as_str().unwrap();
+    place.completed(id, Some("all")).await;
+    for user in list("list", 3) {
+        assert_eq!(place.text_for(&user).as_deref(), Some("d***"), "{user}");
+    }
+
+    let call = async |text: &str, count: usize| {
+        let payload = json!({"type": 1, "content": text}).to_string();
+        let body = json!({
+            "from_uid": "news", "subscribers": list(text, count),
+            "payload": STANDARD.encode(payload),
+        });
+        let headers = [("content-type", "application/json"), ("token", "d00r")];
+        let body = body.to_string();
+        place
+            .send("POST", "/message/sendbatch", &headers, body)
+            .await
+    };
+    assert_eq!(call("many", 4).await.status, 403);
+    assert_eq!(call("spam", 1).await.status, 403);
+    assert_eq!(call("fine", 3).await.status, 200);
+    for user in list("fine", 3) {
+        assert_eq!(place.text_for(&user).as_deref(), Some("fine"), "{user}");
+    }
+    for refused in ["long-u0", "spam-u0", "many-u0"] {
+        assert_eq!(place.text_for(refused), None);
+    }
+    end(process).await;
 }
 
 /// An app that asks too often is told when to come again; others are not held up.
