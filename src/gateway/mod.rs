@@ -159,7 +159,8 @@ impl<P: Publisher> Open<P> {
 }
 
 fn takes_nothing() -> Refusal {
-    let what = "the broker is short of memory or disk and takes nothing";
+    let what = "nothing can be stored now: the broker is short of memory or disk, or, on the embedded \
+                engine, the disk of the data folder is full";
     Refusal::Unavailable(what.to_owned())
 }
 
