@@ -20,6 +20,10 @@ use crate::ports::Lost;
 /// Deliveries that wait in a consumer for their reader, at most.
 const READ_AHEAD_MAX: usize = 8;
 
+/// With so many bytes unacked, a consumer gets nothing more, whatever its prefetch: lists of megabytes
+/// are not held in memory before their turn.
+pub(super) const HELD_BYTES_MAX: usize = 2 * 1024 * 1024;
+
 /// Where a message lies in its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Place {
@@ -42,6 +46,7 @@ pub(super) struct Out {
     pub(super) place: Place,
     /// When the message came to its queue.
     arrived_ms: u64,
+    bytes: usize,
     session: u64,
     consumer: u64,
 }
@@ -152,14 +157,29 @@ struct Slot {
     session: u64,
     prefetch: usize,
     unacked: usize,
+    /// Bytes of those.
+    held: usize,
     buffered: usize,
     sender: mpsc::UnboundedSender<Handed>,
 }
 
 impl Slot {
     fn room(&self) -> usize {
+        if self.held >= HELD_BYTES_MAX {
+            return 0;
+        }
         let unacked = self.prefetch.saturating_sub(self.unacked);
         unacked.min(READ_AHEAD_MAX.saturating_sub(self.buffered))
+    }
+
+    fn hold(&mut self, bytes: usize) {
+        self.unacked += 1;
+        self.held += bytes;
+    }
+
+    fn let_go(&mut self, bytes: usize) {
+        self.unacked = self.unacked.saturating_sub(1);
+        self.held = self.held.saturating_sub(bytes);
     }
 }
 
@@ -181,7 +201,7 @@ impl Queue {
         let arrival = (out.arrived_ms, out.place.seq());
         self.returned.insert(arrival, out.place);
         if let Some(slot) = self.slot(out.consumer) {
-            slot.unacked = slot.unacked.saturating_sub(1);
+            slot.let_go(out.bytes);
         }
     }
 
@@ -291,6 +311,7 @@ impl Desk {
                 bound => bound.into(),
             },
             unacked: 0,
+            held: 0,
             buffered: 0,
             sender,
         });
@@ -328,7 +349,7 @@ impl Desk {
         let out = state.out.remove(&tag).ok_or(Lost)?;
         let queue = &mut state.queues[out.queue as usize];
         if let Some(slot) = queue.slot(out.consumer) {
-            slot.unacked = slot.unacked.saturating_sub(1);
+            slot.let_go(out.bytes);
         }
         let wake = queue.has_work(now_ms());
         drop(state);
@@ -353,7 +374,7 @@ impl Desk {
         let mut state = self.state();
         let queue = &mut state.queues[out.queue as usize];
         if let Some(slot) = queue.slot(out.consumer) {
-            slot.unacked += 1;
+            slot.hold(out.bytes);
         }
         if state.sessions.contains_key(&out.session) {
             state.out.insert(tag, out);
@@ -538,12 +559,13 @@ impl State {
         }
         queue.turn = at + 1;
         let slot = &mut queue.slots[at];
-        slot.unacked += 1;
+        slot.hold(found.body.len());
         slot.buffered += 1;
         let out = Out {
             queue: number,
             place: found.place,
             arrived_ms: found.arrived_ms,
+            bytes: found.body.len(),
             session: slot.session,
             consumer: slot.id,
         };

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 
 use redb::{AccessGuard, ReadOnlyTable};
 
-use super::desk::{Desk, Found, Place, Plan, Read};
+use super::desk::{Desk, Found, HELD_BYTES_MAX, Place, Plan, Read};
 use super::disk::{Disk, Trouble};
 use super::tables::{Message, READY, WAITING};
 
@@ -55,35 +55,47 @@ fn read(disk: &Disk, plan: &Plan) -> Result<Read, Trouble> {
     let waiting = transaction.open_table(WAITING)?;
     let mut read = Read::default();
     let mut found = Vec::with_capacity(plan.room);
+    let mut bytes = 0;
     for place in &plan.returned {
+        if is_full(plan, found.len(), bytes) {
+            break;
+        }
         let row = match *place {
             Place::Ready(seq) => ready.get((plan.queue, seq))?,
             Place::Waiting { due_ms, seq } => waiting.get((plan.queue, due_ms, seq))?,
         };
         match row {
-            Some(row) => found.push(take(*place, true, &row)?),
+            Some(row) => {
+                bytes += row.value().len();
+                found.push(take(*place, true, &row)?);
+            }
             None => read.gone.push(*place),
         }
     }
     let mut ready = ready_rows(&ready, plan)?.into_iter().peekable();
     let mut due = due_rows(&waiting, plan, &mut read)?.into_iter().peekable();
-    read.more_ready = ready.len() >= plan.room;
-    while found.len() < plan.room {
+    while !is_full(plan, found.len(), bytes) {
         let next = match (ready.peek(), due.peek()) {
             (Some(first), Some(second)) if second.0 < first.0 => due.next(),
             (Some(_), _) => ready.next(),
             (None, _) => due.next(),
         };
         let Some((_, place, row)) = next else { break };
+        bytes += row.value().len();
         found.push(take(place, false, &row)?);
     }
     // What is left is found again by the next plan.
-    read.more_ready |= ready.peek().is_some();
+    read.more_ready = is_full(plan, found.len(), bytes);
     if let Some((_, Place::Waiting { due_ms, .. }, _)) = due.peek() {
         read.next_due_ms = Some(*due_ms);
     }
     read.found = found;
     Ok(read)
+}
+
+/// Whether these are as many messages, or bytes, as are read at a time.
+fn is_full(plan: &Plan, messages: usize, bytes: usize) -> bool {
+    messages >= plan.room || bytes >= HELD_BYTES_MAX
 }
 
 /// The next messages that are ready, in the order of their numbers: a clock that was set back must
@@ -96,10 +108,13 @@ fn ready_rows(
     let Some(from) = plan.ready_from else {
         return Ok(rows);
     };
-    let mut latest = 0;
-    let range = table.range((plan.queue, from)..=(plan.queue, u64::MAX))?;
-    for entry in range.take(plan.room) {
+    let (mut latest, mut bytes) = (0, 0);
+    for entry in table.range((plan.queue, from)..=(plan.queue, u64::MAX))? {
+        if is_full(plan, rows.len(), bytes) {
+            break;
+        }
         let (key, row) = entry?;
+        bytes += row.value().len();
         let seq = key.value().1;
         latest = Message::read(row.value())?.published_ms.max(latest);
         rows.push(((latest, seq), Place::Ready(seq), row));
@@ -113,7 +128,7 @@ fn due_rows(
     plan: &Plan,
     read: &mut Read,
 ) -> Result<Vec<Row>, Trouble> {
-    let mut rows = Vec::new();
+    let (mut rows, mut bytes) = (Vec::new(), 0);
     if !plan.due {
         return Ok(rows);
     }
@@ -125,10 +140,11 @@ fn due_rows(
         if plan.taken.contains(&place) {
             continue;
         }
-        if due_ms > plan.now_ms || rows.len() >= plan.room {
+        if due_ms > plan.now_ms || is_full(plan, rows.len(), bytes) {
             read.next_due_ms = Some(due_ms);
             break;
         }
+        bytes += row.value().len();
         rows.push(((due_ms, seq), place, row));
     }
     Ok(rows)
