@@ -38,7 +38,7 @@
 //! # How the promises are kept
 //!
 //! *Identity.* A job id is a hash of (app, `client_msg_no`); a submission is named by a hash of its
-//! list; slice ids are counted within (submission, partition). Whoever repeats something names it
+//! list; slice ids are counted within a submission. Whoever repeats something names it
 //! alike, and the ledger absorbs the repeat ([`domain::ids`], [`domain::slice`]).
 //!
 //! *Accounts.* Each slice counts the recipients that it settled itself. When a delivery of the slice
@@ -79,7 +79,7 @@
 //! - [`gateway`]: the HTTP interface.
 //! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one
 //!   HTTP client for all; the mock server.
-//! - [`config`], [`app`] (puts everything together), [`admin`], [`metrics`], [`telemetry`],
+//! - [`config`], [`app`] (puts everything together), [`allocator`], [`admin`], [`metrics`], [`telemetry`],
 //!   [`shutdown`], [`exit`], [`secret`], [`cli`], [`schema`].
 //!
 //! # Words
@@ -92,6 +92,7 @@
 //! of a job, app or target.
 
 pub mod admin;
+pub mod allocator;
 pub mod amqp;
 pub mod app;
 pub mod cli;

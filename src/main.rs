@@ -1,8 +1,9 @@
-//! Arguments, the crypto provider, the command, its exit code; nothing else.
+//! The allocator, the crypto provider, arguments, the command, its exit code; nothing else.
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use fanwise::allocator;
 use fanwise::cli::Cli;
 use fanwise::exit::Exit;
 
@@ -11,6 +12,7 @@ use fanwise::exit::Exit;
     reason = "the last word of a command that failed"
 )]
 fn main() -> ExitCode {
+    allocator::give_back_large_buffers();
     // AMQP, Redis and HTTP share one provider; a second install, as in tests, changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match Cli::try_parse() {
