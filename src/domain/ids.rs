@@ -140,15 +140,20 @@ impl Owner {
     }
 }
 
-/// One slice of one job: the submission it was cut from, the partition and the position there.
+/// One slice of one job: the submission it was cut from, and the position there.
 /// Deterministic, so that an intake that runs again cuts the same slices.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SliceId(pub String);
 
 impl SliceId {
-    pub fn new(submission: &str, partition: u32, index: u32) -> Self {
-        Self(format!("{submission}.{partition}.{index}"))
+    pub fn new(submission: &str, index: u32) -> Self {
+        Self(format!("{submission}.{index}"))
+    }
+
+    /// The submission it was cut from.
+    pub fn submission(&self) -> &str {
+        self.0.rsplit_once('.').map_or(&self.0, |(name, _)| name)
     }
 }
 
@@ -169,6 +174,13 @@ mod tests {
         assert_ne!(id, JobId::of("shopp", "romo-1"));
         assert_eq!(id.to_string().parse::<JobId>().unwrap(), id);
         assert!("xyz".parse::<JobId>().is_err());
+    }
+
+    #[test]
+    fn the_submission_of_a_slice_is_found_whatever_it_is_called() {
+        for name in ["5f", "a.b", ""] {
+            assert_eq!(SliceId::new(name, 14).submission(), name);
+        }
     }
 
     #[test]

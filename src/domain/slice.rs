@@ -73,12 +73,11 @@ impl Addressed {
     }
 }
 
-/// How many buckets the ledger of a job has and into how many partitions its audience is cut.
-/// Chosen by the first submission of a job, or a far larger one; a bucket never spans two partitions.
+/// How many buckets the ledger of a job has. Chosen by the first submission of a job, or a far larger
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Shape {
     pub buckets: u32,
-    pub partitions: u32,
 }
 
 /// Recipients per bucket aimed at. A bucket is read and written whole, so a window should find its
@@ -86,30 +85,17 @@ pub struct Shape {
 /// of 80, and its key costs half a byte a recipient.
 pub const BUCKET_RECIPIENTS: u64 = 320;
 
-/// Slices a partition should fill, so that the last, partial ones do not dominate.
-const PARTITION_SLICES: u64 = 8;
-
-/// Most partitions: each holds one buffer while an audience is cut. The more of them, the fewer
-/// buckets a slice touches.
-pub const PARTITIONS_MAX: u64 = 256;
-
 impl Shape {
     /// The shape for a job whose first submission has `entries` recipients (or `expected`, if its
     /// producer announced more parts).
-    pub fn of(entries: u64, slice_recipients: u32) -> Self {
-        let per_partition = PARTITION_SLICES * u64::from(slice_recipients);
+    pub fn of(entries: u64) -> Self {
         Self {
             buckets: entries.div_ceil(BUCKET_RECIPIENTS).clamp(1, 1 << 24) as u32,
-            partitions: entries.div_ceil(per_partition).clamp(1, PARTITIONS_MAX) as u32,
         }
     }
 
     pub fn bucket(self, fingerprint: Fingerprint) -> u32 {
         (((fingerprint.0 >> 32) * u64::from(self.buckets)) >> 32) as u32
-    }
-
-    fn partition(self, bucket: u32) -> u32 {
-        (u64::from(bucket) * u64::from(self.partitions) / u64::from(self.buckets)) as u32
     }
 }
 
@@ -252,77 +238,47 @@ pub struct Cut<R> {
     pub recipients: Vec<R>,
 }
 
-/// Cuts an audience, streaming: one buffer per partition, flushed as a slice when it is full.
-///
-/// Every occurrence of a recipient falls into the same partition, and the recipients of a slice are
-/// sorted by bucket, so that a claim touches few buckets.
+/// Cuts the recipients of one message into slices: runs in the order of their fingerprints, which is
+/// that of their buckets, so that a slice touches few of them and a claim is short. They are the same
+/// whenever the same list is cut, whatever the shape.
 pub struct Cutter<R> {
     fingerprinter: Fingerprinter,
-    shape: Shape,
-    submission: String,
-    slice_recipients: usize,
-    partitions: Vec<Partition<R>>,
-}
-
-struct Partition<R> {
-    buffer: Vec<(Fingerprint, R)>,
-    slices: u32,
+    recipients: Vec<(Fingerprint, R)>,
 }
 
 impl<R: AsRef<str>> Cutter<R> {
-    pub fn new(
-        fingerprinter: Fingerprinter,
-        shape: Shape,
-        submission: &str,
-        slice_recipients: u32,
-    ) -> Self {
-        let partition = || Partition {
-            buffer: Vec::new(),
-            slices: 0,
-        };
+    /// For a list of so many entries.
+    pub fn new(fingerprinter: Fingerprinter, entries: usize) -> Self {
         Self {
             fingerprinter,
-            shape,
-            submission: submission.to_owned(),
-            slice_recipients: slice_recipients.max(1) as usize,
-            partitions: (0..shape.partitions).map(|_| partition()).collect(),
+            recipients: Vec::with_capacity(entries),
         }
     }
 
-    /// Adds one list entry; a slice comes out when its buffer is full.
-    pub fn push(&mut self, recipient: R) -> Option<Cut<R>> {
+    /// Adds one list entry.
+    pub fn push(&mut self, recipient: R) {
         let fingerprint = self.fingerprinter.fingerprint(recipient.as_ref());
-        let number = self.shape.partition(self.shape.bucket(fingerprint));
-        let partition = &mut self.partitions[number as usize];
-        partition.buffer.push((fingerprint, recipient));
-        (partition.buffer.len() >= self.slice_recipients)
-            .then(|| partition.flush(&self.submission, number))
+        self.recipients.push((fingerprint, recipient));
     }
 
-    /// The slices of what is left in the buffers.
-    pub fn finish(mut self) -> Vec<Cut<R>> {
-        let submission = &self.submission;
-        (0..)
-            .zip(&mut self.partitions)
-            .filter(|(_, partition)| !partition.buffer.is_empty())
-            .map(|(number, partition)| partition.flush(submission, number))
-            .collect()
-    }
-}
-
-impl<R: AsRef<str>> Partition<R> {
-    fn flush(&mut self, submission: &str, number: u32) -> Cut<R> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let entries = buffer.len() as u32;
-        buffer.sort_by(|a, b| (a.0, a.1.as_ref()).cmp(&(b.0, b.1.as_ref())));
-        buffer.dedup_by(|a, b| a.1.as_ref() == b.1.as_ref());
-        let id = SliceId::new(submission, number, self.slices);
-        self.slices += 1;
-        Cut {
-            id,
-            entries,
-            recipients: buffer.into_iter().map(|(_, recipient)| recipient).collect(),
-        }
+    /// The slices, each of at most so many entries.
+    pub fn finish(self, submission: &str, slice_recipients: u32) -> impl Iterator<Item = Cut<R>> {
+        let mut sorted = self.recipients;
+        sorted.sort_unstable_by(|a, b| (a.0, a.1.as_ref()).cmp(&(b.0, b.1.as_ref())));
+        let mut rest = sorted.into_iter();
+        (0..).map_while(move |number| {
+            let mut run: Vec<_> = rest
+                .by_ref()
+                .take(slice_recipients.max(1) as usize)
+                .collect();
+            let entries = run.len() as u32;
+            run.dedup_by(|a, b| a.1.as_ref() == b.1.as_ref());
+            (entries > 0).then(|| Cut {
+                id: SliceId::new(submission, number),
+                entries,
+                recipients: run.into_iter().map(|(_, recipient)| recipient).collect(),
+            })
+        })
     }
 }
 
@@ -350,22 +306,19 @@ impl Head {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
 
     use super::*;
 
     fn cut(users: &[String], slice_recipients: u32) -> Vec<Cut<String>> {
-        let shape = Shape::of(users.len() as u64, slice_recipients);
         let fingerprinter = Fingerprinter::new("secret", JobId::of("app", "no"));
-        let mut cutter = Cutter::new(fingerprinter, shape, "sub", slice_recipients);
-        let mut cuts: Vec<_> = users
-            .iter()
-            .filter_map(|user| cutter.push(user.clone()))
-            .collect();
-        cuts.extend(cutter.finish());
-        cuts
+        let mut cutter = Cutter::new(fingerprinter, users.len());
+        for user in users {
+            cutter.push(user.clone());
+        }
+        cutter.finish("sub", slice_recipients).collect()
     }
 
     proptest! {
@@ -393,15 +346,19 @@ mod tests {
             prop_assert_eq!(cut(&users, 50), cut(&users, 50));
         }
 
-        /// All occurrences of a recipient are in one partition.
+        /// Slices are full, and lie side by side in the order of the buckets.
         #[test]
-        fn a_recipient_has_one_partition(users in prop::collection::vec("[a-d]{1,3}", 1..2000)) {
-            let mut home = BTreeMap::new();
-            for cut in cut(&users, 10) {
-                let partition = cut.id.0.split('.').nth(1).unwrap().to_owned();
+        fn slices_lie_side_by_side(users in prop::collection::vec("[a-z0-9]{1,8}", 1..500)) {
+            let shape = Shape { buckets: 40 };
+            let fingerprinter = Fingerprinter::new("secret", JobId::of("app", "no"));
+            let mut before = 0;
+            let cuts = cut(&users, 20);
+            prop_assert_eq!(cuts.len(), users.len().div_ceil(20));
+            for cut in cuts {
                 for user in cut.recipients {
-                    let first = home.entry(user).or_insert_with(|| partition.clone());
-                    prop_assert_eq!(&*first, &partition);
+                    let bucket = shape.bucket(fingerprinter.fingerprint(&user));
+                    prop_assert!(bucket >= before);
+                    before = bucket;
                 }
             }
         }

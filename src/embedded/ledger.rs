@@ -16,7 +16,7 @@ use super::limiter::{EmbeddedStore, ledger_error};
 use super::tables::{BUCKETS, Bucket, JOBS, JobRow, LISTED, REASONS, SUBMISSIONS};
 use super::writer::Work;
 use crate::domain::accounts::{Accounts, Audit};
-use crate::domain::ids::{Fingerprint, JobId, Owner};
+use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::Mark;
 use crate::domain::slice::{Shape, Together};
@@ -298,7 +298,6 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
                 target: submission.target.clone(),
                 digest: submission.content_digest.clone(),
                 buckets: submission.shape.buckets,
-                partitions: submission.shape.partitions,
                 parts: submission.parts,
                 warnings: submission.warnings.clone(),
                 template: submission.template,
@@ -412,7 +411,6 @@ fn list(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(), Trouble> {
 fn shape(row: &JobRow) -> Shape {
     Shape {
         buckets: row.buckets,
-        partitions: row.partitions,
     }
 }
 
@@ -571,7 +569,7 @@ struct Slice {
     client_msg_no: String,
     target: String,
     accepted_at_ms: u64,
-    id: String,
+    id: SliceId,
     entries: u32,
     shape: Shape,
 }
@@ -594,7 +592,7 @@ impl Slice {
             client_msg_no: head.client_msg_no.clone(),
             target: head.target.clone(),
             accepted_at_ms: head.accepted_at_ms,
-            id: slice.id.0.clone(),
+            id: slice.id.clone(),
             entries: slice.entries,
             shape: slice.shape,
         }
@@ -613,7 +611,6 @@ impl Slice {
                     client_msg_no: self.client_msg_no.clone(),
                     target: self.target.clone(),
                     buckets: self.shape.buckets,
-                    partitions: self.shape.partitions,
                     accepted_at_ms: self.accepted_at_ms,
                     listed_at_ms: self.accepted_at_ms,
                     ..JobRow::default()
@@ -623,12 +620,12 @@ impl Slice {
             }
         };
         let slices = work.tables.slices.open()?;
-        let key = (row.life, self.id.as_str());
+        let key = (row.life, self.id.0.as_str());
         let counted = slices.get(key)?.map(|counted| counted.value());
         if counted.is_none() {
             slices.insert(key, 0)?;
             let submissions = work.tables.submissions.open()?;
-            let key = (row.life, submission(&self.id));
+            let key = (row.life, self.id.submission());
             let known = submissions.get(key)?.map(|row| row.value());
             if matches!(known, None | Some((_, HEARD_OF))) {
                 let seen = known.map_or(0, |(seen, _)| seen);
@@ -650,11 +647,6 @@ impl Slice {
             changed,
         })
     }
-}
-
-/// The submission a slice was cut from.
-fn submission(slice: &str) -> &str {
-    slice.rsplitn(3, '.').last().unwrap_or(slice)
 }
 
 struct ClaimStep {
@@ -796,7 +788,7 @@ impl SettleStep {
                 settled: accounts(&row)?.settled(),
             });
             let after = if repeats == 0 { after } else { entries };
-            let key = (row.life, self.slice.id.as_str());
+            let key = (row.life, self.slice.id.0.as_str());
             work.tables.slices.open()?.insert(key, after)?;
             changed = true;
         }
@@ -849,17 +841,4 @@ fn settlements(settle: &Settle<'_>) -> Vec<(u64, u8)> {
     entries.sort_by_key(|(fingerprint, _)| *fingerprint);
     entries.dedup_by_key(|(fingerprint, _)| *fingerprint);
     entries
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::ids::SliceId;
-
-    #[test]
-    fn the_submission_of_a_slice_is_found_whatever_it_is_called() {
-        for name in ["5f", "a.b", ""] {
-            assert_eq!(submission(&SliceId::new(name, 3, 14).0), name);
-        }
-    }
 }

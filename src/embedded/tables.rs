@@ -435,7 +435,6 @@ pub(super) struct JobRow {
     /// Empty while the job is known from its slices only.
     pub(super) digest: String,
     pub(super) buckets: u32,
-    pub(super) partitions: u32,
     pub(super) parts: u32,
     pub(super) submissions: u64,
     pub(super) expanded: u64,

@@ -111,10 +111,7 @@ fn head(client_msg_no: &str) -> Head {
     }
 }
 
-const SHAPE: Shape = Shape {
-    buckets: 4,
-    partitions: 1,
-};
+const SHAPE: Shape = Shape { buckets: 4 };
 
 fn submission(head: &Head, entries: u64) -> Submission {
     Submission {
@@ -281,7 +278,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         }
         let mut consumer = session.consume(Source::Lane(lane()), 4).await.unwrap();
         let held = [next(&mut consumer).await, next(&mut consumer).await];
-        let (head, id, people) = (head("full"), SliceId::new("s", 0, 0), people(40));
+        let (head, id, people) = (head("full"), SliceId::new("s", 0), people(40));
         let slice = slice_ref(&head, &id, 40);
         store.accept(&submission(&head, 40)).await.unwrap();
         claim(&store, slice, 1, &people[..20]).await.unwrap();
@@ -566,12 +563,9 @@ async fn idle_jobs_are_swept_and_used_ones_are_not() {
     let engine = Engine::open(&settings).unwrap();
     let store = engine.store();
     let (idle, used) = (head("idle"), head("used"));
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let people = people(3000);
-    let shape = Shape {
-        buckets: 3000,
-        partitions: 1,
-    };
+    let shape = Shape { buckets: 3000 };
     for head in [&idle, &used] {
         let submission = Submission {
             shape,

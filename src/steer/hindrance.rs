@@ -176,10 +176,7 @@ mod tests {
             reply_to: None,
             pace: Pace::default(),
             template: None,
-            shape: Shape {
-                buckets: 1,
-                partitions: 1,
-            },
+            shape: Shape { buckets: 1 },
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | key | type | holds | expires | written by | read by |
 //! |---|---|---|---|---|---|
-//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, shape (`buckets`, `partitions`), `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `rate`, `not_before_ms`, `callback_url`, `reply_to`, `mark` and `mark_before` (where it stood some seconds ago) | window after the last outcome or claim | accept, expanded, claim (when lost), settle, complete | all of them, job, jobs |
+//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `rate`, `not_before_ms`, `callback_url`, `reply_to`, `mark` and `mark_before` (where it stood some seconds ago) | window after the last outcome or claim | accept, expanded, claim (when lost), settle, complete | all of them, job, jobs |
 //! | `P:{JOB}:slices` | hash | slice id → entries of it that are counted | with the header | claim, settle | claim, settle |
 //! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that only its slices tell of; `list 0 <list>` → how many parts of a list are there, `x` when it was given up, and `list <part> <list>` for each | with the header | accept, expanded, gather, claim, settle | the same, knows |
 //! | `P:{JOB}:owners` | hash | number of an owner (3 bytes) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle, look |

@@ -18,7 +18,7 @@ use super::Store;
 use super::connection::{Call, broken};
 use super::keys::JobKeys;
 use crate::domain::accounts::{Accounts, Audit};
-use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
+use crate::domain::ids::{Fingerprint, JobId, Owner};
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::{Shape, Together};
@@ -94,7 +94,6 @@ impl Ledger for Store {
             .push(submission.entries)
             .push(submission.parts)
             .push(submission.shape.buckets)
-            .push(submission.shape.partitions)
             .push(submission.now_ms)
             .push(self.0.window_s)
             .push(&warnings)
@@ -114,12 +113,12 @@ impl Ledger for Store {
             "settled" => Accepted::Settled,
             "again" => Accepted::Again {
                 shape: reply.shape()?,
-                template: reply.version(3)?,
+                template: reply.version(2)?,
             },
             "expand" => Accepted::Expand {
                 shape: reply.shape()?,
-                template: reply.version(3)?,
-                first: reply.number(4)? == 1,
+                template: reply.version(2)?,
+                first: reply.number(3)? == 1,
             },
             other => return Err(broken(format!("accept says {other:?}"))),
         };
@@ -406,12 +405,11 @@ impl Store {
         more: usize,
     ) -> Call<'a> {
         let head = slice.head;
-        let mut call = groups.call(script, &self.0.keys.job(head.id), 10 + more);
+        let mut call = groups.call(script, &self.0.keys.job(head.id), 9 + more);
         call.push(&slice.id.0)
             .push(slice.entries)
-            .push(submission(slice.id))
+            .push(slice.id.submission())
             .push(shape.buckets)
-            .push(shape.partitions)
             .push(&head.app)
             .push(&head.client_msg_no)
             .push(&head.target)
@@ -628,11 +626,6 @@ fn in_order(
     Ok(claimed)
 }
 
-/// The submission a slice was cut from, as [`SliceId::new`] writes it.
-fn submission(slice: &SliceId) -> &str {
-    slice.0.rsplitn(3, '.').nth(2).unwrap_or(&slice.0)
-}
-
 fn millis(duration: Duration) -> u64 {
     duration
         .as_millis()
@@ -701,7 +694,6 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         submissions: number("submissions"),
         shape: Shape {
             buckets: number("buckets") as u32,
-            partitions: number("partitions") as u32,
         },
         warnings: serde_json::from_str(&text("warnings")).unwrap_or_default(),
         rate: row.get("rate").cloned(),
@@ -754,11 +746,10 @@ impl Reply {
             .and_then(number)
     }
 
-    /// The shape that stands second and third.
+    /// The shape that stands second.
     fn shape(&self) -> Result<Shape, LedgerError> {
         Ok(Shape {
             buckets: self.number(1)? as u32,
-            partitions: self.number(2)? as u32,
         })
     }
 
@@ -801,18 +792,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_submission_of_a_slice_is_found_whatever_it_is_called() {
-        for name in ["5f", "a.b", ""] {
-            assert_eq!(submission(&SliceId::new(name, 3, 14)), name);
-        }
-    }
-
-    #[test]
     fn groups_cover_everybody_in_order() {
-        let shape = Shape {
-            buckets: 3,
-            partitions: 1,
-        };
+        let shape = Shape { buckets: 3 };
         let fingerprints: Vec<_> = (0..5000u64)
             .map(|n| Fingerprint(n * (u64::MAX / 5000)))
             .collect();

@@ -5,8 +5,8 @@
 //! slices, and the ledger absorbs the repeats.
 //!
 //! Reading and cutting a list of 100,000 takes tens of milliseconds of CPU, so a job is handled on a
-//! blocking thread; beyond the message itself it holds one slice buffer per partition and one batch
-//! of slices on their way out.
+//! blocking thread; beyond the message itself it holds some fifty bytes per recipient, and one batch of
+//! slices on their way out.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use super::context::{Store, now_ms, today};
 use super::shift::Shift;
@@ -33,6 +34,10 @@ use crate::ports::{
     Submission, Transport, fit,
 };
 
+/// Larger jobs are cut one after the other: that takes several times the bytes of the list, and keeps a
+/// CPU busy.
+const SMALL_BYTES: usize = 64 * 1024;
+
 /// Slices published and confirmed together.
 const BATCH_SLICES: usize = 16;
 
@@ -48,6 +53,7 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
     let mut ledger_up = shift.context.ledger_up();
     // Most of the time of a small job is spent waiting for confirms, so several are taken at a time: as
     // many as the broker hands out unacked.
+    let large = Semaphore::new(1);
     let mut taken = FuturesUnordered::new();
     loop {
         // A job is taken only when the ledger can register it: the rest stays in the queue.
@@ -59,7 +65,7 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
             biased;
             Some(()) = taken.next(), if !taken.is_empty() => {}
             next = shift.halt.run_until_cancelled(next) => match next.flatten() {
-                Some(delivery) => taken.push(take(&shift, priority, delivery)),
+                Some(delivery) => taken.push(take(&shift, priority, &large, delivery)),
                 None => break,
             },
         }
@@ -74,8 +80,14 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
 async fn take<S: Store, T: Transport, P: Publisher>(
     shift: &Arc<Shift<S, T, P>>,
     priority: Priority,
+    large: &Semaphore,
     delivery: Delivery,
 ) {
+    // It is never closed.
+    let _turn = match delivery.body.len() > SMALL_BYTES {
+        true => large.acquire().await.ok(),
+        false => None,
+    };
     let worker = Arc::clone(shift);
     let (body, traceparent) = (delivery.body.clone(), delivery.traceparent.clone());
     let runtime = Handle::current();
@@ -339,7 +351,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             submission: job.submission.clone(),
             entries,
             parts: job.part.of,
-            shape: Shape::of(expected, self.shift.context.settings.slice_recipients),
+            shape: Shape::of(expected),
             rate: job.head.rate.clone(),
             not_before_ms: job.head.not_before_ms,
             callback_url: job.head.callback_url.clone(),
@@ -356,7 +368,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             submission: "all".to_owned(),
             entries: 0,
             parts: 2,
-            shape: Shape::of(ALL_EXPECTED, self.shift.context.settings.slice_recipients),
+            shape: Shape::of(ALL_EXPECTED),
             ..self.submission(job, warnings)
         }
     }
@@ -367,7 +379,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         let slice = Slice {
             v: SLICE_VERSION,
             head: Arc::new(job.head.clone()),
-            id: SliceId::new("all", 0, 0),
+            id: SliceId::new("all", 0),
             entries: 0,
             shape,
             lane: lane.clone(),
@@ -419,21 +431,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         let context = &*self.shift.context;
         let settings = &context.settings;
         let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
-        let mut cutter = Cutter::new(fingerprinter, shape, submission, settings.slice_recipients);
+        let mut cutter = Cutter::new(fingerprinter, job.entries);
+        job.for_each_recipient(|recipient| cutter.push(recipient));
         let lane = job.head.lane(job.entries).to_string();
         let together = job.part.together();
         let mut batch = Vec::with_capacity(BATCH_SLICES);
-        let mut published = Ok(());
-        job.for_each_recipient(|recipient| {
-            if let Some(cut) = cutter.push(recipient) {
-                batch.push(self.outgoing(head, &lane, together.as_ref(), shape, cut));
-            }
-            if batch.len() >= BATCH_SLICES && published.is_ok() {
-                published = self.send(std::mem::take(&mut batch));
-            }
-        });
-        published?;
-        for cut in cutter.finish() {
+        for cut in cutter.finish(submission, settings.slice_recipients) {
             batch.push(self.outgoing(head, &lane, together.as_ref(), shape, cut));
             if batch.len() >= BATCH_SLICES {
                 self.send(std::mem::take(&mut batch))?;

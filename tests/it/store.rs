@@ -110,10 +110,7 @@ impl Job {
             callback_url: None,
             reply_to: None,
         };
-        let shape = Shape {
-            buckets,
-            partitions: 1,
-        };
+        let shape = Shape { buckets };
         Self { head, shape }
     }
 
@@ -226,7 +223,7 @@ async fn a_recipient_has_one_owner_and_one_outcome() {
     let (store, job) = (&bench.store, Job::new(4));
     let people = job.fingerprints(0..40);
     store.accept(&job.submission("s", 40)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 40);
 
     let granted = vec![ClaimState::Granted; 40];
@@ -288,7 +285,7 @@ async fn an_expired_claim_is_taken_over_and_a_late_outcome_still_counts() {
     let (store, job) = (&bench.store, Job::new(2));
     let people = job.fingerprints(0..3);
     store.accept(&job.submission("s", 3)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 3);
     let short = Duration::from_millis(60);
     claim(store, slice, ANN, short, &people).await;
@@ -329,7 +326,7 @@ async fn a_slice_ends_once() {
     let (store, job) = (&bench.store, Job::new(3));
     let people = job.fingerprints(0..10);
     store.accept(&job.submission("s", 24)).await.unwrap();
-    let (one, two) = (SliceId::new("s", 0, 0), SliceId::new("s", 0, 1));
+    let (one, two) = (SliceId::new("s", 0), SliceId::new("s", 1));
     let (one, two) = (job.slice(&one, 12), job.slice(&two, 12));
 
     for _ in 0..2 {
@@ -366,7 +363,7 @@ async fn windows_may_be_unsorted_and_large() {
     let (store, job) = (&bench.store, Job::new(1));
     let people = job.fingerprints(0..9000);
     store.accept(&job.submission("s", 9000)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 9000);
     claim(store, slice, ANN, LEASE, &people[..4000]).await;
     settle(store, slice, ANN, &[(people[17], Outcome::Expired)], false).await;
@@ -401,7 +398,7 @@ async fn fingerprints_are_told_from_bytes_that_look_like_them() {
     };
     let (store, job) = (&bench.store, Job::new(1));
     store.accept(&job.submission("s", 2)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 2);
     // The seven last bytes of the first and the code of its outcome.
     let first = Fingerprint(u64::from_le_bytes(*b"0abcdefg"));
@@ -467,7 +464,7 @@ async fn a_job_is_accepted_extended_and_completed_once() {
         let standing = store.expanded(job.id(), "one").await.unwrap();
         assert_eq!((standing.accounts.total, standing.finished), (2, false));
     }
-    let id = SliceId::new("one", 0, 0);
+    let id = SliceId::new("one", 0);
     let standing = settle(
         store,
         job.slice(&id, 2),
@@ -489,7 +486,6 @@ async fn a_job_is_accepted_extended_and_completed_once() {
     let second = Submission {
         shape: Shape {
             buckets: 7 * shape.buckets,
-            partitions: 9,
         },
         ..job.submission("two", 3)
     };
@@ -505,7 +501,7 @@ async fn a_job_is_accepted_extended_and_completed_once() {
     assert_eq!(record.state, JobState::Running);
     assert_eq!((record.submissions, record.pending), (2, 3));
     assert!(!store.complete(job.id()).await.unwrap());
-    let id = SliceId::new("two", 0, 0);
+    let id = SliceId::new("two", 0);
     settle(
         store,
         job.slice(&id, 3),
@@ -535,17 +531,14 @@ async fn a_job_grows_with_its_submissions() {
     let (store, job) = (&bench.store, Job::new(2));
     let people = job.fingerprints(0..60);
     store.accept(&job.submission("few", 40)).await.unwrap();
-    let id = SliceId::new("few", 0, 0);
+    let id = SliceId::new("few", 0);
     let few = job.slice(&id, 40);
     claim(store, few, ANN, LEASE, &people[..40]).await;
     settle(store, few, ANN, &all(&people[..20], Outcome::Sent), false).await;
 
-    let mut many = Job {
+    let many = Job {
         head: job.head.clone(),
-        shape: Shape {
-            buckets: 12_500,
-            partitions: 64,
-        },
+        shape: Shape { buckets: 12_500 },
     };
     let shape = many.shape;
     assert_eq!(
@@ -556,8 +549,7 @@ async fn a_job_grows_with_its_submissions() {
             template: None
         }
     );
-    many.shape.partitions = 1;
-    let id = SliceId::new("many", 0, 0);
+    let id = SliceId::new("many", 0);
     let states = each(claim(store, many.slice(&id, 60), BOB, LEASE, &people).await);
     assert_eq!(states[..20], [ClaimState::Settled(Outcome::Sent); 20]);
     assert!(
@@ -602,7 +594,7 @@ async fn a_job_of_parts_waits_for_all_of_them() {
             ..job.submission(name, 1)
         };
         store.accept(&part).await.unwrap();
-        let id = SliceId::new(name, 0, 0);
+        let id = SliceId::new(name, 0);
         let sent = [(people[number], Outcome::Sent)];
         settle(store, job.slice(&id, 1), ANN, &sent, true).await;
         let standing = store.expanded(job.id(), name).await.unwrap();
@@ -643,14 +635,14 @@ async fn every_key_expires() {
     let job = Job::new(6);
     let people = job.fingerprints(0..60);
     bench.store.accept(&job.submission("s", 60)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 60);
     claim(&bench.store, slice, ANN, LEASE, &people[..30]).await;
     settle(&bench.store, slice, ANN, &all(&people, Outcome::Sent), true).await;
     bench.store.expanded(job.id(), "s").await.unwrap();
     bench.store.complete(job.id()).await.unwrap();
     let lost = Job::new(1);
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     settle(&bench.store, lost.slice(&id, 9), ANN, &[], false).await;
     let limit = limit("10/s", Cost::PerRecipient);
     lease(&bench.store, &[limit], 3, 1, Duration::ZERO).await;
@@ -684,7 +676,7 @@ async fn a_lost_redis_loses_the_dedup_window_never_recipients() {
     let people = job.fingerprints(0..30);
     bench.store.accept(&job.submission("s", 30)).await.unwrap();
     bench.store.expanded(job.id(), "s").await.unwrap();
-    let ids: Vec<_> = (0..3).map(|index| SliceId::new("s", 0, index)).collect();
+    let ids: Vec<_> = (0..3).map(|index| SliceId::new("s", index)).collect();
     let slices: Vec<_> = ids.iter().map(|id| job.slice(id, 10)).collect();
     let (gone, rest) = people.split_at(10);
     settle(
@@ -748,7 +740,7 @@ async fn a_submission_accepted_after_the_loss_counts_once() {
     bench.store.accept(&job.submission("s", 20)).await.unwrap();
     bench.lose_everything().await;
 
-    let (one, two) = (SliceId::new("s", 0, 0), SliceId::new("s", 0, 1));
+    let (one, two) = (SliceId::new("s", 0), SliceId::new("s", 1));
     let (one, two) = (job.slice(&one, 10), job.slice(&two, 10));
     claim(&bench.store, one, ANN, LEASE, &people[..10]).await;
     assert_eq!(
@@ -794,7 +786,7 @@ async fn slices_of_another_shape_find_the_same_recipients() {
         .accept(&job.submission("new", 50))
         .await
         .unwrap();
-    let id = SliceId::new("new", 0, 0);
+    let id = SliceId::new("new", 0);
     let new = job.slice(&id, 50);
     settle(
         &bench.store,
@@ -808,7 +800,7 @@ async fn slices_of_another_shape_find_the_same_recipients() {
 
     let shape = job.shape;
     job.shape.buckets = 500;
-    let id = SliceId::new("old", 0, 0);
+    let id = SliceId::new("old", 0);
     let old = job.slice(&id, 50);
     let states = each(claim(&bench.store, old, BOB, LEASE, &people).await);
     assert_eq!(states[..20], [ClaimState::Settled(Outcome::Sent); 20]);
@@ -1041,7 +1033,7 @@ async fn play(store: &Store, steps: Vec<Step>) {
     let entries: u32 = SLICES.iter().map(|(_, entries)| entries).sum();
     let submission = job.submission("s", entries.into());
     store.accept(&submission).await.unwrap();
-    let ids: Vec<_> = (0..3).map(|index| SliceId::new("s", 0, index)).collect();
+    let ids: Vec<_> = (0..3).map(|index| SliceId::new("s", index)).collect();
     let slice = |index: usize| job.slice(&ids[index], SLICES[index].1);
     // A step may only speak of recipients of its slice.
     let of = |slice: usize, recipients: Vec<usize>| -> Vec<usize> {
@@ -1575,7 +1567,7 @@ async fn a_server_that_crashes_comes_back_with_its_accounts() {
     let (store, job) = (&bench.store, Job::new(3));
     let people = job.fingerprints(0..30);
     store.accept(&job.submission("s", 30)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 30);
     settle(store, slice, ANN, &all(&people[..9], Outcome::Sent), false).await;
     claim(store, slice, ANN, LEASE, &people).await;
@@ -1634,7 +1626,7 @@ async fn a_full_server_refuses_claims_and_takes_outcomes() {
     let job = Job::new(3);
     let people = job.fingerprints(0..20);
     bench.store.accept(&job.submission("s", 20)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 20);
     claim(&bench.store, slice, ANN, LEASE, &people[..10]).await;
     let _: () = redis::cmd("CONFIG")

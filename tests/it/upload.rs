@@ -1035,13 +1035,13 @@ async fn publish_old_slice(world: &World, part: &str) {
     let lane = job.head.lane(job.entries).to_string();
     let slice = Slice {
         v: 1,
-        id: SliceId::new(&job.submission, 0, 0),
+        id: SliceId::new(&job.submission, 0),
         head: Arc::new(Head {
             accepted_at_ms: job.head.accepted_at_ms - 2 * 3_600_000,
             ..job.head
         }),
         entries: 2,
-        shape: Shape::of(4, 500),
+        shape: Shape::of(4),
         lane: lane.clone(),
         first_attempt_at_ms: None,
         recipients: vec!["u1".to_owned(), "u2".to_owned()],

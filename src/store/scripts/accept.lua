@@ -2,16 +2,16 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 app  2 client_msg_no  3 target  4 content digest  5 submission  6 entries  7 parts
---          8 buckets  9 partitions  10 now in ms  11 ttl in s  12 warnings as JSON or ''
---          13 version of the stored message or ''  14 rate or ''  15 not before in ms or ''
---          16 callback URL or ''  17 queue to reply to or ''
--- Returns  {'conflict'}, {'settled'}, {'again', buckets, partitions, version} or
---          {'expand', buckets, partitions, version, 1 if this is the first submission};
+--          8 buckets  9 now in ms  10 ttl in s  11 warnings as JSON or ''
+--          12 version of the stored message or ''  13 rate or ''  14 not before in ms or ''
+--          15 callback URL or ''  16 queue to reply to or ''
+-- Returns  {'conflict'}, {'settled'}, {'again', buckets, version} or
+--          {'expand', buckets, version, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none
 -- Atomic   because two producers may submit the same job at once: one decides the shape, and a
 --          submission raises the total once.
 
-local ttl = ARGV[11]
+local ttl = ARGV[10]
 
 -- Moves all records into as many buckets as a far larger submission wants: a test message to one
 -- user, then the same job to a million, would put all of them into one bucket. Slices that are cut in
@@ -37,26 +37,26 @@ end
 -- a larger job has enough buckets to grow; beyond 2^20 buckets the arithmetic would not be exact.
 local RESHAPE_FROM, RESHAPE_RECORDS, RESHAPE_BUCKETS = 8, 50000, 1048576
 
-local row = call('HMGET', HEADER, 'buckets', 'partitions', 'digest', 'parts', 'total', 'template')
-local buckets, partitions, digest, parts = row[1], row[2], row[3], row[4]
+local row = call('HMGET', HEADER, 'buckets', 'digest', 'parts', 'total', 'template')
+local buckets, digest, parts = row[1], row[2], row[3]
 local first = not buckets
-local template = row[6] or '0'
+local template = row[5] or '0'
 if first then
-  buckets, partitions = ARGV[8], ARGV[9]
+  buckets = ARGV[8]
   begin('app', ARGV[1], 'client_msg_no', ARGV[2], 'target', ARGV[3], 'digest', ARGV[4],
-    'buckets', buckets, 'partitions', partitions, 'accepted_at_ms', ARGV[10], 'parts', ARGV[7])
-  if ARGV[12] ~= '' then
-    call('HSET', HEADER, 'warnings', ARGV[12])
+    'buckets', buckets, 'accepted_at_ms', ARGV[9], 'parts', ARGV[7])
+  if ARGV[11] ~= '' then
+    call('HSET', HEADER, 'warnings', ARGV[11])
   end
-  if ARGV[13] ~= '' then
-    template = ARGV[13]
+  if ARGV[12] ~= '' then
+    template = ARGV[12]
     call('HSET', HEADER, 'template', template)
   end
-  if ARGV[14] ~= '' then
-    call('HSET', HEADER, 'rate', ARGV[14])
+  if ARGV[13] ~= '' then
+    call('HSET', HEADER, 'rate', ARGV[13])
   end
-  if ARGV[15] ~= '' then
-    call('HSET', HEADER, 'not_before_ms', ARGV[15])
+  if ARGV[14] ~= '' then
+    call('HSET', HEADER, 'not_before_ms', ARGV[14])
   end
 else
   -- A header that was rebuilt from slices knows no digest; it takes the first it meets.
@@ -70,19 +70,19 @@ else
   end
   local old, wanted = tonumber(buckets), tonumber(ARGV[8])
   if wanted >= RESHAPE_FROM * old and wanted <= RESHAPE_BUCKETS
-    and tonumber(row[5] or 0) <= RESHAPE_RECORDS then
+    and tonumber(row[4] or 0) <= RESHAPE_RECORDS then
     reshape(old, wanted)
-    buckets, partitions = ARGV[8], ARGV[9]
-    call('HSET', HEADER, 'buckets', buckets, 'partitions', partitions)
+    buckets = ARGV[8]
+    call('HSET', HEADER, 'buckets', buckets)
   end
 end
 
 -- The first submission that names anybody to tell decides.
-if ARGV[16] ~= '' then
-  call('HSETNX', HEADER, 'callback_url', ARGV[16])
+if ARGV[15] ~= '' then
+  call('HSETNX', HEADER, 'callback_url', ARGV[15])
 end
-if ARGV[17] ~= '' then
-  call('HSETNX', HEADER, 'reply_to', ARGV[17])
+if ARGV[16] ~= '' then
+  call('HSETNX', HEADER, 'reply_to', ARGV[16])
 end
 
 local submission = call('HGET', SUBMISSIONS, ARGV[5])
@@ -96,7 +96,7 @@ if submission and sub(submission, 1, 1) ~= '?' then
   if settled >= now[1] and sub(submission, -1) == '1' then
     return { 'settled' }
   end
-  return { 'again', buckets, partitions, template }
+  return { 'again', buckets, template }
 end
 
 -- Slices that came before (the ledger was lost in between) have raised the total by theirs.
@@ -107,6 +107,6 @@ call('HINCRBY', HEADER, 'submissions', 1)
 call('HDEL', HEADER, 'completed_at_ms')
 keep(ttl)
 if submission then
-  return { 'again', buckets, partitions, template }
+  return { 'again', buckets, template }
 end
-return { 'expand', buckets, partitions, template, first and 1 or 0 }
+return { 'expand', buckets, template, first and 1 or 0 }

@@ -1,22 +1,21 @@
 -- CLAIM: claims a window of the recipients of one slice for one owner.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
--- ARGV     1 slice  2 entries  3 submission  4 buckets  5 partitions  6 app  7 client_msg_no
---          8 target  9 accepted_at in ms  10 ttl in s  11 owner, 8 bytes  12 lease in ms
---          13.. per bucket: different fingerprints, 8 bytes each
--- Returns  {0, buckets, partitions} if the job has another shape; {1} if the slice is done;
+-- ARGV     1 slice  2 entries  3 submission  4 buckets  5 app  6 client_msg_no  7 target
+--          8 accepted_at in ms  9 ttl in s  10 owner, 8 bytes  11 lease in ms
+--          12.. per bucket: different fingerprints, 8 bytes each
+-- Returns  {0, buckets} if the job has another shape; {1} if the slice is done;
 --          {2, states, lefts, rebuilt}: one byte per recipient (g granted, t taken over, h held, or
 --          its outcome), 4 bytes of milliseconds per held one, 1 if the total grew by the slice
 -- Atomic   because between reading "nobody has it" and writing "it is mine" nobody may do the same.
 
-local ttl, owner = ARGV[10], ARGV[11]
+local ttl, owner = ARGV[9], ARGV[10]
 local counted, rebuilt = locate({
   id = ARGV[1], entries = tonumber(ARGV[2]), submission = ARGV[3], buckets = ARGV[4],
-  partitions = ARGV[5], app = ARGV[6], client_msg_no = ARGV[7], target = ARGV[8],
-  accepted_at_ms = ARGV[9],
+  app = ARGV[5], client_msg_no = ARGV[6], target = ARGV[7], accepted_at_ms = ARGV[8],
 }, ttl)
 if not counted then
-  return { 0, rebuilt[1], rebuilt[2] }
+  return { 0, rebuilt }
 end
 if counted >= tonumber(ARGV[2]) then
   return { 1 }
@@ -54,7 +53,7 @@ end
 
 local states, lefts, granted = {}, {}, false
 for k = 5, #KEYS do
-  local key, packed = KEYS[k], ARGV[k + 8]
+  local key, packed = KEYS[k], ARGV[k + 7]
   local count = #packed / 8
   local bucket = call('GETEX', key, 'EX', ttl)
   if not bucket then
@@ -102,7 +101,7 @@ for k = 5, #KEYS do
   end
 end
 if granted then
-  call('HSET', OWNERS, mine, owner .. struct.pack('>I6', now + ARGV[12]))
+  call('HSET', OWNERS, mine, owner .. struct.pack('>I6', now + ARGV[11]))
   keep(ttl)
 end
 return { 2, table.concat(states), table.concat(lefts), rebuilt }

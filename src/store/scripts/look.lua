@@ -2,14 +2,14 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 buckets  2.. per bucket: different fingerprints, 8 bytes each
--- Returns  {0, buckets, partitions} if the job has another shape; {1, states, lefts}: one byte per
+-- Returns  {0, buckets} if the job has another shape; {1, states, lefts}: one byte per
 --          recipient (g nobody has it, t its owner's lease is over, h held, or its outcome), 4 bytes
 --          of milliseconds per held one
 -- Atomic   because a claim and its owner are two records.
 
-local shape = call('HMGET', HEADER, 'buckets', 'partitions')
-if shape[1] and shape[1] ~= ARGV[1] then
-  return { 0, shape[1], shape[2] }
+local buckets = call('HGET', HEADER, 'buckets')
+if buckets and buckets ~= ARGV[1] then
+  return { 0, buckets }
 end
 local now, states, lefts = now_ms(), {}, {}
 for k = 5, #KEYS do

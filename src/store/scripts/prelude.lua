@@ -104,18 +104,17 @@ end
 -- Finds the place of a slice, and makes it if the ledger has lost the job or never heard of the
 -- submission: then the slice itself says what it is part of, and the total grows by its entries.
 --
--- slice: id, entries, submission, buckets, partitions, app, client_msg_no, target, accepted_at_ms
+-- slice: id, entries, submission, buckets, app, client_msg_no, target, accepted_at_ms
 --
 -- Returns how many of its entries are counted, and 1 if the total grew by the slice; or nil and the
 -- shape that rules, if the slice was cut in another.
 local function locate(slice, ttl)
-  local shape = call('HMGET', HEADER, 'buckets', 'partitions')
-  if not shape[1] then
+  local buckets = call('HGET', HEADER, 'buckets')
+  if not buckets then
     begin('app', slice.app, 'client_msg_no', slice.client_msg_no, 'target', slice.target,
-      'digest', '', 'buckets', slice.buckets, 'partitions', slice.partitions,
-      'accepted_at_ms', slice.accepted_at_ms)
-  elseif shape[1] ~= slice.buckets then
-    return nil, shape
+      'digest', '', 'buckets', slice.buckets, 'accepted_at_ms', slice.accepted_at_ms)
+  elseif buckets ~= slice.buckets then
+    return nil, buckets
   end
   local rebuilt = 0
   local counted = call('HGET', SLICES, slice.id)

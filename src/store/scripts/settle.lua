@@ -1,10 +1,10 @@
 -- SETTLE: records outcomes, releases claims and counts.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
--- ARGV     1 slice  2 entries  3 submission  4 buckets  5 partitions  6 app  7 client_msg_no
---          8 target  9 accepted_at in ms  10 ttl in s  11 owner, 8 bytes  12 1 if the slice ends here
---          13.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release
--- Returns  {0, buckets, partitions} if the job has another shape; {1, rebuilt, total, sent,
+-- ARGV     1 slice  2 entries  3 submission  4 buckets  5 app  6 client_msg_no  7 target
+--          8 accepted_at in ms  9 ttl in s  10 owner, 8 bytes  11 1 if the slice ends here
+--          12.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release
+-- Returns  {0, buckets} if the job has another shape; {1, rebuilt, total, sent,
 --          duplicate, failed, uncertain, expired, cancelled, finished, completed}
 -- Atomic   because a counter rises exactly when a recipient gets its first outcome.
 --
@@ -30,14 +30,13 @@ end
 
 local NAMES = { s = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled' }
 
-local entries, ttl, owner = tonumber(ARGV[2]), ARGV[10], ARGV[11]
+local entries, ttl, owner = tonumber(ARGV[2]), ARGV[9], ARGV[10]
 local counted, rebuilt = locate({
   id = ARGV[1], entries = entries, submission = ARGV[3], buckets = ARGV[4],
-  partitions = ARGV[5], app = ARGV[6], client_msg_no = ARGV[7], target = ARGV[8],
-  accepted_at_ms = ARGV[9],
+  app = ARGV[5], client_msg_no = ARGV[6], target = ARGV[7], accepted_at_ms = ARGV[8],
 }, ttl)
 if not counted then
-  return { 0, rebuilt[1], rebuilt[2] }
+  return { 0, rebuilt }
 end
 
 -- Nil if this owner has claimed nothing.
@@ -52,7 +51,7 @@ local function count_in(code, count)
 end
 
 for k = 5, #KEYS do
-  local key, packed, codes = KEYS[k], ARGV[2 * k + 3], ARGV[2 * k + 4]
+  local key, packed, codes = KEYS[k], ARGV[2 * k + 2], ARGV[2 * k + 3]
   local count, first = #codes, sub(codes, 1, 1)
   local bucket = call('GET', key)
   -- Mostly the window lies there in one piece, as it was claimed, and all end the same way.
@@ -89,7 +88,7 @@ end
 
 -- The entries of the slice that got no outcome of their own are repeats of others.
 local duplicate, after = 0, counted + settled
-if ARGV[12] == '1' and after < entries then
+if ARGV[11] == '1' and after < entries then
   duplicate, after = entries - after, entries
 elseif after > entries then
   -- The slice was called done too early: what was put down as a repeat was none.

@@ -34,7 +34,7 @@ fn job() -> Job {
 }
 
 fn slice_id() -> SliceId {
-    SliceId::new("s", 0, 0)
+    SliceId::new("s", 0)
 }
 
 const ENTRIES: u32 = 1_000_000;

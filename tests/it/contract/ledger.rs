@@ -80,10 +80,7 @@ impl Job {
             callback_url: None,
             reply_to: None,
         };
-        let shape = Shape {
-            buckets,
-            partitions: 1,
-        };
+        let shape = Shape { buckets };
         Self { head, shape }
     }
 
@@ -215,7 +212,7 @@ async fn a_recipient_has_one_owner_and_one_outcome(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(4));
     let people = job.fingerprints(0..40);
     store.accept(&job.submission("s", 40)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 40);
 
     let granted = vec![ClaimState::Granted; 40];
@@ -253,7 +250,7 @@ async fn an_expired_claim_is_taken_over_and_a_late_outcome_still_counts(bench: &
     let (store, job) = (bench.store(), Job::new(2));
     let people = job.fingerprints(0..3);
     store.accept(&job.submission("s", 3)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 3);
     let waited = Instant::now();
     claim(store, slice, ANN, Duration::from_millis(80), &people).await;
@@ -273,7 +270,7 @@ async fn an_expired_claim_is_taken_over_and_a_late_outcome_still_counts(bench: &
 async fn a_renewed_claim_is_not_taken_over(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(2));
     let people = job.fingerprints(0..4);
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 4);
     let (renewed, left) = people.split_at(2);
     // Owners of their own: a renewal may lengthen all claims of its owner.
@@ -290,7 +287,7 @@ async fn a_renewed_claim_is_not_taken_over(bench: &impl StoreBench) {
 async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..9);
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 9);
     claim(store, slice, ANN, LEASE, &people).await;
     release(store, slice, BOB, &people).await;
@@ -329,7 +326,7 @@ async fn a_slice_ends_once(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..10);
     store.accept(&job.submission("s", 24)).await.unwrap();
-    let (one, two) = (SliceId::new("s", 0, 0), SliceId::new("s", 0, 1));
+    let (one, two) = (SliceId::new("s", 0), SliceId::new("s", 1));
     let (one, two) = (job.slice(&one, 12), job.slice(&two, 12));
 
     for _ in 0..2 {
@@ -361,7 +358,7 @@ async fn windows_may_be_unsorted_and_large(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(1));
     let people = job.fingerprints(0..9000);
     store.accept(&job.submission("s", 9000)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 9000);
     claim(store, slice, ANN, LEASE, &people[..4000]).await;
     settle(store, slice, ANN, &[(people[17], Outcome::Expired)], false).await;
@@ -384,7 +381,7 @@ async fn windows_may_be_unsorted_and_large(bench: &impl StoreBench) {
 async fn every_step_may_be_repeated(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..6);
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 7);
     let submission = job.submission("s", 7);
     store.accept(&submission).await.unwrap();
@@ -444,7 +441,7 @@ async fn many_owners_at_once_never_share_a_recipient(bench: &impl StoreBench) {
     let owners = (0..20u64).map(|owner| {
         let (job, people) = (&job, &people);
         async move {
-            let id = SliceId::new("s", 0, owner as u32);
+            let id = SliceId::new("s", owner as u32);
             let slice = job.slice(&id, 300);
             let mut mine = Vec::new();
             for part in people.chunks(60) {
@@ -543,7 +540,7 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
         let standing = store.expanded(job.id(), "one").await.unwrap();
         assert_eq!((standing.accounts.total, standing.finished), (2, false));
     }
-    let id = SliceId::new("one", 0, 0);
+    let id = SliceId::new("one", 0);
     let sent = all(&people[..2], Outcome::Sent);
     let standing = settle(store, job.slice(&id, 2), ANN, &sent, true).await;
     assert!(standing.finished && !standing.completed);
@@ -570,7 +567,7 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     // Further recipients, from somebody who would have chosen another shape, though not a far larger
     // one, for which a ledger may lay itself out anew.
     let second = Submission {
-        shape: Shape::of(5_000, 500),
+        shape: Shape::of(5_000),
         ..job.submission("two", 3)
     };
     let accepted = store.accept(&second).await.unwrap();
@@ -586,7 +583,7 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     assert_eq!(record.state, JobState::Running);
     assert_eq!((record.submissions, record.pending), (2, 3));
     assert!(!store.complete(job.id()).await.unwrap());
-    let id = SliceId::new("two", 0, 0);
+    let id = SliceId::new("two", 0);
     let sent = all(&people, Outcome::Sent);
     settle(store, job.slice(&id, 3), ANN, &sent, true).await;
     assert!(!store.complete(job.id()).await.unwrap());
@@ -606,7 +603,7 @@ async fn a_job_of_parts_waits_for_all_of_them(bench: &impl StoreBench) {
             ..job.submission(name, 1)
         };
         store.accept(&part).await.unwrap();
-        let id = SliceId::new(name, 0, 0);
+        let id = SliceId::new(name, 0);
         let sent = [(people[number], Outcome::Sent)];
         settle(store, job.slice(&id, 1), ANN, &sent, true).await;
         let standing = store.expanded(job.id(), name).await.unwrap();
@@ -632,7 +629,7 @@ async fn a_submission_without_recipients_waits_for_its_parts(bench: &impl StoreB
             };
             store.accept(&part).await.unwrap();
             if entries == 1 {
-                let id = SliceId::new(name, 0, 0);
+                let id = SliceId::new(name, 0);
                 let sent = [(people[number - 1], Outcome::Sent)];
                 let standing = settle(store, job.slice(&id, 1), ANN, &sent, true).await;
                 assert!(!standing.finished, "{name}");
@@ -702,7 +699,7 @@ async fn a_list_that_was_given_up_stays_so_and_its_job_completes(bench: &impl St
         }
         assert_eq!(gather(number, false).await, Gathered::GivenUp);
         store.expanded(job.id(), name).await.unwrap();
-        let id = SliceId::new(name, 0, 0);
+        let id = SliceId::new(name, 0);
         let cancelled = [(people[number as usize - 1], Outcome::Cancelled)];
         let standing = settle(store, job.slice(&id, 1), ANN, &cancelled, true).await;
         assert_eq!(standing.finished, finished);
@@ -829,7 +826,7 @@ async fn jobs_are_found_by_what_is_known_of_them(bench: &impl StoreBench) {
         store.accept(&submission).await.unwrap();
         jobs.push(job);
     }
-    let slice = SliceId::new("s", 0, 0);
+    let slice = SliceId::new("s", 0);
     let people = jobs[1].fingerprints(0..1);
     let sent = all(&people, Outcome::Sent);
     settle(store, jobs[1].slice(&slice, 1), ANN, &sent, true).await;
@@ -907,7 +904,7 @@ async fn looking_claims_nobody(bench: &impl StoreBench) {
     let people = job.fingerprints(0..8);
     store.accept(&job.submission("s", 8)).await.unwrap();
     let record = store.job(job.id()).await.unwrap().unwrap();
-    let slice = SliceId::new("s", 0, 0);
+    let slice = SliceId::new("s", 0);
     let slice = job.slice(&slice, 8);
     let unseen = vec![ClaimState::Granted; 8];
     for _ in 0..2 {
@@ -978,7 +975,7 @@ async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
     assert_eq!(record.per_second(record.accepted_at_ms), None);
 
     let people = job.fingerprints(0..1000);
-    let slice = SliceId::new("s", 0, 0);
+    let slice = SliceId::new("s", 0);
     let slice = job.slice(&slice, 1000);
     let started = Instant::now();
     let mut settled = 0;
@@ -999,7 +996,7 @@ async fn an_audit_counts_what_stands(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(200));
     let people = job.fingerprints(0..2000);
     store.accept(&job.submission("s", 2000)).await.unwrap();
-    let id = SliceId::new("s", 0, 0);
+    let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 2000);
     let record = store.job(job.id()).await.unwrap().unwrap();
     assert_eq!(store.audit(&record).await.unwrap(), Audit::default());
@@ -1044,7 +1041,7 @@ async fn an_audit_counts_what_stands(bench: &impl StoreBench) {
 async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..20);
-    let ids = [SliceId::new("s", 0, 1), SliceId::new("s", 0, 2)];
+    let ids = [SliceId::new("s", 1), SliceId::new("s", 2)];
     let [one, two] = [job.slice(&ids[0], 10), job.slice(&ids[1], 10)];
     let sent = all(&people[..10], Outcome::Sent);
     let standing = settle(store, one, ANN, &sent, true).await;
@@ -1091,7 +1088,7 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
 async fn a_submission_accepted_after_its_slices_counts_once(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..20);
-    let ids = [SliceId::new("s", 0, 0), SliceId::new("s", 0, 1)];
+    let ids = [SliceId::new("s", 0), SliceId::new("s", 1)];
     let [one, two] = [job.slice(&ids[0], 10), job.slice(&ids[1], 10)];
     claim(store, one, ANN, LEASE, &people[..10]).await;
     let accepted = store.accept(&job.submission("s", 20)).await.unwrap();
@@ -1118,15 +1115,15 @@ async fn slices_of_another_shape_find_the_same_recipients(bench: &impl StoreBenc
     let (store, mut job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..50);
     store.accept(&job.submission("new", 50)).await.unwrap();
-    let id = SliceId::new("new", 0, 0);
+    let id = SliceId::new("new", 0);
     let new = job.slice(&id, 50);
     let sent = all(&people[..20], Outcome::Sent);
     settle(store, new, ANN, &sent, false).await;
     claim(store, new, ANN, LEASE, &people[20..]).await;
 
     let shape = job.shape;
-    job.shape = Shape::of(40_000, 500);
-    let id = SliceId::new("old", 0, 0);
+    job.shape = Shape::of(40_000);
+    let id = SliceId::new("old", 0);
     let old = job.slice(&id, 50);
     let states = each(claim(store, old, BOB, LEASE, &people).await);
     assert_eq!(states[..20], [ClaimState::Settled(Outcome::Sent); 20]);
@@ -1365,7 +1362,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
     let entries: u32 = SLICES.iter().map(|(_, entries)| entries).sum();
     let submission = job.submission("s", entries.into());
     store.accept(&submission).await.unwrap();
-    let ids: Vec<_> = (0..3).map(|index| SliceId::new("s", 0, index)).collect();
+    let ids: Vec<_> = (0..3).map(|index| SliceId::new("s", index)).collect();
     let slice = |index: usize| job.slice(&ids[index], SLICES[index].1);
     // A step may only speak of recipients of its slice.
     let of = |slice: usize, recipients: Vec<usize>| -> Vec<usize> {
