@@ -2,7 +2,7 @@
 //! requests and TLS; on `fanwise serve` with the embedded engine, and for jobs over AMQP on servers.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -599,6 +599,48 @@ async fn the_gateway_speaks_tls() {
     let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
     assert_eq!(shown["state"], "completed");
     end(process).await;
+}
+
+/// A connection that trusts one certificate only.
+async fn trusts(port: u16, certificate: &Path) -> bool {
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(pinned(certificate).unwrap()));
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let name = "fanwise.test".try_into().unwrap();
+    connector.connect(name, stream).await.is_ok()
+}
+
+/// A certificate that is renewed is served without a restart, and one that is spoilt is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_served() {
+    let (first, second) = (Scratch::new("permit-first"), Scratch::new("permit-second"));
+    let (old, new) = (certificate(&first), certificate(&second));
+    let served = Scratch::new("permit-renew");
+    let (crt, key) = (served.path().join("crt.pem"), served.path().join("key.pem"));
+    std::fs::copy(&old.0, &crt).unwrap();
+    std::fs::copy(&old.1, &key).unwrap();
+    let gateway = format!("tls_certificate = {crt:?}\ntls_key = {key:?}");
+    let place = Place::within(served, &gateway, "[apps.shop]\ntarget = \"im\"").await;
+    let mut process = place.serve().await;
+    assert!(trusts(place.port, &old.0).await);
+    assert!(!trusts(place.port, &new.0).await);
+
+    // Half of it is no pair, and changes nothing.
+    std::fs::copy(&new.0, &crt).unwrap();
+    process
+        .until_prints("the certificate that was read last is still served", BOUND)
+        .await;
+    assert!(trusts(place.port, &old.0).await);
+    std::fs::copy(&new.1, &key).unwrap();
+    until("the new certificate to be served", BOUND, async || {
+        trusts(place.port, &new.0).await.then_some(())
+    })
+    .await;
+    assert!(!trusts(place.port, &old.0).await);
+    let log = end(process).await;
+    assert!(
+        log.contains("another certificate is served from now on"),
+        "{log}"
+    );
 }
 
 /// A gateway that everybody could use does not start, unless that is what the configuration says.
