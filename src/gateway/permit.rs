@@ -1,6 +1,8 @@
 //! Whether a job may be accepted: asked by everything that takes jobs over HTTP, before anything of a
 //! job is durable.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 
 use super::Gateway;
@@ -8,7 +10,7 @@ use super::access::Caller;
 use super::before_accept::{Decision, changed};
 use super::problem::Refusal;
 use crate::domain::permissions::Asked;
-use crate::metrics::LedgerStep;
+use crate::metrics::{AskedResult, LedgerStep};
 use crate::ports::{Broker, Charged, Transport};
 use crate::worker::{Store, today};
 
@@ -72,21 +74,29 @@ async fn before_accept<B: Broker, S: Store, T: Transport>(
     let Some(hook) = app.and_then(|app| app.before_accept.as_ref()) else {
         return Ok(None);
     };
+    let started = Instant::now();
     let decided = hook.ask(&gateway.context.transport, asked, document).await;
+    let took = started.elapsed();
     let decided = decided.and_then(|decision| match decision {
-        Decision::Allow => Ok(Ok(None)),
-        Decision::Deny { code, text } => Ok(Err(Refusal::Denied { code, text })),
+        Decision::Allow => Ok((AskedResult::Allow, Ok(None))),
+        Decision::Deny { code, text } => {
+            Ok((AskedResult::Deny, Err(Refusal::Denied { code, text })))
+        }
         Decision::Change { message, options } => {
-            changed(document, message.as_deref(), options.as_deref()).map(|body| Ok(Some(body)))
+            let body = changed(document, message.as_deref(), options.as_deref())?;
+            Ok((AskedResult::Change, Ok(Some(body))))
         }
     });
-    decided.unwrap_or_else(|error| {
+    let (result, decided) = decided.unwrap_or_else(|error| {
         let allowed = hook.allow_on_failure;
         tracing::warn!(job.app = asked.app, %error, allowed, "before_accept has not decided");
-        if allowed {
-            return Ok(None);
-        }
         let what = format!("before_accept of app {:?} has not decided", asked.app);
-        Err(Refusal::Unavailable(what))
-    })
+        let decided = match allowed {
+            true => Ok(None),
+            false => Err(Refusal::Unavailable(what)),
+        };
+        (AskedResult::Failed, decided)
+    });
+    gateway.context.metrics.before_accept(result, took);
+    decided
 }

@@ -33,6 +33,7 @@ struct Place {
     mock: MockHandle,
     config: PathBuf,
     port: u16,
+    admin: u16,
     client: Client,
     scheme: &'static str,
     _scratch: Scratch,
@@ -61,7 +62,7 @@ impl Place {
         let (address, handle) = (mock.addr(), mock.handle());
         let stop = CancellationToken::new();
         tokio::spawn(mock.run(stop.clone().cancelled_owned()));
-        let port = free_port();
+        let (port, admin) = (free_port(), free_port());
         let config = format!(
             r#"
             [embedded]
@@ -70,7 +71,7 @@ impl Place {
             listen = "127.0.0.1:{port}"
             {gateway}
             [admin]
-            listen = "127.0.0.1:{}"
+            listen = "127.0.0.1:{admin}"
             [targets.im]
             type = "wukongim"
             version = "v3"
@@ -87,12 +88,12 @@ impl Place {
             {apps}
             "#,
             scratch.path().join("data"),
-            free_port(),
         );
         Self {
             mock: handle,
             config: scratch.write("fanwise.toml", config),
             port,
+            admin,
             client: Client::new(ClientSettings::defaults()),
             scheme: "http",
             _scratch: scratch,
@@ -149,6 +150,18 @@ impl Place {
             headers: reply.headers,
             body: serde_json::from_slice(&reply.body).unwrap_or_default(),
         }
+    }
+
+    async fn metrics(&self) -> String {
+        let uri = format!("http://127.0.0.1:{}/metrics", self.admin);
+        let request = Request {
+            method: "GET".parse().unwrap(),
+            uri: uri.parse().unwrap(),
+            headers: HeaderMap::new(),
+            body: "".into(),
+        };
+        let reply = self.client.send(request, BOUND).await.unwrap();
+        String::from_utf8(reply.body.to_vec()).unwrap()
     }
 
     async fn get(&self, path: &str, token: Option<&str>) -> Answer {
@@ -437,6 +450,13 @@ async fn before_accept_decides() {
     for refused in ["to-spam", "to-odd", "to-shut"] {
         assert_eq!(place.text_for(refused), None);
     }
+    let metrics = place.metrics().await;
+    for (result, count) in [("allow", 1), ("deny", 1), ("change", 2), ("failed", 3)] {
+        let line = format!("fanwise_before_accept_total{{result=\"{result}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+    let line = "fanwise_before_accept_duration_seconds_count 7\n";
+    assert!(metrics.contains(line), "{metrics}");
     let log = end(process).await;
     assert!(log.contains("before_accept has not decided"), "{log}");
     assert!(!log.contains("m0derator"), "{log}");
