@@ -161,10 +161,11 @@ pub enum LedgerStep {
     Template,
     Direct,
     Charge,
+    Nonce,
 }
 
 impl LedgerStep {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Accept,
         Self::Expanded,
         Self::Gather,
@@ -179,6 +180,7 @@ impl LedgerStep {
         Self::Template,
         Self::Direct,
         Self::Charge,
+        Self::Nonce,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -197,6 +199,7 @@ impl LedgerStep {
             Self::Template => "template",
             Self::Direct => "direct",
             Self::Charge => "charge",
+            Self::Nonce => "nonce",
         }
     }
 }

@@ -50,17 +50,23 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         before_accept(self, asked, document).await
     }
 
-    /// Counts a job. One that is refused after this, since the broker is away or by the intake, has
-    /// been counted; once it is repeated with the same list it is not counted again.
-    pub(super) async fn charge(&self, asked: &Asked) -> Result<(), Refusal> {
-        let permissions = &self.context.apps[&asked.app].permissions;
+    /// Counts the jobs of one request, which are of one app: all of them or none. One that is refused
+    /// after this, since the broker is away or by the intake, has been counted; once it is repeated with
+    /// the same list it is not counted again.
+    pub(super) async fn charge(&self, asked: &[Asked]) -> Result<(), Refusal> {
+        let Some(Asked { app, .. }) = asked.first() else {
+            return Ok(());
+        };
+        let permissions = &self.context.apps[app].permissions;
         if !permissions.counts() {
             return Ok(());
         }
         let charge = self.context.store.charge(asked, permissions, today());
         match self.context.try_step(LedgerStep::Charge, charge).await? {
             Charged::Counted => Ok(()),
-            Charged::Over(used) => Err(Refusal::Forbidden(permissions.over(asked, used))),
+            Charged::Over { job, used } => {
+                Err(Refusal::Forbidden(permissions.over(asked, job, used)))
+            }
         }
     }
 }

@@ -87,7 +87,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     // There may be users by now who were not there then.
     let repeated = known && settled && !checked.for_all;
     if !repeated && !wishes.dry_run {
-        gateway.charge(&checked.asked).await?;
+        gateway.charge(std::slice::from_ref(&checked.asked)).await?;
         gateway.publish(draft, &checked, &wishes, open).await?;
     }
     let mut answer = Answer {

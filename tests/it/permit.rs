@@ -516,6 +516,10 @@ async fn uploads_and_drop_in_calls_are_held_to_the_rules() {
             .send("POST", "/message/sendbatch", &headers, body)
             .await
     };
+    let nobody = [("content-type", "application/json")];
+    let stranger = place.send("POST", "/message/sendbatch", &nobody, "{}".to_owned());
+    let stranger = stranger.await;
+    assert_eq!((stranger.status, stranger.body), (401, Value::Null));
     assert_eq!(call("many", 4).await.status, 403);
     assert_eq!(call("spam", 1).await.status, 403);
     assert_eq!(call("fine", 3).await.status, 200);
