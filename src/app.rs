@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Status};
@@ -323,10 +322,10 @@ fn desks(config: &Config) -> Vec<Desk> {
         .collect()
 }
 
-fn tls(config: &Config) -> Result<Option<TlsAcceptor>, Failure> {
+fn tls(config: &Config) -> Result<Option<gateway::Tls>, Failure> {
     let files = config.gateway.tls.as_ref();
-    let acceptor = files.map(|(certificate, key)| gateway::acceptor(certificate, key));
-    acceptor.transpose().or_exit(Exit::BadConfig)
+    let tls = files.map(|(certificate, key)| gateway::Tls::open(certificate, key));
+    tls.transpose().or_exit(Exit::BadConfig)
 }
 
 /// Who may use the gateway.

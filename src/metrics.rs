@@ -121,6 +121,29 @@ impl NoticeResult {
     }
 }
 
+/// What `before_accept` said of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskedResult {
+    Allow,
+    Deny,
+    Change,
+    /// No decision: no answer in time, or one that is none. `on_failure` decides.
+    Failed,
+}
+
+impl AskedResult {
+    const ALL: [Self; 4] = [Self::Allow, Self::Deny, Self::Change, Self::Failed];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Change => "change",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// A step of the ledger or limiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LedgerStep {
@@ -138,10 +161,11 @@ pub enum LedgerStep {
     Template,
     Direct,
     Charge,
+    Nonce,
 }
 
 impl LedgerStep {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Accept,
         Self::Expanded,
         Self::Gather,
@@ -156,6 +180,7 @@ impl LedgerStep {
         Self::Template,
         Self::Direct,
         Self::Charge,
+        Self::Nonce,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -174,6 +199,7 @@ impl LedgerStep {
             Self::Template => "template",
             Self::Direct => "direct",
             Self::Charge => "charge",
+            Self::Nonce => "nonce",
         }
     }
 }
@@ -216,6 +242,8 @@ pub struct Metrics {
     publish_failures: IntCounter,
     events: IntCounterVec,
     notices: IntCounterVec,
+    before_accept: IntCounterVec,
+    before_accept_seconds: Histogram,
     connections: IntCounterVec,
     panics: IntCounter,
     draining: IntGauge,
@@ -417,6 +445,15 @@ impl Metrics {
                 "Attempts to tell a callback URL or a reply queue of a completed job, by result",
                 &["kind", "result"],
             ),
+            before_accept: counters(
+                "fanwise_before_accept_total",
+                "Jobs that before_accept was asked about, by its decision; failed is none, and on_failure decides",
+                &["result"],
+            ),
+            before_accept_seconds: histogram(
+                "fanwise_before_accept_duration_seconds",
+                "Time that callers of the gateway waited for before_accept",
+            ),
             connections: counters(
                 "fanwise_http_connections_total",
                 "Calls by whether they reused a connection",
@@ -466,6 +503,11 @@ impl Metrics {
                     .with_label_values(&[kind.as_str(), result.as_str()])
                     .inc_by(0);
             }
+        }
+        for result in AskedResult::ALL {
+            self.before_accept
+                .with_label_values(&[result.as_str()])
+                .inc_by(0);
         }
         let info = IntGaugeVec::new(
             Opts::new("fanwise_build_info", "Version of this process"),
@@ -636,6 +678,13 @@ impl Metrics {
             .inc();
     }
 
+    pub fn before_accept(&self, result: AskedResult, took: Duration) {
+        self.before_accept
+            .with_label_values(&[result.as_str()])
+            .inc();
+        self.before_accept_seconds.observe(took.as_secs_f64());
+    }
+
     /// Sets the connection counters to what the HTTP client has counted.
     pub fn connections(&self, opened: u64, reused: u64) {
         for (label, now) in [("false", opened), ("true", reused)] {
@@ -682,6 +731,7 @@ mod tests {
             "fanwise_recipients_total{outcome=\"uncertain\",target=\"im\"} 0",
             "fanwise_calls_total{class=\"done\",target=\"im\"} 1",
             "fanwise_ledger_errors_total{step=\"claim\"} 0",
+            "fanwise_before_accept_total{result=\"failed\"} 0",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

@@ -663,11 +663,12 @@ pub enum LedgerError {
 /// it cuts, and together they count once. A list that waits for a worker longer than that, or that is
 /// published again later, counts again.
 pub trait Quotas: Clone + Send + Sync + 'static {
-    /// Counts all lists of a job that were not counted before, or none of them when that would be more
-    /// than the app may. `day` is the number of the UTC day since 1970.
+    /// Counts all lists of these jobs that were not counted before, or none of them when that would be
+    /// more than the app may. They are of one app, and what one of them is too much for, all are. `day`
+    /// is the number of the UTC day since 1970.
     fn charge(
         &self,
-        asked: &Asked,
+        asked: &[Asked],
         permissions: &Permissions,
         day: u64,
     ) -> impl Future<Output = Result<Charged, LedgerError>> + Send;
@@ -679,7 +680,26 @@ pub enum Charged {
     /// Counted now or before.
     Counted,
     /// Nothing was counted: with what was used before, it is too much.
-    Over(Used),
+    Over {
+        /// The first of the jobs that is too much by itself, else the first.
+        job: JobId,
+        used: Used,
+    },
+}
+
+// ---------------------------------------------------------------------------------------------
+// Nonces
+// ---------------------------------------------------------------------------------------------
+
+/// Which signed requests have come before, at whatever gateway.
+pub trait Nonces: Clone + Send + Sync + 'static {
+    /// Whether a nonce comes for the first time; from now on, and for as long as it lives, it has come.
+    /// After an error it may have.
+    fn is_new(
+        &self,
+        nonce: &str,
+        lives: Duration,
+    ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
 }
 
 // ---------------------------------------------------------------------------------------------

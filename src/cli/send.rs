@@ -123,6 +123,13 @@ pub(super) struct SendArgs {
     /// What to do about fields that the target cannot honour [default: strict, the job is refused]
     #[arg(long, value_parser = ["strict", "lenient"])]
     mapping: Option<String>,
+    /// Have the accounts sent to this address when the job is completed; the app's callbacks say which
+    /// hosts it may be
+    #[arg(long, value_name = "URL")]
+    callback_url: Option<String>,
+    /// Have the accounts published to this RabbitMQ queue when the job is completed
+    #[arg(long, value_name = "QUEUE")]
+    reply_to: Option<String>,
     /// Wait until the job is completed, with a progress bar on a terminal
     #[arg(long)]
     wait: bool,
@@ -384,6 +391,8 @@ impl SendArgs {
             ("rate", &self.rate),
             ("on_uncertain", &self.on_uncertain),
             ("mapping", &self.mapping),
+            ("callback_url", &self.callback_url),
+            ("reply_to", &self.reply_to),
         ] {
             set_some(fields, name, value.as_ref())?;
         }

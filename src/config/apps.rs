@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use axum::http::Uri;
 
 use super::reader::{Findings, Section};
-use super::{Config, GatewayAuth, MINUTE, SECOND, TargetConfig};
+use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig};
 use crate::domain::permissions::{Crowd, Permissions};
 use crate::gateway::{AppAccess, BeforeAccept};
 use crate::secret::Secret;
@@ -145,6 +145,20 @@ pub(super) fn read_tls(
             findings.problem(section.key("tls_certificate"), what);
             None
         }
+    }
+}
+
+/// A door that lets through what the app may not send lets nothing through.
+pub(super) fn check_doors(name: &str, app: &AppConfig, findings: &mut Findings) {
+    if app.permissions.audiences.contains(&Crowd::All) {
+        return;
+    }
+    for (system, _) in app.doors.iter().filter(|(_, door)| door.send_all) {
+        let what = format!(
+            "has no effect: apps.{name}.audiences does not list \"all\", so requests for all users are \
+             refused; list it there, or leave send_all out"
+        );
+        findings.warning(format!("apps.{name}.{system}.send_all"), what);
     }
 }
 

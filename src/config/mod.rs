@@ -589,6 +589,7 @@ fn cross_check(config: &Config, findings: &mut Findings) {
             let what = "no default target: its jobs must name one";
             findings.warning(format!("apps.{name}.target"), what);
         }
+        apps::check_doors(name, app, findings);
     }
 }
 

@@ -588,6 +588,24 @@ fn an_app_without_a_target_is_warned_about_when_there_are_several() {
 }
 
 #[test]
+fn a_door_for_all_users_of_an_app_that_may_not_is_warned_about() {
+    let warnings = |more: &str| {
+        let door = "[apps.default.openim]\nsecret = \"s\"";
+        let more = format!("{LEAST}\napps.default.{more}\n{door}\nsend_all = true");
+        let warnings = loaded(&more, &[]).findings.warnings.into_iter();
+        warnings.map(|it| it.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        warnings("audiences = [\"users\"]"),
+        [
+            "apps.default.openim.send_all: has no effect: apps.default.audiences does not list \"all\", \
+             so requests for all users are refused; list it there, or leave send_all out"
+        ]
+    );
+    assert_eq!(warnings("audiences = [\"users\", \"all\"]"), [""; 0]);
+}
+
+#[test]
 fn names_are_fit_for_queues_and_labels() {
     assert_one_problem(
         "broker.namespace = \"My Company\"",

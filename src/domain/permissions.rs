@@ -156,19 +156,21 @@ impl Permissions {
         self.recipients_max.is_some() || self.daily_recipients.is_some()
     }
 
-    /// The rules that a job breaks together with what was accepted of it and of its app before.
-    pub fn over(&self, asked: &Asked, used: Used) -> Vec<Problem> {
+    /// The rules that jobs break together with what was accepted of their app before, and of the one
+    /// that is too much.
+    pub fn over(&self, asked: &[Asked], job: JobId, used: Used) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let (app, more) = (&asked.app, asked.recipients());
-        let field = format!("audience.{}", asked.crowd);
-        if let Some(most) = self.recipients_max
-            && used.job + more > most
-        {
-            problems.push(Problem::new(
-                field.clone(),
-                too_many(app, used.job + more, most),
-            ));
+        let of_job = || asked.iter().filter(|asked| asked.job == job);
+        let Some(first) = of_job().next() else {
+            return problems;
+        };
+        let app = &first.app;
+        let field = format!("audience.{}", first.crowd);
+        let whole_job = used.job + of_job().map(Asked::recipients).sum::<u64>();
+        if let Some(most) = self.recipients_max.filter(|most| whole_job > *most) {
+            problems.push(Problem::new(field.clone(), too_many(app, whole_job, most)));
         }
+        let more: u64 = asked.iter().map(Asked::recipients).sum();
         if let Some(most) = self.daily_recipients
             && used.day + more > most
         {
@@ -296,7 +298,11 @@ mod tests {
 
     #[test]
     fn what_was_used_before_counts_to_the_last_recipient() {
-        let over = |job, day| strict().over(&asked(), Used { job, day }).len();
+        let over = |job, day| {
+            let asked = [asked()];
+            let problems = strict().over(&asked, asked[0].job, Used { job, day });
+            problems.len()
+        };
         assert_eq!(over(0, 0), 0);
         assert_eq!(over(0, 900), 0);
         assert_eq!(over(0, 901), 1);
@@ -307,6 +313,6 @@ mod tests {
             job: u64::MAX / 2,
             day: u64::MAX / 2,
         };
-        assert_eq!(free.over(&asked(), used), []);
+        assert_eq!(free.over(&[asked()], asked().job, used), []);
     }
 }

@@ -1,13 +1,14 @@
 //! The embedded engine: the ports [`Broker`](crate::ports::Broker), [`Ledger`](crate::ports::Ledger),
 //! [`Limiter`](crate::ports::Limiter), [`Directives`](crate::ports::Directives),
-//! [`Templates`](crate::ports::Templates) and [`Quotas`](crate::ports::Quotas) on one file, for one machine without RabbitMQ and Redis.
+//! [`Templates`](crate::ports::Templates), [`Quotas`](crate::ports::Quotas) and
+//! [`Nonces`](crate::ports::Nonces) on one file, for one machine without RabbitMQ and Redis.
 //!
 //! - `disk`: the data folder, its lock and the store in it; `tables`: every table and record.
 //! - `writer`: the one thread that writes. Whoever wants something written hands it a step and waits;
 //!   steps that wait at the same time share one commit, synced to disk before anyone is answered.
 //! - `desk`: what is handed out, to whom, and what came back; in memory, so that after a crash
 //!   everything unacked is there again. `dispatch`: the one thread that reads messages for consumers.
-//! - `broker`, `shelves`, `ledger`, `claims`, `limiter`, `directives`, `templates`, `quotas`: the ports. `sweep`:
+//! - `broker`, `shelves`, `ledger`, `claims`, `limiter`, `directives`, `templates`, `quotas`, `nonces`: the ports. `sweep`:
 //!   forgets idle jobs.
 //!
 //! What it promises: `Ok` from a publish or a step of the ledger means synced to disk, and survives a
@@ -26,6 +27,7 @@ mod disk;
 mod dispatch;
 mod ledger;
 mod limiter;
+mod nonces;
 mod quotas;
 mod shelves;
 mod sweep;
@@ -37,7 +39,7 @@ mod writer;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redb::{Database, ReadTransaction};
@@ -53,6 +55,7 @@ pub use self::limiter::EmbeddedStore;
 use self::desk::Desk;
 use self::disk::{Disk, Trouble};
 use self::limiter::Limits;
+use self::nonces::Seen;
 use self::shelves::Readers;
 use self::tables::Queues;
 use self::writer::{Work, Writer};
@@ -102,6 +105,7 @@ struct Inner {
     events: broadcast::Sender<EngineEvent>,
     readers: Readers,
     limits: Limits,
+    nonces: Mutex<Seen>,
 }
 
 impl Engine {
@@ -141,6 +145,7 @@ impl Engine {
             events: broadcast::Sender::new(EVENTS_KEPT),
             readers: Readers::default(),
             limits: Limits::default(),
+            nonces: Mutex::default(),
         })))
     }
 

@@ -1,10 +1,13 @@
 //! The port of quotas.
 
+use std::collections::BTreeMap;
+
 use redb::ReadableTable as _;
 
 use super::disk::Trouble;
 use super::limiter::{EmbeddedStore, ledger_error};
 use super::writer::Work;
+use crate::domain::ids::JobId;
 use crate::domain::permissions::{Asked, Permissions, Used};
 use crate::ports::{Charged, LedgerError, Quotas};
 
@@ -14,14 +17,17 @@ const SWEPT_MAX: usize = 100;
 impl Quotas for EmbeddedStore {
     async fn charge(
         &self,
-        asked: &Asked,
+        asked: &[Asked],
         permissions: &Permissions,
         day: u64,
     ) -> Result<Charged, LedgerError> {
-        let (asked, permissions) = (asked.clone(), permissions.clone());
+        let (asked, permissions) = (asked.to_vec(), permissions.clone());
         let step = self.0.0.write(0, move |work| {
-            sweep(work, &asked.app, day)?;
-            charge(work, &asked, &permissions, day)
+            let Some(Asked { app, .. }) = asked.first() else {
+                return Ok(Charged::Counted);
+            };
+            sweep(work, app, day)?;
+            charge(work, app, &asked, &permissions, day)
         });
         step.await.map_err(ledger_error)
     }
@@ -29,44 +35,69 @@ impl Quotas for EmbeddedStore {
 
 fn charge(
     work: &mut Work<'_>,
-    asked: &Asked,
+    app: &str,
+    asked: &[Asked],
     permissions: &Permissions,
     day: u64,
 ) -> Result<Charged, Trouble> {
     let quotas = work.tables.quotas.open()?;
-    let app = asked.app.as_str();
     let yesterday = day.saturating_sub(1);
-    let of_job = format!("j{}", asked.job);
-    let mut new = Vec::new();
-    for (submission, entries) in &asked.lists {
-        let list = format!("s{}/{submission}", asked.job);
-        let known = quotas.get((app, day, list.as_str()))?.is_some()
-            || quotas.get((app, yesterday, list.as_str()))?.is_some();
-        if !known {
-            new.push((list, *entries));
+    let row = |day, what: &str| -> Result<Option<u64>, Trouble> {
+        let row = quotas.get((app, day, what))?;
+        Ok(row.map(|row| row.value()))
+    };
+    let mut new = BTreeMap::new();
+    let mut jobs: Vec<(JobId, u64)> = Vec::new();
+    for asked in asked {
+        for (submission, entries) in &asked.lists {
+            let list = format!("s{}/{submission}", asked.job);
+            let known = row(day, &list)?.is_some() || row(yesterday, &list)?.is_some();
+            if known || new.insert(list, *entries).is_some() {
+                continue;
+            }
+            match jobs.iter_mut().find(|(job, _)| *job == asked.job) {
+                Some((_, more)) => *more += entries,
+                None => jobs.push((asked.job, *entries)),
+            }
         }
     }
-    if new.is_empty() {
+    let Some((first, _)) = jobs.first() else {
         return Ok(Charged::Counted);
-    }
-    let entries = |day, what: &str| -> Result<u64, Trouble> {
-        Ok(quotas.get((app, day, what))?.map_or(0, |row| row.value()))
     };
-    let (job_today, day_used) = (entries(day, &of_job)?, entries(day, "used")?);
-    let used = Used {
-        job: job_today + entries(yesterday, &of_job)?,
-        day: day_used,
+    let day_used = row(day, "used")?.unwrap_or(0);
+    let before = |job: &JobId| -> Result<u64, Trouble> {
+        let name = format!("j{job}");
+        Ok(row(day, &name)?.unwrap_or(0) + row(yesterday, &name)?.unwrap_or(0))
     };
-    let more: u64 = new.iter().map(|(_, entries)| entries).sum();
-    let over = |most: Option<u64>, used: u64| most.is_some_and(|most| used + more > most);
-    if over(permissions.recipients_max, used.job) || over(permissions.daily_recipients, used.day) {
-        return Ok(Charged::Over(used));
+    let over = |job: &JobId| -> Result<Charged, Trouble> {
+        let used = Used {
+            job: before(job)?,
+            day: day_used,
+        };
+        Ok(Charged::Over { job: *job, used })
+    };
+    if let Some(most) = permissions.recipients_max {
+        for (job, more) in &jobs {
+            if before(job)? + more > most {
+                return over(job);
+            }
+        }
     }
-    for (list, entries) in &new {
-        quotas.insert((app, day, list.as_str()), entries)?;
+    let all: u64 = jobs.iter().map(|(_, more)| more).sum();
+    if permissions
+        .daily_recipients
+        .is_some_and(|most| day_used + all > most)
+    {
+        return over(first);
     }
-    quotas.insert((app, day, of_job.as_str()), job_today + more)?;
-    quotas.insert((app, day, "used"), day_used + more)?;
+    for (job, more) in &jobs {
+        let name = format!("j{job}");
+        new.insert(name.clone(), row(day, &name)?.unwrap_or(0) + more);
+    }
+    new.insert("used".to_owned(), day_used + all);
+    for (what, entries) in &new {
+        quotas.insert((app, day, what.as_str()), entries)?;
+    }
     Ok(Charged::Counted)
 }
 

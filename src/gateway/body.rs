@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::Request;
+use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use bytes::BytesMut;
 use http_body::{Frame, SizeHint};
@@ -15,7 +15,9 @@ use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
+use super::Gateway;
 use super::problem::Refusal;
+use crate::ports::Broker;
 
 /// Least rate of a body, in bytes per second, beyond the patience it begins with. A caller is a
 /// server; one that is slower holds its place for nothing.
@@ -101,8 +103,22 @@ pub(super) fn unreadable(error: &(dyn std::error::Error + 'static)) -> Refusal {
         }
         cause = error.source();
     }
-    let what = format!("it broke off: {}", crate::worker::chain(error));
+    let what = format!("the body broke off: {}", crate::worker::chain(error));
     Refusal::BadBody(StatusCode::BAD_REQUEST, what)
+}
+
+/// Bytes that are read of a body after it has become too large.
+const PASSED_OVER_MAX: usize = 16 * 1024 * 1024;
+
+/// Reads on without keeping anything: many callers look for an answer only once they have sent all, and
+/// would find a connection that is closed.
+async fn pass_over(body: &mut Body) {
+    let mut bytes = 0;
+    while bytes < PASSED_OVER_MAX
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+    }
 }
 
 /// Room for the bodies in memory, in KiB.
@@ -118,13 +134,39 @@ pub(super) struct Held {
     _share: Option<OwnedSemaphorePermit>,
 }
 
+/// Largest body of a command, or of a stored message.
+const SMALL_BYTES_MAX: usize = 1024 * 1024;
+
+impl<B: Broker, S, T> FromRequest<Arc<Gateway<B, S, T>>> for Held
+where
+    S: Send + Sync,
+    T: Send + Sync,
+{
+    type Rejection = Refusal;
+
+    /// A body that is small where it is what it should be.
+    async fn from_request(
+        request: Request,
+        gateway: &Arc<Gateway<B, S, T>>,
+    ) -> Result<Self, Refusal> {
+        let instead = "nothing that can be asked for here takes so many";
+        let body = request.into_body();
+        gateway.memory.read(body, SMALL_BYTES_MAX, instead).await
+    }
+}
+
 impl Memory {
     pub(super) fn new() -> Self {
         Self(Arc::new(Semaphore::new(BODIES_BYTES_MAX / 1024)))
     }
 
-    /// Reads a body of at most `most` bytes.
-    pub(super) async fn read(&self, mut body: Body, most: usize) -> Result<Held, Refusal> {
+    /// Reads a body of at most `most` bytes; `instead` is what to do with more.
+    pub(super) async fn read(
+        &self,
+        mut body: Body,
+        most: usize,
+        instead: &str,
+    ) -> Result<Held, Refusal> {
         let mut share: Option<OwnedSemaphorePermit> = None;
         let mut first = Bytes::new();
         let mut rest = BytesMut::new();
@@ -135,10 +177,8 @@ impl Memory {
             };
             let size = first.len() + rest.len() + data.len();
             if size > most {
-                let what = format!(
-                    "more than {most} bytes; a longer list is uploaded as application/x-ndjson, \
-                     text/csv or text/plain"
-                );
+                pass_over(&mut body).await;
+                let what = format!("the body has more than {most} bytes; {instead}");
                 return Err(Refusal::BadBody(StatusCode::PAYLOAD_TOO_LARGE, what));
             }
             self.take(&mut share, data.len())?;

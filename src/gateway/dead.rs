@@ -6,7 +6,6 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -14,7 +13,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::sync::mpsc;
 
 use super::Gateway;
-use super::params::Params;
+use super::body::Held;
+use super::params::{NoParams, Params};
 use super::problem::Refusal;
 use super::shelf::{self, Redrive, RedriveError};
 use super::wire::{DeadList, KeptLine, PurgeRequest, Purged, RedriveRequest, Redriven};
@@ -120,9 +120,8 @@ fn line(value: &impl serde::Serialize) -> Vec<u8> {
 
 pub(super) async fn rejected<B: Broker + Shelves, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
-    params: Params,
+    _: NoParams,
 ) -> Result<Response, Refusal> {
-    params.finish()?;
     let lines = |message| line(&KeptLine::from(message));
     Ok(stream(gateway, Shelf::Rejected, lines))
 }
@@ -170,11 +169,10 @@ fn stream<B: Broker + Shelves, S: Store, T: Transport>(
 
 pub(super) async fn redrive<B: Broker + Shelves, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
-    params: Params,
-    body: Result<Bytes, BytesRejection>,
+    _: NoParams,
+    body: Held,
 ) -> Result<Json<Redriven>, Refusal> {
-    params.finish()?;
-    let (request, wanted) = read_redrive(&taken(body)?)?;
+    let (request, wanted) = read_redrive(&body.bytes)?;
     let publisher = gateway.open()?.publisher;
     let redrive = Redrive {
         wanted,
@@ -200,11 +198,10 @@ pub(super) async fn redrive<B: Broker + Shelves, S: Store, T: Transport>(
 
 pub(super) async fn purge<B: Broker + Shelves, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
-    params: Params,
-    body: Result<Bytes, BytesRejection>,
+    _: NoParams,
+    body: Held,
 ) -> Result<Json<Purged>, Refusal> {
-    params.finish()?;
-    let (request, wanted) = read_purge(&taken(body)?)?;
+    let (request, wanted) = read_purge(&body.bytes)?;
     let done = shelf::purge(&gateway.broker, &wanted, request.dry_run).await?;
     tracing::info!(
         recipients = done.recipients,
@@ -221,10 +218,6 @@ impl From<RedriveError> for Refusal {
             RedriveError::Publish(error) => error.into(),
         }
     }
-}
-
-fn taken(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Refusal> {
-    body.map_err(|error| Refusal::BadBody(error.status(), error.body_text()))
 }
 
 fn read_redrive(body: &[u8]) -> Result<(RedriveRequest, Wanted), Refusal> {

@@ -1,9 +1,10 @@
 //! Drop-in endpoints: requests of existing callers of an IM system become jobs, and the answers say
 //! what became of each recipient.
 //!
-//! What a request means and how the answer looks is the system's affair (`im::ingress`). Here its jobs
-//! are read as any job is, all of them before the first is published, made durable, and waited for: up
-//! to the door's bound, then the answer says what is known.
+//! What a request means and how the answer looks is the system's affair (`im::ingress`), and so is how
+//! it is refused: whatever is wrong with it, its caller hears the system and nothing else. Here its jobs
+//! are read as any job is, and counted together, all of them before the first is published; they are made
+//! durable, and waited for: up to the door's bound, then the answer says what is known.
 //!
 //! A request without a key of its own is known again by its content: within the door's window the same
 //! request names the same job, at whatever gateway it arrives, since the ledger is asked for it.
@@ -14,13 +15,16 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, Uri};
-use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, header};
+use axum::response::Response;
+use axum::routing::any;
 use bytes::Bytes;
 
 use super::Gateway;
+use super::body::patient;
+use super::problem::RETRY_AFTER_SECONDS;
+use super::submit::BODY_BYTES_MAX;
 use crate::domain::audience::fold;
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, JobId, digest_hex};
@@ -33,7 +37,10 @@ use crate::domain::permissions::Asked;
 use crate::im::ingress::{
     Door, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Reply, Spoken, Told, Wanted,
 };
-use crate::ports::{Broker, ClaimState, LedgerError, Outgoing, Route, Shelves, Transport, fit};
+use crate::metrics::LedgerStep;
+use crate::ports::{
+    Broker, ClaimState, LedgerError, Outgoing, Reason, Route, Shelves, Transport, fit,
+};
 use crate::worker::{Context, Store, chain, now_ms};
 
 /// The header that names the jobs of a request.
@@ -43,8 +50,8 @@ const JOB_HEADER: &str = "fanwise-job";
 const LOOK_MIN: Duration = Duration::from_millis(5);
 const LOOK_MAX: Duration = Duration::from_millis(100);
 
-/// Nonces that are remembered before the old ones are swept.
-const NONCES_MAX: usize = 100_000;
+/// What to do with a request that is too large.
+const FEWER: &str = "send to fewer recipients at a time";
 
 /// The drop-in endpoints of one system.
 pub struct Desk {
@@ -53,7 +60,6 @@ pub struct Desk {
     doors: Vec<Door>,
     /// Which system each target is an account of: native fields go to their own kind only.
     systems: HashMap<String, &'static str>,
-    nonces: Mutex<HashMap<(usize, String), Instant>>,
     quotas: Mutex<HashMap<usize, Quota>>,
 }
 
@@ -76,20 +82,8 @@ impl Desk {
             ingress,
             doors,
             systems,
-            nonces: Mutex::default(),
             quotas: Mutex::default(),
         }
-    }
-
-    /// Whether a signed request comes for the first time.
-    fn is_new(&self, door: usize, nonce: String) -> bool {
-        let mut nonces = self.nonces.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if nonces.len() >= NONCES_MAX {
-            nonces.retain(|_, until| *until > now);
-        }
-        let before = nonces.insert((door, nonce), now + NONCE_LIVES);
-        before.is_none_or(|until| until <= now)
     }
 
     /// How long a call must stay away; nothing if it may come in.
@@ -166,22 +160,11 @@ where
     for desk in desks.iter().filter(|desk| !desk.doors.is_empty()) {
         for path in desk.ingress.paths() {
             let desk = Arc::clone(desk);
-            let serve = move |State(gateway): State<Arc<Gateway<B, S, T>>>,
-                              uri: Uri,
-                              headers: HeaderMap,
-                              body: Result<
-                Bytes,
-                axum::extract::rejection::BytesRejection,
-            >| {
+            let serve = move |State(gateway): State<Arc<Gateway<B, S, T>>>, request: Request| {
                 let desk = Arc::clone(&desk);
-                async move {
-                    match body {
-                        Ok(body) => serve(&gateway, &desk, &uri, &headers, &body).await,
-                        Err(error) => error.into_response(),
-                    }
-                }
+                async move { serve(&gateway, &desk, request).await }
             };
-            router = router.route(path, post(serve));
+            router = router.route(path, any(serve));
         }
     }
     router
@@ -190,28 +173,40 @@ where
 async fn serve<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     desk: &Desk,
-    uri: &Uri,
-    headers: &HeaderMap,
-    body: &[u8],
+    request: Request,
 ) -> Response {
+    let taken = take(gateway, desk, request).await;
+    taken.unwrap_or_else(|failure| failure.response(&*desk.ingress))
+}
+
+/// Takes a request in, and does what it asks for.
+async fn take<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    desk: &Desk,
+    request: Request,
+) -> Result<Response, Failure> {
+    let _place = gateway.place()?;
+    if request.method() != Method::POST {
+        return Err(Failure::WrongMethod(request.method().clone()));
+    }
+    let (head, body) = patient(request, gateway.patience).into_parts();
+    let held = gateway.memory.read(body, BODY_BYTES_MAX, FEWER).await?;
     let incoming = Incoming {
-        path: uri.path(),
-        headers,
-        body,
+        path: head.uri.path(),
+        headers: &head.headers,
+        body: &held.bytes,
         now_ms: now_ms(),
     };
-    let order = match desk.ingress.read(&incoming, &desk.doors) {
-        Ok(order) => order,
-        Err(spoken) => return out(spoken),
-    };
-    match carry_out(gateway, desk, order, body).await {
-        Ok(response) => response,
-        Err(failure) => out(failure.refuse(&*desk.ingress)),
+    match desk.ingress.read(&incoming, &desk.doors) {
+        Ok(order) => carry_out(gateway, desk, order, &held.bytes).await,
+        Err(spoken) => Ok(out(spoken)),
     }
 }
 
 /// Why an order is not carried out, with what it says.
 enum Failure {
+    WrongMethod(Method),
+    Unreadable(String),
     Problems(Vec<Problem>),
     Conflict,
     TooOften(Duration),
@@ -221,8 +216,29 @@ enum Failure {
 }
 
 impl Failure {
+    fn response(&self, ingress: &dyn Ingress) -> Response {
+        let mut response = out(self.refuse(ingress));
+        let headers = response.headers_mut();
+        match self {
+            Self::WrongMethod(_) => {
+                headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+            }
+            Self::Unavailable(_) => {
+                let seconds = HeaderValue::from(RETRY_AFTER_SECONDS);
+                headers.insert(header::RETRY_AFTER, seconds);
+            }
+            _ => {}
+        }
+        response
+    }
+
     fn refuse(&self, ingress: &dyn Ingress) -> Spoken {
         ingress.refuse(&match self {
+            Self::WrongMethod(method) => {
+                let what = format!("{method} is not taken here, POST is");
+                return ingress.refuse(&Refusal::Unreadable(&what));
+            }
+            Self::Unreadable(what) => Refusal::Unreadable(what),
             Self::Problems(problems) => Refusal::Problems(problems),
             Self::Conflict => Refusal::Conflict,
             Self::TooOften(block) => Refusal::TooOften { block: *block },
@@ -241,12 +257,17 @@ impl From<LedgerError> for Failure {
 
 impl From<super::Refusal> for Failure {
     fn from(refusal: super::Refusal) -> Self {
+        use super::Refusal as Native;
         match refusal {
-            super::Refusal::Unavailable(what) => Self::Unavailable(what),
-            super::Refusal::Forbidden(problems) => Self::Forbidden(summary(&problems)),
-            super::Refusal::Denied { text, .. } => Self::Forbidden(text),
-            super::Refusal::TooOften { after, .. } => Self::TooOften(after),
-            other => Self::Unavailable(format!("{other:?}")),
+            Native::BadBody(_, what) => Self::Unreadable(what),
+            Native::Forbidden(problems) => Self::Forbidden(summary(&problems)),
+            Native::Denied { text, .. } => Self::Forbidden(text),
+            Native::TooOften { after, .. } => Self::TooOften(after),
+            Native::Unavailable(what) => Self::Unavailable(what),
+            other => {
+                let (title, detail) = other.words();
+                Self::Unavailable(format!("{title}: {detail}"))
+            }
         }
     }
 }
@@ -264,10 +285,10 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
         reply,
     } = order;
     let door = &desk.doors[index];
-    if let Some(nonce) = nonce
-        && !desk.is_new(index, nonce)
-    {
-        return Err(Failure::Replayed);
+    // Before anything is counted, so that the same request can come again.
+    let open = gateway.open()?;
+    if let Some(nonce) = nonce {
+        first_time(gateway, door, &nonce).await?;
     }
     if let Some(block) = desk.over_quota(index) {
         return Err(Failure::TooOften(block));
@@ -281,16 +302,32 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     for (number, wanted) in jobs.iter().enumerate() {
         prepared.push(prepare(gateway, desk, door, wanted, number, body).await?);
     }
-    for job in &prepared {
-        gateway.charge(&job.asked).await?;
-    }
     if !agree(&prepared) {
         return Err(Failure::Conflict);
     }
-    let accepted_at_ms = now_ms();
-    publish(gateway, &prepared).await?;
-    let told = wait(gateway, door, &prepared, accepted_at_ms).await;
+    let asked: Vec<_> = prepared.iter().map(|job| job.asked.clone()).collect();
+    gateway.charge(&asked).await?;
+    open.publish(prepared.iter().map(outgoing).collect())
+        .await?;
+    let told = wait(gateway, door, &prepared).await;
     Ok(answer(&*reply, &prepared, &told))
+}
+
+/// Refuses a signed request that came before, at whatever gateway. A signature covers neither path nor
+/// app, so what one endpoint has seen, no other takes that has the same key.
+async fn first_time<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    door: &Door,
+    nonce: &str,
+) -> Result<(), Failure> {
+    let key = door.key.as_deref().unwrap_or_default();
+    let nonce = format!("{key} {nonce}");
+    let context = &gateway.context;
+    let is_new = context.store.is_new(&nonce, NONCE_LIVES);
+    match context.try_step(LedgerStep::Nonce, is_new).await? {
+        true => Ok(()),
+        false => Err(Failure::Replayed),
+    }
 }
 
 /// Reads a job as the intake will, makes sure that its app may send it and that its key stands for no
@@ -404,19 +441,13 @@ async fn content_key<B: Broker, S: Store, T: Transport>(
     Ok(if repeats { before } else { key(slot) })
 }
 
-async fn publish<B: Broker, S: Store, T: Transport>(
-    gateway: &Gateway<B, S, T>,
-    prepared: &[Prepared],
-) -> Result<(), Failure> {
-    let message = |job: &Prepared| Outgoing {
+fn outgoing(job: &Prepared) -> Outgoing {
+    Outgoing {
         route: Route::Job(Priority::Normal),
         body: job.body.clone(),
         message_id: format!("{}/{}", job.id, job.submission),
         traceparent: None,
-    };
-    let messages = prepared.iter().map(message).collect();
-    let open = gateway.open()?;
-    Ok(open.publish(messages).await?)
+    }
 }
 
 /// Waits for all jobs to settle, at most as long as the door allows. What cannot be found out is told
@@ -425,41 +456,65 @@ async fn wait<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     door: &Door,
     prepared: &[Prepared],
-    accepted_at_ms: u64,
 ) -> Vec<Told> {
+    let published_at_ms = now_ms();
     let deadline = Instant::now() + door.wait;
     let mut told = Vec::with_capacity(prepared.len());
     for job in prepared {
-        let mut pause = LOOK_MIN;
-        let fates = loop {
-            let late = Instant::now() >= deadline;
-            match look(gateway, job, late).await {
-                Ok(Some(fates)) => break fates,
-                Ok(None) if !late => {}
-                Err(error) if !late => {
-                    tracing::debug!(error = %chain(&error), "what became of a request is not known yet");
-                }
-                Ok(None) | Err(_) => break vec![Fate::Pending; job.recipients.len()],
-            }
-            tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
-            pause = (pause * 2).min(LOOK_MAX);
-        };
+        let seen = settled(gateway, job, deadline).await;
+        let seen = seen.unwrap_or_else(|| Seen {
+            accepted_at_ms: published_at_ms,
+            fates: vec![Fate::Pending; job.recipients.len()],
+        });
         told.push(Told {
             job: job.id,
             client_msg_no: job.client_msg_no.clone(),
-            accepted_at_ms,
-            recipients: job.recipients.iter().cloned().zip(fates).collect(),
+            accepted_at_ms: seen.accepted_at_ms,
+            recipients: job.recipients.iter().cloned().zip(seen.fates).collect(),
         });
     }
     told
 }
 
-/// The fates of a job's recipients, once all of them have one, or `anyway`.
+/// A job as the ledger has it.
+struct Seen {
+    /// When it was accepted first: a repeat of a request is answered like the request.
+    accepted_at_ms: u64,
+    fates: Vec<Fate>,
+}
+
+/// Looks at a job until it is settled, or as it is at the deadline; nothing if that cannot be told.
+async fn settled<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    job: &Prepared,
+    deadline: Instant,
+) -> Option<Seen> {
+    let mut pause = LOOK_MIN;
+    loop {
+        let late = Instant::now() >= deadline || gateway.stop.is_cancelled();
+        match look(gateway, job, late).await {
+            Ok(Some(seen)) => return Some(seen),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "what became of a request is not known yet");
+            }
+        }
+        if late {
+            return None;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let pausing = tokio::time::sleep(pause.min(left));
+        gateway.stop.run_until_cancelled(pausing).await;
+        pause = (pause * 2).min(LOOK_MAX);
+    }
+}
+
+/// A job and the fates of its recipients, once all of them have one, or `anyway`.
 async fn look<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     job: &Prepared,
     anyway: bool,
-) -> Result<Option<Vec<Fate>>, LedgerError> {
+) -> Result<Option<Seen>, LedgerError> {
     let store = &gateway.context.store;
     let Some(record) = store.job(job.id).await? else {
         return Ok(None);
@@ -477,7 +532,15 @@ async fn look<B: Broker, S: Store, T: Transport>(
     } else {
         vec![None; states.len()]
     };
-    let fate = |(state, reason): (ClaimState, Option<crate::ports::Reason>)| match state {
+    Ok(Some(Seen {
+        accepted_at_ms: record.accepted_at_ms,
+        fates: states.into_iter().zip(reasons).map(fate).collect(),
+    }))
+}
+
+/// What is known of a recipient.
+fn fate((state, reason): (ClaimState, Option<Reason>)) -> Fate {
+    match state {
         ClaimState::Settled(Outcome::Sent) => Fate::Sent,
         ClaimState::Settled(outcome) => {
             let class = reason.as_ref().map(|reason| reason.class);
@@ -490,8 +553,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
             }
         }
         ClaimState::Granted | ClaimState::TakenOver | ClaimState::Held { .. } => Fate::Pending,
-    };
-    Ok(Some(states.into_iter().zip(reasons).map(fate).collect()))
+    }
 }
 
 fn is_sent(state: ClaimState) -> bool {

@@ -10,9 +10,10 @@
 //! - `openapi`: all of it as a document and as a page.
 //! - `access`: who calls and what they may look at; `permit`: whether a job may be accepted, with
 //!   `before_accept`, an endpoint that is asked about it.
-//! - `params`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
+//! - `params`, `body`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
 //!
-//! Every answer that is not a success is `application/problem+json` with all problems of the request.
+//! Every answer that is not a success is `application/problem+json` with all problems of the request,
+//! except to existing callers of an IM system: they hear that system.
 //!
 //! Everything a caller may take up has a bound: connections, requests, the bytes of their bodies, the
 //! time they take to bring them and to take the answer.
@@ -47,8 +48,7 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::access::Rates;
@@ -63,7 +63,7 @@ pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor}
 pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
 use self::socket::Manners;
 pub use self::steer::CONFIGURED;
-pub use self::tls::{TlsError, acceptor, pinned};
+pub use self::tls::{Tls, TlsError, pinned};
 pub use self::wire::{
     DeadList, JobDetail, JobList, JobStanding, KeptLine, LimitedBy, Limiting, PurgeRequest, Purged,
     RecipientFate, RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob,
@@ -83,7 +83,7 @@ type Publishing<B> = watch::Receiver<Option<Open<PublisherOf<B>>>>;
 pub struct Settings {
     pub listen: SocketAddr,
     /// Without it the gateway speaks plain HTTP.
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<Tls>,
     pub access: Access,
     /// Requests at a time, those that wait for a job included.
     pub requests_max: usize,
@@ -165,6 +165,12 @@ fn takes_nothing() -> Refusal {
 }
 
 impl<B: Broker, S, T> Gateway<B, S, T> {
+    /// A place among the requests that are served at a time.
+    fn place(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        let full = |_| Refusal::Unavailable("too many requests at a time".to_owned());
+        self.requests.try_acquire().map_err(full)
+    }
+
     /// What accepts jobs now, or why nothing does.
     fn open(&self) -> Result<Open<PublisherOf<B>>, Refusal> {
         if !*self.ledger_up.borrow() {
@@ -181,7 +187,7 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
 /// The gateway, bound to its address.
 pub struct Server {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     routes: Router,
     /// Ends the streams, which have no end of their own while their jobs run.
     closing: CancellationToken,
@@ -253,12 +259,17 @@ impl Server {
         };
         let served = socket::serve(
             self.listener,
-            self.tls,
+            self.tls.as_ref().map(Tls::acceptor),
             self.routes,
             self.manners,
             stop.clone(),
         );
-        tokio::join!(told, served);
+        let renewed = async {
+            if let Some(tls) = &self.tls {
+                tls.follow(&stop).await;
+            }
+        };
+        tokio::join!(told, served, renewed);
     }
 }
 

@@ -18,6 +18,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use self::operations::operations;
+use super::params::NoParams;
 
 /// A type as a schema; what it refers to is remembered by the generator.
 type Shape = fn(&mut SchemaGenerator) -> Schema;
@@ -172,10 +173,7 @@ impl Operation {
         if self.open {
             return Vec::new();
         }
-        let mut all = [&self.refusals[..], &[400, 401, 503]].concat();
-        if self.method != "get" {
-            all.push(403);
-        }
+        let mut all = [&self.refusals[..], &[400, 401, 403, 429, 503]].concat();
         all.sort_unstable();
         all.dedup();
         all
@@ -200,6 +198,10 @@ fn meaning(status: u16) -> (&'static str, &'static str) {
         ),
         413 => ("TooLarge", "The body is too large."),
         415 => ("WrongKind", "The content type is not taken here."),
+        429 => (
+            "TooOften",
+            "More requests than the app may send. Try again after `Retry-After` seconds.",
+        ),
         _ => (
             "Unavailable",
             "Neither done nor refused: broker or ledger cannot be reached, or too much is asked at \
@@ -319,7 +321,7 @@ fn refusal(status: u16, what: &str, generator: &mut SchemaGenerator) -> Value {
         "content": contents(&[problem], generator),
         "x-status": status,
     });
-    if status == 503 {
+    if [429, 503].contains(&status) {
         refusal["headers"] = json!({"Retry-After": {
             "description": "Seconds.",
             "schema": {"type": "integer"},
@@ -343,8 +345,11 @@ pub(super) fn routes<G: Clone + Send + Sync + 'static>() -> Router<G> {
         ),
     ];
     Router::new()
-        .route("/openapi.json", get(async move || (json, document.clone())))
-        .route("/docs", get(async move || (html, page.clone())))
+        .route(
+            "/openapi.json",
+            get(async move |_: NoParams| (json, document.clone())),
+        )
+        .route("/docs", get(async move |_: NoParams| (html, page.clone())))
 }
 
 #[cfg(test)]

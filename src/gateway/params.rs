@@ -115,12 +115,28 @@ impl Params {
     pub(super) fn finish(mut self) -> Result<(), Refusal> {
         for (name, _) in std::mem::take(&mut self.left) {
             let hint = hint(&name, &self.known);
-            self.problem(&name, format!("unknown parameter{hint}"));
+            let known = match self.known.is_empty() {
+                true => "none is taken here".to_owned(),
+                false => format!("known are {}", self.known.join(", ")),
+            };
+            self.problem(&name, format!("unknown parameter; {known}{hint}"));
         }
         match self.problems.is_empty() {
             true => Ok(()),
             false => Err(Refusal::BadQuery(self.problems)),
         }
+    }
+}
+
+/// The query of a route that takes no parameters: whatever is in it is refused.
+pub(super) struct NoParams;
+
+impl<S: Send + Sync> FromRequestParts<S> for NoParams {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Refusal> {
+        Params::of(&parts.uri)?.finish()?;
+        Ok(Self)
     }
 }
 
@@ -156,7 +172,22 @@ mod tests {
         let fields: Vec<_> = problems.iter().map(|it| it.field.as_str()).collect();
         assert_eq!(fields, ["app", "since", "limit", "state", "stat"]);
         assert!(problems[3].what.contains("did you mean `running`"));
-        assert!(problems[4].what.contains("did you mean `state`"));
+        assert_eq!(
+            problems[4].what,
+            "unknown parameter; known are app, since, limit, state; did you mean `state`?"
+        );
+    }
+
+    #[test]
+    fn a_route_without_parameters_says_so() {
+        let uri = "/docs?nonsense=1".parse().unwrap();
+        let Err(Refusal::BadQuery(problems)) = Params::of(&uri).unwrap().finish() else {
+            panic!("it is wrong");
+        };
+        assert_eq!(
+            problems[0].to_string(),
+            "nonsense: unknown parameter; none is taken here"
+        );
     }
 
     #[test]

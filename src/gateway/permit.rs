@@ -1,6 +1,8 @@
 //! Whether a job may be accepted: asked by everything that takes jobs over HTTP, before anything of a
 //! job is durable.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 
 use super::Gateway;
@@ -8,7 +10,7 @@ use super::access::Caller;
 use super::before_accept::{Decision, changed};
 use super::problem::Refusal;
 use crate::domain::permissions::Asked;
-use crate::metrics::LedgerStep;
+use crate::metrics::{AskedResult, LedgerStep};
 use crate::ports::{Broker, Charged, Transport};
 use crate::worker::{Store, today};
 
@@ -48,17 +50,23 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         before_accept(self, asked, document).await
     }
 
-    /// Counts a job. One that is refused after this, since the broker is away or by the intake, has
-    /// been counted; once it is repeated with the same list it is not counted again.
-    pub(super) async fn charge(&self, asked: &Asked) -> Result<(), Refusal> {
-        let permissions = &self.context.apps[&asked.app].permissions;
+    /// Counts the jobs of one request, which are of one app: all of them or none. One that is refused
+    /// after this, since the broker is away or by the intake, has been counted; once it is repeated with
+    /// the same list it is not counted again.
+    pub(super) async fn charge(&self, asked: &[Asked]) -> Result<(), Refusal> {
+        let Some(Asked { app, .. }) = asked.first() else {
+            return Ok(());
+        };
+        let permissions = &self.context.apps[app].permissions;
         if !permissions.counts() {
             return Ok(());
         }
         let charge = self.context.store.charge(asked, permissions, today());
         match self.context.try_step(LedgerStep::Charge, charge).await? {
             Charged::Counted => Ok(()),
-            Charged::Over(used) => Err(Refusal::Forbidden(permissions.over(asked, used))),
+            Charged::Over { job, used } => {
+                Err(Refusal::Forbidden(permissions.over(asked, job, used)))
+            }
         }
     }
 }
@@ -72,21 +80,29 @@ async fn before_accept<B: Broker, S: Store, T: Transport>(
     let Some(hook) = app.and_then(|app| app.before_accept.as_ref()) else {
         return Ok(None);
     };
+    let started = Instant::now();
     let decided = hook.ask(&gateway.context.transport, asked, document).await;
+    let took = started.elapsed();
     let decided = decided.and_then(|decision| match decision {
-        Decision::Allow => Ok(Ok(None)),
-        Decision::Deny { code, text } => Ok(Err(Refusal::Denied { code, text })),
+        Decision::Allow => Ok((AskedResult::Allow, Ok(None))),
+        Decision::Deny { code, text } => {
+            Ok((AskedResult::Deny, Err(Refusal::Denied { code, text })))
+        }
         Decision::Change { message, options } => {
-            changed(document, message.as_deref(), options.as_deref()).map(|body| Ok(Some(body)))
+            let body = changed(document, message.as_deref(), options.as_deref())?;
+            Ok((AskedResult::Change, Ok(Some(body))))
         }
     });
-    decided.unwrap_or_else(|error| {
+    let (result, decided) = decided.unwrap_or_else(|error| {
         let allowed = hook.allow_on_failure;
         tracing::warn!(job.app = asked.app, %error, allowed, "before_accept has not decided");
-        if allowed {
-            return Ok(None);
-        }
         let what = format!("before_accept of app {:?} has not decided", asked.app);
-        Err(Refusal::Unavailable(what))
-    })
+        let decided = match allowed {
+            true => Ok(None),
+            false => Err(Refusal::Unavailable(what)),
+        };
+        (AskedResult::Failed, decided)
+    });
+    gateway.context.metrics.before_accept(result, took);
+    decided
 }

@@ -13,6 +13,9 @@ use crate::domain::limits::Rate;
 use crate::ports::{BrokerError, LedgerError, PublishError};
 use crate::worker::chain;
 
+/// When to try again what is not possible now.
+pub(super) const RETRY_AFTER_SECONDS: u64 = 1;
+
 const PROBLEM: &str = "application/problem+json";
 
 /// What is wrong with an uploaded list: the first lines of it, and how many in all.
@@ -96,9 +99,10 @@ impl From<PublishError> for Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let (status, title, detail) = match &self {
+impl Refusal {
+    /// Its status, what it is, and what to do about it.
+    fn told(&self) -> (StatusCode, &'static str, String) {
+        match self {
             Self::BadJob(problems) => (
                 StatusCode::BAD_REQUEST,
                 "not a valid job",
@@ -169,7 +173,19 @@ impl IntoResponse for Refusal {
                 "not possible now, try again",
                 what.clone(),
             ),
-        };
+        }
+    }
+
+    /// What it is, and what to do about it.
+    pub(super) fn words(&self) -> (&'static str, String) {
+        let (_, title, detail) = self.told();
+        (title, detail)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (status, title, detail) = self.told();
         let mut body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail});
         match &self {
             Self::BadJob(problems)
@@ -190,7 +206,7 @@ impl IntoResponse for Refusal {
         let json = HeaderValue::from_static(PROBLEM);
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         let retry_after = match self {
-            Self::Unavailable(_) => Some(1),
+            Self::Unavailable(_) => Some(RETRY_AFTER_SECONDS),
             Self::TooOften { after, .. } => Some(after.as_millis().div_ceil(1000).max(1) as u64),
             _ => None,
         };

@@ -55,14 +55,14 @@ where
             Arc::clone(&gateway),
             authorised::<B, S, T>,
         ))
-        // These have credentials of their own.
-        .merge(existing_callers)
         .layer(from_fn_with_state(
             Arc::clone(&gateway),
             admitted::<B, S, T>,
         ))
         .route("/livez", get(|| async { "live\n" }))
         .layer(map_response(uniform))
+        // These have credentials and manners of their own.
+        .merge(existing_callers)
         .with_state(gateway)
 }
 
@@ -74,8 +74,9 @@ async fn admitted<B: Broker, S, T>(
     request: Request,
     next: Next,
 ) -> Response {
-    let Ok(_place) = gateway.requests.try_acquire() else {
-        return Refusal::Unavailable("too many requests at a time".to_owned()).into_response();
+    let _place = match gateway.place() {
+        Ok(place) => place,
+        Err(refusal) => return refusal.into_response(),
     };
     next.run(patient(request, gateway.patience)).await
 }

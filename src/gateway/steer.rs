@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
 use super::Gateway;
-use super::params::Params;
+use super::body::Held;
+use super::params::{NoParams, Params};
 use super::problem::Refusal;
 use crate::domain::directive::{Directive, Scope, Subject};
 use crate::domain::fields::{Fields, Problem};
@@ -58,14 +58,15 @@ pub const CONFIGURED: &str = "default";
 async fn job<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(last): Path<String>,
-    body: Bytes,
+    _: NoParams,
+    body: Held,
 ) -> Result<Json<Steered>, Refusal> {
     let (id, verb) = verb(&last, &["pause", "resume", "cancel", "rate"])?;
     let id: JobId = id
         .parse()
         .map_err(|error| Refusal::NotFound(format!("{error}")))?;
     let subject = Subject::new(Scope::Job, id.to_string());
-    steer(&gateway, &body, |order| {
+    steer(&gateway, &body.bytes, |order| {
         Ok(match verb {
             "pause" => Command::Pause(subject),
             "resume" => Command::Resume(subject),
@@ -79,11 +80,12 @@ async fn job<B: Broker, S: Store, T: Transport>(
 async fn app<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(last): Path<String>,
-    body: Bytes,
+    _: NoParams,
+    body: Held,
 ) -> Result<Json<Steered>, Refusal> {
     let (name, verb) = verb(&last, &["pause", "resume"])?;
     let subject = Subject::new(Scope::App, name);
-    steer(&gateway, &body, |_| {
+    steer(&gateway, &body.bytes, |_| {
         Ok(match verb {
             "pause" => Command::Pause(subject),
             _ => Command::Resume(subject),
@@ -95,11 +97,12 @@ async fn app<B: Broker, S: Store, T: Transport>(
 async fn target<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(last): Path<String>,
-    body: Bytes,
+    _: NoParams,
+    body: Held,
 ) -> Result<Json<Steered>, Refusal> {
     let (name, verb) = verb(&last, &["park", "unpark", "pause", "resume"])?;
     let subject = Subject::new(Scope::Target, name);
-    steer(&gateway, &body, |_| {
+    steer(&gateway, &body.bytes, |_| {
         Ok(match verb {
             "park" => Command::Park(subject.name),
             "unpark" => Command::Unpark(subject.name),
@@ -113,9 +116,10 @@ async fn target<B: Broker, S: Store, T: Transport>(
 /// `PUT /v1/limits` names its subject in the body: `{"scope": "app", "name": "shop", "rate": "50/s"}`.
 async fn limit<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
-    body: Bytes,
+    _: NoParams,
+    body: Held,
 ) -> Result<Json<Steered>, Refusal> {
-    steer(&gateway, &body, |order| {
+    steer(&gateway, &body.bytes, |order| {
         let rate = order.rate()?;
         let subject = order
             .subject
@@ -142,6 +146,7 @@ async fn hindrances<B: Broker, S: Store, T: Transport>(
 
 async fn targets<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
+    _: NoParams,
 ) -> Result<Json<Vec<TargetView>>, Refusal> {
     let store = &gateway.context.store;
     Ok(Json(steer::targets(store, &gateway.facts, now_ms()).await?))
@@ -149,6 +154,7 @@ async fn targets<B: Broker, S: Store, T: Transport>(
 
 async fn limits<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
+    _: NoParams,
 ) -> Result<Json<Vec<LimitView>>, Refusal> {
     let store = &gateway.context.store;
     Ok(Json(steer::limits(store, &gateway.facts, now_ms()).await?))
@@ -156,6 +162,7 @@ async fn limits<B: Broker, S: Store, T: Transport>(
 
 async fn directives<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
+    _: NoParams,
 ) -> Result<Json<Vec<Directive>>, Refusal> {
     let board = steer::board(&gateway.context.store).await?;
     let mut all: Vec<_> = board.all(now_ms()).cloned().collect();

@@ -48,7 +48,10 @@ use crate::ports::{Broker, Gathered, JobRecord, JobState, Outgoing, Route, Trans
 use crate::worker::{Context, Store};
 
 /// Room above the largest job, so that one that is too large is told so and not cut off.
-const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
+pub(super) const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
+
+/// What to do with a job that is too large.
+const UPLOAD: &str = "a longer list is uploaded as application/x-ndjson, text/csv or text/plain";
 
 /// Bodies up to this size are read where they arrive; larger ones on a thread that may block.
 const SMALL_BODY_BYTES: usize = 32 * 1024;
@@ -84,7 +87,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     // There may be users by now who were not there then.
     let repeated = known && settled && !checked.for_all;
     if !repeated && !wishes.dry_run {
-        gateway.charge(&checked.asked).await?;
+        gateway.charge(std::slice::from_ref(&checked.asked)).await?;
         gateway.publish(draft, &checked, &wishes, open).await?;
     }
     let mut answer = Answer {
@@ -252,7 +255,7 @@ impl Draft {
         let (head, body) = request.into_parts();
         match Kind::of(&head.headers)? {
             Kind::Job => {
-                let held = gateway.memory.read(body, BODY_BYTES_MAX).await?;
+                let held = gateway.memory.read(body, BODY_BYTES_MAX, UPLOAD).await?;
                 let keyed = wishes.key.as_deref();
                 let keyed = keyed.and_then(|key| spec::with_key(&held.bytes, key));
                 let bytes = keyed.clone().unwrap_or_else(|| held.bytes.clone());

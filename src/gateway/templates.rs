@@ -1,12 +1,11 @@
 //! Stored messages: `/v1/templates` and `/v1/templates/{name}`, of the app that `?app=` names.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 
 use super::Gateway;
+use super::body::Held;
 use super::params::Params;
 use super::problem::Refusal;
 use super::routes::Shared;
@@ -73,11 +72,10 @@ pub(super) async fn put<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(name): Path<String>,
     params: Params,
-    body: Result<Bytes, BytesRejection>,
+    body: Held,
 ) -> Result<Json<TemplateView>, Refusal> {
     let of = Of::app(params)?;
-    let body = body.map_err(|error| Refusal::BadBody(error.status(), error.body_text()))?;
-    let message = str::from_utf8(&body)
+    let message = str::from_utf8(&body.bytes)
         .map_err(|error| Refusal::BadBody(StatusCode::BAD_REQUEST, error.to_string()))?;
     let mut problems = read_template(message).err().unwrap_or_default();
     problems.extend(wrong_template_name(&name).map(|what| Problem::new("name", what)));

@@ -119,6 +119,9 @@ pub trait Ingress: Send + Sync {
 /// Why a request that was understood is not carried out.
 #[derive(Debug)]
 pub enum Refusal<'a> {
+    /// It is no request that could be read: not a POST, or its body is too large, came too slowly or
+    /// broke off.
+    Unreadable(&'a str),
     /// The jobs are none: a field is out of bounds, or the target cannot honour it.
     Problems(&'a [Problem]),
     /// Its key stands for another message.

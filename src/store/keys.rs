@@ -15,6 +15,7 @@
 //! | `P:{templates}:names:APP` | hash | name of a stored message → its last version, below 0 once it is deleted | never | put and delete of templates | all of templates |
 //! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version goes with the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
 //! | `P:{quota:APP}:DAY` | hash | what an app with a quota used on that UTC day: `used`, list entries; `j<JOB>`, those of one job; `s<JOB>/<submission>`, a list that is counted | two days after the last charge | charge | charge |
+//! | `P:nonce:NONCE` | string | a signed request came before; NONCE is a digest | when its signature is no longer good | is_new | is_new |
 //!
 //! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: what is
 //! between them decides the slot in Redis Cluster, so all keys of one job lie together, and so do those
@@ -24,7 +25,7 @@
 
 use std::fmt::Write as _;
 
-use crate::domain::ids::JobId;
+use crate::domain::ids::{JobId, digest_hex};
 use crate::domain::limits::Cost;
 use crate::ports::Limit;
 
@@ -80,6 +81,14 @@ impl Keys {
 
     pub(super) fn quota(&self, app: &str, day: u64) -> String {
         format!("{}:{{quota:{app}}}:{day}", self.prefix)
+    }
+
+    pub(super) fn nonce(&self, nonce: &str) -> String {
+        format!(
+            "{}:nonce:{}",
+            self.prefix,
+            digest_hex(&[nonce.as_bytes()], 16)
+        )
     }
 
     pub(super) fn directives(&self) -> String {

@@ -1,7 +1,7 @@
 //! Redis as the ledger, the throttle and the place of stored messages: the ports
 //! [`Ledger`](crate::ports::Ledger), [`Limiter`](crate::ports::Limiter),
-//! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates) and
-//! [`Quotas`](crate::ports::Quotas).
+//! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates),
+//! [`Quotas`](crate::ports::Quotas) and [`Nonces`](crate::ports::Nonces).
 //!
 //! A [`Store`] is one multiplexed connection and a set of scripts. Whatever must happen in one step is
 //! one script, so no lock is ever taken and a worker that dies leaves nothing half done; whatever may
@@ -18,13 +18,14 @@
 //! proxy or whatever a failover leaves behind one address.
 //!
 //! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `limiter`, `directives`,
-//! `templates` and `quotas` for how they are called, `connection` for what happens when the server is away.
+//! `templates`, `quotas` and `nonces` for how they are called, `connection` for what happens when the server is away.
 
 mod connection;
 mod directives;
 mod keys;
 mod ledger;
 mod limiter;
+mod nonces;
 mod quotas;
 mod templates;
 

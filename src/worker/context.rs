@@ -21,12 +21,14 @@ use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{
-    Directed, Directives, Ledger, LedgerError, Limiter, Park, Quotas, Scope, Target, Templates,
+    Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Quotas, Scope, Target,
+    Templates,
 };
 
-/// The ledger, the limiter, the directives, the stored messages and the quotas of one engine.
-pub trait Store: Ledger + Limiter + Directives + Templates + Quotas {}
-impl<S: Ledger + Limiter + Directives + Templates + Quotas> Store for S {}
+/// The ledger, the limiter, the directives, the stored messages, the quotas and the nonces of one
+/// engine.
+pub trait Store: Ledger + Limiter + Directives + Templates + Quotas + Nonces {}
+impl<S: Ledger + Limiter + Directives + Templates + Quotas + Nonces> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]

@@ -257,11 +257,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             return Ok(());
         }
         let store = &self.shift.context.store;
+        let asked = std::slice::from_ref(asked);
         let charge = || store.charge(asked, permissions, today());
         match self.ask(LedgerStep::Charge, charge)? {
             Charged::Counted => Ok(()),
-            Charged::Over(used) => {
-                let reason = summary(&permissions.over(asked, used));
+            Charged::Over { job, used } => {
+                let reason = summary(&permissions.over(asked, job, used));
                 Err(Fate::Refused(JobResult::Rejected, reason))
             }
         }

@@ -145,7 +145,7 @@ impl Place {
         process
     }
 
-    async fn run(&self, arguments: &[&str]) -> Finished {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Finished {
         let arguments = [arguments, &["--config", &self.config]].concat();
         run_fanwise(&arguments, &[], b"", BOUND).await
     }
@@ -162,10 +162,27 @@ impl Place {
             Value::Null => String::new(),
             body => body.to_string(),
         };
-        let request = format!(
-            "{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        let json = [("Content-Type", "application/json")];
+        self.ask_with(method, path, &json, &body).await
+    }
+
+    /// Asks with these headers.
+    pub(crate) async fn ask_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, Value) {
+        let mut request = format!(
+            "{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n",
             body.len()
         );
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("\r\n");
+        request.push_str(body);
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -752,13 +769,35 @@ async fn every_problem_of_a_request_is_told(place: Place) {
         &["confirm", "since"],
     )
     .await;
+    let large = json!({"reason": "x".repeat(1024 * 1024)});
+    for path in ["/v1/dead:purge", "/v1/targets/im:park"] {
+        let (status, answer) = place.ask("POST", path, &large).await;
+        assert_eq!(status, 413, "{answer}");
+        let told = answer["detail"].as_str().unwrap();
+        assert!(
+            told.starts_with("the body has more than 1048576 bytes"),
+            "{told}"
+        );
+    }
     let usage = place.run(&["dead", "list", "--since", "soon"]).await;
     assert_eq!(usage.code, Some(64), "{}", usage.stderr);
     place.end(process).await;
 }
 
-/// Every documented operation meets a handler, and no path takes a method or a verb that is not
-/// documented. That no path at all is left out is seen beside the table.
+async fn refuses_what_it_does_not_know(place: &Place, method: &str, path: &str) {
+    let path = format!("{path}?nonsense=1");
+    let (status, answer) = place.ask(method, &path, &Value::Null).await;
+    let told = answer["detail"].as_str().unwrap_or_default();
+    assert_eq!(status, 400, "{method} {path}: {answer}");
+    assert!(
+        told.starts_with("nonsense: unknown parameter; known are ")
+            || told == "nonsense: unknown parameter; none is taken here",
+        "{method} {path}: {told}"
+    );
+}
+
+/// Every documented operation meets a handler and refuses a parameter that is not documented, and no
+/// path takes a method or a verb that is not. That no path at all is left out is seen beside the table.
 async fn the_document_is_what_is_served(place: Place) {
     let process = place.serve().await;
     let document = place.get("/openapi.json").await;
@@ -800,6 +839,9 @@ async fn the_document_is_what_is_served(place: Place) {
                 documented.get(status.to_string()).is_some(),
                 "{method} {path}: {status}"
             );
+            if path != "/livez" {
+                refuses_what_it_does_not_know(&place, &method, &asked).await;
+            }
             routes.entry(route.clone()).or_default().insert(method);
         }
     }

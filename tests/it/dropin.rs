@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::process::{Process, fanwise};
 use crate::support::scratch::Scratch;
-use crate::support::world::free_port;
+use crate::support::servers::{PrivateRedis, amqp_url, redis_url};
+use crate::support::wait::until;
+use crate::support::world::{BOUND, free_port};
 
 const KEY: &str = "go9dnk49";
 const SECRET: &str = "app-secret";
@@ -29,6 +31,13 @@ struct House {
 impl House {
     /// `netease_target`: where requests in NetEase's manner are delivered.
     async fn new(name: &str, netease_target: &str) -> Self {
+        let scratch = Scratch::new(name);
+        let engine = format!("[embedded]\nfolder = {:?}", scratch.path().join("data"));
+        Self::within(scratch, &engine, netease_target).await
+    }
+
+    /// On the engine of this configuration.
+    async fn within(scratch: Scratch, engine: &str, netease_target: &str) -> Self {
         let mock = MockIm::bind(Settings {
             wukongim: Version::V2,
             ..Settings::default()
@@ -41,18 +50,17 @@ impl House {
         handle
             .patch_faults(&json!({"refuse_users": ["bbb"]}))
             .unwrap();
-        let scratch = Scratch::new(name);
         let gateway = free_port();
         let account = r#"app_key = "mock-key"
             app_secret = "mock-secret"
             limit = "100/s burst 100""#;
         let config = format!(
             r#"
-            [embedded]
-            folder = {:?}
+            {engine}
             [gateway]
             listen = "127.0.0.1:{gateway}"
             token = "admin"
+            patience = "1s"
             [admin]
             listen = "127.0.0.1:{}"
             [targets.wukongim]
@@ -89,7 +97,6 @@ impl House {
             secret = "{SECRET}"
             target = "yunxin"
             "#,
-            scratch.path().join("data"),
             free_port(),
         );
         let config = scratch.write("fanwise.toml", config);
@@ -103,7 +110,12 @@ impl House {
     }
 
     async fn serve(&self) -> Process {
-        let mut process = fanwise(&["serve", "--config", &self.config], &[]);
+        self.serve_with(&[]).await
+    }
+
+    /// With these environment variables.
+    async fn serve_with(&self, variables: &[(&str, &str)]) -> Process {
+        let mut process = fanwise(&["serve", "--config", &self.config], variables);
         process
             .until_prints("ready: jobs are taken", Duration::from_secs(60))
             .await;
@@ -117,50 +129,15 @@ impl House {
         headers: &[(&str, &str)],
         body: &str,
     ) -> (u16, Option<String>, String) {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.gateway))
-            .await
-            .unwrap();
-        let mut request = format!(
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n",
-            body.len()
-        );
-        for (name, value) in headers {
-            request.push_str(&format!("{name}: {value}\r\n"));
-        }
-        request.push_str("\r\n");
-        request.push_str(body);
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let job = head
-            .lines()
-            .find_map(|line| line.strip_prefix("fanwise-job: "))
-            .map(str::to_owned);
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, job, body.to_owned())
+        let answer = ask(self.gateway, "POST", path, headers, body).await;
+        let job = answer.header("fanwise-job").map(str::to_owned);
+        (answer.status, job, answer.body)
     }
 
     async fn signed(&self, path: &str, kind: &str, nonce: &str, body: &str) -> Value {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let now = now.as_secs().to_string();
-        let text = format!("{SECRET}{nonce}{now}");
-        let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
-        let sum: String = hash
-            .as_ref()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let headers = [
-            ("AppKey", KEY),
-            ("Nonce", nonce),
-            ("CurTime", &*now),
-            ("CheckSum", &*sum),
-            ("Content-Type", kind),
-        ];
-        let (status, _, body) = self.post(path, &headers, body).await;
-        assert_eq!(status, 200, "{body}");
-        serde_json::from_str(&body).unwrap()
+        let signature = Signature::now(nonce);
+        let answer = signature.send(self.gateway, path, kind, body).await;
+        answer.json()
     }
 
     fn got(&self, system: &str) -> Vec<String> {
@@ -172,9 +149,114 @@ impl House {
     }
 }
 
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines();
+        let mut found = lines.filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        found.next()
+    }
+
+    /// The body of an answer that every client of these systems takes for one.
+    fn json(&self) -> Value {
+        let kind = self.header("content-type");
+        assert_eq!(
+            kind,
+            Some("application/json; charset=utf-8"),
+            "{}",
+            self.body
+        );
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+async fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    ask_announcing(port, method, path, headers, body.len(), body).await
+}
+
+/// Announces a body of so many bytes, and sends this one.
+async fn ask_announcing(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    bytes: usize,
+    body: &str,
+) -> Answer {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {bytes}\r\n"
+    );
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str("\r\n");
+    request.push_str(body);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    Answer {
+        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+        head: head.to_owned(),
+        body: body.to_owned(),
+    }
+}
+
+/// The headers by which NetEase's callers sign.
+struct Signature {
+    nonce: String,
+    now: String,
+    sum: String,
+}
+
+impl Signature {
+    fn now(nonce: &str) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = now.as_secs().to_string();
+        let text = format!("{SECRET}{nonce}{now}");
+        let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+        let digits = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
+        Self {
+            nonce: nonce.to_owned(),
+            now,
+            sum: digits.collect(),
+        }
+    }
+
+    /// Sends a call with it, to whatever gateway and path, as often as wanted.
+    async fn send(&self, port: u16, path: &str, kind: &str, body: &str) -> Answer {
+        let headers = [
+            ("AppKey", KEY),
+            ("Nonce", &*self.nonce),
+            ("CurTime", &*self.now),
+            ("CheckSum", &*self.sum),
+            ("Content-Type", kind),
+        ];
+        let answer = ask(port, "POST", path, &headers, body).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer
+    }
+}
+
 const NETEASE: &str = r#"fromAccid=zhangsan&toAccids=["aaa","bbb"]&type=0&body={"msg":"hello"}"#;
 const FORM: &str = "application/x-www-form-urlencoded";
 const BATCH: &str = "/nimserver/msg/sendBatchMsg.action";
+const YUNXIN: &str = "/im/v2/conversations/messages";
+
+/// A part of the configuration: RabbitMQ and Redis, with names that nobody else uses.
+fn servers(amqp: &str, redis: &str) -> String {
+    let unique = format!("dropin-{}-{:x}", std::process::id(), fastrand::u32(..));
+    format!(
+        "[broker]\nurl = {amqp:?}\nnamespace = {unique:?}\n\
+         [ledger]\nurl = {redis:?}\nprefix = {unique:?}"
+    )
+}
 
 /// The four documented requests, each answered in its own shape with the refused user in the right
 /// field, and really sent.
@@ -250,8 +332,7 @@ async fn the_documented_requests_get_the_documented_answers() {
         "antispam_business_id":"31","antispam_extension":null,"antispam_cheating":null},
         "p2p_option":{"check_friend":true},"sender_id":"apifoxtest1",
         "receiver_ids":["apifoxtest2","bbb"]}"#;
-    let path = "/im/v2/conversations/messages";
-    let answer = house.signed(path, "application/json", "n2", yunxin).await;
+    let answer = house.signed(YUNXIN, "application/json", "n2", yunxin).await;
     assert_eq!(
         (&answer["code"], &answer["msg"]),
         (&json!(200), &json!("success"))
@@ -309,8 +390,7 @@ async fn curl_sends_the_documented_call_and_contradictions_are_refused() {
     serve.kill();
 }
 
-/// The same request again within the window is the same job, a replayed signature is refused, and a
-/// second gateway would know both the job and its ids.
+/// The same request again within the window is the same job, answered to the letter like the first.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_identical_retry_sends_nobody_twice() {
     let house = House::new("dropin-retry", "netease").await;
@@ -318,11 +398,180 @@ async fn an_identical_retry_sends_nobody_twice() {
     let with_ids = format!("{NETEASE}&returnMsgid=true");
     let first = house.signed(BATCH, FORM, "r1", &with_ids).await;
     let again = house.signed(BATCH, FORM, "r2", &with_ids).await;
-    assert_eq!(first["msgids"], again["msgids"]);
+    // The ids, the time and who is not registered.
+    assert_eq!(first, again);
     assert_eq!(again["unregister"], json!(["bbb"]));
     assert_eq!(house.got("netease"), ["aaa"]);
-    let replayed = house.signed(BATCH, FORM, "r2", &with_ids).await;
-    assert_eq!(replayed["code"], 414, "{replayed}");
+    serve.kill();
+}
+
+/// A signature is good once: at whatever gateway, and at whatever endpoint has the same key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_is_refused_at_every_gateway() {
+    let (Some(amqp), Some(redis)) = (amqp_url(), redis_url()) else {
+        return;
+    };
+    let engine = servers(&amqp, &redis);
+    let house = House::within(Scratch::new("dropin-replay"), &engine, "netease").await;
+    let (port, admin) = (free_port(), format!("127.0.0.1:{}", free_port()));
+    let listen = format!("127.0.0.1:{port}");
+    let other = [
+        ("FANWISE_GATEWAY__LISTEN", &*listen),
+        ("FANWISE_ADMIN__LISTEN", &*admin),
+    ];
+    let (mut first, mut second) = (house.serve().await, house.serve_with(&other).await);
+    let signature = Signature::now("once");
+    let call = signature.send(house.gateway, BATCH, FORM, NETEASE).await;
+    assert_eq!(call.json()["code"], 200, "{}", call.body);
+    let yunxin =
+        r#"{"sender_id":"a","receiver_ids":["b"],"message":{"message_type":0,"text":"x"}}"#;
+    for (port, path, body) in [
+        (house.gateway, BATCH, NETEASE),
+        (port, BATCH, NETEASE),
+        (
+            port,
+            BATCH,
+            "fromAccid=zhangsan&toAccids=[\"ccc\"]&type=0&body={\"msg\":\"mine\"}",
+        ),
+        (port, YUNXIN, yunxin),
+    ] {
+        let replayed = signature.send(port, path, FORM, body).await.json();
+        assert_eq!(replayed["code"], 414, "{replayed}");
+        let text = replayed.to_string();
+        assert!(text.contains("this Nonce was used before"), "{text}");
+    }
+    let other = Signature::now("another");
+    let fresh = other.send(port, YUNXIN, "application/json", yunxin).await;
+    assert_eq!(fresh.json()["code"], 200);
+    assert_eq!(house.got("netease"), ["aaa"]);
+    first.kill();
+    second.kill();
+}
+
+/// While the ledger is away nothing is accepted, in each system's own words, and a call that was refused
+/// for it can come again as it was, its signature included.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_ledger_calls_are_put_off() {
+    let Some(amqp) = amqp_url() else {
+        return;
+    };
+    let Some(mut redis) = PrivateRedis::start().await else {
+        return;
+    };
+    let engine = servers(&amqp, redis.url());
+    let house = House::within(Scratch::new("dropin-ledger"), &engine, "netease").await;
+    let mut serve = house.serve().await;
+    redis.stop().await;
+    let object = r#"{"from_uid":"system","subscribers":["u1"],"payload":"SGVsbG8="}"#;
+    until("the outage to be seen", BOUND, async || {
+        let answer = ask(house.gateway, "POST", "/message/sendbatch", &[], object).await;
+        (answer.status == 503).then(|| {
+            assert_eq!(answer.header("retry-after"), Some("1"), "{}", answer.head);
+            assert_eq!(answer.json()["status"], 503);
+        })
+    })
+    .await;
+    let signature = Signature::now("again");
+    let refused = signature.send(house.gateway, BATCH, FORM, NETEASE).await;
+    assert_eq!(refused.json()["code"], 503, "{}", refused.body);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    redis.start_again().await;
+    until("the ledger to be back", BOUND, async || {
+        let answer = signature.send(house.gateway, BATCH, FORM, NETEASE).await;
+        let code = answer.json()["code"].clone();
+        assert!(code == 200 || code == 503, "{}", answer.body);
+        (code == 200).then_some(())
+    })
+    .await;
+    serve.kill();
+}
+
+/// Whatever keeps a request from being read, its caller hears the system that it was written for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
+    let house = House::new("dropin-manners", "netease").await;
+    let mut serve = house.serve().await;
+    let long = "x".repeat(5 * 1024 * 1024);
+    for (path, status, code, text) in [
+        (BATCH, 200, "/code", "/desc"),
+        (YUNXIN, 200, "/code", "/msg"),
+        ("/msg/batch_send_msg", 400, "/errCode", "/errDlt"),
+        ("/auth/get_admin_token", 400, "/errCode", "/errDlt"),
+        ("/message/sendbatch", 400, "/status", "/msg"),
+        ("/message/send", 400, "/status", "/msg"),
+    ] {
+        let check = |answer: Answer, expected: &str| {
+            let body = answer.json();
+            let wrong = match code {
+                "/errCode" => 1001,
+                "/status" => 400,
+                _ => 414,
+            };
+            assert_eq!(answer.status, status, "{path}: {body}");
+            assert_eq!(body.pointer(code), Some(&json!(wrong)), "{path}: {body}");
+            let told = body.pointer(text).and_then(Value::as_str).unwrap();
+            assert!(told.contains(expected), "{path}: {told}");
+            answer
+        };
+        let wrong_method = ask(house.gateway, "GET", path, &[], "").await;
+        let wrong_method = check(wrong_method, "GET is not taken here, POST is");
+        assert_eq!(wrong_method.header("allow"), Some("POST"));
+        let large = ask(house.gateway, "POST", path, &[], &long).await;
+        check(large, "bytes; send to fewer recipients at a time");
+        let slow = ask_announcing(house.gateway, "POST", path, &[], 100, "{").await;
+        check(slow, "the body came too slowly");
+    }
+    // What is wrong inside of them, too.
+    let (status, _, body) = house.post("/message/sendbatch", &[], "{}").await;
+    assert_eq!(
+        (status, &*body),
+        (400, r#"{"msg":"from_uid is missing","status":400}"#)
+    );
+    let operation = [("operationID", "1")];
+    let login = "[";
+    let (status, _, body) = house.post("/auth/get_admin_token", &operation, login).await;
+    assert_eq!(status, 400, "{body}");
+    assert!(
+        body.starts_with(r#"{"errCode":1001,"errMsg":"ArgsError""#),
+        "{body}"
+    );
+    // Not what the native interface says.
+    let native = ask(house.gateway, "GET", "/message/sendbatch/", &[], "").await;
+    assert_eq!(
+        native.header("content-type"),
+        Some("application/problem+json")
+    );
+    serve.kill();
+}
+
+/// A request of several messages is within what its app may send, or nothing of it is accepted or
+/// counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_counts_of_a_request_that_is_too_much() {
+    let house = House::new("dropin-quota", "netease").await;
+    let quota = [("FANWISE_APPS__SHOP__DAILY_RECIPIENTS", "3")];
+    let mut serve = house.serve_with(&quota).await;
+    let array = |name: &str, count: usize| {
+        let element = |number| {
+            json!({"client_msg_no": format!("{name}-{number}"), "from_uid": "s",
+                "channel_id": format!("{name}-{number}"), "channel_type": 2, "payload": "SGVsbG8="})
+        };
+        Value::Array((0..count).map(element).collect()).to_string()
+    };
+    let send = async |body: String| house.post("/message/sendbatch", &[], &body).await;
+    let (status, jobs, body) = send(array("four", 4)).await;
+    assert_eq!((status, jobs), (403, None), "{body}");
+    assert!(body.contains("4 recipients"), "{body}");
+    assert!(body.contains("has 3 of 3 left until 00:00 UTC"), "{body}");
+    // So there is room for three, the same ones again, and no other.
+    for _ in 0..2 {
+        let (status, _, body) = send(array("three", 3)).await;
+        assert_eq!(status, 200, "{body}");
+    }
+    let (status, _, body) = send(array("one", 1)).await;
+    assert_eq!(status, 403, "{body}");
+    assert!(body.contains("has 0 of 3 left"), "{body}");
+    assert_eq!(house.got("wukongim"), ["three-0", "three-1", "three-2"]);
     serve.kill();
 }
 

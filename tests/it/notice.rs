@@ -284,8 +284,10 @@ async fn a_reply_is_published_to_the_queue_that_was_named() {
     let nowhere = json!({"reply_to": "nobody-is-there"});
     submit(&world, &job("n0", &users(3), &nowhere)).await;
     until_counted(&worker, "reply", "given_up", 1.0).await;
-    let wanted = json!({"reply_to": queue.as_str()});
-    submit(&world, &job("n1", &users(7), &wanted)).await;
+    let people = users(7);
+    world
+        .send("n1", &people, &["--reply-to", queue.as_str()])
+        .await;
     let reply = tokio::time::timeout(BOUND, replies.next()).await.unwrap();
     let reply = reply.unwrap().unwrap();
     let correlation = reply.properties.correlation_id().as_ref().unwrap();
@@ -343,6 +345,130 @@ async fn the_embedded_engine_tells_whom_it_may() {
         "{answer}"
     );
     assert_eq!(receiver.received().len(), 1);
+    place.end(process).await;
+}
+
+/// What a list that follows its job brings with it, by how it comes: headers and body.
+fn uploads(job: &Value, list: &str) -> [(Vec<(&'static str, String)>, String); 3] {
+    let by_header = |kind: &str| {
+        vec![
+            ("Content-Type", kind.to_owned()),
+            ("Fanwise-Job-Spec", job.to_string()),
+        ]
+    };
+    let form = format!(
+        "--b\r\nContent-Disposition: form-data; name=\"job\"\r\n\r\n{job}\r\n\
+         --b\r\nContent-Disposition: form-data; name=\"audience\"; filename=\"a.ndjson\"\r\n\r\n\
+         {list}\r\n--b--\r\n"
+    );
+    let of_form = ("Content-Type", "multipart/form-data; boundary=b".to_owned());
+    let csv = format!("user\n{}", list.replace('"', ""));
+    [
+        (by_header("application/x-ndjson"), list.to_owned()),
+        (by_header("text/csv"), csv),
+        (vec![of_form], form),
+    ]
+}
+
+/// Who is to be told of an uploaded list is checked as with any other job, before anything is accepted,
+/// and is told once, when all parts of it are completed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_uploaded_list_tells_whom_it_may() {
+    let more = callbacks("\"127.0.0.1\"", true);
+    let others = callbacks("\"127.0.0.1\"", false).replace("default", "other");
+    let place = Place::embedded_with("notice-upload", &format!("{more}{others}")).await;
+    let process = place.serve().await;
+    let receiver = Receiver::start([]).await;
+    let upload = async |headers: &[(&str, String)], body: &str| {
+        let headers: Vec<_> = headers.iter().map(|(name, it)| (*name, &**it)).collect();
+        place.ask_with("POST", "/v1/jobs", &headers, body).await
+    };
+    let spec = |key: &str, more: &Value| {
+        let mut job = job(key, &[], more);
+        job.as_object_mut().unwrap().remove("audience");
+        job
+    };
+    for (wrong, expected) in [
+        (
+            json!({"callback_url": "https://elsewhere.example.com/"}),
+            "is not among callbacks.hosts",
+        ),
+        (json!({"callback_url": "not a url"}), "callback_url"),
+        (json!({"reply_to": "q"}), "no AMQP broker"),
+        (
+            json!({"app": "other", "callback_url": receiver.url()}),
+            "not a public address",
+        ),
+    ] {
+        for (headers, body) in uploads(&spec("wrong", &wrong), "\"u1\"\n") {
+            let (status, answer) = upload(&headers, &body).await;
+            assert_eq!(status, 400, "{answer}");
+            assert!(answer.to_string().contains(expected), "{answer}");
+        }
+    }
+    let url = json!({"callback_url": receiver.url()});
+    for number in 1..=3 {
+        // Each of them is a job of its own.
+        let spec = spec(&format!("list-{number}"), &url);
+        let (headers, body) = &uploads(&spec, "\"u1\"\n\"u2\"\n")[number - 1];
+        let (status, answer) = upload(headers, body).await;
+        assert_eq!(status, 202, "{answer}");
+        let event = receiver.until_received(number).await[number - 1].verified();
+        assert_eq!(event["job"], answer["job"]);
+        assert_eq!(event["accounts"]["sent"], 2);
+    }
+    // So much for each recipient that the list becomes several messages.
+    let large = "x".repeat(15_000);
+    let lines = (0..400).map(|number| json!({"id": format!("v{number}"), "vars": {"x": large}}));
+    let list: String = lines.map(|line| format!("{line}\n")).collect();
+    let [(headers, body), ..] = uploads(&spec("parts", &url), &list);
+    let (status, answer) = upload(&headers, &body).await;
+    assert_eq!(status, 202, "{answer}");
+    assert!(answer["messages"].as_u64() > Some(1), "{answer}");
+    place.completed(answer["job"].as_str().unwrap()).await;
+    let received = receiver.until_received(4).await;
+    assert_eq!(received.len(), 4);
+    assert_eq!(received[3].verified()["accounts"]["sent"], 400);
+    place.end(process).await;
+}
+
+/// `fanwise send` names whom to tell, and finds out before it sends anything who may not be told.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_to_be_told_can_be_said_on_the_command_line() {
+    let place = Place::embedded_with("notice-send", &callbacks("\"127.0.0.1\"", true)).await;
+    let process = place.serve().await;
+    let receiver = Receiver::start([]).await;
+    let url = receiver.url();
+    let send = async |more: &[&str]| {
+        let send = ["send", "--client-msg-no", "s1", "--text", "hi", "--json"];
+        place.run(&[&send, more, &["ana", "bob"]].concat()).await
+    };
+    for (wrong, expected) in [
+        (
+            ["--callback-url", "https://elsewhere.example.com/"],
+            "is not among callbacks.hosts",
+        ),
+        (["--reply-to", "answers"], "no AMQP broker"),
+    ] {
+        for dry in [&["--dry-run"][..], &[]] {
+            let refused = send(&[&wrong, dry].concat()).await;
+            assert_eq!(refused.code, Some(65), "{}", refused.stderr);
+            assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+        }
+    }
+    let tried = send(&["--callback-url", &url, "--dry-run"]).await;
+    assert_eq!(tried.code, Some(0), "{}", tried.stderr);
+    let tried: Value = serde_json::from_str(&tried.stdout).unwrap();
+    assert_eq!(tried["recipients"], 2);
+    assert!(receiver.received().is_empty());
+    let sent = send(&["--callback-url", &url]).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    let sent: Value = serde_json::from_str(&sent.stdout).unwrap();
+    let event = receiver.until_received(1).await[0].verified();
+    assert_eq!(
+        (&event["job"], &event["accounts"]["sent"]),
+        (&sent["job"], &json!(2))
+    );
     place.end(process).await;
 }
 

@@ -2,7 +2,7 @@
 //! requests and TLS; on `fanwise serve` with the embedded engine, and for jobs over AMQP on servers.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,6 +33,7 @@ struct Place {
     mock: MockHandle,
     config: PathBuf,
     port: u16,
+    admin: u16,
     client: Client,
     scheme: &'static str,
     _scratch: Scratch,
@@ -61,7 +62,7 @@ impl Place {
         let (address, handle) = (mock.addr(), mock.handle());
         let stop = CancellationToken::new();
         tokio::spawn(mock.run(stop.clone().cancelled_owned()));
-        let port = free_port();
+        let (port, admin) = (free_port(), free_port());
         let config = format!(
             r#"
             [embedded]
@@ -70,7 +71,7 @@ impl Place {
             listen = "127.0.0.1:{port}"
             {gateway}
             [admin]
-            listen = "127.0.0.1:{}"
+            listen = "127.0.0.1:{admin}"
             [targets.im]
             type = "wukongim"
             version = "v3"
@@ -87,12 +88,12 @@ impl Place {
             {apps}
             "#,
             scratch.path().join("data"),
-            free_port(),
         );
         Self {
             mock: handle,
             config: scratch.write("fanwise.toml", config),
             port,
+            admin,
             client: Client::new(ClientSettings::defaults()),
             scheme: "http",
             _scratch: scratch,
@@ -149,6 +150,18 @@ impl Place {
             headers: reply.headers,
             body: serde_json::from_slice(&reply.body).unwrap_or_default(),
         }
+    }
+
+    async fn metrics(&self) -> String {
+        let uri = format!("http://127.0.0.1:{}/metrics", self.admin);
+        let request = Request {
+            method: "GET".parse().unwrap(),
+            uri: uri.parse().unwrap(),
+            headers: HeaderMap::new(),
+            body: "".into(),
+        };
+        let reply = self.client.send(request, BOUND).await.unwrap();
+        String::from_utf8(reply.body.to_vec()).unwrap()
     }
 
     async fn get(&self, path: &str, token: Option<&str>) -> Answer {
@@ -437,6 +450,13 @@ async fn before_accept_decides() {
     for refused in ["to-spam", "to-odd", "to-shut"] {
         assert_eq!(place.text_for(refused), None);
     }
+    let metrics = place.metrics().await;
+    for (result, count) in [("allow", 1), ("deny", 1), ("change", 2), ("failed", 3)] {
+        let line = format!("fanwise_before_accept_total{{result=\"{result}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+    let line = "fanwise_before_accept_duration_seconds_count 7\n";
+    assert!(metrics.contains(line), "{metrics}");
     let log = end(process).await;
     assert!(log.contains("before_accept has not decided"), "{log}");
     assert!(!log.contains("m0derator"), "{log}");
@@ -496,6 +516,10 @@ async fn uploads_and_drop_in_calls_are_held_to_the_rules() {
             .send("POST", "/message/sendbatch", &headers, body)
             .await
     };
+    let nobody = [("content-type", "application/json")];
+    let stranger = place.send("POST", "/message/sendbatch", &nobody, "{}".to_owned());
+    let stranger = stranger.await;
+    assert_eq!((stranger.status, stranger.body), (401, Value::Null));
     assert_eq!(call("many", 4).await.status, 403);
     assert_eq!(call("spam", 1).await.status, 403);
     assert_eq!(call("fine", 3).await.status, 200);
@@ -599,6 +623,48 @@ async fn the_gateway_speaks_tls() {
     let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
     assert_eq!(shown["state"], "completed");
     end(process).await;
+}
+
+/// A connection that trusts one certificate only.
+async fn trusts(port: u16, certificate: &Path) -> bool {
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(pinned(certificate).unwrap()));
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let name = "fanwise.test".try_into().unwrap();
+    connector.connect(name, stream).await.is_ok()
+}
+
+/// A certificate that is renewed is served without a restart, and one that is spoilt is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_served() {
+    let (first, second) = (Scratch::new("permit-first"), Scratch::new("permit-second"));
+    let (old, new) = (certificate(&first), certificate(&second));
+    let served = Scratch::new("permit-renew");
+    let (crt, key) = (served.path().join("crt.pem"), served.path().join("key.pem"));
+    std::fs::copy(&old.0, &crt).unwrap();
+    std::fs::copy(&old.1, &key).unwrap();
+    let gateway = format!("tls_certificate = {crt:?}\ntls_key = {key:?}");
+    let place = Place::within(served, &gateway, "[apps.shop]\ntarget = \"im\"").await;
+    let mut process = place.serve().await;
+    assert!(trusts(place.port, &old.0).await);
+    assert!(!trusts(place.port, &new.0).await);
+
+    // Half of it is no pair, and changes nothing.
+    std::fs::copy(&new.0, &crt).unwrap();
+    process
+        .until_prints("the certificate that was read last is still served", BOUND)
+        .await;
+    assert!(trusts(place.port, &old.0).await);
+    std::fs::copy(&new.1, &key).unwrap();
+    until("the new certificate to be served", BOUND, async || {
+        trusts(place.port, &new.0).await.then_some(())
+    })
+    .await;
+    assert!(!trusts(place.port, &old.0).await);
+    let log = end(process).await;
+    assert!(
+        log.contains("another certificate is served from now on"),
+        "{log}"
+    );
 }
 
 /// A gateway that everybody could use does not start, unless that is what the configuration says.

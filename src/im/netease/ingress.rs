@@ -108,6 +108,7 @@ impl No {
     /// What a refusal of ours is in the vendor's codes.
     pub(in crate::im) fn of(refusal: &Refusal<'_>) -> Self {
         match refusal {
+            Refusal::Unreadable(what) => Self::parameter(*what),
             Refusal::Problems(problems) => Self::parameter(summary(problems)),
             Refusal::Conflict => {
                 Self::parameter("the id of this request was used for another message")

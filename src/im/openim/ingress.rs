@@ -221,6 +221,7 @@ impl Ingress for OpenImIngress {
 
     fn refuse(&self, refusal: &Refusal<'_>) -> Spoken {
         let (status, refused) = match refusal {
+            Refusal::Unreadable(what) => (StatusCode::BAD_REQUEST, Refused::unbound(*what)),
             Refusal::Problems(problems) => (StatusCode::OK, Refused::new(ARGS, summary(problems))),
             Refusal::Conflict => {
                 let detail = "this operationID was used for another message";

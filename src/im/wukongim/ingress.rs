@@ -165,6 +165,7 @@ impl Ingress for WukongImIngress {
 
     fn refuse(&self, refusal: &Refusal<'_>) -> Spoken {
         let refused = match refusal {
+            Refusal::Unreadable(what) => Refused::bad(*what),
             Refusal::Problems(problems) => Refused::bad(summary(problems)),
             Refusal::Conflict => Refused::bad("this client_msg_no was used for another message"),
             Refusal::Replayed => Refused::bad("the call came before"),

@@ -1,8 +1,8 @@
 //! One contract, two engines: every test here is written against the ports and runs on the embedded
 //! engine, always, and on RabbitMQ and Redis when they are there.
 //!
-//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`]: the tests, each with
-//!   one line per engine that runs it.
+//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`]: the
+//!   tests, each with one line per engine that runs it.
 //! - [`crash`]: a real process with the embedded engine, killed again and again. The servers' crashes
 //!   are tested beside their own tests, which start servers that may be killed.
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, Directives, Ledger, Limiter, Outgoing, Quotas, Route, Shelves, Templates,
+    Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Quotas, Route, Shelves, Templates,
 };
 use fanwise::{amqp, embedded, store};
 
@@ -54,6 +54,7 @@ mod crash;
 mod directives;
 mod ledger;
 mod limiter;
+mod nonces;
 mod quotas;
 mod templates;
 
@@ -75,7 +76,7 @@ trait BrokerBench {
 
 /// A ledger, limiter and directives of one test.
 trait StoreBench {
-    type Store: Ledger + Limiter + Directives + Templates + Quotas + Sync;
+    type Store: Ledger + Limiter + Directives + Templates + Quotas + Nonces + Sync;
 
     fn store(&self) -> &Self::Store;
 }

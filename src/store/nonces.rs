@@ -1,0 +1,20 @@
+//! Signed requests that came before: one key each, which goes by itself.
+
+use std::time::Duration;
+
+use redis::Value;
+
+use super::Store;
+use crate::ports::{LedgerError, Nonces};
+
+impl Nonces for Store {
+    async fn is_new(&self, nonce: &str, lives: Duration) -> Result<bool, LedgerError> {
+        let mut cmd = redis::cmd("SET");
+        cmd.arg(self.0.keys.nonce(nonce))
+            .arg(1)
+            .arg("NX")
+            .arg("PX")
+            .arg(lives.as_millis().max(1) as u64);
+        Ok(self.0.connection.command(&cmd).await? != Value::Nil)
+    }
+}
