@@ -11,6 +11,7 @@ mod context;
 mod credential;
 mod deliver;
 mod enumerate;
+mod heed;
 mod intake;
 mod lanes;
 mod notice;
