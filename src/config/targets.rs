@@ -159,8 +159,9 @@ fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String,
 
 /// `type = "wukongim"`: `url` (required), `version` (required: `v1`, `v2`, `v3`), `token` or
 /// `token_file`, `sender`, `packed` (false), `subscribers` (false), `recipients_per_call` (100; to
-/// 1000, of calls for many), `payload_bytes_max` (32767; to 1048576), `client_msg_no` (`per_recipient` or `job`), `probe` (false),
-/// `manager_url`, `manager_user`, `manager_password` or `manager_password_file`.
+/// 1000, of calls for many), `payload_bytes_max` (32767; to 1048576), `client_msg_no`
+/// (`per_recipient` or `job`), `probe` (false), `manager_url`, `manager_user`, `manager_password` or
+/// `manager_password_file`.
 fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Settings {
     use wukongim::{ClientMsgNo, Manager, Settings, Version};
     let versions = [
