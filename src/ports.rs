@@ -1064,6 +1064,8 @@ pub trait Directory: Send + Sync {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     pub users: Vec<String>,
+    /// How many users all pages together have, where the target says so and can be believed.
+    pub total: Option<u64>,
     /// Where the next page begins; nothing after the last one.
     pub next: Option<String>,
 }

@@ -24,7 +24,7 @@ use crate::domain::letters::{DeadFilter, DeadRow, Wanted, read_letter};
 use crate::domain::slice::Head;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{
-    self, Around, JobDetail, JobList, KeptLine, PurgeRequest, Purged, RecipientFate, Redrive,
+    self, JobDetail, JobList, KeptLine, PurgeRequest, Purged, RecipientFate, Redrive,
     RedriveRequest, Redriven, Verification,
 };
 use crate::im::http::{Client, ClientSettings};
@@ -134,8 +134,7 @@ impl Access {
                 let Some(record) = direct.job(job).await? else {
                     return Ok(None);
                 };
-                let around = direct.around(&record)?;
-                let detail = gateway::detail(direct.ledger()?, record, &around).await;
+                let detail = gateway::detail(direct.ledger()?, &direct.facts, record).await;
                 detail.map(Some).or_exit(Exit::Unavailable)
             }
             Self::Server(server) => server.get(&format!("/v1/jobs/{job}")).await,
@@ -342,25 +341,6 @@ impl Direct {
 
     async fn job(&self, job: JobId) -> Result<Option<JobRecord>, Failure> {
         self.ledger()?.job(job).await.or_exit(Exit::Unavailable)
-    }
-
-    /// What the configuration says about the speed of a job.
-    fn around(&self, record: &JobRecord) -> Result<Around, Failure> {
-        let config = self.config.targets.get(&record.target);
-        let built = config.map(|config| crate::im::build(&record.target, &config.settings));
-        let recipients_per_call = match built {
-            Some(Ok(target)) => target.profile().recipients_per_call.max(1),
-            Some(Err(problems)) => {
-                return Err(Failure::message(Exit::BadConfig, summary(&problems)));
-            }
-            None => 1,
-        };
-        let app = self.config.apps.get(&record.app);
-        Ok(Around {
-            target: config.and_then(|config| config.limit),
-            recipients_per_call,
-            app: app.and_then(|app| app.limit),
-        })
     }
 }
 

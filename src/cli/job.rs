@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use serde::Serialize;
 use serde_json::json;
 
 use super::access::Access;
@@ -14,9 +13,9 @@ use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::letters::{moment, not_a_moment};
 use crate::exit::{Exit, Failure};
-use crate::gateway::{JobDetail, Verification};
+use crate::gateway::Verification;
 use crate::ports::{JobFilter, JobState};
-use crate::steer::{Command, Hindrance};
+use crate::steer::Command;
 use crate::worker::{now_ms, rfc3339};
 
 #[derive(Debug, Subcommand)]
@@ -231,26 +230,11 @@ async fn list(access: &Access, args: &ListArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// A job with what stops it or slows it down.
-#[derive(Serialize)]
-struct Shown<'a> {
-    #[serde(flatten)]
-    detail: &'a JobDetail,
-    hindrances: &'a [Hindrance],
-}
-
 async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     let detail = access.detail(args.name.id()).await?;
     let detail = detail.ok_or_else(|| unknown(&args.name))?;
-    let hindrances = match detail.record.state {
-        JobState::Running => access.hindrances(&detail.record).await?,
-        JobState::Completed => Vec::new(),
-    };
     if args.json {
-        output::json(&Shown {
-            detail: &detail,
-            hindrances: &hindrances,
-        })?;
+        output::json(&detail)?;
         return Ok(Exit::Ok);
     }
     let job = &detail.record;
@@ -259,7 +243,7 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     output::line(format!("client_msg_no  {}", job.client_msg_no))?;
     output::line(format!("target         {}", job.target))?;
     output::line(format!("state          {}", job.state.as_str()))?;
-    for hindrance in &hindrances {
+    for hindrance in &detail.hindrances {
         output::line(format!("hindered by    {}", hindrance.what))?;
     }
     for warning in &job.warnings {
@@ -297,12 +281,6 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     }
     if let Some(seconds) = detail.eta_seconds {
         output::line(format!("time left      about {} s", grouped(seconds)))?;
-    }
-    for limiting in &detail.limited_by {
-        let until = limiting.until.as_deref();
-        let until = until.map_or_else(String::new, |until| format!(", until {until}"));
-        output::line(format!("limited by     {}{until}", limiting.by.as_str()))?;
-        output::line(format!("               {}", limiting.detail))?;
     }
     Ok(Exit::Ok)
 }

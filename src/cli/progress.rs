@@ -62,8 +62,12 @@ async fn limiting(access: &Access, record: &JobRecord, stands: bool) -> Result<S
     if !stands {
         return Ok(String::new());
     }
-    let hindrances = access.hindrances(record).await?.into_iter();
-    let whats: Vec<_> = hindrances.map(|it| it.what).collect();
+    let detail = access.detail(record.job).await?;
+    let hindrances = detail.into_iter().flat_map(|it| it.hindrances);
+    let whats: Vec<_> = hindrances
+        .filter(|it| it.cause.is_meant())
+        .map(|it| it.what)
+        .collect();
     Ok(whats.join("; "))
 }
 

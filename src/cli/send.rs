@@ -1,8 +1,9 @@
 //! `fanwise send`: submits a job from the shell: of flags, or of a file in which flags take the place of
 //! fields. Lists longer than one message holds travel as parts of one job.
 //!
-//! All users of a target are sent to only after a confirmation: how many they are, the target alone
-//! knows.
+//! All users of a target are sent to without a question only when they are few. How many they are, the
+//! target is asked itself, with what the configuration says of it; so the same holds whether a job is
+//! published to the broker or handed to a server. Where it cannot tell, the question is asked.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,6 +17,7 @@ use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::access::Access;
+use super::output::grouped;
 use super::recipients::{self, ListFormat, Reading};
 use super::{checked_config, form, output, progress};
 use crate::app;
@@ -27,8 +29,11 @@ use crate::domain::job::{
     MessageDocument, Part,
 };
 use crate::domain::lane::Priority;
+use crate::domain::outcome::Answer;
 use crate::exit::{Exit, Failure, OrExit as _};
+use crate::im::http::{Client, ClientSettings};
 use crate::ports::{JobRecord, JobState, fit};
+use crate::worker::{Census, census};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -69,6 +74,9 @@ pub(super) struct SendArgs {
     /// All users are meant: do not ask
     #[arg(long, visible_alias = "confirm-all")]
     yes: bool,
+    /// Ask before sending to more users than this, or to so many that the target cannot tell
+    #[arg(long, value_name = "USERS", default_value_t = 100, requires = "all")]
+    confirm_above: u64,
     /// Leave this recipient out (can be repeated)
     #[arg(long, value_name = "RECIPIENT")]
     exclude: Vec<String>,
@@ -165,7 +173,7 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
         });
     }
     if args.all && !args.yes {
-        confirm(&job.target)?;
+        args.confirm(&job.target, &config).await?;
     }
     let access = Access::of(&config)?;
     let before = if args.wait {
@@ -229,29 +237,47 @@ impl Checked {
     }
 }
 
-/// Asks on the terminal whether all users are meant.
-fn confirm(target: &str) -> Result<(), Failure> {
-    let refused = |what| Err(Failure::message(Exit::Usage, what));
-    if !std::io::stdin().is_terminal() {
-        return refused(format!(
-            "nothing was sent: this is for all users of {target}; confirm it with --yes"
-        ));
-    }
+/// What is to be confirmed before all users are sent to; nothing where they are known to be few.
+fn to_confirm(
+    target: &str,
+    found: Result<Census, Answer>,
+    above: u64,
+    excluded: usize,
+) -> Option<String> {
+    let reached = match found {
+        Ok(Census::Exactly(users)) if users <= above => return None,
+        Ok(Census::Exactly(users)) => grouped(users),
+        Ok(Census::AtLeast(users)) => format!("at least {}", grouped(users)),
+        Err(answer) => {
+            return Some(format!(
+                "this reaches all users of target {target}, and how many they are cannot be told \
+                 ({}: {})",
+                answer.code, answer.text
+            ));
+        }
+    };
+    let excluded = match excluded {
+        0 => String::new(),
+        some => format!(", less {some} excluded"),
+    };
+    Some(format!(
+        "this reaches {reached} users of target {target}{excluded}"
+    ))
+}
+
+/// Asks a question on the terminal that is to be answered with yes.
+fn is_meant(what: &str) -> Result<bool, Failure> {
+    let (first, rest) = what.split_at(1);
     let mut stderr = std::io::stderr();
     // A prompt that cannot be shown is not answered either.
-    let _ = write!(
-        stderr,
-        "This is for ALL users of {target}. To go on, type the name of the target: "
-    );
+    let _ = write!(stderr, "{}{rest}. Go on? [y/N] ", first.to_uppercase());
     let _ = stderr.flush();
     let mut typed = String::new();
     std::io::stdin()
         .read_line(&mut typed)
         .or_exit(Exit::Usage)?;
-    if typed.trim() == target {
-        return Ok(());
-    }
-    refused("nothing was sent: not confirmed".to_owned())
+    let typed = typed.trim().to_lowercase();
+    Ok(typed == "y" || typed == "yes")
 }
 
 /// The fields of a job, or of one of its objects, as JSON: what a file says is passed on byte for byte.
@@ -283,6 +309,26 @@ fn object(fields: &Fields, name: &str) -> Result<Fields, Failure> {
 }
 
 impl SendArgs {
+    /// Has it confirmed that all users are meant, unless they are few.
+    async fn confirm(&self, name: &str, config: &Config) -> Result<(), Failure> {
+        let target = app::target(config, name)?;
+        let patience = config.targets.get(name).map(|it| it.call_timeout);
+        let client = Client::new(ClientSettings::defaults());
+        let found = census(&*target, &client, patience.unwrap_or_default()).await;
+        let excluded = self.exclude.len();
+        let Some(what) = to_confirm(name, found, self.confirm_above, excluded) else {
+            return Ok(());
+        };
+        let refused = |what| Err(Failure::message(Exit::Usage, what));
+        if !std::io::stdin().is_terminal() {
+            return refused(format!("nothing was sent: {what}; confirm it with --yes"));
+        }
+        match is_meant(&what)? {
+            true => Ok(()),
+            false => refused("nothing was sent: not confirmed".to_owned()),
+        }
+    }
+
     /// Recipients from the arguments and the file, in that order.
     fn recipients(&self) -> Result<Vec<MemberDocument>, Failure> {
         let mut all: Vec<MemberDocument> =
@@ -618,6 +664,26 @@ fn report(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::outcome::Class;
+
+    #[test]
+    fn many_users_and_an_unknown_number_are_to_be_confirmed() {
+        let what = |found, excluded| to_confirm("im", found, 100, excluded);
+        assert_eq!(what(Ok(Census::Exactly(100)), 0), None);
+        let many = what(Ok(Census::Exactly(1_204_331)), 0).unwrap();
+        assert_eq!(many, "this reaches 1,204,331 users of target im");
+        let less = what(Ok(Census::Exactly(101)), 2).unwrap();
+        assert_eq!(less, "this reaches 101 users of target im, less 2 excluded");
+        // Fewer than the threshold on the first page say nothing of the rest.
+        let some = what(Ok(Census::AtLeast(50)), 0).unwrap();
+        assert_eq!(some, "this reaches at least 50 users of target im");
+        let unknown = what(Err(Answer::new(Class::Config, "401", "token is wrong")), 0);
+        assert_eq!(
+            unknown.unwrap(),
+            "this reaches all users of target im, and how many they are cannot be told (401: token is \
+             wrong)"
+        );
+    }
 
     #[test]
     fn long_lists_become_parts_that_fit() {

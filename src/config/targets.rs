@@ -159,8 +159,9 @@ fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String,
 
 /// `type = "wukongim"`: `url` (required), `version` (required: `v1`, `v2`, `v3`), `token` or
 /// `token_file`, `sender`, `packed` (false), `subscribers` (false), `recipients_per_call` (100; to
-/// 1000, of calls for many), `client_msg_no` (`per_recipient` or `job`), `probe` (false),
-/// `manager_url`, `manager_user`, `manager_password` or `manager_password_file`.
+/// 1000, of calls for many), `payload_bytes_max` (32767; to 1048576), `client_msg_no`
+/// (`per_recipient` or `job`), `probe` (false), `manager_url`, `manager_user`, `manager_password` or
+/// `manager_password_file`.
 fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Settings {
     use wukongim::{ClientMsgNo, Manager, Settings, Version};
     let versions = [
@@ -174,6 +175,7 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
     ];
     let per_call = Settings::RECIPIENTS_PER_CALL as u64;
     let most = Settings::RECIPIENTS_PER_CALL_MAX as u64;
+    let payload = Settings::PAYLOAD_BYTES_MAX as u64;
     let version = section.required_choice("version", &versions, findings);
     let number = section.choice("client_msg_no", "per_recipient", &numbers, findings);
     let user = section.optional_text("manager_user", findings);
@@ -189,6 +191,8 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
         packed: section.boolean("packed", false, findings),
         subscribers: section.boolean("subscribers", false, findings),
         recipients_per_call: section.integer("recipients_per_call", per_call, 1..=most, findings)
+            as usize,
+        payload_bytes_max: section.integer("payload_bytes_max", payload, 1..=1 << 20, findings)
             as usize,
         client_msg_no: number.unwrap_or(ClientMsgNo::PerRecipient),
         probe: section.boolean("probe", false, findings),
@@ -236,47 +240,97 @@ fn read_openim(section: &mut Section, findings: &mut Findings) -> openim::Settin
 }
 
 /// `type = "netease"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
-/// `message_ids` (false), `recipients_per_call` (500, or 100 with `message_ids`, which are also the
-/// most), `body_length_max` (5000; to 20000), `trust_request_id` (false).
+/// `message_ids` (false), `recipients_per_call` (500, or 100 with `message_ids`; to 1000),
+/// `body_length_max` (5000), `extension_length_max` (1024), `push_text_length_max` (500) and
+/// `push_payload_length_max` (2048; each to 20000), `block` (1m) and `single_block` (10s; each 1s to
+/// 1h), `trust_request_id` (false).
 fn read_netease(section: &mut Section, findings: &mut Findings) -> netease::Settings {
     use netease::Settings;
     let message_ids = section.boolean("message_ids", false, findings);
-    let most = if message_ids {
-        Settings::RECIPIENTS_WITH_IDS as u64
-    } else {
-        Settings::RECIPIENTS_PER_CALL as u64
-    };
-    let body = Settings::BODY_LENGTH_MAX as u64;
+    let documented = Settings::documented_per_call(message_ids);
+    let most = Settings::RECIPIENTS_PER_CALL_MAX;
+    let extension = Settings::EXTENSION_LENGTH_MAX;
     let (url, app_key, app_secret) = read_account(section, findings);
+    let [push_text_length_max, push_payload_length_max] = read_push_lengths(section, findings);
+    let [block, single_block] = read_blocks(section, findings);
     Settings {
         sender: section.optional_text("sender", findings),
         message_ids,
-        recipients_per_call: Some(
-            section.integer("recipients_per_call", most, 1..=most, findings) as usize,
-        ),
-        body_length_max: section.integer("body_length_max", body, 1..=20_000, findings) as usize,
+        recipients_per_call: Some(read_per_call(section, documented, most, findings)),
+        body_length_max: section.length("body_length_max", Settings::BODY_LENGTH_MAX, findings),
+        extension_length_max: section.length("extension_length_max", extension, findings),
+        push_text_length_max,
+        push_payload_length_max,
+        block,
+        single_block,
         trust_request_id: section.boolean("trust_request_id", false, findings),
         ..Settings::new(url, app_key, app_secret)
     }
 }
 
 /// `type = "yunxin"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
-/// `single` (false), `recipients_per_call` (100; to 100), `text_length_max` (5000; to 20000),
-/// `trust_request_id` (false).
+/// `single` (false), `recipients_per_call` (100; to 1000), `text_length_max` (5000),
+/// `push_text_length_max` (500) and `push_payload_length_max` (2048; each to 20000), `block` (1m) and
+/// `single_block` (10s; each 1s to 1h), `trust_request_id` (false).
 fn read_yunxin(section: &mut Section, findings: &mut Findings) -> yunxin::Settings {
     use yunxin::Settings;
-    let most = Settings::RECIPIENTS_PER_CALL as u64;
-    let text = Settings::TEXT_LENGTH_MAX as u64;
+    let documented = Settings::RECIPIENTS_PER_CALL;
+    let most = Settings::RECIPIENTS_PER_CALL_MAX;
     let (url, app_key, app_secret) = read_account(section, findings);
+    let [push_text_length_max, push_payload_length_max] = read_push_lengths(section, findings);
+    let [block, single_block] = read_blocks(section, findings);
     Settings {
         sender: section.optional_text("sender", findings),
         single: section.boolean("single", false, findings),
-        recipients_per_call: section.integer("recipients_per_call", most, 1..=most, findings)
-            as usize,
-        text_length_max: section.integer("text_length_max", text, 1..=20_000, findings) as usize,
+        recipients_per_call: read_per_call(section, documented, most, findings),
+        text_length_max: section.length("text_length_max", Settings::TEXT_LENGTH_MAX, findings),
+        push_text_length_max,
+        push_payload_length_max,
+        block,
+        single_block,
         trust_request_id: section.boolean("trust_request_id", false, findings),
         ..Settings::new(url, app_key, app_secret)
     }
+}
+
+/// Recipients of one call to NetEase's cloud; more than it documents is warned about.
+fn read_per_call(
+    section: &mut Section,
+    documented: usize,
+    most: usize,
+    findings: &mut Findings,
+) -> usize {
+    let bounds = 1..=most as u64;
+    let key = "recipients_per_call";
+    let per_call = section.integer(key, documented as u64, bounds, findings) as usize;
+    if per_call > documented {
+        let what = format!(
+            "more than the {documented} that are documented; a call that is refused for it is made \
+             again in halves"
+        );
+        findings.warning(section.key(key), what);
+    }
+    per_call
+}
+
+/// The longest text and payload of a push.
+fn read_push_lengths(section: &mut Section, findings: &mut Findings) -> [usize; 2] {
+    use netease::Settings;
+    [
+        ("push_text_length_max", Settings::PUSH_TEXT_LENGTH_MAX),
+        ("push_payload_length_max", Settings::PUSH_PAYLOAD_LENGTH_MAX),
+    ]
+    .map(|(name, default)| section.length(name, default, findings))
+}
+
+/// How long NetEase's cloud blocks an application: for batches, for single calls.
+fn read_blocks(section: &mut Section, findings: &mut Findings) -> [Duration; 2] {
+    use netease::Settings;
+    [
+        ("block", Settings::BLOCK),
+        ("single_block", Settings::SINGLE_BLOCK),
+    ]
+    .map(|(name, default)| section.duration(name, default, SECOND..=HOUR, findings))
 }
 
 /// Address, AppKey and AppSecret of an application in NetEase's cloud.
@@ -289,4 +343,11 @@ fn read_account(section: &mut Section, findings: &mut Findings) -> (String, Stri
         findings.problem(section.key("app_secret"), what);
     }
     (url, app_key, secret.unwrap_or_else(|| Secret::new("")))
+}
+
+impl Section {
+    /// Longest value of a field, in UTF-16 units.
+    fn length(&mut self, name: &'static str, default: usize, findings: &mut Findings) -> usize {
+        self.integer(name, default as u64, 1..=20_000, findings) as usize
+    }
 }

@@ -514,11 +514,49 @@ fn an_application_of_netease_needs_an_address_a_key_and_a_secret() {
         assert!(problems(&whole, &[]).is_empty());
     }
     let more = r#"targets.n = { type = "netease", url = "http://im", app_key = "k", app_secret = "s",
-        message_ids = true, recipients_per_call = 101 }"#;
+        message_ids = true, recipients_per_call = 1001 }"#;
     assert_one_problem(
         more,
-        "targets.n.recipients_per_call: a whole number, 1 to 100,",
+        "targets.n.recipients_per_call: a whole number, 1 to 1000,",
     );
+}
+
+#[test]
+fn limits_of_netease_can_be_set_within_bounds() {
+    for (kind, per_call) in [("netease", 500), ("yunxin", 100)] {
+        let target = |more: &str| {
+            format!(
+                "targets.n = {{ type = \"{kind}\", url = \"http://im\", app_key = \"k\", \
+                 app_secret = \"s\", {more} }}"
+            )
+        };
+        for (more, expected) in [
+            ("block = \"500ms\"", "targets.n.block: a duration such as"),
+            ("single_block = 10", "targets.n.single_block: a duration"),
+            (
+                "push_text_length_max = 0",
+                "targets.n.push_text_length_max: a whole",
+            ),
+        ] {
+            assert_one_problem(&target(more), expected);
+        }
+        let shown = |more: &str, key: &str| {
+            let findings = loaded(&target(more), &[]).findings;
+            findings.shown[&format!("targets.n.{key}")].value.clone()
+        };
+        assert_eq!(shown("sender = \"a\"", "block"), "\"1m\"");
+        assert_eq!(shown("sender = \"a\"", "single_block"), "\"10s\"");
+        assert_eq!(shown("block = \"90s\"", "block"), "\"90s\"");
+        let warned = |count: u32| {
+            let findings = loaded(&target(&format!("recipients_per_call = {count}")), &[]).findings;
+            let fields = findings.warnings.into_iter().map(|it| it.field);
+            fields
+                .filter(|it| it.starts_with("targets."))
+                .collect::<Vec<_>>()
+        };
+        assert!(warned(per_call).is_empty());
+        assert_eq!(warned(per_call + 1), ["targets.n.recipients_per_call"]);
+    }
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn reach(method: &Method, path: &str) -> Reach {
             Some("v1"),
             Some("jobs"),
             Some(_),
-            Some("events" | "verification" | "hindrances"),
+            Some("events" | "verification"),
             None,
             _,
         ]

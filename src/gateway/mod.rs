@@ -59,15 +59,15 @@ pub use self::dropin::Desk;
 use self::events::Hub;
 pub use self::openapi::openapi;
 use self::problem::Refusal;
-pub use self::query::{Around, LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
+pub use self::query::{LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
 pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
 use self::socket::Manners;
 pub use self::steer::CONFIGURED;
 pub use self::tls::{Tls, TlsError, pinned};
 pub use self::wire::{
-    DeadList, JobDetail, JobList, JobStanding, KeptLine, LimitedBy, Limiting, PurgeRequest, Purged,
-    RecipientFate, RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob,
-    Submitted, TemplateRow, TemplateView, Verification,
+    DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, Purged, RecipientFate,
+    RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob, Submitted, TemplateRow,
+    TemplateView, Verification,
 };
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::steer::Facts;

@@ -1,4 +1,4 @@
-//! Looking at jobs: lists, one job with what limits it, and what became of one recipient.
+//! Looking at jobs: lists, one job with what hinders it, and what became of one recipient.
 //!
 //! Everything is told from what the ledger, the limiter and the shelves hold, so any process answers
 //! alike, the command line too. Nothing here changes anything.
@@ -14,20 +14,16 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::Gateway;
 use super::params::Params;
 use super::problem::Refusal;
-use super::wire::{
-    JobDetail, JobList, LimitedBy, Limiting, RecipientFate, RecipientState, Verification,
-};
-use crate::domain::directive::Go;
+use super::wire::{JobDetail, JobList, RecipientFate, RecipientState, Verification};
 use crate::domain::ids::{Fingerprinter, JobId};
 use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
-use crate::domain::limits::{Cost, Rate};
 use crate::domain::outcome::Outcome;
 use crate::ports::{
     Broker, BrokerError, ClaimState, JobFilter, JobPlace, JobQuery, JobRecord, JobState,
-    KeptMessage, LedgerError, Limit, Scope, Shelf, Shelves, Transport,
+    KeptMessage, LedgerError, Shelf, Shelves, Transport,
 };
-use crate::steer;
-use crate::worker::{Store, chain, now_ms, rfc3339};
+use crate::steer::{self, Facts};
+use crate::worker::{Store, chain, now_ms};
 
 /// Jobs in a list that asks for no number, and the most in one.
 const LIST_USUAL: usize = 50;
@@ -156,14 +152,8 @@ pub(super) async fn show<B: Broker, S: Store, T: Transport>(
     params: Params,
 ) -> Result<Json<JobDetail>, Refusal> {
     let record = find(&gateway, &job, params).await?;
-    let context = &*gateway.context;
-    let target = context.targets.get(&record.target);
-    let around = Around {
-        target: target.and_then(|target| target.limit),
-        recipients_per_call: target.map_or(1, |target| target.target.profile().recipients_per_call),
-        app: context.apps.get(&record.app).and_then(|app| app.limit),
-    };
-    Ok(Json(detail(&context.store, record, &around).await?))
+    let store = &gateway.context.store;
+    Ok(Json(detail(store, &gateway.facts, record).await?))
 }
 
 pub(super) async fn verify<B: Broker, S: Store, T: Transport>(
@@ -181,172 +171,22 @@ pub(super) async fn verify<B: Broker, S: Store, T: Transport>(
     }))
 }
 
-/// What the configuration says about how fast a job may go.
-#[derive(Clone, Copy, Debug)]
-pub struct Around {
-    pub target: Option<Rate>,
-    pub recipients_per_call: usize,
-    pub app: Option<Rate>,
-}
-
 /// A job with its speed, and what keeps it from going faster.
 pub async fn detail<S: Store>(
     store: &S,
+    facts: &Facts,
     record: JobRecord,
-    around: &Around,
 ) -> Result<JobDetail, LedgerError> {
     let now = now_ms();
     let recipients_per_second = record.per_second(now);
     let eta_seconds = recipients_per_second
         .filter(|rate| *rate > 0.0)
         .map(|rate| (record.pending as f64 / rate).ceil() as u64);
-    let limited_by = match record.state {
-        JobState::Completed => Vec::new(),
-        JobState::Running => limiting(store, &record, around, recipients_per_second, now).await?,
-    };
     Ok(JobDetail {
-        record,
         recipients_per_second,
         eta_seconds,
-        limited_by,
-    })
-}
-
-/// A limit is what limits when the job goes at this share of it, or when so much of its burst is
-/// booked: between two bookings some of it comes back.
-const NEARLY_ALL: f64 = 0.9;
-const MOSTLY_BOOKED: f64 = 0.5;
-
-async fn limiting<S: Store>(
-    store: &S,
-    record: &JobRecord,
-    around: &Around,
-    rate: Option<f64>,
-    now: u64,
-) -> Result<Vec<Limiting>, LedgerError> {
-    if let Some(from) = record.not_before_ms.filter(|from| *from > now) {
-        return Ok(vec![Limiting {
-            by: LimitedBy::NotBefore,
-            detail: "it does not start before the time its producer chose".to_owned(),
-            until: Some(rfc3339(from)),
-        }]);
-    }
-    let board = steer::board(store).await?;
-    let names = [
-        record.target.as_str(),
-        record.app.as_str(),
-        &record.job.to_string(),
-    ];
-    match board.order(names, now).go {
-        Go::On => {}
-        Go::Wait(_) => {
-            return Ok(vec![Limiting {
-                by: LimitedBy::Paused,
-                detail: "the job, its app or its target is paused".to_owned(),
-                until: None,
-            }]);
-        }
-        Go::Cancelled => {
-            return Ok(vec![Limiting {
-                by: LimitedBy::Cancelled,
-                detail: "it is cancelled: recipients that wait end as their time comes".to_owned(),
-                until: None,
-            }]);
-        }
-    }
-    let mut found = Vec::new();
-    let parked = store.parked(std::slice::from_ref(&record.target)).await?;
-    for (target, park) in parked {
-        found.push(Limiting {
-            by: LimitedBy::Parked,
-            detail: format!("target {target} is parked: {park}"),
-            until: Some(rfc3339(park.until_ms)),
-        });
-    }
-    let id = record.job.to_string();
-    let limits = limits(record, &id, around);
-    let plain: Vec<_> = limits.iter().map(|(_, limit)| *limit).collect();
-    let booked = store.booked(&plain).await?;
-    for ((by, limit), booked) in limits.iter().zip(booked) {
-        let units = match limit.cost {
-            Cost::PerCall => rate.unwrap_or(0.0) / around.recipients_per_call as f64,
-            Cost::PerRecipient => rate.unwrap_or(0.0),
-        };
-        if booked >= MOSTLY_BOOKED || units >= NEARLY_ALL * limit.rate.per_second() {
-            found.push(Limiting {
-                by: *by,
-                detail: format!("{} {}: {}", limit.scope.as_str(), limit.name, limit.rate),
-                until: None,
-            });
-        }
-    }
-    if found.is_empty() {
-        found.extend(unlimited(record, rate, now));
-    }
-    Ok(found)
-}
-
-/// The limits of a job, as the worker applies them.
-fn limits<'a>(record: &'a JobRecord, id: &'a str, around: &Around) -> Vec<(LimitedBy, Limit<'a>)> {
-    let job = record.rate.as_deref().and_then(|rate| rate.parse().ok());
-    [
-        (
-            LimitedBy::TargetLimit,
-            Scope::Target,
-            record.target.as_str(),
-            around.target,
-            Cost::PerCall,
-        ),
-        (
-            LimitedBy::AppLimit,
-            Scope::App,
-            record.app.as_str(),
-            around.app,
-            Cost::PerRecipient,
-        ),
-        (LimitedBy::JobRate, Scope::Job, id, job, Cost::PerRecipient),
-    ]
-    .into_iter()
-    .filter_map(|(by, scope, name, rate, usual)| {
-        let rate: Rate = rate?;
-        let cost = rate.cost.unwrap_or(usual);
-        Some((
-            by,
-            Limit {
-                scope,
-                name,
-                rate,
-                cost,
-            },
-        ))
-    })
-    .collect()
-}
-
-/// Nothing that is written down limits the job. Right after its start there is nothing to say.
-fn unlimited(record: &JobRecord, rate: Option<f64>, now: u64) -> Option<Limiting> {
-    let (by, detail) = match rate {
-        Some(rate) if rate > 0.0 => (
-            LimitedBy::Target,
-            "no limit is reached: the target's answers take the time; more calls in flight or more \
-             workers may help"
-                .to_owned(),
-        ),
-        None if record.progress_at_ms.is_some() => return None,
-        _ => {
-            let since = record.progress_at_ms.unwrap_or(record.accepted_at_ms);
-            let seconds = now.saturating_sub(since) / 1000;
-            let detail = format!(
-                "no outcome for {seconds} s: retries wait for their time, other jobs are before it, or \
-                 no worker is running"
-            );
-            (LimitedBy::Waiting, detail)
-        }
-    };
-    Some(Limiting {
-        by,
-        detail,
-        until: None,
+        hindrances: steer::hindrances(store, facts, &record, now).await?,
+        record,
     })
 }
 

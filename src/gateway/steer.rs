@@ -1,5 +1,5 @@
 //! Routes that steer: `POST /v1/jobs/{id}:pause`, `:resume`, `:cancel`, `:rate`; the same verbs for
-//! apps and targets, `:park` and `:unpark` of targets; live limits; and what stands in their way.
+//! apps and targets, `:park` and `:unpark` of targets; and live limits.
 //!
 //! The body of a command may be empty, or `{"reason": …, "author": …, "expires_in": "30m", "rate": …}`.
 
@@ -11,7 +11,7 @@ use axum::{Json, Router};
 
 use super::Gateway;
 use super::body::Held;
-use super::params::{NoParams, Params};
+use super::params::NoParams;
 use super::problem::Refusal;
 use crate::domain::directive::{Directive, Scope, Subject};
 use crate::domain::fields::{Fields, Problem};
@@ -19,9 +19,7 @@ use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
 use crate::ports::{Broker, Shelves, Transport};
-use crate::steer::{
-    self, Command, Hindrance, LimitView, Own, SteerError, Steered, TargetView, Told,
-};
+use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, Told};
 use crate::worker::{Store, now_ms};
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
@@ -34,7 +32,6 @@ where
 {
     Router::new()
         .route("/v1/jobs/{job}", post(job::<B, S, T>))
-        .route("/v1/jobs/{job}/hindrances", get(hindrances::<B, S, T>))
         .route("/v1/apps/{app}", post(app::<B, S, T>))
         .route("/v1/targets", get(targets::<B, S, T>))
         .route("/v1/targets/{target}", post(target::<B, S, T>))
@@ -127,21 +124,6 @@ async fn limit<B: Broker, S: Store, T: Transport>(
         Ok(Command::Rate(subject, rate))
     })
     .await
-}
-
-async fn hindrances<B: Broker, S: Store, T: Transport>(
-    State(gateway): Shared<B, S, T>,
-    Path(job): Path<String>,
-    params: Params,
-) -> Result<Json<Vec<Hindrance>>, Refusal> {
-    let record = super::query::find(&gateway, &job, params).await?;
-    let own = Own {
-        not_before_ms: record.not_before_ms,
-        rate: record.rate.as_deref().and_then(|rate| rate.parse().ok()),
-    };
-    let store = &gateway.context.store;
-    let found = steer::hindrances(store, &gateway.facts, &record, own, now_ms()).await?;
-    Ok(Json(found))
 }
 
 async fn targets<B: Broker, S: Store, T: Transport>(

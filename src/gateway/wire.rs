@@ -14,6 +14,7 @@ use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::ports::{JobRecord, JobState, KeptMessage, StoredTemplate};
+use crate::steer::Hindrance;
 
 /// Answer to a job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -83,55 +84,7 @@ pub struct JobDetail {
     /// Until everybody has an outcome, at this speed.
     pub eta_seconds: Option<u64>,
     /// Empty when the job is completed, and while too little is known.
-    pub limited_by: Vec<Limiting>,
-}
-
-/// One thing that keeps a job from going faster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Limiting {
-    pub by: LimitedBy,
-    /// In words.
-    pub detail: String,
-    /// RFC 3339 time of its end, where that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub until: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LimitedBy {
-    /// Its start time has not come.
-    NotBefore,
-    /// The job, its app or its target is paused.
-    Paused,
-    /// It is cancelled, and recipients that wait are not settled yet.
-    Cancelled,
-    /// Its target is parked.
-    Parked,
-    TargetLimit,
-    AppLimit,
-    /// Its own limit.
-    JobRate,
-    /// No limit: the time the target's answers take.
-    Target,
-    /// Nothing happens: retries that wait, other jobs before it, or no worker.
-    Waiting,
-}
-
-impl LimitedBy {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NotBefore => "not_before",
-            Self::Paused => "paused",
-            Self::Cancelled => "cancelled",
-            Self::Parked => "parked",
-            Self::TargetLimit => "target_limit",
-            Self::AppLimit => "app_limit",
-            Self::JobRate => "job_rate",
-            Self::Target => "target",
-            Self::Waiting => "waiting",
-        }
-    }
+    pub hindrances: Vec<Hindrance>,
 }
 
 /// What became of one recipient of a job.

@@ -1,12 +1,13 @@
-//! Why a job does not move, or not faster.
+//! Why a job does not move, or not faster: what stops it, or else the limits it has reached, or else that
+//! nothing of ours is in its way.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, board};
-use crate::domain::directive::{Board, Directive, Kind, Scope};
-use crate::domain::limits::Rate;
-use crate::ports::{JobRecord, JobState, LedgerError, Park};
+use super::{Facts, TargetFacts, board};
+use crate::domain::directive::{Action, Board, Directive, Kind, Scope};
+use crate::domain::limits::{Cost, Rate};
+use crate::ports::{JobRecord, JobState, LedgerError, Limit, Park};
 use crate::worker::{Store, rfc3339};
 
 /// One thing that keeps a job from going on, or from going faster.
@@ -15,25 +16,57 @@ pub struct Hindrance {
     pub cause: Cause,
     /// Who, what and why.
     pub what: String,
+    /// RFC 3339 time of its end, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
+    /// Recipients that wait are not settled yet.
     Cancelled,
+    /// Its start time has not come.
     Scheduled,
+    /// The job, its app or its target.
     Paused,
+    /// Its target.
     Parked,
-    /// It moves, no faster than a rate lets it.
-    Limited,
+    TargetLimit,
+    AppLimit,
+    /// The job's own limit, or one that was set for it.
+    JobLimit,
+    /// No limit: the time the target's answers take.
+    Target,
+    /// Nothing happens: retries that wait, other jobs before it, or no worker.
+    Waiting,
 }
 
-/// What keeps a job, with what its own order says: when it may start, and its own limit.
+impl Cause {
+    /// Whether somebody wants it so, rather than that it is how things are.
+    pub fn is_meant(self) -> bool {
+        !matches!(self, Self::Target | Self::Waiting)
+    }
+
+    fn limit_of(scope: Scope) -> Self {
+        match scope {
+            Scope::Target => Self::TargetLimit,
+            Scope::App => Self::AppLimit,
+            Scope::Job => Self::JobLimit,
+        }
+    }
+}
+
+/// A limit is what limits when the job goes at this share of it, or when so much of its burst is
+/// booked: between two bookings some of it comes back.
+const NEARLY_ALL: f64 = 0.9;
+const MOSTLY_BOOKED: f64 = 0.5;
+
+/// What keeps a job; nothing when it is completed, and while too little is known.
 pub async fn hindrances<S: Store>(
     store: &S,
     facts: &Facts,
     record: &JobRecord,
-    own: Own,
     now_ms: u64,
 ) -> Result<Vec<Hindrance>, LedgerError> {
     if record.state == JobState::Completed {
@@ -41,23 +74,26 @@ pub async fn hindrances<S: Store>(
     }
     let board = board(store).await?;
     let parked = store.parked(std::slice::from_ref(&record.target)).await?;
-    let park = parked.first().map(|(_, park)| park);
-    Ok(Situation {
+    let situation = Situation {
         board: &board,
-        park,
+        park: parked.first().map(|(_, park)| park),
         facts,
         record,
-        own,
+        job: &record.job.to_string(),
         now_ms,
+    };
+    let stops = situation.stops();
+    if !stops.is_empty() {
+        return Ok(stops);
     }
-    .hindrances())
-}
-
-/// What a job says of itself.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Own {
-    pub not_before_ms: Option<u64>,
-    pub rate: Option<Rate>,
+    let limits = situation.limits();
+    let plain: Vec<_> = limits.iter().map(|(limit, _)| *limit).collect();
+    let booked = store.booked(&plain).await?;
+    let reached = situation.reached(limits, &booked);
+    if !reached.is_empty() {
+        return Ok(reached);
+    }
+    Ok(situation.unlimited().into_iter().collect())
 }
 
 struct Situation<'a> {
@@ -65,67 +101,134 @@ struct Situation<'a> {
     park: Option<&'a Park>,
     facts: &'a Facts,
     record: &'a JobRecord,
-    own: Own,
+    /// The job's id, as directives name it.
+    job: &'a str,
     now_ms: u64,
 }
 
-impl Situation<'_> {
-    /// What stops the job, or else what slows it down.
-    fn hindrances(&self) -> Vec<Hindrance> {
-        let job = self.record.job.to_string();
-        let names = [&self.record.target, &self.record.app, &job];
-        let subjects = || Scope::ALL.into_iter().zip(names);
-        if let Some(cancel) = self.find(Scope::Job, &job, Kind::Cancel) {
+impl<'a> Situation<'a> {
+    fn subjects(&self) -> impl Iterator<Item = (Scope, &'a str)> + use<'a> {
+        let names = [&*self.record.target, &*self.record.app, self.job];
+        Scope::ALL.into_iter().zip(names)
+    }
+
+    /// What stops the job.
+    fn stops(&self) -> Vec<Hindrance> {
+        if let Some(cancel) = self.find(Scope::Job, self.job, Kind::Cancel) {
             let what = format!("job {cancel}; calls under way are waited for");
-            return vec![Hindrance {
-                cause: Cause::Cancelled,
-                what,
-            }];
+            return vec![hindrance(Cause::Cancelled, what, None)];
         }
         let mut found = Vec::new();
-        for (scope, name) in subjects() {
+        for (scope, name) in self.subjects() {
             if let Some(pause) = self.find(scope, name, Kind::Pause) {
                 let what = format!("{} {pause}{}", about(scope, name), until(pause.until_ms));
-                let cause = Cause::Paused;
-                found.push(Hindrance { cause, what });
+                found.push(hindrance(Cause::Paused, what, pause.until_ms));
             }
         }
         if let Some(park) = self.park.filter(|park| park.until_ms > self.now_ms) {
-            let until = until(Some(park.until_ms));
-            let what = format!("target {} is parked{until}: {park}", self.record.target);
-            let cause = Cause::Parked;
-            found.push(Hindrance { cause, what });
+            let end = Some(park.until_ms);
+            let target = &self.record.target;
+            let what = format!("target {target} is parked{}: {park}", until(end));
+            found.push(hindrance(Cause::Parked, what, end));
         }
-        if let Some(at) = self.own.not_before_ms.filter(|at| *at > self.now_ms) {
+        if let Some(at) = self.record.not_before_ms.filter(|at| *at > self.now_ms) {
             let what = format!("not to be sent before {}", rfc3339(at));
-            let cause = Cause::Scheduled;
-            found.push(Hindrance { cause, what });
-        }
-        if found.is_empty() {
-            let limits = subjects().filter_map(|(scope, name)| self.limited(scope, name));
-            found.extend(limits);
+            found.push(hindrance(Cause::Scheduled, what, Some(at)));
         }
         found
     }
 
-    fn find(&self, scope: Scope, name: &str, kind: Kind) -> Option<&Directive> {
-        self.board.find(scope, name, kind, self.now_ms)
+    /// The limits in force, as the workers apply them, each with what is told if it is reached.
+    fn limits(&self) -> Vec<(Limit<'a>, Hindrance)> {
+        let limit = |(scope, name)| {
+            let live = self.find(scope, name, Kind::Rate);
+            let set = live.and_then(|it| match it.action {
+                Action::Rate { rate } => Some(rate),
+                Action::Pause | Action::Cancel => None,
+            });
+            let rate = set.or_else(|| self.configured(scope))?;
+            let usual = match scope {
+                Scope::Target => Cost::PerCall,
+                Scope::App | Scope::Job => Cost::PerRecipient,
+            };
+            let limit = Limit {
+                scope,
+                name,
+                rate,
+                cost: rate.cost.unwrap_or(usual),
+            };
+            let (what, end) = match live {
+                Some(live) => {
+                    let what = format!("{} {live}{}", about(scope, name), until(live.until_ms));
+                    (what, live.until_ms)
+                }
+                None => (format!("{} has the limit {rate}", about(scope, name)), None),
+            };
+            Some((limit, hindrance(Cause::limit_of(scope), what, end)))
+        };
+        self.subjects().filter_map(limit).collect()
     }
 
-    fn limited(&self, scope: Scope, name: &str) -> Option<Hindrance> {
-        let configured = match scope {
-            Scope::Target => self.facts.targets.get(name).and_then(|it| it.limit),
-            Scope::App => self.facts.apps.get(name).copied().flatten(),
-            Scope::Job => self.own.rate,
-        };
-        let cause = Cause::Limited;
-        let what = match (self.find(scope, name, Kind::Rate), configured) {
-            (Some(live), _) => format!("{} {live}{}", about(scope, name), until(live.until_ms)),
-            (None, Some(rate)) => format!("{} has the limit {rate}", about(scope, name)),
-            (None, None) => return None,
-        };
-        Some(Hindrance { cause, what })
+    fn configured(&self, scope: Scope) -> Option<Rate> {
+        match scope {
+            Scope::Target => self.target().and_then(|it| it.limit),
+            Scope::App => self.facts.apps.get(&self.record.app).copied().flatten(),
+            Scope::Job => self.record.rate.as_deref()?.parse().ok(),
+        }
     }
+
+    fn target(&self) -> Option<&TargetFacts> {
+        self.facts.targets.get(&self.record.target)
+    }
+
+    /// Those limits that the job has reached, of which so much is booked.
+    fn reached(&self, limits: Vec<(Limit<'_>, Hindrance)>, booked: &[f64]) -> Vec<Hindrance> {
+        let recipients = self.record.per_second(self.now_ms).unwrap_or(0.0);
+        let per_call = self.target().map_or(1, |it| it.recipients_per_call.max(1));
+        let is_reached = |limit: &Limit<'_>, booked: f64| {
+            let units = match limit.cost {
+                Cost::PerCall => recipients / per_call as f64,
+                Cost::PerRecipient => recipients,
+            };
+            booked >= MOSTLY_BOOKED || units >= NEARLY_ALL * limit.rate.per_second()
+        };
+        let limits = limits.into_iter().zip(booked);
+        limits
+            .filter(|((limit, _), booked)| is_reached(limit, **booked))
+            .map(|((_, hindrance), _)| hindrance)
+            .collect()
+    }
+
+    /// Nothing that is written down limits the job. Right after its start there is nothing to say.
+    fn unlimited(&self) -> Option<Hindrance> {
+        let record = self.record;
+        match record.per_second(self.now_ms) {
+            Some(rate) if rate > 0.0 => {
+                let what = "nothing but the time that the target's answers take: more calls in flight \
+                            or more workers may help";
+                Some(hindrance(Cause::Target, what.to_owned(), None))
+            }
+            None if record.progress_at_ms.is_some() => None,
+            _ => {
+                let since = record.progress_at_ms.unwrap_or(record.accepted_at_ms);
+                let seconds = self.now_ms.saturating_sub(since) / 1000;
+                let what = format!(
+                    "no outcome for {seconds} s: retries wait for their time, other jobs are before \
+                     it, or no worker is running"
+                );
+                Some(hindrance(Cause::Waiting, what, None))
+            }
+        }
+    }
+
+    fn find(&self, scope: Scope, name: &str, kind: Kind) -> Option<&'a Directive> {
+        self.board.find(scope, name, kind, self.now_ms)
+    }
+}
+
+fn hindrance(cause: Cause, what: String, until_ms: Option<u64>) -> Hindrance {
+    let until = until_ms.map(rfc3339);
+    Hindrance { cause, what, until }
 }
 
 /// A job is named above already.
@@ -145,9 +248,9 @@ fn until(ms: Option<u64>) -> String {
 mod tests {
     use super::*;
     use crate::domain::accounts::Accounts;
-    use crate::domain::directive::{Action, Subject};
+    use crate::domain::directive::Subject;
     use crate::domain::ids::JobId;
-    use crate::domain::pace::Pace;
+    use crate::domain::pace::{Mark, Pace};
     use crate::domain::slice::Shape;
     use crate::ports::ParkReason;
     use crate::steer::tests::facts;
@@ -191,24 +294,43 @@ mod tests {
         }
     }
 
-    fn causes(directives: Vec<Directive>, park: Option<&Park>, own: Own) -> Vec<(Cause, String)> {
+    /// What is told, where so much of each limit is booked.
+    fn told(
+        record: &JobRecord,
+        directives: Vec<Directive>,
+        park: Option<&Park>,
+        booked: &[f64],
+    ) -> Vec<(Cause, String)> {
         let situation = Situation {
             board: &Board::new(directives),
             park,
             facts: &facts(),
-            record: &record(),
-            own,
+            record,
+            job: &record.job.to_string(),
             now_ms: NOW,
         };
-        let found = situation.hindrances().into_iter();
-        found.map(|it| (it.cause, it.what)).collect()
+        let mut found = situation.stops();
+        if found.is_empty() {
+            found = situation.reached(situation.limits(), booked);
+        }
+        if found.is_empty() {
+            found.extend(situation.unlimited());
+        }
+        found.into_iter().map(|it| (it.cause, it.what)).collect()
+    }
+
+    fn as_told<const N: usize>(expected: [(Cause, &str); N]) -> Vec<(Cause, String)> {
+        expected
+            .map(|(cause, what)| (cause, what.to_owned()))
+            .into()
     }
 
     #[test]
-    fn a_job_says_all_that_stops_it_and_else_what_slows_it_down() {
-        let own = Own {
+    fn a_job_says_all_that_stops_it() {
+        let record = JobRecord {
             not_before_ms: Some(NOW + 60_000),
-            rate: Some("5/s".parse().unwrap()),
+            rate: Some("5/s".to_owned()),
+            ..record()
         };
         let park = Park {
             since_ms: NOW,
@@ -218,52 +340,80 @@ mod tests {
             text: "token is wrong".to_owned(),
         };
         let app = directive(Subject::new(Scope::App, "shop"), Action::Pause);
-        let found = causes(vec![app], Some(&park), own);
-        let expected = [
-            (Cause::Paused, "app shop paused by ana: wrong picture"),
-            (
-                Cause::Parked,
-                "target im is parked until 1970-01-01T00:16:41Z: config 401: token is wrong",
-            ),
-            (
-                Cause::Scheduled,
-                "not to be sent before 1970-01-01T00:17:40Z",
-            ),
-        ];
         assert_eq!(
-            found,
-            expected.map(|(cause, what)| (cause, what.to_owned()))
-        );
-        let own = Own {
-            not_before_ms: Some(NOW),
-            ..own
-        };
-        let job = Subject::new(Scope::Job, record().job.to_string());
-        let rate = Action::Rate {
-            rate: "7/s".parse().unwrap(),
-        };
-        let found = causes(vec![directive(job, rate)], None, own);
-        let expected = [
-            (Cause::Limited, "target im has the limit 100/s burst 20"),
-            (
-                Cause::Limited,
-                "job rate set to 7/s burst 1 by ana: wrong picture",
-            ),
-        ];
-        assert_eq!(
-            found,
-            expected.map(|(cause, what)| (cause, what.to_owned()))
+            told(&record, vec![app], Some(&park), &[1.0, 1.0]),
+            as_told([
+                (Cause::Paused, "app shop paused by ana: wrong picture"),
+                (
+                    Cause::Parked,
+                    "target im is parked until 1970-01-01T00:16:41Z: config 401: token is wrong",
+                ),
+                (
+                    Cause::Scheduled,
+                    "not to be sent before 1970-01-01T00:17:40Z",
+                ),
+            ])
         );
     }
 
     #[test]
+    fn a_job_that_moves_says_which_limits_it_has_reached() {
+        let record = JobRecord {
+            not_before_ms: Some(NOW),
+            rate: Some("5/s".to_owned()),
+            ..record()
+        };
+        let target = (Cause::TargetLimit, "target im has the limit 100/s burst 20");
+        let job = (Cause::JobLimit, "job has the limit 5/s burst 1");
+        let reached = |booked: &[f64]| told(&record, Vec::new(), None, booked);
+        assert_eq!(reached(&[0.5, 1.0]), as_told([target, job]));
+        assert_eq!(reached(&[0.4, 1.0]), as_told([job]));
+        // A rate that was set takes the place of the configured one.
+        let rate = Action::Rate {
+            rate: "7/s".parse().unwrap(),
+        };
+        let set = directive(Subject::new(Scope::Job, record.job.to_string()), rate);
+        let what = "job rate set to 7/s burst 1 by ana: wrong picture";
+        let found = told(&record, vec![set], None, &[0.0, 1.0]);
+        assert_eq!(found, as_told([(Cause::JobLimit, what)]));
+    }
+
+    #[test]
+    fn a_job_that_goes_at_its_limit_has_reached_it_whatever_is_booked() {
+        let mark = |at_ms, settled| Some(Mark { at_ms, settled });
+        let going = |settled: u64| JobRecord {
+            rate: Some("100/s".to_owned()),
+            progress_at_ms: Some(NOW),
+            accounts: Accounts {
+                total: 1000,
+                sent: settled,
+                ..Accounts::default()
+            },
+            pace: Pace {
+                last: mark(NOW - 5_000, 0),
+                before: None,
+            },
+            ..record()
+        };
+        let causes = |record: &JobRecord| -> Vec<_> {
+            let found = told(record, Vec::new(), None, &[0.0, 0.0]).into_iter();
+            found.map(|(cause, _)| cause).collect()
+        };
+        // 90 in a second is nine tenths of both limits.
+        assert_eq!(causes(&going(450)), [Cause::TargetLimit, Cause::JobLimit]);
+        assert_eq!(causes(&going(440)), [Cause::Target]);
+        assert_eq!(causes(&record()), [Cause::Waiting]);
+    }
+
+    #[test]
     fn a_cancelled_job_says_only_that() {
-        let job = Subject::new(Scope::Job, record().job.to_string());
+        let record = record();
+        let job = Subject::new(Scope::Job, record.job.to_string());
         let directives = vec![
             directive(job.clone(), Action::Cancel),
             directive(job, Action::Pause),
         ];
-        let found = causes(directives, None, Own::default());
+        let found = told(&record, directives, None, &[1.0]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].0, Cause::Cancelled);
     }

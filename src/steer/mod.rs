@@ -13,7 +13,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::hindrance::{Cause, Hindrance, Own, hindrances};
+pub use self::hindrance::{Cause, Hindrance, hindrances};
 pub use self::view::{LimitView, TargetState, TargetView, limits, targets};
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope, Subject};
 use crate::domain::fields::suggestion;

@@ -42,12 +42,12 @@ use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again, rung};
 use crate::domain::slice::{Addressed, CallGroup, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    Calls, Claim, ClaimState, Claimed, Lease, Limit, Lost, Outgoing, Park, ParkReason, Publisher,
-    Reason, Route, Scope, Settle, SliceRef, Standing, Transport,
+    Calls, Claim, ClaimState, Claimed, Lease, Limit, Lost, Outgoing, Publisher, Reason, Route,
+    Scope, Settle, SliceRef, Standing, Transport,
 };
 
 /// Longest wait for a limit or a parked target inside a delivery; a longer one goes on the ladder.
-const WAIT_MAX: Duration = Duration::from_secs(1);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long a slice of a newer version is left to newer workers.
 const NEWER_WAIT: Duration = Duration::from_secs(5);
@@ -892,7 +892,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 .map(|index| (*index, self.slice.attempts_of(*index)));
             self.left.push(group.collect());
         }
-        self.heed(verdict).await;
+        let context = &*self.shift.context;
+        let class = class_of(verdict);
+        context.heed(&self.target, class, verdict.of(0)).await;
     }
 
     /// Puts recipients back to be called at once in smaller calls: halves when the call as a whole was
@@ -909,46 +911,6 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             for range in contiguous(piece).into_iter().rev() {
                 self.todo.push_front(range);
             }
-        }
-    }
-
-    /// Parks the target if the answer asks for it, for all workers.
-    async fn heed(&self, verdict: &Verdict) {
-        let context = &*self.shift.context;
-        let class = class_of(verdict);
-        let answer = verdict.of(0);
-        let success = matches!(class, Class::Done | Class::Permanent);
-        let broken = self.target.note_call(success);
-        let park = match class {
-            Class::Config => Some((ParkReason::Config, self.target.config_park)),
-            Class::Throttled => {
-                let wait = answer.retry_after.unwrap_or(WAIT_MAX);
-                Some((ParkReason::Throttled, wait))
-            }
-            Class::Transient if !answer.reached => {
-                Some((ParkReason::Unreachable, broken.unwrap_or(WAIT_MAX)))
-            }
-            Class::Transient if answer.retry_after > broken => {
-                answer.retry_after.map(|wait| (ParkReason::Throttled, wait))
-            }
-            Class::Transient | Class::Uncertain => broken.map(|wait| (ParkReason::Breaker, wait)),
-            Class::Done | Class::Permanent => None,
-        };
-        let Some((reason, wait)) = park else { return };
-        let since_ms = now_ms();
-        let park = Park {
-            since_ms,
-            until_ms: since_ms.saturating_add(wait.as_millis() as u64),
-            reason,
-            code: answer.code.clone().into_owned(),
-            text: answer.text.clone().into_owned(),
-        };
-        if context.park(&self.target, park).await && reason == ParkReason::Config {
-            tracing::error!(
-                target.name = self.target.name, code = %answer.code,
-                "configuration fault, the target is parked and nobody is dead-lettered: {}",
-                answer.text
-            );
         }
     }
 

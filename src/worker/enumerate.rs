@@ -3,7 +3,8 @@
 //!
 //! The asking is a message on the target's lane, a slice without recipients that carries the cursor. So
 //! it waits for a parked target like any other slice, is retried on the ladder, and goes on where it
-//! was when a worker dies. One turn publishes the part and the next asking together, confirmed, before
+//! was when a worker dies. A fault that it meets, such as a wrong password of the directory, parks the
+//! target as one that a send meets. One turn publishes the part and the next asking together, confirmed, before
 //! its ack: a turn that is repeated publishes the same part again, which the ledger absorbs.
 //!
 //! How many parts there will be is known at the end only. Each says that one more is to come, until the
@@ -112,7 +113,8 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         };
         let mut bytes = 0;
         for _ in 0..PAGES {
-            let Page { users, next } = self.page(directory, found.next.as_deref()).await?;
+            let Page { users, next, .. } = self.page(directory, found.next.as_deref()).await?;
+            self.target.note_call(true);
             for user in users {
                 let mut id = user.into();
                 fold(&mut id, profile.folds_case);
@@ -230,19 +232,26 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
     }
 
     /// A directory that does not answer is asked again until it does: nobody can fail who is not known.
-    async fn failed(&self, answer: Answer) -> Result<Fate, Lost> {
+    /// What its answer means for the target is what it would mean for a send.
+    async fn failed(&self, mut answer: Answer) -> Result<Fate, Lost> {
         let context = &*self.shift.context;
-        let failures = self.asking.failures + 1;
-        let delay = context.settings.retry.delay(failures);
-        let wait = match answer.class {
-            Class::Config | Class::Permanent => self.target.config_park,
-            Class::Throttled => answer.retry_after.unwrap_or(delay),
-            Class::Done | Class::Transient | Class::Uncertain => delay,
+        answer.text = format!("its users cannot be listed: {}", answer.text).into();
+        // No recipient is refused here, so a refusal that stays is about how the target is set up.
+        let class = match answer.class {
+            Class::Permanent => Class::Config,
+            class => class,
         };
+        context.heed(self.target, class, &answer).await;
+        let parked = context.parked_for(&self.target.name);
+        if let (Class::Config | Class::Throttled, Some(left)) = (class, parked) {
+            return self.ask_again(left, self.asking.clone()).await;
+        }
+        let failures = self.asking.failures + 1;
+        let wait = context.settings.retry.delay(failures);
         tracing::warn!(
             job.id = %self.slice.head.id, target.name = self.target.name, code = %answer.code,
             wait_ms = wait.as_millis() as u64,
-            "the target does not list its users, it is asked again: {}", answer.text
+            "a target is asked again: {}", answer.text
         );
         let asking = Enumeration {
             failures,

@@ -7,10 +7,12 @@
 //! Neither a broker nor a store is named here; both engines run the same worker.
 
 mod call;
+mod census;
 mod context;
 mod credential;
 mod deliver;
 mod enumerate;
+mod heed;
 mod intake;
 mod lanes;
 mod notice;
@@ -24,6 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use self::census::{Census, census};
 pub use self::context::{
     AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms,
     rfc3339, today,

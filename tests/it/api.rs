@@ -342,7 +342,8 @@ async fn jobs_are_listed_and_explained(place: Place) {
         (status == 200).then_some(detail)
     })
     .await;
-    assert_eq!(detail["limited_by"][0]["by"], "not_before", "{detail}");
+    assert_eq!(detail["hindrances"][0]["cause"], "scheduled", "{detail}");
+    assert_eq!(detail["hindrances"][0]["until"], "2100-01-01T00:00:00Z");
     assert_eq!(detail["rate"], "3/s");
     assert_eq!(detail["pending"], 2);
 
@@ -369,7 +370,7 @@ async fn jobs_are_listed_and_explained(place: Place) {
     assert_eq!(by("until=1h").await, Vec::<String>::new());
     let by_key = place.get("/v1/jobs/k3?app=other").await;
     assert_eq!(by_key["job"], ids[2].as_str());
-    assert_eq!(by_key["limited_by"], json!([]));
+    assert_eq!(by_key["hindrances"], json!([]));
 
     let shell = place
         .json(&["job", "list", "--app", "other", "--state", "completed"])
@@ -381,7 +382,9 @@ async fn jobs_are_listed_and_explained(place: Place) {
     assert!(widest <= Some(80), "{}", table.stdout);
     let shown = place.run(&["job", "show", "later"]).await;
     assert!(
-        shown.stdout.contains("limited by     not_before"),
+        shown
+            .stdout
+            .contains("hindered by    not to be sent before 2100"),
         "{}",
         shown.stdout
     );
@@ -395,20 +398,20 @@ async fn what_limits_a_job_is_told() {
     let away = "[targets.away]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:1/\"";
     let place = Place::embedded_with("limits", away).await;
     let process = place.serve().await;
-    let limited = async |key: &str, by: &str| {
-        until(&format!("{key} limited by {by}"), BOUND, async || {
+    let hindered = async |key: &str, cause: &str| {
+        until(&format!("{key} hindered by {cause}"), BOUND, async || {
             let (_, job) = place
                 .ask("GET", &format!("/v1/jobs/{key}?app=other"), &Value::Null)
                 .await;
-            let all = job["limited_by"].as_array()?;
-            all.iter().find(|it| it["by"] == by).cloned()
+            let all = job["hindrances"].as_array()?;
+            all.iter().find(|it| it["cause"] == cause).cloned()
         })
         .await
     };
     let of_app = json!({"app": "other"});
     place.send("slow", &users(600), &of_app).await;
-    let found = limited("slow", "app_limit").await;
-    assert_eq!(found["detail"], "app other: 30/s burst 6");
+    let found = hindered("slow", "app_limit").await;
+    assert_eq!(found["what"], "app other has the limit 30/s burst 6");
     let eta = until("the time left", BOUND, async || {
         let slow = place.get("/v1/jobs/slow?app=other").await;
         Some((
@@ -426,12 +429,12 @@ async fn what_limits_a_job_is_told() {
             &json!({"app": "other", "target": "away"}),
         )
         .await;
-    let found = limited("away", "parked").await;
+    let found = hindered("away", "parked").await;
     assert!(
-        found["detail"]
+        found["what"]
             .as_str()
             .unwrap()
-            .starts_with("target away is parked: ")
+            .starts_with("target away is parked until ")
     );
     assert!(found["until"].is_string(), "{found}");
     place.end(process).await;
@@ -461,7 +464,7 @@ async fn events_survive_a_gateway_that_is_killed(place: Place) {
     assert_eq!(progress.id, format!("1.{settled}"));
     until("a job that is limited by its rate", BOUND, async || {
         let detail = place.get(&format!("/v1/jobs/{job}")).await;
-        (detail["limited_by"][0]["by"] == "job_rate").then_some(())
+        (detail["hindrances"][0]["cause"] == "job_limit").then_some(())
     })
     .await;
 

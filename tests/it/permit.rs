@@ -313,7 +313,6 @@ async fn a_token_opens_the_jobs_of_its_app() {
     for path in [
         format!("/v1/jobs/{id}"),
         format!("/v1/jobs/{id}/verification"),
-        format!("/v1/jobs/{id}/hindrances"),
         format!("/v1/jobs/{id}/recipients/a-u0"),
         "/v1/jobs/mine".to_owned(),
     ] {

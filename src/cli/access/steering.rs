@@ -1,4 +1,4 @@
-//! Steering what runs, and asking what stands in its way.
+//! Steering what runs.
 
 use http::Method;
 
@@ -7,10 +7,7 @@ use crate::domain::directive::Scope;
 use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::CONFIGURED;
-use crate::ports::JobRecord;
-use crate::steer::{
-    self, Command, Hindrance, LimitView, Own, SteerError, Steered, TargetView, Told,
-};
+use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, Told};
 use crate::worker::now_ms;
 
 impl Access {
@@ -33,28 +30,6 @@ impl Access {
                 })
             }
             Self::Server(server) => server.steer(command, told).await,
-        }
-    }
-
-    /// What keeps a job from going on, or from going faster.
-    pub(in crate::cli) async fn hindrances(
-        &self,
-        record: &JobRecord,
-    ) -> Result<Vec<Hindrance>, Failure> {
-        match self {
-            Self::Direct(direct) => {
-                let own = Own {
-                    not_before_ms: record.not_before_ms,
-                    rate: record.rate.as_deref().and_then(|rate| rate.parse().ok()),
-                };
-                steer::hindrances(direct.ledger()?, &direct.facts, record, own, now_ms())
-                    .await
-                    .or_exit(Exit::Unavailable)
-            }
-            Self::Server(server) => {
-                let path = format!("/v1/jobs/{}/hindrances", record.job);
-                Ok(server.get(&path).await?.unwrap_or_default())
-            }
         }
     }
 

@@ -16,7 +16,7 @@ use crate::domain::lane::Priority;
 use crate::domain::letters::DeadRow;
 use crate::domain::message::MessageDocument;
 use crate::ports::JobState;
-use crate::steer::{Hindrance, LimitView, Steered, TargetView};
+use crate::steer::{LimitView, Steered, TargetView};
 
 /// Why a request is refused (RFC 9457).
 #[derive(JsonSchema)]
@@ -274,9 +274,6 @@ fn jobs() -> Vec<Operation> {
                 "Both, and how they differ if they do.",
                 vec![json(of::<Verification>)],
             ),
-        of_job("/v1/jobs/{id}/hindrances", "showHindrances")
-            .summary("Why a job does not move, or not faster")
-            .answers(200, "All reasons.", vec![json(of::<Vec<Hindrance>>)]),
     ]
 }
 

@@ -12,7 +12,7 @@
 //! - *The sender* finds nothing in its own conversations (`msgSenderNoSense`), unless the job says so or
 //!   the sender is itself among the recipients.
 //! - *Rate.* 120 batch calls a minute for the whole application; more block it for a minute. The default
-//!   limit stays below that.
+//!   limit stays below that, and code 416 parks the target for that long.
 //!
 //! Lengths are counted in UTF-16 units. Nothing here can list accounts.
 
@@ -39,6 +39,8 @@ mod tests;
 
 pub use target::NetEase;
 
+use std::time::Duration;
+
 use self::account::{Account, length};
 use crate::domain::fields::Problem;
 use crate::domain::limits::{Cost, Rate};
@@ -57,11 +59,24 @@ pub struct Settings {
     /// recipients. Default: no.
     pub message_ids: bool,
     /// Recipients of one call. Default [`Self::RECIPIENTS_PER_CALL`], or
-    /// [`Self::RECIPIENTS_WITH_IDS`] with `message_ids`, which are also the most.
+    /// [`Self::RECIPIENTS_WITH_IDS`] with `message_ids`; at most [`Self::RECIPIENTS_PER_CALL_MAX`].
     pub recipients_per_call: Option<usize>,
     /// Longest body of a message, in UTF-16 units; some plans allow more. Default
     /// [`Self::BODY_LENGTH_MAX`].
     pub body_length_max: usize,
+    /// Longest extension (`ext`), in UTF-16 units. Default [`Self::EXTENSION_LENGTH_MAX`].
+    pub extension_length_max: usize,
+    /// Longest text of a push (`pushcontent`), in UTF-16 units. Default
+    /// [`Self::PUSH_TEXT_LENGTH_MAX`].
+    pub push_text_length_max: usize,
+    /// Longest payload of a push (`payload`), in UTF-16 units. Default
+    /// [`Self::PUSH_PAYLOAD_LENGTH_MAX`].
+    pub push_payload_length_max: usize,
+    /// How long the cloud blocks an application that made too many batch calls (code 416), and the
+    /// target rests for. Default [`Self::BLOCK`].
+    pub block: Duration,
+    /// The same for single calls, which are those for teams. Default [`Self::SINGLE_BLOCK`].
+    pub single_block: Duration,
     /// A call in doubt may be repeated: the server knows its `RequestId`. Default: no.
     pub trust_request_id: bool,
 }
@@ -69,13 +84,21 @@ pub struct Settings {
 impl Settings {
     pub const RECIPIENTS_PER_CALL: usize = 500;
     pub const RECIPIENTS_WITH_IDS: usize = 100;
+    /// For clouds that take more than is documented.
+    pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
     pub const BODY_LENGTH_MAX: usize = 5000;
+    pub const EXTENSION_LENGTH_MAX: usize = 1024;
+    pub const PUSH_TEXT_LENGTH_MAX: usize = 500;
+    pub const PUSH_PAYLOAD_LENGTH_MAX: usize = 2048;
+    /// It counts from the call that was too many, and calls during the block are refused too.
+    pub const BLOCK: Duration = Duration::from_secs(60);
+    pub const SINGLE_BLOCK: Duration = Duration::from_secs(10);
     /// Longest accid.
     pub const ACCID_LENGTH_MAX: usize = 32;
     /// A tenth below the 120 batch calls a minute after which an application is blocked.
     pub const LIMIT: Rate = Rate {
         units: 108,
-        period: std::time::Duration::from_secs(60),
+        period: Duration::from_secs(60),
         burst: 1,
         cost: Some(Cost::PerCall),
     };
@@ -89,12 +112,18 @@ impl Settings {
             message_ids: false,
             recipients_per_call: None,
             body_length_max: Self::BODY_LENGTH_MAX,
+            extension_length_max: Self::EXTENSION_LENGTH_MAX,
+            push_text_length_max: Self::PUSH_TEXT_LENGTH_MAX,
+            push_payload_length_max: Self::PUSH_PAYLOAD_LENGTH_MAX,
+            block: Self::BLOCK,
+            single_block: Self::SINGLE_BLOCK,
             trust_request_id: false,
         }
     }
 
-    fn recipients_per_call_max(&self) -> usize {
-        if self.message_ids {
+    /// Recipients of one call that the vendor documents.
+    pub(crate) fn documented_per_call(message_ids: bool) -> usize {
+        if message_ids {
             Self::RECIPIENTS_WITH_IDS
         } else {
             Self::RECIPIENTS_PER_CALL
@@ -120,15 +149,11 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
         problems,
     );
     check_sender(settings.sender.as_deref(), problems);
-    let most = settings.recipients_per_call_max();
-    let per_call = settings.recipients_per_call.unwrap_or(most);
+    let documented = Settings::documented_per_call(settings.message_ids);
+    let per_call = settings.recipients_per_call.unwrap_or(documented);
+    let most = Settings::RECIPIENTS_PER_CALL_MAX;
     if !(1..=most).contains(&per_call) {
-        let ids = if settings.message_ids {
-            " with `message_ids`"
-        } else {
-            ""
-        };
-        let what = format!("{per_call} is not 1 to {most}{ids}");
+        let what = format!("{per_call} is not 1 to {most}");
         problems.push(Problem::new("recipients_per_call", what));
     }
     Some(NetEase::new(settings.clone(), per_call, account?))

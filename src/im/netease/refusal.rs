@@ -1,20 +1,11 @@
 //! What both versions of the API have in common when they say no.
 
-use std::time::Duration;
-
 use serde::Deserialize;
 
 use crate::domain::outcome::Answer;
 use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
 use crate::im::reading::{excerpt, retry_after, unreadable};
 use crate::ports::Reply;
-
-/// How long the cloud blocks an application that made too many batch calls. It counts from the call
-/// that was too many, and calls during the block are refused too.
-pub(in crate::im) const BATCH_BLOCK: Duration = Duration::from_secs(60);
-
-/// The same for single calls.
-pub(in crate::im) const SINGLE_BLOCK: Duration = Duration::from_secs(10);
 
 /// What every reply says; version 2 calls the words `msg`.
 #[derive(Deserialize)]
@@ -73,6 +64,8 @@ pub(in crate::im) fn blames_signature(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::im::fixture::{reply, with_header};
 

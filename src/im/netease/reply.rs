@@ -5,13 +5,14 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::code;
-use super::refusal::{BATCH_BLOCK, SINGLE_BLOCK, read};
+use super::refusal::read;
 use crate::domain::outcome::{Answer, Class, Verdict};
 use crate::im::reading::{all_but, unreadable};
 use crate::ports::Reply;
@@ -25,9 +26,9 @@ struct Sent<'a> {
     msgids: Option<&'a RawValue>,
 }
 
-/// A reply of `sendBatchMsg.action`.
-pub(super) fn batch(recipients: &[&str], reply: &Reply) -> Verdict {
-    let refused = |code, said| code::answer(code, said, BATCH_BLOCK);
+/// A reply of `sendBatchMsg.action`; `block` as in [`code::answer`].
+pub(super) fn batch(recipients: &[&str], reply: &Reply, block: Duration) -> Verdict {
+    let refused = |code, said| code::answer(code, said, block);
     if let Err(answer) = read(reply, refused) {
         return Verdict::All(answer);
     }
@@ -78,8 +79,9 @@ fn with_ids(recipients: &[&str], verdict: Verdict, ids: &HashSet<String>) -> Ver
     Verdict::Each(answers.collect())
 }
 
-/// A reply of `sendMsg.action`. A success can say that moderation kept the message back.
-pub(super) fn single(reply: &Reply) -> Verdict {
+/// A reply of `sendMsg.action`; `block` as in [`code::answer`]. A success can say that moderation kept
+/// the message back.
+pub(super) fn single(reply: &Reply, block: Duration) -> Verdict {
     #[derive(Deserialize)]
     struct Sent {
         data: Data,
@@ -88,7 +90,7 @@ pub(super) fn single(reply: &Reply) -> Verdict {
     struct Data {
         antispam: bool,
     }
-    let refused = |code, said| code::answer(code, said, SINGLE_BLOCK);
+    let refused = |code, said| code::answer(code, said, block);
     if let Err(answer) = read(reply, refused) {
         return Verdict::All(answer);
     }

@@ -4,6 +4,7 @@
 //! attempt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderName, Uri};
 use serde::Deserialize;
@@ -34,10 +35,7 @@ const NAMES: Names = Names {
     latitude: "lat",
 };
 
-/// Longest values of fields, in UTF-16 units.
-const EXT_LENGTH_MAX: usize = 1024;
-const PAYLOAD_LENGTH_MAX: usize = 2048;
-const PUSH_CONTENT_LENGTH_MAX: usize = 500;
+/// Longest name of an environment, in UTF-16 units.
 const ENV_LENGTH_MAX: usize = 32;
 
 /// The one kind of group that `sendMsg.action` sends to.
@@ -127,11 +125,17 @@ impl NetEase {
             true => problem(&format!("message.native.{name}"), what),
             false => problem(field, what),
         };
+        let settings = &self.settings;
+        let extension = settings.extension_length_max;
+        let (push_text, push_payload) = (
+            settings.push_text_length_max,
+            settings.push_payload_length_max,
+        );
         for (field, name, most) in [
-            ("message", "body", self.settings.body_length_max),
-            ("options.extension", "ext", EXT_LENGTH_MAX),
-            ("options.push.payload", "payload", PAYLOAD_LENGTH_MAX),
-            ("options.push.text", "pushcontent", PUSH_CONTENT_LENGTH_MAX),
+            ("message", "body", settings.body_length_max),
+            ("options.extension", "ext", extension),
+            ("options.push.payload", "payload", push_payload),
+            ("options.push.text", "pushcontent", push_text),
             ("options.route.environment", "env", ENV_LENGTH_MAX),
         ] {
             let long = form.get(name).map_or(0, length);
@@ -240,12 +244,14 @@ impl Target for NetEase {
             Addressed::Users => Box::new(Batch {
                 account,
                 uri: self.batch.clone(),
+                block: self.settings.block,
                 job,
                 before: form.encode_up_to("toAccids"),
             }),
             Addressed::Groups(_) => Box::new(Team {
                 account,
                 uri: self.single.clone(),
+                block: self.settings.single_block,
                 job,
                 before: form.encode_up_to("to"),
             }),
@@ -310,6 +316,7 @@ fn option(head: &Head) -> Option<String> {
 struct Batch {
     account: Arc<Account>,
     uri: Uri,
+    block: Duration,
     job: String,
     /// The body up to the list of accids.
     before: Vec<u8>,
@@ -330,7 +337,7 @@ impl Calls for Batch {
     }
 
     fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
-        reply::batch(recipients, reply)
+        reply::batch(recipients, reply, self.block)
     }
 }
 
@@ -338,6 +345,7 @@ impl Calls for Batch {
 struct Team {
     account: Arc<Account>,
     uri: Uri,
+    block: Duration,
     job: String,
     /// The body up to the id of the team.
     before: Vec<u8>,
@@ -355,6 +363,6 @@ impl Calls for Team {
     }
 
     fn read(&self, _recipients: &[&str], reply: &Reply) -> Verdict {
-        reply::single(reply)
+        reply::single(reply, self.block)
     }
 }

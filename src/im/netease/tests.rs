@@ -499,7 +499,7 @@ fn wrong_settings_are_all_reported() {
     let wrong = Settings {
         sender: Some("x".repeat(33)),
         message_ids: true,
-        recipients_per_call: Some(101),
+        recipients_per_call: Some(1001),
         ..Settings::new("api.netease.im", "a\nb", Secret::new(""))
     };
     let all = [
@@ -514,10 +514,10 @@ fn wrong_settings_are_all_reported() {
         recipients_per_call: Some(count),
         ..settings()
     };
-    for wrong in [0, 501] {
+    for wrong in [0, 1001] {
         assert_eq!(fields(count(wrong)), ["targets.im.recipients_per_call"]);
     }
-    assert!(fields(count(500)).is_empty());
+    assert!(fields(count(1000)).is_empty());
     for url in [
         "",
         "im",
@@ -702,4 +702,55 @@ fn replies_to_single_sends() {
     assert_eq!(read(200, r#"{"code":404}"#).class, Class::Permanent);
     assert_eq!(read(200, "").class, Class::Uncertain);
     assert_eq!(read(504, "").class, Class::Uncertain);
+}
+
+#[test]
+fn blocks_last_as_long_as_the_settings_say() {
+    let target = build_it(Settings {
+        block: Duration::from_secs(3),
+        single_block: Duration::from_secs(2),
+        ..settings()
+    });
+    for (addressed, block) in [(Addressed::Users, 3), (Addressed::Groups(2), 2)] {
+        let mut head = head();
+        head.addressed = addressed;
+        let calls = target.open(&Arc::new(head));
+        let verdict = calls.read(&["1"], &reply(200, r#"{"code":416}"#));
+        let expected = Some(Duration::from_secs(block));
+        assert_eq!(verdict.of(0).retry_after, expected);
+    }
+}
+
+#[test]
+fn lengths_are_those_of_the_settings() {
+    let mut head = head();
+    head.content = Content::Text("x".repeat(4000));
+    head.options = Options {
+        extension: Some(raw(&format!("\"{}\"", "1".repeat(1000)))),
+        push: Some(Push {
+            text: Some("x".repeat(400)),
+            payload: Some(raw(&format!("\"{}\"", "1".repeat(2000)))),
+            ..Push::default()
+        }),
+        ..Options::default()
+    };
+    let found = |settings| -> Vec<String> {
+        let problems = build_it(settings).check(&head).into_iter();
+        problems.map(|problem| problem.field).collect()
+    };
+    assert!(found(settings()).is_empty());
+    let short = Settings {
+        body_length_max: 3999,
+        extension_length_max: 999,
+        push_text_length_max: 399,
+        push_payload_length_max: 1999,
+        ..settings()
+    };
+    let fields = [
+        "message",
+        "options.extension",
+        "options.push.payload",
+        "options.push.text",
+    ];
+    assert_eq!(found(short), fields);
 }

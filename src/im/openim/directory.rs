@@ -33,6 +33,7 @@ fn number(cursor: Option<&str>) -> u32 {
 
 #[derive(Deserialize)]
 struct Found {
+    total: Option<u64>,
     users: Option<Vec<User>>,
 }
 
@@ -65,7 +66,8 @@ impl Directory for Users {
         // The end is the first page with nobody on it: a server may give fewer a page than it was
         // asked for, and its total changes meanwhile.
         let next = (!users.is_empty()).then(|| number(cursor).saturating_add(1).to_string());
-        Ok(Page { users, next })
+        let total = found.total;
+        Ok(Page { users, total, next })
     }
 
     fn login(&self) -> Option<&dyn Login> {

@@ -1093,6 +1093,7 @@ fn all_users_are_listed_page_by_page() {
     let users = r#"{"errCode":0,"data":{"total":2,"users":[{"userID":"u1","nickname":"x"},{"userID":"ü\""}]}}"#;
     let page = |next: Option<&str>, users: &[&str]| Page {
         users: users.iter().map(|it| (*it).to_owned()).collect(),
+        total: Some(2),
         next: next.map(str::to_owned),
     };
     assert_eq!(read(None, users).unwrap(), page(Some("2"), &["u1", "ü\""]));

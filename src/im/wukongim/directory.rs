@@ -1,6 +1,9 @@
 //! The list of all users, page by page, from the manager API: `GET /cluster/users` of 2.x, `GET
 //! /manager/users` of 3.x.
 //!
+//! The `total` of 2.x is what the node that answers has stored itself, not what the cluster has, so it is
+//! not taken for the number of users; 3.x gives none.
+//!
 //! A user is somebody who ever got a token. 2.x lists from the newest to the oldest and goes on below
 //! the time of registration of the last one, in nanoseconds; who registers meanwhile is not listed. It
 //! leaves out, without a word, users that only a node knows which is away.
@@ -153,6 +156,7 @@ fn read_cluster(body: &[u8]) -> Option<Page> {
     };
     Some(Page {
         users: users.into_iter().map(|user| user.uid).collect(),
+        total: None,
         next,
     })
 }
@@ -177,6 +181,7 @@ fn read_manager(body: &[u8]) -> Option<Page> {
     };
     Some(Page {
         users: page.items.into_iter().map(|user| user.uid).collect(),
+        total: None,
         next,
     })
 }

@@ -31,7 +31,7 @@ use crate::im::ingress::{
     self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json, quoted,
     same,
 };
-use crate::im::wukongim::payload::PAYLOAD_BYTES_MAX;
+use crate::im::wukongim::Settings;
 
 const BATCH: &str = "/message/sendbatch";
 const SINGLE: &str = "/message/send";
@@ -49,7 +49,7 @@ const LIMITS: &[Limit] = &[
     },
     Limit {
         name: "payload_max",
-        default: PAYLOAD_BYTES_MAX,
+        default: Settings::PAYLOAD_BYTES_MAX,
         what: "bytes of a decoded payload; clients take no more",
     },
 ];

@@ -72,6 +72,8 @@ pub struct Settings {
     pub subscribers: bool,
     /// Users of one call for many. Default [`Self::RECIPIENTS_PER_CALL`].
     pub recipients_per_call: usize,
+    /// Longest payload, decoded. Default [`Self::PAYLOAD_BYTES_MAX`].
+    pub payload_bytes_max: usize,
     /// Default: per recipient.
     pub client_msg_no: ClientMsgNo,
     /// Calls in doubt are looked up; needs 2.2.2 or a later 2.x. Default: no.
@@ -93,6 +95,9 @@ impl Settings {
     /// What the vendor's documentation advises; the server itself has no limit.
     pub const RECIPIENTS_PER_CALL: usize = 100;
     pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
+    /// The HTTP API takes more, but clients speak a protocol that ends here and could not read the
+    /// message.
+    pub const PAYLOAD_BYTES_MAX: usize = 32_767;
     /// The one sender whose own conversation list is left alone.
     pub const SYSTEM_SENDER: &str = "____system";
 
@@ -123,6 +128,7 @@ impl Settings {
             packed: false,
             subscribers: false,
             recipients_per_call: Self::RECIPIENTS_PER_CALL,
+            payload_bytes_max: Self::PAYLOAD_BYTES_MAX,
             client_msg_no: ClientMsgNo::PerRecipient,
             probe: false,
             manager_url: None,

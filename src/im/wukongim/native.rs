@@ -10,7 +10,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
 
-use super::payload::PAYLOAD_BYTES_MAX;
 use crate::domain::fields::Problem;
 use crate::domain::slice::Head;
 
@@ -44,13 +43,13 @@ pub(super) fn of(head: &Head) -> Native<'_> {
     serde_json::from_str(json).unwrap_or_default()
 }
 
-/// What is wrong with the native fields.
-pub(super) fn check(native: &Native<'_>, problems: &mut Vec<Problem>) {
+/// What is wrong with the native fields. `most`: bytes of a payload.
+pub(super) fn check(native: &Native<'_>, most: usize, problems: &mut Vec<Problem>) {
     for (name, value) in native {
         let folded = folded(name);
         let what = match OURS.iter().find(|(ours, _)| *ours == folded) {
             Some((_, set_by)) => Some(format!("is set by {set_by}, not by native fields")),
-            None if name == PAYLOAD => payload_problem(value),
+            None if name == PAYLOAD => payload_problem(value, most),
             None => [PAYLOAD, EXPIRE]
                 .into_iter()
                 .find(|known| name != known && folded == self::folded(known))
@@ -66,17 +65,16 @@ fn folded(name: &str) -> String {
     name.to_lowercase().to_uppercase()
 }
 
-fn payload_problem(value: &RawValue) -> Option<String> {
+fn payload_problem(value: &RawValue, most: usize) -> Option<String> {
     let text: Option<String> = serde_json::from_str(value.get()).ok();
     match text.and_then(|text| STANDARD.decode(text).ok()) {
         None => Some("base64 is expected".to_owned()),
         Some(bytes) if bytes.is_empty() => Some("is empty".to_owned()),
-        Some(bytes) => size_problem(bytes.len()),
+        Some(bytes) => size_problem(bytes.len(), most),
     }
 }
 
 /// What is wrong with a payload of so many bytes.
-pub(super) fn size_problem(size: usize) -> Option<String> {
-    (size > PAYLOAD_BYTES_MAX)
-        .then(|| format!("{size} bytes, WuKongIM clients take at most {PAYLOAD_BYTES_MAX}"))
+pub(super) fn size_problem(size: usize, most: usize) -> Option<String> {
+    (size > most).then(|| format!("{size} bytes, WuKongIM clients take at most {most}"))
 }

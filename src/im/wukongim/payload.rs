@@ -15,10 +15,6 @@ use serde::Serialize;
 use crate::domain::message::{Content, File};
 use crate::im::json;
 
-/// Longest payload, decoded. The HTTP API takes more, but clients speak a protocol that ends here
-/// and could not read the message.
-pub(super) const PAYLOAD_BYTES_MAX: usize = 32_767;
-
 const TEXT: u16 = 1;
 const IMAGE: u16 = 2;
 const VOICE: u16 = 4;

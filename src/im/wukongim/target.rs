@@ -208,14 +208,15 @@ impl Target for WukongIm {
     fn check(&self, head: &Head) -> Vec<Problem> {
         let mut problems = Vec::new();
         let native = native::of(head);
-        native::check(&native, &mut problems);
+        let most = self.settings.payload_bytes_max;
+        native::check(&native, most, &mut problems);
         let mut problem = |field: &str, what: String| problems.push(Problem::new(field, what));
         if !native.contains_key(PAYLOAD) {
             if matches!(head.content, Content::Native) {
                 let what = "missing; a message of native fields alone brings its `payload`";
                 problem("message.native.payload", what.into());
             }
-            if let Some(what) = native::size_problem(payload(&head.content).len()) {
+            if let Some(what) = native::size_problem(payload(&head.content).len(), most) {
                 problem("message", what);
             }
         }

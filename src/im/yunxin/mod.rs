@@ -34,8 +34,10 @@ mod tests;
 
 pub use target::Yunxin;
 
+use std::time::Duration;
+
 use super::netease::account::Account;
-use super::netease::check_sender;
+use super::netease::{self, check_sender};
 use crate::domain::fields::Problem;
 use crate::domain::limits::{Cost, Rate};
 use crate::secret::Secret;
@@ -51,23 +53,43 @@ pub struct Settings {
     pub sender: Option<String>,
     /// One call for each user. Default: no.
     pub single: bool,
-    /// Recipients of a batch. Default [`Self::RECIPIENTS_PER_CALL`], which is also the most.
+    /// Recipients of a batch. Default [`Self::RECIPIENTS_PER_CALL`]; at most
+    /// [`Self::RECIPIENTS_PER_CALL_MAX`].
     pub recipients_per_call: usize,
     /// Longest text of a message, in UTF-16 units. Default [`Self::TEXT_LENGTH_MAX`].
     pub text_length_max: usize,
+    /// Longest text of a push (`push_content`), in UTF-16 units. Default
+    /// [`Self::PUSH_TEXT_LENGTH_MAX`].
+    pub push_text_length_max: usize,
+    /// Longest payload of a push (`push_payload`), in UTF-16 units. Default
+    /// [`Self::PUSH_PAYLOAD_LENGTH_MAX`].
+    pub push_payload_length_max: usize,
+    /// How long the target rests after too many batches (codes 416 and 107323). Default
+    /// [`Self::BLOCK`].
+    pub block: Duration,
+    /// The same after too many single calls, those for groups among them. Default
+    /// [`Self::SINGLE_BLOCK`].
+    pub single_block: Duration,
     /// A batch in doubt may be repeated: the server knows its `X-custom-traceid`. Default: no.
     pub trust_request_id: bool,
 }
 
 impl Settings {
     pub const RECIPIENTS_PER_CALL: usize = 100;
+    /// For clouds that take more than is documented.
+    pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
     pub const TEXT_LENGTH_MAX: usize = 5000;
+    pub const PUSH_TEXT_LENGTH_MAX: usize = netease::Settings::PUSH_TEXT_LENGTH_MAX;
+    pub const PUSH_PAYLOAD_LENGTH_MAX: usize = netease::Settings::PUSH_PAYLOAD_LENGTH_MAX;
+    /// How long version 2 blocks depends on the plan and is not documented: as version 1 does.
+    pub const BLOCK: Duration = netease::Settings::BLOCK;
+    pub const SINGLE_BLOCK: Duration = netease::Settings::SINGLE_BLOCK;
     /// A tenth below the 120 batch calls a minute of version 1.
-    pub const BATCH_LIMIT: Rate = super::netease::Settings::LIMIT;
+    pub const BATCH_LIMIT: Rate = netease::Settings::LIMIT;
     /// A tenth below the 100 single calls a second of the smaller plans.
     pub const SINGLE_LIMIT: Rate = Rate {
         units: 90,
-        period: std::time::Duration::from_secs(1),
+        period: Duration::from_secs(1),
         burst: 10,
         cost: Some(Cost::PerCall),
     };
@@ -81,6 +103,10 @@ impl Settings {
             single: false,
             recipients_per_call: Self::RECIPIENTS_PER_CALL,
             text_length_max: Self::TEXT_LENGTH_MAX,
+            push_text_length_max: Self::PUSH_TEXT_LENGTH_MAX,
+            push_payload_length_max: Self::PUSH_PAYLOAD_LENGTH_MAX,
+            block: Self::BLOCK,
+            single_block: Self::SINGLE_BLOCK,
             trust_request_id: false,
         }
     }
@@ -104,7 +130,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
         problems,
     );
     check_sender(settings.sender.as_deref(), problems);
-    let most = Settings::RECIPIENTS_PER_CALL;
+    let most = Settings::RECIPIENTS_PER_CALL_MAX;
     if !settings.single && !(1..=most).contains(&settings.recipients_per_call) {
         let what = format!("{} is not 1 to {most}", settings.recipients_per_call);
         problems.push(Problem::new("recipients_per_call", what));

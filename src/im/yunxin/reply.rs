@@ -1,12 +1,13 @@
 //! The reading of replies.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::code;
 use crate::domain::outcome::{Answer, Class, Verdict};
-use crate::im::netease::refusal::{BATCH_BLOCK, SINGLE_BLOCK, read};
+use crate::im::netease::refusal::read;
 use crate::im::reading::unreadable;
 use crate::ports::Reply;
 
@@ -75,9 +76,9 @@ impl Entry {
     }
 }
 
-/// A reply to a batch.
-pub(super) fn batch(recipients: &[&str], reply: &Reply) -> Verdict {
-    let refused = |code, said| code::call(code, said, BATCH_BLOCK);
+/// A reply to a batch; `block` as in [`code::call`].
+pub(super) fn batch(recipients: &[&str], reply: &Reply, block: Duration) -> Verdict {
+    let refused = |code, said| code::call(code, said, block);
     if let Err(answer) = read(reply, refused) {
         return Verdict::All(answer);
     }
@@ -111,12 +112,11 @@ pub(super) fn batch(recipients: &[&str], reply: &Reply) -> Verdict {
     }
 }
 
-/// A reply to a single message.
-pub(super) fn single(reply: &Reply) -> Verdict {
-    Verdict::All(
-        match read(reply, |code, said| code::call(code, said, SINGLE_BLOCK)) {
-            Ok(()) => Answer::done(),
-            Err(answer) => answer,
-        },
-    )
+/// A reply to a single message; `block` as in [`code::call`].
+pub(super) fn single(reply: &Reply, block: Duration) -> Verdict {
+    let refused = |code, said| code::call(code, said, block);
+    Verdict::All(match read(reply, refused) {
+        Ok(()) => Answer::done(),
+        Err(answer) => answer,
+    })
 }

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderName, Uri};
 use serde_json::value::RawValue;
@@ -32,10 +33,6 @@ const NAMES: Names = Names {
     longitude: "longitude",
     latitude: "latitude",
 };
-
-/// Longest values of fields, in UTF-16 units.
-const PUSH_CONTENT_LENGTH_MAX: usize = 500;
-const PUSH_PAYLOAD_LENGTH_MAX: usize = 2048;
 
 /// The kinds of conversation: with a user, in a team, in a large team.
 const USER: u8 = 1;
@@ -168,12 +165,12 @@ impl Target for Yunxin {
                 (
                     "options.push.text",
                     push.text.as_deref(),
-                    PUSH_CONTENT_LENGTH_MAX,
+                    self.settings.push_text_length_max,
                 ),
                 (
                     "options.push.payload",
                     payload.as_deref(),
-                    PUSH_PAYLOAD_LENGTH_MAX,
+                    self.settings.push_payload_length_max,
                 ),
             ] {
                 let long = value.map_or(0, length);
@@ -212,6 +209,7 @@ impl Target for Yunxin {
             return Box::new(Batch {
                 account,
                 uri,
+                block: self.settings.block,
                 job,
                 before,
             });
@@ -224,6 +222,7 @@ impl Target for Yunxin {
         Box::new(Single {
             account,
             path,
+            block: self.settings.single_block,
             job,
             before: up_to_message_id(&message),
             after: members,
@@ -385,6 +384,7 @@ fn up_to_message_id(message: &str) -> Vec<u8> {
 struct Batch {
     account: Arc<Account>,
     uri: Uri,
+    block: Duration,
     job: String,
     /// The body up to the list of recipients.
     before: Vec<u8>,
@@ -402,7 +402,7 @@ impl Calls for Batch {
     }
 
     fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
-        reply::batch(recipients, reply)
+        reply::batch(recipients, reply, self.block)
     }
 }
 
@@ -411,6 +411,7 @@ struct Single {
     account: Arc<Account>,
     /// The path up to the recipient.
     path: Vec<u8>,
+    block: Duration,
     job: String,
     /// The body up to the value of the message's id.
     before: Vec<u8>,
@@ -437,6 +438,6 @@ impl Calls for Single {
     }
 
     fn read(&self, _recipients: &[&str], reply: &Reply) -> Verdict {
-        reply::single(reply)
+        reply::single(reply, self.block)
     }
 }

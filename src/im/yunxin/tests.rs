@@ -432,6 +432,18 @@ fn what_a_call_cannot_carry_is_refused_at_acceptance() {
             "options.push.payload",
         ],
     );
+    let roomy = build_it(Settings {
+        push_text_length_max: 501,
+        push_payload_length_max: 2051,
+        ..settings()
+    });
+    let mut head_of_long = head();
+    head_of_long.options.push = Some(Push {
+        text: Some("x".repeat(501)),
+        payload: Some(raw(&format!("\"{}\"", "1".repeat(2049)))),
+        ..Push::default()
+    });
+    assert_eq!(roomy.check(&head_of_long), []);
     let nobody = build_it(Settings {
         sender: None,
         text_length_max: 5,
@@ -483,7 +495,7 @@ fn wrong_settings_are_all_reported() {
     };
     let wrong = Settings {
         sender: Some(" ".into()),
-        recipients_per_call: 101,
+        recipients_per_call: 1001,
         ..Settings::new("open.yunxinapi.com", "", Secret::new(""))
     };
     let all = [
@@ -648,4 +660,30 @@ fn replies_to_single_messages() {
     assert_eq!(blocked.retry_after, Some(Duration::from_secs(10)));
     assert_eq!(answer(200, "").class, Class::Uncertain);
     assert_eq!(answer(500, "").class, Class::Uncertain);
+}
+
+#[test]
+fn blocks_last_as_long_as_the_settings_say() {
+    let blocks = |single| {
+        build_it(Settings {
+            single,
+            block: Duration::from_secs(3),
+            single_block: Duration::from_secs(2),
+            ..settings()
+        })
+    };
+    for (single, addressed, block) in [
+        (false, Addressed::Users, 3),
+        (true, Addressed::Users, 2),
+        (false, Addressed::Groups(2), 2),
+    ] {
+        let mut head = head();
+        head.addressed = addressed;
+        let calls = blocks(single).open(&Arc::new(head));
+        for body in [r#"{"code":416}"#, r#"{"code":107323}"#] {
+            let verdict = calls.read(&["1"], &reply(200, body));
+            let expected = Some(Duration::from_secs(block));
+            assert_eq!(verdict.of(0).retry_after, expected, "{body}");
+        }
+    }
 }

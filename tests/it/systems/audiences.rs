@@ -266,9 +266,19 @@ async fn all_users_need_a_confirmation() {
     let world = plan.start("confirm").await;
     let worker = world.worker().await;
     let send = ["send", "--client-msg-no", "all", "--text", "Hello", "--all"];
+    let refused = world
+        .run(&[&send[..], &["--confirm-above", "4"]].concat())
+        .await;
+    assert_eq!(refused.code, Some(64), "{}", refused.stderr);
+    let many = "this reaches 5 users of target im; confirm it with --yes";
+    assert!(refused.stderr.contains(many), "{}", refused.stderr);
+    let faults = |share| world.mock.patch_faults(&json!({ "unauthorised": share }));
+    faults(Some(1.0)).unwrap();
     let refused = world.run(&send).await;
     assert_eq!(refused.code, Some(64), "{}", refused.stderr);
-    assert!(refused.stderr.contains("--yes"), "{}", refused.stderr);
+    let unknown = "how many they are cannot be told (401";
+    assert!(refused.stderr.contains(unknown), "{}", refused.stderr);
+    faults(None).unwrap();
     let told = world.run(&[&send[..], &["--dry-run"]].concat()).await;
     assert!(told.stdout.contains("to all users of im"), "{told:?}");
 
@@ -283,11 +293,16 @@ async fn all_users_need_a_confirmation() {
     let file = world.write("job.json", job.to_string());
     let refused = world.run(&["send", "--job", file.to_str().unwrap()]).await;
     assert_eq!(refused.code, Some(65), "{}", refused.stderr);
-    assert_eq!(world.mock.stats().requests, 0);
+    assert_eq!(world.mock.stats().accepted, 0);
 
     let answer = world
         .json(&["send", "--job", file.to_str().unwrap(), "--confirm-all"])
         .await;
+    let record = world.completed(answer["job"].as_str().unwrap()).await;
+    assert_eq!(record["accounts"]["sent"], 5, "{record}");
+    // Few users need no confirmation.
+    let few = ["send", "--client-msg-no", "few", "--text", "Hello", "--all"];
+    let answer = world.json(&few).await;
     let record = world.completed(answer["job"].as_str().unwrap()).await;
     assert_eq!(record["accounts"]["sent"], 5, "{record}");
     worker.drain().await;

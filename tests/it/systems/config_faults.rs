@@ -96,3 +96,86 @@ async fn a_configuration_fault_of_any_system_fails_nobody() {
     worker.drain().await;
     five.end().await;
 }
+
+/// Users that are to be sent to must be listed first. A fault met there is no other than one met by a
+/// send: an OpenIM that was given another secret, a manager of WuKongIM's whose password is wrong while
+/// the way for messages is open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_fault_met_while_users_are_listed_stops_the_job() {
+    const USERS: usize = 40;
+    let Some(mut plan) = Plan::shared() else {
+        return;
+    };
+    plan.mock.users = USERS as u64;
+    plan.mock.wukongim_manager = Some("ops:pass".parse().unwrap());
+    plan.target = "type = \"openim\"\nsecret = \"openIM123\"\nsender = \"news\"\n\
+        config_park = \"1h\""
+        .to_owned();
+    plan.more = r#"
+        [apps.default]
+        audiences = ["all"]
+        [targets.wukongim]
+        type = "wukongim"
+        version = "v3"
+        url = "http://{address}"
+        sender = "news"
+        manager_url = "http://{address}"
+        manager_user = "ops"
+        manager_password = "wrong"
+        call_timeout = "3s"
+        config_park = "1h""#
+        .to_owned();
+    let world = plan.start("unlisted-fault").await;
+    let secret = |secret| world.mock.patch_openim(&json!({ "secret": secret }));
+    secret("another").unwrap();
+    let worker = world.worker().await;
+    let mut jobs = Vec::new();
+    for (target, code) in [("im", "err_1002"), ("wukongim", "401")] {
+        let send = ["send", "--client-msg-no", target, "--target", target];
+        let to_all = ["--text", "Hello", "--all", "--yes"];
+        let answer = world.json(&[&send[..], &to_all[..]].concat()).await;
+        let job = answer["job"].as_str().unwrap().to_owned();
+        let park = until_parked(&world, target).await;
+        assert_eq!(
+            (&park["reason"], &park["code"]),
+            (&json!("config"), &json!(code)),
+            "{park}"
+        );
+        let text = park["text"].as_str().unwrap();
+        assert!(text.starts_with("its users cannot be listed: "), "{text}");
+        let listed = world.run(&["target", "list"]).await.stdout;
+        let shown = world.run(&["job", "show", &job]).await.stdout;
+        let why = format!("config {code}: {text}");
+        assert!(listed.contains(&why), "{listed}");
+        assert!(shown.contains(&why), "{shown}");
+        let parked = gauge(&worker, &parked_gauge("config", target)).await;
+        assert_eq!(parked, 1.0, "{target}");
+        assert_eq!(world.job(&job).await.unwrap()["state"], "running");
+        assert!(world.dead(&job).await.is_empty(), "{target}");
+        jobs.push((target, job));
+    }
+    assert_eq!(world.mock.stats().accepted, 0);
+    let log = worker.process.stderr();
+    let told = log.lines().filter(|it| it.contains("cannot be listed"));
+    assert_eq!(told.count(), jobs.len(), "{log}");
+    worker.drain().await;
+
+    secret("openIM123").unwrap();
+    let password = ("FANWISE_TARGETS__WUKONGIM__MANAGER_PASSWORD", "pass");
+    let worker = world.worker_with(&[password]).await;
+    for (target, job) in &jobs {
+        let unparked = world.run(&["target", "unpark", target]).await;
+        assert_eq!(unparked.code, Some(0), "{}", unparked.stderr);
+        let record = world.completed(job).await;
+        assert_eq!(record["accounts"]["sent"], USERS, "{target}: {record}");
+        assert!(world.dead(job).await.is_empty(), "{target}");
+    }
+    let accepted = world.accepted();
+    assert_eq!(accepted.len(), USERS, "{accepted:?}");
+    assert!(
+        accepted.values().all(|times| *times == jobs.len()),
+        "{accepted:?}"
+    );
+    worker.drain().await;
+    world.end().await;
+}

@@ -34,6 +34,7 @@ fn read(version: Version, cursor: Option<&str>, body: &str) -> Result<Page, Clas
 fn page(users: &[&str], next: Option<&str>) -> Result<Page, Class> {
     Ok(Page {
         users: users.iter().map(|user| (*user).to_owned()).collect(),
+        total: None,
         next: next.map(ToOwned::to_owned),
     })
 }

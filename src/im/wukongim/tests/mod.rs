@@ -167,6 +167,15 @@ fn what_an_account_cannot_carry_is_refused_at_acceptance() {
         |head| head.content = Content::Text("x".repeat(32_745)),
         &["message"],
     );
+    let roomy = build_it(Settings {
+        payload_bytes_max: 32_768,
+        ..settings(Version::V2)
+    });
+    check(
+        &*roomy,
+        |head| head.content = Content::Text("x".repeat(32_745)),
+        &[],
+    );
     let long = |head: &mut Head| head.content = Content::Custom(raw(&format!("{:32768}", 1)));
     check(&*v2, long, &[]);
     let long = |head: &mut Head| {
