@@ -345,6 +345,14 @@ async fn the_documented_requests_get_the_documented_answers() {
     );
     assert_eq!(answer["data"]["failed_list"][0]["account_id"], "bbb");
     assert_eq!(house.got("yunxin"), ["apifoxtest2"]);
+    // The vendor's SDKs have one base URL for v1 and v2.
+    let other = yunxin.replace("laborum irure", "another");
+    let path = format!("/nimserver{YUNXIN}");
+    let answer = house.signed(&path, "application/json", "n3", &other).await;
+    assert_eq!(
+        answer["data"]["success_list"][0]["receiver_id"],
+        "apifoxtest2"
+    );
     serve.kill();
 }
 

@@ -1,4 +1,5 @@
-//! What callers of `/im/v2/conversations/messages` say, and what they hear.
+//! What callers of `/im/v2/conversations/messages` say, and what they hear. The vendor's server SDKs put
+//! `/nimserver` before it (the one for Go, 1.0.0, by default), so that one base URL serves v1 and v2.
 //!
 //! Every answer is an HTTP 200 with a code in it. Who got the message, or will, is in `success_list`, and
 //! everybody else in `failed_list` with a code of its own; an entry there has the id under both names that
@@ -29,7 +30,10 @@ use crate::im::netease::account::length;
 use crate::im::netease::ingress::message::{self, Described};
 use crate::im::netease::ingress::{No, SERVER, limit, signature};
 
-const PATHS: &[&str] = &["/im/v2/conversations/messages"];
+const PATHS: &[&str] = &[
+    "/im/v2/conversations/messages",
+    "/nimserver/im/v2/conversations/messages",
+];
 
 const LIMITS: &[Limit] = &[
     limit("recipients_max", 100, "recipients of a call"),
