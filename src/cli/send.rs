@@ -18,7 +18,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::access::Access;
 use super::output::grouped;
-use super::recipients::{self, ListFormat, Reading};
+use super::recipients::{self, ListFormat};
 use super::{checked_config, form, output, progress};
 use crate::app;
 use crate::config::Config;
@@ -29,6 +29,7 @@ use crate::domain::job::{
     MessageDocument, Part,
 };
 use crate::domain::lane::Priority;
+use crate::domain::list::Reading;
 use crate::domain::outcome::Answer;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::http::{Client, ClientSettings};
@@ -334,12 +335,13 @@ impl SendArgs {
         let mut all: Vec<MemberDocument> =
             self.recipients.iter().cloned().map(Into::into).collect();
         if let Some(path) = &self.file {
+            let format = self.format.unwrap_or_else(|| ListFormat::of(path));
             let how = Reading {
-                format: self.format.unwrap_or_else(|| ListFormat::of(path)),
+                format: format.into(),
                 column: self.column.as_deref(),
                 vars: self.vars,
             };
-            if self.vars && how.format != ListFormat::Csv {
+            if self.vars && format != ListFormat::Csv {
                 let what = "--vars takes the columns of a CSV; give --format csv, or `vars` in each \
                             object of NDJSON";
                 return Err(Failure::message(Exit::Usage, what));

@@ -86,22 +86,15 @@ impl MemberDocument {
     }
 }
 
-impl From<String> for MemberDocument {
-    fn from(id: String) -> Self {
-        Self::Id(id)
+impl From<Member<'_>> for MemberDocument {
+    fn from(Member { id, vars }: Member<'_>) -> Self {
+        Self::new(id.into_owned(), vars.map(ToOwned::to_owned))
     }
 }
 
-impl From<Member<'_>> for MemberDocument {
-    fn from(member: Member<'_>) -> Self {
-        let id = member.id.into_owned();
-        match member.vars {
-            None => Self::Id(id),
-            Some(vars) => Self::WithVars {
-                id,
-                vars: vars.to_owned(),
-            },
-        }
+impl From<String> for MemberDocument {
+    fn from(id: String) -> Self {
+        Self::Id(id)
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
@@ -11,7 +12,7 @@ use std::rc::Rc;
 
 use serde::de::{DeserializeSeed, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::audience::{Member, VARS_BYTES_MAX, wrong_vars};
 use super::job::{RECIPIENT_BYTES_MAX, wrong_id};
@@ -37,12 +38,21 @@ const LINE_BYTES_MAX: u64 = 4 * VARS_BYTES_MAX as u64;
 /// Bytes read at a time.
 const BUFFER_BYTES: usize = 64 * 1024;
 
+/// How a list is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'a> {
+    pub format: Format,
+    /// The column of a CSV, or field of an NDJSON object, that holds the recipient.
+    pub column: Option<&'a str>,
+    /// The other columns of a CSV are the recipient's values, as texts; an empty cell is none.
+    pub vars: bool,
+}
+
 /// Calls `each` with the number of every line and the recipient on it, or what is wrong with it, until
 /// it breaks off. The error is the input's own.
 pub fn read(
     input: impl Read,
-    format: Format,
-    column: Option<&str>,
+    how: Reading<'_>,
     mut each: impl FnMut(u64, Result<Member<'_>, String>) -> ControlFlow<()>,
 ) -> std::io::Result<()> {
     let checked = |line: u64, found: Result<Member<'_>, String>| {
@@ -52,10 +62,10 @@ pub fn read(
         });
         each(line, found)
     };
-    match format {
+    match how.format {
         Format::Lines => read_lines(input, plain, checked),
-        Format::Ndjson => read_lines(input, |line| from_json(line, column), checked),
-        Format::Csv => read_csv(input, column, checked),
+        Format::Ndjson => read_lines(input, |line| from_json(line, how.column), checked),
+        Format::Csv => read_csv(input, how, checked),
     }
 }
 
@@ -228,7 +238,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Id<'a> {
 
 fn read_csv(
     input: impl Read,
-    column: Option<&str>,
+    how: Reading<'_>,
     mut each: impl FnMut(u64, Result<Member<'_>, String>) -> ControlFlow<()>,
 ) -> std::io::Result<()> {
     let room = Rc::new(Cell::new(0));
@@ -250,7 +260,7 @@ fn read_csv(
         let mut headings = headings.iter();
         headings.position(|heading| heading.eq_ignore_ascii_case(name.as_bytes()))
     };
-    let index = match column {
+    let index = match how.column {
         None => KEYS.iter().find_map(|key| find(key)).unwrap_or(0),
         Some(name) => match find(name) {
             Some(index) => index,
@@ -273,12 +283,37 @@ fn read_csv(
             Err(error) => return csv_problem(after, error, each),
         }
         let number = record.position().map_or(0, csv::Position::line);
-        let field = std::str::from_utf8(record.get(index).unwrap_or_default());
-        let found = field.map_err(|error| format!("not UTF-8: {error}"));
-        if each(number, found.and_then(plain)).is_break() {
+        let mut vars = None;
+        let found = match text(record.get(index).unwrap_or_default()) {
+            Ok(id) if how.vars => other_cells(&headings, &record, index).map(|values| Member {
+                id: Cow::Borrowed(id),
+                vars: Some(&**vars.insert(values)),
+            }),
+            found => found.and_then(plain),
+        };
+        if each(number, found).is_break() {
             return Ok(());
         }
     }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))
+}
+
+/// The cells beside the recipient's, by their headings.
+fn other_cells(
+    headings: &csv::ByteRecord,
+    record: &csv::ByteRecord,
+    index: usize,
+) -> Result<Box<RawValue>, String> {
+    let mut values = BTreeMap::new();
+    for (at, (heading, cell)) in headings.iter().zip(record).enumerate() {
+        if at != index && !cell.is_empty() {
+            values.insert(text(heading)?, text(cell)?);
+        }
+    }
+    to_raw_value(&values).map_err(|error| error.to_string())
 }
 
 /// A record that never ends is a problem of its line; anything else is the input's.
@@ -329,8 +364,18 @@ mod tests {
     type Found = (Vec<String>, Vec<String>);
 
     fn all(format: Format, column: Option<&str>, bytes: &[u8]) -> Found {
+        let vars = false;
+        let how = Reading {
+            format,
+            column,
+            vars,
+        };
+        all_as(how, bytes)
+    }
+
+    fn all_as(how: Reading<'_>, bytes: &[u8]) -> Found {
         let (mut good, mut bad) = Found::default();
-        read(bytes, format, column, |line, found| {
+        read(bytes, how, |line, found| {
             match found {
                 Ok(Member { id, vars: None }) => good.push(id.into_owned()),
                 Ok(Member { id, vars }) => good.push(format!("{id} {}", vars.unwrap().get())),
@@ -367,6 +412,25 @@ mod tests {
         check(Format::Ndjson, json, &["u1", "u2", "3", "4"], &[]);
         let json = "{\"id\":\"a\",\"user\":\"b\"}\n{\"vars\":{\"n\": 1},\"id\":\"c\\u0064\"}";
         check(Format::Ndjson, json, &["b", "cd {\"n\": 1}"], &[]);
+    }
+
+    #[test]
+    fn other_columns_are_values() {
+        let how = Reading {
+            format: Format::Csv,
+            column: None,
+            vars: true,
+        };
+        let csv = b"name,uid,city\nAna,u1,\"Ro\"\"me\"\nBo,u2,\n\xff,u3,\n";
+        let (good, bad) = all_as(how, csv);
+        assert_eq!(
+            good,
+            [
+                r#"u1 {"city":"Ro\"me","name":"Ana"}"#,
+                r#"u2 {"name":"Bo"}"#
+            ]
+        );
+        assert!(bad[0].starts_with("4: not UTF-8"), "{bad:?}");
     }
 
     #[test]

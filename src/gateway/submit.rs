@@ -30,7 +30,7 @@ use super::problem::Refusal;
 use super::spec::{self, SPEC_BYTES_MAX, Spec};
 use super::spool::spool;
 use super::templates;
-use super::upload::{Parts, Upload};
+use super::upload::{ListKind, Parts, Upload};
 use super::wire::{JobStanding, Submitted};
 use super::{Gateway, Open, PublisherOf};
 use crate::domain::audience::Member;
@@ -119,6 +119,7 @@ struct Wishes {
     priority: Option<Priority>,
     dry_run: bool,
     column: Option<String>,
+    vars: bool,
     /// The `client_msg_no` of a job that has none.
     key: Option<String>,
     wait: Option<Duration>,
@@ -135,16 +136,31 @@ impl Wishes {
         let priority = params.one_of("priority", &Priority::ALL, Priority::as_str);
         let dry_run = params.get("dry_run", "true or false").unwrap_or_default();
         let column = params.text("column");
+        let vars = params.get("vars", "true or false").unwrap_or_default();
         params.finish()?;
         let text = |name: &str| headers.get(name)?.to_str().ok();
         Ok(Self {
             priority,
             dry_run,
             column,
+            vars,
             // A text in quotes, as the draft of the header has it, or a bare one.
             key: text(IDEMPOTENCY_KEY).map(|key| key.trim_matches('"').to_owned()),
             wait: headers.get_all(PREFER).iter().find_map(wait),
             traceparent: text("traceparent").map(str::to_owned),
+        })
+    }
+
+    /// How a list that is written so is read.
+    fn list(&self, format: Format) -> Result<ListKind, Refusal> {
+        if self.vars && format != Format::Csv {
+            let what = "takes the columns of a CSV; in NDJSON, write `vars` into each object";
+            return Err(Refusal::BadJob(vec![Problem::new("vars", what)]));
+        }
+        Ok(ListKind {
+            format,
+            column: self.column.clone(),
+            vars: self.vars,
         })
     }
 }
@@ -336,9 +352,9 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
         Ok(spec)
     };
     let (folder, most) = (&*gateway.upload_folder, gateway.upload_bytes_max);
-    let column = wishes.column.clone();
     match listing {
         Listing::Body(format) => {
+            let list = wishes.list(format)?;
             let Some(value) = head.headers.get(spec::HEADER) else {
                 let what = "missing; the job without its audience is expected there, as JSON or \
                             base64 of it, or use multipart/form-data";
@@ -349,12 +365,7 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
             let chunks = body.into_data_stream();
             let chunks = chunks.map(|chunk| chunk.map_err(|error| unreadable(&error)));
             let file = spool(folder, most, chunks).await?;
-            Ok(Upload {
-                spec,
-                format,
-                column,
-                file,
-            })
+            Ok(Upload { spec, list, file })
         }
         Listing::Form { boundary } => {
             let mut form = Multipart::new(body.into_data_stream(), boundary);
@@ -368,7 +379,7 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
             drop(job);
             let spec = spec_of("job", &text)?;
             let audience = part(&mut form, "audience").await?;
-            let format = format_of_part(&audience)?;
+            let list = wishes.list(format_of_part(&audience)?)?;
             let chunks = audience.map(|chunk| chunk.map_err(|error| broken_form(&error)));
             let file = spool(folder, most, chunks).await?;
             if form
@@ -380,12 +391,7 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
                 let what = "nothing may follow the part `audience`";
                 return Err(bad(Problem::new("audience", what)));
             }
-            Ok(Upload {
-                spec,
-                format,
-                column,
-                file,
-            })
+            Ok(Upload { spec, list, file })
         }
     }
 }

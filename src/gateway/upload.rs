@@ -17,13 +17,19 @@ use super::spool::full;
 use crate::domain::fields::Problem;
 use crate::domain::ids::digest_hex;
 use crate::domain::job::{PARTS_MAX, Part};
-use crate::domain::list::{self, Format};
+use crate::domain::list::{self, Format, Reading};
 
 pub(super) struct Upload {
     pub(super) spec: Spec,
+    pub(super) list: ListKind,
+    pub(super) file: File,
+}
+
+/// How its list is written, see [`Reading`].
+pub(super) struct ListKind {
     pub(super) format: Format,
     pub(super) column: Option<String>,
-    pub(super) file: File,
+    pub(super) vars: bool,
 }
 
 /// What the parts of a list are called.
@@ -87,8 +93,12 @@ impl Upload {
         let mut ended = Ok(());
         let mut file = &self.file;
         file.rewind().map_err(|error| full(&error))?;
-        let column = self.column.as_deref();
-        let read = list::read(file, self.format, column, |line, found| {
+        let how = Reading {
+            format: self.list.format,
+            column: self.list.column.as_deref(),
+            vars: self.list.vars,
+        };
+        let read = list::read(file, how, |line, found| {
             let member = match found {
                 Ok(member) if bad.is_empty() => member,
                 Ok(_) => return ControlFlow::Continue(()),

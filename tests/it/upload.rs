@@ -262,17 +262,29 @@ async fn a_list_is_taken_in_every_form() {
         (202, &json!(2)),
         "{taken:?}"
     );
-    for key in ["lines", "csv", "ndjson", "form"] {
+    // The other columns of a CSV are values, when that is asked for.
+    let spec = json!({"v": 1, "client_msg_no": "vars",
+                      "message": {"type": "text", "text": "hello {{ name }}"}})
+    .to_string();
+    let headers = [("Content-Type", "text/csv"), ("Fanwise-Job-Spec", &*spec)];
+    let (path, csv) = ("/v1/jobs?vars=true", "name,uid\nAna,e1\nBob,e2\n");
+    let taken = ask(place.port, "POST", path, &headers, csv.as_bytes()).await;
+    assert_eq!(taken.status, 202, "{taken:?}");
+    let headers = [("Content-Type", "text/plain"), ("Fanwise-Job-Spec", &*spec)];
+    let refused = ask(place.port, "POST", path, &headers, b"e1\n").await;
+    assert!(refused.status == 400 && refused.is_problem(), "{refused:?}");
+    for key in ["lines", "csv", "ndjson", "form", "vars"] {
         assert_eq!(place.completed(key).await["accounts"]["sent"], 2);
     }
-    let mut got: Vec<_> = place
-        .mock
-        .accepted()
-        .into_iter()
-        .map(|entry| entry.recipient)
-        .collect();
+    let accepted = place.mock.accepted();
+    let to_bob = accepted.iter().find(|entry| entry.recipient == "e2");
+    assert!(to_bob.is_some_and(|entry| entry.payload.contains("hello Bob")));
+    let mut got: Vec<_> = accepted.into_iter().map(|entry| entry.recipient).collect();
     got.sort();
-    assert_eq!(got, ["a1", "a2", "b1", "b2", "c1", "c2", "d1", "d2"]);
+    assert_eq!(
+        got,
+        ["a1", "a2", "b1", "b2", "c1", "c2", "d1", "d2", "e1", "e2"]
+    );
     place.nothing_is_left();
 }
 

@@ -209,6 +209,11 @@ fn jobs() -> Vec<Operation> {
                 "Name of the column with the recipients, of CSV with several.",
                 of::<String>,
             )
+            .query(
+                "vars",
+                "The other columns of a CSV are the recipient's values for placeholders.",
+                of::<bool>,
+            )
             .header("Idempotency-Key", "The `client_msg_no` of a job that has none.")
             .header(
                 "Prefer",
