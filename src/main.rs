@@ -12,7 +12,7 @@ use fanwise::exit::Exit;
     reason = "the last word of a command that failed"
 )]
 fn main() -> ExitCode {
-    allocator::give_back_large_buffers();
+    allocator::give_back_what_is_freed();
     // AMQP, Redis and HTTP share one provider; a second install, as in tests, changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match Cli::try_parse() {

@@ -13,13 +13,17 @@ use serde_json::value::RawValue;
 
 use crate::domain::audience::Member;
 use crate::domain::fields::Problem;
-use crate::domain::job::{JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, Part};
+use crate::domain::job::{JOB_BYTES_MAX, Part};
 
 /// Where a job stands beside an uploaded list, as JSON or as base64 of it.
 pub(super) const HEADER: &str = "Fanwise-Job-Spec";
 
 /// Largest job without its audience. Each part of the list carries it.
 pub(super) const SPEC_BYTES_MAX: usize = 1024 * 1024;
+
+/// Recipients of one message of a list. Several messages are on their way through gateway, broker and
+/// worker at a time, so smaller ones take less memory; slices are full all the same.
+const PART_RECIPIENTS: usize = 25_000;
 
 /// Where the recipients begin.
 const LIST: &[u8] = b"\"users\":[";
@@ -128,8 +132,8 @@ impl Message<'_> {
                 self.body.push(b'}');
             }
         }
-        let full = self.body.len() > JOB_BYTES_MAX - PART_BYTES_MAX
-            || self.recipients == JOB_RECIPIENTS_MAX;
+        let full =
+            self.body.len() > JOB_BYTES_MAX - PART_BYTES_MAX || self.recipients == PART_RECIPIENTS;
         if full {
             self.body.truncate(end);
             return false;

@@ -747,10 +747,10 @@ async fn fanwise_send_uploads_a_long_list() {
     let sent = place.run(&send, list.as_bytes()).await;
     assert_eq!(sent.code, Some(0), "{}", sent.stderr);
     let path = format!("/v1/jobs/{}", job_id("long"));
-    let record = until("both parts", BOUND, async || {
+    let record = until("all parts", BOUND, async || {
         let record = ask(place.port, "GET", &path, &[], b"").await;
         let record = (record.status == 200).then(|| record.json())?;
-        (record["submissions"] == 2).then_some(record)
+        (record["submissions"] == 6).then_some(record)
     })
     .await;
     assert_eq!(record["accounts"]["total"], 150_000, "{record}");
