@@ -44,22 +44,22 @@ on_both! { EmbeddedBench, RedisBench:
     many_owners_at_once_never_share_a_recipient,
 }
 
-pub(super) const LEASE: Duration = Duration::from_secs(60);
-pub(super) const ANN: Owner = Owner(0xa);
-pub(super) const BOB: Owner = Owner(0xb);
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
+pub(crate) const ANN: Owner = Owner(0xa);
+pub(crate) const BOB: Owner = Owner(0xb);
 
 /// One job with what is needed to call the ledger about it.
-pub(super) struct Job {
-    pub(super) head: Head,
-    pub(super) shape: Shape,
+pub(crate) struct Job {
+    pub(crate) head: Head,
+    pub(crate) shape: Shape,
 }
 
 impl Job {
-    pub(super) fn new(buckets: u32) -> Self {
+    pub(crate) fn new(buckets: u32) -> Self {
         Self::named(&format!("promo-{:016x}", fastrand::u64(..)), buckets)
     }
 
-    pub(super) fn named(client_msg_no: &str, buckets: u32) -> Self {
+    pub(crate) fn named(client_msg_no: &str, buckets: u32) -> Self {
         let head = Head {
             id: JobId::of("shop", client_msg_no),
             app: "shop".to_owned(),
@@ -84,11 +84,11 @@ impl Job {
         Self { head, shape }
     }
 
-    pub(super) fn id(&self) -> JobId {
+    pub(crate) fn id(&self) -> JobId {
         self.head.id
     }
 
-    pub(super) fn submission(&self, name: &str, entries: u64) -> Submission {
+    pub(crate) fn submission(&self, name: &str, entries: u64) -> Submission {
         Submission {
             job: self.id(),
             app: self.head.app.clone(),
@@ -109,7 +109,7 @@ impl Job {
         }
     }
 
-    pub(super) fn slice<'a>(&'a self, id: &'a SliceId, entries: u32) -> SliceRef<'a> {
+    pub(crate) fn slice<'a>(&'a self, id: &'a SliceId, entries: u32) -> SliceRef<'a> {
         SliceRef {
             head: &self.head,
             id,
@@ -118,7 +118,7 @@ impl Job {
         }
     }
 
-    pub(super) fn fingerprints(&self, numbers: impl IntoIterator<Item = u32>) -> Vec<Fingerprint> {
+    pub(crate) fn fingerprints(&self, numbers: impl IntoIterator<Item = u32>) -> Vec<Fingerprint> {
         let fingerprinter = Fingerprinter::new("secret", self.id());
         numbers
             .into_iter()
@@ -127,7 +127,7 @@ impl Job {
     }
 }
 
-pub(super) async fn claim(
+pub(crate) async fn claim(
     store: &impl Ledger,
     slice: SliceRef<'_>,
     owner: Owner,
@@ -143,14 +143,14 @@ pub(super) async fn claim(
     store.claim(claim).await.unwrap()
 }
 
-pub(super) fn each(claimed: Claimed) -> Vec<ClaimState> {
+pub(crate) fn each(claimed: Claimed) -> Vec<ClaimState> {
     match claimed {
         Claimed::Each(states) => states,
         Claimed::SliceDone => panic!("the slice is done"),
     }
 }
 
-pub(super) async fn settle(
+pub(crate) async fn settle(
     store: &impl Ledger,
     slice: SliceRef<'_>,
     owner: Owner,
@@ -183,7 +183,7 @@ async fn release(
     store.settle(settle).await.unwrap()
 }
 
-pub(super) fn all(recipients: &[Fingerprint], outcome: Outcome) -> Vec<(Fingerprint, Outcome)> {
+pub(crate) fn all(recipients: &[Fingerprint], outcome: Outcome) -> Vec<(Fingerprint, Outcome)> {
     recipients.iter().map(|at| (*at, outcome)).collect()
 }
 
@@ -362,6 +362,11 @@ async fn windows_may_be_unsorted_and_large(bench: &impl StoreBench) {
     let slice = job.slice(&id, 9000);
     claim(store, slice, ANN, LEASE, &people[..4000]).await;
     settle(store, slice, ANN, &[(people[17], Outcome::Expired)], false).await;
+    let repeats = [people[5], people[17], people[5], people[17]];
+    let states = each(claim(store, slice, ANN, LEASE, &repeats).await);
+    let expired = ClaimState::Settled(Outcome::Expired);
+    let granted = ClaimState::Granted;
+    assert_eq!(states, [granted, expired, granted, expired]);
     let states = each(claim(store, slice, BOB, LEASE, &people).await);
     for (at, state) in states.iter().enumerate() {
         match at {

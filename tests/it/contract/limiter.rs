@@ -16,7 +16,7 @@ on_both! { EmbeddedBench, RedisBench:
     a_target_is_parked_until_the_later_end,
 }
 
-fn limit(rate: &str, cost: Cost) -> Limit<'static> {
+pub(crate) fn limit(rate: &str, cost: Cost) -> Limit<'static> {
     Limit {
         scope: Scope::Target,
         name: TARGET,
@@ -25,7 +25,7 @@ fn limit(rate: &str, cost: Cost) -> Limit<'static> {
     }
 }
 
-async fn lease(
+pub(crate) async fn lease(
     store: &impl Limiter,
     limits: &[Limit<'_>],
     recipients: u32,

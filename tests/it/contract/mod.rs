@@ -52,8 +52,8 @@ macro_rules! on_both {
 mod broker;
 mod crash;
 mod directives;
-mod ledger;
-mod limiter;
+pub(crate) mod ledger;
+pub(crate) mod limiter;
 mod nonces;
 mod quotas;
 mod templates;
