@@ -51,9 +51,9 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
     mut jobs: impl Consumer,
 ) {
     let mut ledger_up = shift.context.ledger_up();
+    let large = Semaphore::new(1);
     // Most of the time of a small job is spent waiting for confirms, so several are taken at a time: as
     // many as the broker hands out unacked.
-    let large = Semaphore::new(1);
     let mut taken = FuturesUnordered::new();
     loop {
         // A job is taken only when the ledger can register it: the rest stays in the queue.
