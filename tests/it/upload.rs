@@ -829,7 +829,7 @@ async fn a_million_recipients_are_taken_in_bounded_memory() {
     assert_eq!(taken.status, 202, "{taken:?}");
     assert_eq!(
         (&taken.json()["recipients"], &taken.json()["messages"]),
-        (&json!(MANY), &json!(10))
+        (&json!(MANY), &json!(40))
     );
     let peak = gateway.resident_kib("VmHWM:");
     println!(
