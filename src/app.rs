@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::{Semaphore, watch};
@@ -27,7 +26,7 @@ use crate::ports::{Broker, Shelves, Target};
 use crate::steer::{Facts, TargetFacts};
 use crate::store::{self, Store};
 use crate::worker::{
-    self, AppRuntime, Callbacks, Context, Keyring, Settings, TargetRuntime, Worker,
+    self, AppRuntime, Breaker, Callbacks, Context, Keyring, Settings, TargetRuntime, Worker,
 };
 
 /// RabbitMQ as configured; connects to nothing yet.
@@ -183,9 +182,8 @@ fn target_runtime(
         limit: config.limit.or(target.profile().limit),
         on_uncertain: on_uncertain(config, &*target),
         config_park: config.config_park,
-        breaker_failures: config.breaker_failures,
+        breaker: Breaker::new(config.breaker_failures),
         metrics: metrics.target(name),
-        failures: AtomicU32::new(0),
         keyring: Keyring::default(),
         directory_keyring: Keyring::default(),
         target,

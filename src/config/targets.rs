@@ -27,8 +27,8 @@ pub struct TargetConfig {
     /// `config_park`: how long a configuration fault parks the target before it is tried again.
     /// Default 1m; 1s to 1h.
     pub config_park: Duration,
-    /// `breaker_failures`: calls in a row without success after which the target is parked, for 1s
-    /// to 30s. Default 50; 1 to 100000.
+    /// `breaker_failures`: calls in a row that fail after which the target is parked, for 1s
+    /// to 30s, longer each time. Refusals and 429 are no failures. Default 50; 1 to 100000.
     pub breaker_failures: u32,
 }
 

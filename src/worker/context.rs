@@ -2,12 +2,12 @@
 //! health.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 
+use super::breaker::Breaker;
 use super::credential::Keyring;
 use super::notice::Callbacks;
 use super::together::Complete;
@@ -67,11 +67,8 @@ pub struct TargetRuntime {
     pub on_uncertain: OnUncertain,
     /// How long a configuration fault parks it before it is tried again.
     pub config_park: Duration,
-    /// Calls in a row without success after which it is parked.
-    pub breaker_failures: u32,
+    pub breaker: Breaker,
     pub metrics: TargetMetrics,
-    /// Calls in a row that did not succeed.
-    pub failures: AtomicU32,
     /// The credential of its calls, where one has to be fetched.
     pub keyring: Keyring,
     /// The credential of its directory, which may be another one.
@@ -434,29 +431,6 @@ pub const RECONNECT: Schedule = Schedule {
     min: Duration::from_millis(100),
     max: Duration::from_secs(5),
     jitter: 0.3,
-};
-
-impl TargetRuntime {
-    /// Notes a call's success or failure; returns how long to park after too many failures in a row.
-    pub fn note_call(&self, success: bool) -> Option<Duration> {
-        if success {
-            // A plain load first: the line is shared by all calls and nearly always 0 already.
-            if self.failures.load(Ordering::Relaxed) != 0 {
-                self.failures.store(0, Ordering::Relaxed);
-            }
-            return None;
-        }
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        let limit = self.breaker_failures;
-        (failures >= limit).then(|| BREAKER.delay(failures / limit))
-    }
-}
-
-/// How long a target that fails every call is left alone.
-const BREAKER: Schedule = Schedule {
-    min: Duration::from_secs(1),
-    max: Duration::from_secs(30),
-    jitter: 0.1,
 };
 
 impl<S, T> job::Context for Context<S, T> {

@@ -114,7 +114,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         let mut bytes = 0;
         for _ in 0..PAGES {
             let Page { users, next, .. } = self.page(directory, found.next.as_deref()).await?;
-            self.target.note_call(true);
+            self.target.breaker.succeeded();
             for user in users {
                 let mut id = user.into();
                 fold(&mut id, profile.folds_case);

@@ -1,7 +1,7 @@
 //! What an answer means for the target as a whole: whether it is parked, for how long and why. The same
 //! for every call, those that list users included.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::context::{Context, Store, TargetRuntime, now_ms};
 use super::deliver::WAIT_MAX;
@@ -39,8 +39,15 @@ fn parking(
     class: Class,
     answer: &Answer,
 ) -> Option<(ParkReason, Duration)> {
-    let success = matches!(class, Class::Done | Class::Permanent);
-    let broken = target.note_call(success);
+    let broken = match class {
+        Class::Done | Class::Permanent => {
+            target.breaker.succeeded();
+            None
+        }
+        // It answers, and is left alone for what it says.
+        Class::Config | Class::Throttled => None,
+        Class::Transient | Class::Uncertain => target.breaker.failed(Instant::now()),
+    };
     match class {
         Class::Config => Some((ParkReason::Config, target.config_park)),
         Class::Throttled => {

@@ -6,6 +6,7 @@
 //!
 //! Neither a broker nor a store is named here; both engines run the same worker.
 
+mod breaker;
 mod call;
 mod census;
 mod context;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use self::breaker::Breaker;
 pub use self::census::{Census, census};
 pub use self::context::{
     AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms,
