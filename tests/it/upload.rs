@@ -65,6 +65,7 @@ async fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body
     answer.unwrap_or_else(|| panic!("no answer to {method} {path}"))
 }
 
+/// None where nobody listens yet, or the server is killed.
 async fn try_ask(
     port: u16,
     method: &str,
@@ -72,7 +73,7 @@ async fn try_ask(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Option<Answer> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
     for (name, value) in headers {
         let _ = write!(head, "{name}: {value}\r\n");
@@ -790,7 +791,8 @@ impl GatewayProcess {
     async fn until_ready(&self, ready: bool) {
         let expected = if ready { 200 } else { 503 };
         until("readiness", BOUND, async || {
-            let told = ask(self.admin, "GET", "/readyz", &[], b"").await;
+            // The admin port is opened beside the other one.
+            let told = try_ask(self.admin, "GET", "/readyz", &[], b"").await?;
             (told.status == expected).then_some(())
         })
         .await;
