@@ -19,6 +19,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOpti
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -577,16 +578,20 @@ async fn a_publish_under_way_fails_with_its_session() {
     };
     let session = Rabbit::new(through).unwrap().connect().await.unwrap();
     let publisher = session.publisher();
+    let (published, mut whole_batches) = watch::channel(0);
     let publishing = tokio::spawn(async move {
         for n in 0.. {
             let batch = (0..50).map(|m| slice(&format!("{n}-{m}"))).collect();
             if let Err(error) = publisher.publish(batch).await {
                 return (n, error);
             }
+            published.send_replace(n + 1);
         }
         unreachable!()
     });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // One follows the other, so that the cut meets one that is under way.
+    let some = whole_batches.wait_for(|batches| *batches >= 10);
+    timeout(PATIENCE, some).await.unwrap().unwrap();
     relay.cut();
     let (whole, error) = timeout(PATIENCE, publishing).await.unwrap().unwrap();
     assert!(matches!(error, PublishError::Lost(_)), "{error:?}");
