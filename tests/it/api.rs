@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
+use fanwise::im::mock::{MockHandle, Settings, Version};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
+use crate::support::mock;
 use crate::support::process::{Finished, Process, fanwise, run_fanwise};
 use crate::support::scratch::Scratch;
 use crate::support::servers::{amqp_url, redis_url};
@@ -91,15 +92,11 @@ impl Place {
     }
 
     async fn with(scratch: Scratch, engine: &str, shared: bool) -> Self {
-        let mock = MockIm::bind(Settings {
+        let (address, handle, stop) = mock::start(Settings {
             wukongim: Version::V3,
             ..Settings::default()
         })
-        .await
-        .unwrap();
-        let (address, handle) = (mock.addr(), mock.handle());
-        let stop = CancellationToken::new();
-        tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        .await;
         handle
             .patch_faults(&json!({"refuse_prefix": "bad-"}))
             .unwrap();

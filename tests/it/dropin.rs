@@ -3,13 +3,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
+use fanwise::im::mock::{MockHandle, Settings, Version};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
+use crate::support::mock;
 use crate::support::process::{Process, fanwise};
 use crate::support::scratch::Scratch;
 use crate::support::servers::{PrivateRedis, amqp_url, redis_url};
@@ -38,15 +38,11 @@ impl House {
 
     /// On the engine of this configuration.
     async fn within(scratch: Scratch, engine: &str, netease_target: &str) -> Self {
-        let mock = MockIm::bind(Settings {
+        let (address, handle, stop) = mock::start(Settings {
             wukongim: Version::V2,
             ..Settings::default()
         })
-        .await
-        .unwrap();
-        let (address, handle) = (mock.addr(), mock.handle());
-        let stop = CancellationToken::new();
-        tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        .await;
         handle
             .patch_faults(&json!({"refuse_users": ["bbb"]}))
             .unwrap();

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
+use fanwise::im::mock::{MockHandle, Settings, Version};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
+use crate::support::mock;
 use crate::support::process::{Finished, Process, fanwise, run_fanwise};
 use crate::support::scratch::Scratch;
 use crate::support::wait::until;
@@ -30,15 +30,11 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) async fn new(name: &str) -> Self {
-        let mock = MockIm::bind(Settings {
+        let (address, handle, stop) = mock::start(Settings {
             wukongim: Version::V3,
             ..Settings::default()
         })
-        .await
-        .unwrap();
-        let (address, handle) = (mock.addr(), mock.handle());
-        let stop = CancellationToken::new();
-        tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        .await;
         let scratch = Scratch::new(name);
         let (gateway, admin) = (free_port(), free_port());
         let config = format!(

@@ -15,14 +15,15 @@ use base64::engine::general_purpose::STANDARD;
 use fanwise::domain::ids::JobId;
 use fanwise::gateway::pinned;
 use fanwise::im::http::{Client, ClientSettings};
-use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
+use fanwise::im::mock::{MockHandle, Settings, Version};
 use fanwise::im::webhook::Signature;
 use fanwise::ports::Request;
 use ring::hmac;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
+use crate::support::mock;
 use crate::support::process::{Finished, Process, fanwise, run_fanwise};
 use crate::support::scratch::Scratch;
 use crate::support::wait::until;
@@ -53,15 +54,11 @@ impl Place {
     }
 
     async fn within(scratch: Scratch, gateway: &str, apps: &str) -> Self {
-        let mock = MockIm::bind(Settings {
+        let (address, handle, stop) = mock::start(Settings {
             wukongim: Version::V3,
             ..Settings::default()
         })
-        .await
-        .unwrap();
-        let (address, handle) = (mock.addr(), mock.handle());
-        let stop = CancellationToken::new();
-        tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        .await;
         let (port, admin) = (free_port(), free_port());
         let config = format!(
             r#"

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use fanwise::domain::ids::SliceId;
 use fanwise::domain::job::{Context, Job};
 use fanwise::domain::slice::{Head, Shape, Slice};
-use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
+use fanwise::im::mock::{MockHandle, Settings, Version};
 use fanwise::ports::{Broker as _, Outgoing, Publisher as _, Route, Session as _};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
+use crate::support::mock;
 use crate::support::process::{Finished, Process, fanwise, run_fanwise};
 use crate::support::relay::{Relay, Way};
 use crate::support::scratch::Scratch;
@@ -132,10 +132,7 @@ impl Place {
             wukongim: Version::V3,
             ..Settings::default()
         };
-        let mock = MockIm::bind(settings).await.unwrap();
-        let (address, handle) = (mock.addr(), mock.handle());
-        let stop = CancellationToken::new();
-        tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        let (address, handle, stop) = mock::start(settings).await;
         let scratch = Scratch::new(name);
         let (port, admin) = (free_port(), free_port());
         let folder = scratch.path().join("uploads");

@@ -7,10 +7,11 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fanwise::im::mock::{Entry, MockHandle, MockIm, Settings, Version};
+use fanwise::im::mock::{Entry, MockHandle, Settings, Version};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::mock;
 use super::process::{Finished, Process, fanwise, run_fanwise};
 use super::scratch::Scratch;
 use super::servers::{amqp_url, redis_url};
@@ -73,10 +74,7 @@ impl Plan {
 
     pub(crate) async fn start(self, name: &str) -> World {
         let name = format!("{name}-{}-{:x}", std::process::id(), fastrand::u32(..));
-        let mock = MockIm::bind(self.mock).await.unwrap();
-        let (address, handle) = (mock.addr(), mock.handle());
-        let stop = CancellationToken::new();
-        tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        let (address, handle, stop) = mock::start(self.mock).await;
         let scratch = Scratch::new(&name);
         let url = if self.own_url {
             String::new()
