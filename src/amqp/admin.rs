@@ -18,11 +18,12 @@ use lapin::options::{
 };
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection};
+use lapin::{BasicProperties, Channel};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{AmqpError, Dial};
 use super::declare::{MISSING, open_channel, passive_declare};
+use super::stream::Link;
 use super::topology::Names;
 use crate::ports::{KeptMessage, Shelf, Sifted, Sifting};
 
@@ -96,7 +97,7 @@ pub(super) async fn sift(
 
 /// Keeps other readers out, which would each see a part: a queue that only one connection may use,
 /// and that goes with it. Consuming exclusively would also keep our own next page out.
-async fn lock(dial: &Dial, connection: &Connection, queue: &str) -> Result<Channel, AmqpError> {
+async fn lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel, AmqpError> {
     let channel = open_channel(dial, connection).await?;
     let options = QueueDeclareOptions {
         exclusive: true,
@@ -117,7 +118,7 @@ async fn lock(dial: &Dial, connection: &Connection, queue: &str) -> Result<Chann
 struct Desk<'a> {
     dial: &'a Dial,
     queue: &'a str,
-    connection: Connection,
+    connection: Link,
     /// Messages that were taken belong to it.
     channel: Channel,
     /// Keeps the lock, asks how the queue is, and publishes.

@@ -16,8 +16,10 @@ mod admin;
 mod connection;
 mod consumer;
 mod declare;
+mod frames;
 mod publisher;
 mod session;
+mod stream;
 mod topology;
 
 use std::fmt;

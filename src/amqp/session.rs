@@ -9,10 +9,10 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
+use lapin::Event;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Connection, Event};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use super::connection::Dial;
 use super::consumer::{Origin, RabbitConsumer};
 use super::declare;
 use super::publisher::{self, RabbitPublisher, Wiring};
+use super::stream::Link;
 use super::topology::Names;
 use crate::ports::{BrokerError, Lost, Session, Source};
 
@@ -30,8 +31,8 @@ use crate::ports::{BrokerError, Lost, Session, Source};
 pub struct RabbitSession {
     dial: Dial,
     names: Arc<Names>,
-    consuming: Connection,
-    publishing: Arc<Connection>,
+    consuming: Link,
+    publishing: Arc<Link>,
     publisher: RabbitPublisher,
     lost: CancellationToken,
     blocked: watch::Receiver<bool>,
