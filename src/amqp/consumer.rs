@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::publisher::{PERSISTENT, RabbitPublisher, Wire, unix_seconds};
+use crate::domain::trace;
 use crate::ports::{BoxFuture, Consumer, Delivery, EndDelivery, Lost, PublishError};
 
 /// The longest reason that is kept with a rejected message.
@@ -141,8 +142,8 @@ fn hand_out(delivery: lapin::message::Delivery, origin: &Arc<Origin>) -> Deliver
 fn traceparent(properties: &BasicProperties) -> Option<String> {
     let headers = properties.headers().as_ref()?;
     let value = headers.inner().get("traceparent")?;
-    let text = value.as_long_string()?;
-    std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned)
+    let text = std::str::from_utf8(value.as_long_string()?.as_bytes()).ok()?;
+    trace::traceparent(text).map(str::to_owned)
 }
 
 /// The end of a delivery: everything that is needed to ack it or to move it away unharmed.

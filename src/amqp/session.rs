@@ -83,7 +83,12 @@ impl RabbitSession {
             lost.clone(),
         ));
         for committer in committers {
-            tasks.spawn(committer);
+            // However it ends: without it nothing can be published in this session.
+            let lost = lost.clone().drop_guard();
+            tasks.spawn(async move {
+                committer.await;
+                drop(lost);
+            });
         }
         // What happened before the listeners were there is not told to them.
         if !publishing.status().connected() || !consuming.status().connected() {

@@ -19,6 +19,8 @@ pub mod fields;
 pub mod ids;
 /// A job as producers publish it: bytes in, a job or all its problems out.
 pub mod job;
+/// Values of our own as JSON.
+pub mod json;
 /// Lanes: the queue of one target and class.
 pub mod lane;
 /// Dead letters as people look at them: filters, pages, what is left when some go.
@@ -49,3 +51,5 @@ pub mod schedule;
 pub mod slice;
 /// Stored messages: what may be stored, and a job with one in its place.
 pub mod template;
+/// W3C trace context.
+pub mod trace;

@@ -16,6 +16,7 @@ use super::disk::Trouble;
 use super::tables::{self, Message, With};
 use super::writer::Work;
 use crate::domain::schedule::rung;
+use crate::domain::trace::traceparent;
 use crate::ports::{
     BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, Lost, Outgoing, PublishError,
     Publisher, Route, Session, Source,
@@ -261,7 +262,8 @@ impl Consumer for EmbeddedConsumer {
         self.engine.0.desk.unbuffer(self.queue, self.id);
         Some(Delivery {
             body: handed.body,
-            traceparent: handed.traceparent,
+            // An older version may have kept anything.
+            traceparent: handed.traceparent.filter(|it| traceparent(it).is_some()),
             redelivered: handed.redelivered,
             end: Box::new(Ending {
                 engine: self.engine.clone(),

@@ -172,13 +172,7 @@ impl Ledger for EmbeddedStore {
         let job = job.to_string();
         let rows: Vec<(u64, Vec<u8>)> = reasons
             .iter()
-            .map(|(fingerprint, reason)| {
-                // Strings and numbers can always be written as JSON.
-                (
-                    fingerprint.0,
-                    serde_json::to_vec(reason).unwrap_or_default(),
-                )
-            })
+            .map(|(fingerprint, reason)| (fingerprint.0, crate::domain::json::bytes(reason)))
             .collect();
         let bytes = rows.iter().map(|(_, json)| 16 + json.len()).sum();
         let step = self.0.0.write(bytes, move |work| {

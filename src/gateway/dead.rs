@@ -85,7 +85,7 @@ fn wanted(params: &mut Params) -> Wanted {
 }
 
 fn write_cursor(key: &Key) -> String {
-    URL_SAFE_NO_PAD.encode(serde_json::to_vec(key).unwrap_or_default())
+    URL_SAFE_NO_PAD.encode(crate::domain::json::bytes(key))
 }
 
 fn read_cursor(cursor: &str) -> Option<Key> {
@@ -113,7 +113,7 @@ fn rows(message: &KeptMessage, wanted: &Wanted, with_content: bool) -> Vec<u8> {
 }
 
 fn line(value: &impl serde::Serialize) -> Vec<u8> {
-    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    let mut line = crate::domain::json::bytes(value);
     line.push(b'\n');
     line
 }

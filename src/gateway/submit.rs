@@ -43,6 +43,7 @@ use crate::domain::mapping::{Fit, Strictness};
 use crate::domain::message::Content;
 use crate::domain::permissions::Asked;
 use crate::domain::slice::{Head, Together};
+use crate::domain::trace::traceparent;
 use crate::metrics::LedgerStep;
 use crate::ports::{Broker, Gathered, JobRecord, JobState, Outgoing, Route, Transport, fit};
 use crate::worker::{Context, Store};
@@ -147,7 +148,7 @@ impl Wishes {
             // A text in quotes, as the draft of the header has it, or a bare one.
             key: text(IDEMPOTENCY_KEY).map(|key| key.trim_matches('"').to_owned()),
             wait: headers.get_all(PREFER).iter().find_map(wait),
-            traceparent: text("traceparent").map(str::to_owned),
+            traceparent: text("traceparent").and_then(traceparent).map(str::to_owned),
         })
     }
 

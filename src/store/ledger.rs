@@ -82,7 +82,7 @@ impl Ledger for Store {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
         let warnings = match submission.warnings.as_slice() {
             [] => String::new(),
-            warnings => serde_json::to_string(warnings).unwrap_or_default(),
+            warnings => crate::domain::json::text(warnings),
         };
         let template = submission.template.map(|version| version.to_string());
         let mut call = self.job_call(&ACCEPT, submission.job, 17, 512);
@@ -266,7 +266,7 @@ impl Ledger for Store {
         let mut call = Call::new(&EXPLAIN, 1, 2 + 2 * reasons.len(), 128 * reasons.len());
         call.push(&key).push(REASONS_MAX).push(self.0.window_s);
         for (fingerprint, reason) in reasons {
-            let json = serde_json::to_string(reason).unwrap_or_default();
+            let json = crate::domain::json::text(reason);
             call.push(&fingerprint.to_bytes()).push(json);
         }
         self.0.connection.call(&call).await.map(drop)

@@ -35,6 +35,7 @@ use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::directive::{Board, Go, Order};
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
+use crate::domain::lane::Lane;
 use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
 use crate::domain::personal::Personal;
@@ -64,15 +65,20 @@ pub(super) enum Fate {
     Reject(String),
 }
 
-/// Works on one slice.
+/// Works on one slice of a lane. What is left of it goes back there, whatever lane it names: the ladder
+/// cannot get rid of what leads nowhere, and holds up everything behind it.
 pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
     shift: &Shift<S, T, P>,
+    lane: Lane,
     body: Bytes,
     traceparent: Option<String>,
 ) -> Fate {
-    let slice: Slice = match serde_json::from_slice(&body) {
-        Ok(slice) => slice,
-        Err(error) => return unreadable(shift, body, traceparent, &error).await,
+    let slice = match serde_json::from_slice(&body) {
+        Ok(slice) => Slice {
+            lane: lane.to_string(),
+            ..slice
+        },
+        Err(error) => return unreadable(shift, lane, body, traceparent, &error).await,
     };
     let Some(target) = shift.context.targets.get(&slice.head.target) else {
         return Fate::Reject(format!("there is no target {:?} here", slice.head.target));
@@ -94,6 +100,7 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
 /// A slice of a newer version waits for a newer worker; anything else is no slice.
 async fn unreadable<S: Store, T, P: Publisher>(
     shift: &Shift<S, T, P>,
+    lane: Lane,
     body: Bytes,
     traceparent: Option<String>,
     error: &serde_json::Error,
@@ -101,12 +108,11 @@ async fn unreadable<S: Store, T, P: Publisher>(
     #[derive(serde::Deserialize)]
     struct Version {
         v: u32,
-        lane: String,
     }
     let newer = serde_json::from_slice::<Version>(&body)
         .ok()
         .filter(|it| it.v > SLICE_VERSION);
-    let Some(Version { lane, v }) = newer else {
+    let Some(Version { v }) = newer else {
         return Fate::Reject(format!("not a slice: {error}"));
     };
     tracing::warn!(
@@ -114,7 +120,7 @@ async fn unreadable<S: Store, T, P: Publisher>(
         "a slice of a newer version is left to newer workers"
     );
     let route = Route::Wait {
-        lane,
+        lane: lane.to_string(),
         rung: rung(NEWER_WAIT),
     };
     let message = Outgoing {

@@ -21,6 +21,7 @@ use super::shift::Shift;
 use crate::domain::audience::{MemberDocument, fold};
 use crate::domain::directive::Go;
 use crate::domain::job::{AudienceDocument, JOB_BYTES_MAX, JobDocument, Part};
+use crate::domain::json;
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::{Answer, Class};
 use crate::domain::schedule::rung;
@@ -284,5 +285,5 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: Part) -> Vec<u8> {
         part: Some(part),
         ..JobDocument::new(&head.client_msg_no, audience, head.message())
     };
-    serde_json::to_vec(&document).unwrap_or_default()
+    json::bytes(&document)
 }

@@ -23,6 +23,7 @@ use crate::domain::audience::Member;
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprinter, SliceId};
 use crate::domain::job::Job;
+use crate::domain::json;
 use crate::domain::lane::Priority;
 use crate::domain::message::Content;
 use crate::domain::permissions::{Asked, Permissions};
@@ -519,8 +520,7 @@ impl Slice {
     pub(super) fn outgoing(&self, route: Route, traceparent: Option<String>) -> Outgoing {
         Outgoing {
             route,
-            // Every field is a string, a number or JSON that was parsed before.
-            body: serde_json::to_vec(self).unwrap_or_default().into(),
+            body: json::bytes(self).into(),
             message_id: format!("{}/{}", self.head.id, self.id),
             traceparent,
         }

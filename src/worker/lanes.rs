@@ -181,11 +181,11 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
                 ..
             } = delivery;
             let shift = Arc::clone(&self.shift);
-            let is_notice = lane.class == LaneClass::Notices;
+            let from = lane.clone();
             let task = self.work.spawn(async move {
-                match is_notice {
-                    true => deliver_notice(&*shift, body, traceparent).await,
-                    false => deliver(&*shift, body, traceparent).await,
+                match from.class {
+                    LaneClass::Notices => deliver_notice(&*shift, from, body, traceparent).await,
+                    _ => deliver(&*shift, from, body, traceparent).await,
                 }
             });
             self.duties.insert(task.id(), (number, end));

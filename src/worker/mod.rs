@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use self::breaker::Breaker;
@@ -52,6 +52,14 @@ const POLL: Duration = Duration::from_millis(500);
 /// With the ledger down for so long, the session is closed: deliveries go back to the broker instead
 /// of nearing its ack limit.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How a session ended.
+enum End {
+    /// It was lost or closed.
+    Orderly,
+    /// One of its tasks met a mistake of ours.
+    Panicked,
+}
 
 pub struct Worker<B, S, T> {
     broker: B,
@@ -98,7 +106,9 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             };
             match connected {
                 Ok(session) => match self.session(session, drain).await {
-                    Ok(()) => delays.reset(),
+                    Ok(End::Orderly) => delays.reset(),
+                    // The next one may meet the same: the pause grows.
+                    Ok(End::Panicked) => {}
                     Err(error) => tracing::warn!(error = %chain(&error), "the session ended early"),
                 },
                 Err(error) => tracing::warn!(error = %chain(&error), "no session, trying again"),
@@ -118,7 +128,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         &self,
         session: B::Session,
         drain: &CancellationToken,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<End, BrokerError> {
         let lost = session.lost();
         let halt = lost.child_token();
         let shift = Arc::new(Shift {
@@ -158,19 +168,43 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         tracing::info!("ready: jobs are taken and slices delivered");
 
         let patience = self.ledger_gone();
+        let mut end = End::Orderly;
         let why = tokio::select! {
             () = lost.cancelled() => "the session is lost, what was not acked comes back",
             () = drain.cancelled() => "draining: no new work is begun",
             () = patience => "the ledger stays away, the session is closed until it answers",
-            _ = tasks.join_next() => "a task of the session ended",
+            Some(ended) = tasks.join_next() => {
+                end = self.end_of(&ended);
+                "a task of the session ended"
+            }
         };
         tracing::info!("{why}");
         self.ready.send_replace(false);
         halt.cancel();
-        while tasks.join_next().await.is_some() {}
+        while let Some(ended) = tasks.join_next().await {
+            if let End::Panicked = self.end_of(&ended) {
+                end = End::Panicked;
+            }
+        }
         self.context.metrics.broker_up(false);
         session.close().await;
-        Ok(())
+        Ok(end)
+    }
+
+    /// How a task of the session ended.
+    fn end_of(&self, ended: &Result<(), JoinError>) -> End {
+        match ended {
+            Err(error) if error.is_panic() => {
+                self.context.metrics.panicked();
+                tracing::error!(
+                    %error,
+                    "a task of the session panicked: the session ends, what was not acked comes \
+                     back, and a new one is opened after a pause"
+                );
+                End::Panicked
+            }
+            _ => End::Orderly,
+        }
     }
 
     /// Resolves when the ledger has been down for longer than deliveries should be held.

@@ -19,7 +19,8 @@ use super::context::{Context, RECONNECT, Store, chain};
 use super::deliver::Fate;
 use super::shift::{Shift, event};
 use crate::domain::announce::{EventKind, JobEvent};
-use crate::domain::job::check_callback;
+use crate::domain::job::{Context as _, check_callback};
+use crate::domain::json;
 use crate::domain::lane::Lane;
 use crate::domain::notice::{CallbackRules, NOTICE_VERSION, Notice};
 use crate::domain::schedule::rung;
@@ -56,8 +57,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
             id: Some(id.clone()),
             ..event(EventKind::Completed, head, record.accounts)
         };
-        // Strings and numbers can always be written as JSON.
-        let event = serde_json::value::to_raw_value(&event).unwrap_or_default();
+        let event = json::raw(&event);
         if let Some(url) = url {
             let lane = Lane::of_notices(&head.target).to_string();
             let notice = Notice {
@@ -88,6 +88,20 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
         event: &RawValue,
     ) -> Result<(), Lost> {
         let context = &*self.context;
+        let given_up = |why: &str| {
+            context
+                .metrics
+                .notice(NoticeKind::Reply, NoticeResult::GivenUp);
+            tracing::warn!(
+                job.id = %head.id, reply_to = queue, error = why,
+                "nobody is told over AMQP that the job completed"
+            );
+        };
+        // The configuration may have changed since the job was accepted.
+        if let Err(why) = context.check_reply_to(&head.app, queue) {
+            given_up(&why);
+            return Ok(());
+        }
         let message = Outgoing {
             route: Route::Reply {
                 queue: queue.to_owned(),
@@ -111,13 +125,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
             };
             let passes = matches!(error, PublishError::Timeout(_) | PublishError::Store(_));
             if !passes || attempt >= context.settings.attempts_max {
-                context
-                    .metrics
-                    .notice(NoticeKind::Reply, NoticeResult::GivenUp);
-                tracing::warn!(
-                    job.id = %head.id, reply_to = queue, error = %chain(&error),
-                    "nobody is told over AMQP that the job completed"
-                );
+                given_up(&chain(&error).to_string());
                 return Ok(());
             }
             context
@@ -133,16 +141,23 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
     }
 }
 
-/// Works on one notice of the notices lane.
+/// Works on one notice of a notices lane. It is retried there, whatever lane it names.
 pub(super) async fn deliver_notice<S: Store, T: Transport, P: Publisher>(
     shift: &Shift<S, T, P>,
+    lane: Lane,
     body: Bytes,
     traceparent: Option<String>,
 ) -> Fate {
-    match serde_json::from_slice::<Notice>(&body) {
-        Ok(notice) => attempt(shift, notice, traceparent)
-            .await
-            .unwrap_or(Fate::Lost),
+    match serde_json::from_slice(&body) {
+        Ok(notice) => {
+            let notice = Notice {
+                lane: lane.to_string(),
+                ..notice
+            };
+            attempt(shift, notice, traceparent)
+                .await
+                .unwrap_or(Fate::Lost)
+        }
         Err(error) => Fate::Reject(format!("not a notice: {error}")),
     }
 }
@@ -247,8 +262,7 @@ fn signature(secret: &Secret, id: &str, body: &[u8]) -> String {
 fn outgoing(notice: &Notice, route: Route, traceparent: Option<String>) -> Outgoing {
     Outgoing {
         route,
-        // Strings, numbers and JSON that was written before.
-        body: serde_json::to_vec(notice).unwrap_or_default().into(),
+        body: json::bytes(notice).into(),
         message_id: format!("{}/notice", notice.id),
         traceparent,
     }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::api::Place;
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, World, users};
+use crate::support::world::{BOUND, Plan, Worker, World, users};
 
 const SECRET: &str = "between you and me";
 
@@ -132,7 +132,8 @@ fn callbacks(hosts: &str, private: bool) -> String {
 /// A world whose jobs may name a receiver on this machine.
 async fn world(name: &str) -> Option<World> {
     let mut plan = Plan::shared()?;
-    plan.more = callbacks("\"127.0.0.1\"", true);
+    let replies = "[apps.default]\nreply_to = [\"amq.gen-*\", \"nobody-is-there\"]\n";
+    plan.more = replies.to_owned() + &callbacks("\"127.0.0.1\"", true);
     Some(plan.start(name).await)
 }
 
@@ -153,15 +154,14 @@ async fn submit(world: &World, job: &Value) {
 }
 
 /// Waits until a worker has counted so many notices.
-async fn until_counted(
-    worker: &crate::support::world::Worker,
-    kind: &str,
-    result: &str,
-    count: f64,
-) {
+async fn until_counted(worker: &Worker, kind: &str, result: &str, count: f64) {
     let line = format!("fanwise_notices_total{{kind=\"{kind}\",result=\"{result}\"}}");
+    until_it_shows(worker, &line, count).await;
+}
+
+async fn until_it_shows(worker: &Worker, line: &str, count: f64) {
     until(&format!("{line} {count}"), BOUND, async || {
-        (worker.metrics().await.get(&line) == Some(&count)).then_some(())
+        (worker.metrics().await.get(line) == Some(&count)).then_some(())
     })
     .await;
 }
@@ -281,6 +281,9 @@ async fn a_reply_is_published_to_the_queue_that_was_named() {
     let consumer = channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default());
     let mut replies = consumer.await.unwrap();
 
+    let orders = json!({"reply_to": "orders"});
+    submit(&world, &job("refused", &users(1), &orders)).await;
+    until_it_shows(&worker, "fanwise_jobs_total{result=\"rejected\"}", 1.0).await;
     let nowhere = json!({"reply_to": "nobody-is-there"});
     submit(&world, &job("n0", &users(3), &nowhere)).await;
     until_counted(&worker, "reply", "given_up", 1.0).await;

@@ -449,7 +449,7 @@ fn whole(encoded: &str) -> Option<Box<RawValue>> {
     struct Native<'a> {
         payload: &'a str,
     }
-    serde_json::value::to_raw_value(&Native { payload: encoded }).ok()
+    Some(crate::domain::json::raw(&Native { payload: encoded }))
 }
 
 /// Says what became of a call.
