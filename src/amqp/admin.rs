@@ -7,6 +7,7 @@
 //! bodies in memory do. Up to 32 pages come back in their order; more of them come back in any order,
 //! and later readings show them so.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -22,7 +23,9 @@ use lapin::{BasicProperties, Channel};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{AmqpError, Dial};
+use super::consumer::{REASON, REJECTED_AT, SOURCE};
 use super::declare::{MISSING, open_channel, passive_declare};
+use super::moved::Moved;
 use super::stream::Link;
 use super::topology::Names;
 use crate::ports::{KeptMessage, Shelf, Sifted, Sifting};
@@ -271,16 +274,23 @@ fn original_key(delivery: &lapin::message::Delivery) -> String {
 fn kept_message(delivery: lapin::message::Delivery) -> KeptMessage {
     let routing_key = original_key(&delivery);
     let properties = delivery.properties;
+    let moved = properties.headers().as_ref().and_then(Moved::of);
     let headers = properties.headers().iter().flat_map(FieldTable::inner);
+    let mut headers: BTreeMap<_, _> = headers
+        .filter(|(name, _)| !NOT_ITS_OWN.contains(&name.as_str()))
+        .filter_map(|(name, value)| Some((name.to_string(), scalar(value)?)))
+        .collect();
+    if let Some(Moved { queue, reason, at }) = moved {
+        headers.insert(REASON.to_owned(), reason);
+        headers.insert(SOURCE.to_owned(), queue);
+        headers.extend(at.map(|at| (REJECTED_AT.to_owned(), at.to_string())));
+    }
     KeptMessage {
         body: Bytes::from(delivery.data),
         routing_key,
         message_id: properties.message_id().as_ref().map(ToString::to_string),
         published_at: *properties.timestamp(),
-        headers: headers
-            .filter(|(name, _)| !NOT_ITS_OWN.contains(&name.as_str()))
-            .filter_map(|(name, value)| Some((name.to_string(), scalar(value)?)))
-            .collect(),
+        headers,
     }
 }
 

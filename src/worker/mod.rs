@@ -20,6 +20,9 @@ mod notice;
 mod shift;
 mod together;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,8 +41,8 @@ use self::lanes::OpenLane;
 pub use self::notice::Callbacks;
 use self::shift::Shift;
 use crate::domain::lane::{Lane, Priority};
-use crate::metrics::LedgerStep;
-use crate::ports::{Broker, BrokerError, Session, Source, Transport};
+use crate::metrics::{JobResult, LedgerStep, SliceResult};
+use crate::ports::{Broker, BrokerError, Moved, Session, Source, Transport};
 
 /// Jobs of one priority that are taken at a time. One of megabytes is rare, and a small one waits for the
 /// broker most of its time.
@@ -163,6 +166,11 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             Arc::clone(&self.context),
             halt.clone(),
         ));
+        tasks.spawn(count_moved(
+            session.moved().await?,
+            Arc::clone(&self.context),
+            halt.clone(),
+        ));
         self.context.metrics.broker_up(true);
         self.ready.send_replace(true);
         tracing::info!("ready: jobs are taken and slices delivered");
@@ -242,6 +250,33 @@ async fn watch_blocked<S: Store, T>(
         {
             context.metrics.broker_blocked(false);
             // Not an end of its own: the session says when it is lost.
+            return halt.cancelled().await;
+        }
+    }
+}
+
+/// Counts what the broker rejected by itself like what we reject.
+async fn count_moved<S: Store, T>(
+    mut moved: watch::Receiver<Moved>,
+    context: Arc<Context<S, T>>,
+    halt: CancellationToken,
+) {
+    let mut counted = Moved::default();
+    loop {
+        let now = *moved.borrow_and_update();
+        for _ in counted.jobs..now.jobs {
+            context.metrics.job(JobResult::Rejected);
+        }
+        for _ in counted.slices..now.slices {
+            context.metrics.slice(SliceResult::Rejected);
+        }
+        counted = now;
+        if halt
+            .run_until_cancelled(moved.changed())
+            .await
+            .is_none_or(|changed| changed.is_err())
+        {
+            // Not an end of its own, as above.
             return halt.cancelled().await;
         }
     }

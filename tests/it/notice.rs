@@ -18,6 +18,7 @@ use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::api::Place;
+use crate::support::raw::Producer;
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, Worker, World, users};
 
@@ -506,4 +507,34 @@ async fn a_private_address_is_refused_however_it_is_named() {
     assert!(line.contains("not a public address"), "{line}");
     assert!(receiver.received().is_empty());
     place.end(process).await;
+}
+
+/// Promise 11: a notice that names a lane which does not exist is retried on the lane it came from. On the
+/// ladder it would lead nowhere, and nobody's retries could pass it.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_11_a_notice_for_no_lane_holds_up_no_retry() {
+    let Some(world) = world("no-lane").await else {
+        return;
+    };
+    let worker = world.worker().await;
+    let receiver = Receiver::start((0..40).map(|_| Answer::Status(503))).await;
+    let mut producer = Producer::connect(&world.amqp).await;
+    let lanes = format!("{}.lanes", world.name);
+    for number in 0..40 {
+        let notice = json!({
+            "v": 1, "id": format!("n.{number}"), "app": "default", "url": receiver.url(),
+            "lane": "nowhere.express", "event": {},
+        });
+        let notice = notice.to_string();
+        producer.publish(&lanes, b"im.notices", notice.as_bytes(), &[]).await;
+    }
+    until_counted(&worker, "callback", "retried", 40.0).await;
+    let soon = jiff::Timestamp::now() + Duration::from_secs(2);
+    let waits = json!({"not_before": soon.to_string()});
+    submit(&world, &job("waits", &users(1), &waits)).await;
+    let completed = "fanwise_jobs_completed_total";
+    until_it_shows(&worker, completed, 1.0).await;
+    until_counted(&worker, "callback", "delivered", 40.0).await;
+    worker.drain().await;
+    world.end().await;
 }
