@@ -258,10 +258,7 @@ fn rejected_properties(original: &BasicProperties, notes: &Notes<'_>) -> BasicPr
     if let Some(user_id) = original.user_id() {
         note("fanwise-user-id", user_id.as_str());
     }
-    headers.insert(
-        REJECTED_AT.into(),
-        AMQPValue::Timestamp(unix_seconds()),
-    );
+    headers.insert(REJECTED_AT.into(), AMQPValue::Timestamp(unix_seconds()));
     let kept = original.headers().iter().flat_map(FieldTable::inner);
     let mut bytes = 0;
     for (name, value) in kept {

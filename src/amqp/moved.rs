@@ -92,7 +92,10 @@ mod tests {
         .unwrap();
         assert_eq!(moved.queue, "fanwise.jobs.normal.v1");
         assert_eq!(moved.at, Some(7));
-        assert!(moved.reason.contains("`expiration` to 1000 ms"), "{moved:?}");
+        assert!(
+            moved.reason.contains("`expiration` to 1000 ms"),
+            "{moved:?}"
+        );
     }
 
     #[test]

@@ -9,10 +9,10 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
-use lapin::{Channel, Event};
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Event};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -217,7 +217,13 @@ async fn count_moved(mut copies: lapin::Consumer, names: &Names, tell: &watch::S
                 "the broker moved a message to the rejected queue"
             );
             let is_job = names.has_jobs(&moved.queue);
-            tell.send_modify(|all| *if is_job { &mut all.jobs } else { &mut all.slices } += 1);
+            tell.send_modify(|all| {
+                *if is_job {
+                    &mut all.jobs
+                } else {
+                    &mut all.slices
+                } += 1
+            });
         }
         if copy.acker.ack(BasicAckOptions::default()).await.is_err() {
             return;

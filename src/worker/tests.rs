@@ -12,7 +12,7 @@ use crate::ports::{
 };
 
 /// A broker whose consumers panic, as a mistake of ours would make them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Broken {
     sessions: Arc<AtomicUsize>,
 }
@@ -120,7 +120,9 @@ async fn a_panic_of_a_session_is_counted_and_survived() {
     drain.cancel();
     running.await.unwrap();
     let counted = |text: &str| {
-        let line = text.lines().find(|it| it.starts_with("fanwise_panics_total "));
+        let line = text
+            .lines()
+            .find(|it| it.starts_with("fanwise_panics_total "));
         line.and_then(|it| it.rsplit(' ').next()?.parse::<f64>().ok())
     };
     let counted = counted(&metrics.text()).unwrap();

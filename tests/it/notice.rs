@@ -526,7 +526,9 @@ async fn promise_11_a_notice_for_no_lane_holds_up_no_retry() {
             "lane": "nowhere.express", "event": {},
         });
         let notice = notice.to_string();
-        producer.publish(&lanes, b"im.notices", notice.as_bytes(), &[]).await;
+        producer
+            .publish(&lanes, b"im.notices", notice.as_bytes(), &[])
+            .await;
     }
     until_counted(&worker, "callback", "retried", 40.0).await;
     let soon = jiff::Timestamp::now() + Duration::from_secs(2);

@@ -31,7 +31,9 @@ fn rabbit(name: &str) -> Option<(Rabbit, String)> {
 
 /// The properties that ended sessions, processes or connections.
 fn odd_properties() -> Vec<Vec<(u16, Vec<u8>)>> {
-    let uuid = [0x8f, 0x3e, 0xff, 0, 0xc3, 0x28, 0xff, 0xfe, 0x9d, 1, 0xaa, 0xbb, 0xcc];
+    let uuid = [
+        0x8f, 0x3e, 0xff, 0, 0xc3, 0x28, 0xff, 0xfe, 0x9d, 1, 0xaa, 0xbb, 0xcc,
+    ];
     let mut all: Vec<_> = [CORRELATION_ID, MESSAGE_ID, TYPE, APP_ID]
         .map(|place| vec![(place, short(&uuid))])
         .into();
@@ -41,7 +43,10 @@ fn odd_properties() -> Vec<Vec<(u16, Vec<u8>)>> {
         for _ in 0..1_500 {
             value = [&kind[..], &long(&[&name[..], &value].concat())].concat();
         }
-        all.push(vec![(HEADERS, long(&[&short(b"deep")[..], &value].concat()))]);
+        all.push(vec![(
+            HEADERS,
+            long(&[&short(b"deep")[..], &value].concat()),
+        )]);
     }
     // These fit a frame as they come; the broker adds its own when it hands them out again.
     for bytes in [64 * 1024, 100_000, 130_900] {
@@ -116,7 +121,10 @@ async fn promise_11_no_property_ends_a_session() {
     // One header of 64 KiB does not fit either.
     assert_eq!(changed.len(), odd.len(), "{changed:?}");
     assert_eq!(changed[0], "correlation_id");
-    assert_eq!(kept[1].message_id.as_deref(), Some(r"\x8f>\xff\x00\xc3(\xff\xfe\x9d\x01\xaa\xbb\xcc"));
+    assert_eq!(
+        kept[1].message_id.as_deref(),
+        Some(r"\x8f>\xff\x00\xc3(\xff\xfe\x9d\x01\xaa\xbb\xcc")
+    );
     rabbit.delete_all().await.unwrap();
 }
 
@@ -132,7 +140,9 @@ async fn promise_11_messages_straight_on_the_shelf_can_be_read() {
     let rejected = exchanges.iter().find(|it| it.name.ends_with(".rejected"));
     let rejected = rejected.unwrap().name.clone();
     for properties in odd_properties() {
-        producer.publish(&rejected, &[0xff, b'k'], b"odd", &properties).await;
+        producer
+            .publish(&rejected, &[0xff, b'k'], b"odd", &properties)
+            .await;
     }
     for _ in 0..2 {
         let kept = shelf(&rabbit).await;
@@ -153,7 +163,9 @@ async fn promise_1_a_job_that_expires_unseen_is_kept_and_counted() {
     let mut producer = Producer::connect(&url).await;
     let exchange = rabbit.topology().exchanges[0].name.clone();
     let at_once = [(EXPIRATION, short(b"1"))];
-    producer.publish(&exchange, b"normal", b"a job", &at_once).await;
+    producer
+        .publish(&exchange, b"normal", b"a job", &at_once)
+        .await;
     producer.publish(&exchange, b"high", b"no job", &[]).await;
     let source = Source::Jobs(Priority::High);
     let mut consumer = session.consume(source, 1).await.unwrap();
@@ -169,9 +181,16 @@ async fn promise_1_a_job_that_expires_unseen_is_kept_and_counted() {
     assert_eq!(kept.len(), 2);
     let expired = kept.iter().find(|it| &it.body[..] == b"a job").unwrap();
     let reason = &expired.headers["fanwise-reason"];
-    assert!(reason.contains("set the property `expiration` to 1 ms"), "{reason}");
+    assert!(
+        reason.contains("set the property `expiration` to 1 ms"),
+        "{reason}"
+    );
     assert!(expired.headers["fanwise-source"].ends_with(".jobs.normal.v1"));
-    assert!(expired.headers["fanwise-rejected-at"].parse::<u64>().is_ok());
+    assert!(
+        expired.headers["fanwise-rejected-at"]
+            .parse::<u64>()
+            .is_ok()
+    );
     assert_eq!(*moved.borrow(), expected);
     rabbit.delete_all().await.unwrap();
 }
@@ -198,7 +217,9 @@ async fn promise_11_a_valid_job_is_sent_whatever_is_on_its_message() {
         let keys = [format!("odd{number}"), format!("good{number}")];
         let all: [&[(u16, Vec<u8>)]; 2] = [properties, &[]];
         for (key, properties) in keys.iter().zip(all) {
-            producer.publish(&exchange, b"normal", job(key).as_bytes(), properties).await;
+            producer
+                .publish(&exchange, b"normal", job(key).as_bytes(), properties)
+                .await;
         }
     }
     let count = 2.0 * odd.len() as f64;
@@ -248,5 +269,7 @@ fn io_threads() -> usize {
         let name = std::fs::read_to_string(task.path().join("comm"));
         name.ok()
     });
-    names.filter(|name| name.starts_with("lapin-io-loop")).count()
+    names
+        .filter(|name| name.starts_with("lapin-io-loop"))
+        .count()
 }

@@ -28,13 +28,31 @@ impl Producer {
         it.until([0, 10, 0, 10]).await;
         let user = uri.authority.userinfo;
         let login = format!("\0{}\0{}", user.username, user.password);
-        let login = [&long(b"")[..], &short(b"PLAIN"), &long(login.as_bytes()), &short(b"en_US")];
+        let login = [
+            &long(b"")[..],
+            &short(b"PLAIN"),
+            &long(login.as_bytes()),
+            &short(b"en_US"),
+        ];
         it.method(0, [0, 10, 0, 11], &login.concat()).await;
         let tune = it.until([0, 10, 0, 30]).await;
-        it.method(0, [0, 10, 0, 31], &tune[..6].iter().copied().chain([0, 0]).collect::<Vec<_>>())
-            .await;
-        let vhost = if uri.vhost.is_empty() { "/" } else { &uri.vhost };
-        it.method(0, [0, 10, 0, 40], &[&short(vhost.as_bytes())[..], b"\0\0"].concat()).await;
+        it.method(
+            0,
+            [0, 10, 0, 31],
+            &tune[..6].iter().copied().chain([0, 0]).collect::<Vec<_>>(),
+        )
+        .await;
+        let vhost = if uri.vhost.is_empty() {
+            "/"
+        } else {
+            &uri.vhost
+        };
+        it.method(
+            0,
+            [0, 10, 0, 40],
+            &[&short(vhost.as_bytes())[..], b"\0\0"].concat(),
+        )
+        .await;
         it.until([0, 10, 0, 41]).await;
         it.method(1, [0, 20, 0, 10], b"\0").await;
         it.until([0, 20, 0, 11]).await;
@@ -51,9 +69,17 @@ impl Producer {
         body: &[u8],
         properties: &[(u16, Vec<u8>)],
     ) {
-        let to = [b"\0\0", &short(exchange.as_bytes())[..], &short(routing_key), b"\0"].concat();
+        let to = [
+            b"\0\0",
+            &short(exchange.as_bytes())[..],
+            &short(routing_key),
+            b"\0",
+        ]
+        .concat();
         self.method(1, [0, 60, 0, 40], &to).await;
-        let flags = properties.iter().fold(0, |all, (place, _)| all | 1u16 << (15 - place));
+        let flags = properties
+            .iter()
+            .fold(0, |all, (place, _)| all | 1u16 << (15 - place));
         let mut header = [0, 60, 0, 0].to_vec();
         header.extend((body.len() as u64).to_be_bytes());
         header.extend(flags.to_be_bytes());
@@ -66,7 +92,8 @@ impl Producer {
     }
 
     async fn method(&mut self, channel: u8, method: [u8; 4], arguments: &[u8]) {
-        self.frame(METHOD, channel, &[&method, arguments].concat()).await;
+        self.frame(METHOD, channel, &[&method, arguments].concat())
+            .await;
     }
 
     async fn frame(&mut self, kind: u8, channel: u8, payload: &[u8]) {
@@ -91,7 +118,10 @@ impl Producer {
                 return rest;
             }
             let text = String::from_utf8_lossy(&rest);
-            assert!(!matches!(payload[..], [0, 10, 0, 50] | [0, 20, 0, 40]), "{text}");
+            assert!(
+                !matches!(payload[..], [0, 10, 0, 50] | [0, 20, 0, 40]),
+                "{text}"
+            );
         }
     }
 }
@@ -101,7 +131,11 @@ pub(crate) fn short(text: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn long(bytes: &[u8]) -> Vec<u8> {
-    [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+    [
+        &u32::try_from(bytes.len()).unwrap().to_be_bytes()[..],
+        bytes,
+    ]
+    .concat()
 }
 
 /// Headers with one text.
