@@ -20,6 +20,7 @@ use super::message::{Message, Options};
 use super::notice::{CallbackRules, REPLY_TO_BYTES_MAX};
 use super::outcome::OnUncertain;
 use super::personal;
+use super::placeholders::unfilled;
 use super::slice::{Head, Together};
 
 /// Version of the job contract.
@@ -403,8 +404,14 @@ fn read_job<'a>(
         None if census.personal => Some(no_vars()),
         vars => vars,
     };
-    if vars.is_some() {
-        problems.extend(personal::problems(&message.content, &options));
+    match &vars {
+        Some(_) if message.literal => {
+            let what = "has no meaning beside `vars`: with them, texts are filled in";
+            problems.push(Problem::new("message.literal", what));
+        }
+        Some(_) => problems.extend(personal::problems(&message.content, &options)),
+        None if message.literal => {}
+        None => problems.extend(unfilled(&message.content, &options)),
     }
     let client_msg_no = client_msg_no?;
     let head = Head {
