@@ -85,6 +85,10 @@ impl job::Context for Names<'_> {
         })
     }
 
+    fn check_app(&self, app: &str) -> Result<(), String> {
+        job::known_app(app, &self.config.apps)
+    }
+
     fn check_target(&self, target: &str) -> Result<(), String> {
         job::known_target(target, &self.config.targets)
     }

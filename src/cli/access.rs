@@ -31,6 +31,7 @@ use crate::ports::{
     Publisher as _, Reply, Request, Route, Session as _, Shelf, Shelves as _,
 };
 use crate::secret::Secret;
+use crate::service::admission::{self, Refused};
 use crate::service::dead_letters::{self, ACCEPT_PATIENCE, Books, Purged, Redrive, Redriven};
 use crate::steer::Facts;
 use crate::store::Store;
@@ -65,6 +66,30 @@ impl Access {
             config: config.clone(),
             facts: app::facts(config)?,
         })))
+    }
+
+    /// Asks whether a job may be accepted, as far as its messages do not tell: what is known of its key, its
+    /// stored message, `before_accept`. A server would have to be there to be asked.
+    pub(super) async fn consider(
+        &self,
+        priority: Priority,
+        bodies: Vec<Vec<u8>>,
+    ) -> Result<(), Failure> {
+        let Self::Direct(direct) = self else {
+            return Ok(());
+        };
+        let Some(store) = &direct.ledger else {
+            return Ok(());
+        };
+        let clerk = Clerk::of(&direct.config, store)?;
+        let bodies = bodies.into_iter().map(Bytes::from).collect();
+        match admission::consider(&clerk, bodies, priority).await {
+            Ok(_) => Ok(()),
+            Err(refused @ Refused::Undecided(_)) => {
+                Err(Failure::message(Exit::Unavailable, refused.to_string()))
+            }
+            Err(refused) => Err(Failure::message(Exit::BadInput, refused.to_string())),
+        }
     }
 
     /// Submits a job with the whole of a long list at once, where a server takes that; `Ok(false)`

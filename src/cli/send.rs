@@ -167,14 +167,16 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
         tracing::warn!("{warning}");
     }
     if args.dry_run {
-        let what = json!({"job": job.id, "recipients": job.entries, "messages": bodies.len(), "target": job.target});
+        let messages = bodies.len();
+        Access::of(&config)?.consider(job.priority, bodies).await?;
+        let what = json!({"job": job.id, "recipients": job.entries, "messages": messages, "target": job.target});
         return report(&args, &what, || {
             format!(
                 "would send job {} to {} of {} in {} message(s); nothing was sent",
                 job.id,
                 job.audience(),
                 job.target,
-                bodies.len()
+                messages
             )
         });
     }

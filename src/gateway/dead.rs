@@ -64,7 +64,6 @@ pub(super) async fn list<B: Broker + Shelves, S: Store, T: Transport>(
         params.problem("cursor", "not one of ours; leave it out to begin anew");
     }
     params.finish()?;
-    let _share = gateway.readers.share(&caller)?;
     let (from, books) = (from.flatten(), gateway.books());
     let page = dead_letters::page(&gateway.broker, &books, &wanted, from, most, with_content);
     let (letters, next) = page.await?;
@@ -93,10 +92,10 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
     }
 }
 
-/// Walks and streams of one caller at a time: each may wait for its turn at the shelf and fill a file.
-const READERS_OF_ONE_MAX: usize = 4;
+/// Streams of one caller at a time: each fills a file.
+const READERS_OF_ONE_MAX: usize = 8;
 
-/// Who reads a shelf. Each app has a share of its own, so that none keeps the others out.
+/// Who reads a stream. Each app has a share of its own, so that none keeps the others out.
 #[derive(Default)]
 pub(super) struct Readers(Arc<Mutex<BTreeMap<Option<String>, usize>>>);
 
@@ -557,5 +556,58 @@ mod tests {
         let key = ("job".to_owned(), "ann \"ü".to_owned());
         assert_eq!(read_cursor(&write_cursor(&key)), Some(key));
         assert_eq!(read_cursor("x"), None);
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_whole_or_broken_off() {
+        let lines = |count: usize, fails: bool| {
+            let response = stream(Duration::from_secs(60), move |mut pieces| async move {
+                for _ in 0..count {
+                    pieces.add(&[b'x'; PIECE_BYTES / 2]).await?;
+                }
+                match fails {
+                    true => Err(Broken::File(std::io::Error::other("gone"))),
+                    false => Ok(pieces),
+                }
+            });
+            axum::body::to_bytes(response.into_body(), usize::MAX)
+        };
+        assert_eq!(lines(0, false).await.unwrap().len(), 0);
+        assert_eq!(lines(7, false).await.unwrap().len(), 7 * PIECE_BYTES / 2);
+        assert!(lines(7, true).await.is_err());
+    }
+
+    /// Whoever takes nothing holds up nothing but its own stream, and that for the gateway's patience.
+    #[tokio::test]
+    async fn a_reader_that_takes_nothing_is_dropped() {
+        let (held, dropped) = tokio::sync::oneshot::channel::<()>();
+        let response = stream(Duration::from_millis(50), |mut pieces| async move {
+            let _held = held;
+            for _ in 0..100 {
+                pieces.add(&[b'x'; PIECE_BYTES]).await?;
+            }
+            Ok(pieces)
+        });
+        assert!(dropped.await.is_err());
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+        assert!(body.is_err());
+    }
+
+    #[test]
+    fn no_reader_keeps_those_of_others_out() {
+        let readers = Readers::default();
+        let app = |name: &str| Caller::App(name.to_owned());
+        let taken: Vec<_> = (0..READERS_OF_ONE_MAX)
+            .map(|_| readers.share(&app("shop")).unwrap())
+            .collect();
+        assert!(matches!(
+            readers.share(&app("shop")),
+            Err(Refusal::Unavailable(_))
+        ));
+        for other in [app("bank"), Caller::Admin, Caller::Nobody] {
+            readers.share(&other).unwrap();
+        }
+        drop(taken);
+        readers.share(&app("shop")).unwrap();
     }
 }

@@ -8,8 +8,8 @@
 //! - `routes`: every path; `submit`: taking jobs; `query`: looking at jobs; `events`: following one;
 //!   `dead`: dead letters; `dropin`: existing callers of IM systems.
 //! - `openapi`: all of it as a document and as a page.
-//! - `access`: who calls and what they may look at; `permit`: what [`service::admission`] asks of the
-//!   gateway.
+//! - `access`: who calls and what they may look at; `permit`: what
+//!   [`admission`](crate::service::admission) asks of the gateway.
 //! - `params`, `body`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request,
