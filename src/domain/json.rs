@@ -49,15 +49,11 @@ mod tests {
     /// Promises 1 and 5: what cannot be written is not published empty and acked.
     #[test]
     fn what_has_no_json_form_is_no_empty_message() {
+        // A key of an object is a text.
         let odd = std::collections::BTreeMap::from([((1, 2), 3)]);
-        let ways: [fn(&std::collections::BTreeMap<(u8, u8), u8>); 3] = [
-            |odd| drop(bytes(odd)),
-            |odd| drop(text(odd)),
-            |odd| drop(raw(odd)),
-        ];
-        for way in ways {
-            assert!(std::panic::catch_unwind(|| way(&odd)).is_err());
-        }
+        assert!(std::panic::catch_unwind(|| bytes(&odd)).is_err());
+        assert!(std::panic::catch_unwind(|| text(&odd)).is_err());
+        assert!(std::panic::catch_unwind(|| raw(&odd)).is_err());
         assert_eq!(bytes("a"), b"\"a\"");
         assert_eq!(text(&[1, 2]), "[1,2]");
         assert_eq!(raw(&1).get(), "1");

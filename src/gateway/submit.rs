@@ -446,7 +446,7 @@ fn try_out<S: Store, T: Transport>(
     spec: &Spec,
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
-    let values = serde_json::value::to_raw_value(&serde_json::Map::new()).unwrap_or_default();
+    let values = crate::domain::json::raw(&serde_json::Map::new());
     try_with(context, spec, priority, None)
         .or_else(|refusal| try_with(context, spec, priority, Some(&values)).map_err(|_| refusal))
 }
