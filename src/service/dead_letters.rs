@@ -135,7 +135,10 @@ impl Standing {
             ClaimState::Settled(Outcome::Failed) => Self::Dead(letter),
             ClaimState::Settled(_) if doubted => Self::Dead(letter),
             ClaimState::Settled(_) => Self::Otherwise,
-            ClaimState::Granted | ClaimState::TakenOver | ClaimState::Held { .. } => {
+            ClaimState::Granted
+            | ClaimState::InDoubt
+            | ClaimState::TakenOver
+            | ClaimState::Held { .. } => {
                 // A record that was rebuilt does not know whom it has forgotten.
                 match record.state == JobState::Completed || record.rebuilt {
                     true => Self::Dead(letter),

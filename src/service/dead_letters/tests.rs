@@ -221,7 +221,8 @@ impl Bench {
             owner: Owner(1),
             outcomes: &outcomes,
             release: &[],
-            last: outcomes.len() == job.entries,
+            doubted: &[],
+            last: (outcomes.len() == job.entries).then_some(0),
         };
         self.store.settle(settle).await.unwrap();
         job.head.id
