@@ -564,7 +564,7 @@ fn read_part(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> Part {
 
 /// No values for placeholders.
 fn no_vars() -> Box<RawValue> {
-    super::json::raw(&serde_json::Map::new())
+    crate::json::raw(&serde_json::Map::new())
 }
 
 /// Everything that makes two messages under one key differ, in a canonical form: white space and
@@ -585,15 +585,15 @@ fn content_digest(head: &Head) -> String {
         &[
             head.target.as_bytes(),
             head.sender.as_deref().unwrap_or_default().as_bytes(),
-            canonical(super::json::text(&head.addressed)).as_bytes(),
-            canonical(super::json::text(&head.content)).as_bytes(),
+            canonical(crate::json::text(&head.addressed)).as_bytes(),
+            canonical(crate::json::text(&head.content)).as_bytes(),
             raw(&head.native).as_bytes(),
             raw(&head
                 .vars
                 .clone()
                 .filter(|vars| vars.get() != no_vars().get()))
             .as_bytes(),
-            canonical(super::json::text(&head.options)).as_bytes(),
+            canonical(crate::json::text(&head.options)).as_bytes(),
         ],
         16,
     )

@@ -9,6 +9,8 @@ pub mod accounts;
 pub mod announce;
 /// Who is to get a message, and how a list of them is read.
 pub mod audience;
+/// One delivery of a slice: where each of its recipients stands.
+pub mod delivery;
 /// Directives: pause, cancel and re-rate, and what they mean for a slice.
 pub mod directive;
 /// Deficit round robin over lanes: promise 8.
@@ -19,8 +21,6 @@ pub mod fields;
 pub mod ids;
 /// A job as producers publish it: bytes in, a job or all its problems out.
 pub mod job;
-/// Values of our own as JSON.
-pub mod json;
 /// Lanes: the queue of one target and class.
 pub mod lane;
 /// Dead letters as people look at them: filters, pages, what is left when some go.

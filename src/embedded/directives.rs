@@ -44,7 +44,7 @@ impl EmbeddedStore {
         directive: Option<&Directive>,
     ) -> Result<bool, LedgerError> {
         let Subject { scope, name } = subject.clone();
-        let json = directive.map(crate::domain::json::bytes);
+        let json = directive.map(crate::json::bytes);
         let bytes = json.as_ref().map_or(0, Vec::len);
         let step = self.0.0.write(bytes, move |work| {
             let now_ms = work.now_ms;

@@ -37,6 +37,7 @@ use super::claims::Claims;
 use super::disk::Trouble;
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::pace::Pace;
+use crate::json;
 use crate::ports::Source;
 
 /// Version of the layout. A higher one is left alone.
@@ -381,7 +382,7 @@ const MESSAGE_HEAD: usize = 13;
 
 impl<'a> Message<'a> {
     pub(super) fn write(published_ms: u64, with: &With, body: &[u8]) -> Vec<u8> {
-        let with = crate::domain::json::bytes(with);
+        let with = json::bytes(with);
         let mut bytes = Vec::with_capacity(MESSAGE_HEAD + with.len() + body.len());
         bytes.push(MESSAGE_VERSION);
         bytes.extend_from_slice(&published_ms.to_be_bytes());
@@ -477,7 +478,8 @@ impl JobRow {
     }
 
     pub(super) fn write(&self) -> Vec<u8> {
-        crate::domain::json::bytes(self)
+        // Strings and numbers can always be written as JSON.
+        json::bytes(self)
     }
 }
 

@@ -317,7 +317,7 @@ fn event(kind: EventKind, stood: Stood, record: &JobRecord) -> Event {
         pending: record.pending,
         id: None,
     };
-    let data = crate::domain::json::text(&told);
+    let data = crate::json::text(&told);
     let event = Event::default().id(stood.to_string());
     event.event(kind.as_str()).data(data)
 }

@@ -122,10 +122,10 @@ impl Message<'_> {
             self.body.push(b',');
         }
         match member.vars {
-            None => crate::domain::json::write(&mut self.body, &member.id),
+            None => crate::json::write(&mut self.body, &member.id),
             Some(vars) => {
                 self.body.extend_from_slice(b"{\"id\":");
-                crate::domain::json::write(&mut self.body, &member.id);
+                crate::json::write(&mut self.body, &member.id);
                 self.body.extend_from_slice(b",\"vars\":");
                 self.body.extend_from_slice(vars.get().as_bytes());
                 self.body.push(b'}');
@@ -150,7 +150,7 @@ impl Message<'_> {
         body.extend_from_slice(b"]}");
         if part.of > 1 {
             body.extend_from_slice(b",\"part\":");
-            crate::domain::json::write(&mut body, part);
+            crate::json::write(&mut body, part);
         }
         body.push(b'}');
         body.into()

@@ -446,7 +446,7 @@ fn try_out<S: Store, T: Transport>(
     spec: &Spec,
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
-    let values = crate::domain::json::raw(&serde_json::Map::new());
+    let values = crate::json::raw(&serde_json::Map::new());
     try_with(context, spec, priority, None)
         .or_else(|refusal| try_with(context, spec, priority, Some(&values)).map_err(|_| refusal))
 }

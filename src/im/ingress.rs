@@ -278,12 +278,12 @@ pub fn key(text: &str) -> Option<String> {
 
 /// A text as a JSON value.
 pub fn quoted(text: &str) -> Option<Box<RawValue>> {
-    Some(crate::domain::json::raw(text))
+    Some(crate::json::raw(text))
 }
 
 /// An answer of JSON.
 pub fn json(status: StatusCode, body: &impl serde::Serialize) -> Spoken {
-    let mut spoken = Response::new(Bytes::from(crate::domain::json::bytes(body)));
+    let mut spoken = Response::new(Bytes::from(crate::json::bytes(body)));
     *spoken.status_mut() = status;
     let json = HeaderValue::from_static("application/json; charset=utf-8");
     spoken.headers_mut().insert(CONTENT_TYPE, json);

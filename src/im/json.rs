@@ -10,7 +10,7 @@ pub(super) fn push_string(out: &mut Vec<u8>, text: &str) {
     push(out, text);
 }
 
-pub(super) use crate::domain::json::write as push;
+pub(super) use crate::json::write as push;
 
 pub(super) fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";

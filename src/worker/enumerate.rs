@@ -21,11 +21,11 @@ use super::shift::Shift;
 use crate::domain::audience::{MemberDocument, fold};
 use crate::domain::directive::Go;
 use crate::domain::job::{AudienceDocument, JOB_BYTES_MAX, JobDocument, Part};
-use crate::domain::json;
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::{Answer, Class};
 use crate::domain::schedule::rung;
 use crate::domain::slice::{Enumeration, Head, Slice};
+use crate::json;
 use crate::ports::{Directory, Lost, Outgoing, Page, Publisher, Route, Transport};
 
 /// A part is published when it has so many users, or so many bytes of them.

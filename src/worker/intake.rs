@@ -23,12 +23,12 @@ use crate::domain::audience::Member;
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprinter, SliceId};
 use crate::domain::job::Job;
-use crate::domain::json;
 use crate::domain::lane::Priority;
 use crate::domain::message::Content;
 use crate::domain::permissions::{Asked, Permissions};
 use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice, Together};
 use crate::domain::template::{unknown_template, with_template};
+use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
     Accepted, Charged, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route,
@@ -401,6 +401,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             vars: Vec::new(),
             attempts: Vec::new(),
             calls: Vec::new(),
+            ended: None,
+            doubts: Vec::new(),
         };
         self.send(vec![
             slice.outgoing(Route::Lane(lane), self.traceparent.clone()),
@@ -485,6 +487,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 .collect(),
             attempts: Vec::new(),
             calls: Vec::new(),
+            ended: None,
+            doubts: Vec::new(),
         };
         slice.outgoing(Route::Lane(lane.to_owned()), self.traceparent.clone())
     }

@@ -265,7 +265,7 @@ impl<'a> Call<'a> {
             native: if native.is_empty() {
                 None
             } else {
-                Some(crate::domain::json::raw(&native))
+                Some(crate::json::raw(&native))
             },
             ..Wanted::default()
         })

@@ -445,7 +445,7 @@ fn native(body: &Loose<'_>) -> Result<BTreeMap<&'static str, Box<RawValue>>, Ref
 }
 
 fn raw(value: &impl Serialize) -> Option<Box<RawValue>> {
-    Some(crate::domain::json::raw(value))
+    Some(crate::json::raw(value))
 }
 
 /// Says what became of a call.

@@ -449,7 +449,7 @@ fn whole(encoded: &str) -> Option<Box<RawValue>> {
     struct Native<'a> {
         payload: &'a str,
     }
-    Some(crate::domain::json::raw(&Native { payload: encoded }))
+    Some(crate::json::raw(&Native { payload: encoded }))
 }
 
 /// Says what became of a call.

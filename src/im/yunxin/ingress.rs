@@ -173,7 +173,7 @@ fn order(
         native: if native.is_empty() {
             None
         } else {
-            Some(crate::domain::json::raw(&native))
+            Some(crate::json::raw(&native))
         },
     };
     Ok(Order {
@@ -290,7 +290,7 @@ fn as_written(from: &Loose<'_>, attachment: Option<&str>) -> Option<Box<RawValue
     if let Some(json) = attachment {
         fields.insert("attachment", RawValue::from_string(json.to_owned()).ok()?);
     }
-    Some(crate::domain::json::raw(&fields))
+    Some(crate::json::raw(&fields))
 }
 
 fn attached(number: i64, json: &str) -> Result<MessageDocument, No> {
