@@ -9,6 +9,8 @@ pub mod accounts;
 pub mod announce;
 /// Who is to get a message, and how a list of them is read.
 pub mod audience;
+/// JSON in a canonical form, for digests.
+mod canonical;
 /// Directives: pause, cancel and re-rate, and what they mean for a slice.
 pub mod directive;
 /// Deficit round robin over lanes: promise 8.
@@ -49,3 +51,5 @@ pub mod schedule;
 pub mod slice;
 /// Stored messages: what may be stored, and a job with one in its place.
 pub mod template;
+/// Texts from outside: encodings, characters that cannot be seen, numbers that were rounded.
+pub mod text;
