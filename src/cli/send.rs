@@ -61,7 +61,7 @@ pub(super) struct SendArgs {
     /// How the file is written [default: by its ending, .csv, .ndjson, else lines]
     #[arg(long, value_enum)]
     format: Option<ListFormat>,
-    /// Column (CSV) or field (NDJSON) that holds the recipient
+    /// Column (CSV) or field (NDJSON) that holds the recipient; for a CSV without a heading, its number
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
     /// Send to this group, once, as a group (can be repeated)
