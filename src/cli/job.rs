@@ -182,8 +182,9 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
             let id = args.name.id(&access).await?;
             let found = access.job(id).await?;
             found.ok_or_else(|| unknown(&args.name))?;
-            progress::follow(&access, id).await?;
-            show(&access, &args).await
+            let record = progress::follow(&access, id).await?;
+            show(&access, &args).await?;
+            Ok(progress::exit(&record.accounts))
         }
         JobCommand::Pause {
             name,

@@ -324,7 +324,7 @@ fn cells<'r>(record: &'r Record, columns: &Columns) -> Result<&'r str, String> {
             ));
         }
     }
-    record.cell(columns.index).map(text::unguarded)
+    record.cell(columns.index)
 }
 
 /// The cells beside the recipient's, by their headings.

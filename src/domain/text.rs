@@ -82,14 +82,6 @@ pub fn is_rounded(id: &str) -> bool {
     digits(whole) && digits(fraction) && exponent.strip_prefix('+').is_some_and(digits)
 }
 
-/// What a spreadsheet is made to show as text, `="000123"`, without its guard.
-pub fn unguarded(cell: &str) -> &str {
-    let inner = cell
-        .strip_prefix("=\"")
-        .and_then(|cell| cell.strip_suffix('"'));
-    inner.filter(|inner| !inner.contains('"')).unwrap_or(cell)
-}
-
 /// Half of a character in JSON, `\ud83d` without its other half, with what stands around it: what is left
 /// of an emoji that was cut.
 pub fn half_character(json: &str) -> Option<Cow<'_, str>> {
@@ -201,10 +193,6 @@ mod tests {
             "12e4", "5E10", "1.5", "E+17", "u1E+3", "1.2.3E+4", "1E+", "",
         ] {
             assert!(!is_rounded(id), "{id}");
-        }
-        assert_eq!(unguarded("=\"000123\""), "000123");
-        for other in ["=\"", "=\"a\"b\"", "u1", "=\"\"\""] {
-            assert_eq!(unguarded(other), other);
         }
     }
 

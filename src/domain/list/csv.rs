@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Chain, Cursor, Read};
 
 use super::{BUFFER_BYTES, LINE_BYTES_MAX};
+use crate::domain::spreadsheet::unguarded;
 
 /// What separates cells, the likelier first. Spreadsheets write semicolons where a comma is the decimal
 /// mark.
@@ -26,14 +27,14 @@ impl Record {
         self.ends.len()
     }
 
-    /// A cell without the white space around it; one that is not there is empty.
+    /// A cell without the white space around it, and as text; one that is not there is empty.
     pub(super) fn cell(&self, index: usize) -> Result<&str, String> {
         let Some(end) = self.ends.get(index) else {
             return Ok("");
         };
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
         std::str::from_utf8(&self.text[start..*end])
-            .map(str::trim)
+            .map(|cell| unguarded(cell.trim()))
             .map_err(|error| format!("not UTF-8: {error}"))
     }
 
