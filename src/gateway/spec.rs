@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -48,12 +49,9 @@ type RawFields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 /// The fields of an object, each of which stands there once.
 fn raw_fields<'a>(field: &str, json: &'a str) -> Result<RawFields<'a>, Problem> {
     let (mut fields, mut twice) = (RawFields::new(), None);
-    each_field(json, |name, value| {
-        if fields.contains_key(&name) {
-            twice.get_or_insert(name);
-        } else {
-            fields.insert(name, value);
-        }
+    each_field(json, |name, value| match fields.entry(name) {
+        Entry::Vacant(place) => drop(place.insert(value)),
+        Entry::Occupied(place) => drop(twice.get_or_insert(place.key().clone())),
     })
     .map_err(|error| Problem::new(field, format!("a JSON object is expected: {error}")))?;
     match twice {
