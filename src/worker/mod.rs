@@ -12,6 +12,7 @@ mod census;
 mod context;
 mod credential;
 mod deliver;
+mod desk;
 mod enumerate;
 mod heed;
 mod intake;
