@@ -887,6 +887,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 .rev()
                 .for_each(|range| self.todo.push_front(range));
         } else if !waiting.is_empty() {
+            // The call as a whole parks nothing, so they wait by themselves.
+            self.delay = self.delay.max(WAIT_MAX);
             let group = waiting
                 .iter()
                 .map(|index| (*index, self.slice.attempts_of(*index)));
@@ -894,7 +896,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         }
         let context = &*self.shift.context;
         let class = class_of(verdict);
-        context.heed(&self.target, class, verdict.of(0)).await;
+        let answer = verdict.of(0);
+        context.heed(&self.target, &self.job, class, answer).await;
     }
 
     /// Puts recipients back to be called at once in smaller calls: halves when the call as a whole was

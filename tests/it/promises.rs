@@ -353,13 +353,14 @@ async fn promise_8_no_starving() {
     world.end().await;
 }
 
-/// The token is wrong: the target is parked and nobody is dead-lettered; once it is right, all get it.
+/// The token is wrong for a job: the job is parked and nobody is dead-lettered; other jobs go on, and
+/// once it is right all get it.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
     let Some(mut plan) = Plan::shared() else {
         return;
     };
-    plan.target.push_str("\nconfig_park = \"1s\"");
+    plan.target.push_str("\nconfig_park = \"1h\"");
     let world = plan.start("config").await;
     world
         .mock
@@ -370,16 +371,22 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
         .await;
     let recipients = users(700);
     let job = world.send("config", &recipients, &[]).await;
-    until("the target is parked", BOUND, async || {
-        (worker
-            .metrics()
-            .await
-            .get("fanwise_target_parked{reason=\"config\",target=\"im\"}")
-            == Some(&1.0))
-        .then_some(())
+    let parked_jobs = "fanwise_directives{action=\"park\",scope=\"job\"}";
+    until("the job is parked", BOUND, async || {
+        let metrics = worker.metrics().await;
+        (metrics.get(parked_jobs) == Some(&1.0)).then_some(())
     })
     .await;
-    assert_eq!(world.job(&job).await.unwrap()["pending"], 700);
+    let metrics = worker.metrics().await;
+    let parked = "fanwise_target_parked{reason=\"config\",target=\"im\"}";
+    assert_eq!(metrics[parked], 0.0, "the account of everybody was stopped");
+    let record = world.job(&job).await.unwrap();
+    assert_eq!(record["pending"], 700);
+    let why = record["hindrances"][0]["what"].as_str().unwrap();
+    assert!(
+        why.contains("job is parked until") && why.contains("config 401"),
+        "{why}"
+    );
     assert_eq!(
         worker.admin("/readyz").await.as_deref(),
         Some("HTTP/1.1 200 OK")
@@ -388,6 +395,13 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
         .mock
         .patch_faults(&json!({"unauthorised": null}))
         .unwrap();
+    let others: Vec<String> = (0..150).map(|number| format!("other-{number}")).collect();
+    let other = world.send("of another", &others, &[]).await;
+    let record = world.completed(&other).await;
+    assert_eq!(record["accounts"]["sent"], 150, "{record}");
+    assert_eq!(world.job(&job).await.unwrap()["pending"], 700);
+    let resumed = world.run(&["job", "resume", &job]).await;
+    assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 700, "{record}");
     assert!(world.dead(&job).await.is_empty());

@@ -115,7 +115,10 @@ impl Desk {
             let next = ends.min().unwrap_or(until).min(self.now + LOOK).min(until);
             let passed = (next - self.now).as_secs_f64();
             for slice in &self.work {
-                *self.held.entry((slice.at.class, slice.at.lane)).or_default() += passed;
+                *self
+                    .held
+                    .entry((slice.at.class, slice.at.lane))
+                    .or_default() += passed;
             }
             self.now = next;
             let (ended, work) = std::mem::take(&mut self.work)

@@ -192,11 +192,9 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     let json = HeaderValue::from_static("application/json");
     headers.insert(header::CONTENT_TYPE, json);
     let calls = headers_of_calls(settings, &headers, problems);
-    let Some(api) = Base::of(&settings.url) else {
-        let what = "a URL such as http://openim:10002 is expected";
-        problems.push(Problem::new("url", what));
-        return None;
-    };
+    let api = Base::read(&settings.url, "http://openim:10002")
+        .map_err(|what| problems.push(Problem::new("url", what)))
+        .ok()?;
     let login = settings
         .auth
         .path()
