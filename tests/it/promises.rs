@@ -313,6 +313,45 @@ async fn promise_7_an_unreachable_backend_costs_no_attempt() {
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 300, "{record}");
     assert_eq!(late.stats().accepted, 300);
+    let count = |what: &str| {
+        let log = worker.process.stderr();
+        log.lines().filter(|line| line.contains(what)).count()
+    };
+    until("the log says that it moves", BOUND, async || {
+        (count("target im moves again after") == 1).then_some(())
+    })
+    .await;
+    assert_eq!(count("target im is parked: unreachable"), 1);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A backend that says that we are too fast, and asks for no time at all, is left alone for longer each
+/// time: no attempt is spent, and who reads the log knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_7_a_throttled_target_is_never_called_in_a_hot_loop() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("throttled").await;
+    let faults = json!({"error_429": 1.0, "retry_after": 0});
+    world.mock.patch_faults(&faults).unwrap();
+    let one_attempt = ("FANWISE_RETRY__ATTEMPTS_MAX", "1");
+    let worker = world.worker_with(&[one_attempt]).await;
+    let job = world.send("throttled", &users(1), &[]).await;
+    let parks = "fanwise_target_parks_total{reason=\"throttled\",target=\"im\"}";
+    let parks = until("a third parking", BOUND, async || {
+        let parks = worker.metrics().await[parks];
+        (parks >= 3.0).then_some(parks)
+    })
+    .await;
+    let calls = world.mock.stats().requests;
+    assert!(calls as f64 <= parks + 1.0, "{calls} calls, {parks} parks");
+    let log = worker.process.stderr();
+    let told = log.lines().filter(|it| it.contains("target im is parked: throttled 429"));
+    assert_eq!(told.count(), 1, "{log}");
+    let faults = json!({"error_429": null, "retry_after": 1});
+    world.mock.patch_faults(&faults).unwrap();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 1, "{record}");
     worker.drain().await;
     world.end().await;
 }
