@@ -7,8 +7,8 @@
 //! by its weight, is its *tag*, and the lane with the lowest tag is next. A lane keeps or loses its turn
 //! only by what it used: to ask changes nothing.
 //!
-//! - A lane that was empty begins where the others are. It has saved nothing up, and owes no more than
-//!   one [`TURN`].
+//! - A lane that has nothing waiting saves nothing up: it begins, or goes on, where the others are. One
+//!   that was empty owes no more than one [`TURN`].
 //! - A slice in work counts as one `TURN` from its beginning, and as the time that it has taken from
 //!   then on. So a row of places that become free at once is shared by weight, too.
 //! - A slice that has had its `TURN` makes way when another class or lane is owed one, so the wait for a
@@ -97,6 +97,8 @@ impl Turns {
 
     /// The slice that is to make way, while no place is free; each one is named once.
     pub fn makes_way(&mut self, now: Duration) -> Option<(At, Ticket)> {
+        self.classes.level(now);
+        self.lanes.iter_mut().for_each(|lanes| lanes.level(now));
         if let Some((owed, class)) = self.classes.owed(now) {
             let (lane, ticket) = self.lanes[class].ripe(now)?;
             self.classes.leaves(class, ticket, Some(owed));
@@ -191,6 +193,7 @@ impl Shares {
     }
 
     fn arrived(&mut self, member: usize, now: Duration) {
+        self.level(now);
         if self.members[member].waiting == 0 {
             self.wake(member, now);
         }
@@ -230,6 +233,18 @@ impl Shares {
         it.used += tag.clamp(start, most) - tag;
     }
 
+    /// Those who have nothing waiting go along with the others, whatever they were owed.
+    fn level(&mut self, now: Duration) {
+        let waiting = self.members.iter().filter(|it| it.waiting > 0);
+        let tags = waiting.map(|it| it.tag(now));
+        let Some(lowest) = tags.min_by(f64::total_cmp) else {
+            return;
+        };
+        for it in self.members.iter_mut().filter(|it| it.waiting == 0) {
+            it.used += (lowest - it.tag(now)).max(0.0);
+        }
+    }
+
     fn withdrawn(&mut self, member: usize) {
         let waiting = &mut self.members[member].waiting;
         *waiting = waiting.saturating_sub(1);
@@ -260,6 +275,7 @@ impl Shares {
     }
 
     fn ended(&mut self, member: usize, ticket: Ticket, now: Duration) {
+        self.level(now);
         let it = &mut self.members[member];
         let Some(index) = it.held.iter().position(|held| held.ticket == ticket) else {
             return;

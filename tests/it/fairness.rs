@@ -16,7 +16,7 @@ const LATENCY: &str = "150ms";
 const CALLS: &str = "32";
 
 /// What is looked at, once everybody has begun and some more were sent.
-const BEFORE: usize = 300;
+const BEFORE: usize = 500;
 const LOOKED_AT: usize = 1500;
 
 fn list(name: &str, count: usize) -> Vec<String> {
@@ -28,7 +28,8 @@ fn list(name: &str, count: usize) -> Vec<String> {
 /// What part each name had in what the mock accepted since all of them had begun.
 async fn shares<const N: usize>(mock: &MockHandle, names: [&str; N]) -> [f64; N] {
     until("enough messages of all", BOUND, async || {
-        let accepted = mock.accepted();
+        let mut accepted = mock.accepted();
+        accepted.sort_by_key(|entry| entry.at_us);
         let of = |recipient: &str| {
             let mut names = names.iter();
             names.position(|name| recipient.starts_with(&format!("{name}-")))

@@ -346,7 +346,9 @@ async fn promise_7_a_throttled_target_is_never_called_in_a_hot_loop() {
     let calls = world.mock.stats().requests;
     assert!(calls as f64 <= parks + 1.0, "{calls} calls, {parks} parks");
     let log = worker.process.stderr();
-    let told = log.lines().filter(|it| it.contains("target im is parked: throttled 429"));
+    let told = log
+        .lines()
+        .filter(|it| it.contains("target im is parked: throttled 429"));
     assert_eq!(told.count(), 1, "{log}");
     let faults = json!({"error_429": null, "retry_after": 1});
     world.mock.patch_faults(&faults).unwrap();

@@ -29,6 +29,10 @@ struct Desk {
     idle_since: BTreeMap<(usize, usize), Duration>,
     longest_wait: Duration,
     asked_in_vain: usize,
+    /// Where it is set, a lane has no others than its slices, and one that left its place waits again
+    /// after so long: it goes through the broker.
+    around: Option<Duration>,
+    coming: Vec<(Duration, At)>,
 }
 
 struct Slice {
@@ -50,11 +54,17 @@ impl Desk {
             idle_since: BTreeMap::new(),
             longest_wait: Duration::ZERO,
             asked_in_vain: 0,
+            around: None,
+            coming: Vec::new(),
         }
     }
 
     fn join(&mut self, at: At, takes: Duration) {
-        for _ in 0..3 {
+        self.join_with(at, takes, 3);
+    }
+
+    fn join_with(&mut self, at: At, takes: Duration, slices: usize) {
+        for _ in 0..slices {
             self.turns.arrived(at, self.now);
         }
         self.busy.push((at, takes));
@@ -75,7 +85,9 @@ impl Desk {
             };
             let takes = self.busy.iter().find(|(it, _)| *it == at).unwrap().1;
             let ticket = self.turns.begun(at, self.now);
-            self.turns.arrived(at, self.now);
+            if self.around.is_none() {
+                self.turns.arrived(at, self.now);
+            }
             let ends = self.now + takes;
             self.work.push(Slice { at, ticket, ends });
         }
@@ -112,6 +124,7 @@ impl Desk {
             self.draw();
             self.note_waits();
             let ends = self.work.iter().map(|it| it.ends);
+            let ends = ends.chain(self.coming.iter().map(|(at, _)| *at));
             let next = ends.min().unwrap_or(until).min(self.now + LOOK).min(until);
             let passed = (next - self.now).as_secs_f64();
             for slice in &self.work {
@@ -127,6 +140,11 @@ impl Desk {
             self.work = work;
             for slice in ended {
                 self.turns.ended(slice.at, slice.ticket, next);
+                let comes = self.around.map(|around| (next + around, slice.at));
+                self.coming.extend(comes);
+            }
+            for (_, at) in self.coming.extract_if(.., |(comes, _)| *comes <= next) {
+                self.turns.arrived(at, next);
             }
         }
         let total = self.places as f64 * lasts.as_secs_f64();
@@ -203,6 +221,42 @@ fn a_class_gets_the_same_with_one_lane_or_two() {
     let shares = desk.run(ms(120_000));
     near(shares[&(0, 0)], 8.0 / 9.0, 0.02);
     near(shares[&(2, 0)], 0.5 / 9.0, 0.02);
+}
+
+/// A lane has few slices, each of which takes a while from the place that it left to the next one. It
+/// often has none waiting, and gets its share all the same.
+#[test]
+fn few_slices_that_go_through_the_broker_get_their_share() {
+    for around in [5, 100, 400] {
+        let mut desk = Desk::new(8, ms(200));
+        desk.around = Some(ms(around));
+        for (class, slices) in [(2, 4), (1, 5), (0, 8)] {
+            desk.join_with(at(class, 0), ms(40_000), slices);
+        }
+        desk.run(ms(3_000));
+        let shares = desk.run(ms(20_000));
+        for (class, weight) in (0..).zip(WEIGHTS) {
+            near(shares[&(class, 0)], f64::from(weight) / 13.0, 0.06);
+        }
+    }
+}
+
+/// A lane that has all its slices in work, and less than its share, is owed nothing for that time.
+#[test]
+fn a_lane_with_nothing_waiting_saves_nothing_up() {
+    let mut desk = Desk::new(8, ms(150));
+    desk.around = Some(ms(100));
+    for (class, slices, then) in [(2, 2, 2_000), (1, 2, 30_000), (0, 3, 1_000)] {
+        for lane in 0..2 {
+            desk.join_with(at(class, lane), ms(60_000), slices);
+        }
+        desk.run(ms(then));
+    }
+    let shares = desk.run(ms(10_000));
+    for (class, weight) in (0..).zip(WEIGHTS) {
+        let share: f64 = (0..2).filter_map(|lane| shares.get(&(class, lane))).sum();
+        near(share, f64::from(weight) / 13.0, 0.06);
+    }
 }
 
 #[test]
