@@ -131,7 +131,7 @@ pub enum Auth {
     AdminToken,
     /// Fetched from `/auth/user_token`, which 3.0 to 3.8.0 have.
     UserToken,
-    /// Given. Nobody renews it: once it has expired the target is parked.
+    /// Given. Nobody renews it: once it has expired jobs are parked, and so is the target.
     Token,
 }
 
