@@ -76,7 +76,7 @@
 //!   Redis. [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other
 //!   and not the worker.
 //! - [`steer`]: what operators may tell running work, for the commands and the HTTP interface.
-//! - [`gateway`]: the HTTP interface.
+//! - [`gateway`]: the HTTP interface, over `http`, the server it shares with [`admin`].
 //! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one
 //!   HTTP client for all; the mock server.
 //! - [`config`], [`app`] (puts everything together), [`allocator`], [`admin`], [`metrics`], [`telemetry`],
@@ -101,6 +101,7 @@ pub mod domain;
 pub mod embedded;
 pub mod exit;
 pub mod gateway;
+mod http;
 pub mod im;
 pub mod metrics;
 pub mod ports;

@@ -19,9 +19,21 @@ pub struct Problem {
 impl Problem {
     pub fn new(field: impl Into<String>, what: impl Into<String>) -> Self {
         Self {
-            field: field.into(),
-            what: what.into(),
+            field: bounded(field.into(), FIELD_BYTES_MAX),
+            what: bounded(what.into(), WHAT_BYTES_MAX),
         }
+    }
+}
+
+/// Longest path and longest explanation of a problem. Both hold names and values as they came in, which
+/// may be as long as the document.
+const FIELD_BYTES_MAX: usize = 256;
+const WHAT_BYTES_MAX: usize = 1024;
+
+fn bounded(text: String, bytes: usize) -> String {
+    match shorten(&text, bytes) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(shortened) => shortened,
     }
 }
 
@@ -52,12 +64,20 @@ pub fn summary(problems: &[Problem]) -> String {
 
 /// The closest of `known` to `name`, if it is close enough to be a slip.
 pub fn suggestion<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let is_close = |candidate: &&str| name.len() <= candidate.len() + 4 * slip(candidate);
     known
         .into_iter()
+        // Comparing costs the product of both lengths, and a name may have megabytes.
+        .filter(is_close)
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .filter(|(distance, candidate)| *distance <= slip(candidate))
         .min()
         .map(|(_, candidate)| candidate)
+}
+
+/// How far a slip may be from a word, in characters, each of at most four bytes.
+fn slip(word: &str) -> usize {
+    1 + word.len() / 4
 }
 
 /// The fields of one JSON object that were not taken yet.

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::Gateway;
 use super::body::Held;
-use super::params::{NoParams, Params};
+use super::params::{NoParams, Params, plus_again};
 use super::problem::Refusal;
 use super::shelf::{self, Redrive, RedriveError};
 use super::wire::{DeadList, KeptLine, PurgeRequest, Purged, RedriveRequest, Redriven};
@@ -71,7 +71,7 @@ fn accepts_lines(headers: &HeaderMap) -> bool {
 fn wanted(params: &mut Params) -> Wanted {
     let mut filter = DeadFilter::default();
     for name in FILTER_FIELDS {
-        let value = params.text(name);
+        let value = params.text(name).map(plus_again);
         if let Some(field) = filter.field(name) {
             *field = value;
         }

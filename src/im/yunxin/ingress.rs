@@ -98,6 +98,13 @@ impl Ingress for YunxinIngress {
         LIMITS
     }
 
+    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken> {
+        let entered = signature::door(head, doors).map_err(No::parameter);
+        entered
+            .map(|(door, _)| Some(door))
+            .map_err(|no| spoken(&no))
+    }
+
     fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
         let order = signature::door(incoming, doors)
             .map_err(No::parameter)
