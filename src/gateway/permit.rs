@@ -4,10 +4,11 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 
 use super::Gateway;
 use super::access::Caller;
-use super::before_accept::{Decision, changed};
+use super::before_accept::{Decision, changed, names_stored};
 use super::problem::Refusal;
 use crate::domain::permissions::Asked;
 use crate::metrics::{AskedResult, LedgerStep};
@@ -71,6 +72,23 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
     }
 }
 
+/// The stored message that a job names, in the version that it goes out in. One that is not there is
+/// refused later on.
+async fn stored<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    asked: &Asked,
+    document: &[u8],
+) -> Result<Option<Box<RawValue>>, Refusal> {
+    let Some(name) = names_stored(document) else {
+        return Ok(None);
+    };
+    let store = &gateway.context.store;
+    let record = store.job(asked.job).await?;
+    let version = record.and_then(|record| record.template);
+    let stored = store.template(&asked.app, &name, version).await?;
+    Ok(stored.and_then(|stored| RawValue::from_string(stored.message).ok()))
+}
+
 async fn before_accept<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     asked: &Asked,
@@ -80,8 +98,11 @@ async fn before_accept<B: Broker, S: Store, T: Transport>(
     let Some(hook) = app.and_then(|app| app.before_accept.as_ref()) else {
         return Ok(None);
     };
+    let stored = stored(gateway, asked, document).await?;
     let started = Instant::now();
-    let decided = hook.ask(&gateway.context.transport, asked, document).await;
+    let transport = &gateway.context.transport;
+    let decided = hook.ask(transport, asked, document, stored.as_deref());
+    let decided = decided.await;
     let took = started.elapsed();
     let decided = decided.and_then(|decision| match decision {
         Decision::Allow => Ok((AskedResult::Allow, Ok(None))),

@@ -174,3 +174,83 @@ pub(super) async fn accounted<B: crate::ports::Broker, S, T>(
     let response = next.run(request).await;
     gateway.shares.keep(response, network)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app(name: &str) -> Caller {
+        Caller::App(name.to_owned())
+    }
+
+    #[test]
+    fn promise_11_an_app_has_a_share_of_places_uploads_and_streams() {
+        let shares = Shares::new(256);
+        let kinds: [(_, fn(&Shares, &Caller) -> Result<Share<Caller>, Refusal>); 3] = [
+            ("places", Shares::place),
+            ("uploads", Shares::upload),
+            ("streams", Shares::stream),
+        ];
+        for (kind, take) in kinds {
+            let mut all = Vec::new();
+            while let Ok(share) = take(&shares, &app("shop")) {
+                all.push(share);
+            }
+            assert!(!all.is_empty(), "{kind}");
+            assert!(take(&shares, &app("bank")).is_ok(), "{kind}: another app");
+            assert!(
+                take(&shares, &Caller::Admin).is_ok(),
+                "{kind}: the administrator"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn promise_11_the_lists_of_one_app_stand_in_the_queue_once() {
+        let shares = Shares::new(256);
+        let first = shares.survey(&app("shop")).await;
+        // Nobody answers this one while the first is read, and it takes no turn.
+        let mut second = std::pin::pin!(shares.survey(&app("shop")));
+        assert!(futures_util::poll!(&mut second).is_pending());
+        let other = shares.survey(&app("bank")).await;
+        drop(first);
+        let second = second.await;
+        drop((other, second));
+    }
+
+    #[test]
+    fn promise_11_answers_that_are_not_taken_have_a_bound() {
+        let shares = Shares::new(256);
+        let answer = |size: usize, caller: Option<Caller>| {
+            let mut response = Response::new(Body::from(vec![b'x'; size]));
+            if let Some(caller) = caller {
+                let place = shares.place(&caller).unwrap();
+                response.extensions_mut().insert(Arc::new(place));
+            }
+            shares.keep(response, Some(IpAddr::from([192, 0, 2, 1])))
+        };
+        let mib = 1024 * 1024;
+        let (mut kept, mut refused) = (Vec::new(), 0);
+        for _ in 0..70 {
+            let response = answer(mib, Some(app("shop")));
+            match response.status() {
+                StatusCode::OK => kept.push(response),
+                status => {
+                    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+                    assert!(response.body().is_end_stream());
+                    refused += 1;
+                }
+            }
+        }
+        assert!((30..45).contains(&kept.len()), "{}", kept.len());
+        assert_eq!(answer(mib, Some(app("bank"))).status(), StatusCode::OK);
+        kept.clear();
+        assert!(refused > 0);
+        assert_eq!(answer(mib, Some(app("shop"))).status(), StatusCode::OK);
+        // Those of strangers are counted by themselves.
+        let strangers: Vec<_> = (0..10_000).map(|_| answer(300, None)).collect();
+        let with_body = |answer: &&Response| !answer.body().is_end_stream();
+        let told = strangers.iter().filter(with_body).count();
+        assert!((1000..2000).contains(&told), "{told}");
+    }
+}
