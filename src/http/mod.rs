@@ -159,7 +159,7 @@ impl Served {
         let mut connection = std::pin::pin!(connection);
         let taking = Taking::default();
         let mut stopped = std::pin::pin!(self.stop.cancelled());
-        let mut is_ending = false;
+        let (mut is_ending, mut is_spared) = (false, false);
         let served = taking.clone().scope(async {
             loop {
                 tokio::select! {
@@ -184,8 +184,12 @@ impl Served {
                     () = taking.stalled(self.patience) => {
                         return tracing::debug!("a connection took no answer in time");
                     }
-                    () = peer.told_to_go() => {
-                        return tracing::debug!("an idle connection made place for another one");
+                    () = peer.told_to_go(), if !is_spared => {
+                        if peer.idle_since().is_some() {
+                            return tracing::debug!("an idle connection made place for another one");
+                        }
+                        // A request came in between: it is answered.
+                        is_spared = true;
                     }
                 }
                 is_ending = true;
