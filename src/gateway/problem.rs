@@ -170,7 +170,7 @@ impl Refusal {
             Self::FromBrowser => (
                 StatusCode::FORBIDDEN,
                 "not for web pages",
-                "a request that a page of another site makes needs credentials; set gateway.token"
+                "a request that a web page of another site makes needs credentials; set gateway.token"
                     .to_owned(),
             ),
             Self::OtherHost(host) => (

@@ -207,10 +207,10 @@ mod tests {
 
     #[tokio::test]
     async fn promise_11_the_lists_of_one_app_stand_in_the_queue_once() {
-        let shares = Shares::new(256);
-        let first = shares.survey(&app("shop")).await;
-        // Nobody answers this one while the first is read, and it takes no turn.
-        let mut second = std::pin::pin!(shares.survey(&app("shop")));
+        let (shares, shop) = (Shares::new(256), app("shop"));
+        let first = shares.survey(&shop).await;
+        // This one waits while the first is read, and takes no turn from others.
+        let mut second = std::pin::pin!(shares.survey(&shop));
         assert!(futures_util::poll!(&mut second).is_pending());
         let other = shares.survey(&app("bank")).await;
         drop(first);

@@ -239,7 +239,7 @@ async fn promise_11_idle_connections_and_endless_heads_keep_nobody_out() {
         idle.push(stream);
     }
     place.others_get_in("connections are idle").await;
-    let endless = [&head("/v1/jobs", "X-Pad: ")[..], &[b'x'; 100_000]].concat();
+    let endless = [&head("/v1/jobs", "X-Pad: ")[..], &[b'x'; 40_000]].concat();
     assert_eq!(place.raw(&endless).await.status, 431);
     // The port of health and metrics has a bound too.
     let before = descriptors(&place);
@@ -332,7 +332,7 @@ impl Http2 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_answers_that_nobody_takes_are_given_up() {
-    let place = Place::shared("bounds-answers", "patience = \"2s\"").await;
+    let place = Place::shared("bounds-answers", "patience = \"5s\"").await;
     let mut reader = Http2::connect(&place, 0).await;
     for number in 0..60 {
         reader.get(1 + 2 * number, "/v1/jobs?app=shop", SHOP).await;
