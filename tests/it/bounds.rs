@@ -438,8 +438,8 @@ async fn web_pages_and_other_hosts_need_credentials() {
                    "client_msg_no": format!("m{number}"), "payload": "aGk="})
         })
         .collect();
-    let sent = place.ask("POST /message/sendbatch", &[], &json!(many).to_string());
-    let sent = sent.await;
+    let many = json!(many).to_string();
+    let sent = place.ask("POST /message/sendbatch", &[], &many).await;
     assert_eq!(
         (sent.status, sent.header("fanwise-jobs")),
         (200, "300"),
