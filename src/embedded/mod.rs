@@ -56,7 +56,7 @@ use self::desk::Desk;
 use self::disk::{Disk, Trouble};
 use self::limiter::Limits;
 use self::nonces::Seen;
-use self::shelves::Readers;
+use self::shelves::Turns;
 use self::tables::Queues;
 use self::writer::{Work, Writer};
 
@@ -103,7 +103,7 @@ struct Inner {
     queues: Arc<Queues>,
     writer: writer::Handle,
     events: broadcast::Sender<EngineEvent>,
-    readers: Readers,
+    turns: Turns,
     limits: Limits,
     nonces: Mutex<Seen>,
 }
@@ -143,7 +143,7 @@ impl Engine {
             queues,
             writer,
             events: broadcast::Sender::new(EVENTS_KEPT),
-            readers: Readers::default(),
+            turns: Turns::default(),
             limits: Limits::default(),
             nonces: Mutex::default(),
         })))

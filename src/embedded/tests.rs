@@ -583,7 +583,8 @@ async fn idle_jobs_are_swept_and_used_ones_are_not() {
             owner: Owner(1),
             outcomes: &outcomes,
             release: &[],
-            last: false,
+            doubted: &[],
+            last: None,
         };
         store.settle(settle).await.unwrap();
     }

@@ -3,11 +3,14 @@
 
 use super::access::Caller;
 use crate::domain::job;
+use crate::domain::permissions::Permissions;
+use crate::ports::{Target, Transport};
+use crate::service::admission::Rules;
 use crate::worker::{Context, Store};
 
 /// The context that jobs of a caller are read in.
 pub(super) struct Discreet<'a, S, T> {
-    pub(super) context: &'a Context<S, T>,
+    context: &'a Context<S, T>,
     caller: &'a Caller,
 }
 
@@ -51,5 +54,15 @@ impl<S: Store, T> job::Context for Discreet<'_, S, T> {
 
     fn check_reply_to(&self, queue: &str) -> Result<(), String> {
         self.context.check_reply_to(queue)
+    }
+}
+
+impl<S: Store, T: Transport> Rules for Discreet<'_, S, T> {
+    fn permissions(&self, app: &str) -> Option<&Permissions> {
+        self.context.permissions(app)
+    }
+
+    fn target(&self, name: &str) -> Option<&dyn Target> {
+        self.context.target(name)
     }
 }

@@ -30,21 +30,20 @@ use super::submit::BODY_BYTES_MAX;
 use crate::domain::audience::fold;
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, JobId, digest_hex};
-use crate::domain::job::{Job, JobDocument, MessageDocument};
+use crate::domain::job::{Context as _, JobDocument, MessageDocument};
 use crate::domain::lane::Priority;
 use crate::domain::limits::{Grant, Tat};
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::Outcome;
-use crate::domain::permissions::Asked;
+use crate::domain::placeholders::as_it_stands;
 use crate::http::Peer;
 use crate::im::ingress::{
     Door, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Reply, Spoken, Told, Wanted,
     WrongCredentials,
 };
 use crate::metrics::LedgerStep;
-use crate::ports::{
-    Broker, ClaimState, LedgerError, Outgoing, Reason, Route, Shelves, Transport, fit,
-};
+use crate::ports::{Broker, ClaimState, LedgerError, Outgoing, Reason, Route, Shelves, Transport};
+use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
 use crate::worker::{Context, Store, chain, now_ms};
 
 /// The header that names the jobs of a request.
@@ -122,6 +121,8 @@ impl Desk {
             native: wanted.native.clone().filter(|_| same_system),
             ..wanted.message.clone()
         };
+        // Its system knows no placeholders.
+        let message = as_it_stands(message, &wanted.options);
         JobDocument {
             app: Some(door.app.clone()),
             target: Some(target.to_owned()),
@@ -138,9 +139,9 @@ impl Desk {
 
 /// Two jobs of one request under one key must say the same: the intake would refuse the second one after
 /// its caller was told that it is on its way.
-fn agree(prepared: &[Prepared]) -> bool {
+fn agree_with_each_other(prepared: &[Prepared]) -> bool {
     let mut digests = HashMap::new();
-    prepared.iter().all(|job| {
+    prepared.iter().all(|Prepared { job, .. }| {
         let first = digests.entry(job.id).or_insert(&job.content_digest);
         **first == job.content_digest
     })
@@ -148,12 +149,7 @@ fn agree(prepared: &[Prepared]) -> bool {
 
 /// A job of a request, ready to be published.
 struct Prepared {
-    id: JobId,
-    /// What its app must be allowed.
-    asked: Asked,
-    client_msg_no: String,
-    submission: String,
-    content_digest: String,
+    job: Examined,
     body: Bytes,
     /// As the caller wrote them.
     recipients: Vec<String>,
@@ -314,6 +310,16 @@ impl From<LedgerError> for Failure {
     }
 }
 
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Problems(problems) => Self::Problems(problems),
+            Refused::Conflict(_) => Self::Conflict,
+            other => super::Refusal::from(other).into(),
+        }
+    }
+}
+
 impl From<super::Refusal> for Failure {
     fn from(refusal: super::Refusal) -> Self {
         use super::Refusal as Native;
@@ -362,11 +368,11 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     for (number, wanted) in jobs.iter().enumerate() {
         prepared.push(prepare(gateway, desk, door, wanted, number, body).await?);
     }
-    if !agree(&prepared) {
+    if !agree_with_each_other(&prepared) {
         return Err(Failure::Conflict);
     }
-    let asked: Vec<_> = prepared.iter().map(|job| job.asked.clone()).collect();
-    gateway.charge(&asked).await?;
+    let asked: Vec<_> = prepared.iter().map(|it| it.job.asked.clone()).collect();
+    charge(gateway, &asked).await?;
     open.publish(prepared.iter().map(outgoing).collect())
         .await?;
     let told = wait(gateway, door, &prepared).await;
@@ -403,7 +409,8 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
     let context = &*gateway.context;
     let target = match &door.target {
         Some(target) => target.clone(),
-        None => crate::domain::job::Context::default_target(context, &door.app)
+        None => context
+            .default_target(&door.app)
             .map_err(|what| Failure::Problems(vec![Problem::new("app", what)]))?,
     };
     let key = match &wanted.key {
@@ -415,33 +422,22 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
         .map_err(|error| Failure::Problems(vec![Problem::new("", error.to_string())]))?;
     let body = Bytes::from(body);
     let mut prepared = read(context, wanted, &body)?;
-    if let Some(changed) = gateway.allow(&prepared.asked, &prepared.body).await? {
-        prepared = read(context, wanted, &changed)?;
+    if let Some(change) = allow(gateway, &prepared.job.asked, &prepared.body).await? {
+        prepared = read(context, wanted, &change.apply(&prepared.body)?)?;
     }
-    let known = context.store.job(prepared.id).await?;
-    if known.is_some_and(|known| {
-        !known.content_digest.is_empty() && known.content_digest != prepared.content_digest
-    }) {
-        return Err(Failure::Conflict);
-    }
+    agree(gateway, &prepared.job).await?;
     Ok(prepared)
 }
 
 /// Reads a job as the intake will.
-fn read<S: Store, T>(
+fn read<S: Store, T: Transport>(
     context: &Context<S, T>,
     wanted: &Wanted,
     body: &Bytes,
 ) -> Result<Prepared, Failure> {
-    let now = jiff::Timestamp::now();
-    let job = Job::read(body, Some(Priority::Normal), context, now).map_err(Failure::Problems)?;
-    let adapter = &*context.targets[&job.head.target].target;
-    let fit = fit(adapter, &job.head, job.is_for_all(), job.strictness);
-    if !fit.problems.is_empty() {
-        return Err(Failure::Problems(fit.problems));
-    }
-    let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, job.head.id);
-    let folds_case = adapter.profile().folds_case;
+    let job = examine(context, body, Some(Priority::Normal))?;
+    let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, job.id);
+    let folds_case = context.folds_case(&job.target);
     let recipients = named(wanted);
     let fingerprint = |id: &String| {
         let mut id = id.as_str().into();
@@ -449,14 +445,10 @@ fn read<S: Store, T>(
         fingerprinter.fingerprint(&id)
     };
     Ok(Prepared {
-        id: job.head.id,
-        asked: Asked::of(&job),
-        client_msg_no: job.head.client_msg_no.clone(),
-        submission: job.submission.clone(),
-        content_digest: job.content_digest.clone(),
         fingerprints: recipients.iter().map(fingerprint).collect(),
         recipients,
         body: body.clone(),
+        job,
     })
 }
 
@@ -501,10 +493,10 @@ async fn content_key<B: Broker, S: Store, T: Transport>(
     Ok(if repeats { before } else { key(slot) })
 }
 
-fn outgoing(job: &Prepared) -> Outgoing {
+fn outgoing(Prepared { job, body, .. }: &Prepared) -> Outgoing {
     Outgoing {
         route: Route::Job(Priority::Normal),
-        body: job.body.clone(),
+        body: body.clone(),
         message_id: format!("{}/{}", job.id, job.submission),
         traceparent: None,
     }
@@ -527,8 +519,8 @@ async fn wait<B: Broker, S: Store, T: Transport>(
             fates: vec![Fate::Pending; job.recipients.len()],
         });
         told.push(Told {
-            job: job.id,
-            client_msg_no: job.client_msg_no.clone(),
+            job: job.job.id,
+            client_msg_no: job.job.asked.client_msg_no.clone(),
             accepted_at_ms: seen.accepted_at_ms,
             recipients: job.recipients.iter().cloned().zip(seen.fates).collect(),
         });
@@ -576,7 +568,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
     anyway: bool,
 ) -> Result<Option<Seen>, LedgerError> {
     let store = &gateway.context.store;
-    let Some(record) = store.job(job.id).await? else {
+    let Some(record) = store.job(job.job.id).await? else {
         return Ok(None);
     };
     if record.pending > 0 && !anyway {
@@ -588,7 +580,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
         return Ok(None);
     }
     let reasons = if states.iter().any(|state| !is_sent(*state)) {
-        store.reasons(job.id, &job.fingerprints).await?
+        store.reasons(job.job.id, &job.fingerprints).await?
     } else {
         vec![None; states.len()]
     };
@@ -612,7 +604,10 @@ fn fate((state, reason): (ClaimState, Option<Reason>)) -> Fate {
                 text,
             }
         }
-        ClaimState::Granted | ClaimState::TakenOver | ClaimState::Held { .. } => Fate::Pending,
+        ClaimState::Granted
+        | ClaimState::InDoubt
+        | ClaimState::TakenOver
+        | ClaimState::Held { .. } => Fate::Pending,
     }
 }
 
@@ -627,7 +622,7 @@ fn answer(reply: &dyn Reply, prepared: &[Prepared], told: &[Told]) -> Response {
     let headers = response.headers_mut();
     headers.insert(JOBS_HEADER, HeaderValue::from(prepared.len()));
     let first = prepared.iter().take(JOBS_NAMED);
-    let ids: Vec<_> = first.map(|job| job.id.to_string()).collect();
+    let ids: Vec<_> = first.map(|it| it.job.id.to_string()).collect();
     if let Ok(ids) = HeaderValue::try_from(ids.join(", ")) {
         headers.insert(JOB_HEADER, ids);
     }

@@ -6,11 +6,12 @@
 //! once, and an uploaded list is sent to when all of it is accepted.
 //!
 //! - `routes`: every path; `submit`: taking jobs; `query`: looking at jobs; `events`: following one;
-//!   `dead`: dead letters, over the walks of `shelf`; `dropin`: existing callers of IM systems.
+//!   `dead`: dead letters; `dropin`: existing callers of IM systems.
 //! - `openapi`: all of it as a document and as a page.
-//! - `access`: who calls and what they may look at; `permit`: whether a job may be accepted, with
-//!   `before_accept`, an endpoint that is asked about it.
-//! - `params`, `body`, `form`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
+//! - `access`: who calls and what they may look at; `permit`: what
+//!   [`admission`](crate::service::admission) asks of the gateway.
+//! - `params`, `body`, `form`, `problem`, `wire`: what comes in, what is wrong with it, and what is
+//!   answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request,
 //! except to existing callers of an IM system: they hear that system.
@@ -23,7 +24,6 @@
 //! of the rest is waited for; what it takes up after that comes out of its app's share.
 
 mod access;
-mod before_accept;
 mod body;
 mod browser;
 mod dead;
@@ -39,7 +39,6 @@ mod problem;
 mod query;
 mod routes;
 mod shares;
-mod shelf;
 mod slowly;
 mod spec;
 mod spool;
@@ -62,22 +61,20 @@ use tokio_util::sync::CancellationToken;
 
 use self::access::Rates;
 pub use self::access::{Access, AppAccess};
-pub use self::before_accept::BeforeAccept;
 use self::browser::Hosts;
+use self::dead::Readers;
 pub use self::dropin::Desk;
 use self::events::Hub;
 pub use self::openapi::openapi;
 use self::problem::Refusal;
 pub use self::query::{LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
 use self::shares::Shares;
-pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
 use self::slowly::Failures;
 pub use self::steer::CONFIGURED;
 pub use self::tls::{Tls, TlsError, pinned};
 pub use self::wire::{
-    DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, Purged, RecipientFate,
-    RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob, Submitted, TemplateRow,
-    TemplateView, Verification,
+    DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, RecipientFate,
+    RecipientState, RedriveRequest, Submitted, TemplateRow, TemplateView, Verification,
 };
 use crate::http::{self, Manners};
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
@@ -123,6 +120,7 @@ struct Gateway<B: Broker, S, T> {
     /// No request waits any longer for a job.
     stop: CancellationToken,
     shares: Shares,
+    readers: Readers,
     failures: Failures,
     hosts: Hosts,
     patience: Duration,
@@ -221,6 +219,7 @@ impl Server {
             publishing,
             stop: stop.clone(),
             shares: Shares::new(settings.requests_max),
+            readers: Readers::default(),
             failures: Failures::new(settings.patience),
             hosts: Hosts::of(settings.listen),
             patience: settings.patience,

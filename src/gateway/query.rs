@@ -224,10 +224,10 @@ pub async fn fate<S: Store, B: Shelves>(
             Ok(Some(row)) => {
                 explanation = format!(
                     "{explanation}: after {} attempt(s) the last answer was {} {}: {}",
-                    row.dead.attempts,
-                    row.dead.class.as_str(),
-                    row.dead.code,
-                    row.dead.text
+                    row.attempts,
+                    row.class.as_str(),
+                    row.code,
+                    row.text
                 );
                 dead_letter = Some(row);
             }
@@ -263,6 +263,10 @@ fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
              the list",
         ),
         ClaimState::Held { .. } => (RecipientState::Claimed, "a worker is at it"),
+        ClaimState::InDoubt => (
+            RecipientState::InDoubt,
+            "a call for it was not answered: perhaps sent; it waits for its next attempt",
+        ),
         ClaimState::TakenOver => (
             RecipientState::InDoubt,
             "a worker that was at it ended without an answer: perhaps sent; the next delivery decides",

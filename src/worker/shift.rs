@@ -8,6 +8,7 @@ use super::context::{Context, RECONNECT, Store, chain, rfc3339};
 use crate::domain::accounts::Accounts;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::slice::Head;
+use crate::json;
 use crate::metrics::LedgerStep;
 use crate::ports::{Lost, Outgoing, PublishError, Publisher, Route, Standing};
 use crate::worker::context::now_ms;
@@ -55,7 +56,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
                 app: head.app.clone(),
                 event: kind.as_str(),
             },
-            body: serde_json::to_vec(&event).unwrap_or_default().into(),
+            body: json::bytes(&event).into(),
             message_id: format!("{}.{}.{}", head.id, kind.as_str(), accounts.settled()),
             traceparent: None,
         }])
