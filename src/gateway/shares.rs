@@ -53,6 +53,7 @@ pub(super) struct Shares {
     streams: Arc<Pool<Caller>>,
     answers: Arc<Pool<Caller>>,
     strangers: Arc<Pool<IpAddr>>,
+    guesses: Arc<Pool<IpAddr>>,
     strangers_answers: Arc<Pool<IpAddr>>,
     surveys: Semaphore,
     turns: Mutex<HashMap<Caller, Arc<Semaphore>>>,
@@ -71,6 +72,7 @@ impl Shares {
             streams: Pool::new(STREAMS_MAX),
             answers: Pool::new(ANSWERS_BYTES_MAX),
             strangers: Pool::of_strangers(requests_max.div_ceil(STRANGERS)),
+            guesses: Pool::of_strangers(requests_max.div_ceil(STRANGERS)),
             strangers_answers: Pool::of_strangers(STRANGERS_BYTES_MAX),
             surveys: Semaphore::new(SURVEYS_MAX),
             turns: Mutex::default(),
@@ -86,6 +88,11 @@ impl Shares {
     /// The same for a request whose head does not say who sends it.
     pub(super) fn stranger(&self, network: IpAddr) -> Option<Share<IpAddr>> {
         self.strangers.take(&network, 1)
+    }
+
+    /// A place for a wrong guess whose answer waits. Those who log in have others.
+    pub(super) fn guess(&self, network: IpAddr) -> Option<Share<IpAddr>> {
+        self.guesses.take(&network, 1)
     }
 
     pub(super) fn upload(&self, caller: &Caller) -> Result<Share<Caller>, Refusal> {

@@ -68,7 +68,7 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
             return;
         }
         peer.end();
-        if let Some(_place) = self.shares.stranger(network) {
+        if let Some(_place) = self.shares.guess(network) {
             self.stop
                 .run_until_cancelled(tokio::time::sleep(wait))
                 .await;
