@@ -34,6 +34,8 @@
 //! 8. **No starving.** Small jobs have a lane and places of their own; lanes share by weight.
 //! 9. **Bounded.** Memory does not grow with the size of a job.
 //! 10. **Configuration faults stop the job, not the audience.**
+//! 11. **One caller cannot take what belongs to all.** Bounds before credentials are checked, a share for
+//!     each app after that, and a reserve for the administrator (`tests/it/bounds.rs`).
 //!
 //! # How the promises are kept
 //!
@@ -62,6 +64,11 @@
 //!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
 //! list, and the job's record is rebuilt from them.
+//!
+//! *Sharing.* The head of a request is judged before its body is waited for. What it takes up after that
+//! (a place, bytes, a stream) comes out of its app's share, until its answer is taken: an app may hold
+//! three times as much as is still free (`gateway::pool`). Connections that are idle make place for new
+//! ones (`http::connections`).
 //!
 //! *Long lists* travel as parts. Where a part names its list (`together`), its slices wait on the ladder
 //! until the ledger knows all parts, so that whoever dies between two of them leaves nobody
