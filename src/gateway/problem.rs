@@ -235,8 +235,8 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Longest text that says what is wrong.
-const DETAIL_BYTES_MAX: usize = 4096;
+/// Longest text that says what is wrong: twenty problems of the longest kind.
+const DETAIL_BYTES_MAX: usize = 16 * 1024;
 
 /// Problems that are listed. Their texts have a bound each.
 const PROBLEMS_MAX: usize = 100;
