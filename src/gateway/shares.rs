@@ -193,7 +193,8 @@ mod tests {
     #[test]
     fn promise_11_an_app_has_a_share_of_places_uploads_and_streams() {
         let shares = Shares::new(256);
-        let kinds: [(_, fn(&Shares, &Caller) -> Result<Share<Caller>, Refusal>); 3] = [
+        type Take = fn(&Shares, &Caller) -> Result<Share<Caller>, Refusal>;
+        let kinds: [(_, Take); 3] = [
             ("places", Shares::place),
             ("uploads", Shares::upload),
             ("streams", Shares::stream),
