@@ -31,9 +31,10 @@
 //!    caused them is acked.
 //! 6. **What cannot be recorded is not sent.** With the ledger or the broker away, lanes stop.
 //! 7. **Waiting costs nothing.** No attempt, no place in work, no growing memory, no ack limit.
-//! 8. **No starving.** Small jobs have a lane and places of their own; lanes share by weight.
+//! 8. **No starving.** Small jobs have a lane and places of their own; priorities are rates, 8 : 4 : 1.
 //! 9. **Bounded.** Memory does not grow with the size of a job.
-//! 10. **Configuration faults stop the job, not the audience.**
+//! 10. **Configuration faults stop the job, not the audience.** The target is parked when a second job
+//!     meets the same.
 //!
 //! # How the promises are kept
 //!

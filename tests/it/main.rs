@@ -22,6 +22,8 @@ mod dropin;
 mod embedded;
 /// The example producers, each against a real broker with a worker behind it.
 mod examples;
+/// Promise 8: who gets how much of a slow backend.
+mod fairness;
 /// Notices: whoever a job named is told of its end, over HTTP and over AMQP.
 mod notice;
 /// What apps may send, who may use the gateway, and TLS.
