@@ -95,7 +95,7 @@ struct Stuck {
 }
 
 impl Stuck {
-    /// Requests that are remembered; some 100 bytes each.
+    /// Requests that are remembered; some 200 bytes each.
     const MAX: usize = 10_000;
 
     fn remember(&mut self, content: &str, key: &str) {
@@ -810,7 +810,7 @@ async fn stop_of<B: Broker, S: Store, T: Transport>(
     let stop = found.into_iter().find_map(|found| {
         let what = match found.cause {
             Cause::Paused => "it is paused",
-            Cause::Parked => "its target takes nothing",
+            Cause::Parked => "it is parked",
             _ => return None,
         };
         let until = found.until.as_deref().unwrap_or_default();
