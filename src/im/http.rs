@@ -380,6 +380,7 @@ impl Idle {
     }
 
     /// Takes out all that have idled for too long.
+    #[expect(clippy::vec_box, reason = "they are boxed where they come from")]
     fn tidy(&self, now: Instant) -> Vec<Box<Connection>> {
         let mut stale = Vec::new();
         let mut origins = self.lock();

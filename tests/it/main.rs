@@ -12,6 +12,8 @@
 mod amqp;
 /// The native HTTP interface: jobs, events, recipients, dead letters, redrive and purge.
 mod api;
+/// Promise 11: what one caller may take up, and that the others get in.
+mod bounds;
 /// What both engines promise: one suite for the ports, on the embedded engine and on servers.
 mod contract;
 /// Everything at once: three workers, faults of every kind, a SIGKILL half-way.
