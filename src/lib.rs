@@ -103,6 +103,7 @@ pub mod exit;
 pub mod gateway;
 pub mod im;
 mod json;
+mod limits;
 pub mod metrics;
 pub mod ports;
 pub mod schema;
