@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use crate::domain::fields::shorten;
 use crate::domain::ids::{JobId, digest_hex};
 use crate::domain::permissions::{Asked, Crowd};
+use crate::domain::text;
 use crate::im::webhook::{IDEMPOTENCY_KEY, Signature};
 use crate::ports::{Request, Transport};
 use crate::secret::Secret;
@@ -163,7 +164,8 @@ type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 /// The members of a job, each as it was written.
 fn members(document: &[u8]) -> Result<Members<'_>, NoDecision> {
-    serde_json::from_slice(document).map_err(|error| NoDecision(error.to_string()))
+    let document = text::read(document).map_err(NoDecision)?;
+    serde_json::from_str(document).map_err(|error| NoDecision(error.to_string()))
 }
 
 /// The job with another message or other options, and everything else as it was.

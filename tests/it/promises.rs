@@ -723,3 +723,72 @@ async fn traceparent_travels_from_producer_to_call() {
     worker.drain().await;
     world.end().await;
 }
+
+/// A letter can be stored without its confirm, and the next delivery succeed. Whom the ledger knows to
+/// have the message is not shown as dead and not sent to again; a job that it does not know is as its
+/// letters say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_the_ledger_contradicts_is_not_believed() {
+    use fanwise::amqp::{self, Rabbit};
+    use fanwise::ports::{Broker as _, Outgoing, Publisher as _, Route, Session as _};
+
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("contradicted").await;
+    let worker = world.worker().await;
+    let everybody = users(3);
+    let job = world.send("contradicted", &everybody, &["--wait"]).await;
+    let now = jiff::Timestamp::now().to_string();
+    let letter = |job: &str, key: &str, recipients: &[&str]| {
+        let dead = recipients.iter().map(|recipient| {
+            json!({
+                "recipient": recipient, "outcome": "failed", "class": "transient", "code": "503",
+                "text": "busy", "attempts": 8,
+            })
+        });
+        let letter = json!({
+            "v": 1, "job": job, "app": "default", "client_msg_no": key, "target": "im",
+            "slice": "s.0", "message": {"type": "text", "text": "hello"}, "options": {},
+            "first_attempt_at": now, "last_attempt_at": now,
+            "recipients": dead.collect::<Vec<_>>(),
+        });
+        Outgoing {
+            route: Route::Dead {
+                app: "default".to_owned(),
+                target: "im".to_owned(),
+            },
+            body: letter.to_string().into(),
+            message_id: key.to_owned(),
+            traceparent: None,
+        }
+    };
+    let unknown = fanwise::domain::ids::JobId::of("default", "forgotten").to_string();
+    let rabbit = Rabbit::new(amqp::Settings {
+        namespace: world.name.clone(),
+        targets: vec!["im".to_owned()],
+        declare: false,
+        ..amqp::Settings::new(world.amqp.as_str())
+    });
+    let session = rabbit.unwrap().connect().await.unwrap();
+    let letters = vec![
+        letter(&job, "contradicted", &["u0", "u1"]),
+        letter(&unknown, "forgotten", &["ann"]),
+    ];
+    session.publisher().publish(letters).await.unwrap();
+    session.close().await;
+
+    let listed = world.json(&["dead", "list"]).await;
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(listed[0]["recipient"], "ann");
+    let redrive = ["dead", "redrive", "--job", &job];
+    let done = world.json(&redrive).await;
+    assert_eq!(
+        (&done["recipients"], &done["contradicted"]),
+        (&json!(0), &json!(2)),
+        "{done}"
+    );
+    let done = world.json(&[&redrive[..], &["--purge"]].concat()).await;
+    assert_eq!(done["purged"], 2, "{done}");
+    world.assert_once_each(&everybody);
+    worker.drain().await;
+    world.end().await;
+}

@@ -207,7 +207,8 @@ fn jobs() -> Vec<Operation> {
             .query("dry_run", "Only checks it.", of::<bool>)
             .query(
                 "column",
-                "Name of the column with the recipients, of CSV with several.",
+                "Name of the column with the recipients, of CSV with several; its number where the first line is no \
+                 heading.",
                 of::<String>,
             )
             .query(
