@@ -523,8 +523,9 @@ async fn fail_open_sends_at_its_rate_and_completes() {
     times.sort_unstable();
     for (index, start) in times.iter().enumerate() {
         let second = times[index..].partition_point(|at| *at < start + 1_000_000);
-        // The limits here begin anew when the ledger goes: once more the burst.
-        assert!(second <= 500 + 4 * 20 + 50, "{second} in one second");
+        // When the ledger goes, each of the eight slices in work may hold a lease of 50 ms that is
+        // booked there, and the limits here begin anew with their burst.
+        assert!(second <= 500 + 2 * 20 + 9 * 25, "{second} in one second");
     }
     until_accepted(&world, 4000).await;
     redis.start_again().await;
