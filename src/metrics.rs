@@ -236,6 +236,7 @@ pub struct Metrics {
     throttle: IntCounterVec,
     throttle_wait: Histogram,
     parked: IntGaugeVec,
+    target_parks: IntCounterVec,
     paused: IntGaugeVec,
     directives: IntGaugeVec,
     broker_up: IntGauge,
@@ -432,6 +433,11 @@ impl Metrics {
                 "1 while a target is parked, by why",
                 &["target", "reason"],
             ),
+            target_parks: counters(
+                "fanwise_target_parks_total",
+                "How often this process parked a target, by why",
+                &["target", "reason"],
+            ),
             paused: gauges(
                 "fanwise_target_paused",
                 "1 while an operator has paused a target",
@@ -554,6 +560,11 @@ impl Metrics {
                 .with_label_values(&[target, policy])
                 .inc_by(0);
         }
+        for reason in ParkReason::ALL {
+            self.target_parks
+                .with_label_values(&[target, reason.as_str()])
+                .inc_by(0);
+        }
         self.parked(target, None);
         self.paused(target, false);
         TargetMetrics {
@@ -649,6 +660,13 @@ impl Metrics {
 
     pub fn throttle_wait(&self, wait: Duration) {
         self.throttle_wait.observe(wait.as_secs_f64());
+    }
+
+    /// A target that moved is parked.
+    pub fn target_parked(&self, target: &str, reason: ParkReason) {
+        self.target_parks
+            .with_label_values(&[target, reason.as_str()])
+            .inc();
     }
 
     pub fn parked(&self, target: &str, parked: Option<ParkReason>) {

@@ -411,7 +411,9 @@ impl Delivery {
         self.call_in_smaller(&smaller, call.members.len());
         if waiting.len() == call.members.len() {
             self.again_at_once(&waiting);
-        } else {
+        } else if !waiting.is_empty() {
+            // The call as a whole stops nobody, so these wait by themselves.
+            self.delay = self.delay.max(delay(1));
             self.leave(waiting);
         }
         answered

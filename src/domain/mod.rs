@@ -15,7 +15,7 @@ mod canonical;
 pub mod delivery;
 /// Directives: pause, cancel and re-rate, and what they mean for a slice.
 pub mod directive;
-/// Deficit round robin over lanes: promise 8.
+/// Which lane gets a place, and which makes way: promise 8.
 pub mod fairness;
 /// Reads JSON objects field by field and reports every problem at once.
 pub mod fields;

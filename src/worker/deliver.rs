@@ -599,7 +599,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 scene.count_uncertain(scene.rules.on_uncertain, answered.uncertain);
             }
             scene.target.metrics.retries.inc_by(answered.retries);
-            let heed = context.heed(&scene.target, class_of(&verdict), verdict.of(0));
+            let class = class_of(&verdict);
+            let heed = context.heed(&scene.target, &scene.job, class, verdict.of(0));
             flight.during(&self.delivery, heed).await;
         }
     }

@@ -7,18 +7,20 @@
 //! Neither a broker nor a store is named here; both engines run the same worker.
 
 mod backlog;
-mod breaker;
 mod call;
 mod census;
 mod context;
 mod credential;
 mod deliver;
+mod desk;
 mod enumerate;
+mod health;
 mod heed;
 mod intake;
 mod lanes;
 mod notice;
 mod shift;
+mod standing;
 mod together;
 
 use std::sync::Arc;
@@ -28,13 +30,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::breaker::Breaker;
 pub use self::census::{Census, census};
 pub use self::context::{
     AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms,
     rfc3339, today,
 };
 pub use self::credential::Keyring;
+pub use self::health::Health;
 use self::lanes::OpenLane;
 pub use self::notice::Callbacks;
 use self::shift::Shift;
@@ -220,7 +222,10 @@ async fn watch_blocked<S: Store, T>(
 
 /// Asks the store, again and again, which directives are in force and which targets are parked, and so
 /// whether it answers.
-pub async fn watch_store<S: Store, T>(context: &Context<S, T>, stop: &CancellationToken) {
+pub async fn watch_store<S: Store, T: Transport>(
+    context: &Context<S, T>,
+    stop: &CancellationToken,
+) {
     let targets: Vec<String> = context.targets.keys().cloned().collect();
     let mut known = 0;
     let look = async {
@@ -235,6 +240,7 @@ pub async fn watch_store<S: Store, T>(context: &Context<S, T>, stop: &Cancellati
             };
             let _ = context.try_step(LedgerStep::Direct, directives).await;
             context.show_directives();
+            context.tidy();
             let asked = Instant::now();
             if let Ok(parked) = context
                 .try_step(LedgerStep::Park, context.store.parked(&targets))

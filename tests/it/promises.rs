@@ -495,6 +495,47 @@ async fn promise_7_an_unreachable_backend_costs_no_attempt() {
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 300, "{record}");
     assert_eq!(late.stats().accepted, 300);
+    let count = |what: &str| {
+        let log = worker.process.stderr();
+        log.lines().filter(|line| line.contains(what)).count()
+    };
+    until("the log says that it moves", BOUND, async || {
+        (count("target im moves again after") == 1).then_some(())
+    })
+    .await;
+    assert_eq!(count("target im is parked: unreachable"), 1);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A backend that says that we are too fast, and asks for no time at all, is left alone for longer each
+/// time: no attempt is spent, and who reads the log knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_7_a_throttled_target_is_never_called_in_a_hot_loop() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("throttled").await;
+    let faults = json!({"error_429": 1.0, "retry_after": 0});
+    world.mock.patch_faults(&faults).unwrap();
+    let one_attempt = ("FANWISE_RETRY__ATTEMPTS_MAX", "1");
+    let worker = world.worker_with(&[one_attempt]).await;
+    let job = world.send("throttled", &users(1), &[]).await;
+    let parks = "fanwise_target_parks_total{reason=\"throttled\",target=\"im\"}";
+    let parks = until("a third parking", BOUND, async || {
+        let parks = worker.metrics().await[parks];
+        (parks >= 3.0).then_some(parks)
+    })
+    .await;
+    let calls = world.mock.stats().requests;
+    assert!(calls as f64 <= parks + 1.0, "{calls} calls, {parks} parks");
+    let log = worker.process.stderr();
+    let told = log
+        .lines()
+        .filter(|it| it.contains("target im is parked: throttled 429"));
+    assert_eq!(told.count(), 1, "{log}");
+    let faults = json!({"error_429": null, "retry_after": 1});
+    world.mock.patch_faults(&faults).unwrap();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 1, "{record}");
     worker.drain().await;
     world.end().await;
 }
@@ -573,13 +614,14 @@ async fn promise_8_no_starving() {
     world.end().await;
 }
 
-/// The token is wrong: the target is parked and nobody is dead-lettered; once it is right, all get it.
+/// The token is wrong for a job: the job is parked and nobody is dead-lettered; other jobs go on, and
+/// once it is right all get it.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
     let Some(mut plan) = Plan::shared() else {
         return;
     };
-    plan.target.push_str("\nconfig_park = \"1s\"");
+    plan.target.push_str("\nconfig_park = \"1h\"");
     let world = plan.start("config").await;
     world
         .mock
@@ -590,16 +632,22 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
         .await;
     let recipients = users(700);
     let job = world.send("config", &recipients, &[]).await;
-    until("the target is parked", BOUND, async || {
-        (worker
-            .metrics()
-            .await
-            .get("fanwise_target_parked{reason=\"config\",target=\"im\"}")
-            == Some(&1.0))
-        .then_some(())
+    let parked_jobs = "fanwise_directives{action=\"park\",scope=\"job\"}";
+    until("the job is parked", BOUND, async || {
+        let metrics = worker.metrics().await;
+        (metrics.get(parked_jobs) == Some(&1.0)).then_some(())
     })
     .await;
-    assert_eq!(world.job(&job).await.unwrap()["pending"], 700);
+    let metrics = worker.metrics().await;
+    let parked = "fanwise_target_parked{reason=\"config\",target=\"im\"}";
+    assert_eq!(metrics[parked], 0.0, "the account of everybody was stopped");
+    let record = world.job(&job).await.unwrap();
+    assert_eq!(record["pending"], 700);
+    let why = record["hindrances"][0]["what"].as_str().unwrap();
+    assert!(
+        why.contains("job is parked until") && why.contains("config 401"),
+        "{why}"
+    );
     assert_eq!(
         worker.admin("/readyz").await.as_deref(),
         Some("HTTP/1.1 200 OK")
@@ -608,6 +656,13 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
         .mock
         .patch_faults(&json!({"unauthorised": null}))
         .unwrap();
+    let others: Vec<String> = (0..150).map(|number| format!("other-{number}")).collect();
+    let other = world.send("of another", &others, &[]).await;
+    let record = world.completed(&other).await;
+    assert_eq!(record["accounts"]["sent"], 150, "{record}");
+    assert_eq!(world.job(&job).await.unwrap()["pending"], 700);
+    let resumed = world.run(&["job", "resume", &job]).await;
+    assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 700, "{record}");
     assert!(world.dead(&job).await.is_empty());

@@ -281,6 +281,23 @@ fn a_repeated_call_has_the_same_recipients_in_the_same_order() {
     );
 }
 
+/// Promise 7: some of a call were too fast and the others got the message. Nothing is parked for that, so
+/// they wait by themselves, for no attempt, and are not called again at once.
+#[test]
+fn those_of_a_call_who_are_to_wait_do_wait() {
+    let slice = slice(2, 0);
+    let rules = rules(OnUncertain::Hold);
+    for class in [Class::Throttled, Class::Config] {
+        let mut delivery = Delivery::new(&slice, 2);
+        let calls = claim_all(&mut delivery, ClaimState::Granted, rules);
+        let verdict = Verdict::Each(vec![Answer::done(), answer(class)]);
+        let delay = |attempt: u32| Duration::from_secs(attempt.into());
+        let answered = delivery.answered(&calls[0], &verdict, false, rules, delay);
+        assert_eq!((answered.retries, delivery.attempts_of(1)), (0, 0));
+        assert_eq!(delivery.delay(), Duration::from_secs(1), "{class:?}");
+    }
+}
+
 #[test]
 fn a_refused_call_is_halved_until_its_cause_is_alone() {
     let slice = slice(8, 0);

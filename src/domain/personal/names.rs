@@ -45,8 +45,8 @@ pub(super) fn missing<'env>(
             },
             Instruction::CallFunction(name, _) if !known_function(name) => ("function", name),
             Instruction::CallMethod(name, _) if !METHODS.contains(name) => ("method", name),
-            // The engine would divide by zero.
-            Instruction::CallMethod("cycle", Some(1)) => {
+            // The engine would divide by zero, as it may where a list is spread out.
+            Instruction::CallMethod("cycle", Some(1) | None) => {
                 return Some((at, "`cycle` needs something to choose from".to_owned()));
             }
             _ => return None,

@@ -512,13 +512,12 @@ fn values_within_values_do_not_end_the_process() {
 }
 
 #[test]
-fn a_mistake_of_the_engine_fails_its_recipient_and_nothing_else() {
-    // The engine divides by the number of values.
-    let none = r#"{% for i in [1] %}{{ loop.cycle(*[]) }}{% endfor %}"#;
-    let what = text(none, "{}", "{}").unwrap_err();
+fn a_mistake_of_the_engine_is_outlived() {
+    let broken = guarded(Depth::Deep, || -> u8 { panic!("divides by zero") });
     assert!(
-        what.contains("the engine for placeholders failed"),
-        "{what}"
+        broken
+            .unwrap_err()
+            .contains("the engine for placeholders failed")
     );
 }
 
@@ -546,6 +545,10 @@ fn what_is_called_and_not_there_refuses_the_job() {
         ),
         (
             "{% for i in [1] %}{{ loop.cycle() }}{% endfor %}",
+            "`cycle` needs something",
+        ),
+        (
+            "{% for i in [1] %}{{ loop.cycle(*[]) }}{% endfor %}",
             "`cycle` needs something",
         ),
     ] {
