@@ -112,6 +112,7 @@ pub mod gateway;
 mod http;
 pub mod im;
 mod json;
+mod limits;
 pub mod metrics;
 pub mod ports;
 pub mod schema;

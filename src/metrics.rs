@@ -227,6 +227,7 @@ pub struct Metrics {
     dead_letters: IntCounterVec,
     uncertain: IntCounterVec,
     unguarded: IntCounterVec,
+    unrecorded: IntCounterVec,
     start_seconds: Histogram,
     claims: IntCounterVec,
     ledger_seconds: HistogramVec,
@@ -260,6 +261,7 @@ pub struct TargetMetrics {
     pub in_flight: IntGauge,
     pub retries: IntCounter,
     pub unguarded: IntCounter,
+    pub unrecorded: IntCounter,
 }
 
 impl TargetMetrics {
@@ -268,8 +270,11 @@ impl TargetMetrics {
         self.seconds.observe(took.as_secs_f64());
     }
 
-    pub fn recipients(&self, outcome: Outcome, count: u64) {
-        self.outcomes[outcome as usize].inc_by(count);
+    /// Recipients that ended so.
+    pub fn ended(&self, outcomes: impl Iterator<Item = Outcome>) {
+        for outcome in outcomes {
+            self.outcomes[outcome as usize].inc();
+        }
     }
 }
 
@@ -386,6 +391,12 @@ impl Metrics {
             unguarded: counters(
                 "fanwise_unguarded_sends_total",
                 "Recipients sent to without a claim, because the ledger was down and their app fails open",
+                &["target"],
+            ),
+            unrecorded: counters(
+                "fanwise_unrecorded_outcomes_total",
+                "Outcomes that travelled on in their slice, because the ledger was down and their app \
+                 fails open; recorded when it is back",
                 &["target"],
             ),
             start_seconds: histogram(
@@ -572,6 +583,7 @@ impl Metrics {
             in_flight: self.calls_in_flight.with_label_values(&[target]),
             retries: self.retries.with_label_values(&[target]),
             unguarded: self.unguarded.with_label_values(&[target]),
+            unrecorded: self.unrecorded.with_label_values(&[target]),
         }
     }
 

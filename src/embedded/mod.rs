@@ -54,7 +54,6 @@ pub use self::limiter::EmbeddedStore;
 
 use self::desk::Desk;
 use self::disk::{Disk, Trouble};
-use self::limiter::Limits;
 use self::nonces::Seen;
 use self::shelves::Turns;
 use self::tables::Queues;
@@ -104,7 +103,7 @@ struct Inner {
     writer: writer::Handle,
     events: broadcast::Sender<EngineEvent>,
     turns: Turns,
-    limits: Limits,
+    limits: crate::limits::Limits,
     nonces: Mutex<Seen>,
 }
 
@@ -144,7 +143,7 @@ impl Engine {
             writer,
             events: broadcast::Sender::new(EVENTS_KEPT),
             turns: Turns::default(),
-            limits: Limits::default(),
+            limits: crate::limits::Limits::default(),
             nonces: Mutex::default(),
         })))
     }

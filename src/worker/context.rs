@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 
+use super::backlog::Backlog;
 use super::credential::Keyring;
 use super::health::Health;
 use super::notice::Callbacks;
@@ -21,6 +22,7 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
+use crate::limits::Limits;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{
     Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Quotas, Scope, Target,
@@ -111,6 +113,9 @@ pub struct Context<S, T> {
     directives: watch::Sender<Board>,
     progress: Mutex<HashMap<JobId, Instant>>,
     pub(super) complete: Complete,
+    pub(super) backlog: Backlog,
+    /// Of an app that sends while the ledger is away: the limits as this process alone keeps them.
+    pub(super) limits_here: Limits,
 }
 
 /// A parked target, as far as this worker knows.
@@ -162,6 +167,8 @@ impl<S: Store, T> Context<S, T> {
             directives: watch::Sender::new(Board::default()),
             progress: Mutex::new(HashMap::new()),
             complete: Complete::default(),
+            backlog: Backlog::default(),
+            limits_here: Limits::default(),
         }
     }
 
@@ -232,6 +239,11 @@ impl<S: Store, T> Context<S, T> {
     /// Follows whether the ledger answers.
     pub fn ledger_up(&self) -> watch::Receiver<bool> {
         self.ledger_up.subscribe()
+    }
+
+    /// Whether the ledger answered when it was asked last.
+    pub fn ledger_is_up(&self) -> bool {
+        *self.ledger_up.borrow()
     }
 
     /// Whether any app sends while the ledger is down.

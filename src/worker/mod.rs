@@ -6,6 +6,7 @@
 //!
 //! Neither a broker nor a store is named here; both engines run the same worker.
 
+mod backlog;
 mod call;
 mod census;
 mod context;
@@ -92,8 +93,12 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             let (context, drain) = (Arc::clone(&self.context), drain.clone());
             async move { watch_store(&context, &drain).await }
         };
-        let sessions = self.sessions(&drain);
-        tokio::join!(poll, sessions);
+        let ended = CancellationToken::new();
+        let sessions = async {
+            self.sessions(&drain).await;
+            ended.cancel();
+        };
+        tokio::join!(poll, sessions, self.context.keep_catching_up(&ended));
     }
 
     async fn sessions(&self, drain: &CancellationToken) {

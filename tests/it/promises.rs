@@ -232,6 +232,61 @@ async fn promise_4_a_call_in_doubt_is_not_forgotten() {
     world.end().await;
 }
 
+/// A dead letter cannot be written, since the broker is away, and the recipients stay claimed. Whoever
+/// takes them over knows the true answer all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_4_a_known_answer_outlives_the_session() {
+    let Some(plan) = Plan::shared() else { return };
+    let (relay, amqp) = Relay::before(&plan.amqp).await;
+    let plan = Plan { amqp, ..plan };
+    let world = plan.not_idempotent().start("answer").await;
+    let lost = json!({"latency": "1s", "reply_lost": {"count": 5}});
+    world.mock.patch_faults(&lost).unwrap();
+    let worker = world.worker().await;
+    let job = world.send("answer", &users(5), &[]).await;
+    until_counted(&worker, "fanwise_calls_in_flight{target=\"im\"}", 5.0).await;
+    relay.cut().await;
+    until_counted(&worker, "fanwise_slices_total{result=\"lost\"}", 1.0).await;
+    relay.restore();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["uncertain"], 5, "{record}");
+    let dead = world.dead(&job).await;
+    assert_eq!(dead.len(), 5);
+    assert!(dead.values().all(|(_, code)| code != "lost"), "{dead:?}");
+    worker.drain().await;
+    world.end().await;
+}
+
+/// Ledger and broker go away while calls are out, for longer than a lease. What the calls answered is
+/// recorded when the ledger is back, before anybody takes it for a doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_4_known_outcomes_are_recorded_as_long_as_the_process_lives() {
+    let (Some(amqp), Some(mut redis)) = (amqp_url(), PrivateRedis::start().await) else {
+        return;
+    };
+    let (relay, amqp) = Relay::before(&amqp).await;
+    let plan = Plan::on(&amqp, redis.url()).not_idempotent();
+    let world = plan.start("known").await;
+    let slow = json!({"latency": "2s"});
+    world.mock.patch_faults(&slow).unwrap();
+    let worker = world.worker().await;
+    let recipients = users(20);
+    let job = world.send("known", &recipients, &[]).await;
+    until_counted(&worker, "fanwise_calls_in_flight{target=\"im\"}", 20.0).await;
+    redis.kill().await;
+    relay.cut().await;
+    until_accepted(&world, 20).await;
+    // The lease of 7 s, which ends by the server's clock, and some more.
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    redis.start_again().await;
+    relay.restore();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 20, "{record}");
+    world.assert_once_each(&recipients);
+    worker.drain().await;
+    world.end().await;
+}
+
 /// A backend slower than call timeout and lease: calls end as uncertain, nothing is sent twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_4_a_backend_slower_than_the_lease() {
@@ -481,6 +536,44 @@ async fn promise_7_a_throttled_target_is_never_called_in_a_hot_loop() {
     world.mock.patch_faults(&faults).unwrap();
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 1, "{record}");
+    worker.drain().await;
+    world.end().await;
+}
+
+/// An app that fails open: while the ledger is away its job goes on, at the rate of its limit. Later the
+/// ledger learns what was done, and the accounts are exact: nobody is called a duplicate or in doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn fail_open_sends_at_its_rate_and_completes() {
+    let (Some(amqp), Some(mut redis)) = (amqp_url(), PrivateRedis::start().await) else {
+        return;
+    };
+    let mut plan = Plan::on(&amqp, redis.url());
+    plan.target.push_str("\nlimit = \"500/s burst 20\"");
+    plan.more = "[apps.default]\non_ledger_down = \"fail_open\"".to_owned();
+    let world = plan.start("failopen").await;
+    let worker = world.worker().await;
+    let recipients = users(4000);
+    let job = world.send("failopen", &recipients, &[]).await;
+    until_accepted(&world, 500).await;
+    redis.kill().await;
+    let before = world.mock.stats().accepted as usize;
+    until_accepted(&world, before + 1500).await;
+    let metrics = worker.metrics().await;
+    assert!(metrics["fanwise_unguarded_sends_total{target=\"im\"}"] > 1000.0);
+    let mut times: Vec<u64> = world.mock.accepted().iter().map(|it| it.at_us).collect();
+    times.sort_unstable();
+    for (index, start) in times.iter().enumerate() {
+        let second = times[index..].partition_point(|at| *at < start + 1_000_000);
+        // When the ledger goes, each of the eight slices in work may hold a lease of 50 ms that is
+        // booked there, and the limits here begin anew with their burst.
+        assert!(second <= 500 + 2 * 20 + 9 * 25, "{second} in one second");
+    }
+    until_accepted(&world, 4000).await;
+    redis.start_again().await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 4000, "{record}");
+    assert_eq!(record["accounts"]["duplicate"], 0, "{record}");
+    world.assert_once_each(&recipients);
     worker.drain().await;
     world.end().await;
 }

@@ -1063,6 +1063,7 @@ async fn publish_old_slice(world: &World, part: &str) {
         calls: Vec::new(),
         ended: None,
         doubts: Vec::new(),
+        unrecorded: Default::default(),
     };
     let settings = fanwise::amqp::Settings {
         namespace: world.name.clone(),
