@@ -333,7 +333,7 @@ impl Http2 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_answers_that_nobody_takes_are_given_up() {
-    let place = Place::shared("bounds-answers", "patience = \"5s\"").await;
+    let place = Place::shared("bounds-answers", "patience = \"15s\"").await;
     let mut reader = Http2::connect(&place, 0).await;
     for number in 0..60 {
         reader.get(1 + 2 * number, "/v1/jobs?app=shop", SHOP).await;

@@ -727,13 +727,26 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
     let house = House::new("dropin-manners", "netease").await;
     let mut serve = house.serve().await;
     let long = "x".repeat(5 * 1024 * 1024);
-    for (path, status, code, text) in [
-        (BATCH, 200, "/code", "/desc"),
-        (YUNXIN, 200, "/code", "/msg"),
-        ("/msg/batch_send_msg", 400, "/errCode", "/errDlt"),
-        ("/auth/get_admin_token", 400, "/errCode", "/errDlt"),
-        ("/message/sendbatch", 400, "/status", "/msg"),
-        ("/message/send", 400, "/status", "/msg"),
+    // What a head lacks is told before its body is read.
+    for (path, status, code, text, lacks) in [
+        (BATCH, 200, "/code", "/desc", Some("bad http header")),
+        (YUNXIN, 200, "/code", "/msg", Some("bad http header")),
+        (
+            "/msg/batch_send_msg",
+            400,
+            "/errCode",
+            "/errDlt",
+            Some("operationID"),
+        ),
+        (
+            "/auth/get_admin_token",
+            400,
+            "/errCode",
+            "/errDlt",
+            Some("operationID"),
+        ),
+        ("/message/sendbatch", 400, "/status", "/msg", None),
+        ("/message/send", 400, "/status", "/msg", None),
     ] {
         let check = |answer: Answer, expected: &str| {
             let body = answer.json();
@@ -752,9 +765,12 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
         let wrong_method = check(wrong_method, "GET is not taken here, POST is");
         assert_eq!(wrong_method.header("allow"), Some("POST"));
         let large = ask(house.gateway, "POST", path, &[], &long).await;
-        check(large, "bytes; send to fewer recipients at a time");
+        check(
+            large,
+            lacks.unwrap_or("bytes; send to fewer recipients at a time"),
+        );
         let slow = ask_announcing(house.gateway, "POST", path, &[], 100, "{").await;
-        check(slow, "the body came too slowly");
+        check(slow, lacks.unwrap_or("the body came too slowly"));
     }
     // What is wrong inside of them, too.
     let (status, _, body) = house.post("/message/sendbatch", &[], "{}").await;
