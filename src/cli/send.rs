@@ -22,7 +22,7 @@ use super::recipients::{self, ListFormat};
 use super::{checked_config, form, output, progress};
 use crate::app;
 use crate::config::Config;
-use crate::domain::fields::summary;
+use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
 use crate::domain::job::{
     AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, Job, MemberDocument,
@@ -33,8 +33,8 @@ use crate::domain::list::Reading;
 use crate::domain::outcome::Answer;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::http::{Client, ClientSettings};
-use crate::ports::{JobRecord, JobState, fit};
-use crate::worker::{Census, census};
+use crate::ports::{Entry, JobRecord, JobState, fit};
+use crate::worker::{Census, census, now_ms};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -162,6 +162,9 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
         tracing::warn!("{warning}");
     }
     if args.dry_run {
+        if let Some(problem) = &job.too_late {
+            return Err(refused(std::slice::from_ref(problem)));
+        }
         let what = json!({"job": job.id, "recipients": job.entries, "messages": bodies.len(), "target": job.target});
         return report(&args, &what, || {
             format!(
@@ -177,17 +180,20 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
         args.confirm(&job.target, &config).await?;
     }
     let access = Access::of(&config)?;
-    let before = if args.wait {
-        access.job(job.id).await?
-    } else {
-        None
+    let before = match args.wait || job.too_late.is_some() {
+        true => access.job_if_known(job.id).await?,
+        false => None,
     };
+    if let Some(problem) = job.too_late.as_ref().filter(|_| before.is_none()) {
+        return Err(refused(std::slice::from_ref(problem)));
+    }
     let whole = match form {
         Some(form) => access.upload(job.priority, form).await?,
         None => false,
     };
     if !whole {
         access.submit(job.id, job.priority, bodies).await?;
+        access.enter(&job.entry()).await;
     }
     if !args.wait {
         let what = json!({"job": job.id, "recipients": job.entries, "accepted": true});
@@ -219,10 +225,14 @@ struct Messages {
 /// What a checked job is known by.
 struct Checked {
     id: JobId,
+    app: String,
     client_msg_no: String,
     target: String,
     priority: Priority,
     content_digest: String,
+    not_before_ms: Option<u64>,
+    /// Its time to be sent is over.
+    too_late: Option<Problem>,
     /// List entries of all messages; nothing for all users, whom the target counts.
     entries: Option<usize>,
     /// What the job goes on without.
@@ -230,6 +240,19 @@ struct Checked {
 }
 
 impl Checked {
+    fn entry(&self) -> Entry {
+        Entry {
+            job: self.id,
+            app: self.app.clone(),
+            client_msg_no: self.client_msg_no.clone(),
+            target: self.target.clone(),
+            content_digest: self.content_digest.clone(),
+            entries: self.entries.unwrap_or(0) as u64,
+            not_before_ms: self.not_before_ms,
+            now_ms: now_ms(),
+        }
+    }
+
     fn audience(&self) -> String {
         match self.entries {
             Some(entries) => format!("{entries} recipient(s)"),
@@ -578,9 +601,12 @@ fn parts(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
     parts
 }
 
+fn refused(problems: &[Problem]) -> Failure {
+    Failure::message(Exit::BadInput, summary(problems))
+}
+
 /// Reads every message as the worker will, so that mistakes are found before anything is sent.
 fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
-    let refused = |problems: &[_]| Failure::message(Exit::BadInput, summary(problems));
     let names = app::Names::of(config);
     let mut checked: Option<Checked> = None;
     for body in bodies {
@@ -597,11 +623,14 @@ fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
             return Err(refused(&fit.problems));
         }
         checked = Some(Checked {
+            too_late: job.too_late(now_ms()),
             id: job.head.id,
+            app: job.head.app,
             client_msg_no: job.head.client_msg_no,
             target: job.head.target,
             priority: job.head.priority,
             content_digest: job.content_digest,
+            not_before_ms: job.head.not_before_ms,
             entries,
             warnings: fit.warnings,
         });

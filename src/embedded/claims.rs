@@ -145,6 +145,13 @@ impl Claims {
         }
     }
 
+    /// Whether anybody of a life is claimed by somebody whose lease is not over.
+    pub(super) fn any_held(&self, life: u64, now: Instant) -> bool {
+        self.held
+            .iter()
+            .any(|((of, _), held)| *of == life && held.ends.is_some_and(|ends| ends > now))
+    }
+
     /// Gives recipients that were granted or taken over to the asker.
     pub(super) fn grant(
         &mut self,

@@ -39,7 +39,8 @@ use crate::im::ingress::{
 };
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    Broker, ClaimState, LedgerError, Outgoing, Reason, Route, Shelves, Transport, fit,
+    Broker, ClaimState, Entry, JobState, LedgerError, Outgoing, Reason, Route, Shelves, Transport,
+    fit,
 };
 use crate::worker::{Context, Store, chain, now_ms};
 
@@ -136,9 +137,26 @@ fn agree(prepared: &[Prepared]) -> bool {
     })
 }
 
+impl Prepared {
+    fn entry(&self) -> Entry {
+        Entry {
+            job: self.id,
+            app: self.asked.app.clone(),
+            client_msg_no: self.client_msg_no.clone(),
+            target: self.target.clone(),
+            content_digest: self.content_digest.clone(),
+            entries: self.entries,
+            not_before_ms: None,
+            now_ms: now_ms(),
+        }
+    }
+}
+
 /// A job of a request, ready to be published.
 struct Prepared {
     id: JobId,
+    target: String,
+    entries: u64,
     /// What its app must be allowed.
     asked: Asked,
     client_msg_no: String,
@@ -309,6 +327,9 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     gateway.charge(&asked).await?;
     open.publish(prepared.iter().map(outgoing).collect())
         .await?;
+    for job in &prepared {
+        gateway.enter(&job.entry()).await;
+    }
     let told = wait(gateway, door, &prepared).await;
     Ok(answer(&*reply, &prepared, &told))
 }
@@ -390,6 +411,8 @@ fn read<S: Store, T>(
     };
     Ok(Prepared {
         id: job.head.id,
+        target: job.head.target.clone(),
+        entries: job.entries as u64,
         asked: Asked::of(&job),
         client_msg_no: job.head.client_msg_no.clone(),
         submission: job.submission.clone(),
@@ -519,7 +542,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
     let Some(record) = store.job(job.id).await? else {
         return Ok(None);
     };
-    if record.pending > 0 && !anyway {
+    if (record.pending > 0 || record.state == JobState::Accepted) && !anyway {
         return Ok(None);
     }
     let states = store.look(&record, &job.fingerprints).await?;

@@ -44,8 +44,8 @@ use crate::domain::message::Content;
 use crate::domain::permissions::Asked;
 use crate::domain::slice::{Head, Together};
 use crate::metrics::LedgerStep;
-use crate::ports::{Broker, Gathered, JobRecord, JobState, Outgoing, Route, Transport, fit};
-use crate::worker::{Context, Store};
+use crate::ports::{Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Transport, fit};
+use crate::worker::{Context, Store, now_ms};
 
 /// Room above the largest job, so that one that is too large is told so and not cut off.
 pub(super) const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
@@ -81,6 +81,9 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
         templates::check(&gateway, head, started_with, checked.for_all, *strictness).await?;
     }
     let known = before.is_some() && gateway.knows(&checked).await?;
+    if let Some(problem) = checked.too_late.clone().filter(|_| !known) {
+        return Err(Refusal::BadJob(vec![problem]));
+    }
     let settled = before
         .as_ref()
         .is_some_and(|record| record.state == JobState::Completed);
@@ -89,6 +92,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     if !repeated && !wishes.dry_run {
         gateway.charge(std::slice::from_ref(&checked.asked)).await?;
         gateway.publish(draft, &checked, &wishes, open).await?;
+        gateway.enter(&checked.entry()).await;
     }
     let mut answer = Answer {
         status: if known {
@@ -238,9 +242,13 @@ struct Checked {
     id: JobId,
     /// What its app must be allowed.
     asked: Asked,
+    client_msg_no: String,
     target: String,
     priority: Priority,
     content_digest: String,
+    not_before_ms: Option<u64>,
+    /// Its time to be sent is over.
+    too_late: Option<Problem>,
     for_all: bool,
     /// Its message is rendered for each recipient.
     personal: bool,
@@ -254,6 +262,19 @@ struct Checked {
 }
 
 impl Checked {
+    fn entry(&self) -> Entry {
+        Entry {
+            job: self.id,
+            app: self.asked.app.clone(),
+            client_msg_no: self.client_msg_no.clone(),
+            target: self.target.clone(),
+            content_digest: self.content_digest.clone(),
+            entries: self.recipients,
+            not_before_ms: self.not_before_ms,
+            now_ms: now_ms(),
+        }
+    }
+
     /// Whether the key stands for another message. A record that was rebuilt does not know for which.
     fn conflicts(&self, record: &JobRecord) -> bool {
         let first = &record.content_digest;
@@ -462,6 +483,7 @@ fn check<S: Store, T>(
 ) -> Result<Checked, Refusal> {
     let job =
         Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
+    let too_late = job.too_late(now_ms());
     let for_all = job.is_for_all();
     let asked = Asked::of(&job);
     let stored = matches!(job.head.content, Content::Template(_))
@@ -479,6 +501,9 @@ fn check<S: Store, T>(
         stored,
         asked,
         id: job.head.id,
+        client_msg_no: job.head.client_msg_no,
+        not_before_ms: job.head.not_before_ms,
+        too_late,
         target: job.head.target,
         priority: priority.unwrap_or(job.head.priority),
         content_digest: job.content_digest,
@@ -565,6 +590,13 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
     async fn look(&self, job: JobId) -> Result<Option<JobRecord>, Refusal> {
         let look = self.context.store.job(job);
         Ok(self.context.try_step(LedgerStep::Look, look).await?)
+    }
+
+    /// Has a job that is durable found at once. The job is accepted, whatever the ledger says now: then
+    /// it is found as soon as a worker has taken it.
+    pub(super) async fn enter(&self, entry: &Entry) {
+        let enter = self.context.store.enter(entry);
+        let _ = self.context.try_step(LedgerStep::Accept, enter).await;
     }
 
     /// Whether all of it came before.

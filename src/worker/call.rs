@@ -98,6 +98,7 @@ impl<T: Transport> Caller<'_, T> {
             }
         };
         metrics.in_flight.inc();
+        let _in_flight = self.target.flight.begin();
         let sent = authorised(
             self.transport,
             target.login(),

@@ -2,13 +2,15 @@
 //! health.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 
 use super::breaker::Breaker;
 use super::credential::Keyring;
+use super::flight::Flight;
+use super::health::Health;
 use super::notice::Callbacks;
 use super::together::Complete;
 use crate::domain::directive::{Board, Kind, Subject};
@@ -21,14 +23,17 @@ use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{
-    Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Quotas, Scope, Target,
-    Templates,
+    Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Pulse, Quotas, Scope, Target,
+    Templates, Upkeep,
 };
 
-/// The ledger, the limiter, the directives, the stored messages, the quotas and the nonces of one
-/// engine.
-pub trait Store: Ledger + Limiter + Directives + Templates + Quotas + Nonces {}
-impl<S: Ledger + Limiter + Directives + Templates + Quotas + Nonces> Store for S {}
+/// The ledger, the limiter, the directives, the stored messages, the quotas, the nonces and the
+/// heartbeats of one engine.
+pub trait Store:
+    Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse
+{
+}
+impl<S: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]
@@ -48,6 +53,9 @@ pub struct Settings {
     pub retry: Schedule,
     /// Keys the fingerprints; the same on every worker.
     pub fingerprint_secret: String,
+    /// A job of which nothing was heard for so long has nothing left to deliver, if nothing of it is
+    /// on a lane.
+    pub abandoned_after: Duration,
     /// Shortest time between two progress events of a job.
     pub progress_interval: Duration,
     /// What the names of the broker's own queues begin with; nothing where there is no AMQP.
@@ -69,6 +77,8 @@ pub struct TargetRuntime {
     pub config_park: Duration,
     pub breaker: Breaker,
     pub metrics: TargetMetrics,
+    /// Calls under way.
+    pub flight: Flight,
     /// The credential of its calls, where one has to be fetched.
     pub keyring: Keyring,
     /// The credential of its directory, which may be another one.
@@ -100,11 +110,11 @@ pub struct Context<S, T> {
     pub callbacks: BTreeMap<String, Callbacks<T>>,
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
-    ledger_up: watch::Sender<bool>,
-    ledger_trouble: Mutex<Option<String>>,
+    pub(super) health: Health,
     parked: watch::Sender<HashMap<String, Parking>>,
     directives: watch::Sender<Board>,
-    progress: Mutex<HashMap<JobId, Instant>>,
+    progress: Seldom,
+    waiting: Seldom,
     pub(super) complete: Complete,
 }
 
@@ -141,11 +151,11 @@ impl<S: Store, T> Context<S, T> {
             callbacks: BTreeMap::new(),
             settings,
             metrics,
-            ledger_up: watch::Sender::new(false),
-            ledger_trouble: Mutex::default(),
+            health: Health::default(),
             parked: watch::Sender::new(HashMap::new()),
             directives: watch::Sender::new(Board::default()),
-            progress: Mutex::new(HashMap::new()),
+            progress: Seldom::default(),
+            waiting: Seldom::default(),
             complete: Complete::default(),
         }
     }
@@ -180,7 +190,7 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
-    /// One step of the ledger, measured; its result tells whether the ledger is up.
+    /// One step of the ledger, measured; an error says that the ledger is down.
     pub async fn try_step<V>(
         &self,
         step: LedgerStep,
@@ -189,34 +199,15 @@ impl<S: Store, T> Context<S, T> {
         let started = Instant::now();
         let result = act.await;
         self.metrics.ledger(step, started.elapsed(), result.is_ok());
-        self.note_ledger(result.as_ref().err());
+        if let Err(error) = &result {
+            self.note_trouble(error);
+        }
         result
     }
 
-    /// Logs only when the state changes, so that an outage is two lines, not one per slice.
-    fn note_ledger(&self, error: Option<&LedgerError>) {
-        let up = error.is_none();
-        self.ledger_up.send_if_modified(|state| {
-            if *state == up {
-                return false;
-            }
-            *state = up;
-            self.metrics.ledger_up(up);
-            *self.trouble() = error.map(|error| chain(error));
-            match error {
-                None => tracing::info!("the ledger answers"),
-                Some(error) => tracing::error!(
-                    error = %chain(error),
-                    "the ledger is down: lanes stop until it answers, nothing is lost"
-                ),
-            }
-            true
-        });
-    }
-
-    /// Follows whether the ledger answers.
+    /// Follows whether the ledger takes writes, as far as anything was heard of it.
     pub fn ledger_up(&self) -> watch::Receiver<bool> {
-        self.ledger_up.subscribe()
+        self.health.up()
     }
 
     /// Whether any app sends while the ledger is down.
@@ -391,17 +382,47 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
-    /// Whether it is time for another progress event of this job.
+    /// Whether it is time for another progress event of this job; never at the first look.
     pub fn progress_due(&self, job: JobId) -> bool {
-        let mut last = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
         let interval = self.settings.progress_interval;
-        if last.len() > PROGRESS_JOBS_MAX {
+        self.progress.due(job, interval) == Due::Again
+    }
+
+    /// Tells the ledger, now and then, that something of a job waits. Not repeated: the next slice that
+    /// is put off does it again.
+    pub(super) async fn note_waiting(&self, job: JobId) {
+        if self.waiting.due(job, self.settings.abandoned_after / 8) != Due::No {
+            let waits = self.store.waits(job);
+            let _ = self.try_step(LedgerStep::Sweep, waits).await;
+        }
+    }
+}
+
+/// When something was done last for each of some jobs.
+#[derive(Default)]
+struct Seldom(Mutex<HashMap<JobId, Instant>>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Due {
+    First,
+    Again,
+    No,
+}
+
+impl Seldom {
+    fn due(&self, job: JobId, interval: Duration) -> Due {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if last.len() > SELDOM_JOBS_MAX {
             last.retain(|_, at| now.duration_since(*at) < interval);
         }
         match last.get(&job) {
-            Some(at) if now.duration_since(*at) < interval => false,
-            _ => last.insert(job, now).is_some(),
+            Some(at) if now.duration_since(*at) < interval => return Due::No,
+            _ => {}
+        }
+        match last.insert(job, now) {
+            Some(_) => Due::Again,
+            None => Due::First,
         }
     }
 }
@@ -409,22 +430,8 @@ impl<S: Store, T> Context<S, T> {
 /// Longest time for which deliveries of a target that waits are kept at the desk.
 pub(super) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
 
-impl<S, T> Context<S, T> {
-    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
-        self.ledger_trouble
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why the ledger does not answer, in words.
-    pub fn ledger_trouble(&self) -> String {
-        let trouble = self.trouble().clone();
-        trouble.unwrap_or_else(|| "the ledger has not answered yet".to_owned())
-    }
-}
-
-/// Jobs whose last progress event is remembered before old ones are swept.
-const PROGRESS_JOBS_MAX: usize = 1000;
+/// Jobs that are remembered before those whose time is over are swept.
+const SELDOM_JOBS_MAX: usize = 1000;
 
 /// Between attempts to reach a broker, a ledger, or to publish again.
 pub const RECONNECT: Schedule = Schedule {

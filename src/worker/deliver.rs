@@ -1001,6 +1001,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             .await?;
         }
         if !last {
+            self.shift.context.note_waiting(self.slice.head.id).await;
             let remainder = self.slice.remainder(&self.left, self.first_attempt_at_ms);
             let lane = self.slice.lane.clone();
             let route = if self.delay.is_zero() {
