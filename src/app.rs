@@ -17,12 +17,15 @@ use crate::config::{Config, TargetConfig};
 use crate::domain::fields::summary;
 use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
+use crate::domain::permissions::Permissions;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{self, Access, Desk, Server, check_publishing, keep_publisher};
 use crate::im::http::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
+use crate::service::BeforeAccept;
+use crate::service::admission::{Admission, Rules};
 use crate::steer::{Facts, TargetFacts};
 use crate::store::{self, Store};
 use crate::worker::{
@@ -56,39 +59,103 @@ pub fn ledger(config: &Config) -> Result<Store, Failure> {
     Store::open(&store_settings(config)).or_exit(Exit::BadConfig)
 }
 
-/// The names a job may use, for those who check jobs without sending any.
-pub struct Names<'a>(&'a Config);
+/// What the configuration says of a job, for those who check jobs without sending any.
+pub struct Names<'a> {
+    config: &'a Config,
+    targets: BTreeMap<&'a str, Box<dyn Target>>,
+}
 
 impl<'a> Names<'a> {
-    pub fn of(config: &'a Config) -> Self {
-        Self(config)
+    pub fn of(config: &'a Config) -> Result<Self, Failure> {
+        let targets = config
+            .targets
+            .iter()
+            .map(|(name, target)| Ok((name.as_str(), build(name, target)?)));
+        Ok(Self {
+            config,
+            targets: targets.collect::<Result<_, Failure>>()?,
+        })
     }
 }
 
 impl job::Context for Names<'_> {
     fn default_target(&self, app: &str) -> Result<String, String> {
-        job::default_target(app, &self.0.targets, &self.0.apps, |app| {
+        job::default_target(app, &self.config.targets, &self.config.apps, |app| {
             app.target.as_ref()
         })
     }
 
+    fn check_app(&self, app: &str) -> Result<(), String> {
+        job::known_app(app, &self.config.apps)
+    }
+
     fn check_target(&self, target: &str) -> Result<(), String> {
-        job::known_target(target, &self.0.targets)
+        job::known_target(target, &self.config.targets)
     }
 
     fn folds_case(&self, target: &str) -> bool {
-        let target = self.0.targets.get(target);
-        let built = target.and_then(|config| crate::im::build("", &config.settings).ok());
-        built.is_some_and(|target| target.profile().folds_case)
+        let target = self.targets.get(target);
+        target.is_some_and(|target| target.profile().folds_case)
     }
 
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String> {
-        let callbacks = self.0.apps.get(app).and_then(|it| it.callbacks.as_ref());
+        let apps = &self.config.apps;
+        let callbacks = apps.get(app).and_then(|it| it.callbacks.as_ref());
         job::check_callback(app, callbacks.map(|it| &it.rules), url)
     }
 
     fn check_reply_to(&self, queue: &str) -> Result<(), String> {
-        job::check_reply_to(namespace(self.0), queue)
+        job::check_reply_to(namespace(self.config), queue)
+    }
+}
+
+impl Rules for Names<'_> {
+    fn permissions(&self, app: &str) -> Option<&Permissions> {
+        Some(&self.config.apps.get(app)?.permissions)
+    }
+
+    fn target(&self, name: &str) -> Option<&dyn Target> {
+        self.targets.get(name).map(|target| &**target)
+    }
+}
+
+/// Admits jobs as a gateway would, without one.
+pub struct Clerk<'a> {
+    names: Names<'a>,
+    store: &'a Store,
+    client: Client,
+}
+
+impl<'a> Clerk<'a> {
+    pub fn of(config: &'a Config, store: &'a Store) -> Result<Self, Failure> {
+        Ok(Self {
+            names: Names::of(config)?,
+            store,
+            client: Client::new(ClientSettings::defaults()),
+        })
+    }
+}
+
+impl<'a> Admission for Clerk<'a> {
+    type Rules = Names<'a>;
+    type Store = Store;
+    type Transport = Client;
+
+    fn rules(&self) -> &Names<'a> {
+        &self.names
+    }
+
+    fn store(&self) -> &Store {
+        self.store
+    }
+
+    fn transport(&self) -> &Client {
+        &self.client
+    }
+
+    fn before_accept(&self, app: &str) -> Option<&BeforeAccept> {
+        let app = self.names.config.apps.get(app)?;
+        app.access.before_accept.as_ref()
     }
 }
 

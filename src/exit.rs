@@ -7,6 +7,9 @@ use std::process::ExitCode;
 pub enum Exit {
     /// Done, or drained in time.
     Ok = 0,
+    /// A job that was waited for is completed, and some of its recipients did not get the message, or
+    /// may not have got it: they are failed, uncertain, expired or cancelled.
+    NotAll = 1,
     /// The command line is wrong.
     Usage = 64,
     /// Input data is wrong: a job, a list of recipients.

@@ -106,6 +106,7 @@ pub mod metrics;
 pub mod ports;
 pub mod schema;
 pub mod secret;
+pub mod service;
 pub mod shutdown;
 pub mod steer;
 pub mod store;

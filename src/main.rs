@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use fanwise::allocator;
 use fanwise::cli::Cli;
+use fanwise::domain::printable::printable;
 use fanwise::exit::Exit;
 
 #[allow(
@@ -30,7 +31,8 @@ fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(failure) => {
             if failure.exit != Exit::Ok {
-                eprintln!("fanwise: {:#}", failure.error);
+                // It may hold what a backend or a producer wrote.
+                eprintln!("fanwise: {}", printable(&format!("{:#}", failure.error)));
             }
             failure.exit.into()
         }

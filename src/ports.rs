@@ -230,14 +230,16 @@ pub struct Sifting {
 pub trait Shelves: Send + Sync {
     /// Shows every message on a shelf to `visit`, the oldest first, until it breaks off, and leaves
     /// all of them there. Returns how many were shown. Messages that arrive meanwhile are not shown.
-    /// One reader at a time: a second one is refused.
+    /// A reader sees all of a shelf or is refused: where there can be only one at a time, the others
+    /// wait for their turn for some seconds. `visit` must not wait for anybody.
     fn read(
         &self,
         shelf: Shelf,
         visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
     ) -> impl Future<Output = Result<u64, BrokerError>> + Send;
 
-    /// Like [`Shelves::read`], and does with every message what `decide` says; slower. A body that
+    /// Like [`Shelves::read`], and does with every message what `decide` says; slower, and one at a
+    /// time. A body that
     /// takes the place of another is durable before that goes, so a walk that is killed or fails
     /// half-way may leave a message twice, with both bodies, and loses none; what was removed until
     /// then is gone.

@@ -32,6 +32,10 @@ const PAGE_MESSAGES: u16 = 500;
 /// Without a message for so long, the rest was taken away by somebody else.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
+/// How long a reader waits for the one before it, and how often it looks.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
+const TURN_LOOK: Duration = Duration::from_millis(100);
+
 /// How long to wait until the queue shows again what was given back.
 const RETURN_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -95,8 +99,26 @@ pub(super) async fn sift(
 }
 
 /// Keeps other readers out, which would each see a part: a queue that only one connection may use,
-/// and that goes with it. Consuming exclusively would also keep our own next page out.
+/// and that goes with it. Consuming exclusively would also keep our own next page out. Waits for the
+/// reader before us, up to a bound.
 async fn lock(dial: &Dial, connection: &Connection, queue: &str) -> Result<Channel, AmqpError> {
+    let deadline = Instant::now() + TURN_WAIT_MAX;
+    loop {
+        match try_lock(dial, connection, queue).await {
+            Err(error) if error.is(&AMQPSoftError::RESOURCELOCKED) && Instant::now() < deadline => {
+                sleep(TURN_LOOK).await;
+            }
+            locked => {
+                let advice = "somebody else is reading it, try again when they are done";
+                return locked
+                    .map_err(|error| error.explain(&AMQPSoftError::RESOURCELOCKED, advice));
+            }
+        }
+    }
+}
+
+/// The refusal closes the channel, so each try has its own.
+async fn try_lock(dial: &Dial, connection: &Connection, queue: &str) -> Result<Channel, AmqpError> {
     let channel = open_channel(dial, connection).await?;
     let options = QueueDeclareOptions {
         exclusive: true,
@@ -104,12 +126,7 @@ async fn lock(dial: &Dial, connection: &Connection, queue: &str) -> Result<Chann
     };
     let name = dial.name(&format!("{queue}.reader"))?;
     let locked = channel.queue_declare(name, options, FieldTable::default());
-    dial.ask(format!("read queue `{queue}`"), locked)
-        .await
-        .map_err(|error| {
-            let advice = "somebody else is reading it, try again when they are done";
-            error.explain(&AMQPSoftError::RESOURCELOCKED, advice)
-        })?;
+    dial.ask(format!("read queue `{queue}`"), locked).await?;
     Ok(channel)
 }
 

@@ -15,17 +15,15 @@ use serde::de::DeserializeOwned;
 
 use super::form;
 use crate::amqp::Rabbit;
-use crate::app::{self, Names};
+use crate::app::{self, Clerk, Names};
 use crate::config::Config;
 use crate::domain::fields::{shorten, summary};
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
-use crate::domain::letters::{DeadFilter, DeadRow, Wanted, read_letter};
-use crate::domain::slice::Head;
+use crate::domain::letters::{DeadFilter, DeadRow, Wanted, Window, milliseconds};
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{
-    self, JobDetail, JobList, KeptLine, PurgeRequest, Purged, RecipientFate, Redrive,
-    RedriveRequest, Redriven, Verification,
+    self, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
 };
 use crate::im::http::{Client, ClientSettings};
 use crate::ports::{
@@ -33,6 +31,8 @@ use crate::ports::{
     Publisher as _, Reply, Request, Route, Session as _, Shelf, Shelves as _,
 };
 use crate::secret::Secret;
+use crate::service::admission::{self, Refused};
+use crate::service::dead_letters::{self, ACCEPT_PATIENCE, Books, Purged, Redrive, Redriven};
 use crate::steer::Facts;
 use crate::store::Store;
 use crate::worker::{now_ms, rfc3339};
@@ -66,6 +66,30 @@ impl Access {
             config: config.clone(),
             facts: app::facts(config)?,
         })))
+    }
+
+    /// Asks whether a job may be accepted, as far as its messages do not tell: what is known of its key, its
+    /// stored message, `before_accept`. A server would have to be there to be asked.
+    pub(super) async fn consider(
+        &self,
+        priority: Priority,
+        bodies: Vec<Vec<u8>>,
+    ) -> Result<(), Failure> {
+        let Self::Direct(direct) = self else {
+            return Ok(());
+        };
+        let Some(store) = &direct.ledger else {
+            return Ok(());
+        };
+        let clerk = Clerk::of(&direct.config, store)?;
+        let bodies = bodies.into_iter().map(Bytes::from).collect();
+        match admission::consider(&clerk, bodies, priority).await {
+            Ok(_) => Ok(()),
+            Err(refused @ Refused::Undecided(_)) => {
+                Err(Failure::message(Exit::Unavailable, refused.to_string()))
+            }
+            Err(refused) => Err(Failure::message(Exit::BadInput, refused.to_string())),
+        }
     }
 
     /// Submits a job with the whole of a long list at once, where a server takes that; `Ok(false)`
@@ -234,45 +258,23 @@ impl Access {
         }
     }
 
-    /// Shows every recipient of dead letters that is meant to `visit`, the oldest letter first.
+    /// Every recipient of dead letters that is meant, the latest letter of each.
     pub(super) async fn dead(
         &self,
         filter: &DeadFilter,
         with_content: bool,
-        mut visit: impl FnMut(DeadRow) + Send,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<DeadRow>, Failure> {
         match self {
-            Self::Direct(direct) => {
-                let wanted = checked(filter)?;
-                let mut unreadable = 0;
-                let each = |message: KeptMessage| {
-                    match read_letter(&message.body) {
-                        Some(letter) if wanted.takes_letter(&letter) => letter
-                            .recipients
-                            .iter()
-                            .filter(|dead| wanted.takes_recipient(dead))
-                            .for_each(|dead| visit(DeadRow::new(&letter, dead, with_content))),
-                        Some(_) => {}
-                        None => unreadable += 1,
-                    }
-                    ControlFlow::Continue(())
-                };
-                let read = direct.broker.read(Shelf::Dead, each).await;
-                read.or_exit(Exit::Unavailable)?;
-                if unreadable > 0 {
-                    tracing::warn!(
-                        "{unreadable} message(s) in the dead-letter queue are not dead letters"
-                    );
-                }
-                Ok(())
-            }
+            Self::Direct(direct) => direct.dead(filter, with_content).await,
             Self::Server(server) => {
                 let mut parameters = parameters(filter)?;
                 if with_content {
                     parameters.push(("content".to_owned(), "true".to_owned()));
                 }
                 let path = format!("/v1/dead{}", query(&parameters));
-                server.lines(&path, visit).await
+                let mut rows = Vec::new();
+                server.lines(&path, |row| rows.push(row)).await?;
+                Ok(latest(rows))
             }
         }
     }
@@ -280,24 +282,7 @@ impl Access {
     /// Makes new jobs of dead letters.
     pub(super) async fn redrive(&self, request: &RedriveRequest) -> Result<Redriven, Failure> {
         match self {
-            Self::Direct(direct) => {
-                let redrive = Redrive {
-                    wanted: checked(&request.filter)?,
-                    uncertain: request.uncertain,
-                    dry_run: request.dry_run,
-                    purge: request.purge,
-                    priority: request.priority,
-                };
-                let session = direct.broker.connect().await.or_exit(Exit::Unavailable)?;
-                // What a target cannot carry is found out by the intake.
-                let check = |_: &Head| Vec::new();
-                let names = Names::of(&direct.config);
-                let publisher = session.publisher();
-                let done =
-                    gateway::redrive(&direct.broker, &publisher, &names, check, &redrive).await;
-                session.close().await;
-                done.or_exit(Exit::Unavailable)
-            }
+            Self::Direct(direct) => direct.redrive(request).await,
             Self::Server(server) => server.post("/v1/dead:redrive", request).await,
         }
     }
@@ -307,8 +292,12 @@ impl Access {
         match self {
             Self::Direct(direct) => {
                 let wanted = checked(&request.filter)?;
-                let purged = gateway::purge(&direct.broker, &wanted, request.dry_run).await;
-                purged.or_exit(Exit::Unavailable)
+                let purged = dead_letters::purge(&direct.broker, &wanted, request.dry_run).await;
+                let purged = purged.or_exit(Exit::Unavailable)?;
+                if purged.recipients == 0 {
+                    direct.knows_names(&wanted).await?;
+                }
+                Ok(purged)
             }
             Self::Server(server) => server.post("/v1/dead:purge", request).await,
         }
@@ -342,6 +331,16 @@ impl Access {
     }
 }
 
+/// Dead letters are published at least once: of several for one recipient of a job the latest counts.
+fn latest(rows: Vec<DeadRow>) -> Vec<DeadRow> {
+    let mut window = Window::new(None, usize::MAX);
+    for row in rows {
+        let at = milliseconds(&row.last_attempt_at);
+        window.put(row.key(), at, row);
+    }
+    window.finish().0.map(|(_, row)| row).collect()
+}
+
 /// A filter that is right, as of now.
 pub(super) fn checked(filter: &DeadFilter) -> Result<Wanted, Failure> {
     filter
@@ -350,6 +349,57 @@ pub(super) fn checked(filter: &DeadFilter) -> Result<Wanted, Failure> {
 }
 
 impl Direct {
+    async fn dead(&self, filter: &DeadFilter, with_content: bool) -> Result<Vec<DeadRow>, Failure> {
+        let wanted = checked(filter)?;
+        let rows = dead_letters::all(&self.broker, &wanted, with_content).await;
+        let rows = latest(rows.or_exit(Exit::Unavailable)?);
+        if rows.is_empty() {
+            self.knows_names(&wanted).await?;
+        }
+        let Some(store) = &self.ledger else {
+            tracing::warn!("without ledger.url, letters are shown that the ledger may contradict");
+            return Ok(rows);
+        };
+        let books = Books {
+            store,
+            secret: self.config.ledger.fingerprint_secret.expose(),
+        };
+        books.correct(rows).await.or_exit(Exit::Unavailable)
+    }
+
+    async fn redrive(&self, request: &RedriveRequest) -> Result<Redriven, Failure> {
+        let redrive = Redrive {
+            wanted: checked(&request.filter)?,
+            uncertain: request.uncertain,
+            dry_run: request.dry_run,
+            purge: request.purge,
+            accept_within: ACCEPT_PATIENCE,
+            priority: request.priority,
+        };
+        let clerk = Clerk::of(&self.config, self.ledger()?)?;
+        let secret = self.config.ledger.fingerprint_secret.expose();
+        let session = self.broker.connect().await.or_exit(Exit::Unavailable)?;
+        let publisher = session.publisher();
+        let done = dead_letters::redrive(&self.broker, &publisher, &clerk, secret, &redrive);
+        let done = Box::pin(done).await;
+        session.close().await;
+        let done = done.or_exit(Exit::Unavailable)?;
+        if done.is_empty() {
+            self.knows_names(&redrive.wanted).await?;
+        }
+        Ok(done)
+    }
+
+    /// Refuses a filter that nothing was found with and that names what is not there.
+    async fn knows_names(&self, wanted: &Wanted) -> Result<(), Failure> {
+        let names = Names::of(&self.config)?;
+        let unknown = dead_letters::unknown(&names, self.ledger.as_ref(), wanted).await;
+        match unknown.or_exit(Exit::Unavailable)? {
+            Some(what) => Err(Failure::message(Exit::Unavailable, what)),
+            None => Ok(()),
+        }
+    }
+
     fn ledger(&self) -> Result<&Store, Failure> {
         let missing = "ledger.url is missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
         self.ledger
@@ -596,6 +646,7 @@ fn refused(reply: &Reply) -> Failure {
         400 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
         409 => (Exit::BadInput, "conflict"),
         401 => (Exit::BadConfig, "gateway.token is missing or wrong"),
+        404 => (Exit::Unavailable, "not found"),
         _ => (Exit::Unavailable, "not accepted"),
     };
     Failure::message(exit, format!("{what}: {detail}"))

@@ -1,7 +1,7 @@
 //! `fanwise dead list`, `show`, `export`, `redrive`, `purge` and `rejected`: what went wrong for whom,
 //! and what to do with it.
 
-use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -11,10 +11,13 @@ use super::access::{Access, checked};
 use super::output::grouped;
 use super::{checked_config, output};
 use crate::domain::lane::Priority;
-use crate::domain::letters::{DeadFilter, DeadRow, Key};
+use crate::domain::letters::{DeadFilter, DeadRow};
+use crate::domain::printable::on_one_line;
+use crate::domain::spreadsheet::guarded;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{PurgeRequest, RedriveRequest, Redriven};
+use crate::gateway::{PurgeRequest, RedriveRequest};
 use crate::ports::KeptMessage;
+use crate::service::dead_letters::Redriven;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadCommand {
@@ -72,10 +75,13 @@ pub(super) struct RedriveArgs {
     /// Uncertain recipients too, who perhaps got it: they may get it twice
     #[arg(long)]
     uncertain: bool,
+    /// All dead letters are meant: do not ask
+    #[arg(long, visible_alias = "all")]
+    yes: bool,
     /// Only count
     #[arg(long)]
     dry_run: bool,
-    /// Remove the letters once the new job is durable
+    /// Remove the letters once a worker has accepted the new job
     #[arg(long)]
     purge: bool,
     /// Priority of the new job
@@ -92,7 +98,7 @@ pub(super) enum ExportFormat {
     Csv,
 }
 
-/// Which recipients are meant; all by default.
+/// Which recipients are meant; all if nothing is given.
 #[derive(Debug, Default, Args)]
 pub(super) struct Filter {
     /// Only of this job: its id, or its client_msg_no with --app
@@ -189,7 +195,6 @@ pub(super) async fn all(access: &Access) -> Result<Vec<DeadRow>, Failure> {
     read(access, &DeadFilter::default(), false).await
 }
 
-/// Dead letters are published at least once: of several for one recipient of a job the last counts.
 async fn read(
     access: &Access,
     filter: &DeadFilter,
@@ -204,13 +209,9 @@ async fn read(
         recipient: filter.recipient.clone(),
         ..DeadFilter::default()
     };
-    let mut rows: BTreeMap<Key, DeadRow> = BTreeMap::new();
-    let add = |row: DeadRow| {
-        rows.insert(row.key(), row);
-    };
-    access.dead(&of_these, with_content, add).await?;
-    rows.retain(|_, row| wanted.takes_row(row));
-    Ok(rows.into_values().collect())
+    let mut rows = access.dead(&of_these, with_content).await?;
+    rows.retain(|row| wanted.takes_row(row));
+    Ok(rows)
 }
 
 fn list(rows: &[DeadRow], as_json: bool) -> Result<Exit, Failure> {
@@ -230,12 +231,12 @@ fn list(rows: &[DeadRow], as_json: bool) -> Result<Exit, Failure> {
         ))?;
         let cells = of_one_job.iter().map(|row| {
             vec![
-                output::cut(&row.dead.recipient, 24),
-                row.dead.outcome.as_str().to_owned(),
-                row.dead.class.as_str().to_owned(),
-                row.dead.attempts.to_string(),
-                output::cut(&row.dead.code, 12),
-                row.dead.text.to_string(),
+                output::cut(&row.recipient, 24),
+                row.outcome.as_str().to_owned(),
+                row.class.as_str().to_owned(),
+                row.attempts.to_string(),
+                output::cut(&row.code, 12),
+                row.text.to_string(),
             ]
         });
         let headings = ["RECIPIENT", "OUTCOME", "CLASS", "TRIES", "CODE", "TEXT"];
@@ -250,7 +251,7 @@ fn show(rows: &[DeadRow], as_json: bool) -> Result<Exit, Failure> {
         return Ok(Exit::Ok);
     }
     for row in rows {
-        let dead = &row.dead;
+        let dead = row;
         output::line(format!("recipient      {}", dead.recipient))?;
         output::line(format!("job            {}", row.job))?;
         output::line(format!("app            {}", row.app))?;
@@ -258,8 +259,8 @@ fn show(rows: &[DeadRow], as_json: bool) -> Result<Exit, Failure> {
         output::line(format!("target         {}", row.target))?;
         output::line(format!("outcome        {}", dead.outcome.as_str()))?;
         output::line(format!("class          {}", dead.class.as_str()))?;
-        output::line(format!("code           {}", dead.code))?;
-        output::line(format!("text           {}", dead.text))?;
+        output::line(format!("code           {}", on_one_line(&dead.code)))?;
+        output::line(format!("text           {}", on_one_line(&dead.text)))?;
         output::line(format!("attempts       {}", dead.attempts))?;
         output::line(format!("first attempt  {}", row.first_attempt_at))?;
         output::line(format!("last attempt   {}", row.last_attempt_at))?;
@@ -276,8 +277,9 @@ fn show(rows: &[DeadRow], as_json: bool) -> Result<Exit, Failure> {
 }
 
 async fn redrive(access: &Access, args: RedriveArgs) -> Result<Exit, Failure> {
+    let filter = args.filter.document()?;
     let request = RedriveRequest {
-        filter: args.filter.document()?,
+        confirm: args.yes,
         uncertain: args.uncertain,
         dry_run: args.dry_run,
         purge: args.purge,
@@ -285,7 +287,9 @@ async fn redrive(access: &Access, args: RedriveArgs) -> Result<Exit, Failure> {
             .into_iter()
             .find(|priority| priority.as_str() == args.priority)
             .unwrap_or_default(),
+        filter,
     };
+    let request = confirmed(access, request).await?;
     let done = access.redrive(&request).await?;
     if args.json {
         output::json(&done)?;
@@ -298,34 +302,96 @@ async fn redrive(access: &Access, args: RedriveArgs) -> Result<Exit, Failure> {
     })
 }
 
+/// Without a filter everybody who failed is sent to again, in every job of every app: that is to be
+/// confirmed.
+async fn confirmed(access: &Access, request: RedriveRequest) -> Result<RedriveRequest, Failure> {
+    if !request.filter.is_empty() || request.confirm || request.dry_run {
+        return Ok(request);
+    }
+    let counting = RedriveRequest {
+        dry_run: true,
+        purge: false,
+        ..request.clone()
+    };
+    let found = access.redrive(&counting).await?;
+    let what = format!(
+        "this sends to {} recipient(s) again, to all dead letters of {} job(s)",
+        grouped(found.recipients),
+        grouped(found.jobs_total)
+    );
+    let refused = |what| Err(Failure::message(Exit::Usage, what));
+    if !std::io::stdin().is_terminal() {
+        return refused(format!(
+            "nothing was sent: {what}; say which are meant, such as with --job, or confirm it with --yes"
+        ));
+    }
+    match output::is_meant(&what)? {
+        true => Ok(RedriveRequest {
+            confirm: true,
+            ..request
+        }),
+        false => refused("nothing was sent: not confirmed".to_owned()),
+    }
+}
+
 fn tell_redriven(done: &Redriven) -> Result<(), Failure> {
     let verb = if done.dry_run { "would be" } else { "are" };
-    output::line(format!(
-        "{} recipient(s) {verb} sent to again, in {} new job(s)",
-        grouped(done.recipients),
-        grouped(done.jobs_total)
-    ))?;
+    if done.recipients == 0 {
+        output::line(match done.dry_run {
+            true => "nobody would be sent to again",
+            false => "nobody is sent to again",
+        })?;
+    } else {
+        let jobs = done.jobs.iter().filter(|job| job.recipients > 0).count() as u64;
+        // The rest of the jobs is not listed.
+        let jobs = jobs + done.jobs_total.saturating_sub(done.jobs.len() as u64);
+        output::line(format!(
+            "{} recipient(s) {verb} sent to again, in {} new job(s)",
+            grouped(done.recipients),
+            grouped(jobs)
+        ))?;
+    }
     if !done.jobs.is_empty() {
         let rows = done.jobs.iter().map(|job| {
             vec![
                 job.job.clone(),
                 job.of.clone(),
                 grouped(job.recipients),
+                grouped(job.redriven_before),
                 job.client_msg_no.clone(),
             ]
         });
-        let headings = ["NEW JOB", "OF", "RECIPIENTS", "KEY"];
+        let headings = ["NEW JOB", "OF", "AGAIN", "BEFORE", "KEY"];
         output::narrow_table(&headings, rows.collect())?;
     }
-    if done.uncertain_left_out > 0 {
-        output::line(format!(
-            "{} uncertain one(s) left out: --uncertain takes them, they may get it twice",
-            grouped(done.uncertain_left_out)
-        ))?;
+    for (count, what) in [
+        (
+            done.redriven_before,
+            "were redriven before, in the same new jobs: see `fanwise job show`",
+        ),
+        (
+            done.uncertain_left_out,
+            "uncertain one(s) left out: --uncertain takes them, they may get it twice",
+        ),
+        (
+            done.contradicted,
+            "left out: the ledger says that they got it, or that their job ended before",
+        ),
+        (
+            done.under_way,
+            "left out: their own job is not done with them",
+        ),
+        (done.purged, "purged"),
+        (
+            done.not_purged,
+            "not purged: no worker has accepted their new job yet; redrive again with --purge then",
+        ),
+    ] {
+        if count > 0 {
+            output::line(format!("{} {what}", grouped(count)))?;
+        }
     }
-    if done.purged > 0 {
-        output::line(format!("{} purged", grouped(done.purged)))?;
-    } else if !done.dry_run && done.recipients > 0 {
+    if done.purged + done.not_purged == 0 && !done.dry_run && done.recipients > 0 {
         output::line("the letters stay until `fanwise dead purge` removes them")?;
     }
     for refused in &done.refused {
@@ -360,7 +426,7 @@ fn export(rows: &[DeadRow], format: ExportFormat) -> Result<Exit, Failure> {
     match format {
         ExportFormat::Ndjson => {
             for row in rows {
-                output::line(serde_json::to_string(row).or_exit(Exit::Internal)?)?;
+                output::json_line(row)?;
             }
         }
         ExportFormat::Csv => {
@@ -382,7 +448,7 @@ fn export(rows: &[DeadRow], format: ExportFormat) -> Result<Exit, Failure> {
             ];
             writer.write_record(headings).or_exit(Exit::Internal)?;
             for row in rows {
-                let dead = &row.dead;
+                let dead = row;
                 let attempts = dead.attempts.to_string();
                 let cells = [
                     dead.recipient.as_str(),
@@ -399,13 +465,15 @@ fn export(rows: &[DeadRow], format: ExportFormat) -> Result<Exit, Failure> {
                     &row.last_attempt_at,
                     dead.vars.as_ref().map_or("", |vars| vars.get()),
                 ];
+                let cells = cells.map(guarded);
+                let cells = cells.iter().map(|cell| cell.as_bytes());
                 writer.write_record(cells).or_exit(Exit::Internal)?;
             }
             let bytes = writer
                 .into_inner()
                 .map_err(|error| error.into_error())
                 .or_exit(Exit::Internal)?;
-            output::line(String::from_utf8_lossy(&bytes).trim_end())?;
+            output::data(String::from_utf8_lossy(&bytes).trim_end())?;
         }
     }
     Ok(Exit::Ok)

@@ -326,13 +326,13 @@ impl Demo {
                 "the mock accepted {by_repeat} message(s) of the repeated job"
             ));
         }
-        let failed = |row: &DeadRow| row.dead.outcome == Outcome::Failed;
+        let failed = |row: &DeadRow| row.outcome == Outcome::Failed;
         for row in dead::all(&self.access)
             .await?
             .iter()
             .filter(|row| failed(row))
         {
-            let recipient = &row.dead.recipient;
+            let recipient = &row.recipient;
             if by_user.contains_key(recipient) {
                 differences.push(format!("{recipient} failed, but the mock accepted it"));
             }
@@ -412,7 +412,7 @@ impl Demo {
         let rows = dead::all(&self.access).await?;
         output::line(format!("Dead letters: {}", grouped(rows.len() as u64)))?;
         for row in rows.iter().take(SHOWN) {
-            let dead = &row.dead;
+            let dead = row;
             output::line(format!(
                 "  {:<12} {:<10} {}: {}",
                 dead.recipient,

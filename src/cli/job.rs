@@ -164,8 +164,9 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
                 .job(args.name.id())
                 .await?
                 .ok_or_else(|| unknown(&args.name))?;
-            progress::follow(&access, args.name.id()).await?;
-            show(&access, &args).await
+            let record = progress::follow(&access, args.name.id()).await?;
+            show(&access, &args).await?;
+            Ok(progress::exit(&record.accounts))
         }
         JobCommand::Pause {
             name,

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigProblems, Findings, LoadError, Loaded, load};
+use crate::domain::fields::Problem;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::telemetry::{self, LogFormat};
 
@@ -138,15 +139,17 @@ fn daemon_config(
     file: Option<&Path>,
     require: impl Fn(&Config, &mut Findings),
 ) -> Result<Config, Failure> {
-    configured(file, LogFormat::Auto, require)
+    configured(file, LogFormat::Auto, |_| true, require)
 }
 
-/// The configuration of a command that ends by itself: what it logs is for a person.
+/// The configuration of a command that ends by itself: what it logs is for a person. How the gateway may
+/// be reached is told by what runs one, `config check` and `doctor`.
 fn checked_config(
     file: Option<&Path>,
     require: impl Fn(&Config, &mut Findings),
 ) -> Result<Config, Failure> {
-    configured(file, LogFormat::Text, require)
+    let concerns = |warning: &Problem| !warning.field.starts_with("gateway.");
+    configured(file, LogFormat::Text, concerns, require)
 }
 
 /// Reads the configuration, with what a command cannot do without, and starts logging; `auto` is the
@@ -154,6 +157,7 @@ fn checked_config(
 fn configured(
     file: Option<&Path>,
     auto: LogFormat,
+    concerns: impl Fn(&Problem) -> bool,
     require: impl Fn(&Config, &mut Findings),
 ) -> Result<Config, Failure> {
     let mut loaded = load_config(file)?;
@@ -163,7 +167,7 @@ fn configured(
         chosen => chosen,
     };
     telemetry::start(&loaded.config.log.level, format);
-    for warning in &loaded.findings.warnings {
+    for warning in loaded.findings.warnings.iter().filter(|it| concerns(it)) {
         tracing::warn!("configuration: {warning}");
     }
     loaded

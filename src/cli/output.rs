@@ -1,15 +1,30 @@
-//! What commands print: results on standard output, one JSON value or plain text.
+//! What commands print: results on standard output, one JSON value or plain text. Nothing that a
+//! backend or a producer wrote steers the terminal: everything passes through here.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
 
+use crate::domain::printable::{on_one_line, printable, printable_json};
 use crate::exit::{Exit, Failure};
 
-/// Writes a line to standard output. A reader that went away (`| head`) ends the command quietly.
+/// Writes a line to standard output.
 pub(super) fn line(text: impl AsRef<str>) -> Result<(), Failure> {
+    write(&printable(text.as_ref()))
+}
+
+/// Writes what other programs read, byte for byte unless a person sees it.
+pub(super) fn data(text: &str) -> Result<(), Failure> {
+    match io::stdout().is_terminal() {
+        true => line(text),
+        false => write(text),
+    }
+}
+
+/// A reader that went away (`| head`) ends the command quietly.
+fn write(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match writeln!(out, "{}", text.as_ref()) {
+    match writeln!(out, "{text}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure {
             exit: Exit::Ok,
             error: anyhow::Error::new(error),
@@ -25,22 +40,52 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
     } else {
         serde_json::to_string(value)
     };
-    line(text.map_err(|error| Failure::new(Exit::Internal, error))?)
+    let text = text.map_err(|error| Failure::new(Exit::Internal, error))?;
+    write(&printable_json(&text))
+}
+
+/// One JSON value on a line.
+pub(super) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value);
+    let text = text.map_err(|error| Failure::new(Exit::Internal, error))?;
+    write(&printable_json(&text))
+}
+
+/// Asks a question on the terminal that is to be answered with yes.
+pub(super) fn is_meant(what: &str) -> Result<bool, Failure> {
+    let (first, rest) = what.split_at(1);
+    let mut stderr = io::stderr();
+    // A prompt that cannot be shown is not answered either.
+    let question = format!("{}{rest}. Go on? [y/N] ", first.to_uppercase());
+    let _ = write!(stderr, "{}", on_one_line(&question));
+    let _ = stderr.flush();
+    let mut typed = String::new();
+    io::stdin()
+        .read_line(&mut typed)
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    let typed = typed.trim().to_lowercase();
+    Ok(typed == "y" || typed == "yes")
 }
 
 /// Rows under headings, in columns as wide as their widest cell; the last column is not padded.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+    let shown = |row: &Vec<String>| {
+        row.iter()
+            .map(|cell| on_one_line(cell).into_owned())
+            .collect()
+    };
+    let rows: Vec<Vec<String>> = rows.iter().map(shown).collect();
     let mut widths: Vec<usize> = headings
         .iter()
         .map(|heading| heading.chars().count())
         .collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let headings = headings.iter().map(|heading| heading.to_string()).collect();
-    for row in std::iter::once(&headings).chain(rows) {
+    for row in std::iter::once(&headings).chain(&rows) {
         let cells = row
             .iter()
             .zip(&widths)

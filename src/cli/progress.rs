@@ -10,6 +10,7 @@ use super::access::Access;
 use super::output::grouped;
 use crate::domain::accounts::Accounts;
 use crate::domain::ids::JobId;
+use crate::domain::printable::on_one_line;
 use crate::exit::{Exit, Failure};
 use crate::ports::{JobRecord, JobState};
 
@@ -108,7 +109,7 @@ impl View {
             Shows::Bar(bar) => {
                 bar.set_length(record.accounts.total);
                 bar.set_position(settled);
-                bar.set_prefix(pace);
+                bar.set_prefix(on_one_line(&pace).into_owned());
                 bar.set_message(outcomes(&record.accounts));
             }
             Shows::Lines(last) if last.is_none_or(|at| at.elapsed() >= LINE) => {
@@ -196,6 +197,14 @@ pub(super) fn summary(accounts: &Accounts) -> String {
         .map(|(name, count)| format!("{} {name}", grouped(count)))
         .collect();
     format!("{} of {}", parts.join(", "), grouped(accounts.total))
+}
+
+/// How a command ends that waited for a job: well if everybody got the message, now or before.
+pub(super) fn exit(accounts: &Accounts) -> Exit {
+    match accounts.sent + accounts.duplicate >= accounts.total {
+        true => Exit::Ok,
+        false => Exit::NotAll,
+    }
 }
 
 fn counted(accounts: &Accounts) -> [(&'static str, u64); 7] {

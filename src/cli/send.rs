@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,19 +22,21 @@ use super::recipients::{self, ListFormat};
 use super::{checked_config, form, output, progress};
 use crate::app;
 use crate::config::Config;
-use crate::domain::fields::{Problem, summary};
+use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::job::{
-    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, Job, MemberDocument,
+    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, MemberDocument,
     MessageDocument, Part,
 };
 use crate::domain::lane::Priority;
 use crate::domain::list::Reading;
 use crate::domain::outcome::Answer;
+use crate::domain::permissions::Asked;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::http::{Client, ClientSettings};
-use crate::ports::{Entry, JobRecord, JobState, fit};
-use crate::worker::{Census, census, now_ms};
+use crate::ports::{Entry, JobRecord, JobState};
+use crate::service::admission::{Refused, examine, keeps_rules};
+use crate::worker::{Census, census};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -99,6 +101,9 @@ pub(super) struct SendArgs {
     /// Values for placeholders from the other columns of the CSV, for each recipient
     #[arg(long, requires = "file")]
     vars: bool,
+    /// Texts are meant as they stand: `{{ name }}` is no placeholder
+    #[arg(long, conflicts_with_all = ["var", "vars"])]
+    literal: bool,
     /// App (tenant) of the job
     #[arg(long)]
     app: Option<String>,
@@ -139,7 +144,8 @@ pub(super) struct SendArgs {
     /// Have the accounts published to this RabbitMQ queue when the job is completed
     #[arg(long, value_name = "QUEUE")]
     reply_to: Option<String>,
-    /// Wait until the job is completed, with a progress bar on a terminal
+    /// Wait until the job is completed, with a progress bar on a terminal; exit code 1 if anybody did not
+    /// get the message or may not have got it
     #[arg(long)]
     wait: bool,
     /// Check everything and say what would be sent, but send nothing
@@ -161,18 +167,21 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
     for warning in &job.warnings {
         tracing::warn!("{warning}");
     }
+    let late = job.too_late.as_ref().map(ToString::to_string);
     if args.dry_run {
-        if let Some(problem) = &job.too_late {
-            return Err(refused(std::slice::from_ref(problem)));
+        if let Some(late) = late {
+            return Err(Failure::message(Exit::BadInput, late));
         }
-        let what = json!({"job": job.id, "recipients": job.entries, "messages": bodies.len(), "target": job.target});
+        let messages = bodies.len();
+        Access::of(&config)?.consider(job.priority, bodies).await?;
+        let what = json!({"job": job.id, "recipients": job.entries, "messages": messages, "target": job.target});
         return report(&args, &what, || {
             format!(
                 "would send job {} to {} of {} in {} message(s); nothing was sent",
                 job.id,
                 job.audience(),
                 job.target,
-                bodies.len()
+                messages
             )
         });
     }
@@ -184,8 +193,8 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
         true => access.job_if_known(job.id).await?,
         false => None,
     };
-    if let Some(problem) = job.too_late.as_ref().filter(|_| before.is_none()) {
-        return Err(refused(std::slice::from_ref(problem)));
+    if let Some(late) = late.filter(|_| before.is_none()) {
+        return Err(Failure::message(Exit::BadInput, late));
     }
     let whole = match form {
         Some(form) => access.upload(job.priority, form).await?,
@@ -193,7 +202,7 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
     };
     if !whole {
         access.submit(job.id, job.priority, bodies).await?;
-        access.enter(&job.entry()).await;
+        access.enter(&job.entry).await;
     }
     if !args.wait {
         let what = json!({"job": job.id, "recipients": job.entries, "accepted": true});
@@ -225,34 +234,23 @@ struct Messages {
 /// What a checked job is known by.
 struct Checked {
     id: JobId,
-    app: String,
     client_msg_no: String,
     target: String,
     priority: Priority,
     content_digest: String,
-    not_before_ms: Option<u64>,
+    /// As it is entered into the ledger.
+    entry: Entry,
     /// Its time to be sent is over.
     too_late: Option<Problem>,
     /// List entries of all messages; nothing for all users, whom the target counts.
     entries: Option<usize>,
     /// What the job goes on without.
     warnings: Vec<String>,
+    /// What its app must be allowed.
+    asked: Asked,
 }
 
 impl Checked {
-    fn entry(&self) -> Entry {
-        Entry {
-            job: self.id,
-            app: self.app.clone(),
-            client_msg_no: self.client_msg_no.clone(),
-            target: self.target.clone(),
-            content_digest: self.content_digest.clone(),
-            entries: self.entries.unwrap_or(0) as u64,
-            not_before_ms: self.not_before_ms,
-            now_ms: now_ms(),
-        }
-    }
-
     fn audience(&self) -> String {
         match self.entries {
             Some(entries) => format!("{entries} recipient(s)"),
@@ -287,21 +285,6 @@ fn to_confirm(
     Some(format!(
         "this reaches {reached} users of target {target}{excluded}"
     ))
-}
-
-/// Asks a question on the terminal that is to be answered with yes.
-fn is_meant(what: &str) -> Result<bool, Failure> {
-    let (first, rest) = what.split_at(1);
-    let mut stderr = std::io::stderr();
-    // A prompt that cannot be shown is not answered either.
-    let _ = write!(stderr, "{}{rest}. Go on? [y/N] ", first.to_uppercase());
-    let _ = stderr.flush();
-    let mut typed = String::new();
-    std::io::stdin()
-        .read_line(&mut typed)
-        .or_exit(Exit::Usage)?;
-    let typed = typed.trim().to_lowercase();
-    Ok(typed == "y" || typed == "yes")
 }
 
 /// The fields of a job, or of one of its objects, as JSON: what a file says is passed on byte for byte.
@@ -347,7 +330,7 @@ impl SendArgs {
         if !std::io::stdin().is_terminal() {
             return refused(format!("nothing was sent: {what}; confirm it with --yes"));
         }
-        match is_meant(&what)? {
+        match output::is_meant(&what)? {
             true => Ok(()),
             false => refused("nothing was sent: not confirmed".to_owned()),
         }
@@ -468,6 +451,11 @@ impl SendArgs {
             set_some(fields, name, value.as_ref())?;
         }
         set_some(fields, "message", self.message()?.as_ref())?;
+        if self.literal {
+            let mut message = object(fields, "message")?;
+            set(&mut message, "literal", &true)?;
+            set(fields, "message", &message)?;
+        }
         if self.online_only || self.no_unread {
             let mut options = object(fields, "options")?;
             set_some(
@@ -601,41 +589,39 @@ fn parts(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
     parts
 }
 
-fn refused(problems: &[Problem]) -> Failure {
-    Failure::message(Exit::BadInput, summary(problems))
-}
-
 /// Reads every message as the worker will, so that mistakes are found before anything is sent.
 fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
-    let names = app::Names::of(config);
+    let refused = |refused: Refused| Failure::message(Exit::BadInput, refused.to_string());
+    let names = app::Names::of(config)?;
     let mut checked: Option<Checked> = None;
     for body in bodies {
-        let job = Job::read(body, None, &names, jiff::Timestamp::now())
-            .map_err(|problems| refused(&problems))?;
-        let entries = (!job.is_for_all()).then_some(job.entries);
-        if let Some(checked) = &mut checked {
-            checked.entries = checked.entries.zip(entries).map(|(sum, more)| sum + more);
-            continue;
+        let job = examine(&names, body, None).map_err(refused)?;
+        let entries = (!job.for_all).then_some(job.recipients as usize);
+        match &mut checked {
+            Some(checked) => {
+                checked.entries = checked.entries.zip(entries).map(|(sum, more)| sum + more);
+                checked.asked.lists.extend(job.asked.lists);
+            }
+            None => {
+                checked = Some(Checked {
+                    entry: job.entry(0),
+                    too_late: job.too_late,
+                    id: job.id,
+                    client_msg_no: job.asked.client_msg_no.clone(),
+                    target: job.target,
+                    priority: job.priority,
+                    content_digest: job.content_digest,
+                    entries,
+                    warnings: job.warnings,
+                    asked: job.asked,
+                });
+            }
         }
-        let target = app::target(config, &job.head.target)?;
-        let fit = fit(&*target, &job.head, job.is_for_all(), job.strictness);
-        if !fit.problems.is_empty() {
-            return Err(refused(&fit.problems));
-        }
-        checked = Some(Checked {
-            too_late: job.too_late(now_ms()),
-            id: job.head.id,
-            app: job.head.app,
-            client_msg_no: job.head.client_msg_no,
-            target: job.head.target,
-            priority: job.head.priority,
-            content_digest: job.content_digest,
-            not_before_ms: job.head.not_before_ms,
-            entries,
-            warnings: fit.warnings,
-        });
     }
-    checked.ok_or_else(|| Failure::message(Exit::BadInput, "no recipients"))
+    let mut checked = checked.ok_or_else(|| Failure::message(Exit::BadInput, "no recipients"))?;
+    checked.entry.entries = checked.entries.unwrap_or(0) as u64;
+    keeps_rules(&names, &checked.asked).map_err(refused)?;
+    Ok(checked)
 }
 
 /// How long a job that was completed before may look completed after it was sent again.
@@ -676,7 +662,8 @@ async fn wait(
             job.id,
             progress::summary(&record.accounts)
         )
-    })
+    })?;
+    Ok(progress::exit(&record.accounts))
 }
 
 fn report(

@@ -8,8 +8,9 @@ use axum::http::Uri;
 use super::reader::{Findings, Section};
 use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig};
 use crate::domain::permissions::{Crowd, Permissions};
-use crate::gateway::{AppAccess, BeforeAccept};
+use crate::gateway::AppAccess;
 use crate::secret::Secret;
+use crate::service::BeforeAccept;
 
 /// `senders` and `targets` (any), `audiences` (`users` and `groups`), `recipients_max` and
 /// `daily_recipients` (no limit).

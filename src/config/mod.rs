@@ -115,8 +115,8 @@ pub struct GatewayConfig {
     pub wait_max: Duration,
     /// `upload_bytes_max`: largest uploaded list. Default 268435456 (256 MiB); 1 MiB to 1 TiB.
     pub upload_bytes_max: u64,
-    /// `upload_folder`: where lists are kept while they come in. Default the system's folder for
-    /// temporary files.
+    /// `upload_folder`: where lists are kept while they come in, and dead letters while they go out.
+    /// Default the system's folder for temporary files.
     pub upload_folder: PathBuf,
     /// `auth`: `auto` (default) asks for credentials, except on a loopback address while there are
     /// none; `token` always does; `none` never.

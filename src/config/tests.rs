@@ -289,7 +289,7 @@ fn the_configurations_in_the_readme_work() {
 fn the_job_in_the_readme_is_one() {
     use crate::domain::job::Job;
     let config = loaded(LEAST, &[]).config;
-    let names = crate::app::Names::of(&config);
+    let names = crate::app::Names::of(&config).unwrap();
     for block in blocks("json") {
         let job = Job::read(block.as_bytes(), None, &names, jiff::Timestamp::UNIX_EPOCH);
         let job = job.unwrap_or_else(|problems| panic!("{problems:?}"));

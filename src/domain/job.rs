@@ -20,6 +20,7 @@ use super::message::{Message, Options};
 use super::notice::{CallbackRules, REPLY_TO_BYTES_MAX};
 use super::outcome::OnUncertain;
 use super::personal;
+use super::placeholders::unfilled;
 use super::slice::{Head, Together};
 
 /// Version of the job contract.
@@ -168,6 +169,10 @@ impl Part {
 pub trait Context {
     /// The default target of an app; an error, in words, if there is no such app or no default.
     fn default_target(&self, app: &str) -> Result<String, String>;
+    /// An error, in words, if there is no such app; who knows no apps lets every one pass.
+    fn check_app(&self, _app: &str) -> Result<(), String> {
+        Ok(())
+    }
     /// An error, in words, if there is no such target.
     fn check_target(&self, target: &str) -> Result<(), String>;
     /// Whether the target takes `Ana` and `ana` for the same user.
@@ -185,14 +190,10 @@ pub fn default_target<A, T>(
     apps: &BTreeMap<String, A>,
     default: impl Fn(&A) -> Option<&String>,
 ) -> Result<String, String> {
-    let Some(found) = apps.get(app) else {
-        return Err(format!(
-            "there is no app {app:?}; there are: {}",
-            names(apps)
-        ));
-    };
+    known_app(app, apps)?;
+    let found = apps.get(app);
     let mut all = targets.keys();
-    match (default(found), all.next(), all.next()) {
+    match (found.and_then(default), all.next(), all.next()) {
         (Some(target), ..) => Ok(target.clone()),
         (None, Some(only), None) => Ok(only.clone()),
         (None, None, _) => {
@@ -201,6 +202,17 @@ pub fn default_target<A, T>(
         (None, Some(_), Some(_)) => Err(format!(
             "app {app:?} has no default target, and the job names none of {}",
             names(targets)
+        )),
+    }
+}
+
+/// An error, in words, if there is no such app.
+pub fn known_app<A>(app: &str, apps: &BTreeMap<String, A>) -> Result<(), String> {
+    match apps.contains_key(app) {
+        true => Ok(()),
+        false => Err(format!(
+            "there is no app {app:?}; there are: {}",
+            names(apps)
         )),
     }
 }
@@ -412,8 +424,14 @@ fn read_job<'a>(
         None if census.personal => Some(no_vars()),
         vars => vars,
     };
-    if vars.is_some() {
-        problems.extend(personal::problems(&message.content, &options));
+    match &vars {
+        Some(_) if message.literal => {
+            let what = "has no meaning beside `vars`: with them, texts are filled in";
+            problems.push(Problem::new("message.literal", what));
+        }
+        Some(_) => problems.extend(personal::problems(&message.content, &options)),
+        None if message.literal => {}
+        None => problems.extend(unfilled(&message.content, &options)),
     }
     let client_msg_no = client_msg_no?;
     let head = Head {
@@ -509,8 +527,11 @@ fn read_target(
 ) -> Option<String> {
     let named = read_id(fields, "target", NAME_BYTES_MAX, problems);
     // The app is looked up even when a target is named: an unknown app is a problem of its own.
-    let default = context.default_target(app);
-    match (named, default) {
+    if let Err(what) = context.check_app(app) {
+        fields.problem("app", what, problems);
+        return None;
+    }
+    match (named, context.default_target(app)) {
         (Some(target), _) => match context.check_target(&target) {
             Ok(()) => Some(target),
             Err(what) => {

@@ -5,6 +5,7 @@
 //! and holds no more than a page. Letters are published at least once; of several for one recipient of
 //! a job the later counts.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
@@ -78,6 +79,11 @@ impl DeadFilter {
             "until" => &mut self.until,
             _ => return None,
         })
+    }
+
+    /// Whether it means all letters there are.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 
     /// Understands the filter, or tells everything that is wrong with it.
@@ -178,6 +184,19 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// The job as it was named, and its id if that was its client_msg_no.
+    pub fn job(&self) -> Option<&[String; 2]> {
+        self.job.as_ref()
+    }
+
+    pub fn app(&self) -> Option<&str> {
+        self.app.as_deref()
+    }
+
+    pub fn target(&self) -> Option<&str> {
+        self.target.as_deref()
+    }
+
     pub fn takes_letter(&self, letter: &DeadLetter) -> bool {
         let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);
         let names = self.job.as_ref();
@@ -195,15 +214,20 @@ impl Wanted {
 
     /// Whether a row is meant, of those whose job, app and target are.
     pub fn takes_row(&self, row: &DeadRow) -> bool {
-        self.takes_time(&row.last_attempt_at) && self.takes_recipient(&row.dead)
+        self.takes_time(&row.last_attempt_at)
+            && self.takes(&row.recipient, &row.code, row.outcome, row.class)
     }
 
     pub fn takes_recipient(&self, dead: &DeadRecipient) -> bool {
+        self.takes(&dead.recipient, &dead.code, dead.outcome, dead.class)
+    }
+
+    fn takes(&self, recipient: &str, code: &str, outcome: Outcome, class: Class) -> bool {
         let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);
-        is(&self.recipient, &dead.recipient)
-            && is(&self.code, &dead.code)
-            && self.outcome.is_none_or(|outcome| outcome == dead.outcome)
-            && self.class.is_none_or(|class| class == dead.class)
+        is(&self.recipient, recipient)
+            && is(&self.code, code)
+            && self.outcome.is_none_or(|it| it == outcome)
+            && self.class.is_none_or(|it| it == class)
     }
 }
 
@@ -218,12 +242,14 @@ pub fn last_attempt_ms(letter: &DeadLetter) -> u64 {
     milliseconds(&letter.last_attempt_at)
 }
 
-fn milliseconds(time: &str) -> u64 {
+/// Milliseconds since 1970 of an RFC 3339 time; 0 for what is none.
+pub fn milliseconds(time: &str) -> u64 {
     let time: Option<Timestamp> = time.parse().ok();
     time.map_or(0, |time| time.as_millisecond().max(0).unsigned_abs())
 }
 
-/// One recipient of a dead letter with what it was meant to get.
+/// One recipient of a dead letter with what it was meant to get. The fields of [`DeadRecipient`] stand
+/// here one by one: what serde flattens it cannot read back as raw JSON, which `vars` are.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadRow {
     /// Job id, 24 hexadecimal digits.
@@ -231,8 +257,21 @@ pub struct DeadRow {
     pub app: String,
     pub client_msg_no: String,
     pub target: String,
-    #[serde(flatten)]
-    pub dead: DeadRecipient,
+    pub recipient: String,
+    /// Its own values for the placeholders of the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub vars: Option<Box<RawValue>>,
+    /// `failed` or `uncertain`.
+    pub outcome: Outcome,
+    /// Class of the last answer.
+    pub class: Class,
+    /// The backend's code, such as `410`, `reason 4` or `timeout`.
+    pub code: Cow<'static, str>,
+    /// The backend's words.
+    pub text: Cow<'static, str>,
+    /// Attempts made, the last included.
+    pub attempts: u32,
     /// RFC 3339 time.
     pub first_attempt_at: String,
     /// RFC 3339 time.
@@ -260,7 +299,13 @@ impl DeadRow {
             app: letter.app.clone(),
             client_msg_no: letter.client_msg_no.clone(),
             target: letter.target.clone(),
-            dead: dead.clone(),
+            recipient: dead.recipient.clone(),
+            vars: dead.vars.clone(),
+            outcome: dead.outcome,
+            class: dead.class,
+            code: dead.code.clone(),
+            text: dead.text.clone(),
+            attempts: dead.attempts,
             first_attempt_at: letter.first_attempt_at.clone(),
             last_attempt_at: letter.last_attempt_at.clone(),
             content: with_content.then(|| DeadContent {
@@ -272,7 +317,7 @@ impl DeadRow {
     }
 
     pub fn key(&self) -> Key {
-        (self.job.clone(), self.dead.recipient.clone())
+        (self.job.clone(), self.recipient.clone())
     }
 }
 

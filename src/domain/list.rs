@@ -16,6 +16,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::audience::{Member, VARS_BYTES_MAX, wrong_vars};
 use super::job::{RECIPIENT_BYTES_MAX, wrong_id};
+use super::spreadsheet::unguarded;
 
 /// How a list is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,7 +299,8 @@ fn read_csv(
 }
 
 fn text(bytes: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))
+    let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
+    Ok(unguarded(text))
 }
 
 /// The cells beside the recipient's, by their headings.

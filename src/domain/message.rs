@@ -104,6 +104,10 @@ pub struct MessageDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub vars: Option<Box<RawValue>>,
+    /// Texts are meant as they stand. Without it, and without any `vars`, a message that has a
+    /// `{{ placeholder }}` is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub literal: Option<bool>,
 }
 
 /// What is said to every recipient.
@@ -159,6 +163,8 @@ pub struct Message {
     pub content: Content,
     pub native: Option<Box<RawValue>>,
     pub vars: Option<Box<RawValue>>,
+    /// Texts are meant as they stand.
+    pub literal: bool,
 }
 
 /// How the message is to be delivered. What is left out is the target's own default; what a target
@@ -318,6 +324,7 @@ impl MessageDocument {
             native: read_object(fields, "native", object, problems),
             template: fields.get("template", "a text", problems),
             vars: read_object(fields, "vars", object, problems),
+            literal: fields.get("literal", "true or false", problems),
         }
     }
 
@@ -483,7 +490,9 @@ impl Message {
         }
         fields.finish(problems);
         let (native, vars) = (document.native.take(), document.vars.take());
+        let literal = document.literal.unwrap_or_default();
         (problems.len() == before).then(|| Self {
+            literal,
             content: document.into_content(),
             native,
             vars,

@@ -41,11 +41,17 @@ pub mod pace;
 pub mod permissions;
 /// Texts with placeholders, rendered for each recipient.
 pub mod personal;
+/// Placeholders for which a job brings no values.
+pub mod placeholders;
+/// Texts from outside, made harmless for a terminal.
+pub mod printable;
 /// New jobs made from dead letters.
 pub mod redrive;
 /// Retry delays and the ladder of waiting queues.
 pub mod schedule;
 /// Slices: the unit on the lanes and of ack, and how an audience is cut into them.
 pub mod slice;
+/// Cells of CSV files that a spreadsheet takes for nothing but texts.
+pub mod spreadsheet;
 /// Stored messages: what may be stored, and a job with one in its place.
 pub mod template;

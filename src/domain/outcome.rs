@@ -6,6 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::printable::on_one_line;
+
 /// How a recipient of a job ended. Exactly one per list entry (promise 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -110,9 +112,9 @@ impl Class {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub class: Class,
-    /// The backend's own code, such as `503` or `reason 15`; one token, fit for a filter.
+    /// The backend's own code, such as `503` or `reason 15`, shortened to 100 bytes; fit for a filter.
     pub code: Cow<'static, str>,
-    /// The backend's own words, shortened to 300 bytes.
+    /// The backend's own words on one line, shortened to 300 bytes.
     pub text: Cow<'static, str>,
     /// How long the target asked us to wait.
     pub retry_after: Option<Duration>,
@@ -131,6 +133,22 @@ pub struct Answer {
 
 /// Longest text kept of a backend's answer, in bytes.
 pub const ANSWER_TEXT_MAX: usize = 300;
+
+/// Longest code kept of it.
+const ANSWER_CODE_MAX: usize = 100;
+
+/// What a backend said, without what would steer the terminal of who reads it.
+fn kept(text: Cow<'static, str>, most: usize) -> Cow<'static, str> {
+    let mut text = match on_one_line(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(shown) => Cow::Owned(shown),
+    };
+    if text.len() > most {
+        let end = text.floor_char_boundary(most);
+        text.to_mut().truncate(end);
+    }
+    text
+}
 
 impl Answer {
     pub fn done() -> Self {
@@ -151,15 +169,10 @@ impl Answer {
         code: impl Into<Cow<'static, str>>,
         text: impl Into<Cow<'static, str>>,
     ) -> Self {
-        let mut text = text.into();
-        if text.len() > ANSWER_TEXT_MAX {
-            let end = text.floor_char_boundary(ANSWER_TEXT_MAX);
-            text.to_mut().truncate(end);
-        }
         Self {
             class,
-            code: code.into(),
-            text,
+            code: kept(code.into(), ANSWER_CODE_MAX),
+            text: kept(text.into(), ANSWER_TEXT_MAX),
             retry_after: None,
             reached: true,
             stale: false,
@@ -326,5 +339,14 @@ mod tests {
     fn long_texts_are_cut_at_a_character() {
         let answer = Answer::new(Class::Permanent, "x", "é".repeat(400));
         assert!(answer.text.len() <= ANSWER_TEXT_MAX);
+        let answer = Answer::new(Class::Permanent, "7".repeat(1000), "");
+        assert_eq!(answer.code.len(), ANSWER_CODE_MAX);
+    }
+
+    #[test]
+    fn what_a_backend_says_steers_no_terminal() {
+        let answer = Answer::new(Class::Permanent, "4\u{202e}1", "\u{1b}[2Jno\nsent\u{7}");
+        assert_eq!(answer.code, "4\\u{202e}1");
+        assert_eq!(answer.text, "\\u{1b}[2Jno\\u{a}sent\\u{7}");
     }
 }

@@ -14,6 +14,7 @@ use super::job::{
 use super::lane::Priority;
 use super::mapping::Strictness;
 use super::message::Options;
+use super::placeholders::as_it_stands;
 
 /// What stands between the key of the first job and the number of the redrive.
 const MARK: &str = "~r";
@@ -53,6 +54,7 @@ fn generation(client_msg_no: &str) -> (&str, u32) {
 pub fn document(letter: &DeadLetter, priority: Priority) -> serde_json::Result<JobDocument> {
     let message: MessageDocument = serde_json::from_str(letter.message.get())?;
     let options: Options = serde_json::from_str(letter.options.get())?;
+    let message = as_it_stands(message, &options);
     let key = redrive_key(&letter.client_msg_no);
     Ok(JobDocument {
         app: Some(letter.app.clone()),

@@ -14,6 +14,7 @@ use super::ids::{Fingerprint, Fingerprinter, JobId, SliceId};
 use super::lane::{Lane, Priority};
 use super::message::{Content, MessageDocument, Options};
 use super::outcome::OnUncertain;
+use super::placeholders::as_it_stands;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
 pub const SLICE_VERSION: u32 = 1;
@@ -285,11 +286,12 @@ impl<R: AsRef<str>> Cutter<R> {
 impl Head {
     /// The message as a job would carry it.
     pub fn message(&self) -> MessageDocument {
-        MessageDocument {
+        let message = MessageDocument {
             native: self.native.clone(),
             vars: self.vars.clone(),
             ..self.content.document()
-        }
+        };
+        as_it_stands(message, &self.options)
     }
 
     /// The lane for a submission of this many recipients.

@@ -38,6 +38,10 @@ pub fn read_template(json: &str) -> Result<Message, Vec<Problem>> {
         return Err(vec![Problem::new("message", what)]);
     }
     let message = Message::from_json(json)?;
+    if message.literal {
+        let what = "has no meaning in a stored message: its placeholders are meant";
+        return Err(vec![Problem::new("message.literal", what)]);
+    }
     let problems = match &message.content {
         Content::Template(_) => {
             let what = "a stored message cannot stand for another one";

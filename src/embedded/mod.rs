@@ -60,7 +60,7 @@ use self::disk::{Disk, Trouble};
 use self::limiter::Limits;
 use self::nonces::Seen;
 use self::pulse::Beats;
-use self::shelves::Readers;
+use self::shelves::Turns;
 use self::tables::Queues;
 use self::upkeep::Walk;
 use self::writer::{Work, Writer};
@@ -108,7 +108,7 @@ struct Inner {
     queues: Arc<Queues>,
     writer: writer::Handle,
     events: broadcast::Sender<EngineEvent>,
-    readers: Readers,
+    turns: Turns,
     limits: Limits,
     nonces: Mutex<Seen>,
     beats: Beats,
@@ -150,7 +150,7 @@ impl Engine {
             queues,
             writer,
             events: broadcast::Sender::new(EVENTS_KEPT),
-            readers: Readers::default(),
+            turns: Turns::default(),
             limits: Limits::default(),
             nonces: Mutex::default(),
             beats: Beats::default(),

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use redb::{ReadTransaction, ReadableTable as _};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
 
 use super::broker::EmbeddedBroker;
 use super::desk::Place;
@@ -36,22 +38,19 @@ fn number(shelf: Shelf) -> u8 {
     }
 }
 
-/// Who is reading: one at a time for each shelf.
+/// How long a change waits for the one before it.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Who changes a shelf: one at a time, since each writes bodies that it has read before. Reading changes
+/// nothing and needs no turn.
 #[derive(Debug, Default)]
-pub(super) struct Readers([AtomicBool; 2]);
+pub(super) struct Turns([Mutex<()>; 2]);
 
-struct Reading<'a>(&'a AtomicBool);
-
-impl Readers {
-    fn begin(&self, shelf: u8) -> Option<Reading<'_>> {
-        let taken = &self.0[usize::from(shelf)];
-        (!taken.swap(true, Ordering::AcqRel)).then_some(Reading(taken))
-    }
-}
-
-impl Drop for Reading<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+impl Turns {
+    /// Waits for the turn, up to a bound.
+    async fn take(&self, shelf: u8) -> Option<MutexGuard<'_, ()>> {
+        let turn = self.0[usize::from(shelf)].lock();
+        timeout(TURN_WAIT_MAX, turn).await.ok()
     }
 }
 
@@ -65,71 +64,91 @@ impl Shelves for EmbeddedBroker {
             ControlFlow::Continue(()) => Sifted::Keep,
             ControlFlow::Break(()) => Sifted::Stop,
         };
-        Ok(self.sift(shelf, keep).await?.shown)
+        Ok(walk(self, shelf, keep).await?.shown)
     }
 
     async fn sift(
         &self,
         shelf: Shelf,
-        mut decide: impl FnMut(KeptMessage) -> Sifted + Send,
+        decide: impl FnMut(KeptMessage) -> Sifted + Send,
     ) -> Result<Sifting, BrokerError> {
-        let inner = &self.0.0;
-        let number = number(shelf);
-        let (name, _) = COUNTED[usize::from(number)];
-        let refused = |source: Box<dyn std::error::Error + Send + Sync>| BrokerError::Refused {
-            what: format!("read queue `{name}`"),
-            source,
+        let Some(_turn) = self.0.0.turns.take(number(shelf)).await else {
+            let advice = "somebody else is changing it, try again when they are done";
+            return Err(refused(shelf, advice.into()));
         };
-        let failed = |trouble| match trouble {
-            Trouble::Stopped => Lost.into(),
-            trouble => refused(trouble.into()),
+        walk(self, shelf, decide).await
+    }
+}
+
+fn refused(shelf: Shelf, source: Box<dyn std::error::Error + Send + Sync>) -> BrokerError {
+    let (name, _) = COUNTED[usize::from(number(shelf))];
+    BrokerError::Refused {
+        what: format!("read queue `{name}`"),
+        source,
+    }
+}
+
+/// Shows every message to `decide`, a page at a time, and does what it says.
+async fn walk(
+    broker: &EmbeddedBroker,
+    shelf: Shelf,
+    mut decide: impl FnMut(KeptMessage) -> Sifted + Send,
+) -> Result<Sifting, BrokerError> {
+    let (inner, number) = (&broker.0.0, number(shelf));
+    let failed = |trouble| match trouble {
+        Trouble::Stopped => Lost.into(),
+        trouble => refused(shelf, trouble.into()),
+    };
+    let end = inner
+        .read(move |it| end(it, number))
+        .await
+        .map_err(failed)?;
+    let (mut from, mut sifting) = (0, Sifting::default());
+    while from < end {
+        let page = inner.read(move |it| page(it, number, from, end));
+        let Some(page) = page.await.map_err(failed)? else {
+            break;
         };
-        let Some(_reading) = inner.readers.begin(number) else {
-            let advice = "somebody else is reading it, try again when they are done";
-            return Err(refused(advice.into()));
-        };
-        let end = inner
-            .read(move |it| end(it, number))
-            .await
-            .map_err(failed)?;
-        let (mut from, mut sifting) = (0, Sifting::default());
-        while from < end {
-            let page = inner.read(move |it| page(it, number, from, end));
-            let Some(page) = page.await.map_err(failed)? else {
-                break;
-            };
-            from = page.next;
-            let (mut changes, mut stopped) = (Vec::new(), false);
-            for (seq, message) in page.messages {
-                sifting.shown += 1;
-                match decide(message) {
-                    Sifted::Keep => {}
-                    Sifted::Remove => {
-                        sifting.removed += 1;
-                        changes.push((seq, None));
-                    }
-                    Sifted::Replace(body) => {
-                        sifting.replaced += 1;
-                        changes.push((seq, Some(body)));
-                    }
-                    Sifted::Stop => {
-                        stopped = true;
-                        break;
-                    }
+        from = page.next;
+        let (mut changes, mut stopped) = (Vec::new(), false);
+        for (seq, message) in page.messages {
+            sifting.shown += 1;
+            let seen = message.body.clone();
+            match decide(message) {
+                Sifted::Keep => {}
+                Sifted::Remove => {
+                    sifting.removed += 1;
+                    changes.push(Change {
+                        seq,
+                        seen,
+                        body: None,
+                    });
+                }
+                Sifted::Replace(body) => {
+                    sifting.replaced += 1;
+                    changes.push(Change {
+                        seq,
+                        seen,
+                        body: Some(body),
+                    });
+                }
+                Sifted::Stop => {
+                    stopped = true;
+                    break;
                 }
             }
-            if !changes.is_empty() {
-                let bodies = changes.iter().flat_map(|(_, body)| body);
-                let bytes = bodies.map(Bytes::len).sum();
-                let change = move |work: &mut Work<'_>| change(work, number, &changes);
-                inner.write(bytes, change).await.map_err(failed)?;
-            }
-            if stopped {
-                break;
-            }
         }
-        Ok(sifting)
+        if !changes.is_empty() {
+            let bodies = changes.iter().flat_map(|it| &it.body);
+            let bytes = bodies.map(Bytes::len).sum();
+            let change = move |work: &mut Work<'_>| change(work, number, &changes);
+            inner.write(bytes, change).await.map_err(failed)?;
+        }
+        if stopped {
+            break;
+        }
     }
+    Ok(sifting)
 }
 
 /// The number behind the last message that is there now.
@@ -203,20 +222,40 @@ fn put(work: &mut Work<'_>, shelf: u8, seq: u64, message: &[u8]) -> Result<(), T
     Ok(())
 }
 
-/// Removes messages, or gives them other bodies in their places.
-fn change(work: &mut Work<'_>, shelf: u8, changes: &[(u64, Option<Bytes>)]) -> Result<(), Trouble> {
+/// What becomes of a message.
+struct Change {
+    seq: u64,
+    /// The body that was looked at.
+    seen: Bytes,
+    /// The one in its place, if it stays.
+    body: Option<Bytes>,
+}
+
+/// Removes messages, or gives them other bodies in their places. A message that has another body by now
+/// stays as it is: a walk that was dropped while it waited for its write has no turn any more, and the
+/// next one may have read before that write.
+fn change(work: &mut Work<'_>, shelf: u8, changes: &[Change]) -> Result<(), Trouble> {
     let kept = work.tables.kept.open()?;
     let mut removed = 0;
-    for (seq, body) in changes {
-        let Some(row) = kept.remove((shelf, *seq))?.map(|row| row.value().to_vec()) else {
+    for change in changes {
+        let Some(row) = kept
+            .get((shelf, change.seq))?
+            .map(|row| row.value().to_vec())
+        else {
             continue;
         };
-        match body {
-            None => removed += 1,
+        let message = Message::read(&row)?;
+        if message.body != change.seen {
+            continue;
+        }
+        match &change.body {
+            None => {
+                kept.remove((shelf, change.seq))?;
+                removed += 1;
+            }
             Some(body) => {
-                let message = Message::read(&row)?;
                 let row = Message::write(message.published_ms, &message.with()?, body);
-                kept.insert((shelf, *seq), row.as_slice())?;
+                kept.insert((shelf, change.seq), row.as_slice())?;
             }
         }
     }

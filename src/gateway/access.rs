@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use axum::extract::{Query, Request};
 use axum::http::{HeaderMap, Method, Uri, header};
 
-use super::before_accept::BeforeAccept;
 use super::problem::Refusal;
 use crate::domain::fields::Problem;
 use crate::domain::limits::{Grant, Rate, Tat};
 use crate::im::ingress::same;
 use crate::secret::Secret;
+use crate::service::BeforeAccept;
 
 /// Who may do what.
 #[derive(Clone, Debug, Default)]

@@ -1,26 +1,34 @@
 //! Dead letters over HTTP: pages, a stream of all of them, redrive and purge.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::Gateway;
+use super::access::Caller;
 use super::body::Held;
 use super::params::{NoParams, Params};
 use super::problem::Refusal;
-use super::shelf::{self, Redrive, RedriveError};
-use super::wire::{DeadList, KeptLine, PurgeRequest, Purged, RedriveRequest, Redriven};
+use super::spool::{self, Records, full};
+use super::wire::{DeadList, KeptLine, PurgeRequest, RedriveRequest};
+use crate::domain::announce::DeadLetter;
 use crate::domain::fields::{Fields, Problem};
 use crate::domain::letters::{DeadFilter, DeadRow, FILTER_FIELDS, Key, Wanted, read_letter};
-use crate::ports::{Broker, KeptMessage, Shelf, Shelves, Transport};
+use crate::ports::{Broker, KeptMessage, LedgerError, Shelf, Shelves, Transport};
+use crate::service::dead_letters::{
+    self, ACCEPT_PATIENCE, Books, DeadError, Purged, Redrive, Redriven,
+};
 use crate::worker::{Store, now_ms};
 
 /// Rows on a page that asks for no number, and the most on one.
@@ -35,6 +43,7 @@ type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
 
 pub(super) async fn list<B: Broker + Shelves, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     mut params: Params,
 ) -> Result<Response, Refusal> {
@@ -42,8 +51,8 @@ pub(super) async fn list<B: Broker + Shelves, S: Store, T: Transport>(
     let with_content = params.get("content", "true or false").unwrap_or(false);
     if accepts_lines(&headers) {
         params.finish()?;
-        let lines = move |message: KeptMessage| rows(&message, &wanted, with_content);
-        return Ok(stream(gateway, Shelf::Dead, lines));
+        let share = gateway.readers.share(&caller)?;
+        return dead_lines(gateway, wanted, with_content, share).await;
     }
     let most = match with_content {
         true => params.limit(PAGE_USUAL, PAGE_MAX_WITH_CONTENT),
@@ -55,11 +64,75 @@ pub(super) async fn list<B: Broker + Shelves, S: Store, T: Transport>(
         params.problem("cursor", "not one of ours; leave it out to begin anew");
     }
     params.finish()?;
-    let from = from.flatten();
-    let page = shelf::page(&gateway.broker, &wanted, from, most, with_content);
+    let (from, books) = (from.flatten(), gateway.books());
+    let page = dead_letters::page(&gateway.broker, &books, &wanted, from, most, with_content);
     let (letters, next) = page.await?;
+    if letters.is_empty() && next.is_none() {
+        gateway.knows_names(&wanted).await?;
+    }
     let next = next.map(|key| write_cursor(&key));
     Ok(Json(DeadList { letters, next }).into_response())
+}
+
+impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
+    fn books(&self) -> Books<'_, S> {
+        Books {
+            store: &self.context.store,
+            secret: &self.context.settings.fingerprint_secret,
+        }
+    }
+
+    /// Refuses a filter that nothing was found with and that names what is not there.
+    async fn knows_names(&self, wanted: &Wanted) -> Result<(), Refusal> {
+        let store = Some(&self.context.store);
+        match dead_letters::unknown(&*self.context, store, wanted).await? {
+            Some(what) => Err(Refusal::NotFound(what)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Streams of one caller at a time: each fills a file.
+const READERS_OF_ONE_MAX: usize = 8;
+
+/// Who reads a stream. Each app has a share of its own, so that none keeps the others out.
+#[derive(Default)]
+pub(super) struct Readers(Arc<Mutex<BTreeMap<Option<String>, usize>>>);
+
+/// The place of one reader, free again when it is dropped.
+struct Share {
+    readers: Arc<Mutex<BTreeMap<Option<String>, usize>>>,
+    of: Option<String>,
+}
+
+impl Readers {
+    fn share(&self, caller: &Caller) -> Result<Share, Refusal> {
+        let of = match caller {
+            Caller::App(app) => Some(app.clone()),
+            Caller::Nobody => Some(String::new()),
+            Caller::Admin => None,
+        };
+        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = readers.entry(of.clone()).or_default();
+        if *taken >= READERS_OF_ONE_MAX {
+            let what = "too many readers of dead letters at a time";
+            return Err(Refusal::Unavailable(what.to_owned()));
+        }
+        *taken += 1;
+        Ok(Share {
+            readers: Arc::clone(&self.0),
+            of,
+        })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = readers.get_mut(&self.of) {
+            *taken = taken.saturating_sub(1);
+        }
+    }
 }
 
 fn accepts_lines(headers: &HeaderMap) -> bool {
@@ -96,68 +169,200 @@ fn read_cursor(cursor: &str) -> Option<Key> {
 // Streams
 // ---------------------------------------------------------------------------------------------
 
-/// The recipients of a letter that are meant, one line each.
-fn rows(message: &KeptMessage, wanted: &Wanted, with_content: bool) -> Vec<u8> {
-    let mut lines = Vec::new();
-    let Some(letter) = read_letter(&message.body).filter(|it| wanted.takes_letter(it)) else {
-        return lines;
+// A shelf is read as fast as the broker gives, into a file; its reader is served from there and takes
+// as long as it likes within the gateway's patience. So nobody who takes nothing holds up the broker, a
+// thread, or another reader.
+
+/// Every recipient that is meant as one line, with what the ledger says.
+async fn dead_lines<B: Broker + Shelves, S: Store, T: Transport>(
+    gateway: Arc<Gateway<B, S, T>>,
+    wanted: Wanted,
+    with_content: bool,
+    share: Share,
+) -> Result<Response, Refusal> {
+    let meant = |message: &KeptMessage| {
+        read_letter(&message.body).is_some_and(|letter| {
+            let mut recipients = letter.recipients.iter();
+            wanted.takes_letter(&letter) && recipients.any(|it| wanted.takes_recipient(it))
+        })
     };
-    for dead in letter
+    let kept = keep(&gateway, Shelf::Dead, |message| {
+        meant(&message).then_some(message.body)
+    });
+    let mut kept = kept.await?;
+    if kept.is_empty() {
+        gateway.knows_names(&wanted).await?;
+    }
+    let patience = gateway.patience;
+    Ok(stream(patience, |mut pieces| async move {
+        let _share = share;
+        while let Some(body) = kept.next().await? {
+            if let Some(letter) = read_letter(&body) {
+                let books = gateway.books();
+                letter_lines(&books, &letter, &wanted, with_content, &mut pieces).await?;
+            }
+        }
+        Ok(pieces)
+    }))
+}
+
+/// The recipients of a letter that are meant, one line each.
+async fn letter_lines<S: Store>(
+    books: &Books<'_, S>,
+    letter: &DeadLetter,
+    wanted: &Wanted,
+    with_content: bool,
+    pieces: &mut Pieces,
+) -> Result<(), Broken> {
+    let meant: Vec<_> = letter
         .recipients
         .iter()
         .filter(|it| wanted.takes_recipient(it))
-    {
-        lines.extend(line(&DeadRow::new(&letter, dead, with_content)));
+        .collect();
+    let asked: Vec<_> = meant
+        .iter()
+        .map(|it| (it.recipient.as_str(), it.outcome))
+        .collect();
+    let outcomes = books.outcomes(&letter.job, &asked).await?;
+    for (dead, outcome) in meant.into_iter().zip(outcomes) {
+        let Some(outcome) = outcome else { continue };
+        let row = DeadRow {
+            outcome,
+            ..DeadRow::new(letter, dead, with_content)
+        };
+        if wanted.takes_row(&row) {
+            pieces.add(&line(&row)?).await?;
+        }
     }
-    lines
+    Ok(())
 }
 
-fn line(value: &impl serde::Serialize) -> Vec<u8> {
-    let mut line = serde_json::to_vec(value).unwrap_or_default();
+fn line(value: &impl serde::Serialize) -> Result<Vec<u8>, serde_json::Error> {
+    let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
-    line
+    Ok(line)
 }
 
 pub(super) async fn rejected<B: Broker + Shelves, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
+    Extension(caller): Extension<Caller>,
     _: NoParams,
 ) -> Result<Response, Refusal> {
-    let lines = |message| line(&KeptLine::from(message));
-    Ok(stream(gateway, Shelf::Rejected, lines))
+    let share = gateway.readers.share(&caller)?;
+    let kept = keep(&gateway, Shelf::Rejected, |message| {
+        line(&KeptLine::from(message)).ok().map(Bytes::from)
+    });
+    let mut kept = kept.await?;
+    Ok(stream(gateway.patience, |mut pieces| async move {
+        let _share = share;
+        while let Some(line) = kept.next().await? {
+            pieces.add(&line).await?;
+        }
+        Ok(pieces)
+    }))
 }
 
-/// Pieces under way to a reader; past it, reading waits.
-const PIECES_AHEAD: usize = 64;
-
-/// Streams a shelf as NDJSON. An error in the middle breaks the stream off, so that what came is not
-/// taken for all there is.
-fn stream<B: Broker + Shelves, S: Store, T: Transport>(
-    gateway: Arc<Gateway<B, S, T>>,
+/// Copies what is meant of a shelf to a file.
+async fn keep<B: Broker + Shelves, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
     shelf: Shelf,
-    lines: impl Fn(KeptMessage) -> Vec<u8> + Send + Sync + 'static,
-) -> Response {
-    let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(PIECES_AHEAD);
-    let reading = async move {
-        let visit = |message: KeptMessage| {
-            let piece = lines(message);
-            if piece.is_empty() {
-                return ControlFlow::Continue(());
+    meant: impl Fn(KeptMessage) -> Option<Bytes> + Send + Sync,
+) -> Result<Records, Refusal> {
+    let mut writing =
+        spool::Writing::create(&gateway.upload_folder).map_err(|error| full(&error))?;
+    let mut failed = None;
+    let visit = |message: KeptMessage| {
+        let written = meant(message).map_or(Ok(()), |record| writing.write(&record));
+        match written {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
             }
-            // A slow reader holds up this thread, not the others: the runtime moves on without it.
-            let sent = tokio::task::block_in_place(|| sender.blocking_send(Ok(piece.into())));
-            match sent {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
-        };
-        if let Err(error) = gateway.broker.read(shelf, visit).await {
-            let _ = sender.send(Err(std::io::Error::other(error))).await;
         }
     };
-    tokio::spawn(reading);
-    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        let piece = receiver.recv().await?;
-        Some((piece, receiver))
+    gateway.broker.read(shelf, visit).await?;
+    let records = failed.map_or_else(|| writing.finish(), Err);
+    records.map_err(|error| full(&error))
+}
+
+/// Bytes of an answer that go out together, and how many of those may be under way to a reader.
+const PIECE_BYTES: usize = 64 * 1024;
+const PIECES_AHEAD: usize = 2;
+
+/// Why a stream ends before its end.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the reader has taken nothing for a while")]
+    Stalled,
+    #[error(transparent)]
+    File(#[from] std::io::Error),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Row(#[from] serde_json::Error),
+}
+
+/// The way to a reader.
+struct Pieces {
+    /// Nothing stands for the end.
+    sender: mpsc::Sender<Option<Bytes>>,
+    patience: Duration,
+    piece: Vec<u8>,
+}
+
+impl Pieces {
+    async fn add(&mut self, line: &[u8]) -> Result<(), Broken> {
+        self.piece.extend_from_slice(line);
+        match self.piece.len() >= PIECE_BYTES {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Broken> {
+        let piece = std::mem::take(&mut self.piece);
+        self.send(Some(piece.into())).await
+    }
+
+    async fn end(mut self) -> Result<(), Broken> {
+        self.flush().await?;
+        self.send(None).await
+    }
+
+    /// A reader that has gone away is one that takes nothing.
+    async fn send(&self, piece: Option<Bytes>) -> Result<(), Broken> {
+        let sent = timeout(self.patience, self.sender.send(piece)).await;
+        let stalled = |_| Broken::Stalled;
+        sent.map_err(|_| Broken::Stalled)?.map_err(stalled)
+    }
+}
+
+/// Streams NDJSON. An error in the middle breaks the stream off, so that what came is not taken for all
+/// there is.
+fn stream<F>(patience: Duration, write: impl FnOnce(Pieces) -> F) -> Response
+where
+    F: Future<Output = Result<Pieces, Broken>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(PIECES_AHEAD);
+    let written = write(Pieces {
+        sender,
+        patience,
+        piece: Vec::new(),
+    });
+    tokio::spawn(async move {
+        let ended = async { written.await?.end().await };
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "a stream of kept messages was broken off");
+        }
+    });
+    let pieces = futures_util::stream::unfold(Some(receiver), |receiver| async move {
+        let mut receiver = receiver?;
+        match receiver.recv().await {
+            Some(Some(piece)) => Some((Ok(piece), Some(receiver))),
+            Some(None) => None,
+            None => Some((Err(std::io::Error::other("broken off")), None)),
+        }
     });
     let content_type = [(header::CONTENT_TYPE, NDJSON)];
     (content_type, Body::from_stream(pieces)).into_response()
@@ -179,16 +384,18 @@ pub(super) async fn redrive<B: Broker + Shelves, S: Store, T: Transport>(
         uncertain: request.uncertain,
         dry_run: request.dry_run,
         purge: request.purge,
+        accept_within: ACCEPT_PATIENCE,
         priority: request.priority,
     };
-    let context = &*gateway.context;
-    let check = |head: &crate::domain::slice::Head| {
-        let target = context.targets.get(&head.target);
-        target.map_or(Vec::new(), |target| target.target.check(head))
-    };
-    let done = shelf::redrive(&gateway.broker, &publisher, context, check, &redrive).await?;
+    let secret = &gateway.context.settings.fingerprint_secret;
+    let redriven = dead_letters::redrive(&gateway.broker, &publisher, &*gateway, secret, &redrive);
+    let done = Box::pin(redriven).await?;
+    if done.is_empty() {
+        gateway.knows_names(&redrive.wanted).await?;
+    }
     tracing::info!(
         recipients = done.recipients,
+        redriven_before = done.redriven_before,
         jobs = done.jobs_total,
         dry_run = done.dry_run,
         "dead letters redriven"
@@ -202,7 +409,10 @@ pub(super) async fn purge<B: Broker + Shelves, S: Store, T: Transport>(
     body: Held,
 ) -> Result<Json<Purged>, Refusal> {
     let (request, wanted) = read_purge(&body.bytes)?;
-    let done = shelf::purge(&gateway.broker, &wanted, request.dry_run).await?;
+    let done = dead_letters::purge(&gateway.broker, &wanted, request.dry_run).await?;
+    if done.recipients == 0 {
+        gateway.knows_names(&wanted).await?;
+    }
     tracing::info!(
         recipients = done.recipients,
         dry_run = done.dry_run,
@@ -211,11 +421,13 @@ pub(super) async fn purge<B: Broker + Shelves, S: Store, T: Transport>(
     Ok(Json(done))
 }
 
-impl From<RedriveError> for Refusal {
-    fn from(error: RedriveError) -> Self {
+impl From<DeadError> for Refusal {
+    fn from(error: DeadError) -> Self {
         match error {
-            RedriveError::Broker(error) => error.into(),
-            RedriveError::Publish(error) => error.into(),
+            DeadError::Broker(error) => error.into(),
+            DeadError::Publish(error) => error.into(),
+            DeadError::Ledger(error) => error.into(),
+            DeadError::Undecided(what) => Self::Unavailable(what),
         }
     }
 }
@@ -227,15 +439,23 @@ fn read_redrive(body: &[u8]) -> Result<(RedriveRequest, Wanted), Refusal> {
             fields.get(name, yes_no, problems).unwrap_or(false)
         };
         let priorities = "one of \"high\", \"normal\", \"bulk\"";
-        RedriveRequest {
+        let all = filter.is_empty();
+        let request = RedriveRequest {
             filter,
+            confirm: flag(fields, "confirm", problems),
             uncertain: flag(fields, "uncertain", problems),
             dry_run: flag(fields, "dry_run", problems),
             purge: flag(fields, "purge", problems),
             priority: fields
                 .get("priority", priorities, problems)
                 .unwrap_or_default(),
+        };
+        if all && !request.confirm && !request.dry_run && problems.is_empty() {
+            let what = "must be true: nothing else says whose letters are meant, so this sends to all \
+                        of them again; \"dry_run\": true only counts";
+            fields.problem("confirm", what, problems);
         }
+        request
     })
 }
 
@@ -308,6 +528,19 @@ mod tests {
             ["purge", "priority", "jop", "class"]
         );
         assert_eq!(problems(read_redrive(b"")), [""]);
+        // Everybody is sent to again only if that is what was meant.
+        assert_eq!(problems(read_redrive(b"{}")), ["confirm"]);
+        assert_eq!(
+            problems(read_redrive(br#"{"uncertain": true}"#)),
+            ["confirm"]
+        );
+        for all in [
+            r#"{"confirm": true}"#,
+            r#"{"dry_run": true}"#,
+            r#"{"app": "shop"}"#,
+        ] {
+            assert!(problems(read_redrive(all.as_bytes())).is_empty(), "{all}");
+        }
     }
 
     #[test]
@@ -323,5 +556,58 @@ mod tests {
         let key = ("job".to_owned(), "ann \"ü".to_owned());
         assert_eq!(read_cursor(&write_cursor(&key)), Some(key));
         assert_eq!(read_cursor("x"), None);
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_whole_or_broken_off() {
+        let lines = |count: usize, fails: bool| {
+            let response = stream(Duration::from_secs(60), move |mut pieces| async move {
+                for _ in 0..count {
+                    pieces.add(&[b'x'; PIECE_BYTES / 2]).await?;
+                }
+                match fails {
+                    true => Err(Broken::File(std::io::Error::other("gone"))),
+                    false => Ok(pieces),
+                }
+            });
+            axum::body::to_bytes(response.into_body(), usize::MAX)
+        };
+        assert_eq!(lines(0, false).await.unwrap().len(), 0);
+        assert_eq!(lines(7, false).await.unwrap().len(), 7 * PIECE_BYTES / 2);
+        assert!(lines(7, true).await.is_err());
+    }
+
+    /// Whoever takes nothing holds up nothing but its own stream, and that for the gateway's patience.
+    #[tokio::test]
+    async fn a_reader_that_takes_nothing_is_dropped() {
+        let (held, dropped) = tokio::sync::oneshot::channel::<()>();
+        let response = stream(Duration::from_millis(50), |mut pieces| async move {
+            let _held = held;
+            for _ in 0..100 {
+                pieces.add(&[b'x'; PIECE_BYTES]).await?;
+            }
+            Ok(pieces)
+        });
+        assert!(dropped.await.is_err());
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+        assert!(body.is_err());
+    }
+
+    #[test]
+    fn no_reader_keeps_those_of_others_out() {
+        let readers = Readers::default();
+        let app = |name: &str| Caller::App(name.to_owned());
+        let taken: Vec<_> = (0..READERS_OF_ONE_MAX)
+            .map(|_| readers.share(&app("shop")).unwrap())
+            .collect();
+        assert!(matches!(
+            readers.share(&app("shop")),
+            Err(Refusal::Unavailable(_))
+        ));
+        for other in [app("bank"), Caller::Admin, Caller::Nobody] {
+            readers.share(&other).unwrap();
+        }
+        drop(taken);
+        readers.share(&app("shop")).unwrap();
     }
 }

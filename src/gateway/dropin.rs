@@ -28,20 +28,20 @@ use super::submit::BODY_BYTES_MAX;
 use crate::domain::audience::fold;
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, JobId, digest_hex};
-use crate::domain::job::{Job, JobDocument, MessageDocument};
+use crate::domain::job::{Context as _, JobDocument, MessageDocument};
 use crate::domain::lane::Priority;
 use crate::domain::limits::{Grant, Tat};
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::Outcome;
-use crate::domain::permissions::Asked;
+use crate::domain::placeholders::as_it_stands;
 use crate::im::ingress::{
     Door, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Reply, Spoken, Told, Wanted,
 };
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    Broker, ClaimState, Entry, JobState, LedgerError, Outgoing, Reason, Route, Shelves, Transport,
-    fit,
+    Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, Route, Shelves, Transport,
 };
+use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
 use crate::worker::{Context, Store, chain, now_ms};
 
 /// The header that names the jobs of a request.
@@ -113,6 +113,8 @@ impl Desk {
             native: wanted.native.clone().filter(|_| same_system),
             ..wanted.message.clone()
         };
+        // Its system knows no placeholders.
+        let message = as_it_stands(message, &wanted.options);
         JobDocument {
             app: Some(door.app.clone()),
             target: Some(target.to_owned()),
@@ -129,39 +131,17 @@ impl Desk {
 
 /// Two jobs of one request under one key must say the same: the intake would refuse the second one after
 /// its caller was told that it is on its way.
-fn agree(prepared: &[Prepared]) -> bool {
+fn agree_with_each_other(prepared: &[Prepared]) -> bool {
     let mut digests = HashMap::new();
-    prepared.iter().all(|job| {
+    prepared.iter().all(|Prepared { job, .. }| {
         let first = digests.entry(job.id).or_insert(&job.content_digest);
         **first == job.content_digest
     })
 }
 
-impl Prepared {
-    fn entry(&self) -> Entry {
-        Entry {
-            job: self.id,
-            app: self.asked.app.clone(),
-            client_msg_no: self.client_msg_no.clone(),
-            target: self.target.clone(),
-            content_digest: self.content_digest.clone(),
-            entries: self.entries,
-            not_before_ms: None,
-            now_ms: now_ms(),
-        }
-    }
-}
-
 /// A job of a request, ready to be published.
 struct Prepared {
-    id: JobId,
-    target: String,
-    entries: u64,
-    /// What its app must be allowed.
-    asked: Asked,
-    client_msg_no: String,
-    submission: String,
-    content_digest: String,
+    job: Examined,
     body: Bytes,
     /// As the caller wrote them.
     recipients: Vec<String>,
@@ -273,6 +253,16 @@ impl From<LedgerError> for Failure {
     }
 }
 
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Problems(problems) => Self::Problems(problems),
+            Refused::Conflict(_) => Self::Conflict,
+            other => super::Refusal::from(other).into(),
+        }
+    }
+}
+
 impl From<super::Refusal> for Failure {
     fn from(refusal: super::Refusal) -> Self {
         use super::Refusal as Native;
@@ -320,15 +310,15 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     for (number, wanted) in jobs.iter().enumerate() {
         prepared.push(prepare(gateway, desk, door, wanted, number, body).await?);
     }
-    if !agree(&prepared) {
+    if !agree_with_each_other(&prepared) {
         return Err(Failure::Conflict);
     }
-    let asked: Vec<_> = prepared.iter().map(|job| job.asked.clone()).collect();
-    gateway.charge(&asked).await?;
+    let asked: Vec<_> = prepared.iter().map(|it| it.job.asked.clone()).collect();
+    charge(gateway, &asked).await?;
     open.publish(prepared.iter().map(outgoing).collect())
         .await?;
     for job in &prepared {
-        gateway.enter(&job.entry()).await;
+        gateway.enter(&job.job.entry(job.job.recipients)).await;
     }
     let told = wait(gateway, door, &prepared).await;
     Ok(answer(&*reply, &prepared, &told))
@@ -364,7 +354,8 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
     let context = &*gateway.context;
     let target = match &door.target {
         Some(target) => target.clone(),
-        None => crate::domain::job::Context::default_target(context, &door.app)
+        None => context
+            .default_target(&door.app)
             .map_err(|what| Failure::Problems(vec![Problem::new("app", what)]))?,
     };
     let key = match &wanted.key {
@@ -376,33 +367,22 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
         .map_err(|error| Failure::Problems(vec![Problem::new("", error.to_string())]))?;
     let body = Bytes::from(body);
     let mut prepared = read(context, wanted, &body)?;
-    if let Some(changed) = gateway.allow(&prepared.asked, &prepared.body).await? {
-        prepared = read(context, wanted, &changed)?;
+    if let Some(change) = allow(gateway, &prepared.job.asked, &prepared.body).await? {
+        prepared = read(context, wanted, &change.apply(&prepared.body)?)?;
     }
-    let known = context.store.job(prepared.id).await?;
-    if known.is_some_and(|known| {
-        !known.content_digest.is_empty() && known.content_digest != prepared.content_digest
-    }) {
-        return Err(Failure::Conflict);
-    }
+    agree(gateway, &prepared.job).await?;
     Ok(prepared)
 }
 
 /// Reads a job as the intake will.
-fn read<S: Store, T>(
+fn read<S: Store, T: Transport>(
     context: &Context<S, T>,
     wanted: &Wanted,
     body: &Bytes,
 ) -> Result<Prepared, Failure> {
-    let now = jiff::Timestamp::now();
-    let job = Job::read(body, Some(Priority::Normal), context, now).map_err(Failure::Problems)?;
-    let adapter = &*context.targets[&job.head.target].target;
-    let fit = fit(adapter, &job.head, job.is_for_all(), job.strictness);
-    if !fit.problems.is_empty() {
-        return Err(Failure::Problems(fit.problems));
-    }
-    let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, job.head.id);
-    let folds_case = adapter.profile().folds_case;
+    let job = examine(context, body, Some(Priority::Normal))?;
+    let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, job.id);
+    let folds_case = context.folds_case(&job.target);
     let recipients = named(wanted);
     let fingerprint = |id: &String| {
         let mut id = id.as_str().into();
@@ -410,16 +390,10 @@ fn read<S: Store, T>(
         fingerprinter.fingerprint(&id)
     };
     Ok(Prepared {
-        id: job.head.id,
-        target: job.head.target.clone(),
-        entries: job.entries as u64,
-        asked: Asked::of(&job),
-        client_msg_no: job.head.client_msg_no.clone(),
-        submission: job.submission.clone(),
-        content_digest: job.content_digest.clone(),
         fingerprints: recipients.iter().map(fingerprint).collect(),
         recipients,
         body: body.clone(),
+        job,
     })
 }
 
@@ -464,10 +438,10 @@ async fn content_key<B: Broker, S: Store, T: Transport>(
     Ok(if repeats { before } else { key(slot) })
 }
 
-fn outgoing(job: &Prepared) -> Outgoing {
+fn outgoing(Prepared { job, body, .. }: &Prepared) -> Outgoing {
     Outgoing {
         route: Route::Job(Priority::Normal),
-        body: job.body.clone(),
+        body: body.clone(),
         message_id: format!("{}/{}", job.id, job.submission),
         traceparent: None,
     }
@@ -490,8 +464,8 @@ async fn wait<B: Broker, S: Store, T: Transport>(
             fates: vec![Fate::Pending; job.recipients.len()],
         });
         told.push(Told {
-            job: job.id,
-            client_msg_no: job.client_msg_no.clone(),
+            job: job.job.id,
+            client_msg_no: job.job.asked.client_msg_no.clone(),
             accepted_at_ms: seen.accepted_at_ms,
             recipients: job.recipients.iter().cloned().zip(seen.fates).collect(),
         });
@@ -539,7 +513,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
     anyway: bool,
 ) -> Result<Option<Seen>, LedgerError> {
     let store = &gateway.context.store;
-    let Some(record) = store.job(job.id).await? else {
+    let Some(record) = store.job(job.job.id).await? else {
         return Ok(None);
     };
     if (record.pending > 0 || record.state == JobState::Accepted) && !anyway {
@@ -551,7 +525,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
         return Ok(None);
     }
     let reasons = if states.iter().any(|state| !is_sent(*state)) {
-        store.reasons(job.id, &job.fingerprints).await?
+        store.reasons(job.job.id, &job.fingerprints).await?
     } else {
         vec![None; states.len()]
     };
@@ -586,7 +560,7 @@ fn is_sent(state: ClaimState) -> bool {
 /// The answer in the system's manner, with the ids of the jobs beside it.
 fn answer(reply: &dyn Reply, prepared: &[Prepared], told: &[Told]) -> Response {
     let mut response = out(reply.render(told));
-    let ids: Vec<_> = prepared.iter().map(|job| job.id.to_string()).collect();
+    let ids: Vec<_> = prepared.iter().map(|it| it.job.id.to_string()).collect();
     if let Ok(ids) = HeaderValue::try_from(ids.join(", ")) {
         response.headers_mut().insert(JOB_HEADER, ids);
     }

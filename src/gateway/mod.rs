@@ -6,10 +6,10 @@
 //! once, and an uploaded list is sent to when all of it is accepted.
 //!
 //! - `routes`: every path; `submit`: taking jobs; `query`: looking at jobs; `events`: following one;
-//!   `dead`: dead letters, over the walks of `shelf`; `dropin`: existing callers of IM systems.
+//!   `dead`: dead letters; `dropin`: existing callers of IM systems.
 //! - `openapi`: all of it as a document and as a page.
-//! - `access`: who calls and what they may look at; `permit`: whether a job may be accepted, with
-//!   `before_accept`, an endpoint that is asked about it.
+//! - `access`: who calls and what they may look at; `permit`: what
+//!   [`admission`](crate::service::admission) asks of the gateway.
 //! - `params`, `body`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request,
@@ -19,7 +19,6 @@
 //! time they take to bring them and to take the answer.
 
 mod access;
-mod before_accept;
 mod body;
 mod dead;
 mod dropin;
@@ -30,7 +29,6 @@ mod permit;
 mod problem;
 mod query;
 mod routes;
-mod shelf;
 mod socket;
 mod spec;
 mod spool;
@@ -53,21 +51,19 @@ use tokio_util::sync::CancellationToken;
 
 use self::access::Rates;
 pub use self::access::{Access, AppAccess};
-pub use self::before_accept::BeforeAccept;
 use self::body::Memory;
+use self::dead::Readers;
 pub use self::dropin::Desk;
 use self::events::Hub;
 pub use self::openapi::openapi;
 use self::problem::Refusal;
 pub use self::query::{LIST_MAX, detail, differences, fate, ids_of, jobs, read_cursor};
-pub use self::shelf::{Redrive, RedriveError, page, purge, redrive};
 use self::socket::Manners;
 pub use self::steer::CONFIGURED;
 pub use self::tls::{Tls, TlsError, pinned};
 pub use self::wire::{
-    DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, Purged, RecipientFate,
-    RecipientState, RedriveRefused, RedriveRequest, Redriven, RedrivenJob, Submitted, TemplateRow,
-    TemplateView, Verification,
+    DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, RecipientFate,
+    RecipientState, RedriveRequest, Submitted, TemplateRow, TemplateView, Verification,
 };
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::steer::Facts;
@@ -119,6 +115,7 @@ struct Gateway<B: Broker, S, T> {
     stop: CancellationToken,
     requests: Semaphore,
     uploads: Semaphore,
+    readers: Readers,
     surveys: Semaphore,
     memory: Memory,
     patience: Duration,
@@ -223,6 +220,7 @@ impl Server {
             stop: stop.clone(),
             requests: Semaphore::new(settings.requests_max),
             uploads: Semaphore::new(UPLOADS_MAX),
+            readers: Readers::default(),
             surveys: Semaphore::new(SURVEYS_MAX),
             memory: Memory::new(),
             patience: settings.patience,

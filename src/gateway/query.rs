@@ -232,10 +232,10 @@ pub async fn fate<S: Store, B: Shelves>(
             Ok(Some(row)) => {
                 explanation = format!(
                     "{explanation}: after {} attempt(s) the last answer was {} {}: {}",
-                    row.dead.attempts,
-                    row.dead.class.as_str(),
-                    row.dead.code,
-                    row.dead.text
+                    row.attempts,
+                    row.class.as_str(),
+                    row.code,
+                    row.text
                 );
                 dead_letter = Some(row);
             }

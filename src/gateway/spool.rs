@@ -1,17 +1,19 @@
-//! A list on its way in, in a file without a name: whatever ends the request or the process, nothing
-//! of it is left behind.
+//! A list on its way in, or kept messages on their way out, in a file without a name: whatever ends the
+//! request or the process, nothing of it is left behind.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, BufWriter, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use futures_util::{Stream, StreamExt as _};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::problem::Refusal;
+
+const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Writes a stream of at most `most` bytes to a file that only this process can see.
 pub(super) async fn spool(
@@ -50,20 +52,90 @@ fn nameless(folder: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Records on their way into a file. Writing waits for the disk alone.
+pub(super) struct Writing {
+    file: BufWriter<File>,
+    count: u64,
+}
+
+impl Writing {
+    pub(super) fn create(folder: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: BufWriter::with_capacity(BUFFER_BYTES, nameless(folder)?),
+            count: 0,
+        })
+    }
+
+    pub(super) fn write(&mut self, record: &[u8]) -> io::Result<()> {
+        let size = u32::try_from(record.len()).map_err(io::Error::other)?;
+        self.count += 1;
+        self.file.write_all(&size.to_be_bytes())?;
+        self.file.write_all(record)
+    }
+
+    pub(super) fn finish(self) -> io::Result<Records> {
+        let mut file = self.file.into_inner().map_err(|error| error.into_error())?;
+        file.rewind()?;
+        let file = tokio::fs::File::from_std(file);
+        Ok(Records {
+            file: BufReader::with_capacity(BUFFER_BYTES, file),
+            left: self.count,
+        })
+    }
+}
+
+/// Records in a file, one after the other.
+pub(super) struct Records {
+    file: BufReader<tokio::fs::File>,
+    left: u64,
+}
+
+impl Records {
+    pub(super) fn is_empty(&self) -> bool {
+        self.left == 0
+    }
+
+    pub(super) async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        let size = self.file.read_u32().await?;
+        let mut record = vec![0; size as usize];
+        self.file.read_exact(&mut record).await?;
+        Ok(Some(record))
+    }
+}
+
 pub(super) fn full(error: &io::Error) -> Refusal {
-    tracing::error!(%error, "an upload cannot be kept on disk (gateway.upload_folder)");
+    tracing::error!(%error, "a list cannot be kept on disk (gateway.upload_folder)");
     Refusal::Unavailable("the list cannot be kept on disk".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Seek as _};
+    use std::io::Read as _;
 
     use super::*;
 
     fn chunks(texts: &[&'static str]) -> impl Stream<Item = Result<Bytes, Refusal>> + use<> {
         let chunks: Vec<_> = texts.iter().map(|text| Ok(Bytes::from(*text))).collect();
         futures_util::stream::iter(chunks)
+    }
+
+    #[tokio::test]
+    async fn records_come_back_as_they_were() {
+        let mut writing = Writing::create(&std::env::temp_dir()).unwrap();
+        let long = vec![b'x'; 3 * BUFFER_BYTES];
+        for record in [&b"a\n"[..], b"", &long] {
+            writing.write(record).unwrap();
+        }
+        let mut records = writing.finish().unwrap();
+        let mut back = Vec::new();
+        while let Some(record) = records.next().await.unwrap() {
+            back.push(record);
+        }
+        assert_eq!(back, [b"a\n".to_vec(), Vec::new(), long]);
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use axum::{Extension, Json};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use multer::{Field, Multipart};
+use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -29,23 +30,21 @@ use super::params::Params;
 use super::problem::Refusal;
 use super::spec::{self, SPEC_BYTES_MAX, Spec};
 use super::spool::spool;
-use super::templates;
 use super::upload::{ListKind, Parts, Upload};
 use super::wire::{JobStanding, Submitted};
 use super::{Gateway, Open, PublisherOf};
 use crate::domain::audience::Member;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
-use crate::domain::job::{JOB_BYTES_MAX, Job, Part};
+use crate::domain::job::{JOB_BYTES_MAX, Part};
 use crate::domain::lane::Priority;
 use crate::domain::list::Format;
-use crate::domain::mapping::{Fit, Strictness};
-use crate::domain::message::Content;
 use crate::domain::permissions::Asked;
-use crate::domain::slice::{Head, Together};
+use crate::domain::slice::Together;
 use crate::metrics::LedgerStep;
-use crate::ports::{Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Transport, fit};
-use crate::worker::{Context, Store, now_ms};
+use crate::ports::{Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Transport};
+use crate::service::admission::{Examined, agree, allow, charge, conflicts, examine, keeps_rules};
+use crate::worker::{Context, Store};
 
 /// Room above the largest job, so that one that is too large is told so and not cut off.
 pub(super) const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
@@ -68,31 +67,22 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     // Before a body of megabytes is taken in that could not be passed on.
     let open = gateway.open()?;
     let (draft, checked) = Draft::receive(&gateway, &caller, request, &wishes).await?;
-    let before = gateway.look(checked.id).await?;
-    if before
-        .as_ref()
-        .is_some_and(|record| checked.conflicts(record))
-    {
-        // Only a hint, and early: the intake decides, and what loses a race is rejected there.
-        return Err(Refusal::Conflict(checked.id));
-    }
-    if let Some((head, strictness)) = &checked.stored {
-        let started_with = before.as_ref().and_then(|record| record.template);
-        templates::check(&gateway, head, started_with, checked.for_all, *strictness).await?;
-    }
+    let before = agree(&*gateway, &checked.job).await?;
     let known = before.is_some() && gateway.knows(&checked).await?;
-    if let Some(problem) = checked.too_late.clone().filter(|_| !known) {
+    if let Some(problem) = checked.job.too_late.clone().filter(|_| !known) {
         return Err(Refusal::BadJob(vec![problem]));
     }
     let settled = before
         .as_ref()
         .is_some_and(|record| record.state == JobState::Completed);
     // There may be users by now who were not there then.
-    let repeated = known && settled && !checked.for_all;
+    let repeated = known && settled && !checked.job.for_all;
     if !repeated && !wishes.dry_run {
-        gateway.charge(std::slice::from_ref(&checked.asked)).await?;
+        charge(&*gateway, std::slice::from_ref(&checked.job.asked)).await?;
         gateway.publish(draft, &checked, &wishes, open).await?;
-        gateway.enter(&checked.entry()).await;
+        gateway
+            .enter(&checked.job.entry(checked.job.recipients))
+            .await;
     }
     let mut answer = Answer {
         status: if known {
@@ -239,47 +229,10 @@ enum Draft {
 
 /// What a job comes to that may be accepted.
 struct Checked {
-    id: JobId,
-    /// What its app must be allowed.
-    asked: Asked,
-    client_msg_no: String,
-    target: String,
-    priority: Priority,
-    content_digest: String,
-    not_before_ms: Option<u64>,
-    /// Its time to be sent is over.
-    too_late: Option<Problem>,
-    for_all: bool,
-    /// Its message is rendered for each recipient.
-    personal: bool,
-    recipients: u64,
+    job: Examined,
     submissions: Vec<String>,
-    warnings: Vec<String>,
-    /// It names a stored message, which is looked at before anything is accepted.
-    stored: Option<(Box<Head>, Strictness)>,
     /// Of an uploaded list.
     parts: Option<Parts>,
-}
-
-impl Checked {
-    fn entry(&self) -> Entry {
-        Entry {
-            job: self.id,
-            app: self.asked.app.clone(),
-            client_msg_no: self.client_msg_no.clone(),
-            target: self.target.clone(),
-            content_digest: self.content_digest.clone(),
-            entries: self.recipients,
-            not_before_ms: self.not_before_ms,
-            now_ms: now_ms(),
-        }
-    }
-
-    /// Whether the key stands for another message. A record that was rebuilt does not know for which.
-    fn conflicts(&self, record: &JobRecord) -> bool {
-        let first = &record.content_digest;
-        !first.is_empty() && *first != self.content_digest
-    }
 }
 
 impl Draft {
@@ -297,8 +250,9 @@ impl Draft {
                 let keyed = keyed.and_then(|key| spec::with_key(&held.bytes, key));
                 let bytes = keyed.clone().unwrap_or_else(|| held.bytes.clone());
                 let checked = read(gateway, &bytes, wishes.priority).await?;
-                gateway.admit(caller, &checked.asked.app)?;
-                if let Some(changed) = gateway.allow(&checked.asked, &bytes).await? {
+                gateway.admit(caller, &checked.job.asked.app)?;
+                if let Some(change) = allow(&**gateway, &checked.job.asked, &bytes).await? {
+                    let changed = change.apply(&bytes)?;
                     let checked = read(gateway, &changed, wishes.priority).await?;
                     return Ok((Self::Changed(changed), checked));
                 }
@@ -313,9 +267,10 @@ impl Draft {
                 let upload = receive_list(gateway, caller, listing, &head, body, wishes).await?;
                 let (mut upload, checked) = survey_in_turn(gateway, upload, wishes).await?;
                 let document = upload.spec.document();
-                let Some(changed) = gateway.allow(&checked.asked, &document).await? else {
+                let Some(change) = allow(&**gateway, &checked.job.asked, &document).await? else {
                     return Ok((Self::List(Box::new(upload)), checked));
                 };
+                let changed = change.apply(&document)?;
                 // It may be longer or shorter, and be cut into other parts.
                 upload.spec = Spec::read("job", &changed, None)
                     .map_err(|problem| Refusal::BadJob(vec![problem]))?;
@@ -368,8 +323,8 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
         let spec = Spec::read(field, text, wishes.key.as_deref()).map_err(bad)?;
         let tried = try_out(&gateway.context, &spec, wishes.priority)?;
         // Before a list is taken in that may not be sent to.
-        gateway.admit(caller, &tried.asked.app)?;
-        gateway.keeps_rules(&tried.asked)?;
+        gateway.admit(caller, &tried.job.asked.app)?;
+        keeps_rules(&*gateway.context, &tried.job.asked)?;
         Ok(spec)
     };
     let (folder, most) = (&*gateway.upload_folder, gateway.upload_bytes_max);
@@ -476,60 +431,41 @@ async fn blocking<V: Send + 'static>(
 }
 
 /// Reads one message as the worker will.
-fn check<S: Store, T>(
+fn check<S: Store, T: Transport>(
     context: &Context<S, T>,
     body: &[u8],
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
-    let job =
-        Job::read(body, priority, context, jiff::Timestamp::now()).map_err(Refusal::BadJob)?;
-    let too_late = job.too_late(now_ms());
-    let for_all = job.is_for_all();
-    let asked = Asked::of(&job);
-    let stored = matches!(job.head.content, Content::Template(_))
-        .then(|| (Box::new(job.head.clone()), job.strictness));
-    let fit = if stored.is_some() {
-        Fit::default()
-    } else {
-        let target = &*context.targets[&job.head.target].target;
-        fit(target, &job.head, for_all, job.strictness)
-    };
-    if !fit.problems.is_empty() {
-        return Err(Refusal::BadJob(fit.problems));
-    }
+    let job = examine(context, body, priority)?;
     Ok(Checked {
-        stored,
-        asked,
-        id: job.head.id,
-        client_msg_no: job.head.client_msg_no,
-        not_before_ms: job.head.not_before_ms,
-        too_late,
-        target: job.head.target,
-        priority: priority.unwrap_or(job.head.priority),
-        content_digest: job.content_digest,
-        for_all,
-        personal: job.head.vars.is_some(),
-        recipients: job.entries as u64,
-        submissions: vec![if for_all {
-            "all".to_owned()
-        } else {
-            job.submission
-        }],
-        warnings: fit.warnings,
+        submissions: vec![job.submission.clone()],
+        job,
         parts: None,
     })
 }
 
-/// Reads a job whose list is still to come, with somebody on it.
-fn try_out<S: Store, T>(
+/// Reads a job whose list is still to come, with somebody on it. Whether those on the list bring values
+/// for placeholders is not known yet.
+fn try_out<S: Store, T: Transport>(
     context: &Context<S, T>,
     spec: &Spec,
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
+    let values = serde_json::value::to_raw_value(&serde_json::Map::new()).unwrap_or_default();
+    try_with(context, spec, priority, None)
+        .or_else(|refusal| try_with(context, spec, priority, Some(&values)).map_err(|_| refusal))
+}
+
+fn try_with<S: Store, T: Transport>(
+    context: &Context<S, T>,
+    spec: &Spec,
+    priority: Option<Priority>,
+    vars: Option<&RawValue>,
+) -> Result<Checked, Refusal> {
     let mut message = spec.open();
     let somebody = Member {
         id: "somebody".into(),
-        vars: None,
+        vars,
     };
     if !message.push(&somebody) {
         let what = "the job leaves no room for recipients";
@@ -545,7 +481,7 @@ fn try_out<S: Store, T>(
 }
 
 /// Reads a whole list, and what it comes to.
-fn survey<S: Store, T>(
+fn survey<S: Store, T: Transport>(
     context: &Context<S, T>,
     upload: &Upload,
     priority: Option<Priority>,
@@ -555,12 +491,12 @@ fn survey<S: Store, T>(
     let mut lists = Vec::new();
     let (parts, submissions) = upload.survey(|message| {
         let mut checked = check(context, message, priority)?;
-        recipients += checked.recipients;
-        lists.append(&mut checked.asked.lists);
+        recipients += checked.job.recipients;
+        lists.append(&mut checked.job.asked.lists);
         let submission = checked.submissions.pop().unwrap_or_default();
         // Values of one recipient make the message a personal one for all in the same part.
         if let Some(first) = &first
-            && first.personal != checked.personal
+            && first.job.personal != checked.job.personal
         {
             let what = "some recipients have `vars` and others far from them have not; give them to \
                         all, an empty object if need be";
@@ -574,15 +510,18 @@ fn survey<S: Store, T>(
         return Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
     }
     let first = first.ok_or_else(|| Refusal::BadJob(Vec::new()))?;
+    let asked = Asked {
+        lists,
+        ..first.job.asked
+    };
     Ok(Checked {
-        asked: Asked {
-            lists,
-            ..first.asked
+        job: Examined {
+            asked,
+            recipients,
+            ..first.job
         },
-        recipients,
         submissions,
         parts: Some(parts),
-        ..first
     })
 }
 
@@ -601,7 +540,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
 
     /// Whether all of it came before.
     async fn knows(&self, job: &Checked) -> Result<bool, Refusal> {
-        let knows = self.context.store.knows(job.id, &job.submissions);
+        let knows = self.context.store.knows(job.job.id, &job.submissions);
         Ok(self.context.try_step(LedgerStep::Look, knows).await?)
     }
 
@@ -614,7 +553,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         open: Open<PublisherOf<B>>,
     ) -> Result<(), Refusal> {
         let outgoing = {
-            let (id, priority) = (job.id, job.priority);
+            let (id, priority) = (job.job.id, job.job.priority);
             let traceparent = wishes.traceparent.clone();
             move |name: &str, body: Bytes| Outgoing {
                 route: Route::Job(priority),
@@ -635,7 +574,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
             (Draft::List(upload), Some(parts)) => (upload, parts),
             (Draft::List(_), None) => return Err(Refusal::BadJob(Vec::new())),
         };
-        self.not_given_up(job.id, &parts).await?;
+        self.not_given_up(job.job.id, &parts).await?;
         let names = job.submissions.clone();
         let runtime = Handle::current();
         blocking(move || {
@@ -676,9 +615,9 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         let mut seen = None;
         loop {
             // The job is accepted, whatever the ledger says now.
-            if let Ok(Some(record)) = self.look(job.id).await {
-                if job.conflicts(&record) {
-                    return Err(Refusal::Conflict(job.id));
+            if let Ok(Some(record)) = self.look(job.job.id).await {
+                if conflicts(&record, &job.job.content_digest) {
+                    return Err(Refusal::Conflict(job.job.id));
                 }
                 if record.state == JobState::Completed && self.knows(job).await.unwrap_or(false) {
                     return Ok(Some(record));
@@ -707,12 +646,15 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
 
 impl Answer {
     fn response(self, job: Checked, dry_run: bool) -> Response {
+        let Checked {
+            job, submissions, ..
+        } = job;
         let location = format!("/v1/jobs/{}", job.id);
         let submitted = Submitted {
             job: job.id,
             target: job.target,
             recipients: job.recipients,
-            messages: job.submissions.len() as u32,
+            messages: submissions.len() as u32,
             dry_run,
             warnings: job.warnings,
             standing: self.standing,

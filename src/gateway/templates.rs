@@ -11,13 +11,8 @@ use super::problem::Refusal;
 use super::routes::Shared;
 use super::wire::{TemplateRow, TemplateView};
 use crate::domain::fields::Problem;
-use crate::domain::mapping::Strictness;
-use crate::domain::message::Content;
-use crate::domain::slice::Head;
-use crate::domain::template::{
-    read_template, unknown_template, with_template, wrong_template_name,
-};
-use crate::ports::{Broker, Transport, fit};
+use crate::domain::template::{read_template, unknown_template, wrong_template_name};
+use crate::ports::{Broker, Transport};
 use crate::worker::Store;
 
 /// The app that is meant, and the version where one can be named.
@@ -117,31 +112,4 @@ async fn unknown<B: Broker, S: Store, T>(
         Some(version) => format!("there is no version {version} of {name:?} any more"),
         None => unknown_template(&of.app, name, &known).what,
     }))
-}
-
-/// Whether the stored message of a job is there and fits: the version that it started with, or the
-/// newest one. Only a hint, and early: the intake decides.
-pub(super) async fn check<B: Broker, S: Store, T>(
-    gateway: &Gateway<B, S, T>,
-    head: &Head,
-    started_with: Option<u32>,
-    all: bool,
-    strictness: Strictness,
-) -> Result<(), Refusal> {
-    let Content::Template(name) = &head.content else {
-        return Ok(());
-    };
-    let store = &gateway.context.store;
-    let Some(stored) = store.template(&head.app, name, started_with).await? else {
-        let known = store.templates(&head.app).await?;
-        return Err(Refusal::BadJob(vec![unknown_template(
-            &head.app, name, &known,
-        )]));
-    };
-    let head = with_template(head, &stored.message).map_err(Refusal::BadJob)?;
-    let target = &*gateway.context.targets[&head.target].target;
-    match fit(target, &head, all, strictness).problems {
-        problems if problems.is_empty() => Ok(()),
-        problems => Err(Refusal::BadJob(problems)),
-    }
 }

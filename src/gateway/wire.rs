@@ -149,6 +149,9 @@ pub struct DeadList {
 pub struct RedriveRequest {
     #[serde(flatten)]
     pub filter: DeadFilter,
+    /// Must be true where no other field says which letters are meant, unless `dry_run` is: then all are.
+    #[serde(default)]
+    pub confirm: bool,
     /// Uncertain recipients too, who perhaps got the message: they may get it twice. `outcome` =
     /// `uncertain` asks for them alone.
     #[serde(default)]
@@ -156,46 +159,12 @@ pub struct RedriveRequest {
     /// Only counts.
     #[serde(default)]
     pub dry_run: bool,
-    /// Purges the letters once the new job is durable.
+    /// Purges the letters once a worker has accepted the new job.
     #[serde(default)]
     pub purge: bool,
     /// Of the new job.
     #[serde(default)]
     pub priority: Priority,
-}
-
-/// What a redrive did, or would do.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-pub struct Redriven {
-    pub dry_run: bool,
-    /// Recipients in the new jobs.
-    pub recipients: u64,
-    /// How many new jobs; `jobs` holds the first 1,000.
-    pub jobs_total: u64,
-    pub jobs: Vec<RedrivenJob>,
-    /// Entries of letters that the filter means and that were left out for being uncertain.
-    pub uncertain_left_out: u64,
-    /// Recipients whose letters were purged.
-    pub purged: u64,
-    /// Jobs that cannot be sent again here, with the reason; the first 1,000.
-    pub refused: Vec<RedriveRefused>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct RedrivenJob {
-    /// The new job.
-    pub job: String,
-    pub app: String,
-    pub client_msg_no: String,
-    /// The job whose letters they were.
-    pub of: String,
-    pub recipients: u64,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct RedriveRefused {
-    pub of: String,
-    pub reason: String,
 }
 
 /// Which dead letters to remove for good.
@@ -210,14 +179,6 @@ pub struct PurgeRequest {
     /// Only counts.
     #[serde(default)]
     pub dry_run: bool,
-}
-
-/// What a purge did, or would do.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
-pub struct Purged {
-    pub dry_run: bool,
-    /// Rows that went: one for each recipient of each letter.
-    pub recipients: u64,
 }
 
 /// A stored message.

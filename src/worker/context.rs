@@ -447,6 +447,10 @@ impl<S, T> job::Context for Context<S, T> {
         })
     }
 
+    fn check_app(&self, app: &str) -> Result<(), String> {
+        job::known_app(app, &self.apps)
+    }
+
     fn check_target(&self, target: &str) -> Result<(), String> {
         job::known_target(target, &self.targets)
     }

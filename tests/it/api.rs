@@ -49,6 +49,10 @@ on_both! {
     events_survive_a_gateway_that_is_killed,
     everybody_can_be_asked_about,
     a_redrive_sends_to_the_failed_ones_once,
+    a_redrive_that_is_refused_keeps_its_letters,
+    what_no_dead_letter_can_be_of_is_told,
+    dead_letters_with_values_can_be_read,
+    a_reader_that_takes_nothing_holds_up_nobody,
     a_purge_takes_what_is_meant,
     every_problem_of_a_request_is_told,
     the_document_is_what_is_served,
@@ -114,6 +118,9 @@ impl Place {
             [apps.other]
             target = "im"
             limit = "30/s"
+            [apps.thrifty]
+            target = "im"
+            daily_recipients = 3
             [targets.im]
             type = "wukongim"
             version = "v3"
@@ -586,10 +593,27 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
         .mock
         .patch_faults(&json!({"refuse_prefix": "bad-7"}))
         .unwrap();
+    // Not everybody of every app, unless that is said.
+    let (status, answer) = place.ask("POST", "/v1/dead:redrive", &json!({})).await;
+    assert_eq!(
+        (status, names(&answer["problems"], "field")),
+        (400, vec!["confirm".to_owned()])
+    );
+    let shell = place.run(&["dead", "redrive"]).await;
+    assert_eq!(shell.code, Some(64), "{}", shell.stderr);
+    assert!(
+        shell
+            .stderr
+            .contains("this sends to 30 recipient(s) again, to all dead letters of 1 job(s)"),
+        "{}",
+        shell.stderr
+    );
+
     let mut new = String::new();
-    for _ in 0..2 {
+    for (again, before) in [(30, 0), (0, 30)] {
         let redriven = place.post("/v1/dead:redrive", json!({"job": job})).await;
-        assert_eq!(redriven["recipients"], 30, "{redriven}");
+        assert_eq!(redriven["recipients"], again, "{redriven}");
+        assert_eq!(redriven["redriven_before"], before, "{redriven}");
         assert_eq!(redriven["refused"], json!([]), "{redriven}");
         new = redriven["jobs"][0]["job"].as_str().unwrap().to_owned();
         let done = place.completed(&new).await;
@@ -614,6 +638,13 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
         BTreeSet::from(["shop".to_owned()])
     );
 
+    let shell = place.run(&["dead", "redrive", "--job", "promo"]).await;
+    assert!(
+        shell.stdout.starts_with("nobody is sent to again\n")
+            && shell.stdout.contains("30 were redriven before"),
+        "{}",
+        shell.stdout
+    );
     place
         .mock
         .patch_faults(&json!({"refuse_prefix": "nobody-"}))
@@ -631,6 +662,144 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
     assert_eq!(place.accepted("bad-7"), 1);
     let left = place.get("/v1/dead").await;
     assert_eq!(names(&left["letters"], "job"), vec![job; 30]);
+    place.end(process).await;
+}
+
+/// Whatever keeps a job of an app out keeps a redriven one out, and its letters stay: nobody is lost to a
+/// job that never was.
+async fn a_redrive_that_is_refused_keeps_its_letters(place: Place) {
+    let process = place.serve().await;
+    let bad: Vec<_> = (0..3).map(|number| format!("bad-{number}")).collect();
+    let job = place.send("promo", &bad, &json!({"app": "thrifty"})).await;
+    place.completed(&job).await;
+    let redrive = json!({"job": job, "purge": true});
+    let redriven = place.post("/v1/dead:redrive", redrive).await;
+    let told = |redriven: &Value| {
+        let reason = redriven["refused"][0]["reason"]
+            .as_str()
+            .unwrap_or_default();
+        assert!(
+            reason.contains("has 0 of 3 left until 00:00 UTC"),
+            "{redriven}"
+        );
+        assert_eq!(
+            (&redriven["recipients"], &redriven["purged"]),
+            (&json!(0), &json!(0))
+        );
+    };
+    told(&redriven);
+    let shell = place
+        .run(&["dead", "redrive", "--job", &job, "--purge", "--json"])
+        .await;
+    assert_eq!(shell.code, Some(65), "{}", shell.stderr);
+    told(&serde_json::from_str(&shell.stdout).unwrap());
+    let left = place.get("/v1/dead").await;
+    assert_eq!(names(&left["letters"], "recipient"), bad);
+    assert_eq!(place.json(&["dead", "rejected"]).await, json!([]));
+    place.end(process).await;
+}
+
+/// A slip of the pen is told from having no dead letters, over HTTP and in the shell.
+async fn what_no_dead_letter_can_be_of_is_told(place: Place) {
+    let process = place.serve().await;
+    let job = place.send("known", &users(1), &Value::Null).await;
+    place.completed(&job).await;
+    assert_eq!(place.get("/v1/dead?job=known").await["letters"], json!([]));
+    assert_eq!(
+        place.json(&["dead", "list", "--job", "known"]).await,
+        json!([])
+    );
+    for (field, value) in [("job", "knwon"), ("app", "defualt"), ("target", "mi")] {
+        let said = format!("there is no {field} {value:?}");
+        let filter = json!({field: value, "confirm": true});
+        let path = format!("/v1/dead?{field}={value}");
+        let lines = [("Accept", "application/x-ndjson")];
+        for (status, answer) in [
+            place.ask("GET", &path, &Value::Null).await,
+            place.ask_with("GET", &path, &lines, "").await,
+            place.ask("POST", "/v1/dead:redrive", &filter).await,
+            place.ask("POST", "/v1/dead:purge", &filter).await,
+        ] {
+            assert_eq!(status, 404, "{answer}");
+            let detail = answer["detail"].as_str().unwrap();
+            assert!(detail.starts_with(&said), "{answer}");
+        }
+        let flag = format!("--{field}");
+        for command in [
+            &["dead", "list"][..],
+            &["dead", "export"],
+            &["dead", "redrive"],
+            &["dead", "purge", "--yes"],
+        ] {
+            let shell = place.run(&[command, &[&flag, value]].concat()).await;
+            assert_eq!(shell.code, Some(69), "{command:?}: {}", shell.stdout);
+            assert!(
+                shell.stderr.contains(&said),
+                "{command:?}: {}",
+                shell.stderr
+            );
+        }
+    }
+    place.end(process).await;
+}
+
+/// Values of a personal job come with its dead letters, and each of our own commands can read them.
+async fn dead_letters_with_values_can_be_read(place: Place) {
+    let process = place.serve().await;
+    let personal = json!({
+        "audience": {"users": [{"id": "bad-1", "vars": {"name": "=Ana", "n": 12345678901234567890_u64}}]},
+        "message": {"type": "text", "text": "Hi {{ name }}"},
+    });
+    let job = place.send("personal", &[], &personal).await;
+    place.completed(&job).await;
+    let rows = place.json(&["dead", "list"]).await;
+    assert_eq!(
+        rows[0]["vars"], personal["audience"]["users"][0]["vars"],
+        "{rows}"
+    );
+    let shown = place.json(&["dead", "show"]).await;
+    assert_eq!(shown[0]["content"]["message"]["text"], "Hi {{ name }}");
+    let fate = place.json(&["job", "recipient", &job, "bad-1"]).await;
+    assert_eq!(fate["dead_letter"]["vars"]["name"], "=Ana");
+    for format in ["ndjson", "csv"] {
+        let exported = place.run(&["dead", "export", "--format", format]).await;
+        assert_eq!(exported.code, Some(0), "{}", exported.stderr);
+        assert!(exported.stdout.contains("bad-1"), "{}", exported.stdout);
+    }
+    place.end(process).await;
+}
+
+/// Whoever asks for all dead letters and takes nothing of the answer keeps nobody else from them.
+async fn a_reader_that_takes_nothing_holds_up_nobody(place: Place) {
+    let process = place.serve().await;
+    let bad: Vec<_> = (0..300).map(|number| format!("bad-{number:03}")).collect();
+    let text = json!({"message": {"type": "text", "text": "x".repeat(60_000)}});
+    let job = place.send("long", &bad, &text).await;
+    place.completed(&job).await;
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(("127.0.0.1", place.port)).await.unwrap();
+        let request = "GET /v1/dead?content=true HTTP/1.1\r\nHost: localhost\r\n\
+                       Accept: application/x-ndjson\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        // The answer has begun, and more of it comes than sockets hold.
+        let mut first = [0; 12];
+        timeout(BOUND, stream.read_exact(&mut first))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        stalled.push(stream);
+    }
+    let listed = place.json(&["dead", "list"]).await;
+    assert_eq!(listed.as_array().unwrap().len(), 300);
+    let dry = json!({"job": job, "dry_run": true});
+    assert_eq!(place.post("/v1/dead:redrive", dry).await["recipients"], 300);
+    let purge = json!({"job": job, "recipient": "bad-000", "confirm": true});
+    assert_eq!(place.post("/v1/dead:purge", purge).await["recipients"], 1);
+    let left = place.get("/v1/dead?limit=1000").await;
+    assert_eq!(left["letters"].as_array().unwrap().len(), 299);
+    drop(stalled);
     place.end(process).await;
 }
 

@@ -12,6 +12,9 @@ impl Context for Apps {
             Err(format!("there is no app {app:?}"))
         }
     }
+    fn check_app(&self, app: &str) -> Result<(), String> {
+        self.default_target(app).map(drop)
+    }
     fn check_target(&self, target: &str) -> Result<(), String> {
         if target == "im" {
             Ok(())
@@ -48,6 +51,13 @@ fn the_smallest_job_is_read() {
     let mut users = Vec::new();
     job.for_each_recipient(|user| users.push(user.id.into_owned()));
     assert_eq!(users, ["u1", "u2", "u1"]);
+}
+
+/// Whatever else the job names: an app that is not there has no rules to go by.
+#[test]
+fn an_unknown_app_is_refused_even_with_a_target() {
+    let job = JOB.replacen("{", r#"{"app":"shop","target":"im","#, 1);
+    assert_eq!(read(&job).unwrap_err(), ["app: there is no app \"shop\""]);
 }
 
 #[test]

@@ -181,3 +181,20 @@ fn what_came_later_overrules() {
     assert_eq!(page.count(), 0);
     assert_eq!(next, Some(key(2)));
 }
+
+/// Whoever reads rows, as our own command line does, gets the values of a personal job back.
+#[test]
+fn a_row_with_values_can_be_read() {
+    let mut ann = dead("ann", "failed", "410");
+    ann["vars"] = json!({"name": "Ann", "big": 12345678901234567890_u64, "deep": [{"x": null}]});
+    let body = letter(&json!([ann, dead("bob", "failed", "410")]));
+    let letter = read_letter(&body).unwrap();
+    for recipient in &letter.recipients {
+        let row = DeadRow::new(&letter, recipient, true);
+        let json = serde_json::to_string(&row).unwrap();
+        let back: DeadRow = serde_json::from_str(&json).unwrap();
+        assert_eq!(serde_json::to_string(&back).unwrap(), json);
+        let vars = |vars: &Option<Box<RawValue>>| vars.as_ref().map(|it| it.get().to_owned());
+        assert_eq!(vars(&back.vars), vars(&recipient.vars));
+    }
+}

@@ -158,9 +158,25 @@ fn a_job_without_placeholders_is_not_personal() {
     assert_eq!(render(plain, "{}", "{}").unwrap_err(), "not personal");
     let raw = r#"{"type":"raw","data":{"a":"{{ name }}"},"vars":{"name":"x"}}"#;
     assert_eq!(render(raw, "{}", "{}").unwrap_err(), "not personal");
-    // Without values braces are braces.
-    let braces = r#"{"type":"text","text":"{{ name }} {% oops"}"#;
+    // Braces are braces where the job says so.
+    let braces = r#"{"type":"text","text":"{{ name }} {% oops","literal":true}"#;
     assert_eq!(render(braces, "{}", "{}").unwrap_err(), "not personal");
+}
+
+/// `Hi {{ name }}` goes to nobody as it stands, unless that is what is meant.
+#[test]
+fn a_placeholder_that_nobody_fills_refuses_the_job() {
+    let refused = |message: &str| render(message, "{}", "{}").unwrap_err();
+    let text = refused(r#"{"type":"text","text":"Hi {{ name }}"}"#);
+    assert!(
+        text.starts_with("message.text: has the placeholder {{ name }}, and nobody brings a value"),
+        "{text}"
+    );
+    let both = refused(r#"{"type":"text","text":"Hi {{ name }}","vars":{},"literal":true}"#);
+    assert!(
+        both.starts_with("message.literal: has no meaning beside `vars`"),
+        "{both}"
+    );
 }
 
 #[test]

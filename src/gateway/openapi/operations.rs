@@ -3,8 +3,8 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::super::wire::{
-    DeadList, JobDetail, JobList, KeptLine, PurgeRequest, Purged, RecipientFate, RedriveRequest,
-    Redriven, Submitted, TemplateRow, TemplateView, Verification,
+    DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Submitted,
+    TemplateRow, TemplateView, Verification,
 };
 use super::super::{LIST_MAX, dead};
 use super::{EVENTS, NDJSON, Operation, content, json, of, text};
@@ -16,6 +16,7 @@ use crate::domain::lane::Priority;
 use crate::domain::letters::DeadRow;
 use crate::domain::message::MessageDocument;
 use crate::ports::JobState;
+use crate::service::dead_letters::{Purged, Redriven};
 use crate::steer::{LimitView, Steered, TargetView};
 
 /// Why a request is refused (RFC 9457).
@@ -286,7 +287,8 @@ fn dead_letters() -> Vec<Operation> {
     vec![
         Operation::new("get", "/v1/dead", "listDeadLetters")
             .summary("Dead letters, one row for each recipient")
-            .about("A page of them, or all of them as lines with `Accept: application/x-ndjson`.")
+            .about("A page of them, or all of them as lines with `Accept: application/x-ndjson`. Whom the ledger knows not to be dead is left out.")
+            .answers(404, "There is no such job, app or target.", vec![])
             .query("job", "Only of this job: its id, or its `client_msg_no` together with `app`.", of::<String>)
             .query("app", "Only of this app.", of::<String>)
             .query("target", "Only of this target.", of::<String>)
@@ -306,7 +308,8 @@ fn dead_letters() -> Vec<Operation> {
             ),
         Operation::new("post", "/v1/dead:redrive", "redriveDeadLetters")
             .summary("Send to them again")
-            .about("Makes a new job of the letters that are meant. Those who failed are sent to again; those who are uncertain only if asked for.")
+            .about("Makes a new job of the letters that are meant, by the rules of every job. Those who failed are sent to again; those who are uncertain only if asked for. Whoever was redriven before is not sent to again.")
+            .answers(404, "There is no such job, app or target.", vec![])
             .takes(json(of::<RedriveRequest>))
             .answers(200, "What was done, or would be.", vec![json(of::<Redriven>)]),
         Operation::new("post", "/v1/dead:purge", "purgeDeadLetters")

@@ -234,7 +234,8 @@ impl World {
         ]
         .concat();
         let finished = self.run_with_input(&arguments, list.as_bytes()).await;
-        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        // 1: some of those who were waited for did not get it.
+        assert!(matches!(finished.code, Some(0 | 1)), "{}", finished.stderr);
         let answer: Value = serde_json::from_str(&finished.stdout).unwrap();
         answer["job"].as_str().unwrap().to_owned()
     }

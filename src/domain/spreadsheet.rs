@@ -1,0 +1,57 @@
+//! Cells of CSV files that people open in a spreadsheet, which takes a text that begins with `=`, `+`,
+//! `-`, `@`, a tab or a carriage return for a formula and carries it out.
+//!
+//! A guarded cell begins with an apostrophe, by which every spreadsheet knows a text. Reading takes the
+//! guard away again, so that an id such as `+8613800000000` comes back as it was.
+
+use std::borrow::Cow;
+
+const GUARD: char = '\'';
+
+/// Whether a spreadsheet would take a text for a formula, or a reader for a guarded one.
+fn is_taken_for_more(text: &str) -> bool {
+    text.trim_start_matches(GUARD)
+        .starts_with(['=', '+', '-', '@', '\t', '\r'])
+}
+
+/// A text as a cell that is nothing but a text.
+pub fn guarded(text: &str) -> Cow<'_, str> {
+    match is_taken_for_more(text) {
+        true => Cow::Owned(format!("{GUARD}{text}")),
+        false => Cow::Borrowed(text),
+    }
+}
+
+/// The text of a cell.
+pub fn unguarded(cell: &str) -> &str {
+    match cell.strip_prefix(GUARD) {
+        Some(text) if is_taken_for_more(text) => text,
+        _ => cell,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn no_cell_is_a_formula() {
+        for text in ["=1+1", "+86138", "-1", "@SUM(A1)", "\t=1", "\r=1"] {
+            assert_eq!(guarded(text), format!("'{text}"));
+        }
+        for text in ["", "ann", "a=b", "'quoted'", "1-2"] {
+            assert_eq!(guarded(text), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_comes_back(text in "['=+@\t\ra-]{0,6}") {
+            let cell = guarded(&text);
+            prop_assert!(!cell.starts_with(['=', '+', '-', '@', '\t', '\r']), "{cell:?}");
+            prop_assert_eq!(unguarded(&cell), &text);
+        }
+    }
+}

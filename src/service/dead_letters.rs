@@ -1,0 +1,898 @@
+//! Walks over the dead letters: pages, redrives and purges, over the ports alone, so that the command
+//! line does them without a gateway.
+//!
+//! A shelf has no index: every walk reads all of it, and holds one page, or one window of recipients
+//! to redrive.
+//!
+//! A letter is published before the outcome is recorded, and its confirm may be lost: then the slice is
+//! delivered again, and the recipient may get the message after all. So what a letter says counts only
+//! as far as the ledger does not know better, see [`Books`]. A ledger that has forgotten a job knows
+//! nothing of it.
+//!
+//! A redrive makes a new job of letters and admits it by the rules of every other job. It publishes
+//! first and purges after, if at all, and only what the intake has accepted; killed in between it leaves
+//! the letters, and redriving them again is the same job.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::admission::{self, Admission, Considered, Refused, Rules};
+use crate::domain::announce::{DeadLetter, DeadRecipient};
+use crate::domain::ids::{Fingerprint, Fingerprinter, JobId};
+use crate::domain::job::{AudienceDocument, MemberDocument};
+use crate::domain::lane::Priority;
+use crate::domain::letters::{
+    DeadRow, Key, Left, Wanted, Window, last_attempt_ms, read_letter, without,
+};
+use crate::domain::outcome::Outcome;
+use crate::domain::redrive::{document, lists};
+use crate::metrics::LedgerStep;
+use crate::ports::{
+    BrokerError, ClaimState, JobRecord, JobState, KeptMessage, Ledger, LedgerError, Outgoing,
+    PublishError, Publisher, Route, Shelf, Shelves, Sifted,
+};
+
+/// Recipients redriven in one walk over the shelf.
+const REDRIVE_AT_ONCE: usize = 100_000;
+
+/// Messages of jobs held in one walk, in bytes.
+const MESSAGES_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Messages published and confirmed together, and their bytes.
+const BATCH_MESSAGES: usize = 64;
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// Jobs told of in one answer.
+const JOBS_TOLD: usize = 1000;
+
+/// Jobs that the ledger is asked about at a time, and recipients in one question.
+const JOBS_ASKED: usize = 16;
+const RECIPIENTS_ASKED: usize = 5000;
+
+/// How long a redrive that purges usually waits until its jobs are accepted, and how often it looks.
+pub const ACCEPT_PATIENCE: Duration = Duration::from_secs(10);
+const ACCEPT_LOOK: Duration = Duration::from_millis(50);
+
+/// Why dead letters could not be looked at or redriven; what a redrive published stays, and redriving
+/// again is right.
+#[derive(Debug, thiserror::Error)]
+pub enum DeadError {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A job is neither accepted nor refused now.
+    #[error("{0}")]
+    Undecided(String),
+}
+
+// ---------------------------------------------------------------------------------------------
+// What the ledger says
+// ---------------------------------------------------------------------------------------------
+
+/// What the ledger knows of those whom letters name.
+#[derive(Debug)]
+pub struct Books<'a, S> {
+    pub store: &'a S,
+    /// Keys the fingerprints.
+    pub secret: &'a str,
+}
+
+/// What became of a recipient of a letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It ended so, `failed` or `uncertain`.
+    Dead(Outcome),
+    /// It got the message, or its job ended for it before.
+    Otherwise,
+    /// It has no outcome yet: a delivery of its job is still to come.
+    UnderWay,
+}
+
+impl Standing {
+    /// A letter that speaks of a doubt keeps it, unless the ledger knows that the message arrived.
+    fn of(letter: Outcome, ledger: ClaimState, record: &JobRecord) -> Self {
+        let doubted = letter == Outcome::Uncertain;
+        match ledger {
+            ClaimState::Settled(Outcome::Sent) => Self::Otherwise,
+            ClaimState::Settled(Outcome::Uncertain) => Self::Dead(Outcome::Uncertain),
+            ClaimState::Settled(Outcome::Failed) => Self::Dead(letter),
+            ClaimState::Settled(_) if doubted => Self::Dead(letter),
+            ClaimState::Settled(_) => Self::Otherwise,
+            ClaimState::Granted | ClaimState::TakenOver | ClaimState::Held { .. } => {
+                // A record that was rebuilt does not know whom it has forgotten.
+                match record.state == JobState::Completed || record.rebuilt {
+                    true => Self::Dead(letter),
+                    false => Self::UnderWay,
+                }
+            }
+        }
+    }
+}
+
+impl<S: Ledger> Books<'_, S> {
+    /// What became of recipients of one job, in the order asked.
+    async fn standings(
+        &self,
+        job: &str,
+        letters: &[(&str, Outcome)],
+    ) -> Result<Vec<Standing>, LedgerError> {
+        let record = match job.parse() {
+            Ok(job) => self.store.job(job).await?,
+            Err(_) => None,
+        };
+        let Some(record) = record else {
+            let as_it_says = letters.iter().map(|(_, outcome)| Standing::Dead(*outcome));
+            return Ok(as_it_says.collect());
+        };
+        let recipients = letters.iter().map(|(recipient, _)| *recipient);
+        let states = self.states(&record, recipients).await?;
+        let pairs = letters.iter().zip(states);
+        let standings = pairs.map(|((_, outcome), state)| Standing::of(*outcome, state, &record));
+        Ok(standings.collect())
+    }
+
+    /// Where recipients of a job stand in it, in the order asked.
+    async fn states<'r>(
+        &self,
+        record: &JobRecord,
+        recipients: impl Iterator<Item = &'r str>,
+    ) -> Result<Vec<ClaimState>, LedgerError> {
+        let fingerprinter = Fingerprinter::new(self.secret, record.job);
+        let fingerprints: Vec<Fingerprint> =
+            recipients.map(|it| fingerprinter.fingerprint(it)).collect();
+        let mut states = Vec::with_capacity(fingerprints.len());
+        for some in fingerprints.chunks(RECIPIENTS_ASKED) {
+            states.extend(self.store.look(record, some).await?);
+        }
+        Ok(states)
+    }
+
+    /// The outcome of each recipient of a letter as the ledger has it; nothing for those whom it knows
+    /// not to be dead.
+    pub async fn outcomes(
+        &self,
+        job: &str,
+        letters: &[(&str, Outcome)],
+    ) -> Result<Vec<Option<Outcome>>, LedgerError> {
+        let standings = self.standings(job, letters).await?;
+        let told = |(standing, (_, outcome)): (Standing, &(&str, Outcome))| match standing {
+            Standing::Dead(outcome) => Some(outcome),
+            Standing::UnderWay => Some(*outcome),
+            Standing::Otherwise => None,
+        };
+        Ok(standings.into_iter().zip(letters).map(told).collect())
+    }
+
+    async fn outcomes_of_rows(
+        &self,
+        rows: &[DeadRow],
+    ) -> Result<Vec<Option<Outcome>>, LedgerError> {
+        let letters: Vec<_> = rows
+            .iter()
+            .map(|row| (row.recipient.as_str(), row.outcome))
+            .collect();
+        match rows.first() {
+            Some(row) => self.outcomes(&row.job, &letters).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The rows that the ledger does not contradict, with its outcomes. Rows of one job stand together.
+    pub async fn correct(&self, rows: Vec<DeadRow>) -> Result<Vec<DeadRow>, LedgerError> {
+        let of_one_job = rows.chunk_by(|a, b| a.job == b.job);
+        let asked: Vec<_> = of_one_job.map(|rows| self.outcomes_of_rows(rows)).collect();
+        let outcomes: Vec<Vec<_>> = futures_util::stream::iter(asked)
+            .buffered(JOBS_ASKED)
+            .try_collect()
+            .await?;
+        let outcomes = outcomes.into_iter().flatten();
+        let corrected = |(row, outcome): (DeadRow, Option<Outcome>)| {
+            let outcome = outcome?;
+            Some(DeadRow { outcome, ..row })
+        };
+        Ok(rows
+            .into_iter()
+            .zip(outcomes)
+            .filter_map(corrected)
+            .collect())
+    }
+}
+
+/// Why a filter that nothing was found with can mean nothing: it names what is not there. An answer
+/// without letters would hide a slip of the pen.
+pub async fn unknown<S: Ledger>(
+    rules: &impl Rules,
+    store: Option<&S>,
+    wanted: &Wanted,
+) -> Result<Option<String>, LedgerError> {
+    if let Some(app) = wanted.app().filter(|app| rules.permissions(app).is_none()) {
+        return Ok(Some(format!("there is no app {app:?}")));
+    }
+    if let Some(target) = wanted.target().filter(|it| rules.target(it).is_none()) {
+        return Ok(Some(format!("there is no target {target:?}")));
+    }
+    let (Some(store), Some(names)) = (store, wanted.job()) else {
+        return Ok(None);
+    };
+    for id in names.iter().filter_map(|name| name.parse().ok()) {
+        let record = store.job(id).await?;
+        if record.is_some_and(|record| wanted.app().is_none_or(|app| app == record.app)) {
+            return Ok(None);
+        }
+    }
+    let (name, app) = (&names[0], wanted.app().unwrap_or("default"));
+    Ok(Some(format!(
+        "there is no job {name:?} of app {app:?}, and there are no dead letters of it; a job is named by \
+         its id, or by its client_msg_no and its app"
+    )))
+}
+
+// ---------------------------------------------------------------------------------------------
+// Pages
+// ---------------------------------------------------------------------------------------------
+
+/// The rows at or after a place, at most as many as are asked for: those that the ledger contradicts are
+/// left out, so a page with a next one may have fewer.
+pub async fn page<B: Shelves, S: Ledger>(
+    broker: &B,
+    books: &Books<'_, S>,
+    wanted: &Wanted,
+    from: Option<Key>,
+    most: usize,
+    with_content: bool,
+) -> Result<(Vec<DeadRow>, Option<Key>), DeadError> {
+    let mut window = Window::new(from, most);
+    each(broker, wanted, |letter, dead, taken| {
+        let key = (letter.job.clone(), dead.recipient.clone());
+        let at = last_attempt_ms(letter);
+        if !taken {
+            window.overrule(&key, at);
+        } else if window.takes(&key) {
+            window.put(key, at, DeadRow::new(letter, dead, with_content));
+        }
+    })
+    .await?;
+    let (rows, next) = window.finish();
+    let mut rows = books.correct(rows.map(|(_, row)| row).collect()).await?;
+    rows.retain(|row| wanted.takes_row(row));
+    Ok((rows, next))
+}
+
+/// All rows that are meant but for what a letter says of its recipients, which the caller compares with
+/// the latest of them.
+pub async fn all<B: Shelves>(
+    broker: &B,
+    wanted: &Wanted,
+    with_content: bool,
+) -> Result<Vec<DeadRow>, BrokerError> {
+    let mut rows = Vec::new();
+    each(broker, wanted, |letter, dead, taken| {
+        if taken {
+            rows.push(DeadRow::new(letter, dead, with_content));
+        }
+    })
+    .await?;
+    Ok(rows)
+}
+
+/// Shows every recipient of the letters that are meant, and whether it is meant itself.
+async fn each<B: Shelves>(
+    broker: &B,
+    wanted: &Wanted,
+    mut show: impl FnMut(&DeadLetter, &DeadRecipient, bool) + Send,
+) -> Result<(), BrokerError> {
+    let visit = |message: KeptMessage| {
+        if let Some(letter) = read_letter(&message.body).filter(|it| wanted.takes_letter(it)) {
+            for dead in &letter.recipients {
+                show(&letter, dead, wanted.takes_recipient(dead));
+            }
+        }
+        ControlFlow::Continue(())
+    };
+    broker.read(Shelf::Dead, visit).await.map(drop)
+}
+
+// ---------------------------------------------------------------------------------------------
+// Purge
+// ---------------------------------------------------------------------------------------------
+
+/// What a purge did, or would do.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Purged {
+    pub dry_run: bool,
+    /// Rows that went: one for each recipient of each letter.
+    pub recipients: u64,
+}
+
+/// Removes the recipients that are meant; with `dry_run` it counts them.
+pub async fn purge<B: Shelves>(
+    broker: &B,
+    wanted: &Wanted,
+    dry_run: bool,
+) -> Result<Purged, BrokerError> {
+    if dry_run {
+        let mut recipients = 0;
+        each(broker, wanted, |_, _, taken| recipients += u64::from(taken)).await?;
+        return Ok(Purged {
+            dry_run,
+            recipients,
+        });
+    }
+    let goes = |letter: &DeadLetter, dead: &DeadRecipient| {
+        wanted.takes_letter(letter) && wanted.takes_recipient(dead)
+    };
+    Ok(Purged {
+        dry_run,
+        recipients: remove(broker, goes).await?,
+    })
+}
+
+/// Removes recipients from the letters on the shelf; how many.
+async fn remove<B: Shelves>(
+    broker: &B,
+    goes: impl Fn(&DeadLetter, &DeadRecipient) -> bool + Send + Sync,
+) -> Result<u64, BrokerError> {
+    let mut removed = 0;
+    let decide = |message: KeptMessage| {
+        let Some(letter) = read_letter(&message.body) else {
+            return Sifted::Keep;
+        };
+        let mut going = 0;
+        let left = without(&message.body, &letter, |dead| {
+            let goes = goes(&letter, dead);
+            going += u64::from(goes);
+            goes
+        });
+        let sifted = match left {
+            Left::All => return Sifted::Keep,
+            Left::Nothing => Sifted::Remove,
+            Left::Some(body) => Sifted::Replace(body.into()),
+        };
+        removed += going;
+        sifted
+    };
+    broker.sift(Shelf::Dead, decide).await?;
+    Ok(removed)
+}
+
+// ---------------------------------------------------------------------------------------------
+// Redrive
+// ---------------------------------------------------------------------------------------------
+
+/// Which letters to redrive, and how.
+#[derive(Clone, Debug)]
+pub struct Redrive {
+    pub wanted: Wanted,
+    /// Uncertain recipients too.
+    pub uncertain: bool,
+    pub dry_run: bool,
+    pub purge: bool,
+    /// How long to wait, where letters are to be purged, until the new jobs are accepted.
+    pub accept_within: Duration,
+    pub priority: Priority,
+}
+
+impl Redrive {
+    fn takes_uncertain(&self) -> bool {
+        self.uncertain || self.wanted.outcome == Some(Outcome::Uncertain)
+    }
+}
+
+/// What a redrive did, or would do.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Redriven {
+    pub dry_run: bool,
+    /// Recipients that are sent to again.
+    pub recipients: u64,
+    /// Recipients that an earlier redrive has put into the same new jobs: nobody of them is sent to
+    /// again.
+    #[serde(default)]
+    pub redriven_before: u64,
+    /// How many new jobs; `jobs` holds the first 1,000.
+    pub jobs_total: u64,
+    pub jobs: Vec<RedrivenJob>,
+    /// Entries of letters that the filter means and that were left out for being uncertain.
+    pub uncertain_left_out: u64,
+    /// Recipients that were left out since the ledger says that they got the message, or that their job
+    /// was cancelled or expired before: their letters are not true.
+    #[serde(default)]
+    pub contradicted: u64,
+    /// Recipients that were left out since their own job is not done with them.
+    #[serde(default)]
+    pub under_way: u64,
+    /// Recipients whose letters were purged.
+    pub purged: u64,
+    /// Recipients whose letters were to be purged and stay, since no worker has accepted their new job
+    /// yet.
+    #[serde(default)]
+    pub not_purged: u64,
+    /// Jobs that are not sent again, with the reason; the first 1,000. Their letters stay.
+    pub refused: Vec<RedriveRefused>,
+}
+
+impl Redriven {
+    /// Whether no letter was meant.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            recipients,
+            redriven_before,
+            uncertain_left_out,
+            contradicted,
+            under_way,
+            ..
+        } = self;
+        recipients + redriven_before + uncertain_left_out + contradicted + under_way == 0
+            && self.refused.is_empty()
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RedrivenJob {
+    /// The new job.
+    pub job: String,
+    pub app: String,
+    pub client_msg_no: String,
+    /// The job whose letters they were.
+    pub of: String,
+    /// Recipients that are sent to again.
+    pub recipients: u64,
+    /// Recipients that were in the new job before.
+    #[serde(default)]
+    pub redriven_before: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RedriveRefused {
+    pub of: String,
+    pub reason: String,
+}
+
+/// Makes new jobs of the letters that are meant, and publishes them.
+pub async fn redrive<B: Shelves, P: Publisher, A: Admission>(
+    broker: &B,
+    publisher: &P,
+    admission: &A,
+    secret: &str,
+    redrive: &Redrive,
+) -> Result<Redriven, DeadError> {
+    let maker = Maker {
+        admission,
+        books: Books {
+            store: admission.store(),
+            secret,
+        },
+        redrive,
+    };
+    let mut done = Redriven {
+        dry_run: redrive.dry_run,
+        ..Redriven::default()
+    };
+    let (mut from, mut deadline) = (None, None);
+    loop {
+        let first = from.is_none();
+        let found = find(broker, redrive, from).await?;
+        if first {
+            done.uncertain_left_out = found.uncertain;
+        }
+        let mut batch = Batch::new(publisher);
+        let (mut going, mut published) = (BTreeSet::new(), Vec::new());
+        let jobs = found.jobs.into_iter();
+        let jobs = jobs.map(|(of, (letter, members))| maker.make(of, letter, members));
+        let mut jobs = futures_util::stream::iter(jobs).buffered(JOBS_ASKED);
+        while let Some(job) = jobs.next().await {
+            let mut job = job?;
+            note(&mut done, &job);
+            if redrive.dry_run {
+                continue;
+            }
+            going.extend(job.keys(job.contradicted.iter().chain(&job.before)));
+            if let Some(new) = job.new.take() {
+                batch.push(new.outgoing(redrive.priority)).await?;
+                published.push(Published {
+                    job: new.id,
+                    submissions: new.messages.into_iter().map(|(name, _)| name).collect(),
+                    keys: job.keys(job.again.iter()).collect(),
+                });
+            }
+        }
+        batch.flush().await?;
+        if redrive.purge {
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + redrive.accept_within);
+            let (accepted, waiting) = maker.accepted(published, deadline).await?;
+            going.extend(accepted);
+            done.not_purged += waiting;
+            done.purged += purge_keys(broker, &going).await?;
+        }
+        let Some(next) = found.next else {
+            return Ok(done);
+        };
+        from = Some(next);
+    }
+}
+
+async fn purge_keys<B: Shelves>(broker: &B, going: &BTreeSet<Key>) -> Result<u64, BrokerError> {
+    if going.is_empty() {
+        return Ok(0);
+    }
+    let goes = |letter: &DeadLetter, dead: &DeadRecipient| {
+        going.contains(&(letter.job.clone(), dead.recipient.clone()))
+    };
+    remove(broker, goes).await
+}
+
+/// Makes new jobs of old ones.
+struct Maker<'a, A: Admission> {
+    admission: &'a A,
+    books: Books<'a, A::Store>,
+    redrive: &'a Redrive,
+}
+
+/// A new job on its way to the intake, and whose letters it was made of.
+struct Published {
+    job: JobId,
+    submissions: Vec<String>,
+    keys: Vec<Key>,
+}
+
+/// What became of the letters of one old job.
+#[derive(Default)]
+struct Made {
+    of: String,
+    app: String,
+    client_msg_no: String,
+    /// The new job.
+    job: Option<JobId>,
+    /// Recipients that are sent to again.
+    again: Vec<String>,
+    /// Recipients that the new job has already.
+    before: Vec<String>,
+    /// Recipients that are not dead.
+    contradicted: Vec<String>,
+    under_way: u64,
+    uncertain: u64,
+    refused: Option<String>,
+    /// What is to be published.
+    new: Option<Considered>,
+}
+
+impl Made {
+    fn keys<'m>(
+        &'m self,
+        recipients: impl Iterator<Item = &'m String>,
+    ) -> impl Iterator<Item = Key> {
+        recipients.map(|recipient| (self.of.clone(), recipient.clone()))
+    }
+}
+
+impl<A: Admission> Maker<'_, A> {
+    async fn make(
+        &self,
+        of: String,
+        letter: DeadLetter,
+        members: Vec<(MemberDocument, Outcome)>,
+    ) -> Result<Made, DeadError> {
+        let mut made = Made {
+            of,
+            app: letter.app.clone(),
+            ..Made::default()
+        };
+        let members = self.sort_out(&mut made, members).await?;
+        if members.is_empty() {
+            return Ok(made);
+        }
+        match self.admit(&mut made, &letter, members).await {
+            Ok(()) => {}
+            Err(Refused::Undecided(what)) => return Err(DeadError::Undecided(what)),
+            Err(refused) => {
+                made.again.clear();
+                made.refused = Some(refused.to_string());
+            }
+        }
+        Ok(made)
+    }
+
+    /// Leaves out who is not dead, and who may have got it.
+    async fn sort_out(
+        &self,
+        made: &mut Made,
+        members: Vec<(MemberDocument, Outcome)>,
+    ) -> Result<Vec<MemberDocument>, LedgerError> {
+        let letters: Vec<_> = members
+            .iter()
+            .map(|(it, outcome)| (it.id(), *outcome))
+            .collect();
+        let standings = self.books.standings(&made.of, &letters).await?;
+        let mut left = Vec::with_capacity(members.len());
+        for ((member, _), standing) in members.into_iter().zip(standings) {
+            match standing {
+                Standing::Otherwise => made.contradicted.push(member.id().to_owned()),
+                Standing::UnderWay => made.under_way += 1,
+                Standing::Dead(Outcome::Uncertain) if !self.redrive.takes_uncertain() => {
+                    made.uncertain += 1;
+                }
+                Standing::Dead(_) => left.push(member),
+            }
+        }
+        Ok(left)
+    }
+
+    /// Admits the new job like any other. Who is in it already and has an outcome there is not sent to
+    /// again, whatever the list says, and is not on it.
+    async fn admit(
+        &self,
+        made: &mut Made,
+        letter: &DeadLetter,
+        mut members: Vec<MemberDocument>,
+    ) -> Result<(), Refused> {
+        let mut considered = self.consider(letter, &members).await?;
+        made.job = Some(considered.id);
+        made.client_msg_no = considered.asked.client_msg_no.clone();
+        if let Some(record) = &considered.record {
+            let ids = members.iter().map(MemberDocument::id);
+            let mut states = self.books.states(record, ids).await?.into_iter();
+            let all = members.len();
+            members.retain(|member| {
+                let settled = matches!(states.next(), Some(ClaimState::Settled(_)));
+                if settled {
+                    made.before.push(member.id().to_owned());
+                }
+                !settled
+            });
+            if members.is_empty() {
+                return Ok(());
+            }
+            if members.len() < all {
+                considered = self.consider(letter, &members).await?;
+            }
+        }
+        let names: Vec<_> = considered
+            .messages
+            .iter()
+            .map(|(it, _)| it.clone())
+            .collect();
+        let knows = self.books.store.knows(considered.id, &names);
+        let known =
+            considered.record.is_some() && self.admission.step(LedgerStep::Look, knows).await?;
+        let ids = members.into_iter().map(|member| member.id().to_owned());
+        if known {
+            made.before.extend(ids);
+            return Ok(());
+        }
+        made.again.extend(ids);
+        if !self.redrive.dry_run {
+            admission::charge(self.admission, std::slice::from_ref(&considered.asked)).await?;
+            made.new = Some(considered);
+        }
+        Ok(())
+    }
+
+    /// Writes a job as its producer would, and asks whether it may be accepted.
+    async fn consider(
+        &self,
+        letter: &DeadLetter,
+        members: &[MemberDocument],
+    ) -> Result<Considered, Refused> {
+        let unreadable = |error: serde_json::Error| {
+            let what = format!("cannot be read: {error}");
+            let problem = crate::domain::fields::Problem::new("message", what);
+            Refused::Problems(vec![problem])
+        };
+        let priority = self.redrive.priority;
+        let mut document = document(letter, priority).map_err(unreadable)?;
+        let mut bodies: Vec<Bytes> = Vec::new();
+        for users in lists(members.to_vec()) {
+            document.audience = audience(letter, users);
+            let body = serde_json::to_vec(&document).map_err(unreadable)?;
+            bodies.push(body.into());
+        }
+        admission::consider(self.admission, bodies, priority).await
+    }
+
+    /// Waits until the intake has accepted these jobs, up to a deadline: the letters of those that it has,
+    /// and how many are left of those that it has not.
+    async fn accepted(
+        &self,
+        mut waiting: Vec<Published>,
+        deadline: Instant,
+    ) -> Result<(Vec<Key>, u64), LedgerError> {
+        let mut accepted = Vec::new();
+        loop {
+            let mut still = Vec::new();
+            for new in waiting {
+                match self.books.store.knows(new.job, &new.submissions).await? {
+                    true => accepted.extend(new.keys),
+                    false => still.push(new),
+                }
+            }
+            waiting = still;
+            if waiting.is_empty() || Instant::now() >= deadline {
+                let left = waiting.iter().map(|new| new.keys.len() as u64).sum();
+                return Ok((accepted, left));
+            }
+            sleep(ACCEPT_LOOK).await;
+        }
+    }
+}
+
+impl Considered {
+    fn outgoing(&self, priority: Priority) -> Vec<Outgoing> {
+        let message = |(name, body): &(String, Bytes)| Outgoing {
+            route: Route::Job(priority),
+            body: body.clone(),
+            message_id: format!("{}/{name}", self.id),
+            traceparent: None,
+        };
+        self.messages.iter().map(message).collect()
+    }
+}
+
+/// Messages on their way out, a bounded number at a time.
+struct Batch<'a, P> {
+    publisher: &'a P,
+    messages: Vec<Outgoing>,
+    bytes: usize,
+}
+
+impl<'a, P: Publisher> Batch<'a, P> {
+    fn new(publisher: &'a P) -> Self {
+        Self {
+            publisher,
+            messages: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    async fn push(&mut self, messages: Vec<Outgoing>) -> Result<(), PublishError> {
+        for message in messages {
+            self.bytes += message.body.len();
+            self.messages.push(message);
+            if self.messages.len() >= BATCH_MESSAGES || self.bytes >= BATCH_BYTES {
+                self.flush().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that was pushed is durable on return.
+    async fn flush(&mut self) -> Result<(), PublishError> {
+        self.bytes = 0;
+        match std::mem::take(&mut self.messages) {
+            messages if messages.is_empty() => Ok(()),
+            messages => self.publisher.publish(messages).await,
+        }
+    }
+}
+
+/// A job that spans two windows is told of once.
+fn note(done: &mut Redriven, made: &Made) {
+    let (again, before) = (made.again.len() as u64, made.before.len() as u64);
+    done.recipients += again;
+    done.redriven_before += before;
+    done.contradicted += made.contradicted.len() as u64;
+    done.under_way += made.under_way;
+    done.uncertain_left_out += made.uncertain;
+    if let Some(reason) = &made.refused
+        && done.refused.len() < JOBS_TOLD
+    {
+        done.refused.push(RedriveRefused {
+            of: made.of.clone(),
+            reason: reason.clone(),
+        });
+    }
+    let Some(job) = made.job.filter(|_| again + before > 0) else {
+        return;
+    };
+    if let Some(last) = done.jobs.last_mut().filter(|last| last.of == made.of) {
+        last.recipients += again;
+        last.redriven_before += before;
+        return;
+    }
+    done.jobs_total += 1;
+    if done.jobs.len() < JOBS_TOLD {
+        done.jobs.push(RedrivenJob {
+            job: job.to_string(),
+            app: made.app.clone(),
+            client_msg_no: made.client_msg_no.clone(),
+            of: made.of.clone(),
+            recipients: again,
+            redriven_before: before,
+        });
+    }
+}
+
+/// What one walk found to redrive.
+struct Found {
+    /// By old job: a letter of it, for what is to be said, and the recipients in order, with what the
+    /// letters say of them.
+    jobs: BTreeMap<String, (DeadLetter, Vec<(MemberDocument, Outcome)>)>,
+    next: Option<Key>,
+    uncertain: u64,
+}
+
+async fn find<B: Shelves>(
+    broker: &B,
+    redrive: &Redrive,
+    from: Option<Key>,
+) -> Result<Found, BrokerError> {
+    let mut window = Window::new(from, REDRIVE_AT_ONCE);
+    let mut letters: BTreeMap<String, DeadLetter> = BTreeMap::new();
+    let (mut bytes, mut uncertain) = (0, 0);
+    each(broker, &redrive.wanted, |letter, dead, taken| {
+        let key = (letter.job.clone(), dead.recipient.clone());
+        let at = last_attempt_ms(letter);
+        let held = dead.outcome == Outcome::Uncertain && !redrive.takes_uncertain();
+        uncertain += u64::from(taken && held);
+        if !taken || held {
+            window.overrule(&key, at);
+            return;
+        }
+        if !window.takes(&key) {
+            return;
+        }
+        if !letters.contains_key(&letter.job) {
+            bytes += size(letter);
+            let recipients = Vec::new();
+            let letter = DeadLetter {
+                recipients,
+                ..letter.clone()
+            };
+            letters.insert(letter.job.clone(), letter);
+        }
+        window.put(key, at, (dead.vars.clone(), dead.outcome));
+        // What the messages of many jobs would take is left to the next walk.
+        while bytes > MESSAGES_BYTES_MAX && letters.len() > 1 {
+            if let Some((job, letter)) = letters.pop_last() {
+                bytes -= size(&letter);
+                window.end_at((job, String::new()));
+            }
+        }
+    })
+    .await?;
+    let (rows, next) = window.finish();
+    let mut jobs: BTreeMap<String, (DeadLetter, Vec<(MemberDocument, Outcome)>)> = BTreeMap::new();
+    for ((job, recipient), (vars, outcome)) in rows {
+        let member = (MemberDocument::new(recipient, vars), outcome);
+        if let Some((_, members)) = jobs.get_mut(&job) {
+            members.push(member);
+        } else if let Some(letter) = letters.remove(&job) {
+            jobs.insert(job, (letter, vec![member]));
+        }
+    }
+    Ok(Found {
+        jobs,
+        next,
+        uncertain,
+    })
+}
+
+/// Groups stay groups.
+fn audience(letter: &DeadLetter, members: Vec<MemberDocument>) -> AudienceDocument {
+    match letter.group_type {
+        Some(kind) => AudienceDocument {
+            groups: Some(members.iter().map(|it| it.id().to_owned()).collect()),
+            group_type: Some(kind),
+            ..AudienceDocument::default()
+        },
+        None => AudienceDocument {
+            users: Some(members),
+            ..AudienceDocument::default()
+        },
+    }
+}
+
+fn size(letter: &DeadLetter) -> usize {
+    letter.message.get().len() + letter.options.get().len()
+}
+
+#[cfg(test)]
+mod tests;
