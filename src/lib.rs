@@ -61,7 +61,9 @@
 //! ([`domain::directive`]).
 //!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
-//! list, and the job's record is rebuilt from them.
+//! list, and the job's record is rebuilt from them. A ledger that comes back with older data is noticed by
+//! the heartbeats it has lost, and the jobs that ran are marked; what it does not know any more, when
+//! nothing is left to deliver, ends as uncertain.
 //!
 //! *Long lists* travel as parts. Where a part names its list (`together`), its slices wait on the ladder
 //! until the ledger knows all parts, so that whoever dies between two of them leaves nobody
