@@ -29,7 +29,8 @@ use crate::service::admission::{Admission, Rules};
 use crate::steer::{Facts, TargetFacts};
 use crate::store::{self, Store};
 use crate::worker::{
-    self, AppRuntime, Breaker, Callbacks, Context, Flight, Keyring, Settings, TargetRuntime, Worker,
+    self, AppRuntime, Breaker, Callbacks, CallsUnderWay, Context, Keyring, Settings, TargetRuntime,
+    Worker,
 };
 
 /// RabbitMQ as configured; connects to nothing yet.
@@ -249,7 +250,7 @@ fn target_runtime(
         on_uncertain: on_uncertain(config, &*target),
         config_park: config.config_park,
         breaker: Breaker::new(config.breaker_failures),
-        flight: Flight::default(),
+        under_way: CallsUnderWay::default(),
         metrics: metrics.target(name),
         keyring: Keyring::default(),
         directory_keyring: Keyring::default(),

@@ -104,6 +104,7 @@ pub mod embedded;
 pub mod exit;
 pub mod gateway;
 pub mod im;
+mod json;
 pub mod metrics;
 pub mod ports;
 pub mod schema;

@@ -222,6 +222,7 @@ pub struct Metrics {
     jobs: IntCounterVec,
     jobs_completed: IntCounter,
     jobs_inconsistent: IntCounter,
+    entries_missing: IntCounter,
     slices: IntCounterVec,
     slices_in_work: IntGauge,
     recipients: IntCounterVec,
@@ -343,6 +344,10 @@ impl Metrics {
             jobs_inconsistent: counter(
                 "fanwise_jobs_inconsistent_total",
                 "Finished jobs whose counters and ledger differ; `fanwise job verify` tells how",
+            ),
+            entries_missing: counter(
+                "fanwise_entries_missing_total",
+                "Entries of slices at their end of which nobody saw what became: they stay pending",
             ),
             slices: counters(
                 "fanwise_slices_total",
@@ -590,6 +595,10 @@ impl Metrics {
 
     pub fn job_inconsistent(&self) {
         self.jobs_inconsistent.inc();
+    }
+
+    pub fn entries_missing(&self, count: u32) {
+        self.entries_missing.inc_by(count.into());
     }
 
     pub fn slice(&self, result: SliceResult) {

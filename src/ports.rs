@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::announce::DeadRecipient;
+pub use crate::domain::delivery::ClaimState;
 pub use crate::domain::directive::Scope;
 use crate::domain::directive::{Directive, Kind, Subject};
 use crate::domain::fields::Problem;
@@ -353,7 +354,7 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     fn settle(
         &self,
         settle: Settle<'_>,
-    ) -> impl Future<Output = Result<Standing, LedgerError>> + Send;
+    ) -> impl Future<Output = Result<Recorded, LedgerError>> + Send;
 
     /// Marks a job completed; `Ok(true)` for whoever did it first. Refused while recipients are
     /// pending or parts are missing.
@@ -542,30 +543,33 @@ pub enum Claimed {
     Each(Vec<ClaimState>),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClaimState {
-    /// Ours now.
-    Granted,
-    /// Ours now, taken over from an owner whose lease ended without an outcome: perhaps it was sent
-    /// to (promise 4).
-    TakenOver,
-    /// Somebody else's for so long.
-    Held { left: Duration },
-    /// Has its outcome.
-    Settled(Outcome),
-}
-
 #[derive(Clone, Copy, Debug)]
 pub struct Settle<'a> {
     pub slice: SliceRef<'a>,
     pub owner: Owner,
     /// Outcomes to record. An unclaimed recipient may be settled too.
     pub outcomes: &'a [(Fingerprint, Outcome)],
-    /// Claims of ours to give up without an outcome.
+    /// Claims of ours to give up without an outcome, of recipients that were certainly not sent to.
     pub release: &'a [Fingerprint],
-    /// Every recipient of the slice has an outcome now: what the slice has not counted itself were
-    /// duplicates.
-    pub last: bool,
+    /// Claims of ours to give up of recipients that may have been sent to: whoever claims them next
+    /// hears of it.
+    pub doubted: &'a [Fingerprint],
+    /// Every recipient of the slice has an outcome now, as far as its deliveries know, and they saw
+    /// so many repeats. Entries that the slice has not counted itself are counted as duplicates if
+    /// there are no more of them than that; otherwise none is, and all stay pending. Of a job that was
+    /// rebuilt they always are.
+    pub last: Option<u32>,
+}
+
+/// What a settle found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    pub standing: Standing,
+    /// Of the outcomes given, those of recipients that had one.
+    pub stood: u32,
+    /// After the last step of a slice: its entries that have no outcome and were not seen to be
+    /// repeats.
+    pub missing: u32,
 }
 
 /// Where a job stands after a step.

@@ -9,6 +9,8 @@ pub mod accounts;
 pub mod announce;
 /// Who is to get a message, and how a list of them is read.
 pub mod audience;
+/// One delivery of a slice: where each of its recipients stands.
+pub mod delivery;
 /// Directives: pause, cancel and re-rate, and what they mean for a slice.
 pub mod directive;
 /// Deficit round robin over lanes: promise 8.

@@ -198,6 +198,12 @@ impl Answer {
         self
     }
 
+    /// This answer about a call in doubt, with what came after it and did not resolve it.
+    pub fn then(&self, later: &str) -> Self {
+        let text = format!("{}; later: {later}", self.text);
+        Self::new(Class::Uncertain, self.code.clone(), text)
+    }
+
     /// The same answer; nobody need be asked what became of the call.
     pub fn unprovable(mut self) -> Self {
         self.unprovable = true;

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use super::ids::{Fingerprint, Fingerprinter, JobId, SliceId};
 use super::lane::{Lane, Priority};
 use super::message::{Content, MessageDocument, Options};
-use super::outcome::OnUncertain;
+use super::outcome::{Answer, Class, OnUncertain};
 use super::placeholders::as_it_stands;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
@@ -133,6 +133,50 @@ pub struct Slice {
     /// the same recipients in the same order. Left out while nothing was tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<u32>,
+    /// What earlier deliveries did about the entries that are no recipients here; see
+    /// [`Slice::ended`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+    /// Recipients with a call in doubt; left out while there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doubts: Vec<Doubt>,
+}
+
+/// Entries of a slice that have their outcome, as far as its deliveries know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    pub entries: u32,
+    /// So many of them are repeats: of others in the list, or of recipients that had their outcome
+    /// when they were claimed.
+    pub repeats: u32,
+}
+
+/// Recipients that may have been sent to, and why nobody knows: a mark that stays with them until
+/// the target says what became of the call (promise 4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doubt {
+    /// By position in the slice.
+    pub recipients: Vec<u32>,
+    pub code: String,
+    pub text: String,
+}
+
+impl Doubt {
+    pub fn new(recipient: u32, answer: &Answer) -> Self {
+        Self {
+            recipients: vec![recipient],
+            code: answer.code.clone().into_owned(),
+            text: answer.text.clone().into_owned(),
+        }
+    }
+
+    pub fn says(&self, answer: &Answer) -> bool {
+        self.code == answer.code && self.text == answer.text
+    }
+
+    pub fn answer(&self) -> Answer {
+        Answer::new(Class::Uncertain, self.code.clone(), self.text.clone())
+    }
 }
 
 /// How far the target was asked for all of its users.
@@ -161,9 +205,6 @@ pub struct Together {
     pub number: u32,
     pub of: u32,
 }
-
-/// Recipients of one call, by position in their slice, with the attempts spent on each.
-pub type CallGroup = Vec<(usize, u32)>;
 
 impl Slice {
     pub fn attempts_of(&self, index: usize) -> u32 {
@@ -198,36 +239,15 @@ impl Slice {
         ranges
     }
 
-    /// The same slice with only these recipients left.
-    pub fn remainder(&self, left: &[CallGroup], first_attempt_at_ms: Option<u64>) -> Self {
-        let members = || left.iter().flatten();
-        let attempts: Vec<u32> = members().map(|(_, attempts)| *attempts).collect();
-        let calls: Vec<u32> = left.iter().map(|group| group.len() as u32).collect();
-        let tried = attempts.iter().any(|spent| *spent > 0);
-        let packed = calls.iter().any(|length| *length > 1);
-        Self {
-            v: SLICE_VERSION,
-            head: Arc::clone(&self.head),
-            id: self.id.clone(),
-            entries: self.entries,
-            shape: self.shape,
-            lane: self.lane.clone(),
-            first_attempt_at_ms,
-            enumeration: None,
-            together: self.together.clone(),
-            recipients: members()
-                .map(|(index, _)| self.recipients[*index].clone())
-                .collect(),
-            vars: if self.vars.is_empty() {
-                Vec::new()
-            } else {
-                members()
-                    .map(|(index, _)| self.vars_of(*index).map(ToOwned::to_owned))
-                    .collect()
-            },
-            attempts: if tried { attempts } else { Vec::new() },
-            calls: if tried && packed { calls } else { Vec::new() },
-        }
+    /// What is known about the entries that are no recipients here. Where the slice does not say it,
+    /// it was just cut, and they are repeats in the list; or an older worker left it, which is
+    /// believed.
+    pub fn ended(&self) -> Ended {
+        let gone = self.entries.saturating_sub(self.recipients.len() as u32);
+        self.ended.unwrap_or(Ended {
+            entries: gone,
+            repeats: gone,
+        })
     }
 }
 

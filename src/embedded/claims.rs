@@ -16,6 +16,10 @@ use super::disk::Trouble;
 use super::tables::{CLAIMS, Lazy, number};
 use crate::ports::ClaimState;
 
+/// The opening and the owner of recipients that were released in doubt: no opening and no owner has
+/// this number, so that to a version that does not know it they are claims of an earlier opening.
+const DOUBT: u64 = 0;
+
 /// A recipient: the life of its job and its fingerprint.
 type Recipient = (u64, u64);
 
@@ -141,6 +145,7 @@ impl Claims {
         let left = held.ends.map(|ends| ends.saturating_duration_since(now));
         match left.filter(|left| !left.is_zero()) {
             Some(left) => ClaimState::Held { left },
+            None if self.is_doubt(*held) => ClaimState::InDoubt,
             None => ClaimState::TakenOver,
         }
     }
@@ -150,6 +155,11 @@ impl Claims {
         self.held
             .iter()
             .any(|((of, _), held)| *of == life && held.ends.is_some_and(|ends| ends > now))
+    }
+
+    fn is_doubt(&self, held: Held) -> bool {
+        let row = self.rows.get(&held.row);
+        row.is_some_and(|row| row.opening == DOUBT)
     }
 
     /// Gives recipients that were granted or taken over to the asker.
@@ -185,12 +195,6 @@ impl Claims {
         if fingerprints.is_empty() {
             return Ok(());
         }
-        let row = self.next_row;
-        self.next_row += 1;
-        for fingerprint in &fingerprints {
-            let held = Held { row, ends };
-            self.held.insert((asker.life, *fingerprint), held);
-        }
         let claim = ClaimRow {
             life: asker.life,
             opening: self.opening,
@@ -198,9 +202,7 @@ impl Claims {
             lease,
             fingerprints,
         };
-        table.open()?.insert(row, claim.write().as_slice())?;
-        self.rows.insert(row, claim);
-        Ok(())
+        self.keep(table, claim, ends)
     }
 
     /// Moves the deadlines of the asker's claims; whether all of them were its own.
@@ -227,15 +229,58 @@ impl Claims {
         asker: Asker,
         recipients: &[u64],
     ) -> Result<(), Trouble> {
-        let own: Vec<_> = recipients
-            .iter()
-            .copied()
-            .filter(|fingerprint| {
-                let held = self.held.get(&(asker.life, *fingerprint));
-                held.is_some_and(|held| self.is_own(*held, asker))
-            })
-            .collect();
+        let own = self.own(asker, recipients);
         self.drop(table, asker.life, &own)
+    }
+
+    /// Ends the asker's own claims on these recipients and keeps that they may have been sent to.
+    pub(super) fn doubt(
+        &mut self,
+        table: &mut Lazy<'_, u64, &'static [u8]>,
+        asker: Asker,
+        recipients: &[u64],
+    ) -> Result<(), Trouble> {
+        let own = self.own(asker, recipients);
+        self.drop(table, asker.life, &own)?;
+        if own.is_empty() {
+            return Ok(());
+        }
+        self.keep(
+            table,
+            ClaimRow {
+                life: asker.life,
+                opening: DOUBT,
+                owner: DOUBT,
+                lease: Duration::ZERO,
+                fingerprints: own,
+            },
+            None,
+        )
+    }
+
+    fn own(&self, asker: Asker, recipients: &[u64]) -> Vec<u64> {
+        let is_own = |fingerprint: &u64| {
+            let held = self.held.get(&(asker.life, *fingerprint));
+            held.is_some_and(|held| self.is_own(*held, asker))
+        };
+        recipients.iter().copied().filter(is_own).collect()
+    }
+
+    fn keep(
+        &mut self,
+        table: &mut Lazy<'_, u64, &'static [u8]>,
+        claim: ClaimRow,
+        ends: Option<Instant>,
+    ) -> Result<(), Trouble> {
+        let row = self.next_row;
+        self.next_row += 1;
+        for fingerprint in &claim.fingerprints {
+            let held = Held { row, ends };
+            self.held.insert((claim.life, *fingerprint), held);
+        }
+        table.open()?.insert(row, claim.write().as_slice())?;
+        self.rows.insert(row, claim);
+        Ok(())
     }
 
     /// Ends the claims on these recipients, whoever holds them.

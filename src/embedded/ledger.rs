@@ -20,9 +20,11 @@ use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::Mark;
 use crate::domain::slice::{Shape, Together};
+use crate::json;
 use crate::ports::{
     Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobQuery, JobRecord,
-    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Settle, SliceRef, Standing, Submission,
+    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, Standing,
+    Submission,
 };
 
 /// States of a submission.
@@ -33,8 +35,9 @@ const EXPANDED: u8 = 2;
 const GATHERING: u8 = 3;
 const GIVEN_UP: u8 = 4;
 
-/// Code of a claim to release, beside those of `Outcome::ledger_code`.
+/// Codes of a claim to release, beside those of `Outcome::ledger_code`: for certain, and in doubt.
 const RELEASE: u8 = b'r';
+const DOUBT: u8 = b'd';
 
 impl Ledger for EmbeddedStore {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
@@ -151,7 +154,7 @@ impl Ledger for EmbeddedStore {
         step.await.map_err(ledger_error)
     }
 
-    async fn settle(&self, settle: Settle<'_>) -> Result<Standing, LedgerError> {
+    async fn settle(&self, settle: Settle<'_>) -> Result<Recorded, LedgerError> {
         let step = SettleStep {
             slice: Slice::of(settle.slice),
             owner: settle.owner.0,
@@ -159,8 +162,8 @@ impl Ledger for EmbeddedStore {
             last: settle.last,
         };
         let bytes = step.entries.len() * 9;
-        let standing = self.0.0.write(bytes, move |work| step.run(work));
-        standing.await.map_err(ledger_error)
+        let recorded = self.0.0.write(bytes, move |work| step.run(work));
+        recorded.await.map_err(ledger_error)
     }
 
     async fn complete(&self, job: JobId) -> Result<bool, LedgerError> {
@@ -188,13 +191,7 @@ impl Ledger for EmbeddedStore {
         let job = job.to_string();
         let rows: Vec<(u64, Vec<u8>)> = reasons
             .iter()
-            .map(|(fingerprint, reason)| {
-                // Strings and numbers can always be written as JSON.
-                (
-                    fingerprint.0,
-                    serde_json::to_vec(reason).unwrap_or_default(),
-                )
-            })
+            .map(|(fingerprint, reason)| (fingerprint.0, json::bytes(reason)))
             .collect();
         let bytes = rows.iter().map(|(_, json)| 16 + json.len()).sum();
         let step = self.0.0.write(bytes, move |work| {
@@ -738,7 +735,7 @@ impl ClaimStep {
                         .claims
                         .state(Some(asker), row.life, *fingerprint, work.now),
                 };
-                if matches!(state, ClaimState::Granted | ClaimState::TakenOver) {
+                if !matches!(state, ClaimState::Settled(_) | ClaimState::Held { .. }) {
                     granted.push(*fingerprint);
                 }
                 states.push(state);
@@ -760,11 +757,12 @@ struct SettleStep {
     owner: u64,
     /// Sorted, each recipient once.
     entries: Vec<(u64, u8)>,
-    last: bool,
+    /// If the slice ends: repeats that its deliveries saw.
+    last: Option<u32>,
 }
 
 impl SettleStep {
-    fn run(&self, work: &mut Work<'_>) -> Result<Standing, Trouble> {
+    fn run(&self, work: &mut Work<'_>) -> Result<Recorded, Trouble> {
         let Located {
             mut row,
             counted,
@@ -775,7 +773,8 @@ impl SettleStep {
             owner: self.owner,
         };
         let mut tally: BTreeMap<u8, u64> = BTreeMap::new();
-        let (mut settled, mut released) = (Vec::new(), Vec::new());
+        let (mut settled, mut stood) = (Vec::new(), 0);
+        let (mut released, mut doubted) = (Vec::new(), Vec::new());
         let buckets = work.tables.buckets.open()?;
         for group in groups(&self.entries, |it| it.0, shape(&row)) {
             let key = (row.life, group.bucket);
@@ -788,11 +787,15 @@ impl SettleStep {
             for (fingerprint, code) in group.members {
                 if *code == RELEASE {
                     released.push(*fingerprint);
+                } else if *code == DOUBT {
+                    doubted.push(*fingerprint);
                 } else if bucket.get(*fingerprint).is_none() {
                     // One that comes late beats a claim, whoever holds it: what was sent was sent.
                     added.push((*fingerprint, *code));
                     settled.push(*fingerprint);
                     *tally.entry(*code).or_default() += 1;
+                } else {
+                    stood += 1;
                 }
             }
             if added.is_empty() {
@@ -805,16 +808,25 @@ impl SettleStep {
         let table = &mut work.tables.claims;
         work.claims.drop(table, row.life, &settled)?;
         work.claims.release(table, asker, &released)?;
+        work.claims.doubt(table, asker, &doubted)?;
 
-        // The entries of the slice that got no outcome of their own are repeats of others. Where
-        // the slice was called done too early, what was put down as a repeat was none.
+        // The entries of the slice that got no outcome of their own are repeats of others, if its
+        // deliveries saw so many: where somebody is missing beyond that, none of them is counted and
+        // all stay pending. A job that was rebuilt lost what was counted before, so nobody can tell
+        // the two apart there. Where the slice was called done too early, what was put down as a
+        // repeat was none.
         let entries = self.slice.entries;
         let after = counted.saturating_add(settled.len() as u32);
-        let repeats = i64::from(entries) - i64::from(after);
-        let repeats = if self.last || after > entries {
-            repeats
-        } else {
-            0
+        let open = i64::from(entries) - i64::from(after);
+        let seen = match self.last {
+            Some(_) if row.rebuilt => i64::MAX,
+            Some(repeats) => i64::from(repeats),
+            None => 0,
+        };
+        let repeats = if open <= seen { open } else { 0 };
+        let missing = match self.last {
+            Some(_) => (open - repeats - seen).max(0) as u32,
+            None => 0,
         };
         if !settled.is_empty() || repeats != 0 {
             for (code, count) in tally {
@@ -845,7 +857,11 @@ impl SettleStep {
         if changed {
             keep_row(work, &self.slice.job, &row)?;
         }
-        standing(&row)
+        Ok(Recorded {
+            standing: standing(&row)?,
+            stood,
+            missing,
+        })
     }
 }
 
@@ -878,16 +894,17 @@ fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
     order
 }
 
-/// What to write for each recipient, sorted, each once: the first outcome given counts, and an
-/// outcome counts more than a release. Duplicates are nothing to write: they are what is left of the
+/// What to write for each recipient, sorted, each once: the first outcome given counts, an outcome
+/// counts more than a release, and one in doubt more than one without. Duplicates are nothing to write: they are what is left of the
 /// entries when the slice ends.
 fn settlements(settle: &Settle<'_>) -> Vec<(u64, u8)> {
     let outcomes = settle
         .outcomes
         .iter()
         .filter_map(|(fingerprint, outcome)| Some((fingerprint.0, outcome.ledger_code()?)));
+    let doubts = settle.doubted.iter().map(|it| (it.0, DOUBT));
     let releases = settle.release.iter().map(|it| (it.0, RELEASE));
-    let mut entries: Vec<_> = outcomes.chain(releases).collect();
+    let mut entries: Vec<_> = outcomes.chain(doubts).chain(releases).collect();
     entries.sort_by_key(|(fingerprint, _)| *fingerprint);
     entries.dedup_by_key(|(fingerprint, _)| *fingerprint);
     entries

@@ -37,6 +37,7 @@ use super::claims::Claims;
 use super::disk::Trouble;
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::pace::Pace;
+use crate::json;
 use crate::ports::Source;
 
 /// Version of the layout. A higher one is left alone.
@@ -387,8 +388,7 @@ const MESSAGE_HEAD: usize = 13;
 
 impl<'a> Message<'a> {
     pub(super) fn write(published_ms: u64, with: &With, body: &[u8]) -> Vec<u8> {
-        // Strings and numbers can always be written as JSON.
-        let with = serde_json::to_vec(with).unwrap_or_default();
+        let with = json::bytes(with);
         let mut bytes = Vec::with_capacity(MESSAGE_HEAD + with.len() + body.len());
         bytes.push(MESSAGE_VERSION);
         bytes.extend_from_slice(&published_ms.to_be_bytes());
@@ -492,7 +492,7 @@ impl JobRow {
 
     pub(super) fn write(&self) -> Vec<u8> {
         // Strings and numbers can always be written as JSON.
-        serde_json::to_vec(self).unwrap_or_default()
+        json::bytes(self)
     }
 }
 

@@ -583,7 +583,8 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
             owner: Owner(1),
             outcomes: &outcomes,
             release: &[],
-            last: false,
+            doubted: &[],
+            last: None,
         };
         store.settle(settle).await.unwrap();
     }
@@ -594,7 +595,8 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
         owner: Owner(1),
         outcomes: &rest,
         release: &[],
-        last: true,
+        doubted: &[],
+        last: Some(0),
     };
     let rows = async || {
         let count = |transaction: &ReadTransaction| {

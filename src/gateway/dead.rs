@@ -24,10 +24,12 @@ use super::spool::{self, Records, full};
 use super::wire::{DeadList, KeptLine, PurgeRequest, RedriveRequest};
 use crate::domain::announce::DeadLetter;
 use crate::domain::fields::{Fields, Problem};
-use crate::domain::letters::{DeadFilter, DeadRow, FILTER_FIELDS, Key, Wanted, read_letter};
+use crate::domain::letters::{
+    DeadFilter, DeadRow, FILTER_FIELDS, Key, Wanted, last_attempt_ms, read_letter,
+};
 use crate::ports::{Broker, KeptMessage, LedgerError, Shelf, Shelves, Transport};
 use crate::service::dead_letters::{
-    self, ACCEPT_PATIENCE, Books, DeadError, Purged, Redrive, Redriven,
+    self, ACCEPT_PATIENCE, Books, DeadError, Named, Purged, Redrive, Redriven,
 };
 use crate::worker::{Store, now_ms};
 
@@ -219,10 +221,13 @@ async fn letter_lines<S: Store>(
         .iter()
         .filter(|it| wanted.takes_recipient(it))
         .collect();
-    let asked: Vec<_> = meant
-        .iter()
-        .map(|it| (it.recipient.as_str(), it.outcome))
-        .collect();
+    let at_ms = last_attempt_ms(letter);
+    let asked = meant.iter().map(|dead| Named {
+        recipient: &dead.recipient,
+        outcome: dead.outcome,
+        at_ms,
+    });
+    let asked: Vec<_> = asked.collect();
     let outcomes = books.outcomes(&letter.job, &asked).await?;
     for (dead, outcome) in meant.into_iter().zip(outcomes) {
         let Some(outcome) = outcome else { continue };

@@ -549,7 +549,10 @@ fn fate((state, reason): (ClaimState, Option<Reason>)) -> Fate {
                 text,
             }
         }
-        ClaimState::Granted | ClaimState::TakenOver | ClaimState::Held { .. } => Fate::Pending,
+        ClaimState::Granted
+        | ClaimState::InDoubt
+        | ClaimState::TakenOver
+        | ClaimState::Held { .. } => Fate::Pending,
     }
 }
 

@@ -271,6 +271,10 @@ fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
              the list",
         ),
         ClaimState::Held { .. } => (RecipientState::Claimed, "a worker is at it"),
+        ClaimState::InDoubt => (
+            RecipientState::InDoubt,
+            "a call for it was not answered: perhaps sent; it waits for its next attempt",
+        ),
         ClaimState::TakenOver => (
             RecipientState::InDoubt,
             "a worker that was at it ended without an answer: perhaps sent; the next delivery decides",

@@ -29,7 +29,7 @@ use crate::domain::ids::{Fingerprint, Fingerprinter, JobId};
 use crate::domain::job::{AudienceDocument, MemberDocument};
 use crate::domain::lane::Priority;
 use crate::domain::letters::{
-    DeadRow, Key, Left, Wanted, Window, last_attempt_ms, read_letter, without,
+    DeadRow, Key, Left, Wanted, Window, last_attempt_ms, milliseconds, read_letter, without,
 };
 use crate::domain::outcome::Outcome;
 use crate::domain::redrive::{document, lists};
@@ -87,6 +87,29 @@ pub struct Books<'a, S> {
     pub secret: &'a str,
 }
 
+/// A recipient as its letter has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Named<'a> {
+    pub recipient: &'a str,
+    pub outcome: Outcome,
+    /// When the last attempt was made.
+    pub at_ms: u64,
+}
+
+impl<'a> Named<'a> {
+    fn of_row(row: &'a DeadRow) -> Self {
+        Self {
+            recipient: &row.recipient,
+            outcome: row.outcome,
+            at_ms: milliseconds(&row.last_attempt_at),
+        }
+    }
+}
+
+/// A letter that is older than its job by so much is of an earlier job under the same key, which the
+/// ledger has forgotten. Clocks may differ by less.
+const EARLIER_MS: u64 = 60 * 60 * 1000;
+
 /// What became of a recipient of a letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
@@ -100,7 +123,11 @@ enum Standing {
 
 impl Standing {
     /// A letter that speaks of a doubt keeps it, unless the ledger knows that the message arrived.
-    fn of(letter: Outcome, ledger: ClaimState, record: &JobRecord) -> Self {
+    fn of(named: &Named<'_>, ledger: ClaimState, record: &JobRecord) -> Self {
+        let letter = named.outcome;
+        if named.at_ms + EARLIER_MS < record.accepted_at_ms {
+            return Self::Dead(letter);
+        }
         let doubted = letter == Outcome::Uncertain;
         match ledger {
             ClaimState::Settled(Outcome::Sent) => Self::Otherwise,
@@ -108,7 +135,10 @@ impl Standing {
             ClaimState::Settled(Outcome::Failed) => Self::Dead(letter),
             ClaimState::Settled(_) if doubted => Self::Dead(letter),
             ClaimState::Settled(_) => Self::Otherwise,
-            ClaimState::Granted | ClaimState::TakenOver | ClaimState::Held { .. } => {
+            ClaimState::Granted
+            | ClaimState::InDoubt
+            | ClaimState::TakenOver
+            | ClaimState::Held { .. } => {
                 // A record that was rebuilt does not know whom it has forgotten.
                 match record.state == JobState::Completed || record.rebuilt {
                     true => Self::Dead(letter),
@@ -124,20 +154,20 @@ impl<S: Ledger> Books<'_, S> {
     async fn standings(
         &self,
         job: &str,
-        letters: &[(&str, Outcome)],
+        letters: &[Named<'_>],
     ) -> Result<Vec<Standing>, LedgerError> {
         let record = match job.parse() {
             Ok(job) => self.store.job(job).await?,
             Err(_) => None,
         };
         let Some(record) = record else {
-            let as_it_says = letters.iter().map(|(_, outcome)| Standing::Dead(*outcome));
+            let as_it_says = letters.iter().map(|it| Standing::Dead(it.outcome));
             return Ok(as_it_says.collect());
         };
-        let recipients = letters.iter().map(|(recipient, _)| *recipient);
+        let recipients = letters.iter().map(|it| it.recipient);
         let states = self.states(&record, recipients).await?;
         let pairs = letters.iter().zip(states);
-        let standings = pairs.map(|((_, outcome), state)| Standing::of(*outcome, state, &record));
+        let standings = pairs.map(|(named, state)| Standing::of(named, state, &record));
         Ok(standings.collect())
     }
 
@@ -162,12 +192,12 @@ impl<S: Ledger> Books<'_, S> {
     pub async fn outcomes(
         &self,
         job: &str,
-        letters: &[(&str, Outcome)],
+        letters: &[Named<'_>],
     ) -> Result<Vec<Option<Outcome>>, LedgerError> {
         let standings = self.standings(job, letters).await?;
-        let told = |(standing, (_, outcome)): (Standing, &(&str, Outcome))| match standing {
+        let told = |(standing, named): (Standing, &Named<'_>)| match standing {
             Standing::Dead(outcome) => Some(outcome),
-            Standing::UnderWay => Some(*outcome),
+            Standing::UnderWay => Some(named.outcome),
             Standing::Otherwise => None,
         };
         Ok(standings.into_iter().zip(letters).map(told).collect())
@@ -177,10 +207,7 @@ impl<S: Ledger> Books<'_, S> {
         &self,
         rows: &[DeadRow],
     ) -> Result<Vec<Option<Outcome>>, LedgerError> {
-        let letters: Vec<_> = rows
-            .iter()
-            .map(|row| (row.recipient.as_str(), row.outcome))
-            .collect();
+        let letters: Vec<_> = rows.iter().map(Named::of_row).collect();
         match rows.first() {
             Some(row) => self.outcomes(&row.job, &letters).await,
             None => Ok(Vec::new()),
@@ -579,7 +606,7 @@ impl<A: Admission> Maker<'_, A> {
         &self,
         of: String,
         letter: DeadLetter,
-        members: Vec<(MemberDocument, Outcome)>,
+        members: Vec<Found>,
     ) -> Result<Made, DeadError> {
         let mut made = Made {
             of,
@@ -605,15 +632,12 @@ impl<A: Admission> Maker<'_, A> {
     async fn sort_out(
         &self,
         made: &mut Made,
-        members: Vec<(MemberDocument, Outcome)>,
+        members: Vec<Found>,
     ) -> Result<Vec<MemberDocument>, LedgerError> {
-        let letters: Vec<_> = members
-            .iter()
-            .map(|(it, outcome)| (it.id(), *outcome))
-            .collect();
+        let letters: Vec<_> = members.iter().map(Found::named).collect();
         let standings = self.books.standings(&made.of, &letters).await?;
         let mut left = Vec::with_capacity(members.len());
-        for ((member, _), standing) in members.into_iter().zip(standings) {
+        for (Found { member, .. }, standing) in members.into_iter().zip(standings) {
             match standing {
                 Standing::Otherwise => made.contradicted.push(member.id().to_owned()),
                 Standing::UnderWay => made.under_way += 1,
@@ -626,8 +650,8 @@ impl<A: Admission> Maker<'_, A> {
         Ok(left)
     }
 
-    /// Admits the new job like any other. Who is in it already and has an outcome there is not sent to
-    /// again, whatever the list says, and is not on it.
+    /// Admits the new job like any other. Who is known to be in it already, with an outcome or a claim,
+    /// is not sent to again, whatever the list says, and is not on it.
     async fn admit(
         &self,
         made: &mut Made,
@@ -642,11 +666,11 @@ impl<A: Admission> Maker<'_, A> {
             let mut states = self.books.states(record, ids).await?.into_iter();
             let all = members.len();
             members.retain(|member| {
-                let settled = matches!(states.next(), Some(ClaimState::Settled(_)));
-                if settled {
+                let known = !matches!(states.next(), Some(ClaimState::Granted) | None);
+                if known {
                     made.before.push(member.id().to_owned());
                 }
-                !settled
+                !known
             });
             if members.is_empty() {
                 return Ok(());
@@ -810,11 +834,27 @@ fn note(done: &mut Redriven, made: &Made) {
     }
 }
 
-/// What one walk found to redrive.
+/// A recipient that was found, with what its letter says.
 struct Found {
-    /// By old job: a letter of it, for what is to be said, and the recipients in order, with what the
-    /// letters say of them.
-    jobs: BTreeMap<String, (DeadLetter, Vec<(MemberDocument, Outcome)>)>,
+    member: MemberDocument,
+    outcome: Outcome,
+    at_ms: u64,
+}
+
+impl Found {
+    fn named(&self) -> Named<'_> {
+        Named {
+            recipient: self.member.id(),
+            outcome: self.outcome,
+            at_ms: self.at_ms,
+        }
+    }
+}
+
+/// What one walk found to redrive.
+struct Walk {
+    /// By old job: a letter of it, for what is to be said, and the recipients in order.
+    jobs: BTreeMap<String, (DeadLetter, Vec<Found>)>,
     next: Option<Key>,
     uncertain: u64,
 }
@@ -823,7 +863,7 @@ async fn find<B: Shelves>(
     broker: &B,
     redrive: &Redrive,
     from: Option<Key>,
-) -> Result<Found, BrokerError> {
+) -> Result<Walk, BrokerError> {
     let mut window = Window::new(from, REDRIVE_AT_ONCE);
     let mut letters: BTreeMap<String, DeadLetter> = BTreeMap::new();
     let (mut bytes, mut uncertain) = (0, 0);
@@ -848,7 +888,7 @@ async fn find<B: Shelves>(
             };
             letters.insert(letter.job.clone(), letter);
         }
-        window.put(key, at, (dead.vars.clone(), dead.outcome));
+        window.put(key, at, (dead.vars.clone(), dead.outcome, at));
         // What the messages of many jobs would take is left to the next walk.
         while bytes > MESSAGES_BYTES_MAX && letters.len() > 1 {
             if let Some((job, letter)) = letters.pop_last() {
@@ -859,16 +899,20 @@ async fn find<B: Shelves>(
     })
     .await?;
     let (rows, next) = window.finish();
-    let mut jobs: BTreeMap<String, (DeadLetter, Vec<(MemberDocument, Outcome)>)> = BTreeMap::new();
-    for ((job, recipient), (vars, outcome)) in rows {
-        let member = (MemberDocument::new(recipient, vars), outcome);
+    let mut jobs: BTreeMap<String, (DeadLetter, Vec<Found>)> = BTreeMap::new();
+    for ((job, recipient), (vars, outcome, at_ms)) in rows {
+        let member = Found {
+            member: MemberDocument::new(recipient, vars),
+            outcome,
+            at_ms,
+        };
         if let Some((_, members)) = jobs.get_mut(&job) {
             members.push(member);
         } else if let Some(letter) = letters.remove(&job) {
             jobs.insert(job, (letter, vec![member]));
         }
     }
-    Ok(Found {
+    Ok(Walk {
         jobs,
         next,
         uncertain,

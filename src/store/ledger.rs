@@ -22,10 +22,11 @@ use crate::domain::ids::{Fingerprint, JobId, Owner};
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::{Shape, Together};
+use crate::json;
 use crate::ports::{
     Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobFilter, JobPage, JobPlace, JobQuery,
-    JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Settle, SliceRef, Standing,
-    Submission,
+    JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef,
+    Standing, Submission,
 };
 
 /// A script that takes more memory: a full server refuses it before it writes anything.
@@ -79,14 +80,15 @@ const AUDIT_RECIPIENTS: u64 = 16_384;
 /// Most buckets an audit reads at a time, however empty they are.
 const AUDIT_BUCKETS: u64 = 512;
 
-/// Code of a claim to release, beside those of `Outcome::ledger_code`.
+/// Codes of a claim to release, beside those of `Outcome::ledger_code`: for certain, and in doubt.
 const RELEASE: u8 = b'r';
+const DOUBT: u8 = b'd';
 
 impl Ledger for Store {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
         let warnings = match submission.warnings.as_slice() {
-            [] => String::new(),
-            warnings => serde_json::to_string(warnings).unwrap_or_default(),
+            [] => Vec::new(),
+            warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
         let mut call = self.job_call(&ACCEPT, submission.job, 15, 512);
@@ -251,14 +253,17 @@ impl Ledger for Store {
         Err(broken("the shape of a job changed between two calls"))
     }
 
-    async fn settle(&self, settle: Settle<'_>) -> Result<Standing, LedgerError> {
+    async fn settle(&self, settle: Settle<'_>) -> Result<Recorded, LedgerError> {
         let (recipients, codes) = settlements(&settle);
         let mut shape = settle.slice.shape;
         for _ in 0..SHAPES {
             let groups = Groups::of(shape, &recipients);
             let mut call = self.slice_call(&SETTLE, settle.slice, shape, &groups, 2);
-            call.push(&settle.owner.to_bytes())
-                .push(u8::from(settle.last));
+            call.push(&settle.owner.to_bytes());
+            match settle.last {
+                Some(repeats) => call.push(repeats),
+                None => call.push(""),
+            };
             for group in &groups.groups {
                 call.push(groups.packed(group))
                     .push(&codes[group.start..group.end]);
@@ -272,7 +277,11 @@ impl Ledger for Store {
                 let head = settle.slice.head;
                 self.list(head.id, head.accepted_at_ms).await?;
             }
-            return reply.standing(2);
+            return Ok(Recorded {
+                stood: reply.number(2)? as u32,
+                missing: reply.number(3)? as u32,
+                standing: reply.standing(4)?,
+            });
         }
         Err(broken("the shape of a job changed between two calls"))
     }
@@ -301,7 +310,7 @@ impl Ledger for Store {
             .push(REASONS_MAX)
             .push(self.0.window_s);
         for (fingerprint, reason) in reasons {
-            let json = serde_json::to_string(reason).unwrap_or_default();
+            let json = json::bytes(reason);
             call.push(&fingerprint.to_bytes()).push(json);
         }
         self.0.connection.call(&call).await.map(drop)
@@ -636,19 +645,17 @@ fn distinct(order: &[u32], fingerprints: &[Fingerprint]) -> Vec<Fingerprint> {
     distinct
 }
 
-/// What to write for each recipient, sorted, each once: the first outcome given counts, and an
-/// outcome counts more than a release. Duplicates are nothing to write: they are what is left of the
+/// What to write for each recipient, sorted, each once: the first outcome given counts, an outcome
+/// counts more than a release, and one in doubt more than one without. Duplicates are nothing to write: they are what is left of the
 /// entries when the slice ends.
 fn settlements(settle: &Settle<'_>) -> (Vec<Fingerprint>, Vec<u8>) {
     let outcomes = settle
         .outcomes
         .iter()
         .filter_map(|(fingerprint, outcome)| Some((*fingerprint, outcome.ledger_code()?)));
-    let releases = settle
-        .release
-        .iter()
-        .map(|fingerprint| (*fingerprint, RELEASE));
-    let mut entries: Vec<_> = outcomes.chain(releases).collect();
+    let doubts = settle.doubted.iter().map(|it| (*it, DOUBT));
+    let releases = settle.release.iter().map(|it| (*it, RELEASE));
+    let mut entries: Vec<_> = outcomes.chain(doubts).chain(releases).collect();
     entries.sort_by_key(|(fingerprint, _)| *fingerprint);
     entries.dedup_by_key(|(fingerprint, _)| *fingerprint);
     entries.into_iter().unzip()
@@ -659,6 +666,7 @@ fn read_states(states: &[u8], lefts: &[u8]) -> Result<Vec<ClaimState>, LedgerErr
     let mut lefts = lefts.as_chunks::<4>().0.iter();
     let read = |code: &u8| match code {
         b'g' => Ok(ClaimState::Granted),
+        b'd' => Ok(ClaimState::InDoubt),
         b't' => Ok(ClaimState::TakenOver),
         b'h' => {
             let left = lefts.next().ok_or_else(|| broken("a wait is missing"))?;

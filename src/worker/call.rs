@@ -17,6 +17,13 @@ use crate::ports::{Calls, Login, Probed, Reply, Request, SendError, Signing, Tra
 /// How often a probe must say "not sent" before it is believed.
 const PROBES: u32 = 2;
 
+/// What became of a call.
+pub(super) struct Called {
+    pub(super) verdict: Verdict,
+    /// The target says that no earlier call was carried out.
+    pub(super) cleared: bool,
+}
+
 /// Makes calls to one target.
 pub(super) struct Caller<'a, T> {
     pub(super) target: &'a TargetRuntime,
@@ -32,12 +39,14 @@ impl<T: Transport> Caller<'_, T> {
         calls: &dyn Calls,
         recipients: &[&str],
         in_doubt: bool,
-    ) -> Verdict {
+    ) -> Called {
+        let called = |verdict, cleared| Called { verdict, cleared };
+        let mut cleared = false;
         if in_doubt && let Some(probed) = self.probe(calls, recipients).await {
             match probed {
-                Probed::Sent => return Verdict::All(Answer::done()),
-                Probed::NotSent => {}
-                Probed::Unknown => return Verdict::All(lost()),
+                Probed::Sent => return called(Verdict::All(Answer::done()), false),
+                Probed::NotSent => cleared = true,
+                Probed::Unknown => return called(Verdict::All(lost()), false),
             }
         }
         let verdict = self.once(calls, recipients).await;
@@ -45,15 +54,16 @@ impl<T: Transport> Caller<'_, T> {
             .whole()
             .is_some_and(|it| it.class == Class::Uncertain && !it.unprovable);
         if !unknown {
-            return verdict;
+            return called(verdict, cleared);
         }
         match self.probe(calls, recipients).await {
-            Some(Probed::Sent) => Verdict::All(Answer::done()),
+            Some(Probed::Sent) => called(Verdict::All(Answer::done()), false),
             Some(Probed::NotSent) => {
                 let text = "the reply was lost, and the target says twice that it was not sent";
-                Verdict::All(Answer::new(Class::Transient, "not_sent", text))
+                let answer = Answer::new(Class::Transient, "not_sent", text);
+                called(Verdict::All(answer), true)
             }
-            Some(Probed::Unknown) | None => verdict,
+            Some(Probed::Unknown) | None => called(verdict, cleared),
         }
     }
 
@@ -98,7 +108,7 @@ impl<T: Transport> Caller<'_, T> {
             }
         };
         metrics.in_flight.inc();
-        let _in_flight = self.target.flight.begin();
+        let _in_flight = self.target.under_way.begin();
         let sent = authorised(
             self.transport,
             target.login(),

@@ -9,10 +9,10 @@ use tokio::sync::{Semaphore, watch};
 
 use super::breaker::Breaker;
 use super::credential::Keyring;
-use super::flight::Flight;
 use super::health::Health;
 use super::notice::Callbacks;
 use super::together::Complete;
+use super::under_way::CallsUnderWay;
 use crate::domain::directive::{Board, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
@@ -78,7 +78,7 @@ pub struct TargetRuntime {
     pub breaker: Breaker,
     pub metrics: TargetMetrics,
     /// Calls under way.
-    pub flight: Flight,
+    pub under_way: CallsUnderWay,
     /// The credential of its calls, where one has to be fetched.
     pub keyring: Keyring,
     /// The credential of its directory, which may be another one.

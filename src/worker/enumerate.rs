@@ -25,6 +25,7 @@ use crate::domain::mapping::Strictness;
 use crate::domain::outcome::{Answer, Class};
 use crate::domain::schedule::rung;
 use crate::domain::slice::{Enumeration, Head, Slice};
+use crate::json;
 use crate::ports::{Directory, Lost, Outgoing, Page, Publisher, Route, Transport};
 
 /// A part is published when it has so many users, or so many bytes of them.
@@ -285,5 +286,5 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: Part) -> Vec<u8> {
         part: Some(part),
         ..JobDocument::new(&head.client_msg_no, audience, head.message())
     };
-    serde_json::to_vec(&document).unwrap_or_default()
+    json::bytes(&document)
 }

@@ -28,6 +28,7 @@ use crate::domain::message::Content;
 use crate::domain::permissions::{Asked, Permissions};
 use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice, Together};
 use crate::domain::template::{unknown_template, with_template};
+use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
     Accepted, Charged, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route,
@@ -413,6 +414,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             vars: Vec::new(),
             attempts: Vec::new(),
             calls: Vec::new(),
+            ended: None,
+            doubts: Vec::new(),
         };
         self.send(vec![
             slice.outgoing(Route::Lane(lane), self.traceparent.clone()),
@@ -497,6 +500,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 .collect(),
             attempts: Vec::new(),
             calls: Vec::new(),
+            ended: None,
+            doubts: Vec::new(),
         };
         slice.outgoing(Route::Lane(lane.to_owned()), self.traceparent.clone())
     }
@@ -532,8 +537,7 @@ impl Slice {
     pub(super) fn outgoing(&self, route: Route, traceparent: Option<String>) -> Outgoing {
         Outgoing {
             route,
-            // Every field is a string, a number or JSON that was parsed before.
-            body: serde_json::to_vec(self).unwrap_or_default().into(),
+            body: json::bytes(self).into(),
             message_id: format!("{}/{}", self.head.id, self.id),
             traceparent,
         }

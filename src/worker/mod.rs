@@ -13,7 +13,6 @@ mod context;
 mod credential;
 mod deliver;
 mod enumerate;
-mod flight;
 mod health;
 mod heed;
 mod intake;
@@ -22,6 +21,7 @@ mod notice;
 mod shift;
 mod sweep;
 mod together;
+mod under_way;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,11 +37,11 @@ pub use self::context::{
     rfc3339, today,
 };
 pub use self::credential::Keyring;
-pub use self::flight::Flight;
 use self::health::Heart;
 use self::lanes::OpenLane;
 pub use self::notice::Callbacks;
 use self::shift::Shift;
+pub use self::under_way::CallsUnderWay;
 use crate::domain::lane::{Lane, Priority};
 use crate::metrics::LedgerStep;
 use crate::ports::{Broker, BrokerError, LedgerError, Session, Source, Transport};

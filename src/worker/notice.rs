@@ -23,6 +23,7 @@ use crate::domain::job::check_callback;
 use crate::domain::lane::Lane;
 use crate::domain::notice::{CallbackRules, NOTICE_VERSION, Notice};
 use crate::domain::schedule::rung;
+use crate::json;
 use crate::metrics::{NoticeKind, NoticeResult};
 use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Transport};
 use crate::secret::Secret;
@@ -55,8 +56,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
             id: Some(id.clone()),
             ..event(EventKind::Completed, job, record.accounts)
         };
-        // Strings and numbers can always be written as JSON.
-        let event = serde_json::value::to_raw_value(&event).unwrap_or_default();
+        let event = json::raw(&event);
         if let Some(url) = url {
             let lane = Lane::of_notices(job.target).to_string();
             let notice = Notice {
@@ -246,8 +246,7 @@ fn signature(secret: &Secret, id: &str, body: &[u8]) -> String {
 fn outgoing(notice: &Notice, route: Route, traceparent: Option<String>) -> Outgoing {
     Outgoing {
         route,
-        // Strings, numbers and JSON that was written before.
-        body: serde_json::to_vec(notice).unwrap_or_default().into(),
+        body: json::bytes(notice).into(),
         message_id: format!("{}/notice", notice.id),
         traceparent,
     }

@@ -9,6 +9,7 @@ use crate::domain::accounts::Accounts;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::ids::JobId;
 use crate::domain::slice::Head;
+use crate::json;
 use crate::metrics::LedgerStep;
 use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Route, Standing};
 use crate::worker::context::now_ms;
@@ -93,7 +94,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
                 app: job.app.to_owned(),
                 event: kind.as_str(),
             },
-            body: serde_json::to_vec(&event).unwrap_or_default().into(),
+            body: json::bytes(&event).into(),
             message_id: format!("{}.{}.{}", job.id, kind.as_str(), accounts.settled()),
             traceparent: None,
         }])

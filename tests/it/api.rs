@@ -53,6 +53,7 @@ on_both! {
     what_no_dead_letter_can_be_of_is_told,
     dead_letters_with_values_can_be_read,
     a_reader_that_takes_nothing_holds_up_nobody,
+    who_waits_for_a_job_learns_whether_everybody_got_it,
     a_purge_takes_what_is_meant,
     every_problem_of_a_request_is_told,
     the_document_is_what_is_served,
@@ -772,8 +773,8 @@ async fn dead_letters_with_values_can_be_read(place: Place) {
 /// Whoever asks for all dead letters and takes nothing of the answer keeps nobody else from them.
 async fn a_reader_that_takes_nothing_holds_up_nobody(place: Place) {
     let process = place.serve().await;
-    let bad: Vec<_> = (0..300).map(|number| format!("bad-{number:03}")).collect();
-    let text = json!({"message": {"type": "text", "text": "x".repeat(60_000)}});
+    let bad: Vec<_> = (0..600).map(|number| format!("bad-{number:03}")).collect();
+    let text = json!({"message": {"type": "text", "text": "x".repeat(19_000)}});
     let job = place.send("long", &bad, &text).await;
     place.completed(&job).await;
     let mut stalled = Vec::new();
@@ -792,14 +793,51 @@ async fn a_reader_that_takes_nothing_holds_up_nobody(place: Place) {
         stalled.push(stream);
     }
     let listed = place.json(&["dead", "list"]).await;
-    assert_eq!(listed.as_array().unwrap().len(), 300);
+    assert_eq!(listed.as_array().unwrap().len(), 600);
     let dry = json!({"job": job, "dry_run": true});
-    assert_eq!(place.post("/v1/dead:redrive", dry).await["recipients"], 300);
+    assert_eq!(place.post("/v1/dead:redrive", dry).await["recipients"], 600);
     let purge = json!({"job": job, "recipient": "bad-000", "confirm": true});
     assert_eq!(place.post("/v1/dead:purge", purge).await["recipients"], 1);
     let left = place.get("/v1/dead?limit=1000").await;
-    assert_eq!(left["letters"].as_array().unwrap().len(), 299);
+    assert_eq!(left["letters"].as_array().unwrap().len(), 599);
     drop(stalled);
+    place.end(process).await;
+}
+
+/// A script sees by the exit code that somebody did not get the message, and that nothing literal goes
+/// out for a forgotten value; how the gateway is protected is not told to who only uses it.
+async fn who_waits_for_a_job_learns_whether_everybody_got_it(place: Place) {
+    let process = place.serve().await;
+    let send = async |key: &str, more: &[&str]| {
+        let arguments = ["send", "--client-msg-no", key, "--wait"];
+        place.run(&[&arguments[..], more].concat()).await
+    };
+    for (key, recipients, code) in [
+        ("all", &["u1", "u2"][..], 0),
+        ("all", &["u1", "u2"], 0),
+        ("some", &["u1", "bad-1"], 1),
+        ("none", &["bad-1"], 1),
+    ] {
+        let sent = send(key, &[&["--text", "hello"], recipients].concat()).await;
+        assert_eq!(sent.code, Some(code), "{key}: {}", sent.stderr);
+        assert!(!sent.stderr.contains("gateway.token"), "{}", sent.stderr);
+        let watched = place.run(&["job", "watch", key]).await;
+        assert_eq!(watched.code, Some(code), "{key}: {}", watched.stderr);
+    }
+    let text = ["--text", "Hi {{ name }}", "u1"];
+    for more in [&[][..], &["--dry-run"]] {
+        let refused = send("literal", &[&text[..], more].concat()).await;
+        assert_eq!(refused.code, Some(65), "{}", refused.stderr);
+        assert!(refused.stderr.contains("{{ name }}"), "{}", refused.stderr);
+    }
+    let meant = send("literal", &[&text[..], &["--literal"]].concat()).await;
+    assert_eq!(meant.code, Some(0), "{}", meant.stderr);
+    let checked = place.run(&["config", "check"]).await;
+    assert!(
+        checked.stdout.contains("gateway.token"),
+        "{}",
+        checked.stdout
+    );
     place.end(process).await;
 }
 

@@ -170,7 +170,9 @@ async fn serve_survives_sigkill_at_any_moment() {
     }
     let record = place.completed("k").await;
     assert_eq!(record["accounts"]["sent"], 4000, "{record}");
-    assert_eq!(record["accounts"]["failed"], 10, "{record}");
+    // Those whose call was out when the process was killed may have been sent to, for all it knows.
+    let count = |outcome: &str| record["accounts"][outcome].as_u64().unwrap();
+    assert_eq!(count("failed") + count("uncertain"), 10, "{record}");
     assert_eq!(place.accepted_once(), good.iter().cloned().collect());
     assert_eq!(place.json(&["job", "verify", "k"]).await["exact"], true);
     let dead = place.json(&["dead", "list"]).await;

@@ -1061,6 +1061,8 @@ async fn publish_old_slice(world: &World, part: &str) {
         vars: Vec::new(),
         attempts: Vec::new(),
         calls: Vec::new(),
+        ended: None,
+        doubts: Vec::new(),
     };
     let settings = fanwise::amqp::Settings {
         namespace: world.name.clone(),

@@ -5,8 +5,9 @@
 --          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 lease in ms
 --          12.. per bucket: different fingerprints, 8 bytes each
 -- Returns  {0, buckets} if the job has another shape; {1} if the slice is done;
---          {2, states, lefts, rebuilt}: one byte per recipient (g granted, t taken over, h held, or
---          its outcome), 4 bytes of milliseconds per held one, 1 if the total grew by the slice
+--          {2, states, lefts, rebuilt}: one byte per recipient (g granted, d granted in doubt,
+--          t taken over, h held, or its outcome), 4 bytes of milliseconds per held one, 1 if the
+--          total grew by the slice
 -- Atomic   because between reading "nobody has it" and writing "it is mine" nobody may do the same.
 
 local window, owner = ARGV[9], ARGV[10]
@@ -24,7 +25,7 @@ end
 local now = now_ms()
 local mine = call('HGET', OWNERS, owner)
 if not mine then
-  mine = struct.pack('>I3', 8388608 + call('HINCRBY', HEADER, 'owners', 1) % 8388608)
+  mine = struct.pack('>I3', 8388608 + call('HINCRBY', HEADER, 'owners', 1) % 8388607)
   call('HSET', OWNERS, owner, mine)
   end_with_job(OWNERS, window)
 end
@@ -85,12 +86,12 @@ for k = 5, #KEYS do
             lefts[#lefts + 1] = struct.pack('>I4', math.min(left, 4294967295))
           else
             if left then
-              answer = 't'
+              answer = state == DOUBTED and 'd' or 't'
             end
             write(at, fingerprint .. mine)
           end
         end
-        granted = granted or answer == 'g' or answer == 't'
+        granted = granted or answer == 'g' or answer == 't' or answer == 'd'
       end
       states[#states + 1] = answer
     end

@@ -3,8 +3,8 @@
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 buckets  2.. per bucket: different fingerprints, 8 bytes each
 -- Returns  {0, buckets} if the job has another shape; {1, states, lefts}: one byte per
---          recipient (g nobody has it, t its owner's lease is over, h held, or its outcome), 4 bytes
---          of milliseconds per held one
+--          recipient (g nobody has it, d released in doubt, t its owner's lease is over, h held, or
+--          its outcome), 4 bytes of milliseconds per held one
 -- Atomic   because a claim and its owner are two records.
 
 local buckets = call('HGET', HEADER, 'buckets')
@@ -20,7 +20,9 @@ for k = 5, #KEYS do
     local answer = 'g'
     if state and state ~= RELEASED then
       answer = sub(state, 1, 1)
-      if byte(state) >= 128 then
+      if state == DOUBTED then
+        answer = 'd'
+      elseif byte(state) >= 128 then
         local holder = call('HGET', OWNERS, state)
         local left = holder and struct.unpack('>I6', holder, 9) - now or 0
         answer = left > 0 and 'h' or 't'

@@ -10,6 +10,9 @@
 --   an outcome   its code and two zero bytes
 --   released     'r' and two zero bytes: as good as no record
 --   a claim      the number of its owner, with the highest bit set
+--   in doubt     the highest number, which no owner gets: released by an owner that made a call and
+--                does not know what became of it. To a script that does not know it, a claim whose
+--                lease is over, which is the same to its worker
 -- The fingerprint begins with its lowest byte, where those of one bucket differ, so that a plain
 -- search seldom stops in vain. One read and one write per bucket and step carry all of its
 -- recipients: what costs is the number of calls, then the number of Lua operations.
@@ -26,6 +29,7 @@ local call, sub, find, gsub, byte = redis.call, string.sub, string.find, string.
 
 local RECORD = 11
 local RELEASED = 'r\0\0'
+local DOUBTED = '\255\255\255'
 
 -- Milliseconds of the server's clock, the only one that leases go by.
 local function now_ms()
@@ -73,7 +77,7 @@ end
 local function begin(...)
   call('DEL', SLICES, SUBMISSIONS, OWNERS)
   call('HDEL', HEADER, 'awaited')
-  call('HSET', HEADER, 'held', 1, 'owners', digits(now_ms() % 8388608), ...)
+  call('HSET', HEADER, 'held', 1, 'owners', digits(now_ms() % 8388607), ...)
 end
 
 -- Where the record of a fingerprint begins in a bucket.

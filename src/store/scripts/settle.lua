@@ -2,10 +2,14 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 slice  2 entries  3 submission  4 buckets  5 app  6 client_msg_no  7 target
---          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 1 if the slice ends here
---          12.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release
--- Returns  {0, buckets} if the job has another shape; {1, rebuilt, total, sent,
---          duplicate, failed, uncertain, expired, cancelled, finished, completed}
+--          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 if the slice ends here, how many
+--          repeats its deliveries saw; else nothing
+--          12.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release,
+--          d for release in doubt
+-- Returns  {0, buckets} if the job has another shape; {1, rebuilt, stood, missing, total, sent,
+--          duplicate, failed, uncertain, expired, cancelled, finished, completed}: how many of the
+--          outcomes were of recipients that had one, and how many entries of a slice that ends have
+--          none
 -- Atomic   because a counter rises exactly when a recipient gets its first outcome.
 --
 -- An outcome that stands is never changed. One that comes late beats a claim, whoever holds it: what
@@ -41,10 +45,13 @@ end
 
 -- Nil if this owner has claimed nothing.
 local mine = call('HGET', OWNERS, owner)
-local tally, settled = {}, 0
+local tally, settled, stood = {}, 0, 0
+
+-- What a claim that is given up becomes.
+local GIVEN_UP = { r = RELEASED, d = DOUBTED }
 
 local function count_in(code, count)
-  if code ~= 'r' then
+  if not GIVEN_UP[code] then
     tally[code] = (tally[code] or 0) + count
     settled = settled + count
   end
@@ -57,7 +64,7 @@ for k = 5, #KEYS do
   -- Mostly the window lies there in one piece, as it was claimed, and all end the same way.
   local at = mine and bucket and find(bucket, records(packed, mine), 1, true)
   if at and at % RECORD == 1 and codes == string.rep(first, count) then
-    call('SETRANGE', key, at - 1, records(packed, first .. '\0\0'))
+    call('SETRANGE', key, at - 1, records(packed, GIVEN_UP[first] or first .. '\0\0'))
     count_in(first, count)
   else
     local fresh = {}
@@ -66,9 +73,9 @@ for k = 5, #KEYS do
       local fingerprint, code = sub(packed, i * 8 - 7, i * 8), sub(codes, i, i)
       local at = bucket and place(bucket, fingerprint)
       local state = at and sub(bucket, at + 8, at + 10)
-      if code == 'r' then
+      if GIVEN_UP[code] then
         if at and state == mine then
-          write(at, fingerprint .. RELEASED)
+          write(at, fingerprint .. GIVEN_UP[code])
         end
       elseif not at then
         fresh[#fresh + 1] = fingerprint .. code .. '\0\0'
@@ -76,6 +83,8 @@ for k = 5, #KEYS do
       elseif state == RELEASED or byte(state) >= 128 then
         write(at, fingerprint .. code .. '\0\0')
         count_in(code, 1)
+      else
+        stood = stood + 1
       end
     end
     flush()
@@ -86,10 +95,17 @@ for k = 5, #KEYS do
   end
 end
 
--- The entries of the slice that got no outcome of their own are repeats of others.
-local duplicate, after = 0, counted + settled
-if ARGV[11] == '1' and after < entries then
-  duplicate, after = entries - after, entries
+-- The entries of the slice that got no outcome of their own are repeats of others, if its deliveries
+-- saw so many: where somebody is missing beyond that, none of them is counted and all stay pending.
+-- A job that was rebuilt lost what was counted before, so nobody can tell the two apart there.
+local duplicate, after, missing = 0, counted + settled, 0
+local repeats = tonumber(ARGV[11])
+if repeats and after < entries then
+  if entries - after <= repeats or call('HEXISTS', HEADER, 'rebuilt') == 1 then
+    duplicate, after = entries - after, entries
+  else
+    missing = entries - after - repeats
+  end
 elseif after > entries then
   -- The slice was called done too early: what was put down as a repeat was none.
   duplicate, after = entries - after, entries
@@ -113,6 +129,6 @@ if settled > 0 or duplicate ~= 0 then
     stands = standing()
   end
   note(now, settled_of(stands))
-  return { 1, rebuilt, unpack(stands) }
+  return { 1, rebuilt, stood, missing, unpack(stands) }
 end
-return { 1, rebuilt, unpack(standing()) }
+return { 1, rebuilt, stood, missing, unpack(standing()) }

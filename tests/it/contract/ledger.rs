@@ -24,6 +24,8 @@ on_both! { EmbeddedBench, RedisBench:
     an_expired_claim_is_taken_over_and_a_late_outcome_still_counts,
     a_renewed_claim_is_not_taken_over,
     a_released_claim_is_free_and_in_no_doubt,
+    a_claim_released_in_doubt_stays_so,
+    nobody_missing_is_counted_as_a_duplicate,
     a_slice_ends_once,
     windows_may_be_unsorted_and_large,
     every_step_may_be_repeated,
@@ -169,9 +171,11 @@ pub(crate) async fn settle(
         owner,
         outcomes,
         release: &[],
-        last,
+        doubted: &[],
+        // As if all entries that are no recipients were seen to be repeats.
+        last: last.then_some(slice.entries),
     };
-    store.settle(settle).await.unwrap()
+    store.settle(settle).await.unwrap().standing
 }
 
 async fn release(
@@ -185,9 +189,10 @@ async fn release(
         owner,
         outcomes: &[],
         release,
-        last: false,
+        doubted: &[],
+        last: None,
     };
-    store.settle(settle).await.unwrap()
+    store.settle(settle).await.unwrap().standing
 }
 
 pub(crate) fn all(recipients: &[Fingerprint], outcome: Outcome) -> Vec<(Fingerprint, Outcome)> {
@@ -493,14 +498,110 @@ async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
         owner: BOB,
         outcomes: &[(people[0], Outcome::Sent), (people[0], Outcome::Failed)],
         release: &people[..2],
-        last: false,
+        doubted: &[],
+        last: None,
     };
-    let standing = store.settle(both).await.unwrap();
+    let standing = store.settle(both).await.unwrap().standing;
     assert_eq!((standing.accounts.sent, standing.accounts.failed), (1, 0));
     let states = each(claim(store, slice, ANN, LEASE, &people[..3]).await);
     assert_eq!(states[0], ClaimState::Settled(Outcome::Sent));
     assert_eq!(states[1], ClaimState::Granted);
     assert!(held(&states[2]));
+}
+
+/// Promise 4: whoever claims a recipient of a call in doubt hears of it, in whatever slice, until an
+/// outcome ends the doubt.
+async fn a_claim_released_in_doubt_stays_so(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(2));
+    let people = job.fingerprints(0..6);
+    store.accept(&job.submission("s", 12)).await.unwrap();
+    let (one, two) = (SliceId::new("s", 0), SliceId::new("s", 1));
+    let (one, two) = (job.slice(&one, 6), job.slice(&two, 6));
+    claim(store, one, ANN, LEASE, &people).await;
+    let doubt = |slice, owner, doubted, release| Settle {
+        slice,
+        owner,
+        outcomes: &[],
+        release,
+        doubted,
+        last: None,
+    };
+    // Nobody casts doubt on the claims of others.
+    store.settle(doubt(two, BOB, &people, &[])).await.unwrap();
+    let states = each(claim(store, two, BOB, LEASE, &people).await);
+    let held = |state: &ClaimState| matches!(state, ClaimState::Held { .. });
+    assert!(states.iter().all(held), "{states:?}");
+    for _ in 0..2 {
+        let step = doubt(one, ANN, &people[..4], &people[3..5]);
+        store.settle(step).await.unwrap();
+    }
+    let record = store.job(job.id()).await.unwrap().unwrap();
+    let expected = [
+        ClaimState::InDoubt,
+        ClaimState::InDoubt,
+        ClaimState::InDoubt,
+        ClaimState::InDoubt,
+        ClaimState::Granted,
+    ];
+    let looked = store.look(&record, &people).await.unwrap();
+    assert_eq!(looked[..5], expected);
+    let states = each(claim(store, two, BOB, LEASE, &people).await);
+    assert_eq!(states[..5], expected);
+    assert!(held(&states[5]));
+    // It is a claim like any other now, and the doubt goes on with it.
+    assert!(
+        each(claim(store, one, ANN, LEASE, &people[..4]).await)
+            .iter()
+            .all(held)
+    );
+    store
+        .settle(doubt(two, BOB, &people[..1], &[]))
+        .await
+        .unwrap();
+    let states = each(claim(store, one, ANN, LEASE, &people[..1]).await);
+    assert_eq!(states, [ClaimState::InDoubt]);
+    let standing = settle(store, two, BOB, &all(&people[1..3], Outcome::Sent), false).await;
+    assert_eq!(standing.accounts.sent, 2);
+    let states = each(claim(store, one, ANN, LEASE, &people[1..3]).await);
+    assert_eq!(states, [ClaimState::Settled(Outcome::Sent); 2]);
+}
+
+/// Promise 2: what the deliveries of a slice did not see repeated is not counted as a duplicate, so a
+/// job of which somebody is missing is not finished. The same slice, delivered again, heals it.
+async fn nobody_missing_is_counted_as_a_duplicate(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(2));
+    let people = job.fingerprints(0..5);
+    store.accept(&job.submission("s", 8)).await.unwrap();
+    store.expanded(job.id(), "s").await.unwrap();
+    let id = SliceId::new("s", 0);
+    let slice = job.slice(&id, 8);
+    let sent = all(&people[..4], Outcome::Sent);
+    let last = |outcomes, repeats| Settle {
+        slice,
+        owner: ANN,
+        outcomes,
+        release: &[],
+        doubted: &[],
+        last: Some(repeats),
+    };
+    claim(store, slice, ANN, LEASE, &people[..4]).await;
+    for _ in 0..2 {
+        let recorded = store.settle(last(&sent, 3)).await.unwrap();
+        assert_eq!(recorded.missing, 1);
+        let Standing {
+            accounts, finished, ..
+        } = recorded.standing;
+        assert_eq!((accounts.sent, accounts.duplicate), (4, 0));
+        assert_eq!((accounts.pending(), finished), (4, false));
+    }
+    assert!(!store.complete(job.id()).await.unwrap());
+    let states = each(claim(store, slice, BOB, LEASE, &people).await);
+    assert_eq!(states[4], ClaimState::Granted);
+    let all = all(&people, Outcome::Sent);
+    let recorded = store.settle(last(&all, 3)).await.unwrap();
+    assert_eq!((recorded.stood, recorded.missing), (4, 0));
+    assert_eq!(recorded.standing.accounts.duplicate, 3);
+    assert!(recorded.standing.finished);
 }
 
 /// The entries of a slice that were no recipients of their own are duplicates once it ends; ending it
@@ -599,19 +700,21 @@ async fn every_step_may_be_repeated(bench: &impl StoreBench) {
             (people[4], Outcome::Cancelled),
         ],
         release: &people[5..],
-        last: false,
+        doubted: &[],
+        last: None,
     };
-    let first = store.settle(step).await.unwrap();
-    assert_eq!(store.settle(step).await.unwrap(), first);
+    let first = store.settle(step).await.unwrap().standing;
+    let again = store.settle(step).await.unwrap();
+    assert_eq!((again.standing, again.stood), (first, 5));
     assert_eq!(first.accounts.settled(), 5);
     let last = Settle {
         outcomes: &[(people[5], Outcome::Sent)],
         release: &[],
-        last: true,
+        last: Some(1),
         ..step
     };
-    let first = store.settle(last).await.unwrap();
-    assert_eq!(store.settle(last).await.unwrap(), first);
+    let first = store.settle(last).await.unwrap().standing;
+    assert_eq!(store.settle(last).await.unwrap().standing, first);
     assert_eq!((first.accounts.duplicate, first.accounts.pending()), (1, 0));
     for _ in 0..2 {
         let standing = store.expanded(job.id(), "s").await.unwrap();
@@ -1350,7 +1453,8 @@ enum Step {
         owner: u64,
         outcomes: Vec<(usize, Outcome)>,
         release: Vec<usize>,
-        last: bool,
+        doubted: Vec<usize>,
+        last: Option<u32>,
     },
 }
 
@@ -1380,15 +1484,19 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             0..3u64,
             prop::collection::vec((0..12usize, outcome), 0..5),
             some(),
-            prop::bool::weighted(0.1),
+            some(),
+            prop::option::weighted(0.1, 0..10u32),
         )
-            .prop_map(|(slice, owner, outcomes, release, last)| Step::Settle {
-                slice,
-                owner,
-                outcomes,
-                release,
-                last
-            }),
+            .prop_map(
+                |(slice, owner, outcomes, release, doubted, last)| Step::Settle {
+                    slice,
+                    owner,
+                    outcomes,
+                    release,
+                    doubted,
+                    last
+                }
+            ),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -1396,6 +1504,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 #[derive(Clone, Copy, Debug)]
 enum Held {
     Claimed { owner: u64, expired: bool },
+    InDoubt,
     Settled(Outcome),
 }
 
@@ -1423,6 +1532,7 @@ impl Model {
         let state = |recipient: &usize| match before.get(recipient) {
             None => ClaimState::Granted,
             Some(Held::Settled(outcome)) => ClaimState::Settled(*outcome),
+            Some(Held::InDoubt) => ClaimState::InDoubt,
             Some(Held::Claimed { owner: other, .. }) if *other == owner => ClaimState::Granted,
             Some(Held::Claimed { expired: true, .. }) => ClaimState::TakenOver,
             Some(Held::Claimed { .. }) => ClaimState::Held {
@@ -1431,7 +1541,7 @@ impl Model {
         };
         let states: Vec<_> = recipients.iter().map(state).collect();
         for (recipient, state) in recipients.iter().zip(&states) {
-            if matches!(state, ClaimState::Granted | ClaimState::TakenOver) {
+            if !matches!(state, ClaimState::Held { .. } | ClaimState::Settled(_)) {
                 self.held
                     .insert(*recipient, Held::Claimed { owner, expired });
             }
@@ -1462,7 +1572,8 @@ impl Model {
         owner: u64,
         outcomes: &[(usize, Outcome)],
         release: &[usize],
-        last: bool,
+        doubted: &[usize],
+        last: Option<u32>,
     ) {
         let entries = SLICES[slice].1;
         for (recipient, outcome) in outcomes {
@@ -1478,12 +1589,18 @@ impl Model {
                 }
             }
         }
+        // Given up both ways, the doubt counts.
+        for recipient in doubted {
+            if self.is_own(*recipient, owner) {
+                self.held.insert(*recipient, Held::InDoubt);
+            }
+        }
         for recipient in release {
             if self.is_own(*recipient, owner) {
                 self.held.remove(recipient);
             }
         }
-        if last {
+        if last.is_some_and(|repeats| entries - self.counted[slice] <= repeats) {
             self.accounts.duplicate += u64::from(entries - self.counted[slice]);
             self.counted[slice] = entries;
         }
@@ -1493,7 +1610,7 @@ impl Model {
         let mut audit = Audit::default();
         for held in self.held.values() {
             *match held {
-                Held::Claimed { .. } => &mut audit.claimed,
+                Held::Claimed { .. } | Held::InDoubt => &mut audit.claimed,
                 Held::Settled(Outcome::Sent) => &mut audit.sent,
                 Held::Settled(Outcome::Failed) => &mut audit.failed,
                 Held::Settled(Outcome::Uncertain) => &mut audit.uncertain,
@@ -1614,6 +1731,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                 owner,
                 outcomes,
                 release,
+                doubted,
                 last,
             } => {
                 let range = SLICES[index].0.clone();
@@ -1625,6 +1743,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                     }
                 }
                 let release = of(index, release);
+                let doubted = of(index, doubted);
                 let kept: Vec<_> = outcomes
                     .into_iter()
                     .filter(|(at, _)| range.contains(at))
@@ -1635,18 +1754,20 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                     .map(|(at, outcome)| (people[*at], *outcome))
                     .collect();
                 let released = named(&release);
+                let doubts = named(&doubted);
                 let settle = Settle {
                     slice: slice(index),
                     owner: Owner(owner),
                     outcomes: &settled,
                     release: &released,
+                    doubted: &doubts,
                     last,
                 };
-                model.settle(index, owner, &once, &release, last);
+                model.settle(index, owner, &once, &release, &doubted, last);
                 // Twice: a repetition counts nothing.
                 for _ in 0..2 {
-                    let standing = store.settle(settle).await.unwrap();
-                    assert_eq!(standing.accounts, model.accounts);
+                    let recorded = store.settle(settle).await.unwrap();
+                    assert_eq!(recorded.standing.accounts, model.accounts);
                 }
             }
         }

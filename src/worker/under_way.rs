@@ -9,7 +9,7 @@ use crate::ports::UnderWay;
 
 /// Calls whose answer has not come yet.
 #[derive(Default)]
-pub struct Flight(Mutex<Calls>);
+pub struct CallsUnderWay(Mutex<Calls>);
 
 #[derive(Default)]
 struct Calls {
@@ -19,25 +19,25 @@ struct Calls {
 }
 
 /// Ends with its call, also when that is dropped.
-pub(super) struct InFlight<'a> {
-    flight: &'a Flight,
+pub(super) struct CallUnderWay<'a> {
+    of: &'a CallsUnderWay,
     call: (Instant, u64),
 }
 
-impl Flight {
+impl CallsUnderWay {
     fn calls(&self) -> std::sync::MutexGuard<'_, Calls> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn begin(&self) -> InFlight<'_> {
+    pub(super) fn begin(&self) -> CallUnderWay<'_> {
         let mut calls = self.calls();
         calls.number += 1;
         let call = (Instant::now(), calls.number);
         calls.begun.insert(call);
-        InFlight { flight: self, call }
+        CallUnderWay { of: self, call }
     }
 
-    fn under_way(&self, now: Instant) -> Option<UnderWay> {
+    fn now(&self, now: Instant) -> Option<UnderWay> {
         let calls = self.calls();
         let (oldest, _) = calls.begun.first()?;
         Some(UnderWay {
@@ -47,9 +47,9 @@ impl Flight {
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for CallUnderWay<'_> {
     fn drop(&mut self) {
-        self.flight.calls().begun.remove(&self.call);
+        self.of.calls().begun.remove(&self.call);
     }
 }
 
@@ -59,7 +59,7 @@ impl<S, T> Context<S, T> {
         let now = Instant::now();
         let targets = self.targets.iter();
         targets
-            .filter_map(|(name, target)| Some((name.clone(), target.flight.under_way(now)?)))
+            .filter_map(|(name, target)| Some((name.clone(), target.under_way.now(now)?)))
             .collect()
     }
 }
@@ -72,18 +72,18 @@ mod tests {
 
     #[test]
     fn the_oldest_call_under_way_is_known_until_it_ends() {
-        let flight = Flight::default();
-        assert_eq!(flight.under_way(Instant::now()), None);
-        let first = flight.begin();
-        let second = flight.begin();
+        let calls = CallsUnderWay::default();
+        assert_eq!(calls.now(Instant::now()), None);
+        let first = calls.begin();
+        let second = calls.begin();
         let later = first.call.0 + Duration::from_secs(6);
-        let told = flight.under_way(later).unwrap();
+        let told = calls.now(later).unwrap();
         assert_eq!((told.calls, told.oldest_ms), (2, 6000));
         let from_second = later.duration_since(second.call.0).as_millis() as u64;
         drop(first);
-        let told = flight.under_way(later).unwrap();
+        let told = calls.now(later).unwrap();
         assert_eq!((told.calls, told.oldest_ms), (1, from_second));
         drop(second);
-        assert_eq!(flight.under_way(later), None);
+        assert_eq!(calls.now(later), None);
     }
 }

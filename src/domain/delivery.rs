@@ -1,0 +1,643 @@
+//! The state of one delivery of a slice: where each of its recipients stands.
+//!
+//! A recipient is in exactly one place, and only the methods here move it. What a later delivery gets
+//! is everybody who has no outcome yet, wherever the delivery stopped: no list is taken out of this
+//! value before the step that may fail. So nobody can be lost between two deliveries, and the number of
+//! entries that are disposed of is counted, never what is left of a subtraction (promise 2).
+//!
+//! A recipient with a call in doubt keeps that mark until the target says what became of the call. If
+//! the job ends first, or a later call is refused, it ends `uncertain` (promise 4).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::time::Duration;
+
+use super::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
+use super::slice::{Doubt, Ended, SLICE_VERSION, Slice};
+
+/// What the ledger says about a recipient that is claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimState {
+    /// Ours now.
+    Granted,
+    /// Ours now; whoever released it had made a call for it and does not know what became of it.
+    InDoubt,
+    /// Ours now, taken over from an owner whose lease ended without an outcome: perhaps it was sent
+    /// to (promise 4).
+    TakenOver,
+    /// Somebody else's for so long.
+    Held { left: Duration },
+    /// Has its outcome.
+    Settled(Outcome),
+}
+
+/// Where a recipient is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Waits for a call of this delivery.
+    Todo,
+    /// Its claim is being asked.
+    Picked,
+    /// Claimed, and its call is out.
+    Out,
+    /// For a later delivery.
+    Left,
+    /// To be dead-lettered, then settled.
+    Dead,
+    /// Its outcome is known, and the ledger does not have it yet.
+    Known,
+    /// Has its outcome in the ledger, from us or from others.
+    Ended,
+}
+
+/// Recipients of one call that may be made, by position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    pub members: Vec<usize>,
+    /// An earlier call for some of them may have been carried out.
+    pub in_doubt: bool,
+}
+
+/// A recipient that is to be dead-lettered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dead {
+    pub index: usize,
+    /// `failed` or `uncertain`.
+    pub outcome: Outcome,
+    pub answer: Answer,
+    pub attempts: u32,
+}
+
+/// What decides about recipients.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    pub attempts_max: u32,
+    pub on_uncertain: OnUncertain,
+}
+
+/// What became of a window that was claimed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claimed {
+    pub calls: Vec<Call>,
+    /// Recipients taken over in doubt about whom the policy decided.
+    pub uncertain: u64,
+}
+
+/// What became of the recipients of a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Recipients that are tried again.
+    pub retries: u64,
+    /// Recipients of whom nobody knows whether they were sent to.
+    pub uncertain: u64,
+}
+
+/// What the ledger is to record next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    pub outcomes: Vec<(usize, Outcome)>,
+    /// Claims to give up, of recipients that were certainly not sent to.
+    pub release: Vec<usize>,
+    /// Claims to give up with the mark of doubt.
+    pub doubted: Vec<usize>,
+    /// With it every entry of the slice has its outcome; the repeats that were seen among them.
+    pub last: Option<u32>,
+}
+
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.outcomes.is_empty()
+            && self.release.is_empty()
+            && self.doubted.is_empty()
+            && self.last.is_none()
+    }
+}
+
+/// One delivery of a slice.
+#[derive(Debug)]
+pub struct Delivery {
+    places: Vec<Place>,
+    /// Attempts spent on each.
+    attempts: Vec<u32>,
+    /// Why each recipient in doubt is.
+    doubts: BTreeMap<usize, Answer>,
+    /// Calls to make, in order.
+    todo: VecDeque<Range<usize>>,
+    /// Calls whose recipients are being claimed.
+    picked: Vec<Range<usize>>,
+    /// Calls that a later delivery repeats, each with the same recipients in the same order.
+    left: Vec<Vec<usize>>,
+    /// How long the remainder waits.
+    delay: Duration,
+    dead: Vec<Dead>,
+    known: Vec<(usize, Outcome)>,
+    release: Vec<usize>,
+    /// What earlier deliveries disposed of, and what this one did.
+    ended: Ended,
+    /// Entries that are neither recipients of this delivery nor disposed of by an earlier one.
+    missing: u32,
+}
+
+impl Delivery {
+    /// Begins a delivery: nobody has been called, in calls of at most `per_call`.
+    pub fn new(slice: &Slice, per_call: usize) -> Self {
+        let ended = slice.ended();
+        let here = slice.recipients.len() as u32;
+        let mut doubts = BTreeMap::new();
+        for doubt in &slice.doubts {
+            for index in doubt.recipients.iter().map(|index| *index as usize) {
+                if index < slice.recipients.len() {
+                    doubts.insert(index, doubt.answer());
+                }
+            }
+        }
+        Self {
+            places: vec![Place::Todo; slice.recipients.len()],
+            attempts: (0..slice.recipients.len())
+                .map(|index| slice.attempts_of(index))
+                .collect(),
+            doubts,
+            todo: slice.call_ranges(per_call).into(),
+            picked: Vec::new(),
+            left: Vec::new(),
+            delay: Duration::ZERO,
+            dead: Vec::new(),
+            known: Vec::new(),
+            release: Vec::new(),
+            missing: slice
+                .entries
+                .saturating_sub(ended.entries.saturating_add(here)),
+            ended,
+        }
+    }
+
+    fn count(&self, place: Place) -> usize {
+        self.places.iter().filter(|it| **it == place).count()
+    }
+
+    fn all(&self, place: Place) -> impl Iterator<Item = usize> {
+        let places = self.places.iter().enumerate();
+        places.filter_map(move |(index, it)| (*it == place).then_some(index))
+    }
+
+    /// Recipients that wait for a call of this delivery.
+    pub fn waiting(&self) -> usize {
+        self.todo.iter().map(Range::len).sum()
+    }
+
+    /// Recipients whose claim must outlive what is done for them now.
+    pub fn held(&self) -> impl Iterator<Item = usize> {
+        let dead = self.dead.iter().map(|dead| dead.index);
+        self.all(Place::Out).chain(dead)
+    }
+
+    pub fn attempts_of(&self, index: usize) -> u32 {
+        self.attempts[index]
+    }
+
+    /// How long the remainder waits.
+    pub fn delay(&self) -> Duration {
+        self.delay
+    }
+
+    pub fn dead(&self) -> &[Dead] {
+        &self.dead
+    }
+
+    /// Entries of the slice that were lost before this delivery: it cannot send to them, and says so
+    /// rather than count them as repeats.
+    pub fn missing(&self) -> u32 {
+        self.missing
+    }
+
+    // --- Claim -------------------------------------------------------------------------------
+
+    /// Chooses at most `calls` calls to claim next, of at most `recipients` together, the last of them
+    /// split if it must be. Returns how many recipients they have.
+    pub fn pick(&mut self, calls: usize, recipients: usize) -> usize {
+        let mut room = recipients.max(1);
+        while room > 0
+            && self.picked.len() < calls.max(1)
+            && let Some(call) = self.todo.pop_front()
+        {
+            let end = call.end.min(call.start + room);
+            if end < call.end {
+                self.todo.push_front(end..call.end);
+            }
+            room -= end - call.start;
+            self.places[call.start..end].fill(Place::Picked);
+            self.picked.push(call.start..end);
+        }
+        self.picked.iter().map(Range::len).sum()
+    }
+
+    /// The recipients whose claim is to be asked, in the order of the answers to [`Delivery::claimed`].
+    pub fn picked(&self) -> impl Iterator<Item = usize> {
+        self.picked.iter().cloned().flatten()
+    }
+
+    /// The claim was not answered: its recipients wait as before.
+    pub fn unpick(&mut self) {
+        for call in std::mem::take(&mut self.picked).into_iter().rev() {
+            self.places[call.clone()].fill(Place::Todo);
+            self.todo.push_front(call);
+        }
+    }
+
+    /// Recipients picked that the ledger says somebody may have sent to, without our knowing why.
+    pub fn unexplained(&self, states: &[ClaimState]) -> Vec<usize> {
+        let doubted =
+            |state: &ClaimState| matches!(state, ClaimState::TakenOver | ClaimState::InDoubt);
+        self.picked()
+            .zip(states)
+            .filter(|(index, state)| doubted(state) && !self.doubts.contains_key(index))
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// Takes the answer to the claim of what was picked: the calls that may be made.
+    ///
+    /// `over`: how everybody without an outcome ends, if nobody is to be sent to any more. `asks`:
+    /// whether the target can be asked what became of a call for this recipient. `why`: what is known
+    /// about a recipient in doubt from elsewhere.
+    pub fn claimed(
+        &mut self,
+        states: &[ClaimState],
+        over: Option<Outcome>,
+        rules: Rules,
+        asks: impl Fn(usize) -> bool,
+        why: impl Fn(usize) -> Answer,
+    ) -> Claimed {
+        let mut claimed = Claimed::default();
+        let mut states = states.iter();
+        // Claimed again, they are not given up any more.
+        let places = &self.places;
+        self.release.retain(|index| places[*index] != Place::Picked);
+        for range in std::mem::take(&mut self.picked) {
+            let (mut members, mut held) = (Vec::with_capacity(range.len()), Vec::new());
+            let mut any_in_doubt = false;
+            for index in range {
+                // Without an answer it is left for later.
+                let missing = ClaimState::Held {
+                    left: Duration::ZERO,
+                };
+                let state = states.next().copied().unwrap_or(missing);
+                match state {
+                    ClaimState::Settled(_) => {
+                        self.places[index] = Place::Ended;
+                        self.doubts.remove(&index);
+                        self.ended.entries += 1;
+                        self.ended.repeats += 1;
+                        continue;
+                    }
+                    ClaimState::Held { left } => {
+                        self.places[index] = Place::Left;
+                        self.delay = self.delay.max(left);
+                        held.push(index);
+                        continue;
+                    }
+                    ClaimState::Granted => {}
+                    ClaimState::InDoubt | ClaimState::TakenOver => {
+                        self.doubts.entry(index).or_insert_with(|| why(index));
+                    }
+                }
+                let in_doubt = self.doubts.contains_key(&index);
+                let asked = over.is_none() && in_doubt && asks(index);
+                if let (Some(outcome), false) = (over, in_doubt) {
+                    self.knows(index, outcome);
+                    continue;
+                }
+                if in_doubt && !asked {
+                    claimed.uncertain += u64::from(state == ClaimState::TakenOver);
+                    let again = over.is_none() && rules.on_uncertain == OnUncertain::Retry;
+                    if !again {
+                        let doubt = self.doubts[&index].clone();
+                        let answer = match over {
+                            Some(Outcome::Expired) => doubt.then("the job expired"),
+                            Some(_) => doubt.then("the job was cancelled"),
+                            None => doubt,
+                        };
+                        self.end_uncertain(index, answer, rules);
+                        continue;
+                    }
+                }
+                self.places[index] = Place::Out;
+                any_in_doubt |= in_doubt;
+                members.push(index);
+            }
+            if !held.is_empty() {
+                self.left.push(held);
+            }
+            if !members.is_empty() {
+                claimed.calls.push(Call {
+                    members,
+                    in_doubt: any_in_doubt,
+                });
+            }
+        }
+        claimed
+    }
+
+    // --- Answers -----------------------------------------------------------------------------
+
+    /// A call that was claimed and is not made: its recipients are as they were before.
+    pub fn not_made(&mut self, call: &Call) {
+        self.release.extend(&call.members);
+        self.again_at_once(&call.members);
+    }
+
+    /// A recipient for whom no call can be made, now or later.
+    pub fn refused(&mut self, index: usize, answer: Answer, rules: Rules) {
+        let attempts = self.attempts[index];
+        self.fail(index, answer, attempts, rules);
+    }
+
+    /// Sorts the recipients of a call by what came back. `cleared`: the target says that no earlier
+    /// call was carried out. `delay`: how long to wait after so many attempts.
+    pub fn answered(
+        &mut self,
+        call: &Call,
+        verdict: &Verdict,
+        cleared: bool,
+        rules: Rules,
+        delay: impl Fn(u32) -> Duration,
+    ) -> Answered {
+        let mut answered = Answered::default();
+        let (mut again, mut waiting, mut smaller) = (Vec::new(), Vec::new(), Vec::new());
+        for (position, index) in call.members.iter().copied().enumerate() {
+            let answer = verdict.of(position);
+            let attempt = self.attempts[index] + 1;
+            if cleared {
+                self.doubts.remove(&index);
+            }
+            answered.uncertain += u64::from(answer.class == Class::Uncertain);
+            if answer.split && call.members.len() > 1 {
+                self.release.push(index);
+                smaller.push(index);
+                continue;
+            }
+            match answer.next(attempt, rules.attempts_max, rules.on_uncertain) {
+                Next::Settle => {
+                    self.doubts.remove(&index);
+                    self.knows(index, Outcome::Sent);
+                }
+                Next::Drop => self.knows(index, Outcome::Uncertain),
+                Next::Fail => self.fail(index, answer.clone(), attempt, rules),
+                Next::Hold => {
+                    self.attempts[index] = attempt;
+                    self.bury(index, Outcome::Uncertain, answer.clone());
+                }
+                Next::Retry => {
+                    if answer.class == Class::Uncertain {
+                        self.doubts.insert(index, answer.clone());
+                    }
+                    self.attempts[index] = attempt;
+                    self.delay = self.delay.max(delay(attempt));
+                    self.release.push(index);
+                    again.push(index);
+                }
+                Next::Wait => {
+                    self.release.push(index);
+                    waiting.push(index);
+                }
+            }
+        }
+        answered.retries = again.len() as u64;
+        self.leave(again);
+        self.call_in_smaller(&smaller, call.members.len());
+        if waiting.len() == call.members.len() {
+            self.again_at_once(&waiting);
+        } else {
+            self.leave(waiting);
+        }
+        answered
+    }
+
+    /// Puts recipients back to be called at once in smaller calls: halves when the call as a whole was
+    /// refused, which finds the one who caused it in few calls; alone when some were named. Nothing was
+    /// carried out for them, so no attempt is spent.
+    fn call_in_smaller(&mut self, smaller: &[usize], of: usize) {
+        if smaller.len() == of {
+            let (first, second) = smaller.split_at(smaller.len() / 2);
+            self.again_at_once(second);
+            self.again_at_once(first);
+        } else {
+            smaller
+                .chunks(1)
+                .rev()
+                .for_each(|one| self.again_at_once(one));
+        }
+    }
+
+    fn again_at_once(&mut self, members: &[usize]) {
+        for range in contiguous(members).into_iter().rev() {
+            self.places[range.clone()].fill(Place::Todo);
+            self.todo.push_front(range);
+        }
+    }
+
+    fn leave(&mut self, members: Vec<usize>) {
+        if members.is_empty() {
+            return;
+        }
+        for index in &members {
+            self.places[*index] = Place::Left;
+        }
+        self.left.push(members);
+    }
+
+    fn knows(&mut self, index: usize, outcome: Outcome) {
+        self.places[index] = Place::Known;
+        self.known.push((index, outcome));
+    }
+
+    /// Refused for good. After a call in doubt that says nothing about that call.
+    fn fail(&mut self, index: usize, answer: Answer, attempts: u32, rules: Rules) {
+        self.attempts[index] = attempts;
+        match self.doubts.get(&index) {
+            Some(doubt) => {
+                let answer = doubt.then(&format!("{}: {}", answer.code, answer.text));
+                self.end_uncertain(index, answer, rules);
+            }
+            None => {
+                // Free while its letter is written: at worst a refused call is made once more.
+                self.release.push(index);
+                self.bury(index, Outcome::Failed, answer);
+            }
+        }
+    }
+
+    /// Nobody will find out. It stays claimed until that is recorded, so that nobody sends to it.
+    fn end_uncertain(&mut self, index: usize, answer: Answer, rules: Rules) {
+        match rules.on_uncertain {
+            OnUncertain::Drop => self.knows(index, Outcome::Uncertain),
+            OnUncertain::Retry | OnUncertain::Hold => {
+                self.bury(index, Outcome::Uncertain, answer);
+            }
+        }
+    }
+
+    fn bury(&mut self, index: usize, outcome: Outcome, answer: Answer) {
+        self.places[index] = Place::Dead;
+        self.dead.push(Dead {
+            index,
+            outcome,
+            answer,
+            attempts: self.attempts[index],
+        });
+    }
+
+    // --- Record ------------------------------------------------------------------------------
+
+    /// What the ledger is to record now. It stays here until [`Delivery::recorded`].
+    pub fn batch(&self) -> Batch {
+        let (doubted, release) = self
+            .release
+            .iter()
+            .partition(|index| self.doubts.contains_key(index));
+        let open = |place: &Place| !matches!(place, Place::Known | Place::Ended);
+        let last = self.missing == 0 && !self.places.iter().any(open);
+        Batch {
+            outcomes: self.known.clone(),
+            release,
+            doubted,
+            last: last.then_some(self.ended.repeats),
+        }
+    }
+
+    /// The ledger has the batch. Of its outcomes so many stood there before: these are repeats.
+    pub fn recorded(&mut self, stood: u32) {
+        self.release.clear();
+        for (index, _) in std::mem::take(&mut self.known) {
+            self.places[index] = Place::Ended;
+            self.doubts.remove(&index);
+            self.ended.entries += 1;
+        }
+        self.ended.repeats += stood;
+    }
+
+    /// The dead letters are durable: their recipients are to be settled.
+    pub fn lettered(&mut self) {
+        for dead in std::mem::take(&mut self.dead) {
+            self.knows(dead.index, dead.outcome);
+        }
+    }
+
+    /// The ledger says that every entry of the slice has its outcome.
+    pub fn slice_is_done(&mut self) {
+        let open = self.places.len() - self.count(Place::Ended);
+        self.places.fill(Place::Ended);
+        self.ended.entries += open as u32;
+        self.todo.clear();
+        self.picked.clear();
+        self.left.clear();
+        self.dead.clear();
+        self.known.clear();
+        self.release.clear();
+        self.doubts.clear();
+    }
+
+    // --- End ---------------------------------------------------------------------------------
+
+    /// No further calls are made: the remainder comes back after so long. Recipients that wait for the
+    /// clock or the limits decide that; those to be retried come along.
+    pub fn put_off(&mut self, delay: Duration) {
+        self.unpick();
+        self.delay = delay;
+    }
+
+    /// Whether everybody has an outcome, or is to be dead-lettered.
+    pub fn leaves_nobody(&self) -> bool {
+        let disposed = |place: &Place| matches!(place, Place::Known | Place::Ended | Place::Dead);
+        self.places.iter().all(disposed)
+    }
+
+    /// The slice with everybody in it who has no outcome, as a later delivery gets it.
+    pub fn remainder(&self, slice: &Slice, first_attempt_at_ms: Option<u64>) -> Slice {
+        let groups = self.groups();
+        let members: Vec<usize> = groups.iter().flatten().copied().collect();
+        let attempts: Vec<u32> = members.iter().map(|index| self.attempts[*index]).collect();
+        let calls: Vec<u32> = groups.iter().map(|group| group.len() as u32).collect();
+        let tried = attempts.iter().any(|spent| *spent > 0);
+        let packed = calls.iter().any(|length| *length > 1);
+        let vars = |index: &usize| slice.vars_of(*index).map(ToOwned::to_owned);
+        Slice {
+            v: SLICE_VERSION,
+            head: std::sync::Arc::clone(&slice.head),
+            id: slice.id.clone(),
+            entries: slice.entries,
+            shape: slice.shape,
+            lane: slice.lane.clone(),
+            first_attempt_at_ms,
+            enumeration: None,
+            together: slice.together.clone(),
+            recipients: members
+                .iter()
+                .map(|index| slice.recipients[*index].clone())
+                .collect(),
+            vars: if slice.vars.is_empty() {
+                Vec::new()
+            } else {
+                members.iter().map(vars).collect()
+            },
+            attempts: if tried { attempts } else { Vec::new() },
+            calls: if tried && packed { calls } else { Vec::new() },
+            ended: Some(self.ended),
+            doubts: self.doubts_of(&members),
+        }
+    }
+
+    /// Everybody without an outcome, in calls.
+    fn groups(&self) -> Vec<Vec<usize>> {
+        let open = |index: &usize| {
+            let place = self.places[*index];
+            matches!(place, Place::Left | Place::Todo | Place::Picked)
+        };
+        let ranges = self.picked.iter().chain(&self.todo);
+        let mut groups: Vec<Vec<usize>> = self
+            .left
+            .iter()
+            .cloned()
+            .chain(ranges.map(|range| range.clone().collect()))
+            .map(|group: Vec<usize>| group.into_iter().filter(open).collect())
+            .collect();
+        groups.retain(|group| !group.is_empty());
+        // A delivery that is given up in the middle of a step: whoever it was about comes along.
+        let stuck = [Place::Out, Place::Dead, Place::Known];
+        for place in stuck {
+            groups.extend(self.all(place).map(|index| vec![index]));
+        }
+        groups
+    }
+
+    /// The doubts about these recipients, equal ones together.
+    fn doubts_of(&self, members: &[usize]) -> Vec<Doubt> {
+        let mut doubts: Vec<Doubt> = Vec::new();
+        for (position, index) in members.iter().enumerate() {
+            let Some(answer) = self.doubts.get(index) else {
+                continue;
+            };
+            let position = position as u32;
+            match doubts.iter_mut().find(|doubt| doubt.says(answer)) {
+                Some(doubt) => doubt.recipients.push(position),
+                None => doubts.push(Doubt::new(position, answer)),
+            }
+        }
+        doubts
+    }
+}
+
+/// Ascending positions as ranges.
+fn contiguous(positions: &[usize]) -> Vec<Range<usize>> {
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    for position in positions.iter().copied() {
+        match ranges.last_mut() {
+            Some(last) if last.end == position => last.end += 1,
+            _ => ranges.push(position..position + 1),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests;

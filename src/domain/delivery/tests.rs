@@ -1,0 +1,623 @@
+//! Whatever answers, pauses and losses a slice meets over its deliveries, in whatever order: each
+//! recipient is in one place, and ends with one outcome.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::ids::{JobId, SliceId};
+use crate::domain::lane::Priority;
+use crate::domain::message::{Content, Options};
+use crate::domain::slice::{Addressed, Head, Shape};
+
+/// A list of so many people, some of them twice, in one slice.
+fn slice(people: u32, repeats: u32) -> Slice {
+    let head = Head {
+        id: JobId::of("shop", "promo"),
+        app: "shop".to_owned(),
+        client_msg_no: "promo".to_owned(),
+        target: "im".to_owned(),
+        priority: Priority::Normal,
+        sender: None,
+        addressed: Addressed::Users,
+        native: None,
+        vars: None,
+        content: Content::Text("hello".to_owned()),
+        options: Options::default(),
+        accepted_at_ms: 0,
+        not_before_ms: None,
+        expires_at_ms: None,
+        rate: None,
+        on_uncertain: None,
+        callback_url: None,
+        reply_to: None,
+    };
+    Slice {
+        v: SLICE_VERSION,
+        head: Arc::new(head),
+        id: SliceId::new("all", 0),
+        entries: people + repeats,
+        shape: Shape { buckets: 1 },
+        lane: "im.normal.0".to_owned(),
+        first_attempt_at_ms: None,
+        recipients: (0..people).map(|number| format!("user-{number}")).collect(),
+        enumeration: None,
+        together: None,
+        vars: Vec::new(),
+        attempts: Vec::new(),
+        calls: Vec::new(),
+        ended: None,
+        doubts: Vec::new(),
+    }
+}
+
+fn rules(on_uncertain: OnUncertain) -> Rules {
+    Rules {
+        attempts_max: 3,
+        on_uncertain,
+    }
+}
+
+fn answer(class: Class) -> Answer {
+    match class {
+        Class::Done => Answer::done(),
+        class => Answer::new(class, class.as_str(), "said the target"),
+    }
+}
+
+fn lost(_: usize) -> Answer {
+    Answer::new(Class::Uncertain, "lost", "a worker ended")
+}
+
+fn no_delay(_: u32) -> Duration {
+    Duration::ZERO
+}
+
+/// Claims everybody who waits and is in nobody's way.
+fn claim_all(delivery: &mut Delivery, state: ClaimState, rules: Rules) -> Vec<Call> {
+    let everybody = delivery.waiting();
+    let picked = delivery.pick(everybody, everybody);
+    let states = vec![state; picked];
+    let claimed = delivery.claimed(&states, None, rules, |_| false, lost);
+    claimed.calls
+}
+
+fn outcomes(delivery: &Delivery) -> Vec<Outcome> {
+    let batch = delivery.batch();
+    batch.outcomes.into_iter().map(|(_, it)| it).collect()
+}
+
+/// The loss that this value was made against: a claim is asked, is not answered, and the worker stops.
+#[test]
+fn a_window_that_waits_for_its_claim_is_given_back_whole() {
+    let slice = slice(10, 0);
+    let mut delivery = Delivery::new(&slice, 4);
+    assert_eq!(delivery.pick(2, 6), 6);
+    delivery.put_off(Duration::ZERO);
+    let remainder = delivery.remainder(&slice, None);
+    assert_eq!(remainder.recipients, slice.recipients);
+    assert!(delivery.batch().last.is_none());
+    // Not even without its being put off.
+    let mut delivery = Delivery::new(&slice, 4);
+    delivery.pick(1, 4);
+    let left: BTreeSet<_> = delivery
+        .remainder(&slice, None)
+        .recipients
+        .into_iter()
+        .collect();
+    assert_eq!(left.len(), 10);
+    assert!(!delivery.leaves_nobody());
+}
+
+#[test]
+fn a_remainder_that_lost_somebody_never_closes_its_slice() {
+    let mut slice = slice(3, 1);
+    slice.ended = Some(Ended {
+        entries: 1,
+        repeats: 1,
+    });
+    slice.entries = 5;
+    let mut delivery = Delivery::new(&slice, 1);
+    assert_eq!(delivery.missing(), 1);
+    let rules = rules(OnUncertain::Hold);
+    for call in claim_all(&mut delivery, ClaimState::Granted, rules) {
+        let done = Verdict::All(Answer::done());
+        delivery.answered(&call, &done, false, rules, no_delay);
+    }
+    let batch = delivery.batch();
+    assert_eq!((batch.outcomes.len(), batch.last), (3, None));
+    delivery.recorded(0);
+    assert!(delivery.leaves_nobody());
+    assert_eq!(delivery.batch().last, None);
+}
+
+/// Promise 4: doubt outlives deliveries, and everything but the target's own word.
+#[test]
+fn a_call_in_doubt_is_not_forgotten() {
+    let slice = slice(1, 0);
+    let rules = rules(OnUncertain::Retry);
+    let doubted = || {
+        let mut delivery = Delivery::new(&slice, 1);
+        let calls = claim_all(&mut delivery, ClaimState::Granted, rules);
+        assert!(!calls[0].in_doubt);
+        let verdict = Verdict::All(answer(Class::Uncertain));
+        delivery.answered(&calls[0], &verdict, false, rules, no_delay);
+        let batch = delivery.batch();
+        assert_eq!((batch.release, batch.doubted), (vec![], vec![0]));
+        delivery.recorded(0);
+        let remainder = delivery.remainder(&slice, None);
+        let json = serde_json::to_string(&remainder).unwrap();
+        let remainder: Slice = serde_json::from_str(&json).unwrap();
+        let mut next = Delivery::new(&remainder, 1);
+        next.pick(1, 1);
+        next
+    };
+    for (over, words) in [
+        (Outcome::Cancelled, "the job was cancelled"),
+        (Outcome::Expired, "the job expired"),
+    ] {
+        let mut next = doubted();
+        let states = [ClaimState::InDoubt];
+        let claimed = next.claimed(&states, Some(over), rules, |_| true, lost);
+        assert_eq!(claimed, Claimed::default());
+        let dead = &next.dead()[0];
+        assert_eq!(
+            (dead.outcome, &*dead.answer.code),
+            (Outcome::Uncertain, "uncertain")
+        );
+        assert!(dead.answer.text.ends_with(words), "{}", dead.answer.text);
+    }
+    for class in [Class::Permanent, Class::Transient] {
+        let mut next = doubted();
+        let calls = next
+            .claimed(&[ClaimState::InDoubt], None, rules, |_| false, lost)
+            .calls;
+        assert!(calls[0].in_doubt);
+        // The attempts are used up.
+        let last = Rules {
+            attempts_max: 2,
+            ..rules
+        };
+        let verdict = Verdict::All(answer(class));
+        next.answered(&calls[0], &verdict, false, last, no_delay);
+        let dead = &next.dead()[0];
+        assert_eq!(dead.outcome, Outcome::Uncertain);
+        assert!(
+            dead.answer.text.contains(class.as_str()),
+            "{}",
+            dead.answer.text
+        );
+        assert!(
+            next.batch().release.is_empty(),
+            "nobody may send to it meanwhile"
+        );
+    }
+    // The target's own word ends it.
+    let mut next = doubted();
+    let calls = next
+        .claimed(&[ClaimState::InDoubt], None, rules, |_| false, lost)
+        .calls;
+    let refused = Verdict::All(answer(Class::Permanent));
+    next.answered(&calls[0], &refused, true, rules, no_delay);
+    assert_eq!(next.dead()[0].outcome, Outcome::Failed);
+    let mut next = doubted();
+    let calls = next
+        .claimed(&[ClaimState::InDoubt], None, rules, |_| false, lost)
+        .calls;
+    next.answered(
+        &calls[0],
+        &Verdict::All(Answer::done()),
+        false,
+        rules,
+        no_delay,
+    );
+    assert_eq!(outcomes(&next), [Outcome::Sent]);
+}
+
+/// What another slice left in doubt is treated like what a dead worker left.
+#[test]
+fn a_doubt_of_others_is_decided_by_the_policy() {
+    let slice = slice(1, 0);
+    for state in [ClaimState::TakenOver, ClaimState::InDoubt] {
+        let held = rules(OnUncertain::Hold);
+        let mut delivery = Delivery::new(&slice, 1);
+        assert_eq!(claim_all(&mut delivery, state, held), []);
+        assert_eq!(delivery.dead()[0].outcome, Outcome::Uncertain);
+        let mut delivery = Delivery::new(&slice, 1);
+        assert_eq!(
+            claim_all(&mut delivery, state, rules(OnUncertain::Drop)),
+            []
+        );
+        assert_eq!(outcomes(&delivery), [Outcome::Uncertain]);
+        let mut delivery = Delivery::new(&slice, 1);
+        let calls = claim_all(&mut delivery, state, rules(OnUncertain::Retry));
+        assert!(calls[0].in_doubt);
+        // A target that can be asked is, whatever the policy.
+        let mut delivery = Delivery::new(&slice, 1);
+        delivery.pick(1, 1);
+        let claimed = delivery.claimed(&[state], None, held, |_| true, lost);
+        assert!(claimed.calls[0].in_doubt && claimed.uncertain == 0);
+    }
+}
+
+#[test]
+fn a_repeated_call_has_the_same_recipients_in_the_same_order() {
+    let slice = slice(10, 0);
+    let rules = rules(OnUncertain::Retry);
+    let mut delivery = Delivery::new(&slice, 4);
+    let calls = claim_all(&mut delivery, ClaimState::Granted, rules);
+    assert_eq!(
+        calls
+            .iter()
+            .map(|call| call.members.len())
+            .collect::<Vec<_>>(),
+        [4, 4, 2]
+    );
+    let transient = Verdict::All(answer(Class::Transient));
+    for call in [&calls[2], &calls[0]] {
+        delivery.answered(call, &transient, false, rules, no_delay);
+    }
+    delivery.answered(
+        &calls[1],
+        &Verdict::All(Answer::done()),
+        false,
+        rules,
+        no_delay,
+    );
+    delivery.recorded(0);
+    let remainder = delivery.remainder(&slice, None);
+    assert_eq!(remainder.calls, [2, 4]);
+    assert_eq!(remainder.recipients[..3], ["user-8", "user-9", "user-0"]);
+    assert_eq!(remainder.attempts, [1; 6]);
+    assert_eq!(
+        remainder.ended,
+        Some(Ended {
+            entries: 4,
+            repeats: 0
+        })
+    );
+}
+
+#[test]
+fn a_refused_call_is_halved_until_its_cause_is_alone() {
+    let slice = slice(8, 0);
+    let rules = rules(OnUncertain::Hold);
+    let mut delivery = Delivery::new(&slice, 8);
+    let mut made = 0;
+    while delivery.waiting() > 0 {
+        delivery.pick(1, 8);
+        let states = vec![ClaimState::Granted; delivery.picked().count()];
+        let claimed = delivery.claimed(&states, None, rules, |_| false, lost);
+        for call in claimed.calls {
+            made += 1;
+            let verdict = match call.members.contains(&5) {
+                true => Verdict::All(answer(Class::Permanent).split()),
+                false => Verdict::All(Answer::done()),
+            };
+            delivery.answered(&call, &verdict, false, rules, no_delay);
+        }
+        delivery.recorded(0);
+    }
+    assert_eq!(made, 7);
+    assert_eq!(
+        delivery
+            .dead()
+            .iter()
+            .map(|it| it.index)
+            .collect::<Vec<_>>(),
+        [5]
+    );
+}
+
+// -------------------------------------------------------------------------------------------------
+// Against a ledger
+// -------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+enum Step {
+    Pick(usize, usize),
+    /// The claim is not answered.
+    Unpick,
+    /// The claim is answered, one way for each in turn.
+    Claimed(Vec<u8>, Option<Outcome>),
+    /// The call that has been out longest comes back.
+    Answered(Vec<Class>, bool),
+    NotMade,
+    Record,
+    /// The delivery ends; its remainder is delivered.
+    PutOff,
+    /// The delivery is lost with its session; the same slice comes again.
+    Again,
+    Letters,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let class = || prop::sample::select(Class::ALL.to_vec());
+    let over = || {
+        prop::sample::select(vec![
+            None,
+            None,
+            None,
+            Some(Outcome::Cancelled),
+            Some(Outcome::Expired),
+        ])
+    };
+    let step = prop_oneof![
+        3 => (1..4usize, 1..12usize).prop_map(|(calls, most)| Step::Pick(calls, most)),
+        1 => Just(Step::Unpick),
+        3 => (prop::collection::vec(0..10u8, 1..5), over()).prop_map(|(states, over)| Step::Claimed(states, over)),
+        5 => (prop::collection::vec(class(), 1..4), prop::bool::weighted(0.1)).prop_map(|(classes, split)| Step::Answered(classes, split)),
+        1 => Just(Step::NotMade),
+        3 => Just(Step::Record),
+        1 => Just(Step::PutOff),
+        1 => Just(Step::Again),
+        1 => Just(Step::Letters),
+    ];
+    prop::collection::vec(step, 1..80)
+}
+
+/// What the ledger has, and a slice with what became of it.
+struct World {
+    rules: Rules,
+    per_call: usize,
+    whole: Slice,
+    slice: Slice,
+    delivery: Delivery,
+    out: VecDeque<Call>,
+    settled: BTreeMap<String, Outcome>,
+    /// Settled by this slice.
+    counted: u32,
+    /// People with a call in doubt, of whom the target has not said what became of it.
+    doubted: BTreeSet<String>,
+    repeats: u32,
+}
+
+impl World {
+    fn new(people: u32, repeats: u32, per_call: usize, on_uncertain: OnUncertain) -> Self {
+        let whole = slice(people, repeats);
+        Self {
+            rules: rules(on_uncertain),
+            per_call,
+            delivery: Delivery::new(&whole, per_call),
+            slice: whole.clone(),
+            whole,
+            out: VecDeque::new(),
+            settled: BTreeMap::new(),
+            counted: 0,
+            doubted: BTreeSet::new(),
+            repeats,
+        }
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.slice.recipients[index].clone()
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Pick(calls, most) => {
+                if self.delivery.picked().next().is_none() && self.delivery.waiting() > 0 {
+                    self.delivery.pick(calls, most);
+                }
+            }
+            Step::Unpick => self.delivery.unpick(),
+            Step::Claimed(states, over) => self.claimed(&states, over),
+            Step::Answered(classes, split) => self.answered(&classes, split),
+            Step::NotMade => {
+                if let Some(call) = self.out.pop_front() {
+                    self.delivery.not_made(&call);
+                }
+            }
+            Step::Record => self.record(),
+            Step::Letters => self.delivery.lettered(),
+            Step::PutOff => {
+                while let Some(call) = self.out.pop_front() {
+                    self.delivery.not_made(&call);
+                }
+                self.delivery.lettered();
+                self.record();
+                self.delivery.put_off(Duration::ZERO);
+                let remainder = self.delivery.remainder(&self.slice, None);
+                let json = serde_json::to_string(&remainder).unwrap();
+                self.slice = serde_json::from_str(&json).unwrap();
+                self.delivery = Delivery::new(&self.slice, self.per_call);
+            }
+            Step::Again => {
+                for call in std::mem::take(&mut self.out) {
+                    let names = call.members.iter().map(|index| self.name(*index));
+                    self.doubted.extend(names.collect::<Vec<_>>());
+                }
+                self.delivery = Delivery::new(&self.slice, self.per_call);
+            }
+        }
+        self.check();
+    }
+
+    fn claimed(&mut self, states: &[u8], over: Option<Outcome>) {
+        let picked: Vec<usize> = self.delivery.picked().collect();
+        let mut answers = Vec::new();
+        for (at, index) in picked.into_iter().enumerate() {
+            let name = self.name(index);
+            let state = match states[at % states.len()] {
+                _ if self.settled.contains_key(&name) => ClaimState::Settled(self.settled[&name]),
+                0 => {
+                    // Somebody else was faster.
+                    self.settled.insert(name, Outcome::Sent);
+                    ClaimState::Settled(Outcome::Sent)
+                }
+                1 => ClaimState::Held {
+                    left: Duration::from_secs(1),
+                },
+                2 => {
+                    self.doubted.insert(name);
+                    ClaimState::TakenOver
+                }
+                _ if self.doubted.contains(&name) => ClaimState::InDoubt,
+                _ => ClaimState::Granted,
+            };
+            answers.push(state);
+        }
+        let claimed = self
+            .delivery
+            .claimed(&answers, over, self.rules, |_| false, lost);
+        self.out.extend(claimed.calls);
+    }
+
+    fn answered(&mut self, classes: &[Class], split: bool) {
+        let Some(call) = self.out.pop_front() else {
+            return;
+        };
+        let mut each = Vec::new();
+        for (at, index) in call.members.iter().enumerate() {
+            let name = self.name(*index);
+            let mut answer = answer(classes[at % classes.len()]);
+            match answer.class {
+                Class::Uncertain => {
+                    self.doubted.insert(name);
+                }
+                Class::Done => {
+                    self.doubted.remove(&name);
+                }
+                _ if split => answer = answer.split(),
+                _ => {}
+            }
+            each.push(answer);
+        }
+        let verdict = Verdict::Each(each);
+        self.delivery
+            .answered(&call, &verdict, false, self.rules, no_delay);
+    }
+
+    /// As the ledger records: the first outcome counts.
+    fn record(&mut self) {
+        let batch = self.delivery.batch();
+        let mut stood = 0;
+        for (index, outcome) in &batch.outcomes {
+            let name = self.name(*index);
+            if self.settled.contains_key(&name) {
+                stood += 1;
+                continue;
+            }
+            let certain = !matches!(outcome, Outcome::Sent | Outcome::Uncertain);
+            assert!(
+                !(certain && self.doubted.contains(&name)),
+                "{name} ends {outcome:?} and may have been sent to"
+            );
+            self.settled.insert(name, *outcome);
+            self.counted += 1;
+        }
+        let released = batch.release.iter().chain(&batch.doubted);
+        for index in released.clone() {
+            assert_ne!(
+                self.delivery.places[*index],
+                Place::Out,
+                "an open call is given up"
+            );
+        }
+        for index in &batch.release {
+            assert!(!self.delivery.doubts.contains_key(index));
+        }
+        self.delivery.recorded(stood);
+        if let Some(repeats) = batch.last {
+            assert!(
+                self.whole.entries - self.counted <= repeats + stood,
+                "duplicates nobody saw"
+            );
+        }
+    }
+
+    /// Each recipient is where its place says, and nowhere else; nobody is missing.
+    fn check(&self) {
+        let delivery = &self.delivery;
+        let mut places = vec![Place::Ended; delivery.places.len()];
+        let mut put = |index: usize, place: Place| {
+            assert_eq!(places[index], Place::Ended, "{index} is in two places");
+            places[index] = place;
+        };
+        let ranges = |ranges: Vec<Range<usize>>| ranges.into_iter().flatten().collect::<Vec<_>>();
+        ranges(delivery.todo.iter().cloned().collect())
+            .into_iter()
+            .for_each(|it| put(it, Place::Todo));
+        ranges(delivery.picked.clone())
+            .into_iter()
+            .for_each(|it| put(it, Place::Picked));
+        self.out
+            .iter()
+            .flat_map(|call| &call.members)
+            .for_each(|it| put(*it, Place::Out));
+        delivery
+            .left
+            .iter()
+            .flatten()
+            .for_each(|it| put(*it, Place::Left));
+        delivery
+            .dead
+            .iter()
+            .for_each(|it| put(it.index, Place::Dead));
+        delivery.known.iter().for_each(|it| put(it.0, Place::Known));
+        assert_eq!(places, delivery.places);
+        assert_eq!(delivery.missing(), 0);
+
+        // Whoever has no outcome comes again, once.
+        let remainder = delivery.remainder(&self.slice, None);
+        let left: BTreeSet<&String> = remainder.recipients.iter().collect();
+        assert_eq!(
+            left.len(),
+            remainder.recipients.len(),
+            "somebody comes twice"
+        );
+        for name in &self.whole.recipients {
+            assert!(
+                left.contains(name) || self.settled.contains_key(name),
+                "{name} is lost"
+            );
+        }
+        let ended = remainder.ended();
+        assert_eq!(
+            ended.entries + remainder.recipients.len() as u32,
+            self.whole.entries
+        );
+    }
+
+    /// Delivers until nobody is left.
+    fn finish(mut self) {
+        let last = loop {
+            self.step(Step::PutOff);
+            if self.slice.recipients.is_empty() {
+                break self.delivery.batch().last;
+            }
+            self.step(Step::Pick(usize::MAX, usize::MAX));
+            self.step(Step::Claimed(vec![9], None));
+            while !self.out.is_empty() {
+                self.step(Step::Answered(vec![Class::Done], false));
+            }
+            self.step(Step::Letters);
+        };
+        let repeats = last.expect("nobody is left");
+        assert_eq!(self.settled.len(), self.whole.recipients.len());
+        let duplicates = self.whole.entries - self.counted;
+        assert!(
+            duplicates <= repeats,
+            "{duplicates} duplicates, {repeats} seen"
+        );
+        assert!(duplicates >= self.repeats);
+    }
+}
+
+proptest! {
+    /// Promises 2 and 4 over any sequence of answers, pauses and losses.
+    #[test]
+    fn everybody_is_in_one_place_and_ends_once(
+        people in 1..12u32, repeats in 0..3u32, per_call in 1..5usize,
+        policy in prop::sample::select(vec![OnUncertain::Retry, OnUncertain::Hold, OnUncertain::Drop]),
+        steps in steps(),
+    ) {
+        let mut world = World::new(people, repeats, per_call, policy);
+        for step in steps {
+            world.step(step);
+        }
+        world.finish();
+    }
+}

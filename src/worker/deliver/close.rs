@@ -1,0 +1,194 @@
+//! The end of a delivery: everything it leads to is durable before it is acked (promise 5).
+
+use super::super::context::{Store, now_ms, rfc3339};
+use super::{Fate, Pause, Scene, Work};
+use crate::domain::announce::{DeadLetter, DeadRecipient};
+use crate::domain::delivery::Dead;
+use crate::domain::outcome::Outcome;
+use crate::domain::schedule::rung;
+use crate::domain::slice::Addressed;
+use crate::json;
+use crate::metrics::LedgerStep;
+use crate::ports::{Lost, Outgoing, Publisher, Reason, Route, Transport};
+
+impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
+    /// Ends the delivery. No call is out any more.
+    pub(super) async fn close(mut self, stop: Option<Pause>) -> Result<Fate, Lost> {
+        match stop {
+            None => {}
+            Some(Pause::PutOff(delay)) => self.delivery.put_off(delay),
+            // Whoever settled it may have died before the job was completed: the last step is taken
+            // again, which changes nothing if it was taken.
+            Some(Pause::SliceDone) => self.delivery.slice_is_done(),
+            Some(Pause::Lost) => {
+                self.finish_record().await?;
+                return Err(Lost);
+            }
+        }
+        self.bury().await?;
+        self.finish_record().await?;
+        let scene = self.scene;
+        let left = !self.delivery.leaves_nobody();
+        if left {
+            self.publish_remainder().await?;
+        } else {
+            self.tell_missing();
+        }
+        if let Some(standing) = self.standing {
+            scene.shift.follow(&scene.slice.head, standing).await?;
+        }
+        Ok(if left { Fate::PutOff } else { Fate::Done })
+    }
+
+    /// Records what is not recorded yet, and that the slice is complete, if it is.
+    async fn finish_record(&mut self) -> Result<(), Lost> {
+        let batch = self.delivery.batch();
+        if batch.is_empty() || (self.closed && batch.outcomes.is_empty()) {
+            return Ok(());
+        }
+        let recorded = self.scene.record(&batch).await?;
+        self.note_recorded(&batch, recorded);
+        let again = self.delivery.batch();
+        if !self.closed && again.last > batch.last {
+            // Others had settled some of them first, and that was learned only now.
+            let recorded = self.scene.record(&again).await?;
+            self.note_recorded(&again, recorded);
+        }
+        Ok(())
+    }
+
+    async fn publish_remainder(&self) -> Result<(), Lost> {
+        let scene = self.scene;
+        scene.shift.context.note_waiting(scene.slice.head.id).await;
+        let mut remainder = self
+            .delivery
+            .remainder(&scene.slice, self.first_attempt_at_ms);
+        if self.together {
+            remainder.together = None;
+        }
+        let lane = scene.slice.lane.clone();
+        let delay = self.delivery.delay();
+        let route = if delay.is_zero() {
+            Route::Lane(lane)
+        } else {
+            Route::Wait {
+                lane,
+                rung: rung(delay),
+            }
+        };
+        let message = remainder.outgoing(route, scene.traceparent.clone());
+        scene.shift.publish(vec![message]).await
+    }
+
+    // --- Dead letters ------------------------------------------------------------------------
+
+    /// Publishes the dead letters, and has their recipients settled next.
+    async fn bury(&mut self) -> Result<(), Lost> {
+        if self.delivery.dead().is_empty() {
+            return Ok(());
+        }
+        let scene = self.scene;
+        let dead: Vec<DeadRecipient> = self
+            .delivery
+            .dead()
+            .iter()
+            .map(|dead| scene.dead_recipient(dead))
+            .collect();
+        scene.publish_dead(&dead, self.first_attempt_at_ms).await?;
+        self.explain(&dead).await;
+        self.delivery.lettered();
+        Ok(())
+    }
+
+    /// Keeps the reasons where they are found without walking over dead letters. The letters are what
+    /// counts: not repeated when it fails.
+    async fn explain(&self, dead: &[DeadRecipient]) {
+        let scene = self.scene;
+        let context = &*scene.shift.context;
+        let reasons: Vec<_> = self
+            .delivery
+            .dead()
+            .iter()
+            .zip(dead)
+            .map(|(it, dead)| (scene.fingerprints[it.index], Reason::from(dead)))
+            .collect();
+        let explain = context.store.explain(scene.slice.head.id, &reasons);
+        let _ = context.try_step(LedgerStep::Settle, explain).await;
+    }
+
+    /// Says that entries of this slice are gone, if any are: no delivery has them, and none saw what
+    /// became of them.
+    fn tell_missing(&self) {
+        let missing = self.missing.max(self.delivery.missing());
+        if missing == 0 {
+            return;
+        }
+        let scene = self.scene;
+        scene.shift.context.metrics.entries_missing(missing);
+        tracing::error!(
+            job.id = %scene.slice.head.id, slice.id = %scene.slice.id, missing,
+            "entries of a slice have no outcome, and no delivery has them: they stay pending until \
+             the job counts as abandoned. Submit the same job again: whoever has no outcome is sent to \
+             then"
+        );
+    }
+}
+
+impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
+    fn dead_recipient(&self, dead: &Dead) -> DeadRecipient {
+        DeadRecipient {
+            recipient: self.slice.recipients[dead.index].clone(),
+            vars: self.slice.vars_of(dead.index).map(ToOwned::to_owned),
+            outcome: dead.outcome,
+            class: dead.answer.class,
+            code: dead.answer.code.clone(),
+            text: dead.answer.text.clone(),
+            attempts: dead.attempts,
+        }
+    }
+
+    async fn publish_dead(
+        &self,
+        dead: &[DeadRecipient],
+        first_attempt_at_ms: Option<u64>,
+    ) -> Result<(), Lost> {
+        let head = &self.slice.head;
+        let now = now_ms();
+        let letter = DeadLetter {
+            v: 1,
+            job: head.id.to_string(),
+            app: head.app.clone(),
+            client_msg_no: head.client_msg_no.clone(),
+            target: head.target.clone(),
+            slice: self.slice.id.to_string(),
+            sender: head.sender.clone(),
+            group_type: match head.addressed {
+                Addressed::Users => None,
+                Addressed::Groups(kind) => Some(kind),
+            },
+            message: json::raw(&head.message()),
+            options: json::raw(&head.options),
+            first_attempt_at: rfc3339(first_attempt_at_ms.unwrap_or(now)),
+            last_attempt_at: rfc3339(now),
+            recipients: dead.to_vec(),
+        };
+        let message = Outgoing {
+            route: Route::Dead {
+                app: head.app.clone(),
+                target: head.target.clone(),
+            },
+            body: json::bytes(&letter).into(),
+            message_id: format!("{}/{}/dead", head.id, self.slice.id),
+            traceparent: self.traceparent.clone(),
+        };
+        self.shift.publish(vec![message]).await?;
+        for outcome in [Outcome::Failed, Outcome::Uncertain] {
+            let count = dead.iter().filter(|dead| dead.outcome == outcome).count();
+            if count > 0 {
+                let metrics = &self.shift.context.metrics;
+                metrics.dead_letters(&self.target.name, outcome, count as u64);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! What a delivery waits for before it claims: a parked target, the limits, places at the target.
+
+use std::time::Duration;
+
+use tokio::sync::{SemaphorePermit, watch};
+
+use super::super::context::{Store, now_ms};
+use super::{Pause, Scene, WAIT_MAX};
+use crate::domain::directive::{Board, Order};
+use crate::domain::limits::{Cost, Grant};
+use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
+use crate::metrics::LedgerStep;
+use crate::ports::{Lease, Limit, Publisher, Scope, Transport};
+
+/// Calls that may be made now.
+pub(super) struct Granted<'a> {
+    pub(super) calls: usize,
+    pub(super) recipients: usize,
+    /// Recipients and calls that are booked on the limits, and which limits these were.
+    booked: Option<(u32, u32, Order)>,
+    /// One per call.
+    pub(super) permits: SemaphorePermit<'a>,
+}
+
+impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
+    /// Waits until calls may be made, for at most `waiting` recipients in at most `places` calls.
+    /// None: the wait was so long that everything is to be looked at again.
+    pub(super) async fn grant(
+        &'a self,
+        directives: watch::Receiver<Board>,
+        waiting: usize,
+        places: usize,
+    ) -> Result<Option<Granted<'a>>, Pause> {
+        self.wait_while_parked().await?;
+        let order = self.order(&directives.borrow());
+        let mut recipients = waiting.min(places.saturating_mul(self.per_call));
+        let mut booked = None;
+        if self.limits(&order).next().is_some() {
+            recipients = self.lease(&order, directives, recipients).await?;
+            if recipients == 0 {
+                return Ok(None);
+            }
+            let calls = recipients.div_ceil(self.per_call);
+            booked = Some((recipients as u32, calls as u32, order));
+        }
+        // A recipient may have a call of its own, if its last one was refused for others too.
+        let wanted = places.min(recipients);
+        let Ok(permits) = self.permits(wanted).await else {
+            if let Some((recipients, calls, order)) = &booked {
+                self.give_back_units(order, *recipients, *calls).await;
+            }
+            return Err(Pause::PutOff(Duration::ZERO));
+        };
+        let calls = permits.num_permits();
+        Ok(Some(Granted {
+            recipients: recipients.min(calls.saturating_mul(self.per_call)),
+            calls,
+            booked,
+            permits,
+        }))
+    }
+
+    /// Places for calls at the target: one, and as many more of those wanted as are free.
+    async fn permits(&'a self, wanted: usize) -> Result<SemaphorePermit<'a>, Pause> {
+        let calls = &*self.target.calls;
+        let halted = || Pause::PutOff(Duration::ZERO);
+        let mut permits = tokio::select! {
+            biased;
+            () = self.shift.halt.cancelled() => return Err(halted()),
+            // Closed never: the semaphore lives as long as the target.
+            permit = calls.acquire() => permit.map_err(|_| halted())?,
+        };
+        let more = calls.available_permits().min(wanted.saturating_sub(1));
+        if let Ok(more) = calls.try_acquire_many(more as u32) {
+            permits.merge(more);
+        }
+        Ok(permits)
+    }
+
+    async fn wait_while_parked(&self) -> Result<(), Pause> {
+        while let Some(park) = self.shift.context.park_of(&self.target.name) {
+            let now = now_ms();
+            let left = Duration::from_millis(park.until_ms.saturating_sub(now));
+            if left > WAIT_MAX {
+                // It may be unparked before its time.
+                let lasted = Duration::from_millis(now.saturating_sub(park.since_ms));
+                return Err(Pause::PutOff(left.min(look_again(lasted))));
+            }
+            self.sleep(left).await?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps unless the shift ends.
+    async fn sleep(&self, wait: Duration) -> Result<(), Pause> {
+        tokio::select! {
+            biased;
+            () = self.shift.halt.cancelled() => Err(Pause::PutOff(Duration::ZERO)),
+            () = tokio::time::sleep(wait) => Ok(()),
+        }
+    }
+
+    fn limits<'o>(&'o self, order: &'o Order) -> impl Iterator<Item = Limit<'o>> {
+        let head = &self.slice.head;
+        let names = [
+            (Scope::Target, head.target.as_str()),
+            (Scope::App, head.app.as_str()),
+            (Scope::Job, self.job.as_str()),
+        ];
+        self.rates.iter().zip(order.rates).zip(names).filter_map(
+            |((configured, live), (scope, name))| {
+                let rate = live.or(*configured)?;
+                let default = if scope == Scope::Target {
+                    Cost::PerCall
+                } else {
+                    Cost::PerRecipient
+                };
+                Some(Limit {
+                    scope,
+                    name,
+                    rate,
+                    cost: rate.cost.unwrap_or(default),
+                })
+            },
+        )
+    }
+
+    /// Waits until some of `most` recipients may be sent to. None after a wait that was long enough to
+    /// look at everything again.
+    async fn lease(
+        &self,
+        order: &Order,
+        mut directives: watch::Receiver<Board>,
+        most: usize,
+    ) -> Result<usize, Pause> {
+        let per_call = self.per_call;
+        let limits: Vec<_> = self.limits(order).collect();
+        let want = limits.iter().fold(most, |want, limit| {
+            want.min(worth(limit, per_call as u32, want as u32) as usize)
+        });
+        // A call is filled even when that takes more than a lease is worth.
+        let want = want.max(per_call.min(most)) as u32;
+        let lease = Lease {
+            limits: &limits,
+            recipients: want,
+            per_call: per_call as u32,
+            wait_max: WAIT_MAX,
+        };
+        let context = &*self.shift.context;
+        let halted = self.shift.halt.cancelled();
+        let leased = context
+            .step(LedgerStep::Lease, halted, || context.store.lease(&lease))
+            .await
+            .map_err(|_| Pause::PutOff(Duration::ZERO))?;
+        let (units, after) = match leased.grant {
+            Grant::Units { units, after } => (units, after),
+            Grant::Later { after } => (0, after),
+        };
+        for limit in &limits {
+            let limited = Some(limit.scope) == leased.binding && !after.is_zero();
+            context.metrics.throttled(limit.scope, limited);
+        }
+        if units > 0 {
+            context.metrics.throttle_wait(after);
+            if let Err(pause) = self.sleep(after).await {
+                let calls = units.div_ceil(per_call as u32);
+                self.give_back_units(order, units, calls).await;
+                return Err(pause);
+            }
+            return Ok(units as usize);
+        }
+        // A target that is too slow for us is too slow for the whole lane, which may as well wait
+        // here. A slow app or job steps aside for the others of its lane, and looks now and then
+        // whether it is to go faster.
+        if leased.binding != Some(Scope::Target) {
+            return Err(Pause::PutOff(after.min(LOOK_AGAIN_MAX)));
+        }
+        tokio::select! {
+            slept = self.sleep(after) => slept?,
+            _ = directives.changed() => {}
+        }
+        Ok(0)
+    }
+
+    /// Returns what was booked for recipients and calls that turned out to be none.
+    pub(super) async fn refund(&self, granted: &Granted<'_>, recipients: usize, calls: usize) {
+        let Some((booked, booked_calls, order)) = &granted.booked else {
+            return;
+        };
+        let recipients = booked.saturating_sub(recipients as u32);
+        let calls = booked_calls.saturating_sub(calls as u32);
+        if recipients > 0 || calls > 0 {
+            self.give_back_units(order, recipients, calls).await;
+        }
+    }
+
+    async fn give_back_units(&self, order: &Order, recipients: u32, calls: u32) {
+        let limits: Vec<_> = self.limits(order).collect();
+        let store = &self.shift.context.store;
+        // Not repeated: units that are not given back make us slower than allowed, never faster.
+        let refund = store.refund(&limits, recipients, calls);
+        let _ = self.shift.context.try_step(LedgerStep::Lease, refund).await;
+    }
+}
+
+/// Recipients worth leasing at once under a limit.
+fn worth(limit: &Limit<'_>, per_call: u32, want: u32) -> u32 {
+    match limit.cost {
+        Cost::PerRecipient => limit.rate.lease_units(want),
+        Cost::PerCall => limit
+            .rate
+            .lease_units(want.div_ceil(per_call))
+            .saturating_mul(per_call),
+    }
+}
