@@ -884,6 +884,9 @@ pub trait Nonces: Clone + Send + Sync + 'static {
         nonce: &str,
         lives: Duration,
     ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
+
+    /// Forgets a nonce whose request was not carried out: the same request may come again.
+    fn give_back(&self, nonce: &str) -> impl Future<Output = Result<(), LedgerError>> + Send;
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -21,3 +21,75 @@ impl fmt::Debug for Secret {
         f.write_str("(secret)")
     }
 }
+
+/// An address as it may be shown: without user and password, and with only those values of its query
+/// that are placeholders, since the keys of many webhooks stand there.
+pub fn without_credentials(url: &str) -> String {
+    let (url, query) = match url.split_once(['?', '#']) {
+        Some((url, query)) => (url, Some(query)),
+        None => (url, None),
+    };
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let authority = rest.split('/').next().unwrap_or_default();
+    // A password with a slash ends the authority too early, and then it has no port.
+    let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
+    let users_end = match authority.rfind('@') {
+        None if !port.ends_with(']') && !port.bytes().all(|it| it.is_ascii_digit()) => {
+            rest.rfind('@')
+        }
+        end => end,
+    };
+    let mut shown = match scheme {
+        "" => String::new(),
+        scheme => format!("{scheme}://"),
+    };
+    match users_end {
+        Some(end) => {
+            shown.push_str("(secret)");
+            shown.push_str(&rest[end..]);
+        }
+        None => shown.push_str(rest),
+    }
+    if let Some(query) = query {
+        shown.push('?');
+        let pairs: Vec<_> = query.split('&').map(shown_pair).collect();
+        shown.push_str(&pairs.join("&"));
+    }
+    shown
+}
+
+/// A pair of a query. A word alone may be a key as well.
+fn shown_pair(pair: &str) -> String {
+    match pair.split_once('=') {
+        Some((_, value)) if value.starts_with('{') && value.ends_with('}') => pair.to_owned(),
+        Some((name, _)) => format!("{name}=(secret)"),
+        None => "(secret)".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_shown_without_what_may_be_a_credential() {
+        for (url, shown) in [
+            ("http://im:5001", "http://im:5001"),
+            ("https://x/{app}/@me", "https://x/{app}/@me"),
+            ("https://[::1]:80/@me", "https://[::1]:80/@me"),
+            ("https://[::1]/@me", "https://[::1]/@me"),
+            ("https://u:pw@x/im", "https://(secret)@x/im"),
+            ("https://u:p@w@x/im", "https://(secret)@x/im"),
+            ("https://u:p/w@x/im", "https://(secret)@x/im"),
+            ("u:pw@x/im", "(secret)@x/im"),
+            (
+                "https://x/h?key=k1&to={recipient}&k2#k3",
+                "https://x/h?key=(secret)&to={recipient}&(secret)",
+            ),
+            ("https://x/?a={b}k4", "https://x/?a=(secret)"),
+            ("", ""),
+        ] {
+            assert_eq!(without_credentials(url), shown, "{url}");
+        }
+    }
+}

@@ -1,4 +1,8 @@
-//! Signals: the first SIGTERM or SIGINT drains, the second ends the process at once.
+//! Signals: the first SIGTERM, SIGINT or SIGHUP drains, a further SIGTERM or SIGINT ends the process at
+//! once. SIGHUP comes when the terminal or session closes, or together with SIGTERM from a service manager;
+//! where it was ignored already, as under `nohup`, it stays ignored.
+
+use std::fs;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -11,12 +15,20 @@ use crate::exit::Exit;
 pub fn drain_on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = match hangup_is_ignored() {
+        true => None,
+        false => Some(signal(SignalKind::hangup())?),
+    };
     let drain = CancellationToken::new();
     let token = drain.clone();
     tokio::spawn(async move {
-        either(&mut terminate, &mut interrupt).await;
+        tokio::select! {
+            () = either(&mut terminate, &mut interrupt) => {}
+            () = next(&mut hangup) => {}
+        }
         tracing::info!("draining; a second signal ends the process at once");
         token.cancel();
+        // A hangup often follows the first signal, and asks for nothing new.
         either(&mut terminate, &mut interrupt).await;
         tracing::warn!("second signal, ending without draining");
         std::process::exit(Exit::Interrupted as i32);
@@ -28,5 +40,46 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+/// Never, without a signal to wait for.
+async fn next(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether this process was started with SIGHUP ignored, as far as the system tells.
+fn hangup_is_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignores(&status, SignalKind::hangup())
+}
+
+/// Reads the mask of ignored signals, whose lowest bit is signal 1.
+fn ignores(status: &str, kind: SignalKind) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.unwrap_or_default() >> (kind.as_raw_value() - 1) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_knows_what_it_was_told_to_ignore() {
+        let ignores = |mask: &str| {
+            let status = format!("Name:\tfanwise\nSigIgn:\t{mask}\nSigCgt:\t0000000000000001\n");
+            ignores(&status, SignalKind::hangup())
+        };
+        assert!(ignores("0000000000000001"));
+        assert!(ignores("ffffffffffffffff"));
+        assert!(!ignores("0000000000001000"));
+        assert!(!ignores("0000000000000000"));
+        assert!(!ignores(""), "where the system does not tell");
     }
 }

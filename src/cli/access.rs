@@ -637,15 +637,25 @@ impl Server {
 
 /// An answer that is no success, with the words of its problem document.
 fn refused(reply: &Reply) -> Failure {
+    let status = reply.status;
     let problem: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    let text = String::from_utf8_lossy(&reply.body);
-    let detail = problem["detail"]
-        .as_str()
-        .map_or_else(|| shorten(&text, 300), Into::into);
-    let (exit, what) = match reply.status {
-        400 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
+    let Some(detail) = problem["detail"].as_str() else {
+        let text = String::from_utf8_lossy(&reply.body);
+        let what = format!(
+            "gateway.listen: what answers there is not fanwise; it says {status}: {}",
+            shorten(text.trim(), 100)
+        );
+        return Failure::message(Exit::Unavailable, what);
+    };
+    let (exit, what) = match status {
+        400 | 403 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
         409 => (Exit::BadInput, "conflict"),
-        401 => (Exit::BadConfig, "gateway.token is missing or wrong"),
+        // Its own words are for who writes requests.
+        401 => {
+            let what = "the gateway refuses gateway.token, or there is none here: set it to the \
+                        gateway's own (FANWISE_GATEWAY__TOKEN, or token_file)";
+            return Failure::message(Exit::BadConfig, what);
+        }
         404 => (Exit::Unavailable, "not found"),
         _ => (Exit::Unavailable, "not accepted"),
     };

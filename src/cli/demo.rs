@@ -74,7 +74,8 @@ struct Report {
 }
 
 pub(super) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
-    telemetry::start("warn,fanwise::cli=info", LogFormat::Text);
+    let filter = "warn,fanwise::cli=info".parse().unwrap_or_default();
+    telemetry::start(&filter, LogFormat::Text);
     let interrupted = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();

@@ -2,10 +2,10 @@
 
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::mock::{MockArgs, MockIm};
-use crate::telemetry::{self, LogFormat};
+use crate::telemetry::{self, LogFilter, LogFormat};
 
 pub(super) async fn run(args: MockArgs) -> Result<Exit, Failure> {
-    telemetry::start("info", LogFormat::Auto);
+    telemetry::start(&LogFilter::default(), LogFormat::Auto);
     let settings = args.into_settings();
     let mock = MockIm::bind(settings).await.or_exit(Exit::Unavailable)?;
     let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;

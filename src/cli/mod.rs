@@ -166,7 +166,7 @@ fn configured(
         LogFormat::Auto => auto,
         chosen => chosen,
     };
-    telemetry::start(&loaded.config.log.level, format);
+    telemetry::start(&loaded.config.log.filter, format);
     for warning in loaded.findings.warnings.iter().filter(|it| concerns(it)) {
         tracing::warn!("configuration: {warning}");
     }

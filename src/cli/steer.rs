@@ -53,6 +53,7 @@ pub(super) struct Expiry {
 pub(super) enum AppCommand {
     /// Send nothing of this app until it is resumed
     Pause {
+        /// Its name in the configuration
         app: String,
         #[command(flatten)]
         expiry: Expiry,
@@ -61,6 +62,7 @@ pub(super) enum AppCommand {
     },
     /// Go on with this app
     Resume {
+        /// Its name in the configuration
         app: String,
         #[command(flatten)]
         words: Words,
@@ -77,6 +79,7 @@ pub(super) enum TargetCommand {
     },
     /// Send nothing to this target for a while
     Park {
+        /// Its name in the configuration
         target: String,
         /// For how long
         #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
@@ -86,12 +89,14 @@ pub(super) enum TargetCommand {
     },
     /// Try a parked target again at once, such as after its configuration was mended
     Unpark {
+        /// Its name in the configuration
         target: String,
         #[command(flatten)]
         words: Words,
     },
     /// Send nothing to this target until it is resumed
     Pause {
+        /// Its name in the configuration
         target: String,
         #[command(flatten)]
         expiry: Expiry,
@@ -100,6 +105,7 @@ pub(super) enum TargetCommand {
     },
     /// Go on with this target
     Resume {
+        /// Its name in the configuration
         target: String,
         #[command(flatten)]
         words: Words,
@@ -217,9 +223,13 @@ pub(super) fn parse_rate(text: &str) -> Result<Option<Rate>, Failure> {
     if text == CONFIGURED {
         return Ok(None);
     }
-    text.parse()
-        .map(Some)
-        .map_err(|error| Failure::new(Exit::Usage, error))
+    text.parse().map(Some).map_err(|error| {
+        let hint = match text.starts_with('0') {
+            true => "; to stop the sending, pause the target, the app or the job",
+            false => "",
+        };
+        Failure::message(Exit::Usage, format!("{error}{hint}"))
+    })
 }
 
 /// Carries out a command and prints what stands then.

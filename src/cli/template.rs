@@ -1,6 +1,6 @@
 //! `fanwise template put`, `get`, `list` and `delete`: stored messages that jobs name.
 
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -21,6 +21,7 @@ pub(super) enum TemplateCommand {
     ///
     /// The file holds the `message` of a job, as JSON. Jobs that run keep the version they started with.
     Put {
+        /// What jobs name it by
         name: String,
         /// Take the message from a file, as JSON
         #[arg(long, value_name = "FILE", conflicts_with = "text")]
@@ -33,6 +34,7 @@ pub(super) enum TemplateCommand {
     },
     /// Print a stored message
     Get {
+        /// What jobs name it by
         name: String,
         /// An older version, as long as it is kept [default: the newest]
         #[arg(long)]
@@ -47,6 +49,7 @@ pub(super) enum TemplateCommand {
     },
     /// Take a stored message away from new jobs; those that run keep it
     Delete {
+        /// What jobs name it by
         name: String,
         #[command(flatten)]
         of: Of,
@@ -144,10 +147,18 @@ fn message(file: Option<PathBuf>, text: Option<String>) -> Result<String, Failur
             Failure::message(Exit::BadInput, what)
         }),
         (None, None) => {
+            let how = "give --text or --file, or pass its JSON on standard input";
+            let mut stdin = std::io::stdin();
+            if stdin.is_terminal() {
+                let what = format!("the message is missing: {how}");
+                return Err(Failure::message(Exit::Usage, what));
+            }
             let mut message = String::new();
-            std::io::stdin()
-                .read_to_string(&mut message)
-                .or_exit(Exit::BadInput)?;
+            stdin.read_to_string(&mut message).or_exit(Exit::BadInput)?;
+            if message.trim().is_empty() {
+                let what = format!("nothing came on standard input: {how}");
+                return Err(Failure::message(Exit::BadInput, what));
+            }
             Ok(message)
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use axum::http::Uri;
 
 use super::reader::{Findings, Section};
-use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig};
+use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig, no_target};
 use crate::domain::permissions::{Crowd, Permissions};
 use crate::gateway::AppAccess;
 use crate::secret::Secret;
@@ -29,8 +29,7 @@ pub(super) fn read_permissions(
     };
     for target in &permissions.targets {
         if !targets.contains_key(target) {
-            let what = format!("there is no [targets.{target}]");
-            findings.problem(section.key("targets"), what);
+            findings.problem(section.key("targets"), no_target(target, targets));
         }
     }
     if permissions.audiences.contains(&Crowd::All) && permissions.counts() {
@@ -79,7 +78,7 @@ pub(super) fn read_access(section: &mut Section, findings: &mut Findings) -> App
 /// `url` (required), `secret` or `secret_file` (none: calls are not signed), `timeout` (2s; 100ms to
 /// 1m), `on_failure` (`refuse` or `allow`).
 fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<BeforeAccept> {
-    let url = section.required_text("url", findings);
+    let url = section.required_address("url", findings);
     let uri = url.parse::<Uri>().ok().filter(|uri| {
         let known = matches!(uri.scheme_str(), Some("http" | "https"));
         known && uri.host().is_some_and(|host| !host.is_empty())
@@ -90,12 +89,6 @@ fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<B
     }
     let choices = [("refuse", false), ("allow", true)];
     let secret = section.secret("secret", "secret_file", findings);
-    if secret
-        .as_ref()
-        .is_some_and(|secret| secret.expose().is_empty())
-    {
-        findings.problem(section.key("secret"), "empty");
-    }
     let timeout = SECOND / 10..=MINUTE;
     let timeout = section.duration("timeout", 2 * SECOND, timeout, findings);
     let on_failure = section.choice("on_failure", "refuse", &choices, findings);
@@ -108,13 +101,9 @@ fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<B
     })
 }
 
-/// A token that is sent as `Authorization: Bearer …`. An empty one would let everybody in.
+/// A token that is sent as `Authorization: Bearer …`.
 pub(super) fn read_token(section: &mut Section, findings: &mut Findings) -> Option<Secret> {
-    let token = section.secret("token", "token_file", findings)?;
-    if token.expose().is_empty() {
-        findings.problem(section.key("token"), "empty");
-    }
-    Some(token)
+    section.secret("token", "token_file", findings)
 }
 
 pub(super) fn read_auth(section: &mut Section, findings: &mut Findings) -> GatewayAuth {
@@ -175,6 +164,8 @@ pub(super) fn check_credentials(config: &Config, findings: &mut Findings) {
             .any(|app| app.access.open || !app.doors.is_empty());
     let everybody = "whoever reaches gateway.listen can do everything";
     match gateway.auth {
+        // One that is given but cannot be used is told of already.
+        _ if findings.mention("gateway.token") => {}
         GatewayAuth::None => findings.warning("gateway.auth", everybody),
         GatewayAuth::Auto if config.gateway_is_open() => {
             let what = "missing; while gateway.listen is a loopback address, whoever is on this \

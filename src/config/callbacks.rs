@@ -29,11 +29,8 @@ pub(super) fn read(mut section: Section, findings: &mut Findings) -> CallbackCon
         let what = "empty: name the hosts that jobs may have their accounts sent to";
         findings.problem(section.key("hosts"), what);
     }
-    let secret = section.secret("secret", "secret_file", findings);
-    if secret.as_ref().is_none_or(|it| it.expose().is_empty()) {
-        let what = "missing: receivers know by it that a notice is ours";
-        findings.problem(section.key("secret"), what);
-    }
+    let missing = "missing: receivers know by it that a notice is ours";
+    let secret = section.required_secret("secret", "secret_file", missing, findings);
     let least = Duration::from_millis(100);
     let callbacks = CallbackConfig {
         rules: CallbackRules {

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::reader::{Findings, Section};
-use super::{HOUR, MINUTE, SECOND};
+use super::{AppConfig, HOUR, MINUTE, SECOND};
 use crate::domain::limits::Rate;
 use crate::im::ingress::{Door, Ingress};
 
 /// `key` (AppKey, or the administrator's user id), `secret` or `secret_file` (AppSecret, OpenIM's secret,
 /// WuKongIM's token), `auth` (`required`, or `none`: anybody may call), `target` (the app's), `wait` (3s;
 /// 0s to 1m), `window` (10s; 0s to 1h), `calls` and `block` (as the system documents), `send_all` (false),
-/// and the system's own limits.
+/// OpenIM's `operation_id` (`trace`, or `dedup`: it is the key of the job), and the system's own limits.
 pub(super) fn read(
     app: &str,
     ingress: &dyn Ingress,
@@ -20,17 +20,18 @@ pub(super) fn read(
 ) -> Door {
     let auth = [("required", true), ("none", false)];
     let required = section.choice("auth", "required", &auth, findings) != Some(false);
-    let secret = section.secret("secret", "secret_file", findings);
-    match (&secret, required) {
-        (None, true) => {
-            let what = "missing; give it, or say auth = \"none\" to let anybody call";
-            findings.problem(section.key("secret"), what);
-        }
-        (_, false) => {
-            let what = "anybody who reaches the gateway can send as this app";
-            findings.warning(section.key("auth"), what);
-        }
-        _ => {}
+    let secret = if required {
+        let missing = "missing; give it, or say auth = \"none\" to let anybody call";
+        section.required_secret("secret", "secret_file", missing, findings)
+    } else {
+        let what = "anybody who reaches the gateway can send as this app";
+        findings.warning(section.key("auth"), what);
+        section.secret("secret", "secret_file", findings)
+    };
+    let key = section.optional_text("key", findings);
+    if key.as_ref().is_some_and(|key| key.trim().is_empty()) {
+        let what = "is empty; give a value, or leave the key out";
+        findings.problem(section.key("key"), what);
     }
     let (calls, block) = match ingress.calls() {
         Some((rate, block)) => (Some(rate), block),
@@ -42,10 +43,16 @@ pub(super) fn read(
         let value = section.integer(limit.name, limit.default as u64, most, findings);
         limits.insert(limit.name, value as usize);
     }
+    let ids = [("trace", false), ("dedup", true)];
+    let id_is_key = ingress.trace_setting().is_none_or(|name| {
+        let meaning = section.choice(name, "trace", &ids, findings);
+        meaning == Some(true)
+    });
     let door = Door {
         app: app.to_owned(),
         target: section.optional_text("target", findings),
-        key: section.optional_text("key", findings),
+        key,
+        id_is_key,
         secret: secret.filter(|_| required),
         wait: section.duration("wait", 3 * SECOND, Duration::ZERO..=MINUTE, findings),
         window: section.duration("window", 10 * SECOND, Duration::ZERO..=HOUR, findings),
@@ -56,6 +63,42 @@ pub(super) fn read(
     };
     section.finish(findings);
     door
+}
+
+/// Endpoints of one system that a call cannot tell apart: every call would come in as the first app.
+pub(super) fn check_distinct(apps: &BTreeMap<String, AppConfig>, findings: &mut Findings) {
+    for (system, ingress) in crate::im::ingresses() {
+        let mut known = BTreeMap::new();
+        for (app, config) in apps {
+            let doors = config.doors.iter().filter(|(name, _)| *name == system);
+            for (_, door) in doors {
+                let mark = mark(&*ingress, door);
+                let here = format!("apps.{app}.{system}");
+                for (name, value) in mark {
+                    if let Some(first) = known.insert((name, value), here.clone()) {
+                        let what = format!(
+                            "is the same as {first}.{name}: calls of both would come in as one app"
+                        );
+                        findings.problem(format!("{here}.{name}"), what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What of a call names this endpoint: its keys with their values, none of which another may have.
+fn mark<'a>(ingress: &dyn Ingress, door: &'a Door) -> Vec<(&'static str, Option<&'a str>)> {
+    let key = door.key.as_deref().filter(|_| ingress.is_named_by_key());
+    let secret = door.secret.as_ref().map(|secret| Some(secret.expose()));
+    let mut mark = Vec::new();
+    mark.extend(key.map(|key| ("key", Some(key))));
+    mark.extend(secret.map(|secret| ("secret", secret)));
+    if mark.is_empty() {
+        // Anybody's call, under no name.
+        mark.push(("auth", None));
+    }
+    mark
 }
 
 impl Section {

@@ -20,7 +20,7 @@ pub use self::callbacks::CallbackConfig;
 use self::reader::Section;
 pub use self::reader::{ENV_PREFIX, Findings, Origin, Shown};
 pub use self::targets::TargetConfig;
-use crate::domain::fields::Problem;
+use crate::domain::fields::{Problem, suggestion};
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
 use crate::domain::permissions::Permissions;
@@ -28,7 +28,7 @@ use crate::domain::schedule::{Schedule, duration_text};
 use crate::gateway::AppAccess;
 use crate::im::ingress::Door;
 use crate::secret::Secret;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFilter, LogFormat};
 
 /// File that is read when none is named.
 pub const DEFAULT_FILE: &str = "fanwise.toml";
@@ -191,8 +191,9 @@ pub struct AppConfig {
 /// `[log]`
 #[derive(Clone, Debug)]
 pub struct LogConfig {
-    /// `level`: `error`, `warn`, `info`, `debug`, or a filter such as `info,fanwise::worker=debug`.
-    pub level: String,
+    /// `level`: `error`, `warn`, `info` (default), `debug`, `trace` or `off`, or a filter such as
+    /// `warn,fanwise::worker=debug`.
+    pub filter: LogFilter,
     /// `format`: `auto` (text on a terminal, JSON elsewhere), `text` or `json`.
     pub format: LogFormat,
 }
@@ -244,7 +245,10 @@ impl std::fmt::Display for ConfigProblems {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let place = match &self.file {
             Some(file) => file.display().to_string(),
-            None => "the environment (no configuration file)".to_owned(),
+            None => format!(
+                "the environment; there is no ./{DEFAULT_FILE}, and neither --config nor FANWISE_CONFIG \
+                 names a file"
+            ),
         };
         write!(f, "{} problem(s) in {place}:", self.problems.len())?;
         self.problems
@@ -529,10 +533,7 @@ fn read_apps(
         if let Some(target) = &target
             && !targets.contains_key(target)
         {
-            findings.problem(
-                section.key("target"),
-                format!("there is no [targets.{target}]"),
-            );
+            findings.problem(section.key("target"), no_target(target, targets));
         }
         let modes = [("fail_closed", false), ("fail_open", true)];
         let app = AppConfig {
@@ -556,6 +557,14 @@ fn read_apps(
     apps
 }
 
+/// What is wrong with the name of a target that is not configured.
+fn no_target(name: &str, targets: &BTreeMap<String, TargetConfig>) -> String {
+    let hint = suggestion(name, targets.keys().map(String::as_str))
+        .map(|known| format!("; did you mean `{known}`?"))
+        .unwrap_or_default();
+    format!("there is no [targets.{name}]{hint}")
+}
+
 fn read_doors(
     app: &str,
     section: &mut Section,
@@ -572,7 +581,7 @@ fn read_doors(
         if let Some(target) = &door.target
             && !targets.contains_key(target)
         {
-            findings.problem(key, format!("there is no [targets.{target}]"));
+            findings.problem(key, no_target(target, targets));
         }
         doors.push((system, door));
     }
@@ -586,13 +595,14 @@ fn read_log(mut section: Section, findings: &mut Findings) -> LogConfig {
         ("json", LogFormat::Json),
     ];
     let level = section.text("level", "info", findings);
-    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&level) {
-        findings.problem("log.level", format!("not a log filter: {error}"));
-    }
+    let filter = level.parse().unwrap_or_else(|what: String| {
+        findings.problem("log.level", what);
+        LogFilter::default()
+    });
     let format = section.choice("format", "auto", &formats, findings);
     section.finish(findings);
     LogConfig {
-        level,
+        filter,
         format: format.unwrap_or(LogFormat::Auto),
     }
 }
@@ -632,7 +642,16 @@ fn cross_check(config: &Config, findings: &mut Findings) {
             "is shorter than all retries together: a late retry would find nothing to compare with",
         );
     }
+    let (gateway, admin) = (config.gateway.listen, config.admin.listen);
+    // An unspecified address listens on all of them. Port 0 is another one each time.
+    let overlap =
+        gateway.ip() == admin.ip() || gateway.ip().is_unspecified() || admin.ip().is_unspecified();
+    if gateway.port() == admin.port() && gateway.port() != 0 && overlap {
+        let what = format!("has the port of gateway.listen, {}", gateway.port());
+        findings.problem("admin.listen", what);
+    }
     apps::check_credentials(config, findings);
+    doors::check_distinct(&config.apps, findings);
     for (name, app) in &config.apps {
         if app.target.is_none() && config.targets.len() > 1 {
             let what = "no default target: its jobs must name one";
@@ -665,23 +684,21 @@ impl Config {
     }
 
     pub fn require_targets(&self, findings: &mut Findings) {
-        // One that is there but cannot be read is told of already.
-        let mistaken = |problem: &Problem| problem.field.starts_with("targets.");
-        if self.targets.is_empty() && !findings.problems.iter().any(mistaken) {
+        if self.targets.is_empty() && !findings.mention("targets.") {
             let what = "missing: at least one [targets.NAME] is needed to send to";
             findings.problem("targets", what);
         }
     }
 
     pub fn require_broker(&self, findings: &mut Findings) {
-        if self.broker.url.expose().is_empty() {
+        if self.broker.url.expose().is_empty() && !findings.mention("broker.url") {
             let what = "missing: give it, broker.url_file, or FANWISE_BROKER__URL";
             findings.problem("broker.url", what);
         }
     }
 
     pub fn require_ledger(&self, findings: &mut Findings) {
-        if self.ledger.url.expose().is_empty() {
+        if self.ledger.url.expose().is_empty() && !findings.mention("ledger.url") {
             let what = "missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
             findings.problem("ledger.url", what);
         }

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 use crate::domain::fields::{Problem, suggestion};
 use crate::domain::limits::Rate;
 use crate::domain::schedule::{duration_text, parse_duration};
-use crate::secret::Secret;
+use crate::secret::{Secret, without_credentials};
 
 /// Prefix of all our environment variables; `__` stands between section and key.
 pub const ENV_PREFIX: &str = "FANWISE_";
@@ -44,6 +44,12 @@ pub struct Findings {
 impl Findings {
     pub fn problem(&mut self, key: impl Into<String>, what: impl Into<String>) {
         self.problems.push(Problem::new(key, what));
+    }
+
+    /// Whether there is a problem already with a key that begins so.
+    pub(super) fn mention(&self, key: &str) -> bool {
+        let mut problems = self.problems.iter();
+        problems.any(|problem| problem.field.starts_with(key))
     }
 
     pub fn warning(&mut self, key: impl Into<String>, what: impl Into<String>) {
@@ -225,7 +231,51 @@ impl Section {
         text.unwrap_or_default()
     }
 
-    /// A secret: the key itself, or the contents of the file that `<key>_file` names.
+    /// The address of a backend. What may be a credential in it is never shown.
+    pub(super) fn optional_address(
+        &mut self,
+        name: &'static str,
+        findings: &mut Findings,
+    ) -> Option<String> {
+        let show = |url: &Option<String>| {
+            let url = url.as_deref().map(without_credentials);
+            url.map_or("(none)".into(), |url| format!("{url:?}"))
+        };
+        let parse = |value: &Value| as_text(value).map(Some);
+        self.read(name, None, show, "a text", parse, findings)
+    }
+
+    /// An address that must be there.
+    pub(super) fn required_address(
+        &mut self,
+        name: &'static str,
+        findings: &mut Findings,
+    ) -> String {
+        let url = self.optional_address(name, findings);
+        if url.as_ref().is_none_or(String::is_empty) {
+            findings.problem(self.key(name), "missing");
+        }
+        url.unwrap_or_default()
+    }
+
+    /// A secret that must be there; `missing` says what it is for.
+    pub(super) fn required_secret(
+        &mut self,
+        name: &'static str,
+        file_name: &'static str,
+        missing: &str,
+        findings: &mut Findings,
+    ) -> Option<Secret> {
+        let is_given = self.left.contains_key(name) || self.left.contains_key(file_name);
+        let secret = self.secret(name, file_name, findings);
+        if !is_given {
+            findings.problem(self.key(name), missing);
+        }
+        secret
+    }
+
+    /// A secret: the key itself, or the contents of the file that `<key>_file` names. An empty one
+    /// would let everybody in, or nobody: it is a problem wherever it stands.
     pub(super) fn secret(
         &mut self,
         name: &'static str,
@@ -250,12 +300,12 @@ impl Section {
                 if text.is_none() {
                     findings.problem(self.key(name), "a text is expected");
                 }
-                text.map(|text| (text, origin))
+                text.map(|text| (text, origin, name))
             }
             (None, Some((path, origin))) => {
                 let path = as_text(&path).unwrap_or_default();
                 match std::fs::read_to_string(&path) {
-                    Ok(text) => Some((text.trim_end().to_owned(), origin)),
+                    Ok(text) => Some((text.trim_end().to_owned(), origin, file_name)),
                     Err(error) => {
                         let what = format!("cannot read {path:?}: {error}");
                         findings.problem(self.key(file_name), what);
@@ -265,16 +315,24 @@ impl Section {
             }
             (None, None) => None,
         };
+        let value = value.filter(|(text, _, given)| {
+            let is_empty = text.trim().is_empty();
+            if is_empty {
+                let what = "is empty; give a value, or leave the key out";
+                findings.problem(self.key(given), what);
+            }
+            !is_empty
+        });
         let origin = value
             .as_ref()
-            .map_or(Origin::Default, |(_, origin)| *origin);
+            .map_or(Origin::Default, |(_, origin, _)| *origin);
         let shown = if value.is_some() {
             "(secret)"
         } else {
             "(none)"
         };
         self.show(name, shown, origin, findings);
-        value.map(|(text, _)| Secret::new(text))
+        value.map(|(text, ..)| Secret::new(text))
     }
 
     pub(super) fn boolean(
@@ -480,6 +538,19 @@ impl Section {
         };
         self.show(name, format!("{} entries", texts.len()), origin, findings);
         texts
+    }
+
+    /// Learns which keys a reader knows. What it makes of their values does not count.
+    pub(super) fn learn(&mut self, read: impl FnOnce(&mut Self, &mut Findings)) {
+        let mut pupil = Self {
+            path: self.path.clone(),
+            left: self.left.clone(),
+            from_environment: BTreeSet::new(),
+            known: Vec::new(),
+        };
+        read(&mut pupil, &mut Findings::default());
+        self.left.retain(|name, _| pupil.left.contains_key(name));
+        self.known.extend(pupil.known);
     }
 
     /// Ends the reading: what is left over is unknown. Unknown variables are only warned about: a

@@ -45,13 +45,49 @@ pub(super) fn read(
         ("yunxin", Kind::Yunxin),
     ];
     let before = findings.problems.len();
-    // Without a type nothing else can be judged.
-    let settings = match section.required_choice("type", &kinds, findings)? {
-        Kind::Webhook => TargetSettings::Webhook(read_webhook(&mut section, findings)),
-        Kind::Wukongim => TargetSettings::Wukongim(read_wukongim(&mut section, findings)),
-        Kind::Openim => TargetSettings::Openim(read_openim(&mut section, findings)),
-        Kind::Netease => TargetSettings::Netease(read_netease(&mut section, findings)),
-        Kind::Yunxin => TargetSettings::Yunxin(read_yunxin(&mut section, findings)),
+    let Some(kind) = section.required_choice("type", &kinds, findings) else {
+        // Without a type no value can be judged. A key can: if no type has it, it is misspelt.
+        for (_, kind) in kinds {
+            section.learn(|section, findings| {
+                read_as(kind, section, findings);
+            });
+        }
+        section.finish(findings);
+        return None;
+    };
+    let target = read_as(kind, &mut section, findings);
+    // The adapter judges the rest, once what it is given could be read.
+    let is_read = findings.problems.len() == before;
+    let limit_key = section.key("limit");
+    let policy_key = section.key("on_uncertain");
+    section.finish(findings);
+    if is_read {
+        match crate::im::build(name, &target.settings) {
+            Ok(built) => {
+                if let (None, Some(limit)) = (target.limit, built.profile().limit) {
+                    let (value, origin) = (format!("\"{limit}\""), Origin::Default);
+                    findings.shown.insert(limit_key, Shown { value, origin });
+                }
+                if target.on_uncertain == Some(OnUncertain::Retry) && !built.profile().idempotent {
+                    let what = "the target does not recognise a repeated call: whoever a call in doubt \
+                                reached gets the message twice";
+                    findings.warning(policy_key, what);
+                }
+            }
+            Err(problems) => findings.problems.extend(problems),
+        }
+    }
+    Some(target)
+}
+
+/// All settings of a target of this type.
+fn read_as(kind: Kind, section: &mut Section, findings: &mut Findings) -> TargetConfig {
+    let settings = match kind {
+        Kind::Webhook => TargetSettings::Webhook(read_webhook(section, findings)),
+        Kind::Wukongim => TargetSettings::Wukongim(read_wukongim(section, findings)),
+        Kind::Openim => TargetSettings::Openim(read_openim(section, findings)),
+        Kind::Netease => TargetSettings::Netease(read_netease(section, findings)),
+        Kind::Yunxin => TargetSettings::Yunxin(read_yunxin(section, findings)),
     };
     let policies = [
         ("auto", None),
@@ -60,7 +96,7 @@ pub(super) fn read(
         ("drop", Some(OnUncertain::Drop)),
     ];
     let call_timeout = Duration::from_millis(100)..=5 * MINUTE;
-    let target = TargetConfig {
+    TargetConfig {
         settings,
         call_timeout: section.duration("call_timeout", 10 * SECOND, call_timeout, findings),
         calls_in_flight: section.integer("calls_in_flight", 256, 1..=10_000, findings) as usize,
@@ -70,22 +106,7 @@ pub(super) fn read(
             .flatten(),
         config_park: section.duration("config_park", MINUTE, SECOND..=HOUR, findings),
         breaker_failures: section.integer("breaker_failures", 50, 1..=100_000, findings) as u32,
-    };
-    let limit_key = section.key("limit");
-    section.finish(findings);
-    // The adapter judges the rest, once what it is given could be read.
-    if findings.problems.len() == before {
-        match crate::im::build(name, &target.settings) {
-            Ok(built) => {
-                if let (None, Some(limit)) = (target.limit, built.profile().limit) {
-                    let (value, origin) = (format!("\"{limit}\""), Origin::Default);
-                    findings.shown.insert(limit_key, Shown { value, origin });
-                }
-            }
-            Err(problems) => findings.problems.extend(problems),
-        }
     }
-    Some(target)
 }
 
 /// Warns of targets that share an application of NetEase's: its limit is for all of its calls, and each
@@ -138,7 +159,7 @@ fn read_webhook(section: &mut Section, findings: &mut Findings) -> webhook::Sett
         signature: secret.map(|secret| webhook::Signature { secret, header }),
         idempotent: section.boolean("idempotent", false, findings),
         statuses: read_statuses(section, findings),
-        ..webhook::Settings::new(section.required_text("url", findings))
+        ..webhook::Settings::new(section.required_address("url", findings))
     }
 }
 
@@ -196,10 +217,10 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
             as usize,
         client_msg_no: number.unwrap_or(ClientMsgNo::PerRecipient),
         probe: section.boolean("probe", false, findings),
-        manager_url: section.optional_text("manager_url", findings),
+        manager_url: section.optional_address("manager_url", findings),
         manager,
         ..Settings::new(
-            section.required_text("url", findings),
+            section.required_address("url", findings),
             version.unwrap_or(Version::V2),
         )
     }
@@ -235,7 +256,7 @@ fn read_openim(section: &mut Section, findings: &mut Findings) -> openim::Settin
         packed: section.boolean("packed", false, findings),
         recipients_per_call: section.integer("recipients_per_call", per_call, 1..=most, findings)
             as usize,
-        ..Settings::new(section.required_text("url", findings))
+        ..Settings::new(section.required_address("url", findings))
     }
 }
 
@@ -335,13 +356,10 @@ fn read_blocks(section: &mut Section, findings: &mut Findings) -> [Duration; 2] 
 
 /// Address, AppKey and AppSecret of an application in NetEase's cloud.
 fn read_account(section: &mut Section, findings: &mut Findings) -> (String, String, Secret) {
-    let url = section.required_text("url", findings);
+    let url = section.required_address("url", findings);
     let app_key = section.required_text("app_key", findings);
-    let secret = section.secret("app_secret", "app_secret_file", findings);
-    if secret.is_none() {
-        let what = "missing; `app_secret` or `app_secret_file` is needed";
-        findings.problem(section.key("app_secret"), what);
-    }
+    let missing = "missing; `app_secret` or `app_secret_file` is needed";
+    let secret = section.required_secret("app_secret", "app_secret_file", missing, findings);
     (url, app_key, secret.unwrap_or_else(|| Secret::new("")))
 }
 

@@ -378,7 +378,7 @@ fn a_worker_needs_a_broker_a_ledger_and_a_target() {
     assert!(keys[2].starts_with("targets: missing"), "{keys:?}");
     let problems = nothing.check().unwrap_err().to_string();
     assert!(
-        problems.starts_with("3 problem(s) in the environment (no configuration file):"),
+        problems.starts_with("3 problem(s) in the environment; there is no ./fanwise.toml, and"),
         "{problems}"
     );
 }
@@ -434,6 +434,128 @@ fn secrets_are_shown_nowhere() {
     );
 }
 
+/// Nobody gets in by an empty secret, and no call is signed with one.
+#[test]
+fn an_empty_secret_is_refused_wherever_it_stands() {
+    let netease = "type = \"netease\"\nurl = \"http://im\"\napp_key = \"k\"";
+    let openim = "type = \"openim\"\nurl = \"http://im\"";
+    let secrets = [
+        ("[broker]", "url"),
+        ("[ledger]", "url"),
+        ("[ledger]", "fingerprint_secret"),
+        ("[gateway]", "token"),
+        ("[apps.default]", "token"),
+        ("[apps.default.wukongim]", "secret"),
+        ("[apps.default.openim]", "secret"),
+        ("[apps.default.netease]\nkey = \"k\"", "secret"),
+        ("[apps.default.yunxin]\nkey = \"k\"", "secret"),
+        ("[apps.default.wukongim]\nauth = \"none\"", "secret"),
+        ("[apps.default.callbacks]\nhosts = [\"a\"]", "secret"),
+        ("[apps.default.before_accept]\nurl = \"http://a\"", "secret"),
+        (
+            "[targets.im]\ntype = \"webhook\"\nurl = \"http://a\"",
+            "signature_secret",
+        ),
+        (&format!("[targets.im]\n{netease}"), "app_secret"),
+        (&format!("[targets.im]\n{openim}"), "secret"),
+        (
+            &format!("[targets.im]\n{openim}\nauth = \"token\""),
+            "token",
+        ),
+        (
+            "[targets.im]\ntype = \"wukongim\"\nurl = \"http://a\"\nversion = \"v2\"",
+            "token",
+        ),
+    ];
+    let file = TemporaryFile::new("empty-secret", " \t\n");
+    let path = file.0.display().to_string();
+    for (table, key) in secrets {
+        for (key, value) in [
+            (key.to_owned(), ""),
+            (key.to_owned(), " \t "),
+            (format!("{key}_file"), &path),
+        ] {
+            let toml = format!("{table}\n{key} = {value:?}");
+            let expected = format!(".{key}: is empty; give a value, or leave the key out");
+            let problems = problems(&toml, &[]);
+            let [problem] = problems.as_slice() else {
+                panic!("{toml}: {problems:#?}");
+            };
+            assert!(problem.ends_with(&expected), "{toml}: {problem}");
+        }
+    }
+    let variable = [("FANWISE_APPS__DEFAULT__WUKONGIM__SECRET", "")];
+    let problems = problems("", &variable);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("apps.default.wukongim.secret: is empty"));
+}
+
+/// A call must not come in as another app because two have the same credentials.
+#[test]
+fn endpoints_of_one_system_are_told_apart() {
+    let two = |system: &str, bank: &str, shop: &str| {
+        let door = |app: &str, keys: &str| format!("apps.{app}.{system} = {{ {keys} }}\n");
+        let more = [door("bank", bank), door("shop", shop)].concat();
+        problems(&format!("{LEAST}\n{more}"), &[])
+    };
+    let same = |system: &str, name: &str| {
+        vec![format!(
+            "apps.shop.{system}.{name}: is the same as apps.bank.{system}.{name}: calls of both would \
+             come in as one app"
+        )]
+    };
+    let (one, other) = ("secret = \"1\"", "secret = \"2\"");
+    let (key, key_2) = ("key = \"a\", ", "key = \"b\", ");
+    let open = "auth = \"none\"";
+    let keyed = |key: &str, rest: &str| format!("{key}{rest}");
+    for system in ["wukongim", "openim"] {
+        assert_eq!(two(system, one, one), same(system, "secret"));
+        assert_eq!(two(system, open, open), same(system, "auth"));
+        assert!(two(system, one, other).is_empty(), "{system}");
+        assert!(two(system, one, open).is_empty(), "{system}");
+        // OpenIM's administrators are called alike everywhere.
+        let (a, b) = (keyed(key, one), keyed(key, other));
+        assert!(two(system, &a, &b).is_empty(), "{system}");
+    }
+    for system in ["netease", "yunxin"] {
+        let a1 = keyed(key, one);
+        assert_eq!(two(system, &a1, &keyed(key_2, one)), same(system, "secret"));
+        assert_eq!(two(system, &a1, &keyed(key, other)), same(system, "key"));
+        assert_eq!(
+            two(system, &keyed(key, open), &keyed(key, open)),
+            same(system, "key")
+        );
+        assert!(two(system, &a1, &keyed(key_2, other)).is_empty());
+        assert!(two(system, &keyed(key, open), open).is_empty());
+    }
+    // One application of the vendor's has both versions.
+    let more = "apps.bank.netease = { key = \"a\", secret = \"1\" }\n\
+                apps.bank.yunxin = { key = \"a\", secret = \"1\" }";
+    assert!(problems(&format!("{LEAST}\n{more}"), &[]).is_empty());
+}
+
+/// Addresses of backends are shown, and whatever may be a credential in them is not.
+#[test]
+fn credentials_in_addresses_are_shown_nowhere() {
+    let loaded = loaded(
+        r#"
+        broker.url = "amqp://user:s3cret@mq/"
+        ledger.url = "redis://:s3cret@store/0"
+        targets.hook = { type = "webhook", url = "https://user:s3cret@push/send?key=s3cret&to={recipient}" }
+        targets.im = { type = "wukongim", url = "http://u:s3cret@im", version = "v2", manager_url = "http://u:s3cret@im:5300" }
+        apps.default.target = "im"
+        apps.default.before_accept.url = "https://user:s3cret@moderation/check?token=s3cret"
+        "#,
+        &[],
+    );
+    let shown = format!("{:?}", loaded.findings.shown);
+    assert!(!shown.contains("s3cret"), "{shown}");
+    assert_eq!(
+        loaded.findings.shown["targets.hook.url"].value,
+        "\"https://(secret)@push/send?key=(secret)&to={recipient}\""
+    );
+}
+
 // --- Problems ------------------------------------------------------------------------------------
 
 #[test]
@@ -454,6 +576,10 @@ fn misspelt_keys_are_refused_with_a_suggestion() {
         ),
         (format!("{target}\nzzz = 1"), "targets.im.zzz: unknown key"),
         (
+            "apps.shop.target = \"imm\"\n".to_owned() + target,
+            "apps.shop.target: there is no [targets.imm]; did you mean `im`?",
+        ),
+        (
             "[apps.shop]\nlimits = \"3/s\"".to_owned(),
             "apps.shop.limits: unknown key; did you mean `limit`?",
         ),
@@ -461,6 +587,44 @@ fn misspelt_keys_are_refused_with_a_suggestion() {
     for (toml, expected) in cases {
         assert_eq!(problems(&toml, &[]), [expected], "{toml}");
     }
+}
+
+/// One mistake hides no other.
+#[test]
+fn keys_are_checked_although_the_type_is_missing() {
+    let target =
+        "[targets.im]\ntyp = \"wukongim\"\nverison = \"v2\"\nlimt = \"5/s\"\nurl = \"http://im\"";
+    assert_eq!(
+        problems(target, &[]),
+        [
+            "targets.im.type: missing; one of \"webhook\", \"wukongim\", \"openim\", \"netease\", \
+             \"yunxin\" is expected",
+            "targets.im.limt: unknown key; did you mean `limit`?",
+            "targets.im.typ: unknown key; did you mean `type`?",
+            "targets.im.verison: unknown key; did you mean `version`?",
+        ]
+    );
+    let slack =
+        "[targets.im]\ntype = \"slack\"\nurl = \"http://im\"\nstatuses.404 = \"permanent\"\nul = 1";
+    let found = problems(slack, &[]);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[1].starts_with("targets.im.ul: unknown key"));
+    // And what the adapter has to say, beside a misspelt key.
+    let braces =
+        "[targets.im]\ntype = \"webhook\"\nurl = \"http://im/{recipent}\"\nidempotnt = true";
+    let found = problems(braces, &[]);
+    assert_eq!(found.len(), 2, "{found:#?}");
+}
+
+#[test]
+fn a_level_that_is_none_is_refused() {
+    assert_one_problem(
+        "log.level = \"verbose\"",
+        "log.level: \"verbose\" is not one of off, error, warn, info, debug, trace",
+    );
+    let warning = loaded(&format!("{LEAST}\nlog.level = \"warning\""), &[]);
+    assert_eq!(warning.findings.problems, []);
+    assert_eq!(warning.config.log.filter, "warn".parse().unwrap());
 }
 
 /// A cluster injects variables of its own, so an unknown one is no reason not to start.
@@ -625,6 +789,19 @@ fn settings_that_are_wrong_together_are_refused() {
         "ledger.dedup_window = \"1h\"\nretry = { attempts_max = 20, delay_max = \"10m\" }",
         "ledger.dedup_window: is shorter than all retries together",
     );
+    for admin in ["127.0.0.1:9700", "0.0.0.0:9700", "[::]:9700"] {
+        assert_one_problem(
+            &format!("admin.listen = \"{admin}\""),
+            "admin.listen: has the port of gateway.listen, 9700",
+        );
+    }
+    for apart in [
+        "admin.listen = \"127.0.0.2:9700\"",
+        "admin.listen = \"127.0.0.1:0\"\ngateway.listen = \"127.0.0.1:0\"",
+    ] {
+        let problems = problems(&format!("{LEAST}\n{apart}"), &[]);
+        assert!(problems.is_empty(), "{problems:?}");
+    }
     assert_one_problem(
         "apps.shop.target = \"nowhere\"",
         "apps.shop.target: there is no [targets.nowhere]",
@@ -650,6 +827,24 @@ fn an_app_without_a_target_is_warned_about_when_there_are_several() {
         warnings,
         ["apps.default.target: no default target: its jobs must name one"]
     );
+}
+
+#[test]
+fn a_retry_that_can_deliver_twice_is_warned_about() {
+    let warned = |target: &str| {
+        let target =
+            format!("targets.x = {{ {target}, url = \"http://x\", on_uncertain = \"retry\" }}");
+        let loaded = loaded(&target, &[]);
+        assert_eq!(loaded.findings.problems, []);
+        let mut warnings = loaded.findings.warnings.into_iter();
+        warnings.any(|it| it.field == "targets.x.on_uncertain")
+    };
+    assert!(warned("type = \"webhook\""));
+    assert!(!warned("type = \"webhook\", idempotent = true"));
+    assert!(warned("type = \"wukongim\", version = \"v2\""));
+    assert!(!warned(
+        "type = \"wukongim\", version = \"v3\", sender = \"s\""
+    ));
 }
 
 #[test]
@@ -749,7 +944,6 @@ fn permissions_of_apps_are_checked() {
     assert_one_problem("apps.shop.audiences = [\"al\"]", "\"al\" is not one of");
     assert_one_problem("apps.shop.recipients_max = 0", "apps.shop.recipients_max");
     assert_one_problem("apps.shop.senders = 3.5", "a list of texts is expected");
-    assert_one_problem("apps.shop.token = \"\"", "apps.shop.token: empty");
     assert_one_problem(
         "apps.shop.token = \"t\"\napps.bank.token = \"t\"",
         "is the same as apps.bank.token",

@@ -3,9 +3,14 @@
 //! The store refuses everything after an error of the disk, so [`Disk::reopen`] opens it anew: what
 //! was committed is there, what was not is gone. Commits are made in two phases with the allocator's
 //! state, which makes opening after a crash a matter of milliseconds whatever the size.
+//!
+//! The files are for their owner only: they hold messages and recipients.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
+#[cfg(unix)]
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -151,9 +156,23 @@ impl Disk {
             source,
         };
         make_folder(folder).map_err(failed)?;
+        // Whoever opens a folder leaves this file in it.
+        let was_used = folder.join(LOCK).exists();
         let lock = lock(folder, failed)?;
         let file = folder.join(STORE);
-        let database = opener(&file).map_err(|error| unusable(&file, error.into()))?;
+        let is_new = private_file(&file)
+            .and_then(|file| Ok(file.metadata()?.len() == 0))
+            .map_err(|error| unusable(&file, redb::StorageError::Io(error).into()))?;
+        if was_used && is_new {
+            tracing::warn!(
+                file = %file.display(),
+                "the data folder was used before and its store is gone: fanwise begins with an empty \
+                 one, and knows nothing of jobs, recipients or dead letters from before; if that is \
+                 not meant, stop it and put the file back"
+            );
+        }
+        let opened = sheltered(|| opener(&file).map_err(Trouble::from));
+        let database = opened.map_err(|trouble| unusable(&file, trouble))?;
         // The name of a new file is durable when its folder is.
         File::open(folder)
             .and_then(|opened| opened.sync_all())
@@ -172,12 +191,13 @@ impl Disk {
     /// Makes the tables and queues that are missing, and reads what the engine starts with.
     pub(super) fn prepare(&self, targets: &[String]) -> Result<tables::Start, OpenError> {
         let failed = |trouble| unusable(&self.file, trouble);
-        let found = tables::format(&self.begin_read().map_err(failed)?).map_err(failed)?;
+        let found = sheltered(|| tables::format(&self.begin_read()?)).map_err(failed)?;
         if found > FORMAT {
             let file = self.file.clone();
             return Err(OpenError::Newer { file, found });
         }
-        let prepared = self.begin_write().and_then(|transaction| {
+        let prepared = sheltered(|| {
+            let transaction = self.begin_write()?;
             let start = tables::prepare(&transaction, targets)?;
             transaction.commit()?;
             Ok(start)
@@ -209,7 +229,7 @@ impl Disk {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
         // The old one goes first: a file is opened once.
         *store = Store::Closed;
-        match (self.opener)(&self.file).map_err(Trouble::from) {
+        match sheltered(|| (self.opener)(&self.file).map_err(Trouble::from)) {
             Ok(database) => {
                 *store = Store::Open(database);
                 Ok(())
@@ -282,7 +302,15 @@ fn unusable(file: &Path, trouble: Trouble) -> OpenError {
     }
 }
 
-/// For its owner only: it holds messages and recipients.
+/// Does something with the store. Where the file is damaged, its reader panics as well as refuses; both
+/// mean the same to whoever opens it.
+fn sheltered<T>(what: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
+    panic::catch_unwind(AssertUnwindSafe(what))
+        .unwrap_or_else(|_| Err(Trouble::broken("the file is damaged")))
+}
+
+/// Makes the folder for its owner only. One that is there may have another use as well, and stays as it
+/// is: the files in it are private by themselves.
 fn make_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -297,15 +325,46 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
+/// Opens a file of the data folder, and makes it if it is missing: for its owner only, whatever the
+/// umask, and whatever it was before.
+fn private_file(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    options.mode(PRIVATE);
+    let file = options.open(path)?;
+    #[cfg(unix)]
+    narrow(&file, path)?;
+    Ok(file)
+}
+
+/// Read and written by its owner.
+#[cfg(unix)]
+const PRIVATE: u32 = 0o600;
+
+#[cfg(unix)]
+fn narrow(file: &File, path: &Path) -> io::Result<()> {
+    let mode = file.metadata()?.permissions().mode() & 0o777;
+    if mode & !PRIVATE == 0 {
+        return Ok(());
+    }
+    match file.set_permissions(fs::Permissions::from_mode(PRIVATE)) {
+        Ok(()) => tracing::info!(
+            file = %path.display(),
+            "the modes were {mode:o} and are {PRIVATE:o} now: the file holds messages and recipients"
+        ),
+        // Somebody else's file that this process may use.
+        Err(error) => tracing::warn!(
+            file = %path.display(),
+            %error,
+            "others can read the file, and its modes cannot be changed from {mode:o} to {PRIVATE:o}"
+        ),
+    }
+    Ok(())
+}
+
 fn lock(folder: &Path, failed: impl Fn(io::Error) -> OpenError) -> Result<FolderLock, OpenError> {
-    let path = folder.join(LOCK);
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(&failed)?;
+    let mut file = private_file(&folder.join(LOCK)).map_err(&failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

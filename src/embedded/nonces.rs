@@ -39,6 +39,13 @@ impl Nonces for EmbeddedStore {
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(seen.is_new(nonce, lives, Instant::now()))
     }
+
+    async fn give_back(&self, nonce: &str) -> Result<(), LedgerError> {
+        let seen: &Mutex<Seen> = &self.0.0.nonces;
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.until.remove(nonce);
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -636,3 +636,97 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
     assert!(states.iter().all(|state| *state == ClaimState::Granted));
     engine.close().await;
 }
+
+// --- The files -----------------------------------------------------------------------------------
+
+fn store_of(folder: &Folder) -> PathBuf {
+    folder.0.join("fanwise.redb")
+}
+
+/// A folder that was used, with its store closed.
+async fn used() -> Folder {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let session = engine.broker().connect().await.unwrap();
+    for number in 0..50 {
+        let message = slice(&format!("{number}-{}", "x".repeat(2000)));
+        session.publisher().publish(vec![message]).await.unwrap();
+    }
+    drop(session);
+    engine.close().await;
+    folder
+}
+
+/// Whatever a file system made of the file, opening it is an error with what to do, and no panic.
+#[tokio::test]
+async fn a_damaged_store_is_refused_with_what_to_do() {
+    let folder = used().await;
+    let whole = std::fs::read(store_of(&folder)).unwrap();
+    let refused = async |bytes: &[u8]| {
+        std::fs::write(store_of(&folder), bytes).unwrap();
+        match Engine::open(&folder.settings()) {
+            Ok(engine) => {
+                engine.close().await;
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        }
+    };
+    let length = whole.len();
+    let mut cuts = vec![1, 100, 4096, length / 2, length - 4096, length - 1];
+    cuts.extend((1..20).map(|part| length * part / 20));
+    for cut in cuts {
+        let said = refused(&whole[..cut]).await;
+        let said = said.expect("a part of a store is none");
+        assert!(said.contains("move it away"), "{cut} of {length}: {said}");
+    }
+    // With some bytes turned over it may still be a store, as long as nothing panics.
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..40 {
+        let mut bytes = whole.clone();
+        for _ in 0..random.usize(1..200) {
+            let place = random.usize(..length);
+            bytes[place] ^= random.u8(1..);
+        }
+        if let Some(said) = refused(&bytes).await {
+            let told = said.contains("move it away") || said.contains("newer fanwise");
+            assert!(told, "{said}");
+        }
+    }
+    assert_eq!(refused(&whole).await, None);
+}
+
+/// Messages and recipients are for their owner, whatever the umask and the folder's modes.
+#[cfg(unix)]
+#[tokio::test]
+async fn the_files_are_for_their_owner_only() {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let modes = |folder: &Folder| {
+        let files = std::fs::read_dir(&folder.0).unwrap();
+        let modes = files.map(|file| {
+            let file = file.unwrap();
+            assert!(file.file_type().unwrap().is_file());
+            file.metadata().unwrap().permissions().mode() & 0o777
+        });
+        modes.collect::<Vec<_>>()
+    };
+    let made = used().await;
+    let of_folder = std::fs::metadata(&made.0).unwrap().permissions().mode();
+    assert_eq!(of_folder & 0o777, 0o700);
+    assert_eq!(modes(&made), [0o600, 0o600]);
+
+    // A volume that was mounted, with files of an older version.
+    let there = used().await;
+    std::fs::set_permissions(&there.0, Permissions::from_mode(0o755)).unwrap();
+    for file in std::fs::read_dir(&there.0).unwrap() {
+        let path = file.unwrap().path();
+        std::fs::set_permissions(path, Permissions::from_mode(0o664)).unwrap();
+    }
+    let engine = there.open();
+    assert_eq!(modes(&there), [0o600, 0o600]);
+    engine.close().await;
+    let of_folder = std::fs::metadata(&there.0).unwrap().permissions().mode();
+    assert_eq!(of_folder & 0o777, 0o755, "it may have another use");
+}

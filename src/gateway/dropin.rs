@@ -4,12 +4,16 @@
 //! What a request means and how the answer looks is the system's affair (`im::ingress`), and so is how
 //! it is refused: whatever is wrong with it, its caller hears the system and nothing else. Here its jobs
 //! are read as any job is, and counted together, all of them before the first is published; they are made
-//! durable, and waited for: up to the door's bound, then the answer says what is known.
+//! durable, and waited for: up to the door's bound, then the answer says what is known. Where what is known
+//! is that the jobs stand still, because their target is parked or somebody has paused them, and nobody got
+//! anything yet, the caller hears the system's word for "busy".
 //!
 //! A request without a key of its own is known again by its content: within the door's window the same
-//! request names the same job, at whatever gateway it arrives, since the ledger is asked for it.
+//! request names the same job, at whatever gateway it arrives, since the ledger is asked for it. One that
+//! was answered "busy" will be repeated later than that: this gateway knows it again until its job is
+//! completed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,10 +25,11 @@ use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
 
-use super::Gateway;
 use super::body::patient;
 use super::problem::RETRY_AFTER_SECONDS;
 use super::submit::BODY_BYTES_MAX;
+use super::{Gateway, Open, PublisherOf};
+use crate::domain::accounts::Accounts;
 use crate::domain::audience::fold;
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, JobId, digest_hex};
@@ -35,13 +40,14 @@ use crate::domain::mapping::Strictness;
 use crate::domain::outcome::Outcome;
 use crate::domain::placeholders::as_it_stands;
 use crate::im::ingress::{
-    Door, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Reply, Spoken, Told, Wanted,
+    Door, Everybody, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Spoken, Told, Wanted,
 };
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, Route, Shelves, Transport,
 };
 use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
+use crate::steer::{self, Cause};
 use crate::worker::{Context, Store, chain, now_ms};
 
 /// The header that names the jobs of a request.
@@ -50,6 +56,10 @@ const JOB_HEADER: &str = "fanwise-job";
 /// Between two looks at what became of a request: short at first, for small jobs.
 const LOOK_MIN: Duration = Duration::from_millis(5);
 const LOOK_MAX: Duration = Duration::from_millis(100);
+
+/// When to ask again after a job that stands still; an operator may end that at any moment.
+const AGAIN_MIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// What to do with a request that is too large.
 const FEWER: &str = "send to fewer recipients at a time";
@@ -62,6 +72,33 @@ pub struct Desk {
     /// Which system each target is an account of: native fields go to their own kind only.
     systems: HashMap<String, &'static str>,
     quotas: Mutex<HashMap<usize, Quota>>,
+    stuck: Mutex<Stuck>,
+}
+
+/// Requests without a key of their own that were answered "busy": the keys of their jobs, by the digests
+/// of their content.
+#[derive(Default)]
+struct Stuck {
+    keys: HashMap<String, String>,
+    /// The oldest first.
+    order: VecDeque<String>,
+}
+
+impl Stuck {
+    /// Requests that are remembered; some 100 bytes each.
+    const MAX: usize = 10_000;
+
+    fn remember(&mut self, content: &str, key: &str) {
+        let known = self.keys.insert(content.to_owned(), key.to_owned());
+        if known.is_none() {
+            self.order.push_back(content.to_owned());
+        }
+        if self.order.len() > Self::MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.keys.remove(&oldest);
+        }
+    }
 }
 
 /// Calls of one door.
@@ -84,6 +121,22 @@ impl Desk {
             doors,
             systems,
             quotas: Mutex::default(),
+            stuck: Mutex::default(),
+        }
+    }
+
+    /// The key of the job that a request of this content was answered "busy" for.
+    fn stuck_key(&self, content: &str) -> Option<String> {
+        let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        stuck.keys.get(content).cloned()
+    }
+
+    fn remember(&self, prepared: &[Prepared]) {
+        let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        for job in prepared {
+            if let Some(content) = &job.content {
+                stuck.remember(content, &job.job.asked.client_msg_no);
+            }
         }
     }
 
@@ -146,6 +199,16 @@ struct Prepared {
     /// As the caller wrote them.
     recipients: Vec<String>,
     fingerprints: Vec<Fingerprint>,
+    folds_case: bool,
+    /// Digest of the request, where the key is made of it.
+    content: Option<String>,
+}
+
+impl Prepared {
+    /// Whether it names nobody: who all users are, the target says later.
+    fn is_for_all(&self) -> bool {
+        self.recipients.is_empty()
+    }
 }
 
 pub(super) fn routes<B, S, T>(desks: &[Arc<Desk>]) -> Router<Arc<Gateway<B, S, T>>>
@@ -211,9 +274,17 @@ enum Failure {
     Replayed,
     Forbidden(String),
     Unavailable(String),
+    /// Accepted, but its jobs stand still, and for how long it is no use to ask again.
+    StandsStill(String, Duration),
 }
 
 impl Failure {
+    /// Whether the very same request may be taken later. Any other one is refused as often as it comes, and
+    /// must not be counted as often by who overheard it.
+    fn will_pass(&self) -> bool {
+        matches!(self, Self::TooOften(_) | Self::Unavailable(_))
+    }
+
     fn response(&self, ingress: &dyn Ingress) -> Response {
         let mut response = out(self.refuse(ingress));
         let headers = response.headers_mut();
@@ -223,6 +294,10 @@ impl Failure {
             }
             Self::Unavailable(_) => {
                 let seconds = HeaderValue::from(RETRY_AFTER_SECONDS);
+                headers.insert(header::RETRY_AFTER, seconds);
+            }
+            Self::StandsStill(_, after) => {
+                let seconds = HeaderValue::from(after.as_secs());
                 headers.insert(header::RETRY_AFTER, seconds);
             }
             _ => {}
@@ -242,7 +317,7 @@ impl Failure {
             Self::TooOften(block) => Refusal::TooOften { block: *block },
             Self::Replayed => Refusal::Replayed,
             Self::Forbidden(what) => Refusal::Forbidden(what),
-            Self::Unavailable(what) => Refusal::Unavailable(what),
+            Self::Unavailable(what) | Self::StandsStill(what, _) => Refusal::Unavailable(what),
         })
     }
 }
@@ -295,9 +370,44 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     let door = &desk.doors[index];
     // Before anything is counted, so that the same request can come again.
     let open = gateway.open()?;
-    if let Some(nonce) = nonce {
-        first_time(gateway, door, &nonce).await?;
+    // A signature covers neither path nor app, so what one endpoint has seen, no other takes that has the
+    // same key.
+    let nonce = nonce.map(|nonce| format!("{} {nonce}", door.key.as_deref().unwrap_or_default()));
+    if let Some(nonce) = &nonce {
+        first_time(gateway, nonce).await?;
     }
+    let accepted = accept(gateway, desk, index, &open, &jobs, body).await;
+    let prepared = match accepted {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            if let Some(nonce) = nonce.filter(|_| failure.will_pass()) {
+                give_back(gateway, &nonce).await;
+            }
+            return Err(failure);
+        }
+    };
+    let told = wait(gateway, door, &prepared).await;
+    let mut response = match standstill(gateway, &told).await {
+        Some(failure) => {
+            desk.remember(&prepared);
+            failure.response(&*desk.ingress)
+        }
+        None => out(reply.render(&told)),
+    };
+    name_jobs(&mut response, &prepared);
+    Ok(response)
+}
+
+/// Makes the jobs of a request durable: all of them, or it is refused.
+async fn accept<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    desk: &Desk,
+    index: usize,
+    open: &Open<PublisherOf<B>>,
+    jobs: &[Wanted],
+    body: &[u8],
+) -> Result<Vec<Prepared>, Failure> {
+    let door = &desk.doors[index];
     if let Some(block) = desk.over_quota(index) {
         return Err(Failure::TooOften(block));
     }
@@ -320,24 +430,29 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     for job in &prepared {
         gateway.enter(&job.job.entry(job.job.recipients)).await;
     }
-    let told = wait(gateway, door, &prepared).await;
-    Ok(answer(&*reply, &prepared, &told))
+    Ok(prepared)
 }
 
-/// Refuses a signed request that came before, at whatever gateway. A signature covers neither path nor
-/// app, so what one endpoint has seen, no other takes that has the same key.
+/// Refuses a signed request that came before, at whatever gateway.
 async fn first_time<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    door: &Door,
     nonce: &str,
 ) -> Result<(), Failure> {
-    let key = door.key.as_deref().unwrap_or_default();
-    let nonce = format!("{key} {nonce}");
     let context = &gateway.context;
-    let is_new = context.store.is_new(&nonce, NONCE_LIVES);
+    let is_new = context.store.is_new(nonce, NONCE_LIVES);
     match context.try_step(LedgerStep::Nonce, is_new).await? {
         true => Ok(()),
         false => Err(Failure::Replayed),
+    }
+}
+
+/// Nothing was accepted: when its reason is over, the caller may send the very same request. If that cannot
+/// be noted, the caller has to sign it anew.
+async fn give_back<B: Broker, S: Store, T: Transport>(gateway: &Gateway<B, S, T>, nonce: &str) {
+    let context = &gateway.context;
+    let given_back = context.store.give_back(nonce);
+    if let Err(error) = context.try_step(LedgerStep::Nonce, given_back).await {
+        tracing::debug!(error = %chain(&error), "a nonce stays used");
     }
 }
 
@@ -358,9 +473,13 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
             .default_target(&door.app)
             .map_err(|what| Failure::Problems(vec![Problem::new("app", what)]))?,
     };
-    let key = match &wanted.key {
-        Some(key) => key.clone(),
-        None => content_key(gateway, door, number, request).await?,
+    let (key, content) = match &wanted.key {
+        Some(key) => (key.clone(), None),
+        None => {
+            let content = content_digest(door, number, request);
+            let key = content_key(gateway, desk, door, wanted, &content).await?;
+            (key, Some(content))
+        }
     };
     let document = desk.document(door, &target, wanted, &key);
     let body = serde_json::to_vec(&document)
@@ -370,6 +489,7 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
     if let Some(change) = allow(gateway, &prepared.job.asked, &prepared.body).await? {
         prepared = read(context, wanted, &change.apply(&prepared.body)?)?;
     }
+    prepared.content = content;
     agree(gateway, &prepared.job).await?;
     Ok(prepared)
 }
@@ -392,6 +512,8 @@ fn read<S: Store, T: Transport>(
     Ok(Prepared {
         fingerprints: recipients.iter().map(fingerprint).collect(),
         recipients,
+        folds_case,
+        content: None,
         body: body.clone(),
         job,
     })
@@ -410,18 +532,36 @@ fn named(wanted: &Wanted) -> Vec<String> {
         .collect()
 }
 
+/// What a request without a key of its own says.
+fn content_digest(door: &Door, number: usize, request: &[u8]) -> String {
+    digest_hex(&[door.app.as_bytes(), &number.to_be_bytes(), request], 16)
+}
+
 /// The key of a request that brings none: that of the same request within the window, if it came
 /// before, else a new one. A window is found by its number, so the one before is looked at too.
 async fn content_key<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
+    desk: &Desk,
     door: &Door,
-    number: usize,
-    request: &[u8],
+    wanted: &Wanted,
+    content: &str,
 ) -> Result<String, Failure> {
+    let record = async |key: &str| {
+        let id = JobId::of(&door.app, key);
+        gateway.context.store.job(id).await
+    };
+    if let Some(stuck) = desk.stuck_key(content)
+        && record(&stuck)
+            .await?
+            .is_some_and(|it| it.state != JobState::Completed)
+    {
+        return Ok(stuck);
+    }
     let now = now_ms();
     let window = door.window.as_millis() as u64;
+    let trace = wanted.trace.as_deref().unwrap_or_default().as_bytes();
     let key = |slot: u64| {
-        let parts: [&[u8]; 3] = [&slot.to_be_bytes(), &number.to_be_bytes(), request];
+        let parts = [&slot.to_be_bytes(), trace, content.as_bytes()];
         format!("content-{}", digest_hex(&parts, 16))
     };
     if window == 0 {
@@ -429,12 +569,9 @@ async fn content_key<B: Broker, S: Store, T: Transport>(
     }
     let slot = now / window;
     let before = key(slot.saturating_sub(1));
-    let record = gateway
-        .context
-        .store
-        .job(JobId::of(&door.app, &before))
-        .await?;
-    let repeats = record.is_some_and(|record| now.saturating_sub(record.accepted_at_ms) <= window);
+    let repeats = record(&before)
+        .await?
+        .is_some_and(|record| now.saturating_sub(record.accepted_at_ms) <= window);
     Ok(if repeats { before } else { key(slot) })
 }
 
@@ -462,12 +599,18 @@ async fn wait<B: Broker, S: Store, T: Transport>(
         let seen = seen.unwrap_or_else(|| Seen {
             accepted_at_ms: published_at_ms,
             fates: vec![Fate::Pending; job.recipients.len()],
+            everybody: Everybody {
+                is_complete: false,
+                accounts: Accounts::default(),
+            },
         });
         told.push(Told {
             job: job.job.id,
             client_msg_no: job.job.asked.client_msg_no.clone(),
             accepted_at_ms: seen.accepted_at_ms,
             recipients: job.recipients.iter().cloned().zip(seen.fates).collect(),
+            folds_case: job.folds_case,
+            everybody: job.is_for_all().then_some(seen.everybody),
         });
     }
     told
@@ -478,6 +621,7 @@ struct Seen {
     /// When it was accepted first: a repeat of a request is answered like the request.
     accepted_at_ms: u64,
     fates: Vec<Fate>,
+    everybody: Everybody,
 }
 
 /// Looks at a job until it is settled, or as it is at the deadline; nothing if that cannot be told.
@@ -516,7 +660,9 @@ async fn look<B: Broker, S: Store, T: Transport>(
     let Some(record) = store.job(job.job.id).await? else {
         return Ok(None);
     };
-    if (record.pending > 0 || record.state == JobState::Accepted) && !anyway {
+    let is_complete = record.state == JobState::Completed;
+    let is_known = record.pending == 0 && (is_complete || !job.is_for_all());
+    if !is_known && !anyway {
         return Ok(None);
     }
     let states = store.look(&record, &job.fingerprints).await?;
@@ -532,6 +678,10 @@ async fn look<B: Broker, S: Store, T: Transport>(
     Ok(Some(Seen {
         accepted_at_ms: record.accepted_at_ms,
         fates: states.into_iter().zip(reasons).map(fate).collect(),
+        everybody: Everybody {
+            is_complete,
+            accounts: record.accounts,
+        },
     }))
 }
 
@@ -560,14 +710,75 @@ fn is_sent(state: ClaimState) -> bool {
     state == ClaimState::Settled(Outcome::Sent)
 }
 
-/// The answer in the system's manner, with the ids of the jobs beside it.
-fn answer(reply: &dyn Reply, prepared: &[Prepared], told: &[Told]) -> Response {
-    let mut response = out(reply.render(told));
+/// Why the jobs of a request stand still, if that is known and nobody got anything yet. What cannot be
+/// found out is no reason: the jobs are durable.
+async fn standstill<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    told: &[Told],
+) -> Option<Failure> {
+    let fates = || told.iter().flat_map(|told| &told.recipients);
+    let somebody_got_it = fates().any(|(_, fate)| *fate == Fate::Sent)
+        || told.iter().filter_map(|told| told.everybody).any(|it| {
+            let accounts = &it.accounts;
+            it.is_complete || accounts.sent + accounts.duplicate > 0
+        });
+    let waits = |told: &&Told| {
+        let mut fates = told.recipients.iter();
+        told.everybody.is_some() || fates.any(|(_, fate)| *fate == Fate::Pending)
+    };
+    if somebody_got_it {
+        return None;
+    }
+    let waiting = told.iter().find(waits)?;
+    match stop_of(gateway, waiting.job).await {
+        Ok(why) => why,
+        Err(error) => {
+            tracing::debug!(error = %chain(&error), "whether a job stands still is not known");
+            None
+        }
+    }
+}
+
+/// What stops a job.
+async fn stop_of<B: Broker, S: Store, T: Transport>(
+    gateway: &Gateway<B, S, T>,
+    job: JobId,
+) -> Result<Option<Failure>, LedgerError> {
+    let store = &gateway.context.store;
+    let Some(record) = store.job(job).await? else {
+        return Ok(None);
+    };
+    let now = now_ms();
+    let found = steer::hindrances(store, &gateway.facts, &record, now).await?;
+    let stop = found.into_iter().find_map(|found| {
+        let what = match found.cause {
+            Cause::Paused => "it is paused",
+            Cause::Parked => "its target takes nothing",
+            _ => return None,
+        };
+        let until = found.until.as_deref().unwrap_or_default();
+        let after = until.parse().map_or(AGAIN_MAX, |end: jiff::Timestamp| {
+            let left = end.as_millisecond().unsigned_abs().saturating_sub(now);
+            Duration::from_millis(left).clamp(AGAIN_MIN, AGAIN_MAX)
+        });
+        let until = match until {
+            "" => String::new(),
+            until => format!(" until {until}"),
+        };
+        let why = format!(
+            "accepted as job {job} and not sent yet: {what}{until}; the same request again is the same job"
+        );
+        Some(Failure::StandsStill(why, after))
+    });
+    Ok(stop)
+}
+
+/// Says which jobs a request became.
+fn name_jobs(response: &mut Response, prepared: &[Prepared]) {
     let ids: Vec<_> = prepared.iter().map(|it| it.job.id.to_string()).collect();
     if let Ok(ids) = HeaderValue::try_from(ids.join(", ")) {
         response.headers_mut().insert(JOB_HEADER, ids);
     }
-    response
 }
 
 fn out(spoken: Spoken) -> Response {

@@ -22,6 +22,8 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use ring::digest;
 use serde_json::value::RawValue;
 
+use crate::domain::accounts::Accounts;
+use crate::domain::audience::fold;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::job::{AudienceDocument, CLIENT_MSG_NO_BYTES_MAX, wrong_id};
@@ -61,6 +63,9 @@ pub struct Door {
     pub target: Option<String>,
     /// The public half of the credential: AppKey, or the administrator's user id.
     pub key: Option<String>,
+    /// Whether the id that a caller gives a request is the key of its job. Where the system's callers may
+    /// use it for tracing alone (see [`Ingress::trace_setting`]), the configuration says.
+    pub id_is_key: bool,
     /// AppSecret, OpenIM's secret, or WuKongIM's token; nothing where `auth = "none"`.
     pub secret: Option<Secret>,
     /// Longest wait for the jobs of a request to settle.
@@ -102,6 +107,17 @@ pub trait Ingress: Send + Sync {
     /// The calls that its API allows, and how long it refuses more.
     fn calls(&self) -> Option<(Rate, Duration)> {
         None
+    }
+
+    /// The setting that says what the id of a request means, in a system that only traces by it: its own
+    /// callers may give the same id to every request.
+    fn trace_setting(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether a call names its door by the door's `key`, so that no two may have the same.
+    fn is_named_by_key(&self) -> bool {
+        false
     }
 
     /// Who calls and what is asked for; or the answer right away, a login or a refusal. Nothing of a
@@ -158,6 +174,8 @@ pub const NONCE_LIVES: Duration = Duration::from_secs(2 * SKEW.as_secs());
 pub struct Wanted {
     /// The key that the request brings; without one it is made of the content.
     pub key: Option<String>,
+    /// Without a key, what tells this request from others of the same content.
+    pub trace: Option<String>,
     pub sender: Option<String>,
     pub audience: AudienceDocument,
     pub message: MessageDocument,
@@ -181,6 +199,17 @@ pub struct Told {
     pub accepted_at_ms: u64,
     /// In the order of the request, each as often as it was named.
     pub recipients: Vec<(String, Fate)>,
+    /// Whether the target takes ids that differ in case only for one.
+    pub folds_case: bool,
+    /// The accounts of a job whose request names nobody: it is for all users.
+    pub everybody: Option<Everybody>,
+}
+
+/// What is known of a job for all users: how many they are is known once all are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Everybody {
+    pub is_complete: bool,
+    pub accounts: Accounts,
 }
 
 /// What is known of a recipient.
@@ -255,6 +284,8 @@ impl Told {
     }
 
     fn digest(&self, recipient: &str) -> digest::Digest {
+        let mut recipient = recipient.into();
+        fold(&mut recipient, self.folds_case);
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(self.job.to_string().as_bytes());
         context.update(&[0]);
@@ -309,6 +340,8 @@ mod tests {
             client_msg_no: "promo-1".to_owned(),
             accepted_at_ms: 0,
             recipients: Vec::new(),
+            folds_case: false,
+            everybody: None,
         };
         let ids: Vec<_> = (0..1000)
             .map(|n| told.message_id(&format!("u{n}")))
@@ -320,5 +353,13 @@ mod tests {
         assert_eq!(unique.len(), ids.len());
         assert_eq!(told.message_id("u1"), told.message_id("u1"));
         assert_eq!(told.message_id_hex("u1").len(), 32);
+        // One message has one id, however its recipient is spelt.
+        let folding = Told {
+            folds_case: true,
+            ..told.clone()
+        };
+        assert_ne!(told.message_id("aaa"), told.message_id("AAA"));
+        assert_eq!(folding.message_id("aaa"), folding.message_id("AAA"));
+        assert_eq!(folding.message_id("aaa"), told.message_id("aaa"));
     }
 }

@@ -17,4 +17,11 @@ impl Nonces for Store {
             .arg(lives.as_millis().max(1) as u64);
         Ok(self.0.connection.command(&cmd).await? != Value::Nil)
     }
+
+    async fn give_back(&self, nonce: &str) -> Result<(), LedgerError> {
+        let mut cmd = redis::cmd("DEL");
+        cmd.arg(self.0.keys.nonce(nonce));
+        self.0.connection.command(&cmd).await?;
+        Ok(())
+    }
 }

@@ -1,7 +1,7 @@
 //! Drop-in endpoints as existing callers use them: the documented requests, with only the host and the
 //! credentials changed, against `fanwise serve` in front of mocks of all four systems.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fanwise::im::mock::{MockHandle, Settings, Version};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -134,6 +134,24 @@ impl House {
         let signature = Signature::now(nonce);
         let answer = signature.send(self.gateway, path, kind, body).await;
         answer.json()
+    }
+
+    async fn openim_token(&self) -> String {
+        let login = r#"{"secret":"openim-secret","userID":"imAdmin"}"#;
+        let path = "/auth/get_admin_token";
+        let (_, _, body) = self.post(path, &[("operationID", "login")], login).await;
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        answer["data"]["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Tells the running work something.
+    async fn steer(&self, path: &str, body: &str) {
+        let headers = [
+            ("Authorization", "Bearer admin"),
+            ("Content-Type", "application/json"),
+        ];
+        let (status, _, answer) = self.post(path, &headers, body).await;
+        assert_eq!(status, 200, "{answer}");
     }
 
     fn got(&self, system: &str) -> Vec<String> {
@@ -406,6 +424,217 @@ async fn an_identical_retry_sends_nobody_twice() {
     assert_eq!(first, again);
     assert_eq!(again["unregister"], json!(["bbb"]));
     assert_eq!(house.got("netease"), ["aaa"]);
+    serve.kill();
+}
+
+/// The callers of OpenIM may give one `operationID` to all their calls, as it only traces by it: every
+/// announcement arrives, and the literal repeat of a call within the window sends nobody twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_id_that_never_changes_loses_nobody() {
+    let house = House::new("dropin-operation", "netease").await;
+    let window = ("FANWISE_APPS__SHOP__OPENIM__WINDOW", "1s");
+    let mut serve = house.serve_with(&[window]).await;
+    let token = house.openim_token().await;
+    let say = async |operation: &str, text: &str| {
+        let call = json!({"recvIDs": ["u1"], "sendID": "s", "content": {"content": text},
+            "contentType": 101, "sessionType": 1});
+        let headers = [("operationID", operation), ("token", &*token)];
+        let (_, job, body) = house
+            .post("/msg/batch_send_msg", &headers, &call.to_string())
+            .await;
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(answer["errCode"], 0, "{body}");
+        assert_eq!(answer["data"]["results"][0]["recvID"], "u1");
+        job.unwrap()
+    };
+    let morning = say("1", "Good morning").await;
+    let lunch = say("1", "Lunch is ready").await;
+    assert_ne!(morning, lunch, "another message");
+    assert_ne!(say("2", "Lunch is ready").await, lunch, "another call");
+    let sent = Instant::now();
+    let first = say("1", "Good night").await;
+    let again = say("1", "Good night").await;
+    if sent.elapsed() < Duration::from_millis(900) {
+        assert_eq!(first, again, "a repeat within the window");
+    }
+    // The same announcement next day.
+    until("the end of the window", BOUND, async || {
+        (say("1", "Good morning").await != morning).then_some(())
+    })
+    .await;
+    assert!(house.got("openim").len() >= 5);
+    serve.kill();
+
+    // An app whose callers give each message an id of its own may have it as the key.
+    let dedup = ("FANWISE_APPS__SHOP__OPENIM__OPERATION_ID", "dedup");
+    let mut serve = house.serve_with(&[window, dedup]).await;
+    assert_eq!(say("9", "Hello").await, say("9", "Hello").await);
+    let other = json!({"recvIDs": ["u1"], "sendID": "s", "content": {"content": "Other"},
+        "contentType": 101, "sessionType": 1});
+    let headers = [("operationID", "9"), ("token", &*token)];
+    let (_, _, body) = house
+        .post("/msg/batch_send_msg", &headers, &other.to_string())
+        .await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(answer["errCode"], 1003, "{body}");
+    serve.kill();
+}
+
+/// While a target is parked or paused nobody hears that a message got through; the job is kept, and the
+/// same request again is the same job.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_hears_that_a_target_stands_still() {
+    let house = House::new("dropin-busy", "netease").await;
+    let mut variables = Vec::new();
+    for system in ["NETEASE", "YUNXIN", "OPENIM", "WUKONGIM"] {
+        variables.push((format!("FANWISE_APPS__SHOP__{system}__WAIT"), "300ms"));
+        // No repeat is known by its window.
+        variables.push((format!("FANWISE_APPS__SHOP__{system}__WINDOW"), "0s"));
+    }
+    let variables: Vec<_> = variables.iter().map(|(name, it)| (&**name, *it)).collect();
+    let mut serve = house.serve_with(&variables).await;
+    let token = house.openim_token().await;
+    for target in ["netease", "yunxin"] {
+        house
+            .steer(
+                &format!("/v1/targets/{target}:park"),
+                r#"{"expires_in":"10m"}"#,
+            )
+            .await;
+    }
+    house.steer("/v1/targets/openim:pause", "{}").await;
+    house.steer("/v1/targets/wukongim:pause", "{}").await;
+
+    let ask = async |turn: &str, user: &str| {
+        let text = json!({"message_type": 0, "text": "x"});
+        let netease = format!(r#"fromAccid=s&toAccids=["{user}"]&type=0&body={{"msg":"x"}}"#);
+        let yunxin = json!({"sender_id": "s", "receiver_ids": [user], "message": text}).to_string();
+        let openim = json!({"recvIDs": [user], "sendID": "s", "content": {"content": "x"},
+            "contentType": 101, "sessionType": 1})
+        .to_string();
+        let wukongim = json!([{"client_msg_no": user, "from_uid": "s", "channel_id": user,
+            "channel_type": 1, "payload": "SGVsbG8="}])
+        .to_string();
+        let nonce = format!("a{turn}");
+        let netease = house.signed(BATCH, FORM, &nonce, &netease).await;
+        let nonce = format!("b{turn}");
+        let yunxin = house
+            .signed(YUNXIN, "application/json", &nonce, &yunxin)
+            .await;
+        let headers = [("operationID", turn), ("token", &*token)];
+        let openim = house.post("/msg/batch_send_msg", &headers, &openim).await;
+        let wukongim = house.post("/message/sendbatch", &[], &wukongim).await;
+        let jobs = [openim.1.unwrap(), wukongim.1.unwrap()];
+        let code: Value = serde_json::from_str(&openim.2).unwrap();
+        let codes = [&netease["code"], &yunxin["code"], &code["errCode"]];
+        (json!([codes, openim.0, wukongim.0]), jobs)
+    };
+    let busy = json!([[503, 503, 500], 503, 503]);
+    let mut turn = 0;
+    until("workers to know", BOUND, async || {
+        turn += 1;
+        let other = format!("other-{turn}");
+        let (codes, _) = ask(&other, &other).await;
+        (codes == busy).then_some(())
+    })
+    .await;
+    let (codes, jobs) = ask("1", "u1").await;
+    assert_eq!(codes, busy);
+    let (codes, again) = ask("2", "u1").await;
+    assert_eq!(codes, busy);
+    assert_eq!(jobs, again);
+    assert!(house.mock.accepted_by("u1").is_empty());
+
+    for target in ["netease", "yunxin"] {
+        let path = format!("/v1/targets/{target}:unpark");
+        house.steer(&path, "{}").await;
+    }
+    house.steer("/v1/targets/openim:resume", "{}").await;
+    house.steer("/v1/targets/wukongim:resume", "{}").await;
+    until("a message of each system", BOUND, async || {
+        (house.mock.accepted_by("u1").len() >= 4).then_some(())
+    })
+    .await;
+    // It is over: another such request is another message, except under a number that is its key.
+    until("success", BOUND, async || {
+        turn += 1;
+        let other = format!("other-{turn}");
+        let (codes, _) = ask(&other, &other).await;
+        (codes == json!([[200, 200, 0], 200, 200])).then_some(())
+    })
+    .await;
+    let (codes, _) = ask("3", "u1").await;
+    assert_eq!(codes, json!([[200, 200, 0], 200, 200]));
+    let expected = [
+        "netease", "netease", "openim", "openim", "wukongim", "yunxin", "yunxin",
+    ];
+    until("all messages", BOUND, async || {
+        let got = house.mock.accepted_by("u1");
+        let mut systems: Vec<_> = got.iter().map(|entry| &*entry.system).collect();
+        systems.sort_unstable();
+        (systems == expected).then_some(())
+    })
+    .await;
+    serve.kill();
+}
+
+/// What was refused for its rate can be sent again as it is: the signature is not used up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_call_keeps_its_nonce() {
+    let house = House::new("dropin-nonce", "netease").await;
+    let prefix = "FANWISE_APPS__SHOP__NETEASE__";
+    let calls = (&*format!("{prefix}CALLS"), "1/s burst 1");
+    let block = (&*format!("{prefix}BLOCK"), "1s");
+    let mut serve = house.serve_with(&[calls, block]).await;
+    let first = house.signed(BATCH, FORM, "n1", NETEASE).await;
+    assert_eq!(first["code"], 200);
+    let refused = Signature::now("n2");
+    let mut codes = Vec::new();
+    until("a call that comes in", BOUND, async || {
+        let answer = refused.send(house.gateway, BATCH, FORM, NETEASE).await;
+        codes.push(answer.json()["code"].as_u64().unwrap());
+        (codes.last() == Some(&200)).then_some(())
+    })
+    .await;
+    let (last, before) = codes.split_last().unwrap();
+    assert_eq!(*last, 200);
+    assert!(before.iter().all(|code| *code == 416), "{codes:?}");
+    // Accepted, it is used up.
+    until("a replay that is looked at", BOUND, async || {
+        let answer = refused
+            .send(house.gateway, BATCH, FORM, NETEASE)
+            .await
+            .json();
+        assert_ne!(answer["code"], 200);
+        (answer["code"] == 414).then_some(())
+    })
+    .await;
+    serve.kill();
+}
+
+/// A message to all users is answered when it is through, with how many they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_to_all_users_is_answered_when_it_is_through() {
+    let house = House::new("dropin-all", "netease").await;
+    let mut serve = house
+        .serve_with(&[
+            ("FANWISE_APPS__SHOP__OPENIM__SEND_ALL", "true"),
+            ("FANWISE_APPS__SHOP__OPENIM__WAIT", "1m"),
+            ("FANWISE_APPS__SHOP__AUDIENCES", "users,groups,all"),
+        ])
+        .await;
+    let token = house.openim_token().await;
+    let all = r#"{"isSendAll":true,"sendID":"s","content":{"content":"x"},"contentType":101,"sessionType":1}"#;
+    let headers = [("operationID", "1"), ("token", &*token)];
+    let (_, _, body) = house.post("/msg/batch_send_msg", &headers, all).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(answer["errCode"], 0, "{body}");
+    let sent = house.got("openim").len();
+    assert!(sent > 0);
+    assert_eq!(
+        answer["data"]["accounts"],
+        json!({"total": sent, "sent": sent, "failed": 0, "pending": 0})
+    );
     serve.kill();
 }
 

@@ -304,6 +304,105 @@ async fn serve_does_not_start_on_a_full_disk() {
     drop(place.serve().await);
 }
 
+/// A store that is damaged or gone is not met with a crash, and not with silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_says_what_is_wrong_with_its_store() {
+    let place = Place::new("serve-damaged").await;
+    let process = place.serve().await;
+    process.terminate();
+    let fresh = process.finish(BOUND).await;
+    assert_eq!(fresh.code, Some(0), "{}", fresh.stderr);
+    assert!(!fresh.stderr.contains("used before"), "{}", fresh.stderr);
+
+    let store = place.scratch.path().join("data/fanwise.redb");
+    let whole = std::fs::read(&store).unwrap();
+    std::fs::write(&store, &whole[..whole.len() / 2]).unwrap();
+    let arguments = ["serve", "--config", &place.config];
+    let damaged = run_fanwise(&arguments, &[], b"", BOUND).await;
+    assert_eq!(damaged.code, Some(69), "{}", damaged.stderr);
+    let what = "fanwise.redb cannot be opened; if it is damaged, move it away";
+    assert!(damaged.stderr.contains(what), "{}", damaged.stderr);
+
+    for gone in [true, false] {
+        match gone {
+            true => std::fs::remove_file(&store).unwrap(),
+            false => std::fs::write(&store, b"").unwrap(),
+        }
+        let process = place.serve().await;
+        process.terminate();
+        let new = process.finish(BOUND).await;
+        assert!(
+            new.stderr
+                .contains("its store is gone: fanwise begins with an empty one"),
+            "{}",
+            new.stderr
+        );
+    }
+}
+
+/// The end of the session that a process was started in is a reason to drain, not to die; and where it
+/// was told to outlive that, it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_drains_unless_it_is_ignored() {
+    let place = Place::new("serve-hangup").await;
+    place
+        .mock
+        .patch_faults(&json!({"latency": "300ms"}))
+        .unwrap();
+    let process = place.serve().await;
+    let send = [
+        "send",
+        "--client-msg-no",
+        "k",
+        "--text",
+        "hello",
+        "--file",
+        "-",
+    ];
+    let list = users(2000).join("\n");
+    let sent = place.run(&send, list.as_bytes()).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    until("calls in flight", BOUND, async || {
+        (place.mock.stats().accepted > 0).then_some(())
+    })
+    .await;
+    process.hang_up();
+    // A service manager sends both.
+    process.hang_up();
+    let ended = process.finish(BOUND).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("drained"), "{}", ended.stderr);
+
+    // Nothing is in doubt after it, and `nohup` means what it says. Standard error is gone as well, as
+    // it is when a terminal closes.
+    let script = "trap '' HUP; exec \"$0\" serve --config \"$1\" 2> >(exit)";
+    let arguments = ["-c", script, env!("CARGO_BIN_EXE_fanwise"), &place.config];
+    let mut process = Process::start(Path::new("/bin/bash"), &arguments, &[], b"");
+    until("an answer", BOUND, async || {
+        TcpStream::connect(("127.0.0.1", place.gateway)).await.ok()
+    })
+    .await;
+    process.hang_up();
+    let record = place.completed("k").await;
+    assert_eq!(record["accounts"]["sent"], 2000, "{record}");
+    assert_eq!(place.accepted_once().len(), 2000);
+    assert!(process.is_running());
+    process.terminate();
+    assert_eq!(process.wait(BOUND).await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mock_ends_in_order_at_a_hangup() {
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut mock = fanwise(&["mock-im", "--listen", &address], &[]);
+    until("an answer", BOUND, async || {
+        TcpStream::connect(&address).await.ok()
+    })
+    .await;
+    mock.hang_up();
+    assert_eq!(mock.wait(BOUND).await.code(), Some(0));
+}
+
 /// Every mistake of a configuration at once, each with its key, before anything is touched.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_tells_every_mistake_of_its_configuration() {

@@ -25,6 +25,7 @@ pub(in crate::im) fn door(ingress: &dyn Ingress, key: &str, secret: &str) -> Doo
         app: "shop".to_owned(),
         target: None,
         key: Some(key.to_owned()),
+        id_is_key: ingress.trace_setting().is_none(),
         secret: Some(Secret::new(secret)),
         wait: Duration::from_secs(3),
         window: Duration::from_secs(10),
@@ -174,6 +175,8 @@ pub(in crate::im) fn told(wanted: &Wanted, all: &Fate, but: &[(&str, Fate)]) -> 
         job: JobId::of("shop", key),
         client_msg_no: key.to_owned(),
         accepted_at_ms: NOW_MS,
+        folds_case: false,
+        everybody: None,
         recipients: recipients
             .map(|recipient| {
                 let fate = fate(&recipient);

@@ -3,14 +3,18 @@
 //!
 //! As at OpenIM, a batch always succeeds and names the users who did not get the message, without a
 //! reason; a single send says why. `serverMsgID` and `clientMsgID` are Fanwise's, the latter one for all
-//! recipients. The `operationID` is the key of the job: another message under it is refused.
+//! recipients.
+//!
+//! OpenIM only traces by the `operationID`, and callers may give the same one to every call. So, unless the
+//! app says otherwise (`operation_id = "dedup"`), it is no key: the same call under the same id counts as a
+//! repeat within the door's `window`, and later as another message.
 //!
 //! What is different here: `sendTime` is ignored, since a message that is stamped with another time hides
 //! among older ones; a batch for a group is one message to the group; and `isSendAll`, where the app may,
-//! goes to all users of the target page by page, with an empty answer: who they are is known later. Where
-//! the jobs go to another system than OpenIM, `senderNickname`, `senderFaceURL` and `senderPlatformID` are
-//! dropped, and `offlinePushInfo.signalInfo` everywhere; which session a message to users goes to is the
-//! target's `session`.
+//! goes to all users of the target page by page. Fanwise does not keep who they are, so its answer lists
+//! nobody and has `accounts` in their place. Where the jobs go to another system than OpenIM,
+//! `senderNickname`, `senderFaceURL`, `senderPlatformID` and a `sessionType` of 4 are dropped, and
+//! `offlinePushInfo.signalInfo` everywhere.
 
 /// What the content of each type says.
 mod content;
@@ -32,9 +36,11 @@ use crate::domain::message::{Options, Push};
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class};
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::{
-    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json, same,
+    self, Door, Everybody, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted,
+    json, same,
 };
 use crate::im::openim::Settings;
+use crate::im::openim::native::SESSION_TYPE;
 
 const BATCH: &str = "/msg/batch_send_msg";
 const SINGLE: &str = "/msg/send_msg";
@@ -118,10 +124,14 @@ impl Refused {
 
     fn spoken(&self) -> Spoken {
         let name = name(self.code);
+        let last = format!(": [{}]{name}", self.code);
+        // A backend of the same system has said both already.
+        let said = self.detail.strip_suffix(&last).unwrap_or(&self.detail);
+        let said = if said == name { "" } else { said };
         let envelope = Envelope::<()> {
             code: self.code,
             message: name,
-            detail: format!("{}: [{}]{name}", self.detail, self.code),
+            detail: format!("{said}{last}"),
             data: None,
         };
         json(self.status, &envelope)
@@ -193,6 +203,10 @@ impl Ingress for OpenImIngress {
         LIMITS
     }
 
+    fn trace_setting(&self) -> Option<&'static str> {
+        Some("operation_id")
+    }
+
     fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
         let refused = |refused: Refused| refused.spoken();
         let operation = incoming.header("operationid").unwrap_or_default();
@@ -212,7 +226,8 @@ impl Ingress for OpenImIngress {
             door,
             nonce: None,
             jobs: vec![Wanted {
-                key: ingress::key(operation),
+                key: ingress::key(operation).filter(|_| doors[door].id_is_key),
+                trace: Some(operation.to_owned()),
                 ..call.wanted
             }],
             reply: Box::new(call.reply),
@@ -352,6 +367,10 @@ impl Call {
         let mentions = door.limit("mentions_max");
         let (message, whole) = content::message(content_type, &fields, mentions)?;
         let mut native = native;
+        // A notice has the session of its type.
+        if group.is_none() && content_type != content::NOTICE {
+            native.extend(raw(&session).map(|it| (SESSION_TYPE, it)));
+        }
         if !whole {
             native.extend(raw(&content_type).map(|it| ("contentType", it)));
             native.extend(fields.without(&[]).map(|it| ("content", it)));
@@ -364,7 +383,6 @@ impl Call {
         };
         Ok(Self {
             wanted: Wanted {
-                key: None,
                 sender: Some(sender),
                 audience,
                 message,
@@ -374,6 +392,7 @@ impl Call {
                 } else {
                     raw(&native)
                 },
+                ..Wanted::default()
             },
             reply: if batch { Reply::Batch } else { Reply::Single },
         })
@@ -434,6 +453,10 @@ fn native(body: &Loose<'_>) -> Result<BTreeMap<&'static str, Box<RawValue>>, Ref
                 .map(|it| (name, it)),
         );
     }
+    // The caller's clients may read it in a manner of their own: nothing of ours takes its place.
+    if body.text("ex")?.is_none() {
+        native.extend(ingress::quoted("").map(|it| ("ex", it)));
+    }
     let platform: Option<i32> = body.number("senderPlatformID")?;
     let platform = platform.filter(|platform| *platform != 0);
     native.extend(
@@ -474,6 +497,43 @@ struct Lists<'a> {
     results: Option<Vec<Sent<'a>>>,
     #[serde(rename = "failedUserIDs")]
     failed: Option<Vec<&'a str>>,
+    /// In the place of names, where the request gave none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accounts: Option<AllUsers>,
+}
+
+/// What became of a message to all users.
+#[derive(Serialize)]
+struct AllUsers {
+    /// As many as were listed until now.
+    total: u64,
+    sent: u64,
+    failed: u64,
+    pending: u64,
+}
+
+impl AllUsers {
+    fn of(everybody: &Everybody) -> Self {
+        let accounts = &everybody.accounts;
+        let sent = accounts.sent + accounts.duplicate;
+        Self {
+            total: accounts.total,
+            sent,
+            failed: accounts.settled().saturating_sub(sent),
+            pending: accounts.total.saturating_sub(accounts.settled()),
+        }
+    }
+
+    /// Why the message as a whole did not get through: everybody is done, and nobody got it.
+    fn refused(everybody: &Everybody) -> Option<Refused> {
+        let all = Self::of(everybody);
+        (everybody.is_complete && all.sent == 0 && all.failed > 0).then(|| {
+            Refused::new(
+                SERVER,
+                format!("none of {} users got the message", all.total),
+            )
+        })
+    }
 }
 
 impl ingress::Reply for Reply {
@@ -484,6 +544,10 @@ impl ingress::Reply for Reply {
 
 impl Reply {
     fn answer(self, told: Option<&Told>) -> Spoken {
+        let everybody = told.and_then(|told| told.everybody.as_ref());
+        if let Some(refused) = everybody.and_then(AllUsers::refused) {
+            return refused.spoken();
+        }
         match (self, told) {
             (Self::Batch, told) => success(lists(told)),
             (Self::Single, Some(told)) => single(told),
@@ -504,6 +568,9 @@ fn lists(told: Option<&Told>) -> Lists<'_> {
     Lists {
         results: Some(results).filter(|list| !list.is_empty()),
         failed: Some(failed).filter(|list| !list.is_empty()),
+        accounts: told
+            .and_then(|told| told.everybody.as_ref())
+            .map(AllUsers::of),
     }
 }
 

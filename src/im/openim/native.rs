@@ -1,5 +1,5 @@
-//! Fields that a job gives for the request as they are. They win over what the message would say;
-//! recipients, sender, session and time are not theirs to set.
+//! Fields that a job gives for the request as they are. They win over what the message would say, and
+//! `sessionType` over the target's `session`; recipients, sender and time are not theirs to set.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,21 @@ use serde_json::value::RawValue;
 use crate::domain::fields::{Problem, shorten};
 
 /// Fields that decide who gets the message from whom and when.
-const OURS: [&str; 7] = [
+const OURS: [&str; 6] = [
     "recvID",
     "recvIDs",
     "groupID",
     "isSendAll",
     "sendID",
-    "sessionType",
     "sendTime",
 ];
 
+/// Which session a message to users goes to: 1 with the sender, 4 of notifications.
+pub(in crate::im) const SESSION_TYPE: &str = "sessionType";
+
 /// The other fields of the request, with what the server takes for them. With anything else it would
 /// refuse every call.
-const THEIRS: [(&str, Takes); 9] = [
+const THEIRS: [(&str, Takes); 10] = [
     ("content", Takes::Object),
     ("contentType", Takes::Number),
     ("ex", Takes::Text),
@@ -30,6 +32,7 @@ const THEIRS: [(&str, Takes); 9] = [
     ("senderFaceURL", Takes::Text),
     ("senderNickname", Takes::Text),
     ("senderPlatformID", Takes::Number),
+    (SESSION_TYPE, Takes::Session),
 ];
 
 #[derive(Clone, Copy)]
@@ -38,6 +41,7 @@ enum Takes {
     Number,
     Boolean,
     Object,
+    Session,
 }
 
 impl Takes {
@@ -48,6 +52,7 @@ impl Takes {
             Self::Number => value.parse::<i32>().is_ok(),
             Self::Boolean => ["true", "false"].contains(&value),
             Self::Object => value.starts_with('{'),
+            Self::Session => ["1", "4"].contains(&value),
         }
     }
 
@@ -57,6 +62,7 @@ impl Takes {
             Self::Number => "a whole number",
             Self::Boolean => "true or false",
             Self::Object => "an object",
+            Self::Session => "1 or 4",
         }
     }
 }
@@ -119,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn recipients_sender_session_and_time_are_refused_however_they_are_written() {
+    fn recipients_sender_and_time_are_refused_however_they_are_written() {
         for name in OURS {
             for name in [name.to_owned(), name.to_uppercase(), name.to_lowercase()] {
                 let found = fields(&format!(r#"{{"{name}":1}}"#));
@@ -135,7 +141,7 @@ mod tests {
     fn values_that_the_server_cannot_read_are_refused() {
         let wrong = r#"{"content":"x","contentType":"101","ex":{},"isOnlineOnly":1,
             "notOfflinePush":"false","offlinePushInfo":[],"senderFaceURL":1,"senderNickname":null,
-            "senderPlatformID":1.5,"later":[1]}"#;
+            "senderPlatformID":1.5,"sessionType":3,"later":[1]}"#;
         assert_eq!(
             fields(wrong),
             [
@@ -146,11 +152,12 @@ mod tests {
                 "notOfflinePush",
                 "offlinePushInfo",
                 "senderFaceURL",
-                "senderPlatformID"
+                "senderPlatformID",
+                "sessionType"
             ]
             .map(|name| format!("message.native.{name}"))
         );
-        assert!(fields(r#"{"SenderPlatformId":2,"content":{}}"#).is_empty());
+        assert!(fields(r#"{"SenderPlatformId":2,"content":{},"SESSIONTYPE":4}"#).is_empty());
         let problems = {
             let raw = RawValue::from_string(r#"{"notOfflinePush":"false"}"#.to_owned()).unwrap();
             problems(&read(Some(&raw)))

@@ -225,10 +225,13 @@ impl Target for OpenIm {
         if problems.is_empty() {
             let said = self.said(head, &native, &mut problems);
             let groups = head.addressed != Addressed::Users;
-            if said
-                .as_ref()
-                .is_some_and(|said| groups && said.content_type == NOTICE)
-            {
+            let is_notice = said.as_ref().is_some_and(|it| it.content_type == NOTICE);
+            if native.contains_key(native::SESSION_TYPE) && (groups || is_notice) {
+                let what =
+                    "messages to groups and notices have a session of their own; leave it out";
+                problems.push(Problem::new("message.native.sessionType", what));
+            }
+            if groups && is_notice {
                 let what = "OpenIM sends notices to users only";
                 problems.push(Problem::new("message.type", what));
             }

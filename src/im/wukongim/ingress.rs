@@ -295,15 +295,20 @@ impl Message {
         }
         let number = from.text("client_msg_no")?;
         let number = number.filter(|number| !number.trim().is_empty());
-        let (message, native) = message(&payload);
+        let (message, encoded) = message(&payload);
+        let key = number.as_deref().and_then(ingress::key);
+        // A message to one channel goes out under the caller's own number, by which it may be looked up.
+        let to_channel = shape == Shape::Array || shape == Shape::Single;
+        let as_given = to_channel && key.is_some() && key == number;
         Ok(Self {
             wanted: Wanted {
-                key: number.as_deref().and_then(ingress::key),
+                key,
                 sender,
                 audience,
                 message,
                 options,
-                native,
+                native: native(encoded.as_deref(), as_given),
+                ..Wanted::default()
             },
             number,
         })
@@ -397,8 +402,28 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
     ENGINE.decode(text.replace(['\r', '\n'], "")).ok()
 }
 
-/// The message that a payload is; and the payload itself where no message of ours says it again.
-fn message(payload: &[u8]) -> (MessageDocument, Option<Box<RawValue>>) {
+/// The fields for a target of the same system.
+fn native(payload: Option<&str>, as_given: bool) -> Option<Box<RawValue>> {
+    #[derive(Serialize)]
+    struct Fields<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        payload: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        client_msg_no: Option<&'static str>,
+    }
+    if payload.is_none() && !as_given {
+        return None;
+    }
+    let fields = Fields {
+        payload,
+        client_msg_no: as_given.then_some("job"),
+    };
+    serde_json::value::to_raw_value(&fields).ok()
+}
+
+/// The message that a payload is; and the payload itself, in base64, where no message of ours says it
+/// again.
+fn message(payload: &[u8]) -> (MessageDocument, Option<String>) {
     let text = std::str::from_utf8(payload).ok();
     let json = text
         .filter(|text| text.trim_start().starts_with(['{', '[']))
@@ -409,13 +434,13 @@ fn message(payload: &[u8]) -> (MessageDocument, Option<Box<RawValue>>) {
             Some(text) => (of_text(&text), None),
             None => {
                 // Space around it is lost.
-                let native = (json.get().len() < payload.len()).then(|| whole(&encoded()));
-                (custom(Some(json)), native.flatten())
+                let changed = json.get().len() < payload.len();
+                (custom(Some(json)), changed.then(encoded))
             }
         },
-        (None, Some(text)) if text.len() <= TEXT_BYTES_MAX => (of_text(text), whole(&encoded())),
-        (None, Some(text)) => (custom(quoted(text)), whole(&encoded())),
-        (None, None) => (custom(quoted(&encoded())), whole(&encoded())),
+        (None, Some(text)) if text.len() <= TEXT_BYTES_MAX => (of_text(text), Some(encoded())),
+        (None, Some(text)) => (custom(quoted(text)), Some(encoded())),
+        (None, None) => (custom(quoted(&encoded())), Some(encoded())),
     }
 }
 
@@ -442,14 +467,6 @@ fn custom(data: Option<Box<RawValue>>) -> MessageDocument {
         data,
         ..MessageDocument::default()
     }
-}
-
-fn whole(encoded: &str) -> Option<Box<RawValue>> {
-    #[derive(Serialize)]
-    struct Native<'a> {
-        payload: &'a str,
-    }
-    serde_json::value::to_raw_value(&Native { payload: encoded }).ok()
 }
 
 /// Says what became of a call.

@@ -1,8 +1,9 @@
 //! Fields that a job adds to the request: `message.native`.
 //!
 //! They go to `/message/send` as they are and win over what the message says, `payload` and `expire`
-//! among them. What Fanwise answers for is not theirs: to whom, from whom, under which key, with which
-//! flags. WuKongIM matches names without regard to case, so neither does this.
+//! among them. What Fanwise answers for is not theirs: to whom, from whom, with which flags. The key is not
+//! either, but `client_msg_no` may say which form it has, in the words of the target's setting: then it is
+//! no field of the request. WuKongIM matches names without regard to case, so neither does this.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +11,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
 
+use super::ClientMsgNo;
 use crate::domain::fields::Problem;
 use crate::domain::slice::Head;
 
 /// Fields of ours, and what sets them.
-const OURS: [(&str, &str); 10] = [
+const OURS: [(&str, &str); 9] = [
     ("CHANNEL_ID", "the audience"),
     ("CHANNEL_TYPE", "the audience"),
     ("SUBSCRIBERS", "the audience"),
@@ -22,7 +24,6 @@ const OURS: [(&str, &str); 10] = [
     ("TAG_KEY", "the audience"),
     ("FROM_UID", "`sender`"),
     ("SENDER_UID", "`sender`"),
-    ("CLIENT_MSG_NO", "`client_msg_no`"),
     ("HEADER", "`options`"),
     // Other names of 3.x for flags of the header.
     ("NO_PERSIST", "`options.online_only`"),
@@ -32,6 +33,22 @@ const OURS: [(&str, &str); 10] = [
 /// Fields that we write unless a job does.
 pub(super) const PAYLOAD: &str = "payload";
 pub(super) const EXPIRE: &str = "expire";
+
+/// Which number each recipient's message has.
+pub(super) const NUMBER: &str = "client_msg_no";
+
+/// The words for it: the job's number as it is, or with digits of the recipient.
+const AS_GIVEN: &str = r#""job""#;
+const PER_RECIPIENT: &str = r#""per_recipient""#;
+
+/// The form of the number that a job asks for.
+pub(super) fn number(native: &Native<'_>) -> Option<ClientMsgNo> {
+    match native.get(NUMBER)?.get() {
+        AS_GIVEN => Some(ClientMsgNo::Job),
+        PER_RECIPIENT => Some(ClientMsgNo::PerRecipient),
+        _ => None,
+    }
+}
 
 /// The native fields of a job by their names.
 pub(super) type Native<'a> = BTreeMap<String, &'a RawValue>;
@@ -50,7 +67,11 @@ pub(super) fn check(native: &Native<'_>, most: usize, problems: &mut Vec<Problem
         let what = match OURS.iter().find(|(ours, _)| *ours == folded) {
             Some((_, set_by)) => Some(format!("is set by {set_by}, not by native fields")),
             None if name == PAYLOAD => payload_problem(value, most),
-            None => [PAYLOAD, EXPIRE]
+            None if name == NUMBER => {
+                let words = "\"job\" or \"per_recipient\" is expected: it is the job's number";
+                number(native).is_none().then(|| words.to_owned())
+            }
+            None => [PAYLOAD, EXPIRE, NUMBER]
                 .into_iter()
                 .find(|known| name != known && folded == self::folded(known))
                 .map(|known| format!("is taken for `{known}`; write it so")),

@@ -132,7 +132,10 @@ impl WukongIm {
             let payload = STANDARD.encode(payload(&head.content));
             body.extend_from_slice(format!(r#","payload":"{payload}""#).as_bytes());
         }
-        for (name, value) in native {
+        for (name, value) in native
+            .into_iter()
+            .filter(|(name, _)| name != native::NUMBER)
+        {
             body.push(b',');
             json::push_string(&mut body, &name);
             body.push(b':');
@@ -157,7 +160,8 @@ impl WukongIm {
         let channel = format!(r#""channel_type":{channel_type},"client_msg_no":"#);
         before.extend_from_slice(channel.as_bytes());
         json::push_string(&mut before, &head.client_msg_no);
-        let per_recipient = self.settings.client_msg_no == ClientMsgNo::PerRecipient;
+        let form = native::number(&native::of(head)).unwrap_or(self.settings.client_msg_no);
+        let per_recipient = form == ClientMsgNo::PerRecipient;
         if per_recipient {
             // The digits go inside the quotes.
             before.pop();

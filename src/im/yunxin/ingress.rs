@@ -3,7 +3,8 @@
 //!
 //! Every answer is an HTTP 200 with a code in it. Who got the message, or will, is in `success_list`, and
 //! everybody else in `failed_list` with a code of its own; an entry there has the id under both names that
-//! the vendor's SDKs read. `message_server_id` is Fanwise's.
+//! the vendor's SDKs read. `message_server_id` is Fanwise's. Where the backend refused the call as a whole,
+//! for its sender, say, the call is refused with the backend's code: no receiver is to blame.
 //!
 //! A value that a documentation tool made up, such as a `sub_type` or an `attachment` beside a text, is
 //! taken; an `X-custom-traceid` that it failed to make up is none. Where the jobs go to another system than
@@ -37,6 +38,7 @@ const PATHS: &[&str] = &[
 
 const LIMITS: &[Limit] = &[
     limit("recipients_max", 100, "recipients of a call"),
+    // One edition of the documentation says 500, which the newer ones have for other messages only.
     limit(
         "text_max",
         5000,
@@ -96,6 +98,11 @@ impl Ingress for YunxinIngress {
 
     fn limits(&self) -> &'static [Limit] {
         LIMITS
+    }
+
+    /// It is the AppKey.
+    fn is_named_by_key(&self) -> bool {
+        true
     }
 
     fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
@@ -175,6 +182,7 @@ fn order(
         } else {
             serde_json::value::to_raw_value(&native).ok()
         },
+        ..Wanted::default()
     };
     Ok(Order {
         door,
@@ -451,6 +459,9 @@ impl ingress::Reply for Reply {
         let Some(told) = jobs.first() else {
             return spoken(&No::new(SERVER, "nothing is known of this call"));
         };
+        if let Some(no) = refused(told) {
+            return spoken(&no);
+        }
         let recipients = || told.recipients.iter();
         let sent = recipients().filter(|(_, fate)| fate.is_good());
         let answer = Answer {
@@ -482,6 +493,25 @@ impl Reply {
             sub_type: self.echo.sub_type,
         }
     }
+}
+
+/// Why the call as a whole is refused: everybody has a code that is the call's.
+fn refused(told: &Told) -> Option<No> {
+    let is_of_call = |(_, fate): &(String, Fate)| match fate {
+        Fate::Ended { code, .. } => code.parse().is_ok_and(refuses_a_call),
+        Fate::Sent | Fate::Pending => false,
+    };
+    let (_, first) = told.recipients.first()?;
+    let no = No::of_fate(first)?;
+    told.recipients.iter().all(is_of_call).then_some(no)
+}
+
+/// Whether a code is about the call or its sender. In `failed_list` the vendor has codes of six digits,
+/// and 410 is how an endpoint that speaks HTTP names a recipient.
+fn refuses_a_call(code: u32) -> bool {
+    /// The account that sends may not chat, or is banned.
+    const SENDER: [u32; 2] = [102_421, 102_422];
+    ((100..1000).contains(&code) && code != 410) || SENDER.contains(&code)
 }
 
 fn failed<'a>(recipient: &'a str, fate: &Fate) -> Option<Failed<'a>> {

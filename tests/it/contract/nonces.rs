@@ -10,6 +10,7 @@ use crate::support::wait::until;
 on_both! { EmbeddedBench, RedisBench:
     a_nonce_is_new_once,
     a_nonce_is_forgotten_after_its_time,
+    a_nonce_can_be_given_back,
     of_those_who_ask_at_once_one_is_first,
 }
 
@@ -21,6 +22,17 @@ async fn a_nonce_is_new_once(bench: &impl StoreBench) {
         assert!(store.is_new(nonce, LONG).await.unwrap(), "{nonce}");
         assert!(!store.is_new(nonce, LONG).await.unwrap(), "{nonce}");
     }
+}
+
+async fn a_nonce_can_be_given_back(bench: &impl StoreBench) {
+    let store = bench.store();
+    assert!(store.is_new("a", LONG).await.unwrap());
+    assert!(store.is_new("b", LONG).await.unwrap());
+    store.give_back("a").await.unwrap();
+    store.give_back("never seen").await.unwrap();
+    assert!(store.is_new("a", LONG).await.unwrap());
+    assert!(!store.is_new("a", LONG).await.unwrap());
+    assert!(!store.is_new("b", LONG).await.unwrap());
 }
 
 async fn a_nonce_is_forgotten_after_its_time(bench: &impl StoreBench) {

@@ -130,6 +130,11 @@ impl Process {
         send_signal("TERM", self.pid());
     }
 
+    /// What a process gets whose terminal closes.
+    pub(crate) fn hang_up(&self) {
+        send_signal("HUP", self.pid());
+    }
+
     /// Ctrl-C.
     pub(crate) fn interrupt(&self) {
         send_signal("INT", self.pid());

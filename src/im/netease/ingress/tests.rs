@@ -205,7 +205,7 @@ fn unknown_users_are_unregistered_whatever_the_target_calls_them() {
 #[test]
 fn too_many_recipients_are_refused_in_the_documented_words() {
     let too_many = (414, "too many members.".to_owned());
-    for (ids, most) in [("false", 500), ("true", 100)] {
+    for (ids, most) in [("false", 500), ("true", 500)] {
         let of = |count| with(&[("toAccids", &accids(count)), ("returnMsgid", ids)]);
         assert_eq!(recipients(&order(of(most)).jobs[0]).len(), most);
         assert_eq!(refusal(of(most + 1)), too_many);
@@ -214,6 +214,30 @@ fn too_many_recipients_are_refused_in_the_documented_words() {
     doors[0].limits.insert("recipients_max", 1);
     let (_, said) = request(PRINTED).refusal(&NetEaseIngress, &doors);
     assert_eq!(said, json!({"code": 414, "desc": "too many members."}));
+}
+
+/// One message has one id, however its recipient is spelt.
+#[test]
+fn two_spellings_of_one_accid_have_the_id_of_one_message() {
+    let order = order(with(&[
+        ("returnMsgid", "true"),
+        ("toAccids", r#"["aaa","aaa","AAA"]"#),
+    ]));
+    let ids = |folds_case| {
+        let told = Told {
+            folds_case,
+            ..told(&order.jobs[0], &Fate::Sent, &[])
+        };
+        let said = body(&order.reply.render(&[told]));
+        let ids = said["msgids"].as_object().unwrap().clone();
+        assert_eq!(ids.len(), 2, "a caller looks for what it wrote");
+        (ids["aaa"].clone(), ids["AAA"].clone())
+    };
+    let (one, other) = ids(true);
+    assert_eq!(one, other);
+    // Elsewhere they are two users with a message each.
+    let (one, other) = ids(false);
+    assert_ne!(one, other);
 }
 
 #[test]
@@ -507,6 +531,8 @@ fn tell(order: &Order, fates: &[Fate]) -> Value {
         job: JobId::of("shop", "k"),
         client_msg_no: "k".to_owned(),
         accepted_at_ms: NOW_MS,
+        folds_case: false,
+        everybody: None,
         recipients: fates
             .iter()
             .enumerate()

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::domain::accounts::Accounts;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::message::Content;
@@ -15,6 +16,7 @@ use crate::im::ingress::fixture::{
     told,
 };
 
+use crate::im::openim::Session;
 use crate::ports::Target;
 use crate::secret::Secret;
 
@@ -112,7 +114,9 @@ fn the_documented_request_is_understood_as_printed() {
         panic!("one job is expected");
     };
     assert!(wanted.audience.all && wanted.audience.users.is_none());
-    assert_eq!(wanted.key.as_deref(), Some("1646445464564"));
+    // The id is for tracing.
+    assert_eq!(wanted.key, None);
+    assert_eq!(wanted.trace.as_deref(), Some("1646445464564"));
     assert_eq!(wanted.sender.as_deref(), Some("3473643418"));
     let head = head(wanted).unwrap();
     assert!(matches!(head.content, Content::Text(text) if text == "hello!!"));
@@ -133,14 +137,57 @@ fn the_documented_request_is_understood_as_printed() {
             "senderNickname": "Alice",
             "senderFaceURL": "http://nvpydodr.ae/ylyqu",
             "senderPlatformID": 2,
+            "sessionType": 1,
         })
     );
-    // Who they are is known later.
-    let said = body(&order.reply.render(&[told(wanted, &Fate::Pending, &[])]));
+}
+
+/// Nobody is named in an answer about all users: how many they are and how they fared is.
+#[test]
+fn a_call_for_all_users_is_answered_with_their_accounts() {
+    let mut doors = doors();
+    doors[0].send_all = true;
+    let order = call(BATCH, PRINTED).order(&OpenImIngress, &doors);
+    let said = |is_complete, sent, failed| {
+        let accounts = Accounts {
+            total: 1000,
+            sent,
+            failed,
+            ..Accounts::default()
+        };
+        let told = Told {
+            everybody: Some(Everybody {
+                is_complete,
+                accounts,
+            }),
+            ..told(&order.jobs[0], &Fate::Pending, &[])
+        };
+        body(&order.reply.render(&[told]))
+    };
+    let data = |sent, failed, pending| {
+        json!({"results": null, "failedUserIDs": null, "accounts":
+            {"total": 1000, "sent": sent, "failed": failed, "pending": pending}})
+    };
+    for (is_complete, sent, failed) in [(true, 1000, 0), (true, 990, 10), (false, 5, 20)] {
+        let said = said(is_complete, sent, failed);
+        assert_eq!(said["errCode"], 0);
+        assert_eq!(said["data"], data(sent, failed, 1000 - sent - failed));
+    }
+    // Nobody got it, and nobody will.
+    let none = said(true, 0, 1000);
+    assert_eq!(none["errCode"], 500);
     assert_eq!(
-        said["data"],
-        json!({"results": null, "failedUserIDs": null})
+        none["errDlt"],
+        "none of 1000 users got the message: [500]ServerInternalError"
     );
+}
+
+#[test]
+fn the_operation_id_is_the_key_where_the_app_says_so() {
+    let mut doors = doors();
+    doors[0].id_is_key = true;
+    let order = call(BATCH, with(&[]).to_string()).order(&OpenImIngress, &doors);
+    assert_eq!(order.jobs[0].key.as_deref(), Some("1646445464564"));
 }
 
 #[test]
@@ -171,12 +218,23 @@ fn the_documented_failure_is_given() {
     assert_eq!(said["errMsg"], "RecordNotFoundError");
     assert_eq!(said["errDlt"], "failed: [1004]RecordNotFoundError");
     assert_eq!(said.as_object().unwrap().len(), 3);
-    // The sample's has no words before the code.
-    let bare = Refused::new(1004, "").spoken();
-    assert_eq!(
-        bare.body(),
-        r#"{"errCode":1004,"errMsg":"RecordNotFoundError","errDlt":": [1004]RecordNotFoundError"}"#
-    );
+    // The sample's has no words before the code, and neither have a backend's that say the same.
+    let name = "RecordNotFoundError";
+    for said in [
+        "",
+        name,
+        &format!("{name}: [1004]{name}"),
+        &format!(": [1004]{name}"),
+    ] {
+        let spoken = answer(&order, &failed("err_1004", said), &[]);
+        let bare = Refused::new(1004, said).spoken();
+        assert_eq!(
+            bare.body(),
+            r#"{"errCode":1004,"errMsg":"RecordNotFoundError","errDlt":": [1004]RecordNotFoundError"}"#,
+            "{said}"
+        );
+        assert!(said.is_empty() || spoken.body() == bare.body(), "{said}");
+    }
 }
 
 #[test]
@@ -479,10 +537,17 @@ fn every_content_is_understood() {
         let body = with(&[
             ("/contentType", json!(content_type)),
             ("/content", content.clone()),
+            ("/ex", json!("e")),
         ]);
         let head = head(&order(BATCH, &body).jobs[0]).unwrap();
         let native: Value = head.native.map_or(Value::Null, |native| {
-            serde_json::from_str(native.get()).unwrap()
+            let mut native: Value = serde_json::from_str(native.get()).unwrap();
+            // Whatever the content is, the session is as it was given.
+            native.as_object_mut().unwrap().remove("sessionType");
+            match native == json!({}) {
+                true => Value::Null,
+                false => native,
+            }
         });
         if !native.is_null() {
             let whole = json!({"contentType": content_type, "content": content});
@@ -548,11 +613,60 @@ fn every_content_is_understood() {
     assert_eq!(of(118, json!({"content": "# md"})).0.kind(), "text");
 }
 
+/// Clients that look at `ex` must not find there what no caller wrote.
 #[test]
-fn a_target_of_the_same_system_sends_what_was_written() {
+fn a_message_without_ex_goes_out_without_one() {
+    let target = target(Session::Single);
+    for (given, sent) in [(json!(null), ""), (json!(""), ""), (json!("e"), "e")] {
+        let order = order(BATCH, &with(&[("/ex", given)]));
+        let head = Arc::new(head(&order.jobs[0]).unwrap());
+        assert_eq!(target.check(&head), []);
+        let request = target.open(&head).request(&["a"]);
+        let body: Value = serde_json::from_slice(&request.body).unwrap();
+        assert_eq!(body["ex"], sent);
+    }
+}
+
+fn target(session: Session) -> impl Target {
     let mut settings = Settings::new("http://localhost");
     settings.secret = Some(Secret::new(SECRET));
-    let target = crate::im::openim::target(&settings, &mut Vec::new()).unwrap();
+    settings.session = session;
+    crate::im::openim::target(&settings, &mut Vec::new()).unwrap()
+}
+
+/// The caller's session type decides, whatever the target's setting is.
+#[test]
+fn a_message_goes_to_the_session_that_the_caller_names() {
+    for session in [Session::Single, Session::Notification] {
+        let target = target(session);
+        for named in [1, 4] {
+            let written = with(&[("/sessionType", json!(named))]);
+            let order = order(BATCH, &written);
+            let head = Arc::new(head(&order.jobs[0]).unwrap());
+            assert_eq!(target.check(&head), []);
+            let sent = target.open(&head).request(&["a"]);
+            let sent: Value = serde_json::from_slice(&sent.body).unwrap();
+            assert_eq!(sent["sessionType"], named, "{session:?}");
+        }
+        // A group and a notice have one of their own.
+        let group = with(&[("/sessionType", json!(3)), ("/groupID", json!("g1"))]);
+        let head = Arc::new(head(&order(BATCH, &group).jobs[0]).unwrap());
+        assert_eq!(target.check(&head), []);
+        let sent = target.open(&head).request(&["g1"]);
+        let sent: Value = serde_json::from_slice(&sent.body).unwrap();
+        assert_eq!(sent["sessionType"], 3);
+    }
+    let group = with(&[("/sessionType", json!(3)), ("/groupID", json!("g1"))]);
+    let mut head = head(&order(BATCH, &group).jobs[0]).unwrap();
+    head.native = RawValue::from_string(r#"{"sessionType":4}"#.to_owned()).ok();
+    let problems = target(Session::Single).check(&head);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(problems[0].field, "message.native.sessionType");
+}
+
+#[test]
+fn a_target_of_the_same_system_sends_what_was_written() {
+    let target = target(Session::Single);
     let part = json!({"uuid": "x", "type": "image/png", "size": 1, "width": 2, "height": 3, "url": "http://x/1"});
     let written = with(&[
         ("/contentType", json!(102)),
@@ -647,6 +761,8 @@ proptest! {
                     job: JobId::of("shop", "k"),
                     client_msg_no: "k".to_owned(),
                     accepted_at_ms: NOW_MS,
+                    folds_case: false,
+                    everybody: None,
                     recipients: vec![("a".to_owned(), Fate::Sent)],
                 };
                 let said = self::body(&order.reply.render(&[told]));

@@ -16,7 +16,7 @@ use crate::im::ingress::fixture::{
     told,
 };
 
-use crate::im::wukongim::{Settings, Version};
+use crate::im::wukongim::{ClientMsgNo, Settings, Version};
 use crate::ports::Target;
 
 /// The body of the documentation's `curl -d`, as it is printed.
@@ -123,7 +123,7 @@ fn the_documented_request_is_understood_as_printed() {
     // No JSON, so it goes to WuKongIM as it is.
     assert_eq!(
         head.native.unwrap().get(),
-        r#"{"payload":"SGVsbG8gR3JvdXAgMQ=="}"#
+        r#"{"payload":"SGVsbG8gR3JvdXAgMQ==","client_msg_no":"job"}"#
     );
     let options = serde_json::to_value(&head.options).unwrap();
     assert_eq!(options, json!({"unread": true}));
@@ -145,6 +145,44 @@ fn the_documented_answer_is_given() {
         ids[0], ids[1],
     );
     assert_eq!(spoken.body(), expected.as_bytes());
+}
+
+/// An app that looks a message up by the number it gave must find it.
+#[test]
+fn the_number_of_a_message_to_a_channel_goes_out_as_given() {
+    let mut settings = Settings::new("http://localhost", Version::V2);
+    let mut number = |wanted: &Wanted, client_msg_no| {
+        settings.client_msg_no = client_msg_no;
+        let target = crate::im::wukongim::target(&settings, &mut Vec::new()).unwrap();
+        let mut head = head(wanted).unwrap();
+        head.client_msg_no = wanted.key.clone().unwrap();
+        let head = Arc::new(head);
+        assert_eq!(target.check(&head), []);
+        let to = recipients(wanted).remove(0);
+        let sent: Value = serde_json::from_slice(&target.open(&head).request(&[&to]).body).unwrap();
+        assert_eq!(sent["channel_id"], *to);
+        sent["client_msg_no"].as_str().unwrap().to_owned()
+    };
+    let both = [ClientMsgNo::PerRecipient, ClientMsgNo::Job];
+    let [first, second] = &call(BATCH, PRINTED).order(&WukongImIngress, &doors()).jobs[..] else {
+        panic!("two jobs are expected");
+    };
+    let numbered = message_with(&[("client_msg_no", json!("n1"))]);
+    let single = &order(SINGLE, &numbered).jobs[0];
+    for form in both {
+        assert_eq!(number(first, form), "batch_msg_1");
+        assert_eq!(number(second, form), "batch_msg_2");
+        assert_eq!(number(single, form), "n1");
+    }
+    // Of a message to several users each has a number of its own, or some devices would hide it.
+    let object = object_with(&[("client_msg_no", json!("n2"))]);
+    let to_users = &order(BATCH, &object).jobs[0];
+    assert!(number(to_users, ClientMsgNo::PerRecipient).starts_with("n2-"));
+    // A number that is no key of ours is not the job's.
+    let long = message_with(&[("client_msg_no", json!("n".repeat(300)))]);
+    let long = &order(SINGLE, &long).jobs[0];
+    assert_ne!(number(long, ClientMsgNo::Job), "n".repeat(300));
+    assert!(long.native.is_none() || !long.native.as_ref().unwrap().get().contains("job"));
 }
 
 #[test]
@@ -543,6 +581,8 @@ proptest! {
                     job: JobId::of("shop", "k"),
                     client_msg_no: "k".to_owned(),
                     accepted_at_ms: NOW_MS,
+                    folds_case: false,
+                    everybody: None,
                     recipients: vec![("a".to_owned(), Fate::Sent)],
                 };
                 prop_assert_eq!(order.reply.render(&[told]).status(), 200);

@@ -321,6 +321,40 @@ fn a_command_to_many_users() {
     assert!(got.contains(r#""channel_id":"u1"}"#), "{got}");
 }
 
+/// A job may say which number its messages have, in the words of the target's setting.
+#[test]
+fn a_job_may_choose_the_form_of_its_number() {
+    let number = |target: &dyn Target, native: &str| {
+        let mut head = head();
+        head.native = Some(raw(native));
+        assert_eq!(target.check(&head), []);
+        let sent = golden(target, head, &["u1"]);
+        let (_, number) = sent.split_once("\"client_msg_no\":\"").unwrap();
+        number.split('"').next().unwrap().to_owned()
+    };
+    let one_for_all = build_it(Settings {
+        client_msg_no: ClientMsgNo::Job,
+        sender: Some("news".into()),
+        ..settings(Version::V3)
+    });
+    for target in [&*single(Version::V2), &*one_for_all] {
+        assert_eq!(number(target, r#"{"client_msg_no":"job"}"#), "promo-1");
+        assert_eq!(
+            number(target, r#"{"client_msg_no":"per_recipient"}"#),
+            "promo-1-06a31537d691b7d9"
+        );
+    }
+    for wrong in [
+        r#"{"client_msg_no":"promo-1"}"#,
+        r#"{"Client_Msg_No":"job"}"#,
+        r#"{"client_msg_no":1}"#,
+    ] {
+        let mut head = head();
+        head.native = Some(raw(wrong));
+        assert_eq!(single(Version::V2).check(&head).len(), 1, "{wrong}");
+    }
+}
+
 #[test]
 fn native_fields_join_the_request_and_win() {
     let mut head = head();

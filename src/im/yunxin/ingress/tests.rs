@@ -225,10 +225,48 @@ fn failures_are_listed_under_both_names_of_the_id() {
     assert_eq!(code(ended(Outcome::Uncertain, Some(Class::Uncertain))), 408);
     assert_eq!(code(ended(Outcome::Failed, Some(Class::Transient))), 500);
     assert_eq!(code(ended(Outcome::Expired, None)), 403);
-    // Nobody got it: the lists say so.
+    // Nobody got it: the lists say so. Two receivers with different codes are two failures.
+    let said = body(&answer(
+        &order,
+        &failed("408", ""),
+        &[("b", failed("102426", ""))],
+    ));
+    assert_eq!(said["data"]["failed_list"].as_array().unwrap().len(), 2);
     let said = body(&answer(&order, &failed("102404", ""), &[]));
     assert_eq!(said["data"]["success_list"], json!([]));
     assert_eq!(said["data"]["failed_list"].as_array().unwrap().len(), 2);
+}
+
+/// No receiver is to blame, and none must be taken for unknown, where the sender is, or the call.
+#[test]
+fn a_call_that_was_refused_as_a_whole_is_refused() {
+    let order = order(&with(&[]));
+    for (code, said) in [
+        ("404", "sender not exist"),
+        ("423", "account 'mute'."),
+        ("301", "banned"),
+        ("408", "timeout"),
+        ("102422", "banned"),
+    ] {
+        let refused = body(&answer(&order, &failed(code, said), &[]));
+        let code: u32 = code.parse().unwrap();
+        assert_eq!(refused, json!({"code": code, "msg": said}));
+    }
+    for code in [
+        "102404",
+        "104404",
+        "102426",
+        "107410",
+        "unregister",
+        "410",
+        "reason_4",
+        "err_1302",
+        "",
+    ] {
+        let listed = body(&answer(&order, &failed(code, ""), &[]));
+        assert_eq!(listed["code"], 200, "{code}");
+        assert_eq!(listed["data"]["failed_list"].as_array().unwrap().len(), 2);
+    }
 }
 
 #[test]
@@ -495,6 +533,8 @@ proptest! {
                     job: JobId::of("shop", "k"),
                     client_msg_no: "k".to_owned(),
                     accepted_at_ms: NOW_MS,
+                    folds_case: false,
+                    everybody: None,
                     recipients: vec![("a".to_owned(), Fate::Sent), ("b".to_owned(), failed("x", ""))],
                 };
                 let said = body(&order.reply.render(&[told]));
