@@ -503,7 +503,8 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
         went_back_at_ms: None,
         lost: row.lost,
         waited_at_ms: row.waited_at_ms,
-        submissions: row.submissions,
+        // What was entered is one.
+        submissions: if row.entered { 1 } else { row.submissions },
         shape: shape(&row),
         rate: row.rate,
         not_before_ms: row.not_before_ms,

@@ -774,7 +774,8 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         went_back_at_ms: None,
         lost,
         waited_at_ms: time("alive_at_ms"),
-        submissions: number("submissions"),
+        // What was entered is one.
+        submissions: if registered { number("submissions") } else { 1 },
         shape: Shape {
             buckets: number("buckets") as u32,
         },

@@ -942,7 +942,8 @@ async fn a_job_of_the_past_is_refused_and_a_repeat_is_not(place: Place) {
     })
     .await;
     until("the time is over", BOUND, async || {
-        let late = job("late", &soon);
+        // One that came in time would be known.
+        let late = job(&format!("late-{}", fastrand::u64(..)), &soon);
         let (status, _) = place.ask("POST", "/v1/jobs", &late).await;
         (status == 400).then_some(())
     })
@@ -996,7 +997,7 @@ async fn an_accepted_job_is_found_while_no_worker_runs() {
     let cancelled = place.run(&["job", "cancel", "k3"]).await;
     assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
     let sent = place
-        .run(&["send", "--key", "cli", "--text", "hi", "u9"])
+        .run(&["send", "--client-msg-no", "cli", "--text", "hi", "u9"])
         .await;
     assert_eq!(sent.code, Some(0), "{}", sent.stderr);
     let shown = place.json(&["job", "show", "cli"]).await;

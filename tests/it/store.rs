@@ -446,7 +446,13 @@ async fn a_server_that_cannot_be_used_says_why_and_what_to_do() {
     if url().is_none() {
         return;
     }
-    let server = Server::start(&["--requirepass", "right"]).await;
+    let server = Server::start(&[]).await;
+    let mut bench = Bench::at(&server.url()).await;
+    let _: () = redis::cmd("CONFIG")
+        .arg(&["SET", "requirepass", "right"])
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
     let address = server
         .url()
         .trim_start_matches("redis://")
