@@ -4,6 +4,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -12,6 +13,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
+use crate::http::{self, Manners};
 use crate::metrics::Metrics;
 
 /// What the port reports.
@@ -43,6 +45,13 @@ impl Part {
         }
     }
 }
+
+/// What reads health and metrics is a handful of programs. A crowd must not use up the descriptors of
+/// the process.
+const MANNERS: Manners = Manners {
+    connections_max: 64,
+    patience: Duration::from_secs(10),
+};
 
 /// The running admin server.
 pub struct Admin {
@@ -90,12 +99,15 @@ fn serve(listener: TcpListener, status: Status, stop: CancellationToken) {
     runtime.block_on(async move {
         let served = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => {
-                stop.run_until_cancelled(axum::serve(listener, routes(status)).into_future())
-                    .await
+                // What is under way when the process ends has nothing to say any more.
+                let forever = CancellationToken::new();
+                let serving = http::serve(listener, None, routes(status), MANNERS, forever);
+                stop.run_until_cancelled(serving).await;
+                Ok(())
             }
-            Err(error) => Some(Err(error)),
+            Err(error) => Err(error),
         };
-        if let Some(Err(error)) = served {
+        if let Err(error) = served {
             tracing::error!(%error, "the admin port ended");
         }
     });

@@ -7,13 +7,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use rustls::ClientConfig;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Part, Status};
 use crate::amqp::{self, Rabbit};
-use crate::config::{Config, TargetConfig};
+use crate::config::{AppConfig, Config, TargetConfig};
 use crate::domain::fields::summary;
 use crate::domain::job;
 use crate::domain::outcome::OnUncertain;
@@ -21,7 +22,7 @@ use crate::domain::permissions::Permissions;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{self, Access, Desk, Server, check_publishing, keep_publisher};
-use crate::im::http::{Client, ClientSettings};
+use crate::im::http::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
 use crate::service::BeforeAccept;
@@ -29,7 +30,7 @@ use crate::service::admission::{Admission, Rules};
 use crate::steer::{Facts, TargetFacts};
 use crate::store::{self, Store};
 use crate::worker::{
-    self, AppRuntime, Breaker, Callbacks, CallsUnderWay, Context, Keyring, Settings, TargetRuntime,
+    self, AppRuntime, Callbacks, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
     Worker,
 };
 
@@ -165,11 +166,46 @@ fn namespace(config: &Config) -> Option<&str> {
     (!config.is_embedded()).then_some(config.broker.namespace.as_str())
 }
 
+/// How `https` servers are verified.
+type Trust = Option<Arc<ClientConfig>>;
+
+/// Loads what `https` servers are verified with, where any is to be called: what is wrong with it is
+/// found at the start, and no call waits for it.
+fn trust(config: &Config) -> Result<Trust, Failure> {
+    let mut targets = config.targets.values();
+    let mut apps = config.apps.values();
+    let is_needed =
+        targets.any(|target| target.settings.is_https()) || apps.clone().any(asks_https);
+    if !is_needed && !apps.any(|app| app.callbacks.is_some()) {
+        return Ok(None);
+    }
+    let what = match platform_tls() {
+        Ok(trust) => return Ok(Some(trust)),
+        Err(what) => format!(
+            "the certificates that https servers are verified with cannot be loaded: {what}. Install \
+             ca-certificates, or set SSL_CERT_FILE to a file of them"
+        ),
+    };
+    if is_needed {
+        return Err(Failure::message(Exit::Unavailable, what));
+    }
+    // Callbacks may all go to http.
+    tracing::warn!("no callback can go to an https URL: {what}");
+    Ok(None)
+}
+
+/// Whether an endpoint is asked over `https` before a job of the app is accepted.
+fn asks_https(app: &AppConfig) -> bool {
+    let asked = app.access.before_accept.as_ref();
+    asked.is_some_and(|it| it.url.scheme_str() == Some("https"))
+}
+
 /// How callbacks are made, app by app. They share connections with nothing else.
-fn callbacks(config: &Config) -> BTreeMap<String, Callbacks<Client>> {
+fn callbacks(config: &Config, trust: &Trust) -> BTreeMap<String, Callbacks<Client>> {
     let client = |public_only| {
         Client::new(ClientSettings {
             public_only,
+            tls: trust.clone(),
             ..ClientSettings::defaults()
         })
     };
@@ -249,7 +285,7 @@ fn target_runtime(
         limit: config.limit.or(target.profile().limit),
         on_uncertain: on_uncertain(config, &*target),
         config_park: config.config_park,
-        breaker: Breaker::new(config.breaker_failures),
+        health: Health::new(config.breaker_failures),
         under_way: CallsUnderWay::default(),
         metrics: metrics.target(name),
         keyring: Keyring::default(),
@@ -262,6 +298,7 @@ fn context<S: worker::Store>(
     config: &Config,
     store: S,
     client: Client,
+    trust: &Trust,
     metrics: Arc<Metrics>,
 ) -> Result<Context<S, Client>, Failure> {
     let worker = &config.worker;
@@ -297,7 +334,7 @@ fn context<S: worker::Store>(
         namespace: namespace(config).map(ToOwned::to_owned),
     };
     let context = Context::new(store, client, targets?, apps, settings, metrics);
-    Ok(context.with_callbacks(callbacks(config)))
+    Ok(context.with_callbacks(callbacks(config, trust)))
 }
 
 /// Runs a worker on RabbitMQ and Redis until a signal, then drains.
@@ -447,9 +484,13 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl<S: worker::Store> Process<S> {
     fn new(config: &Config, store: S, drain: CancellationToken) -> Result<Self, Failure> {
-        let client = Client::new(ClientSettings::defaults());
+        let trust = trust(config)?;
+        let client = Client::new(ClientSettings {
+            tls: trust.clone(),
+            ..ClientSettings::defaults()
+        });
         let metrics = Arc::new(Metrics::new());
-        let context = Arc::new(context(config, store, client.clone(), metrics)?);
+        let context = Arc::new(context(config, store, client.clone(), &trust, metrics)?);
         let draining = {
             let drain = drain.clone();
             Part::new("process", move || match drain.is_cancelled() {

@@ -31,9 +31,12 @@
 //!    caused them is acked.
 //! 6. **What cannot be recorded is not sent.** With the ledger or the broker away, lanes stop.
 //! 7. **Waiting costs nothing.** No attempt, no place in work, no growing memory, no ack limit.
-//! 8. **No starving.** Small jobs have a lane and places of their own; lanes share by weight.
+//! 8. **No starving.** Small jobs have a lane and places of their own; priorities are rates, 8 : 4 : 1.
 //! 9. **Bounded.** Memory does not grow with the size of a job.
-//! 10. **Configuration faults stop the job, not the audience.**
+//! 10. **Configuration faults stop the job, not the audience.** The target is parked when a second job
+//!     meets the same.
+//! 11. **One caller cannot take what belongs to all.** Bounds before credentials are checked, a share for
+//!     each app after that, and a reserve for the administrator (`tests/it/bounds.rs`).
 //!
 //! # How the promises are kept
 //!
@@ -65,6 +68,11 @@
 //! the heartbeats it has lost, and the jobs that ran are marked; what it does not know any more, when
 //! nothing is left to deliver, ends as uncertain.
 //!
+//! *Sharing.* The head of a request is judged before its body is waited for. What it takes up after that
+//! (a place, bytes, a stream) comes out of its app's share, until its answer is taken: an app may hold
+//! three times as much as is still free (`gateway::pool`). Connections that are idle make place for new
+//! ones (`http::connections`).
+//!
 //! *Long lists* travel as parts. Where a part names its list (`together`), its slices wait on the ladder
 //! until the ledger knows all parts, so that whoever dies between two of them leaves nobody
 //! half-notified ([`gateway`], `worker::together`).
@@ -78,7 +86,7 @@
 //!   Redis. [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other
 //!   and not the worker.
 //! - [`steer`]: what operators may tell running work, for the commands and the HTTP interface.
-//! - [`gateway`]: the HTTP interface.
+//! - [`gateway`]: the HTTP interface, over `http`, the server it shares with [`admin`].
 //! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one
 //!   HTTP client for all; the mock server.
 //! - [`config`], [`app`] (puts everything together), [`allocator`], [`admin`], [`metrics`], [`telemetry`],
@@ -103,8 +111,10 @@ pub mod domain;
 pub mod embedded;
 pub mod exit;
 pub mod gateway;
+mod http;
 pub mod im;
 mod json;
+mod limits;
 pub mod metrics;
 pub mod ports;
 pub mod schema;

@@ -233,6 +233,7 @@ pub struct Metrics {
     dead_letters: IntCounterVec,
     uncertain: IntCounterVec,
     unguarded: IntCounterVec,
+    unrecorded: IntCounterVec,
     start_seconds: Histogram,
     claims: IntCounterVec,
     ledger_seconds: HistogramVec,
@@ -243,6 +244,7 @@ pub struct Metrics {
     throttle: IntCounterVec,
     throttle_wait: Histogram,
     parked: IntGaugeVec,
+    target_parks: IntCounterVec,
     paused: IntGaugeVec,
     directives: IntGaugeVec,
     broker_up: IntGauge,
@@ -267,6 +269,7 @@ pub struct TargetMetrics {
     pub in_flight: IntGauge,
     pub retries: IntCounter,
     pub unguarded: IntCounter,
+    pub unrecorded: IntCounter,
 }
 
 impl TargetMetrics {
@@ -275,8 +278,11 @@ impl TargetMetrics {
         self.seconds.observe(took.as_secs_f64());
     }
 
-    pub fn recipients(&self, outcome: Outcome, count: u64) {
-        self.outcomes[outcome as usize].inc_by(count);
+    /// Recipients that ended so.
+    pub fn ended(&self, outcomes: impl Iterator<Item = Outcome>) {
+        for outcome in outcomes {
+            self.outcomes[outcome as usize].inc();
+        }
     }
 }
 
@@ -395,6 +401,12 @@ impl Metrics {
                 "Recipients sent to without a claim, because the ledger was down and their app fails open",
                 &["target"],
             ),
+            unrecorded: counters(
+                "fanwise_unrecorded_outcomes_total",
+                "Outcomes that travelled on in their slice, because the ledger was down and their app \
+                 fails open; recorded when it is back",
+                &["target"],
+            ),
             start_seconds: histogram(
                 "fanwise_start_delay_seconds",
                 "Time from acceptance of a job to the first call of each slice",
@@ -440,6 +452,11 @@ impl Metrics {
             parked: gauges(
                 "fanwise_target_parked",
                 "1 while a target is parked, by why",
+                &["target", "reason"],
+            ),
+            target_parks: counters(
+                "fanwise_target_parks_total",
+                "How often this process parked a target, by why",
                 &["target", "reason"],
             ),
             paused: gauges(
@@ -564,6 +581,11 @@ impl Metrics {
                 .with_label_values(&[target, policy])
                 .inc_by(0);
         }
+        for reason in ParkReason::ALL {
+            self.target_parks
+                .with_label_values(&[target, reason.as_str()])
+                .inc_by(0);
+        }
         self.parked(target, None);
         self.paused(target, false);
         TargetMetrics {
@@ -582,6 +604,7 @@ impl Metrics {
             in_flight: self.calls_in_flight.with_label_values(&[target]),
             retries: self.retries.with_label_values(&[target]),
             unguarded: self.unguarded.with_label_values(&[target]),
+            unrecorded: self.unrecorded.with_label_values(&[target]),
         }
     }
 
@@ -666,6 +689,13 @@ impl Metrics {
 
     pub fn throttle_wait(&self, wait: Duration) {
         self.throttle_wait.observe(wait.as_secs_f64());
+    }
+
+    /// A target that moved is parked.
+    pub fn target_parked(&self, target: &str, reason: ParkReason) {
+        self.target_parks
+            .with_label_values(&[target, reason.as_str()])
+            .inc();
     }
 
     pub fn parked(&self, target: &str, parked: Option<ParkReason>) {

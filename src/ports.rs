@@ -1312,6 +1312,9 @@ pub trait Transport: Send + Sync + 'static {
         request: Request,
         timeout: Duration,
     ) -> impl Future<Output = Result<Reply, SendError>> + Send;
+
+    /// Gives up what is kept for later requests and has been kept for too long. Called now and then.
+    fn tidy(&self) {}
 }
 
 /// Why there is no reply. `code` is one token, fit for a filter.

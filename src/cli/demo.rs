@@ -413,14 +413,14 @@ impl Demo {
         let rows = dead::all(&self.access).await?;
         output::line(format!("Dead letters: {}", grouped(rows.len() as u64)))?;
         for row in rows.iter().take(SHOWN) {
-            let dead = row;
-            output::line(format!(
+            let told = format!(
                 "  {:<12} {:<10} {}: {}",
-                dead.recipient,
-                dead.outcome.as_str(),
-                dead.code,
-                dead.text
-            ))?;
+                row.recipient,
+                row.outcome.as_str(),
+                row.code,
+                row.text
+            );
+            output::line(output::narrow(&told))?;
         }
         if rows.len() > SHOWN {
             output::line(format!("  and {} more", rows.len() - SHOWN))?;

@@ -132,20 +132,38 @@ pub(super) struct JobArgs {
 pub(super) struct JobName {
     /// Job id, as `send` and `job list` print it; or its client_msg_no, with --app
     job: String,
-    /// The app, when the job is named by its client_msg_no
-    #[arg(long, default_value = "default")]
-    app: String,
+    /// The app, when the job is named by its client_msg_no [default: default]
+    #[arg(long)]
+    app: Option<String>,
 }
 
 impl JobName {
-    fn subject(&self) -> Subject {
-        Subject::new(Scope::Job, self.id().to_string())
+    fn key(&self) -> JobId {
+        JobId::of(self.app.as_deref().unwrap_or("default"), &self.job)
     }
 
-    fn id(&self) -> JobId {
-        self.job
-            .parse()
-            .unwrap_or_else(|_| JobId::of(&self.app, &self.job))
+    /// The job that is meant. A client_msg_no may look like an id; then both are looked for, and where
+    /// both are there, only --app says that the key is meant.
+    async fn id(&self, access: &Access) -> Result<JobId, Failure> {
+        let key = self.key();
+        let Ok(id) = self.job.parse::<JobId>() else {
+            return Ok(key);
+        };
+        // A server looks for keys too, so what it finds may be another job than the one of this id.
+        let there = access.job(id).await?.is_some_and(|found| found.job == id);
+        let keyed = access.job(key).await?.is_some();
+        match (there, keyed) {
+            (true, true) if self.app.is_none() && id != key => {
+                let what = format!(
+                    "{} is the id of one job and the client_msg_no of another, whose id is {key}: name that \
+                     one by its id, or give --app",
+                    self.job
+                );
+                Err(Failure::message(Exit::Usage, what))
+            }
+            (_, true) => Ok(key),
+            (_, false) => Ok(id),
+        }
     }
 }
 
@@ -156,15 +174,15 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
         }
     })?;
     let access = Access::of(&config)?;
+    let subject = |id: JobId| Subject::new(Scope::Job, id.to_string());
     match command {
         JobCommand::List(args) => list(&access, &args).await,
         JobCommand::Show(args) => show(&access, &args).await,
         JobCommand::Watch(args) => {
-            access
-                .job(args.name.id())
-                .await?
-                .ok_or_else(|| unknown(&args.name))?;
-            let record = progress::follow(&access, args.name.id()).await?;
+            let id = args.name.id(&access).await?;
+            let found = access.job(id).await?;
+            found.ok_or_else(|| unknown(&args.name))?;
+            let record = progress::follow(&access, id).await?;
             show(&access, &args).await?;
             Ok(progress::exit(&record.accounts))
         }
@@ -173,14 +191,16 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
             expiry,
             words,
         } => {
-            let command = Command::Pause(name.subject());
+            let command = Command::Pause(subject(name.id(&access).await?));
             tell(&access, command, &words, expiry.expires_in).await
         }
         JobCommand::Resume { name, words } => {
-            tell(&access, Command::Resume(name.subject()), &words, None).await
+            let command = Command::Resume(subject(name.id(&access).await?));
+            tell(&access, command, &words, None).await
         }
         JobCommand::Cancel { name, words } => {
-            tell(&access, Command::Cancel(name.id()), &words, None).await
+            let command = Command::Cancel(name.id(&access).await?);
+            tell(&access, command, &words, None).await
         }
         JobCommand::Rate {
             name,
@@ -188,7 +208,7 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
             expiry,
             words,
         } => {
-            let command = Command::Rate(name.subject(), parse_rate(&rate)?);
+            let command = Command::Rate(subject(name.id(&access).await?), parse_rate(&rate)?);
             tell(&access, command, &words, expiry.expires_in).await
         }
         JobCommand::Verify(args) => verify(&access, &args).await,
@@ -201,7 +221,7 @@ fn unknown(name: &JobName) -> Failure {
         "there is no job {:?} (looked for id {}); it may be older than the dedup window, not accepted \
          yet, or rejected",
         name.job,
-        name.id()
+        name.job.parse().unwrap_or_else(|_| name.key())
     );
     Failure::message(Exit::Unavailable, what)
 }
@@ -232,7 +252,7 @@ async fn list(access: &Access, args: &ListArgs) -> Result<Exit, Failure> {
 }
 
 async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
-    let detail = access.detail(args.name.id()).await?;
+    let detail = access.detail(args.name.id(access).await?).await?;
     let detail = detail.ok_or_else(|| unknown(&args.name))?;
     if args.json {
         output::json(&detail)?;
@@ -285,7 +305,7 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
 }
 
 async fn recipient(access: &Access, args: &JobArgs, user: &str) -> Result<Exit, Failure> {
-    let fate = access.recipient(args.name.id(), user).await?;
+    let fate = access.recipient(args.name.id(access).await?, user).await?;
     let fate = fate.ok_or_else(|| unknown(&args.name))?;
     if args.json {
         output::json(&fate)?;
@@ -305,7 +325,7 @@ async fn recipient(access: &Access, args: &JobArgs, user: &str) -> Result<Exit, 
 
 async fn verify(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     let found = access
-        .verify(args.name.id())
+        .verify(args.name.id(access).await?)
         .await?
         .ok_or_else(|| unknown(&args.name))?;
     let Verification {

@@ -116,6 +116,11 @@ pub(super) fn narrow_table(headings: &[&str], mut rows: Vec<Vec<String>>) -> Res
     table(headings, &rows)
 }
 
+/// A text on one line of any terminal.
+pub(super) fn narrow(text: &str) -> String {
+    cut(&on_one_line(text), COLUMNS)
+}
+
 /// At most so many characters of a text, with an ellipsis where something is missing.
 pub(super) fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most {

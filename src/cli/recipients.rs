@@ -7,7 +7,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 
-use crate::domain::fields::{Problem, summary};
+use crate::domain::fields::{Problem, Problems, summary};
 use crate::domain::job::MemberDocument;
 use crate::domain::list::{self, Format, Reading};
 
@@ -16,9 +16,11 @@ use crate::domain::list::{self, Format, Reading};
 pub(super) enum ListFormat {
     /// One recipient per line; blank lines and lines that begin with `#` are skipped.
     Lines,
-    /// Comma-separated with a heading; the column is `recipient`, `user`, `uid` or `id`, or the first.
+    /// Cells between commas, semicolons, tabs or bars. A heading calls the recipients' column `recipient`,
+    /// `user`, `uid`, `id` or as a system does (`userID`, `accid`), or as --column says; a list of one
+    /// column needs none.
     Csv,
-    /// One JSON value per line: a text, or an object with `recipient`, `user`, `uid` or `id`, and `vars`.
+    /// One JSON value per line: a text, or an object with such a name, and `vars`.
     Ndjson,
 }
 
@@ -45,7 +47,7 @@ impl From<ListFormat> for Format {
 
 /// Reads a whole list, or says what is wrong with which lines.
 pub(super) fn read(input: impl Read, how: Reading<'_>) -> Result<Vec<MemberDocument>, String> {
-    let (mut members, mut problems) = (Vec::new(), Vec::new());
+    let (mut members, mut problems) = (Vec::new(), Problems::default());
     let read = list::read(input, how, |number, found| {
         match found {
             Ok(member) => members.push(member.into()),
@@ -57,6 +59,7 @@ pub(super) fn read(input: impl Read, how: Reading<'_>) -> Result<Vec<MemberDocum
     if problems.is_empty() {
         Ok(members)
     } else {
+        let problems = Vec::from(problems);
         Err(format!("nothing was sent: {}", summary(&problems)))
     }
 }

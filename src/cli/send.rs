@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use super::recipients::{self, ListFormat};
 use super::{checked_config, form, output, progress};
 use crate::app;
 use crate::config::Config;
-use crate::domain::fields::Problem;
+use crate::domain::fields::{Problem, TWICE, each_field, shorten};
 use crate::domain::ids::JobId;
 use crate::domain::job::{
     AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, MemberDocument,
@@ -32,6 +32,7 @@ use crate::domain::lane::Priority;
 use crate::domain::list::Reading;
 use crate::domain::outcome::Answer;
 use crate::domain::permissions::Asked;
+use crate::domain::text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::http::{Client, ClientSettings};
 use crate::ports::{Entry, JobRecord, JobState};
@@ -62,7 +63,7 @@ pub(super) struct SendArgs {
     /// How the file is written [default: by its ending, .csv, .ndjson, else lines]
     #[arg(long, value_enum)]
     format: Option<ListFormat>,
-    /// Column (CSV) or field (NDJSON) that holds the recipient
+    /// Column (CSV) or field (NDJSON) that holds the recipient; for a CSV without a heading, its number
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
     /// Send to this group, once, as a group (can be repeated)
@@ -290,11 +291,6 @@ fn to_confirm(
 /// The fields of a job, or of one of its objects, as JSON: what a file says is passed on byte for byte.
 type Fields = BTreeMap<String, Box<RawValue>>;
 
-fn read_json<T: serde::de::DeserializeOwned>(json: &str, what: &str) -> Result<T, Failure> {
-    serde_json::from_str(json)
-        .map_err(|error| Failure::message(Exit::BadInput, format!("{what}: {error}")))
-}
-
 fn set(fields: &mut Fields, name: &str, value: &impl Serialize) -> Result<(), Failure> {
     let raw = to_raw_value(value).or_exit(Exit::Internal)?;
     fields.insert(name.to_owned(), raw);
@@ -312,7 +308,7 @@ fn set_some<T: Serialize>(
 /// An object among the fields, empty if there is none.
 fn object(fields: &Fields, name: &str) -> Result<Fields, Failure> {
     let json = fields.get(name).map_or("{}", |raw| raw.get());
-    read_json(json, name)
+    fields_of(json).map_err(|what| Failure::message(Exit::BadInput, format!("{name}: {what}")))
 }
 
 impl SendArgs {
@@ -369,7 +365,7 @@ impl SendArgs {
     /// The messages of the job, as many parts as its list needs.
     fn messages(&self) -> Result<Messages, Failure> {
         let mut fields = match &self.job {
-            Some(path) => read_json(&read_text(path)?, &path.display().to_string())?,
+            Some(path) => read_job(path)?,
             None => Fields::new(),
         };
         self.set_fields(&mut fields)?;
@@ -535,13 +531,33 @@ impl SendArgs {
     }
 }
 
-fn read_text(path: &Path) -> Result<String, Failure> {
-    let text = if path == Path::new("-") {
-        std::io::read_to_string(std::io::stdin().lock())
-    } else {
-        std::fs::read_to_string(path)
+/// The fields of a job in a file.
+fn read_job(path: &Path) -> Result<Fields, Failure> {
+    let mut bytes = Vec::new();
+    let read = match path == Path::new("-") {
+        true => std::io::stdin().lock().read_to_end(&mut bytes),
+        false => File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)),
     };
-    text.map_err(|error| cannot_read(path, &error))
+    read.map_err(|error| cannot_read(path, &error))?;
+    let bad = |what: String| {
+        let what = format!("{}: {what}", path.display());
+        Failure::message(Exit::BadInput, what)
+    };
+    let text = text::read(&bytes).map_err(bad)?;
+    fields_of(text).map_err(bad)
+}
+
+/// The fields of an object. One that is there twice is refused here: flags may take its place, and then
+/// nobody looks at it again.
+fn fields_of(json: &str) -> Result<Fields, String> {
+    let (mut fields, mut twice) = (Fields::new(), None);
+    each_field(json, |name, value| {
+        if fields.insert(name.to_string(), value.to_owned()).is_some() {
+            twice = Some(format!("{:?} {TWICE}", shorten(&name, 40)));
+        }
+    })
+    .map_err(|error| error.to_string())?;
+    twice.map_or(Ok(fields), Err)
 }
 
 fn cannot_read(path: &Path, error: &std::io::Error) -> Failure {

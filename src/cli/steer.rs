@@ -268,7 +268,7 @@ fn lines(command: &Command, steered: &Steered) -> Vec<String> {
         // A cancelled job stays so: its end is no news.
         let end = match directive.action {
             Action::Cancel => String::new(),
-            Action::Pause | Action::Rate { .. } => until(directive.until_ms),
+            Action::Pause | Action::Rate { .. } | Action::Park { .. } => until(directive.until_ms),
         };
         lines.push(format!("{subject} {directive}{end}"));
     }

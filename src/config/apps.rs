@@ -9,6 +9,7 @@ use super::reader::{Findings, Section};
 use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig, no_target};
 use crate::domain::permissions::{Crowd, Permissions};
 use crate::gateway::AppAccess;
+use crate::im::address::no_credentials;
 use crate::secret::Secret;
 use crate::service::BeforeAccept;
 
@@ -85,6 +86,12 @@ fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<B
     });
     if uri.is_none() && !url.is_empty() {
         let what = "an address that begins with http:// or https:// is expected";
+        findings.problem(section.key("url"), what);
+    }
+    if let Some(authority) = uri.as_ref().and_then(Uri::authority)
+        && let Err(what) = no_credentials(authority)
+    {
+        let what = format!("{what}; `secret` signs what is asked");
         findings.problem(section.key("url"), what);
     }
     let choices = [("refuse", false), ("allow", true)];

@@ -104,9 +104,10 @@ pub struct GatewayConfig {
     /// Default none.
     pub token: Option<Secret>,
     /// `requests_max`: requests at a time, those that wait for a job included; further ones are told
-    /// to come back. Default 256; 1 to 100000.
+    /// to come back. No app gets all of them, see [`crate::gateway`]. Default 256; 1 to 100000.
     pub requests_max: usize,
-    /// `connections_max`: connections at a time; further ones wait. Default 1024; 1 to 100000.
+    /// `connections_max`: connections at a time; for a further one, one that is idle is closed.
+    /// Default 1024; 1 to 100000.
     pub connections_max: usize,
     /// `patience`: longest wait for a request to begin, for the next bytes of it, and for its answer
     /// to be taken. Default 10s; 1s to 10m.

@@ -24,7 +24,8 @@ pub struct TargetConfig {
     /// `on_uncertain`: `auto` (default: `retry` where the target is idempotent, else `hold`),
     /// `retry`, `hold` or `drop`.
     pub on_uncertain: Option<OnUncertain>,
-    /// `config_park`: how long a configuration fault parks the target before it is tried again.
+    /// `config_park`: how long a configuration fault parks the job that met it, or the target, before it
+    /// is tried again.
     /// Default 1m; 1s to 1h.
     pub config_park: Duration,
     /// `breaker_failures`: calls in a row that fail after which the target is parked, for 1s

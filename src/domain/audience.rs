@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::ControlFlow;
 
 use ring::digest;
 use schemars::JsonSchema;
@@ -13,12 +14,17 @@ use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::fields::{Fields, Problem};
+use super::fields::{Fields, Problem, Problems, TWICE, each_field, name_twice, shorten};
 use super::job::{JOB_RECIPIENTS_MAX, Part, RECIPIENT_BYTES_MAX, wrong_id};
+use super::personal::{Form, Unfilled};
 use super::slice::Addressed;
+use super::text::{half_character, long_number};
 
 /// Largest `vars` of one recipient, in bytes of JSON.
 pub const VARS_BYTES_MAX: usize = 16 * 1024;
+
+/// Most recipients whose message is rendered before a job is accepted. The first that can be ends it.
+const TRIED_MAX: usize = 10;
 
 /// Who is to get the message: one of `users`, `groups` and `all`.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
@@ -130,13 +136,13 @@ enum Who<'a> {
 pub const GROUP: u8 = 2;
 
 impl<'a> Audience<'a> {
-    pub(super) fn read(mut fields: Fields<'a>, problems: &mut Vec<Problem>) -> Option<Self> {
+    pub(super) fn read(mut fields: Fields<'a>, problems: &mut Problems) -> Option<Self> {
         let users = fields.raw("users");
         let groups = fields.raw("groups");
         let kind: Option<u8> = fields.get("group_type", "a number, 2 to 255,", problems);
         let all: Option<bool> = fields.get("all", "true or false", problems);
-        let exclude: Vec<Text<'a>> = fields
-            .get("exclude", "a list of recipient ids", problems)
+        let exclude = fields
+            .texts("exclude", JOB_RECIPIENTS_MAX, problems)
             .unwrap_or_default();
         let who = match (users, groups, all.unwrap_or_default()) {
             (Some(users), None, false) => Some(Who::Users(users)),
@@ -159,7 +165,7 @@ impl<'a> Audience<'a> {
         fields.finish(problems);
         Some(Self {
             who: who?,
-            exclude: exclude.into_iter().map(|text| text.0).collect(),
+            exclude,
             folds_case: false,
         })
     }
@@ -203,20 +209,28 @@ impl<'a> Audience<'a> {
     }
 
     pub(super) fn for_each(&self, mut each: impl FnMut(Member<'a>)) {
+        self.walk(|member| {
+            each(member);
+            ControlFlow::Continue(())
+        });
+    }
+
+    fn walk(&self, mut each: impl FnMut(Member<'a>) -> ControlFlow<()>) {
         let Some((list, _)) = self.list() else {
             return;
         };
         // Any fault was reported by the census before the job was accepted.
         let _ = read_list(list.get(), |mut member| {
             fold(&mut member.id, self.folds_case);
-            if !self.excludes(&member.id) {
-                each(member);
+            match self.excludes(&member.id) {
+                true => ControlFlow::Continue(()),
+                false => each(member),
             }
         });
     }
 
     /// Counts, hashes and checks the recipients.
-    pub(super) fn census(&self, problems: &mut Vec<Problem>) -> Census {
+    pub(super) fn census(&self, problems: &mut Problems) -> Census {
         let mut census = Census {
             entries: 0,
             personal: false,
@@ -227,6 +241,13 @@ impl<'a> Audience<'a> {
         };
         let mut index = 0;
         let read = read_list(list.get(), |mut member| {
+            // The rest is not even looked at.
+            if index == JOB_RECIPIENTS_MAX {
+                let what =
+                    format!("more than {JOB_RECIPIENTS_MAX} recipients in one message; send parts");
+                problems.push(Problem::new(format!("audience.{name}"), what));
+                return ControlFlow::Break(());
+            }
             if let Some(what) = wrong_id(&member.id, RECIPIENT_BYTES_MAX) {
                 problems.push(Problem::new(format!("audience.{name}[{index}]"), what));
             }
@@ -238,18 +259,92 @@ impl<'a> Audience<'a> {
             if !self.excludes(&member.id) {
                 census.count(&member);
             }
+            ControlFlow::Continue(())
         });
         if let Err(error) = read {
             let what = format!("a list of recipients is expected: at entry {index}, {error}");
             problems.push(Problem::new(format!("audience.{name}"), what));
-        } else if index > JOB_RECIPIENTS_MAX {
-            let what = format!(
-                "{index} recipients, at most {JOB_RECIPIENTS_MAX} in one message; send parts"
-            );
-            problems.push(Problem::new(format!("audience.{name}"), what));
         }
         census
     }
+
+    /// Why nobody can have the message, if nobody can: a mistake in its texts, most likely. Only the first
+    /// few are tried out; for what those lack, the others are only looked through.
+    pub(super) fn unfillable(&self, form: &Form) -> Option<Problem> {
+        let (mut tried, mut filled, mut all) = (0, false, true);
+        let mut first: Option<(Unfilled, Option<&RawValue>)> = None;
+        let mut try_out = |vars| {
+            if tried == TRIED_MAX {
+                all = false;
+                return ControlFlow::Break(());
+            }
+            tried += 1;
+            match form.try_out(vars) {
+                Ok(()) => {
+                    filled = true;
+                    ControlFlow::Break(())
+                }
+                Err(unfilled) => {
+                    first.get_or_insert((unfilled, vars));
+                    ControlFlow::Continue(())
+                }
+            }
+        };
+        match self.is_all() {
+            true => drop(try_out(None)),
+            false => self.walk(|member| try_out(member.vars)),
+        }
+        let (Unfilled { problem, lacks }, vars) = first.filter(|_| !filled)?;
+        let lacks = lacks.as_deref().map(root);
+        let hopeless = lacks.is_some_and(|name| form.reads(name) && !self.is_brought(name));
+        if !all && !hopeless {
+            return None;
+        }
+        let hint = lacks.zip(vars).and_then(|(name, vars)| misread(name, vars));
+        let what = format!(
+            "nobody could get this: {}{}",
+            problem.what,
+            hint.unwrap_or_default()
+        );
+        Some(Problem::new(problem.field, what))
+    }
+
+    /// Whether somebody brings a value of this name.
+    fn is_brought(&self, name: &str) -> bool {
+        let mut brought = false;
+        self.walk(|member| {
+            let vars = member.vars.map_or("{}", RawValue::get);
+            let _ = each_field(vars, |key, value| {
+                brought |= key == name && value.get() != "null";
+            });
+            match brought {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        brought
+    }
+}
+
+/// The variable itself of one such as `user.name`.
+fn root(variable: &str) -> &str {
+    let end = variable.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
+    &variable[..end.unwrap_or(variable.len())]
+}
+
+/// What to say where a value has a name that begins so, and that is no word.
+fn misread(name: &str, vars: &RawValue) -> Option<String> {
+    let mut whole = None;
+    let _ = each_field(vars.get(), |key, _| {
+        let rest = key.strip_prefix(name);
+        if rest.is_some_and(|rest| !rest.is_empty() && root(&key) == name) {
+            whole = Some(shorten(&key, 40).into_owned());
+        }
+    });
+    let whole = whole?;
+    Some(format!(
+        "; there is a value {whole:?}, and the name of a placeholder is made of letters, digits and _"
+    ))
 }
 
 /// An id in the form that a target compares in. Copies only what changes.
@@ -266,8 +361,24 @@ pub(super) fn wrong_vars(vars: &RawValue) -> Option<String> {
     } else if !vars.get().starts_with('{') {
         Some("a JSON object is expected".to_owned())
     } else {
-        None
+        wrong_values(vars.get())
     }
+}
+
+/// What is wrong with values for placeholders that would not be rendered as they are written.
+pub(super) fn wrong_values(vars: &str) -> Option<String> {
+    if let Some(name) = name_twice(vars) {
+        return Some(format!("{name:?} {TWICE}"));
+    }
+    if let Some(half) = half_character(vars) {
+        return Some(format!(
+            "half of a character, as of an emoji that was cut: {half}"
+        ));
+    }
+    let number = long_number(vars)?;
+    Some(format!(
+        "{number} has more digits than a number can keep; write it as a text, in quotes"
+    ))
 }
 
 /// What one pass over an audience tells.
@@ -307,30 +418,44 @@ impl Census {
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Walks a JSON list without collecting it.
-fn read_list<'a>(json: &'a str, each: impl FnMut(Member<'a>)) -> Result<(), serde_json::Error> {
+/// Walks a JSON list without collecting it, until `each` breaks off.
+fn read_list<'a>(
+    json: &'a str,
+    mut each: impl FnMut(Member<'a>) -> ControlFlow<()>,
+) -> Result<(), serde_json::Error> {
     struct Each<F>(F);
-    impl<'de, F: FnMut(Member<'de>)> Visitor<'de> for Each<F> {
+    impl<'de, F: FnMut(Member<'de>) -> ControlFlow<()>> Visitor<'de> for Each<F> {
         type Value = ();
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a list")
         }
         fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
             while let Some(member) = list.next_element()? {
-                (self.0)(member);
+                if (self.0)(member).is_break() {
+                    return Err(serde::de::Error::custom("broken off"));
+                }
             }
             Ok(())
         }
     }
-    impl<'de, F: FnMut(Member<'de>)> DeserializeSeed<'de> for Each<F> {
+    impl<'de, F: FnMut(Member<'de>) -> ControlFlow<()>> DeserializeSeed<'de> for Each<F> {
         type Value = ();
         fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
             deserializer.deserialize_seq(self)
         }
     }
+    let mut broken_off = false;
+    let each = |member| {
+        let flow = each(member);
+        broken_off = flow.is_break();
+        flow
+    };
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    Each(each).deserialize(&mut deserializer)?;
-    deserializer.end()
+    let read = Each(each).deserialize(&mut deserializer);
+    match broken_off {
+        true => Ok(()),
+        false => read.and_then(|()| deserializer.end()),
+    }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
@@ -352,12 +477,16 @@ impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Member<'de>, A::Error> {
                 let (mut id, mut vars) = (None, None);
                 while let Some(Text(key)) = map.next_key()? {
-                    match &*key {
-                        "id" => id = Some(map.next_value::<Text<'de>>()?.0),
-                        "vars" => vars = Some(map.next_value::<&'de RawValue>()?),
+                    let before = match &*key {
+                        "id" => id.replace(map.next_value::<Text<'de>>()?.0).is_some(),
+                        "vars" => vars.replace(map.next_value::<&'de RawValue>()?).is_some(),
                         other => {
-                            return Err(serde::de::Error::unknown_field(other, &["id", "vars"]));
+                            let other = shorten(other, 40);
+                            return Err(serde::de::Error::unknown_field(&other, &["id", "vars"]));
                         }
+                    };
+                    if before {
+                        return Err(serde::de::Error::custom(format!("`{key}` {TWICE}")));
                     }
                 }
                 let id = id.ok_or_else(|| serde::de::Error::missing_field("id"))?;

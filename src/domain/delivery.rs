@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
+use super::ids::Owner;
 use super::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
-use super::slice::{Doubt, Ended, SLICE_VERSION, Slice};
+use super::slice::{Doubt, Ended, SLICE_VERSION, SLICE_VERSION_PLAIN, Slice, Unrecorded};
 
 /// What the ledger says about a recipient that is claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +135,8 @@ pub struct Delivery {
     release: Vec<usize>,
     /// What earlier deliveries disposed of, and what this one did.
     ended: Ended,
+    /// What earlier deliveries know that the ledger does not.
+    unrecorded: Unrecorded,
     /// Entries that are neither recipients of this delivery nor disposed of by an earlier one.
     missing: u32,
 }
@@ -166,7 +169,8 @@ impl Delivery {
             release: Vec::new(),
             missing: slice
                 .entries
-                .saturating_sub(ended.entries.saturating_add(here)),
+                .saturating_sub(ended.entries + slice.unrecorded.entries() + here),
+            unrecorded: slice.unrecorded.clone(),
             ended,
         }
     }
@@ -407,7 +411,9 @@ impl Delivery {
         self.call_in_smaller(&smaller, call.members.len());
         if waiting.len() == call.members.len() {
             self.again_at_once(&waiting);
-        } else {
+        } else if !waiting.is_empty() {
+            // The call as a whole stops nobody, so these wait by themselves.
+            self.delay = self.delay.max(delay(1));
             self.leave(waiting);
         }
         answered
@@ -496,7 +502,7 @@ impl Delivery {
             .iter()
             .partition(|index| self.doubts.contains_key(index));
         let open = |place: &Place| !matches!(place, Place::Known | Place::Ended);
-        let last = self.missing == 0 && !self.places.iter().any(open);
+        let last = self.missing == 0 && self.unrecorded.is_empty() && !self.places.iter().any(open);
         Batch {
             outcomes: self.known.clone(),
             release,
@@ -514,6 +520,23 @@ impl Delivery {
             self.ended.entries += 1;
         }
         self.ended.repeats += stood;
+    }
+
+    /// What earlier deliveries know that the ledger does not: to be recorded before anything else.
+    pub fn unrecorded(&self) -> &Unrecorded {
+        &self.unrecorded
+    }
+
+    /// The ledger has what earlier deliveries knew. Of these outcomes so many stood there before.
+    pub fn caught_up(&mut self, stood: u32) {
+        let unrecorded = std::mem::take(&mut self.unrecorded);
+        self.ended.entries += unrecorded.entries();
+        self.ended.repeats += stood;
+    }
+
+    /// Recipients with an outcome that the ledger does not have.
+    pub fn unrecorded_outcomes(&self) -> usize {
+        self.known.len()
     }
 
     /// The dead letters are durable: their recipients are to be settled.
@@ -546,14 +569,20 @@ impl Delivery {
         self.delay = delay;
     }
 
-    /// Whether everybody has an outcome, or is to be dead-lettered.
+    /// Whether everybody has an outcome, and the ledger has it.
     pub fn leaves_nobody(&self) -> bool {
-        let disposed = |place: &Place| matches!(place, Place::Known | Place::Ended | Place::Dead);
-        self.places.iter().all(disposed)
+        self.unrecorded.is_empty() && self.places.iter().all(|it| *it == Place::Ended)
     }
 
-    /// The slice with everybody in it who has no outcome, as a later delivery gets it.
-    pub fn remainder(&self, slice: &Slice, first_attempt_at_ms: Option<u64>) -> Slice {
+    /// The slice with everybody in it who has no outcome, as a later delivery gets it, and with what
+    /// the ledger could not take. `owner`: of the claims of this delivery.
+    pub fn remainder(
+        &self,
+        slice: &Slice,
+        owner: Owner,
+        first_attempt_at_ms: Option<u64>,
+    ) -> Slice {
+        let unrecorded = self.left_unrecorded(slice, owner);
         let groups = self.groups();
         let members: Vec<usize> = groups.iter().flatten().copied().collect();
         let attempts: Vec<u32> = members.iter().map(|index| self.attempts[*index]).collect();
@@ -562,7 +591,10 @@ impl Delivery {
         let packed = calls.iter().any(|length| *length > 1);
         let vars = |index: &usize| slice.vars_of(*index).map(ToOwned::to_owned);
         Slice {
-            v: SLICE_VERSION,
+            v: match unrecorded.is_empty() {
+                true => SLICE_VERSION_PLAIN,
+                false => SLICE_VERSION,
+            },
             head: std::sync::Arc::clone(&slice.head),
             id: slice.id.clone(),
             entries: slice.entries,
@@ -584,7 +616,26 @@ impl Delivery {
             calls: if tried && packed { calls } else { Vec::new() },
             ended: Some(self.ended),
             doubts: self.doubts_of(&members),
+            unrecorded,
         }
+    }
+
+    /// What the ledger could not take.
+    fn left_unrecorded(&self, slice: &Slice, owner: Owner) -> Unrecorded {
+        let name = |index: &usize| slice.recipients[*index].clone();
+        let mut left = self.unrecorded.clone();
+        for (index, outcome) in &self.known {
+            match left.outcomes.iter_mut().find(|(it, _)| it == outcome) {
+                Some((_, names)) => names.push(name(index)),
+                None => left.outcomes.push((*outcome, vec![name(index)])),
+            }
+        }
+        let certain = |index: &&usize| !self.doubts.contains_key(index);
+        let release: Vec<_> = self.release.iter().filter(certain).map(name).collect();
+        if !release.is_empty() {
+            left.release.push((owner, release));
+        }
+        left
     }
 
     /// Everybody without an outcome, in calls.
@@ -603,7 +654,7 @@ impl Delivery {
             .collect();
         groups.retain(|group| !group.is_empty());
         // A delivery that is given up in the middle of a step: whoever it was about comes along.
-        let stuck = [Place::Out, Place::Dead, Place::Known];
+        let stuck = [Place::Out, Place::Dead];
         for place in stuck {
             groups.extend(self.all(place).map(|index| vec![index]));
         }

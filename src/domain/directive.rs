@@ -1,5 +1,6 @@
 //! Directives: what an operator tells running work. A job may be paused, cancelled or re-rated, an app
-//! or a target paused or re-rated.
+//! or a target paused or re-rated. Workers tell each other by one kind, too: that a job is parked,
+//! because its target called it a configuration fault.
 //!
 //! Of each kind one directive may stand about a subject: a new one replaces it, and it ends when it is
 //! lifted or expires. `Board` holds all of them and makes one `Order` of those that touch a slice.
@@ -63,7 +64,7 @@ impl fmt::Display for Subject {
 }
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
     /// Nobody is sent to until the directive ends.
@@ -72,6 +73,9 @@ pub enum Action {
     Cancel,
     /// This rate counts instead of the configured one.
     Rate { rate: Rate },
+    /// Its target answered with a configuration fault. Nobody is sent to until the directive ends, and
+    /// nobody fails for it. Of jobs only, and put in force by workers.
+    Park { target: String, code: String },
 }
 
 impl Action {
@@ -80,6 +84,7 @@ impl Action {
             Self::Pause => Kind::Pause,
             Self::Cancel => Kind::Cancel,
             Self::Rate { .. } => Kind::Rate,
+            Self::Park { .. } => Kind::Park,
         }
     }
 }
@@ -90,16 +95,18 @@ pub enum Kind {
     Pause,
     Cancel,
     Rate,
+    Park,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::Pause, Self::Cancel, Self::Rate];
+    pub const ALL: [Self; 4] = [Self::Pause, Self::Cancel, Self::Rate, Self::Park];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pause => "pause",
             Self::Cancel => "cancel",
             Self::Rate => "rate",
+            Self::Park => "park",
         }
     }
 }
@@ -135,6 +142,7 @@ impl fmt::Display for Directive {
             Action::Pause => f.write_str("paused")?,
             Action::Cancel => f.write_str("cancelled")?,
             Action::Rate { rate } => write!(f, "rate set to {rate}")?,
+            Action::Park { .. } => f.write_str("parked")?,
         }
         if let Some(author) = &self.author {
             write!(f, " by {author}")?;
@@ -177,16 +185,38 @@ impl Board {
     pub fn new(directives: impl IntoIterator<Item = Directive>) -> Self {
         let mut board = Self::default();
         for directive in directives {
-            if directive.action == Action::Cancel {
-                board.cancelled_ms = board.cancelled_ms.max(Some(directive.since_ms));
-            }
-            let Subject { scope, name } = &directive.subject;
-            let here = board.standing[*scope as usize]
-                .entry(name.clone())
-                .or_default();
-            here.push(directive);
+            board.put(directive);
         }
         board
+    }
+
+    /// Puts a directive in the place of one of its kind about the same subject.
+    pub fn put(&mut self, directive: Directive) {
+        if directive.action == Action::Cancel {
+            self.cancelled_ms = self.cancelled_ms.max(Some(directive.since_ms));
+        }
+        let Subject { scope, name } = &directive.subject;
+        let here = self.standing[*scope as usize]
+            .entry(name.clone())
+            .or_default();
+        let kind = directive.action.kind();
+        here.retain(|it| it.action.kind() != kind);
+        here.push(directive);
+    }
+
+    /// Jobs that are parked because this target answered with a configuration fault.
+    pub fn parked_jobs<'a>(
+        &'a self,
+        target: &'a str,
+        now_ms: u64,
+    ) -> impl Iterator<Item = (&'a Directive, &'a str)> {
+        let jobs = self.standing[Scope::Job as usize].values().flatten();
+        jobs.filter_map(move |it| match &it.action {
+            Action::Park { target: at, code } if at == target && it.in_force(now_ms) => {
+                Some((it, code.as_str()))
+            }
+            _ => None,
+        })
     }
 
     /// What is in force about a subject.
@@ -227,10 +257,10 @@ impl Board {
         let mut cancelled = false;
         for (index, (scope, name)) in Scope::ALL.into_iter().zip(names).enumerate() {
             for directive in self.about(scope, name, now_ms) {
-                match directive.action {
-                    Action::Pause => pauses.add(directive),
+                match &directive.action {
+                    Action::Pause | Action::Park { .. } => pauses.add(directive),
                     Action::Cancel => cancelled = true,
-                    Action::Rate { rate } => order.rates[index] = Some(rate),
+                    Action::Rate { rate } => order.rates[index] = Some(*rate),
                 }
             }
         }
@@ -310,6 +340,23 @@ mod tests {
     }
 
     #[test]
+    fn a_parked_job_waits_and_its_target_goes_on() {
+        let fault = |code: &str| Action::Park {
+            target: "im".to_owned(),
+            code: code.to_owned(),
+        };
+        let directives = [
+            directive(Scope::Job, "j1", fault("404")),
+            directive(Scope::Job, "j2", fault("403")),
+        ];
+        assert_ne!(order(&directives, NOW).go, Go::On);
+        let board = Board::new(directives);
+        assert_eq!(board.order(["im", "shop", "j3"], NOW).go, Go::On);
+        assert_eq!(board.parked_jobs("im", NOW).count(), 2);
+        assert_eq!(board.parked_jobs("other", NOW).count(), 0);
+    }
+
+    #[test]
     fn a_cancelled_job_ends_even_while_it_is_paused() {
         let directives = [
             directive(Scope::Target, "im", Action::Pause),
@@ -350,6 +397,13 @@ mod tests {
             (
                 rate("20/s burst 3 per call"),
                 r#""action":"rate","rate":"20/s burst 3 per call""#,
+            ),
+            (
+                Action::Park {
+                    target: "im".to_owned(),
+                    code: "404".to_owned(),
+                },
+                r#""action":"park","target":"im","code":"404""#,
             ),
         ] {
             let directive = directive(Scope::Job, "j1", action);

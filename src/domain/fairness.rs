@@ -1,76 +1,325 @@
-//! Deficit round robin: which lane a worker draws from next (promise 8).
+//! Which lane of a target gets a place, and which one makes way (promise 8).
+//!
+//! What the lanes of a target share is its places. The slices in work take turns at the target's limits
+//! and at its calls in flight, so a lane that holds half of the places gets half of what the target
+//! carries. Therefore work is measured in *place-time*: a slice of 5,000 recipients costs its lane more
+//! than one of 100, and one that finds nothing to do costs next to nothing. What a lane has used, divided
+//! by its weight, is its *tag*, and the lane with the lowest tag is next. A lane keeps or loses its turn
+//! only by what it used: to ask changes nothing.
+//!
+//! - A lane that has nothing waiting saves nothing up: it begins, or goes on, where the others are. One
+//!   that was empty owes no more than one [`TURN`].
+//! - A slice in work counts as one `TURN` from its beginning, and as the time that it has taken from
+//!   then on. So a row of places that become free at once is shared by weight, too.
+//! - A slice that has had its `TURN` makes way when another class or lane is owed one, so the wait for a
+//!   place does not depend on how long slices take.
+//!
+//! Weights are those of classes. Lanes of one class share what their class gets, in equal parts, so a
+//! class gets the same whether one of its lanes has work or all of them.
 
-/// Round robin over `N` lanes in which a lane of weight `w` is served `w` times a round.
-///
-/// Every lane with work is served at least once per round, so the wait of the head of any lane is
-/// bounded by the sum of the weights.
-#[derive(Clone, Debug)]
-pub struct RoundRobin {
-    weights: Vec<u32>,
-    credit: Vec<u32>,
-    at: usize,
+use std::time::Duration;
+
+/// How long a slice keeps its place before it makes way for a lane that is owed one. Each time costs one
+/// publish, of what is left of the slice.
+pub const TURN: Duration = Duration::from_secs(1);
+
+/// A lane: its class, and which one of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    pub class: usize,
+    pub lane: usize,
 }
 
-impl RoundRobin {
-    pub fn new(weights: Vec<u32>) -> Self {
-        let weights: Vec<u32> = weights.into_iter().map(|weight| weight.max(1)).collect();
+/// One slice in work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u64);
+
+/// The lanes of one target that share places. Times are measured from any fixed moment.
+#[derive(Clone, Debug)]
+pub struct Turns {
+    classes: Shares,
+    lanes: Vec<Shares>,
+    tickets: u64,
+}
+
+impl Turns {
+    /// Classes with these weights, of so many lanes each.
+    pub fn new(weights: &[u32], lanes: usize) -> Self {
         Self {
-            credit: weights.clone(),
-            weights,
-            at: 0,
+            classes: Shares::new(weights.iter().copied()),
+            lanes: weights
+                .iter()
+                .map(|_| Shares::new((0..lanes).map(|_| 1)))
+                .collect(),
+            tickets: 0,
         }
     }
 
-    /// The next lane among those for which `ready` is true.
-    pub fn next(&mut self, ready: impl Fn(usize) -> bool) -> Option<usize> {
-        // Two rounds: the first may only find lanes whose credit is spent and refill them.
-        for _ in 0..2 * self.weights.len() {
-            let lane = self.at;
-            if self.credit[lane] > 0 && ready(lane) {
-                self.credit[lane] -= 1;
-                return Some(lane);
-            }
-            // A lane that is left, empty or spent, starts its next turn with its full weight.
-            self.credit[lane] = self.weights[lane];
-            self.at = (lane + 1) % self.weights.len();
+    /// A slice waits in a lane.
+    pub fn arrived(&mut self, at: At, now: Duration) {
+        self.classes.arrived(at.class, now);
+        self.lanes[at.class].arrived(at.lane, now);
+    }
+
+    /// A slice that waited in a lane went away.
+    pub fn withdrawn(&mut self, at: At) {
+        self.classes.withdrawn(at.class);
+        self.lanes[at.class].withdrawn(at.lane);
+    }
+
+    /// The lane that a free place goes to.
+    pub fn next(&self, now: Duration) -> Option<At> {
+        let class = self.classes.next(now)?;
+        let lane = self.lanes[class].next(now)?;
+        Some(At { class, lane })
+    }
+
+    /// A slice that waited in a lane takes a place.
+    pub fn begun(&mut self, at: At, now: Duration) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.classes.begun(at.class, ticket, now);
+        self.lanes[at.class].begun(at.lane, ticket, now);
+        ticket
+    }
+
+    /// A slice has left its place.
+    pub fn ended(&mut self, at: At, ticket: Ticket, now: Duration) {
+        self.classes.ended(at.class, ticket, now);
+        self.lanes[at.class].ended(at.lane, ticket, now);
+    }
+
+    /// Whether lanes stand in each other's way.
+    pub fn is_contended(&self) -> bool {
+        let lanes = self.lanes.iter().flat_map(|class| &class.members);
+        lanes.filter(|lane| lane.is_active()).count() > 1
+    }
+
+    /// The slice that is to make way, while no place is free; each one is named once.
+    pub fn makes_way(&mut self, now: Duration) -> Option<(At, Ticket)> {
+        self.classes.level(now);
+        self.lanes.iter_mut().for_each(|lanes| lanes.level(now));
+        if let Some((owed, class)) = self.classes.owed(now) {
+            let (lane, ticket) = self.lanes[class].ripe(now)?;
+            self.classes.leaves(class, ticket, Some(owed));
+            self.lanes[class].leaves(lane, ticket, None);
+            return Some((At { class, lane }, ticket));
+        }
+        for (class, lanes) in self.lanes.iter_mut().enumerate() {
+            let Some((owed, lane)) = lanes.owed(now) else {
+                continue;
+            };
+            let ticket = lanes.members[lane].ripe(now)?.ticket;
+            lanes.leaves(lane, ticket, Some(owed));
+            // The place stays in its class.
+            self.classes.leaves(class, ticket, Some(class));
+            return Some((At { class, lane }, ticket));
         }
         None
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// Those who share something by weight: the classes of a target, or the lanes of a class.
+#[derive(Clone, Debug)]
+struct Shares {
+    members: Vec<Member>,
+}
 
-    use super::*;
+#[derive(Clone, Debug)]
+struct Member {
+    weight: f64,
+    /// Place-seconds of slices that ended, divided by the weight.
+    used: f64,
+    waiting: usize,
+    held: Vec<Held>,
+    /// Places that slices of others are about to leave for this one.
+    promised: usize,
+}
 
-    #[test]
-    fn busy_lanes_share_by_weight() {
-        let mut lanes = RoundRobin::new(vec![4, 1, 2]);
-        let mut served = [0; 3];
-        for _ in 0..700 {
-            served[lanes.next(|_| true).unwrap()] += 1;
+/// A place that is held.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    ticket: Ticket,
+    since: Duration,
+    /// The slice was told to make way.
+    leaves: bool,
+    /// For whom, where that is known.
+    owed: Option<usize>,
+}
+
+impl Held {
+    fn lasted(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.since)
+    }
+}
+
+impl Member {
+    fn new(weight: u32) -> Self {
+        Self {
+            weight: f64::from(weight.max(1)),
+            used: 0.0,
+            waiting: 0,
+            held: Vec::new(),
+            promised: 0,
         }
-        assert_eq!(served, [400, 100, 200]);
     }
 
-    #[test]
-    fn nothing_ready_is_nothing() {
-        assert_eq!(RoundRobin::new(vec![1, 2]).next(|_| false), None);
+    fn weighed(&self, time: Duration) -> f64 {
+        time.as_secs_f64() / self.weight
     }
 
-    proptest! {
-        /// However busy the others are, a lane with work waits at most one round.
-        #[test]
-        fn no_lane_starves(weights in prop::collection::vec(1u32..20, 1..8), pick in any::<prop::sample::Index>()) {
-            let lane = pick.index(weights.len());
-            let round: u32 = weights.iter().sum();
-            let mut lanes = RoundRobin::new(weights);
-            let mut waited = 0;
-            for _ in 0..1000 {
-                if lanes.next(|_| true) == Some(lane) { waited = 0 } else { waited += 1 }
-                prop_assert!(waited <= round);
-            }
+    fn tag(&self, now: Duration) -> f64 {
+        let held = self.held.iter().map(|held| held.lasted(now).max(TURN));
+        let promised = std::iter::repeat_n(TURN, self.promised);
+        self.used + held.chain(promised).map(|it| self.weighed(it)).sum::<f64>()
+    }
+
+    fn is_active(&self) -> bool {
+        self.waiting > 0 || !self.held.is_empty()
+    }
+
+    /// The slice that has had its turn for the longest time.
+    fn ripe(&self, now: Duration) -> Option<&Held> {
+        let ripe = |held: &&Held| !held.leaves && held.lasted(now) >= TURN;
+        self.held.iter().filter(ripe).min_by_key(|held| held.since)
+    }
+}
+
+impl Shares {
+    fn new(weights: impl Iterator<Item = u32>) -> Self {
+        Self {
+            members: weights.map(Member::new).collect(),
+        }
+    }
+
+    fn arrived(&mut self, member: usize, now: Duration) {
+        self.level(now);
+        if self.members[member].waiting == 0 {
+            self.wake(member, now);
+        }
+        self.members[member].waiting += 1;
+    }
+
+    /// Puts one that had nothing waiting where the others are.
+    fn wake(&mut self, member: usize, now: Duration) {
+        if !self.members.iter().any(Member::is_active) {
+            // What was used before everything was empty concerns nobody any more.
+            self.members.iter_mut().for_each(|it| it.used = 0.0);
+            return;
+        }
+        let others = || {
+            let others = self.members.iter().enumerate();
+            others.filter_map(move |(index, it)| (index != member).then_some(it))
+        };
+        let waiting = others()
+            .filter(|it| it.waiting > 0)
+            .map(|it| it.tag(now))
+            .min_by(f64::total_cmp);
+        let in_work = others()
+            .filter(|it| !it.held.is_empty())
+            .map(|it| it.tag(now))
+            .max_by(f64::total_cmp);
+        let Some(start) = waiting.or(in_work) else {
+            return;
+        };
+        let it = &mut self.members[member];
+        let tag = it.tag(now);
+        // Places that it still holds are its own affair.
+        let most = if it.held.is_empty() {
+            start + it.weighed(TURN)
+        } else {
+            f64::INFINITY
+        };
+        it.used += tag.clamp(start, most) - tag;
+    }
+
+    /// Those who have nothing waiting go along with the others, whatever they were owed.
+    fn level(&mut self, now: Duration) {
+        let waiting = self.members.iter().filter(|it| it.waiting > 0);
+        let tags = waiting.map(|it| it.tag(now));
+        let Some(lowest) = tags.min_by(f64::total_cmp) else {
+            return;
+        };
+        for it in self.members.iter_mut().filter(|it| it.waiting == 0) {
+            it.used += (lowest - it.tag(now)).max(0.0);
+        }
+    }
+
+    fn withdrawn(&mut self, member: usize) {
+        let waiting = &mut self.members[member].waiting;
+        *waiting = waiting.saturating_sub(1);
+    }
+
+    fn next(&self, now: Duration) -> Option<usize> {
+        self.lowest(now, |it| it.waiting > 0)
+    }
+
+    /// Of several with the same tag the first.
+    fn lowest(&self, now: Duration, is_meant: impl Fn(&Member) -> bool) -> Option<usize> {
+        let members = self.members.iter().enumerate();
+        let (index, _) = members
+            .filter(|(_, it)| is_meant(it))
+            .map(|(index, it)| (index, it.tag(now)))
+            .min_by(|(_, one), (_, other)| one.total_cmp(other))?;
+        Some(index)
+    }
+
+    fn begun(&mut self, member: usize, ticket: Ticket, now: Duration) {
+        self.withdrawn(member);
+        self.members[member].held.push(Held {
+            ticket,
+            since: now,
+            leaves: false,
+            owed: None,
+        });
+    }
+
+    fn ended(&mut self, member: usize, ticket: Ticket, now: Duration) {
+        self.level(now);
+        let it = &mut self.members[member];
+        let Some(index) = it.held.iter().position(|held| held.ticket == ticket) else {
+            return;
+        };
+        let held = it.held.swap_remove(index);
+        it.used += it.weighed(held.lasted(now));
+        if let Some(owed) = held.owed {
+            let promised = &mut self.members[owed].promised;
+            *promised = promised.saturating_sub(1);
+        }
+    }
+
+    /// Who is owed a turn, and who has one to give.
+    fn owed(&self, now: Duration) -> Option<(usize, usize)> {
+        let owed = self.lowest(now, |it| it.waiting > it.promised)?;
+        let holders = self.members.iter().enumerate();
+        let (holder, tag) = holders
+            .filter(|(index, it)| *index != owed && it.ripe(now).is_some())
+            .map(|(index, it)| (index, it.tag(now)))
+            .max_by(|(_, one), (_, other)| one.total_cmp(other))?;
+        let it = &self.members[owed];
+        (tag - it.tag(now) >= it.weighed(TURN)).then_some((owed, holder))
+    }
+
+    /// The slice with the best claim to be over, of the member that has used most.
+    fn ripe(&self, now: Duration) -> Option<(usize, Ticket)> {
+        let members = self.members.iter().enumerate();
+        let (index, held, _) = members
+            .filter_map(|(index, it)| Some((index, it.ripe(now)?, it.tag(now))))
+            .max_by(|(.., one), (.., other)| one.total_cmp(other))?;
+        Some((index, held.ticket))
+    }
+
+    fn leaves(&mut self, member: usize, ticket: Ticket, owed: Option<usize>) {
+        let held = &mut self.members[member].held;
+        if let Some(held) = held.iter_mut().find(|held| held.ticket == ticket) {
+            held.leaves = true;
+            held.owed = owed;
+        }
+        if let Some(owed) = owed {
+            self.members[owed].promised += 1;
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

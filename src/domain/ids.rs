@@ -130,7 +130,7 @@ pub fn digest_hex(parts: &[&[u8]], bytes: usize) -> String {
 
 /// Who holds a claim: drawn anew for every delivery of a slice, so that a delivery that comes back
 /// to the same process is somebody else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner(pub u64);
 
 impl Owner {

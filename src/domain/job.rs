@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 
 use super::audience::{Audience, Member};
 pub use super::audience::{AudienceDocument, MemberDocument};
-use super::fields::{Fields, Problem};
+use super::canonical::canonical;
+use super::fields::{Fields, Problem, Problems};
 use super::ids::JobId;
 use super::lane::Priority;
 use super::limits::Rate;
@@ -19,9 +20,10 @@ pub use super::message::MessageDocument;
 use super::message::{Message, Options};
 use super::notice::{CallbackRules, REPLY_TO_BYTES_MAX};
 use super::outcome::OnUncertain;
-use super::personal;
+use super::personal::Form;
 use super::placeholders::unfilled;
 use super::slice::{Head, Together};
+use super::text;
 
 /// Version of the job contract.
 pub const JOB_VERSION: u32 = 1;
@@ -35,6 +37,8 @@ pub const CLIENT_MSG_NO_BYTES_MAX: usize = 128;
 pub const RECIPIENT_BYTES_MAX: usize = 255;
 /// Longest app or target name, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
+/// Longest `rate`, in bytes.
+const RATE_BYTES_MAX: usize = 64;
 /// Most parts of one job.
 pub const PARTS_MAX: u32 = 10_000;
 
@@ -148,6 +152,12 @@ pub struct Part {
 }
 
 impl Part {
+    /// Whether what nobody on it can have, the job cannot be for: it is the whole list, or the first part
+    /// of one that is sent to together or not at all.
+    fn speaks_for_all(&self) -> bool {
+        self.of == 1 || self.number == 1 && self.together.is_some()
+    }
+
     pub const WHOLE: Self = Self {
         number: 1,
         of: 1,
@@ -291,14 +301,14 @@ impl<'a> Job<'a> {
             );
             return Err(vec![Problem::new("", what)]);
         }
-        let text = std::str::from_utf8(body)
-            .map_err(|error| vec![Problem::new("", format!("not UTF-8: {error}"))])?;
-        let mut problems = Vec::new();
+        let text = text::read(body).map_err(|what| vec![Problem::new("", what)])?;
+        let mut problems = Problems::default();
+        problems.extend(half_character(text));
         let job = Fields::open("", text, &mut problems)
             .and_then(|fields| read_job(fields, routing_key, context, now, &mut problems));
         match job {
             Some(job) if problems.is_empty() => Ok(job),
-            _ => Err(problems),
+            _ => Err(problems.into()),
         }
     }
 
@@ -332,7 +342,7 @@ fn read_job<'a>(
     routing_key: Option<Priority>,
     context: &impl Context,
     now: Timestamp,
-    problems: &mut Vec<Problem>,
+    problems: &mut Problems,
 ) -> Option<Job<'a>> {
     match fields.get::<u32>("v", "the number 1", problems) {
         Some(JOB_VERSION) => {}
@@ -375,8 +385,19 @@ fn read_job<'a>(
         )
         .or(routing_key)
         .unwrap_or_default();
-    let not_before = read_time(&mut fields, "not_before", problems);
-    let expires_at = read_time(&mut fields, "expires_at", problems);
+    let not_before = match read_time(&mut fields, "not_before", problems) {
+        Some(Time::Never) => {
+            let what = "is the end of time: nothing would ever be sent";
+            fields.problem("not_before", what, problems);
+            None
+        }
+        Some(Time::At(at)) => Some(at),
+        None => None,
+    };
+    let expires_at = match read_time(&mut fields, "expires_at", problems) {
+        Some(Time::At(at)) => Some(at),
+        Some(Time::Never) | None => None,
+    };
     if let (Some(from), Some(until)) = (not_before, expires_at)
         && from >= until
     {
@@ -386,7 +407,7 @@ fn read_job<'a>(
             problems,
         );
     }
-    let rate: Option<String> = fields.get("rate", "a text such as \"500/s\"", problems);
+    let rate = fields.line("rate", RATE_BYTES_MAX, problems);
     if let Some(Err(error)) = rate.as_deref().map(str::parse::<Rate>) {
         fields.problem("rate", error.to_string(), problems);
     }
@@ -429,7 +450,13 @@ fn read_job<'a>(
             let what = "has no meaning beside `vars`: with them, texts are filled in";
             problems.push(Problem::new("message.literal", what));
         }
-        Some(_) => problems.extend(personal::problems(&message.content, &options)),
+        Some(vars) => match Form::of(&message.content, &options, vars) {
+            Err(found) => problems.extend(found),
+            Ok(Some(form)) if problems.is_empty() && part.speaks_for_all() => {
+                problems.extend(audience.unfillable(&form));
+            }
+            Ok(_) => {}
+        },
         None if message.literal => {}
         None => problems.extend(unfilled(&message.content, &options)),
     }
@@ -468,11 +495,11 @@ fn read_job<'a>(
 fn read_required<'a>(
     fields: &mut Fields<'a>,
     name: &'static str,
-    problems: &mut Vec<Problem>,
+    problems: &mut Problems,
 ) -> Option<Fields<'a>> {
-    let before = problems.len();
+    let before = problems.found();
     let object = fields.object(name, problems);
-    if object.is_none() && problems.len() == before {
+    if object.is_none() && problems.found() == before {
         fields.problem(name, "missing", problems);
     }
     object
@@ -483,7 +510,7 @@ fn read_id(
     fields: &mut Fields<'_>,
     name: &'static str,
     bytes_max: usize,
-    problems: &mut Vec<Problem>,
+    problems: &mut Problems,
 ) -> Option<String> {
     let id: String = fields.get(name, "a text", problems)?;
     if let Some(what) = wrong_id(&id, bytes_max) {
@@ -501,15 +528,25 @@ pub fn wrong_id(id: &str, bytes_max: usize) -> Option<String> {
     } else if id.chars().any(char::is_control) {
         Some("holds a control character".to_owned())
     } else {
-        None
+        let what = text::invisible(id)?;
+        Some(format!(
+            "holds {what}, which makes it another id than it looks like"
+        ))
     }
+}
+
+/// A problem with a document that holds half of a character; what passes it on would break over it.
+pub(super) fn half_character(json: &str) -> Option<Problem> {
+    let half = text::half_character(json)?;
+    let what = format!("half of a character, as of an emoji that was cut, in {half:?}");
+    Some(Problem::new("", what))
 }
 
 /// A text that must pass a check.
 fn read_checked(
     fields: &mut Fields<'_>,
     name: &'static str,
-    problems: &mut Vec<Problem>,
+    problems: &mut Problems,
     check: impl FnOnce(&str) -> Result<(), String>,
 ) -> Option<String> {
     let text: String = fields.get(name, "a text", problems)?;
@@ -523,7 +560,7 @@ fn read_target(
     fields: &mut Fields<'_>,
     app: &str,
     context: &impl Context,
-    problems: &mut Vec<Problem>,
+    problems: &mut Problems,
 ) -> Option<String> {
     let named = read_id(fields, "target", NAME_BYTES_MAX, problems);
     // The app is looked up even when a target is named: an unknown app is a problem of its own.
@@ -547,24 +584,41 @@ fn read_target(
     }
 }
 
-fn read_time(
-    fields: &mut Fields<'_>,
-    name: &'static str,
-    problems: &mut Vec<Problem>,
-) -> Option<u64> {
-    let text: String = fields.get(name, "an RFC 3339 time", problems)?;
-    match text.parse::<Timestamp>() {
-        Ok(time) if time.as_millisecond() >= 0 => Some(time.as_millisecond().unsigned_abs()),
-        _ => {
-            let what =
-                format!("{text:?} is not an RFC 3339 time such as 2026-12-24T18:00:00+08:00");
-            fields.problem(name, what, problems);
-            None
-        }
-    }
+/// A time, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Time {
+    At(u64),
+    /// The year 9999, as databases and .NET write it.
+    Never,
 }
 
-fn read_part(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> Part {
+fn read_time(fields: &mut Fields<'_>, name: &'static str, problems: &mut Problems) -> Option<Time> {
+    let text: String = fields.get(name, "an RFC 3339 time", problems)?;
+    let what = match text.parse::<Timestamp>() {
+        // The last hours of that year are out of the range of a time stamp.
+        _ if is_never(&text) => return Some(Time::Never),
+        Ok(time) if time.as_millisecond() >= 0 => {
+            return Some(Time::At(time.as_millisecond().unsigned_abs()));
+        }
+        _ if text.starts_with("0001-01-01") => {
+            format!("{text:?} is how programs write that there is no time; leave the field out")
+        }
+        Ok(_) => format!("{text:?} is before 1970"),
+        Err(_) => format!("{text:?} is not an RFC 3339 time such as 2026-12-24T18:00:00+08:00"),
+    };
+    fields.problem(name, what, problems);
+    None
+}
+
+fn is_never(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("9999-") else {
+        return false;
+    };
+    let before = format!("9998-{rest}");
+    before.parse::<Timestamp>().is_ok() || before.parse::<jiff::civil::DateTime>().is_ok()
+}
+
+fn read_part(fields: &mut Fields<'_>, problems: &mut Problems) -> Part {
     let expected = "an object such as {\"number\":1,\"of\":3}";
     let part = fields
         .get("part", expected, problems)
@@ -593,29 +647,24 @@ fn no_vars() -> Box<RawValue> {
 /// the order of keys do not count. A stored message counts by its name: the job keeps the version
 /// that it started with.
 fn content_digest(head: &Head) -> String {
-    let canonical = |value: Result<String, serde_json::Error>| {
-        let text = value.unwrap_or_default();
-        let value: Option<serde_json::Value> = serde_json::from_str(&text).ok();
-        value.map_or(text, |value| value.to_string())
-    };
+    let own = |value: Result<String, serde_json::Error>| canonical(&value.unwrap_or_default());
     let raw = |raw: &Option<Box<RawValue>>| {
-        canonical(Ok(raw
-            .as_ref()
-            .map_or_else(String::new, |raw| raw.get().to_owned())))
+        let text = raw.as_ref().map_or("", |raw| raw.get());
+        canonical(text)
     };
     super::ids::digest_hex(
         &[
             head.target.as_bytes(),
             head.sender.as_deref().unwrap_or_default().as_bytes(),
-            canonical(serde_json::to_string(&head.addressed)).as_bytes(),
-            canonical(serde_json::to_string(&head.content)).as_bytes(),
+            own(serde_json::to_string(&head.addressed)).as_bytes(),
+            own(serde_json::to_string(&head.content)).as_bytes(),
             raw(&head.native).as_bytes(),
             raw(&head
                 .vars
                 .clone()
                 .filter(|vars| vars.get() != no_vars().get()))
             .as_bytes(),
-            canonical(serde_json::to_string(&head.options)).as_bytes(),
+            own(serde_json::to_string(&head.options)).as_bytes(),
         ],
         16,
     )

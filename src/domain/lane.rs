@@ -69,7 +69,7 @@ impl LaneClass {
             .chain(std::iter::once(Self::Notices))
     }
 
-    /// The share of a lane when all have work: a worker draws that many slices a round.
+    /// The share of its class when all have work; lanes of a class share what the class gets.
     pub fn weight(self) -> u32 {
         match self {
             Self::Express => 16,

@@ -1,37 +1,41 @@
 //! Lists of recipients as people have them: lines, CSV or NDJSON, read as a stream, so that a list of
 //! any size costs one line of memory. Every bad line is told with its number; what to do about it is
-//! the reader's business.
+//! the reader's business. Where a list can be read in several ways, it is refused or read in the way that
+//! loses nobody.
+
+mod csv;
+mod heading;
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
-use std::rc::Rc;
 
 use serde::de::{DeserializeSeed, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::{RawValue, to_raw_value};
 
+use self::csv::{Record, Records};
+use self::heading::{Columns, KEYS, rank};
 use super::audience::{Member, VARS_BYTES_MAX, wrong_vars};
+use super::fields::{TWICE, shorten};
 use super::job::{RECIPIENT_BYTES_MAX, wrong_id};
-use super::spreadsheet::unguarded;
+use super::text;
 
 /// How a list is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// One recipient per line; blank lines and lines that begin with `#` are skipped.
     Lines,
-    /// Comma-separated with a heading; the column is `recipient`, `user`, `uid` or `id`, or the first.
+    /// Cells separated by commas, semicolons, tabs or bars, with a heading that names the recipients'
+    /// column `recipient`, `user`, `uid`, `id` or as a system calls it (`userID`, `accid` …); or one
+    /// column of recipients, without a heading.
     Csv,
-    /// One JSON value per line: a text, or an object with `recipient`, `user`, `uid` or `id`, and
-    /// perhaps with `vars`. Other fields are passed over: a list is often the export of a table.
+    /// One JSON value per line: a text, or an object with such a name, and perhaps with `vars`. Other
+    /// fields are passed over: a list is often the export of a table.
     Ndjson,
 }
-
-/// Names under which a recipient is looked for in CSV and NDJSON, the first one first.
-const KEYS: [&str; 4] = ["recipient", "user", "uid", "id"];
 
 /// Longest line: the largest values for placeholders and then some.
 const LINE_BYTES_MAX: u64 = 4 * VARS_BYTES_MAX as u64;
@@ -43,7 +47,8 @@ const BUFFER_BYTES: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug)]
 pub struct Reading<'a> {
     pub format: Format,
-    /// The column of a CSV, or field of an NDJSON object, that holds the recipient.
+    /// The column of a CSV, or field of an NDJSON object, that holds the recipient. A number is that of
+    /// the column of a CSV without a heading.
     pub column: Option<&'a str>,
     /// The other columns of a CSV are the recipient's values, as texts; an empty cell is none.
     pub vars: bool,
@@ -56,13 +61,18 @@ pub fn read(
     how: Reading<'_>,
     mut each: impl FnMut(u64, Result<Member<'_>, String>) -> ControlFlow<()>,
 ) -> std::io::Result<()> {
-    let checked = |line: u64, found: Result<Member<'_>, String>| {
+    let mut checked = |line: u64, found: Result<Member<'_>, String>| {
         let found = found.and_then(|member| match wrong(&member) {
             Some(what) => Err(what),
             None => Ok(member),
         });
         each(line, found)
     };
+    let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
+    if let Some(what) = text::foreign(input.fill_buf()?) {
+        let _ = checked(1, Err(what.to_owned()));
+        return Ok(());
+    }
     match how.format {
         Format::Lines => read_lines(input, plain, checked),
         Format::Ndjson => read_lines(input, |line| from_json(line, how.column), checked),
@@ -75,17 +85,22 @@ fn wrong(member: &Member<'_>) -> Option<String> {
         let what = wrong_vars(member.vars?)?;
         Some(format!("vars: {what}"))
     };
-    wrong_id(&member.id, RECIPIENT_BYTES_MAX).or_else(vars)
+    let rounded = || {
+        let what = "looks like a long number that a spreadsheet has rounded, so that it is nobody's id any \
+                    more: make the column text before the list is saved";
+        text::is_rounded(&member.id).then(|| format!("{:?} {what}", member.id))
+    };
+    let wrong = wrong_id(&member.id, RECIPIENT_BYTES_MAX);
+    wrong.or_else(rounded).or_else(vars)
 }
 
 // --- Lines ---------------------------------------------------------------------------------------
 
 fn read_lines(
-    input: impl Read,
+    mut input: impl BufRead,
     parse: impl Fn(&str) -> Result<Member<'_>, String>,
     mut each: impl FnMut(u64, Result<Member<'_>, String>) -> ControlFlow<()>,
 ) -> std::io::Result<()> {
-    let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
     let mut buffer = Vec::new();
     for number in 1.. {
         buffer.clear();
@@ -127,9 +142,13 @@ fn from_json<'a>(line: &'a str, column: Option<&str>) -> Result<Member<'a>, Stri
     let member = member.and_then(|member| json.end().map(|()| member));
     member.map_err(|error| {
         // The line within the line is always 1.
-        error.to_string().replace(" at line 1 column", " at column")
+        let what = error.to_string().replace(" at line 1 column", " at column");
+        shorten(&what, WHAT_SHOWN).into_owned()
     })
 }
+
+/// Most words about one line; a line may repeat kilobytes.
+const WHAT_SHOWN: usize = 300;
 
 /// Reads one line of NDJSON.
 struct Line<'c> {
@@ -141,7 +160,7 @@ impl Line<'_> {
     fn rank(&self, key: &str) -> Option<usize> {
         match self.column {
             Some(column) => (key == column).then_some(0),
-            None => KEYS.iter().position(|known| *known == key),
+            None => rank(key),
         }
     }
 }
@@ -184,15 +203,25 @@ impl<'de> Visitor<'de> for Line<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Member<'de>, A::Error> {
         let mut id: Option<(usize, Cow<'de, str>)> = None;
         let mut vars = None;
+        let twice = |key: &str| {
+            let what = format!("`{}` {TWICE}", shorten(key, 40));
+            serde::de::Error::custom(what)
+        };
         while let Some(Key(key)) = map.next_key()? {
-            if let Some(rank) = self.rank(&key)
-                && id.as_ref().is_none_or(|(standing, _)| rank < *standing)
-            {
-                id = Some((rank, map.next_value::<Id<'de>>()?.0));
-            } else if key == "vars" {
-                vars = Some(map.next_value::<&'de RawValue>()?);
-            } else {
-                map.next_value::<serde::de::IgnoredAny>()?;
+            match (self.rank(&key), &id) {
+                (Some(rank), Some((standing, _))) if rank == *standing => return Err(twice(&key)),
+                (Some(rank), Some((standing, _))) if rank > *standing => {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                }
+                (Some(rank), _) => id = Some((rank, map.next_value::<Id<'de>>()?.0)),
+                (None, _) if key == "vars" => {
+                    if vars.replace(map.next_value::<&'de RawValue>()?).is_some() {
+                        return Err(twice(&key));
+                    }
+                }
+                (None, _) => {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                }
             }
         }
         let looked_for = || self.column.map_or_else(|| KEYS.join(", "), str::to_owned);
@@ -238,123 +267,77 @@ impl<'de: 'a, 'a> Deserialize<'de> for Id<'a> {
 // --- CSV -----------------------------------------------------------------------------------------
 
 fn read_csv(
-    input: impl Read,
+    input: BufReader<impl Read>,
     how: Reading<'_>,
     mut each: impl FnMut(u64, Result<Member<'_>, String>) -> ControlFlow<()>,
 ) -> std::io::Result<()> {
-    let room = Rc::new(Cell::new(0));
-    let metered = Metered {
-        input,
-        room: Rc::clone(&room),
+    let likely = |cell: &str| match how.column {
+        Some(column) => cell.eq_ignore_ascii_case(column.trim()),
+        None => rank(cell).is_some(),
     };
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .buffer_capacity(BUFFER_BYTES)
-        .from_reader(metered);
-    room.set(LINE_BYTES_MAX);
-    let headings = match reader.byte_headers() {
-        Ok(headings) => headings.clone(),
-        Err(error) => return csv_problem(1, error, each),
-    };
-    let find = |name: &str| {
-        let mut headings = headings.iter();
-        headings.position(|heading| heading.eq_ignore_ascii_case(name.as_bytes()))
-    };
-    let index = match how.column {
-        None => KEYS.iter().find_map(|key| find(key)).unwrap_or(0),
-        Some(name) => match find(name) {
-            Some(index) => index,
+    let mut records = Records::of(input, likely)?;
+    let mut record = Record::default();
+    let mut columns: Option<Columns> = None;
+    while let Some(read) = records.next(&mut record)? {
+        let found = read.and_then(|()| match &columns {
+            Some(_) => Ok(()),
             None => {
-                let there: Vec<_> = headings.iter().map(String::from_utf8_lossy).collect();
-                let there = there.join(", ");
-                let what = format!("there is no column {name:?}; there are: {there}");
-                let _ = each(1, Err(what));
-                return Ok(());
+                let first = Columns::of(&record, how)?;
+                columns = Some(first);
+                Ok(())
             }
-        },
-    };
-    let mut record = csv::ByteRecord::new();
-    loop {
-        room.set(LINE_BYTES_MAX);
-        let after = reader.position().line();
-        match reader.read_byte_record(&mut record) {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
-            Err(error) => return csv_problem(after, error, each),
+        });
+        if let Err(what) = found {
+            let _ = each(record.line, Err(what));
+            return Ok(());
         }
-        let number = record.position().map_or(0, csv::Position::line);
+        let Some(columns) = &columns else { continue };
+        if record.first && columns.names.is_some() {
+            continue;
+        }
         let mut vars = None;
-        let found = match text(record.get(index).unwrap_or_default()) {
-            Ok(id) if how.vars => other_cells(&headings, &record, index).map(|values| Member {
-                id: Cow::Borrowed(id),
-                vars: Some(&**vars.insert(values)),
-            }),
-            found => found.and_then(plain),
-        };
-        if each(number, found).is_break() {
+        let found = cells(&record, columns).and_then(|id| {
+            if how.vars {
+                vars = Some(other_cells(columns, &record)?);
+            }
+            Ok(id)
+        });
+        let found = found.map(|id| Member {
+            id: Cow::Borrowed(id),
+            vars: vars.as_deref(),
+        });
+        if each(record.line, found).is_break() {
             return Ok(());
         }
     }
+    Ok(())
 }
 
-fn text(bytes: &[u8]) -> Result<&str, String> {
-    let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
-    Ok(unguarded(text))
+/// The recipient of a row.
+fn cells<'r>(record: &'r Record, columns: &Columns) -> Result<&'r str, String> {
+    for index in columns.count..record.len() {
+        if !record.cell(index)?.is_empty() {
+            return Err(format!(
+                "{} cells, and the first line has {}: a separator within a cell needs quotes around it",
+                record.len(),
+                columns.count
+            ));
+        }
+    }
+    record.cell(columns.index)
 }
 
 /// The cells beside the recipient's, by their headings.
-fn other_cells(
-    headings: &csv::ByteRecord,
-    record: &csv::ByteRecord,
-    index: usize,
-) -> Result<Box<RawValue>, String> {
+fn other_cells(columns: &Columns, record: &Record) -> Result<Box<RawValue>, String> {
     let mut values = BTreeMap::new();
-    for (at, (heading, cell)) in headings.iter().zip(record).enumerate() {
-        if at != index && !cell.is_empty() {
-            values.insert(text(heading)?, text(cell)?);
+    let names = columns.names.iter().flatten().enumerate();
+    for (at, name) in names.filter(|(at, _)| *at != columns.index) {
+        let cell = record.cell(at)?;
+        if !cell.is_empty() {
+            values.insert(name, cell);
         }
     }
     to_raw_value(&values).map_err(|error| error.to_string())
-}
-
-/// A record that never ends is a problem of its line; anything else is the input's.
-fn csv_problem(
-    line: u64,
-    error: csv::Error,
-    mut each: impl FnMut(u64, Result<Member<'_>, String>) -> ControlFlow<()>,
-) -> std::io::Result<()> {
-    match error.into_kind() {
-        csv::ErrorKind::Io(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
-            let _ = each(line, Err(error.to_string()));
-            Ok(())
-        }
-        csv::ErrorKind::Io(error) => Err(error),
-        other => {
-            let _ = each(line, Err(format!("not CSV: {other:?}")));
-            Ok(())
-        }
-    }
-}
-
-/// Lets one record have only so many bytes: a quote that is not closed would take in the rest of the
-/// list.
-struct Metered<R> {
-    input: R,
-    room: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Metered<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.room.get() == 0 {
-            let what =
-                format!("a record longer than {LINE_BYTES_MAX} bytes; is a quote not closed?");
-            return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, what));
-        }
-        let read = self.input.read(buffer)?;
-        self.room.set(self.room.get().saturating_sub(read as u64));
-        Ok(read)
-    }
 }
 
 #[cfg(test)]
@@ -408,7 +391,7 @@ mod tests {
         );
         let csv = "name,uid\nAna,u1\n\"B,\nb\",u2\n";
         check(Format::Csv, csv, &["u1", "u2"], &[]);
-        check(Format::Csv, "whatever\nu1\n", &["u1"], &[]);
+        check(Format::Csv, "uid\nu1\n", &["u1"], &[]);
         check(Format::Csv, "", &[], &[]);
         let json = "\"u1\"\n{\"user\":\"u2\",\"age\":[3]}\n\n{\"id\":3}\n4\n";
         check(Format::Ndjson, json, &["u1", "u2", "3", "4"], &[]);
@@ -488,6 +471,188 @@ mod tests {
         assert!(found.1[0].starts_with("2: no recipient in it; looked for: n"));
     }
 
+    /// Whoever is in a file is sent to, or the file is refused.
+    #[test]
+    fn a_quote_that_swallows_people_is_told_with_its_line() {
+        check(
+            Format::Csv,
+            "id,name\nu1,\"Ana\nu2,Bob\nu3,Carl\n",
+            &[],
+            &["2: the quote that opens on line 2 is never closed"],
+        );
+        check(
+            Format::Csv,
+            "id,name\nu0,Zoe\nu1,\"Ana\nu2,\"Bob\"\nu3,Carl\n",
+            &["u0"],
+            &["3: the quote that opens on line 3 is closed before the end of its cell"],
+        );
+        // In the middle of a cell it is a letter.
+        check(
+            Format::Csv,
+            "id,screen\nu1,5\" wide\nu2, \"a \"\"b\"\", c\" \r\nu3,\"\"\n",
+            &["u1", "u2", "u3"],
+            &[],
+        );
+    }
+
+    #[test]
+    fn a_list_without_a_heading_loses_nobody() {
+        check(Format::Csv, "u1\nu2\nu3\n", &["u1", "u2", "u3"], &[]);
+        check(Format::Csv, "\u{feff}u1\r\n\r\nu2", &["u1", "u2"], &[]);
+        check(Format::Csv, "u1\ru2\r", &["u1", "u2"], &[]);
+        check(
+            Format::Csv,
+            "100001,Ana\n100002,Bob\n",
+            &[],
+            &["1: no column is called recipient"],
+        );
+        let found = all(Format::Csv, Some("1"), b"100001,Ana\n100002,Bob\n");
+        assert_eq!(found.0, ["100001", "100002"]);
+        let found = all(Format::Csv, Some("3"), b"a,b\n1,2\n");
+        assert!(found.1[0].contains("there is no column \"3\""), "{found:?}");
+    }
+
+    #[test]
+    fn cells_are_separated_by_what_the_first_line_says() {
+        for (text, good) in [
+            ("id;name\r\nu1;Ana\r\nu2;Bob\r\n", ["u1", "u2"]),
+            ("name;id\r\n\"Ana, Dr.\";u1\r\nBob;u2\r\n", ["u1", "u2"]),
+            ("name\tuser\nAna, Dr.\tu1\nBob\tu2\n", ["u1", "u2"]),
+            ("name|uid\nAna|u1\nBob|u2\n", ["u1", "u2"]),
+            ("id,\"last; first\"\nu1,\"A; B\"\nu2,x\n", ["u1", "u2"]),
+        ] {
+            check(Format::Csv, text, &good, &[]);
+        }
+    }
+
+    #[test]
+    fn the_systems_own_names_are_known_and_names_are_never_ids() {
+        for heading in [
+            "user_id",
+            "userID",
+            "accid",
+            "recvID",
+            "User Id",
+            "account_id",
+            "toAccid",
+        ] {
+            check(
+                Format::Csv,
+                &format!("name,{heading}\nAna,u1\n"),
+                &["u1"],
+                &[],
+            );
+            let json = format!("{{\"name\":\"Ana\",\"{heading}\":\"u1\"}}\n");
+            check(Format::Ndjson, &json, &["u1"], &[]);
+        }
+        check(
+            Format::Csv,
+            "name,UserName\nAna,u1\n",
+            &[],
+            &["1: no column is called"],
+        );
+        check(
+            Format::Csv,
+            "id,userID\n1,u1\n",
+            &[],
+            &["1: the recipients may be column 1 \"id\" or 2 \"userID\""],
+        );
+        check(
+            Format::Csv,
+            "uid,x,uid\n1,2,u1\n",
+            &[],
+            &["1: the recipients may be column 1"],
+        );
+        check(
+            Format::Csv,
+            "name,id\nAna, Dr.,u1\nBo,u2,,\n",
+            &["u2"],
+            &["2: 3 cells, and the first line has 2"],
+        );
+    }
+
+    #[test]
+    fn numbers_that_a_spreadsheet_has_rounded_are_refused() {
+        check(
+            Format::Csv,
+            "id\r\n1.23457E+17\r\n=\"000123\"\r\n9007199254740993\r\n",
+            &["000123", "9007199254740993"],
+            &["2: \"1.23457E+17\" looks like a long number that a spreadsheet has rounded"],
+        );
+        check(Format::Lines, "1E+15\n", &[], &["1: \"1E+15\" looks like"]);
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_cut_off_or_refused() {
+        check(
+            Format::Csv,
+            "id\nu2\u{a0}\n\u{3000}u3\n",
+            &["u2", "u3"],
+            &[],
+        );
+        for id in [
+            "\u{200b}u2",
+            "u1\u{2028}u2",
+            "\u{202e}u2",
+            "u2\u{feff}",
+            "u\u{ad}2",
+        ] {
+            check(Format::Csv, &format!("id\n{id}\n"), &[], &["2: holds"]);
+            check(Format::Ndjson, &format!("\"{id}\"\n"), &[], &["1: holds"]);
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_encoding_is_named() {
+        for text in ["id,name\r\nu1,Ana\r\n", "\u{feff}u1\n"] {
+            for to_bytes in [u16::to_le_bytes, u16::to_be_bytes] {
+                let bytes: Vec<u8> = text.encode_utf16().flat_map(to_bytes).collect();
+                for format in [Format::Lines, Format::Csv, Format::Ndjson] {
+                    let (good, bad) = all(format, None, &bytes);
+                    assert!(good.is_empty() && bad[0].contains("UTF-16"), "{bad:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_refused() {
+        check(
+            Format::Ndjson,
+            "{\"id\":\"u6\",\"id\":\"u7\"}\n",
+            &[],
+            &["1: `id` stands there twice"],
+        );
+        check(
+            Format::Ndjson,
+            "{\"id\":\"a\",\"vars\":{\"n\":1,\"n\":2}}\n",
+            &[],
+            &["vars: \"n\" stands there twice"],
+        );
+        check(
+            Format::Ndjson,
+            "{\"id\":\"a\",\"vars\":{},\"vars\":{}}\n",
+            &[],
+            &["1: `vars` stands there twice"],
+        );
+        check(
+            Format::Ndjson,
+            "{\"id\":\"a\",\"x\":1,\"x\":2}\n",
+            &["a"],
+            &[],
+        );
+        let how = Reading {
+            format: Format::Csv,
+            column: None,
+            vars: true,
+        };
+        let (good, bad) = all_as(how, b"uid,n,n\nu1,1,2\n");
+        assert!(
+            good.is_empty() && bad[0].contains("more than one column is called \"n\""),
+            "{bad:?}"
+        );
+    }
+
     proptest! {
         /// Whatever a list holds, every line is a recipient, a problem or passed over.
         #[test]
@@ -499,8 +664,22 @@ mod tests {
             }
         }
 
+        /// However a table is quoted and separated, everybody in it comes out.
         #[test]
-        fn ndjson_comes_back(ids in prop::collection::vec("[^\\p{Cc}]{1,40}", 1..50)) {
+        fn csv_comes_back(
+            rows in prop::collection::vec(("[a-z0-9@._-]{1,12}", "[a-z \"',;|\t\né]{0,12}"), 1..30),
+            separator in prop::sample::select(vec![',', ';', '\t', '|']), end in prop::sample::select(vec!["\n", "\r\n"]),
+        ) {
+            let mut text = format!("name{separator}uid{end}");
+            for (id, name) in &rows {
+                text.push_str(&format!("\"{}\"{separator}{id}{end}", name.replace('"', "\"\"")));
+            }
+            let ids: Vec<_> = rows.into_iter().map(|(id, _)| id).collect();
+            prop_assert_eq!(all(Format::Csv, None, text.as_bytes()), (ids, Vec::new()));
+        }
+
+        #[test]
+        fn ndjson_comes_back(ids in prop::collection::vec("[^\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}\u{fffd}]{1,40}", 1..50)) {
             let text: String = ids.iter().map(|id| serde_json::to_string(id).unwrap() + "\n").collect();
             prop_assert_eq!(all(Format::Ndjson, None, text.as_bytes()), (ids, Vec::new()));
         }

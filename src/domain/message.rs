@@ -4,11 +4,16 @@
 //! `Content` is what became of it once every field was found to belong to its type. What a target
 //! makes of it stands in its mapping (`domain::mapping`).
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::fields::{Fields, Problem};
+use super::audience::wrong_values;
+use super::fields::{Fields, Problem, Problems, TWICE, name_twice};
+use super::job::{RECIPIENT_BYTES_MAX, half_character, wrong_id};
+use super::text;
 
 /// Largest `text` of a message, in bytes. The tightest documented limit among the targets is 5,000
 /// characters (NetEase); a target's own limit is checked when the job is accepted.
@@ -19,6 +24,9 @@ pub const DATA_BYTES_MAX: usize = 64 * 1024;
 
 /// Longest URL, file name, title or template name, in bytes.
 pub const LINE_BYTES_MAX: usize = 2048;
+
+/// Longest name of a sound, an environment or a set of rules, in bytes.
+const NAME_BYTES_MAX: usize = 255;
 
 /// Most users one message can mention.
 pub const MENTIONS_MAX: usize = 1000;
@@ -76,9 +84,9 @@ pub struct MessageDocument {
     /// What the place is called.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    /// Ids of the users that are mentioned, at most 1,000.
+    /// Ids of the users that are mentioned, at most 1,000 of 1 to 255 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 1000), inner(length(min = 1, max = 255)))]
     pub users: Option<Vec<String>>,
     /// Everybody is mentioned.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -211,16 +219,21 @@ pub struct Push {
     /// Default: yes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
+    /// At most 2,048 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
     pub title: Option<String>,
+    /// At most 20,000 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20_000))]
     pub text: Option<String>,
-    /// For the push service: a text as it is, anything else as JSON.
+    /// For the push service: a text as it is, anything else as JSON; at most 64 KiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Value>")]
     pub payload: Option<Box<RawValue>>,
-    /// Name of a sound.
+    /// Name of a sound, at most 255 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 255))]
     pub sound: Option<String>,
     /// Raises the badge.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -238,8 +251,9 @@ pub struct Route {
     /// Default: yes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// Name of the environment that gets the copy.
+    /// Name of the environment that gets the copy, at most 255 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 255))]
     pub environment: Option<String>,
 }
 
@@ -251,8 +265,9 @@ pub struct Moderation {
     /// Default: yes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// Name of the rules to apply.
+    /// Name of the rules to apply, at most 255 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 255))]
     pub business_id: Option<String>,
 }
 
@@ -301,7 +316,7 @@ const KINDS: [(&str, &[&str], &[&str]); 10] = [
 ];
 
 impl MessageDocument {
-    fn read(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> Self {
+    fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Self {
         let object = "a JSON object";
         Self {
             kind: fields.get("type", "a text", problems),
@@ -318,12 +333,12 @@ impl MessageDocument {
             latitude: fields.get("latitude", "a number of degrees", problems),
             longitude: fields.get("longitude", "a number of degrees", problems),
             title: fields.get("title", "a text", problems),
-            users: fields.get("users", "a list of user ids", problems),
+            users: read_mentions(fields, problems),
             everybody: fields.get("everybody", "true or false", problems),
             data: read_raw(fields, "data", problems),
             native: read_object(fields, "native", object, problems),
             template: fields.get("template", "a text", problems),
-            vars: read_object(fields, "vars", object, problems),
+            vars: read_values(fields, object, problems),
             literal: fields.get("literal", "true or false", problems),
         }
     }
@@ -480,10 +495,10 @@ impl MessageDocument {
 
 impl Message {
     /// Reads `message` of a job, or a stored message.
-    pub(super) fn read(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
-        let before = problems.len();
+    pub(super) fn read(mut fields: Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let before = problems.found();
         let mut document = MessageDocument::read(&mut fields, problems);
-        if problems.len() == before {
+        if problems.found() == before {
             for Problem { field, what } in document.problems() {
                 problems.push(Problem::new(fields.path_of(&field), what));
             }
@@ -491,7 +506,7 @@ impl Message {
         fields.finish(problems);
         let (native, vars) = (document.native.take(), document.vars.take());
         let literal = document.literal.unwrap_or_default();
-        (problems.len() == before).then(|| Self {
+        (problems.found() == before).then(|| Self {
             literal,
             content: document.into_content(),
             native,
@@ -501,10 +516,13 @@ impl Message {
 
     /// Reads a stored message from its JSON.
     pub fn from_json(json: &str) -> Result<Self, Vec<Problem>> {
-        let mut problems = Vec::new();
+        let json = text::unmarked(json);
+        let mut problems = Problems::default();
+        problems.extend(half_character(json));
         let message = Fields::open("message", json, &mut problems)
             .and_then(|fields| Self::read(fields, &mut problems));
-        message.filter(|_| problems.is_empty()).ok_or(problems)
+        let message = message.filter(|_| problems.is_empty());
+        message.ok_or_else(|| problems.into())
     }
 }
 
@@ -615,7 +633,7 @@ impl TryFrom<MessageDocument> for Content {
 fn read_raw(
     fields: &mut Fields<'_>,
     name: &'static str,
-    problems: &mut Vec<Problem>,
+    problems: &mut Problems,
 ) -> Option<Box<RawValue>> {
     let value = fields.raw(name)?;
     let size = value.get().len();
@@ -630,17 +648,44 @@ fn read_object(
     fields: &mut Fields<'_>,
     name: &'static str,
     expected: &str,
-    problems: &mut Vec<Problem>,
+    problems: &mut Problems,
 ) -> Option<Box<RawValue>> {
     let value = read_raw(fields, name, problems)?;
     if !value.get().starts_with('{') {
         fields.problem(name, format!("{expected} is expected"), problems);
+    } else if let Some(twice) = name_twice(value.get()) {
+        fields.problem(name, format!("{twice:?} {TWICE}"), problems);
     }
     Some(value)
 }
 
+fn read_values(
+    fields: &mut Fields<'_>,
+    expected: &str,
+    problems: &mut Problems,
+) -> Option<Box<RawValue>> {
+    let values = read_object(fields, "vars", expected, problems)?;
+    if problems.is_empty()
+        && let Some(what) = wrong_values(values.get())
+    {
+        fields.problem("vars", what, problems);
+    }
+    Some(values)
+}
+
+fn read_mentions(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Vec<String>> {
+    let users = fields.texts("users", MENTIONS_MAX, problems)?;
+    for (index, user) in users.iter().enumerate() {
+        if let Some(what) = wrong_id(user, RECIPIENT_BYTES_MAX) {
+            let path = fields.path_of(&format!("users[{index}]"));
+            problems.push(Problem::new(path, what));
+        }
+    }
+    Some(users.into_iter().map(Cow::into_owned).collect())
+}
+
 impl Options {
-    pub(super) fn read(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Self {
+    pub(super) fn read(mut fields: Fields<'_>, problems: &mut Problems) -> Self {
         let yes_no = "true or false";
         let options = Self {
             online_only: fields.get("online_only", yes_no, problems),
@@ -670,13 +715,13 @@ impl Options {
 }
 
 impl Push {
-    fn read(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Self {
+    fn read(mut fields: Fields<'_>, problems: &mut Problems) -> Self {
         let push = Self {
             enabled: fields.get("enabled", "true or false", problems),
-            title: fields.get("title", "a text", problems),
-            text: fields.get("text", "a text", problems),
+            title: fields.line("title", LINE_BYTES_MAX, problems),
+            text: fields.line("text", TEXT_BYTES_MAX, problems),
             payload: read_raw(&mut fields, "payload", problems),
-            sound: fields.get("sound", "a text", problems),
+            sound: fields.line("sound", NAME_BYTES_MAX, problems),
             badge: fields.get("badge", "true or false", problems),
             forced: fields.get("forced", "true or false", problems),
         };
@@ -686,10 +731,10 @@ impl Push {
 }
 
 impl Route {
-    fn read(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Self {
+    fn read(mut fields: Fields<'_>, problems: &mut Problems) -> Self {
         let route = Self {
             enabled: fields.get("enabled", "true or false", problems),
-            environment: fields.get("environment", "a text", problems),
+            environment: fields.line("environment", NAME_BYTES_MAX, problems),
         };
         fields.finish(problems);
         route
@@ -697,10 +742,10 @@ impl Route {
 }
 
 impl Moderation {
-    fn read(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Self {
+    fn read(mut fields: Fields<'_>, problems: &mut Problems) -> Self {
         let moderation = Self {
             enabled: fields.get("enabled", "true or false", problems),
-            business_id: fields.get("business_id", "a text", problems),
+            business_id: fields.line("business_id", NAME_BYTES_MAX, problems),
         };
         fields.finish(problems);
         moderation

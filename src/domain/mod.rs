@@ -9,11 +9,13 @@ pub mod accounts;
 pub mod announce;
 /// Who is to get a message, and how a list of them is read.
 pub mod audience;
+/// JSON in a canonical form, for digests.
+mod canonical;
 /// One delivery of a slice: where each of its recipients stands.
 pub mod delivery;
 /// Directives: pause, cancel and re-rate, and what they mean for a slice.
 pub mod directive;
-/// Deficit round robin over lanes: promise 8.
+/// Which lane gets a place, and which makes way: promise 8.
 pub mod fairness;
 /// Reads JSON objects field by field and reports every problem at once.
 pub mod fields;
@@ -57,3 +59,5 @@ pub mod slice;
 pub mod spreadsheet;
 /// Stored messages: what may be stored, and a job with one in its place.
 pub mod template;
+/// Texts from outside: encodings, characters that cannot be seen, numbers that were rounded.
+pub mod text;

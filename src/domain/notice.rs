@@ -65,9 +65,15 @@ impl CallbackRules {
         }
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        if !self.hosts.iter().any(|pattern| pattern.matches(host)) {
+        let usual = if uri.scheme() == Some(&Scheme::HTTPS) {
+            443
+        } else {
+            80
+        };
+        let port = uri.port_u16().unwrap_or(usual);
+        if !self.hosts.iter().any(|it| it.matches(host, port)) {
             return Err(format!(
-                "host {host:?} is not among callbacks.hosts of the app"
+                "host {host:?} with port {port} is not among callbacks.hosts of the app"
             ));
         }
         match host.parse() {
@@ -79,37 +85,53 @@ impl CallbackRules {
     }
 }
 
-/// `api.example.com`, an address, or `*.example.com` for every name below it.
+/// `api.example.com`, an address, or `*.example.com` for every name below it; and the one port that is
+/// meant, as in `api.example.com:8443`, or else any.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPattern(String);
+pub struct HostPattern {
+    host: String,
+    port: Option<u16>,
+}
 
 impl HostPattern {
     /// A pattern, or what is wrong with it.
     pub fn read(text: &str) -> Result<Self, String> {
-        let name = text.strip_prefix("*.").unwrap_or(text);
+        let (host, port) = match text.split_once(':') {
+            // More than one colon is an address.
+            Some((host, port)) if !port.contains(':') => (host, Some(port)),
+            _ => (text, None),
+        };
+        let number = |port: &str| port.parse::<u16>().ok().filter(|number| *number > 0);
+        let is_port = port.is_none_or(|port| number(port).is_some());
+        let name = host.strip_prefix("*.").unwrap_or(host);
         let allowed = |c: char| c.is_ascii_alphanumeric() || ".-:_".contains(c);
         let is_address = name.parse::<IpAddr>().is_ok();
         if name.is_empty()
+            || !is_port
             || !name.chars().all(allowed)
             || name.starts_with('.')
             || (name.contains(':') && !is_address)
-            || (is_address && name.len() < text.len())
+            || (is_address && name.len() < host.len())
         {
             return Err(format!(
-                "{text:?} is neither a host such as \"api.example.com\" nor \"*.example.com\"; \
-                 it has no port and no scheme"
+                "{text:?} is neither a host such as \"api.example.com\" nor \"*.example.com\", with or \
+                 without a port; it has no scheme"
             ));
         }
-        Ok(Self(text.to_ascii_lowercase()))
+        Ok(Self {
+            host: host.to_ascii_lowercase(),
+            port: port.and_then(number),
+        })
     }
 
-    fn matches(&self, host: &str) -> bool {
+    fn matches(&self, host: &str, port: u16) -> bool {
         let host = host.to_ascii_lowercase();
-        match self.0.strip_prefix('*') {
+        let is_host = match self.host.strip_prefix('*') {
             // Something must stand before the dot.
             Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
-            None => host == self.0,
-        }
+            None => host == self.host,
+        };
+        is_host && self.port.is_none_or(|it| it == port)
     }
 }
 
@@ -201,6 +223,21 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_is_named_is_the_only_one() {
+        let rules = rules(&["api.example.com:8443", "*.example.org:443"], false);
+        for url in ["https://api.example.com:8443/", "https://a.example.org/"] {
+            assert_eq!(rules.check(url), Ok(()), "{url}");
+        }
+        for url in [
+            "https://api.example.com/",
+            "https://api.example.com:6379/",
+            "http://a.example.org/",
+        ] {
+            assert!(rules.check(url).unwrap_err().contains("with port"), "{url}");
+        }
+    }
+
+    #[test]
     fn an_address_inside_a_network_is_refused_unless_allowed() {
         let hosts = ["127.0.0.1", "::1", "10.1.2.3", "1.1.1.1"];
         let urls = [
@@ -224,6 +261,8 @@ mod tests {
             "localhost",
             "::1",
             "10.0.0.1",
+            "a:80",
+            "*.example.com:8443",
         ] {
             assert!(HostPattern::read(text).is_ok(), "{text}");
         }
@@ -232,7 +271,11 @@ mod tests {
             "*",
             "*.",
             "https://a",
-            "a:80",
+            "a:",
+            ":80",
+            "a:0",
+            "a:http",
+            "a:65536",
             "a/b",
             "*.*.com",
             "a b",

@@ -81,8 +81,8 @@ pub enum Class {
     Throttled,
     /// Perhaps accepted: the reply was lost or says so. Policy decides (promise 4).
     Uncertain,
-    /// Our configuration is wrong (signature, token, permission): the target is parked, nobody is
-    /// dead-lettered (promise 10).
+    /// Our configuration is wrong (signature, token, permission): the job is parked, and with a second
+    /// one the target; nobody is dead-lettered (promise 10).
     Config,
 }
 

@@ -6,17 +6,23 @@
 //!
 //! A template is data from a producer, so it can do nothing but read those values: no includes, no
 //! imports, no macros. Fuel pays for every step and every byte a rendering makes, so that neither work
-//! nor memory grows past a bound, whatever a template says. The same template and values give the same
-//! bytes: a call that is repeated says the same.
+//! nor memory grows past a bound, whatever a template says; how deep it may go is measured before it is
+//! compiled (`measure`). The same template and values give the same bytes: a call that is repeated says
+//! the same.
+
+mod measure;
+mod names;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde_json::value::RawValue;
 
-use super::fields::Problem;
+use self::measure::Depth;
+use super::fields::{Problem, Problems, shorten};
 use super::message::{Content, DATA_BYTES_MAX, LINE_BYTES_MAX, Options, TEXT_BYTES_MAX};
 use super::slice::Head;
 
@@ -30,11 +36,8 @@ const TEXTS_MAX: usize = 100;
 /// A personal job, ready to be rendered.
 pub struct Personal {
     head: Arc<Head>,
-    texts: Texts,
-    defaults: Values,
+    form: Form,
 }
-
-type Values = BTreeMap<String, Value>;
 
 impl Personal {
     /// Compiles the texts of a job. Nothing for a job without values, or without placeholders: it says
@@ -43,34 +46,92 @@ impl Personal {
         let Some(vars) = &head.vars else {
             return Ok(None);
         };
-        let texts = Texts::of(&head.content, &head.options)?;
-        if texts.texts.is_empty() {
-            return Ok(None);
-        }
-        let defaults = read_values(vars, "message.vars").map_err(|problem| vec![problem])?;
-        Ok(Some(Self {
+        let form = Form::of(&head.content, &head.options, vars)?;
+        Ok(form.map(|form| Self {
             head: Arc::clone(head),
-            texts,
-            defaults,
+            form,
         }))
     }
 
     /// The job as one recipient gets it, or why it cannot have it.
     pub fn render(&self, vars: Option<&RawValue>) -> Result<Arc<Head>, Problem> {
+        let mut head = Head {
+            vars: None,
+            ..(*self.head).clone()
+        };
+        for (place, rendered) in self.form.fill(vars).map_err(|unfilled| unfilled.problem)? {
+            place.put(&mut head, rendered);
+        }
+        Ok(Arc::new(head))
+    }
+}
+
+/// The texts of a message with the values that all recipients share.
+pub(super) struct Form {
+    texts: Texts,
+    defaults: Values,
+}
+
+type Values = BTreeMap<String, Value>;
+
+/// Why a recipient cannot have its message.
+#[derive(Debug)]
+pub(super) struct Unfilled {
+    pub(super) problem: Problem,
+    /// The value that is lacking, where that is why.
+    pub(super) lacks: Option<String>,
+}
+
+impl From<Problem> for Unfilled {
+    fn from(problem: Problem) -> Self {
+        Self {
+            problem,
+            lacks: None,
+        }
+    }
+}
+
+impl Form {
+    /// Nothing where there are no placeholders.
+    pub(super) fn of(
+        content: &Content,
+        options: &Options,
+        vars: &RawValue,
+    ) -> Result<Option<Self>, Vec<Problem>> {
+        let texts = Texts::of(content, options)?;
+        if texts.texts.is_empty() {
+            return Ok(None);
+        }
+        let defaults = read_values(vars, "message.vars").map_err(|problem| vec![problem])?;
+        Ok(Some(Self { texts, defaults }))
+    }
+
+    /// The texts as one recipient gets them.
+    fn fill(&self, vars: Option<&RawValue>) -> Result<Vec<(Place, String)>, Unfilled> {
         let mut values = self.defaults.clone();
         if let Some(vars) = vars {
             values.extend(read_values(vars, "vars")?);
         }
         let values = Value::from(values);
-        let mut head = Head {
-            vars: None,
-            ..(*self.head).clone()
+        let texts = self.texts.texts.iter();
+        texts
+            .map(|text| Ok((text.place, self.texts.render(text, &values)?)))
+            .collect()
+    }
+
+    /// Whether one recipient can have its message.
+    pub(super) fn try_out(&self, vars: Option<&RawValue>) -> Result<(), Unfilled> {
+        self.fill(vars).map(drop)
+    }
+
+    /// Whether a text takes a value of this name from outside.
+    pub(super) fn reads(&self, name: &str) -> bool {
+        let engine = &self.texts.engine;
+        let reads = || {
+            let mut templates = engine.templates();
+            templates.any(|(_, template)| template.undeclared_variables(false).contains(name))
         };
-        for text in &self.texts.texts {
-            let rendered = self.texts.render(text, &values)?;
-            text.place.put(&mut head, rendered);
-        }
-        Ok(Arc::new(head))
+        guarded(Depth::Flat, reads).unwrap_or(false)
     }
 }
 
@@ -80,8 +141,7 @@ pub fn problems(content: &Content, options: &Options) -> Vec<Problem> {
 }
 
 fn read_values(vars: &RawValue, field: &str) -> Result<Values, Problem> {
-    let values: Result<Values, _> = serde_json::from_str(vars.get());
-    let mut values = values
+    let mut values: Values = serde_json::from_str(vars.get())
         .map_err(|error| Problem::new(field, format!("a JSON object is expected: {error}")))?;
     values.retain(|_, value| !value.is_none());
     Ok(values)
@@ -156,6 +216,7 @@ fn raw(json: String) -> Box<RawValue> {
 /// The texts of a message that have placeholders, compiled.
 struct Texts {
     engine: Environment<'static>,
+    depth: Depth,
     texts: Vec<Text>,
 }
 
@@ -178,45 +239,80 @@ impl Texts {
         let mut compiler = Compiler {
             texts: Self {
                 engine: engine(),
+                depth: Depth::Flat,
                 texts: Vec::new(),
             },
             templates: 0,
-            problems: Vec::new(),
+            problems: Problems::default(),
         };
         compiler.content(content);
         compiler.options(options);
         compiler.finish()
     }
 
-    fn render(&self, text: &Text, values: &Value) -> Result<String, Problem> {
-        let problem = |what: String| Problem::new(text.place.field(), what);
+    /// Compiles a template, unless it goes too deep or calls what is not there.
+    fn compile(&mut self, name: &str, text: &str) -> Result<(), String> {
+        let depth = measure::depth(text, self.engine.syntax())?;
+        self.depth = self.depth.max(depth);
+        // Compiling goes no deeper than a flat text, whatever rendering does.
+        guarded(Depth::Flat, || {
+            let added = self
+                .engine
+                .add_template_owned(name.to_owned(), text.to_owned());
+            added.map_err(|error| why(&error))?;
+            let template = self
+                .engine
+                .get_template(name)
+                .map_err(|error| why(&error))?;
+            names::missing(&self.engine, &template).map_or(Ok(()), Err)
+        })?
+    }
+
+    fn render(&self, text: &Text, values: &Value) -> Result<String, Unfilled> {
         let (least, most) = text.place.bytes();
         let mut whole = String::new();
         for piece in &text.pieces {
-            let render = |template: &str| {
-                let template = self.engine.get_template(template);
-                let rendered = template.and_then(|it| it.render(values.clone()));
-                rendered.map_err(|error| problem(why(&error)))
-            };
             match piece {
                 Piece::Kept(json) => whole.push_str(json),
-                Piece::Plain(template) => whole.push_str(&render(template)?),
+                Piece::Plain(template) => whole.push_str(&self.piece(text, template, values)?),
                 Piece::Quoted(template) => {
-                    whole.push_str(&serde_json::Value::from(render(template)?).to_string());
+                    let rendered = self.piece(text, template, values)?;
+                    whole.push_str(&serde_json::Value::from(rendered).to_string());
                 }
             }
             if whole.len() > most {
                 break;
             }
         }
+        let problem = |what: String| Err(Problem::new(text.place.field(), what).into());
         match whole.len() {
-            size if size < least => Err(problem("is empty once it is filled in".to_owned())),
-            size if size > most => Err(problem(format!(
-                "more than {most} bytes once it is filled in"
-            ))),
+            size if size < least => problem("is empty once it is filled in".to_owned()),
+            size if size > most => problem(format!("more than {most} bytes once it is filled in")),
             _ => Ok(whole),
         }
     }
+
+    /// Renders one template. Errors hold values, so they end where there is room too.
+    fn piece(&self, text: &Text, template: &str, values: &Value) -> Result<String, Unfilled> {
+        let unfilled = |(what, lacks)| Unfilled {
+            problem: Problem::new(text.place.field(), what),
+            lacks,
+        };
+        let render = || {
+            let template = self.engine.get_template(template);
+            let rendered = template.and_then(|it| it.render(values.clone()));
+            rendered.map_err(|error| (why(&error), lacks(&error).map(str::to_owned)))
+        };
+        guarded(self.depth, render)
+            .unwrap_or_else(|broken| Err((broken, None)))
+            .map_err(unfilled)
+    }
+}
+
+/// Runs the engine over a text from outside, with room, and outlives a mistake of the engine's own.
+fn guarded<R>(depth: Depth, work: impl FnOnce() -> R) -> Result<R, String> {
+    catch_unwind(AssertUnwindSafe(|| depth.with_room(work)))
+        .map_err(|_| "cannot be filled in: the engine for placeholders failed over it".to_owned())
 }
 
 fn engine() -> Environment<'static> {
@@ -235,13 +331,15 @@ fn engine() -> Environment<'static> {
     // So that errors name the variable.
     engine.set_debug(true);
     engine.remove_global("debug");
+    // For people who write templates, and its work grows with the cube of a value's depth.
+    engine.remove_filter("pprint");
     engine
 }
 
 struct Compiler {
     texts: Texts,
     templates: usize,
-    problems: Vec<Problem>,
+    problems: Problems,
 }
 
 impl Compiler {
@@ -307,12 +405,8 @@ impl Compiler {
                 let what = format!("more than {TEXTS_MAX} texts with placeholders");
                 self.problems.push(Problem::new(place.field(), what));
             }
-        } else if let Err(error) = self
-            .texts
-            .engine
-            .add_template_owned(name.clone(), text.to_owned())
-        {
-            let what = format!("not a template: {}", why(&error));
+        } else if let Err(what) = self.texts.compile(&name, text) {
+            let what = format!("not a template: {what}");
             self.problems.push(Problem::new(place.field(), what));
         }
         name
@@ -320,7 +414,7 @@ impl Compiler {
 
     fn finish(mut self) -> Result<Texts, Vec<Problem>> {
         if !self.problems.is_empty() {
-            return Err(self.problems);
+            return Err(self.problems.into());
         }
         let fuel = FUEL / self.templates.max(1) as u64;
         self.texts.engine.set_fuel(Some(fuel));
@@ -359,19 +453,25 @@ fn why(error: &Error) -> String {
     if error.kind() == ErrorKind::OutOfFuel {
         return "takes too much work, or makes too long a text".to_owned();
     }
-    if let Some(variable) = error.detail().and_then(undefined) {
+    if let Some(variable) = lacks(error) {
         return format!("undefined variable {variable:?}");
     }
     let line = error.line().unwrap_or(1);
     match error.detail() {
-        Some(detail) => format!("{}: {detail} (line {line})", error.kind()),
+        Some(detail) => {
+            let detail = shorten(detail, DETAIL_SHOWN);
+            format!("{}: {detail} (line {line})", error.kind())
+        }
         None => format!("{} (line {line})", error.kind()),
     }
 }
 
+/// Most of the engine's own words that are repeated.
+const DETAIL_SHOWN: usize = 200;
+
 /// The variable that an error of the engine says is missing.
-fn undefined(detail: &str) -> Option<&str> {
-    let (before, _) = detail.split_once("` is undefined")?;
+fn lacks(error: &Error) -> Option<&str> {
+    let (before, _) = error.detail()?.split_once("` is undefined")?;
     Some(before.rsplit_once('`')?.1)
 }
 

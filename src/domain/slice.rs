@@ -10,14 +10,17 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::ids::{Fingerprint, Fingerprinter, JobId, SliceId};
+use super::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use super::lane::{Lane, Priority};
 use super::message::{Content, MessageDocument, Options};
-use super::outcome::{Answer, Class, OnUncertain};
+use super::outcome::{Answer, Class, OnUncertain, Outcome};
 use super::placeholders::as_it_stands;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
-pub const SLICE_VERSION: u32 = 1;
+pub const SLICE_VERSION: u32 = 2;
+
+/// Version of a slice that an older worker may deliver too.
+pub const SLICE_VERSION_PLAIN: u32 = 1;
 
 /// What all slices of a job have in common.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -140,6 +143,33 @@ pub struct Slice {
     /// Recipients with a call in doubt; left out while there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doubts: Vec<Doubt>,
+    /// What the ledger could not take while it was away. A slice that has it is of version 2: a worker
+    /// that does not know it would lose it.
+    #[serde(default, skip_serializing_if = "Unrecorded::is_empty")]
+    pub unrecorded: Unrecorded,
+}
+
+/// What deliveries know that the ledger does not: it is recorded first, without a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unrecorded {
+    /// Recipients with their outcome, which are no recipients of the slice any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outcomes: Vec<(Outcome, Vec<String>)>,
+    /// Claims to give up, by their owner, of recipients that were certainly not sent to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub release: Vec<(Owner, Vec<String>)>,
+}
+
+impl Unrecorded {
+    pub fn is_empty(&self) -> bool {
+        self.outcomes.is_empty() && self.release.is_empty()
+    }
+
+    /// Entries of the slice that have one of these outcomes.
+    pub fn entries(&self) -> u32 {
+        let sizes = self.outcomes.iter().map(|(_, names)| names.len() as u32);
+        sizes.sum()
+    }
 }
 
 /// Entries of a slice that have their outcome, as far as its deliveries know.

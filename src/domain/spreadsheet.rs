@@ -2,7 +2,8 @@
 //! `-`, `@`, a tab or a carriage return for a formula and carries it out.
 //!
 //! A guarded cell begins with an apostrophe, by which every spreadsheet knows a text. Reading takes the
-//! guard away again, so that an id such as `+8613800000000` comes back as it was.
+//! guard away again, so that an id such as `+8613800000000` comes back as it was; and that of people who
+//! keep the zeros of `000123` by writing `="000123"`.
 
 use std::borrow::Cow;
 
@@ -26,8 +27,15 @@ pub fn guarded(text: &str) -> Cow<'_, str> {
 pub fn unguarded(cell: &str) -> &str {
     match cell.strip_prefix(GUARD) {
         Some(text) if is_taken_for_more(text) => text,
-        _ => cell,
+        _ => shown(cell),
     }
+}
+
+/// What a formula shows that is nothing but a text.
+fn shown(cell: &str) -> &str {
+    let text = cell.strip_prefix("=\"");
+    let text = text.and_then(|text| text.strip_suffix('"'));
+    text.filter(|text| !text.contains('"')).unwrap_or(cell)
 }
 
 #[cfg(test)]
@@ -43,6 +51,14 @@ mod tests {
         }
         for text in ["", "ann", "a=b", "'quoted'", "1-2"] {
             assert_eq!(guarded(text), text);
+        }
+    }
+
+    #[test]
+    fn a_text_that_a_formula_shows_is_that_text() {
+        assert_eq!(unguarded("=\"000123\""), "000123");
+        for other in ["=\"", "=\"a\"b\"", "u1", "=\"\"\"", "'=\"1\""] {
+            assert_eq!(unguarded(other), other.trim_start_matches('\''));
         }
     }
 

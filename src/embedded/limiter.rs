@@ -3,9 +3,7 @@
 //! One process sees every call, so a rate needs no place to be shared in. A restart forgets what was
 //! booked ahead: each limit may then grant one burst more than it should, once.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redb::ReadableTable as _;
 
@@ -13,148 +11,12 @@ use super::Engine;
 use super::disk::Trouble;
 use super::now_ms;
 use super::tables::PARKS;
-use crate::domain::limits::{Cost, Grant, Tat};
-use crate::ports::{Lease, Leased, LedgerError, Limit, Limiter, Park, Scope};
+use crate::domain::limits::Grant;
+use crate::ports::{Lease, Leased, LedgerError, Limit, Limiter, Park};
 
 /// The ledger and the limiter on the embedded engine.
 #[derive(Clone)]
 pub struct EmbeddedStore(pub(super) Engine);
-
-/// Limits that are remembered before those with nothing booked are dropped.
-const LIMITS_KEPT: usize = 1000;
-
-/// Another rate under the same name starts clean.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Key {
-    scope: Scope,
-    name: String,
-    units: u32,
-    period: Duration,
-    burst: u32,
-    per_call: bool,
-}
-
-impl Key {
-    fn of(limit: &Limit<'_>) -> Self {
-        Self {
-            scope: limit.scope,
-            name: limit.name.to_owned(),
-            units: limit.rate.units,
-            period: limit.rate.period,
-            burst: limit.rate.burst,
-            per_call: limit.cost == Cost::PerCall,
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Limits {
-    /// The clock of the limits starts here.
-    epoch: Instant,
-    tats: Mutex<HashMap<Key, Tat>>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            epoch: Instant::now(),
-            tats: Mutex::default(),
-        }
-    }
-}
-
-impl Limits {
-    /// Books on all limits together, or on none: the least that any grants, after the longest wait.
-    fn lease(&self, lease: &Lease<'_>) -> Leased {
-        let now_us = self.epoch.elapsed().as_micros() as u64;
-        let mut tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
-        if tats.len() > LIMITS_KEPT {
-            tats.retain(|_, tat| tat.0 > now_us as f64);
-        }
-        let limits: Vec<_> = lease
-            .limits
-            .iter()
-            .map(|limit| (limit, Key::of(limit)))
-            .collect();
-        let per_call = lease.per_call.max(1);
-        let units_of = |limit: &Limit<'_>, recipients: u32| match limit.cost {
-            Cost::PerCall => recipients.div_ceil(per_call),
-            Cost::PerRecipient => recipients,
-        };
-
-        let (mut granted, mut binding) = (lease.recipients, None);
-        let mut later: Option<(Duration, Scope)> = None;
-        for (limit, key) in &limits {
-            // Tried on a copy: nothing is booked before all agree.
-            let mut tat = tats.get(key).copied().unwrap_or_default();
-            let want = units_of(limit, lease.recipients);
-            match tat.lease(&limit.rate, now_us, want, lease.wait_max) {
-                Grant::Units { units, .. } => {
-                    let recipients = match limit.cost {
-                        Cost::PerCall => units.saturating_mul(per_call),
-                        Cost::PerRecipient => units,
-                    };
-                    if recipients < granted {
-                        (granted, binding) = (recipients, Some(limit.scope));
-                    }
-                }
-                Grant::Later { after } => {
-                    if later.is_none_or(|(longest, _)| after > longest) {
-                        later = Some((after, limit.scope));
-                    }
-                }
-            }
-        }
-        if let Some((after, scope)) = later {
-            return Leased {
-                grant: Grant::Later { after },
-                binding: Some(scope),
-            };
-        }
-
-        let mut wait = Duration::ZERO;
-        let mut slowest = None;
-        for (limit, key) in limits {
-            let tat = tats.entry(key).or_default();
-            let want = units_of(limit, granted);
-            if let Grant::Units { after, .. } = tat.lease(&limit.rate, now_us, want, lease.wait_max)
-                && after > wait
-            {
-                (wait, slowest) = (after, Some(limit.scope));
-            }
-        }
-        Leased {
-            grant: Grant::Units {
-                units: granted,
-                after: wait,
-            },
-            binding: binding.or(slowest),
-        }
-    }
-
-    fn booked(&self, limits: &[Limit<'_>]) -> Vec<f64> {
-        let now_us = self.epoch.elapsed().as_micros() as u64;
-        let tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
-        let booked = |limit: &Limit<'_>| {
-            let tat = tats.get(&Key::of(limit)).copied().unwrap_or_default();
-            tat.booked(&limit.rate, now_us)
-        };
-        limits.iter().map(booked).collect()
-    }
-
-    fn refund(&self, limits: &[Limit<'_>], recipients: u32, calls: u32) {
-        let mut tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
-        for limit in limits {
-            let units = match limit.cost {
-                Cost::PerCall => calls,
-                Cost::PerRecipient => recipients,
-            };
-            if let Some(tat) = tats.get_mut(&Key::of(limit)) {
-                tat.refund(&limit.rate, units);
-            }
-        }
-    }
-}
 
 impl Limiter for EmbeddedStore {
     async fn lease(&self, lease: &Lease<'_>) -> Result<Leased, LedgerError> {

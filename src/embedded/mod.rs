@@ -57,7 +57,6 @@ pub use self::limiter::EmbeddedStore;
 
 use self::desk::Desk;
 use self::disk::{Disk, Trouble};
-use self::limiter::Limits;
 use self::nonces::Seen;
 use self::pulse::Beats;
 use self::shelves::Turns;
@@ -109,7 +108,7 @@ struct Inner {
     writer: writer::Handle,
     events: broadcast::Sender<EngineEvent>,
     turns: Turns,
-    limits: Limits,
+    limits: crate::limits::Limits,
     nonces: Mutex<Seen>,
     beats: Beats,
     walk: Mutex<Walk>,
@@ -151,7 +150,7 @@ impl Engine {
             writer,
             events: broadcast::Sender::new(EVENTS_KEPT),
             turns: Turns::default(),
-            limits: Limits::default(),
+            limits: crate::limits::Limits::default(),
             nonces: Mutex::default(),
             beats: Beats::default(),
             walk: Mutex::default(),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{Query, Request};
 use axum::http::{HeaderMap, Method, Uri, header};
 
+use super::pool::Holder;
 use super::problem::Refusal;
 use crate::domain::fields::Problem;
 use crate::domain::limits::{Grant, Rate, Tat};
@@ -40,12 +41,25 @@ pub struct AppAccess {
 }
 
 /// Who sent a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Caller {
     Admin,
     App(String),
     /// Without credentials: for the apps that ask for none.
     Nobody,
+}
+
+impl Holder for Caller {
+    fn is_administrator(&self) -> bool {
+        *self == Self::Admin
+    }
+}
+
+/// The token of an `Authorization`. Its scheme may be written in any case.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
+    let fits = scheme.eq_ignore_ascii_case(b"Bearer ");
+    fits.then(|| token.trim_ascii_start())
 }
 
 impl Access {
@@ -60,8 +74,7 @@ impl Access {
                 .then_some(Caller::Nobody)
                 .ok_or(Refusal::Unauthorized);
         };
-        let given = given.as_bytes().strip_prefix(b"Bearer ");
-        let given = given.unwrap_or_default();
+        let given = bearer(given.as_bytes()).unwrap_or_default();
         let fits = |token: &Option<Secret>| {
             let token = token.as_ref().map(|token| token.expose().as_bytes());
             token.is_some_and(|token| same(given, token))
@@ -151,6 +164,11 @@ enum Reach {
     /// An app, about what `?app=` names.
     OwnJobs,
     Admin,
+}
+
+/// Whether it is the same for everybody, and about nothing that was sent.
+pub(super) fn is_public(method: &Method, path: &str) -> bool {
+    reach(method, path) == Reach::Anyone
 }
 
 /// What is not listed is for administrators.
@@ -303,6 +321,21 @@ mod tests {
         }
         for token in [Some("wrong"), Some("")] {
             check("GET", "/v1/jobs", token, Err(401));
+        }
+    }
+
+    #[test]
+    fn the_scheme_of_a_token_may_be_written_in_any_case() {
+        for (value, token) in [
+            ("Bearer s", Some("s")),
+            ("bearer s", Some("s")),
+            ("BEARER  s", Some("s")),
+            ("Bearers", None),
+            ("Basic s", None),
+            ("Bearer", None),
+        ] {
+            let token = token.map(str::as_bytes);
+            assert_eq!(bearer(value.as_bytes()), token, "{value}");
         }
     }
 

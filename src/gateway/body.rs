@@ -1,5 +1,5 @@
 //! Request bodies against callers that are slow or too many: a body must come on at a least rate, and
-//! all bodies that are held in memory share one bound.
+//! all bodies that are held in memory share one bound, of which each caller has a share.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequest, Request};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::BytesMut;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 use super::Gateway;
+use super::access::Caller;
+use super::pool::{Pool, Share};
 use super::problem::Refusal;
+use crate::domain::fields::shorten;
 use crate::ports::Broker;
 
 /// Least rate of a body, in bytes per second, beyond the patience it begins with. A caller is a
@@ -94,6 +96,21 @@ impl HttpBody for Patient {
     }
 }
 
+/// Refuses a body that is compressed: its bytes would be read as text.
+pub(super) fn uncompressed(headers: &HeaderMap) -> Result<(), Refusal> {
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut codings = codings.filter(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let Some(coding) = codings.next() else {
+        return Ok(());
+    };
+    let coding = String::from_utf8_lossy(coding.as_bytes());
+    let what = format!(
+        "Content-Encoding {:?} is not taken; send the body as it is, uncompressed",
+        shorten(&coding, 40)
+    );
+    Err(Refusal::BadBody(StatusCode::UNSUPPORTED_MEDIA_TYPE, what))
+}
+
 /// What became of reading a body.
 pub(super) fn unreadable(error: &(dyn std::error::Error + 'static)) -> Refusal {
     let mut cause = Some(error);
@@ -121,17 +138,10 @@ async fn pass_over(body: &mut Body) {
     }
 }
 
-/// Room for the bodies in memory, in KiB.
-#[derive(Clone)]
-pub(super) struct Memory(Arc<Semaphore>);
-
-/// Bodies in memory, all requests together. A job is rarely more than some KiB.
-const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
-
 /// A body in memory, with its share of the room.
 pub(super) struct Held {
     pub(super) bytes: Bytes,
-    _share: Option<OwnedSemaphorePermit>,
+    _share: Option<Share<Caller>>,
 }
 
 /// Largest body of a command, or of a stored message.
@@ -150,66 +160,62 @@ where
         gateway: &Arc<Gateway<B, S, T>>,
     ) -> Result<Self, Refusal> {
         let instead = "nothing that can be asked for here takes so many";
-        let body = request.into_body();
-        gateway.memory.read(body, SMALL_BYTES_MAX, instead).await
+        let (head, body) = request.into_parts();
+        // Whoever comes as far as here is known.
+        let caller = head.extensions.get().unwrap_or(&Caller::Nobody);
+        read(&gateway.shares.room, caller, body, SMALL_BYTES_MAX, instead).await
     }
 }
 
-impl Memory {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(BODIES_BYTES_MAX / 1024)))
-    }
-
-    /// Reads a body of at most `most` bytes; `instead` is what to do with more.
-    pub(super) async fn read(
-        &self,
-        mut body: Body,
-        most: usize,
-        instead: &str,
-    ) -> Result<Held, Refusal> {
-        let mut share: Option<OwnedSemaphorePermit> = None;
-        let mut first = Bytes::new();
-        let mut rest = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| unreadable(&error))?;
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            let size = first.len() + rest.len() + data.len();
-            if size > most {
-                pass_over(&mut body).await;
-                let what = format!("the body has more than {most} bytes; {instead}");
-                return Err(Refusal::BadBody(StatusCode::PAYLOAD_TOO_LARGE, what));
-            }
-            self.take(&mut share, data.len())?;
-            // Nearly every job is one frame, and is not copied then.
-            if first.is_empty() && rest.is_empty() {
-                first = data;
-            } else {
-                rest.extend_from_slice(&std::mem::take(&mut first));
-                rest.extend_from_slice(&data);
-            }
-        }
-        let bytes = if rest.is_empty() {
-            first
-        } else {
-            rest.freeze()
+/// Reads a body of at most `most` bytes into the caller's share of the room; `instead` is what to do
+/// with more.
+pub(super) async fn read(
+    room: &Arc<Pool<Caller>>,
+    caller: &Caller,
+    mut body: Body,
+    most: usize,
+    instead: &str,
+) -> Result<Held, Refusal> {
+    let mut share: Option<Share<Caller>> = None;
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| unreadable(&error))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
         };
-        Ok(Held {
-            bytes,
-            _share: share,
-        })
-    }
-
-    fn take(&self, share: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Refusal> {
-        let units = bytes.div_ceil(1024) as u32;
-        let more = Arc::clone(&self.0)
-            .try_acquire_many_owned(units)
-            .map_err(|_| Refusal::Unavailable("too many large requests at a time".to_owned()))?;
-        match share {
-            Some(share) => share.merge(more),
-            None => *share = Some(more),
+        let size = first.len() + rest.len() + data.len();
+        if size > most {
+            pass_over(&mut body).await;
+            let what = format!("the body has more than {most} bytes; {instead}");
+            return Err(Refusal::BadBody(StatusCode::PAYLOAD_TOO_LARGE, what));
         }
-        Ok(())
+        let has_room = match &mut share {
+            Some(share) => share.grow(data.len()),
+            None => {
+                share = room.take(caller, data.len());
+                share.is_some()
+            }
+        };
+        if !has_room {
+            let what = "too many large requests at a time".to_owned();
+            return Err(Refusal::Unavailable(what));
+        }
+        // Nearly every job is one frame, and is not copied then.
+        if first.is_empty() && rest.is_empty() {
+            first = data;
+        } else {
+            rest.extend_from_slice(&std::mem::take(&mut first));
+            rest.extend_from_slice(&data);
+        }
     }
+    let bytes = if rest.is_empty() {
+        first
+    } else {
+        rest.freeze()
+    };
+    Ok(Held {
+        bytes,
+        _share: share,
+    })
 }

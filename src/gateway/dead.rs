@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::Gateway;
 use super::access::Caller;
 use super::body::Held;
-use super::params::{NoParams, Params};
+use super::params::{NoParams, Params, plus_again};
 use super::problem::Refusal;
 use super::spool::{self, Records, full};
 use super::wire::{DeadList, KeptLine, PurgeRequest, RedriveRequest};
@@ -146,7 +146,7 @@ fn accepts_lines(headers: &HeaderMap) -> bool {
 fn wanted(params: &mut Params) -> Wanted {
     let mut filter = DeadFilter::default();
     for name in FILTER_FIELDS {
-        let value = params.text(name);
+        let value = params.text(name).map(plus_again);
         if let Some(field) = filter.field(name) {
             *field = value;
         }

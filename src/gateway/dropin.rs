@@ -14,6 +14,7 @@
 //! completed.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,8 @@ use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
 
-use super::body::patient;
+use super::access::Caller;
+use super::body::{self, patient, uncompressed};
 use super::problem::RETRY_AFTER_SECONDS;
 use super::submit::BODY_BYTES_MAX;
 use super::{Gateway, Open, PublisherOf};
@@ -39,8 +41,10 @@ use crate::domain::limits::{Grant, Tat};
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::Outcome;
 use crate::domain::placeholders::as_it_stands;
+use crate::http::Peer;
 use crate::im::ingress::{
     Door, Everybody, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Spoken, Told, Wanted,
+    WrongCredentials,
 };
 use crate::metrics::LedgerStep;
 use crate::ports::{
@@ -52,6 +56,12 @@ use crate::worker::{Context, Store, chain, now_ms};
 
 /// The header that names the jobs of a request.
 const JOB_HEADER: &str = "fanwise-job";
+
+/// The header that says how many they are.
+const JOBS_HEADER: &str = "fanwise-jobs";
+
+/// Jobs that are named: clients and proxies take heads of 4 KiB, and an id has 26 bytes with its comma.
+const JOBS_NAMED: usize = 100;
 
 /// Between two looks at what became of a request: short at first, for small jobs.
 const LOOK_MIN: Duration = Duration::from_millis(5);
@@ -85,7 +95,7 @@ struct Stuck {
 }
 
 impl Stuck {
-    /// Requests that are remembered; some 100 bytes each.
+    /// Requests that are remembered; some 200 bytes each.
     const MAX: usize = 10_000;
 
     fn remember(&mut self, content: &str, key: &str) {
@@ -240,28 +250,77 @@ async fn serve<B: Broker, S: Store, T: Transport>(
     taken.unwrap_or_else(|failure| failure.response(&*desk.ingress))
 }
 
-/// Takes a request in, and does what it asks for.
+/// Longest body of a request whose head does not say who sends it: a login.
+const LOGIN_BYTES_MAX: usize = 64 * 1024;
+
+/// What to do with a login that is too large.
+const NO_LOGIN: &str = "no login has as many";
+
+/// Takes a request in, and does what it asks for. Nobody waits for the body of one whose head is
+/// refused.
 async fn take<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     desk: &Desk,
     request: Request,
 ) -> Result<Response, Failure> {
-    let _place = gateway.place()?;
     if request.method() != Method::POST {
         return Err(Failure::WrongMethod(request.method().clone()));
     }
+    uncompressed(request.headers())?;
+    let peer = request.extensions().get::<Arc<Peer>>().cloned();
     let (head, body) = patient(request, gateway.patience).into_parts();
-    let held = gateway.memory.read(body, BODY_BYTES_MAX, FEWER).await?;
-    let incoming = Incoming {
+    let mut incoming = Incoming {
         path: head.uri.path(),
         headers: &head.headers,
-        body: &held.bytes,
+        body: &[],
         now_ms: now_ms(),
     };
-    match desk.ingress.read(&incoming, &desk.doors) {
-        Ok(order) => carry_out(gateway, desk, order, &held.bytes).await,
-        Err(spoken) => Ok(out(spoken)),
+    let door = match desk.ingress.enter(&incoming, &desk.doors) {
+        Ok(door) => door.map(|index| &desk.doors[index]),
+        Err(spoken) => {
+            gateway.answer_slowly(peer.as_deref()).await;
+            return Ok(out(spoken));
+        }
+    };
+    let Some(door) = door else {
+        let network = peer.as_deref().map_or(NOWHERE, Peer::network);
+        let _place = gateway.shares.stranger(network);
+        let _place = _place.ok_or_else(too_many_logins)?;
+        let room = &gateway.shares.room;
+        let held = body::read(room, &Caller::Nobody, body, LOGIN_BYTES_MAX, NO_LOGIN).await?;
+        incoming.body = &held.bytes;
+        return match desk.ingress.read(&incoming, &desk.doors) {
+            Ok(_) => Err(Failure::Unreadable("a login is expected".to_owned())),
+            Err(spoken) => {
+                if spoken.extensions().get::<WrongCredentials>().is_some() {
+                    gateway.answer_slowly(peer.as_deref()).await;
+                }
+                Ok(out(spoken))
+            }
+        };
+    };
+    match &door.secret {
+        Some(_) => peer.iter().for_each(|peer| peer.trust()),
+        None => gateway.hosts.check(&head.uri, &head.headers)?,
     }
+    let caller = Caller::App(door.app.clone());
+    let place = Arc::new(gateway.shares.place(&caller)?);
+    let room = &gateway.shares.room;
+    let held = body::read(room, &caller, body, BODY_BYTES_MAX, FEWER).await?;
+    incoming.body = &held.bytes;
+    let mut response = match desk.ingress.read(&incoming, &desk.doors) {
+        Ok(order) => carry_out(gateway, desk, order, &held.bytes).await?,
+        Err(spoken) => out(spoken),
+    };
+    response.extensions_mut().insert(place);
+    Ok(response)
+}
+
+/// Where a request comes from that came by no connection: in tests.
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+fn too_many_logins() -> Failure {
+    Failure::Unavailable("too many logins at a time".to_owned())
 }
 
 /// Why an order is not carried out, with what it says.
@@ -343,6 +402,7 @@ impl From<super::Refusal> for Failure {
         use super::Refusal as Native;
         match refusal {
             Native::BadBody(_, what) => Self::Unreadable(what),
+            Native::FromBrowser | Native::OtherHost(_) => Self::Forbidden(refusal.words().1),
             Native::Forbidden(problems) => Self::Forbidden(summary(&problems)),
             Native::Denied { text, .. } => Self::Forbidden(text),
             Native::TooOften { after, .. } => Self::TooOften(after),
@@ -753,7 +813,7 @@ async fn stop_of<B: Broker, S: Store, T: Transport>(
     let stop = found.into_iter().find_map(|found| {
         let what = match found.cause {
             Cause::Paused => "it is paused",
-            Cause::Parked => "its target takes nothing",
+            Cause::Parked => "it is parked",
             _ => return None,
         };
         let until = found.until.as_deref().unwrap_or_default();
@@ -773,11 +833,14 @@ async fn stop_of<B: Broker, S: Store, T: Transport>(
     Ok(stop)
 }
 
-/// Says which jobs a request became.
+/// Says which jobs a request became: the first ones, and how many there are.
 fn name_jobs(response: &mut Response, prepared: &[Prepared]) {
-    let ids: Vec<_> = prepared.iter().map(|it| it.job.id.to_string()).collect();
+    let headers = response.headers_mut();
+    headers.insert(JOBS_HEADER, HeaderValue::from(prepared.len()));
+    let first = prepared.iter().take(JOBS_NAMED);
+    let ids: Vec<_> = first.map(|it| it.job.id.to_string()).collect();
     if let Ok(ids) = HeaderValue::try_from(ids.join(", ")) {
-        response.headers_mut().insert(JOB_HEADER, ids);
+        headers.insert(JOB_HEADER, ids);
     }
 }
 

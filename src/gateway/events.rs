@@ -15,16 +15,18 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
+use super::access::Caller;
 use super::params::Params;
 use super::problem::Refusal;
 use super::query::{named, unknown};
@@ -32,9 +34,6 @@ use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::ids::JobId;
 use crate::ports::{Broker, JobRecord, JobState, Transport};
 use crate::worker::{Store, rfc3339};
-
-/// Streams of one process.
-const STREAMS_MAX: usize = 1024;
 
 /// Between two looks at a job.
 const LOOK: Duration = Duration::from_millis(250);
@@ -121,7 +120,6 @@ impl Stood {
 
 /// The looks at jobs that somebody follows.
 pub(super) struct Hub {
-    streams: Arc<Semaphore>,
     followed: Mutex<HashMap<JobId, watch::Receiver<Arc<JobRecord>>>>,
     /// The process drains: streams end.
     pub(super) closing: CancellationToken,
@@ -130,7 +128,6 @@ pub(super) struct Hub {
 impl Hub {
     pub(super) fn new() -> Self {
         Self {
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             followed: Mutex::default(),
             closing: CancellationToken::new(),
         }
@@ -193,6 +190,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
 
 pub(super) async fn events<B: Broker, S: Store, T: Transport>(
     State(gateway): State<Arc<Gateway<B, S, T>>>,
+    Extension(caller): Extension<Caller>,
     Path(job): Path<String>,
     headers: HeaderMap,
     params: Params,
@@ -200,9 +198,7 @@ pub(super) async fn events<B: Broker, S: Store, T: Transport>(
     let last = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse::<Stood>().ok());
-    let permit = Arc::clone(&gateway.hub.streams)
-        .try_acquire_owned()
-        .map_err(|_| Refusal::Unavailable(format!("{STREAMS_MAX} streams are open already")))?;
+    let stream = Arc::new(gateway.shares.stream(&caller)?);
     let record = accepted(&gateway, &job, params).await?;
     // Who has seen the end is told not to come back.
     let now = Stood::of(&record);
@@ -212,11 +208,12 @@ pub(super) async fn events<B: Broker, S: Store, T: Transport>(
     let records = gateway.hub.follow(&gateway, record);
     let closing = gateway.hub.closing.clone();
     let alive = KeepAlive::new().interval(HEARTBEAT);
-    let streamed = streamed(records, last, closing, permit);
+    let streamed = streamed(records, last, closing);
     // A proxy that gathers answers would hold back events.
     let unbuffered = [("x-accel-buffering", "no")];
     let events = Sse::new(streamed).keep_alive(alive);
-    Ok((unbuffered, events).into_response())
+    // It is no request any more, which would be over soon.
+    Ok((Extension(stream), unbuffered, events).into_response())
 }
 
 /// The record of a job, which may have been submitted just now.
@@ -246,14 +243,12 @@ struct Streaming {
     waiting: std::vec::IntoIter<Event>,
     ended: bool,
     closing: CancellationToken,
-    _permit: OwnedSemaphorePermit,
 }
 
 fn streamed(
     mut records: watch::Receiver<Arc<JobRecord>>,
     last: Option<Stood>,
     closing: CancellationToken,
-    permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     // The first look is news, whoever shared it before.
     records.mark_changed();
@@ -263,7 +258,6 @@ fn streamed(
         waiting: vec![Event::default().retry(COME_BACK)].into_iter(),
         ended: false,
         closing,
-        _permit: permit,
     };
     stream::unfold(streaming, |mut streaming| async move {
         let event = streaming.next().await?;

@@ -10,26 +10,36 @@
 //! - `openapi`: all of it as a document and as a page.
 //! - `access`: who calls and what they may look at; `permit`: what
 //!   [`admission`](crate::service::admission) asks of the gateway.
-//! - `params`, `body`, `problem`, `wire`: what comes in, what is wrong with it, and what is answered.
+//! - `params`, `body`, `form`, `problem`, `wire`: what comes in, what is wrong with it, and what is
+//!   answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request,
 //! except to existing callers of an IM system: they hear that system.
 //!
+//! - `shares`: what all callers draw from, over `pool`: places, bytes of bodies and of answers, uploads,
+//!   streams; `slowly`: wrong credentials; `browser`: web pages that ask without credentials.
+//!
 //! Everything a caller may take up has a bound: connections, requests, the bytes of their bodies, the
-//! time they take to bring them and to take the answer.
+//! time they take to bring them and to take the answer. The head of a request is judged before anything
+//! of the rest is waited for; what it takes up after that comes out of its app's share.
 
 mod access;
 mod body;
+mod browser;
 mod dead;
+mod discreet;
 mod dropin;
 mod events;
+mod form;
 mod openapi;
 mod params;
 mod permit;
+mod pool;
 mod problem;
 mod query;
 mod routes;
-mod socket;
+mod shares;
+mod slowly;
 mod spec;
 mod spool;
 mod steer;
@@ -46,25 +56,27 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::access::Rates;
 pub use self::access::{Access, AppAccess};
-use self::body::Memory;
+use self::browser::Hosts;
 use self::dead::Readers;
 pub use self::dropin::Desk;
 use self::events::Hub;
 pub use self::openapi::openapi;
 use self::problem::Refusal;
 pub use self::query::{LIST_MAX, detail, differences, fate, ids_of, jobs, read_cursor};
-use self::socket::Manners;
+use self::shares::Shares;
+use self::slowly::Failures;
 pub use self::steer::CONFIGURED;
 pub use self::tls::{Tls, TlsError, pinned};
 pub use self::wire::{
     DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, RecipientFate,
     RecipientState, RedriveRequest, Submitted, TemplateRow, TemplateView, Verification,
 };
+use crate::http::{self, Manners};
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::steer::Facts;
 use crate::worker::{Context, RECONNECT, Store, chain};
@@ -92,13 +104,6 @@ pub struct Settings {
     pub upload_folder: PathBuf,
 }
 
-/// Uploads at a time: each may fill the disk up to its bound.
-const UPLOADS_MAX: usize = 16;
-
-/// Uploads that are read and published at a time: each holds a part of megabytes in memory, and one
-/// keeps a core busy.
-const SURVEYS_MAX: usize = 2;
-
 /// What the routes need.
 struct Gateway<B: Broker, S, T> {
     broker: B,
@@ -113,11 +118,10 @@ struct Gateway<B: Broker, S, T> {
     publishing: Publishing<B>,
     /// No request waits any longer for a job.
     stop: CancellationToken,
-    requests: Semaphore,
-    uploads: Semaphore,
+    shares: Shares,
     readers: Readers,
-    surveys: Semaphore,
-    memory: Memory,
+    failures: Failures,
+    hosts: Hosts,
     patience: Duration,
     wait_max: Duration,
     upload_bytes_max: u64,
@@ -164,12 +168,6 @@ fn takes_nothing() -> Refusal {
 }
 
 impl<B: Broker, S, T> Gateway<B, S, T> {
-    /// A place among the requests that are served at a time.
-    fn place(&self) -> Result<SemaphorePermit<'_>, Refusal> {
-        let full = |_| Refusal::Unavailable("too many requests at a time".to_owned());
-        self.requests.try_acquire().map_err(full)
-    }
-
     /// What accepts jobs now, or why nothing does.
     fn open(&self) -> Result<Open<PublisherOf<B>>, Refusal> {
         self.context.check_ledger().map_err(Refusal::Unavailable)?;
@@ -218,11 +216,10 @@ impl Server {
             rates: Rates::new(),
             publishing,
             stop: stop.clone(),
-            requests: Semaphore::new(settings.requests_max),
-            uploads: Semaphore::new(UPLOADS_MAX),
+            shares: Shares::new(settings.requests_max),
             readers: Readers::default(),
-            surveys: Semaphore::new(SURVEYS_MAX),
-            memory: Memory::new(),
+            failures: Failures::new(settings.patience),
+            hosts: Hosts::of(settings.listen),
             patience: settings.patience,
             wait_max: settings.wait_max,
             upload_bytes_max: settings.upload_bytes_max,
@@ -253,7 +250,7 @@ impl Server {
             waiting.cancel();
             closing.cancel();
         };
-        let served = socket::serve(
+        let served = http::serve(
             self.listener,
             self.tls.as_ref().map(Tls::acceptor),
             self.routes,

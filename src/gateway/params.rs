@@ -87,7 +87,7 @@ impl Params {
 
     /// A time, or a time ago, in milliseconds since 1970.
     pub(super) fn time(&mut self, name: &'static str, now_ms: u64) -> Option<u64> {
-        let text = self.text(name)?;
+        let text = plus_again(self.text(name)?);
         let found = moment(&text, now_ms);
         if found.is_none() {
             self.problem(name, not_a_moment(&text));
@@ -140,6 +140,22 @@ impl<S: Send + Sync> FromRequestParts<S> for NoParams {
     }
 }
 
+/// A time with an offset whose `+` was not written as `%2B`, and so arrived as a space. No time has a
+/// space there.
+pub(super) fn plus_again(mut text: String) -> String {
+    const OFFSET: usize = " 08:00".len();
+    let at = text.len().saturating_sub(OFFSET);
+    let has_date = text.as_bytes().get(4) == Some(&b'-');
+    if has_date
+        && text
+            .get(at..)
+            .is_some_and(|it| it.starts_with(' ') && it.contains(':'))
+    {
+        text.replace_range(at..=at, "+");
+    }
+    text
+}
+
 fn hint(name: &str, known: &[&'static str]) -> String {
     suggestion(name, known.iter().copied())
         .map(|known| format!("; did you mean `{known}`?"))
@@ -188,6 +204,28 @@ mod tests {
             problems[0].to_string(),
             "nonsense: unknown parameter; none is taken here"
         );
+    }
+
+    #[test]
+    fn a_plus_that_became_a_space_is_one_again() {
+        let check = |text: &str, expected: &str| {
+            assert_eq!(plus_again(text.to_owned()), expected);
+        };
+        check("2020-01-01T00:00:00 08:00", "2020-01-01T00:00:00+08:00");
+        check("2020-01-01T00:00:00.5 00:00", "2020-01-01T00:00:00.5+00:00");
+        for same in [
+            "1h",
+            "",
+            "2020-01-01T00:00:00Z",
+            "2020-01-01 00:00:00",
+            "soon 08:00",
+            "é 08:00",
+        ] {
+            check(same, same);
+        }
+        let uri = "/v1/jobs?since=1970-01-01T08:00:01+08:00".parse().unwrap();
+        let mut params = Params::of(&uri).unwrap();
+        assert_eq!(params.time("since", 0), Some(1000));
     }
 
     #[test]

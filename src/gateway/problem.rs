@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::domain::fields::{Problem, summary};
+use crate::domain::fields::{Problem, shorten, summary};
 use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::ports::{BrokerError, LedgerError, PublishError};
@@ -63,8 +63,12 @@ pub(super) enum Refusal {
     TooLate(String),
     BadMethod(String),
     Unauthorized,
-    /// A web page asks, of a gateway that asks for no token.
+    /// Its head is not one of HTTP.
+    BadHead(String),
+    /// A web page asks, where no credentials are asked for.
     FromBrowser,
+    /// It is for another host, where no credentials are asked for.
+    OtherHost(String),
     /// The caller or the app may not, for all these reasons.
     Forbidden(Vec<Problem>),
     /// `before_accept` says no.
@@ -166,8 +170,19 @@ impl Refusal {
             Self::FromBrowser => (
                 StatusCode::FORBIDDEN,
                 "not for web pages",
-                "a request with an Origin needs a token; set gateway.token".to_owned(),
+                "a request that a web page of another site makes needs credentials; set gateway.token"
+                    .to_owned(),
             ),
+            Self::OtherHost(host) => (
+                StatusCode::FORBIDDEN,
+                "not for other hosts",
+                format!(
+                    "{:?} is not this machine; without credentials, ask localhost or 127.0.0.1, or set \
+                     gateway.token",
+                    shorten(host, SHOWN)
+                ),
+            ),
+            Self::BadHead(what) => (StatusCode::BAD_REQUEST, "not a valid request", what.clone()),
             Self::Unavailable(what) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "not possible now, try again",
@@ -186,13 +201,15 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, title, detail) = self.told();
+        let detail = shorten(&detail, DETAIL_BYTES_MAX);
         let mut body = json!({"type": "about:blank", "status": status.as_u16(), "title": title, "detail": detail});
         match &self {
             Self::BadJob(problems)
             | Self::BadQuery(problems)
             | Self::BadRequest(problems)
             | Self::Forbidden(problems) => {
-                body["problems"] = json!(problems);
+                let shown = &problems[..problems.len().min(PROBLEMS_MAX)];
+                body["problems"] = json!(shown);
             }
             Self::BadLines(bad) => {
                 body["problems"] = json!(bad.first);
@@ -218,8 +235,14 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Longest text of another error that is passed on.
-const DETAIL_BYTES_MAX: usize = 4096;
+/// Longest text that says what is wrong: twenty problems of the longest kind.
+const DETAIL_BYTES_MAX: usize = 16 * 1024;
+
+/// Problems that are listed. Their texts have a bound each.
+const PROBLEMS_MAX: usize = 100;
+
+/// Bytes of a caller's own text that are said again.
+const SHOWN: usize = 100;
 
 /// Whatever else refuses a request (a route that is not there, a parameter that is not one) is told in
 /// the same form.

@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, Uri, header};
-use axum::middleware::{Next, from_fn_with_state, map_response};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 
-use super::access::Caller;
-use super::body::patient;
+use super::access::{Caller, is_public};
+use super::body::{patient, uncompressed};
+use super::browser::one_host;
+use super::pool::Share;
 use super::problem::{Refusal, uniform};
+use super::shares::accounted;
 use super::submit::submit;
 use super::{Gateway, dead, dropin, events, query, templates};
+use crate::http::Peer;
 use crate::ports::{Broker, Shelves, Transport};
 use crate::worker::Store;
 
@@ -53,63 +57,103 @@ where
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(
             Arc::clone(&gateway),
-            authorised::<B, S, T>,
+            admitted::<B, S, T>,
         ))
         .layer(from_fn_with_state(
             Arc::clone(&gateway),
-            admitted::<B, S, T>,
+            authorised::<B, S, T>,
         ))
         .route("/livez", get(|| async { "live\n" }))
         .layer(map_response(uniform))
         // These have credentials and manners of their own.
         .merge(existing_callers)
+        .layer(from_fn(for_one_host))
+        .layer(from_fn_with_state(
+            Arc::clone(&gateway),
+            accounted::<B, S, T>,
+        ))
         .with_state(gateway)
 }
 
 pub(super) type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
 
-/// Lets so many requests in at a time, and no slow body.
-async fn admitted<B: Broker, S, T>(
-    State(gateway): Shared<B, S, T>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let _place = match gateway.place() {
-        Ok(place) => place,
-        Err(refusal) => return refusal.into_response(),
-    };
-    next.run(patient(request, gateway.patience)).await
+async fn for_one_host(request: Request, next: Next) -> Response {
+    match one_host(request.version(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
+/// Who calls: decided by the head of a request, before anything else of it is waited for.
 async fn authorised<B: Broker, S, T>(
     State(gateway): Shared<B, S, T>,
     request: Request,
     next: Next,
 ) -> Response {
-    let caller = match gateway.access.caller(request.headers()) {
+    let access = &gateway.access;
+    let peer = request.extensions().get::<Arc<Peer>>().cloned();
+    let caller = match access.caller(request.headers()) {
         Ok(caller) => caller,
-        Err(refusal) => return refusal.into_response(),
+        Err(refusal) => {
+            let guessed = request.headers().contains_key(header::AUTHORIZATION);
+            // Nothing of it is needed while the answer waits.
+            drop(request);
+            if guessed {
+                gateway.answer_slowly(peer.as_deref()).await;
+            }
+            return refusal.into_response();
+        }
     };
-    let is_known = !gateway.access.open && caller != Caller::Nobody;
-    // A web page that somebody on this machine looks at could send to everybody.
-    if !is_known
-        && request.method() != Method::GET
-        && request.headers().contains_key(header::ORIGIN)
-    {
-        return Refusal::FromBrowser.into_response();
+    if let Err(refusal) = gateway.knows_sender(&caller, &request) {
+        return refusal.into_response();
+    }
+    if let Some(peer) = peer {
+        peer.trust();
     }
     let counted = match &caller {
-        Caller::App(app) => gateway.rates.count(app, &gateway.access),
+        Caller::App(app) => gateway.rates.count(app, access),
         // Whose job it is shows later, see `permit`.
         Caller::Admin | Caller::Nobody => Ok(()),
     };
-    match counted.and_then(|()| gateway.access.confine(&caller, request)) {
+    match counted.and_then(|()| access.confine(&caller, request)) {
         Ok(mut request) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
         Err(refusal) => refusal.into_response(),
     }
+}
+
+impl<B: Broker, S, T> Gateway<B, S, T> {
+    /// Refuses what a web page may have asked for, where credentials do not tell it from its user.
+    fn knows_sender(&self, caller: &Caller, request: &Request) -> Result<(), Refusal> {
+        let is_known = !self.access.open && *caller != Caller::Nobody;
+        // What says nothing of jobs may be linked to.
+        if is_known || is_public(request.method(), request.uri().path()) {
+            return Ok(());
+        }
+        self.hosts.check(request.uri(), request.headers())
+    }
+}
+
+/// Lets so many requests in at a time, and no slow body. The place is given back when the answer is
+/// taken, unless the answer has a share of its own.
+async fn admitted<B: Broker, S, T>(
+    State(gateway): Shared<B, S, T>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let place = match uncompressed(request.headers()).and_then(|()| gateway.shares.place(&caller)) {
+        Ok(place) => place,
+        Err(refusal) => return refusal.into_response(),
+    };
+    let mut response = next.run(patient(request, gateway.patience)).await;
+    let extensions = response.extensions_mut();
+    if extensions.get::<Arc<Share<Caller>>>().is_none() {
+        extensions.insert(Arc::new(place));
+    }
+    response
 }
 
 async fn nothing_here(uri: Uri) -> Refusal {

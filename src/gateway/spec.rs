@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -12,14 +13,19 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::domain::audience::Member;
-use crate::domain::fields::Problem;
-use crate::domain::job::{JOB_BYTES_MAX, Part};
+use crate::domain::fields::{Problem, TWICE, each_field};
+use crate::domain::job::{JOB_BYTES_MAX, PARTS_MAX, Part};
+use crate::domain::text;
 
 /// Where a job stands beside an uploaded list, as JSON or as base64 of it.
 pub(super) const HEADER: &str = "Fanwise-Job-Spec";
 
 /// Largest job without its audience. Each part of the list carries it.
 pub(super) const SPEC_BYTES_MAX: usize = 1024 * 1024;
+
+/// Most bytes that the job takes in all parts of a list together: what is repeated for each of them is
+/// not the list, and the broker keeps it all.
+const SPEC_BYTES_OF_ALL_MAX: usize = 256 * 1024 * 1024;
 
 /// Recipients of one message of a list. Several messages are on their way through gateway, broker and
 /// worker at a time, so smaller ones take less memory; slices are full all the same.
@@ -38,10 +44,21 @@ pub(super) struct Spec {
     before: Vec<u8>,
 }
 
-type RawFields<'a> = BTreeMap<Text<'a>, &'a RawValue>;
+type RawFields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
-#[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+/// The fields of an object, each of which stands there once.
+fn raw_fields<'a>(field: &str, json: &'a str) -> Result<RawFields<'a>, Problem> {
+    let (mut fields, mut twice) = (RawFields::new(), None);
+    each_field(json, |name, value| match fields.entry(name) {
+        Entry::Vacant(place) => drop(place.insert(value)),
+        Entry::Occupied(place) => drop(twice.get_or_insert(place.key().clone())),
+    })
+    .map_err(|error| Problem::new(field, format!("a JSON object is expected: {error}")))?;
+    match twice {
+        Some(name) => Err(Problem::new(name, TWICE)),
+        None => Ok(fields),
+    }
+}
 
 impl Spec {
     /// Takes a job apart; whether it is one is seen when it is put together. `field` names where it
@@ -52,28 +69,26 @@ impl Spec {
             let what = format!("{} bytes, at most {SPEC_BYTES_MAX} are taken", text.len());
             return Err(problem(what));
         }
-        let mut fields: RawFields<'_> = serde_json::from_slice(text)
-            .map_err(|error| problem(format!("a JSON object is expected: {error}")))?;
-        if fields.contains_key(&Text("part".into())) {
+        let text = text::read(text).map_err(problem)?;
+        let mut fields = raw_fields(field, text)?;
+        if fields.contains_key("part") {
             let what = "an upload is cut into parts here; leave it out";
             return Err(Problem::new("part", what));
         }
         let mut before = b"{".to_vec();
-        let audience = fields.remove(&Text("audience".into()));
-        for (Text(name), value) in &fields {
+        let audience = fields.remove("audience");
+        for (name, value) in &fields {
             write_field(&mut before, name, value.get());
         }
         if let Some(key) = key
-            && !fields.contains_key(&Text("client_msg_no".into()))
+            && !fields.contains_key("client_msg_no")
         {
             write_field(&mut before, "client_msg_no", &json(key));
         }
         before.extend_from_slice(b"\"audience\":{");
         if let Some(audience) = audience {
-            let fields: RawFields<'_> = serde_json::from_str(audience.get()).map_err(|error| {
-                Problem::new("audience", format!("a JSON object is expected: {error}"))
-            })?;
-            for (Text(name), value) in &fields {
+            let fields = raw_fields("audience", audience.get())?;
+            for (name, value) in &fields {
                 if name != "exclude" {
                     let what = "the recipients are the list that follows; beside it only \
                                 `exclude` is taken";
@@ -91,6 +106,12 @@ impl Spec {
         let audience = self.before.strip_suffix(LIST).unwrap_or(&self.before);
         let audience = audience.strip_suffix(b",").unwrap_or(audience);
         [audience, b"}}"].concat().into()
+    }
+
+    /// Into how many parts a list beside it may be cut.
+    pub(super) fn parts_max(&self) -> u32 {
+        let most = SPEC_BYTES_OF_ALL_MAX / self.before.len().max(1);
+        u32::try_from(most).unwrap_or(PARTS_MAX).min(PARTS_MAX)
     }
 
     /// An empty message.
@@ -191,7 +212,7 @@ pub(super) fn with_key(job: &[u8], key: &str) -> Option<Bytes> {
         #[serde(borrow)]
         client_msg_no: Option<&'a RawValue>,
     }
-    let keyed: Keyed<'_> = serde_json::from_slice(job).ok()?;
+    let keyed: Keyed<'_> = serde_json::from_str(text::read(job).ok()?).ok()?;
     if keyed.client_msg_no.is_some() {
         return None;
     }
@@ -267,6 +288,31 @@ mod tests {
         assert_eq!(field(r#"{"audience":{"users":["a"]}}"#), "audience.users");
         assert_eq!(field(r#"{"audience":{"all":true}}"#), "audience.all");
         assert_eq!(field(r#"{"audience":3}"#), "audience");
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_and_a_byte_order_mark_are_seen() {
+        let wrong = |text: &str| Spec::read("job", text.as_bytes(), None).unwrap_err();
+        assert_eq!(wrong(r#"{"v":1,"v":1}"#).field, "v");
+        assert_eq!(
+            wrong(r#"{"audience":{"exclude":[],"exclude":[]}}"#).field,
+            "exclude"
+        );
+        assert!(Spec::read("job", "\u{feff}{}".as_bytes(), None).is_ok());
+        let keyed = with_key("\u{feff}{}".as_bytes(), "k").unwrap();
+        assert!(text::read(&keyed).is_ok_and(|job| job == "{\"client_msg_no\":\"k\"}"));
+    }
+
+    #[test]
+    fn what_is_repeated_in_every_part_is_bounded() {
+        let spec = |bytes: usize| {
+            let spec = format!("{{\"x\":\"{}\"}}", "x".repeat(bytes));
+            Spec::read("job", spec.as_bytes(), None).unwrap()
+        };
+        assert_eq!(spec(100).parts_max(), PARTS_MAX);
+        let large = spec(SPEC_BYTES_MAX - 100);
+        let all = large.parts_max() as usize * large.before.len();
+        assert!(all <= SPEC_BYTES_OF_ALL_MAX && large.parts_max() > 200);
     }
 
     #[test]

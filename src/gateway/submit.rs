@@ -19,13 +19,15 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use multer::{Field, Multipart};
+use multer::Field;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::access::Caller;
-use super::body::{Held, unreadable};
+use super::body::{self, Held, unreadable};
+use super::discreet::Discreet;
+use super::form::{self, Form};
 use super::params::Params;
 use super::problem::Refusal;
 use super::spec::{self, SPEC_BYTES_MAX, Spec};
@@ -44,7 +46,7 @@ use crate::domain::slice::Together;
 use crate::metrics::LedgerStep;
 use crate::ports::{Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Transport};
 use crate::service::admission::{Examined, agree, allow, charge, conflicts, examine, keeps_rules};
-use crate::worker::{Context, Store};
+use crate::worker::Store;
 
 /// Room above the largest job, so that one that is too large is told so and not cut off.
 pub(super) const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
@@ -245,27 +247,25 @@ impl Draft {
         let (head, body) = request.into_parts();
         match Kind::of(&head.headers)? {
             Kind::Job => {
-                let held = gateway.memory.read(body, BODY_BYTES_MAX, UPLOAD).await?;
+                let room = &gateway.shares.room;
+                let held = body::read(room, caller, body, BODY_BYTES_MAX, UPLOAD).await?;
                 let keyed = wishes.key.as_deref();
                 let keyed = keyed.and_then(|key| spec::with_key(&held.bytes, key));
                 let bytes = keyed.clone().unwrap_or_else(|| held.bytes.clone());
-                let checked = read(gateway, &bytes, wishes.priority).await?;
+                let checked = read(gateway, caller, &bytes, wishes.priority).await?;
                 gateway.admit(caller, &checked.job.asked.app)?;
                 if let Some(change) = allow(&**gateway, &checked.job.asked, &bytes).await? {
                     let changed = change.apply(&bytes)?;
-                    let checked = read(gateway, &changed, wishes.priority).await?;
+                    let checked = read(gateway, caller, &changed, wishes.priority).await?;
                     return Ok((Self::Changed(changed), checked));
                 }
                 let draft = keyed.map_or(Self::One(held), Self::Changed);
                 Ok((draft, checked))
             }
             Kind::List(listing) => {
-                let _place = gateway
-                    .uploads
-                    .try_acquire()
-                    .map_err(|_| Refusal::Unavailable("too many uploads at a time".to_owned()))?;
+                let _place = gateway.shares.upload(caller)?;
                 let upload = receive_list(gateway, caller, listing, &head, body, wishes).await?;
-                let (mut upload, checked) = survey_in_turn(gateway, upload, wishes).await?;
+                let (mut upload, checked) = survey_in_turn(gateway, caller, upload, wishes).await?;
                 let document = upload.spec.document();
                 let Some(change) = allow(&**gateway, &checked.job.asked, &document).await? else {
                     return Ok((Self::List(Box::new(upload)), checked));
@@ -274,7 +274,7 @@ impl Draft {
                 // It may be longer or shorter, and be cut into other parts.
                 upload.spec = Spec::read("job", &changed, None)
                     .map_err(|problem| Refusal::BadJob(vec![problem]))?;
-                let (upload, checked) = survey_in_turn(gateway, upload, wishes).await?;
+                let (upload, checked) = survey_in_turn(gateway, caller, upload, wishes).await?;
                 Ok((Self::List(Box::new(upload)), checked))
             }
         }
@@ -284,27 +284,30 @@ impl Draft {
 /// Reads one message, on a thread that may compute for long if it is a large one.
 async fn read<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
+    caller: &Caller,
     body: &Bytes,
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
     if body.len() <= SMALL_BODY_BYTES {
-        return check(&gateway.context, body, priority);
+        return check(&Discreet::new(&gateway.context, caller), body, priority);
     }
-    let (context, body) = (Arc::clone(&gateway.context), body.clone());
-    blocking(move || check(&context, &body, priority)).await
+    let (context, caller) = (Arc::clone(&gateway.context), caller.clone());
+    let body = body.clone();
+    blocking(move || check(&Discreet::new(&context, &caller), &body, priority)).await
 }
 
 /// Reads a whole list, a few at a time.
 async fn survey_in_turn<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
+    caller: &Caller,
     upload: Upload,
     wishes: &Wishes,
 ) -> Result<(Upload, Checked), Refusal> {
-    // Closed never.
-    let _turn = gateway.surveys.acquire().await;
+    let _turn = gateway.shares.survey(caller).await;
     let (context, priority) = (Arc::clone(&gateway.context), wishes.priority);
+    let caller = caller.clone();
     blocking(move || {
-        let checked = survey(&context, &upload, priority)?;
+        let checked = survey(&Discreet::new(&context, &caller), &upload, priority)?;
         Ok((upload, checked))
     })
     .await
@@ -321,7 +324,8 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
     let bad = |problem| Refusal::BadJob(vec![problem]);
     let spec_of = |field: &str, text: &[u8]| -> Result<Spec, Refusal> {
         let spec = Spec::read(field, text, wishes.key.as_deref()).map_err(bad)?;
-        let tried = try_out(&gateway.context, &spec, wishes.priority)?;
+        let context = Discreet::new(&gateway.context, caller);
+        let tried = try_out(&context, &spec, wishes.priority)?;
         // Before a list is taken in that may not be sent to.
         gateway.admit(caller, &tried.job.asked.app)?;
         keeps_rules(&*gateway.context, &tried.job.asked)?;
@@ -344,10 +348,10 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
             Ok(Upload { spec, list, file })
         }
         Listing::Form { boundary } => {
-            let mut form = Multipart::new(body.into_data_stream(), boundary);
+            let mut form = Form::new(body, boundary);
             let mut job = part(&mut form, "job").await?;
             let mut text = Vec::new();
-            while let Some(chunk) = job.chunk().await.map_err(|error| broken_form(&error))? {
+            while let Some(chunk) = job.chunk().await? {
                 // One byte too many is told by whoever reads it.
                 let room = (SPEC_BYTES_MAX + 1).saturating_sub(text.len());
                 text.extend_from_slice(&chunk[..chunk.len().min(room)]);
@@ -355,15 +359,9 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
             drop(job);
             let spec = spec_of("job", &text)?;
             let audience = part(&mut form, "audience").await?;
-            let list = wishes.list(format_of_part(&audience)?)?;
-            let chunks = audience.map(|chunk| chunk.map_err(|error| broken_form(&error)));
-            let file = spool(folder, most, chunks).await?;
-            if form
-                .next_field()
-                .await
-                .map_err(|error| broken_form(&error))?
-                .is_some()
-            {
+            let list = wishes.list(format_of_part(&audience.field)?)?;
+            let file = spool(folder, most, audience.chunks()).await?;
+            if form.next().await?.is_some() {
                 let what = "nothing may follow the part `audience`";
                 return Err(bad(Problem::new("audience", what)));
             }
@@ -373,17 +371,12 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
 }
 
 /// The next part of a form, which must have this name.
-async fn part(
-    form: &mut Multipart<'static>,
-    name: &'static str,
-) -> Result<Field<'static>, Refusal> {
-    let field = form
-        .next_field()
-        .await
-        .map_err(|error| broken_form(&error))?;
-    let found = field.as_ref().and_then(Field::name).map(str::to_owned);
-    match field {
-        Some(field) if found.as_deref() == Some(name) => Ok(field),
+async fn part(form: &mut Form, name: &'static str) -> Result<form::Part, Refusal> {
+    let part = form.next().await?;
+    let found = part.as_ref().and_then(|part| part.field.name());
+    let found = found.map(str::to_owned);
+    match part {
+        Some(part) if found.as_deref() == Some(name) => Ok(part),
         _ => {
             let what = format!(
                 "missing; a form has the part `job`, a JSON object, and then the part `audience`, a \
@@ -415,13 +408,6 @@ fn format_of_part(field: &Field<'_>) -> Result<Format, Refusal> {
     })
 }
 
-fn broken_form(error: &multer::Error) -> Refusal {
-    match error {
-        multer::Error::StreamReadFailed(error) => unreadable(&**error),
-        other => Refusal::BadBody(StatusCode::BAD_REQUEST, crate::worker::chain(other)),
-    }
-}
-
 /// Runs what computes for long, or blocks, on a thread where it may.
 async fn blocking<V: Send + 'static>(
     work: impl FnOnce() -> Result<V, Refusal> + Send + 'static,
@@ -432,7 +418,7 @@ async fn blocking<V: Send + 'static>(
 
 /// Reads one message as the worker will.
 fn check<S: Store, T: Transport>(
-    context: &Context<S, T>,
+    context: &Discreet<'_, S, T>,
     body: &[u8],
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
@@ -447,7 +433,7 @@ fn check<S: Store, T: Transport>(
 /// Reads a job whose list is still to come, with somebody on it. Whether those on the list bring values
 /// for placeholders is not known yet.
 fn try_out<S: Store, T: Transport>(
-    context: &Context<S, T>,
+    context: &Discreet<'_, S, T>,
     spec: &Spec,
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
@@ -457,7 +443,7 @@ fn try_out<S: Store, T: Transport>(
 }
 
 fn try_with<S: Store, T: Transport>(
-    context: &Context<S, T>,
+    context: &Discreet<'_, S, T>,
     spec: &Spec,
     priority: Option<Priority>,
     vars: Option<&RawValue>,
@@ -482,7 +468,7 @@ fn try_with<S: Store, T: Transport>(
 
 /// Reads a whole list, and what it comes to.
 fn survey<S: Store, T: Transport>(
-    context: &Context<S, T>,
+    context: &Discreet<'_, S, T>,
     upload: &Upload,
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {

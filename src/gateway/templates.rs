@@ -12,6 +12,7 @@ use super::routes::Shared;
 use super::wire::{TemplateRow, TemplateView};
 use crate::domain::fields::Problem;
 use crate::domain::template::{read_template, unknown_template, wrong_template_name};
+use crate::domain::text;
 use crate::ports::{Broker, Transport};
 use crate::worker::Store;
 
@@ -70,8 +71,8 @@ pub(super) async fn put<B: Broker, S: Store, T: Transport>(
     body: Held,
 ) -> Result<Json<TemplateView>, Refusal> {
     let of = Of::app(params)?;
-    let message = str::from_utf8(&body.bytes)
-        .map_err(|error| Refusal::BadBody(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let message =
+        text::read(&body.bytes).map_err(|what| Refusal::BadBody(StatusCode::BAD_REQUEST, what))?;
     let mut problems = read_template(message).err().unwrap_or_default();
     problems.extend(wrong_template_name(&name).map(|what| Problem::new("name", what)));
     if !gateway.context.apps.contains_key(&of.app) {

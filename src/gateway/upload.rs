@@ -88,6 +88,7 @@ impl Upload {
                 together: (parts.of > 1).then(|| parts.list.clone()),
             }
         };
+        let parts_max = self.spec.parts_max();
         let mut message = self.spec.open();
         let mut bad = BadLines::default();
         let mut ended = Ok(());
@@ -111,8 +112,11 @@ impl Upload {
                 return ControlFlow::Continue(());
             }
             let part = next();
-            if part.number == PARTS_MAX {
-                let what = format!("more than {PARTS_MAX} messages would be needed");
+            if part.number == parts_max {
+                let what = format!(
+                    "more than {parts_max} messages would be needed, each with the whole job beside its \
+                     part of the list; a shorter job, or fewer recipients in one list, would fit"
+                );
                 ended = Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
                 return ControlFlow::Break(());
             }

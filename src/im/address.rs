@@ -2,22 +2,35 @@
 
 use bytes::Bytes;
 use http::Uri;
+use http::uri::Authority;
+
+/// Refuses a user name or password before the host: they are no part of the address, would be shown
+/// wherever it is, and are not sent.
+pub(crate) fn no_credentials(authority: &Authority) -> Result<(), String> {
+    if authority.as_str().contains('@') {
+        return Err("a user name or password in the URL is not sent; leave it out".to_owned());
+    }
+    Ok(())
+}
 
 /// A base URL as configured: scheme, host, and a path that may be empty, without a slash at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Base(String);
 
 impl Base {
-    /// Nothing for what is not HTTP, and for a URL with a query or a fragment, which would swallow
-    /// what is appended to it.
-    pub(super) fn of(url: &str) -> Option<Self> {
-        let uri: Uri = url.parse().ok()?;
-        let scheme = uri.scheme_str()?;
+    /// Refuses what is not HTTP, and a URL with a query or a fragment, which would swallow what is
+    /// appended to it. `example` is a URL as it should be.
+    pub(super) fn read(url: &str, example: &str) -> Result<Self, String> {
+        let expected = || format!("a URL such as {example} is expected");
+        let uri: Uri = url.parse().map_err(|_| expected())?;
+        let scheme = uri.scheme_str().ok_or_else(expected)?;
+        let authority = uri.authority().ok_or_else(expected)?;
         if !["http", "https"].contains(&scheme) || url.contains(['?', '#']) {
-            return None;
+            return Err(expected());
         }
+        no_credentials(authority)?;
         let path = uri.path().trim_end_matches('/');
-        Some(Self(format!("{scheme}://{}{path}", uri.authority()?)))
+        Ok(Self(format!("{scheme}://{authority}{path}")))
     }
 
     /// The address of a call. `path` begins with a slash and holds only what a path may.
@@ -44,7 +57,7 @@ mod tests {
             ("https://x/im//", "https://x/im/message/send"),
             ("http://[::1]:80/a/b", "http://[::1]:80/a/b/message/send"),
         ] {
-            let uri = Base::of(base).unwrap().join("/message/send");
+            let uri = Base::read(base, "x").unwrap().join("/message/send");
             assert_eq!(uri, expected, "{base}");
         }
     }
@@ -61,8 +74,10 @@ mod tests {
             "http://im?a=1",
             "http://im/#a",
             "http://i m",
+            "http://user:password@im",
+            "http://user@im:5001/",
         ] {
-            assert_eq!(Base::of(url), None, "{url}");
+            assert!(Base::read(url, "http://im:5001").is_err(), "{url}");
         }
     }
 }

@@ -19,12 +19,13 @@
 //! | this one, with its deadline, which the others ran without | 8.9, 10.8 | 8.5, 10.6 |
 //!
 //! A connection that the server closed while it was idle is noticed when it is taken from the pool,
-//! and one that idled for [`ClientSettings::idle_timeout`] is not used again. A close that crosses
+//! and one that idled for [`ClientSettings::idle_timeout`] is not used again: it is closed by
+//! [`Client::tidy`], or when its pool is used. A close that crosses
 //! the request on the wire cannot be told from a request that was read, and stays `Unknown`.
 //!
 //! Dropping the future of [`Client::send`] closes its connection and leaves the call in doubt. The
-//! client bounds the connections that idle; those in use are as many as the caller has calls in
-//! flight.
+//! client bounds the connections that idle, to each origin and to all of them; those in use are as many
+//! as the caller has calls in flight.
 
 mod connection;
 mod reply;
@@ -57,9 +58,11 @@ pub struct ClientSettings {
     pub idle_timeout: Duration,
     /// Most idle connections kept to one authority. Default [`Self::IDLE_MAX`].
     pub idle_max: usize,
+    /// Most idle connections kept at all. Default [`Self::IDLE_TOTAL_MAX`].
+    pub idle_total_max: usize,
     /// Longest body of a reply. Default [`Self::REPLY_BYTES_MAX`].
     pub reply_bytes_max: usize,
-    /// How `https` servers are verified; the platform's own verifier if left out.
+    /// How `https` servers are verified; what [`platform_tls`] loads if left out, at the first call.
     pub tls: Option<Arc<ClientConfig>>,
     /// Connects to public addresses only. What is checked is the address that is connected to, so a
     /// name that changes its mind gains nothing. Default false: targets are configured, not asked for.
@@ -72,6 +75,7 @@ impl ClientSettings {
     /// near it, since the connection used last is taken first.
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
     pub const IDLE_MAX: usize = 256;
+    pub const IDLE_TOTAL_MAX: usize = 1024;
     pub const REPLY_BYTES_MAX: usize = 1024 * 1024;
 
     pub fn defaults() -> Self {
@@ -79,6 +83,7 @@ impl ClientSettings {
             connect_timeout: Self::CONNECT_TIMEOUT,
             idle_timeout: Self::IDLE_TIMEOUT,
             idle_max: Self::IDLE_MAX,
+            idle_total_max: Self::IDLE_TOTAL_MAX,
             reply_bytes_max: Self::REPLY_BYTES_MAX,
             tls: None,
             public_only: false,
@@ -152,10 +157,11 @@ impl Client {
         }
     }
 
-    /// Loads the certificates that `https` servers are verified with. Without this the first such
-    /// call does it, and fails where this would have failed at the start.
-    pub fn prepare_tls(&self) -> Result<(), String> {
-        self.shared.tls().map(drop).map_err(Clone::clone)
+    /// Closes what has idled for too long, to whatever origin, and forgets origins to which nothing is
+    /// left: a server that is not called again holds no socket of ours.
+    pub fn tidy(&self) {
+        let stale = self.shared.idle.tidy(Instant::now());
+        self.shared.close(stale.into_iter());
     }
 
     pub fn counts(&self) -> &Counts {
@@ -236,8 +242,14 @@ impl Shared {
     }
 
     fn keep(&self, origin: Origin<'_>, connection: Box<Connection>) {
-        let stale = self.idle.put(origin, connection, self.settings.idle_max);
-        let count = stale.iter().flatten().count() as u64;
+        let bounds = (self.settings.idle_max, self.settings.idle_total_max);
+        let stale = self.idle.put(origin, connection, bounds);
+        self.close(stale.into_iter().flatten());
+    }
+
+    /// Closes connections, outside of any lock.
+    fn close(&self, stale: impl Iterator<Item = Box<Connection>>) {
+        let count = stale.count() as u64;
         if count > 0 {
             self.counts.stale.fetch_add(count, Ordering::Relaxed);
         }
@@ -247,21 +259,24 @@ impl Shared {
         self.tls
             .get_or_init(|| match &self.settings.tls {
                 Some(config) => Ok(TlsConnector::from(Arc::clone(config))),
-                None => platform_tls().map_err(|error| error.to_string()),
+                None => platform_tls().map(TlsConnector::from),
             })
             .as_ref()
     }
 }
 
-/// Trusts what the platform trusts.
-fn platform_tls() -> Result<TlsConnector, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_platform_verifier()?
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
+/// Trusts what the platform trusts. An error, in words, where that cannot be loaded.
+pub fn platform_tls() -> Result<Arc<ClientConfig>, String> {
+    let config = || -> Result<ClientConfig, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_platform_verifier()?
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
+    };
+    config().map(Arc::new).map_err(|error| error.to_string())
 }
 
 /// Whom a connection leads to.
@@ -309,7 +324,7 @@ impl<'a> Origin<'a> {
 /// Connections that wait for their next call, per origin, the one used last on top.
 ///
 /// Origins are found by looking through them: there is one per target, and placeholders of a URL
-/// never stand in its authority.
+/// never stand in its authority. Callbacks have as many as producers name, within the bound.
 #[derive(Default)]
 struct Idle {
     origins: Mutex<Vec<Stack>>,
@@ -333,12 +348,13 @@ impl Idle {
         &self,
         origin: Origin<'_>,
         connection: Box<Connection>,
-        idle_max: usize,
-    ) -> [Option<Box<Connection>>; 2] {
+        (idle_max, idle_total_max): (usize, usize),
+    ) -> [Option<Box<Connection>>; 3] {
         let now = connection.idle_since();
-        let mut stale = [None, None];
+        let mut stale = [None, None, None];
         let mut origins = self.lock();
         if find(&mut origins, origin).is_none() {
+            origins.retain(|stack| !stack.connections.is_empty());
             origins.push(Stack {
                 tls: origin.tls,
                 authority: origin.authority.clone(),
@@ -347,7 +363,7 @@ impl Idle {
         }
         if let Some(stack) = find(&mut origins, origin) {
             stack.connections.push_back(connection);
-            for stale in &mut stale {
+            for stale in &mut stale[..2] {
                 let oldest = stack.connections.front();
                 if oldest.is_some_and(|oldest| {
                     oldest.usable_until() <= now || stack.connections.len() > idle_max
@@ -356,6 +372,27 @@ impl Idle {
                 }
             }
         }
+        let total: usize = origins.iter().map(|stack| stack.connections.len()).sum();
+        if total > idle_total_max {
+            stale[2] = pop_oldest(&mut origins);
+        }
+        stale
+    }
+
+    /// Takes out all that have idled for too long.
+    #[expect(clippy::vec_box, reason = "they are boxed where they come from")]
+    fn tidy(&self, now: Instant) -> Vec<Box<Connection>> {
+        let mut stale = Vec::new();
+        let mut origins = self.lock();
+        for stack in origins.iter_mut() {
+            // A server may have asked for a shorter time than others of its origin.
+            let (old, fit): (VecDeque<_>, _) = std::mem::take(&mut stack.connections)
+                .into_iter()
+                .partition(|it| it.usable_until() <= now);
+            stack.connections = fit;
+            stale.extend(old);
+        }
+        origins.retain(|stack| !stack.connections.is_empty());
         stale
     }
 
@@ -363,6 +400,18 @@ impl Idle {
         // A panic cannot leave a stack half changed.
         self.origins.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The connection that has idled for longest, to whatever origin.
+fn pop_oldest(origins: &mut [Stack]) -> Option<Box<Connection>> {
+    let oldest = |stack: &Stack| stack.connections.front().map(|it| it.idle_since());
+    let stacks = origins.iter_mut();
+    let stack = stacks.filter_map(|stack| Some((oldest(stack)?, stack)));
+    stack
+        .min_by_key(|(since, _)| *since)?
+        .1
+        .connections
+        .pop_front()
 }
 
 fn find<'s>(origins: &'s mut [Stack], origin: Origin<'_>) -> Option<&'s mut Stack> {
@@ -374,5 +423,9 @@ fn find<'s>(origins: &'s mut [Stack], origin: Origin<'_>) -> Option<&'s mut Stac
 impl Transport for Client {
     async fn send(&self, request: Request, timeout: Duration) -> Result<Reply, SendError> {
         Client::send(self, request, timeout).await
+    }
+
+    fn tidy(&self) {
+        Client::tidy(self);
     }
 }

@@ -96,6 +96,10 @@ pub struct Limit {
     pub what: &'static str,
 }
 
+/// Among the extensions of an answer: the credentials in the body were wrong.
+#[derive(Clone, Copy, Debug)]
+pub struct WrongCredentials;
+
 /// What callers of one system say, and what they hear.
 pub trait Ingress: Send + Sync {
     /// The paths it serves, all of them by POST.
@@ -108,6 +112,14 @@ pub trait Ingress: Send + Sync {
     fn calls(&self) -> Option<(Rate, Duration)> {
         None
     }
+
+    /// Through which door a request comes in, as its head tells it: before its body is waited for. `None`
+    /// where the body has to tell, as that of a login. `body` is empty.
+    #[expect(
+        clippy::result_large_err,
+        reason = "an answer is as usual as a door, and no smaller"
+    )]
+    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken>;
 
     /// The setting that says what the id of a request means, in a system that only traces by it: its own
     /// callers may give the same id to every request.

@@ -6,7 +6,7 @@
 //! [`http`]'s work, and what happens after an answer is the worker's.
 
 /// Where calls go: a base URL and the path of a call behind it.
-mod address;
+pub(crate) mod address;
 /// Jobs and replies for the tests of all systems.
 #[cfg(test)]
 mod fixture;
@@ -44,6 +44,15 @@ macro_rules! systems {
                 match self {
                     $(Self::$variant(_) => stringify!($folder),)*
                 }
+            }
+
+            /// Whether its calls are encrypted.
+            pub fn is_https(&self) -> bool {
+                let url = match self {
+                    $(Self::$variant(settings) => &settings.url,)*
+                };
+                let scheme = url.get(..6);
+                scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
             }
 
             /// Host and port of the account, where its URL names them plainly.

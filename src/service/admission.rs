@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::before_accept::{BeforeAccept, Decision, changed};
+use super::before_accept::{BeforeAccept, Decision, changed, names_stored};
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Job};
@@ -239,8 +239,10 @@ pub async fn allow<A: Admission>(
     let Some(hook) = admission.before_accept(&asked.app) else {
         return Ok(None);
     };
+    let stored = stored(admission, asked, document).await?;
     let started = Instant::now();
-    let decided = hook.ask(admission.transport(), asked, document).await;
+    let decided = hook.ask(admission.transport(), asked, document, stored.as_deref());
+    let decided = decided.await;
     let took = started.elapsed();
     let decided = decided.and_then(|decision| match decision {
         Decision::Allow => Ok((AskedResult::Allow, Ok(None))),
@@ -266,6 +268,24 @@ pub async fn allow<A: Admission>(
     });
     admission.asked(result, took);
     decided
+}
+
+/// The stored message that a job names, in the version that it goes out in. One that is not there is
+/// refused later on.
+async fn stored<A: Admission>(
+    admission: &A,
+    asked: &Asked,
+    document: &[u8],
+) -> Result<Option<Box<RawValue>>, Refused> {
+    let Some(name) = names_stored(document) else {
+        return Ok(None);
+    };
+    let store = admission.store();
+    let record = admission.step(LedgerStep::Look, store.job(asked.job));
+    let version = record.await?.and_then(|record| record.template);
+    let stored = store.template(&asked.app, &name, version);
+    let stored = admission.step(LedgerStep::Template, stored).await?;
+    Ok(stored.and_then(|stored| RawValue::from_string(stored.message).ok()))
 }
 
 /// Makes sure that the key of a job stands for no other message, and that its stored message is there and

@@ -1,6 +1,7 @@
 //! `[apps.NAME.before_accept]`: an endpoint of the operator's that is asked about each job before it
 //! is accepted. It lets the job pass, refuses it, or changes its message and options; nothing else of
-//! it. It is not shown the list.
+//! it. It is not shown the list, nor the values that recipients bring: placeholders stand as they were
+//! written. It is shown the stored message that a job names.
 //!
 //! The call is signed like those of a webhook target. Its idempotency key is the same for the same
 //! job and message, so an endpoint can answer a repeat alike; one that changes a repeated job
@@ -19,6 +20,7 @@ use serde_json::value::RawValue;
 use crate::domain::fields::shorten;
 use crate::domain::ids::{JobId, digest_hex};
 use crate::domain::permissions::{Asked, Crowd};
+use crate::domain::text;
 use crate::im::webhook::{IDEMPOTENCY_KEY, Signature};
 use crate::ports::{Request, Transport};
 use crate::secret::Secret;
@@ -47,6 +49,9 @@ struct Question<'a> {
     /// List entries; null when it is for all users.
     recipients: Option<u64>,
     message: Option<&'a RawValue>,
+    /// The stored message that `message` names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     options: Option<&'a RawValue>,
 }
@@ -90,20 +95,27 @@ pub(super) enum Decision {
 pub(super) struct NoDecision(String);
 
 impl BeforeAccept {
-    /// Asks about a job. `document` is the job as JSON; its audience is not passed on.
+    /// Asks about a job. `document` is the job as JSON; its audience is not passed on. `stored` is the
+    /// stored message that it names.
     pub(super) async fn ask(
         &self,
         transport: &impl Transport,
         asked: &Asked,
         document: &[u8],
+        stored: Option<&RawValue>,
     ) -> Result<Decision, NoDecision> {
-        let request = self.request(asked, document)?;
+        let request = self.request(asked, document, stored)?;
         let reply = transport.send(request, self.timeout).await;
         let reply = reply.map_err(|error| NoDecision(chain(&error)))?;
         read(reply.status, &reply.body)
     }
 
-    fn request(&self, asked: &Asked, document: &[u8]) -> Result<Request, NoDecision> {
+    fn request(
+        &self,
+        asked: &Asked,
+        document: &[u8],
+        stored: Option<&RawValue>,
+    ) -> Result<Request, NoDecision> {
         let members = members(document)?;
         let question = Question {
             job: asked.job,
@@ -114,6 +126,7 @@ impl BeforeAccept {
             audience: asked.crowd,
             recipients: (asked.crowd != Crowd::All).then(|| asked.recipients()),
             message: members.get("message").copied(),
+            stored,
             options: members.get("options").copied(),
         };
         let body = serde_json::to_vec(&question).map_err(|error| NoDecision(error.to_string()))?;
@@ -163,7 +176,21 @@ type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 /// The members of a job, each as it was written.
 fn members(document: &[u8]) -> Result<Members<'_>, NoDecision> {
-    serde_json::from_slice(document).map_err(|error| NoDecision(error.to_string()))
+    let document = text::read(document).map_err(NoDecision)?;
+    serde_json::from_str(document).map_err(|error| NoDecision(error.to_string()))
+}
+
+/// The stored message that a job names, if it names one.
+pub(super) fn names_stored(document: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Message {
+        template: Option<String>,
+    }
+    let members = members(document).ok()?;
+    let message = members.get("message")?;
+    serde_json::from_str::<Message>(message.get())
+        .ok()?
+        .template
 }
 
 /// The job with another message or other options, and everything else as it was.
@@ -208,7 +235,7 @@ mod tests {
             timeout: Duration::from_secs(2),
             allow_on_failure: false,
         };
-        let request = ask.request(&asked(), JOB.as_bytes()).unwrap();
+        let request = ask.request(&asked(), JOB.as_bytes(), None).unwrap();
         let job = JobId::of("shop", "promo");
         let body = str::from_utf8(&request.body).unwrap();
         assert_eq!(
@@ -229,8 +256,18 @@ mod tests {
             .collect();
         assert_eq!(request.headers["fanwise-signature"], format!("v1={hex}"));
         // The same question has the same key.
-        let again = ask.request(&asked(), JOB.as_bytes()).unwrap();
+        let again = ask.request(&asked(), JOB.as_bytes(), None).unwrap();
         assert_eq!(again.headers["idempotency-key"], key);
+    }
+
+    #[test]
+    fn a_stored_message_is_named_by_its_job() {
+        let named =
+            r#"{"message":{"template":"welcome","vars":{"a":1}},"audience":{"users":["a"]}}"#;
+        assert_eq!(names_stored(named.as_bytes()).as_deref(), Some("welcome"));
+        for other in [JOB, "{}", "[]", r#"{"message":{"template":null}}"#] {
+            assert_eq!(names_stored(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub enum Cause {
     Scheduled,
     /// The job, its app or its target.
     Paused,
-    /// Its target.
+    /// Its target, or the job itself.
     Parked,
     TargetLimit,
     AppLimit,
@@ -156,6 +156,11 @@ impl<'a> Situation<'a> {
                 found.push(hindrance(Cause::Paused, what, pause.until_ms));
             }
         }
+        if let Some(park) = self.find(Scope::Job, self.job, Kind::Park) {
+            let reason = park.reason.as_deref().unwrap_or_default();
+            let what = format!("job is parked{}: {reason}", until(park.until_ms));
+            found.push(hindrance(Cause::Parked, what, park.until_ms));
+        }
         if let Some(park) = self.park.filter(|park| park.until_ms > self.now_ms) {
             let end = Some(park.until_ms);
             let target = &self.record.target;
@@ -175,7 +180,7 @@ impl<'a> Situation<'a> {
             let live = self.find(scope, name, Kind::Rate);
             let set = live.and_then(|it| match it.action {
                 Action::Rate { rate } => Some(rate),
-                Action::Pause | Action::Cancel => None,
+                Action::Pause | Action::Cancel | Action::Park { .. } => None,
             });
             let rate = set.or_else(|| self.configured(scope))?;
             let usual = match scope {

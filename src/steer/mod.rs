@@ -151,7 +151,11 @@ pub async fn carry_out<S: Store>(
             store.direct(&directive(rate, until_ms)).await?;
             true
         }
-        Command::Resume(_) => store.lift(&subject, Kind::Pause).await?,
+        Command::Resume(_) => {
+            let paused = store.lift(&subject, Kind::Pause).await?;
+            // A job that met a configuration fault is tried again.
+            store.lift(&subject, Kind::Park).await? || paused
+        }
         Command::Rate(_, None) => store.lift(&subject, Kind::Rate).await?,
         Command::Park(target) => {
             let park = Park {
@@ -167,7 +171,7 @@ pub async fn carry_out<S: Store>(
         Command::Unpark(target) => {
             let parked = park_of(store, &subject).await?.is_some();
             store.unpark(target).await?;
-            parked
+            unpark_jobs(store, &before, target, now_ms).await? || parked
         }
     };
     let directives = board(store).await?;
@@ -178,6 +182,20 @@ pub async fn carry_out<S: Store>(
         parked: park_of(store, &subject).await?,
         subject,
     })
+}
+
+/// What was wrong with the target is mended: the jobs that met it are tried again, too.
+async fn unpark_jobs<S: Store>(
+    store: &S,
+    board: &Board,
+    target: &str,
+    now_ms: u64,
+) -> Result<bool, LedgerError> {
+    let mut any = false;
+    for (park, _) in board.parked_jobs(target, now_ms) {
+        any |= store.lift(&park.subject, Kind::Park).await?;
+    }
+    Ok(any)
 }
 
 /// `ana: backend is being moved`

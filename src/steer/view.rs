@@ -66,7 +66,7 @@ impl TargetView {
 fn rate_of(directive: Option<&Directive>) -> Option<Rate> {
     match directive?.action {
         Action::Rate { rate } => Some(rate),
-        Action::Pause | Action::Cancel => None,
+        Action::Pause | Action::Cancel | Action::Park { .. } => None,
     }
 }
 

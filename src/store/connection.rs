@@ -7,7 +7,7 @@
 //! ledger's callers know.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
@@ -30,7 +30,11 @@ pub(super) struct Connection {
     deadline: Duration,
     /// Of one connection, outside the manager.
     once: AsyncConnectionConfig,
+    /// How long the answer to one command is waited for.
+    patience: Duration,
     current: Mutex<Current>,
+    /// A time of the server's clock, in ms since 1970, and when it was heard.
+    clock: Mutex<Option<(u64, Instant)>>,
 }
 
 /// The manager in use; the generation keeps late errors of an old one from replacing a new one.
@@ -109,11 +113,29 @@ impl Connection {
             client,
             config,
             deadline: settings.deadline,
+            patience: settings.response_timeout.min(settings.deadline),
             current: Mutex::new(Current {
                 generation: 0,
                 manager,
             }),
+            clock: Mutex::new(None),
         })
+    }
+
+    /// Until when the answer to a command that is given now is waited for, in ms of the server's
+    /// clock; 0 while nothing is known of that clock. Never too late: the time heard last was already
+    /// over when it arrived.
+    pub(super) fn answer_due_ms(&self) -> u64 {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.map_or(0, |(ms, heard)| {
+            ms + (heard.elapsed() + self.patience).as_millis() as u64
+        })
+    }
+
+    /// Takes a time that the server has just told.
+    pub(super) fn note_time(&self, ms: u64) {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        *clock = Some((ms, Instant::now()));
     }
 
     /// Runs a script, loading it first if the server does not know it.

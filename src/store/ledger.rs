@@ -200,10 +200,14 @@ impl Ledger for Store {
         let order = sorted(claim.recipients);
         let recipients = distinct(&order, claim.recipients);
         let mut shape = claim.slice.shape;
-        for _ in 0..SHAPES {
+        let connection = &self.0.connection;
+        // Once more if the server's clock is not known yet, or was set.
+        for _ in 0..=SHAPES {
             let groups = Groups::of(shape, &recipients);
-            let mut call = self.slice_call(&CLAIM, claim.slice, shape, &groups, 2);
-            call.push(&claim.owner.to_bytes()).push(millis(claim.lease));
+            let mut call = self.slice_call(&CLAIM, claim.slice, shape, &groups, 3);
+            call.push(&claim.owner.to_bytes())
+                .push(millis(claim.lease))
+                .push(connection.answer_due_ms());
             for group in &groups.groups {
                 call.push(groups.packed(group));
             }
@@ -211,7 +215,9 @@ impl Ledger for Store {
             match reply.number(0)? {
                 0 => shape = reply.shape()?,
                 1 => return Ok(Claimed::SliceDone),
+                3 => connection.note_time(reply.number(1)?),
                 _ => {
+                    connection.note_time(reply.number(4)?);
                     if reply.number(3)? == 1 {
                         let head = claim.slice.head;
                         self.list(head.id, head.accepted_at_ms).await?;

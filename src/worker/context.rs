@@ -7,13 +7,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 
-use super::breaker::Breaker;
+use super::backlog::Backlog;
 use super::credential::Keyring;
 use super::health::Health;
+use super::ledger_health::LedgerHealth;
 use super::notice::Callbacks;
+use super::standing::Standings;
 use super::together::Complete;
 use super::under_way::CallsUnderWay;
-use crate::domain::directive::{Board, Kind, Subject};
+use crate::domain::directive::{Board, Directive, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
@@ -21,10 +23,11 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
+use crate::limits::Limits;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{
     Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Pulse, Quotas, Scope, Target,
-    Templates, Upkeep,
+    Templates, Transport, Upkeep,
 };
 
 /// The ledger, the limiter, the directives, the stored messages, the quotas, the nonces and the
@@ -73,9 +76,9 @@ pub struct TargetRuntime {
     pub window_calls: usize,
     pub limit: Option<Rate>,
     pub on_uncertain: OnUncertain,
-    /// How long a configuration fault parks it before it is tried again.
+    /// How long a configuration fault parks it, or the job that met it, before it is tried again.
     pub config_park: Duration,
-    pub breaker: Breaker,
+    pub health: Health,
     pub metrics: TargetMetrics,
     /// Calls under way.
     pub under_way: CallsUnderWay,
@@ -110,12 +113,16 @@ pub struct Context<S, T> {
     pub callbacks: BTreeMap<String, Callbacks<T>>,
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
-    pub(super) health: Health,
+    pub(super) ledger_health: LedgerHealth,
     parked: watch::Sender<HashMap<String, Parking>>,
+    standings: Standings,
     directives: watch::Sender<Board>,
     progress: Seldom,
     waiting: Seldom,
     pub(super) complete: Complete,
+    pub(super) backlog: Backlog,
+    /// Of an app that sends while the ledger is away: the limits as this process alone keeps them.
+    pub(super) limits_here: Limits,
 }
 
 /// A parked target, as far as this worker knows.
@@ -124,6 +131,15 @@ pub struct Parking {
     pub park: Park,
     /// Since when the store is known to have it: when it is gone there, somebody ended it.
     stored: Option<Instant>,
+}
+
+/// Who has to do with a configuration fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Met {
+    /// The job that met it, as far as is known; `moved`: until now.
+    Job { moved: bool },
+    /// The target as a whole.
+    Target,
 }
 
 /// The work was told to stop before the step succeeded.
@@ -151,12 +167,15 @@ impl<S: Store, T> Context<S, T> {
             callbacks: BTreeMap::new(),
             settings,
             metrics,
-            health: Health::default(),
+            ledger_health: LedgerHealth::default(),
             parked: watch::Sender::new(HashMap::new()),
+            standings: Standings::default(),
             directives: watch::Sender::new(Board::default()),
             progress: Seldom::default(),
             waiting: Seldom::default(),
             complete: Complete::default(),
+            backlog: Backlog::default(),
+            limits_here: Limits::default(),
         }
     }
 
@@ -207,7 +226,12 @@ impl<S: Store, T> Context<S, T> {
 
     /// Follows whether the ledger takes writes, as far as anything was heard of it.
     pub fn ledger_up(&self) -> watch::Receiver<bool> {
-        self.health.up()
+        self.ledger_health.up()
+    }
+
+    /// Whether the ledger took what it was given last.
+    pub fn ledger_is_up(&self) -> bool {
+        self.ledger_health.is_up()
     }
 
     /// Whether any app sends while the ledger is down.
@@ -237,20 +261,26 @@ impl<S: Store, T> Context<S, T> {
         Some(left.min(look_again(lasted)))
     }
 
-    /// Parks a target for every worker. Here it takes effect at once, elsewhere within a second.
-    /// Returns whether it moved until now: of all calls that meet the same fault one is told so.
-    pub async fn park(&self, target: &TargetRuntime, park: Park) -> bool {
+    /// Parks a target for every worker. Here it takes effect at once, elsewhere within a second. Of all
+    /// calls that meet the same, one does it.
+    pub async fn park(&self, target: &TargetRuntime, park: Park) {
         let mut moved = false;
-        self.parked.send_if_modified(|parked| {
-            let standing = parked.get(&target.name).map_or(0, |it| it.park.until_ms);
-            moved = standing <= now_ms();
-            let longer = park.until_ms > standing;
+        let changed = self.parked.send_if_modified(|parked| {
+            let standing = parked.get(&target.name).map(|it| &it.park);
+            moved = standing.is_none_or(|it| it.until_ms <= now_ms());
+            let longer = standing.is_none_or(|it| lasts_longer(&park, it));
             if longer {
                 let (park, stored) = (park.clone(), None);
                 parked.insert(target.name.clone(), Parking { park, stored });
             }
             longer
         });
+        if moved {
+            self.metrics.target_parked(&target.name, park.reason);
+        }
+        if !changed {
+            return;
+        }
         self.show_parked(&target.name);
         // Not repeated: this worker waits anyway, and the others will learn it from the target.
         let stored = self
@@ -265,13 +295,13 @@ impl<S: Store, T> Context<S, T> {
                 false
             });
         }
-        moved
     }
 
     /// Takes over what the store said about parked targets when it was asked at `asked`. What it had
     /// before counts no more: somebody may have unparked a target.
     pub fn note_parked(&self, found: Vec<(String, Park)>, asked: Instant) {
         let now = now_ms();
+        let mut unparked = Vec::new();
         self.parked.send_if_modified(|parked| {
             let before = parked.clone();
             parked.retain(|_, it| it.park.until_ms > now && it.stored.is_none_or(|at| at >= asked));
@@ -282,24 +312,70 @@ impl<S: Store, T> Context<S, T> {
                     parked.insert(target, Parking { park, stored });
                 }
             }
+            let stands = |name: &String| parked.contains_key(name);
+            let early = before
+                .iter()
+                .filter(|(name, it)| !stands(name) && it.park.until_ms > now);
+            unparked.extend(early.map(|(name, _)| name.clone()));
             let stood = |(target, it): (&String, &Parking)| {
                 before.get(target).is_some_and(|was| was.park == it.park)
             };
             parked.len() != before.len() || !parked.iter().all(stood)
         });
+        for target in unparked {
+            self.standings.unparked(&target);
+        }
         for target in self.targets.keys() {
             self.show_parked(target);
         }
     }
 
     fn show_parked(&self, target: &str) {
-        let reason = self.park_of(target).map(|park| park.reason);
+        let park = self.park_of(target);
+        let reason = park.as_ref().map(|park| park.reason);
         self.metrics.parked(target, reason);
+        let health = self.targets.get(target).map(|it| &it.health);
+        let answered_ms = health.map_or(0, Health::answered_ms);
+        self.standings
+            .note(target, park.as_ref(), answered_ms, now_ms());
     }
 
     /// Follows the directives in force.
     pub fn directives(&self) -> watch::Receiver<Board> {
         self.directives.subscribe()
+    }
+
+    /// Parks a job for every worker, as [`Self::park`] does a target, unless what it met is `believed`
+    /// of the target. Of several jobs that meet the same at one time, one comes first.
+    pub(super) async fn park_job(
+        &self,
+        park: &Directive,
+        believed: impl FnOnce(&Board) -> bool,
+    ) -> Met {
+        let Subject { scope, name } = &park.subject;
+        let mut met = Met::Job { moved: false };
+        let mut others = 0;
+        self.directives.send_if_modified(|board| {
+            let now = now_ms();
+            if believed(board) {
+                met = Met::Target;
+            } else if board.find(*scope, name, Kind::Park, now).is_none() {
+                met = Met::Job { moved: true };
+                let parks = |it: &&Directive| it.action.kind() == Kind::Park;
+                others = board.all(now).filter(parks).count();
+                board.put(park.clone());
+            }
+            met == Met::Job { moved: true }
+        });
+        // However many jobs are wrong, what all workers read stays small: of further ones each worker
+        // finds out by itself.
+        if met == (Met::Job { moved: true }) && others < JOB_PARKS_MAX {
+            // Not repeated: as for targets.
+            let _ = self
+                .try_step(LedgerStep::Direct, self.store.direct(park))
+                .await;
+        }
+        met
     }
 
     /// Takes over all directives of a version, and says in the log what is new.
@@ -368,7 +444,7 @@ impl<S: Store, T> Context<S, T> {
     /// stays: whoever is added to it later is not sent to either.
     pub async fn forget_directives(&self, job: JobId) {
         let name = job.to_string();
-        for kind in [Kind::Pause, Kind::Rate] {
+        for kind in [Kind::Pause, Kind::Rate, Kind::Park] {
             let stands = {
                 let board = self.directives.borrow();
                 board.find(Scope::Job, &name, kind, now_ms()).is_some()
@@ -427,8 +503,28 @@ impl Seldom {
     }
 }
 
+/// Most jobs that workers tell each other to be parked.
+const JOB_PARKS_MAX: usize = 200;
+
+/// Whether a park ends so much later than the one that stands that it is worth telling everybody.
+fn lasts_longer(park: &Park, standing: &Park) -> bool {
+    let left = standing.until_ms.saturating_sub(park.since_ms);
+    let lasts = park.until_ms.saturating_sub(park.since_ms);
+    lasts > left + left / 8
+}
+
 /// Longest time for which deliveries of a target that waits are kept at the desk.
 pub(super) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
+
+impl<S, T: Transport> Context<S, T> {
+    /// Gives up connections that nobody needs any more.
+    pub(super) fn tidy(&self) {
+        self.transport.tidy();
+        for callbacks in self.callbacks.values() {
+            callbacks.transport.tidy();
+        }
+    }
+}
 
 /// Jobs that are remembered before those whose time is over are swept.
 const SELDOM_JOBS_MAX: usize = 1000;

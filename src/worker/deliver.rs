@@ -21,6 +21,7 @@ mod close;
 mod flight;
 mod limits;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ use crate::domain::limits::Rate;
 use crate::domain::outcome::{Answer, Class, OnUncertain, Outcome, Verdict};
 use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
-use crate::domain::slice::{SLICE_VERSION, Slice};
+use crate::domain::slice::{SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
@@ -54,6 +55,9 @@ pub(super) const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long a slice of a newer version is left to newer workers.
 const NEWER_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a slice waits for the ledger that has something to record and nothing else to do.
+const LEDGER_AWAY_WAIT: Duration = Duration::from_secs(5);
 
 /// How the delivery of a slice is to be ended.
 #[derive(Debug)]
@@ -73,9 +77,10 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
     body: Bytes,
     traceparent: Option<String>,
 ) -> Fate {
-    let slice: Slice = match serde_json::from_slice(&body) {
-        Ok(slice) => slice,
-        Err(error) => return unreadable(shift, body, traceparent, &error).await,
+    let slice = match serde_json::from_slice::<Slice>(&body) {
+        Ok(slice) if slice.v <= SLICE_VERSION => slice,
+        Ok(_) => return unreadable(shift, body, traceparent, None).await,
+        Err(error) => return unreadable(shift, body, traceparent, Some(error)).await,
     };
     let Some(target) = shift.context.targets.get(&slice.head.target) else {
         return Fate::Reject(format!("there is no target {:?} here", slice.head.target));
@@ -97,7 +102,7 @@ async fn unreadable<S: Store, T, P: Publisher>(
     shift: &Shift<S, T, P>,
     body: Bytes,
     traceparent: Option<String>,
-    error: &serde_json::Error,
+    error: Option<serde_json::Error>,
 ) -> Fate {
     #[derive(serde::Deserialize)]
     struct Version {
@@ -108,7 +113,8 @@ async fn unreadable<S: Store, T, P: Publisher>(
         .ok()
         .filter(|it| it.v > SLICE_VERSION);
     let Some(Version { lane, v }) = newer else {
-        return Fate::Reject(format!("not a slice: {error}"));
+        let why = error.map(|error| error.to_string()).unwrap_or_default();
+        return Fate::Reject(format!("not a slice: {why}"));
     };
     tracing::warn!(
         slice.version = v,
@@ -286,8 +292,16 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         }
     }
 
+    /// Whether nothing is asked of the ledger, since it is away and the app sends all the same.
+    fn goes_without_ledger(&self) -> bool {
+        self.fail_open && !self.shift.context.ledger_is_up()
+    }
+
     /// Lengthens the claims of what is out.
     async fn renew(&self, delivery: &Delivery) {
+        if self.goes_without_ledger() {
+            return;
+        }
         let context = &*self.shift.context;
         let held = self.fingerprints(delivery.held());
         let renewal =
@@ -313,6 +327,8 @@ struct Work<'a, S, T, P> {
     closed: bool,
     /// Entries for which it had no outcome then.
     missing: u32,
+    /// Recipients whose claim was asked and not answered: the ledger may have granted it.
+    asked: Vec<Fingerprint>,
 }
 
 impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
@@ -325,6 +341,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             standing: None,
             closed: false,
             missing: 0,
+            asked: Vec::new(),
             scene,
         }
     }
@@ -333,7 +350,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         let scene = self.scene;
         let mut flight = Flight::new(scene);
         let mut grant = None;
-        let mut stop = None;
+        let mut stop = self.catch_up().await.err();
         loop {
             let places = flight.places();
             if stop.is_none() && grant.is_none() && places > 0 && self.delivery.waiting() > 0 {
@@ -382,6 +399,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         self.check_time(over.is_some(), &order)?;
         if over.is_some() || self.together {
             return Ok(over);
+        }
+        if scene.goes_without_ledger() {
+            // Only the ledger knows whether all parts are there.
+            return Err(Pause::PutOff(LEDGER_AWAY_WAIT));
         }
         let Some(part) = &scene.slice.together else {
             return Ok(None);
@@ -492,6 +513,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             Ok(claimed) => claimed,
             Err(Halted) => {
                 self.delivery.unpick();
+                self.asked = picked;
                 return Err(Pause::PutOff(Duration::ZERO));
             }
         };
@@ -504,9 +526,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             let recipient = [scene.slice.recipients[index].as_str()];
             scene.calls.probe(&recipient).is_some()
         };
-        let claimed = self
-            .delivery
-            .claimed(&states, over, scene.rules, asks, |_| lost());
+        let known = scene.reasons(self.delivery.unexplained(&states));
+        let known = flight.during(&self.delivery, known).await;
+        let why = |index: usize| known.get(&index).cloned().unwrap_or_else(lost);
+        let claimed = self.delivery.claimed(&states, over, scene.rules, asks, why);
         if claimed.uncertain > 0 {
             let policy = match scene.rules.on_uncertain {
                 // Too late to send again, and not known to have failed.
@@ -576,12 +599,31 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 scene.count_uncertain(scene.rules.on_uncertain, answered.uncertain);
             }
             scene.target.metrics.retries.inc_by(answered.retries);
-            let heed = context.heed(&scene.target, class_of(&verdict), verdict.of(0));
+            let class = class_of(&verdict);
+            let heed = context.heed(&scene.target, &scene.job, class, verdict.of(0));
             flight.during(&self.delivery, heed).await;
         }
     }
 
     // --- Record ------------------------------------------------------------------------------
+
+    /// Has the ledger take first what earlier deliveries knew and it could not.
+    async fn catch_up(&mut self) -> Result<(), Pause> {
+        let unrecorded = self.delivery.unrecorded();
+        if unrecorded.is_empty() {
+            return Ok(());
+        }
+        let recorded = self.scene.record_unrecorded(unrecorded).await;
+        let Some(recorded) = recorded.map_err(|Lost| Pause::Lost)? else {
+            return Ok(());
+        };
+        let of = |(outcome, names): &(Outcome, Vec<String>)| vec![*outcome; names.len()];
+        let outcomes = unrecorded.outcomes.iter().flat_map(of);
+        self.scene.target.metrics.ended(outcomes);
+        self.standing = Some(recorded.standing);
+        self.delivery.caught_up(recorded.stood);
+        Ok(())
+    }
 
     /// Records what became known, if anything did.
     async fn record(&mut self, flight: &mut Flight<'a, S, T, P>) -> Result<(), Pause> {
@@ -597,9 +639,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         Ok(())
     }
 
+    /// None: the ledger is away, and the delivery keeps the batch.
     fn note_recorded(&mut self, batch: &Batch, recorded: Option<Recorded>) {
-        let recorded = recorded.unwrap_or_default();
-        self.scene.count_outcomes(batch);
+        let Some(recorded) = recorded else { return };
+        let outcomes = batch.outcomes.iter().map(|(_, outcome)| *outcome);
+        self.scene.target.metrics.ended(outcomes);
         self.delivery.recorded(recorded.stood);
         self.standing = Some(recorded.standing);
         self.closed = batch.last.is_some() && recorded.missing == 0;
@@ -608,7 +652,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
 }
 
 impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
-    /// Claims these recipients; waits for the ledger until no new work is to be begun.
+    /// Claims these recipients; waits for the ledger until no new work is to be begun. An app that
+    /// fails open goes without: nobody knows then whether others send to them too.
     async fn claim(&self, recipients: &[Fingerprint]) -> Result<Claimed, Halted> {
         let context = &*self.shift.context;
         let claim = Claim {
@@ -617,50 +662,120 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
             lease: context.settings.lease,
             recipients,
         };
-        if self.fail_open {
-            let claimed = context
-                .try_step(LedgerStep::Claim, context.store.claim(claim))
-                .await;
-            return Ok(claimed.unwrap_or_else(|_| {
-                let unguarded = &self.target.metrics.unguarded;
-                unguarded.inc_by(recipients.len() as u64);
-                Claimed::Each(vec![ClaimState::Granted; recipients.len()])
-            }));
+        let ask = || async {
+            // What is known here is no doubt to anybody.
+            context.catch_up().await?;
+            context.store.claim(claim).await
+        };
+        if !self.fail_open {
+            let halted = self.shift.halt.cancelled();
+            return context.step(LedgerStep::Claim, halted, ask).await;
         }
-        let halted = self.shift.halt.cancelled();
-        context
-            .step(LedgerStep::Claim, halted, || context.store.claim(claim))
-            .await
+        if !self.goes_without_ledger()
+            && let Ok(claimed) = context.try_step(LedgerStep::Claim, ask()).await
+        {
+            return Ok(claimed);
+        }
+        let unguarded = &self.target.metrics.unguarded;
+        unguarded.inc_by(recipients.len() as u64);
+        Ok(Claimed::Each(vec![ClaimState::Granted; recipients.len()]))
     }
 
-    /// Records a batch. An outcome that is known must be recorded even while the session is lost or
-    /// the process drains, so this outlasts both, until the claims would have ended anyway.
-    async fn record(&self, batch: &Batch) -> Result<Option<Recorded>, Lost> {
+    /// Why recipients are in doubt, as far as a delivery that could not write their dead letter told
+    /// the ledger.
+    async fn reasons(&self, indices: Vec<usize>) -> HashMap<usize, Answer> {
+        if indices.is_empty() {
+            return HashMap::new();
+        }
         let context = &*self.shift.context;
-        let outcomes: Vec<_> = batch
-            .outcomes
-            .iter()
-            .map(|(index, outcome)| (self.fingerprints[*index], *outcome))
-            .collect();
+        let asked = self.fingerprints(indices.iter().copied());
+        let reasons = context.store.reasons(self.slice.head.id, &asked);
+        // Not repeated: without them the doubt is the same, and only its words are poorer.
+        let reasons = context.try_step(LedgerStep::Claim, reasons).await;
+        let known = reasons.unwrap_or_default().into_iter();
+        indices
+            .into_iter()
+            .zip(known)
+            .filter_map(|(index, reason)| {
+                let reason = reason.filter(|it| it.class == Class::Uncertain)?;
+                Some((index, Answer::new(reason.class, reason.code, reason.text)))
+            })
+            .collect()
+    }
+
+    /// Records a batch. An outcome that is known must be recorded even while the process drains; where
+    /// the session is lost it is left to the backlog. None: the ledger is away, and the app fails open.
+    async fn record(&self, batch: &Batch) -> Result<Option<Recorded>, Lost> {
+        let outcomes = self.outcomes(batch);
         let release = self.fingerprints(batch.release.iter().copied());
         let doubted = self.fingerprints(batch.doubted.iter().copied());
-        let settle = Settle {
+        self.settle(Settle {
             slice: self.slice_ref(),
             owner: self.owner,
             outcomes: &outcomes,
             release: &release,
             doubted: &doubted,
             last: batch.last,
+        })
+        .await
+    }
+
+    fn outcomes(&self, batch: &Batch) -> Vec<(Fingerprint, Outcome)> {
+        let outcomes = batch.outcomes.iter();
+        outcomes
+            .map(|(index, outcome)| (self.fingerprints[*index], *outcome))
+            .collect()
+    }
+
+    /// Records what earlier deliveries knew.
+    async fn record_unrecorded(&self, known: &Unrecorded) -> Result<Option<Recorded>, Lost> {
+        let secret = &self.shift.context.settings.fingerprint_secret;
+        let fingerprinter = Fingerprinter::new(secret, self.slice.head.id);
+        let named = |names: &Vec<String>| -> Vec<Fingerprint> {
+            let names = names.iter();
+            names.map(|name| fingerprinter.fingerprint(name)).collect()
         };
+        let settle = |owner| Settle {
+            slice: self.slice_ref(),
+            owner,
+            outcomes: &[],
+            release: &[],
+            doubted: &[],
+            last: None,
+        };
+        for (owner, names) in &known.release {
+            let release = named(names);
+            let step = Settle {
+                release: &release,
+                ..settle(*owner)
+            };
+            if self.settle(step).await?.is_none() {
+                return Ok(None);
+            }
+        }
+        let each = |(outcome, names): &(Outcome, Vec<String>)| {
+            let outcome = *outcome;
+            named(names).into_iter().map(move |name| (name, outcome))
+        };
+        let outcomes: Vec<_> = known.outcomes.iter().flat_map(each).collect();
+        self.settle(Settle {
+            outcomes: &outcomes,
+            ..settle(self.owner)
+        })
+        .await
+    }
+
+    async fn settle(&self, settle: Settle<'_>) -> Result<Option<Recorded>, Lost> {
+        let context = &*self.shift.context;
+        if self.goes_without_ledger() {
+            return Ok(None);
+        }
         if self.fail_open {
             let settled = context.try_step(LedgerStep::Settle, context.store.settle(settle));
             return Ok(settled.await.ok());
         }
-        let stop = async {
-            self.shift.lost.cancelled().await;
-            tokio::time::sleep(context.settings.lease).await;
-        };
-        let step = context.step(LedgerStep::Settle, stop, || context.store.settle(settle));
+        let lost = self.shift.lost.cancelled();
+        let step = context.step(LedgerStep::Settle, lost, || context.store.settle(settle));
         step.await.map(Some).map_err(|_| Lost)
     }
 
@@ -687,16 +802,6 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
     fn count_uncertain(&self, policy: OnUncertain, count: u64) {
         let metrics = &self.shift.context.metrics;
         metrics.uncertain(&self.target.name, policy, count);
-    }
-
-    fn count_outcomes(&self, batch: &Batch) {
-        for outcome in Outcome::ALL {
-            let of = |found: &&(usize, Outcome)| found.1 == outcome;
-            let count = batch.outcomes.iter().filter(of).count();
-            if count > 0 {
-                self.target.metrics.recipients(outcome, count as u64);
-            }
-        }
     }
 }
 

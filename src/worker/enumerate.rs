@@ -4,8 +4,9 @@
 //! The asking is a message on the target's lane, a slice without recipients that carries the cursor. So
 //! it waits for a parked target like any other slice, is retried on the ladder, and goes on where it
 //! was when a worker dies. A fault that it meets, such as a wrong password of the directory, parks the
-//! target as one that a send meets. One turn publishes the part and the next asking together, confirmed, before
-//! its ack: a turn that is repeated publishes the same part again, which the ledger absorbs.
+//! job, and the target when a second job meets it, as one that a send meets. One turn publishes the part
+//! and the next asking together, confirmed, before its ack: a turn that is repeated publishes the same
+//! part again, which the ledger absorbs.
 //!
 //! How many parts there will be is known at the end only. Each says that one more is to come, until the
 //! last one, so the job cannot be completed before.
@@ -16,7 +17,7 @@ use std::time::Duration;
 use super::call::authorised;
 use super::context::{Store, TargetRuntime, now_ms, rfc3339};
 use super::credential::Held;
-use super::deliver::Fate;
+use super::deliver::{Fate, WAIT_MAX};
 use super::shift::Shift;
 use crate::domain::audience::{MemberDocument, fold};
 use crate::domain::directive::Go;
@@ -115,7 +116,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         let mut bytes = 0;
         for _ in 0..PAGES {
             let Page { users, next, .. } = self.page(directory, found.next.as_deref()).await?;
-            self.target.breaker.succeeded();
+            self.target.health.succeeded(now_ms());
             for user in users {
                 let mut id = user.into();
                 fold(&mut id, profile.folds_case);
@@ -243,10 +244,16 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
             Class::Permanent => Class::Config,
             class => class,
         };
-        context.heed(self.target, class, &answer).await;
-        let parked = context.parked_for(&self.target.name);
-        if let (Class::Config | Class::Throttled, Some(left)) = (class, parked) {
-            return self.ask_again(left, self.asking.clone()).await;
+        if class == Class::Config {
+            // A directory is asked for jobs to all users alone: no other job has to do with it.
+            answer.reached = true;
+        }
+        let job = self.slice.head.id.to_string();
+        context.heed(self.target, &job, class, &answer).await;
+        // A job that is parked is told so when it comes back.
+        let parked = context.parked_for(&self.target.name).unwrap_or(WAIT_MAX);
+        if let Class::Config | Class::Throttled = class {
+            return self.ask_again(parked, self.asking.clone()).await;
         }
         let failures = self.asking.failures + 1;
         let wait = context.settings.retry.delay(failures);

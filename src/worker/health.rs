@@ -1,162 +1,129 @@
-//! Whether the ledger can be written: what lanes, readiness and the metric go by.
+//! What the answers of a target say about it: after too many failures in a row it is left alone, and
+//! after each answer that we are too fast, for longer each time until it answers well again.
 //!
-//! Twice a second a heartbeat writes what a claim would write, on the runtime that does the work. An
-//! error of any step takes effect at once; only a heartbeat that succeeds ends it. So reads that a
-//! replica or a full server still answers prove nothing, and neither does an old heartbeat: a server
-//! that is frozen, or a runtime that is blocked, is not ready.
+//! Hundreds of calls are in flight, and all of them fail when a backend goes away. Those are one failure
+//! of the backend and not many: what fails while the target is left alone counts for nothing.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use crate::domain::schedule::Schedule;
 
-use super::context::{Context, Store, chain};
-use crate::metrics::LedgerStep;
-use crate::ports::{Beat, Beaten, LedgerError};
+/// How long a target that fails every call is left alone.
+const OPEN: Schedule = Schedule {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(30),
+    jitter: 0.1,
+};
 
-/// A heartbeat that is older proves nothing.
-const FRESH: Duration = Duration::from_secs(2);
-
-/// A process that stood still for so long begins a new row of heartbeats: the store may have dropped
-/// its last one.
-const ROW_MAX: Duration = Duration::from_secs(3600);
-
-/// What is known of the ledger.
-#[derive(Default)]
-pub(super) struct Health {
-    up: watch::Sender<bool>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    beaten: Option<Instant>,
-    /// Why the last step failed, in words.
-    trouble: Option<String>,
+/// The health of one target, as far as this worker sees it.
+#[derive(Debug)]
+pub struct Health {
+    breaker: Breaker,
+    /// Opens at once.
+    throttle: Breaker,
+    /// When it last answered well, in milliseconds since 1970.
+    answered_ms: AtomicU64,
 }
 
 impl Health {
-    pub(super) fn up(&self) -> watch::Receiver<bool> {
-        self.up.subscribe()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether this changes anything.
-    fn note(&self, trouble: Option<String>) -> bool {
-        let up = trouble.is_none();
-        let mut state = self.state();
-        if up {
-            state.beaten = Some(Instant::now());
-        }
-        state.trouble = trouble;
-        drop(state);
-        self.up
-            .send_if_modified(|state| std::mem::replace(state, up) != up)
-    }
-
-    /// Why nothing can be recorded now, if so.
-    fn check(&self, now: Instant) -> Result<(), String> {
-        let state = self.state();
-        if let Some(trouble) = &state.trouble {
-            return Err(trouble.clone());
-        }
-        let Some(beaten) = state.beaten else {
-            return Err("the ledger has not answered yet".to_owned());
-        };
-        let age = now.saturating_duration_since(beaten);
-        if age <= FRESH {
-            return Ok(());
-        }
-        let seconds = age.as_secs();
-        Err(format!(
-            "the ledger has taken no write for {seconds} s, or this process hangs"
-        ))
-    }
-}
-
-impl<S: Store, T> Context<S, T> {
-    /// An error says at once that the ledger is down. One record that makes no sense does not: the
-    /// others are fine. Logs only when the state changes, so that an outage is two lines, not one per
-    /// slice.
-    pub(super) fn note_trouble(&self, error: &LedgerError) {
-        if matches!(error, LedgerError::Broken(_)) {
-            return;
-        }
-        if self.health.note(Some(chain(error))) {
-            self.metrics.ledger_up(false);
-            tracing::error!(
-                error = %chain(error),
-                "the ledger is down: lanes stop until it takes writes, nothing is lost"
-            );
-        }
-    }
-
-    fn note_beat(&self) {
-        if self.health.note(None) {
-            self.metrics.ledger_up(true);
-            tracing::info!("the ledger takes writes");
-        }
-    }
-}
-
-impl<S, T> Context<S, T> {
-    /// Why the ledger takes no writes now, if so.
-    pub fn check_ledger(&self) -> Result<(), String> {
-        self.health.check(Instant::now())
-    }
-
-    /// Brings the metric up to date: a ledger that hangs says nothing.
-    pub fn show_ledger(&self) {
-        self.metrics.ledger_up(self.check_ledger().is_ok());
-    }
-}
-
-/// The heartbeats of this process, one after the other.
-pub(super) struct Heart {
-    beat: Beat,
-    answered: Instant,
-}
-
-impl Heart {
-    /// `works`: whether this process delivers.
-    pub(super) fn new(works: bool) -> Self {
+    /// `failures`: calls in a row that fail before it is left alone.
+    pub fn new(failures: u32) -> Self {
         Self {
-            beat: Beat {
-                process: fastrand::u64(1..),
-                number: 0,
-                works,
-                calls: BTreeMap::new(),
-            },
-            answered: Instant::now(),
+            breaker: Breaker::new(failures),
+            throttle: Breaker::new(1),
+            answered_ms: AtomicU64::new(0),
         }
     }
 
-    /// The next one. `Err`: nothing can be recorded now.
-    pub(super) async fn beat<S: Store, T>(
-        &mut self,
-        context: &Context<S, T>,
-    ) -> Result<(), LedgerError> {
-        if self.answered.elapsed() > ROW_MAX {
-            self.beat.number = 0;
+    /// It carried a call out, or refused it for reasons of the recipient.
+    pub(super) fn succeeded(&self, now_ms: u64) {
+        self.breaker.succeeded();
+        self.throttle.succeeded();
+        // A plain load first: the line is shared by all calls.
+        if now_ms > self.answered_ms.load(Ordering::Relaxed) {
+            self.answered_ms.store(now_ms, Ordering::Relaxed);
         }
-        self.beat.calls = context.calls_under_way();
-        let beat = context.store.beat(&self.beat);
-        let Beaten { number, went_back } = context.try_step(LedgerStep::Beat, beat).await?;
-        self.beat.number = number;
-        self.answered = Instant::now();
-        if went_back {
-            context.metrics.ledger_went_back();
-            tracing::error!(
-                "the ledger went back: it has lost what was written last. Jobs that run are marked; \
-                 `fanwise job verify` says what is not known of them"
-            );
+    }
+
+    pub(super) fn answered_ms(&self) -> u64 {
+        self.answered_ms.load(Ordering::Relaxed)
+    }
+
+    /// For how long the target is to be left alone, if this failure is one too many.
+    pub(super) fn failed(&self, now: Instant) -> Option<Duration> {
+        self.breaker.failed(now)
+    }
+
+    /// For how long the target is to be left alone that said that we are too fast: as long as it asked
+    /// for, and never less than a wait that grows with each time. Its word for now, for a time that is
+    /// past or for none at all is not believed: it would be called again at once, for ever.
+    pub(super) fn throttled(&self, now: Instant, asked: Option<Duration>) -> Duration {
+        let opened = self.throttle.failed(now);
+        let grown = opened.unwrap_or_else(|| self.throttle.left(now).max(OPEN.min));
+        asked.unwrap_or_default().max(grown)
+    }
+}
+
+#[derive(Debug)]
+struct Breaker {
+    /// Failures in a row that open it.
+    limit: u32,
+    failures: AtomicU32,
+    /// How often it has opened since the last success.
+    opened: AtomicU32,
+    /// Until when it is open, in milliseconds from its start.
+    open_until_ms: AtomicU64,
+    start: Instant,
+}
+
+impl Breaker {
+    fn new(limit: u32) -> Self {
+        Self {
+            limit,
+            failures: AtomicU32::new(0),
+            opened: AtomicU32::new(0),
+            open_until_ms: AtomicU64::new(0),
+            start: Instant::now(),
         }
-        context.note_beat();
-        Ok(())
+    }
+
+    fn succeeded(&self) {
+        // A plain load first: the line is shared by all calls and nearly always 0 already.
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+            self.opened.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// For how long the target is to be left alone, if this failure is one too many. Once it has opened,
+    /// the next failure is.
+    fn failed(&self, now: Instant) -> Option<Duration> {
+        let now_ms = now.saturating_duration_since(self.start).as_millis() as u64;
+        let until = self.open_until_ms.load(Ordering::Relaxed);
+        if now_ms < until {
+            return None;
+        }
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures < self.limit {
+            return None;
+        }
+        let opened = self.opened.load(Ordering::Relaxed) + 1;
+        let wait = OPEN.delay(opened);
+        let open_until = now_ms + wait.as_millis() as u64;
+        // Of calls that fail at the same time one opens it.
+        self.open_until_ms
+            .compare_exchange(until, open_until, Ordering::Relaxed, Ordering::Relaxed)
+            .ok()?;
+        self.opened.store(opened, Ordering::Relaxed);
+        Some(wait)
+    }
+
+    /// How long it stays open.
+    fn left(&self, now: Instant) -> Duration {
+        let now_ms = now.saturating_duration_since(self.start).as_millis() as u64;
+        let until = self.open_until_ms.load(Ordering::Relaxed);
+        Duration::from_millis(until.saturating_sub(now_ms))
     }
 }
 
@@ -164,25 +131,66 @@ impl Heart {
 mod tests {
     use super::*;
 
-    /// Readiness goes by heartbeats: an error ends it at once, a heartbeat that stays away after a
-    /// while, and nothing but a heartbeat brings it back.
+    fn about(wait: Option<Duration>, seconds: f64) {
+        let wait = wait.unwrap().as_secs_f64();
+        assert!((seconds * 0.89..seconds * 1.11).contains(&wait), "{wait}");
+    }
+
     #[test]
-    fn only_a_fresh_heartbeat_makes_ready() {
-        let health = Health::default();
-        let now = Instant::now();
-        assert!(health.check(now).is_err(), "nothing was heard yet");
-        assert!(health.note(None));
-        assert!(!health.note(None), "a state is told once");
-        let now = Instant::now();
-        assert_eq!(health.check(now), Ok(()));
-        assert_eq!(
-            health.check(now + FRESH - Duration::from_millis(100)),
-            Ok(())
-        );
-        assert!(health.check(now + FRESH * 2).is_err(), "it hangs");
-        assert!(*health.up().borrow(), "and nobody has said so");
-        assert!(health.note(Some("the ledger is full".to_owned())));
-        assert_eq!(health.check(now), Err("the ledger is full".to_owned()));
-        assert!(!*health.up().borrow());
+    fn many_failures_at_once_open_it_once() {
+        let breaker = Breaker::new(5);
+        let now = breaker.start;
+        for _ in 0..4 {
+            assert_eq!(breaker.failed(now), None);
+        }
+        about(breaker.failed(now), 1.0);
+        for _ in 0..1000 {
+            assert_eq!(breaker.failed(now), None);
+        }
+    }
+
+    #[test]
+    fn each_failure_after_it_was_open_opens_it_for_longer() {
+        let breaker = Breaker::new(2);
+        let mut now = breaker.start;
+        assert_eq!(breaker.failed(now), None);
+        for seconds in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
+            let wait = breaker.failed(now);
+            about(wait, seconds);
+            now += wait.unwrap();
+        }
+        breaker.succeeded();
+        assert_eq!(breaker.failed(now), None);
+        about(breaker.failed(now), 1.0);
+    }
+
+    #[test]
+    fn a_throttled_target_waits_for_longer_each_time_whatever_it_asks_for() {
+        for asked in [None, Some(Duration::ZERO)] {
+            let health = Health::new(50);
+            let mut now = health.throttle.start;
+            for seconds in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
+                let wait = health.throttled(now, asked);
+                about(Some(wait), seconds);
+                // Those that were in flight say the same; it is one answer.
+                let again = health.throttled(now + wait / 2, asked);
+                assert!(
+                    again >= OPEN.min && again <= wait.max(OPEN.min),
+                    "{again:?}"
+                );
+                now += wait;
+            }
+            health.succeeded(1);
+            about(Some(health.throttled(now, asked)), 1.0);
+        }
+    }
+
+    #[test]
+    fn a_throttled_target_gets_the_time_that_it_asks_for() {
+        let health = Health::new(50);
+        let asked = Some(Duration::from_secs(60));
+        let now = health.throttle.start;
+        assert_eq!(health.throttled(now, asked), Duration::from_secs(60));
+        assert_eq!(health.throttled(now, asked), Duration::from_secs(60));
     }
 }

@@ -1,66 +1,167 @@
-//! What an answer means for the target as a whole: whether it is parked, for how long and why. The same
-//! for every call, those that list users included.
+//! What an answer means beyond the recipients of its call: whether the target is parked, or only the
+//! job, for how long and why. The same for every call, those that list users included.
+//!
+//! A configuration fault can be what a producer chose: a sender that the backend does not know, a name in
+//! the URL that leads nowhere. So it stops the job that met it. It is believed of the target when a
+//! second job meets the same one while the first is parked, and nobody was answered well in between. A
+//! fault that no job can cause, such as a certificate or a refused login, parks the target at once.
 
 use std::time::{Duration, Instant};
 
-use super::context::{Context, Store, TargetRuntime, now_ms};
+use super::context::{Context, Met, Store, TargetRuntime, now_ms};
 use super::deliver::WAIT_MAX;
+use crate::domain::directive::{Action, Board, Directive, Subject};
 use crate::domain::outcome::{Answer, Class};
-use crate::ports::{Park, ParkReason};
+use crate::ports::{Park, ParkReason, Scope};
 
 impl<S: Store, T> Context<S, T> {
-    /// Parks a target if the answer to a call asks for it, for all workers. `class`: of the call as a
-    /// whole.
-    pub(super) async fn heed(&self, target: &TargetRuntime, class: Class, answer: &Answer) {
-        let Some((reason, wait)) = parking(target, class, answer) else {
+    /// Parks a target or a job for all workers if the answer to a call of the job asks for it. `class`:
+    /// of the call as a whole.
+    pub(super) async fn heed(
+        &self,
+        target: &TargetRuntime,
+        job: &str,
+        class: Class,
+        answer: &Answer,
+    ) {
+        let now = now_ms();
+        let Some((reason, wait)) = parking(target, class, answer, now) else {
             return;
         };
-        let since_ms = now_ms();
         let park = Park {
-            since_ms,
-            until_ms: since_ms.saturating_add(wait.as_millis() as u64),
+            since_ms: now,
+            until_ms: now.saturating_add(wait.as_millis() as u64),
             reason,
             code: answer.code.clone().into_owned(),
             text: answer.text.clone().into_owned(),
         };
-        if self.park(target, park).await && reason == ParkReason::Config {
+        // Not reached, or not let in: no job has to do with it.
+        let of_job = reason == ParkReason::Config && answer.reached;
+        if !of_job || self.meets(target, job, &park).await == Met::Target {
+            self.park(target, park).await;
+        }
+    }
+
+    /// Parks the job that met a configuration fault, unless it is one of the target.
+    async fn meets(&self, target: &TargetRuntime, job: &str, park: &Park) -> Met {
+        let directive = Directive {
+            subject: Subject::new(Scope::Job, job),
+            action: Action::Park {
+                target: target.name.clone(),
+                code: park.code.clone(),
+            },
+            reason: Some(park.to_string()),
+            author: None,
+            since_ms: park.since_ms,
+            until_ms: Some(park.until_ms),
+        };
+        let answered = target.health.answered_ms();
+        let believed = |board: &Board| is_believed(board, &target.name, job, park, answered);
+        let met = self.park_job(&directive, believed).await;
+        if met == (Met::Job { moved: true }) {
             tracing::error!(
-                target.name, code = %answer.code,
-                "configuration fault, the target is parked and nobody is dead-lettered: {}",
-                answer.text
+                job.id = job,
+                target.name = target.name,
+                code = park.code,
+                "a configuration fault: the job is parked for {} s, nobody of it is dead-lettered, and \
+                 other jobs go on: {}",
+                target.config_park.as_secs(),
+                park.text
             );
         }
+        met
     }
 }
 
-/// Why and for how long a target is to be parked; nothing if it may go on.
+/// Whether the fault that a job meets is one of the target: another job has met the same, and nobody
+/// was answered well since.
+fn is_believed(board: &Board, target: &str, job: &str, park: &Park, answered_ms: u64) -> bool {
+    let met = board.parked_jobs(target, park.since_ms);
+    let mut others = met.filter(|(met, code)| met.subject.name != job && *code == park.code);
+    others.any(|(met, _)| met.since_ms > answered_ms)
+}
+
+/// Why and for how long the target, or the job, is to be parked; nothing if it may go on.
 fn parking(
     target: &TargetRuntime,
     class: Class,
     answer: &Answer,
+    now_ms: u64,
 ) -> Option<(ParkReason, Duration)> {
-    let broken = match class {
+    let (health, now) = (&target.health, Instant::now());
+    match class {
         Class::Done | Class::Permanent => {
-            target.breaker.succeeded();
+            health.succeeded(now_ms);
             None
         }
         // It answers, and is left alone for what it says.
-        Class::Config | Class::Throttled => None,
-        Class::Transient | Class::Uncertain => target.breaker.failed(Instant::now()),
-    };
-    match class {
         Class::Config => Some((ParkReason::Config, target.config_park)),
         Class::Throttled => {
-            let wait = answer.retry_after.unwrap_or(WAIT_MAX);
+            let wait = health.throttled(now, answer.retry_after);
             Some((ParkReason::Throttled, wait))
         }
         Class::Transient if !answer.reached => {
-            Some((ParkReason::Unreachable, broken.unwrap_or(WAIT_MAX)))
+            let wait = health.failed(now).unwrap_or(WAIT_MAX);
+            Some((ParkReason::Unreachable, wait))
         }
-        Class::Transient if answer.retry_after > broken => {
-            answer.retry_after.map(|wait| (ParkReason::Throttled, wait))
+        Class::Transient | Class::Uncertain => {
+            let broken = health.failed(now);
+            let asked = answer.retry_after.filter(|_| class == Class::Transient);
+            match asked.filter(|asked| !asked.is_zero() && Some(*asked) > broken) {
+                Some(asked) => Some((ParkReason::Throttled, asked)),
+                None => broken.map(|wait| (ParkReason::Breaker, wait)),
+            }
         }
-        Class::Transient | Class::Uncertain => broken.map(|wait| (ParkReason::Breaker, wait)),
-        Class::Done | Class::Permanent => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+
+    fn fault(code: &str) -> Park {
+        Park {
+            since_ms: NOW,
+            until_ms: NOW + 60_000,
+            reason: ParkReason::Config,
+            code: code.to_owned(),
+            text: "no".to_owned(),
+        }
+    }
+
+    fn parked(job: &str, code: &str, since_ms: u64) -> Directive {
+        Directive {
+            subject: Subject::new(Scope::Job, job),
+            action: Action::Park {
+                target: "im".to_owned(),
+                code: code.to_owned(),
+            },
+            reason: None,
+            author: None,
+            since_ms,
+            until_ms: Some(since_ms + 60_000),
+        }
+    }
+
+    /// Promise 10: what one producer chose stops its own job.
+    #[test]
+    fn a_configuration_fault_is_believed_when_a_second_job_meets_it() {
+        let board = Board::new([parked("one", "404", NOW - 1000)]);
+        let believed = |job: &str, code: &str, answered_ms| {
+            is_believed(&board, "im", job, &fault(code), answered_ms)
+        };
+        assert!(!believed("one", "404", 0), "the same job again");
+        assert!(believed("two", "404", 0));
+        assert!(!believed("two", "403", 0), "another fault");
+        assert!(
+            !believed("two", "404", NOW - 500),
+            "others were answered well"
+        );
+        assert!(believed("two", "404", NOW - 1001), "that was before");
+        assert!(!is_believed(&board, "crm", "two", &fault("404"), 0));
+        let long_ago = Board::new([parked("one", "404", NOW - 60_000)]);
+        assert!(!is_believed(&long_ago, "im", "two", &fault("404"), 0));
     }
 }

@@ -26,7 +26,9 @@ use crate::domain::job::Job;
 use crate::domain::lane::Priority;
 use crate::domain::message::Content;
 use crate::domain::permissions::{Asked, Permissions};
-use crate::domain::slice::{Cut, Cutter, Enumeration, Head, SLICE_VERSION, Shape, Slice, Together};
+use crate::domain::slice::{
+    Cut, Cutter, Enumeration, Head, SLICE_VERSION_PLAIN, Shape, Slice, Together, Unrecorded,
+};
 use crate::domain::template::{unknown_template, with_template};
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
@@ -392,7 +394,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
     fn ask_for_all(&self, job: &Job<'_>, shape: Shape) -> Result<(), Lost> {
         let lane = job.head.lane(usize::MAX).to_string();
         let slice = Slice {
-            v: SLICE_VERSION,
+            v: SLICE_VERSION_PLAIN,
             head: Arc::new(job.head.clone()),
             id: SliceId::new("all", 0),
             entries: 0,
@@ -416,6 +418,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             calls: Vec::new(),
             ended: None,
             doubts: Vec::new(),
+            unrecorded: Unrecorded::default(),
         };
         self.send(vec![
             slice.outgoing(Route::Lane(lane), self.traceparent.clone()),
@@ -483,7 +486,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             .iter()
             .map(|member| member.vars.map(ToOwned::to_owned));
         let slice = Slice {
-            v: SLICE_VERSION,
+            v: SLICE_VERSION_PLAIN,
             head: Arc::clone(head),
             id: cut.id,
             entries: cut.entries,
@@ -502,6 +505,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             calls: Vec::new(),
             ended: None,
             doubts: Vec::new(),
+            unrecorded: Unrecorded::default(),
         };
         slice.outgoing(Route::Lane(lane.to_owned()), self.traceparent.clone())
     }

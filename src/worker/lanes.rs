@@ -1,30 +1,19 @@
-//! Lanes: which slice is worked on next, and how its delivery is ended.
-//!
-//! Deliveries of all lanes flow into one buffer per lane, bounded by the prefetch. A slice is drawn by
-//! weighted round robin when its target has a place free; small jobs have places of their own, so that
-//! big ones cannot occupy them (promise 8). A slice's duty to the broker is kept here, apart from its
-//! work, so that a panic in the work gives the slice back.
+//! Lanes: deliveries of all of them flow to one [`Desk`], which decides which slice is worked on next.
+//! What waits there is bounded by the prefetch of each lane.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tokio::task::{Id, JoinSet};
+use tokio::task::JoinSet;
 
-use super::context::{KEEP_MAX, Store};
-use super::deliver::{Fate, deliver};
-use super::notice::deliver_notice;
+use super::context::Store;
+use super::desk::{Desk, NOTICES_IN_WORK};
 use super::shift::Shift;
-use crate::domain::fairness::RoundRobin;
 use crate::domain::lane::{Lane, LaneClass};
-use crate::metrics::SliceResult;
-use crate::ports::{Consumer, Delivery, EndDelivery, Publisher, Transport};
+use crate::ports::{Consumer, Delivery, Publisher, Transport};
 
 /// Deliveries fetched ahead of the places, so that a free place never waits for the broker.
 const FETCHED_AHEAD: usize = 2;
-
-/// Notices in delivery at a time, per target.
-const NOTICES_IN_WORK: usize = 8;
 
 /// Deliveries to take from a lane at a time.
 pub(super) fn prefetch(lane: &Lane, settings: &super::Settings) -> u16 {
@@ -71,9 +60,9 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
         tokio::select! {
             biased;
             () = shift.halt.cancelled() => {}
-            Some(ended) = desk.work.join_next_with_id(), if !desk.work.is_empty() => desk.end(ended).await,
+            true = desk.one_ended(), if desk.is_busy() => {}
             arrival = arrivals.recv() => match arrival {
-                Some((number, delivery)) => desk.waiting[number].push_back(delivery),
+                Some((number, delivery)) => desk.arrived(number, delivery),
                 None => break,
             },
             _ = parked.changed() => {}
@@ -86,10 +75,8 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
     while let Some((_, delivery)) = arrivals.recv().await {
         let _ = delivery.give_back().await;
     }
-    desk.give_back_waiting().await;
-    while let Some(ended) = desk.work.join_next_with_id().await {
-        desk.end(ended).await;
-    }
+    desk.give_back_waiting();
+    while desk.one_ended().await {}
     while forwarders.join_next().await.is_some() {}
 }
 
@@ -115,161 +102,5 @@ async fn forward<S, T, P, C: Consumer>(
     consumer.cancel().await;
     while let Some(delivery) = consumer.next().await {
         let _ = delivery.give_back().await;
-    }
-}
-
-/// Slices waiting for a place and slices in work.
-struct Desk<S, T, P> {
-    shift: Arc<Shift<S, T, P>>,
-    lanes: Vec<Lane>,
-    turns: RoundRobin,
-    waiting: Vec<VecDeque<Delivery>>,
-    places: BTreeMap<String, Places>,
-    work: JoinSet<Fate>,
-    /// The duty of every slice in work, with its lane.
-    duties: HashMap<Id, (usize, Box<dyn EndDelivery>)>,
-}
-
-/// Places taken at one target.
-#[derive(Clone, Copy, Default)]
-struct Places {
-    express: usize,
-    other: usize,
-    notices: usize,
-}
-
-impl Places {
-    fn of(&mut self, class: LaneClass) -> &mut usize {
-        match class {
-            LaneClass::Express => &mut self.express,
-            LaneClass::Of(..) => &mut self.other,
-            LaneClass::Notices => &mut self.notices,
-        }
-    }
-}
-
-impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
-    fn new(shift: Arc<Shift<S, T, P>>, lanes: impl Iterator<Item = Lane>) -> Self {
-        let lanes: Vec<_> = lanes.collect();
-        Self {
-            shift,
-            turns: RoundRobin::new(lanes.iter().map(|lane| lane.class.weight()).collect()),
-            waiting: lanes.iter().map(|_| VecDeque::new()).collect(),
-            places: BTreeMap::new(),
-            work: JoinSet::new(),
-            duties: HashMap::new(),
-            lanes,
-        }
-    }
-
-    /// Starts slices while there are places for them.
-    fn draw(&mut self) {
-        while let Some(number) = self.next_lane() {
-            let Some(delivery) = self.waiting[number].pop_front() else {
-                continue;
-            };
-            let lane = &self.lanes[number];
-            *self
-                .places
-                .entry(lane.target.clone())
-                .or_default()
-                .of(lane.class) += 1;
-            let Delivery {
-                body,
-                traceparent,
-                end,
-                ..
-            } = delivery;
-            let shift = Arc::clone(&self.shift);
-            let is_notice = lane.class == LaneClass::Notices;
-            let task = self.work.spawn(async move {
-                match is_notice {
-                    true => deliver_notice(&*shift, body, traceparent).await,
-                    false => deliver(&*shift, body, traceparent).await,
-                }
-            });
-            self.duties.insert(task.id(), (number, end));
-        }
-        self.shift.context.metrics.slices_in_work(self.work.len());
-    }
-
-    fn next_lane(&mut self) -> Option<usize> {
-        let Self {
-            shift,
-            lanes,
-            turns,
-            waiting,
-            places,
-            ..
-        } = self;
-        let context = &shift.context;
-        let ledger_up = *context.ledger_up().borrow() || context.fails_open();
-        let settings = &context.settings;
-        turns.next(|number| {
-            let lane = &lanes[number];
-            let mut taken = places.get(&lane.target).copied().unwrap_or_default();
-            let free = match lane.class {
-                LaneClass::Express => *taken.of(lane.class) < settings.express_in_work,
-                LaneClass::Of(..) => *taken.of(lane.class) < settings.slices_in_work,
-                LaneClass::Notices => *taken.of(lane.class) < NOTICES_IN_WORK,
-            };
-            // A notice goes elsewhere and needs no ledger.
-            let may_go = lane.class == LaneClass::Notices
-                || (ledger_up && context.kept_for(&lane.target).is_none());
-            free && may_go && !waiting[number].is_empty()
-        })
-    }
-
-    /// How long until the next target with waiting slices moves again.
-    fn until_one_moves(&self) -> std::time::Duration {
-        (0..self.lanes.len())
-            .filter(|number| !self.waiting[*number].is_empty())
-            .filter_map(|number| self.shift.context.kept_for(&self.lanes[number].target))
-            .min()
-            .unwrap_or(KEEP_MAX)
-    }
-
-    /// Ends the delivery of a slice as its work says.
-    async fn end(&mut self, ended: Result<(Id, Fate), tokio::task::JoinError>) {
-        let (id, fate) = match ended {
-            Ok((id, fate)) => (id, Some(fate)),
-            Err(error) => (error.id(), None),
-        };
-        let Some((number, duty)) = self.duties.remove(&id) else {
-            return;
-        };
-        let lane = &self.lanes[number];
-        *self
-            .places
-            .entry(lane.target.clone())
-            .or_default()
-            .of(lane.class) -= 1;
-        let metrics = &self.shift.context.metrics;
-        // Where the session is lost, none of this has an effect, and none is needed.
-        let (result, ended) = match fate {
-            Some(Fate::Done) => (SliceResult::Done, duty.ack().await.is_ok()),
-            Some(Fate::PutOff) => (SliceResult::PutOff, duty.ack().await.is_ok()),
-            Some(Fate::Lost) => (SliceResult::Lost, true),
-            Some(Fate::Reject(reason)) => {
-                tracing::error!(
-                    reason,
-                    "a message on lane {lane} was moved to the rejected queue"
-                );
-                (SliceResult::Rejected, duty.reject(reason).await.is_ok())
-            }
-            None => {
-                metrics.panicked();
-                (SliceResult::GivenBack, duty.give_back().await.is_ok())
-            }
-        };
-        metrics.slice(if ended { result } else { SliceResult::Lost });
-        metrics.slices_in_work(self.work.len());
-    }
-
-    async fn give_back_waiting(&mut self) {
-        for delivery in self.waiting.iter_mut().flat_map(std::mem::take) {
-            self.shift.context.metrics.slice(SliceResult::GivenBack);
-            let _ = delivery.give_back().await;
-        }
     }
 }

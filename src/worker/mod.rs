@@ -6,19 +6,22 @@
 //!
 //! Neither a broker nor a store is named here; both engines run the same worker.
 
-mod breaker;
+mod backlog;
 mod call;
 mod census;
 mod context;
 mod credential;
 mod deliver;
+mod desk;
 mod enumerate;
 mod health;
 mod heed;
 mod intake;
 mod lanes;
+mod ledger_health;
 mod notice;
 mod shift;
+mod standing;
 mod sweep;
 mod together;
 mod under_way;
@@ -30,15 +33,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::breaker::Breaker;
 pub use self::census::{Census, census};
 pub use self::context::{
     AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms,
     rfc3339, today,
 };
 pub use self::credential::Keyring;
-use self::health::Heart;
+pub use self::health::Health;
 use self::lanes::OpenLane;
+use self::ledger_health::Heart;
 pub use self::notice::Callbacks;
 use self::shift::Shift;
 pub use self::under_way::CallsUnderWay;
@@ -84,8 +87,12 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             let (context, drain) = (Arc::clone(&self.context), drain.clone());
             async move { watch_store(&context, true, &drain).await }
         };
-        let sessions = self.sessions(&drain);
-        tokio::join!(poll, sessions);
+        let ended = CancellationToken::new();
+        let sessions = async {
+            self.sessions(&drain).await;
+            ended.cancel();
+        };
+        tokio::join!(poll, sessions, self.context.keep_catching_up(&ended));
     }
 
     async fn sessions(&self, drain: &CancellationToken) {
@@ -224,7 +231,7 @@ async fn watch_blocked<S: Store, T>(
 
 /// Asks the store, again and again, which directives are in force and which targets are parked, and
 /// gives it a heartbeat. `works`: whether this process delivers.
-pub async fn watch_store<S: Store, T>(
+pub async fn watch_store<S: Store, T: Transport>(
     context: &Context<S, T>,
     works: bool,
     stop: &CancellationToken,
@@ -236,6 +243,7 @@ pub async fn watch_store<S: Store, T>(
             // An error is noted where it happens; the next round comes soon.
             let _ = look_once(context, &targets, &mut known, &mut heart).await;
             context.show_directives();
+            context.tidy();
             tokio::time::sleep(POLL).await;
         }
     };

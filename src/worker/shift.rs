@@ -19,7 +19,8 @@ pub(super) struct Shift<S, T, P> {
     pub(super) publisher: P,
     /// The session is gone: nothing can be published or acked any more.
     pub(super) lost: CancellationToken,
-    /// No new work is to be started: the process drains, or the session is lost (a child of both).
+    /// No new work is to be started: the process drains, or the session is lost (a child of both). Of
+    /// a shift of one delivery also: its slice is to make way.
     pub(super) halt: CancellationToken,
 }
 
@@ -61,6 +62,16 @@ impl<'a> From<&'a JobRecord> for Job<'a> {
 }
 
 impl<S: Store, T, P: Publisher> Shift<S, T, P> {
+    /// The same shift for one delivery, which another token tells to stop.
+    pub(super) fn until(&self, halt: CancellationToken) -> Self {
+        Self {
+            context: Arc::clone(&self.context),
+            publisher: self.publisher.clone(),
+            lost: self.lost.clone(),
+            halt,
+        }
+    }
+
     /// Publishes until the broker has confirmed, or the session is lost.
     pub(super) async fn publish(&self, messages: Vec<Outgoing>) -> Result<(), Lost> {
         let mut delays = RECONNECT.delays();

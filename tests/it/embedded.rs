@@ -72,7 +72,11 @@ impl Place {
     }
 
     pub(crate) async fn serve(&self) -> Process {
-        self.ready(fanwise(&["serve", "--config", &self.config], &[]))
+        self.serve_with(&[]).await
+    }
+
+    pub(crate) async fn serve_with(&self, variables: &[(&str, &str)]) -> Process {
+        self.ready(fanwise(&["serve", "--config", &self.config], variables))
             .await
     }
 
@@ -185,6 +189,24 @@ async fn serve_survives_sigkill_at_any_moment() {
     assert_eq!(dead, bad.iter().map(String::as_str).collect());
     process.terminate();
     assert_eq!(process.wait(Duration::from_secs(30)).await.code(), Some(0));
+}
+
+/// Without certificates no https target could be verified. That is said at the start, and not by the
+/// first call.
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_does_not_start_without_the_certificates_that_it_needs() {
+    let place = Place::new("serve-trust").await;
+    let url = ("FANWISE_TARGETS__IM__URL", "https://127.0.0.1:1");
+    let none = [
+        ("SSL_CERT_FILE", "/dev/null"),
+        ("SSL_CERT_DIR", "/dev/null"),
+    ];
+    let variables = [&[url][..], &none].concat();
+    let arguments = ["serve", "--config", &place.config];
+    let finished = run_fanwise(&arguments, &variables, b"", BOUND).await;
+    assert_eq!(finished.code, Some(69), "{}", finished.stderr);
+    let what = "the certificates that https servers are verified with cannot be loaded";
+    assert!(finished.stderr.contains(what), "{}", finished.stderr);
 }
 
 /// On a full disk jobs are refused, with the reason, and nothing that was accepted is lost; when there

@@ -12,6 +12,8 @@
 mod amqp;
 /// The native HTTP interface: jobs, events, recipients, dead letters, redrive and purge.
 mod api;
+/// Promise 11: what one caller may take up, and that the others get in.
+mod bounds;
 /// What both engines promise: one suite for the ports, on the embedded engine and on servers.
 mod contract;
 /// Everything at once: three workers, faults of every kind, a SIGKILL half-way.
@@ -22,6 +24,8 @@ mod dropin;
 mod embedded;
 /// The example producers, each against a real broker with a worker behind it.
 mod examples;
+/// Promise 8: who gets how much of a slow backend.
+mod fairness;
 /// Notices: whoever a job named is told of its end, over HTTP and over AMQP.
 mod notice;
 /// What apps may send, who may use the gateway, and TLS.

@@ -232,6 +232,61 @@ async fn promise_4_a_call_in_doubt_is_not_forgotten() {
     world.end().await;
 }
 
+/// A dead letter cannot be written, since the broker is away, and the recipients stay claimed. Whoever
+/// takes them over knows the true answer all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_4_a_known_answer_outlives_the_session() {
+    let Some(plan) = Plan::shared() else { return };
+    let (relay, amqp) = Relay::before(&plan.amqp).await;
+    let plan = Plan { amqp, ..plan };
+    let world = plan.not_idempotent().start("answer").await;
+    let lost = json!({"latency": "1s", "reply_lost": {"count": 5}});
+    world.mock.patch_faults(&lost).unwrap();
+    let worker = world.worker().await;
+    let job = world.send("answer", &users(5), &[]).await;
+    until_counted(&worker, "fanwise_calls_in_flight{target=\"im\"}", 5.0).await;
+    relay.cut().await;
+    until_counted(&worker, "fanwise_slices_total{result=\"lost\"}", 1.0).await;
+    relay.restore();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["uncertain"], 5, "{record}");
+    let dead = world.dead(&job).await;
+    assert_eq!(dead.len(), 5);
+    assert!(dead.values().all(|(_, code)| code != "lost"), "{dead:?}");
+    worker.drain().await;
+    world.end().await;
+}
+
+/// Ledger and broker go away while calls are out, for longer than a lease. What the calls answered is
+/// recorded when the ledger is back, before anybody takes it for a doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_4_known_outcomes_are_recorded_as_long_as_the_process_lives() {
+    let (Some(amqp), Some(mut redis)) = (amqp_url(), PrivateRedis::start().await) else {
+        return;
+    };
+    let (relay, amqp) = Relay::before(&amqp).await;
+    let plan = Plan::on(&amqp, redis.url()).not_idempotent();
+    let world = plan.start("known").await;
+    let slow = json!({"latency": "2s"});
+    world.mock.patch_faults(&slow).unwrap();
+    let worker = world.worker().await;
+    let recipients = users(20);
+    let job = world.send("known", &recipients, &[]).await;
+    until_counted(&worker, "fanwise_calls_in_flight{target=\"im\"}", 20.0).await;
+    redis.kill().await;
+    relay.cut().await;
+    until_accepted(&world, 20).await;
+    // The lease of 7 s, which ends by the server's clock, and some more.
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    redis.start_again().await;
+    relay.restore();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 20, "{record}");
+    world.assert_once_each(&recipients);
+    worker.drain().await;
+    world.end().await;
+}
+
 /// A backend slower than call timeout and lease: calls end as uncertain, nothing is sent twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_4_a_backend_slower_than_the_lease() {
@@ -440,6 +495,85 @@ async fn promise_7_an_unreachable_backend_costs_no_attempt() {
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 300, "{record}");
     assert_eq!(late.stats().accepted, 300);
+    let count = |what: &str| {
+        let log = worker.process.stderr();
+        log.lines().filter(|line| line.contains(what)).count()
+    };
+    until("the log says that it moves", BOUND, async || {
+        (count("target im moves again after") == 1).then_some(())
+    })
+    .await;
+    assert_eq!(count("target im is parked: unreachable"), 1);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A backend that says that we are too fast, and asks for no time at all, is left alone for longer each
+/// time: no attempt is spent, and who reads the log knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_7_a_throttled_target_is_never_called_in_a_hot_loop() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("throttled").await;
+    let faults = json!({"error_429": 1.0, "retry_after": 0});
+    world.mock.patch_faults(&faults).unwrap();
+    let one_attempt = ("FANWISE_RETRY__ATTEMPTS_MAX", "1");
+    let worker = world.worker_with(&[one_attempt]).await;
+    let job = world.send("throttled", &users(1), &[]).await;
+    let parks = "fanwise_target_parks_total{reason=\"throttled\",target=\"im\"}";
+    let parks = until("a third parking", BOUND, async || {
+        let parks = worker.metrics().await[parks];
+        (parks >= 3.0).then_some(parks)
+    })
+    .await;
+    let calls = world.mock.stats().requests;
+    assert!(calls as f64 <= parks + 1.0, "{calls} calls, {parks} parks");
+    let log = worker.process.stderr();
+    let told = log
+        .lines()
+        .filter(|it| it.contains("target im is parked: throttled 429"));
+    assert_eq!(told.count(), 1, "{log}");
+    let faults = json!({"error_429": null, "retry_after": 1});
+    world.mock.patch_faults(&faults).unwrap();
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 1, "{record}");
+    worker.drain().await;
+    world.end().await;
+}
+
+/// An app that fails open: while the ledger is away its job goes on, at the rate of its limit. Later the
+/// ledger learns what was done, and the accounts are exact: nobody is called a duplicate or in doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn fail_open_sends_at_its_rate_and_completes() {
+    let (Some(amqp), Some(mut redis)) = (amqp_url(), PrivateRedis::start().await) else {
+        return;
+    };
+    let mut plan = Plan::on(&amqp, redis.url());
+    plan.target.push_str("\nlimit = \"500/s burst 20\"");
+    plan.more = "[apps.default]\non_ledger_down = \"fail_open\"".to_owned();
+    let world = plan.start("failopen").await;
+    let worker = world.worker().await;
+    let recipients = users(4000);
+    let job = world.send("failopen", &recipients, &[]).await;
+    until_accepted(&world, 500).await;
+    redis.kill().await;
+    let before = world.mock.stats().accepted as usize;
+    until_accepted(&world, before + 1500).await;
+    let metrics = worker.metrics().await;
+    assert!(metrics["fanwise_unguarded_sends_total{target=\"im\"}"] > 1000.0);
+    let mut times: Vec<u64> = world.mock.accepted().iter().map(|it| it.at_us).collect();
+    times.sort_unstable();
+    for (index, start) in times.iter().enumerate() {
+        let second = times[index..].partition_point(|at| *at < start + 1_000_000);
+        // When the ledger goes, each of the eight slices in work may hold a lease of 50 ms that is
+        // booked there, and the limits here begin anew with their burst.
+        assert!(second <= 500 + 2 * 20 + 9 * 25, "{second} in one second");
+    }
+    until_accepted(&world, 4000).await;
+    redis.start_again().await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 4000, "{record}");
+    assert_eq!(record["accounts"]["duplicate"], 0, "{record}");
+    world.assert_once_each(&recipients);
     worker.drain().await;
     world.end().await;
 }
@@ -480,13 +614,14 @@ async fn promise_8_no_starving() {
     world.end().await;
 }
 
-/// The token is wrong: the target is parked and nobody is dead-lettered; once it is right, all get it.
+/// The token is wrong for a job: the job is parked and nobody is dead-lettered; other jobs go on, and
+/// once it is right all get it.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
     let Some(mut plan) = Plan::shared() else {
         return;
     };
-    plan.target.push_str("\nconfig_park = \"1s\"");
+    plan.target.push_str("\nconfig_park = \"1h\"");
     let world = plan.start("config").await;
     world
         .mock
@@ -497,16 +632,22 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
         .await;
     let recipients = users(700);
     let job = world.send("config", &recipients, &[]).await;
-    until("the target is parked", BOUND, async || {
-        (worker
-            .metrics()
-            .await
-            .get("fanwise_target_parked{reason=\"config\",target=\"im\"}")
-            == Some(&1.0))
-        .then_some(())
+    let parked_jobs = "fanwise_directives{action=\"park\",scope=\"job\"}";
+    until("the job is parked", BOUND, async || {
+        let metrics = worker.metrics().await;
+        (metrics.get(parked_jobs) == Some(&1.0)).then_some(())
     })
     .await;
-    assert_eq!(world.job(&job).await.unwrap()["pending"], 700);
+    let metrics = worker.metrics().await;
+    let parked = "fanwise_target_parked{reason=\"config\",target=\"im\"}";
+    assert_eq!(metrics[parked], 0.0, "the account of everybody was stopped");
+    let record = world.job(&job).await.unwrap();
+    assert_eq!(record["pending"], 700);
+    let why = record["hindrances"][0]["what"].as_str().unwrap();
+    assert!(
+        why.contains("job is parked until") && why.contains("config 401"),
+        "{why}"
+    );
     assert_eq!(
         worker.admin("/readyz").await.as_deref(),
         Some("HTTP/1.1 200 OK")
@@ -515,6 +656,13 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
         .mock
         .patch_faults(&json!({"unauthorised": null}))
         .unwrap();
+    let others: Vec<String> = (0..150).map(|number| format!("other-{number}")).collect();
+    let other = world.send("of another", &others, &[]).await;
+    let record = world.completed(&other).await;
+    assert_eq!(record["accounts"]["sent"], 150, "{record}");
+    assert_eq!(world.job(&job).await.unwrap()["pending"], 700);
+    let resumed = world.run(&["job", "resume", &job]).await;
+    assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 700, "{record}");
     assert!(world.dead(&job).await.is_empty());

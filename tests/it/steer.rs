@@ -345,8 +345,9 @@ async fn a_job_is_re_rated_while_it_runs() {
     world.end().await;
 }
 
-/// The backend answers 401 to everything: the target is parked for a long time, nobody is
-/// dead-lettered, everyone who asks is told why, once in the log; unparked after mending it goes on.
+/// The backend answers 401 to everything: the job that meets it is parked for a long time, and with the
+/// second one the target; nobody is dead-lettered, everyone who asks is told why, once in the log;
+/// unparked after mending both go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_fault_is_explained_and_ends_with_unpark() {
     let Some(mut plan) = Plan::shared() else {
@@ -363,6 +364,20 @@ async fn a_configuration_fault_is_explained_and_ends_with_unpark() {
         .await;
     let recipients = users(1200);
     let job = world.send("unpark", &recipients, &[]).await;
+    let shown = until("the job is parked", BOUND, async || {
+        let shown = world.run(&["job", "show", &job]).await.stdout;
+        shown.contains("parked until").then_some(shown)
+    })
+    .await;
+    let why = "hindered by    job is parked until ";
+    assert!(
+        shown.contains(why) && shown.contains("config 401"),
+        "{shown}"
+    );
+    let targets = world.json(&["target", "list"]).await;
+    assert_eq!(targets[0]["state"], "moving", "{targets}");
+    let late: Vec<String> = (0..150).map(|number| format!("late-{number}")).collect();
+    let second = world.send("unpark too", &late, &[]).await;
     let target = until("the target is parked", BOUND, async || {
         let targets = world.json(&["target", "list"]).await;
         (targets[0]["state"] == "parked").then(|| targets[0].clone())
@@ -377,7 +392,7 @@ async fn a_configuration_fault_is_explained_and_ends_with_unpark() {
         listed.contains("parked until ") && listed.contains("config 401"),
         "{listed}"
     );
-    let shown = world.run(&["job", "show", &job]).await.stdout;
+    let shown = world.run(&["job", "show", &second]).await.stdout;
     assert!(
         shown.contains("hindered by    target im is parked until"),
         "{shown}"
@@ -399,14 +414,21 @@ async fn a_configuration_fault_is_explained_and_ends_with_unpark() {
     assert_eq!(steered["changed"], true, "{steered}");
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 1200, "{record}");
-    world.assert_once_each(&recipients);
+    let record = world.completed(&second).await;
+    assert_eq!(record["accounts"]["sent"], 150, "{record}");
+    world.assert_once_each(recipients.iter().chain(&late));
     assert!(world.dead(&job).await.is_empty());
     let log = worker.process.stderr();
     let told = log
         .lines()
-        .filter(|line| line.contains("configuration fault"))
+        .filter(|line| line.contains("a configuration fault: the job is parked"))
         .count();
     assert_eq!(told, 1, "{log}");
+    let stops = log
+        .lines()
+        .filter(|it| it.contains("target im is parked: config 401"));
+    assert_eq!(stops.count(), 1, "{log}");
+    assert!(log.contains("target im is unparked"), "{log}");
     let metrics = worker.metrics().await;
     assert_eq!(metrics[&gauge("config")], 0.0);
     worker.drain().await;

@@ -872,6 +872,41 @@ async fn a_server_that_hangs_does_not_hang_its_callers() {
     .await;
 }
 
+/// A server that was frozen finds claims that nobody waits for any more: it does not carry them out, or
+/// nobody could send to their recipients, and they would be taken for doubts in the end (promise 4).
+#[tokio::test]
+async fn a_claim_that_comes_late_is_not_carried_out() {
+    if url().is_none() {
+        return;
+    }
+    let server = Server::start(&[]).await;
+    let bench = Bench::at(&server.url()).await;
+    let job = Job::new(3);
+    let people = job.fingerprints(0..20);
+    bench.store.accept(&job.submission("s", 20)).await.unwrap();
+    let id = SliceId::new("s", 0);
+    let slice = job.slice(&id, 20);
+    claim(&bench.store, slice, ANN, LEASE, &people[..10]).await;
+    server.signal("-STOP");
+    let late = Claim {
+        slice,
+        owner: ANN,
+        lease: LEASE,
+        recipients: &people[10..],
+    };
+    let error = bench.store.claim(late).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
+    server.signal("-CONT");
+    until("the store answers again", async || {
+        bench.store.job(job.id()).await.is_ok()
+    })
+    .await;
+    let states = each(claim(&bench.store, slice, BOB, LEASE, &people).await);
+    let held = |state: &ClaimState| matches!(state, ClaimState::Held { .. });
+    assert!(states[..10].iter().all(held), "{states:?}");
+    assert_eq!(states[10..], [ClaimState::Granted; 10]);
+}
+
 /// A full server claims nobody else (promise 6), and still records what was sent.
 #[tokio::test]
 async fn a_full_server_refuses_claims_and_takes_outcomes() {

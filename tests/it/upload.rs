@@ -74,7 +74,7 @@ async fn try_ask(
     body: &[u8],
 ) -> Option<Answer> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     for (name, value) in headers {
         let _ = write!(head, "{name}: {value}\r\n");
     }
@@ -357,7 +357,7 @@ async fn a_caller_that_disconnects_leaves_nothing_behind() {
     for framing in ["Content-Length: 1000000", "Transfer-Encoding: chunked"] {
         let mut stream = TcpStream::connect(("127.0.0.1", place.port)).await.unwrap();
         let head = format!(
-            "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n\
+            "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n\
              Fanwise-Job-Spec: {spec}\r\n{framing}\r\n\r\n"
         );
         let chunk = if framing.starts_with("Transfer") {
@@ -532,7 +532,7 @@ async fn slow_callers_are_cut_off() {
     let place = Place::new("upload-slow", "patience = \"1s\"\nconnections_max = 8").await;
     let _process = place.serve().await;
     // Nothing at all, half a method, half a head.
-    for beginning in ["", "P", "POST /v1/jobs HTTP/1.1\r\nHost: x\r\n"] {
+    for beginning in ["", "P", "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n"] {
         let mut stream = TcpStream::connect(("127.0.0.1", place.port)).await.unwrap();
         stream.write_all(beginning.as_bytes()).await.unwrap();
         let mut rest = Vec::new();
@@ -546,7 +546,7 @@ async fn slow_callers_are_cut_off() {
     }
     // A body that drips.
     let mut stream = TcpStream::connect(("127.0.0.1", place.port)).await.unwrap();
-    let head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+    let head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                 Content-Length: 5000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let (mut reading, mut writing) = stream.into_split();
@@ -1063,6 +1063,7 @@ async fn publish_old_slice(world: &World, part: &str) {
         calls: Vec::new(),
         ended: None,
         doubts: Vec::new(),
+        unrecorded: Default::default(),
     };
     let settings = fanwise::amqp::Settings {
         namespace: world.name.clone(),

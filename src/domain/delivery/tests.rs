@@ -10,7 +10,7 @@ use super::*;
 use crate::domain::ids::{JobId, SliceId};
 use crate::domain::lane::Priority;
 use crate::domain::message::{Content, Options};
-use crate::domain::slice::{Addressed, Head, Shape};
+use crate::domain::slice::{Addressed, Head, SLICE_VERSION_PLAIN, Shape, Unrecorded};
 
 /// A list of so many people, some of them twice, in one slice.
 fn slice(people: u32, repeats: u32) -> Slice {
@@ -35,7 +35,7 @@ fn slice(people: u32, repeats: u32) -> Slice {
         reply_to: None,
     };
     Slice {
-        v: SLICE_VERSION,
+        v: SLICE_VERSION_PLAIN,
         head: Arc::new(head),
         id: SliceId::new("all", 0),
         entries: people + repeats,
@@ -50,6 +50,7 @@ fn slice(people: u32, repeats: u32) -> Slice {
         calls: Vec::new(),
         ended: None,
         doubts: Vec::new(),
+        unrecorded: Unrecorded::default(),
     }
 }
 
@@ -96,14 +97,14 @@ fn a_window_that_waits_for_its_claim_is_given_back_whole() {
     let mut delivery = Delivery::new(&slice, 4);
     assert_eq!(delivery.pick(2, 6), 6);
     delivery.put_off(Duration::ZERO);
-    let remainder = delivery.remainder(&slice, None);
+    let remainder = delivery.remainder(&slice, Owner(1), None);
     assert_eq!(remainder.recipients, slice.recipients);
     assert!(delivery.batch().last.is_none());
     // Not even without its being put off.
     let mut delivery = Delivery::new(&slice, 4);
     delivery.pick(1, 4);
     let left: BTreeSet<_> = delivery
-        .remainder(&slice, None)
+        .remainder(&slice, Owner(1), None)
         .recipients
         .into_iter()
         .collect();
@@ -147,7 +148,7 @@ fn a_call_in_doubt_is_not_forgotten() {
         let batch = delivery.batch();
         assert_eq!((batch.release, batch.doubted), (vec![], vec![0]));
         delivery.recorded(0);
-        let remainder = delivery.remainder(&slice, None);
+        let remainder = delivery.remainder(&slice, Owner(1), None);
         let json = serde_json::to_string(&remainder).unwrap();
         let remainder: Slice = serde_json::from_str(&json).unwrap();
         let mut next = Delivery::new(&remainder, 1);
@@ -267,7 +268,7 @@ fn a_repeated_call_has_the_same_recipients_in_the_same_order() {
         no_delay,
     );
     delivery.recorded(0);
-    let remainder = delivery.remainder(&slice, None);
+    let remainder = delivery.remainder(&slice, Owner(1), None);
     assert_eq!(remainder.calls, [2, 4]);
     assert_eq!(remainder.recipients[..3], ["user-8", "user-9", "user-0"]);
     assert_eq!(remainder.attempts, [1; 6]);
@@ -278,6 +279,23 @@ fn a_repeated_call_has_the_same_recipients_in_the_same_order() {
             repeats: 0
         })
     );
+}
+
+/// Promise 7: some of a call were too fast and the others got the message. Nothing is parked for that, so
+/// they wait by themselves, for no attempt, and are not called again at once.
+#[test]
+fn those_of_a_call_who_are_to_wait_do_wait() {
+    let slice = slice(2, 0);
+    let rules = rules(OnUncertain::Hold);
+    for class in [Class::Throttled, Class::Config] {
+        let mut delivery = Delivery::new(&slice, 2);
+        let calls = claim_all(&mut delivery, ClaimState::Granted, rules);
+        let verdict = Verdict::Each(vec![Answer::done(), answer(class)]);
+        let delay = |attempt: u32| Duration::from_secs(attempt.into());
+        let answered = delivery.answered(&calls[0], &verdict, false, rules, delay);
+        assert_eq!((answered.retries, delivery.attempts_of(1)), (0, 0));
+        assert_eq!(delivery.delay(), Duration::from_secs(1), "{class:?}");
+    }
 }
 
 #[test]
@@ -326,8 +344,10 @@ enum Step {
     Answered(Vec<Class>, bool),
     NotMade,
     Record,
-    /// The delivery ends; its remainder is delivered.
-    PutOff,
+    /// The delivery ends, perhaps while the ledger is away; its remainder is delivered.
+    PutOff {
+        away: bool,
+    },
     /// The delivery is lost with its session; the same slice comes again.
     Again,
     Letters,
@@ -351,7 +371,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         5 => (prop::collection::vec(class(), 1..4), prop::bool::weighted(0.1)).prop_map(|(classes, split)| Step::Answered(classes, split)),
         1 => Just(Step::NotMade),
         3 => Just(Step::Record),
-        1 => Just(Step::PutOff),
+        1 => any::<bool>().prop_map(|away| Step::PutOff { away }),
         1 => Just(Step::Again),
         1 => Just(Step::Letters),
     ];
@@ -412,14 +432,17 @@ impl World {
             }
             Step::Record => self.record(),
             Step::Letters => self.delivery.lettered(),
-            Step::PutOff => {
+            Step::PutOff { away } => {
                 while let Some(call) = self.out.pop_front() {
                     self.delivery.not_made(&call);
                 }
                 self.delivery.lettered();
-                self.record();
+                if !away {
+                    self.catch_up();
+                    self.record();
+                }
                 self.delivery.put_off(Duration::ZERO);
-                let remainder = self.delivery.remainder(&self.slice, None);
+                let remainder = self.delivery.remainder(&self.slice, Owner(1), None);
                 let json = serde_json::to_string(&remainder).unwrap();
                 self.slice = serde_json::from_str(&json).unwrap();
                 self.delivery = Delivery::new(&self.slice, self.per_call);
@@ -488,6 +511,23 @@ impl World {
         let verdict = Verdict::Each(each);
         self.delivery
             .answered(&call, &verdict, false, self.rules, no_delay);
+    }
+
+    /// The ledger takes what earlier deliveries knew.
+    fn catch_up(&mut self) {
+        let mut stood = 0;
+        for (outcome, names) in self.delivery.unrecorded().outcomes.clone() {
+            for name in names {
+                match self.settled.contains_key(&name) {
+                    true => stood += 1,
+                    false => {
+                        self.settled.insert(name, outcome);
+                        self.counted += 1;
+                    }
+                }
+            }
+        }
+        self.delivery.caught_up(stood);
     }
 
     /// As the ledger records: the first outcome counts.
@@ -561,22 +601,26 @@ impl World {
         assert_eq!(delivery.missing(), 0);
 
         // Whoever has no outcome comes again, once.
-        let remainder = delivery.remainder(&self.slice, None);
+        let remainder = delivery.remainder(&self.slice, Owner(1), None);
         let left: BTreeSet<&String> = remainder.recipients.iter().collect();
         assert_eq!(
             left.len(),
             remainder.recipients.len(),
             "somebody comes twice"
         );
+        let outcomes = remainder.unrecorded.outcomes.iter();
+        let unrecorded: Vec<&String> = outcomes.flat_map(|(_, names)| names).collect();
         for name in &self.whole.recipients {
+            let known = unrecorded.contains(&name);
             assert!(
-                left.contains(name) || self.settled.contains_key(name),
+                left.contains(name) || known || self.settled.contains_key(name),
                 "{name} is lost"
             );
+            assert!(!(left.contains(name) && known), "{name} comes twice");
         }
         let ended = remainder.ended();
         assert_eq!(
-            ended.entries + remainder.recipients.len() as u32,
+            ended.entries + remainder.unrecorded.entries() + remainder.recipients.len() as u32,
             self.whole.entries
         );
     }
@@ -584,7 +628,7 @@ impl World {
     /// Delivers until nobody is left.
     fn finish(mut self) {
         let last = loop {
-            self.step(Step::PutOff);
+            self.step(Step::PutOff { away: false });
             if self.slice.recipients.is_empty() {
                 break self.delivery.batch().last;
             }

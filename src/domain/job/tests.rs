@@ -278,3 +278,188 @@ fn nobody_is_told_who_may_not_be() {
     let embedded = check_reply_to(None, "done").unwrap_err();
     assert!(embedded.contains("no AMQP broker"), "{embedded}");
 }
+
+/// Promise: what a producer sends costs no more than it weighs.
+#[test]
+fn problems_are_bounded_where_they_are_found() {
+    let many = |entry: &str| vec![entry; 200_000].join(",");
+    let flood = JOB.replace(r#""u1","u2","u1""#, &many("\"\""));
+    let problems = read(&flood).unwrap_err();
+    assert_eq!(problems.len(), 21);
+    assert_eq!(problems[0], "audience.users[0]: empty");
+    // The rest is not even read.
+    assert_eq!(problems[20], "and 99981 more problems");
+
+    let exclude = JOB.replace(
+        "\"users\":",
+        &format!("\"exclude\":[{}],\"users\":", many("\"\"")),
+    );
+    assert_eq!(
+        read(&exclude).unwrap_err(),
+        ["audience.exclude: more than 100000"]
+    );
+    let mentions = JOB.replace(
+        "\"type\":\"text\"",
+        &format!("\"type\":\"mention\",\"users\":[{}]", many("\"\"")),
+    );
+    assert_eq!(
+        read(&mentions).unwrap_err(),
+        ["message.users: more than 1000"]
+    );
+
+    let unknown: String = (0..30_000)
+        .map(|number| format!("\"x{number}\":1,"))
+        .collect();
+    let problems = read(&JOB.replacen('{', &format!("{{{unknown}"), 1)).unwrap_err();
+    assert_eq!(problems.len(), 21);
+}
+
+#[test]
+fn long_names_and_values_are_not_repeated_whole() {
+    let name = "x".repeat(4_000_000);
+    for job in [
+        JOB.replacen('{', &format!("{{\"{name}\":1,"), 1),
+        JOB.replacen('{', &format!("{{\"expires_at\":\"{name}\","), 1),
+        JOB.replacen('{', &format!("{{\"app\":\"{name}\","), 1),
+        JOB.replacen('{', &format!("{{\"rate\":\"{name}\","), 1),
+        JOB.replace("\"u2\"", &format!("{{\"{name}\":1}}")),
+        JOB.replace("\"text\",", &format!("\"{name}\",")),
+    ] {
+        let problems = read(&job).unwrap_err();
+        let told: usize = problems.iter().map(String::len).sum();
+        assert!(told < 4_000, "{told} bytes");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_before_a_job_is_no_part_of_it() {
+    assert!(read(&format!("\u{feff}{JOB}")).is_ok());
+    let utf16: Vec<u8> = JOB.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let problems = Job::read(&utf16, None, &Apps, Timestamp::UNIX_EPOCH).unwrap_err();
+    assert!(problems[0].what.starts_with("UTF-16"), "{problems:?}");
+}
+
+/// Nobody is dropped without a word: the first of two lists, the first of two ids.
+#[test]
+fn a_key_that_stands_twice_is_refused_with_its_place() {
+    for (from, to, problem) in [
+        (
+            "\"users\":",
+            "\"users\":[\"u9\"],\"users\":",
+            "audience.users: stands there twice",
+        ),
+        ("\"v\":1", "\"v\":1,\"v\":1", "v: stands there twice"),
+        (
+            "\"text\":\"hello\"",
+            "\"text\":\"hello\",\"text\":\"x\"",
+            "message.text: stands there twice",
+        ),
+        (
+            "\"u2\"",
+            "{\"id\":\"a\",\"id\":\"b\",\"vars\":{}}",
+            "audience.users: a list of recipients is expected: at entry 1, `id` stands there twice",
+        ),
+        (
+            "\"u2\"",
+            "{\"id\":\"a\",\"vars\":{\"n\":{\"m\":1,\"m\":2}}}",
+            "audience.users[1].vars: \"m\" stands there twice",
+        ),
+        (
+            "\"text\":\"hello\"",
+            "\"text\":\"hello\",\"native\":{\"a\":1,\"a\":2}",
+            "message.native: \"a\" stands there twice",
+        ),
+        (
+            "\"text\":\"hello\"",
+            "\"text\":\"hello\",\"vars\":{\"a\":1,\"a\":2}",
+            "message.vars: \"a\" stands there twice",
+        ),
+        (
+            "\"v\":1",
+            "\"v\":1,\"options\":{\"push\":{\"text\":\"a\",\"text\":\"b\"}}",
+            "options.push.text: stands there twice",
+        ),
+    ] {
+        let problems = read(&JOB.replace(from, to)).map(drop).unwrap_err();
+        assert!(problems[0].starts_with(problem), "{problems:?}");
+    }
+}
+
+#[test]
+fn half_of_a_character_and_numbers_that_lose_digits_are_refused() {
+    for (from, to) in [
+        ("hello", "hello \\ud83d"),
+        ("\"u2\"", "\"\\ude00\""),
+        (
+            "\"type\":\"text\",\"text\":\"hello\"",
+            "\"type\":\"custom\",\"data\":{\"a\":\"\\ud83d\"}",
+        ),
+        (
+            "\"u2\"",
+            "{\"id\":\"u2\",\"vars\":{\"n\":123456789012345678901234567890}}",
+        ),
+    ] {
+        assert!(read(&JOB.replace(from, to)).is_err(), "{to}");
+    }
+    assert!(read(&JOB.replace("hello", "hello \\ud83d\\ude00")).is_ok());
+}
+
+#[test]
+fn ids_with_characters_that_cannot_be_seen_are_refused() {
+    let problems = read(&JOB.replace("u2", "u2\u{200b}"))
+        .map(drop)
+        .unwrap_err();
+    assert_eq!(
+        problems,
+        [
+            "audience.users[1]: holds a zero-width space (U+200B), which makes it another id than it looks like"
+        ]
+    );
+}
+
+#[test]
+fn the_end_of_time_is_no_expiry_and_the_beginning_is_told() {
+    let with =
+        |field: &str, time: &str| JOB.replacen('{', &format!("{{\"{field}\":\"{time}\","), 1);
+    for never in [
+        "9999-12-31T23:59:59Z",
+        "9999-12-31T23:59:59.9999999Z",
+        "9999-12-31T23:59:59.9999999",
+        "9999-12-31T00:00:00+08:00",
+        "9999-01-01T00:00:00Z",
+    ] {
+        assert_eq!(
+            read(&with("expires_at", never)).unwrap().head.expires_at_ms,
+            None
+        );
+        let problems = read(&with("not_before", never)).map(drop).unwrap_err();
+        assert!(problems[0].contains("end of time"), "{problems:?}");
+    }
+    for none in ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00"] {
+        let problems = read(&with("expires_at", none)).map(drop).unwrap_err();
+        assert!(problems[0].contains("leave the field out"), "{problems:?}");
+    }
+    for bad in ["9999-13-01T00:00:00Z", "9999", "1969-01-01T00:00:00Z"] {
+        assert!(read(&with("expires_at", bad)).is_err(), "{bad}");
+    }
+}
+
+/// The same key with another message is a conflict, however small the difference.
+#[test]
+fn every_digit_of_a_message_counts_for_its_digest() {
+    let digest = |data: &str| {
+        let message = format!("\"type\":\"custom\",\"data\":{data}");
+        let job = JOB.replace("\"type\":\"text\",\"text\":\"hello\"", &message);
+        read(&job).unwrap().content_digest
+    };
+    let order = "{\"order\":12345678901234567890123456789";
+    assert_ne!(
+        digest(&format!("{order}0}}")),
+        digest(&format!("{order}1}}"))
+    );
+    assert_ne!(digest(r#"{"a":1,"a":2}"#), digest(r#"{"a":3,"a":2}"#));
+    assert_eq!(
+        digest(r#"{"a":1.0,"b":2}"#),
+        digest(r#"{ "b":2, "a":1.00 }"#)
+    );
+}

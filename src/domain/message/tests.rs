@@ -94,3 +94,30 @@ fn a_field_for_text_takes_json_too() {
     assert_eq!(plain(r#""a \"b\"""#), "a \"b\"");
     assert_eq!(plain(r#"{"k":1}"#), r#"{"k":1}"#);
 }
+
+/// Promise: what travels in every slice of a job is bounded, each text of it.
+#[test]
+fn texts_of_options_are_bounded() {
+    let read = |options: &str| {
+        let mut problems = Problems::default();
+        let fields = Fields::open("options", options, &mut problems).unwrap();
+        Options::read(fields, &mut problems);
+        Vec::from(problems)
+    };
+    for (options, most) in [
+        (r#"{"push":{"title":"…"}}"#, LINE_BYTES_MAX),
+        (r#"{"push":{"text":"…"}}"#, TEXT_BYTES_MAX),
+        (r#"{"push":{"sound":"…"}}"#, NAME_BYTES_MAX),
+        (r#"{"push":{"payload":"…"}}"#, DATA_BYTES_MAX - 2),
+        (r#"{"route":{"environment":"…"}}"#, NAME_BYTES_MAX),
+        (r#"{"moderation":{"business_id":"…"}}"#, NAME_BYTES_MAX),
+        (r#"{"extension":"…"}"#, DATA_BYTES_MAX - 2),
+    ] {
+        let of = |size: usize| read(&options.replace('…', &"x".repeat(size)));
+        assert_eq!(of(most), [], "{options}");
+        assert_eq!(of(most + 1).len(), 1, "{options}");
+    }
+    let mention = |id: &str| format!(r#"{{"type":"mention","text":"x","users":["{id}"]}}"#);
+    assert!(Message::from_json(&mention(&"u".repeat(255))).is_ok());
+    assert!(Message::from_json(&mention(&"u".repeat(256))).is_err());
+}

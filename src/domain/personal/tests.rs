@@ -24,10 +24,12 @@ impl job::Context for Anything {
     }
 }
 
-/// The message of a job with these `vars` for all, rendered with these of a recipient.
+/// The message of a job with these `vars` for all, rendered with these of a recipient. A later part, so
+/// that it is not tried out when it is accepted.
 fn render(message: &str, options: &str, vars: &str) -> Result<Arc<Head>, String> {
     let body = format!(
-        r#"{{"v":1,"client_msg_no":"k","audience":{{"users":["u1"]}},"message":{message},"options":{options}}}"#
+        r#"{{"v":1,"client_msg_no":"k","audience":{{"users":["u1"]}},"part":{{"number":2,"of":2}},
+            "message":{message},"options":{options}}}"#
     );
     let job = Job::read(
         body.as_bytes(),
@@ -288,4 +290,352 @@ proptest! {
             prop_assert_eq!(&found[&key], &name);
         }
     }
+}
+
+/// What each operator and each kind of bracket or block can be made of, `size` bytes of it.
+fn nested(size: usize) -> Vec<(&'static str, String)> {
+    let tag = |unit: &str, end: &str| {
+        format!(
+            "{{{{ {}{end} }}}}",
+            unit.repeat(size.saturating_sub(8) / unit.len())
+        )
+    };
+    let chain = |first: &str, unit: &str| {
+        format!(
+            "{{{{ {first}{} }}}}",
+            unit.repeat(size.saturating_sub(8) / unit.len())
+        )
+    };
+    let pair = |open: &str, middle: &str, close: &str| {
+        let count = size.saturating_sub(8) / (open.len() + close.len());
+        format!("{}{middle}{}", open.repeat(count), close.repeat(count))
+    };
+    let inner =
+        |open: &str, middle: &str, close: &str| format!("{{{{ {} }}}}", pair(open, middle, close));
+    let mut shapes = vec![
+        ("minus", tag("-", "1")),
+        ("not", tag("not ", "1")),
+        ("plus minus", tag("+-", "1")),
+        ("if else", tag("1 if a else ", "1")),
+        ("if without else", chain("1", " if a")),
+        ("parentheses", inner("(", "1", ")")),
+        ("lists", inner("[", "1", "]")),
+        ("dicts", inner("{1:", "1", "}")),
+        ("subscripts", inner("a[", "0", "]")),
+        ("arguments", inner("a(", "0", ")")),
+        ("filter arguments", inner("a|default(", "0", ")")),
+        ("keyword arguments", inner("a(b=", "0", ")")),
+        ("test arguments", inner("a is eq(", "0", ")")),
+        ("slices", inner("a[1:", "0", "]")),
+        ("assigned", format!("{{% set {}=1 %}}", pair("(", "x", ")"))),
+        (
+            "looped over",
+            format!("{{% for {} in a %}}{{% endfor %}}", pair("(", "x", ")")),
+        ),
+        (
+            "dotted",
+            format!("{{% set a{}=1 %}}", ".b".repeat(size / 2)),
+        ),
+        (
+            "with",
+            format!("{{% with {}=1 %}}{{% endwith %}}", pair("(", "x", ")")),
+        ),
+        (
+            "elif",
+            format!(
+                "{{% if a %}}{}{{% endif %}}",
+                "{% elif a %}".repeat(size / 12)
+            ),
+        ),
+        ("unclosed", "{% if a %}".repeat(size / 10)),
+        ("braces", "{{".repeat(size / 2)),
+    ];
+    for operator in [
+        "+",
+        "-",
+        "*",
+        "/",
+        "//",
+        "%",
+        "**",
+        "~",
+        "==",
+        "!=",
+        "<",
+        "<=",
+        ">",
+        ">=",
+        " in ",
+        " not in ",
+        " and ",
+        " or ",
+        " is none and ",
+    ] {
+        shapes.push(("binary", chain("a", &format!("{operator}a"))));
+        shapes.push(("binary constant", chain("1", &format!("{operator}1"))));
+    }
+    for unit in [
+        "()", "[0]", ".b", ".0", "|upper", " is none", "\"x\"", "[1:2]", ".a()",
+    ] {
+        shapes.push(("postfix", chain("a", unit)));
+    }
+    for (open, close) in [
+        ("{% if a %}", "{% endif %}"),
+        ("{% if a %}{% else %}", "{% endif %}"),
+        ("{% for i in a %}", "{% endfor %}"),
+        ("{% for i in a %}{% else %}", "{% endfor %}"),
+        ("{% with x=1 %}", "{% endwith %}"),
+        ("{% set x %}", "{% endset %}"),
+        ("{% set x|upper %}", "{% endset %}"),
+        ("{% filter upper %}", "{% endfilter %}"),
+        ("{% autoescape true %}", "{% endautoescape %}"),
+        ("{% macro m() %}", "{% endmacro %}"),
+        ("{% block b %}", "{% endblock %}"),
+    ] {
+        shapes.push(("blocks", pair(open, "x", close)));
+    }
+    shapes
+}
+
+/// Runs something where a recursion without a bound would end the process.
+fn on_a_small_stack<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(256 * 1024);
+        thread.spawn_scoped(scope, work).unwrap().join().unwrap()
+    })
+}
+
+/// Promise: no text from outside ends a process.
+#[test]
+fn no_operator_or_nesting_ends_the_process() {
+    on_a_small_stack(|| {
+        let mut deep = 0;
+        for (name, shape) in nested(19_990) {
+            let found = text(&shape, "{}", r#"{"a":"x"}"#);
+            assert!(found.is_err(), "{name}: {:?}", &shape[..40]);
+            deep += usize::from(found.unwrap_err().contains("too deep"));
+        }
+        assert!(deep > 50, "{deep} shapes were measured as too deep");
+        for (name, shape) in nested(65_000) {
+            let data = serde_json::json!({ "t": &shape });
+            let message = serde_json::json!({"type": "custom", "data": data, "vars": {"a": "x"}});
+            let found = render(&message.to_string(), "{}", "{}");
+            assert!(found.is_err(), "{name}: {:?}", &shape[..40]);
+        }
+    });
+}
+
+/// What people write is far below the bounds, and what is just below them fits a small stack.
+#[test]
+fn what_is_within_the_bounds_is_rendered_on_a_small_stack() {
+    let greetings = (0..60).map(|number| format!("\"l{number}\":\"Hello {number}\""));
+    let greetings = greetings.collect::<Vec<_>>().join(",");
+    let vars = r#"{"lang":"l7","a":0}"#;
+    on_a_small_stack(|| {
+        check(
+            &format!("{{{{ {{{greetings}}}[lang] }}}}"),
+            "{}",
+            vars,
+            Ok("Hello 7"),
+        );
+        let elifs = (0..28).map(|number| format!("{{% elif a == {number} %}}{number}"));
+        let chain = format!(
+            "{{% if a == 99 %}}{}{{% endif %}}",
+            elifs.collect::<String>()
+        );
+        check(&chain, "{}", vars, Ok("0"));
+        let ifs = format!(
+            "{}x{}",
+            "{% if a == 0 %}".repeat(32),
+            "{% endif %}".repeat(32)
+        );
+        check(&ifs, "{}", vars, Ok("x"));
+        let brackets = format!("{{{{ {}1{} }}}}", "(-".repeat(16), ")".repeat(16));
+        check(&brackets, "{}", vars, Ok("1"));
+        check(
+            &format!("{{{{ {}1 }}}}", "-".repeat(298)),
+            "{}",
+            vars,
+            Ok("1"),
+        );
+        check(
+            &format!("{{{{ a{} }}}}", "+1".repeat(149)),
+            "{}",
+            vars,
+            Ok("149"),
+        );
+        // A text may be long, and say much that is no template.
+        check(
+            &format!("{}{{{{ a }}}}", "-".repeat(15_000)),
+            "{}",
+            vars,
+            Ok(&format!("{}0", "-".repeat(15_000))),
+        );
+    });
+}
+
+/// A loop can pile up values within values, as many as its fuel pays for.
+#[test]
+fn values_within_values_do_not_end_the_process() {
+    let within = |open: &str, close: &str| format!("{}ns.x{}", open.repeat(15), close.repeat(15));
+    on_a_small_stack(|| {
+        for deeper in [
+            within("[", "]"),
+            within("{1:", "}"),
+            within("(", ",)"),
+            "dict(a=ns.x)".to_owned(),
+        ] {
+            for end in [
+                "ok",
+                "{{ ns.x }}",
+                "{{ ns.x|string|length }}",
+                "{{ ns.x == ns.x }}",
+                "{{ [ns.x, ns.x]|sort|length }}",
+                "{{ [ns.x, ns.x]|unique|list|length }}",
+                "{{ {ns.x: 1} }}",
+                "{{ nope }}",
+                "{{ ns.x in [ns.x] }}",
+            ] {
+                for times in [300, 500, 5000] {
+                    let template = format!(
+                        "{{% set ns = namespace(x=[]) %}}{{% for i in range({times}) %}}{{% set ns.x = {deeper} %}}\
+                         {{% endfor %}}{end}"
+                    );
+                    // An answer, whatever it is.
+                    let _ = text(&template, "{}", "{}");
+                }
+            }
+        }
+        let deep = "{% set x = [[[[[[[[[[x]]]]]]]]]] %}".repeat(570);
+        let _ = text(&format!("{{% set x = 1 %}}{deep}{{{{ x }}}}"), "{}", "{}");
+    });
+}
+
+#[test]
+fn a_mistake_of_the_engine_is_outlived() {
+    let broken = guarded(Depth::Deep, || -> u8 { panic!("divides by zero") });
+    assert!(
+        broken
+            .unwrap_err()
+            .contains("the engine for placeholders failed")
+    );
+}
+
+/// A mistake that no recipient can survive refuses the job.
+#[test]
+fn what_is_called_and_not_there_refuses_the_job() {
+    for (template, part) in [
+        (
+            "Hi {{ n|capitalise }}",
+            "there is no filter `capitalise` (line 1)",
+        ),
+        (
+            "Hi\n{{ n.upper() }}",
+            "there is no method `upper`; values have filters instead, such as `name|upper` (line 2)",
+        ),
+        (
+            "{% if n is prime %}x{% endif %}",
+            "there is no test `prime`",
+        ),
+        ("{{ now() }}", "there is no function `now`"),
+        ("{{ n|pprint }}", "there is no filter `pprint`"),
+        (
+            "{% filter shout %}x{% endfilter %}",
+            "there is no filter `shout`",
+        ),
+        (
+            "{% for i in [1] %}{{ loop.cycle() }}{% endfor %}",
+            "`cycle` needs something",
+        ),
+        (
+            "{% for i in [1] %}{{ loop.cycle(*[]) }}{% endfor %}",
+            "`cycle` needs something",
+        ),
+    ] {
+        let what = text(template, "{}", r#"{"n":"ana"}"#).unwrap_err();
+        assert!(
+            what.starts_with("message.text: not a template: ") && what.contains(part),
+            "{what}"
+        );
+    }
+    for (template, expected) in [
+        (
+            "{% for i in range(2) %}{{ loop.cycle('a', 'b') }}{% endfor %}",
+            "ab",
+        ),
+        (
+            "{% for i in [1, [2]] recursive %}{{ loop(i) if i is sequence else i }}{% endfor %}",
+            "12",
+        ),
+        ("{% set f = range %}{{ f(3)|list }}", "[0, 1, 2]"),
+        (
+            "{{ dict(a=1).a }}{{ n|default('x') }}{{ n is defined }}",
+            "1anaTrue",
+        ),
+    ] {
+        check(template, "{}", r#"{"n":"ana"}"#, Ok(expected));
+    }
+}
+
+#[test]
+fn names_of_values_may_be_in_any_script() {
+    check(
+        "你好 {{ 姓名 }}",
+        "{}",
+        r#"{"姓名":"安娜"}"#,
+        Ok("你好 安娜"),
+    );
+    check(
+        "{{ Straße }} {{ имя|upper }}",
+        "{}",
+        r#"{"Straße":"Allee","имя":"я"}"#,
+        Ok("Allee Я"),
+    );
+    check(
+        "{{ 姓名 }}",
+        "{}",
+        "{}",
+        Err("message.text: undefined variable \"姓名\""),
+    );
+    let long = format!("{{{{ {} }}}}", "姓+".repeat(4000));
+    assert!(text(&long, "{}", "{}").unwrap_err().contains("too deep"));
+}
+
+/// A job of these recipients, as it is accepted.
+fn accept(message: &str, users: &str) -> Result<(), String> {
+    let body = format!(
+        r#"{{"v":1,"client_msg_no":"k","audience":{{"users":{users}}},"message":{message}}}"#
+    );
+    let job = Job::read(
+        body.as_bytes(),
+        None,
+        &Anything,
+        jiff::Timestamp::UNIX_EPOCH,
+    );
+    job.map(drop).map_err(|problems| summary(&problems))
+}
+
+#[test]
+fn a_job_that_nobody_can_get_is_refused() {
+    let hyphen = r#"{"type":"text","text":"Hi {{ first-name }}"}"#;
+    let ana = r#"{"id":"u1","vars":{"n":"a","first-name":"Ana"}}"#;
+    let what = accept(hyphen, &format!("[{ana}]")).unwrap_err();
+    assert!(what.starts_with("message.text: nobody could get this: undefined variable \"first\"; there is a value \"first-name\""), "{what}");
+    let many = vec![ana; 5000].join(",");
+    assert!(accept(hyphen, &format!("[{many}]")).is_err());
+
+    let hi = r#"{"type":"text","text":"Hi {{ n }}{% set x = n %}{{ x.y }}"}"#;
+    let lacks = r#"{"id":"u1","vars":{"m":1}}"#;
+    let has = r#"{"id":"u2","vars":{"n":{"y":1}}}"#;
+    assert!(accept(hi, &format!("[{lacks}]")).is_err());
+    assert!(accept(hi, &format!("[{lacks},{has}]")).is_ok());
+    // Somebody far behind may get it.
+    let some = vec![lacks; 50].join(",");
+    assert!(accept(hi, &format!("[{some},{has}]")).is_ok());
+    assert!(accept(hi, &format!("[{some}]")).is_err());
+    let deeper = vec![r#"{"id":"u1","vars":{"n":{"z":1}}}"#; 50].join(",");
+    assert!(
+        accept(hi, &format!("[{deeper}]")).is_ok(),
+        "what the others have within `n` is not known"
+    );
 }

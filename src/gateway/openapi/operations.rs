@@ -207,7 +207,8 @@ fn jobs() -> Vec<Operation> {
             .query("dry_run", "Only checks it.", of::<bool>)
             .query(
                 "column",
-                "Name of the column with the recipients, of CSV with several.",
+                "Name of the column with the recipients, of CSV with several; its number where the first line is no \
+                 heading.",
                 of::<String>,
             )
             .query(
@@ -222,7 +223,8 @@ fn jobs() -> Vec<Operation> {
             )
             .header(
                 "Fanwise-Job-Spec",
-                "The job of an uploaded list, as JSON or base64 of it.",
+                "The job of an uploaded list, as JSON or base64 of it. All headers together have at most \
+                 32 KiB; a longer job comes as a form.",
             )
             .header("traceparent", "W3C trace context; it travels up to the send.")
             .takes(json(of::<JobDocument>))

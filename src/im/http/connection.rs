@@ -8,7 +8,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, USER_AGENT};
+use http::header::{
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, USER_AGENT,
+};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -209,6 +211,10 @@ impl Connection {
         if !request.headers.contains_key(USER_AGENT) {
             line(b"user-agent", USER_AGENT_VALUE.as_bytes());
         }
+        if !request.headers.contains_key(ACCEPT_ENCODING) {
+            // A server that hears nothing may compress, and we could not read who failed.
+            line(b"accept-encoding", b"identity");
+        }
         for (name, value) in &request.headers {
             // These three frame the request, and framing it is done here.
             if ![CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION].contains(name) {
@@ -269,7 +275,7 @@ impl Connection {
             reply: Reply {
                 status: head.status,
                 headers: head.headers,
-                body,
+                body: reply::unmarked(body),
             },
             reuse,
         })

@@ -1,16 +1,19 @@
-//! Heads of replies and sizes of chunks: bytes in, values out. Whatever is not clearly HTTP/1.1 is
+//! Heads of replies and sizes of chunks: bytes in, values out. What RFC 9110 and 9112 have a client take
+//! is taken: folded lines, a length that is said twice, `identity`. Whatever is not clearly HTTP/1.1 is
 //! refused, since a reply that is read wrongly would be worse than none.
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use httparse::{ParserConfig, Status};
 
 use super::Broken;
 
-/// Most header lines of a reply.
-const HEADERS_MAX: usize = 64;
+/// Most header lines of a reply; their bytes are bounded, too.
+const HEADERS_MAX: usize = 256;
 
 /// The head of a reply.
 #[derive(Debug)]
@@ -38,11 +41,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
     let bad = |what: &'static str| Broken::new("bad_reply", what);
     let mut lines = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut []);
-    let parsed = ParserConfig::default().parse_response_with_uninit_headers(
-        &mut response,
-        bytes,
-        &mut lines,
-    );
+    let mut config = ParserConfig::default();
+    config
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .allow_spaces_after_header_name_in_responses(true);
+    let parsed = config.parse_response_with_uninit_headers(&mut response, bytes, &mut lines);
     let length = match parsed {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return Ok(None),
@@ -60,25 +63,37 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
     let mut keep_alive = response.version == Some(1);
     let mut reuse = Duration::MAX;
     for line in response.headers.iter() {
+        let unfolded = unfold(line.value);
         let name = HeaderName::from_bytes(line.name.as_bytes());
-        let value = HeaderValue::from_bytes(line.value);
+        let value = HeaderValue::from_bytes(&unfolded);
         let (Ok(name), Ok(value)) = (name, value) else {
             return Err(bad("a header of the reply is not valid"));
         };
         match name {
             header::CONTENT_LENGTH => {
-                let length = number(line.value).ok_or_else(|| bad("an odd content-length"))?;
-                if content_length.is_some_and(|other| other != length) {
-                    return Err(bad("two lengths for one body"));
+                // The same length more than once is one length.
+                for length in tokens(&unfolded) {
+                    let length = number(length).ok_or_else(|| bad("an odd content-length"))?;
+                    if content_length.is_some_and(|other| other != length) {
+                        return Err(bad("two lengths for one body"));
+                    }
+                    content_length = Some(length);
                 }
-                content_length = Some(length);
             }
-            header::TRANSFER_ENCODING if line.value.eq_ignore_ascii_case(b"chunked") => {
-                chunked = true;
+            header::TRANSFER_ENCODING => {
+                for coding in tokens(&unfolded) {
+                    match coding {
+                        // Of old: no coding at all.
+                        coding if coding.eq_ignore_ascii_case(b"identity") && !chunked => {}
+                        coding if coding.eq_ignore_ascii_case(b"chunked") && !chunked => {
+                            chunked = true;
+                        }
+                        _ => return Err(bad("an unknown transfer coding")),
+                    }
+                }
             }
-            header::TRANSFER_ENCODING => return Err(bad("an unknown transfer coding")),
             header::CONNECTION => {
-                for token in tokens(line.value) {
+                for token in tokens(&unfolded) {
                     if token.eq_ignore_ascii_case(b"close") {
                         keep_alive = false;
                     } else if token.eq_ignore_ascii_case(b"keep-alive") {
@@ -87,7 +102,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
                 }
             }
             _ if name.as_str() == "keep-alive" => {
-                let timeout = tokens(line.value).find_map(|token| token.strip_prefix(b"timeout="));
+                let timeout = tokens(&unfolded).find_map(|token| token.strip_prefix(b"timeout="));
                 if let Some(seconds) = timeout.and_then(number) {
                     // A second less, so that the server does not close it just as it is used.
                     reuse = Duration::from_secs(seconds.saturating_sub(1));
@@ -112,6 +127,25 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
         reuse: (keep_alive && clear).then_some(reuse),
         bytes: length,
     }))
+}
+
+/// A value whose lines were folded, on one line.
+fn unfold(value: &[u8]) -> Cow<'_, [u8]> {
+    if !value.contains(&b'\n') {
+        return Cow::Borrowed(value);
+    }
+    let lines = value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
+    Cow::Owned(lines.join(&b' '))
+}
+
+/// A body without the byte order mark that some servers put before their JSON.
+pub(super) fn unmarked(body: Bytes) -> Bytes {
+    const MARK: &[u8] = b"\xef\xbb\xbf";
+    match body.strip_prefix(MARK) {
+        Some(_) => body.slice(MARK.len()..),
+        None => body,
+    }
 }
 
 /// The size at the start of a chunk's line; extensions are passed over.
@@ -202,6 +236,49 @@ mod tests {
         );
     }
 
+    /// What was answered was answered: a reply that the rules of HTTP have us take leaves nobody in doubt.
+    #[test]
+    fn odd_replies_are_read_as_the_rules_of_http_have_it() {
+        let length = |lines: &str| {
+            let head = head(lines);
+            (head.framing, head.reuse.is_some())
+        };
+        let five = (Framing::Length(5), true);
+        for lines in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 5, 5",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5,5\r\nContent-Length: 5",
+            "HTTP/1.1 200 OK\r\nContent-Length:\r\n 5",
+            "HTTP/1.1 200 OK\r\nContent-Length : 5",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5",
+            "HTTP/1.1 200 OK\r\nX: a\r\n\tb\r\n   c\r\nContent-Length: 5",
+        ] {
+            assert_eq!(length(lines), five, "{lines}");
+        }
+        let chunked = (Framing::Chunked, true);
+        for lines in [
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity, chunked",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked",
+        ] {
+            assert_eq!(length(lines), chunked, "{lines}");
+        }
+        let folded = head("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: a\r\n\tb\r\n   c");
+        assert_eq!(folded.headers["x"], "a b c");
+        let many = format!(
+            "HTTP/1.1 200 OK{}",
+            "\r\nset-cookie: a=b".repeat(HEADERS_MAX)
+        );
+        assert_eq!(head(&many).headers.len(), HEADERS_MAX);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_body() {
+        let of = |body: &'static [u8]| unmarked(Bytes::from_static(body));
+        assert_eq!(of(b"\xef\xbb\xbf{}"), "{}");
+        assert_eq!(of(b"\xef\xbb\xbf"), "");
+        assert_eq!(of(b"{}"), "{}");
+        assert_eq!(of(b""), "");
+    }
+
     #[test]
     fn what_is_not_clearly_http_is_refused() {
         for lines in [
@@ -209,7 +286,10 @@ mod tests {
             "HTTP/2 200 OK",
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6",
             "HTTP/1.1 200 OK\r\nContent-Length: +5",
-            "HTTP/1.1 200 OK\r\nContent-Length: 5, 5",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5, 6",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n 6",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
             "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked",
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x",

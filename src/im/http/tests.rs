@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
@@ -137,7 +138,7 @@ async fn the_request_as_it_is_written() {
         (
             format!(
                 "POST /send?a=b HTTP/1.1\r\nhost: {address}\r\nuser-agent: fanwise/{version}\r\n\
-                 token: t\r\ncontent-length: 5\r\n\r\n"
+                 accept-encoding: identity\r\ntoken: t\r\ncontent-length: 5\r\n\r\n"
             ),
             b"hello".to_vec()
         )
@@ -151,7 +152,9 @@ async fn the_request_as_it_is_written() {
     client.send(request.clone(), PATIENCE).await.unwrap();
     assert_eq!(
         seen.recv().await.unwrap().0,
-        format!("POST / HTTP/1.1\r\nhost: {address}\r\nuser-agent: x\r\ncontent-length: 0\r\n\r\n")
+        format!(
+            "POST / HTTP/1.1\r\nhost: {address}\r\naccept-encoding: identity\r\nuser-agent: x\r\ncontent-length: 0\r\n\r\n"
+        )
     );
     request
         .headers
@@ -159,7 +162,7 @@ async fn the_request_as_it_is_written() {
     client.send(request, PATIENCE).await.unwrap();
     assert_eq!(
         seen.recv().await.unwrap().0,
-        "POST / HTTP/1.1\r\nuser-agent: x\r\nhost: h\r\ncontent-length: 0\r\n\r\n"
+        "POST / HTTP/1.1\r\naccept-encoding: identity\r\nuser-agent: x\r\nhost: h\r\ncontent-length: 0\r\n\r\n"
     );
 }
 
@@ -736,7 +739,65 @@ async fn a_tls_connection_closed_while_idle_is_noticed_and_one_closed_in_a_call_
 #[test]
 fn the_trust_of_the_platform_can_be_loaded_ahead() {
     // Without any certificates installed it fails in words; it never panics.
-    let _ = client().prepare_tls();
+    let _ = platform_tls();
+}
+
+/// Callbacks go to as many servers as producers name. None of them keeps a socket of ours.
+#[tokio::test]
+async fn a_server_that_is_not_called_again_holds_no_socket() {
+    let client = Client::new(ClientSettings {
+        idle_timeout: Duration::ZERO,
+        ..ClientSettings::defaults()
+    });
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        let (address, accepted) = one_reply().await;
+        client.send(post(address, "x"), PATIENCE).await.unwrap();
+        held.push(accepted.await.unwrap());
+    }
+    client.tidy();
+    for mut stream in held {
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "still open");
+    }
+    assert!(client.shared.idle.lock().is_empty(), "no origin is kept");
+    assert_eq!(count(&client.counts().stale), 20);
+}
+
+#[tokio::test]
+async fn connections_that_idle_are_bounded_over_all_servers() {
+    let client = Client::new(ClientSettings {
+        idle_total_max: 3,
+        ..ClientSettings::defaults()
+    });
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        let (address, accepted) = one_reply().await;
+        client.send(post(address, "x"), PATIENCE).await.unwrap();
+        held.push(accepted.await.unwrap());
+    }
+    // Those that idled for longest are closed.
+    for stream in &mut held[..7] {
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "still open");
+    }
+    let idle = client.shared.idle.lock();
+    let kept: usize = idle.iter().map(|stack| stack.connections.len()).sum();
+    assert_eq!(kept, 3);
+    drop(idle);
+    assert_eq!(count(&client.counts().stale), 7);
+}
+
+/// A server that answers one request, and hands out its side of the connection.
+async fn one_reply() -> (SocketAddr, JoinHandle<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepted = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_request(&mut stream).await.unwrap();
+        let reply = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(reply).await.unwrap();
+        stream
+    });
+    (address, accepted)
 }
 
 /// What counts is where a name leads when it is connected to.

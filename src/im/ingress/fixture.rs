@@ -88,7 +88,22 @@ impl Call {
             body: &self.body,
             now_ms: self.now_ms,
         };
-        ingress.read(&incoming, doors)
+        // The head alone leads through the same door, or is refused with the same words.
+        let head = Incoming {
+            body: &[],
+            ..incoming
+        };
+        let entered = ingress.enter(&head, doors);
+        let read = ingress.read(&incoming, doors);
+        match (&entered, &read) {
+            (Ok(door), Ok(order)) => assert_eq!(*door, Some(order.door)),
+            (Err(early), Err(late)) => {
+                assert_eq!((early.status(), early.body()), (late.status(), late.body()));
+            }
+            (Err(early), Ok(_)) => panic!("its head is refused: {:?}", early.body()),
+            (Ok(_), Err(_)) => {}
+        }
+        read
     }
 
     /// The order, of jobs that the intake would take.

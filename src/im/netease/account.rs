@@ -36,11 +36,9 @@ impl Account {
         example: &str,
         problems: &mut Vec<Problem>,
     ) -> Option<Arc<Self>> {
-        let base = Base::of(url).or_else(|| {
-            let what = format!("a URL such as {example} is expected");
-            problems.push(Problem::new("url", what));
-            None
-        });
+        let base = Base::read(url, example)
+            .map_err(|what| problems.push(Problem::new("url", what)))
+            .ok();
         let key = HeaderValue::from_str(app_key)
             .ok()
             .filter(|key| !key.is_empty());

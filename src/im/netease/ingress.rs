@@ -197,6 +197,13 @@ impl Ingress for NetEaseIngress {
         ))
     }
 
+    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken> {
+        let entered = signature::door(head, doors).map_err(No::parameter);
+        entered
+            .map(|(door, _)| Some(door))
+            .map_err(|no| no.spoken())
+    }
+
     fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
         let order = signature::door(incoming, doors)
             .map_err(No::parameter)

@@ -37,7 +37,7 @@ use crate::domain::outcome::{ANSWER_TEXT_MAX, Class};
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::{
     self, Door, Everybody, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted,
-    json, same,
+    WrongCredentials, json, same,
 };
 use crate::im::openim::Settings;
 use crate::im::openim::native::SESSION_TYPE;
@@ -203,19 +203,26 @@ impl Ingress for OpenImIngress {
         LIMITS
     }
 
+    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken> {
+        operation(head).map_err(|refused| refused.spoken())?;
+        if is_login(head) {
+            return Ok(None);
+        }
+        let entered = enter(head, doors);
+        entered
+            .map(|(door, _)| Some(door))
+            .map_err(|refused| refused.spoken())
+    }
+
     fn trace_setting(&self) -> Option<&'static str> {
         Some("operation_id")
     }
 
     fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
         let refused = |refused: Refused| refused.spoken();
-        let operation = incoming.header("operationid").unwrap_or_default();
-        if operation.is_empty() {
-            let detail = "header must have operationID";
-            return Err(Refused::new(ARGS, detail).spoken());
-        }
-        if [ADMIN_TOKEN, USER_TOKEN].contains(&incoming.path) {
-            return Err(login(incoming, doors).unwrap_or_else(refused));
+        let operation = operation(incoming).map_err(refused)?;
+        if is_login(incoming) {
+            return Err(login(incoming, doors).unwrap_or_else(|refused| wrong_login(&refused)));
         }
         let (door, admin) = enter(incoming, doors).map_err(refused)?;
         let call = Call::read(incoming, &doors[door], admin).map_err(refused)?;
@@ -256,6 +263,25 @@ impl Ingress for OpenImIngress {
         }
         spoken
     }
+}
+
+fn is_login(incoming: &Incoming<'_>) -> bool {
+    [ADMIN_TOKEN, USER_TOKEN].contains(&incoming.path)
+}
+
+/// The id that every call brings.
+fn operation<'a>(incoming: &Incoming<'a>) -> Result<&'a str, Refused> {
+    let operation = incoming.header("operationid").unwrap_or_default();
+    if operation.is_empty() {
+        return Err(Refused::new(ARGS, "header must have operationID"));
+    }
+    Ok(operation)
+}
+
+fn wrong_login(refused: &Refused) -> Spoken {
+    let mut spoken = refused.spoken();
+    spoken.extensions_mut().insert(WrongCredentials);
+    spoken
 }
 
 fn admin_of(door: &Door) -> &str {

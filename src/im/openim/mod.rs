@@ -131,7 +131,7 @@ pub enum Auth {
     AdminToken,
     /// Fetched from `/auth/user_token`, which 3.0 to 3.8.0 have.
     UserToken,
-    /// Given. Nobody renews it: once it has expired the target is parked.
+    /// Given. Nobody renews it: once it has expired jobs are parked, and so is the target.
     Token,
 }
 
@@ -192,11 +192,9 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     let json = HeaderValue::from_static("application/json");
     headers.insert(header::CONTENT_TYPE, json);
     let calls = headers_of_calls(settings, &headers, problems);
-    let Some(api) = Base::of(&settings.url) else {
-        let what = "a URL such as http://openim:10002 is expected";
-        problems.push(Problem::new("url", what));
-        return None;
-    };
+    let api = Base::read(&settings.url, "http://openim:10002")
+        .map_err(|what| problems.push(Problem::new("url", what)))
+        .ok()?;
     let login = settings
         .auth
         .path()

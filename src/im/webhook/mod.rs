@@ -21,7 +21,9 @@
 //! ```
 //!
 //! `class` is one of `permanent` (if left out), `transient`, `throttled`, `uncertain`, `config`,
-//! `done`. Otherwise the status alone decides (`statuses`).
+//! `done`. An answer without a body, or with a plain text such as `ok`, names nobody. One that says it is
+//! JSON, begins like it, is compressed or is no UTF-8, and cannot be read, leaves its recipients in
+//! doubt. Otherwise the status alone decides (`statuses`).
 //!
 //! The signature is HMAC-SHA-256 over `<idempotency key>.<body>`. It holds no time, so that a repeated
 //! call is the same to the byte. A receiver that keeps the keys it has seen, which makes it idempotent,

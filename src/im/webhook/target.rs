@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use ring::hmac;
 use serde::Deserialize;
@@ -161,7 +162,7 @@ impl Calls for WebhookCalls {
 
     fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
         match self.base.statuses.class(reply.status) {
-            Class::Done if self.packed => read_packed(recipients, &reply.body),
+            Class::Done if self.packed => read_packed(recipients, reply),
             Class::Done => Verdict::All(Answer::done()),
             class => Verdict::All(
                 Answer::new(class, reply.status.to_string(), excerpt(&reply.body))
@@ -196,22 +197,56 @@ fn header_value(value: impl Into<Bytes>) -> HeaderValue {
     HeaderValue::from_maybe_shared(value.into()).expect("a header value")
 }
 
-/// A success may name exceptions in a JSON object. Any other body is nobody's exception.
-fn read_packed(recipients: &[&str], body: &[u8]) -> Verdict {
+/// A success may name exceptions in a JSON object. Without a body, with a plain text or any JSON that is
+/// no list it names nobody. What may be such an object and cannot be read leaves everybody in doubt:
+/// nobody counts as sent whom the endpoint may have named.
+fn read_packed(recipients: &[&str], reply: &Reply) -> Verdict {
     #[derive(Deserialize)]
     struct Accepted<'a> {
         #[serde(borrow)]
         failed: Option<Vec<Failed<'a>>>,
     }
-    if !body.trim_ascii_start().starts_with(b"{") {
+    let body = reply.body.trim_ascii();
+    let is_coded = says(reply, CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
+    let is_json = says(reply, CONTENT_TYPE).is_some_and(|kind| kind.contains("json"));
+    if body.is_empty() {
         return Verdict::All(Answer::done());
     }
+    if is_coded {
+        return Verdict::All(unreadable(b"compressed, though we ask for no coding"));
+    }
     match serde_json::from_slice::<Accepted<'_>>(body) {
-        Ok(accepted) => {
+        Ok(accepted) if body.starts_with(b"{") => {
             let failed = accepted.failed.unwrap_or_default();
             all_but(recipients, failed.into_iter().map(Failed::answer))
         }
-        Err(_) => Verdict::All(unreadable(body)),
+        Ok(_) | Err(_) if names_nobody(body, is_json) => Verdict::All(Answer::done()),
+        Ok(_) | Err(_) => Verdict::All(unreadable(body)),
+    }
+}
+
+/// A header in lower case.
+fn says(reply: &Reply, name: HeaderName) -> Option<String> {
+    let value = reply.headers.get(name)?;
+    Some(
+        String::from_utf8_lossy(value.as_bytes())
+            .trim()
+            .to_ascii_lowercase(),
+    )
+}
+
+/// Whether a body that is no object can name nobody: a text, or a single word or number of JSON.
+fn names_nobody(body: &[u8], is_json: bool) -> bool {
+    use serde_json::Value::{Array, Object};
+    match serde_json::from_slice(body) {
+        Ok(Object(_)) => false,
+        Ok(Array(entries)) => entries.is_empty(),
+        Ok(_) => true,
+        // A text, and not UTF-16: that has zeros.
+        Err(_) => {
+            let is_text = str::from_utf8(body).is_ok() && !body.contains(&0);
+            is_text && !is_json && !body.starts_with(b"{") && !body.starts_with(b"[")
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 
 use crate::domain::job::{CLIENT_MSG_NO_BYTES_MAX, NAME_BYTES_MAX, RECIPIENT_BYTES_MAX};
 use crate::domain::slice::Head;
+use crate::im::address::no_credentials;
 use crate::im::json::push_encoded;
 
 /// Longest path and query once everything is filled in; more than servers take.
@@ -183,6 +184,11 @@ impl Url {
         let authority: Authority = authority
             .parse()
             .map_err(|error| format!("{expected}: {error}"))?;
+        no_credentials(&authority).map_err(|what| {
+            format!(
+                "{what} and set `headers.authorization`, such as \"Basic dXNlcjpwYXNzd29yZA==\""
+            )
+        })?;
         let path = match path.starts_with('/') {
             true => Template::read(path)?,
             false => Template::read(&format!("/{path}"))?,

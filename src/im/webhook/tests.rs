@@ -319,7 +319,8 @@ fn replies_to_packed_calls() {
         "",
         "ok",
         "<html>",
-        "[1]",
+        "[]",
+        "true",
         "{}",
         "{\"failed\":null}",
         "{\"failed\":[]}",
@@ -345,6 +346,9 @@ fn replies_to_packed_calls() {
     );
     for odd in [
         "{",
+        "[{\"recipient\":\"a\"}]",
+        "{\0\"\0f\0a\0i\0l\0e\0d\0\"\0",
+        "\0{\0\"\0f\0",
         "{\"failed\":{}}",
         "{\"failed\":[\"a\"]}",
         "{\"failed\":[{}]}",
@@ -355,6 +359,27 @@ fn replies_to_packed_calls() {
     }
     check(400, r#"{"failed":[]}"#, [Permanent; 3]);
     check(503, "", [Transient; 3]);
+    // What says that it can be read, and cannot: promise 2 is kept by doubt.
+    let told = |name, value, body: &'static [u8]| {
+        let reply = with_header(reply(200, body), name, value);
+        calls.read(&recipients, &reply).of(0).class
+    };
+    let gzip = b"\x1f\x8b\x08\0\0\0\0\0";
+    assert_eq!(told("content-encoding", "gzip", gzip), Uncertain);
+    assert_eq!(told("content-encoding", "br", b"ok"), Uncertain);
+    assert_eq!(told("content-encoding", "identity", b"ok"), Done);
+    assert_eq!(told("content-encoding", "gzip", b""), Done);
+    assert_eq!(told("content-type", "application/json", b"ok"), Uncertain);
+    assert_eq!(told("content-type", "application/json", b"\"ok\""), Done);
+    assert_eq!(
+        told("content-type", "application/json; charset=utf-8", b"{}"),
+        Done
+    );
+    assert_eq!(
+        told("content-type", "text/plain", b"{\"failed\":[{"),
+        Uncertain
+    );
+    assert_eq!(told("content-type", "text/plain", gzip), Uncertain);
 
     let body = r#"{"failed":[{"recipient":"a","code":"no such user","message":"gone"},
         {"recipient":"c","code":17}]}"#;

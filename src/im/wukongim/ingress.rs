@@ -143,12 +143,16 @@ impl Ingress for WukongImIngress {
         LIMITS
     }
 
-    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
-        let Some(door) = enter(incoming, doors) else {
+    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken> {
+        enter(head, doors).map(Some).ok_or_else(|| {
             let mut spoken = Response::new(Bytes::new());
             *spoken.status_mut() = StatusCode::UNAUTHORIZED;
-            return Err(spoken);
-        };
+            spoken
+        })
+    }
+
+    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
+        let door = self.enter(incoming, doors)?.unwrap_or_default();
         let call = Call::read(incoming, &doors[door]);
         let Call { shape, messages } = call.map_err(|refused| refused.spoken())?;
         let numbers = messages.iter().map(|message| message.number.clone());

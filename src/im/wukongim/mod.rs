@@ -171,12 +171,9 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     }
     let headers = headers(settings, problems);
     let mut base = |key: &str, url: &str| {
-        let base = Base::of(url);
-        if base.is_none() {
-            let what = "a URL such as http://wukongim:5001 is expected";
-            problems.push(Problem::new(key, what));
-        }
-        base
+        Base::read(url, "http://wukongim:5001")
+            .map_err(|what| problems.push(Problem::new(key, what)))
+            .ok()
     };
     let api = base("url", &settings.url);
     let manager = settings.manager_url.as_deref();

@@ -100,6 +100,13 @@ impl Ingress for YunxinIngress {
         LIMITS
     }
 
+    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken> {
+        let entered = signature::door(head, doors).map_err(No::parameter);
+        entered
+            .map(|(door, _)| Some(door))
+            .map_err(|no| spoken(&no))
+    }
+
     /// It is the AppKey.
     fn is_named_by_key(&self) -> bool {
         true

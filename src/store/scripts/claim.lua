@@ -3,13 +3,20 @@
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 slice  2 entries  3 submission  4 buckets  5 app  6 client_msg_no  7 target
 --          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 lease in ms
---          12.. per bucket: different fingerprints, 8 bytes each
--- Returns  {0, buckets} if the job has another shape; {1} if the slice is done;
+--          12 until when somebody waits for the answer, in ms of this server's clock
+--          13.. per bucket: different fingerprints, 8 bytes each
+-- Returns  {0, buckets} if the job has another shape; {1} if the slice is done; {3, now in ms} if it
+--          comes late, and nothing was claimed;
 --          {2, states, lefts, rebuilt}: one byte per recipient (g granted, d granted in doubt,
 --          t taken over, h held, or its outcome), 4 bytes of milliseconds per held one, 1 if the
---          total grew by the slice
+--          total grew by the slice, now in ms
 -- Atomic   because between reading "nobody has it" and writing "it is mine" nobody may do the same.
 
+-- A server that was frozen finds claims whose owners have ended: nobody would send for them.
+local now = now_ms()
+if now > tonumber(ARGV[12]) then
+  return { 3, digits(now) }
+end
 local window, owner = ARGV[9], ARGV[10]
 local counted, rebuilt = locate({
   id = ARGV[1], entries = tonumber(ARGV[2]), submission = ARGV[3], buckets = ARGV[4],
@@ -22,7 +29,6 @@ if counted >= tonumber(ARGV[2]) then
   return { 1 }
 end
 
-local now = now_ms()
 local mine = call('HGET', OWNERS, owner)
 if not mine then
   mine = struct.pack('>I3', 8388608 + call('HINCRBY', HEADER, 'owners', 1) % 8388607)
@@ -54,7 +60,7 @@ end
 
 local states, lefts, granted = {}, {}, false
 for k = 5, #KEYS do
-  local key, packed = KEYS[k], ARGV[k + 7]
+  local key, packed = KEYS[k], ARGV[k + 8]
   local count = #packed / 8
   local bucket = call('GET', key)
   if not bucket then
@@ -105,4 +111,4 @@ end
 if granted then
   call('HSET', OWNERS, mine, owner .. struct.pack('>I6', now + ARGV[11]))
 end
-return { 2, table.concat(states), table.concat(lefts), rebuilt }
+return { 2, table.concat(states), table.concat(lefts), rebuilt, digits(now) }

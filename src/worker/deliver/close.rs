@@ -1,30 +1,40 @@
 //! The end of a delivery: everything it leads to is durable before it is acked (promise 5).
 
+use std::sync::Arc;
+
+use super::super::backlog::Overdue;
 use super::super::context::{Store, now_ms, rfc3339};
-use super::{Fate, Pause, Scene, Work};
+use super::{Fate, LEDGER_AWAY_WAIT, Pause, Scene, Work};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::delivery::Dead;
+use crate::domain::ids::Fingerprint;
 use crate::domain::outcome::Outcome;
 use crate::domain::schedule::rung;
 use crate::domain::slice::Addressed;
 use crate::json;
 use crate::metrics::LedgerStep;
-use crate::ports::{Lost, Outgoing, Publisher, Reason, Route, Transport};
+use crate::ports::{Lost, Outgoing, Publisher, Reason, Route, Settle, Transport};
 
 impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
     /// Ends the delivery. No call is out any more.
     pub(super) async fn close(mut self, stop: Option<Pause>) -> Result<Fate, Lost> {
+        let fate = self.end(stop).await;
+        if fate.is_err() {
+            self.hand_over();
+        }
+        fate
+    }
+
+    async fn end(&mut self, stop: Option<Pause>) -> Result<Fate, Lost> {
         match stop {
             None => {}
             Some(Pause::PutOff(delay)) => self.delivery.put_off(delay),
             // Whoever settled it may have died before the job was completed: the last step is taken
             // again, which changes nothing if it was taken.
             Some(Pause::SliceDone) => self.delivery.slice_is_done(),
-            Some(Pause::Lost) => {
-                self.finish_record().await?;
-                return Err(Lost);
-            }
+            Some(Pause::Lost) => return Err(Lost),
         }
+        self.give_up_asked().await;
         self.bury().await?;
         self.finish_record().await?;
         let scene = self.scene;
@@ -38,6 +48,47 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
             scene.shift.follow(&scene.slice.head, standing).await?;
         }
         Ok(if left { Fate::PutOff } else { Fate::Done })
+    }
+
+    /// The session is lost: what is known and not recorded goes on in the backlog.
+    fn hand_over(&self) {
+        let scene = self.scene;
+        let batch = self.delivery.batch();
+        scene.shift.context.hand_over(Overdue {
+            head: Arc::clone(&scene.slice.head),
+            id: scene.slice.id.clone(),
+            entries: scene.slice.entries,
+            shape: scene.slice.shape,
+            owner: scene.owner,
+            outcomes: scene.outcomes(&batch),
+            release: [
+                scene.fingerprints(batch.release.iter().copied()),
+                self.asked.clone(),
+            ]
+            .concat(),
+            doubted: scene.fingerprints(batch.doubted.iter().copied()),
+            reasons: self.reasons(&self.dead()),
+        });
+    }
+
+    /// Gives up the claims that were asked and not answered, if the ledger granted them after all: they
+    /// were never used, and whoever took them over would have to take them for doubts.
+    async fn give_up_asked(&self) {
+        if self.asked.is_empty() {
+            return;
+        }
+        let scene = self.scene;
+        let context = &*scene.shift.context;
+        let settle = context.store.settle(Settle {
+            slice: scene.slice_ref(),
+            owner: scene.owner,
+            outcomes: &[],
+            release: &self.asked,
+            doubted: &[],
+            last: None,
+        });
+        // Not repeated: a claim that reached the ledger was answered, but for the moment of a fault.
+        let _ = context.try_step(LedgerStep::Settle, settle).await;
     }
 
     /// Records what is not recorded yet, and that the slice is complete, if it is.
@@ -60,14 +111,19 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
     async fn publish_remainder(&self) -> Result<(), Lost> {
         let scene = self.scene;
         scene.shift.context.note_waiting(scene.slice.head.id).await;
-        let mut remainder = self
-            .delivery
-            .remainder(&scene.slice, self.first_attempt_at_ms);
+        let mut remainder =
+            self.delivery
+                .remainder(&scene.slice, scene.owner, self.first_attempt_at_ms);
         if self.together {
             remainder.together = None;
         }
         let lane = scene.slice.lane.clone();
-        let delay = self.delivery.delay();
+        let mut delay = self.delivery.delay();
+        if !remainder.unrecorded.is_empty() {
+            delay = delay.max(LEDGER_AWAY_WAIT);
+            let outcomes = self.delivery.unrecorded_outcomes();
+            scene.target.metrics.unrecorded.inc_by(outcomes as u64);
+        }
         let route = if delay.is_zero() {
             Route::Lane(lane)
         } else {
@@ -87,31 +143,37 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         if self.delivery.dead().is_empty() {
             return Ok(());
         }
-        let scene = self.scene;
-        let dead: Vec<DeadRecipient> = self
-            .delivery
-            .dead()
-            .iter()
-            .map(|dead| scene.dead_recipient(dead))
-            .collect();
-        scene.publish_dead(&dead, self.first_attempt_at_ms).await?;
+        let dead = self.dead();
         self.explain(&dead).await;
+        let scene = self.scene;
+        scene.publish_dead(&dead, self.first_attempt_at_ms).await?;
         self.delivery.lettered();
         Ok(())
     }
 
-    /// Keeps the reasons where they are found without walking over dead letters. The letters are what
-    /// counts: not repeated when it fails.
+    fn dead(&self) -> Vec<DeadRecipient> {
+        let dead = self.delivery.dead().iter();
+        dead.map(|dead| self.scene.dead_recipient(dead)).collect()
+    }
+
+    fn reasons(&self, dead: &[DeadRecipient]) -> Vec<(Fingerprint, Reason)> {
+        let places = self.delivery.dead().iter();
+        places
+            .zip(dead)
+            .map(|(it, dead)| (self.scene.fingerprints[it.index], Reason::from(dead)))
+            .collect()
+    }
+
+    /// Keeps the reasons where they are found without walking over dead letters, and where the next
+    /// delivery finds them if the letter cannot be written. The letters are what counts: not repeated
+    /// when it fails.
     async fn explain(&self, dead: &[DeadRecipient]) {
         let scene = self.scene;
+        if scene.goes_without_ledger() {
+            return;
+        }
         let context = &*scene.shift.context;
-        let reasons: Vec<_> = self
-            .delivery
-            .dead()
-            .iter()
-            .zip(dead)
-            .map(|(it, dead)| (scene.fingerprints[it.index], Reason::from(dead)))
-            .collect();
+        let reasons = self.reasons(dead);
         let explain = context.store.explain(scene.slice.head.id, &reasons);
         let _ = context.try_step(LedgerStep::Settle, explain).await;
     }

@@ -10,7 +10,7 @@ use crate::domain::directive::{Board, Order};
 use crate::domain::limits::{Cost, Grant};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
 use crate::metrics::LedgerStep;
-use crate::ports::{Lease, Limit, Publisher, Scope, Transport};
+use crate::ports::{Lease, Leased, Limit, Publisher, Scope, Transport};
 
 /// Calls that may be made now.
 pub(super) struct Granted<'a> {
@@ -147,11 +147,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
             wait_max: WAIT_MAX,
         };
         let context = &*self.shift.context;
-        let halted = self.shift.halt.cancelled();
-        let leased = context
-            .step(LedgerStep::Lease, halted, || context.store.lease(&lease))
-            .await
-            .map_err(|_| Pause::PutOff(Duration::ZERO))?;
+        let leased = self.ask_lease(&lease).await?;
         let (units, after) = match leased.grant {
             Grant::Units { units, after } => (units, after),
             Grant::Later { after } => (0, after),
@@ -182,6 +178,24 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         Ok(0)
     }
 
+    /// Asks the limits that all workers share; while the ledger is away, an app that fails open goes
+    /// by the same limits as this process alone keeps them.
+    async fn ask_lease(&self, lease: &Lease<'_>) -> Result<Leased, Pause> {
+        let context = &*self.shift.context;
+        if !self.fail_open {
+            let halted = self.shift.halt.cancelled();
+            let step = context.step(LedgerStep::Lease, halted, || context.store.lease(lease));
+            return step.await.map_err(|_| Pause::PutOff(Duration::ZERO));
+        }
+        if !self.goes_without_ledger() {
+            let leased = context.try_step(LedgerStep::Lease, context.store.lease(lease));
+            if let Ok(leased) = leased.await {
+                return Ok(leased);
+            }
+        }
+        Ok(context.limits_here.lease(lease))
+    }
+
     /// Returns what was booked for recipients and calls that turned out to be none.
     pub(super) async fn refund(&self, granted: &Granted<'_>, recipients: usize, calls: usize) {
         let Some((booked, booked_calls, order)) = &granted.booked else {
@@ -196,6 +210,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
 
     async fn give_back_units(&self, order: &Order, recipients: u32, calls: u32) {
         let limits: Vec<_> = self.limits(order).collect();
+        if self.goes_without_ledger() {
+            return self
+                .shift
+                .context
+                .limits_here
+                .refund(&limits, recipients, calls);
+        }
         let store = &self.shift.context.store;
         // Not repeated: units that are not given back make us slower than allowed, never faster.
         let refund = store.refund(&limits, recipients, calls);

@@ -1,11 +1,13 @@
-//! A configuration that a system refuses: the target is parked, nobody is dead-lettered, whoever looks
-//! is told why, and after the mending everybody gets the message once.
+//! A configuration that a system refuses: the job that meets it is parked, and with a second one the
+//! target; nobody is dead-lettered, who looks is told why, and after the mending everybody gets the
+//! message once.
 
 use fanwise::im::mock::{NeteaseSettings, Settings};
 use serde_json::json;
 
 use super::{Five, SYSTEMS, System, gauge, parked_gauge, until_parked};
-use crate::support::world::{Plan, assert_once_each, users};
+use crate::support::wait::until;
+use crate::support::world::{BOUND, Plan, World, assert_once_each, users};
 
 const RECIPIENTS: usize = 120;
 
@@ -45,16 +47,20 @@ async fn a_configuration_fault_of_any_system_fails_nobody() {
         .worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")])
         .await;
     let recipients = users(RECIPIENTS);
+    let (first, second) = recipients.split_at(RECIPIENTS / 2);
     let mut jobs = Vec::new();
     for System { target, .. } in SYSTEMS {
         let key = format!("to-{target}");
-        let job = five
-            .world
-            .send(&key, &recipients, &["--target", target])
-            .await;
-        jobs.push(job);
+        let to = ["--target", target];
+        let job = five.world.send(&key, first, &to).await;
+        // One job may be wrong by itself.
+        until_job_parked(&five.world, &job, code(target)).await;
+        let parked = gauge(&worker, &parked_gauge("config", target)).await;
+        assert_eq!(parked, 0.0, "{target}");
+        let later = five.world.send(&format!("{key}-too"), second, &to).await;
+        jobs.push([job, later]);
     }
-    for (System { target, .. }, job) in SYSTEMS.iter().zip(&jobs) {
+    for (System { target, .. }, [job, later]) in SYSTEMS.iter().zip(&jobs) {
         let park = until_parked(&five.world, target).await;
         assert_eq!(park["reason"], "config", "{target}: {park}");
         assert_eq!(park["code"], code(target), "{target}: {park}");
@@ -64,14 +70,21 @@ async fn a_configuration_fault_of_any_system_fails_nobody() {
         assert!(shown.contains(&why) && shown.contains(text), "{shown}");
         let parked = gauge(&worker, &parked_gauge("config", target)).await;
         assert_eq!(parked, 1.0, "{target}");
-        let record = five.world.job(job).await.unwrap();
-        assert_eq!(record["pending"], RECIPIENTS, "{target}: {record}");
-        assert!(five.world.dead(job).await.is_empty(), "{target}");
+        for job in [job, later] {
+            let record = five.world.job(job).await.unwrap();
+            assert_eq!(record["pending"], RECIPIENTS / 2, "{target}: {record}");
+            assert!(five.world.dead(job).await.is_empty(), "{target}");
+        }
         assert_eq!(five.mock(target).stats().accepted, 0, "{target}");
     }
     let log = worker.process.stderr();
-    let told = log.lines().filter(|it| it.contains("configuration fault"));
-    assert_eq!(told.count(), SYSTEMS.len(), "{log}");
+    for told in [
+        "a configuration fault: the job is parked",
+        " is parked: config ",
+    ] {
+        let told = log.lines().filter(|it| it.contains(told));
+        assert_eq!(told.count(), SYSTEMS.len(), "{log}");
+    }
 
     for target in ["im", "wukongim2", "netease"] {
         let faults = json!({ "unauthorised": null });
@@ -83,18 +96,35 @@ async fn a_configuration_fault_of_any_system_fails_nobody() {
         .unwrap();
     let yunxin = five.others.get_mut("yunxin").unwrap();
     yunxin.restart(Settings::default()).await;
-    for (System { target, .. }, job) in SYSTEMS.iter().zip(&jobs) {
+    for (System { target, .. }, jobs) in SYSTEMS.iter().zip(&jobs) {
         let unparked = five.world.run(&["target", "unpark", target]).await;
         assert_eq!(unparked.code, Some(0), "{}", unparked.stderr);
-        let record = five.world.completed(job).await;
-        assert_eq!(record["accounts"]["sent"], RECIPIENTS, "{target}: {record}");
+        for job in jobs {
+            let record = five.world.completed(job).await;
+            assert_eq!(
+                record["accounts"]["sent"],
+                RECIPIENTS / 2,
+                "{target}: {record}"
+            );
+            assert!(five.world.dead(job).await.is_empty(), "{target}");
+        }
         assert_once_each(five.mock(target), &recipients);
-        assert!(five.world.dead(job).await.is_empty(), "{target}");
         let parked = gauge(&worker, &parked_gauge("config", target)).await;
         assert_eq!(parked, 0.0, "{target}");
     }
     worker.drain().await;
     five.end().await;
+}
+
+/// Waits until a job says that it is parked, and why.
+async fn until_job_parked(world: &World, job: &str, code: &str) {
+    until("parking of the job", BOUND, async || {
+        let record = world.job(job).await?;
+        let why = record["hindrances"][0]["what"].as_str()?;
+        let is_parked = why.starts_with("job is parked until ");
+        (is_parked && why.contains(&format!("config {code}"))).then_some(())
+    })
+    .await;
 }
 
 /// Users that are to be sent to must be listed first. A fault met there is no other than one met by a
@@ -131,10 +161,16 @@ async fn a_configuration_fault_met_while_users_are_listed_stops_the_job() {
     let worker = world.worker().await;
     let mut jobs = Vec::new();
     for (target, code) in [("im", "err_1002"), ("wukongim", "401")] {
-        let send = ["send", "--client-msg-no", target, "--target", target];
-        let to_all = ["--text", "Hello", "--all", "--yes"];
-        let answer = world.json(&[&send[..], &to_all[..]].concat()).await;
-        let job = answer["job"].as_str().unwrap().to_owned();
+        let send = async |key: &str| {
+            let send = ["send", "--client-msg-no", key, "--target", target];
+            let to_all = ["--text", "Hello", "--all", "--yes"];
+            let answer = world.json(&[&send[..], &to_all[..]].concat()).await;
+            answer["job"].as_str().unwrap().to_owned()
+        };
+        let first = send(target).await;
+        until_job_parked(&world, &first, code).await;
+        jobs.push((target, first));
+        let job = send(&format!("{target}-too")).await;
         let park = until_parked(&world, target).await;
         assert_eq!(
             (&park["reason"], &park["code"]),
@@ -157,6 +193,7 @@ async fn a_configuration_fault_met_while_users_are_listed_stops_the_job() {
     assert_eq!(world.mock.stats().accepted, 0);
     let log = worker.process.stderr();
     let told = log.lines().filter(|it| it.contains("cannot be listed"));
+    // Of the job, and of the target.
     assert_eq!(told.count(), jobs.len(), "{log}");
     worker.drain().await;
 

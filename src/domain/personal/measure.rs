@@ -1,0 +1,143 @@
+//! How deep a text may go, measured before the engine sees it.
+//!
+//! The engine parses, compiles, compares, prints and drops by recursion, and its own guard sees only some
+//! of that: 6,000 minus signs once ended the process. So a text is counted in the engine's own tokens
+//! first. Each level of a recursion needs a token of its own, so these bounds hold for every operator
+//! there is. What is left, and what a loop can pile up within its fuel, gets a stack that is large enough.
+
+use minijinja::machinery::{Token, tokenize};
+use minijinja::syntax::SyntaxConfig;
+
+/// Most tokens of one `{{ … }}` or `{% … %}`: names, values, operators, brackets.
+const TAG_TOKENS_MAX: usize = 300;
+
+/// Most brackets that are open at a time.
+const BRACKETS_MAX: usize = 16;
+
+/// Most blocks within one another. The engine reads an `elif` as a block within its `if`.
+const BLOCKS_MAX: usize = 32;
+
+/// Most tokens of a text without loops whose values fit on any stack, however they are nested.
+const FLAT_TOKENS_MAX: usize = 300;
+
+/// What a text within the bounds needs at most while it is compiled, or rendered if it is flat.
+const ROOM: usize = 1024 * 1024;
+
+/// What any text needs at most: fuel pays for some 13,000 levels of values within values.
+const DEEP_ROOM: usize = 64 * 1024 * 1024;
+
+/// How much stack the rendering of a text takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Depth {
+    /// Values nest no deeper than the text is long.
+    Flat,
+    /// A loop, or a long text, may nest as many values as its fuel pays for.
+    Deep,
+}
+
+impl Depth {
+    /// Runs the engine where it has room.
+    pub(super) fn with_room<R>(self, work: impl FnOnce() -> R) -> R {
+        match self {
+            Self::Flat => stacker::maybe_grow(ROOM, 4 * ROOM, work),
+            Self::Deep => stacker::maybe_grow(DEEP_ROOM, DEEP_ROOM + ROOM, work),
+        }
+    }
+}
+
+/// Measures a text. One that the engine cannot take apart is left to its compiler, which says why.
+pub(super) fn depth(text: &str, syntax: &SyntaxConfig) -> Result<Depth, String> {
+    let mut measure = Measure::default();
+    for token in tokenize(text, false, syntax.clone()) {
+        let Ok((token, span)) = token else { break };
+        if let Err(what) = measure.count(&token) {
+            return Err(format!("too deep: {what} (line {})", span.start_line));
+        }
+    }
+    match measure.loops || measure.all > FLAT_TOKENS_MAX {
+        true => Ok(Depth::Deep),
+        false => Ok(Depth::Flat),
+    }
+}
+
+#[derive(Default)]
+struct Measure<'a> {
+    /// Tokens of all tags.
+    all: usize,
+    /// Tokens of this tag, and the brackets that are open in it.
+    tag: usize,
+    open: usize,
+    /// The keyword of this tag, if it is a statement.
+    keyword: Option<&'a str>,
+    statement: bool,
+    assigns: bool,
+    /// How many levels each open block takes.
+    blocks: Vec<usize>,
+    loops: bool,
+}
+
+impl<'a> Measure<'a> {
+    fn count(&mut self, token: &Token<'a>) -> Result<(), String> {
+        match token {
+            Token::TemplateData(_) => return Ok(()),
+            Token::VariableStart | Token::BlockStart => {
+                (self.tag, self.open, self.assigns) = (0, 0, false);
+                self.statement = matches!(token, Token::BlockStart);
+                self.keyword = None;
+                return Ok(());
+            }
+            Token::VariableEnd => return Ok(()),
+            Token::BlockEnd => return self.statement(),
+            Token::Ident(name) if self.statement && self.tag == 0 => self.keyword = Some(name),
+            Token::Assign if self.open == 0 => self.assigns = true,
+            Token::ParenOpen | Token::BracketOpen | Token::BraceOpen => self.open += 1,
+            Token::ParenClose | Token::BracketClose | Token::BraceClose => {
+                self.open = self.open.saturating_sub(1);
+            }
+            _ => {}
+        }
+        self.all += 1;
+        self.tag += 1;
+        if self.tag > TAG_TOKENS_MAX {
+            return Err(format!(
+                "more than {TAG_TOKENS_MAX} names, values and operators between one pair of braces"
+            ));
+        }
+        if self.open > BRACKETS_MAX {
+            return Err(format!(
+                "more than {BRACKETS_MAX} brackets within one another"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The end of a statement: the beginning or the end of a block, perhaps.
+    fn statement(&mut self) -> Result<(), String> {
+        let Some(keyword) = self.keyword else {
+            return Ok(());
+        };
+        match keyword {
+            "for" => {
+                self.loops = true;
+                self.blocks.push(1);
+            }
+            "if" | "with" | "filter" | "autoescape" => self.blocks.push(1),
+            "set" if !self.assigns => self.blocks.push(1),
+            "elif" => {
+                if let Some(levels) = self.blocks.last_mut() {
+                    *levels += 1;
+                }
+            }
+            end if end.starts_with("end") => {
+                self.blocks.pop();
+            }
+            _ => {}
+        }
+        match self.blocks.iter().sum::<usize>() > BLOCKS_MAX {
+            true => Err(format!(
+                "more than {BLOCKS_MAX} blocks within one another, each elif counted"
+            )),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Whether everything that a text calls by name is there. What is not is the same for every recipient, so
+//! it refuses the job, even where only some would come to it.
+
+use std::collections::BTreeSet;
+
+use minijinja::machinery::{Instruction, get_compiled_template};
+use minijinja::{Environment, ErrorKind, Template};
+
+use crate::domain::fields::shorten;
+
+/// The methods there are, all of them of `loop`.
+const METHODS: [&str; 2] = ["changed", "cycle"];
+
+/// Longest name that is repeated whole.
+const NAME_SHOWN: usize = 64;
+
+/// What a compiled text calls that is not there, if anything.
+pub(super) fn missing<'env>(
+    engine: &Environment<'env>,
+    template: &Template<'env, 'env>,
+) -> Option<String> {
+    let instructions = &get_compiled_template(template).instructions;
+    let all = || (0..).map_while(|at| instructions.get(at));
+    let assigned: BTreeSet<&str> = all()
+        .filter_map(|it| match it {
+            Instruction::StoreLocal(name) => Some(*name),
+            _ => None,
+        })
+        .collect();
+    let mut state = engine.empty_state();
+    let known_function = |name: &str| {
+        name == "loop"
+            || assigned.contains(name)
+            || engine.globals().any(|(global, _)| global == name)
+    };
+    let missing = all().enumerate().find_map(|(at, it)| {
+        let (what, name) = match it {
+            Instruction::ApplyFilter(name, ..) => match state.apply_filter(name, &[]) {
+                Err(error) if error.kind() == ErrorKind::UnknownFilter => ("filter", name),
+                _ => return None,
+            },
+            Instruction::PerformTest(name, ..) => match state.perform_test(name, &[]) {
+                Err(error) if error.kind() == ErrorKind::UnknownTest => ("test", name),
+                _ => return None,
+            },
+            Instruction::CallFunction(name, _) if !known_function(name) => ("function", name),
+            Instruction::CallMethod(name, _) if !METHODS.contains(name) => ("method", name),
+            // The engine would divide by zero, as it may where a list is spread out.
+            Instruction::CallMethod("cycle", Some(1) | None) => {
+                return Some((at, "`cycle` needs something to choose from".to_owned()));
+            }
+            _ => return None,
+        };
+        let name = shorten(name, NAME_SHOWN);
+        let instead = match what {
+            "method" => "; values have filters instead, such as `name|upper`",
+            _ => "",
+        };
+        Some((at, format!("there is no {what} `{name}`{instead}")))
+    });
+    let (at, what) = missing?;
+    let line = instructions.get_line(at as u32).unwrap_or(1);
+    Some(format!("{what} (line {line})"))
+}

@@ -1,0 +1,264 @@
+//! What all callers draw from, with a share for each of them: see `pool` for how much that is.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::{Body, HttpBody as _};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+
+use super::access::Caller;
+use super::pool::{Pool, Share};
+use super::problem::{RETRY_AFTER_SECONDS, Refusal};
+use super::routes::Shared;
+use crate::http::{Kept, Peer};
+
+/// Bodies in memory, all requests together. A job is rarely more than some KiB.
+const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Answers that were not taken yet, all together. A page of dead letters has some MiB.
+const ANSWERS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The same of answers to requests without credentials, which are short.
+const STRANGERS_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What an answer takes up besides its bytes: its stream, its head.
+const ANSWER_BYTES: usize = 2 * 1024;
+
+/// What an answer of unknown length has in memory at a time.
+const STREAM_BYTES: usize = 32 * 1024;
+
+/// Uploads at a time: each may fill the disk up to its bound.
+const UPLOADS_MAX: usize = 16;
+
+/// Streams of events.
+const STREAMS_MAX: usize = 1024;
+
+/// Uploads that are read and published at a time: each holds a part of megabytes in memory, and one
+/// keeps a core busy.
+const SURVEYS_MAX: usize = 2;
+
+/// One in so many places is for requests whose sender is not known by their head.
+const STRANGERS: usize = 8;
+
+/// What the callers of one gateway share.
+pub(super) struct Shares {
+    places: Arc<Pool<Caller>>,
+    pub(super) room: Arc<Pool<Caller>>,
+    uploads: Arc<Pool<Caller>>,
+    streams: Arc<Pool<Caller>>,
+    answers: Arc<Pool<Caller>>,
+    strangers: Arc<Pool<IpAddr>>,
+    guesses: Arc<Pool<IpAddr>>,
+    strangers_answers: Arc<Pool<IpAddr>>,
+    surveys: Semaphore,
+    turns: Mutex<HashMap<Caller, Arc<Semaphore>>>,
+}
+
+fn full(what: &str) -> Refusal {
+    Refusal::Unavailable(what.to_owned())
+}
+
+impl Shares {
+    pub(super) fn new(requests_max: usize) -> Self {
+        Self {
+            places: Pool::new(requests_max),
+            room: Pool::new(BODIES_BYTES_MAX),
+            uploads: Pool::new(UPLOADS_MAX),
+            streams: Pool::new(STREAMS_MAX),
+            answers: Pool::new(ANSWERS_BYTES_MAX),
+            strangers: Pool::of_strangers(requests_max.div_ceil(STRANGERS)),
+            guesses: Pool::of_strangers(requests_max.div_ceil(STRANGERS)),
+            strangers_answers: Pool::of_strangers(STRANGERS_BYTES_MAX),
+            surveys: Semaphore::new(SURVEYS_MAX),
+            turns: Mutex::default(),
+        }
+    }
+
+    /// A place among the requests that are served at a time, until the answer is taken.
+    pub(super) fn place(&self, caller: &Caller) -> Result<Share<Caller>, Refusal> {
+        let place = self.places.take(caller, 1);
+        place.ok_or_else(|| full("too many requests at a time"))
+    }
+
+    /// The same for a request whose head does not say who sends it.
+    pub(super) fn stranger(&self, network: IpAddr) -> Option<Share<IpAddr>> {
+        self.strangers.take(&network, 1)
+    }
+
+    /// A place for a wrong guess whose answer waits. Those who log in have others.
+    pub(super) fn guess(&self, network: IpAddr) -> Option<Share<IpAddr>> {
+        self.guesses.take(&network, 1)
+    }
+
+    pub(super) fn upload(&self, caller: &Caller) -> Result<Share<Caller>, Refusal> {
+        let place = self.uploads.take(caller, 1);
+        place.ok_or_else(|| full("too many uploads at a time"))
+    }
+
+    pub(super) fn stream(&self, caller: &Caller) -> Result<Share<Caller>, Refusal> {
+        let place = self.streams.take(caller, 1);
+        place.ok_or_else(|| full("too many streams are open already"))
+    }
+
+    /// Waits for the caller's turn to have a list read: a caller waits for its own lists first, so that
+    /// at most one of each caller stands in the queue of all.
+    pub(super) async fn survey(
+        &self,
+        caller: &Caller,
+    ) -> (OwnedSemaphorePermit, SemaphorePermit<'_>) {
+        let own = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = turns.entry(caller.clone());
+            Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(1))))
+        };
+        // Neither is closed ever.
+        loop {
+            let (Ok(own), Ok(turn)) = (
+                Arc::clone(&own).acquire_owned().await,
+                self.surveys.acquire().await,
+            ) else {
+                continue;
+            };
+            return (own, turn);
+        }
+    }
+
+    /// Keeps what a request took up until its answer is taken, and counts the bytes of the answer. For
+    /// one that finds no room only its head is sent.
+    fn keep(&self, mut response: Response, network: Option<IpAddr>) -> Response {
+        let held = response.extensions_mut().remove::<Arc<Share<Caller>>>();
+        if response.body().is_end_stream() {
+            return response;
+        }
+        let size = response.body().size_hint().exact();
+        let size = size.map_or(STREAM_BYTES, |size| size as usize) + ANSWER_BYTES;
+        let kept = match (held, network) {
+            (Some(held), _) => {
+                let room = self.answers.take(held.who(), size);
+                room.map(|room| Kept::new((held, room)))
+            }
+            (None, Some(network)) => {
+                let room = self.strangers_answers.take(&network, size);
+                room.map(Kept::new)
+            }
+            (None, None) => return response,
+        };
+        match kept {
+            Some(kept) => {
+                response.extensions_mut().insert(kept);
+            }
+            None => return headless(response),
+        }
+        response
+    }
+}
+
+/// What is left of an answer for which there is no room.
+fn headless(response: Response) -> Response {
+    if !response.status().is_success() {
+        let (mut head, _) = response.into_parts();
+        head.headers.remove(header::CONTENT_LENGTH);
+        head.headers.remove(header::CONTENT_TYPE);
+        return Response::from_parts(head, Body::empty());
+    }
+    let retry_after = [(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS))];
+    (StatusCode::SERVICE_UNAVAILABLE, retry_after).into_response()
+}
+
+/// The outermost of what happens to a request.
+pub(super) async fn accounted<B: crate::ports::Broker, S, T>(
+    State(gateway): Shared<B, S, T>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let peer = request.extensions().get::<Arc<Peer>>();
+    let network = peer.map(|peer| peer.network());
+    let response = next.run(request).await;
+    gateway.shares.keep(response, network)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app(name: &str) -> Caller {
+        Caller::App(name.to_owned())
+    }
+
+    #[test]
+    fn promise_11_an_app_has_a_share_of_places_uploads_and_streams() {
+        let shares = Shares::new(256);
+        type Take = fn(&Shares, &Caller) -> Result<Share<Caller>, Refusal>;
+        let kinds: [(_, Take); 3] = [
+            ("places", Shares::place),
+            ("uploads", Shares::upload),
+            ("streams", Shares::stream),
+        ];
+        for (kind, take) in kinds {
+            let mut all = Vec::new();
+            while let Ok(share) = take(&shares, &app("shop")) {
+                all.push(share);
+            }
+            assert!(!all.is_empty(), "{kind}");
+            assert!(take(&shares, &app("bank")).is_ok(), "{kind}: another app");
+            assert!(
+                take(&shares, &Caller::Admin).is_ok(),
+                "{kind}: the administrator"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn promise_11_the_lists_of_one_app_stand_in_the_queue_once() {
+        let (shares, shop) = (Shares::new(256), app("shop"));
+        let first = shares.survey(&shop).await;
+        // This one waits while the first is read, and takes no turn from others.
+        let mut second = std::pin::pin!(shares.survey(&shop));
+        assert!(futures_util::poll!(&mut second).is_pending());
+        let other = shares.survey(&app("bank")).await;
+        drop(first);
+        let second = second.await;
+        drop((other, second));
+    }
+
+    #[test]
+    fn promise_11_answers_that_are_not_taken_have_a_bound() {
+        let shares = Shares::new(256);
+        let answer = |size: usize, caller: Option<Caller>| {
+            let mut response = Response::new(Body::from(vec![b'x'; size]));
+            if let Some(caller) = caller {
+                let place = shares.place(&caller).unwrap();
+                response.extensions_mut().insert(Arc::new(place));
+            }
+            shares.keep(response, Some(IpAddr::from([192, 0, 2, 1])))
+        };
+        let mib = 1024 * 1024;
+        let (mut kept, mut refused) = (Vec::new(), 0);
+        for _ in 0..70 {
+            let response = answer(mib, Some(app("shop")));
+            match response.status() {
+                StatusCode::OK => kept.push(response),
+                status => {
+                    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+                    assert!(response.body().is_end_stream());
+                    refused += 1;
+                }
+            }
+        }
+        assert!((30..45).contains(&kept.len()), "{}", kept.len());
+        assert_eq!(answer(mib, Some(app("bank"))).status(), StatusCode::OK);
+        kept.clear();
+        assert!(refused > 0);
+        assert_eq!(answer(mib, Some(app("shop"))).status(), StatusCode::OK);
+        // Those of strangers are counted by themselves.
+        let strangers: Vec<_> = (0..10_000).map(|_| answer(300, None)).collect();
+        let with_body = |answer: &&Response| !answer.body().is_end_stream();
+        let told = strangers.iter().filter(with_body).count();
+        assert!((1000..2000).contains(&told), "{told}");
+    }
+}

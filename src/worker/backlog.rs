@@ -1,0 +1,146 @@
+//! Outcomes that are known and that the ledger has not taken when the session of their delivery was
+//! lost. They are tried again as long as the process lives, and before anything further is claimed, so
+//! that nobody takes for a doubt what was known here.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::context::{Context, RECONNECT, Store, chain};
+use crate::domain::ids::{Fingerprint, Owner, SliceId};
+use crate::domain::outcome::Outcome;
+use crate::domain::slice::{Head, Shape};
+use crate::metrics::LedgerStep;
+use crate::ports::{LedgerError, Reason, Settle, SliceRef};
+
+/// Recipients of whom a process remembers what the ledger could not take; some 30 bytes each. There
+/// are more only if the ledger is away while sessions are lost again and again.
+const RECIPIENTS_MAX: usize = 100_000;
+
+/// What one delivery left.
+pub(super) struct Overdue {
+    pub(super) head: Arc<Head>,
+    pub(super) id: SliceId,
+    pub(super) entries: u32,
+    pub(super) shape: Shape,
+    pub(super) owner: Owner,
+    pub(super) outcomes: Vec<(Fingerprint, Outcome)>,
+    pub(super) release: Vec<Fingerprint>,
+    pub(super) doubted: Vec<Fingerprint>,
+    /// Of recipients that stay claimed, since their dead letter is not written.
+    pub(super) reasons: Vec<(Fingerprint, Reason)>,
+}
+
+impl Overdue {
+    fn recipients(&self) -> usize {
+        self.outcomes.len() + self.release.len() + self.doubted.len() + self.reasons.len()
+    }
+
+    fn settle(&self) -> Settle<'_> {
+        Settle {
+            slice: SliceRef {
+                head: &self.head,
+                id: &self.id,
+                entries: self.entries,
+                shape: self.shape,
+            },
+            owner: self.owner,
+            outcomes: &self.outcomes,
+            release: &self.release,
+            doubted: &self.doubted,
+            // Its slice comes back, and its next delivery ends it.
+            last: None,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Backlog {
+    waiting: Mutex<VecDeque<Arc<Overdue>>>,
+    /// One at a time empties it.
+    turn: tokio::sync::Mutex<()>,
+    news: Notify,
+}
+
+impl Backlog {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Arc<Overdue>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Store, T> Context<S, T> {
+    /// Takes over what a delivery knows and could not record.
+    pub(super) fn hand_over(&self, overdue: Overdue) {
+        let recipients = overdue.recipients();
+        if recipients == 0 {
+            return;
+        }
+        let mut waiting = self.backlog.waiting();
+        let held: usize = waiting.iter().map(|it| it.recipients()).sum();
+        if held + recipients > RECIPIENTS_MAX {
+            tracing::error!(
+                job.id = %overdue.head.id, recipients,
+                "the ledger and the broker are away, and more outcomes wait for them than are kept: \
+                 these recipients end as uncertain, or are called again"
+            );
+            return;
+        }
+        waiting.push_back(Arc::new(overdue));
+        self.backlog.news.notify_one();
+    }
+
+    /// Records what earlier deliveries of this process left, the oldest first.
+    pub(super) async fn catch_up(&self) -> Result<(), LedgerError> {
+        if self.backlog.waiting().is_empty() {
+            return Ok(());
+        }
+        let _turn = self.backlog.turn.lock().await;
+        loop {
+            let Some(overdue) = self.backlog.waiting().front().cloned() else {
+                return Ok(());
+            };
+            match self.record_overdue(&overdue).await {
+                Ok(()) => {}
+                Err(error @ LedgerError::Broken(_)) => tracing::error!(
+                    job.id = %overdue.head.id, error = %chain(&error),
+                    "outcomes cannot be recorded: their recipients end as uncertain, or are called again"
+                ),
+                Err(error) => return Err(error),
+            }
+            self.backlog.waiting().pop_front();
+        }
+    }
+
+    async fn record_overdue(&self, overdue: &Overdue) -> Result<(), LedgerError> {
+        if !overdue.reasons.is_empty() {
+            let reasons = self.store.explain(overdue.head.id, &overdue.reasons);
+            self.try_step(LedgerStep::Settle, reasons).await?;
+        }
+        let settle = self.store.settle(overdue.settle());
+        self.try_step(LedgerStep::Settle, settle).await?;
+        if let Some(target) = self.targets.get(&overdue.head.target) {
+            let outcomes = overdue.outcomes.iter().map(|(_, outcome)| *outcome);
+            target.metrics.ended(outcomes);
+        }
+        Ok(())
+    }
+
+    /// Empties the backlog whenever something is in it; ends when it is empty and told to.
+    pub(super) async fn keep_catching_up(&self, end: &CancellationToken) {
+        let mut delays = RECONNECT.delays();
+        loop {
+            match self.catch_up().await {
+                Err(_) => tokio::time::sleep(delays.next_delay()).await,
+                Ok(()) => {
+                    delays.reset();
+                    tokio::select! {
+                        () = self.backlog.news.notified() => {}
+                        () = end.cancelled() => return,
+                    }
+                }
+            }
+        }
+    }
+}

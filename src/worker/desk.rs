@@ -1,0 +1,382 @@
+//! The desk: deliveries that wait for a place, slices in work, and how each delivery is ended.
+//!
+//! The slices of a target share its places by `domain::fairness`. Small jobs and notices have places of
+//! their own, so that big jobs cannot occupy them (promise 8). A slice's duty to the broker is kept
+//! here, apart from its work, so that a panic in the work gives the slice back.
+//!
+//! Nothing here waits: to end a delivery may take long, a reject waits for a confirm, and is a task of
+//! its own. There are never more of those than the broker hands out unacked.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::context::{KEEP_MAX, Store, chain};
+use super::deliver::{Fate, deliver};
+use super::notice::deliver_notice;
+use super::shift::Shift;
+use crate::domain::fairness::{At, Ticket, Turns};
+use crate::domain::lane::{Lane, LaneClass, Priority, SUB_LANES};
+use crate::metrics::SliceResult;
+use crate::ports::{Delivery, EndDelivery, Publisher, Transport};
+
+/// Notices in delivery at a time, per target.
+pub(super) const NOTICES_IN_WORK: usize = 8;
+
+/// How often a target whose places are all taken is looked at while lanes wait for each other.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(super) struct Desk<S, T, P> {
+    shift: Arc<Shift<S, T, P>>,
+    lanes: Vec<Waiting>,
+    /// In the order in which their lanes came.
+    targets: Vec<Places>,
+    work: JoinSet<Fate>,
+    /// What belongs to every slice in work.
+    in_work: HashMap<Id, InWork>,
+    endings: JoinSet<()>,
+    /// Turns are measured from here.
+    epoch: Instant,
+}
+
+/// Deliveries of one lane that wait, the oldest first.
+struct Waiting {
+    lane: Lane,
+    /// Which target it is a lane of.
+    target: usize,
+    deliveries: VecDeque<(Instant, Delivery)>,
+}
+
+/// The places of one target.
+struct Places {
+    target: String,
+    lanes: Vec<usize>,
+    express: usize,
+    notices: usize,
+    other: usize,
+    turns: Turns,
+}
+
+struct InWork {
+    lane: usize,
+    place: Place,
+    duty: Box<dyn EndDelivery>,
+    halt: CancellationToken,
+}
+
+/// What a slice in work occupies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Express,
+    Notice,
+    Shared(At, Ticket),
+    /// It only goes back to the end of its lane.
+    None,
+}
+
+impl Places {
+    fn new(target: &str) -> Self {
+        let weights = Priority::ALL.map(|priority| LaneClass::Of(priority, 0).weight());
+        Self {
+            target: target.to_owned(),
+            lanes: Vec::new(),
+            express: 0,
+            notices: 0,
+            other: 0,
+            turns: Turns::new(&weights, SUB_LANES as usize),
+        }
+    }
+}
+
+/// Where a lane stands among those that share places.
+fn at(class: LaneClass) -> Option<At> {
+    match class {
+        LaneClass::Of(priority, lane) => Some(At {
+            class: priority as usize,
+            lane: lane as usize,
+        }),
+        LaneClass::Express | LaneClass::Notices => None,
+    }
+}
+
+impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
+    pub(super) fn new(shift: Arc<Shift<S, T, P>>, lanes: impl Iterator<Item = Lane>) -> Self {
+        let mut desk = Self {
+            shift,
+            lanes: Vec::new(),
+            targets: Vec::new(),
+            work: JoinSet::new(),
+            in_work: HashMap::new(),
+            endings: JoinSet::new(),
+            epoch: Instant::now(),
+        };
+        for lane in lanes {
+            let known = desk.targets.iter().position(|it| it.target == lane.target);
+            let target = known.unwrap_or_else(|| {
+                desk.targets.push(Places::new(&lane.target));
+                desk.targets.len() - 1
+            });
+            desk.targets[target].lanes.push(desk.lanes.len());
+            desk.lanes.push(Waiting {
+                lane,
+                target,
+                deliveries: VecDeque::new(),
+            });
+        }
+        desk
+    }
+
+    pub(super) fn arrived(&mut self, lane: usize, delivery: Delivery) {
+        let now = Instant::now();
+        let here = &mut self.lanes[lane];
+        here.deliveries.push_back((now, delivery));
+        if let Some(at) = at(here.lane.class) {
+            let since = now.duration_since(self.epoch);
+            self.targets[here.target].turns.arrived(at, since);
+        }
+    }
+
+    /// Starts slices while there are places for them, and has others make way.
+    pub(super) fn draw(&mut self) {
+        self.pass_on();
+        let ledger_up = {
+            let context = &self.shift.context;
+            *context.ledger_up().borrow() || context.fails_open()
+        };
+        for target in 0..self.targets.len() {
+            // A notice goes elsewhere and needs no ledger.
+            self.draw_own(target, LaneClass::Notices);
+            let name = &self.targets[target].target;
+            if ledger_up && self.shift.context.kept_for(name).is_none() {
+                self.draw_own(target, LaneClass::Express);
+                self.draw_shared(target);
+            }
+        }
+        self.shift.context.metrics.slices_in_work(self.work.len());
+    }
+
+    /// Starts slices of a lane with places of its own.
+    fn draw_own(&mut self, target: usize, class: LaneClass) {
+        let places = &self.targets[target];
+        let (place, taken, most) = match class {
+            LaneClass::Notices => (Place::Notice, places.notices, NOTICES_IN_WORK),
+            _ => {
+                let most = self.shift.context.settings.express_in_work;
+                (Place::Express, places.express, most)
+            }
+        };
+        let mut lanes = places.lanes.iter().copied();
+        let Some(lane) = lanes.find(|lane| self.lanes[*lane].lane.class == class) else {
+            return;
+        };
+        for _ in taken..most {
+            let Some((_, delivery)) = self.lanes[lane].deliveries.pop_front() else {
+                return;
+            };
+            self.start(lane, delivery, place);
+        }
+    }
+
+    fn draw_shared(&mut self, target: usize) {
+        let most = self.shift.context.settings.slices_in_work;
+        let now = self.epoch.elapsed();
+        while self.targets[target].other < most {
+            let Some(at) = self.targets[target].turns.next(now) else {
+                return;
+            };
+            let Some((lane, delivery)) = self.take(target, at) else {
+                // Cannot be: the turns count what waits.
+                self.targets[target].turns.withdrawn(at);
+                continue;
+            };
+            let ticket = self.targets[target].turns.begun(at, now);
+            self.start(lane, delivery, Place::Shared(at, ticket));
+        }
+        while let Some((at, ticket)) = self.targets[target].turns.makes_way(now) {
+            let place = Place::Shared(at, ticket);
+            let mut here = self
+                .in_work
+                .values()
+                .filter(|it| self.lanes[it.lane].target == target);
+            if let Some(slice) = here.find(|it| it.place == place) {
+                slice.halt.cancel();
+            }
+        }
+    }
+
+    fn take(&mut self, target: usize, seat: At) -> Option<(usize, Delivery)> {
+        let mut lanes = self.targets[target].lanes.iter().copied();
+        let lane = lanes.find(|lane| at(self.lanes[*lane].lane.class) == Some(seat))?;
+        let (_, delivery) = self.lanes[lane].deliveries.pop_front()?;
+        Some((lane, delivery))
+    }
+
+    /// Deliveries that have waited for too long go back to the end of their lane, published and acked:
+    /// none comes near the broker's ack limit, whatever a lane waits for (promise 7).
+    fn pass_on(&mut self) {
+        let now = Instant::now();
+        for lane in 0..self.lanes.len() {
+            loop {
+                let here = &mut self.lanes[lane];
+                let is_old = |(since, _): &(Instant, _)| now.duration_since(*since) >= KEEP_MAX;
+                if !here.deliveries.front().is_some_and(is_old) {
+                    break;
+                }
+                let Some((_, delivery)) = here.deliveries.pop_front() else {
+                    break;
+                };
+                if let Some(at) = at(here.lane.class) {
+                    self.targets[here.target].turns.withdrawn(at);
+                }
+                self.start(lane, delivery, Place::None);
+            }
+        }
+    }
+
+    fn start(&mut self, lane: usize, delivery: Delivery, place: Place) {
+        let here = &self.lanes[lane];
+        let places = &mut self.targets[here.target];
+        match place {
+            Place::Express => places.express += 1,
+            Place::Notice => places.notices += 1,
+            Place::Shared(..) => places.other += 1,
+            Place::None => {}
+        }
+        let halt = self.shift.halt.child_token();
+        if place == Place::None {
+            halt.cancel();
+        }
+        let shift = self.shift.until(halt.clone());
+        let is_notice = here.lane.class == LaneClass::Notices;
+        let Delivery {
+            body,
+            traceparent,
+            end: duty,
+            ..
+        } = delivery;
+        let task = self.work.spawn(async move {
+            match is_notice {
+                true => deliver_notice(&shift, body, traceparent).await,
+                false => deliver(&shift, body, traceparent).await,
+            }
+        });
+        let in_work = InWork {
+            lane,
+            place,
+            duty,
+            halt,
+        };
+        self.in_work.insert(task.id(), in_work);
+    }
+
+    /// How long until something here moves by itself.
+    pub(super) fn until_one_moves(&self) -> Duration {
+        let now = Instant::now();
+        let most = self.shift.context.settings.slices_in_work;
+        let of_lane = |here: &Waiting| {
+            let (since, _) = here.deliveries.front()?;
+            let too_old = KEEP_MAX.saturating_sub(now.duration_since(*since));
+            let places = &self.targets[here.target];
+            let kept = self.shift.context.kept_for(&places.target);
+            let look = (places.other >= most && places.turns.is_contended()).then_some(LOOK);
+            [Some(too_old), kept, look].into_iter().flatten().min()
+        };
+        let lanes = self.lanes.iter().filter_map(of_lane);
+        lanes.min().unwrap_or(KEEP_MAX)
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !self.work.is_empty() || !self.endings.is_empty()
+    }
+
+    /// Waits until the work on a slice has ended, or a delivery has; false when there is neither.
+    pub(super) async fn one_ended(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            Some(ended) = self.work.join_next_with_id() => self.ended(ended),
+            Some(ended) = self.endings.join_next() => if ended.is_err() {
+                self.shift.context.metrics.panicked();
+            },
+            else => return false,
+        }
+        true
+    }
+
+    /// Frees the place of a slice, and has its delivery ended as its work says.
+    fn ended(&mut self, ended: Result<(Id, Fate), JoinError>) {
+        let (id, fate) = match ended {
+            Ok((id, fate)) => (id, Some(fate)),
+            Err(error) => (error.id(), None),
+        };
+        let Some(InWork {
+            lane, place, duty, ..
+        }) = self.in_work.remove(&id)
+        else {
+            return;
+        };
+        let here = &self.lanes[lane];
+        let places = &mut self.targets[here.target];
+        match place {
+            Place::Express => places.express -= 1,
+            Place::Notice => places.notices -= 1,
+            Place::Shared(at, ticket) => {
+                places.other -= 1;
+                places.turns.ended(at, ticket, self.epoch.elapsed());
+            }
+            Place::None => {}
+        }
+        if fate.is_none() {
+            self.shift.context.metrics.panicked();
+        }
+        self.shift.context.metrics.slices_in_work(self.work.len());
+        let context = Arc::clone(&self.shift.context);
+        let lane = here.lane.clone();
+        self.endings.spawn(async move {
+            let result = end(&lane, duty, fate).await;
+            context.metrics.slice(result);
+        });
+    }
+
+    /// Gives back what was not begun.
+    pub(super) fn give_back_waiting(&mut self) {
+        for here in &mut self.lanes {
+            for (_, delivery) in here.deliveries.drain(..) {
+                self.shift.context.metrics.slice(SliceResult::GivenBack);
+                self.endings.spawn(async move {
+                    let _ = delivery.give_back().await;
+                });
+            }
+        }
+    }
+}
+
+/// Ends a delivery as its work says; without a fate the work ended in a panic. Where the session is
+/// lost none of this has an effect, and none is needed.
+async fn end(lane: &Lane, duty: Box<dyn EndDelivery>, fate: Option<Fate>) -> SliceResult {
+    let (result, ended) = match fate {
+        Some(Fate::Done) => (SliceResult::Done, duty.ack().await.is_ok()),
+        Some(Fate::PutOff) => (SliceResult::PutOff, duty.ack().await.is_ok()),
+        Some(Fate::Lost) => (SliceResult::Lost, true),
+        Some(Fate::Reject(reason)) => {
+            let rejected = duty.reject(reason.clone()).await;
+            match &rejected {
+                Ok(()) => tracing::error!(
+                    reason,
+                    "a message on lane {lane} was moved to the rejected queue"
+                ),
+                Err(error) => tracing::warn!(
+                    reason,
+                    error = %chain(error),
+                    "a message on lane {lane} could not be moved to the rejected queue; the broker \
+                     hands it out again"
+                ),
+            }
+            (SliceResult::Rejected, rejected.is_ok())
+        }
+        None => (SliceResult::GivenBack, duty.give_back().await.is_ok()),
+    };
+    if ended { result } else { SliceResult::Lost }
+}
