@@ -17,6 +17,7 @@ use crate::amqp::{self, Rabbit};
 use crate::config::{AppConfig, Config, TargetConfig};
 use crate::domain::fields::summary;
 use crate::domain::job;
+use crate::domain::notice::ReplyRules;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::embedded::{self, Engine};
@@ -106,8 +107,10 @@ impl job::Context for Names<'_> {
         job::check_callback(app, callbacks.map(|it| &it.rules), url)
     }
 
-    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
-        job::check_reply_to(namespace(self.config), queue)
+    fn check_reply_to(&self, app: &str, queue: &str) -> Result<(), String> {
+        let none = ReplyRules::default();
+        let rules = self.config.apps.get(app).map_or(&none, |it| &it.replies);
+        rules.check(namespace(self.config), app, queue)
     }
 }
 
@@ -316,6 +319,7 @@ fn context<S: worker::Store>(
                 limit: app.limit,
                 fail_open: app.fail_open,
                 permissions: app.permissions.clone(),
+                replies: app.replies.clone(),
             };
             (name.clone(), app)
         })

@@ -504,7 +504,7 @@ impl Metrics {
             ),
             panics: counter(
                 "fanwise_panics_total",
-                "Tasks that panicked; their slice went back to its lane",
+                "Tasks that panicked; what they worked on went back to its queue",
             ),
             draining: gauge("fanwise_draining", "1 from the stop signal on"),
             registry,

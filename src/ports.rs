@@ -71,6 +71,12 @@ pub trait Session: Send + Sync + 'static {
     /// Consuming and acks go on meanwhile.
     fn blocked(&self) -> watch::Receiver<bool>;
 
+    /// Follows what the broker moved to the rejected messages by itself, as far as this session counts
+    /// it: each message is counted in one session. An engine that never does so counts nothing.
+    fn moved(&self) -> impl Future<Output = Result<watch::Receiver<Moved>, BrokerError>> + Send {
+        async { Ok(watch::channel(Moved::default()).1) }
+    }
+
     /// Ends the session in order. Deliveries not acked go back to their queues.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
@@ -81,6 +87,14 @@ pub struct Backlog {
     pub jobs: u64,
     /// Of the lanes of each target that is configured.
     pub lanes: BTreeMap<String, u64>,
+}
+
+/// Messages that the broker moved to the rejected ones by itself: they expired, or every reader of them
+/// ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    pub jobs: u64,
+    pub slices: u64,
 }
 
 /// Where deliveries come from.
@@ -203,8 +217,7 @@ pub struct KeptMessage {
     /// Unix seconds, as the publisher said.
     pub published_at: Option<u64>,
     /// Headers that are text, numbers, times or booleans: `fanwise-reason`, `fanwise-source`,
-    /// `fanwise-rejected-at` of a rejected message; `x-first-death-queue` and `x-first-death-reason`
-    /// of one that went past the delivery limit.
+    /// `fanwise-rejected-at` of a rejected message, whoever rejected it.
     pub headers: BTreeMap<String, String>,
 }
 

@@ -7,6 +7,7 @@
 //! bodies in memory do. Up to 32 pages come back in their order; more of them come back in any order,
 //! and later readings show them so.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -18,11 +19,14 @@ use lapin::options::{
 };
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection};
+use lapin::{BasicProperties, Channel};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{AmqpError, Dial};
+use super::consumer::{REASON, REJECTED_AT, SOURCE};
 use super::declare::{MISSING, open_channel, passive_declare};
+use super::moved::Moved;
+use super::stream::Link;
 use super::topology::Names;
 use crate::ports::{KeptMessage, Shelf, Sifted, Sifting};
 
@@ -101,7 +105,7 @@ pub(super) async fn sift(
 /// Keeps other readers out, which would each see a part: a queue that only one connection may use,
 /// and that goes with it. Consuming exclusively would also keep our own next page out. Waits for the
 /// reader before us, up to a bound.
-async fn lock(dial: &Dial, connection: &Connection, queue: &str) -> Result<Channel, AmqpError> {
+async fn lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel, AmqpError> {
     let deadline = Instant::now() + TURN_WAIT_MAX;
     loop {
         match try_lock(dial, connection, queue).await {
@@ -118,7 +122,7 @@ async fn lock(dial: &Dial, connection: &Connection, queue: &str) -> Result<Chann
 }
 
 /// The refusal closes the channel, so each try has its own.
-async fn try_lock(dial: &Dial, connection: &Connection, queue: &str) -> Result<Channel, AmqpError> {
+async fn try_lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel, AmqpError> {
     let channel = open_channel(dial, connection).await?;
     let options = QueueDeclareOptions {
         exclusive: true,
@@ -134,7 +138,7 @@ async fn try_lock(dial: &Dial, connection: &Connection, queue: &str) -> Result<C
 struct Desk<'a> {
     dial: &'a Dial,
     queue: &'a str,
-    connection: Connection,
+    connection: Link,
     /// Messages that were taken belong to it.
     channel: Channel,
     /// Keeps the lock, asks how the queue is, and publishes.
@@ -287,16 +291,23 @@ fn original_key(delivery: &lapin::message::Delivery) -> String {
 fn kept_message(delivery: lapin::message::Delivery) -> KeptMessage {
     let routing_key = original_key(&delivery);
     let properties = delivery.properties;
+    let moved = properties.headers().as_ref().and_then(Moved::of);
     let headers = properties.headers().iter().flat_map(FieldTable::inner);
+    let mut headers: BTreeMap<_, _> = headers
+        .filter(|(name, _)| !NOT_ITS_OWN.contains(&name.as_str()))
+        .filter_map(|(name, value)| Some((name.to_string(), scalar(value)?)))
+        .collect();
+    if let Some(Moved { queue, reason, at }) = moved {
+        headers.insert(REASON.to_owned(), reason);
+        headers.insert(SOURCE.to_owned(), queue);
+        headers.extend(at.map(|at| (REJECTED_AT.to_owned(), at.to_string())));
+    }
     KeptMessage {
         body: Bytes::from(delivery.data),
         routing_key,
         message_id: properties.message_id().as_ref().map(ToString::to_string),
         published_at: *properties.timestamp(),
-        headers: headers
-            .filter(|(name, _)| !NOT_ITS_OWN.contains(&name.as_str()))
-            .filter_map(|(name, value)| Some((name.to_string(), scalar(value)?)))
-            .collect(),
+        headers,
     }
 }
 

@@ -12,10 +12,12 @@ use std::time::Duration;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::ShortString;
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ConnectionProperties, ConnectionState, ErrorKind};
+use lapin::{ConnectionProperties, ConnectionState, ErrorKind};
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::frames::FRAME_MAX;
+use super::stream::Link;
 use super::{Settings, SettingsError};
 use crate::ports::BrokerError;
 
@@ -110,6 +112,8 @@ pub(super) struct Dial {
     address: Arc<str>,
     connection_name: Arc<str>,
     answer_timeout: Duration,
+    /// The largest frame that is agreed to.
+    frame_max: u32,
 }
 
 /// Without the credentials of the URI.
@@ -125,9 +129,13 @@ impl Dial {
         // A half-open connection is noticed after two heartbeats; the broker would suggest 60 s.
         let heartbeat = settings.heartbeat.as_secs().max(1);
         uri.query.heartbeat = Some(u16::try_from(heartbeat).unwrap_or(u16::MAX));
+        // Buffers are made for it, and a broker may offer frames without an end.
+        let frame_max = uri.query.frame_max.unwrap_or(FRAME_MAX).min(FRAME_MAX);
+        uri.query.frame_max = Some(frame_max);
         Ok(Self {
             address: address(&uri).into(),
             uri,
+            frame_max,
             connection_name: settings.connection_name.as_str().into(),
             answer_timeout: settings.connect_timeout,
         })
@@ -139,16 +147,16 @@ impl Dial {
     }
 
     /// Opens a connection; its role is shown in the broker's list of connections.
-    pub(super) async fn open(&self, role: &str) -> Result<Connection, AmqpError> {
+    pub(super) async fn open(&self, role: &str) -> Result<Link, AmqpError> {
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} ({role})", self.connection_name).into());
-        let connecting = Box::pin(Connection::connect_uri(self.uri.clone(), properties));
+        let connecting = Box::pin(Link::open(&self.uri, self.frame_max, properties));
         self.ask(format!("open a connection to {}", self.address), connecting)
             .await
     }
 
     /// Closes a connection in order, if the broker still listens.
-    pub(super) async fn close(&self, connection: &Connection) {
+    pub(super) async fn close(&self, connection: &Link) {
         let closed = connection.close(200, ShortString::default());
         if !matches!(timeout(CLOSE_TIMEOUT, closed).await, Ok(Ok(()))) {
             debug!("a broker connection was dropped without an orderly close");

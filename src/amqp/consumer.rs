@@ -20,14 +20,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::publisher::{PERSISTENT, RabbitPublisher, Wire, unix_seconds};
+use crate::domain::trace;
 use crate::ports::{BoxFuture, Consumer, Delivery, EndDelivery, Lost, PublishError};
 
 /// The longest reason that is kept with a rejected message.
 const REASON_BYTES_MAX: usize = 4 * 1024;
 
-/// Headers must fit one frame, and the broker's largest is 128 KiB; a larger one ends the connection,
-/// and the message would do it again. What is past this stays behind.
-const HEADERS_BYTES_MAX: usize = 96 * 1024;
+/// Headers of a rejected message: why, out of which queue, and when.
+pub(super) const REASON: &str = "fanwise-reason";
+pub(super) const SOURCE: &str = "fanwise-source";
+pub(super) const REJECTED_AT: &str = "fanwise-rejected-at";
 
 /// Headers of the broker's own that must not travel with a copy. The counts are those of the queue it
 /// was in; a re-published `x-death` is believed before RabbitMQ 4, and could get the message dropped
@@ -42,6 +44,8 @@ pub(super) struct Origin {
     pub(super) rejected_exchange: String,
     pub(super) publisher: RabbitPublisher,
     pub(super) lost: CancellationToken,
+    /// Properties must fit one frame; a larger one ends the connection that publishes.
+    pub(super) frame_max: usize,
 }
 
 /// Deliveries of one queue.
@@ -141,8 +145,8 @@ fn hand_out(delivery: lapin::message::Delivery, origin: &Arc<Origin>) -> Deliver
 fn traceparent(properties: &BasicProperties) -> Option<String> {
     let headers = properties.headers().as_ref()?;
     let value = headers.inner().get("traceparent")?;
-    let text = value.as_long_string()?;
-    std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned)
+    let text = std::str::from_utf8(value.as_long_string()?.as_bytes()).ok()?;
+    trace::traceparent(text).map(str::to_owned)
 }
 
 /// The end of a delivery: everything that is needed to ack it or to move it away unharmed.
@@ -194,9 +198,11 @@ impl EndDelivery for Ending {
             if self.origin.lost.is_cancelled() {
                 return Err(Lost.into());
             }
+            let reason = explained(reason, &self.properties);
             let notes = Notes {
                 reason: &reason,
                 queue: &self.origin.queue,
+                frame_max: self.origin.frame_max,
             };
             let wire = Wire {
                 exchange: ShortString::try_new(self.origin.rejected_exchange.as_str())
@@ -216,6 +222,21 @@ impl EndDelivery for Ending {
 struct Notes<'a> {
     reason: &'a str,
     queue: &'a str,
+    /// What all properties must fit.
+    frame_max: usize,
+}
+
+/// A reason, and what the producer said of the body, if that is why it is none we can read.
+fn explained(reason: String, properties: &BasicProperties) -> String {
+    let plain = ["", "identity", "utf-8", "utf8", "none"];
+    let encoding = properties.content_encoding().as_ref().map(|it| it.as_str());
+    match encoding.filter(|it| !plain.contains(&it.to_ascii_lowercase().as_str())) {
+        Some(encoding) => format!(
+            "{reason}; its content_encoding is {encoding:?}: nothing is unpacked here, publish the JSON \
+             as it is"
+        ),
+        None => reason,
+    }
 }
 
 /// The properties of a rejected message: as they were, and our notes among the headers. Three of them
@@ -226,26 +247,27 @@ fn rejected_properties(original: &BasicProperties, notes: &Notes<'_>) -> BasicPr
     let mut note = |name: &'static str, value: &str| {
         headers.insert(ShortString::from(name), AMQPValue::LongString(value.into()));
     };
-    note("fanwise-reason", shorten(notes.reason));
-    note("fanwise-source", notes.queue);
+    note(
+        REASON,
+        shorten(notes.reason, REASON_BYTES_MAX.min(notes.frame_max / 8)),
+    );
+    note(SOURCE, notes.queue);
     if let Some(expiration) = original.expiration() {
         note("fanwise-expiration", expiration.as_str());
     }
     if let Some(user_id) = original.user_id() {
         note("fanwise-user-id", user_id.as_str());
     }
-    headers.insert(
-        "fanwise-rejected-at".into(),
-        AMQPValue::Timestamp(unix_seconds()),
-    );
+    headers.insert(REJECTED_AT.into(), AMQPValue::Timestamp(unix_seconds()));
     let kept = original.headers().iter().flat_map(FieldTable::inner);
     let mut bytes = 0;
     for (name, value) in kept {
-        bytes += name.as_str().len() + wire_bytes(value);
         if BROKER_HEADERS.contains(&name.as_str()) || headers.contains_key(name) {
             continue;
         }
-        if bytes > HEADERS_BYTES_MAX {
+        bytes += name.as_str().len() + wire_bytes(value);
+        // What arrives has this at most, unless its frames are larger than ours.
+        if bytes > notes.frame_max / 2 {
             headers.insert("fanwise-headers-cut".into(), AMQPValue::Boolean(true));
             break;
         }
@@ -278,8 +300,8 @@ fn rejected_properties(original: &BasicProperties, notes: &Notes<'_>) -> BasicPr
 }
 
 /// The first bytes of a reason, up to a whole character.
-fn shorten(reason: &str) -> &str {
-    let mut end = reason.len().min(REASON_BYTES_MAX);
+fn shorten(reason: &str, bytes_max: usize) -> &str {
+    let mut end = reason.len().min(bytes_max);
     while !reason.is_char_boundary(end) {
         end -= 1;
     }
@@ -323,6 +345,7 @@ mod tests {
         Notes {
             reason: "no client_msg_no",
             queue: "fanwise.jobs.high.v1",
+            frame_max: 128 * 1024,
         }
     }
 
@@ -369,7 +392,7 @@ mod tests {
         let original = BasicProperties::default().with_headers(headers);
         let kept = rejected_properties(&original, &notes());
         let kept = AMQPValue::FieldTable(kept.headers().clone().unwrap());
-        assert!(wire_bytes(&kept) < HEADERS_BYTES_MAX + 2 * REASON_BYTES_MAX);
+        assert!(wire_bytes(&kept) < 64 * 1024 + 2 * REASON_BYTES_MAX);
         let AMQPValue::FieldTable(kept) = kept else {
             unreachable!()
         };
@@ -377,9 +400,20 @@ mod tests {
     }
 
     #[test]
+    fn a_body_that_is_marked_as_packed_is_said_to_be_so() {
+        let marked = |encoding: &str| {
+            let properties = BasicProperties::default().with_content_encoding(encoding.into());
+            explained("not UTF-8".to_owned(), &properties)
+        };
+        assert!(marked("gzip").starts_with("not UTF-8; its content_encoding is \"gzip\""));
+        assert_eq!(marked("UTF-8"), "not UTF-8");
+    }
+
+    #[test]
     fn long_reasons_are_cut_at_a_character() {
         let reason = "é".repeat(REASON_BYTES_MAX);
-        assert!(shorten(&format!("x{reason}")).len() < REASON_BYTES_MAX);
-        assert_eq!(shorten("short"), "short");
+        let max = REASON_BYTES_MAX;
+        assert!(shorten(&format!("x{reason}"), max).len() < max);
+        assert_eq!(shorten("short", max), "short");
     }
 }

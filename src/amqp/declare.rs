@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use lapin::Channel;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Channel, Connection};
 use serde::Serialize;
 use tokio::time::sleep;
 use tracing::info;
 
 use super::connection::{AmqpError, Dial};
+use super::stream::Link;
 use super::topology::{Exchange, Kind, Queue, Topology, Value};
 
 /// For about two seconds after its first declaration a quorum queue is not yet known on disk:
@@ -34,7 +35,7 @@ pub struct Applied {
 /// queues another one created a moment ago does not wait.
 pub(super) async fn apply(
     dial: &Dial,
-    connection: &Connection,
+    connection: &Link,
     topology: &Topology,
 ) -> Result<Applied, AmqpError> {
     let created: Vec<_> = counts(dial, connection, topology)
@@ -75,7 +76,7 @@ pub(super) async fn apply(
 /// cannot be seen this way; a missing binding shows at the first publish, which is mandatory.
 pub(super) async fn check(
     dial: &Dial,
-    connection: &Connection,
+    connection: &Link,
     topology: &Topology,
 ) -> Result<(), AmqpError> {
     let channel = open_channel(dial, connection).await?;
@@ -106,7 +107,7 @@ pub struct Counts {
 
 pub(super) async fn counts(
     dial: &Dial,
-    connection: &Connection,
+    connection: &Link,
     topology: &Topology,
 ) -> Result<Vec<Depth>, AmqpError> {
     let mut channel = open_channel(dial, connection).await?;
@@ -133,7 +134,7 @@ pub(super) async fn counts(
 /// Deletes everything, with all messages.
 pub(super) async fn delete(
     dial: &Dial,
-    connection: &Connection,
+    connection: &Link,
     topology: &Topology,
 ) -> Result<(), AmqpError> {
     let channel = open_channel(dial, connection).await?;
@@ -171,10 +172,7 @@ pub(super) async fn passive_declare(
     })
 }
 
-pub(super) async fn open_channel(
-    dial: &Dial,
-    connection: &Connection,
-) -> Result<Channel, AmqpError> {
+pub(super) async fn open_channel(dial: &Dial, connection: &Link) -> Result<Channel, AmqpError> {
     dial.ask("open a channel".to_owned(), connection.create_channel())
         .await
 }

@@ -6,18 +6,26 @@
 //! - `consumer`: deliveries and how they end.
 //! - `admin`: looking at queues without taking anything away.
 //! - `connection`: one connection, and the errors of this folder.
+//! - `stream`, `frames`: the bytes of a connection, so that no message can end it.
+//! - `moved`: what the broker put into the rejected queue by itself.
 //!
 //! `Ok` from a publish means on disk at a majority of the queue's replicas. Nothing here retries or
 //! reconnects: an error ends the session, the caller opens the next one. No type of the client
 //! library leaves this folder. Its log target (`lapin`) prints bodies of returned messages and every
 //! missing queue as an error, so it belongs switched off in production; what matters is logged here.
+//!
+//! The properties of a message mean nothing to us but `traceparent`: a valid job is sent whatever else
+//! its producer put on it, and one that is not valid is rejected with all of it that can be read.
 
 mod admin;
 mod connection;
 mod consumer;
 mod declare;
+mod frames;
+mod moved;
 mod publisher;
 mod session;
+mod stream;
 mod topology;
 
 use std::fmt;

@@ -24,12 +24,13 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, future};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::stream::Link;
 use super::topology::Names;
 use crate::ports::{Lost, Outgoing, PublishError, Publisher, Route};
 
@@ -145,7 +146,7 @@ async fn hand_over(
 /// Everything the publishing task needs of its session.
 #[derive(Clone)]
 pub(super) struct Wiring {
-    pub(super) connection: Arc<Connection>,
+    pub(super) connection: Arc<Link>,
     pub(super) lost: CancellationToken,
     /// The broker has told this connection to stop publishing.
     pub(super) blocked: watch::Receiver<bool>,
@@ -422,7 +423,7 @@ fn answer_all(batch: Vec<Request>, error: impl Fn() -> PublishError) {
     }
 }
 
-async fn open_confirm_channel(connection: &Connection) -> lapin::Result<Channel> {
+async fn open_confirm_channel(connection: &Link) -> lapin::Result<Channel> {
     let channel = connection.create_channel().await?;
     channel
         .confirm_select(ConfirmSelectOptions::default())

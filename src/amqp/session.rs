@@ -9,10 +9,10 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Connection, Event};
+use lapin::{Channel, Event};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,16 +22,18 @@ use super::Rabbit;
 use super::connection::Dial;
 use super::consumer::{Origin, RabbitConsumer};
 use super::declare;
+use super::moved;
 use super::publisher::{self, RabbitPublisher, Wiring};
+use super::stream::Link;
 use super::topology::Names;
-use crate::ports::{BrokerError, Lost, Session, Source};
+use crate::ports::{BrokerError, Lost, Moved, Session, Source};
 
 /// A session with RabbitMQ.
 pub struct RabbitSession {
     dial: Dial,
     names: Arc<Names>,
-    consuming: Connection,
-    publishing: Arc<Connection>,
+    consuming: Link,
+    publishing: Arc<Link>,
     publisher: RabbitPublisher,
     lost: CancellationToken,
     blocked: watch::Receiver<bool>,
@@ -82,7 +84,12 @@ impl RabbitSession {
             lost.clone(),
         ));
         for committer in committers {
-            tasks.spawn(committer);
+            // However it ends: without it nothing can be published in this session.
+            let lost = lost.clone().drop_guard();
+            tasks.spawn(async move {
+                committer.await;
+                drop(lost);
+            });
         }
         // What happened before the listeners were there is not told to them.
         if !publishing.status().connected() || !consuming.status().connected() {
@@ -117,34 +124,32 @@ impl Session for RabbitSession {
     /// many lanes are worked on by many processes of the broker, and there are only tens of them.
     async fn consume(&self, source: Source, prefetch: u16) -> Result<RabbitConsumer, BrokerError> {
         let queue = self.names.queue(&source);
-        let channel = declare::open_channel(&self.dial, &self.consuming).await?;
-        // Before the consumer, or the whole queue would be on its way. Not global: a quorum queue
-        // ends the connection for it.
-        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
-        self.dial
-            .ask(format!("limit what is unacked of queue `{queue}`"), qos)
-            .await?;
-        let consumed = channel.basic_consume(
-            self.dial.name(&queue)?,
-            // The broker chooses a tag.
-            ShortString::default(),
-            // Acks by hand, and shared with other workers.
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let stream = self
-            .dial
-            .ask(format!("consume from queue `{queue}`"), consumed)
-            .await
-            .map_err(|error| error.explain(&AMQPSoftError::NOTFOUND, declare::MISSING))?;
+        let (channel, stream) = self.subscribe(&queue, prefetch).await?;
         let origin = Origin {
             channel,
             queue,
             rejected_exchange: self.names.exchange("rejected"),
             publisher: self.publisher.clone(),
             lost: self.lost.clone(),
+            frame_max: self.frame_max(),
         };
         Ok(RabbitConsumer::new(stream, origin))
+    }
+
+    async fn moved(&self) -> Result<watch::Receiver<Moved>, BrokerError> {
+        let queue = self.names.moved_queue();
+        let (channel, stream) = self.subscribe(&queue, MOVED_PREFETCH).await?;
+        let (tell, moved) = watch::channel(Moved::default());
+        let (names, lost) = (Arc::clone(&self.names), self.lost.clone());
+        // It ends with the session.
+        tokio::spawn(async move {
+            let counting = count_moved(stream, &names, &tell);
+            lost.run_until_cancelled(counting).await;
+            // Or the queue is gone: the next session declares it again.
+            lost.cancel();
+            drop(channel);
+        });
+        Ok(moved)
     }
 
     fn lost(&self) -> CancellationToken {
@@ -157,6 +162,71 @@ impl Session for RabbitSession {
         // Consuming first: what is unacked is on its way back while the rest says goodbye.
         for connection in [&self.consuming, self.publishing.as_ref()] {
             self.dial.close(connection).await;
+        }
+    }
+}
+
+impl RabbitSession {
+    /// The largest frame that the broker takes.
+    fn frame_max(&self) -> usize {
+        let agreed = self.publishing.configuration().frame_max();
+        usize::try_from(agreed).unwrap_or(usize::MAX)
+    }
+
+    async fn subscribe(
+        &self,
+        queue: &str,
+        prefetch: u16,
+    ) -> Result<(Channel, lapin::Consumer), BrokerError> {
+        let channel = declare::open_channel(&self.dial, &self.consuming).await?;
+        // Before the consumer, or the whole queue would be on its way. Not global: a quorum queue
+        // ends the connection for it.
+        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
+        self.dial
+            .ask(format!("limit what is unacked of queue `{queue}`"), qos)
+            .await?;
+        let consumed = channel.basic_consume(
+            self.dial.name(queue)?,
+            // The broker chooses a tag.
+            ShortString::default(),
+            // Acks by hand, and shared with other workers.
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let stream = self
+            .dial
+            .ask(format!("consume from queue `{queue}`"), consumed)
+            .await
+            .map_err(|error| error.explain(&AMQPSoftError::NOTFOUND, declare::MISSING))?;
+        Ok((channel, stream))
+    }
+}
+
+/// Copies of rejected messages that are counted at a time.
+const MOVED_PREFETCH: u16 = 16;
+
+/// Counts what the broker rejected by itself, until the stream ends.
+async fn count_moved(mut copies: lapin::Consumer, names: &Names, tell: &watch::Sender<Moved>) {
+    while let Some(Ok(copy)) = copies.next().await {
+        let headers = copy.properties.headers().as_ref();
+        if let Some(moved) = headers.and_then(moved::Moved::of) {
+            warn!(
+                queue = moved.queue,
+                bytes = copy.data.len(),
+                reason = moved.reason,
+                "the broker moved a message to the rejected queue"
+            );
+            let is_job = names.has_jobs(&moved.queue);
+            tell.send_modify(|all| {
+                *if is_job {
+                    &mut all.jobs
+                } else {
+                    &mut all.slices
+                } += 1
+            });
+        }
+        if copy.acker.ack(BasicAckOptions::default()).await.is_err() {
+            return;
         }
     }
 }

@@ -5,6 +5,12 @@
 //! The routing of messages ([`Names`]) lives here too, so that what is published and what is bound
 //! cannot drift apart.
 //!
+//! The lanes exchange has no alternate exchange on purpose, though it would let the ladder get rid of
+//! messages for lanes that do not exist. A publish counts as routed when it takes the alternate way, so
+//! a slice for a lane whose queue is gone for a moment would be confirmed and end among the rejected
+//! messages, in no account; and so would what leaves the ladder while a broker that starts has its
+//! queues before its bindings. Instead what we put on the ladder returns to the lane it came from.
+//!
 //! Names carry a version (`.v1`): arguments of a queue never change in place, a queue with other
 //! arguments is another queue. Nothing here is a policy, so that a broker without any policy keeps
 //! every promise; what an operator may tune (length limits, replicas) is left to policies.
@@ -32,6 +38,10 @@ const DELIVERY_LIMIT: i64 = 100;
 /// the first return" on 3.10. The largest 32-bit number means never on both, and keeps returned
 /// messages in their place on 3.10, which moves them to the tail when there is no limit.
 const DELIVERY_LIMIT_NEVER: i64 = i32::MAX as i64;
+
+/// Copies of rejected messages that wait to be counted.
+const COUNTED_MAX: i64 = 1000;
+const COUNTED_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
 /// What is declared on the broker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -131,6 +141,15 @@ impl Names {
         self.versioned("rejected")
     }
 
+    pub(super) fn moved_queue(&self) -> String {
+        self.versioned("moved")
+    }
+
+    /// Whether jobs, and not slices, are in a queue.
+    pub(super) fn has_jobs(&self, queue: &str) -> bool {
+        queue.starts_with(&self.exchange("jobs."))
+    }
+
     fn versioned(&self, name: &str) -> String {
         format!("{}.{name}.v1", self.namespace)
     }
@@ -182,6 +201,13 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
         exchange: names.exchange("dead"),
         routing_key: "#".to_owned(),
         arguments: kept_arguments(),
+    });
+    queues.push(Queue {
+        name: names.moved_queue(),
+        purpose: "copies of rejected messages; workers count those that the broker itself put there",
+        exchange: names.exchange("rejected"),
+        routing_key: String::new(),
+        arguments: counted_arguments(),
     });
     queues.push(Queue {
         name: names.rejected_queue(),
@@ -266,6 +292,16 @@ fn kept_arguments() -> BTreeMap<&'static str, Value> {
     ])
 }
 
+/// Of copies that are only counted: those that nobody counts are given up, the oldest first.
+fn counted_arguments() -> BTreeMap<&'static str, Value> {
+    BTreeMap::from([
+        ("x-queue-type", Value::Text("quorum".to_owned())),
+        ("x-delivery-limit", Value::Number(DELIVERY_LIMIT)),
+        ("x-max-length", Value::Number(COUNTED_MAX)),
+        ("x-max-length-bytes", Value::Number(COUNTED_BYTES_MAX)),
+    ])
+}
+
 fn dead_letter_arguments(exchange: String) -> BTreeMap<&'static str, Value> {
     BTreeMap::from([
         ("x-queue-type", Value::Text("quorum".to_owned())),
@@ -291,6 +327,9 @@ fn why(argument: &str) -> &'static str {
         "x-dead-letter-strategy" => "a message moves with a confirm; the default may lose it",
         "x-overflow" => {
             "a full queue refuses what is new and keeps what it has; at-least-once needs it"
+        }
+        "x-max-length" | "x-max-length-bytes" => {
+            "copies are to be counted, not kept: past this the oldest go"
         }
         "x-message-ttl" => {
             "the waiting time in ms, one for the whole queue, since only its head expires"

@@ -1,10 +1,10 @@
-//! `[apps.NAME.callbacks]`: where the accounts of an app's completed jobs may be sent.
+//! `[apps.NAME.callbacks]` and `reply_to`: where the accounts of an app's completed jobs may be sent.
 
 use std::time::Duration;
 
 use super::reader::{Findings, Section};
 use super::{MINUTE, SECOND};
-use crate::domain::notice::{CallbackRules, HostPattern};
+use crate::domain::notice::{CallbackRules, HostPattern, QueuePattern, ReplyRules};
 use crate::secret::Secret;
 
 #[derive(Clone, Debug)]
@@ -42,4 +42,15 @@ pub(super) fn read(mut section: Section, findings: &mut Findings) -> CallbackCon
     };
     section.finish(findings);
     callbacks
+}
+
+pub(super) fn read_replies(section: &mut Section, findings: &mut Findings) -> ReplyRules {
+    let mut queues = Vec::new();
+    for text in section.list("reply_to", &[], findings) {
+        match QueuePattern::read(&text) {
+            Ok(queue) => queues.push(queue),
+            Err(what) => findings.problem(section.key("reply_to"), what),
+        }
+    }
+    ReplyRules(queues)
 }

@@ -23,6 +23,7 @@ pub use self::targets::TargetConfig;
 use crate::domain::fields::{Problem, suggestion};
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
+use crate::domain::notice::ReplyRules;
 use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{Schedule, duration_text};
 use crate::gateway::AppAccess;
@@ -181,6 +182,8 @@ pub struct AppConfig {
     pub fail_open: bool,
     /// `[apps.NAME.callbacks]`: where its jobs may have their accounts sent. Default nowhere.
     pub callbacks: Option<CallbackConfig>,
+    /// `reply_to`: queues its jobs may have their accounts published to, such as `"orders.*"`. Default none.
+    pub replies: ReplyRules,
     /// `[apps.NAME.SYSTEM]`: entrances for existing callers of IM systems, with the system's name.
     pub doors: Vec<(&'static str, Door)>,
     /// `senders`, `targets`, `audiences`, `recipients_max`, `daily_recipients`.
@@ -545,6 +548,7 @@ fn read_apps(
             callbacks: section
                 .optional("callbacks", findings)
                 .map(|section| callbacks::read(section, findings)),
+            replies: callbacks::read_replies(&mut section, findings),
             doors: read_doors(&name, &mut section, targets, findings),
             permissions: apps::read_permissions(&mut section, targets, findings),
             access: apps::read_access(&mut section, findings),

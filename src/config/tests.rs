@@ -890,6 +890,18 @@ fn callbacks_need_hosts_and_a_secret() {
     assert_eq!(problems.len(), expected.len(), "{problems:?}");
 }
 
+#[test]
+fn queues_of_replies_are_named() {
+    let more = "[apps.default]\nreply_to = [\"done\", \"orders.*\", \"*\", \"a*b\"]";
+    let problems = problems(&format!("{LEAST}\n{more}"), &[]);
+    let field = "apps.default.reply_to: ";
+    assert!(
+        problems.iter().all(|it| it.starts_with(field)),
+        "{problems:?}"
+    );
+    assert_eq!(problems.len(), 2, "{problems:?}");
+}
+
 // --- who may use the gateway, and what apps may send ---------------------------------------------
 
 /// The fields of problems, of warnings, and whether nobody is asked for credentials.

@@ -91,8 +91,8 @@ pub struct JobDocument {
     #[schemars(length(min = 1, max = 2048))]
     pub callback_url: Option<String>,
     /// The AMQP queue to which the job's accounts are published when it completes, through the default
-    /// exchange, with the `client_msg_no` as correlation id. A job whose submissions name several takes
-    /// the first.
+    /// exchange, with the `client_msg_no` as correlation id; the app's configuration lists the queues it
+    /// may name. A job whose submissions name several takes the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub reply_to: Option<String>,
@@ -189,8 +189,8 @@ pub trait Context {
     fn folds_case(&self, target: &str) -> bool;
     /// An error, in words, if jobs of this app may not have their accounts sent to this URL.
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String>;
-    /// An error, in words, if accounts cannot be published to this queue.
-    fn check_reply_to(&self, queue: &str) -> Result<(), String>;
+    /// An error, in words, if jobs of this app may not have their accounts published to this queue.
+    fn check_reply_to(&self, app: &str, queue: &str) -> Result<(), String>;
 }
 
 /// The target of an app's jobs that name none: its default, or the only one there is.
@@ -254,19 +254,6 @@ pub fn check_callback(app: &str, rules: Option<&CallbackRules>, url: &str) -> Re
         None => Err(format!(
             "app {app:?} sends none: its configuration has no [apps.{app}.callbacks]"
         )),
-    }
-}
-
-/// Replies travel over AMQP, and never into the queues of the namespace itself.
-///
-/// `namespace`: that of the broker; there is none for the embedded engine.
-pub fn check_reply_to(namespace: Option<&str>, queue: &str) -> Result<(), String> {
-    match namespace {
-        None => Err("there is no AMQP broker here to reply through; use callback_url".to_owned()),
-        Some(namespace) if queue.split_once('.').map(|it| it.0) == Some(namespace) => Err(format!(
-            "queue {queue:?} belongs to Fanwise itself; name a queue of your own"
-        )),
-        Some(_) => Ok(()),
     }
 }
 
@@ -421,7 +408,7 @@ fn read_job<'a>(
         context.check_callback(&app, url)
     });
     let reply_to = read_checked(&mut fields, "reply_to", problems, |queue| {
-        wrong_id(queue, REPLY_TO_BYTES_MAX).map_or_else(|| context.check_reply_to(queue), Err)
+        wrong_id(queue, REPLY_TO_BYTES_MAX).map_or_else(|| context.check_reply_to(&app, queue), Err)
     });
     let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
     let part = read_part(&mut fields, problems);
@@ -640,14 +627,13 @@ fn read_part(fields: &mut Fields<'_>, problems: &mut Problems) -> Part {
 
 /// No values for placeholders.
 fn no_vars() -> Box<RawValue> {
-    serde_json::value::to_raw_value(&serde_json::Map::new()).unwrap_or_default()
+    crate::json::raw(&serde_json::Map::new())
 }
 
 /// Everything that makes two messages under one key differ, in a canonical form: white space and
 /// the order of keys do not count. A stored message counts by its name: the job keeps the version
 /// that it started with.
 fn content_digest(head: &Head) -> String {
-    let own = |value: Result<String, serde_json::Error>| canonical(&value.unwrap_or_default());
     let raw = |raw: &Option<Box<RawValue>>| {
         let text = raw.as_ref().map_or("", |raw| raw.get());
         canonical(text)
@@ -656,15 +642,15 @@ fn content_digest(head: &Head) -> String {
         &[
             head.target.as_bytes(),
             head.sender.as_deref().unwrap_or_default().as_bytes(),
-            own(serde_json::to_string(&head.addressed)).as_bytes(),
-            own(serde_json::to_string(&head.content)).as_bytes(),
+            canonical(&crate::json::text(&head.addressed)).as_bytes(),
+            canonical(&crate::json::text(&head.content)).as_bytes(),
             raw(&head.native).as_bytes(),
             raw(&head
                 .vars
                 .clone()
                 .filter(|vars| vars.get() != no_vars().get()))
             .as_bytes(),
-            own(serde_json::to_string(&head.options)).as_bytes(),
+            canonical(&crate::json::text(&head.options)).as_bytes(),
         ],
         16,
     )

@@ -61,3 +61,5 @@ pub mod spreadsheet;
 pub mod template;
 /// Texts from outside: encodings, characters that cannot be seen, numbers that were rounded.
 pub mod text;
+/// W3C trace context.
+pub mod trace;

@@ -85,6 +85,61 @@ impl CallbackRules {
     }
 }
 
+/// Which queues the replies of an app's jobs may go to: none unless it says so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplyRules(pub Vec<QueuePattern>);
+
+impl ReplyRules {
+    /// An error, in words, if a job of this app may not name this queue.
+    ///
+    /// `namespace`: that of the broker; there is none for the embedded engine.
+    pub fn check(&self, namespace: Option<&str>, app: &str, queue: &str) -> Result<(), String> {
+        let Some(namespace) = namespace else {
+            let what = "there is no AMQP broker here to reply through; use callback_url";
+            return Err(what.to_owned());
+        };
+        // The default exchange leads to every queue of the virtual host, ours too.
+        let below = queue.strip_prefix(namespace);
+        if below.is_some_and(|rest| rest.starts_with('.')) {
+            return Err(format!(
+                "queue {queue:?} belongs to Fanwise itself; name a queue of your own"
+            ));
+        }
+        match self.0.iter().any(|pattern| pattern.matches(queue)) {
+            true => Ok(()),
+            false => Err(format!(
+                "queue {queue:?} is not in apps.{app}.reply_to of the configuration, which lists \
+                 the queues that jobs of this app may have their accounts sent to"
+            )),
+        }
+    }
+}
+
+/// `orders.done`, or `orders.*` for every queue whose name begins so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueuePattern(String);
+
+impl QueuePattern {
+    /// A pattern, or what is wrong with it.
+    pub fn read(text: &str) -> Result<Self, String> {
+        let name = text.strip_suffix('*').unwrap_or(text);
+        if name.is_empty() || name.contains('*') || text.len() > REPLY_TO_BYTES_MAX {
+            return Err(format!(
+                "{text:?} is neither a queue such as \"orders.done\" nor the beginning of names \
+                 such as \"orders.*\""
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    fn matches(&self, queue: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(beginning) => queue.len() > beginning.len() && queue.starts_with(beginning),
+            None => queue == self.0,
+        }
+    }
+}
+
 /// `api.example.com`, an address, or `*.example.com` for every name below it; and the one port that is
 /// meant, as in `api.example.com:8443`, or else any.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,6 +243,38 @@ mod tests {
                 .map(|host| HostPattern::read(host).unwrap())
                 .collect(),
             private,
+        }
+    }
+
+    /// The default exchange leads to every queue of the virtual host: promise 11.
+    #[test]
+    fn only_queues_that_the_app_lists_are_taken() {
+        let none = ReplyRules::default();
+        let refused = none.check(Some("fanwise"), "shop", "payments.commands");
+        let why = refused.unwrap_err();
+        assert!(why.contains("apps.shop.reply_to"), "{why}");
+        let why = none.check(None, "shop", "done").unwrap_err();
+        assert!(why.contains("no AMQP broker"), "{why}");
+
+        let patterns = ["done", "orders.*", "fan*"];
+        let rules = ReplyRules(patterns.map(|it| QueuePattern::read(it).unwrap()).into());
+        for (queue, taken) in [
+            ("done", true),
+            ("done2", false),
+            ("orders.x", true),
+            ("orders.", false),
+            ("orders", false),
+            ("payments.commands", false),
+            ("fan.club", true),
+            ("fan.wise.dead.v1", false),
+            ("fan.wise", true),
+            ("fan.wiser.v1", true),
+        ] {
+            let answer = rules.check(Some("fan.wise"), "shop", queue);
+            assert_eq!(answer.is_ok(), taken, "{queue}: {answer:?}");
+        }
+        for wrong in ["", "*", "*.done", "a*b", "a**"] {
+            assert!(QueuePattern::read(wrong).is_err(), "{wrong}");
         }
     }
 

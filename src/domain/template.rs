@@ -84,7 +84,7 @@ fn over(under: Option<&RawValue>, upper: Option<&RawValue>) -> Box<RawValue> {
             .into_iter()
             .filter(|(_, value)| value.get() != "null"),
     );
-    serde_json::value::to_raw_value(&both).unwrap_or_default()
+    crate::json::raw(&both)
 }
 
 /// What to say about a name that is not known.

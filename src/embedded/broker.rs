@@ -17,6 +17,7 @@ use super::tables::{self, Message, With};
 use super::writer::Work;
 use crate::domain::lane::LaneClass;
 use crate::domain::schedule::rung;
+use crate::domain::trace::traceparent;
 use crate::ports::{
     Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, Lost, Outgoing,
     PublishError, Publisher, Route, Session, Source,
@@ -283,7 +284,8 @@ impl Consumer for EmbeddedConsumer {
         self.engine.0.desk.unbuffer(self.queue, self.id);
         Some(Delivery {
             body: handed.body,
-            traceparent: handed.traceparent,
+            // An older version may have kept anything.
+            traceparent: handed.traceparent.filter(|it| traceparent(it).is_some()),
             redelivered: handed.redelivered,
             end: Box::new(Ending {
                 engine: self.engine.clone(),

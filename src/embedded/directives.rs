@@ -44,8 +44,7 @@ impl EmbeddedStore {
         directive: Option<&Directive>,
     ) -> Result<bool, LedgerError> {
         let Subject { scope, name } = subject.clone();
-        // Strings and numbers can always be written as JSON.
-        let json = directive.map(|it| serde_json::to_vec(it).unwrap_or_default());
+        let json = directive.map(crate::json::bytes);
         let bytes = json.as_ref().map_or(0, Vec::len);
         let step = self.0.0.write(bytes, move |work| {
             let now_ms = work.now_ms;

@@ -48,8 +48,7 @@ impl Limiter for EmbeddedStore {
 
     async fn park(&self, target: &str, park: &Park) -> Result<(), LedgerError> {
         let (target, until_ms) = (target.to_owned(), park.until_ms);
-        // Strings and numbers can always be written as JSON.
-        let json = serde_json::to_string(park).unwrap_or_default();
+        let json = crate::json::text(park);
         let step = self.0.0.write(json.len(), move |work| {
             let parks = work.tables.parks.open()?;
             let standing = parks.get(target.as_str())?.map_or(0, |row| row.value().0);

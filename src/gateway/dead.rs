@@ -160,7 +160,7 @@ fn wanted(params: &mut Params) -> Wanted {
 }
 
 fn write_cursor(key: &Key) -> String {
-    URL_SAFE_NO_PAD.encode(serde_json::to_vec(key).unwrap_or_default())
+    URL_SAFE_NO_PAD.encode(crate::json::bytes(key))
 }
 
 fn read_cursor(cursor: &str) -> Option<Key> {

@@ -52,8 +52,8 @@ impl<S: Store, T> job::Context for Discreet<'_, S, T> {
         self.context.check_callback(app, url)
     }
 
-    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
-        self.context.check_reply_to(queue)
+    fn check_reply_to(&self, app: &str, queue: &str) -> Result<(), String> {
+        self.context.check_reply_to(app, queue)
     }
 }
 

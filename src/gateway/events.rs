@@ -311,8 +311,7 @@ fn event(kind: EventKind, stood: Stood, record: &JobRecord) -> Event {
         pending: record.pending,
         id: None,
     };
-    // Strings and numbers can always be written as JSON.
-    let data = serde_json::to_string(&told).unwrap_or_default();
+    let data = crate::json::text(&told);
     let event = Event::default().id(stood.to_string());
     event.event(kind.as_str()).data(data)
 }

@@ -142,12 +142,11 @@ impl Message<'_> {
         if self.recipients > 0 {
             self.body.push(b',');
         }
-        // Writing a text into memory does not fail.
         match member.vars {
-            None => drop(serde_json::to_writer(&mut self.body, &member.id)),
+            None => crate::json::write(&mut self.body, &member.id),
             Some(vars) => {
                 self.body.extend_from_slice(b"{\"id\":");
-                drop(serde_json::to_writer(&mut self.body, &member.id));
+                crate::json::write(&mut self.body, &member.id);
                 self.body.extend_from_slice(b",\"vars\":");
                 self.body.extend_from_slice(vars.get().as_bytes());
                 self.body.push(b'}');
@@ -172,7 +171,7 @@ impl Message<'_> {
         body.extend_from_slice(b"]}");
         if part.of > 1 {
             body.extend_from_slice(b",\"part\":");
-            drop(serde_json::to_writer(&mut body, part));
+            crate::json::write(&mut body, part);
         }
         body.push(b'}');
         body.into()

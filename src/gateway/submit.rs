@@ -43,6 +43,7 @@ use crate::domain::lane::Priority;
 use crate::domain::list::Format;
 use crate::domain::permissions::Asked;
 use crate::domain::slice::Together;
+use crate::domain::trace::traceparent;
 use crate::metrics::LedgerStep;
 use crate::ports::{Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Transport};
 use crate::service::admission::{Examined, agree, allow, charge, conflicts, examine, keeps_rules};
@@ -143,7 +144,7 @@ impl Wishes {
             // A text in quotes, as the draft of the header has it, or a bare one.
             key: text(IDEMPOTENCY_KEY).map(|key| key.trim_matches('"').to_owned()),
             wait: headers.get_all(PREFER).iter().find_map(wait),
-            traceparent: text("traceparent").map(str::to_owned),
+            traceparent: text("traceparent").and_then(traceparent).map(str::to_owned),
         })
     }
 
@@ -437,7 +438,7 @@ fn try_out<S: Store, T: Transport>(
     spec: &Spec,
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
-    let values = serde_json::value::to_raw_value(&serde_json::Map::new()).unwrap_or_default();
+    let values = crate::json::raw(&serde_json::Map::new());
     try_with(context, spec, priority, None)
         .or_else(|refusal| try_with(context, spec, priority, Some(&values)).map_err(|_| refusal))
 }

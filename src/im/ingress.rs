@@ -321,14 +321,12 @@ pub fn key(text: &str) -> Option<String> {
 
 /// A text as a JSON value.
 pub fn quoted(text: &str) -> Option<Box<RawValue>> {
-    serde_json::value::to_raw_value(text).ok()
+    Some(crate::json::raw(text))
 }
 
 /// An answer of JSON.
 pub fn json(status: StatusCode, body: &impl serde::Serialize) -> Spoken {
-    // The bodies are our own types, which always have a JSON form.
-    let body = serde_json::to_vec(body).unwrap_or_default();
-    let mut spoken = Response::new(Bytes::from(body));
+    let mut spoken = Response::new(Bytes::from(crate::json::bytes(body)));
     *spoken.status_mut() = status;
     let json = HeaderValue::from_static("application/json; charset=utf-8");
     spoken.headers_mut().insert(CONTENT_TYPE, json);

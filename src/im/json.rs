@@ -6,22 +6,11 @@ use ring::digest::{self, SHA256};
 use siphasher::sip::SipHasher13;
 
 /// Appends a text as a JSON string, quotes included.
-#[expect(
-    clippy::expect_used,
-    reason = "a text has a JSON form, and a Vec takes it"
-)]
 pub(super) fn push_string(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).expect("a text is written to memory");
+    push(out, text);
 }
 
-/// Appends a value of our own types as JSON.
-#[expect(
-    clippy::expect_used,
-    reason = "texts, numbers and JSON have a JSON form, and a Vec takes it"
-)]
-pub(super) fn push(out: &mut Vec<u8>, value: &impl serde::Serialize) {
-    serde_json::to_writer(out, value).expect("a value is written to memory");
-}
+pub(super) use crate::json::write as push;
 
 pub(super) fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";

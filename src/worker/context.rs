@@ -19,6 +19,7 @@ use crate::domain::directive::{Board, Directive, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
+use crate::domain::notice::ReplyRules;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
@@ -102,6 +103,8 @@ pub struct AppRuntime {
     /// Send without a claim while the ledger is down.
     pub fail_open: bool,
     pub permissions: Permissions,
+    /// Queues that its jobs may name.
+    pub replies: ReplyRules,
 }
 
 pub struct Context<S, T> {
@@ -561,8 +564,10 @@ impl<S, T> job::Context for Context<S, T> {
         job::check_callback(app, rules, url)
     }
 
-    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
-        job::check_reply_to(self.settings.namespace.as_deref(), queue)
+    fn check_reply_to(&self, app: &str, queue: &str) -> Result<(), String> {
+        let none = ReplyRules::default();
+        let rules = self.apps.get(app).map_or(&none, |it| &it.replies);
+        rules.check(self.settings.namespace.as_deref(), app, queue)
     }
 }
 

@@ -39,6 +39,7 @@ use crate::domain::delivery::{Batch, Call, Delivery, Rules};
 use crate::domain::directive::{Board, Go, Order};
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
+use crate::domain::lane::Lane;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Answer, Class, OnUncertain, Outcome, Verdict};
 use crate::domain::personal::Personal;
@@ -71,16 +72,21 @@ pub(super) enum Fate {
     Reject(String),
 }
 
-/// Works on one slice.
+/// Works on one slice of a lane. What is left of it goes back there, whatever lane it names: the ladder
+/// cannot get rid of what leads nowhere, and holds up everything behind it.
 pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
     shift: &Shift<S, T, P>,
+    lane: Lane,
     body: Bytes,
     traceparent: Option<String>,
 ) -> Fate {
     let slice = match serde_json::from_slice::<Slice>(&body) {
-        Ok(slice) if slice.v <= SLICE_VERSION => slice,
-        Ok(_) => return unreadable(shift, body, traceparent, None).await,
-        Err(error) => return unreadable(shift, body, traceparent, Some(error)).await,
+        Ok(slice) if slice.v <= SLICE_VERSION => Slice {
+            lane: lane.to_string(),
+            ..slice
+        },
+        Ok(_) => return unreadable(shift, lane, body, traceparent, None).await,
+        Err(error) => return unreadable(shift, lane, body, traceparent, Some(error)).await,
     };
     let Some(target) = shift.context.targets.get(&slice.head.target) else {
         return Fate::Reject(format!("there is no target {:?} here", slice.head.target));
@@ -100,6 +106,7 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
 /// A slice of a newer version waits for a newer worker; anything else is no slice.
 async fn unreadable<S: Store, T, P: Publisher>(
     shift: &Shift<S, T, P>,
+    lane: Lane,
     body: Bytes,
     traceparent: Option<String>,
     error: Option<serde_json::Error>,
@@ -107,12 +114,11 @@ async fn unreadable<S: Store, T, P: Publisher>(
     #[derive(serde::Deserialize)]
     struct Version {
         v: u32,
-        lane: String,
     }
     let newer = serde_json::from_slice::<Version>(&body)
         .ok()
         .filter(|it| it.v > SLICE_VERSION);
-    let Some(Version { lane, v }) = newer else {
+    let Some(Version { v }) = newer else {
         let why = error.map(|error| error.to_string()).unwrap_or_default();
         return Fate::Reject(format!("not a slice: {why}"));
     };
@@ -121,7 +127,7 @@ async fn unreadable<S: Store, T, P: Publisher>(
         "a slice of a newer version is left to newer workers"
     );
     let route = Route::Wait {
-        lane,
+        lane: lane.to_string(),
         rung: rung(NEWER_WAIT),
     };
     let message = Outgoing {

@@ -250,7 +250,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
             halt.cancel();
         }
         let shift = self.shift.until(halt.clone());
-        let is_notice = here.lane.class == LaneClass::Notices;
+        let from = here.lane.clone();
         let Delivery {
             body,
             traceparent,
@@ -258,9 +258,9 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
             ..
         } = delivery;
         let task = self.work.spawn(async move {
-            match is_notice {
-                true => deliver_notice(&shift, body, traceparent).await,
-                false => deliver(&shift, body, traceparent).await,
+            match from.class {
+                LaneClass::Notices => deliver_notice(&shift, from, body, traceparent).await,
+                _ => deliver(&shift, from, body, traceparent).await,
             }
         });
         let in_work = InWork {

@@ -26,11 +26,14 @@ mod sweep;
 mod together;
 mod under_way;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use self::census::{Census, census};
@@ -46,8 +49,8 @@ pub use self::notice::Callbacks;
 use self::shift::Shift;
 pub use self::under_way::CallsUnderWay;
 use crate::domain::lane::{Lane, Priority};
-use crate::metrics::LedgerStep;
-use crate::ports::{Broker, BrokerError, LedgerError, Session, Source, Transport};
+use crate::metrics::{JobResult, LedgerStep, SliceResult};
+use crate::ports::{Broker, BrokerError, LedgerError, Moved, Session, Source, Transport};
 
 /// Jobs of one priority that are taken at a time. One of megabytes is rare, and a small one waits for the
 /// broker most of its time.
@@ -60,6 +63,14 @@ const POLL: Duration = Duration::from_millis(500);
 /// With the ledger down for so long, the session is closed: deliveries go back to the broker instead
 /// of nearing its ack limit.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How a session ended.
+enum End {
+    /// It was lost or closed.
+    Orderly,
+    /// One of its tasks met a mistake of ours.
+    Panicked,
+}
 
 pub struct Worker<B, S, T> {
     broker: B,
@@ -110,7 +121,9 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             };
             match connected {
                 Ok(session) => match self.session(session, drain).await {
-                    Ok(()) => delays.reset(),
+                    Ok(End::Orderly) => delays.reset(),
+                    // The next one may meet the same: the pause grows.
+                    Ok(End::Panicked) => {}
                     Err(error) => tracing::warn!(error = %chain(&error), "the session ended early"),
                 },
                 Err(error) => tracing::warn!(error = %chain(&error), "no session, trying again"),
@@ -130,7 +143,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         &self,
         session: B::Session,
         drain: &CancellationToken,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<End, BrokerError> {
         let lost = session.lost();
         let halt = lost.child_token();
         let shift = Arc::new(Shift {
@@ -169,24 +182,53 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             Arc::clone(&self.context),
             halt.clone(),
         ));
+        tasks.spawn(count_moved(
+            session.moved().await?,
+            Arc::clone(&self.context),
+            halt.clone(),
+        ));
         self.context.metrics.broker_up(true);
         self.ready.send_replace(true);
         tracing::info!("ready: jobs are taken and slices delivered");
 
         let patience = self.ledger_gone();
+        let mut end = End::Orderly;
         let why = tokio::select! {
             () = lost.cancelled() => "the session is lost, what was not acked comes back",
             () = drain.cancelled() => "draining: no new work is begun",
             () = patience => "the ledger stays away, the session is closed until it answers",
-            _ = tasks.join_next() => "a task of the session ended",
+            Some(ended) = tasks.join_next() => {
+                end = self.end_of(&ended);
+                "a task of the session ended"
+            }
         };
         tracing::info!("{why}");
         self.ready.send_replace(false);
         halt.cancel();
-        while tasks.join_next().await.is_some() {}
+        while let Some(ended) = tasks.join_next().await {
+            if let End::Panicked = self.end_of(&ended) {
+                end = End::Panicked;
+            }
+        }
         self.context.metrics.broker_up(false);
         session.close().await;
-        Ok(())
+        Ok(end)
+    }
+
+    /// How a task of the session ended.
+    fn end_of(&self, ended: &Result<(), JoinError>) -> End {
+        match ended {
+            Err(error) if error.is_panic() => {
+                self.context.metrics.panicked();
+                tracing::error!(
+                    %error,
+                    "a task of the session panicked: the session ends, what was not acked comes \
+                     back, and a new one is opened after a pause"
+                );
+                End::Panicked
+            }
+            _ => End::Orderly,
+        }
     }
 
     /// Resolves when the ledger has been down for longer than deliveries should be held.
@@ -224,6 +266,33 @@ async fn watch_blocked<S: Store, T>(
         {
             context.metrics.broker_blocked(false);
             // Not an end of its own: the session says when it is lost.
+            return halt.cancelled().await;
+        }
+    }
+}
+
+/// Counts what the broker rejected by itself like what we reject.
+async fn count_moved<S: Store, T>(
+    mut moved: watch::Receiver<Moved>,
+    context: Arc<Context<S, T>>,
+    halt: CancellationToken,
+) {
+    let mut counted = Moved::default();
+    loop {
+        let now = *moved.borrow_and_update();
+        for _ in counted.jobs..now.jobs {
+            context.metrics.job(JobResult::Rejected);
+        }
+        for _ in counted.slices..now.slices {
+            context.metrics.slice(SliceResult::Rejected);
+        }
+        counted = now;
+        if halt
+            .run_until_cancelled(moved.changed())
+            .await
+            .is_none_or(|changed| changed.is_err())
+        {
+            // Not an end of its own, as above.
             return halt.cancelled().await;
         }
     }

@@ -19,7 +19,7 @@ use super::context::{Context, RECONNECT, Store, chain};
 use super::deliver::Fate;
 use super::shift::{Job, Shift, event};
 use crate::domain::announce::{EventKind, JobEvent};
-use crate::domain::job::check_callback;
+use crate::domain::job::{Context as _, check_callback};
 use crate::domain::lane::Lane;
 use crate::domain::notice::{CallbackRules, NOTICE_VERSION, Notice};
 use crate::domain::schedule::rung;
@@ -87,6 +87,20 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
         event: &RawValue,
     ) -> Result<(), Lost> {
         let context = &*self.context;
+        let given_up = |why: &str| {
+            context
+                .metrics
+                .notice(NoticeKind::Reply, NoticeResult::GivenUp);
+            tracing::warn!(
+                job.id = %job.id, reply_to = queue, error = why,
+                "nobody is told over AMQP that the job completed"
+            );
+        };
+        // The configuration may have changed since the job was accepted.
+        if let Err(why) = context.check_reply_to(job.app, queue) {
+            given_up(&why);
+            return Ok(());
+        }
         let message = Outgoing {
             route: Route::Reply {
                 queue: queue.to_owned(),
@@ -110,13 +124,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
             };
             let passes = matches!(error, PublishError::Timeout(_) | PublishError::Store(_));
             if !passes || attempt >= context.settings.attempts_max {
-                context
-                    .metrics
-                    .notice(NoticeKind::Reply, NoticeResult::GivenUp);
-                tracing::warn!(
-                    job.id = %job.id, reply_to = queue, error = %chain(&error),
-                    "nobody is told over AMQP that the job completed"
-                );
+                given_up(&chain(&error).to_string());
                 return Ok(());
             }
             context
@@ -132,16 +140,23 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
     }
 }
 
-/// Works on one notice of the notices lane.
+/// Works on one notice of a notices lane. It is retried there, whatever lane it names.
 pub(super) async fn deliver_notice<S: Store, T: Transport, P: Publisher>(
     shift: &Shift<S, T, P>,
+    lane: Lane,
     body: Bytes,
     traceparent: Option<String>,
 ) -> Fate {
-    match serde_json::from_slice::<Notice>(&body) {
-        Ok(notice) => attempt(shift, notice, traceparent)
-            .await
-            .unwrap_or(Fate::Lost),
+    match serde_json::from_slice(&body) {
+        Ok(notice) => {
+            let notice = Notice {
+                lane: lane.to_string(),
+                ..notice
+            };
+            attempt(shift, notice, traceparent)
+                .await
+                .unwrap_or(Fate::Lost)
+        }
         Err(error) => Fate::Reject(format!("not a notice: {error}")),
     }
 }

@@ -32,6 +32,8 @@ mod notice;
 mod permit;
 /// Personal messages and stored ones: everybody gets the text that is theirs.
 mod personal;
+/// Whatever a producer may put on a message: raw bytes, depth, size, `expiration`.
+mod producers;
 /// The promises of the crate documentation, by name, on shared servers.
 mod promises;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.

@@ -18,8 +18,9 @@ use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::api::Place;
+use crate::support::raw::Producer;
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, World, users};
+use crate::support::world::{BOUND, Plan, Worker, World, users};
 
 const SECRET: &str = "between you and me";
 
@@ -132,7 +133,8 @@ fn callbacks(hosts: &str, private: bool) -> String {
 /// A world whose jobs may name a receiver on this machine.
 async fn world(name: &str) -> Option<World> {
     let mut plan = Plan::shared()?;
-    plan.more = callbacks("\"127.0.0.1\"", true);
+    let replies = "[apps.default]\nreply_to = [\"amq.gen-*\", \"nobody-is-there\"]\n";
+    plan.more = replies.to_owned() + &callbacks("\"127.0.0.1\"", true);
     Some(plan.start(name).await)
 }
 
@@ -153,15 +155,14 @@ async fn submit(world: &World, job: &Value) {
 }
 
 /// Waits until a worker has counted so many notices.
-async fn until_counted(
-    worker: &crate::support::world::Worker,
-    kind: &str,
-    result: &str,
-    count: f64,
-) {
+async fn until_counted(worker: &Worker, kind: &str, result: &str, count: f64) {
     let line = format!("fanwise_notices_total{{kind=\"{kind}\",result=\"{result}\"}}");
+    until_it_shows(worker, &line, count).await;
+}
+
+async fn until_it_shows(worker: &Worker, line: &str, count: f64) {
     until(&format!("{line} {count}"), BOUND, async || {
-        (worker.metrics().await.get(&line) == Some(&count)).then_some(())
+        (worker.metrics().await.get(line) == Some(&count)).then_some(())
     })
     .await;
 }
@@ -281,6 +282,9 @@ async fn a_reply_is_published_to_the_queue_that_was_named() {
     let consumer = channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default());
     let mut replies = consumer.await.unwrap();
 
+    let orders = json!({"reply_to": "orders"});
+    submit(&world, &job("refused", &users(1), &orders)).await;
+    until_it_shows(&worker, "fanwise_jobs_total{result=\"rejected\"}", 1.0).await;
     let nowhere = json!({"reply_to": "nobody-is-there"});
     submit(&world, &job("n0", &users(3), &nowhere)).await;
     until_counted(&worker, "reply", "given_up", 1.0).await;
@@ -503,4 +507,36 @@ async fn a_private_address_is_refused_however_it_is_named() {
     assert!(line.contains("not a public address"), "{line}");
     assert!(receiver.received().is_empty());
     place.end(process).await;
+}
+
+/// Promise 11: a notice that names a lane which does not exist is retried on the lane it came from. On the
+/// ladder it would lead nowhere, and nobody's retries could pass it.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_11_a_notice_for_no_lane_holds_up_no_retry() {
+    let Some(world) = world("no-lane").await else {
+        return;
+    };
+    let worker = world.worker().await;
+    let receiver = Receiver::start((0..40).map(|_| Answer::Status(503))).await;
+    let mut producer = Producer::connect(&world.amqp).await;
+    let lanes = format!("{}.lanes", world.name);
+    for number in 0..40 {
+        let notice = json!({
+            "v": 1, "id": format!("n.{number}"), "app": "default", "url": receiver.url(),
+            "lane": "nowhere.express", "event": {},
+        });
+        let notice = notice.to_string();
+        producer
+            .publish(&lanes, b"im.notices", notice.as_bytes(), &[])
+            .await;
+    }
+    until_counted(&worker, "callback", "retried", 40.0).await;
+    let soon = jiff::Timestamp::now() + Duration::from_secs(2);
+    let waits = json!({"not_before": soon.to_string()});
+    submit(&world, &job("waits", &users(1), &waits)).await;
+    let completed = "fanwise_jobs_completed_total";
+    until_it_shows(&worker, completed, 1.0).await;
+    until_counted(&worker, "callback", "delivered", 40.0).await;
+    worker.drain().await;
+    world.end().await;
 }

@@ -1102,7 +1102,7 @@ impl Context for Anything {
         Ok(())
     }
 
-    fn check_reply_to(&self, _: &str) -> Result<(), String> {
+    fn check_reply_to(&self, _: &str, _: &str) -> Result<(), String> {
         Ok(())
     }
 }

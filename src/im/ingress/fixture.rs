@@ -11,6 +11,7 @@ use super::{Door, Fate, Incoming, Ingress, Order, Spoken, Told, Wanted};
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Context, Job, JobDocument, MemberDocument};
+use crate::domain::notice::ReplyRules;
 use crate::domain::outcome::{Class, Outcome};
 use crate::domain::slice::Head;
 use crate::secret::Secret;
@@ -150,8 +151,8 @@ impl Context for Anywhere {
         job::check_callback(app, None, url)
     }
 
-    fn check_reply_to(&self, queue: &str) -> Result<(), String> {
-        job::check_reply_to(None, queue)
+    fn check_reply_to(&self, app: &str, queue: &str) -> Result<(), String> {
+        ReplyRules::default().check(None, app, queue)
     }
 }
 

@@ -116,7 +116,7 @@ impl<'a> Loose<'a> {
         let dropped = |field: &str| names.iter().any(|name| name.eq_ignore_ascii_case(field));
         let kept = self.fields.iter().filter(|(field, _)| !dropped(field));
         let kept: BTreeMap<_, _> = kept.collect();
-        serde_json::value::to_raw_value(&kept).ok()
+        Some(crate::json::raw(&kept))
     }
 
     /// A text that is not empty.

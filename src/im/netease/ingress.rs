@@ -279,7 +279,7 @@ impl<'a> Call<'a> {
             native: if native.is_empty() {
                 None
             } else {
-                serde_json::value::to_raw_value(&native).ok()
+                Some(crate::json::raw(&native))
             },
             ..Wanted::default()
         })

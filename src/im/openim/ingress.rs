@@ -494,7 +494,7 @@ fn native(body: &Loose<'_>) -> Result<BTreeMap<&'static str, Box<RawValue>>, Ref
 }
 
 fn raw(value: &impl Serialize) -> Option<Box<RawValue>> {
-    serde_json::value::to_raw_value(value).ok()
+    Some(crate::json::raw(value))
 }
 
 /// Says what became of a call.

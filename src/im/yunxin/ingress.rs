@@ -187,7 +187,7 @@ fn order(
         native: if native.is_empty() {
             None
         } else {
-            serde_json::value::to_raw_value(&native).ok()
+            Some(crate::json::raw(&native))
         },
         ..Wanted::default()
     };
@@ -305,7 +305,7 @@ fn as_written(from: &Loose<'_>, attachment: Option<&str>) -> Option<Box<RawValue
     if let Some(json) = attachment {
         fields.insert("attachment", RawValue::from_string(json.to_owned()).ok()?);
     }
-    serde_json::value::to_raw_value(&fields).ok()
+    Some(crate::json::raw(&fields))
 }
 
 fn attached(number: i64, json: &str) -> Result<MessageDocument, No> {

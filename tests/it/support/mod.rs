@@ -1,6 +1,7 @@
 //! What integration tests share.
 //!
 //! - [`servers`]: where the shared RabbitMQ and Redis are, and private ones that may be killed.
+//! - [`raw`]: a producer that puts any bytes into the properties of a message.
 //! - [`relay`]: a TCP relay inside the test that can cut, hold and delay a link.
 //! - [`mock`]: the mock IM server inside the test.
 //! - [`process`]: the built binary as a process that can be killed, stopped and read.
@@ -13,6 +14,7 @@
 
 pub(crate) mod mock;
 pub(crate) mod process;
+pub(crate) mod raw;
 pub(crate) mod relay;
 pub(crate) mod scratch;
 pub(crate) mod servers;

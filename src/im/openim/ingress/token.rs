@@ -55,7 +55,7 @@ pub(super) fn issue(door: &Door, user: &str, platform: i32, now_ms: u64) -> Stri
         nbf: now,
         iat: now,
     };
-    let claims = serde_json::to_vec(&claims).unwrap_or_default();
+    let claims = crate::json::bytes(&claims);
     let parts = [HEADER.as_bytes(), &claims].map(|part| URL_SAFE_NO_PAD.encode(part));
     let signed = parts.join(".");
     let signature = hmac::sign(&key(door.secret.as_ref()), signed.as_bytes());

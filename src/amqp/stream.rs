@@ -1,0 +1,257 @@
+//! The stream over which the client library talks to the broker: TCP or TLS of our own.
+//!
+//! It is ours for two reasons. What arrives passes [`Frames`], so that no message can end a connection.
+//! And it can be cut: the library's thread and buffers (about 4 MiB) live as long as its socket, so a
+//! broker that takes connections and says nothing would collect them at every attempt.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use async_rs::traits::Reactor;
+use async_rs::util::{DummyIO, RuntimeParts};
+use async_rs::{Runtime, Tokio};
+use futures_util::io::{AsyncRead, AsyncWrite};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use rustls_platform_verifier::BuilderVerifierExt;
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+
+use super::frames::Frames;
+
+/// Bytes that are read at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// A connection that ends, with its socket, its thread and its buffers, when this is dropped.
+pub(super) struct Link {
+    connection: Connection,
+    _cut: DropGuard,
+}
+
+impl std::ops::Deref for Link {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Link {
+    /// Connects and shakes hands. Nothing is left when the future is dropped before it is done.
+    pub(super) async fn open(
+        uri: &AMQPUri,
+        frame_max: u32,
+        properties: ConnectionProperties,
+    ) -> lapin::Result<Self> {
+        let cut = CancellationToken::new();
+        let guard = cut.clone().drop_guard();
+        let socket = Socket::connect(uri).await?;
+        let stream = Stream {
+            socket,
+            frames: Frames::new(frame_max),
+            arrived: vec![0; READ_BYTES].into(),
+            readable: Vec::with_capacity(READ_BYTES),
+            given: 0,
+            cancelled: Box::pin(cut.clone().cancelled_owned()),
+            cut,
+        };
+        // The library asks for a stream; without its own recovery, just once.
+        let stream = Arc::new(Mutex::new(Some(stream)));
+        let give = async move |_: AMQPUri, _: Runtime<Kit>| {
+            let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let stream = stream.ok_or_else(given_up)?;
+            lapin::Result::Ok(AsyncTcpStream::Plain(stream))
+        };
+        let tokio = Tokio::current();
+        let kit = Runtime::new(Kit::new(tokio.clone(), Net(tokio)));
+        let connection = Connection::connector(uri.clone(), kit, give, properties).await?;
+        Ok(Self {
+            connection,
+            _cut: guard,
+        })
+    }
+}
+
+fn given_up() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "the connection was given up",
+    )
+}
+
+/// A connected socket.
+enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    async fn connect(uri: &AMQPUri) -> io::Result<Self> {
+        let host = uri.authority.host.as_str();
+        let stream = TcpStream::connect((host, uri.authority.port)).await?;
+        stream.set_nodelay(true)?;
+        match uri.scheme {
+            AMQPScheme::AMQP => Ok(Self::Plain(stream)),
+            AMQPScheme::AMQPS => {
+                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+                // Reading the certificates that the system trusts takes a while.
+                let config = tokio::task::spawn_blocking(tls_config).await?;
+                let tls = TlsConnector::from(Arc::new(config.map_err(io::Error::other)?));
+                Ok(Self::Tls(Box::new(tls.connect(name, stream).await?)))
+            }
+        }
+    }
+}
+
+/// Trusts what the system trusts.
+fn tls_config() -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?
+        .with_no_client_auth())
+}
+
+/// Does the same with either kind of socket.
+macro_rules! with_socket {
+    ($socket:expr, $pinned:ident => $what:expr) => {
+        match $socket {
+            Socket::Plain(stream) => {
+                let $pinned = Pin::new(stream);
+                $what
+            }
+            Socket::Tls(stream) => {
+                let $pinned = Pin::new(stream.as_mut());
+                $what
+            }
+        }
+    };
+}
+
+/// What the client library reads and writes.
+pub(super) struct Stream {
+    socket: Socket,
+    frames: Frames,
+    /// Bytes as they arrive.
+    arrived: Box<[u8]>,
+    /// Bytes for the library, and how many of them it has.
+    readable: Vec<u8>,
+    given: usize,
+    cut: CancellationToken,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Stream {
+    /// Fills what is readable; afterwards it is empty only at the end of the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.readable.clear();
+        self.given = 0;
+        while self.readable.is_empty() {
+            if self.cut.is_cancelled() {
+                return Poll::Ready(Err(given_up()));
+            }
+            let mut arrived = ReadBuf::new(&mut self.arrived);
+            let read = with_socket!(&mut self.socket, socket => socket.poll_read(cx, &mut arrived));
+            match read {
+                Poll::Ready(read) => read?,
+                Poll::Pending => {
+                    // It wakes the reader when the connection is cut.
+                    ready!(self.cancelled.as_mut().poll(cx));
+                    return Poll::Ready(Err(given_up()));
+                }
+            }
+            if arrived.filled().is_empty() {
+                break;
+            }
+            self.frames.pass(arrived.filled(), &mut self.readable);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let it = self.get_mut();
+        if it.given == it.readable.len() {
+            ready!(it.poll_fill(cx))?;
+        }
+        let waiting = &it.readable[it.given..];
+        let count = waiting.len().min(out.len());
+        out[..count].copy_from_slice(&waiting[..count]);
+        it.given += count;
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let it = self.get_mut();
+        if it.cut.is_cancelled() {
+            return Poll::Ready(Err(given_up()));
+        }
+        with_socket!(&mut it.socket, socket => socket.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        with_socket!(&mut self.get_mut().socket, socket => socket.poll_flush(cx))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        with_socket!(&mut self.get_mut().socket, socket => socket.poll_shutdown(cx))
+    }
+}
+
+/// What the client library needs of its runtime: Tokio's, with [`Stream`] as the stream.
+type Kit = RuntimeParts<Tokio, Net>;
+
+#[derive(Clone, Debug)]
+struct Net(Tokio);
+
+impl Reactor for Net {
+    type TcpStream = Stream;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    /// Nobody asks for it.
+    fn register<H: Send + 'static>(
+        &self,
+        _: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        Err::<DummyIO, _>(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(
+        &self,
+        duration: Duration,
+    ) -> impl futures_util::Stream<Item = Instant> + Send + 'static {
+        self.0.interval(duration)
+    }
+
+    /// Nobody asks for it either: [`Link::open`] connects by itself.
+    fn tcp_connect_addr(
+        &self,
+        _: SocketAddr,
+    ) -> impl Future<Output = io::Result<Stream>> + Send + 'static {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}

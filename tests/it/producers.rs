@@ -1,0 +1,275 @@
+//! Whatever a producer may put on a message: promises 1 and 11 over AMQP.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use fanwise::amqp::{Rabbit, Settings};
+use fanwise::domain::lane::Priority;
+use fanwise::ports::{Broker, Consumer, KeptMessage, Moved, Session, Shelf, Shelves, Source};
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::support::raw::{
+    APP_ID, CORRELATION_ID, EXPIRATION, HEADERS, MESSAGE_ID, Producer, TYPE, header, long, short,
+};
+use crate::support::servers::amqp_url;
+use crate::support::wait::until;
+use crate::support::world::{BOUND, Plan, users};
+
+fn rabbit(name: &str) -> Option<(Rabbit, String)> {
+    let url = amqp_url()?;
+    let settings = Settings {
+        namespace: format!("{name}-{}-{:x}", std::process::id(), fastrand::u32(..)),
+        ..Settings::new(url.clone())
+    };
+    Some((Rabbit::new(settings).unwrap(), url))
+}
+
+/// The properties that ended sessions, processes or connections.
+fn odd_properties() -> Vec<Vec<(u16, Vec<u8>)>> {
+    let uuid = [
+        0x8f, 0x3e, 0xff, 0, 0xc3, 0x28, 0xff, 0xfe, 0x9d, 1, 0xaa, 0xbb, 0xcc,
+    ];
+    let mut all: Vec<_> = [CORRELATION_ID, MESSAGE_ID, TYPE, APP_ID]
+        .map(|place| vec![(place, short(&uuid))])
+        .into();
+    all.push(vec![(HEADERS, header(&uuid, b"a name of raw bytes"))]);
+    for (kind, name) in [(b"A", vec![]), (b"F", short(b"k"))] {
+        let mut value = b"t\x01".to_vec();
+        for _ in 0..1_500 {
+            value = [&kind[..], &long(&[&name[..], &value].concat())].concat();
+        }
+        all.push(vec![(
+            HEADERS,
+            long(&[&short(b"deep")[..], &value].concat()),
+        )]);
+    }
+    // These fit a frame as they come; the broker adds its own when it hands them out again.
+    for bytes in [64 * 1024, 100_000, 130_900] {
+        all.push(vec![(HEADERS, header(b"traceparent", &vec![b'x'; bytes]))]);
+    }
+    all
+}
+
+async fn shelf(rabbit: &Rabbit) -> Vec<KeptMessage> {
+    let mut kept = Vec::new();
+    let visit = |message| {
+        kept.push(message);
+        ControlFlow::Continue(())
+    };
+    rabbit.read(Shelf::Rejected, visit).await.unwrap();
+    kept
+}
+
+/// Each is handed out, also again and again, and what is rejected can be read; the session lives.
+#[tokio::test]
+async fn promise_11_no_property_ends_a_session() {
+    let Some((rabbit, url)) = rabbit("odd") else {
+        return;
+    };
+    let session = rabbit.connect().await.unwrap();
+    let mut producer = Producer::connect(&url).await;
+    let exchange = rabbit.topology().exchanges[0].name.clone();
+    let odd = odd_properties();
+    for (number, properties) in odd.iter().enumerate() {
+        let bodies = [format!("odd {number}"), format!("neighbour {number}")];
+        let all: [&[(u16, Vec<u8>)]; 2] = [properties, &[]];
+        for (body, properties) in bodies.iter().zip(all) {
+            let body = body.as_bytes();
+            producer.publish(&exchange, b"bulk", body, properties).await;
+        }
+    }
+    let source = Source::Jobs(Priority::Bulk);
+    let mut consumer = session.consume(source, 100).await.unwrap();
+    let mut bodies = BTreeSet::new();
+    // Given back twice, so that the broker adds its headers; then rejected.
+    for round in 0..3 {
+        let mut taken = Vec::new();
+        for _ in 0..2 * odd.len() {
+            let delivery = timeout(BOUND, consumer.next()).await.unwrap().unwrap();
+            assert_eq!(delivery.traceparent, None);
+            taken.push(delivery);
+        }
+        for delivery in taken {
+            let body = delivery.body.clone();
+            bodies.insert(String::from_utf8(body.to_vec()).unwrap());
+            match round {
+                0 | 1 => delivery.give_back().await.unwrap(),
+                _ if body.starts_with(b"odd") => delivery.reject("no job".into()).await.unwrap(),
+                _ => delivery.ack().await.unwrap(),
+            }
+        }
+    }
+    assert_eq!(bodies.len(), 2 * odd.len());
+    assert!(!session.lost().is_cancelled());
+    session.close().await;
+
+    let kept = shelf(&rabbit).await;
+    assert_eq!(kept.len(), odd.len());
+    for message in &kept {
+        assert!(message.body.starts_with(b"odd"));
+        assert_eq!(message.headers["fanwise-reason"], "no job");
+    }
+    let changed: Vec<_> = kept
+        .iter()
+        .filter_map(|message| message.headers.get("fanwise-unreadable"))
+        .collect();
+    // One header of 64 KiB does not fit either.
+    assert_eq!(changed.len(), odd.len(), "{changed:?}");
+    assert_eq!(changed[0], "correlation_id");
+    assert_eq!(
+        kept[1].message_id.as_deref(),
+        Some(r"\x8f>\xff\x00\xc3(\xff\xfe\x9d\x01\xaa\xbb\xcc")
+    );
+    rabbit.delete_all().await.unwrap();
+}
+
+/// What the broker itself moves there, with its headers and a routing key of raw bytes.
+#[tokio::test]
+async fn promise_11_messages_straight_on_the_shelf_can_be_read() {
+    let Some((rabbit, url)) = rabbit("shelf") else {
+        return;
+    };
+    rabbit.apply().await.unwrap();
+    let mut producer = Producer::connect(&url).await;
+    let exchanges = rabbit.topology().exchanges;
+    let rejected = exchanges.iter().find(|it| it.name.ends_with(".rejected"));
+    let rejected = rejected.unwrap().name.clone();
+    for properties in odd_properties() {
+        producer
+            .publish(&rejected, &[0xff, b'k'], b"odd", &properties)
+            .await;
+    }
+    for _ in 0..2 {
+        let kept = shelf(&rabbit).await;
+        assert_eq!(kept.len(), odd_properties().len());
+        assert!(kept.iter().all(|it| it.routing_key == r"\xffk"));
+    }
+    rabbit.delete_all().await.unwrap();
+}
+
+/// Promise 1: a job that expires in its queue because its producer said so is found, with the reason,
+/// and counted. What we reject ourselves is not counted twice.
+#[tokio::test]
+async fn promise_1_a_job_that_expires_unseen_is_kept_and_counted() {
+    let Some((rabbit, url)) = rabbit("expires") else {
+        return;
+    };
+    let session = rabbit.connect().await.unwrap();
+    let mut producer = Producer::connect(&url).await;
+    let exchange = rabbit.topology().exchanges[0].name.clone();
+    let at_once = [(EXPIRATION, short(b"1"))];
+    producer
+        .publish(&exchange, b"normal", b"a job", &at_once)
+        .await;
+    producer.publish(&exchange, b"high", b"no job", &[]).await;
+    let source = Source::Jobs(Priority::High);
+    let mut consumer = session.consume(source, 1).await.unwrap();
+    let delivery = timeout(BOUND, consumer.next()).await.unwrap().unwrap();
+    delivery.reject("not JSON".to_owned()).await.unwrap();
+
+    let mut moved = session.moved().await.unwrap();
+    let expected = Moved { jobs: 1, slices: 0 };
+    let counted = timeout(BOUND, moved.wait_for(|moved| moved.jobs > 0)).await;
+    assert_eq!(*counted.unwrap().unwrap(), expected);
+    session.close().await;
+    let kept = shelf(&rabbit).await;
+    assert_eq!(kept.len(), 2);
+    let expired = kept.iter().find(|it| &it.body[..] == b"a job").unwrap();
+    let reason = &expired.headers["fanwise-reason"];
+    assert!(
+        reason.contains("set the property `expiration` to 1 ms"),
+        "{reason}"
+    );
+    assert!(expired.headers["fanwise-source"].ends_with(".jobs.normal.v1"));
+    assert!(
+        expired.headers["fanwise-rejected-at"]
+            .parse::<u64>()
+            .is_ok()
+    );
+    assert_eq!(*moved.borrow(), expected);
+    rabbit.delete_all().await.unwrap();
+}
+
+/// Jobs are what their bodies say: odd properties neither hold up their neighbours nor themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_11_a_valid_job_is_sent_whatever_is_on_its_message() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("properties").await;
+    let worker = world.worker().await;
+    let mut producer = Producer::connect(&world.amqp).await;
+    let exchange = format!("{}.jobs", world.name);
+    let job = |key: &str| {
+        json!({
+            "v": 1,
+            "client_msg_no": key,
+            "audience": {"users": users(3)},
+            "message": {"type": "text", "text": "hello"},
+        })
+        .to_string()
+    };
+    let odd = odd_properties();
+    for (number, properties) in odd.iter().enumerate() {
+        let keys = [format!("odd{number}"), format!("good{number}")];
+        let all: [&[(u16, Vec<u8>)]; 2] = [properties, &[]];
+        for (key, properties) in keys.iter().zip(all) {
+            producer
+                .publish(&exchange, b"normal", job(key).as_bytes(), properties)
+                .await;
+        }
+    }
+    let count = 2.0 * odd.len() as f64;
+    until("all jobs are completed", BOUND, async || {
+        let metrics = worker.metrics().await;
+        (metrics.get("fanwise_jobs_completed_total") == Some(&count)).then_some(())
+    })
+    .await;
+    let metrics = worker.metrics().await;
+    assert_eq!(metrics["fanwise_slices_total{result=\"lost\"}"], 0.0);
+    assert_eq!(metrics["fanwise_jobs_total{result=\"rejected\"}"], 0.0);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// Promise 9: a broker that takes connections and says nothing costs as much after many attempts as
+/// after one.
+#[tokio::test]
+async fn promise_9_a_broker_that_says_nothing_leaves_nothing_behind() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut ends = JoinSet::new();
+    let settings = Settings {
+        connect_timeout: Duration::from_millis(100),
+        ..Settings::new(format!("amqp://guest:guest@{address}"))
+    };
+    let rabbit = Rabbit::new(settings).unwrap();
+    for _ in 0..5 {
+        let (attempt, accepted) = tokio::join!(rabbit.depths(), listener.accept());
+        assert!(attempt.is_err());
+        let mut stream = accepted.unwrap().0;
+        // Its end is closed, not only forgotten.
+        ends.spawn(async move { stream.read_to_end(&mut Vec::new()).await });
+    }
+    let all = async { while ends.join_next().await.is_some() {} };
+    timeout(BOUND, all).await.unwrap();
+    until("no thread is left", BOUND, async || {
+        (io_threads() == 0).then_some(())
+    })
+    .await;
+}
+
+/// Threads of the client library in this process.
+fn io_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.flatten().filter_map(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm"));
+        name.ok()
+    });
+    names
+        .filter(|name| name.starts_with("lapin-io-loop"))
+        .count()
+}
