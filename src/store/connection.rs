@@ -416,6 +416,10 @@ fn advice(error: &RedisError) -> &'static str {
             ". Give the user in ledger.url all commands on the keys of ledger.prefix"
         }
         (ErrorKind::Io, _) => ". Check host and port in ledger.url, and whether Redis runs there",
+        // It has no code of its own.
+        _ if error.detail().is_some_and(|it| it.contains("DB index")) => {
+            ". Check the number of the database in ledger.url"
+        }
         _ => "",
     }
 }
