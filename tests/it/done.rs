@@ -126,7 +126,15 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     let accounts = &record["accounts"];
     assert_eq!(accounts["total"], RECIPIENTS, "{record}");
     assert_eq!(accounts["sent"], good.len(), "{record}");
-    assert_eq!(accounts["failed"], refused.len(), "{record}");
+    // A refused one whose call was out when its worker was killed may have been sent to, for all the
+    // next worker knows.
+    let count = |outcome: &str| accounts[outcome].as_u64().unwrap() as usize;
+    assert_eq!(
+        count("failed") + count("uncertain"),
+        refused.len(),
+        "{record}"
+    );
+    assert!(count("uncertain") <= IN_DOUBT_MAX, "{record}");
     assert_eq!(record["pending"], 0, "{record}");
 
     // The mock's log: everybody else exactly once.
@@ -149,8 +157,11 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     let letters = world.json(&["dead", "list", "--job", &job]).await;
     let mut dead = BTreeSet::new();
     for letter in letters.as_array().unwrap() {
-        assert_eq!(letter["outcome"], "failed", "{letter}");
-        assert_eq!(letter["class"], "permanent", "{letter}");
+        if letter["outcome"] == "failed" {
+            assert_eq!(letter["class"], "permanent", "{letter}");
+        } else {
+            assert_eq!(letter["outcome"], "uncertain", "{letter}");
+        }
         assert_eq!(letter["client_msg_no"], "done", "{letter}");
         let reason = |field: &str| letter[field].as_str().is_some_and(|text| !text.is_empty());
         assert!(reason("code") && reason("text"), "{letter}");
@@ -241,7 +252,7 @@ async fn agree(
             "{outcome}: {account} in the accounts, {counted} counted, at most {meanwhile} in between"
         );
     }
-    for outcome in ["uncertain", "expired", "cancelled"] {
+    for outcome in ["expired", "cancelled"] {
         let name = format!("fanwise_recipients_total{{outcome=\"{outcome}\",target=\"im\"}}");
         assert_eq!(sum(&all, &name), 0.0, "{outcome}");
     }

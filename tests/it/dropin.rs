@@ -211,9 +211,11 @@ async fn ask_announcing(
     }
     request.push_str("\r\n");
     request.push_str(body);
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
+    // A server that has refused may not read it to the end.
+    let _ = stream.write_all(request.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     Answer {
         status: head.split(' ').nth(1).unwrap().parse().unwrap(),
@@ -725,13 +727,26 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
     let house = House::new("dropin-manners", "netease").await;
     let mut serve = house.serve().await;
     let long = "x".repeat(5 * 1024 * 1024);
-    for (path, status, code, text) in [
-        (BATCH, 200, "/code", "/desc"),
-        (YUNXIN, 200, "/code", "/msg"),
-        ("/msg/batch_send_msg", 400, "/errCode", "/errDlt"),
-        ("/auth/get_admin_token", 400, "/errCode", "/errDlt"),
-        ("/message/sendbatch", 400, "/status", "/msg"),
-        ("/message/send", 400, "/status", "/msg"),
+    // What a head lacks is told before its body is read.
+    for (path, status, code, text, lacks) in [
+        (BATCH, 200, "/code", "/desc", Some("bad http header")),
+        (YUNXIN, 200, "/code", "/msg", Some("bad http header")),
+        (
+            "/msg/batch_send_msg",
+            400,
+            "/errCode",
+            "/errDlt",
+            Some("operationID"),
+        ),
+        (
+            "/auth/get_admin_token",
+            400,
+            "/errCode",
+            "/errDlt",
+            Some("operationID"),
+        ),
+        ("/message/sendbatch", 400, "/status", "/msg", None),
+        ("/message/send", 400, "/status", "/msg", None),
     ] {
         let check = |answer: Answer, expected: &str| {
             let body = answer.json();
@@ -750,9 +765,12 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
         let wrong_method = check(wrong_method, "GET is not taken here, POST is");
         assert_eq!(wrong_method.header("allow"), Some("POST"));
         let large = ask(house.gateway, "POST", path, &[], &long).await;
-        check(large, "bytes; send to fewer recipients at a time");
+        check(
+            large,
+            lacks.unwrap_or("bytes; send to fewer recipients at a time"),
+        );
         let slow = ask_announcing(house.gateway, "POST", path, &[], 100, "{").await;
-        check(slow, "the body came too slowly");
+        check(slow, lacks.unwrap_or("the body came too slowly"));
     }
     // What is wrong inside of them, too.
     let (status, _, body) = house.post("/message/sendbatch", &[], "{}").await;
