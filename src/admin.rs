@@ -11,7 +11,6 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{self, Manners};
@@ -23,8 +22,28 @@ pub struct Status {
     pub metrics: Arc<Metrics>,
     /// Refreshes metrics that are kept elsewhere, before each scrape.
     pub refresh: Arc<dyn Fn() + Send + Sync>,
-    /// All of them must say so.
-    pub ready: Vec<watch::Receiver<bool>>,
+    /// All of them must be ready.
+    pub ready: Vec<Part>,
+}
+
+/// A part of the process that must be ready.
+#[derive(Clone)]
+pub struct Part {
+    name: &'static str,
+    /// Why it is not, in words.
+    check: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+impl Part {
+    pub fn new(
+        name: &'static str,
+        check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            name,
+            check: Arc::new(check),
+        }
+    }
 }
 
 /// What reads health and metrics is a handful of programs. A crowd must not use up the descriptors of
@@ -103,14 +122,25 @@ fn routes(status: Status) -> Router {
 }
 
 async fn ready(State(status): State<Status>) -> impl IntoResponse {
-    if status.ready.iter().all(|ready| *ready.borrow()) {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not ready: no broker session, the ledger is down, or draining\n",
-        )
+    let missing = missing(&status.ready);
+    if missing.is_empty() {
+        return (StatusCode::OK, "ready\n".to_owned());
     }
+    let text = format!("not ready: {}\n", missing.join("; "));
+    (StatusCode::SERVICE_UNAVAILABLE, text)
+}
+
+/// The parts that are not ready, each with why. One line, whatever an outside system said.
+fn missing(parts: &[Part]) -> Vec<String> {
+    let why = |part: &Part| {
+        let what = (part.check)().err()?;
+        Some(format!(
+            "{}: {}",
+            part.name,
+            what.replace(['\r', '\n'], " ")
+        ))
+    };
+    parts.iter().filter_map(why).collect()
 }
 
 async fn metrics(State(status): State<Status>) -> impl IntoResponse {
@@ -122,4 +152,17 @@ async fn metrics(State(status): State<Status>) -> impl IntoResponse {
         )],
         status.metrics.text(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_ready_says_which_part_and_why() {
+        let ready = Part::new("worker", || Ok(()));
+        let full = Part::new("ledger", || Err("the ledger is full:\nOOM".to_owned()));
+        assert_eq!(missing(std::slice::from_ref(&ready)), [""; 0]);
+        assert_eq!(missing(&[ready, full]), ["ledger: the ledger is full: OOM"]);
+    }
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Admin, Status};
+use crate::admin::{Admin, Part, Status};
 use crate::amqp::{self, Rabbit};
 use crate::config::{AppConfig, Config, TargetConfig};
 use crate::domain::fields::summary;
@@ -22,7 +22,7 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{self, Access, Desk, Server, keep_publisher, watch_ready};
+use crate::gateway::{self, Access, Desk, Server, check_publishing, keep_publisher};
 use crate::im::http::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
@@ -31,7 +31,8 @@ use crate::service::admission::{Admission, Rules};
 use crate::steer::{Facts, TargetFacts};
 use crate::store::{self, Store};
 use crate::worker::{
-    self, AppRuntime, Callbacks, Context, Health, Keyring, Settings, TargetRuntime, Worker,
+    self, AppRuntime, Callbacks, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
+    Worker,
 };
 
 /// RabbitMQ as configured; connects to nothing yet.
@@ -245,7 +246,6 @@ pub fn facts(config: &Config) -> Result<Facts, Failure> {
     Ok(Facts {
         targets: targets.collect::<Result<_, Failure>>()?,
         apps: apps.map(|(name, app)| (name.clone(), app.limit)).collect(),
-        dedup_window: config.ledger.dedup_window,
     })
 }
 
@@ -289,6 +289,7 @@ fn target_runtime(
         on_uncertain: on_uncertain(config, &*target),
         config_park: config.config_park,
         health: Health::new(config.breaker_failures),
+        under_way: CallsUnderWay::default(),
         metrics: metrics.target(name),
         keyring: Keyring::default(),
         directory_keyring: Keyring::default(),
@@ -332,6 +333,7 @@ fn context<S: worker::Store>(
         attempts_max: config.retry.attempts_max,
         retry: config.retry.schedule,
         fingerprint_secret: config.ledger.fingerprint_secret.expose().to_owned(),
+        abandoned_after: config.ledger.abandoned_after,
         progress_interval: worker.progress_interval,
         namespace: namespace(config).map(ToOwned::to_owned),
     };
@@ -358,9 +360,9 @@ pub async fn run_gateway(config: Config) -> Result<Exit, Failure> {
     check_ledger(&store, &drain).await?;
     let mut process = Process::new(&config, store, drain.clone())?;
     process.listen(&config, broker(&config)?).await?;
-    // A worker asks for itself whether the ledger answers.
+    // A worker gives heartbeats itself.
     let context = Arc::clone(&process.context);
-    let watching = async move { worker::watch_store(&context, &drain).await };
+    let watching = async move { worker::watch_store(&context, false, &drain).await };
     process.tasks.push(Box::pin(watching));
     process.run(&config).await
 }
@@ -479,7 +481,7 @@ struct Process<S> {
     client: Client,
     drain: CancellationToken,
     tasks: Vec<Task>,
-    ready: Vec<watch::Receiver<bool>>,
+    ready: Vec<Part>,
 }
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -492,20 +494,36 @@ impl<S: worker::Store> Process<S> {
             ..ClientSettings::defaults()
         });
         let metrics = Arc::new(Metrics::new());
-        let context = context(config, store, client.clone(), &trust, metrics)?;
+        let context = Arc::new(context(config, store, client.clone(), &trust, metrics)?);
+        let draining = {
+            let drain = drain.clone();
+            Part::new("process", move || match drain.is_cancelled() {
+                true => Err("draining".to_owned()),
+                false => Ok(()),
+            })
+        };
+        let ledger = {
+            let context = Arc::clone(&context);
+            Part::new("ledger", move || context.check_ledger())
+        };
         Ok(Self {
-            context: Arc::new(context),
+            context,
             client,
             drain,
             tasks: Vec::new(),
-            ready: Vec::new(),
+            ready: vec![draining, ledger],
         })
     }
 
     /// It takes jobs and delivers them.
     fn work<B: Broker>(&mut self, broker: B) {
         let worker = Worker::new(broker, Arc::clone(&self.context));
-        self.ready.push(worker.ready());
+        let session = worker.ready();
+        self.ready
+            .push(Part::new("worker", move || match *session.borrow() {
+                true => Ok(()),
+                false => Err("no session with the broker".to_owned()),
+            }));
         self.tasks.push(Box::pin(worker.run(self.drain.clone())));
     }
 
@@ -532,11 +550,8 @@ impl<S: worker::Store> Process<S> {
             .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
         let address = server.address().or_exit(Exit::Internal)?;
         tracing::info!(%address, "gateway listens");
-        let (tell_ready, ready) = watch::channel(false);
-        self.ready.push(ready);
-        let watching =
-            watch_ready::<B, _, _>(Arc::clone(context), published, tell_ready, drain.clone());
-        self.tasks.push(Box::pin(watching));
+        self.ready
+            .push(Part::new("gateway", move || check_publishing(&published)));
         self.tasks
             .push(Box::pin(keep_publisher(broker, publishing, drain.clone())));
         self.tasks.push(Box::pin(server.run(drain.clone())));
@@ -547,9 +562,11 @@ impl<S: worker::Store> Process<S> {
     async fn run(self, config: &Config) -> Result<Exit, Failure> {
         let metrics = Arc::clone(&self.context.metrics);
         let (calls, refreshed) = (self.client, Arc::clone(&metrics));
+        let context = Arc::clone(&self.context);
         let status = Status {
             metrics: Arc::clone(&metrics),
             refresh: Arc::new(move || {
+                context.show_ledger();
                 let counts = calls.counts();
                 refreshed.connections(counts.opened.load(Relaxed), counts.reused.load(Relaxed));
             }),

@@ -162,10 +162,12 @@ pub enum LedgerStep {
     Direct,
     Charge,
     Nonce,
+    Beat,
+    Sweep,
 }
 
 impl LedgerStep {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Accept,
         Self::Expanded,
         Self::Gather,
@@ -181,6 +183,8 @@ impl LedgerStep {
         Self::Direct,
         Self::Charge,
         Self::Nonce,
+        Self::Beat,
+        Self::Sweep,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -200,6 +204,8 @@ impl LedgerStep {
             Self::Direct => "direct",
             Self::Charge => "charge",
             Self::Nonce => "nonce",
+            Self::Beat => "beat",
+            Self::Sweep => "sweep",
         }
     }
 }
@@ -233,6 +239,8 @@ pub struct Metrics {
     ledger_seconds: HistogramVec,
     ledger_errors: IntCounterVec,
     ledger_up: IntGauge,
+    ledger_went_back: IntCounter,
+    jobs_abandoned: IntCounter,
     throttle: IntCounterVec,
     throttle_wait: Histogram,
     parked: IntGaugeVec,
@@ -418,7 +426,20 @@ impl Metrics {
                 "Ledger steps that failed; lanes stop while they do",
                 &["step"],
             ),
-            ledger_up: gauge("fanwise_ledger_up", "1 while the ledger answers"),
+            ledger_up: gauge(
+                "fanwise_ledger_up",
+                "1 while the ledger takes writes: a heartbeat succeeded in the last two seconds",
+            ),
+            ledger_went_back: counter(
+                "fanwise_ledger_went_back_total",
+                "Times this process found that the ledger had lost what was written last; jobs that ran \
+                 then are marked, and `fanwise job verify` says what is not known of them",
+            ),
+            jobs_abandoned: counter(
+                "fanwise_jobs_abandoned_total",
+                "Jobs this process ended because nothing of them was left to deliver: recipients whose \
+                 outcome the ledger does not know ended uncertain",
+            ),
             throttle: counters(
                 "fanwise_throttle_decisions_total",
                 "Leases by the limit that decided: allowed at once, or limited",
@@ -649,6 +670,14 @@ impl Metrics {
 
     pub fn ledger_up(&self, up: bool) {
         self.ledger_up.set(up.into());
+    }
+
+    pub fn ledger_went_back(&self) {
+        self.ledger_went_back.inc();
+    }
+
+    pub fn job_abandoned(&self) {
+        self.jobs_abandoned.inc();
     }
 
     pub fn throttled(&self, scope: Scope, limited: bool) {

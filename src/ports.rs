@@ -41,6 +41,10 @@ use crate::secret::Secret;
 pub trait Broker: Clone + Send + Sync + 'static {
     type Session: Session;
 
+    /// How much waits to be handed out now. What was handed out and is not acked, and what waits on
+    /// the ladder, is not counted.
+    fn backlog(&self) -> impl Future<Output = Result<Backlog, BrokerError>> + Send;
+
     /// Opens one session and declares what it needs. The caller backs off and calls again on error.
     fn connect(&self) -> impl Future<Output = Result<Self::Session, BrokerError>> + Send;
 }
@@ -75,6 +79,14 @@ pub trait Session: Send + Sync + 'static {
 
     /// Ends the session in order. Deliveries not acked go back to their queues.
     fn close(self) -> impl Future<Output = ()> + Send;
+}
+
+/// Messages that wait to be handed out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    pub jobs: u64,
+    /// Of the lanes of each target that is configured.
+    pub lanes: BTreeMap<String, u64>,
 }
 
 /// Messages that the broker moved to the rejected ones by itself: they expired, or every reader of them
@@ -291,6 +303,9 @@ pub enum PublishError {
 
 /// Who is claimed and who is settled, per job and recipient, with the job's counters.
 ///
+/// A job is known while it runs, however long something of it waits, and for the dedup window after it
+/// has completed.
+///
 /// Every method is one atomic step and may be repeated after an error: doing it twice counts once.
 pub trait Ledger: Clone + Send + Sync + 'static {
     /// Registers a submission of a job before any of its slices is published.
@@ -298,6 +313,14 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         &self,
         submission: &Submission,
     ) -> impl Future<Output = Result<Accepted, LedgerError>> + Send;
+
+    /// Notes a job that is durable with the broker, so that it is found before a worker registers it.
+    /// Changes nothing of a job that is known.
+    fn enter(&self, entry: &Entry) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// Forgets a job that was entered and that no worker will register. Changes nothing of one that is
+    /// registered.
+    fn withdraw(&self, job: JobId) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
     /// Records that all slices of a submission are published.
     fn expanded(
@@ -356,7 +379,8 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         job: JobId,
     ) -> impl Future<Output = Result<Option<JobRecord>, LedgerError>> + Send;
 
-    /// Jobs by the time of their acceptance, newest first, of those of the dedup window. A page may
+    /// Jobs by the time of their acceptance, newest first: those that run, and those that completed
+    /// within the dedup window. A page may
     /// hold fewer than were asked for, even none, while there is a next one: one question looks at a
     /// bounded number of jobs.
     fn jobs(&self, query: &JobQuery) -> impl Future<Output = Result<JobPage, LedgerError>> + Send;
@@ -369,7 +393,7 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<ClaimState>, LedgerError>> + Send;
 
     /// Keeps why recipients ended as they did, for those who ask: the first [`REASONS_MAX`] of a job,
-    /// for the dedup window.
+    /// for as long as the job is known.
     fn explain(
         &self,
         job: JobId,
@@ -385,6 +409,29 @@ pub trait Ledger: Clone + Send + Sync + 'static {
 
     /// Walks over every recipient of a job and counts what stands there.
     fn audit(&self, job: &JobRecord) -> impl Future<Output = Result<Audit, LedgerError>> + Send;
+}
+
+/// What keeps the ledger of jobs in order that nobody works on any more.
+pub trait Upkeep: Clone + Send + Sync + 'static {
+    /// Notes that something of a job waits and will be looked at again.
+    fn waits(&self, job: JobId) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// Jobs that are not completed and of which nothing was heard for so long: no outcome and nothing
+    /// that waits. A bounded number; a job that was shown is not shown again for a part of that time.
+    fn quiet(
+        &self,
+        quiet: Duration,
+    ) -> impl Future<Output = Result<Vec<JobRecord>, LedgerError>> + Send;
+
+    /// Ends a job of which nothing was heard for so long, when nothing of it is left to deliver: its
+    /// pending recipients count as uncertain and [lost](JobRecord::lost), and it is finished. `None`:
+    /// the job is completed, not known, or somebody is at it. An outcome that comes later all the same
+    /// takes the place of a lost one.
+    fn abandon(
+        &self,
+        job: JobId,
+        quiet: Duration,
+    ) -> impl Future<Output = Result<Option<Standing>, LedgerError>> + Send;
 }
 
 /// Most reasons that are kept of a job; the dead letters have all of them.
@@ -410,6 +457,20 @@ impl From<&DeadRecipient> for Reason {
             attempts: dead.attempts,
         }
     }
+}
+
+/// A job that is durable with the broker.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub job: JobId,
+    pub app: String,
+    pub client_msg_no: String,
+    pub target: String,
+    pub content_digest: String,
+    /// List entries, as far as they are known.
+    pub entries: u64,
+    pub not_before_ms: Option<u64>,
+    pub now_ms: u64,
 }
 
 /// One list of recipients of one job, about to be expanded.
@@ -554,6 +615,14 @@ pub struct JobRecord {
     /// The record was rebuilt from slices after the ledger had lost it: what was settled before is
     /// not in the accounts.
     pub rebuilt: bool,
+    /// When the ledger was found to have gone back, to an older state of its data, while the job ran:
+    /// what was recorded last before that may be missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub went_back_at_ms: Option<u64>,
+    /// Recipients whose outcome the ledger does not know although nothing of them is left to deliver.
+    /// They count as uncertain.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u64,
     pub submissions: u64,
     pub shape: Shape,
     /// What the job goes on without, since its target cannot honour it.
@@ -573,16 +642,72 @@ pub struct JobRecord {
     /// How fast it went lately.
     #[serde(skip)]
     pub pace: Pace,
+    /// When something of it was seen to wait last.
+    #[serde(skip)]
+    pub waited_at_ms: Option<u64>,
     /// The version of the stored message that the job started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<u32>,
 }
 
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl JobRecord {
+    /// The latest of the times at which the ledger went back that concerns this job.
+    pub fn marked(mut self, went_back_at_ms: &[u64]) -> Self {
+        let concerns = |at: &u64| {
+            self.accepted_at_ms <= *at && self.completed_at_ms.is_none_or(|done| done > *at)
+        };
+        let times = went_back_at_ms.iter().copied();
+        self.went_back_at_ms = times.filter(|at| concerns(at)).max();
+        self
+    }
+
+    /// Differences between the counters and the ledger, in words.
+    pub fn differences(&self, audit: &Audit) -> Vec<String> {
+        // The ledger has no names for those whose outcome is lost.
+        audit.differences(&Accounts {
+            uncertain: self.accounts.uncertain.saturating_sub(self.lost),
+            ..self.accounts
+        })
+    }
+
+    /// What is not known of the job, in words: with any of it, the accounts are not exact.
+    pub fn unknown(&self) -> Vec<String> {
+        let mut unknown = Vec::new();
+        if self.rebuilt {
+            let what = "the ledger was lost and rebuilt: outcomes recorded before are not counted";
+            unknown.push(what.to_owned());
+        }
+        if let Some(at) = self.went_back_at_ms {
+            let at = jiff::Timestamp::from_millisecond(at.cast_signed()).unwrap_or_default();
+            unknown.push(format!(
+                "the ledger was found at {at} to have gone back to older data: outcomes recorded just \
+                 before that may be missing, and their recipients may have been sent to again"
+            ));
+        }
+        if self.lost > 0 {
+            unknown.push(format!(
+                "{} recipients count as uncertain because the ledger lost their outcomes and nothing \
+                 is left to deliver; it does not know their names",
+                self.lost
+            ));
+        }
+        unknown
+    }
+
+    /// When anything was heard of it last.
+    pub fn heard_at_ms(&self) -> u64 {
+        let later = self.progress_at_ms.max(self.waited_at_ms);
+        later.unwrap_or(0).max(self.accepted_at_ms)
+    }
+
     /// Recipients per second over the last seconds; nothing while too little is known or nothing is
     /// to be done.
     pub fn per_second(&self, now_ms: u64) -> Option<f64> {
-        if self.state == JobState::Completed {
+        if self.state != JobState::Running {
             return None;
         }
         let progress = Mark {
@@ -598,15 +723,18 @@ impl JobRecord {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
+    /// Durable with the broker; no worker has taken it yet.
+    Accepted,
     Running,
     Completed,
 }
 
 impl JobState {
-    pub const ALL: [Self; 2] = [Self::Running, Self::Completed];
+    pub const ALL: [Self; 3] = [Self::Accepted, Self::Running, Self::Completed];
 
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Accepted => "accepted",
             Self::Running => "running",
             Self::Completed => "completed",
         }
@@ -669,6 +797,56 @@ pub enum LedgerError {
     Full(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the ledger answered with nonsense: {0}")]
     Broken(String),
+}
+
+// ---------------------------------------------------------------------------------------------
+// Heartbeats
+// ---------------------------------------------------------------------------------------------
+
+/// Heartbeats: whether the store takes writes now, whether it lost what it had taken, and who is alive.
+pub trait Pulse: Clone + Send + Sync + 'static {
+    /// Writes, as a claim would: an error means that nothing can be claimed now.
+    fn beat(&self, beat: &Beat) -> impl Future<Output = Result<Beaten, LedgerError>> + Send;
+
+    /// The last heartbeats of the processes that are alive.
+    fn beats(&self) -> impl Future<Output = Result<Vec<Beat>, LedgerError>> + Send;
+}
+
+/// Whoever gave no heartbeat for so long is not alive.
+pub const ALIVE: Duration = Duration::from_secs(5);
+
+/// What a process tells with its heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Beat {
+    #[serde(skip)]
+    pub process: u64,
+    /// Of its last heartbeat that was answered; 0 before the first one. A store that has a lower one
+    /// went back to older data.
+    #[serde(skip)]
+    pub number: u64,
+    /// It delivers.
+    pub works: bool,
+    /// Its calls under way, by target.
+    #[serde(default)]
+    pub calls: BTreeMap<String, UnderWay>,
+}
+
+/// Calls whose answer has not come yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct UnderWay {
+    pub calls: u64,
+    /// Since when the oldest one is under way.
+    pub oldest_ms: u64,
+}
+
+/// The answer to a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beaten {
+    /// The number of this one.
+    pub number: u64,
+    /// The last one is not there any more: the store went back to older data, or lost it. It has noted
+    /// when.
+    pub went_back: bool,
 }
 
 // ---------------------------------------------------------------------------------------------

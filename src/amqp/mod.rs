@@ -40,7 +40,10 @@ pub use self::topology::{Exchange, Kind, Queue, Topology, Value, topology};
 
 use self::connection::Dial;
 use self::topology::Names;
-use crate::ports::{Broker, BrokerError, KeptMessage, Shelf, Shelves, Sifted, Sifting};
+use crate::domain::lane::{Lane, LaneClass, Priority};
+use crate::ports::{
+    Backlog, Broker, BrokerError, KeptMessage, Shelf, Shelves, Sifted, Sifting, Source,
+};
 
 /// How to use a RabbitMQ broker.
 #[derive(Clone)]
@@ -182,6 +185,31 @@ impl Shelves for Rabbit {
 
 impl Broker for Rabbit {
     type Session = RabbitSession;
+
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
+        let names = Names::new(&self.settings.namespace);
+        let depths = self.depths().await?;
+        let ready = |source: Source| {
+            let queue = names.queue(&source);
+            let depth = depths.iter().find(|depth| depth.queue == queue);
+            let counts = depth.and_then(|depth| depth.counts);
+            counts.map_or(0, |counts| u64::from(counts.ready))
+        };
+        let jobs = Priority::ALL.into_iter().map(Source::Jobs).map(ready).sum();
+        let targets = self.settings.targets.iter();
+        let lanes = targets.map(|target| {
+            let slices = |lane: &Lane| lane.class != LaneClass::Notices;
+            let lanes = Lane::all(target)
+                .into_iter()
+                .filter(slices)
+                .map(Source::Lane);
+            (target.clone(), lanes.map(ready).sum())
+        });
+        Ok(Backlog {
+            jobs,
+            lanes: lanes.collect(),
+        })
+    }
 
     async fn connect(&self) -> Result<RabbitSession, BrokerError> {
         RabbitSession::open(self).await

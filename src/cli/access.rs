@@ -27,7 +27,7 @@ use crate::gateway::{
 };
 use crate::im::http::{Client, ClientSettings};
 use crate::ports::{
-    Broker as _, JobFilter, JobQuery, JobRecord, KeptMessage, Ledger as _, Outgoing,
+    Broker as _, Entry, JobFilter, JobQuery, JobRecord, KeptMessage, Ledger as _, Outgoing,
     Publisher as _, Reply, Request, Route, Session as _, Shelf, Shelves as _,
 };
 use crate::secret::Secret;
@@ -144,6 +144,24 @@ impl Access {
         Ok(())
     }
 
+    /// Has a job that was submitted found at once; a server does that by itself. The job is accepted,
+    /// whatever the ledger says: it is only found later then.
+    pub(super) async fn enter(&self, entry: &Entry) {
+        if let Self::Direct(direct) = self
+            && let Some(ledger) = &direct.ledger
+        {
+            let _ = ledger.enter(entry).await;
+        }
+    }
+
+    /// A job, where that can be asked.
+    pub(super) async fn job_if_known(&self, job: JobId) -> Result<Option<JobRecord>, Failure> {
+        match self {
+            Self::Direct(direct) if direct.ledger.is_none() => Ok(None),
+            _ => self.job(job).await,
+        }
+    }
+
     pub(super) async fn job(&self, job: JobId) -> Result<Option<JobRecord>, Failure> {
         match self {
             Self::Direct(direct) => direct.job(job).await,
@@ -229,7 +247,7 @@ impl Access {
                     return Ok(None);
                 };
                 let ledger = store.audit(&record).await.or_exit(Exit::Unavailable)?;
-                let differences = ledger.differences(&record.accounts);
+                let differences = gateway::differences(&record, &ledger);
                 Ok(Some(Verification {
                     record,
                     ledger,

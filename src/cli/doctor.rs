@@ -12,8 +12,9 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::im::TargetSettings;
 use crate::im::http::{Client, ClientSettings};
+use crate::ports::Signing;
 use crate::store::{Persistence, Store};
-use crate::worker::chain;
+use crate::worker::{chain, now_ms};
 
 /// How long a target may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -189,8 +190,9 @@ async fn look_at_ledger(config: &Config, report: &mut Report) {
     }
 }
 
-/// That somebody listens, and that it is who the settings say, where that can be asked without a
-/// call to anybody.
+/// That somebody listens, and that it is who the settings say and takes their credentials, where that
+/// can be asked without a call to anybody. A target that is not fit is a failure: nothing would be
+/// delivered, or not as promised.
 async fn look_at_targets(config: &Config, report: &mut Report) {
     let client = Client::new(ClientSettings::defaults());
     for (name, target) in &config.targets {
@@ -200,12 +202,12 @@ async fn look_at_targets(config: &Config, report: &mut Report) {
         let connect = tokio::net::TcpStream::connect((host.as_str(), port));
         let found = match tokio::time::timeout(PATIENCE, connect).await {
             Ok(Ok(_)) => identity(&target.settings, name, &client).await,
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("does not answer".to_owned()),
+            Ok(Err(error)) => Err(format!("{error}. Check its url, and whether it runs")),
+            Err(_) => Err("does not answer. Check its url, and whether it runs".to_owned()),
         };
         let (verdict, finding) = match found {
             Ok(finding) => (Verdict::Ok, finding),
-            Err(finding) => (Verdict::Warn, finding),
+            Err(finding) => (Verdict::Fail, finding),
         };
         report.add(
             verdict,
@@ -215,20 +217,37 @@ async fn look_at_targets(config: &Config, report: &mut Report) {
     }
 }
 
-/// Who listens, as far as it can be told.
+/// Who listens and whether it takes the credentials, as far as it can be told.
 async fn identity(
     settings: &TargetSettings,
     name: &str,
     client: &Client,
 ) -> Result<String, String> {
     // What is wrong with the settings is reported as such.
-    let target = crate::im::build(name, settings).ok();
-    let asked = target.and_then(|target| target.identify().map(|request| (target, request)));
-    let Some((target, request)) = asked else {
+    let Ok(target) = crate::im::build(name, settings) else {
         return Ok("listens".to_owned());
     };
-    match client.send(request, PATIENCE).await {
-        Ok(reply) => target.read_identity(&reply),
-        Err(error) => Err(error.to_string()),
+    let ask = async |request| {
+        let answer = client.send(request, PATIENCE).await;
+        answer.map_err(|error| error.to_string())
+    };
+    if let Some(login) = target.login() {
+        let reply = ask(login.request()).await?;
+        return match login.read(&reply) {
+            Ok(_) => Ok("gives a token for the secret".to_owned()),
+            Err(refused) => Err(format!(
+                "gives no token: {} {}. Check its secret",
+                refused.code, refused.text
+            )),
+        };
     }
+    let Some(mut request) = target.identify() else {
+        return Ok("listens; its credentials are not checked".to_owned());
+    };
+    let signing = Signing {
+        now_ms: now_ms(),
+        nonce: fastrand::u128(..),
+    };
+    target.sign(&mut request, signing);
+    target.read_identity(&ask(request).await?)
 }

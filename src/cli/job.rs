@@ -82,8 +82,8 @@ pub(super) struct ListArgs {
     /// Only to this target
     #[arg(long)]
     target: Option<String>,
-    /// Only running or completed ones
-    #[arg(long, value_parser = ["running", "completed"])]
+    /// Only accepted, running or completed ones
+    #[arg(long, value_parser = ["accepted", "running", "completed"])]
     state: Option<String>,
     /// Only with this client_msg_no
     #[arg(long)]
@@ -283,10 +283,8 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     if let Some(rate) = &job.rate {
         output::line(format!("own limit      {rate}"))?;
     }
-    if job.rebuilt {
-        output::line(
-            "note           the ledger was lost and rebuilt: earlier outcomes are not counted",
-        )?;
+    for unknown in job.unknown() {
+        output::line(format!("not known      {unknown}"))?;
     }
     output::line(format!("total          {}", grouped(job.accounts.total)))?;
     for outcome in crate::domain::outcome::Outcome::ALL {
@@ -336,7 +334,7 @@ async fn verify(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
         differences,
     } = found;
     let exact = differences.is_empty();
-    let running = job.state == JobState::Running;
+    let running = job.state != JobState::Completed;
     if args.json {
         output::json(&json!({
             "job": job.job, "exact": exact, "running": running, "accounts": job.accounts,

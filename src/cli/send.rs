@@ -22,7 +22,7 @@ use super::recipients::{self, ListFormat};
 use super::{checked_config, form, output, progress};
 use crate::app;
 use crate::config::Config;
-use crate::domain::fields::{TWICE, each_field, shorten};
+use crate::domain::fields::{Problem, TWICE, each_field, shorten};
 use crate::domain::ids::JobId;
 use crate::domain::job::{
     AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, MemberDocument,
@@ -35,7 +35,7 @@ use crate::domain::permissions::Asked;
 use crate::domain::text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::im::http::{Client, ClientSettings};
-use crate::ports::{JobRecord, JobState};
+use crate::ports::{Entry, JobRecord, JobState};
 use crate::service::admission::{Refused, examine, keeps_rules};
 use crate::worker::{Census, census};
 
@@ -168,7 +168,11 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
     for warning in &job.warnings {
         tracing::warn!("{warning}");
     }
+    let late = job.too_late.as_ref().map(ToString::to_string);
     if args.dry_run {
+        if let Some(late) = late {
+            return Err(Failure::message(Exit::BadInput, late));
+        }
         let messages = bodies.len();
         Access::of(&config)?.consider(job.priority, bodies).await?;
         let what = json!({"job": job.id, "recipients": job.entries, "messages": messages, "target": job.target});
@@ -186,17 +190,20 @@ pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, F
         args.confirm(&job.target, &config).await?;
     }
     let access = Access::of(&config)?;
-    let before = if args.wait {
-        access.job(job.id).await?
-    } else {
-        None
+    let before = match args.wait || job.too_late.is_some() {
+        true => access.job_if_known(job.id).await?,
+        false => None,
     };
+    if let Some(late) = late.filter(|_| before.is_none()) {
+        return Err(Failure::message(Exit::BadInput, late));
+    }
     let whole = match form {
         Some(form) => access.upload(job.priority, form).await?,
         None => false,
     };
     if !whole {
         access.submit(job.id, job.priority, bodies).await?;
+        access.enter(&job.entry).await;
     }
     if !args.wait {
         let what = json!({"job": job.id, "recipients": job.entries, "accepted": true});
@@ -232,6 +239,10 @@ struct Checked {
     target: String,
     priority: Priority,
     content_digest: String,
+    /// As it is entered into the ledger.
+    entry: Entry,
+    /// Its time to be sent is over.
+    too_late: Option<Problem>,
     /// List entries of all messages; nothing for all users, whom the target counts.
     entries: Option<usize>,
     /// What the job goes on without.
@@ -609,6 +620,8 @@ fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
             }
             None => {
                 checked = Some(Checked {
+                    entry: job.entry(0),
+                    too_late: job.too_late,
                     id: job.id,
                     client_msg_no: job.asked.client_msg_no.clone(),
                     target: job.target,
@@ -621,7 +634,8 @@ fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
             }
         }
     }
-    let checked = checked.ok_or_else(|| Failure::message(Exit::BadInput, "no recipients"))?;
+    let mut checked = checked.ok_or_else(|| Failure::message(Exit::BadInput, "no recipients"))?;
+    checked.entry.entries = checked.entries.unwrap_or(0) as u64;
     keeps_rules(&names, &checked.asked).map_err(refused)?;
     Ok(checked)
 }

@@ -71,9 +71,14 @@ pub struct LedgerConfig {
     pub url: Secret,
     /// `prefix`: first part of every key. Default `fanwise`.
     pub prefix: String,
-    /// `dedup_window`: how long a recipient is known to a job after its last activity. Default 168h
-    /// (7 days); 1h to 2160h.
+    /// `dedup_window`: how long a job knows its recipients after it has completed; while it runs or
+    /// waits it knows them anyway. Default 168h (7 days); 1h to 2160h.
     pub dedup_window: Duration,
+    /// `abandoned_after`: a running job of which nothing was heard for so long, and of which nothing is
+    /// on its lanes, has nothing left to deliver and is ended; recipients whose outcome is not known
+    /// count as uncertain. Longer than the longest wait of a retry, 30m, and the lease. Default 45m; 2s
+    /// to 24h.
+    pub abandoned_after: Duration,
     /// `lease`: how long a claim lasts unless it is renewed; longer than every target's call timeout
     /// by at least 3s. After a crash, recipients in flight wait this long. Default 20s; 2s to 10m.
     pub lease: Duration,
@@ -326,6 +331,7 @@ fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
             "an address that begins with amqp:// or amqps:// is expected",
         );
     }
+    check_one_server("broker.url", &url, findings);
     let broker = BrokerConfig {
         url,
         namespace: section.text("namespace", "fanwise", findings),
@@ -343,6 +349,42 @@ fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
     broker
 }
 
+/// An address names one server: several are behind a load balancer or a proxy of their own.
+fn check_one_server(key: &str, url: &Secret, findings: &mut Findings) {
+    if let Some(what) = wrong_server(url.expose()) {
+        findings.problem(key, what);
+    }
+}
+
+/// Why a URL does not name one host and perhaps a port. Says nothing of what stands before the host:
+/// there may be a password.
+fn wrong_server(url: &str) -> Option<String> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let server = authority.rsplit('@').next().unwrap_or_default();
+    let (host, port) = match server.strip_prefix('[').and_then(|it| it.split_once(']')) {
+        Some((host, port)) => (host, port.strip_prefix(':')),
+        None => match server.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (server, None),
+        },
+    };
+    let one = "one server is expected, as HOST or HOST:PORT; for several give the address of what stands \
+               before them, such as a load balancer";
+    if server.contains(',') {
+        return Some(format!("{server:?} names several servers: {one}"));
+    }
+    if host.contains(char::is_whitespace) {
+        return Some(format!("{host:?} is not the name of a host: {one}"));
+    }
+    match port {
+        Some(port) if port.parse::<u16>().is_err() => {
+            Some(format!("{port:?} is not a port: {one}"))
+        }
+        _ => None,
+    }
+}
+
 fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
     let url = section
         .secret("url", "url_file", findings)
@@ -358,11 +400,18 @@ fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
             "an address that begins with redis:// or rediss:// is expected",
         );
     }
+    check_one_server("ledger.url", &url, findings);
     let secret = section.secret("fingerprint_secret", "fingerprint_secret_file", findings);
     let ledger = LedgerConfig {
         url,
         prefix: section.text("prefix", "fanwise", findings),
         dedup_window: section.duration("dedup_window", 168 * HOUR, HOUR..=2160 * HOUR, findings),
+        abandoned_after: section.duration(
+            "abandoned_after",
+            45 * MINUTE,
+            2 * SECOND..=24 * HOUR,
+            findings,
+        ),
         lease: section.duration("lease", 20 * SECOND, 2 * SECOND..=10 * MINUTE, findings),
         fingerprint_secret: secret.unwrap_or_else(|| Secret::new("fanwise")),
     };

@@ -47,6 +47,33 @@ fn assert_one_problem(more: &str, expected: &str) {
     );
 }
 
+/// What cannot be parsed later is told now, without the password that may stand before it.
+#[test]
+fn an_address_names_one_server() {
+    for (url, what) in [
+        ("redis://:s3cret@a,b/0", "several servers"),
+        ("redis://a:x/0", "not a port"),
+        ("redis://[::1]:70000/0", "not a port"),
+        ("amqp://u:s3cret@a:1,b:2/%2f", "several servers"),
+    ] {
+        let found = wrong_server(url).unwrap();
+        assert!(found.contains(what), "{url}: {found}");
+        assert!(!found.contains("s3cret"), "{found}");
+    }
+    for url in [
+        "redis://u:p%40ss@host:6379/1",
+        "redis://host",
+        "rediss://[::1]:6379/0",
+        "amqp://guest:guest@mq/%2f",
+        "amqps://u:p@mq:5671/a,b",
+    ] {
+        assert_eq!(wrong_server(url), None, "{url}");
+    }
+    let two = [("FANWISE_LEDGER__URL", "redis://a,b/0")];
+    let found = problems(LEAST, &two);
+    assert!(found[0].contains("ledger.url"), "{found:?}");
+}
+
 /// A file that goes away with the test.
 struct TemporaryFile(PathBuf);
 

@@ -304,6 +304,15 @@ impl<'a> Job<'a> {
         self.audience.for_each(each);
     }
 
+    /// Why there is no use in submitting the job now: nobody would get it. What was accepted in time is
+    /// another matter: it ends as expired.
+    pub fn too_late(&self, now_ms: u64) -> Option<Problem> {
+        let at = self.head.expires_at_ms.filter(|at| *at <= now_ms)?;
+        let at = Timestamp::from_millisecond(at.cast_signed()).unwrap_or_default();
+        let what = format!("{at} is over: nobody would get it");
+        Some(Problem::new("expires_at", what))
+    }
+
     /// Whether the audience is all users of the target, and not a list.
     pub fn is_for_all(&self) -> bool {
         self.audience.is_all()

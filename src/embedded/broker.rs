@@ -15,11 +15,12 @@ use super::desk::Handed;
 use super::disk::Trouble;
 use super::tables::{self, Message, With};
 use super::writer::Work;
+use crate::domain::lane::LaneClass;
 use crate::domain::schedule::rung;
 use crate::domain::trace::traceparent;
 use crate::ports::{
-    BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, Lost, Outgoing, PublishError,
-    Publisher, Route, Session, Source,
+    Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, Lost, Outgoing,
+    PublishError, Publisher, Route, Session, Source,
 };
 
 /// The embedded engine as the broker, and as the way to what it keeps for people.
@@ -62,6 +63,27 @@ pub struct EngineEvent {
 
 impl Broker for EmbeddedBroker {
     type Session = EmbeddedSession;
+
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
+        let refused = |error| BrokerError::Refused {
+            what: "count its messages".to_owned(),
+            source: Box::new(error),
+        };
+        let depths = self.0.depths().await.map_err(refused)?;
+        let mut backlog = Backlog::default();
+        for depth in depths {
+            if depth.queue.starts_with("jobs.") {
+                backlog.jobs += depth.ready;
+            } else if let Some(lane) = depth.queue.strip_prefix("send.") {
+                let (target, class) = lane.split_once('.').unwrap_or((lane, ""));
+                let here = backlog.lanes.entry(target.to_owned()).or_default();
+                if class != LaneClass::Notices.to_string() {
+                    *here += depth.ready;
+                }
+            }
+        }
+        Ok(backlog)
+    }
 
     async fn connect(&self) -> Result<EmbeddedSession, BrokerError> {
         let engine = self.0.clone();

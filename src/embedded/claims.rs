@@ -150,6 +150,13 @@ impl Claims {
         }
     }
 
+    /// Whether anybody of a life is claimed by somebody whose lease is not over.
+    pub(super) fn any_held(&self, life: u64, now: Instant) -> bool {
+        self.held
+            .iter()
+            .any(|((of, _), held)| *of == life && held.ends.is_some_and(|ends| ends > now))
+    }
+
     fn is_doubt(&self, held: Held) -> bool {
         let row = self.rows.get(&held.row);
         row.is_some_and(|row| row.opening == DOUBT)

@@ -22,7 +22,7 @@ use crate::domain::pace::Mark;
 use crate::domain::slice::{Shape, Together};
 use crate::json;
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, Gathered, JobPage, JobPlace, JobQuery, JobRecord,
+    Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobQuery, JobRecord,
     JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, Standing,
     Submission,
 };
@@ -39,13 +39,29 @@ const GIVEN_UP: u8 = 4;
 const RELEASE: u8 = b'r';
 const DOUBT: u8 = b'd';
 
-/// The time of the last use is written again after this part of the dedup window.
-const TOUCH_PART: u32 = 64;
-
 impl Ledger for EmbeddedStore {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
         let submission = submission.clone();
         let step = self.0.0.write(0, move |work| accept(work, &submission));
+        step.await.map_err(ledger_error)
+    }
+
+    async fn enter(&self, entry: &Entry) -> Result<(), LedgerError> {
+        let entry = entry.clone();
+        let step = self.0.0.write(0, move |work| enter(work, &entry));
+        step.await.map_err(ledger_error)
+    }
+
+    async fn withdraw(&self, job: JobId) -> Result<(), LedgerError> {
+        let job = job.to_string();
+        let step = self.0.0.write(0, move |work| {
+            let row = job_row(work, &job)?.filter(|row| row.entered);
+            let Some(row) = row else { return Ok(()) };
+            work.tables.jobs.open()?.remove(job.as_str())?;
+            let listed = (row.listed_at_ms, job.as_str());
+            work.tables.listed.open()?.remove(listed)?;
+            Ok(())
+        });
         step.await.map_err(ledger_error)
     }
 
@@ -256,13 +272,13 @@ impl Ledger for EmbeddedStore {
 // Jobs
 // ---------------------------------------------------------------------------------------------
 
-fn job_row(work: &mut Work<'_>, job: &str) -> Result<Option<JobRow>, Trouble> {
+pub(super) fn job_row(work: &mut Work<'_>, job: &str) -> Result<Option<JobRow>, Trouble> {
     let row = work.tables.jobs.open()?.get(job)?;
     row.map(|row| JobRow::read(row.value())).transpose()
 }
 
-/// Writes a job, used now.
-fn keep_row(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(), Trouble> {
+/// Writes a job.
+pub(super) fn keep_row(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(), Trouble> {
     work.tables
         .jobs
         .open()?
@@ -270,9 +286,44 @@ fn keep_row(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(), Trouble>
     Ok(())
 }
 
+fn enter(work: &mut Work<'_>, entry: &Entry) -> Result<(), Trouble> {
+    let job = entry.job.to_string();
+    if job_row(work, &job)?.is_some() {
+        return Ok(());
+    }
+    let row = JobRow {
+        life: work.new_life(),
+        app: entry.app.clone(),
+        client_msg_no: entry.client_msg_no.clone(),
+        target: entry.target.clone(),
+        digest: entry.content_digest.clone(),
+        total: entry.entries,
+        entered: true,
+        accepted_at_ms: entry.now_ms,
+        listed_at_ms: entry.now_ms,
+        not_before_ms: entry.not_before_ms,
+        ..JobRow::default()
+    };
+    list(work, &job, &row)?;
+    keep_row(work, &job, &row)
+}
+
+/// The row of a job that begins, in the place of one that was entered.
+fn begun(work: &mut Work<'_>, entered: Option<&JobRow>, now_ms: u64) -> JobRow {
+    JobRow {
+        life: entered.map_or_else(|| work.new_life(), |entered| entered.life),
+        accepted_at_ms: now_ms,
+        listed_at_ms: entered.map_or(now_ms, |entered| entered.listed_at_ms),
+        ..JobRow::default()
+    }
+}
+
 fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trouble> {
     let job = submission.job.to_string();
-    let found = job_row(work, &job)?;
+    let (entered, found) = match job_row(work, &job)? {
+        Some(row) if row.entered => (Some(row), None),
+        found => (None, found),
+    };
     let first = found.is_none();
     let mut row = match found {
         Some(mut row) => {
@@ -289,7 +340,6 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
         }
         None => {
             let row = JobRow {
-                life: work.new_life(),
                 app: submission.app.clone(),
                 client_msg_no: submission.client_msg_no.clone(),
                 target: submission.target.clone(),
@@ -298,17 +348,14 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
                 parts: submission.parts,
                 warnings: submission.warnings.clone(),
                 template: submission.template,
-                accepted_at_ms: submission.now_ms,
-                listed_at_ms: submission.now_ms,
                 rate: submission.rate.clone(),
                 not_before_ms: submission.not_before_ms,
-                ..JobRow::default()
+                ..begun(work, entered.as_ref(), submission.now_ms)
             };
             list(work, &job, &row)?;
             row
         }
     };
-    row.touched_at_ms = work.now_ms;
     // The first submission that names anybody to tell decides.
     let wanted = submission.callback_url.as_ref();
     row.callback_url = row.callback_url.or_else(|| wanted.cloned());
@@ -355,7 +402,6 @@ fn expanded(work: &mut Work<'_>, job: &str, submission: &str) -> Result<Standing
     if let Some((entries, ACCEPTED)) = known {
         submissions.insert(key, (entries, EXPANDED))?;
         row.expanded += 1;
-        row.touched_at_ms = work.now_ms;
         keep_row(work, job, &row)?;
     }
     standing(&row)
@@ -367,7 +413,8 @@ fn gather(
     part: &Together,
     give_up: bool,
 ) -> Result<Gathered, Trouble> {
-    let Some(mut row) = job_row(work, job)?.filter(|row| !row.rebuilt) else {
+    let known = job_row(work, job)?.filter(|row| !row.rebuilt && !row.entered);
+    let Some(mut row) = known else {
         return Ok(Gathered::Complete);
     };
     let list = format!("list 0 {}", part.list);
@@ -411,19 +458,19 @@ fn shape(row: &JobRow) -> Shape {
     }
 }
 
-fn accounts(row: &JobRow) -> Result<Accounts, Trouble> {
+pub(super) fn accounts(row: &JobRow) -> Result<Accounts, Trouble> {
     Ok(Accounts {
         total: row.total,
         sent: row.sent,
         duplicate: u64::try_from(row.duplicate).map_err(Trouble::broken)?,
         failed: row.failed,
-        uncertain: row.uncertain,
+        uncertain: row.uncertain + row.lost,
         expired: row.expired,
         cancelled: row.cancelled,
     })
 }
 
-fn standing(row: &JobRow) -> Result<Standing, Trouble> {
+pub(super) fn standing(row: &JobRow) -> Result<Standing, Trouble> {
     let accounts = accounts(row)?;
     // Of a rebuilt job nobody knows how many parts there were: those heard of count.
     let needed = match row.rebuilt {
@@ -438,12 +485,13 @@ fn standing(row: &JobRow) -> Result<Standing, Trouble> {
     })
 }
 
-fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
+pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
     let accounts = accounts(&row)?;
     Ok(JobRecord {
         job,
         state: match row.completed_at_ms {
             Some(_) => JobState::Completed,
+            None if row.entered => JobState::Accepted,
             None => JobState::Running,
         },
         accounts,
@@ -452,7 +500,11 @@ fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
         progress_at_ms: row.progress_at_ms,
         completed_at_ms: row.completed_at_ms,
         rebuilt: row.rebuilt,
-        submissions: row.submissions,
+        went_back_at_ms: None,
+        lost: row.lost,
+        waited_at_ms: row.waited_at_ms,
+        // What was entered is one.
+        submissions: if row.entered { 1 } else { row.submissions },
         shape: shape(&row),
         rate: row.rate,
         not_before_ms: row.not_before_ms,
@@ -599,18 +651,19 @@ impl Slice {
     /// of the submission: then the slice itself says what it is part of, and the total grows by its
     /// entries.
     fn locate(&self, work: &mut Work<'_>) -> Result<Located, Trouble> {
-        let (mut row, mut changed) = match job_row(work, &self.job)? {
+        let (entered, found) = match job_row(work, &self.job)? {
+            Some(row) if row.entered => (Some(row), None),
+            found => (None, found),
+        };
+        let (mut row, mut changed) = match found {
             Some(row) => (row, false),
             None => {
                 let row = JobRow {
-                    life: work.new_life(),
                     app: self.app.clone(),
                     client_msg_no: self.client_msg_no.clone(),
                     target: self.target.clone(),
                     buckets: self.shape.buckets,
-                    accepted_at_ms: self.accepted_at_ms,
-                    listed_at_ms: self.accepted_at_ms,
-                    ..JobRow::default()
+                    ..begun(work, entered.as_ref(), self.accepted_at_ms)
                 };
                 list(work, &self.job, &row)?;
                 (row, true)
@@ -632,11 +685,6 @@ impl Slice {
                 row.completed_at_ms = None;
                 changed = true;
             }
-        }
-        let unused = work.now_ms.saturating_sub(row.touched_at_ms);
-        if changed || u128::from(unused) > (work.window / TOUCH_PART).as_millis() {
-            row.touched_at_ms = work.now_ms;
-            changed = true;
         }
         Ok(Located {
             row,
@@ -793,8 +841,11 @@ impl SettleStep {
                 *counter += count;
             }
             row.duplicate += repeats;
+            let now = accounts(&row)?;
+            // What was taken for lost too early was not lost.
+            let over = now.settled().saturating_sub(now.total);
+            row.lost -= row.lost.min(over);
             row.progress_at_ms = Some(work.now_ms);
-            row.touched_at_ms = work.now_ms;
             row.pace.note(Mark {
                 at_ms: work.now_ms,
                 settled: accounts(&row)?.settled(),

@@ -1,4 +1,5 @@
 //! The embedded engine: the ports [`Broker`](crate::ports::Broker), [`Ledger`](crate::ports::Ledger),
+//! [`Upkeep`](crate::ports::Upkeep), [`Pulse`](crate::ports::Pulse),
 //! [`Limiter`](crate::ports::Limiter), [`Directives`](crate::ports::Directives),
 //! [`Templates`](crate::ports::Templates), [`Quotas`](crate::ports::Quotas) and
 //! [`Nonces`](crate::ports::Nonces) on one file, for one machine without RabbitMQ and Redis.
@@ -8,8 +9,8 @@
 //!   steps that wait at the same time share one commit, synced to disk before anyone is answered.
 //! - `desk`: what is handed out, to whom, and what came back; in memory, so that after a crash
 //!   everything unacked is there again. `dispatch`: the one thread that reads messages for consumers.
-//! - `broker`, `shelves`, `ledger`, `claims`, `limiter`, `directives`, `templates`, `quotas`, `nonces`: the ports. `sweep`:
-//!   forgets idle jobs.
+//! - `broker`, `shelves`, `ledger`, `claims`, `upkeep`, `pulse`, `limiter`, `directives`, `templates`,
+//!   `quotas`, `nonces`: the ports. `sweep`: forgets jobs that completed long ago.
 //!
 //! What it promises: `Ok` from a publish or a step of the ledger means synced to disk, and survives a
 //! kill or a power failure at any moment. An error means nothing of the step was done, or, if the sync
@@ -28,11 +29,13 @@ mod dispatch;
 mod ledger;
 mod limiter;
 mod nonces;
+mod pulse;
 mod quotas;
 mod shelves;
 mod sweep;
 mod tables;
 mod templates;
+mod upkeep;
 mod writer;
 
 #[cfg(test)]
@@ -55,8 +58,10 @@ pub use self::limiter::EmbeddedStore;
 use self::desk::Desk;
 use self::disk::{Disk, Trouble};
 use self::nonces::Seen;
+use self::pulse::Beats;
 use self::shelves::Turns;
 use self::tables::Queues;
+use self::upkeep::Walk;
 use self::writer::{Work, Writer};
 
 /// Where the engine keeps its data, and how it writes.
@@ -66,7 +71,7 @@ pub struct Settings {
     pub folder: PathBuf,
     /// The targets that have lanes. What lies in the lanes of others stays there untouched.
     pub targets: Vec<String>,
-    /// How long a job and its recipients are remembered after their last use.
+    /// How long a job and its recipients are remembered after it has completed.
     pub dedup_window: Duration,
     /// How long a commit may wait for others to join it. It only ever waits for as many as joined
     /// the one before, so a lone writer never waits.
@@ -105,6 +110,8 @@ struct Inner {
     turns: Turns,
     limits: crate::limits::Limits,
     nonces: Mutex<Seen>,
+    beats: Beats,
+    walk: Mutex<Walk>,
 }
 
 impl Engine {
@@ -145,6 +152,8 @@ impl Engine {
             turns: Turns::default(),
             limits: crate::limits::Limits::default(),
             nonces: Mutex::default(),
+            beats: Beats::default(),
+            walk: Mutex::default(),
         })))
     }
 

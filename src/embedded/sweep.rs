@@ -1,5 +1,5 @@
-//! Forgets jobs that were not used for longer than the dedup window, some rows at a time, so that no
-//! commit is held up for long.
+//! Forgets jobs that completed longer ago than the dedup window, some rows at a time, so that no commit
+//! is held up for long. A job that runs is never forgotten, however long something of it waits.
 //!
 //! A job is forgotten in one step: its record goes and its life is marked as ended. What belonged to
 //! that life is found by nobody any more and is removed piece by piece.
@@ -36,7 +36,7 @@ pub(super) struct Round {
 /// Something to sweep.
 #[derive(Clone, Debug)]
 pub(super) enum Task {
-    /// Jobs that seemed idle.
+    /// Jobs whose window seemed over.
     Forget(Vec<String>),
     /// A life whose rows are to go.
     Remove(u64),
@@ -53,7 +53,7 @@ impl Round {
             return Ok(Some(Task::Remove(life.value())));
         }
         let jobs = transaction.open_table(JOBS)?;
-        let mut idle = Vec::new();
+        let mut over = Vec::new();
         let mut looked = 0;
         let bounds = (Bound::Excluded(self.after.as_str()), Bound::Unbounded);
         let mut last = String::new();
@@ -61,8 +61,8 @@ impl Round {
             let (job, row) = entry?;
             looked += 1;
             job.value().clone_into(&mut last);
-            if is_idle(&JobRow::read(row.value())?, window, now_ms) {
-                idle.push(last.clone());
+            if is_over(&JobRow::read(row.value())?, window, now_ms) {
+                over.push(last.clone());
             }
         }
         self.after = if looked < JOBS_MAX {
@@ -70,12 +70,13 @@ impl Round {
         } else {
             last
         };
-        Ok((!idle.is_empty()).then_some(Task::Forget(idle)))
+        Ok((!over.is_empty()).then_some(Task::Forget(over)))
     }
 }
 
-fn is_idle(row: &JobRow, window: Duration, now_ms: u64) -> bool {
-    u128::from(now_ms.saturating_sub(row.touched_at_ms)) > window.as_millis()
+fn is_over(row: &JobRow, window: Duration, now_ms: u64) -> bool {
+    let over = |at: u64| u128::from(now_ms.saturating_sub(at)) > window.as_millis();
+    row.completed_at_ms.is_some_and(over)
 }
 
 pub(super) fn sweep(work: &mut Work<'_>, task: &Task) -> Result<(), Trouble> {
@@ -90,8 +91,8 @@ fn forget(work: &mut Work<'_>, job: &str) -> Result<(), Trouble> {
         Some(row) => JobRow::read(row.value())?,
         None => return Ok(()),
     };
-    // It may have been used since it was looked at.
-    if !is_idle(&row, work.window, work.now_ms) {
+    // It may run again since it was looked at.
+    if !is_over(&row, work.window, work.now_ms) {
         return Ok(());
     }
     work.tables.jobs.open()?.remove(job)?;

@@ -20,9 +20,9 @@
 //! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
 //! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
 //! | `quotas` | app, UTC day, what | list entries: of `used`, the day; of `j<job>`, one job; of `s<job>/<submission>`, a list that is counted |
-//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed |
+//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed; `beat`, written to see whether the disk takes writes |
 //!
-//! A *life* is the number of a job from its acceptance to its expiry: what a job that is accepted
+//! A *life* is the number of a job from its acceptance until a dedup window after its completion: what a job that is accepted
 //! again finds of an earlier life is nothing.
 
 use std::collections::HashMap;
@@ -154,6 +154,12 @@ impl<'t> Tables<'t> {
         let meta = self.meta.open()?;
         let before = meta.get("directed")?.map_or(0, |count| count.value());
         meta.insert("directed", before + 1)?;
+        Ok(())
+    }
+
+    /// Writes something, to see whether that can be done.
+    pub(super) fn beat(&mut self, now_ms: u64) -> Result<(), Trouble> {
+        self.meta.open()?.insert("beat", now_ms)?;
         Ok(())
     }
 
@@ -468,8 +474,15 @@ pub(super) struct JobRow {
     pub(super) reply_to: Option<String>,
     #[serde(default)]
     pub(super) pace: Pace,
-    /// About when it was last used.
-    pub(super) touched_at_ms: u64,
+    /// Known to be durable in a queue, and not registered yet; `total` is what was announced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) entered: bool,
+    /// When something of it was seen to wait last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) waited_at_ms: Option<u64>,
+    /// Recipients that count as uncertain since their outcome is not known.
+    #[serde(default)]
+    pub(super) lost: u64,
 }
 
 impl JobRow {

@@ -366,8 +366,11 @@ impl Writer {
         group.extend(owed.into_iter().map(|ack| Box::new(ack) as Box<dyn Step>));
         while !group.is_empty() {
             match self.try_commit(&mut group) {
-                Ok(()) => {
-                    self.parts.disk.note(None);
+                Ok(written) => {
+                    // What was only read tells nothing of a disk that is full.
+                    if written {
+                        self.parts.disk.note(None);
+                    }
                     self.answer(group, &Ok(()));
                     return;
                 }
@@ -395,7 +398,11 @@ impl Writer {
     }
 
     /// Applies and commits; an error names the step at fault, if one is.
-    fn try_commit(&mut self, group: &mut [Box<dyn Step>]) -> Result<(), (Option<usize>, Trouble)> {
+    /// Tells whether anything was written.
+    fn try_commit(
+        &mut self,
+        group: &mut [Box<dyn Step>],
+    ) -> Result<bool, (Option<usize>, Trouble)> {
         if let Some((at, trouble)) = &self.failed {
             if at.elapsed() < RETRY {
                 return Err((None, trouble.clone()));
@@ -409,12 +416,12 @@ impl Writer {
         let transaction = self.parts.disk.begin_write().map_err(nobody)?;
         let changes = self.apply(&transaction, group)?;
         if !group.iter().any(|step| step.writes()) {
-            return Ok(());
+            return Ok(false);
         }
         let committed = transaction.commit().map_err(Trouble::from);
         committed.map_err(nobody)?;
         self.parts.desk.committed(changes);
-        Ok(())
+        Ok(true)
     }
 
     fn apply(

@@ -487,6 +487,9 @@ async fn accept<B: Broker, S: Store, T: Transport>(
     charge(gateway, &asked).await?;
     open.publish(prepared.iter().map(outgoing).collect())
         .await?;
+    for job in &prepared {
+        gateway.enter(&job.job.entry(job.job.recipients)).await;
+    }
     Ok(prepared)
 }
 

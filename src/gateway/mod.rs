@@ -67,7 +67,7 @@ pub use self::dropin::Desk;
 use self::events::Hub;
 pub use self::openapi::openapi;
 use self::problem::Refusal;
-pub use self::query::{LIST_MAX, detail, fate, ids_of, jobs, read_cursor};
+pub use self::query::{LIST_MAX, detail, differences, fate, ids_of, jobs, read_cursor};
 use self::shares::Shares;
 use self::slowly::Failures;
 pub use self::steer::CONFIGURED;
@@ -116,7 +116,6 @@ struct Gateway<B: Broker, S, T> {
     desks: Vec<Arc<Desk>>,
     hub: Hub,
     publishing: Publishing<B>,
-    ledger_up: watch::Receiver<bool>,
     /// No request waits any longer for a job.
     stop: CancellationToken,
     shares: Shares,
@@ -159,21 +158,21 @@ impl<P: Publisher> Open<P> {
     }
 }
 
+const NO_SESSION: &str = "no session with the broker";
+
+const TAKES_NOTHING: &str = "nothing can be stored now: the broker is short of memory or disk, or, on the \
+                             embedded engine, the disk of the data folder is full";
+
 fn takes_nothing() -> Refusal {
-    let what = "nothing can be stored now: the broker is short of memory or disk, or, on the embedded \
-                engine, the disk of the data folder is full";
-    Refusal::Unavailable(what.to_owned())
+    Refusal::Unavailable(TAKES_NOTHING.to_owned())
 }
 
 impl<B: Broker, S, T> Gateway<B, S, T> {
     /// What accepts jobs now, or why nothing does.
     fn open(&self) -> Result<Open<PublisherOf<B>>, Refusal> {
-        if !*self.ledger_up.borrow() {
-            return Err(Refusal::Unavailable(self.context.ledger_trouble()));
-        }
+        self.context.check_ledger().map_err(Refusal::Unavailable)?;
         let open = self.publishing.borrow().clone();
-        let open =
-            open.ok_or_else(|| Refusal::Unavailable("no session with the broker".to_owned()))?;
+        let open = open.ok_or_else(|| Refusal::Unavailable(NO_SESSION.to_owned()))?;
         open.check()?;
         Ok(open)
     }
@@ -209,7 +208,6 @@ impl Server {
         let stop = CancellationToken::new();
         let gateway = Arc::new(Gateway {
             broker,
-            ledger_up: context.ledger_up(),
             context,
             facts,
             desks: desks.into_iter().map(Arc::new).collect(),
@@ -298,36 +296,13 @@ pub async fn keep_publisher<B: Broker>(
     }
 }
 
-/// Tells whether jobs are accepted, until `stop`; then they are not.
-pub async fn watch_ready<B: Broker, S: Store, T>(
-    context: Arc<Context<S, T>>,
-    mut publishing: Publishing<B>,
-    ready: watch::Sender<bool>,
-    stop: CancellationToken,
-) {
-    let mut ledger_up = context.ledger_up();
-    while !stop.is_cancelled() {
-        let mut open = publishing.borrow_and_update().clone();
-        if let Some(open) = &mut open {
-            // A copy of a receiver has seen what the first one had.
-            open.blocked.mark_unchanged();
-        }
-        let up = *ledger_up.borrow_and_update();
-        let now = up && open.as_ref().is_some_and(|open| open.check().is_ok());
-        ready.send_if_modified(|ready| std::mem::replace(ready, now) != now);
-        let unblocked = async {
-            match open {
-                Some(mut open) => open.blocked.changed().await.is_ok(),
-                None => false,
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            // Their senders outlive this task, and what they sent is what counts.
-            _ = ledger_up.changed() => {}
-            _ = publishing.changed() => {}
-            true = unblocked => {}
-        }
+/// Why no job can be handed to the broker now, if so.
+pub fn check_publishing<P: Publisher>(
+    publishing: &watch::Receiver<Option<Open<P>>>,
+) -> Result<(), String> {
+    match &*publishing.borrow() {
+        None => Err(NO_SESSION.to_owned()),
+        Some(open) if *open.blocked.borrow() => Err(TAKES_NOTHING.to_owned()),
+        Some(_) => Ok(()),
     }
-    ready.send_replace(false);
 }

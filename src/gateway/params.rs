@@ -181,7 +181,7 @@ mod tests {
         params.text("app");
         params.time("since", 0);
         params.limit(10, 100);
-        params.one_of("state", &["running", "completed"], |it| it);
+        params.one_of("state", &["accepted", "running", "completed"], |it| it);
         let Err(Refusal::BadQuery(problems)) = params.finish() else {
             panic!("it is wrong");
         };

@@ -15,6 +15,7 @@ use super::Gateway;
 use super::params::Params;
 use super::problem::Refusal;
 use super::wire::{JobDetail, JobList, RecipientFate, RecipientState, Verification};
+use crate::domain::accounts::Audit;
 use crate::domain::ids::{Fingerprinter, JobId};
 use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
 use crate::domain::outcome::Outcome;
@@ -163,12 +164,19 @@ pub(super) async fn verify<B: Broker, S: Store, T: Transport>(
 ) -> Result<Json<Verification>, Refusal> {
     let record = find(&gateway, &job, params).await?;
     let ledger = gateway.context.store.audit(&record).await?;
-    let differences = ledger.differences(&record.accounts);
+    let differences = differences(&record, &ledger);
     Ok(Json(Verification {
         record,
         ledger,
         differences,
     }))
+}
+
+/// What keeps a job's accounts from being exact: what differs, and what is not known.
+pub fn differences(record: &JobRecord, ledger: &Audit) -> Vec<String> {
+    let mut differences = record.differences(ledger);
+    differences.extend(record.unknown());
+    differences
 }
 
 /// A job with its speed, and what keeps it from going faster.

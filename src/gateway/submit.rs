@@ -45,7 +45,7 @@ use crate::domain::permissions::Asked;
 use crate::domain::slice::Together;
 use crate::domain::trace::traceparent;
 use crate::metrics::LedgerStep;
-use crate::ports::{Broker, Gathered, JobRecord, JobState, Outgoing, Route, Transport};
+use crate::ports::{Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Transport};
 use crate::service::admission::{Examined, agree, allow, charge, conflicts, examine, keeps_rules};
 use crate::worker::Store;
 
@@ -72,6 +72,9 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     let (draft, checked) = Draft::receive(&gateway, &caller, request, &wishes).await?;
     let before = agree(&*gateway, &checked.job).await?;
     let known = before.is_some() && gateway.knows(&checked).await?;
+    if let Some(problem) = checked.job.too_late.clone().filter(|_| !known) {
+        return Err(Refusal::BadJob(vec![problem]));
+    }
     let settled = before
         .as_ref()
         .is_some_and(|record| record.state == JobState::Completed);
@@ -80,6 +83,9 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     if !repeated && !wishes.dry_run {
         charge(&*gateway, std::slice::from_ref(&checked.job.asked)).await?;
         gateway.publish(draft, &checked, &wishes, open).await?;
+        gateway
+            .enter(&checked.job.entry(checked.job.recipients))
+            .await;
     }
     let mut answer = Answer {
         status: if known {
@@ -510,6 +516,13 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
     async fn look(&self, job: JobId) -> Result<Option<JobRecord>, Refusal> {
         let look = self.context.store.job(job);
         Ok(self.context.try_step(LedgerStep::Look, look).await?)
+    }
+
+    /// Has a job that is durable found at once. The job is accepted, whatever the ledger says now: then
+    /// it is found as soon as a worker has taken it.
+    pub(super) async fn enter(&self, entry: &Entry) {
+        let enter = self.context.store.enter(entry);
+        let _ = self.context.try_step(LedgerStep::Accept, enter).await;
     }
 
     /// Whether all of it came before.

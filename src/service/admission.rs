@@ -29,9 +29,9 @@ use crate::domain::slice::Head;
 use crate::domain::template::{unknown_template, with_template};
 use crate::metrics::{AskedResult, LedgerStep};
 use crate::ports::{
-    Charged, JobRecord, Ledger, LedgerError, Quotas, Target, Templates, Transport, fit,
+    Charged, Entry, JobRecord, Ledger, LedgerError, Quotas, Target, Templates, Transport, fit,
 };
-use crate::worker::{chain, today};
+use crate::worker::{chain, now_ms, today};
 
 /// What the configuration says of apps and targets.
 pub trait Rules: job::Context + Sync {
@@ -113,6 +113,25 @@ pub struct Examined {
     pub warnings: Vec<String>,
     /// It names a stored message, which [`agree`] looks at.
     pub stored: Option<(Box<Head>, Strictness)>,
+    pub not_before_ms: Option<u64>,
+    /// Its time to be sent is over: it is refused, unless all of it came before.
+    pub too_late: Option<Problem>,
+}
+
+impl Examined {
+    /// What is entered into the ledger once the job is durable, with as many list entries.
+    pub fn entry(&self, entries: u64) -> Entry {
+        Entry {
+            job: self.id,
+            app: self.asked.app.clone(),
+            client_msg_no: self.asked.client_msg_no.clone(),
+            target: self.target.clone(),
+            content_digest: self.content_digest.clone(),
+            entries,
+            not_before_ms: self.not_before_ms,
+            now_ms: now_ms(),
+        }
+    }
 }
 
 /// Reads one message as the worker will.
@@ -155,6 +174,8 @@ pub fn examine_job(
             false => job.submission.clone(),
         },
         warnings: fit.warnings,
+        not_before_ms: head.not_before_ms,
+        too_late: job.too_late(now_ms()),
     })
 }
 

@@ -1,14 +1,16 @@
 //! Why a job does not move, or not faster: what stops it, or else the limits it has reached, or else that
 //! nothing of ours is in its way.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Facts, TargetFacts, board};
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope};
 use crate::domain::limits::{Cost, Rate};
-use crate::ports::{JobRecord, JobState, LedgerError, Limit, Park};
-use crate::worker::{Store, rfc3339};
+use crate::ports::{Beat, JobRecord, JobState, LedgerError, Limit, Park};
+use crate::worker::{Store, chain, rfc3339};
 
 /// One thing that keeps a job from going on, or from going faster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -38,14 +40,21 @@ pub enum Cause {
     JobLimit,
     /// No limit: the time the target's answers take.
     Target,
-    /// Nothing happens: retries that wait, other jobs before it, or no worker.
+    /// Nothing happens: retries that wait, or other jobs before it.
     Waiting,
+    /// The ledger takes no writes, so nothing is sent.
+    Ledger,
+    /// No worker is running.
+    NoWorker,
 }
 
 impl Cause {
     /// Whether somebody wants it so, rather than that it is how things are.
     pub fn is_meant(self) -> bool {
-        !matches!(self, Self::Target | Self::Waiting)
+        !matches!(
+            self,
+            Self::Target | Self::Waiting | Self::Ledger | Self::NoWorker
+        )
     }
 
     fn limit_of(scope: Scope) -> Self {
@@ -72,11 +81,17 @@ pub async fn hindrances<S: Store>(
     if record.state == JobState::Completed {
         return Ok(Vec::new());
     }
+    if let Err(error) = store.beat(&QUESTION).await {
+        let what = format!("the ledger takes no writes: {}", chain(&error));
+        return Ok(vec![hindrance(Cause::Ledger, what, None)]);
+    }
     let board = board(store).await?;
     let parked = store.parked(std::slice::from_ref(&record.target)).await?;
+    let beats = store.beats().await?;
     let situation = Situation {
         board: &board,
         park: parked.first().map(|(_, park)| park),
+        beats: &beats,
         facts,
         record,
         job: &record.job.to_string(),
@@ -96,9 +111,25 @@ pub async fn hindrances<S: Store>(
     Ok(situation.unlimited().into_iter().collect())
 }
 
+/// A heartbeat of nobody, to see whether the ledger takes writes.
+const QUESTION: Beat = Beat {
+    process: 0,
+    number: 0,
+    works: false,
+    calls: BTreeMap::new(),
+};
+
+/// An oldest call under way for so long is worth telling.
+const SLOW_CALL_MS: u64 = 1000;
+
+/// A job is not said to wait before it had so long to begin.
+const PATIENCE_MS: u64 = 3000;
+
 struct Situation<'a> {
     board: &'a Board,
     park: Option<&'a Park>,
+    /// Of the processes that are alive.
+    beats: &'a [Beat],
     facts: &'a Facts,
     record: &'a JobRecord,
     /// The job's id, as directives name it.
@@ -204,9 +235,46 @@ impl<'a> Situation<'a> {
             .collect()
     }
 
+    /// Calls to the target under way at all workers, if they take long.
+    fn slow_calls(&self) -> Option<Hindrance> {
+        let target = &self.record.target;
+        let under_way = self.beats.iter().filter_map(|beat| beat.calls.get(target));
+        let (calls, oldest_ms) = under_way.fold((0, 0), |(calls, oldest), it| {
+            (calls + it.calls, oldest.max(it.oldest_ms))
+        });
+        (oldest_ms >= SLOW_CALL_MS).then(|| {
+            let (noun, seconds) = (
+                if calls == 1 {
+                    "call waits"
+                } else {
+                    "calls wait"
+                },
+                oldest_ms / 1000,
+            );
+            let what = format!("{calls} {noun} for {target}, the oldest for {seconds} s");
+            hindrance(Cause::Target, what, None)
+        })
+    }
+
     /// Nothing that is written down limits the job. Right after its start there is nothing to say.
     fn unlimited(&self) -> Option<Hindrance> {
         let record = self.record;
+        if !self.beats.iter().any(|beat| beat.works) {
+            let what = "no worker is running: start `fanwise worker` or `fanwise serve`";
+            return Some(hindrance(Cause::NoWorker, what.to_owned(), None));
+        }
+        if record.state == JobState::Accepted {
+            let what = "accepted, and no worker has taken it yet: other jobs are before it";
+            return Some(hindrance(Cause::Waiting, what.to_owned(), None));
+        }
+        let slow = self.slow_calls();
+        if slow.is_some()
+            && record
+                .per_second(self.now_ms)
+                .is_none_or(|rate| rate <= 0.0)
+        {
+            return slow;
+        }
         match record.per_second(self.now_ms) {
             Some(rate) if rate > 0.0 => {
                 let what = "nothing but the time that the target's answers take: more calls in flight \
@@ -216,12 +284,12 @@ impl<'a> Situation<'a> {
             None if record.progress_at_ms.is_some() => None,
             _ => {
                 let since = record.progress_at_ms.unwrap_or(record.accepted_at_ms);
-                let seconds = self.now_ms.saturating_sub(since) / 1000;
+                let silent = self.now_ms.saturating_sub(since);
                 let what = format!(
-                    "no outcome for {seconds} s: retries wait for their time, other jobs are before \
-                     it, or no worker is running"
+                    "no outcome for {} s: retries wait for their time, or other jobs are before it",
+                    silent / 1000
                 );
-                Some(hindrance(Cause::Waiting, what, None))
+                (silent >= PATIENCE_MS).then(|| hindrance(Cause::Waiting, what, None))
             }
         }
     }
@@ -257,7 +325,7 @@ mod tests {
     use crate::domain::ids::JobId;
     use crate::domain::pace::{Mark, Pace};
     use crate::domain::slice::Shape;
-    use crate::ports::ParkReason;
+    use crate::ports::{ParkReason, UnderWay};
     use crate::steer::tests::facts;
 
     const NOW: u64 = 1_000_000;
@@ -276,6 +344,9 @@ mod tests {
             progress_at_ms: None,
             completed_at_ms: None,
             rebuilt: false,
+            went_back_at_ms: None,
+            lost: 0,
+            waited_at_ms: None,
             submissions: 1,
             warnings: Vec::new(),
             rate: None,
@@ -299,8 +370,35 @@ mod tests {
         }
     }
 
-    /// What is told, where so much of each limit is booked.
+    /// A worker, with calls under way to the target.
+    fn working(calls: &[(u64, u64)]) -> Vec<Beat> {
+        let of = |(calls, oldest_ms): &(u64, u64)| Beat {
+            works: true,
+            calls: [(
+                "im".to_owned(),
+                UnderWay {
+                    calls: *calls,
+                    oldest_ms: *oldest_ms,
+                },
+            )]
+            .into(),
+            ..QUESTION
+        };
+        calls.iter().map(of).collect()
+    }
+
+    /// What is told, where so much of each limit is booked and a worker runs.
     fn told(
+        record: &JobRecord,
+        directives: Vec<Directive>,
+        park: Option<&Park>,
+        booked: &[f64],
+    ) -> Vec<(Cause, String)> {
+        told_with(&working(&[(0, 0)]), record, directives, park, booked)
+    }
+
+    fn told_with(
+        beats: &[Beat],
         record: &JobRecord,
         directives: Vec<Directive>,
         park: Option<&Park>,
@@ -309,6 +407,7 @@ mod tests {
         let situation = Situation {
             board: &Board::new(directives),
             park,
+            beats,
             facts: &facts(),
             record,
             job: &record.job.to_string(),
@@ -407,7 +506,37 @@ mod tests {
         // 90 in a second is nine tenths of both limits.
         assert_eq!(causes(&going(450)), [Cause::TargetLimit, Cause::JobLimit]);
         assert_eq!(causes(&going(440)), [Cause::Target]);
-        assert_eq!(causes(&record()), [Cause::Waiting]);
+        assert_eq!(causes(&record()), [], "nothing is said at once");
+        let waiting = JobRecord {
+            accepted_at_ms: NOW - PATIENCE_MS,
+            ..record()
+        };
+        assert_eq!(causes(&waiting), [Cause::Waiting]);
+    }
+
+    #[test]
+    fn a_job_that_stands_still_says_what_is_known_of_workers_and_calls() {
+        let told =
+            |beats: &[Beat], record: &JobRecord| told_with(beats, record, Vec::new(), None, &[0.0]);
+        let none = (
+            Cause::NoWorker,
+            "no worker is running: start `fanwise worker` or `fanwise serve`",
+        );
+        assert_eq!(told(&[], &record()), as_told([none]));
+        // A gateway delivers nothing.
+        assert_eq!(told(&[QUESTION], &record()), as_told([none]));
+        let hangs = (Cause::Target, "256 calls wait for im, the oldest for 6 s");
+        let working = working(&[(200, 6100), (56, 2000)]);
+        assert_eq!(told(&working, &record()), as_told([hangs]));
+        let accepted = JobRecord {
+            state: JobState::Accepted,
+            ..record()
+        };
+        let waits = "accepted, and no worker has taken it yet: other jobs are before it";
+        assert_eq!(
+            told(&working, &accepted),
+            as_told([(Cause::Waiting, waits)])
+        );
     }
 
     #[test]

@@ -29,8 +29,6 @@ pub struct Facts {
     pub targets: BTreeMap<String, TargetFacts>,
     /// Apps with their limits.
     pub apps: BTreeMap<String, Option<Rate>>,
-    /// How long a cancelled job is remembered as such.
-    pub dedup_window: Duration,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -144,10 +142,8 @@ pub async fn carry_out<S: Store>(
             true
         }
         Command::Cancel(_) => {
-            // For good: what is known of the job ends with the dedup window, and so may this.
-            let until_ms = after(facts.dedup_window);
-            let cancel = directive(Action::Cancel, Some(until_ms));
-            store.direct(&cancel).await?;
+            // For good: a worker lifts it when the job is forgotten.
+            store.direct(&directive(Action::Cancel, None)).await?;
             true
         }
         Command::Rate(_, Some(rate)) => {
@@ -287,7 +283,6 @@ mod tests {
         Facts {
             targets: [("im".to_owned(), im)].into(),
             apps: [("shop".to_owned(), None)].into(),
-            dedup_window: Duration::from_secs(3600),
         }
     }
 

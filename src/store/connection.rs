@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, Script, ServerErrorKind,
-    ToRedisArgs, Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError,
+    Script, ServerErrorKind, ToRedisArgs, Value,
 };
 use tokio::time::timeout;
 
@@ -28,6 +28,8 @@ pub(super) struct Connection {
     client: Client,
     config: ConnectionManagerConfig,
     deadline: Duration,
+    /// Of one connection, outside the manager.
+    once: AsyncConnectionConfig,
     /// How long the answer to one command is waited for.
     patience: Duration,
     current: Mutex<Current>,
@@ -49,8 +51,20 @@ pub struct OpenError(#[source] RedisError);
 
 /// Nothing came back in time; the command may have been carried out.
 #[derive(Debug, thiserror::Error)]
-#[error("no answer within {0:?}")]
-struct NoAnswer(Duration);
+#[error("{address}: no answer within {patience:?}")]
+struct NoAnswer {
+    address: String,
+    patience: Duration,
+}
+
+/// What the server at an address said, or why it is not reached.
+#[derive(Debug, thiserror::Error)]
+#[error("{address}: {source}{advice}")]
+struct Said {
+    address: String,
+    source: RedisError,
+    advice: &'static str,
+}
 
 /// A script with the keys and arguments of one call.
 pub(super) struct Call<'a> {
@@ -88,10 +102,14 @@ impl Connection {
             .set_connection_timeout(Some(settings.connect_timeout))
             .set_response_timeout(Some(settings.response_timeout))
             .set_max_delay(RECONNECT_DELAY_MAX);
+        let once = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(settings.connect_timeout))
+            .set_response_timeout(Some(settings.response_timeout));
         let manager = ConnectionManager::new_lazy_with_config(client.clone(), config.clone())
             .map_err(OpenError)?;
         Ok(Self {
             address,
+            once,
             client,
             config,
             deadline: settings.deadline,
@@ -156,10 +174,46 @@ impl Connection {
                 if outlived(&error) {
                     self.replace(generation);
                 }
-                Err(ledger_error(error))
+                Err(self.ledger_error(error))
             }
             // The manager is still connecting, or the server hangs: either way it stays in charge.
-            Err(_) => Err(LedgerError::Unreachable(Box::new(NoAnswer(self.deadline)))),
+            Err(_) => Err(self.no_answer()),
+        }
+    }
+
+    fn no_answer(&self) -> LedgerError {
+        LedgerError::Unreachable(Box::new(NoAnswer {
+            address: self.address.clone(),
+            patience: self.deadline,
+        }))
+    }
+
+    fn ledger_error(&self, error: RedisError) -> LedgerError {
+        // Somebody else's record makes no sense: that is no fault of the server.
+        if error.code() == Some("WRONGTYPE") || error.to_string().contains("user_script") {
+            return broken(error);
+        }
+        let full = error.code() == Some("OOM");
+        let said = Box::new(Said {
+            address: self.address.clone(),
+            advice: advice(&error),
+            source: error,
+        });
+        match full {
+            true => LedgerError::Full(said),
+            false => LedgerError::Unreachable(said),
+        }
+    }
+
+    /// Connects once, to hear why the manager does not: it tries again by itself and says nothing.
+    async fn connect(&self) -> Result<(), LedgerError> {
+        let connect = self
+            .client
+            .get_multiplexed_async_connection_with_config(&self.once);
+        match timeout(self.deadline, connect).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(self.ledger_error(error)),
+            Err(_) => Err(self.no_answer()),
         }
     }
 
@@ -187,6 +241,7 @@ impl Connection {
     }
 
     pub(super) async fn check(&self) -> Result<Report, CheckError> {
+        self.connect().await?;
         let info = text(self.command(redis::cmd("INFO").arg("default")).await?)?;
         let field = |name: &str| {
             info.lines().find_map(|line| {
@@ -200,6 +255,11 @@ impl Connection {
             return Err(CheckError::TooOld {
                 address: self.address.clone(),
                 version,
+            });
+        }
+        if field("cluster_enabled").as_deref() == Some("1") {
+            return Err(CheckError::Cluster {
+                address: self.address.clone(),
             });
         }
         let policy = match self.setting("maxmemory-policy").await? {
@@ -236,7 +296,6 @@ impl Connection {
             persistence,
             used_memory: number("used_memory").unwrap_or(0),
             maxmemory: number("maxmemory").filter(|bytes| *bytes > 0),
-            cluster: field("cluster_enabled").as_deref() == Some("1"),
         })
     }
 
@@ -276,8 +335,6 @@ pub struct Report {
     pub used_memory: u64,
     /// Bytes; `None` is no limit but the machine's.
     pub maxmemory: Option<u64>,
-    /// The server is a node of a Redis Cluster; we speak to this node only.
-    pub cluster: bool,
 }
 
 /// What of the ledger survives a restart of the server.
@@ -306,6 +363,11 @@ pub enum CheckError {
     TooOld { address: String, version: String },
     #[error("the Redis at {address} is a read-only replica; give the address of the primary")]
     Replica { address: String },
+    #[error(
+        "the Redis at {address} is a node of a Redis Cluster, which is not supported: the keys of a \
+         ledger would lie on several nodes. Give the address of a Redis that is no cluster"
+    )]
+    Cluster { address: String },
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
@@ -337,11 +399,28 @@ fn outlived(error: &RedisError) -> bool {
         )
 }
 
-fn ledger_error(error: RedisError) -> LedgerError {
-    if error.code() == Some("OOM") {
-        LedgerError::Full(Box::new(error))
-    } else {
-        LedgerError::Unreachable(Box::new(error))
+/// What to do about an error, where there is more to say than the server does.
+fn advice(error: &RedisError) -> &'static str {
+    match (error.kind(), error.code()) {
+        (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => {
+            ". Check user and password in ledger.url; special characters must be percent-encoded"
+        }
+        (ErrorKind::InvalidClientConfig, _) => ". Check ledger.url",
+        (_, Some("MOVED" | "ASK" | "CLUSTERDOWN" | "CROSSSLOT")) => {
+            ". It is a node of a Redis Cluster, which is not supported; give the address of a Redis that \
+             is no cluster"
+        }
+        (_, Some("READONLY")) => ". It is a read-only replica; give the address of the primary",
+        (_, Some("OOM")) => ". Raise maxmemory, or give the machine more memory",
+        (_, Some("NOPERM")) => {
+            ". Give the user in ledger.url all commands on the keys of ledger.prefix"
+        }
+        (ErrorKind::Io, _) => ". Check host and port in ledger.url, and whether Redis runs there",
+        // It has no code of its own.
+        _ if error.detail().is_some_and(|it| it.contains("DB index")) => {
+            ". Check the number of the database in ledger.url"
+        }
+        _ => "",
     }
 }
 

@@ -2,13 +2,16 @@
 //!
 //! | key | type | holds | expires | written by | read by |
 //! |---|---|---|---|---|---|
-//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `rate`, `not_before_ms`, `callback_url`, `reply_to`, `mark` and `mark_before` (where it stood some seconds ago) | window after the last outcome or claim | accept, expanded, claim (when lost), settle, complete | all of them, job, jobs |
+//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `rate`, `not_before_ms`, `callback_url`, `reply_to`, `mark` and `mark_before` (where it stood some seconds ago), `held` (its keys have no end), `alive_at_ms` (something of it waited then), `lost` (outcomes the ledger lost); of a job that no worker has registered `awaited` in the place of `buckets` and what follows from them | window after the job completed | enter, accept, expanded, claim (when lost), settle, waits, abandon, complete | all of them, job, jobs |
 //! | `P:{JOB}:slices` | hash | slice id → entries of it that are counted | with the header | claim, settle | claim, settle |
 //! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that only its slices tell of; `list 0 <list>` → how many parts of a list are there, `x` when it was given up, and `list <part> <list>` for each | with the header | accept, expanded, gather, claim, settle | the same, knows |
 //! | `P:{JOB}:owners` | hash | number of an owner (3 bytes) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle, look |
-//! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | window after the last claim in it | claim, settle, accept (when a job is reshaped) | the same, renew, look, audit |
-//! | `P:{JOB}:reasons` | hash | fingerprint → why it ended failed or uncertain, as JSON; the first 10,000 | window after the last one | explain | reasons |
-//! | `P:jobs` | sorted set | job ids by time of acceptance | members with the window, the key with its last one | accept, claim and settle (when rebuilt) | jobs |
+//! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | with the header | claim, settle, accept (when a job is reshaped) | the same, renew, look, audit |
+//! | `P:{JOB}:reasons` | hash | fingerprint → why it ended failed or uncertain, as JSON; the first 10,000 | with the header | explain | reasons |
+//! | `P:jobs` | sorted set | job ids by time of acceptance | never; a worker takes members off that are not known any more | enter, accept, claim and settle (when rebuilt), quiet | jobs |
+//! | `P:open` | sorted set | ids of jobs that are not completed, by the time they were looked at last, in ms | never; members when they complete | the same, complete | quiet |
+//! | `P:{pulse}:beats` | hash | process → `<number> <at in ms> <what it tells as JSON>` | never; fields a day after the process ended | beat | beat, beats |
+//! | `P:{pulse}:went_back` | list | times in ms at which the ledger was found to have gone back to older data, the last 100 | never | beat | job, jobs, quiet |
 //! | `P:{limits}:SCOPE:NAME:RATE` | string | theoretical arrival time of a limiter in µs | a second after that time | lease, refund | lease |
 //! | `P:{limits}:park:TARGET` | string | `<until in ms> <parking as JSON>` of a parked target | at that time | park, unpark | parked |
 //! | `P:{limits}:directives` | hash | `SCOPE:KIND:NAME` → `<until in ms, or 0> <directive as JSON>`, and `version`, another one after each change | never; fields that expired go with the next change | direct, lift | directives |
@@ -48,6 +51,18 @@ impl Keys {
 
     pub(super) fn jobs(&self) -> String {
         format!("{}:jobs", self.prefix)
+    }
+
+    pub(super) fn open_jobs(&self) -> String {
+        format!("{}:open", self.prefix)
+    }
+
+    pub(super) fn beats(&self) -> String {
+        format!("{}:{{pulse}}:beats", self.prefix)
+    }
+
+    pub(super) fn went_back(&self) -> String {
+        format!("{}:{{pulse}}:went_back", self.prefix)
     }
 
     pub(super) fn limit(&self, limit: &Limit<'_>) -> String {

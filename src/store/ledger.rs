@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use redis::{Script, Value};
 
-use super::Store;
 use super::connection::{Call, broken};
 use super::keys::JobKeys;
+use super::{Store, now_ms};
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner};
 use crate::domain::outcome::Outcome;
@@ -24,7 +24,7 @@ use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::{Shape, Together};
 use crate::json;
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, Gathered, JobFilter, JobPage, JobPlace, JobQuery,
+    Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobFilter, JobPage, JobPlace, JobQuery,
     JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef,
     Standing, Submission,
 };
@@ -56,6 +56,10 @@ macro_rules! concluding {
     };
 }
 
+pub(super) use {concluding, growing};
+
+static ENTER: LazyLock<Script> = growing!("scripts/enter.lua");
+static WITHDRAW: LazyLock<Script> = concluding!("scripts/withdraw.lua");
 static ACCEPT: LazyLock<Script> = growing!("scripts/accept.lua");
 static CLAIM: LazyLock<Script> = growing!("scripts/claim.lua");
 static EXPANDED: LazyLock<Script> = concluding!("scripts/expanded.lua");
@@ -87,7 +91,7 @@ impl Ledger for Store {
             warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 17, 512);
+        let mut call = self.job_call(&ACCEPT, submission.job, 15, 512);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -97,7 +101,6 @@ impl Ledger for Store {
             .push(submission.parts)
             .push(submission.shape.buckets)
             .push(submission.now_ms)
-            .push(self.0.window_s)
             .push(&warnings)
             .push(template.as_deref().unwrap_or_default())
             .push(submission.rate.as_deref().unwrap_or_default());
@@ -130,11 +133,35 @@ impl Ledger for Store {
         Ok(accepted)
     }
 
+    async fn enter(&self, entry: &Entry) -> Result<(), LedgerError> {
+        let mut call = self.job_call(&ENTER, entry.job, 7, 512);
+        call.push(&entry.app)
+            .push(&entry.client_msg_no)
+            .push(&entry.target)
+            .push(&entry.content_digest)
+            .push(entry.entries)
+            .push(entry.now_ms);
+        match entry.not_before_ms {
+            Some(not_before_ms) => call.push(not_before_ms),
+            None => call.push(""),
+        };
+        let reply = self.0.connection.call(&call).await?;
+        if number(&reply)? == 1 {
+            self.list(entry.job, entry.now_ms).await?;
+        }
+        Ok(())
+    }
+
+    async fn withdraw(&self, job: JobId) -> Result<(), LedgerError> {
+        let call = self.job_call(&WITHDRAW, job, 0, 0);
+        self.0.connection.call(&call).await.map(drop)
+    }
+
     async fn expanded(&self, job: JobId, submission: &str) -> Result<Standing, LedgerError> {
-        let mut call = self.job_call(&EXPANDED, job, 2, 128);
-        call.push(submission).push(self.0.window_s);
+        let mut call = self.job_call(&EXPANDED, job, 1, 128);
+        call.push(submission);
         let reply = Reply::new(self.0.connection.call(&call).await?)?;
-        if reply.0.is_empty() {
+        if reply.is_empty() {
             // Lost in between; the slices will tell of the job again.
             return Ok(Standing::default());
         }
@@ -147,12 +174,11 @@ impl Ledger for Store {
         part: &Together,
         give_up: bool,
     ) -> Result<Gathered, LedgerError> {
-        let mut call = self.job_call(&GATHER, job, 5, 160);
+        let mut call = self.job_call(&GATHER, job, 4, 160);
         call.push(&part.list)
             .push(part.number)
             .push(part.of)
-            .push(u8::from(give_up))
-            .push(self.0.window_s);
+            .push(u8::from(give_up));
         let reply = self.0.connection.call(&call).await?;
         match number(&reply)? {
             0 => Ok(Gathered::Waiting),
@@ -267,9 +293,15 @@ impl Ledger for Store {
     }
 
     async fn complete(&self, job: JobId) -> Result<bool, LedgerError> {
-        let call = self.job_call(&COMPLETE, job, 0, 0);
+        let mut call = self.job_call(&COMPLETE, job, 1, 0);
+        call.push(self.0.window_s);
         let reply = self.0.connection.call(&call).await?;
-        Ok(number(&reply)? == 1)
+        let first = number(&reply)? == 1;
+        if first {
+            // Not repeated: it only spares a look at the job.
+            let _ = self.close(job).await;
+        }
+        Ok(first)
     }
 
     async fn explain(
@@ -277,9 +309,12 @@ impl Ledger for Store {
         job: JobId,
         reasons: &[(Fingerprint, Reason)],
     ) -> Result<(), LedgerError> {
-        let key = self.0.keys.job(job).reasons();
-        let mut call = Call::new(&EXPLAIN, 1, 2 + 2 * reasons.len(), 128 * reasons.len());
-        call.push(&key).push(REASONS_MAX).push(self.0.window_s);
+        let keys = self.0.keys.job(job);
+        let mut call = Call::new(&EXPLAIN, 2, 2 + 2 * reasons.len(), 128 * reasons.len());
+        call.push(keys.reasons())
+            .push(&keys.header)
+            .push(REASONS_MAX)
+            .push(self.0.window_s);
         for (fingerprint, reason) in reasons {
             let json = json::bytes(reason);
             call.push(&fingerprint.to_bytes()).push(json);
@@ -310,9 +345,8 @@ impl Ledger for Store {
     }
 
     async fn job(&self, job: JobId) -> Result<Option<JobRecord>, LedgerError> {
-        let mut cmd = redis::cmd("HGETALL");
-        cmd.arg(self.0.keys.job(job).header);
-        record(job, self.0.connection.command(&cmd).await?)
+        let records = self.records(&[job]).await?;
+        Ok(records.into_iter().next().flatten())
     }
 
     async fn jobs(&self, query: &JobQuery) -> Result<JobPage, LedgerError> {
@@ -322,7 +356,8 @@ impl Ledger for Store {
         };
         for _ in 0..JOBS_LOOKED_AT_MAX / JOBS_AT_ONCE {
             let places = self.places(&query.filter, page.next).await?;
-            let records = self.records(&places).await?;
+            let jobs: Vec<_> = places.iter().map(|place| place.job).collect();
+            let records = self.records(&jobs).await?;
             let ended = places.len() < JOBS_AT_ONCE;
             for (place, record) in places.into_iter().zip(records) {
                 if page.jobs.len() >= query.most {
@@ -399,7 +434,13 @@ const JOBS_LOOKED_AT_MAX: usize = 2_000;
 
 impl Store {
     /// A call on the keys that every job has.
-    fn job_call<'a>(&self, script: &'a Script, job: JobId, args: usize, bytes: usize) -> Call<'a> {
+    pub(super) fn job_call<'a>(
+        &self,
+        script: &'a Script,
+        job: JobId,
+        args: usize,
+        bytes: usize,
+    ) -> Call<'a> {
         let keys = self.0.keys.job(job);
         let mut call = Call::new(script, 4, args, 320 + bytes);
         call.push(&keys.header)
@@ -474,26 +515,53 @@ impl Store {
         }
     }
 
-    /// The records at these places, as far as they are still there.
-    async fn records(&self, places: &[JobPlace]) -> Result<Vec<Option<JobRecord>>, LedgerError> {
-        if places.is_empty() {
+    /// The records of these jobs, as far as they are there, marked where the ledger went back.
+    pub(super) async fn records(
+        &self,
+        jobs: &[JobId],
+    ) -> Result<Vec<Option<JobRecord>>, LedgerError> {
+        if jobs.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipeline = redis::pipe();
-        for place in places {
-            let header = self.0.keys.job(place.job).header;
-            pipeline.cmd("HGETALL").arg(header);
+        pipeline
+            .cmd("LRANGE")
+            .arg(self.0.keys.went_back())
+            .arg(0)
+            .arg(-1);
+        for job in jobs {
+            pipeline.cmd("HGETALL").arg(self.0.keys.job(*job).header);
         }
-        let rows = self.0.connection.pipeline(&pipeline).await?;
-        places
-            .iter()
+        let mut rows = self.0.connection.pipeline(&pipeline).await?.into_iter();
+        let times = rows.next().ok_or_else(|| broken("a reply is missing"))?;
+        let times: Vec<u64> = redis::from_redis_value(times).map_err(broken)?;
+        let marked = |record: JobRecord| record.marked(&times);
+        jobs.iter()
             .zip(rows)
-            .map(|(place, row)| record(place.job, row))
+            .map(|(job, row)| Ok(record(*job, row)?.map(marked)))
             .collect()
     }
 
-    /// Puts a job on the list of jobs and takes off those that are older than the window. Apart from
-    /// the scripts, because the list lies in another slot; whoever gets an error asks again.
+    /// Takes a completed job off the list of open ones, unless it was extended meanwhile.
+    async fn close(&self, job: JobId) -> Result<(), LedgerError> {
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("ZREM")
+            .arg(self.0.keys.open_jobs())
+            .arg(job.to_string());
+        pipeline
+            .cmd("HEXISTS")
+            .arg(self.0.keys.job(job).header)
+            .arg("completed_at_ms");
+        let replies = self.0.connection.pipeline(&pipeline).await?;
+        match replies.get(1) {
+            Some(Value::Int(0)) => self.list(job, now_ms()).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a job on the lists of jobs. Apart from the scripts, because the lists lie in other slots;
+    /// whoever gets an error asks again.
     async fn list(&self, job: JobId, at_ms: u64) -> Result<(), LedgerError> {
         let key = self.0.keys.jobs();
         let mut pipeline = redis::pipe();
@@ -504,11 +572,10 @@ impl Store {
             .arg(at_ms)
             .arg(job.to_string());
         pipeline
-            .cmd("ZREMRANGEBYSCORE")
-            .arg(&key)
-            .arg("-inf")
-            .arg(at_ms.saturating_sub(self.0.window_s * 1000));
-        pipeline.cmd("EXPIRE").arg(&key).arg(self.0.window_s);
+            .cmd("ZADD")
+            .arg(self.0.keys.open_jobs())
+            .arg(at_ms)
+            .arg(job.to_string());
         self.0.connection.pipeline(&pipeline).await?;
         Ok(())
     }
@@ -681,13 +748,17 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
     let text = |field: &str| row.get(field).cloned().unwrap_or_default();
     let time = |field: &str| row.get(field).and_then(|value| value.parse::<u64>().ok());
     let number = |field: &str| time(field).unwrap_or(0);
+    // Registered it has a shape, before that only what was entered.
+    let registered = row.contains_key("buckets");
     let mut accounts = Accounts {
-        total: number("total"),
+        total: number(if registered { "total" } else { "awaited" }),
         ..Accounts::default()
     };
     for outcome in Outcome::ALL {
         *accounts.of_mut(outcome) = number(outcome.as_str());
     }
+    let lost = number("lost");
+    accounts.uncertain += lost;
     let completed_at_ms = time("completed_at_ms");
     Ok(Some(JobRecord {
         job,
@@ -696,7 +767,8 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         target: text("target"),
         state: match completed_at_ms {
             Some(_) => JobState::Completed,
-            None => JobState::Running,
+            None if registered => JobState::Running,
+            None => JobState::Accepted,
         },
         accounts,
         pending: accounts.pending(),
@@ -705,7 +777,11 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         progress_at_ms: time("progress_at_ms"),
         completed_at_ms,
         rebuilt: row.contains_key("rebuilt"),
-        submissions: number("submissions"),
+        went_back_at_ms: None,
+        lost,
+        waited_at_ms: time("alive_at_ms"),
+        // What was entered is one.
+        submissions: if registered { number("submissions") } else { 1 },
         shape: Shape {
             buckets: number("buckets") as u32,
         },
@@ -732,10 +808,14 @@ fn mark(text: Option<&String>) -> Option<Mark> {
 }
 
 /// The array a script answers with.
-struct Reply(Vec<Value>);
+pub(super) struct Reply(Vec<Value>);
 
 impl Reply {
-    fn new(value: Value) -> Result<Self, LedgerError> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn new(value: Value) -> Result<Self, LedgerError> {
         match value {
             Value::Array(items) => Ok(Self(items)),
             other => Err(broken(format!("{other:?} where an array is expected"))),
@@ -772,7 +852,7 @@ impl Reply {
         Ok(Some(self.number(at)? as u32).filter(|version| *version > 0))
     }
 
-    fn standing(&self, from: usize) -> Result<Standing, LedgerError> {
+    pub(super) fn standing(&self, from: usize) -> Result<Standing, LedgerError> {
         let at = |index: usize| self.number(from + index);
         Ok(Standing {
             accounts: Accounts {

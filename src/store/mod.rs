@@ -1,5 +1,6 @@
 //! Redis as the ledger, the throttle and the place of stored messages: the ports
-//! [`Ledger`](crate::ports::Ledger), [`Limiter`](crate::ports::Limiter),
+//! [`Ledger`](crate::ports::Ledger), [`Upkeep`](crate::ports::Upkeep),
+//! [`Pulse`](crate::ports::Pulse), [`Limiter`](crate::ports::Limiter),
 //! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates),
 //! [`Quotas`](crate::ports::Quotas) and [`Nonces`](crate::ports::Nonces).
 //!
@@ -11,14 +12,16 @@
 //! It never evicts, never scans the key space and never trusts a worker's clock: leases and rates go
 //! by the server's. Losing all of Redis loses the dedup window and the accounts up to then, not
 //! recipients: the slices say again what they are part of, and the job is marked as rebuilt. Directives
-//! are lost with it: what was paused goes on.
+//! are lost with it: what was paused goes on. A server that comes back with older data is noticed by the
+//! heartbeats that it has lost, and the jobs that ran are marked.
 //!
 //! Redis 7.0 or later, or Valkey. The keys of one job share a hash tag and so do those of the throttle,
 //! so that the scripts are fit for Redis Cluster; the connection speaks to one server, which may be a
 //! proxy or whatever a failover leaves behind one address.
 //!
-//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `limiter`, `directives`,
-//! `templates`, `quotas` and `nonces` for how they are called, `connection` for what happens when the server is away.
+//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `upkeep`, `pulse`, `limiter`,
+//! `directives`, `templates`, `quotas` and `nonces` for how they are called, `connection` for what
+//! happens when the server is away.
 
 mod connection;
 mod directives;
@@ -26,11 +29,13 @@ mod keys;
 mod ledger;
 mod limiter;
 mod nonces;
+mod pulse;
 mod quotas;
 mod templates;
+mod upkeep;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use connection::{CheckError, OpenError, Persistence, Report};
 
@@ -44,7 +49,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     connection: Connection,
     keys: Keys,
-    /// Seconds a key outlives its last use.
+    /// Seconds for which a completed job is known.
     window_s: u64,
 }
 
@@ -55,7 +60,7 @@ pub struct Settings {
     pub url: String,
     /// Stands before every key; deployments that share a server differ in it.
     pub prefix: String,
-    /// How long a settled recipient is remembered after its last use.
+    /// How long a job is remembered after it has completed.
     pub dedup_window: Duration,
     pub connect_timeout: Duration,
     /// A reply that takes longer is an error, and the connection is replaced.
@@ -92,4 +97,12 @@ impl Store {
     pub async fn check(&self) -> Result<Report, CheckError> {
         self.0.connection.check().await
     }
+}
+
+/// Milliseconds since 1970 by this machine's clock, as the times of acceptance are.
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64
 }

@@ -108,6 +108,7 @@ impl<T: Transport> Caller<'_, T> {
             }
         };
         metrics.in_flight.inc();
+        let _in_flight = self.target.under_way.begin();
         let sent = authorised(
             self.transport,
             target.login(),

@@ -2,7 +2,7 @@
 //! health.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
@@ -10,9 +10,11 @@ use tokio::sync::{Semaphore, watch};
 use super::backlog::Backlog;
 use super::credential::Keyring;
 use super::health::Health;
+use super::ledger_health::LedgerHealth;
 use super::notice::Callbacks;
 use super::standing::Standings;
 use super::together::Complete;
+use super::under_way::CallsUnderWay;
 use crate::domain::directive::{Board, Directive, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
@@ -25,14 +27,17 @@ use crate::domain::slice::Head;
 use crate::limits::Limits;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{
-    Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Quotas, Scope, Target,
-    Templates, Transport,
+    Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Pulse, Quotas, Scope, Target,
+    Templates, Transport, Upkeep,
 };
 
-/// The ledger, the limiter, the directives, the stored messages, the quotas and the nonces of one
-/// engine.
-pub trait Store: Ledger + Limiter + Directives + Templates + Quotas + Nonces {}
-impl<S: Ledger + Limiter + Directives + Templates + Quotas + Nonces> Store for S {}
+/// The ledger, the limiter, the directives, the stored messages, the quotas, the nonces and the
+/// heartbeats of one engine.
+pub trait Store:
+    Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse
+{
+}
+impl<S: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]
@@ -52,6 +57,9 @@ pub struct Settings {
     pub retry: Schedule,
     /// Keys the fingerprints; the same on every worker.
     pub fingerprint_secret: String,
+    /// A job of which nothing was heard for so long has nothing left to deliver, if nothing of it is
+    /// on a lane.
+    pub abandoned_after: Duration,
     /// Shortest time between two progress events of a job.
     pub progress_interval: Duration,
     /// What the names of the broker's own queues begin with; nothing where there is no AMQP.
@@ -73,6 +81,8 @@ pub struct TargetRuntime {
     pub config_park: Duration,
     pub health: Health,
     pub metrics: TargetMetrics,
+    /// Calls under way.
+    pub under_way: CallsUnderWay,
     /// The credential of its calls, where one has to be fetched.
     pub keyring: Keyring,
     /// The credential of its directory, which may be another one.
@@ -106,12 +116,12 @@ pub struct Context<S, T> {
     pub callbacks: BTreeMap<String, Callbacks<T>>,
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
-    ledger_up: watch::Sender<bool>,
-    ledger_trouble: Mutex<Option<String>>,
+    pub(super) ledger_health: LedgerHealth,
     parked: watch::Sender<HashMap<String, Parking>>,
     standings: Standings,
     directives: watch::Sender<Board>,
-    progress: Mutex<HashMap<JobId, Instant>>,
+    progress: Seldom,
+    waiting: Seldom,
     pub(super) complete: Complete,
     pub(super) backlog: Backlog,
     /// Of an app that sends while the ledger is away: the limits as this process alone keeps them.
@@ -160,12 +170,12 @@ impl<S: Store, T> Context<S, T> {
             callbacks: BTreeMap::new(),
             settings,
             metrics,
-            ledger_up: watch::Sender::new(false),
-            ledger_trouble: Mutex::default(),
+            ledger_health: LedgerHealth::default(),
             parked: watch::Sender::new(HashMap::new()),
             standings: Standings::default(),
             directives: watch::Sender::new(Board::default()),
-            progress: Mutex::new(HashMap::new()),
+            progress: Seldom::default(),
+            waiting: Seldom::default(),
             complete: Complete::default(),
             backlog: Backlog::default(),
             limits_here: Limits::default(),
@@ -202,7 +212,7 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
-    /// One step of the ledger, measured; its result tells whether the ledger is up.
+    /// One step of the ledger, measured; an error says that the ledger is down.
     pub async fn try_step<V>(
         &self,
         step: LedgerStep,
@@ -211,39 +221,20 @@ impl<S: Store, T> Context<S, T> {
         let started = Instant::now();
         let result = act.await;
         self.metrics.ledger(step, started.elapsed(), result.is_ok());
-        self.note_ledger(result.as_ref().err());
+        if let Err(error) = &result {
+            self.note_trouble(error);
+        }
         result
     }
 
-    /// Logs only when the state changes, so that an outage is two lines, not one per slice.
-    fn note_ledger(&self, error: Option<&LedgerError>) {
-        let up = error.is_none();
-        self.ledger_up.send_if_modified(|state| {
-            if *state == up {
-                return false;
-            }
-            *state = up;
-            self.metrics.ledger_up(up);
-            *self.trouble() = error.map(|error| chain(error));
-            match error {
-                None => tracing::info!("the ledger answers"),
-                Some(error) => tracing::error!(
-                    error = %chain(error),
-                    "the ledger is down: lanes stop until it answers, nothing is lost"
-                ),
-            }
-            true
-        });
-    }
-
-    /// Follows whether the ledger answers.
+    /// Follows whether the ledger takes writes, as far as anything was heard of it.
     pub fn ledger_up(&self) -> watch::Receiver<bool> {
-        self.ledger_up.subscribe()
+        self.ledger_health.up()
     }
 
-    /// Whether the ledger answered when it was asked last.
+    /// Whether the ledger took what it was given last.
     pub fn ledger_is_up(&self) -> bool {
-        *self.ledger_up.borrow()
+        self.ledger_health.is_up()
     }
 
     /// Whether any app sends while the ledger is down.
@@ -470,17 +461,47 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
-    /// Whether it is time for another progress event of this job.
+    /// Whether it is time for another progress event of this job; never at the first look.
     pub fn progress_due(&self, job: JobId) -> bool {
-        let mut last = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
         let interval = self.settings.progress_interval;
-        if last.len() > PROGRESS_JOBS_MAX {
+        self.progress.due(job, interval) == Due::Again
+    }
+
+    /// Tells the ledger, now and then, that something of a job waits. Not repeated: the next slice that
+    /// is put off does it again.
+    pub(super) async fn note_waiting(&self, job: JobId) {
+        if self.waiting.due(job, self.settings.abandoned_after / 8) != Due::No {
+            let waits = self.store.waits(job);
+            let _ = self.try_step(LedgerStep::Sweep, waits).await;
+        }
+    }
+}
+
+/// When something was done last for each of some jobs.
+#[derive(Default)]
+struct Seldom(Mutex<HashMap<JobId, Instant>>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Due {
+    First,
+    Again,
+    No,
+}
+
+impl Seldom {
+    fn due(&self, job: JobId, interval: Duration) -> Due {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if last.len() > SELDOM_JOBS_MAX {
             last.retain(|_, at| now.duration_since(*at) < interval);
         }
         match last.get(&job) {
-            Some(at) if now.duration_since(*at) < interval => false,
-            _ => last.insert(job, now).is_some(),
+            Some(at) if now.duration_since(*at) < interval => return Due::No,
+            _ => {}
+        }
+        match last.insert(job, now) {
+            Some(_) => Due::Again,
+            None => Due::First,
         }
     }
 }
@@ -508,22 +529,8 @@ impl<S, T: Transport> Context<S, T> {
     }
 }
 
-impl<S, T> Context<S, T> {
-    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
-        self.ledger_trouble
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why the ledger does not answer, in words.
-    pub fn ledger_trouble(&self) -> String {
-        let trouble = self.trouble().clone();
-        trouble.unwrap_or_else(|| "the ledger has not answered yet".to_owned())
-    }
-}
-
-/// Jobs whose last progress event is remembered before old ones are swept.
-const PROGRESS_JOBS_MAX: usize = 1000;
+/// Jobs that are remembered before those whose time is over are swept.
+const SELDOM_JOBS_MAX: usize = 1000;
 
 /// Between attempts to reach a broker, a ledger, or to publish again.
 pub const RECONNECT: Schedule = Schedule {

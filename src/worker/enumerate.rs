@@ -221,6 +221,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
 
     /// Comes back after a while.
     async fn ask_again(&self, wait: Duration, asking: Enumeration) -> Result<Fate, Lost> {
+        self.shift.context.note_waiting(self.slice.head.id).await;
         let lane = self.slice.lane.clone();
         let route = if wait.is_zero() {
             Route::Lane(lane)

@@ -173,13 +173,26 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             Ok(job) => job,
             Err(problems) => return refused(&problems),
         };
-        let asked = Asked::of(&job);
+        let fate = self.expand_job(&job);
+        if matches!(fate, Fate::Refused(..)) {
+            // Whoever accepted it may have entered it. Not repeated: the upkeep finds it too.
+            let withdraw = context.store.withdraw(job.head.id);
+            let withdraw = context.try_step(LedgerStep::Accept, withdraw);
+            let _ = self.runtime.block_on(withdraw);
+        }
+        fate
+    }
+
+    fn expand_job(&self, job: &Job<'_>) -> Fate {
+        let context = &*self.shift.context;
+        let refused = |problems: &[Problem]| Fate::Refused(JobResult::Rejected, summary(problems));
+        let asked = Asked::of(job);
         let permissions = &context.apps[&job.head.app].permissions;
         let broken = permissions.problems(&asked);
         if !broken.is_empty() {
             return refused(&broken);
         }
-        let resolved = match self.resolve(&job) {
+        let resolved = match self.resolve(job) {
             Ok(resolved) => resolved,
             Err(fate) => return fate,
         };
@@ -192,8 +205,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             return fate;
         }
         let submission = match job.is_for_all() {
-            true => self.submission_of_all(&job, fit.warnings),
-            false => self.submission(&job, fit.warnings),
+            true => self.submission_of_all(job, fit.warnings),
+            false => self.submission(job, fit.warnings),
         };
         let submission = Submission {
             template: resolved.template,
@@ -239,12 +252,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         };
         let published = if job.is_for_all() {
             // With the name still in it: its parts are resolved like this one.
-            self.ask_for_all(&job, shape)
+            self.ask_for_all(job, shape)
         } else {
             match self.ruled(&job.head, resolved, template) {
                 Ok(head) => self
-                    .gather(&job)
-                    .and_then(|()| self.publish(&job, &head, shape, &submission.submission)),
+                    .gather(job)
+                    .and_then(|()| self.publish(job, &head, shape, &submission.submission)),
                 Err(fate) => return fate,
             }
         };
@@ -510,7 +523,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 .map_err(|_| Lost)?;
             if result != JobResult::Repeated {
                 self.shift
-                    .announce(EventKind::Accepted, head, standing.accounts)
+                    .announce(EventKind::Accepted, &head.into(), standing.accounts)
                     .await?;
                 tracing::info!(
                     job.id = %head.id, job.app = head.app, job.client_msg_no = head.client_msg_no,

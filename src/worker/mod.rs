@@ -18,10 +18,13 @@ mod health;
 mod heed;
 mod intake;
 mod lanes;
+mod ledger_health;
 mod notice;
 mod shift;
 mod standing;
+mod sweep;
 mod together;
+mod under_way;
 
 #[cfg(test)]
 mod tests;
@@ -41,18 +44,20 @@ pub use self::context::{
 pub use self::credential::Keyring;
 pub use self::health::Health;
 use self::lanes::OpenLane;
+use self::ledger_health::Heart;
 pub use self::notice::Callbacks;
 use self::shift::Shift;
+pub use self::under_way::CallsUnderWay;
 use crate::domain::lane::{Lane, Priority};
 use crate::metrics::{JobResult, LedgerStep, SliceResult};
-use crate::ports::{Broker, BrokerError, Moved, Session, Source, Transport};
+use crate::ports::{Broker, BrokerError, LedgerError, Moved, Session, Source, Transport};
 
 /// Jobs of one priority that are taken at a time. One of megabytes is rare, and a small one waits for the
 /// broker most of its time.
 const JOBS_PREFETCH: u16 = 8;
 
-/// How often the store is asked for directives and parked targets; it also tells whether the ledger
-/// answers.
+/// How often the store is asked for directives and parked targets and gets a heartbeat, which tells
+/// whether the ledger takes writes.
 const POLL: Duration = Duration::from_millis(500);
 
 /// With the ledger down for so long, the session is closed: deliveries go back to the broker instead
@@ -82,7 +87,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         }
     }
 
-    /// Follows whether a session is open and the ledger answers.
+    /// Follows whether a session is open.
     pub fn ready(&self) -> watch::Receiver<bool> {
         self.ready.subscribe()
     }
@@ -91,7 +96,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
     pub async fn run(self, drain: CancellationToken) {
         let poll = {
             let (context, drain) = (Arc::clone(&self.context), drain.clone());
-            async move { watch_store(&context, &drain).await }
+            async move { watch_store(&context, true, &drain).await }
         };
         let ended = CancellationToken::new();
         let sessions = async {
@@ -168,6 +173,10 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
                 .await?;
             tasks.spawn(intake::intake(Arc::clone(&shift), priority, jobs));
         }
+        tasks.spawn({
+            let (shift, broker) = (Arc::clone(&shift), self.broker.clone());
+            async move { sweep::sweep(&*shift, broker).await }
+        });
         tasks.spawn(watch_blocked(
             session.blocked(),
             Arc::clone(&self.context),
@@ -289,36 +298,44 @@ async fn count_moved<S: Store, T>(
     }
 }
 
-/// Asks the store, again and again, which directives are in force and which targets are parked, and so
-/// whether it answers.
+/// Asks the store, again and again, which directives are in force and which targets are parked, and
+/// gives it a heartbeat. `works`: whether this process delivers.
 pub async fn watch_store<S: Store, T: Transport>(
     context: &Context<S, T>,
+    works: bool,
     stop: &CancellationToken,
 ) {
     let targets: Vec<String> = context.targets.keys().cloned().collect();
-    let mut known = 0;
+    let (mut known, mut heart) = (0, Heart::new(works));
     let look = async {
         loop {
-            // Heeded before the ledger counts as up: a worker that starts sends nothing before.
-            let directives = async {
-                if let Some(directed) = context.store.directives(known).await? {
-                    known = directed.version;
-                    context.note_directives(directed);
-                }
-                Ok(())
-            };
-            let _ = context.try_step(LedgerStep::Direct, directives).await;
+            // An error is noted where it happens; the next round comes soon.
+            let _ = look_once(context, &targets, &mut known, &mut heart).await;
             context.show_directives();
             context.tidy();
-            let asked = Instant::now();
-            if let Ok(parked) = context
-                .try_step(LedgerStep::Park, context.store.parked(&targets))
-                .await
-            {
-                context.note_parked(parked, asked);
-            }
             tokio::time::sleep(POLL).await;
         }
     };
     let _: Option<()> = stop.run_until_cancelled(look).await;
+}
+
+/// One round. Directives are heeded before the ledger counts as up: a worker that starts sends nothing
+/// before.
+async fn look_once<S: Store, T>(
+    context: &Context<S, T>,
+    targets: &[String],
+    known: &mut u64,
+    heart: &mut Heart,
+) -> Result<(), LedgerError> {
+    let directives = context.store.directives(*known);
+    let directed = context.try_step(LedgerStep::Direct, directives).await?;
+    if let Some(directed) = directed {
+        *known = directed.version;
+        context.note_directives(directed);
+    }
+    let asked = Instant::now();
+    let parked = context.store.parked(targets);
+    let parked = context.try_step(LedgerStep::Park, parked).await?;
+    context.note_parked(parked, asked);
+    heart.beat(context).await
 }

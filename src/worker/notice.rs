@@ -17,13 +17,12 @@ use serde_json::value::RawValue;
 
 use super::context::{Context, RECONNECT, Store, chain};
 use super::deliver::Fate;
-use super::shift::{Shift, event};
+use super::shift::{Job, Shift, event};
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::job::{Context as _, check_callback};
 use crate::domain::lane::Lane;
 use crate::domain::notice::{CallbackRules, NOTICE_VERSION, Notice};
 use crate::domain::schedule::rung;
-use crate::domain::slice::Head;
 use crate::json;
 use crate::metrics::{NoticeKind, NoticeResult};
 use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Transport};
@@ -45,26 +44,26 @@ pub struct Callbacks<T> {
 
 impl<S: Store, T, P: Publisher> Shift<S, T, P> {
     /// Has those told whom the job named: `Ok` when the callback is durable and the reply published.
-    pub(super) async fn notify(&self, head: &Head, record: &JobRecord) -> Result<(), Lost> {
+    pub(super) async fn notify(&self, job: &Job<'_>, record: &JobRecord) -> Result<(), Lost> {
         // A record that was rebuilt from slices knows nobody; the slices do.
-        let url = record.callback_url.as_ref().or(head.callback_url.as_ref());
-        let queue = record.reply_to.as_ref().or(head.reply_to.as_ref());
+        let url = record.callback_url.as_deref().or(job.callback_url);
+        let queue = record.reply_to.as_deref().or(job.reply_to);
         if url.is_none() && queue.is_none() {
             return Ok(());
         }
-        let id = format!("{}.{}", head.id, record.submissions);
+        let id = format!("{}.{}", job.id, record.submissions);
         let event = JobEvent {
             id: Some(id.clone()),
-            ..event(EventKind::Completed, head, record.accounts)
+            ..event(EventKind::Completed, job, record.accounts)
         };
         let event = json::raw(&event);
         if let Some(url) = url {
-            let lane = Lane::of_notices(&head.target).to_string();
+            let lane = Lane::of_notices(job.target).to_string();
             let notice = Notice {
                 v: NOTICE_VERSION,
                 id: id.clone(),
-                app: head.app.clone(),
-                url: url.clone(),
+                app: job.app.to_owned(),
+                url: url.to_owned(),
                 lane: lane.clone(),
                 failures: 0,
                 event: event.clone(),
@@ -73,7 +72,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
             self.publish(vec![message]).await?;
         }
         match queue {
-            Some(queue) => self.reply(head, queue, id, &event).await,
+            Some(queue) => self.reply(job, queue, id, &event).await,
             None => Ok(()),
         }
     }
@@ -82,7 +81,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
     /// that does not confirm is asked again, so often as a recipient would be.
     async fn reply(
         &self,
-        head: &Head,
+        job: &Job<'_>,
         queue: &str,
         id: String,
         event: &RawValue,
@@ -93,19 +92,19 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
                 .metrics
                 .notice(NoticeKind::Reply, NoticeResult::GivenUp);
             tracing::warn!(
-                job.id = %head.id, reply_to = queue, error = why,
+                job.id = %job.id, reply_to = queue, error = why,
                 "nobody is told over AMQP that the job completed"
             );
         };
         // The configuration may have changed since the job was accepted.
-        if let Err(why) = context.check_reply_to(&head.app, queue) {
+        if let Err(why) = context.check_reply_to(job.app, queue) {
             given_up(&why);
             return Ok(());
         }
         let message = Outgoing {
             route: Route::Reply {
                 queue: queue.to_owned(),
-                correlation_id: head.client_msg_no.clone(),
+                correlation_id: job.client_msg_no.to_owned(),
             },
             body: Bytes::copy_from_slice(event.get().as_bytes()),
             message_id: id,

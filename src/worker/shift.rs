@@ -7,10 +7,11 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Context, RECONNECT, Store, chain, rfc3339};
 use crate::domain::accounts::Accounts;
 use crate::domain::announce::{EventKind, JobEvent};
+use crate::domain::ids::JobId;
 use crate::domain::slice::Head;
 use crate::json;
 use crate::metrics::LedgerStep;
-use crate::ports::{Lost, Outgoing, PublishError, Publisher, Route, Standing};
+use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Route, Standing};
 use crate::worker::context::now_ms;
 
 pub(super) struct Shift<S, T, P> {
@@ -21,6 +22,43 @@ pub(super) struct Shift<S, T, P> {
     /// No new work is to be started: the process drains, or the session is lost (a child of both). Of
     /// a shift of one delivery also: its slice is to make way.
     pub(super) halt: CancellationToken,
+}
+
+/// Which job something happened to, and whom it named to be told.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) id: JobId,
+    pub(super) app: &'a str,
+    pub(super) client_msg_no: &'a str,
+    pub(super) target: &'a str,
+    pub(super) callback_url: Option<&'a str>,
+    pub(super) reply_to: Option<&'a str>,
+}
+
+impl<'a> From<&'a Head> for Job<'a> {
+    fn from(head: &'a Head) -> Self {
+        Self {
+            id: head.id,
+            app: &head.app,
+            client_msg_no: &head.client_msg_no,
+            target: &head.target,
+            callback_url: head.callback_url.as_deref(),
+            reply_to: head.reply_to.as_deref(),
+        }
+    }
+}
+
+impl<'a> From<&'a JobRecord> for Job<'a> {
+    fn from(record: &'a JobRecord) -> Self {
+        Self {
+            id: record.job,
+            app: &record.app,
+            client_msg_no: &record.client_msg_no,
+            target: &record.target,
+            callback_url: record.callback_url.as_deref(),
+            reply_to: record.reply_to.as_deref(),
+        }
+    }
 }
 
 impl<S: Store, T, P: Publisher> Shift<S, T, P> {
@@ -58,17 +96,17 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
     pub(super) async fn announce(
         &self,
         kind: EventKind,
-        head: &Head,
+        job: &Job<'_>,
         accounts: Accounts,
     ) -> Result<(), Lost> {
-        let event = event(kind, head, accounts);
+        let event = event(kind, job, accounts);
         self.publish(vec![Outgoing {
             route: Route::Event {
-                app: head.app.clone(),
+                app: job.app.to_owned(),
                 event: kind.as_str(),
             },
             body: json::bytes(&event).into(),
-            message_id: format!("{}.{}.{}", head.id, kind.as_str(), accounts.settled()),
+            message_id: format!("{}.{}.{}", job.id, kind.as_str(), accounts.settled()),
             traceparent: None,
         }])
         .await?;
@@ -81,21 +119,23 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
     /// delivery comes back and the next one does it.
     pub(super) async fn follow(&self, head: &Head, standing: Standing) -> Result<(), Lost> {
         if standing.finished && !standing.completed {
-            return self.complete(head).await;
+            return self.complete(&head.into(), false).await;
         }
         if !standing.finished && self.context.progress_due(head.id) {
             return self
-                .announce(EventKind::Progress, head, standing.accounts)
+                .announce(EventKind::Progress, &head.into(), standing.accounts)
                 .await;
         }
         Ok(())
     }
 
-    async fn complete(&self, head: &Head) -> Result<(), Lost> {
+    /// Audits a finished job and completes it: one that was `abandoned` even where its accounts differ,
+    /// since nothing will mend them.
+    pub(super) async fn complete(&self, job: &Job<'_>, abandoned: bool) -> Result<(), Lost> {
         let context = &self.context;
         let lost = || self.lost.cancelled();
         let record = context
-            .step(LedgerStep::Audit, lost(), || context.store.job(head.id))
+            .step(LedgerStep::Audit, lost(), || context.store.job(job.id))
             .await
             .map_err(|_| Lost)?;
         // Expired between two steps: there is nothing left to complete.
@@ -104,27 +144,29 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
             .step(LedgerStep::Audit, lost(), || context.store.audit(&record))
             .await
             .map_err(|_| Lost)?;
-        let differences = audit.differences(&record.accounts);
+        let differences = record.differences(&audit);
         if !differences.is_empty() {
             context.metrics.job_inconsistent();
             tracing::error!(
-                job.id = %head.id,
+                job.id = %job.id,
                 "job is finished but its accounts are not exact: {}",
                 differences.join("; ")
             );
-            return Ok(());
+            if !abandoned {
+                return Ok(());
+            }
         }
-        self.announce(EventKind::Completed, head, record.accounts)
+        self.announce(EventKind::Completed, job, record.accounts)
             .await?;
-        self.notify(head, &record).await?;
+        self.notify(job, &record).await?;
         let first = context
             .step(LedgerStep::Complete, lost(), || {
-                context.store.complete(head.id)
+                context.store.complete(job.id)
             })
             .await
             .map_err(|_| Lost)?;
         if first {
-            context.forget_directives(head.id).await;
+            context.forget_directives(job.id).await;
             context.metrics.job_completed();
             let Accounts {
                 total,
@@ -135,9 +177,14 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
                 expired,
                 cancelled,
             } = record.accounts;
+            let unknown = record.unknown();
+            let exact = match unknown.is_empty() && differences.is_empty() {
+                true => "accounts exact".to_owned(),
+                false => format!("accounts not exact: {}", unknown.join("; ")),
+            };
             tracing::info!(
-                job.id = %head.id, job.app = head.app, total, sent, duplicate, failed, uncertain,
-                expired, cancelled, "job completed, accounts exact"
+                job.id = %job.id, job.app = job.app, total, sent, duplicate, failed, uncertain,
+                expired, cancelled, "job completed, {exact}"
             );
         }
         Ok(())
@@ -145,14 +192,14 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
 }
 
 /// Something that happened to a job now.
-pub(super) fn event(kind: EventKind, head: &Head, accounts: Accounts) -> JobEvent {
+pub(super) fn event(kind: EventKind, job: &Job<'_>, accounts: Accounts) -> JobEvent {
     JobEvent {
         v: 1,
         event: kind,
-        job: head.id.to_string(),
-        app: head.app.clone(),
-        client_msg_no: head.client_msg_no.clone(),
-        target: head.target.clone(),
+        job: job.id.to_string(),
+        app: job.app.to_owned(),
+        client_msg_no: job.client_msg_no.to_owned(),
+        target: job.target.to_owned(),
         at: rfc3339(now_ms()),
         accounts,
         pending: accounts.pending(),

@@ -8,7 +8,7 @@ use crate::domain::schedule::Schedule;
 use crate::embedded::Engine;
 use crate::metrics::Metrics;
 use crate::ports::{
-    Consumer, Delivery, Outgoing, PublishError, Publisher, Reply, Request, SendError,
+    Backlog, Consumer, Delivery, Outgoing, PublishError, Publisher, Reply, Request, SendError,
 };
 
 /// A broker whose consumers panic, as a mistake of ours would make them.
@@ -26,6 +26,10 @@ struct Nowhere;
 
 impl Broker for Broken {
     type Session = BrokenSession;
+
+    async fn backlog(&self) -> Result<Backlog, BrokerError> {
+        Ok(Backlog::default())
+    }
 
     async fn connect(&self) -> Result<BrokenSession, BrokerError> {
         self.sessions.fetch_add(1, Ordering::Relaxed);
@@ -90,6 +94,7 @@ fn settings() -> Settings {
             jitter: 0.0,
         },
         fingerprint_secret: "secret".to_owned(),
+        abandoned_after: Duration::from_secs(60),
         progress_interval: Duration::from_secs(1),
         namespace: None,
     }

@@ -57,6 +57,7 @@ on_both! {
     a_purge_takes_what_is_meant,
     every_problem_of_a_request_is_told,
     the_document_is_what_is_served,
+    a_job_of_the_past_is_refused_and_a_repeat_is_not,
 }
 
 /// A `fanwise serve` with a mock to send to.
@@ -344,7 +345,7 @@ async fn jobs_are_listed_and_explained(place: Place) {
     let path = format!("/v1/jobs/{last}");
     let detail = until("the last job", BOUND, async || {
         let (status, detail) = place.ask("GET", &path, &Value::Null).await;
-        (status == 200).then_some(detail)
+        (status == 200 && detail["state"] != "accepted").then_some(detail)
     })
     .await;
     assert_eq!(detail["hindrances"][0]["cause"], "scheduled", "{detail}");
@@ -912,6 +913,114 @@ async fn a_purge_takes_what_is_meant(place: Place) {
         .await;
     assert_eq!((exported.code, exported.stdout.as_str()), (Some(0), ""));
     place.end(process).await;
+}
+
+/// Nobody would get what expires before it is submitted. What was accepted in time stays accepted, when
+/// its caller asks again too.
+async fn a_job_of_the_past_is_refused_and_a_repeat_is_not(place: Place) {
+    let process = place.serve().await;
+    let job = |key: &str, expires_at: &str| {
+        json!({
+            "v": 1, "client_msg_no": key, "expires_at": expires_at,
+            "message": {"type": "text", "text": "hi"}, "audience": {"users": ["u1"]},
+        })
+    };
+    let (status, problem) = place
+        .ask("POST", "/v1/jobs", &job("old", "2020-01-01T00:00:00Z"))
+        .await;
+    assert_eq!(status, 400, "{problem}");
+    assert_eq!(problem["problems"][0]["field"], "expires_at", "{problem}");
+    let (status, _) = place.ask("GET", "/v1/jobs/old", &Value::Null).await;
+    assert_eq!(status, 404);
+
+    let soon = fanwise::worker::rfc3339(fanwise::worker::now_ms() + 3000);
+    let (status, answer) = place.ask("POST", "/v1/jobs", &job("in-time", &soon)).await;
+    assert_eq!(status, 202, "{answer}");
+    until("completion", BOUND, async || {
+        let (_, found) = place.ask("GET", "/v1/jobs/in-time", &Value::Null).await;
+        (found["state"] == "completed").then_some(())
+    })
+    .await;
+    until("the time is over", BOUND, async || {
+        // One that came in time would be known.
+        let late = job(&format!("late-{}", fastrand::u64(..)), &soon);
+        let (status, _) = place.ask("POST", "/v1/jobs", &late).await;
+        (status == 400).then_some(())
+    })
+    .await;
+    let (status, answer) = place.ask("POST", "/v1/jobs", &job("in-time", &soon)).await;
+    assert_eq!(status, 200, "{answer}");
+    place.end(process).await;
+}
+
+/// What was answered with 202 is found from then on, while no worker runs too: by its id and its key,
+/// over HTTP and by commands; it can be cancelled, and its key stands for its message.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accepted_job_is_found_while_no_worker_runs() {
+    let Some(place) = Place::servers("found").await else {
+        return;
+    };
+    let admin = format!("127.0.0.1:{}", free_port());
+    let mut gateway = fanwise(
+        &["gateway", "--config", &place.config],
+        &[("FANWISE_ADMIN__LISTEN", &admin)],
+    );
+    gateway.until_prints("gateway listens", BOUND).await;
+    let job = |key: &str, text: &str| {
+        json!({
+            "v": 1, "client_msg_no": key, "message": {"type": "text", "text": text},
+            "audience": {"users": ["u1", "u2"]},
+        })
+    };
+    until("the gateway accepts", BOUND, async || {
+        let (status, _) = place.ask("POST", "/v1/jobs", &job("first", "hi")).await;
+        (status == 202).then_some(())
+    })
+    .await;
+    for number in 0..20 {
+        let key = format!("k{number}");
+        let (status, answer) = place.ask("POST", "/v1/jobs", &job(&key, "hi")).await;
+        assert_eq!(status, 202, "{answer}");
+        let (status, found) = place
+            .ask("GET", &format!("/v1/jobs/{key}"), &Value::Null)
+            .await;
+        assert_eq!(status, 200, "{found}");
+        assert_eq!(found["state"], "accepted", "{found}");
+        assert_eq!(found["pending"], 2, "{found}");
+        let hindrance = &found["hindrances"][0];
+        assert_eq!(hindrance["cause"], "no_worker", "{found}");
+    }
+    let shown = place.json(&["job", "show", "k3"]).await;
+    assert_eq!(shown["state"], "accepted", "{shown}");
+    let (status, _) = place.ask("POST", "/v1/jobs", &job("k3", "other")).await;
+    assert_eq!(status, 409);
+    let cancelled = place.run(&["job", "cancel", "k3"]).await;
+    assert_eq!(cancelled.code, Some(0), "{}", cancelled.stderr);
+    let sent = place
+        .run(&["send", "--client-msg-no", "cli", "--text", "hi", "u9"])
+        .await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    let shown = place.json(&["job", "show", "cli"]).await;
+    assert_eq!(shown["state"], "accepted", "{shown}");
+
+    let mut worker = fanwise(&["worker", "--config", &place.config], &[]);
+    worker.until_prints("ready: jobs are taken", BOUND).await;
+    for (key, outcome, count) in [
+        ("k3", "cancelled", 2),
+        ("k4", "sent", 2),
+        ("cli", "sent", 1),
+    ] {
+        let found = until("completion", BOUND, async || {
+            let path = format!("/v1/jobs/{key}");
+            let (_, found) = place.ask("GET", &path, &Value::Null).await;
+            (found["state"] == "completed").then_some(found)
+        })
+        .await;
+        assert_eq!(found["accounts"][outcome], count, "{found}");
+    }
+    worker.terminate();
+    worker.wait(BOUND).await;
+    place.end(gateway).await;
 }
 
 async fn every_problem_of_a_request_is_told(place: Place) {

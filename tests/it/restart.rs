@@ -1,6 +1,7 @@
 //! The promises while RabbitMQ or Redis die, and while links are cut. These tests start servers of
 //! their own and run one at a time.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -196,5 +197,149 @@ async fn promise_6_a_full_ledger_stops_the_lanes() {
         .await;
     world.completed(&job).await;
     world.assert_once_each(&recipients);
+    worker.drain().await;
+}
+
+/// A worker is ready only while its ledger takes writes: reads that a full server or a replica still
+/// answers bring nothing back, and a server that hangs says nothing at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_goes_by_writes() {
+    let (Some(rabbit), Some(mut redis)) =
+        (PrivateRabbit::start().await, PrivateRedis::start().await)
+    else {
+        return;
+    };
+    let world = Plan::on(rabbit.url(), redis.url()).start("ready").await;
+    let worker = world.worker().await;
+    let is_ready = async || {
+        worker
+            .admin("/readyz")
+            .await
+            .is_some_and(|it| it.contains(" 200 "))
+    };
+    let until_ready = async |wanted: bool| {
+        let what = format!("readiness is {wanted}");
+        until(&what, BOUND, async || {
+            (is_ready().await == wanted).then_some(())
+        })
+        .await;
+    };
+    until_ready(true).await;
+    // As often as the store is read meanwhile.
+    let stays_away = async |why: &str| {
+        until_ready(false).await;
+        for _ in 0..20 {
+            let answer = worker.answer("/readyz").await.unwrap();
+            assert!(
+                answer.contains(" 503 ") && answer.contains("ledger: "),
+                "{why}: {answer}"
+            );
+            let metrics = worker.metrics().await;
+            assert_eq!(metrics.get("fanwise_ledger_up"), Some(&0.0), "{why}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    world
+        .redis_command(&["CONFIG", "SET", "maxmemory", "100kb"])
+        .await;
+    stays_away("full").await;
+    world
+        .redis_command(&["CONFIG", "SET", "maxmemory", "0"])
+        .await;
+    until_ready(true).await;
+    world.redis_command(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    stays_away("a replica").await;
+    world.redis_command(&["REPLICAOF", "NO", "ONE"]).await;
+    until_ready(true).await;
+    redis.freeze();
+    stays_away("frozen").await;
+    redis.resume();
+    until_ready(true).await;
+    redis.kill().await;
+    stays_away("killed").await;
+    redis.start_again().await;
+    until_ready(true).await;
+    worker.drain().await;
+}
+
+/// The files of a server's data, as they are now.
+fn copy_data(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_data(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+/// Redis comes back with data that are some seconds old: outcomes that were recorded since are not
+/// there, and the deliveries that brought them are acked. That is noticed, the job is marked, it ends,
+/// nobody is lost, and nothing says that its accounts are exact.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_comes_back_older_is_noticed_and_its_jobs_end() {
+    let (Some(rabbit), Some(mut redis)) =
+        (PrivateRabbit::start().await, PrivateRedis::start().await)
+    else {
+        return;
+    };
+    let world = Plan::on(rabbit.url(), redis.url()).start("older").await;
+    world
+        .mock
+        .patch_faults(&json!({"latency": "20ms"}))
+        .unwrap();
+    let worker = world
+        .worker_with(&[
+            ("FANWISE_LEDGER__ABANDONED_AFTER", "4s"),
+            ("FANWISE_WORKER__SLICE_RECIPIENTS", "20"),
+            ("FANWISE_TARGETS__IM__LIMIT", "1000/s"),
+        ])
+        .await;
+    let client = redis::Client::open(redis.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let (_, data): (String, String) = redis::cmd("CONFIG")
+        .arg(&["GET", "dir"])
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    let data = PathBuf::from(data);
+    let recipients = users(5000);
+    let job = world.send("older", &recipients, &[]).await;
+    until_accepted(&world, 1000).await;
+    let older = data.with_extension("older");
+    copy_data(&data, &older);
+    // More than two heartbeats later.
+    until_accepted(&world, 3000).await;
+    redis.kill().await;
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&older, &data).unwrap();
+    redis.start_again().await;
+    let record = until("the end of the job", BOUND, async || {
+        world
+            .job(&job)
+            .await
+            .filter(|record| record["state"] == "completed")
+    })
+    .await;
+    assert!(record["went_back_at_ms"].is_u64(), "{record}");
+    assert!(record["lost"].as_u64() > Some(0), "{record}");
+    assert!(
+        record["accounts"]["uncertain"].as_u64() >= record["lost"].as_u64(),
+        "{record}"
+    );
+    assert_eq!(record["pending"], 0, "{record}");
+    let verified = world.run(&["job", "verify", &job]).await;
+    assert_eq!(verified.code, Some(70), "{}", verified.stdout);
+    assert!(!verified.stdout.contains("exact:"), "{}", verified.stdout);
+    assert!(
+        verified.stdout.contains("gone back to older data"),
+        "{}",
+        verified.stdout
+    );
+    let accepted = world.accepted();
+    assert_eq!(accepted.len(), recipients.len(), "nobody is lost");
+    assert!(worker.metrics().await["fanwise_ledger_went_back_total"] >= 1.0);
     worker.drain().await;
 }

@@ -2,6 +2,7 @@
 //! `contract::limiter`): `FANWISE_TEST_REDIS_URL` says where. Each test has its own key prefix; those that
 //! disturb the server start one of their own.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 use fanwise::domain::accounts::Accounts;
 use fanwise::domain::ids::{Fingerprint, SliceId};
 use fanwise::domain::limits::{Cost, Grant, Rate, Tat};
-use fanwise::domain::outcome::Outcome;
+use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::Shape;
 use fanwise::ports::{
-    Accepted, Claim, ClaimState, Claimed, JobQuery, JobRecord, JobState, Ledger, LedgerError,
-    Limiter, Park, ParkReason, Submission,
+    Accepted, Beat, Claim, ClaimState, Claimed, JobQuery, JobRecord, JobState, Ledger, LedgerError,
+    Limiter, Park, ParkReason, Pulse, Reason, Submission, Upkeep,
 };
 use fanwise::store::{CheckError, Persistence, Settings, Store};
 use proptest::prelude::*;
@@ -64,6 +65,20 @@ impl Bench {
             .query_async(&mut self.redis)
             .await
             .unwrap()
+    }
+
+    /// Every key with its time to live in seconds; -1 is no end.
+    async fn ends(&mut self) -> BTreeMap<String, i64> {
+        let mut ends = BTreeMap::new();
+        for key in self.keys().await {
+            let ttl = redis::cmd("TTL")
+                .arg(&key)
+                .query_async(&mut self.redis)
+                .await
+                .unwrap();
+            ends.insert(key, ttl);
+        }
+        ends
     }
 
     /// What a Redis that comes back empty has of this test.
@@ -203,9 +218,10 @@ async fn a_listed_job_that_is_gone_is_no_error() {
     assert_eq!(ids, [jobs[4].id(), jobs[2].id(), jobs[1].id()]);
 }
 
-/// Whatever is written expires: no key is left behind for good.
+/// A job is known as long as something of it runs or waits, then for the window: none of its keys has an
+/// end before, all of them have one after, and none again when it is extended.
 #[tokio::test]
-async fn every_key_expires() {
+async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
     let Some(mut bench) = Bench::start().await else {
         return;
     };
@@ -215,27 +231,261 @@ async fn every_key_expires() {
     let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 60);
     claim(&bench.store, slice, ANN, LEASE, &people[..30]).await;
+    let reason = Reason {
+        outcome: Outcome::Failed,
+        class: Class::Permanent,
+        code: "404".to_owned(),
+        text: "no such user".to_owned(),
+        attempts: 1,
+    };
+    let reasons = [(people[0], reason)];
+    bench.store.explain(job.id(), &reasons).await.unwrap();
+    // Header, slices, submissions, owners, reasons and buckets, and the two lists of jobs.
+    let ends = bench.ends().await;
+    assert!(ends.len() >= 5 + 6 + 2, "{ends:?}");
+    assert!(ends.values().all(|ttl| *ttl == -1), "{ends:?}");
+
     settle(&bench.store, slice, ANN, &all(&people, Outcome::Sent), true).await;
     bench.store.expanded(job.id(), "s").await.unwrap();
-    bench.store.complete(job.id()).await.unwrap();
-    let lost = Job::new(1);
+    assert!(bench.store.complete(job.id()).await.unwrap());
+    let of_job = |(key, _): &(String, i64)| key.contains('{');
+    let ends: Vec<_> = bench.ends().await.into_iter().filter(of_job).collect();
+    assert!(ends.len() >= 4 + 6, "{ends:?}");
+    assert!(ends.iter().all(|(_, ttl)| *ttl > 600_000), "{ends:?}");
+    // A slice that is delivered once more changes nothing of that.
+    let done = claim(&bench.store, slice, BOB, LEASE, &people[..1]).await;
+    assert_eq!(done, Claimed::SliceDone);
+    let ends: Vec<_> = bench.ends().await.into_iter().filter(of_job).collect();
+    assert!(ends.iter().all(|(_, ttl)| *ttl > 600_000), "{ends:?}");
+
+    let more = job.submission("t", 1);
+    assert!(matches!(
+        bench.store.accept(&more).await.unwrap(),
+        Accepted::Expand { .. }
+    ));
+    let ends = bench.ends().await;
+    assert!(ends.values().all(|ttl| *ttl == -1), "{ends:?}");
+}
+
+/// A job that an older version began, whose keys have an end, is kept from the first claim on.
+#[tokio::test]
+async fn a_job_of_an_older_version_is_kept_while_it_runs() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let job = Job::new(2);
+    let people = job.fingerprints(0..20);
+    bench.store.accept(&job.submission("s", 20)).await.unwrap();
     let id = SliceId::new("s", 0);
-    settle(&bench.store, lost.slice(&id, 9), ANN, &[], false).await;
+    let slice = job.slice(&id, 20);
+    claim(&bench.store, slice, ANN, LEASE, &people[..10]).await;
+    let header = format!("{}:{{{}}}", bench.prefix, job.id());
+    let _: () = redis::cmd("HDEL")
+        .arg(&header)
+        .arg("held")
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    for key in bench.keys().await {
+        let _: () = redis::cmd("EXPIRE")
+            .arg(key)
+            .arg(600)
+            .query_async(&mut bench.redis)
+            .await
+            .unwrap();
+    }
+    claim(&bench.store, slice, ANN, LEASE, &people[10..]).await;
+    let of_job = |(key, _): &(String, i64)| key.contains('{');
+    let ends: Vec<_> = bench.ends().await.into_iter().filter(of_job).collect();
+    assert!(ends.iter().all(|(_, ttl)| *ttl == -1), "{ends:?}");
+}
+
+/// What belongs to no job expires by itself.
+#[tokio::test]
+async fn limits_and_parkings_expire() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
     let limit = limit("10/s", Cost::PerRecipient);
     lease(&bench.store, &[limit], 3, 1, Duration::ZERO).await;
     bench.store.refund(&[limit], 1, 1).await.unwrap();
     bench.store.park("im", &park(3_600_000)).await.unwrap();
 
-    let keys = bench.keys().await;
-    assert!(keys.len() >= 6 + 3 + 3 + 3, "{keys:?}");
-    for key in keys {
-        let ttl: i64 = redis::cmd("TTL")
-            .arg(&key)
+    let ends = bench.ends().await;
+    assert_eq!(ends.len(), 2, "{ends:?}");
+    assert!(ends.values().all(|ttl| *ttl >= 0), "{ends:?}");
+}
+
+/// The list of jobs forgets those that are not known any more, and only those.
+#[tokio::test]
+async fn the_list_keeps_old_jobs_that_run() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let (running, gone) = (Job::new(1), Job::new(1));
+    for job in [&running, &gone] {
+        bench.store.accept(&job.submission("s", 1)).await.unwrap();
+    }
+    let header = format!("{}:{{{}}}", bench.prefix, gone.id());
+    let _: () = redis::cmd("DEL")
+        .arg(header)
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    // Both were accepted years ago.
+    bench.store.quiet(Duration::from_secs(1)).await.unwrap();
+    let listed: Vec<String> = redis::cmd("ZRANGE")
+        .arg(format!("{}:jobs", bench.prefix))
+        .arg(0)
+        .arg(-1)
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    assert_eq!(listed, [running.id().to_string()]);
+}
+
+// ---------------------------------------------------------------------------------------------
+// A Redis that went back
+// ---------------------------------------------------------------------------------------------
+
+fn beat(number: u64) -> Beat {
+    Beat {
+        process: 7,
+        number,
+        works: true,
+        calls: BTreeMap::new(),
+    }
+}
+
+/// A heartbeat that was answered and is not there any more tells that the ledger lost what it had taken.
+/// Jobs that ran then are marked, those that were completed before or come later are not.
+#[tokio::test]
+async fn a_ledger_that_went_back_is_noticed_and_marks_what_ran() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let (before, during) = (Job::new(1), Job::new(1));
+    for job in [&before, &during] {
+        bench.store.accept(&job.submission("s", 1)).await.unwrap();
+    }
+    let people = before.fingerprints(0..1);
+    let id = SliceId::new("s", 0);
+    let sent = all(&people, Outcome::Sent);
+    settle(&bench.store, before.slice(&id, 1), ANN, &sent, true).await;
+    bench.store.expanded(before.id(), "s").await.unwrap();
+    assert!(bench.store.complete(before.id()).await.unwrap());
+
+    let mut number = 0;
+    for _ in 0..3 {
+        let beaten = bench.store.beat(&beat(number)).await.unwrap();
+        assert!(!beaten.went_back && beaten.number > number);
+        number = beaten.number;
+    }
+    // An answer that got lost, and a heartbeat that a frozen server carries out late.
+    let repeated = bench.store.beat(&beat(number - 1)).await.unwrap();
+    assert!(!repeated.went_back && repeated.number > number);
+    number = repeated.number;
+    let older = format!("1 0 {}", serde_json::to_string(&beat(1)).unwrap());
+    let _: () = redis::cmd("HSET")
+        .arg(format!("{}:{{pulse}}:beats", bench.prefix))
+        .arg(format!("{:016x}", 7))
+        .arg(older)
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    let beaten = bench.store.beat(&beat(number)).await.unwrap();
+    assert!(beaten.went_back, "{beaten:?}");
+    let beaten = bench.store.beat(&beat(beaten.number)).await.unwrap();
+    assert!(!beaten.went_back, "told once");
+
+    let mut after = Job::new(1);
+    after.head.accepted_at_ms = u64::MAX / 2;
+    bench.store.accept(&after.submission("s", 1)).await.unwrap();
+    let marked = async |job: &Job| {
+        let record = bench.store.job(job.id()).await.unwrap().unwrap();
+        (record.went_back_at_ms.is_some(), record.unknown().len())
+    };
+    assert_eq!(marked(&before).await, (false, 0));
+    assert_eq!(marked(&during).await, (true, 1));
+    assert_eq!(marked(&after).await, (false, 0));
+}
+
+/// A server that is full, or a replica, refuses heartbeats although it reads.
+#[tokio::test]
+async fn a_heartbeat_is_refused_where_a_claim_would_be() {
+    if url().is_none() {
+        return;
+    }
+    let server = Server::start(&[]).await;
+    let mut bench = Bench::at(&server.url()).await;
+    bench.store.beat(&beat(0)).await.unwrap();
+    let mut tell = async |command: &str, arguments: &[&str]| {
+        let _: () = redis::cmd(command)
+            .arg(arguments)
             .query_async(&mut bench.redis)
             .await
             .unwrap();
-        assert!(ttl >= 0, "{key}: {ttl}");
+    };
+    tell("CONFIG", &["SET", "maxmemory", "1mb"]).await;
+    let error = bench.store.beat(&beat(1)).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
+    assert_eq!(bench.store.job(Job::new(1).id()).await.unwrap(), None);
+    tell("CONFIG", &["SET", "maxmemory", "0"]).await;
+    tell("REPLICAOF", &["127.0.0.1", "1"]).await;
+    let error = bench.store.beat(&beat(1)).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
+    let text = fanwise::worker::chain(&error);
+    assert!(text.contains("read-only replica"), "{text}");
+    tell("REPLICAOF", &["NO", "ONE"]).await;
+    bench.store.beat(&beat(1)).await.unwrap();
+}
+
+/// What is wrong with an address is told with the address, the cause and what to do, without a password.
+#[tokio::test]
+async fn a_server_that_cannot_be_used_says_why_and_what_to_do() {
+    if url().is_none() {
+        return;
     }
+    let server = Server::start(&[]).await;
+    let mut bench = Bench::at(&server.url()).await;
+    let _: () = redis::cmd("CONFIG")
+        .arg(&["SET", "requirepass", "right"])
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    let address = server
+        .url()
+        .trim_start_matches("redis://")
+        .trim_end_matches('/')
+        .to_owned();
+    let check = async |url: String| {
+        let store = Store::open(&Settings::new(url)).unwrap();
+        fanwise::worker::chain(&store.check().await.unwrap_err())
+    };
+    for (url, said) in [
+        (format!("redis://:wr0ng@{address}/0"), "user and password"),
+        (format!("redis://{address}/0"), "user and password"),
+        (format!("redis://:right@{address}/99"), "ledger.url"),
+        (
+            "redis://:wr0ng@127.0.0.1:1/0".to_owned(),
+            "whether Redis runs there",
+        ),
+        (
+            "redis://no-such-host.invalid:6379/0".to_owned(),
+            "Check host and port",
+        ),
+    ] {
+        let text = check(url.clone()).await;
+        assert!(text.contains(said), "{url}: {text}");
+        let host = url.rsplit(['@', '/']).nth(1).unwrap();
+        assert!(text.contains(host), "{url}: {text}");
+        assert!(!text.contains("wr0ng") && !text.contains("right"), "{text}");
+    }
+    let node = Server::start(&["--cluster-enabled", "yes"]).await;
+    let store = Store::open(&Settings::new(node.url())).unwrap();
+    let error = store.check().await.unwrap_err();
+    assert!(matches!(error, CheckError::Cluster { .. }), "{error:?}");
+    assert!(error.is_unfit());
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -738,7 +988,7 @@ async fn a_server_that_evicts_is_refused() {
     let report = bench.store.check().await.unwrap();
     assert_eq!(report.policy, "noeviction");
     assert_eq!(report.maxmemory, Some(64 << 20));
-    assert!(report.used_memory > 0 && !report.cluster);
+    assert!(report.used_memory > 0);
     let fsync = Some("everysec".to_owned());
     assert_eq!(report.persistence, Persistence::AppendOnly { fsync });
 

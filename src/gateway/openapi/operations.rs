@@ -244,7 +244,7 @@ fn jobs() -> Vec<Operation> {
             )
             .refuses(&[409, 415]),
         Operation::new("get", "/v1/jobs", "listJobs")
-            .summary("Jobs of the dedup window, newest first")
+            .summary("Jobs that run, and those that completed within the dedup window, newest first")
             .query("app", "Only of this app.", of::<String>)
             .query("target", "Only of this target.", of::<String>)
             .query(

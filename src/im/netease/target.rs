@@ -15,11 +15,11 @@ use super::account::{Account, length, request_id};
 use super::content::{Names, Object, number, text};
 use super::form::{Form, encode};
 use super::job::{badge, check_badge, check_native, check_sender, native};
-use super::{Settings, reply};
+use super::{Settings, code, reply};
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Content, plain_text};
-use crate::domain::outcome::Verdict;
+use crate::domain::outcome::{Class, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::excerpt;
@@ -51,6 +51,7 @@ pub struct NetEase {
     account: Arc<Account>,
     batch: Uri,
     single: Uri,
+    users: Uri,
 }
 
 impl NetEase {
@@ -65,6 +66,7 @@ impl NetEase {
             },
             batch: account.uri("/msg/sendBatchMsg.action"),
             single: account.uri("/msg/sendMsg.action"),
+            users: account.uri("/user/getUinfos.action"),
             account,
             settings,
         }
@@ -154,6 +156,13 @@ impl NetEase {
             }
         }
     }
+}
+
+/// What every reply says.
+#[derive(Deserialize)]
+struct Coded {
+    code: i64,
+    desc: Option<String>,
 }
 
 impl Target for NetEase {
@@ -262,6 +271,30 @@ impl Target for NetEase {
         match head.addressed {
             Addressed::Users => self.profile.recipients_per_call,
             Addressed::Groups(_) => 1,
+        }
+    }
+
+    /// Looks up accounts, of nobody: that it is answered shows whether key and secret are taken.
+    fn identify(&self) -> Option<Request> {
+        let mut body = Form::default().encode_up_to("accids");
+        encode(b"[]", &mut body);
+        let id = request_id("fanwise-doctor", &[]);
+        let users = self.users.clone();
+        Some(self.account.request(users, &REQUEST_ID, &id, body))
+    }
+
+    fn read_identity(&self, reply: &Reply) -> Result<String, String> {
+        let Ok(Coded { code, desc }) = serde_json::from_slice::<Coded>(&reply.body) else {
+            return Err(format!("answers {}, not as NetEase does", reply.status));
+        };
+        let answer = code::answer(code, desc, Duration::ZERO);
+        match answer.class {
+            Class::Config => Err(format!(
+                "refuses the call: {} {}. Check app key, secret and the clock of this machine",
+                answer.code, answer.text
+            )),
+            // Whatever it says of an empty list, it has read it.
+            _ => Ok("takes the app key and secret".to_owned()),
         }
     }
 

@@ -2,21 +2,18 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 app  2 client_msg_no  3 target  4 content digest  5 submission  6 entries  7 parts
---          8 buckets  9 now in ms  10 ttl in s  11 warnings as JSON or ''
---          12 version of the stored message or ''  13 rate or ''  14 not before in ms or ''
---          15 callback URL or ''  16 queue to reply to or ''
+--          8 buckets  9 now in ms  10 warnings as JSON or ''
+--          11 version of the stored message or ''  12 rate or ''  13 not before in ms or ''
+--          14 callback URL or ''  15 queue to reply to or ''
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, version} or
 --          {'expand', buckets, version, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none
 -- Atomic   because two producers may submit the same job at once: one decides the shape, and a
 --          submission raises the total once.
 
-local ttl = ARGV[10]
-
 -- Moves all records into as many buckets as a far larger submission wants: a test message to one
 -- user, then the same job to a million, would put all of them into one bucket. Slices that are cut in
--- the old shape are told of the new one. The keys of the buckets are made here; they share the
--- header's hash tag.
+-- the old shape are told of the new one.
 local function reshape(old, buckets)
   local moved = {}
   for number = 0, old - 1 do
@@ -29,7 +26,7 @@ local function reshape(old, buckets)
     end
   end
   for number, pieces in pairs(moved) do
-    call('SET', HEADER .. ':' .. digits(number), table.concat(pieces), 'EX', ttl)
+    call('SET', HEADER .. ':' .. digits(number), table.concat(pieces))
   end
 end
 
@@ -45,18 +42,18 @@ if first then
   buckets = ARGV[8]
   begin('app', ARGV[1], 'client_msg_no', ARGV[2], 'target', ARGV[3], 'digest', ARGV[4],
     'buckets', buckets, 'accepted_at_ms', ARGV[9], 'parts', ARGV[7])
-  if ARGV[11] ~= '' then
-    call('HSET', HEADER, 'warnings', ARGV[11])
+  if ARGV[10] ~= '' then
+    call('HSET', HEADER, 'warnings', ARGV[10])
   end
-  if ARGV[12] ~= '' then
-    template = ARGV[12]
+  if ARGV[11] ~= '' then
+    template = ARGV[11]
     call('HSET', HEADER, 'template', template)
   end
-  if ARGV[13] ~= '' then
-    call('HSET', HEADER, 'rate', ARGV[13])
+  if ARGV[12] ~= '' then
+    call('HSET', HEADER, 'rate', ARGV[12])
   end
-  if ARGV[14] ~= '' then
-    call('HSET', HEADER, 'not_before_ms', ARGV[14])
+  if ARGV[13] ~= '' then
+    call('HSET', HEADER, 'not_before_ms', ARGV[13])
   end
 else
   -- A header that was rebuilt from slices knows no digest; it takes the first it meets.
@@ -78,22 +75,17 @@ else
 end
 
 -- The first submission that names anybody to tell decides.
-if ARGV[15] ~= '' then
-  call('HSETNX', HEADER, 'callback_url', ARGV[15])
+if ARGV[14] ~= '' then
+  call('HSETNX', HEADER, 'callback_url', ARGV[14])
 end
-if ARGV[16] ~= '' then
-  call('HSETNX', HEADER, 'reply_to', ARGV[16])
+if ARGV[15] ~= '' then
+  call('HSETNX', HEADER, 'reply_to', ARGV[15])
 end
 
 local submission = call('HGET', SUBMISSIONS, ARGV[5])
 if submission and sub(submission, 1, 1) ~= '?' then
-  keep(ttl)
   local now = standing()
-  local settled = 0
-  for i = 2, 7 do
-    settled = settled + now[i]
-  end
-  if settled >= now[1] and sub(submission, -1) == '1' then
+  if settled_of(now) >= now[1] and sub(submission, -1) == '1' then
     return { 'settled' }
   end
   return { 'again', buckets, template }
@@ -105,7 +97,7 @@ call('HSET', SUBMISSIONS, ARGV[5], ARGV[6] .. ':0')
 call('HINCRBY', HEADER, 'total', digits(math.max(tonumber(ARGV[6]) - seen, 0)))
 call('HINCRBY', HEADER, 'submissions', 1)
 call('HDEL', HEADER, 'completed_at_ms')
-keep(ttl)
+hold()
 if submission then
   return { 'again', buckets, template }
 end

@@ -2,7 +2,7 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 slice  2 entries  3 submission  4 buckets  5 app  6 client_msg_no  7 target
---          8 accepted_at in ms  9 ttl in s  10 owner, 8 bytes  11 lease in ms
+--          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 lease in ms
 --          12 until when somebody waits for the answer, in ms of this server's clock
 --          13.. per bucket: different fingerprints, 8 bytes each
 -- Returns  {0, buckets} if the job has another shape; {1} if the slice is done; {3, now in ms} if it
@@ -17,11 +17,11 @@ local now = now_ms()
 if now > tonumber(ARGV[12]) then
   return { 3, digits(now) }
 end
-local ttl, owner = ARGV[9], ARGV[10]
+local window, owner = ARGV[9], ARGV[10]
 local counted, rebuilt = locate({
   id = ARGV[1], entries = tonumber(ARGV[2]), submission = ARGV[3], buckets = ARGV[4],
   app = ARGV[5], client_msg_no = ARGV[6], target = ARGV[7], accepted_at_ms = ARGV[8],
-}, ttl)
+})
 if not counted then
   return { 0, rebuilt }
 end
@@ -33,7 +33,7 @@ local mine = call('HGET', OWNERS, owner)
 if not mine then
   mine = struct.pack('>I3', 8388608 + call('HINCRBY', HEADER, 'owners', 1) % 8388607)
   call('HSET', OWNERS, owner, mine)
-  call('EXPIRE', OWNERS, ttl)
+  end_with_job(OWNERS, window)
 end
 
 -- How long the owner of a claim still has it, in ms; below 1 when no longer.
@@ -62,9 +62,10 @@ local states, lefts, granted = {}, {}, false
 for k = 5, #KEYS do
   local key, packed = KEYS[k], ARGV[k + 8]
   local count = #packed / 8
-  local bucket = call('GETEX', key, 'EX', ttl)
+  local bucket = call('GET', key)
   if not bucket then
-    call('SET', key, records(packed, mine), 'EX', ttl)
+    call('SET', key, records(packed, mine))
+    end_with_job(key, window)
     states[#states + 1] = string.rep('g', count)
     granted = true
   elseif none(bucket, packed) then
@@ -109,6 +110,5 @@ for k = 5, #KEYS do
 end
 if granted then
   call('HSET', OWNERS, mine, owner .. struct.pack('>I6', now + ARGV[11]))
-  keep(ttl)
 end
 return { 2, table.concat(states), table.concat(lefts), rebuilt, digits(now) }

@@ -1,7 +1,7 @@
 -- COMPLETE: marks a finished job completed, once.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
--- ARGV     none
+-- ARGV     1 window in s
 -- Returns  1 for whoever did it, else 0 (done before, not finished, or not known)
 -- Atomic   because the job may be extended between the look and the mark.
 
@@ -12,4 +12,6 @@ end
 -- Nobody is pending, so nobody is claimed.
 call('DEL', OWNERS)
 call('HSET', HEADER, 'completed_at_ms', digits(now_ms()))
+call('HDEL', HEADER, 'held')
+all_keys('EXPIRE', ARGV[1])
 return 1

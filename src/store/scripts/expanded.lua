@@ -1,7 +1,7 @@
 -- EXPANDED: records, once, that all slices of a submission are published.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
--- ARGV     1 submission  2 ttl in s
+-- ARGV     1 submission
 -- Returns  the standing, or an empty array if the ledger has lost the job
 -- Atomic   because the flag and its counter change together.
 
@@ -12,6 +12,5 @@ local submission = call('HGET', SUBMISSIONS, ARGV[1])
 if submission and sub(submission, -2) == ':0' then
   call('HSET', SUBMISSIONS, ARGV[1], sub(submission, 1, -2) .. '1')
   call('HINCRBY', HEADER, 'expanded', 1)
-  keep(ARGV[2])
 end
 return standing()

@@ -2,7 +2,6 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 list  2 number of the part  3 parts  4 1 to give the list up unless it is complete
---          5 ttl in s
 -- Returns  0 some parts are missing, 1 all are there or the ledger has lost the job, 2 given up
 -- Atomic   because a part that comes late is either the last one or comes to a list that is given up.
 --
@@ -20,7 +19,6 @@ end
 there = tonumber(there or 0)
 if call('HSETNX', SUBMISSIONS, 'list ' .. ARGV[2] .. ' ' .. ARGV[1], 1) == 1 then
   there = call('HINCRBY', SUBMISSIONS, list, 1)
-  keep(ARGV[5])
 end
 if there >= tonumber(ARGV[3]) then
   return 1
@@ -30,5 +28,4 @@ if ARGV[4] == '0' then
 end
 call('HSET', SUBMISSIONS, list, 'x')
 call('HSET', HEADER, 'parts', row[3])
-keep(ARGV[5])
 return 2

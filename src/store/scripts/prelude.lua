@@ -17,6 +17,9 @@
 -- search seldom stops in vain. One read and one write per bucket and step carry all of its
 -- recipients: what costs is the number of calls, then the number of Lua operations.
 --
+-- The keys of a job that runs have no end, however long something of it waits; the header says so in
+-- `held`. When it completes, all of them get the dedup window to live.
+--
 -- Owners is a hash from number (3 bytes) to owner and the end of its lease in ms (8 and 6 bytes), and
 -- from owner to number. Numbers are not used again while a job is remembered. A number that is not
 -- there is an owner whose lease is over.
@@ -39,9 +42,33 @@ local function digits(number)
   return string.format('%.0f', number)
 end
 
-local function keep(ttl)
+-- Sets or ends the time to live of every key of the job: about 2 ms of the server per million
+-- recipients. The keys of the buckets are made here; they share the header's hash tag.
+local function all_keys(command, ...)
   for i = 1, 4 do
-    call('EXPIRE', KEYS[i], ttl)
+    call(command, KEYS[i], ...)
+  end
+  call(command, HEADER .. ':reasons', ...)
+  for number = 0, tonumber(call('HGET', HEADER, 'buckets')) - 1 do
+    call(command, HEADER .. ':' .. digits(number), ...)
+  end
+end
+
+-- The job runs, perhaps again: its keys have no end.
+local function hold()
+  if call('HSET', HEADER, 'held', 1) == 1 then
+    all_keys('PERSIST')
+  end
+end
+
+-- A key that was made now ends with the others of its job.
+local held = nil
+local function end_with_job(key, window)
+  if held == nil then
+    held = call('HEXISTS', HEADER, 'held') == 1
+  end
+  if not held then
+    call('EXPIRE', key, window)
   end
 end
 
@@ -49,7 +76,8 @@ end
 -- buckets still hold keeps protecting, and the numbers of its owners do not come back.
 local function begin(...)
   call('DEL', SLICES, SUBMISSIONS, OWNERS)
-  call('HSET', HEADER, 'owners', digits(now_ms() % 8388607), ...)
+  call('HDEL', HEADER, 'awaited')
+  call('HSET', HEADER, 'held', 1, 'owners', digits(now_ms() % 8388607), ...)
 end
 
 -- Where the record of a fingerprint begins in a bucket.
@@ -85,13 +113,15 @@ local function writer(key)
   return write, flush
 end
 
--- Where the job stands: total, six outcomes, finished, completed.
+-- Where the job stands: total, six outcomes, finished, completed. Recipients whose outcome was lost
+-- are uncertain.
 local function standing()
   local row = call('HMGET', HEADER, 'total', 'sent', 'duplicate', 'failed', 'uncertain', 'expired',
-    'cancelled', 'parts', 'submissions', 'expanded', 'rebuilt', 'completed_at_ms')
+    'cancelled', 'parts', 'submissions', 'expanded', 'rebuilt', 'completed_at_ms', 'lost')
   for i = 1, 10 do
     row[i] = tonumber(row[i] or 0)
   end
+  row[5] = row[5] + tonumber(row[13] or 0)
   local settled = row[2] + row[3] + row[4] + row[5] + row[6] + row[7]
   -- Of a rebuilt job nobody knows how many parts there were: those heard of count.
   local needed = row[9]
@@ -105,6 +135,11 @@ local function standing()
   }
 end
 
+-- Recipients with an outcome.
+local function settled_of(stands)
+  return stands[2] + stands[3] + stands[4] + stands[5] + stands[6] + stands[7]
+end
+
 -- Finds the place of a slice, and makes it if the ledger has lost the job or never heard of the
 -- submission: then the slice itself says what it is part of, and the total grows by its entries.
 --
@@ -112,13 +147,17 @@ end
 --
 -- Returns how many of its entries are counted, and 1 if the total grew by the slice; or nil and the
 -- shape that rules, if the slice was cut in another.
-local function locate(slice, ttl)
-  local buckets = call('HGET', HEADER, 'buckets')
+local function locate(slice)
+  local row = call('HMGET', HEADER, 'buckets', 'held', 'completed_at_ms')
+  local buckets, runs = row[1], not row[3]
   if not buckets then
     begin('app', slice.app, 'client_msg_no', slice.client_msg_no, 'target', slice.target,
       'digest', '', 'buckets', slice.buckets, 'accepted_at_ms', slice.accepted_at_ms)
   elseif buckets ~= slice.buckets then
     return nil, buckets
+  elseif runs and not row[2] then
+    -- From before there was such a mark.
+    hold()
   end
   local rebuilt = 0
   local counted = call('HGET', SLICES, slice.id)
@@ -132,9 +171,9 @@ local function locate(slice, ttl)
       call('HINCRBY', HEADER, 'total', slice.entries)
       call('HSET', HEADER, 'rebuilt', 1)
       call('HDEL', HEADER, 'completed_at_ms')
+      hold()
       rebuilt = 1
     end
-    keep(ttl)
   end
   return tonumber(counted), rebuilt
 end

@@ -2,7 +2,7 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 slice  2 entries  3 submission  4 buckets  5 app  6 client_msg_no  7 target
---          8 accepted_at in ms  9 ttl in s  10 owner, 8 bytes  11 if the slice ends here, how many
+--          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 if the slice ends here, how many
 --          repeats its deliveries saw; else nothing
 --          12.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release,
 --          d for release in doubt
@@ -34,11 +34,11 @@ end
 
 local NAMES = { s = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled' }
 
-local entries, ttl, owner = tonumber(ARGV[2]), ARGV[9], ARGV[10]
+local entries, window, owner = tonumber(ARGV[2]), ARGV[9], ARGV[10]
 local counted, rebuilt = locate({
   id = ARGV[1], entries = entries, submission = ARGV[3], buckets = ARGV[4],
   app = ARGV[5], client_msg_no = ARGV[6], target = ARGV[7], accepted_at_ms = ARGV[8],
-}, ttl)
+})
 if not counted then
   return { 0, rebuilt }
 end
@@ -90,7 +90,7 @@ for k = 5, #KEYS do
     flush()
     if #fresh > 0 then
       call('APPEND', key, table.concat(fresh))
-      call('EXPIRE', key, ttl)
+      end_with_job(key, window)
     end
   end
 end
@@ -120,11 +120,15 @@ if settled > 0 or duplicate ~= 0 then
   local now = now_ms()
   call('HSET', HEADER, 'progress_at_ms', digits(now))
   call('HSET', SLICES, ARGV[1], after)
-  if not mine then
-    keep(ttl)
-  end
   local stands = standing()
-  note(now, stands[2] + stands[3] + stands[4] + stands[5] + stands[6] + stands[7])
+  local over = settled_of(stands) - stands[1]
+  local lost = over > 0 and tonumber(call('HGET', HEADER, 'lost') or 0) or 0
+  if lost > 0 then
+    -- The job was taken for abandoned too early: these were not lost.
+    call('HINCRBY', HEADER, 'lost', -math.min(lost, over))
+    stands = standing()
+  end
+  note(now, settled_of(stands))
   return { 1, rebuilt, stood, missing, unpack(stands) }
 end
 return { 1, rebuilt, stood, missing, unpack(standing()) }

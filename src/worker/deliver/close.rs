@@ -110,6 +110,7 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
 
     async fn publish_remainder(&self) -> Result<(), Lost> {
         let scene = self.scene;
+        scene.shift.context.note_waiting(scene.slice.head.id).await;
         let mut remainder =
             self.delivery
                 .remainder(&scene.slice, scene.owner, self.first_attempt_at_ms);
@@ -188,8 +189,9 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         scene.shift.context.metrics.entries_missing(missing);
         tracing::error!(
             job.id = %scene.slice.head.id, slice.id = %scene.slice.id, missing,
-            "entries of a slice have no outcome, and no delivery has them: they stay pending and the job \
-             is not completed. Submit the same job again: whoever has no outcome is sent to then"
+            "entries of a slice have no outcome, and no delivery has them: they stay pending until \
+             the job counts as abandoned. Submit the same job again: whoever has no outcome is sent to \
+             then"
         );
     }
 }

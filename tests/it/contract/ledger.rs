@@ -10,8 +10,9 @@ use fanwise::domain::message::{Content, Options};
 use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::{Addressed, Head, Shape, Together};
 use fanwise::ports::{
-    Accepted, Claim, ClaimState, Claimed, Gathered, JobFilter, JobPage, JobPlace, JobQuery,
-    JobRecord, JobState, Ledger, Reason, Settle, SliceRef, Standing, Submission,
+    Accepted, Beat, Claim, ClaimState, Claimed, Entry, Gathered, JobFilter, JobPage, JobPlace,
+    JobQuery, JobRecord, JobState, Ledger, Pulse, Reason, Settle, SliceRef, Standing, Submission,
+    UnderWay, Upkeep,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -44,6 +45,12 @@ on_both! { EmbeddedBench, RedisBench:
     a_submission_accepted_after_its_slices_counts_once,
     slices_of_another_shape_find_the_same_recipients,
     many_owners_at_once_never_share_a_recipient,
+    a_job_that_was_entered_is_found_at_once,
+    an_entered_job_that_is_refused_is_forgotten,
+    a_quiet_job_is_ended_and_says_what_is_not_known,
+    what_comes_late_takes_the_place_of_a_lost_outcome,
+    a_job_that_waits_or_is_worked_on_is_not_ended,
+    processes_that_are_alive_tell_their_calls,
 }
 
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
@@ -207,6 +214,181 @@ async fn until_taken_over(
         assert!(waited.elapsed() < PATIENCE, "{states:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Jobs before and after their work
+// ---------------------------------------------------------------------------------------------
+
+fn entry(job: &Job, entries: u64) -> Entry {
+    Entry {
+        job: job.id(),
+        app: job.head.app.clone(),
+        client_msg_no: job.head.client_msg_no.clone(),
+        target: job.head.target.clone(),
+        content_digest: "d".to_owned(),
+        entries,
+        not_before_ms: Some(5),
+        now_ms: job.head.accepted_at_ms,
+    }
+}
+
+async fn record(store: &impl Ledger, job: &Job) -> JobRecord {
+    store.job(job.id()).await.unwrap().unwrap()
+}
+
+async fn a_job_that_was_entered_is_found_at_once(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(3));
+    for _ in 0..2 {
+        store.enter(&entry(&job, 30)).await.unwrap();
+    }
+    let found = record(store, &job).await;
+    assert_eq!(found.state, JobState::Accepted);
+    assert_eq!((found.accounts.total, found.pending), (30, 30));
+    assert_eq!(found.client_msg_no, job.head.client_msg_no);
+    assert_eq!(found.not_before_ms, Some(5));
+    let query = JobQuery {
+        most: 9,
+        ..JobQuery::default()
+    };
+    let listed = store.jobs(&query).await.unwrap().jobs;
+    assert!(listed.contains(&found), "{listed:?}");
+    assert!(!store.knows(job.id(), &["s".to_owned()]).await.unwrap());
+    assert!(!store.complete(job.id()).await.unwrap());
+    let people = job.fingerprints(0..1);
+    let states = store.look(&found, &people).await.unwrap();
+    assert_eq!(states, [ClaimState::Granted]);
+    assert_eq!(store.audit(&found).await.unwrap(), Audit::default());
+
+    // A worker that registers it finds nothing of it there.
+    let accepted = store.accept(&job.submission("s", 30)).await.unwrap();
+    assert!(matches!(accepted, Accepted::Expand { first: true, .. }));
+    store.enter(&entry(&job, 99)).await.unwrap();
+    store.withdraw(job.id()).await.unwrap();
+    let found = record(store, &job).await;
+    assert_eq!((found.state, found.accounts.total), (JobState::Running, 30));
+    let listed = store.jobs(&query).await.unwrap().jobs;
+    let times = listed.iter().filter(|it| it.job == job.id()).count();
+    assert_eq!(times, 1);
+}
+
+async fn an_entered_job_that_is_refused_is_forgotten(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(3));
+    store.enter(&entry(&job, 30)).await.unwrap();
+    for _ in 0..2 {
+        store.withdraw(job.id()).await.unwrap();
+        assert_eq!(store.job(job.id()).await.unwrap(), None);
+    }
+}
+
+/// A job that ran when the ledger lost some of it: half of its recipients have no outcome, and nothing
+/// is left to deliver.
+async fn half_done(store: &impl Ledger) -> Job {
+    let mut job = Job::new(3);
+    // By the clock of now: it is the time of which nothing was heard that counts.
+    job.head.accepted_at_ms = fanwise::worker::now_ms();
+    let people = job.fingerprints(0..5);
+    store.accept(&job.submission("s", 10)).await.unwrap();
+    let id = SliceId::new("s", 0);
+    let sent = all(&people, Outcome::Sent);
+    settle(store, job.slice(&id, 5), ANN, &sent, true).await;
+    job
+}
+
+const QUIET: Duration = Duration::from_millis(300);
+
+async fn until_quiet(store: &(impl Ledger + Upkeep), job: &Job) -> JobRecord {
+    let waited = Instant::now();
+    loop {
+        let found = store.quiet(QUIET).await.unwrap();
+        if let Some(found) = found.into_iter().find(|it| it.job == job.id()) {
+            return found;
+        }
+        assert!(waited.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn a_quiet_job_is_ended_and_says_what_is_not_known(bench: &impl StoreBench) {
+    let store = bench.store();
+    let job = half_done(store).await;
+    assert_eq!(store.abandon(job.id(), QUIET).await.unwrap(), None);
+    let found = until_quiet(store, &job).await;
+    assert_eq!((found.state, found.pending), (JobState::Running, 5));
+    let standing = store.abandon(job.id(), QUIET).await.unwrap().unwrap();
+    assert!(standing.finished && !standing.completed);
+    assert_eq!(
+        (standing.accounts.sent, standing.accounts.uncertain),
+        (5, 5)
+    );
+    let found = record(store, &job).await;
+    assert_eq!((found.pending, found.lost), (0, 5));
+    let audit = store.audit(&found).await.unwrap();
+    assert!(found.differences(&audit).is_empty(), "{audit:?}");
+    let unknown = found.unknown();
+    assert!(
+        unknown[0].starts_with("5 recipients count as uncertain"),
+        "{unknown:?}"
+    );
+    assert!(store.complete(job.id()).await.unwrap());
+    assert_eq!(store.abandon(job.id(), QUIET).await.unwrap(), None);
+}
+
+async fn what_comes_late_takes_the_place_of_a_lost_outcome(bench: &impl StoreBench) {
+    let store = bench.store();
+    let job = half_done(store).await;
+    until_quiet(store, &job).await;
+    store.abandon(job.id(), QUIET).await.unwrap().unwrap();
+    let (id, late) = (SliceId::new("s", 1), job.fingerprints(5..8));
+    let slice = job.slice(&id, 5);
+    let states = each(claim(store, slice, BOB, LEASE, &late).await);
+    assert_eq!(states, vec![ClaimState::Granted; 3]);
+    let sent = all(&late, Outcome::Sent);
+    let standing = settle(store, slice, BOB, &sent, false).await;
+    assert_eq!(
+        (standing.accounts.sent, standing.accounts.uncertain),
+        (8, 2)
+    );
+    assert_eq!(standing.accounts.settled(), 10);
+    assert_eq!(record(store, &job).await.lost, 2);
+}
+
+async fn a_job_that_waits_or_is_worked_on_is_not_ended(bench: &impl StoreBench) {
+    let store = bench.store();
+    let (waits, worked_on) = (half_done(store).await, half_done(store).await);
+    for job in [&waits, &worked_on] {
+        until_quiet(store, job).await;
+    }
+    store.waits(waits.id()).await.unwrap();
+    let long = Duration::from_secs(3600);
+    assert_eq!(store.abandon(waits.id(), long).await.unwrap(), None);
+    let heard = record(store, &waits).await.heard_at_ms();
+    assert!(heard > record(store, &worked_on).await.heard_at_ms());
+    let (id, people) = (SliceId::new("s", 1), worked_on.fingerprints(5..8));
+    claim(store, worked_on.slice(&id, 5), BOB, LEASE, &people).await;
+    assert_eq!(store.abandon(worked_on.id(), QUIET).await.unwrap(), None);
+}
+
+async fn processes_that_are_alive_tell_their_calls(bench: &impl StoreBench) {
+    let store = bench.store();
+    assert_eq!(store.beats().await.unwrap(), []);
+    let calls = UnderWay {
+        calls: 256,
+        oldest_ms: 6000,
+    };
+    let beat = Beat {
+        process: 7,
+        number: 0,
+        works: true,
+        calls: [("im".to_owned(), calls)].into(),
+    };
+    let beaten = store.beat(&beat).await.unwrap();
+    assert!(!beaten.went_back);
+    let expected = Beat {
+        number: beaten.number,
+        ..beat
+    };
+    assert_eq!(store.beats().await.unwrap(), [expected]);
 }
 
 // ---------------------------------------------------------------------------------------------

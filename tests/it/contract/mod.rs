@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Quotas, Route, Shelves, Templates,
+    Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas, Route, Shelves,
+    Templates, Upkeep,
 };
 use fanwise::{amqp, embedded, store};
 
@@ -76,7 +77,7 @@ trait BrokerBench {
 
 /// A ledger, limiter and directives of one test.
 trait StoreBench {
-    type Store: Ledger + Limiter + Directives + Templates + Quotas + Nonces + Sync;
+    type Store: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse + Sync;
 
     fn store(&self) -> &Self::Store;
 }

@@ -363,6 +363,11 @@ impl Worker {
             .map(|answer| answer.lines().next().unwrap_or_default().to_owned())
     }
 
+    /// The whole answer of an admin path.
+    pub(crate) async fn answer(&self, path: &str) -> Option<String> {
+        http_get(self.admin, path).await
+    }
+
     /// Ends it as an orchestrator does, and expects that it drained.
     pub(crate) async fn drain(mut self) {
         self.process.terminate();

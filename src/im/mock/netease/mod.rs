@@ -68,6 +68,13 @@ impl Desk {
 /// Answers a request below `/nimserver`.
 pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
     let desk = &state.netease;
+    if call.parts.uri.path() == "/nimserver/user/getUinfos.action" {
+        let signed = sign::signed_by(&desk.settings.apps, call, millis_now() / 1000);
+        return match signed {
+            Ok(_) => Answer::json(StatusCode::OK, &json!({ "code": 200, "uinfos": [] })),
+            Err(text) => rejected(&Rejection::new(PARAMETER, text)),
+        };
+    }
     let (gate, send): (_, Action) = match (&call.parts.method, call.parts.uri.path()) {
         (&Method::POST, "/nimserver/msg/sendBatchMsg.action") => (&desk.batches, batch::send),
         (&Method::POST, "/nimserver/msg/sendMsg.action") => (&desk.singles, single::send),

@@ -1,0 +1,44 @@
+//! Heartbeats: this process is the only one, so they are kept in memory. The store and its messages lie
+//! in one file and so cannot be of different ages: nothing here goes back.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use super::limiter::{EmbeddedStore, ledger_error};
+use crate::ports::{ALIVE, Beat, Beaten, LedgerError, Pulse};
+
+/// The last heartbeats, and when they came.
+pub(super) type Beats = Mutex<HashMap<u64, (Instant, Beat)>>;
+
+impl Pulse for EmbeddedStore {
+    async fn beat(&self, beat: &Beat) -> Result<Beaten, LedgerError> {
+        let engine = &self.0.0;
+        // A healthy disk is not worn out by heartbeats; one that failed is tried, or nothing would
+        // show that it takes writes again.
+        let beaten = match engine.disk.trouble() {
+            None => engine.writer.look(|_| Ok(())).await,
+            Some(_) => engine.write(0, |work| work.tables.beat(work.now_ms)).await,
+        };
+        beaten.map_err(ledger_error)?;
+        let number = beat.number + 1;
+        let mut beats = engine.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        beats.retain(|_, (at, _)| at.elapsed() < ALIVE);
+        let beat = Beat {
+            number,
+            ..beat.clone()
+        };
+        beats.insert(beat.process, (Instant::now(), beat));
+        Ok(Beaten {
+            number,
+            went_back: false,
+        })
+    }
+
+    async fn beats(&self) -> Result<Vec<Beat>, LedgerError> {
+        let beats = self.0.0.beats.lock();
+        let beats = beats.unwrap_or_else(PoisonError::into_inner);
+        let alive = beats.values().filter(|(at, _)| at.elapsed() < ALIVE);
+        Ok(alive.map(|(_, beat)| beat.clone()).collect())
+    }
+}

@@ -1,0 +1,61 @@
+//! Heartbeats on Redis, and when it was found to have gone back.
+
+use std::sync::LazyLock;
+
+use redis::{Script, Value};
+
+use super::Store;
+use super::connection::{Call, broken, json};
+use super::ledger::number;
+use crate::ports::{ALIVE, Beat, Beaten, LedgerError, Pulse};
+
+static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beat.lua")));
+
+impl Pulse for Store {
+    async fn beat(&self, beat: &Beat) -> Result<Beaten, LedgerError> {
+        let mut call = Call::new(&BEAT, 2, 3, 256);
+        call.push(self.0.keys.beats())
+            .push(self.0.keys.went_back())
+            .push(format!("{:016x}", beat.process))
+            .push(beat.number)
+            .push(json(beat)?);
+        match self.0.connection.call(&call).await? {
+            Value::Array(reply) if reply.len() == 2 => Ok(Beaten {
+                number: number(&reply[0])?,
+                went_back: number(&reply[1])? == 1,
+            }),
+            other => Err(broken(format!("beat says {other:?}"))),
+        }
+    }
+
+    async fn beats(&self) -> Result<Vec<Beat>, LedgerError> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("TIME");
+        pipeline.cmd("HGETALL").arg(self.0.keys.beats());
+        let mut rows = self.0.connection.pipeline(&pipeline).await?.into_iter();
+        let mut row = || rows.next().ok_or_else(|| broken("a reply is missing"));
+        let (seconds, micros): (u64, u64) = redis::from_redis_value(row()?).map_err(broken)?;
+        let now_ms = seconds * 1000 + micros / 1000;
+        let beats: Vec<(String, String)> = redis::from_redis_value(row()?).map_err(broken)?;
+        let alive = beats.iter().filter_map(|(process, text)| {
+            let (at_ms, beat) = read(process, text)?;
+            (u128::from(now_ms.saturating_sub(at_ms)) < ALIVE.as_millis()).then_some(beat)
+        });
+        Ok(alive.collect())
+    }
+}
+
+/// A heartbeat as `beat.lua` writes it; nothing where another version wrote it otherwise.
+fn read(process: &str, text: &str) -> Option<(u64, Beat)> {
+    let mut parts = text.splitn(3, ' ');
+    let number = parts.next()?.parse().ok()?;
+    let at_ms = parts.next()?.parse().ok()?;
+    let beat: Beat = serde_json::from_str(parts.next()?).ok()?;
+    let process = u64::from_str_radix(process, 16).ok()?;
+    let beat = Beat {
+        process,
+        number,
+        ..beat
+    };
+    Some((at_ms, beat))
+}

@@ -1,0 +1,159 @@
+//! Jobs that nobody works on any more, and the lists of jobs.
+//!
+//! Two sorted sets name jobs: `jobs` those that are known, by the time of their acceptance, and `open`
+//! those that are not completed, by when to look at them next. A job that completes leaves `open` at
+//! once, so that a walk over it is short however many jobs there were; `jobs` is thinned out here, of
+//! jobs that are older than the window and not known any more.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{Script, Value};
+
+use super::connection::broken;
+use super::ledger::{Reply, concluding, growing};
+use super::{Store, now_ms};
+use crate::domain::ids::JobId;
+use crate::ports::{JobRecord, JobState, LedgerError, Standing, Upkeep};
+
+static WAITS: LazyLock<Script> = concluding!("scripts/waits.lua");
+static ABANDON: LazyLock<Script> = growing!("scripts/abandon.lua");
+
+/// Jobs looked at in one pipeline.
+const PAGE: usize = 100;
+
+/// Pages of one look.
+const PAGES: usize = 20;
+
+/// Known jobs looked at in one pipeline, to thin out the list of them.
+const KNOWN_PAGE: usize = 1000;
+
+impl Upkeep for Store {
+    async fn waits(&self, job: JobId) -> Result<(), LedgerError> {
+        let call = self.job_call(&WAITS, job, 0, 0);
+        self.0.connection.call(&call).await.map(drop)
+    }
+
+    async fn quiet(&self, quiet: Duration) -> Result<Vec<JobRecord>, LedgerError> {
+        self.thin_out().await?;
+        let now = now_ms();
+        let quiet_ms = quiet.as_millis() as u64;
+        let mut found = Vec::new();
+        for _ in 0..PAGES {
+            let due = self.due(now.saturating_sub(quiet_ms)).await?;
+            if due.is_empty() {
+                break;
+            }
+            let ended = due.len() < PAGE;
+            found.extend(self.sort_out(due, quiet_ms, now).await?);
+            if ended || found.len() >= PAGE {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<Standing>, LedgerError> {
+        let mut call = self.job_call(&ABANDON, job, 1, 16);
+        call.push(quiet.as_millis() as u64);
+        let reply = Reply::new(self.0.connection.call(&call).await?)?;
+        match reply.is_empty() {
+            true => Ok(None),
+            false => reply.standing(0).map(Some),
+        }
+    }
+}
+
+impl Store {
+    /// Open jobs whose time to be looked at has come.
+    async fn due(&self, until_ms: u64) -> Result<Vec<JobId>, LedgerError> {
+        let mut cmd = redis::cmd("ZRANGEBYSCORE");
+        cmd.arg(self.0.keys.open_jobs())
+            .arg("-inf")
+            .arg(until_ms)
+            .arg("LIMIT")
+            .arg(0)
+            .arg(PAGE);
+        let due = self.0.connection.command(&cmd).await?;
+        let due: Vec<String> = redis::from_redis_value(due).map_err(broken)?;
+        due.iter().map(|id| id.parse().map_err(broken)).collect()
+    }
+
+    /// Of jobs that are due: drops those that are not open, and puts off the others. Returns those of
+    /// which nothing was heard.
+    async fn sort_out(
+        &self,
+        due: Vec<JobId>,
+        quiet_ms: u64,
+        now: u64,
+    ) -> Result<Vec<JobRecord>, LedgerError> {
+        let records = self.records(&due).await?;
+        let key = self.0.keys.open_jobs();
+        let mut pipeline = redis::pipe();
+        let mut found = Vec::new();
+        for (job, record) in due.into_iter().zip(records) {
+            let job = job.to_string();
+            let open = record.filter(|record| record.state != JobState::Completed);
+            let Some(record) = open else {
+                pipeline.cmd("ZREM").arg(&key).arg(job);
+                continue;
+            };
+            let heard = record.heard_at_ms();
+            let is_quiet = heard.saturating_add(quiet_ms) <= now;
+            // One that stays quiet is looked at again after a quarter of that time.
+            let next = match is_quiet {
+                true => now - quiet_ms / 4 * 3,
+                false => heard,
+            };
+            pipeline.cmd("ZADD").arg(&key).arg("XX").arg(next).arg(job);
+            found.extend(Some(record).filter(|_| is_quiet));
+        }
+        self.0.connection.pipeline(&pipeline).await?;
+        Ok(found)
+    }
+
+    /// Takes jobs off the list that are not known any more: those that completed longer ago than the
+    /// window.
+    async fn thin_out(&self) -> Result<(), LedgerError> {
+        let key = self.0.keys.jobs();
+        let until = now_ms().saturating_sub(self.0.window_s * 1000);
+        let mut kept = 0;
+        loop {
+            let mut cmd = redis::cmd("ZRANGEBYSCORE");
+            cmd.arg(&key)
+                .arg("-inf")
+                .arg(until)
+                .arg("LIMIT")
+                .arg(kept)
+                .arg(KNOWN_PAGE);
+            let page = self.0.connection.command(&cmd).await?;
+            let page: Vec<String> = redis::from_redis_value(page).map_err(broken)?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            let mut pipeline = redis::pipe();
+            for id in &page {
+                let job: JobId = id.parse().map_err(broken)?;
+                pipeline.cmd("EXISTS").arg(self.0.keys.job(job).header);
+            }
+            let known = self.0.connection.pipeline(&pipeline).await?;
+            let mut gone = redis::cmd("ZREM");
+            gone.arg(&key);
+            let mut any = false;
+            for (id, known) in page.iter().zip(known) {
+                if known == Value::Int(0) {
+                    gone.arg(id);
+                    any = true;
+                } else {
+                    kept += 1;
+                }
+            }
+            if any {
+                self.0.connection.command(&gone).await?;
+            }
+            if page.len() < KNOWN_PAGE {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Whether the ledger can be written: what lanes, readiness and the metric go by.
+//!
+//! Twice a second a heartbeat writes what a claim would write, on the runtime that does the work. An
+//! error of any step takes effect at once; only a heartbeat that succeeds ends it. So reads that a
+//! replica or a full server still answers prove nothing, and neither does an old heartbeat: a server
+//! that is frozen, or a runtime that is blocked, is not ready.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::context::{Context, Store, chain};
+use crate::metrics::LedgerStep;
+use crate::ports::{Beat, Beaten, LedgerError};
+
+/// A heartbeat that is older proves nothing.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// A process that stood still for so long begins a new row of heartbeats: the store may have dropped
+/// its last one.
+const ROW_MAX: Duration = Duration::from_secs(3600);
+
+/// What is known of the ledger.
+#[derive(Default)]
+pub(super) struct LedgerHealth {
+    up: watch::Sender<bool>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    beaten: Option<Instant>,
+    /// Why the last step failed, in words.
+    trouble: Option<String>,
+}
+
+impl LedgerHealth {
+    pub(super) fn up(&self) -> watch::Receiver<bool> {
+        self.up.subscribe()
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this changes anything.
+    fn note(&self, trouble: Option<String>) -> bool {
+        let up = trouble.is_none();
+        let mut state = self.state();
+        if up {
+            state.beaten = Some(Instant::now());
+        }
+        state.trouble = trouble;
+        drop(state);
+        self.up
+            .send_if_modified(|state| std::mem::replace(state, up) != up)
+    }
+
+    /// Why nothing can be recorded now, if so.
+    fn check(&self, now: Instant) -> Result<(), String> {
+        let state = self.state();
+        if let Some(trouble) = &state.trouble {
+            return Err(trouble.clone());
+        }
+        let Some(beaten) = state.beaten else {
+            return Err("the ledger has not answered yet".to_owned());
+        };
+        let age = now.saturating_duration_since(beaten);
+        if age <= FRESH {
+            return Ok(());
+        }
+        let seconds = age.as_secs();
+        Err(format!(
+            "the ledger has taken no write for {seconds} s, or this process hangs"
+        ))
+    }
+}
+
+impl<S: Store, T> Context<S, T> {
+    /// An error says at once that the ledger is down. One record that makes no sense does not: the
+    /// others are fine. Logs only when the state changes, so that an outage is two lines, not one per
+    /// slice.
+    pub(super) fn note_trouble(&self, error: &LedgerError) {
+        if matches!(error, LedgerError::Broken(_)) {
+            return;
+        }
+        if self.ledger_health.note(Some(chain(error))) {
+            self.metrics.ledger_up(false);
+            tracing::error!(
+                error = %chain(error),
+                "the ledger is down: lanes stop until it takes writes, nothing is lost"
+            );
+        }
+    }
+
+    fn note_beat(&self) {
+        if self.ledger_health.note(None) {
+            self.metrics.ledger_up(true);
+            tracing::info!("the ledger takes writes");
+        }
+    }
+}
+
+impl<S, T> Context<S, T> {
+    /// Why the ledger takes no writes now, if so.
+    pub fn check_ledger(&self) -> Result<(), String> {
+        self.ledger_health.check(Instant::now())
+    }
+
+    /// Brings the metric up to date: a ledger that hangs says nothing.
+    pub fn show_ledger(&self) {
+        self.metrics.ledger_up(self.check_ledger().is_ok());
+    }
+}
+
+/// The heartbeats of this process, one after the other.
+pub(super) struct Heart {
+    beat: Beat,
+    answered: Instant,
+}
+
+impl Heart {
+    /// `works`: whether this process delivers.
+    pub(super) fn new(works: bool) -> Self {
+        Self {
+            beat: Beat {
+                process: fastrand::u64(1..),
+                number: 0,
+                works,
+                calls: BTreeMap::new(),
+            },
+            answered: Instant::now(),
+        }
+    }
+
+    /// The next one. `Err`: nothing can be recorded now.
+    pub(super) async fn beat<S: Store, T>(
+        &mut self,
+        context: &Context<S, T>,
+    ) -> Result<(), LedgerError> {
+        if self.answered.elapsed() > ROW_MAX {
+            self.beat.number = 0;
+        }
+        self.beat.calls = context.calls_under_way();
+        let beat = context.store.beat(&self.beat);
+        let Beaten { number, went_back } = context.try_step(LedgerStep::Beat, beat).await?;
+        self.beat.number = number;
+        self.answered = Instant::now();
+        if went_back {
+            context.metrics.ledger_went_back();
+            tracing::error!(
+                "the ledger went back: it has lost what was written last. Jobs that run are marked; \
+                 `fanwise job verify` says what is not known of them"
+            );
+        }
+        context.note_beat();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Readiness goes by heartbeats: an error ends it at once, a heartbeat that stays away after a
+    /// while, and nothing but a heartbeat brings it back.
+    #[test]
+    fn only_a_fresh_heartbeat_makes_ready() {
+        let health = LedgerHealth::default();
+        let now = Instant::now();
+        assert!(health.check(now).is_err(), "nothing was heard yet");
+        assert!(health.note(None));
+        assert!(!health.note(None), "a state is told once");
+        let now = Instant::now();
+        assert_eq!(health.check(now), Ok(()));
+        assert_eq!(
+            health.check(now + FRESH - Duration::from_millis(100)),
+            Ok(())
+        );
+        assert!(health.check(now + FRESH * 2).is_err(), "it hangs");
+        assert!(*health.up().borrow(), "and nobody has said so");
+        assert!(health.note(Some("the ledger is full".to_owned())));
+        assert_eq!(health.check(now), Err("the ledger is full".to_owned()));
+        assert!(!*health.up().borrow());
+    }
+}

@@ -1,0 +1,144 @@
+//! Upkeep: jobs of which nothing is heard any more, and directives about jobs that are forgotten.
+//!
+//! A slice that is put off says so to the ledger, so of every job that runs something is heard at least
+//! once in the longest rung of the ladder. One of which nothing was heard for longer, while nothing
+//! waits on its target's lanes, has nothing left to deliver: the ledger went back to older data, or
+//! messages were lost or taken away. It is ended, so that it does not run for ever, and says how many
+//! outcomes are not known. Should something of it come all the same, that is delivered and counted.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::context::{Store, chain, now_ms};
+use super::shift::Shift;
+use crate::domain::directive::{Directive, Scope};
+use crate::metrics::LedgerStep;
+use crate::ports::{Backlog, Broker, JobRecord, JobState, Lost, Publisher};
+
+/// Longest time between two rounds.
+const ROUND_MAX: Duration = Duration::from_secs(60);
+
+/// Directives about jobs that are looked at in one round.
+const DIRECTIVES: usize = 100;
+
+/// Sweeps until the shift ends.
+pub(super) async fn sweep<B: Broker, S: Store, T, P: Publisher>(shift: &Shift<S, T, P>, broker: B) {
+    let quiet = shift.context.settings.abandoned_after;
+    let pause = (quiet / 8).min(ROUND_MAX);
+    let mut looked_at = HashSet::new();
+    loop {
+        let pausing = tokio::time::sleep(pause);
+        if shift.halt.run_until_cancelled(pausing).await.is_none() {
+            return;
+        }
+        if round(shift, &broker, quiet).await.is_err() {
+            return;
+        }
+        forget_directives(shift, &mut looked_at).await;
+    }
+}
+
+async fn round<B: Broker, S: Store, T, P: Publisher>(
+    shift: &Shift<S, T, P>,
+    broker: &B,
+    quiet: Duration,
+) -> Result<(), Lost> {
+    let context = &*shift.context;
+    // Not repeated: the next round comes soon.
+    let found = context.store.quiet(quiet);
+    let found = context.try_step(LedgerStep::Sweep, found).await;
+    let found = found.unwrap_or_default();
+    if found.is_empty() {
+        return Ok(());
+    }
+    let backlog = match broker.backlog().await {
+        Ok(backlog) => backlog,
+        Err(error) => {
+            tracing::debug!(error = %chain(&error), "what waits could not be counted");
+            return Ok(());
+        }
+    };
+    for record in found {
+        if shift.halt.is_cancelled() {
+            return Ok(());
+        }
+        if nothing_waits(&backlog, &record) {
+            end(shift, &record, quiet).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether nothing of a job can be on the way to a worker. A target that is not configured here is not
+/// counted: its lanes are not known.
+fn nothing_waits(backlog: &Backlog, record: &JobRecord) -> bool {
+    backlog.jobs == 0 && backlog.lanes.get(&record.target) == Some(&0)
+}
+
+async fn end<S: Store, T, P: Publisher>(
+    shift: &Shift<S, T, P>,
+    record: &JobRecord,
+    quiet: Duration,
+) -> Result<(), Lost> {
+    let context = &*shift.context;
+    if record.state == JobState::Accepted {
+        let withdraw = context.store.withdraw(record.job);
+        let withdrawn = context.try_step(LedgerStep::Sweep, withdraw).await;
+        if withdrawn.is_ok() {
+            tracing::warn!(
+                job.id = %record.job, job.app = record.app,
+                "a job that was accepted is not on its queue any more and was never taken: somebody \
+                 took its message away, or it was rejected"
+            );
+        }
+        return Ok(());
+    }
+    let abandon = context.store.abandon(record.job, quiet);
+    let Ok(Some(standing)) = context.try_step(LedgerStep::Sweep, abandon).await else {
+        return Ok(());
+    };
+    context.metrics.job_abandoned();
+    tracing::error!(
+        job.id = %record.job, job.app = record.app, job.lost = record.pending,
+        "a job is ended of which nothing is left to deliver: outcomes that the ledger does not know \
+         count as uncertain"
+    );
+    match standing.finished && !standing.completed {
+        true => shift.complete(&record.into(), true).await,
+        false => Ok(()),
+    }
+}
+
+/// Lifts directives about jobs that are not known any more: a job that was cancelled is so for as long
+/// as it is known.
+async fn forget_directives<S: Store, T, P>(
+    shift: &Shift<S, T, P>,
+    looked_at: &mut HashSet<String>,
+) {
+    let context = &*shift.context;
+    let due: Vec<Directive> = {
+        let directives = context.directives();
+        let board = directives.borrow();
+        let of_jobs = board
+            .all(now_ms())
+            .filter(|it| it.subject.scope == Scope::Job);
+        let new = of_jobs.filter(|it| !looked_at.contains(&it.subject.name));
+        new.take(DIRECTIVES).cloned().collect()
+    };
+    if due.is_empty() {
+        // Once round: from the beginning.
+        looked_at.clear();
+    }
+    for directive in due {
+        let name = &directive.subject.name;
+        looked_at.insert(name.clone());
+        let Ok(job) = name.parse() else { continue };
+        let known = context.store.job(job);
+        if matches!(context.try_step(LedgerStep::Sweep, known).await, Ok(None)) {
+            let lift = context
+                .store
+                .lift(&directive.subject, directive.action.kind());
+            let _ = context.try_step(LedgerStep::Sweep, lift).await;
+        }
+    }
+}
