@@ -199,10 +199,7 @@ impl Broker for Rabbit {
         let targets = self.settings.targets.iter();
         let lanes = targets.map(|target| {
             let slices = |lane: &Lane| lane.class != LaneClass::Notices;
-            let lanes = Lane::all(target)
-                .into_iter()
-                .filter(slices)
-                .map(Source::Lane);
+            let lanes = Lane::all(target).filter(slices).map(Source::Lane);
             (target.clone(), lanes.map(ready).sum())
         });
         Ok(Backlog {
