@@ -213,12 +213,13 @@ async fn all_users_of_wukongim_v3_are_listed_on_from_the_cursor() {
     let mut killed = world.worker().await;
     world
         .mock
-        .patch_faults(&json!({ "latency": "10ms" }))
+        .patch_faults(&json!({ "latency": "50ms" }))
         .unwrap();
     let job = send_to_all(&world).await;
-    // A login and a hundred pages; the first messages are those of the first part.
+    // A login and a hundred pages; ten more are to come.
     until("the first part", BOUND, async || {
-        (world.mock.stats().accepted > 0).then_some(())
+        let record = world.job(&job).await?;
+        (record["accounts"]["total"].as_u64()? > 0).then_some(())
     })
     .await;
     world
