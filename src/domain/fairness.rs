@@ -8,7 +8,7 @@
 //! only by what it used: to ask changes nothing.
 //!
 //! - A lane that has nothing waiting saves nothing up: it begins, or goes on, where the others are. One
-//!   that was empty owes no more than one [`TURN`].
+//!   that was empty owes no more than one `TURN`.
 //! - A slice in work counts as one `TURN` from its beginning, and as the time that it has taken from
 //!   then on. So a row of places that become free at once is shared by weight, too.
 //! - A slice that has had its `TURN` makes way when another class or lane is owed one, so the wait for a
