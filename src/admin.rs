@@ -13,7 +13,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{self, Manners};
+use crate::http::server::{self, Manners};
 use crate::metrics::Metrics;
 
 /// What the port reports.
@@ -101,7 +101,7 @@ fn serve(listener: TcpListener, status: Status, stop: CancellationToken) {
             Ok(listener) => {
                 // What is under way when the process ends has nothing to say any more.
                 let forever = CancellationToken::new();
-                let serving = http::serve(listener, None, routes(status), MANNERS, forever);
+                let serving = server::serve(listener, None, routes(status), MANNERS, forever);
                 stop.run_until_cancelled(serving).await;
                 Ok(())
             }

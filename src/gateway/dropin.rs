@@ -41,7 +41,7 @@ use crate::domain::limits::{Grant, Tat};
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::Outcome;
 use crate::domain::placeholders::as_it_stands;
-use crate::http::Peer;
+use crate::http::server::Peer;
 use crate::im::ingress::{
     Door, Everybody, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Spoken, Told, Wanted,
     WrongCredentials,

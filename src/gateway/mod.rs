@@ -76,7 +76,7 @@ pub use self::wire::{
     DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, RecipientFate,
     RecipientState, RedriveRequest, Submitted, TemplateRow, TemplateView, Verification,
 };
-use crate::http::{self, Manners};
+use crate::http::server::{self, Manners};
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::steer::Facts;
 use crate::worker::{Context, RECONNECT, Store, chain};
@@ -250,7 +250,7 @@ impl Server {
             waiting.cancel();
             closing.cancel();
         };
-        let served = http::serve(
+        let served = server::serve(
             self.listener,
             self.tls.as_ref().map(Tls::acceptor),
             self.routes,

@@ -12,9 +12,10 @@ use axum::http::HeaderMap;
 use axum::routing::post;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use data_encoding::HEXLOWER;
 use fanwise::domain::ids::JobId;
 use fanwise::gateway::pinned;
-use fanwise::im::http::{Client, ClientSettings};
+use fanwise::http::client::{Client, ClientSettings};
 use fanwise::im::webhook::Signature;
 use fanwise::ports::Request;
 use fanwise_mock_im::{MockHandle, Settings, Version};
@@ -362,7 +363,8 @@ impl Moderator {
     fn decide(&self, headers: &HeaderMap, body: &str) -> String {
         let key = headers["idempotency-key"].as_bytes();
         let secret = hmac::Key::new(hmac::HMAC_SHA256, b"m0derator");
-        let signature = Signature::sign(&secret, key, body.as_bytes());
+        let signed = hmac::sign(&secret, &[key, b".", body.as_bytes()].concat());
+        let signature = format!("v1={}", HEXLOWER.encode(signed.as_ref())).into_bytes();
         assert_eq!(headers[Signature::HEADER].as_bytes(), signature);
         let question: Value = serde_json::from_str(body).unwrap();
         self.0.lock().unwrap().push(question.clone());

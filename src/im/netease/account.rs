@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use ring::digest::{self, SHA1_FOR_LEGACY_USE_ONLY};
 
+use crate::codec::push_hex;
 use crate::domain::fields::Problem;
 use crate::im::address::Base;
 use crate::im::json;
@@ -95,7 +96,7 @@ impl Account {
             sum.update(part.as_bytes());
         }
         let mut digits = Vec::with_capacity(40);
-        json::push_hex(&mut digits, sum.finish().as_ref());
+        push_hex(&mut digits, sum.finish().as_ref());
         request.headers.insert(NONCE, header_value(nonce));
         request.headers.insert(CUR_TIME, header_value(seconds));
         request.headers.insert(CHECK_SUM, header_value(digits));
@@ -109,7 +110,7 @@ pub(in crate::im) fn request_id(job: &str, recipients: &[&str]) -> String {
     texts.push(job);
     texts.extend_from_slice(recipients);
     let mut digits = Vec::with_capacity(32);
-    json::push_hex(&mut digits, &json::digest::<16>(&texts));
+    push_hex(&mut digits, &json::digest::<16>(&texts));
     String::from_utf8(digits).unwrap_or_default()
 }
 
