@@ -95,7 +95,7 @@ fn check_sum(secret: &str, nonce: &str, cur_time: &str) -> String {
     let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
     let mut digits = Vec::new();
     json::push_hex(&mut digits, digest.as_ref());
-    String::from_utf8(digits).unwrap_or_default()
+    digits.into_iter().map(char::from).collect()
 }
 
 #[cfg(test)]
