@@ -88,7 +88,7 @@
 //! - [`steer`]: what operators may tell running work, for the commands and the HTTP interface.
 //! - [`gateway`]: the HTTP interface, over `http`, the server it shares with [`admin`].
 //! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one
-//!   HTTP client for all; the mock server.
+//!   HTTP client for all. The crate `fanwise-mock-im` plays these systems.
 //! - [`config`], [`app`] (puts everything together), [`allocator`], [`admin`], [`metrics`], [`telemetry`],
 //!   [`shutdown`], [`exit`], [`secret`], [`cli`], [`schema`].
 //!

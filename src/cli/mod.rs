@@ -85,7 +85,7 @@ enum Command {
     /// Exit 0 if the worker on this machine is ready (for container health checks)
     Healthcheck,
     // Described beside its flags, at length: a comment of this kind here would hide that.
-    MockIm(Box<crate::im::mock::MockArgs>),
+    MockIm(Box<fanwise_mock_im::MockArgs>),
     /// Print the JSON Schemas of jobs, dead letters and events
     Schema(schema::SchemaArgs),
 }
