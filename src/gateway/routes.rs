@@ -132,7 +132,7 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
         if is_known || is_public(request.method(), request.uri().path()) {
             return Ok(());
         }
-        self.hosts.check(request.uri(), request.headers())
+        Ok(self.hosts.check(request.uri(), request.headers())?)
     }
 }
 

@@ -104,12 +104,17 @@ impl Kept {
 }
 
 /// The same answer, in pieces that must be taken in time.
-pub(super) fn watched(mut answer: Response<Body>, version: Version, busy: Busy) -> Response<Body> {
+pub(super) fn watched(
+    mut answer: Response<Body>,
+    version: Version,
+    mut busy: Busy,
+) -> Response<Body> {
     let kept = answer.extensions_mut().remove();
     // A head needs nobody's patience.
     if answer.body().is_end_stream() {
         return answer;
     }
+    busy.answers();
     let watched = |body| Watched {
         body,
         rest: Bytes::new(),

@@ -72,7 +72,7 @@ impl Connections {
         }
     }
 
-    /// Ends an idle connection, and waits until it is gone, or for a while.
+    /// Ends a connection that has nothing to lose, and waits until it is gone, or for a while.
     async fn make_place(&self) {
         let peers: Vec<_> = lock(&self.open).peers.values().cloned().collect();
         if let Some(peer) = expendable(&peers) {
@@ -86,24 +86,29 @@ impl Connections {
     }
 }
 
-/// Who loses least by being closed: among the idle ones, one without credentials, from where most of
-/// those come, and of them the one that is idle longest.
+/// Who loses least by being closed: one without credentials, first one that is idle and then one that does
+/// not take its answers, from where most of those come, and of them the one that is idle longest; and then
+/// an idle one with credentials.
 fn expendable(peers: &[Arc<Peer>]) -> Option<&Arc<Peer>> {
-    let idle = peers.iter().filter_map(|peer| {
-        let since = peer.idle_since()?;
+    let candidates = peers.iter().filter_map(|peer| {
+        let since = peer.expendable_since()?;
         Some((peer.is_trusted(), since, peer))
     });
-    let idle: Vec<_> = idle.collect();
+    let candidates: Vec<_> = candidates.collect();
     let mut strangers: HashMap<IpAddr, usize> = HashMap::new();
-    for (_, _, peer) in idle.iter().filter(|(trusted, ..)| !trusted) {
+    for (_, _, peer) in candidates.iter().filter(|(trusted, ..)| !trusted) {
         *strangers.entry(peer.network()).or_default() += 1;
     }
     let crowd = |peer: &Peer| strangers.get(&peer.network()).copied().unwrap_or_default();
     let order = |(trusted, since, peer): &(bool, _, &Arc<Peer>)| {
         let crowd = if *trusted { 0 } else { crowd(peer) };
-        (*trusted, Reverse(crowd), *since)
+        let is_idle = peer.idle_since().is_some();
+        (*trusted, !is_idle, Reverse(crowd), *since)
     };
-    idle.into_iter().min_by_key(order).map(|(.., peer)| peer)
+    candidates
+        .into_iter()
+        .min_by_key(order)
+        .map(|(.., peer)| peer)
 }
 
 #[cfg(test)]
@@ -111,6 +116,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::http::server::peer::Busy;
 
     fn peer(last: u8) -> Arc<Peer> {
         Arc::new(Peer::new(IpAddr::from([192, 0, 2, last])))
@@ -132,6 +138,12 @@ mod tests {
         }
         let _request = peers[0].1.busy();
         peers[1].1.trust();
+        // A stranger that takes no answer, and one with credentials.
+        let (unread, slow) = (peer(1), peer(1));
+        let mut answers = [unread.busy(), slow.busy()];
+        answers.iter_mut().for_each(Busy::answers);
+        slow.trust();
+        peers.extend([("unread", unread), ("slow", slow)]);
         let mut gone = Vec::new();
         loop {
             let idle: Vec<_> = peers.iter().map(|(_, peer)| Arc::clone(peer)).collect();
@@ -139,7 +151,8 @@ mod tests {
             let index = idle.iter().position(|it| Arc::ptr_eq(it, peer)).unwrap();
             gone.push(peers.remove(index).0);
         }
-        assert_eq!(gone, ["of two", "alone", "too", "trusted"]);
+        assert_eq!(gone, ["of two", "alone", "too", "unread", "trusted"]);
+        drop(answers);
     }
 
     #[tokio::test]

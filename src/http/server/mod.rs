@@ -8,9 +8,11 @@
 //!   one comes in and all places are taken.
 //! - `answer`: answers in pieces, and the deadline by which each piece must be taken.
 //! - `prompt`: the same deadline for what is written to a socket.
+//! - `hosts`: web pages that ask without credentials.
 
 mod answer;
 mod connections;
+mod hosts;
 mod peer;
 mod prompt;
 
@@ -34,6 +36,7 @@ use tower_service::Service as _;
 pub(crate) use self::answer::Kept;
 use self::answer::{Streams, Taking, watched};
 use self::connections::{Connections, Entry};
+pub(crate) use self::hosts::{Hosts, Outside};
 pub(crate) use self::peer::Peer;
 use self::prompt::Prompt;
 
@@ -185,8 +188,8 @@ impl Served {
                         return tracing::debug!("a connection took no answer in time");
                     }
                     () = peer.told_to_go(), if !is_spared => {
-                        if peer.idle_since().is_some() {
-                            return tracing::debug!("an idle connection made place for another one");
+                        if peer.expendable_since().is_some() {
+                            return tracing::debug!("a connection made place for another one");
                         }
                         // A request came in between: it is answered.
                         is_spared = true;

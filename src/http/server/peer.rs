@@ -19,6 +19,8 @@ pub(crate) struct Peer {
     trusted: AtomicBool,
     /// Requests under way, and answers that were not taken yet.
     under_way: AtomicUsize,
+    /// Of them, the answers.
+    answering: AtomicUsize,
     idle_since: Mutex<Instant>,
     /// No further requests: it ends when those under way are answered.
     ends: CancellationToken,
@@ -33,6 +35,7 @@ impl Peer {
             asked: AtomicBool::new(false),
             trusted: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
+            answering: AtomicUsize::new(0),
             idle_since: Mutex::new(Instant::now()),
             ends: CancellationToken::new(),
             goes: CancellationToken::new(),
@@ -83,6 +86,19 @@ impl Peer {
         (self.under_way.load(Ordering::Acquire) == 0).then_some(since)
     }
 
+    /// Since when its peer has nothing to wait for that would be a loss: it is idle, or it brought no
+    /// credentials and does nothing but not take its answers.
+    pub(super) fn expendable_since(&self) -> Option<Instant> {
+        let since = *self
+            .idle_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let under_way = self.under_way.load(Ordering::Acquire);
+        let answering = self.answering.load(Ordering::Acquire);
+        let is_stranger = !self.is_trusted() && answering >= under_way;
+        (under_way == 0 || is_stranger).then_some(since)
+    }
+
     /// Counts from now how long it is idle.
     pub(super) fn is_idle_from_now(&self) {
         *self
@@ -107,17 +123,35 @@ impl Peer {
     pub(super) fn busy(self: &Arc<Self>) -> Busy {
         self.asked.store(true, Ordering::Relaxed);
         self.under_way.fetch_add(1, Ordering::AcqRel);
-        Busy(Arc::clone(self))
+        Busy {
+            peer: Arc::clone(self),
+            answers: false,
+        }
     }
 }
 
-/// A request that is under way.
-pub(super) struct Busy(Arc<Peer>);
+/// A request that is under way, and then its answer.
+pub(super) struct Busy {
+    peer: Arc<Peer>,
+    answers: bool,
+}
+
+impl Busy {
+    /// The answer is there, and waits for its reader.
+    pub(super) fn answers(&mut self) {
+        if !std::mem::replace(&mut self.answers, true) {
+            self.peer.answering.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.is_idle_from_now();
-        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.peer.is_idle_from_now();
+        if self.answers {
+            self.peer.answering.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.peer.under_way.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

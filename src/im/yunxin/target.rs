@@ -341,11 +341,8 @@ fn members_of(head: &Head) -> Vec<(String, String)> {
     }
     let sender_no_sense = options.sender_no_sense.unwrap_or(true).to_string();
     let receiver_no_sense = options.receiver_no_sense.map(|it| it.to_string());
-    let extension = options.extension.as_deref().map(|extension| {
-        let mut text = Vec::new();
-        json::push_string(&mut text, &plain_text(extension));
-        String::from_utf8(text).unwrap_or_default()
-    });
+    let extension = options.extension.as_deref();
+    let extension = extension.map(|extension| crate::json::text(&plain_text(extension)));
     let ours = [
         ("message_config", message_config.close_some()),
         ("route_config", route_config.close_some()),
