@@ -107,6 +107,7 @@ pub mod allocator;
 pub mod amqp;
 pub mod app;
 pub mod cli;
+pub mod clock;
 mod codec;
 pub mod config;
 pub mod domain;

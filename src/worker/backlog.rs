@@ -136,6 +136,7 @@ impl<S: Store, T> Context<S, T> {
                 Ok(()) => {
                     delays.reset();
                     tokio::select! {
+                        biased;
                         () = self.backlog.news.notified() => {}
                         () = end.cancelled() => return,
                     }

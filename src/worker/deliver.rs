@@ -23,10 +23,11 @@ mod limits;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::flight::{Back, Flight};
 use self::limits::Granted;

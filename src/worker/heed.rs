@@ -6,7 +6,9 @@
 //! second job meets the same one while the first is parked, and nobody was answered well in between. A
 //! fault that no job can cause, such as a certificate or a refused login, parks the target at once.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::context::{Context, Met, Store, TargetRuntime, now_ms};
 use super::deliver::WAIT_MAX;

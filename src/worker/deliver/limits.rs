@@ -172,6 +172,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
             return Err(Pause::PutOff(after.min(LOOK_AGAIN_MAX)));
         }
         tokio::select! {
+            biased;
             slept = self.sleep(after) => slept?,
             _ = directives.changed() => {}
         }
