@@ -316,7 +316,7 @@ pub fn key(text: &str) -> Option<String> {
     }
     let mut key = Vec::new();
     super::json::push_hex(&mut key, &super::json::digest::<32>(&[text]));
-    Some(key.into_iter().map(char::from).collect())
+    Some(crate::json::written(key))
 }
 
 /// A text as a JSON value.

@@ -791,8 +791,8 @@ async fn a_gateway_without_credentials_is_refused_or_warned_of() {
 
     // Only what runs a gateway says so: a worker has none. Neither starts without a broker.
     let place = Place::new("permit-worker", "", "[apps.shop]\ntarget = \"im\"").await;
-    let [gateway, worker] = [["gateway"], ["worker"]].map(|command| place.run(&command));
-    for (ended, says_so) in [(gateway.await, true), (worker.await, false)] {
+    for (command, says_so) in [("gateway", true), ("worker", false)] {
+        let ended = place.run(&[command]).await;
         assert_eq!(ended.code, Some(78), "{}", ended.stderr);
         let found = ended.stderr.contains("gateway.token");
         assert_eq!(found, says_so, "{}", ended.stderr);

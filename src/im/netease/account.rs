@@ -110,7 +110,7 @@ pub(in crate::im) fn request_id(job: &str, recipients: &[&str]) -> String {
     texts.extend_from_slice(recipients);
     let mut digits = Vec::with_capacity(32);
     json::push_hex(&mut digits, &json::digest::<16>(&texts));
-    String::from_utf8(digits).unwrap_or_default()
+    crate::json::written(digits)
 }
 
 /// The length of a text as the vendor's limits count it: in UTF-16 units, as its Java does.

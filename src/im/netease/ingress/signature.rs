@@ -95,7 +95,7 @@ fn check_sum(secret: &str, nonce: &str, cur_time: &str) -> String {
     let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
     let mut digits = Vec::new();
     json::push_hex(&mut digits, digest.as_ref());
-    digits.into_iter().map(char::from).collect()
+    crate::json::written(digits)
 }
 
 #[cfg(test)]
