@@ -37,14 +37,15 @@ use super::shift::Shift;
 use super::together::{self, Turn};
 use crate::domain::delivery::{Batch, Call, Delivery, Rules};
 use crate::domain::directive::{Board, Go, Order};
-use crate::domain::fields::{Problem, summary};
+use crate::domain::fields::{Problem, shorten, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
+use crate::domain::job::NAME_BYTES_MAX;
 use crate::domain::lane::Lane;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Answer, Class, OnUncertain, Outcome, Verdict};
 use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
-use crate::domain::slice::{SLICE_VERSION, Slice, Unrecorded};
+use crate::domain::slice::{Head, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
@@ -88,6 +89,9 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         Ok(_) => return unreadable(shift, lane, body, traceparent, None).await,
         Err(error) => return unreadable(shift, lane, body, traceparent, Some(error)).await,
     };
+    if let Err(why) = belongs(&slice.head, &lane) {
+        return Fate::Reject(why);
+    }
     let Some(target) = shift.context.targets.get(&slice.head.target) else {
         return Fate::Reject(format!("there is no target {:?} here", slice.head.target));
     };
@@ -95,12 +99,34 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         let fate = enumerate(shift, target, &slice, asking, traceparent).await;
         return fate.unwrap_or(Fate::Lost);
     }
-    let personal = match Personal::of(&slice.head) {
-        Ok(personal) => personal,
-        Err(problems) => return Fate::Reject(summary(&problems)),
-    };
+    // Texts that an earlier version accepted and this one cannot compile: each recipient fails with the
+    // reason, as one whose own values do not fit, so that the job is completed.
+    let personal = Personal::of(&slice.head)
+        .map_err(|problems| Problem::new("message", summary(&problems)))
+        .transpose();
     let scene = Scene::new(shift, Arc::clone(target), slice, personal, traceparent);
     Work::new(&scene).run().await.unwrap_or(Fate::Lost)
+}
+
+/// Whether a slice can be one of ours on this lane. Anybody who may write to the lanes exchange can put
+/// others there. The places of a lane are those of its target, and the names of target and app are part
+/// of routing keys, which have room for so much.
+fn belongs(head: &Head, lane: &Lane) -> Result<(), String> {
+    if head.target != lane.target {
+        let named = shorten(&head.target, NAME_BYTES_MAX);
+        return Err(format!(
+            "a slice for target {named:?} on lane {lane}: publish it to a lane of its target, or publish \
+             the job again"
+        ));
+    }
+    if head.app.len() > NAME_BYTES_MAX {
+        return Err(format!(
+            "head.app has {} bytes, at most {NAME_BYTES_MAX} are taken: no dead letter or event could \
+             be published for it",
+            head.app.len()
+        ));
+    }
+    Ok(())
 }
 
 /// A slice of a newer version waits for a newer worker; anything else is no slice.
@@ -158,7 +184,8 @@ struct Scene<'a, S, T, P> {
     slice: Slice,
     calls: Box<dyn Calls>,
     /// Every recipient gets a message, and so a call, of its own.
-    personal: Option<Personal>,
+    /// Or why nobody can have it.
+    personal: Option<Result<Personal, Problem>>,
     per_call: usize,
     fingerprints: Vec<Fingerprint>,
     /// The job id as text, the name of the job's own limit.
@@ -177,7 +204,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         shift: &'a Shift<S, T, P>,
         target: Arc<TargetRuntime>,
         slice: Slice,
-        personal: Option<Personal>,
+        personal: Option<Result<Personal, Problem>>,
         traceparent: Option<String>,
     ) -> Self {
         let context = &*shift.context;
@@ -289,7 +316,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
     }
 
     /// The call of one recipient of a personal job, within the limits of the target.
-    fn open_for(&self, personal: &Personal, index: usize) -> Result<Box<dyn Calls>, Problem> {
+    fn open_for(
+        &self,
+        personal: &Result<Personal, Problem>,
+        index: usize,
+    ) -> Result<Box<dyn Calls>, Problem> {
+        let personal = personal.as_ref().map_err(Problem::clone)?;
         let head = personal.render(self.slice.vars_of(index))?;
         let target = &*self.target.target;
         match target.check(&head).into_iter().next() {
