@@ -475,7 +475,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         if scene.shift.lost.is_cancelled() {
             return Err(Pause::Lost);
         }
-        let budget = scene.shift.context.settings.slice_budget;
+        let budget = scene.shift.context.settings.slice_time_max;
         if scene.shift.halt.is_cancelled() || scene.began.elapsed() > budget {
             return Err(Pause::PutOff(Duration::ZERO));
         }
