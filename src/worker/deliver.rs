@@ -73,8 +73,7 @@ pub(super) enum Fate {
     Reject(String),
 }
 
-/// Works on one slice of a lane. What is left of it goes back there, whatever lane it names: the ladder
-/// cannot get rid of what leads nowhere, and holds up everything behind it.
+/// Works on one slice of a lane. What is left of it goes back there, whatever lane it names.
 pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
     shift: &Shift<S, T, P>,
     lane: Lane,
