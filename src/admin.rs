@@ -1,5 +1,7 @@
 //! The admin port: `/livez`, `/readyz` and `/metrics`, on a thread and runtime of its own, so that it
 //! answers while the data path is saturated, and until the very end of a drain.
+//!
+//! It asks for no credentials, so no web page may ask it: the rule is that of an open gateway.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -7,13 +9,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{self, Manners};
+use crate::http::server::{self, Hosts, Manners, Outside};
 use crate::metrics::Metrics;
 
 /// What the port reports.
@@ -70,7 +73,7 @@ impl Admin {
         let token = stop.clone();
         let thread = std::thread::Builder::new()
             .name("fanwise-admin".to_owned())
-            .spawn(move || serve(listener, status, token))?;
+            .spawn(move || serve(listener, Hosts::of(address), status, token))?;
         Ok(Self {
             address,
             stop,
@@ -88,7 +91,7 @@ impl Drop for Admin {
     }
 }
 
-fn serve(listener: TcpListener, status: Status, stop: CancellationToken) {
+fn serve(listener: TcpListener, hosts: Hosts, status: Status, stop: CancellationToken) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -101,7 +104,8 @@ fn serve(listener: TcpListener, status: Status, stop: CancellationToken) {
             Ok(listener) => {
                 // What is under way when the process ends has nothing to say any more.
                 let forever = CancellationToken::new();
-                let serving = http::serve(listener, None, routes(status), MANNERS, forever);
+                let serving =
+                    server::serve(listener, None, routes(hosts, status), MANNERS, forever);
                 stop.run_until_cancelled(serving).await;
                 Ok(())
             }
@@ -113,12 +117,26 @@ fn serve(listener: TcpListener, status: Status, stop: CancellationToken) {
     });
 }
 
-fn routes(status: Status) -> Router {
+fn routes(hosts: Hosts, status: Status) -> Router {
     Router::new()
         .route("/livez", get(|| async { "live\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(status)
+        .layer(from_fn_with_state(hosts, no_web_page))
+}
+
+/// Refuses what a web page may have asked for.
+async fn no_web_page(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+    let text = match hosts.check(request.uri(), request.headers()) {
+        Ok(()) => return next.run(request).await,
+        Err(Outside::Page) => "a web page of another site may not ask here\n".to_owned(),
+        Err(Outside::Host(host)) => format!(
+            "admin.listen is a loopback address and answers localhost, 127.0.0.1 and [::1] only, not \
+             {host:?}; ask by one of them, or listen on another address\n"
+        ),
+    };
+    (StatusCode::FORBIDDEN, text).into_response()
 }
 
 async fn ready(State(status): State<Status>) -> impl IntoResponse {
@@ -157,6 +175,38 @@ async fn metrics(State(status): State<Status>) -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A page whose name leads to this machine since a minute ago reads no metrics.
+    #[tokio::test]
+    async fn only_this_machines_names_are_answered_on_a_loopback_address() {
+        use tower_service::Service as _;
+
+        let ask = async |listen: &str, path: &str, name: &'static str, value: &str| {
+            let status = Status {
+                metrics: Arc::new(Metrics::new()),
+                refresh: Arc::new(|| {}),
+                ready: Vec::new(),
+            };
+            let hosts = Hosts::of(listen.parse().unwrap());
+            let request = Request::builder().uri(path).header(name, value);
+            let request = request.body(axum::body::Body::empty()).unwrap();
+            routes(hosts, status).call(request).await.unwrap().status()
+        };
+        for path in ["/livez", "/readyz", "/metrics"] {
+            let own = ask("127.0.0.1:9600", path, "host", "localhost:9600").await;
+            assert_eq!(own, 200, "{path}");
+            for (name, value) in [
+                ("host", "evil.example:9600"),
+                ("origin", "http://evil.example"),
+                ("sec-fetch-site", "cross-site"),
+            ] {
+                let refused = ask("127.0.0.1:9600", path, name, value).await;
+                assert_eq!(refused, 403, "{path} {name}");
+            }
+            let network = ask("0.0.0.0:9600", path, "host", "worker-3:9600").await;
+            assert_eq!(network, 200, "{path}");
+        }
+    }
 
     #[test]
     fn what_is_not_ready_says_which_part_and_why() {

@@ -23,7 +23,7 @@ use crate::domain::permissions::Permissions;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{self, Access, Desk, Server, check_publishing, keep_publisher};
-use crate::im::http::{Client, ClientSettings, platform_tls};
+use crate::http::client::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, Shelves, Target};
 use crate::service::BeforeAccept;

@@ -1,10 +1,10 @@
-//! Writes values of ours as JSON: strings, numbers and JSON that was parsed before.
+//! Writes values of ours as JSON: strings, numbers and JSON that was parsed before; and reads that again.
 //!
 //! That cannot fail. If it ever does, an empty message must not take the place of the value: whoever
 //! gets it would take it for what was meant, and what it stood for would be lost. So it is a panic,
 //! which ends the one task, is counted, and leaves its delivery with the broker.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 pub(crate) fn bytes<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
@@ -29,6 +29,18 @@ pub(crate) fn raw<T: Serialize + ?Sized>(value: &T) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).expect("a value of ours can be written as JSON")
 }
 
+/// JSON that was put together from JSON and texts.
+#[expect(clippy::expect_used, reason = "see above")]
+pub(crate) fn joined(json: String) -> Box<RawValue> {
+    RawValue::from_string(json).expect("JSON and texts of ours make JSON")
+}
+
+/// What JSON is that was read as the same before.
+#[expect(clippy::expect_used, reason = "see above")]
+pub(crate) fn again<'a, T: Deserialize<'a>>(json: &'a str) -> T {
+    serde_json::from_str(json).expect("what was read once can be read again")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +56,40 @@ mod tests {
         assert_eq!(bytes("a"), b"\"a\"");
         assert_eq!(text(&[1, 2]), "[1,2]");
         assert_eq!(raw(&1).get(), "1");
+        assert!(std::panic::catch_unwind(|| joined(r#"{"text":"#.to_owned())).is_err());
+        assert!(std::panic::catch_unwind(|| again::<Vec<u8>>("{}")).is_err());
+    }
+
+    /// The same for all code that writes JSON or texts: nothing puts an empty value in the place of one
+    /// that could not be written.
+    #[test]
+    fn no_code_takes_nothing_for_what_cannot_be_written() {
+        let writes = [
+            "serde_json::to_",
+            "serde_json::value::to_",
+            "RawValue::from_string(",
+            "String::from_utf8(",
+        ];
+        let mut folders = vec![concat!(env!("CARGO_MANIFEST_DIR"), "/src").into()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir::<std::path::PathBuf>(folder).unwrap() {
+                let path = entry.unwrap().path();
+                // These files show what is wrong.
+                let exempt = ["src/json.rs", "tests.rs"];
+                if exempt.iter().any(|end| path.ends_with(end)) {
+                    continue;
+                }
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).unwrap();
+                for statement in text.split([';', '{', '}']) {
+                    let write = writes.iter().find_map(|write| statement.split_once(write));
+                    let lost = write.is_some_and(|(_, rest)| rest.contains("unwrap_or_default()"));
+                    assert!(!lost, "{}: use crate::json for{statement}", path.display());
+                }
+            }
+        }
     }
 }

@@ -1135,7 +1135,7 @@ pub struct Directed {
 // ---------------------------------------------------------------------------------------------
 
 /// One backend account, as pure functions: what to ask and how to read the answer. The sending itself
-/// is the same for all targets and lives in `im::http`.
+/// is the same for all targets and lives in `http::client`.
 pub trait Target: Send + Sync + 'static {
     fn profile(&self) -> &Profile;
 

@@ -22,8 +22,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// An address as it may be shown: without user and password, and with only those values of its query
-/// that are placeholders, since the keys of many webhooks stand there.
+/// An address as it may be shown: without user and password, with only those values of its query that
+/// are placeholders, and with only those segments of its path that read like words, since the keys of
+/// many webhooks stand there.
 pub fn without_credentials(url: &str) -> String {
     let (url, query) = match url.split_once(['?', '#']) {
         Some((url, query)) => (url, Some(query)),
@@ -43,13 +44,17 @@ pub fn without_credentials(url: &str) -> String {
         "" => String::new(),
         scheme => format!("{scheme}://"),
     };
-    match users_end {
+    let rest = match users_end {
         Some(end) => {
             shown.push_str("(secret)");
-            shown.push_str(&rest[end..]);
+            &rest[end..]
         }
-        None => shown.push_str(rest),
-    }
+        None => rest,
+    };
+    let (server, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    shown.push_str(server);
+    let segments: Vec<_> = path.split('/').map(shown_segment).collect();
+    shown.push_str(&segments.join("/"));
     if let Some(query) = query {
         shown.push('?');
         let pairs: Vec<_> = query.split('&').map(shown_pair).collect();
@@ -58,10 +63,24 @@ pub fn without_credentials(url: &str) -> String {
     shown
 }
 
+/// A segment of a path. Keys are long, and most have digits.
+fn shown_segment(segment: &str) -> &str {
+    let has_digit = segment.bytes().any(|byte| byte.is_ascii_digit());
+    let most = if has_digit { 8 } else { 20 };
+    match segment.len() < most || is_placeholder(segment) {
+        true => segment,
+        false => "(secret)",
+    }
+}
+
+fn is_placeholder(text: &str) -> bool {
+    text.starts_with('{') && text.ends_with('}')
+}
+
 /// A pair of a query. A word alone may be a key as well.
 fn shown_pair(pair: &str) -> String {
     match pair.split_once('=') {
-        Some((_, value)) if value.starts_with('{') && value.ends_with('}') => pair.to_owned(),
+        Some((_, value)) if is_placeholder(value) => pair.to_owned(),
         Some((name, _)) => format!("{name}=(secret)"),
         None => "(secret)".to_owned(),
     }
@@ -87,6 +106,26 @@ mod tests {
                 "https://x/h?key=(secret)&to={recipient}&(secret)",
             ),
             ("https://x/?a={b}k4", "https://x/?a=(secret)"),
+            (
+                "https://hooks.slack.example/services/T00000000/B00000000/XxXxXxXxXxXxXxXxXxXxXxXx",
+                "https://hooks.slack.example/services/(secret)/(secret)/(secret)",
+            ),
+            (
+                "https://open.feishu.example/open-apis/bot/v2/hook/5f0e-77aa-11",
+                "https://open.feishu.example/open-apis/bot/v2/hook/(secret)",
+            ),
+            (
+                "https://t.example/bot123456:AbC/sendMessage",
+                "https://t.example/(secret)/sendMessage",
+            ),
+            (
+                "https://x/nimserver/msg/sendBatchMsg.action",
+                "https://x/nimserver/msg/sendBatchMsg.action",
+            ),
+            (
+                "https://x/{recipient_of_the_message_2}/",
+                "https://x/{recipient_of_the_message_2}/",
+            ),
             ("", ""),
         ] {
             assert_eq!(without_credentials(url), shown, "{url}");

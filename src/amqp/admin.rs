@@ -59,7 +59,7 @@ pub(super) async fn read(
     queue: &str,
     visit: impl FnMut(KeptMessage) -> ControlFlow<()>,
 ) -> Result<u64, AmqpError> {
-    let desk = Desk::open(dial, queue).await?;
+    let mut desk = Desk::open(dial, queue).await?;
     let shown = desk.pages(visit).await?;
     desk.close(0).await?;
     Ok(shown)
@@ -141,6 +141,10 @@ struct Desk<'a> {
     connection: Link,
     /// Messages that were taken belong to it.
     channel: Channel,
+    /// One a page. They stay as long as the channel: what they hold keeps the next page from showing it
+    /// again. One that is dropped before cancels itself behind our back, and a cancel that reaches the
+    /// broker after the close of its channel ends the connection.
+    consumers: Vec<lapin::Consumer>,
     /// Keeps the lock, asks how the queue is, and publishes.
     aside: Channel,
     /// Messages there were to begin with.
@@ -166,35 +170,49 @@ impl<'a> Desk<'a> {
             queue,
             connection,
             channel,
+            consumers: Vec::new(),
             aside,
             ready: before.ready,
         })
     }
 
     async fn pages(
-        &self,
+        &mut self,
         mut visit: impl FnMut(KeptMessage) -> ControlFlow<()>,
     ) -> Result<u64, AmqpError> {
-        // They stay until the end: what they hold keeps the next page from showing it again.
-        let mut consumers = Vec::new();
         let mut shown = 0;
         let mut left = self.ready;
         while left > 0 {
             let page = u16::try_from(left).map_or(PAGE_MESSAGES, |left| left.min(PAGE_MESSAGES));
-            let mut consumer = self.consume(consumers.len(), page).await?;
-            for _ in 0..page {
-                let Ok(item) = timeout(SILENCE_MAX, consumer.next()).await else {
-                    return Ok(shown);
-                };
-                shown += 1;
-                if visit(kept_message(self.dial.delivered(item)?)).is_break() {
-                    return Ok(shown);
-                }
+            let mut consumer = self.consume(self.consumers.len(), page).await?;
+            let read = self.page(&mut consumer, page, &mut visit).await;
+            self.consumers.push(consumer);
+            let (of_page, goes_on) = read?;
+            shown += of_page;
+            if goes_on.is_break() {
+                break;
             }
             left -= u32::from(page);
-            consumers.push(consumer);
         }
         Ok(shown)
+    }
+
+    /// Shows the messages of one page, and says how many there were and whether another may follow.
+    async fn page(
+        &self,
+        consumer: &mut lapin::Consumer,
+        page: u16,
+        visit: &mut impl FnMut(KeptMessage) -> ControlFlow<()>,
+    ) -> Result<(u64, ControlFlow<()>), AmqpError> {
+        for shown in 1..=u64::from(page) {
+            let Ok(item) = timeout(SILENCE_MAX, consumer.next()).await else {
+                return Ok((shown - 1, ControlFlow::Break(())));
+            };
+            if visit(kept_message(self.dial.delivered(item)?)).is_break() {
+                return Ok((shown, ControlFlow::Break(())));
+            }
+        }
+        Ok((page.into(), ControlFlow::Continue(())))
     }
 
     async fn consume(&self, index: usize, page: u16) -> Result<lapin::Consumer, AmqpError> {

@@ -25,9 +25,9 @@ use crate::domain::lane::Priority;
 use crate::domain::letters::DeadRow;
 use crate::domain::outcome::Outcome;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::im::mock::{MockHandle, MockIm, Settings, Version};
 use crate::ports::{JobRecord, JobState};
 use crate::telemetry::{self, LogFormat};
+use fanwise_mock_im::{MockHandle, MockIm, Settings, Version};
 
 /// Most recipients: their list fits one job message.
 const RECIPIENTS_MAX: u64 = 100_000;

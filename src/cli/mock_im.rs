@@ -1,8 +1,8 @@
 //! `fanwise mock-im`: the mock IM server as a tool.
 
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::im::mock::{MockArgs, MockIm};
 use crate::telemetry::{self, LogFilter, LogFormat};
+use fanwise_mock_im::{MockArgs, MockIm};
 
 pub(super) async fn run(args: MockArgs) -> Result<Exit, Failure> {
     telemetry::start(&LogFilter::default(), LogFormat::Auto);

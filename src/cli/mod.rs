@@ -85,7 +85,7 @@ enum Command {
     /// Exit 0 if the worker on this machine is ready (for container health checks)
     Healthcheck,
     // Described beside its flags, at length: a comment of this kind here would hide that.
-    MockIm(Box<crate::im::mock::MockArgs>),
+    MockIm(Box<fanwise_mock_im::MockArgs>),
     /// Print the JSON Schemas of jobs, dead letters and events
     Schema(schema::SchemaArgs),
 }
@@ -137,19 +137,23 @@ fn load_config(file: Option<&Path>) -> Result<Loaded, Failure> {
 /// The configuration of a process that runs until it is stopped, which logs as it says.
 fn daemon_config(
     file: Option<&Path>,
+    concerns: impl Fn(&Problem) -> bool,
     require: impl Fn(&Config, &mut Findings),
 ) -> Result<Config, Failure> {
-    configured(file, LogFormat::Auto, |_| true, require)
+    configured(file, LogFormat::Auto, concerns, require)
 }
 
-/// The configuration of a command that ends by itself: what it logs is for a person. How the gateway may
-/// be reached is told by what runs one, `config check` and `doctor`.
+/// The configuration of a command that ends by itself: what it logs is for a person.
 fn checked_config(
     file: Option<&Path>,
     require: impl Fn(&Config, &mut Findings),
 ) -> Result<Config, Failure> {
-    let concerns = |warning: &Problem| !warning.field.starts_with("gateway.");
-    configured(file, LogFormat::Text, concerns, require)
+    configured(file, LogFormat::Text, not_of_the_gateway, require)
+}
+
+/// How the gateway may be reached is told by what runs one, `config check` and `doctor`.
+fn not_of_the_gateway(warning: &Problem) -> bool {
+    !warning.field.starts_with("gateway.")
 }
 
 /// Reads the configuration, with what a command cannot do without, and starts logging; `auto` is the

@@ -2,27 +2,27 @@
 
 use std::path::Path;
 
-use super::daemon_config;
+use super::{daemon_config, not_of_the_gateway};
 use crate::app;
 use crate::config::Config;
 use crate::exit::{Exit, Failure, OrExit as _};
 
 /// Takes jobs from RabbitMQ and delivers them.
 pub(super) fn run(file: Option<&Path>) -> Result<Exit, Failure> {
-    let config = daemon_config(file, Config::require_worker)?;
+    let config = daemon_config(file, not_of_the_gateway, Config::require_worker)?;
     on_runtime(config, app::run_worker)
 }
 
 /// Takes jobs over HTTP and passes them to RabbitMQ.
 pub(super) fn gateway(file: Option<&Path>) -> Result<Exit, Failure> {
     // It checks jobs as a worker does, and so knows as much.
-    let config = daemon_config(file, Config::require_worker)?;
+    let config = daemon_config(file, |_| true, Config::require_worker)?;
     on_runtime(config, app::run_gateway)
 }
 
 /// Gateway and worker in one process.
 pub(super) fn serve(file: Option<&Path>) -> Result<Exit, Failure> {
-    let config = daemon_config(file, Config::require_process)?;
+    let config = daemon_config(file, |_| true, Config::require_process)?;
     on_runtime(config, app::run_serve)
 }
 

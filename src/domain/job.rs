@@ -17,12 +17,13 @@ use super::lane::Priority;
 use super::limits::Rate;
 use super::mapping::Strictness;
 pub use super::message::MessageDocument;
-use super::message::{Message, Options};
+use super::message::{Content, Message, Options};
 use super::notice::{CallbackRules, REPLY_TO_BYTES_MAX};
 use super::outcome::OnUncertain;
 use super::personal::Form;
 use super::placeholders::unfilled;
 use super::slice::{Head, Together};
+use super::template::named_version;
 use super::text;
 
 /// Version of the job contract.
@@ -634,6 +635,12 @@ fn no_vars() -> Box<RawValue> {
 /// the order of keys do not count. A stored message counts by its name: the job keeps the version
 /// that it started with.
 fn content_digest(head: &Head) -> String {
+    let content = match &head.content {
+        Content::Template(reference) => {
+            Cow::Owned(Content::Template(named_version(reference).0.to_owned()))
+        }
+        content => Cow::Borrowed(content),
+    };
     let raw = |raw: &Option<Box<RawValue>>| {
         let text = raw.as_ref().map_or("", |raw| raw.get());
         canonical(text)
@@ -643,7 +650,7 @@ fn content_digest(head: &Head) -> String {
             head.target.as_bytes(),
             head.sender.as_deref().unwrap_or_default().as_bytes(),
             canonical(&crate::json::text(&head.addressed)).as_bytes(),
-            canonical(&crate::json::text(&head.content)).as_bytes(),
+            canonical(&crate::json::text(&*content)).as_bytes(),
             raw(&head.native).as_bytes(),
             raw(&head
                 .vars

@@ -293,7 +293,9 @@ pub struct DeadContent {
 
 impl DeadRow {
     pub fn new(letter: &DeadLetter, dead: &DeadRecipient, with_content: bool) -> Self {
-        let value = |raw: &RawValue| serde_json::from_str(raw.get()).unwrap_or_default();
+        // What nests too deep for a value is shown as a text.
+        let value =
+            |raw: &RawValue| serde_json::from_str(raw.get()).unwrap_or_else(|_| raw.get().into());
         Self {
             job: letter.job.clone(),
             app: letter.app.clone(),

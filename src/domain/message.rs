@@ -102,7 +102,8 @@ pub struct MessageDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub native: Option<Box<RawValue>>,
-    /// Name of a stored message that is sent instead, see `fanwise template`.
+    /// Name of a stored message that is sent instead, see `fanwise template`. The job takes the newest
+    /// version when it starts, or the one behind an `@`, as in `welcome@3`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// Values for the placeholders of all recipients; those of a recipient's own `vars` win. With it,
@@ -147,7 +148,7 @@ pub enum Content {
     Raw(Box<RawValue>),
     /// Nothing of ours: the native fields say it all.
     Native,
-    /// A stored message by its name; the intake puts that message in its place.
+    /// A stored message by its name, perhaps with a version; the intake puts that message in its place.
     Template(String),
 }
 

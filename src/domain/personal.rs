@@ -25,6 +25,7 @@ use self::measure::Depth;
 use super::fields::{Problem, Problems, shorten};
 use super::message::{Content, DATA_BYTES_MAX, LINE_BYTES_MAX, Options, TEXT_BYTES_MAX};
 use super::slice::Head;
+use crate::json::joined;
 
 /// What one recipient's texts may cost together: a unit is one step, or 64 bytes made on the way, so
 /// little more than a megabyte. A loop over a hundred items takes a thousand or so.
@@ -194,19 +195,14 @@ impl Place {
             (Self::Title, Content::Location { title, .. }) => *title = rendered,
             (Self::Name, Content::Image(file) | Content::Audio(file)) => file.name = Some(rendered),
             (Self::Name, Content::Video(file) | Content::File(file)) => file.name = Some(rendered),
-            (Self::Data, Content::Custom(data)) => *data = raw(rendered),
+            (Self::Data, Content::Custom(data)) => *data = joined(rendered),
             (Self::PushTitle, _) => push.get_or_insert_default().title = Some(rendered),
             (Self::PushText, _) => push.get_or_insert_default().text = Some(rendered),
-            (Self::Extension, _) => head.options.extension = Some(raw(rendered)),
+            (Self::Extension, _) => head.options.extension = Some(joined(rendered)),
             // A text is compiled from the place that it is put back to.
             (Self::Text | Self::Title | Self::Name | Self::Data, _) => {}
         }
     }
-}
-
-/// JSON whose texts were replaced by other texts is JSON.
-fn raw(json: String) -> Box<RawValue> {
-    RawValue::from_string(json).unwrap_or_default()
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -383,8 +379,11 @@ impl Compiler {
         let mut pieces = Vec::new();
         let mut kept = 0;
         for range in json_texts(json) {
-            let text: String = serde_json::from_str(&json[range.clone()]).unwrap_or_default();
-            if has_placeholder(&text) {
+            // What is no text has no placeholder, and stays as it is.
+            let text: Result<String, _> = serde_json::from_str(&json[range.clone()]);
+            if let Ok(text) = text
+                && has_placeholder(&text)
+            {
                 pieces.push(Piece::Kept(json[kept..range.start].to_owned()));
                 pieces.push(Piece::Quoted(self.template(place, &text)));
                 kept = range.end;

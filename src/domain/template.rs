@@ -19,6 +19,21 @@ pub const TEMPLATE_BYTES_MAX: usize = 256 * 1024;
 /// Names listed when one is not known.
 const NAMES_SHOWN: usize = 10;
 
+/// A stored message as a job names it: its name, and after an `@` the version that is meant, if the job
+/// does not mean the newest one.
+pub fn named_version(reference: &str) -> (&str, Option<u32>) {
+    let split = reference.split_once('@').and_then(|(name, version)| {
+        let digits = version.bytes().all(|byte| byte.is_ascii_digit());
+        Some((name, Some(version.parse().ok().filter(|_| digits)?)))
+    });
+    split.unwrap_or((reference, None))
+}
+
+/// How a job names one version of a stored message.
+pub fn with_version(name: &str, version: u32) -> String {
+    format!("{name}@{version}")
+}
+
 /// Why a text cannot be the name of a stored message, if it cannot. Names stand in keys and paths.
 pub fn wrong_template_name(name: &str) -> Option<String> {
     let fits = (1..=TEMPLATE_NAME_BYTES_MAX).contains(&name.len());
@@ -75,8 +90,8 @@ pub fn with_template(head: &Head, json: &str) -> Result<Arc<Head>, Vec<Problem>>
 /// One object over another.
 fn over(under: Option<&RawValue>, upper: Option<&RawValue>) -> Box<RawValue> {
     let read = |vars: Option<&RawValue>| -> BTreeMap<String, Box<RawValue>> {
-        vars.and_then(|vars| serde_json::from_str(vars.get()).ok())
-            .unwrap_or_default()
+        // An object was read.
+        crate::json::again(vars.map_or("{}", RawValue::get))
     };
     let mut both = read(under);
     both.extend(
@@ -85,6 +100,12 @@ fn over(under: Option<&RawValue>, upper: Option<&RawValue>) -> Box<RawValue> {
             .filter(|(_, value)| value.get() != "null"),
     );
     crate::json::raw(&both)
+}
+
+/// What to say about a version that a job means, and that is not kept.
+pub fn version_is_gone(name: &str, version: u32) -> Problem {
+    let what = format!("version {version} of {name:?} is gone, and the job means that one");
+    Problem::new("message.template", what)
 }
 
 /// What to say about a name that is not known.
@@ -151,6 +172,23 @@ mod tests {
         for name in ["", "a:b", "a/b", "é", &"n".repeat(65)] {
             assert!(wrong_template_name(name).is_some(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_version_stands_behind_the_name() {
+        for (reference, expected) in [
+            ("welcome", ("welcome", None)),
+            ("welcome@3", ("welcome", Some(3))),
+            ("welcome@", ("welcome@", None)),
+            ("welcome@+3", ("welcome@+3", None)),
+            ("welcome@99999999999", ("welcome@99999999999", None)),
+            ("a@1@2", ("a@1@2", None)),
+        ] {
+            assert_eq!(named_version(reference), expected, "{reference}");
+        }
+        assert_eq!(named_version(&with_version("a", 7)), ("a", Some(7)));
+        // So it is no part of any name.
+        assert!(wrong_template_name("a@7").is_some());
     }
 
     #[test]

@@ -225,7 +225,12 @@ impl Ledger for EmbeddedStore {
             let table = transaction.open_table(REASONS)?;
             let reason = |fingerprint: &u64| -> Result<_, Trouble> {
                 let json = table.get((row.life, *fingerprint))?;
-                Ok(json.and_then(|json| serde_json::from_slice(json.value()).ok()))
+                let read = |json: &[u8]| {
+                    serde_json::from_slice(json)
+                        .inspect_err(|error| tracing::error!(%error, "a reason cannot be read"))
+                        .ok()
+                };
+                Ok(json.and_then(|json| read(json.value())))
             };
             recipients.iter().map(reason).collect()
         });

@@ -236,16 +236,16 @@ async fn letter_lines<S: Store>(
             ..DeadRow::new(letter, dead, with_content)
         };
         if wanted.takes_row(&row) {
-            pieces.add(&line(&row)?).await?;
+            pieces.add(&line(&row)).await?;
         }
     }
     Ok(())
 }
 
-fn line(value: &impl serde::Serialize) -> Result<Vec<u8>, serde_json::Error> {
-    let mut line = serde_json::to_vec(value)?;
+fn line(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut line = crate::json::bytes(value);
     line.push(b'\n');
-    Ok(line)
+    line
 }
 
 pub(super) async fn rejected<B: Broker + Shelves, S: Store, T: Transport>(
@@ -255,7 +255,7 @@ pub(super) async fn rejected<B: Broker + Shelves, S: Store, T: Transport>(
 ) -> Result<Response, Refusal> {
     let share = gateway.readers.share(&caller)?;
     let kept = keep(&gateway, Shelf::Rejected, |message| {
-        line(&KeptLine::from(message)).ok().map(Bytes::from)
+        Some(Bytes::from(line(&KeptLine::from(message))))
     });
     let mut kept = kept.await?;
     Ok(stream(gateway.patience, |mut pieces| async move {

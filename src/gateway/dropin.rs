@@ -41,7 +41,7 @@ use crate::domain::limits::{Grant, Tat};
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::Outcome;
 use crate::domain::placeholders::as_it_stands;
-use crate::http::Peer;
+use crate::http::server::Peer;
 use crate::im::ingress::{
     Door, Everybody, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Spoken, Told, Wanted,
     WrongCredentials,
@@ -59,6 +59,10 @@ const JOB_HEADER: &str = "fanwise-job";
 
 /// The header that says how many they are.
 const JOBS_HEADER: &str = "fanwise-jobs";
+
+/// The header that says how many recipients have no outcome yet: the answers of the systems have no word
+/// for them.
+const PENDING_HEADER: &str = "fanwise-pending";
 
 /// Jobs that are named: clients and proxies take heads of 4 KiB, and an id has 26 bytes with its comma.
 const JOBS_NAMED: usize = 100;
@@ -301,7 +305,10 @@ async fn take<B: Broker, S: Store, T: Transport>(
     };
     match &door.secret {
         Some(_) => peer.iter().for_each(|peer| peer.trust()),
-        None => gateway.hosts.check(&head.uri, &head.headers)?,
+        None => {
+            let checked = gateway.hosts.check(&head.uri, &head.headers);
+            checked.map_err(super::Refusal::from)?;
+        }
     }
     let caller = Caller::App(door.app.clone());
     let place = Arc::new(gateway.shares.place(&caller)?);
@@ -455,6 +462,8 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
         None => out(reply.render(&told)),
     };
     name_jobs(&mut response, &prepared);
+    let pending = HeaderValue::from(told.iter().map(pending).sum::<usize>());
+    response.headers_mut().insert(PENDING_HEADER, pending);
     Ok(response)
 }
 
@@ -546,7 +555,7 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
         .map_err(|error| Failure::Problems(vec![Problem::new("", error.to_string())]))?;
     let body = Bytes::from(body);
     let mut prepared = read(context, wanted, &body)?;
-    if let Some(change) = allow(gateway, &prepared.job.asked, &prepared.body).await? {
+    if let Some(change) = allow(gateway, &prepared.job, &prepared.body).await? {
         prepared = read(context, wanted, &change.apply(&prepared.body)?)?;
     }
     prepared.content = content;
@@ -831,6 +840,12 @@ async fn stop_of<B: Broker, S: Store, T: Transport>(
         Some(Failure::StandsStill(why, after))
     });
     Ok(stop)
+}
+
+/// Recipients that are named and have no outcome yet.
+fn pending(told: &Told) -> usize {
+    let fates = told.recipients.iter();
+    fates.filter(|(_, fate)| *fate == Fate::Pending).count()
 }
 
 /// Says which jobs a request became: the first ones, and how many there are.

@@ -61,7 +61,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::access::Rates;
 pub use self::access::{Access, AppAccess};
-use self::browser::Hosts;
 use self::dead::Readers;
 pub use self::dropin::Desk;
 use self::events::Hub;
@@ -76,7 +75,7 @@ pub use self::wire::{
     DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, RecipientFate,
     RecipientState, RedriveRequest, Submitted, TemplateRow, TemplateView, Verification,
 };
-use crate::http::{self, Manners};
+use crate::http::server::{self, Hosts, Manners};
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::steer::Facts;
 use crate::worker::{Context, RECONNECT, Store, chain};
@@ -216,7 +215,7 @@ impl Server {
             rates: Rates::new(),
             publishing,
             stop: stop.clone(),
-            shares: Shares::new(settings.requests_max),
+            shares: Shares::new(settings.requests_max, settings.connections_max),
             readers: Readers::default(),
             failures: Failures::new(settings.patience),
             hosts: Hosts::of(settings.listen),
@@ -250,7 +249,7 @@ impl Server {
             waiting.cancel();
             closing.cancel();
         };
-        let served = http::serve(
+        let served = server::serve(
             self.listener,
             self.tls.as_ref().map(Tls::acceptor),
             self.routes,

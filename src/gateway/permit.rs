@@ -6,22 +6,11 @@ use std::time::Duration;
 use super::Gateway;
 use super::access::Caller;
 use super::problem::Refusal;
-use crate::domain::permissions::Permissions;
 use crate::metrics::{AskedResult, LedgerStep};
-use crate::ports::{Broker, LedgerError, Target, Transport};
+use crate::ports::{Broker, LedgerError, Transport};
 use crate::service::BeforeAccept;
-use crate::service::admission::{Admission, Refused, Rules};
+use crate::service::admission::{Admission, Refused};
 use crate::worker::{Context, Store};
-
-impl<S: Store, T: Transport> Rules for Context<S, T> {
-    fn permissions(&self, app: &str) -> Option<&Permissions> {
-        Some(&self.apps.get(app)?.permissions)
-    }
-
-    fn target(&self, name: &str) -> Option<&dyn Target> {
-        Some(&*self.targets.get(name)?.target)
-    }
-}
 
 impl<B: Broker, S: Store, T: Transport> Admission for Gateway<B, S, T> {
     type Rules = Context<S, T>;

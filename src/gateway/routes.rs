@@ -17,7 +17,7 @@ use super::problem::{Refusal, uniform};
 use super::shares::accounted;
 use super::submit::submit;
 use super::{Gateway, dead, dropin, events, query, templates};
-use crate::http::Peer;
+use crate::http::server::Peer;
 use crate::ports::{Broker, Shelves, Transport};
 use crate::worker::Store;
 
@@ -132,7 +132,7 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
         if is_known || is_public(request.method(), request.uri().path()) {
             return Ok(());
         }
-        self.hosts.check(request.uri(), request.headers())
+        Ok(self.hosts.check(request.uri(), request.headers())?)
     }
 }
 

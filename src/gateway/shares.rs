@@ -15,7 +15,7 @@ use super::access::Caller;
 use super::pool::{Pool, Share};
 use super::problem::{RETRY_AFTER_SECONDS, Refusal};
 use super::routes::Shared;
-use crate::http::{Kept, Peer};
+use crate::http::server::{Kept, Peer};
 
 /// Bodies in memory, all requests together. A job is rarely more than some KiB.
 const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -35,7 +35,7 @@ const STREAM_BYTES: usize = 32 * 1024;
 /// Uploads at a time: each may fill the disk up to its bound.
 const UPLOADS_MAX: usize = 16;
 
-/// Streams of events.
+/// Streams of events, at most: each may hold a connection, so half of those are left to requests.
 const STREAMS_MAX: usize = 1024;
 
 /// Uploads that are read and published at a time: each holds a part of megabytes in memory, and one
@@ -64,12 +64,12 @@ fn full(what: &str) -> Refusal {
 }
 
 impl Shares {
-    pub(super) fn new(requests_max: usize) -> Self {
+    pub(super) fn new(requests_max: usize, connections_max: usize) -> Self {
         Self {
             places: Pool::new(requests_max),
             room: Pool::new(BODIES_BYTES_MAX),
             uploads: Pool::new(UPLOADS_MAX),
-            streams: Pool::new(STREAMS_MAX),
+            streams: Pool::new(STREAMS_MAX.min(connections_max.div_ceil(2))),
             answers: Pool::new(ANSWERS_BYTES_MAX),
             strangers: Pool::of_strangers(requests_max.div_ceil(STRANGERS)),
             guesses: Pool::of_strangers(requests_max.div_ceil(STRANGERS)),
@@ -191,11 +191,16 @@ mod tests {
     }
 
     #[test]
-    fn promise_11_an_app_has_a_share_of_places_uploads_and_streams() {
-        let shares = Shares::new(256);
+    fn promise_11_an_app_has_a_share_of_places_room_uploads_and_streams() {
+        let shares = Shares::new(256, 1024);
         type Take = fn(&Shares, &Caller) -> Result<Share<Caller>, Refusal>;
-        let kinds: [(_, Take); 3] = [
+        let kinds: [(_, Take); 4] = [
+            // A request that waits for its job holds one.
             ("places", Shares::place),
+            ("room", |shares, caller| {
+                let room = shares.room.take(caller, 1024 * 1024);
+                room.ok_or_else(|| full("room"))
+            }),
             ("uploads", Shares::upload),
             ("streams", Shares::stream),
         ];
@@ -215,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn promise_11_the_lists_of_one_app_stand_in_the_queue_once() {
-        let (shares, shop) = (Shares::new(256), app("shop"));
+        let (shares, shop) = (Shares::new(256, 1024), app("shop"));
         let first = shares.survey(&shop).await;
         // This one waits while the first is read, and takes no turn from others.
         let mut second = std::pin::pin!(shares.survey(&shop));
@@ -228,7 +233,7 @@ mod tests {
 
     #[test]
     fn promise_11_answers_that_are_not_taken_have_a_bound() {
-        let shares = Shares::new(256);
+        let shares = Shares::new(256, 1024);
         let answer = |size: usize, caller: Option<Caller>| {
             let mut response = Response::new(Body::from(vec![b'x'; size]));
             if let Some(caller) = caller {

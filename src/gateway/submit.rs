@@ -46,6 +46,7 @@ use crate::domain::slice::Together;
 use crate::domain::trace::traceparent;
 use crate::metrics::LedgerStep;
 use crate::ports::{Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Transport};
+use crate::service::Vars;
 use crate::service::admission::{Examined, agree, allow, charge, conflicts, examine, keeps_rules};
 use crate::worker::Store;
 
@@ -255,7 +256,7 @@ impl Draft {
                 let bytes = keyed.clone().unwrap_or_else(|| held.bytes.clone());
                 let checked = read(gateway, caller, &bytes, wishes.priority).await?;
                 gateway.admit(caller, &checked.job.asked.app)?;
-                if let Some(change) = allow(&**gateway, &checked.job.asked, &bytes).await? {
+                if let Some(change) = allow(&**gateway, &checked.job, &bytes).await? {
                     let changed = change.apply(&bytes)?;
                     let checked = read(gateway, caller, &changed, wishes.priority).await?;
                     return Ok((Self::Changed(changed), checked));
@@ -268,7 +269,7 @@ impl Draft {
                 let upload = receive_list(gateway, caller, listing, &head, body, wishes).await?;
                 let (mut upload, checked) = survey_in_turn(gateway, caller, upload, wishes).await?;
                 let document = upload.spec.document();
-                let Some(change) = allow(&**gateway, &checked.job.asked, &document).await? else {
+                let Some(change) = allow(&**gateway, &checked.job, &document).await? else {
                     return Ok((Self::List(Box::new(upload)), checked));
                 };
                 let changed = change.apply(&document)?;
@@ -476,10 +477,12 @@ fn survey<S: Store, T: Transport>(
     let mut first: Option<Checked> = None;
     let mut recipients = 0;
     let mut lists = Vec::new();
+    let mut vars = Vars::default();
     let (parts, submissions) = upload.survey(|message| {
         let mut checked = check(context, message, priority)?;
         recipients += checked.job.recipients;
         lists.append(&mut checked.job.asked.lists);
+        vars.append(std::mem::take(&mut checked.job.vars));
         let submission = checked.submissions.pop().unwrap_or_default();
         // Values of one recipient make the message a personal one for all in the same part.
         if let Some(first) = &first
@@ -505,6 +508,7 @@ fn survey<S: Store, T: Transport>(
         job: Examined {
             asked,
             recipients,
+            vars,
             ..first.job
         },
         submissions,

@@ -59,7 +59,7 @@ pub(super) async fn show<B: Broker, S: Store, T: Transport>(
     let of = Of::version(params)?;
     let store = &gateway.context.store;
     match store.template(&of.app, &name, of.version).await? {
-        Some(stored) => Ok(Json(TemplateView::of(&of.app, &name, stored))),
+        Some(stored) => Ok(Json(TemplateView::of(&of.app, &name, stored)?)),
         None => Err(unknown(&gateway, &of, &name).await?),
     }
 }
@@ -83,7 +83,7 @@ pub(super) async fn put<B: Broker, S: Store, T: Transport>(
     }
     let store = &gateway.context.store;
     let stored = store.put_template(&of.app, &name, message).await?;
-    Ok(Json(TemplateView::of(&of.app, &name, stored)))
+    Ok(Json(TemplateView::of(&of.app, &name, stored)?))
 }
 
 pub(super) async fn delete<B: Broker, S: Store, T: Transport>(

@@ -13,7 +13,7 @@ use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
-use crate::ports::{JobRecord, JobState, KeptMessage, StoredTemplate};
+use crate::ports::{JobRecord, JobState, KeptMessage, LedgerError, StoredTemplate};
 use crate::steer::Hindrance;
 
 /// Answer to a job.
@@ -193,15 +193,18 @@ pub struct TemplateView {
 }
 
 impl TemplateView {
-    pub fn of(app: &str, name: &str, stored: StoredTemplate) -> Self {
-        Self {
+    pub fn of(app: &str, name: &str, stored: StoredTemplate) -> Result<Self, LedgerError> {
+        // It was read as JSON when it was put.
+        let message = RawValue::from_string(stored.message).map_err(|error| {
+            LedgerError::Broken(format!("stored message {name:?} of app {app:?}: {error}"))
+        })?;
+        Ok(Self {
             app: app.to_owned(),
             name: name.to_owned(),
             version: stored.version,
             put_at_ms: stored.put_at_ms,
-            // It was read as JSON when it was put.
-            message: RawValue::from_string(stored.message).unwrap_or_default(),
-        }
+            message,
+        })
     }
 }
 

@@ -291,8 +291,7 @@ impl Told {
     /// The same as 32 hexadecimal digits.
     pub fn message_id_hex(&self, recipient: &str) -> String {
         let digest = self.digest(recipient);
-        let digits = digest.as_ref()[..16].iter();
-        digits.map(|byte| format!("{byte:02x}")).collect()
+        crate::codec::hex(&digest.as_ref()[..16])
     }
 
     fn digest(&self, recipient: &str) -> digest::Digest {
@@ -314,9 +313,7 @@ pub fn key(text: &str) -> Option<String> {
     if wrong_id(text, CLIENT_MSG_NO_BYTES_MAX).is_none() {
         return Some(text.to_owned());
     }
-    let mut key = Vec::new();
-    super::json::push_hex(&mut key, &super::json::digest::<32>(&[text]));
-    String::from_utf8(key).ok()
+    Some(crate::codec::hex(&super::json::digest::<32>(&[text])))
 }
 
 /// A text as a JSON value.

@@ -8,16 +8,19 @@
 //!    refused or only tried is not counted.
 //!
 //! [`consider`] takes all but the last for a job of several messages. Nothing here makes anything
-//! durable. The intake asks the first, the second but for `before_accept`, and the last once more.
+//! durable. The intake takes all of them but `before_accept` once more, see [`admit`].
 
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::before_accept::{BeforeAccept, Decision, changed, names_stored};
+use super::before_accept::{
+    BeforeAccept, Decision, Seen, Vars, changed, members, names_stored, pinned,
+};
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Job};
@@ -26,7 +29,9 @@ use crate::domain::mapping::{Fit, Strictness};
 use crate::domain::message::Content;
 use crate::domain::permissions::{Asked, Permissions};
 use crate::domain::slice::Head;
-use crate::domain::template::{unknown_template, with_template};
+use crate::domain::template::{
+    named_version, unknown_template, version_is_gone, with_template, with_version,
+};
 use crate::metrics::{AskedResult, LedgerStep};
 use crate::ports::{
     Charged, Entry, JobRecord, Ledger, LedgerError, Quotas, Target, Templates, Transport, fit,
@@ -109,6 +114,8 @@ pub struct Examined {
     /// The message is rendered for each recipient.
     pub personal: bool,
     pub recipients: u64,
+    /// The values that recipients bring, for `before_accept`.
+    pub vars: Vars,
     pub submission: String,
     pub warnings: Vec<String>,
     /// It names a stored message, which [`agree`] looks at.
@@ -169,6 +176,7 @@ pub fn examine_job(
         for_all,
         personal: head.vars.is_some(),
         recipients: job.entries as u64,
+        vars: Vars::of(job),
         submission: match for_all {
             true => "all".to_owned(),
             false => job.submission.clone(),
@@ -232,24 +240,45 @@ impl Change {
 /// as JSON; it may lack the list, which stays as it is.
 pub async fn allow<A: Admission>(
     admission: &A,
-    asked: &Asked,
+    job: &Examined,
     document: &[u8],
 ) -> Result<Option<Change>, Refused> {
+    let asked = &job.asked;
     keeps_rules(admission.rules(), asked)?;
     let Some(hook) = admission.before_accept(&asked.app) else {
         return Ok(None);
     };
-    let stored = stored(admission, asked, document).await?;
+    let seen = seen(admission, asked, document).await?;
     let started = Instant::now();
-    let decided = hook.ask(admission.transport(), asked, document, stored.as_deref());
+    let stored = seen.as_ref().map(|seen| &*seen.message);
+    let decided = hook.ask(admission.transport(), asked, document, stored, &job.vars);
     let decided = decided.await;
     let took = started.elapsed();
     let decided = decided.and_then(|decision| match decision {
-        Decision::Allow => Ok((AskedResult::Allow, Ok(None))),
+        Decision::Allow => {
+            // What was seen is what goes out, whatever is stored under its name meanwhile.
+            let message = match &seen {
+                Some(seen) => pinned(members(document)?.get("message").copied(), seen)?,
+                None => None,
+            };
+            let change = message.map(|message| Change {
+                message: Some(message),
+                options: None,
+            });
+            Ok((AskedResult::Allow, Ok(change)))
+        }
         Decision::Deny { code, text } => {
             Ok((AskedResult::Deny, Err(Refused::Denied { code, text })))
         }
         Decision::Change { message, options } => {
+            let message = match &seen {
+                // It may leave the message as it is, or name what it has seen.
+                Some(seen) => {
+                    let own = members(document)?.get("message").copied();
+                    pinned(message.as_deref().or(own), seen)?.or(message)
+                }
+                None => message,
+            };
             // One that cannot be put into the job is no decision.
             changed(document, message.as_deref(), options.as_deref())?;
             let change = Change { message, options };
@@ -272,20 +301,32 @@ pub async fn allow<A: Admission>(
 
 /// The stored message that a job names, in the version that it goes out in. One that is not there is
 /// refused later on.
-async fn stored<A: Admission>(
+async fn seen<A: Admission>(
     admission: &A,
     asked: &Asked,
     document: &[u8],
-) -> Result<Option<Box<RawValue>>, Refused> {
-    let Some(name) = names_stored(document) else {
+) -> Result<Option<Seen>, Refused> {
+    let Some(reference) = names_stored(document) else {
         return Ok(None);
     };
+    let (name, meant) = named_version(&reference);
     let store = admission.store();
     let record = admission.step(LedgerStep::Look, store.job(asked.job));
-    let version = record.await?.and_then(|record| record.template);
-    let stored = store.template(&asked.app, &name, version);
-    let stored = admission.step(LedgerStep::Template, stored).await?;
-    Ok(stored.and_then(|stored| RawValue::from_string(stored.message).ok()))
+    let started_with = record.await?.and_then(|record| record.template);
+    let version = started_with.or(meant);
+    let stored = store.template(&asked.app, name, version);
+    let Some(stored) = admission.step(LedgerStep::Template, stored).await? else {
+        return Ok(None);
+    };
+    let message = RawValue::from_string(stored.message).map_err(|error| {
+        let what = format!("stored message {name:?} cannot be read: {error}");
+        Refused::Undecided(what)
+    })?;
+    Ok(Some(Seen {
+        reference: with_version(name, stored.version),
+        name: name.to_owned(),
+        message,
+    }))
 }
 
 /// Makes sure that the key of a job stands for no other message, and that its stored message is there and
@@ -295,8 +336,8 @@ pub async fn agree<A: Admission>(
     admission: &A,
     job: &Examined,
 ) -> Result<Option<JobRecord>, Refused> {
-    let look = admission.store().job(job.id);
-    let before = admission.step(LedgerStep::Look, look).await?;
+    let store = admission.store();
+    let before = admission.step(LedgerStep::Look, store.job(job.id)).await?;
     if let Some(record) = &before
         && conflicts(record, &job.content_digest)
     {
@@ -304,7 +345,8 @@ pub async fn agree<A: Admission>(
     }
     if let Some((head, strictness)) = &job.stored {
         let started_with = before.as_ref().and_then(|record| record.template);
-        check_stored(admission, head, started_with, job.for_all, *strictness).await?;
+        let sent = resolve(admission, head, started_with).await?;
+        fits(admission.rules(), &sent.head, job.for_all, *strictness)?;
     }
     Ok(before)
 }
@@ -315,26 +357,85 @@ pub fn conflicts(record: &JobRecord, content_digest: &str) -> bool {
     !first.is_empty() && first != content_digest
 }
 
-async fn check_stored<A: Admission>(
+/// A job as it is sent.
+#[derive(Debug)]
+pub struct Resolved {
+    /// With a stored message in the place of its name.
+    pub head: Arc<Head>,
+    /// The version of the stored message.
+    pub template: Option<u32>,
+}
+
+/// Puts a stored message in the place of its name: the version that the job started with, else the one it
+/// means, else the newest.
+pub async fn resolve<A: Admission>(
     admission: &A,
     head: &Head,
     started_with: Option<u32>,
-    for_all: bool,
-    strictness: Strictness,
-) -> Result<(), Refused> {
-    let Content::Template(name) = &head.content else {
-        return Ok(());
+) -> Result<Resolved, Refused> {
+    let Content::Template(reference) = &head.content else {
+        return Ok(Resolved {
+            head: Arc::new(head.clone()),
+            template: None,
+        });
     };
+    let (name, meant) = named_version(reference);
+    let version = started_with.or(meant);
     let store = admission.store();
-    let found = store.template(&head.app, name, started_with);
+    let found = store.template(&head.app, name, version);
     let Some(stored) = admission.step(LedgerStep::Template, found).await? else {
-        let known = store.templates(&head.app);
-        let known = admission.step(LedgerStep::Template, known).await?;
-        let problem = unknown_template(&head.app, name, &known);
+        let problem = match version {
+            Some(version) => version_is_gone(name, version),
+            None => {
+                let known = store.templates(&head.app);
+                let known = admission.step(LedgerStep::Template, known).await?;
+                unknown_template(&head.app, name, &known)
+            }
+        };
         return Err(Refused::Problems(vec![problem]));
     };
-    let head = with_template(head, &stored.message).map_err(Refused::Problems)?;
-    fits(admission.rules(), &head, for_all, strictness).map(drop)
+    Ok(Resolved {
+        head: with_template(head, &stored.message).map_err(Refused::Problems)?,
+        template: Some(stored.version),
+    })
+}
+
+/// A job that the intake may register.
+#[derive(Debug)]
+pub struct Admitted {
+    pub sent: Resolved,
+    pub warnings: Vec<String>,
+}
+
+/// Takes the steps of a job that came durable: all but `before_accept`, which nobody waits for here, and
+/// the conflict, which shows when it is registered.
+pub async fn admit<A: Admission>(admission: &A, job: &Job<'_>) -> Result<Admitted, Refused> {
+    let asked = Asked::of(job);
+    keeps_rules(admission.rules(), &asked)?;
+    let started_with = match job.head.content {
+        Content::Template(_) => {
+            let store = admission.store();
+            let record = admission.step(LedgerStep::Template, store.job(job.head.id));
+            let same = |record: &JobRecord| record.content_digest == job.content_digest;
+            record
+                .await?
+                .filter(same)
+                .and_then(|record| record.template)
+        }
+        _ => None,
+    };
+    let sent = resolve(admission, &job.head, started_with).await?;
+    let fit = fits(
+        admission.rules(),
+        &sent.head,
+        job.is_for_all(),
+        job.strictness,
+    )?;
+    charge(admission, std::slice::from_ref(&asked)).await?;
+    Ok(Admitted {
+        sent,
+        warnings: fit.warnings,
+    })
 }
 
 /// Counts the jobs of one request, which are of one app: all of them or none. One that is refused after
@@ -374,7 +475,7 @@ pub async fn consider<A: Admission>(
 ) -> Result<Considered, Refused> {
     let (mut job, mut submissions) = examine_all(admission.rules(), &bodies, priority)?;
     let document = bodies.first().map_or(&b""[..], |body| body);
-    if let Some(change) = allow(admission, &job.asked, document).await? {
+    if let Some(change) = allow(admission, &job, document).await? {
         bodies = bodies
             .iter()
             .map(|body| change.apply(body))
@@ -407,6 +508,7 @@ fn examine_all(
                 Some(whole) => {
                     whole.asked.lists.append(&mut job.asked.lists);
                     whole.recipients += job.recipients;
+                    whole.vars.append(job.vars);
                 }
             }
         }

@@ -1,14 +1,15 @@
 //! `[apps.NAME.before_accept]`: an endpoint of the operator's that is asked about each job before it
 //! is accepted. It lets the job pass, refuses it, or changes its message and options; nothing else of
-//! it. It is not shown the list, nor the values that recipients bring: placeholders stand as they were
-//! written. It is shown the stored message that a job names.
+//! it. It is not shown the list. It is shown what is rendered: the message as it was written, the stored
+//! message that it names, and the different values that recipients bring, as far as there is room for
+//! them. A job goes out with the version of the stored message that was shown.
 //!
 //! The call is signed like those of a webhook target. Its idempotency key is the same for the same
 //! job and message, so an endpoint can answer a repeat alike; one that changes a repeated job
 //! differently makes a conflict of it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,9 +18,12 @@ use ring::hmac;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::codec;
 use crate::domain::fields::shorten;
 use crate::domain::ids::{JobId, digest_hex};
+use crate::domain::job::Job;
 use crate::domain::permissions::{Asked, Crowd};
+use crate::domain::template::named_version;
 use crate::domain::text;
 use crate::im::webhook::{IDEMPOTENCY_KEY, Signature};
 use crate::ports::{Request, Transport};
@@ -52,8 +56,70 @@ struct Question<'a> {
     /// The stored message that `message` names.
     #[serde(skip_serializing_if = "Option::is_none")]
     stored: Option<&'a RawValue>,
+    /// The `vars` of recipients, each different one once.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    vars: &'a [Box<RawValue>],
+    /// Recipients whose `vars` are not among them, for want of room.
+    #[serde(skip_serializing_if = "is_zero")]
+    vars_left_out: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     options: Option<&'a RawValue>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Most bytes of `vars` in one question.
+const VARS_BYTES_MAX: usize = 64 * 1024;
+
+/// The values that recipients bring: as many different ones as there is room for.
+#[derive(Debug, Default)]
+pub struct Vars {
+    shown: Vec<Box<RawValue>>,
+    /// The same, to be found fast.
+    known: HashSet<Box<str>>,
+    bytes: usize,
+    left_out: u64,
+}
+
+impl Vars {
+    pub(super) fn of(job: &Job<'_>) -> Self {
+        let mut vars = Self::default();
+        if job.head.vars.is_some() {
+            job.for_each_recipient(|recipient| vars.push(recipient.vars));
+        }
+        vars
+    }
+
+    fn push(&mut self, vars: Option<&RawValue>) {
+        let Some(vars) = vars else { return };
+        if self.known.contains(vars.get()) {
+            return;
+        }
+        if self.bytes + vars.get().len() > VARS_BYTES_MAX {
+            self.left_out += 1;
+            return;
+        }
+        self.bytes += vars.get().len();
+        self.known.insert(vars.get().into());
+        self.shown.push(vars.to_owned());
+    }
+
+    /// Those of a further part of the list.
+    pub fn append(&mut self, part: Self) {
+        part.shown.iter().for_each(|vars| self.push(Some(vars)));
+        self.left_out += part.left_out;
+    }
+}
+
+/// A stored message that an endpoint is shown.
+pub(super) struct Seen {
+    pub(super) name: String,
+    /// Its name with its version.
+    pub(super) reference: String,
+    pub(super) message: Box<RawValue>,
 }
 
 /// What is answered.
@@ -95,16 +161,17 @@ pub(super) enum Decision {
 pub(super) struct NoDecision(String);
 
 impl BeforeAccept {
-    /// Asks about a job. `document` is the job as JSON; its audience is not passed on. `stored` is the
-    /// stored message that it names.
+    /// Asks about a job. `document` is the job as JSON; its audience is not passed on but for `vars`.
+    /// `stored` is the stored message that it names.
     pub(super) async fn ask(
         &self,
         transport: &impl Transport,
         asked: &Asked,
         document: &[u8],
         stored: Option<&RawValue>,
+        vars: &Vars,
     ) -> Result<Decision, NoDecision> {
-        let request = self.request(asked, document, stored)?;
+        let request = self.request(asked, document, stored, vars)?;
         let reply = transport.send(request, self.timeout).await;
         let reply = reply.map_err(|error| NoDecision(chain(&error)))?;
         read(reply.status, &reply.body)
@@ -115,6 +182,7 @@ impl BeforeAccept {
         asked: &Asked,
         document: &[u8],
         stored: Option<&RawValue>,
+        vars: &Vars,
     ) -> Result<Request, NoDecision> {
         let members = members(document)?;
         let question = Question {
@@ -127,16 +195,18 @@ impl BeforeAccept {
             recipients: (asked.crowd != Crowd::All).then(|| asked.recipients()),
             message: members.get("message").copied(),
             stored,
+            vars: &vars.shown,
+            vars_left_out: vars.left_out,
             options: members.get("options").copied(),
         };
-        let body = serde_json::to_vec(&question).map_err(|error| NoDecision(error.to_string()))?;
+        let body = crate::json::bytes(&question);
         let key = format!("{}-{}", asked.job, digest_hex(&[&body], 16));
         let mut headers = HeaderMap::new();
         let json = HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
         if let Some(secret) = &self.secret {
             let secret = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
-            let signature = Signature::sign(&secret, key.as_bytes(), &body);
+            let signature = codec::signature(&secret, key.as_bytes(), &body);
             let name = HeaderName::from_static(Signature::HEADER);
             headers.extend(HeaderValue::from_bytes(&signature).map(|value| (name, value)));
         }
@@ -175,22 +245,24 @@ fn read(status: u16, body: &[u8]) -> Result<Decision, NoDecision> {
 type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 /// The members of a job, each as it was written.
-fn members(document: &[u8]) -> Result<Members<'_>, NoDecision> {
+pub(super) fn members(document: &[u8]) -> Result<Members<'_>, NoDecision> {
     let document = text::read(document).map_err(NoDecision)?;
     serde_json::from_str(document).map_err(|error| NoDecision(error.to_string()))
 }
 
 /// The stored message that a job names, if it names one.
 pub(super) fn names_stored(document: &[u8]) -> Option<String> {
+    // What is no job is refused by who reads it.
+    template_of(members(document).ok()?.get("message")?)
+}
+
+fn template_of(message: &RawValue) -> Option<String> {
     #[derive(Deserialize)]
     struct Message {
         template: Option<String>,
     }
-    let members = members(document).ok()?;
-    let message = members.get("message")?;
-    serde_json::from_str::<Message>(message.get())
-        .ok()?
-        .template
+    let message: Message = serde_json::from_str(message.get()).ok()?;
+    message.template
 }
 
 /// The job with another message or other options, and everything else as it was.
@@ -205,8 +277,25 @@ pub(super) fn changed(
             members.insert(Cow::Borrowed(name), value);
         }
     }
-    let body = serde_json::to_vec(&members).map_err(|error| NoDecision(error.to_string()))?;
-    Ok(body.into())
+    Ok(crate::json::bytes(&members).into())
+}
+
+/// A message that names the stored one in the version that was seen. Nothing if it does not name it.
+pub(super) fn pinned(
+    message: Option<&RawValue>,
+    seen: &Seen,
+) -> Result<Option<Box<RawValue>>, NoDecision> {
+    let Some(message) = message else {
+        return Ok(None);
+    };
+    let names_it = template_of(message).is_some_and(|it| named_version(&it).0 == seen.name);
+    if !names_it {
+        return Ok(None);
+    }
+    let mut members = members(message.get().as_bytes())?;
+    let reference = crate::json::raw(&seen.reference);
+    members.insert(Cow::Borrowed("template"), &reference);
+    Ok(Some(crate::json::raw(&members)))
 }
 
 #[cfg(test)]
@@ -235,7 +324,9 @@ mod tests {
             timeout: Duration::from_secs(2),
             allow_on_failure: false,
         };
-        let request = ask.request(&asked(), JOB.as_bytes(), None).unwrap();
+        let request = ask
+            .request(&asked(), JOB.as_bytes(), None, &Vars::default())
+            .unwrap();
         let job = JobId::of("shop", "promo");
         let body = str::from_utf8(&request.body).unwrap();
         assert_eq!(
@@ -256,7 +347,9 @@ mod tests {
             .collect();
         assert_eq!(request.headers["fanwise-signature"], format!("v1={hex}"));
         // The same question has the same key.
-        let again = ask.request(&asked(), JOB.as_bytes(), None).unwrap();
+        let again = ask
+            .request(&asked(), JOB.as_bytes(), None, &Vars::default())
+            .unwrap();
         assert_eq!(again.headers["idempotency-key"], key);
     }
 
@@ -268,6 +361,51 @@ mod tests {
         for other in [JOB, "{}", "[]", r#"{"message":{"template":null}}"#] {
             assert_eq!(names_stored(other.as_bytes()), None, "{other}");
         }
+    }
+
+    #[test]
+    fn what_was_seen_is_what_goes_out() {
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+        let seen = Seen {
+            name: "welcome".to_owned(),
+            reference: "welcome@3".to_owned(),
+            message: raw("{}"),
+        };
+        for (message, expected) in [
+            (
+                r#"{"template":"welcome","vars":{"n": 1}}"#,
+                Some(r#"{"template":"welcome@3","vars":{"n": 1}}"#),
+            ),
+            (
+                r#"{"template":"welcome@1"}"#,
+                Some(r#"{"template":"welcome@3"}"#),
+            ),
+            (r#"{"template":"other"}"#, None),
+            (r#"{"type":"text","text":"hi"}"#, None),
+        ] {
+            let pinned = pinned(Some(&raw(message)), &seen).unwrap();
+            assert_eq!(pinned.as_deref().map(RawValue::get), expected, "{message}");
+        }
+        assert!(pinned(None, &seen).unwrap().is_none());
+    }
+
+    #[test]
+    fn each_value_is_shown_once_and_the_rest_is_counted() {
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+        let mut vars = Vars::default();
+        for json in [r#"{"a":1}"#, r#"{"a":2}"#, r#"{"a":1}"#] {
+            vars.push(Some(&raw(json)));
+        }
+        vars.push(None);
+        let long = |byte: &str| raw(&format!("[{:?}]", byte.repeat(VARS_BYTES_MAX / 2)));
+        for byte in ["x", "y", "x", "y"] {
+            vars.push(Some(&long(byte)));
+        }
+        let mut whole = Vars::default();
+        whole.push(Some(&raw(r#"{"a":2}"#)));
+        whole.append(vars);
+        assert_eq!((whole.shown.len(), whole.left_out), (3, 2));
+        assert!(whole.bytes <= VARS_BYTES_MAX);
     }
 
     #[test]

@@ -9,4 +9,4 @@ pub mod admission;
 mod before_accept;
 pub mod dead_letters;
 
-pub use self::before_accept::BeforeAccept;
+pub use self::before_accept::{BeforeAccept, Vars};

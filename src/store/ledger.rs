@@ -785,7 +785,10 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         shape: Shape {
             buckets: number("buckets") as u32,
         },
-        warnings: serde_json::from_str(&text("warnings")).unwrap_or_default(),
+        warnings: match row.get("warnings").map_or("", String::as_str) {
+            "" => Vec::new(),
+            json => serde_json::from_str(json).map_err(broken)?,
+        },
         rate: row.get("rate").cloned(),
         not_before_ms: time("not_before_ms"),
         callback_url: row.get("callback_url").cloned(),

@@ -30,6 +30,7 @@ use crate::ports::{
     Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Pulse, Quotas, Scope, Target,
     Templates, Transport, Upkeep,
 };
+use crate::service::admission::Rules;
 
 /// The ledger, the limiter, the directives, the stored messages, the quotas, the nonces and the
 /// heartbeats of one engine.
@@ -148,6 +149,16 @@ pub(super) enum Met {
 /// The work was told to stop before the step succeeded.
 #[derive(Debug)]
 pub struct Halted;
+
+impl<S: Store, T: Transport> Rules for Context<S, T> {
+    fn permissions(&self, app: &str) -> Option<&Permissions> {
+        Some(&self.apps.get(app)?.permissions)
+    }
+
+    fn target(&self, name: &str) -> Option<&dyn Target> {
+        Some(&*self.targets.get(name)?.target)
+    }
+}
 
 impl<S: Store, T> Context<S, T> {
     pub fn new(

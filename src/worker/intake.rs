@@ -16,26 +16,25 @@ use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::context::{Store, now_ms, today};
+use super::context::{Context, RECONNECT, Store, now_ms};
 use super::shift::Shift;
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
-use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::{Fingerprinter, SliceId};
 use crate::domain::job::Job;
 use crate::domain::lane::Priority;
 use crate::domain::message::Content;
-use crate::domain::permissions::{Asked, Permissions};
 use crate::domain::slice::{
     Cut, Cutter, Enumeration, Head, SLICE_VERSION_PLAIN, Shape, Slice, Together, Unrecorded,
 };
-use crate::domain::template::{unknown_template, with_template};
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
-    Accepted, Charged, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route,
-    Submission, Transport, fit,
+    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Submission,
+    Transport,
 };
+use crate::service::BeforeAccept;
+use crate::service::admission::{Admission, Admitted, Refused, Resolved, admit, resolve};
 
 /// Larger jobs are cut one after the other: that takes several times the bytes of the list, and keeps a
 /// CPU busy.
@@ -151,27 +150,60 @@ enum Fate {
     Refused(JobResult, String),
 }
 
-/// A job as it is sent: with a stored message in the place of its name.
-struct Resolved {
-    head: Arc<Head>,
-    /// The version of the stored message.
-    template: Option<u32>,
-}
-
 struct Expansion<'a, S, T, P> {
     shift: &'a Shift<S, T, P>,
     runtime: Handle,
     traceparent: Option<String>,
 }
 
+impl From<Refused> for Fate {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Undecided(_) => Self::GiveBack,
+            refused => Self::Refused(JobResult::Rejected, refused.to_string()),
+        }
+    }
+}
+
+/// The same admission as at every door.
+impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<'_, S, T, P> {
+    type Rules = Context<S, T>;
+    type Store = S;
+    type Transport = T;
+
+    fn rules(&self) -> &Context<S, T> {
+        &self.shift.context
+    }
+
+    fn store(&self) -> &S {
+        &self.shift.context.store
+    }
+
+    fn transport(&self) -> &T {
+        &self.shift.context.transport
+    }
+
+    /// A slow endpoint would hold up the jobs of everybody.
+    fn before_accept(&self, _: &str) -> Option<&BeforeAccept> {
+        None
+    }
+
+    fn step<V: Send>(
+        &self,
+        step: LedgerStep,
+        act: impl Future<Output = Result<V, LedgerError>> + Send,
+    ) -> impl Future<Output = Result<V, LedgerError>> + Send {
+        self.shift.context.try_step(step, act)
+    }
+}
+
 impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
     fn expand(&self, body: &Bytes, priority: Priority) -> Fate {
         let context = &*self.shift.context;
         let now = jiff::Timestamp::now();
-        let refused = |problems: &[Problem]| Fate::Refused(JobResult::Rejected, summary(problems));
         let job = match Job::read(body, Some(priority), context, now) {
             Ok(job) => job,
-            Err(problems) => return refused(&problems),
+            Err(problems) => return Refused::Problems(problems).into(),
         };
         let fate = self.expand_job(&job);
         if matches!(fate, Fate::Refused(..)) {
@@ -185,28 +217,16 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
 
     fn expand_job(&self, job: &Job<'_>) -> Fate {
         let context = &*self.shift.context;
-        let refused = |problems: &[Problem]| Fate::Refused(JobResult::Rejected, summary(problems));
-        let asked = Asked::of(job);
-        let permissions = &context.apps[&job.head.app].permissions;
-        let broken = permissions.problems(&asked);
-        if !broken.is_empty() {
-            return refused(&broken);
-        }
-        let resolved = match self.resolve(job) {
-            Ok(resolved) => resolved,
+        let Admitted {
+            sent: resolved,
+            warnings,
+        } = match self.decide(|| admit(self, job)) {
+            Ok(admitted) => admitted,
             Err(fate) => return fate,
         };
-        let target = &*context.targets[&job.head.target].target;
-        let fit = fit(target, &resolved.head, job.is_for_all(), job.strictness);
-        if !fit.problems.is_empty() {
-            return refused(&fit.problems);
-        }
-        if let Err(fate) = self.charge(permissions, &asked) {
-            return fate;
-        }
         let submission = match job.is_for_all() {
-            true => self.submission_of_all(job, fit.warnings),
-            false => self.submission(job, fit.warnings),
+            true => self.submission_of_all(job, warnings),
+            false => self.submission(job, warnings),
         };
         let submission = Submission {
             template: resolved.template,
@@ -267,92 +287,34 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         }
     }
 
-    /// Counts the list, unless whoever accepted the job did.
-    fn charge(&self, permissions: &Permissions, asked: &Asked) -> Result<(), Fate> {
-        if !permissions.counts() {
-            return Ok(());
-        }
-        let store = &self.shift.context.store;
-        let asked = std::slice::from_ref(asked);
-        let charge = || store.charge(asked, permissions, today());
-        match self.ask(LedgerStep::Charge, charge)? {
-            Charged::Counted => Ok(()),
-            Charged::Over { job, used } => {
-                let reason = summary(&permissions.over(asked, job, used));
-                Err(Fate::Refused(JobResult::Rejected, reason))
-            }
-        }
-    }
-
-    /// Puts a stored message in the place of its name: the version that the job started with, or the
-    /// newest one.
-    fn resolve(&self, job: &Job<'_>) -> Result<Resolved, Fate> {
-        let head = &job.head;
-        let Content::Template(name) = &head.content else {
-            return Ok(Resolved {
-                head: Arc::new(head.clone()),
-                template: None,
-            });
-        };
-        let store = &self.shift.context.store;
-        let record = self.ask(LedgerStep::Template, || store.job(head.id))?;
-        // Another message under its key is told so when it is registered.
-        let same = record.filter(|record| record.content_digest == job.content_digest);
-        let started_with = same.and_then(|record| record.template);
-        self.version(head, name, started_with)
-    }
-
-    /// A version of the stored message in a job, or the newest one.
-    fn version(&self, head: &Head, name: &str, version: Option<u32>) -> Result<Resolved, Fate> {
-        let store = &self.shift.context.store;
-        let refused = |problems: &[Problem]| Fate::Refused(JobResult::Rejected, summary(problems));
-        let Some(stored) = self.ask(LedgerStep::Template, || {
-            store.template(&head.app, name, version)
-        })?
-        else {
-            let problem = match version {
-                Some(version) => {
-                    let what = format!("version {version} of {name:?} is gone; this job had it");
-                    Problem::new("message.template", what)
+    /// Asks until there is a verdict: the ledger may be away. What was counted is not counted again.
+    fn decide<V>(&self, ask: impl AsyncFn() -> Result<V, Refused>) -> Result<V, Fate> {
+        let decided = async {
+            let mut delays = RECONNECT.delays();
+            loop {
+                match ask().await {
+                    Err(Refused::Undecided(_)) => tokio::time::sleep(delays.next_delay()).await,
+                    decided => return decided,
                 }
-                None => unknown_template(
-                    &head.app,
-                    name,
-                    &self.ask(LedgerStep::Template, || store.templates(&head.app))?,
-                ),
-            };
-            return Err(refused(&[problem]));
+            }
         };
-        let resolved = with_template(head, &stored.message);
-        Ok(Resolved {
-            head: resolved.map_err(|problems| refused(&problems))?,
-            template: Some(stored.version),
-        })
+        let decided = self.shift.halt.run_until_cancelled(decided);
+        match self.runtime.block_on(decided) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(refused)) => Err(refused.into()),
+            None => Err(Fate::GiveBack),
+        }
     }
 
     /// The job with the version that rules: another submission of it may have come first.
-    fn ruled(
-        &self,
-        head: &Head,
-        resolved: Resolved,
-        ruling: Option<u32>,
-    ) -> Result<Arc<Head>, Fate> {
+    fn ruled(&self, head: &Head, sent: Resolved, ruling: Option<u32>) -> Result<Arc<Head>, Fate> {
         match &head.content {
-            Content::Template(name) if ruling.is_some() && ruling != resolved.template => {
-                Ok(self.version(head, name, ruling)?.head)
+            Content::Template(_) if ruling.is_some() && ruling != sent.template => {
+                let resolved = self.decide(|| resolve(self, head, ruling));
+                Ok(resolved?.head)
             }
-            _ => Ok(resolved.head),
+            _ => Ok(sent.head),
         }
-    }
-
-    /// Asks the store until it answers.
-    fn ask<V, F>(&self, step: LedgerStep, act: impl FnMut() -> F) -> Result<V, Fate>
-    where
-        F: Future<Output = Result<V, LedgerError>>,
-    {
-        let halted = self.shift.halt.cancelled();
-        let step = self.shift.context.step(step, halted, act);
-        self.runtime.block_on(step).map_err(|_| Fate::GiveBack)
     }
 
     fn submission(&self, job: &Job<'_>, warnings: Vec<String>) -> Submission {

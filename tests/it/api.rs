@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use fanwise::im::mock::{MockHandle, Settings, Version};
+use fanwise_mock_im::{MockHandle, Settings, Version};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
@@ -264,8 +264,7 @@ impl Place {
     fn accepted(&self, recipient: &str) -> usize {
         assert!(self.mock.is_complete());
         let accepted = self.mock.accepted();
-        let of_it =
-            |entry: &&fanwise::im::mock::Entry| entry.recipient == recipient && !entry.replay;
+        let of_it = |entry: &&fanwise_mock_im::Entry| entry.recipient == recipient && !entry.replay;
         accepted.iter().filter(of_it).count()
     }
 

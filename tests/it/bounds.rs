@@ -1,12 +1,14 @@
 //! Promise 11: one caller cannot take what belongs to all. Two apps, an administrator and strangers at
 //! one small gateway: whatever one of them holds, the others get in.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::process::{Process, fanwise};
 use crate::support::scratch::Scratch;
@@ -269,6 +271,7 @@ struct Http2(TcpStream);
 impl Http2 {
     const DATA: u8 = 0;
     const HEADERS: u8 = 1;
+    const RESET: u8 = 3;
     const SETTINGS: u8 = 4;
     const PING: u8 = 6;
     const GO_AWAY: u8 = 7;
@@ -329,6 +332,121 @@ impl Http2 {
     }
 }
 
+/// A reader that takes no answer uses up the share of its own app, which hears so at once; the place of
+/// each answer comes back with its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_11_answers_that_nobody_takes_use_up_the_share_of_their_app_only() {
+    // Nothing is given up while the test looks.
+    let place = Place::shared("bounds-unread", "patience = \"5m\"").await;
+    let mut reader = Http2::connect(&place, 0).await;
+    for number in 0..60 {
+        reader.get(1 + 2 * number, "/v1/jobs?app=shop", SHOP).await;
+    }
+    let refused = until("an app that has used up its share", BOUND, async || {
+        let more = place.submit("shop", SHOP, &[]).await;
+        (more.status != 202).then_some(more)
+    });
+    let refused = refused.await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert_eq!(refused.header("retry-after"), "1", "{refused:?}");
+    let why = "too many requests at a time";
+    assert!(refused.body.contains(why), "{refused:?}");
+    place.others_get_in("answers are not taken").await;
+    drop(reader);
+    until("an app that has its share again", BOUND, async || {
+        let more = place.submit("shop", SHOP, &[]).await;
+        (more.status == 202).then_some(())
+    })
+    .await;
+}
+
+/// Each answer that nobody takes is given up by itself, and then the connection, which has nothing to do
+/// any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_11_answers_that_nobody_takes_are_given_up() {
+    let place = Place::shared("bounds-answers", "patience = \"5s\"").await;
+    let mut reader = Http2::connect(&place, 0).await;
+    let streams: BTreeSet<u32> = (0..5).map(|number| 1 + 2 * number).collect();
+    for stream in &streams {
+        reader.get(*stream, "/v1/jobs?app=shop", SHOP).await;
+    }
+    let (mut answered, mut given_up) = (BTreeSet::new(), BTreeSet::new());
+    let mut told = false;
+    let closed = async {
+        while let Some((kind, stream)) = reader.next().await {
+            match kind {
+                Http2::HEADERS => drop(answered.insert(stream)),
+                Http2::RESET => drop(given_up.insert(stream)),
+                Http2::GO_AWAY => told = true,
+                Http2::DATA => panic!("it has no window"),
+                _ => {}
+            }
+        }
+    };
+    let closed = tokio::time::timeout(BOUND, closed).await;
+    assert!(closed.is_ok(), "the connection is still open");
+    assert_eq!(answered, streams);
+    assert_eq!(given_up, streams);
+    assert!(told, "it was closed without a word");
+    let own = place.submit("shop", SHOP, &[]).await;
+    assert_eq!(own.status, 202, "{own:?}");
+}
+
+/// Requests that wait for their jobs hold places, and streams of events hold connections: an app takes its
+/// share of both.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_11_waits_and_streams_take_the_share_of_their_own_app_only() {
+    let place = Place::shared("bounds-waits", "patience = \"5m\"").await;
+    let key = place.submit("shop", SHOP, &[]).await;
+    let job: Value = serde_json::from_str(&key.body).unwrap();
+    let job = job["job"].as_str().unwrap();
+    let mut streams = Vec::new();
+    let mut refused = 0;
+    for _ in 0..250 {
+        let mut stream = place.connect().await;
+        let request = format!(
+            "GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: {SHOP}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        let read = stream.read_exact(&mut status);
+        let read = tokio::time::timeout(BOUND, read).await;
+        read.expect("an answer while streams are open").unwrap();
+        match &status {
+            b"HTTP/1.1 200" => streams.push(stream),
+            b"HTTP/1.1 503" => refused += 1,
+            other => panic!("{}", String::from_utf8_lossy(other)),
+        }
+    }
+    assert!(!streams.is_empty() && refused > 0, "{refused} refused");
+    place.others_get_in("one app follows all it may").await;
+    // Nobody sends what these wait for.
+    let mut waiting = Vec::new();
+    for number in 0..40 {
+        let body = format!(
+            r#"{{"v":1,"app":"shop","client_msg_no":"w{number}","message":{{"type":"text","text":"x"}},"audience":{{"users":["u"]}}}}"#
+        );
+        let mut request = head(
+            "/v1/jobs",
+            &format!("Authorization: {SHOP}\r\nPrefer: wait=60\r\n"),
+        );
+        request.extend(format!("Content-Length: {}\r\n\r\n{body}", body.len()).bytes());
+        let mut stream = place.connect().await;
+        stream.write_all(&request).await.unwrap();
+        waiting.push(stream);
+    }
+    until(
+        "an app whose waits have used up its share",
+        BOUND,
+        async || {
+            let more = place.submit("shop", SHOP, &[]).await;
+            (more.status == 503).then_some(())
+        },
+    )
+    .await;
+    place.others_get_in("one app waits all it may").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_an_idle_connection_of_http_2_is_closed() {
     let place = Place::shared("bounds-h2", "patience = \"1s\"").await;
@@ -353,10 +471,18 @@ async fn web_pages_and_other_hosts_need_credentials() {
         target = "im"
         [apps.default.wukongim]
         auth = "none"
+        target = "live"
         [apps.default.netease]
         auth = "none"
+        [targets.live]
+        type = "webhook"
     "#;
-    let place = Place::new("bounds-pages", "", doors).await;
+    let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", backend.local_addr().unwrap());
+    let takes_all = Router::new().fallback(|| async { "" });
+    tokio::spawn(async move { axum::serve(backend, takes_all).await });
+    let doors = format!("{doors}url = {url:?}\n");
+    let place = Place::new("bounds-pages", "", &doors).await;
     let text = ("Content-Type", "text/plain");
     let page = ("Origin", "http://evil.example");
     let fetch = ("Sec-Fetch-Site", "cross-site");
@@ -405,6 +531,7 @@ async fn web_pages_and_other_hosts_need_credentials() {
         .collect();
     let many = json!(many).to_string();
     let sent = place.ask("POST /message/sendbatch", &[], &many).await;
+    assert_eq!(sent.status, 200, "{}", sent.body);
     assert_eq!(sent.header("fanwise-jobs"), "300", "{}", sent.head);
     assert!(sent.header("fanwise-job").len() < 4096 && sent.head.len() < 4096);
 }

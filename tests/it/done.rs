@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use fanwise::im::mock::Entry;
 use fanwise::ports::ParkReason;
+use fanwise_mock_im::Entry;
 use serde_json::json;
 
 use crate::examples::Producer;
@@ -192,7 +192,7 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
 }
 
 async fn agree(
-    mock: &fanwise::im::mock::Stats,
+    mock: &fanwise_mock_im::Stats,
     accounts: &serde_json::Value,
     workers: &[Worker],
     last_scrape: Metrics,

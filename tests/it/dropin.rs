@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use fanwise::im::mock::{MockHandle, Settings, Version};
+use fanwise_mock_im::{MockHandle, Settings, Version};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -245,15 +245,18 @@ impl Signature {
         }
     }
 
+    fn headers(&self) -> [(&str, &str); 4] {
+        [
+            ("AppKey", KEY),
+            ("Nonce", &self.nonce),
+            ("CurTime", &self.now),
+            ("CheckSum", &self.sum),
+        ]
+    }
+
     /// Sends a call with it, to whatever gateway and path, as often as wanted.
     async fn send(&self, port: u16, path: &str, kind: &str, body: &str) -> Answer {
-        let headers = [
-            ("AppKey", KEY),
-            ("Nonce", &*self.nonce),
-            ("CurTime", &*self.now),
-            ("CheckSum", &*self.sum),
-            ("Content-Type", kind),
-        ];
+        let headers = [&self.headers()[..], &[("Content-Type", kind)]].concat();
         let answer = ask(port, "POST", path, &headers, body).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         answer
@@ -729,7 +732,9 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
     let house = House::new("dropin-manners", "netease").await;
     let mut serve = house.serve().await;
     let long = "x".repeat(5 * 1024 * 1024);
-    // What a head lacks is told before its body is read.
+    let signature = Signature::now("manners");
+    let token = house.openim_token().await;
+    // What a head lacks is told before its body is read, and what is wrong with the body after that.
     for (path, status, code, text, lacks) in [
         (BATCH, 200, "/code", "/desc", Some("bad http header")),
         (YUNXIN, 200, "/code", "/msg", Some("bad http header")),
@@ -755,15 +760,26 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
         let wrong_method = ask(house.gateway, "GET", path, &[], "").await;
         let wrong_method = check(wrong_method, status, "GET is not taken here, POST is");
         assert_eq!(wrong_method.header("allow"), Some("POST"));
-        let refused = if lacks.is_some() { 200 } else { status };
-        let large = ask(house.gateway, "POST", path, &operation, &long).await;
+        let post = async |headers: &[(&str, &str)], bytes: usize, body: &str| {
+            ask_announcing(house.gateway, "POST", path, headers, bytes, body).await
+        };
+        if let Some(lacks) = lacks {
+            check(post(&operation, long.len(), &long).await, 200, lacks);
+            check(post(&operation, 100, "{").await, 200, lacks);
+        }
+        let credentials = match path {
+            BATCH | YUNXIN => signature.headers().to_vec(),
+            OPENIM => vec![("token", &*token)],
+            _ => Vec::new(),
+        };
+        let entering = [&operation[..], &credentials].concat();
         let too_large = match path {
             LOGIN => "bytes; no login has as many",
             _ => "bytes; send to fewer recipients at a time",
         };
-        check(large, refused, lacks.unwrap_or(too_large));
-        let slow = ask_announcing(house.gateway, "POST", path, &operation, 100, "{").await;
-        check(slow, refused, lacks.unwrap_or("the body came too slowly"));
+        check(post(&entering, long.len(), &long).await, status, too_large);
+        let slow = post(&entering, 100, "{").await;
+        check(slow, status, "the body came too slowly");
     }
     // What is wrong inside of them, too.
     let (status, _, body) = house.post("/message/sendbatch", &[], "{}").await;

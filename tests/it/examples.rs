@@ -214,7 +214,7 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
     })
     .await;
     world.assert_once_each(&everybody);
-    let trace = |entry: &fanwise::im::mock::Entry| {
+    let trace = |entry: &fanwise_mock_im::Entry| {
         entry
             .traceparent
             .as_deref()

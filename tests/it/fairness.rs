@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use fanwise::domain::ids::JobId;
-use fanwise::im::mock::MockHandle;
+use fanwise_mock_im::MockHandle;
 use serde_json::json;
 
 use crate::embedded::Place;

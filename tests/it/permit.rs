@@ -12,15 +12,17 @@ use axum::http::HeaderMap;
 use axum::routing::post;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use data_encoding::HEXLOWER;
 use fanwise::domain::ids::JobId;
 use fanwise::gateway::pinned;
-use fanwise::im::http::{Client, ClientSettings};
-use fanwise::im::mock::{MockHandle, Settings, Version};
+use fanwise::http::client::{Client, ClientSettings};
 use fanwise::im::webhook::Signature;
 use fanwise::ports::Request;
+use fanwise_mock_im::{MockHandle, Settings, Version};
 use ring::hmac;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
 
 use crate::support::mock;
@@ -362,7 +364,8 @@ impl Moderator {
     fn decide(&self, headers: &HeaderMap, body: &str) -> String {
         let key = headers["idempotency-key"].as_bytes();
         let secret = hmac::Key::new(hmac::HMAC_SHA256, b"m0derator");
-        let signature = Signature::sign(&secret, key, body.as_bytes());
+        let signed = hmac::sign(&secret, &[key, b".", body.as_bytes()].concat());
+        let signature = format!("v1={}", HEXLOWER.encode(signed.as_ref())).into_bytes();
         assert_eq!(headers[Signature::HEADER].as_bytes(), signature);
         let question: Value = serde_json::from_str(body).unwrap();
         self.0.lock().unwrap().push(question.clone());
@@ -456,6 +459,111 @@ async fn before_accept_decides() {
     let log = end(process).await;
     assert!(log.contains("before_accept has not decided"), "{log}");
     assert!(!log.contains("m0derator"), "{log}");
+}
+
+/// Submits a job, and answers the endpoint that is asked about it once `meanwhile` is done.
+async fn decided(
+    place: &Place,
+    asked: &mut mpsc::Receiver<(Value, oneshot::Sender<Value>)>,
+    job: &Value,
+    meanwhile: impl Future<Output = ()>,
+) -> (Answer, Value) {
+    let question = async {
+        let (question, answer) = asked.recv().await.unwrap();
+        meanwhile.await;
+        answer.send(json!({"decision": "allow"})).unwrap();
+        question
+    };
+    tokio::join!(place.submit(None, job), question)
+}
+
+/// `before_accept` sees all that is rendered, and what it has seen is what goes out, also when the stored
+/// message is replaced before its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn before_accept_sees_what_goes_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ask, mut asked) = mpsc::channel::<(Value, oneshot::Sender<Value>)>(1);
+    let decide = move |body: String| {
+        let ask = ask.clone();
+        async move {
+            let (answer, answered) = oneshot::channel();
+            let question = serde_json::from_str(&body).unwrap();
+            ask.send((question, answer)).await.unwrap();
+            answered.await.unwrap().to_string()
+        }
+    };
+    let routes = Router::new().route("/ask", post(decide));
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    let apps = format!(
+        "[apps.shop]\ntarget = \"im\"\n[apps.shop.before_accept]\nurl = \"http://{address}/ask\"\n\
+         timeout = \"1m\""
+    );
+    let place = Place::new("permit-seen", "", &apps).await;
+    let process = place.serve().await;
+    let put = async |text: &str| {
+        let body = json!({"type": "text", "text": text});
+        let put = place.ask("PUT", "/v1/templates/hello?app=shop", None, &body);
+        assert_eq!(put.await.status, 200);
+    };
+    let with = |key: &str, message: Value, users: Value| {
+        let mut job = job(key, &[]);
+        job["message"] = message;
+        job["audience"]["users"] = users;
+        job
+    };
+    let nothing = async || {};
+
+    // The values of recipients, each once, without the recipients.
+    let users = json!([
+        {"id": "a", "vars": {"name": "Ann"}}, {"id": "b", "vars": {"name": "Bob"}},
+        {"id": "c", "vars": {"name": "Ann"}},
+    ]);
+    let message = json!({"type": "text", "text": "Hi {{ name }}"});
+    let personal = with("vars", message.clone(), users);
+    let (accepted, question) = decided(&place, &mut asked, &personal, nothing()).await;
+    assert_eq!(accepted.status, 202, "{}", accepted.body);
+    assert_eq!(question["vars"], json!([{"name": "Ann"}, {"name": "Bob"}]));
+    assert_eq!(question.get("vars_left_out"), None);
+    assert!(!question.to_string().contains("\"a\""), "{question}");
+
+    // As far as there is room for them.
+    let of = |number: usize| json!({"id": format!("n{number}"), "vars": {"name": format!("{number:01000}")}});
+    let many = with("many", message, (0..70).map(of).collect());
+    let (accepted, question) = decided(&place, &mut asked, &many, nothing()).await;
+    assert_eq!(accepted.status, 202, "{}", accepted.body);
+    let shown = question["vars"].as_array().unwrap().len();
+    assert!((60..70).contains(&shown), "{shown}");
+    assert_eq!(question["vars_left_out"], 70 - shown);
+
+    // The message is replaced while the endpoint looks at it.
+    put("first").await;
+    let hello = json!({"template": "hello"});
+    let pinned = with("pinned", hello.clone(), json!(["pinned"]));
+    let (accepted, question) = decided(&place, &mut asked, &pinned, put("second")).await;
+    assert_eq!(accepted.status, 202, "{}", accepted.body);
+    assert_eq!(question["stored"]["text"], "first");
+    // Another job gets the new one, unless it names the old one.
+    let new = with("new", hello, json!(["new"]));
+    let (_, question) = decided(&place, &mut asked, &new, nothing()).await;
+    assert_eq!(question["stored"]["text"], "second");
+    let old = with("old", json!({"template": "hello@1"}), json!(["old"]));
+    let (_, question) = decided(&place, &mut asked, &old, nothing()).await;
+    assert_eq!(question["stored"]["text"], "first");
+    let gone = with("gone", json!({"template": "hello@9"}), json!(["gone"]));
+    let (refused, question) = decided(&place, &mut asked, &gone, nothing()).await;
+    assert_eq!(refused.status, 400, "{}", refused.body);
+    assert_eq!(question.get("stored"), None);
+    for (key, text) in [("pinned", "first"), ("new", "second"), ("old", "first")] {
+        let id = JobId::of("shop", key).to_string();
+        place.completed(&id, None).await;
+        assert_eq!(place.text_for(key).as_deref(), Some(text), "{key}");
+    }
+    // The same job again is the same job, and is shown what it went out with.
+    let (again, question) = decided(&place, &mut asked, &pinned, nothing()).await;
+    assert_eq!(again.status, 200, "{}", again.body);
+    assert_eq!(question["stored"]["text"], "first");
+    end(process).await;
 }
 
 /// What is uploaded, and what comes as a call of an IM system, is held to the same rules and asked
@@ -682,6 +790,15 @@ async fn a_gateway_without_credentials_is_refused_or_warned_of() {
     assert_eq!(none.code, Some(0), "{}", none.stderr);
     let warned = "warning: gateway.auth: whoever reaches";
     assert!(none.stdout.contains(warned), "{}", none.stdout);
+
+    // Only what runs a gateway says so: a worker has none. Neither starts without a broker.
+    let place = Place::new("permit-worker", "", "[apps.shop]\ntarget = \"im\"").await;
+    for (command, says_so) in [("gateway", true), ("worker", false)] {
+        let ended = place.run(&[command]).await;
+        assert_eq!(ended.code, Some(78), "{}", ended.stderr);
+        let found = ended.stderr.contains("gateway.token");
+        assert_eq!(found, says_so, "{}", ended.stderr);
+    }
 
     let place = Place::new("permit-closed", "auth = \"token\"", "").await;
     let refused = place.run(&["serve"]).await;

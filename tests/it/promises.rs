@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use fanwise::im::mock::{MockIm, Settings, Version};
+use fanwise_mock_im::{MockIm, Settings, Version};
 use serde_json::json;
 
 use crate::support::relay::Relay;

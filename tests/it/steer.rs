@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use fanwise::im::http::{Client, ClientSettings};
-use fanwise::im::mock::MockHandle;
+use fanwise::http::client::{Client, ClientSettings};
 use fanwise::ports::Request;
+use fanwise_mock_im::MockHandle;
 use serde_json::{Value, json};
 
 use crate::embedded::Place;

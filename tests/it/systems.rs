@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use fanwise::im::mock::{MockHandle, MockIm, Settings, Version};
+use fanwise_mock_im::{MockHandle, MockIm, Settings, Version};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

@@ -19,7 +19,7 @@ impl Access {
             Self::Direct(direct) => {
                 let put = direct.ledger()?.put_template(app, name, &message);
                 let stored = put.await.or_exit(Exit::Unavailable)?;
-                Ok(TemplateView::of(app, name, stored))
+                TemplateView::of(app, name, stored).or_exit(Exit::Unavailable)
             }
             Self::Server(server) => {
                 let path = format!("/v1/templates/{name}?app={app}");
@@ -44,7 +44,8 @@ impl Access {
             Self::Direct(direct) => {
                 let stored = direct.ledger()?.template(app, name, version);
                 let stored = stored.await.or_exit(Exit::Unavailable)?;
-                Ok(stored.map(|stored| TemplateView::of(app, name, stored)))
+                let view = stored.map(|stored| TemplateView::of(app, name, stored));
+                view.transpose().or_exit(Exit::Unavailable)
             }
             Self::Server(server) => {
                 let version = version.map_or_else(String::new, |it| format!("&version={it}"));

@@ -118,6 +118,13 @@ fn the_same_content_has_the_same_digest_however_it_is_written() {
         digest(&custom(r#"{ "b" : 2, "a": 1 }"#))
     );
     assert_ne!(digest(&custom(r#"{"a":1}"#)), digest(&custom(r#"{"a":2}"#)));
+    // A job keeps the version of a stored message that it started with, whatever a repeat names.
+    let stored = |reference: &str| {
+        let named = format!(r#""template":"{reference}""#);
+        digest(&JOB.replace(r#""type":"text","text":"hello""#, &named))
+    };
+    assert_eq!(stored("welcome"), stored("welcome@3"));
+    assert_ne!(stored("welcome"), stored("other@3"));
     assert_eq!(read(JOB).unwrap().submission, read(JOB).unwrap().submission);
 }
 

@@ -36,10 +36,8 @@ pub(in crate::im) fn check_badge(head: &Head, problem: &mut impl FnMut(&str, Str
 
 /// The native fields of a job. That they are an object was seen when the job was read.
 pub(in crate::im) fn native(head: &Head) -> BTreeMap<String, Box<RawValue>> {
-    let native = head.native.as_ref();
-    native
-        .and_then(|native| serde_json::from_str(native.get()).ok())
-        .unwrap_or_default()
+    let json = head.native.as_ref().map_or("{}", |native| native.get());
+    crate::json::again(json)
 }
 
 /// Refuses the native fields that are `ours`.

@@ -79,9 +79,7 @@ fn same(one: &str, other: &str) -> bool {
 
 /// The native fields of a job, which is known to give an object.
 pub(super) fn read(native: Option<&RawValue>) -> Native<'_> {
-    let fields: Native<'_> = native
-        .and_then(|native| serde_json::from_str(native.get()).ok())
-        .unwrap_or_default();
+    let fields: Native<'_> = crate::json::again(native.map_or("{}", RawValue::get));
     fields
         .into_iter()
         // The server takes it for left out, and so the message's own stays.

@@ -422,7 +422,7 @@ fn native(payload: Option<&str>, as_given: bool) -> Option<Box<RawValue>> {
         payload,
         client_msg_no: as_given.then_some("job"),
     };
-    serde_json::value::to_raw_value(&fields).ok()
+    Some(crate::json::raw(&fields))
 }
 
 /// The message that a payload is; and the payload itself, in base64, where no message of ours says it

@@ -57,7 +57,7 @@ pub(super) type Native<'a> = BTreeMap<String, &'a RawValue>;
 pub(super) fn of(head: &Head) -> Native<'_> {
     let json = head.native.as_ref().map_or("{}", |native| native.get());
     // An object was read when the job was accepted.
-    serde_json::from_str(json).unwrap_or_default()
+    crate::json::again(json)
 }
 
 /// What is wrong with the native fields. `most`: bytes of a payload.

@@ -12,6 +12,7 @@ use http::{HeaderName, Uri};
 use serde_json::value::RawValue;
 
 use super::{Settings, reply};
+use crate::codec::push_percent;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Content, plain_text};
@@ -20,7 +21,6 @@ use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::netease::account::{Account, length, request_id};
 use crate::im::netease::content::{Names, Object, number, text};
-use crate::im::netease::form::encode;
 use crate::im::netease::job::{badge, check_badge, check_native, check_sender, native};
 use crate::ports::{Calls, Profile, Reply, Request, Signing, Target};
 
@@ -215,9 +215,9 @@ impl Target for Yunxin {
             });
         };
         let mut path = b"/im/v2/conversations/".to_vec();
-        encode(
-            format!("{}|{kind}|", self.sender(head)).as_bytes(),
+        push_percent(
             &mut path,
+            format!("{}|{kind}|", self.sender(head)).as_bytes(),
         );
         Box::new(Single {
             account,
@@ -341,11 +341,8 @@ fn members_of(head: &Head) -> Vec<(String, String)> {
     }
     let sender_no_sense = options.sender_no_sense.unwrap_or(true).to_string();
     let receiver_no_sense = options.receiver_no_sense.map(|it| it.to_string());
-    let extension = options.extension.as_deref().map(|extension| {
-        let mut text = Vec::new();
-        json::push_string(&mut text, &plain_text(extension));
-        String::from_utf8(text).unwrap_or_default()
-    });
+    let extension = options.extension.as_deref();
+    let extension = extension.map(|extension| crate::json::text(&plain_text(extension)));
     let ours = [
         ("message_config", message_config.close_some()),
         ("route_config", route_config.close_some()),
@@ -424,7 +421,7 @@ impl Calls for Single {
         debug_assert_eq!(recipients.len(), 1, "one recipient a call is declared");
         let recipient = recipients.first().copied().unwrap_or_default();
         let mut path = self.path.clone();
-        encode(recipient.as_bytes(), &mut path);
+        push_percent(&mut path, recipient.as_bytes());
         path.extend_from_slice(b"/messages");
         let id = request_id(&self.job, recipients);
         let mut body = Vec::with_capacity(self.before.len() + self.after.len() + 36);

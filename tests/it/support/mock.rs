@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use fanwise::im::mock::{MockHandle, MockIm, Settings};
+use fanwise_mock_im::{MockHandle, MockIm, Settings};
 use tokio_util::sync::CancellationToken;
 
 /// Runs a mock until the token is cancelled.

@@ -8,8 +8,8 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -70,6 +70,8 @@ struct Shared {
     budget_to_client: AtomicU64,
     passed_to_server: AtomicU64,
     passed_to_client: AtomicU64,
+    /// What clients said, if it is kept.
+    said: Mutex<Option<Vec<u8>>>,
 }
 
 impl Shared {
@@ -132,6 +134,7 @@ impl Relay {
             budget_to_client: AtomicU64::new(UNLIMITED),
             passed_to_server: AtomicU64::new(0),
             passed_to_client: AtomicU64::new(0),
+            said: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, Arc::clone(&shared)));
@@ -240,6 +243,16 @@ impl Relay {
     /// Bytes handed on in this direction, over all connections.
     pub(crate) fn passed(&self, way: Way) -> u64 {
         self.shared.passed(way).load(Ordering::SeqCst)
+    }
+
+    /// From now on keeps what clients say.
+    pub(crate) fn keep(&self) {
+        *self.shared.said.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// What clients said since, as far as it was handed on.
+    pub(crate) fn said(&self) -> Vec<u8> {
+        self.shared.said.lock().unwrap().clone().unwrap_or_default()
     }
 
     async fn until_none_open(&self) {
@@ -388,6 +401,9 @@ async fn forward(
             until_held(&mut weather, way, false).await;
             let (allowed, last) = shared.take(way, chunk.len());
             to.write_all(&chunk[..allowed]).await?;
+            if let (Way::ToServer, Some(said)) = (way, &mut *shared.said.lock().unwrap()) {
+                said.extend_from_slice(&chunk[..allowed]);
+            }
             shared
                 .passed(way)
                 .fetch_add(allowed as u64, Ordering::SeqCst);

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fanwise::im::mock::{Entry, MockHandle, Settings, Version};
+use fanwise_mock_im::{Entry, MockHandle, Settings, Version};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 

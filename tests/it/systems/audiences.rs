@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use fanwise::im::mock::{Entry, Settings, Version};
+use fanwise_mock_im::{Entry, Settings, Version};
 use serde_json::json;
 
 use super::{Five, SYSTEMS, System, rejected};
@@ -249,7 +249,7 @@ async fn all_users_of_wukongim_v3_are_listed_on_from_the_cursor() {
     // What was listed before the kill is not listed again: what is not an acceptance or a replay is a
     // page, a login or a call that was cut off.
     let after = world.mock.stats();
-    let answered = |stats: &fanwise::im::mock::Stats| stats.accepted + stats.replays;
+    let answered = |stats: &fanwise_mock_im::Stats| stats.accepted + stats.replays;
     let others = (after.requests - before.requests) - (answered(&after) - answered(&before));
     assert!(others < 100, "{others} requests that were no messages");
     worker.drain().await;

@@ -2,7 +2,7 @@
 //! target; nobody is dead-lettered, who looks is told why, and after the mending everybody gets the
 //! message once.
 
-use fanwise::im::mock::{NeteaseSettings, Settings};
+use fanwise_mock_im::{NeteaseSettings, Settings};
 use serde_json::json;
 
 use super::{Five, SYSTEMS, System, gauge, parked_gauge, until_parked};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use fanwise::im::mock::{MockHandle, Stats};
+use fanwise_mock_im::{MockHandle, Stats};
 use serde_json::{Value, json};
 
 use super::{Five, SYSTEMS, System, gauge, listed, until_accepted};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use fanwise::im::mock::{NeteaseSettings, Quota, Settings};
+use fanwise_mock_im::{NeteaseSettings, Quota, Settings};
 
 use super::{gauge, listed, parked_gauge, until_parked};
 use crate::support::wait::until;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use fanwise::im::mock::Settings;
+use fanwise_mock_im::Settings;
 use serde_json::json;
 
 use super::until_accepted;

@@ -9,12 +9,12 @@ use tokio_util::sync::CancellationToken;
 use super::{Version, build_it, settings};
 use crate::domain::outcome::Class;
 use crate::domain::slice::{Addressed, Head};
+use crate::http::client::{Client, ClientSettings};
 use crate::im::fixture::head;
-use crate::im::http::{Client, ClientSettings};
-use crate::im::mock::{self, MockIm};
 use crate::im::wukongim::{Manager, Settings};
 use crate::ports::{Probed, Reply, Request, Target};
 use crate::secret::Secret;
+use fanwise_mock_im::{self as mock, MockIm};
 
 /// Longer than an answer takes on a busy machine.
 const BOUND: Duration = Duration::from_secs(20);

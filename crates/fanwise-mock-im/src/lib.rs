@@ -1,0 +1,501 @@
+//! A mock IM server that misbehaves on demand: `fanwise mock-im`, and the backend of the tests.
+//!
+//! It promises two things. It speaks the protocols as the real servers do, rule by rule, written
+//! from their sources; it does not depend on fanwise and its adapters. And it tells the truth about what it accepted:
+//! every accepted recipient is in the log file before the answer leaves, whatever becomes of the
+//! answer (`log`). Against that log the accounts of a job can be checked.
+//!
+//! One port serves all protocols, told apart by the path: `/hook…` is a webhook; `/msg`, `/auth`,
+//! `/user` and `/group` are OpenIM; `/nimserver` is NetEase v1 and `/im/v2` Yunxin v2; `/_mock…` and
+//! `/livez` steer and observe; all else is WuKongIM. The faults are in `faults`. Requests are
+//! served by hyper's connection loop directly, because a fault must be able to abort the
+//! connection, and because the mock also serves as the sink of benchmarks.
+//!
+//! It never delivers anything, and it keeps nothing over a restart but the log.
+//!
+//! Reading order: `faults`, `log`, `state`, `reply`, `directory`, `go`, the protocols, `control`,
+//! `args`.
+//! Another protocol is another file beside `webhook.rs`, a variant of `System` and its paths.
+
+mod args;
+mod control;
+mod directory;
+mod duration;
+mod faults;
+mod go;
+mod log;
+mod netease;
+mod openim;
+mod reply;
+mod state;
+mod webhook;
+mod wukongim;
+mod yunxin;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+pub use args::MockArgs;
+pub use faults::{Burst, Chance, FaultFlag, FaultKind, Faults, FaultsError, Latency, Share};
+pub use log::Entry;
+pub use netease::{NeteaseSettings, OnRepeat, PairError, Quota, QuotaError, Standing};
+pub use openim::{OpenimArgs, Rules as OpenimRules};
+pub use state::Stats;
+pub use wukongim::{Login, Version};
+pub use yunxin::{FailedKey, YunxinSettings};
+
+use faults::Fate;
+use reply::{Answer, Cut, ReplyBody};
+use state::State;
+
+/// Entries kept in memory unless told otherwise; about 400 bytes each.
+pub const KEEP_DEFAULT: usize = 200_000;
+
+/// Users to list unless told otherwise.
+pub const USERS_DEFAULT: u64 = 1000;
+
+/// Far above any batch that a protocol allows.
+const BODY_BYTES_MAX: usize = 32 << 20;
+
+/// Connections served at once; further ones wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 16_384;
+
+/// What requests in flight may still take when the server stops.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Pause after a failed accept, which most often means that file descriptors have run out.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
+
+/// Why the mock cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum MockError {
+    #[error("cannot listen on {addr}")]
+    Bind {
+        addr: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot open the log {}", path.display())]
+    OpenLog {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How the mock starts. [`MockArgs::into_settings`] makes one from flags; tests change the default.
+#[derive(Clone)]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub wukongim: Version,
+    /// WuKongIM v1 and v2: what the header `token` must say.
+    pub token: Option<String>,
+    /// Honour `Idempotency-Key` below `/hook`.
+    pub webhook_idempotent: bool,
+    /// Users `u1` to `uN` for those who ask for a list.
+    pub users: u64,
+    /// WuKongIM v3: the login of the manager API; without one it is open.
+    pub wukongim_manager: Option<Login>,
+    pub openim: OpenimRules,
+    pub netease: NeteaseSettings,
+    pub yunxin: YunxinSettings,
+    /// Where to append the log.
+    pub log: Option<PathBuf>,
+    /// Entries kept in memory.
+    pub keep: usize,
+    pub seed: u64,
+    /// The misbehaviour at start.
+    pub faults: Faults,
+}
+
+impl Default for Settings {
+    /// A well-behaved WuKongIM v2 on a free port of the loopback address.
+    fn default() -> Settings {
+        Settings {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            wukongim: Version::V2,
+            token: None,
+            webhook_idempotent: false,
+            users: USERS_DEFAULT,
+            wukongim_manager: None,
+            openim: OpenimRules::default(),
+            netease: NeteaseSettings::default(),
+            yunxin: YunxinSettings::default(),
+            log: None,
+            keep: KEEP_DEFAULT,
+            seed: 0,
+            faults: Faults::default(),
+        }
+    }
+}
+
+/// The mock server, listening but not yet serving.
+pub struct MockIm {
+    listener: TcpListener,
+    addr: SocketAddr,
+    state: Arc<State>,
+}
+
+/// Looks at a mock in the same process and steers it, like `/_mock/…` does from outside.
+#[derive(Clone)]
+pub struct MockHandle(Arc<State>);
+
+impl MockHandle {
+    pub fn stats(&self) -> Stats {
+        self.0.stats()
+    }
+
+    /// The settings in force, with counts as far as they are used up.
+    pub fn faults(&self) -> Faults {
+        self.0.chooser().faults().clone()
+    }
+
+    /// Changes the settings named in `patch`; `null` sets one back to its default.
+    pub fn patch_faults(&self, patch: &serde_json::Value) -> Result<Faults, FaultsError> {
+        self.0.patch_faults(patch)
+    }
+
+    /// Changes what OpenIM is configured to, like [`MockHandle::patch_faults`].
+    pub fn patch_openim(&self, patch: &serde_json::Value) -> Result<OpenimRules, FaultsError> {
+        let rules = self.0.openim.patch(patch)?;
+        Ok((*rules).clone())
+    }
+
+    /// Ends every OpenIM token: the next call with one gets this errCode. Returns how many there were.
+    pub fn revoke_openim_tokens(&self, code: i32) -> usize {
+        self.0.openim.revoke_tokens(code)
+    }
+
+    /// What one recipient was sent, oldest first.
+    pub fn accepted_by(&self, recipient: &str) -> Vec<Entry> {
+        self.0.book.of(recipient)
+    }
+
+    /// Everything accepted, in no order between recipients.
+    pub fn accepted(&self) -> Vec<Entry> {
+        self.0.book.all()
+    }
+
+    /// False once entries were left out because [`Settings::keep`] was reached.
+    pub fn is_complete(&self) -> bool {
+        self.0.book.is_complete()
+    }
+}
+
+impl MockIm {
+    /// Opens the log and listens. Connections queue up until [`MockIm::run`].
+    pub async fn bind(settings: Settings) -> Result<MockIm, MockError> {
+        let addr = settings.listen;
+        let wrong = |source| MockError::Bind { addr, source };
+        let state = Arc::new(State::new(settings)?);
+        let listener = TcpListener::bind(addr).await.map_err(wrong)?;
+        let addr = listener.local_addr().map_err(wrong)?;
+        Ok(MockIm {
+            listener,
+            addr,
+            state,
+        })
+    }
+
+    /// The address in use, with the port that was free.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn handle(&self) -> MockHandle {
+        MockHandle(Arc::clone(&self.state))
+    }
+
+    /// Serves until `stop` is ready, then finishes the requests in flight, up to a deadline.
+    /// Answers that a fault holds back for ever end at once.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        tracing::info!(addr = %self.addr, wukongim = ?self.state.version, "mock im server listens");
+        let mut connections = JoinSet::new();
+        let mut stop = pin!(stop);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                Some(_) = connections.join_next() => {}
+                accepted = self.listener.accept(), if connections.len() < CONNECTIONS_MAX => {
+                    match accepted {
+                        Ok((stream, _)) => {
+                            connections.spawn(serve(Arc::clone(&self.state), stream));
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "connection cannot be accepted");
+                            tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+                        }
+                    }
+                }
+            }
+        }
+        drop(self.listener);
+        drain(&self.state, connections).await;
+    }
+}
+
+async fn drain(state: &State, mut connections: JoinSet<()>) {
+    state.stop.cancel();
+    state.late.close();
+    let finished = async {
+        while connections.join_next().await.is_some() {}
+        state.late.wait().await;
+    };
+    if tokio::time::timeout(DRAIN_DEADLINE, finished)
+        .await
+        .is_err()
+    {
+        tracing::warn!("mock im server stops with requests in flight");
+        connections.shutdown().await;
+    }
+}
+
+/// One connection, from the first request to the last.
+async fn serve(state: Arc<State>, stream: TcpStream) {
+    state::count(&state.counters.connections, 1);
+    // Without it an answer may wait for the client's delayed acknowledgement; the mock still works.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(|request| handle(Arc::clone(&state), request));
+    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let ended = tokio::select! {
+        outcome = &mut connection => Some(outcome),
+        () = state.stop.cancelled() => None,
+    };
+    let outcome = match ended {
+        Some(outcome) => outcome,
+        None => {
+            Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
+        }
+    };
+    // Any other error is the client's going away, which faults provoke all the time.
+    if outcome.is_err_and(|error| cut(&error) == Some(Cut::Reset)) {
+        // With no time to linger, closing the socket sends an RST and drops what is not sent.
+        let _ = connection.into_parts().io.inner().set_zero_linger();
+    }
+}
+
+fn cut(error: &hyper::Error) -> Option<Cut> {
+    std::error::Error::source(error)?
+        .downcast_ref::<Cut>()
+        .copied()
+}
+
+/// An IM system that the mock plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum System {
+    Wukongim,
+    Openim,
+    Webhook,
+    Netease,
+    Yunxin,
+}
+
+impl System {
+    fn of(path: &str) -> System {
+        match path.split('/').nth(1) {
+            Some("hook") => System::Webhook,
+            Some("msg" | "auth" | "user" | "group") => System::Openim,
+            Some("nimserver") => System::Netease,
+            Some("im") => System::Yunxin,
+            _ => System::Wukongim,
+        }
+    }
+
+    /// As entries name it.
+    fn name(self) -> &'static str {
+        match self {
+            System::Wukongim => "wukongim",
+            System::Openim => "openim",
+            System::Webhook => "webhook",
+            System::Netease => "netease",
+            System::Yunxin => "yunxin",
+        }
+    }
+
+    fn answer(self, state: &State, call: &Call, fate: &Fate) -> Answer {
+        match self {
+            System::Wukongim => wukongim::answer(state, call, fate),
+            System::Openim => openim::answer(state, call, fate),
+            System::Webhook => webhook::answer(state, call, fate),
+            System::Netease => netease::answer(state, call, fate),
+            System::Yunxin => yunxin::answer(state, call, fate),
+        }
+    }
+
+    fn failure(self, state: &State, status: StatusCode, text: &str) -> Answer {
+        match self {
+            System::Wukongim => wukongim::failure(state.version, status, text),
+            System::Openim => openim::failure(status),
+            System::Webhook => webhook::failure(status, "unavailable", text),
+            System::Netease => netease::failure(status, text),
+            System::Yunxin => yunxin::failure(status, text),
+        }
+    }
+
+    fn unauthorised(self) -> Answer {
+        match self {
+            System::Wukongim => wukongim::unauthorised(),
+            System::Openim => openim::unauthorised(),
+            System::Webhook => {
+                webhook::failure(StatusCode::UNAUTHORIZED, "unauthorised", "token refused")
+            }
+            System::Netease => netease::unauthorised(),
+            System::Yunxin => yunxin::unauthorised(),
+        }
+    }
+
+    /// The answer of a server that fails after it accepted what it is asked to send.
+    fn failed_after(self, state: &State, answer: Answer) -> Answer {
+        match self {
+            // Its body says so already, with HTTP 200.
+            System::Openim => answer,
+            _ if answer.status.is_success() => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                self.failure(state, status, "internal error")
+            }
+            _ => answer,
+        }
+    }
+}
+
+/// A request that has been read.
+struct Call {
+    parts: Parts,
+    body: Bytes,
+}
+
+impl Call {
+    /// A header, if it is text.
+    fn header(&self, name: &str) -> Option<&str> {
+        self.parts.headers.get(name)?.to_str().ok()
+    }
+
+    fn traceparent(&self) -> Option<&str> {
+        self.header("traceparent")
+    }
+}
+
+async fn handle(state: Arc<State>, request: Request<Incoming>) -> Result<Response<ReplyBody>, Cut> {
+    let (parts, body) = request.into_parts();
+    // Too long, or the client went away: either way there is no one to answer.
+    let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    let body = body.map_err(|_| Cut::Close)?.to_bytes();
+    let call = Call { parts, body };
+    if let Some(answer) = control::answer(&state, &call) {
+        return Ok(answer.whole());
+    }
+    let fate = state.next_fate();
+    let answer = if fate.latency.is_zero() {
+        play(&state, &call, &fate)
+    } else {
+        play_late(&state, call, fate.clone()).await?
+    };
+    deliver(&state, fate, answer).await
+}
+
+/// Plays after the latency, even when the client has given up by then: so do real servers, and it
+/// is what makes a timeout doubtful.
+async fn play_late(state: &Arc<State>, call: Call, fate: Fate) -> Result<Answer, Cut> {
+    let own = Arc::clone(state);
+    let playing = state.late.spawn(async move {
+        tokio::time::sleep(fate.latency).await;
+        play(&own, &call, &fate)
+    });
+    playing.await.map_err(|_| Cut::Close)
+}
+
+/// What is answered, and accepted. Nothing is accepted when a fault strikes before.
+fn play(state: &State, call: &Call, fate: &Fate) -> Answer {
+    let system = System::of(call.parts.uri.path());
+    match fate.fault {
+        Some(kind) if kind.strikes_before_accepting() => struck(state, system, kind, fate),
+        Some(FaultKind::ErrorAfter) => {
+            let answer = system.answer(state, call, fate);
+            system.failed_after(state, answer)
+        }
+        _ => system.answer(state, call, fate),
+    }
+}
+
+fn struck(state: &State, system: System, kind: FaultKind, fate: &Fate) -> Answer {
+    match kind {
+        FaultKind::Burst429 | FaultKind::Error429 => {
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            let answer = system.failure(state, status, "too many requests");
+            // Systems that answer with a code of their own in a 200 name no time.
+            if answer.status == status {
+                answer.with_retry_after(fate.retry_after)
+            } else {
+                answer
+            }
+        }
+        FaultKind::Unauthorised => system.unauthorised(),
+        FaultKind::Error503 => {
+            system.failure(state, StatusCode::SERVICE_UNAVAILABLE, "retry required")
+        }
+        FaultKind::BadJsonUnaccepted => {
+            let answer = system.failure(state, StatusCode::OK, "answer with a broken body");
+            answer.broken()
+        }
+        // Hang and ResetBefore are never seen: `deliver` ends them without an answer.
+        FaultKind::Hang
+        | FaultKind::ResetBefore
+        | FaultKind::Error500
+        | FaultKind::LostAfter200
+        | FaultKind::ResetAfter
+        | FaultKind::ReplyLost
+        | FaultKind::ReplyClosed
+        | FaultKind::SlowBody
+        | FaultKind::HalfBody
+        | FaultKind::BadJson
+        | FaultKind::ErrorAfter => {
+            system.failure(state, StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+        }
+    }
+}
+
+/// Sends the answer as the fault lets it through.
+async fn deliver(state: &State, fate: Fate, answer: Answer) -> Result<Response<ReplyBody>, Cut> {
+    match fate.fault {
+        Some(FaultKind::Hang | FaultKind::ReplyLost) => {
+            state.stop.cancelled().await;
+            Err(Cut::Close)
+        }
+        Some(FaultKind::ResetBefore | FaultKind::ResetAfter) => Err(Cut::Reset),
+        Some(FaultKind::ReplyClosed) => Err(Cut::Close),
+        Some(FaultKind::SlowBody) => Ok(answer.dribbled(fate.slow_pace, state.stop.clone())),
+        Some(FaultKind::HalfBody) => Ok(answer.halved()),
+        Some(FaultKind::BadJson) => Ok(answer.broken().whole()),
+        Some(
+            FaultKind::Burst429
+            | FaultKind::Unauthorised
+            | FaultKind::Error500
+            | FaultKind::Error503
+            | FaultKind::Error429
+            | FaultKind::BadJsonUnaccepted
+            | FaultKind::LostAfter200
+            | FaultKind::ErrorAfter,
+        )
+        | None => Ok(answer.whole()),
+    }
+}
