@@ -181,7 +181,7 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
         }
         Err(what) => what,
     };
-    let failures = notice.failures + 1;
+    let failures = notice.failures.saturating_add(1);
     if failures >= context.settings.attempts_max {
         count(NoticeResult::Abandoned);
         tracing::warn!(
