@@ -25,7 +25,7 @@ use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
 use crate::domain::notice::ReplyRules;
 use crate::domain::permissions::Permissions;
-use crate::domain::schedule::{Schedule, duration_text};
+use crate::domain::schedule::{RUNGS, Schedule, duration_text};
 use crate::gateway::AppAccess;
 use crate::im::ingress::Door;
 use crate::secret::Secret;
@@ -76,8 +76,8 @@ pub struct LedgerConfig {
     pub dedup_window: Duration,
     /// `abandoned_after`: a running job of which nothing was heard for so long, and of which nothing is
     /// on its lanes, has nothing left to deliver and is ended; recipients whose outcome is not known
-    /// count as uncertain. Longer than the longest wait of a retry, 30m, and the lease. Default 45m; 2s
-    /// to 24h.
+    /// count as uncertain. Shorter than the longest wait of a retry, 30m, or the lease, plus 5m is warned
+    /// about. Default 45m; 2s to 24h.
     pub abandoned_after: Duration,
     /// `lease`: how long a claim lasts unless it is renewed; longer than every target's call timeout
     /// by at least 3s. After a crash, recipients in flight wait this long. Default 20s; 2s to 10m.
@@ -624,6 +624,9 @@ fn check_name(key: &str, name: &str, findings: &mut Findings) {
 /// How much longer than any call a claim must last, so that a late answer still finds it.
 const LEASE_MARGIN: Duration = Duration::from_secs(3);
 
+/// How much longer than any wait nothing must have been heard of a job that counts as abandoned.
+const ABANDONED_MARGIN: Duration = Duration::from_secs(5 * 60);
+
 /// Settings that are right alone and wrong together.
 fn cross_check(config: &Config, findings: &mut Findings) {
     for (name, target) in &config.targets {
@@ -645,6 +648,17 @@ fn cross_check(config: &Config, findings: &mut Findings) {
             "ledger.dedup_window",
             "is shorter than all retries together: a late retry would find nothing to compare with",
         );
+    }
+    let waits = ABANDONED_MARGIN + RUNGS[RUNGS.len() - 1].max(config.ledger.lease);
+    if config.ledger.abandoned_after < waits {
+        let what = format!(
+            "{} is shorter than the longest time that may pass between two signs of life of a job: one \
+             that still has something to send may be ended, and its recipients count as uncertain until \
+             they are sent to; set it to {} or more",
+            duration_text(config.ledger.abandoned_after),
+            duration_text(waits)
+        );
+        findings.warning("ledger.abandoned_after", what);
     }
     let (gateway, admin) = (config.gateway.listen, config.admin.listen);
     // An unspecified address listens on all of them. Port 0 is another one each time.

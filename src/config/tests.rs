@@ -829,6 +829,26 @@ fn an_app_without_a_target_is_warned_about_when_there_are_several() {
     );
 }
 
+/// A job that waits is heard of at least once in the longest rung of the ladder: one that counts as
+/// abandoned before may still have somebody to send to.
+#[test]
+fn a_job_that_may_count_as_abandoned_while_it_waits_is_warned_about() {
+    let warnings = |ledger: &str| {
+        let loaded = loaded(LEAST, &[("FANWISE_LEDGER__ABANDONED_AFTER", ledger)]);
+        assert_eq!(loaded.findings.problems, []);
+        let warnings = loaded.findings.warnings.iter();
+        warnings.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(warnings("35m").is_empty());
+    let [warning] = &warnings("34m")[..] else {
+        panic!("no warning, or several");
+    };
+    assert!(
+        warning.starts_with("ledger.abandoned_after: 34m") && warning.contains("35m or more"),
+        "{warning}"
+    );
+}
+
 #[test]
 fn a_retry_that_can_deliver_twice_is_warned_about() {
     let warned = |target: &str| {

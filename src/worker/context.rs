@@ -232,8 +232,9 @@ impl<S: Store, T> Context<S, T> {
         let started = Instant::now();
         let result = act.await;
         self.metrics.ledger(step, started.elapsed(), result.is_ok());
-        if let Err(error) = &result {
-            self.note_trouble(error);
+        match &result {
+            Ok(_) => self.ledger_health.note_recorded(step),
+            Err(error) => self.note_trouble(error),
         }
         result
     }
