@@ -76,7 +76,7 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
     if config.is_embedded() {
         let what = format!(
             "embedded in {}: `fanwise serve`",
-            config.embedded.folder.display()
+            config.embedded.dir.display()
         );
         report.add(Verdict::Ok, "engine", what);
     }

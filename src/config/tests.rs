@@ -568,7 +568,7 @@ fn misspelt_keys_are_refused_with_a_suggestion() {
         ),
         (
             "[worker]\nslices_in_wrok = 4".to_owned(),
-            "worker.slices_in_wrok: unknown key; did you mean `slices_in_work`?",
+            "worker.slices_in_wrok: unknown key; did you mean `slice_concurrency`?",
         ),
         (
             format!("{target}\ncall_timout = \"3s\""),

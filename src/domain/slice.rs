@@ -89,12 +89,22 @@ pub struct Shape {
 /// of 80, and its key costs half a byte a recipient.
 pub const BUCKET_RECIPIENTS: u64 = 320;
 
+/// Most buckets of a job.
+pub const BUCKETS_MAX: u32 = 1 << 24;
+
 impl Shape {
+    /// Whether [`Shape::of`] can have given it.
+    pub fn is_sound(self) -> bool {
+        (1..=BUCKETS_MAX).contains(&self.buckets)
+    }
+
     /// The shape for a job whose first submission has `entries` recipients (or `expected`, if its
     /// producer announced more parts).
     pub fn of(entries: u64) -> Self {
         Self {
-            buckets: entries.div_ceil(BUCKET_RECIPIENTS).clamp(1, 1 << 24) as u32,
+            buckets: entries
+                .div_ceil(BUCKET_RECIPIENTS)
+                .clamp(1, u64::from(BUCKETS_MAX)) as u32,
         }
     }
 
@@ -179,6 +189,15 @@ pub struct Ended {
     /// So many of them are repeats: of others in the list, or of recipients that had their outcome
     /// when they were claimed.
     pub repeats: u32,
+}
+
+impl Ended {
+    /// Counts further entries that ended. A slice may come from anybody, with any number in it: none is so
+    /// large that counting stops the worker.
+    pub fn add(&mut self, entries: u32, repeats: u32) {
+        self.entries = self.entries.saturating_add(entries);
+        self.repeats = self.repeats.saturating_add(repeats);
+    }
 }
 
 /// Recipients that may have been sent to, and why nobody knows: a mark that stays with them until

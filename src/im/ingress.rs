@@ -69,12 +69,12 @@ pub struct Door {
     /// AppSecret, OpenIM's secret, or WuKongIM's token; nothing where `auth = "none"`.
     pub secret: Option<Secret>,
     /// Longest wait for the jobs of a request to settle.
-    pub wait: Duration,
+    pub answer_within: Duration,
     /// An identical request without a key of its own within so long is taken for a repeat.
-    pub window: Duration,
+    pub repeat_window: Duration,
     /// Calls allowed, counted by each gateway; further ones are refused for `block`.
-    pub calls: Option<Rate>,
-    pub block: Duration,
+    pub rate: Option<Rate>,
+    pub block_for: Duration,
     /// Requests may be for all users.
     pub send_all: bool,
     /// The system's documented limits by the names of its configuration, such as `recipients_max`.

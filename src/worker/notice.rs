@@ -90,7 +90,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
         let given_up = |why: &str| {
             context
                 .metrics
-                .notice(NoticeKind::Reply, NoticeResult::GivenUp);
+                .notice(NoticeKind::Reply, NoticeResult::Abandoned);
             tracing::warn!(
                 job.id = %job.id, reply_to = queue, error = why,
                 "nobody is told over AMQP that the job completed"
@@ -181,9 +181,9 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
         }
         Err(what) => what,
     };
-    let failures = notice.failures + 1;
+    let failures = notice.failures.saturating_add(1);
     if failures >= context.settings.attempts_max {
-        count(NoticeResult::GivenUp);
+        count(NoticeResult::Abandoned);
         tracing::warn!(
             notice.id = notice.id,
             notice.app = notice.app,

@@ -216,7 +216,7 @@ async fn agree(
     let survivors = until("rest", BOUND, async || {
         let scrapes = scrape().await;
         let names = [
-            "fanwise_slices_in_work",
+            "fanwise_slices_in_flight",
             "fanwise_calls_in_flight{target=\"im\"}",
         ];
         names
