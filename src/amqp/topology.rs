@@ -257,6 +257,7 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
         name: names.ledger_queue(),
         purpose: "the last number of the ledger's sequence: a ledger with a lower one went back to older data",
         exchange: names.exchange("ledger"),
+        also: None,
         routing_key: String::new(),
         arguments: last_arguments(),
     });

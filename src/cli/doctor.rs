@@ -259,7 +259,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::im::mock::{MockIm, Settings, Version};
+    use fanwise_mock_im::{MockIm, Settings, Version};
 
     /// What is found of a target with these settings.
     async fn found(at: SocketAddr, target: &str) -> (Verdict, String) {
