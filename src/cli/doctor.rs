@@ -256,10 +256,10 @@ async fn identity(
 mod tests {
     use std::net::SocketAddr;
 
-    use fanwise_mock_im::{MockIm, Settings, Version};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use fanwise_mock_im::{MockIm, Settings, Version};
 
     /// What is found of a target with these settings.
     async fn found(at: SocketAddr, target: &str) -> (Verdict, String) {
