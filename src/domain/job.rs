@@ -410,9 +410,13 @@ fn read_job<'a>(
         );
     }
     let rate = fields.line("rate", RATE_BYTES_MAX, problems);
-    if let Some(Err(error)) = rate.as_deref().map(str::parse::<Rate>) {
-        fields.problem("rate", error.to_string(), problems);
-    }
+    let rate = match rate.as_deref().map(str::parse::<Rate>).transpose() {
+        Ok(rate) => rate,
+        Err(error) => {
+            fields.problem("rate", error.to_string(), problems);
+            None
+        }
+    };
     let on_uncertain = fields.get(
         "on_uncertain",
         "one of \"retry\", \"hold\", \"drop\"",

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use super::lane::{Lane, Priority};
+use super::limits::Rate;
 use super::message::{Content, MessageDocument, Options};
 use super::outcome::{Answer, Class, OnUncertain, Outcome};
 use super::placeholders::as_it_stands;
@@ -50,7 +51,7 @@ pub struct Head {
     pub expires_at_ms: Option<u64>,
     /// The job's own limit, as it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate: Option<String>,
+    pub rate: Option<Rate>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_uncertain: Option<OnUncertain>,
     /// Where to POST the accounts when the job completes.

@@ -224,11 +224,6 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         let context = &*shift.context;
         let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, slice.head.id);
         let app = context.apps.get(&slice.head.app);
-        let job_rate = slice
-            .head
-            .rate
-            .as_deref()
-            .and_then(|rate| rate.parse().ok());
         let per_call = match personal {
             Some(_) => 1,
             None => target.recipients_per_call(&slice.head),
@@ -243,7 +238,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
                 .map(|id| fingerprinter.fingerprint(id))
                 .collect(),
             job: slice.head.id.to_string(),
-            rates: [target.limit, app.and_then(|app| app.limit), job_rate],
+            rates: [target.limit, app.and_then(|app| app.limit), slice.head.rate],
             fail_open: app.is_some_and(|app| app.fail_open),
             rules: Rules {
                 attempts_max: context.settings.attempts_max,
