@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{self, Hosts, Manners, Outside};
+use crate::http::server::{self, Hosts, Manners, Outside};
 use crate::metrics::Metrics;
 
 /// What the port reports.
@@ -104,7 +104,8 @@ fn serve(listener: TcpListener, hosts: Hosts, status: Status, stop: Cancellation
             Ok(listener) => {
                 // What is under way when the process ends has nothing to say any more.
                 let forever = CancellationToken::new();
-                let serving = http::serve(listener, None, routes(hosts, status), MANNERS, forever);
+                let serving =
+                    server::serve(listener, None, routes(hosts, status), MANNERS, forever);
                 stop.run_until_cancelled(serving).await;
                 Ok(())
             }

@@ -65,13 +65,14 @@
 //!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
 //! list, and the job's record is rebuilt from them. A ledger that comes back with older data is noticed by
-//! the heartbeats it has lost, and the jobs that ran are marked; what it does not know any more, when
+//! the heartbeats it has lost, or by a number that the broker keeps too, and the jobs that ran are
+//! marked; what it does not know any more, when
 //! nothing is left to deliver, ends as uncertain.
 //!
 //! *Sharing.* The head of a request is judged before its body is waited for. What it takes up after that
 //! (a place, bytes, a stream) comes out of its app's share, until its answer is taken: an app may hold
 //! three times as much as is still free (`gateway::pool`). Connections that are idle make place for new
-//! ones (`http::connections`).
+//! ones (`http::server`).
 //!
 //! *Long lists* travel as parts. Where a part names its list (`together`), its slices wait on the ladder
 //! until the ledger knows all parts, so that whoever dies between two of them leaves nobody
@@ -86,9 +87,10 @@
 //!   Redis. [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other
 //!   and not the worker.
 //! - [`steer`]: what operators may tell running work, for the commands and the HTTP interface.
-//! - [`gateway`]: the HTTP interface, over `http`, the server it shares with [`admin`].
-//! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions; one
-//!   HTTP client for all. The crate `fanwise-mock-im` plays these systems.
+//! - [`gateway`]: the HTTP interface. [`http`]: the server that it shares with [`admin`], and the client
+//!   that sends every call.
+//! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions.
+//!   The crate `fanwise-mock-im` plays these systems.
 //! - [`config`], [`app`] (puts everything together), [`allocator`], [`admin`], [`metrics`], [`telemetry`],
 //!   [`shutdown`], [`exit`], [`secret`], [`cli`], [`schema`].
 //!
@@ -106,12 +108,13 @@ pub mod allocator;
 pub mod amqp;
 pub mod app;
 pub mod cli;
+mod codec;
 pub mod config;
 pub mod domain;
 pub mod embedded;
 pub mod exit;
 pub mod gateway;
-mod http;
+pub mod http;
 pub mod im;
 mod json;
 mod limits;

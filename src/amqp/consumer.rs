@@ -126,7 +126,7 @@ impl Consumer for RabbitConsumer {
     }
 }
 
-fn hand_out(delivery: lapin::message::Delivery, origin: &Arc<Origin>) -> Delivery {
+pub(super) fn hand_out(delivery: lapin::message::Delivery, origin: &Arc<Origin>) -> Delivery {
     let body = Bytes::from(delivery.data);
     Delivery {
         body: body.clone(),

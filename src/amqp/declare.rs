@@ -50,15 +50,17 @@ pub(super) async fn apply(
     }
     for queue in &topology.queues {
         declare_queue(dial, &channel, queue).await?;
-        let what = format!("bind queue `{}` to `{}`", queue.name, queue.exchange);
-        let bound = channel.queue_bind(
-            dial.name(&queue.name)?,
-            dial.name(&queue.exchange)?,
-            dial.name(&queue.routing_key)?,
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        );
-        dial.ask(what, bound).await?;
+        for exchange in [&queue.exchange].into_iter().chain(&queue.also) {
+            let what = format!("bind queue `{}` to `{exchange}`", queue.name);
+            let bound = channel.queue_bind(
+                dial.name(&queue.name)?,
+                dial.name(exchange)?,
+                dial.name(&queue.routing_key)?,
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            dial.ask(what, bound).await?;
+        }
     }
     close_channel(dial, &channel).await?;
     if !created.is_empty() {
@@ -177,7 +179,7 @@ pub(super) async fn open_channel(dial: &Dial, connection: &Link) -> Result<Chann
         .await
 }
 
-async fn close_channel(dial: &Dial, channel: &Channel) -> Result<(), AmqpError> {
+pub(super) async fn close_channel(dial: &Dial, channel: &Channel) -> Result<(), AmqpError> {
     let closed = channel.close(200, ShortString::default());
     dial.ask("close a channel".to_owned(), closed).await
 }
@@ -204,8 +206,13 @@ async fn declare_exchange(
         durable: true,
         ..ExchangeDeclareOptions::default()
     };
+    let mut arguments = FieldTable::default();
+    if let Some(alternate) = &exchange.alternate {
+        let alternate = AMQPValue::LongString(alternate.as_str().into());
+        arguments.insert("alternate-exchange".into(), alternate);
+    }
     let name = dial.name(&exchange.name)?;
-    let declared = channel.exchange_declare(name, kind, options, FieldTable::default());
+    let declared = channel.exchange_declare(name, kind, options, arguments);
     dial.ask(format!("declare exchange `{}`", exchange.name), declared)
         .await
         .map_err(|error| {

@@ -7,6 +7,7 @@
 //! - `admin`: looking at queues without taking anything away.
 //! - `connection`: one connection, and the errors of this folder.
 //! - `stream`, `frames`: the bytes of a connection, so that no message can end it.
+//! - `stray`: what left the ladder for a lane that does not exist.
 //! - `moved`: what the broker put into the rejected queue by itself.
 //!
 //! `Ok` from a publish means on disk at a majority of the queue's replicas. Nothing here retries or
@@ -25,6 +26,7 @@ mod frames;
 mod moved;
 mod publisher;
 mod session;
+mod stray;
 mod stream;
 mod topology;
 
@@ -156,6 +158,8 @@ impl Rabbit {
     pub async fn delete_all(&self) -> Result<(), BrokerError> {
         let connection = self.dial.open("delete").await?;
         declare::delete(&self.dial, &connection, &self.topology()).await?;
+        let retired = topology::retired(&self.settings.namespace);
+        declare::delete(&self.dial, &connection, &retired).await?;
         self.dial.close(&connection).await;
         Ok(())
     }

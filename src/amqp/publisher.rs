@@ -455,6 +455,7 @@ fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
         Route::Event { app, event } => {
             (names.exchange("events"), format!("{app}.{event}"), "event")
         }
+        Route::Sequence => (names.exchange("ledger"), String::new(), "sequence"),
         Route::Reply {
             queue,
             correlation_id: id,

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Event};
@@ -24,6 +24,7 @@ use super::consumer::{Origin, RabbitConsumer};
 use super::declare;
 use super::moved;
 use super::publisher::{self, RabbitPublisher, Wiring};
+use super::stray;
 use super::stream::Link;
 use super::topology::Names;
 use crate::ports::{BrokerError, Lost, Moved, Session, Source};
@@ -123,33 +124,50 @@ impl Session for RabbitSession {
     /// Each consumer has a channel of its own: the prefetch of one is not that of another, acks of
     /// many lanes are worked on by many processes of the broker, and there are only tens of them.
     async fn consume(&self, source: Source, prefetch: u16) -> Result<RabbitConsumer, BrokerError> {
-        let queue = self.names.queue(&source);
-        let (channel, stream) = self.subscribe(&queue, prefetch).await?;
-        let origin = Origin {
-            channel,
-            queue,
-            rejected_exchange: self.names.exchange("rejected"),
-            publisher: self.publisher.clone(),
-            lost: self.lost.clone(),
-            frame_max: self.frame_max(),
-        };
+        let (stream, origin) = self.receive(self.names.queue(&source), prefetch).await?;
         Ok(RabbitConsumer::new(stream, origin))
     }
 
     async fn moved(&self) -> Result<watch::Receiver<Moved>, BrokerError> {
         let queue = self.names.moved_queue();
-        let (channel, stream) = self.subscribe(&queue, MOVED_PREFETCH).await?;
+        let (channel, copies) = self.subscribe(&queue, MOVED_PREFETCH).await?;
+        let (strays, origin) = self
+            .receive(self.names.stray_queue(), stray::PREFETCH)
+            .await?;
         let (tell, moved) = watch::channel(Moved::default());
         let (names, lost) = (Arc::clone(&self.names), self.lost.clone());
         // It ends with the session.
         tokio::spawn(async move {
-            let counting = count_moved(stream, &names, &tell);
-            lost.run_until_cancelled(counting).await;
-            // Or the queue is gone: the next session declares it again.
+            let both = async {
+                tokio::select! {
+                    () = count_moved(copies, &names, &tell) => {}
+                    () = stray::take_back(strays, origin, &tell) => {}
+                }
+            };
+            lost.run_until_cancelled(both).await;
+            // Or a queue is gone: the next session declares it again.
             lost.cancel();
             drop(channel);
         });
         Ok(moved)
+    }
+
+    async fn sequence(&self) -> Result<u64, BrokerError> {
+        let queue = self.names.ledger_queue();
+        let channel = declare::open_channel(&self.dial, &self.consuming).await?;
+        let got = channel.basic_get(self.dial.name(&queue)?, BasicGetOptions::default());
+        let got = self
+            .dial
+            .ask(format!("read queue `{queue}`"), got)
+            .await
+            .map_err(|error| error.explain(&AMQPSoftError::NOTFOUND, declare::MISSING))?;
+        let number = got.and_then(|message| {
+            let digits = std::str::from_utf8(&message.delivery.data).ok()?;
+            digits.parse().ok()
+        });
+        // Which gives the message back.
+        declare::close_channel(&self.dial, &channel).await?;
+        Ok(number.unwrap_or(0))
     }
 
     fn lost(&self) -> CancellationToken {
@@ -171,6 +189,24 @@ impl RabbitSession {
     fn frame_max(&self) -> usize {
         let agreed = self.publishing.configuration().frame_max();
         usize::try_from(agreed).unwrap_or(usize::MAX)
+    }
+
+    /// Subscribes to a queue whose messages end as deliveries do.
+    async fn receive(
+        &self,
+        queue: String,
+        prefetch: u16,
+    ) -> Result<(lapin::Consumer, Origin), BrokerError> {
+        let (channel, stream) = self.subscribe(&queue, prefetch).await?;
+        let origin = Origin {
+            channel,
+            queue,
+            rejected_exchange: self.names.exchange("rejected"),
+            publisher: self.publisher.clone(),
+            lost: self.lost.clone(),
+            frame_max: self.frame_max(),
+        };
+        Ok((stream, origin))
     }
 
     async fn subscribe(

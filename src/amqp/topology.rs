@@ -5,14 +5,18 @@
 //! The routing of messages ([`Names`]) lives here too, so that what is published and what is bound
 //! cannot drift apart.
 //!
-//! The lanes exchange has no alternate exchange on purpose, though it would let the ladder get rid of
-//! messages for lanes that do not exist. A publish counts as routed when it takes the alternate way, so
-//! a slice for a lane whose queue is gone for a moment would be confirmed and end among the rejected
-//! messages, in no account; and so would what leaves the ladder while a broker that starts has its
-//! queues before its bindings. Instead what we put on the ladder returns to the lane it came from.
+//! What leaves the ladder takes an exchange of its own, `back`, which leads to the same lanes. A broker
+//! keeps a message that it cannot dead-letter, and 32 of those hold up their rung for everybody; so what
+//! `back` leads nowhere goes to the strays by its alternate exchange. A worker takes them from there back
+//! to their lane, or rejects them if it still does not exist. They are not rejected by the broker itself,
+//! because a broker that starts has its queues before its bindings, and a lane's queue that was deleted
+//! is declared again in a moment. The lanes exchange has no alternate exchange on purpose: a publish
+//! counts as routed when it takes the alternate way, so a slice to a lane whose queue is gone would be
+//! confirmed.
 //!
 //! Names carry a version (`.v1`): arguments of a queue never change in place, a queue with other
-//! arguments is another queue. Nothing here is a policy, so that a broker without any policy keeps
+//! arguments is another queue. The exchange of a rung has the version of its queue, or an older worker
+//! beside this one would bind its own queue to it, and everything would wait, and return, twice. Nothing here is a policy, so that a broker without any policy keeps
 //! every promise; what an operator may tune (length limits, replicas) is left to policies.
 
 use std::collections::BTreeMap;
@@ -55,6 +59,9 @@ pub struct Topology {
 pub struct Exchange {
     pub name: String,
     pub kind: Kind,
+    /// Takes what leads nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alternate: Option<String>,
     pub purpose: &'static str,
 }
 
@@ -76,12 +83,15 @@ impl Kind {
     }
 }
 
-/// A durable quorum queue and its one binding.
+/// A durable quorum queue and its bindings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Queue {
     pub name: String,
     pub purpose: &'static str,
     pub exchange: String,
+    /// Another exchange that leads here, by the same routing key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub also: Option<String>,
     pub routing_key: String,
     pub arguments: BTreeMap<&'static str, Value>,
 }
@@ -123,7 +133,7 @@ impl Names {
     /// The exchange that leads to the waiting queue of the rung for this delay.
     pub(super) fn retry_exchange(&self, delay: Duration) -> String {
         // Any delay finds a rung, so that none can name an exchange that does not exist.
-        self.exchange(&format!("retry.{}", rung_name(rung(delay))))
+        self.rung(rung(delay))
     }
 
     pub(super) fn queue(&self, source: &Source) -> String {
@@ -141,13 +151,26 @@ impl Names {
         self.versioned("rejected")
     }
 
+    pub(super) fn stray_queue(&self) -> String {
+        self.versioned("stray")
+    }
+
     pub(super) fn moved_queue(&self) -> String {
         self.versioned("moved")
+    }
+
+    pub(super) fn ledger_queue(&self) -> String {
+        self.versioned("ledger")
     }
 
     /// Whether jobs, and not slices, are in a queue.
     pub(super) fn has_jobs(&self, queue: &str) -> bool {
         queue.starts_with(&self.exchange("jobs."))
+    }
+
+    /// The exchange and the waiting queue of a rung, which are called the same.
+    fn rung(&self, rung: Duration) -> String {
+        format!("{}.retry.{}.v2", self.namespace, rung_name(rung))
     }
 
     fn versioned(&self, name: &str) -> String {
@@ -170,6 +193,7 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
             name: names.queue(&Source::Jobs(priority)),
             purpose: "jobs as producers publish them, until they are cut into slices",
             exchange: names.exchange("jobs"),
+            also: None,
             routing_key: priority.as_str().to_owned(),
             arguments: work_arguments(&names),
         });
@@ -182,23 +206,34 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
                 _ => "slices of one target and class, until every recipient has its outcome",
             },
             exchange: names.exchange("lanes"),
+            also: Some(names.exchange("back")),
             routing_key: lane.to_string(),
             arguments: work_arguments(&names),
         });
     }
     for rung in RUNGS {
         queues.push(Queue {
-            name: names.versioned(&format!("retry.{}", rung_name(rung))),
+            name: names.rung(rung),
             purpose: "slices that wait; nobody consumes, they go back to their lane when their time is up",
             exchange: names.retry_exchange(rung),
+            also: None,
             routing_key: String::new(),
             arguments: waiting_arguments(&names, rung),
         });
     }
     queues.push(Queue {
+        name: names.stray_queue(),
+        purpose: "what left the ladder for a lane that did not exist; workers take it back or reject it",
+        exchange: names.exchange("stray"),
+        also: None,
+        routing_key: String::new(),
+        arguments: work_arguments(&names),
+    });
+    queues.push(Queue {
         name: names.dead_queue(),
         purpose: "recipients that ended failed or uncertain, kept until somebody redrives or purges them",
         exchange: names.exchange("dead"),
+        also: None,
         routing_key: "#".to_owned(),
         arguments: kept_arguments(),
     });
@@ -206,6 +241,7 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
         name: names.moved_queue(),
         purpose: "copies of rejected messages; workers count those that the broker itself put there",
         exchange: names.exchange("rejected"),
+        also: None,
         routing_key: String::new(),
         arguments: counted_arguments(),
     });
@@ -213,8 +249,17 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
         name: names.rejected_queue(),
         purpose: "messages that are no jobs or slices, unharmed, with the reason in a header",
         exchange: names.exchange("rejected"),
+        also: None,
         routing_key: String::new(),
         arguments: kept_arguments(),
+    });
+    queues.push(Queue {
+        name: names.ledger_queue(),
+        purpose: "the last number of the ledger's sequence: a ledger with a lower one went back to older data",
+        exchange: names.exchange("ledger"),
+        also: None,
+        routing_key: String::new(),
+        arguments: last_arguments(),
     });
 
     Topology {
@@ -223,10 +268,36 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     }
 }
 
+/// The ladder of earlier versions, to be deleted with the rest. It led to the lanes exchange, and what
+/// led nowhere there stayed on it.
+pub(super) fn retired(namespace: &str) -> Topology {
+    let names = Names::new(namespace);
+    let name = |rung| names.exchange(&format!("retry.{}", rung_name(rung)));
+    let exchanges = RUNGS.map(|rung| Exchange {
+        name: name(rung),
+        kind: Kind::Fanout,
+        alternate: None,
+        purpose: "",
+    });
+    let queues = RUNGS.map(|rung| Queue {
+        name: format!("{}.v1", name(rung)),
+        purpose: "",
+        exchange: name(rung),
+        also: None,
+        routing_key: String::new(),
+        arguments: BTreeMap::new(),
+    });
+    Topology {
+        exchanges: exchanges.into(),
+        queues: queues.into(),
+    }
+}
+
 fn exchanges(names: &Names) -> Vec<Exchange> {
     let exchange = |name: String, kind, purpose| Exchange {
         name,
         kind,
+        alternate: None,
         purpose,
     };
     let mut all = vec![
@@ -251,6 +322,19 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
     }));
     all.extend([
         exchange(
+            names.exchange("stray"),
+            Kind::Fanout,
+            "what leaves the ladder and leads nowhere",
+        ),
+        Exchange {
+            alternate: Some(names.exchange("stray")),
+            ..exchange(
+                names.exchange("back"),
+                Kind::Direct,
+                "from the ladder back to the lanes; the routing key is the lane",
+            )
+        },
+        exchange(
             names.exchange("dead"),
             Kind::Topic,
             "dead letters; the routing key is <app>.<target>, bind your own queue for a copy",
@@ -259,6 +343,11 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
             names.exchange("rejected"),
             Kind::Fanout,
             "messages that cannot be understood or that kill their reader",
+        ),
+        exchange(
+            names.exchange("ledger"),
+            Kind::Direct,
+            "numbers of the ledger's sequence",
         ),
         exchange(
             names.exchange("events"),
@@ -278,7 +367,7 @@ fn work_arguments(names: &Names) -> BTreeMap<&'static str, Value> {
 
 /// Of the ladder.
 fn waiting_arguments(names: &Names, rung: Duration) -> BTreeMap<&'static str, Value> {
-    let mut arguments = dead_letter_arguments(names.exchange("lanes"));
+    let mut arguments = dead_letter_arguments(names.exchange("back"));
     let rung_ms = i64::try_from(rung.as_millis()).unwrap_or(i64::MAX);
     arguments.insert("x-message-ttl", Value::Number(rung_ms));
     arguments
@@ -300,6 +389,13 @@ fn counted_arguments() -> BTreeMap<&'static str, Value> {
         ("x-max-length", Value::Number(COUNTED_MAX)),
         ("x-max-length-bytes", Value::Number(COUNTED_BYTES_MAX)),
     ])
+}
+
+/// Of the queue that keeps the last message alone. It is read by taking and giving back.
+fn last_arguments() -> BTreeMap<&'static str, Value> {
+    let mut arguments = kept_arguments();
+    arguments.insert("x-max-length", Value::Number(1));
+    arguments
 }
 
 fn dead_letter_arguments(exchange: String) -> BTreeMap<&'static str, Value> {
@@ -329,7 +425,7 @@ fn why(argument: &str) -> &'static str {
             "a full queue refuses what is new and keeps what it has; at-least-once needs it"
         }
         "x-max-length" | "x-max-length-bytes" => {
-            "copies are to be counted, not kept: past this the oldest go"
+            "copies to be counted, or the last number of the ledger: past this the oldest go"
         }
         "x-message-ttl" => {
             "the waiting time in ms, one for the whole queue, since only its head expires"
@@ -343,12 +439,19 @@ impl fmt::Display for Topology {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "EXCHANGES (durable)")?;
         for exchange in &self.exchanges {
-            writeln!(f, "{} ({})", exchange.name, exchange.kind.as_str())?;
+            write!(f, "{} ({})", exchange.name, exchange.kind.as_str())?;
+            if let Some(alternate) = &exchange.alternate {
+                write!(f, " alternate-exchange={alternate}")?;
+            }
+            writeln!(f)?;
             writeln!(f, "    {}", exchange.purpose)?;
         }
         writeln!(f, "\nQUEUES (durable)")?;
         for queue in &self.queues {
             write!(f, "{} <- {}", queue.name, queue.exchange)?;
+            if let Some(also) = &queue.also {
+                write!(f, ", {also}")?;
+            }
             if !queue.routing_key.is_empty() {
                 write!(f, " [{}]", queue.routing_key)?;
             }

@@ -25,7 +25,7 @@ use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{
     self, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
 };
-use crate::im::http::{Client, ClientSettings};
+use crate::http::client::{Client, ClientSettings};
 use crate::ports::{
     Broker as _, Entry, JobFilter, JobQuery, JobRecord, KeptMessage, Ledger as _, Outgoing,
     Publisher as _, Reply, Request, Route, Session as _, Shelf, Shelves as _,

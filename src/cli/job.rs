@@ -219,7 +219,7 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
 fn unknown(name: &JobName) -> Failure {
     let what = format!(
         "there is no job {:?} (looked for id {}); it may be older than the dedup window, not accepted \
-         yet, or rejected",
+         yet, or rejected (`fanwise dead rejected` shows why)",
         name.job,
         name.job.parse().unwrap_or_else(|_| name.key())
     );

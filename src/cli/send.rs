@@ -34,7 +34,7 @@ use crate::domain::outcome::Answer;
 use crate::domain::permissions::Asked;
 use crate::domain::text;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::im::http::{Client, ClientSettings};
+use crate::http::client::{Client, ClientSettings};
 use crate::ports::{Entry, JobRecord, JobState};
 use crate::service::admission::{Refused, examine, keeps_rules};
 use crate::worker::{Census, census};

@@ -568,7 +568,7 @@ fn misspelt_keys_are_refused_with_a_suggestion() {
         ),
         (
             "[worker]\nslices_in_wrok = 4".to_owned(),
-            "worker.slices_in_wrok: unknown key; did you mean `slices_in_work`?",
+            "worker.slices_in_wrok: unknown key; did you mean `slice_concurrency`?",
         ),
         (
             format!("{target}\ncall_timout = \"3s\""),
@@ -826,6 +826,26 @@ fn an_app_without_a_target_is_warned_about_when_there_are_several() {
     assert_eq!(
         warnings,
         ["apps.default.target: no default target: its jobs must name one"]
+    );
+}
+
+/// A job that waits is heard of at least once in the longest rung of the ladder: one that counts as
+/// abandoned before may still have somebody to send to.
+#[test]
+fn a_job_that_may_count_as_abandoned_while_it_waits_is_warned_about() {
+    let warnings = |ledger: &str| {
+        let loaded = loaded(LEAST, &[("FANWISE_LEDGER__ABANDONED_AFTER", ledger)]);
+        assert_eq!(loaded.findings.problems, []);
+        let warnings = loaded.findings.warnings.iter();
+        warnings.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(warnings("35m").is_empty());
+    let [warning] = &warnings("34m")[..] else {
+        panic!("no warning, or several");
+    };
+    assert!(
+        warning.starts_with("ledger.abandoned_after: 34m") && warning.contains("35m or more"),
+        "{warning}"
     );
 }
 

@@ -8,6 +8,8 @@ use ring::digest;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use siphasher::sip::SipHasher13;
 
+use crate::codec;
+
 /// One broadcast: the first 96 bits of SHA-256 over app and `client_msg_no`, as 24 hex digits.
 ///
 /// A job is idempotent on (app, `client_msg_no`), so its id needs no register: two producers that
@@ -112,20 +114,13 @@ impl Fingerprinter {
 
 /// SHA-256 as a hexadecimal string, shortened to `bytes` bytes.
 pub fn digest_hex(parts: &[&[u8]], bytes: usize) -> String {
-    use fmt::Write as _;
     let mut context = digest::Context::new(&digest::SHA256);
     for part in parts {
         // The length keeps ("ab", "c") apart from ("a", "bc").
         context.update(&(part.len() as u64).to_be_bytes());
         context.update(part);
     }
-    let digest = context.finish();
-    digest.as_ref()[..bytes]
-        .iter()
-        .fold(String::with_capacity(bytes * 2), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    codec::hex(&context.finish().as_ref()[..bytes])
 }
 
 /// Who holds a claim: drawn anew for every delivery of a slice, so that a delivery that comes back

@@ -4,7 +4,7 @@
 use axum::http::{HeaderMap, Version, header};
 
 use super::problem::Refusal;
-use crate::http::Outside;
+use crate::http::server::Outside;
 
 impl From<Outside> for Refusal {
     fn from(outside: Outside) -> Self {

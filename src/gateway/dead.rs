@@ -273,8 +273,7 @@ async fn keep<B: Broker + Shelves, S: Store, T: Transport>(
     shelf: Shelf,
     meant: impl Fn(KeptMessage) -> Option<Bytes> + Send + Sync,
 ) -> Result<Records, Refusal> {
-    let mut writing =
-        spool::Writing::create(&gateway.upload_folder).map_err(|error| full(&error))?;
+    let mut writing = spool::Writing::create(&gateway.upload_dir).map_err(|error| full(&error))?;
     let mut failed = None;
     let visit = |message: KeptMessage| {
         let written = meant(message).map_or(Ok(()), |record| writing.write(&record));

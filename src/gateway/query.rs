@@ -142,8 +142,8 @@ pub(super) async fn named<B: Broker, S: Store, T>(
 
 pub(super) fn unknown(job: &str) -> Refusal {
     Refusal::NotFound(format!(
-        "there is no job {job:?}: not accepted yet, rejected, or older than the dedup window; a job \
-         is named by its id, or by its client_msg_no with ?app="
+        "there is no job {job:?}: not accepted yet, rejected (`fanwise dead rejected` shows why), or older \
+         than the dedup window; a job is named by its id, or by its client_msg_no with ?app="
     ))
 }
 

@@ -17,7 +17,7 @@ use super::problem::{Refusal, uniform};
 use super::shares::accounted;
 use super::submit::submit;
 use super::{Gateway, dead, dropin, events, query, templates};
-use crate::http::Peer;
+use crate::http::server::Peer;
 use crate::ports::{Broker, Shelves, Transport};
 use crate::worker::Store;
 

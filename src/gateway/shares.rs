@@ -15,7 +15,7 @@ use super::access::Caller;
 use super::pool::{Pool, Share};
 use super::problem::{RETRY_AFTER_SECONDS, Refusal};
 use super::routes::Shared;
-use crate::http::{Kept, Peer};
+use crate::http::server::{Kept, Peer};
 
 /// Bodies in memory, all requests together. A job is rarely more than some KiB.
 const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;

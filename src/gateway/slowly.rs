@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Gateway;
-use crate::http::Peer;
+use crate::http::server::Peer;
 use crate::ports::Broker;
 
 /// Between two wrong guesses from one address, in the long run.

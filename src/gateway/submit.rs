@@ -333,7 +333,7 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
         keeps_rules(&*gateway.context, &tried.job.asked)?;
         Ok(spec)
     };
-    let (folder, most) = (&*gateway.upload_folder, gateway.upload_bytes_max);
+    let (folder, most) = (&*gateway.upload_dir, gateway.upload_bytes_max);
     match listing {
         Listing::Body(format) => {
             let list = wishes.list(format)?;

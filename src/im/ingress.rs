@@ -69,12 +69,12 @@ pub struct Door {
     /// AppSecret, OpenIM's secret, or WuKongIM's token; nothing where `auth = "none"`.
     pub secret: Option<Secret>,
     /// Longest wait for the jobs of a request to settle.
-    pub wait: Duration,
+    pub answer_within: Duration,
     /// An identical request without a key of its own within so long is taken for a repeat.
-    pub window: Duration,
+    pub repeat_window: Duration,
     /// Calls allowed, counted by each gateway; further ones are refused for `block`.
-    pub calls: Option<Rate>,
-    pub block: Duration,
+    pub rate: Option<Rate>,
+    pub block_for: Duration,
     /// Requests may be for all users.
     pub send_all: bool,
     /// The system's documented limits by the names of its configuration, such as `recipients_max`.
@@ -291,8 +291,7 @@ impl Told {
     /// The same as 32 hexadecimal digits.
     pub fn message_id_hex(&self, recipient: &str) -> String {
         let digest = self.digest(recipient);
-        let digits = digest.as_ref()[..16].iter();
-        digits.map(|byte| format!("{byte:02x}")).collect()
+        crate::codec::hex(&digest.as_ref()[..16])
     }
 
     fn digest(&self, recipient: &str) -> digest::Digest {
@@ -314,9 +313,7 @@ pub fn key(text: &str) -> Option<String> {
     if wrong_id(text, CLIENT_MSG_NO_BYTES_MAX).is_none() {
         return Some(text.to_owned());
     }
-    let mut key = Vec::new();
-    super::json::push_hex(&mut key, &super::json::digest::<32>(&[text]));
-    Some(crate::json::written(key))
+    Some(crate::codec::hex(&super::json::digest::<32>(&[text])))
 }
 
 /// A text as a JSON value.

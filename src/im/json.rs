@@ -12,35 +12,6 @@ pub(super) fn push_string(out: &mut Vec<u8>, text: &str) {
 
 pub(super) use crate::json::write as push;
 
-pub(super) fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
-    }
-}
-
-/// Appends a text so that it is data wherever in a URL it stands: everything is encoded but the
-/// characters that mean nothing in any part of it. A segment of dots alone means a folder, so they
-/// are encoded too.
-pub(super) fn push_encoded(out: &mut String, text: &str) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    let dots = text.bytes().all(|byte| byte == b'.');
-    for byte in text.bytes() {
-        match byte {
-            b'.' if dots => out.push_str("%2E"),
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                out.push(char::from(byte));
-            }
-            byte => {
-                out.push('%');
-                out.push(char::from(DIGITS[usize::from(byte >> 4)]));
-                out.push(char::from(DIGITS[usize::from(byte & 15)]));
-            }
-        }
-    }
-}
-
 /// The first `N` bytes of the SHA-256 of texts, each closed by a byte that no text contains.
 pub(super) fn digest<const N: usize>(texts: &[&str]) -> [u8; N] {
     let mut context = digest::Context::new(&SHA256);

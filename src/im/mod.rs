@@ -3,7 +3,7 @@
 //! A folder holds everything about its system: settings, how a call is put together, how its reply is
 //! read, which code means what, and how its existing callers speak ([`ingress`]). A further system is a
 //! folder, its `mod` line, one line in each list at the end of this file, and a reader of its keys in
-//! `config::targets`. Nothing here waits or retries: adapters are pure functions, [`http`] sends, and the
+//! `config::targets`. Nothing here waits or retries: adapters are pure functions, [`crate::http::client`] sends, and the
 //! worker decides what follows from an answer.
 //!
 //! `fanwise-mock-im` plays the systems in tests; it is a crate of its own that does not know the adapters.
@@ -13,7 +13,6 @@ pub(crate) mod address;
 /// Jobs and replies for the tests of all systems.
 #[cfg(test)]
 mod fixture;
-pub mod http;
 /// What existing callers of the systems say, and what they hear.
 pub mod ingress;
 /// How calls are put together: JSON, URLs and digests without detours.
@@ -110,7 +109,7 @@ macro_rules! systems {
 fn address_of(url: &str) -> Option<(String, u16)> {
     let (scheme, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;
-    let authority: ::http::uri::Authority = authority.parse().ok()?;
+    let authority: http::uri::Authority = authority.parse().ok()?;
     let default = if scheme == "https" { 443 } else { 80 };
     Some((
         authority.host().to_owned(),

@@ -465,6 +465,8 @@ pub struct Considered {
     pub messages: Vec<(String, Bytes)>,
     /// What is known of the job.
     pub record: Option<JobRecord>,
+    /// What is entered into the ledger once the job is durable.
+    pub entry: Entry,
 }
 
 /// Takes all steps but [`charge`], for the messages of one job.
@@ -484,6 +486,7 @@ pub async fn consider<A: Admission>(
     }
     Ok(Considered {
         record: agree(admission, &job).await?,
+        entry: job.entry(job.recipients),
         id: job.id,
         asked: job.asked,
         messages: submissions.into_iter().zip(bodies).collect(),

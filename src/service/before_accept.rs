@@ -18,6 +18,7 @@ use ring::hmac;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::codec;
 use crate::domain::fields::shorten;
 use crate::domain::ids::{JobId, digest_hex};
 use crate::domain::job::Job;
@@ -205,7 +206,7 @@ impl BeforeAccept {
         headers.insert(header::CONTENT_TYPE, json);
         if let Some(secret) = &self.secret {
             let secret = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
-            let signature = Signature::sign(&secret, key.as_bytes(), &body);
+            let signature = codec::signature(&secret, key.as_bytes(), &body);
             let name = HeaderName::from_static(Signature::HEADER);
             headers.extend(HeaderValue::from_bytes(&signature).map(|value| (name, value)));
         }

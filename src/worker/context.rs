@@ -46,13 +46,13 @@ pub struct Settings {
     /// Recipients per slice.
     pub slice_recipients: u32,
     /// Slices in delivery at a time, per target, besides those of the express lane.
-    pub slices_in_work: usize,
+    pub slice_concurrency: usize,
     /// Slices of the express lane in delivery at a time, per target.
-    pub express_in_work: usize,
+    pub small_job_concurrency: usize,
     /// How long a claim lasts unless it is renewed: longer than any call.
     pub lease: Duration,
     /// How long one delivery may work on a slice before the rest goes to the end of its lane.
-    pub slice_budget: Duration,
+    pub slice_time_max: Duration,
     /// Attempts per recipient, the first included.
     pub attempts_max: u32,
     pub retry: Schedule,
@@ -79,7 +79,7 @@ pub struct TargetRuntime {
     pub limit: Option<Rate>,
     pub on_uncertain: OnUncertain,
     /// How long a configuration fault parks it, or the job that met it, before it is tried again.
-    pub config_park: Duration,
+    pub config_fault_pause: Duration,
     pub health: Health,
     pub metrics: TargetMetrics,
     /// Calls under way.
@@ -232,8 +232,9 @@ impl<S: Store, T> Context<S, T> {
         let started = Instant::now();
         let result = act.await;
         self.metrics.ledger(step, started.elapsed(), result.is_ok());
-        if let Err(error) = &result {
-            self.note_trouble(error);
+        match &result {
+            Ok(_) => self.ledger_health.note_recorded(step),
+            Err(error) => self.note_trouble(error),
         }
         result
     }

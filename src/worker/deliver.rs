@@ -37,14 +37,15 @@ use super::shift::Shift;
 use super::together::{self, Turn};
 use crate::domain::delivery::{Batch, Call, Delivery, Rules};
 use crate::domain::directive::{Board, Go, Order};
-use crate::domain::fields::{Problem, summary};
+use crate::domain::fields::{Problem, shorten, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
+use crate::domain::job::NAME_BYTES_MAX;
 use crate::domain::lane::Lane;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Answer, Class, OnUncertain, Outcome, Verdict};
 use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
-use crate::domain::slice::{SLICE_VERSION, Slice, Unrecorded};
+use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
@@ -72,8 +73,7 @@ pub(super) enum Fate {
     Reject(String),
 }
 
-/// Works on one slice of a lane. What is left of it goes back there, whatever lane it names: the ladder
-/// cannot get rid of what leads nowhere, and holds up everything behind it.
+/// Works on one slice of a lane. What is left of it goes back there, whatever lane it names.
 pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
     shift: &Shift<S, T, P>,
     lane: Lane,
@@ -88,6 +88,9 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         Ok(_) => return unreadable(shift, lane, body, traceparent, None).await,
         Err(error) => return unreadable(shift, lane, body, traceparent, Some(error)).await,
     };
+    if let Err(why) = belongs(&slice, &lane) {
+        return Fate::Reject(why);
+    }
     let Some(target) = shift.context.targets.get(&slice.head.target) else {
         return Fate::Reject(format!("there is no target {:?} here", slice.head.target));
     };
@@ -95,12 +98,49 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         let fate = enumerate(shift, target, &slice, asking, traceparent).await;
         return fate.unwrap_or(Fate::Lost);
     }
-    let personal = match Personal::of(&slice.head) {
-        Ok(personal) => personal,
-        Err(problems) => return Fate::Reject(summary(&problems)),
-    };
+    // Texts that an earlier version accepted and this one cannot compile: each recipient fails with the
+    // reason, as one whose own values do not fit, so that the job is completed.
+    let personal = Personal::of(&slice.head)
+        .map_err(|problems| Problem::new("message", summary(&problems)))
+        .transpose();
     let scene = Scene::new(shift, Arc::clone(target), slice, personal, traceparent);
     Work::new(&scene).run().await.unwrap_or(Fate::Lost)
+}
+
+/// Whether a slice can be one of ours on this lane. Anybody who may write to the lanes exchange can put
+/// others there. The places of a lane are those of its target; the names of target and app are part of
+/// routing keys, which have room for so much; and a ledger that gets more outcomes than entries, or is
+/// audited in billions of buckets, keeps a place busy for good.
+fn belongs(slice: &Slice, lane: &Lane) -> Result<(), String> {
+    let Slice { head, entries, .. } = slice;
+    if head.target != lane.target {
+        let named = shorten(&head.target, NAME_BYTES_MAX);
+        return Err(format!(
+            "a slice for target {named:?} on lane {lane}: publish it to a lane of its target, or publish \
+             the job again"
+        ));
+    }
+    if head.app.len() > NAME_BYTES_MAX {
+        return Err(format!(
+            "head.app has {} bytes, at most {NAME_BYTES_MAX} are taken: no dead letter or event could \
+             be published for it",
+            head.app.len()
+        ));
+    }
+    let listed = slice.recipients.len() + slice.unrecorded.entries() as usize;
+    if listed > *entries as usize {
+        return Err(format!(
+            "a slice of {entries} list entries with {listed} recipients: entries count repeats too, so \
+             there are never fewer"
+        ));
+    }
+    if !slice.shape.is_sound() {
+        return Err(format!(
+            "shape.buckets is {}, from 1 to {BUCKETS_MAX} are taken",
+            slice.shape.buckets
+        ));
+    }
+    Ok(())
 }
 
 /// A slice of a newer version waits for a newer worker; anything else is no slice.
@@ -158,7 +198,8 @@ struct Scene<'a, S, T, P> {
     slice: Slice,
     calls: Box<dyn Calls>,
     /// Every recipient gets a message, and so a call, of its own.
-    personal: Option<Personal>,
+    /// Or why nobody can have it.
+    personal: Option<Result<Personal, Problem>>,
     per_call: usize,
     fingerprints: Vec<Fingerprint>,
     /// The job id as text, the name of the job's own limit.
@@ -177,17 +218,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         shift: &'a Shift<S, T, P>,
         target: Arc<TargetRuntime>,
         slice: Slice,
-        personal: Option<Personal>,
+        personal: Option<Result<Personal, Problem>>,
         traceparent: Option<String>,
     ) -> Self {
         let context = &*shift.context;
         let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, slice.head.id);
         let app = context.apps.get(&slice.head.app);
-        let job_rate = slice
-            .head
-            .rate
-            .as_deref()
-            .and_then(|rate| rate.parse().ok());
         let per_call = match personal {
             Some(_) => 1,
             None => target.recipients_per_call(&slice.head),
@@ -202,7 +238,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
                 .map(|id| fingerprinter.fingerprint(id))
                 .collect(),
             job: slice.head.id.to_string(),
-            rates: [target.limit, app.and_then(|app| app.limit), job_rate],
+            rates: [target.limit, app.and_then(|app| app.limit), slice.head.rate],
             fail_open: app.is_some_and(|app| app.fail_open),
             rules: Rules {
                 attempts_max: context.settings.attempts_max,
@@ -289,7 +325,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
     }
 
     /// The call of one recipient of a personal job, within the limits of the target.
-    fn open_for(&self, personal: &Personal, index: usize) -> Result<Box<dyn Calls>, Problem> {
+    fn open_for(
+        &self,
+        personal: &Result<Personal, Problem>,
+        index: usize,
+    ) -> Result<Box<dyn Calls>, Problem> {
+        let personal = personal.as_ref().map_err(Problem::clone)?;
         let head = personal.render(self.slice.vars_of(index))?;
         let target = &*self.target.target;
         match target.check(&head).into_iter().next() {
@@ -443,7 +484,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         if scene.shift.lost.is_cancelled() {
             return Err(Pause::Lost);
         }
-        let budget = scene.shift.context.settings.slice_budget;
+        let budget = scene.shift.context.settings.slice_time_max;
         if scene.shift.halt.is_cancelled() || scene.began.elapsed() > budget {
             return Err(Pause::PutOff(Duration::ZERO));
         }

@@ -65,7 +65,7 @@ impl<S: Store, T> Context<S, T> {
                 code = park.code,
                 "a configuration fault: the job is parked for {} s, nobody of it is dead-lettered, and \
                  other jobs go on: {}",
-                target.config_park.as_secs(),
+                target.config_fault_pause.as_secs(),
                 park.text
             );
         }
@@ -95,7 +95,7 @@ fn parking(
             None
         }
         // It answers, and is left alone for what it says.
-        Class::Config => Some((ParkReason::Config, target.config_park)),
+        Class::Config => Some((ParkReason::Config, target.config_fault_pause)),
         Class::Throttled => {
             let wait = health.throttled(now, answer.retry_after);
             Some((ParkReason::Throttled, wait))

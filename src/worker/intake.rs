@@ -20,7 +20,7 @@ use super::context::{Context, RECONNECT, Store, now_ms};
 use super::shift::Shift;
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
-use crate::domain::ids::{Fingerprinter, SliceId};
+use crate::domain::ids::{Fingerprinter, JobId, SliceId};
 use crate::domain::job::Job;
 use crate::domain::lane::Priority;
 use crate::domain::message::Content;
@@ -203,16 +203,26 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         let now = jiff::Timestamp::now();
         let job = match Job::read(body, Some(priority), context, now) {
             Ok(job) => job,
-            Err(problems) => return Refused::Problems(problems).into(),
+            Err(problems) => {
+                if let Some(job) = Job::named(body) {
+                    self.withdraw(job);
+                }
+                return Refused::Problems(problems).into();
+            }
         };
         let fate = self.expand_job(&job);
         if matches!(fate, Fate::Refused(..)) {
-            // Whoever accepted it may have entered it. Not repeated: the upkeep finds it too.
-            let withdraw = context.store.withdraw(job.head.id);
-            let withdraw = context.try_step(LedgerStep::Accept, withdraw);
-            let _ = self.runtime.block_on(withdraw);
+            self.withdraw(job.head.id);
         }
         fate
+    }
+
+    /// Whoever accepted a job that is refused may have entered it. Not repeated: the upkeep finds it too.
+    fn withdraw(&self, job: JobId) {
+        let context = &*self.shift.context;
+        let withdraw = context.store.withdraw(job);
+        let withdraw = context.try_step(LedgerStep::Accept, withdraw);
+        let _ = self.runtime.block_on(withdraw);
     }
 
     fn expand_job(&self, job: &Job<'_>) -> Fate {
@@ -331,7 +341,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             entries,
             parts: job.part.of,
             shape: Shape::of(expected),
-            rate: job.head.rate.clone(),
+            rate: job.head.rate.map(|rate| rate.to_string()),
             not_before_ms: job.head.not_before_ms,
             callback_url: job.head.callback_url.clone(),
             reply_to: job.head.reply_to.clone(),

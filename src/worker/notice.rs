@@ -6,7 +6,6 @@
 //! Neither a parked target nor a directive concerns it. A reply over AMQP needs no such detour: the
 //! broker itself is where it is to go.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +17,7 @@ use serde_json::value::RawValue;
 use super::context::{Context, RECONNECT, Store, chain};
 use super::deliver::Fate;
 use super::shift::{Job, Shift, event};
+use crate::codec;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::job::{Context as _, check_callback};
 use crate::domain::lane::Lane;
@@ -90,7 +90,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
         let given_up = |why: &str| {
             context
                 .metrics
-                .notice(NoticeKind::Reply, NoticeResult::GivenUp);
+                .notice(NoticeKind::Reply, NoticeResult::Abandoned);
             tracing::warn!(
                 job.id = %job.id, reply_to = queue, error = why,
                 "nobody is told over AMQP that the job completed"
@@ -181,9 +181,9 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
         }
         Err(what) => what,
     };
-    let failures = notice.failures + 1;
+    let failures = notice.failures.saturating_add(1);
     if failures >= context.settings.attempts_max {
-        count(NoticeResult::GivenUp);
+        count(NoticeResult::Abandoned);
         tracing::warn!(
             notice.id = notice.id,
             notice.app = notice.app,
@@ -226,8 +226,10 @@ async fn call<S, T: Transport>(
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(IDEMPOTENCY_KEY, text(&notice.id)?);
-    let signature = signature(&callbacks.secret, &notice.id, &body);
-    headers.insert(SIGNATURE, text(&signature)?);
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, callbacks.secret.expose().as_bytes());
+    let signature = codec::signature(&secret, notice.id.as_bytes(), &body);
+    let signature = HeaderValue::from_bytes(&signature).map_err(|error| error.to_string())?;
+    headers.insert(SIGNATURE, signature);
     if let Some(traceparent) = traceparent {
         headers.insert("traceparent", text(traceparent)?);
     }
@@ -244,40 +246,11 @@ async fn call<S, T: Transport>(
     }
 }
 
-fn signature(secret: &Secret, id: &str, body: &[u8]) -> String {
-    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
-    let mut context = hmac::Context::with_key(&key);
-    context.update(id.as_bytes());
-    context.update(b".");
-    context.update(body);
-    let mut text = "v1=".to_owned();
-    for byte in context.sign().as_ref() {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
-}
-
 fn outgoing(notice: &Notice, route: Route, traceparent: Option<String>) -> Outgoing {
     Outgoing {
         route,
         body: json::bytes(notice).into(),
         message_id: format!("{}/notice", notice.id),
         traceparent,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As `printf '%s' 'j.1.{}' | openssl dgst -sha256 -hmac secret` prints it.
-    #[test]
-    fn the_signature_covers_id_and_body() {
-        let signature = signature(&Secret::new("secret"), "j.1", b"{}");
-        assert_eq!(
-            signature,
-            "v1=cf2c2a29e96d8308474b3ee54aa789873005cd1b6ab00843b7a3e8cbe41b781b"
-        );
     }
 }

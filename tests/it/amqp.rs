@@ -413,6 +413,92 @@ async fn a_waiting_slice_returns_to_its_lane() {
     finish(&rabbit, session).await;
 }
 
+/// Promise 11: messages for a lane that does not exist, which somebody put on the ladder, hold up nobody's
+/// retries: they are counted and end as rejected, with the reason. The broker keeps what it cannot
+/// dead-letter, and 32 of those would stop a rung.
+#[tokio::test]
+async fn promise_11_what_waits_for_no_lane_holds_up_no_retry() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let mut home = session.consume(Source::Lane(express()), 10).await.unwrap();
+    let mut moved = session.moved().await.unwrap();
+    let rung = Duration::from_secs(1);
+    let waiting = |lane: String, body: &str| outgoing(Route::Wait { lane, rung }, body);
+    let nowhere = (0..40).map(|number| waiting("nowhere.express".to_owned(), &format!("{number}")));
+    let publisher = session.publisher();
+    publisher.publish(nowhere.collect()).await.unwrap();
+    let last = waiting(express().to_string(), "later");
+    publisher.publish(vec![last]).await.unwrap();
+    let delivery = next(&mut home).await;
+    assert_eq!(delivery.body, "later");
+    delivery.ack().await.unwrap();
+    let counted = moved.wait_for(|moved| moved.slices == 40);
+    timeout(PATIENCE, counted).await.unwrap().unwrap();
+    let kept = read_bodies(&rabbit, Shelf::Rejected).await;
+    assert_eq!(kept.len(), 40);
+    for message in kept {
+        let reason = &message.headers["fanwise-reason"];
+        assert!(reason.contains("nowhere.express"), "{reason}");
+    }
+    finish(&rabbit, session).await;
+}
+
+/// Promise 1: slices that wait while the queue of their lane is deleted return to it once a worker has
+/// declared it again.
+#[tokio::test]
+async fn promise_1_what_waits_while_its_lane_is_gone_returns_to_it() {
+    let Some(rabbit) = rabbit() else { return };
+    let session = rabbit.connect().await.unwrap();
+    let waiting = (0..40).map(|number| {
+        let lane = express().to_string();
+        let rung = Duration::from_secs(1);
+        outgoing(Route::Wait { lane, rung }, &format!("{number}"))
+    });
+    session
+        .publisher()
+        .publish(waiting.collect())
+        .await
+        .unwrap();
+    let topology = rabbit.topology();
+    let queue = |end: &str| {
+        let found = topology.queues.iter().find(|it| it.name.ends_with(end));
+        found.unwrap().name.clone()
+    };
+    let raw = raw_connection().await;
+    let channel = raw.create_channel().await.unwrap();
+    let lane = queue("wk.express.v1").as_str().into();
+    channel
+        .queue_delete(lane, Default::default())
+        .await
+        .unwrap();
+    let stray = queue(".stray.v1");
+    timeout(PATIENCE, async {
+        loop {
+            let depths = rabbit.depths().await.unwrap();
+            let depth = depths.iter().find(|it| it.queue == stray).unwrap();
+            if depth.counts.unwrap().ready == 40 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .unwrap();
+    session.close().await;
+    let session = rabbit.connect().await.unwrap();
+    let mut home = session.consume(Source::Lane(express()), 50).await.unwrap();
+    let moved = session.moved().await.unwrap();
+    let mut back = BTreeSet::new();
+    for _ in 0..40 {
+        let delivery = next(&mut home).await;
+        back.insert(delivery.body.clone());
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(back.len(), 40);
+    assert_eq!(moved.borrow().slices, 0);
+    finish(&rabbit, session).await;
+}
+
 /// A rejected message lies in the rejected queue with every byte and property it came with.
 #[tokio::test]
 async fn a_rejected_message_is_kept_unharmed() {

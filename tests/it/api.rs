@@ -75,7 +75,7 @@ impl Place {
     async fn embedded(name: &str) -> Self {
         let scratch = Scratch::new(name);
         let folder = scratch.path().join("data");
-        let engine = format!("[embedded]\nfolder = {folder:?}");
+        let engine = format!("[embedded]\ndir = {folder:?}");
         Self::with(scratch, &engine, false).await
     }
 
@@ -83,7 +83,7 @@ impl Place {
     pub(crate) async fn embedded_with(name: &str, more: &str) -> Self {
         let scratch = Scratch::new(name);
         let folder = scratch.path().join("data");
-        let engine = format!("{more}\n[embedded]\nfolder = {folder:?}");
+        let engine = format!("{more}\n[embedded]\ndir = {folder:?}");
         Self::with(scratch, &engine, false).await
     }
 

@@ -12,9 +12,10 @@ use axum::http::HeaderMap;
 use axum::routing::post;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use data_encoding::HEXLOWER;
 use fanwise::domain::ids::JobId;
 use fanwise::gateway::pinned;
-use fanwise::im::http::{Client, ClientSettings};
+use fanwise::http::client::{Client, ClientSettings};
 use fanwise::im::webhook::Signature;
 use fanwise::ports::Request;
 use fanwise_mock_im::{MockHandle, Settings, Version};
@@ -64,7 +65,7 @@ impl Place {
         let config = format!(
             r#"
             [embedded]
-            folder = {:?}
+            dir = {:?}
             [gateway]
             listen = "127.0.0.1:{port}"
             {gateway}
@@ -363,7 +364,8 @@ impl Moderator {
     fn decide(&self, headers: &HeaderMap, body: &str) -> String {
         let key = headers["idempotency-key"].as_bytes();
         let secret = hmac::Key::new(hmac::HMAC_SHA256, b"m0derator");
-        let signature = Signature::sign(&secret, key, body.as_bytes());
+        let signed = hmac::sign(&secret, &[key, b".", body.as_bytes()].concat());
+        let signature = format!("v1={}", HEXLOWER.encode(signed.as_ref())).into_bytes();
         assert_eq!(headers[Signature::HEADER].as_bytes(), signature);
         let question: Value = serde_json::from_str(body).unwrap();
         self.0.lock().unwrap().push(question.clone());
@@ -637,7 +639,7 @@ async fn uploads_and_drop_in_calls_are_held_to_the_rules() {
 /// An app that asks too often is told when to come again; others are not held up.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_of_an_app_are_limited() {
-    let apps = "[apps.shop]\ntarget = \"im\"\ntoken = \"shop\"\nrequests = \"1/min burst 2\"\n\
+    let apps = "[apps.shop]\ntarget = \"im\"\ntoken = \"shop\"\nrequest_rate = \"1/min burst 2\"\n\
                 [apps.bank]\ntarget = \"im\"\ntoken = \"bank\"";
     let place = Place::new("permit-requests", "token = \"all\"", apps).await;
     let process = place.serve().await;

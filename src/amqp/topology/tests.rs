@@ -16,10 +16,10 @@ fn json_tells_the_same() {
         .as_array()
         .unwrap()
         .iter()
-        .find(|queue| queue["name"] == "fanwise.retry.5m.v1")
+        .find(|queue| queue["name"] == "fanwise.retry.5m.v2")
         .unwrap();
     assert_eq!(rung["arguments"]["x-message-ttl"], 300_000);
-    assert_eq!(rung["arguments"]["x-dead-letter-exchange"], "fanwise.lanes");
+    assert_eq!(rung["arguments"]["x-dead-letter-exchange"], "fanwise.back");
     assert_eq!(json["exchanges"][0]["kind"], "direct");
 }
 
@@ -29,7 +29,9 @@ fn every_queue_hangs_on_an_exchange_of_ours_and_has_its_own_name() {
     let exchanges: Vec<_> = topology.exchanges.iter().map(|e| &e.name).collect();
     let mut queues: Vec<_> = topology.queues.iter().map(|q| &q.name).collect();
     for queue in &topology.queues {
-        assert!(exchanges.contains(&&queue.exchange), "{}", queue.name);
+        for exchange in [&queue.exchange].into_iter().chain(&queue.also) {
+            assert!(exchanges.contains(&exchange), "{}", queue.name);
+        }
         for name in queue.arguments.keys() {
             assert!(!why(name).is_empty(), "{name} has a reason");
         }
@@ -61,5 +63,52 @@ fn any_delay_leads_to_a_rung_that_exists() {
     for seconds in [0, 1, 4, 5, 59, 61, 1800, 100_000] {
         let name = names.retry_exchange(Duration::from_secs(seconds));
         assert!(exchanges.iter().any(|e| e.name == name), "{name}");
+    }
+}
+
+/// What an older worker declares and publishes to is not what this one uses: queues with other arguments
+/// would be refused, and a rung with two queues returns everything twice.
+#[test]
+fn the_ladder_shares_no_name_with_the_one_before() {
+    let now = topology::<&str>("x", &[]);
+    let old = retired("x");
+    assert_eq!((old.exchanges.len(), old.queues.len()), (6, 6));
+    for exchange in &old.exchanges {
+        assert!(!now.exchanges.iter().any(|it| it.name == exchange.name));
+    }
+    for queue in &old.queues {
+        assert!(!now.queues.iter().any(|it| it.name == queue.name));
+    }
+}
+
+/// Promise 11: what cannot leave a rung holds it up for everybody, so every way out leads somewhere.
+#[test]
+fn what_leaves_a_rung_for_no_lane_has_a_place_to_go() {
+    let topology = topology("x", &["a"]);
+    let back = topology.exchanges.iter().find(|it| it.name == "x.back");
+    let stray = back.unwrap().alternate.as_deref();
+    assert!(
+        topology
+            .queues
+            .iter()
+            .any(|it| Some(it.exchange.as_str()) == stray)
+    );
+    for queue in &topology.queues {
+        let out = queue.arguments.get("x-dead-letter-exchange");
+        if queue.name.contains(".retry.") {
+            assert_eq!(
+                out,
+                Some(&Value::Text("x.back".to_owned())),
+                "{}",
+                queue.name
+            );
+        }
+        let lane = queue.exchange == "x.lanes";
+        assert_eq!(
+            queue.also.as_deref(),
+            lane.then_some("x.back"),
+            "{}",
+            queue.name
+        );
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use ring::digest::{self, SHA1_FOR_LEGACY_USE_ONLY};
 
+use crate::codec::hex;
 use crate::domain::fields::Problem;
 use crate::im::address::Base;
 use crate::im::json;
@@ -94,11 +95,10 @@ impl Account {
         for part in [self.secret.expose(), &nonce, &seconds] {
             sum.update(part.as_bytes());
         }
-        let mut digits = Vec::with_capacity(40);
-        json::push_hex(&mut digits, sum.finish().as_ref());
+        let check_sum = hex(sum.finish().as_ref());
         request.headers.insert(NONCE, header_value(nonce));
         request.headers.insert(CUR_TIME, header_value(seconds));
-        request.headers.insert(CHECK_SUM, header_value(digits));
+        request.headers.insert(CHECK_SUM, header_value(check_sum));
     }
 }
 
@@ -108,9 +108,7 @@ pub(in crate::im) fn request_id(job: &str, recipients: &[&str]) -> String {
     let mut texts = Vec::with_capacity(recipients.len() + 1);
     texts.push(job);
     texts.extend_from_slice(recipients);
-    let mut digits = Vec::with_capacity(32);
-    json::push_hex(&mut digits, &json::digest::<16>(&texts));
-    crate::json::written(digits)
+    hex(&json::digest::<16>(&texts))
 }
 
 /// The length of a text as the vendor's limits count it: in UTF-16 units, as its Java does.

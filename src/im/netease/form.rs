@@ -3,6 +3,8 @@
 //! Everything but letters, digits and `-._~` is percent-encoded, a space as `%20`: that reads the same
 //! to whoever takes `+` for a space and to whoever does not.
 
+use crate::codec::push_percent;
+
 /// Fields in the order in which they are sent; a name stands once.
 #[derive(Debug, Default)]
 pub(super) struct Form(Vec<(String, String)>);
@@ -32,29 +34,14 @@ impl Form {
     pub(super) fn encode_up_to(&self, last: &str) -> Vec<u8> {
         let mut body = Vec::new();
         for (name, value) in &self.0 {
-            encode(name.as_bytes(), &mut body);
+            push_percent(&mut body, name.as_bytes());
             body.push(b'=');
-            encode(value.as_bytes(), &mut body);
+            push_percent(&mut body, value.as_bytes());
             body.push(b'&');
         }
-        encode(last.as_bytes(), &mut body);
+        push_percent(&mut body, last.as_bytes());
         body.push(b'=');
         body
-    }
-}
-
-/// Appends a text percent-encoded.
-pub(in crate::im) fn encode(text: &[u8], out: &mut Vec<u8>) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in text {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(*byte),
-            byte => out.extend_from_slice(&[
-                b'%',
-                DIGITS[usize::from(byte >> 4)],
-                DIGITS[usize::from(byte & 15)],
-            ]),
-        }
     }
 }
 

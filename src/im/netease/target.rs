@@ -13,9 +13,10 @@ use serde_json::value::RawValue;
 
 use super::account::{Account, length, request_id};
 use super::content::{Names, Object, number, text};
-use super::form::{Form, encode};
+use super::form::Form;
 use super::job::{badge, check_badge, check_native, check_sender, native};
 use super::{Settings, code, reply};
+use crate::codec::push_percent;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Content, plain_text};
@@ -277,7 +278,7 @@ impl Target for NetEase {
     /// Looks up accounts, of nobody: that it is answered shows whether key and secret are taken.
     fn identify(&self) -> Option<Request> {
         let mut body = Form::default().encode_up_to("accids");
-        encode(b"[]", &mut body);
+        push_percent(&mut body, b"[]");
         let id = request_id("fanwise-doctor", &[]);
         let users = self.users.clone();
         Some(self.account.request(users, &REQUEST_ID, &id, body))
@@ -363,7 +364,7 @@ impl Calls for Batch {
         let mut body =
             Vec::with_capacity(self.before.len() + list.len() + 8 * recipients.len() + 8);
         body.extend_from_slice(&self.before);
-        encode(&list, &mut body);
+        push_percent(&mut body, &list);
         let id = request_id(&self.job, recipients);
         self.account
             .request(self.uri.clone(), &REQUEST_ID, &id, body)
@@ -389,7 +390,7 @@ impl Calls for Team {
         debug_assert_eq!(recipients.len(), 1, "one group a call is declared");
         let team = recipients.first().copied().unwrap_or_default();
         let mut body = self.before.clone();
-        encode(team.as_bytes(), &mut body);
+        push_percent(&mut body, team.as_bytes());
         let id = request_id(&self.job, recipients);
         self.account
             .request(self.uri.clone(), &REQUEST_ID, &id, body)

@@ -16,6 +16,7 @@ use super::login::TokenLogin;
 use super::native::{self, Native};
 use super::reply::{self, Refusal};
 use super::{GROUP_SESSION, NOTIFICATION_SESSION, OPERATION_ID, Session, Settings};
+use crate::codec::push_hex;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Push, plain_text};
@@ -292,7 +293,7 @@ impl OpenImCalls {
         let mut id = Vec::with_capacity(self.job.len() + 33);
         id.extend_from_slice(self.job.as_bytes());
         id.push(b'-');
-        json::push_hex(&mut id, &json::digest::<16>(recipients));
+        push_hex(&mut id, &json::digest::<16>(recipients));
         operation_value(id.into())
     }
 

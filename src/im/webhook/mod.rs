@@ -48,7 +48,6 @@ use self::target::Base;
 use self::template::{Template, Url};
 use crate::domain::fields::Problem;
 use crate::domain::outcome::Class;
-use crate::im::json;
 use crate::ports::Profile;
 use crate::secret::Secret;
 
@@ -110,17 +109,6 @@ impl Signature {
             secret,
             header: Self::HEADER.to_owned(),
         }
-    }
-
-    /// The value of the header: HMAC-SHA-256 over the idempotency key, a dot and the body.
-    pub fn sign(secret: &hmac::Key, key: &[u8], body: &[u8]) -> Vec<u8> {
-        let mut context = hmac::Context::with_key(secret);
-        context.update(key);
-        context.update(b".");
-        context.update(body);
-        let mut signature = b"v1=".to_vec();
-        json::push_hex(&mut signature, context.sign().as_ref());
-        signature
     }
 }
 

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::template::{Opened, OpenedUrl, Template, Url};
-use super::{IDEMPOTENCY_KEY, Signature, Statuses};
+use super::{IDEMPOTENCY_KEY, Statuses};
+use crate::codec::{self, push_hex};
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::outcome::{Answer, Class, Verdict};
@@ -147,9 +148,9 @@ impl Calls for WebhookCalls {
         let mut key = Vec::with_capacity(self.job.len() + 33);
         key.extend_from_slice(self.job.as_bytes());
         key.push(b'-');
-        json::push_hex(&mut key, &json::digest::<16>(recipients));
+        push_hex(&mut key, &json::digest::<16>(recipients));
         if let Some((name, secret)) = &self.base.signature {
-            headers.insert(name, header_value(Signature::sign(secret, &key, &body)));
+            headers.insert(name, header_value(codec::signature(secret, &key, &body)));
         }
         headers.insert(IDEMPOTENCY_KEY, header_value(key));
         Request {

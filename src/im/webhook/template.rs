@@ -5,10 +5,10 @@ use bytes::Bytes;
 use http::Uri;
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 
+use crate::codec::push_segment;
 use crate::domain::job::{CLIENT_MSG_NO_BYTES_MAX, NAME_BYTES_MAX, RECIPIENT_BYTES_MAX};
 use crate::domain::slice::Head;
 use crate::im::address::no_credentials;
-use crate::im::json::push_encoded;
 
 /// Longest path and query once everything is filled in; more than servers take.
 const PATH_BYTES_MAX: usize = 16 * 1024;
@@ -110,10 +110,10 @@ impl Template {
             match piece {
                 Piece::Text(piece) => text.push_str(piece),
                 Piece::Placeholder(Placeholder::ClientMsgNo) => {
-                    push_encoded(text, &head.client_msg_no)
+                    push_segment(text, &head.client_msg_no)
                 }
                 Piece::Placeholder(Placeholder::Job) => text.push_str(&head.id.to_string()),
-                Piece::Placeholder(Placeholder::App) => push_encoded(text, &head.app),
+                Piece::Placeholder(Placeholder::App) => push_segment(text, &head.app),
                 Piece::Placeholder(Placeholder::Recipient) => between.push(String::new()),
             }
         }
@@ -146,7 +146,7 @@ impl Opened {
         let mut filled = String::with_capacity(length);
         for (index, text) in self.between.iter().enumerate() {
             if index > 0 {
-                push_encoded(&mut filled, recipient);
+                push_segment(&mut filled, recipient);
             }
             filled.push_str(text);
         }

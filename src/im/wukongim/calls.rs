@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::probe::{self, LookUp};
 use super::{Version, code};
+use crate::codec::push_hex;
 use crate::domain::outcome::{Answer, Class, Verdict};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, unreadable};
@@ -70,7 +71,7 @@ impl Single {
         let mut number = self.client_msg_no.clone().into_bytes();
         if self.per_recipient {
             number.push(b'-');
-            json::push_hex(&mut number, &json::short_hash(recipient));
+            push_hex(&mut number, &json::short_hash(recipient));
         }
         String::from_utf8_lossy(&number).into_owned()
     }
@@ -89,7 +90,7 @@ impl Calls for Single {
         body.extend_from_slice(before);
         if self.per_recipient {
             // The channel tells recipients apart on the server; this is for the sender's devices.
-            json::push_hex(&mut body, &json::short_hash(recipient));
+            push_hex(&mut body, &json::short_hash(recipient));
             body.push(b'"');
         }
         body.extend_from_slice(KEY);

@@ -16,8 +16,9 @@ use http::{HeaderMap, HeaderValue, Method, Uri};
 use serde::Deserialize;
 
 use super::{Manager, Settings, Version, code, header_value};
+use crate::codec::push_segment;
 use crate::domain::outcome::{Answer, Class};
-use crate::im::json::{self, push_encoded};
+use crate::im::json;
 use crate::im::reading::{BAD_REPLY, excerpt, retry_after};
 use crate::ports::{Credential, Directory, Login, Page, Reply, Request};
 use crate::secret::Secret;
@@ -76,7 +77,7 @@ impl Directory for Users {
         let mut uri = format!("{}?limit={limit}", self.uri);
         if let Some(cursor) = cursor {
             uri.push_str(&format!("&{name}="));
-            push_encoded(&mut uri, cursor);
+            push_segment(&mut uri, cursor);
         }
         Request {
             method: Method::GET,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use serde::Deserialize;
 
-use crate::im::json::push_encoded;
+use crate::codec::push_segment;
 use crate::ports::{Probed, Reply, Request};
 
 /// Ends the id of the channel that holds the commands of another one.
@@ -35,12 +35,12 @@ impl LookUp {
             channel.push_str(COMMANDS);
         }
         let mut uri = format!("{}?channel_id=", self.uri);
-        push_encoded(&mut uri, &channel);
+        push_segment(&mut uri, &channel);
         uri.push_str(&format!(
             "&channel_type={}&client_msg_no=",
             self.channel_type
         ));
-        push_encoded(&mut uri, client_msg_no);
+        push_segment(&mut uri, client_msg_no);
         Some(Request {
             method: Method::GET,
             uri: uri.parse().ok()?,

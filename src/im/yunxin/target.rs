@@ -12,6 +12,7 @@ use http::{HeaderName, Uri};
 use serde_json::value::RawValue;
 
 use super::{Settings, reply};
+use crate::codec::push_percent;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Content, plain_text};
@@ -20,7 +21,6 @@ use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::netease::account::{Account, length, request_id};
 use crate::im::netease::content::{Names, Object, number, text};
-use crate::im::netease::form::encode;
 use crate::im::netease::job::{badge, check_badge, check_native, check_sender, native};
 use crate::ports::{Calls, Profile, Reply, Request, Signing, Target};
 
@@ -215,9 +215,9 @@ impl Target for Yunxin {
             });
         };
         let mut path = b"/im/v2/conversations/".to_vec();
-        encode(
-            format!("{}|{kind}|", self.sender(head)).as_bytes(),
+        push_percent(
             &mut path,
+            format!("{}|{kind}|", self.sender(head)).as_bytes(),
         );
         Box::new(Single {
             account,
@@ -421,7 +421,7 @@ impl Calls for Single {
         debug_assert_eq!(recipients.len(), 1, "one recipient a call is declared");
         let recipient = recipients.first().copied().unwrap_or_default();
         let mut path = self.path.clone();
-        encode(recipient.as_bytes(), &mut path);
+        push_percent(&mut path, recipient.as_bytes());
         path.extend_from_slice(b"/messages");
         let id = request_id(&self.job, recipients);
         let mut body = Vec::with_capacity(self.before.len() + self.after.len() + 36);

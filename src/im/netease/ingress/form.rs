@@ -5,8 +5,10 @@
 //! space, as it is to the vendor's servers. A body that is a JSON object is taken as well: fields that
 //! are not texts stand for their JSON.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use crate::codec::percent_decoded;
 use crate::im::ingress::loose::{Loose, unpacked};
 
 /// The fields that hold JSON, and the others.
@@ -125,29 +127,8 @@ impl Progress {
 
 /// A text without its encoding; nothing if that is not UTF-8.
 fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        rest = tail;
-        let byte = match first {
-            b'+' => b' ',
-            b'%' => match tail.first_chunk::<2>().and_then(|digits| byte(*digits)) {
-                Some(byte) => {
-                    rest = &tail[2..];
-                    byte
-                }
-                None => b'%',
-            },
-            byte => *byte,
-        };
-        bytes.push(byte);
-    }
-    String::from_utf8(bytes).ok()
-}
-
-fn byte(digits: [u8; 2]) -> Option<u8> {
-    let digit = |digit: u8| char::from(digit).to_digit(16);
-    u8::try_from(16 * digit(digits[0])? + digit(digits[1])?).ok()
+    let spaced = text.replace('+', " ");
+    percent_decoded(spaced.as_bytes()).map(Cow::into_owned)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
+use crate::codec::hex;
 use crate::im::ingress::{Door, Incoming, SKEW, same};
-use crate::im::json;
 
 /// Longest `Nonce`, in bytes.
 const NONCE_MAX: usize = 128;
@@ -93,9 +93,7 @@ pub(in crate::im) fn door(
 fn check_sum(secret: &str, nonce: &str, cur_time: &str) -> String {
     let text = [secret, nonce, cur_time].concat();
     let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
-    let mut digits = Vec::new();
-    json::push_hex(&mut digits, digest.as_ref());
-    crate::json::written(digits)
+    hex(digest.as_ref())
 }
 
 #[cfg(test)]

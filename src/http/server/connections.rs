@@ -116,7 +116,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::http::peer::Busy;
+    use crate::http::server::peer::Busy;
 
     fn peer(last: u8) -> Arc<Peer> {
         Arc::new(Peer::new(IpAddr::from([192, 0, 2, last])))
