@@ -255,23 +255,34 @@ fn the_example_explains_every_key() {
     }
 }
 
-// --- README.md ------------------------------------------------------------------------------------
+// --- README.md and docs ---------------------------------------------------------------------------
 
-const README: &str = include_str!("../../README.md");
+/// The first configuration is that of the README, and is all that a worker needs.
+const DOCUMENTS: [&str; 6] = [
+    include_str!("../../README.md"),
+    include_str!("../../docs/jobs.md"),
+    include_str!("../../docs/targets.md"),
+    include_str!("../../docs/drop-in.md"),
+    include_str!("../../docs/permissions.md"),
+    include_str!("../../docs/operating.md"),
+];
 
-/// The code blocks of the README in a language.
+/// The code blocks of the documents in a language.
 fn blocks(language: &str) -> Vec<&'static str> {
     let opening = format!("```{language}\n");
-    let blocks = README.split(opening.as_str()).skip(1);
+    let opening = opening.as_str();
+    let blocks = DOCUMENTS
+        .into_iter()
+        .flat_map(|document| document.split(opening).skip(1));
     blocks
         .map(|block| block.split("```").next().unwrap())
         .collect()
 }
 
 #[test]
-fn the_configurations_in_the_readme_work() {
+fn the_configurations_in_the_documents_work() {
     let blocks = blocks("toml");
-    assert!(blocks.len() >= 3, "{blocks:?}");
+    assert!(blocks.len() >= 8, "{blocks:?}");
     for block in &blocks {
         let problems = problems(block, &[]);
         assert!(problems.is_empty(), "{problems:#?} in {block}");
@@ -286,7 +297,7 @@ fn the_configurations_in_the_readme_work() {
 }
 
 #[test]
-fn the_job_in_the_readme_is_one() {
+fn the_jobs_in_the_documents_are_jobs() {
     use crate::domain::job::Job;
     let config = loaded(LEAST, &[]).config;
     let names = crate::app::Names::of(&config).unwrap();
