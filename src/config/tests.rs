@@ -578,8 +578,8 @@ fn misspelt_keys_are_refused_with_a_suggestion() {
             "brokr: unknown key; did you mean `broker`?",
         ),
         (
-            "[worker]\nslices_in_wrok = 4".to_owned(),
-            "worker.slices_in_wrok: unknown key; did you mean `slice_concurrency`?",
+            "[worker]\nslice_concurency = 4".to_owned(),
+            "worker.slice_concurency: unknown key; did you mean `slice_concurrency`?",
         ),
         (
             format!("{target}\ncall_timout = \"3s\""),
