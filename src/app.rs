@@ -276,7 +276,7 @@ fn on_uncertain(config: &TargetConfig, target: &dyn Target) -> OnUncertain {
 fn target_runtime(
     name: &str,
     config: &TargetConfig,
-    slices_in_work: usize,
+    slice_concurrency: usize,
     metrics: &Metrics,
 ) -> Result<TargetRuntime, Failure> {
     let target = build(name, config)?;
@@ -284,10 +284,10 @@ fn target_runtime(
         name: name.to_owned(),
         call_timeout: config.call_timeout,
         calls: Arc::new(Semaphore::new(config.calls_in_flight)),
-        window_calls: config.calls_in_flight.div_ceil(slices_in_work),
+        window_calls: config.calls_in_flight.div_ceil(slice_concurrency),
         limit: config.limit.or(target.profile().limit),
         on_uncertain: on_uncertain(config, &*target),
-        config_park: config.config_park,
+        config_fault_pause: config.config_fault_pause,
         health: Health::new(config.breaker_failures),
         under_way: CallsUnderWay::default(),
         metrics: metrics.target(name),
@@ -308,7 +308,7 @@ fn context<S: worker::Store>(
     let targets: Result<Vec<_>, Failure> = config
         .targets
         .iter()
-        .map(|(name, target)| target_runtime(name, target, worker.slices_in_work, &metrics))
+        .map(|(name, target)| target_runtime(name, target, worker.slice_concurrency, &metrics))
         .collect();
     let apps: BTreeMap<_, _> = config
         .apps
@@ -326,10 +326,10 @@ fn context<S: worker::Store>(
         .collect();
     let settings = Settings {
         slice_recipients: worker.slice_recipients,
-        slices_in_work: worker.slices_in_work,
-        express_in_work: worker.express_in_work,
+        slice_concurrency: worker.slice_concurrency,
+        small_job_concurrency: worker.small_job_concurrency,
         lease: config.ledger.lease,
-        slice_budget: worker.slice_budget,
+        slice_time_max: worker.slice_time_max,
         attempts_max: config.retry.attempts_max,
         retry: config.retry.schedule,
         fingerprint_secret: config.ledger.fingerprint_secret.expose().to_owned(),
@@ -374,7 +374,7 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
     if config.is_embedded() {
         let engine = embedded(&config)?;
-        tracing::info!(folder = %config.embedded.folder.display(), "embedded engine");
+        tracing::info!(dir = %config.embedded.dir.display(), "embedded engine");
         let exit = serve(&config, engine.broker(), engine.store(), drain).await;
         // What was handed over is written, and the next process finds the folder free.
         engine.close().await;
@@ -408,7 +408,7 @@ fn gateway_settings(config: &Config) -> Result<gateway::Settings, Failure> {
         patience: gateway.patience,
         wait_max: gateway.wait_max,
         upload_bytes_max: gateway.upload_bytes_max,
-        upload_folder: gateway.upload_folder,
+        upload_dir: gateway.upload_dir,
     })
 }
 
@@ -453,7 +453,7 @@ fn embedded(config: &Config) -> Result<Engine, Failure> {
     let settings = embedded::Settings {
         targets: config.targets.keys().cloned().collect(),
         dedup_window: config.ledger.dedup_window,
-        ..embedded::Settings::new(&config.embedded.folder)
+        ..embedded::Settings::new(&config.embedded.dir)
     };
     Engine::open(&settings).or_exit(Exit::Unavailable)
 }
@@ -620,7 +620,7 @@ async fn check_ledger(store: &Store, drain: &CancellationToken) -> Result<(), Fa
     match drain.run_until_cancelled(check).await {
         Some(Err(error)) if error.is_unfit() => Err(Failure::new(Exit::BadConfig, error)),
         Some(Err(error)) => {
-            tracing::warn!(error = %worker::chain(&error), "the ledger cannot be checked yet");
+            tracing::warn!(error = %crate::error::chain(&error), "the ledger cannot be checked yet");
             Ok(())
         }
         Some(Ok(_)) | None => Ok(()),

@@ -29,6 +29,12 @@ pub(crate) fn raw<T: Serialize + ?Sized>(value: &T) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).expect("a value of ours can be written as JSON")
 }
 
+/// The bytes of a text that was written byte by byte.
+#[expect(clippy::expect_used, reason = "see above")]
+pub(crate) fn written(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).expect("texts of ours are UTF-8")
+}
+
 /// JSON that was put together from JSON and texts.
 #[expect(clippy::expect_used, reason = "see above")]
 pub(crate) fn joined(json: String) -> Box<RawValue> {
@@ -57,6 +63,7 @@ mod tests {
         assert_eq!(text(&[1, 2]), "[1,2]");
         assert_eq!(raw(&1).get(), "1");
         assert!(std::panic::catch_unwind(|| joined(r#"{"text":"#.to_owned())).is_err());
+        assert!(std::panic::catch_unwind(|| written(vec![0xff])).is_err());
         assert!(std::panic::catch_unwind(|| again::<Vec<u8>>("{}")).is_err());
     }
 
@@ -74,7 +81,7 @@ mod tests {
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir::<std::path::PathBuf>(folder).unwrap() {
                 let path = entry.unwrap().path();
-                // These files show what is wrong.
+                // These show what is wrong.
                 let exempt = ["src/json.rs", "tests.rs"];
                 if exempt.iter().any(|end| path.ends_with(end)) {
                     continue;

@@ -65,7 +65,8 @@
 //!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
 //! list, and the job's record is rebuilt from them. A ledger that comes back with older data is noticed by
-//! the heartbeats it has lost, and the jobs that ran are marked; what it does not know any more, when
+//! the heartbeats it has lost, or by a number that the broker keeps too, and the jobs that ran are
+//! marked; what it does not know any more, when
 //! nothing is left to deliver, ends as uncertain.
 //!
 //! *Sharing.* The head of a request is judged before its body is waited for. What it takes up after that
@@ -112,6 +113,7 @@ mod codec;
 pub mod config;
 pub mod domain;
 pub mod embedded;
+pub mod error;
 pub mod exit;
 pub mod gateway;
 pub mod http;

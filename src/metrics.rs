@@ -52,9 +52,9 @@ pub enum SliceResult {
     /// Every recipient has its outcome.
     Done,
     /// A remainder waits on the ladder or at the end of its lane.
-    PutOff,
+    Deferred,
     /// Handed back to the broker: drain, or a panic.
-    GivenBack,
+    Requeued,
     /// Its session was lost; somebody else gets it.
     Lost,
     /// Not a slice; it lies in `fanwise.rejected`.
@@ -64,8 +64,8 @@ pub enum SliceResult {
 impl SliceResult {
     const ALL: [Self; 5] = [
         Self::Done,
-        Self::PutOff,
-        Self::GivenBack,
+        Self::Deferred,
+        Self::Requeued,
         Self::Lost,
         Self::Rejected,
     ];
@@ -73,8 +73,8 @@ impl SliceResult {
     fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
-            Self::PutOff => "put_off",
-            Self::GivenBack => "given_back",
+            Self::Deferred => "deferred",
+            Self::Requeued => "requeued",
             Self::Lost => "lost",
             Self::Rejected => "rejected",
         }
@@ -106,17 +106,17 @@ pub enum NoticeResult {
     /// Waits on the ladder for another attempt.
     Retried,
     /// Not tried any more.
-    GivenUp,
+    Abandoned,
 }
 
 impl NoticeResult {
-    const ALL: [Self; 3] = [Self::Delivered, Self::Retried, Self::GivenUp];
+    const ALL: [Self; 3] = [Self::Delivered, Self::Retried, Self::Abandoned];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
             Self::Retried => "retried",
-            Self::GivenUp => "given_up",
+            Self::Abandoned => "abandoned",
         }
     }
 }
@@ -224,7 +224,7 @@ pub struct Metrics {
     jobs_inconsistent: IntCounter,
     entries_missing: IntCounter,
     slices: IntCounterVec,
-    slices_in_work: IntGauge,
+    slices_in_flight: IntGauge,
     recipients: IntCounterVec,
     calls: IntCounterVec,
     call_seconds: HistogramVec,
@@ -360,7 +360,7 @@ impl Metrics {
                 "Slices taken from lanes, by how their delivery ended",
                 &["result"],
             ),
-            slices_in_work: gauge("fanwise_slices_in_work", "Slices being delivered now"),
+            slices_in_flight: gauge("fanwise_slices_in_flight", "Slices being delivered now"),
             recipients: counters(
                 "fanwise_recipients_total",
                 "Recipients by target and outcome",
@@ -498,7 +498,7 @@ impl Metrics {
                 "Time that callers of the gateway waited for before_accept",
             ),
             connections: counters(
-                "fanwise_http_connections_total",
+                "fanwise_http_calls_total",
                 "Calls by whether they reused a connection",
                 &["reused"],
             ),
@@ -628,8 +628,8 @@ impl Metrics {
         self.slices.with_label_values(&[result.as_str()]).inc();
     }
 
-    pub fn slices_in_work(&self, count: usize) {
-        self.slices_in_work.set(count as i64);
+    pub fn slices_in_flight(&self, count: usize) {
+        self.slices_in_flight.set(count as i64);
     }
 
     pub fn started(&self, delay: Duration) {

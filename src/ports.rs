@@ -77,6 +77,12 @@ pub trait Session: Send + Sync + 'static {
         async { Ok(watch::channel(Moved::default()).1) }
     }
 
+    /// The number of the ledger's sequence that the broker keeps, see [`Route::Sequence`]; 0 if there is
+    /// none, or another session reads it at this moment.
+    fn sequence(&self) -> impl Future<Output = Result<u64, BrokerError>> + Send {
+        async { Ok(0) }
+    }
+
     /// Ends the session in order. Deliveries not acked go back to their queues.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
@@ -191,6 +197,8 @@ pub enum Route {
     Dead { app: String, target: String },
     /// A job event, `<app>.<event>`. The only route that may lead nowhere: nobody need listen.
     Event { app: String, event: &'static str },
+    /// A number of the ledger's sequence, as digits. Only the last one is kept.
+    Sequence,
     /// The accounts of a job for the queue it named. A queue that is not there, is full or does not
     /// confirm is an error like any other, and never holds up what else is published.
     Reply {
@@ -808,6 +816,10 @@ pub trait Pulse: Clone + Send + Sync + 'static {
     /// Writes, as a claim would: an error means that nothing can be claimed now.
     fn beat(&self, beat: &Beat) -> impl Future<Output = Result<Beaten, LedgerError>> + Send;
 
+    /// Raises the sequence of the ledger above its last number and above the highest one that was `seen`
+    /// outside of it.
+    fn raise(&self, seen: u64) -> impl Future<Output = Result<Raised, LedgerError>> + Send;
+
     /// The last heartbeats of the processes that are alive.
     fn beats(&self) -> impl Future<Output = Result<Vec<Beat>, LedgerError>> + Send;
 }
@@ -846,6 +858,17 @@ pub struct Beaten {
     pub number: u64,
     /// The last one is not there any more: the store went back to older data, or lost it. It has noted
     /// when.
+    pub went_back: bool,
+}
+
+/// The answer to a raise of the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Raised {
+    /// The number it has now; 0 where the ledger and the messages lie together and so cannot be of
+    /// different ages.
+    pub number: u64,
+    /// It was lower than the number that was seen: the store went back to older data, or lost it. It has
+    /// noted when.
     pub went_back: bool,
 }
 

@@ -179,7 +179,7 @@ pub(super) async fn open_channel(dial: &Dial, connection: &Link) -> Result<Chann
         .await
 }
 
-async fn close_channel(dial: &Dial, channel: &Channel) -> Result<(), AmqpError> {
+pub(super) async fn close_channel(dial: &Dial, channel: &Channel) -> Result<(), AmqpError> {
     let closed = channel.close(200, ShortString::default());
     dial.ask("close a channel".to_owned(), closed).await
 }

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Event};
@@ -150,6 +150,24 @@ impl Session for RabbitSession {
             drop(channel);
         });
         Ok(moved)
+    }
+
+    async fn sequence(&self) -> Result<u64, BrokerError> {
+        let queue = self.names.ledger_queue();
+        let channel = declare::open_channel(&self.dial, &self.consuming).await?;
+        let got = channel.basic_get(self.dial.name(&queue)?, BasicGetOptions::default());
+        let got = self
+            .dial
+            .ask(format!("read queue `{queue}`"), got)
+            .await
+            .map_err(|error| error.explain(&AMQPSoftError::NOTFOUND, declare::MISSING))?;
+        let number = got.and_then(|message| {
+            let digits = std::str::from_utf8(&message.delivery.data).ok()?;
+            digits.parse().ok()
+        });
+        // Which gives the message back.
+        declare::close_channel(&self.dial, &channel).await?;
+        Ok(number.unwrap_or(0))
     }
 
     fn lost(&self) -> CancellationToken {

@@ -159,6 +159,10 @@ impl Names {
         self.versioned("moved")
     }
 
+    pub(super) fn ledger_queue(&self) -> String {
+        self.versioned("ledger")
+    }
+
     /// Whether jobs, and not slices, are in a queue.
     pub(super) fn has_jobs(&self, queue: &str) -> bool {
         queue.starts_with(&self.exchange("jobs."))
@@ -249,6 +253,14 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
         routing_key: String::new(),
         arguments: kept_arguments(),
     });
+    queues.push(Queue {
+        name: names.ledger_queue(),
+        purpose: "the last number of the ledger's sequence: a ledger with a lower one went back to older data",
+        exchange: names.exchange("ledger"),
+        also: None,
+        routing_key: String::new(),
+        arguments: last_arguments(),
+    });
 
     Topology {
         exchanges: exchanges(&names),
@@ -333,6 +345,11 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
             "messages that cannot be understood or that kill their reader",
         ),
         exchange(
+            names.exchange("ledger"),
+            Kind::Direct,
+            "numbers of the ledger's sequence",
+        ),
+        exchange(
             names.exchange("events"),
             Kind::Topic,
             "job events; the routing key is <app>.<event>, no queue of ours: bind your own",
@@ -374,6 +391,13 @@ fn counted_arguments() -> BTreeMap<&'static str, Value> {
     ])
 }
 
+/// Of the queue that keeps the last message alone. It is read by taking and giving back.
+fn last_arguments() -> BTreeMap<&'static str, Value> {
+    let mut arguments = kept_arguments();
+    arguments.insert("x-max-length", Value::Number(1));
+    arguments
+}
+
 fn dead_letter_arguments(exchange: String) -> BTreeMap<&'static str, Value> {
     BTreeMap::from([
         ("x-queue-type", Value::Text("quorum".to_owned())),
@@ -401,7 +425,7 @@ fn why(argument: &str) -> &'static str {
             "a full queue refuses what is new and keeps what it has; at-least-once needs it"
         }
         "x-max-length" | "x-max-length-bytes" => {
-            "copies are to be counted, not kept: past this the oldest go"
+            "copies to be counted, or the last number of the ledger: past this the oldest go"
         }
         "x-message-ttl" => {
             "the waiting time in ms, one for the whole queue, since only its head expires"

@@ -464,7 +464,7 @@ fn write_config(folder: &Path, mock: SocketAddr) -> Result<PathBuf, Failure> {
     let data = folder.join("data");
     let config = format!(
         r#"[embedded]
-folder = {data:?}
+dir = {data:?}
 [gateway]
 listen = "127.0.0.1:{gateway}"
 [admin]

@@ -8,13 +8,14 @@ use serde_json::json;
 
 use super::{load_config, output};
 use crate::app;
+use crate::clock::now_ms;
 use crate::config::Config;
+use crate::error::chain;
 use crate::exit::{Exit, Failure};
 use crate::http::client::{Client, ClientSettings};
 use crate::im::TargetSettings;
 use crate::ports::Signing;
 use crate::store::{Persistence, Store};
-use crate::worker::{chain, now_ms};
 
 /// How long a target may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -76,7 +77,7 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
     if config.is_embedded() {
         let what = format!(
             "embedded in {}: `fanwise serve`",
-            config.embedded.folder.display()
+            config.embedded.dir.display()
         );
         report.add(Verdict::Ok, "engine", what);
     }
@@ -250,4 +251,115 @@ async fn identity(
     };
     target.sign(&mut request, signing);
     target.read_identity(&ask(request).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use fanwise_mock_im::{MockIm, Settings, Version};
+
+    /// What is found of a target with these settings.
+    async fn found(at: SocketAddr, target: &str) -> (Verdict, String) {
+        let name = format!(
+            "fanwise-doctor-{}-{}",
+            std::process::id(),
+            fastrand::u64(..)
+        );
+        let file = std::env::temp_dir().join(name);
+        let target = target.replace("{at}", &at.to_string());
+        std::fs::write(&file, format!("[targets.im]\n{target}")).unwrap();
+        let loaded = crate::config::load(Some(&file), std::iter::empty()).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let mut report = Report::default();
+        look_at_targets(&loaded.config, &mut report).await;
+        let [check] = &report.0[..] else {
+            panic!("{:?}: {:?}", report.0, loaded.findings.problems);
+        };
+        (check.verdict, check.finding.clone())
+    }
+
+    /// A credential that is wrong is told before the first job meets it, and what to do about it.
+    #[tokio::test]
+    async fn what_is_wrong_with_a_target_is_told_with_what_to_do() {
+        let mock = MockIm::bind(Settings {
+            wukongim: Version::V2,
+            token: Some("right".to_owned()),
+            ..Settings::default()
+        });
+        let mock = mock.await.unwrap();
+        let (at, stop) = (mock.addr(), CancellationToken::new());
+        let running = tokio::spawn(mock.run(stop.clone().cancelled_owned()));
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let gone = nobody.local_addr().unwrap();
+        drop(nobody);
+
+        let wukongim = "type = \"wukongim\"\nurl = \"http://{at}\"\n";
+        let netease =
+            "type = \"netease\"\nurl = \"http://{at}/nimserver\"\napp_key = \"mock-key\"\n";
+        let openim = "type = \"openim\"\nurl = \"http://{at}\"\n";
+        for (at, target, rest, right, said) in [
+            (
+                at,
+                wukongim,
+                "version = \"v2\"\ntoken = \"right\"",
+                true,
+                "WuKongIM 1.x or 2.x",
+            ),
+            (
+                at,
+                wukongim,
+                "version = \"v2\"\ntoken = \"wrong\"",
+                false,
+                "refuses the token",
+            ),
+            (
+                at,
+                wukongim,
+                "version = \"v3\"\ntoken = \"right\"",
+                false,
+                "set `version` to it",
+            ),
+            (
+                at,
+                netease,
+                "app_secret = \"mock-secret\"",
+                true,
+                "takes the app key and secret",
+            ),
+            (
+                at,
+                netease,
+                "app_secret = \"wrong\"",
+                false,
+                "Check app key, secret and the clock",
+            ),
+            (
+                at,
+                openim,
+                "secret = \"openIM123\"",
+                true,
+                "gives a token for the secret",
+            ),
+            (at, openim, "secret = \"wrong\"", false, "Check its secret"),
+            (
+                gone,
+                wukongim,
+                "version = \"v2\"",
+                false,
+                "Check its url, and whether it runs",
+            ),
+        ] {
+            let (verdict, finding) = found(at, &format!("{target}{rest}")).await;
+            let expected = if right { Verdict::Ok } else { Verdict::Fail };
+            assert_eq!(verdict, expected, "{rest}: {finding}");
+            assert!(finding.contains(said), "{rest}: {finding}");
+            assert!(finding.contains(&at.to_string()), "{rest}: {finding}");
+        }
+        stop.cancel();
+        running.await.unwrap();
+    }
 }

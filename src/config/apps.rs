@@ -69,7 +69,7 @@ pub(super) fn read_access(section: &mut Section, findings: &mut Findings) -> App
     AppAccess {
         open,
         token: read_token(section, findings),
-        requests: section.rate("requests", findings),
+        requests: section.rate("request_rate", findings),
         before_accept: section
             .optional("before_accept", findings)
             .and_then(|section| read_before_accept(section, findings)),

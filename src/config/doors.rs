@@ -9,8 +9,8 @@ use crate::domain::limits::Rate;
 use crate::im::ingress::{Door, Ingress};
 
 /// `key` (AppKey, or the administrator's user id), `secret` or `secret_file` (AppSecret, OpenIM's secret,
-/// WuKongIM's token), `auth` (`required`, or `none`: anybody may call), `target` (the app's), `wait` (3s;
-/// 0s to 1m), `window` (10s; 0s to 1h), `calls` and `block` (as the system documents), `send_all` (false),
+/// WuKongIM's token), `auth` (`required`, or `none`: anybody may call), `target` (the app's), `answer_within` (3s;
+/// 0s to 1m), `repeat_window` (10s; 0s to 1h), `rate` and `block_for` (as the system documents), `send_all` (false),
 /// OpenIM's `operation_id` (`trace`, or `dedup`: it is the key of the job), and the system's own limits.
 pub(super) fn read(
     app: &str,
@@ -54,10 +54,20 @@ pub(super) fn read(
         key,
         id_is_key,
         secret: secret.filter(|_| required),
-        wait: section.duration("wait", 3 * SECOND, Duration::ZERO..=MINUTE, findings),
-        window: section.duration("window", 10 * SECOND, Duration::ZERO..=HOUR, findings),
-        calls: section.rate_or("calls", calls, findings),
-        block: section.duration("block", block, Duration::ZERO..=HOUR, findings),
+        answer_within: section.duration(
+            "answer_within",
+            3 * SECOND,
+            Duration::ZERO..=MINUTE,
+            findings,
+        ),
+        repeat_window: section.duration(
+            "repeat_window",
+            10 * SECOND,
+            Duration::ZERO..=HOUR,
+            findings,
+        ),
+        rate: section.rate_or("rate", calls, findings),
+        block_for: section.duration("block_for", block, Duration::ZERO..=HOUR, findings),
         send_all: section.boolean("send_all", false, findings),
         limits,
     };

@@ -25,7 +25,7 @@ use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
 use crate::domain::notice::ReplyRules;
 use crate::domain::permissions::Permissions;
-use crate::domain::schedule::{Schedule, duration_text};
+use crate::domain::schedule::{RUNGS, Schedule, duration_text};
 use crate::gateway::AppAccess;
 use crate::im::ingress::Door;
 use crate::secret::Secret;
@@ -76,8 +76,8 @@ pub struct LedgerConfig {
     pub dedup_window: Duration,
     /// `abandoned_after`: a running job of which nothing was heard for so long, and of which nothing is
     /// on its lanes, has nothing left to deliver and is ended; recipients whose outcome is not known
-    /// count as uncertain. Longer than the longest wait of a retry, 30m, and the lease. Default 45m; 2s
-    /// to 24h.
+    /// count as uncertain. Shorter than the longest wait of a retry, 30m, or the lease, plus 5m is warned
+    /// about. Default 45m; 2s to 24h.
     pub abandoned_after: Duration,
     /// `lease`: how long a claim lasts unless it is renewed; longer than every target's call timeout
     /// by at least 3s. After a crash, recipients in flight wait this long. Default 20s; 2s to 10m.
@@ -90,9 +90,9 @@ pub struct LedgerConfig {
 /// `[embedded]`: the engine of `fanwise serve` without a broker URL.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
-    /// `folder`: where jobs, slices and the ledger are kept. One process at a time. Default
+    /// `dir`: where jobs, slices and the ledger are kept. One process at a time. Default
     /// `fanwise-data`.
-    pub folder: PathBuf,
+    pub dir: PathBuf,
 }
 
 /// `[gateway]`: the HTTP interface of `fanwise serve` and `fanwise gateway`.
@@ -117,9 +117,9 @@ pub struct GatewayConfig {
     pub wait_max: Duration,
     /// `upload_bytes_max`: largest uploaded list. Default 268435456 (256 MiB); 1 MiB to 1 TiB.
     pub upload_bytes_max: u64,
-    /// `upload_folder`: where lists are kept while they come in, and dead letters while they go out.
+    /// `upload_dir`: where lists are kept while they come in, and dead letters while they go out.
     /// Default the system's folder for temporary files.
-    pub upload_folder: PathBuf,
+    pub upload_dir: PathBuf,
     /// `auth`: `auto` (default) asks for credentials, except on a loopback address while there are
     /// none; `token` always does; `none` never.
     pub auth: GatewayAuth,
@@ -147,13 +147,13 @@ pub struct AdminConfig {
 pub struct WorkerConfig {
     /// `slice_recipients`: recipients per slice. Default 500; 1 to 5000.
     pub slice_recipients: u32,
-    /// `slices_in_work`: slices in delivery at a time, per target. Default 8; 1 to 256.
-    pub slices_in_work: usize,
-    /// `express_in_work`: further places for small jobs, per target. Default 4; 1 to 256.
-    pub express_in_work: usize,
-    /// `slice_budget`: how long a delivery works on one slice before the rest goes to the end of its
+    /// `slice_concurrency`: slices in delivery at a time, per target. Default 8; 1 to 256.
+    pub slice_concurrency: usize,
+    /// `small_job_concurrency`: further places for small jobs, per target. Default 4; 1 to 256.
+    pub small_job_concurrency: usize,
+    /// `slice_time_max`: how long a delivery works on one slice before the rest goes to the end of its
     /// lane. Default 1m; 1s to 10m.
-    pub slice_budget: Duration,
+    pub slice_time_max: Duration,
     /// `drain_deadline`: how long a stopping process may finish what is in work; shorter than what
     /// its platform grants. Default 25s; 1s to 10m.
     pub drain_deadline: Duration,
@@ -421,14 +421,12 @@ fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
 }
 
 fn read_embedded(mut section: Section, findings: &mut Findings) -> EmbeddedConfig {
-    let folder = section.text("folder", "fanwise-data", findings);
-    if folder.is_empty() {
-        findings.problem("embedded.folder", "the path of a folder is expected");
+    let dir = section.text("dir", "fanwise-data", findings);
+    if dir.is_empty() {
+        findings.problem("embedded.dir", "the path of a folder is expected");
     }
     section.finish(findings);
-    EmbeddedConfig {
-        folder: folder.into(),
-    }
+    EmbeddedConfig { dir: dir.into() }
 }
 
 fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig {
@@ -444,8 +442,8 @@ fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig 
             MIB..=1024 * 1024 * MIB,
             findings,
         ),
-        upload_folder: section
-            .optional_text("upload_folder", findings)
+        upload_dir: section
+            .optional_text("upload_dir", findings)
             .map_or_else(std::env::temp_dir, PathBuf::from),
         token: apps::read_token(&mut section, findings),
         auth: apps::read_auth(&mut section, findings),
@@ -479,9 +477,10 @@ fn read_worker(mut section: Section, findings: &mut Findings) -> WorkerConfig {
     let ms = Duration::from_millis;
     let worker = WorkerConfig {
         slice_recipients: section.integer("slice_recipients", 500, 1..=5000, findings) as u32,
-        slices_in_work: section.integer("slices_in_work", 8, 1..=256, findings) as usize,
-        express_in_work: section.integer("express_in_work", 4, 1..=256, findings) as usize,
-        slice_budget: section.duration("slice_budget", MINUTE, SECOND..=10 * MINUTE, findings),
+        slice_concurrency: section.integer("slice_concurrency", 8, 1..=256, findings) as usize,
+        small_job_concurrency: section.integer("small_job_concurrency", 4, 1..=256, findings)
+            as usize,
+        slice_time_max: section.duration("slice_time_max", MINUTE, SECOND..=10 * MINUTE, findings),
         drain_deadline: section.duration(
             "drain_deadline",
             25 * SECOND,
@@ -625,6 +624,9 @@ fn check_name(key: &str, name: &str, findings: &mut Findings) {
 /// How much longer than any call a claim must last, so that a late answer still finds it.
 const LEASE_MARGIN: Duration = Duration::from_secs(3);
 
+/// How much longer than any wait nothing must have been heard of a job that counts as abandoned.
+const ABANDONED_MARGIN: Duration = Duration::from_secs(5 * 60);
+
 /// Settings that are right alone and wrong together.
 fn cross_check(config: &Config, findings: &mut Findings) {
     for (name, target) in &config.targets {
@@ -646,6 +648,17 @@ fn cross_check(config: &Config, findings: &mut Findings) {
             "ledger.dedup_window",
             "is shorter than all retries together: a late retry would find nothing to compare with",
         );
+    }
+    let waits = ABANDONED_MARGIN + RUNGS[RUNGS.len() - 1].max(config.ledger.lease);
+    if config.ledger.abandoned_after < waits {
+        let what = format!(
+            "{} is shorter than the longest time that may pass between two signs of life of a job: one \
+             that still has something to send may be ended, and its recipients count as uncertain until \
+             they are sent to; set it to {} or more",
+            duration_text(config.ledger.abandoned_after),
+            duration_text(waits)
+        );
+        findings.warning("ledger.abandoned_after", what);
     }
     let (gateway, admin) = (config.gateway.listen, config.admin.listen);
     // An unspecified address listens on all of them. Port 0 is another one each time.

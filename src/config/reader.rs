@@ -65,6 +65,27 @@ pub(super) struct Section {
     known: Vec<&'static str>,
 }
 
+/// Keys under their old and their present names.
+const RENAMED: [(&str, &str); 11] = [
+    ("block", "block_for"),
+    ("calls", "rate"),
+    ("config_park", "config_fault_pause"),
+    ("express_in_work", "small_job_concurrency"),
+    ("folder", "dir"),
+    ("requests", "request_rate"),
+    ("slice_budget", "slice_time_max"),
+    ("slices_in_work", "slice_concurrency"),
+    ("upload_folder", "upload_dir"),
+    ("wait", "answer_within"),
+    ("window", "repeat_window"),
+];
+
+/// The present name of a key that a section knows under another one.
+fn renamed(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    let (_, now) = RENAMED.iter().find(|(old, _)| *old == name)?;
+    known.contains(now).then_some(*now)
+}
+
 impl Section {
     /// The whole tree: a file's table overlaid by `FANWISE_…` variables.
     pub(super) fn root(
@@ -558,6 +579,10 @@ impl Section {
     pub(super) fn finish(self, findings: &mut Findings) {
         for name in self.left.keys() {
             let key = self.key(name);
+            if let Some(now) = renamed(name, &self.known) {
+                findings.problem(key, format!("is called `{now}` now"));
+                continue;
+            }
             let hint = suggestion(name, self.known.iter().copied())
                 .map(|known| format!("; did you mean `{known}`?"))
                 .unwrap_or_default();
@@ -629,6 +654,22 @@ mod tests {
         a.finish(&mut findings);
         root.finish(&mut findings);
         assert!(findings.problems.is_empty() && findings.warnings.is_empty());
+    }
+
+    #[test]
+    fn a_key_under_its_old_name_is_refused_with_the_new_one() {
+        let from_file = "[a]\nwait = \"2s\"";
+        let from_environment = [("FANWISE_A__WAIT", "2s")];
+        for (text, environment) in [(from_file, &[][..]), ("", &from_environment)] {
+            let mut findings = Findings::default();
+            let mut root = section(text, environment);
+            let mut a = root.section("a", &mut findings);
+            let second = Duration::from_secs(1);
+            a.duration("answer_within", second, second..=second * 60, &mut findings);
+            a.finish(&mut findings);
+            let texts: Vec<_> = findings.problems.iter().map(Problem::to_string).collect();
+            assert_eq!(texts, ["a.wait: is called `answer_within` now"]);
+        }
     }
 
     #[test]

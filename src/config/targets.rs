@@ -24,10 +24,10 @@ pub struct TargetConfig {
     /// `on_uncertain`: `auto` (default: `retry` where the target is idempotent, else `hold`),
     /// `retry`, `hold` or `drop`.
     pub on_uncertain: Option<OnUncertain>,
-    /// `config_park`: how long a configuration fault parks the job that met it, or the target, before it
+    /// `config_fault_pause`: how long a configuration fault parks the job that met it, or the target, before it
     /// is tried again.
     /// Default 1m; 1s to 1h.
-    pub config_park: Duration,
+    pub config_fault_pause: Duration,
     /// `breaker_failures`: calls in a row that fail after which the target is parked, for 1s
     /// to 30s, longer each time. Refusals and 429 are no failures. Default 50; 1 to 100000.
     pub breaker_failures: u32,
@@ -105,7 +105,7 @@ fn read_as(kind: Kind, section: &mut Section, findings: &mut Findings) -> Target
         on_uncertain: section
             .choice("on_uncertain", "auto", &policies, findings)
             .flatten(),
-        config_park: section.duration("config_park", MINUTE, SECOND..=HOUR, findings),
+        config_fault_pause: section.duration("config_fault_pause", MINUTE, SECOND..=HOUR, findings),
         breaker_failures: section.integer("breaker_failures", 50, 1..=100_000, findings) as u32,
     }
 }

@@ -169,7 +169,9 @@ impl Delivery {
             release: Vec::new(),
             missing: slice
                 .entries
-                .saturating_sub(ended.entries + slice.unrecorded.entries() + here),
+                .saturating_sub(ended.entries)
+                .saturating_sub(slice.unrecorded.entries())
+                .saturating_sub(here),
             unrecorded: slice.unrecorded.clone(),
             ended,
         }
@@ -290,8 +292,7 @@ impl Delivery {
                     ClaimState::Settled(_) => {
                         self.places[index] = Place::Ended;
                         self.doubts.remove(&index);
-                        self.ended.entries += 1;
-                        self.ended.repeats += 1;
+                        self.ended.add(1, 1);
                         continue;
                     }
                     ClaimState::Held { left } => {
@@ -370,7 +371,7 @@ impl Delivery {
         let (mut again, mut waiting, mut smaller) = (Vec::new(), Vec::new(), Vec::new());
         for (position, index) in call.members.iter().copied().enumerate() {
             let answer = verdict.of(position);
-            let attempt = self.attempts[index] + 1;
+            let attempt = self.attempts[index].saturating_add(1);
             if cleared {
                 self.doubts.remove(&index);
             }
@@ -514,12 +515,12 @@ impl Delivery {
     /// The ledger has the batch. Of its outcomes so many stood there before: these are repeats.
     pub fn recorded(&mut self, stood: u32) {
         self.release.clear();
-        for (index, _) in std::mem::take(&mut self.known) {
+        let known = std::mem::take(&mut self.known);
+        self.ended.add(known.len() as u32, stood);
+        for (index, _) in known {
             self.places[index] = Place::Ended;
             self.doubts.remove(&index);
-            self.ended.entries += 1;
         }
-        self.ended.repeats += stood;
     }
 
     /// What earlier deliveries know that the ledger does not: to be recorded before anything else.
@@ -530,8 +531,7 @@ impl Delivery {
     /// The ledger has what earlier deliveries knew. Of these outcomes so many stood there before.
     pub fn caught_up(&mut self, stood: u32) {
         let unrecorded = std::mem::take(&mut self.unrecorded);
-        self.ended.entries += unrecorded.entries();
-        self.ended.repeats += stood;
+        self.ended.add(unrecorded.entries(), stood);
     }
 
     /// Recipients with an outcome that the ledger does not have.
@@ -550,7 +550,7 @@ impl Delivery {
     pub fn slice_is_done(&mut self) {
         let open = self.places.len() - self.count(Place::Ended);
         self.places.fill(Place::Ended);
-        self.ended.entries += open as u32;
+        self.ended.add(open as u32, 0);
         self.todo.clear();
         self.picked.clear();
         self.left.clear();

@@ -28,6 +28,8 @@ use super::text;
 
 /// Version of the job contract.
 pub const JOB_VERSION: u32 = 1;
+/// The app of a job that names none.
+pub const DEFAULT_APP: &str = "default";
 /// Largest inline job, in bytes of JSON. RabbitMQ 4.x refuses messages above 16 MiB.
 pub const JOB_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most recipients in one inline job; a longer list travels as parts of one job.
@@ -300,6 +302,18 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// The job that a message names, whether or not it can be sent.
+    pub fn named(body: &[u8]) -> Option<JobId> {
+        #[derive(Deserialize)]
+        struct Name {
+            client_msg_no: String,
+            app: Option<String>,
+        }
+        let name: Name = serde_json::from_str(text::read(body).ok()?).ok()?;
+        let app = name.app.as_deref().unwrap_or(DEFAULT_APP);
+        Some(JobId::of(app, &name.client_msg_no))
+    }
+
     /// Calls `each` with every recipient, in the order of the list.
     pub fn for_each_recipient(&self, each: impl FnMut(Member<'a>)) {
         self.audience.for_each(each);
@@ -355,7 +369,7 @@ fn read_job<'a>(
         );
     }
     let app =
-        read_id(&mut fields, "app", NAME_BYTES_MAX, problems).unwrap_or_else(|| "default".into());
+        read_id(&mut fields, "app", NAME_BYTES_MAX, problems).unwrap_or_else(|| DEFAULT_APP.into());
     let target = read_target(&mut fields, &app, context, problems);
     let sender = read_id(&mut fields, "sender", RECIPIENT_BYTES_MAX, problems);
     let audience = read_required(&mut fields, "audience", problems)
@@ -396,9 +410,13 @@ fn read_job<'a>(
         );
     }
     let rate = fields.line("rate", RATE_BYTES_MAX, problems);
-    if let Some(Err(error)) = rate.as_deref().map(str::parse::<Rate>) {
-        fields.problem("rate", error.to_string(), problems);
-    }
+    let rate = match rate.as_deref().map(str::parse::<Rate>).transpose() {
+        Ok(rate) => rate,
+        Err(error) => {
+            fields.problem("rate", error.to_string(), problems);
+            None
+        }
+    };
     let on_uncertain = fields.get(
         "on_uncertain",
         "one of \"retry\", \"hold\", \"drop\"",

@@ -218,6 +218,17 @@ mod tests {
 
     use super::*;
 
+    /// An unreadable limit is not no limit.
+    #[test]
+    fn a_rate_that_cannot_be_read_is_refused() {
+        let read = serde_json::from_str::<Option<Rate>>;
+        assert_eq!(read("null").unwrap(), None);
+        assert_eq!(read("\"5/s\"").unwrap(), "5/s".parse().ok());
+        for text in ["\"\"", "\"fast\"", "\"0/s\"", "5"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
     fn rate(text: &str) -> Rate {
         text.parse().unwrap()
     }

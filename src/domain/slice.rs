@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use super::lane::{Lane, Priority};
+use super::limits::Rate;
 use super::message::{Content, MessageDocument, Options};
 use super::outcome::{Answer, Class, OnUncertain, Outcome};
 use super::placeholders::as_it_stands;
@@ -50,7 +51,7 @@ pub struct Head {
     pub expires_at_ms: Option<u64>,
     /// The job's own limit, as it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate: Option<String>,
+    pub rate: Option<Rate>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_uncertain: Option<OnUncertain>,
     /// Where to POST the accounts when the job completes.
@@ -89,12 +90,22 @@ pub struct Shape {
 /// of 80, and its key costs half a byte a recipient.
 pub const BUCKET_RECIPIENTS: u64 = 320;
 
+/// Most buckets of a job.
+pub const BUCKETS_MAX: u32 = 1 << 24;
+
 impl Shape {
+    /// Whether [`Shape::of`] can have given it.
+    pub fn is_sound(self) -> bool {
+        (1..=BUCKETS_MAX).contains(&self.buckets)
+    }
+
     /// The shape for a job whose first submission has `entries` recipients (or `expected`, if its
     /// producer announced more parts).
     pub fn of(entries: u64) -> Self {
         Self {
-            buckets: entries.div_ceil(BUCKET_RECIPIENTS).clamp(1, 1 << 24) as u32,
+            buckets: entries
+                .div_ceil(BUCKET_RECIPIENTS)
+                .clamp(1, u64::from(BUCKETS_MAX)) as u32,
         }
     }
 
@@ -179,6 +190,15 @@ pub struct Ended {
     /// So many of them are repeats: of others in the list, or of recipients that had their outcome
     /// when they were claimed.
     pub repeats: u32,
+}
+
+impl Ended {
+    /// Counts further entries that ended. A slice may come from anybody, with any number in it: none is so
+    /// large that counting stops the worker.
+    pub fn add(&mut self, entries: u32, repeats: u32) {
+        self.entries = self.entries.saturating_add(entries);
+        self.repeats = self.repeats.saturating_add(repeats);
+    }
 }
 
 /// Recipients that may have been sent to, and why nobody knows: a mark that stays with them until

@@ -183,6 +183,8 @@ impl Publisher for EmbeddedPublisher {
                     To::Wait(self.queue(&tables::lane_queue(lane))?, rung(*delay))
                 }
                 Route::Dead { .. } => To::Dead,
+                // The ledger lies beside the messages and cannot be older than they are.
+                Route::Sequence => continue,
                 // None is accepted with a reply queue.
                 Route::Reply { queue, .. } => {
                     let what = format!("queue `{queue}`: the embedded engine has no AMQP");

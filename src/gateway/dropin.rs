@@ -31,6 +31,7 @@ use super::body::{self, patient, uncompressed};
 use super::problem::RETRY_AFTER_SECONDS;
 use super::submit::BODY_BYTES_MAX;
 use super::{Gateway, Open, PublisherOf};
+use crate::clock::now_ms;
 use crate::domain::accounts::Accounts;
 use crate::domain::audience::fold;
 use crate::domain::fields::{Problem, summary};
@@ -41,6 +42,7 @@ use crate::domain::limits::{Grant, Tat};
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::Outcome;
 use crate::domain::placeholders::as_it_stands;
+use crate::error::chain;
 use crate::http::server::Peer;
 use crate::im::ingress::{
     Door, Everybody, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Spoken, Told, Wanted,
@@ -52,7 +54,7 @@ use crate::ports::{
 };
 use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
 use crate::steer::{self, Cause};
-use crate::worker::{Context, Store, chain, now_ms};
+use crate::worker::{Context, Store};
 
 /// The header that names the jobs of a request.
 const JOB_HEADER: &str = "fanwise-job";
@@ -157,7 +159,7 @@ impl Desk {
     /// How long a call must stay away; nothing if it may come in.
     fn over_quota(&self, index: usize) -> Option<Duration> {
         let door = &self.doors[index];
-        let rate = door.calls?;
+        let rate = door.rate?;
         let now = now_ms();
         let mut quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
         let quota = quotas.entry(index).or_default();
@@ -167,8 +169,8 @@ impl Desk {
         match quota.tat.lease(&rate, now * 1000, 1, Duration::ZERO) {
             Grant::Units { .. } => None,
             Grant::Later { .. } => {
-                quota.blocked_until_ms = now + door.block.as_millis() as u64;
-                Some(door.block)
+                quota.blocked_until_ms = now + door.block_for.as_millis() as u64;
+                Some(door.block_for)
             }
         }
     }
@@ -627,7 +629,7 @@ async fn content_key<B: Broker, S: Store, T: Transport>(
         return Ok(stuck);
     }
     let now = now_ms();
-    let window = door.window.as_millis() as u64;
+    let window = door.repeat_window.as_millis() as u64;
     let trace = wanted.trace.as_deref().unwrap_or_default().as_bytes();
     let key = |slot: u64| {
         let parts = [&slot.to_be_bytes(), trace, content.as_bytes()];
@@ -661,7 +663,7 @@ async fn wait<B: Broker, S: Store, T: Transport>(
     prepared: &[Prepared],
 ) -> Vec<Told> {
     let published_at_ms = now_ms();
-    let deadline = Instant::now() + door.wait;
+    let deadline = Instant::now() + door.answer_within;
     let mut told = Vec::with_capacity(prepared.len());
     for job in prepared {
         let seen = settled(gateway, job, deadline).await;

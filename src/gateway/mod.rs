@@ -75,10 +75,11 @@ pub use self::wire::{
     DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, RecipientFate,
     RecipientState, RedriveRequest, Submitted, TemplateRow, TemplateView, Verification,
 };
+use crate::error::chain;
 use crate::http::server::{self, Hosts, Manners};
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::steer::Facts;
-use crate::worker::{Context, RECONNECT, Store, chain};
+use crate::worker::{Context, RECONNECT, Store};
 
 type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
 
@@ -100,7 +101,7 @@ pub struct Settings {
     /// Longest wait for a job, whatever the caller prefers.
     pub wait_max: Duration,
     pub upload_bytes_max: u64,
-    pub upload_folder: PathBuf,
+    pub upload_dir: PathBuf,
 }
 
 /// What the routes need.
@@ -124,7 +125,7 @@ struct Gateway<B: Broker, S, T> {
     patience: Duration,
     wait_max: Duration,
     upload_bytes_max: u64,
-    upload_folder: PathBuf,
+    upload_dir: PathBuf,
 }
 
 /// A session that is open for publishing.
@@ -222,7 +223,7 @@ impl Server {
             patience: settings.patience,
             wait_max: settings.wait_max,
             upload_bytes_max: settings.upload_bytes_max,
-            upload_folder: settings.upload_folder,
+            upload_dir: settings.upload_dir,
         });
         Ok(Self {
             listener,

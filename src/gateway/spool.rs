@@ -108,7 +108,7 @@ impl Records {
 }
 
 pub(super) fn full(error: &io::Error) -> Refusal {
-    tracing::error!(%error, "a list cannot be kept on disk (gateway.upload_folder)");
+    tracing::error!(%error, "a list cannot be kept on disk (gateway.upload_dir)");
     Refusal::Unavailable("the list cannot be kept on disk".to_owned())
 }
 

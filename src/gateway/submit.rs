@@ -333,7 +333,7 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
         keeps_rules(&*gateway.context, &tried.job.asked)?;
         Ok(spec)
     };
-    let (folder, most) = (&*gateway.upload_folder, gateway.upload_bytes_max);
+    let (folder, most) = (&*gateway.upload_dir, gateway.upload_bytes_max);
     match listing {
         Listing::Body(format) => {
             let list = wishes.list(format)?;
@@ -482,7 +482,7 @@ fn survey<S: Store, T: Transport>(
         let mut checked = check(context, message, priority)?;
         recipients += checked.job.recipients;
         lists.append(&mut checked.job.asked.lists);
-        vars.append(std::mem::take(&mut checked.job.vars));
+        vars.append(&checked.job.vars);
         let submission = checked.submissions.pop().unwrap_or_default();
         // Values of one recipient make the message a personal one for all in the same part.
         if let Some(first) = &first

@@ -5,7 +5,7 @@
 //! the shape the caller expects. Both are pure functions. Between them the gateway makes the jobs
 //! durable and waits for them, for a bounded time.
 //!
-//! What these answers can and cannot say stands in the README: within the bound they report true
+//! `docs/drop-in.md` says what these answers can and cannot say: within the bound they report true
 //! results per recipient; past it, what is known, with ids that will not change.
 
 /// Calls and answers for the tests of all systems.
@@ -69,12 +69,12 @@ pub struct Door {
     /// AppSecret, OpenIM's secret, or WuKongIM's token; nothing where `auth = "none"`.
     pub secret: Option<Secret>,
     /// Longest wait for the jobs of a request to settle.
-    pub wait: Duration,
+    pub answer_within: Duration,
     /// An identical request without a key of its own within so long is taken for a repeat.
-    pub window: Duration,
+    pub repeat_window: Duration,
     /// Calls allowed, counted by each gateway; further ones are refused for `block`.
-    pub calls: Option<Rate>,
-    pub block: Duration,
+    pub rate: Option<Rate>,
+    pub block_for: Duration,
     /// Requests may be for all users.
     pub send_all: bool,
     /// The system's documented limits by the names of its configuration, such as `recipients_max`.

@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 use super::before_accept::{
     BeforeAccept, Decision, Seen, Vars, changed, members, names_stored, pinned,
 };
+use crate::clock::{now_ms, today};
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Job};
@@ -32,11 +33,11 @@ use crate::domain::slice::Head;
 use crate::domain::template::{
     named_version, unknown_template, version_is_gone, with_template, with_version,
 };
+use crate::error::chain;
 use crate::metrics::{AskedResult, LedgerStep};
 use crate::ports::{
     Charged, Entry, JobRecord, Ledger, LedgerError, Quotas, Target, Templates, Transport, fit,
 };
-use crate::worker::{chain, now_ms, today};
 
 /// What the configuration says of apps and targets.
 pub trait Rules: job::Context + Sync {
@@ -465,6 +466,8 @@ pub struct Considered {
     pub messages: Vec<(String, Bytes)>,
     /// What is known of the job.
     pub record: Option<JobRecord>,
+    /// What is entered into the ledger once the job is durable.
+    pub entry: Entry,
 }
 
 /// Takes all steps but [`charge`], for the messages of one job.
@@ -484,6 +487,7 @@ pub async fn consider<A: Admission>(
     }
     Ok(Considered {
         record: agree(admission, &job).await?,
+        entry: job.entry(job.recipients),
         id: job.id,
         asked: job.asked,
         messages: submissions.into_iter().zip(bodies).collect(),
@@ -508,7 +512,7 @@ fn examine_all(
                 Some(whole) => {
                     whole.asked.lists.append(&mut job.asked.lists);
                     whole.recipients += job.recipients;
-                    whole.vars.append(job.vars);
+                    whole.vars.append(&job.vars);
                 }
             }
         }

@@ -35,8 +35,8 @@ use crate::domain::outcome::Outcome;
 use crate::domain::redrive::{document, lists};
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    BrokerError, ClaimState, JobRecord, JobState, KeptMessage, Ledger, LedgerError, Outgoing,
-    PublishError, Publisher, Route, Shelf, Shelves, Sifted,
+    BrokerError, ClaimState, Entry, JobRecord, JobState, KeptMessage, Ledger, LedgerError,
+    Outgoing, PublishError, Publisher, Route, Shelf, Shelves, Sifted,
 };
 
 /// Recipients redriven in one walk over the shelf.
@@ -528,11 +528,13 @@ pub async fn redrive<B: Shelves, P: Publisher, A: Admission>(
                 published.push(Published {
                     job: new.id,
                     submissions: new.messages.into_iter().map(|(name, _)| name).collect(),
+                    entry: new.entry,
                     keys: job.keys(job.again.iter()).collect(),
                 });
             }
         }
         batch.flush().await?;
+        maker.enter(&published).await;
         if redrive.purge {
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + redrive.accept_within);
             let (accepted, waiting) = maker.accepted(published, deadline).await?;
@@ -568,6 +570,7 @@ struct Maker<'a, A: Admission> {
 struct Published {
     job: JobId,
     submissions: Vec<String>,
+    entry: Entry,
     keys: Vec<Key>,
 }
 
@@ -720,6 +723,17 @@ impl<A: Admission> Maker<'_, A> {
             bodies.push(body.into());
         }
         admission::consider(self.admission, bodies, priority).await
+    }
+
+    /// Has jobs that are durable found at once. They are accepted, whatever the ledger says now: then they
+    /// are found as soon as a worker has taken them.
+    async fn enter(&self, published: &[Published]) {
+        for some in published.chunks(JOBS_ASKED) {
+            let entries = some.iter().map(|new| self.books.store.enter(&new.entry));
+            let steps = entries.map(|enter| self.admission.step(LedgerStep::Accept, enter));
+            let steps: Vec<_> = steps.collect();
+            let _ = futures_util::future::join_all(steps).await;
+        }
     }
 
     /// Waits until the intake has accepted these jobs, up to a deadline: the letters of those that it has,

@@ -11,7 +11,8 @@
 //! | `P:jobs` | sorted set | job ids by time of acceptance | never; a worker takes members off that are not known any more | enter, accept, claim and settle (when rebuilt), quiet | jobs |
 //! | `P:open` | sorted set | ids of jobs that are not completed, by the time they were looked at last, in ms | never; members when they complete | the same, complete | quiet |
 //! | `P:{pulse}:beats` | hash | process → `<number> <at in ms> <what it tells as JSON>` | never; fields a day after the process ended | beat | beat, beats |
-//! | `P:{pulse}:went_back` | list | times in ms at which the ledger was found to have gone back to older data, the last 100 | never | beat | job, jobs, quiet |
+//! | `P:{pulse}:went_back` | list | times in ms at which the ledger was found to have gone back to older data, the last 100 | never | beat, raise | job, jobs, quiet |
+//! | `P:{pulse}:sequence` | string | a number that rises while something is recorded; the broker keeps the last one too | never | raise | raise |
 //! | `P:{limits}:SCOPE:NAME:RATE` | string | theoretical arrival time of a limiter in µs | a second after that time | lease, refund | lease |
 //! | `P:{limits}:park:TARGET` | string | `<until in ms> <parking as JSON>` of a parked target | at that time | park, unpark | parked |
 //! | `P:{limits}:directives` | hash | `SCOPE:KIND:NAME` → `<until in ms, or 0> <directive as JSON>`, and `version`, another one after each change | never; fields that expired go with the next change | direct, lift | directives |
@@ -63,6 +64,10 @@ impl Keys {
 
     pub(super) fn went_back(&self) -> String {
         format!("{}:{{pulse}}:went_back", self.prefix)
+    }
+
+    pub(super) fn sequence(&self) -> String {
+        format!("{}:{{pulse}}:sequence", self.prefix)
     }
 
     pub(super) fn limit(&self, limit: &Limit<'_>) -> String {

@@ -7,9 +7,10 @@ use redis::{Script, Value};
 use super::Store;
 use super::connection::{Call, broken, json};
 use super::ledger::number;
-use crate::ports::{ALIVE, Beat, Beaten, LedgerError, Pulse};
+use crate::ports::{ALIVE, Beat, Beaten, LedgerError, Pulse, Raised};
 
 static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beat.lua")));
+static RAISE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/raise.lua")));
 
 impl Pulse for Store {
     async fn beat(&self, beat: &Beat) -> Result<Beaten, LedgerError> {
@@ -25,6 +26,20 @@ impl Pulse for Store {
                 went_back: number(&reply[1])? == 1,
             }),
             other => Err(broken(format!("beat says {other:?}"))),
+        }
+    }
+
+    async fn raise(&self, seen: u64) -> Result<Raised, LedgerError> {
+        let mut call = Call::new(&RAISE, 2, 1, 128);
+        call.push(self.0.keys.sequence())
+            .push(self.0.keys.went_back())
+            .push(seen);
+        match self.0.connection.call(&call).await? {
+            Value::Array(reply) if reply.len() == 2 => Ok(Raised {
+                number: number(&reply[0])?,
+                went_back: number(&reply[1])? == 1,
+            }),
+            other => Err(broken(format!("raise says {other:?}"))),
         }
     }
 

@@ -10,8 +10,9 @@ use std::time::Duration;
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::context::{TargetRuntime, now_ms};
+use super::context::TargetRuntime;
 use super::credential::{Held, Keyring};
+use crate::clock::now_ms;
 use crate::domain::outcome::{Answer, Class, Verdict};
 use crate::ports::{Calls, Login, Probed, Reply, Request, SendError, Signing, Transport};
 

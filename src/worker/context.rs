@@ -16,7 +16,7 @@ use super::notice::Callbacks;
 use super::standing::Standings;
 use super::together::Complete;
 use super::under_way::CallsUnderWay;
-pub use crate::clock::{now_ms, rfc3339, today};
+use crate::clock::now_ms;
 use crate::domain::directive::{Board, Directive, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
@@ -48,13 +48,13 @@ pub struct Settings {
     /// Recipients per slice.
     pub slice_recipients: u32,
     /// Slices in delivery at a time, per target, besides those of the express lane.
-    pub slices_in_work: usize,
+    pub slice_concurrency: usize,
     /// Slices of the express lane in delivery at a time, per target.
-    pub express_in_work: usize,
+    pub small_job_concurrency: usize,
     /// How long a claim lasts unless it is renewed: longer than any call.
     pub lease: Duration,
     /// How long one delivery may work on a slice before the rest goes to the end of its lane.
-    pub slice_budget: Duration,
+    pub slice_time_max: Duration,
     /// Attempts per recipient, the first included.
     pub attempts_max: u32,
     pub retry: Schedule,
@@ -81,7 +81,7 @@ pub struct TargetRuntime {
     pub limit: Option<Rate>,
     pub on_uncertain: OnUncertain,
     /// How long a configuration fault parks it, or the job that met it, before it is tried again.
-    pub config_park: Duration,
+    pub config_fault_pause: Duration,
     pub health: Health,
     pub metrics: TargetMetrics,
     /// Calls under way.
@@ -234,8 +234,9 @@ impl<S: Store, T> Context<S, T> {
         let started = Instant::now();
         let result = act.await;
         self.metrics.ledger(step, started.elapsed(), result.is_ok());
-        if let Err(error) = &result {
-            self.note_trouble(error);
+        match &result {
+            Ok(_) => self.ledger_health.note_recorded(step),
+            Err(error) => self.note_trouble(error),
         }
         result
     }
@@ -582,19 +583,4 @@ impl<S, T> job::Context for Context<S, T> {
         let rules = self.apps.get(app).map_or(&none, |it| &it.replies);
         rules.check(self.settings.namespace.as_deref(), app, queue)
     }
-}
-
-/// An error with its causes, as one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !line.ends_with(&cause_text) {
-            line.push_str(": ");
-            line.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    line
 }

@@ -32,10 +32,11 @@ use tokio::time::Instant;
 use self::flight::{Back, Flight};
 use self::limits::Granted;
 use super::call::{Called, Caller, lost};
-use super::context::{Halted, Store, TargetRuntime, now_ms};
+use super::context::{Halted, Store, TargetRuntime};
 use super::enumerate::enumerate;
 use super::shift::Shift;
 use super::together::{self, Turn};
+use crate::clock::now_ms;
 use crate::domain::delivery::{Batch, Call, Delivery, Rules};
 use crate::domain::directive::{Board, Go, Order};
 use crate::domain::fields::{Problem, shorten, summary};
@@ -46,7 +47,7 @@ use crate::domain::limits::Rate;
 use crate::domain::outcome::{Answer, Class, OnUncertain, Outcome, Verdict};
 use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
-use crate::domain::slice::{Head, SLICE_VERSION, Slice, Unrecorded};
+use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
@@ -74,8 +75,7 @@ pub(super) enum Fate {
     Reject(String),
 }
 
-/// Works on one slice of a lane. What is left of it goes back there, whatever lane it names: the ladder
-/// cannot get rid of what leads nowhere, and holds up everything behind it.
+/// Works on one slice of a lane. What is left of it goes back there, whatever lane it names.
 pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
     shift: &Shift<S, T, P>,
     lane: Lane,
@@ -90,7 +90,7 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         Ok(_) => return unreadable(shift, lane, body, traceparent, None).await,
         Err(error) => return unreadable(shift, lane, body, traceparent, Some(error)).await,
     };
-    if let Err(why) = belongs(&slice.head, &lane) {
+    if let Err(why) = belongs(&slice, &lane) {
         return Fate::Reject(why);
     }
     let Some(target) = shift.context.targets.get(&slice.head.target) else {
@@ -110,9 +110,11 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
 }
 
 /// Whether a slice can be one of ours on this lane. Anybody who may write to the lanes exchange can put
-/// others there. The places of a lane are those of its target, and the names of target and app are part
-/// of routing keys, which have room for so much.
-fn belongs(head: &Head, lane: &Lane) -> Result<(), String> {
+/// others there. The places of a lane are those of its target; the names of target and app are part of
+/// routing keys, which have room for so much; and a ledger that gets more outcomes than entries, or is
+/// audited in billions of buckets, keeps a place busy for good.
+fn belongs(slice: &Slice, lane: &Lane) -> Result<(), String> {
+    let Slice { head, entries, .. } = slice;
     if head.target != lane.target {
         let named = shorten(&head.target, NAME_BYTES_MAX);
         return Err(format!(
@@ -125,6 +127,19 @@ fn belongs(head: &Head, lane: &Lane) -> Result<(), String> {
             "head.app has {} bytes, at most {NAME_BYTES_MAX} are taken: no dead letter or event could \
              be published for it",
             head.app.len()
+        ));
+    }
+    let listed = slice.recipients.len() + slice.unrecorded.entries() as usize;
+    if listed > *entries as usize {
+        return Err(format!(
+            "a slice of {entries} list entries with {listed} recipients: entries count repeats too, so \
+             there are never fewer"
+        ));
+    }
+    if !slice.shape.is_sound() {
+        return Err(format!(
+            "shape.buckets is {}, from 1 to {BUCKETS_MAX} are taken",
+            slice.shape.buckets
         ));
     }
     Ok(())
@@ -211,11 +226,6 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         let context = &*shift.context;
         let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, slice.head.id);
         let app = context.apps.get(&slice.head.app);
-        let job_rate = slice
-            .head
-            .rate
-            .as_deref()
-            .and_then(|rate| rate.parse().ok());
         let per_call = match personal {
             Some(_) => 1,
             None => target.recipients_per_call(&slice.head),
@@ -230,7 +240,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
                 .map(|id| fingerprinter.fingerprint(id))
                 .collect(),
             job: slice.head.id.to_string(),
-            rates: [target.limit, app.and_then(|app| app.limit), job_rate],
+            rates: [target.limit, app.and_then(|app| app.limit), slice.head.rate],
             fail_open: app.is_some_and(|app| app.fail_open),
             rules: Rules {
                 attempts_max: context.settings.attempts_max,
@@ -476,7 +486,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         if scene.shift.lost.is_cancelled() {
             return Err(Pause::Lost);
         }
-        let budget = scene.shift.context.settings.slice_budget;
+        let budget = scene.shift.context.settings.slice_time_max;
         if scene.shift.halt.is_cancelled() || scene.began.elapsed() > budget {
             return Err(Pause::PutOff(Duration::ZERO));
         }

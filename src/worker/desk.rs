@@ -15,12 +15,13 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::context::{KEEP_MAX, Store, chain};
+use super::context::{KEEP_MAX, Store};
 use super::deliver::{Fate, deliver};
 use super::notice::deliver_notice;
 use super::shift::Shift;
 use crate::domain::fairness::{At, Ticket, Turns};
 use crate::domain::lane::{Lane, LaneClass, Priority, SUB_LANES};
+use crate::error::chain;
 use crate::metrics::SliceResult;
 use crate::ports::{Delivery, EndDelivery, Publisher, Transport};
 
@@ -156,7 +157,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
                 self.draw_shared(target);
             }
         }
-        self.shift.context.metrics.slices_in_work(self.work.len());
+        self.shift.context.metrics.slices_in_flight(self.work.len());
     }
 
     /// Starts slices of a lane with places of its own.
@@ -165,7 +166,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
         let (place, taken, most) = match class {
             LaneClass::Notices => (Place::Notice, places.notices, NOTICES_IN_WORK),
             _ => {
-                let most = self.shift.context.settings.express_in_work;
+                let most = self.shift.context.settings.small_job_concurrency;
                 (Place::Express, places.express, most)
             }
         };
@@ -182,7 +183,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
     }
 
     fn draw_shared(&mut self, target: usize) {
-        let most = self.shift.context.settings.slices_in_work;
+        let most = self.shift.context.settings.slice_concurrency;
         let now = self.epoch.elapsed();
         while self.targets[target].other < most {
             let Some(at) = self.targets[target].turns.next(now) else {
@@ -276,7 +277,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
     /// How long until something here moves by itself.
     pub(super) fn until_one_moves(&self) -> Duration {
         let now = Instant::now();
-        let most = self.shift.context.settings.slices_in_work;
+        let most = self.shift.context.settings.slice_concurrency;
         let of_lane = |here: &Waiting| {
             let (since, _) = here.deliveries.front()?;
             let too_old = KEEP_MAX.saturating_sub(now.duration_since(*since));
@@ -332,7 +333,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
         if fate.is_none() {
             self.shift.context.metrics.panicked();
         }
-        self.shift.context.metrics.slices_in_work(self.work.len());
+        self.shift.context.metrics.slices_in_flight(self.work.len());
         let context = Arc::clone(&self.shift.context);
         let lane = here.lane.clone();
         self.endings.spawn(async move {
@@ -345,7 +346,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
     pub(super) fn give_back_waiting(&mut self) {
         for here in &mut self.lanes {
             for (_, delivery) in here.deliveries.drain(..) {
-                self.shift.context.metrics.slice(SliceResult::GivenBack);
+                self.shift.context.metrics.slice(SliceResult::Requeued);
                 self.endings.spawn(async move {
                     let _ = delivery.give_back().await;
                 });
@@ -359,7 +360,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
 async fn end(lane: &Lane, duty: Box<dyn EndDelivery>, fate: Option<Fate>) -> SliceResult {
     let (result, ended) = match fate {
         Some(Fate::Done) => (SliceResult::Done, duty.ack().await.is_ok()),
-        Some(Fate::PutOff) => (SliceResult::PutOff, duty.ack().await.is_ok()),
+        Some(Fate::PutOff) => (SliceResult::Deferred, duty.ack().await.is_ok()),
         Some(Fate::Lost) => (SliceResult::Lost, true),
         Some(Fate::Reject(reason)) => {
             let rejected = duty.reject(reason.clone()).await;
@@ -377,7 +378,7 @@ async fn end(lane: &Lane, duty: Box<dyn EndDelivery>, fate: Option<Fate>) -> Sli
             }
             (SliceResult::Rejected, rejected.is_ok())
         }
-        None => (SliceResult::GivenBack, duty.give_back().await.is_ok()),
+        None => (SliceResult::Requeued, duty.give_back().await.is_ok()),
     };
     if ended { result } else { SliceResult::Lost }
 }

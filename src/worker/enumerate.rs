@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::authorised;
-use super::context::{Store, TargetRuntime, now_ms, rfc3339};
+use super::context::{Store, TargetRuntime};
 use super::credential::Held;
 use super::deliver::{Fate, WAIT_MAX};
 use super::shift::Shift;
+use crate::clock::{now_ms, rfc3339};
 use crate::domain::audience::{MemberDocument, fold};
 use crate::domain::directive::Go;
 use crate::domain::job::{AudienceDocument, JOB_BYTES_MAX, JobDocument, Part};
@@ -182,7 +183,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         let mut messages = Vec::with_capacity(2);
         if last || !found.users.is_empty() {
             // The asking itself is one submission; a part that is not the last one announces another.
-            let of = number + if last { 1 } else { 2 };
+            let of = number.saturating_add(if last { 1 } else { 2 });
             let body = part(
                 &self.slice.head,
                 found.users,
@@ -202,7 +203,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         if let Some(cursor) = found.next {
             let next = Enumeration {
                 cursor: Some(cursor),
-                number: number + messages.len() as u32,
+                number: number.saturating_add(messages.len() as u32),
                 failures: 0,
                 exclude: self.asking.exclude.clone(),
             };
@@ -255,7 +256,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         if let Class::Config | Class::Throttled = class {
             return self.ask_again(parked, self.asking.clone()).await;
         }
-        let failures = self.asking.failures + 1;
+        let failures = self.asking.failures.saturating_add(1);
         let wait = context.settings.retry.delay(failures);
         tracing::warn!(
             job.id = %self.slice.head.id, target.name = self.target.name, code = %answer.code,
@@ -284,7 +285,7 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: Part) -> Vec<u8> {
         priority: Some(head.priority),
         not_before: head.not_before_ms.map(rfc3339),
         expires_at: head.expires_at_ms.map(rfc3339),
-        rate: head.rate.clone(),
+        rate: head.rate.map(|rate| rate.to_string()),
         on_uncertain: head.on_uncertain,
         callback_url: head.callback_url.clone(),
         reply_to: head.reply_to.clone(),

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::context::{Context, Met, Store, TargetRuntime, now_ms};
+use super::context::{Context, Met, Store, TargetRuntime};
 use super::deliver::WAIT_MAX;
+use crate::clock::now_ms;
 use crate::domain::directive::{Action, Board, Directive, Subject};
 use crate::domain::outcome::{Answer, Class};
 use crate::ports::{Park, ParkReason, Scope};
@@ -67,7 +68,7 @@ impl<S: Store, T> Context<S, T> {
                 code = park.code,
                 "a configuration fault: the job is parked for {} s, nobody of it is dead-lettered, and \
                  other jobs go on: {}",
-                target.config_park.as_secs(),
+                target.config_fault_pause.as_secs(),
                 park.text
             );
         }
@@ -97,7 +98,7 @@ fn parking(
             None
         }
         // It answers, and is left alone for what it says.
-        Class::Config => Some((ParkReason::Config, target.config_park)),
+        Class::Config => Some((ParkReason::Config, target.config_fault_pause)),
         Class::Throttled => {
             let wait = health.throttled(now, answer.retry_after);
             Some((ParkReason::Throttled, wait))

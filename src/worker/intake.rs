@@ -17,12 +17,12 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::context::{Context, RECONNECT, Store, now_ms};
+use super::context::{Context, RECONNECT, Store};
 use super::shift::Shift;
-use crate::clock;
+use crate::clock::{self, now_ms};
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
-use crate::domain::ids::{Fingerprinter, SliceId};
+use crate::domain::ids::{Fingerprinter, JobId, SliceId};
 use crate::domain::job::Job;
 use crate::domain::lane::Priority;
 use crate::domain::message::Content;
@@ -201,15 +201,25 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         let context = &*self.shift.context;
         let job = match Job::read(body, Some(priority), context, clock::now()) {
             Ok(job) => job,
-            Err(problems) => return Refused::Problems(problems).into(),
+            Err(problems) => {
+                if let Some(job) = Job::named(body) {
+                    self.withdraw(job).await;
+                }
+                return Refused::Problems(problems).into();
+            }
         };
         let fate = self.expand_job(&job).await;
         if matches!(fate, Fate::Refused(..)) {
-            // Whoever accepted it may have entered it. Not repeated: the upkeep finds it too.
-            let withdraw = context.store.withdraw(job.head.id);
-            let _ = context.try_step(LedgerStep::Accept, withdraw).await;
+            self.withdraw(job.head.id).await;
         }
         fate
+    }
+
+    /// Whoever accepted a job that is refused may have entered it. Not repeated: the upkeep finds it too.
+    async fn withdraw(&self, job: JobId) {
+        let context = &*self.shift.context;
+        let withdraw = context.store.withdraw(job);
+        let _ = context.try_step(LedgerStep::Accept, withdraw).await;
     }
 
     async fn expand_job(&self, job: &Job<'_>) -> Fate {
@@ -353,7 +363,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             entries,
             parts: job.part.of,
             shape: Shape::of(expected),
-            rate: job.head.rate.clone(),
+            rate: job.head.rate.map(|rate| rate.to_string()),
             not_before_ms: job.head.not_before_ms,
             callback_url: job.head.callback_url.clone(),
             reply_to: job.head.reply_to.clone(),

@@ -18,8 +18,8 @@ const FETCHED_AHEAD: usize = 2;
 /// Deliveries to take from a lane at a time.
 pub(super) fn prefetch(lane: &Lane, settings: &super::Settings) -> u16 {
     let places = match lane.class {
-        LaneClass::Express => settings.express_in_work,
-        LaneClass::Of(..) => settings.slices_in_work,
+        LaneClass::Express => settings.small_job_concurrency,
+        LaneClass::Of(..) => settings.slice_concurrency,
         LaneClass::Notices => NOTICES_IN_WORK,
     };
     (places + FETCHED_AHEAD).min(usize::from(u16::MAX)) as u16

@@ -6,13 +6,15 @@
 //! that is frozen, or a runtime that is blocked, is not ready.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::context::{Context, Store, chain};
+use super::context::{Context, Store};
+use crate::error::chain;
 use crate::metrics::LedgerStep;
 use crate::ports::{Beat, Beaten, LedgerError};
 
@@ -28,6 +30,8 @@ const ROW_MAX: Duration = Duration::from_secs(3600);
 pub(super) struct LedgerHealth {
     up: watch::Sender<bool>,
     state: Mutex<State>,
+    /// Steps that were taken.
+    recorded: AtomicU64,
 }
 
 #[derive(Default)]
@@ -48,6 +52,14 @@ impl LedgerHealth {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A step was taken that a ledger with older data would have lost.
+    pub(super) fn note_recorded(&self, step: LedgerStep) {
+        use LedgerStep::{Accept, Claim, Complete, Expanded, Settle};
+        if matches!(step, Accept | Expanded | Claim | Settle | Complete) {
+            self.recorded.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Whether this changes anything.
@@ -100,6 +112,14 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
+    pub(super) fn note_went_back(&self) {
+        self.metrics.ledger_went_back();
+        tracing::error!(
+            "the ledger went back: it has lost what was written last. Jobs that run are marked; \
+             `fanwise job verify` says what is not known of them"
+        );
+    }
+
     fn note_beat(&self) {
         if self.ledger_health.note(None) {
             self.metrics.ledger_up(true);
@@ -109,6 +129,11 @@ impl<S: Store, T> Context<S, T> {
 }
 
 impl<S, T> Context<S, T> {
+    /// Changes with every step that was recorded.
+    pub(super) fn recorded(&self) -> u64 {
+        self.ledger_health.recorded.load(Ordering::Relaxed)
+    }
+
     /// Why the ledger takes no writes now, if so.
     pub fn check_ledger(&self) -> Result<(), String> {
         self.ledger_health.check(Instant::now())
@@ -154,11 +179,7 @@ impl Heart {
         self.beat.number = number;
         self.answered = Instant::now();
         if went_back {
-            context.metrics.ledger_went_back();
-            tracing::error!(
-                "the ledger went back: it has lost what was written last. Jobs that run are marked; \
-                 `fanwise job verify` says what is not known of them"
-            );
+            context.note_went_back();
         }
         context.note_beat();
         Ok(())

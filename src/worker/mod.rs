@@ -20,6 +20,7 @@ mod intake;
 mod lanes;
 mod ledger_health;
 mod notice;
+mod sequence;
 mod shift;
 mod standing;
 mod sweep;
@@ -38,20 +39,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::census::{Census, census};
-pub use self::context::{
-    AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms,
-    rfc3339, today,
-};
+pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime};
 pub use self::credential::Keyring;
 pub use self::health::Health;
 use self::lanes::OpenLane;
 use self::ledger_health::Heart;
 pub use self::notice::Callbacks;
+use self::sequence::Sequence;
 use self::shift::Shift;
 pub use self::under_way::CallsUnderWay;
 use crate::domain::lane::{Lane, Priority};
+use crate::error::chain;
 use crate::metrics::{JobResult, LedgerStep, SliceResult};
-use crate::ports::{Broker, BrokerError, LedgerError, Moved, Session, Source, Transport};
+use crate::ports::{
+    Broker, BrokerError, LedgerError, Moved, Publisher, Session, Source, Transport,
+};
 
 /// Jobs of one priority that are taken at a time. One of megabytes is rare, and a small one waits for the
 /// broker most of its time.
@@ -145,6 +147,12 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         session: B::Session,
         drain: &CancellationToken,
     ) -> Result<End, BrokerError> {
+        let mut sequence = Sequence::new(session.sequence().await?);
+        let compared = sequence.raise(&self.context).await;
+        if compared.is_err() && !self.context.fails_open() {
+            session.close().await;
+            return Ok(End::Orderly);
+        }
         let lost = session.lost();
         let halt = lost.child_token();
         let shift = Arc::new(Shift {
@@ -192,11 +200,31 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         self.ready.send_replace(true);
         tracing::info!("ready: jobs are taken and slices delivered");
 
+        let work = self.until_ended(&shift, tasks, drain);
+        let end = tokio::select! {
+            end = work => end,
+            () = sequence.keep(&shift) => End::Orderly,
+        };
+        // Of what was recorded last, too.
+        sequence.leave(&shift).await;
+        self.context.metrics.broker_up(false);
+        session.close().await;
+        Ok(end)
+    }
+
+    /// Waits until the session is lost, the ledger stays away, a task ends or the process drains, and
+    /// then for all tasks.
+    async fn until_ended<P: Publisher>(
+        &self,
+        shift: &Shift<S, T, P>,
+        mut tasks: JoinSet<()>,
+        drain: &CancellationToken,
+    ) -> End {
         let patience = self.ledger_gone();
         let mut end = End::Orderly;
         let why = tokio::select! {
             biased;
-            () = lost.cancelled() => "the session is lost, what was not acked comes back",
+            () = shift.lost.cancelled() => "the session is lost, what was not acked comes back",
             () = drain.cancelled() => "draining: no new work is begun",
             () = patience => "the ledger stays away, the session is closed until it answers",
             Some(ended) = tasks.join_next() => {
@@ -206,15 +234,13 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         };
         tracing::info!("{why}");
         self.ready.send_replace(false);
-        halt.cancel();
+        shift.halt.cancel();
         while let Some(ended) = tasks.join_next().await {
             if let End::Panicked = self.end_of(&ended) {
                 end = End::Panicked;
             }
         }
-        self.context.metrics.broker_up(false);
-        session.close().await;
-        Ok(end)
+        end
     }
 
     /// How a task of the session ended.

@@ -14,7 +14,7 @@ use http::{Method, Uri};
 use ring::hmac;
 use serde_json::value::RawValue;
 
-use super::context::{Context, RECONNECT, Store, chain};
+use super::context::{Context, RECONNECT, Store};
 use super::deliver::Fate;
 use super::shift::{Job, Shift, event};
 use crate::codec;
@@ -23,6 +23,7 @@ use crate::domain::job::{Context as _, check_callback};
 use crate::domain::lane::Lane;
 use crate::domain::notice::{CallbackRules, NOTICE_VERSION, Notice};
 use crate::domain::schedule::rung;
+use crate::error::chain;
 use crate::json;
 use crate::metrics::{NoticeKind, NoticeResult};
 use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Transport};
@@ -90,7 +91,7 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
         let given_up = |why: &str| {
             context
                 .metrics
-                .notice(NoticeKind::Reply, NoticeResult::GivenUp);
+                .notice(NoticeKind::Reply, NoticeResult::Abandoned);
             tracing::warn!(
                 job.id = %job.id, reply_to = queue, error = why,
                 "nobody is told over AMQP that the job completed"
@@ -181,9 +182,9 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
         }
         Err(what) => what,
     };
-    let failures = notice.failures + 1;
+    let failures = notice.failures.saturating_add(1);
     if failures >= context.settings.attempts_max {
-        count(NoticeResult::GivenUp);
+        count(NoticeResult::Abandoned);
         tracing::warn!(
             notice.id = notice.id,
             notice.app = notice.app,

@@ -83,10 +83,10 @@ impl Transport for Nowhere {
 fn settings() -> Settings {
     Settings {
         slice_recipients: 1,
-        slices_in_work: 1,
-        express_in_work: 1,
+        slice_concurrency: 1,
+        small_job_concurrency: 1,
         lease: Duration::from_secs(20),
-        slice_budget: Duration::from_secs(60),
+        slice_time_max: Duration::from_secs(60),
         attempts_max: 1,
         retry: Schedule {
             min: Duration::from_secs(1),

@@ -155,12 +155,13 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
 
     // The dead letters: exactly the refused, with reasons.
     let letters = world.json(&["dead", "list", "--job", &job]).await;
-    let mut dead = BTreeSet::new();
+    let (mut dead, mut doubted) = (BTreeSet::new(), 0);
     for letter in letters.as_array().unwrap() {
         if letter["outcome"] == "failed" {
             assert_eq!(letter["class"], "permanent", "{letter}");
         } else {
             assert_eq!(letter["outcome"], "uncertain", "{letter}");
+            doubted += 1;
         }
         assert_eq!(letter["client_msg_no"], "done", "{letter}");
         let reason = |field: &str| letter[field].as_str().is_some_and(|text| !text.is_empty());
@@ -175,6 +176,12 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
         "{} dead, {} refused",
         dead.len(),
         refused.len()
+    );
+
+    assert_eq!(
+        doubted,
+        count("uncertain"),
+        "letters say what the accounts say"
     );
 
     agree(
@@ -209,7 +216,7 @@ async fn agree(
     let survivors = until("rest", BOUND, async || {
         let scrapes = scrape().await;
         let names = [
-            "fanwise_slices_in_work",
+            "fanwise_slices_in_flight",
             "fanwise_calls_in_flight{target=\"im\"}",
         ];
         names
@@ -241,7 +248,7 @@ async fn agree(
     let all: Vec<_> = survivors.into_iter().chain([last_scrape]).collect();
     assert_eq!(sum(&all, "fanwise_jobs_total{result=\"accepted\"}"), 1.0);
     assert_eq!(sum(&all, "fanwise_jobs_total{result=\"rejected\"}"), 0.0);
-    for outcome in ["sent", "failed"] {
+    for outcome in ["sent", "failed", "uncertain"] {
         let counted = sum(
             &all,
             &format!("fanwise_recipients_total{{outcome=\"{outcome}\",target=\"im\"}}"),

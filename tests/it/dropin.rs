@@ -32,7 +32,7 @@ impl House {
     /// `netease_target`: where requests in NetEase's manner are delivered.
     async fn new(name: &str, netease_target: &str) -> Self {
         let scratch = Scratch::new(name);
-        let engine = format!("[embedded]\nfolder = {:?}", scratch.path().join("data"));
+        let engine = format!("[embedded]\ndir = {:?}", scratch.path().join("data"));
         Self::within(scratch, &engine, netease_target).await
     }
 
@@ -87,7 +87,7 @@ impl House {
             key = "{KEY}"
             secret = "{SECRET}"
             target = "{netease_target}"
-            calls = "1000/s"
+            rate = "1000/s"
             [apps.shop.yunxin]
             key = "{KEY}"
             secret = "{SECRET}"

@@ -40,7 +40,7 @@ impl Place {
         let config = format!(
             r#"
             [embedded]
-            folder = {:?}
+            dir = {:?}
             [gateway]
             listen = "127.0.0.1:{gateway}"
             [admin]

@@ -287,7 +287,7 @@ async fn a_reply_is_published_to_the_queue_that_was_named() {
     until_it_shows(&worker, "fanwise_jobs_total{result=\"rejected\"}", 1.0).await;
     let nowhere = json!({"reply_to": "nobody-is-there"});
     submit(&world, &job("n0", &users(3), &nowhere)).await;
-    until_counted(&worker, "reply", "given_up", 1.0).await;
+    until_counted(&worker, "reply", "abandoned", 1.0).await;
     let people = users(7);
     world
         .send("n1", &people, &["--reply-to", queue.as_str()])

@@ -65,7 +65,7 @@ impl Place {
         let config = format!(
             r#"
             [embedded]
-            folder = {:?}
+            dir = {:?}
             [gateway]
             listen = "127.0.0.1:{port}"
             {gateway}
@@ -639,7 +639,7 @@ async fn uploads_and_drop_in_calls_are_held_to_the_rules() {
 /// An app that asks too often is told when to come again; others are not held up.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_of_an_app_are_limited() {
-    let apps = "[apps.shop]\ntarget = \"im\"\ntoken = \"shop\"\nrequests = \"1/min burst 2\"\n\
+    let apps = "[apps.shop]\ntarget = \"im\"\ntoken = \"shop\"\nrequest_rate = \"1/min burst 2\"\n\
                 [apps.bank]\ntarget = \"im\"\ntoken = \"bank\"";
     let place = Place::new("permit-requests", "token = \"all\"", apps).await;
     let process = place.serve().await;

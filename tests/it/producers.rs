@@ -1,6 +1,6 @@
 //! Whatever a producer may put on a message: promises 1 and 11 over AMQP.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -231,6 +231,102 @@ async fn promise_11_a_valid_job_is_sent_whatever_is_on_its_message() {
     let metrics = worker.metrics().await;
     assert_eq!(metrics["fanwise_slices_total{result=\"lost\"}"], 0.0);
     assert_eq!(metrics["fanwise_jobs_total{result=\"rejected\"}"], 0.0);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A slice as an intake cuts it, with some of its head and of itself changed.
+fn slice(number: u32, changed: serde_json::Value, itself: serde_json::Value) -> String {
+    let mut head = json!({
+        "id": format!("{number:024x}"), "app": "default", "client_msg_no": format!("slice-{number}"),
+        "target": "im", "priority": "normal", "content": {"type": "text", "text": "hello"},
+        "options": {}, "accepted_at_ms": 1,
+    });
+    for (name, value) in changed.as_object().unwrap() {
+        head[name] = value.clone();
+    }
+    let mut slice = json!({
+        "v": 1, "head": head, "id": format!("s{number}.0"), "entries": 1, "shape": {"buckets": 1},
+        "lane": "im.express", "recipients": ["ana"],
+    });
+    for (name, value) in itself.as_object().unwrap() {
+        slice[name] = value.clone();
+    }
+    slice.to_string()
+}
+
+/// Promise 11: slices that no intake can have cut end as rejected, with the reason, and none of them is
+/// worked on for ever: one on the lane of another target, one of an app whose name fits no routing key,
+/// one with more recipients than entries, and one with more buckets than an audit can read. Numbers of
+/// any size are counted on from. One whose text an earlier version accepted and this one cannot compile has an outcome (promise 1).
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_11_a_slice_that_is_not_in_its_place_is_rejected() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("slices").await;
+    let worker = world.worker().await;
+    let mut producer = Producer::connect(&world.amqp).await;
+    let lanes = format!("{}.lanes", world.name);
+    let deep = format!("{{{{ {}1 }}}}", "-".repeat(400));
+    let slices = [
+        slice(1, json!({"target": "elsewhere"}), json!({})),
+        slice(2, json!({"app": "a".repeat(300)}), json!({})),
+        slice(3, json!({}), json!({"recipients": ["ana", "ben"]})),
+        slice(4, json!({}), json!({"shape": {"buckets": u32::MAX}})),
+        slice(
+            5,
+            json!({}),
+            json!({"attempts": [u32::MAX], "ended": {"entries": u32::MAX, "repeats": u32::MAX}}),
+        ),
+        slice(
+            6,
+            json!({"content": {"type": "text", "text": deep}, "vars": {"a": 1}}),
+            json!({}),
+        ),
+    ];
+    for body in &slices {
+        producer
+            .publish(&lanes, b"im.express", body.as_bytes(), &[])
+            .await;
+    }
+    let results = [("rejected", 4.0), ("done", 2.0)];
+    for (result, count) in results {
+        until(&format!("{count} slices are {result}"), BOUND, async || {
+            let name = format!("fanwise_slices_total{{result=\"{result}\"}}");
+            (worker.metrics().await.get(&name) == Some(&count)).then_some(())
+        })
+        .await;
+    }
+    let settings = Settings {
+        namespace: world.name.clone(),
+        ..Settings::new(world.amqp.clone())
+    };
+    let rabbit = Rabbit::new(settings).unwrap();
+    let reasons: Vec<_> = shelf(&rabbit)
+        .await
+        .into_iter()
+        .map(|kept| kept.headers["fanwise-reason"].clone())
+        .collect();
+    for part in [
+        "target \"elsewhere\" on lane im.express",
+        "300 bytes, at most 64",
+        "1 list entries with 2",
+        "from 1 to",
+    ] {
+        assert!(reasons.iter().any(|it| it.contains(part)), "{reasons:?}");
+    }
+    let mut letters = Vec::new();
+    let visit = |letter: KeptMessage| {
+        letters.push(String::from_utf8_lossy(&letter.body).into_owned());
+        ControlFlow::Continue(())
+    };
+    rabbit.read(Shelf::Dead, visit).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert!(
+        letters[0].contains("between one pair of braces"),
+        "{letters:?}"
+    );
+    assert_eq!(world.accepted(), BTreeMap::from([("ana".to_owned(), 1)]));
+    assert_eq!(worker.metrics().await["fanwise_panics_total"], 0.0);
     worker.drain().await;
     world.end().await;
 }

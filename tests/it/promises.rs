@@ -578,9 +578,13 @@ async fn fail_open_sends_at_its_rate_and_completes() {
     world.end().await;
 }
 
-/// A small job behind a big one, at a slow backend, starts at once.
+/// A small job behind a big one, at a slow backend, starts at once: before the backend has taken of the
+/// big one what it takes at most in 250 ms. Counted so, since a machine that is busy takes less in that
+/// time, and nobody is starved by it.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_8_no_starving() {
+    // 64 calls in flight, of 20 ms.
+    const IN_A_QUARTER: usize = 64 * 250 / 20;
     let Some(mut plan) = Plan::shared() else {
         return;
     };
@@ -600,7 +604,16 @@ async fn promise_8_no_starving() {
         let job = world
             .send(&format!("small-{number}"), &small, &["--wait"])
             .await;
-        assert_eq!(world.job(&job).await.unwrap()["accounts"]["sent"], 1);
+        let record = world.job(&job).await.unwrap();
+        assert_eq!(record["accounts"]["sent"], 1);
+        let accepted_us = record["accepted_at_ms"].as_u64().unwrap() * 1000;
+        let all = world.mock.accepted();
+        let own = all.iter().find(|it| it.recipient == small[0]).unwrap();
+        let before = all
+            .iter()
+            .filter(|it| (accepted_us..own.at_us).contains(&it.at_us))
+            .count();
+        assert!(before <= IN_A_QUARTER, "{before} came before {}", small[0]);
     }
     let big = world.job(&big).await.unwrap();
     assert_eq!(
@@ -608,8 +621,8 @@ async fn promise_8_no_starving() {
         "the big job was too small to stand in the way"
     );
     let metrics = worker.metrics().await;
-    let within = metrics["fanwise_start_delay_seconds_bucket{le=\"0.25\"}"];
-    assert!(within >= 5.0, "{metrics:#?}");
+    let started = metrics["fanwise_start_delay_seconds_count"];
+    assert!(started >= 6.0, "{metrics:#?}");
     worker.drain().await;
     world.end().await;
 }

@@ -28,7 +28,7 @@ async fn promise_1_accepted_is_durable() {
         return;
     };
     let world = Plan::on(rabbit.url(), redis.url()).start("durable").await;
-    // The topology is older than the first kill: see the README on queues in their first seconds.
+    // The topology is older than the first kill: docs/promises.md says why.
     let applied = world.run(&["topology", "apply"]).await;
     assert_eq!(applied.code, Some(0), "{}", applied.stderr);
     let recipients = users(4000);
@@ -280,23 +280,33 @@ fn copy_data(from: &Path, to: &Path) {
 /// nobody is lost, and nothing says that its accounts are exact.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_comes_back_older_is_noticed_and_its_jobs_end() {
+    comes_back_older("older", true).await;
+}
+
+/// The same when no process runs meanwhile that remembers how far the ledger had come: after a power
+/// failure, or when somebody restores a backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_comes_back_older_while_no_worker_runs_is_noticed() {
+    comes_back_older("older-all", false).await;
+}
+
+async fn comes_back_older(name: &str, worker_stays: bool) {
     let (Some(rabbit), Some(mut redis)) =
         (PrivateRabbit::start().await, PrivateRedis::start().await)
     else {
         return;
     };
-    let world = Plan::on(rabbit.url(), redis.url()).start("older").await;
+    let world = Plan::on(rabbit.url(), redis.url()).start(name).await;
     world
         .mock
         .patch_faults(&json!({"latency": "20ms"}))
         .unwrap();
-    let worker = world
-        .worker_with(&[
-            ("FANWISE_LEDGER__ABANDONED_AFTER", "4s"),
-            ("FANWISE_WORKER__SLICE_RECIPIENTS", "20"),
-            ("FANWISE_TARGETS__IM__LIMIT", "1000/s"),
-        ])
-        .await;
+    let settings = [
+        ("FANWISE_LEDGER__ABANDONED_AFTER", "4s"),
+        ("FANWISE_WORKER__SLICE_RECIPIENTS", "20"),
+        ("FANWISE_TARGETS__IM__LIMIT", "1000/s"),
+    ];
+    let mut worker = world.worker_with(&settings).await;
     let client = redis::Client::open(redis.url()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let (_, data): (String, String) = redis::cmd("CONFIG")
@@ -306,16 +316,22 @@ async fn a_redis_that_comes_back_older_is_noticed_and_its_jobs_end() {
         .unwrap();
     let data = PathBuf::from(data);
     let recipients = users(5000);
-    let job = world.send("older", &recipients, &[]).await;
+    let job = world.send(name, &recipients, &[]).await;
     until_accepted(&world, 1000).await;
     let older = data.with_extension("older");
     copy_data(&data, &older);
     // More than two heartbeats later.
     until_accepted(&world, 3000).await;
+    if !worker_stays {
+        worker.process.kill();
+    }
     redis.kill().await;
     std::fs::remove_dir_all(&data).unwrap();
     std::fs::rename(&older, &data).unwrap();
     redis.start_again().await;
+    if !worker_stays {
+        worker = world.worker_with(&settings).await;
+    }
     let record = until("the end of the job", BOUND, async || {
         world
             .job(&job)

@@ -246,67 +246,62 @@ async fn a_rate_set_while_running_counts_for_all_workers() {
     let Some(mut plan) = Plan::shared() else {
         return;
     };
-    plan.target.push_str("\nlimit = \"100/s burst 10\"");
+    plan.target.push_str("\nlimit = \"40/s burst 10\"");
     let world = plan.start("rate").await;
     let workers = [world.worker().await, world.worker().await];
-    let recipients = users(3000);
+    let recipients = users(1500);
     let job = world.send("rate", &recipients, &[]).await;
-    until_accepted(&world.mock, 200).await;
-    let before = now_us();
-    let started = world.mock.accepted().iter().map(|it| it.at_us).min();
-    let slow = world.mock.stats().accepted as f64 / ((before - started.unwrap()) as f64 / 1e6);
-    assert!(slow < 130.0, "{slow}/s where 100/s are allowed");
-
-    let steered = tell(&world, &["limits", "set", "target", "im", "800/s burst 20"]).await;
-    assert_eq!(
-        steered["directives"][0]["rate"], "800/s burst 20",
-        "{steered}"
-    );
-    until("the limit that was set is reached", BOUND, async || {
-        let found = hindrances(&world.job(&job).await?);
-        (found == ["target_limit: target im rate set to 800/s burst 20 by ana"]).then_some(())
-    })
-    .await;
-    let record = world.completed(&job).await;
-    assert_eq!(record["accounts"]["sent"], 3000, "{record}");
-    world.assert_once_each(&recipients);
-    let mut times: Vec<_> = world.mock.accepted().iter().map(|it| it.at_us).collect();
-    times.sort_unstable();
-    let most = |times: &[u64]| {
+    let most = || {
+        let mut times: Vec<_> = world.mock.accepted().iter().map(|it| it.at_us).collect();
+        times.sort_unstable();
         let counts = times
             .iter()
             .enumerate()
             .map(|(index, start)| times[index..].partition_point(|at| *at < start + 1_000_000));
         counts.max().unwrap_or(0)
     };
-    // No second holds more than rate + burst + a lease of each worker; some second holds nearly as much.
-    let fast = most(&times);
+    // No second holds more than rate + burst + a lease of each worker.
+    const SLOW: usize = 40 + 10 + 2 * 2;
+    until_accepted(&world.mock, 100).await;
+    let slow = most();
+    assert!(slow <= SLOW, "{slow} in the fullest second");
+
+    let steered = tell(&world, &["limits", "set", "target", "im", "300/s burst 20"]).await;
+    assert_eq!(
+        steered["directives"][0]["rate"], "300/s burst 20",
+        "{steered}"
+    );
+    until("the limit that was set is reached", BOUND, async || {
+        let found = hindrances(&world.job(&job).await?);
+        (found == ["target_limit: target im rate set to 300/s burst 20 by ana"]).then_some(())
+    })
+    .await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["sent"], 1500, "{record}");
+    world.assert_once_each(&recipients);
+    // A rate that a busy machine reaches too: that another one allowed more is seen.
+    let fast = most();
     assert!(
-        (500..=800 + 20 + 2 * 40).contains(&fast),
+        (2 * SLOW..=300 + 20 + 2 * 15).contains(&fast),
         "{fast} in the fullest second"
     );
     let limits = world.json(&["limits", "show"]).await;
-    assert_eq!(limits[0]["configured"], "100/s burst 10", "{limits}");
+    assert_eq!(limits[0]["configured"], "40/s burst 10", "{limits}");
     assert_eq!(limits[0]["live"]["author"], "ana", "{limits}");
 
     tell(&world, &["limits", "set", "target", "im", "1/min burst 1"]).await;
     until_heeded(now_us() + HEEDED.as_micros() as u64).await;
     let more: Vec<_> = (0..60).map(|number| format!("more-{number}")).collect();
     let job = world.send("more", &more, &[]).await;
-    until_accepted(&world.mock, 3001).await;
-    let raised = Instant::now();
+    until_accepted(&world.mock, 1501).await;
     let steered = tell(&world, &["limits", "set", "target", "im", "default"]).await;
     assert_eq!(
         (&steered["changed"], &steered["directives"]),
         (&json!(true), &json!([]))
     );
     let record = world.completed(&job).await;
+    // At one a minute that would take an hour.
     assert_eq!(record["accounts"]["sent"], 60, "{record}");
-    assert!(
-        raised.elapsed() < Duration::from_secs(30),
-        "{:?}",
-        raised.elapsed()
-    );
     for worker in workers {
         worker.drain().await;
     }

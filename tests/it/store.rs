@@ -410,6 +410,36 @@ async fn a_ledger_that_went_back_is_noticed_and_marks_what_ran() {
     assert_eq!(marked(&after).await, (false, 0));
 }
 
+/// A sequence lower than the number that was seen outside of the ledger tells the same where no process
+/// is left that remembers a heartbeat.
+#[tokio::test]
+async fn a_ledger_behind_the_number_that_the_broker_keeps_went_back() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let job = Job::new(1);
+    bench.store.accept(&job.submission("s", 1)).await.unwrap();
+    let first = bench.store.raise(0).await.unwrap();
+    let second = bench.store.raise(first.number).await.unwrap();
+    assert!(!first.went_back && !second.went_back);
+    assert!(second.number > first.number);
+    let known = bench.store.job(job.id()).await.unwrap().unwrap();
+    assert_eq!(known.went_back_at_ms, None);
+
+    let _: () = redis::cmd("SET")
+        .arg(format!("{}:{{pulse}}:sequence", bench.prefix))
+        .arg(first.number)
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    let third = bench.store.raise(second.number).await.unwrap();
+    assert!(third.went_back && third.number > second.number);
+    let fourth = bench.store.raise(second.number).await.unwrap();
+    assert!(!fourth.went_back, "told once");
+    let known = bench.store.job(job.id()).await.unwrap().unwrap();
+    assert!(known.went_back_at_ms.is_some());
+}
+
 /// A server that is full, or a replica, refuses heartbeats although it reads.
 #[tokio::test]
 async fn a_heartbeat_is_refused_where_a_claim_would_be() {
@@ -434,7 +464,7 @@ async fn a_heartbeat_is_refused_where_a_claim_would_be() {
     tell("REPLICAOF", &["127.0.0.1", "1"]).await;
     let error = bench.store.beat(&beat(1)).await.unwrap_err();
     assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
-    let text = fanwise::worker::chain(&error);
+    let text = fanwise::error::chain(&error);
     assert!(text.contains("read-only replica"), "{text}");
     tell("REPLICAOF", &["NO", "ONE"]).await;
     bench.store.beat(&beat(1)).await.unwrap();
@@ -460,12 +490,15 @@ async fn a_server_that_cannot_be_used_says_why_and_what_to_do() {
         .to_owned();
     let check = async |url: String| {
         let store = Store::open(&Settings::new(url)).unwrap();
-        fanwise::worker::chain(&store.check().await.unwrap_err())
+        fanwise::error::chain(&store.check().await.unwrap_err())
     };
     for (url, said) in [
         (format!("redis://:wr0ng@{address}/0"), "user and password"),
         (format!("redis://{address}/0"), "user and password"),
-        (format!("redis://:right@{address}/99"), "ledger.url"),
+        (
+            format!("redis://:right@{address}/99"),
+            "number of the database",
+        ),
         (
             "redis://:wr0ng@127.0.0.1:1/0".to_owned(),
             "whether Redis runs there",

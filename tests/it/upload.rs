@@ -140,10 +140,10 @@ impl Place {
         let config = format!(
             r#"
             [embedded]
-            folder = {:?}
+            dir = {:?}
             [gateway]
             listen = "127.0.0.1:{port}"
-            upload_folder = {folder:?}
+            upload_dir = {folder:?}
             {gateway}
             [admin]
             listen = "127.0.0.1:{admin}"

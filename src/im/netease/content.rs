@@ -106,7 +106,7 @@ impl Object {
 
     pub(in crate::im) fn close(mut self) -> String {
         self.0.push(b'}');
-        String::from_utf8(self.0).unwrap_or_default()
+        crate::json::written(self.0)
     }
 
     /// The object, if it has a member.

@@ -393,6 +393,26 @@ async fn only_letters_that_were_redriven_are_purged() {
     bench.end().await;
 }
 
+/// Who redrives is told of a new job, and finds it before a worker has taken it; nothing is entered of a
+/// dry run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redriven_job_is_found_at_once() {
+    let bench = Bench::with(&[("a", "im", &[("ann", "failed"), ("bob", "failed")])]).await;
+    let job = JobId::of("shop", "a~r1");
+    let dry = Redrive {
+        dry_run: true,
+        ..failed()
+    };
+    bench.redrive(&dry).await;
+    assert_eq!(bench.store.job(job).await.unwrap(), None);
+    let done = bench.redrive(&failed()).await;
+    assert_eq!(done.jobs[0].job, job.to_string());
+    let record = bench.store.job(job).await.unwrap().unwrap();
+    assert_eq!(record.state, JobState::Accepted);
+    assert_eq!(record.accounts.total, 2);
+    bench.end().await;
+}
+
 /// A job that no intake has accepted may still be refused: its letters are not purged before. Redriven
 /// again, they go, and nobody is sent to again.
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ use fanwise::ports::{
     JobQuery, JobRecord, JobState, Ledger, Pulse, Reason, Settle, SliceRef, Standing, Submission,
     UnderWay, Upkeep,
 };
+use futures_util::future::join_all;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -287,7 +288,7 @@ async fn an_entered_job_that_is_refused_is_forgotten(bench: &impl StoreBench) {
 async fn half_done(store: &impl Ledger) -> Job {
     let mut job = Job::new(3);
     // By the clock of now: it is the time of which nothing was heard that counts.
-    job.head.accepted_at_ms = fanwise::worker::now_ms();
+    job.head.accepted_at_ms = fanwise::clock::now_ms();
     let people = job.fingerprints(0..5);
     store.accept(&job.submission("s", 10)).await.unwrap();
     let id = SliceId::new("s", 0);
@@ -755,7 +756,7 @@ async fn many_owners_at_once_never_share_a_recipient(bench: &impl StoreBench) {
             mine
         }
     });
-    let mut granted: Vec<_> = futures_util::future::join_all(owners).await.concat();
+    let mut granted: Vec<_> = join_all(owners).await.concat();
     assert_eq!(granted.len(), 300);
     granted.sort_unstable();
     granted.dedup();
@@ -1081,7 +1082,7 @@ async fn pages_of_jobs_leave_out_nobody(bench: &impl StoreBench) {
     };
     let oldest = accept(base - 1).await;
     let times = (0..2_300).map(|number| base + if number < 2_250 { 0 } else { number });
-    let mut places = futures_util::future::join_all(times.map(accept)).await;
+    let mut places = join_all(times.map(accept)).await;
     places.push(oldest);
     places.sort();
     places.reverse();
@@ -1644,13 +1645,15 @@ fn accounts_are_exact<T: StoreBench>(start: impl AsyncFn() -> Option<T>, finish:
         return;
     };
     let config = Config {
-        cases: 100,
+        cases: 10,
         failure_persistence: None,
         ..Config::default()
     };
+    // Ten jobs at a time: each waits for the disk after each step, and they wait together.
     TestRunner::new(config)
-        .run(&steps(), |steps| {
-            runtime.block_on(play(bench.store(), steps));
+        .run(&prop::collection::vec(steps(), 10), |jobs| {
+            let jobs = jobs.into_iter().map(|steps| play(bench.store(), steps));
+            runtime.block_on(join_all(jobs));
             Ok(())
         })
         .unwrap();

@@ -227,7 +227,8 @@ impl MemoryBroker {
                 let kept = keep(stored, format!("{app}.{target}"));
                 state.dead.insert(arrival, kept);
             }
-            Route::Event { .. } => {}
+            // The ledger and the messages lie together.
+            Route::Sequence | Route::Event { .. } => {}
             Route::Reply { queue, .. } => {
                 let what = format!("queue `{queue}`: there is no AMQP in memory");
                 return Err(PublishError::Unroutable(what));

@@ -11,7 +11,7 @@ use fanwise::domain::limits::{Cost, Grant, Tat};
 use fanwise::domain::permissions::{Asked, Permissions, Used};
 use fanwise::ports::{
     ALIVE, Beat, Beaten, Charged, Directed, Directives, Lease, Leased, LedgerError, Limit, Limiter,
-    Nonces, Park, Pulse, Quotas, StoredTemplate, Templates,
+    Nonces, Park, Pulse, Quotas, Raised, StoredTemplate, Templates,
 };
 use tokio::time::Instant;
 
@@ -444,6 +444,15 @@ impl Pulse for MemoryStore {
             }
         };
         self.step("beat", beaten).await
+    }
+
+    /// The ledger and the messages lie together.
+    async fn raise(&self, _seen: u64) -> Result<Raised, LedgerError> {
+        let raised = |_: &mut State| Raised {
+            number: 0,
+            went_back: false,
+        };
+        self.step("raise", raised).await
     }
 
     async fn beats(&self) -> Result<Vec<Beat>, LedgerError> {

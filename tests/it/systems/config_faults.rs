@@ -24,7 +24,7 @@ fn code(target: &str) -> &'static str {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_fault_of_any_system_fails_nobody() {
     let Some(plan) = Plan::shared() else { return };
-    let mut five = Five::start(plan, "misconfigured", "config_park = \"1h\"").await;
+    let mut five = Five::start(plan, "misconfigured", "config_fault_pause = \"1h\"").await;
     for target in ["im", "wukongim2", "netease"] {
         let faults = json!({ "unauthorised": 1.0 });
         five.mock(target).patch_faults(&faults).unwrap();
@@ -139,7 +139,7 @@ async fn a_configuration_fault_met_while_users_are_listed_stops_the_job() {
     plan.mock.users = USERS as u64;
     plan.mock.wukongim_manager = Some("ops:pass".parse().unwrap());
     plan.target = "type = \"openim\"\nsecret = \"openIM123\"\nsender = \"news\"\n\
-        config_park = \"1h\""
+        config_fault_pause = \"1h\""
         .to_owned();
     plan.more = r#"
         [apps.default]
@@ -153,7 +153,7 @@ async fn a_configuration_fault_met_while_users_are_listed_stops_the_job() {
         manager_user = "ops"
         manager_password = "wrong"
         call_timeout = "3s"
-        config_park = "1h""#
+        config_fault_pause = "1h""#
         .to_owned();
     let world = plan.start("unlisted-fault").await;
     let secret = |secret| world.mock.patch_openim(&json!({ "secret": secret }));

@@ -1,0 +1,72 @@
+//! A number of the ledger that is kept with the broker. By it a ledger that went back to older data is
+//! noticed also where no process is left that remembers its heartbeats: after a power failure, or when
+//! somebody restores a backup while all workers are stopped.
+//!
+//! While something is recorded, a worker raises the sequence of the ledger twice a second and then leaves
+//! the new number with the broker. A session compares before it takes its first delivery: a ledger that
+//! has not come so far has lost what was recorded since. What was recorded in the last half second before
+//! the loss, and lost alone, is not noticed.
+
+use super::POLL;
+use super::context::{Context, Store};
+use super::shift::Shift;
+use crate::metrics::LedgerStep;
+use crate::ports::{LedgerError, Outgoing, Publisher, Raised, Route};
+
+/// What one session knows of the sequence.
+pub(super) struct Sequence {
+    /// The number that the broker had, until it is compared; then 0.
+    seen: u64,
+    /// What this process had recorded when it raised the sequence last.
+    recorded: u64,
+}
+
+impl Sequence {
+    /// `seen`: the number that the broker has, 0 if none.
+    pub(super) fn new(seen: u64) -> Self {
+        Self { seen, recorded: 0 }
+    }
+
+    /// Raises the sequence, and notes a ledger that went back.
+    pub(super) async fn raise<S: Store, T>(
+        &mut self,
+        context: &Context<S, T>,
+    ) -> Result<u64, LedgerError> {
+        let recorded = context.recorded();
+        let raise = context.store.raise(self.seen);
+        let Raised { number, went_back } = context.try_step(LedgerStep::Beat, raise).await?;
+        (self.seen, self.recorded) = (0, recorded);
+        if went_back {
+            context.note_went_back();
+        }
+        Ok(number)
+    }
+
+    /// Leaves the sequence with the broker, again and again: it ends with the session.
+    pub(super) async fn keep<S: Store, T, P: Publisher>(&mut self, shift: &Shift<S, T, P>) {
+        loop {
+            tokio::time::sleep(POLL).await;
+            self.leave(shift).await;
+        }
+    }
+
+    /// Leaves the sequence with the broker, unless the number there covers all that is recorded.
+    pub(super) async fn leave<S: Store, T, P: Publisher>(&mut self, shift: &Shift<S, T, P>) {
+        let context = &*shift.context;
+        if self.seen == 0 && self.recorded == context.recorded() {
+            return;
+        }
+        // An error is noted where it happens; the next round comes soon.
+        let Ok(number @ 1..) = self.raise(context).await else {
+            return;
+        };
+        let message = Outgoing {
+            route: Route::Sequence,
+            body: number.to_string().into(),
+            message_id: format!("sequence/{number}"),
+            traceparent: None,
+        };
+        // Not repeated: the next number takes its place.
+        let _ = shift.publisher.publish(vec![message]).await;
+    }
+}
