@@ -165,7 +165,7 @@ impl Refusal {
             Self::TooOften { rate, .. } => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too many requests",
-                format!("the app may send {rate} (apps.NAME.requests)"),
+                format!("the app may send {rate} (apps.NAME.request_rate)"),
             ),
             Self::FromBrowser => (
                 StatusCode::FORBIDDEN,
