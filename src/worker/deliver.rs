@@ -9,9 +9,10 @@
 //!
 //! What a recipient's answer leads to is decided in `domain::outcome::next`:
 //! - settled: recorded within milliseconds;
-//! - to be dead-lettered: `failed` ones are released and recorded only after the dead letter is
-//!   confirmed, so a crash in between repeats a refused call, never loses a letter; `uncertain` ones
-//!   stay claimed meanwhile, so that nobody sends to them;
+//! - to be dead-lettered: recorded only after the dead letter is confirmed, so that no letter is lost.
+//!   `failed` ones are released at once, so a crash in between repeats a refused call, and claimed again
+//!   when the letter is written, since another slice may have called them meanwhile; `uncertain` ones
+//!   stay claimed, so that nobody sends to them;
 //! - to be retried: released, and part of the remainder that goes on the ladder.
 //!
 //! A delivery leaves at most one remainder, published and confirmed before the ack. Therefore, when a
