@@ -286,7 +286,7 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: Part) -> Vec<u8> {
         priority: Some(head.priority),
         not_before: head.not_before_ms.map(rfc3339),
         expires_at: head.expires_at_ms.map(rfc3339),
-        rate: head.rate.map(|rate| rate.to_string()),
+        rate: head.rate.map(|rate| rate.short()),
         on_uncertain: head.on_uncertain,
         callback_url: head.callback_url.clone(),
         reply_to: head.reply_to.clone(),

@@ -343,7 +343,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             entries,
             parts: job.part.of,
             shape: Shape::of(expected),
-            rate: job.head.rate.map(|rate| rate.to_string()),
+            rate: job.head.rate.map(|rate| rate.short()),
             not_before_ms: job.head.not_before_ms,
             callback_url: job.head.callback_url.clone(),
             reply_to: job.head.reply_to.clone(),
