@@ -623,7 +623,7 @@ async fn check_ledger(store: &Store, drain: &CancellationToken) -> Result<(), Fa
     match drain.run_until_cancelled(check).await {
         Some(Err(error)) if error.is_unfit() => Err(Failure::new(Exit::BadConfig, error)),
         Some(Err(error)) => {
-            tracing::warn!(error = %worker::chain(&error), "the ledger cannot be checked yet");
+            tracing::warn!(error = %crate::error::chain(&error), "the ledger cannot be checked yet");
             Ok(())
         }
         Some(Ok(_)) | None => Ok(()),

@@ -17,7 +17,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
@@ -32,6 +32,7 @@ use tracing::{debug, warn};
 
 use super::stream::Link;
 use super::topology::Names;
+use crate::clock::now_ms;
 use crate::ports::{Lost, Outgoing, PublishError, Publisher, Route};
 
 /// Messages of one batch. Confirms cost one sync to disk however many they are; measured, the gain
@@ -501,8 +502,7 @@ fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
 
 pub(super) const PERSISTENT: u8 = 2;
 
+/// Seconds since 1970, as timestamps of messages are.
 pub(super) fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    now_ms() / 1000
 }

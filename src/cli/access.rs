@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use super::form;
 use crate::amqp::Rabbit;
 use crate::app::{self, Clerk, Names};
+use crate::clock::{now_ms, rfc3339};
 use crate::config::Config;
 use crate::domain::fields::{shorten, summary};
 use crate::domain::ids::JobId;
@@ -35,7 +36,6 @@ use crate::service::admission::{self, Refused};
 use crate::service::dead_letters::{self, ACCEPT_PATIENCE, Books, Purged, Redrive, Redriven};
 use crate::steer::Facts;
 use crate::store::Store;
-use crate::worker::{now_ms, rfc3339};
 
 pub(super) enum Access {
     Direct(Box<Direct>),

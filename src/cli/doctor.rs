@@ -8,13 +8,14 @@ use serde_json::json;
 
 use super::{load_config, output};
 use crate::app;
+use crate::clock::now_ms;
 use crate::config::Config;
+use crate::error::chain;
 use crate::exit::{Exit, Failure};
 use crate::http::client::{Client, ClientSettings};
 use crate::im::TargetSettings;
 use crate::ports::Signing;
 use crate::store::{Persistence, Store};
-use crate::worker::{chain, now_ms};
 
 /// How long a target may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -9,6 +9,7 @@ use super::access::Access;
 use super::output::grouped;
 use super::steer::{Expiry, Words, parse_rate, tell};
 use super::{checked_config, output, progress};
+use crate::clock::{now_ms, rfc3339};
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::letters::{moment, not_a_moment};
@@ -16,7 +17,6 @@ use crate::exit::{Exit, Failure};
 use crate::gateway::Verification;
 use crate::ports::{JobFilter, JobState};
 use crate::steer::Command;
-use crate::worker::{now_ms, rfc3339};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {

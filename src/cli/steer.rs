@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::access::Access;
 use super::{checked_config, output};
+use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Scope, Subject};
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
@@ -15,7 +16,6 @@ use crate::domain::schedule::parse_duration;
 use crate::exit::{Exit, Failure};
 use crate::gateway::CONFIGURED;
 use crate::steer::{Command, LimitView, Steered, TargetView, Told};
-use crate::worker::rfc3339;
 
 /// Why, by whom, and what to print.
 #[derive(Debug, Args)]

@@ -255,28 +255,40 @@ fn the_example_explains_every_key() {
     }
 }
 
-// --- README.md ------------------------------------------------------------------------------------
+// --- README.md and docs ---------------------------------------------------------------------------
 
-const README: &str = include_str!("../../README.md");
+/// The first configuration that names a broker is all that a worker needs.
+const DOCUMENTS: [&str; 6] = [
+    include_str!("../../README.md"),
+    include_str!("../../docs/jobs.md"),
+    include_str!("../../docs/targets.md"),
+    include_str!("../../docs/drop-in.md"),
+    include_str!("../../docs/permissions.md"),
+    include_str!("../../docs/operating.md"),
+];
 
-/// The code blocks of the README in a language.
+/// The code blocks of the documents in a language.
 fn blocks(language: &str) -> Vec<&'static str> {
     let opening = format!("```{language}\n");
-    let blocks = README.split(opening.as_str()).skip(1);
+    let opening = opening.as_str();
+    let blocks = DOCUMENTS
+        .into_iter()
+        .flat_map(|document| document.split(opening).skip(1));
     blocks
         .map(|block| block.split("```").next().unwrap())
         .collect()
 }
 
 #[test]
-fn the_configurations_in_the_readme_work() {
+fn the_configurations_in_the_documents_work() {
     let blocks = blocks("toml");
-    assert!(blocks.len() >= 3, "{blocks:?}");
+    assert!(blocks.len() >= 9, "{blocks:?}");
     for block in &blocks {
         let problems = problems(block, &[]);
         assert!(problems.is_empty(), "{problems:#?} in {block}");
     }
-    let mut whole = loaded(blocks[0], &[]);
+    let worker = blocks.iter().find(|block| block.starts_with("[broker]"));
+    let mut whole = loaded(worker.unwrap(), &[]);
     whole.config.require_worker(&mut whole.findings);
     assert!(
         whole.findings.problems.is_empty(),
@@ -286,7 +298,7 @@ fn the_configurations_in_the_readme_work() {
 }
 
 #[test]
-fn the_job_in_the_readme_is_one() {
+fn the_jobs_in_the_documents_are_jobs() {
     use crate::domain::job::Job;
     let config = loaded(LEAST, &[]).config;
     let names = crate::app::Names::of(&config).unwrap();
@@ -567,8 +579,8 @@ fn misspelt_keys_are_refused_with_a_suggestion() {
             "brokr: unknown key; did you mean `broker`?",
         ),
         (
-            "[worker]\nslices_in_wrok = 4".to_owned(),
-            "worker.slices_in_wrok: unknown key; did you mean `slice_concurrency`?",
+            "[worker]\nslice_concurency = 4".to_owned(),
+            "worker.slice_concurency: unknown key; did you mean `slice_concurrency`?",
         ),
         (
             format!("{target}\ncall_timout = \"3s\""),

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::now_ms;
 use super::tables::Queues;
+use crate::clock::now_ms;
 use crate::ports::Lost;
 
 /// Deliveries that wait in a consumer for their reader, at most.

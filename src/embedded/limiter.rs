@@ -9,8 +9,8 @@ use redb::ReadableTable as _;
 
 use super::Engine;
 use super::disk::Trouble;
-use super::now_ms;
 use super::tables::PARKS;
+use crate::clock::now_ms;
 use crate::domain::limits::Grant;
 use crate::ports::{Lease, Leased, LedgerError, Limit, Limiter, Park};
 

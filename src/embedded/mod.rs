@@ -260,14 +260,6 @@ impl Inner {
 /// with four times as much, jobs of a million recipients went no faster.
 const CACHE_BYTES: usize = 6 * 1024 * 1024;
 
-/// Milliseconds since 1970 by this machine's clock.
-fn now_ms() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis() as u64
-}
-
 /// The store as it is opened in production.
 fn builder() -> redb::Builder {
     let mut builder = Database::builder();

@@ -128,7 +128,7 @@ fn submission(head: &Head, entries: u64) -> Submission {
         not_before_ms: None,
         callback_url: None,
         reply_to: None,
-        now_ms: now_ms(),
+        now_ms: crate::clock::now_ms(),
         warnings: Vec::new(),
         template: None,
     }

@@ -10,8 +10,8 @@ use redb::ReadTransaction;
 use super::disk::Trouble;
 use super::ledger::{accounts, job_row, keep_row, record, standing};
 use super::limiter::{EmbeddedStore, ledger_error};
-use super::now_ms;
 use super::tables::{JOBS, JobRow};
+use crate::clock::now_ms;
 use crate::domain::ids::JobId;
 use crate::ports::{JobRecord, LedgerError, Standing, Upkeep};
 

@@ -21,8 +21,9 @@ use super::claims::Claims;
 use super::desk::{Change, Desk, Out, Place};
 use super::disk::{Disk, FolderLock, Trouble};
 use super::shelter::sheltered;
+use super::sweep;
 use super::tables::{Queues, Tables};
-use super::{now_ms, sweep};
+use crate::clock::now_ms;
 
 /// Callers that may wait for the writer at a time; the others wait before they hand anything over.
 const WAITING_MAX: usize = 1024;

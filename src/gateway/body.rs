@@ -120,7 +120,7 @@ pub(super) fn unreadable(error: &(dyn std::error::Error + 'static)) -> Refusal {
         }
         cause = error.source();
     }
-    let what = format!("the body broke off: {}", crate::worker::chain(error));
+    let what = format!("the body broke off: {}", crate::error::chain(error));
     Refusal::BadBody(StatusCode::BAD_REQUEST, what)
 }
 

@@ -31,6 +31,7 @@ use super::body::{self, patient, uncompressed};
 use super::problem::RETRY_AFTER_SECONDS;
 use super::submit::BODY_BYTES_MAX;
 use super::{Gateway, Open, PublisherOf};
+use crate::clock::now_ms;
 use crate::domain::accounts::Accounts;
 use crate::domain::audience::fold;
 use crate::domain::fields::{Problem, summary};
@@ -41,6 +42,7 @@ use crate::domain::limits::{Grant, Tat};
 use crate::domain::mapping::Strictness;
 use crate::domain::outcome::Outcome;
 use crate::domain::placeholders::as_it_stands;
+use crate::error::chain;
 use crate::http::server::Peer;
 use crate::im::ingress::{
     Door, Everybody, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Spoken, Told, Wanted,
@@ -52,7 +54,7 @@ use crate::ports::{
 };
 use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
 use crate::steer::{self, Cause};
-use crate::worker::{Context, Store, chain, now_ms};
+use crate::worker::{Context, Store};
 
 /// The header that names the jobs of a request.
 const JOB_HEADER: &str = "fanwise-job";

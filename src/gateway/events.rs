@@ -30,10 +30,11 @@ use super::access::Caller;
 use super::params::Params;
 use super::problem::Refusal;
 use super::query::{named, unknown};
+use crate::clock::rfc3339;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::ids::JobId;
 use crate::ports::{Broker, JobRecord, JobState, Transport};
-use crate::worker::{Store, rfc3339};
+use crate::worker::Store;
 
 /// Between two looks at a job.
 const LOOK: Duration = Duration::from_millis(250);

@@ -125,7 +125,7 @@ fn broken(error: &multer::Error) -> Refusal {
             Refusal::BadBody(StatusCode::BAD_REQUEST, error.to_string())
         }
         multer::Error::StreamReadFailed(error) => unreadable(&**error),
-        other => Refusal::BadBody(StatusCode::BAD_REQUEST, crate::worker::chain(other)),
+        other => Refusal::BadBody(StatusCode::BAD_REQUEST, crate::error::chain(other)),
     }
 }
 

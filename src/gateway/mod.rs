@@ -75,10 +75,11 @@ pub use self::wire::{
     DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, RecipientFate,
     RecipientState, RedriveRequest, Submitted, TemplateRow, TemplateView, Verification,
 };
+use crate::error::chain;
 use crate::http::server::{self, Hosts, Manners};
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::steer::Facts;
-use crate::worker::{Context, RECONNECT, Store, chain};
+use crate::worker::{Context, RECONNECT, Store};
 
 type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
 

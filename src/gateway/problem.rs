@@ -10,8 +10,8 @@ use serde_json::json;
 use crate::domain::fields::{Problem, shorten, summary};
 use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
+use crate::error::chain;
 use crate::ports::{BrokerError, LedgerError, PublishError};
-use crate::worker::chain;
 
 /// When to try again what is not possible now.
 pub(super) const RETRY_AFTER_SECONDS: u64 = 1;
@@ -165,7 +165,7 @@ impl Refusal {
             Self::TooOften { rate, .. } => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too many requests",
-                format!("the app may send {rate} (apps.NAME.requests)"),
+                format!("the app may send {rate} (apps.NAME.request_rate)"),
             ),
             Self::FromBrowser => (
                 StatusCode::FORBIDDEN,

@@ -15,16 +15,18 @@ use super::Gateway;
 use super::params::Params;
 use super::problem::Refusal;
 use super::wire::{JobDetail, JobList, RecipientFate, RecipientState, Verification};
+use crate::clock::now_ms;
 use crate::domain::accounts::Audit;
 use crate::domain::ids::{Fingerprinter, JobId};
 use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
 use crate::domain::outcome::Outcome;
+use crate::error::chain;
 use crate::ports::{
     Broker, BrokerError, ClaimState, JobFilter, JobPlace, JobQuery, JobRecord, JobState,
     KeptMessage, LedgerError, Shelf, Shelves, Transport,
 };
 use crate::steer::{self, Facts};
-use crate::worker::{Store, chain, now_ms};
+use crate::worker::Store;
 
 /// Jobs in a list that asks for no number, and the most in one.
 const LIST_USUAL: usize = 50;

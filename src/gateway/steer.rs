@@ -13,6 +13,7 @@ use super::Gateway;
 use super::body::Held;
 use super::params::NoParams;
 use super::problem::Refusal;
+use crate::clock::now_ms;
 use crate::domain::directive::{Directive, Scope, Subject};
 use crate::domain::fields::{Fields, Problem};
 use crate::domain::ids::JobId;
@@ -20,7 +21,7 @@ use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
 use crate::ports::{Broker, Shelves, Transport};
 use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, Told};
-use crate::worker::{Store, now_ms};
+use crate::worker::Store;
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
 

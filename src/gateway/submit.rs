@@ -482,7 +482,7 @@ fn survey<S: Store, T: Transport>(
         let mut checked = check(context, message, priority)?;
         recipients += checked.job.recipients;
         lists.append(&mut checked.job.asked.lists);
-        vars.append(std::mem::take(&mut checked.job.vars));
+        vars.append(&checked.job.vars);
         let submission = checked.submissions.pop().unwrap_or_default();
         // Values of one recipient make the message a personal one for all in the same part.
         if let Some(first) = &first

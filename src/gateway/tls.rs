@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::digest_hex;
-use crate::worker::chain;
+use crate::error::chain;
 
 /// Why the gateway cannot speak TLS.
 #[derive(Debug, thiserror::Error)]

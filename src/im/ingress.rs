@@ -5,7 +5,7 @@
 //! the shape the caller expects. Both are pure functions. Between them the gateway makes the jobs
 //! durable and waits for them, for a bounded time.
 //!
-//! What these answers can and cannot say stands in the README: within the bound they report true
+//! `docs/drop-in.md` says what these answers can and cannot say: within the bound they report true
 //! results per recipient; past it, what is known, with ids that will not change.
 
 /// Calls and answers for the tests of all systems.

@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 use super::before_accept::{
     BeforeAccept, Decision, Seen, Vars, changed, members, names_stored, pinned,
 };
+use crate::clock::{now_ms, today};
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Job};
@@ -32,11 +33,11 @@ use crate::domain::slice::Head;
 use crate::domain::template::{
     named_version, unknown_template, version_is_gone, with_template, with_version,
 };
+use crate::error::chain;
 use crate::metrics::{AskedResult, LedgerStep};
 use crate::ports::{
     Charged, Entry, JobRecord, Ledger, LedgerError, Quotas, Target, Templates, Transport, fit,
 };
-use crate::worker::{chain, now_ms, today};
 
 /// What the configuration says of apps and targets.
 pub trait Rules: job::Context + Sync {
@@ -511,7 +512,7 @@ fn examine_all(
                 Some(whole) => {
                     whole.asked.lists.append(&mut job.asked.lists);
                     whole.recipients += job.recipients;
-                    whole.vars.append(job.vars);
+                    whole.vars.append(&job.vars);
                 }
             }
         }

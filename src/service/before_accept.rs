@@ -25,10 +25,10 @@ use crate::domain::job::Job;
 use crate::domain::permissions::{Asked, Crowd};
 use crate::domain::template::named_version;
 use crate::domain::text;
+use crate::error::chain;
 use crate::im::webhook::{IDEMPOTENCY_KEY, Signature};
 use crate::ports::{Request, Transport};
 use crate::secret::Secret;
-use crate::worker::chain;
 
 /// Whom to ask, and what if there is no answer.
 #[derive(Clone, Debug)]
@@ -108,7 +108,7 @@ impl Vars {
     }
 
     /// Those of a further part of the list.
-    pub fn append(&mut self, part: Self) {
+    pub fn append(&mut self, part: &Self) {
         part.shown.iter().for_each(|vars| self.push(Some(vars)));
         self.left_out += part.left_out;
     }
@@ -403,7 +403,7 @@ mod tests {
         }
         let mut whole = Vars::default();
         whole.push(Some(&raw(r#"{"a":2}"#)));
-        whole.append(vars);
+        whole.append(&vars);
         assert_eq!((whole.shown.len(), whole.left_out), (3, 2));
         assert!(whole.bytes <= VARS_BYTES_MAX);
     }

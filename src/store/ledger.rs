@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use redis::{Script, Value};
 
+use super::Store;
 use super::connection::{Call, broken};
 use super::keys::JobKeys;
-use super::{Store, now_ms};
+use crate::clock::now_ms;
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner};
 use crate::domain::outcome::Outcome;

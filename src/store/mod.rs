@@ -35,7 +35,7 @@ mod templates;
 mod upkeep;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 pub use connection::{CheckError, OpenError, Persistence, Report};
 
@@ -97,12 +97,4 @@ impl Store {
     pub async fn check(&self) -> Result<Report, CheckError> {
         self.0.connection.check().await
     }
-}
-
-/// Milliseconds since 1970 by this machine's clock, as the times of acceptance are.
-fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis() as u64
 }

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use redis::{Script, Value};
 
+use super::Store;
 use super::connection::broken;
 use super::ledger::{Reply, concluding, growing};
-use super::{Store, now_ms};
+use crate::clock::now_ms;
 use crate::domain::ids::JobId;
 use crate::ports::{JobRecord, JobState, LedgerError, Standing, Upkeep};
 

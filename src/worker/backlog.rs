@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, RECONNECT, Store, chain};
+use super::context::{Context, RECONNECT, Store};
 use crate::domain::ids::{Fingerprint, Owner, SliceId};
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::{Head, Shape};
+use crate::error::chain;
 use crate::metrics::LedgerStep;
 use crate::ports::{LedgerError, Reason, Settle, SliceRef};
 

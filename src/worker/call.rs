@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 
-use super::context::{TargetRuntime, now_ms};
+use super::context::TargetRuntime;
 use super::credential::{Held, Keyring};
+use crate::clock::now_ms;
 use crate::domain::outcome::{Answer, Class, Verdict};
 use crate::ports::{Calls, Login, Probed, Reply, Request, SendError, Signing, Transport};
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 
@@ -15,6 +15,7 @@ use super::notice::Callbacks;
 use super::standing::Standings;
 use super::together::Complete;
 use super::under_way::CallsUnderWay;
+use crate::clock::now_ms;
 use crate::domain::directive::{Board, Directive, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
@@ -629,39 +630,4 @@ impl<S, T> job::Context for Context<S, T> {
         let rules = self.apps.get(app).map_or(&none, |it| &it.replies);
         rules.check(self.settings.namespace.as_deref(), app, queue)
     }
-}
-
-/// Milliseconds since 1970 by this machine's clock.
-pub fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis() as u64
-}
-
-/// Number of the UTC day since 1970 by this machine's clock.
-pub fn today() -> u64 {
-    now_ms() / (24 * 3600 * 1000)
-}
-
-/// RFC 3339 of a time in milliseconds since 1970.
-pub fn rfc3339(ms: u64) -> String {
-    jiff::Timestamp::from_millisecond(ms.cast_signed())
-        .unwrap_or_default()
-        .to_string()
-}
-
-/// An error with its causes, as one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !line.ends_with(&cause_text) {
-            line.push_str(": ");
-            line.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    line
 }

@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::authorised;
-use super::context::{Store, TargetRuntime, now_ms, rfc3339};
+use super::context::{Store, TargetRuntime};
 use super::credential::Held;
 use super::deliver::{Fate, WAIT_MAX};
 use super::shift::Shift;
+use crate::clock::{now_ms, rfc3339};
 use crate::domain::audience::{MemberDocument, fold};
 use crate::domain::directive::Go;
 use crate::domain::job::{AudienceDocument, JOB_BYTES_MAX, JobDocument, Part};

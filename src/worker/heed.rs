@@ -8,8 +8,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::context::{Context, Met, Store, TargetRuntime, now_ms};
+use super::context::{Context, Met, Store, TargetRuntime};
 use super::deliver::WAIT_MAX;
+use crate::clock::now_ms;
 use crate::domain::directive::{Action, Board, Directive, Subject};
 use crate::domain::outcome::{Answer, Class};
 use crate::ports::{Park, ParkReason, Scope};

@@ -16,8 +16,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::context::{Context, RECONNECT, Store, now_ms};
+use super::context::{Context, RECONNECT, Store};
 use super::shift::Shift;
+use crate::clock::now_ms;
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
 use crate::domain::ids::{Fingerprinter, JobId, SliceId};

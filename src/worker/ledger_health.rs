@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::context::{Context, Store, chain};
+use super::context::{Context, Store};
+use crate::error::chain;
 use crate::metrics::LedgerStep;
 use crate::ports::{Beat, Beaten, LedgerError};
 

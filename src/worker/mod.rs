@@ -38,10 +38,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use self::census::{Census, census};
-pub use self::context::{
-    AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime, chain, now_ms,
-    rfc3339, today,
-};
+pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime};
 pub use self::credential::Keyring;
 pub use self::health::Health;
 use self::lanes::OpenLane;
@@ -51,6 +48,7 @@ use self::sequence::Sequence;
 use self::shift::Shift;
 pub use self::under_way::CallsUnderWay;
 use crate::domain::lane::{Lane, Priority};
+use crate::error::chain;
 use crate::metrics::{JobResult, LedgerStep, SliceResult};
 use crate::ports::{
     Broker, BrokerError, LedgerError, Moved, Publisher, Session, Source, Transport,

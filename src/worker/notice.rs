@@ -14,7 +14,7 @@ use http::{Method, Uri};
 use ring::hmac;
 use serde_json::value::RawValue;
 
-use super::context::{Context, RECONNECT, Store, chain};
+use super::context::{Context, RECONNECT, Store};
 use super::deliver::Fate;
 use super::shift::{Job, Shift, event};
 use crate::codec;
@@ -23,6 +23,7 @@ use crate::domain::job::{Context as _, check_callback};
 use crate::domain::lane::Lane;
 use crate::domain::notice::{CallbackRules, NOTICE_VERSION, Notice};
 use crate::domain::schedule::rung;
+use crate::error::chain;
 use crate::json;
 use crate::metrics::{NoticeKind, NoticeResult};
 use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Transport};

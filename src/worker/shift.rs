@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, RECONNECT, Store, chain, rfc3339};
+use super::context::{Context, RECONNECT, Store};
+use crate::clock::{now_ms, rfc3339};
 use crate::domain::accounts::Accounts;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::ids::JobId;
 use crate::domain::slice::Head;
+use crate::error::chain;
 use crate::json;
 use crate::metrics::LedgerStep;
 use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Route, Standing};
-use crate::worker::context::now_ms;
 
 pub(super) struct Shift<S, T, P> {
     pub(super) context: Arc<Context<S, T>>,

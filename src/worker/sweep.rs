@@ -9,9 +9,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::context::{Store, chain, now_ms};
+use super::context::Store;
 use super::shift::Shift;
+use crate::clock::now_ms;
 use crate::domain::directive::{Directive, Scope};
+use crate::error::chain;
 use crate::metrics::LedgerStep;
 use crate::ports::{Backlog, Broker, JobRecord, JobState, Lost, Publisher};
 

@@ -932,7 +932,7 @@ async fn a_job_of_the_past_is_refused_and_a_repeat_is_not(place: Place) {
     let (status, _) = place.ask("GET", "/v1/jobs/old", &Value::Null).await;
     assert_eq!(status, 404);
 
-    let soon = fanwise::worker::rfc3339(fanwise::worker::now_ms() + 3000);
+    let soon = fanwise::clock::rfc3339(fanwise::clock::now_ms() + 3000);
     let (status, answer) = place.ask("POST", "/v1/jobs", &job("in-time", &soon)).await;
     assert_eq!(status, 202, "{answer}");
     until("completion", BOUND, async || {

@@ -332,6 +332,40 @@ impl Http2 {
     }
 }
 
+/// A reader that takes no answer uses up the share of its own app, which is refused at once; the place of
+/// each answer comes back with its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_11_answers_that_nobody_takes_use_up_the_share_of_their_app_only() {
+    // Nothing is given up while the test looks.
+    let place = Place::shared("bounds-unread", "patience = \"5m\"").await;
+    let mut reader = Http2::connect(&place, 0).await;
+    let mut streams = (0..).map(|number| 1 + 2 * number);
+    // A submit may take the last place itself, so the reader asks until there is none.
+    let mut refused = None;
+    while refused.is_none() {
+        let stream = streams.next().unwrap();
+        assert!(stream < 200, "its share has no end");
+        reader.get(stream, "/v1/jobs?app=shop", SHOP).await;
+        let answered = async { while reader.next().await != Some((Http2::HEADERS, stream)) {} };
+        let answered = tokio::time::timeout(BOUND, answered).await;
+        assert!(answered.is_ok(), "stream {stream} has no answer");
+        let more = place.submit("shop", SHOP, &[]).await;
+        refused = (more.status != 202).then_some(more);
+    }
+    let refused = refused.unwrap();
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert_eq!(refused.header("retry-after"), "1", "{refused:?}");
+    let why = "too many requests at a time";
+    assert!(refused.body.contains(why), "{refused:?}");
+    place.others_get_in("answers are not taken").await;
+    drop(reader);
+    until("an app that has its share again", BOUND, async || {
+        let more = place.submit("shop", SHOP, &[]).await;
+        (more.status == 202).then_some(())
+    })
+    .await;
+}
+
 /// Each answer that nobody takes is given up by itself, and then the connection, which has nothing to do
 /// any more.
 #[tokio::test(flavor = "multi_thread")]

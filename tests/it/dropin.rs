@@ -439,7 +439,7 @@ async fn an_identical_retry_sends_nobody_twice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operation_id_that_never_changes_loses_nobody() {
     let house = House::new("dropin-operation", "netease").await;
-    let window = ("FANWISE_APPS__SHOP__OPENIM__WINDOW", "1s");
+    let window = ("FANWISE_APPS__SHOP__OPENIM__REPEAT_WINDOW", "1s");
     let mut serve = house.serve_with(&[window]).await;
     let token = house.openim_token().await;
     let say = async |operation: &str, text: &str| {
@@ -494,9 +494,12 @@ async fn a_caller_hears_that_a_target_stands_still() {
     let house = House::new("dropin-busy", "netease").await;
     let mut variables = Vec::new();
     for system in ["NETEASE", "YUNXIN", "OPENIM", "WUKONGIM"] {
-        variables.push((format!("FANWISE_APPS__SHOP__{system}__WAIT"), "300ms"));
+        variables.push((
+            format!("FANWISE_APPS__SHOP__{system}__ANSWER_WITHIN"),
+            "300ms",
+        ));
         // No repeat is known by its window.
-        variables.push((format!("FANWISE_APPS__SHOP__{system}__WINDOW"), "0s"));
+        variables.push((format!("FANWISE_APPS__SHOP__{system}__REPEAT_WINDOW"), "0s"));
     }
     let variables: Vec<_> = variables.iter().map(|(name, it)| (&**name, *it)).collect();
     let mut serve = house.serve_with(&variables).await;
@@ -626,7 +629,7 @@ async fn a_message_to_all_users_is_answered_when_it_is_through() {
     let mut serve = house
         .serve_with(&[
             ("FANWISE_APPS__SHOP__OPENIM__SEND_ALL", "true"),
-            ("FANWISE_APPS__SHOP__OPENIM__WAIT", "1m"),
+            ("FANWISE_APPS__SHOP__OPENIM__ANSWER_WITHIN", "1m"),
             ("FANWISE_APPS__SHOP__AUDIENCES", "users,groups,all"),
         ])
         .await;

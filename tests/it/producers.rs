@@ -236,7 +236,7 @@ async fn promise_11_a_valid_job_is_sent_whatever_is_on_its_message() {
 }
 
 /// A slice as an intake cuts it, with some of its head and of itself changed.
-fn slice(number: u32, changed: serde_json::Value, itself: serde_json::Value) -> String {
+fn slice(number: u32, changed: &serde_json::Value, itself: &serde_json::Value) -> String {
     let mut head = json!({
         "id": format!("{number:024x}"), "app": "default", "client_msg_no": format!("slice-{number}"),
         "target": "im", "priority": "normal", "content": {"type": "text", "text": "hello"},
@@ -268,19 +268,19 @@ async fn promise_11_a_slice_that_is_not_in_its_place_is_rejected() {
     let lanes = format!("{}.lanes", world.name);
     let deep = format!("{{{{ {}1 }}}}", "-".repeat(400));
     let slices = [
-        slice(1, json!({"target": "elsewhere"}), json!({})),
-        slice(2, json!({"app": "a".repeat(300)}), json!({})),
-        slice(3, json!({}), json!({"recipients": ["ana", "ben"]})),
-        slice(4, json!({}), json!({"shape": {"buckets": u32::MAX}})),
+        slice(1, &json!({"target": "elsewhere"}), &json!({})),
+        slice(2, &json!({"app": "a".repeat(300)}), &json!({})),
+        slice(3, &json!({}), &json!({"recipients": ["ana", "ben"]})),
+        slice(4, &json!({}), &json!({"shape": {"buckets": u32::MAX}})),
         slice(
             5,
-            json!({}),
-            json!({"attempts": [u32::MAX], "ended": {"entries": u32::MAX, "repeats": u32::MAX}}),
+            &json!({}),
+            &json!({"attempts": [u32::MAX], "ended": {"entries": u32::MAX, "repeats": u32::MAX}}),
         ),
         slice(
             6,
-            json!({"content": {"type": "text", "text": deep}, "vars": {"a": 1}}),
-            json!({}),
+            &json!({"content": {"type": "text", "text": deep}, "vars": {"a": 1}}),
+            &json!({}),
         ),
     ];
     for body in &slices {

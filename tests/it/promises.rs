@@ -635,7 +635,7 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
     let Some(mut plan) = Plan::shared() else {
         return;
     };
-    plan.target.push_str("\nconfig_park = \"1h\"");
+    plan.target.push_str("\nconfig_fault_pause = \"1h\"");
     let world = plan.start("config").await;
     world
         .mock

@@ -28,7 +28,7 @@ async fn promise_1_accepted_is_durable() {
         return;
     };
     let world = Plan::on(rabbit.url(), redis.url()).start("durable").await;
-    // The topology is older than the first kill: see the README on queues in their first seconds.
+    // The topology is older than the first kill: docs/promises.md says why.
     let applied = world.run(&["topology", "apply"]).await;
     assert_eq!(applied.code, Some(0), "{}", applied.stderr);
     let recipients = users(4000);

@@ -348,7 +348,7 @@ async fn a_configuration_fault_is_explained_and_ends_with_unpark() {
     let Some(mut plan) = Plan::shared() else {
         return;
     };
-    plan.target.push_str("\nconfig_park = \"1h\"");
+    plan.target.push_str("\nconfig_fault_pause = \"1h\"");
     let world = plan.start("unpark").await;
     world
         .mock

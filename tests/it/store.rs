@@ -464,7 +464,7 @@ async fn a_heartbeat_is_refused_where_a_claim_would_be() {
     tell("REPLICAOF", &["127.0.0.1", "1"]).await;
     let error = bench.store.beat(&beat(1)).await.unwrap_err();
     assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
-    let text = fanwise::worker::chain(&error);
+    let text = fanwise::error::chain(&error);
     assert!(text.contains("read-only replica"), "{text}");
     tell("REPLICAOF", &["NO", "ONE"]).await;
     bench.store.beat(&beat(1)).await.unwrap();
@@ -490,7 +490,7 @@ async fn a_server_that_cannot_be_used_says_why_and_what_to_do() {
         .to_owned();
     let check = async |url: String| {
         let store = Store::open(&Settings::new(url)).unwrap();
-        fanwise::worker::chain(&store.check().await.unwrap_err())
+        fanwise::error::chain(&store.check().await.unwrap_err())
     };
     for (url, said) in [
         (format!("redis://:wr0ng@{address}/0"), "user and password"),

@@ -3,12 +3,12 @@
 use http::Method;
 
 use super::{Access, Server, refused};
+use crate::clock::now_ms;
 use crate::domain::directive::Scope;
 use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::CONFIGURED;
 use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, Told};
-use crate::worker::now_ms;
 
 impl Access {
     /// Carries out a command, and tells what stands then.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::super::backlog::Overdue;
-use super::super::context::{Store, now_ms, rfc3339};
+use super::super::context::Store;
 use super::{Fate, LEDGER_AWAY_WAIT, Pause, Scene, Work};
+use crate::clock::{now_ms, rfc3339};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::delivery::Dead;
 use crate::domain::ids::Fingerprint;

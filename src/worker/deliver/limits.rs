@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::sync::{SemaphorePermit, watch};
 
-use super::super::context::{Store, now_ms};
+use super::super::context::Store;
 use super::{Pause, Scene, WAIT_MAX};
+use crate::clock::now_ms;
 use crate::domain::directive::{Board, Order};
 use crate::domain::limits::{Cost, Grant};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};

@@ -287,7 +287,7 @@ async fn an_entered_job_that_is_refused_is_forgotten(bench: &impl StoreBench) {
 async fn half_done(store: &impl Ledger) -> Job {
     let mut job = Job::new(3);
     // By the clock of now: it is the time of which nothing was heard that counts.
-    job.head.accepted_at_ms = fanwise::worker::now_ms();
+    job.head.accepted_at_ms = fanwise::clock::now_ms();
     let people = job.fingerprints(0..5);
     store.accept(&job.submission("s", 10)).await.unwrap();
     let id = SliceId::new("s", 0);

@@ -156,7 +156,7 @@ async fn a_token_revoked_while_users_are_listed_is_renewed() {
         users: 2000,
         ..Settings::default()
     };
-    let target = "type = \"openim\"\nsecret = \"openIM123\"\nconfig_park = \"1h\"";
+    let target = "type = \"openim\"\nsecret = \"openIM123\"\nconfig_fault_pause = \"1h\"";
     let Some(world) = start("relisted", mock, target).await else {
         return;
     };
