@@ -25,6 +25,7 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
+use crate::error::chain;
 use crate::limits::Limits;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{
@@ -258,7 +259,10 @@ impl<S: Store, T> Context<S, T> {
                 Err(error @ LedgerError::Broken(_)) => {
                     broken += 1;
                     if broken == broken_max {
-                        tracing::error!(error = %chain(&error), ?step, "the ledger has records that make no sense");
+                        tracing::error!(
+                            error = %chain(&error), ?step,
+                            "the ledger has records that make no sense"
+                        );
                         return Err(GivenUp::Broken);
                     }
                 }
