@@ -28,19 +28,8 @@ use crate::domain::slice::Head;
 use crate::error::chain;
 use crate::limits::Limits;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
-use crate::ports::{
-    Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Pulse, Quotas, Scope, Target,
-    Templates, Transport, Upkeep,
-};
+use crate::ports::{Directed, LedgerError, Park, Scope, Store, Target, Transport};
 use crate::service::admission::Rules;
-
-/// The ledger, the limiter, the directives, the stored messages, the quotas, the nonces and the
-/// heartbeats of one engine.
-pub trait Store:
-    Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse
-{
-}
-impl<S: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use self::flight::{Back, Flight};
 use self::limits::Granted;
 use super::call::{Called, Caller, lost};
-use super::context::{GivenUp, Halted, Store, TargetRuntime};
+use super::context::{GivenUp, Halted, TargetRuntime};
 use super::enumerate::enumerate;
 use super::shift::Shift;
 use super::together::{self, Turn};
@@ -48,6 +48,7 @@ use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
     SliceRef, Standing, Transport,

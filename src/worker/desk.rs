@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::context::{KEEP_MAX, Store};
+use super::context::KEEP_MAX;
 use super::deliver::{Fate, deliver};
 use super::notice::deliver_notice;
 use super::shift::Shift;
@@ -22,6 +22,7 @@ use crate::domain::fairness::{At, Ticket, Turns};
 use crate::domain::lane::{Lane, LaneClass, Priority, SUB_LANES};
 use crate::error::chain;
 use crate::metrics::SliceResult;
+use crate::ports::Store;
 use crate::ports::{Delivery, EndDelivery, Publisher, Transport};
 
 /// Notices in delivery at a time, per target.

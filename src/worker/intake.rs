@@ -16,7 +16,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::context::{Context, RECONNECT, Store};
+use super::context::{Context, RECONNECT};
 use super::shift::Shift;
 use crate::clock::now_ms;
 use crate::domain::announce::EventKind;
@@ -30,6 +30,7 @@ use crate::domain::slice::{
 };
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
+use crate::ports::Store;
 use crate::ports::{
     Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Submission,
     Transport,

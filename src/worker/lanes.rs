@@ -7,10 +7,10 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use super::context::Store;
 use super::desk::{Desk, NOTICES_IN_WORK};
 use super::shift::Shift;
 use crate::domain::lane::{Lane, LaneClass};
+use crate::ports::Store;
 use crate::ports::{Consumer, Delivery, Publisher, Transport};
 
 /// Deliveries fetched ahead of the places, so that a free place never waits for the broker.

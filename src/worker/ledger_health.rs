@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::context::{Context, Store};
+use super::context::Context;
 use crate::error::chain;
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{Beat, Beaten, LedgerError};
 
 /// A heartbeat that is older proves nothing.

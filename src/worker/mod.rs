@@ -38,7 +38,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use self::census::{Census, census};
-pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime};
+pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, TargetRuntime};
 pub use self::credential::Keyring;
 pub use self::health::Health;
 use self::lanes::OpenLane;
@@ -51,7 +51,7 @@ use crate::domain::lane::{Lane, Priority};
 use crate::error::chain;
 use crate::metrics::{JobResult, LedgerStep, SliceResult};
 use crate::ports::{
-    Broker, BrokerError, LedgerError, Moved, Publisher, Session, Source, Transport,
+    Broker, BrokerError, LedgerError, Moved, Publisher, Session, Source, Store, Transport,
 };
 
 /// Jobs of one priority that are taken at a time. One of megabytes is rare, and a small one waits for the

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::POLL;
-use super::context::{Context, Store};
+use super::context::Context;
 use super::shift::Shift;
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{LedgerError, Outgoing, Publisher, Raised, Route};
 
 /// What one session knows of the sequence.

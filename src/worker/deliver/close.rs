@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::super::backlog::Overdue;
-use super::super::context::Store;
 use super::{Fate, LEDGER_AWAY_WAIT, Pause, Scene, Work};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
@@ -14,6 +13,7 @@ use crate::domain::schedule::rung;
 use crate::domain::slice::Addressed;
 use crate::json;
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{Lost, Outgoing, Publisher, Reason, Route, Settle, Transport};
 
 impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
