@@ -375,7 +375,10 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     if config.is_embedded() {
         let engine = embedded(&config)?;
         tracing::info!(dir = %config.embedded.dir.display(), "embedded engine");
-        let exit = serve(&config, engine.broker(), engine.store(), drain).await;
+        let exit = tokio::select! {
+            exit = serve(&config, engine.broker(), engine.store(), drain) => exit,
+            damage = engine.damaged() => Err(Failure::message(Exit::Unavailable, damage)),
+        };
         // What was handed over is written, and the next process finds the folder free.
         engine.close().await;
         return exit;

@@ -224,7 +224,8 @@ async fn check<S: Store>(
             let id = id.map_err(|error| SteerError::Unknown(error.to_string()))?;
             let record = store.job(id).await?.ok_or_else(|| {
                 SteerError::Unknown(format!(
-                    "there is no job {id}: not accepted yet, rejected, or older than the dedup window"
+                    "there is no job {id}: not accepted yet, rejected (`fanwise dead rejected` shows why), \
+                     or older than the dedup window"
                 ))
             })?;
             if record.state == JobState::Completed {

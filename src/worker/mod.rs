@@ -199,13 +199,12 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         self.ready.send_replace(true);
         tracing::info!("ready: jobs are taken and slices delivered");
 
-        let work = self.until_ended(&shift, tasks, drain);
-        let end = tokio::select! {
-            end = work => end,
-            () = sequence.keep(&shift) => End::Orderly,
-        };
+        let (mut keeper, rest) = (JoinSet::new(), CancellationToken::new());
+        keeper.spawn(sequence.keep(Arc::clone(&shift), rest.clone()));
+        let mut end = self.until_ended(&shift, tasks, drain).await;
         // Of what was recorded last, too.
-        sequence.leave(&shift).await;
+        rest.cancel();
+        self.all_ended(&mut keeper, &mut end).await;
         self.context.metrics.broker_up(false);
         session.close().await;
         Ok(end)
@@ -233,12 +232,17 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         tracing::info!("{why}");
         self.ready.send_replace(false);
         shift.halt.cancel();
+        self.all_ended(&mut tasks, &mut end).await;
+        end
+    }
+
+    /// Waits for these tasks; a panic of any is a panic of the session.
+    async fn all_ended(&self, tasks: &mut JoinSet<()>, end: &mut End) {
         while let Some(ended) = tasks.join_next().await {
             if let End::Panicked = self.end_of(&ended) {
-                end = End::Panicked;
+                *end = End::Panicked;
             }
         }
-        end
     }
 
     /// How a task of the session ended.
