@@ -25,11 +25,11 @@ use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{self, Access, Desk, Server, check_publishing, keep_publisher};
 use crate::http::client::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
-use crate::ports::{Broker, Shelves, Target};
+use crate::ports::{Broker, Shelves, Store, Target};
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Rules};
 use crate::steer::{Facts, TargetFacts};
-use crate::store::{self, Store};
+use crate::store;
 use crate::worker::{
     self, AppRuntime, Callbacks, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
     Worker,
@@ -58,8 +58,8 @@ pub fn store_settings(config: &Config) -> store::Settings {
 }
 
 /// The ledger as configured; the first question connects.
-pub fn ledger(config: &Config) -> Result<Store, Failure> {
-    Store::open(&store_settings(config)).or_exit(Exit::BadConfig)
+pub fn ledger(config: &Config) -> Result<store::Store, Failure> {
+    store::Store::open(&store_settings(config)).or_exit(Exit::BadConfig)
 }
 
 /// What the configuration says of a job, for those who check jobs without sending any.
@@ -127,12 +127,12 @@ impl Rules for Names<'_> {
 /// Admits jobs as a gateway would, without one.
 pub struct Clerk<'a> {
     names: Names<'a>,
-    store: &'a Store,
+    store: &'a store::Store,
     client: Client,
 }
 
 impl<'a> Clerk<'a> {
-    pub fn of(config: &'a Config, store: &'a Store) -> Result<Self, Failure> {
+    pub fn of(config: &'a Config, store: &'a store::Store) -> Result<Self, Failure> {
         Ok(Self {
             names: Names::of(config)?,
             store,
@@ -143,14 +143,14 @@ impl<'a> Clerk<'a> {
 
 impl<'a> Admission for Clerk<'a> {
     type Rules = Names<'a>;
-    type Store = Store;
+    type Store = store::Store;
     type Transport = Client;
 
     fn rules(&self) -> &Names<'a> {
         &self.names
     }
 
-    fn store(&self) -> &Store {
+    fn store(&self) -> &store::Store {
         self.store
     }
 
@@ -297,7 +297,7 @@ fn target_runtime(
     })
 }
 
-fn context<S: worker::Store>(
+fn context<S: Store>(
     config: &Config,
     store: S,
     client: Client,
@@ -375,7 +375,10 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     if config.is_embedded() {
         let engine = embedded(&config)?;
         tracing::info!(dir = %config.embedded.dir.display(), "embedded engine");
-        let exit = serve(&config, engine.broker(), engine.store(), drain).await;
+        let exit = tokio::select! {
+            exit = serve(&config, engine.broker(), engine.store(), drain) => exit,
+            damage = engine.damaged() => Err(Failure::message(Exit::Unavailable, damage)),
+        };
         // What was handed over is written, and the next process finds the folder free.
         engine.close().await;
         return exit;
@@ -385,7 +388,7 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     serve(&config, broker(&config)?, store, drain).await
 }
 
-async fn serve<B: Broker + Shelves, S: worker::Store>(
+async fn serve<B: Broker + Shelves, S: Store>(
     config: &Config,
     broker: B,
     store: S,
@@ -486,7 +489,7 @@ struct Process<S> {
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-impl<S: worker::Store> Process<S> {
+impl<S: Store> Process<S> {
     fn new(config: &Config, store: S, drain: CancellationToken) -> Result<Self, Failure> {
         let trust = trust(config)?;
         let client = Client::new(ClientSettings {
@@ -615,7 +618,7 @@ impl<S: worker::Store> Process<S> {
 }
 
 /// A ledger that would evict entries is refused at start; one that is away is waited for.
-async fn check_ledger(store: &Store, drain: &CancellationToken) -> Result<(), Failure> {
+async fn check_ledger(store: &store::Store, drain: &CancellationToken) -> Result<(), Failure> {
     let check = store.check();
     match drain.run_until_cancelled(check).await {
         Some(Err(error)) if error.is_unfit() => Err(Failure::new(Exit::BadConfig, error)),

@@ -1157,6 +1157,14 @@ pub struct Directed {
 // Target
 // ---------------------------------------------------------------------------------------------
 
+/// The ledger, the limiter, the directives, the stored messages, the quotas, the nonces and the
+/// heartbeats of one engine.
+pub trait Store:
+    Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse
+{
+}
+impl<S: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse> Store for S {}
+
 /// One backend account, as pure functions: what to ask and how to read the answer. The sending itself
 /// is the same for all targets and lives in `http::client`.
 pub trait Target: Send + Sync + 'static {

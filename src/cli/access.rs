@@ -23,17 +23,19 @@ use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow, Wanted, Window, milliseconds};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{
-    self, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
-};
 use crate::http::client::{Client, ClientSettings};
+use crate::http::tls;
 use crate::ports::{
     Broker as _, Entry, JobFilter, JobQuery, JobRecord, KeptMessage, Ledger as _, Outgoing,
     Publisher as _, Reply, Request, Route, Session as _, Shelf, Shelves as _,
 };
 use crate::secret::Secret;
 use crate::service::admission::{self, Refused};
+use crate::service::api::{
+    JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
+};
 use crate::service::dead_letters::{self, ACCEPT_PATIENCE, Books, Purged, Redrive, Redriven};
+use crate::service::jobs;
 use crate::steer::Facts;
 use crate::store::Store;
 
@@ -176,7 +178,7 @@ impl Access {
                 let Some(record) = direct.job(job).await? else {
                     return Ok(None);
                 };
-                let detail = gateway::detail(direct.ledger()?, &direct.facts, record).await;
+                let detail = jobs::detail(direct.ledger()?, &direct.facts, record).await;
                 detail.map(Some).or_exit(Exit::Unavailable)
             }
             Self::Server(server) => server.get(&format!("/v1/jobs/{job}")).await,
@@ -192,15 +194,15 @@ impl Access {
         let mut jobs: Vec<JobRecord> = Vec::new();
         let mut next: Option<String> = None;
         while jobs.len() < most {
-            let page = (most - jobs.len()).min(gateway::LIST_MAX);
+            let page = (most - jobs.len()).min(jobs::LIST_MAX);
             let list = match self {
                 Self::Direct(direct) => {
                     let query = JobQuery {
                         filter: filter.clone(),
-                        after: next.as_deref().and_then(gateway::read_cursor),
+                        after: next.as_deref().and_then(jobs::read_cursor),
                         most: page,
                     };
-                    let list = gateway::jobs(direct.ledger()?, query).await;
+                    let list = jobs::page(direct.ledger()?, query).await;
                     list.or_exit(Exit::Unavailable)?
                 }
                 Self::Server(server) => server.jobs(filter, page, next.as_deref()).await?,
@@ -227,7 +229,7 @@ impl Access {
                 };
                 let secret = direct.config.ledger.fingerprint_secret.expose();
                 let ledger = direct.ledger()?;
-                let fate = gateway::fate(ledger, &direct.broker, secret, &record, user).await;
+                let fate = jobs::recipient(ledger, &direct.broker, secret, &record, user).await;
                 fate.map(Some).or_exit(Exit::Unavailable)
             }
             Self::Server(server) => {
@@ -247,7 +249,7 @@ impl Access {
                     return Ok(None);
                 };
                 let ledger = store.audit(&record).await.or_exit(Exit::Unavailable)?;
-                let differences = gateway::differences(&record, &ledger);
+                let differences = jobs::differences(&record, &ledger);
                 Ok(Some(Verification {
                     record,
                     ledger,
@@ -467,7 +469,7 @@ impl Server {
             listen.set_ip([127, 0, 0, 1].into());
         }
         let certificate = config.gateway.tls.as_ref().map(|(it, _)| it);
-        let tls = certificate.map(|it| gateway::pinned(it)).transpose();
+        let tls = certificate.map(|it| tls::pinned(it)).transpose();
         let tls = tls.or_exit(Exit::BadConfig)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let settings = ClientSettings {

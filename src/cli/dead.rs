@@ -15,8 +15,8 @@ use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::domain::printable::on_one_line;
 use crate::domain::spreadsheet::guarded;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{PurgeRequest, RedriveRequest};
 use crate::ports::KeptMessage;
+use crate::service::api::{PurgeRequest, RedriveRequest};
 use crate::service::dead_letters::Redriven;
 
 #[derive(Debug, Subcommand)]

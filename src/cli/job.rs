@@ -14,8 +14,8 @@ use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::letters::{moment, not_a_moment};
 use crate::exit::{Exit, Failure};
-use crate::gateway::Verification;
 use crate::ports::{JobFilter, JobState};
+use crate::service::api::Verification;
 use crate::steer::Command;
 
 #[derive(Debug, Subcommand)]

@@ -14,7 +14,7 @@ use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::schedule::parse_duration;
 use crate::exit::{Exit, Failure};
-use crate::gateway::CONFIGURED;
+use crate::steer::CONFIGURED;
 use crate::steer::{Command, LimitView, Steered, TargetView, Told};
 
 /// Why, by whom, and what to print.

@@ -13,7 +13,7 @@ use crate::domain::fields::summary;
 use crate::domain::message::MessageDocument;
 use crate::domain::template::{read_template, wrong_template_name};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::TemplateRow;
+use crate::service::api::TemplateRow;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TemplateCommand {

@@ -35,6 +35,20 @@ pub struct Rate {
 }
 
 impl Rate {
+    /// A fifth of a second's worth: an idle limiter cannot dump a whole second at once.
+    fn burst_by_default(&self) -> u32 {
+        ((self.per_second() * 0.2) as u32).max(1)
+    }
+
+    /// The rate without the burst that it would have anyway.
+    pub fn short(&self) -> String {
+        let text = self.to_string();
+        match self.burst == self.burst_by_default() {
+            true => text.replacen(&format!(" burst {}", self.burst), "", 1),
+            false => text,
+        }
+    }
+
     /// Microseconds between two units.
     pub fn interval_us(&self) -> f64 {
         self.period.as_micros() as f64 / f64::from(self.units)
@@ -91,9 +105,7 @@ impl FromStr for Rate {
             burst: 1,
             cost,
         };
-        // A fifth of a second's worth: an idle limiter cannot dump a whole second at once.
-        let default_burst = (rate.per_second() * 0.2) as u32;
-        rate.burst = burst.unwrap_or(default_burst).max(1);
+        rate.burst = burst.unwrap_or(rate.burst_by_default()).max(1);
         Ok(rate)
     }
 }
@@ -224,6 +236,16 @@ mod tests {
         let read = serde_json::from_str::<Option<Rate>>;
         assert_eq!(read("null").unwrap(), None);
         assert_eq!(read("\"5/s\"").unwrap(), "5/s".parse().ok());
+        for text in [
+            "5/s",
+            "100/s",
+            "2000/s burst 3",
+            "120/min per call",
+            "7/h burst 3 per recipient",
+        ] {
+            let rate: Rate = text.parse().unwrap();
+            assert_eq!(rate.short(), text);
+        }
         for text in ["\"\"", "\"fast\"", "\"0/s\"", "5"] {
             assert!(read(text).is_err(), "{text}");
         }

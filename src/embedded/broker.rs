@@ -265,7 +265,7 @@ fn put(work: &mut Work<'_>, message: &Routed) -> Result<(), Trouble> {
 pub(super) fn publish_error(trouble: Trouble) -> PublishError {
     match trouble {
         Trouble::Stopped => Lost.into(),
-        Trouble::Full(_) | Trouble::Disk(_) | Trouble::Broken(_) => {
+        Trouble::Full(_) | Trouble::Disk(_) | Trouble::Damaged(_) | Trouble::Broken(_) => {
             PublishError::Store(trouble.into())
         }
     }

@@ -10,14 +10,15 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 #[cfg(unix)]
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, WriteTransaction};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::builder;
+use super::shelter::sheltered;
 use super::tables::{self, FORMAT};
 
 const STORE: &str = "fanwise.redb";
@@ -77,6 +78,9 @@ pub enum Trouble {
     Full(#[source] Arc<redb::Error>),
     #[error("the store in the data folder cannot be read or written")]
     Disk(#[source] Arc<redb::Error>),
+    /// Nothing more is written to it in this process.
+    #[error("the store in the data folder is damaged: {0}")]
+    Damaged(String),
     #[error("a record in the data folder makes no sense: {0}")]
     Broken(String),
     #[error("the embedded engine is closed")]
@@ -96,6 +100,7 @@ impl Trouble {
             {
                 Self::Full(Arc::new(error))
             }
+            redb::Error::Corrupted(what) => Self::Damaged(what.clone()),
             _ => Self::Disk(Arc::new(error)),
         }
     }
@@ -147,6 +152,7 @@ pub(super) struct Disk {
     trouble: Mutex<Option<String>>,
     /// Whether the last attempt to write came to nothing.
     blocked: watch::Sender<bool>,
+    damage: CancellationToken,
 }
 
 impl Disk {
@@ -184,6 +190,7 @@ impl Disk {
             store: RwLock::new(Store::Open(database)),
             trouble: Mutex::new(None),
             blocked: watch::Sender::new(false),
+            damage: CancellationToken::new(),
         };
         Ok((disk, lock))
     }
@@ -224,28 +231,74 @@ impl Disk {
         Ok(transaction)
     }
 
+    /// Does something with the store; damage that it meets is the end of its use.
+    pub(super) fn guarded<T>(
+        &self,
+        what: impl FnOnce() -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let done = sheltered(what);
+        if let Err(trouble @ Trouble::Damaged(_)) = &done {
+            self.give_up(trouble);
+        }
+        done
+    }
+
+    /// Whether the store was found damaged while it was used.
+    pub(super) fn damage(&self) -> &CancellationToken {
+        &self.damage
+    }
+
+    /// Who goes on to write to a damaged file may damage more of it.
+    fn give_up(&self, trouble: &Trouble) {
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *store, Store::Failed(trouble.clone())) {
+            // To close it would write to it.
+            Store::Open(database) => std::mem::forget(database),
+            Store::Closed => *store = Store::Closed,
+            Store::Failed(_) => {}
+        }
+        drop(store);
+        if self.damage.is_cancelled() {
+            return;
+        }
+        tracing::error!(
+            file = %self.file.display(),
+            "{trouble}; nothing more is written to it. Put back a copy of the data folder, or move the \
+             file away and fanwise begins with an empty one"
+        );
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble.to_string());
+        self.blocked.send_replace(true);
+        self.damage.cancel();
+    }
+
     /// Opens the store again after an error of the disk.
     pub(super) fn reopen(&self) -> Result<(), Trouble> {
-        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        // The old one goes first: a file is opened once.
-        *store = Store::Closed;
-        match sheltered(|| (self.opener)(&self.file).map_err(Trouble::from)) {
-            Ok(database) => {
-                *store = Store::Open(database);
-                Ok(())
+        self.guarded(|| {
+            let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+            if let Store::Failed(trouble @ Trouble::Damaged(_)) = &*store {
+                return Err(trouble.clone());
             }
-            Err(trouble) => {
-                *store = Store::Failed(trouble.clone());
-                Err(trouble)
+            // The old one goes first: a file is opened once.
+            *store = Store::Closed;
+            match (self.opener)(&self.file).map_err(Trouble::from) {
+                Ok(database) => {
+                    *store = Store::Open(database);
+                    Ok(())
+                }
+                Err(trouble) => {
+                    *store = Store::Failed(trouble.clone());
+                    Err(trouble)
+                }
             }
-        }
+        })
     }
 
     pub(super) fn close(&self) {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        if let Store::Open(database) = std::mem::replace(&mut *store, Store::Closed)
-            && let Err(error) = database.close()
-        {
+        let Store::Open(database) = std::mem::replace(&mut *store, Store::Closed) else {
+            return;
+        };
+        if let Err(error) = sheltered(|| Ok(database.close()?)) {
             tracing::warn!(%error, "the store was not closed in order; nothing is lost by that");
         }
     }
@@ -295,18 +348,11 @@ fn unusable(file: &Path, trouble: Trouble) -> OpenError {
             file,
             source: error.into(),
         },
-        Trouble::Broken(_) | Trouble::Stopped => OpenError::Store {
+        Trouble::Damaged(_) | Trouble::Broken(_) | Trouble::Stopped => OpenError::Store {
             file,
             source: trouble.into(),
         },
     }
-}
-
-/// Does something with the store. Where the file is damaged, its reader panics as well as refuses; both
-/// mean the same to whoever opens it.
-fn sheltered<T>(what: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
-    panic::catch_unwind(AssertUnwindSafe(what))
-        .unwrap_or_else(|_| Err(Trouble::broken("the file is damaged")))
 }
 
 /// Makes the folder for its owner only. One that is there may have another use as well, and stays as it

@@ -27,7 +27,7 @@ fn run(desk: &Desk, disk: &Disk) {
     let _stop = Stop(desk);
     let mut failing = false;
     while let Some(plan) = desk.next_plan() {
-        match read(disk, &plan) {
+        match disk.guarded(|| read(disk, &plan)) {
             Ok(read) => {
                 failing = false;
                 desk.hand_out(&plan, read);

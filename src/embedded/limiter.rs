@@ -95,7 +95,9 @@ impl Limiter for EmbeddedStore {
 pub(super) fn ledger_error(trouble: Trouble) -> LedgerError {
     match trouble {
         Trouble::Full(_) => LedgerError::Full(trouble.into()),
-        Trouble::Disk(_) | Trouble::Stopped => LedgerError::Unreachable(trouble.into()),
+        Trouble::Disk(_) | Trouble::Damaged(_) | Trouble::Stopped => {
+            LedgerError::Unreachable(trouble.into())
+        }
         Trouble::Broken(what) => LedgerError::Broken(what),
     }
 }

@@ -4,7 +4,7 @@
 //! [`Templates`](crate::ports::Templates), [`Quotas`](crate::ports::Quotas) and
 //! [`Nonces`](crate::ports::Nonces) on one file, for one machine without RabbitMQ and Redis.
 //!
-//! - `disk`: the data folder, its lock and the store in it; `tables`: every table and record.
+//! - `disk`: the data folder, its lock and the store in it; `shelter`: panics of the store; `tables`: every table and record.
 //! - `writer`: the one thread that writes. Whoever wants something written hands it a step and waits;
 //!   steps that wait at the same time share one commit, synced to disk before anyone is answered.
 //! - `desk`: what is handed out, to whom, and what came back; in memory, so that after a crash
@@ -15,7 +15,8 @@
 //! What it promises: `Ok` from a publish or a step of the ledger means synced to disk, and survives a
 //! kill or a power failure at any moment. An error means nothing of the step was done, or, if the sync
 //! itself failed, perhaps all of it; every step may be repeated. When the disk is full or fails, steps
-//! are refused, sessions stay, and work goes on by itself when the disk does.
+//! are refused, sessions stay, and work goes on by itself when the disk does. A store that is found damaged
+//! is not used any more: [`Engine::damaged`] says so, and the process ends.
 //!
 //! What it never does: block an async thread on the disk, hold a queue in memory, or share its folder
 //! with another process.
@@ -31,6 +32,7 @@ mod limiter;
 mod nonces;
 mod pulse;
 mod quotas;
+mod shelter;
 mod shelves;
 mod sweep;
 mod tables;
@@ -198,6 +200,12 @@ impl Engine {
         self.0.disk.trouble()
     }
 
+    /// Resolves when the store is found damaged, with what is wrong: nothing can be done with it any more.
+    pub async fn damaged(&self) -> String {
+        self.0.disk.damage().cancelled().await;
+        self.trouble().unwrap_or_default()
+    }
+
     /// Ends all sessions, writes what was handed over, and releases the folder.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
@@ -242,7 +250,7 @@ impl Inner {
         look: impl FnOnce(&ReadTransaction) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, Trouble> {
         let disk = Arc::clone(&self.disk);
-        tokio::task::spawn_blocking(move || look(&disk.begin_read()?))
+        tokio::task::spawn_blocking(move || disk.guarded(|| look(&disk.begin_read()?)))
             .await
             .unwrap_or(Err(Trouble::Stopped))
     }

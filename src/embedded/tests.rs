@@ -176,6 +176,8 @@ fn slice_ref<'a>(head: &'a Head, id: &'a SliceId, entries: u32) -> SliceRef<'a> 
 struct Weather {
     full: AtomicBool,
     broken: AtomicBool,
+    /// What is read is not what was written.
+    damaged: AtomicBool,
     /// Writes that succeed before the disk is full.
     writes_left: AtomicU64,
 }
@@ -211,7 +213,11 @@ impl StorageBackend for FailingDisk {
         self.0.len()
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
+        self.0.read(offset, out)?;
+        if self.1.damaged.load(Ordering::SeqCst) {
+            out.fill(0xa5);
+        }
+        Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.1.check()?;
@@ -246,7 +252,8 @@ fn open_in(folder: &Folder, weather: &Arc<Weather>) -> Engine {
             .open(file)
             .map_err(redb::StorageError::from)?;
         let disk = FailingDisk(FileBackend::new(file)?, Arc::clone(&weather));
-        builder().create_with_backend(disk)
+        // Every page is read from the disk.
+        builder().set_cache_size(0).create_with_backend(disk)
     };
     Engine::open_on(&folder.settings(), Box::new(opener)).unwrap()
 }
@@ -374,6 +381,77 @@ async fn a_disk_that_comes_back_is_used_again() {
         let delivery = next(&mut consumer).await;
         assert_eq!(delivery.body, body);
         delivery.ack().await.unwrap();
+    }
+    engine.close().await;
+}
+
+/// A store that turns out to be damaged while it is used, wherever it is noticed, is not written to any
+/// more, and says so: what was accepted is still in it.
+#[tokio::test]
+async fn a_store_found_damaged_is_not_used_any_more() {
+    for way in 0..3 {
+        let folder = Folder::new();
+        let weather = Arc::new(Weather::default());
+        let engine = open_in(&folder, &weather);
+        let session = engine.broker().connect().await.unwrap();
+        for number in 0..10 {
+            publish(&session, &number.to_string()).await.unwrap();
+        }
+        weather.damaged.store(true, Ordering::SeqCst);
+        let mut consumer = None;
+        match way {
+            0 => drop(publish(&session, "written").await.unwrap_err()),
+            1 => consumer = Some(session.consume(Source::Lane(lane()), 1).await.unwrap()),
+            _ => drop(engine.depths().await.unwrap_err()),
+        }
+        let said = timeout(PATIENCE, engine.damaged()).await.unwrap();
+        assert!(said.contains("is damaged: "), "{said}");
+        weather.damaged.store(false, Ordering::SeqCst);
+
+        let error = publish(&session, "later").await.unwrap_err();
+        let PublishError::Store(error) = error else {
+            panic!("{error:?}")
+        };
+        assert!(error.to_string().contains("is damaged: "), "{error}");
+        let error = engine.store().jobs(&JobQuery::default()).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
+        assert_eq!(engine.trouble(), Some(said));
+        assert!(*session.blocked().borrow());
+        drop(consumer);
+        engine.close().await;
+
+        // On a disk that reads it as it was written, all of it is there.
+        let copy = Folder::new();
+        std::fs::create_dir(&copy.0).unwrap();
+        std::fs::copy(store_of(&folder), store_of(&copy)).unwrap();
+        let engine = copy.open();
+        let session = engine.broker().connect().await.unwrap();
+        let mut consumer = session.consume(Source::Lane(lane()), 0).await.unwrap();
+        for number in 0..10 {
+            let body = next(&mut consumer).await.body;
+            assert_eq!(body, number.to_string(), "{way}");
+        }
+        engine.close().await;
+    }
+}
+
+/// A mistake of ours in one step is an error of that step, which says where it is.
+#[tokio::test]
+async fn a_panic_in_a_step_costs_that_step_alone() {
+    let folder = Folder::new();
+    let engine = folder.open();
+    let session = engine.broker().connect().await.unwrap();
+    publish(&session, "before").await.unwrap();
+    let wrote = engine.0.write::<()>(0, |_| panic!("a mistake")).await;
+    let read = engine.0.read::<()>(|_| panic!("a mistake")).await;
+    for refused in [wrote, read] {
+        let said = refused.unwrap_err().to_string();
+        assert!(said.contains("a mistake (src/embedded/tests.rs:"), "{said}");
+    }
+    publish(&session, "after").await.unwrap();
+    let mut consumer = session.consume(Source::Lane(lane()), 0).await.unwrap();
+    for body in ["before", "after"] {
+        assert_eq!(next(&mut consumer).await.body, body);
     }
     engine.close().await;
 }

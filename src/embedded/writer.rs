@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::claims::Claims;
 use super::desk::{Change, Desk, Out, Place};
 use super::disk::{Disk, FolderLock, Trouble};
+use super::shelter::sheltered;
 use super::sweep;
 use super::tables::{Queues, Tables};
 use crate::clock::now_ms;
@@ -413,23 +414,30 @@ impl Writer {
                 return Err((None, trouble.clone()));
             }
         }
-        let nobody = |trouble: Trouble| (None, trouble);
-        let transaction = self.parts.disk.begin_write().map_err(nobody)?;
-        let changes = self.apply(&transaction, group)?;
-        if !group.iter().any(|step| step.writes()) {
-            return Ok(false);
-        }
-        let committed = transaction.commit().map_err(Trouble::from);
-        committed.map_err(nobody)?;
-        self.parts.desk.committed(changes);
-        Ok(true)
+        let disk = Arc::clone(&self.parts.disk);
+        let mut at = None;
+        let committed = disk.guarded(|| {
+            let transaction = disk.begin_write()?;
+            let changes = self.apply(&transaction, group, &mut at)?;
+            if !group.iter().any(|step| step.writes()) {
+                return Ok(None);
+            }
+            transaction.commit()?;
+            Ok(Some(changes))
+        });
+        let changes = committed.map_err(|trouble| (at, trouble))?;
+        let written = changes.is_some();
+        self.parts.desk.committed(changes.unwrap_or_default());
+        Ok(written)
     }
 
+    /// `step`: the one that is applied.
     fn apply(
         &mut self,
         transaction: &WriteTransaction,
         group: &mut [Box<dyn Step>],
-    ) -> Result<BTreeMap<u32, Change>, (Option<usize>, Trouble)> {
+        step: &mut Option<usize>,
+    ) -> Result<BTreeMap<u32, Change>, Trouble> {
         let parts = &mut self.parts;
         let mut work = Work {
             tables: Tables::new(transaction),
@@ -443,12 +451,13 @@ impl Writer {
             numbered: false,
             changes: BTreeMap::new(),
         };
-        for (at, step) in group.iter_mut().enumerate() {
-            step.apply(&mut work)
-                .map_err(|trouble| (Some(at), trouble))?;
+        for (at, asked) in group.iter_mut().enumerate() {
+            *step = Some(at);
+            // A mistake of ours ends here: the transaction is given up in order.
+            sheltered(|| asked.apply(&mut work))?;
         }
-        work.finish(&parts.desk)
-            .map_err(|trouble| (None, trouble))?;
+        *step = None;
+        work.finish(&parts.desk)?;
         Ok(work.changes)
     }
 
@@ -465,8 +474,8 @@ impl Writer {
 
     /// What a transaction that came to nothing has changed in memory is read again.
     fn reload(&mut self) {
-        let read = self.parts.disk.begin_read();
-        let reloaded = read.and_then(|transaction| self.parts.claims.reload(&transaction));
+        let Parts { disk, claims, .. } = &mut self.parts;
+        let reloaded = disk.guarded(|| claims.reload(&disk.begin_read()?));
         if let Err(trouble) = reloaded {
             // Not without the claims: nothing is written until they are known.
             self.failed = Some((Instant::now(), trouble));
@@ -483,9 +492,8 @@ impl Writer {
         self.sweep_at = Instant::now() + sweep::pause(self.parts.dedup_window);
         let disk = &self.parts.disk;
         let window = self.parts.dedup_window;
-        let looked = disk
-            .begin_read()
-            .and_then(|transaction| self.sweep.look(&transaction, window, now_ms()));
+        let sweep = &mut self.sweep;
+        let looked = disk.guarded(|| sweep.look(&disk.begin_read()?, window, now_ms()));
         let Ok(Some(task)) = looked else { return };
         // Soon again, while there is something to sweep.
         self.sweep_at = Instant::now() + sweep::BREATH;

@@ -21,18 +21,18 @@ use super::body::Held;
 use super::params::{NoParams, Params, plus_again};
 use super::problem::Refusal;
 use super::spool::{self, Records, full};
-use super::wire::{DeadList, KeptLine, PurgeRequest, RedriveRequest};
 use crate::clock::now_ms;
 use crate::domain::announce::DeadLetter;
 use crate::domain::fields::{Fields, Problem};
 use crate::domain::letters::{
     DeadFilter, DeadRow, FILTER_FIELDS, Key, Wanted, last_attempt_ms, read_letter,
 };
+use crate::ports::Store;
 use crate::ports::{Broker, KeptMessage, LedgerError, Shelf, Shelves, Transport};
+use crate::service::api::{DeadList, KeptLine, PurgeRequest, RedriveRequest};
 use crate::service::dead_letters::{
     self, ACCEPT_PATIENCE, Books, DeadError, Named, Purged, Redrive, Redriven,
 };
-use crate::worker::Store;
 
 /// Rows on a page that asks for no number, and the most on one.
 const PAGE_USUAL: usize = 100;

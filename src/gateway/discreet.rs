@@ -4,9 +4,10 @@
 use super::access::Caller;
 use crate::domain::job;
 use crate::domain::permissions::Permissions;
+use crate::ports::Store;
 use crate::ports::{Target, Transport};
 use crate::service::admission::Rules;
-use crate::worker::{Context, Store};
+use crate::worker::Context;
 
 /// The context that jobs of a caller are read in.
 pub(super) struct Discreet<'a, S, T> {

@@ -49,12 +49,13 @@ use crate::im::ingress::{
     WrongCredentials,
 };
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{
     Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, Route, Shelves, Transport,
 };
 use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
 use crate::steer::{self, Cause};
-use crate::worker::{Context, Store};
+use crate::worker::Context;
 
 /// The header that names the jobs of a request.
 const JOB_HEADER: &str = "fanwise-job";

@@ -29,12 +29,13 @@ use super::Gateway;
 use super::access::Caller;
 use super::params::Params;
 use super::problem::Refusal;
-use super::query::{named, unknown};
+use super::query::unknown;
 use crate::clock::rfc3339;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::ids::JobId;
+use crate::ports::Store;
 use crate::ports::{Broker, JobRecord, JobState, Transport};
-use crate::worker::Store;
+use crate::service::jobs;
 
 /// Between two looks at a job.
 const LOOK: Duration = Duration::from_millis(250);
@@ -227,7 +228,7 @@ async fn accepted<B: Broker, S: Store, T>(
     params.finish()?;
     let deadline = Instant::now() + ACCEPT_PATIENCE;
     loop {
-        if let Some(record) = named(gateway, job, app.as_deref()).await? {
+        if let Some(record) = jobs::named(&gateway.context.store, job, app.as_deref()).await? {
             return Ok(record);
         }
         if Instant::now() >= deadline || gateway.hub.closing.is_cancelled() {

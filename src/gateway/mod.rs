@@ -10,7 +10,7 @@
 //! - `openapi`: all of it as a document and as a page.
 //! - `access`: who calls and what they may look at; `permit`: what
 //!   [`admission`](crate::service::admission) asks of the gateway.
-//! - `params`, `body`, `form`, `problem`, `wire`: what comes in, what is wrong with it, and what is
+//! - `params`, `body`, `form`, `problem`: what comes in, what is wrong with it, and what is
 //!   answered.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the request,
@@ -47,7 +47,6 @@ mod submit;
 mod templates;
 mod tls;
 mod upload;
-mod wire;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -66,20 +65,15 @@ pub use self::dropin::Desk;
 use self::events::Hub;
 pub use self::openapi::openapi;
 use self::problem::Refusal;
-pub use self::query::{LIST_MAX, detail, differences, fate, ids_of, jobs, read_cursor};
 use self::shares::Shares;
 use self::slowly::Failures;
-pub use self::steer::CONFIGURED;
-pub use self::tls::{Tls, TlsError, pinned};
-pub use self::wire::{
-    DeadList, JobDetail, JobList, JobStanding, KeptLine, PurgeRequest, RecipientFate,
-    RecipientState, RedriveRequest, Submitted, TemplateRow, TemplateView, Verification,
-};
+pub use self::tls::Tls;
 use crate::error::chain;
 use crate::http::server::{self, Hosts, Manners};
+use crate::ports::Store;
 use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
 use crate::steer::Facts;
-use crate::worker::{Context, RECONNECT, Store};
+use crate::worker::{Context, RECONNECT};
 
 type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
 

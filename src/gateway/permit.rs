@@ -7,10 +7,11 @@ use super::Gateway;
 use super::access::Caller;
 use super::problem::Refusal;
 use crate::metrics::{AskedResult, LedgerStep};
+use crate::ports::Store;
 use crate::ports::{Broker, LedgerError, Transport};
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Refused};
-use crate::worker::{Context, Store};
+use crate::worker::Context;
 
 impl<B: Broker, S: Store, T: Transport> Admission for Gateway<B, S, T> {
     type Rules = Context<S, T>;

@@ -19,9 +19,10 @@ use crate::domain::fields::{Fields, Problem};
 use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
+use crate::ports::Store;
 use crate::ports::{Broker, Shelves, Transport};
+use crate::steer::CONFIGURED;
 use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, Told};
-use crate::worker::Store;
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
 
@@ -49,9 +50,6 @@ impl From<SteerError> for Refusal {
         }
     }
 }
-
-/// The rate that means the configured one.
-pub const CONFIGURED: &str = "default";
 
 async fn job<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,

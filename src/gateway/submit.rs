@@ -33,7 +33,6 @@ use super::problem::Refusal;
 use super::spec::{self, SPEC_BYTES_MAX, Spec};
 use super::spool::spool;
 use super::upload::{ListKind, Parts, Upload};
-use super::wire::{JobStanding, Submitted};
 use super::{Gateway, Open, PublisherOf};
 use crate::domain::audience::Member;
 use crate::domain::fields::Problem;
@@ -45,10 +44,11 @@ use crate::domain::permissions::Asked;
 use crate::domain::slice::Together;
 use crate::domain::trace::traceparent;
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Transport};
 use crate::service::Vars;
 use crate::service::admission::{Examined, agree, allow, charge, conflicts, examine, keeps_rules};
-use crate::worker::Store;
+use crate::service::api::{JobStanding, Submitted};
 
 /// Room above the largest job, so that one that is too large is told so and not cut off.
 pub(super) const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;

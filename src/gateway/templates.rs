@@ -9,12 +9,12 @@ use super::body::Held;
 use super::params::Params;
 use super::problem::Refusal;
 use super::routes::Shared;
-use super::wire::{TemplateRow, TemplateView};
 use crate::domain::fields::Problem;
 use crate::domain::template::{read_template, unknown_template, wrong_template_name};
 use crate::domain::text;
+use crate::ports::Store;
 use crate::ports::{Broker, Transport};
-use crate::worker::Store;
+use crate::service::api::{TemplateRow, TemplateView};
 
 /// The app that is meant, and the version where one can be named.
 struct Of {

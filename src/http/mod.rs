@@ -2,3 +2,4 @@
 
 pub mod client;
 pub(crate) mod server;
+pub mod tls;

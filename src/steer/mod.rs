@@ -20,8 +20,11 @@ use crate::domain::fields::suggestion;
 use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
+use crate::ports::Store;
 use crate::ports::{Directives, JobState, LedgerError, Park, ParkReason};
-use crate::worker::Store;
+
+/// The rate that means the configured one.
+pub const CONFIGURED: &str = "default";
 
 /// What the configuration says of those who can be steered.
 #[derive(Clone, Debug)]
@@ -221,7 +224,8 @@ async fn check<S: Store>(
             let id = id.map_err(|error| SteerError::Unknown(error.to_string()))?;
             let record = store.job(id).await?.ok_or_else(|| {
                 SteerError::Unknown(format!(
-                    "there is no job {id}: not accepted yet, rejected, or older than the dedup window"
+                    "there is no job {id}: not accepted yet, rejected (`fanwise dead rejected` shows why), \
+                     or older than the dedup window"
                 ))
             })?;
             if record.state == JobState::Completed {

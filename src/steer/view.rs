@@ -9,8 +9,8 @@ use super::{Facts, TargetFacts, board};
 use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Directive, Kind, Scope, Subject};
 use crate::domain::limits::Rate;
+use crate::ports::Store;
 use crate::ports::{Directives, LedgerError, Park};
-use crate::worker::Store;
 
 /// One target as it is told to people.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, RECONNECT, Store};
+use super::context::{Context, RECONNECT};
 use crate::domain::ids::{Fingerprint, Owner, SliceId};
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::{Head, Shape};
 use crate::error::chain;
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{LedgerError, Reason, Settle, SliceRef};
 
 /// Recipients of whom a process remembers what the ledger could not take; some 30 bytes each. There

@@ -26,21 +26,11 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
+use crate::error::chain;
 use crate::limits::Limits;
 use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
-use crate::ports::{
-    Directed, Directives, Ledger, LedgerError, Limiter, Nonces, Park, Pulse, Quotas, Scope, Target,
-    Templates, Transport, Upkeep,
-};
+use crate::ports::{Directed, LedgerError, Park, Scope, Store, Target, Transport};
 use crate::service::admission::Rules;
-
-/// The ledger, the limiter, the directives, the stored messages, the quotas, the nonces and the
-/// heartbeats of one engine.
-pub trait Store:
-    Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse
-{
-}
-impl<S: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse> Store for S {}
 
 /// How a worker works; the defaults and bounds are in `config`.
 #[derive(Clone, Debug)]
@@ -152,6 +142,18 @@ pub(super) enum Met {
 #[derive(Debug)]
 pub struct Halted;
 
+/// Why a step of one slice is not repeated any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum GivenUp {
+    Halted,
+    /// What the ledger has makes no sense to it.
+    Broken,
+}
+
+/// Attempts at a step of which the ledger says that its records make no sense: no repetition mends them,
+/// and others wait for the slice's place.
+const BROKEN_MAX: u32 = 4;
+
 impl<S: Store, T: Transport> Rules for Context<S, T> {
     fn permissions(&self, app: &str) -> Option<&Permissions> {
         Some(&self.apps.get(app)?.permissions)
@@ -211,16 +213,55 @@ impl<S: Store, T> Context<S, T> {
     where
         F: Future<Output = Result<V, LedgerError>>,
     {
+        let done = self.repeat(step, stop, u32::MAX, &mut act).await;
+        done.map_err(|_| Halted)
+    }
+
+    /// The same, of one slice, for a time: a slice whose records make no sense does not keep its place.
+    pub(super) async fn step_of_slice<V, F>(
+        &self,
+        step: LedgerStep,
+        stop: impl Future<Output = ()>,
+        mut act: impl FnMut() -> F,
+    ) -> Result<V, GivenUp>
+    where
+        F: Future<Output = Result<V, LedgerError>>,
+    {
+        self.repeat(step, stop, BROKEN_MAX, &mut act).await
+    }
+
+    async fn repeat<V, F>(
+        &self,
+        step: LedgerStep,
+        stop: impl Future<Output = ()>,
+        broken_max: u32,
+        act: &mut impl FnMut() -> F,
+    ) -> Result<V, GivenUp>
+    where
+        F: Future<Output = Result<V, LedgerError>>,
+    {
         let mut stop = std::pin::pin!(stop);
         let mut delays = RECONNECT.delays();
+        let mut broken = 0;
         loop {
             match self.try_step(step, act()).await {
                 Ok(value) => return Ok(value),
-                Err(_) => tokio::select! {
-                    biased;
-                    () = &mut stop => return Err(Halted),
-                    () = tokio::time::sleep(delays.next_delay()) => {}
-                },
+                Err(error @ LedgerError::Broken(_)) => {
+                    broken += 1;
+                    if broken == broken_max {
+                        tracing::error!(
+                            error = %chain(&error), ?step,
+                            "the ledger has records that make no sense"
+                        );
+                        return Err(GivenUp::Broken);
+                    }
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                biased;
+                () = &mut stop => return Err(GivenUp::Halted),
+                () = tokio::time::sleep(delays.next_delay()) => {}
             }
         }
     }

@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use self::flight::{Back, Flight};
 use self::limits::Granted;
 use super::call::{Called, Caller, lost};
-use super::context::{Halted, Store, TargetRuntime};
+use super::context::{GivenUp, Halted, TargetRuntime};
 use super::enumerate::enumerate;
 use super::shift::Shift;
 use super::together::{self, Turn};
@@ -50,6 +50,7 @@ use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
     SliceRef, Standing, Transport,
@@ -63,6 +64,9 @@ const NEWER_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a slice waits for the ledger that has something to record and nothing else to do.
 const LEDGER_AWAY_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a slice waits whose records in the ledger make no sense: people have to mend them.
+const REPAIR_WAIT: Duration = Duration::from_secs(60);
 
 /// How the delivery of a slice is to be ended.
 #[derive(Debug)]
@@ -561,10 +565,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         let picked = scene.fingerprints(self.delivery.picked());
         let claimed = match flight.during(&self.delivery, scene.claim(&picked)).await {
             Ok(claimed) => claimed,
-            Err(Halted) => {
+            Err(given_up) => {
                 self.delivery.unpick();
                 self.asked = picked;
-                return Err(Pause::PutOff(Duration::ZERO));
+                return Err(Pause::PutOff(match given_up {
+                    GivenUp::Halted => Duration::ZERO,
+                    GivenUp::Broken => scene.wait_for_repair(),
+                }));
             }
         };
         let states = match claimed {
@@ -665,7 +672,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         }
         let recorded = self.scene.record_unrecorded(unrecorded).await;
         let Some(recorded) = recorded.map_err(|Lost| Pause::Lost)? else {
-            return Ok(());
+            return self.scene.unrecorded();
         };
         let of = |(outcome, names): &(Outcome, Vec<String>)| vec![*outcome; names.len()];
         let outcomes = unrecorded.outcomes.iter().flat_map(of);
@@ -685,11 +692,16 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         }
         let step = self.scene.record(&batch);
         let recorded = flight.during(&self.delivery, step).await;
-        self.note_recorded(&batch, recorded.map_err(|Lost| Pause::Lost)?);
-        Ok(())
+        match recorded.map_err(|Lost| Pause::Lost)? {
+            Some(recorded) => {
+                self.note_recorded(&batch, Some(recorded));
+                Ok(())
+            }
+            None => self.scene.unrecorded(),
+        }
     }
 
-    /// None: the ledger is away, and the delivery keeps the batch.
+    /// None: the ledger did not take the batch, and the delivery keeps it.
     fn note_recorded(&mut self, batch: &Batch, recorded: Option<Recorded>) {
         let Some(recorded) = recorded else { return };
         let outcomes = batch.outcomes.iter().map(|(_, outcome)| *outcome);
@@ -704,7 +716,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
 impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
     /// Claims these recipients; waits for the ledger until no new work is to be begun. An app that
     /// fails open goes without: nobody knows then whether others send to them too.
-    async fn claim(&self, recipients: &[Fingerprint]) -> Result<Claimed, Halted> {
+    async fn claim(&self, recipients: &[Fingerprint]) -> Result<Claimed, GivenUp> {
         let context = &*self.shift.context;
         let claim = Claim {
             slice: self.slice_ref(),
@@ -719,7 +731,7 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
         };
         if !self.fail_open {
             let halted = self.shift.halt.cancelled();
-            return context.step(LedgerStep::Claim, halted, ask).await;
+            return context.step_of_slice(LedgerStep::Claim, halted, ask).await;
         }
         if !self.goes_without_ledger()
             && let Ok(claimed) = context.try_step(LedgerStep::Claim, ask()).await
@@ -754,7 +766,8 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
     }
 
     /// Records a batch. An outcome that is known must be recorded even while the process drains; where
-    /// the session is lost it is left to the backlog. None: the ledger is away, and the app fails open.
+    /// the session is lost it is left to the backlog. None: the ledger is away and the app fails open, or
+    /// no repetition mends what it says.
     async fn record(&self, batch: &Batch) -> Result<Option<Recorded>, Lost> {
         let outcomes = self.outcomes(batch);
         let release = self.fingerprints(batch.release.iter().copied());
@@ -825,8 +838,39 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
             return Ok(settled.await.ok());
         }
         let lost = self.shift.lost.cancelled();
-        let step = context.step(LedgerStep::Settle, lost, || context.store.settle(settle));
-        step.await.map(Some).map_err(|_| Lost)
+        let settle = || context.store.settle(settle);
+        match context
+            .step_of_slice(LedgerStep::Settle, lost, settle)
+            .await
+        {
+            Ok(recorded) => Ok(Some(recorded)),
+            Err(GivenUp::Halted) => Err(Lost),
+            // It travels with what is left of the slice.
+            Err(GivenUp::Broken) => {
+                self.wait_for_repair();
+                Ok(None)
+            }
+        }
+    }
+
+    /// What follows for further calls when the ledger has not taken what is known: nothing where the app
+    /// sends without it.
+    fn unrecorded(&self) -> Result<(), Pause> {
+        match self.fail_open {
+            true => Ok(()),
+            false => Err(Pause::PutOff(REPAIR_WAIT)),
+        }
+    }
+
+    /// How long a slice waits whose records in the ledger make no sense.
+    fn wait_for_repair(&self) -> Duration {
+        tracing::error!(
+            job.id = %self.slice.head.id, slice.id = %self.slice.id,
+            "the slice waits, and is tried again in {} s; what is known of its recipients is kept. \
+             Repair the ledger, or cancel the job",
+            REPAIR_WAIT.as_secs()
+        );
+        REPAIR_WAIT
     }
 
     fn count_claims(&self, states: &[ClaimState]) {

@@ -15,7 +15,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::context::{KEEP_MAX, Store};
+use super::context::KEEP_MAX;
 use super::deliver::{Fate, deliver};
 use super::notice::deliver_notice;
 use super::shift::Shift;
@@ -23,6 +23,7 @@ use crate::domain::fairness::{At, Ticket, Turns};
 use crate::domain::lane::{Lane, LaneClass, Priority, SUB_LANES};
 use crate::error::chain;
 use crate::metrics::SliceResult;
+use crate::ports::Store;
 use crate::ports::{Delivery, EndDelivery, Publisher, Transport};
 
 /// Notices in delivery at a time, per target.
@@ -299,19 +300,28 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
         tokio::select! {
             biased;
             Some(ended) = self.work.join_next_with_id() => self.ended(ended),
-            Some(ended) = self.endings.join_next() => if ended.is_err() {
-                self.shift.context.metrics.panicked();
+            Some(ended) = self.endings.join_next() => if let Err(error) = ended {
+                self.panicked(&error);
             },
             else => return false,
         }
         true
     }
 
+    /// One mistake of ours costs one delivery, not the session.
+    fn panicked(&self, error: &JoinError) {
+        self.shift.context.metrics.panicked();
+        tracing::error!(%error, "the work on a delivery panicked: the broker hands it out again");
+    }
+
     /// Frees the place of a slice, and has its delivery ended as its work says.
     fn ended(&mut self, ended: Result<(Id, Fate), JoinError>) {
         let (id, fate) = match ended {
             Ok((id, fate)) => (id, Some(fate)),
-            Err(error) => (error.id(), None),
+            Err(error) => {
+                self.panicked(&error);
+                (error.id(), None)
+            }
         };
         let Some(InWork {
             lane, place, duty, ..
@@ -329,9 +339,6 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
                 places.turns.ended(at, ticket, self.epoch.elapsed());
             }
             Place::None => {}
-        }
-        if fate.is_none() {
-            self.shift.context.metrics.panicked();
         }
         self.shift.context.metrics.slices_in_flight(self.work.len());
         let context = Arc::clone(&self.shift.context);

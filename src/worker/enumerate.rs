@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::authorised;
-use super::context::{Store, TargetRuntime};
+use super::context::TargetRuntime;
 use super::credential::Held;
 use super::deliver::{Fate, WAIT_MAX};
 use super::shift::Shift;
@@ -28,6 +28,7 @@ use crate::domain::outcome::{Answer, Class};
 use crate::domain::schedule::rung;
 use crate::domain::slice::{Enumeration, Head, Slice};
 use crate::json;
+use crate::ports::Store;
 use crate::ports::{Directory, Lost, Outgoing, Page, Publisher, Route, Transport};
 
 /// A part is published when it has so many users, or so many bytes of them.
@@ -285,7 +286,7 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: Part) -> Vec<u8> {
         priority: Some(head.priority),
         not_before: head.not_before_ms.map(rfc3339),
         expires_at: head.expires_at_ms.map(rfc3339),
-        rate: head.rate.map(|rate| rate.to_string()),
+        rate: head.rate.map(|rate| rate.short()),
         on_uncertain: head.on_uncertain,
         callback_url: head.callback_url.clone(),
         reply_to: head.reply_to.clone(),

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::context::{Context, Met, Store, TargetRuntime};
+use super::context::{Context, Met, TargetRuntime};
 use super::deliver::WAIT_MAX;
 use crate::clock::now_ms;
 use crate::domain::directive::{Action, Board, Directive, Subject};
 use crate::domain::outcome::{Answer, Class};
+use crate::ports::Store;
 use crate::ports::{Park, ParkReason, Scope};
 
 impl<S: Store, T> Context<S, T> {

@@ -17,7 +17,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::context::{Context, RECONNECT, Store};
+use super::context::{Context, RECONNECT};
 use super::shift::Shift;
 use crate::clock::{self, now_ms};
 use crate::domain::announce::EventKind;
@@ -31,6 +31,7 @@ use crate::domain::slice::{
 };
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
+use crate::ports::Store;
 use crate::ports::{
     Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Submission,
     Transport,
@@ -363,7 +364,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             entries,
             parts: job.part.of,
             shape: Shape::of(expected),
-            rate: job.head.rate.map(|rate| rate.to_string()),
+            rate: job.head.rate.map(|rate| rate.short()),
             not_before_ms: job.head.not_before_ms,
             callback_url: job.head.callback_url.clone(),
             reply_to: job.head.reply_to.clone(),

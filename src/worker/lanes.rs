@@ -1,15 +1,16 @@
 //! Lanes: deliveries of all of them flow to one [`Desk`], which decides which slice is worked on next.
 //! What waits there is bounded by the prefetch of each lane.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
-use super::context::Store;
 use super::desk::{Desk, NOTICES_IN_WORK};
 use super::shift::Shift;
 use crate::domain::lane::{Lane, LaneClass};
+use crate::ports::Store;
 use crate::ports::{Consumer, Delivery, Publisher, Transport};
 
 /// Deliveries fetched ahead of the places, so that a free place never waits for the broker.
@@ -54,7 +55,8 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
     let mut parked = shift.context.parked();
     let mut directives = shift.context.directives();
     let mut ledger_up = shift.context.ledger_up();
-    while !shift.halt.is_cancelled() {
+    let mut panicked = None;
+    while !shift.halt.is_cancelled() && panicked.is_none() {
         desk.draw();
         let moves = desk.until_one_moves();
         tokio::select! {
@@ -65,11 +67,16 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
                 Some((number, delivery)) => desk.arrived(number, delivery),
                 None => break,
             },
+            Some(ended) = forwarders.join_next() => panicked = panic_of(ended),
             _ = parked.changed() => {}
             _ = directives.changed() => {}
             _ = ledger_up.changed() => {}
             () = tokio::time::sleep(moves) => {}
         }
+    }
+    if panicked.is_some() {
+        // The other forwarders end with it.
+        shift.halt.cancel();
     }
     arrivals.close();
     while let Some((_, delivery)) = arrivals.recv().await {
@@ -77,7 +84,18 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
     }
     desk.give_back_waiting();
     while desk.one_ended().await {}
-    while forwarders.join_next().await.is_some() {}
+    while let Some(ended) = forwarders.join_next().await {
+        panicked = panicked.or(panic_of(ended));
+    }
+    if let Some(panicked) = panicked {
+        // What was in work is ended: the session learns of it now.
+        std::panic::resume_unwind(panicked);
+    }
+}
+
+/// What a task met that panicked.
+fn panic_of(ended: Result<(), JoinError>) -> Option<Box<dyn Any + Send>> {
+    ended.err()?.try_into_panic().ok()
 }
 
 /// Moves deliveries of one lane to the desk until the shift ends.

@@ -13,9 +13,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::context::{Context, Store};
+use super::context::Context;
 use crate::error::chain;
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{Beat, Beaten, LedgerError};
 
 /// A heartbeat that is older proves nothing.

@@ -39,7 +39,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::census::{Census, census};
-pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, Store, TargetRuntime};
+pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, TargetRuntime};
 pub use self::credential::Keyring;
 pub use self::health::Health;
 use self::lanes::OpenLane;
@@ -52,7 +52,7 @@ use crate::domain::lane::{Lane, Priority};
 use crate::error::chain;
 use crate::metrics::{JobResult, LedgerStep, SliceResult};
 use crate::ports::{
-    Broker, BrokerError, LedgerError, Moved, Publisher, Session, Source, Transport,
+    Broker, BrokerError, LedgerError, Moved, Publisher, Session, Source, Store, Transport,
 };
 
 /// Jobs of one priority that are taken at a time. One of megabytes is rare, and a small one waits for the
@@ -200,13 +200,12 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         self.ready.send_replace(true);
         tracing::info!("ready: jobs are taken and slices delivered");
 
-        let work = self.until_ended(&shift, tasks, drain);
-        let end = tokio::select! {
-            end = work => end,
-            () = sequence.keep(&shift) => End::Orderly,
-        };
+        let (mut keeper, rest) = (JoinSet::new(), CancellationToken::new());
+        keeper.spawn(sequence.keep(Arc::clone(&shift), rest.clone()));
+        let mut end = self.until_ended(&shift, tasks, drain).await;
         // Of what was recorded last, too.
-        sequence.leave(&shift).await;
+        rest.cancel();
+        self.all_ended(&mut keeper, &mut end).await;
         self.context.metrics.broker_up(false);
         session.close().await;
         Ok(end)
@@ -235,12 +234,17 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         tracing::info!("{why}");
         self.ready.send_replace(false);
         shift.halt.cancel();
+        self.all_ended(&mut tasks, &mut end).await;
+        end
+    }
+
+    /// Waits for these tasks; a panic of any is a panic of the session.
+    async fn all_ended(&self, tasks: &mut JoinSet<()>, end: &mut End) {
         while let Some(ended) = tasks.join_next().await {
             if let End::Panicked = self.end_of(&ended) {
-                end = End::Panicked;
+                *end = End::Panicked;
             }
         }
-        end
     }
 
     /// How a task of the session ended.

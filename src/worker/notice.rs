@@ -14,7 +14,7 @@ use http::{Method, Uri};
 use ring::hmac;
 use serde_json::value::RawValue;
 
-use super::context::{Context, RECONNECT, Store};
+use super::context::{Context, RECONNECT};
 use super::deliver::Fate;
 use super::shift::{Job, Shift, event};
 use crate::codec;
@@ -26,6 +26,7 @@ use crate::domain::schedule::rung;
 use crate::error::chain;
 use crate::json;
 use crate::metrics::{NoticeKind, NoticeResult};
+use crate::ports::Store;
 use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Transport};
 use crate::secret::Secret;
 

@@ -7,10 +7,15 @@
 //! has not come so far has lost what was recorded since. What was recorded in the last half second before
 //! the loss, and lost alone, is not noticed.
 
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
 use super::POLL;
-use super::context::{Context, Store};
+use super::context::Context;
 use super::shift::Shift;
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{LedgerError, Outgoing, Publisher, Raised, Route};
 
 /// What one session knows of the sequence.
@@ -42,16 +47,23 @@ impl Sequence {
         Ok(number)
     }
 
-    /// Leaves the sequence with the broker, again and again: it ends with the session.
-    pub(super) async fn keep<S: Store, T, P: Publisher>(&mut self, shift: &Shift<S, T, P>) {
-        loop {
-            tokio::time::sleep(POLL).await;
-            self.leave(shift).await;
+    /// Leaves the sequence with the broker again and again until the session is at `rest`, and then once
+    /// more. However it ends, the session ends with it.
+    pub(super) async fn keep<S: Store, T, P: Publisher>(
+        mut self,
+        shift: Arc<Shift<S, T, P>>,
+        rest: CancellationToken,
+    ) {
+        let _halt = shift.halt.clone().drop_guard();
+        let pausing = || rest.run_until_cancelled(tokio::time::sleep(POLL));
+        while pausing().await.is_some() {
+            self.leave(&shift).await;
         }
+        self.leave(&shift).await;
     }
 
     /// Leaves the sequence with the broker, unless the number there covers all that is recorded.
-    pub(super) async fn leave<S: Store, T, P: Publisher>(&mut self, shift: &Shift<S, T, P>) {
+    async fn leave<S: Store, T, P: Publisher>(&mut self, shift: &Shift<S, T, P>) {
         let context = &*shift.context;
         if self.seen == 0 && self.recorded == context.recorded() {
             return;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, RECONNECT, Store};
+use super::context::{Context, RECONNECT};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::accounts::Accounts;
 use crate::domain::announce::{EventKind, JobEvent};
@@ -13,6 +13,7 @@ use crate::domain::slice::Head;
 use crate::error::chain;
 use crate::json;
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Route, Standing};
 
 pub(super) struct Shift<S, T, P> {

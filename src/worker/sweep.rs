@@ -9,12 +9,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::context::Store;
 use super::shift::Shift;
 use crate::clock::now_ms;
 use crate::domain::directive::{Directive, Scope};
 use crate::error::chain;
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{Backlog, Broker, JobRecord, JobState, Lost, Publisher};
 
 /// Longest time between two rounds.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::context::GivenUp;
 use super::*;
 use crate::domain::schedule::Schedule;
 use crate::embedded::Engine;
@@ -10,6 +11,8 @@ use crate::metrics::Metrics;
 use crate::ports::{
     Backlog, Consumer, Delivery, Outgoing, PublishError, Publisher, Reply, Request, SendError,
 };
+
+type Played = Context<crate::embedded::EmbeddedStore, Nowhere>;
 
 /// A broker whose consumers panic, as a mistake of ours would make them.
 #[derive(Clone, Default)]
@@ -19,7 +22,10 @@ struct Broken {
 
 struct BrokenSession(CancellationToken);
 
-struct BrokenConsumer;
+struct BrokenConsumer {
+    panics: bool,
+    cancelled: bool,
+}
 
 #[derive(Clone)]
 struct Nowhere;
@@ -46,7 +52,10 @@ impl Session for BrokenSession {
     }
 
     async fn consume(&self, _: Source, _: u16) -> Result<BrokenConsumer, BrokerError> {
-        Ok(BrokenConsumer)
+        Ok(BrokenConsumer {
+            panics: true,
+            cancelled: false,
+        })
     }
 
     fn lost(&self) -> CancellationToken {
@@ -62,10 +71,16 @@ impl Session for BrokenSession {
 
 impl Consumer for BrokenConsumer {
     async fn next(&mut self) -> Option<Delivery> {
-        panic!("as a mistake of ours would")
+        if self.cancelled {
+            return None;
+        }
+        assert!(!self.panics, "as a mistake of ours would");
+        std::future::pending().await
     }
 
-    async fn cancel(&mut self) {}
+    async fn cancel(&mut self) {
+        self.cancelled = true;
+    }
 }
 
 impl Publisher for Nowhere {
@@ -100,38 +115,103 @@ fn settings() -> Settings {
     }
 }
 
+struct Folder(std::path::PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let name = format!("fanwise-panic-{name}-{}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn context(&self) -> Arc<Played> {
+        let engine = Engine::open(&crate::embedded::Settings::new(&self.0)).unwrap();
+        Arc::new(Context::new(
+            engine.store(),
+            Nowhere,
+            Vec::new(),
+            BTreeMap::new(),
+            settings(),
+            Arc::new(Metrics::new()),
+        ))
+    }
+}
+
 /// A panic is counted, and the next session is opened; each panic is another count.
 #[tokio::test]
 async fn a_panic_of_a_session_is_counted_and_survived() {
-    let folder = std::env::temp_dir().join(format!("fanwise-panic-{}", std::process::id()));
-    let engine = Engine::open(&crate::embedded::Settings::new(&folder)).unwrap();
-    let metrics = Arc::new(Metrics::new());
-    let context = Context::new(
-        engine.store(),
-        Nowhere,
-        Vec::new(),
-        BTreeMap::new(),
-        settings(),
-        Arc::clone(&metrics),
-    );
+    let folder = Folder::new("session");
+    let context = folder.context();
+    let metrics = Arc::clone(&context.metrics);
     let broker = Broken::default();
     let sessions = Arc::clone(&broker.sessions);
     let drain = CancellationToken::new();
-    let worker = Worker::new(broker, Arc::new(context));
+    let worker = Worker::new(broker, context);
     let running = tokio::spawn(worker.run(drain.clone()));
     while sessions.load(Ordering::Relaxed) < 3 {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     drain.cancel();
     running.await.unwrap();
-    let counted = |text: &str| {
-        let line = text
-            .lines()
-            .find(|it| it.starts_with("fanwise_panics_total "));
-        line.and_then(|it| it.rsplit(' ').next()?.parse::<f64>().ok())
+    let text = metrics.text();
+    let mut lines = text.lines();
+    let line = lines.find(|it| it.starts_with("fanwise_panics_total "));
+    let counted = line.and_then(|it| it.rsplit(' ').next()?.parse::<f64>().ok());
+    assert!(counted.unwrap() >= 2.0, "{counted:?}");
+}
+
+/// A lane of which nothing comes any more does not stand still beside the others: the session ends.
+#[tokio::test]
+async fn a_panic_in_one_lane_ends_the_session() {
+    let folder = Folder::new("lane");
+    let shift = Arc::new(Shift {
+        context: folder.context(),
+        publisher: Nowhere,
+        lost: CancellationToken::new(),
+        halt: CancellationToken::new(),
+    });
+    let halt = shift.halt.clone();
+    let lanes = Lane::all("im").enumerate().map(|(number, lane)| OpenLane {
+        lane,
+        consumer: BrokenConsumer {
+            panics: number == 1,
+            cancelled: false,
+        },
+    });
+    let work = tokio::spawn(lanes::work(shift, lanes.collect()));
+    let panicked = work.await.unwrap_err();
+    assert!(panicked.is_panic(), "{panicked}");
+    let said = panicked.to_string();
+    assert!(said.contains("as a mistake of ours would"), "{said}");
+    assert!(halt.is_cancelled());
+}
+
+/// What the ledger cannot make sense of is given up after some attempts where others wait for the place,
+/// and only that: a ledger that is away is waited for.
+#[tokio::test]
+async fn a_step_that_no_repetition_mends_is_given_up() {
+    let folder = Folder::new("broken");
+    let context = folder.context();
+    let never = std::future::pending;
+    let broken = || async { Err::<(), _>(LedgerError::Broken("no number".to_owned())) };
+    let given_up = context.step_of_slice(LedgerStep::Claim, never(), broken);
+    assert_eq!(given_up.await, Err(GivenUp::Broken));
+
+    let mut attempts = 0;
+    let away = || {
+        attempts += 1;
+        let back = attempts > 6;
+        async move {
+            let error = std::io::Error::other("away");
+            let away = LedgerError::Unreachable(error.into());
+            if back { Ok(()) } else { Err(away) }
+        }
     };
-    let counted = counted(&metrics.text()).unwrap();
-    assert!(counted >= 2.0, "{counted}");
-    drop(engine);
-    let _ = std::fs::remove_dir_all(folder);
+    let waited = context.step_of_slice(LedgerStep::Claim, never(), away);
+    assert_eq!(waited.await, Ok(()));
 }

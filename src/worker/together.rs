@@ -6,13 +6,14 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::context::{Halted, Store};
+use super::context::Halted;
 use super::shift::Shift;
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
 use crate::domain::slice::{Head, Together};
 use crate::metrics::LedgerStep;
 use crate::ports::Gathered;
+use crate::ports::Store;
 
 /// How long the parts of a list may be apart. A gateway that was killed is back within minutes, and
 /// so is a caller that tries again; longer than an hour, a list that suddenly goes out is a surprise.

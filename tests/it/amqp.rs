@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fanwise::amqp::{Rabbit, RabbitSession, Settings};
+use fanwise::amqp::{Queue, Rabbit, RabbitSession, Settings};
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
     Broker, BrokerError, Consumer, Delivery, KeptMessage, Lost, Outgoing, PublishError, Publisher,
@@ -555,7 +555,8 @@ async fn a_rejected_message_is_kept_unharmed() {
     session.close().await;
 
     let queues = rabbit.topology().queues;
-    let rejected = queues.last().unwrap().name.as_str();
+    let rejected = |queue: &&Queue| queue.name.ends_with(".rejected.v1");
+    let rejected = queues.iter().find(rejected).unwrap().name.as_str();
     let got = channel
         .basic_get(rejected.into(), Default::default())
         .await

@@ -593,8 +593,8 @@ async fn a_caller_hears_that_a_target_stands_still() {
 async fn a_refused_call_keeps_its_nonce() {
     let house = House::new("dropin-nonce", "netease").await;
     let prefix = "FANWISE_APPS__SHOP__NETEASE__";
-    let calls = (&*format!("{prefix}CALLS"), "1/s burst 1");
-    let block = (&*format!("{prefix}BLOCK"), "1s");
+    let calls = (&*format!("{prefix}RATE"), "1/s burst 1");
+    let block = (&*format!("{prefix}BLOCK_FOR"), "1s");
     let mut serve = house.serve_with(&[calls, block]).await;
     let first = house.signed(BATCH, FORM, "n1", NETEASE).await;
     assert_eq!(first["code"], 200);

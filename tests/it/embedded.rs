@@ -433,7 +433,7 @@ async fn serve_tells_every_mistake_of_its_configuration() {
         "fanwise.toml",
         r#"
         [embedded]
-        foldr = "data"
+        dirs = "data"
         [gateway]
         listen = "0.0.0.0:9700"
         [targets.im]
@@ -445,8 +445,8 @@ async fn serve_tells_every_mistake_of_its_configuration() {
     assert_eq!(finished.code, Some(78), "{}", finished.stderr);
     for part in [
         "3 problem(s)",
-        "embedded.foldr",
-        "`folder`",
+        "embedded.dirs",
+        "`dir`",
         "gateway.token",
         "targets.im.type",
     ] {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use fanwise_mock_im::{MockIm, Settings, Version};
 use serde_json::json;
 
+use crate::support::process::run_fanwise;
 use crate::support::relay::Relay;
 use crate::support::servers::{PrivateRedis, amqp_url};
 use crate::support::wait::until;
@@ -858,6 +859,42 @@ async fn a_dead_letter_that_the_ledger_contradicts_is_not_believed() {
     let done = world.json(&[&redrive[..], &["--purge"]].concat()).await;
     assert_eq!(done["purged"], 2, "{done}");
     world.assert_once_each(&everybody);
+    worker.drain().await;
+    world.end().await;
+}
+
+/// A job that the workers cannot read does not stay `accepted`: it is among the rejected messages, and
+/// who asks for it learns so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_no_worker_can_read_does_not_stay_accepted() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.start("elsewhere").await;
+    // It makes the queues.
+    world.worker().await.drain().await;
+    let config = std::fs::read_to_string(world.config()).unwrap();
+    let target = "type = \"wukongim\"\nversion = \"v3\"\nsender = \"news\"\nurl = \"http://127.0.0.1:9\"\ncall_timeout = \"3s\"";
+    let config = format!("{config}\n[targets.elsewhere]\n{target}\n");
+    let config = world.write("producer.toml", config);
+    let send = ["send", "--client-msg-no", "lost", "--text", "hello", "u1"];
+    let there = [
+        "--target",
+        "elsewhere",
+        "--config",
+        config.to_str().unwrap(),
+    ];
+    let sent = run_fanwise(&[&send[..], &there].concat(), &[], b"", BOUND).await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
+    assert_eq!(world.job("lost").await.unwrap()["state"], "accepted");
+
+    let worker = world.worker().await;
+    let said = until("the end of the job", BOUND, async || {
+        let shown = world.run(&["job", "show", "lost"]).await;
+        (shown.code == Some(69)).then_some(shown.stderr)
+    })
+    .await;
+    assert!(said.contains("`fanwise dead rejected` shows why"), "{said}");
+    let rejected = world.json(&["dead", "rejected"]).await.to_string();
+    assert!(rejected.contains("elsewhere"), "{rejected}");
     worker.drain().await;
     world.end().await;
 }

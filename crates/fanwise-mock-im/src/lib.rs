@@ -427,14 +427,16 @@ async fn play_late(state: &Arc<State>, call: Call, fate: Fate) -> Result<Answer,
 /// What is answered, and accepted. Nothing is accepted when a fault strikes before.
 fn play(state: &State, call: &Call, fate: &Fate) -> Answer {
     let system = System::of(call.parts.uri.path());
-    match fate.fault {
+    let answer = match fate.fault {
         Some(kind) if kind.strikes_before_accepting() => struck(state, system, kind, fate),
         Some(FaultKind::ErrorAfter) => {
             let answer = system.answer(state, call, fate);
             system.failed_after(state, answer)
         }
         _ => system.answer(state, call, fate),
-    }
+    };
+    state::count(&state.counters.played, 1);
+    answer
 }
 
 fn struck(state: &State, system: System, kind: FaultKind, fate: &Fate) -> Answer {

@@ -37,6 +37,8 @@ pub struct Stats {
     pub limited: u64,
     /// Requests to an IM path, faults included; not those to `/_mock` and `/livez`.
     pub requests: u64,
+    /// Those of them that are being played; late ones also when nobody waits for them any more.
+    pub in_play: u64,
     /// Connections taken.
     pub connections: u64,
     /// Requests that could not be logged; they were answered 500.
@@ -54,6 +56,7 @@ pub(super) struct Counters {
     pub(super) invalid: AtomicU64,
     pub(super) limited: AtomicU64,
     pub(super) requests: AtomicU64,
+    pub(super) played: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) log_errors: AtomicU64,
     faults: [AtomicU64; FaultKind::ALL.len()],
@@ -239,6 +242,8 @@ impl State {
 
     pub(super) fn stats(&self) -> Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        // Before the requests: none is in play that is not counted.
+        let played = load(&self.counters.played);
         let faults = FaultKind::ALL.map(|kind| {
             let struck = load(&self.counters.faults[kind as usize]);
             (kind.name().to_owned(), struck)
@@ -251,6 +256,7 @@ impl State {
             invalid: load(&self.counters.invalid),
             limited: load(&self.counters.limited),
             requests: load(&self.counters.requests),
+            in_play: load(&self.counters.requests).saturating_sub(played),
             connections: load(&self.counters.connections),
             log_errors: load(&self.counters.log_errors),
             faults: BTreeMap::from(faults),

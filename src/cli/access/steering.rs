@@ -7,7 +7,7 @@ use crate::clock::now_ms;
 use crate::domain::directive::Scope;
 use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::CONFIGURED;
+use crate::steer::CONFIGURED;
 use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, Told};
 
 impl Access {

@@ -5,8 +5,8 @@ use http::Method;
 
 use super::{Access, refused};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{TemplateRow, TemplateView};
 use crate::ports::Templates as _;
+use crate::service::api::{TemplateRow, TemplateView};
 
 impl Access {
     pub(in crate::cli) async fn put_template(

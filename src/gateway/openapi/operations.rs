@@ -2,11 +2,7 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::super::wire::{
-    DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Submitted,
-    TemplateRow, TemplateView, Verification,
-};
-use super::super::{LIST_MAX, dead};
+use super::super::dead;
 use super::{EVENTS, NDJSON, Operation, content, json, of, text};
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::audience::MemberDocument;
@@ -16,7 +12,12 @@ use crate::domain::lane::Priority;
 use crate::domain::letters::DeadRow;
 use crate::domain::message::MessageDocument;
 use crate::ports::JobState;
+use crate::service::api::{
+    DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Submitted,
+    TemplateRow, TemplateView, Verification,
+};
 use crate::service::dead_letters::{Purged, Redriven};
+use crate::service::jobs::LIST_MAX;
 use crate::steer::{LimitView, Steered, TargetView};
 
 /// Why a request is refused (RFC 9457).

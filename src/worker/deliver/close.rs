@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::super::backlog::Overdue;
 use super::super::call::lost;
-use super::super::context::Store;
 use super::{Fate, LEDGER_AWAY_WAIT, Pause, Scene, Work};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
@@ -15,7 +14,9 @@ use crate::domain::schedule::rung;
 use crate::domain::slice::Addressed;
 use crate::json;
 use crate::metrics::LedgerStep;
-use crate::ports::{Claim, Claimed, Lost, Outgoing, Publisher, Reason, Route, Settle, Transport};
+use crate::ports::{
+    Claim, Claimed, Lost, Outgoing, Publisher, Reason, Route, Settle, Store, Transport,
+};
 
 impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
     /// Ends the delivery. No call is out any more.

@@ -11,9 +11,9 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, Interval};
 
 use super::super::call::Called;
-use super::super::context::Store;
 use super::Scene;
 use crate::domain::delivery::{Call, Delivery};
+use crate::ports::Store;
 use crate::ports::{Publisher, Transport};
 
 /// Answers that come within so long of each other are recorded together, and their places are taken

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::sync::{SemaphorePermit, watch};
 
-use super::super::context::Store;
 use super::{Pause, Scene, WAIT_MAX};
 use crate::clock::now_ms;
 use crate::domain::directive::{Board, Order};
 use crate::domain::limits::{Cost, Grant};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
 use crate::metrics::LedgerStep;
+use crate::ports::Store;
 use crate::ports::{Lease, Leased, Limit, Publisher, Scope, Transport};
 
 /// Calls that may be made now.

@@ -176,7 +176,14 @@ async fn whatever_was_confirmed_survives_a_kill() {
     for round in 0..4 {
         let mut child = start("child_that_works", &format!("{round} {data}"));
         child.until_prints("settled", PATIENCE).await;
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(200..900))).await;
+        // Killed somewhere in the middle of its work.
+        let some = fastrand::usize(15..60);
+        until("some work of the child", PATIENCE, async || {
+            let told = child.stdout();
+            let has = |what: &str| told.matches(what).count() >= some;
+            (has("published ") && has("settled ")).then_some(())
+        })
+        .await;
         child.kill();
         told.read(&child.stdout());
 

@@ -47,7 +47,7 @@ pub struct JobStanding {
 }
 
 impl JobStanding {
-    pub(super) fn of(record: &JobRecord) -> Self {
+    pub(crate) fn of(record: &JobRecord) -> Self {
         Self {
             state: record.state,
             accounts: record.accounts,

@@ -1,0 +1,234 @@
+//! Looking at jobs: lists, one job with what hinders it, and what became of one recipient.
+//!
+//! All of it comes from the ledger, the limiter and the shelves, so any process answers alike, the
+//! command line too. Nothing here changes anything.
+
+use std::ops::ControlFlow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::api::{JobDetail, JobList, RecipientFate, RecipientState};
+use crate::clock::now_ms;
+use crate::domain::accounts::Audit;
+use crate::domain::ids::{Fingerprinter, JobId};
+use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
+use crate::domain::outcome::Outcome;
+use crate::error::chain;
+use crate::ports::{
+    BrokerError, ClaimState, JobPlace, JobQuery, JobRecord, JobState, KeptMessage, Ledger,
+    LedgerError, Shelf, Shelves, Store,
+};
+use crate::steer::{self, Facts};
+
+/// Most jobs in one page.
+pub const LIST_MAX: usize = 1000;
+
+/// A page of jobs.
+pub async fn page<S: Store>(store: &S, query: JobQuery) -> Result<JobList, LedgerError> {
+    // The key of a job is its name: no list needs to be walked.
+    if let (Some(app), Some(client_msg_no)) = (&query.filter.app, &query.filter.client_msg_no) {
+        let found = store.job(JobId::of(app, client_msg_no)).await?;
+        let at = |record: &JobRecord| record.accepted_at_ms;
+        let filter = &query.filter;
+        let found = found.filter(|record| {
+            filter.takes(record)
+                && filter.since_ms.is_none_or(|since| at(record) >= since)
+                && filter.until_ms.is_none_or(|until| at(record) < until)
+        });
+        return Ok(JobList {
+            jobs: found.into_iter().collect(),
+            next: None,
+        });
+    }
+    let page = store.jobs(&query).await?;
+    Ok(JobList {
+        jobs: page.jobs,
+        next: page.next.map(write_cursor),
+    })
+}
+
+fn write_cursor(place: JobPlace) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{}.{}", place.at_ms, place.job))
+}
+
+/// The place a cursor of ours stands for.
+pub fn read_cursor(cursor: &str) -> Option<JobPlace> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
+    let (at_ms, job) = text.split_once('.')?;
+    Some(JobPlace {
+        at_ms: at_ms.parse().ok()?,
+        job: job.parse().ok()?,
+    })
+}
+
+/// The ids a job may have that is named by its id, or by its client_msg_no and `app`.
+pub fn ids_of(name: &str, app: &str) -> impl Iterator<Item = JobId> {
+    // A client_msg_no may look like an id.
+    name.parse().ok().into_iter().chain([JobId::of(app, name)])
+}
+
+/// The job with this name; only one of this app, if one is given.
+pub async fn named<S: Ledger>(
+    store: &S,
+    job: &str,
+    app: Option<&str>,
+) -> Result<Option<JobRecord>, LedgerError> {
+    for id in ids_of(job, app.unwrap_or("default")) {
+        let found = store.job(id).await?;
+        let found = found.filter(|record| app.is_none_or(|app| record.app == app));
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+/// What keeps a job's accounts from being exact: what differs, and what is not known.
+pub fn differences(record: &JobRecord, ledger: &Audit) -> Vec<String> {
+    let mut differences = record.differences(ledger);
+    differences.extend(record.unknown());
+    differences
+}
+
+/// A job with its speed, and what keeps it from going faster.
+pub async fn detail<S: Store>(
+    store: &S,
+    facts: &Facts,
+    record: JobRecord,
+) -> Result<JobDetail, LedgerError> {
+    let now = now_ms();
+    let recipients_per_second = record.per_second(now);
+    let eta_seconds = recipients_per_second
+        .filter(|rate| *rate > 0.0)
+        .map(|rate| (record.pending as f64 / rate).ceil() as u64);
+    Ok(JobDetail {
+        recipients_per_second,
+        eta_seconds,
+        hindrances: steer::hindrances(store, facts, &record, now).await?,
+        record,
+    })
+}
+
+/// Did this user get it, and why not?
+pub async fn recipient<S: Store, B: Shelves>(
+    store: &S,
+    broker: &B,
+    fingerprint_secret: &str,
+    record: &JobRecord,
+    user: &str,
+) -> Result<RecipientFate, LedgerError> {
+    let fingerprint = Fingerprinter::new(fingerprint_secret, record.job).fingerprint(user);
+    let found = store.look(record, &[fingerprint]).await?;
+    let found = found.first().copied().unwrap_or(ClaimState::Granted);
+    let (state, mut explanation) = told(found, record.state);
+    let mut dead_letter = None;
+    if matches!(state, RecipientState::Failed | RecipientState::Uncertain) {
+        match last_letter(broker, record, user).await {
+            Ok(Some(row)) => {
+                explanation = format!(
+                    "{explanation}: after {} attempt(s) the last answer was {} {}: {}",
+                    row.attempts,
+                    row.class.as_str(),
+                    row.code,
+                    row.text
+                );
+                dead_letter = Some(row);
+            }
+            Ok(None) => explanation.push_str("; its dead letter is not there any more"),
+            Err(error) => {
+                explanation = format!(
+                    "{explanation}; its dead letter cannot be read now: {}",
+                    chain(&error)
+                );
+            }
+        }
+    }
+    Ok(RecipientFate {
+        job: record.job,
+        app: record.app.clone(),
+        client_msg_no: record.client_msg_no.clone(),
+        target: record.target.clone(),
+        recipient: user.to_owned(),
+        state,
+        explanation,
+        dead_letter,
+    })
+}
+
+fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
+    let (state, words) = match found {
+        ClaimState::Granted if job == JobState::Completed => {
+            (RecipientState::Unseen, "was not on the list of this job")
+        }
+        ClaimState::Granted => (
+            RecipientState::Unseen,
+            "has no outcome and nobody is at it: waits for its turn or its next attempt, or is not on \
+             the list",
+        ),
+        ClaimState::Held { .. } => (RecipientState::Claimed, "a worker is at it"),
+        ClaimState::InDoubt => (
+            RecipientState::InDoubt,
+            "a call for it was not answered: perhaps sent; it waits for its next attempt",
+        ),
+        ClaimState::TakenOver => (
+            RecipientState::InDoubt,
+            "a worker that was at it ended without an answer: perhaps sent; the next delivery decides",
+        ),
+        ClaimState::Settled(outcome) => match outcome {
+            Outcome::Sent => (RecipientState::Sent, "the target accepted the message"),
+            Outcome::Failed => (
+                RecipientState::Failed,
+                "the target did not accept the message",
+            ),
+            Outcome::Uncertain => (RecipientState::Uncertain, "perhaps sent, perhaps not"),
+            Outcome::Expired => (RecipientState::Expired, "the job expired first"),
+            // A duplicate is an outcome of a list entry; no recipient is recorded so.
+            Outcome::Cancelled | Outcome::Duplicate => {
+                (RecipientState::Cancelled, "the job was cancelled first")
+            }
+        },
+    };
+    (state, words.to_owned())
+}
+
+/// The latest dead letter of a recipient.
+async fn last_letter<B: Shelves>(
+    broker: &B,
+    record: &JobRecord,
+    user: &str,
+) -> Result<Option<DeadRow>, BrokerError> {
+    let job = record.job.to_string();
+    let mut last: Option<(u64, DeadRow)> = None;
+    let visit = |message: KeptMessage| {
+        if let Some(letter) = read_letter(&message.body).filter(|letter| letter.job == job) {
+            let at = last_attempt_ms(&letter);
+            let dead = letter.recipients.iter().find(|dead| dead.recipient == user);
+            if let Some(dead) = dead
+                && last.as_ref().is_none_or(|(before, _)| *before <= at)
+            {
+                last = Some((at, DeadRow::new(&letter, dead, true)));
+            }
+        }
+        ControlFlow::Continue(())
+    };
+    broker.read(Shelf::Dead, visit).await?;
+    Ok(last.map(|(_, row)| row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_come_back() {
+        let place = JobPlace {
+            at_ms: 1_700_000_000_000,
+            job: JobId::of("shop", "promo"),
+        };
+        assert_eq!(read_cursor(&write_cursor(place)), Some(place));
+        for wrong in ["", "x", "MTIz", "ß"] {
+            assert_eq!(read_cursor(wrong), None, "{wrong}");
+        }
+    }
+}
