@@ -467,7 +467,7 @@ impl Delivery {
                 self.end_uncertain(index, answer, rules);
             }
             None => {
-                // Free while its letter is written: at worst a refused call is made once more.
+                // Free until its letter is written: at worst a refused call is made once more.
                 self.release.push(index);
                 self.bury(index, Outcome::Failed, answer);
             }
@@ -537,6 +537,43 @@ impl Delivery {
     /// Recipients with an outcome that the ledger does not have.
     pub fn unrecorded_outcomes(&self) -> usize {
         self.known.len()
+    }
+
+    /// Recipients to be dead-lettered that are free since they were refused: another slice of the job
+    /// may have called them meanwhile.
+    pub fn refused_and_free(&self) -> Vec<usize> {
+        let failed = |dead: &&Dead| dead.outcome == Outcome::Failed;
+        self.dead
+            .iter()
+            .filter(failed)
+            .map(|dead| dead.index)
+            .collect()
+    }
+
+    /// Takes the answer to a claim of these, asked before their letters are written. Who is ours is
+    /// refused as before. Who is somebody else's now, or was left in doubt by somebody, is not ours to
+    /// bury: a later delivery finds out. `why`: what is known about such a doubt.
+    pub fn regained(&mut self, asked: &[usize], states: &[ClaimState], why: impl Fn() -> Answer) {
+        for (index, state) in asked.iter().copied().zip(states) {
+            match state {
+                ClaimState::Granted => continue,
+                ClaimState::Settled(_) => {
+                    self.places[index] = Place::Ended;
+                    self.ended.entries += 1;
+                    self.ended.repeats += 1;
+                }
+                ClaimState::Held { left } => {
+                    self.delay = self.delay.max(*left);
+                    self.leave(vec![index]);
+                }
+                ClaimState::InDoubt | ClaimState::TakenOver => {
+                    self.doubts.insert(index, why());
+                    self.release.push(index);
+                    self.leave(vec![index]);
+                }
+            }
+            self.dead.retain(|dead| dead.index != index);
+        }
     }
 
     /// The dead letters are durable: their recipients are to be settled.

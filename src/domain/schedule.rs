@@ -2,7 +2,8 @@
 //! durations are written.
 //!
 //! The only module that uses `backoff`. Of that crate only the arithmetic is used: its clock is the
-//! real one, so its elapsed-time limit stays off.
+//! real one, so its elapsed-time limit stays off; and its random numbers cannot be seeded, so the spread
+//! is drawn here.
 
 use std::time::Duration;
 
@@ -21,15 +22,19 @@ pub struct Schedule {
 impl Schedule {
     /// Delays one after the other, for a loop that reconnects.
     pub fn delays(&self) -> Delays {
-        Delays(ExponentialBackoff {
+        let row = ExponentialBackoff {
             current_interval: self.min,
             initial_interval: self.min,
-            randomization_factor: self.jitter,
+            randomization_factor: 0.0,
             multiplier: 2.0,
             max_interval: self.max,
             max_elapsed_time: None,
             ..ExponentialBackoff::default()
-        })
+        };
+        Delays {
+            row,
+            jitter: self.jitter,
+        }
     }
 
     /// The delay after the `attempt`-th try (1-based) has failed.
@@ -44,17 +49,21 @@ impl Schedule {
 }
 
 /// An endless row of growing delays.
-pub struct Delays(ExponentialBackoff);
+pub struct Delays {
+    row: ExponentialBackoff,
+    jitter: f64,
+}
 
 impl Delays {
     pub fn next_delay(&mut self) -> Duration {
         // Without an elapsed-time limit the row never ends.
-        self.0.next_backoff().unwrap_or(self.0.max_interval)
+        let delay = self.row.next_backoff().unwrap_or(self.row.max_interval);
+        delay.mul_f64(1.0 + self.jitter * (2.0 * fastrand::f64() - 1.0))
     }
 
     /// Starts the row again, once the thing that was waited for runs.
     pub fn reset(&mut self) {
-        self.0.reset();
+        self.row.reset();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Jobs that nobody works on any more.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::ops::Bound;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -55,9 +56,13 @@ impl Upkeep for EmbeddedStore {
         let mut walk = walk.lock().unwrap_or_else(PoisonError::into_inner);
         walk.after = after;
         let again = now + (quiet / 4).as_millis() as u64;
-        let is_new = |record: &JobRecord| {
-            let job = record.job.to_string();
-            walk.shown.insert(job, again).is_none()
+        // One that was shown keeps its time: asked for often, it is shown again all the same.
+        let is_new = |record: &JobRecord| match walk.shown.entry(record.job.to_string()) {
+            Occupied(_) => false,
+            Vacant(new) => {
+                new.insert(again);
+                true
+            }
         };
         Ok(quiet_ones.into_iter().filter(is_new).collect())
     }

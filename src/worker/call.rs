@@ -5,9 +5,10 @@
 //! without having carried anything out: then the call is made again, once, with a new one.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::HeaderValue;
+use tokio::time::Instant;
 
 use super::context::TargetRuntime;
 use super::credential::{Held, Keyring};

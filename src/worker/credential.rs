@@ -2,9 +2,10 @@
 //! the others wait for it.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::domain::outcome::{Answer, Class};
 use crate::ports::{Credential, Login, Transport};

@@ -9,9 +9,10 @@
 //!
 //! What a recipient's answer leads to is decided in `domain::outcome::next`:
 //! - settled: recorded within milliseconds;
-//! - to be dead-lettered: `failed` ones are released and recorded only after the dead letter is
-//!   confirmed, so a crash in between repeats a refused call, never loses a letter; `uncertain` ones
-//!   stay claimed meanwhile, so that nobody sends to them;
+//! - to be dead-lettered: recorded only after the dead letter is confirmed, so that no letter is lost.
+//!   `failed` ones are released at once, so a crash in between repeats a refused call, and claimed again
+//!   when the letter is written, since another slice may have called them meanwhile; `uncertain` ones
+//!   stay claimed, so that nobody sends to them;
 //! - to be retried: released, and part of the remainder that goes on the ladder.
 //!
 //! A delivery leaves at most one remainder, published and confirmed before the ack. Therefore, when a
@@ -23,10 +24,11 @@ mod limits;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::flight::{Back, Flight};
 use self::limits::Granted;
@@ -48,10 +50,9 @@ use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
-    SliceRef, Standing, Transport,
+    SliceRef, Standing, Store, Transport,
 };
 
 /// Longest wait for a limit or a parked target inside a delivery; a longer one goes on the ladder.

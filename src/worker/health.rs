@@ -5,7 +5,9 @@
 //! of the backend and not many: what fails while the target is left alone counts for nothing.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::domain::schedule::Schedule;
 

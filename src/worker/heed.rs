@@ -6,15 +6,16 @@
 //! second job meets the same one while the first is parked, and nobody was answered well in between. A
 //! fault that no job can cause, such as a certificate or a refused login, parks the target at once.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::context::{Context, Met, TargetRuntime};
 use super::deliver::WAIT_MAX;
 use crate::clock::now_ms;
 use crate::domain::directive::{Action, Board, Directive, Subject};
 use crate::domain::outcome::{Answer, Class};
-use crate::ports::Store;
-use crate::ports::{Park, ParkReason, Scope};
+use crate::ports::{Park, ParkReason, Scope, Store};
 
 impl<S: Store, T> Context<S, T> {
     /// Parks a target or a job for all workers if the answer to a call of the job asks for it. `class`:

@@ -4,21 +4,22 @@
 //! that is read again, after a crash or because its producer published it twice, publishes the same
 //! slices, and the ledger absorbs the repeats.
 //!
-//! Reading and cutting a list of 100,000 takes tens of milliseconds of CPU, so a job is handled on a
-//! blocking thread; beyond the message itself it holds some fifty bytes per recipient, and one batch of
+//! Reading and cutting a list of 100,000 takes tens of milliseconds of CPU, so a large job is handled on
+//! a blocking thread; beyond the message itself it holds some fifty bytes per recipient, and one batch of
 //! slices on their way out.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::context::{Context, RECONNECT};
 use super::shift::Shift;
-use crate::clock::now_ms;
+use crate::clock::{self, now_ms};
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
 use crate::domain::ids::{Fingerprinter, JobId, SliceId};
@@ -30,16 +31,15 @@ use crate::domain::slice::{
 };
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
-use crate::ports::Store;
 use crate::ports::{
-    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Submission,
+    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Store, Submission,
     Transport,
 };
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Admitted, Refused, Resolved, admit, resolve};
 
-/// Larger jobs are cut one after the other: that takes several times the bytes of the list, and keeps a
-/// CPU busy.
+/// Larger jobs are cut one after the other, on a thread of their own: that takes several times the bytes
+/// of the list, and keeps a CPU busy.
 const SMALL_BYTES: usize = 64 * 1024;
 
 /// Slices published and confirmed together.
@@ -87,24 +87,22 @@ async fn take<S: Store, T: Transport, P: Publisher>(
     large: &Semaphore,
     delivery: Delivery,
 ) {
-    // It is never closed.
-    let _turn = match delivery.body.len() > SMALL_BYTES {
-        true => large.acquire().await.ok(),
-        false => None,
+    let expansion = Expansion {
+        shift: Arc::clone(shift),
+        traceparent: delivery.traceparent.clone(),
     };
-    let worker = Arc::clone(shift);
-    let (body, traceparent) = (delivery.body.clone(), delivery.traceparent.clone());
-    let runtime = Handle::current();
-    let handled = tokio::task::spawn_blocking(move || {
-        Expansion {
-            shift: &worker,
-            runtime,
-            traceparent,
-        }
-        .expand(&body, priority)
-    })
-    .await;
-    let fate = handled.unwrap_or_else(|_| {
+    let body = delivery.body.clone();
+    let expanding = async move { expansion.expand(&body, priority).await };
+    let handled = if delivery.body.len() > SMALL_BYTES {
+        // It is never closed.
+        let _turn = large.acquire().await.ok();
+        let runtime = Handle::current();
+        let thread = tokio::task::spawn_blocking(move || runtime.block_on(expanding));
+        thread.await.ok()
+    } else {
+        AssertUnwindSafe(expanding).catch_unwind().await.ok()
+    };
+    let fate = handled.unwrap_or_else(|| {
         shift.context.metrics.panicked();
         Fate::GiveBack
     });
@@ -152,9 +150,8 @@ enum Fate {
     Refused(JobResult, String),
 }
 
-struct Expansion<'a, S, T, P> {
-    shift: &'a Shift<S, T, P>,
-    runtime: Handle,
+struct Expansion<S, T, P> {
+    shift: Arc<Shift<S, T, P>>,
     traceparent: Option<String>,
 }
 
@@ -168,7 +165,7 @@ impl From<Refused> for Fate {
 }
 
 /// The same admission as at every door.
-impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<'_, S, T, P> {
+impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<S, T, P> {
     type Rules = Context<S, T>;
     type Store = S;
     type Transport = T;
@@ -199,40 +196,38 @@ impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<'_, S, T, P> 
     }
 }
 
-impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
-    fn expand(&self, body: &Bytes, priority: Priority) -> Fate {
+impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
+    async fn expand(&self, body: &Bytes, priority: Priority) -> Fate {
         let context = &*self.shift.context;
-        let now = jiff::Timestamp::now();
-        let job = match Job::read(body, Some(priority), context, now) {
+        let job = match Job::read(body, Some(priority), context, clock::now()) {
             Ok(job) => job,
             Err(problems) => {
                 if let Some(job) = Job::named(body) {
-                    self.withdraw(job);
+                    self.withdraw(job).await;
                 }
                 return Refused::Problems(problems).into();
             }
         };
-        let fate = self.expand_job(&job);
+        let fate = self.expand_job(&job).await;
         if matches!(fate, Fate::Refused(..)) {
-            self.withdraw(job.head.id);
+            self.withdraw(job.head.id).await;
         }
         fate
     }
 
     /// Whoever accepted a job that is refused may have entered it. Not repeated: the upkeep finds it too.
-    fn withdraw(&self, job: JobId) {
+    async fn withdraw(&self, job: JobId) {
         let context = &*self.shift.context;
         let withdraw = context.store.withdraw(job);
-        let withdraw = context.try_step(LedgerStep::Accept, withdraw);
-        let _ = self.runtime.block_on(withdraw);
+        let _ = context.try_step(LedgerStep::Accept, withdraw).await;
     }
 
-    fn expand_job(&self, job: &Job<'_>) -> Fate {
+    async fn expand_job(&self, job: &Job<'_>) -> Fate {
         let context = &*self.shift.context;
         let Admitted {
             sent: resolved,
             warnings,
-        } = match self.decide(|| admit(self, job)) {
+        } = match self.decide(|| admit(self, job)).await {
             Ok(admitted) => admitted,
             Err(fate) => return fate,
         };
@@ -245,11 +240,11 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
             ..submission
         };
         let halted = self.shift.halt.cancelled();
-        let accepted = self
-            .runtime
-            .block_on(context.step(LedgerStep::Accept, halted, || {
+        let accepted = context
+            .step(LedgerStep::Accept, halted, || {
                 context.store.accept(&submission)
-            }));
+            })
+            .await;
         let (shape, template, result) = match accepted {
             Err(_) => return Fate::GiveBack,
             Ok(Accepted::Expand {
@@ -268,7 +263,9 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 (submission.shape, None, JobResult::Repeated)
             }
             Ok(Accepted::Settled) => {
-                return match self.announce(&job.head, &submission.submission, JobResult::Repeated) {
+                let announced =
+                    self.announce(&job.head, &submission.submission, JobResult::Repeated);
+                return match announced.await {
                     Ok(()) => Fate::Taken(JobResult::Repeated),
                     Err(Lost) => Fate::GiveBack,
                 };
@@ -282,25 +279,44 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 return Fate::Refused(JobResult::Conflict, reason);
             }
         };
-        let published = if job.is_for_all() {
-            // With the name still in it: its parts are resolved like this one.
-            self.ask_for_all(job, shape)
-        } else {
-            match self.ruled(&job.head, resolved, template) {
-                Ok(head) => self
-                    .gather(job)
-                    .and_then(|()| self.publish(job, &head, shape, &submission.submission)),
-                Err(fate) => return fate,
-            }
-        };
-        match published.and_then(|()| self.announce(&job.head, &submission.submission, result)) {
+        let published = self.send_out(job, resolved, template, shape, &submission.submission);
+        if let Err(fate) = published.await {
+            return fate;
+        }
+        match self
+            .announce(&job.head, &submission.submission, result)
+            .await
+        {
             Ok(()) => Fate::Taken(result),
             Err(Lost) => Fate::GiveBack,
         }
     }
 
+    /// Publishes what a job leads to.
+    async fn send_out(
+        &self,
+        job: &Job<'_>,
+        resolved: Resolved,
+        template: Option<u32>,
+        shape: Shape,
+        submission: &str,
+    ) -> Result<(), Fate> {
+        let lost = |Lost| Fate::GiveBack;
+        if job.is_for_all() {
+            // With the name still in it: its parts are resolved like this one.
+            return self.ask_for_all(job, shape).await.map_err(lost);
+        }
+        let head = self.ruled(&job.head, resolved, template).await?;
+        self.gather(job).await.map_err(lost)?;
+        let published = self.publish(job, &head, shape, submission);
+        published.await.map_err(lost)
+    }
+
     /// Asks until there is a verdict: the ledger may be away. What was counted is not counted again.
-    fn decide<V>(&self, ask: impl AsyncFn() -> Result<V, Refused>) -> Result<V, Fate> {
+    async fn decide<V, F>(&self, ask: impl Fn() -> F) -> Result<V, Fate>
+    where
+        F: Future<Output = Result<V, Refused>>,
+    {
         let decided = async {
             let mut delays = RECONNECT.delays();
             loop {
@@ -310,8 +326,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
                 }
             }
         };
-        let decided = self.shift.halt.run_until_cancelled(decided);
-        match self.runtime.block_on(decided) {
+        match self.shift.halt.run_until_cancelled(decided).await {
             Some(Ok(value)) => Ok(value),
             Some(Err(refused)) => Err(refused.into()),
             None => Err(Fate::GiveBack),
@@ -319,10 +334,15 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
     }
 
     /// The job with the version that rules: another submission of it may have come first.
-    fn ruled(&self, head: &Head, sent: Resolved, ruling: Option<u32>) -> Result<Arc<Head>, Fate> {
+    async fn ruled(
+        &self,
+        head: &Head,
+        sent: Resolved,
+        ruling: Option<u32>,
+    ) -> Result<Arc<Head>, Fate> {
         match &head.content {
             Content::Template(_) if ruling.is_some() && ruling != sent.template => {
-                let resolved = self.decide(|| resolve(self, head, ruling));
+                let resolved = self.decide(|| resolve(self, head, ruling)).await;
                 Ok(resolved?.head)
             }
             _ => Ok(sent.head),
@@ -365,7 +385,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
     }
 
     /// Begins to ask the target for its users, on a lane like everything that waits for a target.
-    fn ask_for_all(&self, job: &Job<'_>, shape: Shape) -> Result<(), Lost> {
+    async fn ask_for_all(&self, job: &Job<'_>, shape: Shape) -> Result<(), Lost> {
         let lane = job.head.lane(usize::MAX).to_string();
         let slice = Slice {
             v: SLICE_VERSION_PLAIN,
@@ -397,25 +417,27 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         self.send(vec![
             slice.outgoing(Route::Lane(lane), self.traceparent.clone()),
         ])
+        .await
     }
 
     /// Tells the ledger that a part is there, of a list that waits for all of its parts.
-    fn gather(&self, job: &Job<'_>) -> Result<(), Lost> {
+    async fn gather(&self, job: &Job<'_>) -> Result<(), Lost> {
         let Some(part) = job.part.together() else {
             return Ok(());
         };
         let context = &*self.shift.context;
         let lost = self.shift.lost.cancelled();
-        self.runtime
-            .block_on(context.step(LedgerStep::Gather, lost, || {
+        context
+            .step(LedgerStep::Gather, lost, || {
                 context.store.gather(job.head.id, &part, false)
-            }))
+            })
+            .await
             .map(drop)
             .map_err(|_| Lost)
     }
 
     /// Cuts and publishes all slices.
-    fn publish(
+    async fn publish(
         &self,
         job: &Job<'_>,
         head: &Arc<Head>,
@@ -433,17 +455,17 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
         for cut in cutter.finish(submission, settings.slice_recipients) {
             batch.push(self.outgoing(head, &lane, together.as_ref(), shape, cut));
             if batch.len() >= BATCH_SLICES {
-                self.send(std::mem::take(&mut batch))?;
+                self.send(std::mem::take(&mut batch)).await?;
             }
         }
-        self.send(batch)
+        self.send(batch).await
     }
 
-    fn send(&self, batch: Vec<Outgoing>) -> Result<(), Lost> {
+    async fn send(&self, batch: Vec<Outgoing>) -> Result<(), Lost> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.runtime.block_on(self.shift.publish(batch))
+        self.shift.publish(batch).await
     }
 
     fn outgoing(
@@ -485,28 +507,26 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<'_, S, T, P> {
     }
 
     /// Tells the ledger that all slices are out, and follows from where the job stands then.
-    fn announce(&self, head: &Head, submission: &str, result: JobResult) -> Result<(), Lost> {
+    async fn announce(&self, head: &Head, submission: &str, result: JobResult) -> Result<(), Lost> {
         let context = &*self.shift.context;
-        self.runtime.block_on(async {
-            let lost = self.shift.lost.cancelled();
-            let standing = context
-                .step(LedgerStep::Expanded, lost, || {
-                    context.store.expanded(head.id, submission)
-                })
-                .await
-                .map_err(|_| Lost)?;
-            if result != JobResult::Repeated {
-                self.shift
-                    .announce(EventKind::Accepted, &head.into(), standing.accounts)
-                    .await?;
-                tracing::info!(
-                    job.id = %head.id, job.app = head.app, job.client_msg_no = head.client_msg_no,
-                    job.target = head.target, job.total = standing.accounts.total,
-                    "job {}", if result == JobResult::Accepted { "accepted" } else { "extended" }
-                );
-            }
-            self.shift.follow(head, standing).await
-        })
+        let lost = self.shift.lost.cancelled();
+        let standing = context
+            .step(LedgerStep::Expanded, lost, || {
+                context.store.expanded(head.id, submission)
+            })
+            .await
+            .map_err(|_| Lost)?;
+        if result != JobResult::Repeated {
+            self.shift
+                .announce(EventKind::Accepted, &head.into(), standing.accounts)
+                .await?;
+            tracing::info!(
+                job.id = %head.id, job.app = head.app, job.client_msg_no = head.client_msg_no,
+                job.target = head.target, job.total = standing.accounts.total,
+                "job {}", if result == JobResult::Accepted { "accepted" } else { "extended" }
+            );
+        }
+        self.shift.follow(head, standing).await
     }
 }
 

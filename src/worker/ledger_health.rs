@@ -8,15 +8,15 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::context::Context;
 use crate::error::chain;
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
-use crate::ports::{Beat, Beaten, LedgerError};
+use crate::ports::{Beat, Beaten, LedgerError, Store};
 
 /// A heartbeat that is older proves nothing.
 const FRESH: Duration = Duration::from_secs(2);

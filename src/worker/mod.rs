@@ -31,10 +31,11 @@ mod under_way;
 mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::census::{Census, census};
@@ -221,6 +222,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         let patience = self.ledger_gone();
         let mut end = End::Orderly;
         let why = tokio::select! {
+            biased;
             () = shift.lost.cancelled() => "the session is lost, what was not acked comes back",
             () = drain.cancelled() => "draining: no new work is begun",
             () = patience => "the ledger stays away, the session is closed until it answers",

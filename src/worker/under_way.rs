@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::context::Context;
 use crate::ports::UnderWay;

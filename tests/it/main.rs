@@ -14,7 +14,7 @@ mod amqp;
 mod api;
 /// Promise 11: what one caller may take up, and that the others get in.
 mod bounds;
-/// What both engines promise: one suite for the ports, on the embedded engine and on servers.
+/// What every engine promises: one suite for the ports, on the embedded engine, in memory and on servers.
 mod contract;
 /// Everything at once: three workers, faults of every kind, a SIGKILL half-way.
 mod done;
@@ -26,6 +26,8 @@ mod embedded;
 mod examples;
 /// Promise 8: who gets how much of a slow backend.
 mod fairness;
+/// A broker and a store in memory, with faults on demand; see also `tests/schedules`.
+mod memory;
 /// Notices: whoever a job named is told of its end, over HTTP and over AMQP.
 mod notice;
 /// What apps may send, who may use the gateway, and TLS.

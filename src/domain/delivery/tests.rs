@@ -665,3 +665,36 @@ proptest! {
         world.finish();
     }
 }
+
+/// Another slice of the job may call who was refused here, before it is recorded that they failed: what
+/// comes of that call counts.
+#[test]
+fn who_was_refused_is_claimed_again_before_the_letter() {
+    let (slice, rules) = (slice(4, 0), rules(OnUncertain::Hold));
+    let mut delivery = Delivery::new(&slice, 4);
+    let call = claim_all(&mut delivery, ClaimState::Granted, rules).remove(0);
+    let refused = Verdict::All(answer(Class::Permanent));
+    delivery.answered(&call, &refused, false, rules, no_delay);
+    delivery.recorded(0);
+    let asked = delivery.refused_and_free();
+    assert_eq!(asked, [0, 1, 2, 3]);
+    let left = Duration::from_secs(3);
+    let states = [
+        ClaimState::Granted,
+        ClaimState::Settled(Outcome::Sent),
+        ClaimState::Held { left },
+        ClaimState::TakenOver,
+    ];
+    delivery.regained(&asked, &states, || lost(0));
+    let dead: Vec<_> = delivery.dead().iter().map(|dead| dead.index).collect();
+    assert_eq!(dead, [0]);
+    delivery.lettered();
+    let batch = delivery.batch();
+    assert_eq!(batch.outcomes, [(0, Outcome::Failed)]);
+    assert_eq!(batch.doubted, [3]);
+    assert_eq!(batch.last, None);
+    let remainder = delivery.remainder(&slice, Owner(1), None);
+    assert_eq!(remainder.recipients, ["user-2", "user-3"]);
+    assert_eq!(remainder.doubts[0].recipients, [1]);
+    assert!(delivery.delay() >= left);
+}

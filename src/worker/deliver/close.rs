@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::backlog::Overdue;
+use super::super::call::lost;
 use super::{Fate, LEDGER_AWAY_WAIT, Pause, Scene, Work};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
@@ -13,8 +14,9 @@ use crate::domain::schedule::rung;
 use crate::domain::slice::Addressed;
 use crate::json;
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
-use crate::ports::{Lost, Outgoing, Publisher, Reason, Route, Settle, Transport};
+use crate::ports::{
+    Claim, Claimed, Lost, Outgoing, Publisher, Reason, Route, Settle, Store, Transport,
+};
 
 impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
     /// Ends the delivery. No call is out any more.
@@ -141,6 +143,7 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
 
     /// Publishes the dead letters, and has their recipients settled next.
     async fn bury(&mut self) -> Result<(), Lost> {
+        self.regain().await?;
         if self.delivery.dead().is_empty() {
             return Ok(());
         }
@@ -149,6 +152,27 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         let scene = self.scene;
         scene.publish_dead(&dead, self.first_attempt_at_ms).await?;
         self.delivery.lettered();
+        Ok(())
+    }
+
+    /// Claims again who was refused, and is free since then: a list that overlaps may have had them
+    /// called by another slice, and what came of that call is not for this delivery to say.
+    async fn regain(&mut self) -> Result<(), Lost> {
+        let refused = self.delivery.refused_and_free();
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let asked = self.scene.fingerprints(refused.iter().copied());
+        let claimed = self.scene.regain(&asked).await;
+        if claimed.is_err() {
+            self.asked.extend(asked);
+        }
+        match claimed? {
+            // Without the ledger nobody knows better.
+            None => {}
+            Some(Claimed::SliceDone) => self.delivery.slice_is_done(),
+            Some(Claimed::Each(states)) => self.delivery.regained(&refused, &states, lost),
+        }
         Ok(())
     }
 
@@ -198,6 +222,27 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
 }
 
 impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
+    /// Claims recipients whose delivery is at its end. None: the ledger is away, and the app fails open.
+    async fn regain(&self, recipients: &[Fingerprint]) -> Result<Option<Claimed>, Lost> {
+        let context = &*self.shift.context;
+        if self.goes_without_ledger() {
+            return Ok(None);
+        }
+        let claim = Claim {
+            slice: self.slice_ref(),
+            owner: self.owner,
+            lease: context.settings.lease,
+            recipients,
+        };
+        let ask = || context.store.claim(claim);
+        if self.fail_open {
+            return Ok(context.try_step(LedgerStep::Claim, ask()).await.ok());
+        }
+        let lost = self.shift.lost.cancelled();
+        let step = context.step(LedgerStep::Claim, lost, ask);
+        step.await.map(Some).map_err(|_| Lost)
+    }
+
     fn dead_recipient(&self, dead: &Dead) -> DeadRecipient {
         DeadRecipient {
             recipient: self.slice.recipients[dead.index].clone(),

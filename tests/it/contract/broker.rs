@@ -16,12 +16,12 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{
-    BrokerBench, EmbeddedBench, PATIENCE, RabbitBench, TARGET, TRACEPARENT, bulk, dead_letter,
-    express, outgoing, slice,
+    BrokerBench, EmbeddedBench, MemoryBench, PATIENCE, RabbitBench, TARGET, TRACEPARENT, bulk,
+    dead_letter, express, outgoing, slice,
 };
 use crate::support::wait::until;
 
-on_both! { EmbeddedBench, RabbitBench:
+on_all! { EmbeddedBench, RabbitBench:
     what_is_published_comes_out_as_it_went_in,
     what_is_acked_is_gone_for_good,
     what_is_given_back_comes_again,
@@ -779,6 +779,11 @@ fn whatever_is_done_nothing_is_lost_on_the_embedded_engine() {
         async || Some(EmbeddedBench::start().await),
         async |bench| bench.finish().await,
     );
+}
+
+#[test]
+fn whatever_is_done_nothing_is_lost_in_memory() {
+    any_order_of_steps(200, async || Some(MemoryBench::start()), async |_| {});
 }
 
 #[test]

@@ -18,9 +18,9 @@ use futures_util::future::join_all;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::{EmbeddedBench, PATIENCE, RedisBench, StoreBench, TARGET};
+use super::{EmbeddedBench, MemoryBench, PATIENCE, RedisBench, StoreBench, TARGET};
 
-on_both! { EmbeddedBench, RedisBench:
+on_all! { EmbeddedBench, RedisBench:
     a_recipient_has_one_owner_and_one_outcome,
     an_expired_claim_is_taken_over_and_a_late_outcome_still_counts,
     a_renewed_claim_is_not_taken_over,
@@ -51,6 +51,7 @@ on_both! { EmbeddedBench, RedisBench:
     a_quiet_job_is_ended_and_says_what_is_not_known,
     what_comes_late_takes_the_place_of_a_lost_outcome,
     a_job_that_waits_or_is_worked_on_is_not_ended,
+    a_quiet_job_is_shown_again,
     processes_that_are_alive_tell_their_calls,
 }
 
@@ -368,6 +369,15 @@ async fn a_job_that_waits_or_is_worked_on_is_not_ended(bench: &impl StoreBench) 
     let (id, people) = (SliceId::new("s", 1), worked_on.fingerprints(5..8));
     claim(store, worked_on.slice(&id, 5), BOB, LEASE, &people).await;
     assert_eq!(store.abandon(worked_on.id(), QUIET).await.unwrap(), None);
+}
+
+/// One that could not be ended when it was shown comes again, however often somebody asks.
+async fn a_quiet_job_is_shown_again(bench: &impl StoreBench) {
+    let store = bench.store();
+    let job = half_done(store).await;
+    for _ in 0..3 {
+        until_quiet(store, &job).await;
+    }
 }
 
 async fn processes_that_are_alive_tell_their_calls(bench: &impl StoreBench) {
@@ -1656,6 +1666,11 @@ fn accounts_are_exact_whatever_happens_on_the_embedded_engine() {
         async || Some(EmbeddedBench::start().await),
         async |bench| bench.finish().await,
     );
+}
+
+#[test]
+fn accounts_are_exact_whatever_happens_in_memory() {
+    accounts_are_exact(async || Some(MemoryBench::start()), async |_| {});
 }
 
 #[test]

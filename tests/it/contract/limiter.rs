@@ -7,7 +7,7 @@ use fanwise::ports::{Lease, Limit, Limiter, Park, ParkReason, Scope};
 
 use super::{StoreBench, TARGET};
 
-on_both! { EmbeddedBench, RedisBench:
+on_all! { EmbeddedBench, RedisBench:
     limits_agree_or_nothing_is_booked,
     a_lease_may_wait_in_the_order_of_asking,
     a_rate_is_kept_by_all_who_share_it,

@@ -1,5 +1,5 @@
-//! One contract, two engines: every test here is written against the ports and runs on the embedded
-//! engine, always, and on RabbitMQ and Redis when they are there.
+//! One contract, every engine: every test here is written against the ports and runs on the embedded
+//! engine and in memory, always, and on RabbitMQ and Redis when they are there.
 //!
 //! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`]: the
 //!   tests, each with one line per engine that runs it.
@@ -16,11 +16,12 @@ use fanwise::ports::{
 };
 use fanwise::{amqp, embedded, store};
 
+use crate::memory::{MemoryBroker, MemoryStore};
 use crate::support::scratch::Scratch;
 use crate::support::servers::{amqp_url, redis_url};
 
 /// Generates a test per engine from generic functions over a bench.
-macro_rules! on_both {
+macro_rules! on_all {
     ($embedded:ident, $servers:ident: $($(#[$attribute:meta])* $test:ident),* $(,)?) => {
         mod on_the_embedded_engine {
             $(
@@ -30,6 +31,16 @@ macro_rules! on_both {
                     let bench = super::super::$embedded::start().await;
                     super::$test(&bench).await;
                     bench.finish().await;
+                }
+            )*
+        }
+
+        mod in_memory {
+            $(
+                $(#[$attribute])*
+                #[tokio::test]
+                async fn $test() {
+                    super::$test(&super::super::MemoryBench::start()).await;
                 }
             )*
         }
@@ -136,6 +147,41 @@ impl StoreBench for EmbeddedBench {
     type Store = embedded::EmbeddedStore;
 
     fn store(&self) -> &embedded::EmbeddedStore {
+        &self.store
+    }
+}
+
+/// A broker and a store in memory.
+struct MemoryBench {
+    broker: MemoryBroker,
+    store: MemoryStore,
+}
+
+impl MemoryBench {
+    fn start() -> Self {
+        Self {
+            broker: MemoryBroker::new(&[TARGET]),
+            store: MemoryStore::new(),
+        }
+    }
+}
+
+impl BrokerBench for MemoryBench {
+    type Broker = MemoryBroker;
+
+    fn broker(&self) -> &MemoryBroker {
+        &self.broker
+    }
+
+    async fn ready(&self) -> u64 {
+        self.broker.ready()
+    }
+}
+
+impl StoreBench for MemoryBench {
+    type Store = MemoryStore;
+
+    fn store(&self) -> &MemoryStore {
         &self.store
     }
 }

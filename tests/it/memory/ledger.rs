@@ -1,0 +1,674 @@
+//! The ledger: each job with its recipients, in plain maps.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::{Occupied, Vacant};
+use std::time::Duration;
+
+use fanwise::clock::now_ms;
+use fanwise::domain::accounts::{Accounts, Audit};
+use fanwise::domain::ids::{Fingerprint, JobId, Owner};
+use fanwise::domain::outcome::Outcome;
+use fanwise::domain::pace::{Mark, Pace};
+use fanwise::domain::slice::{Shape, Together};
+use fanwise::ports::{
+    Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobQuery, JobRecord,
+    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, Standing,
+    Submission, Upkeep,
+};
+use tokio::time::Instant;
+
+use super::store::{MemoryStore, State};
+
+/// A job.
+#[derive(Default)]
+pub(super) struct Job {
+    /// As it is shown, but for what the other fields keep.
+    record: Option<JobRecord>,
+    /// No worker has registered it yet.
+    entered: bool,
+    listed_at_ms: u64,
+    parts: u32,
+    expanded: u64,
+    /// Entries put down as repeats; may be too many for a moment.
+    duplicate: i64,
+    submissions: BTreeMap<String, (u64, Heard)>,
+    /// Entries of each slice that have their outcome.
+    counted: BTreeMap<String, u32>,
+    recipients: BTreeMap<Fingerprint, Held>,
+    reasons: BTreeMap<Fingerprint, Reason>,
+    lists: BTreeMap<String, List>,
+}
+
+/// What is known of a submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// Of its slices alone.
+    OfSlices,
+    Accepted,
+    Expanded,
+}
+
+#[derive(Clone, Copy)]
+enum Held {
+    Claimed { owner: Owner, ends: Instant },
+    InDoubt,
+    Settled(Outcome),
+}
+
+/// A list that travels in parts.
+#[derive(Default)]
+struct List {
+    parts: std::collections::BTreeSet<u32>,
+    given_up: bool,
+}
+
+impl Job {
+    fn record(&self) -> &JobRecord {
+        self.record.as_ref().expect("made with one")
+    }
+
+    fn record_mut(&mut self) -> &mut JobRecord {
+        self.record.as_mut().expect("made with one")
+    }
+
+    fn accounts(&self) -> Accounts {
+        let record = self.record();
+        Accounts {
+            duplicate: u64::try_from(self.duplicate).expect("no step leaves too many"),
+            uncertain: record.accounts.uncertain + record.lost,
+            ..record.accounts
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        let (record, accounts) = (self.record(), self.accounts());
+        // Of a rebuilt job nobody knows how many parts there were: those heard of count.
+        let needed = match record.rebuilt {
+            true => record.submissions,
+            false => record.submissions.max(self.parts.into()),
+        };
+        let settled = (needed > 0 || accounts.total > 0) && accounts.pending() == 0;
+        Standing {
+            accounts,
+            finished: settled && self.expanded >= needed,
+            completed: record.completed_at_ms.is_some(),
+        }
+    }
+
+    fn shown(&self) -> JobRecord {
+        let (record, accounts) = (self.record(), self.accounts());
+        JobRecord {
+            state: match record.completed_at_ms {
+                Some(_) => JobState::Completed,
+                None if self.entered => JobState::Accepted,
+                None => JobState::Running,
+            },
+            accounts,
+            pending: accounts.pending(),
+            submissions: match self.entered {
+                true => 1,
+                false => record.submissions,
+            },
+            ..record.clone()
+        }
+    }
+
+    fn state(&self, recipient: Fingerprint, asker: Option<Owner>, now: Instant) -> ClaimState {
+        match self.recipients.get(&recipient) {
+            None => ClaimState::Granted,
+            Some(Held::Settled(outcome)) => ClaimState::Settled(*outcome),
+            Some(Held::InDoubt) => ClaimState::InDoubt,
+            Some(Held::Claimed { owner, .. }) if Some(*owner) == asker => ClaimState::Granted,
+            Some(Held::Claimed { ends, .. }) if *ends <= now => ClaimState::TakenOver,
+            Some(Held::Claimed { ends, .. }) => ClaimState::Held {
+                left: ends.duration_since(now),
+            },
+        }
+    }
+
+    fn is_own(&self, recipient: Fingerprint, me: Owner) -> bool {
+        let held = self.recipients.get(&recipient);
+        matches!(held, Some(Held::Claimed { owner, .. }) if *owner == me)
+    }
+
+    fn is_quiet(&self, quiet: Duration) -> bool {
+        let record = self.record();
+        let silent = now_ms().saturating_sub(record.heard_at_ms());
+        record.completed_at_ms.is_none() && u128::from(silent) >= quiet.as_millis()
+    }
+}
+
+/// An empty record; what is missing belongs to its job.
+fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) -> JobRecord {
+    JobRecord {
+        job,
+        app: app.to_owned(),
+        client_msg_no: client_msg_no.to_owned(),
+        target: target.to_owned(),
+        state: JobState::Running,
+        accounts: Accounts::default(),
+        pending: 0,
+        accepted_at_ms: at_ms,
+        content_digest: String::new(),
+        progress_at_ms: None,
+        completed_at_ms: None,
+        rebuilt: false,
+        went_back_at_ms: None,
+        lost: 0,
+        submissions: 0,
+        shape: Shape { buckets: 0 },
+        warnings: Vec::new(),
+        rate: None,
+        not_before_ms: None,
+        callback_url: None,
+        reply_to: None,
+        pace: Pace::default(),
+        waited_at_ms: None,
+        template: None,
+    }
+}
+
+impl State {
+    fn running(&mut self, job: JobId) -> Option<&mut Job> {
+        self.jobs.get_mut(&job).filter(|job| !job.entered)
+    }
+
+    /// A job that begins, in the place of one that was entered.
+    fn begin(&mut self, record: JobRecord) -> &mut Job {
+        let id = record.job;
+        let entered = self.jobs.remove(&id);
+        let listed_at_ms = entered.map_or(record.accepted_at_ms, |it| it.listed_at_ms);
+        self.jobs.entry(id).or_insert(Job {
+            record: Some(record),
+            listed_at_ms,
+            ..Job::default()
+        })
+    }
+
+    fn enter(&mut self, entry: &Entry) {
+        if self.jobs.contains_key(&entry.job) {
+            return;
+        }
+        let Entry {
+            job,
+            app,
+            client_msg_no,
+            target,
+            now_ms,
+            ..
+        } = entry;
+        let mut record = record(*job, app, client_msg_no, target, *now_ms);
+        record.content_digest.clone_from(&entry.content_digest);
+        record.accounts.total = entry.entries;
+        record.not_before_ms = entry.not_before_ms;
+        self.begin(record).entered = true;
+    }
+
+    fn accept(&mut self, submission: &Submission) -> Accepted {
+        let first = self.running(submission.job).is_none();
+        if first {
+            let Submission {
+                job,
+                app,
+                client_msg_no,
+                target,
+                now_ms,
+                ..
+            } = submission;
+            let mut record = record(*job, app, client_msg_no, target, *now_ms);
+            record.content_digest.clone_from(&submission.content_digest);
+            record.shape = submission.shape;
+            record.warnings.clone_from(&submission.warnings);
+            record.template = submission.template;
+            record.rate.clone_from(&submission.rate);
+            record.not_before_ms = submission.not_before_ms;
+            self.begin(record);
+        }
+        let job = self.jobs.get_mut(&submission.job).expect("is there now");
+        let record = job.record_mut();
+        // A job that was rebuilt from slices knows no digest; it takes the first it meets.
+        if record.content_digest.is_empty() {
+            record.content_digest.clone_from(&submission.content_digest);
+        }
+        if record.content_digest != submission.content_digest {
+            return Accepted::Conflict {
+                job: submission.job,
+            };
+        }
+        let callback_url = submission.callback_url.clone();
+        record.callback_url = record.callback_url.take().or(callback_url);
+        let reply_to = submission.reply_to.clone();
+        record.reply_to = record.reply_to.take().or(reply_to);
+        let (shape, template) = (record.shape, record.template);
+        job.parts = job.parts.max(submission.parts);
+        let known = job.submissions.get(&submission.submission).copied();
+        let seen = match known {
+            Some((_, Heard::Expanded)) if job.accounts().pending() == 0 => {
+                return Accepted::Settled;
+            }
+            Some((_, Heard::Expanded | Heard::Accepted)) => {
+                return Accepted::Again { shape, template };
+            }
+            Some((seen, Heard::OfSlices)) => seen,
+            None => 0,
+        };
+        let heard = (submission.entries, Heard::Accepted);
+        job.submissions.insert(submission.submission.clone(), heard);
+        let record = job.record_mut();
+        // Slices that came before have raised the total by theirs.
+        record.accounts.total += submission.entries.saturating_sub(seen);
+        record.submissions += 1;
+        record.completed_at_ms = None;
+        match known {
+            Some(_) => Accepted::Again { shape, template },
+            None => Accepted::Expand {
+                shape,
+                first,
+                template,
+            },
+        }
+    }
+
+    fn gather(&mut self, job: JobId, part: &Together, give_up: bool) -> Gathered {
+        let known = self.running(job).filter(|job| !job.record().rebuilt);
+        let Some(job) = known else {
+            return Gathered::Complete;
+        };
+        let list = job.lists.entry(part.list.clone()).or_default();
+        if list.given_up {
+            return Gathered::GivenUp;
+        }
+        list.parts.insert(part.number);
+        if list.parts.len() >= part.of as usize {
+            return Gathered::Complete;
+        }
+        if !give_up {
+            return Gathered::Waiting;
+        }
+        list.given_up = true;
+        job.parts = job.record().submissions as u32;
+        Gathered::GivenUp
+    }
+
+    /// The job of a slice. One that the ledger has forgotten, or whose submission it never heard of, is
+    /// made of what the slice says.
+    fn locate(&mut self, slice: SliceRef<'_>) -> &mut Job {
+        let head = slice.head;
+        if self.running(head.id).is_none() {
+            let (app, no) = (&head.app, &head.client_msg_no);
+            let mut record = record(head.id, app, no, &head.target, head.accepted_at_ms);
+            record.shape = slice.shape;
+            self.begin(record);
+        }
+        let job = self.jobs.get_mut(&head.id).expect("is there now");
+        if job.counted.contains_key(&slice.id.0) {
+            return job;
+        }
+        job.counted.insert(slice.id.0.clone(), 0);
+        let submission = slice.id.submission().to_owned();
+        let (seen, heard) = job
+            .submissions
+            .entry(submission)
+            .or_insert((0, Heard::OfSlices));
+        if *heard == Heard::OfSlices {
+            let entries = u64::from(slice.entries);
+            *seen += entries;
+            let record = job.record_mut();
+            record.accounts.total += entries;
+            record.rebuilt = true;
+            record.completed_at_ms = None;
+        }
+        job
+    }
+
+    fn claim(&mut self, claim: Claim<'_>) -> Claimed {
+        let slice = claim.slice;
+        let job = self.locate(slice);
+        if job.counted[&slice.id.0] >= slice.entries {
+            return Claimed::SliceDone;
+        }
+        let now = Instant::now();
+        let recipients = claim.recipients.iter();
+        let states: Vec<_> = recipients
+            .map(|it| job.state(*it, Some(claim.owner), now))
+            .collect();
+        let mine = Held::Claimed {
+            owner: claim.owner,
+            ends: now + claim.lease,
+        };
+        for (recipient, state) in claim.recipients.iter().zip(&states) {
+            if !matches!(state, ClaimState::Held { .. } | ClaimState::Settled(_)) {
+                job.recipients.insert(*recipient, mine);
+            }
+        }
+        Claimed::Each(states)
+    }
+
+    fn renew(&mut self, job: JobId, owner: Owner, lease: Duration, held: &[Fingerprint]) -> bool {
+        let Some(job) = self.jobs.get_mut(&job) else {
+            return held.is_empty();
+        };
+        let ends = Instant::now() + lease;
+        let mut all = true;
+        for recipient in held {
+            if job.is_own(*recipient, owner) {
+                let mine = Held::Claimed { owner, ends };
+                job.recipients.insert(*recipient, mine);
+            } else {
+                all = false;
+            }
+        }
+        all
+    }
+
+    fn settle(&mut self, settle: Settle<'_>) -> Recorded {
+        let (slice, owner) = (settle.slice, settle.owner);
+        let job = self.locate(slice);
+        let (mut settled, mut stood) = (0, 0);
+        // Of a recipient that is named twice the first outcome counts, and it is one.
+        let mut named = std::collections::BTreeSet::new();
+        let outcomes = settle.outcomes.iter();
+        for (recipient, outcome) in outcomes.filter(|(_, it)| *it != Outcome::Duplicate) {
+            if !named.insert(*recipient) {
+                continue;
+            }
+            if let Some(Held::Settled(_)) = job.recipients.get(recipient) {
+                stood += 1;
+                continue;
+            }
+            // One that comes late beats a claim, whoever holds it: what was sent was sent.
+            job.recipients.insert(*recipient, Held::Settled(*outcome));
+            *job.record_mut().accounts.of_mut(*outcome) += 1;
+            settled += 1;
+        }
+        // Given up both ways, the doubt counts.
+        for recipient in settle.doubted {
+            if job.is_own(*recipient, owner) {
+                job.recipients.insert(*recipient, Held::InDoubt);
+            }
+        }
+        for recipient in settle.release {
+            if job.is_own(*recipient, owner) {
+                job.recipients.remove(recipient);
+            }
+        }
+        // Entries without an outcome of their own are repeats of others, if so many were seen. Of a job
+        // that was rebuilt nobody can tell. Where the slice was called done too early, what was put down
+        // as a repeat was none.
+        let counted = job.counted[&slice.id.0];
+        let after = counted + settled;
+        let open = i64::from(slice.entries) - i64::from(after);
+        let seen = match settle.last {
+            Some(_) if job.record().rebuilt => i64::MAX,
+            Some(repeats) => i64::from(repeats),
+            None => 0,
+        };
+        let repeats = if open <= seen { open } else { 0 };
+        let missing = match settle.last {
+            Some(_) => (open - repeats - seen).max(0) as u32,
+            None => 0,
+        };
+        if settled > 0 || repeats != 0 {
+            job.duplicate += repeats;
+            let after = if repeats == 0 { after } else { slice.entries };
+            job.counted.insert(slice.id.0.clone(), after);
+            // What was taken for lost too early was not lost.
+            let accounts = job.accounts();
+            let over = accounts.settled().saturating_sub(accounts.total);
+            let record = job.record_mut();
+            record.lost -= record.lost.min(over);
+            let at_ms = now_ms();
+            record.progress_at_ms = Some(at_ms);
+            let settled = accounts.settled() - over;
+            record.pace.note(Mark { at_ms, settled });
+        }
+        Recorded {
+            standing: job.standing(),
+            stood,
+            missing,
+        }
+    }
+
+    fn audit(&self, job: JobId) -> Audit {
+        let mut audit = Audit::default();
+        let recipients = self.jobs.get(&job).map(|job| job.recipients.values());
+        for held in recipients.into_iter().flatten() {
+            *match held {
+                Held::Claimed { .. } | Held::InDoubt => &mut audit.claimed,
+                Held::Settled(Outcome::Sent) => &mut audit.sent,
+                Held::Settled(Outcome::Failed) => &mut audit.failed,
+                Held::Settled(Outcome::Uncertain) => &mut audit.uncertain,
+                Held::Settled(Outcome::Expired) => &mut audit.expired,
+                Held::Settled(Outcome::Cancelled) => &mut audit.cancelled,
+                Held::Settled(Outcome::Duplicate) => unreachable!("never written"),
+            } += 1;
+        }
+        audit
+    }
+
+    fn page(&self, query: &JobQuery) -> JobPage {
+        let mut jobs: Vec<_> = self.jobs.values().collect();
+        let place = |job: &Job| JobPlace {
+            at_ms: job.listed_at_ms,
+            job: job.record().job,
+        };
+        jobs.sort_by_key(|job| std::cmp::Reverse(place(job)));
+        let mut page = JobPage::default();
+        let mut last = query.after;
+        for job in jobs {
+            let (here, filter) = (place(job), &query.filter);
+            let before = match query.after {
+                Some(after) => here < after,
+                None => filter.until_ms.is_none_or(|until| here.at_ms < until),
+            };
+            if !before || filter.since_ms.is_some_and(|since| here.at_ms < since) {
+                continue;
+            }
+            if page.jobs.len() >= query.most {
+                page.next = last;
+                break;
+            }
+            last = Some(here);
+            let shown = job.shown();
+            page.jobs.extend(Some(shown).filter(|it| filter.takes(it)));
+        }
+        page
+    }
+}
+
+impl Ledger for MemoryStore {
+    async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
+        self.step("accept", |state| state.accept(submission)).await
+    }
+
+    async fn enter(&self, entry: &Entry) -> Result<(), LedgerError> {
+        self.step("enter", |state| state.enter(entry)).await
+    }
+
+    async fn withdraw(&self, job: JobId) -> Result<(), LedgerError> {
+        let withdraw = |state: &mut State| {
+            if state.jobs.get(&job).is_some_and(|job| job.entered) {
+                state.jobs.remove(&job);
+            }
+        };
+        self.step("withdraw", withdraw).await
+    }
+
+    async fn expanded(&self, job: JobId, submission: &str) -> Result<Standing, LedgerError> {
+        let expanded = |state: &mut State| {
+            let Some(job) = state.jobs.get_mut(&job) else {
+                return Standing::default();
+            };
+            let known = job.submissions.get_mut(submission);
+            if let Some((_, heard @ Heard::Accepted)) = known {
+                *heard = Heard::Expanded;
+                job.expanded += 1;
+            }
+            job.standing()
+        };
+        self.step("expanded", expanded).await
+    }
+
+    async fn gather(
+        &self,
+        job: JobId,
+        part: &Together,
+        give_up: bool,
+    ) -> Result<Gathered, LedgerError> {
+        self.step("gather", |state| state.gather(job, part, give_up))
+            .await
+    }
+
+    async fn knows(&self, job: JobId, submissions: &[String]) -> Result<bool, LedgerError> {
+        let knows = |state: &mut State| {
+            state.jobs.get(&job).is_some_and(|job| {
+                let heard = |name: &String| job.submissions.get(name).map(|(_, heard)| *heard);
+                submissions
+                    .iter()
+                    .all(|name| heard(name) == Some(Heard::Expanded))
+            })
+        };
+        self.step("knows", knows).await
+    }
+
+    async fn claim(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {
+        self.step("claim", |state| state.claim(claim)).await
+    }
+
+    async fn renew(
+        &self,
+        slice: SliceRef<'_>,
+        owner: Owner,
+        lease: Duration,
+        held: &[Fingerprint],
+    ) -> Result<bool, LedgerError> {
+        let job = slice.head.id;
+        self.step("renew", |state| state.renew(job, owner, lease, held))
+            .await
+    }
+
+    async fn settle(&self, settle: Settle<'_>) -> Result<Recorded, LedgerError> {
+        self.step("settle", |state| state.settle(settle)).await
+    }
+
+    async fn complete(&self, job: JobId) -> Result<bool, LedgerError> {
+        let complete = |state: &mut State| {
+            let Some(job) = state.running(job) else {
+                return false;
+            };
+            let standing = job.standing();
+            let first = standing.finished && !standing.completed;
+            if first {
+                job.record_mut().completed_at_ms = Some(now_ms());
+            }
+            first
+        };
+        self.step("complete", complete).await
+    }
+
+    async fn job(&self, job: JobId) -> Result<Option<JobRecord>, LedgerError> {
+        self.step("job", |state| state.jobs.get(&job).map(Job::shown))
+            .await
+    }
+
+    async fn jobs(&self, query: &JobQuery) -> Result<JobPage, LedgerError> {
+        self.step("jobs", |state| state.page(query)).await
+    }
+
+    async fn look(
+        &self,
+        job: &JobRecord,
+        recipients: &[Fingerprint],
+    ) -> Result<Vec<ClaimState>, LedgerError> {
+        let look = |state: &mut State| {
+            let (now, job) = (Instant::now(), state.jobs.get(&job.job));
+            let look = |it: &Fingerprint| match job {
+                Some(job) => job.state(*it, None, now),
+                None => ClaimState::Granted,
+            };
+            recipients.iter().map(look).collect()
+        };
+        self.step("look", look).await
+    }
+
+    async fn explain(
+        &self,
+        job: JobId,
+        reasons: &[(Fingerprint, Reason)],
+    ) -> Result<(), LedgerError> {
+        let explain = |state: &mut State| {
+            if let Some(job) = state.jobs.get_mut(&job) {
+                let room = (REASONS_MAX as usize).saturating_sub(job.reasons.len());
+                job.reasons.extend(reasons.iter().take(room).cloned());
+            }
+        };
+        self.step("explain", explain).await
+    }
+
+    async fn reasons(
+        &self,
+        job: JobId,
+        recipients: &[Fingerprint],
+    ) -> Result<Vec<Option<Reason>>, LedgerError> {
+        let reasons = |state: &mut State| {
+            let job = state.jobs.get(&job);
+            let reason = |it| job.and_then(|job| job.reasons.get(it)).cloned();
+            recipients.iter().map(reason).collect()
+        };
+        self.step("reasons", reasons).await
+    }
+
+    async fn audit(&self, job: &JobRecord) -> Result<Audit, LedgerError> {
+        self.step("audit", |state| state.audit(job.job)).await
+    }
+}
+
+impl Upkeep for MemoryStore {
+    async fn waits(&self, job: JobId) -> Result<(), LedgerError> {
+        let waits = |state: &mut State| {
+            let job = state.running(job);
+            if let Some(job) = job.filter(|it| it.record().completed_at_ms.is_none()) {
+                job.record_mut().waited_at_ms = Some(now_ms());
+            }
+        };
+        self.step("waits", waits).await
+    }
+
+    async fn quiet(&self, quiet: Duration) -> Result<Vec<JobRecord>, LedgerError> {
+        let find = |state: &mut State| {
+            let now = now_ms();
+            state.shown.retain(|_, until| *until > now);
+            let again = now + (quiet / 4).as_millis() as u64;
+            let jobs = state.jobs.values().filter(|job| job.is_quiet(quiet));
+            // One that was shown keeps its time: asked for often, it is shown again all the same.
+            let is_new = |job: &&Job| match state.shown.entry(job.record().job) {
+                Occupied(_) => false,
+                Vacant(new) => {
+                    new.insert(again);
+                    true
+                }
+            };
+            jobs.filter(is_new).map(Job::shown).collect()
+        };
+        self.step("quiet", find).await
+    }
+
+    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<Standing>, LedgerError> {
+        let abandon = |state: &mut State| {
+            let job = state.running(job).filter(|job| job.is_quiet(quiet))?;
+            let now = Instant::now();
+            let held = |it: &Held| matches!(it, Held::Claimed { ends, .. } if *ends > now);
+            if job.recipients.values().any(held) {
+                return None;
+            }
+            let pending = job.accounts().pending();
+            // Nobody is at its submissions either.
+            job.expanded = job.record().submissions.max(job.parts.into());
+            let record = job.record_mut();
+            record.lost += pending;
+            record.progress_at_ms = Some(now_ms());
+            Some(job.standing())
+        };
+        self.step("abandon", abandon).await
+    }
+}

@@ -1,0 +1,465 @@
+//! The other ports of a store: limits, parked targets, directives, messages, quotas, nonces, heartbeats.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fanwise::clock::now_ms;
+use fanwise::domain::directive::{Directive, Kind, Subject};
+use fanwise::domain::ids::JobId;
+use fanwise::domain::limits::{Cost, Grant, Tat};
+use fanwise::domain::permissions::{Asked, Permissions, Used};
+use fanwise::ports::{
+    ALIVE, Beat, Beaten, Charged, Directed, Directives, Lease, Leased, LedgerError, Limit, Limiter,
+    Nonces, Park, Pulse, Quotas, Raised, StoredTemplate, Templates,
+};
+use tokio::time::Instant;
+
+use super::ledger::Job;
+use super::{Way, lock};
+
+#[derive(Clone)]
+pub(crate) struct MemoryStore {
+    state: Arc<Mutex<State>>,
+    way: Way,
+}
+
+pub(super) struct State {
+    pub(super) jobs: BTreeMap<JobId, Job>,
+    /// Quiet jobs that were shown, and until when they are not shown again.
+    pub(super) shown: BTreeMap<JobId, u64>,
+    began: Instant,
+    tats: BTreeMap<String, Tat>,
+    parks: BTreeMap<String, Park>,
+    directives: BTreeMap<(Subject, &'static str), Directive>,
+    directed: u64,
+    templates: BTreeMap<(String, String), Template>,
+    lists: BTreeMap<(String, u64, JobId, String), u64>,
+    nonces: BTreeMap<String, Instant>,
+    beats: BTreeMap<u64, (Instant, Beat)>,
+}
+
+#[derive(Default)]
+struct Template {
+    versions: Vec<StoredTemplate>,
+    deleted: bool,
+}
+
+impl MemoryStore {
+    pub(crate) fn new() -> Self {
+        let state = State {
+            jobs: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            began: Instant::now(),
+            tats: BTreeMap::new(),
+            parks: BTreeMap::new(),
+            directives: BTreeMap::new(),
+            directed: 0,
+            templates: BTreeMap::new(),
+            lists: BTreeMap::new(),
+            nonces: BTreeMap::new(),
+            beats: BTreeMap::new(),
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            way: Way::default(),
+        }
+    }
+
+    /// The same store, on the way of another process.
+    #[allow(dead_code, reason = "the contract suite has nothing go wrong")]
+    pub(crate) fn on(&self, way: Way) -> Self {
+        let state = Arc::clone(&self.state);
+        Self { state, way }
+    }
+
+    pub(super) async fn step<V>(
+        &self,
+        name: &'static str,
+        act: impl FnOnce(&mut State) -> V,
+    ) -> Result<V, LedgerError> {
+        let stepped = self.way.step(name, || act(&mut lock(&self.state))).await;
+        stepped.map_err(|why| LedgerError::Unreachable(Box::new(why)))
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Limits
+// ---------------------------------------------------------------------------------------------
+
+/// Another rate under the same name starts clean.
+fn key(limit: &Limit<'_>) -> String {
+    format!(
+        "{:?} {} {} {:?}",
+        limit.scope, limit.name, limit.rate, limit.cost
+    )
+}
+
+impl State {
+    fn now_us(&self) -> u64 {
+        self.began.elapsed().as_micros() as u64
+    }
+
+    fn tat(&self, limit: &Limit<'_>) -> Tat {
+        self.tats.get(&key(limit)).copied().unwrap_or_default()
+    }
+
+    fn lease(&mut self, lease: &Lease<'_>) -> Leased {
+        let (now, per_call) = (self.now_us(), lease.per_call.max(1));
+        let mut units = lease.recipients;
+        let mut binding = None;
+        let mut later: Option<(Duration, _)> = None;
+        let want = |limit: &Limit<'_>, recipients: u32| match limit.cost {
+            Cost::PerCall => recipients.div_ceil(per_call),
+            Cost::PerRecipient => recipients,
+        };
+        if units == 0 {
+            return Leased {
+                grant: Grant::Units {
+                    units,
+                    after: Duration::ZERO,
+                },
+                binding,
+            };
+        }
+        for limit in lease.limits {
+            let wanted = want(limit, lease.recipients);
+            // On a copy: nothing is booked before all agree.
+            match self
+                .tat(limit)
+                .lease(&limit.rate, now, wanted, lease.wait_max)
+            {
+                Grant::Units { units: granted, .. } => {
+                    let recipients = match limit.cost {
+                        Cost::PerCall => granted.saturating_mul(per_call),
+                        Cost::PerRecipient => granted,
+                    };
+                    if recipients < units {
+                        (units, binding) = (recipients, Some(limit.scope));
+                    }
+                }
+                Grant::Later { after } => {
+                    if later.is_none_or(|(longest, _)| after > longest) {
+                        later = Some((after, limit.scope));
+                    }
+                }
+            }
+        }
+        if let Some((after, scope)) = later {
+            return Leased {
+                grant: Grant::Later { after },
+                binding: Some(scope),
+            };
+        }
+        let (mut wait, mut slowest) = (Duration::ZERO, None);
+        for limit in lease.limits {
+            let mut tat = self.tat(limit);
+            let grant = tat.lease(&limit.rate, now, want(limit, units), lease.wait_max);
+            self.tats.insert(key(limit), tat);
+            if let Grant::Units { after, .. } = grant
+                && after > wait
+            {
+                (wait, slowest) = (after, Some(limit.scope));
+            }
+        }
+        Leased {
+            grant: Grant::Units { units, after: wait },
+            binding: binding.or(slowest),
+        }
+    }
+}
+
+impl Limiter for MemoryStore {
+    async fn lease(&self, lease: &Lease<'_>) -> Result<Leased, LedgerError> {
+        self.step("lease", |state| state.lease(lease)).await
+    }
+
+    async fn refund(
+        &self,
+        limits: &[Limit<'_>],
+        recipients: u32,
+        calls: u32,
+    ) -> Result<(), LedgerError> {
+        let refund = |state: &mut State| {
+            for limit in limits {
+                let units = match limit.cost {
+                    Cost::PerCall => calls,
+                    Cost::PerRecipient => recipients,
+                };
+                if let Some(tat) = state.tats.get_mut(&key(limit)) {
+                    tat.refund(&limit.rate, units);
+                }
+            }
+        };
+        self.step("refund", refund).await
+    }
+
+    async fn park(&self, target: &str, park: &Park) -> Result<(), LedgerError> {
+        let set = |state: &mut State| {
+            let standing = state.parks.get(target).map_or(0, |it| it.until_ms);
+            if park.until_ms > standing {
+                state.parks.insert(target.to_owned(), park.clone());
+            }
+        };
+        self.step("park", set).await
+    }
+
+    async fn unpark(&self, target: &str) -> Result<(), LedgerError> {
+        self.step("unpark", |state| drop(state.parks.remove(target)))
+            .await
+    }
+
+    async fn booked(&self, limits: &[Limit<'_>]) -> Result<Vec<f64>, LedgerError> {
+        let booked = |state: &mut State| {
+            let now = state.now_us();
+            let booked = |limit: &Limit<'_>| state.tat(limit).booked(&limit.rate, now);
+            limits.iter().map(booked).collect()
+        };
+        self.step("booked", booked).await
+    }
+
+    async fn parked(&self, targets: &[String]) -> Result<Vec<(String, Park)>, LedgerError> {
+        let parked = |state: &mut State| {
+            let now = now_ms();
+            let park = |name: &String| {
+                let park = state.parks.get(name).filter(|it| it.until_ms > now)?;
+                Some((name.clone(), park.clone()))
+            };
+            targets.iter().filter_map(park).collect()
+        };
+        self.step("parked", parked).await
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Directives
+// ---------------------------------------------------------------------------------------------
+
+impl State {
+    fn change(&mut self, subject: &Subject, kind: Kind, directive: Option<&Directive>) -> bool {
+        let now = now_ms();
+        self.directives.retain(|_, it| it.in_force(now));
+        self.directed += 1;
+        let key = (subject.clone(), kind.as_str());
+        match directive {
+            Some(directive) => self.directives.insert(key, directive.clone()).is_some(),
+            None => self.directives.remove(&key).is_some(),
+        }
+    }
+}
+
+impl Directives for MemoryStore {
+    async fn direct(&self, directive: &Directive) -> Result<(), LedgerError> {
+        let (subject, kind) = (&directive.subject, directive.action.kind());
+        let put = |state: &mut State| state.change(subject, kind, Some(directive));
+        self.step("direct", put).await.map(|_| ())
+    }
+
+    async fn lift(&self, subject: &Subject, kind: Kind) -> Result<bool, LedgerError> {
+        self.step("lift", |state| state.change(subject, kind, None))
+            .await
+    }
+
+    async fn directives(&self, known: u64) -> Result<Option<Directed>, LedgerError> {
+        let directives = |state: &mut State| {
+            (state.directed != known).then(|| Directed {
+                version: state.directed,
+                all: state.directives.values().cloned().collect(),
+            })
+        };
+        self.step("directives", directives).await
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Messages, quotas, nonces, heartbeats
+// ---------------------------------------------------------------------------------------------
+
+impl Templates for MemoryStore {
+    async fn put_template(
+        &self,
+        app: &str,
+        name: &str,
+        message: &str,
+    ) -> Result<StoredTemplate, LedgerError> {
+        let put = |state: &mut State| {
+            let key = (app.to_owned(), name.to_owned());
+            let template = state.templates.entry(key).or_default();
+            let stored = StoredTemplate {
+                version: template.versions.len() as u32 + 1,
+                put_at_ms: now_ms(),
+                message: message.to_owned(),
+            };
+            template.versions.push(stored.clone());
+            template.deleted = false;
+            stored
+        };
+        self.step("put_template", put).await
+    }
+
+    async fn template(
+        &self,
+        app: &str,
+        name: &str,
+        version: Option<u32>,
+    ) -> Result<Option<StoredTemplate>, LedgerError> {
+        let get = |state: &mut State| {
+            let key = (app.to_owned(), name.to_owned());
+            let template = state.templates.get(&key)?;
+            let newest = template.versions.last().filter(|_| !template.deleted);
+            let Some(version) = version else {
+                return newest.cloned();
+            };
+            let mut versions = template.versions.iter();
+            versions.find(|it| it.version == version).cloned()
+        };
+        self.step("template", get).await
+    }
+
+    async fn templates(&self, app: &str) -> Result<Vec<(String, u32)>, LedgerError> {
+        let list = |state: &mut State| {
+            let all = state.templates.iter();
+            let here = all.filter(|((of, _), it)| of == app && !it.deleted);
+            here.map(|((_, name), it)| (name.clone(), it.versions.len() as u32))
+                .collect()
+        };
+        self.step("templates", list).await
+    }
+
+    async fn delete_template(&self, app: &str, name: &str) -> Result<bool, LedgerError> {
+        let delete = |state: &mut State| {
+            let key = (app.to_owned(), name.to_owned());
+            let template = state.templates.get_mut(&key);
+            template.is_some_and(|it| !std::mem::replace(&mut it.deleted, true))
+        };
+        self.step("delete_template", delete).await
+    }
+}
+
+impl State {
+    /// What was counted: lists of an app, by day, job and name.
+    fn used(&self, app: &str, takes: impl Fn(u64, JobId) -> bool) -> u64 {
+        let lists = self.lists.iter();
+        lists
+            .filter(|((of, day, job, _), _)| of == app && takes(*day, *job))
+            .map(|(_, entries)| entries)
+            .sum()
+    }
+
+    fn charge(&mut self, asked: &[Asked], permissions: &Permissions, day: u64) -> Charged {
+        let Some(Asked { app, .. }) = asked.first() else {
+            return Charged::Counted;
+        };
+        let days = day.saturating_sub(1)..=day;
+        self.lists.retain(|(_, day, ..), _| days.contains(day));
+        let mut new: BTreeMap<(String, u64, JobId, String), u64> = BTreeMap::new();
+        let mut jobs: Vec<(JobId, u64)> = Vec::new();
+        for asked in asked {
+            for (list, entries) in &asked.lists {
+                let key = |day| (app.clone(), day, asked.job, list.clone());
+                let known = days.clone().any(|day| self.lists.contains_key(&key(day)));
+                if known || new.insert(key(day), *entries).is_some() {
+                    continue;
+                }
+                match jobs.iter_mut().find(|(job, _)| *job == asked.job) {
+                    Some((_, more)) => *more += entries,
+                    None => jobs.push((asked.job, *entries)),
+                }
+            }
+        }
+        let Some((first, _)) = jobs.first() else {
+            return Charged::Counted;
+        };
+        let of_day = self.used(app, |at, _| at == day);
+        let of_job = |job: JobId| self.used(app, |_, it| it == job);
+        let over = |job: JobId| {
+            let used = Used {
+                job: of_job(job),
+                day: of_day,
+            };
+            Charged::Over { job, used }
+        };
+        let too_much = |(job, more): &&(JobId, u64)| {
+            let most = permissions.recipients_max;
+            most.is_some_and(|most| of_job(*job) + more > most)
+        };
+        if let Some((job, _)) = jobs.iter().find(too_much) {
+            return over(*job);
+        }
+        let all: u64 = jobs.iter().map(|(_, more)| more).sum();
+        let most = permissions.daily_recipients;
+        if most.is_some_and(|most| of_day + all > most) {
+            return over(*first);
+        }
+        self.lists.append(&mut new);
+        Charged::Counted
+    }
+}
+
+impl Quotas for MemoryStore {
+    async fn charge(
+        &self,
+        asked: &[Asked],
+        permissions: &Permissions,
+        day: u64,
+    ) -> Result<Charged, LedgerError> {
+        self.step("charge", |state| state.charge(asked, permissions, day))
+            .await
+    }
+}
+
+impl Nonces for MemoryStore {
+    async fn is_new(&self, nonce: &str, lives: Duration) -> Result<bool, LedgerError> {
+        let is_new = |state: &mut State| {
+            let now = Instant::now();
+            state.nonces.retain(|_, until| *until > now);
+            let until = now + lives;
+            match state.nonces.contains_key(nonce) {
+                true => false,
+                false => state.nonces.insert(nonce.to_owned(), until).is_none(),
+            }
+        };
+        self.step("is_new", is_new).await
+    }
+
+    async fn give_back(&self, nonce: &str) -> Result<(), LedgerError> {
+        let forget = |state: &mut State| state.nonces.remove(nonce);
+        self.step("give_back_nonce", forget).await.map(|_| ())
+    }
+}
+
+impl Pulse for MemoryStore {
+    async fn beat(&self, beat: &Beat) -> Result<Beaten, LedgerError> {
+        let beaten = |state: &mut State| {
+            let number = beat.number + 1;
+            let beat = Beat {
+                number,
+                ..beat.clone()
+            };
+            let now = Instant::now();
+            state.beats.insert(beat.process, (now, beat));
+            Beaten {
+                number,
+                went_back: false,
+            }
+        };
+        self.step("beat", beaten).await
+    }
+
+    /// The ledger and the messages lie together.
+    async fn raise(&self, _seen: u64) -> Result<Raised, LedgerError> {
+        let raised = |_: &mut State| Raised {
+            number: 0,
+            went_back: false,
+        };
+        self.step("raise", raised).await
+    }
+
+    async fn beats(&self) -> Result<Vec<Beat>, LedgerError> {
+        let alive = |state: &mut State| {
+            state.beats.retain(|_, (at, _)| at.elapsed() < ALIVE);
+            state.beats.values().map(|(_, beat)| beat.clone()).collect()
+        };
+        self.step("beats", alive).await
+    }
+}

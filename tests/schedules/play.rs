@@ -1,0 +1,476 @@
+//! Runs a schedule: processes that live and die, and what happens meanwhile.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fanwise::clock;
+use fanwise::domain::directive::{Action, Directive, Scope, Subject};
+use fanwise::domain::ids::JobId;
+use fanwise::domain::lane::Priority;
+use fanwise::domain::schedule::Schedule;
+use fanwise::metrics::Metrics;
+use fanwise::ports::{
+    Broker as _, Directives as _, JobState, Ledger as _, Outgoing, Publisher as _, Route,
+    Session as _,
+};
+use fanwise::worker::{
+    AppRuntime, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime, Worker,
+};
+use fastrand::Rng;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::check;
+use crate::memory::{Course, Fate, Fault, MemoryBroker, MemoryStore, Way};
+use crate::plan::{Order, Plan, Submission};
+use crate::system::{Im, Moods, Reaction, System, Wire};
+
+pub(crate) const TARGET: &str = "im";
+pub(crate) const APP: &str = "default";
+pub(crate) const SECRET: &str = "secret";
+
+/// When a schedule begins.
+const BEGIN_MS: u64 = 1_700_000_000_000;
+
+/// How long faults go on.
+const FAULTS: Duration = Duration::from_secs(4);
+
+/// Long after everything must have come to rest.
+const REST_MAX: Duration = Duration::from_secs(3600);
+
+const LEASE: Duration = Duration::from_secs(3);
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Faults of one schedule at most, so that it gets on.
+const FAULTS_MAX: u32 = 40;
+
+/// What all processes of a schedule share.
+pub(crate) struct World {
+    pub(crate) plan: Plan,
+    pub(crate) broker: MemoryBroker,
+    pub(crate) store: MemoryStore,
+    pub(crate) system: System,
+    metrics: Arc<Metrics>,
+    began: Instant,
+    chance: Mutex<Chance>,
+    log: Option<Mutex<String>>,
+}
+
+struct Chance {
+    rng: Rng,
+    faults: u32,
+    /// A process died, or a step was left in doubt.
+    unclean: bool,
+}
+
+impl World {
+    fn chance(&self) -> MutexGuard<'_, Chance> {
+        self.chance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn calm(&self) -> bool {
+        self.began.elapsed() > FAULTS
+    }
+
+    fn note(&self, line: std::fmt::Arguments<'_>) {
+        if let Some(log) = &self.log {
+            let at = self.began.elapsed().as_secs_f64();
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = writeln!(log, "{at:9.4} {line}");
+        }
+    }
+
+    pub(crate) fn id(&self, job: usize) -> JobId {
+        JobId::of(APP, &name(job))
+    }
+
+    /// The different lists of a job.
+    pub(crate) fn lists(&self, job: usize) -> Vec<&Vec<String>> {
+        let of_job = self.plan.submissions.iter().filter(|it| it.job == job);
+        let mut lists: Vec<&Vec<String>> = of_job.map(|it| &it.users).collect();
+        lists.sort();
+        lists.dedup();
+        lists
+    }
+
+    pub(crate) fn is_unclean(&self) -> bool {
+        self.chance().unclean
+    }
+
+    fn disturb(&self, line: std::fmt::Arguments<'_>) {
+        self.chance().unclean = true;
+        self.note(line);
+    }
+}
+
+impl Moods for World {
+    fn reaction(&self) -> (Reaction, Duration) {
+        let calm = self.calm();
+        let odds = self.plan.odds.answer;
+        let rng = &mut self.chance().rng;
+        let takes = Duration::from_micros(rng.u64(500..30_000));
+        if calm || rng.u32(..1000) >= odds {
+            return (Reaction::Answer, takes);
+        }
+        let reactions = [
+            Reaction::Partly,
+            Reaction::TooFast,
+            Reaction::Unavailable,
+            Reaction::Unreachable,
+            Reaction::RequestLost,
+            Reaction::ReplyLost,
+            Reaction::NoReply,
+            Reaction::Late,
+        ];
+        (reactions[rng.usize(..reactions.len())], takes)
+    }
+
+    fn refuses(&self, user: &str) -> bool {
+        let calm = self.calm();
+        let odds = self.plan.odds.answer;
+        // Some never exist, others now and then.
+        if odds > 0 && user.ends_with('7') {
+            return true;
+        }
+        !calm && self.chance().rng.u32(..3000) < odds
+    }
+
+    fn idempotent(&self) -> bool {
+        self.plan.idempotent
+    }
+
+    fn note(&self, line: std::fmt::Arguments<'_>) {
+        Self::note(self, line);
+    }
+}
+
+/// One process.
+struct Process {
+    world: Arc<World>,
+    name: usize,
+    dead: AtomicBool,
+    killed: CancellationToken,
+}
+
+impl Process {
+    fn kill(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+        self.killed.cancel();
+    }
+}
+
+impl Fate for Process {
+    fn course(&self, step: &'static str) -> Course {
+        let (calm, odds) = (self.world.calm(), self.world.plan.odds);
+        let mut chance = self.world.chance();
+        let rng = &mut chance.rng;
+        let mut takes = match rng.u8(..4) {
+            0 => Duration::from_micros(rng.u64(100..5_000)),
+            _ => Duration::ZERO,
+        };
+        let mut fault = Fault::Nothing;
+        if !calm && chance.faults < FAULTS_MAX {
+            let rng = &mut chance.rng;
+            if rng.u32(..1000) < odds.stall {
+                takes = LEASE + Duration::from_millis(rng.u64(..2_000));
+            }
+            let drawn = rng.u32(..1000);
+            let either = |one, other, rng: &mut Rng| if rng.bool() { one } else { other };
+            if drawn < odds.death {
+                fault = either(Fault::Death, Fault::DeathAfter, rng);
+            } else if drawn < odds.death + odds.fault {
+                fault = either(Fault::Before, Fault::After, rng);
+            }
+        }
+        if fault != Fault::Nothing {
+            chance.faults += 1;
+            chance.unclean = true;
+        }
+        drop(chance);
+        if fault != Fault::Nothing || takes >= LEASE {
+            let name = self.name;
+            self.world
+                .note(format_args!("{name}: {step} {fault:?} after {takes:?}"));
+        }
+        if matches!(fault, Fault::Death | Fault::DeathAfter) {
+            let (killed, takes) = (self.killed.clone(), takes);
+            tokio::spawn(async move {
+                sleep(takes).await;
+                killed.cancel();
+            });
+        }
+        Course { takes, fault }
+    }
+
+    fn lives(&self) -> bool {
+        !self.dead.load(Ordering::Relaxed)
+    }
+}
+
+fn name(job: usize) -> String {
+    format!("job-{job}")
+}
+
+fn settings(plan: &Plan) -> Settings {
+    Settings {
+        slice_recipients: plan.slice_recipients,
+        slice_concurrency: 2,
+        small_job_concurrency: 2,
+        lease: LEASE,
+        slice_time_max: Duration::from_secs(5),
+        attempts_max: plan.attempts_max,
+        retry: Schedule {
+            min: Duration::from_millis(500),
+            max: Duration::from_secs(2),
+            jitter: 0.3,
+        },
+        fingerprint_secret: SECRET.to_owned(),
+        abandoned_after: 2 * REST_MAX,
+        progress_interval: Duration::from_secs(2),
+        namespace: None,
+    }
+}
+
+fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
+    let plan = &world.plan;
+    let target = TargetRuntime {
+        name: TARGET.to_owned(),
+        target: Box::new(Im::new(plan.per_call, plan.idempotent)),
+        call_timeout: CALL_TIMEOUT,
+        calls: Arc::new(Semaphore::new(16)),
+        window_calls: plan.window_calls,
+        limit: plan.limit.map(|limit| limit.parse().unwrap()),
+        on_uncertain: plan.on_uncertain,
+        config_fault_pause: Duration::from_secs(5),
+        health: Health::new(5),
+        metrics: world.metrics.target(TARGET),
+        under_way: CallsUnderWay::default(),
+        keyring: Keyring::default(),
+        directory_keyring: Keyring::default(),
+    };
+    let app = AppRuntime {
+        default_target: Some(TARGET.to_owned()),
+        ..AppRuntime::default()
+    };
+    let wire = Wire {
+        system: world.system.clone(),
+        moods: Arc::clone(world) as Arc<dyn Moods>,
+        way: way.clone(),
+    };
+    let store = world.store.on(way.clone());
+    Context::new(
+        store,
+        wire,
+        vec![target],
+        BTreeMap::from([(APP.to_owned(), app)]),
+        settings(plan),
+        Arc::clone(&world.metrics),
+    )
+}
+
+/// A place for a process: one after the other, until the end.
+struct Place {
+    process: Mutex<Option<(Arc<Process>, CancellationToken)>>,
+}
+
+impl Place {
+    fn now(&self) -> Option<(Arc<Process>, CancellationToken)> {
+        self.process.lock().unwrap().clone()
+    }
+
+    async fn run(&self, world: &Arc<World>, name: usize, end: &CancellationToken) {
+        while !end.is_cancelled() {
+            let process = Arc::new(Process {
+                world: Arc::clone(world),
+                name,
+                dead: AtomicBool::new(false),
+                killed: CancellationToken::new(),
+            });
+            let drain = end.child_token();
+            *self.process.lock().unwrap() = Some((Arc::clone(&process), drain.clone()));
+            let way = Way::with(Arc::clone(&process) as Arc<dyn Fate>);
+            let context = Arc::new(context(world, &way));
+            let worker = Worker::new(world.broker.on(way), context);
+            world.note(format_args!("{name}: starts"));
+            tokio::select! {
+                biased;
+                () = process.killed.cancelled() => world.note(format_args!("{name}: dies")),
+                () = worker.run(drain) => world.note(format_args!("{name}: ends")),
+            }
+            process.kill();
+            let pause = Duration::from_millis(world.chance().rng.u64(..1500));
+            end.run_until_cancelled(sleep(pause)).await;
+        }
+    }
+}
+
+async fn publish(world: &Arc<World>, submission: &Submission) {
+    sleep_until(world.began + submission.at).await;
+    let users: Vec<_> = submission
+        .users
+        .iter()
+        .map(|it| format!("{it:?}"))
+        .collect();
+    let body = format!(
+        r#"{{"v":1,"client_msg_no":"{}","audience":{{"users":[{}]}},"message":{{"type":"text","text":"hello"}}}}"#,
+        name(submission.job),
+        users.join(",")
+    );
+    let session = world.broker.connect().await.unwrap();
+    for _ in 0..submission.times {
+        let message = Outgoing {
+            route: Route::Job(Priority::Normal),
+            body: Bytes::from(body.clone()),
+            message_id: name(submission.job),
+            traceparent: None,
+        };
+        // A session that is lost meanwhile: published again, as a producer would.
+        if session
+            .publisher()
+            .publish(vec![message.clone()])
+            .await
+            .is_err()
+        {
+            let again = world.broker.connect().await.unwrap();
+            again.publisher().publish(vec![message]).await.unwrap();
+        }
+    }
+}
+
+async fn carry_out(world: &Arc<World>, places: &[Place], order: Order) {
+    let directive = |job, action, lasts: Option<Duration>| Directive {
+        subject: Subject::new(Scope::Job, world.id(job).to_string()),
+        action,
+        reason: None,
+        author: None,
+        since_ms: clock::now_ms(),
+        until_ms: lasts.map(|lasts| clock::now_ms() + lasts.as_millis() as u64),
+    };
+    world.note(format_args!("{order:?}"));
+    match order {
+        Order::LoseSessions => {
+            world.disturb(format_args!("sessions are lost"));
+            world.broker.lose_sessions();
+        }
+        Order::Kill(place) => {
+            if let Some((process, _)) = places[place].now() {
+                world.disturb(format_args!("{place}: is killed"));
+                process.kill();
+            }
+        }
+        Order::Drain(place) => {
+            if let Some((_, drain)) = places[place].now() {
+                drain.cancel();
+            }
+        }
+        Order::Pause(job, lasts) => {
+            let pause = directive(job, Action::Pause, Some(lasts));
+            world.store.direct(&pause).await.unwrap();
+        }
+        Order::Cancel(job) => {
+            let cancel = directive(job, Action::Cancel, None);
+            world.store.direct(&cancel).await.unwrap();
+        }
+    }
+}
+
+/// Nothing is on its way any more, and every job is completed.
+async fn at_rest(world: &World) -> bool {
+    if !world.broker.is_empty() {
+        return false;
+    }
+    for job in 0..world.plan.jobs() {
+        let record = world.store.job(world.id(job)).await.unwrap();
+        if record.is_none_or(|record| record.state != JobState::Completed) {
+            return false;
+        }
+    }
+    true
+}
+
+async fn run(world: &Arc<World>) {
+    let places: Vec<_> = (0..world.plan.workers)
+        .map(|_| Place {
+            process: Mutex::new(None),
+        })
+        .collect();
+    let end = CancellationToken::new();
+    let working = places
+        .iter()
+        .enumerate()
+        .map(|(name, place)| place.run(world, name, &end));
+    let publishing = world.plan.submissions.iter().map(|it| publish(world, it));
+    let ordering = async {
+        for (at, order) in &world.plan.orders {
+            sleep_until(world.began + *at).await;
+            carry_out(world, &places, *order).await;
+        }
+    };
+    let resting = async {
+        futures_util::future::join(futures_util::future::join_all(publishing), ordering).await;
+        loop {
+            sleep(Duration::from_millis(250)).await;
+            if at_rest(world).await {
+                break;
+            }
+            if world.began.elapsed() > REST_MAX {
+                world.note(format_args!("no rest"));
+                break;
+            }
+        }
+        end.cancel();
+    };
+    futures_util::future::join(futures_util::future::join_all(working), resting).await;
+}
+
+thread_local! {
+    /// Making them takes longer than a schedule.
+    static METRICS: Arc<Metrics> = Arc::new(Metrics::new());
+}
+
+/// Plays a schedule and checks it; panics if anything is wrong. Returns what happened, if asked for.
+pub(crate) fn play(seed: u64, told: bool) -> String {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_time().start_paused(true);
+    // Who of several that wait for one thing wakes first.
+    runtime.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_be_bytes()));
+    let runtime = runtime.build().unwrap();
+    runtime.block_on(async {
+        // Whatever the product draws.
+        fastrand::seed(seed);
+        clock::play(BEGIN_MS);
+        let mut rng = Rng::with_seed(seed);
+        let plan = Plan::of(&mut rng);
+        let world = Arc::new(World {
+            broker: MemoryBroker::new(&[TARGET]),
+            store: MemoryStore::new(),
+            system: System::default(),
+            metrics: METRICS.with(Arc::clone),
+            began: Instant::now(),
+            chance: Mutex::new(Chance {
+                rng,
+                faults: 0,
+                unclean: false,
+            }),
+            log: told.then(Mutex::default),
+            plan,
+        });
+        world.note(format_args!("{:#?}", world.plan));
+        run(&world).await;
+        // What the system carries out late comes all the same.
+        sleep(3 * CALL_TIMEOUT).await;
+        let wrong = check::check(&world).await;
+        let log = world.log.as_ref().map(|log| log.lock().unwrap().clone());
+        let log = log.unwrap_or_default();
+        if !wrong.is_empty() {
+            print!("{log}");
+            panic!("{}", wrong.join("\n    "));
+        }
+        log
+    })
+}

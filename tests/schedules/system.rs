@@ -1,0 +1,237 @@
+//! The IM system: what it accepts it writes down, and it answers as it likes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fanwise::domain::fields::Problem;
+use fanwise::domain::mapping::{Feature, Mapping};
+use fanwise::domain::outcome::{Answer, Class, Verdict};
+use fanwise::domain::slice::Head;
+use fanwise::ports::{Calls, Profile, Reply, Request, SendError, Target, Transport};
+use http::{HeaderMap, Method};
+
+use crate::memory::Way;
+
+/// Answers of one recipient in a reply, one letter each.
+const DONE: u8 = b'd';
+const NO_SUCH_USER: u8 = b'n';
+const BUSY: u8 = b'b';
+
+/// What the IM system knows.
+#[derive(Clone, Default)]
+pub(crate) struct System(Arc<Mutex<Log>>);
+
+#[derive(Default)]
+pub(crate) struct Log {
+    /// How often it accepted a message for a recipient, by job and recipient. A system that knows
+    /// repeats by their key counts them once.
+    pub(crate) accepted: BTreeMap<(String, String), u32>,
+    /// It refused at least once.
+    pub(crate) refused: BTreeSet<(String, String)>,
+}
+
+/// How a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reaction {
+    Answer,
+    /// With some recipients told to come again.
+    Partly,
+    TooFast,
+    Unavailable,
+    /// Nothing leaves this machine.
+    Unreachable,
+    /// The request gets lost.
+    RequestLost,
+    /// It is carried out, and the reply gets lost: at once, or the caller waits for it in vain.
+    ReplyLost,
+    NoReply,
+    /// It is carried out after the caller has given up.
+    Late,
+}
+
+/// How each call goes, and who does not exist.
+pub(crate) trait Moods: Send + Sync + 'static {
+    fn reaction(&self) -> (Reaction, Duration);
+    /// Whether it says now that there is no such user.
+    fn refuses(&self, user: &str) -> bool;
+    fn idempotent(&self) -> bool;
+    fn note(&self, line: std::fmt::Arguments<'_>);
+}
+
+impl System {
+    pub(crate) fn log(&self) -> MutexGuard<'_, Log> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The way of one process to the IM system.
+#[derive(Clone)]
+pub(crate) struct Wire {
+    pub(crate) system: System,
+    pub(crate) moods: Arc<dyn Moods>,
+    pub(crate) way: Way,
+}
+
+impl Wire {
+    fn carry_out(&self, body: &[u8], partly: bool) -> Vec<u8> {
+        let text = std::str::from_utf8(body).unwrap();
+        let mut words = text.split('\n');
+        let job = words.next().unwrap();
+        let mut log = self.system.log();
+        let mut answers = Vec::new();
+        for (number, user) in words.enumerate() {
+            let key = (job.to_owned(), user.to_owned());
+            if partly && number % 2 == 1 {
+                answers.push(BUSY);
+            } else if self.moods.refuses(user) {
+                log.refused.insert(key);
+                answers.push(NO_SUCH_USER);
+            } else {
+                let times = log.accepted.entry(key).or_default();
+                *times = if self.moods.idempotent() {
+                    1
+                } else {
+                    *times + 1
+                };
+                answers.push(DONE);
+            }
+        }
+        let shown = String::from_utf8_lossy(&answers);
+        self.moods
+            .note(format_args!("accepts {} {shown}", text.replace('\n', " ")));
+        answers
+    }
+}
+
+fn unknown(code: &'static str) -> SendError {
+    let what = code.to_owned();
+    SendError::Unknown { what, code }
+}
+
+fn reply(status: u16, body: Vec<u8>) -> Reply {
+    Reply {
+        status,
+        headers: HeaderMap::new(),
+        body: body.into(),
+    }
+}
+
+impl Transport for Wire {
+    async fn send(&self, request: Request, timeout: Duration) -> Result<Reply, SendError> {
+        let (reaction, takes) = self.moods.reaction();
+        // Before anything leaves the process may stand still or die, and after it too.
+        if self.way.step("send", || ()).await.is_err() {
+            let (what, code) = ("not connected".to_owned(), "connect");
+            return Err(SendError::NotSent { what, code });
+        }
+        self.moods.note(format_args!(
+            "{reaction:?} {}",
+            String::from_utf8_lossy(&request.body).replace('\n', " ")
+        ));
+        let sent = async {
+            match reaction {
+                Reaction::Answer | Reaction::Partly => {
+                    let answers = self.carry_out(&request.body, reaction == Reaction::Partly);
+                    tokio::time::sleep(takes).await;
+                    Ok(reply(200, answers))
+                }
+                Reaction::TooFast => Ok(reply(429, Vec::new())),
+                Reaction::Unavailable => Ok(reply(503, Vec::new())),
+                Reaction::Unreachable => {
+                    let (what, code) = ("refused".to_owned(), "connect");
+                    Err(SendError::NotSent { what, code })
+                }
+                Reaction::RequestLost => Err(unknown("reset")),
+                Reaction::ReplyLost => {
+                    self.carry_out(&request.body, false);
+                    Err(unknown("reset"))
+                }
+                Reaction::NoReply => {
+                    tokio::time::sleep(takes).await;
+                    self.carry_out(&request.body, false);
+                    std::future::pending().await
+                }
+                Reaction::Late => {
+                    let (wire, body) = (self.clone(), request.body.clone());
+                    tokio::spawn(async move {
+                        tokio::time::sleep(timeout * 2).await;
+                        wire.carry_out(&body, false);
+                    });
+                    std::future::pending().await
+                }
+            }
+        };
+        let answered = tokio::time::timeout(timeout, sent).await;
+        let answered = answered.unwrap_or_else(|_| Err(unknown("timeout")));
+        // A reply that is here and was not read is no reply.
+        match self.way.step("reply", || ()).await {
+            Ok(()) => answered,
+            Err(_) => Err(unknown("half a reply")),
+        }
+    }
+}
+
+/// The target that speaks to it.
+pub(crate) struct Im {
+    profile: Profile,
+}
+
+impl Im {
+    pub(crate) fn new(per_call: usize, idempotent: bool) -> Self {
+        let profile = Profile {
+            recipients_per_call: per_call,
+            idempotent,
+            ..Profile::default()
+        };
+        Self { profile }
+    }
+}
+
+impl Target for Im {
+    fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    fn maps(&self, _: Feature) -> Mapping {
+        Mapping::Exact("text")
+    }
+
+    fn check(&self, _: &Head) -> Vec<Problem> {
+        Vec::new()
+    }
+
+    fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {
+        Box::new(Texts(head.id.to_string()))
+    }
+}
+
+struct Texts(String);
+
+impl Calls for Texts {
+    fn request(&self, recipients: &[&str]) -> Request {
+        Request {
+            method: Method::POST,
+            uri: "http://im/send".parse().unwrap(),
+            headers: HeaderMap::new(),
+            body: Bytes::from(format!("{}\n{}", self.0, recipients.join("\n"))),
+        }
+    }
+
+    fn read(&self, _: &[&str], reply: &Reply) -> Verdict {
+        let all = |class, code: &'static str| Verdict::All(Answer::new(class, code, code));
+        match reply.status {
+            429 => all(Class::Throttled, "429"),
+            503 => all(Class::Transient, "503"),
+            _ => {
+                let answers = reply.body.iter().map(|letter| match *letter {
+                    DONE => Answer::done(),
+                    NO_SUCH_USER => Answer::new(Class::Permanent, "404", "no such user"),
+                    _ => Answer::new(Class::Transient, "busy", "come again"),
+                });
+                Verdict::Each(answers.collect())
+            }
+        }
+    }
+}
