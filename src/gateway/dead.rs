@@ -27,8 +27,7 @@ use crate::domain::fields::{Fields, Problem};
 use crate::domain::letters::{
     DeadFilter, DeadRow, FILTER_FIELDS, Key, Wanted, last_attempt_ms, read_letter,
 };
-use crate::ports::Store;
-use crate::ports::{Broker, KeptMessage, LedgerError, Shelf, Shelves, Transport};
+use crate::ports::{Broker, KeptMessage, LedgerError, Shelf, Shelves, Store, Transport};
 use crate::service::api::{DeadList, KeptLine, PurgeRequest, RedriveRequest};
 use crate::service::dead_letters::{
     self, ACCEPT_PATIENCE, Books, DeadError, Named, Purged, Redrive, Redriven,

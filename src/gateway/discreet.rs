@@ -4,8 +4,7 @@
 use super::access::Caller;
 use crate::domain::job;
 use crate::domain::permissions::Permissions;
-use crate::ports::Store;
-use crate::ports::{Target, Transport};
+use crate::ports::{Store, Target, Transport};
 use crate::service::admission::Rules;
 use crate::worker::Context;
 

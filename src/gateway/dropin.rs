@@ -49,9 +49,8 @@ use crate::im::ingress::{
     WrongCredentials,
 };
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
 use crate::ports::{
-    Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, Route, Shelves, Transport,
+    Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, Route, Shelves, Store, Transport,
 };
 use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
 use crate::steer::{self, Cause};

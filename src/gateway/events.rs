@@ -33,8 +33,7 @@ use super::query::unknown;
 use crate::clock::rfc3339;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::ids::JobId;
-use crate::ports::Store;
-use crate::ports::{Broker, JobRecord, JobState, Transport};
+use crate::ports::{Broker, JobRecord, JobState, Store, Transport};
 use crate::service::jobs;
 
 /// Between two looks at a job.

@@ -70,8 +70,7 @@ use self::slowly::Failures;
 pub use self::tls::Tls;
 use crate::error::chain;
 use crate::http::server::{self, Hosts, Manners};
-use crate::ports::Store;
-use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Transport};
+use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Store, Transport};
 use crate::steer::Facts;
 use crate::worker::{Context, RECONNECT};
 

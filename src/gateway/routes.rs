@@ -18,8 +18,7 @@ use super::shares::accounted;
 use super::submit::submit;
 use super::{Gateway, dead, dropin, events, query, templates};
 use crate::http::server::Peer;
-use crate::ports::Store;
-use crate::ports::{Broker, Shelves, Transport};
+use crate::ports::{Broker, Shelves, Store, Transport};
 
 pub(super) fn routes<B, S, T>(gateway: Arc<Gateway<B, S, T>>) -> Router
 where

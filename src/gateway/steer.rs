@@ -19,8 +19,7 @@ use crate::domain::fields::{Fields, Problem};
 use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
-use crate::ports::Store;
-use crate::ports::{Broker, Shelves, Transport};
+use crate::ports::{Broker, Shelves, Store, Transport};
 use crate::steer::CONFIGURED;
 use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, Told};
 

@@ -44,8 +44,9 @@ use crate::domain::permissions::Asked;
 use crate::domain::slice::Together;
 use crate::domain::trace::traceparent;
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
-use crate::ports::{Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Transport};
+use crate::ports::{
+    Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Store, Transport,
+};
 use crate::service::Vars;
 use crate::service::admission::{Examined, agree, allow, charge, conflicts, examine, keeps_rules};
 use crate::service::api::{JobStanding, Submitted};

@@ -12,8 +12,7 @@ use super::routes::Shared;
 use crate::domain::fields::Problem;
 use crate::domain::template::{read_template, unknown_template, wrong_template_name};
 use crate::domain::text;
-use crate::ports::Store;
-use crate::ports::{Broker, Transport};
+use crate::ports::{Broker, Store, Transport};
 use crate::service::api::{TemplateRow, TemplateView};
 
 /// The app that is meant, and the version where one can be named.

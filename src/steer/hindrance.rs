@@ -11,8 +11,7 @@ use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope};
 use crate::domain::limits::{Cost, Rate};
 use crate::error::chain;
-use crate::ports::Store;
-use crate::ports::{Beat, JobRecord, JobState, LedgerError, Limit, Park};
+use crate::ports::{Beat, JobRecord, JobState, LedgerError, Limit, Park, Store};
 
 /// One thing that keeps a job from going on, or from going faster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

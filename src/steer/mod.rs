@@ -20,8 +20,7 @@ use crate::domain::fields::suggestion;
 use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
-use crate::ports::Store;
-use crate::ports::{Directives, JobState, LedgerError, Park, ParkReason};
+use crate::ports::{Directives, JobState, LedgerError, Park, ParkReason, Store};
 
 /// The rate that means the configured one.
 pub const CONFIGURED: &str = "default";

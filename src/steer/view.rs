@@ -9,8 +9,7 @@ use super::{Facts, TargetFacts, board};
 use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Directive, Kind, Scope, Subject};
 use crate::domain::limits::Rate;
-use crate::ports::Store;
-use crate::ports::{Directives, LedgerError, Park};
+use crate::ports::{Directives, LedgerError, Park, Store};
 
 /// One target as it is told to people.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

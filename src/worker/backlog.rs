@@ -14,8 +14,7 @@ use crate::domain::outcome::Outcome;
 use crate::domain::slice::{Head, Shape};
 use crate::error::chain;
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
-use crate::ports::{LedgerError, Reason, Settle, SliceRef};
+use crate::ports::{LedgerError, Reason, Settle, SliceRef, Store};
 
 /// Recipients of whom a process remembers what the ledger could not take; some 30 bytes each. There
 /// are more only if the ledger is away while sessions are lost again and again.

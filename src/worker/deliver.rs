@@ -50,10 +50,9 @@ use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
-    SliceRef, Standing, Transport,
+    SliceRef, Standing, Store, Transport,
 };
 
 /// Longest wait for a limit or a parked target inside a delivery; a longer one goes on the ladder.

@@ -23,8 +23,7 @@ use crate::domain::fairness::{At, Ticket, Turns};
 use crate::domain::lane::{Lane, LaneClass, Priority, SUB_LANES};
 use crate::error::chain;
 use crate::metrics::SliceResult;
-use crate::ports::Store;
-use crate::ports::{Delivery, EndDelivery, Publisher, Transport};
+use crate::ports::{Delivery, EndDelivery, Publisher, Store, Transport};
 
 /// Notices in delivery at a time, per target.
 pub(super) const NOTICES_IN_WORK: usize = 8;

@@ -28,8 +28,7 @@ use crate::domain::outcome::{Answer, Class};
 use crate::domain::schedule::rung;
 use crate::domain::slice::{Enumeration, Head, Slice};
 use crate::json;
-use crate::ports::Store;
-use crate::ports::{Directory, Lost, Outgoing, Page, Publisher, Route, Transport};
+use crate::ports::{Directory, Lost, Outgoing, Page, Publisher, Route, Store, Transport};
 
 /// A part is published when it has so many users, or so many bytes of them.
 const PART_USERS: usize = 20_000;

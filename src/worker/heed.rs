@@ -15,8 +15,7 @@ use super::deliver::WAIT_MAX;
 use crate::clock::now_ms;
 use crate::domain::directive::{Action, Board, Directive, Subject};
 use crate::domain::outcome::{Answer, Class};
-use crate::ports::Store;
-use crate::ports::{Park, ParkReason, Scope};
+use crate::ports::{Park, ParkReason, Scope, Store};
 
 impl<S: Store, T> Context<S, T> {
     /// Parks a target or a job for all workers if the answer to a call of the job asks for it. `class`:

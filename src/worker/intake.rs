@@ -31,9 +31,8 @@ use crate::domain::slice::{
 };
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
-use crate::ports::Store;
 use crate::ports::{
-    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Submission,
+    Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Store, Submission,
     Transport,
 };
 use crate::service::BeforeAccept;

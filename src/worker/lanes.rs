@@ -10,8 +10,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::desk::{Desk, NOTICES_IN_WORK};
 use super::shift::Shift;
 use crate::domain::lane::{Lane, LaneClass};
-use crate::ports::Store;
-use crate::ports::{Consumer, Delivery, Publisher, Transport};
+use crate::ports::{Consumer, Delivery, Publisher, Store, Transport};
 
 /// Deliveries fetched ahead of the places, so that a free place never waits for the broker.
 const FETCHED_AHEAD: usize = 2;

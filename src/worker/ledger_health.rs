@@ -16,8 +16,7 @@ use tokio::time::Instant;
 use super::context::Context;
 use crate::error::chain;
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
-use crate::ports::{Beat, Beaten, LedgerError};
+use crate::ports::{Beat, Beaten, LedgerError, Store};
 
 /// A heartbeat that is older proves nothing.
 const FRESH: Duration = Duration::from_secs(2);

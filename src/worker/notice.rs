@@ -26,8 +26,9 @@ use crate::domain::schedule::rung;
 use crate::error::chain;
 use crate::json;
 use crate::metrics::{NoticeKind, NoticeResult};
-use crate::ports::Store;
-use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Transport};
+use crate::ports::{
+    JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Store, Transport,
+};
 use crate::secret::Secret;
 
 /// Holds the id of the notice, as of any request of ours that a receiver may see twice.

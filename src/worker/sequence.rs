@@ -15,8 +15,7 @@ use super::POLL;
 use super::context::Context;
 use super::shift::Shift;
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
-use crate::ports::{LedgerError, Outgoing, Publisher, Raised, Route};
+use crate::ports::{LedgerError, Outgoing, Publisher, Raised, Route, Store};
 
 /// What one session knows of the sequence.
 pub(super) struct Sequence {

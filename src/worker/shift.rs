@@ -13,8 +13,7 @@ use crate::domain::slice::Head;
 use crate::error::chain;
 use crate::json;
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
-use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Route, Standing};
+use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Route, Standing, Store};
 
 pub(super) struct Shift<S, T, P> {
     pub(super) context: Arc<Context<S, T>>,

@@ -14,8 +14,7 @@ use crate::clock::now_ms;
 use crate::domain::directive::{Directive, Scope};
 use crate::error::chain;
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
-use crate::ports::{Backlog, Broker, JobRecord, JobState, Lost, Publisher};
+use crate::ports::{Backlog, Broker, JobRecord, JobState, Lost, Publisher, Store};
 
 /// Longest time between two rounds.
 const ROUND_MAX: Duration = Duration::from_secs(60);

@@ -12,8 +12,7 @@ use crate::clock::now_ms;
 use crate::domain::ids::JobId;
 use crate::domain::slice::{Head, Together};
 use crate::metrics::LedgerStep;
-use crate::ports::Gathered;
-use crate::ports::Store;
+use crate::ports::{Gathered, Store};
 
 /// How long the parts of a list may be apart. A gateway that was killed is back within minutes, and
 /// so is a caller that tries again; longer than an hour, a list that suddenly goes out is a surprise.

@@ -13,8 +13,7 @@ use tokio::time::{Instant, Interval};
 use super::super::call::Called;
 use super::Scene;
 use crate::domain::delivery::{Call, Delivery};
-use crate::ports::Store;
-use crate::ports::{Publisher, Transport};
+use crate::ports::{Publisher, Store, Transport};
 
 /// Answers that come within so long of each other are recorded together, and their places are taken
 /// together: it is steps of the ledger that cost, not recipients in them.

@@ -10,8 +10,7 @@ use crate::domain::directive::{Board, Order};
 use crate::domain::limits::{Cost, Grant};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
 use crate::metrics::LedgerStep;
-use crate::ports::Store;
-use crate::ports::{Lease, Leased, Limit, Publisher, Scope, Transport};
+use crate::ports::{Lease, Leased, Limit, Publisher, Scope, Store, Transport};
 
 /// Calls that may be made now.
 pub(super) struct Granted<'a> {
