@@ -18,8 +18,9 @@ pub fn now_ms() -> u64 {
     if let Some((from_ms, since)) = PLAYED.get() {
         return from_ms + since.elapsed().as_millis() as u64;
     }
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    let now = SystemTime::now();
+    now.duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_millis() as u64
 }

@@ -103,6 +103,14 @@
 //! recipients that ended failed or uncertain, with reasons. *directive* pause, resume, cancel, re-rate
 //! of a job, app or target.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests start servers and look at the real clock"
+    )
+)]
+
 pub mod admin;
 pub mod allocator;
 pub mod amqp;

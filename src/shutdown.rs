@@ -21,6 +21,10 @@ pub fn drain_on_signal() -> std::io::Result<CancellationToken> {
     };
     let drain = CancellationToken::new();
     let token = drain.clone();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it waits for signals as long as the process lives"
+    )]
     tokio::spawn(async move {
         tokio::select! {
             () = either(&mut terminate, &mut interrupt) => {}

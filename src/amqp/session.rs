@@ -136,7 +136,10 @@ impl Session for RabbitSession {
             .await?;
         let (tell, moved) = watch::channel(Moved::default());
         let (names, lost) = (Arc::clone(&self.names), self.lost.clone());
-        // It ends with the session.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends with the session, which is lost when it panics"
+        )]
         tokio::spawn(async move {
             let both = async {
                 tokio::select! {
@@ -144,9 +147,9 @@ impl Session for RabbitSession {
                     () = stray::take_back(strays, origin, &tell) => {}
                 }
             };
+            // However it ends: if a queue is gone, the next session declares it again.
+            let _ends = lost.clone().drop_guard();
             lost.run_until_cancelled(both).await;
-            // Or a queue is gone: the next session declares it again.
-            lost.cancel();
             drop(channel);
         });
         Ok(moved)

@@ -52,6 +52,15 @@ pub(super) struct Direct {
     facts: Facts,
 }
 
+/// The trace that the caller's shell is part of.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it belongs to the call, not to the configuration"
+)]
+fn traceparent() -> Option<String> {
+    std::env::var("TRACEPARENT").ok()
+}
+
 impl Access {
     pub(super) fn of(config: &Config) -> Result<Self, Failure> {
         if config.broker.url.expose().is_empty() {
@@ -100,7 +109,7 @@ impl Access {
         let Self::Server(server) = self else {
             return Ok(false);
         };
-        let traceparent = std::env::var("TRACEPARENT").ok();
+        let traceparent = traceparent();
         let trace = traceparent.as_deref();
         server
             .submit(priority, form::CONTENT_TYPE, form, trace)
@@ -115,7 +124,7 @@ impl Access {
         priority: Priority,
         bodies: Vec<Vec<u8>>,
     ) -> Result<(), Failure> {
-        let traceparent = std::env::var("TRACEPARENT").ok();
+        let traceparent = traceparent();
         match self {
             Self::Server(server) => {
                 for body in bodies {

@@ -113,6 +113,7 @@ async fn start_mock(stop: &CancellationToken) -> Result<(SocketAddr, MockHandle)
         "reply_lost": {"count": 1},
     });
     handle.patch_faults(&faults).or_exit(Exit::Internal)?;
+    #[expect(clippy::disallowed_methods, reason = "the demo ends it by its token")]
     tokio::spawn(mock.run(stop.clone().cancelled_owned()));
     Ok((address, handle))
 }

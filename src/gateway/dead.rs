@@ -354,6 +354,10 @@ where
         patience,
         piece: Vec::new(),
     });
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it ends with its reader, who sees that the stream is broken off"
+    )]
     tokio::spawn(async move {
         let ended = async { written.await?.end().await };
         if let Err(error) = ended.await {

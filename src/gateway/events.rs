@@ -149,6 +149,10 @@ impl Hub {
         let id = record.job;
         let (sender, receiver) = watch::channel(Arc::new(record));
         followed.insert(id, receiver.clone());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends when nobody follows the job, or with the process"
+        )]
         tokio::spawn(look(Arc::clone(gateway), id, sender));
         receiver
     }

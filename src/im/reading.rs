@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::HeaderMap;
 use http::header::{DATE, RETRY_AFTER};
 use jiff::fmt::rfc2822::DateTimeParser;
 
+use crate::clock::now_ms;
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Answer, Class, Verdict};
 
 /// Longest wait a target is granted; a longer one is taken for a slip.
@@ -27,10 +28,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         Duration::from_secs(text.parse().ok()?)
     } else {
         let until = date(text)?;
-        let now = sent_at(headers).or_else(|| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-            i64::try_from(now.as_secs()).ok()
-        })?;
+        let now = sent_at(headers).unwrap_or_else(|| (now_ms() / 1000).cast_signed());
         Duration::from_secs(u64::try_from(until - now).unwrap_or(0))
     };
     Some(wait.min(RETRY_AFTER_MAX))

@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use super::before_accept::{
     BeforeAccept, Decision, Seen, Vars, changed, members, names_stored, pinned,
 };
-use crate::clock::{now_ms, today};
+use crate::clock::{now, now_ms, today};
 use crate::domain::fields::{Problem, summary};
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Job};
@@ -148,8 +148,7 @@ pub fn examine(
     body: &[u8],
     priority: Option<Priority>,
 ) -> Result<Examined, Refused> {
-    let job =
-        Job::read(body, priority, rules, jiff::Timestamp::now()).map_err(Refused::Problems)?;
+    let job = Job::read(body, priority, rules, now()).map_err(Refused::Problems)?;
     examine_job(rules, &job, priority)
 }
 

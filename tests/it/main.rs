@@ -5,6 +5,7 @@
     clippy::expect_used,
     clippy::print_stdout,
     clippy::print_stderr,
+    clippy::disallowed_methods,
     reason = "a test that cannot go on panics, and one that skips says so"
 )]
 
@@ -12,6 +13,8 @@
 mod amqp;
 /// The native HTTP interface: jobs, events, recipients, dead letters, redrive and purge.
 mod api;
+/// Which folder of the crate may use which.
+mod boundaries;
 /// Promise 11: what one caller may take up, and that the others get in.
 mod bounds;
 /// What every engine promises: one suite for the ports, on the embedded engine, in memory and on servers.

@@ -17,6 +17,11 @@
 //! `args`.
 //! Another protocol is another file beside `webhook.rs`, a variant of `System` and its paths.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it has a clock and tasks of its own"
+)]
+
 mod args;
 mod control;
 mod directory;

@@ -67,6 +67,10 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let patience = self.patience;
         let taking = Taking::default();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends with its stream; a panic resets it"
+        )]
         tokio::spawn(async move {
             tokio::select! {
                 () = taking.clone().scope(stream) => {}

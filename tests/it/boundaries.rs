@@ -1,0 +1,166 @@
+//! Who may use whom: the folders of `src`, and what each of them may name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What code outside tests may use of the crate, by folder or file of `src`. A name that is missing here
+/// may use nothing.
+const MAY_USE: &[(&str, &[&str])] = &[
+    // Values and contracts.
+    ("domain", &["codec", "json"]),
+    ("ports", &["domain", "secret"]),
+    // Engines: they know no worker, and not each other.
+    ("amqp", &["clock", "domain", "ports"]),
+    ("store", &["clock", "domain", "json", "ports"]),
+    ("embedded", &["clock", "domain", "json", "ports"]),
+    // Towards backends.
+    ("http", &["domain", "ports"]),
+    (
+        "im",
+        &["clock", "codec", "domain", "json", "ports", "secret"],
+    ),
+    // What is done with jobs.
+    ("limits", &["clock", "domain", "ports"]),
+    ("metrics", &["domain", "ports"]),
+    ("steer", &["clock", "domain", "error", "ports"]),
+    (
+        "service",
+        &[
+            "clock", "codec", "domain", "error", "im", "json", "metrics", "ports", "secret",
+            "steer",
+        ],
+    ),
+    (
+        "worker",
+        &[
+            "clock", "codec", "domain", "error", "json", "limits", "metrics", "ports", "secret",
+            "service",
+        ],
+    ),
+    (
+        "gateway",
+        &[
+            "clock", "domain", "error", "http", "im", "json", "metrics", "ports", "secret",
+            "service", "steer", "worker",
+        ],
+    ),
+    // Around it.
+    ("admin", &["http", "metrics"]),
+    ("telemetry", &["domain"]),
+    ("shutdown", &["exit"]),
+    ("schema", &["domain", "gateway", "im"]),
+    (
+        "config",
+        &["domain", "gateway", "im", "secret", "service", "telemetry"],
+    ),
+    (
+        "app",
+        &[
+            "admin", "amqp", "config", "domain", "embedded", "error", "exit", "gateway", "http",
+            "im", "metrics", "ports", "service", "shutdown", "steer", "store", "worker",
+        ],
+    ),
+    // The command line uses the service layer, never the gateway.
+    (
+        "cli",
+        &[
+            "amqp",
+            "app",
+            "clock",
+            "config",
+            "domain",
+            "error",
+            "exit",
+            "http",
+            "im",
+            "ports",
+            "schema",
+            "secret",
+            "service",
+            "shutdown",
+            "steer",
+            "store",
+            "telemetry",
+            "worker",
+        ],
+    ),
+];
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name == "tests" || name == "tests.rs" {
+            continue;
+        }
+        if path.is_dir() {
+            files(&path, found);
+        } else if name.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The names right behind `crate::` in code outside tests.
+fn used(text: &str) -> BTreeSet<String> {
+    let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
+    let code = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    let mut names = BTreeSet::new();
+    for line in code {
+        for rest in line.split("crate::").skip(1) {
+            assert!(
+                !rest.starts_with('{'),
+                "name one module of the crate a line: {line}"
+            );
+            let end = rest.find(|it: char| !it.is_alphanumeric() && it != '_');
+            names.insert(rest[..end.unwrap_or(rest.len())].to_owned());
+        }
+    }
+    names
+}
+
+#[test]
+fn no_folder_uses_what_it_may_not() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let table: BTreeMap<_, _> = MAY_USE.iter().copied().collect();
+    let mut found = Vec::new();
+    files(&root, &mut found);
+    assert!(found.len() > 200, "{} files", found.len());
+    let mut wrong = Vec::new();
+    let mut seen: BTreeSet<(String, String)> = BTreeSet::new();
+    for path in found {
+        let place = path.strip_prefix(&root).unwrap();
+        let module = place
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_str()
+            .unwrap();
+        let module = module.trim_end_matches(".rs");
+        if module == "main" || module == "lib" {
+            continue;
+        }
+        let may = table.get(module).copied().unwrap_or_default();
+        for name in used(&fs::read_to_string(&path).unwrap()) {
+            if name == module {
+                continue;
+            }
+            if !may.contains(&name.as_str()) {
+                wrong.push(format!("{}: crate::{name}", place.display()));
+            }
+            seen.insert((module.to_owned(), name));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // What is not used any more is not allowed any more.
+    for (module, names) in MAY_USE {
+        for name in *names {
+            let pair = ((*module).to_owned(), (*name).to_owned());
+            assert!(seen.contains(&pair), "{module} does not use {name}");
+        }
+    }
+}
