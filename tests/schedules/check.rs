@@ -117,6 +117,8 @@ fn check_letter(
     let right = match outcome {
         Outcome::Failed => told == Some(Outcome::Failed),
         Outcome::Uncertain if world.plan.on_uncertain == OnUncertain::Drop => true,
+        // Nothing keeps the letter of a process that stood still beyond its lease from coming last.
+        Outcome::Uncertain if world.has_stalled() => told.is_some(),
         Outcome::Uncertain => told == Some(Outcome::Uncertain),
         // A process died between letter and record, and a later call fared better.
         _ => told.is_none() || world.is_unclean(),

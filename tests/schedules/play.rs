@@ -66,6 +66,8 @@ struct Chance {
     faults: u32,
     /// A process died, or a step was left in doubt.
     unclean: bool,
+    /// A process stood still for longer than a lease.
+    stalled: bool,
 }
 
 impl World {
@@ -100,6 +102,10 @@ impl World {
 
     pub(crate) fn is_unclean(&self) -> bool {
         self.chance().unclean
+    }
+
+    pub(crate) fn has_stalled(&self) -> bool {
+        self.chance().stalled
     }
 
     fn disturb(&self, line: std::fmt::Arguments<'_>) {
@@ -178,7 +184,9 @@ impl Fate for Process {
             let rng = &mut chance.rng;
             if rng.u32(..1000) < odds.stall {
                 takes = LEASE + Duration::from_millis(rng.u64(..2_000));
+                chance.stalled = true;
             }
+            let rng = &mut chance.rng;
             let drawn = rng.u32(..1000);
             let either = |one, other, rng: &mut Rng| if rng.bool() { one } else { other };
             if drawn < odds.death {
@@ -461,6 +469,7 @@ pub(crate) fn play(seed: u64, told: bool) -> String {
                 rng,
                 faults: 0,
                 unclean: false,
+                stalled: false,
             }),
             log: told.then(Mutex::default),
             plan,
