@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["clock", "codec", "domain", "json", "ports", "secret"],
     ),
     // What is done with jobs.
-    ("limits", &["clock", "domain", "ports"]),
+    ("limits", &["domain", "ports"]),
     ("metrics", &["domain", "ports"]),
     ("steer", &["clock", "domain", "error", "ports"]),
     (
