@@ -37,6 +37,9 @@ struct Held {
     row: u64,
     /// None: a claim of an earlier opening.
     ends: Option<Instant>,
+    /// It was taken over, or released in doubt before. Only in memory: to the next opening every claim
+    /// is one to take over.
+    in_doubt: bool,
 }
 
 /// A row as it is stored: life, opening, owner, lease in ms (8 bytes each), fingerprints.
@@ -95,7 +98,11 @@ impl Claims {
             let (row, claim) = (row.value(), ClaimRow::read(bytes.value())?);
             let ends = (claim.opening == opening).then(|| now + claim.lease);
             for fingerprint in &claim.fingerprints {
-                let held = Held { row, ends };
+                let held = Held {
+                    row,
+                    ends,
+                    in_doubt: false,
+                };
                 claims.held.insert((claim.life, *fingerprint), held);
             }
             claims.rows.insert(row, claim);
@@ -113,6 +120,7 @@ impl Claims {
             let before = self.held.get(recipient);
             if let Some(before) = before.filter(|before| before.row == held.row) {
                 held.ends = before.ends;
+                held.in_doubt = before.in_doubt;
             }
         }
         *self = found;
@@ -140,7 +148,10 @@ impl Claims {
             return ClaimState::Granted;
         };
         if asker.is_some_and(|asker| self.is_own(*held, asker)) {
-            return ClaimState::Granted;
+            return match held.in_doubt {
+                true => ClaimState::InDoubt,
+                false => ClaimState::Granted,
+            };
         }
         let left = held.ends.map(|ends| ends.saturating_duration_since(now));
         match left.filter(|left| !left.is_zero()) {
@@ -178,8 +189,7 @@ impl Claims {
             match self.held.get(&(asker.life, *fingerprint)).copied() {
                 // Asked for again: it has its row.
                 Some(held) if self.is_own(held, asker) => {
-                    let row = held.row;
-                    let held = Held { row, ends };
+                    let held = Held { ends, ..held };
                     self.held.insert((asker.life, *fingerprint), held);
                 }
                 Some(_) => {
@@ -190,6 +200,7 @@ impl Claims {
             }
         }
         self.drop(table, asker.life, &foreign)?;
+        foreign.sort_unstable();
         fingerprints.sort_unstable();
         fingerprints.dedup();
         if fingerprints.is_empty() {
@@ -202,7 +213,7 @@ impl Claims {
             lease,
             fingerprints,
         };
-        self.keep(table, claim, ends)
+        self.keep(table, claim, ends, |it| foreign.binary_search(&it).is_ok())
     }
 
     /// Moves the deadlines of the asker's claims; whether all of them were its own.
@@ -212,9 +223,8 @@ impl Claims {
             let key = (asker.life, *fingerprint);
             match self.held.get(&key).copied() {
                 Some(held) if self.is_own(held, asker) => {
-                    let row = held.row;
                     let ends = Some(ends);
-                    self.held.insert(key, Held { row, ends });
+                    self.held.insert(key, Held { ends, ..held });
                 }
                 _ => all = false,
             }
@@ -255,6 +265,7 @@ impl Claims {
                 fingerprints: own,
             },
             None,
+            |_| true,
         )
     }
 
@@ -271,11 +282,16 @@ impl Claims {
         table: &mut Lazy<'_, u64, &'static [u8]>,
         claim: ClaimRow,
         ends: Option<Instant>,
+        in_doubt: impl Fn(u64) -> bool,
     ) -> Result<(), Trouble> {
         let row = self.next_row;
         self.next_row += 1;
         for fingerprint in &claim.fingerprints {
-            let held = Held { row, ends };
+            let held = Held {
+                row,
+                ends,
+                in_doubt: in_doubt(*fingerprint),
+            };
             self.held.insert((claim.life, *fingerprint), held);
         }
         table.open()?.insert(row, claim.write().as_slice())?;

@@ -193,11 +193,6 @@ impl Fate for Process {
                 fault = either(Fault::Death, Fault::DeathAfter, rng);
             } else if drawn < odds.death + odds.fault {
                 fault = either(Fault::Before, Fault::After, rng);
-                // An answer to a claim that gets lost is left out: asked again by the same owner, a ledger
-                // grants a recipient that it had handed over in doubt, and the doubt is forgotten.
-                if step == "claim" {
-                    fault = Fault::Before;
-                }
             }
         }
         if fault != Fault::Nothing {

@@ -8,7 +8,8 @@
 -- Returns  {0, buckets} if the job has another shape; {1} if the slice is done; {3, now in ms} if it
 --          comes late, and nothing was claimed;
 --          {2, states, lefts, rebuilt}: one byte per recipient (g granted, d granted in doubt,
---          t taken over, h held, or its outcome), 4 bytes of milliseconds per held one, 1 if the
+--          t taken over, h held, or its outcome; an owner that asks again is told d of
+--          what it was given in doubt), 4 bytes of milliseconds per held one, 1 if the
 --          total grew by the slice, now in ms
 -- Atomic   because between reading "nobody has it" and writing "it is mine" nobody may do the same.
 
@@ -31,17 +32,20 @@ end
 
 local mine = call('HGET', OWNERS, owner)
 if not mine then
-  mine = struct.pack('>I3', 8388608 + call('HINCRBY', HEADER, 'owners', 1) % 8388607)
+  local number = call('HINCRBY', HEADER, 'owners', 2)
+  mine = struct.pack('>I3', 8388608 + (number - number % 2) % 8388606)
   call('HSET', OWNERS, owner, mine)
   end_with_job(OWNERS, window)
 end
+
+local in_doubt = doubtful(mine)
 
 -- How long the owner of a claim still has it, in ms; below 1 when no longer.
 local others = {}
 local function left_of(number)
   local left = others[number]
   if not left then
-    local holder = call('HGET', OWNERS, number)
+    local holder = holder_of(number)
     left = holder and struct.unpack('>I6', holder, 9) - now or 0
     others[number] = left
   end
@@ -85,6 +89,8 @@ for k = 5, #KEYS do
         local state = sub(bucket, at + 8, at + 10)
         if byte(state) < 128 and state ~= RELEASED then
           answer = sub(state, 1, 1)
+        elseif state == in_doubt and state ~= mine then
+          answer = 'd'
         elseif state ~= mine then
           local left = state ~= RELEASED and left_of(state)
           if left and left > 0 then
@@ -94,7 +100,7 @@ for k = 5, #KEYS do
             if left then
               answer = state == DOUBTED and 'd' or 't'
             end
-            write(at, fingerprint .. mine)
+            write(at, fingerprint .. (left and in_doubt or mine))
           end
         end
         granted = granted or answer == 'g' or answer == 't' or answer == 'd'

@@ -23,7 +23,7 @@ for k = 5, #KEYS do
       if state == DOUBTED then
         answer = 'd'
       elseif byte(state) >= 128 then
-        local holder = call('HGET', OWNERS, state)
+        local holder = holder_of(state)
         local left = holder and struct.unpack('>I6', holder, 9) - now or 0
         answer = left > 0 and 'h' or 't'
         if left > 0 then

@@ -13,13 +13,15 @@ if buckets and buckets ~= ARGV[1] then
 end
 local owner = ARGV[2]
 local mine = call('HGET', OWNERS, owner)
+local in_doubt = mine and doubtful(mine)
 local all, some = 1, false
 for k = 5, #KEYS do
   local packed = ARGV[k - 1]
   local bucket = mine and call('GET', KEYS[k]) or ''
   for i = 8, #packed, 8 do
     local at = place(bucket, sub(packed, i - 7, i))
-    if at and sub(bucket, at + 8, at + 10) == mine then
+    local state = at and sub(bucket, at + 8, at + 10)
+    if at and (state == mine or state == in_doubt) then
       some = true
     else
       all = 0

@@ -45,6 +45,7 @@ end
 
 -- Nil if this owner has claimed nothing.
 local mine = call('HGET', OWNERS, owner)
+local in_doubt = mine and doubtful(mine)
 local tally, settled, stood = {}, 0, 0
 
 -- What a claim that is given up becomes.
@@ -74,7 +75,7 @@ for k = 5, #KEYS do
       local at = bucket and place(bucket, fingerprint)
       local state = at and sub(bucket, at + 8, at + 10)
       if GIVEN_UP[code] then
-        if at and state == mine then
+        if mine and at and (state == mine or state == in_doubt) then
           write(at, fingerprint .. GIVEN_UP[code])
         end
       elseif not at then

@@ -1513,7 +1513,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 #[derive(Clone, Copy, Debug)]
 enum Held {
-    Claimed { owner: u64, expired: bool },
+    Claimed {
+        owner: u64,
+        expired: bool,
+        in_doubt: bool,
+    },
     InDoubt,
     Settled(Outcome),
 }
@@ -1543,7 +1547,15 @@ impl Model {
             None => ClaimState::Granted,
             Some(Held::Settled(outcome)) => ClaimState::Settled(*outcome),
             Some(Held::InDoubt) => ClaimState::InDoubt,
-            Some(Held::Claimed { owner: other, .. }) if *other == owner => ClaimState::Granted,
+            // Asked again, perhaps since the answer was lost: a doubt is told again.
+            Some(Held::Claimed {
+                owner: other,
+                in_doubt,
+                ..
+            }) if *other == owner => match in_doubt {
+                true => ClaimState::InDoubt,
+                false => ClaimState::Granted,
+            },
             Some(Held::Claimed { expired: true, .. }) => ClaimState::TakenOver,
             Some(Held::Claimed { .. }) => ClaimState::Held {
                 left: Duration::ZERO,
@@ -1552,8 +1564,12 @@ impl Model {
         let states: Vec<_> = recipients.iter().map(state).collect();
         for (recipient, state) in recipients.iter().zip(&states) {
             if !matches!(state, ClaimState::Held { .. } | ClaimState::Settled(_)) {
-                self.held
-                    .insert(*recipient, Held::Claimed { owner, expired });
+                let mine = Held::Claimed {
+                    owner,
+                    expired,
+                    in_doubt: *state != ClaimState::Granted,
+                };
+                self.held.insert(*recipient, mine);
             }
         }
         Some(states)
@@ -1566,11 +1582,13 @@ impl Model {
     fn renew(&mut self, owner: u64, recipients: &[usize], expired: bool) -> bool {
         let mut whole = true;
         for recipient in recipients {
-            if self.is_own(*recipient, owner) {
-                self.held
-                    .insert(*recipient, Held::Claimed { owner, expired });
-            } else {
-                whole = false;
+            match self.held.get_mut(recipient) {
+                Some(Held::Claimed {
+                    owner: holder,
+                    expired: old,
+                    ..
+                }) if *holder == owner => *old = expired,
+                _ => whole = false,
             }
         }
         whole

@@ -50,7 +50,12 @@ enum Heard {
 
 #[derive(Clone, Copy)]
 enum Held {
-    Claimed { owner: Owner, ends: Instant },
+    /// `in_doubt`: taken over, or released in doubt before.
+    Claimed {
+        owner: Owner,
+        ends: Instant,
+        in_doubt: bool,
+    },
     InDoubt,
     Settled(Outcome),
 }
@@ -118,7 +123,12 @@ impl Job {
             None => ClaimState::Granted,
             Some(Held::Settled(outcome)) => ClaimState::Settled(*outcome),
             Some(Held::InDoubt) => ClaimState::InDoubt,
-            Some(Held::Claimed { owner, .. }) if Some(*owner) == asker => ClaimState::Granted,
+            Some(Held::Claimed {
+                owner, in_doubt, ..
+            }) if Some(*owner) == asker => match in_doubt {
+                true => ClaimState::InDoubt,
+                false => ClaimState::Granted,
+            },
             Some(Held::Claimed { ends, .. }) if *ends <= now => ClaimState::TakenOver,
             Some(Held::Claimed { ends, .. }) => ClaimState::Held {
                 left: ends.duration_since(now),
@@ -332,12 +342,13 @@ impl State {
         let states: Vec<_> = recipients
             .map(|it| job.state(*it, Some(claim.owner), now))
             .collect();
-        let mine = Held::Claimed {
-            owner: claim.owner,
-            ends: now + claim.lease,
-        };
         for (recipient, state) in claim.recipients.iter().zip(&states) {
             if !matches!(state, ClaimState::Held { .. } | ClaimState::Settled(_)) {
+                let mine = Held::Claimed {
+                    owner: claim.owner,
+                    ends: now + claim.lease,
+                    in_doubt: *state != ClaimState::Granted,
+                };
                 job.recipients.insert(*recipient, mine);
             }
         }
@@ -351,11 +362,13 @@ impl State {
         let ends = Instant::now() + lease;
         let mut all = true;
         for recipient in held {
-            if job.is_own(*recipient, owner) {
-                let mine = Held::Claimed { owner, ends };
-                job.recipients.insert(*recipient, mine);
-            } else {
-                all = false;
+            match job.recipients.get_mut(recipient) {
+                Some(Held::Claimed {
+                    owner: holder,
+                    ends: old,
+                    ..
+                }) if *holder == owner => *old = ends,
+                _ => all = false,
             }
         }
         all
