@@ -1,6 +1,11 @@
 //! Publishes jobs of one recipient, one after the other at a fixed pace whatever becomes of them, and
 //! prints how long each took from before its publish to its receipt at the sink, in milliseconds.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it measures by clocks and tasks of its own"
+)]
+
 use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 

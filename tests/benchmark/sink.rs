@@ -11,6 +11,11 @@
 //! - `/wait?unique=N&probes=M&seconds=S` answers when so many different ones came, 408 if they did not;
 //! - `/stats` tells the counts, `/probes` the receipt of each probe, `/sample` the first request.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it measures by clocks and tasks of its own"
+)]
+
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};

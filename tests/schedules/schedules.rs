@@ -37,6 +37,10 @@ use std::time::Instant;
 /// Schedules of one run.
 const SCHEDULES: u64 = 10_000;
 
+/// Every run plays the same ones, so that a change and nothing else makes it fail.
+/// `FANWISE_FIRST_SEED=<number> tests/run schedules` plays others.
+const FIRST_SEED: u64 = 1_000_000;
+
 /// Failing numbers that are shown; the first is enough to begin with.
 const SHOWN: usize = 5;
 
@@ -57,8 +61,7 @@ fn whatever_goes_wrong_the_accounts_are_those_of_the_im_system() {
         return;
     }
     let schedules = number("FANWISE_SCHEDULES").unwrap_or(SCHEDULES);
-    // A run looks at numbers that no other run has looked at.
-    let first = number("FANWISE_FIRST_SEED").unwrap_or_else(|| fastrand::u64(..1 << 48));
+    let first = number("FANWISE_FIRST_SEED").unwrap_or(FIRST_SEED);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let began = Instant::now();
     let next = AtomicU64::new(0);
@@ -94,7 +97,7 @@ fn whatever_goes_wrong_the_accounts_are_those_of_the_im_system() {
 /// Whatever a schedule does, it does again.
 #[test]
 fn a_number_repeats_its_schedule() {
-    let first = number("FANWISE_SEED").unwrap_or_else(|| fastrand::u64(..1 << 48));
+    let first = number("FANWISE_SEED").unwrap_or(FIRST_SEED);
     for seed in first..first + 20 {
         let once = play::play(seed, true);
         assert!(once == play::play(seed, true), "FANWISE_SEED={seed}");
