@@ -42,6 +42,16 @@ pub struct RabbitSession {
     _tasks: JoinSet<()>,
 }
 
+/// The largest number that the ledger can count on from exactly. Two a second never come near it.
+const SEQUENCE_MAX: u64 = 1 << 52;
+
+/// The number in a message of the ledger's queue. One that no worker can have left there would put all of
+/// them out of step for good.
+fn sequence_of(body: &[u8]) -> Option<u64> {
+    let number = std::str::from_utf8(body).ok()?.parse().ok()?;
+    (number <= SEQUENCE_MAX).then_some(number)
+}
+
 impl RabbitSession {
     /// Opens the connections, declares or checks the topology and starts the publisher.
     pub(super) async fn open(rabbit: &Rabbit) -> Result<Self, BrokerError> {
@@ -164,10 +174,7 @@ impl Session for RabbitSession {
             .ask(format!("read queue `{queue}`"), got)
             .await
             .map_err(|error| error.explain(&AMQPSoftError::NOTFOUND, declare::MISSING))?;
-        let number = got.and_then(|message| {
-            let digits = std::str::from_utf8(&message.delivery.data).ok()?;
-            digits.parse().ok()
-        });
+        let number = got.and_then(|message| sequence_of(&message.delivery.data));
         // Which gives the message back.
         declare::close_channel(&self.dial, &channel).await?;
         Ok(number.unwrap_or(0))
@@ -311,5 +318,26 @@ async fn watch_connection(
             Some(_) => {}
             None => lost.cancel(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_no_worker_left_is_not_believed() {
+        for (body, expected) in [
+            ("7", Some(7)),
+            ("4503599627370496", Some(SEQUENCE_MAX)),
+            ("4503599627370497", None),
+            ("18446744073709551615", None),
+            ("", None),
+            ("-1", None),
+            ("{}", None),
+        ] {
+            assert_eq!(sequence_of(body.as_bytes()), expected, "{body}");
+        }
+        assert_eq!(sequence_of(&[0xff]), None);
     }
 }
