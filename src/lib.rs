@@ -127,7 +127,7 @@ pub mod gateway;
 pub mod http;
 pub mod im;
 mod json;
-mod limits;
+pub mod limits;
 pub mod metrics;
 pub mod ports;
 pub mod schema;

@@ -37,8 +37,9 @@ impl Key {
     }
 }
 
+/// What is booked on each limit.
 #[derive(Debug)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// The clock of the limits starts here.
     epoch: Instant,
     tats: Mutex<HashMap<Key, Tat>>,
@@ -55,7 +56,16 @@ impl Default for Limits {
 
 impl Limits {
     /// Books on all limits together, or on none: the least that any grants, after the longest wait.
-    pub(crate) fn lease(&self, lease: &Lease<'_>) -> Leased {
+    pub fn lease(&self, lease: &Lease<'_>) -> Leased {
+        if lease.limits.is_empty() || lease.recipients == 0 {
+            return Leased {
+                grant: Grant::Units {
+                    units: lease.recipients,
+                    after: Duration::ZERO,
+                },
+                binding: None,
+            };
+        }
         let now_us = self.epoch.elapsed().as_micros() as u64;
         let mut tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
         if tats.len() > LIMITS_KEPT {
@@ -122,7 +132,8 @@ impl Limits {
         }
     }
 
-    pub(crate) fn booked(&self, limits: &[Limit<'_>]) -> Vec<f64> {
+    /// How far ahead each limit is booked.
+    pub fn booked(&self, limits: &[Limit<'_>]) -> Vec<f64> {
         let now_us = self.epoch.elapsed().as_micros() as u64;
         let tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
         let booked = |limit: &Limit<'_>| {
@@ -132,7 +143,8 @@ impl Limits {
         limits.iter().map(booked).collect()
     }
 
-    pub(crate) fn refund(&self, limits: &[Limit<'_>], recipients: u32, calls: u32) {
+    /// Gives back what was booked and not used.
+    pub fn refund(&self, limits: &[Limit<'_>], recipients: u32, calls: u32) {
         let mut tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
         for limit in limits {
             let units = match limit.cost {

@@ -3,15 +3,12 @@
 //! One process sees every call, so a rate needs no place to be shared in. A restart forgets what was
 //! booked ahead: each limit may then grant one burst more than it should, once.
 
-use std::time::Duration;
-
 use redb::ReadableTable as _;
 
 use super::Engine;
 use super::disk::Trouble;
 use super::tables::PARKS;
 use crate::clock::now_ms;
-use crate::domain::limits::Grant;
 use crate::ports::{Lease, Leased, LedgerError, Limit, Limiter, Park};
 
 /// The ledger and the limiter on the embedded engine.
@@ -20,15 +17,6 @@ pub struct EmbeddedStore(pub(super) Engine);
 
 impl Limiter for EmbeddedStore {
     async fn lease(&self, lease: &Lease<'_>) -> Result<Leased, LedgerError> {
-        if lease.limits.is_empty() || lease.recipients == 0 {
-            return Ok(Leased {
-                grant: Grant::Units {
-                    units: lease.recipients,
-                    after: Duration::ZERO,
-                },
-                binding: None,
-            });
-        }
         Ok(self.0.0.limits.lease(lease))
     }
 

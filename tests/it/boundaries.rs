@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Engines: they know no worker, and not each other.
     ("amqp", &["clock", "domain", "ports"]),
     ("store", &["clock", "domain", "json", "ports"]),
-    ("embedded", &["clock", "domain", "json", "ports"]),
+    ("embedded", &["clock", "domain", "json", "limits", "ports"]),
     // Towards backends.
     ("http", &["domain", "ports"]),
     (
@@ -104,7 +104,7 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
 
 /// The names right behind `crate::` in code outside tests.
 fn used(text: &str) -> BTreeSet<String> {
-    let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
+    let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
     let code = code
         .lines()
         .filter(|line| !line.trim_start().starts_with("//"));

@@ -7,8 +7,8 @@ use std::time::Duration;
 use fanwise::clock::now_ms;
 use fanwise::domain::directive::{Directive, Kind, Subject};
 use fanwise::domain::ids::JobId;
-use fanwise::domain::limits::{Cost, Grant, Tat};
 use fanwise::domain::permissions::{Asked, Permissions, Used};
+use fanwise::limits::Limits;
 use fanwise::ports::{
     ALIVE, Beat, Beaten, Charged, Directed, Directives, Lease, Leased, LedgerError, Limit, Limiter,
     Nonces, Park, Pulse, Quotas, Raised, StoredTemplate, Templates,
@@ -28,8 +28,7 @@ pub(super) struct State {
     pub(super) jobs: BTreeMap<JobId, Job>,
     /// Quiet jobs that were shown, and until when they are not shown again.
     pub(super) shown: BTreeMap<JobId, u64>,
-    began: Instant,
-    tats: BTreeMap<String, Tat>,
+    limits: Limits,
     parks: BTreeMap<String, Park>,
     directives: BTreeMap<(Subject, &'static str), Directive>,
     directed: u64,
@@ -50,8 +49,7 @@ impl MemoryStore {
         let state = State {
             jobs: BTreeMap::new(),
             shown: BTreeMap::new(),
-            began: Instant::now(),
-            tats: BTreeMap::new(),
+            limits: Limits::default(),
             parks: BTreeMap::new(),
             directives: BTreeMap::new(),
             directed: 0,
@@ -87,91 +85,9 @@ impl MemoryStore {
 // Limits
 // ---------------------------------------------------------------------------------------------
 
-/// Another rate under the same name starts clean.
-fn key(limit: &Limit<'_>) -> String {
-    format!(
-        "{:?} {} {} {:?}",
-        limit.scope, limit.name, limit.rate, limit.cost
-    )
-}
-
-impl State {
-    fn now_us(&self) -> u64 {
-        self.began.elapsed().as_micros() as u64
-    }
-
-    fn tat(&self, limit: &Limit<'_>) -> Tat {
-        self.tats.get(&key(limit)).copied().unwrap_or_default()
-    }
-
-    fn lease(&mut self, lease: &Lease<'_>) -> Leased {
-        let (now, per_call) = (self.now_us(), lease.per_call.max(1));
-        let mut units = lease.recipients;
-        let mut binding = None;
-        let mut later: Option<(Duration, _)> = None;
-        let want = |limit: &Limit<'_>, recipients: u32| match limit.cost {
-            Cost::PerCall => recipients.div_ceil(per_call),
-            Cost::PerRecipient => recipients,
-        };
-        if units == 0 {
-            return Leased {
-                grant: Grant::Units {
-                    units,
-                    after: Duration::ZERO,
-                },
-                binding,
-            };
-        }
-        for limit in lease.limits {
-            let wanted = want(limit, lease.recipients);
-            // On a copy: nothing is booked before all agree.
-            match self
-                .tat(limit)
-                .lease(&limit.rate, now, wanted, lease.wait_max)
-            {
-                Grant::Units { units: granted, .. } => {
-                    let recipients = match limit.cost {
-                        Cost::PerCall => granted.saturating_mul(per_call),
-                        Cost::PerRecipient => granted,
-                    };
-                    if recipients < units {
-                        (units, binding) = (recipients, Some(limit.scope));
-                    }
-                }
-                Grant::Later { after } => {
-                    if later.is_none_or(|(longest, _)| after > longest) {
-                        later = Some((after, limit.scope));
-                    }
-                }
-            }
-        }
-        if let Some((after, scope)) = later {
-            return Leased {
-                grant: Grant::Later { after },
-                binding: Some(scope),
-            };
-        }
-        let (mut wait, mut slowest) = (Duration::ZERO, None);
-        for limit in lease.limits {
-            let mut tat = self.tat(limit);
-            let grant = tat.lease(&limit.rate, now, want(limit, units), lease.wait_max);
-            self.tats.insert(key(limit), tat);
-            if let Grant::Units { after, .. } = grant
-                && after > wait
-            {
-                (wait, slowest) = (after, Some(limit.scope));
-            }
-        }
-        Leased {
-            grant: Grant::Units { units, after: wait },
-            binding: binding.or(slowest),
-        }
-    }
-}
-
 impl Limiter for MemoryStore {
     async fn lease(&self, lease: &Lease<'_>) -> Result<Leased, LedgerError> {
-        self.step("lease", |state| state.lease(lease)).await
+        self.step("lease", |state| state.limits.lease(lease)).await
     }
 
     async fn refund(
@@ -180,17 +96,7 @@ impl Limiter for MemoryStore {
         recipients: u32,
         calls: u32,
     ) -> Result<(), LedgerError> {
-        let refund = |state: &mut State| {
-            for limit in limits {
-                let units = match limit.cost {
-                    Cost::PerCall => calls,
-                    Cost::PerRecipient => recipients,
-                };
-                if let Some(tat) = state.tats.get_mut(&key(limit)) {
-                    tat.refund(&limit.rate, units);
-                }
-            }
-        };
+        let refund = |state: &mut State| state.limits.refund(limits, recipients, calls);
         self.step("refund", refund).await
     }
 
@@ -210,12 +116,8 @@ impl Limiter for MemoryStore {
     }
 
     async fn booked(&self, limits: &[Limit<'_>]) -> Result<Vec<f64>, LedgerError> {
-        let booked = |state: &mut State| {
-            let now = state.now_us();
-            let booked = |limit: &Limit<'_>| state.tat(limit).booked(&limit.rate, now);
-            limits.iter().map(booked).collect()
-        };
-        self.step("booked", booked).await
+        self.step("booked", |state| state.limits.booked(limits))
+            .await
     }
 
     async fn parked(&self, targets: &[String]) -> Result<Vec<(String, Park)>, LedgerError> {
