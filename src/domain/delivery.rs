@@ -559,8 +559,7 @@ impl Delivery {
                 ClaimState::Granted => continue,
                 ClaimState::Settled(_) => {
                     self.places[index] = Place::Ended;
-                    self.ended.entries += 1;
-                    self.ended.repeats += 1;
+                    self.ended.add(1, 1);
                 }
                 ClaimState::Held { left } => {
                     self.delay = self.delay.max(*left);

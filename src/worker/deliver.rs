@@ -691,18 +691,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         }
         let step = self.scene.record(&batch);
         let recorded = flight.during(&self.delivery, step).await;
-        match recorded.map_err(|Lost| Pause::Lost)? {
-            Some(recorded) => {
-                self.note_recorded(&batch, Some(recorded));
-                Ok(())
-            }
-            None => self.scene.unrecorded(),
-        }
+        let Some(recorded) = recorded.map_err(|Lost| Pause::Lost)? else {
+            return self.scene.unrecorded();
+        };
+        self.note_recorded(&batch, recorded);
+        Ok(())
     }
 
-    /// None: the ledger did not take the batch, and the delivery keeps it.
-    fn note_recorded(&mut self, batch: &Batch, recorded: Option<Recorded>) {
-        let Some(recorded) = recorded else { return };
+    fn note_recorded(&mut self, batch: &Batch, recorded: Recorded) {
         let outcomes = batch.outcomes.iter().map(|(_, outcome)| *outcome);
         self.scene.target.metrics.ended(outcomes);
         self.delivery.recorded(recorded.stood);

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::relay::Relay;
+use crate::support::wait::until;
 
 /// Longer than anything here takes, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -472,18 +473,12 @@ async fn promise_1_what_waits_while_its_lane_is_gone_returns_to_it() {
         .await
         .unwrap();
     let stray = queue(".stray.v1");
-    timeout(PATIENCE, async {
-        loop {
-            let depths = rabbit.depths().await.unwrap();
-            let depth = depths.iter().find(|it| it.queue == stray).unwrap();
-            if depth.counts.unwrap().ready == 40 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    until("40 strays", PATIENCE, async || {
+        let depths = rabbit.depths().await.unwrap();
+        let depth = depths.iter().find(|it| it.queue == stray).unwrap();
+        (depth.counts.unwrap().ready == 40).then_some(())
     })
-    .await
-    .unwrap();
+    .await;
     session.close().await;
     let session = rabbit.connect().await.unwrap();
     let mut home = session.consume(Source::Lane(express()), 50).await.unwrap();

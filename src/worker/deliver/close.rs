@@ -100,13 +100,17 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         if batch.is_empty() || (self.closed && batch.outcomes.is_empty()) {
             return Ok(());
         }
-        let recorded = self.scene.record(&batch).await?;
+        // What the ledger does not take, the delivery keeps.
+        let Some(recorded) = self.scene.record(&batch).await? else {
+            return Ok(());
+        };
         self.note_recorded(&batch, recorded);
         let again = self.delivery.batch();
         if !self.closed && again.last > batch.last {
             // Others had settled some of them first, and that was learned only now.
-            let recorded = self.scene.record(&again).await?;
-            self.note_recorded(&again, recorded);
+            if let Some(recorded) = self.scene.record(&again).await? {
+                self.note_recorded(&again, recorded);
+            }
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::{EmbeddedBench, MemoryBench, PATIENCE, RedisBench, StoreBench, TARGET};
+use crate::support::wait::{until, until_ok};
 
 on_all! { EmbeddedBench, RedisBench:
     a_recipient_has_one_owner_and_one_outcome,
@@ -207,15 +208,12 @@ async fn until_taken_over(
     owner: Owner,
     people: &[Fingerprint],
 ) {
-    let waited = Instant::now();
-    loop {
+    until_ok("the end of a lease", PATIENCE, async || {
         let states = each(claim(store, slice, owner, LEASE, people).await);
-        if states == vec![ClaimState::TakenOver; people.len()] {
-            return;
-        }
-        assert!(waited.elapsed() < PATIENCE, "{states:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        let all = states == vec![ClaimState::TakenOver; people.len()];
+        all.then_some(()).ok_or_else(|| format!("{states:?}"))
+    })
+    .await
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -300,15 +298,11 @@ async fn half_done(store: &impl Ledger) -> Job {
 const QUIET: Duration = Duration::from_millis(300);
 
 async fn until_quiet(store: &(impl Ledger + Upkeep), job: &Job) -> JobRecord {
-    let waited = Instant::now();
-    loop {
+    until("a quiet job", PATIENCE, async || {
         let found = store.quiet(QUIET).await.unwrap();
-        if let Some(found) = found.into_iter().find(|it| it.job == job.id()) {
-            return found;
-        }
-        assert!(waited.elapsed() < PATIENCE);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        found.into_iter().find(|it| it.job == job.id())
+    })
+    .await
 }
 
 async fn a_quiet_job_is_ended_and_says_what_is_not_known(bench: &impl StoreBench) {
@@ -1216,15 +1210,13 @@ async fn looking_claims_nobody(bench: &impl StoreBench) {
     settle(store, slice, ANN, &outcomes, false).await;
     release(store, slice, ANN, &people[2..3]).await;
     claim(store, slice, BOB, Duration::ZERO, &people[4..5]).await;
-    let waited = Instant::now();
-    let found = loop {
+    let found = until_ok("the end of a lease", PATIENCE, async || {
         let found = store.look(&record, &people).await.unwrap();
-        if found[4] == ClaimState::TakenOver {
-            break found;
-        }
-        assert!(waited.elapsed() < PATIENCE, "{found:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
+        let over = found[4] == ClaimState::TakenOver;
+        over.then_some(()).ok_or_else(|| format!("{found:?}"))?;
+        Ok::<_, String>(found)
+    })
+    .await;
     assert_eq!(found[0], ClaimState::Settled(Outcome::Sent));
     assert_eq!(found[1], ClaimState::Settled(Outcome::Failed));
     assert_eq!(found[2], ClaimState::Granted);
