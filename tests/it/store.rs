@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fanwise::domain::accounts::Accounts;
-use fanwise::domain::ids::{Fingerprint, SliceId};
+use fanwise::domain::ids::{Fingerprint, Owner, SliceId};
 use fanwise::domain::limits::{Cost, Grant, Rate, Tat};
 use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::Shape;
@@ -298,6 +298,53 @@ async fn a_job_of_an_older_version_is_kept_while_it_runs() {
     let of_job = |(key, _): &(String, i64)| key.contains('{');
     let ends: Vec<_> = bench.ends().await.into_iter().filter(of_job).collect();
     assert!(ends.iter().all(|(_, ttl)| *ttl == -1), "{ends:?}");
+}
+
+/// Workers of two versions: what an owner holds in doubt stays its own, though an owner of an earlier
+/// version takes one number where one of this version takes two (promise 4).
+#[tokio::test]
+async fn an_owner_of_an_older_version_has_no_part_in_what_another_holds_in_doubt() {
+    let Some(mut bench) = Bench::start().await else {
+        return;
+    };
+    let (older, job) = (Owner(0xc), Job::new(1));
+    let people = job.fingerprints(0..3);
+    bench.store.accept(&job.submission("s", 3)).await.unwrap();
+    let id = SliceId::new("s", 0);
+    let slice = job.slice(&id, 3);
+    claim(&bench.store, slice, ANN, Duration::ZERO, &people).await;
+    until("a claim that can be taken over", async || {
+        let states = each(claim(&bench.store, slice, BOB, LEASE, &people).await);
+        states != [ClaimState::Granted; 3] && !matches!(states[0], ClaimState::Held { .. })
+    })
+    .await;
+    let again = each(claim(&bench.store, slice, BOB, LEASE, &people).await);
+    assert_eq!(again, [ClaimState::InDoubt; 3]);
+
+    // As an earlier version numbers its owners.
+    let header = format!("{}:{{{}}}", bench.prefix, job.id());
+    let count: u32 = redis::cmd("HINCRBY")
+        .arg(&header)
+        .arg("owners")
+        .arg(1)
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    let number = &(8_388_608 + count % 8_388_607).to_be_bytes()[1..];
+    let lease = [&older.to_bytes()[..], &[0; 6]].concat();
+    let _: () = redis::cmd("HSET")
+        .arg(format!("{header}:owners"))
+        .arg(&older.to_bytes())
+        .arg(number)
+        .arg(number)
+        .arg(lease)
+        .query_async(&mut bench.redis)
+        .await
+        .unwrap();
+    let states = each(claim(&bench.store, slice, older, LEASE, &people).await);
+    let held = |state: &ClaimState| matches!(state, ClaimState::Held { .. });
+    assert!(states.iter().all(held), "{states:?}");
+    assert!(bench.store.renew(slice, BOB, LEASE, &people).await.unwrap());
 }
 
 /// What belongs to no job expires by itself.

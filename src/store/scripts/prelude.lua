@@ -31,22 +31,16 @@ local RECORD = 11
 local RELEASED = 'r\0\0'
 local DOUBTED = '\255\255\255'
 
--- The number under which an owner holds recipients in doubt: that beside its own, which is even. So the
--- doubt outlives an answer that is lost, and an owner that asks again is told of it again. Owners of
--- earlier versions may have an odd number, and no other.
+-- The number under which an owner holds recipients in doubt: the one behind its own, which no other has.
+-- So the doubt outlives an answer that is lost, and an owner that asks again is told of it again.
 local function doubtful(number)
-  local first, second, third = byte(number, 1, 3)
-  return string.char(first, second, third % 2 == 0 and third + 1 or third)
+  return struct.pack('>I3', struct.unpack('>I3', number) + 1)
 end
 
 -- Owner and end of the lease behind a number of either kind.
 local function holder_of(number)
-  local holder = call('HGET', OWNERS, number)
-  local third = byte(number, 3)
-  if not holder and third % 2 == 1 then
-    holder = call('HGET', OWNERS, sub(number, 1, 2) .. string.char(third - 1))
-  end
-  return holder
+  return call('HGET', OWNERS, number)
+    or call('HGET', OWNERS, struct.pack('>I3', struct.unpack('>I3', number) - 1))
 end
 
 -- Milliseconds of the server's clock, the only one that leases go by.
