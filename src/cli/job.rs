@@ -12,6 +12,7 @@ use super::{checked_config, output, progress};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
+use crate::domain::job;
 use crate::domain::letters::{moment, not_a_moment};
 use crate::exit::{Exit, Failure};
 use crate::ports::{JobFilter, JobState};
@@ -217,13 +218,9 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
 }
 
 fn unknown(name: &JobName) -> Failure {
-    let what = format!(
-        "there is no job {:?} (looked for id {}); it may be older than the dedup window, not accepted \
-         yet, or rejected (`fanwise dead rejected` shows why)",
-        name.job,
-        name.job.parse().unwrap_or_else(|_| name.key())
-    );
-    Failure::message(Exit::Unavailable, what)
+    let id = name.job.parse().unwrap_or_else(|_| name.key());
+    let named = format!("{:?} (looked for id {id})", name.job);
+    Failure::message(Exit::Unavailable, job::unknown(&named))
 }
 
 async fn list(access: &Access, args: &ListArgs) -> Result<Exit, Failure> {

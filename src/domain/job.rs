@@ -250,6 +250,14 @@ fn names<T>(things: &BTreeMap<String, T>) -> String {
     }
 }
 
+/// What to say of a job that the ledger does not know.
+pub fn unknown(name: &str) -> String {
+    format!(
+        "there is no job {name}: not accepted yet, rejected (`fanwise dead rejected` shows why), or older \
+         than the dedup window"
+    )
+}
+
 /// An error, in words, if jobs of an app with these rules, or none, may not name this URL.
 pub fn check_callback(app: &str, rules: Option<&CallbackRules>, url: &str) -> Result<(), String> {
     match rules {

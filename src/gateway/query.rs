@@ -9,6 +9,7 @@ use super::Gateway;
 use super::params::Params;
 use super::problem::Refusal;
 use crate::clock::now_ms;
+use crate::domain::job;
 use crate::ports::{Broker, JobFilter, JobQuery, JobRecord, JobState, Shelves, Store, Transport};
 use crate::service::api::{JobDetail, JobList, RecipientFate, Verification};
 use crate::service::jobs::{self, LIST_MAX};
@@ -67,9 +68,9 @@ pub(super) async fn find<B: Broker, S: Store, T>(
 }
 
 pub(super) fn unknown(job: &str) -> Refusal {
+    let what = job::unknown(&format!("{job:?}"));
     Refusal::NotFound(format!(
-        "there is no job {job:?}: not accepted yet, rejected (`fanwise dead rejected` shows why), or older \
-         than the dedup window; a job is named by its id, or by its client_msg_no with ?app="
+        "{what}; a job is named by its id, or by its client_msg_no with ?app="
     ))
 }
 

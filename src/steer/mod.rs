@@ -18,6 +18,7 @@ pub use self::view::{LimitView, TargetState, TargetView, limits, targets};
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope, Subject};
 use crate::domain::fields::suggestion;
 use crate::domain::ids::JobId;
+use crate::domain::job;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
 use crate::ports::{Directives, JobState, LedgerError, Park, ParkReason, Store};
@@ -221,12 +222,9 @@ async fn check<S: Store>(
         Scope::Job => {
             let id: Result<JobId, _> = name.parse();
             let id = id.map_err(|error| SteerError::Unknown(error.to_string()))?;
-            let record = store.job(id).await?.ok_or_else(|| {
-                SteerError::Unknown(format!(
-                    "there is no job {id}: not accepted yet, rejected (`fanwise dead rejected` shows why), \
-                     or older than the dedup window"
-                ))
-            })?;
+            let record = store.job(id).await?;
+            let record =
+                record.ok_or_else(|| SteerError::Unknown(job::unknown(&id.to_string())))?;
             if record.state == JobState::Completed {
                 return Err(SteerError::TooLate(format!("job {id} is completed")));
             }
