@@ -575,11 +575,29 @@ pub struct Settle<'a> {
     /// Claims of ours to give up of recipients that may have been sent to: whoever claims them next
     /// hears of it.
     pub doubted: &'a [Fingerprint],
+    /// Claims of ours to give up as they were found, since nobody used them: a doubt that was found
+    /// with one stays, and the others are free.
+    pub unused: &'a [Fingerprint],
     /// Every recipient of the slice has an outcome now, as far as its deliveries know, and they saw
     /// so many repeats. Entries that the slice has not counted itself are counted as duplicates if
     /// there are no more of them than that; otherwise none is, and all stay pending. Of a job that was
     /// rebuilt they always are.
     pub last: Option<u32>,
+}
+
+impl<'a> Settle<'a> {
+    /// A step that records nothing yet.
+    pub fn of(slice: SliceRef<'a>, owner: Owner) -> Self {
+        Self {
+            slice,
+            owner,
+            outcomes: &[],
+            release: &[],
+            doubted: &[],
+            unused: &[],
+            last: None,
+        }
+    }
 }
 
 /// What a settle found.

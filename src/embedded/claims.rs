@@ -269,6 +269,12 @@ impl Claims {
         )
     }
 
+    /// Whether the asker holds this recipient, and was given it in doubt.
+    pub(super) fn holds_in_doubt(&self, asker: Asker, fingerprint: u64) -> bool {
+        let held = self.held.get(&(asker.life, fingerprint));
+        held.is_some_and(|held| held.in_doubt && self.is_own(*held, asker))
+    }
+
     fn own(&self, asker: Asker, recipients: &[u64]) -> Vec<u64> {
         let is_own = |fingerprint: &u64| {
             let held = self.held.get(&(asker.life, *fingerprint));

@@ -35,9 +35,11 @@ const EXPANDED: u8 = 2;
 const GATHERING: u8 = 3;
 const GIVEN_UP: u8 = 4;
 
-/// Codes of a claim to release, beside those of `Outcome::ledger_code`: for certain, and in doubt.
+/// Codes of a claim to release, beside those of `Outcome::ledger_code`: for certain, in doubt, and as
+/// it was found.
 const RELEASE: u8 = b'r';
 const DOUBT: u8 = b'd';
+const UNUSED: u8 = b'k';
 
 impl Ledger for EmbeddedStore {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
@@ -791,10 +793,12 @@ impl SettleStep {
             };
             let mut added = Vec::with_capacity(group.members.len());
             for (fingerprint, code) in group.members {
-                if *code == RELEASE {
-                    released.push(*fingerprint);
-                } else if *code == DOUBT {
+                let unused_in_doubt =
+                    || *code == UNUSED && work.claims.holds_in_doubt(asker, *fingerprint);
+                if *code == DOUBT || unused_in_doubt() {
                     doubted.push(*fingerprint);
+                } else if matches!(*code, RELEASE | UNUSED) {
+                    released.push(*fingerprint);
                 } else if bucket.get(*fingerprint).is_none() {
                     // One that comes late beats a claim, whoever holds it: what was sent was sent.
                     added.push((*fingerprint, *code));
@@ -901,16 +905,18 @@ fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
 }
 
 /// What to write for each recipient, sorted, each once: the first outcome given counts, an outcome
-/// counts more than a release, and one in doubt more than one without. Duplicates are nothing to write: they are what is left of the
-/// entries when the slice ends.
+/// counts more than a release, and a release that keeps a doubt more than one that does not. Duplicates
+/// are nothing to write: they are what is left of the entries when the slice ends.
 fn settlements(settle: &Settle<'_>) -> Vec<(u64, u8)> {
     let outcomes = settle
         .outcomes
         .iter()
         .filter_map(|(fingerprint, outcome)| Some((fingerprint.0, outcome.ledger_code()?)));
     let doubts = settle.doubted.iter().map(|it| (it.0, DOUBT));
+    let unused = settle.unused.iter().map(|it| (it.0, UNUSED));
     let releases = settle.release.iter().map(|it| (it.0, RELEASE));
-    let mut entries: Vec<_> = outcomes.chain(doubts).chain(releases).collect();
+    let releases = doubts.chain(unused).chain(releases);
+    let mut entries: Vec<_> = outcomes.chain(releases).collect();
     entries.sort_by_key(|(fingerprint, _)| *fingerprint);
     entries.dedup_by_key(|(fingerprint, _)| *fingerprint);
     entries

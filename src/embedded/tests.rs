@@ -657,24 +657,17 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
             .map(|person| (*person, Outcome::Sent))
             .collect();
         let settle = Settle {
-            slice,
-            owner: Owner(1),
             outcomes: &outcomes,
-            release: &[],
-            doubted: &[],
-            last: None,
+            ..Settle::of(slice, Owner(1))
         };
         store.settle(settle).await.unwrap();
     }
     let rest = people[2900..].iter().map(|it| (*it, Outcome::Sent));
     let rest: Vec<_> = rest.collect();
     let settle = Settle {
-        slice: slice_ref(&over, &id, 3000),
-        owner: Owner(1),
         outcomes: &rest,
-        release: &[],
-        doubted: &[],
         last: Some(0),
+        ..Settle::of(slice_ref(&over, &id, 3000), Owner(1))
     };
     let rows = async || {
         let count = |transaction: &ReadTransaction| {

@@ -81,9 +81,11 @@ const AUDIT_RECIPIENTS: u64 = 16_384;
 /// Most buckets an audit reads at a time, however empty they are.
 const AUDIT_BUCKETS: u64 = 512;
 
-/// Codes of a claim to release, beside those of `Outcome::ledger_code`: for certain, and in doubt.
+/// Codes of a claim to release, beside those of `Outcome::ledger_code`: for certain, in doubt, and as
+/// it was found.
 const RELEASE: u8 = b'r';
 const DOUBT: u8 = b'd';
+const UNUSED: u8 = b'k';
 
 impl Ledger for Store {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
@@ -653,16 +655,18 @@ fn distinct(order: &[u32], fingerprints: &[Fingerprint]) -> Vec<Fingerprint> {
 }
 
 /// What to write for each recipient, sorted, each once: the first outcome given counts, an outcome
-/// counts more than a release, and one in doubt more than one without. Duplicates are nothing to write: they are what is left of the
-/// entries when the slice ends.
+/// counts more than a release, and a release that keeps a doubt more than one that does not. Duplicates
+/// are nothing to write: they are what is left of the entries when the slice ends.
 fn settlements(settle: &Settle<'_>) -> (Vec<Fingerprint>, Vec<u8>) {
     let outcomes = settle
         .outcomes
         .iter()
         .filter_map(|(fingerprint, outcome)| Some((*fingerprint, outcome.ledger_code()?)));
     let doubts = settle.doubted.iter().map(|it| (*it, DOUBT));
+    let unused = settle.unused.iter().map(|it| (*it, UNUSED));
     let releases = settle.release.iter().map(|it| (*it, RELEASE));
-    let mut entries: Vec<_> = outcomes.chain(doubts).chain(releases).collect();
+    let releases = doubts.chain(unused).chain(releases);
+    let mut entries: Vec<_> = outcomes.chain(releases).collect();
     entries.sort_by_key(|(fingerprint, _)| *fingerprint);
     entries.dedup_by_key(|(fingerprint, _)| *fingerprint);
     entries.into_iter().unzip()

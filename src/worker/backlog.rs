@@ -30,29 +30,32 @@ pub(super) struct Overdue {
     pub(super) outcomes: Vec<(Fingerprint, Outcome)>,
     pub(super) release: Vec<Fingerprint>,
     pub(super) doubted: Vec<Fingerprint>,
+    /// Claims that were asked for and not answered.
+    pub(super) unused: Vec<Fingerprint>,
     /// Of recipients that stay claimed, since their dead letter is not written.
     pub(super) reasons: Vec<(Fingerprint, Reason)>,
 }
 
 impl Overdue {
     fn recipients(&self) -> usize {
-        self.outcomes.len() + self.release.len() + self.doubted.len() + self.reasons.len()
+        let claims = self.release.len() + self.doubted.len() + self.unused.len();
+        self.outcomes.len() + claims + self.reasons.len()
     }
 
     fn settle(&self) -> Settle<'_> {
+        let slice = SliceRef {
+            head: &self.head,
+            id: &self.id,
+            entries: self.entries,
+            shape: self.shape,
+        };
+        // Its slice comes back, and its next delivery ends it.
         Settle {
-            slice: SliceRef {
-                head: &self.head,
-                id: &self.id,
-                entries: self.entries,
-                shape: self.shape,
-            },
-            owner: self.owner,
             outcomes: &self.outcomes,
             release: &self.release,
             doubted: &self.doubted,
-            // Its slice comes back, and its next delivery ends it.
-            last: None,
+            unused: &self.unused,
+            ..Settle::of(slice, self.owner)
         }
     }
 }

@@ -768,12 +768,11 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
         let release = self.fingerprints(batch.release.iter().copied());
         let doubted = self.fingerprints(batch.doubted.iter().copied());
         self.settle(Settle {
-            slice: self.slice_ref(),
-            owner: self.owner,
             outcomes: &outcomes,
             release: &release,
             doubted: &doubted,
             last: batch.last,
+            ..Settle::of(self.slice_ref(), self.owner)
         })
         .await
     }
@@ -793,19 +792,11 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
             let names = names.iter();
             names.map(|name| fingerprinter.fingerprint(name)).collect()
         };
-        let settle = |owner| Settle {
-            slice: self.slice_ref(),
-            owner,
-            outcomes: &[],
-            release: &[],
-            doubted: &[],
-            last: None,
-        };
         for (owner, names) in &known.release {
             let release = named(names);
             let step = Settle {
                 release: &release,
-                ..settle(*owner)
+                ..Settle::of(self.slice_ref(), *owner)
             };
             if self.settle(step).await?.is_none() {
                 return Ok(None);
@@ -818,7 +809,7 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
         let outcomes: Vec<_> = known.outcomes.iter().flat_map(each).collect();
         self.settle(Settle {
             outcomes: &outcomes,
-            ..settle(self.owner)
+            ..Settle::of(self.slice_ref(), self.owner)
         })
         .await
     }

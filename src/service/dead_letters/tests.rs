@@ -211,18 +211,16 @@ impl Bench {
             .iter()
             .filter_map(|(user, outcome)| Some((fingerprinter.fingerprint(user), (*outcome)?)))
             .collect();
+        let slice = SliceRef {
+            head: &job.head,
+            id: &SliceId::new(&job.submission, 0),
+            entries: job.entries as u32,
+            shape,
+        };
         let settle = Settle {
-            slice: SliceRef {
-                head: &job.head,
-                id: &SliceId::new(&job.submission, 0),
-                entries: job.entries as u32,
-                shape,
-            },
-            owner: Owner(1),
             outcomes: &outcomes,
-            release: &[],
-            doubted: &[],
             last: (outcomes.len() == job.entries).then_some(0),
+            ..Settle::of(slice, Owner(1))
         };
         self.store.settle(settle).await.unwrap();
         job.head.id

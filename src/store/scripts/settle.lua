@@ -5,7 +5,7 @@
 --          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 if the slice ends here, how many
 --          repeats its deliveries saw; else nothing
 --          12.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release,
---          d for release in doubt
+--          d for release in doubt, k to release a claim and to keep a doubt that it was given with
 -- Returns  {0, buckets} if the job has another shape; {1, rebuilt, stood, missing, total, sent,
 --          duplicate, failed, uncertain, expired, cancelled, finished, completed}: how many of the
 --          outcomes were of recipients that had one, and how many entries of a slice that ends have
@@ -49,7 +49,7 @@ local in_doubt = mine and doubtful(mine)
 local tally, settled, stood = {}, 0, 0
 
 -- What a claim that is given up becomes.
-local GIVEN_UP = { r = RELEASED, d = DOUBTED }
+local GIVEN_UP = { r = RELEASED, d = DOUBTED, k = RELEASED }
 
 local function count_in(code, count)
   if not GIVEN_UP[code] then
@@ -76,7 +76,8 @@ for k = 5, #KEYS do
       local state = at and sub(bucket, at + 8, at + 10)
       if GIVEN_UP[code] then
         if mine and at and (state == mine or state == in_doubt) then
-          write(at, fingerprint .. GIVEN_UP[code])
+          local keeps = code == 'k' and state == in_doubt
+          write(at, fingerprint .. (keeps and DOUBTED or GIVEN_UP[code]))
         end
       elseif not at then
         fresh[#fresh + 1] = fingerprint .. code .. '\0\0'

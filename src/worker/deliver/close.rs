@@ -64,11 +64,8 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
             shape: scene.slice.shape,
             owner: scene.owner,
             outcomes: scene.outcomes(&batch),
-            release: [
-                scene.fingerprints(batch.release.iter().copied()),
-                self.asked.clone(),
-            ]
-            .concat(),
+            release: scene.fingerprints(batch.release.iter().copied()),
+            unused: self.asked.clone(),
             doubted: scene.fingerprints(batch.doubted.iter().copied()),
             reasons: self.reasons(&self.dead()),
         });
@@ -83,12 +80,8 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         let scene = self.scene;
         let context = &*scene.shift.context;
         let settle = context.store.settle(Settle {
-            slice: scene.slice_ref(),
-            owner: scene.owner,
-            outcomes: &[],
-            release: &self.asked,
-            doubted: &[],
-            last: None,
+            unused: &self.asked,
+            ..Settle::of(scene.slice_ref(), scene.owner)
         });
         // Not repeated: a claim that reached the ledger was answered, but for the moment of a fault.
         let _ = context.try_step(LedgerStep::Settle, settle).await;

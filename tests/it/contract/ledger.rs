@@ -27,6 +27,7 @@ on_all! { EmbeddedBench, RedisBench:
     a_renewed_claim_is_not_taken_over,
     a_released_claim_is_free_and_in_no_doubt,
     a_claim_released_in_doubt_stays_so,
+    a_claim_given_up_unused_keeps_the_doubt_it_was_found_with,
     nobody_missing_is_counted_as_a_duplicate,
     a_slice_ends_once,
     windows_may_be_unsorted_and_large,
@@ -170,13 +171,10 @@ pub(crate) async fn settle(
     last: bool,
 ) -> Standing {
     let settle = Settle {
-        slice,
-        owner,
         outcomes,
-        release: &[],
-        doubted: &[],
         // As if all entries that are no recipients were seen to be repeats.
         last: last.then_some(slice.entries),
+        ..Settle::of(slice, owner)
     };
     store.settle(settle).await.unwrap().standing
 }
@@ -188,12 +186,8 @@ async fn release(
     release: &[Fingerprint],
 ) -> Standing {
     let settle = Settle {
-        slice,
-        owner,
-        outcomes: &[],
         release,
-        doubted: &[],
-        last: None,
+        ..Settle::of(slice, owner)
     };
     store.settle(settle).await.unwrap().standing
 }
@@ -498,12 +492,9 @@ async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
     assert!(states[5..].iter().all(held));
     // An outcome counts more than a release in the same step.
     let both = Settle {
-        slice,
-        owner: BOB,
         outcomes: &[(people[0], Outcome::Sent), (people[0], Outcome::Failed)],
         release: &people[..2],
-        doubted: &[],
-        last: None,
+        ..Settle::of(slice, BOB)
     };
     let standing = store.settle(both).await.unwrap().standing;
     assert_eq!((standing.accounts.sent, standing.accounts.failed), (1, 0));
@@ -523,12 +514,9 @@ async fn a_claim_released_in_doubt_stays_so(bench: &impl StoreBench) {
     let (one, two) = (job.slice(&one, 6), job.slice(&two, 6));
     claim(store, one, ANN, LEASE, &people).await;
     let doubt = |slice, owner, doubted, release| Settle {
-        slice,
-        owner,
-        outcomes: &[],
         release,
         doubted,
-        last: None,
+        ..Settle::of(slice, owner)
     };
     // Nobody casts doubt on the claims of others.
     store.settle(doubt(two, BOB, &people, &[])).await.unwrap();
@@ -570,6 +558,53 @@ async fn a_claim_released_in_doubt_stays_so(bench: &impl StoreBench) {
     assert_eq!(states, [ClaimState::Settled(Outcome::Sent); 2]);
 }
 
+/// Promise 4: an owner that gives up claims it never learned of takes nobody's doubt away, and leaves
+/// no doubt where there was none.
+async fn a_claim_given_up_unused_keeps_the_doubt_it_was_found_with(bench: &impl StoreBench) {
+    let (store, job) = (bench.store(), Job::new(2));
+    let people = job.fingerprints(0..4);
+    store.accept(&job.submission("s", 12)).await.unwrap();
+    let (one, two) = (SliceId::new("s", 0), SliceId::new("s", 1));
+    let (one, two) = (job.slice(&one, 6), job.slice(&two, 6));
+    claim(store, one, ANN, LEASE, &people[..1]).await;
+    let in_doubt = Settle {
+        doubted: &people[..1],
+        ..Settle::of(one, ANN)
+    };
+    store.settle(in_doubt).await.unwrap();
+    // Nobody is alive who holds the second.
+    claim(store, one, Owner(0xc), Duration::ZERO, &people[1..2]).await;
+    let expected = [
+        ClaimState::InDoubt,
+        ClaimState::TakenOver,
+        ClaimState::Granted,
+        ClaimState::Granted,
+    ];
+    assert_eq!(each(claim(store, two, BOB, LEASE, &people).await), expected);
+    // Nobody gives up the claims of others, and once is as good as twice.
+    for owner in [ANN, BOB, BOB] {
+        let unused = Settle {
+            unused: &people[..3],
+            release: &people[..1],
+            ..Settle::of(two, owner)
+        };
+        store.settle(unused).await.unwrap();
+    }
+    let expected = [
+        ClaimState::InDoubt,
+        ClaimState::InDoubt,
+        ClaimState::Granted,
+    ];
+    let states = each(claim(store, one, ANN, LEASE, &people).await);
+    assert_eq!(states[..3], expected);
+    let held = |state: &ClaimState| matches!(state, ClaimState::Held { .. });
+    assert!(held(&states[3]), "the others stay claimed");
+    // What was used and certainly not sent is free, whatever it was found with.
+    release(store, one, ANN, &people[..3]).await;
+    let states = each(claim(store, two, BOB, LEASE, &people[..3]).await);
+    assert_eq!(states, [ClaimState::Granted; 3]);
+}
+
 /// Promise 2: what the deliveries of a slice did not see repeated is not counted as a duplicate, so a
 /// job of which somebody is missing is not finished. The same slice, delivered again, heals it.
 async fn nobody_missing_is_counted_as_a_duplicate(bench: &impl StoreBench) {
@@ -581,12 +616,9 @@ async fn nobody_missing_is_counted_as_a_duplicate(bench: &impl StoreBench) {
     let slice = job.slice(&id, 8);
     let sent = all(&people[..4], Outcome::Sent);
     let last = |outcomes, repeats| Settle {
-        slice,
-        owner: ANN,
         outcomes,
-        release: &[],
-        doubted: &[],
         last: Some(repeats),
+        ..Settle::of(slice, ANN)
     };
     claim(store, slice, ANN, LEASE, &people[..4]).await;
     for _ in 0..2 {
@@ -694,8 +726,6 @@ async fn every_step_may_be_repeated(bench: &impl StoreBench) {
         assert!(store.renew(slice, ANN, LEASE, &people).await.unwrap());
     }
     let step = Settle {
-        slice,
-        owner: ANN,
         outcomes: &[
             (people[0], Outcome::Sent),
             (people[1], Outcome::Failed),
@@ -704,8 +734,7 @@ async fn every_step_may_be_repeated(bench: &impl StoreBench) {
             (people[4], Outcome::Cancelled),
         ],
         release: &people[5..],
-        doubted: &[],
-        last: None,
+        ..Settle::of(slice, ANN)
     };
     let first = store.settle(step).await.unwrap().standing;
     let again = store.settle(step).await.unwrap();
@@ -1456,6 +1485,7 @@ enum Step {
         outcomes: Vec<(usize, Outcome)>,
         release: Vec<usize>,
         doubted: Vec<usize>,
+        unused: Vec<usize>,
         last: Option<u32>,
     },
 }
@@ -1487,18 +1517,20 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             prop::collection::vec((0..12usize, outcome), 0..5),
             some(),
             some(),
+            some(),
             prop::option::weighted(0.1, 0..10u32),
         )
-            .prop_map(
-                |(slice, owner, outcomes, release, doubted, last)| Step::Settle {
+            .prop_map(|(slice, owner, outcomes, release, doubted, unused, last)| {
+                Step::Settle {
                     slice,
                     owner,
                     outcomes,
                     release,
                     doubted,
-                    last
+                    unused,
+                    last,
                 }
-            ),
+            }),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -1593,6 +1625,7 @@ impl Model {
         outcomes: &[(usize, Outcome)],
         release: &[usize],
         doubted: &[usize],
+        unused: &[usize],
         last: Option<u32>,
     ) {
         let entries = SLICES[slice].1;
@@ -1609,10 +1642,22 @@ impl Model {
                 }
             }
         }
-        // Given up both ways, the doubt counts.
+        // Given up in several ways, the doubt counts.
         for recipient in doubted {
             if self.is_own(*recipient, owner) {
                 self.held.insert(*recipient, Held::InDoubt);
+            }
+        }
+        for recipient in unused {
+            match self.held.get(recipient) {
+                Some(Held::Claimed { in_doubt, .. }) if self.is_own(*recipient, owner) => {
+                    if *in_doubt {
+                        self.held.insert(*recipient, Held::InDoubt);
+                    } else {
+                        self.held.remove(recipient);
+                    }
+                }
+                _ => {}
             }
         }
         for recipient in release {
@@ -1759,6 +1804,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                 outcomes,
                 release,
                 doubted,
+                unused,
                 last,
             } => {
                 let range = SLICES[index].0.clone();
@@ -1782,15 +1828,17 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                     .collect();
                 let released = named(&release);
                 let doubts = named(&doubted);
+                let unused = of(index, unused);
+                let kept = named(&unused);
                 let settle = Settle {
-                    slice: slice(index),
-                    owner: Owner(owner),
                     outcomes: &settled,
                     release: &released,
                     doubted: &doubts,
+                    unused: &kept,
                     last,
+                    ..Settle::of(slice(index), Owner(owner))
                 };
-                model.settle(index, owner, &once, &release, &doubted, last);
+                model.settle(index, owner, &once, &release, &doubted, &unused, last);
                 // Twice: a repetition counts nothing.
                 for _ in 0..2 {
                     let recorded = store.settle(settle).await.unwrap();

@@ -394,10 +394,22 @@ impl State {
             *job.record_mut().accounts.of_mut(*outcome) += 1;
             settled += 1;
         }
-        // Given up both ways, the doubt counts.
+        // Given up in several ways, the doubt counts.
         for recipient in settle.doubted {
             if job.is_own(*recipient, owner) {
                 job.recipients.insert(*recipient, Held::InDoubt);
+            }
+        }
+        for recipient in settle.unused {
+            match job.recipients.get(recipient) {
+                Some(Held::Claimed { in_doubt, .. }) if job.is_own(*recipient, owner) => {
+                    if *in_doubt {
+                        job.recipients.insert(*recipient, Held::InDoubt);
+                    } else {
+                        job.recipients.remove(recipient);
+                    }
+                }
+                _ => {}
             }
         }
         for recipient in settle.release {
