@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::server::{self, Hosts, Manners, Outside};
+use crate::http::server::{self, Hosts, ConnectionLimits, Outside};
 use crate::metrics::Metrics;
 
 /// What the port reports.
@@ -51,7 +51,7 @@ impl Part {
 
 /// What reads health and metrics is a handful of programs. A crowd must not use up the descriptors of
 /// the process.
-const MANNERS: Manners = Manners {
+const MANNERS: ConnectionLimits = ConnectionLimits {
     connections_max: 64,
     patience: Duration::from_secs(10),
 };

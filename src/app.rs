@@ -22,10 +22,10 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{self, Access, Desk, Server, check_publishing, keep_publisher};
+use crate::gateway::{self, Access, DropInSystem, Server, check_publishing, keep_publisher};
 use crate::http::client::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
-use crate::ports::{Broker, Shelves, Store, Target};
+use crate::ports::{Broker, RetainedQueues, Store, Target};
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Rules};
 use crate::steer::{Facts, TargetFacts};
@@ -125,13 +125,13 @@ impl Rules for Names<'_> {
 }
 
 /// Admits jobs as a gateway would, without one.
-pub struct Clerk<'a> {
+pub struct LocalAdmission<'a> {
     names: Names<'a>,
     store: &'a store::Store,
     client: Client,
 }
 
-impl<'a> Clerk<'a> {
+impl<'a> LocalAdmission<'a> {
     pub fn of(config: &'a Config, store: &'a store::Store) -> Result<Self, Failure> {
         Ok(Self {
             names: Names::of(config)?,
@@ -141,7 +141,7 @@ impl<'a> Clerk<'a> {
     }
 }
 
-impl<'a> Admission for Clerk<'a> {
+impl<'a> Admission for LocalAdmission<'a> {
     type Rules = Names<'a>;
     type Store = store::Store;
     type Transport = Client;
@@ -388,7 +388,7 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     serve(&config, broker(&config)?, store, drain).await
 }
 
-async fn serve<B: Broker + Shelves, S: Store>(
+async fn serve<B: Broker + RetainedQueues, S: Store>(
     config: &Config,
     broker: B,
     store: S,
@@ -416,20 +416,20 @@ fn gateway_settings(config: &Config) -> Result<gateway::Settings, Failure> {
 }
 
 /// The drop-in endpoints that apps have entrances to.
-fn desks(config: &Config) -> Vec<Desk> {
+fn systems(config: &Config) -> Vec<DropInSystem> {
     let systems: HashMap<_, _> = config
         .targets
         .iter()
         .map(|(name, target)| (name.clone(), target.settings.system()))
         .collect();
     let doors_of = |system| {
-        let doors = config.apps.values().flat_map(|app| &app.doors);
-        let doors = doors.filter(move |(name, _)| *name == system);
-        doors.map(|(_, door)| door.clone()).collect()
+        let endpoints = config.apps.values().flat_map(|app| &app.endpoints);
+        let endpoints = endpoints.filter(move |(name, _)| *name == system);
+        endpoints.map(|(_, endpoint)| endpoint.clone()).collect()
     };
     crate::im::ingresses()
         .into_iter()
-        .map(|(system, ingress)| Desk::new(system, ingress, doors_of(system), systems.clone()))
+        .map(|(system, ingress)| DropInSystem::new(system, ingress, doors_of(system), systems.clone()))
         .collect()
 }
 
@@ -531,7 +531,7 @@ impl<S: Store> Process<S> {
     }
 
     /// It accepts jobs over HTTP; from the signal on, no requests.
-    async fn listen<B: Broker + Shelves>(
+    async fn listen<B: Broker + RetainedQueues>(
         &mut self,
         config: &Config,
         broker: B,
@@ -546,7 +546,7 @@ impl<S: Store> Process<S> {
             Arc::clone(context),
             published.clone(),
             facts(config)?,
-            desks(config),
+            systems(config),
         );
         let server = server
             .await

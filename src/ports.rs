@@ -27,7 +27,7 @@ use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::mapping::{self, Feature, Fit, Mapping, Strictness};
-use crate::domain::outcome::{Answer, Class, Outcome, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Outcome, Verdict};
 use crate::domain::pace::{Mark, Pace};
 use crate::domain::permissions::{Asked, Permissions, Used};
 use crate::domain::slice::{Head, Shape, Together};
@@ -209,16 +209,16 @@ pub enum Route {
 
 /// A queue that keeps messages for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shelf {
+pub enum RetainedQueue {
     /// Recipients that ended failed or uncertain.
     Dead,
     /// Messages that are no jobs or slices.
     Rejected,
 }
 
-/// A message on a shelf.
+/// A message on a retained.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptMessage {
+pub struct RetainedMessage {
     pub body: Bytes,
     pub routing_key: String,
     pub message_id: Option<String>,
@@ -229,7 +229,7 @@ pub struct KeptMessage {
     pub headers: BTreeMap<String, String>,
 }
 
-/// What becomes of a message on a shelf that was looked at.
+/// What becomes of a message on a retained that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sifted {
     Keep,
@@ -240,7 +240,7 @@ pub enum Sifted {
     Stop,
 }
 
-/// What a walk over a shelf did.
+/// What a walk over a retained did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sifting {
     pub shown: u64,
@@ -249,26 +249,26 @@ pub struct Sifting {
 }
 
 /// Looks at what is kept for people.
-pub trait Shelves: Send + Sync {
-    /// Shows every message on a shelf to `visit`, the oldest first, until it breaks off, and leaves
+pub trait RetainedQueues: Send + Sync {
+    /// Shows every message on a retained to `visit`, the oldest first, until it breaks off, and leaves
     /// all of them there. Returns how many were shown. Messages that arrive meanwhile are not shown.
-    /// A reader sees all of a shelf or is refused: where there can be only one at a time, the others
+    /// A reader sees all of a retained or is refused: where there can be only one at a time, the others
     /// wait for their turn for some seconds. `visit` must not wait for anybody.
     fn read(
         &self,
-        shelf: Shelf,
-        visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
+        retained: RetainedQueue,
+        visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
     ) -> impl Future<Output = Result<u64, BrokerError>> + Send;
 
-    /// Like [`Shelves::read`], and does with every message what `decide` says; slower, and one at a
+    /// Like [`RetainedQueues::read`], and does with every message what `decide` says; slower, and one at a
     /// time. A body that
     /// takes the place of another is durable before that goes, so a walk that is killed or fails
     /// half-way may leave a message twice, with both bodies, and loses none; what was removed until
     /// then is gone.
     fn sift(
         &self,
-        shelf: Shelf,
-        decide: impl FnMut(KeptMessage) -> Sifted + Send,
+        retained: RetainedQueue,
+        decide: impl FnMut(RetainedMessage) -> Sifted + Send,
     ) -> impl Future<Output = Result<Sifting, BrokerError>> + Send;
 }
 
@@ -335,7 +335,7 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         &self,
         job: JobId,
         submission: &str,
-    ) -> impl Future<Output = Result<Standing, LedgerError>> + Send;
+    ) -> impl Future<Output = Result<JobProgress, LedgerError>> + Send;
 
     /// Notes that this part of a list is accepted, and says whether all parts are. With `give_up`, a
     /// list that is not complete never will be: its job waits for no further part of it.
@@ -439,7 +439,7 @@ pub trait Upkeep: Clone + Send + Sync + 'static {
         &self,
         job: JobId,
         quiet: Duration,
-    ) -> impl Future<Output = Result<Option<Standing>, LedgerError>> + Send;
+    ) -> impl Future<Output = Result<Option<JobProgress>, LedgerError>> + Send;
 }
 
 /// Most reasons that are kept of a job; the dead letters have all of them.
@@ -603,7 +603,7 @@ impl<'a> Settle<'a> {
 /// What a settle found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
-    pub standing: Standing,
+    pub progress: JobProgress,
     /// Of the outcomes given, those of recipients that had one.
     pub stood: u32,
     /// After the last step of a slice: its entries that have no outcome and were not seen to be
@@ -613,7 +613,7 @@ pub struct Recorded {
 
 /// Where a job stands after a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct JobProgress {
     pub accounts: Accounts,
     /// All parts are there and expanded, and nobody is pending: time to audit and complete.
     pub finished: bool,
@@ -1223,7 +1223,7 @@ pub trait Target: Send + Sync + 'static {
     }
 
     /// What answers there, or what is wrong with it: another system or version, a refused credential.
-    fn read_identity(&self, _reply: &Reply) -> Result<String, String> {
+    fn read_identity(&self, _reply: &HttpReply) -> Result<String, String> {
         Ok(String::new())
     }
 }
@@ -1250,7 +1250,7 @@ pub trait Calls: Send + Sync {
     fn request(&self, recipients: &[&str]) -> Request;
 
     /// What the reply to that request means.
-    fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict;
+    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict;
 
     /// Asks whether a call in doubt was carried out, where the target can tell.
     fn probe(&self, _recipients: &[&str]) -> Option<Request> {
@@ -1258,7 +1258,7 @@ pub trait Calls: Send + Sync {
     }
 
     /// What the reply to a probe means.
-    fn read_probe(&self, _recipients: &[&str], _reply: &Reply) -> Probed {
+    fn read_probe(&self, _recipients: &[&str], _reply: &HttpReply) -> Probed {
         Probed::Unknown
     }
 }
@@ -1278,7 +1278,7 @@ pub trait Login: Send + Sync {
     fn request(&self) -> Request;
 
     /// The credential, or what the refusal means.
-    fn read(&self, reply: &Reply) -> Result<Credential, Answer>;
+    fn read(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer>;
 
     /// Puts the credential into a request.
     fn apply(&self, request: &mut Request, credential: &str);
@@ -1303,7 +1303,7 @@ pub trait Directory: Send + Sync {
     /// The page that begins at a cursor; the first one without.
     fn page(&self, cursor: Option<&str>) -> Request;
 
-    fn read(&self, cursor: Option<&str>, reply: &Reply) -> Result<Page, Answer>;
+    fn read(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer>;
 
     /// The directory's own credential, where it is not that of the calls.
     fn login(&self) -> Option<&dyn Login>;
@@ -1359,7 +1359,7 @@ pub struct Request {
 }
 
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub struct HttpReply {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Bytes,
@@ -1373,7 +1373,7 @@ pub trait Transport: Send + Sync + 'static {
         &self,
         request: Request,
         timeout: Duration,
-    ) -> impl Future<Output = Result<Reply, SendError>> + Send;
+    ) -> impl Future<Output = Result<HttpReply, SendError>> + Send;
 
     /// Gives up what is kept for later requests and has been kept for too long. Called now and then.
     fn tidy(&self) {}
@@ -1399,7 +1399,7 @@ pub const BAD_URL: &str = "bad_url";
 
 impl SendError {
     /// What the error means for the recipients of the call.
-    pub fn answer(&self) -> Answer {
+    pub fn answer(&self) -> TargetAnswer {
         let (class, code, what) = match self {
             // No later attempt helps, and no recipient is at fault.
             Self::NotSent { what, code }
@@ -1410,7 +1410,7 @@ impl SendError {
             Self::NotSent { what, code } => (Class::Transient, code, what),
             Self::Unknown { what, code } => (Class::Uncertain, code, what),
         };
-        let answer = Answer::new(class, *code, what.clone());
+        let answer = TargetAnswer::new(class, *code, what.clone());
         match self {
             Self::NotSent { .. } => answer.unreached(),
             Self::Unknown { .. } => answer,

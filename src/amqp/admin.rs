@@ -28,7 +28,7 @@ use super::declare::{MISSING, open_channel, passive_declare};
 use super::moved::Moved;
 use super::stream::Link;
 use super::topology::Names;
-use crate::ports::{KeptMessage, Shelf, Sifted, Sifting};
+use crate::ports::{RetainedMessage, RetainedQueue, Sifted, Sifting};
 
 /// Messages of a page: bodies that may be in memory at once.
 const PAGE_MESSAGES: u16 = 500;
@@ -46,10 +46,10 @@ const RETURN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Headers that tell nothing about the message: how often it was read, and what is shown otherwise.
 const NOT_ITS_OWN: [&str; 3] = ["x-delivery-count", "x-acquired-count", ROUTING_KEY];
 
-pub(super) fn queue_of(shelf: Shelf, names: &Names) -> String {
-    match shelf {
-        Shelf::Dead => names.dead_queue(),
-        Shelf::Rejected => names.rejected_queue(),
+pub(super) fn queue_of(retained: RetainedQueue, names: &Names) -> String {
+    match retained {
+        RetainedQueue::Dead => names.dead_queue(),
+        RetainedQueue::Rejected => names.rejected_queue(),
     }
 }
 
@@ -57,11 +57,11 @@ pub(super) fn queue_of(shelf: Shelf, names: &Names) -> String {
 pub(super) async fn read(
     dial: &Dial,
     queue: &str,
-    visit: impl FnMut(KeptMessage) -> ControlFlow<()>,
+    visit: impl FnMut(RetainedMessage) -> ControlFlow<()>,
 ) -> Result<u64, AmqpError> {
-    let mut desk = Desk::open(dial, queue).await?;
-    let shown = desk.pages(visit).await?;
-    desk.close(0).await?;
+    let mut reader = QueueReader::open(dial, queue).await?;
+    let shown = reader.pages(visit).await?;
+    reader.close(0).await?;
     Ok(shown)
 }
 
@@ -73,13 +73,13 @@ pub(super) async fn read(
 pub(super) async fn sift(
     dial: &Dial,
     queue: &str,
-    mut decide: impl FnMut(KeptMessage) -> Sifted,
+    mut decide: impl FnMut(RetainedMessage) -> Sifted,
 ) -> Result<Sifting, AmqpError> {
-    let desk = Desk::open(dial, queue).await?;
+    let reader = QueueReader::open(dial, queue).await?;
     let mut sifting = Sifting::default();
     // What takes the place of another goes to the end of the queue, beyond those counted here.
-    for _ in 0..desk.ready {
-        let Some(delivery) = desk.get().await? else {
+    for _ in 0..reader.ready {
+        let Some(delivery) = reader.get().await? else {
             break;
         };
         sifting.shown += 1;
@@ -91,14 +91,14 @@ pub(super) async fn sift(
             Sifted::Stop => break,
             Sifted::Remove => sifting.removed += 1,
             Sifted::Replace(body) => {
-                desk.put(&body, properties, key).await?;
+                reader.put(&body, properties, key).await?;
                 sifting.replaced += 1;
             }
         }
         let acked = acker.ack(BasicAckOptions::default());
         dial.ask("remove a message".to_owned(), acked).await?;
     }
-    desk.close(sifting.removed).await?;
+    reader.close(sifting.removed).await?;
     Ok(sifting)
 }
 
@@ -135,7 +135,7 @@ async fn try_lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel
 }
 
 /// Where messages of a queue lie while they are read.
-struct Desk<'a> {
+struct QueueReader<'a> {
     dial: &'a Dial,
     queue: &'a str,
     connection: Link,
@@ -155,7 +155,7 @@ struct Desk<'a> {
 /// the queue: subscribers of the exchange have seen it already.
 const ROUTING_KEY: &str = "fanwise-routing-key";
 
-impl<'a> Desk<'a> {
+impl<'a> QueueReader<'a> {
     async fn open(dial: &'a Dial, queue: &'a str) -> Result<Self, AmqpError> {
         let connection = dial.open("read").await?;
         let aside = lock(dial, &connection, queue).await?;
@@ -178,7 +178,7 @@ impl<'a> Desk<'a> {
 
     async fn pages(
         &mut self,
-        mut visit: impl FnMut(KeptMessage) -> ControlFlow<()>,
+        mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()>,
     ) -> Result<u64, AmqpError> {
         let mut shown = 0;
         let mut left = self.ready;
@@ -202,7 +202,7 @@ impl<'a> Desk<'a> {
         &self,
         consumer: &mut lapin::Consumer,
         page: u16,
-        visit: &mut impl FnMut(KeptMessage) -> ControlFlow<()>,
+        visit: &mut impl FnMut(RetainedMessage) -> ControlFlow<()>,
     ) -> Result<(u64, ControlFlow<()>), AmqpError> {
         for shown in 1..=u64::from(page) {
             let Ok(item) = timeout(SILENCE_MAX, consumer.next()).await else {
@@ -306,7 +306,7 @@ fn original_key(delivery: &lapin::message::Delivery) -> String {
         .unwrap_or_else(|| delivery.routing_key.to_string())
 }
 
-fn kept_message(delivery: lapin::message::Delivery) -> KeptMessage {
+fn kept_message(delivery: lapin::message::Delivery) -> RetainedMessage {
     let routing_key = original_key(&delivery);
     let properties = delivery.properties;
     let moved = properties.headers().as_ref().and_then(Moved::of);
@@ -320,7 +320,7 @@ fn kept_message(delivery: lapin::message::Delivery) -> KeptMessage {
         headers.insert(SOURCE.to_owned(), queue);
         headers.extend(at.map(|at| (REJECTED_AT.to_owned(), at.to_string())));
     }
-    KeptMessage {
+    RetainedMessage {
         body: Bytes::from(delivery.data),
         routing_key,
         message_id: properties.message_id().as_ref().map(ToString::to_string),

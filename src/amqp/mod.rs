@@ -44,7 +44,7 @@ use self::connection::Dial;
 use self::topology::Names;
 use crate::domain::lane::{Lane, LaneClass, Priority};
 use crate::ports::{
-    Backlog, Broker, BrokerError, KeptMessage, Shelf, Shelves, Sifted, Sifting, Source,
+    Backlog, Broker, BrokerError, RetainedMessage, RetainedQueue, RetainedQueues, Sifted, Sifting, Source,
 };
 
 /// How to use a RabbitMQ broker.
@@ -165,25 +165,25 @@ impl Rabbit {
     }
 }
 
-impl Shelves for Rabbit {
+impl RetainedQueues for Rabbit {
     /// While a reader is at it, the messages it has seen are with it and come back when it ends.
     async fn read(
         &self,
-        shelf: Shelf,
-        visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
+        retained: RetainedQueue,
+        visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
     ) -> Result<u64, BrokerError> {
         let names = Names::new(&self.settings.namespace);
-        Ok(admin::read(&self.dial, &admin::queue_of(shelf, &names), visit).await?)
+        Ok(admin::read(&self.dial, &admin::queue_of(retained, &names), visit).await?)
     }
 
     /// What takes the place of another message goes to the end of the queue.
     async fn sift(
         &self,
-        shelf: Shelf,
-        decide: impl FnMut(KeptMessage) -> Sifted + Send,
+        retained: RetainedQueue,
+        decide: impl FnMut(RetainedMessage) -> Sifted + Send,
     ) -> Result<Sifting, BrokerError> {
         let names = Names::new(&self.settings.namespace);
-        Ok(admin::sift(&self.dial, &admin::queue_of(shelf, &names), decide).await?)
+        Ok(admin::sift(&self.dial, &admin::queue_of(retained, &names), decide).await?)
     }
 }
 

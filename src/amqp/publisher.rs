@@ -171,11 +171,11 @@ pub(super) fn start(
     };
     let durable = Committer {
         wiring: wiring.clone(),
-        care: Care::Durable,
+        care: PublishCare::Durable,
     };
     let mut lenient = Committer {
         wiring: wiring.clone(),
-        care: Care::Event,
+        care: PublishCare::Event,
     };
     lenient.wiring.confirm_timeout = wiring.confirm_timeout.min(EVENT_CONFIRM_TIMEOUT_MAX);
     (
@@ -186,7 +186,7 @@ pub(super) fn start(
 
 /// What a message may suffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Care {
+enum PublishCare {
     /// Must be in a queue.
     Durable,
     /// May lead nowhere.
@@ -196,7 +196,7 @@ enum Care {
 /// Collects requests into batches and sees each batch through.
 struct Committer {
     wiring: Wiring,
-    care: Care,
+    care: PublishCare,
 }
 
 /// A channel in confirm mode with nothing in flight; none when it has to be opened first.
@@ -204,7 +204,7 @@ type Slot = Option<Channel>;
 
 /// What became of one message.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum ConfirmState {
     Pending,
     Acked,
     Nacked,
@@ -291,7 +291,7 @@ impl Committer {
             .enumerate()
             .map(async |(index, wire)| {
                 let options = BasicPublishOptions {
-                    mandatory: self.care == Care::Durable || wire.is_reply(),
+                    mandatory: self.care == PublishCare::Durable || wire.is_reply(),
                     ..BasicPublishOptions::default()
                 };
                 let written = channel.basic_publish(
@@ -305,7 +305,7 @@ impl Committer {
             })
             .collect();
         let mut confirms = Confirms {
-            fates: vec![Fate::Pending; in_flight.len()],
+            states: vec![ConfirmState::Pending; in_flight.len()],
             returned: HashSet::new(),
         };
         while let Ok(Some(confirm)) = timeout_at(deadline, in_flight.next()).await {
@@ -316,16 +316,16 @@ impl Committer {
     }
 
     fn answer(&self, batch: Vec<Request>, confirms: &Confirms) {
-        let mut fates = confirms.fates.iter();
+        let mut states = confirms.states.iter();
         for request in batch {
-            let fates: Vec<_> = fates.by_ref().take(request.messages.len()).collect();
+            let states: Vec<_> = states.by_ref().take(request.messages.len()).collect();
             let answer = match self.care {
-                Care::Durable => self.verdict(&request.messages, &fates, confirms),
-                Care::Event if request.messages.iter().any(Wire::is_reply) => {
-                    self.verdict(&request.messages, &fates, confirms)
+                PublishCare::Durable => self.verdict(&request.messages, &states, confirms),
+                PublishCare::Event if request.messages.iter().any(Wire::is_reply) => {
+                    self.verdict(&request.messages, &states, confirms)
                 }
-                Care::Event => {
-                    if fates.iter().any(|fate| **fate != Fate::Acked) {
+                PublishCare::Event => {
+                    if states.iter().any(|state| **state != ConfirmState::Acked) {
                         debug!("a subscriber's queue did not take an event");
                     }
                     Ok(())
@@ -339,7 +339,7 @@ impl Committer {
     fn verdict(
         &self,
         messages: &[Wire],
-        fates: &[&Fate],
+        states: &[&ConfirmState],
         confirms: &Confirms,
     ) -> Result<(), PublishError> {
         let astray = messages.iter().find(|wire| confirms.came_back(wire));
@@ -349,10 +349,10 @@ impl Committer {
         // Returns are complete only when all confirms are: with some of both missing, any of these
         // messages may be the one that comes back late.
         let doubt = !confirms.complete() && !confirms.returned.is_empty();
-        if doubt || fates.iter().any(|fate| **fate == Fate::Pending) {
+        if doubt || states.iter().any(|state| **state == ConfirmState::Pending) {
             return Err(PublishError::Timeout(self.wiring.confirm_timeout));
         }
-        if fates.iter().any(|fate| **fate == Fate::Nacked) {
+        if states.iter().any(|state| **state == ConfirmState::Nacked) {
             return Err(PublishError::Refused);
         }
         Ok(())
@@ -368,17 +368,17 @@ impl Committer {
 
 /// The confirms of one batch, as far as they have arrived.
 struct Confirms {
-    fates: Vec<Fate>,
+    states: Vec<ConfirmState>,
     returned: HashSet<Way>,
 }
 
 impl Confirms {
     fn record(&mut self, index: usize, confirmation: Confirmation) {
         // A channel in confirm mode always asks for confirms; without one nothing is known.
-        self.fates[index] = match &confirmation {
-            Confirmation::Ack(_) => Fate::Acked,
-            Confirmation::Nack(_) => Fate::Nacked,
-            Confirmation::NotRequested => Fate::Pending,
+        self.states[index] = match &confirmation {
+            Confirmation::Ack(_) => ConfirmState::Acked,
+            Confirmation::Nack(_) => ConfirmState::Nacked,
+            Confirmation::NotRequested => ConfirmState::Pending,
         };
         if let Some(message) = confirmation.take_message() {
             let returned = message.delivery;
@@ -388,7 +388,7 @@ impl Confirms {
     }
 
     fn complete(&self) -> bool {
-        !self.fates.contains(&Fate::Pending)
+        !self.states.contains(&ConfirmState::Pending)
     }
 
     fn came_back(&self, wire: &Wire) -> bool {

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::form;
 use crate::amqp::Rabbit;
-use crate::app::{self, Clerk, Names};
+use crate::app::{self, LocalAdmission, Names};
 use crate::clock::{now_ms, rfc3339};
 use crate::config::Config;
 use crate::domain::fields::{shorten, summary};
@@ -26,15 +26,15 @@ use crate::exit::{Exit, Failure, OrExit as _};
 use crate::http::client::{Client, ClientSettings};
 use crate::http::tls;
 use crate::ports::{
-    Broker as _, Entry, JobFilter, JobQuery, JobRecord, KeptMessage, Ledger as _, Outgoing,
-    Publisher as _, Reply, Request, Route, Session as _, Shelf, Shelves as _,
+    Broker as _, Entry, JobFilter, JobQuery, JobRecord, RetainedMessage, Ledger as _, Outgoing,
+    Publisher as _, HttpReply, Request, Route, Session as _, RetainedQueue, RetainedQueues as _,
 };
 use crate::secret::Secret;
 use crate::service::admission::{self, Refused};
 use crate::service::api::{
     JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
 };
-use crate::service::dead_letters::{self, ACCEPT_PATIENCE, Books, Purged, Redrive, Redriven};
+use crate::service::dead_letters::{self, ACCEPT_PATIENCE, LedgerView, Purged, Redrive, Redriven};
 use crate::service::jobs;
 use crate::steer::Facts;
 use crate::store::Store;
@@ -92,9 +92,9 @@ impl Access {
         let Some(store) = &direct.ledger else {
             return Ok(());
         };
-        let clerk = Clerk::of(&direct.config, store)?;
+        let admission = LocalAdmission::of(&direct.config, store)?;
         let bodies = bodies.into_iter().map(Bytes::from).collect();
-        match admission::consider(&clerk, bodies, priority).await {
+        match admission::consider(&admission, bodies, priority).await {
             Ok(_) => Ok(()),
             Err(refused @ Refused::Undecided(_)) => {
                 Err(Failure::message(Exit::Unavailable, refused.to_string()))
@@ -317,7 +317,7 @@ impl Access {
     /// Shows every message that was no job to `visit`, the oldest first.
     pub(super) async fn rejected(
         &self,
-        mut visit: impl FnMut(KeptMessage) + Send,
+        mut visit: impl FnMut(RetainedMessage) + Send,
     ) -> Result<(), Failure> {
         match self {
             Self::Direct(direct) => {
@@ -325,7 +325,7 @@ impl Access {
                     visit(message);
                     ControlFlow::Continue(())
                 };
-                let read = direct.broker.read(Shelf::Rejected, all).await;
+                let read = direct.broker.read(RetainedQueue::Rejected, all).await;
                 read.map(drop).or_exit(Exit::Unavailable)
             }
             Self::Server(server) => {
@@ -371,11 +371,11 @@ impl Direct {
             tracing::warn!("without ledger.url, letters are shown that the ledger may contradict");
             return Ok(rows);
         };
-        let books = Books {
+        let view = LedgerView {
             store,
             secret: self.config.ledger.fingerprint_secret.expose(),
         };
-        books.correct(rows).await.or_exit(Exit::Unavailable)
+        view.correct(rows).await.or_exit(Exit::Unavailable)
     }
 
     async fn redrive(&self, request: &RedriveRequest) -> Result<Redriven, Failure> {
@@ -387,11 +387,11 @@ impl Direct {
             accept_within: ACCEPT_PATIENCE,
             priority: request.priority,
         };
-        let clerk = Clerk::of(&self.config, self.ledger()?)?;
+        let admission = LocalAdmission::of(&self.config, self.ledger()?)?;
         let secret = self.config.ledger.fingerprint_secret.expose();
         let session = self.broker.connect().await.or_exit(Exit::Unavailable)?;
         let publisher = session.publisher();
-        let done = dead_letters::redrive(&self.broker, &publisher, &clerk, secret, &redrive);
+        let done = dead_letters::redrive(&self.broker, &publisher, &admission, secret, &redrive);
         let done = Box::pin(done).await;
         session.close().await;
         let done = done.or_exit(Exit::Unavailable)?;
@@ -466,7 +466,7 @@ pub(super) struct Server {
 
 const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
-/// Longest wait for an answer; the shelves may be long.
+/// Longest wait for an answer; the retained may be long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest answer: a million dead letters.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
@@ -599,7 +599,7 @@ impl Server {
         kind: Option<&'static str>,
         body: Bytes,
         traceparent: Option<&str>,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<HttpReply, Failure> {
         self.ask_for(method, path, kind, body, traceparent, JSON)
             .await
     }
@@ -612,7 +612,7 @@ impl Server {
         body: Bytes,
         traceparent: Option<&str>,
         accept: &'static str,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<HttpReply, Failure> {
         let uri: Uri = format!("{}{path}", self.base)
             .parse()
             .or_exit(Exit::Internal)?;
@@ -647,7 +647,7 @@ impl Server {
 }
 
 /// An answer that is no success, with the words of its problem document.
-fn refused(reply: &Reply) -> Failure {
+fn refused(reply: &HttpReply) -> Failure {
     let status = reply.status;
     let problem: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     let Some(detail) = problem["detail"].as_str() else {

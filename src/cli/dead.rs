@@ -15,7 +15,7 @@ use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::domain::printable::on_one_line;
 use crate::domain::spreadsheet::guarded;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::ports::KeptMessage;
+use crate::ports::RetainedMessage;
 use crate::service::api::{PurgeRequest, RedriveRequest};
 use crate::service::dead_letters::Redriven;
 
@@ -481,12 +481,12 @@ fn export(rows: &[DeadRow], format: ExportFormat) -> Result<Exit, Failure> {
 
 async fn rejected(access: &Access, as_json: bool) -> Result<Exit, Failure> {
     let mut messages = Vec::new();
-    let visit = |message: KeptMessage| {
+    let visit = |message: RetainedMessage| {
         messages.push(message);
     };
     access.rejected(visit).await?;
     let header =
-        |message: &KeptMessage, name: &str| message.headers.get(name).cloned().unwrap_or_default();
+        |message: &RetainedMessage, name: &str| message.headers.get(name).cloned().unwrap_or_default();
     if as_json {
         let rows: Vec<_> = messages
             .iter()

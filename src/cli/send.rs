@@ -26,18 +26,18 @@ use crate::domain::fields::{Problem, TWICE, each_field, shorten};
 use crate::domain::ids::JobId;
 use crate::domain::job::{
     AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, MemberDocument,
-    MessageDocument, Part,
+    MessageDocument, ListPart,
 };
 use crate::domain::lane::Priority;
 use crate::domain::list::Reading;
-use crate::domain::outcome::Answer;
+use crate::domain::outcome::TargetAnswer;
 use crate::domain::permissions::Asked;
 use crate::domain::text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::http::client::{Client, ClientSettings};
 use crate::ports::{Entry, JobRecord, JobState};
 use crate::service::admission::{Refused, examine, keeps_rules};
-use crate::worker::{Census, census};
+use crate::worker::{UserCount, count_users};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -263,14 +263,14 @@ impl Checked {
 /// What is to be confirmed before all users are sent to; nothing where they are known to be few.
 fn to_confirm(
     target: &str,
-    found: Result<Census, Answer>,
+    found: Result<UserCount, TargetAnswer>,
     above: u64,
     excluded: usize,
 ) -> Option<String> {
     let reached = match found {
-        Ok(Census::Exactly(users)) if users <= above => return None,
-        Ok(Census::Exactly(users)) => grouped(users),
-        Ok(Census::AtLeast(users)) => format!("at least {}", grouped(users)),
+        Ok(UserCount::Exactly(users)) if users <= above => return None,
+        Ok(UserCount::Exactly(users)) => grouped(users),
+        Ok(UserCount::AtLeast(users)) => format!("at least {}", grouped(users)),
         Err(answer) => {
             return Some(format!(
                 "this reaches all users of target {target}, and how many they are cannot be told \
@@ -317,7 +317,7 @@ impl SendArgs {
         let target = app::target(config, name)?;
         let patience = config.targets.get(name).map(|it| it.call_timeout);
         let client = Client::new(ClientSettings::defaults());
-        let found = census(&*target, &client, patience.unwrap_or_default()).await;
+        let found = count_users(&*target, &client, patience.unwrap_or_default()).await;
         let excluded = self.exclude.len();
         let Some(what) = to_confirm(name, found, self.confirm_above, excluded) else {
             return Ok(());
@@ -391,7 +391,7 @@ impl SendArgs {
                 set(
                     &mut fields,
                     "part",
-                    &Part {
+                    &ListPart {
                         number,
                         of,
                         together,
@@ -703,15 +703,15 @@ mod tests {
     #[test]
     fn many_users_and_an_unknown_number_are_to_be_confirmed() {
         let what = |found, excluded| to_confirm("im", found, 100, excluded);
-        assert_eq!(what(Ok(Census::Exactly(100)), 0), None);
-        let many = what(Ok(Census::Exactly(1_204_331)), 0).unwrap();
+        assert_eq!(what(Ok(UserCount::Exactly(100)), 0), None);
+        let many = what(Ok(UserCount::Exactly(1_204_331)), 0).unwrap();
         assert_eq!(many, "this reaches 1,204,331 users of target im");
-        let less = what(Ok(Census::Exactly(101)), 2).unwrap();
+        let less = what(Ok(UserCount::Exactly(101)), 2).unwrap();
         assert_eq!(less, "this reaches 101 users of target im, less 2 excluded");
         // Fewer than the threshold on the first page say nothing of the rest.
-        let some = what(Ok(Census::AtLeast(50)), 0).unwrap();
+        let some = what(Ok(UserCount::AtLeast(50)), 0).unwrap();
         assert_eq!(some, "this reaches at least 50 users of target im");
-        let unknown = what(Err(Answer::new(Class::Config, "401", "token is wrong")), 0);
+        let unknown = what(Err(TargetAnswer::new(Class::Config, "401", "token is wrong")), 0);
         assert_eq!(
             unknown.unwrap(),
             "this reaches all users of target im, and how many they are cannot be told (401: token is \

@@ -15,7 +15,7 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::schedule::parse_duration;
 use crate::exit::{Exit, Failure};
 use crate::steer::CONFIGURED;
-use crate::steer::{Command, LimitView, Steered, TargetView, Told};
+use crate::steer::{Command, LimitView, Steered, TargetView, DirectiveNote};
 
 /// Why, by whom, and what to print.
 #[derive(Debug, Args)]
@@ -32,8 +32,8 @@ pub(super) struct Words {
 }
 
 impl Words {
-    fn told(&self, expires_in: Option<Duration>) -> Told {
-        Told {
+    fn note(&self, expires_in: Option<Duration>) -> DirectiveNote {
+        DirectiveNote {
             reason: self.reason.clone(),
             author: self.author.clone(),
             expires_in,
@@ -239,7 +239,7 @@ pub(super) async fn tell(
     words: &Words,
     expires_in: Option<Duration>,
 ) -> Result<Exit, Failure> {
-    let steered = access.steer(&command, &words.told(expires_in)).await?;
+    let steered = access.steer(&command, &words.note(expires_in)).await?;
     if words.json {
         output::json(&steered)?;
     } else {

@@ -150,7 +150,7 @@ pub(super) fn check_doors(name: &str, app: &AppConfig, findings: &mut Findings) 
     if app.permissions.audiences.contains(&Crowd::All) {
         return;
     }
-    for (system, _) in app.doors.iter().filter(|(_, door)| door.send_all) {
+    for (system, _) in app.endpoints.iter().filter(|(_, endpoint)| endpoint.send_all) {
         let what = format!(
             "has no effect: apps.{name}.audiences does not list \"all\", so requests for all users are \
              refused; list it there, or leave send_all out"
@@ -168,7 +168,7 @@ pub(super) fn check_credentials(config: &Config, findings: &mut Findings) {
         || config
             .apps
             .values()
-            .any(|app| app.access.open || !app.doors.is_empty());
+            .any(|app| app.access.open || !app.endpoints.is_empty());
     let everybody = "whoever reaches gateway.listen can do everything";
     match gateway.auth {
         // One that is given but cannot be used is told of already.

@@ -7,7 +7,7 @@
 
 mod apps;
 mod callbacks;
-mod doors;
+mod endpoints;
 mod reader;
 mod targets;
 
@@ -27,7 +27,7 @@ use crate::domain::notice::ReplyRules;
 use crate::domain::permissions::Permissions;
 use crate::domain::schedule::{RUNGS, Schedule, duration_text};
 use crate::gateway::AppAccess;
-use crate::im::ingress::Door;
+use crate::im::ingress::DropInEndpoint;
 use crate::secret::Secret;
 use crate::telemetry::{LogFilter, LogFormat};
 
@@ -185,7 +185,7 @@ pub struct AppConfig {
     /// `reply_to`: queues its jobs may have their accounts published to, such as `"orders.*"`. Default none.
     pub replies: ReplyRules,
     /// `[apps.NAME.SYSTEM]`: entrances for existing callers of IM systems, with the system's name.
-    pub doors: Vec<(&'static str, Door)>,
+    pub endpoints: Vec<(&'static str, DropInEndpoint)>,
     /// `senders`, `targets`, `audiences`, `recipients_max`, `daily_recipients`.
     pub permissions: Permissions,
     /// `token`, `auth`, `requests`, `[apps.NAME.before_accept]`.
@@ -548,7 +548,7 @@ fn read_apps(
                 .optional("callbacks", findings)
                 .map(|section| callbacks::read(section, findings)),
             replies: callbacks::read_replies(&mut section, findings),
-            doors: read_doors(&name, &mut section, targets, findings),
+            endpoints: read_doors(&name, &mut section, targets, findings),
             permissions: apps::read_permissions(&mut section, targets, findings),
             access: apps::read_access(&mut section, findings),
         };
@@ -574,22 +574,22 @@ fn read_doors(
     section: &mut Section,
     targets: &BTreeMap<String, TargetConfig>,
     findings: &mut Findings,
-) -> Vec<(&'static str, Door)> {
-    let mut doors = Vec::new();
+) -> Vec<(&'static str, DropInEndpoint)> {
+    let mut endpoints = Vec::new();
     for (system, ingress) in crate::im::ingresses() {
         let Some(section) = section.optional(system, findings) else {
             continue;
         };
         let key = section.key("target");
-        let door = doors::read(app, &*ingress, section, findings);
-        if let Some(target) = &door.target
+        let endpoint = endpoints::read(app, &*ingress, section, findings);
+        if let Some(target) = &endpoint.target
             && !targets.contains_key(target)
         {
             findings.problem(key, no_target(target, targets));
         }
-        doors.push((system, door));
+        endpoints.push((system, endpoint));
     }
-    doors
+    endpoints
 }
 
 fn read_log(mut section: Section, findings: &mut Findings) -> LogConfig {
@@ -669,7 +669,7 @@ fn cross_check(config: &Config, findings: &mut Findings) {
         findings.problem("admin.listen", what);
     }
     apps::check_credentials(config, findings);
-    doors::check_distinct(&config.apps, findings);
+    endpoints::check_distinct(&config.apps, findings);
     for (name, app) in &config.apps {
         if app.target.is_none() && config.targets.len() > 1 {
             let what = "no default target: its jobs must name one";

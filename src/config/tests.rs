@@ -506,8 +506,8 @@ fn an_empty_secret_is_refused_wherever_it_stands() {
 #[test]
 fn endpoints_of_one_system_are_told_apart() {
     let two = |system: &str, bank: &str, shop: &str| {
-        let door = |app: &str, keys: &str| format!("apps.{app}.{system} = {{ {keys} }}\n");
-        let more = [door("bank", bank), door("shop", shop)].concat();
+        let endpoint = |app: &str, keys: &str| format!("apps.{app}.{system} = {{ {keys} }}\n");
+        let more = [endpoint("bank", bank), endpoint("shop", shop)].concat();
         problems(&format!("{LEAST}\n{more}"), &[])
     };
     let same = |system: &str, name: &str| {
@@ -882,8 +882,8 @@ fn a_retry_that_can_deliver_twice_is_warned_about() {
 #[test]
 fn a_door_for_all_users_of_an_app_that_may_not_is_warned_about() {
     let warnings = |more: &str| {
-        let door = "[apps.default.openim]\nsecret = \"s\"";
-        let more = format!("{LEAST}\napps.default.{more}\n{door}\nsend_all = true");
+        let endpoint = "[apps.default.openim]\nsecret = \"s\"";
+        let more = format!("{LEAST}\napps.default.{more}\n{endpoint}\nsend_all = true");
         let warnings = loaded(&more, &[]).findings.warnings.into_iter();
         warnings.map(|it| it.to_string()).collect::<Vec<_>>()
     };

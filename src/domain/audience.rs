@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::fields::{Fields, Problem, Problems, TWICE, each_field, name_twice, shorten};
-use super::job::{JOB_RECIPIENTS_MAX, Part, RECIPIENT_BYTES_MAX, wrong_id};
+use super::job::{JOB_RECIPIENTS_MAX, ListPart, RECIPIENT_BYTES_MAX, wrong_id};
 use super::personal::{Form, Unfilled};
 use super::slice::Addressed;
 use super::text::{half_character, long_number};
@@ -230,14 +230,14 @@ impl<'a> Audience<'a> {
     }
 
     /// Counts, hashes and checks the recipients.
-    pub(super) fn census(&self, problems: &mut Problems) -> Census {
-        let mut census = Census {
+    pub(super) fn totals(&self, problems: &mut Problems) -> AudienceTotals {
+        let mut totals = AudienceTotals {
             entries: 0,
             personal: false,
             hash: digest::Context::new(&digest::SHA256),
         };
         let Some((list, name)) = self.list() else {
-            return census;
+            return totals;
         };
         let mut index = 0;
         let read = read_list(list.get(), |mut member| {
@@ -257,7 +257,7 @@ impl<'a> Audience<'a> {
             index += 1;
             fold(&mut member.id, self.folds_case);
             if !self.excludes(&member.id) {
-                census.count(&member);
+                totals.count(&member);
             }
             ControlFlow::Continue(())
         });
@@ -265,7 +265,7 @@ impl<'a> Audience<'a> {
             let what = format!("a list of recipients is expected: at entry {index}, {error}");
             problems.push(Problem::new(format!("audience.{name}"), what));
         }
-        census
+        totals
     }
 
     /// Why nobody can have the message, if nobody can: a mistake in its texts, most likely. Only the first
@@ -382,14 +382,14 @@ pub(super) fn wrong_values(vars: &str) -> Option<String> {
 }
 
 /// What one pass over an audience tells.
-pub(super) struct Census {
+pub(super) struct AudienceTotals {
     pub(super) entries: usize,
     /// Somebody brings values for placeholders.
     pub(super) personal: bool,
     hash: digest::Context,
 }
 
-impl Census {
+impl AudienceTotals {
     fn count(&mut self, member: &Member<'_>) {
         self.entries += 1;
         let mut update = |text: &str| {
@@ -404,7 +404,7 @@ impl Census {
     }
 
     /// Names the list within its job.
-    pub(super) fn digest(self, part: &Part) -> String {
+    pub(super) fn digest(self, part: &ListPart) -> String {
         let mut hash = self.hash;
         hash.update(&part.number.to_be_bytes());
         let digest = hash.finish();

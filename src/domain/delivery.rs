@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::ids::Owner;
-use super::outcome::{Answer, Class, Next, OnUncertain, Outcome, Verdict};
+use super::outcome::{TargetAnswer, Class, Next, OnUncertain, Outcome, Verdict};
 use super::slice::{Doubt, Ended, SLICE_VERSION, SLICE_VERSION_PLAIN, Slice, Unrecorded};
 
 /// What the ledger says about a recipient that is claimed.
@@ -65,7 +65,7 @@ pub struct Dead {
     pub index: usize,
     /// `failed` or `uncertain`.
     pub outcome: Outcome,
-    pub answer: Answer,
+    pub answer: TargetAnswer,
     pub attempts: u32,
 }
 
@@ -121,7 +121,7 @@ pub struct Delivery {
     /// Attempts spent on each.
     attempts: Vec<u32>,
     /// Why each recipient in doubt is.
-    doubts: BTreeMap<usize, Answer>,
+    doubts: BTreeMap<usize, TargetAnswer>,
     /// Calls to make, in order.
     todo: VecDeque<Range<usize>>,
     /// Calls whose recipients are being claimed.
@@ -272,7 +272,7 @@ impl Delivery {
         over: Option<Outcome>,
         rules: Rules,
         asks: impl Fn(usize) -> bool,
-        why: impl Fn(usize) -> Answer,
+        why: impl Fn(usize) -> TargetAnswer,
     ) -> Claimed {
         let mut claimed = Claimed::default();
         let mut states = states.iter();
@@ -352,7 +352,7 @@ impl Delivery {
     }
 
     /// A recipient for whom no call can be made, now or later.
-    pub fn refused(&mut self, index: usize, answer: Answer, rules: Rules) {
+    pub fn refused(&mut self, index: usize, answer: TargetAnswer, rules: Rules) {
         let attempts = self.attempts[index];
         self.fail(index, answer, attempts, rules);
     }
@@ -459,7 +459,7 @@ impl Delivery {
     }
 
     /// Refused for good. After a call in doubt that says nothing about that call.
-    fn fail(&mut self, index: usize, answer: Answer, attempts: u32, rules: Rules) {
+    fn fail(&mut self, index: usize, answer: TargetAnswer, attempts: u32, rules: Rules) {
         self.attempts[index] = attempts;
         match self.doubts.get(&index) {
             Some(doubt) => {
@@ -475,7 +475,7 @@ impl Delivery {
     }
 
     /// Nobody will find out. It stays claimed until that is recorded, so that nobody sends to it.
-    fn end_uncertain(&mut self, index: usize, answer: Answer, rules: Rules) {
+    fn end_uncertain(&mut self, index: usize, answer: TargetAnswer, rules: Rules) {
         match rules.on_uncertain {
             OnUncertain::Drop => self.knows(index, Outcome::Uncertain),
             OnUncertain::Retry | OnUncertain::Hold => {
@@ -484,7 +484,7 @@ impl Delivery {
         }
     }
 
-    fn bury(&mut self, index: usize, outcome: Outcome, answer: Answer) {
+    fn bury(&mut self, index: usize, outcome: Outcome, answer: TargetAnswer) {
         self.places[index] = Place::Dead;
         self.dead.push(Dead {
             index,
@@ -553,7 +553,7 @@ impl Delivery {
     /// Takes the answer to a claim of these, asked before their letters are written. Who is ours is
     /// refused as before. Who is somebody else's now, or was left in doubt by somebody, is not ours to
     /// bury: a later delivery finds out. `why`: what is known about such a doubt.
-    pub fn regained(&mut self, asked: &[usize], states: &[ClaimState], why: impl Fn() -> Answer) {
+    pub fn regained(&mut self, asked: &[usize], states: &[ClaimState], why: impl Fn() -> TargetAnswer) {
         for (index, state) in asked.iter().copied().zip(states) {
             match state {
                 ClaimState::Granted => continue,

@@ -3,7 +3,7 @@
 //! because its target called it a configuration fault.
 //!
 //! Of each kind one directive may stand about a subject: a new one replaces it, and it ends when it is
-//! lifted or expires. `Board` holds all of them and makes one `Order` of those that touch a slice.
+//! lifted or expires. `Board` holds all of them and makes one `SliceControl` of those that touch a slice.
 //! A worker asks for it before each window of calls, so an order costs no more than three look-ups.
 
 use std::collections::HashMap;
@@ -156,7 +156,7 @@ impl fmt::Display for Directive {
 
 /// What a slice is to do now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Order {
+pub struct SliceControl {
     pub go: Go,
     /// Rates that count instead of the configured ones, of the target, the app and the job.
     pub rates: [Option<Rate>; 3],
@@ -251,8 +251,8 @@ impl Board {
     ///
     /// A cancelled job ends even while it, its app or its target is paused. Of several pauses each
     /// holds, and the youngest says when to look again.
-    pub fn order(&self, names: [&str; 3], now_ms: u64) -> Order {
-        let mut order = Order::default();
+    pub fn order(&self, names: [&str; 3], now_ms: u64) -> SliceControl {
+        let mut order = SliceControl::default();
         let mut pauses = Pauses::default();
         let mut cancelled = false;
         for (index, (scope, name)) in Scope::ALL.into_iter().zip(names).enumerate() {
@@ -318,7 +318,7 @@ mod tests {
         }
     }
 
-    fn order(directives: &[Directive], now_ms: u64) -> Order {
+    fn order(directives: &[Directive], now_ms: u64) -> SliceControl {
         Board::new(directives.iter().cloned()).order(["im", "shop", "j1"], now_ms)
     }
 
@@ -335,7 +335,7 @@ mod tests {
             let wait = Go::Wait(Duration::from_secs(5));
             assert_eq!(order(&[pause], NOW).go, wait, "{scope:?}");
             let other = directive(scope, "other", Action::Pause);
-            assert_eq!(order(&[other], NOW), Order::default(), "{scope:?}");
+            assert_eq!(order(&[other], NOW), SliceControl::default(), "{scope:?}");
         }
     }
 
@@ -374,7 +374,7 @@ mod tests {
         let directives = [pause];
         let wait = Go::Wait(Duration::from_secs(1));
         assert_eq!(order(&directives, NOW).go, wait, "no longer than it stands");
-        assert_eq!(order(&directives, NOW + 1000), Order::default());
+        assert_eq!(order(&directives, NOW + 1000), SliceControl::default());
         assert!(Board::new(directives).all(NOW + 1000).next().is_none());
     }
 

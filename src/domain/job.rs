@@ -105,7 +105,7 @@ pub struct JobDocument {
     /// Set when one audience travels as several messages: the job completes only when all parts are
     /// there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub part: Option<Part>,
+    pub part: Option<ListPart>,
 }
 
 impl JobDocument {
@@ -141,7 +141,7 @@ impl JobDocument {
 /// Which part of a job a message carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Part {
+pub struct ListPart {
     /// 1 to `of`.
     #[schemars(range(min = 1, max = 10_000))]
     pub number: u32,
@@ -154,7 +154,7 @@ pub struct Part {
     pub together: Option<String>,
 }
 
-impl Part {
+impl ListPart {
     /// Whether what nobody on it can have, the job cannot be for: it is the whole list, or the first part
     /// of one that is sent to together or not at all.
     fn speaks_for_all(&self) -> bool {
@@ -279,7 +279,7 @@ pub struct Job<'a> {
     pub submission: String,
     /// List entries, repeats included, excluded ones not.
     pub entries: usize,
-    pub part: Part,
+    pub part: ListPart,
     pub strictness: Strictness,
     audience: Audience<'a>,
 }
@@ -447,16 +447,16 @@ fn read_job<'a>(
 
     let (mut audience, message, target) = (audience?, message?, target?);
     audience.prepare(context.folds_case(&target));
-    let census = audience.census(problems);
+    let totals = audience.totals(problems);
     // One part of many may have nobody; the others have.
-    if !audience.is_all() && census.entries == 0 && part.of == 1 && problems.is_empty() {
+    if !audience.is_all() && totals.entries == 0 && part.of == 1 && problems.is_empty() {
         problems.push(Problem::new(
             "audience.users",
             "empty; nobody would get the message",
         ));
     }
     let vars = match message.vars {
-        None if census.personal => Some(no_vars()),
+        None if totals.personal => Some(no_vars()),
         vars => vars,
     };
     match &vars {
@@ -497,8 +497,8 @@ fn read_job<'a>(
     };
     Some(Job {
         content_digest: content_digest(&head),
-        entries: census.entries,
-        submission: census.digest(&part),
+        entries: totals.entries,
+        submission: totals.digest(&part),
         part,
         strictness: mapping.unwrap_or_default(),
         audience,
@@ -632,11 +632,11 @@ fn is_never(text: &str) -> bool {
     before.parse::<Timestamp>().is_ok() || before.parse::<jiff::civil::DateTime>().is_ok()
 }
 
-fn read_part(fields: &mut Fields<'_>, problems: &mut Problems) -> Part {
+fn read_part(fields: &mut Fields<'_>, problems: &mut Problems) -> ListPart {
     let expected = "an object such as {\"number\":1,\"of\":3}";
     let part = fields
         .get("part", expected, problems)
-        .unwrap_or(Part::WHOLE);
+        .unwrap_or(ListPart::WHOLE);
     if part.number == 0 || part.number > part.of || part.of > PARTS_MAX {
         let what = format!(
             "{} of {} is not 1 to at most {PARTS_MAX}",

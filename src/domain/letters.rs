@@ -1,7 +1,7 @@
 //! Dead letters as people look at them: which are meant, in which order, and what is left of one when
 //! some of its recipients go.
 //!
-//! A shelf has no index and is read from end to end, so everything here works on one letter at a time
+//! A retained has no index and is read from end to end, so everything here works on one letter at a time
 //! and holds no more than a page. Letters are published at least once; of several for one recipient of
 //! a job the later counts.
 
@@ -323,7 +323,7 @@ impl DeadRow {
     }
 }
 
-/// The order of pages: by job, then by recipient. The order of the shelf would not do: RabbitMQ does
+/// The order of pages: by job, then by recipient. The order of the retained would not do: RabbitMQ does
 /// not keep it.
 pub type Key = (String, String);
 

@@ -110,7 +110,7 @@ impl Class {
 
 /// A class with what the target said. Making one for `Done` allocates nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct TargetAnswer {
     pub class: Class,
     /// The backend's own code, such as `503` or `reason 15`, shortened to 100 bytes; fit for a filter.
     pub code: Cow<'static, str>,
@@ -150,7 +150,7 @@ fn kept(text: Cow<'static, str>, most: usize) -> Cow<'static, str> {
     text
 }
 
-impl Answer {
+impl TargetAnswer {
     pub fn done() -> Self {
         Self {
             class: Class::Done,
@@ -215,14 +215,14 @@ impl Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The same for all of them.
-    All(Answer),
+    All(TargetAnswer),
     /// One answer per recipient, in the order of the call.
-    Each(Vec<Answer>),
+    Each(Vec<TargetAnswer>),
 }
 
 impl Verdict {
     /// The answer to all recipients of the call, if it is the same.
-    pub fn whole(&self) -> Option<&Answer> {
+    pub fn whole(&self) -> Option<&TargetAnswer> {
         match self {
             Self::All(answer) => Some(answer),
             Self::Each(_) => None,
@@ -230,7 +230,7 @@ impl Verdict {
     }
 
     /// The answer for the recipient at `index` of the call.
-    pub fn of(&self, index: usize) -> &Answer {
+    pub fn of(&self, index: usize) -> &TargetAnswer {
         match self {
             Self::All(answer) => answer,
             Self::Each(answers) => &answers[index],
@@ -267,7 +267,7 @@ pub enum Next {
     Drop,
 }
 
-impl Answer {
+impl TargetAnswer {
     /// The same answer, from nobody: the target was not reached.
     pub fn unreached(mut self) -> Self {
         self.reached = false;
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_target_that_is_not_reached_costs_nobody_an_attempt() {
-        let answer = Answer::new(Class::Transient, "connect", "refused").unreached();
+        let answer = TargetAnswer::new(Class::Transient, "connect", "refused").unreached();
         assert_eq!(answer.next(100, 1, OnUncertain::Hold), Next::Wait);
     }
 
@@ -343,15 +343,15 @@ mod tests {
 
     #[test]
     fn long_texts_are_cut_at_a_character() {
-        let answer = Answer::new(Class::Permanent, "x", "é".repeat(400));
+        let answer = TargetAnswer::new(Class::Permanent, "x", "é".repeat(400));
         assert!(answer.text.len() <= ANSWER_TEXT_MAX);
-        let answer = Answer::new(Class::Permanent, "7".repeat(1000), "");
+        let answer = TargetAnswer::new(Class::Permanent, "7".repeat(1000), "");
         assert_eq!(answer.code.len(), ANSWER_CODE_MAX);
     }
 
     #[test]
     fn what_a_backend_says_steers_no_terminal() {
-        let answer = Answer::new(Class::Permanent, "4\u{202e}1", "\u{1b}[2Jno\nsent\u{7}");
+        let answer = TargetAnswer::new(Class::Permanent, "4\u{202e}1", "\u{1b}[2Jno\nsent\u{7}");
         assert_eq!(answer.code, "4\\u{202e}1");
         assert_eq!(answer.text, "\\u{1b}[2Jno\\u{a}sent\\u{7}");
     }

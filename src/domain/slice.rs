@@ -14,7 +14,7 @@ use super::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use super::lane::{Lane, Priority};
 use super::limits::Rate;
 use super::message::{Content, MessageDocument, Options};
-use super::outcome::{Answer, Class, OnUncertain, Outcome};
+use super::outcome::{TargetAnswer, Class, OnUncertain, Outcome};
 use super::placeholders::as_it_stands;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
@@ -212,7 +212,7 @@ pub struct Doubt {
 }
 
 impl Doubt {
-    pub fn new(recipient: u32, answer: &Answer) -> Self {
+    pub fn new(recipient: u32, answer: &TargetAnswer) -> Self {
         Self {
             recipients: vec![recipient],
             code: answer.code.clone().into_owned(),
@@ -220,12 +220,12 @@ impl Doubt {
         }
     }
 
-    pub fn says(&self, answer: &Answer) -> bool {
+    pub fn says(&self, answer: &TargetAnswer) -> bool {
         self.code == answer.code && self.text == answer.text
     }
 
-    pub fn answer(&self) -> Answer {
-        Answer::new(Class::Uncertain, self.code.clone(), self.text.clone())
+    pub fn answer(&self) -> TargetAnswer {
+        TargetAnswer::new(Class::Uncertain, self.code.clone(), self.text.clone())
     }
 }
 

@@ -11,10 +11,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
-use super::desk::Handed;
-use super::disk::Trouble;
+use super::deliveries::Handed;
+use super::disk::StorageError;
 use super::tables::{self, Message, With};
-use super::writer::Work;
+use super::writer::WriteContext;
 use crate::domain::lane::LaneClass;
 use crate::domain::schedule::rung;
 use crate::domain::trace::traceparent;
@@ -87,7 +87,7 @@ impl Broker for EmbeddedBroker {
 
     async fn connect(&self) -> Result<EmbeddedSession, BrokerError> {
         let engine = self.0.clone();
-        let (id, lost) = engine.0.desk.open_session()?;
+        let (id, lost) = engine.0.deliveries.open_session()?;
         Ok(EmbeddedSession { engine, id, lost })
     }
 }
@@ -122,7 +122,7 @@ impl Session for EmbeddedSession {
                 what: format!("consume from queue `{name}`"),
                 source: "no such target is configured".into(),
             })?;
-        let (id, deliveries) = inner.desk.consume(self.id, queue, prefetch)?;
+        let (id, deliveries) = inner.deliveries.consume(self.id, queue, prefetch)?;
         Ok(EmbeddedConsumer {
             engine: self.engine.clone(),
             queue,
@@ -143,7 +143,7 @@ impl Session for EmbeddedSession {
 
 impl Drop for EmbeddedSession {
     fn drop(&mut self) {
-        self.engine.0.desk.close_session(self.id);
+        self.engine.0.deliveries.close_session(self.id);
     }
 }
 
@@ -217,7 +217,7 @@ impl Publisher for EmbeddedPublisher {
         }
         if !routed.is_empty() {
             let bytes = routed.iter().map(|message| message.body.len()).sum();
-            let put = move |work: &mut Work<'_>| routed.iter().try_for_each(|it| put(work, it));
+            let put = move |work: &mut WriteContext<'_>| routed.iter().try_for_each(|it| put(work, it));
             inner.write(bytes, put).await.map_err(publish_error)?;
         }
         for event in events {
@@ -235,7 +235,7 @@ impl EmbeddedPublisher {
     }
 }
 
-fn put(work: &mut Work<'_>, message: &Routed) -> Result<(), Trouble> {
+fn put(work: &mut WriteContext<'_>, message: &Routed) -> Result<(), StorageError> {
     let now_ms = work.now_ms;
     let bytes = Message::write(now_ms, &message.with, &message.body);
     let seq = work.new_seq();
@@ -257,16 +257,16 @@ fn put(work: &mut Work<'_>, message: &Routed) -> Result<(), Trouble> {
             let next = change.next_due_ms.map_or(due_ms, |next| next.min(due_ms));
             change.next_due_ms = Some(next);
         }
-        To::Dead => super::shelves::put_dead(work, seq, &bytes)?,
+        To::Dead => super::retained::put_dead(work, seq, &bytes)?,
     }
     Ok(())
 }
 
-pub(super) fn publish_error(trouble: Trouble) -> PublishError {
-    match trouble {
-        Trouble::Stopped => Lost.into(),
-        Trouble::Full(_) | Trouble::Disk(_) | Trouble::Damaged(_) | Trouble::Broken(_) => {
-            PublishError::Store(trouble.into())
+pub(super) fn publish_error(error: StorageError) -> PublishError {
+    match error {
+        StorageError::Stopped => Lost.into(),
+        StorageError::Full(_) | StorageError::Disk(_) | StorageError::Damaged(_) | StorageError::Broken(_) => {
+            PublishError::Store(error.into())
         }
     }
 }
@@ -283,7 +283,7 @@ impl Consumer for EmbeddedConsumer {
             () = self.lost.cancelled() => return None,
             handed = self.deliveries.recv() => handed?,
         };
-        self.engine.0.desk.unbuffer(self.queue, self.id);
+        self.engine.0.deliveries.unbuffer(self.queue, self.id);
         Some(Delivery {
             body: handed.body,
             // An older version may have kept anything.
@@ -297,17 +297,17 @@ impl Consumer for EmbeddedConsumer {
     }
 
     async fn cancel(&mut self) {
-        self.engine.0.desk.cancel(self.queue, self.id);
+        self.engine.0.deliveries.cancel(self.queue, self.id);
     }
 }
 
 impl Drop for EmbeddedConsumer {
     fn drop(&mut self) {
-        let desk = &self.engine.0.desk;
-        desk.cancel(self.queue, self.id);
+        let deliveries = &self.engine.0.deliveries;
+        deliveries.cancel(self.queue, self.id);
         while let Ok(handed) = self.deliveries.try_recv() {
             // Lost: it is back already.
-            let _ = desk.give_back(handed.tag);
+            let _ = deliveries.give_back(handed.tag);
         }
     }
 }
@@ -322,28 +322,28 @@ impl EndDelivery for Ending {
     fn ack(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
         Box::pin(async move {
             let inner = &self.engine.0;
-            let out = inner.desk.end(self.tag)?;
+            let out = inner.deliveries.end(self.tag)?;
             inner.writer.ack(&out).map_err(|_| Lost)
         })
     }
 
     fn give_back(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
-        Box::pin(async move { self.engine.0.desk.give_back(self.tag) })
+        Box::pin(async move { self.engine.0.deliveries.give_back(self.tag) })
     }
 
     fn reject(self: Box<Self>, reason: String) -> BoxFuture<Result<(), PublishError>> {
         Box::pin(async move {
             let inner = Arc::clone(&self.engine.0);
-            let out = inner.desk.end(self.tag)?;
+            let out = inner.deliveries.end(self.tag)?;
             let moved = inner.write(reason.len(), {
-                move |work| super::shelves::reject(work, out.queue, out.place, &reason)
+                move |work| super::retained::reject(work, out.queue, out.place, &reason)
             });
             match moved.await {
                 Ok(()) => Ok(()),
-                Err(trouble) => {
+                Err(error) => {
                     // It stays unacked and comes back with the next session.
-                    inner.desk.undo_end(self.tag, out);
-                    Err(publish_error(trouble))
+                    inner.deliveries.undo_end(self.tag, out);
+                    Err(publish_error(error))
                 }
             }
         })

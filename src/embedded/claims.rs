@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use redb::{ReadTransaction, ReadableTable};
 
-use super::disk::Trouble;
+use super::disk::StorageError;
 use super::tables::{CLAIMS, Lazy, number};
 use crate::ports::ClaimState;
 
@@ -60,12 +60,12 @@ impl ClaimRow {
         numbers.flat_map(|number| number.to_be_bytes()).collect()
     }
 
-    fn read(bytes: &[u8]) -> Result<Self, Trouble> {
+    fn read(bytes: &[u8]) -> Result<Self, StorageError> {
         let (numbers, rest) = bytes.as_chunks::<8>();
         let (&[life, opening, owner, lease], fingerprints) = numbers
             .split_first_chunk::<4>()
             .filter(|_| rest.is_empty())
-            .ok_or_else(|| Trouble::broken("a claim is cut short"))?;
+            .ok_or_else(|| StorageError::broken("a claim is cut short"))?;
         Ok(Self {
             life: number(&life),
             opening: number(&opening),
@@ -87,7 +87,7 @@ impl Claims {
     pub(super) fn load(
         table: &impl ReadableTable<u64, &'static [u8]>,
         opening: u64,
-    ) -> Result<Self, Trouble> {
+    ) -> Result<Self, StorageError> {
         let mut claims = Self {
             opening,
             ..Self::default()
@@ -112,7 +112,7 @@ impl Claims {
     }
 
     /// What is on disk counts; what is still the same there keeps its deadline.
-    pub(super) fn reload(&mut self, transaction: &ReadTransaction) -> Result<(), Trouble> {
+    pub(super) fn reload(&mut self, transaction: &ReadTransaction) -> Result<(), StorageError> {
         let mut found = Self::load(&transaction.open_table(CLAIMS)?, self.opening)?;
         // A number that may have been used is not used again.
         found.next_row = found.next_row.max(self.next_row);
@@ -181,7 +181,7 @@ impl Claims {
         recipients: &[u64],
         lease: Duration,
         now: Instant,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), StorageError> {
         let ends = Some(now + lease);
         let mut foreign = Vec::new();
         let mut fingerprints = Vec::with_capacity(recipients.len());
@@ -238,7 +238,7 @@ impl Claims {
         table: &mut Lazy<'_, u64, &'static [u8]>,
         asker: Asker,
         recipients: &[u64],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), StorageError> {
         let own = self.own(asker, recipients);
         self.drop(table, asker.life, &own)
     }
@@ -249,7 +249,7 @@ impl Claims {
         table: &mut Lazy<'_, u64, &'static [u8]>,
         asker: Asker,
         recipients: &[u64],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), StorageError> {
         let own = self.own(asker, recipients);
         self.drop(table, asker.life, &own)?;
         if own.is_empty() {
@@ -289,7 +289,7 @@ impl Claims {
         claim: ClaimRow,
         ends: Option<Instant>,
         in_doubt: impl Fn(u64) -> bool,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), StorageError> {
         let row = self.next_row;
         self.next_row += 1;
         for fingerprint in &claim.fingerprints {
@@ -311,7 +311,7 @@ impl Claims {
         table: &mut Lazy<'_, u64, &'static [u8]>,
         life: u64,
         recipients: &[u64],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), StorageError> {
         let mut changed: HashMap<u64, Vec<u64>> = HashMap::new();
         for fingerprint in recipients {
             if let Some(held) = self.held.remove(&(life, *fingerprint)) {
@@ -341,7 +341,7 @@ impl Claims {
         &mut self,
         table: &mut Lazy<'_, u64, &'static [u8]>,
         life: u64,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), StorageError> {
         let rows: Vec<_> = self
             .rows
             .iter()
@@ -361,7 +361,7 @@ impl Claims {
 }
 
 /// Recipients of a life that are claimed in a consistent view.
-pub(super) fn count(transaction: &ReadTransaction, life: u64) -> Result<u64, Trouble> {
+pub(super) fn count(transaction: &ReadTransaction, life: u64) -> Result<u64, StorageError> {
     let mut count = 0;
     for entry in transaction.open_table(CLAIMS)?.iter()? {
         let claim = ClaimRow::read(entry?.1.value())?;

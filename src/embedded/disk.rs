@@ -61,7 +61,7 @@ pub enum OpenError {
     Full {
         file: PathBuf,
         #[source]
-        source: Trouble,
+        source: StorageError,
     },
     #[error(
         "{} was written in format {found} by a newer fanwise, this one knows format {FORMAT}; \
@@ -73,7 +73,7 @@ pub enum OpenError {
 
 /// Why a step or a look failed.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum StorageError {
     #[error("the disk of the data folder is full: make space on it")]
     Full(#[source] Arc<redb::Error>),
     #[error("the store in the data folder cannot be read or written")]
@@ -87,7 +87,7 @@ pub enum Trouble {
     Stopped,
 }
 
-impl Trouble {
+impl StorageError {
     pub(super) fn broken(what: impl std::fmt::Display) -> Self {
         Self::Broken(what.to_string())
     }
@@ -108,7 +108,7 @@ impl Trouble {
 
 macro_rules! trouble_from {
     ($($error:ident),*) => {$(
-        impl From<redb::$error> for Trouble {
+        impl From<redb::$error> for StorageError {
             fn from(error: redb::$error) -> Self {
                 Self::of(error.into())
             }
@@ -130,16 +130,16 @@ pub(super) struct FolderLock(#[expect(dead_code, reason = "held for its lock")] 
 enum Store {
     Open(Database),
     /// It could not be opened again yet.
-    Failed(Trouble),
+    Failed(StorageError),
     Closed,
 }
 
 impl Store {
-    fn get(&self) -> Result<&Database, Trouble> {
+    fn get(&self) -> Result<&Database, StorageError> {
         match self {
             Self::Open(database) => Ok(database),
-            Self::Failed(trouble) => Err(trouble.clone()),
-            Self::Closed => Err(Trouble::Stopped),
+            Self::Failed(error) => Err(error.clone()),
+            Self::Closed => Err(StorageError::Stopped),
         }
     }
 }
@@ -149,7 +149,7 @@ pub(super) struct Disk {
     file: PathBuf,
     opener: Opener,
     store: RwLock<Store>,
-    trouble: Mutex<Option<String>>,
+    error: Mutex<Option<String>>,
     /// Whether the last attempt to write came to nothing.
     blocked: watch::Sender<bool>,
     damage: CancellationToken,
@@ -177,8 +177,8 @@ impl Disk {
                  not meant, stop it and put the file back"
             );
         }
-        let opened = sheltered(|| opener(&file).map_err(Trouble::from));
-        let database = opened.map_err(|trouble| unusable(&file, trouble))?;
+        let opened = sheltered(|| opener(&file).map_err(StorageError::from));
+        let database = opened.map_err(|error| unusable(&file, error))?;
         // The name of a new file is durable when its folder is.
         File::open(folder)
             .and_then(|opened| opened.sync_all())
@@ -188,7 +188,7 @@ impl Disk {
             file,
             opener,
             store: RwLock::new(Store::Open(database)),
-            trouble: Mutex::new(None),
+            error: Mutex::new(None),
             blocked: watch::Sender::new(false),
             damage: CancellationToken::new(),
         };
@@ -197,7 +197,7 @@ impl Disk {
 
     /// Makes the tables and queues that are missing, and reads what the engine starts with.
     pub(super) fn prepare(&self, targets: &[String]) -> Result<tables::Start, OpenError> {
-        let failed = |trouble| unusable(&self.file, trouble);
+        let failed = |error| unusable(&self.file, error);
         let found = sheltered(|| tables::format(&self.begin_read()?)).map_err(failed)?;
         if found > FORMAT {
             let file = self.file.clone();
@@ -219,12 +219,12 @@ impl Disk {
         }
     }
 
-    pub(super) fn begin_read(&self) -> Result<ReadTransaction, Trouble> {
+    pub(super) fn begin_read(&self) -> Result<ReadTransaction, StorageError> {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
         Ok(store.get()?.begin_read()?)
     }
 
-    pub(super) fn begin_write(&self) -> Result<WriteTransaction, Trouble> {
+    pub(super) fn begin_write(&self) -> Result<WriteTransaction, StorageError> {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
         let mut transaction = store.get()?.begin_write()?;
         transaction.set_quick_repair(true);
@@ -234,11 +234,11 @@ impl Disk {
     /// Does something with the store; damage that it meets is the end of its use.
     pub(super) fn guarded<T>(
         &self,
-        what: impl FnOnce() -> Result<T, Trouble>,
-    ) -> Result<T, Trouble> {
+        what: impl FnOnce() -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
         let done = sheltered(what);
-        if let Err(trouble @ Trouble::Damaged(_)) = &done {
-            self.give_up(trouble);
+        if let Err(error @ StorageError::Damaged(_)) = &done {
+            self.give_up(error);
         }
         done
     }
@@ -249,9 +249,9 @@ impl Disk {
     }
 
     /// Who goes on to write to a damaged file may damage more of it.
-    fn give_up(&self, trouble: &Trouble) {
+    fn give_up(&self, error: &StorageError) {
         let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *store, Store::Failed(trouble.clone())) {
+        match std::mem::replace(&mut *store, Store::Failed(error.clone())) {
             // To close it would write to it.
             Store::Open(database) => std::mem::forget(database),
             Store::Closed => *store = Store::Closed,
@@ -263,31 +263,31 @@ impl Disk {
         }
         tracing::error!(
             file = %self.file.display(),
-            "{trouble}; nothing more is written to it. Put back a copy of the data folder, or move the \
+            "{error}; nothing more is written to it. Put back a copy of the data folder, or move the \
              file away and fanwise begins with an empty one"
         );
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble.to_string());
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
         self.blocked.send_replace(true);
         self.damage.cancel();
     }
 
     /// Opens the store again after an error of the disk.
-    pub(super) fn reopen(&self) -> Result<(), Trouble> {
+    pub(super) fn reopen(&self) -> Result<(), StorageError> {
         self.guarded(|| {
             let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-            if let Store::Failed(trouble @ Trouble::Damaged(_)) = &*store {
-                return Err(trouble.clone());
+            if let Store::Failed(error @ StorageError::Damaged(_)) = &*store {
+                return Err(error.clone());
             }
             // The old one goes first: a file is opened once.
             *store = Store::Closed;
-            match (self.opener)(&self.file).map_err(Trouble::from) {
+            match (self.opener)(&self.file).map_err(StorageError::from) {
                 Ok(database) => {
                     *store = Store::Open(database);
                     Ok(())
                 }
-                Err(trouble) => {
-                    *store = Store::Failed(trouble.clone());
-                    Err(trouble)
+                Err(error) => {
+                    *store = Store::Failed(error.clone());
+                    Err(error)
                 }
             }
         })
@@ -303,9 +303,9 @@ impl Disk {
         }
     }
 
-    pub(super) fn trouble(&self) -> Option<String> {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.clone()
+    pub(super) fn error(&self) -> Option<String> {
+        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        error.clone()
     }
 
     pub(super) fn blocked(&self) -> watch::Receiver<bool> {
@@ -313,17 +313,17 @@ impl Disk {
     }
 
     /// Remembers what is wrong, and says so when that changes.
-    pub(super) fn note(&self, trouble: Option<&Trouble>) {
-        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        match (trouble, known.is_some()) {
-            (Some(trouble), false) => {
-                let cause = std::error::Error::source(trouble).map(ToString::to_string);
+    pub(super) fn note(&self, error: Option<&StorageError>) {
+        let mut known = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        match (error, known.is_some()) {
+            (Some(error), false) => {
+                let cause = std::error::Error::source(error).map(ToString::to_string);
                 tracing::error!(
                     folder = %self.folder.display(),
                     cause,
-                    "{trouble}; nothing is accepted or sent until then, and nothing accepted is lost"
+                    "{error}; nothing is accepted or sent until then, and nothing accepted is lost"
                 );
-                *known = Some(trouble.to_string());
+                *known = Some(error.to_string());
                 self.blocked.send_replace(true);
             }
             (None, true) => {
@@ -336,21 +336,21 @@ impl Disk {
     }
 }
 
-fn unusable(file: &Path, trouble: Trouble) -> OpenError {
+fn unusable(file: &Path, error: StorageError) -> OpenError {
     let file = file.to_owned();
-    match trouble {
-        Trouble::Full(_) => OpenError::Full {
+    match error {
+        StorageError::Full(_) => OpenError::Full {
             file,
-            source: trouble,
+            source: error,
         },
         // What the store says of the file, without a word of ours between.
-        Trouble::Disk(error) => OpenError::Store {
+        StorageError::Disk(error) => OpenError::Store {
             file,
             source: error.into(),
         },
-        Trouble::Damaged(_) | Trouble::Broken(_) | Trouble::Stopped => OpenError::Store {
+        StorageError::Damaged(_) | StorageError::Broken(_) | StorageError::Stopped => OpenError::Store {
             file,
-            source: trouble.into(),
+            source: error.into(),
         },
     }
 }

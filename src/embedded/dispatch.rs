@@ -6,38 +6,38 @@ use std::thread::{self, JoinHandle};
 
 use redb::{AccessGuard, ReadOnlyTable};
 
-use super::desk::{Desk, Found, HELD_BYTES_MAX, Place, Plan, Read};
-use super::disk::{Disk, Trouble};
+use super::deliveries::{Deliveries, Found, HELD_BYTES_MAX, Place, Plan, Read};
+use super::disk::{Disk, StorageError};
 use super::tables::{Message, READY, WAITING};
 
-pub(super) fn start(desk: Arc<Desk>, disk: Arc<Disk>) -> io::Result<JoinHandle<()>> {
+pub(super) fn start(deliveries: Arc<Deliveries>, disk: Arc<Disk>) -> io::Result<JoinHandle<()>> {
     thread::Builder::new()
         .name("fanwise-dispatch".to_owned())
-        .spawn(move || run(&desk, &disk))
+        .spawn(move || run(&deliveries, &disk))
 }
 
-fn run(desk: &Desk, disk: &Disk) {
+fn run(deliveries: &Deliveries, disk: &Disk) {
     // However it ends, nobody waits for a delivery that never comes.
-    struct Stop<'a>(&'a Desk);
+    struct Stop<'a>(&'a Deliveries);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
             self.0.stop();
         }
     }
-    let _stop = Stop(desk);
+    let _stop = Stop(deliveries);
     let mut failing = false;
-    while let Some(plan) = desk.next_plan() {
+    while let Some(plan) = deliveries.next_plan() {
         match disk.guarded(|| read(disk, &plan)) {
             Ok(read) => {
                 failing = false;
-                desk.hand_out(&plan, read);
+                deliveries.hand_out(&plan, read);
             }
-            Err(trouble) => {
+            Err(error) => {
                 if !failing {
-                    tracing::warn!(%trouble, "messages cannot be read, trying again");
+                    tracing::warn!(%error, "messages cannot be read, trying again");
                 }
                 failing = true;
-                desk.undo_plan(&plan);
+                deliveries.undo_plan(&plan);
             }
         }
     }
@@ -49,7 +49,7 @@ type Row = (Arrival, Place, AccessGuard<'static, &'static [u8]>);
 /// What decides who goes first: when it came to its queue, or came due there, and its number.
 type Arrival = (u64, u64);
 
-fn read(disk: &Disk, plan: &Plan) -> Result<Read, Trouble> {
+fn read(disk: &Disk, plan: &Plan) -> Result<Read, StorageError> {
     let transaction = disk.begin_read()?;
     let ready = transaction.open_table(READY)?;
     let waiting = transaction.open_table(WAITING)?;
@@ -103,7 +103,7 @@ fn is_full(plan: &Plan, messages: usize, bytes: usize) -> bool {
 fn ready_rows(
     table: &ReadOnlyTable<(u32, u64), &'static [u8]>,
     plan: &Plan,
-) -> Result<Vec<Row>, Trouble> {
+) -> Result<Vec<Row>, StorageError> {
     let mut rows = Vec::new();
     let Some(from) = plan.ready_from else {
         return Ok(rows);
@@ -127,7 +127,7 @@ fn due_rows(
     table: &ReadOnlyTable<(u32, u64, u64), &'static [u8]>,
     plan: &Plan,
     read: &mut Read,
-) -> Result<Vec<Row>, Trouble> {
+) -> Result<Vec<Row>, StorageError> {
     let (mut rows, mut bytes) = (Vec::new(), 0);
     if !plan.due {
         return Ok(rows);
@@ -154,7 +154,7 @@ fn take(
     place: Place,
     came_back: bool,
     row: &AccessGuard<'_, &'static [u8]>,
-) -> Result<Found, Trouble> {
+) -> Result<Found, StorageError> {
     let message = Message::read(row.value())?;
     let arrived_ms = match place {
         Place::Ready(_) => message.published_ms,

@@ -11,10 +11,10 @@ use std::time::Duration;
 use redb::{ReadTransaction, ReadableTable as _};
 
 use super::claims::{self, Asker};
-use super::disk::Trouble;
+use super::disk::StorageError;
 use super::limiter::{EmbeddedStore, ledger_error};
 use super::tables::{BUCKETS, Bucket, JOBS, JobRow, LISTED, REASONS, SUBMISSIONS};
-use super::writer::Work;
+use super::writer::WriteContext;
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::outcome::Outcome;
@@ -23,7 +23,7 @@ use crate::domain::slice::{Shape, Together};
 use crate::json;
 use crate::ports::{
     Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobQuery, JobRecord,
-    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, Standing,
+    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, JobProgress,
     Submission,
 };
 
@@ -67,7 +67,7 @@ impl Ledger for EmbeddedStore {
         step.await.map_err(ledger_error)
     }
 
-    async fn expanded(&self, job: JobId, submission: &str) -> Result<Standing, LedgerError> {
+    async fn expanded(&self, job: JobId, submission: &str) -> Result<JobProgress, LedgerError> {
         let (job, submission) = (job.to_string(), submission.to_owned());
         let step = self
             .0
@@ -174,8 +174,8 @@ impl Ledger for EmbeddedStore {
             let Some(mut row) = job_row(work, &job)? else {
                 return Ok(false);
             };
-            let standing = standing(&row)?;
-            if !standing.finished || standing.completed {
+            let progress = progress(&row)?;
+            if !progress.finished || progress.completed {
                 return Ok(false);
             }
             row.completed_at_ms = Some(work.now_ms);
@@ -225,7 +225,7 @@ impl Ledger for EmbeddedStore {
                 return Ok(vec![None; recipients.len()]);
             };
             let table = transaction.open_table(REASONS)?;
-            let reason = |fingerprint: &u64| -> Result<_, Trouble> {
+            let reason = |fingerprint: &u64| -> Result<_, StorageError> {
                 let json = table.get((row.life, *fingerprint))?;
                 let read = |json: &[u8]| {
                     serde_json::from_slice(json)
@@ -279,13 +279,13 @@ impl Ledger for EmbeddedStore {
 // Jobs
 // ---------------------------------------------------------------------------------------------
 
-pub(super) fn job_row(work: &mut Work<'_>, job: &str) -> Result<Option<JobRow>, Trouble> {
+pub(super) fn job_row(work: &mut WriteContext<'_>, job: &str) -> Result<Option<JobRow>, StorageError> {
     let row = work.tables.jobs.open()?.get(job)?;
     row.map(|row| JobRow::read(row.value())).transpose()
 }
 
 /// Writes a job.
-pub(super) fn keep_row(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(), Trouble> {
+pub(super) fn keep_row(work: &mut WriteContext<'_>, job: &str, row: &JobRow) -> Result<(), StorageError> {
     work.tables
         .jobs
         .open()?
@@ -293,7 +293,7 @@ pub(super) fn keep_row(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(
     Ok(())
 }
 
-fn enter(work: &mut Work<'_>, entry: &Entry) -> Result<(), Trouble> {
+fn enter(work: &mut WriteContext<'_>, entry: &Entry) -> Result<(), StorageError> {
     let job = entry.job.to_string();
     if job_row(work, &job)?.is_some() {
         return Ok(());
@@ -316,7 +316,7 @@ fn enter(work: &mut Work<'_>, entry: &Entry) -> Result<(), Trouble> {
 }
 
 /// The row of a job that begins, in the place of one that was entered.
-fn begun(work: &mut Work<'_>, entered: Option<&JobRow>, now_ms: u64) -> JobRow {
+fn begun(work: &mut WriteContext<'_>, entered: Option<&JobRow>, now_ms: u64) -> JobRow {
     JobRow {
         life: entered.map_or_else(|| work.new_life(), |entered| entered.life),
         accepted_at_ms: now_ms,
@@ -325,7 +325,7 @@ fn begun(work: &mut Work<'_>, entered: Option<&JobRow>, now_ms: u64) -> JobRow {
     }
 }
 
-fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trouble> {
+fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accepted, StorageError> {
     let job = submission.job.to_string();
     let (entered, found) = match job_row(work, &job)? {
         Some(row) if row.entered => (Some(row), None),
@@ -373,9 +373,9 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
     let submissions = work.tables.submissions.open()?;
     let known = submissions.get(key)?.map(|row| row.value());
     if let Some((_, state @ (ACCEPTED | EXPANDED))) = known {
-        let standing = standing(&row)?;
+        let progress = progress(&row)?;
         keep_row(work, &job, &row)?;
-        let settled = standing.accounts.pending() == 0 && state == EXPANDED;
+        let settled = progress.accounts.pending() == 0 && state == EXPANDED;
         return Ok(match settled {
             true => Accepted::Settled,
             false => Accepted::Again { shape, template },
@@ -398,10 +398,10 @@ fn accept(work: &mut Work<'_>, submission: &Submission) -> Result<Accepted, Trou
     })
 }
 
-fn expanded(work: &mut Work<'_>, job: &str, submission: &str) -> Result<Standing, Trouble> {
+fn expanded(work: &mut WriteContext<'_>, job: &str, submission: &str) -> Result<JobProgress, StorageError> {
     let Some(mut row) = job_row(work, job)? else {
         // Forgotten in between; the slices will tell of the job again.
-        return Ok(Standing::default());
+        return Ok(JobProgress::default());
     };
     let key = (row.life, submission);
     let submissions = work.tables.submissions.open()?;
@@ -411,15 +411,15 @@ fn expanded(work: &mut Work<'_>, job: &str, submission: &str) -> Result<Standing
         row.expanded += 1;
         keep_row(work, job, &row)?;
     }
-    standing(&row)
+    progress(&row)
 }
 
 fn gather(
-    work: &mut Work<'_>,
+    work: &mut WriteContext<'_>,
     job: &str,
     part: &Together,
     give_up: bool,
-) -> Result<Gathered, Trouble> {
+) -> Result<Gathered, StorageError> {
     let known = job_row(work, job)?.filter(|row| !row.rebuilt && !row.entered);
     let Some(mut row) = known else {
         return Ok(Gathered::Complete);
@@ -453,7 +453,7 @@ fn gather(
     Ok(Gathered::GivenUp)
 }
 
-fn list(work: &mut Work<'_>, job: &str, row: &JobRow) -> Result<(), Trouble> {
+fn list(work: &mut WriteContext<'_>, job: &str, row: &JobRow) -> Result<(), StorageError> {
     let listed = work.tables.listed.open()?;
     listed.insert((row.listed_at_ms, job), ())?;
     Ok(())
@@ -465,11 +465,11 @@ fn shape(row: &JobRow) -> Shape {
     }
 }
 
-pub(super) fn accounts(row: &JobRow) -> Result<Accounts, Trouble> {
+pub(super) fn accounts(row: &JobRow) -> Result<Accounts, StorageError> {
     Ok(Accounts {
         total: row.total,
         sent: row.sent,
-        duplicate: u64::try_from(row.duplicate).map_err(Trouble::broken)?,
+        duplicate: u64::try_from(row.duplicate).map_err(StorageError::broken)?,
         failed: row.failed,
         uncertain: row.uncertain + row.lost,
         expired: row.expired,
@@ -477,7 +477,7 @@ pub(super) fn accounts(row: &JobRow) -> Result<Accounts, Trouble> {
     })
 }
 
-pub(super) fn standing(row: &JobRow) -> Result<Standing, Trouble> {
+pub(super) fn progress(row: &JobRow) -> Result<JobProgress, StorageError> {
     let accounts = accounts(row)?;
     // Of a rebuilt job nobody knows how many parts there were: those heard of count.
     let needed = match row.rebuilt {
@@ -485,14 +485,14 @@ pub(super) fn standing(row: &JobRow) -> Result<Standing, Trouble> {
         false => row.submissions.max(row.parts.into()),
     };
     let settled = (needed > 0 || accounts.total > 0) && accounts.pending() == 0;
-    Ok(Standing {
+    Ok(JobProgress {
         accounts,
         finished: settled && row.expanded >= needed,
         completed: row.completed_at_ms.is_some(),
     })
 }
 
-pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
+pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError> {
     let accounts = accounts(&row)?;
     Ok(JobRecord {
         job,
@@ -530,7 +530,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, Trouble> {
 /// Most jobs one question looks at, however few of them are meant.
 const JOBS_LOOKED_AT_MAX: usize = 10_000;
 
-fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Trouble> {
+fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, StorageError> {
     let (listed, jobs) = (
         transaction.open_table(LISTED)?,
         transaction.open_table(JOBS)?,
@@ -556,7 +556,7 @@ fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Trou
         }
         let (key, _) = entry?;
         let (at_ms, id) = key.value();
-        let job = id.parse().map_err(Trouble::broken)?;
+        let job = id.parse().map_err(StorageError::broken)?;
         place = Some(JobPlace { at_ms, job });
         if let Some(row) = jobs.get(id)? {
             let found = record(job, JobRow::read(row.value())?)?;
@@ -567,7 +567,7 @@ fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Trou
     Ok(page)
 }
 
-fn look(work: &mut Work<'_>, job: &str, asked: &[u64]) -> Result<Vec<ClaimState>, Trouble> {
+fn look(work: &mut WriteContext<'_>, job: &str, asked: &[u64]) -> Result<Vec<ClaimState>, StorageError> {
     let Some(row) = job_row(work, job)? else {
         return Ok(vec![ClaimState::Granted; asked.len()]);
     };
@@ -588,7 +588,7 @@ fn look(work: &mut Work<'_>, job: &str, asked: &[u64]) -> Result<Vec<ClaimState>
     Ok(states)
 }
 
-fn audit(transaction: &ReadTransaction, job: JobId) -> Result<Audit, Trouble> {
+fn audit(transaction: &ReadTransaction, job: JobId) -> Result<Audit, StorageError> {
     let mut audit = Audit::default();
     let jobs = transaction.open_table(JOBS)?;
     let Some(row) = jobs.get(job.to_string().as_str())? else {
@@ -605,7 +605,7 @@ fn audit(transaction: &ReadTransaction, job: JobId) -> Result<Audit, Trouble> {
                 b'u' => &mut audit.uncertain,
                 b'e' => &mut audit.expired,
                 b'x' => &mut audit.cancelled,
-                code => return Err(Trouble::broken(format!("outcome {code}"))),
+                code => return Err(StorageError::broken(format!("outcome {code}"))),
             };
             *counter += 1;
         }
@@ -657,7 +657,7 @@ impl Slice {
     /// Finds the place of the slice, and makes it if the ledger has forgotten the job or never heard
     /// of the submission: then the slice itself says what it is part of, and the total grows by its
     /// entries.
-    fn locate(&self, work: &mut Work<'_>) -> Result<Located, Trouble> {
+    fn locate(&self, work: &mut WriteContext<'_>) -> Result<Located, StorageError> {
         let (entered, found) = match job_row(work, &self.job)? {
             Some(row) if row.entered => (Some(row), None),
             found => (None, found),
@@ -711,7 +711,7 @@ struct ClaimStep {
 
 impl ClaimStep {
     /// None: the slice is done.
-    fn run(&self, work: &mut Work<'_>) -> Result<Option<Vec<ClaimState>>, Trouble> {
+    fn run(&self, work: &mut WriteContext<'_>) -> Result<Option<Vec<ClaimState>>, StorageError> {
         let Located {
             row,
             counted,
@@ -756,8 +756,8 @@ impl ClaimStep {
     }
 }
 
-fn outcome(code: u8) -> Result<Outcome, Trouble> {
-    Outcome::from_ledger_code(code).ok_or_else(|| Trouble::broken(format!("outcome {code}")))
+fn outcome(code: u8) -> Result<Outcome, StorageError> {
+    Outcome::from_ledger_code(code).ok_or_else(|| StorageError::broken(format!("outcome {code}")))
 }
 
 struct SettleStep {
@@ -770,7 +770,7 @@ struct SettleStep {
 }
 
 impl SettleStep {
-    fn run(&self, work: &mut Work<'_>) -> Result<Recorded, Trouble> {
+    fn run(&self, work: &mut WriteContext<'_>) -> Result<Recorded, StorageError> {
         let Located {
             mut row,
             counted,
@@ -868,7 +868,7 @@ impl SettleStep {
             keep_row(work, &self.slice.job, &row)?;
         }
         Ok(Recorded {
-            standing: standing(&row)?,
+            progress: progress(&row)?,
             stood,
             missing,
         })

@@ -6,7 +6,7 @@
 use redb::ReadableTable as _;
 
 use super::Engine;
-use super::disk::Trouble;
+use super::disk::StorageError;
 use super::tables::PARKS;
 use crate::clock::now_ms;
 use crate::ports::{Lease, Leased, LedgerError, Limit, Limiter, Park};
@@ -71,7 +71,7 @@ impl Limiter for EmbeddedStore {
                 };
                 let (until_ms, park) = row.value();
                 if until_ms > now {
-                    parked.push((target, serde_json::from_str(park).map_err(Trouble::broken)?));
+                    parked.push((target, serde_json::from_str(park).map_err(StorageError::broken)?));
                 }
             }
             Ok(parked)
@@ -80,12 +80,12 @@ impl Limiter for EmbeddedStore {
     }
 }
 
-pub(super) fn ledger_error(trouble: Trouble) -> LedgerError {
-    match trouble {
-        Trouble::Full(_) => LedgerError::Full(trouble.into()),
-        Trouble::Disk(_) | Trouble::Damaged(_) | Trouble::Stopped => {
-            LedgerError::Unreachable(trouble.into())
+pub(super) fn ledger_error(error: StorageError) -> LedgerError {
+    match error {
+        StorageError::Full(_) => LedgerError::Full(error.into()),
+        StorageError::Disk(_) | StorageError::Damaged(_) | StorageError::Stopped => {
+            LedgerError::Unreachable(error.into())
         }
-        Trouble::Broken(what) => LedgerError::Broken(what),
+        StorageError::Broken(what) => LedgerError::Broken(what),
     }
 }

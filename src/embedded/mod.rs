@@ -7,9 +7,9 @@
 //! - `disk`: the data folder, its lock and the store in it; `shelter`: panics of the store; `tables`: every table and record.
 //! - `writer`: the one thread that writes. Whoever wants something written hands it a step and waits;
 //!   steps that wait at the same time share one commit, synced to disk before anyone is answered.
-//! - `desk`: what is handed out, to whom, and what came back; in memory, so that after a crash
+//! - `deliveries`: what is handed out, to whom, and what came back; in memory, so that after a crash
 //!   everything unacked is there again. `dispatch`: the one thread that reads messages for consumers.
-//! - `broker`, `shelves`, `ledger`, `claims`, `upkeep`, `pulse`, `limiter`, `directives`, `templates`,
+//! - `broker`, `retained`, `ledger`, `claims`, `upkeep`, `pulse`, `limiter`, `directives`, `templates`,
 //!   `quotas`, `nonces`: the ports. `sweep`: forgets jobs that completed long ago.
 //!
 //! What it promises: `Ok` from a publish or a step of the ledger means synced to disk, and survives a
@@ -23,7 +23,7 @@
 
 mod broker;
 mod claims;
-mod desk;
+mod deliveries;
 mod directives;
 mod disk;
 mod dispatch;
@@ -33,7 +33,7 @@ mod nonces;
 mod pulse;
 mod quotas;
 mod shelter;
-mod shelves;
+mod retained;
 mod sweep;
 mod tables;
 mod templates;
@@ -57,14 +57,14 @@ pub use self::broker::{
 pub use self::disk::OpenError;
 pub use self::limiter::EmbeddedStore;
 
-use self::desk::Desk;
-use self::disk::{Disk, Trouble};
+use self::deliveries::Deliveries;
+use self::disk::{Disk, StorageError};
 use self::nonces::Seen;
 use self::pulse::Beats;
-use self::shelves::Turns;
+use self::retained::Turns;
 use self::tables::Queues;
 use self::upkeep::Walk;
-use self::writer::{Work, Writer};
+use self::writer::{WriteContext, Writer};
 
 /// Where the engine keeps its data, and how it writes.
 #[derive(Clone, Debug)]
@@ -105,7 +105,7 @@ pub struct Engine(Arc<Inner>);
 /// What every handle shares.
 struct Inner {
     disk: Arc<Disk>,
-    desk: Arc<Desk>,
+    deliveries: Arc<Deliveries>,
     queues: Arc<Queues>,
     writer: writer::Handle,
     events: broadcast::Sender<EngineEvent>,
@@ -128,12 +128,12 @@ impl Engine {
         let start = disk.prepare(&settings.targets)?;
         let disk = Arc::new(disk);
         let queues = Arc::new(start.queues);
-        let desk = Arc::new(Desk::new(&queues));
-        let dispatcher = dispatch::start(Arc::clone(&desk), Arc::clone(&disk))
+        let deliveries = Arc::new(Deliveries::new(&queues));
+        let dispatcher = dispatch::start(Arc::clone(&deliveries), Arc::clone(&disk))
             .map_err(|error| disk.open_error(error))?;
         let parts = writer::Parts {
             disk: Arc::clone(&disk),
-            desk: Arc::clone(&desk),
+            deliveries: Arc::clone(&deliveries),
             queues: Arc::clone(&queues),
             claims: start.claims,
             next_seq: start.next_seq,
@@ -147,7 +147,7 @@ impl Engine {
         let writer = Writer::start(parts).map_err(|error| disk.open_error(error))?;
         Ok(Self(Arc::new(Inner {
             disk,
-            desk,
+            deliveries,
             queues,
             writer,
             events: broadcast::Sender::new(EVENTS_KEPT),
@@ -160,7 +160,7 @@ impl Engine {
     }
 
     /// The broker port. The same value is also the way to dead letters and rejected messages
-    /// ([`Shelves`](crate::ports::Shelves)).
+    /// ([`RetainedQueues`](crate::ports::Shelves)).
     pub fn broker(&self) -> EmbeddedBroker {
         EmbeddedBroker(self.clone())
     }
@@ -181,7 +181,7 @@ impl Engine {
         let mut depths: Vec<_> = counts
             .into_iter()
             .map(|count| {
-                let (unacked, consumers) = self.0.desk.usage(&self.0.queues, &count.queue);
+                let (unacked, consumers) = self.0.deliveries.usage(&self.0.queues, &count.queue);
                 Depth {
                     ready: count.ready.saturating_sub(unacked.ready),
                     waiting: count.waiting.saturating_sub(unacked.waiting),
@@ -196,14 +196,14 @@ impl Engine {
     }
 
     /// What keeps the engine from writing at the moment, if anything does.
-    pub fn trouble(&self) -> Option<String> {
-        self.0.disk.trouble()
+    pub fn error(&self) -> Option<String> {
+        self.0.disk.error()
     }
 
     /// Resolves when the store is found damaged, with what is wrong: nothing can be done with it any more.
     pub async fn damaged(&self) -> String {
         self.0.disk.damage().cancelled().await;
-        self.trouble().unwrap_or_default()
+        self.error().unwrap_or_default()
     }
 
     /// Ends all sessions, writes what was handed over, and releases the folder.
@@ -232,27 +232,27 @@ pub struct Depth {
 /// The engine cannot do it now.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct EngineError(#[from] Trouble);
+pub struct EngineError(#[from] StorageError);
 
 impl Inner {
     /// Has the writer do a step, and waits until it is on disk.
     async fn write<T: Send + 'static>(
         &self,
         bytes: usize,
-        act: impl FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send + 'static,
-    ) -> Result<T, Trouble> {
+        act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
         self.writer.write(bytes, act).await
     }
 
     /// Reads a consistent view of what is committed, on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&ReadTransaction) -> Result<T, Trouble> + Send + 'static,
-    ) -> Result<T, Trouble> {
+        look: impl FnOnce(&ReadTransaction) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
         let disk = Arc::clone(&self.disk);
         tokio::task::spawn_blocking(move || disk.guarded(|| look(&disk.begin_read()?)))
             .await
-            .unwrap_or(Err(Trouble::Stopped))
+            .unwrap_or(Err(StorageError::Stopped))
     }
 }
 

@@ -16,7 +16,7 @@ impl Pulse for EmbeddedStore {
         let engine = &self.0.0;
         // A healthy disk is not worn out by heartbeats; one that failed is tried, or nothing would
         // show that it takes writes again.
-        let beaten = match engine.disk.trouble() {
+        let beaten = match engine.disk.error() {
             None => engine.writer.look(|_| Ok(())).await,
             Some(_) => engine.write(0, |work| work.tables.beat(work.now_ms)).await,
         };

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use redb::ReadableTable as _;
 
-use super::disk::Trouble;
+use super::disk::StorageError;
 use super::limiter::{EmbeddedStore, ledger_error};
-use super::writer::Work;
+use super::writer::WriteContext;
 use crate::domain::ids::JobId;
 use crate::domain::permissions::{Asked, Permissions, Used};
 use crate::ports::{Charged, LedgerError, Quotas};
@@ -34,15 +34,15 @@ impl Quotas for EmbeddedStore {
 }
 
 fn charge(
-    work: &mut Work<'_>,
+    work: &mut WriteContext<'_>,
     app: &str,
     asked: &[Asked],
     permissions: &Permissions,
     day: u64,
-) -> Result<Charged, Trouble> {
+) -> Result<Charged, StorageError> {
     let quotas = work.tables.quotas.open()?;
     let yesterday = day.saturating_sub(1);
-    let row = |day, what: &str| -> Result<Option<u64>, Trouble> {
+    let row = |day, what: &str| -> Result<Option<u64>, StorageError> {
         let row = quotas.get((app, day, what))?;
         Ok(row.map(|row| row.value()))
     };
@@ -65,11 +65,11 @@ fn charge(
         return Ok(Charged::Counted);
     };
     let day_used = row(day, "used")?.unwrap_or(0);
-    let before = |job: &JobId| -> Result<u64, Trouble> {
+    let before = |job: &JobId| -> Result<u64, StorageError> {
         let name = format!("j{job}");
         Ok(row(day, &name)?.unwrap_or(0) + row(yesterday, &name)?.unwrap_or(0))
     };
-    let over = |job: &JobId| -> Result<Charged, Trouble> {
+    let over = |job: &JobId| -> Result<Charged, StorageError> {
         let used = Used {
             job: before(job)?,
             day: day_used,
@@ -102,7 +102,7 @@ fn charge(
 }
 
 /// Removes what was used before yesterday, some rows at a time.
-fn sweep(work: &mut Work<'_>, app: &str, day: u64) -> Result<(), Trouble> {
+fn sweep(work: &mut WriteContext<'_>, app: &str, day: u64) -> Result<(), StorageError> {
     let quotas = work.tables.quotas.open()?;
     let past: Vec<(u64, String)> = quotas
         .range((app, 0, "")..(app, day.saturating_sub(1), ""))?
@@ -112,7 +112,7 @@ fn sweep(work: &mut Work<'_>, app: &str, day: u64) -> Result<(), Trouble> {
             let (_, day, what) = key.value();
             Ok((day, what.to_owned()))
         })
-        .collect::<Result<_, Trouble>>()?;
+        .collect::<Result<_, StorageError>>()?;
     for (day, what) in past {
         quotas.remove((app, day, what.as_str()))?;
     }

@@ -5,16 +5,16 @@ use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::sync::Once;
 
-use super::disk::Trouble;
+use super::disk::StorageError;
 
 thread_local! {
     static SHELTERED: Cell<bool> = const { Cell::new(false) };
-    static MET: RefCell<Option<Trouble>> = const { RefCell::new(None) };
+    static MET: RefCell<Option<StorageError>> = const { RefCell::new(None) };
 }
 
 /// Does something with the store; a panic there is an error, with what it said and where. It is not
 /// printed besides.
-pub(super) fn sheltered<T>(what: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
+pub(super) fn sheltered<T>(what: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = panic::take_hook();
@@ -28,23 +28,23 @@ pub(super) fn sheltered<T>(what: impl FnOnce() -> Result<T, Trouble>) -> Result<
     SHELTERED.set(outer);
     done.unwrap_or_else(|_| {
         let met = MET.take();
-        Err(met.unwrap_or_else(|| Trouble::Damaged("its reader panicked".to_owned())))
+        Err(met.unwrap_or_else(|| StorageError::Damaged("its reader panicked".to_owned())))
     })
 }
 
 /// What a panic tells of the file.
-fn met(panicked: &PanicHookInfo<'_>) -> Trouble {
+fn met(panicked: &PanicHookInfo<'_>) -> StorageError {
     let said = panicked.payload_as_str().unwrap_or("a panic");
     // The rest is values of the file.
     let said = said.lines().next().unwrap_or(said);
     match panicked.location() {
         Some(place) if !place.file().contains("redb") => {
-            Trouble::Broken(format!("{said} ({place}): report this as a bug"))
+            StorageError::Broken(format!("{said} ({place}): report this as a bug"))
         }
         Some(place) => {
             let file = place.file().rsplit('/').next().unwrap_or_default();
-            Trouble::Damaged(format!("{said} (redb, {file}:{})", place.line()))
+            StorageError::Damaged(format!("{said} (redb, {file}:{})", place.line()))
         }
-        None => Trouble::Damaged(said.to_owned()),
+        None => StorageError::Damaged(said.to_owned()),
     }
 }

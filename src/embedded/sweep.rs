@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use redb::{ReadTransaction, ReadableTable as _, Table, Value};
 
-use super::disk::Trouble;
+use super::disk::StorageError;
 use super::tables::{ENDED, JOBS, JobRow};
-use super::writer::Work;
+use super::writer::WriteContext;
 
 /// Rows removed in one commit.
 const ROWS_MAX: usize = 2000;
@@ -48,7 +48,7 @@ impl Round {
         transaction: &ReadTransaction,
         window: Duration,
         now_ms: u64,
-    ) -> Result<Option<Task>, Trouble> {
+    ) -> Result<Option<Task>, StorageError> {
         if let Some((life, _)) = transaction.open_table(ENDED)?.first()? {
             return Ok(Some(Task::Remove(life.value())));
         }
@@ -79,14 +79,14 @@ fn is_over(row: &JobRow, window: Duration, now_ms: u64) -> bool {
     row.completed_at_ms.is_some_and(over)
 }
 
-pub(super) fn sweep(work: &mut Work<'_>, task: &Task) -> Result<(), Trouble> {
+pub(super) fn sweep(work: &mut WriteContext<'_>, task: &Task) -> Result<(), StorageError> {
     match task {
         Task::Forget(jobs) => jobs.iter().try_for_each(|job| forget(work, job)),
         Task::Remove(life) => remove(work, *life),
     }
 }
 
-fn forget(work: &mut Work<'_>, job: &str) -> Result<(), Trouble> {
+fn forget(work: &mut WriteContext<'_>, job: &str) -> Result<(), StorageError> {
     let row = match work.tables.jobs.open()?.get(job)? {
         Some(row) => JobRow::read(row.value())?,
         None => return Ok(()),
@@ -101,7 +101,7 @@ fn forget(work: &mut Work<'_>, job: &str) -> Result<(), Trouble> {
     work.claims.drop_life(&mut work.tables.claims, row.life)
 }
 
-fn remove(work: &mut Work<'_>, life: u64) -> Result<(), Trouble> {
+fn remove(work: &mut WriteContext<'_>, life: u64) -> Result<(), StorageError> {
     let tables = &mut work.tables;
     let mut room = ROWS_MAX;
     let buckets = tables.buckets.open()?;
@@ -109,7 +109,7 @@ fn remove(work: &mut Work<'_>, life: u64) -> Result<(), Trouble> {
         .range((life, 0)..=(life, u32::MAX))?
         .take(room)
         .map(|row| Ok(row?.0.value().1))
-        .collect::<Result<_, Trouble>>()?;
+        .collect::<Result<_, StorageError>>()?;
     room -= keys.len();
     for bucket in keys {
         buckets.remove((life, bucket))?;
@@ -119,7 +119,7 @@ fn remove(work: &mut Work<'_>, life: u64) -> Result<(), Trouble> {
         .range((life, 0)..=(life, u64::MAX))?
         .take(room)
         .map(|row| Ok(row?.0.value().1))
-        .collect::<Result<_, Trouble>>()?;
+        .collect::<Result<_, StorageError>>()?;
     room -= keys.len();
     for fingerprint in keys {
         reasons.remove((life, fingerprint))?;
@@ -136,12 +136,12 @@ fn remove_named<V: Value + 'static>(
     table: &mut Table<'_, (u64, &'static str), V>,
     life: u64,
     room: &mut usize,
-) -> Result<(), Trouble> {
+) -> Result<(), StorageError> {
     let keys: Vec<String> = table
         .range((life, "")..(life + 1, ""))?
         .take(*room)
         .map(|row| Ok(row?.0.value().1.to_owned()))
-        .collect::<Result<_, Trouble>>()?;
+        .collect::<Result<_, StorageError>>()?;
     *room -= keys.len();
     for key in keys {
         table.remove((life, key.as_str()))?;

@@ -6,7 +6,7 @@
 //! | `counts` | queue | messages ready, messages waiting, and up to which number they were handed out |
 //! | `ready` | queue, number | messages in the order of their commits |
 //! | `waiting` | queue, due in ms, number | messages on the ladder |
-//! | `kept` | shelf, number | dead letters and rejected messages |
+//! | `kept` | retained, number | dead letters and rejected messages |
 //! | `jobs` | job id | [`JobRow`] |
 //! | `listed` | time of acceptance, job id | the order of `jobs` |
 //! | `submissions` | life, submission | entries, and 0 heard of from its slices only, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list are there, and 3, or 4 when it was given up; `list <part> <list>` for each |
@@ -34,7 +34,7 @@ use redb::{
 use serde::{Deserialize, Serialize};
 
 use super::claims::Claims;
-use super::disk::Trouble;
+use super::disk::StorageError;
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::pace::Pace;
 use crate::json;
@@ -88,7 +88,7 @@ impl<'t, K: Key + 'static, V: Value + 'static> Lazy<'t, K, V> {
         }
     }
 
-    pub(super) fn open(&mut self) -> Result<&mut Table<'t, K, V>, Trouble> {
+    pub(super) fn open(&mut self) -> Result<&mut Table<'t, K, V>, StorageError> {
         let table = match self.table.take() {
             Some(table) => table,
             None => self.transaction.open_table(self.definition)?,
@@ -144,13 +144,13 @@ impl<'t> Tables<'t> {
     }
 
     #[cfg(test)]
-    pub(super) fn set_format(&mut self, format: u64) -> Result<(), Trouble> {
+    pub(super) fn set_format(&mut self, format: u64) -> Result<(), StorageError> {
         self.meta.open()?.insert("format", format)?;
         Ok(())
     }
 
     /// Counts a change of the directives.
-    pub(super) fn count_directed(&mut self) -> Result<(), Trouble> {
+    pub(super) fn count_directed(&mut self) -> Result<(), StorageError> {
         let meta = self.meta.open()?;
         let before = meta.get("directed")?.map_or(0, |count| count.value());
         meta.insert("directed", before + 1)?;
@@ -158,13 +158,13 @@ impl<'t> Tables<'t> {
     }
 
     /// Writes something, to see whether that can be done.
-    pub(super) fn beat(&mut self, now_ms: u64) -> Result<(), Trouble> {
+    pub(super) fn beat(&mut self, now_ms: u64) -> Result<(), StorageError> {
         self.meta.open()?.insert("beat", now_ms)?;
         Ok(())
     }
 
     /// Remembers the next free numbers of a message and of a life.
-    pub(super) fn keep_next(&mut self, seq: u64, life: u64) -> Result<(), Trouble> {
+    pub(super) fn keep_next(&mut self, seq: u64, life: u64) -> Result<(), StorageError> {
         let meta = self.meta.open()?;
         meta.insert("seq", seq)?;
         meta.insert("life", life)?;
@@ -219,7 +219,7 @@ pub(super) struct Start {
 }
 
 /// The format the store was written in; 0 for an empty one.
-pub(super) fn format(transaction: &ReadTransaction) -> Result<u64, Trouble> {
+pub(super) fn format(transaction: &ReadTransaction) -> Result<u64, StorageError> {
     let meta = match transaction.open_table(META) {
         Ok(meta) => meta,
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(0),
@@ -229,7 +229,7 @@ pub(super) fn format(transaction: &ReadTransaction) -> Result<u64, Trouble> {
 }
 
 /// How often directives changed.
-pub(super) fn directed(transaction: &ReadTransaction) -> Result<u64, Trouble> {
+pub(super) fn directed(transaction: &ReadTransaction) -> Result<u64, StorageError> {
     let meta = transaction.open_table(META)?;
     Ok(meta.get("directed")?.map_or(0, |count| count.value()))
 }
@@ -239,7 +239,7 @@ pub(super) fn directed(transaction: &ReadTransaction) -> Result<u64, Trouble> {
 pub(super) fn prepare(
     transaction: &WriteTransaction,
     targets: &[String],
-) -> Result<Start, Trouble> {
+) -> Result<Start, StorageError> {
     let mut tables = Tables::new(transaction);
     // Whoever only reads must find them.
     tables.ready.open()?;
@@ -257,7 +257,7 @@ pub(super) fn prepare(
     tables.reasons.open()?;
     tables.directives.open()?;
     let meta = tables.meta.open()?;
-    let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, Trouble> {
+    let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, StorageError> {
         Ok(meta.get(name)?.map_or(0, |value| value.value()))
     };
     let opening = number(meta, "opening")? + 1;
@@ -280,7 +280,7 @@ fn prepare_queues(
     transaction: &WriteTransaction,
     tables: &mut Tables<'_>,
     targets: &[String],
-) -> Result<Queues, Trouble> {
+) -> Result<Queues, StorageError> {
     let wanted = Priority::ALL
         .into_iter()
         .map(jobs_queue)
@@ -324,7 +324,7 @@ pub(super) struct Count {
     pub(super) waiting: u64,
 }
 
-pub(super) fn counts(transaction: &ReadTransaction) -> Result<Vec<Count>, Trouble> {
+pub(super) fn counts(transaction: &ReadTransaction) -> Result<Vec<Count>, StorageError> {
     let counts = transaction.open_table(COUNTS)?;
     let mut all = Vec::new();
     for row in transaction.open_table(QUEUES)?.iter()? {
@@ -339,7 +339,7 @@ pub(super) fn counts(transaction: &ReadTransaction) -> Result<Vec<Count>, Troubl
             waiting,
         });
     }
-    for (name, number) in super::shelves::COUNTED {
+    for (name, number) in super::retained::COUNTED {
         let ready = counts.get(number)?.map_or(0, |counts| counts.value().0);
         all.push(Count {
             queue: name.to_owned(),
@@ -398,8 +398,8 @@ impl<'a> Message<'a> {
         bytes
     }
 
-    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Trouble> {
-        let broken = || Trouble::broken("a message is cut short");
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, StorageError> {
+        let broken = || StorageError::broken("a message is cut short");
         let (head, rest) = bytes.split_at_checked(MESSAGE_HEAD).ok_or_else(broken)?;
         let (with, body) = rest
             .split_at_checked(number(&head[9..13]) as usize)
@@ -411,8 +411,8 @@ impl<'a> Message<'a> {
         })
     }
 
-    pub(super) fn with(&self) -> Result<With, Trouble> {
-        serde_json::from_slice(self.with).map_err(Trouble::broken)
+    pub(super) fn with(&self) -> Result<With, StorageError> {
+        serde_json::from_slice(self.with).map_err(StorageError::broken)
     }
 
     pub(super) fn body(&self) -> Bytes {
@@ -486,8 +486,8 @@ pub(super) struct JobRow {
 }
 
 impl JobRow {
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, Trouble> {
-        serde_json::from_slice(bytes).map_err(Trouble::broken)
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, StorageError> {
+        serde_json::from_slice(bytes).map_err(StorageError::broken)
     }
 
     pub(super) fn write(&self) -> Vec<u8> {
@@ -504,10 +504,10 @@ pub(super) const SETTLED_BYTES: usize = 9;
 pub(super) struct Bucket<'a>(&'a [[u8; SETTLED_BYTES]]);
 
 impl<'a> Bucket<'a> {
-    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Trouble> {
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, StorageError> {
         match bytes.as_chunks() {
             (settled, []) => Ok(Self(settled)),
-            _ => Err(Trouble::broken("a bucket is cut short")),
+            _ => Err(StorageError::broken("a bucket is cut short")),
         }
     }
 

@@ -2,10 +2,10 @@
 
 use redb::ReadableTable as _;
 
-use super::disk::Trouble;
+use super::disk::StorageError;
 use super::limiter::{EmbeddedStore, ledger_error};
 use super::tables::{TEMPLATE_NAMES, TEMPLATES};
-use super::writer::Work;
+use super::writer::WriteContext;
 use crate::ports::{LedgerError, StoredTemplate, Templates};
 
 impl Templates for EmbeddedStore {
@@ -101,7 +101,7 @@ impl Templates for EmbeddedStore {
 
 /// Removes the versions of a name that were superseded, or deleted, longer ago than the dedup window.
 /// What stays until the name is put again does no harm.
-fn forget(work: &mut Work<'_>, app: &str, name: &str) -> Result<(), Trouble> {
+fn forget(work: &mut WriteContext<'_>, app: &str, name: &str) -> Result<(), StorageError> {
     let window = work.window.as_millis() as u64;
     let templates = work.tables.templates.open()?;
     let mut kept: Vec<(u32, u64)> = Vec::new();

@@ -23,7 +23,7 @@ use crate::domain::slice::{Addressed, Head, Shape};
 use crate::ports::{
     Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, JobQuery, Ledger as _,
     LedgerError, Limiter as _, Outgoing, Park, ParkReason, PublishError, Publisher as _, Route,
-    Session as _, Settle, Shelf, Shelves as _, Sifted, SliceRef, Source, Submission,
+    Session as _, Settle, RetainedQueue, RetainedQueues as _, Sifted, SliceRef, Source, Submission,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -289,7 +289,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         let slice = slice_ref(&head, &id, 40);
         store.accept(&submission(&head, 40)).await.unwrap();
         claim(&store, slice, 1, &people[..20]).await.unwrap();
-        assert_eq!(engine.trouble(), None);
+        assert_eq!(engine.error(), None);
 
         weather.writes_left.store(writes_left, Ordering::SeqCst);
         weather.full.store(true, Ordering::SeqCst);
@@ -314,7 +314,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         };
         let error = store.park("im", &park).await.unwrap_err();
         assert!(matches!(error, LedgerError::Full(_)), "{error:?}");
-        assert!(engine.trouble().unwrap().contains("full"));
+        assert!(engine.error().unwrap().contains("full"));
         assert!(*session.blocked().borrow());
         assert!(!session.lost().is_cancelled());
         for delivery in held {
@@ -323,7 +323,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
 
         weather.full.store(false, Ordering::SeqCst);
         until_ok(async || publish(&session, "after").await).await;
-        assert_eq!(engine.trouble(), None);
+        assert_eq!(engine.error(), None);
         assert!(!*session.blocked().borrow());
         let states = claim(&store, slice, 2, &people).await.unwrap();
         for (at, state) in states.iter().enumerate() {
@@ -415,7 +415,7 @@ async fn a_store_found_damaged_is_not_used_any_more() {
         assert!(error.to_string().contains("is damaged: "), "{error}");
         let error = engine.store().jobs(&JobQuery::default()).await.unwrap_err();
         assert!(matches!(error, LedgerError::Unreachable(_)), "{error:?}");
-        assert_eq!(engine.trouble(), Some(said));
+        assert_eq!(engine.error(), Some(said));
         assert!(*session.blocked().borrow());
         drop(consumer);
         engine.close().await;
@@ -581,7 +581,7 @@ async fn depths_tell_ready_waiting_and_unacked() {
     consumer.cancel().await;
     assert_eq!(depth("rejected").await, (1, 0, 0, 0));
     let broker = engine.broker();
-    let taken = broker.sift(Shelf::Dead, |_| Sifted::Remove).await;
+    let taken = broker.sift(RetainedQueue::Dead, |_| Sifted::Remove).await;
     assert_eq!(taken.unwrap().removed, 1);
     assert_eq!(depth("dead").await, (0, 0, 0, 0));
     engine.close().await;
@@ -672,7 +672,7 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
     let rows = async || {
         let count = |transaction: &ReadTransaction| {
             use redb::ReadableTableMetadata as _;
-            Ok::<_, Trouble>([
+            Ok::<_, StorageError>([
                 transaction.open_table(tables::BUCKETS)?.len()?,
                 transaction.open_table(tables::SLICES)?.len()?,
                 transaction.open_table(tables::SUBMISSIONS)?.len()?,

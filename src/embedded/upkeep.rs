@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use redb::ReadTransaction;
 
-use super::disk::Trouble;
-use super::ledger::{accounts, job_row, keep_row, record, standing};
+use super::disk::StorageError;
+use super::ledger::{accounts, job_row, keep_row, record, progress};
 use super::limiter::{EmbeddedStore, ledger_error};
 use super::tables::{JOBS, JobRow};
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
-use crate::ports::{JobRecord, LedgerError, Standing, Upkeep};
+use crate::ports::{JobRecord, LedgerError, JobProgress, Upkeep};
 
 /// Most jobs that are shown as quiet at a time, and most that one look goes through.
 const SHOWN_MAX: usize = 100;
@@ -67,7 +67,7 @@ impl Upkeep for EmbeddedStore {
         Ok(quiet_ones.into_iter().filter(is_new).collect())
     }
 
-    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<Standing>, LedgerError> {
+    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<JobProgress>, LedgerError> {
         let id = job.to_string();
         let step = self.0.0.write(0, move |work| {
             let Some(mut row) = job_row(work, &id)? else {
@@ -81,7 +81,7 @@ impl Upkeep for EmbeddedStore {
             row.expanded = row.submissions.max(row.parts.into());
             row.progress_at_ms = Some(work.now_ms);
             keep_row(work, &id, &row)?;
-            standing(&row).map(Some)
+            progress(&row).map(Some)
         });
         step.await.map_err(ledger_error)
     }
@@ -99,7 +99,7 @@ fn page(
     after: &str,
     quiet: Duration,
     now_ms: u64,
-) -> Result<(String, Vec<JobRecord>), Trouble> {
+) -> Result<(String, Vec<JobRecord>), StorageError> {
     let jobs = transaction.open_table(JOBS)?;
     let bounds = (Bound::Excluded(after), Bound::Unbounded);
     let mut found = Vec::new();
@@ -107,7 +107,7 @@ fn page(
         let (id, row) = entry?;
         let row = JobRow::read(row.value())?;
         if is_quiet(&row, quiet, now_ms) {
-            found.push(record(id.value().parse().map_err(Trouble::broken)?, row)?);
+            found.push(record(id.value().parse().map_err(StorageError::broken)?, row)?);
         }
         if found.len() >= SHOWN_MAX || looked_at >= LOOKED_AT_MAX {
             return Ok((id.value().to_owned(), found));

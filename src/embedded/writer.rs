@@ -18,8 +18,8 @@ use redb::{ReadableTable as _, WriteTransaction};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::claims::Claims;
-use super::desk::{Change, Desk, Out, Place};
-use super::disk::{Disk, FolderLock, Trouble};
+use super::deliveries::{Change, Deliveries, Out, Place};
+use super::disk::{Disk, FolderLock, StorageError};
 use super::shelter::sheltered;
 use super::sweep;
 use super::tables::{Queues, Tables};
@@ -35,7 +35,7 @@ const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 const RETRY: Duration = Duration::from_millis(100);
 
 /// What one transaction works with.
-pub(super) struct Work<'t> {
+pub(super) struct WriteContext<'t> {
     pub(super) tables: Tables<'t>,
     pub(super) claims: &'t mut Claims,
     pub(super) queues: &'t Queues,
@@ -48,7 +48,7 @@ pub(super) struct Work<'t> {
     changes: BTreeMap<u32, Change>,
 }
 
-impl Work<'_> {
+impl WriteContext<'_> {
     /// A number for a message, above all that were given before.
     pub(super) fn new_seq(&mut self) -> u64 {
         self.numbered = true;
@@ -67,7 +67,7 @@ impl Work<'_> {
     }
 
     /// Removes a message from its queue, unless it is gone already.
-    pub(super) fn delete(&mut self, queue: u32, place: Place) -> Result<(), Trouble> {
+    pub(super) fn delete(&mut self, queue: u32, place: Place) -> Result<(), StorageError> {
         let was_there = match place {
             Place::Ready(seq) => {
                 let there = self.tables.ready.open()?.remove((queue, seq))?.is_some();
@@ -90,14 +90,14 @@ impl Work<'_> {
     }
 
     /// Writes what the steps have in common.
-    fn finish(&mut self, desk: &Desk) -> Result<(), Trouble> {
+    fn finish(&mut self, deliveries: &Deliveries) -> Result<(), StorageError> {
         for (queue, change) in &self.changes {
             let counts = self.tables.counts.open()?;
             let (ready, waiting, handed) = counts.get(queue)?.map_or((0, 0, 0), |row| row.value());
             let counted = (
                 ready.saturating_add_signed(change.ready),
                 waiting.saturating_add_signed(change.waiting),
-                handed.max(desk.handed(*queue)),
+                handed.max(deliveries.handed(*queue)),
             );
             counts.insert(queue, counted)?;
         }
@@ -111,8 +111,8 @@ impl Work<'_> {
 /// One thing to write, with whoever waits for it.
 trait Step: Send {
     /// May be called again, in another transaction, when the first one came to nothing.
-    fn apply(&mut self, work: &mut Work<'_>) -> Result<(), Trouble>;
-    fn answer(self: Box<Self>, result: Result<(), Trouble>) -> Option<Ack>;
+    fn apply(&mut self, work: &mut WriteContext<'_>) -> Result<(), StorageError>;
+    fn answer(self: Box<Self>, result: Result<(), StorageError>) -> Option<Ack>;
     fn bytes(&self) -> usize;
     /// Whether there is anything to commit.
     fn writes(&self) -> bool;
@@ -123,21 +123,21 @@ struct Asked<T, F> {
     value: Option<T>,
     bytes: usize,
     writes: bool,
-    done: oneshot::Sender<Result<T, Trouble>>,
+    done: oneshot::Sender<Result<T, StorageError>>,
 }
 
 impl<T: Send, F> Step for Asked<T, F>
 where
-    F: FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send,
+    F: FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send,
 {
-    fn apply(&mut self, work: &mut Work<'_>) -> Result<(), Trouble> {
+    fn apply(&mut self, work: &mut WriteContext<'_>) -> Result<(), StorageError> {
         self.value = Some((self.act)(work)?);
         Ok(())
     }
 
-    fn answer(self: Box<Self>, result: Result<(), Trouble>) -> Option<Ack> {
+    fn answer(self: Box<Self>, result: Result<(), StorageError>) -> Option<Ack> {
         let Self { value, done, .. } = *self;
-        let result = result.and_then(|()| value.ok_or(Trouble::Stopped));
+        let result = result.and_then(|()| value.ok_or(StorageError::Stopped));
         // A caller that does not wait any more needs no answer.
         let _ = done.send(result);
         None
@@ -160,11 +160,11 @@ struct Ack {
 }
 
 impl Step for Ack {
-    fn apply(&mut self, work: &mut Work<'_>) -> Result<(), Trouble> {
+    fn apply(&mut self, work: &mut WriteContext<'_>) -> Result<(), StorageError> {
         work.delete(self.queue, self.place)
     }
 
-    fn answer(self: Box<Self>, result: Result<(), Trouble>) -> Option<Ack> {
+    fn answer(self: Box<Self>, result: Result<(), StorageError>) -> Option<Ack> {
         result.is_err().then_some(*self)
     }
 
@@ -177,14 +177,14 @@ impl Step for Ack {
     }
 }
 
-enum Order {
+enum WriterCommand {
     Step(Box<dyn Step>),
     Stop(oneshot::Sender<()>),
 }
 
 /// How others reach the writer. It ends when the last handle is gone.
 pub(super) struct Handle {
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<WriterCommand>,
     waiting: Arc<Semaphore>,
 }
 
@@ -193,16 +193,16 @@ impl Handle {
     pub(super) async fn write<T: Send + 'static>(
         &self,
         bytes: usize,
-        act: impl FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send + 'static,
-    ) -> Result<T, Trouble> {
+        act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
         self.ask(bytes, true, act).await
     }
 
     /// Has a step done that changes nothing on disk.
     pub(super) async fn look<T: Send + 'static>(
         &self,
-        act: impl FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send + 'static,
-    ) -> Result<T, Trouble> {
+        act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
         self.ask(0, false, act).await
     }
 
@@ -210,10 +210,10 @@ impl Handle {
         &self,
         bytes: usize,
         writes: bool,
-        act: impl FnMut(&mut Work<'_>) -> Result<T, Trouble> + Send + 'static,
-    ) -> Result<T, Trouble> {
+        act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
         // Held until the answer is there, which bounds the channel.
-        let _waiting = self.waiting.acquire().await.map_err(|_| Trouble::Stopped)?;
+        let _waiting = self.waiting.acquire().await.map_err(|_| StorageError::Stopped)?;
         let (done, answer) = oneshot::channel();
         let step = Asked {
             act,
@@ -223,31 +223,31 @@ impl Handle {
             done,
         };
         self.orders
-            .send(Order::Step(Box::new(step)))
-            .map_err(|_| Trouble::Stopped)?;
-        answer.await.unwrap_or(Err(Trouble::Stopped))
+            .send(WriterCommand::Step(Box::new(step)))
+            .map_err(|_| StorageError::Stopped)?;
+        answer.await.unwrap_or(Err(StorageError::Stopped))
     }
 
     /// Has a message forgotten, soon. There are no more of them than deliveries.
-    pub(super) fn ack(&self, out: &Out) -> Result<(), Trouble> {
+    pub(super) fn ack(&self, out: &Out) -> Result<(), StorageError> {
         let ack = Ack {
             queue: out.queue,
             place: out.place,
         };
-        let order = Order::Step(Box::new(ack));
-        self.orders.send(order).map_err(|_| Trouble::Stopped)
+        let order = WriterCommand::Step(Box::new(ack));
+        self.orders.send(order).map_err(|_| StorageError::Stopped)
     }
 
     pub(super) fn stop(&self, done: oneshot::Sender<()>) {
         // If it has ended, `done` is dropped, which says so.
-        let _ = self.orders.send(Order::Stop(done));
+        let _ = self.orders.send(WriterCommand::Stop(done));
     }
 }
 
 /// What the writer owns, from start to end.
 pub(super) struct Parts {
     pub(super) disk: Arc<Disk>,
-    pub(super) desk: Arc<Desk>,
+    pub(super) deliveries: Arc<Deliveries>,
     pub(super) queues: Arc<Queues>,
     pub(super) claims: Claims,
     pub(super) next_seq: u64,
@@ -261,13 +261,13 @@ pub(super) struct Parts {
 
 pub(super) struct Writer {
     parts: Parts,
-    orders: mpsc::Receiver<Order>,
+    orders: mpsc::Receiver<WriterCommand>,
     /// Steps of the last commit.
     joined: usize,
     /// Acks that could not be written yet.
     owed: Vec<Ack>,
     /// When the store could not be opened again, and why.
-    failed: Option<(Instant, Trouble)>,
+    failed: Option<(Instant, StorageError)>,
     sweep: sweep::Round,
     sweep_at: Instant,
 }
@@ -296,13 +296,13 @@ impl Writer {
 
     fn run(mut self) {
         // However it ends, sessions end with it.
-        struct Stop(Arc<Desk>);
+        struct Stop(Arc<Deliveries>);
         impl Drop for Stop {
             fn drop(&mut self) {
                 self.0.stop();
             }
         }
-        let stop = Stop(Arc::clone(&self.parts.desk));
+        let stop = Stop(Arc::clone(&self.parts.deliveries));
         let mut asked_to_stop = None;
         while asked_to_stop.is_none() {
             let mut wait = self.sweep_at.saturating_duration_since(Instant::now());
@@ -310,12 +310,12 @@ impl Writer {
                 wait = wait.min(RETRY);
             }
             match self.orders.recv_timeout(wait) {
-                Ok(Order::Step(first)) => {
+                Ok(WriterCommand::Step(first)) => {
                     let (group, stopping) = self.collect(first);
                     asked_to_stop = stopping;
                     self.commit(group);
                 }
-                Ok(Order::Stop(done)) => asked_to_stop = Some(done),
+                Ok(WriterCommand::Stop(done)) => asked_to_stop = Some(done),
                 Err(mpsc::RecvTimeoutError::Timeout) => self.idle(),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
@@ -350,11 +350,11 @@ impl Writer {
                 order => order.ok(),
             };
             match order {
-                Some(Order::Step(step)) => {
+                Some(WriterCommand::Step(step)) => {
                     bytes += step.bytes();
                     group.push(step);
                 }
-                Some(Order::Stop(done)) => return (group, Some(done)),
+                Some(WriterCommand::Stop(done)) => return (group, Some(done)),
                 None => break,
             }
         }
@@ -377,15 +377,15 @@ impl Writer {
                     return;
                 }
                 // Nobody else's fault: the others go on without it.
-                Err((Some(at), trouble @ Trouble::Broken(_))) => {
-                    tracing::error!(%trouble, "a step is refused");
+                Err((Some(at), error @ StorageError::Broken(_))) => {
+                    tracing::error!(%error, "a step is refused");
                     let broken = group.swap_remove(at);
-                    self.answer(vec![broken], &Err(trouble));
+                    self.answer(vec![broken], &Err(error));
                     self.reload();
                 }
-                Err((_, trouble)) => {
-                    self.parts.disk.note(Some(&trouble));
-                    self.answer(group, &Err(trouble));
+                Err((_, error)) => {
+                    self.parts.disk.note(Some(&error));
+                    self.answer(group, &Err(error));
                     self.recover();
                     return;
                 }
@@ -393,7 +393,7 @@ impl Writer {
         }
     }
 
-    fn answer(&mut self, group: Vec<Box<dyn Step>>, result: &Result<(), Trouble>) {
+    fn answer(&mut self, group: Vec<Box<dyn Step>>, result: &Result<(), StorageError>) {
         for step in group {
             self.owed.extend(step.answer(result.clone()));
         }
@@ -404,14 +404,14 @@ impl Writer {
     fn try_commit(
         &mut self,
         group: &mut [Box<dyn Step>],
-    ) -> Result<bool, (Option<usize>, Trouble)> {
-        if let Some((at, trouble)) = &self.failed {
+    ) -> Result<bool, (Option<usize>, StorageError)> {
+        if let Some((at, error)) = &self.failed {
             if at.elapsed() < RETRY {
-                return Err((None, trouble.clone()));
+                return Err((None, error.clone()));
             }
             self.recover();
-            if let Some((_, trouble)) = &self.failed {
-                return Err((None, trouble.clone()));
+            if let Some((_, error)) = &self.failed {
+                return Err((None, error.clone()));
             }
         }
         let disk = Arc::clone(&self.parts.disk);
@@ -425,9 +425,9 @@ impl Writer {
             transaction.commit()?;
             Ok(Some(changes))
         });
-        let changes = committed.map_err(|trouble| (at, trouble))?;
+        let changes = committed.map_err(|error| (at, error))?;
         let written = changes.is_some();
-        self.parts.desk.committed(changes.unwrap_or_default());
+        self.parts.deliveries.committed(changes.unwrap_or_default());
         Ok(written)
     }
 
@@ -437,9 +437,9 @@ impl Writer {
         transaction: &WriteTransaction,
         group: &mut [Box<dyn Step>],
         step: &mut Option<usize>,
-    ) -> Result<BTreeMap<u32, Change>, Trouble> {
+    ) -> Result<BTreeMap<u32, Change>, StorageError> {
         let parts = &mut self.parts;
-        let mut work = Work {
+        let mut work = WriteContext {
             tables: Tables::new(transaction),
             claims: &mut parts.claims,
             queues: &parts.queues,
@@ -457,7 +457,7 @@ impl Writer {
             sheltered(|| asked.apply(&mut work))?;
         }
         *step = None;
-        work.finish(&parts.desk)?;
+        work.finish(&parts.deliveries)?;
         Ok(work.changes)
     }
 
@@ -468,7 +468,7 @@ impl Writer {
                 self.failed = None;
                 self.reload();
             }
-            Err(trouble) => self.failed = Some((Instant::now(), trouble)),
+            Err(error) => self.failed = Some((Instant::now(), error)),
         }
     }
 
@@ -476,9 +476,9 @@ impl Writer {
     fn reload(&mut self) {
         let Parts { disk, claims, .. } = &mut self.parts;
         let reloaded = disk.guarded(|| claims.reload(&disk.begin_read()?));
-        if let Err(trouble) = reloaded {
+        if let Err(error) = reloaded {
             // Not without the claims: nothing is written until they are known.
-            self.failed = Some((Instant::now(), trouble));
+            self.failed = Some((Instant::now(), error));
         }
     }
 
@@ -499,7 +499,7 @@ impl Writer {
         self.sweep_at = Instant::now() + sweep::BREATH;
         let (done, _) = oneshot::channel();
         self.commit(vec![Box::new(Asked {
-            act: move |work: &mut Work<'_>| sweep::sweep(work, &task),
+            act: move |work: &mut WriteContext<'_>| sweep::sweep(work, &task),
             value: None,
             bytes: 0,
             writes: true,

@@ -27,10 +27,10 @@ use crate::domain::fields::{Fields, Problem};
 use crate::domain::letters::{
     DeadFilter, DeadRow, FILTER_FIELDS, Key, Wanted, last_attempt_ms, read_letter,
 };
-use crate::ports::{Broker, KeptMessage, LedgerError, Shelf, Shelves, Store, Transport};
+use crate::ports::{Broker, RetainedMessage, LedgerError, RetainedQueue, RetainedQueues, Store, Transport};
 use crate::service::api::{DeadList, KeptLine, PurgeRequest, RedriveRequest};
 use crate::service::dead_letters::{
-    self, ACCEPT_PATIENCE, Books, DeadError, Named, Purged, Redrive, Redriven,
+    self, ACCEPT_PATIENCE, LedgerView, DeadError, Named, Purged, Redrive, Redriven,
 };
 
 /// Rows on a page that asks for no number, and the most on one.
@@ -43,7 +43,7 @@ const NDJSON: &str = "application/x-ndjson";
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
 
-pub(super) async fn list<B: Broker + Shelves, S: Store, T: Transport>(
+pub(super) async fn list<B: Broker + RetainedQueues, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
@@ -66,8 +66,8 @@ pub(super) async fn list<B: Broker + Shelves, S: Store, T: Transport>(
         params.problem("cursor", "not one of ours; leave it out to begin anew");
     }
     params.finish()?;
-    let (from, books) = (from.flatten(), gateway.books());
-    let page = dead_letters::page(&gateway.broker, &books, &wanted, from, most, with_content);
+    let (from, view) = (from.flatten(), gateway.view());
+    let page = dead_letters::page(&gateway.broker, &view, &wanted, from, most, with_content);
     let (letters, next) = page.await?;
     if letters.is_empty() && next.is_none() {
         gateway.knows_names(&wanted).await?;
@@ -77,8 +77,8 @@ pub(super) async fn list<B: Broker + Shelves, S: Store, T: Transport>(
 }
 
 impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
-    fn books(&self) -> Books<'_, S> {
-        Books {
+    fn view(&self) -> LedgerView<'_, S> {
+        LedgerView {
             store: &self.context.store,
             secret: &self.context.settings.fingerprint_secret,
         }
@@ -171,24 +171,24 @@ fn read_cursor(cursor: &str) -> Option<Key> {
 // Streams
 // ---------------------------------------------------------------------------------------------
 
-// A shelf is read as fast as the broker gives, into a file; its reader is served from there and takes
+// A retained is read as fast as the broker gives, into a file; its reader is served from there and takes
 // as long as it likes within the gateway's patience. So nobody who takes nothing holds up the broker, a
 // thread, or another reader.
 
 /// Every recipient that is meant as one line, with what the ledger says.
-async fn dead_lines<B: Broker + Shelves, S: Store, T: Transport>(
+async fn dead_lines<B: Broker + RetainedQueues, S: Store, T: Transport>(
     gateway: Arc<Gateway<B, S, T>>,
     wanted: Wanted,
     with_content: bool,
     share: Share,
 ) -> Result<Response, Refusal> {
-    let meant = |message: &KeptMessage| {
+    let meant = |message: &RetainedMessage| {
         read_letter(&message.body).is_some_and(|letter| {
             let mut recipients = letter.recipients.iter();
             wanted.takes_letter(&letter) && recipients.any(|it| wanted.takes_recipient(it))
         })
     };
-    let kept = keep(&gateway, Shelf::Dead, |message| {
+    let kept = keep(&gateway, RetainedQueue::Dead, |message| {
         meant(&message).then_some(message.body)
     });
     let mut kept = kept.await?;
@@ -200,8 +200,8 @@ async fn dead_lines<B: Broker + Shelves, S: Store, T: Transport>(
         let _share = share;
         while let Some(body) = kept.next().await? {
             if let Some(letter) = read_letter(&body) {
-                let books = gateway.books();
-                letter_lines(&books, &letter, &wanted, with_content, &mut pieces).await?;
+                let view = gateway.view();
+                letter_lines(&view, &letter, &wanted, with_content, &mut pieces).await?;
             }
         }
         Ok(pieces)
@@ -210,7 +210,7 @@ async fn dead_lines<B: Broker + Shelves, S: Store, T: Transport>(
 
 /// The recipients of a letter that are meant, one line each.
 async fn letter_lines<S: Store>(
-    books: &Books<'_, S>,
+    view: &LedgerView<'_, S>,
     letter: &DeadLetter,
     wanted: &Wanted,
     with_content: bool,
@@ -228,7 +228,7 @@ async fn letter_lines<S: Store>(
         at_ms,
     });
     let asked: Vec<_> = asked.collect();
-    let outcomes = books.outcomes(&letter.job, &asked).await?;
+    let outcomes = view.outcomes(&letter.job, &asked).await?;
     for (dead, outcome) in meant.into_iter().zip(outcomes) {
         let Some(outcome) = outcome else { continue };
         let row = DeadRow {
@@ -248,13 +248,13 @@ fn line(value: &impl serde::Serialize) -> Vec<u8> {
     line
 }
 
-pub(super) async fn rejected<B: Broker + Shelves, S: Store, T: Transport>(
+pub(super) async fn rejected<B: Broker + RetainedQueues, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Extension(caller): Extension<Caller>,
     _: NoParams,
 ) -> Result<Response, Refusal> {
     let share = gateway.readers.share(&caller)?;
-    let kept = keep(&gateway, Shelf::Rejected, |message| {
+    let kept = keep(&gateway, RetainedQueue::Rejected, |message| {
         Some(Bytes::from(line(&KeptLine::from(message))))
     });
     let mut kept = kept.await?;
@@ -267,15 +267,15 @@ pub(super) async fn rejected<B: Broker + Shelves, S: Store, T: Transport>(
     }))
 }
 
-/// Copies what is meant of a shelf to a file.
-async fn keep<B: Broker + Shelves, S: Store, T: Transport>(
+/// Copies what is meant of a retained to a file.
+async fn keep<B: Broker + RetainedQueues, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    shelf: Shelf,
-    meant: impl Fn(KeptMessage) -> Option<Bytes> + Send + Sync,
+    retained: RetainedQueue,
+    meant: impl Fn(RetainedMessage) -> Option<Bytes> + Send + Sync,
 ) -> Result<Records, Refusal> {
     let mut writing = spool::Writing::create(&gateway.upload_dir).map_err(|error| full(&error))?;
     let mut failed = None;
-    let visit = |message: KeptMessage| {
+    let visit = |message: RetainedMessage| {
         let written = meant(message).map_or(Ok(()), |record| writing.write(&record));
         match written {
             Ok(()) => ControlFlow::Continue(()),
@@ -285,7 +285,7 @@ async fn keep<B: Broker + Shelves, S: Store, T: Transport>(
             }
         }
     };
-    gateway.broker.read(shelf, visit).await?;
+    gateway.broker.read(retained, visit).await?;
     let records = failed.map_or_else(|| writing.finish(), Err);
     records.map_err(|error| full(&error))
 }
@@ -380,7 +380,7 @@ where
 // Redrive and purge
 // ---------------------------------------------------------------------------------------------
 
-pub(super) async fn redrive<B: Broker + Shelves, S: Store, T: Transport>(
+pub(super) async fn redrive<B: Broker + RetainedQueues, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     _: NoParams,
     body: Held,
@@ -411,7 +411,7 @@ pub(super) async fn redrive<B: Broker + Shelves, S: Store, T: Transport>(
     Ok(Json(done))
 }
 
-pub(super) async fn purge<B: Broker + Shelves, S: Store, T: Transport>(
+pub(super) async fn purge<B: Broker + RetainedQueues, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     _: NoParams,
     body: Held,

@@ -9,12 +9,12 @@ use crate::service::admission::Rules;
 use crate::worker::Context;
 
 /// The context that jobs of a caller are read in.
-pub(super) struct Discreet<'a, S, T> {
+pub(super) struct CallerView<'a, S, T> {
     context: &'a Context<S, T>,
     caller: &'a Caller,
 }
 
-impl<'a, S: Store, T> Discreet<'a, S, T> {
+impl<'a, S: Store, T> CallerView<'a, S, T> {
     pub(super) fn new(context: &'a Context<S, T>, caller: &'a Caller) -> Self {
         Self { context, caller }
     }
@@ -28,7 +28,7 @@ impl<'a, S: Store, T> Discreet<'a, S, T> {
     }
 }
 
-impl<S: Store, T> job::Context for Discreet<'_, S, T> {
+impl<S: Store, T> job::Context for CallerView<'_, S, T> {
     fn default_target(&self, app: &str) -> Result<String, String> {
         let found = self.context.default_target(app);
         let less = || match self.context.apps.contains_key(app) {
@@ -57,7 +57,7 @@ impl<S: Store, T> job::Context for Discreet<'_, S, T> {
     }
 }
 
-impl<S: Store, T: Transport> Rules for Discreet<'_, S, T> {
+impl<S: Store, T: Transport> Rules for CallerView<'_, S, T> {
     fn permissions(&self, app: &str) -> Option<&Permissions> {
         self.context.permissions(app)
     }

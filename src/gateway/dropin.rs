@@ -45,12 +45,12 @@ use crate::domain::placeholders::as_it_stands;
 use crate::error::chain;
 use crate::http::server::Peer;
 use crate::im::ingress::{
-    Door, Everybody, Fate, Incoming, Ingress, NONCE_LIVES, Order, Refusal, Spoken, Told, Wanted,
+    DropInEndpoint, Everybody, RecipientReport, Incoming, Ingress, NONCE_LIVES, DropInRequest, Refusal, Spoken, JobReport, DropInJob,
     WrongCredentials,
 };
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, Route, Shelves, Store, Transport,
+    Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, Route, RetainedQueues, Store, Transport,
 };
 use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
 use crate::steer::{self, Cause};
@@ -81,10 +81,10 @@ const AGAIN_MAX: Duration = Duration::from_secs(60);
 const FEWER: &str = "send to fewer recipients at a time";
 
 /// The drop-in endpoints of one system.
-pub struct Desk {
+pub struct DropInSystem {
     system: &'static str,
     ingress: Box<dyn Ingress>,
-    doors: Vec<Door>,
+    endpoints: Vec<DropInEndpoint>,
     /// Which system each target is an account of: native fields go to their own kind only.
     systems: HashMap<String, &'static str>,
     quotas: Mutex<HashMap<usize, Quota>>,
@@ -97,7 +97,7 @@ pub struct Desk {
 struct Stuck {
     keys: HashMap<String, String>,
     /// The oldest first.
-    order: VecDeque<String>,
+    asked: VecDeque<String>,
 }
 
 impl Stuck {
@@ -107,10 +107,10 @@ impl Stuck {
     fn remember(&mut self, content: &str, key: &str) {
         let known = self.keys.insert(content.to_owned(), key.to_owned());
         if known.is_none() {
-            self.order.push_back(content.to_owned());
+            self.asked.push_back(content.to_owned());
         }
-        if self.order.len() > Self::MAX
-            && let Some(oldest) = self.order.pop_front()
+        if self.asked.len() > Self::MAX
+            && let Some(oldest) = self.asked.pop_front()
         {
             self.keys.remove(&oldest);
         }
@@ -124,17 +124,17 @@ struct Quota {
     blocked_until_ms: u64,
 }
 
-impl Desk {
+impl DropInSystem {
     pub fn new(
         system: &'static str,
         ingress: Box<dyn Ingress>,
-        doors: Vec<Door>,
+        endpoints: Vec<DropInEndpoint>,
         systems: HashMap<String, &'static str>,
     ) -> Self {
         Self {
             system,
             ingress,
-            doors,
+            endpoints,
             systems,
             quotas: Mutex::default(),
             stuck: Mutex::default(),
@@ -158,8 +158,8 @@ impl Desk {
 
     /// How long a call must stay away; nothing if it may come in.
     fn over_quota(&self, index: usize) -> Option<Duration> {
-        let door = &self.doors[index];
-        let rate = door.rate?;
+        let endpoint = &self.endpoints[index];
+        let rate = endpoint.rate?;
         let now = now_ms();
         let mut quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
         let quota = quotas.entry(index).or_default();
@@ -169,14 +169,14 @@ impl Desk {
         match quota.tat.lease(&rate, now * 1000, 1, Duration::ZERO) {
             Grant::Units { .. } => None,
             Grant::Later { .. } => {
-                quota.blocked_until_ms = now + door.block_for.as_millis() as u64;
-                Some(door.block_for)
+                quota.blocked_until_ms = now + endpoint.block_for.as_millis() as u64;
+                Some(endpoint.block_for)
             }
         }
     }
 
     /// The document that a job of this door is, as its producer would have written it.
-    fn document(&self, door: &Door, target: &str, wanted: &Wanted, key: &str) -> JobDocument {
+    fn document(&self, endpoint: &DropInEndpoint, target: &str, wanted: &DropInJob, key: &str) -> JobDocument {
         let same_system = self.systems.get(target) == Some(&self.system);
         let message = MessageDocument {
             native: wanted.native.clone().filter(|_| same_system),
@@ -185,7 +185,7 @@ impl Desk {
         // Its system knows no placeholders.
         let message = as_it_stands(message, &wanted.options);
         JobDocument {
-            app: Some(door.app.clone()),
+            app: Some(endpoint.app.clone()),
             target: Some(target.to_owned()),
             sender: wanted.sender.clone(),
             options: Some(wanted.options.clone()),
@@ -227,19 +227,19 @@ impl Prepared {
     }
 }
 
-pub(super) fn routes<B, S, T>(desks: &[Arc<Desk>]) -> Router<Arc<Gateway<B, S, T>>>
+pub(super) fn routes<B, S, T>(systems: &[Arc<DropInSystem>]) -> Router<Arc<Gateway<B, S, T>>>
 where
-    B: Broker + Shelves,
+    B: Broker + RetainedQueues,
     S: Store,
     T: Transport,
 {
     let mut router = Router::new();
-    for desk in desks.iter().filter(|desk| !desk.doors.is_empty()) {
-        for path in desk.ingress.paths() {
-            let desk = Arc::clone(desk);
+    for system in systems.iter().filter(|system| !system.endpoints.is_empty()) {
+        for path in system.ingress.paths() {
+            let system = Arc::clone(system);
             let serve = move |State(gateway): State<Arc<Gateway<B, S, T>>>, request: Request| {
-                let desk = Arc::clone(&desk);
-                async move { serve(&gateway, &desk, request).await }
+                let system = Arc::clone(&system);
+                async move { serve(&gateway, &system, request).await }
             };
             router = router.route(path, any(serve));
         }
@@ -249,11 +249,11 @@ where
 
 async fn serve<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    desk: &Desk,
+    system: &DropInSystem,
     request: Request,
 ) -> Response {
-    let taken = take(gateway, desk, request).await;
-    taken.unwrap_or_else(|failure| failure.response(&*desk.ingress))
+    let taken = take(gateway, system, request).await;
+    taken.unwrap_or_else(|failure| failure.response(&*system.ingress))
 }
 
 /// Longest body of a request whose head does not say who sends it: a login.
@@ -266,7 +266,7 @@ const NO_LOGIN: &str = "no login has as many";
 /// refused.
 async fn take<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    desk: &Desk,
+    system: &DropInSystem,
     request: Request,
 ) -> Result<Response, Failure> {
     if request.method() != Method::POST {
@@ -281,21 +281,21 @@ async fn take<B: Broker, S: Store, T: Transport>(
         body: &[],
         now_ms: now_ms(),
     };
-    let door = match desk.ingress.enter(&incoming, &desk.doors) {
-        Ok(door) => door.map(|index| &desk.doors[index]),
+    let endpoint = match system.ingress.enter(&incoming, &system.endpoints) {
+        Ok(endpoint) => endpoint.map(|index| &system.endpoints[index]),
         Err(spoken) => {
             gateway.answer_slowly(peer.as_deref()).await;
             return Ok(out(spoken));
         }
     };
-    let Some(door) = door else {
+    let Some(endpoint) = endpoint else {
         let network = peer.as_deref().map_or(NOWHERE, Peer::network);
         let _place = gateway.shares.stranger(network);
         let _place = _place.ok_or_else(too_many_logins)?;
         let room = &gateway.shares.room;
         let held = body::read(room, &Caller::Nobody, body, LOGIN_BYTES_MAX, NO_LOGIN).await?;
         incoming.body = &held.bytes;
-        return match desk.ingress.read(&incoming, &desk.doors) {
+        return match system.ingress.read(&incoming, &system.endpoints) {
             Ok(_) => Err(Failure::Unreadable("a login is expected".to_owned())),
             Err(spoken) => {
                 if spoken.extensions().get::<WrongCredentials>().is_some() {
@@ -305,20 +305,20 @@ async fn take<B: Broker, S: Store, T: Transport>(
             }
         };
     };
-    match &door.secret {
+    match &endpoint.secret {
         Some(_) => peer.iter().for_each(|peer| peer.trust()),
         None => {
             let checked = gateway.hosts.check(&head.uri, &head.headers);
             checked.map_err(super::Refusal::from)?;
         }
     }
-    let caller = Caller::App(door.app.clone());
+    let caller = Caller::App(endpoint.app.clone());
     let place = Arc::new(gateway.shares.place(&caller)?);
     let room = &gateway.shares.room;
     let held = body::read(room, &caller, body, BODY_BYTES_MAX, FEWER).await?;
     incoming.body = &held.bytes;
-    let mut response = match desk.ingress.read(&incoming, &desk.doors) {
-        Ok(order) => carry_out(gateway, desk, order, &held.bytes).await?,
+    let mut response = match system.ingress.read(&incoming, &system.endpoints) {
+        Ok(asked) => carry_out(gateway, system, asked, &held.bytes).await?,
         Err(spoken) => out(spoken),
     };
     response.extensions_mut().insert(place);
@@ -426,26 +426,26 @@ impl From<super::Refusal> for Failure {
 
 async fn carry_out<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    desk: &Desk,
-    order: Order,
+    system: &DropInSystem,
+    asked: DropInRequest,
     body: &[u8],
 ) -> Result<Response, Failure> {
-    let Order {
-        door: index,
+    let DropInRequest {
+        endpoint: index,
         nonce,
         jobs,
         reply,
-    } = order;
-    let door = &desk.doors[index];
+    } = asked;
+    let endpoint = &system.endpoints[index];
     // Before anything is counted, so that the same request can come again.
     let open = gateway.open()?;
     // A signature covers neither path nor app, so what one endpoint has seen, no other takes that has the
     // same key.
-    let nonce = nonce.map(|nonce| format!("{} {nonce}", door.key.as_deref().unwrap_or_default()));
+    let nonce = nonce.map(|nonce| format!("{} {nonce}", endpoint.key.as_deref().unwrap_or_default()));
     if let Some(nonce) = &nonce {
         first_time(gateway, nonce).await?;
     }
-    let accepted = accept(gateway, desk, index, &open, &jobs, body).await;
+    let accepted = accept(gateway, system, index, &open, &jobs, body).await;
     let prepared = match accepted {
         Ok(prepared) => prepared,
         Err(failure) => {
@@ -455,16 +455,16 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
             return Err(failure);
         }
     };
-    let told = wait(gateway, door, &prepared).await;
-    let mut response = match standstill(gateway, &told).await {
+    let job_report = wait(gateway, endpoint, &prepared).await;
+    let mut response = match standstill(gateway, &job_report).await {
         Some(failure) => {
-            desk.remember(&prepared);
-            failure.response(&*desk.ingress)
+            system.remember(&prepared);
+            failure.response(&*system.ingress)
         }
-        None => out(reply.render(&told)),
+        None => out(reply.render(&job_report)),
     };
     name_jobs(&mut response, &prepared);
-    let pending = HeaderValue::from(told.iter().map(pending).sum::<usize>());
+    let pending = HeaderValue::from(job_report.iter().map(pending).sum::<usize>());
     response.headers_mut().insert(PENDING_HEADER, pending);
     Ok(response)
 }
@@ -472,24 +472,24 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
 /// Makes the jobs of a request durable: all of them, or it is refused.
 async fn accept<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    desk: &Desk,
+    system: &DropInSystem,
     index: usize,
     open: &Open<PublisherOf<B>>,
-    jobs: &[Wanted],
+    jobs: &[DropInJob],
     body: &[u8],
 ) -> Result<Vec<Prepared>, Failure> {
-    let door = &desk.doors[index];
-    if let Some(block) = desk.over_quota(index) {
+    let endpoint = &system.endpoints[index];
+    if let Some(block) = system.over_quota(index) {
         return Err(Failure::TooOften(block));
     }
-    gateway.rates.count(&door.app, &gateway.access)?;
-    if !door.send_all && jobs.iter().any(|wanted| wanted.audience.all) {
+    gateway.rates.count(&endpoint.app, &gateway.access)?;
+    if !endpoint.send_all && jobs.iter().any(|wanted| wanted.audience.all) {
         let what = "this app may not send to all users";
         return Err(Failure::Forbidden(what.to_owned()));
     }
     let mut prepared = Vec::with_capacity(jobs.len());
     for (number, wanted) in jobs.iter().enumerate() {
-        prepared.push(prepare(gateway, desk, door, wanted, number, body).await?);
+        prepared.push(prepare(gateway, system, endpoint, wanted, number, body).await?);
     }
     if !agree_with_each_other(&prepared) {
         return Err(Failure::Conflict);
@@ -531,28 +531,28 @@ async fn give_back<B: Broker, S: Store, T: Transport>(gateway: &Gateway<B, S, T>
 /// other message.
 async fn prepare<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    desk: &Desk,
-    door: &Door,
-    wanted: &Wanted,
+    system: &DropInSystem,
+    endpoint: &DropInEndpoint,
+    wanted: &DropInJob,
     number: usize,
     request: &[u8],
 ) -> Result<Prepared, Failure> {
     let context = &*gateway.context;
-    let target = match &door.target {
+    let target = match &endpoint.target {
         Some(target) => target.clone(),
         None => context
-            .default_target(&door.app)
+            .default_target(&endpoint.app)
             .map_err(|what| Failure::Problems(vec![Problem::new("app", what)]))?,
     };
     let (key, content) = match &wanted.key {
         Some(key) => (key.clone(), None),
         None => {
-            let content = content_digest(door, number, request);
-            let key = content_key(gateway, desk, door, wanted, &content).await?;
+            let content = content_digest(endpoint, number, request);
+            let key = content_key(gateway, system, endpoint, wanted, &content).await?;
             (key, Some(content))
         }
     };
-    let document = desk.document(door, &target, wanted, &key);
+    let document = system.document(endpoint, &target, wanted, &key);
     let body = serde_json::to_vec(&document)
         .map_err(|error| Failure::Problems(vec![Problem::new("", error.to_string())]))?;
     let body = Bytes::from(body);
@@ -568,7 +568,7 @@ async fn prepare<B: Broker, S: Store, T: Transport>(
 /// Reads a job as the intake will.
 fn read<S: Store, T: Transport>(
     context: &Context<S, T>,
-    wanted: &Wanted,
+    wanted: &DropInJob,
     body: &Bytes,
 ) -> Result<Prepared, Failure> {
     let job = examine(context, body, Some(Priority::Normal))?;
@@ -591,7 +591,7 @@ fn read<S: Store, T: Transport>(
 }
 
 /// Whom a request names.
-fn named(wanted: &Wanted) -> Vec<String> {
+fn named(wanted: &DropInJob) -> Vec<String> {
     let audience = &wanted.audience;
     let users = audience
         .users
@@ -604,24 +604,24 @@ fn named(wanted: &Wanted) -> Vec<String> {
 }
 
 /// What a request without a key of its own says.
-fn content_digest(door: &Door, number: usize, request: &[u8]) -> String {
-    digest_hex(&[door.app.as_bytes(), &number.to_be_bytes(), request], 16)
+fn content_digest(endpoint: &DropInEndpoint, number: usize, request: &[u8]) -> String {
+    digest_hex(&[endpoint.app.as_bytes(), &number.to_be_bytes(), request], 16)
 }
 
 /// The key of a request that brings none: that of the same request within the window, if it came
 /// before, else a new one. A window is found by its number, so the one before is looked at too.
 async fn content_key<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    desk: &Desk,
-    door: &Door,
-    wanted: &Wanted,
+    system: &DropInSystem,
+    endpoint: &DropInEndpoint,
+    wanted: &DropInJob,
     content: &str,
 ) -> Result<String, Failure> {
     let record = async |key: &str| {
-        let id = JobId::of(&door.app, key);
+        let id = JobId::of(&endpoint.app, key);
         gateway.context.store.job(id).await
     };
-    if let Some(stuck) = desk.stuck_key(content)
+    if let Some(stuck) = system.stuck_key(content)
         && record(&stuck)
             .await?
             .is_some_and(|it| it.state != JobState::Completed)
@@ -629,7 +629,7 @@ async fn content_key<B: Broker, S: Store, T: Transport>(
         return Ok(stuck);
     }
     let now = now_ms();
-    let window = door.repeat_window.as_millis() as u64;
+    let window = endpoint.repeat_window.as_millis() as u64;
     let trace = wanted.trace.as_deref().unwrap_or_default().as_bytes();
     let key = |slot: u64| {
         let parts = [&slot.to_be_bytes(), trace, content.as_bytes()];
@@ -659,39 +659,39 @@ fn outgoing(Prepared { job, body, .. }: &Prepared) -> Outgoing {
 /// as pending: the jobs are durable whatever the ledger says now.
 async fn wait<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    door: &Door,
+    endpoint: &DropInEndpoint,
     prepared: &[Prepared],
-) -> Vec<Told> {
+) -> Vec<JobReport> {
     let published_at_ms = now_ms();
-    let deadline = Instant::now() + door.answer_within;
-    let mut told = Vec::with_capacity(prepared.len());
+    let deadline = Instant::now() + endpoint.answer_within;
+    let mut job_report = Vec::with_capacity(prepared.len());
     for job in prepared {
         let seen = settled(gateway, job, deadline).await;
         let seen = seen.unwrap_or_else(|| Seen {
             accepted_at_ms: published_at_ms,
-            fates: vec![Fate::Pending; job.recipients.len()],
+            reports: vec![RecipientReport::Pending; job.recipients.len()],
             everybody: Everybody {
                 is_complete: false,
                 accounts: Accounts::default(),
             },
         });
-        told.push(Told {
+        job_report.push(JobReport {
             job: job.job.id,
             client_msg_no: job.job.asked.client_msg_no.clone(),
             accepted_at_ms: seen.accepted_at_ms,
-            recipients: job.recipients.iter().cloned().zip(seen.fates).collect(),
+            recipients: job.recipients.iter().cloned().zip(seen.reports).collect(),
             folds_case: job.folds_case,
             everybody: job.is_for_all().then_some(seen.everybody),
         });
     }
-    told
+    job_report
 }
 
 /// A job as the ledger has it.
 struct Seen {
     /// When it was accepted first: a repeat of a request is answered like the request.
     accepted_at_ms: u64,
-    fates: Vec<Fate>,
+    reports: Vec<RecipientReport>,
     everybody: Everybody,
 }
 
@@ -748,7 +748,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
     };
     Ok(Some(Seen {
         accepted_at_ms: record.accepted_at_ms,
-        fates: states.into_iter().zip(reasons).map(fate).collect(),
+        reports: states.into_iter().zip(reasons).map(report).collect(),
         everybody: Everybody {
             is_complete,
             accounts: record.accounts,
@@ -757,13 +757,13 @@ async fn look<B: Broker, S: Store, T: Transport>(
 }
 
 /// What is known of a recipient.
-fn fate((state, reason): (ClaimState, Option<Reason>)) -> Fate {
+fn report((state, reason): (ClaimState, Option<Reason>)) -> RecipientReport {
     match state {
-        ClaimState::Settled(Outcome::Sent) => Fate::Sent,
+        ClaimState::Settled(Outcome::Sent) => RecipientReport::Sent,
         ClaimState::Settled(outcome) => {
             let class = reason.as_ref().map(|reason| reason.class);
             let (code, text) = reason.map(|it| (it.code, it.text)).unwrap_or_default();
-            Fate::Ended {
+            RecipientReport::Ended {
                 outcome,
                 class,
                 code,
@@ -773,7 +773,7 @@ fn fate((state, reason): (ClaimState, Option<Reason>)) -> Fate {
         ClaimState::Granted
         | ClaimState::InDoubt
         | ClaimState::TakenOver
-        | ClaimState::Held { .. } => Fate::Pending,
+        | ClaimState::Held { .. } => RecipientReport::Pending,
     }
 }
 
@@ -785,22 +785,22 @@ fn is_sent(state: ClaimState) -> bool {
 /// found out is no reason: the jobs are durable.
 async fn standstill<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    told: &[Told],
+    job_report: &[JobReport],
 ) -> Option<Failure> {
-    let fates = || told.iter().flat_map(|told| &told.recipients);
-    let somebody_got_it = fates().any(|(_, fate)| *fate == Fate::Sent)
-        || told.iter().filter_map(|told| told.everybody).any(|it| {
+    let reports = || job_report.iter().flat_map(|job_report| &job_report.recipients);
+    let somebody_got_it = reports().any(|(_, report)| *report == RecipientReport::Sent)
+        || job_report.iter().filter_map(|job_report| job_report.everybody).any(|it| {
             let accounts = &it.accounts;
             it.is_complete || accounts.sent + accounts.duplicate > 0
         });
-    let waits = |told: &&Told| {
-        let mut fates = told.recipients.iter();
-        told.everybody.is_some() || fates.any(|(_, fate)| *fate == Fate::Pending)
+    let waits = |job_report: &&JobReport| {
+        let mut reports = job_report.recipients.iter();
+        job_report.everybody.is_some() || reports.any(|(_, report)| *report == RecipientReport::Pending)
     };
     if somebody_got_it {
         return None;
     }
-    let waiting = told.iter().find(waits)?;
+    let waiting = job_report.iter().find(waits)?;
     match stop_of(gateway, waiting.job).await {
         Ok(why) => why,
         Err(error) => {
@@ -845,9 +845,9 @@ async fn stop_of<B: Broker, S: Store, T: Transport>(
 }
 
 /// Recipients that are named and have no outcome yet.
-fn pending(told: &Told) -> usize {
-    let fates = told.recipients.iter();
-    fates.filter(|(_, fate)| *fate == Fate::Pending).count()
+fn pending(job_report: &JobReport) -> usize {
+    let reports = job_report.recipients.iter();
+    reports.filter(|(_, report)| *report == RecipientReport::Pending).count()
 }
 
 /// Says which jobs a request became: the first ones, and how many there are.

@@ -61,7 +61,7 @@ use tokio_util::sync::CancellationToken;
 use self::access::Rates;
 pub use self::access::{Access, AppAccess};
 use self::dead::Readers;
-pub use self::dropin::Desk;
+pub use self::dropin::DropInSystem;
 use self::events::Hub;
 pub use self::openapi::openapi;
 use self::problem::Refusal;
@@ -69,8 +69,8 @@ use self::shares::Shares;
 use self::slowly::Failures;
 pub use self::tls::Tls;
 use crate::error::chain;
-use crate::http::server::{self, Hosts, Manners};
-use crate::ports::{Broker, Outgoing, Publisher, Session, Shelves, Store, Transport};
+use crate::http::server::{self, Hosts, ConnectionLimits};
+use crate::ports::{Broker, Outgoing, Publisher, Session, RetainedQueues, Store, Transport};
 use crate::steer::Facts;
 use crate::worker::{Context, RECONNECT};
 
@@ -106,7 +106,7 @@ struct Gateway<B: Broker, S, T> {
     /// What can be steered.
     facts: Facts,
     /// Drop-in endpoints.
-    desks: Vec<Arc<Desk>>,
+    systems: Vec<Arc<DropInSystem>>,
     hub: Hub,
     publishing: Publishing<B>,
     /// No request waits any longer for a job.
@@ -178,7 +178,7 @@ pub struct Server {
     routes: Router,
     /// Ends the streams, which have no end of their own while their jobs run.
     closing: CancellationToken,
-    manners: Manners,
+    limits: ConnectionLimits,
     stop: CancellationToken,
 }
 
@@ -190,10 +190,10 @@ impl Server {
         context: Arc<Context<S, T>>,
         publishing: Publishing<B>,
         facts: Facts,
-        desks: Vec<Desk>,
+        systems: Vec<DropInSystem>,
     ) -> std::io::Result<Self>
     where
-        B: Broker + Shelves,
+        B: Broker + RetainedQueues,
         S: Store,
         T: Transport,
     {
@@ -203,7 +203,7 @@ impl Server {
             broker,
             context,
             facts,
-            desks: desks.into_iter().map(Arc::new).collect(),
+            systems: systems.into_iter().map(Arc::new).collect(),
             hub: Hub::new(),
             access: settings.access,
             rates: Rates::new(),
@@ -223,7 +223,7 @@ impl Server {
             tls: settings.tls,
             closing: gateway.hub.closing.clone(),
             routes: routes::routes(gateway),
-            manners: Manners {
+            limits: ConnectionLimits {
                 connections_max: settings.connections_max,
                 patience: settings.patience,
             },
@@ -247,7 +247,7 @@ impl Server {
             self.listener,
             self.tls.as_ref().map(Tls::acceptor),
             self.routes,
-            self.manners,
+            self.limits,
             stop.clone(),
         );
         let renewed = async {

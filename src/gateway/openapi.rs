@@ -41,7 +41,7 @@ struct Operation {
     bodies: Vec<Content>,
     /// The body may be left out.
     may_be_empty: bool,
-    answers: Vec<Answer>,
+    answers: Vec<DocumentedResponse>,
     refusals: Vec<u16>,
 }
 
@@ -62,7 +62,7 @@ struct Content {
 const NDJSON: &str = "application/x-ndjson";
 const EVENTS: &str = "text/event-stream";
 
-struct Answer {
+struct DocumentedResponse {
     status: u16,
     what: &'static str,
     contents: Vec<Content>,
@@ -154,7 +154,7 @@ impl Operation {
     }
 
     fn answers(mut self, status: u16, what: &'static str, contents: Vec<Content>) -> Self {
-        self.answers.push(Answer {
+        self.answers.push(DocumentedResponse {
             status,
             what,
             contents,

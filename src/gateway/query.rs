@@ -10,7 +10,7 @@ use super::params::Params;
 use super::problem::Refusal;
 use crate::clock::now_ms;
 use crate::domain::job;
-use crate::ports::{Broker, JobFilter, JobQuery, JobRecord, JobState, Shelves, Store, Transport};
+use crate::ports::{Broker, JobFilter, JobQuery, JobRecord, JobState, RetainedQueues, Store, Transport};
 use crate::service::api::{JobDetail, JobList, RecipientFate, Verification};
 use crate::service::jobs::{self, LIST_MAX};
 
@@ -103,7 +103,7 @@ pub(super) async fn verify<B: Broker, S: Store, T: Transport>(
 // One recipient
 // ---------------------------------------------------------------------------------------------
 
-pub(super) async fn recipient<B: Broker + Shelves, S: Store, T: Transport>(
+pub(super) async fn recipient<B: Broker + RetainedQueues, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path((job, user)): Path<(String, String)>,
     params: Params,

@@ -18,15 +18,15 @@ use super::shares::accounted;
 use super::submit::submit;
 use super::{Gateway, dead, dropin, events, query, templates};
 use crate::http::server::Peer;
-use crate::ports::{Broker, Shelves, Store, Transport};
+use crate::ports::{Broker, RetainedQueues, Store, Transport};
 
 pub(super) fn routes<B, S, T>(gateway: Arc<Gateway<B, S, T>>) -> Router
 where
-    B: Broker + Shelves,
+    B: Broker + RetainedQueues,
     S: Store,
     T: Transport,
 {
-    let existing_callers = dropin::routes(&gateway.desks);
+    let existing_callers = dropin::routes(&gateway.systems);
     Router::new()
         .route(
             "/v1/jobs",

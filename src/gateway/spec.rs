@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::audience::Member;
 use crate::domain::fields::{Problem, TWICE, each_field};
-use crate::domain::job::{JOB_BYTES_MAX, PARTS_MAX, Part};
+use crate::domain::job::{JOB_BYTES_MAX, PARTS_MAX, ListPart};
 use crate::domain::text;
 
 /// Where a job stands beside an uploaded list, as JSON or as base64 of it.
@@ -163,7 +163,7 @@ impl Message<'_> {
     }
 
     /// The whole message; what is left is empty again.
-    pub(super) fn close(&mut self, part: &Part) -> Bytes {
+    pub(super) fn close(&mut self, part: &ListPart) -> Bytes {
         let next = Vec::with_capacity(self.body.len());
         let mut body = std::mem::replace(&mut self.body, next);
         self.body.extend_from_slice(&self.spec.before);
@@ -230,7 +230,7 @@ pub(super) fn with_key(job: &[u8], key: &str) -> Option<Bytes> {
 mod tests {
     use super::*;
 
-    fn members(spec: &str, key: Option<&str>, part: &Part) -> String {
+    fn members(spec: &str, key: Option<&str>, part: &ListPart) -> String {
         let spec = Spec::read("job", spec.as_bytes(), key).unwrap();
         let mut message = spec.open();
         for (id, vars) in [("u\"1", None), ("u2", Some("{\"n\":1}"))] {
@@ -248,8 +248,8 @@ mod tests {
     fn a_spec_and_a_list_make_a_job() {
         let spec = r#"{"v":1,"client_msg_no":"a","audience":{"exclude":["x"]}}"#;
         let whole = r#"{"client_msg_no":"a","v":1,"audience":{"exclude":["x"],"users":["u\"1",{"id":"u2","vars":{"n":1}}]}}"#;
-        assert_eq!(members(spec, Some("b"), &Part::WHOLE), whole);
-        let part = Part {
+        assert_eq!(members(spec, Some("b"), &ListPart::WHOLE), whole);
+        let part = ListPart {
             number: 2,
             of: 3,
             together: Some("l".to_owned()),
@@ -323,7 +323,7 @@ mod tests {
             vars: None,
         };
         while message.push(&member) {}
-        let body = message.close(&Part::WHOLE);
+        let body = message.close(&ListPart::WHOLE);
         assert!(body.len() <= JOB_BYTES_MAX && body.len() > JOB_BYTES_MAX - 600);
         assert!(message.is_empty() && message.push(&member));
     }

@@ -19,15 +19,15 @@ use crate::domain::fields::{Fields, Problem};
 use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
-use crate::ports::{Broker, Shelves, Store, Transport};
+use crate::ports::{Broker, RetainedQueues, Store, Transport};
 use crate::steer::CONFIGURED;
-use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, Told};
+use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, DirectiveNote};
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
 
 pub(super) fn routes<B, S, T>() -> Router<Arc<Gateway<B, S, T>>>
 where
-    B: Broker + Shelves,
+    B: Broker + RetainedQueues,
     S: Store,
     T: Transport,
 {
@@ -154,21 +154,21 @@ async fn directives<B: Broker, S: Store, T: Transport>(
 async fn steer<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     body: &[u8],
-    command: impl FnOnce(Order) -> Result<Command, Problem>,
+    command: impl FnOnce(ControlRequest) -> Result<Command, Problem>,
 ) -> Result<Json<Steered>, Refusal> {
     let mut problems = Vec::new();
-    let order = Order::read(body, &mut problems);
-    let told = order.told.clone();
+    let order = ControlRequest::read(body, &mut problems);
+    let note = order.note.clone();
     if !problems.is_empty() {
         return Err(Refusal::BadRequest(problems));
     }
     let command = command(order).map_err(|problem| Refusal::BadRequest(vec![problem]))?;
     let store = &gateway.context.store;
-    let steered = steer::carry_out(store, &gateway.facts, &command, &told, now_ms()).await?;
+    let steered = steer::carry_out(store, &gateway.facts, &command, &note, now_ms()).await?;
     let (verb, subject) = (command.verb(), &steered.subject);
     tracing::info!(
-        author = told.author,
-        reason = told.reason,
+        author = note.author,
+        reason = note.reason,
         "told over HTTP: {verb} {subject}"
     );
     Ok(Json(steered))
@@ -187,14 +187,14 @@ fn verb<'a>(last: &'a str, verbs: &[&str]) -> Result<(&'a str, &'a str), Refusal
 
 /// The body of a command.
 #[derive(Debug, Default, PartialEq)]
-struct Order {
-    told: Told,
+struct ControlRequest {
+    note: DirectiveNote,
     subject: Option<Subject>,
     /// The rate that was named; `Some(None)` is the configured one.
     rate: Option<Option<Rate>>,
 }
 
-impl Order {
+impl ControlRequest {
     /// The rate of a command that needs one.
     fn rate(&self) -> Result<Option<Rate>, Problem> {
         self.rate.ok_or_else(|| {
@@ -215,7 +215,7 @@ impl Order {
         let Some(mut fields) = Fields::open("", text, problems) else {
             return Self::default();
         };
-        let told = Told {
+        let note = DirectiveNote {
             reason: fields.get("reason", "a text", problems),
             author: fields.get("author", "a text", problems),
             expires_in: fields
@@ -239,7 +239,7 @@ impl Order {
         }
         fields.finish(problems);
         Self {
-            told,
+            note,
             subject: scope.zip(name).map(|(scope, name)| Subject { scope, name }),
             rate,
         }
@@ -263,19 +263,19 @@ mod tests {
 
     use super::*;
 
-    fn read(body: &str) -> (Order, Vec<String>) {
+    fn read(body: &str) -> (ControlRequest, Vec<String>) {
         let mut problems = Vec::new();
-        let order = Order::read(body.as_bytes(), &mut problems);
+        let order = ControlRequest::read(body.as_bytes(), &mut problems);
         (order, problems.iter().map(Problem::to_string).collect())
     }
 
     #[test]
     fn a_body_may_be_missing_and_is_read_whole_otherwise() {
-        assert_eq!(read(" "), (Order::default(), vec![]));
+        assert_eq!(read(" "), (ControlRequest::default(), vec![]));
         let body = r#"{"scope": "app", "name": "shop", "rate": "5/s burst 2", "reason": "r",
                        "author": "ana", "expires_in": "30m"}"#;
-        let order = Order {
-            told: Told {
+        let order = ControlRequest {
+            note: DirectiveNote {
                 reason: Some("r".to_owned()),
                 author: Some("ana".to_owned()),
                 expires_in: Some(Duration::from_secs(1800)),

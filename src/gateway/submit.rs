@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use super::access::Caller;
 use super::body::{self, Held, unreadable};
-use super::discreet::Discreet;
+use super::discreet::CallerView;
 use super::form::{self, Form};
 use super::params::Params;
 use super::problem::Refusal;
@@ -37,7 +37,7 @@ use super::{Gateway, Open, PublisherOf};
 use crate::domain::audience::Member;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
-use crate::domain::job::{JOB_BYTES_MAX, Part};
+use crate::domain::job::{JOB_BYTES_MAX, ListPart};
 use crate::domain::lane::Priority;
 use crate::domain::list::Format;
 use crate::domain::permissions::Asked;
@@ -68,7 +68,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let wishes = Wishes::of(request.uri(), request.headers())?;
+    let wishes = SubmitOptions::of(request.uri(), request.headers())?;
     // Before a body of megabytes is taken in that could not be passed on.
     let open = gateway.open()?;
     let (draft, checked) = Draft::receive(&gateway, &caller, request, &wishes).await?;
@@ -89,7 +89,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
             .enter(&checked.job.entry(checked.job.recipients))
             .await;
     }
-    let mut answer = Answer {
+    let mut answer = SubmitAnswer {
         status: if known {
             StatusCode::OK
         } else {
@@ -114,7 +114,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
 }
 
 /// What the caller wants, besides the job.
-struct Wishes {
+struct SubmitOptions {
     priority: Option<Priority>,
     dry_run: bool,
     column: Option<String>,
@@ -128,7 +128,7 @@ struct Wishes {
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const PREFER: &str = "prefer";
 
-impl Wishes {
+impl SubmitOptions {
     fn of(uri: &Uri, headers: &HeaderMap) -> Result<Self, Refusal> {
         // One that is not known is refused: it may be a slip of `dry_run`.
         let mut params = Params::of(uri)?;
@@ -245,7 +245,7 @@ impl Draft {
         gateway: &Arc<Gateway<B, S, T>>,
         caller: &Caller,
         request: Request,
-        wishes: &Wishes,
+        wishes: &SubmitOptions,
     ) -> Result<(Self, Checked), Refusal> {
         let (head, body) = request.into_parts();
         match Kind::of(&head.headers)? {
@@ -292,11 +292,11 @@ async fn read<B: Broker, S: Store, T: Transport>(
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
     if body.len() <= SMALL_BODY_BYTES {
-        return check(&Discreet::new(&gateway.context, caller), body, priority);
+        return check(&CallerView::new(&gateway.context, caller), body, priority);
     }
     let (context, caller) = (Arc::clone(&gateway.context), caller.clone());
     let body = body.clone();
-    blocking(move || check(&Discreet::new(&context, &caller), &body, priority)).await
+    blocking(move || check(&CallerView::new(&context, &caller), &body, priority)).await
 }
 
 /// Reads a whole list, a few at a time.
@@ -304,13 +304,13 @@ async fn survey_in_turn<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     caller: &Caller,
     upload: Upload,
-    wishes: &Wishes,
+    wishes: &SubmitOptions,
 ) -> Result<(Upload, Checked), Refusal> {
     let _turn = gateway.shares.survey(caller).await;
     let (context, priority) = (Arc::clone(&gateway.context), wishes.priority);
     let caller = caller.clone();
     blocking(move || {
-        let checked = survey(&Discreet::new(&context, &caller), &upload, priority)?;
+        let checked = survey(&CallerView::new(&context, &caller), &upload, priority)?;
         Ok((upload, checked))
     })
     .await
@@ -322,12 +322,12 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
     listing: Listing,
     head: &request::Parts,
     body: Body,
-    wishes: &Wishes,
+    wishes: &SubmitOptions,
 ) -> Result<Upload, Refusal> {
     let bad = |problem| Refusal::BadJob(vec![problem]);
     let spec_of = |field: &str, text: &[u8]| -> Result<Spec, Refusal> {
         let spec = Spec::read(field, text, wishes.key.as_deref()).map_err(bad)?;
-        let context = Discreet::new(&gateway.context, caller);
+        let context = CallerView::new(&gateway.context, caller);
         let tried = try_out(&context, &spec, wishes.priority)?;
         // Before a list is taken in that may not be sent to.
         gateway.admit(caller, &tried.job.asked.app)?;
@@ -421,7 +421,7 @@ async fn blocking<V: Send + 'static>(
 
 /// Reads one message as the worker will.
 fn check<S: Store, T: Transport>(
-    context: &Discreet<'_, S, T>,
+    context: &CallerView<'_, S, T>,
     body: &[u8],
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
@@ -436,7 +436,7 @@ fn check<S: Store, T: Transport>(
 /// Reads a job whose list is still to come, with somebody on it. Whether those on the list bring values
 /// for placeholders is not known yet.
 fn try_out<S: Store, T: Transport>(
-    context: &Discreet<'_, S, T>,
+    context: &CallerView<'_, S, T>,
     spec: &Spec,
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
@@ -446,7 +446,7 @@ fn try_out<S: Store, T: Transport>(
 }
 
 fn try_with<S: Store, T: Transport>(
-    context: &Discreet<'_, S, T>,
+    context: &CallerView<'_, S, T>,
     spec: &Spec,
     priority: Option<Priority>,
     vars: Option<&RawValue>,
@@ -461,7 +461,7 @@ fn try_with<S: Store, T: Transport>(
         return Err(Refusal::BadJob(vec![Problem::new("", what)]));
     }
     // A part of several may be empty, should somebody be excluded.
-    let part = Part {
+    let part = ListPart {
         number: 1,
         of: 2,
         together: None,
@@ -471,7 +471,7 @@ fn try_with<S: Store, T: Transport>(
 
 /// Reads a whole list, and what it comes to.
 fn survey<S: Store, T: Transport>(
-    context: &Discreet<'_, S, T>,
+    context: &CallerView<'_, S, T>,
     upload: &Upload,
     priority: Option<Priority>,
 ) -> Result<Checked, Refusal> {
@@ -541,7 +541,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         &self,
         draft: Draft,
         job: &Checked,
-        wishes: &Wishes,
+        wishes: &SubmitOptions,
         open: Open<PublisherOf<B>>,
     ) -> Result<(), Refusal> {
         let outgoing = {
@@ -628,7 +628,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
 }
 
 /// What the caller is told of a job that was accepted.
-struct Answer {
+struct SubmitAnswer {
     status: StatusCode,
     standing: Option<JobStanding>,
     waited: Option<Duration>,
@@ -636,7 +636,7 @@ struct Answer {
 
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-impl Answer {
+impl SubmitAnswer {
     fn response(self, job: Checked, dry_run: bool) -> Response {
         let Checked {
             job, submissions, ..
@@ -683,7 +683,7 @@ mod tests {
 
     #[test]
     fn a_parameter_that_is_not_known_is_refused() {
-        let of = |query: &str| Wishes::of(&query.parse().unwrap(), &HeaderMap::new());
+        let of = |query: &str| SubmitOptions::of(&query.parse().unwrap(), &HeaderMap::new());
         assert!(of("/?dry_run=true&priority=bulk").unwrap().dry_run);
         assert!(of("/?dry-run=true").is_err());
         assert!(of("/?priority=urgent").is_err());

@@ -16,7 +16,7 @@ use super::spec::Spec;
 use super::spool::full;
 use crate::domain::fields::Problem;
 use crate::domain::ids::digest_hex;
-use crate::domain::job::{PARTS_MAX, Part};
+use crate::domain::job::{PARTS_MAX, ListPart};
 use crate::domain::list::{self, Format, Reading};
 
 pub(super) struct Upload {
@@ -82,7 +82,7 @@ impl Upload {
         let mut number = 0;
         let mut next = || {
             number += 1;
-            Part {
+            ListPart {
                 number,
                 of: parts.of,
                 together: (parts.of > 1).then(|| parts.list.clone()),

@@ -10,7 +10,7 @@ use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::message::{Content, Options};
 use crate::domain::slice::{Addressed, Head};
-use crate::ports::{Calls, Reply, Request};
+use crate::ports::{Calls, HttpReply, Request};
 
 /// Texts that JSON, a URL or a header must not take at face value.
 pub(super) const AWKWARD: [&str; 12] = [
@@ -55,15 +55,15 @@ pub(super) fn raw(json: &str) -> Box<RawValue> {
     RawValue::from_string(json.to_owned()).unwrap()
 }
 
-pub(super) fn reply(status: u16, body: impl Into<Bytes>) -> Reply {
-    Reply {
+pub(super) fn reply(status: u16, body: impl Into<Bytes>) -> HttpReply {
+    HttpReply {
         status,
         headers: HeaderMap::new(),
         body: body.into(),
     }
 }
 
-pub(super) fn with_header(mut reply: Reply, name: &'static str, value: &'static str) -> Reply {
+pub(super) fn with_header(mut reply: HttpReply, name: &'static str, value: &'static str) -> HttpReply {
     let name = HeaderName::from_static(name);
     reply.headers.insert(name, HeaderValue::from_static(value));
     reply

@@ -56,7 +56,7 @@ impl<'a> Incoming<'a> {
 
 /// One app's entrance for the callers of one system: `[apps.NAME.SYSTEM]`.
 #[derive(Clone, Debug)]
-pub struct Door {
+pub struct DropInEndpoint {
     pub app: String,
     /// Where its jobs go; the app's default target if left out. Any system will do: a request of one
     /// can be delivered by another.
@@ -81,7 +81,7 @@ pub struct Door {
     pub limits: BTreeMap<&'static str, usize>,
 }
 
-impl Door {
+impl DropInEndpoint {
     /// A limit that the system declares in [`Ingress::limits`].
     pub fn limit(&self, name: &str) -> usize {
         self.limits.get(name).copied().unwrap_or(usize::MAX)
@@ -119,7 +119,7 @@ pub trait Ingress: Send + Sync {
         clippy::result_large_err,
         reason = "an answer is as usual as a door, and no smaller"
     )]
-    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken>;
+    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken>;
 
     /// The setting that says what the id of a request means, in a system that only traces by it: its own
     /// callers may give the same id to every request.
@@ -138,7 +138,7 @@ pub trait Ingress: Send + Sync {
         clippy::result_large_err,
         reason = "an answer is as usual as an order, and no smaller"
     )]
-    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken>;
+    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken>;
 
     /// Says no for a reason of ours.
     fn refuse(&self, refusal: &Refusal<'_>) -> Spoken;
@@ -165,13 +165,13 @@ pub enum Refusal<'a> {
 }
 
 /// What a request asks for.
-pub struct Order {
+pub struct DropInRequest {
     /// Index of the door it came through.
-    pub door: usize,
+    pub endpoint: usize,
     /// Together with the door, accepted once within [`NONCE_LIVES`].
     pub nonce: Option<String>,
-    pub jobs: Vec<Wanted>,
-    pub reply: Box<dyn Reply>,
+    pub jobs: Vec<DropInJob>,
+    pub reply: Box<dyn DropInReply>,
 }
 
 /// How far the clock of a caller who signs may be from ours, on either side.
@@ -183,7 +183,7 @@ pub const NONCE_LIVES: Duration = Duration::from_secs(2 * SKEW.as_secs());
 
 /// One job that a request asks for.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct DropInJob {
     /// The key that the request brings; without one it is made of the content.
     pub key: Option<String>,
     /// Without a key, what tells this request from others of the same content.
@@ -198,19 +198,19 @@ pub struct Wanted {
 }
 
 /// Says what became of a request.
-pub trait Reply: Send + Sync {
+pub trait DropInReply: Send + Sync {
     /// One entry per job, in the order of the request.
-    fn render(&self, jobs: &[Told]) -> Spoken;
+    fn render(&self, jobs: &[JobReport]) -> Spoken;
 }
 
 /// What is known of one job when the answer is due.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct JobReport {
     pub job: JobId,
     pub client_msg_no: String,
     pub accepted_at_ms: u64,
     /// In the order of the request, each as often as it was named.
-    pub recipients: Vec<(String, Fate)>,
+    pub recipients: Vec<(String, RecipientReport)>,
     /// Whether the target takes ids that differ in case only for one.
     pub folds_case: bool,
     /// The accounts of a job whose request names nobody: it is for all users.
@@ -226,7 +226,7 @@ pub struct Everybody {
 
 /// What is known of a recipient.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum RecipientReport {
     Sent,
     /// Not settled within the bound: it is on its way.
     Pending,
@@ -239,7 +239,7 @@ pub enum Fate {
     },
 }
 
-impl Fate {
+impl RecipientReport {
     /// Whether the caller is to take it for delivered: it was, or will be.
     pub fn is_good(&self) -> bool {
         matches!(self, Self::Sent | Self::Pending)
@@ -277,7 +277,7 @@ impl Fate {
     }
 }
 
-impl Told {
+impl JobReport {
     /// The id of the message to a recipient: the same whenever it is asked for, below 2^53, so that
     /// JavaScript keeps its digits.
     pub fn message_id(&self, recipient: &str) -> i64 {
@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn ids_are_deterministic_and_safe_for_javascript() {
-        let told = Told {
+        let job_report = JobReport {
             job: JobId::of("shop", "promo-1"),
             client_msg_no: "promo-1".to_owned(),
             accepted_at_ms: 0,
@@ -351,22 +351,22 @@ mod tests {
             everybody: None,
         };
         let ids: Vec<_> = (0..1000)
-            .map(|n| told.message_id(&format!("u{n}")))
+            .map(|n| job_report.message_id(&format!("u{n}")))
             .collect();
         for id in &ids {
             assert!((1..1 << 53).contains(id), "{id}");
         }
         let unique: std::collections::BTreeSet<_> = ids.iter().collect();
         assert_eq!(unique.len(), ids.len());
-        assert_eq!(told.message_id("u1"), told.message_id("u1"));
-        assert_eq!(told.message_id_hex("u1").len(), 32);
+        assert_eq!(job_report.message_id("u1"), job_report.message_id("u1"));
+        assert_eq!(job_report.message_id_hex("u1").len(), 32);
         // One message has one id, however its recipient is spelt.
-        let folding = Told {
+        let folding = JobReport {
             folds_case: true,
-            ..told.clone()
+            ..job_report.clone()
         };
-        assert_ne!(told.message_id("aaa"), told.message_id("AAA"));
+        assert_ne!(job_report.message_id("aaa"), job_report.message_id("AAA"));
         assert_eq!(folding.message_id("aaa"), folding.message_id("AAA"));
-        assert_eq!(folding.message_id("aaa"), told.message_id("aaa"));
+        assert_eq!(folding.message_id("aaa"), job_report.message_id("aaa"));
     }
 }

@@ -9,7 +9,7 @@ use http::header::{DATE, RETRY_AFTER};
 use jiff::fmt::rfc2822::DateTimeParser;
 
 use crate::clock::now_ms;
-use crate::domain::outcome::{ANSWER_TEXT_MAX, Answer, Class, Verdict};
+use crate::domain::outcome::{ANSWER_TEXT_MAX, TargetAnswer, Class, Verdict};
 
 /// Longest wait a target is granted; a longer one is taken for a slip.
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -76,23 +76,23 @@ pub(super) fn token(code: &str) -> String {
 }
 
 /// A reply that we cannot read to a call that perhaps did its work.
-pub(super) fn unreadable(body: &[u8]) -> Answer {
+pub(super) fn unreadable(body: &[u8]) -> TargetAnswer {
     let text = match body {
         [] => Cow::Borrowed("the reply is empty"),
         body => Cow::Owned(format!("a reply of another shape: {}", excerpt(body))),
     };
-    Answer::new(Class::Uncertain, BAD_REPLY, text)
+    TargetAnswer::new(Class::Uncertain, BAD_REPLY, text)
 }
 
 /// The verdict of a reply that names those who failed; everybody else got the message. If it names
 /// somebody who was not asked for, it cannot be said who did.
 pub(super) fn all_but<'a>(
     recipients: &[&str],
-    failed: impl IntoIterator<Item = (Cow<'a, str>, Answer)>,
+    failed: impl IntoIterator<Item = (Cow<'a, str>, TargetAnswer)>,
 ) -> Verdict {
     let failed: HashMap<_, _> = failed.into_iter().collect();
     if failed.is_empty() {
-        return Verdict::All(Answer::done());
+        return Verdict::All(TargetAnswer::done());
     }
     let known = recipients
         .iter()
@@ -100,9 +100,9 @@ pub(super) fn all_but<'a>(
         .count();
     let others = if known < failed.len() {
         let text = "the reply names recipients that were not in the call";
-        Answer::new(Class::Uncertain, BAD_REPLY, text)
+        TargetAnswer::new(Class::Uncertain, BAD_REPLY, text)
     } else {
-        Answer::done()
+        TargetAnswer::done()
     };
     let answer = |recipient: &&str| failed.get(*recipient).unwrap_or(&others).clone();
     Verdict::Each(recipients.iter().map(answer).collect())
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_name_that_was_not_asked_for_leaves_the_others_in_doubt() {
-        let no = Answer::new(Class::Permanent, "no", "");
+        let no = TargetAnswer::new(Class::Permanent, "no", "");
         let verdict = all_but(
             &["a", "b"],
             [("b".into(), no.clone()), ("x".into(), no.clone())],
@@ -167,6 +167,6 @@ mod tests {
         assert_eq!(verdict.of(1).class, Class::Permanent);
         let verdict = all_but(&["a", "b"], [("b".into(), no)]);
         assert_eq!(verdict.of(0).class, Class::Done);
-        assert_eq!(all_but(&["a"], []), Verdict::All(Answer::done()));
+        assert_eq!(all_but(&["a"], []), Verdict::All(TargetAnswer::done()));
     }
 }

@@ -13,7 +13,7 @@ use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
-use crate::ports::{JobRecord, JobState, KeptMessage, LedgerError, StoredTemplate};
+use crate::ports::{JobRecord, JobState, RetainedMessage, LedgerError, StoredTemplate};
 use crate::steer::Hindrance;
 
 /// Answer to a job.
@@ -228,7 +228,7 @@ impl TemplateRow {
     }
 }
 
-/// A message on a shelf, as one line of NDJSON.
+/// A message on a retained, as one line of NDJSON.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct KeptLine {
     /// Base64: a rejected message need not be text.
@@ -242,8 +242,8 @@ pub struct KeptLine {
     pub headers: BTreeMap<String, String>,
 }
 
-impl From<KeptMessage> for KeptLine {
-    fn from(message: KeptMessage) -> Self {
+impl From<RetainedMessage> for KeptLine {
+    fn from(message: RetainedMessage) -> Self {
         Self {
             body: STANDARD.encode(&message.body),
             routing_key: message.routing_key,
@@ -254,7 +254,7 @@ impl From<KeptMessage> for KeptLine {
     }
 }
 
-impl TryFrom<KeptLine> for KeptMessage {
+impl TryFrom<KeptLine> for RetainedMessage {
     type Error = base64::DecodeError;
 
     fn try_from(line: KeptLine) -> Result<Self, base64::DecodeError> {

@@ -124,7 +124,7 @@ pub(super) struct Seen {
 
 /// What is answered.
 #[derive(Deserialize)]
-struct Answer {
+struct BeforeAcceptAnswer {
     decision: Word,
     #[serde(default)]
     code: String,
@@ -224,7 +224,7 @@ fn read(status: u16, body: &[u8]) -> Result<Decision, NoDecision> {
     if status != 200 {
         return Err(NoDecision(format!("it answered with status {status}")));
     }
-    let answer: Answer = serde_json::from_slice(body).map_err(|error| {
+    let answer: BeforeAcceptAnswer = serde_json::from_slice(body).map_err(|error| {
         let text = String::from_utf8_lossy(body);
         let text = shorten(&text, 200);
         NoDecision(format!("it answered {text}, which is no decision: {error}"))

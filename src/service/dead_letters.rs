@@ -1,12 +1,12 @@
 //! Walks over the dead letters: pages, redrives and purges, over the ports alone, so that the command
 //! line does them without a gateway.
 //!
-//! A shelf has no index: every walk reads all of it, and holds one page, or one window of recipients
+//! A retained has no index: every walk reads all of it, and holds one page, or one window of recipients
 //! to redrive.
 //!
 //! A letter is published before the outcome is recorded, and its confirm may be lost: then the slice is
 //! delivered again, and the recipient may get the message after all. So what a letter says counts only
-//! as far as the ledger does not know better, see [`Books`]. A ledger that has forgotten a job knows
+//! as far as the ledger does not know better, see [`LedgerView`]. A ledger that has forgotten a job knows
 //! nothing of it.
 //!
 //! A redrive makes a new job of letters and admits it by the rules of every other job. It publishes
@@ -35,11 +35,11 @@ use crate::domain::outcome::Outcome;
 use crate::domain::redrive::{document, lists};
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    BrokerError, ClaimState, Entry, JobRecord, JobState, KeptMessage, Ledger, LedgerError,
-    Outgoing, PublishError, Publisher, Route, Shelf, Shelves, Sifted,
+    BrokerError, ClaimState, Entry, JobRecord, JobState, RetainedMessage, Ledger, LedgerError,
+    Outgoing, PublishError, Publisher, Route, RetainedQueue, RetainedQueues, Sifted,
 };
 
-/// Recipients redriven in one walk over the shelf.
+/// Recipients redriven in one walk over the retained.
 const REDRIVE_AT_ONCE: usize = 100_000;
 
 /// Messages of jobs held in one walk, in bytes.
@@ -81,7 +81,7 @@ pub enum DeadError {
 
 /// What the ledger knows of those whom letters name.
 #[derive(Debug)]
-pub struct Books<'a, S> {
+pub struct LedgerView<'a, S> {
     pub store: &'a S,
     /// Keys the fingerprints.
     pub secret: &'a str,
@@ -112,7 +112,7 @@ const EARLIER_MS: u64 = 60 * 60 * 1000;
 
 /// What became of a recipient of a letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum LetterState {
     /// It ended so, `failed` or `uncertain`.
     Dead(Outcome),
     /// It got the message, or its job ended for it before.
@@ -121,7 +121,7 @@ enum Standing {
     UnderWay,
 }
 
-impl Standing {
+impl LetterState {
     /// A letter that speaks of a doubt keeps it, unless the ledger knows that the message arrived.
     fn of(named: &Named<'_>, ledger: ClaimState, record: &JobRecord) -> Self {
         let letter = named.outcome;
@@ -149,25 +149,25 @@ impl Standing {
     }
 }
 
-impl<S: Ledger> Books<'_, S> {
+impl<S: Ledger> LedgerView<'_, S> {
     /// What became of recipients of one job, in the order asked.
     async fn standings(
         &self,
         job: &str,
         letters: &[Named<'_>],
-    ) -> Result<Vec<Standing>, LedgerError> {
+    ) -> Result<Vec<LetterState>, LedgerError> {
         let record = match job.parse() {
             Ok(job) => self.store.job(job).await?,
             Err(_) => None,
         };
         let Some(record) = record else {
-            let as_it_says = letters.iter().map(|it| Standing::Dead(it.outcome));
+            let as_it_says = letters.iter().map(|it| LetterState::Dead(it.outcome));
             return Ok(as_it_says.collect());
         };
         let recipients = letters.iter().map(|it| it.recipient);
         let states = self.states(&record, recipients).await?;
         let pairs = letters.iter().zip(states);
-        let standings = pairs.map(|(named, state)| Standing::of(named, state, &record));
+        let standings = pairs.map(|(named, state)| LetterState::of(named, state, &record));
         Ok(standings.collect())
     }
 
@@ -195,10 +195,10 @@ impl<S: Ledger> Books<'_, S> {
         letters: &[Named<'_>],
     ) -> Result<Vec<Option<Outcome>>, LedgerError> {
         let standings = self.standings(job, letters).await?;
-        let told = |(standing, named): (Standing, &Named<'_>)| match standing {
-            Standing::Dead(outcome) => Some(outcome),
-            Standing::UnderWay => Some(named.outcome),
-            Standing::Otherwise => None,
+        let told = |(state, named): (LetterState, &Named<'_>)| match state {
+            LetterState::Dead(outcome) => Some(outcome),
+            LetterState::UnderWay => Some(named.outcome),
+            LetterState::Otherwise => None,
         };
         Ok(standings.into_iter().zip(letters).map(told).collect())
     }
@@ -270,9 +270,9 @@ pub async fn unknown<S: Ledger>(
 
 /// The rows at or after a place, at most as many as are asked for: those that the ledger contradicts are
 /// left out, so a page with a next one may have fewer.
-pub async fn page<B: Shelves, S: Ledger>(
+pub async fn page<B: RetainedQueues, S: Ledger>(
     broker: &B,
-    books: &Books<'_, S>,
+    view: &LedgerView<'_, S>,
     wanted: &Wanted,
     from: Option<Key>,
     most: usize,
@@ -290,14 +290,14 @@ pub async fn page<B: Shelves, S: Ledger>(
     })
     .await?;
     let (rows, next) = window.finish();
-    let mut rows = books.correct(rows.map(|(_, row)| row).collect()).await?;
+    let mut rows = view.correct(rows.map(|(_, row)| row).collect()).await?;
     rows.retain(|row| wanted.takes_row(row));
     Ok((rows, next))
 }
 
 /// All rows that are meant but for what a letter says of its recipients, which the caller compares with
 /// the latest of them.
-pub async fn all<B: Shelves>(
+pub async fn all<B: RetainedQueues>(
     broker: &B,
     wanted: &Wanted,
     with_content: bool,
@@ -313,12 +313,12 @@ pub async fn all<B: Shelves>(
 }
 
 /// Shows every recipient of the letters that are meant, and whether it is meant itself.
-async fn each<B: Shelves>(
+async fn each<B: RetainedQueues>(
     broker: &B,
     wanted: &Wanted,
     mut show: impl FnMut(&DeadLetter, &DeadRecipient, bool) + Send,
 ) -> Result<(), BrokerError> {
-    let visit = |message: KeptMessage| {
+    let visit = |message: RetainedMessage| {
         if let Some(letter) = read_letter(&message.body).filter(|it| wanted.takes_letter(it)) {
             for dead in &letter.recipients {
                 show(&letter, dead, wanted.takes_recipient(dead));
@@ -326,7 +326,7 @@ async fn each<B: Shelves>(
         }
         ControlFlow::Continue(())
     };
-    broker.read(Shelf::Dead, visit).await.map(drop)
+    broker.read(RetainedQueue::Dead, visit).await.map(drop)
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ pub struct Purged {
 }
 
 /// Removes the recipients that are meant; with `dry_run` it counts them.
-pub async fn purge<B: Shelves>(
+pub async fn purge<B: RetainedQueues>(
     broker: &B,
     wanted: &Wanted,
     dry_run: bool,
@@ -364,13 +364,13 @@ pub async fn purge<B: Shelves>(
     })
 }
 
-/// Removes recipients from the letters on the shelf; how many.
-async fn remove<B: Shelves>(
+/// Removes recipients from the letters on the retained; how many.
+async fn remove<B: RetainedQueues>(
     broker: &B,
     goes: impl Fn(&DeadLetter, &DeadRecipient) -> bool + Send + Sync,
 ) -> Result<u64, BrokerError> {
     let mut removed = 0;
-    let decide = |message: KeptMessage| {
+    let decide = |message: RetainedMessage| {
         let Some(letter) = read_letter(&message.body) else {
             return Sifted::Keep;
         };
@@ -388,7 +388,7 @@ async fn remove<B: Shelves>(
         removed += going;
         sifted
     };
-    broker.sift(Shelf::Dead, decide).await?;
+    broker.sift(RetainedQueue::Dead, decide).await?;
     Ok(removed)
 }
 
@@ -485,7 +485,7 @@ pub struct RedriveRefused {
 }
 
 /// Makes new jobs of the letters that are meant, and publishes them.
-pub async fn redrive<B: Shelves, P: Publisher, A: Admission>(
+pub async fn redrive<B: RetainedQueues, P: Publisher, A: Admission>(
     broker: &B,
     publisher: &P,
     admission: &A,
@@ -494,7 +494,7 @@ pub async fn redrive<B: Shelves, P: Publisher, A: Admission>(
 ) -> Result<Redriven, DeadError> {
     let maker = Maker {
         admission,
-        books: Books {
+        view: LedgerView {
             store: admission.store(),
             secret,
         },
@@ -549,7 +549,7 @@ pub async fn redrive<B: Shelves, P: Publisher, A: Admission>(
     }
 }
 
-async fn purge_keys<B: Shelves>(broker: &B, going: &BTreeSet<Key>) -> Result<u64, BrokerError> {
+async fn purge_keys<B: RetainedQueues>(broker: &B, going: &BTreeSet<Key>) -> Result<u64, BrokerError> {
     if going.is_empty() {
         return Ok(0);
     }
@@ -562,7 +562,7 @@ async fn purge_keys<B: Shelves>(broker: &B, going: &BTreeSet<Key>) -> Result<u64
 /// Makes new jobs of old ones.
 struct Maker<'a, A: Admission> {
     admission: &'a A,
-    books: Books<'a, A::Store>,
+    view: LedgerView<'a, A::Store>,
     redrive: &'a Redrive,
 }
 
@@ -638,16 +638,16 @@ impl<A: Admission> Maker<'_, A> {
         members: Vec<Found>,
     ) -> Result<Vec<MemberDocument>, LedgerError> {
         let letters: Vec<_> = members.iter().map(Found::named).collect();
-        let standings = self.books.standings(&made.of, &letters).await?;
+        let standings = self.view.standings(&made.of, &letters).await?;
         let mut left = Vec::with_capacity(members.len());
-        for (Found { member, .. }, standing) in members.into_iter().zip(standings) {
-            match standing {
-                Standing::Otherwise => made.contradicted.push(member.id().to_owned()),
-                Standing::UnderWay => made.under_way += 1,
-                Standing::Dead(Outcome::Uncertain) if !self.redrive.takes_uncertain() => {
+        for (Found { member, .. }, state) in members.into_iter().zip(standings) {
+            match state {
+                LetterState::Otherwise => made.contradicted.push(member.id().to_owned()),
+                LetterState::UnderWay => made.under_way += 1,
+                LetterState::Dead(Outcome::Uncertain) if !self.redrive.takes_uncertain() => {
                     made.uncertain += 1;
                 }
-                Standing::Dead(_) => left.push(member),
+                LetterState::Dead(_) => left.push(member),
             }
         }
         Ok(left)
@@ -666,7 +666,7 @@ impl<A: Admission> Maker<'_, A> {
         made.client_msg_no = considered.asked.client_msg_no.clone();
         if let Some(record) = &considered.record {
             let ids = members.iter().map(MemberDocument::id);
-            let mut states = self.books.states(record, ids).await?.into_iter();
+            let mut states = self.view.states(record, ids).await?.into_iter();
             let all = members.len();
             members.retain(|member| {
                 let known = !matches!(states.next(), Some(ClaimState::Granted) | None);
@@ -687,7 +687,7 @@ impl<A: Admission> Maker<'_, A> {
             .iter()
             .map(|(it, _)| it.clone())
             .collect();
-        let knows = self.books.store.knows(considered.id, &names);
+        let knows = self.view.store.knows(considered.id, &names);
         let known =
             considered.record.is_some() && self.admission.step(LedgerStep::Look, knows).await?;
         let ids = members.into_iter().map(|member| member.id().to_owned());
@@ -729,7 +729,7 @@ impl<A: Admission> Maker<'_, A> {
     /// are found as soon as a worker has taken them.
     async fn enter(&self, published: &[Published]) {
         for some in published.chunks(JOBS_ASKED) {
-            let entries = some.iter().map(|new| self.books.store.enter(&new.entry));
+            let entries = some.iter().map(|new| self.view.store.enter(&new.entry));
             let steps = entries.map(|enter| self.admission.step(LedgerStep::Accept, enter));
             let steps: Vec<_> = steps.collect();
             let _ = futures_util::future::join_all(steps).await;
@@ -747,7 +747,7 @@ impl<A: Admission> Maker<'_, A> {
         loop {
             let mut still = Vec::new();
             for new in waiting {
-                match self.books.store.knows(new.job, &new.submissions).await? {
+                match self.view.store.knows(new.job, &new.submissions).await? {
                     true => accepted.extend(new.keys),
                     false => still.push(new),
                 }
@@ -873,7 +873,7 @@ struct Walk {
     uncertain: u64,
 }
 
-async fn find<B: Shelves>(
+async fn find<B: RetainedQueues>(
     broker: &B,
     redrive: &Redrive,
     from: Option<Key>,

@@ -1,6 +1,6 @@
 //! Looking at jobs: lists, one job with what hinders it, and what became of one recipient.
 //!
-//! All of it comes from the ledger, the limiter and the shelves, so any process answers alike, the
+//! All of it comes from the ledger, the limiter and the retained, so any process answers alike, the
 //! command line too. Nothing here changes anything.
 
 use std::ops::ControlFlow;
@@ -16,8 +16,8 @@ use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
 use crate::domain::outcome::Outcome;
 use crate::error::chain;
 use crate::ports::{
-    BrokerError, ClaimState, JobPlace, JobQuery, JobRecord, JobState, KeptMessage, Ledger,
-    LedgerError, Shelf, Shelves, Store,
+    BrokerError, ClaimState, JobPlace, JobQuery, JobRecord, JobState, RetainedMessage, Ledger,
+    LedgerError, RetainedQueue, RetainedQueues, Store,
 };
 use crate::steer::{self, Facts};
 
@@ -111,7 +111,7 @@ pub async fn detail<S: Store>(
 }
 
 /// Did this user get it, and why not?
-pub async fn recipient<S: Store, B: Shelves>(
+pub async fn recipient<S: Store, B: RetainedQueues>(
     store: &S,
     broker: &B,
     fingerprint_secret: &str,
@@ -193,14 +193,14 @@ fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
 }
 
 /// The latest dead letter of a recipient.
-async fn last_letter<B: Shelves>(
+async fn last_letter<B: RetainedQueues>(
     broker: &B,
     record: &JobRecord,
     user: &str,
 ) -> Result<Option<DeadRow>, BrokerError> {
     let job = record.job.to_string();
     let mut last: Option<(u64, DeadRow)> = None;
-    let visit = |message: KeptMessage| {
+    let visit = |message: RetainedMessage| {
         if let Some(letter) = read_letter(&message.body).filter(|letter| letter.job == job) {
             let at = last_attempt_ms(&letter);
             let dead = letter.recipients.iter().find(|dead| dead.recipient == user);
@@ -212,7 +212,7 @@ async fn last_letter<B: Shelves>(
         }
         ControlFlow::Continue(())
     };
-    broker.read(Shelf::Dead, visit).await?;
+    broker.read(RetainedQueue::Dead, visit).await?;
     Ok(last.map(|(_, row)| row))
 }
 

@@ -389,7 +389,7 @@ mod tests {
     }
 
     /// What is told, where so much of each limit is booked and a worker runs.
-    fn told(
+    fn note(
         record: &JobRecord,
         directives: Vec<Directive>,
         park: Option<&Park>,
@@ -446,7 +446,7 @@ mod tests {
         };
         let app = directive(Subject::new(Scope::App, "shop"), Action::Pause);
         assert_eq!(
-            told(&record, vec![app], Some(&park), &[1.0, 1.0]),
+            note(&record, vec![app], Some(&park), &[1.0, 1.0]),
             as_told([
                 (Cause::Paused, "app shop paused by ana: wrong picture"),
                 (
@@ -470,7 +470,7 @@ mod tests {
         };
         let target = (Cause::TargetLimit, "target im has the limit 100/s burst 20");
         let job = (Cause::JobLimit, "job has the limit 5/s burst 1");
-        let reached = |booked: &[f64]| told(&record, Vec::new(), None, booked);
+        let reached = |booked: &[f64]| note(&record, Vec::new(), None, booked);
         assert_eq!(reached(&[0.5, 1.0]), as_told([target, job]));
         assert_eq!(reached(&[0.4, 1.0]), as_told([job]));
         // A rate that was set takes the place of the configured one.
@@ -479,7 +479,7 @@ mod tests {
         };
         let set = directive(Subject::new(Scope::Job, record.job.to_string()), rate);
         let what = "job rate set to 7/s burst 1 by ana: wrong picture";
-        let found = told(&record, vec![set], None, &[0.0, 1.0]);
+        let found = note(&record, vec![set], None, &[0.0, 1.0]);
         assert_eq!(found, as_told([(Cause::JobLimit, what)]));
     }
 
@@ -501,7 +501,7 @@ mod tests {
             ..record()
         };
         let causes = |record: &JobRecord| -> Vec<_> {
-            let found = told(record, Vec::new(), None, &[0.0, 0.0]).into_iter();
+            let found = note(record, Vec::new(), None, &[0.0, 0.0]).into_iter();
             found.map(|(cause, _)| cause).collect()
         };
         // 90 in a second is nine tenths of both limits.
@@ -517,25 +517,25 @@ mod tests {
 
     #[test]
     fn a_job_that_stands_still_says_what_is_known_of_workers_and_calls() {
-        let told =
+        let note =
             |beats: &[Beat], record: &JobRecord| told_with(beats, record, Vec::new(), None, &[0.0]);
         let none = (
             Cause::NoWorker,
             "no worker is running: start `fanwise worker` or `fanwise serve`",
         );
-        assert_eq!(told(&[], &record()), as_told([none]));
+        assert_eq!(note(&[], &record()), as_told([none]));
         // A gateway delivers nothing.
-        assert_eq!(told(&[QUESTION], &record()), as_told([none]));
+        assert_eq!(note(&[QUESTION], &record()), as_told([none]));
         let hangs = (Cause::Target, "256 calls wait for im, the oldest for 6 s");
         let working = working(&[(200, 6100), (56, 2000)]);
-        assert_eq!(told(&working, &record()), as_told([hangs]));
+        assert_eq!(note(&working, &record()), as_told([hangs]));
         let accepted = JobRecord {
             state: JobState::Accepted,
             ..record()
         };
         let waits = "accepted, and no worker has taken it yet: other jobs are before it";
         assert_eq!(
-            told(&working, &accepted),
+            note(&working, &accepted),
             as_told([(Cause::Waiting, waits)])
         );
     }
@@ -548,7 +548,7 @@ mod tests {
             directive(job.clone(), Action::Cancel),
             directive(job, Action::Pause),
         ];
-        let found = told(&record, directives, None, &[1.0]);
+        let found = note(&record, directives, None, &[1.0]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].0, Cause::Cancelled);
     }

@@ -86,7 +86,7 @@ impl Command {
 
 /// Who says so, why, and for how long.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct DirectiveNote {
     pub reason: Option<String>,
     pub author: Option<String>,
     pub expires_in: Option<Duration>,
@@ -123,7 +123,7 @@ pub async fn carry_out<S: Store>(
     store: &S,
     facts: &Facts,
     command: &Command,
-    told: &Told,
+    note: &DirectiveNote,
     now_ms: u64,
 ) -> Result<Steered, SteerError> {
     let subject = command.subject();
@@ -132,13 +132,13 @@ pub async fn carry_out<S: Store>(
     let directive = |action, until_ms| Directive {
         subject: subject.clone(),
         action,
-        reason: told.reason.clone(),
-        author: told.author.clone(),
+        reason: note.reason.clone(),
+        author: note.author.clone(),
         since_ms: now_ms,
         until_ms,
     };
     let after = |wait: Duration| now_ms.saturating_add(wait.as_millis() as u64);
-    let until_ms = told.expires_in.map(after);
+    let until_ms = note.expires_in.map(after);
     let changed = match command {
         Command::Pause(_) => {
             store.direct(&directive(Action::Pause, until_ms)).await?;
@@ -163,10 +163,10 @@ pub async fn carry_out<S: Store>(
         Command::Park(target) => {
             let park = Park {
                 since_ms: now_ms,
-                until_ms: after(told.expires_in.unwrap_or(PARK_DEFAULT)),
+                until_ms: after(note.expires_in.unwrap_or(PARK_DEFAULT)),
                 reason: ParkReason::Operator,
                 code: String::new(),
-                text: by(told),
+                text: by(note),
             };
             store.park(target, &park).await?;
             true
@@ -202,8 +202,8 @@ async fn unpark_jobs<S: Store>(
 }
 
 /// `ana: backend is being moved`
-fn by(told: &Told) -> String {
-    let parts = [&told.author, &told.reason].into_iter().flatten();
+fn by(note: &DirectiveNote) -> String {
+    let parts = [&note.author, &note.reason].into_iter().flatten();
     parts.cloned().collect::<Vec<_>>().join(": ")
 }
 

@@ -27,7 +27,7 @@ use crate::json;
 use crate::ports::{
     Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobFilter, JobPage, JobPlace, JobQuery,
     JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef,
-    Standing, Submission,
+    JobProgress, Submission,
 };
 
 /// A script that takes more memory: a full server refuses it before it writes anything.
@@ -113,7 +113,7 @@ impl Ledger for Store {
         };
         call.push(submission.callback_url.as_deref().unwrap_or_default())
             .push(submission.reply_to.as_deref().unwrap_or_default());
-        let reply = Reply::new(self.0.connection.call(&call).await?)?;
+        let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
                 job: submission.job,
@@ -160,15 +160,15 @@ impl Ledger for Store {
         self.0.connection.call(&call).await.map(drop)
     }
 
-    async fn expanded(&self, job: JobId, submission: &str) -> Result<Standing, LedgerError> {
+    async fn expanded(&self, job: JobId, submission: &str) -> Result<JobProgress, LedgerError> {
         let mut call = self.job_call(&EXPANDED, job, 1, 128);
         call.push(submission);
-        let reply = Reply::new(self.0.connection.call(&call).await?)?;
+        let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         if reply.is_empty() {
             // Lost in between; the slices will tell of the job again.
-            return Ok(Standing::default());
+            return Ok(JobProgress::default());
         }
-        reply.standing(0)
+        reply.progress(0)
     }
 
     async fn gather(
@@ -193,7 +193,7 @@ impl Ledger for Store {
     async fn knows(&self, job: JobId, submissions: &[String]) -> Result<bool, LedgerError> {
         let mut cmd = redis::cmd("HMGET");
         cmd.arg(self.0.keys.job(job).submissions()).arg(submissions);
-        let reply = Reply::new(self.0.connection.command(&cmd).await?)?;
+        let reply = ScriptReply::new(self.0.connection.command(&cmd).await?)?;
         let expanded =
             |state: &Value| matches!(state, Value::BulkString(state) if state.ends_with(b":1"));
         Ok(reply.0.iter().all(expanded))
@@ -214,7 +214,7 @@ impl Ledger for Store {
             for group in &groups.groups {
                 call.push(groups.packed(group));
             }
-            let reply = Reply::new(self.0.connection.call(&call).await?)?;
+            let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
             match reply.number(0)? {
                 0 => shape = reply.shape()?,
                 1 => return Ok(Claimed::SliceDone),
@@ -253,7 +253,7 @@ impl Ledger for Store {
             for group in &groups.groups {
                 call.push(groups.packed(group));
             }
-            let reply = Reply::new(self.0.connection.call(&call).await?)?;
+            let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
             if reply.number(0)? == 1 {
                 return Ok(reply.number(1)? == 1);
             }
@@ -277,7 +277,7 @@ impl Ledger for Store {
                 call.push(groups.packed(group))
                     .push(&codes[group.start..group.end]);
             }
-            let reply = Reply::new(self.0.connection.call(&call).await?)?;
+            let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
             if reply.number(0)? == 0 {
                 shape = reply.shape()?;
                 continue;
@@ -289,7 +289,7 @@ impl Ledger for Store {
             return Ok(Recorded {
                 stood: reply.number(2)? as u32,
                 missing: reply.number(3)? as u32,
-                standing: reply.standing(4)?,
+                progress: reply.progress(4)?,
             });
         }
         Err(broken("the shape of a job changed between two calls"))
@@ -393,7 +393,7 @@ impl Ledger for Store {
             for group in &groups.groups {
                 call.push(groups.packed(group));
             }
-            let reply = Reply::new(self.0.connection.call(&call).await?)?;
+            let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
             if reply.number(0)? == 1 {
                 let states = read_states(reply.bytes(1)?, reply.bytes(2)?)?;
                 return in_order(&order, recipients, &states);
@@ -416,7 +416,7 @@ impl Ledger for Store {
                 keys.write_bucket(bucket, &mut key);
                 cmd.arg(&key);
             }
-            let reply = Reply::new(self.0.connection.command(&cmd).await?)?;
+            let reply = ScriptReply::new(self.0.connection.command(&cmd).await?)?;
             for bucket in &reply.0 {
                 count(bucket, &mut audit)?;
             }
@@ -816,9 +816,9 @@ fn mark(text: Option<&String>) -> Option<Mark> {
 }
 
 /// The array a script answers with.
-pub(super) struct Reply(Vec<Value>);
+pub(super) struct ScriptReply(Vec<Value>);
 
-impl Reply {
+impl ScriptReply {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -860,9 +860,9 @@ impl Reply {
         Ok(Some(self.number(at)? as u32).filter(|version| *version > 0))
     }
 
-    pub(super) fn standing(&self, from: usize) -> Result<Standing, LedgerError> {
+    pub(super) fn progress(&self, from: usize) -> Result<JobProgress, LedgerError> {
         let at = |index: usize| self.number(from + index);
-        Ok(Standing {
+        Ok(JobProgress {
             accounts: Accounts {
                 total: at(0)?,
                 sent: at(1)?,

@@ -12,10 +12,10 @@ use redis::{Script, Value};
 
 use super::Store;
 use super::connection::broken;
-use super::ledger::{Reply, concluding, growing};
+use super::ledger::{ScriptReply, concluding, growing};
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
-use crate::ports::{JobRecord, JobState, LedgerError, Standing, Upkeep};
+use crate::ports::{JobRecord, JobState, LedgerError, JobProgress, Upkeep};
 
 static WAITS: LazyLock<Script> = concluding!("scripts/waits.lua");
 static ABANDON: LazyLock<Script> = growing!("scripts/abandon.lua");
@@ -54,13 +54,13 @@ impl Upkeep for Store {
         Ok(found)
     }
 
-    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<Standing>, LedgerError> {
+    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<JobProgress>, LedgerError> {
         let mut call = self.job_call(&ABANDON, job, 1, 16);
         call.push(quiet.as_millis() as u64);
-        let reply = Reply::new(self.0.connection.call(&call).await?)?;
+        let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         match reply.is_empty() {
             true => Ok(None),
-            false => reply.standing(0).map(Some),
+            false => reply.progress(0).map(Some),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::ports::{LedgerError, Reason, Settle, SliceRef, Store};
 const RECIPIENTS_MAX: usize = 100_000;
 
 /// What one delivery left.
-pub(super) struct Overdue {
+pub(super) struct UnrecordedDelivery {
     pub(super) head: Arc<Head>,
     pub(super) id: SliceId,
     pub(super) entries: u32,
@@ -36,7 +36,7 @@ pub(super) struct Overdue {
     pub(super) reasons: Vec<(Fingerprint, Reason)>,
 }
 
-impl Overdue {
+impl UnrecordedDelivery {
     fn recipients(&self) -> usize {
         let claims = self.release.len() + self.doubted.len() + self.unused.len();
         self.outcomes.len() + claims + self.reasons.len()
@@ -62,22 +62,22 @@ impl Overdue {
 
 #[derive(Default)]
 pub(super) struct Backlog {
-    waiting: Mutex<VecDeque<Arc<Overdue>>>,
+    waiting: Mutex<VecDeque<Arc<UnrecordedDelivery>>>,
     /// One at a time empties it.
     turn: tokio::sync::Mutex<()>,
     news: Notify,
 }
 
 impl Backlog {
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Arc<Overdue>>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Arc<UnrecordedDelivery>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<S: Store, T> Context<S, T> {
     /// Takes over what a delivery knows and could not record.
-    pub(super) fn hand_over(&self, overdue: Overdue) {
-        let recipients = overdue.recipients();
+    pub(super) fn hand_over(&self, unrecorded: UnrecordedDelivery) {
+        let recipients = unrecorded.recipients();
         if recipients == 0 {
             return;
         }
@@ -85,13 +85,13 @@ impl<S: Store, T> Context<S, T> {
         let held: usize = waiting.iter().map(|it| it.recipients()).sum();
         if held + recipients > RECIPIENTS_MAX {
             tracing::error!(
-                job.id = %overdue.head.id, recipients,
+                job.id = %unrecorded.head.id, recipients,
                 "the ledger and the broker are away, and more outcomes wait for them than are kept: \
                  these recipients end as uncertain, or are called again"
             );
             return;
         }
-        waiting.push_back(Arc::new(overdue));
+        waiting.push_back(Arc::new(unrecorded));
         self.backlog.news.notify_one();
     }
 
@@ -102,13 +102,13 @@ impl<S: Store, T> Context<S, T> {
         }
         let _turn = self.backlog.turn.lock().await;
         loop {
-            let Some(overdue) = self.backlog.waiting().front().cloned() else {
+            let Some(unrecorded) = self.backlog.waiting().front().cloned() else {
                 return Ok(());
             };
-            match self.record_overdue(&overdue).await {
+            match self.record_overdue(&unrecorded).await {
                 Ok(()) => {}
                 Err(error @ LedgerError::Broken(_)) => tracing::error!(
-                    job.id = %overdue.head.id, error = %chain(&error),
+                    job.id = %unrecorded.head.id, error = %chain(&error),
                     "outcomes cannot be recorded: their recipients end as uncertain, or are called again"
                 ),
                 Err(error) => return Err(error),
@@ -117,15 +117,15 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
-    async fn record_overdue(&self, overdue: &Overdue) -> Result<(), LedgerError> {
-        if !overdue.reasons.is_empty() {
-            let reasons = self.store.explain(overdue.head.id, &overdue.reasons);
+    async fn record_overdue(&self, unrecorded: &UnrecordedDelivery) -> Result<(), LedgerError> {
+        if !unrecorded.reasons.is_empty() {
+            let reasons = self.store.explain(unrecorded.head.id, &unrecorded.reasons);
             self.try_step(LedgerStep::Settle, reasons).await?;
         }
-        let settle = self.store.settle(overdue.settle());
+        let settle = self.store.settle(unrecorded.settle());
         self.try_step(LedgerStep::Settle, settle).await?;
-        if let Some(target) = self.targets.get(&overdue.head.target) {
-            let outcomes = overdue.outcomes.iter().map(|(_, outcome)| *outcome);
+        if let Some(target) = self.targets.get(&unrecorded.head.target) {
+            let outcomes = unrecorded.outcomes.iter().map(|(_, outcome)| *outcome);
             target.metrics.ended(outcomes);
         }
         Ok(())

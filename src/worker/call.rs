@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::context::TargetRuntime;
 use super::credential::{Held, Keyring};
 use crate::clock::now_ms;
-use crate::domain::outcome::{Answer, Class, Verdict};
-use crate::ports::{Calls, Login, Probed, Reply, Request, SendError, Signing, Transport};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
+use crate::ports::{Calls, Login, Probed, HttpReply, Request, SendError, Signing, Transport};
 
 /// How often a probe must say "not sent" before it is believed.
 const PROBES: u32 = 2;
@@ -46,7 +46,7 @@ impl<T: Transport> Caller<'_, T> {
         let mut cleared = false;
         if in_doubt && let Some(probed) = self.probe(calls, recipients).await {
             match probed {
-                Probed::Sent => return called(Verdict::All(Answer::done()), false),
+                Probed::Sent => return called(Verdict::All(TargetAnswer::done()), false),
                 Probed::NotSent => cleared = true,
                 Probed::Unknown => return called(Verdict::All(lost()), false),
             }
@@ -59,10 +59,10 @@ impl<T: Transport> Caller<'_, T> {
             return called(verdict, cleared);
         }
         match self.probe(calls, recipients).await {
-            Some(Probed::Sent) => called(Verdict::All(Answer::done()), false),
+            Some(Probed::Sent) => called(Verdict::All(TargetAnswer::done()), false),
             Some(Probed::NotSent) => {
                 let text = "the reply was lost, and the target says twice that it was not sent";
-                let answer = Answer::new(Class::Transient, "not_sent", text);
+                let answer = TargetAnswer::new(Class::Transient, "not_sent", text);
                 called(Verdict::All(answer), true)
             }
             Some(Probed::Unknown) | None => called(verdict, cleared),
@@ -95,7 +95,7 @@ impl<T: Transport> Caller<'_, T> {
     async fn authorised(
         &self,
         request: impl FnOnce() -> Request,
-    ) -> Result<(Result<Reply, SendError>, Option<Arc<Held>>), Answer> {
+    ) -> Result<(Result<HttpReply, SendError>, Option<Arc<Held>>), TargetAnswer> {
         let TargetRuntime {
             target,
             keyring,
@@ -156,7 +156,7 @@ pub(super) async fn authorised<T: Transport>(
     timeout: Duration,
     sign: impl FnOnce(&mut Request, Signing),
     request: impl FnOnce() -> Request,
-) -> Result<(Result<Reply, SendError>, Option<Arc<Held>>), Answer> {
+) -> Result<(Result<HttpReply, SendError>, Option<Arc<Held>>), TargetAnswer> {
     let held = match login {
         Some(login) => Some(keyring.get(login, transport, timeout).await?),
         None => None,
@@ -174,7 +174,7 @@ pub(super) async fn authorised<T: Transport>(
 }
 
 /// Nobody knows what became of the call of a worker that ended.
-pub(super) fn lost() -> Answer {
+pub(super) fn lost() -> TargetAnswer {
     let text = "the worker that was sending ended without recording an answer";
-    Answer::new(Class::Uncertain, "lost", text)
+    TargetAnswer::new(Class::Uncertain, "lost", text)
 }

@@ -13,7 +13,7 @@ use super::credential::Keyring;
 use super::health::Health;
 use super::ledger_health::LedgerHealth;
 use super::notice::Callbacks;
-use super::standing::Standings;
+use super::standing::TargetStandstills;
 use super::together::Complete;
 use super::under_way::CallsUnderWay;
 use crate::clock::now_ms;
@@ -111,7 +111,7 @@ pub struct Context<S, T> {
     pub metrics: Arc<Metrics>,
     pub(super) ledger_health: LedgerHealth,
     parked: watch::Sender<HashMap<String, Parking>>,
-    standings: Standings,
+    standings: TargetStandstills,
     directives: watch::Sender<Board>,
     progress: Seldom,
     waiting: Seldom,
@@ -187,7 +187,7 @@ impl<S: Store, T> Context<S, T> {
             metrics,
             ledger_health: LedgerHealth::default(),
             parked: watch::Sender::new(HashMap::new()),
-            standings: Standings::default(),
+            standings: TargetStandstills::default(),
             directives: watch::Sender::new(Board::default()),
             progress: Seldom::default(),
             waiting: Seldom::default(),

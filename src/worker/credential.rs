@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 use crate::ports::{Credential, Login, Transport};
 use crate::secret::Secret;
 
@@ -37,7 +37,7 @@ impl Keyring {
         login: &dyn Login,
         transport: &T,
         timeout: Duration,
-    ) -> Result<Arc<Held>, Answer> {
+    ) -> Result<Arc<Held>, TargetAnswer> {
         if let Some(held) = self.good() {
             return Ok(held);
         }
@@ -76,7 +76,7 @@ impl Keyring {
 
 /// Without a credential the call is not made: whatever the answer of the login says of itself,
 /// nobody is in doubt and nobody is at fault.
-fn not_made(mut answer: Answer) -> Answer {
+fn not_made(mut answer: TargetAnswer) -> TargetAnswer {
     answer.class = match answer.class {
         Class::Permanent | Class::Config => Class::Config,
         Class::Throttled => Class::Throttled,

@@ -35,24 +35,24 @@ use self::limits::Granted;
 use super::call::{Called, Caller, lost};
 use super::context::{GivenUp, Halted, TargetRuntime};
 use super::enumerate::enumerate;
-use super::shift::Shift;
+use super::session::WorkerSession;
 use super::together::{self, Turn};
 use crate::clock::now_ms;
 use crate::domain::delivery::{Batch, Call, Delivery, Rules};
-use crate::domain::directive::{Board, Go, Order};
+use crate::domain::directive::{Board, Go, SliceControl};
 use crate::domain::fields::{Problem, shorten, summary};
 use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::job::NAME_BYTES_MAX;
 use crate::domain::lane::Lane;
 use crate::domain::limits::Rate;
-use crate::domain::outcome::{Answer, Class, OnUncertain, Outcome, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, OnUncertain, Outcome, Verdict};
 use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
 use crate::ports::{
     Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
-    SliceRef, Standing, Store, Transport,
+    SliceRef, JobProgress, Store, Transport,
 };
 
 /// Longest wait for a limit or a parked target inside a delivery; a longer one goes on the ladder.
@@ -69,7 +69,7 @@ const REPAIR_WAIT: Duration = Duration::from_secs(60);
 
 /// How the delivery of a slice is to be ended.
 #[derive(Debug)]
-pub(super) enum Fate {
+pub(super) enum DeliveryEnd {
     /// Every recipient has its outcome: ack.
     Done,
     /// The rest is published: ack.
@@ -81,36 +81,36 @@ pub(super) enum Fate {
 
 /// Works on one slice of a lane. What is left of it goes back there, whatever lane it names.
 pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     lane: Lane,
     body: Bytes,
     traceparent: Option<String>,
-) -> Fate {
+) -> DeliveryEnd {
     let slice = match serde_json::from_slice::<Slice>(&body) {
         Ok(slice) if slice.v <= SLICE_VERSION => Slice {
             lane: lane.to_string(),
             ..slice
         },
-        Ok(_) => return unreadable(shift, lane, body, traceparent, None).await,
-        Err(error) => return unreadable(shift, lane, body, traceparent, Some(error)).await,
+        Ok(_) => return unreadable(session, lane, body, traceparent, None).await,
+        Err(error) => return unreadable(session, lane, body, traceparent, Some(error)).await,
     };
     if let Err(why) = belongs(&slice, &lane) {
-        return Fate::Reject(why);
+        return DeliveryEnd::Reject(why);
     }
-    let Some(target) = shift.context.targets.get(&slice.head.target) else {
-        return Fate::Reject(format!("there is no target {:?} here", slice.head.target));
+    let Some(target) = session.context.targets.get(&slice.head.target) else {
+        return DeliveryEnd::Reject(format!("there is no target {:?} here", slice.head.target));
     };
     if let Some(asking) = &slice.enumeration {
-        let fate = enumerate(shift, target, &slice, asking, traceparent).await;
-        return fate.unwrap_or(Fate::Lost);
+        let end = enumerate(session, target, &slice, asking, traceparent).await;
+        return end.unwrap_or(DeliveryEnd::Lost);
     }
     // Texts that an earlier version accepted and this one cannot compile: each recipient fails with the
     // reason, as one whose own values do not fit, so that the job is completed.
     let personal = Personal::of(&slice.head)
         .map_err(|problems| Problem::new("message", summary(&problems)))
         .transpose();
-    let scene = Scene::new(shift, Arc::clone(target), slice, personal, traceparent);
-    Work::new(&scene).run().await.unwrap_or(Fate::Lost)
+    let scope = DeliveryScope::new(session, Arc::clone(target), slice, personal, traceparent);
+    DeliveryRun::new(&scope).run().await.unwrap_or(DeliveryEnd::Lost)
 }
 
 /// Whether a slice can be one of ours on this lane. Anybody who may write to the lanes exchange can put
@@ -151,12 +151,12 @@ fn belongs(slice: &Slice, lane: &Lane) -> Result<(), String> {
 
 /// A slice of a newer version waits for a newer worker; anything else is no slice.
 async fn unreadable<S: Store, T, P: Publisher>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     lane: Lane,
     body: Bytes,
     traceparent: Option<String>,
     error: Option<serde_json::Error>,
-) -> Fate {
+) -> DeliveryEnd {
     #[derive(serde::Deserialize)]
     struct Version {
         v: u32,
@@ -166,7 +166,7 @@ async fn unreadable<S: Store, T, P: Publisher>(
         .filter(|it| it.v > SLICE_VERSION);
     let Some(Version { v }) = newer else {
         let why = error.map(|error| error.to_string()).unwrap_or_default();
-        return Fate::Reject(format!("not a slice: {why}"));
+        return DeliveryEnd::Reject(format!("not a slice: {why}"));
     };
     tracing::warn!(
         slice.version = v,
@@ -182,9 +182,9 @@ async fn unreadable<S: Store, T, P: Publisher>(
         message_id: format!("newer-{v}"),
         traceparent,
     };
-    match shift.publish(vec![message]).await {
-        Ok(()) => Fate::PutOff,
-        Err(Lost) => Fate::Lost,
+    match session.publish(vec![message]).await {
+        Ok(()) => DeliveryEnd::PutOff,
+        Err(Lost) => DeliveryEnd::Lost,
     }
 }
 
@@ -198,8 +198,8 @@ enum Pause {
 }
 
 /// What a delivery works with and does not change.
-struct Scene<'a, S, T, P> {
-    shift: &'a Shift<S, T, P>,
+struct DeliveryScope<'a, S, T, P> {
+    session: &'a WorkerSession<S, T, P>,
     target: Arc<TargetRuntime>,
     slice: Slice,
     calls: Box<dyn Calls>,
@@ -219,15 +219,15 @@ struct Scene<'a, S, T, P> {
     began: Instant,
 }
 
-impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
+impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     fn new(
-        shift: &'a Shift<S, T, P>,
+        session: &'a WorkerSession<S, T, P>,
         target: Arc<TargetRuntime>,
         slice: Slice,
         personal: Option<Result<Personal, Problem>>,
         traceparent: Option<String>,
     ) -> Self {
-        let context = &*shift.context;
+        let context = &*session.context;
         let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, slice.head.id);
         let app = context.apps.get(&slice.head.app);
         let per_call = match personal {
@@ -253,7 +253,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
             traceparent,
             owner: Owner(fastrand::u64(..)),
             began: Instant::now(),
-            shift,
+            session,
             target,
             slice,
         }
@@ -274,7 +274,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
     }
 
     /// What directives say to this slice.
-    fn order(&self, board: &Board) -> Order {
+    fn order(&self, board: &Board) -> SliceControl {
         let head = &self.slice.head;
         board.order([&head.target, &head.app, &self.job], now_ms())
     }
@@ -315,7 +315,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         };
         let caller = Caller {
             target: &self.target,
-            transport: &self.shift.context.transport,
+            transport: &self.session.context.transport,
             traceparent: self.traceparent.as_deref(),
         };
         let started = Instant::now();
@@ -347,7 +347,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
 
     /// Whether nothing is asked of the ledger, since it is away and the app sends all the same.
     fn goes_without_ledger(&self) -> bool {
-        self.fail_open && !self.shift.context.ledger_is_up()
+        self.fail_open && !self.session.context.ledger_is_up()
     }
 
     /// Lengthens the claims of what is out.
@@ -355,7 +355,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         if self.goes_without_ledger() {
             return;
         }
-        let context = &*self.shift.context;
+        let context = &*self.session.context;
         let held = self.fingerprints(delivery.held());
         let renewal =
             context
@@ -367,15 +367,15 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
 }
 
 /// One delivery.
-struct Work<'a, S, T, P> {
-    scene: &'a Scene<'a, S, T, P>,
+struct DeliveryRun<'a, S, T, P> {
+    scope: &'a DeliveryScope<'a, S, T, P>,
     delivery: Delivery,
     /// Changes whenever a directive does.
     directives: watch::Receiver<Board>,
     /// All parts of its list are known to be there.
     together: bool,
     first_attempt_at_ms: Option<u64>,
-    standing: Option<Standing>,
+    progress: Option<JobProgress>,
     /// The ledger was told that the slice is complete.
     closed: bool,
     /// Entries for which it had no outcome then.
@@ -384,24 +384,24 @@ struct Work<'a, S, T, P> {
     asked: Vec<Fingerprint>,
 }
 
-impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
-    fn new(scene: &'a Scene<'a, S, T, P>) -> Self {
+impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
+    fn new(scope: &'a DeliveryScope<'a, S, T, P>) -> Self {
         Self {
-            delivery: Delivery::new(&scene.slice, scene.per_call),
-            directives: scene.shift.context.directives(),
-            together: scene.slice.together.is_none(),
-            first_attempt_at_ms: scene.slice.first_attempt_at_ms,
-            standing: None,
+            delivery: Delivery::new(&scope.slice, scope.per_call),
+            directives: scope.session.context.directives(),
+            together: scope.slice.together.is_none(),
+            first_attempt_at_ms: scope.slice.first_attempt_at_ms,
+            progress: None,
             closed: false,
             missing: 0,
             asked: Vec::new(),
-            scene,
+            scope,
         }
     }
 
-    async fn run(mut self) -> Result<Fate, Lost> {
-        let scene = self.scene;
-        let mut flight = Flight::new(scene);
+    async fn run(mut self) -> Result<DeliveryEnd, Lost> {
+        let scope = self.scope;
+        let mut flight = Flight::new(scope);
         let mut grant = None;
         let mut stop = self.catch_up().await.err();
         loop {
@@ -411,7 +411,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                     Ok(None) => {
                         let directives = self.directives.clone();
                         let waiting = self.delivery.waiting();
-                        grant = Some(Box::pin(scene.grant(directives, waiting, places)));
+                        grant = Some(Box::pin(scope.grant(directives, waiting, places)));
                     }
                     Ok(Some(outcome)) => stop = self.end_all(outcome, &mut flight).await.err(),
                     Err(pause) => stop = Some(pause),
@@ -446,23 +446,23 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     /// Whether further calls may be made; or how everybody without an outcome ends, if nobody is to be
     /// sent to any more.
     async fn go_on(&mut self, flight: &mut Flight<'a, S, T, P>) -> Result<Option<Outcome>, Pause> {
-        let scene = self.scene;
-        let order = scene.order(&self.directives.borrow_and_update());
+        let scope = self.scope;
+        let order = scope.order(&self.directives.borrow_and_update());
         let over = self.over(&order);
         self.check_time(over.is_some(), &order)?;
         if over.is_some() || self.together {
             return Ok(over);
         }
-        if scene.goes_without_ledger() {
+        if scope.goes_without_ledger() {
             // Only the ledger knows whether all parts are there.
             return Err(Pause::PutOff(LEDGER_AWAY_WAIT));
         }
-        let Some(part) = &scene.slice.together else {
+        let Some(part) = &scope.slice.together else {
             return Ok(None);
         };
         // A list that travels in parts waits until all of them are there; one that was given up in
         // between is cancelled.
-        let turn = together::turn(scene.shift, &scene.slice.head, part);
+        let turn = together::turn(scope.session, &scope.slice.head, part);
         match flight.during(&self.delivery, turn).await {
             Ok(Turn::Go) => {
                 self.together = true;
@@ -475,8 +475,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     }
 
     /// How everybody without an outcome ends, if there is nothing to send any more.
-    fn over(&self, order: &Order) -> Option<Outcome> {
-        let expires_at = self.scene.slice.head.expires_at_ms;
+    fn over(&self, order: &SliceControl) -> Option<Outcome> {
+        let expires_at = self.scope.slice.head.expires_at_ms;
         if expires_at.is_some_and(|at| now_ms() >= at) {
             Some(Outcome::Expired)
         } else {
@@ -485,13 +485,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     }
 
     /// Whether this delivery may go on with the slice now; what is over need not wait for its time.
-    fn check_time(&self, over: bool, order: &Order) -> Result<(), Pause> {
-        let scene = self.scene;
-        if scene.shift.lost.is_cancelled() {
+    fn check_time(&self, over: bool, order: &SliceControl) -> Result<(), Pause> {
+        let scope = self.scope;
+        if scope.session.lost.is_cancelled() {
             return Err(Pause::Lost);
         }
-        let budget = scene.shift.context.settings.slice_time_max;
-        if scene.shift.halt.is_cancelled() || scene.began.elapsed() > budget {
+        let budget = scope.session.context.settings.slice_time_max;
+        if scope.session.halt.is_cancelled() || scope.began.elapsed() > budget {
             return Err(Pause::PutOff(Duration::ZERO));
         }
         if over {
@@ -501,7 +501,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             return Err(Pause::PutOff(wait));
         }
         let now = now_ms();
-        match scene.slice.head.not_before_ms {
+        match scope.slice.head.not_before_ms {
             Some(at) if at > now => Err(Pause::PutOff(Duration::from_millis(at - now))),
             _ => Ok(()),
         }
@@ -521,8 +521,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         let calls = self.claim(None, flight).await?;
         let calls = self.fill_in(calls);
         let used: usize = calls.iter().map(|(call, _)| call.members.len()).sum();
-        let scene = self.scene;
-        let refund = scene.refund(&granted, used, calls.len());
+        let scope = self.scope;
+        let refund = scope.refund(&granted, used, calls.len());
         flight.during(&self.delivery, refund).await;
         if !calls.is_empty() {
             self.note_first_attempt();
@@ -535,7 +535,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
                 continue;
             };
             let directives = self.directives.clone();
-            flight.add(scene.one_call(call, personal, directives, permit));
+            flight.add(scope.one_call(call, personal, directives, permit));
         }
         self.record(flight).await
     }
@@ -560,16 +560,16 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         over: Option<Outcome>,
         flight: &mut Flight<'a, S, T, P>,
     ) -> Result<Vec<Call>, Pause> {
-        let scene = self.scene;
-        let picked = scene.fingerprints(self.delivery.picked());
-        let claimed = match flight.during(&self.delivery, scene.claim(&picked)).await {
+        let scope = self.scope;
+        let picked = scope.fingerprints(self.delivery.picked());
+        let claimed = match flight.during(&self.delivery, scope.claim(&picked)).await {
             Ok(claimed) => claimed,
             Err(given_up) => {
                 self.delivery.unpick();
                 self.asked = picked;
                 return Err(Pause::PutOff(match given_up {
                     GivenUp::Halted => Duration::ZERO,
-                    GivenUp::Broken => scene.wait_for_repair(),
+                    GivenUp::Broken => scope.wait_for_repair(),
                 }));
             }
         };
@@ -577,22 +577,22 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             Claimed::SliceDone => return Err(Pause::SliceDone),
             Claimed::Each(states) => states,
         };
-        scene.count_claims(&states);
+        scope.count_claims(&states);
         let asks = |index: usize| {
-            let recipient = [scene.slice.recipients[index].as_str()];
-            scene.calls.probe(&recipient).is_some()
+            let recipient = [scope.slice.recipients[index].as_str()];
+            scope.calls.probe(&recipient).is_some()
         };
-        let known = scene.reasons(self.delivery.unexplained(&states));
+        let known = scope.reasons(self.delivery.unexplained(&states));
         let known = flight.during(&self.delivery, known).await;
         let why = |index: usize| known.get(&index).cloned().unwrap_or_else(lost);
-        let claimed = self.delivery.claimed(&states, over, scene.rules, asks, why);
+        let claimed = self.delivery.claimed(&states, over, scope.rules, asks, why);
         if claimed.uncertain > 0 {
-            let policy = match scene.rules.on_uncertain {
+            let policy = match scope.rules.on_uncertain {
                 // Too late to send again, and not known to have failed.
                 OnUncertain::Retry if over.is_some() => OnUncertain::Hold,
                 policy => policy,
             };
-            scene.count_uncertain(policy, claimed.uncertain);
+            scope.count_uncertain(policy, claimed.uncertain);
         }
         Ok(claimed.calls)
     }
@@ -600,21 +600,21 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
     /// Fills in the texts of a personal job. Whom they cannot be filled in for fails without a call:
     /// nothing was ever sent there, and no later attempt says anything else.
     fn fill_in(&mut self, calls: Vec<Call>) -> Vec<(Call, Option<Box<dyn Calls>>)> {
-        let scene = self.scene;
-        let Some(personal) = &scene.personal else {
+        let scope = self.scope;
+        let Some(personal) = &scope.personal else {
             return calls.into_iter().map(|call| (call, None)).collect();
         };
         let mut filled = Vec::with_capacity(calls.len());
         for call in calls {
             for index in call.members {
-                match scene.open_for(personal, index) {
+                match scope.open_for(personal, index) {
                     Ok(calls) => {
                         let (members, in_doubt) = (vec![index], call.in_doubt);
                         filled.push((Call { members, in_doubt }, Some(calls)));
                     }
                     Err(problem) => {
-                        let answer = Answer::new(Class::Permanent, "template", problem.to_string());
-                        self.delivery.refused(index, answer, scene.rules);
+                        let answer = TargetAnswer::new(Class::Permanent, "template", problem.to_string());
+                        self.delivery.refused(index, answer, scope.rules);
                     }
                 }
             }
@@ -624,12 +624,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
 
     fn note_first_attempt(&mut self) {
         if self.first_attempt_at_ms.is_none() {
-            let head = &self.scene.slice.head;
+            let head = &self.scope.slice.head;
             let due = head
                 .accepted_at_ms
                 .max(head.not_before_ms.unwrap_or_default());
             let delay = Duration::from_millis(now_ms().saturating_sub(due));
-            self.scene.shift.context.metrics.started(delay);
+            self.scope.session.context.metrics.started(delay);
             self.first_attempt_at_ms = Some(now_ms());
         }
     }
@@ -638,8 +638,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
 
     /// Decides what happens to the recipients of the calls that are answered.
     async fn sort(&mut self, flight: &mut Flight<'a, S, T, P>) {
-        let scene = self.scene;
-        let context = &*scene.shift.context;
+        let scope = self.scope;
+        let context = &*scope.session.context;
         while let Some(Back { call, called }) = flight.take() {
             let Some(Called { verdict, cleared }) = called else {
                 // What was leased for it is not given back, which makes us slower than allowed for a
@@ -650,13 +650,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
             let delay = |attempt| context.settings.retry.delay(attempt);
             let answered = self
                 .delivery
-                .answered(&call, &verdict, cleared, scene.rules, delay);
+                .answered(&call, &verdict, cleared, scope.rules, delay);
             if answered.uncertain > 0 {
-                scene.count_uncertain(scene.rules.on_uncertain, answered.uncertain);
+                scope.count_uncertain(scope.rules.on_uncertain, answered.uncertain);
             }
-            scene.target.metrics.retries.inc_by(answered.retries);
+            scope.target.metrics.retries.inc_by(answered.retries);
             let class = class_of(&verdict);
-            let heed = context.heed(&scene.target, &scene.job, class, verdict.of(0));
+            let heed = context.heed(&scope.target, &scope.job, class, verdict.of(0));
             flight.during(&self.delivery, heed).await;
         }
     }
@@ -669,14 +669,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         if unrecorded.is_empty() {
             return Ok(());
         }
-        let recorded = self.scene.record_unrecorded(unrecorded).await;
+        let recorded = self.scope.record_unrecorded(unrecorded).await;
         let Some(recorded) = recorded.map_err(|Lost| Pause::Lost)? else {
-            return self.scene.unrecorded();
+            return self.scope.unrecorded();
         };
         let of = |(outcome, names): &(Outcome, Vec<String>)| vec![*outcome; names.len()];
         let outcomes = unrecorded.outcomes.iter().flat_map(of);
-        self.scene.target.metrics.ended(outcomes);
-        self.standing = Some(recorded.standing);
+        self.scope.target.metrics.ended(outcomes);
+        self.progress = Some(recorded.progress);
         self.delivery.caught_up(recorded.stood);
         Ok(())
     }
@@ -689,10 +689,10 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
         if batch.is_empty() {
             return Ok(());
         }
-        let step = self.scene.record(&batch);
+        let step = self.scope.record(&batch);
         let recorded = flight.during(&self.delivery, step).await;
         let Some(recorded) = recorded.map_err(|Lost| Pause::Lost)? else {
-            return self.scene.unrecorded();
+            return self.scope.unrecorded();
         };
         self.note_recorded(&batch, recorded);
         Ok(())
@@ -700,19 +700,19 @@ impl<'a, S: Store, T: Transport, P: Publisher> Work<'a, S, T, P> {
 
     fn note_recorded(&mut self, batch: &Batch, recorded: Recorded) {
         let outcomes = batch.outcomes.iter().map(|(_, outcome)| *outcome);
-        self.scene.target.metrics.ended(outcomes);
+        self.scope.target.metrics.ended(outcomes);
         self.delivery.recorded(recorded.stood);
-        self.standing = Some(recorded.standing);
+        self.progress = Some(recorded.progress);
         self.closed = batch.last.is_some() && recorded.missing == 0;
         self.missing = recorded.missing;
     }
 }
 
-impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
+impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
     /// Claims these recipients; waits for the ledger until no new work is to be begun. An app that
     /// fails open goes without: nobody knows then whether others send to them too.
     async fn claim(&self, recipients: &[Fingerprint]) -> Result<Claimed, GivenUp> {
-        let context = &*self.shift.context;
+        let context = &*self.session.context;
         let claim = Claim {
             slice: self.slice_ref(),
             owner: self.owner,
@@ -725,7 +725,7 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
             context.store.claim(claim).await
         };
         if !self.fail_open {
-            let halted = self.shift.halt.cancelled();
+            let halted = self.session.halt.cancelled();
             return context.step_of_slice(LedgerStep::Claim, halted, ask).await;
         }
         if !self.goes_without_ledger()
@@ -740,11 +740,11 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
 
     /// Why recipients are in doubt, as far as a delivery that could not write their dead letter told
     /// the ledger.
-    async fn reasons(&self, indices: Vec<usize>) -> HashMap<usize, Answer> {
+    async fn reasons(&self, indices: Vec<usize>) -> HashMap<usize, TargetAnswer> {
         if indices.is_empty() {
             return HashMap::new();
         }
-        let context = &*self.shift.context;
+        let context = &*self.session.context;
         let asked = self.fingerprints(indices.iter().copied());
         let reasons = context.store.reasons(self.slice.head.id, &asked);
         // Not repeated: without them the doubt is the same, and only its words are poorer.
@@ -755,7 +755,7 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
             .zip(known)
             .filter_map(|(index, reason)| {
                 let reason = reason.filter(|it| it.class == Class::Uncertain)?;
-                Some((index, Answer::new(reason.class, reason.code, reason.text)))
+                Some((index, TargetAnswer::new(reason.class, reason.code, reason.text)))
             })
             .collect()
     }
@@ -786,7 +786,7 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
 
     /// Records what earlier deliveries knew.
     async fn record_unrecorded(&self, known: &Unrecorded) -> Result<Option<Recorded>, Lost> {
-        let secret = &self.shift.context.settings.fingerprint_secret;
+        let secret = &self.session.context.settings.fingerprint_secret;
         let fingerprinter = Fingerprinter::new(secret, self.slice.head.id);
         let named = |names: &Vec<String>| -> Vec<Fingerprint> {
             let names = names.iter();
@@ -815,7 +815,7 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
     }
 
     async fn settle(&self, settle: Settle<'_>) -> Result<Option<Recorded>, Lost> {
-        let context = &*self.shift.context;
+        let context = &*self.session.context;
         if self.goes_without_ledger() {
             return Ok(None);
         }
@@ -823,7 +823,7 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
             let settled = context.try_step(LedgerStep::Settle, context.store.settle(settle));
             return Ok(settled.await.ok());
         }
-        let lost = self.shift.lost.cancelled();
+        let lost = self.session.lost.cancelled();
         let settle = || context.store.settle(settle);
         match context
             .step_of_slice(LedgerStep::Settle, lost, settle)
@@ -875,12 +875,12 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
             .into_iter()
             .zip(counts)
         {
-            self.shift.context.metrics.claims(state, count);
+            self.session.context.metrics.claims(state, count);
         }
     }
 
     fn count_uncertain(&self, policy: OnUncertain, count: u64) {
-        let metrics = &self.shift.context.metrics;
+        let metrics = &self.session.context.metrics;
         metrics.uncertain(&self.target.name, policy, count);
     }
 }

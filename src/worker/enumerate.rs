@@ -17,14 +17,14 @@ use std::time::Duration;
 use super::call::authorised;
 use super::context::TargetRuntime;
 use super::credential::Held;
-use super::deliver::{Fate, WAIT_MAX};
-use super::shift::Shift;
+use super::deliver::{DeliveryEnd, WAIT_MAX};
+use super::session::WorkerSession;
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::audience::{MemberDocument, fold};
 use crate::domain::directive::Go;
-use crate::domain::job::{AudienceDocument, JOB_BYTES_MAX, JobDocument, Part};
+use crate::domain::job::{AudienceDocument, JOB_BYTES_MAX, JobDocument, ListPart};
 use crate::domain::mapping::Strictness;
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 use crate::domain::schedule::rung;
 use crate::domain::slice::{Enumeration, Head, Slice};
 use crate::json;
@@ -39,14 +39,14 @@ const PAGES: usize = 100;
 
 /// Takes one turn.
 pub(super) async fn enumerate<S: Store, T: Transport, P: Publisher>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     target: &TargetRuntime,
     slice: &Slice,
     asking: &Enumeration,
     traceparent: Option<String>,
-) -> Result<Fate, Lost> {
+) -> Result<DeliveryEnd, Lost> {
     let turn = Turn {
-        shift,
+        session,
         target,
         slice,
         asking,
@@ -56,7 +56,7 @@ pub(super) async fn enumerate<S: Store, T: Transport, P: Publisher>(
 }
 
 struct Turn<'a, S, T, P> {
-    shift: &'a Shift<S, T, P>,
+    session: &'a WorkerSession<S, T, P>,
     target: &'a TargetRuntime,
     slice: &'a Slice,
     asking: &'a Enumeration,
@@ -70,17 +70,17 @@ struct Found {
 }
 
 impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
-    async fn take(&self) -> Result<Fate, Lost> {
+    async fn take(&self) -> Result<DeliveryEnd, Lost> {
         let head = &*self.slice.head;
-        if self.shift.halt.is_cancelled() {
+        if self.session.halt.is_cancelled() {
             return self.ask_again(Duration::ZERO, self.asking.clone()).await;
         }
-        if let Some(left) = self.shift.context.parked_for(&self.target.name) {
+        if let Some(left) = self.session.context.parked_for(&self.target.name) {
             return self.ask_again(left, self.asking.clone()).await;
         }
         let job = head.id.to_string();
         let order = {
-            let directives = self.shift.context.directives();
+            let directives = self.session.context.directives();
             let board = directives.borrow();
             board.order([&head.target, &head.app, &job], now_ms())
         };
@@ -89,7 +89,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         }
         let Some(directory) = self.target.target.directory() else {
             let what = format!("target {:?} cannot list its users", head.target);
-            return Ok(Fate::Reject(what));
+            return Ok(DeliveryEnd::Reject(what));
         };
         // Nobody can be sent to any more: the job ends with whom it has.
         let expired = head.expires_at_ms.is_some_and(|at| now_ms() >= at);
@@ -108,7 +108,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
     }
 
     /// Asks for pages until there are enough users for a part.
-    async fn find(&self, directory: &dyn Directory) -> Result<Found, Answer> {
+    async fn find(&self, directory: &dyn Directory) -> Result<Found, TargetAnswer> {
         let profile = self.target.target.profile();
         let mut found = Found {
             users: Vec::new(),
@@ -135,7 +135,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
     }
 
     /// Asks for one page; once more where the credential was refused, with a new one.
-    async fn page(&self, directory: &dyn Directory, cursor: Option<&str>) -> Result<Page, Answer> {
+    async fn page(&self, directory: &dyn Directory, cursor: Option<&str>) -> Result<Page, TargetAnswer> {
         let _permit = self.target.calls.acquire().await;
         match self.ask(directory, cursor).await? {
             (Err(answer), Some(held)) if answer.stale => {
@@ -151,8 +151,8 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         &self,
         directory: &dyn Directory,
         cursor: Option<&str>,
-    ) -> Result<(Result<Page, Answer>, Option<Arc<Held>>), Answer> {
-        let transport = &self.shift.context.transport;
+    ) -> Result<(Result<Page, TargetAnswer>, Option<Arc<Held>>), TargetAnswer> {
+        let transport = &self.session.context.transport;
         let (keyring, timeout) = (&self.target.directory_keyring, self.target.call_timeout);
         let login = directory.login();
         let sign = |request: &mut _, signing| self.target.target.sign(request, signing);
@@ -177,7 +177,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
     }
 
     /// Publishes the part, and the next asking if there are more users.
-    async fn publish(&self, found: Found) -> Result<Fate, Lost> {
+    async fn publish(&self, found: Found) -> Result<DeliveryEnd, Lost> {
         let number = self.asking.number;
         let last = found.next.is_none();
         let mut messages = Vec::with_capacity(2);
@@ -187,7 +187,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
             let body = part(
                 &self.slice.head,
                 found.users,
-                Part {
+                ListPart {
                     number,
                     of,
                     together: None,
@@ -210,8 +210,8 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
             let lane = self.slice.lane.clone();
             messages.push(self.asking_message(Route::Lane(lane), next));
         }
-        self.shift.publish(messages).await?;
-        Ok(Fate::Done)
+        self.session.publish(messages).await?;
+        Ok(DeliveryEnd::Done)
     }
 
     fn asking_message(&self, route: Route, asking: Enumeration) -> Outgoing {
@@ -221,8 +221,8 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
     }
 
     /// Comes back after a while.
-    async fn ask_again(&self, wait: Duration, asking: Enumeration) -> Result<Fate, Lost> {
-        self.shift.context.note_waiting(self.slice.head.id).await;
+    async fn ask_again(&self, wait: Duration, asking: Enumeration) -> Result<DeliveryEnd, Lost> {
+        self.session.context.note_waiting(self.slice.head.id).await;
         let lane = self.slice.lane.clone();
         let route = if wait.is_zero() {
             Route::Lane(lane)
@@ -231,14 +231,14 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
             Route::Wait { lane, rung }
         };
         let message = self.asking_message(route, asking);
-        self.shift.publish(vec![message]).await?;
-        Ok(Fate::PutOff)
+        self.session.publish(vec![message]).await?;
+        Ok(DeliveryEnd::PutOff)
     }
 
     /// A directory that does not answer is asked again until it does: nobody can fail who is not known.
     /// What its answer means for the target is what it would mean for a send.
-    async fn failed(&self, mut answer: Answer) -> Result<Fate, Lost> {
-        let context = &*self.shift.context;
+    async fn failed(&self, mut answer: TargetAnswer) -> Result<DeliveryEnd, Lost> {
+        let context = &*self.session.context;
         answer.text = format!("its users cannot be listed: {}", answer.text).into();
         // No recipient is refused here, so a refusal that stays is about how the target is set up.
         let class = match answer.class {
@@ -272,7 +272,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
 }
 
 /// A part of the job with an explicit list.
-fn part(head: &Head, users: Vec<MemberDocument>, part: Part) -> Vec<u8> {
+fn part(head: &Head, users: Vec<MemberDocument>, part: ListPart) -> Vec<u8> {
     let audience = AudienceDocument {
         users: Some(users),
         ..AudienceDocument::default()

@@ -14,7 +14,7 @@ use super::context::{Context, Met, TargetRuntime};
 use super::deliver::WAIT_MAX;
 use crate::clock::now_ms;
 use crate::domain::directive::{Action, Board, Directive, Subject};
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 use crate::ports::{Park, ParkReason, Scope, Store};
 
 impl<S: Store, T> Context<S, T> {
@@ -25,7 +25,7 @@ impl<S: Store, T> Context<S, T> {
         target: &TargetRuntime,
         job: &str,
         class: Class,
-        answer: &Answer,
+        answer: &TargetAnswer,
     ) {
         let now = now_ms();
         let Some((reason, wait)) = parking(target, class, answer, now) else {
@@ -88,7 +88,7 @@ fn is_believed(board: &Board, target: &str, job: &str, park: &Park, answered_ms:
 fn parking(
     target: &TargetRuntime,
     class: Class,
-    answer: &Answer,
+    answer: &TargetAnswer,
     now_ms: u64,
 ) -> Option<(ParkReason, Duration)> {
     let (health, now) = (&target.health, Instant::now());

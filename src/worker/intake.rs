@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::context::{Context, RECONNECT};
-use super::shift::Shift;
+use super::session::WorkerSession;
 use crate::clock::{self, now_ms};
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
@@ -50,11 +50,11 @@ const ALL_EXPECTED: u64 = 100_000;
 
 /// Takes jobs of one priority until the shift ends.
 pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
-    shift: Arc<Shift<S, T, P>>,
+    session: Arc<WorkerSession<S, T, P>>,
     priority: Priority,
     mut jobs: impl Consumer,
 ) {
-    let mut ledger_up = shift.context.ledger_up();
+    let mut ledger_up = session.context.ledger_up();
     let large = Semaphore::new(1);
     // Most of the time of a small job is spent waiting for confirms, so several are taken at a time: as
     // many as the broker hands out unacked.
@@ -68,8 +68,8 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
         tokio::select! {
             biased;
             Some(()) = taken.next(), if !taken.is_empty() => {}
-            next = shift.halt.run_until_cancelled(next) => match next.flatten() {
-                Some(delivery) => taken.push(take(&shift, priority, &large, delivery)),
+            next = session.halt.run_until_cancelled(next) => match next.flatten() {
+                Some(delivery) => taken.push(take(&session, priority, &large, delivery)),
                 None => break,
             },
         }
@@ -82,13 +82,13 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
 }
 
 async fn take<S: Store, T: Transport, P: Publisher>(
-    shift: &Arc<Shift<S, T, P>>,
+    session: &Arc<WorkerSession<S, T, P>>,
     priority: Priority,
     large: &Semaphore,
     delivery: Delivery,
 ) {
     let expansion = Expansion {
-        shift: Arc::clone(shift),
+        session: Arc::clone(session),
         traceparent: delivery.traceparent.clone(),
     };
     let body = delivery.body.clone();
@@ -102,27 +102,27 @@ async fn take<S: Store, T: Transport, P: Publisher>(
     } else {
         AssertUnwindSafe(expanding).catch_unwind().await.ok()
     };
-    let fate = handled.unwrap_or_else(|| {
-        shift.context.metrics.panicked();
-        Fate::GiveBack
+    let end = handled.unwrap_or_else(|| {
+        session.context.metrics.panicked();
+        IntakeEnd::GiveBack
     });
     // A lost session makes any of these void; the broker hands the job out again.
-    match fate {
-        Fate::Taken(result) => {
+    match end {
+        IntakeEnd::Taken(result) => {
             if delivery.ack().await.is_ok() {
-                shift.context.metrics.job(result);
+                session.context.metrics.job(result);
             }
         }
-        Fate::GiveBack => {
+        IntakeEnd::GiveBack => {
             let _ = delivery.give_back().await;
         }
-        Fate::Refused(result, reason) => refuse(shift, delivery, result, reason).await,
+        IntakeEnd::Refused(result, reason) => refuse(session, delivery, result, reason).await,
     }
 }
 
 /// Moves a message that is no job of ours out of the way, unharmed.
 async fn refuse<S: Store, T, P: Publisher>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     delivery: Delivery,
     result: JobResult,
     reason: String,
@@ -130,7 +130,7 @@ async fn refuse<S: Store, T, P: Publisher>(
     let bytes = delivery.body.len();
     match delivery.reject(reason.clone()).await {
         Ok(()) => {
-            shift.context.metrics.job(result);
+            session.context.metrics.job(result);
             tracing::warn!(
                 job.bytes = bytes,
                 reason,
@@ -144,18 +144,18 @@ async fn refuse<S: Store, T, P: Publisher>(
     }
 }
 
-enum Fate {
+enum IntakeEnd {
     Taken(JobResult),
     GiveBack,
     Refused(JobResult, String),
 }
 
 struct Expansion<S, T, P> {
-    shift: Arc<Shift<S, T, P>>,
+    session: Arc<WorkerSession<S, T, P>>,
     traceparent: Option<String>,
 }
 
-impl From<Refused> for Fate {
+impl From<Refused> for IntakeEnd {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Undecided(_) => Self::GiveBack,
@@ -171,15 +171,15 @@ impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<S, T, P> {
     type Transport = T;
 
     fn rules(&self) -> &Context<S, T> {
-        &self.shift.context
+        &self.session.context
     }
 
     fn store(&self) -> &S {
-        &self.shift.context.store
+        &self.session.context.store
     }
 
     fn transport(&self) -> &T {
-        &self.shift.context.transport
+        &self.session.context.transport
     }
 
     /// A slow endpoint would hold up the jobs of everybody.
@@ -192,13 +192,13 @@ impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<S, T, P> {
         step: LedgerStep,
         act: impl Future<Output = Result<V, LedgerError>> + Send,
     ) -> impl Future<Output = Result<V, LedgerError>> + Send {
-        self.shift.context.try_step(step, act)
+        self.session.context.try_step(step, act)
     }
 }
 
 impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
-    async fn expand(&self, body: &Bytes, priority: Priority) -> Fate {
-        let context = &*self.shift.context;
+    async fn expand(&self, body: &Bytes, priority: Priority) -> IntakeEnd {
+        let context = &*self.session.context;
         let job = match Job::read(body, Some(priority), context, clock::now()) {
             Ok(job) => job,
             Err(problems) => {
@@ -208,28 +208,28 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 return Refused::Problems(problems).into();
             }
         };
-        let fate = self.expand_job(&job).await;
-        if matches!(fate, Fate::Refused(..)) {
+        let end = self.expand_job(&job).await;
+        if matches!(end, IntakeEnd::Refused(..)) {
             self.withdraw(job.head.id).await;
         }
-        fate
+        end
     }
 
     /// Whoever accepted a job that is refused may have entered it. Not repeated: the upkeep finds it too.
     async fn withdraw(&self, job: JobId) {
-        let context = &*self.shift.context;
+        let context = &*self.session.context;
         let withdraw = context.store.withdraw(job);
         let _ = context.try_step(LedgerStep::Accept, withdraw).await;
     }
 
-    async fn expand_job(&self, job: &Job<'_>) -> Fate {
-        let context = &*self.shift.context;
+    async fn expand_job(&self, job: &Job<'_>) -> IntakeEnd {
+        let context = &*self.session.context;
         let Admitted {
             sent: resolved,
             warnings,
         } = match self.decide(|| admit(self, job)).await {
             Ok(admitted) => admitted,
-            Err(fate) => return fate,
+            Err(end) => return end,
         };
         let submission = match job.is_for_all() {
             true => self.submission_of_all(job, warnings),
@@ -239,14 +239,14 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             template: resolved.template,
             ..submission
         };
-        let halted = self.shift.halt.cancelled();
+        let halted = self.session.halt.cancelled();
         let accepted = context
             .step(LedgerStep::Accept, halted, || {
                 context.store.accept(&submission)
             })
             .await;
         let (shape, template, result) = match accepted {
-            Err(_) => return Fate::GiveBack,
+            Err(_) => return IntakeEnd::GiveBack,
             Ok(Accepted::Expand {
                 shape,
                 first: true,
@@ -266,8 +266,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 let announced =
                     self.announce(&job.head, &submission.submission, JobResult::Repeated);
                 return match announced.await {
-                    Ok(()) => Fate::Taken(JobResult::Repeated),
-                    Err(Lost) => Fate::GiveBack,
+                    Ok(()) => IntakeEnd::Taken(JobResult::Repeated),
+                    Err(Lost) => IntakeEnd::GiveBack,
                 };
             }
             Ok(Accepted::Conflict { job: first }) => {
@@ -276,19 +276,19 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                      use a new client_msg_no for a new message",
                     job.head.client_msg_no, job.head.app
                 );
-                return Fate::Refused(JobResult::Conflict, reason);
+                return IntakeEnd::Refused(JobResult::Conflict, reason);
             }
         };
         let published = self.send_out(job, resolved, template, shape, &submission.submission);
-        if let Err(fate) = published.await {
-            return fate;
+        if let Err(end) = published.await {
+            return end;
         }
         match self
             .announce(&job.head, &submission.submission, result)
             .await
         {
-            Ok(()) => Fate::Taken(result),
-            Err(Lost) => Fate::GiveBack,
+            Ok(()) => IntakeEnd::Taken(result),
+            Err(Lost) => IntakeEnd::GiveBack,
         }
     }
 
@@ -300,8 +300,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         template: Option<u32>,
         shape: Shape,
         submission: &str,
-    ) -> Result<(), Fate> {
-        let lost = |Lost| Fate::GiveBack;
+    ) -> Result<(), IntakeEnd> {
+        let lost = |Lost| IntakeEnd::GiveBack;
         if job.is_for_all() {
             // With the name still in it: its parts are resolved like this one.
             return self.ask_for_all(job, shape).await.map_err(lost);
@@ -313,7 +313,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     }
 
     /// Asks until there is a verdict: the ledger may be away. What was counted is not counted again.
-    async fn decide<V, F>(&self, ask: impl Fn() -> F) -> Result<V, Fate>
+    async fn decide<V, F>(&self, ask: impl Fn() -> F) -> Result<V, IntakeEnd>
     where
         F: Future<Output = Result<V, Refused>>,
     {
@@ -326,10 +326,10 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 }
             }
         };
-        match self.shift.halt.run_until_cancelled(decided).await {
+        match self.session.halt.run_until_cancelled(decided).await {
             Some(Ok(value)) => Ok(value),
             Some(Err(refused)) => Err(refused.into()),
-            None => Err(Fate::GiveBack),
+            None => Err(IntakeEnd::GiveBack),
         }
     }
 
@@ -339,7 +339,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         head: &Head,
         sent: Resolved,
         ruling: Option<u32>,
-    ) -> Result<Arc<Head>, Fate> {
+    ) -> Result<Arc<Head>, IntakeEnd> {
         match &head.content {
             Content::Template(_) if ruling.is_some() && ruling != sent.template => {
                 let resolved = self.decide(|| resolve(self, head, ruling)).await;
@@ -425,8 +425,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         let Some(part) = job.part.together() else {
             return Ok(());
         };
-        let context = &*self.shift.context;
-        let lost = self.shift.lost.cancelled();
+        let context = &*self.session.context;
+        let lost = self.session.lost.cancelled();
         context
             .step(LedgerStep::Gather, lost, || {
                 context.store.gather(job.head.id, &part, false)
@@ -444,7 +444,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         shape: Shape,
         submission: &str,
     ) -> Result<(), Lost> {
-        let context = &*self.shift.context;
+        let context = &*self.session.context;
         let settings = &context.settings;
         let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
         let mut cutter = Cutter::new(fingerprinter, job.entries);
@@ -465,7 +465,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.shift.publish(batch).await
+        self.session.publish(batch).await
     }
 
     fn outgoing(
@@ -508,8 +508,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
 
     /// Tells the ledger that all slices are out, and follows from where the job stands then.
     async fn announce(&self, head: &Head, submission: &str, result: JobResult) -> Result<(), Lost> {
-        let context = &*self.shift.context;
-        let lost = self.shift.lost.cancelled();
+        let context = &*self.session.context;
+        let lost = self.session.lost.cancelled();
         let standing = context
             .step(LedgerStep::Expanded, lost, || {
                 context.store.expanded(head.id, submission)
@@ -517,7 +517,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             .await
             .map_err(|_| Lost)?;
         if result != JobResult::Repeated {
-            self.shift
+            self.session
                 .announce(EventKind::Accepted, &head.into(), standing.accounts)
                 .await?;
             tracing::info!(
@@ -526,7 +526,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 "job {}", if result == JobResult::Accepted { "accepted" } else { "extended" }
             );
         }
-        self.shift.follow(head, standing).await
+        self.session.follow(head, standing).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! Lanes: deliveries of all of them flow to one [`Desk`], which decides which slice is worked on next.
+//! Lanes: deliveries of all of them flow to one [`Scheduler`], which decides which slice is worked on next.
 //! What waits there is bounded by the prefetch of each lane.
 
 use std::any::Any;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use super::desk::{Desk, NOTICES_IN_WORK};
-use super::shift::Shift;
+use super::scheduler::{Scheduler, NOTICES_IN_WORK};
+use super::session::WorkerSession;
 use crate::domain::lane::{Lane, LaneClass};
 use crate::ports::{Consumer, Delivery, Publisher, Store, Transport};
 
@@ -33,37 +33,37 @@ pub(super) struct OpenLane<C> {
 
 /// Works on slices until the shift ends, then gives back what was not begun and waits for the rest.
 pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
-    shift: Arc<Shift<S, T, P>>,
+    session: Arc<WorkerSession<S, T, P>>,
     lanes: Vec<OpenLane<C>>,
 ) {
     let (sender, mut arrivals) = mpsc::channel(1);
     let mut forwarders = JoinSet::new();
-    let mut desk = Desk::new(
-        Arc::clone(&shift),
+    let mut scheduler = Scheduler::new(
+        Arc::clone(&session),
         lanes.iter().map(|open| open.lane.clone()),
     );
     for (number, open) in lanes.into_iter().enumerate() {
         forwarders.spawn(forward(
-            Arc::clone(&shift),
+            Arc::clone(&session),
             number,
             open.consumer,
             sender.clone(),
         ));
     }
     drop(sender);
-    let mut parked = shift.context.parked();
-    let mut directives = shift.context.directives();
-    let mut ledger_up = shift.context.ledger_up();
+    let mut parked = session.context.parked();
+    let mut directives = session.context.directives();
+    let mut ledger_up = session.context.ledger_up();
     let mut panicked = None;
-    while !shift.halt.is_cancelled() && panicked.is_none() {
-        desk.draw();
-        let moves = desk.until_one_moves();
+    while !session.halt.is_cancelled() && panicked.is_none() {
+        scheduler.draw();
+        let moves = scheduler.until_one_moves();
         tokio::select! {
             biased;
-            () = shift.halt.cancelled() => {}
-            true = desk.one_ended(), if desk.is_busy() => {}
+            () = session.halt.cancelled() => {}
+            true = scheduler.one_ended(), if scheduler.is_busy() => {}
             arrival = arrivals.recv() => match arrival {
-                Some((number, delivery)) => desk.arrived(number, delivery),
+                Some((number, delivery)) => scheduler.arrived(number, delivery),
                 None => break,
             },
             Some(ended) = forwarders.join_next() => panicked = panic_of(ended),
@@ -75,14 +75,14 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
     }
     if panicked.is_some() {
         // The other forwarders end with it.
-        shift.halt.cancel();
+        session.halt.cancel();
     }
     arrivals.close();
     while let Some((_, delivery)) = arrivals.recv().await {
         let _ = delivery.give_back().await;
     }
-    desk.give_back_waiting();
-    while desk.one_ended().await {}
+    scheduler.give_back_waiting();
+    while scheduler.one_ended().await {}
     while let Some(ended) = forwarders.join_next().await {
         panicked = panicked.or(panic_of(ended));
     }
@@ -99,19 +99,19 @@ fn panic_of(ended: Result<(), JoinError>) -> Option<Box<dyn Any + Send>> {
 
 /// Moves deliveries of one lane to the desk until the shift ends.
 async fn forward<S, T, P, C: Consumer>(
-    shift: Arc<Shift<S, T, P>>,
+    session: Arc<WorkerSession<S, T, P>>,
     number: usize,
     mut consumer: C,
-    desk: mpsc::Sender<(usize, Delivery)>,
+    scheduler: mpsc::Sender<(usize, Delivery)>,
 ) {
     loop {
         let delivery = tokio::select! {
             biased;
-            () = shift.halt.cancelled() => break,
+            () = session.halt.cancelled() => break,
             delivery = consumer.next() => delivery,
         };
         let Some(delivery) = delivery else { break };
-        if let Err(refused) = desk.send((number, delivery)).await {
+        if let Err(refused) = scheduler.send((number, delivery)).await {
             let _ = refused.0.1.give_back().await;
             break;
         }

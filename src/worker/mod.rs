@@ -8,11 +8,12 @@
 
 mod backlog;
 mod call;
-mod census;
+mod count_users;
 mod context;
 mod credential;
 mod deliver;
-mod desk;
+mod scheduler;
+mod session;
 mod enumerate;
 mod health;
 mod heed;
@@ -21,7 +22,6 @@ mod lanes;
 mod ledger_health;
 mod notice;
 mod sequence;
-mod shift;
 mod standing;
 mod sweep;
 mod together;
@@ -38,7 +38,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::census::{Census, census};
+pub use self::count_users::{UserCount, count_users};
 pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, TargetRuntime};
 pub use self::credential::Keyring;
 pub use self::health::Health;
@@ -46,7 +46,7 @@ use self::lanes::OpenLane;
 use self::ledger_health::Heart;
 pub use self::notice::Callbacks;
 use self::sequence::Sequence;
-use self::shift::Shift;
+use self::session::WorkerSession;
 pub use self::under_way::CallsUnderWay;
 use crate::domain::lane::{Lane, Priority};
 use crate::error::chain;
@@ -155,7 +155,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         }
         let lost = session.lost();
         let halt = lost.child_token();
-        let shift = Arc::new(Shift {
+        let work = Arc::new(WorkerSession {
             context: Arc::clone(&self.context),
             publisher: session.publisher(),
             lost: lost.clone(),
@@ -175,16 +175,16 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
                 .await?;
             lanes.push(OpenLane { lane, consumer });
         }
-        tasks.spawn(lanes::work(Arc::clone(&shift), lanes));
+        tasks.spawn(lanes::work(Arc::clone(&work), lanes));
         for priority in Priority::ALL {
             let jobs = session
                 .consume(Source::Jobs(priority), JOBS_PREFETCH)
                 .await?;
-            tasks.spawn(intake::intake(Arc::clone(&shift), priority, jobs));
+            tasks.spawn(intake::intake(Arc::clone(&work), priority, jobs));
         }
         tasks.spawn({
-            let (shift, broker) = (Arc::clone(&shift), self.broker.clone());
-            async move { sweep::sweep(&*shift, broker).await }
+            let (work, broker) = (Arc::clone(&work), self.broker.clone());
+            async move { sweep::sweep(&*work, broker).await }
         });
         tasks.spawn(watch_blocked(
             session.blocked(),
@@ -201,8 +201,8 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         tracing::info!("ready: jobs are taken and slices delivered");
 
         let (mut keeper, rest) = (JoinSet::new(), CancellationToken::new());
-        keeper.spawn(sequence.keep(Arc::clone(&shift), rest.clone()));
-        let mut end = self.until_ended(&shift, tasks, drain).await;
+        keeper.spawn(sequence.keep(Arc::clone(&work), rest.clone()));
+        let mut end = self.until_ended(&work, tasks, drain).await;
         // Of what was recorded last, too.
         rest.cancel();
         self.all_ended(&mut keeper, &mut end).await;
@@ -215,7 +215,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
     /// then for all tasks.
     async fn until_ended<P: Publisher>(
         &self,
-        shift: &Shift<S, T, P>,
+        work: &WorkerSession<S, T, P>,
         mut tasks: JoinSet<()>,
         drain: &CancellationToken,
     ) -> End {
@@ -223,7 +223,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         let mut end = End::Orderly;
         let why = tokio::select! {
             biased;
-            () = shift.lost.cancelled() => "the session is lost, what was not acked comes back",
+            () = work.lost.cancelled() => "the session is lost, what was not acked comes back",
             () = drain.cancelled() => "draining: no new work is begun",
             () = patience => "the ledger stays away, the session is closed until it answers",
             Some(ended) = tasks.join_next() => {
@@ -233,7 +233,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         };
         tracing::info!("{why}");
         self.ready.send_replace(false);
-        shift.halt.cancel();
+        work.halt.cancel();
         self.all_ended(&mut tasks, &mut end).await;
         end
     }

@@ -15,8 +15,8 @@ use ring::hmac;
 use serde_json::value::RawValue;
 
 use super::context::{Context, RECONNECT};
-use super::deliver::Fate;
-use super::shift::{Job, Shift, event};
+use super::deliver::DeliveryEnd;
+use super::session::{Job, WorkerSession, event};
 use crate::codec;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::job::{Context as _, check_callback};
@@ -45,7 +45,7 @@ pub struct Callbacks<T> {
     pub transport: T,
 }
 
-impl<S: Store, T, P: Publisher> Shift<S, T, P> {
+impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     /// Has those told whom the job named: `Ok` when the callback is durable and the reply published.
     pub(super) async fn notify(&self, job: &Job<'_>, record: &JobRecord) -> Result<(), Lost> {
         // A record that was rebuilt from slices knows nobody; the slices do.
@@ -145,42 +145,42 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
 
 /// Works on one notice of a notices lane. It is retried there, whatever lane it names.
 pub(super) async fn deliver_notice<S: Store, T: Transport, P: Publisher>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     lane: Lane,
     body: Bytes,
     traceparent: Option<String>,
-) -> Fate {
+) -> DeliveryEnd {
     match serde_json::from_slice(&body) {
         Ok(notice) => {
             let notice = Notice {
                 lane: lane.to_string(),
                 ..notice
             };
-            attempt(shift, notice, traceparent)
+            attempt(session, notice, traceparent)
                 .await
-                .unwrap_or(Fate::Lost)
+                .unwrap_or(DeliveryEnd::Lost)
         }
-        Err(error) => Fate::Reject(format!("not a notice: {error}")),
+        Err(error) => DeliveryEnd::Reject(format!("not a notice: {error}")),
     }
 }
 
 async fn attempt<S: Store, T: Transport, P: Publisher>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     notice: Notice,
     traceparent: Option<String>,
-) -> Result<Fate, Lost> {
-    let context = &*shift.context;
+) -> Result<DeliveryEnd, Lost> {
+    let context = &*session.context;
     let lane = notice.lane.clone();
-    if shift.halt.is_cancelled() {
+    if session.halt.is_cancelled() {
         let message = outgoing(&notice, Route::Lane(lane), traceparent);
-        shift.publish(vec![message]).await?;
-        return Ok(Fate::PutOff);
+        session.publish(vec![message]).await?;
+        return Ok(DeliveryEnd::PutOff);
     }
     let count = |result| context.metrics.notice(NoticeKind::Callback, result);
     let what = match call(context, &notice, traceparent.as_deref()).await {
         Ok(()) => {
             count(NoticeResult::Delivered);
-            return Ok(Fate::Done);
+            return Ok(DeliveryEnd::Done);
         }
         Err(what) => what,
     };
@@ -193,7 +193,7 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
             attempts = failures,
             "a callback is given up: {what}"
         );
-        return Ok(Fate::Done);
+        return Ok(DeliveryEnd::Done);
     }
     count(NoticeResult::Retried);
     let wait = context.settings.retry.delay(failures);
@@ -207,8 +207,8 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
     let notice = Notice { failures, ..notice };
     let rung = rung(wait);
     let message = outgoing(&notice, Route::Wait { lane, rung }, traceparent);
-    shift.publish(vec![message]).await?;
-    Ok(Fate::PutOff)
+    session.publish(vec![message]).await?;
+    Ok(DeliveryEnd::PutOff)
 }
 
 /// One request; an error, in words, unless the receiver says 2xx.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::POLL;
 use super::context::Context;
-use super::shift::Shift;
+use super::session::WorkerSession;
 use crate::metrics::LedgerStep;
 use crate::ports::{LedgerError, Outgoing, Publisher, Raised, Route, Store};
 
@@ -50,20 +50,20 @@ impl Sequence {
     /// more. However it ends, the session ends with it.
     pub(super) async fn keep<S: Store, T, P: Publisher>(
         mut self,
-        shift: Arc<Shift<S, T, P>>,
+        session: Arc<WorkerSession<S, T, P>>,
         rest: CancellationToken,
     ) {
-        let _halt = shift.halt.clone().drop_guard();
+        let _halt = session.halt.clone().drop_guard();
         let pausing = || rest.run_until_cancelled(tokio::time::sleep(POLL));
         while pausing().await.is_some() {
-            self.leave(&shift).await;
+            self.leave(&session).await;
         }
-        self.leave(&shift).await;
+        self.leave(&session).await;
     }
 
     /// Leaves the sequence with the broker, unless the number there covers all that is recorded.
-    async fn leave<S: Store, T, P: Publisher>(&mut self, shift: &Shift<S, T, P>) {
-        let context = &*shift.context;
+    async fn leave<S: Store, T, P: Publisher>(&mut self, session: &WorkerSession<S, T, P>) {
+        let context = &*session.context;
         if self.seen == 0 && self.recorded == context.recorded() {
             return;
         }
@@ -78,6 +78,6 @@ impl Sequence {
             traceparent: None,
         };
         // Not repeated: the next number takes its place.
-        let _ = shift.publisher.publish(vec![message]).await;
+        let _ = session.publisher.publish(vec![message]).await;
     }
 }

@@ -17,7 +17,7 @@ const IDLE_MS: u64 = 60_000;
 
 /// The targets that stand still, as far as the log says.
 #[derive(Debug, Default)]
-pub(super) struct Standings(Mutex<HashMap<String, Stopped>>);
+pub(super) struct TargetStandstills(Mutex<HashMap<String, Stopped>>);
 
 #[derive(Debug)]
 struct Stopped {
@@ -34,7 +34,7 @@ enum Line {
     Moves { seconds: u64 },
 }
 
-impl Standings {
+impl TargetStandstills {
     /// Takes note of how a target stands now; often, for what passes by itself.
     pub(super) fn note(&self, target: &str, park: Option<&Park>, answered_ms: u64, now_ms: u64) {
         match (self.change(target, park, answered_ms, now_ms), park) {
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn an_outage_is_two_lines_however_often_the_target_is_tried() {
-        let standings = Standings::default();
+        let standings = TargetStandstills::default();
         let mut now = 1_000_000;
         let mut lines = Vec::new();
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn another_reason_is_another_line() {
-        let standings = Standings::default();
+        let standings = TargetStandstills::default();
         let of = |reason| standings.change("im", Some(&park(reason, 1_000, 5)), 0, 1_000);
         let line = Some(Line::Stops { seconds: 5 });
         assert_eq!(of(ParkReason::Breaker), line);
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_target_that_nobody_calls_is_called_moving_after_a_while() {
-        let standings = Standings::default();
+        let standings = TargetStandstills::default();
         let park = park(ParkReason::Throttled, 0, 1);
         standings.change("im", Some(&park), 0, 0);
         assert_eq!(standings.change("im", None, 0, 1_000), None);

@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::shift::Shift;
+use super::session::WorkerSession;
 use crate::clock::now_ms;
 use crate::domain::directive::{Directive, Scope};
 use crate::error::chain;
@@ -23,28 +23,28 @@ const ROUND_MAX: Duration = Duration::from_secs(60);
 const DIRECTIVES: usize = 100;
 
 /// Sweeps until the shift ends.
-pub(super) async fn sweep<B: Broker, S: Store, T, P: Publisher>(shift: &Shift<S, T, P>, broker: B) {
-    let quiet = shift.context.settings.abandoned_after;
+pub(super) async fn sweep<B: Broker, S: Store, T, P: Publisher>(session: &WorkerSession<S, T, P>, broker: B) {
+    let quiet = session.context.settings.abandoned_after;
     let pause = (quiet / 8).min(ROUND_MAX);
     let mut looked_at = HashSet::new();
     loop {
         let pausing = tokio::time::sleep(pause);
-        if shift.halt.run_until_cancelled(pausing).await.is_none() {
+        if session.halt.run_until_cancelled(pausing).await.is_none() {
             return;
         }
-        if round(shift, &broker, quiet).await.is_err() {
+        if round(session, &broker, quiet).await.is_err() {
             return;
         }
-        forget_directives(shift, &mut looked_at).await;
+        forget_directives(session, &mut looked_at).await;
     }
 }
 
 async fn round<B: Broker, S: Store, T, P: Publisher>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     broker: &B,
     quiet: Duration,
 ) -> Result<(), Lost> {
-    let context = &*shift.context;
+    let context = &*session.context;
     // Not repeated: the next round comes soon.
     let found = context.store.quiet(quiet);
     let found = context.try_step(LedgerStep::Sweep, found).await;
@@ -60,11 +60,11 @@ async fn round<B: Broker, S: Store, T, P: Publisher>(
         }
     };
     for record in found {
-        if shift.halt.is_cancelled() {
+        if session.halt.is_cancelled() {
             return Ok(());
         }
         if nothing_waits(&backlog, &record) {
-            end(shift, &record, quiet).await?;
+            end(session, &record, quiet).await?;
         }
     }
     Ok(())
@@ -77,11 +77,11 @@ fn nothing_waits(backlog: &Backlog, record: &JobRecord) -> bool {
 }
 
 async fn end<S: Store, T, P: Publisher>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     record: &JobRecord,
     quiet: Duration,
 ) -> Result<(), Lost> {
-    let context = &*shift.context;
+    let context = &*session.context;
     if record.state == JobState::Accepted {
         let withdraw = context.store.withdraw(record.job);
         let withdrawn = context.try_step(LedgerStep::Sweep, withdraw).await;
@@ -95,7 +95,7 @@ async fn end<S: Store, T, P: Publisher>(
         return Ok(());
     }
     let abandon = context.store.abandon(record.job, quiet);
-    let Ok(Some(standing)) = context.try_step(LedgerStep::Sweep, abandon).await else {
+    let Ok(Some(progress)) = context.try_step(LedgerStep::Sweep, abandon).await else {
         return Ok(());
     };
     context.metrics.job_abandoned();
@@ -104,8 +104,8 @@ async fn end<S: Store, T, P: Publisher>(
         "a job is ended of which nothing is left to deliver: outcomes that the ledger does not know \
          count as uncertain"
     );
-    match standing.finished && !standing.completed {
-        true => shift.complete(&record.into(), true).await,
+    match progress.finished && !progress.completed {
+        true => session.complete(&record.into(), true).await,
         false => Ok(()),
     }
 }
@@ -113,10 +113,10 @@ async fn end<S: Store, T, P: Publisher>(
 /// Lifts directives about jobs that are not known any more: a job that was cancelled is so for as long
 /// as it is known.
 async fn forget_directives<S: Store, T, P>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     looked_at: &mut HashSet<String>,
 ) {
-    let context = &*shift.context;
+    let context = &*session.context;
     let due: Vec<Directive> = {
         let directives = context.directives();
         let board = directives.borrow();

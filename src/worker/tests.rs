@@ -9,7 +9,7 @@ use crate::domain::schedule::Schedule;
 use crate::embedded::Engine;
 use crate::metrics::Metrics;
 use crate::ports::{
-    Backlog, Consumer, Delivery, Outgoing, PublishError, Publisher, Reply, Request, SendError,
+    Backlog, Consumer, Delivery, Outgoing, PublishError, Publisher, HttpReply, Request, SendError,
 };
 
 type Played = Context<crate::embedded::EmbeddedStore, Nowhere>;
@@ -90,7 +90,7 @@ impl Publisher for Nowhere {
 }
 
 impl Transport for Nowhere {
-    async fn send(&self, _: Request, _: Duration) -> Result<Reply, SendError> {
+    async fn send(&self, _: Request, _: Duration) -> Result<HttpReply, SendError> {
         unreachable!("nothing is sent")
     }
 }
@@ -169,13 +169,13 @@ async fn a_panic_of_a_session_is_counted_and_survived() {
 #[tokio::test]
 async fn a_panic_in_one_lane_ends_the_session() {
     let folder = Folder::new("lane");
-    let shift = Arc::new(Shift {
+    let session = Arc::new(WorkerSession {
         context: folder.context(),
         publisher: Nowhere,
         lost: CancellationToken::new(),
         halt: CancellationToken::new(),
     });
-    let halt = shift.halt.clone();
+    let halt = session.halt.clone();
     let lanes = Lane::all("im").enumerate().map(|(number, lane)| OpenLane {
         lane,
         consumer: BrokenConsumer {
@@ -183,7 +183,7 @@ async fn a_panic_in_one_lane_ends_the_session() {
             cancelled: false,
         },
     });
-    let work = tokio::spawn(lanes::work(shift, lanes.collect()));
+    let work = tokio::spawn(lanes::work(session, lanes.collect()));
     let panicked = work.await.unwrap_err();
     assert!(panicked.is_panic(), "{panicked}");
     let said = panicked.to_string();

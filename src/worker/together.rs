@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::context::Halted;
-use super::shift::Shift;
+use super::session::WorkerSession;
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
 use crate::domain::slice::{Head, Together};
@@ -54,18 +54,18 @@ pub(super) enum Turn {
 
 /// Asks whether all parts of a list are accepted.
 pub(super) async fn turn<S: Store, T, P>(
-    shift: &Shift<S, T, P>,
+    session: &WorkerSession<S, T, P>,
     head: &Head,
     part: &Together,
 ) -> Result<Turn, Halted> {
-    let context = &*shift.context;
+    let context = &*session.context;
     if context.complete.knows(head.id, &part.list) {
         return Ok(Turn::Go);
     }
     let age = Duration::from_millis(now_ms().saturating_sub(head.accepted_at_ms));
     let give_up = age > PATIENCE;
     let gathered = context
-        .step(LedgerStep::Gather, shift.halt.cancelled(), || {
+        .step(LedgerStep::Gather, session.halt.cancelled(), || {
             context.store.gather(head.id, part, give_up)
         })
         .await?;

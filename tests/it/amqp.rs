@@ -12,8 +12,8 @@ use bytes::Bytes;
 use fanwise::amqp::{Queue, Rabbit, RabbitSession, Settings};
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, BrokerError, Consumer, Delivery, KeptMessage, Lost, Outgoing, PublishError, Publisher,
-    Route, Session, Shelf, Shelves, Sifted, Source,
+    Broker, BrokerError, Consumer, Delivery, RetainedMessage, Lost, Outgoing, PublishError, Publisher,
+    Route, Session, RetainedQueue, RetainedQueues, Sifted, Source,
 };
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -87,10 +87,10 @@ async fn finish(rabbit: &Rabbit, session: RabbitSession) {
     rabbit.delete_all().await.unwrap();
 }
 
-async fn read_bodies(rabbit: &Rabbit, shelf: Shelf) -> Vec<KeptMessage> {
+async fn read_bodies(rabbit: &Rabbit, retained: RetainedQueue) -> Vec<RetainedMessage> {
     let mut kept = Vec::new();
     let shown = rabbit
-        .read(shelf, |message| {
+        .read(retained, |message| {
             kept.push(message);
             ControlFlow::Continue(())
         })
@@ -435,7 +435,7 @@ async fn promise_11_what_waits_for_no_lane_holds_up_no_retry() {
     delivery.ack().await.unwrap();
     let counted = moved.wait_for(|moved| moved.slices == 40);
     timeout(PATIENCE, counted).await.unwrap().unwrap();
-    let kept = read_bodies(&rabbit, Shelf::Rejected).await;
+    let kept = read_bodies(&rabbit, RetainedQueue::Rejected).await;
     assert_eq!(kept.len(), 40);
     for message in kept {
         let reason = &message.headers["fanwise-reason"];
@@ -748,7 +748,7 @@ async fn a_reader_of_dead_letters_leaves_without_a_word() {
     relay.keep();
     let reader = Rabbit::new(through).unwrap();
     let mut seen = 0;
-    let broken_off = reader.read(Shelf::Dead, |_| {
+    let broken_off = reader.read(RetainedQueue::Dead, |_| {
         seen += 1;
         match seen {
             550 => ControlFlow::Break(()),
@@ -772,7 +772,7 @@ async fn reading_dead_letters_leaves_them_in_place() {
     let letters = (0..1234).map(|n| dead_letter(&n.to_string())).collect();
     session.publisher().publish(letters).await.unwrap();
 
-    let first = read_bodies(&rabbit, Shelf::Dead).await;
+    let first = read_bodies(&rabbit, RetainedQueue::Dead).await;
     assert_eq!(first.len(), 1234);
     assert_eq!(first[0].routing_key, "shop.wk");
     let ids: BTreeSet<_> = first
@@ -782,7 +782,7 @@ async fn reading_dead_letters_leaves_them_in_place() {
     assert!(ids.len() == 1234 && ids.contains("id-7"));
     // More than 20 times: RabbitMQ 4 drops a message then, unless told otherwise.
     for _ in 0..25 {
-        let again = read_bodies(&rabbit, Shelf::Dead).await;
+        let again = read_bodies(&rabbit, RetainedQueue::Dead).await;
         assert!(again == first, "not the same, or in another order");
     }
 
@@ -791,7 +791,7 @@ async fn reading_dead_letters_leaves_them_in_place() {
     let (leave, left) = std::sync::mpsc::channel::<()>();
     let reader = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(other.read(Shelf::Dead, move |_| {
+        runtime.block_on(other.read(RetainedQueue::Dead, move |_| {
             entered.send(()).unwrap();
             left.recv().unwrap();
             ControlFlow::Break(())
@@ -799,7 +799,7 @@ async fn reading_dead_letters_leaves_them_in_place() {
     });
     inside.recv().unwrap();
     let second = rabbit
-        .read(Shelf::Dead, |_| ControlFlow::Continue(()))
+        .read(RetainedQueue::Dead, |_| ControlFlow::Continue(()))
         .await;
     let Err(BrokerError::Refused { what, .. }) = second else {
         panic!("{second:?}")
@@ -808,14 +808,14 @@ async fn reading_dead_letters_leaves_them_in_place() {
     leave.send(()).unwrap();
     assert_eq!(reader.await.unwrap().unwrap(), 1);
 
-    let odd = |message: &KeptMessage| message.body.last().unwrap() % 2 == 1;
-    let remove_odd = |message: KeptMessage| match odd(&message) {
+    let odd = |message: &RetainedMessage| message.body.last().unwrap() % 2 == 1;
+    let remove_odd = |message: RetainedMessage| match odd(&message) {
         true => Sifted::Remove,
         false => Sifted::Keep,
     };
-    let sifting = rabbit.sift(Shelf::Dead, remove_odd).await.unwrap();
+    let sifting = rabbit.sift(RetainedQueue::Dead, remove_odd).await.unwrap();
     assert_eq!((sifting.shown, sifting.removed), (1234, 617));
-    let rest = read_bodies(&rabbit, Shelf::Dead).await;
+    let rest = read_bodies(&rabbit, RetainedQueue::Dead).await;
     assert_eq!(rest.len(), 617);
     assert!(!rest.iter().any(odd));
     finish(&rabbit, session).await;

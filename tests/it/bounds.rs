@@ -180,12 +180,12 @@ const DOORS: [&str; 4] = [
 async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
     let place = Place::shared("bounds-bodies", "").await;
     // Without credentials nobody's body is waited for.
-    for door in DOORS {
-        let mut request = head(door, "operationID: 1\r\nConnection: close\r\n");
+    for endpoint in DOORS {
+        let mut request = head(endpoint, "operationID: 1\r\nConnection: close\r\n");
         request.extend(b"Content-Length: 100\r\n\r\n");
         let refused = place.raw(&request).await;
-        assert_ne!(refused.status, 408, "{door} waits: {refused:?}");
-        assert!(!refused.body.contains("slow"), "{door} waits: {refused:?}");
+        assert_ne!(refused.status, 408, "{endpoint} waits: {refused:?}");
+        assert!(!refused.body.contains("slow"), "{endpoint} waits: {refused:?}");
     }
     // Room is counted in bytes: small chunks cost what they weigh.
     let mut request = head("/message/send", "token: door-token\r\n");
@@ -467,7 +467,7 @@ async fn promise_11_an_idle_connection_of_http_2_is_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn web_pages_and_other_hosts_need_credentials() {
-    let doors = r#"
+    let endpoints = r#"
         [apps.default]
         target = "im"
         [apps.default.wukongim]
@@ -482,8 +482,8 @@ async fn web_pages_and_other_hosts_need_credentials() {
     let url = format!("http://{}/", backend.local_addr().unwrap());
     let takes_all = Router::new().fallback(|| async { "" });
     tokio::spawn(async move { axum::serve(backend, takes_all).await });
-    let doors = format!("{doors}url = {url:?}\n");
-    let place = Place::new("bounds-pages", "", &doors).await;
+    let endpoints = format!("{endpoints}url = {url:?}\n");
+    let place = Place::new("bounds-pages", "", &endpoints).await;
     let text = ("Content-Type", "text/plain");
     let page = ("Origin", "http://evil.example");
     let fetch = ("Sec-Fetch-Site", "cross-site");
@@ -573,9 +573,9 @@ async fn what_is_refused_is_told_shortly_and_wrong_tokens_slowly() {
         assert_eq!(refused.status, 415, "{refused:?}");
         assert!(refused.body.contains("uncompressed"), "{refused:?}");
     }
-    let door = ("token", "door-token");
+    let endpoint = ("token", "door-token");
     let refused = place
-        .ask("POST /message/send", &[door, json, gzip], "x")
+        .ask("POST /message/send", &[endpoint, json, gzip], "x")
         .await;
     assert!(refused.body.contains("uncompressed"), "{refused:?}");
     let told: Value = serde_json::from_str(&refused.body).unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fanwise::amqp::{Rabbit, Settings};
 use fanwise::domain::lane::Priority;
-use fanwise::ports::{Broker, Consumer, KeptMessage, Moved, Session, Shelf, Shelves, Source};
+use fanwise::ports::{Broker, Consumer, RetainedMessage, Moved, Session, RetainedQueue, RetainedQueues, Source};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
@@ -55,13 +55,13 @@ fn odd_properties() -> Vec<Vec<(u16, Vec<u8>)>> {
     all
 }
 
-async fn shelf(rabbit: &Rabbit) -> Vec<KeptMessage> {
+async fn retained(rabbit: &Rabbit) -> Vec<RetainedMessage> {
     let mut kept = Vec::new();
     let visit = |message| {
         kept.push(message);
         ControlFlow::Continue(())
     };
-    rabbit.read(Shelf::Rejected, visit).await.unwrap();
+    rabbit.read(RetainedQueue::Rejected, visit).await.unwrap();
     kept
 }
 
@@ -108,7 +108,7 @@ async fn promise_11_no_property_ends_a_session() {
     assert!(!session.lost().is_cancelled());
     session.close().await;
 
-    let kept = shelf(&rabbit).await;
+    let kept = retained(&rabbit).await;
     assert_eq!(kept.len(), odd.len());
     for message in &kept {
         assert!(message.body.starts_with(b"odd"));
@@ -145,7 +145,7 @@ async fn promise_11_messages_straight_on_the_shelf_can_be_read() {
             .await;
     }
     for _ in 0..2 {
-        let kept = shelf(&rabbit).await;
+        let kept = retained(&rabbit).await;
         assert_eq!(kept.len(), odd_properties().len());
         assert!(kept.iter().all(|it| it.routing_key == r"\xffk"));
     }
@@ -177,7 +177,7 @@ async fn promise_1_a_job_that_expires_unseen_is_kept_and_counted() {
     let counted = timeout(BOUND, moved.wait_for(|moved| moved.jobs > 0)).await;
     assert_eq!(*counted.unwrap().unwrap(), expected);
     session.close().await;
-    let kept = shelf(&rabbit).await;
+    let kept = retained(&rabbit).await;
     assert_eq!(kept.len(), 2);
     let expired = kept.iter().find(|it| &it.body[..] == b"a job").unwrap();
     let reason = &expired.headers["fanwise-reason"];
@@ -301,7 +301,7 @@ async fn promise_11_a_slice_that_is_not_in_its_place_is_rejected() {
         ..Settings::new(world.amqp.clone())
     };
     let rabbit = Rabbit::new(settings).unwrap();
-    let reasons: Vec<_> = shelf(&rabbit)
+    let reasons: Vec<_> = retained(&rabbit)
         .await
         .into_iter()
         .map(|kept| kept.headers["fanwise-reason"].clone())
@@ -315,11 +315,11 @@ async fn promise_11_a_slice_that_is_not_in_its_place_is_rejected() {
         assert!(reasons.iter().any(|it| it.contains(part)), "{reasons:?}");
     }
     let mut letters = Vec::new();
-    let visit = |letter: KeptMessage| {
+    let visit = |letter: RetainedMessage| {
         letters.push(String::from_utf8_lossy(&letter.body).into_owned());
         ControlFlow::Continue(())
     };
-    rabbit.read(Shelf::Dead, visit).await.unwrap();
+    rabbit.read(RetainedQueue::Dead, visit).await.unwrap();
     assert_eq!(letters.len(), 1);
     assert!(
         letters[0].contains("between one pair of braces"),

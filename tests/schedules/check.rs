@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use fanwise::domain::announce::{DeadLetter, DeadRecipient};
 use fanwise::domain::ids::Fingerprinter;
 use fanwise::domain::outcome::{OnUncertain, Outcome};
-use fanwise::ports::{ClaimState, JobState, KeptMessage, Ledger as _, Shelf, Shelves as _};
+use fanwise::ports::{ClaimState, JobState, RetainedMessage, Ledger as _, RetainedQueue, RetainedQueues as _};
 
 use crate::play::{SECRET, World};
 
@@ -16,11 +16,11 @@ pub(crate) async fn check(world: &World) -> Vec<String> {
     if !world.broker.is_empty() {
         wrong.push("something is left in a queue, on the ladder or unacked".to_owned());
     }
-    let rejected = |message: KeptMessage| {
+    let rejected = |message: RetainedMessage| {
         wrong.push(format!("rejected: {}", message.headers["fanwise-reason"]));
         ControlFlow::Continue(())
     };
-    world.broker.read(Shelf::Rejected, rejected).await.unwrap();
+    world.broker.read(RetainedQueue::Rejected, rejected).await.unwrap();
     let letters = letters(world).await;
     for job in 0..world.plan.jobs() {
         for what in check_job(world, job, &letters).await {
@@ -35,14 +35,14 @@ type Letters = BTreeMap<(String, String), DeadRecipient>;
 /// The last dead letter of each recipient: it is the truth.
 async fn letters(world: &World) -> Letters {
     let mut letters = Letters::new();
-    let note = |message: KeptMessage| {
+    let note = |message: RetainedMessage| {
         let letter: DeadLetter = serde_json::from_slice(&message.body).unwrap();
         for dead in letter.recipients {
             letters.insert((letter.job.clone(), dead.recipient.clone()), dead);
         }
         ControlFlow::Continue(())
     };
-    world.broker.read(Shelf::Dead, note).await.unwrap();
+    world.broker.read(RetainedQueue::Dead, note).await.unwrap();
     letters
 }
 

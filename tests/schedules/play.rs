@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::check;
-use crate::memory::{Course, Fate, Fault, MemoryBroker, MemoryStore, Way};
+use crate::memory::{Course, FaultPlan, Fault, MemoryBroker, MemoryStore, Way};
 use crate::plan::{Order, Plan, Submission};
 use crate::system::{Im, Moods, Reaction, System, Wire};
 
@@ -121,7 +121,7 @@ impl Moods for World {
         let rng = &mut self.chance().rng;
         let takes = Duration::from_micros(rng.u64(500..30_000));
         if calm || rng.u32(..1000) >= odds {
-            return (Reaction::Answer, takes);
+            return (Reaction::TargetAnswer, takes);
         }
         let reactions = [
             Reaction::Partly,
@@ -170,7 +170,7 @@ impl Process {
     }
 }
 
-impl Fate for Process {
+impl FaultPlan for Process {
     fn course(&self, step: &'static str) -> Course {
         let (calm, odds) = (self.world.calm(), self.world.plan.odds);
         let mut chance = self.world.chance();
@@ -301,7 +301,7 @@ impl Place {
             });
             let drain = end.child_token();
             *self.process.lock().unwrap() = Some((Arc::clone(&process), drain.clone()));
-            let way = Way::with(Arc::clone(&process) as Arc<dyn Fate>);
+            let way = Way::with(Arc::clone(&process) as Arc<dyn FaultPlan>);
             let context = Arc::new(context(world, &way));
             let worker = Worker::new(world.broker.on(way), context);
             world.note(format_args!("{name}: starts"));

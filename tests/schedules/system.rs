@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwise::domain::fields::Problem;
 use fanwise::domain::mapping::{Feature, Mapping};
-use fanwise::domain::outcome::{Answer, Class, Verdict};
+use fanwise::domain::outcome::{TargetAnswer, Class, Verdict};
 use fanwise::domain::slice::Head;
-use fanwise::ports::{Calls, Profile, Reply, Request, SendError, Target, Transport};
+use fanwise::ports::{Calls, Profile, HttpReply, Request, SendError, Target, Transport};
 use http::{HeaderMap, Method};
 
 use crate::memory::Way;
@@ -35,7 +35,7 @@ pub(crate) struct Log {
 /// How a call goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reaction {
-    Answer,
+    TargetAnswer,
     /// With some recipients told to come again.
     Partly,
     TooFast,
@@ -110,8 +110,8 @@ fn unknown(code: &'static str) -> SendError {
     SendError::Unknown { what, code }
 }
 
-fn reply(status: u16, body: Vec<u8>) -> Reply {
-    Reply {
+fn reply(status: u16, body: Vec<u8>) -> HttpReply {
+    HttpReply {
         status,
         headers: HeaderMap::new(),
         body: body.into(),
@@ -119,7 +119,7 @@ fn reply(status: u16, body: Vec<u8>) -> Reply {
 }
 
 impl Transport for Wire {
-    async fn send(&self, request: Request, timeout: Duration) -> Result<Reply, SendError> {
+    async fn send(&self, request: Request, timeout: Duration) -> Result<HttpReply, SendError> {
         let (reaction, takes) = self.moods.reaction();
         // Before anything leaves the process may stand still or die, and after it too.
         if self.way.step("send", || ()).await.is_err() {
@@ -132,7 +132,7 @@ impl Transport for Wire {
         ));
         let sent = async {
             match reaction {
-                Reaction::Answer | Reaction::Partly => {
+                Reaction::TargetAnswer | Reaction::Partly => {
                     let answers = self.carry_out(&request.body, reaction == Reaction::Partly);
                     tokio::time::sleep(takes).await;
                     Ok(reply(200, answers))
@@ -219,16 +219,16 @@ impl Calls for Texts {
         }
     }
 
-    fn read(&self, _: &[&str], reply: &Reply) -> Verdict {
-        let all = |class, code: &'static str| Verdict::All(Answer::new(class, code, code));
+    fn read(&self, _: &[&str], reply: &HttpReply) -> Verdict {
+        let all = |class, code: &'static str| Verdict::All(TargetAnswer::new(class, code, code));
         match reply.status {
             429 => all(Class::Throttled, "429"),
             503 => all(Class::Transient, "503"),
             _ => {
                 let answers = reply.body.iter().map(|letter| match *letter {
-                    DONE => Answer::done(),
-                    NO_SUCH_USER => Answer::new(Class::Permanent, "404", "no such user"),
-                    _ => Answer::new(Class::Transient, "busy", "come again"),
+                    DONE => TargetAnswer::done(),
+                    NO_SUCH_USER => TargetAnswer::new(Class::Permanent, "404", "no such user"),
+                    _ => TargetAnswer::new(Class::Transient, "busy", "come again"),
                 });
                 Verdict::Each(answers.collect())
             }

@@ -2,7 +2,7 @@
 //!
 //! [`Faults`] is the settings: what the flags set at start, what `GET /_mock/faults` shows and what
 //! `POST /_mock/faults` changes. `Chooser` holds them while the server runs and decides the
-//! `Fate` of each request.
+//! `CallPlan` of each request.
 //!
 //! The choice for the n-th request depends on the seed and on n only, so a run that sends the same
 //! requests in the same order meets the same faults. Whether a user is refused depends on the seed
@@ -462,7 +462,7 @@ impl Refusal {
 
 /// What happens to one request.
 #[derive(Clone, Debug)]
-pub(super) struct Fate {
+pub(super) struct CallPlan {
     pub(super) fault: Option<FaultKind>,
     pub(super) latency: Duration,
     pub(super) retry_after: u32,
@@ -508,12 +508,12 @@ impl Chooser {
     }
 
     /// The fate of request `number`, when `accepted` messages have been accepted so far.
-    pub(super) fn draw(&mut self, number: u64, accepted: u64, now: Instant) -> Fate {
+    pub(super) fn draw(&mut self, number: u64, accepted: u64, now: Instant) -> CallPlan {
         // The odd constant (2^64 / golden ratio) spreads neighbouring numbers over all seeds.
         let seed = self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut rng = fastrand::Rng::with_seed(seed);
         let latency = self.faults.latency.as_ref();
-        let mut fate = Fate {
+        let mut plan = CallPlan {
             fault: None,
             latency: latency.map_or(Duration::ZERO, |latency| latency.draw(&mut rng)),
             retry_after: self.faults.retry_after,
@@ -521,12 +521,12 @@ impl Chooser {
             refusal: Arc::clone(&self.refusal),
         };
         if let Some(retry_after) = self.burst(accepted, now) {
-            fate.fault = Some(FaultKind::Burst429);
-            fate.retry_after = retry_after;
+            plan.fault = Some(FaultKind::Burst429);
+            plan.retry_after = retry_after;
         } else {
-            fate.fault = self.strike(seed);
+            plan.fault = self.strike(seed);
         }
-        fate
+        plan
     }
 
     /// The `Retry-After` of the burst, if it is on now. Clears a burst that is over.

@@ -67,7 +67,7 @@ pub use state::Stats;
 pub use wukongim::{Login, Version};
 pub use yunxin::{FailedKey, YunxinSettings};
 
-use faults::Fate;
+use faults::CallPlan;
 use reply::{Answer, Cut, ReplyBody};
 use state::State;
 
@@ -337,13 +337,13 @@ impl System {
         }
     }
 
-    fn answer(self, state: &State, call: &Call, fate: &Fate) -> Answer {
+    fn answer(self, state: &State, call: &Call, plan: &CallPlan) -> Answer {
         match self {
-            System::Wukongim => wukongim::answer(state, call, fate),
-            System::Openim => openim::answer(state, call, fate),
-            System::Webhook => webhook::answer(state, call, fate),
-            System::Netease => netease::answer(state, call, fate),
-            System::Yunxin => yunxin::answer(state, call, fate),
+            System::Wukongim => wukongim::answer(state, call, plan),
+            System::Openim => openim::answer(state, call, plan),
+            System::Webhook => webhook::answer(state, call, plan),
+            System::Netease => netease::answer(state, call, plan),
+            System::Yunxin => yunxin::answer(state, call, plan),
         }
     }
 
@@ -409,49 +409,49 @@ async fn handle(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     if let Some(answer) = control::answer(&state, &call) {
         return Ok(answer.whole());
     }
-    let fate = state.next_fate();
-    let answer = if fate.latency.is_zero() {
-        play(&state, &call, &fate)
+    let plan = state.next_plan();
+    let answer = if plan.latency.is_zero() {
+        play(&state, &call, &plan)
     } else {
-        play_late(&state, call, fate.clone()).await?
+        play_late(&state, call, plan.clone()).await?
     };
-    deliver(&state, fate, answer).await
+    deliver(&state, plan, answer).await
 }
 
 /// Plays after the latency, even when the client has given up by then: so do real servers, and it
 /// is what makes a timeout doubtful.
-async fn play_late(state: &Arc<State>, call: Call, fate: Fate) -> Result<Answer, Cut> {
+async fn play_late(state: &Arc<State>, call: Call, plan: CallPlan) -> Result<Answer, Cut> {
     let own = Arc::clone(state);
     let playing = state.late.spawn(async move {
-        tokio::time::sleep(fate.latency).await;
-        play(&own, &call, &fate)
+        tokio::time::sleep(plan.latency).await;
+        play(&own, &call, &plan)
     });
     playing.await.map_err(|_| Cut::Close)
 }
 
 /// What is answered, and accepted. Nothing is accepted when a fault strikes before.
-fn play(state: &State, call: &Call, fate: &Fate) -> Answer {
+fn play(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     let system = System::of(call.parts.uri.path());
-    let answer = match fate.fault {
-        Some(kind) if kind.strikes_before_accepting() => struck(state, system, kind, fate),
+    let answer = match plan.fault {
+        Some(kind) if kind.strikes_before_accepting() => struck(state, system, kind, plan),
         Some(FaultKind::ErrorAfter) => {
-            let answer = system.answer(state, call, fate);
+            let answer = system.answer(state, call, plan);
             system.failed_after(state, answer)
         }
-        _ => system.answer(state, call, fate),
+        _ => system.answer(state, call, plan),
     };
     state::count(&state.counters.played, 1);
     answer
 }
 
-fn struck(state: &State, system: System, kind: FaultKind, fate: &Fate) -> Answer {
+fn struck(state: &State, system: System, kind: FaultKind, plan: &CallPlan) -> Answer {
     match kind {
         FaultKind::Burst429 | FaultKind::Error429 => {
             let status = StatusCode::TOO_MANY_REQUESTS;
             let answer = system.failure(state, status, "too many requests");
             // Systems that answer with a code of their own in a 200 name no time.
             if answer.status == status {
-                answer.with_retry_after(fate.retry_after)
+                answer.with_retry_after(plan.retry_after)
             } else {
                 answer
             }
@@ -482,15 +482,15 @@ fn struck(state: &State, system: System, kind: FaultKind, fate: &Fate) -> Answer
 }
 
 /// Sends the answer as the fault lets it through.
-async fn deliver(state: &State, fate: Fate, answer: Answer) -> Result<Response<ReplyBody>, Cut> {
-    match fate.fault {
+async fn deliver(state: &State, plan: CallPlan, answer: Answer) -> Result<Response<ReplyBody>, Cut> {
+    match plan.fault {
         Some(FaultKind::Hang | FaultKind::ReplyLost) => {
             state.stop.cancelled().await;
             Err(Cut::Close)
         }
         Some(FaultKind::ResetBefore | FaultKind::ResetAfter) => Err(Cut::Reset),
         Some(FaultKind::ReplyClosed) => Err(Cut::Close),
-        Some(FaultKind::SlowBody) => Ok(answer.dribbled(fate.slow_pace, state.stop.clone())),
+        Some(FaultKind::SlowBody) => Ok(answer.dribbled(plan.slow_pace, state.stop.clone())),
         Some(FaultKind::HalfBody) => Ok(answer.halved()),
         Some(FaultKind::BadJson) => Ok(answer.broken().whole()),
         Some(

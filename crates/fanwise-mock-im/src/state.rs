@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::directory::Directory;
-use super::faults::{Chooser, Fate, FaultKind, Faults, FaultsError};
+use super::faults::{Chooser, CallPlan, FaultKind, Faults, FaultsError};
 use super::log::{Book, Entry, LogFile, Shards};
 use super::webhook::KnownKey;
 use super::wukongim::{Login, Stored, Version};
@@ -98,15 +98,15 @@ pub(super) struct State {
     pub(super) directory: Directory,
     /// WuKongIM v3: who may log in to the manager; without it the manager is open.
     pub(super) manager: Option<Login>,
-    pub(super) openim: openim::Shelf,
+    pub(super) openim: openim::OpenimState,
     pub(super) counters: Counters,
     pub(super) book: Book,
     /// WuKongIM v3: what a (channel, from_uid, client_msg_no) was answered.
     pub(super) stored: Shards<HashMap<u128, Stored>>,
     /// Webhook: what an idempotency key was answered.
     pub(super) known_keys: Shards<HashMap<u128, Arc<KnownKey>>>,
-    pub(super) netease: netease::Desk,
-    pub(super) yunxin: yunxin::Desk,
+    pub(super) netease: netease::NeteaseState,
+    pub(super) yunxin: yunxin::YunxinState,
     /// Cancelled when the server stops: ends whatever would wait for ever.
     pub(super) stop: CancellationToken,
     /// Requests that are handled late, whether or not their client still waits.
@@ -132,13 +132,13 @@ impl State {
             webhook_idempotent: settings.webhook_idempotent,
             directory: Directory::new(settings.users),
             manager: settings.wukongim_manager,
-            openim: openim::Shelf::new(settings.openim),
+            openim: openim::OpenimState::new(settings.openim),
             counters: Counters::default(),
             book: Book::new(settings.keep),
             stored: Shards::new(),
             known_keys: Shards::new(),
-            netease: netease::Desk::new(settings.netease),
-            yunxin: yunxin::Desk::new(settings.yunxin, settings.seed),
+            netease: netease::NeteaseState::new(settings.netease),
+            yunxin: yunxin::YunxinState::new(settings.yunxin, settings.seed),
             stop: CancellationToken::new(),
             late: TaskTracker::new(),
             chooser: Mutex::new(Chooser::new(settings.faults, settings.seed)),
@@ -164,14 +164,14 @@ impl State {
     }
 
     /// Counts the request and decides what happens to it.
-    pub(super) fn next_fate(&self) -> Fate {
+    pub(super) fn next_plan(&self) -> CallPlan {
         let number = self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let accepted = self.accepted();
-        let fate = self.chooser().draw(number, accepted, Instant::now());
-        if let Some(kind) = fate.fault {
+        let plan = self.chooser().draw(number, accepted, Instant::now());
+        if let Some(kind) = plan.fault {
             count(&self.counters.faults[kind as usize], 1);
         }
-        fate
+        plan
     }
 
     /// A new message id and sequence number.
@@ -181,8 +181,8 @@ impl State {
     }
 
     /// True when the user is refused; counted.
-    pub(super) fn refuses(&self, fate: &Fate, uid: &str) -> bool {
-        let refused = fate.refusal.applies_to(uid);
+    pub(super) fn refuses(&self, plan: &CallPlan, uid: &str) -> bool {
+        let refused = plan.refusal.applies_to(uid);
         if refused {
             count(&self.counters.refused, 1);
         }
@@ -194,21 +194,21 @@ impl State {
     pub(super) fn record(
         &self,
         origin: &Origin,
-        fate: &Fate,
+        plan: &CallPlan,
         receipts: Vec<Receipt>,
     ) -> io::Result<()> {
-        self.record_as(origin, fate, receipts, None)
+        self.record_as(origin, plan, receipts, None)
     }
 
     /// The same, where `message` and the recipient show what was accepted before.
     pub(super) fn record_as(
         &self,
         origin: &Origin,
-        fate: &Fate,
+        plan: &CallPlan,
         receipts: Vec<Receipt>,
         message: Option<&str>,
     ) -> io::Result<()> {
-        if fate.fault == Some(FaultKind::LostAfter200) || receipts.is_empty() {
+        if plan.fault == Some(FaultKind::LostAfter200) || receipts.is_empty() {
             return Ok(());
         }
         let entries = entries(origin, receipts);

@@ -14,7 +14,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::faults::{Fate, FaultKind};
+use super::faults::{CallPlan, FaultKind};
 use super::log::{fingerprint, shown_payload};
 use super::reply::Answer;
 use super::state::{Origin, Receipt, State, count};
@@ -60,7 +60,7 @@ impl Post {
 }
 
 /// Answers a request to `/hook` or below it.
-pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
+pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     if call.parts.method != Method::POST {
         return failure(StatusCode::METHOD_NOT_ALLOWED, "method", "POST only");
     }
@@ -78,10 +78,10 @@ pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
         sync_once: false,
         unnumbered: post.client_msg_no.is_empty(),
     };
-    let lost = fate.fault == Some(FaultKind::LostAfter200);
+    let lost = plan.fault == Some(FaultKind::LostAfter200);
     match call.header("idempotency-key") {
-        Some(key) if state.webhook_idempotent && !lost => once(state, fate, &origin, &post, key),
-        _ => accept(state, fate, &origin, &post).answer,
+        Some(key) if state.webhook_idempotent && !lost => once(state, plan, &origin, &post, key),
+        _ => accept(state, plan, &origin, &post).answer,
     }
 }
 
@@ -90,7 +90,7 @@ pub(super) fn failure(status: StatusCode, code: &str, message: &str) -> Answer {
     Answer::json(status, &json!({ "code": code, "message": message }))
 }
 
-fn once(state: &State, fate: &Fate, origin: &Origin, post: &Post, key: &str) -> Answer {
+fn once(state: &State, plan: &CallPlan, origin: &Origin, post: &Post, key: &str) -> Answer {
     let fingerprint = fingerprint(&[key.as_bytes()]);
     let known = {
         let mut keys = state.known_keys.lock(fingerprint);
@@ -99,7 +99,7 @@ fn once(state: &State, fate: &Fate, origin: &Origin, post: &Post, key: &str) -> 
     let mut is_first = false;
     let first = known.0.get_or_init(|| {
         is_first = true;
-        accept(state, fate, origin, post)
+        accept(state, plan, origin, post)
     });
     if is_first {
         return first.answer.clone();
@@ -109,10 +109,10 @@ fn once(state: &State, fate: &Fate, origin: &Origin, post: &Post, key: &str) -> 
         let message = "the key was used for another request";
         return failure(StatusCode::UNPROCESSABLE_ENTITY, "key_reused", message);
     }
-    replay(state, fate, origin, post, first)
+    replay(state, plan, origin, post, first)
 }
 
-fn replay(state: &State, fate: &Fate, origin: &Origin, post: &Post, first: &First) -> Answer {
+fn replay(state: &State, plan: &CallPlan, origin: &Origin, post: &Post, first: &First) -> Answer {
     let again = |(recipient, message_id, message_seq): &(String, i64, u64)| Receipt {
         recipient: recipient.clone(),
         client_msg_no: post.client_msg_no.clone(),
@@ -121,17 +121,17 @@ fn replay(state: &State, fate: &Fate, origin: &Origin, post: &Post, first: &Firs
         replay: true,
     };
     let receipts = first.accepted.iter().map(again).collect();
-    match state.record(origin, fate, receipts) {
+    match state.record(origin, plan, receipts) {
         Ok(()) => first.answer.clone(),
         Err(_) => unlogged(),
     }
 }
 
-fn accept(state: &State, fate: &Fate, origin: &Origin, post: &Post) -> First {
+fn accept(state: &State, plan: &CallPlan, origin: &Origin, post: &Post) -> First {
     let (refused, taken): (Vec<&String>, Vec<&String>) = post
         .recipients
         .iter()
-        .partition(|uid| state.refuses(fate, uid));
+        .partition(|uid| state.refuses(plan, uid));
     let accepted: Vec<_> = taken
         .into_iter()
         .map(|uid| {
@@ -147,7 +147,7 @@ fn accept(state: &State, fate: &Fate, origin: &Origin, post: &Post) -> First {
         replay: false,
     };
     let receipts = accepted.iter().map(receipt).collect();
-    let answer = match state.record(origin, fate, receipts) {
+    let answer = match state.record(origin, plan, receipts) {
         Ok(()) if post.packed => packed(&refused),
         Ok(()) if refused.is_empty() => Answer::json(StatusCode::OK, &json!({ "ok": true })),
         Ok(()) => failure(StatusCode::GONE, "gone", "user refused"),

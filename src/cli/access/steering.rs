@@ -8,19 +8,19 @@ use crate::domain::directive::Scope;
 use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::steer::CONFIGURED;
-use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, Told};
+use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, DirectiveNote};
 
 impl Access {
     /// Carries out a command, and tells what stands then.
     pub(in crate::cli) async fn steer(
         &self,
         command: &Command,
-        told: &Told,
+        note: &DirectiveNote,
     ) -> Result<Steered, Failure> {
         match self {
             Self::Direct(direct) => {
                 let (store, facts) = (direct.ledger()?, &direct.facts);
-                let steered = steer::carry_out(store, facts, command, told, now_ms()).await;
+                let steered = steer::carry_out(store, facts, command, note, now_ms()).await;
                 steered.map_err(|error| {
                     let exit = match error {
                         SteerError::TooLate(_) => Exit::BadInput,
@@ -29,7 +29,7 @@ impl Access {
                     Failure::new(exit, error)
                 })
             }
-            Self::Server(server) => server.steer(command, told).await,
+            Self::Server(server) => server.steer(command, note).await,
         }
     }
 
@@ -53,12 +53,12 @@ impl Access {
 }
 
 impl Server {
-    async fn steer(&self, command: &Command, told: &Told) -> Result<Steered, Failure> {
+    async fn steer(&self, command: &Command, note: &DirectiveNote) -> Result<Steered, Failure> {
         let subject = command.subject();
         let mut body = serde_json::json!({
-            "reason": told.reason,
-            "author": told.author,
-            "expires_in": told.expires_in.map(duration_text),
+            "reason": note.reason,
+            "author": note.author,
+            "expires_in": note.expires_in.map(duration_text),
         });
         if let Command::Rate(_, rate) = command {
             body["rate"] = rate

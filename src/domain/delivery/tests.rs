@@ -61,15 +61,15 @@ fn rules(on_uncertain: OnUncertain) -> Rules {
     }
 }
 
-fn answer(class: Class) -> Answer {
+fn answer(class: Class) -> TargetAnswer {
     match class {
-        Class::Done => Answer::done(),
-        class => Answer::new(class, class.as_str(), "said the target"),
+        Class::Done => TargetAnswer::done(),
+        class => TargetAnswer::new(class, class.as_str(), "said the target"),
     }
 }
 
-fn lost(_: usize) -> Answer {
-    Answer::new(Class::Uncertain, "lost", "a worker ended")
+fn lost(_: usize) -> TargetAnswer {
+    TargetAnswer::new(Class::Uncertain, "lost", "a worker ended")
 }
 
 fn no_delay(_: u32) -> Duration {
@@ -124,7 +124,7 @@ fn a_remainder_that_lost_somebody_never_closes_its_slice() {
     assert_eq!(delivery.missing(), 1);
     let rules = rules(OnUncertain::Hold);
     for call in claim_all(&mut delivery, ClaimState::Granted, rules) {
-        let done = Verdict::All(Answer::done());
+        let done = Verdict::All(TargetAnswer::done());
         delivery.answered(&call, &done, false, rules, no_delay);
     }
     let batch = delivery.batch();
@@ -209,7 +209,7 @@ fn a_call_in_doubt_is_not_forgotten() {
         .calls;
     next.answered(
         &calls[0],
-        &Verdict::All(Answer::done()),
+        &Verdict::All(TargetAnswer::done()),
         false,
         rules,
         no_delay,
@@ -262,7 +262,7 @@ fn a_repeated_call_has_the_same_recipients_in_the_same_order() {
     }
     delivery.answered(
         &calls[1],
-        &Verdict::All(Answer::done()),
+        &Verdict::All(TargetAnswer::done()),
         false,
         rules,
         no_delay,
@@ -290,7 +290,7 @@ fn those_of_a_call_who_are_to_wait_do_wait() {
     for class in [Class::Throttled, Class::Config] {
         let mut delivery = Delivery::new(&slice, 2);
         let calls = claim_all(&mut delivery, ClaimState::Granted, rules);
-        let verdict = Verdict::Each(vec![Answer::done(), answer(class)]);
+        let verdict = Verdict::Each(vec![TargetAnswer::done(), answer(class)]);
         let delay = |attempt: u32| Duration::from_secs(attempt.into());
         let answered = delivery.answered(&calls[0], &verdict, false, rules, delay);
         assert_eq!((answered.retries, delivery.attempts_of(1)), (0, 0));
@@ -312,7 +312,7 @@ fn a_refused_call_is_halved_until_its_cause_is_alone() {
             made += 1;
             let verdict = match call.members.contains(&5) {
                 true => Verdict::All(answer(Class::Permanent).split()),
-                false => Verdict::All(Answer::done()),
+                false => Verdict::All(TargetAnswer::done()),
             };
             delivery.answered(&call, &verdict, false, rules, no_delay);
         }

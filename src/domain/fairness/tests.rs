@@ -10,11 +10,11 @@ fn at(class: usize, lane: usize) -> At {
     At { class, lane }
 }
 
-/// How often a desk looks whether a slice is to make way.
+/// How often the scheduler looks whether a slice is to make way.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A desk with places, and lanes that always have work once they have begun.
-struct Desk {
+/// Places that lanes share, and lanes that always have work once they have begun.
+struct SharedPlaces {
     turns: Turns,
     places: usize,
     now: Duration,
@@ -41,7 +41,7 @@ struct Slice {
     ends: Duration,
 }
 
-impl Desk {
+impl SharedPlaces {
     fn new(places: usize, leaving: Duration) -> Self {
         Self {
             turns: Turns::new(&WEIGHTS, 2),
@@ -167,12 +167,12 @@ fn near(share: f64, expected: f64, off: f64) {
 #[test]
 fn priorities_are_rates_over_any_ten_seconds() {
     for takes in [ms(30), ms(700), ms(45_000)] {
-        let mut desk = Desk::new(8, ms(300));
+        let mut shared = SharedPlaces::new(8, ms(300));
         for class in 0..3 {
-            desk.join(at(class, 0), takes);
+            shared.join(at(class, 0), takes);
         }
         for _ in 0..20 {
-            let shares = desk.run(ms(10_000));
+            let shares = shared.run(ms(10_000));
             for (class, weight) in (0..).zip(WEIGHTS) {
                 near(shares[&(class, 0)], f64::from(weight) / 13.0, 0.05);
             }
@@ -183,13 +183,13 @@ fn priorities_are_rates_over_any_ten_seconds() {
 #[test]
 fn two_equals_get_the_same_over_any_ten_seconds() {
     for (one, other) in [(30, 30), (20_000, 20_000), (400, 20_000)] {
-        let mut desk = Desk::new(8, ms(300));
-        desk.join(at(1, 0), ms(one));
-        desk.run(ms(60_000));
-        desk.join(at(1, 1), ms(other));
-        desk.run(ms(5_000));
+        let mut shared = SharedPlaces::new(8, ms(300));
+        shared.join(at(1, 0), ms(one));
+        shared.run(ms(60_000));
+        shared.join(at(1, 1), ms(other));
+        shared.run(ms(5_000));
         for _ in 0..20 {
-            let shares = desk.run(ms(10_000));
+            let shares = shared.run(ms(10_000));
             near(shares[&(1, 0)], 0.5, 0.05);
         }
     }
@@ -200,13 +200,13 @@ fn two_equals_get_the_same_over_any_ten_seconds() {
 fn to_ask_without_a_free_place_changes_nothing() {
     let mut shares = Vec::new();
     for asked_in_vain in [0, 1, 7] {
-        let mut desk = Desk::new(1, ms(0));
-        desk.asked_in_vain = asked_in_vain;
-        desk.join(at(2, 0), ms(10));
-        desk.run(ms(5_000));
-        desk.join(at(0, 0), ms(10));
-        desk.join(at(1, 1), ms(10));
-        shares.push(desk.run(ms(60_000)));
+        let mut shared = SharedPlaces::new(1, ms(0));
+        shared.asked_in_vain = asked_in_vain;
+        shared.join(at(2, 0), ms(10));
+        shared.run(ms(5_000));
+        shared.join(at(0, 0), ms(10));
+        shared.join(at(1, 1), ms(10));
+        shares.push(shared.run(ms(60_000)));
     }
     assert!(shares.iter().all(|it| *it == shares[0]), "{shares:?}");
     near(shares[0][&(0, 0)], 8.0 / 13.0, 0.03);
@@ -214,11 +214,11 @@ fn to_ask_without_a_free_place_changes_nothing() {
 
 #[test]
 fn a_class_gets_the_same_with_one_lane_or_two() {
-    let mut desk = Desk::new(8, ms(100));
-    desk.join(at(0, 0), ms(500));
-    desk.join(at(2, 0), ms(500));
-    desk.join(at(2, 1), ms(500));
-    let shares = desk.run(ms(120_000));
+    let mut shared = SharedPlaces::new(8, ms(100));
+    shared.join(at(0, 0), ms(500));
+    shared.join(at(2, 0), ms(500));
+    shared.join(at(2, 1), ms(500));
+    let shares = shared.run(ms(120_000));
     near(shares[&(0, 0)], 8.0 / 9.0, 0.02);
     near(shares[&(2, 0)], 0.5 / 9.0, 0.02);
 }
@@ -228,13 +228,13 @@ fn a_class_gets_the_same_with_one_lane_or_two() {
 #[test]
 fn few_slices_that_go_through_the_broker_get_their_share() {
     for around in [5, 100, 400] {
-        let mut desk = Desk::new(8, ms(200));
-        desk.around = Some(ms(around));
+        let mut shared = SharedPlaces::new(8, ms(200));
+        shared.around = Some(ms(around));
         for (class, slices) in [(2, 4), (1, 5), (0, 8)] {
-            desk.join_with(at(class, 0), ms(40_000), slices);
+            shared.join_with(at(class, 0), ms(40_000), slices);
         }
-        desk.run(ms(3_000));
-        let shares = desk.run(ms(20_000));
+        shared.run(ms(3_000));
+        let shares = shared.run(ms(20_000));
         for (class, weight) in (0..).zip(WEIGHTS) {
             near(shares[&(class, 0)], f64::from(weight) / 13.0, 0.06);
         }
@@ -244,15 +244,15 @@ fn few_slices_that_go_through_the_broker_get_their_share() {
 /// A lane that has all its slices in work, and less than its share, is owed nothing for that time.
 #[test]
 fn a_lane_with_nothing_waiting_saves_nothing_up() {
-    let mut desk = Desk::new(8, ms(150));
-    desk.around = Some(ms(100));
+    let mut shared = SharedPlaces::new(8, ms(150));
+    shared.around = Some(ms(100));
     for (class, slices, then) in [(2, 2, 2_000), (1, 2, 30_000), (0, 3, 1_000)] {
         for lane in 0..2 {
-            desk.join_with(at(class, lane), ms(60_000), slices);
+            shared.join_with(at(class, lane), ms(60_000), slices);
         }
-        desk.run(ms(then));
+        shared.run(ms(then));
     }
-    let shares = desk.run(ms(10_000));
+    let shares = shared.run(ms(10_000));
     for (class, weight) in (0..).zip(WEIGHTS) {
         let share: f64 = (0..2).filter_map(|lane| shares.get(&(class, lane))).sum();
         near(share, f64::from(weight) / 13.0, 0.06);
@@ -261,13 +261,13 @@ fn a_lane_with_nothing_waiting_saves_nothing_up() {
 
 #[test]
 fn what_comes_behind_slices_of_minutes_begins_at_once() {
-    let mut desk = Desk::new(8, ms(200));
-    desk.join(at(2, 0), ms(60_000));
-    desk.run(ms(300_000));
-    desk.join(at(0, 0), ms(2_000));
-    let shares = desk.run(ms(1_000));
+    let mut shared = SharedPlaces::new(8, ms(200));
+    shared.join(at(2, 0), ms(60_000));
+    shared.run(ms(300_000));
+    shared.join(at(0, 0), ms(2_000));
+    let shares = shared.run(ms(1_000));
     assert!(shares[&(0, 0)] > 0.5, "{shares:?}");
-    assert!(desk.longest_wait <= ms(400), "{:?}", desk.longest_wait);
+    assert!(shared.longest_wait <= ms(400), "{:?}", shared.longest_wait);
 }
 
 #[test]
@@ -291,17 +291,17 @@ proptest! {
         places in 1usize..20,
         leaving in 0u64..1_000,
     ) {
-        let mut desk = Desk::new(places, ms(leaving));
+        let mut shared = SharedPlaces::new(places, ms(leaving));
         let mut lanes = [0; 3];
         for (index, full) in full.iter().enumerate() {
             if *full {
-                desk.join(at(index / 2, index % 2), ms(takes[index]));
+                shared.join(at(index / 2, index % 2), ms(takes[index]));
                 lanes[index / 2] += 1;
             }
         }
         let weights = (0..3).filter(|class| lanes[*class] > 0).map(|class| WEIGHTS[class]);
         let total: u32 = weights.sum();
-        let shares = desk.run(ms(240_000));
+        let shares = shared.run(ms(240_000));
         for (at, share) in shares {
             let expected = f64::from(WEIGHTS[at.0]) / f64::from(total) / f64::from(lanes[at.0]);
             prop_assert!((share - expected).abs() <= 0.03, "{at:?}: {share} {expected}");
@@ -316,22 +316,22 @@ proptest! {
         places in 1usize..12,
         leaving in 0u64..500,
     ) {
-        let mut desk = Desk::new(places, ms(leaving));
+        let mut shared = SharedPlaces::new(places, ms(leaving));
         for (index, after, leaves) in joins {
             let at = at(index / 2, index % 2);
-            let is_busy = desk.busy.iter().any(|(it, _)| *it == at);
+            let is_busy = shared.busy.iter().any(|(it, _)| *it == at);
             match (is_busy, leaves) {
-                (false, _) => desk.join(at, ms(takes[index])),
-                (true, true) => desk.leave(at),
+                (false, _) => shared.join(at, ms(takes[index])),
+                (true, true) => shared.leave(at),
                 (true, false) => {}
             }
-            desk.run(ms(after));
+            shared.run(ms(after));
         }
-        desk.run(ms(60_000));
+        shared.run(ms(60_000));
         // Both lanes of the least class, each with a slice that overstays its turn by what the others
         // are then owed.
         let turn = TURN + LOOK + ms(leaving);
         let round = 2 * 3 * turn * 13 / places.min(8) as u32 + 3 * turn;
-        prop_assert!(desk.longest_wait <= round, "{:?} of {round:?}", desk.longest_wait);
+        prop_assert!(shared.longest_wait <= round, "{:?} of {round:?}", shared.longest_wait);
     }
 }

@@ -170,7 +170,7 @@ fn the_document_type_writes_what_the_reader_reads() {
         callback_url: None,
         reply_to: Some("done".into()),
         confirm_all: Some(true),
-        part: Some(Part {
+        part: Some(ListPart {
             number: 1,
             of: 2,
             together: Some("list".to_owned()),

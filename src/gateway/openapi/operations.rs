@@ -83,7 +83,7 @@ fn job_event(generator: &mut SchemaGenerator) -> Schema {
     dead_code,
     reason = "only its schema is used: commands are read field by field"
 )]
-pub(super) struct Order {
+pub(super) struct DirectiveRequest {
     /// Shown wherever the directive is.
     reason: Option<String>,
     author: Option<String>,
@@ -98,7 +98,7 @@ pub(super) struct Order {
     dead_code,
     reason = "only its schema is used: commands are read field by field"
 )]
-pub(super) struct RateOrder {
+pub(super) struct RateRequest {
     /// Such as `2000/s`; `default` for the configured one.
     rate: String,
     reason: Option<String>,
@@ -114,7 +114,7 @@ pub(super) struct RateOrder {
     dead_code,
     reason = "only its schema is used: commands are read field by field"
 )]
-pub(super) struct LimitOrder {
+pub(super) struct LimitRequest {
     scope: Scope,
     /// Of the target or app, or the id of the job.
     name: String,
@@ -364,7 +364,7 @@ fn steering() -> Vec<Operation> {
             .answers(200, "What stands now.", vec![json(of::<Steered>)])
             .refuses(&[404, 409])
     };
-    let order = |operation: Operation| operation.takes(json(of::<Order>)).may_be_empty();
+    let order = |operation: Operation| operation.takes(json(of::<DirectiveRequest>)).may_be_empty();
     let job = |path, id| order(told(path, id, ("id", JOB_ID)));
     let app = |path, id| order(told(path, id, ("name", "Name of the app.")));
     let target = |path, id| order(told(path, id, ("name", "Name of the target.")));
@@ -375,7 +375,7 @@ fn steering() -> Vec<Operation> {
             .summary("Cancel a job: whoever has no outcome yet ends cancelled"),
         told("/v1/jobs/{id}:rate", "rateJob", ("id", JOB_ID))
             .summary("Another rate for a job")
-            .takes(json(of::<RateOrder>)),
+            .takes(json(of::<RateRequest>)),
         app("/v1/apps/{name}:pause", "pauseApp").summary("Pause all jobs of an app"),
         app("/v1/apps/{name}:resume", "resumeApp").summary("Go on with a paused app"),
         target("/v1/targets/{name}:pause", "pauseTarget").summary("Pause a target"),
@@ -391,7 +391,7 @@ fn steering() -> Vec<Operation> {
             .answers(200, "All of them.", vec![json(of::<Vec<LimitView>>)]),
         Operation::new("put", "/v1/limits", "setLimit")
             .summary("Another rate for a target, an app or a job")
-            .takes(json(of::<LimitOrder>))
+            .takes(json(of::<LimitRequest>))
             .answers(200, "What stands now.", vec![json(of::<Steered>)])
             .refuses(&[404, 409]),
         Operation::new("get", "/v1/directives", "listDirectives")

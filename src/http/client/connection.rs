@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use super::reply::{self, Framing, Head};
 use super::{Broken, CERTIFICATE, Origin};
 use crate::domain::notice::is_public;
-use crate::ports::{PRIVATE_ADDRESS, Reply, Request};
+use crate::ports::{PRIVATE_ADDRESS, HttpReply, Request};
 
 /// A body up to this size leaves in the same write as the head; a longer one is not copied.
 const COPIED_BODY_MAX: usize = 8 * 1024;
@@ -43,7 +43,7 @@ pub(super) struct Connection {
 
 /// A reply, and how long the connection may idle if it may be used again at all.
 pub(super) struct Exchanged {
-    pub(super) reply: Reply,
+    pub(super) reply: HttpReply,
     pub(super) reuse: Option<Duration>,
 }
 
@@ -272,7 +272,7 @@ impl Connection {
             .filter(|_| self.input.is_empty());
         self.input.shrink();
         Ok(Exchanged {
-            reply: Reply {
+            reply: HttpReply {
                 status: head.status,
                 headers: head.headers,
                 body: reply::unmarked(body),

@@ -46,7 +46,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use self::connection::Connection;
-use crate::ports::{BAD_URL, CERTIFICATE, Reply, Request, SendError, Transport};
+use crate::ports::{BAD_URL, CERTIFICATE, HttpReply, Request, SendError, Transport};
 
 /// What a [`Client`] is made of.
 #[derive(Clone, Debug)]
@@ -171,7 +171,7 @@ impl Client {
     /// Sends a request once and waits for the whole reply. Any reply is `Ok`, whatever its status.
     ///
     /// `host`, `user-agent` and `content-length` are added; the first two may be given.
-    pub async fn send(&self, request: Request, timeout: Duration) -> Result<Reply, SendError> {
+    pub async fn send(&self, request: Request, timeout: Duration) -> Result<HttpReply, SendError> {
         let shared = &*self.shared;
         let deadline = Instant::now() + timeout;
         let origin = Origin::of(&request.uri).map_err(Broken::not_sent)?;
@@ -421,7 +421,7 @@ fn find<'s>(origins: &'s mut [Stack], origin: Origin<'_>) -> Option<&'s mut Stac
 }
 
 impl Transport for Client {
-    async fn send(&self, request: Request, timeout: Duration) -> Result<Reply, SendError> {
+    async fn send(&self, request: Request, timeout: Duration) -> Result<HttpReply, SendError> {
         Client::send(self, request, timeout).await
     }
 

@@ -81,18 +81,18 @@ fn post(address: SocketAddr, body: impl Into<Bytes>) -> Request {
     }
 }
 
-async fn send(client: &Client, address: SocketAddr) -> Result<Reply, SendError> {
+async fn send(client: &Client, address: SocketAddr) -> Result<HttpReply, SendError> {
     client.send(post(address, "hello"), PATIENCE).await
 }
 
-fn not_sent(result: Result<Reply, SendError>) -> &'static str {
+fn not_sent(result: Result<HttpReply, SendError>) -> &'static str {
     match result {
         Err(SendError::NotSent { code, .. }) => code,
         other => panic!("not sent was expected, not {other:?}"),
     }
 }
 
-fn unknown(result: Result<Reply, SendError>) -> &'static str {
+fn unknown(result: Result<HttpReply, SendError>) -> &'static str {
     match result {
         Err(SendError::Unknown { code, .. }) => code,
         other => panic!("unknown was expected, not {other:?}"),

@@ -52,7 +52,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What connections may take up.
 #[derive(Clone, Copy)]
-pub(crate) struct Manners {
+pub(crate) struct ConnectionLimits {
     /// Connections at a time; for further ones, those that are idle have to go.
     pub(crate) connections_max: usize,
     /// Longest wait for a request to begin, and for each piece of an answer to be taken.
@@ -64,16 +64,16 @@ pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     routes: Router,
-    manners: Manners,
+    limits: ConnectionLimits,
     stop: CancellationToken,
 ) {
-    let connections = Connections::new(manners.connections_max);
+    let connections = Connections::new(limits.connections_max);
     let tasks = TaskTracker::new();
     let served = Served {
-        builder: builder(manners.patience),
+        builder: builder(limits.patience),
         routes,
         tls,
-        patience: manners.patience,
+        patience: limits.patience,
         stop: stop.clone(),
     };
     loop {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::{Door, Fate, Incoming, Ingress, Order, Spoken, Told, Wanted};
+use super::{DropInEndpoint, RecipientReport, Incoming, Ingress, DropInRequest, Spoken, JobReport, DropInJob};
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Context, Job, JobDocument, MemberDocument};
@@ -20,9 +20,9 @@ use crate::secret::Secret;
 pub(in crate::im) const NOW_MS: u64 = 1_700_000_000_123;
 
 /// A door of the app `shop`, with the documented limits.
-pub(in crate::im) fn door(ingress: &dyn Ingress, key: &str, secret: &str) -> Door {
+pub(in crate::im) fn endpoint(ingress: &dyn Ingress, key: &str, secret: &str) -> DropInEndpoint {
     let limits = ingress.limits().iter();
-    Door {
+    DropInEndpoint {
         app: "shop".to_owned(),
         target: None,
         key: Some(key.to_owned()),
@@ -38,11 +38,11 @@ pub(in crate::im) fn door(ingress: &dyn Ingress, key: &str, secret: &str) -> Doo
 }
 
 /// A door without credentials.
-pub(in crate::im) fn open_door(ingress: &dyn Ingress) -> Door {
-    Door {
+pub(in crate::im) fn open_door(ingress: &dyn Ingress) -> DropInEndpoint {
+    DropInEndpoint {
         key: None,
         secret: None,
-        ..door(ingress, "", "")
+        ..endpoint(ingress, "", "")
     }
 }
 
@@ -81,8 +81,8 @@ impl Call {
     pub(in crate::im) fn read(
         &self,
         ingress: &dyn Ingress,
-        doors: &[Door],
-    ) -> Result<Order, Spoken> {
+        endpoints: &[DropInEndpoint],
+    ) -> Result<DropInRequest, Spoken> {
         let incoming = Incoming {
             path: self.path,
             headers: &self.headers,
@@ -94,10 +94,10 @@ impl Call {
             body: &[],
             ..incoming
         };
-        let entered = ingress.enter(&head, doors);
-        let read = ingress.read(&incoming, doors);
+        let entered = ingress.enter(&head, endpoints);
+        let read = ingress.read(&incoming, endpoints);
         match (&entered, &read) {
-            (Ok(door), Ok(order)) => assert_eq!(*door, Some(order.door)),
+            (Ok(endpoint), Ok(asked)) => assert_eq!(*endpoint, Some(asked.endpoint)),
             (Err(early), Err(late)) => {
                 assert_eq!((early.status(), early.body()), (late.status(), late.body()));
             }
@@ -108,20 +108,20 @@ impl Call {
     }
 
     /// The order, of jobs that the intake would take.
-    pub(in crate::im) fn order(&self, ingress: &dyn Ingress, doors: &[Door]) -> Order {
-        let order = self
-            .read(ingress, doors)
+    pub(in crate::im) fn asked(&self, ingress: &dyn Ingress, endpoints: &[DropInEndpoint]) -> DropInRequest {
+        let asked = self
+            .read(ingress, endpoints)
             .unwrap_or_else(|spoken| panic!("refused: {:?}", spoken.body()));
-        for wanted in &order.jobs {
+        for wanted in &asked.jobs {
             head(wanted).unwrap();
         }
-        order
+        asked
     }
 
     /// The refusal, as status and JSON.
-    pub(in crate::im) fn refusal(&self, ingress: &dyn Ingress, doors: &[Door]) -> (u16, Value) {
+    pub(in crate::im) fn refusal(&self, ingress: &dyn Ingress, endpoints: &[DropInEndpoint]) -> (u16, Value) {
         let spoken = self
-            .read(ingress, doors)
+            .read(ingress, endpoints)
             .err()
             .unwrap_or_else(|| panic!("taken"));
         (spoken.status().as_u16(), body(&spoken))
@@ -157,7 +157,7 @@ impl Context for Anywhere {
 }
 
 /// The head of the job that is made of a wish, native fields included.
-pub(in crate::im) fn head(wanted: &Wanted) -> Result<Head, Vec<Problem>> {
+pub(in crate::im) fn head(wanted: &DropInJob) -> Result<Head, Vec<Problem>> {
     let mut message = wanted.message.clone();
     message.native = wanted.native.clone();
     let key = wanted.key.as_deref().unwrap_or("key");
@@ -170,7 +170,7 @@ pub(in crate::im) fn head(wanted: &Wanted) -> Result<Head, Vec<Problem>> {
 }
 
 /// Whom a job is for.
-pub(in crate::im) fn recipients(wanted: &Wanted) -> Vec<String> {
+pub(in crate::im) fn recipients(wanted: &DropInJob) -> Vec<String> {
     let users = wanted.audience.users.iter().flatten();
     let users = users.map(|member| match member {
         MemberDocument::Id(id) | MemberDocument::WithVars { id, .. } => id.clone(),
@@ -180,14 +180,14 @@ pub(in crate::im) fn recipients(wanted: &Wanted) -> Vec<String> {
 }
 
 /// What is told of a job of which everybody fared alike, but for the fates that are named.
-pub(in crate::im) fn told(wanted: &Wanted, all: &Fate, but: &[(&str, Fate)]) -> Told {
+pub(in crate::im) fn job_report(wanted: &DropInJob, all: &RecipientReport, but: &[(&str, RecipientReport)]) -> JobReport {
     let key = wanted.key.as_deref().unwrap_or("made-of-content");
-    let fate = |recipient: &String| {
+    let report = |recipient: &String| {
         let named = but.iter().find(|(name, _)| name == recipient);
-        named.map_or(all, |(_, fate)| fate).clone()
+        named.map_or(all, |(_, report)| report).clone()
     };
     let recipients = recipients(wanted).into_iter();
-    Told {
+    JobReport {
         job: JobId::of("shop", key),
         client_msg_no: key.to_owned(),
         accepted_at_ms: NOW_MS,
@@ -195,16 +195,16 @@ pub(in crate::im) fn told(wanted: &Wanted, all: &Fate, but: &[(&str, Fate)]) -> 
         everybody: None,
         recipients: recipients
             .map(|recipient| {
-                let fate = fate(&recipient);
-                (recipient, fate)
+                let report = report(&recipient);
+                (recipient, report)
             })
             .collect(),
     }
 }
 
 /// Failed for good, with a code and words of the target's.
-pub(in crate::im) fn failed(code: &str, text: &str) -> Fate {
-    Fate::Ended {
+pub(in crate::im) fn failed(code: &str, text: &str) -> RecipientReport {
+    RecipientReport::Ended {
         outcome: Outcome::Failed,
         class: Some(Class::Permanent),
         code: code.to_owned(),
@@ -213,10 +213,10 @@ pub(in crate::im) fn failed(code: &str, text: &str) -> Fate {
 }
 
 /// The answer to a call whose recipients fared like this.
-pub(in crate::im) fn answer(order: &Order, all: &Fate, but: &[(&str, Fate)]) -> Spoken {
-    let jobs = order.jobs.iter();
-    let jobs: Vec<_> = jobs.map(|wanted| told(wanted, all, but)).collect();
-    order.reply.render(&jobs)
+pub(in crate::im) fn answer(asked: &DropInRequest, all: &RecipientReport, but: &[(&str, RecipientReport)]) -> Spoken {
+    let jobs = asked.jobs.iter();
+    let jobs: Vec<_> = jobs.map(|wanted| job_report(wanted, all, but)).collect();
+    asked.reply.render(&jobs)
 }
 
 /// Whatever may stand in a field.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::refusal::blames_signature;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 
 /// The codes that are documented, with what they mean for the recipients of the call.
 const CODES: [(i64, Class, &str); 24] = [
@@ -44,7 +44,7 @@ const CODES: [(i64, Class, &str); 24] = [
 const SPLIT: [i64; 3] = [405, 414, 419];
 
 /// What a code means. `block` is how long an application that was too fast is blocked.
-pub(super) fn answer(code: i64, said: Option<String>, block: Duration) -> Answer {
+pub(super) fn answer(code: i64, said: Option<String>, block: Duration) -> TargetAnswer {
     let row = CODES.iter().find(|(known, ..)| *known == code);
     let (class, meaning) = match row {
         Some((_, class, meaning)) => (*class, *meaning),
@@ -64,12 +64,12 @@ pub(super) fn answer(code: i64, said: Option<String>, block: Duration) -> Answer
                 "NetEase knows this request, which is taken for accepted"
             );
         }
-        return Answer::done();
+        return TargetAnswer::done();
     }
     let code_text = code.to_string();
     let answer = match text {
-        Some(text) => Answer::new(class, code_text, text),
-        None => Answer::new(class, code_text, meaning),
+        Some(text) => TargetAnswer::new(class, code_text, text),
+        None => TargetAnswer::new(class, code_text, meaning),
     };
     match class {
         Throttled => answer.retry_after(Some(block)),

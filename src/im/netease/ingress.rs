@@ -34,7 +34,7 @@ use crate::domain::message::{MessageDocument, Moderation, Options, Push, Route};
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class, Outcome};
 use crate::im::ingress::loose::{Loose, flag, texts};
 use crate::im::ingress::{
-    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json,
+    self, DropInEndpoint, RecipientReport, Incoming, Ingress, Limit, DropInRequest, Refusal, Spoken, JobReport, DropInJob, json,
 };
 use crate::im::netease::account::length;
 
@@ -128,13 +128,13 @@ impl No {
     }
 
     /// What became of a recipient, in the vendor's codes.
-    pub(in crate::im) fn of_fate(fate: &Fate) -> Option<Self> {
-        let Fate::Ended {
+    pub(in crate::im) fn of_report(report: &RecipientReport) -> Option<Self> {
+        let RecipientReport::Ended {
             outcome,
             class,
             code,
             ..
-        } = fate
+        } = report
         else {
             return None;
         };
@@ -145,7 +145,7 @@ impl No {
             (Outcome::Expired | Outcome::Cancelled, _) => FORBIDDEN,
             _ => SERVER,
         });
-        Some(Self::new(code, fate.reason().unwrap_or_default()))
+        Some(Self::new(code, report.reason().unwrap_or_default()))
     }
 
     fn spoken(&self) -> Spoken {
@@ -197,18 +197,18 @@ impl Ingress for NetEaseIngress {
         ))
     }
 
-    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken> {
-        let entered = signature::door(head, doors).map_err(No::parameter);
+    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken> {
+        let entered = signature::endpoint(head, endpoints).map_err(No::parameter);
         entered
-            .map(|(door, _)| Some(door))
+            .map(|(endpoint, _)| Some(endpoint))
             .map_err(|no| no.spoken())
     }
 
-    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
-        let order = signature::door(incoming, doors)
+    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken> {
+        let asked = signature::endpoint(incoming, endpoints)
             .map_err(No::parameter)
-            .and_then(|(door, nonce)| order(incoming, doors, door, nonce));
-        order.map_err(|no| no.spoken())
+            .and_then(|(endpoint, nonce)| asked(incoming, endpoints, endpoint, nonce));
+        asked.map_err(|no| no.spoken())
     }
 
     fn refuse(&self, refusal: &Refusal<'_>) -> Spoken {
@@ -216,37 +216,37 @@ impl Ingress for NetEaseIngress {
     }
 }
 
-fn order(
+fn asked(
     incoming: &Incoming<'_>,
-    doors: &[Door],
-    door: usize,
+    endpoints: &[DropInEndpoint],
+    endpoint: usize,
     nonce: Option<String>,
-) -> Result<Order, No> {
+) -> Result<DropInRequest, No> {
     let form = Form::read(incoming.body)
         .ok_or_else(|| No::parameter("the body is neither a form nor JSON in UTF-8"))?;
     let call = Call {
         form: &form,
-        door: &doors[door],
+        endpoint: &endpoints[endpoint],
     };
     let ids = call.flag("returnMsgid")?.unwrap_or(false);
     let wanted = call.wanted(ids)?;
     let key = incoming.header("requestid").and_then(ingress::key);
-    Ok(Order {
-        door,
+    Ok(DropInRequest {
+        endpoint,
         nonce,
-        jobs: vec![Wanted { key, ..wanted }],
-        reply: Box::new(Reply { ids }),
+        jobs: vec![DropInJob { key, ..wanted }],
+        reply: Box::new(NetEaseReply { ids }),
     })
 }
 
 /// The fields of a call, and what bounds them.
 struct Call<'a> {
     form: &'a Form,
-    door: &'a Door,
+    endpoint: &'a DropInEndpoint,
 }
 
 impl<'a> Call<'a> {
-    fn wanted(&self, ids: bool) -> Result<Wanted, No> {
+    fn wanted(&self, ids: bool) -> Result<DropInJob, No> {
         let sender = self.needed("fromAccid", "account_max")?;
         let recipients = self.recipients(ids)?;
         let (number, body) = (self.kind()?, self.needed("body", "body_max")?);
@@ -268,7 +268,7 @@ impl<'a> Call<'a> {
             }
         }
         let options = self.options(&mut native)?;
-        Ok(Wanted {
+        Ok(DropInJob {
             sender: Some(sender.to_owned()),
             audience: AudienceDocument {
                 users: Some(recipients.into_iter().map(Into::into).collect()),
@@ -281,7 +281,7 @@ impl<'a> Call<'a> {
             } else {
                 Some(crate::json::raw(&native))
             },
-            ..Wanted::default()
+            ..DropInJob::default()
         })
     }
 
@@ -337,7 +337,7 @@ impl<'a> Call<'a> {
         let recipients = given
             .filter(|recipients| !recipients.is_empty())
             .ok_or_else(|| No::parameter("toAccids is not a JSON array of accids"))?;
-        let most = self.door.limit(if ids {
+        let most = self.endpoint.limit(if ids {
             "recipients_with_ids_max"
         } else {
             "recipients_max"
@@ -345,7 +345,7 @@ impl<'a> Call<'a> {
         if recipients.len() > most {
             return Err(No::parameter(TOO_MANY));
         }
-        let longest = self.door.limit("account_max");
+        let longest = self.endpoint.limit("account_max");
         let fits = |accid: &String| (1..=longest).contains(&length(accid));
         if !recipients.iter().all(fits) {
             let text = format!("toAccids holds an accid that is empty or longer than {longest}");
@@ -363,7 +363,7 @@ impl<'a> Call<'a> {
 
     /// A field, if it is no longer than it may be.
     fn bounded(&self, name: &str, limit: &str) -> Result<Option<&'a str>, No> {
-        let most = self.door.limit(limit);
+        let most = self.endpoint.limit(limit);
         match self.form.get(name) {
             Some(value) if length(value) > most => Err(No::parameter(format!(
                 "{name} is longer than {most} characters"
@@ -429,12 +429,12 @@ fn wrong(wrong: impl std::fmt::Display) -> No {
 }
 
 /// Says what became of a call.
-struct Reply {
+struct NetEaseReply {
     ids: bool,
 }
 
 #[derive(Serialize)]
-struct Sent<'a> {
+struct SentData<'a> {
     code: u32,
     unregister: Vec<&'a str>,
     timetag: u64,
@@ -442,22 +442,22 @@ struct Sent<'a> {
     msgids: Option<BTreeMap<&'a str, i64>>,
 }
 
-impl ingress::Reply for Reply {
-    fn render(&self, jobs: &[Told]) -> Spoken {
-        let Some(told) = jobs.first() else {
+impl ingress::DropInReply for NetEaseReply {
+    fn render(&self, jobs: &[JobReport]) -> Spoken {
+        let Some(job_report) = jobs.first() else {
             return No::new(SERVER, "nothing is known of this call").spoken();
         };
-        if let Some(no) = refused(told) {
+        if let Some(no) = refused(job_report) {
             return no.spoken();
         }
-        let recipients = told.recipients.iter();
-        let unknown = recipients.clone().filter(|(_, fate)| fate.is_unknown());
-        let good = recipients.filter(|(_, fate)| fate.is_good());
-        let ids = good.map(|(accid, _)| (accid.as_str(), told.message_id(accid)));
-        let sent = Sent {
+        let recipients = job_report.recipients.iter();
+        let unknown = recipients.clone().filter(|(_, report)| report.is_unknown());
+        let good = recipients.filter(|(_, report)| report.is_good());
+        let ids = good.map(|(accid, _)| (accid.as_str(), job_report.message_id(accid)));
+        let sent = SentData {
             code: OK,
             unregister: unknown.map(|(accid, _)| accid.as_str()).collect(),
-            timetag: told.accepted_at_ms,
+            timetag: job_report.accepted_at_ms,
             msgids: self.ids.then(|| ids.collect()),
         };
         json(StatusCode::OK, &sent)
@@ -466,19 +466,19 @@ impl ingress::Reply for Reply {
 
 /// Why nobody got the message; nothing if somebody did, or if all that is wrong with the recipients is
 /// that they are not registered.
-fn refused(told: &Told) -> Option<No> {
-    let fates = || told.recipients.iter().map(|(_, fate)| fate);
-    if fates().any(Fate::is_good) {
+fn refused(job_report: &JobReport) -> Option<No> {
+    let reports = || job_report.recipients.iter().map(|(_, report)| report);
+    if reports().any(RecipientReport::is_good) {
         return None;
     }
-    let no = No::of_fate(fates().find(|fate| !names_a_recipient(fate))?)?;
+    let no = No::of_report(reports().find(|report| !names_a_recipient(report))?)?;
     Some(no)
 }
 
 /// Whether a fate is certainly about the recipient: "404" is the sender's, where all have it.
-fn names_a_recipient(fate: &Fate) -> bool {
-    match fate {
-        Fate::Ended { code, .. } => fate.is_unknown() && code != "404",
-        Fate::Sent | Fate::Pending => false,
+fn names_a_recipient(report: &RecipientReport) -> bool {
+    match report {
+        RecipientReport::Ended { code, .. } => report.is_unknown() && code != "404",
+        RecipientReport::Sent | RecipientReport::Pending => false,
     }
 }

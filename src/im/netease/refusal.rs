@@ -2,10 +2,10 @@
 
 use serde::Deserialize;
 
-use crate::domain::outcome::Answer;
+use crate::domain::outcome::TargetAnswer;
 use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
 use crate::im::reading::{excerpt, retry_after, unreadable};
-use crate::ports::Reply;
+use crate::ports::HttpReply;
 
 /// What every reply says; version 2 calls the words `msg`.
 #[derive(Deserialize)]
@@ -17,9 +17,9 @@ struct Said {
 
 /// Whether the call as a whole was done; or else what the reply means for everybody, by its code.
 pub(in crate::im) fn read(
-    reply: &Reply,
-    by_code: impl FnOnce(i64, Option<String>) -> Answer,
-) -> Result<(), Answer> {
+    reply: &HttpReply,
+    by_code: impl FnOnce(i64, Option<String>) -> TargetAnswer,
+) -> Result<(), TargetAnswer> {
     if !(200..300).contains(&reply.status) {
         return Err(by_status(reply));
     }
@@ -32,7 +32,7 @@ pub(in crate::im) fn read(
 
 /// The API answers 200 to everything, so another status is from whoever stands in front of it, or from
 /// another server altogether.
-fn by_status(reply: &Reply) -> Answer {
+fn by_status(reply: &HttpReply) -> TargetAnswer {
     let class = match reply.status {
         300..=399 | 401 | 403 | 404 | 405 | 407 => Config,
         408 => Uncertain,
@@ -44,7 +44,7 @@ fn by_status(reply: &Reply) -> Answer {
     };
     let text = excerpt(&reply.body);
     let answer =
-        Answer::new(class, reply.status.to_string(), text).retry_after(retry_after(&reply.headers));
+        TargetAnswer::new(class, reply.status.to_string(), text).retry_after(retry_after(&reply.headers));
     // Too large a request may be cut.
     if reply.status == 413 {
         answer.split()

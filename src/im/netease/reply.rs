@@ -13,9 +13,9 @@ use serde_json::value::RawValue;
 
 use super::code;
 use super::refusal::read;
-use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
 use crate::im::reading::{all_but, unreadable};
-use crate::ports::Reply;
+use crate::ports::HttpReply;
 
 /// A success of a batch.
 #[derive(Deserialize)]
@@ -27,7 +27,7 @@ struct Sent<'a> {
 }
 
 /// A reply of `sendBatchMsg.action`; `block` as in [`code::answer`].
-pub(super) fn batch(recipients: &[&str], reply: &Reply, block: Duration) -> Verdict {
+pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> Verdict {
     let refused = |code, said| code::answer(code, said, block);
     if let Err(answer) = read(reply, refused) {
         return Verdict::All(answer);
@@ -37,7 +37,7 @@ pub(super) fn batch(recipients: &[&str], reply: &Reply, block: Duration) -> Verd
         return Verdict::All(unreadable(&reply.body));
     };
     let refused = unregistered.into_iter().map(|accid| {
-        let answer = Answer::new(
+        let answer = TargetAnswer::new(
             Class::Permanent,
             "unregister",
             "the accid is not registered",
@@ -72,7 +72,7 @@ fn with_ids(recipients: &[&str], verdict: Verdict, ids: &HashSet<String>) -> Ver
     let answers = (0..recipients.len()).map(|index| match lacks(index) {
         true => {
             let text = "neither an id nor a refusal came for this accid";
-            Answer::new(Class::Uncertain, "no_msgid", text)
+            TargetAnswer::new(Class::Uncertain, "no_msgid", text)
         }
         false => verdict.of(index).clone(),
     });
@@ -81,7 +81,7 @@ fn with_ids(recipients: &[&str], verdict: Verdict, ids: &HashSet<String>) -> Ver
 
 /// A reply of `sendMsg.action`; `block` as in [`code::answer`]. A success can say that moderation kept
 /// the message back.
-pub(super) fn single(reply: &Reply, block: Duration) -> Verdict {
+pub(super) fn single(reply: &HttpReply, block: Duration) -> Verdict {
     #[derive(Deserialize)]
     struct Sent {
         data: Data,
@@ -100,9 +100,9 @@ pub(super) fn single(reply: &Reply, block: Duration) -> Verdict {
             data: Data { antispam: true },
         }) => {
             let text = "moderation kept the message back";
-            Answer::new(Class::Permanent, "antispam", text)
+            TargetAnswer::new(Class::Permanent, "antispam", text)
         }
-        _ => Answer::done(),
+        _ => TargetAnswer::done(),
     })
 }
 

@@ -24,7 +24,7 @@ use crate::domain::outcome::{Class, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::excerpt;
-use crate::ports::{Calls, Profile, Reply, Request, Signing, Target};
+use crate::ports::{Calls, Profile, HttpReply, Request, Signing, Target};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
 
@@ -284,7 +284,7 @@ impl Target for NetEase {
         Some(self.account.request(users, &REQUEST_ID, &id, body))
     }
 
-    fn read_identity(&self, reply: &Reply) -> Result<String, String> {
+    fn read_identity(&self, reply: &HttpReply) -> Result<String, String> {
         let Ok(Coded { code, desc }) = serde_json::from_slice::<Coded>(&reply.body) else {
             return Err(format!("answers {}, not as NetEase does", reply.status));
         };
@@ -370,7 +370,7 @@ impl Calls for Batch {
             .request(self.uri.clone(), &REQUEST_ID, &id, body)
     }
 
-    fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
+    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         reply::batch(recipients, reply, self.block)
     }
 }
@@ -396,7 +396,7 @@ impl Calls for Team {
             .request(self.uri.clone(), &REQUEST_ID, &id, body)
     }
 
-    fn read(&self, _recipients: &[&str], reply: &Reply) -> Verdict {
+    fn read(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
         reply::single(reply, self.block)
     }
 }

@@ -10,11 +10,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::mapping::{Feature, Mapping, Strictness};
 use crate::domain::message::{Content, File, Moderation, Options, Push, Route};
-use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::fixture::{AWKWARD, head, raw, reply, request, text, with_header};
 use crate::im::{TargetSettings, build};
-use crate::ports::{Reply, Signing, Target, fit};
+use crate::ports::{HttpReply, Signing, Target, fit};
 
 fn settings() -> Settings {
     Settings {
@@ -550,7 +550,7 @@ fn wrong_settings_are_all_reported() {
     }
 }
 
-fn read(target: &dyn Target, recipients: &[&str], reply: &Reply) -> Verdict {
+fn read(target: &dyn Target, recipients: &[&str], reply: &HttpReply) -> Verdict {
     target.open(&Arc::new(head())).read(recipients, reply)
 }
 
@@ -663,8 +663,8 @@ fn a_refused_batch_says_what_to_do_next() {
     let later = with_header(reply(429, ""), "retry-after", "7");
     let verdict = read(&*target(), &recipients, &later);
     assert_eq!(verdict.of(0).retry_after, Some(Duration::from_secs(7)));
-    assert_eq!(whole(r#"{"code":200}"#), Answer::done());
-    assert_eq!(whole(r#"{"code":431}"#), Answer::done());
+    assert_eq!(whole(r#"{"code":200}"#), TargetAnswer::done());
+    assert_eq!(whole(r#"{"code":431}"#), TargetAnswer::done());
     let unknown = read(
         &*target(),
         &recipients,
@@ -693,7 +693,7 @@ fn replies_to_single_sends() {
         r#"{"code":417}"#,
         r#"{"code":431}"#,
     ] {
-        assert_eq!(read(200, fine), Answer::done(), "{fine}");
+        assert_eq!(read(200, fine), TargetAnswer::done(), "{fine}");
     }
     let kept = read(200, r#"{"code":200,"data":{"msgid":1,"antispam":true}}"#);
     assert_eq!((kept.class, &*kept.code), (Class::Permanent, "antispam"));

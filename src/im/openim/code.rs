@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 
 /// Codes of errors that the server answers: from, to, meaning, name. The first row that fits counts.
 ///
@@ -89,7 +89,7 @@ const NOT_REACHED: [&str; 2] = ["dialing", "resolver"];
 const NO_HEADER: &str = "header must have";
 
 /// What an error means that the server answers, with its own words.
-pub(super) fn of(code: i64, said: String) -> Answer {
+pub(super) fn of(code: i64, said: String) -> TargetAnswer {
     let (mut class, name) = CODES
         .into_iter()
         .find(|(from, to, ..)| (*from..=*to).contains(&code))
@@ -106,7 +106,7 @@ pub(super) fn of(code: i64, said: String) -> Answer {
     } else {
         said
     };
-    let answer = Answer::new(class, format!("err_{code}"), text);
+    let answer = TargetAnswer::new(class, format!("err_{code}"), text);
     match class {
         Config if STALE.contains(&code) => answer.stale(),
         Uncertain => answer.unprovable(),
@@ -115,7 +115,7 @@ pub(super) fn of(code: i64, said: String) -> Answer {
 }
 
 /// A throttled target waits a second at least.
-pub(super) fn throttled(answer: Answer) -> Answer {
+pub(super) fn throttled(answer: TargetAnswer) -> TargetAnswer {
     let asked = answer.retry_after.unwrap_or_default();
     match answer.class {
         Throttled => answer.retry_after(Some(asked.max(THROTTLED_WAIT))),
@@ -224,7 +224,7 @@ mod tests {
     fn throttled_targets_wait_a_second_at_least() {
         let wait = |asked: Option<u64>| {
             let asked = asked.map(Duration::from_secs);
-            let answer = Answer::new(Throttled, "429", "").retry_after(asked);
+            let answer = TargetAnswer::new(Throttled, "429", "").retry_after(asked);
             throttled(answer).retry_after.unwrap().as_secs()
         };
         assert_eq!([wait(None), wait(Some(0)), wait(Some(5))], [1, 1, 5]);

@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use super::login::TokenLogin;
 use super::{OPERATION_ID, reply};
-use crate::domain::outcome::Answer;
-use crate::ports::{Directory, Login, Page, Reply, Request};
+use crate::domain::outcome::TargetAnswer;
+use crate::ports::{Directory, Login, Page, HttpReply, Request};
 
 pub(super) const PATH: &str = "/user/get_users";
 
@@ -59,7 +59,7 @@ impl Directory for Users {
         }
     }
 
-    fn read(&self, cursor: Option<&str>, reply: &Reply) -> Result<Page, Answer> {
+    fn read(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer> {
         let found = reply::data::<Found>(reply).map_err(reply::harmless)?;
         let users = found.users.unwrap_or_default();
         let users: Vec<_> = users.into_iter().map(|user| user.id).collect();

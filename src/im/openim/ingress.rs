@@ -36,7 +36,7 @@ use crate::domain::message::{Options, Push};
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class};
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::{
-    self, Door, Everybody, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted,
+    self, DropInEndpoint, Everybody, RecipientReport, Incoming, Ingress, Limit, DropInRequest, Refusal, Spoken, JobReport, DropInJob,
     WrongCredentials, json, same,
 };
 use crate::im::openim::Settings;
@@ -109,17 +109,17 @@ impl Refused {
     }
 
     /// Why a recipient did not get the message.
-    fn of_fate(fate: &Fate) -> Option<Self> {
-        let Fate::Ended { class, code, .. } = fate else {
+    fn of_report(report: &RecipientReport) -> Option<Self> {
+        let RecipientReport::Ended { class, code, .. } = report else {
             return None;
         };
         let own = code.strip_prefix("err_").and_then(|code| code.parse().ok());
         let code = own.unwrap_or(match class {
-            _ if fate.is_unknown() => NOT_FOUND,
+            _ if report.is_unknown() => NOT_FOUND,
             Some(Class::Permanent) => ARGS,
             _ => SERVER,
         });
-        Some(Self::new(code, fate.reason().unwrap_or_default()))
+        Some(Self::new(code, report.reason().unwrap_or_default()))
     }
 
     fn spoken(&self) -> Spoken {
@@ -203,14 +203,14 @@ impl Ingress for OpenImIngress {
         LIMITS
     }
 
-    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken> {
+    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken> {
         operation(head).map_err(|refused| refused.spoken())?;
         if is_login(head) {
             return Ok(None);
         }
-        let entered = enter(head, doors);
+        let entered = enter(head, endpoints);
         entered
-            .map(|(door, _)| Some(door))
+            .map(|(endpoint, _)| Some(endpoint))
             .map_err(|refused| refused.spoken())
     }
 
@@ -218,22 +218,22 @@ impl Ingress for OpenImIngress {
         Some("operation_id")
     }
 
-    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
+    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken> {
         let refused = |refused: Refused| refused.spoken();
         let operation = operation(incoming).map_err(refused)?;
         if is_login(incoming) {
-            return Err(login(incoming, doors).unwrap_or_else(|refused| wrong_login(&refused)));
+            return Err(login(incoming, endpoints).unwrap_or_else(|refused| wrong_login(&refused)));
         }
-        let (door, admin) = enter(incoming, doors).map_err(refused)?;
-        let call = Call::read(incoming, &doors[door], admin).map_err(refused)?;
+        let (endpoint, admin) = enter(incoming, endpoints).map_err(refused)?;
+        let call = Call::read(incoming, &endpoints[endpoint], admin).map_err(refused)?;
         if call.is_for_nobody() {
             return Err(call.reply.answer(None));
         }
-        Ok(Order {
-            door,
+        Ok(DropInRequest {
+            endpoint,
             nonce: None,
-            jobs: vec![Wanted {
-                key: ingress::key(operation).filter(|_| doors[door].id_is_key),
+            jobs: vec![DropInJob {
+                key: ingress::key(operation).filter(|_| endpoints[endpoint].id_is_key),
                 trace: Some(operation.to_owned()),
                 ..call.wanted
             }],
@@ -284,12 +284,12 @@ fn wrong_login(refused: &Refused) -> Spoken {
     spoken
 }
 
-fn admin_of(door: &Door) -> &str {
-    door.key.as_deref().unwrap_or(Settings::ADMIN_USER)
+fn admin_of(endpoint: &DropInEndpoint) -> &str {
+    endpoint.key.as_deref().unwrap_or(Settings::ADMIN_USER)
 }
 
 /// A token for whoever knows the secret.
-fn login(incoming: &Incoming<'_>, doors: &[Door]) -> Result<Spoken, Refused> {
+fn login(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Spoken, Refused> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Issued {
@@ -299,17 +299,17 @@ fn login(incoming: &Incoming<'_>, doors: &[Door]) -> Result<Spoken, Refused> {
     let body = Loose::body(incoming.body)?;
     let secret = body.text("secret")?.unwrap_or_default();
     let user = body.text("userID")?.unwrap_or_default();
-    let knows = |door: &&Door| {
-        let theirs = door.secret.as_ref();
+    let knows = |endpoint: &&DropInEndpoint| {
+        let theirs = endpoint.secret.as_ref();
         theirs.is_none_or(|theirs| same(secret.as_bytes(), theirs.expose().as_bytes()))
     };
-    let known: Vec<_> = doors.iter().filter(knows).collect();
+    let known: Vec<_> = endpoints.iter().filter(knows).collect();
     let Some(first) = known.first() else {
         return Err(Refused::new(NO_PERMISSION, "secret invalid"));
     };
-    let own = known.iter().find(|door| admin_of(door) == user);
-    let (door, platform) = match own {
-        Some(door) if incoming.path == ADMIN_TOKEN => (door, ADMIN_PLATFORM),
+    let own = known.iter().find(|endpoint| admin_of(endpoint) == user);
+    let (endpoint, platform) = match own {
+        Some(endpoint) if incoming.path == ADMIN_TOKEN => (endpoint, ADMIN_PLATFORM),
         None if incoming.path == ADMIN_TOKEN || user.is_empty() => {
             return Err(Refused::new(ARGS, "userID is error."));
         }
@@ -319,32 +319,32 @@ fn login(incoming: &Incoming<'_>, doors: &[Door]) -> Result<Spoken, Refused> {
         }
     };
     Ok(success(Issued {
-        token: token::issue(door, &user, platform, incoming.now_ms),
+        token: token::issue(endpoint, &user, platform, incoming.now_ms),
         expire_time_seconds: token::LIFETIME_SECONDS,
     }))
 }
 
 /// The door that a call comes in by, and whether it is the administrator who calls.
-fn enter(incoming: &Incoming<'_>, doors: &[Door]) -> Result<(usize, bool), Refused> {
+fn enter(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<(usize, bool), Refused> {
     let refused = match incoming.header("token").unwrap_or_default() {
         "" => Refused::new(ARGS, "header must have token"),
-        token => match token::verify(token, doors, incoming.now_ms) {
-            Ok((door, user)) => return Ok((door, user == admin_of(&doors[door]))),
+        token => match token::verify(token, endpoints, incoming.now_ms) {
+            Ok((endpoint, user)) => return Ok((endpoint, user == admin_of(&endpoints[endpoint]))),
             Err(refused) => refused,
         },
     };
-    let open = doors.iter().position(|door| door.secret.is_none());
-    open.map(|door| (door, true)).ok_or(refused)
+    let open = endpoints.iter().position(|endpoint| endpoint.secret.is_none());
+    open.map(|endpoint| (endpoint, true)).ok_or(refused)
 }
 
 /// A call that is understood.
 struct Call {
-    wanted: Wanted,
-    reply: Reply,
+    wanted: DropInJob,
+    reply: OpenImReply,
 }
 
 impl Call {
-    fn read(incoming: &Incoming<'_>, door: &Door, admin: bool) -> Result<Self, Refused> {
+    fn read(incoming: &Incoming<'_>, endpoint: &DropInEndpoint, admin: bool) -> Result<Self, Refused> {
         let batch = incoming.path == BATCH;
         let body = Loose::body(incoming.body)?;
         let needed = |name| body.text(name)?.ok_or_else(|| Refused::missing(name));
@@ -382,15 +382,15 @@ impl Call {
         if ![TO_USER, TO_GROUP, NOTIFICATION].contains(&session) {
             return Err(Refused::new(ARGS, "unknown sessionType"));
         }
-        if all && to_users && !door.send_all {
+        if all && to_users && !endpoint.send_all {
             let detail = "this app may not send to all users";
             return Err(Refused::new(NO_PERMISSION, detail));
         }
-        let most = door.limit("recipients_max");
+        let most = endpoint.limit("recipients_max");
         if users.len() > most {
             return Err(Refused::new(ARGS, format!("more than {most} recvIDs")));
         }
-        let mentions = door.limit("mentions_max");
+        let mentions = endpoint.limit("mentions_max");
         let (message, whole) = content::message(content_type, &fields, mentions)?;
         let mut native = native;
         // A notice has the session of its type.
@@ -408,7 +408,7 @@ impl Call {
             ..AudienceDocument::default()
         };
         Ok(Self {
-            wanted: Wanted {
+            wanted: DropInJob {
                 sender: Some(sender),
                 audience,
                 message,
@@ -418,9 +418,9 @@ impl Call {
                 } else {
                     raw(&native)
                 },
-                ..Wanted::default()
+                ..DropInJob::default()
             },
-            reply: if batch { Reply::Batch } else { Reply::Single },
+            reply: if batch { OpenImReply::Batch } else { OpenImReply::Single },
         })
     }
 
@@ -454,8 +454,8 @@ fn options(body: &Loose<'_>) -> Result<Options, Refused> {
             ..Push::default()
         }),
         false => {
-            let told = ["title", "desc", "ex", "iOSPushSound", "iOSBadgeCount"];
-            told.iter().any(|name| info.has(name)).then_some(push)
+            let job_report = ["title", "desc", "ex", "iOSPushSound", "iOSBadgeCount"];
+            job_report.iter().any(|name| info.has(name)).then_some(push)
         }
     };
     Ok(Options {
@@ -499,14 +499,14 @@ fn raw(value: &impl Serialize) -> Option<Box<RawValue>> {
 
 /// Says what became of a call.
 #[derive(Clone, Copy, Debug)]
-enum Reply {
+enum OpenImReply {
     Batch,
     Single,
 }
 
 /// One message as the answer shows it.
 #[derive(Serialize)]
-struct Sent<'a> {
+struct SentData<'a> {
     #[serde(rename = "serverMsgID")]
     server_id: String,
     #[serde(rename = "clientMsgID")]
@@ -520,7 +520,7 @@ struct Sent<'a> {
 /// An empty list is `null`, as Go writes one that nothing was put in.
 #[derive(Serialize)]
 struct Lists<'a> {
-    results: Option<Vec<Sent<'a>>>,
+    results: Option<Vec<SentData<'a>>>,
     #[serde(rename = "failedUserIDs")]
     failed: Option<Vec<&'a str>>,
     /// In the place of names, where the request gave none.
@@ -562,60 +562,60 @@ impl AllUsers {
     }
 }
 
-impl ingress::Reply for Reply {
-    fn render(&self, jobs: &[Told]) -> Spoken {
+impl ingress::DropInReply for OpenImReply {
+    fn render(&self, jobs: &[JobReport]) -> Spoken {
         self.answer(jobs.first())
     }
 }
 
-impl Reply {
-    fn answer(self, told: Option<&Told>) -> Spoken {
-        let everybody = told.and_then(|told| told.everybody.as_ref());
+impl OpenImReply {
+    fn answer(self, job_report: Option<&JobReport>) -> Spoken {
+        let everybody = job_report.and_then(|job_report| job_report.everybody.as_ref());
         if let Some(refused) = everybody.and_then(AllUsers::refused) {
             return refused.spoken();
         }
-        match (self, told) {
-            (Self::Batch, told) => success(lists(told)),
-            (Self::Single, Some(told)) => single(told),
+        match (self, job_report) {
+            (Self::Batch, job_report) => success(lists(job_report)),
+            (Self::Single, Some(job_report)) => single(job_report),
             (Self::Single, None) => Refused::new(SERVER, "nothing is known of it").spoken(),
         }
     }
 }
 
-fn lists(told: Option<&Told>) -> Lists<'_> {
-    let recipients = || told.iter().flat_map(|told| &told.recipients);
+fn lists(job_report: Option<&JobReport>) -> Lists<'_> {
+    let recipients = || job_report.iter().flat_map(|job_report| &job_report.recipients);
     let (mut results, mut failed) = (Vec::new(), Vec::new());
-    for (recipient, fate) in recipients() {
-        match told.filter(|_| fate.is_good()) {
-            Some(told) => results.push(sent(told, recipient, Some(recipient))),
+    for (recipient, report) in recipients() {
+        match job_report.filter(|_| report.is_good()) {
+            Some(job_report) => results.push(sent(job_report, recipient, Some(recipient))),
             None => failed.push(recipient.as_str()),
         }
     }
     Lists {
         results: Some(results).filter(|list| !list.is_empty()),
         failed: Some(failed).filter(|list| !list.is_empty()),
-        accounts: told
-            .and_then(|told| told.everybody.as_ref())
+        accounts: job_report
+            .and_then(|job_report| job_report.everybody.as_ref())
             .map(AllUsers::of),
     }
 }
 
-fn single(told: &Told) -> Spoken {
-    let Some((recipient, fate)) = told.recipients.first() else {
+fn single(job_report: &JobReport) -> Spoken {
+    let Some((recipient, report)) = job_report.recipients.first() else {
         return Refused::new(SERVER, "nothing is known of it").spoken();
     };
-    match Refused::of_fate(fate) {
+    match Refused::of_report(report) {
         Some(refused) => refused.spoken(),
-        None => success(sent(told, recipient, None)),
+        None => success(sent(job_report, recipient, None)),
     }
 }
 
-fn sent<'a>(told: &Told, recipient: &str, shown: Option<&'a str>) -> Sent<'a> {
-    Sent {
-        server_id: told.message_id_hex(recipient),
+fn sent<'a>(job_report: &JobReport, recipient: &str, shown: Option<&'a str>) -> SentData<'a> {
+    SentData {
+        server_id: job_report.message_id_hex(recipient),
         // No recipient has this id, so it is nobody's own.
-        client_id: told.message_id_hex(""),
-        send_time: told.accepted_at_ms,
+        client_id: job_report.message_id_hex(""),
+        send_time: job_report.accepted_at_ms,
         recipient: shown,
     }
 }

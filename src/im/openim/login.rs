@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Auth, OPERATION_ID, Settings, TOKEN, exposed, reply};
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 use crate::im::reading::BAD_REPLY;
-use crate::ports::{Credential, Login, Reply, Request};
+use crate::ports::{Credential, Login, HttpReply, Request};
 use crate::secret::Secret;
 
 /// The platform of administrators; a token for it takes nobody's place.
@@ -73,11 +73,11 @@ impl Login for TokenLogin {
         }
     }
 
-    fn read(&self, reply: &Reply) -> Result<Credential, Answer> {
+    fn read(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer> {
         // A reply of another shape is not shown: there may be a token in it.
         let no_token = || {
             let text = "the reply to the login holds no token";
-            Answer::new(Class::Transient, BAD_REPLY, text)
+            TargetAnswer::new(Class::Transient, BAD_REPLY, text)
         };
         let token =
             reply::data::<Token>(reply).map_err(|refusal| match reply::harmless(refusal) {

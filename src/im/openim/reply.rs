@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::code;
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 use crate::im::reading::{excerpt, retry_after, unreadable};
-use crate::ports::Reply;
+use crate::ports::HttpReply;
 
 #[derive(Deserialize)]
 struct Envelope<'a> {
@@ -42,12 +42,12 @@ impl Envelope<'_> {
 /// Why a reply holds no data.
 pub(super) enum Refusal {
     /// The server says so itself.
-    Said(Answer),
+    Said(TargetAnswer),
     /// Somebody in front of it says so, or nobody says anything that can be read.
-    Other(Answer),
+    Other(TargetAnswer),
 }
 
-impl From<Refusal> for Answer {
+impl From<Refusal> for TargetAnswer {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Said(answer) | Refusal::Other(answer) => answer,
@@ -56,7 +56,7 @@ impl From<Refusal> for Answer {
 }
 
 /// The data of a reply to a call.
-pub(super) fn data<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, Refusal> {
+pub(super) fn data<'a, T: Deserialize<'a>>(reply: &'a HttpReply) -> Result<T, Refusal> {
     let envelope = serde_json::from_slice::<Envelope<'_>>(&reply.body).ok();
     let success = (200..300).contains(&reply.status);
     match envelope {
@@ -77,10 +77,10 @@ pub(super) fn data<'a, T: Deserialize<'a>>(reply: &'a Reply) -> Result<T, Refusa
 }
 
 /// A reply that is not the server's word on the call, by its status.
-fn refusal(reply: &Reply, said: Option<String>) -> Answer {
+fn refusal(reply: &HttpReply, said: Option<String>) -> TargetAnswer {
     let text = said.unwrap_or_else(|| excerpt(&reply.body));
     let class = code::status(reply.status);
-    let answer = Answer::new(class, reply.status.to_string(), text);
+    let answer = TargetAnswer::new(class, reply.status.to_string(), text);
     let answer = code::throttled(answer.retry_after(retry_after(&reply.headers)));
     match reply.status {
         // Whatever limit it was, a smaller call may stay below it.
@@ -90,7 +90,7 @@ fn refusal(reply: &Reply, said: Option<String>) -> Answer {
 }
 
 /// What a refusal means that came before anything was sent: nobody is in doubt.
-pub(super) fn harmless(refusal: impl Into<Answer>) -> Answer {
+pub(super) fn harmless(refusal: impl Into<TargetAnswer>) -> TargetAnswer {
     let mut answer = refusal.into();
     if answer.class == Class::Uncertain {
         answer.class = Class::Transient;

@@ -20,11 +20,11 @@ use crate::codec::push_hex;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Push, plain_text};
-use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::BAD_REPLY;
-use crate::ports::{Calls, Directory, Login, Probed, Profile, Reply, Request, Target};
+use crate::ports::{Calls, Directory, Login, Probed, Profile, HttpReply, Request, Target};
 
 /// One OpenIM account as a target.
 pub struct OpenIm {
@@ -340,7 +340,7 @@ impl Calls for OpenImCalls {
         self.call(&self.endpoints.batch, recipients, body)
     }
 
-    fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
+    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         if let [_] = recipients {
             Verdict::All(self.read_single(reply))
         } else {
@@ -354,7 +354,7 @@ impl Calls for OpenImCalls {
         (!self.packed).then(|| self.call(&self.endpoints.check, recipients, "{}"))
     }
 
-    fn read_probe(&self, _recipients: &[&str], reply: &Reply) -> Probed {
+    fn read_probe(&self, _recipients: &[&str], reply: &HttpReply) -> Probed {
         #[derive(Deserialize)]
         struct Status {
             /// Go may leave out a zero.
@@ -371,23 +371,23 @@ impl Calls for OpenImCalls {
 }
 
 impl OpenImCalls {
-    fn read_single(&self, reply: &Reply) -> Answer {
+    fn read_single(&self, reply: &HttpReply) -> TargetAnswer {
         match reply::data::<IgnoredAny>(reply) {
-            Ok(_) => Answer::done(),
+            Ok(_) => TargetAnswer::done(),
             Err(refusal) => self.blame(refusal.into()),
         }
     }
 
     /// The only user that the server looks for before it sends a notice is the sender.
-    fn blame(&self, mut answer: Answer) -> Answer {
+    fn blame(&self, mut answer: TargetAnswer) -> TargetAnswer {
         if self.notice && answer.code == "err_1101" {
             answer.class = Class::Config;
         }
         answer
     }
 
-    fn read_batch(&self, recipients: &[&str], reply: &Reply) -> Verdict {
-        let sent = match reply::data::<Sent<'_>>(reply) {
+    fn read_batch(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
+        let sent = match reply::data::<SendReply<'_>>(reply) {
             Ok(sent) => sent,
             // The server's own errors all come before the first send; later ones only name users.
             Err(Refusal::Said(answer)) => {
@@ -402,20 +402,20 @@ impl OpenImCalls {
         let answer = |recipient: &&str| {
             let named = (done.contains(*recipient), failed.contains(*recipient));
             match named {
-                (true, false) => Answer::done(),
+                (true, false) => TargetAnswer::done(),
                 (false, true) => {
                     let text = "OpenIM names it as failed and gives no reason";
-                    Answer::new(Class::Transient, "failed", text).split()
+                    TargetAnswer::new(Class::Transient, "failed", text).split()
                 }
                 (false, false) | (true, true) => {
                     let text = "the reply does not say what became of it";
-                    Answer::new(Class::Uncertain, BAD_REPLY, text)
+                    TargetAnswer::new(Class::Uncertain, BAD_REPLY, text)
                 }
             }
         };
         let answers: Vec<_> = recipients.iter().map(answer).collect();
         if answers.iter().all(|answer| answer.class == Class::Done) {
-            Verdict::All(Answer::done())
+            Verdict::All(TargetAnswer::done())
         } else {
             Verdict::Each(answers)
         }
@@ -424,7 +424,7 @@ impl OpenImCalls {
 
 /// What `/msg/batch_send_msg` answers. An empty list is `null`.
 #[derive(Deserialize)]
-struct Sent<'a> {
+struct SendReply<'a> {
     #[serde(borrow)]
     results: Option<Vec<SentTo<'a>>>,
     #[serde(borrow, rename = "failedUserIDs")]

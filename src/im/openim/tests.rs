@@ -9,11 +9,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Content, File, Push};
-use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::fixture::{AWKWARD, head, raw, reply, request, text, with_header};
 use crate::im::{TargetSettings, build};
-use crate::ports::{Credential, Login, Page, Probed, Reply, Target};
+use crate::ports::{Credential, Login, Page, Probed, HttpReply, Target};
 
 /// An account with everything left at its default but the sender.
 fn settings() -> Settings {
@@ -649,7 +649,7 @@ fn wrong_settings_are_all_reported() {
 
 // --- Replies -------------------------------------------------------------------------------------
 
-fn read_single(reply: &Reply) -> Answer {
+fn read_single(reply: &HttpReply) -> TargetAnswer {
     match single().open(&Arc::new(head())).read(&["u1"], reply) {
         Verdict::All(answer) => answer,
         each @ Verdict::Each(_) => panic!("{each:?}"),
@@ -662,7 +662,7 @@ fn replies_to_single_calls() {
     let check = |status: u16, body: &str, class| {
         let answer = read_single(&reply(status, body.to_owned()));
         assert_eq!(answer.class, class, "{status} {body}: {answer:?}");
-        assert_eq!(class == Done, answer == Answer::done());
+        assert_eq!(class == Done, answer == TargetAnswer::done());
         assert!(!answer.split, "{status} {body}");
     };
     for sent in [
@@ -780,7 +780,7 @@ fn only_lost_replies_are_asked_after() {
 
 #[test]
 fn answers_keep_the_words_of_the_server() {
-    let check = |reply: Reply, code: &str, words: &str| {
+    let check = |reply: HttpReply, code: &str, words: &str| {
         let answer = read_single(&reply);
         assert_eq!((&*answer.code, &*answer.text), (code, words));
     };
@@ -817,7 +817,7 @@ fn answers_keep_the_words_of_the_server() {
 
 #[test]
 fn a_throttled_account_waits_as_it_was_asked_to_and_a_second_at_least() {
-    let wait = |reply: Reply| read_single(&reply).retry_after;
+    let wait = |reply: HttpReply| read_single(&reply).retry_after;
     assert_eq!(wait(reply(429, "")), Some(Duration::from_secs(1)));
     let asked = |value| with_header(reply(429, ""), "retry-after", value);
     assert_eq!(wait(asked("0")), Some(Duration::from_secs(1)));
@@ -836,7 +836,7 @@ fn a_notice_whose_sender_is_unknown_blames_nobody_else() {
     assert_eq!(verdict.of(0).class, Class::Config);
 }
 
-fn read_packed(recipients: &[&str], reply: &Reply) -> Verdict {
+fn read_packed(recipients: &[&str], reply: &HttpReply) -> Verdict {
     packed().open(&Arc::new(head())).read(recipients, reply)
 }
 
@@ -929,7 +929,7 @@ fn replies_to_packed_calls() {
     check(504, "", all(Uncertain));
 
     let verdict = read_packed(&recipients, &reply(200, data(&to(&recipients), "null")));
-    assert_eq!(verdict, Verdict::All(Answer::done()));
+    assert_eq!(verdict, Verdict::All(TargetAnswer::done()));
     let verdict = read_packed(&recipients, &reply(200, r#"{"errCode":1507}"#));
     assert!(verdict.whole().unwrap().stale);
 }
@@ -945,7 +945,7 @@ fn the_example_of_the_documentation_is_understood() {
          "sendTime": 1340619319058, "recvID": "3473643418"}],
         "failedUserIDs": null}}"#;
     let verdict = read_packed(&["imAdmin", "3473643418"], &reply(200, example));
-    assert_eq!(verdict, Verdict::All(Answer::done()));
+    assert_eq!(verdict, Verdict::All(TargetAnswer::done()));
 }
 
 // --- Probe ---------------------------------------------------------------------------------------

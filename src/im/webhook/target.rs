@@ -15,11 +15,11 @@ use super::{IDEMPOTENCY_KEY, Statuses};
 use crate::codec::{self, push_hex};
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
-use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, token, unreadable};
-use crate::ports::{Calls, Profile, Reply, Request, Target};
+use crate::ports::{Calls, Profile, HttpReply, Request, Target};
 
 /// One endpoint as a target.
 pub struct Webhook {
@@ -161,12 +161,12 @@ impl Calls for WebhookCalls {
         }
     }
 
-    fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
+    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         match self.base.statuses.class(reply.status) {
             Class::Done if self.packed => read_packed(recipients, reply),
-            Class::Done => Verdict::All(Answer::done()),
+            Class::Done => Verdict::All(TargetAnswer::done()),
             class => Verdict::All(
-                Answer::new(class, reply.status.to_string(), excerpt(&reply.body))
+                TargetAnswer::new(class, reply.status.to_string(), excerpt(&reply.body))
                     .retry_after(retry_after(&reply.headers)),
             ),
         }
@@ -201,7 +201,7 @@ fn header_value(value: impl Into<Bytes>) -> HeaderValue {
 /// A success may name exceptions in a JSON object. Without a body, with a plain text or any JSON that is
 /// no list it names nobody. What may be such an object and cannot be read leaves everybody in doubt:
 /// nobody counts as sent whom the endpoint may have named.
-fn read_packed(recipients: &[&str], reply: &Reply) -> Verdict {
+fn read_packed(recipients: &[&str], reply: &HttpReply) -> Verdict {
     #[derive(Deserialize)]
     struct Accepted<'a> {
         #[serde(borrow)]
@@ -211,7 +211,7 @@ fn read_packed(recipients: &[&str], reply: &Reply) -> Verdict {
     let is_coded = says(reply, CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
     let is_json = says(reply, CONTENT_TYPE).is_some_and(|kind| kind.contains("json"));
     if body.is_empty() {
-        return Verdict::All(Answer::done());
+        return Verdict::All(TargetAnswer::done());
     }
     if is_coded {
         return Verdict::All(unreadable(b"compressed, though we ask for no coding"));
@@ -221,13 +221,13 @@ fn read_packed(recipients: &[&str], reply: &Reply) -> Verdict {
             let failed = accepted.failed.unwrap_or_default();
             all_but(recipients, failed.into_iter().map(Failed::answer))
         }
-        Ok(_) | Err(_) if names_nobody(body, is_json) => Verdict::All(Answer::done()),
+        Ok(_) | Err(_) if names_nobody(body, is_json) => Verdict::All(TargetAnswer::done()),
         Ok(_) | Err(_) => Verdict::All(unreadable(body)),
     }
 }
 
 /// A header in lower case.
-fn says(reply: &Reply, name: HeaderName) -> Option<String> {
+fn says(reply: &HttpReply, name: HeaderName) -> Option<String> {
     let value = reply.headers.get(name)?;
     Some(
         String::from_utf8_lossy(value.as_bytes())
@@ -264,14 +264,14 @@ struct Failed<'a> {
 }
 
 impl<'a> Failed<'a> {
-    fn answer(self) -> (Cow<'a, str>, Answer) {
+    fn answer(self) -> (Cow<'a, str>, TargetAnswer) {
         let code = self.code.map_or(Cow::Borrowed("failed"), |code| {
             Cow::Owned(token(code.get().trim_matches('"')))
         });
         let class = self.class.unwrap_or(Class::Permanent);
         let answer = match class {
-            Class::Done => Answer::done(),
-            class => Answer::new(class, code, self.message.unwrap_or_default()),
+            Class::Done => TargetAnswer::done(),
+            class => TargetAnswer::new(class, code, self.message.unwrap_or_default()),
         };
         (self.recipient, answer)
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::message::Content;
-use crate::domain::outcome::{Answer, Verdict};
+use crate::domain::outcome::{TargetAnswer, Verdict};
 use crate::domain::slice::Head;
 use crate::im::fixture::{AWKWARD, head, raw, reply, request, text, with_header};
 use crate::im::{TargetSettings, build};
@@ -281,13 +281,13 @@ fn replies_to_single_calls() {
         each @ Verdict::Each(_) => panic!("{each:?}"),
     };
     for body in ["", "ok", "{\"failed\":[{\"recipient\":\"u1\"}]}", "<html>"] {
-        assert_eq!(read(200, body), Answer::done());
-        assert_eq!(read(202, body), Answer::done());
-        assert_eq!(read(409, body), Answer::done());
+        assert_eq!(read(200, body), TargetAnswer::done());
+        assert_eq!(read(202, body), TargetAnswer::done());
+        assert_eq!(read(409, body), TargetAnswer::done());
     }
     assert_eq!(
         read(400, " no\nsuch\tthing"),
-        Answer::new(Class::Permanent, "400", "no such thing")
+        TargetAnswer::new(Class::Permanent, "400", "no such thing")
     );
     assert_eq!(read(404, "").class, Class::Permanent);
     assert_eq!(read(500, "").class, Class::Transient);
@@ -386,11 +386,11 @@ fn replies_to_packed_calls() {
     let verdict = calls.read(&recipients, &reply(200, body));
     assert_eq!(
         *verdict.of(0),
-        Answer::new(Permanent, "no_such_user", "gone")
+        TargetAnswer::new(Permanent, "no_such_user", "gone")
     );
-    assert_eq!(*verdict.of(2), Answer::new(Permanent, "17", ""));
+    assert_eq!(*verdict.of(2), TargetAnswer::new(Permanent, "17", ""));
     assert_eq!(
         calls.read(&recipients, &reply(200, "ok")),
-        Verdict::All(Answer::done())
+        Verdict::All(TargetAnswer::done())
     );
 }

@@ -12,10 +12,10 @@ use serde::{Deserialize, Deserializer};
 use super::probe::{self, LookUp};
 use super::{Version, code};
 use crate::codec::push_hex;
-use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, unreadable};
-use crate::ports::{Calls, Probed, Reply, Request};
+use crate::ports::{Calls, Probed, HttpReply, Request};
 
 /// No server has a channel for a uid with one of these.
 const ILLEGAL_IN_UID: [char; 3] = ['@', '#', '&'];
@@ -40,14 +40,14 @@ impl Base {
     }
 
     /// A reply that is not a success, by its status and its words.
-    fn refusal(&self, status: u16, said: Option<String>, reply: &Reply) -> Answer {
+    fn refusal(&self, status: u16, said: Option<String>, reply: &HttpReply) -> TargetAnswer {
         let class = match status {
             // Without words of WuKongIM's own nobody there has looked for anything.
             404 if said.is_none() => Class::Config,
             status => code::status(self.version, status),
         };
         let text = said.unwrap_or_else(|| excerpt(&reply.body));
-        Answer::new(class, status.to_string(), text).retry_after(retry_after(&reply.headers))
+        TargetAnswer::new(class, status.to_string(), text).retry_after(retry_after(&reply.headers))
     }
 }
 
@@ -99,7 +99,7 @@ impl Calls for Single {
         self.base.request(body)
     }
 
-    fn read(&self, _recipients: &[&str], reply: &Reply) -> Verdict {
+    fn read(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
         Verdict::All(self.base.read_sent(reply))
     }
 
@@ -109,7 +109,7 @@ impl Calls for Single {
         look_up.request(recipient, &self.client_msg_no(recipient))
     }
 
-    fn read_probe(&self, recipients: &[&str], reply: &Reply) -> Probed {
+    fn read_probe(&self, recipients: &[&str], reply: &HttpReply) -> Probed {
         match recipients {
             [recipient] => probe::read(&self.client_msg_no(recipient), reply),
             _ => Probed::Unknown,
@@ -121,7 +121,7 @@ impl Calls for Single {
 /// `{"msg":…,"status":400}`, `{"error":…}`. The content type is not looked at: 2.x sets it wrongly
 /// on some errors.
 #[derive(Deserialize)]
-struct Sent {
+struct SendReply {
     status: Option<u16>,
     reason: Option<i64>,
     msg: Option<String>,
@@ -129,24 +129,24 @@ struct Sent {
 }
 
 impl Base {
-    fn read_sent(&self, reply: &Reply) -> Answer {
-        let sent = serde_json::from_slice::<Sent>(&reply.body).ok();
+    fn read_sent(&self, reply: &HttpReply) -> TargetAnswer {
+        let sent = serde_json::from_slice::<SendReply>(&reply.body).ok();
         if !(200..300).contains(&reply.status) {
             let said = sent.and_then(|sent| sent.error.or(sent.msg));
             return self.refusal(reply.status, said, reply);
         }
         match sent {
-            Some(Sent {
+            Some(SendReply {
                 reason: Some(code), ..
             }) => code::reason(code),
             // "Not found" comes as 200 with another status inside.
-            Some(Sent {
+            Some(SendReply {
                 status: Some(status),
                 msg,
                 error,
                 ..
             }) => match status {
-                200 => Answer::done(),
+                200 => TargetAnswer::done(),
                 // It is a success by its own words, if an odd one.
                 201..300 => unreadable(&reply.body),
                 status => self.refusal(status, Some(error.or(msg).unwrap_or_default()), reply),
@@ -177,7 +177,7 @@ fn body_for_many(before: &[u8], recipients: &[&str]) -> Vec<u8> {
 
 /// A refusal for good of a whole call may be for one of its recipients, or for its size: then smaller
 /// calls fare better.
-fn whole(answer: Answer) -> Verdict {
+fn whole(answer: TargetAnswer) -> Verdict {
     Verdict::All(match answer.class {
         Class::Permanent => answer.split(),
         _ => answer,
@@ -194,7 +194,7 @@ impl Calls for Command {
         self.0.request(body_for_many(&self.0.before, recipients))
     }
 
-    fn read(&self, _recipients: &[&str], reply: &Reply) -> Verdict {
+    fn read(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
         whole(self.0.read_sent(reply))
     }
 }
@@ -207,7 +207,7 @@ impl Calls for Packed {
         self.0.request(body_for_many(&self.0.before, recipients))
     }
 
-    fn read(&self, recipients: &[&str], reply: &Reply) -> Verdict {
+    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         let sent = serde_json::from_slice::<SentBatch<'_>>(&reply.body).ok();
         if !(200..300).contains(&reply.status) {
             // There is nothing to be found or not found in a batch: 404 means there is no such call.
@@ -248,11 +248,11 @@ impl Calls for Packed {
 
 /// What it means that a batch names a uid. 2.x names only those that no server takes; 1.x stores at
 /// once and names also those it could not store now.
-fn failure(uid: &str, reason: String) -> Answer {
+fn failure(uid: &str, reason: String) -> TargetAnswer {
     if uid.contains(ILLEGAL_IN_UID) {
-        Answer::new(Class::Permanent, "illegal_uid", reason)
+        TargetAnswer::new(Class::Permanent, "illegal_uid", reason)
     } else {
-        Answer::new(Class::Transient, "fail_uid", reason)
+        TargetAnswer::new(Class::Transient, "fail_uid", reason)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Version;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 
 /// The reason codes of the wire protocol, in the order of their numbers. Version 3 sends them in
 /// `reason`; it maps most of its errors to `system error`, an idempotency conflict among them, so a
@@ -53,7 +53,7 @@ const REASONS: [(Class, &str); 30] = [
 const RATE_LIMIT_WAIT: Duration = Duration::from_secs(1);
 
 /// What a reason code means. One that is not listed is a refusal all the same.
-pub(super) fn reason(code: i64) -> Answer {
+pub(super) fn reason(code: i64) -> TargetAnswer {
     let row = usize::try_from(code)
         .ok()
         .and_then(|code| REASONS.get(code));
@@ -61,14 +61,14 @@ pub(super) fn reason(code: i64) -> Answer {
         .copied()
         .unwrap_or((Transient, "a reason of a later version"));
     match class {
-        Done => Answer::done(),
+        Done => TargetAnswer::done(),
         Throttled => named(code, class, name).retry_after(Some(RATE_LIMIT_WAIT)),
         Permanent | Transient | Uncertain | Config => named(code, class, name),
     }
 }
 
-fn named(code: i64, class: Class, name: &'static str) -> Answer {
-    Answer::new(class, format!("reason_{code}"), name)
+fn named(code: i64, class: Class, name: &'static str) -> TargetAnswer {
+    TargetAnswer::new(class, format!("reason_{code}"), name)
 }
 
 /// HTTP statuses: from, to, meaning on 1.x and 2.x, meaning on 3.x. The first row that fits counts.

@@ -17,10 +17,10 @@ use serde::Deserialize;
 
 use super::{Manager, Settings, Version, code, header_value};
 use crate::codec::push_segment;
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 use crate::im::json;
 use crate::im::reading::{BAD_REPLY, excerpt, retry_after};
-use crate::ports::{Credential, Directory, Login, Page, Reply, Request};
+use crate::ports::{Credential, Directory, Login, Page, HttpReply, Request};
 use crate::secret::Secret;
 
 /// Users of a page. 2.x has no limit; the other one is the most that 3.x takes.
@@ -87,7 +87,7 @@ impl Directory for Users {
         }
     }
 
-    fn read(&self, cursor: Option<&str>, reply: &Reply) -> Result<Page, Answer> {
+    fn read(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer> {
         if reply.status != 200 {
             return Err(refusal(self.version, reply));
         }
@@ -114,14 +114,14 @@ impl Directory for Users {
 }
 
 /// Asking again does no harm, so nothing is in doubt: whoever asked tries again or gives up.
-fn refusal(version: Version, reply: &Reply) -> Answer {
+fn refusal(version: Version, reply: &HttpReply) -> TargetAnswer {
     let class = match code::status(version, reply.status) {
         Class::Uncertain | Class::Done => Class::Transient,
         // The manager has no such call, or is not there.
         _ if reply.status == 404 => Class::Config,
         class => class,
     };
-    let answer = Answer::new(class, reply.status.to_string(), excerpt(&reply.body))
+    let answer = TargetAnswer::new(class, reply.status.to_string(), excerpt(&reply.body))
         .retry_after(retry_after(&reply.headers));
     match reply.status {
         401 => answer.stale(),
@@ -129,9 +129,9 @@ fn refusal(version: Version, reply: &Reply) -> Answer {
     }
 }
 
-fn odd(what: &str, reply: &Reply) -> Answer {
+fn odd(what: &str, reply: &HttpReply) -> TargetAnswer {
     let text = format!("{what}: {}", excerpt(&reply.body));
-    Answer::new(Class::Transient, BAD_REPLY, text)
+    TargetAnswer::new(Class::Transient, BAD_REPLY, text)
 }
 
 #[derive(Deserialize)]
@@ -210,7 +210,7 @@ impl Login for ManagerLogin {
         }
     }
 
-    fn read(&self, reply: &Reply) -> Result<Credential, Answer> {
+    fn read(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer> {
         /// 2.x: `token` and the second it ends; 3.x: `access_token` and how many it lives.
         #[derive(Deserialize)]
         struct LoggedIn {
@@ -229,7 +229,7 @@ impl Login for ManagerLogin {
                 Some(Credential { secret, lives })
             })
             // Not shown: the reply may hold the token.
-            .ok_or_else(|| Answer::new(Class::Transient, BAD_REPLY, "a login without a token"))
+            .ok_or_else(|| TargetAnswer::new(Class::Transient, BAD_REPLY, "a login without a token"))
     }
 
     fn apply(&self, request: &mut Request, credential: &str) {

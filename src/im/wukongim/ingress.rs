@@ -28,7 +28,7 @@ use crate::domain::message::{MessageDocument, Options, TEXT_BYTES_MAX};
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class, Outcome};
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::{
-    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json, quoted,
+    self, DropInEndpoint, RecipientReport, Incoming, Ingress, Limit, DropInRequest, Refusal, Spoken, JobReport, DropInJob, json, quoted,
     same,
 };
 use crate::im::wukongim::Settings;
@@ -83,7 +83,7 @@ impl Refused {
     }
 
     /// Why a message did not get through.
-    fn of_fate(fate: &Fate) -> Option<Self> {
+    fn of_report(report: &RecipientReport) -> Option<Self> {
         /// What a sender or a channel may not do, by the server's reasons.
         const FORBIDDEN: [&str; 8] = [
             "403",
@@ -95,12 +95,12 @@ impl Refused {
             "reason_24",
             "reason_25",
         ];
-        let Fate::Ended {
+        let RecipientReport::Ended {
             outcome,
             class,
             code,
             ..
-        } = fate
+        } = report
         else {
             return None;
         };
@@ -111,7 +111,7 @@ impl Refused {
             (Outcome::Failed, Some(Class::Permanent)) => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Some(Self::new(status, fate.reason().unwrap_or_default()))
+        Some(Self::new(status, report.reason().unwrap_or_default()))
     }
 
     fn spoken(&self) -> Spoken {
@@ -143,23 +143,23 @@ impl Ingress for WukongImIngress {
         LIMITS
     }
 
-    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken> {
-        enter(head, doors).map(Some).ok_or_else(|| {
+    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken> {
+        enter(head, endpoints).map(Some).ok_or_else(|| {
             let mut spoken = Response::new(Bytes::new());
             *spoken.status_mut() = StatusCode::UNAUTHORIZED;
             spoken
         })
     }
 
-    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
-        let door = self.enter(incoming, doors)?.unwrap_or_default();
-        let call = Call::read(incoming, &doors[door]);
+    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken> {
+        let endpoint = self.enter(incoming, endpoints)?.unwrap_or_default();
+        let call = Call::read(incoming, &endpoints[endpoint]);
         let Call { shape, messages } = call.map_err(|refused| refused.spoken())?;
         let numbers = messages.iter().map(|message| message.number.clone());
-        Ok(Order {
-            door,
+        Ok(DropInRequest {
+            endpoint,
             nonce: None,
-            reply: Box::new(Reply {
+            reply: Box::new(WukongImReply {
                 shape,
                 numbers: numbers.collect(),
             }),
@@ -189,14 +189,14 @@ impl Ingress for WukongImIngress {
 }
 
 /// The door whose token the call brings, or one that asks for none.
-fn enter(incoming: &Incoming<'_>, doors: &[Door]) -> Option<usize> {
+fn enter(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Option<usize> {
     let token = incoming.header("token").unwrap_or_default();
-    let opens = |door: &Door| {
-        let secret = door.secret.as_ref();
+    let opens = |endpoint: &DropInEndpoint| {
+        let secret = endpoint.secret.as_ref();
         secret.is_some_and(|secret| same(token.as_bytes(), secret.expose().as_bytes()))
     };
-    let with_token = doors.iter().position(opens);
-    with_token.or_else(|| doors.iter().position(|door| door.secret.is_none()))
+    let with_token = endpoints.iter().position(opens);
+    with_token.or_else(|| endpoints.iter().position(|endpoint| endpoint.secret.is_none()))
 }
 
 /// How a call was put, and so how it is answered.
@@ -219,16 +219,16 @@ struct Call {
 
 /// One message of a call.
 struct Message {
-    wanted: Wanted,
+    wanted: DropInJob,
     /// The caller's number, to be said again.
     number: Option<String>,
 }
 
 impl Call {
-    fn read(incoming: &Incoming<'_>, door: &Door) -> Result<Self, Refused> {
+    fn read(incoming: &Incoming<'_>, endpoint: &DropInEndpoint) -> Result<Self, Refused> {
         let array = incoming.body.trim_ascii_start().starts_with(b"[");
         if incoming.path == BATCH && array {
-            return Self::array(incoming.body, door);
+            return Self::array(incoming.body, endpoint);
         }
         let fields = Loose::body(incoming.body)?;
         let shape = if incoming.path == BATCH {
@@ -240,15 +240,15 @@ impl Call {
         };
         Ok(Self {
             shape,
-            messages: vec![Message::read(&fields, shape, door)?],
+            messages: vec![Message::read(&fields, shape, endpoint)?],
         })
     }
 
     /// All messages, or everything that is wrong with them.
-    fn array(body: &[u8], door: &Door) -> Result<Self, Refused> {
+    fn array(body: &[u8], endpoint: &DropInEndpoint) -> Result<Self, Refused> {
         let items: Vec<&RawValue> =
             serde_json::from_slice(body).map_err(|_| Refused::bad("a JSON array is expected"))?;
-        let most = door.limit("messages_max");
+        let most = endpoint.limit("messages_max");
         if items.is_empty() || items.len() > most {
             let what = format!("{} messages, 1 to {most} are taken", items.len());
             return Err(Refused::bad(what));
@@ -256,7 +256,7 @@ impl Call {
         let (mut messages, mut problems) = (Vec::with_capacity(items.len()), Vec::new());
         for (index, item) in items.iter().enumerate() {
             let fields = Loose::read(&format!("[{index}]"), item.get()).map_err(Refused::from);
-            match fields.and_then(|fields| Message::read(&fields, Shape::Array, door)) {
+            match fields.and_then(|fields| Message::read(&fields, Shape::Array, endpoint)) {
                 Ok(message) => messages.push(message),
                 Err(refused) => problems.push(refused.what),
             }
@@ -271,7 +271,7 @@ impl Call {
 }
 
 impl Message {
-    fn read(from: &Loose<'_>, shape: Shape, door: &Door) -> Result<Self, Refused> {
+    fn read(from: &Loose<'_>, shape: Shape, endpoint: &DropInEndpoint) -> Result<Self, Refused> {
         let bad = |name: &str, what: &str| Refused::bad(format!("{} {what}", from.path_of(name)));
         let options = options(from)?;
         let sender = match from.text("from_uid")? {
@@ -286,13 +286,13 @@ impl Message {
         if from.flag("is_stream")? == Some(true) {
             return Err(bad("is_stream", "is not taken here"));
         }
-        let audience = audience(from, shape, options.sync_once == Some(true), door)?;
+        let audience = audience(from, shape, options.sync_once == Some(true), endpoint)?;
         let encoded = from.text("payload")?.unwrap_or_default();
         let payload = decoded(&encoded).ok_or_else(|| bad("payload", "is not base64"))?;
         if payload.is_empty() {
             return Err(bad("payload", "is missing or empty"));
         }
-        let most = door.limit("payload_max");
+        let most = endpoint.limit("payload_max");
         if payload.len() > most {
             let what = format!("is longer than {most} bytes");
             return Err(bad("payload", &what));
@@ -305,14 +305,14 @@ impl Message {
         let to_channel = shape == Shape::Array || shape == Shape::Single;
         let as_given = to_channel && key.is_some() && key == number;
         Ok(Self {
-            wanted: Wanted {
+            wanted: DropInJob {
                 key,
                 sender,
                 audience,
                 message,
                 options,
                 native: native(encoded.as_deref(), as_given),
-                ..Wanted::default()
+                ..DropInJob::default()
             },
             number,
         })
@@ -342,7 +342,7 @@ fn audience(
     from: &Loose<'_>,
     shape: Shape,
     sync_once: bool,
-    door: &Door,
+    endpoint: &DropInEndpoint,
 ) -> Result<AudienceDocument, Refused> {
     let bad = |name: &str, what: &str| Refused::bad(format!("{} {what}", from.path_of(name)));
     let subscribers = from.texts("subscribers")?.unwrap_or_default();
@@ -350,7 +350,7 @@ fn audience(
     if subscribers.iter().any(|uid| uid.trim().is_empty()) {
         return Err(bad("subscribers", "hold an empty uid"));
     }
-    let most = door.limit("recipients_max");
+    let most = endpoint.limit("recipients_max");
     if subscribers.len() > most {
         return Err(bad("subscribers", &format!("are more than {most}")));
     }
@@ -474,7 +474,7 @@ fn custom(data: Option<Box<RawValue>>) -> MessageDocument {
 }
 
 /// Says what became of a call.
-struct Reply {
+struct WukongImReply {
     shape: Shape,
     /// The callers' numbers of its messages.
     numbers: Vec<Option<String>>,
@@ -488,8 +488,8 @@ struct Listed<'a> {
     client_msg_no: &'a str,
 }
 
-impl ingress::Reply for Reply {
-    fn render(&self, jobs: &[Told]) -> Spoken {
+impl ingress::DropInReply for WukongImReply {
+    fn render(&self, jobs: &[JobReport]) -> Spoken {
         let Some(first) = jobs.first() else {
             let what = "nothing is known of this call";
             return Refused::new(StatusCode::INTERNAL_SERVER_ERROR, what).spoken();
@@ -502,28 +502,28 @@ impl ingress::Reply for Reply {
     }
 }
 
-impl Reply {
-    fn number<'a>(&'a self, index: usize, told: &'a Told) -> &'a str {
+impl WukongImReply {
+    fn number<'a>(&'a self, index: usize, job_report: &'a JobReport) -> &'a str {
         let number = self.numbers.get(index).and_then(Option::as_deref);
-        number.unwrap_or(&told.client_msg_no)
+        number.unwrap_or(&job_report.client_msg_no)
     }
 
-    fn array(&self, jobs: &[Told]) -> Spoken {
+    fn array(&self, jobs: &[JobReport]) -> Spoken {
         let refusals: Option<Vec<_>> = jobs.iter().map(refused).collect();
         if let Some(refused) = refusals.and_then(|refusals| refusals.into_iter().next()) {
             return refused.spoken();
         }
-        let listed = jobs.iter().enumerate().map(|(index, told)| Listed {
-            message_id: message_id(told),
+        let listed = jobs.iter().enumerate().map(|(index, job_report)| Listed {
+            message_id: message_id(job_report),
             message_seq: 0,
-            client_msg_no: self.number(index, told),
+            client_msg_no: self.number(index, job_report),
         });
         json(StatusCode::OK, &listed.collect::<Vec<_>>())
     }
 
-    fn single(&self, told: &Told) -> Spoken {
+    fn single(&self, job_report: &JobReport) -> Spoken {
         #[derive(Serialize)]
-        struct Sent<'a> {
+        struct SentData<'a> {
             status: u16,
             #[serde(skip_serializing_if = "Option::is_none")]
             data: Option<Data<'a>>,
@@ -533,14 +533,14 @@ impl Reply {
             message_id: i64,
             client_msg_no: &'a str,
         }
-        if let Some(refused) = refused(told) {
+        if let Some(refused) = refused(job_report) {
             return refused.spoken();
         }
         let data = Data {
-            message_id: message_id(told),
-            client_msg_no: self.number(0, told),
+            message_id: message_id(job_report),
+            client_msg_no: self.number(0, job_report),
         };
-        let sent = Sent {
+        let sent = SentData {
             status: StatusCode::OK.as_u16(),
             data: (self.shape == Shape::Single).then_some(data),
         };
@@ -549,30 +549,30 @@ impl Reply {
 }
 
 /// Two lists of the same length: who failed, and why.
-fn object(told: &Told) -> Spoken {
+fn object(job_report: &JobReport) -> Spoken {
     #[derive(Serialize)]
     struct Failed<'a> {
         fail_uids: Vec<&'a str>,
         reason: Vec<&'a str>,
     }
-    let recipients = told.recipients.iter();
-    let failed = recipients.filter_map(|(uid, fate)| Some((uid.as_str(), fate.reason()?)));
+    let recipients = job_report.recipients.iter();
+    let failed = recipients.filter_map(|(uid, report)| Some((uid.as_str(), report.reason()?)));
     let (fail_uids, reason) = failed.unzip();
     json(StatusCode::OK, &Failed { fail_uids, reason })
 }
 
 /// Why nobody got a message; nothing if somebody did.
-fn refused(told: &Told) -> Option<Refused> {
-    if told.recipients.iter().any(|(_, fate)| fate.is_good()) {
+fn refused(job_report: &JobReport) -> Option<Refused> {
+    if job_report.recipients.iter().any(|(_, report)| report.is_good()) {
         return None;
     }
-    let (_, fate) = told.recipients.first()?;
-    Refused::of_fate(fate)
+    let (_, report) = job_report.recipients.first()?;
+    Refused::of_report(report)
 }
 
 /// The id of a message to a channel, or the first of several to users; 0 if nobody got one.
-fn message_id(told: &Told) -> i64 {
-    let mut good = told.recipients.iter().filter(|(_, fate)| fate.is_good());
+fn message_id(job_report: &JobReport) -> i64 {
+    let mut good = job_report.recipients.iter().filter(|(_, report)| report.is_good());
     good.next()
-        .map_or(0, |(recipient, _)| told.message_id(recipient))
+        .map_or(0, |(recipient, _)| job_report.message_id(recipient))
 }

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Uri};
 use serde::Deserialize;
 
 use crate::codec::push_segment;
-use crate::ports::{Probed, Reply, Request};
+use crate::ports::{Probed, HttpReply, Request};
 
 /// Ends the id of the channel that holds the commands of another one.
 const COMMANDS: &str = "____cmd";
@@ -73,7 +73,7 @@ struct Found {
     client_msg_no: Option<String>,
 }
 
-pub(super) fn read(client_msg_no: &str, reply: &Reply) -> Probed {
+pub(super) fn read(client_msg_no: &str, reply: &HttpReply) -> Probed {
     let found = serde_json::from_slice::<Found>(&reply.body).ok();
     let ours = found.filter(|found| {
         let named = found.client_msg_no.as_deref() == Some(client_msg_no);

@@ -21,7 +21,7 @@ use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::Content;
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
-use crate::ports::{Calls, Directory, Profile, Reply, Request, Target};
+use crate::ports::{Calls, Directory, Profile, HttpReply, Request, Target};
 
 /// The manager of 2.x, who is no user.
 const MANAGER: &str = "____manager";
@@ -276,7 +276,7 @@ impl Target for WukongIm {
         })
     }
 
-    fn read_identity(&self, reply: &Reply) -> Result<String, String> {
+    fn read_identity(&self, reply: &HttpReply) -> Result<String, String> {
         #[derive(Deserialize)]
         struct Refusal {
             msg: Option<String>,

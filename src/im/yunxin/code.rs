@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 use crate::im::netease::refusal::blames_signature;
 
 /// The codes that are documented, with what they mean.
@@ -52,7 +52,7 @@ const CODES: [(i64, Class, &str); 36] = [
 ];
 
 /// What the code of a whole call means. `block` is how long an application that was too fast waits.
-pub(super) fn call(code: i64, said: Option<String>, block: Duration) -> Answer {
+pub(super) fn call(code: i64, said: Option<String>, block: Duration) -> TargetAnswer {
     let answer = answer(code, said);
     match answer.class {
         Throttled => answer.retry_after(Some(block)),
@@ -64,7 +64,7 @@ pub(super) fn call(code: i64, said: Option<String>, block: Duration) -> Answer {
 
 /// What a code in `failed_list` means. It is about one recipient: neither the configuration nor the
 /// application as a whole is at fault when others of the call got the message.
-pub(super) fn recipient(code: i64, said: Option<String>) -> Answer {
+pub(super) fn recipient(code: i64, said: Option<String>) -> TargetAnswer {
     let mut answer = answer(code, said);
     answer.class = match answer.class {
         Config => Permanent,
@@ -74,7 +74,7 @@ pub(super) fn recipient(code: i64, said: Option<String>) -> Answer {
     answer
 }
 
-fn answer(code: i64, said: Option<String>) -> Answer {
+fn answer(code: i64, said: Option<String>) -> TargetAnswer {
     let row = CODES.iter().find(|(known, ..)| *known == code);
     let (class, meaning) = match row {
         Some((_, class, meaning)) => (*class, *meaning),
@@ -82,12 +82,12 @@ fn answer(code: i64, said: Option<String>) -> Answer {
     };
     let text = said.filter(|said| !said.is_empty());
     match (class, text) {
-        (Done, _) => Answer::done(),
+        (Done, _) => TargetAnswer::done(),
         (_, Some(text)) if code == 414 && blames_signature(&text) => {
-            Answer::new(Config, code.to_string(), text)
+            TargetAnswer::new(Config, code.to_string(), text)
         }
-        (_, Some(text)) => Answer::new(class, code.to_string(), text),
-        (_, None) => Answer::new(class, code.to_string(), meaning),
+        (_, Some(text)) => TargetAnswer::new(class, code.to_string(), text),
+        (_, None) => TargetAnswer::new(class, code.to_string(), meaning),
     }
 }
 

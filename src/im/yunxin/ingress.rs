@@ -25,7 +25,7 @@ use crate::domain::message::{MessageDocument, Moderation, Options, Push, Route, 
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::media::Names;
 use crate::im::ingress::{
-    self, Door, Fate, Incoming, Ingress, Limit, Order, Refusal, Spoken, Told, Wanted, json,
+    self, DropInEndpoint, RecipientReport, Incoming, Ingress, Limit, DropInRequest, Refusal, Spoken, JobReport, DropInJob, json,
 };
 use crate::im::netease::account::length;
 use crate::im::netease::ingress::message::{self, Described};
@@ -100,10 +100,10 @@ impl Ingress for YunxinIngress {
         LIMITS
     }
 
-    fn enter(&self, head: &Incoming<'_>, doors: &[Door]) -> Result<Option<usize>, Spoken> {
-        let entered = signature::door(head, doors).map_err(No::parameter);
+    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken> {
+        let entered = signature::endpoint(head, endpoints).map_err(No::parameter);
         entered
-            .map(|(door, _)| Some(door))
+            .map(|(endpoint, _)| Some(endpoint))
             .map_err(|no| spoken(&no))
     }
 
@@ -112,11 +112,11 @@ impl Ingress for YunxinIngress {
         true
     }
 
-    fn read(&self, incoming: &Incoming<'_>, doors: &[Door]) -> Result<Order, Spoken> {
-        let order = signature::door(incoming, doors)
+    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken> {
+        let asked = signature::endpoint(incoming, endpoints)
             .map_err(No::parameter)
-            .and_then(|(door, nonce)| order(incoming, doors, door, nonce));
-        order.map_err(|no| spoken(&no))
+            .and_then(|(endpoint, nonce)| asked(incoming, endpoints, endpoint, nonce));
+        asked.map_err(|no| spoken(&no))
     }
 
     fn refuse(&self, refusal: &Refusal<'_>) -> Spoken {
@@ -147,14 +147,14 @@ impl From<Wrong> for No {
     }
 }
 
-fn order(
+fn asked(
     incoming: &Incoming<'_>,
-    doors: &[Door],
-    door: usize,
+    endpoints: &[DropInEndpoint],
+    endpoint: usize,
     nonce: Option<String>,
-) -> Result<Order, No> {
+) -> Result<DropInRequest, No> {
     let body = Loose::body(incoming.body)?;
-    let limits = Limits(&doors[door]);
+    let limits = Limits(&endpoints[endpoint]);
     let sender = body.text("sender_id")?;
     let sender = sender.ok_or_else(|| No::parameter("sender_id is missing"))?;
     let recipients = body.texts("receiver_ids")?.unwrap_or_default();
@@ -162,7 +162,7 @@ fn order(
         let text = "receiver_ids is missing, empty, or holds an empty id";
         return Err(No::parameter(text));
     }
-    let most = doors[door].limit("recipients_max");
+    let most = endpoints[endpoint].limit("recipients_max");
     if recipients.len() > most {
         let text = format!("receiver_ids holds more than {most} ids");
         return Err(No::parameter(text));
@@ -175,7 +175,7 @@ fn order(
     let trace = incoming.header("x-custom-traceid").filter(|id| is_made(id));
     let client_id = said.echo.message_client_id.clone();
     let key = trace.or(client_id.as_deref()).and_then(ingress::key);
-    let wanted = Wanted {
+    let wanted = DropInJob {
         key,
         sender: Some(sender.clone()),
         audience: AudienceDocument {
@@ -189,13 +189,13 @@ fn order(
         } else {
             Some(crate::json::raw(&native))
         },
-        ..Wanted::default()
+        ..DropInJob::default()
     };
-    Ok(Order {
-        door,
+    Ok(DropInRequest {
+        endpoint,
         nonce,
         jobs: vec![wanted],
-        reply: Box::new(Reply {
+        reply: Box::new(YunxinReply {
             sender,
             echo: said.echo,
         }),
@@ -208,7 +208,7 @@ fn is_made(id: &str) -> bool {
 }
 
 /// The lengths that are allowed.
-struct Limits<'a>(&'a Door);
+struct Limits<'a>(&'a DropInEndpoint);
 
 impl Limits<'_> {
     fn text(&self, from: &Loose<'_>, name: &str, limit: &str) -> Result<Option<String>, No> {
@@ -414,13 +414,13 @@ fn moderation(from: &Loose<'_>) -> Result<Option<Moderation>, No> {
 }
 
 /// Says what became of a call.
-struct Reply {
+struct YunxinReply {
     sender: String,
     echo: Echo,
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct ResultBody<'a> {
     code: u32,
     msg: &'static str,
     data: Lists<'a>,
@@ -428,14 +428,14 @@ struct Answer<'a> {
 
 #[derive(Serialize)]
 struct Lists<'a> {
-    success_list: Vec<Sent<'a>>,
+    success_list: Vec<SentData<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failed_list: Vec<Failed<'a>>,
 }
 
 /// An entry, its fields in the order of the documentation.
 #[derive(Serialize)]
-struct Sent<'a> {
+struct SentData<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -461,23 +461,23 @@ struct Failed<'a> {
     error_msg: String,
 }
 
-impl ingress::Reply for Reply {
-    fn render(&self, jobs: &[Told]) -> Spoken {
-        let Some(told) = jobs.first() else {
+impl ingress::DropInReply for YunxinReply {
+    fn render(&self, jobs: &[JobReport]) -> Spoken {
+        let Some(job_report) = jobs.first() else {
             return spoken(&No::new(SERVER, "nothing is known of this call"));
         };
-        if let Some(no) = refused(told) {
+        if let Some(no) = refused(job_report) {
             return spoken(&no);
         }
-        let recipients = || told.recipients.iter();
-        let sent = recipients().filter(|(_, fate)| fate.is_good());
-        let answer = Answer {
+        let recipients = || job_report.recipients.iter();
+        let sent = recipients().filter(|(_, report)| report.is_good());
+        let answer = ResultBody {
             code: OK,
             msg: "success",
             data: Lists {
-                success_list: sent.map(|(id, _)| self.sent(told, id)).collect(),
+                success_list: sent.map(|(id, _)| self.sent(job_report, id)).collect(),
                 failed_list: recipients()
-                    .filter_map(|(id, fate)| failed(id, fate))
+                    .filter_map(|(id, report)| failed(id, report))
                     .collect(),
             },
         };
@@ -485,17 +485,17 @@ impl ingress::Reply for Reply {
     }
 }
 
-impl Reply {
-    fn sent<'a>(&'a self, told: &Told, recipient: &'a str) -> Sent<'a> {
-        Sent {
+impl YunxinReply {
+    fn sent<'a>(&'a self, job_report: &JobReport, recipient: &'a str) -> SentData<'a> {
+        SentData {
             text: self.echo.text.as_deref(),
             attachment: self.echo.attachment.as_deref(),
-            message_server_id: told.message_id(recipient),
+            message_server_id: job_report.message_id(recipient),
             message_client_id: self.echo.message_client_id.as_deref(),
             sender_id: &self.sender,
             conversation_type: USER,
             receiver_id: recipient,
-            create_time: told.accepted_at_ms,
+            create_time: job_report.accepted_at_ms,
             message_type: self.echo.message_type,
             sub_type: self.echo.sub_type,
         }
@@ -503,14 +503,14 @@ impl Reply {
 }
 
 /// Why the call as a whole is refused: everybody has a code that is the call's.
-fn refused(told: &Told) -> Option<No> {
-    let is_of_call = |(_, fate): &(String, Fate)| match fate {
-        Fate::Ended { code, .. } => code.parse().is_ok_and(refuses_a_call),
-        Fate::Sent | Fate::Pending => false,
+fn refused(job_report: &JobReport) -> Option<No> {
+    let is_of_call = |(_, report): &(String, RecipientReport)| match report {
+        RecipientReport::Ended { code, .. } => code.parse().is_ok_and(refuses_a_call),
+        RecipientReport::Sent | RecipientReport::Pending => false,
     };
-    let (_, first) = told.recipients.first()?;
-    let no = No::of_fate(first)?;
-    told.recipients.iter().all(is_of_call).then_some(no)
+    let (_, first) = job_report.recipients.first()?;
+    let no = No::of_report(first)?;
+    job_report.recipients.iter().all(is_of_call).then_some(no)
 }
 
 /// Whether a code is about the call or its sender. In `failed_list` the vendor has codes of six digits,
@@ -521,12 +521,12 @@ fn refuses_a_call(code: u32) -> bool {
     ((100..1000).contains(&code) && code != 410) || SENDER.contains(&code)
 }
 
-fn failed<'a>(recipient: &'a str, fate: &Fate) -> Option<Failed<'a>> {
-    let no = No::of_fate(fate)?;
+fn failed<'a>(recipient: &'a str, report: &RecipientReport) -> Option<Failed<'a>> {
+    let no = No::of_report(report)?;
     Some(Failed {
         account_id: recipient,
         receiver_id: recipient,
-        error_code: if fate.is_unknown() { UNKNOWN } else { no.code },
+        error_code: if report.is_unknown() { UNKNOWN } else { no.code },
         error_msg: no.text,
     })
 }

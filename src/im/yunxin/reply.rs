@@ -6,14 +6,14 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::code;
-use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
 use crate::im::netease::refusal::read;
 use crate::im::reading::unreadable;
-use crate::ports::Reply;
+use crate::ports::HttpReply;
 
 /// The data of a success.
 #[derive(Deserialize)]
-struct Sent {
+struct SendReply {
     data: Option<Lists>,
 }
 
@@ -63,11 +63,11 @@ impl Entry {
         Some(id.id())
     }
 
-    fn failure(self) -> Answer {
+    fn failure(self) -> TargetAnswer {
         match self.error_code.as_ref().map(Number::code) {
             Some(Some(code)) => code::recipient(code, self.error_msg),
             // It was not sent to, whatever the reason.
-            _ => Answer::new(
+            _ => TargetAnswer::new(
                 Class::Permanent,
                 "failed",
                 self.error_msg.unwrap_or_default(),
@@ -77,12 +77,12 @@ impl Entry {
 }
 
 /// A reply to a batch; `block` as in [`code::call`].
-pub(super) fn batch(recipients: &[&str], reply: &Reply, block: Duration) -> Verdict {
+pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> Verdict {
     let refused = |code, said| code::call(code, said, block);
     if let Err(answer) = read(reply, refused) {
         return Verdict::All(answer);
     }
-    let Ok(Sent { data }) = serde_json::from_slice(&reply.body) else {
+    let Ok(SendReply { data }) = serde_json::from_slice(&reply.body) else {
         return Verdict::All(unreadable(&reply.body));
     };
     let lists = data.unwrap_or_default();
@@ -95,28 +95,28 @@ pub(super) fn batch(recipients: &[&str], reply: &Reply, block: Duration) -> Verd
     // Who is in both lists was sent to: that is what must not be done again.
     for entry in lists.success_list.unwrap_or_default() {
         if let Some(id) = entry.id() {
-            answers.insert(id, Answer::done());
+            answers.insert(id, TargetAnswer::done());
         }
     }
     let of = |recipient: &&str| {
         answers.get(*recipient).cloned().unwrap_or_else(|| {
             let text = "the reply lists this recipient neither as sent to nor as failed";
-            Answer::new(Class::Uncertain, "not_listed", text)
+            TargetAnswer::new(Class::Uncertain, "not_listed", text)
         })
     };
     let answers: Vec<_> = recipients.iter().map(of).collect();
     if answers.iter().all(|answer| answer.class == Class::Done) {
-        Verdict::All(Answer::done())
+        Verdict::All(TargetAnswer::done())
     } else {
         Verdict::Each(answers)
     }
 }
 
 /// A reply to a single message; `block` as in [`code::call`].
-pub(super) fn single(reply: &Reply, block: Duration) -> Verdict {
+pub(super) fn single(reply: &HttpReply, block: Duration) -> Verdict {
     let refused = |code, said| code::call(code, said, block);
     Verdict::All(match read(reply, refused) {
-        Ok(()) => Answer::done(),
+        Ok(()) => TargetAnswer::done(),
         Err(answer) => answer,
     })
 }

@@ -9,11 +9,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::mapping::{Feature, Mapping, Strictness};
 use crate::domain::message::{Content, File, Moderation, Options, Push, Route};
-use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::fixture::{AWKWARD, head, raw, reply, request, text, with_header};
 use crate::im::{TargetSettings, build};
-use crate::ports::{Reply, Signing, Target, fit};
+use crate::ports::{HttpReply, Signing, Target, fit};
 
 fn settings() -> Settings {
     Settings {
@@ -509,7 +509,7 @@ fn wrong_settings_are_all_reported() {
     assert!(fields(settings()).is_empty());
 }
 
-fn read(target: &dyn Target, recipients: &[&str], reply: &Reply) -> Verdict {
+fn read(target: &dyn Target, recipients: &[&str], reply: &HttpReply) -> Verdict {
     target.open(&Arc::new(head())).read(recipients, reply)
 }
 
@@ -621,7 +621,7 @@ fn replies_to_batches() {
             r#"{"code":200,"data":{"failed_list":[{"account_id":"bob","error_code":102404,"error_msg":"gone"}]}}"#,
         ),
     );
-    assert_eq!(*verdict.of(1), Answer::new(Permanent, "102404", "gone"));
+    assert_eq!(*verdict.of(1), TargetAnswer::new(Permanent, "102404", "gone"));
     assert_eq!(&*verdict.of(0).code, "not_listed");
     let many = read(
         &*target(),
@@ -648,12 +648,12 @@ fn replies_to_single_messages() {
         r#"{"code":200}"#,
         r#"{"code":107306,"msg":"duplicate client message id"}"#,
     ] {
-        assert_eq!(answer(200, fine), Answer::done(), "{fine}");
+        assert_eq!(answer(200, fine), TargetAnswer::done(), "{fine}");
     }
     let gone = answer(200, r#"{"code":102404,"msg":"account not exist"}"#);
     assert_eq!(
         gone,
-        Answer::new(Class::Permanent, "102404", "account not exist")
+        TargetAnswer::new(Class::Permanent, "102404", "account not exist")
     );
     let blocked = answer(200, r#"{"code":416}"#);
     assert_eq!(blocked.class, Class::Throttled);

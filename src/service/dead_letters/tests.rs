@@ -1,4 +1,4 @@
-//! Redrives on the embedded engine: what is published, what stays on the shelf, and what the ledger has
+//! Redrives on the embedded engine: what is published, what stays on the retained, and what the ledger has
 //! to say.
 
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::domain::permissions::Permissions;
 use crate::domain::slice::{Head, Shape};
 use crate::embedded::{EmbeddedBroker, EmbeddedStore, Engine, Settings};
 use crate::ports::{
-    Broker as _, Calls, Consumer as _, Profile, Reply, Request, SendError, Session as _, Settle,
+    Broker as _, Calls, Consumer as _, Profile, HttpReply, Request, SendError, Session as _, Settle,
     SliceRef, Source, Submission, Target, Transport,
 };
 use crate::service::BeforeAccept;
@@ -88,8 +88,8 @@ impl Rules for Shop {
 struct Hook(&'static str);
 
 impl Transport for Hook {
-    async fn send(&self, _: Request, _: Duration) -> Result<Reply, SendError> {
-        Ok(Reply {
+    async fn send(&self, _: Request, _: Duration) -> Result<HttpReply, SendError> {
+        Ok(HttpReply {
             status: 200,
             headers: http::HeaderMap::new(),
             body: self.0.into(),
@@ -134,7 +134,7 @@ type Letter<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
 const SECRET: &str = "s";
 
 impl Bench {
-    /// With these letters on its shelf.
+    /// With these letters on its retained.
     async fn with(letters: &[Letter<'_>]) -> Self {
         let name = format!(
             "fanwise-dead-{}-{:x}",
@@ -267,16 +267,16 @@ impl Bench {
     }
 
     async fn listed(&self) -> Vec<(String, Outcome)> {
-        let books = Books {
+        let view = LedgerView {
             store: &self.store,
             secret: SECRET,
         };
-        let rows = page(&self.broker, &books, &Wanted::default(), None, 100, false).await;
+        let rows = page(&self.broker, &view, &Wanted::default(), None, 100, false).await;
         let rows = rows.unwrap().0.into_iter();
         rows.map(|row| (row.recipient, row.outcome)).collect()
     }
 
-    /// Whom the letters on the shelf name, whatever the ledger says.
+    /// Whom the letters on the retained name, whatever the ledger says.
     async fn left(&self) -> Vec<String> {
         let rows = all(&self.broker, &Wanted::default(), false).await.unwrap();
         let mut left: Vec<_> = rows.into_iter().map(|row| row.recipient).collect();

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::super::backlog::Overdue;
+use super::super::backlog::UnrecordedDelivery;
 use super::super::call::lost;
-use super::{Fate, LEDGER_AWAY_WAIT, Pause, Scene, Work};
+use super::{DeliveryEnd, LEDGER_AWAY_WAIT, Pause, DeliveryScope, DeliveryRun};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::delivery::Dead;
@@ -18,17 +18,17 @@ use crate::ports::{
     Claim, Claimed, Lost, Outgoing, Publisher, Reason, Route, Settle, Store, Transport,
 };
 
-impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
+impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
     /// Ends the delivery. No call is out any more.
-    pub(super) async fn close(mut self, stop: Option<Pause>) -> Result<Fate, Lost> {
-        let fate = self.end(stop).await;
-        if fate.is_err() {
+    pub(super) async fn close(mut self, stop: Option<Pause>) -> Result<DeliveryEnd, Lost> {
+        let end = self.end(stop).await;
+        if end.is_err() {
             self.hand_over();
         }
-        fate
+        end
     }
 
-    async fn end(&mut self, stop: Option<Pause>) -> Result<Fate, Lost> {
+    async fn end(&mut self, stop: Option<Pause>) -> Result<DeliveryEnd, Lost> {
         match stop {
             None => {}
             Some(Pause::PutOff(delay)) => self.delivery.put_off(delay),
@@ -40,33 +40,33 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         self.give_up_asked().await;
         self.bury().await?;
         self.finish_record().await?;
-        let scene = self.scene;
+        let scope = self.scope;
         let left = !self.delivery.leaves_nobody();
         if left {
             self.publish_remainder().await?;
         } else {
             self.tell_missing();
         }
-        if let Some(standing) = self.standing {
-            scene.shift.follow(&scene.slice.head, standing).await?;
+        if let Some(progress) = self.progress {
+            scope.session.follow(&scope.slice.head, progress).await?;
         }
-        Ok(if left { Fate::PutOff } else { Fate::Done })
+        Ok(if left { DeliveryEnd::PutOff } else { DeliveryEnd::Done })
     }
 
     /// The session is lost: what is known and not recorded goes on in the backlog.
     fn hand_over(&self) {
-        let scene = self.scene;
+        let scope = self.scope;
         let batch = self.delivery.batch();
-        scene.shift.context.hand_over(Overdue {
-            head: Arc::clone(&scene.slice.head),
-            id: scene.slice.id.clone(),
-            entries: scene.slice.entries,
-            shape: scene.slice.shape,
-            owner: scene.owner,
-            outcomes: scene.outcomes(&batch),
-            release: scene.fingerprints(batch.release.iter().copied()),
+        scope.session.context.hand_over(UnrecordedDelivery {
+            head: Arc::clone(&scope.slice.head),
+            id: scope.slice.id.clone(),
+            entries: scope.slice.entries,
+            shape: scope.slice.shape,
+            owner: scope.owner,
+            outcomes: scope.outcomes(&batch),
+            release: scope.fingerprints(batch.release.iter().copied()),
             unused: self.asked.clone(),
-            doubted: scene.fingerprints(batch.doubted.iter().copied()),
+            doubted: scope.fingerprints(batch.doubted.iter().copied()),
             reasons: self.reasons(&self.dead()),
         });
     }
@@ -77,11 +77,11 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         if self.asked.is_empty() {
             return;
         }
-        let scene = self.scene;
-        let context = &*scene.shift.context;
+        let scope = self.scope;
+        let context = &*scope.session.context;
         let settle = context.store.settle(Settle {
             unused: &self.asked,
-            ..Settle::of(scene.slice_ref(), scene.owner)
+            ..Settle::of(scope.slice_ref(), scope.owner)
         });
         // Not repeated: a claim that reached the ledger was answered, but for the moment of a fault.
         let _ = context.try_step(LedgerStep::Settle, settle).await;
@@ -94,14 +94,14 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
             return Ok(());
         }
         // What the ledger does not take, the delivery keeps.
-        let Some(recorded) = self.scene.record(&batch).await? else {
+        let Some(recorded) = self.scope.record(&batch).await? else {
             return Ok(());
         };
         self.note_recorded(&batch, recorded);
         let again = self.delivery.batch();
         if !self.closed && again.last > batch.last {
             // Others had settled some of them first, and that was learned only now.
-            if let Some(recorded) = self.scene.record(&again).await? {
+            if let Some(recorded) = self.scope.record(&again).await? {
                 self.note_recorded(&again, recorded);
             }
         }
@@ -109,20 +109,20 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
     }
 
     async fn publish_remainder(&self) -> Result<(), Lost> {
-        let scene = self.scene;
-        scene.shift.context.note_waiting(scene.slice.head.id).await;
+        let scope = self.scope;
+        scope.session.context.note_waiting(scope.slice.head.id).await;
         let mut remainder =
             self.delivery
-                .remainder(&scene.slice, scene.owner, self.first_attempt_at_ms);
+                .remainder(&scope.slice, scope.owner, self.first_attempt_at_ms);
         if self.together {
             remainder.together = None;
         }
-        let lane = scene.slice.lane.clone();
+        let lane = scope.slice.lane.clone();
         let mut delay = self.delivery.delay();
         if !remainder.unrecorded.is_empty() {
             delay = delay.max(LEDGER_AWAY_WAIT);
             let outcomes = self.delivery.unrecorded_outcomes();
-            scene.target.metrics.unrecorded.inc_by(outcomes as u64);
+            scope.target.metrics.unrecorded.inc_by(outcomes as u64);
         }
         let route = if delay.is_zero() {
             Route::Lane(lane)
@@ -132,8 +132,8 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
                 rung: rung(delay),
             }
         };
-        let message = remainder.outgoing(route, scene.traceparent.clone());
-        scene.shift.publish(vec![message]).await
+        let message = remainder.outgoing(route, scope.traceparent.clone());
+        scope.session.publish(vec![message]).await
     }
 
     // --- Dead letters ------------------------------------------------------------------------
@@ -146,8 +146,8 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         }
         let dead = self.dead();
         self.explain(&dead).await;
-        let scene = self.scene;
-        scene.publish_dead(&dead, self.first_attempt_at_ms).await?;
+        let scope = self.scope;
+        scope.publish_dead(&dead, self.first_attempt_at_ms).await?;
         self.delivery.lettered();
         Ok(())
     }
@@ -159,8 +159,8 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         if refused.is_empty() {
             return Ok(());
         }
-        let asked = self.scene.fingerprints(refused.iter().copied());
-        let claimed = self.scene.regain(&asked).await;
+        let asked = self.scope.fingerprints(refused.iter().copied());
+        let claimed = self.scope.regain(&asked).await;
         if claimed.is_err() {
             self.asked.extend(asked);
         }
@@ -175,14 +175,14 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
 
     fn dead(&self) -> Vec<DeadRecipient> {
         let dead = self.delivery.dead().iter();
-        dead.map(|dead| self.scene.dead_recipient(dead)).collect()
+        dead.map(|dead| self.scope.dead_recipient(dead)).collect()
     }
 
     fn reasons(&self, dead: &[DeadRecipient]) -> Vec<(Fingerprint, Reason)> {
         let places = self.delivery.dead().iter();
         places
             .zip(dead)
-            .map(|(it, dead)| (self.scene.fingerprints[it.index], Reason::from(dead)))
+            .map(|(it, dead)| (self.scope.fingerprints[it.index], Reason::from(dead)))
             .collect()
     }
 
@@ -190,13 +190,13 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
     /// delivery finds them if the letter cannot be written. The letters are what counts: not repeated
     /// when it fails.
     async fn explain(&self, dead: &[DeadRecipient]) {
-        let scene = self.scene;
-        if scene.goes_without_ledger() {
+        let scope = self.scope;
+        if scope.goes_without_ledger() {
             return;
         }
-        let context = &*scene.shift.context;
+        let context = &*scope.session.context;
         let reasons = self.reasons(dead);
-        let explain = context.store.explain(scene.slice.head.id, &reasons);
+        let explain = context.store.explain(scope.slice.head.id, &reasons);
         let _ = context.try_step(LedgerStep::Settle, explain).await;
     }
 
@@ -207,10 +207,10 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
         if missing == 0 {
             return;
         }
-        let scene = self.scene;
-        scene.shift.context.metrics.entries_missing(missing);
+        let scope = self.scope;
+        scope.session.context.metrics.entries_missing(missing);
         tracing::error!(
-            job.id = %scene.slice.head.id, slice.id = %scene.slice.id, missing,
+            job.id = %scope.slice.head.id, slice.id = %scope.slice.id, missing,
             "entries of a slice have no outcome, and no delivery has them: they stay pending until \
              the job counts as abandoned. Submit the same job again: whoever has no outcome is sent to \
              then"
@@ -218,10 +218,10 @@ impl<S: Store, T: Transport, P: Publisher> Work<'_, S, T, P> {
     }
 }
 
-impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
+impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
     /// Claims recipients whose delivery is at its end. None: the ledger is away, and the app fails open.
     async fn regain(&self, recipients: &[Fingerprint]) -> Result<Option<Claimed>, Lost> {
-        let context = &*self.shift.context;
+        let context = &*self.session.context;
         if self.goes_without_ledger() {
             return Ok(None);
         }
@@ -235,7 +235,7 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
         if self.fail_open {
             return Ok(context.try_step(LedgerStep::Claim, ask()).await.ok());
         }
-        let lost = self.shift.lost.cancelled();
+        let lost = self.session.lost.cancelled();
         let step = context.step(LedgerStep::Claim, lost, ask);
         step.await.map(Some).map_err(|_| Lost)
     }
@@ -286,11 +286,11 @@ impl<S: Store, T: Transport, P: Publisher> Scene<'_, S, T, P> {
             message_id: format!("{}/{}/dead", head.id, self.slice.id),
             traceparent: self.traceparent.clone(),
         };
-        self.shift.publish(vec![message]).await?;
+        self.session.publish(vec![message]).await?;
         for outcome in [Outcome::Failed, Outcome::Uncertain] {
             let count = dead.iter().filter(|dead| dead.outcome == outcome).count();
             if count > 0 {
-                let metrics = &self.shift.context.metrics;
+                let metrics = &self.session.context.metrics;
                 metrics.dead_letters(&self.target.name, outcome, count as u64);
             }
         }

@@ -11,7 +11,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, Interval};
 
 use super::super::call::Called;
-use super::Scene;
+use super::DeliveryScope;
 use crate::domain::delivery::{Call, Delivery};
 use crate::ports::{Publisher, Store, Transport};
 
@@ -30,7 +30,7 @@ pub(super) struct Back {
 }
 
 pub(super) struct Flight<'a, S, T, P> {
-    scene: &'a Scene<'a, S, T, P>,
+    scope: &'a DeliveryScope<'a, S, T, P>,
     calls: FuturesUnordered<BoxFuture<'a, Back>>,
     back: VecDeque<Back>,
     /// Calls that came back since the last record; their places are not free before the next one.
@@ -41,11 +41,11 @@ pub(super) struct Flight<'a, S, T, P> {
 }
 
 impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
-    pub(super) fn new(scene: &'a Scene<'a, S, T, P>) -> Self {
-        let mut renewal = tokio::time::interval(scene.shift.context.settings.lease / 3);
+    pub(super) fn new(scope: &'a DeliveryScope<'a, S, T, P>) -> Self {
+        let mut renewal = tokio::time::interval(scope.session.context.settings.lease / 3);
         renewal.reset();
         Self {
-            scene,
+            scope,
             calls: FuturesUnordered::new(),
             back: VecDeque::new(),
             unrecorded: 0,
@@ -62,7 +62,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
     /// Calls that may be begun now.
     pub(super) fn places(&self) -> usize {
         let taken = self.calls.len() + self.unrecorded;
-        self.scene.target.window_calls.max(1).saturating_sub(taken)
+        self.scope.target.window_calls.max(1).saturating_sub(taken)
     }
 
     pub(super) fn add(&mut self, call: impl Future<Output = Back> + Send + 'a) {
@@ -99,7 +99,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
                 biased;
                 Some(back) = self.calls.next() => self.came(back),
                 value = &mut step => return value,
-                _ = self.renewal.tick(), if !self.calls.is_empty() => self.scene.renew(delivery).await,
+                _ = self.renewal.tick(), if !self.calls.is_empty() => self.scope.renew(delivery).await,
             }
         }
     }
@@ -131,7 +131,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
                 Some(back) = self.calls.next() => self.came(back),
                 value = granted => return Some(value),
                 () = sleep_until(due) => return None,
-                _ = self.renewal.tick(), if !self.calls.is_empty() => self.scene.renew(delivery).await,
+                _ = self.renewal.tick(), if !self.calls.is_empty() => self.scope.renew(delivery).await,
             }
         }
     }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::sync::{SemaphorePermit, watch};
 
-use super::{Pause, Scene, WAIT_MAX};
+use super::{Pause, DeliveryScope, WAIT_MAX};
 use crate::clock::now_ms;
-use crate::domain::directive::{Board, Order};
+use crate::domain::directive::{Board, SliceControl};
 use crate::domain::limits::{Cost, Grant};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
 use crate::metrics::LedgerStep;
@@ -17,12 +17,12 @@ pub(super) struct Granted<'a> {
     pub(super) calls: usize,
     pub(super) recipients: usize,
     /// Recipients and calls that are booked on the limits, and which limits these were.
-    booked: Option<(u32, u32, Order)>,
+    booked: Option<(u32, u32, SliceControl)>,
     /// One per call.
     pub(super) permits: SemaphorePermit<'a>,
 }
 
-impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
+impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     /// Waits until calls may be made, for at most `waiting` recipients in at most `places` calls.
     /// None: the wait was so long that everything is to be looked at again.
     pub(super) async fn grant(
@@ -66,7 +66,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         let halted = || Pause::PutOff(Duration::ZERO);
         let mut permits = tokio::select! {
             biased;
-            () = self.shift.halt.cancelled() => return Err(halted()),
+            () = self.session.halt.cancelled() => return Err(halted()),
             // Closed never: the semaphore lives as long as the target.
             permit = calls.acquire() => permit.map_err(|_| halted())?,
         };
@@ -78,7 +78,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
     }
 
     async fn wait_while_parked(&self) -> Result<(), Pause> {
-        while let Some(park) = self.shift.context.park_of(&self.target.name) {
+        while let Some(park) = self.session.context.park_of(&self.target.name) {
             let now = now_ms();
             let left = Duration::from_millis(park.until_ms.saturating_sub(now));
             if left > WAIT_MAX {
@@ -95,12 +95,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
     async fn sleep(&self, wait: Duration) -> Result<(), Pause> {
         tokio::select! {
             biased;
-            () = self.shift.halt.cancelled() => Err(Pause::PutOff(Duration::ZERO)),
+            () = self.session.halt.cancelled() => Err(Pause::PutOff(Duration::ZERO)),
             () = tokio::time::sleep(wait) => Ok(()),
         }
     }
 
-    fn limits<'o>(&'o self, order: &'o Order) -> impl Iterator<Item = Limit<'o>> {
+    fn limits<'o>(&'o self, order: &'o SliceControl) -> impl Iterator<Item = Limit<'o>> {
         let head = &self.slice.head;
         let names = [
             (Scope::Target, head.target.as_str()),
@@ -129,7 +129,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
     /// look at everything again.
     async fn lease(
         &self,
-        order: &Order,
+        order: &SliceControl,
         mut directives: watch::Receiver<Board>,
         most: usize,
     ) -> Result<usize, Pause> {
@@ -146,7 +146,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
             per_call: per_call as u32,
             wait_max: WAIT_MAX,
         };
-        let context = &*self.shift.context;
+        let context = &*self.session.context;
         let leased = self.ask_lease(&lease).await?;
         let (units, after) = match leased.grant {
             Grant::Units { units, after } => (units, after),
@@ -182,9 +182,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
     /// Asks the limits that all workers share; while the ledger is away, an app that fails open goes
     /// by the same limits as this process alone keeps them.
     async fn ask_lease(&self, lease: &Lease<'_>) -> Result<Leased, Pause> {
-        let context = &*self.shift.context;
+        let context = &*self.session.context;
         if !self.fail_open {
-            let halted = self.shift.halt.cancelled();
+            let halted = self.session.halt.cancelled();
             let step = context.step(LedgerStep::Lease, halted, || context.store.lease(lease));
             return step.await.map_err(|_| Pause::PutOff(Duration::ZERO));
         }
@@ -209,19 +209,19 @@ impl<'a, S: Store, T: Transport, P: Publisher> Scene<'a, S, T, P> {
         }
     }
 
-    async fn give_back_units(&self, order: &Order, recipients: u32, calls: u32) {
+    async fn give_back_units(&self, order: &SliceControl, recipients: u32, calls: u32) {
         let limits: Vec<_> = self.limits(order).collect();
         if self.goes_without_ledger() {
             return self
-                .shift
+                .session
                 .context
                 .limits_here
                 .refund(&limits, recipients, calls);
         }
-        let store = &self.shift.context.store;
+        let store = &self.session.context.store;
         // Not repeated: units that are not given back make us slower than allowed, never faster.
         let refund = store.refund(&limits, recipients, calls);
-        let _ = self.shift.context.try_step(LedgerStep::Lease, refund).await;
+        let _ = self.session.context.try_step(LedgerStep::Lease, refund).await;
     }
 }
 

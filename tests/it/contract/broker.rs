@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use fanwise::domain::lane::Priority;
 use fanwise::domain::schedule::RUNGS;
 use fanwise::ports::{
-    Broker, BrokerError, Consumer, Delivery, KeptMessage, Lost, PublishError, Publisher, Route,
-    Session, Shelf, Shelves, Sifted, Sifting, Source,
+    Broker, BrokerError, Consumer, Delivery, RetainedMessage, Lost, PublishError, Publisher, Route,
+    Session, RetainedQueue, RetainedQueues, Sifted, Sifting, Source,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -76,13 +76,13 @@ async fn publish_numbers<S: Session>(session: &S, numbers: std::ops::Range<u32>)
     session.publisher().publish(slices).await.unwrap();
 }
 
-async fn kept<B: Shelves>(broker: &B, shelf: Shelf) -> Vec<KeptMessage> {
+async fn kept<B: RetainedQueues>(broker: &B, retained: RetainedQueue) -> Vec<RetainedMessage> {
     let mut kept = Vec::new();
     let keep = |message| {
         kept.push(message);
         ControlFlow::Continue(())
     };
-    let shown = broker.read(shelf, keep).await.unwrap();
+    let shown = broker.read(retained, keep).await.unwrap();
     assert_eq!(shown, kept.len() as u64);
     kept
 }
@@ -296,7 +296,7 @@ async fn a_stale_delivery_can_only_be_lost(bench: &impl BrokerBench) {
         (bench.ready().await == 4).then_some(())
     })
     .await;
-    assert!(kept(bench.broker(), Shelf::Rejected).await.is_empty());
+    assert!(kept(bench.broker(), RetainedQueue::Rejected).await.is_empty());
 }
 
 /// What was under way still comes out after `cancel`, can be acked after the consumer is gone, and
@@ -426,7 +426,7 @@ async fn a_rejected_message_is_kept_with_its_reason(bench: &impl BrokerBench) {
     silence(&mut jobs).await;
     session.close().await;
 
-    let rejected = kept(bench.broker(), Shelf::Rejected).await;
+    let rejected = kept(bench.broker(), RetainedQueue::Rejected).await;
     assert_eq!(rejected.len(), 2);
     let [job, slice] = &rejected[..] else {
         unreachable!()
@@ -455,21 +455,21 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
     }
     session.close().await;
 
-    let before = kept(broker, Shelf::Dead).await;
-    let decide = |message: KeptMessage| match parse(&message.body) {
+    let before = kept(broker, RetainedQueue::Dead).await;
+    let decide = |message: RetainedMessage| match parse(&message.body) {
         590 => Sifted::Stop,
         n if n % 3 == 0 => Sifted::Remove,
         n if n % 3 == 1 => Sifted::Replace(format!("{}", 10_000 + n).into()),
         _ => Sifted::Keep,
     };
-    let sifting = broker.sift(Shelf::Dead, decide).await.unwrap();
+    let sifting = broker.sift(RetainedQueue::Dead, decide).await.unwrap();
     let expected = Sifting {
         shown: 591,
         removed: 197,
         replaced: 197,
     };
     assert_eq!(sifting, expected);
-    let after = kept(broker, Shelf::Dead).await;
+    let after = kept(broker, RetainedQueue::Dead).await;
     let mut numbers: Vec<u32> = after.iter().map(|letter| parse(&letter.body)).collect();
     numbers.sort_unstable();
     let stay = (0..600).filter(|n| *n >= 590 || n % 3 == 2);
@@ -478,7 +478,7 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
     for letter in &after {
         let number = parse(&letter.body) % 10_000;
         let same = &before[number as usize];
-        let replaced = KeptMessage {
+        let replaced = RetainedMessage {
             body: letter.body.clone(),
             ..same.clone()
         };
@@ -486,18 +486,18 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
     }
     // Once more: what took the place of another is a message like any other.
     let all = broker
-        .sift(Shelf::Dead, |_| Sifted::Replace("7".into()))
+        .sift(RetainedQueue::Dead, |_| Sifted::Replace("7".into()))
         .await;
     assert_eq!(all.unwrap().replaced, 403);
-    let letters = kept(broker, Shelf::Dead).await;
+    let letters = kept(broker, RetainedQueue::Dead).await;
     assert!(
         letters
             .iter()
             .all(|it| it.body == "7" && it.routing_key == before[0].routing_key)
     );
-    let all = broker.sift(Shelf::Dead, |_| Sifted::Remove).await.unwrap();
+    let all = broker.sift(RetainedQueue::Dead, |_| Sifted::Remove).await.unwrap();
     assert_eq!((all.shown, all.removed), (403, 403));
-    assert!(kept(broker, Shelf::Dead).await.is_empty());
+    assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
 }
 
 /// Each of several that change a letter at once waits for its turn: what one was told is done is not
@@ -511,7 +511,7 @@ async fn changes_at_the_same_time_all_come_about(bench: &impl BrokerBench) {
     session.close().await;
 
     let without = async |name: &str| {
-        let decide = |message: KeptMessage| {
+        let decide = |message: RetainedMessage| {
             let text = str::from_utf8(&message.body).unwrap();
             let left: Vec<_> = text.split(' ').filter(|it| *it != name).collect();
             match left.is_empty() {
@@ -519,15 +519,15 @@ async fn changes_at_the_same_time_all_come_about(bench: &impl BrokerBench) {
                 false => Sifted::Replace(left.join(" ").into()),
             }
         };
-        broker.sift(Shelf::Dead, decide).await.unwrap();
+        broker.sift(RetainedQueue::Dead, decide).await.unwrap();
     };
     let (all_but_last, last) = (&names[..3], names[3]);
     futures_util::future::join_all(all_but_last.iter().map(|name| without(name))).await;
-    let left = kept(broker, Shelf::Dead).await;
+    let left = kept(broker, RetainedQueue::Dead).await;
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].body, last);
     without(last).await;
-    assert!(kept(broker, Shelf::Dead).await.is_empty());
+    assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
 }
 
 /// Dropped in the middle, as when its process dies: what was to stay is there, what was to be given
@@ -541,7 +541,7 @@ async fn a_sifting_that_is_broken_off_loses_nothing(bench: &impl BrokerBench) {
 
     let halfway = tokio::sync::Notify::new();
     let mut shown = 0;
-    let decide = |message: KeptMessage| {
+    let decide = |message: RetainedMessage| {
         shown += 1;
         if shown == 100 {
             halfway.notify_one();
@@ -555,22 +555,22 @@ async fn a_sifting_that_is_broken_off_loses_nothing(bench: &impl BrokerBench) {
     tokio::select! {
         biased;
         () = halfway.notified() => {}
-        _ = broker.sift(Shelf::Dead, decide) => {}
+        _ = broker.sift(RetainedQueue::Dead, decide) => {}
     }
     // The broker has to notice first that the reader is gone, then the messages come back.
     let stay: BTreeSet<u32> = (0..200).filter(|n| n % 3 != 0).collect();
     until("all that stay", PATIENCE, async || {
         let mut left = BTreeSet::new();
-        let read = broker.read(Shelf::Dead, |message| {
+        let read = broker.read(RetainedQueue::Dead, |message| {
             left.insert(parse(&message.body));
             ControlFlow::Continue(())
         });
         (read.await.is_ok() && left.is_superset(&stay)).then_some(())
     })
     .await;
-    let again = broker.sift(Shelf::Dead, |_| Sifted::Remove).await.unwrap();
+    let again = broker.sift(RetainedQueue::Dead, |_| Sifted::Remove).await.unwrap();
     assert!(again.removed >= stay.len() as u64);
-    assert!(kept(broker, Shelf::Dead).await.is_empty());
+    assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
 }
 
 /// Reading shows everything, oldest first, as often as one likes, and takes nothing. A second reader
@@ -585,15 +585,15 @@ async fn dead_letters_are_read_in_place(bench: &impl BrokerBench) {
     }
     session.close().await;
 
-    let first = kept(broker, Shelf::Dead).await;
+    let first = kept(broker, RetainedQueue::Dead).await;
     let numbers: Vec<u32> = first.iter().map(|letter| parse(&letter.body)).collect();
     assert_eq!(numbers, (0..1234).collect::<Vec<_>>());
     assert_eq!(first[7].routing_key, format!("shop.{TARGET}"));
     assert_eq!(first[7].message_id.as_deref(), Some("id-7"));
     for _ in 0..3 {
-        assert!(kept(broker, Shelf::Dead).await == first);
+        assert!(kept(broker, RetainedQueue::Dead).await == first);
     }
-    assert!(kept(broker, Shelf::Rejected).await.is_empty());
+    assert!(kept(broker, RetainedQueue::Rejected).await.is_empty());
 
     let mut shown = 0;
     let some = |_| {
@@ -603,7 +603,7 @@ async fn dead_letters_are_read_in_place(bench: &impl BrokerBench) {
             _ => ControlFlow::Continue(()),
         }
     };
-    assert_eq!(broker.read(Shelf::Dead, some).await.unwrap(), 700);
+    assert_eq!(broker.read(RetainedQueue::Dead, some).await.unwrap(), 700);
 
     let mut second = None;
     let nested = |_| {
@@ -611,19 +611,19 @@ async fn dead_letters_are_read_in_place(bench: &impl BrokerBench) {
             std::thread::scope(|scope| {
                 let read = || {
                     let runtime = tokio::runtime::Runtime::new().unwrap();
-                    runtime.block_on(broker.read(Shelf::Dead, |_| ControlFlow::Continue(())))
+                    runtime.block_on(broker.read(RetainedQueue::Dead, |_| ControlFlow::Continue(())))
                 };
                 scope.spawn(read).join().unwrap()
             })
         });
         ControlFlow::Break(())
     };
-    assert_eq!(broker.read(Shelf::Dead, nested).await.unwrap(), 1);
+    assert_eq!(broker.read(RetainedQueue::Dead, nested).await.unwrap(), 1);
     let Some(Ok(1234) | Err(BrokerError::Refused { .. })) = second else {
         panic!("{second:?}");
     };
     // Reading that was broken off may leave another order; nothing else.
-    let (mut again, mut before) = (kept(broker, Shelf::Dead).await, first);
+    let (mut again, mut before) = (kept(broker, RetainedQueue::Dead).await, first);
     again.sort_by(|a, b| a.body.cmp(&b.body));
     before.sort_by(|a, b| a.body.cmp(&b.body));
     assert!(again == before);
@@ -810,7 +810,7 @@ async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
     ];
     let mut model = Model::default();
     let mut numbers = 0..;
-    let dead_before = kept(broker, Shelf::Dead).await.len() as u32;
+    let dead_before = kept(broker, RetainedQueue::Dead).await.len() as u32;
     let mut session = broker.connect().await.unwrap();
     let mut consumers = Vec::new();
     for source in &sources {
@@ -912,10 +912,10 @@ async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
         (bench.ready().await == 0).then_some(())
     })
     .await;
-    // What other rounds left on the shelves is older.
-    let rejected = kept(broker, Shelf::Rejected).await;
+    // What other rounds left on the retained is older.
+    let rejected = kept(broker, RetainedQueue::Rejected).await;
     let rejected: Vec<u32> = rejected.iter().map(|kept| parse(&kept.body)).collect();
     assert!(rejected.ends_with(&model.rejected), "{rejected:?}");
-    let dead = kept(broker, Shelf::Dead).await.len() as u32;
+    let dead = kept(broker, RetainedQueue::Dead).await.len() as u32;
     assert_eq!(dead, dead_before + model.dead);
 }

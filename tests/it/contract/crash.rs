@@ -12,7 +12,7 @@ use fanwise::domain::schedule::RUNGS;
 use fanwise::embedded::{Engine, OpenError, Settings};
 use fanwise::ports::{
     Broker, ClaimState, Claimed, Consumer, Ledger, Limiter, Park, ParkReason, Publisher, Route,
-    Session, Shelf, Shelves, Source,
+    Session, RetainedQueue, RetainedQueues, Source,
 };
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -127,9 +127,9 @@ async fn child_that_works() {
                 println!("claimed {first}");
                 let outcome = [Outcome::Sent, Outcome::Failed][window as usize % 2];
                 let outcomes = all(&people, outcome);
-                let standing = settle(&store, slice, owner, &outcomes, false).await;
+                let progress = settle(&store, slice, owner, &outcomes, false).await;
                 println!("settled {first} {}", outcome.as_str());
-                assert!(standing.accounts.settled() > 0);
+                assert!(progress.accounts.settled() > 0);
             }
         });
     }
@@ -198,7 +198,7 @@ async fn whatever_was_confirmed_survives_a_kill() {
     assert!(told.published.len() > 50 && told.settled.len() > 20);
 }
 
-/// Everything published is in its queue or on its shelf once, unless it was acked.
+/// Everything published is in its queue or on its retained once, unless it was acked.
 async fn check_messages(engine: &Engine, told: &Told) {
     let broker = engine.broker();
     let mut found = BTreeSet::new();
@@ -206,7 +206,7 @@ async fn check_messages(engine: &Engine, told: &Told) {
         let name = String::from_utf8(body.to_vec()).unwrap();
         assert!(found.insert(name.clone()), "{name} is there twice");
     };
-    let letters = broker.read(Shelf::Dead, |message| {
+    let letters = broker.read(RetainedQueue::Dead, |message| {
         find(&message.body);
         std::ops::ControlFlow::Continue(())
     });

@@ -37,7 +37,7 @@ fn rate(text: &str) -> Action {
 }
 
 /// All that stands, in an order of its own.
-async fn standing(store: &impl Directives) -> Vec<Directive> {
+async fn progress(store: &impl Directives) -> Vec<Directive> {
     let mut all = store.directives(0).await.unwrap().unwrap_or_default().all;
     all.sort_by_key(|it| (it.subject.clone(), it.action.kind().as_str()));
     all
@@ -45,7 +45,7 @@ async fn standing(store: &impl Directives) -> Vec<Directive> {
 
 async fn a_directive_takes_the_place_of_its_kind_and_can_be_lifted(bench: &impl StoreBench) {
     let store = bench.store();
-    assert!(standing(store).await.is_empty());
+    assert!(progress(store).await.is_empty());
     let pause = directive(Scope::Job, "j1", Action::Pause);
     let slow = directive(Scope::Job, "j1", rate("1/s"));
     let fast = directive(Scope::Job, "j1", rate("100/s"));
@@ -53,11 +53,11 @@ async fn a_directive_takes_the_place_of_its_kind_and_can_be_lifted(bench: &impl 
     for directive in [&pause, &slow, &other, &fast, &pause] {
         store.direct(directive).await.unwrap();
     }
-    assert_eq!(standing(store).await, [other.clone(), pause.clone(), fast]);
+    assert_eq!(progress(store).await, [other.clone(), pause.clone(), fast]);
     assert!(store.lift(&pause.subject, Kind::Rate).await.unwrap());
     assert!(!store.lift(&pause.subject, Kind::Rate).await.unwrap());
     assert!(!store.lift(&pause.subject, Kind::Cancel).await.unwrap());
-    assert_eq!(standing(store).await, [other, pause]);
+    assert_eq!(progress(store).await, [other, pause]);
 }
 
 async fn who_knows_the_version_is_told_nothing(bench: &impl StoreBench) {
@@ -92,7 +92,7 @@ async fn what_has_expired_goes_with_the_next_change(bench: &impl StoreBench) {
     };
     store.direct(&over).await.unwrap();
     store.direct(&later).await.unwrap();
-    assert_eq!(standing(store).await, [later]);
+    assert_eq!(progress(store).await, [later]);
 }
 
 async fn words_of_operators_come_back_as_they_were_said(bench: &impl StoreBench) {
@@ -104,5 +104,5 @@ async fn words_of_operators_come_back_as_they_were_said(bench: &impl StoreBench)
         ..directive(Scope::App, "a b:c", rate("20/s burst 3 per call"))
     };
     store.direct(&said).await.unwrap();
-    assert_eq!(standing(store).await, [said]);
+    assert_eq!(progress(store).await, [said]);
 }

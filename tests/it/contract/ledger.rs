@@ -11,7 +11,7 @@ use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::{Addressed, Head, Shape, Together};
 use fanwise::ports::{
     Accepted, Beat, Claim, ClaimState, Claimed, Entry, Gathered, JobFilter, JobPage, JobPlace,
-    JobQuery, JobRecord, JobState, Ledger, Pulse, Reason, Settle, SliceRef, Standing, Submission,
+    JobQuery, JobRecord, JobState, Ledger, Pulse, Reason, Settle, SliceRef, JobProgress, Submission,
     UnderWay, Upkeep,
 };
 use futures_util::future::join_all;
@@ -169,14 +169,14 @@ pub(crate) async fn settle(
     owner: Owner,
     outcomes: &[(Fingerprint, Outcome)],
     last: bool,
-) -> Standing {
+) -> JobProgress {
     let settle = Settle {
         outcomes,
         // As if all entries that are no recipients were seen to be repeats.
         last: last.then_some(slice.entries),
         ..Settle::of(slice, owner)
     };
-    store.settle(settle).await.unwrap().standing
+    store.settle(settle).await.unwrap().progress
 }
 
 async fn release(
@@ -184,12 +184,12 @@ async fn release(
     slice: SliceRef<'_>,
     owner: Owner,
     release: &[Fingerprint],
-) -> Standing {
+) -> JobProgress {
     let settle = Settle {
         release,
         ..Settle::of(slice, owner)
     };
-    store.settle(settle).await.unwrap().standing
+    store.settle(settle).await.unwrap().progress
 }
 
 pub(crate) fn all(recipients: &[Fingerprint], outcome: Outcome) -> Vec<(Fingerprint, Outcome)> {
@@ -305,10 +305,10 @@ async fn a_quiet_job_is_ended_and_says_what_is_not_known(bench: &impl StoreBench
     assert_eq!(store.abandon(job.id(), QUIET).await.unwrap(), None);
     let found = until_quiet(store, &job).await;
     assert_eq!((found.state, found.pending), (JobState::Running, 5));
-    let standing = store.abandon(job.id(), QUIET).await.unwrap().unwrap();
-    assert!(standing.finished && !standing.completed);
+    let progress = store.abandon(job.id(), QUIET).await.unwrap().unwrap();
+    assert!(progress.finished && !progress.completed);
     assert_eq!(
-        (standing.accounts.sent, standing.accounts.uncertain),
+        (progress.accounts.sent, progress.accounts.uncertain),
         (5, 5)
     );
     let found = record(store, &job).await;
@@ -334,12 +334,12 @@ async fn what_comes_late_takes_the_place_of_a_lost_outcome(bench: &impl StoreBen
     let states = each(claim(store, slice, BOB, LEASE, &late).await);
     assert_eq!(states, vec![ClaimState::Granted; 3]);
     let sent = all(&late, Outcome::Sent);
-    let standing = settle(store, slice, BOB, &sent, false).await;
+    let progress = settle(store, slice, BOB, &sent, false).await;
     assert_eq!(
-        (standing.accounts.sent, standing.accounts.uncertain),
+        (progress.accounts.sent, progress.accounts.uncertain),
         (8, 2)
     );
-    assert_eq!(standing.accounts.settled(), 10);
+    assert_eq!(progress.accounts.settled(), 10);
     assert_eq!(record(store, &job).await.lost, 2);
 }
 
@@ -416,20 +416,20 @@ async fn a_recipient_has_one_owner_and_one_outcome(bench: &impl StoreBench) {
         assert!(left <= LEASE && left > LEASE / 2, "{left:?}");
     }
 
-    let standing = settle(store, slice, ANN, &[(people[7], Outcome::Failed)], false).await;
-    assert_eq!(standing.accounts.failed, 1);
-    let standing = settle(store, slice, BOB, &[(people[7], Outcome::Sent)], false).await;
-    assert_eq!((standing.accounts.failed, standing.accounts.sent), (1, 0));
+    let progress = settle(store, slice, ANN, &[(people[7], Outcome::Failed)], false).await;
+    assert_eq!(progress.accounts.failed, 1);
+    let progress = settle(store, slice, BOB, &[(people[7], Outcome::Sent)], false).await;
+    assert_eq!((progress.accounts.failed, progress.accounts.sent), (1, 0));
     let states = each(claim(store, slice, BOB, LEASE, &people).await);
     assert_eq!(states[7], ClaimState::Settled(Outcome::Failed));
     assert!(matches!(states[8], ClaimState::Held { .. }));
 
     // Whoever has no claim may settle, and beats whoever has: what was sent was sent.
-    let standing = settle(store, slice, BOB, &[(people[8], Outcome::Sent)], false).await;
-    assert_eq!(standing.accounts.sent, 1);
+    let progress = settle(store, slice, BOB, &[(people[8], Outcome::Sent)], false).await;
+    assert_eq!(progress.accounts.sent, 1);
     let more = job.fingerprints(100..101);
-    let standing = settle(store, slice, BOB, &all(&more, Outcome::Expired), false).await;
-    assert_eq!(standing.accounts.expired, 1);
+    let progress = settle(store, slice, BOB, &all(&more, Outcome::Expired), false).await;
+    assert_eq!(progress.accounts.expired, 1);
 }
 
 async fn an_expired_claim_is_taken_over_and_a_late_outcome_still_counts(bench: &impl StoreBench) {
@@ -446,11 +446,11 @@ async fn an_expired_claim_is_taken_over_and_a_late_outcome_still_counts(bench: &
     assert!(store.renew(slice, BOB, LEASE, &people).await.unwrap());
     assert!(store.renew(slice, BOB, LEASE, &[]).await.unwrap());
 
-    let standing = settle(store, slice, ANN, &[(people[0], Outcome::Sent)], false).await;
-    assert_eq!(standing.accounts.sent, 1);
+    let progress = settle(store, slice, ANN, &[(people[0], Outcome::Sent)], false).await;
+    assert_eq!(progress.accounts.sent, 1);
     assert!(!store.renew(slice, BOB, LEASE, &people).await.unwrap());
-    let standing = settle(store, slice, BOB, &all(&people, Outcome::Failed), true).await;
-    assert_eq!((standing.accounts.sent, standing.accounts.failed), (1, 2));
+    let progress = settle(store, slice, BOB, &all(&people, Outcome::Failed), true).await;
+    assert_eq!((progress.accounts.sent, progress.accounts.failed), (1, 2));
 }
 
 async fn a_renewed_claim_is_not_taken_over(bench: &impl StoreBench) {
@@ -484,8 +484,8 @@ async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
         "nobody releases the claims of others"
     );
     for _ in 0..2 {
-        let standing = release(store, slice, ANN, &people[..5]).await;
-        assert_eq!(standing.accounts.settled(), 0);
+        let progress = release(store, slice, ANN, &people[..5]).await;
+        assert_eq!(progress.accounts.settled(), 0);
     }
     let states = each(claim(store, slice, BOB, LEASE, &people).await);
     assert_eq!(states[..5], [ClaimState::Granted; 5]);
@@ -496,8 +496,8 @@ async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
         release: &people[..2],
         ..Settle::of(slice, BOB)
     };
-    let standing = store.settle(both).await.unwrap().standing;
-    assert_eq!((standing.accounts.sent, standing.accounts.failed), (1, 0));
+    let progress = store.settle(both).await.unwrap().progress;
+    assert_eq!((progress.accounts.sent, progress.accounts.failed), (1, 0));
     let states = each(claim(store, slice, ANN, LEASE, &people[..3]).await);
     assert_eq!(states[0], ClaimState::Settled(Outcome::Sent));
     assert_eq!(states[1], ClaimState::Granted);
@@ -552,8 +552,8 @@ async fn a_claim_released_in_doubt_stays_so(bench: &impl StoreBench) {
         .unwrap();
     let states = each(claim(store, one, ANN, LEASE, &people[..1]).await);
     assert_eq!(states, [ClaimState::InDoubt]);
-    let standing = settle(store, two, BOB, &all(&people[1..3], Outcome::Sent), false).await;
-    assert_eq!(standing.accounts.sent, 2);
+    let progress = settle(store, two, BOB, &all(&people[1..3], Outcome::Sent), false).await;
+    assert_eq!(progress.accounts.sent, 2);
     let states = each(claim(store, one, ANN, LEASE, &people[1..3]).await);
     assert_eq!(states, [ClaimState::Settled(Outcome::Sent); 2]);
 }
@@ -624,9 +624,9 @@ async fn nobody_missing_is_counted_as_a_duplicate(bench: &impl StoreBench) {
     for _ in 0..2 {
         let recorded = store.settle(last(&sent, 3)).await.unwrap();
         assert_eq!(recorded.missing, 1);
-        let Standing {
+        let JobProgress {
             accounts, finished, ..
-        } = recorded.standing;
+        } = recorded.progress;
         assert_eq!((accounts.sent, accounts.duplicate), (4, 0));
         assert_eq!((accounts.pending(), finished), (4, false));
     }
@@ -636,8 +636,8 @@ async fn nobody_missing_is_counted_as_a_duplicate(bench: &impl StoreBench) {
     let all = all(&people, Outcome::Sent);
     let recorded = store.settle(last(&all, 3)).await.unwrap();
     assert_eq!((recorded.stood, recorded.missing), (4, 0));
-    assert_eq!(recorded.standing.accounts.duplicate, 3);
-    assert!(recorded.standing.finished);
+    assert_eq!(recorded.progress.accounts.duplicate, 3);
+    assert!(recorded.progress.finished);
 }
 
 /// The entries of a slice that were no recipients of their own are duplicates once it ends; ending it
@@ -650,9 +650,9 @@ async fn a_slice_ends_once(bench: &impl StoreBench) {
     let (one, two) = (job.slice(&one, 12), job.slice(&two, 12));
 
     for _ in 0..2 {
-        let standing = settle(store, one, ANN, &all(&people, Outcome::Sent), true).await;
+        let progress = settle(store, one, ANN, &all(&people, Outcome::Sent), true).await;
         assert_eq!(
-            standing.accounts,
+            progress.accounts,
             Accounts {
                 total: 24,
                 sent: 10,
@@ -668,9 +668,9 @@ async fn a_slice_ends_once(bench: &impl StoreBench) {
     let states = each(claim(store, two, BOB, LEASE, &people).await);
     assert_eq!(states, vec![ClaimState::Settled(Outcome::Sent); 10]);
 
-    let standing = settle(store, two, BOB, &[], true).await;
-    assert_eq!(standing.accounts.duplicate, 14);
-    assert!(!standing.finished, "the submission is not expanded");
+    let progress = settle(store, two, BOB, &[], true).await;
+    assert_eq!(progress.accounts.duplicate, 14);
+    assert!(!progress.finished, "the submission is not expanded");
     assert!(store.expanded(job.id(), "s").await.unwrap().finished);
 }
 
@@ -695,9 +695,9 @@ async fn windows_may_be_unsorted_and_large(bench: &impl StoreBench) {
             _ => assert_eq!(*state, ClaimState::Granted),
         }
     }
-    let standing = settle(store, slice, BOB, &all(&people, Outcome::Sent), true).await;
+    let progress = settle(store, slice, BOB, &all(&people, Outcome::Sent), true).await;
     assert_eq!(
-        (standing.accounts.sent, standing.accounts.expired),
+        (progress.accounts.sent, progress.accounts.expired),
         (8999, 1)
     );
 }
@@ -736,9 +736,9 @@ async fn every_step_may_be_repeated(bench: &impl StoreBench) {
         release: &people[5..],
         ..Settle::of(slice, ANN)
     };
-    let first = store.settle(step).await.unwrap().standing;
+    let first = store.settle(step).await.unwrap().progress;
     let again = store.settle(step).await.unwrap();
-    assert_eq!((again.standing, again.stood), (first, 5));
+    assert_eq!((again.progress, again.stood), (first, 5));
     assert_eq!(first.accounts.settled(), 5);
     let last = Settle {
         outcomes: &[(people[5], Outcome::Sent)],
@@ -746,12 +746,12 @@ async fn every_step_may_be_repeated(bench: &impl StoreBench) {
         last: Some(1),
         ..step
     };
-    let first = store.settle(last).await.unwrap().standing;
-    assert_eq!(store.settle(last).await.unwrap().standing, first);
+    let first = store.settle(last).await.unwrap().progress;
+    assert_eq!(store.settle(last).await.unwrap().progress, first);
     assert_eq!((first.accounts.duplicate, first.accounts.pending()), (1, 0));
     for _ in 0..2 {
-        let standing = store.expanded(job.id(), "s").await.unwrap();
-        assert!(standing.finished && !standing.completed);
+        let progress = store.expanded(job.id(), "s").await.unwrap();
+        assert!(progress.finished && !progress.completed);
     }
     assert!(store.complete(job.id()).await.unwrap());
     assert!(!store.complete(job.id()).await.unwrap());
@@ -833,7 +833,7 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     assert!(!store.complete(job.id()).await.unwrap());
     assert_eq!(
         store.expanded(job.id(), "one").await.unwrap(),
-        Standing::default()
+        JobProgress::default()
     );
 
     let accepted = store.accept(&first).await.unwrap();
@@ -861,13 +861,13 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     assert_eq!(store.accept(&other).await.unwrap(), conflict);
 
     for _ in 0..2 {
-        let standing = store.expanded(job.id(), "one").await.unwrap();
-        assert_eq!((standing.accounts.total, standing.finished), (2, false));
+        let progress = store.expanded(job.id(), "one").await.unwrap();
+        assert_eq!((progress.accounts.total, progress.finished), (2, false));
     }
     let id = SliceId::new("one", 0);
     let sent = all(&people[..2], Outcome::Sent);
-    let standing = settle(store, job.slice(&id, 2), ANN, &sent, true).await;
-    assert!(standing.finished && !standing.completed);
+    let progress = settle(store, job.slice(&id, 2), ANN, &sent, true).await;
+    assert!(progress.finished && !progress.completed);
     assert!(store.complete(job.id()).await.unwrap());
     assert!(!store.complete(job.id()).await.unwrap());
     assert_eq!(store.accept(&first).await.unwrap(), Accepted::Settled);
@@ -885,8 +885,8 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
         ),
         ("shop", TARGET, "d")
     );
-    let standing = settle(store, job.slice(&id, 2), ANN, &sent, true).await;
-    assert!(standing.finished && standing.completed);
+    let progress = settle(store, job.slice(&id, 2), ANN, &sent, true).await;
+    assert!(progress.finished && progress.completed);
 
     // Further recipients, from somebody who would have chosen another shape, though not a far larger
     // one, for which a ledger may lay itself out anew.
@@ -930,8 +930,8 @@ async fn a_job_of_parts_waits_for_all_of_them(bench: &impl StoreBench) {
         let id = SliceId::new(name, 0);
         let sent = [(people[number], Outcome::Sent)];
         settle(store, job.slice(&id, 1), ANN, &sent, true).await;
-        let standing = store.expanded(job.id(), name).await.unwrap();
-        assert_eq!(standing.finished, number == 1);
+        let progress = store.expanded(job.id(), name).await.unwrap();
+        assert_eq!(progress.finished, number == 1);
     }
 }
 
@@ -955,12 +955,12 @@ async fn a_submission_without_recipients_waits_for_its_parts(bench: &impl StoreB
             if entries == 1 {
                 let id = SliceId::new(name, 0);
                 let sent = [(people[number - 1], Outcome::Sent)];
-                let standing = settle(store, job.slice(&id, 1), ANN, &sent, true).await;
-                assert!(!standing.finished, "{name}");
+                let progress = settle(store, job.slice(&id, 1), ANN, &sent, true).await;
+                assert!(!progress.finished, "{name}");
             }
             for _ in 0..2 {
-                let standing = store.expanded(job.id(), name).await.unwrap();
-                assert_eq!(standing.finished, number == 2, "{name}");
+                let progress = store.expanded(job.id(), name).await.unwrap();
+                assert_eq!(progress.finished, number == 2, "{name}");
             }
             assert_eq!(store.complete(job.id()).await.unwrap(), number == 2);
         }
@@ -1025,8 +1025,8 @@ async fn a_list_that_was_given_up_stays_so_and_its_job_completes(bench: &impl St
         store.expanded(job.id(), name).await.unwrap();
         let id = SliceId::new(name, 0);
         let cancelled = [(people[number as usize - 1], Outcome::Cancelled)];
-        let standing = settle(store, job.slice(&id, 1), ANN, &cancelled, true).await;
-        assert_eq!(standing.finished, finished);
+        let progress = settle(store, job.slice(&id, 1), ANN, &cancelled, true).await;
+        assert_eq!(progress.finished, finished);
         assert!(store.complete(job.id()).await.unwrap());
     }
     let record = store.job(job.id()).await.unwrap().unwrap();
@@ -1337,7 +1337,7 @@ async fn an_audit_counts_what_stands(bench: &impl StoreBench) {
         )
         .map(|(person, outcome)| (*person, *outcome))
         .collect();
-    let standing = settle(store, slice, ANN, &outcomes, false).await;
+    let progress = settle(store, slice, ANN, &outcomes, false).await;
     let audit = store.audit(&record).await.unwrap();
     assert_eq!(
         audit,
@@ -1350,7 +1350,7 @@ async fn an_audit_counts_what_stands(bench: &impl StoreBench) {
             claimed: 100,
         }
     );
-    assert!(audit.differences(&standing.accounts).is_empty());
+    assert!(audit.differences(&progress.accounts).is_empty());
     assert!(!store.complete(job.id()).await.unwrap(), "1200 are pending");
 }
 
@@ -1366,9 +1366,9 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
     let ids = [SliceId::new("s", 1), SliceId::new("s", 2)];
     let [one, two] = [job.slice(&ids[0], 10), job.slice(&ids[1], 10)];
     let sent = all(&people[..10], Outcome::Sent);
-    let standing = settle(store, one, ANN, &sent, true).await;
-    assert_eq!((standing.accounts.total, standing.accounts.sent), (10, 10));
-    assert!(standing.finished, "nobody else is heard of yet");
+    let progress = settle(store, one, ANN, &sent, true).await;
+    assert_eq!((progress.accounts.total, progress.accounts.sent), (10, 10));
+    assert!(progress.finished, "nobody else is heard of yet");
     assert!(store.complete(job.id()).await.unwrap());
 
     let states = each(claim(store, two, BOB, LEASE, &people[10..]).await);
@@ -1381,8 +1381,8 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
     let listed = store.jobs(&query(JobFilter::default(), 9)).await.unwrap();
     assert_eq!(listed.jobs, [record]);
     let sent = all(&people[10..], Outcome::Sent);
-    let standing = settle(store, two, BOB, &sent, true).await;
-    assert!(standing.finished);
+    let progress = settle(store, two, BOB, &sent, true).await;
+    assert!(progress.finished);
     assert!(store.complete(job.id()).await.unwrap());
 
     // The first submission that tells of it decides what it says.
@@ -1422,13 +1422,13 @@ async fn a_submission_accepted_after_its_slices_counts_once(bench: &impl StoreBe
         }
     );
     let sent = all(&people[..10], Outcome::Sent);
-    let standing = settle(store, one, ANN, &sent, true).await;
-    assert_eq!(standing.accounts.total, 20);
-    assert!(!standing.finished);
+    let progress = settle(store, one, ANN, &sent, true).await;
+    assert_eq!(progress.accounts.total, 20);
+    assert!(!progress.finished);
     let sent = all(&people[10..], Outcome::Sent);
     settle(store, two, ANN, &sent, true).await;
-    let standing = store.expanded(job.id(), "s").await.unwrap();
-    assert_eq!((standing.accounts.sent, standing.finished), (20, true));
+    let progress = store.expanded(job.id(), "s").await.unwrap();
+    assert_eq!((progress.accounts.sent, progress.finished), (20, true));
 }
 
 /// Another submission came first and chose another shape: slices cut in the old one are looked up
@@ -1451,8 +1451,8 @@ async fn slices_of_another_shape_find_the_same_recipients(bench: &impl StoreBenc
     assert_eq!(states[..20], [ClaimState::Settled(Outcome::Sent); 20]);
     assert!(matches!(states[20], ClaimState::Held { .. }));
     assert!(store.renew(old, ANN, LEASE, &people[20..]).await.unwrap());
-    let standing = settle(store, old, BOB, &all(&people, Outcome::Sent), true).await;
-    assert_eq!((standing.accounts.total, standing.accounts.sent), (100, 50));
+    let progress = settle(store, old, BOB, &all(&people, Outcome::Sent), true).await;
+    assert_eq!((progress.accounts.total, progress.accounts.sent), (100, 50));
     let record = store.job(job.id()).await.unwrap().unwrap();
     assert_eq!(record.shape, shape);
     assert_eq!(store.audit(&record).await.unwrap().sent, 50);
@@ -1842,7 +1842,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                 // Twice: a repetition counts nothing.
                 for _ in 0..2 {
                     let recorded = store.settle(settle).await.unwrap();
-                    assert_eq!(recorded.standing.accounts, model.accounts);
+                    assert_eq!(recorded.progress.accounts, model.accounts);
                 }
             }
         }
@@ -1858,11 +1858,11 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
             .collect();
         settle(store, slice(index), BOB, &sent, true).await;
     }
-    let standing = store.expanded(job.id(), "s").await.unwrap();
-    assert_eq!(standing.accounts.settled(), standing.accounts.total);
-    assert!(standing.finished);
+    let progress = store.expanded(job.id(), "s").await.unwrap();
+    assert_eq!(progress.accounts.settled(), progress.accounts.total);
+    assert!(progress.finished);
     let audit = store.audit(&record).await.unwrap();
-    assert_eq!(audit.differences(&standing.accounts), Vec::<String>::new());
+    assert_eq!(audit.differences(&progress.accounts), Vec::<String>::new());
 }
 
 fn any_wait(state: ClaimState) -> ClaimState {

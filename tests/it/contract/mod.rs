@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas, Route, Shelves,
+    Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas, Route, RetainedQueues,
     Templates, Upkeep,
 };
 use fanwise::{amqp, embedded, store};
@@ -78,7 +78,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A broker of one test.
 trait BrokerBench {
-    type Broker: Broker + Shelves + Sync;
+    type Broker: Broker + RetainedQueues + Sync;
 
     fn broker(&self) -> &Self::Broker;
 

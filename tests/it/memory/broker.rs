@@ -1,4 +1,4 @@
-//! The broker: queues by name, deliveries that are not ended, what waits on the ladder, and two shelves.
+//! The broker: queues by name, deliveries that are not ended, what waits on the ladder, and two retained.
 //!
 //! A consumer fetches ahead up to its prefetch, as with AMQP: what lies there is unacked, and comes back
 //! marked as handed out when the session ends.
@@ -13,8 +13,8 @@ use fanwise::clock::now_ms;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::domain::schedule::rung;
 use fanwise::ports::{
-    Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, KeptMessage, Lost,
-    Outgoing, PublishError, Publisher, Route, Session, Shelf, Shelves, Sifted, Sifting, Source,
+    Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, RetainedMessage, Lost,
+    Outgoing, PublishError, Publisher, Route, Session, RetainedQueue, RetainedQueues, Sifted, Sifting, Source,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -38,8 +38,8 @@ struct State {
     waiting: BTreeMap<(Instant, u64), (String, Message)>,
     out: BTreeMap<u64, Out>,
     sessions: BTreeMap<u64, CancellationToken>,
-    dead: BTreeMap<u64, KeptMessage>,
-    rejected: BTreeMap<u64, KeptMessage>,
+    dead: BTreeMap<u64, RetainedMessage>,
+    rejected: BTreeMap<u64, RetainedMessage>,
     next: u64,
 }
 
@@ -110,10 +110,10 @@ impl State {
         }
     }
 
-    fn shelf(&mut self, shelf: Shelf) -> &mut BTreeMap<u64, KeptMessage> {
-        match shelf {
-            Shelf::Dead => &mut self.dead,
-            Shelf::Rejected => &mut self.rejected,
+    fn retained(&mut self, retained: RetainedQueue) -> &mut BTreeMap<u64, RetainedMessage> {
+        match retained {
+            RetainedQueue::Dead => &mut self.dead,
+            RetainedQueue::Rejected => &mut self.rejected,
         }
     }
 
@@ -238,9 +238,9 @@ impl MemoryBroker {
     }
 }
 
-fn keep(message: Message, routing_key: String) -> KeptMessage {
+fn keep(message: Message, routing_key: String) -> RetainedMessage {
     let traceparent = message.traceparent.map(|it| ("traceparent".to_owned(), it));
-    KeptMessage {
+    RetainedMessage {
         body: message.body,
         routing_key,
         message_id: Some(message.message_id),
@@ -561,12 +561,12 @@ const PAGE: usize = 50;
 impl MemoryBroker {
     async fn walk(
         &self,
-        shelf: Shelf,
-        mut decide: impl FnMut(KeptMessage) -> Sifted + Send,
+        retained: RetainedQueue,
+        mut decide: impl FnMut(RetainedMessage) -> Sifted + Send,
     ) -> Sifting {
         let there: Vec<_> = {
             let mut state = lock(&self.state);
-            let kept = state.shelf(shelf).iter();
+            let kept = state.retained(retained).iter();
             kept.map(|(at, it)| (*at, it.clone())).collect()
         };
         let mut sifting = Sifting::default();
@@ -581,11 +581,11 @@ impl MemoryBroker {
                 Sifted::Keep => {}
                 Sifted::Stop => break,
                 Sifted::Remove => {
-                    state.shelf(shelf).remove(&at);
+                    state.retained(retained).remove(&at);
                     sifting.removed += 1;
                 }
                 Sifted::Replace(body) => {
-                    if let Some(kept) = state.shelf(shelf).get_mut(&at) {
+                    if let Some(kept) = state.retained(retained).get_mut(&at) {
                         kept.body = body;
                     }
                     sifting.replaced += 1;
@@ -596,25 +596,25 @@ impl MemoryBroker {
     }
 }
 
-impl Shelves for MemoryBroker {
+impl RetainedQueues for MemoryBroker {
     async fn read(
         &self,
-        shelf: Shelf,
-        mut visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
+        retained: RetainedQueue,
+        mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
     ) -> Result<u64, BrokerError> {
         let keep = |message| match visit(message) {
             ControlFlow::Continue(()) => Sifted::Keep,
             ControlFlow::Break(()) => Sifted::Stop,
         };
-        Ok(self.walk(shelf, keep).await.shown)
+        Ok(self.walk(retained, keep).await.shown)
     }
 
     async fn sift(
         &self,
-        shelf: Shelf,
-        decide: impl FnMut(KeptMessage) -> Sifted + Send,
+        retained: RetainedQueue,
+        decide: impl FnMut(RetainedMessage) -> Sifted + Send,
     ) -> Result<Sifting, BrokerError> {
-        let _turn = self.turns[shelf as usize].lock().await;
-        Ok(self.walk(shelf, decide).await)
+        let _turn = self.turns[retained as usize].lock().await;
+        Ok(self.walk(retained, decide).await)
     }
 }

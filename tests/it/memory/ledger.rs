@@ -12,7 +12,7 @@ use fanwise::domain::pace::{Mark, Pace};
 use fanwise::domain::slice::{Shape, Together};
 use fanwise::ports::{
     Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobQuery, JobRecord,
-    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, Standing,
+    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, JobProgress,
     Submission, Upkeep,
 };
 use tokio::time::Instant;
@@ -85,7 +85,7 @@ impl Job {
         }
     }
 
-    fn standing(&self) -> Standing {
+    fn progress(&self) -> JobProgress {
         let (record, accounts) = (self.record(), self.accounts());
         // Of a rebuilt job nobody knows how many parts there were: those heard of count.
         let needed = match record.rebuilt {
@@ -93,7 +93,7 @@ impl Job {
             false => record.submissions.max(self.parts.into()),
         };
         let settled = (needed > 0 || accounts.total > 0) && accounts.pending() == 0;
-        Standing {
+        JobProgress {
             accounts,
             finished: settled && self.expanded >= needed,
             completed: record.completed_at_ms.is_some(),
@@ -448,7 +448,7 @@ impl State {
             record.pace.note(Mark { at_ms, settled });
         }
         Recorded {
-            standing: job.standing(),
+            progress: job.progress(),
             stood,
             missing,
         }
@@ -519,17 +519,17 @@ impl Ledger for MemoryStore {
         self.step("withdraw", withdraw).await
     }
 
-    async fn expanded(&self, job: JobId, submission: &str) -> Result<Standing, LedgerError> {
+    async fn expanded(&self, job: JobId, submission: &str) -> Result<JobProgress, LedgerError> {
         let expanded = |state: &mut State| {
             let Some(job) = state.jobs.get_mut(&job) else {
-                return Standing::default();
+                return JobProgress::default();
             };
             let known = job.submissions.get_mut(submission);
             if let Some((_, heard @ Heard::Accepted)) = known {
                 *heard = Heard::Expanded;
                 job.expanded += 1;
             }
-            job.standing()
+            job.progress()
         };
         self.step("expanded", expanded).await
     }
@@ -581,8 +581,8 @@ impl Ledger for MemoryStore {
             let Some(job) = state.running(job) else {
                 return false;
             };
-            let standing = job.standing();
-            let first = standing.finished && !standing.completed;
+            let progress = job.progress();
+            let first = progress.finished && !progress.completed;
             if first {
                 job.record_mut().completed_at_ms = Some(now_ms());
             }
@@ -678,7 +678,7 @@ impl Upkeep for MemoryStore {
         self.step("quiet", find).await
     }
 
-    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<Standing>, LedgerError> {
+    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<JobProgress>, LedgerError> {
         let abandon = |state: &mut State| {
             let job = state.running(job).filter(|job| job.is_quiet(quiet))?;
             let now = Instant::now();
@@ -692,7 +692,7 @@ impl Upkeep for MemoryStore {
             let record = job.record_mut();
             record.lost += pending;
             record.progress_at_ms = Some(now_ms());
-            Some(job.standing())
+            Some(job.progress())
         };
         self.step("abandon", abandon).await
     }

@@ -2,7 +2,7 @@
 //! like the real engines. Their time is that of the runtime, so that it can be paused, and every step of
 //! them is an await point at which a test may have something go wrong.
 //!
-//! - [`broker`]: queues, deliveries, the retry ladder, shelves, sessions.
+//! - [`broker`]: queues, deliveries, the retry ladder, retained, sessions.
 //! - [`ledger`]: jobs, claims and outcomes; [`store`]: the other ports of a store.
 
 use std::future::pending;
@@ -39,7 +39,7 @@ pub(crate) struct Course {
 }
 
 /// Who decides how the steps of one process go.
-pub(crate) trait Fate: Send + Sync + 'static {
+pub(crate) trait FaultPlan: Send + Sync + 'static {
     fn course(&self, step: &'static str) -> Course;
 
     /// Whether the process lives still.
@@ -48,7 +48,7 @@ pub(crate) trait Fate: Send + Sync + 'static {
 
 /// The way of one process to its ports.
 #[derive(Clone, Default)]
-pub(crate) struct Way(Option<Arc<dyn Fate>>);
+pub(crate) struct Way(Option<Arc<dyn FaultPlan>>);
 
 /// The step failed.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl std::error::Error for Failed {}
 
 impl Way {
     #[allow(dead_code, reason = "the contract suite has nothing go wrong")]
-    pub(crate) fn with(fate: Arc<dyn Fate>) -> Self {
+    pub(crate) fn with(fate: Arc<dyn FaultPlan>) -> Self {
         Self(Some(fate))
     }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use super::{First, Gate, OnRepeat, PARAMETER, PERSON, RATE, Standing, millis_now, sign};
-use crate::faults::{Fate, FaultKind};
+use crate::faults::{CallPlan, FaultKind};
 use crate::log::{fingerprint, shown_payload};
 use crate::reply::Answer;
 use crate::state::{Origin, Receipt, State, count};
@@ -44,7 +44,7 @@ pub(crate) type Action = fn(&Admitted<'_>) -> Result<Answer, Rejection>;
 pub(crate) struct Admitted<'a> {
     pub(crate) state: &'a State,
     pub(crate) call: &'a Call,
-    pub(crate) fate: &'a Fate,
+    pub(crate) plan: &'a CallPlan,
     pub(crate) app: &'a str,
     request_id: Option<&'a str>,
 }
@@ -54,7 +54,7 @@ impl<'a> Admitted<'a> {
     pub(crate) fn admit(
         state: &'a State,
         call: &'a Call,
-        fate: &'a Fate,
+        plan: &'a CallPlan,
         gate: &Gate,
         request_id: Option<&'a str>,
     ) -> Result<Admitted<'a>, Rejection> {
@@ -67,7 +67,7 @@ impl<'a> Admitted<'a> {
         Ok(Admitted {
             state,
             call,
-            fate,
+            plan,
             app,
             request_id: request_id.filter(|id| !id.is_empty()),
         })
@@ -174,11 +174,11 @@ impl<'a> Admitted<'a> {
 
     /// True when the answer says "accepted" and nothing must be remembered.
     pub(crate) fn is_lost(&self) -> bool {
-        self.fate.fault == Some(FaultKind::LostAfter200)
+        self.plan.fault == Some(FaultKind::LostAfter200)
     }
 
     fn record(&self, origin: &Origin, receipts: Vec<Receipt>) -> Result<(), Rejection> {
-        let recorded = self.state.record(origin, self.fate, receipts);
+        let recorded = self.state.record(origin, self.plan, receipts);
         recorded.map_err(|_| Rejection::new(INTERNAL, "log cannot be written"))
     }
 

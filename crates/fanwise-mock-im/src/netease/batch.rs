@@ -34,7 +34,7 @@ pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
     admitted.once(&origin, || {
         let (unregistered, registered): (Vec<String>, Vec<String>) = members
             .into_iter()
-            .partition(|accid| admitted.state.refuses(admitted.fate, accid));
+            .partition(|accid| admitted.state.refuses(admitted.plan, accid));
         let receipts: Vec<Receipt> = registered
             .into_iter()
             .map(|accid| admitted.receipt(accid, None))

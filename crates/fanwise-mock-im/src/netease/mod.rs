@@ -25,7 +25,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 
 use super::Call;
-use super::faults::Fate;
+use super::faults::CallPlan;
 use super::reply::Answer;
 use super::state::{State, micros_now};
 
@@ -47,16 +47,16 @@ const RATE: u32 = 416;
 const ACCID_CHARS_MAX: usize = 32;
 
 /// What v1 keeps while the mock runs.
-pub(super) struct Desk {
+pub(super) struct NeteaseState {
     settings: NeteaseSettings,
     batches: Gate,
     singles: Gate,
     repeats: Repeats,
 }
 
-impl Desk {
-    pub(super) fn new(settings: NeteaseSettings) -> Desk {
-        Desk {
+impl NeteaseState {
+    pub(super) fn new(settings: NeteaseSettings) -> NeteaseState {
+        NeteaseState {
             batches: Gate::new(settings.batch_quota),
             singles: Gate::new(settings.single_quota),
             repeats: Repeats::new(),
@@ -66,7 +66,7 @@ impl Desk {
 }
 
 /// Answers a request below `/nimserver`.
-pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
+pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     let desk = &state.netease;
     if call.parts.uri.path() == "/nimserver/user/getUinfos.action" {
         let signed = sign::signed_by(&desk.settings.apps, call, millis_now() / 1000);
@@ -81,7 +81,7 @@ pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
         _ => return Answer::text(StatusCode::NOT_FOUND, "no such action"),
     };
     let request_id = call.header("requestid");
-    Admitted::admit(state, call, fate, gate, request_id)
+    Admitted::admit(state, call, plan, gate, request_id)
         .and_then(|admitted| send(&admitted))
         .unwrap_or_else(|rejection| rejected(&rejection))
 }

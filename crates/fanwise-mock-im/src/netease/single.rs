@@ -21,7 +21,7 @@ pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
     origin.channel_type = channel_type;
     origin.no_persist = message.online_only;
     admitted.once(&origin, || {
-        if admitted.state.refuses(admitted.fate, &to) {
+        if admitted.state.refuses(admitted.plan, &to) {
             return Err(Rejection::new(404, format!("{to} not exist")));
         }
         let receipt = admitted.receipt(to, None);

@@ -132,11 +132,11 @@ pub(super) fn send(caller: &Caller<'_>) -> Result<Answer, Refused> {
     let receipt = receipt(caller, &message, &recv_id)?;
     let sent = sent(&message, &receipt, None);
     accept(caller, &message, Some(caller.operation), vec![receipt])?;
-    if caller.fate.fault == Some(FaultKind::ErrorAfter) {
+    if caller.plan.fault == Some(FaultKind::ErrorAfter) {
         // The message is out, and what should be written about it afterwards is not.
         return Err(Refused::new(SERVER_INTERNAL, "status cannot be written"));
     }
-    if caller.fate.fault != Some(FaultKind::LostAfter200) {
+    if caller.plan.fault != Some(FaultKind::LostAfter200) {
         note_sent(caller);
     }
     Ok(success(sent))
@@ -160,7 +160,7 @@ pub(super) fn send_batch(caller: &Caller<'_>) -> Result<Answer, Refused> {
         }
     }
     accept(caller, &message, None, receipts)?;
-    if caller.fate.fault == Some(FaultKind::ErrorAfter) {
+    if caller.plan.fault == Some(FaultKind::ErrorAfter) {
         // Nothing is written about a batch: what can fail after its last send is the handler itself.
         return Ok(failure(StatusCode::INTERNAL_SERVER_ERROR));
     }
@@ -282,7 +282,7 @@ fn code_for(caller: &Caller<'_>, message: &Message, recipient: &str) -> Option<i
     if to_stranger || (!is_notification && !caller.knows(&message.send_id)) {
         return Some(RECORD_NOT_FOUND);
     }
-    let refusal = &caller.fate.refusal;
+    let refusal = &caller.plan.refusal;
     refusal.applies_to(recipient).then_some(rules.refuse_code)
 }
 
@@ -311,7 +311,7 @@ fn accept(
     let origin = origin(caller, message);
     let recorded = caller
         .state
-        .record_as(&origin, caller.fate, receipts, Some(&identity));
+        .record_as(&origin, caller.plan, receipts, Some(&identity));
     recorded.map_err(|_| Refused::new(SERVER_INTERNAL, "log cannot be written"))
 }
 

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::faults::{Fate, FaultsError, patched};
+use super::faults::{CallPlan, FaultsError, patched};
 use super::log::Shards;
 use super::reply::Answer;
 use super::state::{State, count};
@@ -37,16 +37,16 @@ pub use rules::Rules;
 
 /// What an OpenIM remembers.
 #[derive(Debug)]
-pub(super) struct Shelf {
+pub(super) struct OpenimState {
     rules: Mutex<Arc<Rules>>,
     tokens: Tokens,
     /// The operationIDs of single sends whose status is "sent".
     sent: Shards<HashSet<u128>>,
 }
 
-impl Shelf {
-    pub(super) fn new(rules: Rules) -> Shelf {
-        Shelf {
+impl OpenimState {
+    pub(super) fn new(rules: Rules) -> OpenimState {
+        OpenimState {
             rules: Mutex::new(Arc::new(rules)),
             tokens: Tokens::default(),
             sent: Shards::new(),
@@ -78,7 +78,7 @@ struct Caller<'a> {
     state: &'a State,
     rules: &'a Rules,
     call: &'a Call,
-    fate: &'a Fate,
+    plan: &'a CallPlan,
     operation: &'a str,
     user: String,
 }
@@ -94,18 +94,18 @@ impl Caller<'_> {
 }
 
 /// Answers a request below one of OpenIM's paths.
-pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
+pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     if call.parts.method != Method::POST {
         return not_found();
     }
     let rules = state.openim.rules();
-    route(state, &rules, call, fate).unwrap_or_else(|refused| {
+    route(state, &rules, call, plan).unwrap_or_else(|refused| {
         count(&state.counters.invalid, usize::from(refused.is_invalid));
         refused.answer()
     })
 }
 
-fn route(state: &State, rules: &Rules, call: &Call, fate: &Fate) -> Result<Answer, Refused> {
+fn route(state: &State, rules: &Rules, call: &Call, plan: &CallPlan) -> Result<Answer, Refused> {
     let operation = call.header("operationid").unwrap_or_default();
     if operation.is_empty() {
         return Err(Refused::invalid(ARGS, "header must have operationID"));
@@ -122,7 +122,7 @@ fn route(state: &State, rules: &Rules, call: &Call, fate: &Fate) -> Result<Answe
         state,
         rules,
         call,
-        fate,
+        plan,
         operation,
     };
     match path {
@@ -134,7 +134,7 @@ fn route(state: &State, rules: &Rules, call: &Call, fate: &Fate) -> Result<Answe
         "/user/account_check" if !caller.is_admin() => {
             Err(Refused::invalid(NO_PERMISSION, "only app manager"))
         }
-        "/user/account_check" => users::check(state, rules, call, fate),
+        "/user/account_check" => users::check(state, rules, call, plan),
         _ => Ok(not_found()),
     }
 }
@@ -185,7 +185,7 @@ impl Default for Revocation {
     }
 }
 
-fn revoke(shelf: &Shelf, body: &[u8]) -> Answer {
+fn revoke(shelf: &OpenimState, body: &[u8]) -> Answer {
     let revocation = match body {
         [] => Ok(Revocation::default()),
         body => serde_json::from_slice(body),

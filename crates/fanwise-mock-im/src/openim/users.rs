@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::refused::{ARGS, RECORD_NOT_FOUND, Refused, success};
 use super::{Rules, bind};
 use crate::Call;
-use crate::faults::Fate;
+use crate::faults::CallPlan;
 use crate::go::null_is_default;
 use crate::reply::Answer;
 use crate::state::State;
@@ -111,7 +111,7 @@ pub(super) fn check(
     state: &State,
     rules: &Rules,
     call: &Call,
-    fate: &Fate,
+    plan: &CallPlan,
 ) -> Result<Answer, Refused> {
     let request: CheckRequest = bind(call)?;
     let distinct: HashSet<&String> = request.check_user_ids.iter().collect();
@@ -121,7 +121,7 @@ pub(super) fn check(
     let unknown = |uid: &str| {
         !rules.knows(state.directory, uid)
             || rules.code_of(uid) == Some(RECORD_NOT_FOUND)
-            || (rules.refuse_code == RECORD_NOT_FOUND && fate.refusal.applies_to(uid))
+            || (rules.refuse_code == RECORD_NOT_FOUND && plan.refusal.applies_to(uid))
     };
     let result = |uid: &String| json!({ "userID": uid, "accountStatus": i32::from(!unknown(uid)) });
     let results: Vec<Value> = request.check_user_ids.iter().map(result).collect();

@@ -371,8 +371,8 @@ fn burst_comes_once() {
     chooser.patch(&patch, 100).unwrap();
     let begun = Instant::now();
     let mut fault = |accepted, seconds| {
-        let fate = chooser.draw(0, accepted, begun + Duration::from_secs(seconds));
-        fate.fault.map(|kind| (kind, fate.retry_after))
+        let plan = chooser.draw(0, accepted, begun + Duration::from_secs(seconds));
+        plan.fault.map(|kind| (kind, plan.retry_after))
     };
     let burst = Some((FaultKind::Burst429, 3));
     assert_eq!(fault(109, 0), None);
@@ -417,7 +417,7 @@ fn choices_depend_on_the_seed_only() {
         let fates: Vec<_> = (0..10_000).map(|n| chooser.draw(n, 0, now)).collect();
         let refusal = fates[0].refusal.clone();
         let refused = (0..10_000).filter(move |n| refusal.applies_to(&format!("user-{n}")));
-        let faults: Vec<_> = fates.iter().map(|fate| fate.fault).collect();
+        let faults: Vec<_> = fates.iter().map(|plan| plan.fault).collect();
         (faults, refused.collect::<Vec<_>>())
     };
     let (faults, refused) = run(7);

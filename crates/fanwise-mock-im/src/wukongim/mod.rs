@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::faults::{Fate, FaultKind};
+use super::faults::{CallPlan, FaultKind};
 use super::log::shown_payload;
 use super::reply::Answer;
 use super::state::{Origin, State};
@@ -40,18 +40,18 @@ pub enum Version {
 const PERSON: u8 = 1;
 
 /// Answers a request to any path but those of the other systems.
-pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
+pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     if state.version != Version::V3 && !authorised(state, call) {
         return unauthorised();
     }
     let (method, path) = (&call.parts.method, call.parts.uri.path());
     match (state.version, path) {
-        (Version::V3, "/message/send") if method == Method::POST => v3::send(state, call, fate),
+        (Version::V3, "/message/send") if method == Method::POST => v3::send(state, call, plan),
         (Version::V3, "/manager/login") if method == Method::POST => manager::login(state, call),
         (Version::V3, "/manager/users") if method == Method::GET => manager::users(state, call),
         (Version::V3, _) => not_found(),
-        (_, "/message/send") if method == Method::POST => v2::send(state, call, fate),
-        (_, "/message/sendbatch") if method == Method::POST => v2::send_batch(state, call, fate),
+        (_, "/message/send") if method == Method::POST => v2::send(state, call, plan),
+        (_, "/message/sendbatch") if method == Method::POST => v2::send_batch(state, call, plan),
         (Version::V2, "/message/byclientmsgno") if method == Method::GET => v2::find(state, call),
         (Version::V2, "/cluster/users") if method == Method::GET => {
             manager::cluster_users(state, call)
@@ -131,8 +131,8 @@ fn origin(call: &Call, from: String, payload: &[u8], channel_type: u8) -> Origin
 }
 
 /// True when the answer says "accepted" and nothing must be remembered.
-fn is_lost(fate: &Fate) -> bool {
-    fate.fault == Some(FaultKind::LostAfter200)
+fn is_lost(plan: &CallPlan) -> bool {
+    plan.fault == Some(FaultKind::LostAfter200)
 }
 
 #[cfg(test)]

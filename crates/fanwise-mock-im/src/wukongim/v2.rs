@@ -16,7 +16,7 @@ use super::{
     person_channel,
 };
 use crate::Call;
-use crate::faults::Fate;
+use crate::faults::CallPlan;
 use crate::go::{self, null_is_default};
 use crate::log::Entry;
 use crate::reply::Answer;
@@ -85,11 +85,11 @@ struct FindRequest {
     client_msg_no: String,
 }
 
-pub(super) fn send(state: &State, call: &Call, fate: &Fate) -> Answer {
-    try_send(state, call, fate).unwrap_or_else(|refusal| refusal)
+pub(super) fn send(state: &State, call: &Call, plan: &CallPlan) -> Answer {
+    try_send(state, call, plan).unwrap_or_else(|refusal| refusal)
 }
 
-fn try_send(state: &State, call: &Call, fate: &Fate) -> Result<Answer, Answer> {
+fn try_send(state: &State, call: &Call, plan: &CallPlan) -> Result<Answer, Answer> {
     let mut request: SendRequest = bind(state, call)?;
     let payload = bound_payload(state, &request.payload)?;
     if payload.is_empty() {
@@ -106,18 +106,18 @@ fn try_send(state: &State, call: &Call, fate: &Fate) -> Result<Answer, Answer> {
     let mut origin = origin(call, request.from_uid, &payload, request.channel_type);
     set_header(&mut origin, request.header);
     if to_subscribers {
-        return command_subscribers(state, fate, origin, request.subscribers);
+        return command_subscribers(state, plan, origin, request.subscribers);
     }
     let client_msg_no = match request.client_msg_no.trim() {
         "" => made_client_msg_no(),
         _ => request.client_msg_no,
     };
-    send_to_channel(state, fate, &origin, request.channel_id, client_msg_no)
+    send_to_channel(state, plan, &origin, request.channel_id, client_msg_no)
 }
 
 fn send_to_channel(
     state: &State,
-    fate: &Fate,
+    plan: &CallPlan,
     origin: &Origin,
     channel_id: String,
     client_msg_no: String,
@@ -126,7 +126,7 @@ fn send_to_channel(
         count(&state.counters.refused, 1);
         return Err(invalid(state, ILLEGAL_CHANNEL));
     }
-    if state.refuses(fate, &channel_id) {
+    if state.refuses(plan, &channel_id) {
         return Err(failure(state.version, StatusCode::BAD_REQUEST, REFUSED));
     }
     let receipt = receipt(state, channel_id, client_msg_no);
@@ -137,7 +137,7 @@ fn send_to_channel(
     if state.version == Version::V1 {
         data["message_seq"] = json!(receipt.message_seq);
     }
-    record(state, fate, origin, vec![receipt])?;
+    record(state, plan, origin, vec![receipt])?;
     let body = json!({ "status": 200, "data": data });
     Ok(Answer::json(StatusCode::OK, &body))
 }
@@ -146,7 +146,7 @@ fn send_to_channel(
 /// ignored, and the answer names no message.
 fn command_subscribers(
     state: &State,
-    fate: &Fate,
+    plan: &CallPlan,
     mut origin: Origin,
     subscribers: Vec<String>,
 ) -> Result<Answer, Answer> {
@@ -155,18 +155,18 @@ fn command_subscribers(
     let client_msg_no = made_client_msg_no();
     let receipts = subscribers
         .into_iter()
-        .filter(|uid| !state.refuses(fate, uid))
+        .filter(|uid| !state.refuses(plan, uid))
         .map(|uid| receipt(state, uid, client_msg_no.clone()))
         .collect();
-    record(state, fate, &origin, receipts)?;
+    record(state, plan, &origin, receipts)?;
     Ok(Answer::json(StatusCode::OK, &json!({ "status": 200 })))
 }
 
-pub(super) fn send_batch(state: &State, call: &Call, fate: &Fate) -> Answer {
-    try_send_batch(state, call, fate).unwrap_or_else(|refusal| refusal)
+pub(super) fn send_batch(state: &State, call: &Call, plan: &CallPlan) -> Answer {
+    try_send_batch(state, call, plan).unwrap_or_else(|refusal| refusal)
 }
 
-fn try_send_batch(state: &State, call: &Call, fate: &Fate) -> Result<Answer, Answer> {
+fn try_send_batch(state: &State, call: &Call, plan: &CallPlan) -> Result<Answer, Answer> {
     let request: BatchRequest = bind(state, call)?;
     let payload = bound_payload(state, &request.payload)?;
     if request.from_uid.trim().is_empty() {
@@ -184,7 +184,7 @@ fn try_send_batch(state: &State, call: &Call, fate: &Fate) -> Result<Answer, Ans
 
     let (mut fail_uids, mut reasons, mut receipts) = (Vec::new(), Vec::new(), Vec::new());
     for uid in request.subscribers {
-        match batch_refusal(state, fate, &uid) {
+        match batch_refusal(state, plan, &uid) {
             Some(reason) => {
                 fail_uids.push(uid);
                 reasons.push(reason);
@@ -192,17 +192,17 @@ fn try_send_batch(state: &State, call: &Call, fate: &Fate) -> Result<Answer, Ans
             None => receipts.push(receipt(state, uid, made_client_msg_no())),
         }
     }
-    record(state, fate, &origin, receipts)?;
+    record(state, plan, &origin, receipts)?;
     let body = json!({ "fail_uids": fail_uids, "reason": reasons });
     Ok(Answer::json(StatusCode::OK, &body))
 }
 
-fn batch_refusal(state: &State, fate: &Fate, uid: &str) -> Option<&'static str> {
+fn batch_refusal(state: &State, plan: &CallPlan, uid: &str) -> Option<&'static str> {
     if is_illegal(uid) {
         count(&state.counters.refused, 1);
         return Some(ILLEGAL_CHANNEL);
     }
-    state.refuses(fate, uid).then_some(REFUSED)
+    state.refuses(plan, uid).then_some(REFUSED)
 }
 
 /// Looks a stored message up. A person channel goes by its internal id (`A@B`), a command by the
@@ -294,7 +294,7 @@ fn receipt(state: &State, recipient: String, client_msg_no: String) -> Receipt {
 
 fn record(
     state: &State,
-    fate: &Fate,
+    plan: &CallPlan,
     origin: &Origin,
     receipts: Vec<Receipt>,
 ) -> Result<(), Answer> {
@@ -302,7 +302,7 @@ fn record(
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         failure(state.version, status, "log cannot be written")
     };
-    state.record(origin, fate, receipts).map_err(failed)
+    state.record(origin, plan, receipts).map_err(failed)
 }
 
 fn invalid(state: &State, text: &str) -> Answer {

@@ -12,7 +12,7 @@ use super::{
     person_channel,
 };
 use crate::Call;
-use crate::faults::Fate;
+use crate::faults::CallPlan;
 use crate::go::null_is_default;
 use crate::log::fingerprint;
 use crate::reply::Answer;
@@ -102,21 +102,21 @@ enum Fresh {
     Conflict,
 }
 
-pub(super) fn send(state: &State, call: &Call, fate: &Fate) -> Answer {
-    try_send(state, call, fate).unwrap_or_else(|refusal| refusal)
+pub(super) fn send(state: &State, call: &Call, plan: &CallPlan) -> Answer {
+    try_send(state, call, plan).unwrap_or_else(|refusal| refusal)
 }
 
-fn try_send(state: &State, call: &Call, fate: &Fate) -> Result<Answer, Answer> {
+fn try_send(state: &State, call: &Call, plan: &CallPlan) -> Result<Answer, Answer> {
     let (request, payload) = validated(state, call)?;
     let addressees: &[String] = match request.subscribers.as_slice() {
         [] => std::slice::from_ref(&request.channel_id),
         subscribers => subscribers,
     };
     let one = addressees.len() == 1;
-    if one && state.refuses(fate, &addressees[0]) {
-        return Ok(result(0, 0, fate.refusal.reason));
+    if one && state.refuses(plan, &addressees[0]) {
+        return Ok(result(0, 0, plan.refusal.reason));
     }
-    let (message_id, message_seq, replay) = match stand(state, fate, &request, &payload) {
+    let (message_id, message_seq, replay) = match stand(state, plan, &request, &payload) {
         Fresh::New(id, seq) => (id, seq, false),
         Fresh::Replay(id, seq) => (id, seq, true),
         Fresh::Conflict => return Ok(result(0, 0, REASON_SYSTEM_ERROR)),
@@ -127,7 +127,7 @@ fn try_send(state: &State, call: &Call, fate: &Fate) -> Result<Answer, Answer> {
     };
     let receipts = addressees
         .iter()
-        .filter(|uid| one || !state.refuses(fate, uid))
+        .filter(|uid| one || !state.refuses(plan, uid))
         .map(|uid| Receipt {
             recipient: uid.clone(),
             client_msg_no: client_msg_no.clone(),
@@ -143,7 +143,7 @@ fn try_send(state: &State, call: &Call, fate: &Fate) -> Result<Answer, Answer> {
     let mut origin = origin(call, request.from_uid.clone(), &payload, channel_type);
     origin.no_persist = request.header.no_persist != 0 || request.no_persist != 0;
     origin.sync_once = request.is_command();
-    if state.record(&origin, fate, receipts).is_err() {
+    if state.record(&origin, plan, receipts).is_err() {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         return Err(failure(state.version, status, "log cannot be written"));
     }
@@ -183,7 +183,7 @@ fn validated(state: &State, call: &Call) -> Result<(SendRequest, Vec<u8>), Answe
 }
 
 /// Looks the message up and, if it is new, stores it, in one step.
-fn stand(state: &State, fate: &Fate, request: &SendRequest, payload: &[u8]) -> Fresh {
+fn stand(state: &State, plan: &CallPlan, request: &SendRequest, payload: &[u8]) -> Fresh {
     let (message_id, message_seq) = state.next_message();
     if request.client_msg_no.is_empty() {
         return Fresh::New(message_id, message_seq);
@@ -195,7 +195,7 @@ fn stand(state: &State, fate: &Fate, request: &SendRequest, payload: &[u8]) -> F
             Fresh::Replay(first.message_id, first.message_seq)
         }
         Some(_) => Fresh::Conflict,
-        None if is_lost(fate) => Fresh::New(message_id, message_seq),
+        None if is_lost(plan) => Fresh::New(message_id, message_seq),
         None => {
             let new = Stored {
                 payload,

@@ -32,7 +32,7 @@ fn is_known(admitted: &Admitted<'_>, id: &str) -> bool {
     let settings = &admitted.state.yunxin.settings;
     let own = settings.refuse_as.iter().find(|(user, _)| user == id);
     let code = own.map(|(_, code)| *code).or_else(|| {
-        let refused = admitted.fate.refusal.applies_to(id);
+        let refused = admitted.plan.refusal.applies_to(id);
         refused.then_some(settings.refuse_code)
     });
     code != Some(UNKNOWN)

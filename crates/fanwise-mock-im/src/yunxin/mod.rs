@@ -14,7 +14,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::Call;
-use super::faults::Fate;
+use super::faults::CallPlan;
 use super::netease::{self, Action, Admitted, Gate, Rejection, Repeats, Standing};
 use super::reply::Answer;
 use super::state::{State, count};
@@ -31,7 +31,7 @@ const MODERATED: u32 = 107_451;
 const PURPOSE_OMIT: u64 = 1;
 
 /// What v2 keeps while the mock runs.
-pub(super) struct Desk {
+pub(super) struct YunxinState {
     settings: YunxinSettings,
     seed: u64,
     batches: Gate,
@@ -42,9 +42,9 @@ pub(super) struct Desk {
     messages: Repeats,
 }
 
-impl Desk {
-    pub(super) fn new(settings: YunxinSettings, seed: u64) -> Desk {
-        Desk {
+impl YunxinState {
+    pub(super) fn new(settings: YunxinSettings, seed: u64) -> YunxinState {
+        YunxinState {
             batches: Gate::new(settings.batch_quota),
             singles: Gate::new(settings.single_quota),
             accounts: Gate::new(None),
@@ -63,7 +63,7 @@ impl Desk {
 }
 
 /// Answers a request below `/im/v2`.
-pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
+pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     let desk = &state.yunxin;
     let (gate, run): (_, Action) = match (&call.parts.method, call.parts.uri.path()) {
         (&Method::POST, "/im/v2/conversations/messages") => (&desk.batches, batch::send),
@@ -72,7 +72,7 @@ pub(super) fn answer(state: &State, call: &Call, fate: &Fate) -> Answer {
         _ => return Answer::text(StatusCode::NOT_FOUND, "no such path"),
     };
     let trace_id = call.header("x-custom-traceid");
-    Admitted::admit(state, call, fate, gate, trace_id)
+    Admitted::admit(state, call, plan, gate, trace_id)
         .and_then(|admitted| run(&admitted))
         .unwrap_or_else(|rejection| rejected(&rejection))
 }
@@ -113,7 +113,7 @@ fn refusal(admitted: &Admitted<'_>, receiver: &str, payload: &str) -> Option<(u3
         count(&state.counters.refused, 1);
         return Some((*code, "receiver refused"));
     }
-    if state.refuses(admitted.fate, receiver) {
+    if state.refuses(admitted.plan, receiver) {
         return Some((settings.refuse_code, "receiver refused"));
     }
     if admitted.moderated(payload) {

@@ -5,7 +5,7 @@
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 use crate::codec::hex;
-use crate::im::ingress::{Door, Incoming, SKEW, same};
+use crate::im::ingress::{DropInEndpoint, Incoming, SKEW, same};
 
 /// Longest `Nonce`, in bytes.
 const NONCE_MAX: usize = 128;
@@ -53,14 +53,14 @@ impl<'a> Signature<'a> {
 
 /// The door that a call comes in by, and what is to be accepted once; nothing for a door that asks for
 /// no signature.
-pub(in crate::im) fn door(
+pub(in crate::im) fn endpoint(
     incoming: &Incoming<'_>,
-    doors: &[Door],
+    endpoints: &[DropInEndpoint],
 ) -> Result<(usize, Option<String>), &'static str> {
     let key = incoming.header("appkey").unwrap_or_default();
     let with = |key: Option<&str>| -> Vec<usize> {
-        let all = 0..doors.len();
-        all.filter(|index| doors[*index].key.as_deref() == key)
+        let all = 0..endpoints.len();
+        all.filter(|index| endpoints[*index].key.as_deref() == key)
             .collect()
     };
     // Whoever names a door is not let in by another one.
@@ -70,7 +70,7 @@ pub(in crate::im) fn door(
     }
     let signature = Signature::of(incoming);
     for index in candidates {
-        let Some(secret) = &doors[index].secret else {
+        let Some(secret) = &endpoints[index].secret else {
             return Ok((index, None));
         };
         let Some(signature) = &signature else {
@@ -99,7 +99,7 @@ fn check_sum(secret: &str, nonce: &str, cur_time: &str) -> String {
 #[cfg(test)]
 pub(in crate::im) mod tests {
     use super::*;
-    use crate::im::ingress::fixture::{Call, NOW_MS, door as a_door, open_door};
+    use crate::im::ingress::fixture::{Call, NOW_MS, endpoint as a_door, open_door};
     use crate::im::netease::ingress::NetEaseIngress;
 
     pub(in crate::im) const KEY: &str = "go9dnk49";
@@ -117,17 +117,17 @@ pub(in crate::im) mod tests {
         signed(Call::new("", ""))
     }
 
-    fn enter(call: &Call, doors: &[Door]) -> Result<(usize, Option<String>), &'static str> {
+    fn enter(call: &Call, endpoints: &[DropInEndpoint]) -> Result<(usize, Option<String>), &'static str> {
         let incoming = Incoming {
             path: call.path,
             headers: &call.headers,
             body: &call.body,
             now_ms: call.now_ms,
         };
-        door(&incoming, doors)
+        endpoint(&incoming, endpoints)
     }
 
-    fn doors() -> [Door; 1] {
+    fn endpoints() -> [DropInEndpoint; 1] {
         [a_door(&NetEaseIngress, KEY, SECRET)]
     }
 
@@ -168,7 +168,7 @@ pub(in crate::im) mod tests {
     fn a_signature_is_good_for_five_minutes_around_its_time() {
         let at = |now_ms| {
             let call = Call { now_ms, ..call() };
-            enter(&call, &doors())
+            enter(&call, &endpoints())
         };
         for now_ms in [1_699_999_700_000, NOW_MS, 1_700_000_300_999] {
             assert_eq!(at(now_ms), Ok((0, Some(NONCE.to_owned()))));
@@ -198,11 +198,11 @@ pub(in crate::im) mod tests {
                 WRONG,
             ),
         ] {
-            let result = enter(&call().header(name, value), &doors());
+            let result = enter(&call().header(name, value), &endpoints());
             assert_eq!(result, Err(expected), "{name}: {value}");
         }
         for name in ["appkey", "nonce", "curtime", "checksum"] {
-            assert_eq!(enter(&call().without(name), &doors()), Err(INCOMPLETE));
+            assert_eq!(enter(&call().without(name), &endpoints()), Err(INCOMPLETE));
         }
         assert_eq!(enter(&call(), &[]), Err(WRONG));
     }
@@ -211,21 +211,21 @@ pub(in crate::im) mod tests {
     fn digits_may_be_of_either_case() {
         let upper = "bc9e49566202f78039748bf86799e3c6dc9623cc".to_uppercase();
         let call = call().header("checksum", &upper);
-        assert!(enter(&call, &doors()).is_ok());
+        assert!(enter(&call, &endpoints()).is_ok());
     }
 
     #[test]
     fn the_key_names_the_door() {
         let open = open_door(&NetEaseIngress);
         let other = a_door(&NetEaseIngress, "other", SECRET);
-        let [ours] = doors();
-        let doors = [open.clone(), other, ours.clone()];
-        assert_eq!(enter(&call(), &doors).unwrap().0, 2);
+        let [ours] = endpoints();
+        let endpoints = [open.clone(), other, ours.clone()];
+        assert_eq!(enter(&call(), &endpoints).unwrap().0, 2);
         // A door of its own keeps a caller from slipping in by the open one.
         let spoilt = call().header("checksum", "0");
-        assert_eq!(enter(&spoilt, &doors), Err(WRONG));
+        assert_eq!(enter(&spoilt, &endpoints), Err(WRONG));
         // Who names none comes in where anybody may.
-        assert_eq!(enter(&call().without("appkey"), &doors), Ok((0, None)));
+        assert_eq!(enter(&call().without("appkey"), &endpoints), Ok((0, None)));
         assert_eq!(enter(&Call::new("", ""), &[ours, open]), Ok((1, None)));
     }
 }

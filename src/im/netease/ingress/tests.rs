@@ -11,7 +11,7 @@ use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, body, door, failed, head, open_door, recipients, told,
+    Call as Request, NOW_MS, answer, body, endpoint, failed, head, open_door, recipients, job_report,
 };
 use crate::im::netease::Settings;
 use crate::ports::Target;
@@ -24,17 +24,17 @@ fn request(body: impl Into<Vec<u8>>) -> Request {
     signed(Request::new(PATHS[0], body))
 }
 
-fn doors() -> [Door; 1] {
-    [door(&NetEaseIngress, KEY, SECRET)]
+fn endpoints() -> [DropInEndpoint; 1] {
+    [endpoint(&NetEaseIngress, KEY, SECRET)]
 }
 
-fn order(body: impl Into<Vec<u8>>) -> Order {
-    request(body).order(&NetEaseIngress, &doors())
+fn asked(body: impl Into<Vec<u8>>) -> DropInRequest {
+    request(body).asked(&NetEaseIngress, &endpoints())
 }
 
 /// The code and words of a refusal, whose shape is looked at too.
 fn refusal(body: impl Into<Vec<u8>>) -> (u64, String) {
-    let (status, said) = request(body).refusal(&NetEaseIngress, &doors());
+    let (status, said) = request(body).refusal(&NetEaseIngress, &endpoints());
     assert_eq!(status, 200);
     assert_eq!(said.as_object().unwrap().len(), 2, "{said}");
     let desc = said["desc"].as_str().unwrap();
@@ -69,13 +69,13 @@ fn accids(count: usize) -> String {
 
 #[test]
 fn the_documented_request_is_understood_as_printed() {
-    let order = order(PRINTED);
-    assert_eq!(order.door, 0);
+    let asked = asked(PRINTED);
+    assert_eq!(asked.endpoint, 0);
     assert_eq!(
-        order.nonce.as_deref(),
+        asked.nonce.as_deref(),
         Some("1700000000 4tgggergigwow323t23t")
     );
-    let [wanted] = &order.jobs[..] else {
+    let [wanted] = &asked.jobs[..] else {
         panic!("one job is expected");
     };
     assert_eq!(wanted.key, None);
@@ -89,34 +89,34 @@ fn the_documented_request_is_understood_as_printed() {
 
 #[test]
 fn encoded_forms_and_json_say_the_same() {
-    let printed = format!("{:?}", order(PRINTED).jobs);
-    assert_eq!(format!("{:?}", order(with(&[])).jobs), printed);
+    let printed = format!("{:?}", asked(PRINTED).jobs);
+    assert_eq!(format!("{:?}", asked(with(&[])).jobs), printed);
     let objects = json!({
         "fromAccid": "zhangsan", "toAccids": ["aaa", "bbb"], "type": 0, "body": {"msg": "hello"},
     });
-    assert_eq!(format!("{:?}", order(objects.to_string()).jobs), printed);
+    assert_eq!(format!("{:?}", asked(objects.to_string()).jobs), printed);
 }
 
 #[test]
 fn the_documented_answers_are_given() {
-    let order = order(with(&[
+    let asked = asked(with(&[
         ("toAccids", r#"["12345","55213","123123","111422"]"#),
         ("returnMsgid", "true"),
     ]));
     let gone = failed("unregister", "the accid is not registered");
     let but = [("123123", gone.clone()), ("111422", gone)];
-    let spoken = answer(&order, &Fate::Sent, &but);
+    let spoken = answer(&asked, &RecipientReport::Sent, &but);
     assert_eq!(spoken.status(), 200);
     assert_eq!(
         spoken.headers()["content-type"],
         "application/json; charset=utf-8"
     );
     // The sample, with our time and ids in the place of its own.
-    let told = told(&order.jobs[0], &Fate::Sent, &[]);
+    let job_report = job_report(&asked.jobs[0], &RecipientReport::Sent, &[]);
     let expected = format!(
         r#"{{"code":200,"unregister":["123123","111422"],"timetag":{NOW_MS},"msgids":{{"12345":{},"55213":{}}}}}"#,
-        told.message_id("12345"),
-        told.message_id("55213"),
+        job_report.message_id("12345"),
+        job_report.message_id("55213"),
     );
     assert_eq!(spoken.body(), expected.as_bytes());
 }
@@ -124,9 +124,9 @@ fn the_documented_answers_are_given() {
 #[test]
 fn ids_are_told_to_who_asks_for_them() {
     for word in ["true", "1", "True"] {
-        let order = order(with(&[("returnMsgid", word)]));
+        let asked = asked(with(&[("returnMsgid", word)]));
         assert_eq!(
-            body(&answer(&order, &Fate::Pending, &[]))["msgids"]
+            body(&answer(&asked, &RecipientReport::Pending, &[]))["msgids"]
                 .as_object()
                 .unwrap()
                 .len(),
@@ -134,8 +134,8 @@ fn ids_are_told_to_who_asks_for_them() {
         );
     }
     for word in ["false", "0", ""] {
-        let order = order(with(&[("returnMsgid", word)]));
-        let said = body(&answer(&order, &Fate::Pending, &[]));
+        let asked = asked(with(&[("returnMsgid", word)]));
+        let said = body(&answer(&asked, &RecipientReport::Pending, &[]));
         assert_eq!(
             said,
             json!({"code": 200, "unregister": [], "timetag": NOW_MS})
@@ -146,8 +146,8 @@ fn ids_are_told_to_who_asks_for_them() {
 
 #[test]
 fn failures_of_the_sender_are_failures_of_the_call() {
-    let order = order(PRINTED);
-    let said = |fate: Fate| body(&answer(&order, &fate, &[]));
+    let asked = asked(PRINTED);
+    let said = |report: RecipientReport| body(&answer(&asked, &report, &[]));
     assert_eq!(
         said(failed("423", "account 'mute'.")),
         json!({"code": 423, "desc": "account 'mute'."})
@@ -159,7 +159,7 @@ fn failures_of_the_sender_are_failures_of_the_call() {
     assert_eq!(said(failed("err_1302", "blocked"))["code"], 403);
     assert_eq!(said(failed("reason_15", "error"))["code"], 403);
     assert_eq!(said(failed("400", "bad request"))["code"], 403);
-    let ended = |outcome, class| Fate::Ended {
+    let ended = |outcome, class| RecipientReport::Ended {
         outcome,
         class,
         code: String::new(),
@@ -182,20 +182,20 @@ fn failures_of_the_sender_are_failures_of_the_call() {
 
 #[test]
 fn unknown_users_are_unregistered_whatever_the_target_calls_them() {
-    let order = order(with(&[("returnMsgid", "1")]));
+    let asked = asked(with(&[("returnMsgid", "1")]));
     for code in ["unregister", "err_1004", "102404", "404", "410"] {
-        let said = body(&answer(&order, &Fate::Sent, &[("bbb", failed(code, ""))]));
+        let said = body(&answer(&asked, &RecipientReport::Sent, &[("bbb", failed(code, ""))]));
         assert_eq!(said["unregister"], json!(["bbb"]), "{code}");
         assert_eq!(said["msgids"].as_object().unwrap().len(), 1);
     }
-    let said = body(&answer(&order, &failed("unregister", ""), &[]));
+    let said = body(&answer(&asked, &failed("unregister", ""), &[]));
     assert_eq!(said["code"], 200);
     assert_eq!(said["unregister"], json!(["aaa", "bbb"]));
     assert_eq!(said["msgids"], json!({}));
     // Who failed otherwise has no id.
     let said = body(&answer(
-        &order,
-        &Fate::Sent,
+        &asked,
+        &RecipientReport::Sent,
         &[("bbb", failed("reason_4", ""))],
     ));
     assert_eq!(said["unregister"], json!([]));
@@ -207,28 +207,28 @@ fn too_many_recipients_are_refused_in_the_documented_words() {
     let too_many = (414, "too many members.".to_owned());
     for (ids, most) in [("false", 500), ("true", 500)] {
         let of = |count| with(&[("toAccids", &accids(count)), ("returnMsgid", ids)]);
-        assert_eq!(recipients(&order(of(most)).jobs[0]).len(), most);
+        assert_eq!(recipients(&asked(of(most)).jobs[0]).len(), most);
         assert_eq!(refusal(of(most + 1)), too_many);
     }
-    let mut doors = doors();
-    doors[0].limits.insert("recipients_max", 1);
-    let (_, said) = request(PRINTED).refusal(&NetEaseIngress, &doors);
+    let mut endpoints = endpoints();
+    endpoints[0].limits.insert("recipients_max", 1);
+    let (_, said) = request(PRINTED).refusal(&NetEaseIngress, &endpoints);
     assert_eq!(said, json!({"code": 414, "desc": "too many members."}));
 }
 
 /// One message has one id, however its recipient is spelt.
 #[test]
 fn two_spellings_of_one_accid_have_the_id_of_one_message() {
-    let order = order(with(&[
+    let asked = asked(with(&[
         ("returnMsgid", "true"),
         ("toAccids", r#"["aaa","aaa","AAA"]"#),
     ]));
     let ids = |folds_case| {
-        let told = Told {
+        let job_report = JobReport {
             folds_case,
-            ..told(&order.jobs[0], &Fate::Sent, &[])
+            ..job_report(&asked.jobs[0], &RecipientReport::Sent, &[])
         };
-        let said = body(&order.reply.render(&[told]));
+        let said = body(&asked.reply.render(&[job_report]));
         let ids = said["msgids"].as_object().unwrap().clone();
         assert_eq!(ids.len(), 2, "a caller looks for what it wrote");
         (ids["aaa"].clone(), ids["AAA"].clone())
@@ -267,7 +267,7 @@ fn every_length_is_checked_at_its_edge() {
             let value = make(length);
             with(&[also, &[(name, value.as_str())]].concat())
         };
-        order(of(most));
+        asked(of(most));
         let (code, desc) = refusal(of(most + 1));
         assert_eq!(
             (code, desc),
@@ -275,10 +275,10 @@ fn every_length_is_checked_at_its_edge() {
         );
     }
     // In UTF-16 units, as the vendor counts.
-    order(with(&[("pushcontent", &"😀".repeat(250))]));
+    asked(with(&[("pushcontent", &"😀".repeat(250))]));
     assert_eq!(refusal(with(&[("pushcontent", &"😀".repeat(251))])).0, 414);
     let list = |length| json!([text(length)]).to_string();
-    order(with(&[("toAccids", &list(32))]));
+    asked(with(&[("toAccids", &list(32))]));
     assert_eq!(refusal(with(&[("toAccids", &list(33))])).0, 414);
 }
 
@@ -319,8 +319,8 @@ fn wrong_parameters_are_refused() {
 #[test]
 fn every_type_of_message_is_understood() {
     let content = |kind: &str, body: &str| {
-        let order = order(with(&[("type", kind), ("body", body)]));
-        let head = head(&order.jobs[0]).unwrap();
+        let asked = asked(with(&[("type", kind), ("body", body)]));
+        let head = head(&asked.jobs[0]).unwrap();
         let native: Value = head.native.map_or(Value::Null, |native| {
             serde_json::from_str(native.get()).unwrap()
         });
@@ -386,7 +386,7 @@ fn every_type_of_message_is_understood() {
 #[test]
 fn options_are_understood() {
     let option = r#"{"push":false,"roam":true,"history":false,"sendersync":true,"route":false,"badge":false,"needPushNick":true}"#;
-    let order = order(with(&[
+    let asked = asked(with(&[
         ("option", option),
         ("pushcontent", "Look"),
         ("payload", r#"{"apns":1}"#),
@@ -398,7 +398,7 @@ fn options_are_understood() {
         ("yidunAntiCheating", "{}"),
         ("msgDesc", "for other types only"),
     ]));
-    let head = head(&order.jobs[0]).unwrap();
+    let head = head(&asked.jobs[0]).unwrap();
     assert_eq!(
         serde_json::to_value(&head.options).unwrap(),
         json!({
@@ -413,7 +413,7 @@ fn options_are_understood() {
     let native: Value = serde_json::from_str(head.native.unwrap().get()).unwrap();
     assert_eq!(native, json!({"option": option, "yidunAntiCheating": "{}"}));
 
-    let of = |changes: &[(&str, &str)]| self::order(with(changes)).jobs.remove(0);
+    let of = |changes: &[(&str, &str)]| self::asked(with(changes)).jobs.remove(0);
     let quiet = of(&[
         ("option", r#"{"push":"true","badge":1}"#),
         ("useYidun", "1"),
@@ -454,7 +454,7 @@ fn a_target_of_the_same_system_sends_what_was_written() {
         ("msgSenderNoSense", "0"),
         ("fromAccid", "zhangsan"),
     ];
-    let head = Arc::new(head(&order(with(&written)).jobs[0]).unwrap());
+    let head = Arc::new(head(&asked(with(&written)).jobs[0]).unwrap());
     assert_eq!(target.check(&head), []);
     let sent = target.open(&head).request(&["aaa"]);
     let sent = Form::read(&sent.body).unwrap();
@@ -462,7 +462,7 @@ fn a_target_of_the_same_system_sends_what_was_written() {
         assert_eq!(sent.get(name), Some(value), "{name}");
     }
     // A text needs no fields of its own for that.
-    let head = Arc::new(self::head(&order(PRINTED).jobs[0]).unwrap());
+    let head = Arc::new(self::head(&asked(PRINTED).jobs[0]).unwrap());
     let sent = target.open(&head).request(&["aaa", "bbb"]);
     let sent = Form::read(&sent.body).unwrap();
     assert_eq!(sent.get("body"), Some(r#"{"msg":"hello"}"#));
@@ -473,7 +473,7 @@ fn a_target_of_the_same_system_sends_what_was_written() {
 fn a_request_id_is_the_key_of_the_job() {
     let key = |id: &str| {
         let request = request(PRINTED).header("requestid", id);
-        request.order(&NetEaseIngress, &doors()).jobs.remove(0).key
+        request.asked(&NetEaseIngress, &endpoints()).jobs.remove(0).key
     };
     assert_eq!(key("abc"), Some("abc".to_owned()));
     assert_eq!(key(""), None);
@@ -485,7 +485,7 @@ fn a_request_id_is_the_key_of_the_job() {
 
 #[test]
 fn a_wrong_signature_is_a_wrong_parameter() {
-    let refused = |request: &Request| request.refusal(&NetEaseIngress, &doors());
+    let refused = |request: &Request| request.refusal(&NetEaseIngress, &endpoints());
     let wrong = request(PRINTED).header("checksum", "00");
     let expected = (200, json!({"code": 414, "desc": "checksum error"}));
     assert_eq!(refused(&wrong), expected);
@@ -495,8 +495,8 @@ fn a_wrong_signature_is_a_wrong_parameter() {
     };
     assert_eq!(refused(&late).1["desc"], "CurTime is expired");
     let open = open_door(&NetEaseIngress);
-    let order = Request::new(PATHS[0], PRINTED).order(&NetEaseIngress, &[open]);
-    assert_eq!(order.nonce, None);
+    let asked = Request::new(PATHS[0], PRINTED).asked(&NetEaseIngress, &[open]);
+    assert_eq!(asked.nonce, None);
 }
 
 #[test]
@@ -526,20 +526,20 @@ fn refusals_of_ours_are_in_the_systems_codes() {
 }
 
 /// Any order can be told of in any way.
-fn tell(order: &Order, fates: &[Fate]) -> Value {
-    let told = Told {
+fn tell(asked: &DropInRequest, reports: &[RecipientReport]) -> Value {
+    let job_report = JobReport {
         job: JobId::of("shop", "k"),
         client_msg_no: "k".to_owned(),
         accepted_at_ms: NOW_MS,
         folds_case: false,
         everybody: None,
-        recipients: fates
+        recipients: reports
             .iter()
             .enumerate()
-            .map(|(index, fate)| (format!("u{index}"), fate.clone()))
+            .map(|(index, report)| (format!("u{index}"), report.clone()))
             .collect(),
     };
-    body(&order.reply.render(&[told]))
+    body(&asked.reply.render(&[job_report]))
 }
 
 proptest! {
@@ -551,14 +551,14 @@ proptest! {
                 .prop_map(String::into_bytes),
         ],
     ) {
-        let mut doors = doors();
-        doors[0].secret = Some(Secret::new(SECRET));
-        match request(bytes).read(&NetEaseIngress, &doors) {
+        let mut endpoints = endpoints();
+        endpoints[0].secret = Some(Secret::new(SECRET));
+        match request(bytes).read(&NetEaseIngress, &endpoints) {
             Err(spoken) => {
                 prop_assert_eq!(spoken.status(), 200);
                 prop_assert_eq!(&body(&spoken)["code"], &json!(414));
             }
-            Ok(order) => prop_assert_eq!(&tell(&order, &[Fate::Sent])["code"], &json!(200)),
+            Ok(asked) => prop_assert_eq!(&tell(&asked, &[RecipientReport::Sent])["code"], &json!(200)),
         }
     }
 
@@ -567,12 +567,12 @@ proptest! {
         name in "fromAccid|toAccids|type|body|option|pushcontent|payload|ext|useYidun|returnMsgid|env",
         value in ".{0,60}",
     ) {
-        match request(with(&[(&name, &value)])).read(&NetEaseIngress, &doors()) {
+        match request(with(&[(&name, &value)])).read(&NetEaseIngress, &endpoints()) {
             Err(spoken) => prop_assert_eq!(&body(&spoken)["code"], &json!(414)),
-            Ok(order) => {
-                let said = tell(&order, &[failed("x", "y")]);
+            Ok(asked) => {
+                let said = tell(&asked, &[failed("x", "y")]);
                 prop_assert_eq!(&said["code"], &json!(403));
-                prop_assert_eq!(&tell(&order, &[])["code"], &json!(200));
+                prop_assert_eq!(&tell(&asked, &[])["code"], &json!(200));
             }
         }
     }

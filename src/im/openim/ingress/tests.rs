@@ -12,8 +12,8 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::outcome::Outcome;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, any_json, body, door, failed, head, open_door, recipients,
-    told,
+    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, open_door, recipients,
+    job_report,
 };
 
 use crate::im::openim::Session;
@@ -52,24 +52,24 @@ const PRINTED: &str = r#"{
 const ALL_ADMINS: &str = "imAdmin";
 const SECRET: &str = "openIM123";
 
-fn doors() -> [Door; 1] {
-    [door(&OpenImIngress, ALL_ADMINS, SECRET)]
+fn endpoints() -> [DropInEndpoint; 1] {
+    [endpoint(&OpenImIngress, ALL_ADMINS, SECRET)]
 }
 
 fn call(path: &'static str, body: impl Into<Vec<u8>>) -> Request {
-    let token = token::issue(&doors()[0], ALL_ADMINS, 10, NOW_MS);
+    let token = token::issue(&endpoints()[0], ALL_ADMINS, 10, NOW_MS);
     Request::new(path, body)
         .header("operationid", "1646445464564")
         .header("token", &token)
 }
 
-fn order(path: &'static str, body: &Value) -> Order {
-    call(path, body.to_string()).order(&OpenImIngress, &doors())
+fn asked(path: &'static str, body: &Value) -> DropInRequest {
+    call(path, body.to_string()).asked(&OpenImIngress, &endpoints())
 }
 
 /// A refusal, whose shape is looked at too.
 fn refused(call: &Request) -> (u16, u64, String) {
-    let (status, said) = call.refusal(&OpenImIngress, &doors());
+    let (status, said) = call.refusal(&OpenImIngress, &endpoints());
     let names: Vec<_> = said.as_object().unwrap().keys().collect();
     assert_eq!(names, ["errCode", "errDlt", "errMsg"]);
     let (code, name) = (said["errCode"].as_u64().unwrap(), &said["errMsg"]);
@@ -103,14 +103,14 @@ fn with(changes: &[(&str, Value)]) -> Value {
 
 #[test]
 fn the_documented_request_is_understood_as_printed() {
-    let mut doors = doors();
+    let mut endpoints = endpoints();
     let call = call(BATCH, PRINTED);
     // It is for everybody, list or not.
-    let (status, said) = call.refusal(&OpenImIngress, &doors);
+    let (status, said) = call.refusal(&OpenImIngress, &endpoints);
     assert_eq!((status, &said["errCode"]), (200, &json!(1002)));
-    doors[0].send_all = true;
-    let order = call.order(&OpenImIngress, &doors);
-    let [wanted] = &order.jobs[..] else {
+    endpoints[0].send_all = true;
+    let asked = call.asked(&OpenImIngress, &endpoints);
+    let [wanted] = &asked.jobs[..] else {
         panic!("one job is expected");
     };
     assert!(wanted.audience.all && wanted.audience.users.is_none());
@@ -145,9 +145,9 @@ fn the_documented_request_is_understood_as_printed() {
 /// Nobody is named in an answer about all users: how many they are and how they fared is.
 #[test]
 fn a_call_for_all_users_is_answered_with_their_accounts() {
-    let mut doors = doors();
-    doors[0].send_all = true;
-    let order = call(BATCH, PRINTED).order(&OpenImIngress, &doors);
+    let mut endpoints = endpoints();
+    endpoints[0].send_all = true;
+    let asked = call(BATCH, PRINTED).asked(&OpenImIngress, &endpoints);
     let said = |is_complete, sent, failed| {
         let accounts = Accounts {
             total: 1000,
@@ -155,14 +155,14 @@ fn a_call_for_all_users_is_answered_with_their_accounts() {
             failed,
             ..Accounts::default()
         };
-        let told = Told {
+        let job_report = JobReport {
             everybody: Some(Everybody {
                 is_complete,
                 accounts,
             }),
-            ..told(&order.jobs[0], &Fate::Pending, &[])
+            ..job_report(&asked.jobs[0], &RecipientReport::Pending, &[])
         };
-        body(&order.reply.render(&[told]))
+        body(&asked.reply.render(&[job_report]))
     };
     let data = |sent, failed, pending| {
         json!({"results": null, "failedUserIDs": null, "accounts":
@@ -184,26 +184,26 @@ fn a_call_for_all_users_is_answered_with_their_accounts() {
 
 #[test]
 fn the_operation_id_is_the_key_where_the_app_says_so() {
-    let mut doors = doors();
-    doors[0].id_is_key = true;
-    let order = call(BATCH, with(&[]).to_string()).order(&OpenImIngress, &doors);
-    assert_eq!(order.jobs[0].key.as_deref(), Some("1646445464564"));
+    let mut endpoints = endpoints();
+    endpoints[0].id_is_key = true;
+    let asked = call(BATCH, with(&[]).to_string()).asked(&OpenImIngress, &endpoints);
+    assert_eq!(asked.jobs[0].key.as_deref(), Some("1646445464564"));
 }
 
 #[test]
 fn the_documented_answer_is_given() {
     let listed = PRINTED.replace(r#""isSendAll": true"#, r#""isSendAll": false"#);
-    let order = call(BATCH, listed).order(&OpenImIngress, &doors());
-    assert_eq!(recipients(&order.jobs[0]), ["9948077346", "9371245179"]);
-    let spoken = answer(&order, &Fate::Sent, &[]);
+    let asked = call(BATCH, listed).asked(&OpenImIngress, &endpoints());
+    assert_eq!(recipients(&asked.jobs[0]), ["9948077346", "9371245179"]);
+    let spoken = answer(&asked, &RecipientReport::Sent, &[]);
     assert_eq!(spoken.status(), 200);
-    let told = told(&order.jobs[0], &Fate::Sent, &[]);
-    let client = told.message_id_hex("");
+    let job_report = job_report(&asked.jobs[0], &RecipientReport::Sent, &[]);
+    let client = job_report.message_id_hex("");
     // The sample, with our time and ids in the place of its own.
     let expected = format!(
         r#"{{"errCode":0,"errMsg":"","errDlt":"","data":{{"results":[{{"serverMsgID":"{}","clientMsgID":"{client}","sendTime":{NOW_MS},"recvID":"9948077346"}},{{"serverMsgID":"{}","clientMsgID":"{client}","sendTime":{NOW_MS},"recvID":"9371245179"}}],"failedUserIDs":null}}}}"#,
-        told.message_id_hex("9948077346"),
-        told.message_id_hex("9371245179"),
+        job_report.message_id_hex("9948077346"),
+        job_report.message_id_hex("9371245179"),
     );
     assert_eq!(spoken.body(), expected.as_bytes());
     assert_eq!(client.len(), 32);
@@ -211,8 +211,8 @@ fn the_documented_answer_is_given() {
 
 #[test]
 fn the_documented_failure_is_given() {
-    let order = order(SINGLE, &with(&[]));
-    let spoken = answer(&order, &failed("err_1004", ""), &[]);
+    let asked = asked(SINGLE, &with(&[]));
+    let spoken = answer(&asked, &failed("err_1004", ""), &[]);
     let said = body(&spoken);
     assert_eq!(said["errCode"], 1004);
     assert_eq!(said["errMsg"], "RecordNotFoundError");
@@ -226,7 +226,7 @@ fn the_documented_failure_is_given() {
         &format!("{name}: [1004]{name}"),
         &format!(": [1004]{name}"),
     ] {
-        let spoken = answer(&order, &failed("err_1004", said), &[]);
+        let spoken = answer(&asked, &failed("err_1004", said), &[]);
         let bare = Refused::new(1004, said).spoken();
         assert_eq!(
             bare.body(),
@@ -239,16 +239,16 @@ fn the_documented_failure_is_given() {
 
 #[test]
 fn a_batch_names_who_failed_and_succeeds() {
-    let order = order(BATCH, &with(&[]));
+    let asked = asked(BATCH, &with(&[]));
     let said = body(&answer(
-        &order,
-        &Fate::Pending,
+        &asked,
+        &RecipientReport::Pending,
         &[("b", failed("err_1302", "blocked"))],
     ));
     assert_eq!(said["errCode"], 0);
     assert_eq!(said["data"]["results"].as_array().unwrap().len(), 1);
     assert_eq!(said["data"]["failedUserIDs"], json!(["b"]));
-    let said = body(&answer(&order, &failed("err_1302", ""), &[]));
+    let said = body(&answer(&asked, &failed("err_1302", ""), &[]));
     assert_eq!(said["errCode"], 0);
     assert_eq!(
         said["data"],
@@ -258,21 +258,21 @@ fn a_batch_names_who_failed_and_succeeds() {
 
 #[test]
 fn a_single_send_says_why_it_failed() {
-    let order = order(SINGLE, &with(&[]));
-    assert_eq!(recipients(&order.jobs[0]), ["a"]);
-    let said = body(&answer(&order, &Fate::Sent, &[]));
+    let asked = asked(SINGLE, &with(&[]));
+    assert_eq!(recipients(&asked.jobs[0]), ["a"]);
+    let said = body(&answer(&asked, &RecipientReport::Sent, &[]));
     let mut names: Vec<_> = said["data"].as_object().unwrap().keys().collect();
     names.sort();
     assert_eq!(names, ["clientMsgID", "sendTime", "serverMsgID"]);
-    let code = |fate| {
-        body(&answer(&order, &fate, &[]))["errCode"]
+    let code = |report| {
+        body(&answer(&asked, &report, &[]))["errCode"]
             .as_u64()
             .unwrap()
     };
     assert_eq!(code(failed("err_1302", "blocked")), 1302);
     assert_eq!(code(failed("unregister", "")), 1004);
     assert_eq!(code(failed("reason_4", "")), 1001);
-    let lost = Fate::Ended {
+    let lost = RecipientReport::Ended {
         outcome: Outcome::Uncertain,
         class: Some(Class::Uncertain),
         code: "timeout".to_owned(),
@@ -298,7 +298,7 @@ fn nobody_calls_without_an_operation_id_or_a_token() {
     }
     assert_eq!(of(whole.clone().header("token", "x")).0, 1503);
     assert_eq!(of(whole.clone().header("token", "e30.e30.x")).0, 1503);
-    let foreign = door(&OpenImIngress, ALL_ADMINS, "another");
+    let foreign = endpoint(&OpenImIngress, ALL_ADMINS, "another");
     let foreign = token::issue(&foreign, ALL_ADMINS, 10, NOW_MS);
     assert_eq!(of(whole.clone().header("token", &foreign)).0, 1505);
     let late = Request {
@@ -311,14 +311,14 @@ fn nobody_calls_without_an_operation_id_or_a_token() {
         ..whole.clone()
     };
     assert_eq!(of(early).0, 1504);
-    let user = token::issue(&doors()[0], "ana", 1, NOW_MS);
+    let user = token::issue(&endpoints()[0], "ana", 1, NOW_MS);
     assert_eq!(of(whole.clone().header("token", &user)).0, 1002);
     // What cannot be bound is told before who may.
     let unbound = call(BATCH, "{}").header("token", &user);
     assert_eq!(refused(&unbound).0, 400);
     let open = [open_door(&OpenImIngress)];
-    let order = whole.without("token").order(&OpenImIngress, &open);
-    assert_eq!(order.door, 0);
+    let asked = whole.without("token").asked(&OpenImIngress, &open);
+    assert_eq!(asked.endpoint, 0);
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn tokens_are_given_to_who_knows_the_secret() {
     let login = |path, body: Value| {
         let spoken = call(path, body.to_string())
             .without("token")
-            .read(&OpenImIngress, &doors())
+            .read(&OpenImIngress, &endpoints())
             .err()
             .unwrap();
         assert_eq!(spoken.status(), 200);
@@ -344,7 +344,7 @@ fn tokens_are_given_to_who_knows_the_secret() {
         assert_eq!(said["data"]["expireTimeSeconds"], 7_776_000);
         let token = said["data"]["token"].as_str().unwrap();
         let send = call(SINGLE, with(&[]).to_string()).header("token", token);
-        send.order(&OpenImIngress, &doors());
+        send.asked(&OpenImIngress, &endpoints());
     }
     let said = login(
         USER_TOKEN,
@@ -375,21 +375,21 @@ fn tokens_are_given_to_who_knows_the_secret() {
 
 #[test]
 fn a_token_is_for_the_app_whose_secret_it_came_by() {
-    let shop = door(&OpenImIngress, ALL_ADMINS, SECRET);
-    let news = Door {
+    let shop = endpoint(&OpenImIngress, ALL_ADMINS, SECRET);
+    let news = DropInEndpoint {
         app: "news".to_owned(),
         key: Some("newsAdmin".to_owned()),
         ..shop.clone()
     };
-    let doors = [shop, news];
+    let endpoints = [shop, news];
     let login = json!({"secret": SECRET, "userID": "newsAdmin"});
     let call = call(ADMIN_TOKEN, login.to_string());
-    let spoken = call.read(&OpenImIngress, &doors).err().unwrap();
+    let spoken = call.read(&OpenImIngress, &endpoints).err().unwrap();
     let token = body(&spoken)["data"]["token"].as_str().unwrap().to_owned();
     let send = Request::new(SINGLE, with(&[]).to_string())
         .header("operationid", "1")
         .header("token", &token);
-    assert_eq!(send.order(&OpenImIngress, &doors).door, 1);
+    assert_eq!(send.asked(&OpenImIngress, &endpoints).endpoint, 1);
 }
 
 #[test]
@@ -455,7 +455,7 @@ fn flags_are_flags_however_they_are_written() {
         (json!(0), false),
         (json!(null), false),
     ] {
-        let order = order(
+        let asked = asked(
             BATCH,
             &with(&[
                 ("/notOfflinePush", word.clone()),
@@ -466,7 +466,7 @@ fn flags_are_flags_however_they_are_written() {
                 ),
             ]),
         );
-        let options = serde_json::to_value(&order.jobs[0].options).unwrap();
+        let options = serde_json::to_value(&asked.jobs[0].options).unwrap();
         let badge = word.as_bool().or(Some(false)).filter(|_| !word.is_null());
         let expected = match (silent, badge) {
             // Nothing else is used then.
@@ -480,21 +480,21 @@ fn flags_are_flags_however_they_are_written() {
 
 #[test]
 fn recipients_may_be_left_out_where_they_mean_nothing() {
-    let mut doors = doors();
-    doors[0].send_all = true;
+    let mut endpoints = endpoints();
+    endpoints[0].send_all = true;
     for missing in [json!(null), json!([]), json!(["ignored"])] {
         let all = with(&[("/recvIDs", missing.clone()), ("/isSendAll", json!("true"))]);
-        let order = call(BATCH, all.to_string()).order(&OpenImIngress, &doors);
-        assert!(order.jobs[0].audience.all);
+        let asked = call(BATCH, all.to_string()).asked(&OpenImIngress, &endpoints);
+        assert!(asked.jobs[0].audience.all);
         let group = with(&[
             ("/recvIDs", missing),
             ("/sessionType", json!(3)),
             ("/groupID", json!("g1")),
         ]);
-        let order = self::order(BATCH, &group);
-        assert_eq!(recipients(&order.jobs[0]), ["g1"]);
-        assert!(order.jobs[0].audience.users.is_none());
-        let said = body(&answer(&order, &Fate::Sent, &[]));
+        let asked = self::asked(BATCH, &group);
+        assert_eq!(recipients(&asked.jobs[0]), ["g1"]);
+        assert!(asked.jobs[0].audience.users.is_none());
+        let said = body(&answer(&asked, &RecipientReport::Sent, &[]));
         assert_eq!(said["data"]["results"][0]["recvID"], "g1");
     }
     // A group is never everybody.
@@ -503,11 +503,11 @@ fn recipients_may_be_left_out_where_they_mean_nothing() {
         ("/sessionType", json!(3)),
         ("/groupID", json!("g1")),
     ]);
-    let order = call(BATCH, group.to_string()).order(&OpenImIngress, &doors);
-    assert!(!order.jobs[0].audience.all);
+    let asked = call(BATCH, group.to_string()).asked(&OpenImIngress, &endpoints);
+    assert!(!asked.jobs[0].audience.all);
     // A list of nobody is done at once.
     let nobody = call(BATCH, with(&[("/recvIDs", json!([]))]).to_string());
-    let spoken = nobody.read(&OpenImIngress, &doors).err().unwrap();
+    let spoken = nobody.read(&OpenImIngress, &endpoints).err().unwrap();
     assert_eq!(
         body(&spoken),
         json!({"errCode": 0, "errMsg": "", "errDlt": "", "data": {"results": null, "failedUserIDs": null}})
@@ -516,18 +516,18 @@ fn recipients_may_be_left_out_where_they_mean_nothing() {
 
 #[test]
 fn the_number_of_recipients_and_mentions_is_bounded() {
-    let mut doors = doors();
-    doors[0].limits.insert("recipients_max", 2);
-    call(BATCH, with(&[]).to_string()).order(&OpenImIngress, &doors);
+    let mut endpoints = endpoints();
+    endpoints[0].limits.insert("recipients_max", 2);
+    call(BATCH, with(&[]).to_string()).asked(&OpenImIngress, &endpoints);
     let three = with(&[("/recvIDs", json!(["a", "b", "c"]))]);
-    let (status, said) = call(BATCH, three.to_string()).refusal(&OpenImIngress, &doors);
+    let (status, said) = call(BATCH, three.to_string()).refusal(&OpenImIngress, &endpoints);
     assert_eq!((status, &said["errCode"]), (200, &json!(1001)));
     let mention = |count: usize| {
         let users: Vec<_> = (0..count).map(|n| format!("u{n}")).collect();
         let content = json!({"text": "hi", "atUserList": users});
         with(&[("/contentType", json!(106)), ("/content", content)])
     };
-    order(BATCH, &mention(1000));
+    asked(BATCH, &mention(1000));
     assert_eq!(refusal(BATCH, &mention(1001)), (200, 1001));
 }
 
@@ -539,7 +539,7 @@ fn every_content_is_understood() {
             ("/content", content.clone()),
             ("/ex", json!("e")),
         ]);
-        let head = head(&order(BATCH, &body).jobs[0]).unwrap();
+        let head = head(&asked(BATCH, &body).jobs[0]).unwrap();
         let native: Value = head.native.map_or(Value::Null, |native| {
             let mut native: Value = serde_json::from_str(native.get()).unwrap();
             // Whatever the content is, the session is as it was given.
@@ -618,8 +618,8 @@ fn every_content_is_understood() {
 fn a_message_without_ex_goes_out_without_one() {
     let target = target(Session::Single);
     for (given, sent) in [(json!(null), ""), (json!(""), ""), (json!("e"), "e")] {
-        let order = order(BATCH, &with(&[("/ex", given)]));
-        let head = Arc::new(head(&order.jobs[0]).unwrap());
+        let asked = asked(BATCH, &with(&[("/ex", given)]));
+        let head = Arc::new(head(&asked.jobs[0]).unwrap());
         assert_eq!(target.check(&head), []);
         let request = target.open(&head).request(&["a"]);
         let body: Value = serde_json::from_slice(&request.body).unwrap();
@@ -641,8 +641,8 @@ fn a_message_goes_to_the_session_that_the_caller_names() {
         let target = target(session);
         for named in [1, 4] {
             let written = with(&[("/sessionType", json!(named))]);
-            let order = order(BATCH, &written);
-            let head = Arc::new(head(&order.jobs[0]).unwrap());
+            let asked = asked(BATCH, &written);
+            let head = Arc::new(head(&asked.jobs[0]).unwrap());
             assert_eq!(target.check(&head), []);
             let sent = target.open(&head).request(&["a"]);
             let sent: Value = serde_json::from_slice(&sent.body).unwrap();
@@ -650,14 +650,14 @@ fn a_message_goes_to_the_session_that_the_caller_names() {
         }
         // A group and a notice have one of their own.
         let group = with(&[("/sessionType", json!(3)), ("/groupID", json!("g1"))]);
-        let head = Arc::new(head(&order(BATCH, &group).jobs[0]).unwrap());
+        let head = Arc::new(head(&asked(BATCH, &group).jobs[0]).unwrap());
         assert_eq!(target.check(&head), []);
         let sent = target.open(&head).request(&["g1"]);
         let sent: Value = serde_json::from_slice(&sent.body).unwrap();
         assert_eq!(sent["sessionType"], 3);
     }
     let group = with(&[("/sessionType", json!(3)), ("/groupID", json!("g1"))]);
-    let mut head = head(&order(BATCH, &group).jobs[0]).unwrap();
+    let mut head = head(&asked(BATCH, &group).jobs[0]).unwrap();
     head.native = RawValue::from_string(r#"{"sessionType":4}"#.to_owned()).ok();
     let problems = target(Session::Single).check(&head);
     assert_eq!(problems.len(), 1, "{problems:?}");
@@ -684,7 +684,7 @@ fn a_target_of_the_same_system_sends_what_was_written() {
         ),
         ("/ex", json!("{\"k\":1}")),
     ]);
-    let head = Arc::new(head(&order(SINGLE, &written).jobs[0]).unwrap());
+    let head = Arc::new(head(&asked(SINGLE, &written).jobs[0]).unwrap());
     assert_eq!(target.check(&head), []);
     let sent = target.open(&head).request(&["a"]);
     let sent: Value = serde_json::from_slice(&sent.body).unwrap();
@@ -703,9 +703,9 @@ fn a_notice_goes_to_users() {
         ),
         ("/sessionType", json!(4)),
     ]);
-    let order = order(BATCH, &notice);
-    assert_eq!(recipients(&order.jobs[0]), ["a", "b"]);
-    assert!(matches!(head(&order.jobs[0]).unwrap().content, Content::Notice(text) if text == "t"));
+    let asked = asked(BATCH, &notice);
+    assert_eq!(recipients(&asked.jobs[0]), ["a", "b"]);
+    assert!(matches!(head(&asked.jobs[0]).unwrap().content, Content::Notice(text) if text == "t"));
 }
 
 #[test]
@@ -734,7 +734,7 @@ proptest! {
         bytes in prop::collection::vec(any::<u8>(), 0..200),
         token in "[ -~]{0,40}",
     ) {
-        let spoken = call(path, bytes).header("token", &token).read(&OpenImIngress, &doors());
+        let spoken = call(path, bytes).header("token", &token).read(&OpenImIngress, &endpoints());
         let said = body(&spoken.err().unwrap());
         prop_assert!(said["errCode"].as_u64().unwrap() > 1000);
     }
@@ -751,21 +751,21 @@ proptest! {
         value in any_json(),
     ) {
         let body = with(&[("/contentType", json!(content_type)), (pointer, value)]);
-        match call(path, body.to_string()).read(&OpenImIngress, &doors()) {
+        match call(path, body.to_string()).read(&OpenImIngress, &endpoints()) {
             Err(spoken) => {
                 let code = self::body(&spoken)["errCode"].as_u64().unwrap();
                 prop_assert!(code == 0 || code == 1001 || code == 1002);
             }
-            Ok(order) => {
-                let told = Told {
+            Ok(asked) => {
+                let job_report = JobReport {
                     job: JobId::of("shop", "k"),
                     client_msg_no: "k".to_owned(),
                     accepted_at_ms: NOW_MS,
                     folds_case: false,
                     everybody: None,
-                    recipients: vec![("a".to_owned(), Fate::Sent)],
+                    recipients: vec![("a".to_owned(), RecipientReport::Sent)],
                 };
-                let said = self::body(&order.reply.render(&[told]));
+                let said = self::body(&asked.reply.render(&[job_report]));
                 prop_assert_eq!(&said["errCode"], &json!(0));
             }
         }

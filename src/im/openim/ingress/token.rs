@@ -7,7 +7,7 @@ use ring::hmac;
 use serde::{Deserialize, Serialize};
 
 use super::Refused;
-use crate::im::ingress::Door;
+use crate::im::ingress::DropInEndpoint;
 use crate::secret::Secret;
 
 /// What OpenIM says by default.
@@ -44,13 +44,13 @@ struct Header {
     alg: String,
 }
 
-/// A token of `door` for a user.
-pub(super) fn issue(door: &Door, user: &str, platform: i32, now_ms: u64) -> String {
+/// A token of `endpoint` for a user.
+pub(super) fn issue(endpoint: &DropInEndpoint, user: &str, platform: i32, now_ms: u64) -> String {
     let now = now_ms / 1000;
     let claims = Claims {
         user: user.to_owned(),
         platform,
-        app: Some(door.app.clone()),
+        app: Some(endpoint.app.clone()),
         exp: now.saturating_add(LIFETIME_SECONDS),
         nbf: now,
         iat: now,
@@ -58,12 +58,12 @@ pub(super) fn issue(door: &Door, user: &str, platform: i32, now_ms: u64) -> Stri
     let claims = crate::json::bytes(&claims);
     let parts = [HEADER.as_bytes(), &claims].map(|part| URL_SAFE_NO_PAD.encode(part));
     let signed = parts.join(".");
-    let signature = hmac::sign(&key(door.secret.as_ref()), signed.as_bytes());
+    let signature = hmac::sign(&key(endpoint.secret.as_ref()), signed.as_bytes());
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
 }
 
 /// The door that a token is for, and the user it was made for.
-pub(super) fn verify(token: &str, doors: &[Door], now_ms: u64) -> Result<(usize, String), Refused> {
+pub(super) fn verify(token: &str, endpoints: &[DropInEndpoint], now_ms: u64) -> Result<(usize, String), Refused> {
     let malformed = || Refused::new(MALFORMED, "");
     let (signed, signature) = token.rsplit_once('.').ok_or_else(malformed)?;
     let (header, claims) = signed.split_once('.').ok_or_else(malformed)?;
@@ -76,12 +76,12 @@ pub(super) fn verify(token: &str, doors: &[Door], now_ms: u64) -> Result<(usize,
     if header.alg != "HS256" {
         return Err(Refused::new(UNKNOWN, ""));
     }
-    let signs = |door: &Door| {
-        let key = key(door.secret.as_ref());
-        door.secret.is_some() && hmac::verify(&key, signed.as_bytes(), &signature).is_ok()
+    let signs = |endpoint: &DropInEndpoint| {
+        let key = key(endpoint.secret.as_ref());
+        endpoint.secret.is_some() && hmac::verify(&key, signed.as_bytes(), &signature).is_ok()
     };
-    let by: Vec<usize> = (0..doors.len())
-        .filter(|index| signs(&doors[*index]))
+    let by: Vec<usize> = (0..endpoints.len())
+        .filter(|index| signs(&endpoints[*index]))
         .collect();
     if by.is_empty() {
         return Err(Refused::new(UNKNOWN, ""));
@@ -95,11 +95,11 @@ pub(super) fn verify(token: &str, doors: &[Door], now_ms: u64) -> Result<(usize,
         return Err(Refused::new(NOT_YET_VALID, ""));
     }
     let app = claims.app.as_deref();
-    let is_of = |index: &usize| app.is_none_or(|app| app == doors[*index].app);
+    let is_of = |index: &usize| app.is_none_or(|app| app == endpoints[*index].app);
     // The app that it was made for may be gone.
-    let door = by.into_iter().find(is_of);
-    let door = door.ok_or_else(|| Refused::new(NOT_EXIST, ""))?;
-    Ok((door, claims.user))
+    let endpoint = by.into_iter().find(is_of);
+    let endpoint = endpoint.ok_or_else(|| Refused::new(NOT_EXIST, ""))?;
+    Ok((endpoint, claims.user))
 }
 
 fn key(secret: Option<&Secret>) -> hmac::Key {
@@ -110,15 +110,15 @@ fn key(secret: Option<&Secret>) -> hmac::Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::im::ingress::fixture::{NOW_MS, door};
+    use crate::im::ingress::fixture::{NOW_MS, endpoint};
     use crate::im::openim::ingress::OpenImIngress;
 
-    fn shop() -> Door {
-        door(&OpenImIngress, "imAdmin", "openIM123")
+    fn shop() -> DropInEndpoint {
+        endpoint(&OpenImIngress, "imAdmin", "openIM123")
     }
 
-    fn code(token: &str, doors: &[Door], now_ms: u64) -> u32 {
-        verify(token, doors, now_ms).unwrap_err().code
+    fn code(token: &str, endpoints: &[DropInEndpoint], now_ms: u64) -> u32 {
+        verify(token, endpoints, now_ms).unwrap_err().code
     }
 
     /// Made by Python's hmac and base64 from the claims that OpenIM writes, without an app.
@@ -128,18 +128,18 @@ mod tests {
 
     #[test]
     fn tokens_are_good_until_they_expire() {
-        let doors = [shop()];
-        let token = issue(&doors[0], "imAdmin", 10, NOW_MS);
+        let endpoints = [shop()];
+        let token = issue(&endpoints[0], "imAdmin", 10, NOW_MS);
         let ours = || (0, "imAdmin".to_owned());
         let last = NOW_MS + LIFETIME_SECONDS * 1000 - 1000;
         for now_ms in [NOW_MS, last] {
-            assert_eq!(verify(&token, &doors, now_ms).unwrap(), ours());
+            assert_eq!(verify(&token, &endpoints, now_ms).unwrap(), ours());
         }
-        assert_eq!(code(&token, &doors, last + 1000), EXPIRED);
-        assert_eq!(code(&token, &doors, NOW_MS - 1000), NOT_YET_VALID);
+        assert_eq!(code(&token, &endpoints, last + 1000), EXPIRED);
+        assert_eq!(code(&token, &endpoints, NOW_MS - 1000), NOT_YET_VALID);
         // One that an OpenIM made with the same secret.
-        assert_eq!(verify(FOREIGN, &doors, NOW_MS).unwrap(), ours());
-        assert_eq!(code(FOREIGN, &doors, 1_707_776_000_000), EXPIRED);
+        assert_eq!(verify(FOREIGN, &endpoints, NOW_MS).unwrap(), ours());
+        assert_eq!(code(FOREIGN, &endpoints, 1_707_776_000_000), EXPIRED);
     }
 
     #[test]
@@ -153,27 +153,27 @@ mod tests {
 
     #[test]
     fn nothing_else_is_a_token() {
-        let doors = [shop()];
-        let token = issue(&doors[0], "imAdmin", 10, NOW_MS);
+        let endpoints = [shop()];
+        let token = issue(&endpoints[0], "imAdmin", 10, NOW_MS);
         for text in ["", "x", "a.b", "a.b.c", "....", "é.é.é"] {
-            assert_eq!(code(text, &doors, NOW_MS), MALFORMED, "{text}");
+            assert_eq!(code(text, &endpoints, NOW_MS), MALFORMED, "{text}");
         }
         let (signed, signature) = token.rsplit_once('.').unwrap();
         let other = signature.replace(|it: char| it != 'A', "A");
         let forged = format!("{signed}.{other}");
-        assert_eq!(code(&forged, &doors, NOW_MS), UNKNOWN);
+        assert_eq!(code(&forged, &endpoints, NOW_MS), UNKNOWN);
         let mut secret = shop();
         secret.secret = Some(Secret::new("another"));
         assert_eq!(code(&token, &[secret], NOW_MS), UNKNOWN);
-        assert_eq!(code(UNSIGNED, &doors, NOW_MS), UNKNOWN);
-        assert_eq!(code(MISSING_USER, &doors, NOW_MS), INVALID);
+        assert_eq!(code(UNSIGNED, &endpoints, NOW_MS), UNKNOWN);
+        assert_eq!(code(MISSING_USER, &endpoints, NOW_MS), INVALID);
         assert_eq!(code(&token, &[], NOW_MS), UNKNOWN);
     }
 
     #[test]
     fn a_token_opens_the_door_of_its_own_app() {
         let shop = shop();
-        let news = Door {
+        let news = DropInEndpoint {
             app: "news".to_owned(),
             ..shop.clone()
         };

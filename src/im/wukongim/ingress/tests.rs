@@ -12,8 +12,8 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::slice::Addressed;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, any_json, body, door, failed, head, open_door, recipients,
-    told,
+    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, open_door, recipients,
+    job_report,
 };
 
 use crate::im::wukongim::{ClientMsgNo, Settings, Version};
@@ -53,16 +53,16 @@ const PRINTED: &str = r#"[
 
 const TOKEN: &str = "manager-token";
 
-fn doors() -> [Door; 1] {
-    [door(&WukongImIngress, "", TOKEN)]
+fn endpoints() -> [DropInEndpoint; 1] {
+    [endpoint(&WukongImIngress, "", TOKEN)]
 }
 
 fn call(path: &'static str, body: impl Into<Vec<u8>>) -> Request {
     Request::new(path, body).header("token", TOKEN)
 }
 
-fn order(path: &'static str, body: &Value) -> Order {
-    call(path, body.to_string()).order(&WukongImIngress, &doors())
+fn asked(path: &'static str, body: &Value) -> DropInRequest {
+    call(path, body.to_string()).asked(&WukongImIngress, &endpoints())
 }
 
 /// The words of a bad request.
@@ -71,7 +71,7 @@ fn refusal(path: &'static str, body: &Value) -> String {
 }
 
 fn refused(call: &Request) -> String {
-    let (status, said) = call.refusal(&WukongImIngress, &doors());
+    let (status, said) = call.refusal(&WukongImIngress, &endpoints());
     assert_eq!((status, &said["status"]), (400, &json!(400)), "{said}");
     assert_eq!(said.as_object().unwrap().len(), 2);
     said["msg"].as_str().unwrap().to_owned()
@@ -109,8 +109,8 @@ fn object_with(changes: &[(&str, Value)]) -> Value {
 fn the_documented_request_is_understood_as_printed() {
     // The documentation shows no token, and servers without one ask for none.
     let open = [open_door(&WukongImIngress)];
-    let order = Request::new(BATCH, PRINTED).order(&WukongImIngress, &open);
-    let [first, second] = &order.jobs[..] else {
+    let asked = Request::new(BATCH, PRINTED).asked(&WukongImIngress, &open);
+    let [first, second] = &asked.jobs[..] else {
         panic!("two jobs are expected");
     };
     assert_eq!(first.key.as_deref(), Some("batch_msg_1"));
@@ -131,13 +131,13 @@ fn the_documented_request_is_understood_as_printed() {
 
 #[test]
 fn the_documented_answer_is_given() {
-    let order = call(BATCH, PRINTED).order(&WukongImIngress, &doors());
-    let spoken = answer(&order, &Fate::Sent, &[]);
+    let asked = call(BATCH, PRINTED).asked(&WukongImIngress, &endpoints());
+    let spoken = answer(&asked, &RecipientReport::Sent, &[]);
     assert_eq!(spoken.status(), 200);
-    let ids: Vec<_> = order
+    let ids: Vec<_> = asked
         .jobs
         .iter()
-        .map(|job| told(job, &Fate::Sent, &[]).message_id(&recipients(job)[0]))
+        .map(|job| job_report(job, &RecipientReport::Sent, &[]).message_id(&recipients(job)[0]))
         .collect();
     // The sample, with our ids in the place of its own.
     let expected = format!(
@@ -151,7 +151,7 @@ fn the_documented_answer_is_given() {
 #[test]
 fn the_number_of_a_message_to_a_channel_goes_out_as_given() {
     let mut settings = Settings::new("http://localhost", Version::V2);
-    let mut number = |wanted: &Wanted, client_msg_no| {
+    let mut number = |wanted: &DropInJob, client_msg_no| {
         settings.client_msg_no = client_msg_no;
         let target = crate::im::wukongim::target(&settings, &mut Vec::new()).unwrap();
         let mut head = head(wanted).unwrap();
@@ -164,11 +164,11 @@ fn the_number_of_a_message_to_a_channel_goes_out_as_given() {
         sent["client_msg_no"].as_str().unwrap().to_owned()
     };
     let both = [ClientMsgNo::PerRecipient, ClientMsgNo::Job];
-    let [first, second] = &call(BATCH, PRINTED).order(&WukongImIngress, &doors()).jobs[..] else {
+    let [first, second] = &call(BATCH, PRINTED).asked(&WukongImIngress, &endpoints()).jobs[..] else {
         panic!("two jobs are expected");
     };
     let numbered = message_with(&[("client_msg_no", json!("n1"))]);
-    let single = &order(SINGLE, &numbered).jobs[0];
+    let single = &asked(SINGLE, &numbered).jobs[0];
     for form in both {
         assert_eq!(number(first, form), "batch_msg_1");
         assert_eq!(number(second, form), "batch_msg_2");
@@ -176,19 +176,19 @@ fn the_number_of_a_message_to_a_channel_goes_out_as_given() {
     }
     // Of a message to several users each has a number of its own, or some devices would hide it.
     let object = object_with(&[("client_msg_no", json!("n2"))]);
-    let to_users = &order(BATCH, &object).jobs[0];
+    let to_users = &asked(BATCH, &object).jobs[0];
     assert!(number(to_users, ClientMsgNo::PerRecipient).starts_with("n2-"));
     // A number that is no key of ours is not the job's.
     let long = message_with(&[("client_msg_no", json!("n".repeat(300)))]);
-    let long = &order(SINGLE, &long).jobs[0];
+    let long = &asked(SINGLE, &long).jobs[0];
     assert_ne!(number(long, ClientMsgNo::Job), "n".repeat(300));
     assert!(long.native.is_none() || !long.native.as_ref().unwrap().get().contains("job"));
 }
 
 #[test]
 fn the_object_of_the_releases_is_answered_in_its_own_shape() {
-    let order = order(BATCH, &object_with(&[]));
-    let [wanted] = &order.jobs[..] else {
+    let asked = asked(BATCH, &object_with(&[]));
+    let [wanted] = &asked.jobs[..] else {
         panic!("one job is expected");
     };
     assert_eq!(recipients(wanted), ["u1", "u2"]);
@@ -196,11 +196,11 @@ fn the_object_of_the_releases_is_answered_in_its_own_shape() {
     let head = head(wanted).unwrap();
     assert!(matches!(head.content, Content::Text(text) if text == "hello"));
     assert!(head.native.is_none());
-    let said = answer(&order, &Fate::Pending, &[]);
+    let said = answer(&asked, &RecipientReport::Pending, &[]);
     assert_eq!(said.body(), r#"{"fail_uids":[],"reason":[]}"#);
     let said = answer(
-        &order,
-        &Fate::Sent,
+        &asked,
+        &RecipientReport::Sent,
         &[("u2", failed("reason_4", "in blacklist"))],
     );
     assert_eq!(said.status(), 200);
@@ -212,12 +212,12 @@ fn the_object_of_the_releases_is_answered_in_its_own_shape() {
 
 #[test]
 fn a_single_send_is_answered_as_by_releases() {
-    let order = order(SINGLE, &message_with(&[("client_msg_no", json!("n1"))]));
-    let id = told(&order.jobs[0], &Fate::Sent, &[]).message_id("g1");
+    let asked = asked(SINGLE, &message_with(&[("client_msg_no", json!("n1"))]));
+    let id = job_report(&asked.jobs[0], &RecipientReport::Sent, &[]).message_id("g1");
     let expected = format!(r#"{{"status":200,"data":{{"message_id":{id},"client_msg_no":"n1"}}}}"#);
-    assert_eq!(answer(&order, &Fate::Sent, &[]).body(), expected.as_bytes());
-    let said = |fate| {
-        let spoken = answer(&order, &fate, &[]);
+    assert_eq!(answer(&asked, &RecipientReport::Sent, &[]).body(), expected.as_bytes());
+    let said = |report| {
+        let spoken = answer(&asked, &report, &[]);
         let said = body(&spoken);
         assert_eq!(said["status"], spoken.status().as_u16());
         (
@@ -230,7 +230,7 @@ fn a_single_send_is_answered_as_by_releases() {
         (403, "not in".to_owned())
     );
     assert_eq!(said(failed("400", "")), (400, "failed".to_owned()));
-    let lost = Fate::Ended {
+    let lost = RecipientReport::Ended {
         outcome: Outcome::Uncertain,
         class: Some(Class::Uncertain),
         code: String::new(),
@@ -241,21 +241,21 @@ fn a_single_send_is_answered_as_by_releases() {
 
 #[test]
 fn without_a_number_of_its_own_a_message_has_the_jobs() {
-    let order = order(BATCH, &json!([message_with(&[])]));
-    let said = body(&answer(&order, &Fate::Sent, &[]));
-    assert_eq!(order.jobs[0].key, None);
+    let asked = asked(BATCH, &json!([message_with(&[])]));
+    let said = body(&answer(&asked, &RecipientReport::Sent, &[]));
+    assert_eq!(asked.jobs[0].key, None);
     assert_eq!(said[0]["client_msg_no"], "made-of-content");
 }
 
 #[test]
 fn a_message_of_many_that_failed_has_no_id() {
-    let order = call(BATCH, PRINTED).order(&WukongImIngress, &doors());
-    let spoken = answer(&order, &Fate::Sent, &[("group456", failed("reason_5", ""))]);
+    let asked = call(BATCH, PRINTED).asked(&WukongImIngress, &endpoints());
+    let spoken = answer(&asked, &RecipientReport::Sent, &[("group456", failed("reason_5", ""))]);
     let said = body(&spoken);
     assert_eq!(spoken.status(), 200);
     assert!(said[0]["message_id"].as_i64().unwrap() > 0);
     assert_eq!(said[1]["message_id"], 0);
-    let spoken = answer(&order, &failed("reason_25", "banned"), &[]);
+    let spoken = answer(&asked, &failed("reason_25", "banned"), &[]);
     assert_eq!(spoken.status(), 403);
     assert_eq!(body(&spoken), json!({"msg": "banned", "status": 403}));
 }
@@ -267,15 +267,15 @@ fn the_token_is_asked_for_where_there_is_one() {
         Request::new(BATCH, PRINTED).header("token", "manager-toke"),
         Request::new(BATCH, "no JSON").header("token", ""),
     ] {
-        let spoken = call.read(&WukongImIngress, &doors()).err().unwrap();
+        let spoken = call.read(&WukongImIngress, &endpoints()).err().unwrap();
         assert_eq!(spoken.status(), 401);
         assert!(spoken.body().is_empty());
     }
-    let doors = [
+    let endpoints = [
         open_door(&WukongImIngress),
-        door(&WukongImIngress, "", TOKEN),
+        endpoint(&WukongImIngress, "", TOKEN),
     ];
-    let through = |call: Request| call.order(&WukongImIngress, &doors).door;
+    let through = |call: Request| call.asked(&WukongImIngress, &endpoints).endpoint;
     assert_eq!(through(call(BATCH, PRINTED)), 1);
     assert_eq!(
         through(Request::new(BATCH, PRINTED).header("token", "x")),
@@ -300,7 +300,7 @@ fn an_array_is_taken_as_a_whole_or_not_at_all() {
         "0 messages, 1 to 1000 are taken"
     );
     let many = |count| json!(vec![message_with(&[]); count]);
-    assert_eq!(order(BATCH, &many(1000)).jobs.len(), 1000);
+    assert_eq!(asked(BATCH, &many(1000)).jobs.len(), 1000);
     refusal(BATCH, &many(1001));
     assert_eq!(refused(&call(BATCH, "[{]")), "a JSON array is expected");
 }
@@ -323,7 +323,7 @@ fn flags_are_flags_however_they_are_written() {
             (SINGLE, message_with(&[("header", header.clone())])),
             (BATCH, object_with(&[("header", header.clone())])),
         ] {
-            let options = order(path, &body).jobs.remove(0).options;
+            let options = asked(path, &body).jobs.remove(0).options;
             assert_eq!(options.unread, Some(on), "{word}");
             assert_eq!(options.online_only, on.then_some(true));
             assert_eq!(options.sync_once, on.then_some(true));
@@ -336,7 +336,7 @@ fn flags_are_flags_however_they_are_written() {
     );
     // As 3.x takes them.
     let flat = message_with(&[("no_persist", json!(true)), ("sync_once", json!(1))]);
-    let options = order(SINGLE, &flat).jobs.remove(0).options;
+    let options = asked(SINGLE, &flat).jobs.remove(0).options;
     assert_eq!(
         (options.online_only, options.sync_once),
         (Some(true), Some(true))
@@ -352,7 +352,7 @@ fn subscribers_are_for_commands_only() {
         ])])
     };
     assert_eq!(
-        recipients(&order(BATCH, &to(json!(1))).jobs[0]),
+        recipients(&asked(BATCH, &to(json!(1))).jobs[0]),
         ["u1", "u2"]
     );
     refusal(BATCH, &to(json!(0)));
@@ -367,8 +367,8 @@ fn subscribers_are_for_commands_only() {
             ("header", json!({"sync_once": once})),
         ])
     };
-    let order = order(SINGLE, &command(1));
-    assert_eq!(answer(&order, &Fate::Sent, &[]).body(), r#"{"status":200}"#);
+    let asked = asked(SINGLE, &command(1));
+    assert_eq!(answer(&asked, &RecipientReport::Sent, &[]).body(), r#"{"status":200}"#);
     refusal(SINGLE, &command(0));
     let both = message_with(&[
         ("subscribers", json!(["u1"])),
@@ -376,14 +376,14 @@ fn subscribers_are_for_commands_only() {
     ]);
     refusal(SINGLE, &both);
     // None at all is no list.
-    self::order(SINGLE, &message_with(&[("subscribers", json!([]))]));
+    self::asked(SINGLE, &message_with(&[("subscribers", json!([]))]));
 }
 
 #[test]
 fn channels_are_of_users_or_groups() {
     let of = |kind: u8| {
         let message = message_with(&[("channel_type", json!(kind))]);
-        head(&order(SINGLE, &message).jobs[0]).unwrap().addressed
+        head(&asked(SINGLE, &message).jobs[0]).unwrap().addressed
     };
     assert_eq!(of(1), Addressed::Users);
     for kind in [2, 3, 9, 255] {
@@ -429,7 +429,7 @@ fn what_is_missing_is_refused() {
         refusal(BATCH, &object_with(&field));
         refusal(BATCH, &json!([message_with(&field)]));
         // A single message then is from the system's user, which the target knows.
-        assert_eq!(order(SINGLE, &message_with(&field)).jobs[0].sender, None);
+        assert_eq!(asked(SINGLE, &message_with(&field)).jobs[0].sender, None);
     }
     for subscribers in [json!(null), json!([]), json!([""]), json!("u1")] {
         refusal(BATCH, &object_with(&[("subscribers", subscribers)]));
@@ -446,7 +446,7 @@ fn what_is_missing_is_refused() {
 fn payloads_are_bounded_and_understood() {
     let of = |payload: &[u8]| {
         let message = message_with(&[("payload", json!(STANDARD.encode(payload)))]);
-        let head = head(&order(SINGLE, &message).jobs[0]).unwrap();
+        let head = head(&asked(SINGLE, &message).jobs[0]).unwrap();
         (head.content, head.native.is_some())
     };
     let check = |payload: &str, kind: &str, native: bool| {
@@ -482,7 +482,7 @@ fn payloads_are_bounded_and_understood() {
     // Breaks in base64 are passed over, and padding may be missing, as some write it.
     for encoded in ["SGVs\nbG8=", "SGVsbG8"] {
         let message = message_with(&[("payload", json!(encoded))]);
-        let head = head(&order(SINGLE, &message).jobs[0]).unwrap();
+        let head = head(&asked(SINGLE, &message).jobs[0]).unwrap();
         assert!(matches!(head.content, Content::Text(text) if text == "Hello"));
     }
 }
@@ -491,9 +491,9 @@ fn payloads_are_bounded_and_understood() {
 fn a_target_of_the_same_system_sends_what_was_written() {
     let settings = Settings::new("http://localhost", Version::V2);
     let target = crate::im::wukongim::target(&settings, &mut Vec::new()).unwrap();
-    let order = call(BATCH, PRINTED).order(&WukongImIngress, &doors());
+    let asked = call(BATCH, PRINTED).asked(&WukongImIngress, &endpoints());
     let written: Value = serde_json::from_str(PRINTED).unwrap();
-    for (index, wanted) in order.jobs.iter().enumerate() {
+    for (index, wanted) in asked.jobs.iter().enumerate() {
         let head = Arc::new(head(wanted).unwrap());
         assert_eq!(target.check(&head), []);
         let channel = recipients(wanted).remove(0);
@@ -520,10 +520,10 @@ fn fields_that_mean_nothing_are_taken() {
         ("is_stream", json!(0)),
         ("unknown", json!([1])),
     ]);
-    let wanted = order(BATCH, &json!([message])).jobs.remove(0);
+    let wanted = asked(BATCH, &json!([message])).jobs.remove(0);
     assert_eq!(wanted.options.expire_seconds, Some(60));
     let alias = message_with(&[("from_uid", json!(null)), ("sender_uid", json!("s"))]);
-    assert_eq!(order(SINGLE, &alias).jobs[0].sender.as_deref(), Some("s"));
+    assert_eq!(asked(SINGLE, &alias).jobs[0].sender.as_deref(), Some("s"));
 }
 
 #[test]
@@ -554,7 +554,7 @@ proptest! {
             "[\\[\\]{}\",:0-9a-z]{0,60}".prop_map(String::into_bytes),
         ],
     ) {
-        let spoken = call(path, bytes).read(&WukongImIngress, &doors()).err().unwrap();
+        let spoken = call(path, bytes).read(&WukongImIngress, &endpoints()).err().unwrap();
         prop_assert_eq!(spoken.status(), 400);
         prop_assert_eq!(&body(&spoken)["status"], &json!(400));
     }
@@ -574,18 +574,18 @@ proptest! {
             1 => (BATCH, object_with(&field)),
             _ => (SINGLE, message_with(&field)),
         };
-        match call(path, body.to_string()).read(&WukongImIngress, &doors()) {
+        match call(path, body.to_string()).read(&WukongImIngress, &endpoints()) {
             Err(spoken) => prop_assert_eq!(spoken.status(), 400),
-            Ok(order) => {
-                let told = Told {
+            Ok(asked) => {
+                let job_report = JobReport {
                     job: JobId::of("shop", "k"),
                     client_msg_no: "k".to_owned(),
                     accepted_at_ms: NOW_MS,
                     folds_case: false,
                     everybody: None,
-                    recipients: vec![("a".to_owned(), Fate::Sent)],
+                    recipients: vec![("a".to_owned(), RecipientReport::Sent)],
                 };
-                prop_assert_eq!(order.reply.render(&[told]).status(), 200);
+                prop_assert_eq!(asked.reply.render(&[job_report]).status(), 200);
             }
         }
     }
@@ -598,7 +598,7 @@ proptest! {
         ],
     ) {
         let message = message_with(&[("payload", json!(STANDARD.encode(&payload)))]);
-        let wanted = order(SINGLE, &message).jobs.remove(0);
+        let wanted = asked(SINGLE, &message).jobs.remove(0);
         let head = head(&wanted).unwrap();
         // What a target of WuKongIM would put into its call.
         let sent = match (&head.native, &head.content) {

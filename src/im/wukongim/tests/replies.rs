@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Version, build_it, commands, packed, settings, single};
-use crate::domain::outcome::{Answer, Class, Verdict};
+use crate::domain::outcome::{TargetAnswer, Class, Verdict};
 use crate::im::fixture::{head, reply, with_header};
 use crate::im::wukongim::Settings;
-use crate::ports::{Probed, Reply, Target};
+use crate::ports::{Probed, HttpReply, Target};
 
-fn read_single(version: Version, reply: &Reply) -> Answer {
+fn read_single(version: Version, reply: &HttpReply) -> TargetAnswer {
     match single(version).open(&Arc::new(head())).read(&["u1"], reply) {
         Verdict::All(answer) => answer,
         each @ Verdict::Each(_) => panic!("{each:?}"),
@@ -31,7 +31,7 @@ fn replies_to_single_calls() {
                 answer.class, class,
                 "{version:?} {status} {body}: {answer:?}"
             );
-            assert_eq!(class == Done, answer == Answer::done());
+            assert_eq!(class == Done, answer == TargetAnswer::done());
         }
     };
     let both = |status, body: &str, class| check(status, body, class, class);
@@ -114,7 +114,7 @@ fn replies_to_single_calls() {
 
 #[test]
 fn answers_keep_the_words_of_the_server() {
-    let check = |reply: Reply, code: &str, words: &str| {
+    let check = |reply: HttpReply, code: &str, words: &str| {
         let answer = read_single(Version::V2, &reply);
         assert_eq!((&*answer.code, &*answer.text), (code, words));
     };
@@ -161,7 +161,7 @@ fn answers_keep_the_words_of_the_server() {
     );
 }
 
-fn read_packed(recipients: &[&str], reply: &Reply) -> Verdict {
+fn read_packed(recipients: &[&str], reply: &HttpReply) -> Verdict {
     packed().open(&Arc::new(head())).read(recipients, reply)
 }
 
@@ -245,7 +245,7 @@ fn replies_to_packed_calls() {
     );
     assert_eq!(
         read_packed(&recipients, &reply(200, r#"{"fail_uids":[]}"#)),
-        Verdict::All(Answer::done())
+        Verdict::All(TargetAnswer::done())
     );
 }
 

@@ -12,7 +12,7 @@ use crate::domain::slice::{Addressed, Head};
 use crate::http::client::{Client, ClientSettings};
 use crate::im::fixture::head;
 use crate::im::wukongim::{Manager, Settings};
-use crate::ports::{Probed, Reply, Request, Target};
+use crate::ports::{Probed, HttpReply, Request, Target};
 use crate::secret::Secret;
 use fanwise_mock_im::{self as mock, MockIm};
 
@@ -68,7 +68,7 @@ impl Server {
         build_it(settings)
     }
 
-    async fn ask(&self, request: Request) -> Reply {
+    async fn ask(&self, request: Request) -> HttpReply {
         self.client.send(request, BOUND).await.unwrap()
     }
 

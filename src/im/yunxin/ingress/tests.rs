@@ -11,7 +11,7 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::outcome::{Class, Outcome};
 use crate::im::ingress::fixture::{
-    Call, NOW_MS, answer, any_json, body, door, failed, head, open_door, recipients, told,
+    Call, NOW_MS, answer, any_json, body, endpoint, failed, head, open_door, recipients, job_report,
 };
 use crate::im::netease::ingress::signature::tests::{KEY, SECRET, signed};
 use crate::im::yunxin::Settings;
@@ -70,17 +70,17 @@ fn call(body: impl Into<Vec<u8>>) -> Call {
     signed(Call::new(PATHS[0], body))
 }
 
-fn doors() -> [Door; 1] {
-    [door(&YunxinIngress, KEY, SECRET)]
+fn endpoints() -> [DropInEndpoint; 1] {
+    [endpoint(&YunxinIngress, KEY, SECRET)]
 }
 
-fn order(body: &Value) -> Order {
-    call(body.to_string()).order(&YunxinIngress, &doors())
+fn asked(body: &Value) -> DropInRequest {
+    call(body.to_string()).asked(&YunxinIngress, &endpoints())
 }
 
 /// The code and words of a refusal, whose shape is looked at too.
 fn refusal(body: &Value) -> (u64, String) {
-    let (status, said) = call(body.to_string()).refusal(&YunxinIngress, &doors());
+    let (status, said) = call(body.to_string()).refusal(&YunxinIngress, &endpoints());
     assert_eq!(status, 200);
     assert_eq!(said.as_object().unwrap().len(), 2, "{said}");
     let msg = said["msg"].as_str().unwrap();
@@ -106,8 +106,8 @@ fn with(changes: &[(&str, Value)]) -> Value {
 #[test]
 fn the_documented_request_is_understood_as_printed() {
     let call = call(PRINTED).header("x-custom-traceid", "{% mock 'uuid' %}");
-    let order = call.order(&YunxinIngress, &doors());
-    let [wanted] = &order.jobs[..] else {
+    let asked = call.asked(&YunxinIngress, &endpoints());
+    let [wanted] = &asked.jobs[..] else {
         panic!("one job is expected");
     };
     // The documentation tool's template was not filled in, as printed.
@@ -146,18 +146,18 @@ fn the_printed_headers_come_in_where_anybody_may() {
         .fold(Call::new(PATHS[0], PRINTED), |call, name| {
             call.header(name, "")
         });
-    let order = call.order(&YunxinIngress, &[open_door(&YunxinIngress)]);
-    assert_eq!(order.nonce, None);
-    let (_, said) = call.refusal(&YunxinIngress, &doors());
+    let asked = call.asked(&YunxinIngress, &[open_door(&YunxinIngress)]);
+    assert_eq!(asked.nonce, None);
+    let (_, said) = call.refusal(&YunxinIngress, &endpoints());
     assert_eq!(said, json!({"code": 414, "msg": "bad http header"}));
 }
 
 #[test]
 fn the_documented_answer_is_given() {
-    let order = call(PRINTED).order(&YunxinIngress, &doors());
-    let spoken = answer(&order, &Fate::Sent, &[]);
+    let asked = call(PRINTED).asked(&YunxinIngress, &endpoints());
+    let spoken = answer(&asked, &RecipientReport::Sent, &[]);
     assert_eq!(spoken.status(), 200);
-    let id = told(&order.jobs[0], &Fate::Sent, &[]).message_id("apifoxtest2");
+    let id = job_report(&asked.jobs[0], &RecipientReport::Sent, &[]).message_id("apifoxtest2");
     // The sample, with our time and id in the place of its own.
     let mut sample = json!({
         "code": 200,
@@ -194,10 +194,10 @@ fn the_documented_answer_is_given() {
 
 #[test]
 fn failures_are_listed_under_both_names_of_the_id() {
-    let order = order(&with(&[]));
+    let asked = asked(&with(&[]));
     let said = body(&answer(
-        &order,
-        &Fate::Sent,
+        &asked,
+        &RecipientReport::Sent,
         &[("b", failed("102426", "blocked"))],
     ));
     assert_eq!(said["code"], 200);
@@ -206,8 +206,8 @@ fn failures_are_listed_under_both_names_of_the_id() {
         said["data"]["failed_list"],
         json!([{"account_id": "b", "receiver_id": "b", "error_code": 102_426, "error_msg": "blocked"}])
     );
-    let code = |fate| {
-        let said = body(&answer(&order, &Fate::Sent, &[("b", fate)]));
+    let code = |report| {
+        let said = body(&answer(&asked, &RecipientReport::Sent, &[("b", report)]));
         said["data"]["failed_list"][0]["error_code"]
             .as_u64()
             .unwrap()
@@ -216,7 +216,7 @@ fn failures_are_listed_under_both_names_of_the_id() {
         assert_eq!(code(failed(unknown, "")), 102_404, "{unknown}");
     }
     assert_eq!(code(failed("reason_4", "")), 403);
-    let ended = |outcome, class| Fate::Ended {
+    let ended = |outcome, class| RecipientReport::Ended {
         outcome,
         class,
         code: String::new(),
@@ -227,12 +227,12 @@ fn failures_are_listed_under_both_names_of_the_id() {
     assert_eq!(code(ended(Outcome::Expired, None)), 403);
     // Nobody got it: the lists say so. Two receivers with different codes are two failures.
     let said = body(&answer(
-        &order,
+        &asked,
         &failed("408", ""),
         &[("b", failed("102426", ""))],
     ));
     assert_eq!(said["data"]["failed_list"].as_array().unwrap().len(), 2);
-    let said = body(&answer(&order, &failed("102404", ""), &[]));
+    let said = body(&answer(&asked, &failed("102404", ""), &[]));
     assert_eq!(said["data"]["success_list"], json!([]));
     assert_eq!(said["data"]["failed_list"].as_array().unwrap().len(), 2);
 }
@@ -240,7 +240,7 @@ fn failures_are_listed_under_both_names_of_the_id() {
 /// No receiver is to blame, and none must be taken for unknown, where the sender is, or the call.
 #[test]
 fn a_call_that_was_refused_as_a_whole_is_refused() {
-    let order = order(&with(&[]));
+    let asked = asked(&with(&[]));
     for (code, said) in [
         ("404", "sender not exist"),
         ("423", "account 'mute'."),
@@ -248,7 +248,7 @@ fn a_call_that_was_refused_as_a_whole_is_refused() {
         ("408", "timeout"),
         ("102422", "banned"),
     ] {
-        let refused = body(&answer(&order, &failed(code, said), &[]));
+        let refused = body(&answer(&asked, &failed(code, said), &[]));
         let code: u32 = code.parse().unwrap();
         assert_eq!(refused, json!({"code": code, "msg": said}));
     }
@@ -263,7 +263,7 @@ fn a_call_that_was_refused_as_a_whole_is_refused() {
         "err_1302",
         "",
     ] {
-        let listed = body(&answer(&order, &failed(code, ""), &[]));
+        let listed = body(&answer(&asked, &failed(code, ""), &[]));
         assert_eq!(listed["code"], 200, "{code}");
         assert_eq!(listed["data"]["failed_list"].as_array().unwrap().len(), 2);
     }
@@ -271,8 +271,8 @@ fn a_call_that_was_refused_as_a_whole_is_refused() {
 
 #[test]
 fn who_is_not_settled_yet_is_on_the_way() {
-    let order = order(&with(&[]));
-    let said = body(&answer(&order, &Fate::Pending, &[]));
+    let asked = asked(&with(&[]));
+    let said = body(&answer(&asked, &RecipientReport::Pending, &[]));
     let listed = &said["data"]["success_list"];
     assert_eq!(listed.as_array().unwrap().len(), 2);
     assert_eq!(said["data"].get("failed_list"), None);
@@ -314,7 +314,7 @@ fn every_limit_is_checked_at_its_edge() {
     ];
     for (pointer, most, make, also) in cases {
         let of = |length| with(&[also, &[(pointer, make(length))]].concat());
-        order(&of(most));
+        asked(&of(most));
         assert_eq!(refusal(&of(most + 1)).0, 414, "{pointer}");
     }
     let long = with(&[("/message/text", text(5001))]);
@@ -323,9 +323,9 @@ fn every_limit_is_checked_at_its_edge() {
         "message.text is longer than 5000 characters"
     );
     // The operator may say otherwise.
-    let mut doors = doors();
-    doors[0].limits.insert("text_max", 6000);
-    call(long.to_string()).order(&YunxinIngress, &doors);
+    let mut endpoints = endpoints();
+    endpoints[0].limits.insert("text_max", 6000);
+    call(long.to_string()).asked(&YunxinIngress, &endpoints);
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn wrong_parameters_are_refused() {
         assert_eq!(refusal(&bare).0, 414);
     }
     for body in ["", "[]", "{", "null"] {
-        let (_, said) = call(body).refusal(&YunxinIngress, &doors());
+        let (_, said) = call(body).refusal(&YunxinIngress, &endpoints());
         assert_eq!(said["code"], 414);
     }
     let neither = with(&[
@@ -387,9 +387,9 @@ fn null_is_absent() {
         ("/receiver_no_sense", json!(null)),
         ("/need_message_detail", json!(null)),
     ]);
-    let wanted = format!("{:?}", order(&nulls).jobs);
-    assert_eq!(wanted, format!("{:?}", order(&with(&[])).jobs));
-    assert!(order(&nulls).jobs[0].native.is_none());
+    let wanted = format!("{:?}", asked(&nulls).jobs);
+    assert_eq!(wanted, format!("{:?}", asked(&with(&[])).jobs));
+    assert!(asked(&nulls).jobs[0].native.is_none());
 }
 
 #[test]
@@ -399,7 +399,7 @@ fn every_type_of_message_is_understood() {
             ("/message/message_type", json!(kind)),
             ("/message/attachment", attachment),
         ]);
-        let head = head(&order(&body).jobs[0]).unwrap();
+        let head = head(&asked(&body).jobs[0]).unwrap();
         (head.content, head.native.is_some())
     };
     let file = json!({"url": "http://x/1", "ext": "png", "width": 1, "height": 2, "duration": 3});
@@ -415,20 +415,20 @@ fn every_type_of_message_is_understood() {
         ("/message/attachment", json!(file.to_string())),
         ("/message/message_client_id", json!("client-1")),
     ]);
-    let in_text = order(&in_text).jobs.remove(0).native.unwrap();
+    let in_text = asked(&in_text).jobs.remove(0).native.unwrap();
     let native: Value = serde_json::from_str(in_text.get()).unwrap();
     let expected = json!({"message_type": 1, "text": "hello", "attachment": file});
     assert_eq!(native, json!({"message": expected}));
     let place = json!({"latitude": 1.5, "longitude": "2.5", "title": "Here"});
     assert_eq!(of(4, place).0.kind(), "location");
     let tip = with(&[("/message/message_type", json!(10))]);
-    assert_eq!(head(&order(&tip).jobs[0]).unwrap().content.kind(), "notice");
+    assert_eq!(head(&asked(&tip).jobs[0]).unwrap().content.kind(), "notice");
     let custom = with(&[
         ("/message/message_type", json!(100)),
         ("/message/text", json!(null)),
         ("/message/attachment", json!({"k": [1]})),
     ]);
-    let custom = head(&order(&custom).jobs[0]).unwrap();
+    let custom = head(&asked(&custom).jobs[0]).unwrap();
     assert!(matches!(custom.content, Content::Custom(data) if data.get() == r#"{"k":[1]}"#));
     assert!(custom.native.is_none());
 }
@@ -437,7 +437,7 @@ fn every_type_of_message_is_understood() {
 fn further_sections_pass_through() {
     let config =
         json!({"offline_enabled": false, "history_enabled": false, "unread_enabled": false});
-    let wanted = order(&with(&[
+    let wanted = asked(&with(&[
         ("/message_config", config.clone()),
         ("/need_message_detail", json!(true)),
         ("/receiver_no_sense", json!(true)),
@@ -458,8 +458,8 @@ fn further_sections_pass_through() {
 fn a_target_of_the_same_system_sends_what_was_written() {
     let settings = Settings::new("http://localhost", "key", Secret::new("secret"));
     let target = crate::im::yunxin::target(&settings, &mut Vec::new()).unwrap();
-    let order = call(PRINTED).order(&YunxinIngress, &doors());
-    let head = Arc::new(head(&order.jobs[0]).unwrap());
+    let asked = call(PRINTED).asked(&YunxinIngress, &endpoints());
+    let head = Arc::new(head(&asked.jobs[0]).unwrap());
     assert_eq!(target.check(&head), []);
     let sent = target.open(&head).request(&["apifoxtest2"]);
     let sent: Value = serde_json::from_slice(&sent.body).unwrap();
@@ -475,15 +475,15 @@ fn a_target_of_the_same_system_sends_what_was_written() {
 #[test]
 fn the_trace_id_is_the_key_of_the_job() {
     let named = with(&[("/message/message_client_id", json!("client-1"))]);
-    let key = |call: &Call| call.order(&YunxinIngress, &doors()).jobs.remove(0).key;
+    let key = |call: &Call| call.asked(&YunxinIngress, &endpoints()).jobs.remove(0).key;
     let untraced = call(named.to_string());
     assert_eq!(key(&untraced).as_deref(), Some("client-1"));
     let traced = untraced.header("x-custom-traceid", "trace-1");
     assert_eq!(key(&traced).as_deref(), Some("trace-1"));
     assert_eq!(key(&call(with(&[]).to_string())), None);
     // A backend tells messages apart by an id of the target's.
-    assert!(order(&named).jobs[0].native.is_none());
-    let said = body(&answer(&order(&named), &Fate::Sent, &[]));
+    assert!(asked(&named).jobs[0].native.is_none());
+    let said = body(&answer(&asked(&named), &RecipientReport::Sent, &[]));
     assert_eq!(
         said["data"]["success_list"][0]["message_client_id"],
         "client-1"
@@ -513,7 +513,7 @@ fn refusals_of_ours_are_in_the_systems_codes() {
 proptest! {
     #[test]
     fn any_body_is_answered_in_the_systems_manner(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let spoken = call(bytes).read(&YunxinIngress, &doors()).err().unwrap();
+        let spoken = call(bytes).read(&YunxinIngress, &endpoints()).err().unwrap();
         prop_assert_eq!(&body(&spoken)["code"], &json!(414));
     }
 
@@ -526,18 +526,18 @@ proptest! {
         ]),
         value in any_json(),
     ) {
-        match call(with(&[(pointer, value)]).to_string()).read(&YunxinIngress, &doors()) {
+        match call(with(&[(pointer, value)]).to_string()).read(&YunxinIngress, &endpoints()) {
             Err(spoken) => prop_assert_eq!(&body(&spoken)["code"], &json!(414)),
-            Ok(order) => {
-                let told = Told {
+            Ok(asked) => {
+                let job_report = JobReport {
                     job: JobId::of("shop", "k"),
                     client_msg_no: "k".to_owned(),
                     accepted_at_ms: NOW_MS,
                     folds_case: false,
                     everybody: None,
-                    recipients: vec![("a".to_owned(), Fate::Sent), ("b".to_owned(), failed("x", ""))],
+                    recipients: vec![("a".to_owned(), RecipientReport::Sent), ("b".to_owned(), failed("x", ""))],
                 };
-                let said = body(&order.reply.render(&[told]));
+                let said = body(&asked.reply.render(&[job_report]));
                 prop_assert_eq!(&said["code"], &json!(200));
                 prop_assert_eq!(said["data"]["failed_list"].as_array().unwrap().len(), 1);
             }

@@ -16,9 +16,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::context::KEEP_MAX;
-use super::deliver::{Fate, deliver};
+use super::deliver::{DeliveryEnd, deliver};
 use super::notice::deliver_notice;
-use super::shift::Shift;
+use super::session::WorkerSession;
 use crate::domain::fairness::{At, Ticket, Turns};
 use crate::domain::lane::{Lane, LaneClass, Priority, SUB_LANES};
 use crate::error::chain;
@@ -31,12 +31,12 @@ pub(super) const NOTICES_IN_WORK: usize = 8;
 /// How often a target whose places are all taken is looked at while lanes wait for each other.
 const LOOK: Duration = Duration::from_millis(100);
 
-pub(super) struct Desk<S, T, P> {
-    shift: Arc<Shift<S, T, P>>,
+pub(super) struct Scheduler<S, T, P> {
+    session: Arc<WorkerSession<S, T, P>>,
     lanes: Vec<Waiting>,
     /// In the order in which their lanes came.
     targets: Vec<Places>,
-    work: JoinSet<Fate>,
+    work: JoinSet<DeliveryEnd>,
     /// What belongs to every slice in work.
     in_work: HashMap<Id, InWork>,
     endings: JoinSet<()>,
@@ -104,10 +104,10 @@ fn at(class: LaneClass) -> Option<At> {
     }
 }
 
-impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
-    pub(super) fn new(shift: Arc<Shift<S, T, P>>, lanes: impl Iterator<Item = Lane>) -> Self {
-        let mut desk = Self {
-            shift,
+impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
+    pub(super) fn new(session: Arc<WorkerSession<S, T, P>>, lanes: impl Iterator<Item = Lane>) -> Self {
+        let mut scheduler = Self {
+            session,
             lanes: Vec::new(),
             targets: Vec::new(),
             work: JoinSet::new(),
@@ -116,19 +116,19 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
             epoch: Instant::now(),
         };
         for lane in lanes {
-            let known = desk.targets.iter().position(|it| it.target == lane.target);
+            let known = scheduler.targets.iter().position(|it| it.target == lane.target);
             let target = known.unwrap_or_else(|| {
-                desk.targets.push(Places::new(&lane.target));
-                desk.targets.len() - 1
+                scheduler.targets.push(Places::new(&lane.target));
+                scheduler.targets.len() - 1
             });
-            desk.targets[target].lanes.push(desk.lanes.len());
-            desk.lanes.push(Waiting {
+            scheduler.targets[target].lanes.push(scheduler.lanes.len());
+            scheduler.lanes.push(Waiting {
                 lane,
                 target,
                 deliveries: VecDeque::new(),
             });
         }
-        desk
+        scheduler
     }
 
     pub(super) fn arrived(&mut self, lane: usize, delivery: Delivery) {
@@ -145,19 +145,19 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
     pub(super) fn draw(&mut self) {
         self.pass_on();
         let ledger_up = {
-            let context = &self.shift.context;
+            let context = &self.session.context;
             *context.ledger_up().borrow() || context.fails_open()
         };
         for target in 0..self.targets.len() {
             // A notice goes elsewhere and needs no ledger.
             self.draw_own(target, LaneClass::Notices);
             let name = &self.targets[target].target;
-            if ledger_up && self.shift.context.kept_for(name).is_none() {
+            if ledger_up && self.session.context.kept_for(name).is_none() {
                 self.draw_own(target, LaneClass::Express);
                 self.draw_shared(target);
             }
         }
-        self.shift.context.metrics.slices_in_flight(self.work.len());
+        self.session.context.metrics.slices_in_flight(self.work.len());
     }
 
     /// Starts slices of a lane with places of its own.
@@ -166,7 +166,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
         let (place, taken, most) = match class {
             LaneClass::Notices => (Place::Notice, places.notices, NOTICES_IN_WORK),
             _ => {
-                let most = self.shift.context.settings.small_job_concurrency;
+                let most = self.session.context.settings.small_job_concurrency;
                 (Place::Express, places.express, most)
             }
         };
@@ -183,7 +183,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
     }
 
     fn draw_shared(&mut self, target: usize) {
-        let most = self.shift.context.settings.slice_concurrency;
+        let most = self.session.context.settings.slice_concurrency;
         let now = self.epoch.elapsed();
         while self.targets[target].other < most {
             let Some(at) = self.targets[target].turns.next(now) else {
@@ -247,11 +247,11 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
             Place::Shared(..) => places.other += 1,
             Place::None => {}
         }
-        let halt = self.shift.halt.child_token();
+        let halt = self.session.halt.child_token();
         if place == Place::None {
             halt.cancel();
         }
-        let shift = self.shift.until(halt.clone());
+        let session = self.session.until(halt.clone());
         let from = here.lane.clone();
         let Delivery {
             body,
@@ -261,8 +261,8 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
         } = delivery;
         let task = self.work.spawn(async move {
             match from.class {
-                LaneClass::Notices => deliver_notice(&shift, from, body, traceparent).await,
-                _ => deliver(&shift, from, body, traceparent).await,
+                LaneClass::Notices => deliver_notice(&session, from, body, traceparent).await,
+                _ => deliver(&session, from, body, traceparent).await,
             }
         });
         let in_work = InWork {
@@ -277,12 +277,12 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
     /// How long until something here moves by itself.
     pub(super) fn until_one_moves(&self) -> Duration {
         let now = Instant::now();
-        let most = self.shift.context.settings.slice_concurrency;
+        let most = self.session.context.settings.slice_concurrency;
         let of_lane = |here: &Waiting| {
             let (since, _) = here.deliveries.front()?;
             let too_old = KEEP_MAX.saturating_sub(now.duration_since(*since));
             let places = &self.targets[here.target];
-            let kept = self.shift.context.kept_for(&places.target);
+            let kept = self.session.context.kept_for(&places.target);
             let look = (places.other >= most && places.turns.is_contended()).then_some(LOOK);
             [Some(too_old), kept, look].into_iter().flatten().min()
         };
@@ -309,14 +309,14 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
 
     /// One mistake of ours costs one delivery, not the session.
     fn panicked(&self, error: &JoinError) {
-        self.shift.context.metrics.panicked();
+        self.session.context.metrics.panicked();
         tracing::error!(%error, "the work on a delivery panicked: the broker hands it out again");
     }
 
     /// Frees the place of a slice, and has its delivery ended as its work says.
-    fn ended(&mut self, ended: Result<(Id, Fate), JoinError>) {
-        let (id, fate) = match ended {
-            Ok((id, fate)) => (id, Some(fate)),
+    fn ended(&mut self, ended: Result<(Id, DeliveryEnd), JoinError>) {
+        let (id, end) = match ended {
+            Ok((id, end)) => (id, Some(end)),
             Err(error) => {
                 self.panicked(&error);
                 (error.id(), None)
@@ -339,11 +339,11 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
             }
             Place::None => {}
         }
-        self.shift.context.metrics.slices_in_flight(self.work.len());
-        let context = Arc::clone(&self.shift.context);
+        self.session.context.metrics.slices_in_flight(self.work.len());
+        let context = Arc::clone(&self.session.context);
         let lane = here.lane.clone();
         self.endings.spawn(async move {
-            let result = end(&lane, duty, fate).await;
+            let result = close(&lane, duty, end).await;
             context.metrics.slice(result);
         });
     }
@@ -352,7 +352,7 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
     pub(super) fn give_back_waiting(&mut self) {
         for here in &mut self.lanes {
             for (_, delivery) in here.deliveries.drain(..) {
-                self.shift.context.metrics.slice(SliceResult::Requeued);
+                self.session.context.metrics.slice(SliceResult::Requeued);
                 self.endings.spawn(async move {
                     let _ = delivery.give_back().await;
                 });
@@ -363,12 +363,12 @@ impl<S: Store, T: Transport, P: Publisher> Desk<S, T, P> {
 
 /// Ends a delivery as its work says; without a fate the work ended in a panic. Where the session is
 /// lost none of this has an effect, and none is needed.
-async fn end(lane: &Lane, duty: Box<dyn EndDelivery>, fate: Option<Fate>) -> SliceResult {
-    let (result, ended) = match fate {
-        Some(Fate::Done) => (SliceResult::Done, duty.ack().await.is_ok()),
-        Some(Fate::PutOff) => (SliceResult::Deferred, duty.ack().await.is_ok()),
-        Some(Fate::Lost) => (SliceResult::Lost, true),
-        Some(Fate::Reject(reason)) => {
+async fn close(lane: &Lane, duty: Box<dyn EndDelivery>, end: Option<DeliveryEnd>) -> SliceResult {
+    let (result, ended) = match end {
+        Some(DeliveryEnd::Done) => (SliceResult::Done, duty.ack().await.is_ok()),
+        Some(DeliveryEnd::PutOff) => (SliceResult::Deferred, duty.ack().await.is_ok()),
+        Some(DeliveryEnd::Lost) => (SliceResult::Lost, true),
+        Some(DeliveryEnd::Reject(reason)) => {
             let rejected = duty.reject(reason.clone()).await;
             match &rejected {
                 Ok(()) => tracing::error!(

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use super::call::authorised;
 use super::credential::Keyring;
-use crate::domain::outcome::{Answer, Class};
+use crate::domain::outcome::{TargetAnswer, Class};
 use crate::ports::{Page, Target, Transport};
 
 /// How many users there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Census {
+pub enum UserCount {
     Exactly(u64),
     /// There are further pages, and nothing says how many.
     AtLeast(u64),
 }
 
-impl Census {
+impl UserCount {
     fn of(first: &Page) -> Self {
         let listed = first.users.len() as u64;
         match (first.total, &first.next) {
@@ -28,29 +28,29 @@ impl Census {
 }
 
 /// Counts the users of a target.
-pub async fn census<T: Transport>(
+pub async fn count_users<T: Transport>(
     target: &dyn Target,
     transport: &T,
     timeout: Duration,
-) -> Result<Census, Answer> {
+) -> Result<UserCount, TargetAnswer> {
     let Some(directory) = target.directory() else {
         let text = "the target cannot list its users";
-        return Err(Answer::new(Class::Permanent, "no_directory", text));
+        return Err(TargetAnswer::new(Class::Permanent, "no_directory", text));
     };
     let (login, keyring) = (directory.login(), Keyring::default());
     let sign = |request: &mut _, signing| target.sign(request, signing);
     let request = || directory.page(None);
     let (reply, _) = authorised(transport, login, &keyring, timeout, sign, request).await?;
     let reply = reply.map_err(|error| error.answer())?;
-    Ok(Census::of(&directory.read(None, &reply)?))
+    Ok(UserCount::of(&directory.read(None, &reply)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(users: usize, total: Option<u64>, more: bool) -> Census {
-        Census::of(&Page {
+    fn of(users: usize, total: Option<u64>, more: bool) -> UserCount {
+        UserCount::of(&Page {
             users: vec!["u".to_owned(); users],
             total,
             next: more.then(|| "2".to_owned()),
@@ -59,12 +59,12 @@ mod tests {
 
     #[test]
     fn the_first_page_tells_what_it_can() {
-        assert_eq!(of(3, None, false), Census::Exactly(3));
-        assert_eq!(of(0, Some(0), false), Census::Exactly(0));
-        assert_eq!(of(500, Some(1_204_331), true), Census::Exactly(1_204_331));
-        assert_eq!(of(200, None, true), Census::AtLeast(200));
+        assert_eq!(of(3, None, false), UserCount::Exactly(3));
+        assert_eq!(of(0, Some(0), false), UserCount::Exactly(0));
+        assert_eq!(of(500, Some(1_204_331), true), UserCount::Exactly(1_204_331));
+        assert_eq!(of(200, None, true), UserCount::AtLeast(200));
         // A total that is less than what is there tells nothing.
-        assert_eq!(of(200, Some(7), true), Census::AtLeast(200));
-        assert_eq!(of(3, Some(7), false), Census::Exactly(3));
+        assert_eq!(of(200, Some(7), true), UserCount::AtLeast(200));
+        assert_eq!(of(3, Some(7), false), UserCount::Exactly(3));
     }
 }

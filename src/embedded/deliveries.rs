@@ -118,7 +118,7 @@ pub(super) struct Usage {
     pub(super) waiting: u64,
 }
 
-pub(super) struct Desk {
+pub(super) struct Deliveries {
     state: Mutex<State>,
     bell: Condvar,
 }
@@ -230,7 +230,7 @@ impl Queue {
     }
 }
 
-impl Desk {
+impl Deliveries {
     pub(super) fn new(queues: &Queues) -> Self {
         let queue = |handed: &u64| Queue {
             handed_before: *handed,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::reader::{Findings, Section};
 use super::{AppConfig, HOUR, MINUTE, SECOND};
 use crate::domain::limits::Rate;
-use crate::im::ingress::{Door, Ingress};
+use crate::im::ingress::{DropInEndpoint, Ingress};
 
 /// `key` (AppKey, or the administrator's user id), `secret` or `secret_file` (AppSecret, OpenIM's secret,
 /// WuKongIM's token), `auth` (`required`, or `none`: anybody may call), `target` (the app's), `answer_within` (3s;
@@ -17,7 +17,7 @@ pub(super) fn read(
     ingress: &dyn Ingress,
     mut section: Section,
     findings: &mut Findings,
-) -> Door {
+) -> DropInEndpoint {
     let auth = [("required", true), ("none", false)];
     let required = section.choice("auth", "required", &auth, findings) != Some(false);
     let secret = if required {
@@ -48,7 +48,7 @@ pub(super) fn read(
         let meaning = section.choice(name, "trace", &ids, findings);
         meaning == Some(true)
     });
-    let door = Door {
+    let endpoint = DropInEndpoint {
         app: app.to_owned(),
         target: section.optional_text("target", findings),
         key,
@@ -72,7 +72,7 @@ pub(super) fn read(
         limits,
     };
     section.finish(findings);
-    door
+    endpoint
 }
 
 /// Endpoints of one system that a call cannot tell apart: every call would come in as the first app.
@@ -80,9 +80,9 @@ pub(super) fn check_distinct(apps: &BTreeMap<String, AppConfig>, findings: &mut 
     for (system, ingress) in crate::im::ingresses() {
         let mut known = BTreeMap::new();
         for (app, config) in apps {
-            let doors = config.doors.iter().filter(|(name, _)| *name == system);
-            for (_, door) in doors {
-                let mark = mark(&*ingress, door);
+            let endpoints = config.endpoints.iter().filter(|(name, _)| *name == system);
+            for (_, endpoint) in endpoints {
+                let mark = mark(&*ingress, endpoint);
                 let here = format!("apps.{app}.{system}");
                 for (name, value) in mark {
                     if let Some(first) = known.insert((name, value), here.clone()) {
@@ -98,9 +98,9 @@ pub(super) fn check_distinct(apps: &BTreeMap<String, AppConfig>, findings: &mut 
 }
 
 /// What of a call names this endpoint: its keys with their values, none of which another may have.
-fn mark<'a>(ingress: &dyn Ingress, door: &'a Door) -> Vec<(&'static str, Option<&'a str>)> {
-    let key = door.key.as_deref().filter(|_| ingress.is_named_by_key());
-    let secret = door.secret.as_ref().map(|secret| Some(secret.expose()));
+fn mark<'a>(ingress: &dyn Ingress, endpoint: &'a DropInEndpoint) -> Vec<(&'static str, Option<&'a str>)> {
+    let key = endpoint.key.as_deref().filter(|_| ingress.is_named_by_key());
+    let secret = endpoint.secret.as_ref().map(|secret| Some(secret.expose()));
     let mut mark = Vec::new();
     mark.extend(key.map(|key| ("key", Some(key))));
     mark.extend(secret.map(|secret| ("secret", secret)));

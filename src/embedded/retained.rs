@@ -10,16 +10,16 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
 use super::broker::EmbeddedBroker;
-use super::desk::Place;
-use super::disk::Trouble;
+use super::deliveries::Place;
+use super::disk::StorageError;
 use super::tables::{self, KEPT, Message, Rejected};
-use super::writer::Work;
-use crate::ports::{BrokerError, KeptMessage, Lost, Shelf, Shelves, Sifted, Sifting};
+use super::writer::WriteContext;
+use crate::ports::{BrokerError, RetainedMessage, Lost, RetainedQueue, RetainedQueues, Sifted, Sifting};
 
 const DEAD: u8 = 0;
 const REJECTED: u8 = 1;
 
-/// The shelves among the counted queues, with numbers that no queue has.
+/// The retained among the counted queues, with numbers that no queue has.
 pub(super) const COUNTED: [(&str, u32); 2] = [("dead", u32::MAX), ("rejected", u32::MAX - 1)];
 
 /// Messages of a page: what may be in memory at once.
@@ -31,57 +31,57 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// The longest reason that is kept with a rejected message.
 const REASON_BYTES_MAX: usize = 4 * 1024;
 
-fn number(shelf: Shelf) -> u8 {
-    match shelf {
-        Shelf::Dead => DEAD,
-        Shelf::Rejected => REJECTED,
+fn number(retained: RetainedQueue) -> u8 {
+    match retained {
+        RetainedQueue::Dead => DEAD,
+        RetainedQueue::Rejected => REJECTED,
     }
 }
 
 /// How long a change waits for the one before it.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Who changes a shelf: one at a time, since each writes bodies that it has read before. Reading changes
+/// Who changes a retained: one at a time, since each writes bodies that it has read before. Reading changes
 /// nothing and needs no turn.
 #[derive(Debug, Default)]
 pub(super) struct Turns([Mutex<()>; 2]);
 
 impl Turns {
     /// Waits for the turn, up to a bound.
-    async fn take(&self, shelf: u8) -> Option<MutexGuard<'_, ()>> {
-        let turn = self.0[usize::from(shelf)].lock();
+    async fn take(&self, retained: u8) -> Option<MutexGuard<'_, ()>> {
+        let turn = self.0[usize::from(retained)].lock();
         timeout(TURN_WAIT_MAX, turn).await.ok()
     }
 }
 
-impl Shelves for EmbeddedBroker {
+impl RetainedQueues for EmbeddedBroker {
     async fn read(
         &self,
-        shelf: Shelf,
-        mut visit: impl FnMut(KeptMessage) -> ControlFlow<()> + Send,
+        retained: RetainedQueue,
+        mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
     ) -> Result<u64, BrokerError> {
         let keep = |message| match visit(message) {
             ControlFlow::Continue(()) => Sifted::Keep,
             ControlFlow::Break(()) => Sifted::Stop,
         };
-        Ok(walk(self, shelf, keep).await?.shown)
+        Ok(walk(self, retained, keep).await?.shown)
     }
 
     async fn sift(
         &self,
-        shelf: Shelf,
-        decide: impl FnMut(KeptMessage) -> Sifted + Send,
+        retained: RetainedQueue,
+        decide: impl FnMut(RetainedMessage) -> Sifted + Send,
     ) -> Result<Sifting, BrokerError> {
-        let Some(_turn) = self.0.0.turns.take(number(shelf)).await else {
+        let Some(_turn) = self.0.0.turns.take(number(retained)).await else {
             let advice = "somebody else is changing it, try again when they are done";
-            return Err(refused(shelf, advice.into()));
+            return Err(refused(retained, advice.into()));
         };
-        walk(self, shelf, decide).await
+        walk(self, retained, decide).await
     }
 }
 
-fn refused(shelf: Shelf, source: Box<dyn std::error::Error + Send + Sync>) -> BrokerError {
-    let (name, _) = COUNTED[usize::from(number(shelf))];
+fn refused(retained: RetainedQueue, source: Box<dyn std::error::Error + Send + Sync>) -> BrokerError {
+    let (name, _) = COUNTED[usize::from(number(retained))];
     BrokerError::Refused {
         what: format!("read queue `{name}`"),
         source,
@@ -91,13 +91,13 @@ fn refused(shelf: Shelf, source: Box<dyn std::error::Error + Send + Sync>) -> Br
 /// Shows every message to `decide`, a page at a time, and does what it says.
 async fn walk(
     broker: &EmbeddedBroker,
-    shelf: Shelf,
-    mut decide: impl FnMut(KeptMessage) -> Sifted + Send,
+    retained: RetainedQueue,
+    mut decide: impl FnMut(RetainedMessage) -> Sifted + Send,
 ) -> Result<Sifting, BrokerError> {
-    let (inner, number) = (&broker.0.0, number(shelf));
-    let failed = |trouble| match trouble {
-        Trouble::Stopped => Lost.into(),
-        trouble => refused(shelf, trouble.into()),
+    let (inner, number) = (&broker.0.0, number(retained));
+    let failed = |error| match error {
+        StorageError::Stopped => Lost.into(),
+        error => refused(retained, error.into()),
     };
     let end = inner
         .read(move |it| end(it, number))
@@ -141,7 +141,7 @@ async fn walk(
         if !changes.is_empty() {
             let bodies = changes.iter().flat_map(|it| &it.body);
             let bytes = bodies.map(Bytes::len).sum();
-            let change = move |work: &mut Work<'_>| change(work, number, &changes);
+            let change = move |work: &mut WriteContext<'_>| change(work, number, &changes);
             inner.write(bytes, change).await.map_err(failed)?;
         }
         if stopped {
@@ -152,31 +152,31 @@ async fn walk(
 }
 
 /// The number behind the last message that is there now.
-fn end(transaction: &ReadTransaction, shelf: u8) -> Result<u64, Trouble> {
+fn end(transaction: &ReadTransaction, retained: u8) -> Result<u64, StorageError> {
     let table = transaction.open_table(KEPT)?;
-    let last = table.range((shelf, 0)..=(shelf, u64::MAX))?.next_back();
+    let last = table.range((retained, 0)..=(retained, u64::MAX))?.next_back();
     Ok(last.transpose()?.map_or(0, |(key, _)| key.value().1 + 1))
 }
 
 struct Page {
-    messages: Vec<(u64, KeptMessage)>,
+    messages: Vec<(u64, RetainedMessage)>,
     next: u64,
 }
 
 /// The next messages; None when there are none.
 fn page(
     transaction: &ReadTransaction,
-    shelf: u8,
+    retained: u8,
     from: u64,
     end: u64,
-) -> Result<Option<Page>, Trouble> {
+) -> Result<Option<Page>, StorageError> {
     let table = transaction.open_table(KEPT)?;
     let mut page = Page {
         messages: Vec::new(),
         next: end,
     };
     let mut bytes = 0;
-    for entry in table.range((shelf, from)..(shelf, end))? {
+    for entry in table.range((retained, from)..(retained, end))? {
         let (key, row) = entry?;
         let seq = key.value().1;
         if page.messages.len() >= PAGE_MESSAGES || bytes >= PAGE_BYTES {
@@ -190,7 +190,7 @@ fn page(
     Ok((!page.messages.is_empty()).then_some(page))
 }
 
-fn kept(message: &Message<'_>) -> Result<KeptMessage, Trouble> {
+fn kept(message: &Message<'_>) -> Result<RetainedMessage, StorageError> {
     let with = message.with()?;
     let mut headers = BTreeMap::new();
     if let Some(traceparent) = with.traceparent {
@@ -202,7 +202,7 @@ fn kept(message: &Message<'_>) -> Result<KeptMessage, Trouble> {
         let at = (rejected.at_ms / 1000).to_string();
         headers.insert("fanwise-rejected-at".to_owned(), at);
     }
-    Ok(KeptMessage {
+    Ok(RetainedMessage {
         body: message.body(),
         routing_key: with.routing_key.unwrap_or_default(),
         message_id: Some(with.message_id),
@@ -211,14 +211,14 @@ fn kept(message: &Message<'_>) -> Result<KeptMessage, Trouble> {
     })
 }
 
-pub(super) fn put_dead(work: &mut Work<'_>, seq: u64, message: &[u8]) -> Result<(), Trouble> {
+pub(super) fn put_dead(work: &mut WriteContext<'_>, seq: u64, message: &[u8]) -> Result<(), StorageError> {
     put(work, DEAD, seq, message)
 }
 
-fn put(work: &mut Work<'_>, shelf: u8, seq: u64, message: &[u8]) -> Result<(), Trouble> {
+fn put(work: &mut WriteContext<'_>, retained: u8, seq: u64, message: &[u8]) -> Result<(), StorageError> {
     let kept = work.tables.kept.open()?;
-    kept.insert((shelf, seq), message)?;
-    work.change(COUNTED[usize::from(shelf)].1).ready += 1;
+    kept.insert((retained, seq), message)?;
+    work.change(COUNTED[usize::from(retained)].1).ready += 1;
     Ok(())
 }
 
@@ -234,12 +234,12 @@ struct Change {
 /// Removes messages, or gives them other bodies in their places. A message that has another body by now
 /// stays as it is: a walk that was dropped while it waited for its write has no turn any more, and the
 /// next one may have read before that write.
-fn change(work: &mut Work<'_>, shelf: u8, changes: &[Change]) -> Result<(), Trouble> {
+fn change(work: &mut WriteContext<'_>, retained: u8, changes: &[Change]) -> Result<(), StorageError> {
     let kept = work.tables.kept.open()?;
     let mut removed = 0;
     for change in changes {
         let Some(row) = kept
-            .get((shelf, change.seq))?
+            .get((retained, change.seq))?
             .map(|row| row.value().to_vec())
         else {
             continue;
@@ -250,26 +250,26 @@ fn change(work: &mut Work<'_>, shelf: u8, changes: &[Change]) -> Result<(), Trou
         }
         match &change.body {
             None => {
-                kept.remove((shelf, change.seq))?;
+                kept.remove((retained, change.seq))?;
                 removed += 1;
             }
             Some(body) => {
                 let row = Message::write(message.published_ms, &message.with()?, body);
-                kept.insert((shelf, change.seq), row.as_slice())?;
+                kept.insert((retained, change.seq), row.as_slice())?;
             }
         }
     }
-    work.change(COUNTED[usize::from(shelf)].1).ready -= removed;
+    work.change(COUNTED[usize::from(retained)].1).ready -= removed;
     Ok(())
 }
 
 /// Moves a message from its queue to the rejected ones, unharmed.
 pub(super) fn reject(
-    work: &mut Work<'_>,
+    work: &mut WriteContext<'_>,
     queue: u32,
     place: Place,
     reason: &str,
-) -> Result<(), Trouble> {
+) -> Result<(), StorageError> {
     let source = work.queues.names[queue as usize].clone();
     let (row, at_ms) = (stored(work, queue, place)?, work.now_ms);
     // Gone: it was rejected before, and the answer was lost.
@@ -288,7 +288,7 @@ pub(super) fn reject(
     work.delete(queue, place)
 }
 
-fn stored(work: &mut Work<'_>, queue: u32, place: Place) -> Result<Option<Vec<u8>>, Trouble> {
+fn stored(work: &mut WriteContext<'_>, queue: u32, place: Place) -> Result<Option<Vec<u8>>, StorageError> {
     let row = match place {
         Place::Ready(seq) => work.tables.ready.open()?.get((queue, seq))?,
         Place::Waiting { due_ms, seq } => work.tables.waiting.open()?.get((queue, due_ms, seq))?,

@@ -13,9 +13,9 @@ use crate::domain::slice::Head;
 use crate::error::chain;
 use crate::json;
 use crate::metrics::LedgerStep;
-use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Route, Standing, Store};
+use crate::ports::{JobRecord, Lost, Outgoing, PublishError, Publisher, Route, JobProgress, Store};
 
-pub(super) struct Shift<S, T, P> {
+pub(super) struct WorkerSession<S, T, P> {
     pub(super) context: Arc<Context<S, T>>,
     pub(super) publisher: P,
     /// The session is gone: nothing can be published or acked any more.
@@ -62,7 +62,7 @@ impl<'a> From<&'a JobRecord> for Job<'a> {
     }
 }
 
-impl<S: Store, T, P: Publisher> Shift<S, T, P> {
+impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     /// The same shift for one delivery, which another token tells to stop.
     pub(super) fn until(&self, halt: CancellationToken) -> Self {
         Self {
@@ -118,13 +118,13 @@ impl<S: Store, T, P: Publisher> Shift<S, T, P> {
     /// What follows from where a job stands: progress is announced, and a finished job is audited and
     /// completed. Whoever brings the last outcome does it, before its ack: if it dies here, the
     /// delivery comes back and the next one does it.
-    pub(super) async fn follow(&self, head: &Head, standing: Standing) -> Result<(), Lost> {
-        if standing.finished && !standing.completed {
+    pub(super) async fn follow(&self, head: &Head, progress: JobProgress) -> Result<(), Lost> {
+        if progress.finished && !progress.completed {
             return self.complete(&head.into(), false).await;
         }
-        if !standing.finished && self.context.progress_due(head.id) {
+        if !progress.finished && self.context.progress_due(head.id) {
             return self
-                .announce(EventKind::Progress, &head.into(), standing.accounts)
+                .announce(EventKind::Progress, &head.into(), progress.accounts)
                 .await;
         }
         Ok(())
