@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::server::{self, Hosts, ConnectionLimits, Outside};
+use crate::http::server::{self, ConnectionLimits, Hosts, Outside};
 use crate::metrics::Metrics;
 
 /// What the port reports.

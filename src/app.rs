@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::ports::{Broker, RetainedQueues, Store, Target};
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Rules};
-use crate::steer::{Facts, TargetFacts};
+use crate::service::control::{Facts, TargetFacts};
 use crate::store;
 use crate::worker::{
     self, AppRuntime, Callbacks, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
@@ -429,7 +429,9 @@ fn systems(config: &Config) -> Vec<DropInSystem> {
     };
     crate::im::ingresses()
         .into_iter()
-        .map(|(system, ingress)| DropInSystem::new(system, ingress, doors_of(system), systems.clone()))
+        .map(|(system, ingress)| {
+            DropInSystem::new(system, ingress, doors_of(system), systems.clone())
+        })
         .collect()
 }
 

@@ -86,7 +86,6 @@
 //! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger, limiter, directives and stored messages on
 //!   Redis. [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other
 //!   and not the worker.
-//! - [`steer`]: what operators may tell running work, for the commands and the HTTP interface.
 //! - [`gateway`]: the HTTP interface. [`http`]: the server that it shares with [`admin`], and the client
 //!   that sends every call.
 //! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions.
@@ -134,7 +133,6 @@ pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod shutdown;
-pub mod steer;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

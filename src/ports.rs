@@ -27,7 +27,7 @@ use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::lane::{Lane, Priority};
 use crate::domain::limits::{Cost, Grant, Rate};
 use crate::domain::mapping::{self, Feature, Fit, Mapping, Strictness};
-use crate::domain::outcome::{TargetAnswer, Class, Outcome, Verdict};
+use crate::domain::outcome::{Class, Outcome, TargetAnswer, Verdict};
 use crate::domain::pace::{Mark, Pace};
 use crate::domain::permissions::{Asked, Permissions, Used};
 use crate::domain::slice::{Head, Shape, Together};
@@ -120,7 +120,7 @@ pub trait Consumer: Send + 'static {
     fn cancel(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// One message with the duty to end it exactly once: [`Delivery::ack`], [`Delivery::give_back`] or
+/// One message with the duty to end it exactly once: [`Delivery::ack`], [`Delivery::requeue`] or
 /// [`Delivery::reject`]. One that is dropped stays unacked until its session ends.
 pub struct Delivery {
     pub body: Bytes,
@@ -139,7 +139,7 @@ pub trait EndDelivery: Send {
     /// `Ok`: the broker was told to forget the message.
     fn ack(self: Box<Self>) -> BoxFuture<Result<(), Lost>>;
     /// `Ok`: the broker was told to hand the message out again.
-    fn give_back(self: Box<Self>) -> BoxFuture<Result<(), Lost>>;
+    fn requeue(self: Box<Self>) -> BoxFuture<Result<(), Lost>>;
     /// `Ok`: the message lies unharmed in `fanwise.rejected` with the reason, durably, and was acked.
     fn reject(self: Box<Self>, reason: String) -> BoxFuture<Result<(), PublishError>>;
 }
@@ -149,8 +149,8 @@ impl Delivery {
         self.end.ack().await
     }
 
-    pub async fn give_back(self) -> Result<(), Lost> {
-        self.end.give_back().await
+    pub async fn requeue(self) -> Result<(), Lost> {
+        self.end.requeue().await
     }
 
     pub async fn reject(self, reason: String) -> Result<(), PublishError> {
@@ -231,7 +231,7 @@ pub struct RetainedMessage {
 
 /// What becomes of a message on a retained that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sifted {
+pub enum RetainedEdit {
     Keep,
     Remove,
     /// Keeps another body in its place.
@@ -242,7 +242,7 @@ pub enum Sifted {
 
 /// What a walk over a retained did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sifting {
+pub struct EditSummary {
     pub shown: u64,
     pub removed: u64,
     pub replaced: u64,
@@ -265,11 +265,11 @@ pub trait RetainedQueues: Send + Sync {
     /// takes the place of another is durable before that goes, so a walk that is killed or fails
     /// half-way may leave a message twice, with both bodies, and loses none; what was removed until
     /// then is gone.
-    fn sift(
+    fn edit(
         &self,
         retained: RetainedQueue,
-        decide: impl FnMut(RetainedMessage) -> Sifted + Send,
-    ) -> impl Future<Output = Result<Sifting, BrokerError>> + Send;
+        decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
+    ) -> impl Future<Output = Result<EditSummary, BrokerError>> + Send;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -331,7 +331,7 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     fn withdraw(&self, job: JobId) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
     /// Records that all slices of a submission are published.
-    fn expanded(
+    fn mark_expanded(
         &self,
         job: JobId,
         submission: &str,
@@ -394,7 +394,7 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     fn jobs(&self, query: &JobQuery) -> impl Future<Output = Result<JobPage, LedgerError>> + Send;
 
     /// How a claim by somebody new would be answered now, in the order asked, without claiming.
-    fn look(
+    fn peek(
         &self,
         job: &JobRecord,
         recipients: &[Fingerprint],
@@ -402,7 +402,7 @@ pub trait Ledger: Clone + Send + Sync + 'static {
 
     /// Keeps why recipients ended as they did, for those who ask: the first [`REASONS_MAX`] of a job,
     /// for as long as the job is known.
-    fn explain(
+    fn record_reasons(
         &self,
         job: JobId,
         reasons: &[(Fingerprint, Reason)],
@@ -940,7 +940,7 @@ pub trait Nonces: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
 
     /// Forgets a nonce whose request was not carried out: the same request may come again.
-    fn give_back(&self, nonce: &str) -> impl Future<Output = Result<(), LedgerError>> + Send;
+    fn release(&self, nonce: &str) -> impl Future<Output = Result<(), LedgerError>> + Send;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -1250,7 +1250,7 @@ pub trait Calls: Send + Sync {
     fn request(&self, recipients: &[&str]) -> Request;
 
     /// What the reply to that request means.
-    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict;
+    fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict;
 
     /// Asks whether a call in doubt was carried out, where the target can tell.
     fn probe(&self, _recipients: &[&str]) -> Option<Request> {
@@ -1278,7 +1278,7 @@ pub trait Login: Send + Sync {
     fn request(&self) -> Request;
 
     /// The credential, or what the refusal means.
-    fn read(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer>;
+    fn read_credential(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer>;
 
     /// Puts the credential into a request.
     fn apply(&self, request: &mut Request, credential: &str);
@@ -1303,7 +1303,7 @@ pub trait Directory: Send + Sync {
     /// The page that begins at a cursor; the first one without.
     fn page(&self, cursor: Option<&str>) -> Request;
 
-    fn read(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer>;
+    fn read_page(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer>;
 
     /// The directory's own credential, where it is not that of the calls.
     fn login(&self) -> Option<&dyn Login>;

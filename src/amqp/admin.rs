@@ -28,7 +28,7 @@ use super::declare::{MISSING, open_channel, passive_declare};
 use super::moved::Moved;
 use super::stream::Link;
 use super::topology::Names;
-use crate::ports::{RetainedMessage, RetainedQueue, Sifted, Sifting};
+use crate::ports::{EditSummary, RetainedEdit, RetainedMessage, RetainedQueue};
 
 /// Messages of a page: bodies that may be in memory at once.
 const PAGE_MESSAGES: u16 = 500;
@@ -70,36 +70,36 @@ pub(super) async fn read(
 /// One message at a time, much slower than reading: a channel holds back acks when more than a few
 /// are on their way to a quorum queue, and forgets those when it is closed (measured: 85 of 617 came
 /// back). Each `basic.get` waits for all before it, so none is held back.
-pub(super) async fn sift(
+pub(super) async fn edit(
     dial: &Dial,
     queue: &str,
-    mut decide: impl FnMut(RetainedMessage) -> Sifted,
-) -> Result<Sifting, AmqpError> {
+    mut decide: impl FnMut(RetainedMessage) -> RetainedEdit,
+) -> Result<EditSummary, AmqpError> {
     let reader = QueueReader::open(dial, queue).await?;
-    let mut sifting = Sifting::default();
+    let mut summary = EditSummary::default();
     // What takes the place of another goes to the end of the queue, beyond those counted here.
     for _ in 0..reader.ready {
         let Some(delivery) = reader.get().await? else {
             break;
         };
-        sifting.shown += 1;
+        summary.shown += 1;
         let acker = delivery.acker.clone();
         let key = original_key(&delivery);
         let properties = delivery.properties.clone();
         match decide(kept_message(delivery)) {
-            Sifted::Keep => continue,
-            Sifted::Stop => break,
-            Sifted::Remove => sifting.removed += 1,
-            Sifted::Replace(body) => {
+            RetainedEdit::Keep => continue,
+            RetainedEdit::Stop => break,
+            RetainedEdit::Remove => summary.removed += 1,
+            RetainedEdit::Replace(body) => {
                 reader.put(&body, properties, key).await?;
-                sifting.replaced += 1;
+                summary.replaced += 1;
             }
         }
         let acked = acker.ack(BasicAckOptions::default());
         dial.ask("remove a message".to_owned(), acked).await?;
     }
-    reader.close(sifting.removed).await?;
-    Ok(sifting)
+    reader.close(summary.removed).await?;
+    Ok(summary)
 }
 
 /// Keeps other readers out, which would each see a part: a queue that only one connection may use,

@@ -182,7 +182,7 @@ impl EndDelivery for Ending {
         Box::pin(async move { Self::ack(&self).await })
     }
 
-    fn give_back(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
+    fn requeue(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
         Box::pin(async move {
             // Not `reject`: from RabbitMQ 4.3 on that counts as a failure of the message.
             let options = BasicNackOptions {

@@ -44,7 +44,8 @@ use self::connection::Dial;
 use self::topology::Names;
 use crate::domain::lane::{Lane, LaneClass, Priority};
 use crate::ports::{
-    Backlog, Broker, BrokerError, RetainedMessage, RetainedQueue, RetainedQueues, Sifted, Sifting, Source,
+    Backlog, Broker, BrokerError, EditSummary, RetainedEdit, RetainedMessage, RetainedQueue,
+    RetainedQueues, Source,
 };
 
 /// How to use a RabbitMQ broker.
@@ -177,13 +178,13 @@ impl RetainedQueues for Rabbit {
     }
 
     /// What takes the place of another message goes to the end of the queue.
-    async fn sift(
+    async fn edit(
         &self,
         retained: RetainedQueue,
-        decide: impl FnMut(RetainedMessage) -> Sifted + Send,
-    ) -> Result<Sifting, BrokerError> {
+        decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
+    ) -> Result<EditSummary, BrokerError> {
         let names = Names::new(&self.settings.namespace);
-        Ok(admin::sift(&self.dial, &admin::queue_of(retained, &names), decide).await?)
+        Ok(admin::edit(&self.dial, &admin::queue_of(retained, &names), decide).await?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! How commands reach the system: RabbitMQ and Redis directly where they are configured, the HTTP
 //! interface of a running `fanwise serve` or `fanwise gateway` otherwise.
 
-mod steering;
+mod control;
 mod stored;
 
 use std::ops::ControlFlow;
@@ -26,17 +26,18 @@ use crate::exit::{Exit, Failure, OrExit as _};
 use crate::http::client::{Client, ClientSettings};
 use crate::http::tls;
 use crate::ports::{
-    Broker as _, Entry, JobFilter, JobQuery, JobRecord, RetainedMessage, Ledger as _, Outgoing,
-    Publisher as _, HttpReply, Request, Route, Session as _, RetainedQueue, RetainedQueues as _,
+    Broker as _, Entry, HttpReply, JobFilter, JobQuery, JobRecord, Ledger as _, Outgoing,
+    Publisher as _, Request, RetainedMessage, RetainedQueue, RetainedQueues as _, Route,
+    Session as _,
 };
 use crate::secret::Secret;
 use crate::service::admission::{self, Refused};
 use crate::service::api::{
     JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
 };
+use crate::service::control::Facts;
 use crate::service::dead_letters::{self, ACCEPT_PATIENCE, LedgerView, Purged, Redrive, Redriven};
 use crate::service::jobs;
-use crate::steer::Facts;
 use crate::store::Store;
 
 pub(super) enum Access {

@@ -485,8 +485,9 @@ async fn rejected(access: &Access, as_json: bool) -> Result<Exit, Failure> {
         messages.push(message);
     };
     access.rejected(visit).await?;
-    let header =
-        |message: &RetainedMessage, name: &str| message.headers.get(name).cloned().unwrap_or_default();
+    let header = |message: &RetainedMessage, name: &str| {
+        message.headers.get(name).cloned().unwrap_or_default()
+    };
     if as_json {
         let rows: Vec<_> = messages
             .iter()

@@ -234,7 +234,7 @@ async fn identity(
     };
     if let Some(login) = target.login() {
         let reply = ask(login.request()).await?;
-        return match login.read(&reply) {
+        return match login.read_credential(&reply) {
             Ok(_) => Ok("gives a token for the secret".to_owned()),
             Err(refused) => Err(format!(
                 "gives no token: {} {}. Check its secret",

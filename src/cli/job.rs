@@ -6,8 +6,8 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::access::Access;
+use super::control::{Expiry, Words, parse_rate, tell};
 use super::output::grouped;
-use super::steer::{Expiry, Words, parse_rate, tell};
 use super::{checked_config, output, progress};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::directive::{Scope, Subject};
@@ -17,7 +17,7 @@ use crate::domain::letters::{moment, not_a_moment};
 use crate::exit::{Exit, Failure};
 use crate::ports::{JobFilter, JobState};
 use crate::service::api::Verification;
-use crate::steer::Command;
+use crate::service::control::Command;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {

@@ -2,6 +2,7 @@
 
 mod access;
 mod config;
+mod control;
 mod dead;
 mod demo;
 mod doctor;
@@ -14,7 +15,6 @@ mod progress;
 mod recipients;
 mod schema;
 mod send;
-mod steer;
 mod template;
 mod topology;
 mod worker;
@@ -61,13 +61,13 @@ enum Command {
     Job(job::JobCommand),
     /// Pause and resume an app
     #[command(subcommand)]
-    App(steer::AppCommand),
+    App(control::AppCommand),
     /// Look at targets; park, unpark, pause and resume them
     #[command(subcommand)]
-    Target(steer::TargetCommand),
+    Target(control::TargetCommand),
     /// Show and set limits while everything runs
     #[command(subcommand)]
-    Limits(steer::LimitsCommand),
+    Limits(control::LimitsCommand),
     /// Dead letters, recipients that failed or are uncertain: look at them, send again, remove
     #[command(subcommand)]
     Dead(dead::DeadCommand),
@@ -101,9 +101,9 @@ impl Cli {
             Command::Serve => worker::serve(file.as_deref()),
             Command::Send(args) => asynchronous(send::run(*args, file)),
             Command::Job(command) => asynchronous(job::run(command, file)),
-            Command::App(command) => asynchronous(steer::app(command, file)),
-            Command::Target(command) => asynchronous(steer::target(command, file)),
-            Command::Limits(command) => asynchronous(steer::limits(command, file)),
+            Command::App(command) => asynchronous(control::app(command, file)),
+            Command::Target(command) => asynchronous(control::target(command, file)),
+            Command::Limits(command) => asynchronous(control::limits(command, file)),
             Command::Dead(command) => asynchronous(dead::run(command, file)),
             Command::Template(command) => asynchronous(template::run(command, file)),
             Command::Topology(command) => asynchronous(topology::run(command, file)),

@@ -25,8 +25,8 @@ use crate::config::Config;
 use crate::domain::fields::{Problem, TWICE, each_field, shorten};
 use crate::domain::ids::JobId;
 use crate::domain::job::{
-    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, MemberDocument,
-    MessageDocument, ListPart,
+    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, ListPart, MemberDocument,
+    MessageDocument,
 };
 use crate::domain::lane::Priority;
 use crate::domain::list::Reading;
@@ -711,7 +711,10 @@ mod tests {
         // Fewer than the threshold on the first page say nothing of the rest.
         let some = what(Ok(UserCount::AtLeast(50)), 0).unwrap();
         assert_eq!(some, "this reaches at least 50 users of target im");
-        let unknown = what(Err(TargetAnswer::new(Class::Config, "401", "token is wrong")), 0);
+        let unknown = what(
+            Err(TargetAnswer::new(Class::Config, "401", "token is wrong")),
+            0,
+        );
         assert_eq!(
             unknown.unwrap(),
             "this reaches all users of target im, and how many they are cannot be told (401: token is \

@@ -150,7 +150,11 @@ pub(super) fn check_doors(name: &str, app: &AppConfig, findings: &mut Findings) 
     if app.permissions.audiences.contains(&Crowd::All) {
         return;
     }
-    for (system, _) in app.endpoints.iter().filter(|(_, endpoint)| endpoint.send_all) {
+    for (system, _) in app
+        .endpoints
+        .iter()
+        .filter(|(_, endpoint)| endpoint.send_all)
+    {
         let what = format!(
             "has no effect: apps.{name}.audiences does not list \"all\", so requests for all users are \
              refused; list it there, or leave send_all out"

@@ -20,7 +20,7 @@ pub struct CallbackConfig {
 pub(super) fn read(mut section: Section, findings: &mut Findings) -> CallbackConfig {
     let mut hosts = Vec::new();
     for text in section.list("hosts", &[], findings) {
-        match HostPattern::read(&text) {
+        match HostPattern::parse(&text) {
             Ok(host) => hosts.push(host),
             Err(what) => findings.problem(section.key("hosts"), what),
         }
@@ -47,7 +47,7 @@ pub(super) fn read(mut section: Section, findings: &mut Findings) -> CallbackCon
 pub(super) fn read_replies(section: &mut Section, findings: &mut Findings) -> ReplyRules {
     let mut queues = Vec::new();
     for text in section.list("reply_to", &[], findings) {
-        match QueuePattern::read(&text) {
+        match QueuePattern::parse(&text) {
             Ok(queue) => queues.push(queue),
             Err(what) => findings.problem(section.key("reply_to"), what),
         }

@@ -98,8 +98,14 @@ pub(super) fn check_distinct(apps: &BTreeMap<String, AppConfig>, findings: &mut 
 }
 
 /// What of a call names this endpoint: its keys with their values, none of which another may have.
-fn mark<'a>(ingress: &dyn Ingress, endpoint: &'a DropInEndpoint) -> Vec<(&'static str, Option<&'a str>)> {
-    let key = endpoint.key.as_deref().filter(|_| ingress.is_named_by_key());
+fn mark<'a>(
+    ingress: &dyn Ingress,
+    endpoint: &'a DropInEndpoint,
+) -> Vec<(&'static str, Option<&'a str>)> {
+    let key = endpoint
+        .key
+        .as_deref()
+        .filter(|_| ingress.is_named_by_key());
     let secret = endpoint.secret.as_ref().map(|secret| Some(secret.expose()));
     let mut mark = Vec::new();
     mark.extend(key.map(|key| ("key", Some(key))));

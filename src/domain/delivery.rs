@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::ids::Owner;
-use super::outcome::{TargetAnswer, Class, Next, OnUncertain, Outcome, Verdict};
+use super::outcome::{Class, Next, OnUncertain, Outcome, TargetAnswer, Verdict};
 use super::slice::{Doubt, Ended, SLICE_VERSION, SLICE_VERSION_PLAIN, Slice, Unrecorded};
 
 /// What the ledger says about a recipient that is claimed.
@@ -553,7 +553,12 @@ impl Delivery {
     /// Takes the answer to a claim of these, asked before their letters are written. Who is ours is
     /// refused as before. Who is somebody else's now, or was left in doubt by somebody, is not ours to
     /// bury: a later delivery finds out. `why`: what is known about such a doubt.
-    pub fn regained(&mut self, asked: &[usize], states: &[ClaimState], why: impl Fn() -> TargetAnswer) {
+    pub fn regained(
+        &mut self,
+        asked: &[usize],
+        states: &[ClaimState],
+        why: impl Fn() -> TargetAnswer,
+    ) {
         for (index, state) in asked.iter().copied().zip(states) {
             match state {
                 ClaimState::Granted => continue,
@@ -600,7 +605,7 @@ impl Delivery {
 
     /// No further calls are made: the remainder comes back after so long. Recipients that wait for the
     /// clock or the limits decide that; those to be retried come along.
-    pub fn put_off(&mut self, delay: Duration) {
+    pub fn defer(&mut self, delay: Duration) {
         self.unpick();
         self.delay = delay;
     }

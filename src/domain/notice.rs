@@ -121,7 +121,7 @@ pub struct QueuePattern(String);
 
 impl QueuePattern {
     /// A pattern, or what is wrong with it.
-    pub fn read(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let name = text.strip_suffix('*').unwrap_or(text);
         if name.is_empty() || name.contains('*') || text.len() > REPLY_TO_BYTES_MAX {
             return Err(format!(
@@ -150,7 +150,7 @@ pub struct HostPattern {
 
 impl HostPattern {
     /// A pattern, or what is wrong with it.
-    pub fn read(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let (host, port) = match text.split_once(':') {
             // More than one colon is an address.
             Some((host, port)) if !port.contains(':') => (host, Some(port)),
@@ -240,7 +240,7 @@ mod tests {
         CallbackRules {
             hosts: hosts
                 .iter()
-                .map(|host| HostPattern::read(host).unwrap())
+                .map(|host| HostPattern::parse(host).unwrap())
                 .collect(),
             private,
         }
@@ -257,7 +257,7 @@ mod tests {
         assert!(why.contains("no AMQP broker"), "{why}");
 
         let patterns = ["done", "orders.*", "fan*"];
-        let rules = ReplyRules(patterns.map(|it| QueuePattern::read(it).unwrap()).into());
+        let rules = ReplyRules(patterns.map(|it| QueuePattern::parse(it).unwrap()).into());
         for (queue, taken) in [
             ("done", true),
             ("done2", false),
@@ -274,7 +274,7 @@ mod tests {
             assert_eq!(answer.is_ok(), taken, "{queue}: {answer:?}");
         }
         for wrong in ["", "*", "*.done", "a*b", "a**"] {
-            assert!(QueuePattern::read(wrong).is_err(), "{wrong}");
+            assert!(QueuePattern::parse(wrong).is_err(), "{wrong}");
         }
     }
 
@@ -351,7 +351,7 @@ mod tests {
             "a:80",
             "*.example.com:8443",
         ] {
-            assert!(HostPattern::read(text).is_ok(), "{text}");
+            assert!(HostPattern::parse(text).is_ok(), "{text}");
         }
         for text in [
             "",
@@ -368,7 +368,7 @@ mod tests {
             "a b",
             "*.10.0.0.1",
         ] {
-            assert!(HostPattern::read(text).is_err(), "{text}");
+            assert!(HostPattern::parse(text).is_err(), "{text}");
         }
     }
 

@@ -14,7 +14,7 @@ use super::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
 use super::lane::{Lane, Priority};
 use super::limits::Rate;
 use super::message::{Content, MessageDocument, Options};
-use super::outcome::{TargetAnswer, Class, OnUncertain, Outcome};
+use super::outcome::{Class, OnUncertain, Outcome, TargetAnswer};
 use super::placeholders::as_it_stands;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.

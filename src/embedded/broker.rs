@@ -217,7 +217,8 @@ impl Publisher for EmbeddedPublisher {
         }
         if !routed.is_empty() {
             let bytes = routed.iter().map(|message| message.body.len()).sum();
-            let put = move |work: &mut WriteContext<'_>| routed.iter().try_for_each(|it| put(work, it));
+            let put =
+                move |work: &mut WriteContext<'_>| routed.iter().try_for_each(|it| put(work, it));
             inner.write(bytes, put).await.map_err(publish_error)?;
         }
         for event in events {
@@ -265,9 +266,10 @@ fn put(work: &mut WriteContext<'_>, message: &Routed) -> Result<(), StorageError
 pub(super) fn publish_error(error: StorageError) -> PublishError {
     match error {
         StorageError::Stopped => Lost.into(),
-        StorageError::Full(_) | StorageError::Disk(_) | StorageError::Damaged(_) | StorageError::Broken(_) => {
-            PublishError::Store(error.into())
-        }
+        StorageError::Full(_)
+        | StorageError::Disk(_)
+        | StorageError::Damaged(_)
+        | StorageError::Broken(_) => PublishError::Store(error.into()),
     }
 }
 
@@ -307,7 +309,7 @@ impl Drop for EmbeddedConsumer {
         deliveries.cancel(self.queue, self.id);
         while let Ok(handed) = self.deliveries.try_recv() {
             // Lost: it is back already.
-            let _ = deliveries.give_back(handed.tag);
+            let _ = deliveries.requeue(handed.tag);
         }
     }
 }
@@ -327,8 +329,8 @@ impl EndDelivery for Ending {
         })
     }
 
-    fn give_back(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
-        Box::pin(async move { self.engine.0.deliveries.give_back(self.tag) })
+    fn requeue(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
+        Box::pin(async move { self.engine.0.deliveries.requeue(self.tag) })
     }
 
     fn reject(self: Box<Self>, reason: String) -> BoxFuture<Result<(), PublishError>> {

@@ -60,7 +60,7 @@ impl ClaimRow {
         numbers.flat_map(|number| number.to_be_bytes()).collect()
     }
 
-    fn read(bytes: &[u8]) -> Result<Self, StorageError> {
+    fn decode(bytes: &[u8]) -> Result<Self, StorageError> {
         let (numbers, rest) = bytes.as_chunks::<8>();
         let (&[life, opening, owner, lease], fingerprints) = numbers
             .split_first_chunk::<4>()
@@ -95,7 +95,7 @@ impl Claims {
         let now = Instant::now();
         for entry in table.iter()? {
             let (row, bytes) = entry?;
-            let (row, claim) = (row.value(), ClaimRow::read(bytes.value())?);
+            let (row, claim) = (row.value(), ClaimRow::decode(bytes.value())?);
             let ends = (claim.opening == opening).then(|| now + claim.lease);
             for fingerprint in &claim.fingerprints {
                 let held = Held {
@@ -364,7 +364,7 @@ impl Claims {
 pub(super) fn count(transaction: &ReadTransaction, life: u64) -> Result<u64, StorageError> {
     let mut count = 0;
     for entry in transaction.open_table(CLAIMS)?.iter()? {
-        let claim = ClaimRow::read(entry?.1.value())?;
+        let claim = ClaimRow::decode(entry?.1.value())?;
         if claim.life == life {
             count += claim.fingerprints.len() as u64;
         }

@@ -360,7 +360,7 @@ impl Deliveries {
     }
 
     /// Puts a delivery back to its place.
-    pub(super) fn give_back(&self, tag: u64) -> Result<(), Lost> {
+    pub(super) fn requeue(&self, tag: u64) -> Result<(), Lost> {
         let mut state = self.state();
         let out = state.out.remove(&tag).ok_or(Lost)?;
         state.queues[out.queue as usize].take_back(&out);

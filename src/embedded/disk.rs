@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::builder;
-use super::shelter::sheltered;
+use super::damage::sheltered;
 use super::tables::{self, FORMAT};
 
 const STORE: &str = "fanwise.redb";
@@ -348,10 +348,12 @@ fn unusable(file: &Path, error: StorageError) -> OpenError {
             file,
             source: error.into(),
         },
-        StorageError::Damaged(_) | StorageError::Broken(_) | StorageError::Stopped => OpenError::Store {
-            file,
-            source: error.into(),
-        },
+        StorageError::Damaged(_) | StorageError::Broken(_) | StorageError::Stopped => {
+            OpenError::Store {
+                file,
+                source: error.into(),
+            }
+        }
     }
 }
 

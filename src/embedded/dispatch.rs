@@ -116,7 +116,7 @@ fn ready_rows(
         let (key, row) = entry?;
         bytes += row.value().len();
         let seq = key.value().1;
-        latest = Message::read(row.value())?.published_ms.max(latest);
+        latest = Message::decode(row.value())?.published_ms.max(latest);
         rows.push(((latest, seq), Place::Ready(seq), row));
     }
     Ok(rows)
@@ -155,7 +155,7 @@ fn take(
     came_back: bool,
     row: &AccessGuard<'_, &'static [u8]>,
 ) -> Result<Found, StorageError> {
-    let message = Message::read(row.value())?;
+    let message = Message::decode(row.value())?;
     let arrived_ms = match place {
         Place::Ready(_) => message.published_ms,
         Place::Waiting { due_ms, .. } => due_ms,

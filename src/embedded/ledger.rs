@@ -22,9 +22,9 @@ use crate::domain::pace::Mark;
 use crate::domain::slice::{Shape, Together};
 use crate::json;
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobQuery, JobRecord,
-    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, JobProgress,
-    Submission,
+    Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobProgress,
+    JobQuery, JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle,
+    SliceRef, Submission,
 };
 
 /// States of a submission.
@@ -67,12 +67,16 @@ impl Ledger for EmbeddedStore {
         step.await.map_err(ledger_error)
     }
 
-    async fn expanded(&self, job: JobId, submission: &str) -> Result<JobProgress, LedgerError> {
+    async fn mark_expanded(
+        &self,
+        job: JobId,
+        submission: &str,
+    ) -> Result<JobProgress, LedgerError> {
         let (job, submission) = (job.to_string(), submission.to_owned());
         let step = self
             .0
             .0
-            .write(0, move |work| expanded(work, &job, &submission));
+            .write(0, move |work| mark_expanded(work, &job, &submission));
         step.await.map_err(ledger_error)
     }
 
@@ -97,7 +101,7 @@ impl Ledger for EmbeddedStore {
             let Some(row) = jobs.get(job.to_string().as_str())? else {
                 return Ok(false);
             };
-            let life = JobRow::read(row.value())?.life;
+            let life = JobRow::decode(row.value())?.life;
             let table = transaction.open_table(SUBMISSIONS)?;
             for submission in &submissions {
                 let known = table.get((life, submission.as_str()))?;
@@ -185,7 +189,7 @@ impl Ledger for EmbeddedStore {
         step.await.map_err(ledger_error)
     }
 
-    async fn explain(
+    async fn record_reasons(
         &self,
         job: JobId,
         reasons: &[(Fingerprint, Reason)],
@@ -221,7 +225,7 @@ impl Ledger for EmbeddedStore {
         let recipients: Vec<u64> = recipients.iter().map(|it| it.0).collect();
         let read = self.0.0.read(move |transaction| {
             let row = transaction.open_table(JOBS)?.get(job.as_str())?;
-            let Some(row) = row.map(|row| JobRow::read(row.value())).transpose()? else {
+            let Some(row) = row.map(|row| JobRow::decode(row.value())).transpose()? else {
                 return Ok(vec![None; recipients.len()]);
             };
             let table = transaction.open_table(REASONS)?;
@@ -245,7 +249,7 @@ impl Ledger for EmbeddedStore {
             let Some(row) = jobs.get(job.to_string().as_str())? else {
                 return Ok(None);
             };
-            record(job, JobRow::read(row.value())?).map(Some)
+            record(job, JobRow::decode(row.value())?).map(Some)
         });
         read.await.map_err(ledger_error)
     }
@@ -256,7 +260,7 @@ impl Ledger for EmbeddedStore {
         read.await.map_err(ledger_error)
     }
 
-    async fn look(
+    async fn peek(
         &self,
         job: &JobRecord,
         recipients: &[Fingerprint],
@@ -279,13 +283,20 @@ impl Ledger for EmbeddedStore {
 // Jobs
 // ---------------------------------------------------------------------------------------------
 
-pub(super) fn job_row(work: &mut WriteContext<'_>, job: &str) -> Result<Option<JobRow>, StorageError> {
+pub(super) fn job_row(
+    work: &mut WriteContext<'_>,
+    job: &str,
+) -> Result<Option<JobRow>, StorageError> {
     let row = work.tables.jobs.open()?.get(job)?;
-    row.map(|row| JobRow::read(row.value())).transpose()
+    row.map(|row| JobRow::decode(row.value())).transpose()
 }
 
 /// Writes a job.
-pub(super) fn keep_row(work: &mut WriteContext<'_>, job: &str, row: &JobRow) -> Result<(), StorageError> {
+pub(super) fn keep_row(
+    work: &mut WriteContext<'_>,
+    job: &str,
+    row: &JobRow,
+) -> Result<(), StorageError> {
     work.tables
         .jobs
         .open()?
@@ -398,7 +409,11 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     })
 }
 
-fn expanded(work: &mut WriteContext<'_>, job: &str, submission: &str) -> Result<JobProgress, StorageError> {
+fn mark_expanded(
+    work: &mut WriteContext<'_>,
+    job: &str,
+    submission: &str,
+) -> Result<JobProgress, StorageError> {
     let Some(mut row) = job_row(work, job)? else {
         // Forgotten in between; the slices will tell of the job again.
         return Ok(JobProgress::default());
@@ -559,7 +574,7 @@ fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Stor
         let job = id.parse().map_err(StorageError::broken)?;
         place = Some(JobPlace { at_ms, job });
         if let Some(row) = jobs.get(id)? {
-            let found = record(job, JobRow::read(row.value())?)?;
+            let found = record(job, JobRow::decode(row.value())?)?;
             page.jobs
                 .extend(Some(found).filter(|it| query.filter.takes(it)));
         }
@@ -567,7 +582,11 @@ fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Stor
     Ok(page)
 }
 
-fn look(work: &mut WriteContext<'_>, job: &str, asked: &[u64]) -> Result<Vec<ClaimState>, StorageError> {
+fn look(
+    work: &mut WriteContext<'_>,
+    job: &str,
+    asked: &[u64],
+) -> Result<Vec<ClaimState>, StorageError> {
     let Some(row) = job_row(work, job)? else {
         return Ok(vec![ClaimState::Granted; asked.len()]);
     };
@@ -577,7 +596,7 @@ fn look(work: &mut WriteContext<'_>, job: &str, asked: &[u64]) -> Result<Vec<Cla
     for fingerprint in asked {
         let stored = buckets.get((life, shape.bucket(Fingerprint(*fingerprint))))?;
         let code = match &stored {
-            Some(stored) => Bucket::read(stored.value())?.get(*fingerprint),
+            Some(stored) => Bucket::decode(stored.value())?.get(*fingerprint),
             None => None,
         };
         states.push(match code {
@@ -594,11 +613,11 @@ fn audit(transaction: &ReadTransaction, job: JobId) -> Result<Audit, StorageErro
     let Some(row) = jobs.get(job.to_string().as_str())? else {
         return Ok(audit);
     };
-    let life = JobRow::read(row.value())?.life;
+    let life = JobRow::decode(row.value())?.life;
     let buckets = transaction.open_table(BUCKETS)?;
     for entry in buckets.range((life, 0)..=(life, u32::MAX))? {
         let (_, bucket) = entry?;
-        for code in Bucket::read(bucket.value())?.codes() {
+        for code in Bucket::decode(bucket.value())?.codes() {
             let counter = match code {
                 b's' => &mut audit.sent,
                 b'f' => &mut audit.failed,
@@ -733,7 +752,7 @@ impl ClaimStep {
         for group in groups(&self.asked, |it| *it, shape(&row)) {
             let stored = buckets.get((row.life, group.bucket))?;
             let bucket = match &stored {
-                Some(stored) => Bucket::read(stored.value())?,
+                Some(stored) => Bucket::decode(stored.value())?,
                 None => Bucket::default(),
             };
             for fingerprint in group.members {
@@ -788,7 +807,7 @@ impl SettleStep {
             let key = (row.life, group.bucket);
             let stored = buckets.get(key)?;
             let bucket = match &stored {
-                Some(stored) => Bucket::read(stored.value())?,
+                Some(stored) => Bucket::decode(stored.value())?,
                 None => Bucket::default(),
             };
             let mut added = Vec::with_capacity(group.members.len());

@@ -71,7 +71,10 @@ impl Limiter for EmbeddedStore {
                 };
                 let (until_ms, park) = row.value();
                 if until_ms > now {
-                    parked.push((target, serde_json::from_str(park).map_err(StorageError::broken)?));
+                    parked.push((
+                        target,
+                        serde_json::from_str(park).map_err(StorageError::broken)?,
+                    ));
                 }
             }
             Ok(parked)

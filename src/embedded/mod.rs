@@ -23,6 +23,7 @@
 
 mod broker;
 mod claims;
+mod damage;
 mod deliveries;
 mod directives;
 mod disk;
@@ -32,7 +33,6 @@ mod limiter;
 mod nonces;
 mod pulse;
 mod quotas;
-mod shelter;
 mod retained;
 mod sweep;
 mod tables;

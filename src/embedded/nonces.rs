@@ -40,7 +40,7 @@ impl Nonces for EmbeddedStore {
         Ok(seen.is_new(nonce, lives, Instant::now()))
     }
 
-    async fn give_back(&self, nonce: &str) -> Result<(), LedgerError> {
+    async fn release(&self, nonce: &str) -> Result<(), LedgerError> {
         let seen: &Mutex<Seen> = &self.0.0.nonces;
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.until.remove(nonce);

@@ -14,7 +14,9 @@ use super::deliveries::Place;
 use super::disk::StorageError;
 use super::tables::{self, KEPT, Message, Rejected};
 use super::writer::WriteContext;
-use crate::ports::{BrokerError, RetainedMessage, Lost, RetainedQueue, RetainedQueues, Sifted, Sifting};
+use crate::ports::{
+    BrokerError, EditSummary, Lost, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues,
+};
 
 const DEAD: u8 = 0;
 const REJECTED: u8 = 1;
@@ -61,17 +63,17 @@ impl RetainedQueues for EmbeddedBroker {
         mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
     ) -> Result<u64, BrokerError> {
         let keep = |message| match visit(message) {
-            ControlFlow::Continue(()) => Sifted::Keep,
-            ControlFlow::Break(()) => Sifted::Stop,
+            ControlFlow::Continue(()) => RetainedEdit::Keep,
+            ControlFlow::Break(()) => RetainedEdit::Stop,
         };
         Ok(walk(self, retained, keep).await?.shown)
     }
 
-    async fn sift(
+    async fn edit(
         &self,
         retained: RetainedQueue,
-        decide: impl FnMut(RetainedMessage) -> Sifted + Send,
-    ) -> Result<Sifting, BrokerError> {
+        decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
+    ) -> Result<EditSummary, BrokerError> {
         let Some(_turn) = self.0.0.turns.take(number(retained)).await else {
             let advice = "somebody else is changing it, try again when they are done";
             return Err(refused(retained, advice.into()));
@@ -80,7 +82,10 @@ impl RetainedQueues for EmbeddedBroker {
     }
 }
 
-fn refused(retained: RetainedQueue, source: Box<dyn std::error::Error + Send + Sync>) -> BrokerError {
+fn refused(
+    retained: RetainedQueue,
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> BrokerError {
     let (name, _) = COUNTED[usize::from(number(retained))];
     BrokerError::Refused {
         what: format!("read queue `{name}`"),
@@ -92,8 +97,8 @@ fn refused(retained: RetainedQueue, source: Box<dyn std::error::Error + Send + S
 async fn walk(
     broker: &EmbeddedBroker,
     retained: RetainedQueue,
-    mut decide: impl FnMut(RetainedMessage) -> Sifted + Send,
-) -> Result<Sifting, BrokerError> {
+    mut decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
+) -> Result<EditSummary, BrokerError> {
     let (inner, number) = (&broker.0.0, number(retained));
     let failed = |error| match error {
         StorageError::Stopped => Lost.into(),
@@ -103,7 +108,7 @@ async fn walk(
         .read(move |it| end(it, number))
         .await
         .map_err(failed)?;
-    let (mut from, mut sifting) = (0, Sifting::default());
+    let (mut from, mut summary) = (0, EditSummary::default());
     while from < end {
         let page = inner.read(move |it| page(it, number, from, end));
         let Some(page) = page.await.map_err(failed)? else {
@@ -112,27 +117,27 @@ async fn walk(
         from = page.next;
         let (mut changes, mut stopped) = (Vec::new(), false);
         for (seq, message) in page.messages {
-            sifting.shown += 1;
+            summary.shown += 1;
             let seen = message.body.clone();
             match decide(message) {
-                Sifted::Keep => {}
-                Sifted::Remove => {
-                    sifting.removed += 1;
+                RetainedEdit::Keep => {}
+                RetainedEdit::Remove => {
+                    summary.removed += 1;
                     changes.push(Change {
                         seq,
                         seen,
                         body: None,
                     });
                 }
-                Sifted::Replace(body) => {
-                    sifting.replaced += 1;
+                RetainedEdit::Replace(body) => {
+                    summary.replaced += 1;
                     changes.push(Change {
                         seq,
                         seen,
                         body: Some(body),
                     });
                 }
-                Sifted::Stop => {
+                RetainedEdit::Stop => {
                     stopped = true;
                     break;
                 }
@@ -148,13 +153,15 @@ async fn walk(
             break;
         }
     }
-    Ok(sifting)
+    Ok(summary)
 }
 
 /// The number behind the last message that is there now.
 fn end(transaction: &ReadTransaction, retained: u8) -> Result<u64, StorageError> {
     let table = transaction.open_table(KEPT)?;
-    let last = table.range((retained, 0)..=(retained, u64::MAX))?.next_back();
+    let last = table
+        .range((retained, 0)..=(retained, u64::MAX))?
+        .next_back();
     Ok(last.transpose()?.map_or(0, |(key, _)| key.value().1 + 1))
 }
 
@@ -183,7 +190,7 @@ fn page(
             page.next = seq;
             break;
         }
-        let message = kept(&Message::read(row.value())?)?;
+        let message = kept(&Message::decode(row.value())?)?;
         bytes += message.body.len();
         page.messages.push((seq, message));
     }
@@ -211,11 +218,20 @@ fn kept(message: &Message<'_>) -> Result<RetainedMessage, StorageError> {
     })
 }
 
-pub(super) fn put_dead(work: &mut WriteContext<'_>, seq: u64, message: &[u8]) -> Result<(), StorageError> {
+pub(super) fn put_dead(
+    work: &mut WriteContext<'_>,
+    seq: u64,
+    message: &[u8],
+) -> Result<(), StorageError> {
     put(work, DEAD, seq, message)
 }
 
-fn put(work: &mut WriteContext<'_>, retained: u8, seq: u64, message: &[u8]) -> Result<(), StorageError> {
+fn put(
+    work: &mut WriteContext<'_>,
+    retained: u8,
+    seq: u64,
+    message: &[u8],
+) -> Result<(), StorageError> {
     let kept = work.tables.kept.open()?;
     kept.insert((retained, seq), message)?;
     work.change(COUNTED[usize::from(retained)].1).ready += 1;
@@ -234,7 +250,11 @@ struct Change {
 /// Removes messages, or gives them other bodies in their places. A message that has another body by now
 /// stays as it is: a walk that was dropped while it waited for its write has no turn any more, and the
 /// next one may have read before that write.
-fn change(work: &mut WriteContext<'_>, retained: u8, changes: &[Change]) -> Result<(), StorageError> {
+fn change(
+    work: &mut WriteContext<'_>,
+    retained: u8,
+    changes: &[Change],
+) -> Result<(), StorageError> {
     let kept = work.tables.kept.open()?;
     let mut removed = 0;
     for change in changes {
@@ -244,7 +264,7 @@ fn change(work: &mut WriteContext<'_>, retained: u8, changes: &[Change]) -> Resu
         else {
             continue;
         };
-        let message = Message::read(&row)?;
+        let message = Message::decode(&row)?;
         if message.body != change.seen {
             continue;
         }
@@ -274,7 +294,7 @@ pub(super) fn reject(
     let (row, at_ms) = (stored(work, queue, place)?, work.now_ms);
     // Gone: it was rejected before, and the answer was lost.
     let Some(row) = row else { return Ok(()) };
-    let message = Message::read(&row)?;
+    let message = Message::decode(&row)?;
     let mut with = message.with()?;
     with.routing_key = Some(tables::routing_key(&source).to_owned());
     with.rejected = Some(Rejected {
@@ -288,7 +308,11 @@ pub(super) fn reject(
     work.delete(queue, place)
 }
 
-fn stored(work: &mut WriteContext<'_>, queue: u32, place: Place) -> Result<Option<Vec<u8>>, StorageError> {
+fn stored(
+    work: &mut WriteContext<'_>,
+    queue: u32,
+    place: Place,
+) -> Result<Option<Vec<u8>>, StorageError> {
     let row = match place {
         Place::Ready(seq) => work.tables.ready.open()?.get((queue, seq))?,
         Place::Waiting { due_ms, seq } => work.tables.waiting.open()?.get((queue, due_ms, seq))?,

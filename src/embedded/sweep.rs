@@ -61,7 +61,7 @@ impl Round {
             let (job, row) = entry?;
             looked += 1;
             job.value().clone_into(&mut last);
-            if is_over(&JobRow::read(row.value())?, window, now_ms) {
+            if is_over(&JobRow::decode(row.value())?, window, now_ms) {
                 over.push(last.clone());
             }
         }
@@ -88,7 +88,7 @@ pub(super) fn sweep(work: &mut WriteContext<'_>, task: &Task) -> Result<(), Stor
 
 fn forget(work: &mut WriteContext<'_>, job: &str) -> Result<(), StorageError> {
     let row = match work.tables.jobs.open()?.get(job)? {
-        Some(row) => JobRow::read(row.value())?,
+        Some(row) => JobRow::decode(row.value())?,
         None => return Ok(()),
     };
     // It may run again since it was looked at.

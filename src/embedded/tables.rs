@@ -398,7 +398,7 @@ impl<'a> Message<'a> {
         bytes
     }
 
-    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, StorageError> {
+    pub(super) fn decode(bytes: &'a [u8]) -> Result<Self, StorageError> {
         let broken = || StorageError::broken("a message is cut short");
         let (head, rest) = bytes.split_at_checked(MESSAGE_HEAD).ok_or_else(broken)?;
         let (with, body) = rest
@@ -486,7 +486,7 @@ pub(super) struct JobRow {
 }
 
 impl JobRow {
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, StorageError> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, StorageError> {
         serde_json::from_slice(bytes).map_err(StorageError::broken)
     }
 
@@ -504,7 +504,7 @@ pub(super) const SETTLED_BYTES: usize = 9;
 pub(super) struct Bucket<'a>(&'a [[u8; SETTLED_BYTES]]);
 
 impl<'a> Bucket<'a> {
-    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, StorageError> {
+    pub(super) fn decode(bytes: &'a [u8]) -> Result<Self, StorageError> {
         match bytes.as_chunks() {
             (settled, []) => Ok(Self(settled)),
             _ => Err(StorageError::broken("a bucket is cut short")),

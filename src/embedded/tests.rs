@@ -22,8 +22,9 @@ use crate::domain::outcome::Outcome;
 use crate::domain::slice::{Addressed, Head, Shape};
 use crate::ports::{
     Accepted, Broker as _, Claim, ClaimState, Claimed, Consumer as _, JobQuery, Ledger as _,
-    LedgerError, Limiter as _, Outgoing, Park, ParkReason, PublishError, Publisher as _, Route,
-    Session as _, Settle, RetainedQueue, RetainedQueues as _, Sifted, SliceRef, Source, Submission,
+    LedgerError, Limiter as _, Outgoing, Park, ParkReason, PublishError, Publisher as _,
+    RetainedEdit, RetainedQueue, RetainedQueues as _, Route, Session as _, Settle, SliceRef,
+    Source, Submission,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -581,7 +582,9 @@ async fn depths_tell_ready_waiting_and_unacked() {
     consumer.cancel().await;
     assert_eq!(depth("rejected").await, (1, 0, 0, 0));
     let broker = engine.broker();
-    let taken = broker.sift(RetainedQueue::Dead, |_| Sifted::Remove).await;
+    let taken = broker
+        .edit(RetainedQueue::Dead, |_| RetainedEdit::Remove)
+        .await;
     assert_eq!(taken.unwrap().removed, 1);
     assert_eq!(depth("dead").await, (0, 0, 0, 0));
     engine.close().await;
@@ -686,7 +689,7 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
     let both = rows().await;
     assert!(both[0] > 3000, "{both:?}");
     store.settle(settle).await.unwrap();
-    store.expanded(over.id, "s").await.unwrap();
+    store.mark_expanded(over.id, "s").await.unwrap();
     assert!(store.complete(over.id).await.unwrap());
     until_ok(async || {
         let now = rows().await;

@@ -9,12 +9,12 @@ use std::time::Duration;
 use redb::ReadTransaction;
 
 use super::disk::StorageError;
-use super::ledger::{accounts, job_row, keep_row, record, progress};
+use super::ledger::{accounts, job_row, keep_row, progress, record};
 use super::limiter::{EmbeddedStore, ledger_error};
 use super::tables::{JOBS, JobRow};
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
-use crate::ports::{JobRecord, LedgerError, JobProgress, Upkeep};
+use crate::ports::{JobProgress, JobRecord, LedgerError, Upkeep};
 
 /// Most jobs that are shown as quiet at a time, and most that one look goes through.
 const SHOWN_MAX: usize = 100;
@@ -67,7 +67,11 @@ impl Upkeep for EmbeddedStore {
         Ok(quiet_ones.into_iter().filter(is_new).collect())
     }
 
-    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<JobProgress>, LedgerError> {
+    async fn abandon(
+        &self,
+        job: JobId,
+        quiet: Duration,
+    ) -> Result<Option<JobProgress>, LedgerError> {
         let id = job.to_string();
         let step = self.0.0.write(0, move |work| {
             let Some(mut row) = job_row(work, &id)? else {
@@ -105,9 +109,12 @@ fn page(
     let mut found = Vec::new();
     for (looked_at, entry) in jobs.range::<&str>(bounds)?.enumerate() {
         let (id, row) = entry?;
-        let row = JobRow::read(row.value())?;
+        let row = JobRow::decode(row.value())?;
         if is_quiet(&row, quiet, now_ms) {
-            found.push(record(id.value().parse().map_err(StorageError::broken)?, row)?);
+            found.push(record(
+                id.value().parse().map_err(StorageError::broken)?,
+                row,
+            )?);
         }
         if found.len() >= SHOWN_MAX || looked_at >= LOOKED_AT_MAX {
             return Ok((id.value().to_owned(), found));

@@ -18,9 +18,9 @@ use redb::{ReadableTable as _, WriteTransaction};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::claims::Claims;
+use super::damage::sheltered;
 use super::deliveries::{Change, Deliveries, Out, Place};
 use super::disk::{Disk, FolderLock, StorageError};
-use super::shelter::sheltered;
 use super::sweep;
 use super::tables::{Queues, Tables};
 use crate::clock::now_ms;
@@ -213,7 +213,11 @@ impl Handle {
         act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
         // Held until the answer is there, which bounds the channel.
-        let _waiting = self.waiting.acquire().await.map_err(|_| StorageError::Stopped)?;
+        let _waiting = self
+            .waiting
+            .acquire()
+            .await
+            .map_err(|_| StorageError::Stopped)?;
         let (done, answer) = oneshot::channel();
         let step = Asked {
             act,

@@ -27,10 +27,12 @@ use crate::domain::fields::{Fields, Problem};
 use crate::domain::letters::{
     DeadFilter, DeadRow, FILTER_FIELDS, Key, Wanted, last_attempt_ms, read_letter,
 };
-use crate::ports::{Broker, RetainedMessage, LedgerError, RetainedQueue, RetainedQueues, Store, Transport};
+use crate::ports::{
+    Broker, LedgerError, RetainedMessage, RetainedQueue, RetainedQueues, Store, Transport,
+};
 use crate::service::api::{DeadList, KeptLine, PurgeRequest, RedriveRequest};
 use crate::service::dead_letters::{
-    self, ACCEPT_PATIENCE, LedgerView, DeadError, Named, Purged, Redrive, Redriven,
+    self, ACCEPT_PATIENCE, DeadError, LedgerView, Named, Purged, Redrive, Redriven,
 };
 
 /// Rows on a page that asks for no number, and the most on one.

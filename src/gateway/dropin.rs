@@ -45,15 +45,16 @@ use crate::domain::placeholders::as_it_stands;
 use crate::error::chain;
 use crate::http::server::Peer;
 use crate::im::ingress::{
-    DropInEndpoint, Everybody, RecipientReport, Incoming, Ingress, NONCE_LIVES, DropInRequest, Refusal, Spoken, JobReport, DropInJob,
-    WrongCredentials,
+    DropInEndpoint, DropInJob, DropInRequest, Everybody, Incoming, Ingress, JobReport, NONCE_LIVES,
+    RecipientReport, Refusal, Spoken, WrongCredentials,
 };
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, Route, RetainedQueues, Store, Transport,
+    Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, RetainedQueues, Route, Store,
+    Transport,
 };
 use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
-use crate::steer::{self, Cause};
+use crate::service::control::{self, Cause};
 use crate::worker::Context;
 
 /// The header that names the jobs of a request.
@@ -176,7 +177,13 @@ impl DropInSystem {
     }
 
     /// The document that a job of this door is, as its producer would have written it.
-    fn document(&self, endpoint: &DropInEndpoint, target: &str, wanted: &DropInJob, key: &str) -> JobDocument {
+    fn document(
+        &self,
+        endpoint: &DropInEndpoint,
+        target: &str,
+        wanted: &DropInJob,
+        key: &str,
+    ) -> JobDocument {
         let same_system = self.systems.get(target) == Some(&self.system);
         let message = MessageDocument {
             native: wanted.native.clone().filter(|_| same_system),
@@ -295,7 +302,7 @@ async fn take<B: Broker, S: Store, T: Transport>(
         let room = &gateway.shares.room;
         let held = body::read(room, &Caller::Nobody, body, LOGIN_BYTES_MAX, NO_LOGIN).await?;
         incoming.body = &held.bytes;
-        return match system.ingress.read(&incoming, &system.endpoints) {
+        return match system.ingress.read_request(&incoming, &system.endpoints) {
             Ok(_) => Err(Failure::Unreadable("a login is expected".to_owned())),
             Err(spoken) => {
                 if spoken.extensions().get::<WrongCredentials>().is_some() {
@@ -317,7 +324,7 @@ async fn take<B: Broker, S: Store, T: Transport>(
     let room = &gateway.shares.room;
     let held = body::read(room, &caller, body, BODY_BYTES_MAX, FEWER).await?;
     incoming.body = &held.bytes;
-    let mut response = match system.ingress.read(&incoming, &system.endpoints) {
+    let mut response = match system.ingress.read_request(&incoming, &system.endpoints) {
         Ok(asked) => carry_out(gateway, system, asked, &held.bytes).await?,
         Err(spoken) => out(spoken),
     };
@@ -441,7 +448,8 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     let open = gateway.open()?;
     // A signature covers neither path nor app, so what one endpoint has seen, no other takes that has the
     // same key.
-    let nonce = nonce.map(|nonce| format!("{} {nonce}", endpoint.key.as_deref().unwrap_or_default()));
+    let nonce =
+        nonce.map(|nonce| format!("{} {nonce}", endpoint.key.as_deref().unwrap_or_default()));
     if let Some(nonce) = &nonce {
         first_time(gateway, nonce).await?;
     }
@@ -450,7 +458,7 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
         Ok(prepared) => prepared,
         Err(failure) => {
             if let Some(nonce) = nonce.filter(|_| failure.will_pass()) {
-                give_back(gateway, &nonce).await;
+                requeue(gateway, &nonce).await;
             }
             return Err(failure);
         }
@@ -519,9 +527,9 @@ async fn first_time<B: Broker, S: Store, T: Transport>(
 
 /// Nothing was accepted: when its reason is over, the caller may send the very same request. If that cannot
 /// be noted, the caller has to sign it anew.
-async fn give_back<B: Broker, S: Store, T: Transport>(gateway: &Gateway<B, S, T>, nonce: &str) {
+async fn requeue<B: Broker, S: Store, T: Transport>(gateway: &Gateway<B, S, T>, nonce: &str) {
     let context = &gateway.context;
-    let given_back = context.store.give_back(nonce);
+    let given_back = context.store.release(nonce);
     if let Err(error) = context.try_step(LedgerStep::Nonce, given_back).await {
         tracing::debug!(error = %chain(&error), "a nonce stays used");
     }
@@ -605,7 +613,10 @@ fn named(wanted: &DropInJob) -> Vec<String> {
 
 /// What a request without a key of its own says.
 fn content_digest(endpoint: &DropInEndpoint, number: usize, request: &[u8]) -> String {
-    digest_hex(&[endpoint.app.as_bytes(), &number.to_be_bytes(), request], 16)
+    digest_hex(
+        &[endpoint.app.as_bytes(), &number.to_be_bytes(), request],
+        16,
+    )
 }
 
 /// The key of a request that brings none: that of the same request within the window, if it came
@@ -736,7 +747,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
     if !is_known && !anyway {
         return Ok(None);
     }
-    let states = store.look(&record, &job.fingerprints).await?;
+    let states = store.peek(&record, &job.fingerprints).await?;
     let settled = |state: &ClaimState| matches!(state, ClaimState::Settled(_));
     if !anyway && !states.iter().all(settled) {
         return Ok(None);
@@ -787,15 +798,23 @@ async fn standstill<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     job_report: &[JobReport],
 ) -> Option<Failure> {
-    let reports = || job_report.iter().flat_map(|job_report| &job_report.recipients);
+    let reports = || {
+        job_report
+            .iter()
+            .flat_map(|job_report| &job_report.recipients)
+    };
     let somebody_got_it = reports().any(|(_, report)| *report == RecipientReport::Sent)
-        || job_report.iter().filter_map(|job_report| job_report.everybody).any(|it| {
-            let accounts = &it.accounts;
-            it.is_complete || accounts.sent + accounts.duplicate > 0
-        });
+        || job_report
+            .iter()
+            .filter_map(|job_report| job_report.everybody)
+            .any(|it| {
+                let accounts = &it.accounts;
+                it.is_complete || accounts.sent + accounts.duplicate > 0
+            });
     let waits = |job_report: &&JobReport| {
         let mut reports = job_report.recipients.iter();
-        job_report.everybody.is_some() || reports.any(|(_, report)| *report == RecipientReport::Pending)
+        job_report.everybody.is_some()
+            || reports.any(|(_, report)| *report == RecipientReport::Pending)
     };
     if somebody_got_it {
         return None;
@@ -820,7 +839,7 @@ async fn stop_of<B: Broker, S: Store, T: Transport>(
         return Ok(None);
     };
     let now = now_ms();
-    let found = steer::hindrances(store, &gateway.facts, &record, now).await?;
+    let found = control::hindrances(store, &gateway.facts, &record, now).await?;
     let stop = found.into_iter().find_map(|found| {
         let what = match found.cause {
             Cause::Paused => "it is paused",
@@ -847,7 +866,9 @@ async fn stop_of<B: Broker, S: Store, T: Transport>(
 /// Recipients that are named and have no outcome yet.
 fn pending(job_report: &JobReport) -> usize {
     let reports = job_report.recipients.iter();
-    reports.filter(|(_, report)| *report == RecipientReport::Pending).count()
+    reports
+        .filter(|(_, report)| *report == RecipientReport::Pending)
+        .count()
 }
 
 /// Says which jobs a request became: the first ones, and how many there are.

@@ -10,7 +10,9 @@ use super::params::Params;
 use super::problem::Refusal;
 use crate::clock::now_ms;
 use crate::domain::job;
-use crate::ports::{Broker, JobFilter, JobQuery, JobRecord, JobState, RetainedQueues, Store, Transport};
+use crate::ports::{
+    Broker, JobFilter, JobQuery, JobRecord, JobState, RetainedQueues, Store, Transport,
+};
 use crate::service::api::{JobDetail, JobList, RecipientFate, Verification};
 use crate::service::jobs::{self, LIST_MAX};
 

@@ -50,7 +50,7 @@ where
                 .put(templates::put::<B, S, T>)
                 .delete(templates::delete::<B, S, T>),
         )
-        .merge(super::steer::routes())
+        .merge(super::control::routes())
         .merge(super::openapi::routes())
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)

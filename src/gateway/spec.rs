@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::audience::Member;
 use crate::domain::fields::{Problem, TWICE, each_field};
-use crate::domain::job::{JOB_BYTES_MAX, PARTS_MAX, ListPart};
+use crate::domain::job::{JOB_BYTES_MAX, ListPart, PARTS_MAX};
 use crate::domain::text;
 
 /// Where a job stands beside an uploaded list, as JSON or as base64 of it.

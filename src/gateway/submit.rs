@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use super::access::Caller;
 use super::body::{self, Held, unreadable};
-use super::discreet::CallerView;
+use super::caller_view::CallerView;
 use super::form::{self, Form};
 use super::params::Params;
 use super::problem::Refusal;

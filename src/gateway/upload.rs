@@ -16,7 +16,7 @@ use super::spec::Spec;
 use super::spool::full;
 use crate::domain::fields::Problem;
 use crate::domain::ids::digest_hex;
-use crate::domain::job::{PARTS_MAX, ListPart};
+use crate::domain::job::{ListPart, PARTS_MAX};
 use crate::domain::list::{self, Format, Reading};
 
 pub(super) struct Upload {

@@ -63,7 +63,11 @@ pub(super) fn reply(status: u16, body: impl Into<Bytes>) -> HttpReply {
     }
 }
 
-pub(super) fn with_header(mut reply: HttpReply, name: &'static str, value: &'static str) -> HttpReply {
+pub(super) fn with_header(
+    mut reply: HttpReply,
+    name: &'static str,
+    value: &'static str,
+) -> HttpReply {
     let name = HeaderName::from_static(name);
     reply.headers.insert(name, HeaderValue::from_static(value));
     reply

@@ -119,7 +119,11 @@ pub trait Ingress: Send + Sync {
         clippy::result_large_err,
         reason = "an answer is as usual as a door, and no smaller"
     )]
-    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken>;
+    fn enter(
+        &self,
+        head: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<Option<usize>, Spoken>;
 
     /// The setting that says what the id of a request means, in a system that only traces by it: its own
     /// callers may give the same id to every request.
@@ -138,7 +142,11 @@ pub trait Ingress: Send + Sync {
         clippy::result_large_err,
         reason = "an answer is as usual as an order, and no smaller"
     )]
-    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken>;
+    fn read_request(
+        &self,
+        incoming: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<DropInRequest, Spoken>;
 
     /// Says no for a reason of ours.
     fn refuse(&self, refusal: &Refusal<'_>) -> Spoken;

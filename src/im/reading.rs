@@ -9,7 +9,7 @@ use http::header::{DATE, RETRY_AFTER};
 use jiff::fmt::rfc2822::DateTimeParser;
 
 use crate::clock::now_ms;
-use crate::domain::outcome::{ANSWER_TEXT_MAX, TargetAnswer, Class, Verdict};
+use crate::domain::outcome::{ANSWER_TEXT_MAX, Class, TargetAnswer, Verdict};
 
 /// Longest wait a target is granted; a longer one is taken for a slip.
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);

@@ -13,8 +13,8 @@ use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
-use crate::ports::{JobRecord, JobState, RetainedMessage, LedgerError, StoredTemplate};
-use crate::steer::Hindrance;
+use crate::ports::{JobRecord, JobState, LedgerError, RetainedMessage, StoredTemplate};
+use crate::service::control::Hindrance;
 
 /// Answer to a job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -35,8 +35,8 @@ use crate::domain::outcome::Outcome;
 use crate::domain::redrive::{document, lists};
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    BrokerError, ClaimState, Entry, JobRecord, JobState, RetainedMessage, Ledger, LedgerError,
-    Outgoing, PublishError, Publisher, Route, RetainedQueue, RetainedQueues, Sifted,
+    BrokerError, ClaimState, Entry, JobRecord, JobState, Ledger, LedgerError, Outgoing,
+    PublishError, Publisher, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route,
 };
 
 /// Recipients redriven in one walk over the retained.
@@ -182,7 +182,7 @@ impl<S: Ledger> LedgerView<'_, S> {
             recipients.map(|it| fingerprinter.fingerprint(it)).collect();
         let mut states = Vec::with_capacity(fingerprints.len());
         for some in fingerprints.chunks(RECIPIENTS_ASKED) {
-            states.extend(self.store.look(record, some).await?);
+            states.extend(self.store.peek(record, some).await?);
         }
         Ok(states)
     }
@@ -372,7 +372,7 @@ async fn remove<B: RetainedQueues>(
     let mut removed = 0;
     let decide = |message: RetainedMessage| {
         let Some(letter) = read_letter(&message.body) else {
-            return Sifted::Keep;
+            return RetainedEdit::Keep;
         };
         let mut going = 0;
         let left = without(&message.body, &letter, |dead| {
@@ -380,15 +380,15 @@ async fn remove<B: RetainedQueues>(
             going += u64::from(goes);
             goes
         });
-        let sifted = match left {
-            Left::All => return Sifted::Keep,
-            Left::Nothing => Sifted::Remove,
-            Left::Some(body) => Sifted::Replace(body.into()),
+        let edited = match left {
+            Left::All => return RetainedEdit::Keep,
+            Left::Nothing => RetainedEdit::Remove,
+            Left::Some(body) => RetainedEdit::Replace(body.into()),
         };
         removed += going;
-        sifted
+        edited
     };
-    broker.sift(RetainedQueue::Dead, decide).await?;
+    broker.edit(RetainedQueue::Dead, decide).await?;
     Ok(removed)
 }
 
@@ -549,7 +549,10 @@ pub async fn redrive<B: RetainedQueues, P: Publisher, A: Admission>(
     }
 }
 
-async fn purge_keys<B: RetainedQueues>(broker: &B, going: &BTreeSet<Key>) -> Result<u64, BrokerError> {
+async fn purge_keys<B: RetainedQueues>(
+    broker: &B,
+    going: &BTreeSet<Key>,
+) -> Result<u64, BrokerError> {
     if going.is_empty() {
         return Ok(0);
     }

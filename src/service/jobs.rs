@@ -16,10 +16,10 @@ use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
 use crate::domain::outcome::Outcome;
 use crate::error::chain;
 use crate::ports::{
-    BrokerError, ClaimState, JobPlace, JobQuery, JobRecord, JobState, RetainedMessage, Ledger,
-    LedgerError, RetainedQueue, RetainedQueues, Store,
+    BrokerError, ClaimState, JobPlace, JobQuery, JobRecord, JobState, Ledger, LedgerError,
+    RetainedMessage, RetainedQueue, RetainedQueues, Store,
 };
-use crate::steer::{self, Facts};
+use crate::service::control::{self, Facts};
 
 /// Most jobs in one page.
 pub const LIST_MAX: usize = 1000;
@@ -105,7 +105,7 @@ pub async fn detail<S: Store>(
     Ok(JobDetail {
         recipients_per_second,
         eta_seconds,
-        hindrances: steer::hindrances(store, facts, &record, now).await?,
+        hindrances: control::hindrances(store, facts, &record, now).await?,
         record,
     })
 }
@@ -119,7 +119,7 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
     user: &str,
 ) -> Result<RecipientFate, LedgerError> {
     let fingerprint = Fingerprinter::new(fingerprint_secret, record.job).fingerprint(user);
-    let found = store.look(record, &[fingerprint]).await?;
+    let found = store.peek(record, &[fingerprint]).await?;
     let found = found.first().copied().unwrap_or(ClaimState::Granted);
     let (state, mut explanation) = told(found, record.state);
     let mut dead_letter = None;

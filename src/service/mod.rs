@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod api;
 mod before_accept;
+pub mod control;
 pub mod dead_letters;
 pub mod jobs;
 

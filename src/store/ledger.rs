@@ -25,9 +25,9 @@ use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::{Shape, Together};
 use crate::json;
 use crate::ports::{
-    Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobFilter, JobPage, JobPlace, JobQuery,
-    JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef,
-    JobProgress, Submission,
+    Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobFilter, JobPage, JobPlace,
+    JobProgress, JobQuery, JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded,
+    Settle, SliceRef, Submission,
 };
 
 /// A script that takes more memory: a full server refuses it before it writes anything.
@@ -63,13 +63,13 @@ static ENTER: LazyLock<Script> = growing!("scripts/enter.lua");
 static WITHDRAW: LazyLock<Script> = concluding!("scripts/withdraw.lua");
 static ACCEPT: LazyLock<Script> = growing!("scripts/accept.lua");
 static CLAIM: LazyLock<Script> = growing!("scripts/claim.lua");
-static EXPANDED: LazyLock<Script> = concluding!("scripts/expanded.lua");
+static EXPANDED: LazyLock<Script> = concluding!("scripts/mark_expanded.lua");
 static GATHER: LazyLock<Script> = concluding!("scripts/gather.lua");
 static RENEW: LazyLock<Script> = concluding!("scripts/renew.lua");
 static SETTLE: LazyLock<Script> = concluding!("scripts/settle.lua");
 static EXPLAIN: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("scripts/explain.lua")));
-static LOOK: LazyLock<Script> = concluding!("scripts/look.lua");
+    LazyLock::new(|| Script::new(include_str!("scripts/record_reasons.lua")));
+static LOOK: LazyLock<Script> = concluding!("scripts/peek.lua");
 static COMPLETE: LazyLock<Script> = concluding!("scripts/complete.lua");
 
 /// A recipient in a bucket: fingerprint and state.
@@ -160,7 +160,11 @@ impl Ledger for Store {
         self.0.connection.call(&call).await.map(drop)
     }
 
-    async fn expanded(&self, job: JobId, submission: &str) -> Result<JobProgress, LedgerError> {
+    async fn mark_expanded(
+        &self,
+        job: JobId,
+        submission: &str,
+    ) -> Result<JobProgress, LedgerError> {
         let mut call = self.job_call(&EXPANDED, job, 1, 128);
         call.push(submission);
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
@@ -307,7 +311,7 @@ impl Ledger for Store {
         Ok(first)
     }
 
-    async fn explain(
+    async fn record_reasons(
         &self,
         job: JobId,
         reasons: &[(Fingerprint, Reason)],
@@ -378,7 +382,7 @@ impl Ledger for Store {
         Ok(page)
     }
 
-    async fn look(
+    async fn peek(
         &self,
         job: &JobRecord,
         recipients: &[Fingerprint],

@@ -18,7 +18,7 @@ impl Nonces for Store {
         Ok(self.0.connection.command(&cmd).await? != Value::Nil)
     }
 
-    async fn give_back(&self, nonce: &str) -> Result<(), LedgerError> {
+    async fn release(&self, nonce: &str) -> Result<(), LedgerError> {
         let mut cmd = redis::cmd("DEL");
         cmd.arg(self.0.keys.nonce(nonce));
         self.0.connection.command(&cmd).await?;

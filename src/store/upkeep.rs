@@ -15,7 +15,7 @@ use super::connection::broken;
 use super::ledger::{ScriptReply, concluding, growing};
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;
-use crate::ports::{JobRecord, JobState, LedgerError, JobProgress, Upkeep};
+use crate::ports::{JobProgress, JobRecord, JobState, LedgerError, Upkeep};
 
 static WAITS: LazyLock<Script> = concluding!("scripts/waits.lua");
 static ABANDON: LazyLock<Script> = growing!("scripts/abandon.lua");
@@ -54,7 +54,11 @@ impl Upkeep for Store {
         Ok(found)
     }
 
-    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<JobProgress>, LedgerError> {
+    async fn abandon(
+        &self,
+        job: JobId,
+        quiet: Duration,
+    ) -> Result<Option<JobProgress>, LedgerError> {
         let mut call = self.job_call(&ABANDON, job, 1, 16);
         call.push(quiet.as_millis() as u64);
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;

@@ -119,7 +119,9 @@ impl<S: Store, T> Context<S, T> {
 
     async fn record_overdue(&self, unrecorded: &UnrecordedDelivery) -> Result<(), LedgerError> {
         if !unrecorded.reasons.is_empty() {
-            let reasons = self.store.explain(unrecorded.head.id, &unrecorded.reasons);
+            let reasons = self
+                .store
+                .record_reasons(unrecorded.head.id, &unrecorded.reasons);
             self.try_step(LedgerStep::Settle, reasons).await?;
         }
         let settle = self.store.settle(unrecorded.settle());

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::context::TargetRuntime;
 use super::credential::{Held, Keyring};
 use crate::clock::now_ms;
-use crate::domain::outcome::{TargetAnswer, Class, Verdict};
-use crate::ports::{Calls, Login, Probed, HttpReply, Request, SendError, Signing, Transport};
+use crate::domain::outcome::{Class, TargetAnswer, Verdict};
+use crate::ports::{Calls, HttpReply, Login, Probed, Request, SendError, Signing, Transport};
 
 /// How often a probe must say "not sent" before it is believed.
 const PROBES: u32 = 2;
@@ -71,7 +71,7 @@ impl<T: Transport> Caller<'_, T> {
 
     async fn once(&self, calls: &dyn Calls, recipients: &[&str]) -> Verdict {
         let read = |reply| match reply {
-            Ok(reply) => calls.read(recipients, &reply),
+            Ok(reply) => calls.read_reply(recipients, &reply),
             Err(error) => Verdict::All(SendError::answer(&error)),
         };
         let first = match self.authorised(|| calls.request(recipients)).await {

@@ -13,7 +13,7 @@ use super::credential::Keyring;
 use super::health::Health;
 use super::ledger_health::LedgerHealth;
 use super::notice::Callbacks;
-use super::standing::TargetStandstills;
+use super::standstills::TargetStandstills;
 use super::together::Complete;
 use super::under_way::CallsUnderWay;
 use crate::clock::now_ms;

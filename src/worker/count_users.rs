@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::call::authorised;
 use super::credential::Keyring;
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 use crate::ports::{Page, Target, Transport};
 
 /// How many users there are.
@@ -42,7 +42,7 @@ pub async fn count_users<T: Transport>(
     let request = || directory.page(None);
     let (reply, _) = authorised(transport, login, &keyring, timeout, sign, request).await?;
     let reply = reply.map_err(|error| error.answer())?;
-    Ok(UserCount::of(&directory.read(None, &reply)?))
+    Ok(UserCount::of(&directory.read_page(None, &reply)?))
 }
 
 #[cfg(test)]
@@ -61,7 +61,10 @@ mod tests {
     fn the_first_page_tells_what_it_can() {
         assert_eq!(of(3, None, false), UserCount::Exactly(3));
         assert_eq!(of(0, Some(0), false), UserCount::Exactly(0));
-        assert_eq!(of(500, Some(1_204_331), true), UserCount::Exactly(1_204_331));
+        assert_eq!(
+            of(500, Some(1_204_331), true),
+            UserCount::Exactly(1_204_331)
+        );
         assert_eq!(of(200, None, true), UserCount::AtLeast(200));
         // A total that is less than what is there tells nothing.
         assert_eq!(of(200, Some(7), true), UserCount::AtLeast(200));

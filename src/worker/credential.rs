@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 use crate::ports::{Credential, Login, Transport};
 use crate::secret::Secret;
 
@@ -47,7 +47,7 @@ impl Keyring {
         }
         let reply = transport.send(login.request(), timeout).await;
         let credential = match reply {
-            Ok(reply) => login.read(&reply),
+            Ok(reply) => login.read_credential(&reply),
             Err(error) => Err(error.answer()),
         };
         let Credential { secret, lives } = credential.map_err(not_made)?;

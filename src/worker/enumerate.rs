@@ -17,14 +17,14 @@ use std::time::Duration;
 use super::call::authorised;
 use super::context::TargetRuntime;
 use super::credential::Held;
-use super::deliver::{DeliveryEnd, WAIT_MAX};
+use super::delivery::{DeliveryEnd, WAIT_MAX};
 use super::session::WorkerSession;
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::audience::{MemberDocument, fold};
 use crate::domain::directive::Go;
 use crate::domain::job::{AudienceDocument, JOB_BYTES_MAX, JobDocument, ListPart};
 use crate::domain::mapping::Strictness;
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 use crate::domain::schedule::rung;
 use crate::domain::slice::{Enumeration, Head, Slice};
 use crate::json;
@@ -135,7 +135,11 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
     }
 
     /// Asks for one page; once more where the credential was refused, with a new one.
-    async fn page(&self, directory: &dyn Directory, cursor: Option<&str>) -> Result<Page, TargetAnswer> {
+    async fn page(
+        &self,
+        directory: &dyn Directory,
+        cursor: Option<&str>,
+    ) -> Result<Page, TargetAnswer> {
         let _permit = self.target.calls.acquire().await;
         match self.ask(directory, cursor).await? {
             (Err(answer), Some(held)) if answer.stale => {
@@ -159,7 +163,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         let request = || directory.page(cursor);
         let (reply, held) = authorised(transport, login, keyring, timeout, sign, request).await?;
         let page = match reply {
-            Ok(reply) => directory.read(cursor, &reply),
+            Ok(reply) => directory.read_page(cursor, &reply),
             Err(error) => Err(error.answer()),
         };
         Ok((page, held))
@@ -232,7 +236,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         };
         let message = self.asking_message(route, asking);
         self.session.publish(vec![message]).await?;
-        Ok(DeliveryEnd::PutOff)
+        Ok(DeliveryEnd::Deferred)
     }
 
     /// A directory that does not answer is asked again until it does: nobody can fail who is not known.

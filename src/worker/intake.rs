@@ -77,7 +77,7 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
     while taken.next().await.is_some() {}
     jobs.cancel().await;
     while let Some(delivery) = jobs.next().await {
-        let _ = delivery.give_back().await;
+        let _ = delivery.requeue().await;
     }
 }
 
@@ -104,7 +104,7 @@ async fn take<S: Store, T: Transport, P: Publisher>(
     };
     let end = handled.unwrap_or_else(|| {
         session.context.metrics.panicked();
-        IntakeEnd::GiveBack
+        IntakeEnd::Requeue
     });
     // A lost session makes any of these void; the broker hands the job out again.
     match end {
@@ -113,8 +113,8 @@ async fn take<S: Store, T: Transport, P: Publisher>(
                 session.context.metrics.job(result);
             }
         }
-        IntakeEnd::GiveBack => {
-            let _ = delivery.give_back().await;
+        IntakeEnd::Requeue => {
+            let _ = delivery.requeue().await;
         }
         IntakeEnd::Refused(result, reason) => refuse(session, delivery, result, reason).await,
     }
@@ -146,7 +146,7 @@ async fn refuse<S: Store, T, P: Publisher>(
 
 enum IntakeEnd {
     Taken(JobResult),
-    GiveBack,
+    Requeue,
     Refused(JobResult, String),
 }
 
@@ -158,7 +158,7 @@ struct Expansion<S, T, P> {
 impl From<Refused> for IntakeEnd {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Undecided(_) => Self::GiveBack,
+            Refused::Undecided(_) => Self::Requeue,
             refused => Self::Refused(JobResult::Rejected, refused.to_string()),
         }
     }
@@ -246,7 +246,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             })
             .await;
         let (shape, template, result) = match accepted {
-            Err(_) => return IntakeEnd::GiveBack,
+            Err(_) => return IntakeEnd::Requeue,
             Ok(Accepted::Expand {
                 shape,
                 first: true,
@@ -267,7 +267,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                     self.announce(&job.head, &submission.submission, JobResult::Repeated);
                 return match announced.await {
                     Ok(()) => IntakeEnd::Taken(JobResult::Repeated),
-                    Err(Lost) => IntakeEnd::GiveBack,
+                    Err(Lost) => IntakeEnd::Requeue,
                 };
             }
             Ok(Accepted::Conflict { job: first }) => {
@@ -288,7 +288,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             .await
         {
             Ok(()) => IntakeEnd::Taken(result),
-            Err(Lost) => IntakeEnd::GiveBack,
+            Err(Lost) => IntakeEnd::Requeue,
         }
     }
 
@@ -301,7 +301,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         shape: Shape,
         submission: &str,
     ) -> Result<(), IntakeEnd> {
-        let lost = |Lost| IntakeEnd::GiveBack;
+        let lost = |Lost| IntakeEnd::Requeue;
         if job.is_for_all() {
             // With the name still in it: its parts are resolved like this one.
             return self.ask_for_all(job, shape).await.map_err(lost);
@@ -329,7 +329,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         match self.session.halt.run_until_cancelled(decided).await {
             Some(Ok(value)) => Ok(value),
             Some(Err(refused)) => Err(refused.into()),
-            None => Err(IntakeEnd::GiveBack),
+            None => Err(IntakeEnd::Requeue),
         }
     }
 
@@ -512,7 +512,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         let lost = self.session.lost.cancelled();
         let standing = context
             .step(LedgerStep::Expanded, lost, || {
-                context.store.expanded(head.id, submission)
+                context.store.mark_expanded(head.id, submission)
             })
             .await
             .map_err(|_| Lost)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use super::scheduler::{Scheduler, NOTICES_IN_WORK};
+use super::scheduler::{NOTICES_IN_WORK, Scheduler};
 use super::session::WorkerSession;
 use crate::domain::lane::{Lane, LaneClass};
 use crate::ports::{Consumer, Delivery, Publisher, Store, Transport};
@@ -79,7 +79,7 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
     }
     arrivals.close();
     while let Some((_, delivery)) = arrivals.recv().await {
-        let _ = delivery.give_back().await;
+        let _ = delivery.requeue().await;
     }
     scheduler.give_back_waiting();
     while scheduler.one_ended().await {}
@@ -112,12 +112,12 @@ async fn forward<S, T, P, C: Consumer>(
         };
         let Some(delivery) = delivery else { break };
         if let Err(refused) = scheduler.send((number, delivery)).await {
-            let _ = refused.0.1.give_back().await;
+            let _ = refused.0.1.requeue().await;
             break;
         }
     }
     consumer.cancel().await;
     while let Some(delivery) = consumer.next().await {
-        let _ = delivery.give_back().await;
+        let _ = delivery.requeue().await;
     }
 }

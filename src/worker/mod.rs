@@ -6,23 +6,24 @@
 //!
 //! Neither a broker nor a store is named here; both engines run the same worker.
 
+mod answers;
 mod backlog;
 mod call;
-mod count_users;
+mod completion;
 mod context;
+mod count_users;
 mod credential;
-mod deliver;
-mod scheduler;
-mod session;
+mod delivery;
 mod enumerate;
 mod health;
-mod heed;
 mod intake;
 mod lanes;
 mod ledger_health;
 mod notice;
+mod scheduler;
 mod sequence;
-mod standing;
+mod session;
+mod standstills;
 mod sweep;
 mod together;
 mod under_way;
@@ -38,8 +39,8 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::count_users::{UserCount, count_users};
 pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, TargetRuntime};
+pub use self::count_users::{UserCount, count_users};
 pub use self::credential::Keyring;
 pub use self::health::Health;
 use self::lanes::OpenLane;

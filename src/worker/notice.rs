@@ -14,9 +14,10 @@ use http::{Method, Uri};
 use ring::hmac;
 use serde_json::value::RawValue;
 
+use super::completion::{NotifiedJob, event};
 use super::context::{Context, RECONNECT};
-use super::deliver::DeliveryEnd;
-use super::session::{Job, WorkerSession, event};
+use super::delivery::DeliveryEnd;
+use super::session::WorkerSession;
 use crate::codec;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::job::{Context as _, check_callback};
@@ -47,7 +48,11 @@ pub struct Callbacks<T> {
 
 impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     /// Has those told whom the job named: `Ok` when the callback is durable and the reply published.
-    pub(super) async fn notify(&self, job: &Job<'_>, record: &JobRecord) -> Result<(), Lost> {
+    pub(super) async fn notify(
+        &self,
+        job: &NotifiedJob<'_>,
+        record: &JobRecord,
+    ) -> Result<(), Lost> {
         // A record that was rebuilt from slices knows nobody; the slices do.
         let url = record.callback_url.as_deref().or(job.callback_url);
         let queue = record.reply_to.as_deref().or(job.reply_to);
@@ -84,7 +89,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     /// that does not confirm is asked again, so often as a recipient would be.
     async fn reply(
         &self,
-        job: &Job<'_>,
+        job: &NotifiedJob<'_>,
         queue: &str,
         id: String,
         event: &RawValue,
@@ -174,7 +179,7 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
     if session.halt.is_cancelled() {
         let message = outgoing(&notice, Route::Lane(lane), traceparent);
         session.publish(vec![message]).await?;
-        return Ok(DeliveryEnd::PutOff);
+        return Ok(DeliveryEnd::Deferred);
     }
     let count = |result| context.metrics.notice(NoticeKind::Callback, result);
     let what = match call(context, &notice, traceparent.as_deref()).await {
@@ -208,7 +213,7 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
     let rung = rung(wait);
     let message = outgoing(&notice, Route::Wait { lane, rung }, traceparent);
     session.publish(vec![message]).await?;
-    Ok(DeliveryEnd::PutOff)
+    Ok(DeliveryEnd::Deferred)
 }
 
 /// One request; an error, in words, unless the receiver says 2xx.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::context::KEEP_MAX;
-use super::deliver::{DeliveryEnd, deliver};
+use super::delivery::{DeliveryEnd, deliver};
 use super::notice::deliver_notice;
 use super::session::WorkerSession;
 use crate::domain::fairness::{At, Ticket, Turns};
@@ -105,7 +105,10 @@ fn at(class: LaneClass) -> Option<At> {
 }
 
 impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
-    pub(super) fn new(session: Arc<WorkerSession<S, T, P>>, lanes: impl Iterator<Item = Lane>) -> Self {
+    pub(super) fn new(
+        session: Arc<WorkerSession<S, T, P>>,
+        lanes: impl Iterator<Item = Lane>,
+    ) -> Self {
         let mut scheduler = Self {
             session,
             lanes: Vec::new(),
@@ -116,7 +119,10 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             epoch: Instant::now(),
         };
         for lane in lanes {
-            let known = scheduler.targets.iter().position(|it| it.target == lane.target);
+            let known = scheduler
+                .targets
+                .iter()
+                .position(|it| it.target == lane.target);
             let target = known.unwrap_or_else(|| {
                 scheduler.targets.push(Places::new(&lane.target));
                 scheduler.targets.len() - 1
@@ -157,7 +163,10 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
                 self.draw_shared(target);
             }
         }
-        self.session.context.metrics.slices_in_flight(self.work.len());
+        self.session
+            .context
+            .metrics
+            .slices_in_flight(self.work.len());
     }
 
     /// Starts slices of a lane with places of its own.
@@ -339,7 +348,10 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             }
             Place::None => {}
         }
-        self.session.context.metrics.slices_in_flight(self.work.len());
+        self.session
+            .context
+            .metrics
+            .slices_in_flight(self.work.len());
         let context = Arc::clone(&self.session.context);
         let lane = here.lane.clone();
         self.endings.spawn(async move {
@@ -354,7 +366,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             for (_, delivery) in here.deliveries.drain(..) {
                 self.session.context.metrics.slice(SliceResult::Requeued);
                 self.endings.spawn(async move {
-                    let _ = delivery.give_back().await;
+                    let _ = delivery.requeue().await;
                 });
             }
         }
@@ -366,7 +378,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
 async fn close(lane: &Lane, duty: Box<dyn EndDelivery>, end: Option<DeliveryEnd>) -> SliceResult {
     let (result, ended) = match end {
         Some(DeliveryEnd::Done) => (SliceResult::Done, duty.ack().await.is_ok()),
-        Some(DeliveryEnd::PutOff) => (SliceResult::Deferred, duty.ack().await.is_ok()),
+        Some(DeliveryEnd::Deferred) => (SliceResult::Deferred, duty.ack().await.is_ok()),
         Some(DeliveryEnd::Lost) => (SliceResult::Lost, true),
         Some(DeliveryEnd::Reject(reason)) => {
             let rejected = duty.reject(reason.clone()).await;
@@ -384,7 +396,7 @@ async fn close(lane: &Lane, duty: Box<dyn EndDelivery>, end: Option<DeliveryEnd>
             }
             (SliceResult::Rejected, rejected.is_ok())
         }
-        None => (SliceResult::Requeued, duty.give_back().await.is_ok()),
+        None => (SliceResult::Requeued, duty.requeue().await.is_ok()),
     };
     if ended { result } else { SliceResult::Lost }
 }

@@ -23,7 +23,10 @@ const ROUND_MAX: Duration = Duration::from_secs(60);
 const DIRECTIVES: usize = 100;
 
 /// Sweeps until the shift ends.
-pub(super) async fn sweep<B: Broker, S: Store, T, P: Publisher>(session: &WorkerSession<S, T, P>, broker: B) {
+pub(super) async fn sweep<B: Broker, S: Store, T, P: Publisher>(
+    session: &WorkerSession<S, T, P>,
+    broker: B,
+) {
     let quiet = session.context.settings.abandoned_after;
     let pause = (quiet / 8).min(ROUND_MAX);
     let mut looked_at = HashSet::new();

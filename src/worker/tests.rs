@@ -9,7 +9,7 @@ use crate::domain::schedule::Schedule;
 use crate::embedded::Engine;
 use crate::metrics::Metrics;
 use crate::ports::{
-    Backlog, Consumer, Delivery, Outgoing, PublishError, Publisher, HttpReply, Request, SendError,
+    Backlog, Consumer, Delivery, HttpReply, Outgoing, PublishError, Publisher, Request, SendError,
 };
 
 type Played = Context<crate::embedded::EmbeddedStore, Nowhere>;

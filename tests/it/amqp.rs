@@ -12,8 +12,8 @@ use bytes::Bytes;
 use fanwise::amqp::{Queue, Rabbit, RabbitSession, Settings};
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, BrokerError, Consumer, Delivery, RetainedMessage, Lost, Outgoing, PublishError, Publisher,
-    Route, Session, RetainedQueue, RetainedQueues, Sifted, Source,
+    Broker, BrokerError, Consumer, Delivery, Lost, Outgoing, PublishError, Publisher, RetainedEdit,
+    RetainedMessage, RetainedQueue, RetainedQueues, Route, Session, Source,
 };
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -120,7 +120,7 @@ async fn a_job_is_published_consumed_and_acked() {
     assert_eq!(delivery.body, job.body);
     assert_eq!(delivery.traceparent, job.traceparent);
     assert!(!delivery.redelivered);
-    delivery.give_back().await.unwrap();
+    delivery.requeue().await.unwrap();
 
     let again = next(&mut consumer).await;
     assert!(again.redelivered);
@@ -701,11 +701,11 @@ async fn a_stale_delivery_cannot_be_acked() {
     session.publisher().publish(slices).await.unwrap();
     let mut consumer = session.consume(Source::Lane(express()), 3).await.unwrap();
     let ack = next(&mut consumer).await;
-    let give_back = next(&mut consumer).await;
+    let requeue = next(&mut consumer).await;
     let reject = next(&mut consumer).await;
     session.close().await;
     assert_eq!(ack.ack().await, Err(Lost));
-    assert_eq!(give_back.give_back().await, Err(Lost));
+    assert_eq!(requeue.requeue().await, Err(Lost));
     let rejected = reject.reject("why".to_owned()).await;
     assert!(
         matches!(rejected, Err(PublishError::Lost(Lost))),
@@ -810,11 +810,11 @@ async fn reading_dead_letters_leaves_them_in_place() {
 
     let odd = |message: &RetainedMessage| message.body.last().unwrap() % 2 == 1;
     let remove_odd = |message: RetainedMessage| match odd(&message) {
-        true => Sifted::Remove,
-        false => Sifted::Keep,
+        true => RetainedEdit::Remove,
+        false => RetainedEdit::Keep,
     };
-    let sifting = rabbit.sift(RetainedQueue::Dead, remove_odd).await.unwrap();
-    assert_eq!((sifting.shown, sifting.removed), (1234, 617));
+    let summary = rabbit.edit(RetainedQueue::Dead, remove_odd).await.unwrap();
+    assert_eq!((summary.shown, summary.removed), (1234, 617));
     let rest = read_bodies(&rabbit, RetainedQueue::Dead).await;
     assert_eq!(rest.len(), 617);
     assert!(!rest.iter().any(odd));

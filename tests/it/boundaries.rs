@@ -23,12 +23,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // What is done with jobs.
     ("limits", &["domain", "ports"]),
     ("metrics", &["domain", "ports"]),
-    ("steer", &["clock", "domain", "error", "ports"]),
     (
         "service",
         &[
             "clock", "codec", "domain", "error", "im", "json", "metrics", "ports", "secret",
-            "steer",
         ],
     ),
     (
@@ -42,7 +40,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "gateway",
         &[
             "clock", "domain", "error", "http", "im", "json", "metrics", "ports", "secret",
-            "service", "steer", "worker",
+            "service", "worker",
         ],
     ),
     // Around it.
@@ -58,7 +56,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "admin", "amqp", "config", "domain", "embedded", "error", "exit", "gateway", "http",
-            "im", "metrics", "ports", "service", "shutdown", "steer", "store", "worker",
+            "im", "metrics", "ports", "service", "shutdown", "store", "worker",
         ],
     ),
     // The command line uses the service layer, never the gateway.
@@ -79,7 +77,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "secret",
             "service",
             "shutdown",
-            "steer",
             "store",
             "telemetry",
             "worker",

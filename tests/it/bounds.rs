@@ -185,7 +185,10 @@ async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
         request.extend(b"Content-Length: 100\r\n\r\n");
         let refused = place.raw(&request).await;
         assert_ne!(refused.status, 408, "{endpoint} waits: {refused:?}");
-        assert!(!refused.body.contains("slow"), "{endpoint} waits: {refused:?}");
+        assert!(
+            !refused.body.contains("slow"),
+            "{endpoint} waits: {refused:?}"
+        );
     }
     // Room is counted in bytes: small chunks cost what they weigh.
     let mut request = head("/message/send", "token: door-token\r\n");

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use fanwise::amqp::{Rabbit, Settings};
 use fanwise::domain::lane::Priority;
-use fanwise::ports::{Broker, Consumer, RetainedMessage, Moved, Session, RetainedQueue, RetainedQueues, Source};
+use fanwise::ports::{
+    Broker, Consumer, Moved, RetainedMessage, RetainedQueue, RetainedQueues, Session, Source,
+};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
@@ -98,7 +100,7 @@ async fn promise_11_no_property_ends_a_session() {
             let body = delivery.body.clone();
             bodies.insert(String::from_utf8(body.to_vec()).unwrap());
             match round {
-                0 | 1 => delivery.give_back().await.unwrap(),
+                0 | 1 => delivery.requeue().await.unwrap(),
                 _ if body.starts_with(b"odd") => delivery.reject("no job".into()).await.unwrap(),
                 _ => delivery.ack().await.unwrap(),
             }

@@ -239,14 +239,18 @@ async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
         attempts: 1,
     };
     let reasons = [(people[0], reason)];
-    bench.store.explain(job.id(), &reasons).await.unwrap();
+    bench
+        .store
+        .record_reasons(job.id(), &reasons)
+        .await
+        .unwrap();
     // Header, slices, submissions, owners, reasons and buckets, and the two lists of jobs.
     let ends = bench.ends().await;
     assert!(ends.len() >= 5 + 6 + 2, "{ends:?}");
     assert!(ends.values().all(|ttl| *ttl == -1), "{ends:?}");
 
     settle(&bench.store, slice, ANN, &all(&people, Outcome::Sent), true).await;
-    bench.store.expanded(job.id(), "s").await.unwrap();
+    bench.store.mark_expanded(job.id(), "s").await.unwrap();
     assert!(bench.store.complete(job.id()).await.unwrap());
     let of_job = |(key, _): &(String, i64)| key.contains('{');
     let ends: Vec<_> = bench.ends().await.into_iter().filter(of_job).collect();
@@ -419,7 +423,7 @@ async fn a_ledger_that_went_back_is_noticed_and_marks_what_ran() {
     let id = SliceId::new("s", 0);
     let sent = all(&people, Outcome::Sent);
     settle(&bench.store, before.slice(&id, 1), ANN, &sent, true).await;
-    bench.store.expanded(before.id(), "s").await.unwrap();
+    bench.store.mark_expanded(before.id(), "s").await.unwrap();
     assert!(bench.store.complete(before.id()).await.unwrap());
 
     let mut number = 0;
@@ -582,7 +586,7 @@ async fn a_lost_redis_loses_the_dedup_window_never_recipients() {
     let job = Job::new(3);
     let people = job.fingerprints(0..30);
     bench.store.accept(&job.submission("s", 30)).await.unwrap();
-    bench.store.expanded(job.id(), "s").await.unwrap();
+    bench.store.mark_expanded(job.id(), "s").await.unwrap();
     let ids: Vec<_> = (0..3).map(|index| SliceId::new("s", index)).collect();
     let slices: Vec<_> = ids.iter().map(|id| job.slice(id, 10)).collect();
     let (gone, rest) = people.split_at(10);

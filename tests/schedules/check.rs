@@ -79,7 +79,7 @@ async fn check_job(world: &World, job: usize, letters: &Letters) -> Vec<String> 
     let log = world.system.log().accepted.clone();
     for user in users {
         let asked = [fingerprinter.fingerprint(user)];
-        let states = world.store.look(&record, &asked).await.unwrap();
+        let states = world.store.peek(&record, &asked).await.unwrap();
         let ClaimState::Settled(outcome) = states[0] else {
             wrong.push(format!("{user} has no outcome: {:?}", states[0]));
             continue;

@@ -482,7 +482,11 @@ fn struck(state: &State, system: System, kind: FaultKind, plan: &CallPlan) -> An
 }
 
 /// Sends the answer as the fault lets it through.
-async fn deliver(state: &State, plan: CallPlan, answer: Answer) -> Result<Response<ReplyBody>, Cut> {
+async fn deliver(
+    state: &State,
+    plan: CallPlan,
+    answer: Answer,
+) -> Result<Response<ReplyBody>, Cut> {
     match plan.fault {
         Some(FaultKind::Hang | FaultKind::ReplyLost) => {
             state.stop.cancelled().await;

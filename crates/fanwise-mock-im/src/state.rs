@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::directory::Directory;
-use super::faults::{Chooser, CallPlan, FaultKind, Faults, FaultsError};
+use super::faults::{CallPlan, Chooser, FaultKind, Faults, FaultsError};
 use super::log::{Book, Entry, LogFile, Shards};
 use super::webhook::KnownKey;
 use super::wukongim::{Login, Stored, Version};

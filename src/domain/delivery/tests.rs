@@ -96,7 +96,7 @@ fn a_window_that_waits_for_its_claim_is_given_back_whole() {
     let slice = slice(10, 0);
     let mut delivery = Delivery::new(&slice, 4);
     assert_eq!(delivery.pick(2, 6), 6);
-    delivery.put_off(Duration::ZERO);
+    delivery.defer(Duration::ZERO);
     let remainder = delivery.remainder(&slice, Owner(1), None);
     assert_eq!(remainder.recipients, slice.recipients);
     assert!(delivery.batch().last.is_none());
@@ -345,7 +345,7 @@ enum Step {
     NotMade,
     Record,
     /// The delivery ends, perhaps while the ledger is away; its remainder is delivered.
-    PutOff {
+    Deferred {
         away: bool,
     },
     /// The delivery is lost with its session; the same slice comes again.
@@ -371,7 +371,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         5 => (prop::collection::vec(class(), 1..4), prop::bool::weighted(0.1)).prop_map(|(classes, split)| Step::Answered(classes, split)),
         1 => Just(Step::NotMade),
         3 => Just(Step::Record),
-        1 => any::<bool>().prop_map(|away| Step::PutOff { away }),
+        1 => any::<bool>().prop_map(|away| Step::Deferred { away }),
         1 => Just(Step::Again),
         1 => Just(Step::Letters),
     ];
@@ -432,7 +432,7 @@ impl World {
             }
             Step::Record => self.record(),
             Step::Letters => self.delivery.lettered(),
-            Step::PutOff { away } => {
+            Step::Deferred { away } => {
                 while let Some(call) = self.out.pop_front() {
                     self.delivery.not_made(&call);
                 }
@@ -441,7 +441,7 @@ impl World {
                     self.catch_up();
                     self.record();
                 }
-                self.delivery.put_off(Duration::ZERO);
+                self.delivery.defer(Duration::ZERO);
                 let remainder = self.delivery.remainder(&self.slice, Owner(1), None);
                 let json = serde_json::to_string(&remainder).unwrap();
                 self.slice = serde_json::from_str(&json).unwrap();
@@ -628,7 +628,7 @@ impl World {
     /// Delivers until nobody is left.
     fn finish(mut self) {
         let last = loop {
-            self.step(Step::PutOff { away: false });
+            self.step(Step::Deferred { away: false });
             if self.slice.recipients.is_empty() {
                 break self.delivery.batch().last;
             }

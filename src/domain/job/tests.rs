@@ -30,7 +30,7 @@ impl Context for Apps {
         check_callback(app, None, url)
     }
     fn check_reply_to(&self, app: &str, queue: &str) -> Result<(), String> {
-        let rules = ReplyRules(vec![QueuePattern::read("done").unwrap()]);
+        let rules = ReplyRules(vec![QueuePattern::parse("done").unwrap()]);
         rules.check(Some("fanwise"), app, queue)
     }
 }

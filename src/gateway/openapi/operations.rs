@@ -16,9 +16,9 @@ use crate::service::api::{
     DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Submitted,
     TemplateRow, TemplateView, Verification,
 };
+use crate::service::control::{LimitView, Steered, TargetView};
 use crate::service::dead_letters::{Purged, Redriven};
 use crate::service::jobs::LIST_MAX;
-use crate::steer::{LimitView, Steered, TargetView};
 
 /// Why a request is refused (RFC 9457).
 #[derive(JsonSchema)]

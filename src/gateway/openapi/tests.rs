@@ -19,7 +19,7 @@ fn alike(path: &str) -> String {
 fn every_route_is_in_the_document_and_nothing_else() {
     let sources = [
         include_str!("../routes.rs"),
-        include_str!("../steer.rs"),
+        include_str!("../control.rs"),
         include_str!("../openapi.rs"),
     ];
     let routes = sources
@@ -75,7 +75,7 @@ fn every_reference_leads_somewhere() {
 #[test]
 fn the_fields_of_commands_are_those_that_are_read() {
     let document = openapi();
-    let reader = include_str!("../steer.rs");
+    let reader = include_str!("../control.rs");
     for name in ["Order", "RateOrder", "LimitOrder"] {
         let fields = &document["components"]["schemas"][name]["properties"];
         for field in fields.as_object().unwrap().keys() {

@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use super::reply::{self, Framing, Head};
 use super::{Broken, CERTIFICATE, Origin};
 use crate::domain::notice::is_public;
-use crate::ports::{PRIVATE_ADDRESS, HttpReply, Request};
+use crate::ports::{HttpReply, PRIVATE_ADDRESS, Request};
 
 /// A body up to this size leaves in the same write as the head; a longer one is not copied.
 const COPIED_BODY_MAX: usize = 8 * 1024;

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::{DropInEndpoint, RecipientReport, Incoming, Ingress, DropInRequest, Spoken, JobReport, DropInJob};
+use super::{
+    DropInEndpoint, DropInJob, DropInRequest, Incoming, Ingress, JobReport, RecipientReport, Spoken,
+};
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Context, Job, JobDocument, MemberDocument};
@@ -95,7 +97,7 @@ impl Call {
             ..incoming
         };
         let entered = ingress.enter(&head, endpoints);
-        let read = ingress.read(&incoming, endpoints);
+        let read = ingress.read_request(&incoming, endpoints);
         match (&entered, &read) {
             (Ok(endpoint), Ok(asked)) => assert_eq!(*endpoint, Some(asked.endpoint)),
             (Err(early), Err(late)) => {
@@ -108,7 +110,11 @@ impl Call {
     }
 
     /// The order, of jobs that the intake would take.
-    pub(in crate::im) fn asked(&self, ingress: &dyn Ingress, endpoints: &[DropInEndpoint]) -> DropInRequest {
+    pub(in crate::im) fn asked(
+        &self,
+        ingress: &dyn Ingress,
+        endpoints: &[DropInEndpoint],
+    ) -> DropInRequest {
         let asked = self
             .read(ingress, endpoints)
             .unwrap_or_else(|spoken| panic!("refused: {:?}", spoken.body()));
@@ -119,7 +125,11 @@ impl Call {
     }
 
     /// The refusal, as status and JSON.
-    pub(in crate::im) fn refusal(&self, ingress: &dyn Ingress, endpoints: &[DropInEndpoint]) -> (u16, Value) {
+    pub(in crate::im) fn refusal(
+        &self,
+        ingress: &dyn Ingress,
+        endpoints: &[DropInEndpoint],
+    ) -> (u16, Value) {
         let spoken = self
             .read(ingress, endpoints)
             .err()
@@ -180,7 +190,11 @@ pub(in crate::im) fn recipients(wanted: &DropInJob) -> Vec<String> {
 }
 
 /// What is told of a job of which everybody fared alike, but for the fates that are named.
-pub(in crate::im) fn job_report(wanted: &DropInJob, all: &RecipientReport, but: &[(&str, RecipientReport)]) -> JobReport {
+pub(in crate::im) fn job_report(
+    wanted: &DropInJob,
+    all: &RecipientReport,
+    but: &[(&str, RecipientReport)],
+) -> JobReport {
     let key = wanted.key.as_deref().unwrap_or("made-of-content");
     let report = |recipient: &String| {
         let named = but.iter().find(|(name, _)| name == recipient);
@@ -213,7 +227,11 @@ pub(in crate::im) fn failed(code: &str, text: &str) -> RecipientReport {
 }
 
 /// The answer to a call whose recipients fared like this.
-pub(in crate::im) fn answer(asked: &DropInRequest, all: &RecipientReport, but: &[(&str, RecipientReport)]) -> Spoken {
+pub(in crate::im) fn answer(
+    asked: &DropInRequest,
+    all: &RecipientReport,
+    but: &[(&str, RecipientReport)],
+) -> Spoken {
     let jobs = asked.jobs.iter();
     let jobs: Vec<_> = jobs.map(|wanted| job_report(wanted, all, but)).collect();
     asked.reply.render(&jobs)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::refusal::blames_signature;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 
 /// The codes that are documented, with what they mean for the recipients of the call.
 const CODES: [(i64, Class, &str); 24] = [

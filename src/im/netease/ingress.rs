@@ -34,7 +34,8 @@ use crate::domain::message::{MessageDocument, Moderation, Options, Push, Route};
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class, Outcome};
 use crate::im::ingress::loose::{Loose, flag, texts};
 use crate::im::ingress::{
-    self, DropInEndpoint, RecipientReport, Incoming, Ingress, Limit, DropInRequest, Refusal, Spoken, JobReport, DropInJob, json,
+    self, DropInEndpoint, DropInJob, DropInRequest, Incoming, Ingress, JobReport, Limit,
+    RecipientReport, Refusal, Spoken, json,
 };
 use crate::im::netease::account::length;
 
@@ -197,14 +198,22 @@ impl Ingress for NetEaseIngress {
         ))
     }
 
-    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken> {
+    fn enter(
+        &self,
+        head: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<Option<usize>, Spoken> {
         let entered = signature::endpoint(head, endpoints).map_err(No::parameter);
         entered
             .map(|(endpoint, _)| Some(endpoint))
             .map_err(|no| no.spoken())
     }
 
-    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken> {
+    fn read_request(
+        &self,
+        incoming: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<DropInRequest, Spoken> {
         let asked = signature::endpoint(incoming, endpoints)
             .map_err(No::parameter)
             .and_then(|(endpoint, nonce)| asked(incoming, endpoints, endpoint, nonce));

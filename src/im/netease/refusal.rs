@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::domain::outcome::TargetAnswer;
 use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
+use crate::domain::outcome::TargetAnswer;
 use crate::im::reading::{excerpt, retry_after, unreadable};
 use crate::ports::HttpReply;
 
@@ -43,8 +43,8 @@ fn by_status(reply: &HttpReply) -> TargetAnswer {
         _ => Uncertain,
     };
     let text = excerpt(&reply.body);
-    let answer =
-        TargetAnswer::new(class, reply.status.to_string(), text).retry_after(retry_after(&reply.headers));
+    let answer = TargetAnswer::new(class, reply.status.to_string(), text)
+        .retry_after(retry_after(&reply.headers));
     // Too large a request may be cut.
     if reply.status == 413 {
         answer.split()

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::code;
 use super::refusal::read;
-use crate::domain::outcome::{TargetAnswer, Class, Verdict};
+use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::im::reading::{all_but, unreadable};
 use crate::ports::HttpReply;
 

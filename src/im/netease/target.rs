@@ -24,7 +24,7 @@ use crate::domain::outcome::{Class, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::excerpt;
-use crate::ports::{Calls, Profile, HttpReply, Request, Signing, Target};
+use crate::ports::{Calls, HttpReply, Profile, Request, Signing, Target};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
 
@@ -370,7 +370,7 @@ impl Calls for Batch {
             .request(self.uri.clone(), &REQUEST_ID, &id, body)
     }
 
-    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
+    fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         reply::batch(recipients, reply, self.block)
     }
 }
@@ -396,7 +396,7 @@ impl Calls for Team {
             .request(self.uri.clone(), &REQUEST_ID, &id, body)
     }
 
-    fn read(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
+    fn read_reply(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
         reply::single(reply, self.block)
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::mapping::{Feature, Mapping, Strictness};
 use crate::domain::message::{Content, File, Moderation, Options, Push, Route};
-use crate::domain::outcome::{TargetAnswer, Class, Verdict};
+use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::fixture::{AWKWARD, head, raw, reply, request, text, with_header};
 use crate::im::{TargetSettings, build};
@@ -551,7 +551,7 @@ fn wrong_settings_are_all_reported() {
 }
 
 fn read(target: &dyn Target, recipients: &[&str], reply: &HttpReply) -> Verdict {
-    target.open(&Arc::new(head())).read(recipients, reply)
+    target.open(&Arc::new(head())).read_reply(recipients, reply)
 }
 
 #[test]
@@ -682,7 +682,7 @@ fn replies_to_single_sends() {
     let mut head = head();
     head.addressed = Addressed::Groups(2);
     let calls = target.open(&Arc::new(head));
-    let read = |status, body: &'static str| match calls.read(&["1"], &reply(status, body)) {
+    let read = |status, body: &'static str| match calls.read_reply(&["1"], &reply(status, body)) {
         Verdict::All(answer) => answer,
         each @ Verdict::Each(_) => panic!("{each:?}"),
     };
@@ -715,7 +715,7 @@ fn blocks_last_as_long_as_the_settings_say() {
         let mut head = head();
         head.addressed = addressed;
         let calls = target.open(&Arc::new(head));
-        let verdict = calls.read(&["1"], &reply(200, r#"{"code":416}"#));
+        let verdict = calls.read_reply(&["1"], &reply(200, r#"{"code":416}"#));
         let expected = Some(Duration::from_secs(block));
         assert_eq!(verdict.of(0).retry_after, expected);
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 
 /// Codes of errors that the server answers: from, to, meaning, name. The first row that fits counts.
 ///

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::login::TokenLogin;
 use super::{OPERATION_ID, reply};
 use crate::domain::outcome::TargetAnswer;
-use crate::ports::{Directory, Login, Page, HttpReply, Request};
+use crate::ports::{Directory, HttpReply, Login, Page, Request};
 
 pub(super) const PATH: &str = "/user/get_users";
 
@@ -59,7 +59,7 @@ impl Directory for Users {
         }
     }
 
-    fn read(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer> {
+    fn read_page(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer> {
         let found = reply::data::<Found>(reply).map_err(reply::harmless)?;
         let users = found.users.unwrap_or_default();
         let users: Vec<_> = users.into_iter().map(|user| user.id).collect();

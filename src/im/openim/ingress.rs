@@ -36,8 +36,8 @@ use crate::domain::message::{Options, Push};
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class};
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::{
-    self, DropInEndpoint, Everybody, RecipientReport, Incoming, Ingress, Limit, DropInRequest, Refusal, Spoken, JobReport, DropInJob,
-    WrongCredentials, json, same,
+    self, DropInEndpoint, DropInJob, DropInRequest, Everybody, Incoming, Ingress, JobReport, Limit,
+    RecipientReport, Refusal, Spoken, WrongCredentials, json, same,
 };
 use crate::im::openim::Settings;
 use crate::im::openim::native::SESSION_TYPE;
@@ -203,7 +203,11 @@ impl Ingress for OpenImIngress {
         LIMITS
     }
 
-    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken> {
+    fn enter(
+        &self,
+        head: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<Option<usize>, Spoken> {
         operation(head).map_err(|refused| refused.spoken())?;
         if is_login(head) {
             return Ok(None);
@@ -218,7 +222,11 @@ impl Ingress for OpenImIngress {
         Some("operation_id")
     }
 
-    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken> {
+    fn read_request(
+        &self,
+        incoming: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<DropInRequest, Spoken> {
         let refused = |refused: Refused| refused.spoken();
         let operation = operation(incoming).map_err(refused)?;
         if is_login(incoming) {
@@ -333,7 +341,9 @@ fn enter(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<(usize
             Err(refused) => refused,
         },
     };
-    let open = endpoints.iter().position(|endpoint| endpoint.secret.is_none());
+    let open = endpoints
+        .iter()
+        .position(|endpoint| endpoint.secret.is_none());
     open.map(|endpoint| (endpoint, true)).ok_or(refused)
 }
 
@@ -344,7 +354,11 @@ struct Call {
 }
 
 impl Call {
-    fn read(incoming: &Incoming<'_>, endpoint: &DropInEndpoint, admin: bool) -> Result<Self, Refused> {
+    fn read(
+        incoming: &Incoming<'_>,
+        endpoint: &DropInEndpoint,
+        admin: bool,
+    ) -> Result<Self, Refused> {
         let batch = incoming.path == BATCH;
         let body = Loose::body(incoming.body)?;
         let needed = |name| body.text(name)?.ok_or_else(|| Refused::missing(name));
@@ -420,7 +434,11 @@ impl Call {
                 },
                 ..DropInJob::default()
             },
-            reply: if batch { OpenImReply::Batch } else { OpenImReply::Single },
+            reply: if batch {
+                OpenImReply::Batch
+            } else {
+                OpenImReply::Single
+            },
         })
     }
 
@@ -583,7 +601,11 @@ impl OpenImReply {
 }
 
 fn lists(job_report: Option<&JobReport>) -> Lists<'_> {
-    let recipients = || job_report.iter().flat_map(|job_report| &job_report.recipients);
+    let recipients = || {
+        job_report
+            .iter()
+            .flat_map(|job_report| &job_report.recipients)
+    };
     let (mut results, mut failed) = (Vec::new(), Vec::new());
     for (recipient, report) in recipients() {
         match job_report.filter(|_| report.is_good()) {

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Auth, OPERATION_ID, Settings, TOKEN, exposed, reply};
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 use crate::im::reading::BAD_REPLY;
-use crate::ports::{Credential, Login, HttpReply, Request};
+use crate::ports::{Credential, HttpReply, Login, Request};
 use crate::secret::Secret;
 
 /// The platform of administrators; a token for it takes nobody's place.
@@ -73,7 +73,7 @@ impl Login for TokenLogin {
         }
     }
 
-    fn read(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer> {
+    fn read_credential(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer> {
         // A reply of another shape is not shown: there may be a token in it.
         let no_token = || {
             let text = "the reply to the login holds no token";

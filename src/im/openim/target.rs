@@ -20,11 +20,11 @@ use crate::codec::push_hex;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Push, plain_text};
-use crate::domain::outcome::{TargetAnswer, Class, Verdict};
+use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::BAD_REPLY;
-use crate::ports::{Calls, Directory, Login, Probed, Profile, HttpReply, Request, Target};
+use crate::ports::{Calls, Directory, HttpReply, Login, Probed, Profile, Request, Target};
 
 /// One OpenIM account as a target.
 pub struct OpenIm {
@@ -340,7 +340,7 @@ impl Calls for OpenImCalls {
         self.call(&self.endpoints.batch, recipients, body)
     }
 
-    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
+    fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         if let [_] = recipients {
             Verdict::All(self.read_single(reply))
         } else {

@@ -9,11 +9,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Content, File, Push};
-use crate::domain::outcome::{TargetAnswer, Class, Verdict};
+use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::fixture::{AWKWARD, head, raw, reply, request, text, with_header};
 use crate::im::{TargetSettings, build};
-use crate::ports::{Credential, Login, Page, Probed, HttpReply, Target};
+use crate::ports::{Credential, HttpReply, Login, Page, Probed, Target};
 
 /// An account with everything left at its default but the sender.
 fn settings() -> Settings {
@@ -650,7 +650,7 @@ fn wrong_settings_are_all_reported() {
 // --- Replies -------------------------------------------------------------------------------------
 
 fn read_single(reply: &HttpReply) -> TargetAnswer {
-    match single().open(&Arc::new(head())).read(&["u1"], reply) {
+    match single().open(&Arc::new(head())).read_reply(&["u1"], reply) {
         Verdict::All(answer) => answer,
         each @ Verdict::Each(_) => panic!("{each:?}"),
     }
@@ -832,12 +832,16 @@ fn a_notice_whose_sender_is_unknown_blames_nobody_else() {
     assert_eq!(read_single(&unknown).class, Class::Permanent);
     let mut head = head();
     head.content = Content::Notice("x".into());
-    let verdict = notification().open(&Arc::new(head)).read(&["u1"], &unknown);
+    let verdict = notification()
+        .open(&Arc::new(head))
+        .read_reply(&["u1"], &unknown);
     assert_eq!(verdict.of(0).class, Class::Config);
 }
 
 fn read_packed(recipients: &[&str], reply: &HttpReply) -> Verdict {
-    packed().open(&Arc::new(head())).read(recipients, reply)
+    packed()
+        .open(&Arc::new(head()))
+        .read_reply(recipients, reply)
 }
 
 #[test]
@@ -1031,7 +1035,9 @@ fn the_token_is_fetched_with_the_secret() {
 #[test]
 fn replies_to_the_login() {
     let target = single();
-    let read = |status: u16, body: &str| login_of(&*target).read(&reply(status, body.to_owned()));
+    let read = |status: u16, body: &str| {
+        login_of(&*target).read_credential(&reply(status, body.to_owned()))
+    };
     let lives = |body: &str| {
         let Credential { secret, lives } = read(200, body).unwrap();
         assert_eq!(secret.expose(), "eyJ");
@@ -1089,7 +1095,7 @@ fn all_users_are_listed_page_by_page() {
          content-type: application/json\noperationid: fanwise-users-7\n\n\
          {\"pagination\":{\"pageNumber\":7,\"showNumber\":500}}"
     );
-    let read = |cursor, body: &str| directory.read(cursor, &reply(200, body.to_owned()));
+    let read = |cursor, body: &str| directory.read_page(cursor, &reply(200, body.to_owned()));
     let users = r#"{"errCode":0,"data":{"total":2,"users":[{"userID":"u1","nickname":"x"},{"userID":"ü\""}]}}"#;
     let page = |next: Option<&str>, users: &[&str]| Page {
         users: users.iter().map(|it| (*it).to_owned()).collect(),
@@ -1108,7 +1114,7 @@ fn all_users_are_listed_page_by_page() {
     }
     let class = |status, body: &'static str| {
         directory
-            .read(None, &reply(status, body))
+            .read_page(None, &reply(status, body))
             .unwrap_err()
             .class
     };
@@ -1121,6 +1127,6 @@ fn all_users_are_listed_page_by_page() {
     assert_eq!(class(200, ""), Class::Transient);
     assert_eq!(class(503, ""), Class::Transient);
     assert_eq!(class(404, ""), Class::Config);
-    let stale = directory.read(None, &reply(200, r#"{"errCode":1501}"#));
+    let stale = directory.read_page(None, &reply(200, r#"{"errCode":1501}"#));
     assert!(stale.unwrap_err().stale);
 }

@@ -15,11 +15,11 @@ use super::{IDEMPOTENCY_KEY, Statuses};
 use crate::codec::{self, push_hex};
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
-use crate::domain::outcome::{TargetAnswer, Class, Verdict};
+use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, token, unreadable};
-use crate::ports::{Calls, Profile, HttpReply, Request, Target};
+use crate::ports::{Calls, HttpReply, Profile, Request, Target};
 
 /// One endpoint as a target.
 pub struct Webhook {
@@ -161,7 +161,7 @@ impl Calls for WebhookCalls {
         }
     }
 
-    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
+    fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         match self.base.statuses.class(reply.status) {
             Class::Done if self.packed => read_packed(recipients, reply),
             Class::Done => Verdict::All(TargetAnswer::done()),

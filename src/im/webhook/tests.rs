@@ -276,7 +276,7 @@ fn replies_to_single_calls() {
         ..Settings::new("https://x/{recipient}")
     });
     let calls = target.open(&Arc::new(head()));
-    let read = |status, body: &'static str| match calls.read(&["u1"], &reply(status, body)) {
+    let read = |status, body: &'static str| match calls.read_reply(&["u1"], &reply(status, body)) {
         Verdict::All(answer) => answer,
         each @ Verdict::Each(_) => panic!("{each:?}"),
     };
@@ -292,15 +292,15 @@ fn replies_to_single_calls() {
     assert_eq!(read(404, "").class, Class::Permanent);
     assert_eq!(read(500, "").class, Class::Transient);
     let wait = with_header(reply(429, ""), "retry-after", "3");
-    let verdict = calls.read(&["u1"], &wait);
+    let verdict = calls.read_reply(&["u1"], &wait);
     assert_eq!(verdict.of(0).class, Class::Throttled);
     assert_eq!(verdict.of(0).retry_after, Some(Duration::from_secs(3)));
-    let huge = calls.read(&["u1"], &reply(400, vec![0xff; 1 << 20]));
+    let huge = calls.read_reply(&["u1"], &reply(400, vec![0xff; 1 << 20]));
     assert!(huge.of(0).text.len() <= 300);
     // Where every recipient has the same URL, 404 is about the URL.
     let calls = packed().open(&Arc::new(head()));
     assert_eq!(
-        calls.read(&["u1"], &reply(404, "")).of(0).class,
+        calls.read_reply(&["u1"], &reply(404, "")).of(0).class,
         Class::Config
     );
 }
@@ -311,7 +311,7 @@ fn replies_to_packed_calls() {
     let calls = packed().open(&Arc::new(head()));
     let recipients = ["a", "b\"", "c"];
     let check = |status: u16, body: &str, classes: [Class; 3]| {
-        let verdict = calls.read(&recipients, &reply(status, body.to_owned()));
+        let verdict = calls.read_reply(&recipients, &reply(status, body.to_owned()));
         let found = [0, 1, 2].map(|index| verdict.of(index).class);
         assert_eq!(found, classes, "{status} {body}");
     };
@@ -362,7 +362,7 @@ fn replies_to_packed_calls() {
     // What says that it can be read, and cannot: promise 2 is kept by doubt.
     let told = |name, value, body: &'static [u8]| {
         let reply = with_header(reply(200, body), name, value);
-        calls.read(&recipients, &reply).of(0).class
+        calls.read_reply(&recipients, &reply).of(0).class
     };
     let gzip = b"\x1f\x8b\x08\0\0\0\0\0";
     assert_eq!(told("content-encoding", "gzip", gzip), Uncertain);
@@ -383,14 +383,14 @@ fn replies_to_packed_calls() {
 
     let body = r#"{"failed":[{"recipient":"a","code":"no such user","message":"gone"},
         {"recipient":"c","code":17}]}"#;
-    let verdict = calls.read(&recipients, &reply(200, body));
+    let verdict = calls.read_reply(&recipients, &reply(200, body));
     assert_eq!(
         *verdict.of(0),
         TargetAnswer::new(Permanent, "no_such_user", "gone")
     );
     assert_eq!(*verdict.of(2), TargetAnswer::new(Permanent, "17", ""));
     assert_eq!(
-        calls.read(&recipients, &reply(200, "ok")),
+        calls.read_reply(&recipients, &reply(200, "ok")),
         Verdict::All(TargetAnswer::done())
     );
 }

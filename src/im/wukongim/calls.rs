@@ -12,10 +12,10 @@ use serde::{Deserialize, Deserializer};
 use super::probe::{self, LookUp};
 use super::{Version, code};
 use crate::codec::push_hex;
-use crate::domain::outcome::{TargetAnswer, Class, Verdict};
+use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, unreadable};
-use crate::ports::{Calls, Probed, HttpReply, Request};
+use crate::ports::{Calls, HttpReply, Probed, Request};
 
 /// No server has a channel for a uid with one of these.
 const ILLEGAL_IN_UID: [char; 3] = ['@', '#', '&'];
@@ -99,7 +99,7 @@ impl Calls for Single {
         self.base.request(body)
     }
 
-    fn read(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
+    fn read_reply(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
         Verdict::All(self.base.read_sent(reply))
     }
 
@@ -194,7 +194,7 @@ impl Calls for Command {
         self.0.request(body_for_many(&self.0.before, recipients))
     }
 
-    fn read(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
+    fn read_reply(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
         whole(self.0.read_sent(reply))
     }
 }
@@ -207,7 +207,7 @@ impl Calls for Packed {
         self.0.request(body_for_many(&self.0.before, recipients))
     }
 
-    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
+    fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         let sent = serde_json::from_slice::<SentBatch<'_>>(&reply.body).ok();
         if !(200..300).contains(&reply.status) {
             // There is nothing to be found or not found in a batch: 404 means there is no such call.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Version;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 
 /// The reason codes of the wire protocol, in the order of their numbers. Version 3 sends them in
 /// `reason`; it maps most of its errors to `system error`, an idempotency conflict among them, so a

@@ -17,10 +17,10 @@ use serde::Deserialize;
 
 use super::{Manager, Settings, Version, code, header_value};
 use crate::codec::push_segment;
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 use crate::im::json;
 use crate::im::reading::{BAD_REPLY, excerpt, retry_after};
-use crate::ports::{Credential, Directory, Login, Page, HttpReply, Request};
+use crate::ports::{Credential, Directory, HttpReply, Login, Page, Request};
 use crate::secret::Secret;
 
 /// Users of a page. 2.x has no limit; the other one is the most that 3.x takes.
@@ -87,7 +87,7 @@ impl Directory for Users {
         }
     }
 
-    fn read(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer> {
+    fn read_page(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer> {
         if reply.status != 200 {
             return Err(refusal(self.version, reply));
         }
@@ -210,7 +210,7 @@ impl Login for ManagerLogin {
         }
     }
 
-    fn read(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer> {
+    fn read_credential(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer> {
         /// 2.x: `token` and the second it ends; 3.x: `access_token` and how many it lives.
         #[derive(Deserialize)]
         struct LoggedIn {
@@ -229,7 +229,9 @@ impl Login for ManagerLogin {
                 Some(Credential { secret, lives })
             })
             // Not shown: the reply may hold the token.
-            .ok_or_else(|| TargetAnswer::new(Class::Transient, BAD_REPLY, "a login without a token"))
+            .ok_or_else(|| {
+                TargetAnswer::new(Class::Transient, BAD_REPLY, "a login without a token")
+            })
     }
 
     fn apply(&self, request: &mut Request, credential: &str) {

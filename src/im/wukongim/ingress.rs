@@ -28,8 +28,8 @@ use crate::domain::message::{MessageDocument, Options, TEXT_BYTES_MAX};
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class, Outcome};
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::{
-    self, DropInEndpoint, RecipientReport, Incoming, Ingress, Limit, DropInRequest, Refusal, Spoken, JobReport, DropInJob, json, quoted,
-    same,
+    self, DropInEndpoint, DropInJob, DropInRequest, Incoming, Ingress, JobReport, Limit,
+    RecipientReport, Refusal, Spoken, json, quoted, same,
 };
 use crate::im::wukongim::Settings;
 
@@ -143,7 +143,11 @@ impl Ingress for WukongImIngress {
         LIMITS
     }
 
-    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken> {
+    fn enter(
+        &self,
+        head: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<Option<usize>, Spoken> {
         enter(head, endpoints).map(Some).ok_or_else(|| {
             let mut spoken = Response::new(Bytes::new());
             *spoken.status_mut() = StatusCode::UNAUTHORIZED;
@@ -151,7 +155,11 @@ impl Ingress for WukongImIngress {
         })
     }
 
-    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken> {
+    fn read_request(
+        &self,
+        incoming: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<DropInRequest, Spoken> {
         let endpoint = self.enter(incoming, endpoints)?.unwrap_or_default();
         let call = Call::read(incoming, &endpoints[endpoint]);
         let Call { shape, messages } = call.map_err(|refused| refused.spoken())?;
@@ -196,7 +204,11 @@ fn enter(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Option<usize>
         secret.is_some_and(|secret| same(token.as_bytes(), secret.expose().as_bytes()))
     };
     let with_token = endpoints.iter().position(opens);
-    with_token.or_else(|| endpoints.iter().position(|endpoint| endpoint.secret.is_none()))
+    with_token.or_else(|| {
+        endpoints
+            .iter()
+            .position(|endpoint| endpoint.secret.is_none())
+    })
 }
 
 /// How a call was put, and so how it is answered.
@@ -563,7 +575,11 @@ fn object(job_report: &JobReport) -> Spoken {
 
 /// Why nobody got a message; nothing if somebody did.
 fn refused(job_report: &JobReport) -> Option<Refused> {
-    if job_report.recipients.iter().any(|(_, report)| report.is_good()) {
+    if job_report
+        .recipients
+        .iter()
+        .any(|(_, report)| report.is_good())
+    {
         return None;
     }
     let (_, report) = job_report.recipients.first()?;
@@ -572,7 +588,10 @@ fn refused(job_report: &JobReport) -> Option<Refused> {
 
 /// The id of a message to a channel, or the first of several to users; 0 if nobody got one.
 fn message_id(job_report: &JobReport) -> i64 {
-    let mut good = job_report.recipients.iter().filter(|(_, report)| report.is_good());
+    let mut good = job_report
+        .recipients
+        .iter()
+        .filter(|(_, report)| report.is_good());
     good.next()
         .map_or(0, |(recipient, _)| job_report.message_id(recipient))
 }

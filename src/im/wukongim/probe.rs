@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Uri};
 use serde::Deserialize;
 
 use crate::codec::push_segment;
-use crate::ports::{Probed, HttpReply, Request};
+use crate::ports::{HttpReply, Probed, Request};
 
 /// Ends the id of the channel that holds the commands of another one.
 const COMMANDS: &str = "____cmd";

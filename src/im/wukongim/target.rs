@@ -21,7 +21,7 @@ use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::Content;
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
-use crate::ports::{Calls, Directory, Profile, HttpReply, Request, Target};
+use crate::ports::{Calls, Directory, HttpReply, Profile, Request, Target};
 
 /// The manager of 2.x, who is no user.
 const MANAGER: &str = "____manager";

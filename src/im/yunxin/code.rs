@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 use crate::im::netease::refusal::blames_signature;
 
 /// The codes that are documented, with what they mean.

@@ -25,7 +25,8 @@ use crate::domain::message::{MessageDocument, Moderation, Options, Push, Route, 
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::media::Names;
 use crate::im::ingress::{
-    self, DropInEndpoint, RecipientReport, Incoming, Ingress, Limit, DropInRequest, Refusal, Spoken, JobReport, DropInJob, json,
+    self, DropInEndpoint, DropInJob, DropInRequest, Incoming, Ingress, JobReport, Limit,
+    RecipientReport, Refusal, Spoken, json,
 };
 use crate::im::netease::account::length;
 use crate::im::netease::ingress::message::{self, Described};
@@ -100,7 +101,11 @@ impl Ingress for YunxinIngress {
         LIMITS
     }
 
-    fn enter(&self, head: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Option<usize>, Spoken> {
+    fn enter(
+        &self,
+        head: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<Option<usize>, Spoken> {
         let entered = signature::endpoint(head, endpoints).map_err(No::parameter);
         entered
             .map(|(endpoint, _)| Some(endpoint))
@@ -112,7 +117,11 @@ impl Ingress for YunxinIngress {
         true
     }
 
-    fn read(&self, incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<DropInRequest, Spoken> {
+    fn read_request(
+        &self,
+        incoming: &Incoming<'_>,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<DropInRequest, Spoken> {
         let asked = signature::endpoint(incoming, endpoints)
             .map_err(No::parameter)
             .and_then(|(endpoint, nonce)| asked(incoming, endpoints, endpoint, nonce));
@@ -526,7 +535,11 @@ fn failed<'a>(recipient: &'a str, report: &RecipientReport) -> Option<Failed<'a>
     Some(Failed {
         account_id: recipient,
         receiver_id: recipient,
-        error_code: if report.is_unknown() { UNKNOWN } else { no.code },
+        error_code: if report.is_unknown() {
+            UNKNOWN
+        } else {
+            no.code
+        },
         error_msg: no.text,
     })
 }

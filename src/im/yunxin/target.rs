@@ -22,7 +22,7 @@ use crate::im::json;
 use crate::im::netease::account::{Account, length, request_id};
 use crate::im::netease::content::{Names, Object, number, text};
 use crate::im::netease::job::{badge, check_badge, check_native, check_sender, native};
-use crate::ports::{Calls, Profile, HttpReply, Request, Signing, Target};
+use crate::ports::{Calls, HttpReply, Profile, Request, Signing, Target};
 
 const TRACE_ID: HeaderName = HeaderName::from_static("x-custom-traceid");
 
@@ -398,7 +398,7 @@ impl Calls for Batch {
         self.account.request(self.uri.clone(), &TRACE_ID, &id, body)
     }
 
-    fn read(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
+    fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         reply::batch(recipients, reply, self.block)
     }
 }
@@ -434,7 +434,7 @@ impl Calls for Single {
         self.account.request(uri, &TRACE_ID, &id, body)
     }
 
-    fn read(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
+    fn read_reply(&self, _recipients: &[&str], reply: &HttpReply) -> Verdict {
         reply::single(reply, self.block)
     }
 }

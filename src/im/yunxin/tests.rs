@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::mapping::{Feature, Mapping, Strictness};
 use crate::domain::message::{Content, File, Moderation, Options, Push, Route};
-use crate::domain::outcome::{TargetAnswer, Class, Verdict};
+use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::fixture::{AWKWARD, head, raw, reply, request, text, with_header};
 use crate::im::{TargetSettings, build};
@@ -510,7 +510,7 @@ fn wrong_settings_are_all_reported() {
 }
 
 fn read(target: &dyn Target, recipients: &[&str], reply: &HttpReply) -> Verdict {
-    target.open(&Arc::new(head())).read(recipients, reply)
+    target.open(&Arc::new(head())).read_reply(recipients, reply)
 }
 
 #[test]
@@ -621,7 +621,10 @@ fn replies_to_batches() {
             r#"{"code":200,"data":{"failed_list":[{"account_id":"bob","error_code":102404,"error_msg":"gone"}]}}"#,
         ),
     );
-    assert_eq!(*verdict.of(1), TargetAnswer::new(Permanent, "102404", "gone"));
+    assert_eq!(
+        *verdict.of(1),
+        TargetAnswer::new(Permanent, "102404", "gone")
+    );
     assert_eq!(&*verdict.of(0).code, "not_listed");
     let many = read(
         &*target(),
@@ -681,7 +684,7 @@ fn blocks_last_as_long_as_the_settings_say() {
         head.addressed = addressed;
         let calls = blocks(single).open(&Arc::new(head));
         for body in [r#"{"code":416}"#, r#"{"code":107323}"#] {
-            let verdict = calls.read(&["1"], &reply(200, body));
+            let verdict = calls.read_reply(&["1"], &reply(200, body));
             let expected = Some(Duration::from_secs(block));
             assert_eq!(verdict.of(0).retry_after, expected, "{body}");
         }

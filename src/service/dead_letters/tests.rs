@@ -15,8 +15,8 @@ use crate::domain::permissions::Permissions;
 use crate::domain::slice::{Head, Shape};
 use crate::embedded::{EmbeddedBroker, EmbeddedStore, Engine, Settings};
 use crate::ports::{
-    Broker as _, Calls, Consumer as _, Profile, HttpReply, Request, SendError, Session as _, Settle,
-    SliceRef, Source, Submission, Target, Transport,
+    Broker as _, Calls, Consumer as _, HttpReply, Profile, Request, SendError, Session as _,
+    Settle, SliceRef, Source, Submission, Target, Transport,
 };
 use crate::service::BeforeAccept;
 
@@ -204,7 +204,7 @@ impl Bench {
             template: None,
         };
         self.store.accept(&submission).await.unwrap();
-        let expanded = self.store.expanded(job.head.id, &job.submission);
+        let expanded = self.store.mark_expanded(job.head.id, &job.submission);
         expanded.await.unwrap();
         let fingerprinter = Fingerprinter::new(SECRET, job.head.id);
         let outcomes: Vec<_> = recipients

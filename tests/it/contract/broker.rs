@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use fanwise::domain::lane::Priority;
 use fanwise::domain::schedule::RUNGS;
 use fanwise::ports::{
-    Broker, BrokerError, Consumer, Delivery, RetainedMessage, Lost, PublishError, Publisher, Route,
-    Session, RetainedQueue, RetainedQueues, Sifted, Sifting, Source,
+    Broker, BrokerError, Consumer, Delivery, EditSummary, Lost, PublishError, Publisher,
+    RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session, Source,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -144,12 +144,12 @@ async fn what_is_given_back_comes_again(bench: &impl BrokerBench) {
     for round in 0..4 {
         let delivery = next(&mut consumer).await;
         assert_eq!((numbered(&delivery), delivery.redelivered), (0, round > 0));
-        delivery.give_back().await.unwrap();
+        delivery.requeue().await.unwrap();
     }
     let other = session.consume(lane_source(), 5).await;
     consumer.cancel().await;
     while let Some(delivery) = timeout(PATIENCE, consumer.next()).await.unwrap() {
-        delivery.give_back().await.unwrap();
+        delivery.requeue().await.unwrap();
     }
     let delivery = next(&mut other.unwrap()).await;
     assert!(delivery.redelivered);
@@ -185,7 +185,7 @@ async fn prefetch_bounds_what_is_unacked(bench: &impl BrokerBench) {
     held.remove(3).ack().await.unwrap();
     held.push(next(&mut consumer).await);
     silence(&mut consumer).await;
-    held.remove(5).give_back().await.unwrap();
+    held.remove(5).requeue().await.unwrap();
     held.push(next(&mut consumer).await);
     silence(&mut consumer).await;
     // Another consumer has a bound of its own.
@@ -273,7 +273,7 @@ async fn a_stale_delivery_can_only_be_lost(bench: &impl BrokerBench) {
     let session = bench.broker().connect().await.unwrap();
     publish_numbers(&session, 0..4).await;
     let mut consumer = session.consume(lane_source(), 4).await.unwrap();
-    let (ack, give_back, reject) = (
+    let (ack, requeue, reject) = (
         next(&mut consumer).await,
         next(&mut consumer).await,
         next(&mut consumer).await,
@@ -281,7 +281,7 @@ async fn a_stale_delivery_can_only_be_lost(bench: &impl BrokerBench) {
     let publisher = session.publisher();
     session.close().await;
     assert_eq!(ack.ack().await, Err(Lost));
-    assert_eq!(give_back.give_back().await, Err(Lost));
+    assert_eq!(requeue.requeue().await, Err(Lost));
     let rejected = reject.reject("why".to_owned()).await;
     assert!(
         matches!(rejected, Err(PublishError::Lost(Lost))),
@@ -296,7 +296,11 @@ async fn a_stale_delivery_can_only_be_lost(bench: &impl BrokerBench) {
         (bench.ready().await == 4).then_some(())
     })
     .await;
-    assert!(kept(bench.broker(), RetainedQueue::Rejected).await.is_empty());
+    assert!(
+        kept(bench.broker(), RetainedQueue::Rejected)
+            .await
+            .is_empty()
+    );
 }
 
 /// What was under way still comes out after `cancel`, can be acked after the consumer is gone, and
@@ -457,18 +461,18 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
 
     let before = kept(broker, RetainedQueue::Dead).await;
     let decide = |message: RetainedMessage| match parse(&message.body) {
-        590 => Sifted::Stop,
-        n if n % 3 == 0 => Sifted::Remove,
-        n if n % 3 == 1 => Sifted::Replace(format!("{}", 10_000 + n).into()),
-        _ => Sifted::Keep,
+        590 => RetainedEdit::Stop,
+        n if n % 3 == 0 => RetainedEdit::Remove,
+        n if n % 3 == 1 => RetainedEdit::Replace(format!("{}", 10_000 + n).into()),
+        _ => RetainedEdit::Keep,
     };
-    let sifting = broker.sift(RetainedQueue::Dead, decide).await.unwrap();
-    let expected = Sifting {
+    let summary = broker.edit(RetainedQueue::Dead, decide).await.unwrap();
+    let expected = EditSummary {
         shown: 591,
         removed: 197,
         replaced: 197,
     };
-    assert_eq!(sifting, expected);
+    assert_eq!(summary, expected);
     let after = kept(broker, RetainedQueue::Dead).await;
     let mut numbers: Vec<u32> = after.iter().map(|letter| parse(&letter.body)).collect();
     numbers.sort_unstable();
@@ -486,7 +490,7 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
     }
     // Once more: what took the place of another is a message like any other.
     let all = broker
-        .sift(RetainedQueue::Dead, |_| Sifted::Replace("7".into()))
+        .edit(RetainedQueue::Dead, |_| RetainedEdit::Replace("7".into()))
         .await;
     assert_eq!(all.unwrap().replaced, 403);
     let letters = kept(broker, RetainedQueue::Dead).await;
@@ -495,7 +499,10 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
             .iter()
             .all(|it| it.body == "7" && it.routing_key == before[0].routing_key)
     );
-    let all = broker.sift(RetainedQueue::Dead, |_| Sifted::Remove).await.unwrap();
+    let all = broker
+        .edit(RetainedQueue::Dead, |_| RetainedEdit::Remove)
+        .await
+        .unwrap();
     assert_eq!((all.shown, all.removed), (403, 403));
     assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
 }
@@ -515,11 +522,11 @@ async fn changes_at_the_same_time_all_come_about(bench: &impl BrokerBench) {
             let text = str::from_utf8(&message.body).unwrap();
             let left: Vec<_> = text.split(' ').filter(|it| *it != name).collect();
             match left.is_empty() {
-                true => Sifted::Remove,
-                false => Sifted::Replace(left.join(" ").into()),
+                true => RetainedEdit::Remove,
+                false => RetainedEdit::Replace(left.join(" ").into()),
             }
         };
-        broker.sift(RetainedQueue::Dead, decide).await.unwrap();
+        broker.edit(RetainedQueue::Dead, decide).await.unwrap();
     };
     let (all_but_last, last) = (&names[..3], names[3]);
     futures_util::future::join_all(all_but_last.iter().map(|name| without(name))).await;
@@ -547,15 +554,15 @@ async fn a_sifting_that_is_broken_off_loses_nothing(bench: &impl BrokerBench) {
             halfway.notify_one();
         }
         match parse(&message.body) % 3 {
-            0 => Sifted::Remove,
-            1 => Sifted::Replace(message.body),
-            _ => Sifted::Keep,
+            0 => RetainedEdit::Remove,
+            1 => RetainedEdit::Replace(message.body),
+            _ => RetainedEdit::Keep,
         }
     };
     tokio::select! {
         biased;
         () = halfway.notified() => {}
-        _ = broker.sift(RetainedQueue::Dead, decide) => {}
+        _ = broker.edit(RetainedQueue::Dead, decide) => {}
     }
     // The broker has to notice first that the reader is gone, then the messages come back.
     let stay: BTreeSet<u32> = (0..200).filter(|n| n % 3 != 0).collect();
@@ -568,7 +575,10 @@ async fn a_sifting_that_is_broken_off_loses_nothing(bench: &impl BrokerBench) {
         (read.await.is_ok() && left.is_superset(&stay)).then_some(())
     })
     .await;
-    let again = broker.sift(RetainedQueue::Dead, |_| Sifted::Remove).await.unwrap();
+    let again = broker
+        .edit(RetainedQueue::Dead, |_| RetainedEdit::Remove)
+        .await
+        .unwrap();
     assert!(again.removed >= stay.len() as u64);
     assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
 }
@@ -611,7 +621,8 @@ async fn dead_letters_are_read_in_place(bench: &impl BrokerBench) {
             std::thread::scope(|scope| {
                 let read = || {
                     let runtime = tokio::runtime::Runtime::new().unwrap();
-                    runtime.block_on(broker.read(RetainedQueue::Dead, |_| ControlFlow::Continue(())))
+                    runtime
+                        .block_on(broker.read(RetainedQueue::Dead, |_| ControlFlow::Continue(())))
                 };
                 scope.spawn(read).join().unwrap()
             })
@@ -720,7 +731,7 @@ enum Step {
     Ack {
         held: usize,
     },
-    GiveBack {
+    Requeue {
         held: usize,
     },
     Reject {
@@ -738,7 +749,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (any::<bool>(), 1..6u32).prop_map(|(lane, count)| Step::Publish { lane, count }),
         8 => any::<bool>().prop_map(|lane| Step::Take { lane }),
         4 => any::<usize>().prop_map(|held| Step::Ack { held }),
-        2 => any::<usize>().prop_map(|held| Step::GiveBack { held }),
+        2 => any::<usize>().prop_map(|held| Step::Requeue { held }),
         1 => any::<usize>().prop_map(|held| Step::Reject { held }),
         1 => (1..4u32).prop_map(|count| Step::Dead { count }),
         1 => Just(Step::Reopen),
@@ -860,9 +871,9 @@ async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
                 let (_, _, delivery) = held.remove(at % held.len());
                 delivery.ack().await.unwrap();
             }
-            Step::GiveBack { held: at } if !held.is_empty() => {
+            Step::Requeue { held: at } if !held.is_empty() => {
                 let (queue, number, delivery) = held.remove(at % held.len());
-                delivery.give_back().await.unwrap();
+                delivery.requeue().await.unwrap();
                 model.queued[queue].insert(number);
                 model.came_back.insert(number);
             }
@@ -891,7 +902,7 @@ async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
                     consumers.push(consumer.unwrap());
                 }
             }
-            Step::Ack { .. } | Step::GiveBack { .. } | Step::Reject { .. } => {}
+            Step::Ack { .. } | Step::Requeue { .. } | Step::Reject { .. } => {}
         }
     }
 

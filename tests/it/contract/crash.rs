@@ -11,8 +11,8 @@ use fanwise::domain::outcome::Outcome;
 use fanwise::domain::schedule::RUNGS;
 use fanwise::embedded::{Engine, OpenError, Settings};
 use fanwise::ports::{
-    Broker, ClaimState, Claimed, Consumer, Ledger, Limiter, Park, ParkReason, Publisher, Route,
-    Session, RetainedQueue, RetainedQueues, Source,
+    Broker, ClaimState, Claimed, Consumer, Ledger, Limiter, Park, ParkReason, Publisher,
+    RetainedQueue, RetainedQueues, Route, Session, Source,
 };
 use tokio::task::JoinSet;
 use tokio::time::timeout;

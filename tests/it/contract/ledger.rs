@@ -11,8 +11,8 @@ use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::{Addressed, Head, Shape, Together};
 use fanwise::ports::{
     Accepted, Beat, Claim, ClaimState, Claimed, Entry, Gathered, JobFilter, JobPage, JobPlace,
-    JobQuery, JobRecord, JobState, Ledger, Pulse, Reason, Settle, SliceRef, JobProgress, Submission,
-    UnderWay, Upkeep,
+    JobProgress, JobQuery, JobRecord, JobState, Ledger, Pulse, Reason, Settle, SliceRef,
+    Submission, UnderWay, Upkeep,
 };
 use futures_util::future::join_all;
 use proptest::prelude::*;
@@ -250,7 +250,7 @@ async fn a_job_that_was_entered_is_found_at_once(bench: &impl StoreBench) {
     assert!(!store.knows(job.id(), &["s".to_owned()]).await.unwrap());
     assert!(!store.complete(job.id()).await.unwrap());
     let people = job.fingerprints(0..1);
-    let states = store.look(&found, &people).await.unwrap();
+    let states = store.peek(&found, &people).await.unwrap();
     assert_eq!(states, [ClaimState::Granted]);
     assert_eq!(store.audit(&found).await.unwrap(), Audit::default());
 
@@ -535,7 +535,7 @@ async fn a_claim_released_in_doubt_stays_so(bench: &impl StoreBench) {
         ClaimState::InDoubt,
         ClaimState::Granted,
     ];
-    let looked = store.look(&record, &people).await.unwrap();
+    let looked = store.peek(&record, &people).await.unwrap();
     assert_eq!(looked[..5], expected);
     let states = each(claim(store, two, BOB, LEASE, &people).await);
     assert_eq!(states[..5], expected);
@@ -611,7 +611,7 @@ async fn nobody_missing_is_counted_as_a_duplicate(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(2));
     let people = job.fingerprints(0..5);
     store.accept(&job.submission("s", 8)).await.unwrap();
-    store.expanded(job.id(), "s").await.unwrap();
+    store.mark_expanded(job.id(), "s").await.unwrap();
     let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 8);
     let sent = all(&people[..4], Outcome::Sent);
@@ -671,7 +671,7 @@ async fn a_slice_ends_once(bench: &impl StoreBench) {
     let progress = settle(store, two, BOB, &[], true).await;
     assert_eq!(progress.accounts.duplicate, 14);
     assert!(!progress.finished, "the submission is not expanded");
-    assert!(store.expanded(job.id(), "s").await.unwrap().finished);
+    assert!(store.mark_expanded(job.id(), "s").await.unwrap().finished);
 }
 
 async fn windows_may_be_unsorted_and_large(bench: &impl StoreBench) {
@@ -750,7 +750,7 @@ async fn every_step_may_be_repeated(bench: &impl StoreBench) {
     assert_eq!(store.settle(last).await.unwrap().progress, first);
     assert_eq!((first.accounts.duplicate, first.accounts.pending()), (1, 0));
     for _ in 0..2 {
-        let progress = store.expanded(job.id(), "s").await.unwrap();
+        let progress = store.mark_expanded(job.id(), "s").await.unwrap();
         assert!(progress.finished && !progress.completed);
     }
     assert!(store.complete(job.id()).await.unwrap());
@@ -807,9 +807,9 @@ async fn reasons_are_kept_and_found(bench: &impl StoreBench) {
         [None, None, None]
     );
     let told = [(people[0], reason("404")), (people[2], reason("410"))];
-    store.explain(job.id(), &told).await.unwrap();
+    store.record_reasons(job.id(), &told).await.unwrap();
     store
-        .explain(job.id(), &[(people[2], reason("411"))])
+        .record_reasons(job.id(), &[(people[2], reason("411"))])
         .await
         .unwrap();
     assert_eq!(
@@ -832,7 +832,7 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     assert_eq!(store.job(job.id()).await.unwrap(), None);
     assert!(!store.complete(job.id()).await.unwrap());
     assert_eq!(
-        store.expanded(job.id(), "one").await.unwrap(),
+        store.mark_expanded(job.id(), "one").await.unwrap(),
         JobProgress::default()
     );
 
@@ -861,7 +861,7 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     assert_eq!(store.accept(&other).await.unwrap(), conflict);
 
     for _ in 0..2 {
-        let progress = store.expanded(job.id(), "one").await.unwrap();
+        let progress = store.mark_expanded(job.id(), "one").await.unwrap();
         assert_eq!((progress.accounts.total, progress.finished), (2, false));
     }
     let id = SliceId::new("one", 0);
@@ -911,7 +911,7 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     let sent = all(&people, Outcome::Sent);
     settle(store, job.slice(&id, 3), ANN, &sent, true).await;
     assert!(!store.complete(job.id()).await.unwrap());
-    assert!(store.expanded(job.id(), "two").await.unwrap().finished);
+    assert!(store.mark_expanded(job.id(), "two").await.unwrap().finished);
     assert!(store.complete(job.id()).await.unwrap());
     let record = store.job(job.id()).await.unwrap().unwrap();
     assert_eq!((record.accounts.sent, record.accounts.duplicate), (3, 2));
@@ -930,7 +930,7 @@ async fn a_job_of_parts_waits_for_all_of_them(bench: &impl StoreBench) {
         let id = SliceId::new(name, 0);
         let sent = [(people[number], Outcome::Sent)];
         settle(store, job.slice(&id, 1), ANN, &sent, true).await;
-        let progress = store.expanded(job.id(), name).await.unwrap();
+        let progress = store.mark_expanded(job.id(), name).await.unwrap();
         assert_eq!(progress.finished, number == 1);
     }
 }
@@ -959,7 +959,7 @@ async fn a_submission_without_recipients_waits_for_its_parts(bench: &impl StoreB
                 assert!(!progress.finished, "{name}");
             }
             for _ in 0..2 {
-                let progress = store.expanded(job.id(), name).await.unwrap();
+                let progress = store.mark_expanded(job.id(), name).await.unwrap();
                 assert_eq!(progress.finished, number == 2, "{name}");
             }
             assert_eq!(store.complete(job.id()).await.unwrap(), number == 2);
@@ -988,7 +988,7 @@ async fn a_list_in_parts_is_there_with_its_last_part(bench: &impl StoreBench) {
     for name in &names {
         assert!(!store.knows(job.id(), &names).await.unwrap());
         store.accept(&job.submission(name, 1)).await.unwrap();
-        store.expanded(job.id(), name).await.unwrap();
+        store.mark_expanded(job.id(), name).await.unwrap();
     }
     assert!(store.knows(job.id(), &names).await.unwrap());
     for number in [1, 1, 3, 3] {
@@ -1022,7 +1022,7 @@ async fn a_list_that_was_given_up_stays_so_and_its_job_completes(bench: &impl St
             assert_eq!(gather(1, true).await, Gathered::GivenUp);
         }
         assert_eq!(gather(number, false).await, Gathered::GivenUp);
-        store.expanded(job.id(), name).await.unwrap();
+        store.mark_expanded(job.id(), name).await.unwrap();
         let id = SliceId::new(name, 0);
         let cancelled = [(people[number as usize - 1], Outcome::Cancelled)];
         let progress = settle(store, job.slice(&id, 1), ANN, &cancelled, true).await;
@@ -1154,7 +1154,7 @@ async fn jobs_are_found_by_what_is_known_of_them(bench: &impl StoreBench) {
     let people = jobs[1].fingerprints(0..1);
     let sent = all(&people, Outcome::Sent);
     settle(store, jobs[1].slice(&slice, 1), ANN, &sent, true).await;
-    store.expanded(jobs[1].id(), "s").await.unwrap();
+    store.mark_expanded(jobs[1].id(), "s").await.unwrap();
     assert!(store.complete(jobs[1].id()).await.unwrap());
 
     let check = async |filter: JobFilter, expected: &[usize]| {
@@ -1232,7 +1232,7 @@ async fn looking_claims_nobody(bench: &impl StoreBench) {
     let slice = job.slice(&slice, 8);
     let unseen = vec![ClaimState::Granted; 8];
     for _ in 0..2 {
-        assert_eq!(store.look(&record, &people).await.unwrap(), unseen);
+        assert_eq!(store.peek(&record, &people).await.unwrap(), unseen);
     }
     claim(store, slice, ANN, LEASE, &people[..4]).await;
     let outcomes = [(people[0], Outcome::Sent), (people[1], Outcome::Failed)];
@@ -1240,7 +1240,7 @@ async fn looking_claims_nobody(bench: &impl StoreBench) {
     release(store, slice, ANN, &people[2..3]).await;
     claim(store, slice, BOB, Duration::ZERO, &people[4..5]).await;
     let found = until_ok("the end of a lease", PATIENCE, async || {
-        let found = store.look(&record, &people).await.unwrap();
+        let found = store.peek(&record, &people).await.unwrap();
         let over = found[4] == ClaimState::TakenOver;
         over.then_some(()).ok_or_else(|| format!("{found:?}"))?;
         Ok::<_, String>(found)
@@ -1253,7 +1253,7 @@ async fn looking_claims_nobody(bench: &impl StoreBench) {
     assert_eq!(found[5..], unseen[..3]);
     // The order asked for counts, and a repeat is answered twice.
     let mixed = [people[3], people[0], people[5], people[0]];
-    let mixed = store.look(&record, &mixed).await.unwrap();
+    let mixed = store.peek(&record, &mixed).await.unwrap();
     assert!(matches!(mixed[0], ClaimState::Held { .. }));
     assert_eq!(
         mixed[1..],
@@ -1265,7 +1265,7 @@ async fn looking_claims_nobody(bench: &impl StoreBench) {
         job: others.id(),
         ..record
     };
-    let nobody = store.look(&unknown, &people[..1]).await.unwrap();
+    let nobody = store.peek(&unknown, &people[..1]).await.unwrap();
     assert_eq!(nobody, [ClaimState::Granted]);
     let states = each(claim(store, slice, Owner(0xc), LEASE, &people[5..]).await);
     assert_eq!(states, vec![ClaimState::Granted; 3]);
@@ -1427,7 +1427,7 @@ async fn a_submission_accepted_after_its_slices_counts_once(bench: &impl StoreBe
     assert!(!progress.finished);
     let sent = all(&people[10..], Outcome::Sent);
     settle(store, two, ANN, &sent, true).await;
-    let progress = store.expanded(job.id(), "s").await.unwrap();
+    let progress = store.mark_expanded(job.id(), "s").await.unwrap();
     assert_eq!((progress.accounts.sent, progress.finished), (20, true));
 }
 
@@ -1858,7 +1858,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
             .collect();
         settle(store, slice(index), BOB, &sent, true).await;
     }
-    let progress = store.expanded(job.id(), "s").await.unwrap();
+    let progress = store.mark_expanded(job.id(), "s").await.unwrap();
     assert_eq!(progress.accounts.settled(), progress.accounts.total);
     assert!(progress.finished);
     let audit = store.audit(&record).await.unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
-    Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas, Route, RetainedQueues,
+    Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas, RetainedQueues, Route,
     Templates, Upkeep,
 };
 use fanwise::{amqp, embedded, store};

@@ -28,8 +28,8 @@ async fn a_nonce_can_be_given_back(bench: &impl StoreBench) {
     let store = bench.store();
     assert!(store.is_new("a", LONG).await.unwrap());
     assert!(store.is_new("b", LONG).await.unwrap());
-    store.give_back("a").await.unwrap();
-    store.give_back("never seen").await.unwrap();
+    store.release("a").await.unwrap();
+    store.release("never seen").await.unwrap();
     assert!(store.is_new("a", LONG).await.unwrap());
     assert!(!store.is_new("a", LONG).await.unwrap());
     assert!(!store.is_new("b", LONG).await.unwrap());

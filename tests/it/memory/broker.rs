@@ -13,8 +13,9 @@ use fanwise::clock::now_ms;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::domain::schedule::rung;
 use fanwise::ports::{
-    Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, RetainedMessage, Lost,
-    Outgoing, PublishError, Publisher, Route, Session, RetainedQueue, RetainedQueues, Sifted, Sifting, Source,
+    Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EditSummary, EndDelivery, Lost,
+    Outgoing, PublishError, Publisher, RetainedEdit, RetainedMessage, RetainedQueue,
+    RetainedQueues, Route, Session, Source,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -513,14 +514,14 @@ impl EndDelivery for Ending {
         })
     }
 
-    fn give_back(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
+    fn requeue(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
         Box::pin(async move {
-            let give_back = || {
+            let requeue = || {
                 let (broker, out) = self.end()?;
                 lock(&broker.state).take_back(out);
                 Ok(())
             };
-            let given_back = self.broker.way.step("give_back", give_back).await;
+            let given_back = self.broker.way.step("give_back", requeue).await;
             given_back.unwrap_or_else(|Failed| {
                 self.broker.lose_sessions();
                 Err(Lost)
@@ -562,37 +563,37 @@ impl MemoryBroker {
     async fn walk(
         &self,
         retained: RetainedQueue,
-        mut decide: impl FnMut(RetainedMessage) -> Sifted + Send,
-    ) -> Sifting {
+        mut decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
+    ) -> EditSummary {
         let there: Vec<_> = {
             let mut state = lock(&self.state);
             let kept = state.retained(retained).iter();
             kept.map(|(at, it)| (*at, it.clone())).collect()
         };
-        let mut sifting = Sifting::default();
+        let mut summary = EditSummary::default();
         for (number, (at, message)) in there.into_iter().enumerate() {
             if number % PAGE == PAGE - 1 {
                 tokio::task::yield_now().await;
             }
-            sifting.shown += 1;
+            summary.shown += 1;
             let decided = decide(message);
             let mut state = lock(&self.state);
             match decided {
-                Sifted::Keep => {}
-                Sifted::Stop => break,
-                Sifted::Remove => {
+                RetainedEdit::Keep => {}
+                RetainedEdit::Stop => break,
+                RetainedEdit::Remove => {
                     state.retained(retained).remove(&at);
-                    sifting.removed += 1;
+                    summary.removed += 1;
                 }
-                Sifted::Replace(body) => {
+                RetainedEdit::Replace(body) => {
                     if let Some(kept) = state.retained(retained).get_mut(&at) {
                         kept.body = body;
                     }
-                    sifting.replaced += 1;
+                    summary.replaced += 1;
                 }
             }
         }
-        sifting
+        summary
     }
 }
 
@@ -603,17 +604,17 @@ impl RetainedQueues for MemoryBroker {
         mut visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
     ) -> Result<u64, BrokerError> {
         let keep = |message| match visit(message) {
-            ControlFlow::Continue(()) => Sifted::Keep,
-            ControlFlow::Break(()) => Sifted::Stop,
+            ControlFlow::Continue(()) => RetainedEdit::Keep,
+            ControlFlow::Break(()) => RetainedEdit::Stop,
         };
         Ok(self.walk(retained, keep).await.shown)
     }
 
-    async fn sift(
+    async fn edit(
         &self,
         retained: RetainedQueue,
-        decide: impl FnMut(RetainedMessage) -> Sifted + Send,
-    ) -> Result<Sifting, BrokerError> {
+        decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
+    ) -> Result<EditSummary, BrokerError> {
         let _turn = self.turns[retained as usize].lock().await;
         Ok(self.walk(retained, decide).await)
     }

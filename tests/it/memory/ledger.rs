@@ -11,9 +11,9 @@ use fanwise::domain::outcome::Outcome;
 use fanwise::domain::pace::{Mark, Pace};
 use fanwise::domain::slice::{Shape, Together};
 use fanwise::ports::{
-    Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobQuery, JobRecord,
-    JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle, SliceRef, JobProgress,
-    Submission, Upkeep,
+    Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobProgress,
+    JobQuery, JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle,
+    SliceRef, Submission, Upkeep,
 };
 use tokio::time::Instant;
 
@@ -519,7 +519,11 @@ impl Ledger for MemoryStore {
         self.step("withdraw", withdraw).await
     }
 
-    async fn expanded(&self, job: JobId, submission: &str) -> Result<JobProgress, LedgerError> {
+    async fn mark_expanded(
+        &self,
+        job: JobId,
+        submission: &str,
+    ) -> Result<JobProgress, LedgerError> {
         let expanded = |state: &mut State| {
             let Some(job) = state.jobs.get_mut(&job) else {
                 return JobProgress::default();
@@ -600,7 +604,7 @@ impl Ledger for MemoryStore {
         self.step("jobs", |state| state.page(query)).await
     }
 
-    async fn look(
+    async fn peek(
         &self,
         job: &JobRecord,
         recipients: &[Fingerprint],
@@ -616,18 +620,18 @@ impl Ledger for MemoryStore {
         self.step("look", look).await
     }
 
-    async fn explain(
+    async fn record_reasons(
         &self,
         job: JobId,
         reasons: &[(Fingerprint, Reason)],
     ) -> Result<(), LedgerError> {
-        let explain = |state: &mut State| {
+        let record_reasons = |state: &mut State| {
             if let Some(job) = state.jobs.get_mut(&job) {
                 let room = (REASONS_MAX as usize).saturating_sub(job.reasons.len());
                 job.reasons.extend(reasons.iter().take(room).cloned());
             }
         };
-        self.step("explain", explain).await
+        self.step("explain", record_reasons).await
     }
 
     async fn reasons(
@@ -678,7 +682,11 @@ impl Upkeep for MemoryStore {
         self.step("quiet", find).await
     }
 
-    async fn abandon(&self, job: JobId, quiet: Duration) -> Result<Option<JobProgress>, LedgerError> {
+    async fn abandon(
+        &self,
+        job: JobId,
+        quiet: Duration,
+    ) -> Result<Option<JobProgress>, LedgerError> {
         let abandon = |state: &mut State| {
             let job = state.running(job).filter(|job| job.is_quiet(quiet))?;
             let now = Instant::now();

@@ -324,7 +324,7 @@ impl Nonces for MemoryStore {
         self.step("is_new", is_new).await
     }
 
-    async fn give_back(&self, nonce: &str) -> Result<(), LedgerError> {
+    async fn release(&self, nonce: &str) -> Result<(), LedgerError> {
         let forget = |state: &mut State| state.nonces.remove(nonce);
         self.step("give_back_nonce", forget).await.map(|_| ())
     }

@@ -117,7 +117,10 @@ pub(in crate::im) mod tests {
         signed(Call::new("", ""))
     }
 
-    fn enter(call: &Call, endpoints: &[DropInEndpoint]) -> Result<(usize, Option<String>), &'static str> {
+    fn enter(
+        call: &Call,
+        endpoints: &[DropInEndpoint],
+    ) -> Result<(usize, Option<String>), &'static str> {
         let incoming = Incoming {
             path: call.path,
             headers: &call.headers,

@@ -11,7 +11,8 @@ use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, body, endpoint, failed, head, open_door, recipients, job_report,
+    Call as Request, NOW_MS, answer, body, endpoint, failed, head, job_report, open_door,
+    recipients,
 };
 use crate::im::netease::Settings;
 use crate::ports::Target;
@@ -184,7 +185,11 @@ fn failures_of_the_sender_are_failures_of_the_call() {
 fn unknown_users_are_unregistered_whatever_the_target_calls_them() {
     let asked = asked(with(&[("returnMsgid", "1")]));
     for code in ["unregister", "err_1004", "102404", "404", "410"] {
-        let said = body(&answer(&asked, &RecipientReport::Sent, &[("bbb", failed(code, ""))]));
+        let said = body(&answer(
+            &asked,
+            &RecipientReport::Sent,
+            &[("bbb", failed(code, ""))],
+        ));
         assert_eq!(said["unregister"], json!(["bbb"]), "{code}");
         assert_eq!(said["msgids"].as_object().unwrap().len(), 1);
     }
@@ -473,7 +478,11 @@ fn a_target_of_the_same_system_sends_what_was_written() {
 fn a_request_id_is_the_key_of_the_job() {
     let key = |id: &str| {
         let request = request(PRINTED).header("requestid", id);
-        request.asked(&NetEaseIngress, &endpoints()).jobs.remove(0).key
+        request
+            .asked(&NetEaseIngress, &endpoints())
+            .jobs
+            .remove(0)
+            .key
     };
     assert_eq!(key("abc"), Some("abc".to_owned()));
     assert_eq!(key(""), None);

@@ -12,8 +12,8 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::outcome::Outcome;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, open_door, recipients,
-    job_report,
+    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report, open_door,
+    recipients,
 };
 
 use crate::im::openim::Session;

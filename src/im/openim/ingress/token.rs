@@ -63,7 +63,11 @@ pub(super) fn issue(endpoint: &DropInEndpoint, user: &str, platform: i32, now_ms
 }
 
 /// The door that a token is for, and the user it was made for.
-pub(super) fn verify(token: &str, endpoints: &[DropInEndpoint], now_ms: u64) -> Result<(usize, String), Refused> {
+pub(super) fn verify(
+    token: &str,
+    endpoints: &[DropInEndpoint],
+    now_ms: u64,
+) -> Result<(usize, String), Refused> {
     let malformed = || Refused::new(MALFORMED, "");
     let (signed, signature) = token.rsplit_once('.').ok_or_else(malformed)?;
     let (header, claims) = signed.split_once('.').ok_or_else(malformed)?;

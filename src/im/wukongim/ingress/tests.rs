@@ -12,8 +12,8 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::slice::Addressed;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, open_door, recipients,
-    job_report,
+    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report, open_door,
+    recipients,
 };
 
 use crate::im::wukongim::{ClientMsgNo, Settings, Version};
@@ -164,7 +164,10 @@ fn the_number_of_a_message_to_a_channel_goes_out_as_given() {
         sent["client_msg_no"].as_str().unwrap().to_owned()
     };
     let both = [ClientMsgNo::PerRecipient, ClientMsgNo::Job];
-    let [first, second] = &call(BATCH, PRINTED).asked(&WukongImIngress, &endpoints()).jobs[..] else {
+    let [first, second] = &call(BATCH, PRINTED)
+        .asked(&WukongImIngress, &endpoints())
+        .jobs[..]
+    else {
         panic!("two jobs are expected");
     };
     let numbered = message_with(&[("client_msg_no", json!("n1"))]);
@@ -215,7 +218,10 @@ fn a_single_send_is_answered_as_by_releases() {
     let asked = asked(SINGLE, &message_with(&[("client_msg_no", json!("n1"))]));
     let id = job_report(&asked.jobs[0], &RecipientReport::Sent, &[]).message_id("g1");
     let expected = format!(r#"{{"status":200,"data":{{"message_id":{id},"client_msg_no":"n1"}}}}"#);
-    assert_eq!(answer(&asked, &RecipientReport::Sent, &[]).body(), expected.as_bytes());
+    assert_eq!(
+        answer(&asked, &RecipientReport::Sent, &[]).body(),
+        expected.as_bytes()
+    );
     let said = |report| {
         let spoken = answer(&asked, &report, &[]);
         let said = body(&spoken);
@@ -250,7 +256,11 @@ fn without_a_number_of_its_own_a_message_has_the_jobs() {
 #[test]
 fn a_message_of_many_that_failed_has_no_id() {
     let asked = call(BATCH, PRINTED).asked(&WukongImIngress, &endpoints());
-    let spoken = answer(&asked, &RecipientReport::Sent, &[("group456", failed("reason_5", ""))]);
+    let spoken = answer(
+        &asked,
+        &RecipientReport::Sent,
+        &[("group456", failed("reason_5", ""))],
+    );
     let said = body(&spoken);
     assert_eq!(spoken.status(), 200);
     assert!(said[0]["message_id"].as_i64().unwrap() > 0);
@@ -368,7 +378,10 @@ fn subscribers_are_for_commands_only() {
         ])
     };
     let asked = asked(SINGLE, &command(1));
-    assert_eq!(answer(&asked, &RecipientReport::Sent, &[]).body(), r#"{"status":200}"#);
+    assert_eq!(
+        answer(&asked, &RecipientReport::Sent, &[]).body(),
+        r#"{"status":200}"#
+    );
     refusal(SINGLE, &command(0));
     let both = message_with(&[
         ("subscribers", json!(["u1"])),

@@ -27,7 +27,7 @@ fn read(version: Version, cursor: Option<&str>, body: &str) -> Result<Page, Clas
     let page = target
         .directory()
         .unwrap()
-        .read(cursor, &reply(200, body.to_owned()));
+        .read_page(cursor, &reply(200, body.to_owned()));
     page.map_err(|answer| answer.class)
 }
 
@@ -138,14 +138,20 @@ fn refusals_of_the_manager() {
         for (version, class) in [(Version::V2, v2), (Version::V3, v3)] {
             let target = listing(version, admin());
             let directory = target.directory().unwrap();
-            let answer = directory.read(None, &reply(status, "no")).unwrap_err();
+            let answer = directory.read_page(None, &reply(status, "no")).unwrap_err();
             assert_eq!(
                 (answer.class, answer.stale),
                 (class, status == 401),
                 "{status}"
             );
             let login = directory.login().unwrap();
-            assert_eq!(login.read(&reply(status, "no")).unwrap_err().class, class);
+            assert_eq!(
+                login
+                    .read_credential(&reply(status, "no"))
+                    .unwrap_err()
+                    .class,
+                class
+            );
         }
     };
     for (status, class) in [
@@ -177,13 +183,13 @@ fn the_manager_is_logged_in_to() {
         let v3 = r#"{"username":"admin","token_type":"Bearer","access_token":"j.w.t","expires_in":86400,"permissions":[]}"#;
         let v2 = r#"{"username":"admin","token":"j.w.t","exp":1700000000,"permissions":"*:*"}"#;
         for (body, seconds) in [(v3, 86_400), (v2, 3600)] {
-            let credential = login.read(&reply(200, body)).unwrap();
+            let credential = login.read_credential(&reply(200, body)).unwrap();
             assert_eq!(credential.secret.expose(), "j.w.t");
             assert_eq!(credential.lives.as_secs(), seconds);
         }
         for odd in ["", "{}", r#"{"expires_in":1}"#] {
             assert_eq!(
-                login.read(&reply(200, odd)).unwrap_err().class,
+                login.read_credential(&reply(200, odd)).unwrap_err().class,
                 Class::Transient
             );
         }

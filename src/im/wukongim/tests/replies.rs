@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Version, build_it, commands, packed, settings, single};
-use crate::domain::outcome::{TargetAnswer, Class, Verdict};
+use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::im::fixture::{head, reply, with_header};
 use crate::im::wukongim::Settings;
-use crate::ports::{Probed, HttpReply, Target};
+use crate::ports::{HttpReply, Probed, Target};
 
 fn read_single(version: Version, reply: &HttpReply) -> TargetAnswer {
-    match single(version).open(&Arc::new(head())).read(&["u1"], reply) {
+    match single(version)
+        .open(&Arc::new(head()))
+        .read_reply(&["u1"], reply)
+    {
         Verdict::All(answer) => answer,
         each @ Verdict::Each(_) => panic!("{each:?}"),
     }
@@ -162,7 +165,9 @@ fn answers_keep_the_words_of_the_server() {
 }
 
 fn read_packed(recipients: &[&str], reply: &HttpReply) -> Verdict {
-    packed().open(&Arc::new(head())).read(recipients, reply)
+    packed()
+        .open(&Arc::new(head()))
+        .read_reply(recipients, reply)
 }
 
 #[test]
@@ -255,7 +260,7 @@ fn a_refused_call_for_many_is_made_again_in_smaller_ones() {
         let mut head = head();
         head.options.sync_once = Some(true);
         let calls = target.open(&Arc::new(head));
-        calls.read(&["a", "b"], &reply(status, body))
+        calls.read_reply(&["a", "b"], &reply(status, body))
     };
     let (packed, commands, single) = (packed(), commands(Version::V2), single(Version::V2));
     for (status, body) in [
@@ -287,7 +292,7 @@ fn replies_to_commands_for_many() {
         let mut head = head();
         head.options.sync_once = Some(true);
         let calls = commands(version).open(&Arc::new(head));
-        let verdict = calls.read(&["a", "b"], &reply(status, body));
+        let verdict = calls.read_reply(&["a", "b"], &reply(status, body));
         assert_eq!(
             verdict.whole().map(|answer| answer.class),
             Some(class),

@@ -12,7 +12,7 @@ use crate::domain::slice::{Addressed, Head};
 use crate::http::client::{Client, ClientSettings};
 use crate::im::fixture::head;
 use crate::im::wukongim::{Manager, Settings};
-use crate::ports::{Probed, HttpReply, Request, Target};
+use crate::ports::{HttpReply, Probed, Request, Target};
 use crate::secret::Secret;
 use fanwise_mock_im::{self as mock, MockIm};
 
@@ -76,7 +76,7 @@ impl Server {
     async fn send(&self, target: &dyn Target, head: &Head, recipients: &[&str]) -> Vec<Class> {
         let calls = target.open(&Arc::new(head.clone()));
         let reply = self.ask(calls.request(recipients)).await;
-        let verdict = calls.read(recipients, &reply);
+        let verdict = calls.read_reply(recipients, &reply);
         (0..recipients.len())
             .map(|index| verdict.of(index).class)
             .collect()
@@ -189,7 +189,11 @@ async fn every_user_is_listed_once() {
         });
         let directory = target.directory().unwrap();
         let credential = match directory.login() {
-            Some(login) => Some(login.read(&server.ask(login.request()).await).unwrap()),
+            Some(login) => Some(
+                login
+                    .read_credential(&server.ask(login.request()).await)
+                    .unwrap(),
+            ),
             None => None,
         };
         let mut users = Vec::new();
@@ -197,12 +201,13 @@ async fn every_user_is_listed_once() {
         loop {
             let mut request = directory.page(cursor.as_deref());
             if let (Some(login), Some(credential)) = (directory.login(), &credential) {
-                let refused = directory.read(cursor.as_deref(), &server.ask(request.clone()).await);
+                let refused =
+                    directory.read_page(cursor.as_deref(), &server.ask(request.clone()).await);
                 assert!(refused.unwrap_err().stale, "nobody is let in without it");
                 login.apply(&mut request, credential.secret.expose());
             }
             let reply = server.ask(request).await;
-            let page = directory.read(cursor.as_deref(), &reply).unwrap();
+            let page = directory.read_page(cursor.as_deref(), &reply).unwrap();
             users.extend(page.users);
             cursor = page.next;
             if cursor.is_none() {

@@ -11,7 +11,7 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::outcome::{Class, Outcome};
 use crate::im::ingress::fixture::{
-    Call, NOW_MS, answer, any_json, body, endpoint, failed, head, open_door, recipients, job_report,
+    Call, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report, open_door, recipients,
 };
 use crate::im::netease::ingress::signature::tests::{KEY, SECRET, signed};
 use crate::im::yunxin::Settings;

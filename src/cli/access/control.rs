@@ -7,8 +7,10 @@ use crate::clock::now_ms;
 use crate::domain::directive::Scope;
 use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::steer::CONFIGURED;
-use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, DirectiveNote};
+use crate::service::control::CONFIGURED;
+use crate::service::control::{
+    self, Command, DirectiveNote, LimitView, SteerError, Steered, TargetView,
+};
 
 impl Access {
     /// Carries out a command, and tells what stands then.
@@ -20,7 +22,7 @@ impl Access {
         match self {
             Self::Direct(direct) => {
                 let (store, facts) = (direct.ledger()?, &direct.facts);
-                let steered = steer::carry_out(store, facts, command, note, now_ms()).await;
+                let steered = control::carry_out(store, facts, command, note, now_ms()).await;
                 steered.map_err(|error| {
                     let exit = match error {
                         SteerError::TooLate(_) => Exit::BadInput,
@@ -35,7 +37,7 @@ impl Access {
 
     pub(in crate::cli) async fn targets(&self) -> Result<Vec<TargetView>, Failure> {
         match self {
-            Self::Direct(direct) => steer::targets(direct.ledger()?, &direct.facts, now_ms())
+            Self::Direct(direct) => control::targets(direct.ledger()?, &direct.facts, now_ms())
                 .await
                 .or_exit(Exit::Unavailable),
             Self::Server(server) => Ok(server.get("/v1/targets").await?.unwrap_or_default()),
@@ -44,7 +46,7 @@ impl Access {
 
     pub(in crate::cli) async fn limits(&self) -> Result<Vec<LimitView>, Failure> {
         match self {
-            Self::Direct(direct) => steer::limits(direct.ledger()?, &direct.facts, now_ms())
+            Self::Direct(direct) => control::limits(direct.ledger()?, &direct.facts, now_ms())
                 .await
                 .or_exit(Exit::Unavailable),
             Self::Server(server) => Ok(server.get("/v1/limits").await?.unwrap_or_default()),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::{SemaphorePermit, watch};
 
-use super::{Pause, DeliveryScope, WAIT_MAX};
+use super::{DeliveryScope, Pause, WAIT_MAX};
 use crate::clock::now_ms;
 use crate::domain::directive::{Board, SliceControl};
 use crate::domain::limits::{Cost, Grant};
@@ -49,7 +49,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             if let Some((recipients, calls, order)) = &booked {
                 self.give_back_units(order, *recipients, *calls).await;
             }
-            return Err(Pause::PutOff(Duration::ZERO));
+            return Err(Pause::Deferred(Duration::ZERO));
         };
         let calls = permits.num_permits();
         Ok(Some(Granted {
@@ -63,7 +63,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     /// Places for calls at the target: one, and as many more of those wanted as are free.
     async fn permits(&'a self, wanted: usize) -> Result<SemaphorePermit<'a>, Pause> {
         let calls = &*self.target.calls;
-        let halted = || Pause::PutOff(Duration::ZERO);
+        let halted = || Pause::Deferred(Duration::ZERO);
         let mut permits = tokio::select! {
             biased;
             () = self.session.halt.cancelled() => return Err(halted()),
@@ -84,7 +84,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             if left > WAIT_MAX {
                 // It may be unparked before its time.
                 let lasted = Duration::from_millis(now.saturating_sub(park.since_ms));
-                return Err(Pause::PutOff(left.min(look_again(lasted))));
+                return Err(Pause::Deferred(left.min(look_again(lasted))));
             }
             self.sleep(left).await?;
         }
@@ -95,7 +95,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     async fn sleep(&self, wait: Duration) -> Result<(), Pause> {
         tokio::select! {
             biased;
-            () = self.session.halt.cancelled() => Err(Pause::PutOff(Duration::ZERO)),
+            () = self.session.halt.cancelled() => Err(Pause::Deferred(Duration::ZERO)),
             () = tokio::time::sleep(wait) => Ok(()),
         }
     }
@@ -169,7 +169,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         // here. A slow app or job steps aside for the others of its lane, and looks now and then
         // whether it is to go faster.
         if leased.binding != Some(Scope::Target) {
-            return Err(Pause::PutOff(after.min(LOOK_AGAIN_MAX)));
+            return Err(Pause::Deferred(after.min(LOOK_AGAIN_MAX)));
         }
         tokio::select! {
             biased;
@@ -186,7 +186,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         if !self.fail_open {
             let halted = self.session.halt.cancelled();
             let step = context.step(LedgerStep::Lease, halted, || context.store.lease(lease));
-            return step.await.map_err(|_| Pause::PutOff(Duration::ZERO));
+            return step.await.map_err(|_| Pause::Deferred(Duration::ZERO));
         }
         if !self.goes_without_ledger() {
             let leased = context.try_step(LedgerStep::Lease, context.store.lease(lease));
@@ -221,7 +221,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         let store = &self.session.context.store;
         // Not repeated: units that are not given back make us slower than allowed, never faster.
         let refund = store.refund(&limits, recipients, calls);
-        let _ = self.session.context.try_step(LedgerStep::Lease, refund).await;
+        let _ = self
+            .session
+            .context
+            .try_step(LedgerStep::Lease, refund)
+            .await;
     }
 }
 

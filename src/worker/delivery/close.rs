@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::backlog::UnrecordedDelivery;
 use super::super::call::lost;
-use super::{DeliveryEnd, LEDGER_AWAY_WAIT, Pause, DeliveryScope, DeliveryRun};
+use super::{DeliveryEnd, DeliveryRun, DeliveryScope, LEDGER_AWAY_WAIT, Pause};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::delivery::Dead;
@@ -31,7 +31,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
     async fn end(&mut self, stop: Option<Pause>) -> Result<DeliveryEnd, Lost> {
         match stop {
             None => {}
-            Some(Pause::PutOff(delay)) => self.delivery.put_off(delay),
+            Some(Pause::Deferred(delay)) => self.delivery.defer(delay),
             // Whoever settled it may have died before the job was completed: the last step is taken
             // again, which changes nothing if it was taken.
             Some(Pause::SliceDone) => self.delivery.slice_is_done(),
@@ -50,7 +50,11 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         if let Some(progress) = self.progress {
             scope.session.follow(&scope.slice.head, progress).await?;
         }
-        Ok(if left { DeliveryEnd::PutOff } else { DeliveryEnd::Done })
+        Ok(if left {
+            DeliveryEnd::Deferred
+        } else {
+            DeliveryEnd::Done
+        })
     }
 
     /// The session is lost: what is known and not recorded goes on in the backlog.
@@ -110,7 +114,11 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
 
     async fn publish_remainder(&self) -> Result<(), Lost> {
         let scope = self.scope;
-        scope.session.context.note_waiting(scope.slice.head.id).await;
+        scope
+            .session
+            .context
+            .note_waiting(scope.slice.head.id)
+            .await;
         let mut remainder =
             self.delivery
                 .remainder(&scope.slice, scope.owner, self.first_attempt_at_ms);
@@ -145,7 +153,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
             return Ok(());
         }
         let dead = self.dead();
-        self.explain(&dead).await;
+        self.record_reasons(&dead).await;
         let scope = self.scope;
         scope.publish_dead(&dead, self.first_attempt_at_ms).await?;
         self.delivery.lettered();
@@ -189,15 +197,15 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
     /// Keeps the reasons where they are found without walking over dead letters, and where the next
     /// delivery finds them if the letter cannot be written. The letters are what counts: not repeated
     /// when it fails.
-    async fn explain(&self, dead: &[DeadRecipient]) {
+    async fn record_reasons(&self, dead: &[DeadRecipient]) {
         let scope = self.scope;
         if scope.goes_without_ledger() {
             return;
         }
         let context = &*scope.session.context;
         let reasons = self.reasons(dead);
-        let explain = context.store.explain(scope.slice.head.id, &reasons);
-        let _ = context.try_step(LedgerStep::Settle, explain).await;
+        let record_reasons = context.store.record_reasons(scope.slice.head.id, &reasons);
+        let _ = context.try_step(LedgerStep::Settle, record_reasons).await;
     }
 
     /// Says that entries of this slice are gone, if any are: no delivery has them, and none saw what

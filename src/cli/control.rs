@@ -14,8 +14,8 @@ use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::schedule::parse_duration;
 use crate::exit::{Exit, Failure};
-use crate::steer::CONFIGURED;
-use crate::steer::{Command, LimitView, Steered, TargetView, DirectiveNote};
+use crate::service::control::CONFIGURED;
+use crate::service::control::{Command, DirectiveNote, LimitView, Steered, TargetView};
 
 /// Why, by whom, and what to print.
 #[derive(Debug, Args)]

@@ -45,14 +45,14 @@ use crate::domain::ids::{Fingerprint, Fingerprinter, Owner};
 use crate::domain::job::NAME_BYTES_MAX;
 use crate::domain::lane::Lane;
 use crate::domain::limits::Rate;
-use crate::domain::outcome::{TargetAnswer, Class, OnUncertain, Outcome, Verdict};
+use crate::domain::outcome::{Class, OnUncertain, Outcome, TargetAnswer, Verdict};
 use crate::domain::personal::Personal;
 use crate::domain::schedule::rung;
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    Calls, Claim, ClaimState, Claimed, Lost, Outgoing, Publisher, Recorded, Route, Settle,
-    SliceRef, JobProgress, Store, Transport,
+    Calls, Claim, ClaimState, Claimed, JobProgress, Lost, Outgoing, Publisher, Recorded, Route,
+    Settle, SliceRef, Store, Transport,
 };
 
 /// Longest wait for a limit or a parked target inside a delivery; a longer one goes on the ladder.
@@ -73,7 +73,7 @@ pub(super) enum DeliveryEnd {
     /// Every recipient has its outcome: ack.
     Done,
     /// The rest is published: ack.
-    PutOff,
+    Deferred,
     /// The session is gone: nothing can be acked.
     Lost,
     Reject(String),
@@ -110,7 +110,10 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         .map_err(|problems| Problem::new("message", summary(&problems)))
         .transpose();
     let scope = DeliveryScope::new(session, Arc::clone(target), slice, personal, traceparent);
-    DeliveryRun::new(&scope).run().await.unwrap_or(DeliveryEnd::Lost)
+    DeliveryRun::new(&scope)
+        .run()
+        .await
+        .unwrap_or(DeliveryEnd::Lost)
 }
 
 /// Whether a slice can be one of ours on this lane. Anybody who may write to the lanes exchange can put
@@ -183,7 +186,7 @@ async fn unreadable<S: Store, T, P: Publisher>(
         traceparent,
     };
     match session.publish(vec![message]).await {
-        Ok(()) => DeliveryEnd::PutOff,
+        Ok(()) => DeliveryEnd::Deferred,
         Err(Lost) => DeliveryEnd::Lost,
     }
 }
@@ -193,7 +196,7 @@ enum Pause {
     /// The ledger says that every entry of the slice has its outcome.
     SliceDone,
     /// The rest waits for so long; zero means the end of the lane.
-    PutOff(Duration),
+    Deferred(Duration),
     Lost,
 }
 
@@ -455,7 +458,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         }
         if scope.goes_without_ledger() {
             // Only the ledger knows whether all parts are there.
-            return Err(Pause::PutOff(LEDGER_AWAY_WAIT));
+            return Err(Pause::Deferred(LEDGER_AWAY_WAIT));
         }
         let Some(part) = &scope.slice.together else {
             return Ok(None);
@@ -468,9 +471,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                 self.together = true;
                 Ok(None)
             }
-            Ok(Turn::Wait(wait)) => Err(Pause::PutOff(wait)),
+            Ok(Turn::Wait(wait)) => Err(Pause::Deferred(wait)),
             Ok(Turn::Cancel) => Ok(Some(Outcome::Cancelled)),
-            Err(Halted) => Err(Pause::PutOff(Duration::ZERO)),
+            Err(Halted) => Err(Pause::Deferred(Duration::ZERO)),
         }
     }
 
@@ -492,17 +495,17 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         }
         let budget = scope.session.context.settings.slice_time_max;
         if scope.session.halt.is_cancelled() || scope.began.elapsed() > budget {
-            return Err(Pause::PutOff(Duration::ZERO));
+            return Err(Pause::Deferred(Duration::ZERO));
         }
         if over {
             return Ok(());
         }
         if let Go::Wait(wait) = order.go {
-            return Err(Pause::PutOff(wait));
+            return Err(Pause::Deferred(wait));
         }
         let now = now_ms();
         match scope.slice.head.not_before_ms {
-            Some(at) if at > now => Err(Pause::PutOff(Duration::from_millis(at - now))),
+            Some(at) if at > now => Err(Pause::Deferred(Duration::from_millis(at - now))),
             _ => Ok(()),
         }
     }
@@ -567,7 +570,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
             Err(given_up) => {
                 self.delivery.unpick();
                 self.asked = picked;
-                return Err(Pause::PutOff(match given_up {
+                return Err(Pause::Deferred(match given_up {
                     GivenUp::Halted => Duration::ZERO,
                     GivenUp::Broken => scope.wait_for_repair(),
                 }));
@@ -613,7 +616,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                         filled.push((Call { members, in_doubt }, Some(calls)));
                     }
                     Err(problem) => {
-                        let answer = TargetAnswer::new(Class::Permanent, "template", problem.to_string());
+                        let answer =
+                            TargetAnswer::new(Class::Permanent, "template", problem.to_string());
                         self.delivery.refused(index, answer, scope.rules);
                     }
                 }
@@ -755,7 +759,10 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
             .zip(known)
             .filter_map(|(index, reason)| {
                 let reason = reason.filter(|it| it.class == Class::Uncertain)?;
-                Some((index, TargetAnswer::new(reason.class, reason.code, reason.text)))
+                Some((
+                    index,
+                    TargetAnswer::new(reason.class, reason.code, reason.text),
+                ))
             })
             .collect()
     }
@@ -844,7 +851,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
     fn unrecorded(&self) -> Result<(), Pause> {
         match self.fail_open {
             true => Ok(()),
-            false => Err(Pause::PutOff(REPAIR_WAIT)),
+            false => Err(Pause::Deferred(REPAIR_WAIT)),
         }
     }
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::context::{Context, Met, TargetRuntime};
-use super::deliver::WAIT_MAX;
+use super::delivery::WAIT_MAX;
 use crate::clock::now_ms;
 use crate::domain::directive::{Action, Board, Directive, Subject};
-use crate::domain::outcome::{TargetAnswer, Class};
+use crate::domain::outcome::{Class, TargetAnswer};
 use crate::ports::{Park, ParkReason, Scope, Store};
 
 impl<S: Store, T> Context<S, T> {

@@ -20,8 +20,10 @@ use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
-use crate::steer::CONFIGURED;
-use crate::steer::{self, Command, LimitView, SteerError, Steered, TargetView, DirectiveNote};
+use crate::service::control::CONFIGURED;
+use crate::service::control::{
+    self, Command, DirectiveNote, LimitView, SteerError, Steered, TargetView,
+};
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
 
@@ -129,7 +131,9 @@ async fn targets<B: Broker, S: Store, T: Transport>(
     _: NoParams,
 ) -> Result<Json<Vec<TargetView>>, Refusal> {
     let store = &gateway.context.store;
-    Ok(Json(steer::targets(store, &gateway.facts, now_ms()).await?))
+    Ok(Json(
+        control::targets(store, &gateway.facts, now_ms()).await?,
+    ))
 }
 
 async fn limits<B: Broker, S: Store, T: Transport>(
@@ -137,14 +141,16 @@ async fn limits<B: Broker, S: Store, T: Transport>(
     _: NoParams,
 ) -> Result<Json<Vec<LimitView>>, Refusal> {
     let store = &gateway.context.store;
-    Ok(Json(steer::limits(store, &gateway.facts, now_ms()).await?))
+    Ok(Json(
+        control::limits(store, &gateway.facts, now_ms()).await?,
+    ))
 }
 
 async fn directives<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     _: NoParams,
 ) -> Result<Json<Vec<Directive>>, Refusal> {
-    let board = steer::board(&gateway.context.store).await?;
+    let board = control::board(&gateway.context.store).await?;
     let mut all: Vec<_> = board.all(now_ms()).cloned().collect();
     all.sort_by(|a, b| a.subject.cmp(&b.subject));
     Ok(Json(all))
@@ -164,7 +170,7 @@ async fn steer<B: Broker, S: Store, T>(
     }
     let command = command(order).map_err(|problem| Refusal::BadRequest(vec![problem]))?;
     let store = &gateway.context.store;
-    let steered = steer::carry_out(store, &gateway.facts, &command, &note, now_ms()).await?;
+    let steered = control::carry_out(store, &gateway.facts, &command, &note, now_ms()).await?;
     let (verb, subject) = (command.verb(), &steered.subject);
     tracing::info!(
         author = note.author,

@@ -14,7 +14,9 @@ thread_local! {
 
 /// Does something with the store; a panic there is an error, with what it said and where. It is not
 /// printed besides.
-pub(super) fn sheltered<T>(what: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
+pub(super) fn sheltered<T>(
+    what: impl FnOnce() -> Result<T, StorageError>,
+) -> Result<T, StorageError> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = panic::take_hook();

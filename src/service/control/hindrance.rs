@@ -327,7 +327,7 @@ mod tests {
     use crate::domain::pace::{Mark, Pace};
     use crate::domain::slice::Shape;
     use crate::ports::{ParkReason, UnderWay};
-    use crate::steer::tests::facts;
+    use crate::service::control::tests::facts;
 
     const NOW: u64 = 1_000_000;
 

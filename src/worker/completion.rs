@@ -1,0 +1,170 @@
+//! What follows from where a job stands: its progress is announced; a job whose recipients are all settled
+//! is audited, announced as completed, called back and completed.
+//!
+//! The worker that records the last outcome takes these steps before it acks. If it dies between them,
+//! the delivery comes back and the next worker takes them again; each may be repeated.
+
+use super::session::WorkerSession;
+use crate::clock::{now_ms, rfc3339};
+use crate::domain::accounts::Accounts;
+use crate::domain::announce::{EventKind, JobEvent};
+use crate::domain::ids::JobId;
+use crate::domain::slice::Head;
+use crate::json;
+use crate::metrics::LedgerStep;
+use crate::ports::{JobProgress, JobRecord, Lost, Outgoing, Publisher, Route, Store};
+
+/// The job that something happened to, and where it asked to be notified.
+#[derive(Clone, Copy)]
+pub(super) struct NotifiedJob<'a> {
+    pub(super) id: JobId,
+    pub(super) app: &'a str,
+    pub(super) client_msg_no: &'a str,
+    pub(super) target: &'a str,
+    pub(super) callback_url: Option<&'a str>,
+    pub(super) reply_to: Option<&'a str>,
+}
+
+impl<'a> From<&'a Head> for NotifiedJob<'a> {
+    fn from(head: &'a Head) -> Self {
+        Self {
+            id: head.id,
+            app: &head.app,
+            client_msg_no: &head.client_msg_no,
+            target: &head.target,
+            callback_url: head.callback_url.as_deref(),
+            reply_to: head.reply_to.as_deref(),
+        }
+    }
+}
+
+impl<'a> From<&'a JobRecord> for NotifiedJob<'a> {
+    fn from(record: &'a JobRecord) -> Self {
+        Self {
+            id: record.job,
+            app: &record.app,
+            client_msg_no: &record.client_msg_no,
+            target: &record.target,
+            callback_url: record.callback_url.as_deref(),
+            reply_to: record.reply_to.as_deref(),
+        }
+    }
+}
+
+impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
+    /// Announces something that happened to a job.
+    pub(super) async fn announce(
+        &self,
+        kind: EventKind,
+        job: &NotifiedJob<'_>,
+        accounts: Accounts,
+    ) -> Result<(), Lost> {
+        let event = event(kind, job, accounts);
+        self.publish(vec![Outgoing {
+            route: Route::Event {
+                app: job.app.to_owned(),
+                event: kind.as_str(),
+            },
+            body: json::bytes(&event).into(),
+            message_id: format!("{}.{}.{}", job.id, kind.as_str(), accounts.settled()),
+            traceparent: None,
+        }])
+        .await?;
+        self.context.metrics.event(kind);
+        Ok(())
+    }
+
+    /// Takes the steps that follow from the progress of a job: announces it, or completes the job.
+    pub(super) async fn follow(&self, head: &Head, progress: JobProgress) -> Result<(), Lost> {
+        if progress.finished && !progress.completed {
+            return self.complete(&head.into(), false).await;
+        }
+        if !progress.finished && self.context.progress_due(head.id) {
+            return self
+                .announce(EventKind::Progress, &head.into(), progress.accounts)
+                .await;
+        }
+        Ok(())
+    }
+
+    /// Audits a finished job and completes it: one that was `abandoned` even where its accounts differ,
+    /// since nothing will mend them.
+    pub(super) async fn complete(
+        &self,
+        job: &NotifiedJob<'_>,
+        abandoned: bool,
+    ) -> Result<(), Lost> {
+        let context = &self.context;
+        let lost = || self.lost.cancelled();
+        let record = context
+            .step(LedgerStep::Audit, lost(), || context.store.job(job.id))
+            .await
+            .map_err(|_| Lost)?;
+        // Expired between two steps: there is nothing left to complete.
+        let Some(record) = record else { return Ok(()) };
+        let audit = context
+            .step(LedgerStep::Audit, lost(), || context.store.audit(&record))
+            .await
+            .map_err(|_| Lost)?;
+        let differences = record.differences(&audit);
+        if !differences.is_empty() {
+            context.metrics.job_inconsistent();
+            tracing::error!(
+                job.id = %job.id,
+                "job is finished but its accounts are not exact: {}",
+                differences.join("; ")
+            );
+            if !abandoned {
+                return Ok(());
+            }
+        }
+        self.announce(EventKind::Completed, job, record.accounts)
+            .await?;
+        self.notify(job, &record).await?;
+        let first = context
+            .step(LedgerStep::Complete, lost(), || {
+                context.store.complete(job.id)
+            })
+            .await
+            .map_err(|_| Lost)?;
+        if first {
+            context.forget_directives(job.id).await;
+            context.metrics.job_completed();
+            let Accounts {
+                total,
+                sent,
+                duplicate,
+                failed,
+                uncertain,
+                expired,
+                cancelled,
+            } = record.accounts;
+            let unknown = record.unknown();
+            let exact = match unknown.is_empty() && differences.is_empty() {
+                true => "accounts exact".to_owned(),
+                false => format!("accounts not exact: {}", unknown.join("; ")),
+            };
+            tracing::info!(
+                job.id = %job.id, job.app = job.app, total, sent, duplicate, failed, uncertain,
+                expired, cancelled, "job completed, {exact}"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Something that happened to a job now.
+pub(super) fn event(kind: EventKind, job: &NotifiedJob<'_>, accounts: Accounts) -> JobEvent {
+    JobEvent {
+        v: 1,
+        event: kind,
+        job: job.id.to_string(),
+        app: job.app.to_owned(),
+        client_msg_no: job.client_msg_no.to_owned(),
+        target: job.target.to_owned(),
+        at: rfc3339(now_ms()),
+        accounts,
+        pending: accounts.pending(),
+        id: None,
+    }
+}
