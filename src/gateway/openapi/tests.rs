@@ -76,7 +76,7 @@ fn every_reference_leads_somewhere() {
 fn the_fields_of_commands_are_those_that_are_read() {
     let document = openapi();
     let reader = include_str!("../control.rs");
-    for name in ["Order", "RateOrder", "LimitOrder"] {
+    for name in ["DirectiveRequest", "RateRequest", "LimitRequest"] {
         let fields = &document["components"]["schemas"][name]["properties"];
         for field in fields.as_object().unwrap().keys() {
             assert!(
