@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Part, Status};
 use crate::amqp::{self, Rabbit};
-use crate::config::{AppConfig, Config, TargetConfig};
+use crate::config::{AppConfig, Config, EngineKind, TargetConfig};
 use crate::domain::fields::summary;
 use crate::domain::job;
 use crate::domain::notice::ReplyRules;
@@ -26,6 +26,7 @@ use crate::gateway::{self, Access, DropInSystem, Server, check_publishing, keep_
 use crate::http::client::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, RetainedQueues, Store, Target};
+use crate::secret::Secret;
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Rules};
 use crate::service::control::{Facts, TargetFacts};
@@ -44,22 +45,28 @@ pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
         confirm_timeout: config.broker.confirm_timeout,
         connection_name: format!("fanwise {}", std::process::id()),
         declare: config.broker.declare,
-        ..amqp::Settings::new(config.broker.url.expose())
+        ..amqp::Settings::new(required("broker.url", config.broker.url.as_ref())?)
     };
     Rabbit::new(settings).or_exit(Exit::BadConfig)
 }
 
-pub fn store_settings(config: &Config) -> store::Settings {
-    store::Settings {
+pub fn store_settings(config: &Config) -> Result<store::Settings, Failure> {
+    let url = required("ledger.url", config.ledger.url.as_ref())?;
+    Ok(store::Settings {
         prefix: config.ledger.prefix.clone(),
         dedup_window: config.ledger.dedup_window,
-        ..store::Settings::new(config.ledger.url.expose())
-    }
+        ..store::Settings::new(url)
+    })
+}
+
+fn required<'a>(key: &str, url: Option<&'a Secret>) -> Result<&'a str, Failure> {
+    let missing = || Failure::message(Exit::BadConfig, format!("{key} is missing"));
+    Ok(url.ok_or_else(missing)?.expose())
 }
 
 /// The ledger as configured; the first question connects.
 pub fn ledger(config: &Config) -> Result<store::Store, Failure> {
-    store::Store::open(&store_settings(config)).or_exit(Exit::BadConfig)
+    store::Store::open(&store_settings(config)?).or_exit(Exit::BadConfig)
 }
 
 /// What the configuration says of a job, for those who check jobs without sending any.
@@ -166,7 +173,10 @@ impl<'a> Admission for LocalAdmission<'a> {
 
 /// What the names of the broker's queues begin with, where there is a broker.
 fn namespace(config: &Config) -> Option<&str> {
-    (!config.is_embedded()).then_some(config.broker.namespace.as_str())
+    match config.engine() {
+        EngineKind::Embedded => None,
+        EngineKind::Servers => Some(&config.broker.namespace),
+    }
 }
 
 /// How `https` servers are verified.
@@ -372,7 +382,7 @@ pub async fn run_gateway(config: Config) -> Result<Exit, Failure> {
 pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     announce("serve", &config);
     let drain = crate::shutdown::drain_on_signal().or_exit(Exit::Internal)?;
-    if config.is_embedded() {
+    if config.engine() == EngineKind::Embedded {
         let engine = embedded(&config)?;
         tracing::info!(dir = %config.embedded.dir.display(), "embedded engine");
         let exit = tokio::select! {

@@ -2,9 +2,9 @@
 //! while the ledger is away.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::domain::limits::{Cost, Grant, Tat};
@@ -67,7 +67,7 @@ impl Limits {
             };
         }
         let now_us = self.epoch.elapsed().as_micros() as u64;
-        let mut tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tats = self.tats.lock();
         if tats.len() > LIMITS_KEPT {
             tats.retain(|_, tat| tat.0 > now_us as f64);
         }
@@ -135,7 +135,7 @@ impl Limits {
     /// How far ahead each limit is booked.
     pub fn booked(&self, limits: &[Limit<'_>]) -> Vec<f64> {
         let now_us = self.epoch.elapsed().as_micros() as u64;
-        let tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
+        let tats = self.tats.lock();
         let booked = |limit: &Limit<'_>| {
             let tat = tats.get(&Key::of(limit)).copied().unwrap_or_default();
             tat.booked(&limit.rate, now_us)
@@ -145,7 +145,7 @@ impl Limits {
 
     /// Gives back what was booked and not used.
     pub fn refund(&self, limits: &[Limit<'_>], recipients: u32, calls: u32) {
-        let mut tats = self.tats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tats = self.tats.lock();
         for limit in limits {
             let units = match limit.cost {
                 Cost::PerCall => calls,

@@ -4,211 +4,21 @@
 //! Label values that an alert may use exist from the start with 0. Handles of hot counters are
 //! resolved once per target ([`TargetMetrics`]).
 
+mod labels;
+
 use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use self::labels::{AskedResult, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult};
 use crate::domain::announce::EventKind;
 use crate::domain::directive::Kind;
 use crate::domain::outcome::{Class, OnUncertain, Outcome};
 use crate::ports::{ParkReason, Scope};
-
-/// What became of a message on the job queues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobResult {
-    Accepted,
-    Extended,
-    Repeated,
-    Conflict,
-    Rejected,
-}
-
-impl JobResult {
-    const ALL: [Self; 5] = [
-        Self::Accepted,
-        Self::Extended,
-        Self::Repeated,
-        Self::Conflict,
-        Self::Rejected,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Extended => "extended",
-            Self::Repeated => "repeated",
-            Self::Conflict => "conflict",
-            Self::Rejected => "rejected",
-        }
-    }
-}
-
-/// How the delivery of a slice ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SliceResult {
-    /// Every recipient has its outcome.
-    Done,
-    /// A remainder waits on the ladder or at the end of its lane.
-    Deferred,
-    /// Handed back to the broker: drain, or a panic.
-    Requeued,
-    /// Its session was lost; somebody else gets it.
-    Lost,
-    /// Not a slice; it lies in `fanwise.rejected`.
-    Rejected,
-}
-
-impl SliceResult {
-    const ALL: [Self; 5] = [
-        Self::Done,
-        Self::Deferred,
-        Self::Requeued,
-        Self::Lost,
-        Self::Rejected,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Deferred => "deferred",
-            Self::Requeued => "requeued",
-            Self::Lost => "lost",
-            Self::Rejected => "rejected",
-        }
-    }
-}
-
-/// How somebody is told that a job completed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoticeKind {
-    Callback,
-    Reply,
-}
-
-impl NoticeKind {
-    const ALL: [Self; 2] = [Self::Callback, Self::Reply];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Callback => "callback",
-            Self::Reply => "reply",
-        }
-    }
-}
-
-/// What became of an attempt to tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoticeResult {
-    Delivered,
-    /// Waits on the ladder for another attempt.
-    Retried,
-    /// Not tried any more.
-    Abandoned,
-}
-
-impl NoticeResult {
-    const ALL: [Self; 3] = [Self::Delivered, Self::Retried, Self::Abandoned];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Delivered => "delivered",
-            Self::Retried => "retried",
-            Self::Abandoned => "abandoned",
-        }
-    }
-}
-
-/// What `before_accept` said of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AskedResult {
-    Allow,
-    Deny,
-    Change,
-    /// No decision: no answer in time, or one that is none. `on_failure` decides.
-    Failed,
-}
-
-impl AskedResult {
-    const ALL: [Self; 4] = [Self::Allow, Self::Deny, Self::Change, Self::Failed];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Allow => "allow",
-            Self::Deny => "deny",
-            Self::Change => "change",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// A step of the ledger or limiter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LedgerStep {
-    Accept,
-    Expanded,
-    Gather,
-    Claim,
-    Renew,
-    Settle,
-    Complete,
-    Look,
-    Audit,
-    Lease,
-    Park,
-    Template,
-    Direct,
-    Charge,
-    Nonce,
-    Beat,
-    Sweep,
-}
-
-impl LedgerStep {
-    const ALL: [Self; 17] = [
-        Self::Accept,
-        Self::Expanded,
-        Self::Gather,
-        Self::Claim,
-        Self::Renew,
-        Self::Settle,
-        Self::Complete,
-        Self::Look,
-        Self::Audit,
-        Self::Lease,
-        Self::Park,
-        Self::Template,
-        Self::Direct,
-        Self::Charge,
-        Self::Nonce,
-        Self::Beat,
-        Self::Sweep,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Accept => "accept",
-            Self::Expanded => "expanded",
-            Self::Gather => "gather",
-            Self::Claim => "claim",
-            Self::Renew => "renew",
-            Self::Settle => "settle",
-            Self::Complete => "complete",
-            Self::Look => "look",
-            Self::Audit => "audit",
-            Self::Lease => "lease",
-            Self::Park => "park",
-            Self::Template => "template",
-            Self::Direct => "direct",
-            Self::Charge => "charge",
-            Self::Nonce => "nonce",
-            Self::Beat => "beat",
-            Self::Sweep => "sweep",
-        }
-    }
-}
 
 /// From half a millisecond, a fast ledger step, to a minute, a call at its timeout.
 const SECONDS: [f64; 16] = [
@@ -216,48 +26,156 @@ const SECONDS: [f64; 16] = [
     60.0,
 ];
 
-/// All metrics of one process, on a registry of its own.
-pub struct Metrics {
-    registry: Registry,
-    jobs: IntCounterVec,
-    jobs_completed: IntCounter,
-    jobs_inconsistent: IntCounter,
-    entries_missing: IntCounter,
-    slices: IntCounterVec,
-    slices_in_flight: IntGauge,
-    recipients: IntCounterVec,
-    calls: IntCounterVec,
-    call_seconds: HistogramVec,
-    calls_in_flight: IntGaugeVec,
-    retries: IntCounterVec,
-    dead_letters: IntCounterVec,
-    uncertain: IntCounterVec,
-    unguarded: IntCounterVec,
-    unrecorded: IntCounterVec,
-    start_seconds: Histogram,
-    claims: IntCounterVec,
-    ledger_seconds: HistogramVec,
-    ledger_errors: IntCounterVec,
-    ledger_up: IntGauge,
-    ledger_went_back: IntCounter,
-    jobs_abandoned: IntCounter,
-    throttle: IntCounterVec,
-    throttle_wait: Histogram,
-    parked: IntGaugeVec,
-    target_parks: IntCounterVec,
-    paused: IntGaugeVec,
-    directives: IntGaugeVec,
-    broker_up: IntGauge,
-    broker_blocked: IntGauge,
-    broker_sessions: IntCounter,
-    publish_failures: IntCounter,
-    events: IntCounterVec,
-    notices: IntCounterVec,
-    before_accept: IntCounterVec,
-    before_accept_seconds: Histogram,
-    connections: IntCounterVec,
-    panics: IntCounter,
-    draining: IntGauge,
+/// Builds one kind of metric.
+trait Build: Collector + Clone + Sized + 'static {
+    fn build(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self>;
+}
+
+macro_rules! build {
+    ($($kind:ident: |$name:ident, $help:ident, $labels:pat_param| $made:expr;)+) => {$(
+        impl Build for $kind {
+            fn build($name: &str, $help: &str, $labels: &[&str]) -> prometheus::Result<Self> {
+                $made
+            }
+        }
+    )+};
+}
+
+build! {
+    IntCounter: |name, help, _| Self::new(name, help);
+    IntCounterVec: |name, help, labels| Self::new(Opts::new(name, help), labels);
+    IntGauge: |name, help, _| Self::new(name, help);
+    IntGaugeVec: |name, help, labels| Self::new(Opts::new(name, help), labels);
+    Histogram: |name, help, _| Self::with_opts(buckets(name, help));
+    HistogramVec: |name, help, labels| Self::new(buckets(name, help), labels);
+}
+
+fn buckets(name: &str, help: &str) -> HistogramOpts {
+    HistogramOpts::new(name, help).buckets(SECONDS.to_vec())
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "names and labels are constants; a test builds them all"
+)]
+fn register<M: Build>(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> M {
+    let metric = M::build(name, help, labels).expect("valid name");
+    let registered = registry.register(Box::new(metric.clone()));
+    registered.expect("registered once");
+    metric
+}
+
+/// Declares [`Metrics`]: a field, its kind, its name, its labels and its help in one place.
+macro_rules! metrics {
+    ($($field:ident: $kind:ident($name:literal $(, [$($label:literal),+])?) = $help:literal;)+) => {
+        /// All metrics of one process, on a registry of its own.
+        pub struct Metrics {
+            registry: Registry,
+            $($field: $kind,)+
+        }
+
+        impl Metrics {
+            pub fn new() -> Self {
+                let registry = Registry::new();
+                let metrics = Self {
+                    $($field: register(&registry, $name, $help, &[$($($label),+)?]),)+
+                    registry,
+                };
+                metrics.expose_zeros();
+                metrics.expose_process();
+                metrics
+            }
+        }
+    };
+}
+
+metrics! {
+    jobs: IntCounterVec("fanwise_jobs_total", ["result"])
+        = "Messages read from the job queues, by result";
+    jobs_completed: IntCounter("fanwise_jobs_completed_total")
+        = "Jobs this process found finished and exact";
+    jobs_inconsistent: IntCounter("fanwise_jobs_inconsistent_total")
+        = "Finished jobs whose counters and ledger differ; `fanwise job verify` tells how";
+    entries_missing: IntCounter("fanwise_entries_missing_total")
+        = "Entries of slices at their end of which nobody saw what became: they stay pending";
+    slices: IntCounterVec("fanwise_slices_total", ["result"])
+        = "Slices taken from lanes, by how their delivery ended";
+    slices_in_flight: IntGauge("fanwise_slices_in_flight")
+        = "Slices being delivered now";
+    recipients: IntCounterVec("fanwise_recipients_total", ["target", "outcome"])
+        = "Recipients by target and outcome";
+    calls: IntCounterVec("fanwise_calls_total", ["target", "class"])
+        = "Requests to targets by class of the answer";
+    call_seconds: HistogramVec("fanwise_call_duration_seconds", ["target"])
+        = "Time from the start of a call to its answer";
+    calls_in_flight: IntGaugeVec("fanwise_calls_in_flight", ["target"])
+        = "Calls whose answer has not come yet";
+    retries: IntCounterVec("fanwise_retries_total", ["target"])
+        = "Recipients put on the ladder for another attempt";
+    dead_letters: IntCounterVec("fanwise_dead_letters_total", ["target", "outcome"])
+        = "Recipients dead-lettered, by outcome";
+    uncertain: IntCounterVec("fanwise_uncertain_total", ["target", "policy"])
+        = "Recipients whose send may or may not have happened, by what the policy did";
+    unguarded: IntCounterVec("fanwise_unguarded_sends_total", ["target"])
+        = "Recipients sent to without a claim, because the ledger was down and their app fails \
+           open";
+    unrecorded: IntCounterVec("fanwise_unrecorded_outcomes_total", ["target"])
+        = "Outcomes that travelled on in their slice, because the ledger was down and their app \
+           fails open; recorded when it is back";
+    start_seconds: Histogram("fanwise_start_delay_seconds")
+        = "Time from acceptance of a job to the first call of each slice";
+    claims: IntCounterVec("fanwise_claims_total", ["state"])
+        = "Claims asked of the ledger, by what they found";
+    ledger_seconds: HistogramVec("fanwise_ledger_duration_seconds", ["step"])
+        = "Time of a ledger step";
+    ledger_errors: IntCounterVec("fanwise_ledger_errors_total", ["step"])
+        = "Ledger steps that failed; lanes stop while they do";
+    ledger_up: IntGauge("fanwise_ledger_up")
+        = "1 while the ledger takes writes: a heartbeat succeeded in the last two seconds";
+    ledger_went_back: IntCounter("fanwise_ledger_went_back_total")
+        = "Times this process found that the ledger had lost what was written last; jobs that \
+           ran then are marked, and `fanwise job verify` says what is not known of them";
+    jobs_abandoned: IntCounter("fanwise_jobs_abandoned_total")
+        = "Jobs this process ended because nothing of them was left to deliver: recipients \
+           whose outcome the ledger does not know ended uncertain";
+    throttle: IntCounterVec("fanwise_throttle_decisions_total", ["scope", "result"])
+        = "Leases by the limit that decided: allowed at once, or limited";
+    throttle_wait: Histogram("fanwise_throttle_wait_seconds")
+        = "Time slices waited for a rate limit";
+    parked: IntGaugeVec("fanwise_target_parked", ["target", "reason"])
+        = "1 while a target is parked, by why";
+    target_parks: IntCounterVec("fanwise_target_parks_total", ["target", "reason"])
+        = "How often this process parked a target, by why";
+    paused: IntGaugeVec("fanwise_target_paused", ["target"])
+        = "1 while an operator has paused a target";
+    directives: IntGaugeVec("fanwise_directives", ["scope", "action"])
+        = "Directives in force, by what they are about: paused, cancelled or re-rated jobs, \
+           apps and targets";
+    broker_up: IntGauge("fanwise_broker_up")
+        = "1 while a broker session is open";
+    broker_blocked: IntGauge("fanwise_broker_blocked")
+        = "1 while the broker refuses to take publishes (alarm)";
+    broker_sessions: IntCounter("fanwise_broker_sessions_total")
+        = "Broker sessions opened; a rise means reconnects";
+    publish_failures: IntCounter("fanwise_publish_failures_total")
+        = "Publishes not known to be durable; they are repeated";
+    events: IntCounterVec("fanwise_events_total", ["event"])
+        = "Job events published";
+    notices: IntCounterVec("fanwise_notices_total", ["kind", "result"])
+        = "Attempts to tell a callback URL or a reply queue of a completed job, by result";
+    before_accept: IntCounterVec("fanwise_before_accept_total", ["result"])
+        = "Jobs that before_accept was asked about, by its decision; failed is none, and \
+           on_failure decides";
+    before_accept_seconds: Histogram("fanwise_before_accept_duration_seconds")
+        = "Time that callers of the gateway waited for before_accept";
+    connections: IntCounterVec("fanwise_http_calls_total", ["reused"])
+        = "Calls by whether they reused a connection";
+    panics: IntCounter("fanwise_panics_total")
+        = "Tasks that panicked; what they worked on went back to its queue";
+    draining: IntGauge("fanwise_draining")
+        = "1 from the stop signal on";
+    build_info: IntGaugeVec("fanwise_build_info", ["version"])
+        = "Version of this process";
 }
 
 /// The hot counters of one target.
@@ -286,233 +204,7 @@ impl TargetMetrics {
     }
 }
 
-#[allow(
-    clippy::expect_used,
-    reason = "names and labels are constants; a test builds them all"
-)]
 impl Metrics {
-    pub fn new() -> Self {
-        let registry = Registry::new();
-        let counter = |name: &str, help: &str| {
-            let metric = IntCounter::new(name, help).expect("valid name");
-            registry
-                .register(Box::new(metric.clone()))
-                .expect("registered once");
-            metric
-        };
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let metric = IntCounterVec::new(Opts::new(name, help), labels).expect("valid name");
-            registry
-                .register(Box::new(metric.clone()))
-                .expect("registered once");
-            metric
-        };
-        let gauge = |name: &str, help: &str| {
-            let metric = IntGauge::new(name, help).expect("valid name");
-            registry
-                .register(Box::new(metric.clone()))
-                .expect("registered once");
-            metric
-        };
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let metric = IntGaugeVec::new(Opts::new(name, help), labels).expect("valid name");
-            registry
-                .register(Box::new(metric.clone()))
-                .expect("registered once");
-            metric
-        };
-        let histogram = |name: &str, help: &str| {
-            let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-            let metric = Histogram::with_opts(options).expect("valid name");
-            registry
-                .register(Box::new(metric.clone()))
-                .expect("registered once");
-            metric
-        };
-        let histograms = |name: &str, help: &str, labels: &[&str]| {
-            let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-            let metric = HistogramVec::new(options, labels).expect("valid name");
-            registry
-                .register(Box::new(metric.clone()))
-                .expect("registered once");
-            metric
-        };
-        let metrics = Self {
-            jobs: counters(
-                "fanwise_jobs_total",
-                "Messages read from the job queues, by result",
-                &["result"],
-            ),
-            jobs_completed: counter(
-                "fanwise_jobs_completed_total",
-                "Jobs this process found finished and exact",
-            ),
-            jobs_inconsistent: counter(
-                "fanwise_jobs_inconsistent_total",
-                "Finished jobs whose counters and ledger differ; `fanwise job verify` tells how",
-            ),
-            entries_missing: counter(
-                "fanwise_entries_missing_total",
-                "Entries of slices at their end of which nobody saw what became: they stay pending",
-            ),
-            slices: counters(
-                "fanwise_slices_total",
-                "Slices taken from lanes, by how their delivery ended",
-                &["result"],
-            ),
-            slices_in_flight: gauge("fanwise_slices_in_flight", "Slices being delivered now"),
-            recipients: counters(
-                "fanwise_recipients_total",
-                "Recipients by target and outcome",
-                &["target", "outcome"],
-            ),
-            calls: counters(
-                "fanwise_calls_total",
-                "Requests to targets by class of the answer",
-                &["target", "class"],
-            ),
-            call_seconds: histograms(
-                "fanwise_call_duration_seconds",
-                "Time from the start of a call to its answer",
-                &["target"],
-            ),
-            calls_in_flight: gauges(
-                "fanwise_calls_in_flight",
-                "Calls whose answer has not come yet",
-                &["target"],
-            ),
-            retries: counters(
-                "fanwise_retries_total",
-                "Recipients put on the ladder for another attempt",
-                &["target"],
-            ),
-            dead_letters: counters(
-                "fanwise_dead_letters_total",
-                "Recipients dead-lettered, by outcome",
-                &["target", "outcome"],
-            ),
-            uncertain: counters(
-                "fanwise_uncertain_total",
-                "Recipients whose send may or may not have happened, by what the policy did",
-                &["target", "policy"],
-            ),
-            unguarded: counters(
-                "fanwise_unguarded_sends_total",
-                "Recipients sent to without a claim, because the ledger was down and their app fails open",
-                &["target"],
-            ),
-            unrecorded: counters(
-                "fanwise_unrecorded_outcomes_total",
-                "Outcomes that travelled on in their slice, because the ledger was down and their app \
-                 fails open; recorded when it is back",
-                &["target"],
-            ),
-            start_seconds: histogram(
-                "fanwise_start_delay_seconds",
-                "Time from acceptance of a job to the first call of each slice",
-            ),
-            claims: counters(
-                "fanwise_claims_total",
-                "Claims asked of the ledger, by what they found",
-                &["state"],
-            ),
-            ledger_seconds: histograms(
-                "fanwise_ledger_duration_seconds",
-                "Time of a ledger step",
-                &["step"],
-            ),
-            ledger_errors: counters(
-                "fanwise_ledger_errors_total",
-                "Ledger steps that failed; lanes stop while they do",
-                &["step"],
-            ),
-            ledger_up: gauge(
-                "fanwise_ledger_up",
-                "1 while the ledger takes writes: a heartbeat succeeded in the last two seconds",
-            ),
-            ledger_went_back: counter(
-                "fanwise_ledger_went_back_total",
-                "Times this process found that the ledger had lost what was written last; jobs that ran \
-                 then are marked, and `fanwise job verify` says what is not known of them",
-            ),
-            jobs_abandoned: counter(
-                "fanwise_jobs_abandoned_total",
-                "Jobs this process ended because nothing of them was left to deliver: recipients whose \
-                 outcome the ledger does not know ended uncertain",
-            ),
-            throttle: counters(
-                "fanwise_throttle_decisions_total",
-                "Leases by the limit that decided: allowed at once, or limited",
-                &["scope", "result"],
-            ),
-            throttle_wait: histogram(
-                "fanwise_throttle_wait_seconds",
-                "Time slices waited for a rate limit",
-            ),
-            parked: gauges(
-                "fanwise_target_parked",
-                "1 while a target is parked, by why",
-                &["target", "reason"],
-            ),
-            target_parks: counters(
-                "fanwise_target_parks_total",
-                "How often this process parked a target, by why",
-                &["target", "reason"],
-            ),
-            paused: gauges(
-                "fanwise_target_paused",
-                "1 while an operator has paused a target",
-                &["target"],
-            ),
-            directives: gauges(
-                "fanwise_directives",
-                "Directives in force, by what they are about: paused, cancelled or re-rated jobs, apps and targets",
-                &["scope", "action"],
-            ),
-            broker_up: gauge("fanwise_broker_up", "1 while a broker session is open"),
-            broker_blocked: gauge(
-                "fanwise_broker_blocked",
-                "1 while the broker refuses to take publishes (alarm)",
-            ),
-            broker_sessions: counter(
-                "fanwise_broker_sessions_total",
-                "Broker sessions opened; a rise means reconnects",
-            ),
-            publish_failures: counter(
-                "fanwise_publish_failures_total",
-                "Publishes not known to be durable; they are repeated",
-            ),
-            events: counters("fanwise_events_total", "Job events published", &["event"]),
-            notices: counters(
-                "fanwise_notices_total",
-                "Attempts to tell a callback URL or a reply queue of a completed job, by result",
-                &["kind", "result"],
-            ),
-            before_accept: counters(
-                "fanwise_before_accept_total",
-                "Jobs that before_accept was asked about, by its decision; failed is none, and on_failure decides",
-                &["result"],
-            ),
-            before_accept_seconds: histogram(
-                "fanwise_before_accept_duration_seconds",
-                "Time that callers of the gateway waited for before_accept",
-            ),
-            connections: counters(
-                "fanwise_http_calls_total",
-                "Calls by whether they reused a connection",
-                &["reused"],
-            ),
-            panics: counter(
-                "fanwise_panics_total",
-                "Tasks that panicked; what they worked on went back to its queue",
-            ),
-            draining: gauge("fanwise_draining", "1 from the stop signal on"),
-            registry,
-        };
-        metrics.expose_zeros();
-        metrics
-    }
-
     fn expose_zeros(&self) {
         JobResult::ALL
             .iter()
@@ -520,12 +212,12 @@ impl Metrics {
         SliceResult::ALL
             .iter()
             .for_each(|r| self.slices.with_label_values(&[r.as_str()]).inc_by(0));
-        for step in LedgerStep::ALL {
+        for step in LedgerStep::ALL.iter().copied() {
             self.ledger_errors
                 .with_label_values(&[step.as_str()])
                 .inc_by(0);
         }
-        for scope in Scope::ALL {
+        for scope in Scope::ALL.iter().copied() {
             for result in ["allowed", "limited"] {
                 self.throttle
                     .with_label_values(&[scope.as_str(), result])
@@ -540,34 +232,36 @@ impl Metrics {
         ] {
             self.events.with_label_values(&[event.as_str()]).inc_by(0);
         }
-        for kind in NoticeKind::ALL {
-            for result in NoticeResult::ALL {
+        for kind in NoticeKind::ALL.iter().copied() {
+            for result in NoticeResult::ALL.iter().copied() {
                 self.notices
                     .with_label_values(&[kind.as_str(), result.as_str()])
                     .inc_by(0);
             }
         }
-        for result in AskedResult::ALL {
+        for result in AskedResult::ALL.iter().copied() {
             self.before_accept
                 .with_label_values(&[result.as_str()])
                 .inc_by(0);
         }
-        let info = IntGaugeVec::new(
-            Opts::new("fanwise_build_info", "Version of this process"),
-            &["version"],
-        )
-        .expect("valid name");
-        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        self.registry
-            .register(Box::new(info))
-            .expect("registered once");
-        #[cfg(target_os = "linux")]
-        self.registry
-            .register(Box::new(
-                prometheus::process_collector::ProcessCollector::for_self(),
-            ))
-            .expect("registered once");
+        self.build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
     }
+
+    #[cfg(target_os = "linux")]
+    #[expect(
+        clippy::expect_used,
+        reason = "registered once, on a registry of its own"
+    )]
+    fn expose_process(&self) {
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        let registered = self.registry.register(Box::new(process));
+        registered.expect("registered once");
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn expose_process(&self) {}
 
     /// The handles of one target, with every label value present from now on.
     pub fn target(&self, target: &str) -> TargetMetrics {
@@ -581,7 +275,7 @@ impl Metrics {
                 .with_label_values(&[target, policy])
                 .inc_by(0);
         }
-        for reason in ParkReason::ALL {
+        for reason in ParkReason::ALL.iter().copied() {
             self.target_parks
                 .with_label_values(&[target, reason.as_str()])
                 .inc_by(0);
@@ -699,7 +393,7 @@ impl Metrics {
     }
 
     pub fn parked(&self, target: &str, parked: Option<ParkReason>) {
-        for reason in ParkReason::ALL {
+        for reason in ParkReason::ALL.iter().copied() {
             self.parked
                 .with_label_values(&[target, reason.as_str()])
                 .set((parked == Some(reason)).into());
@@ -712,8 +406,8 @@ impl Metrics {
 
     /// Directives in force, by scope and kind.
     pub fn directives(&self, counts: [[i64; Kind::ALL.len()]; Scope::ALL.len()]) {
-        for (scope, counts) in Scope::ALL.into_iter().zip(counts) {
-            for (kind, count) in Kind::ALL.into_iter().zip(counts) {
+        for (scope, counts) in Scope::ALL.iter().copied().zip(counts) {
+            for (kind, count) in Kind::ALL.iter().copied().zip(counts) {
                 self.directives
                     .with_label_values(&[scope.as_str(), kind.as_str()])
                     .set(count);

@@ -189,10 +189,10 @@ pub struct Outgoing {
 pub enum Route {
     /// A job, as a producer publishes it.
     Job(Priority),
-    /// A slice for a lane, given by the lane's text.
-    Lane(String),
+    /// A slice for a lane.
+    Lane(Lane),
     /// A slice that comes back to its lane after a rung of `domain::schedule::RUNGS`.
-    Wait { lane: String, rung: Duration },
+    Wait { lane: Lane, rung: Duration },
     /// A dead letter; the routing key is `<app>.<target>`.
     Dead { app: String, target: String },
     /// A job event, `<app>.<event>`. The only route that may lead nowhere: nobody need listen.
@@ -633,8 +633,9 @@ pub struct JobRecord {
     pub accounts: Accounts,
     pub pending: u64,
     pub accepted_at_ms: u64,
-    /// What the job says; another message under its key is a conflict.
-    pub content_digest: String,
+    /// What the job says; another message under its key is a conflict. Unknown once the record was
+    /// rebuilt, until the job is submitted again.
+    pub content_digest: Option<String>,
     /// Last time an outcome was recorded.
     pub progress_at_ms: Option<u64>,
     pub completed_at_ms: Option<u64>,
@@ -745,9 +746,19 @@ impl JobRecord {
 }
 
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
 )]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum JobState {
     /// Durable with the broker; no worker has taken it yet.
     Accepted,
@@ -756,14 +767,10 @@ pub enum JobState {
 }
 
 impl JobState {
-    pub const ALL: [Self; 3] = [Self::Accepted, Self::Running, Self::Completed];
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Running => "running",
-            Self::Completed => "completed",
-        }
+        self.into()
     }
 }
 
@@ -1088,8 +1095,11 @@ pub struct Park {
     serde::Serialize,
     serde::Deserialize,
     schemars::JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
 )]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum ParkReason {
     /// It said that we are too fast, or asked us to wait.
     Throttled,
@@ -1104,22 +1114,10 @@ pub enum ParkReason {
 }
 
 impl ParkReason {
-    pub const ALL: [Self; 5] = [
-        Self::Throttled,
-        Self::Unreachable,
-        Self::Config,
-        Self::Breaker,
-        Self::Operator,
-    ];
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Throttled => "throttled",
-            Self::Unreachable => "unreachable",
-            Self::Config => "config",
-            Self::Breaker => "breaker",
-            Self::Operator => "operator",
-        }
+        self.into()
     }
 }
 

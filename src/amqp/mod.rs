@@ -200,7 +200,12 @@ impl Broker for Rabbit {
             let counts = depth.and_then(|depth| depth.counts);
             counts.map_or(0, |counts| u64::from(counts.ready))
         };
-        let jobs = Priority::ALL.into_iter().map(Source::Jobs).map(ready).sum();
+        let jobs = Priority::ALL
+            .iter()
+            .copied()
+            .map(Source::Jobs)
+            .map(ready)
+            .sum();
         let targets = self.settings.targets.iter();
         let lanes = targets.map(|target| {
             let slices = |lane: &Lane| lane.class != LaneClass::Notices;

@@ -446,8 +446,8 @@ fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
     let mut correlation_id = None;
     let (exchange, routing_key, kind) = match message.route {
         Route::Job(priority) => (names.exchange("jobs"), priority.as_str().to_owned(), "job"),
-        Route::Lane(lane) => (names.exchange("lanes"), lane, "slice"),
-        Route::Wait { lane, rung } => (names.retry_exchange(rung), lane, "slice"),
+        Route::Lane(lane) => (names.exchange("lanes"), lane.to_string(), "slice"),
+        Route::Wait { lane, rung } => (names.retry_exchange(rung), lane.to_string(), "slice"),
         Route::Dead { app, target } => (
             names.exchange("dead"),
             format!("{app}.{target}"),

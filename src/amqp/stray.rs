@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::consumer::{Origin, hand_out};
+use crate::domain::lane::Lane;
 use crate::ports::{Lost, Moved, Outgoing, PublishError, Publisher, Route};
 
 /// Strays in work at a time: those whose lane does not exist must not hold up the others for long.
@@ -53,14 +54,16 @@ async fn end(
     let message_id = stray.properties.message_id().as_ref();
     let message_id = message_id.map_or_else(String::new, ToString::to_string);
     let delivery = hand_out(stray, origin);
-    let message = Outgoing {
-        route: Route::Lane(lane.clone()),
+    // What is no lane at all is rejected without a look.
+    let parsed = lane.parse::<Lane>();
+    let message = parsed.map(|lane| Outgoing {
+        route: Route::Lane(lane),
         body: delivery.body.clone(),
         message_id,
         traceparent: delivery.traceparent.clone(),
-    };
+    });
     let mut looks = 0;
-    loop {
+    while let Ok(message) = &message {
         match origin.publisher.publish(vec![message.clone()]).await {
             Ok(()) => return delivery.ack().await,
             Err(PublishError::Lost(lost)) => return Err(lost),

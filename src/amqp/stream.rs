@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use async_rs::{Runtime, Tokio};
 use futures_util::io::{AsyncRead, AsyncWrite};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use rustls_platform_verifier::BuilderVerifierExt;
@@ -67,7 +68,7 @@ impl Link {
         // The library asks for a stream; without its own recovery, just once.
         let stream = Arc::new(Mutex::new(Some(stream)));
         let give = async move |_: AMQPUri, _: Runtime<Kit>| {
-            let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let stream = stream.lock().take();
             let stream = stream.ok_or_else(given_up)?;
             lapin::Result::Ok(AsyncTcpStream::Plain(stream))
         };

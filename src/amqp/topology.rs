@@ -65,8 +65,9 @@ pub struct Exchange {
     pub purpose: &'static str,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Kind {
     Direct,
     Fanout,
@@ -75,11 +76,7 @@ pub enum Kind {
 
 impl Kind {
     fn as_str(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Fanout => "fanout",
-            Self::Topic => "topic",
-        }
+        self.into()
     }
 }
 
@@ -188,7 +185,7 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     let names = Names::new(namespace);
     let mut queues = Vec::new();
 
-    for priority in Priority::ALL {
+    for priority in Priority::ALL.iter().copied() {
         queues.push(Queue {
             name: names.queue(&Source::Jobs(priority)),
             purpose: "jobs as producers publish them, until they are cut into slices",

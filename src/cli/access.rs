@@ -64,13 +64,12 @@ fn traceparent() -> Option<String> {
 
 impl Access {
     pub(super) fn of(config: &Config) -> Result<Self, Failure> {
-        if config.broker.url.expose().is_empty() {
+        if config.broker.url.is_none() {
             return Ok(Self::Server(Server::of(config)?));
         }
-        let ledger = if config.ledger.url.expose().is_empty() {
-            None
-        } else {
-            Some(app::ledger(config)?)
+        let ledger = match config.ledger.url {
+            None => None,
+            Some(_) => Some(app::ledger(config)?),
         };
         Ok(Self::Direct(Box::new(Direct {
             broker: app::broker(config)?,

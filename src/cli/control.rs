@@ -211,7 +211,7 @@ pub(super) async fn limits(command: LimitsCommand, file: Option<PathBuf>) -> Res
 
 fn open(file: Option<&Path>) -> Result<Access, Failure> {
     let config = checked_config(file, |config, findings| {
-        if !config.broker.url.expose().is_empty() {
+        if config.broker.url.is_some() {
             config.require_ledger(findings);
         }
     })?;

@@ -284,7 +284,8 @@ async fn redrive(access: &Access, args: RedriveArgs) -> Result<Exit, Failure> {
         dry_run: args.dry_run,
         purge: args.purge,
         priority: Priority::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|priority| priority.as_str() == args.priority)
             .unwrap_or_default(),
         filter,

@@ -9,13 +9,13 @@ use serde_json::json;
 use super::{load_config, output};
 use crate::app;
 use crate::clock::now_ms;
-use crate::config::Config;
+use crate::config::{Config, EngineKind};
 use crate::error::chain;
 use crate::exit::{Exit, Failure};
 use crate::http::client::{Client, ClientSettings};
 use crate::im::TargetSettings;
 use crate::ports::Signing;
-use crate::store::{Persistence, Store};
+use crate::store::Persistence;
 
 /// How long a target may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -74,17 +74,17 @@ pub(super) async fn run(args: DoctorArgs, file: Option<PathBuf>) -> Result<Exit,
         );
     }
     let config = &loaded.config;
-    if config.is_embedded() {
+    if config.engine() == EngineKind::Embedded {
         let what = format!(
             "embedded in {}: `fanwise serve`",
             config.embedded.dir.display()
         );
         report.add(Verdict::Ok, "engine", what);
     }
-    if !config.broker.url.expose().is_empty() {
+    if config.broker.url.is_some() {
         look_at_broker(config, &mut report).await;
     }
-    if !config.ledger.url.expose().is_empty() {
+    if config.ledger.url.is_some() {
         look_at_ledger(config, &mut report).await;
     }
     look_at_targets(config, &mut report).await;
@@ -167,9 +167,9 @@ async fn look_at_broker(config: &Config, report: &mut Report) {
 }
 
 async fn look_at_ledger(config: &Config, report: &mut Report) {
-    let store = match Store::open(&app::store_settings(config)) {
+    let store = match app::ledger(config) {
         Ok(store) => store,
-        Err(error) => return report.add(Verdict::Fail, "ledger", chain(&error)),
+        Err(failure) => return report.add(Verdict::Fail, "ledger", format!("{:#}", failure.error)),
     };
     match store.check().await {
         Err(error) => report.add(Verdict::Fail, "ledger", chain(&error)),

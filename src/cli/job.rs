@@ -112,7 +112,8 @@ impl ListArgs {
             target: self.target.clone(),
             client_msg_no: self.client_msg_no.clone(),
             state: JobState::ALL
-                .into_iter()
+                .iter()
+                .copied()
                 .find(|it| Some(it.as_str()) == state),
             since_ms: self.since,
             until_ms: self.until,
@@ -170,7 +171,7 @@ impl JobName {
 
 pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
     let config = checked_config(file.as_deref(), |config, findings| {
-        if !config.broker.url.expose().is_empty() {
+        if config.broker.url.is_some() {
             config.require_ledger(findings);
         }
     })?;
@@ -284,7 +285,7 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
         output::line(format!("not known      {unknown}"))?;
     }
     output::line(format!("total          {}", grouped(job.accounts.total)))?;
-    for outcome in crate::domain::outcome::Outcome::ALL {
+    for outcome in crate::domain::outcome::Outcome::ALL.iter().copied() {
         output::line(format!(
             "  {:<13}{}",
             outcome.as_str(),

@@ -36,7 +36,7 @@ use crate::domain::text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::http::client::{Client, ClientSettings};
 use crate::ports::{Entry, JobRecord, JobState};
-use crate::service::admission::{Refused, examine, keeps_rules};
+use crate::service::admission::{Refused, conflicts, examine, keeps_rules};
 use crate::worker::{UserCount, count_users};
 
 #[derive(Debug, Args)]
@@ -159,7 +159,7 @@ pub(super) struct SendArgs {
 
 pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, Failure> {
     let config = checked_config(file.as_deref(), |config, findings| {
-        if args.wait && !config.broker.url.expose().is_empty() {
+        if args.wait && config.broker.url.is_some() {
             config.require_ledger(findings);
         }
     })?;
@@ -662,7 +662,7 @@ async fn wait(
         }
     }
     let record = progress::follow(access, job.id).await?;
-    if record.content_digest != job.content_digest {
+    if conflicts(&record, &job.content_digest) {
         return Err(Failure::message(
             Exit::BadInput,
             format!(

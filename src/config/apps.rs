@@ -45,10 +45,15 @@ fn read_audiences(section: &mut Section, usual: &[Crowd], findings: &mut Finding
     let usual: Vec<_> = usual.iter().map(|crowd| crowd.as_str()).collect();
     let mut audiences = Vec::new();
     for word in section.list("audiences", &usual, findings) {
-        match Crowd::ALL.into_iter().find(|crowd| crowd.as_str() == word) {
+        match Crowd::ALL
+            .iter()
+            .copied()
+            .find(|crowd| crowd.as_str() == word)
+        {
             Some(crowd) => audiences.push(crowd),
             None => {
-                let words = Crowd::ALL.map(Crowd::as_str).join(", ");
+                let words: Vec<_> = Crowd::ALL.iter().map(|it| it.as_str()).collect();
+                let words = words.join(", ");
                 let what = format!("{word:?} is not one of {words}");
                 findings.problem(section.key("audiences"), what);
             }

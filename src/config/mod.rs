@@ -49,10 +49,19 @@ pub struct Config {
 }
 
 /// `[broker]`: RabbitMQ 3.10 or newer.
+/// What keeps jobs, accounts and limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// One file in the data folder: neither RabbitMQ nor Redis is configured.
+    Embedded,
+    /// RabbitMQ and Redis.
+    Servers,
+}
+
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
     /// `url` or `url_file`: `amqp://user:password@host:5672/vhost`, or `amqps://`.
-    pub url: Secret,
+    pub url: Option<Secret>,
     /// `namespace`: prefix of every exchange and queue. Default `fanwise`.
     pub namespace: String,
     /// `declare`: declare exchanges and queues at start. Off where only an operator may, with
@@ -68,7 +77,7 @@ pub struct BrokerConfig {
 #[derive(Clone, Debug)]
 pub struct LedgerConfig {
     /// `url` or `url_file`: `redis://:password@host:6379/0`, or `rediss://`.
-    pub url: Secret,
+    pub url: Option<Secret>,
     /// `prefix`: first part of every key. Default `fanwise`.
     pub prefix: String,
     /// `dedup_window`: how long a job knows its recipients after it has completed; while it runs or
@@ -317,21 +326,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const MIB: u64 = 1024 * 1024;
 
 fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
-    let url = section
-        .secret("url", "url_file", findings)
-        .unwrap_or_else(|| Secret::new(""));
-    let schemes = ["amqp://", "amqps://"];
-    if !url.expose().is_empty()
-        && !schemes
-            .iter()
-            .any(|scheme| url.expose().starts_with(scheme))
-    {
-        findings.problem(
-            "broker.url",
-            "an address that begins with amqp:// or amqps:// is expected",
-        );
-    }
-    check_one_server("broker.url", &url, findings);
+    let url = read_server(&mut section, ["amqp://", "amqps://"], findings);
     let broker = BrokerConfig {
         url,
         namespace: section.text("namespace", "fanwise", findings),
@@ -349,11 +344,27 @@ fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
     broker
 }
 
-/// An address names one server: several are behind a load balancer or a proxy of their own.
-fn check_one_server(key: &str, url: &Secret, findings: &mut Findings) {
-    if let Some(what) = wrong_server(url.expose()) {
-        findings.problem(key, what);
+/// Reads the address of a server. It names one: several are behind a load balancer or a proxy of their
+/// own.
+fn read_server(
+    section: &mut Section,
+    schemes: [&str; 2],
+    findings: &mut Findings,
+) -> Option<Secret> {
+    let url = section.secret("url", "url_file", findings)?;
+    let address = url.expose();
+    if address.is_empty() {
+        return None;
     }
+    if !schemes.iter().any(|scheme| address.starts_with(scheme)) {
+        let [plain, encrypted] = schemes;
+        let what = format!("an address that begins with {plain} or {encrypted} is expected");
+        findings.problem(section.key("url"), what);
+    }
+    if let Some(what) = wrong_server(address) {
+        findings.problem(section.key("url"), what);
+    }
+    Some(url)
 }
 
 /// Why a URL does not name one host and perhaps a port. Says nothing of what stands before the host:
@@ -386,21 +397,7 @@ fn wrong_server(url: &str) -> Option<String> {
 }
 
 fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
-    let url = section
-        .secret("url", "url_file", findings)
-        .unwrap_or_else(|| Secret::new(""));
-    let schemes = ["redis://", "rediss://"];
-    if !url.expose().is_empty()
-        && !schemes
-            .iter()
-            .any(|scheme| url.expose().starts_with(scheme))
-    {
-        findings.problem(
-            "ledger.url",
-            "an address that begins with redis:// or rediss:// is expected",
-        );
-    }
-    check_one_server("ledger.url", &url, findings);
+    let url = read_server(&mut section, ["redis://", "rediss://"], findings);
     let secret = section.secret("fingerprint_secret", "fingerprint_secret_file", findings);
     let ledger = LedgerConfig {
         url,
@@ -690,15 +687,20 @@ impl Config {
     /// What a process that sends needs: targets, and RabbitMQ with Redis or neither of them.
     pub fn require_process(&self, findings: &mut Findings) {
         self.require_targets(findings);
-        if !self.is_embedded() {
-            self.require_broker(findings);
-            self.require_ledger(findings);
+        match self.engine() {
+            EngineKind::Embedded => {}
+            EngineKind::Servers => {
+                self.require_broker(findings);
+                self.require_ledger(findings);
+            }
         }
     }
 
-    /// Neither RabbitMQ nor Redis is configured.
-    pub fn is_embedded(&self) -> bool {
-        self.broker.url.expose().is_empty() && self.ledger.url.expose().is_empty()
+    pub fn engine(&self) -> EngineKind {
+        match (&self.broker.url, &self.ledger.url) {
+            (None, None) => EngineKind::Embedded,
+            _ => EngineKind::Servers,
+        }
     }
 
     pub fn require_targets(&self, findings: &mut Findings) {
@@ -709,14 +711,14 @@ impl Config {
     }
 
     pub fn require_broker(&self, findings: &mut Findings) {
-        if self.broker.url.expose().is_empty() && !findings.mention("broker.url") {
+        if self.broker.url.is_none() && !findings.mention("broker.url") {
             let what = "missing: give it, broker.url_file, or FANWISE_BROKER__URL";
             findings.problem("broker.url", what);
         }
     }
 
     pub fn require_ledger(&self, findings: &mut Findings) {
-        if self.ledger.url.expose().is_empty() && !findings.mention("ledger.url") {
+        if self.ledger.url.is_none() && !findings.mention("ledger.url") {
             let what = "missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
             findings.problem("ledger.url", what);
         }

@@ -167,7 +167,11 @@ fn read_webhook(section: &mut Section, findings: &mut Findings) -> webhook::Sett
 fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String, Class)> {
     let mut statuses = Vec::new();
     for (status, word) in section.texts("statuses", findings) {
-        match Class::ALL.into_iter().find(|class| class.as_str() == word) {
+        match Class::ALL
+            .iter()
+            .copied()
+            .find(|class| class.as_str() == word)
+        {
             Some(class) => statuses.push((status, class)),
             None => {
                 let words: Vec<_> = Class::ALL.iter().map(|class| class.as_str()).collect();

@@ -192,7 +192,10 @@ fn the_example_names_every_key_and_no_other() {
             "apps.default.token: is the same as gateway.token",
         ]
     );
-    assert_eq!(from_files.config.broker.url.expose(), "amqp://from-a-file");
+    assert_eq!(
+        from_files.config.broker.url.as_ref().unwrap().expose(),
+        "amqp://from-a-file"
+    );
     for (key, shown) in &from_files.findings.shown {
         let hidden = loaded.findings.shown[key].value == "(secret)";
         assert_eq!(
@@ -355,7 +358,10 @@ fn every_kind_of_setting_can_come_from_the_environment() {
         loaded.findings.warnings
     );
     let config = &loaded.config;
-    assert_eq!(config.broker.url.expose(), "amqps://elsewhere/");
+    assert_eq!(
+        config.broker.url.as_ref().unwrap().expose(),
+        "amqps://elsewhere/"
+    );
     assert!(!config.broker.declare);
     assert_eq!(config.ledger.lease, Duration::from_secs(45));
     assert_eq!(config.worker.slice_recipients, 250);
@@ -409,12 +415,18 @@ fn secrets_come_from_files_too() {
     let toml = format!("broker.url_file = {:?}", file.0.display().to_string());
     let loaded = loaded(&toml, &[]);
     assert_eq!(
-        loaded.config.broker.url.expose(),
+        loaded.config.broker.url.as_ref().unwrap().expose(),
         "amqp://user:from-a-file@mq/"
     );
     let variable = [("FANWISE_BROKER__URL_FILE", file.0.to_str().unwrap())];
     assert_eq!(
-        self::loaded("", &variable).config.broker.url.expose(),
+        self::loaded("", &variable)
+            .config
+            .broker
+            .url
+            .as_ref()
+            .unwrap()
+            .expose(),
         "amqp://user:from-a-file@mq/"
     );
 

@@ -83,8 +83,20 @@ pub struct JobEvent {
 }
 
 /// The routing key of an event is `<app>.<kind>`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum EventKind {
     /// A new job, or one that was extended by further recipients.
     Accepted,
@@ -96,10 +108,6 @@ pub enum EventKind {
 
 impl EventKind {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Progress => "progress",
-            Self::Completed => "completed",
-        }
+        self.into()
     }
 }

@@ -18,9 +18,22 @@ use super::schedule::look_again;
 
 /// What limits and directives are about.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
 )]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Scope {
     Target,
     App,
@@ -28,14 +41,10 @@ pub enum Scope {
 }
 
 impl Scope {
-    pub const ALL: [Self; 3] = [Self::Target, Self::App, Self::Job];
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Target => "target",
-            Self::App => "app",
-            Self::Job => "job",
-        }
+        self.into()
     }
 }
 
@@ -90,7 +99,8 @@ impl Action {
 }
 
 /// An action without its value: one directive of each kind may stand about a subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Kind {
     Pause,
     Cancel,
@@ -99,15 +109,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Pause, Self::Cancel, Self::Rate, Self::Park];
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Cancel => "cancel",
-            Self::Rate => "rate",
-            Self::Park => "park",
-        }
+        self.into()
     }
 }
 
@@ -255,7 +260,7 @@ impl Board {
         let mut order = SliceControl::default();
         let mut pauses = Pauses::default();
         let mut cancelled = false;
-        for (index, (scope, name)) in Scope::ALL.into_iter().zip(names).enumerate() {
+        for (index, (scope, name)) in Scope::ALL.iter().copied().zip(names).enumerate() {
             for directive in self.about(scope, name, now_ms) {
                 match &directive.action {
                     Action::Pause | Action::Park { .. } => pauses.add(directive),
@@ -330,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_slice_waits_while_its_job_app_or_target_is_paused() {
-        for (scope, name) in Scope::ALL.into_iter().zip(["im", "shop", "j1"]) {
+        for (scope, name) in Scope::ALL.iter().copied().zip(["im", "shop", "j1"]) {
             let pause = directive(scope, name, Action::Pause);
             let wait = Go::Wait(Duration::from_secs(5));
             assert_eq!(order(&[pause], NOW).go, wait, "{scope:?}");
@@ -425,7 +430,7 @@ mod tests {
             pauses in prop::collection::vec((0u64..10_000_000, prop::option::of(1u64..10_000_000)), 1..4),
         ) {
             let now = 20_000_000;
-            let directives: Vec<_> = Scope::ALL.into_iter().zip(["im", "shop", "j1"]).zip(&pauses)
+            let directives: Vec<_> = Scope::ALL.iter().copied().zip(["im", "shop", "j1"]).zip(&pauses)
                 .map(|((scope, name), (age, left))| Directive {
                     since_ms: now - age,
                     until_ms: left.map(|left| now + left),

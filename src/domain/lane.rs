@@ -2,6 +2,7 @@
 //! jobs or users.
 
 use std::fmt;
+use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,8 +21,11 @@ use serde::{Deserialize, Serialize};
     Serialize,
     Deserialize,
     JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
 )]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Priority {
     High,
     #[default]
@@ -30,14 +34,10 @@ pub enum Priority {
 }
 
 impl Priority {
-    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Bulk];
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::High => "high",
-            Self::Normal => "normal",
-            Self::Bulk => "bulk",
-        }
+        self.into()
     }
 }
 
@@ -47,6 +47,9 @@ pub const SUB_LANES: u32 = 2;
 
 /// A job of at most this many recipients takes the express lane, whatever its priority.
 pub const EXPRESS_RECIPIENTS_MAX: usize = 100;
+
+/// How much of a text that is no lane an error shows, in characters.
+const TEXT_SHOWN_MAX: usize = 100;
 
 /// The class of a lane, and the order in which ties are broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,7 +68,7 @@ impl LaneClass {
     pub fn all() -> impl Iterator<Item = Self> {
         let sub_lanes = |priority| (0..SUB_LANES).map(move |sub| Self::Of(priority, sub));
         std::iter::once(Self::Express)
-            .chain(Priority::ALL.into_iter().flat_map(sub_lanes))
+            .chain(Priority::ALL.iter().copied().flat_map(sub_lanes))
             .chain(std::iter::once(Self::Notices))
     }
 
@@ -91,7 +94,8 @@ impl fmt::Display for LaneClass {
 }
 
 /// One lane. Its text, `<target>.<class>`, is the routing key of its slices.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Lane {
     pub target: String,
     pub class: LaneClass,
@@ -127,6 +131,37 @@ impl Lane {
         })
     }
 }
+
+impl FromStr for Lane {
+    type Err = NotALane;
+
+    fn from_str(text: &str) -> Result<Self, NotALane> {
+        let of = |class: LaneClass| {
+            let target = text.strip_suffix(&format!(".{class}"))?.to_owned();
+            Some(Self { target, class })
+        };
+        let lane = LaneClass::all().find_map(of);
+        lane.ok_or_else(|| NotALane(text.chars().take(TEXT_SHOWN_MAX).collect()))
+    }
+}
+
+impl TryFrom<String> for Lane {
+    type Error = NotALane;
+
+    fn try_from(text: String) -> Result<Self, NotALane> {
+        text.parse()
+    }
+}
+
+impl From<Lane> for String {
+    fn from(lane: Lane) -> Self {
+        lane.to_string()
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no lane: a lane is written `<target>.<class>`, such as `im.normal.0`")]
+pub struct NotALane(String);
 
 impl fmt::Display for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,6 +12,8 @@ use http::uri::Scheme;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::lane::Lane;
+
 /// Version of a notice on its lane.
 pub const NOTICE_VERSION: u32 = 1;
 /// Longest `callback_url`, in bytes.
@@ -28,7 +30,7 @@ pub struct Notice {
     pub app: String,
     pub url: String,
     /// The lane it returns to.
-    pub lane: String,
+    pub lane: Lane,
     /// Attempts that failed.
     #[serde(default)]
     pub failures: u32,

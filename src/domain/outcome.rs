@@ -9,8 +9,21 @@ use serde::{Deserialize, Serialize};
 use super::printable::on_one_line;
 
 /// How a recipient of a job ended. Exactly one per list entry (promise 2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// The target accepted the message.
     Sent,
@@ -27,24 +40,10 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const ALL: [Self; 6] = [
-        Self::Sent,
-        Self::Duplicate,
-        Self::Failed,
-        Self::Uncertain,
-        Self::Expired,
-        Self::Cancelled,
-    ];
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Sent => "sent",
-            Self::Duplicate => "duplicate",
-            Self::Failed => "failed",
-            Self::Uncertain => "uncertain",
-            Self::Expired => "expired",
-            Self::Cancelled => "cancelled",
-        }
+        self.into()
     }
 
     /// The byte that stands for a settled recipient in the ledger. A duplicate has none: it is an
@@ -62,14 +61,28 @@ impl Outcome {
 
     pub fn from_ledger_code(code: u8) -> Option<Self> {
         Self::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|outcome| outcome.ledger_code() == Some(code))
     }
 }
 
 /// What an answer of a target means for the recipients it speaks of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Class {
     /// Accepted.
     Done,
@@ -87,24 +100,10 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 6] = [
-        Self::Done,
-        Self::Permanent,
-        Self::Transient,
-        Self::Throttled,
-        Self::Uncertain,
-        Self::Config,
-    ];
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Permanent => "permanent",
-            Self::Transient => "transient",
-            Self::Throttled => "throttled",
-            Self::Uncertain => "uncertain",
-            Self::Config => "config",
-        }
+        self.into()
     }
 }
 
@@ -334,7 +333,7 @@ mod tests {
 
     #[test]
     fn ledger_codes_are_unique() {
-        for outcome in Outcome::ALL {
+        for outcome in Outcome::ALL.iter().copied() {
             if let Some(code) = outcome.ledger_code() {
                 assert_eq!(Outcome::from_ledger_code(code), Some(outcome));
             }

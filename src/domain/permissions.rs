@@ -38,8 +38,11 @@ impl Default for Permissions {
 }
 
 /// A kind of audience.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr, strum::VariantArray,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Crowd {
     Users,
     Groups,
@@ -47,14 +50,10 @@ pub enum Crowd {
 }
 
 impl Crowd {
-    pub const ALL: [Self; 3] = [Self::Users, Self::Groups, Self::All];
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Users => "users",
-            Self::Groups => "groups",
-            Self::All => "all",
-        }
+        self.into()
     }
 }
 

@@ -124,7 +124,7 @@ pub struct Slice {
     pub entries: u32,
     pub shape: Shape,
     /// The lane it belongs to and returns to.
-    pub lane: String,
+    pub lane: Lane,
     /// When the first call of this slice was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempt_at_ms: Option<u64>,

@@ -6,10 +6,10 @@
 //! ones taken are remembered until they are gone from disk.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -120,7 +120,7 @@ pub(super) struct Usage {
 
 pub(super) struct Deliveries {
     state: Mutex<State>,
-    bell: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Default)]
@@ -244,13 +244,13 @@ impl Deliveries {
         };
         Self {
             state: Mutex::new(state),
-            bell: Condvar::new(),
+            changed: Condvar::new(),
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // No invariant spans a panic: every change is made in one piece.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     // --- Sessions and consumers --------------------------------------------------------------
@@ -286,7 +286,7 @@ impl Deliveries {
         if let Some(lost) = lost {
             lost.cancel();
         }
-        self.bell.notify_one();
+        self.changed.notify_one();
     }
 
     pub(super) fn consume(
@@ -316,7 +316,7 @@ impl Deliveries {
             sender,
         });
         drop(state);
-        self.bell.notify_one();
+        self.changed.notify_one();
         Ok((id, receiver))
     }
 
@@ -337,7 +337,7 @@ impl Deliveries {
         let wake = queue.has_work(now_ms());
         drop(state);
         if wake {
-            self.bell.notify_one();
+            self.changed.notify_one();
         }
     }
 
@@ -354,7 +354,7 @@ impl Deliveries {
         let wake = queue.has_work(now_ms());
         drop(state);
         if wake {
-            self.bell.notify_one();
+            self.changed.notify_one();
         }
         Ok(out)
     }
@@ -365,7 +365,7 @@ impl Deliveries {
         let out = state.out.remove(&tag).ok_or(Lost)?;
         state.queues[out.queue as usize].take_back(&out);
         drop(state);
-        self.bell.notify_one();
+        self.changed.notify_one();
         Ok(())
     }
 
@@ -382,7 +382,7 @@ impl Deliveries {
         }
         state.queues[out.queue as usize].take_back(&out);
         drop(state);
-        self.bell.notify_one();
+        self.changed.notify_one();
     }
 
     // --- What the writer tells ---------------------------------------------------------------
@@ -404,7 +404,7 @@ impl Deliveries {
             }
         }
         drop(state);
-        self.bell.notify_one();
+        self.changed.notify_one();
     }
 
     /// The number below which a queue's messages were handed out.
@@ -424,7 +424,7 @@ impl Deliveries {
         for session in sessions {
             self.close_session(session);
         }
-        self.bell.notify_all();
+        self.changed.notify_all();
     }
 
     pub(super) fn usage(&self, queues: &Queues, name: &str) -> (Usage, u32) {
@@ -465,17 +465,13 @@ impl Deliveries {
                 .filter(|queue| queue.room() > 0)
                 .filter_map(|queue| queue.next_due_ms)
                 .min();
-            state = match due {
+            match due {
                 Some(due) => {
                     let wait = Duration::from_millis(due.saturating_sub(now).clamp(1, LOOK_MAX_MS));
-                    let waited = self.bell.wait_timeout(state, wait);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
+                    self.changed.wait_for(&mut state, wait);
                 }
-                None => self
-                    .bell
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-            };
+                None => self.changed.wait(&mut state),
+            }
         }
     }
 
@@ -506,8 +502,8 @@ impl Deliveries {
             queue.next_due_ms = Some(0);
         }
         // Nothing else may ring; the disk is given a moment.
-        let pause = self.bell.wait_timeout(state, Duration::from_millis(100));
-        drop(pause);
+        self.changed
+            .wait_for(&mut state, Duration::from_millis(100));
     }
 }
 

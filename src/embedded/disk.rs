@@ -11,8 +11,9 @@ use std::io::{self, Read as _, Write as _};
 #[cfg(unix)]
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, RwLock};
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, WriteTransaction};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -220,12 +221,12 @@ impl Disk {
     }
 
     pub(super) fn begin_read(&self) -> Result<ReadTransaction, StorageError> {
-        let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
+        let store = self.store.read();
         Ok(store.get()?.begin_read()?)
     }
 
     pub(super) fn begin_write(&self) -> Result<WriteTransaction, StorageError> {
-        let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
+        let store = self.store.read();
         let mut transaction = store.get()?.begin_write()?;
         transaction.set_quick_repair(true);
         Ok(transaction)
@@ -250,7 +251,7 @@ impl Disk {
 
     /// Who goes on to write to a damaged file may damage more of it.
     fn give_up(&self, error: &StorageError) {
-        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        let mut store = self.store.write();
         match std::mem::replace(&mut *store, Store::Failed(error.clone())) {
             // To close it would write to it.
             Store::Open(database) => std::mem::forget(database),
@@ -266,7 +267,7 @@ impl Disk {
             "{error}; nothing more is written to it. Put back a copy of the data folder, or move the \
              file away and fanwise begins with an empty one"
         );
-        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+        *self.error.lock() = Some(error.to_string());
         self.blocked.send_replace(true);
         self.damage.cancel();
     }
@@ -274,7 +275,7 @@ impl Disk {
     /// Opens the store again after an error of the disk.
     pub(super) fn reopen(&self) -> Result<(), StorageError> {
         self.guarded(|| {
-            let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+            let mut store = self.store.write();
             if let Store::Failed(error @ StorageError::Damaged(_)) = &*store {
                 return Err(error.clone());
             }
@@ -294,7 +295,7 @@ impl Disk {
     }
 
     pub(super) fn close(&self) {
-        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        let mut store = self.store.write();
         let Store::Open(database) = std::mem::replace(&mut *store, Store::Closed) else {
             return;
         };
@@ -304,7 +305,7 @@ impl Disk {
     }
 
     pub(super) fn error(&self) -> Option<String> {
-        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = self.error.lock();
         error.clone()
     }
 
@@ -314,7 +315,7 @@ impl Disk {
 
     /// Remembers what is wrong, and says so when that changes.
     pub(super) fn note(&self, error: Option<&StorageError>) {
-        let mut known = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.error.lock();
         match (error, known.is_some()) {
             (Some(error), false) => {
                 let cause = std::error::Error::source(error).map(ToString::to_string);

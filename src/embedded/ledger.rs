@@ -536,7 +536,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         app: row.app,
         client_msg_no: row.client_msg_no,
         target: row.target,
-        content_digest: row.digest,
+        content_digest: Some(row.digest).filter(|it| !it.is_empty()),
         warnings: row.warnings,
         template: row.template,
     })

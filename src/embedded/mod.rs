@@ -44,9 +44,10 @@ mod writer;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redb::{Database, ReadTransaction};
 use serde::Serialize;
 use tokio::sync::{broadcast, oneshot};

@@ -1,8 +1,9 @@
 //! Signed requests that came before, in memory: one process sees all of them. A restart forgets them.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::limiter::EmbeddedStore;
 use crate::ports::{LedgerError, Nonces};
@@ -36,13 +37,13 @@ impl Seen {
 impl Nonces for EmbeddedStore {
     async fn is_new(&self, nonce: &str, lives: Duration) -> Result<bool, LedgerError> {
         let seen: &Mutex<Seen> = &self.0.0.nonces;
-        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = seen.lock();
         Ok(seen.is_new(nonce, lives, Instant::now()))
     }
 
     async fn release(&self, nonce: &str) -> Result<(), LedgerError> {
         let seen: &Mutex<Seen> = &self.0.0.nonces;
-        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = seen.lock();
         seen.until.remove(nonce);
         Ok(())
     }

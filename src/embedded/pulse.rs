@@ -2,8 +2,9 @@
 //! in one file and so cannot be of different ages: nothing here goes back.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use super::limiter::{EmbeddedStore, ledger_error};
 use crate::ports::{ALIVE, Beat, Beaten, LedgerError, Pulse, Raised};
@@ -22,7 +23,7 @@ impl Pulse for EmbeddedStore {
         };
         beaten.map_err(ledger_error)?;
         let number = beat.number + 1;
-        let mut beats = engine.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut beats = engine.beats.lock();
         beats.retain(|_, (at, _)| at.elapsed() < ALIVE);
         let beat = Beat {
             number,
@@ -44,7 +45,6 @@ impl Pulse for EmbeddedStore {
 
     async fn beats(&self) -> Result<Vec<Beat>, LedgerError> {
         let beats = self.0.0.beats.lock();
-        let beats = beats.unwrap_or_else(PoisonError::into_inner);
         let alive = beats.values().filter(|(at, _)| at.elapsed() < ALIVE);
         Ok(alive.map(|(_, beat)| beat.clone()).collect())
     }

@@ -282,7 +282,8 @@ fn prepare_queues(
     targets: &[String],
 ) -> Result<Queues, StorageError> {
     let wanted = Priority::ALL
-        .into_iter()
+        .iter()
+        .copied()
         .map(jobs_queue)
         .chain(targets.iter().flat_map(|it| Lane::all(it)).map(lane_queue));
     let mut known = transaction.open_table(QUEUES)?;

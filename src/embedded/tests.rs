@@ -78,7 +78,7 @@ fn message(route: Route, body: &str) -> Outgoing {
 }
 
 fn slice(body: &str) -> Outgoing {
-    message(Route::Lane(lane().to_string()), body)
+    message(Route::Lane(lane()), body)
 }
 
 async fn publish(session: &EmbeddedSession, body: &str) -> Result<(), PublishError> {
@@ -558,14 +558,11 @@ async fn depths_tell_ready_waiting_and_unacked() {
     for body in ["a", "b", "c"] {
         publish(&session, body).await.unwrap();
     }
-    let (lane_text, rung) = (lane().to_string(), Duration::from_secs(60));
-    let wait = message(
-        Route::Wait {
-            lane: lane_text,
-            rung,
-        },
-        "w",
-    );
+    let wait = Route::Wait {
+        lane: lane(),
+        rung: Duration::from_secs(60),
+    };
+    let wait = message(wait, "w");
     let (app, target) = ("shop".to_owned(), "im".to_owned());
     let dead = message(Route::Dead { app, target }, "d");
     session.publisher().publish(vec![wait, dead]).await.unwrap();

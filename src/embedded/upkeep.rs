@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::ops::Bound;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redb::ReadTransaction;
 
 use super::disk::StorageError;
@@ -47,13 +47,13 @@ impl Upkeep for EmbeddedStore {
         let walk: &Mutex<Walk> = &self.0.0.walk;
         let now = now_ms();
         let after = {
-            let mut walk = walk.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut walk = walk.lock();
             walk.shown.retain(|_, until| *until > now);
             walk.after.clone()
         };
         let read = self.0.0.read(move |it| page(it, &after, quiet, now));
         let (after, quiet_ones) = read.await.map_err(ledger_error)?;
-        let mut walk = walk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut walk = walk.lock();
         walk.after = after;
         let again = now + (quiet / 4).as_millis() as u64;
         // One that was shown keeps its time: asked for often, it is shown again all the same.

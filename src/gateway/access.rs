@@ -5,11 +5,11 @@
 //! confined here, before any handler sees them: they ask for what is of that app, whatever they say.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Query, Request};
 use axum::http::{HeaderMap, Method, Uri, header};
+use parking_lot::Mutex;
 
 use super::pool::Holder;
 use super::problem::Refusal;
@@ -221,7 +221,7 @@ impl Rates {
             return Ok(());
         };
         let now = self.since.elapsed().as_micros() as u64;
-        let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut apps = self.apps.lock();
         let tat = apps.entry(app.to_owned()).or_default();
         match tat.lease(&rate, now, 1, Duration::ZERO) {
             Grant::Units { .. } => Ok(()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -116,7 +117,7 @@ impl Readers {
             Caller::Nobody => Some(String::new()),
             Caller::Admin => None,
         };
-        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = self.0.lock();
         let taken = readers.entry(of.clone()).or_default();
         if *taken >= READERS_OF_ONE_MAX {
             let what = "too many readers of dead letters at a time";
@@ -132,7 +133,7 @@ impl Readers {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = self.readers.lock();
         if let Some(taken) = readers.get_mut(&self.of) {
             *taken = taken.saturating_sub(1);
         }

@@ -15,7 +15,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -25,6 +25,7 @@ use axum::http::{HeaderValue, Method, header};
 use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::access::Caller;
 use super::body::{self, patient, uncompressed};
@@ -144,12 +145,12 @@ impl DropInSystem {
 
     /// The key of the job that a request of this content was answered "busy" for.
     fn stuck_key(&self, content: &str) -> Option<String> {
-        let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        let stuck = self.stuck.lock();
         stuck.keys.get(content).cloned()
     }
 
     fn remember(&self, prepared: &[Prepared]) {
-        let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stuck = self.stuck.lock();
         for job in prepared {
             if let Some(content) = &job.content {
                 stuck.remember(content, &job.job.asked.client_msg_no);
@@ -162,7 +163,7 @@ impl DropInSystem {
         let endpoint = &self.endpoints[index];
         let rate = endpoint.rate?;
         let now = now_ms();
-        let mut quotas = self.quotas.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut quotas = self.quotas.lock();
         let quota = quotas.entry(index).or_default();
         if quota.blocked_until_ms > now {
             return Some(Duration::from_millis(quota.blocked_until_ms - now));

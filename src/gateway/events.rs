@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
@@ -21,6 +21,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -140,7 +141,7 @@ impl Hub {
         gateway: &Arc<Gateway<B, S, T>>,
         record: JobRecord,
     ) -> watch::Receiver<Arc<JobRecord>> {
-        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut followed = self.followed.lock();
         // Looks that ended with the job or the process left theirs behind.
         followed.retain(|_, receiver| receiver.has_changed().is_ok());
         if let Some(receiver) = followed.get(&record.job) {
@@ -159,7 +160,7 @@ impl Hub {
 
     /// Whether nobody follows a job any more; then its looks are at an end.
     fn leave(&self, job: JobId, sender: &watch::Sender<Arc<JobRecord>>) -> bool {
-        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut followed = self.followed.lock();
         // One receiver is our own. Nobody joins in between: that takes the lock too.
         let alone = sender.receiver_count() <= 1;
         if alone {

@@ -7,7 +7,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// How many times what is free a caller may hold.
 const TIMES_FREE: usize = 3;
@@ -104,7 +106,7 @@ impl<K: Holder> Pool<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held<K>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 }
 

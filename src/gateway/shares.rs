@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::access::Caller;
@@ -112,7 +113,7 @@ impl Shares {
         caller: &Caller,
     ) -> (OwnedSemaphorePermit, SemaphorePermit<'_>) {
         let own = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turns = self.turns.lock();
             let own = turns.entry(caller.clone());
             Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(1))))
         };

@@ -1,9 +1,8 @@
 //! A list on its way in, or kept messages on their way out, in a file without a name: whatever ends the
 //! request or the process, nothing of it is left behind.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufWriter, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use axum::body::Bytes;
@@ -22,7 +21,8 @@ pub(super) async fn spool(
     chunks: impl Stream<Item = Result<Bytes, Refusal>>,
 ) -> Result<File, Refusal> {
     let mut chunks = std::pin::pin!(chunks);
-    let mut file = tokio::fs::File::from_std(nameless(folder).map_err(|error| full(&error))?);
+    let mut file =
+        tokio::fs::File::from_std(tempfile::tempfile_in(folder).map_err(|error| full(&error))?);
     let mut size = 0;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
@@ -38,20 +38,6 @@ pub(super) async fn spool(
     Ok(file.into_std().await)
 }
 
-/// A new file, for its owner alone, that is gone when it is closed.
-fn nameless(folder: &Path) -> io::Result<File> {
-    let name = format!("fanwise-{}-{:016x}", std::process::id(), fastrand::u64(..));
-    let path = folder.join(name);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
-}
-
 /// Records on their way into a file. Writing waits for the disk alone.
 pub(super) struct Writing {
     file: BufWriter<File>,
@@ -61,7 +47,7 @@ pub(super) struct Writing {
 impl Writing {
     pub(super) fn create(folder: &Path) -> io::Result<Self> {
         Ok(Self {
-            file: BufWriter::with_capacity(BUFFER_BYTES, nameless(folder)?),
+            file: BufWriter::with_capacity(BUFFER_BYTES, tempfile::tempfile_in(folder)?),
             count: 0,
         })
     }

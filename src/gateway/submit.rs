@@ -132,7 +132,7 @@ impl SubmitOptions {
     fn of(uri: &Uri, headers: &HeaderMap) -> Result<Self, Refusal> {
         // One that is not known is refused: it may be a slip of `dry_run`.
         let mut params = Params::of(uri)?;
-        let priority = params.one_of("priority", &Priority::ALL, Priority::as_str);
+        let priority = params.one_of("priority", Priority::ALL, Priority::as_str);
         let dry_run = params.get("dry_run", "true or false").unwrap_or_default();
         let column = params.text("column");
         let vars = params.get("vars", "true or false").unwrap_or_default();

@@ -1,9 +1,10 @@
 //! TLS in front of the gateway, for where no proxy ends it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -114,7 +115,7 @@ impl Tls {
 impl Served {
     /// Whether it is another one.
     fn replace(&self, pair: Pair) -> bool {
-        let mut served = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut served = self.0.write();
         let another = served.digest != pair.digest;
         *served = pair;
         another
@@ -123,7 +124,7 @@ impl Served {
 
 impl ResolvesServerCert for Served {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let served = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let served = self.0.read();
         Some(Arc::clone(&served.certified))
     }
 }

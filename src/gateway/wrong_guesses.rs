@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::Gateway;
 use crate::http::server::Peer;
@@ -43,7 +44,7 @@ impl Failures {
     /// Counts a wrong guess, and says how long its answer has to wait.
     fn count(&self, network: IpAddr, now: Duration) -> Duration {
         let free = EVERY * AT_ONCE;
-        let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut networks = self.networks.lock();
         if networks.len() >= NETWORKS_MAX && !networks.contains_key(&network) {
             networks.retain(|_, until| *until > now);
             if networks.len() >= NETWORKS_MAX {
@@ -109,6 +110,6 @@ mod tests {
         assert!(!failures.count(address(most), Duration::ZERO).is_zero());
         let later = Duration::from_secs(1);
         assert!(failures.count(address(most), later).is_zero());
-        assert_eq!(failures.networks.lock().unwrap().len(), 1);
+        assert_eq!(failures.networks.lock().len(), 1);
     }
 }

@@ -353,8 +353,8 @@ pub async fn agree<A: Admission>(
 
 /// Whether the key of a job stands for another message. A record that was rebuilt does not know for which.
 pub fn conflicts(record: &JobRecord, content_digest: &str) -> bool {
-    let first = &record.content_digest;
-    !first.is_empty() && first != content_digest
+    let first = record.content_digest.as_ref();
+    first.is_some_and(|first| first != content_digest)
 }
 
 /// A job as it is sent.
@@ -416,7 +416,8 @@ pub async fn admit<A: Admission>(admission: &A, job: &Job<'_>) -> Result<Admitte
         Content::Template(_) => {
             let store = admission.store();
             let record = admission.step(LedgerStep::Template, store.job(job.head.id));
-            let same = |record: &JobRecord| record.content_digest == job.content_digest;
+            let same =
+                |record: &JobRecord| record.content_digest.as_ref() == Some(&job.content_digest);
             record
                 .await?
                 .filter(same)

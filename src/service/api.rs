@@ -104,8 +104,11 @@ pub struct RecipientFate {
     pub dead_letter: Option<DeadRow>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum RecipientState {
     /// No outcome and no claim: its turn has not come, or it is not on the list.
     Unseen,
@@ -122,16 +125,7 @@ pub enum RecipientState {
 
 impl RecipientState {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unseen => "unseen",
-            Self::Claimed => "claimed",
-            Self::InDoubt => "in_doubt",
-            Self::Sent => "sent",
-            Self::Failed => "failed",
-            Self::Uncertain => "uncertain",
-            Self::Expired => "expired",
-            Self::Cancelled => "cancelled",
-        }
+        self.into()
     }
 }
 

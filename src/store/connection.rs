@@ -6,9 +6,9 @@
 //! or that does not answer at all, is left for a fresh connection; errors are sorted into what the
 //! ledger's callers know.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
 use redis::{
@@ -126,7 +126,7 @@ impl Connection {
     /// clock; 0 while nothing is known of that clock. Never too late: the time heard last was already
     /// over when it arrived.
     pub(super) fn answer_due_ms(&self) -> u64 {
-        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = *self.clock.lock();
         clock.map_or(0, |(ms, heard)| {
             ms + (heard.elapsed() + self.patience).as_millis() as u64
         })
@@ -134,7 +134,7 @@ impl Connection {
 
     /// Takes a time that the server has just told.
     pub(super) fn note_time(&self, ms: u64) {
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clock = self.clock.lock();
         *clock = Some((ms, Instant::now()));
     }
 
@@ -218,15 +218,12 @@ impl Connection {
     }
 
     fn current(&self) -> Current {
-        self.current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.current.lock().clone()
     }
 
     /// Starts over with a fresh connection, unless somebody did already.
     fn replace(&self, generation: u64) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock();
         if current.generation != generation {
             return;
         }

@@ -763,7 +763,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         total: number(if registered { "total" } else { "awaited" }),
         ..Accounts::default()
     };
-    for outcome in Outcome::ALL {
+    for outcome in Outcome::ALL.iter().copied() {
         *accounts.of_mut(outcome) = number(outcome.as_str());
     }
     let lost = number("lost");
@@ -782,7 +782,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         accounts,
         pending: accounts.pending(),
         accepted_at_ms: number("accepted_at_ms"),
-        content_digest: text("digest"),
+        content_digest: row.get("digest").filter(|it| !it.is_empty()).cloned(),
         progress_at_ms: time("progress_at_ms"),
         completed_at_ms,
         rebuilt: row.contains_key("rebuilt"),

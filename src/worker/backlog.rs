@@ -3,8 +3,9 @@
 //! that nobody takes for a doubt what was known here.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -70,7 +71,7 @@ pub(super) struct Backlog {
 
 impl Backlog {
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Arc<UnrecordedDelivery>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 

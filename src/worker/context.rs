@@ -2,9 +2,10 @@
 //! health.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -545,7 +546,7 @@ enum Due {
 
 impl Seldom {
     fn due(&self, job: JobId, interval: Duration) -> Due {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         let now = Instant::now();
         if last.len() > SELDOM_JOBS_MAX {
             last.retain(|_, at| now.duration_since(*at) < interval);

@@ -1,9 +1,10 @@
 //! The credential of a target that has to be fetched: kept, renewed in time, fetched by one task while
 //! the others wait for it.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -55,19 +56,19 @@ impl Keyring {
             secret,
             renew_at: Instant::now() + lives - RENEW_BEFORE.min(lives / 10),
         });
-        *self.held.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&held));
+        *self.held.write() = Some(Arc::clone(&held));
         tracing::info!(lives_seconds = lives.as_secs(), "a credential was fetched");
         Ok(held)
     }
 
     fn good(&self) -> Option<Arc<Held>> {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held.read();
         held.clone().filter(|held| Instant::now() < held.renew_at)
     }
 
     /// Forgets a credential that was refused, unless another one has taken its place.
     pub(super) fn refuse(&self, refused: &Arc<Held>) {
-        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.write();
         if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, refused)) {
             *held = None;
         }

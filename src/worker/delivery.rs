@@ -88,7 +88,7 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
 ) -> DeliveryEnd {
     let slice = match serde_json::from_slice::<Slice>(&body) {
         Ok(slice) if slice.v <= SLICE_VERSION => Slice {
-            lane: lane.to_string(),
+            lane: lane.clone(),
             ..slice
         },
         Ok(_) => return unreadable(session, lane, body, traceparent, None).await,
@@ -176,7 +176,7 @@ async fn unreadable<S: Store, T, P: Publisher>(
         "a slice of a newer version is left to newer workers"
     );
     let route = Route::Wait {
-        lane: lane.to_string(),
+        lane,
         rung: rung(NEWER_WAIT),
     };
     let message = Outgoing {

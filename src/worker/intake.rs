@@ -24,7 +24,7 @@ use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
 use crate::domain::ids::{Fingerprinter, JobId, SliceId};
 use crate::domain::job::Job;
-use crate::domain::lane::Priority;
+use crate::domain::lane::{Lane, Priority};
 use crate::domain::message::Content;
 use crate::domain::slice::{
     Cut, Cutter, Enumeration, Head, SLICE_VERSION_PLAIN, Shape, Slice, Together, Unrecorded,
@@ -386,7 +386,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
 
     /// Begins to ask the target for its users, on a lane like everything that waits for a target.
     async fn ask_for_all(&self, job: &Job<'_>, shape: Shape) -> Result<(), Lost> {
-        let lane = job.head.lane(usize::MAX).to_string();
+        let lane = job.head.lane(usize::MAX);
         let slice = Slice {
             v: SLICE_VERSION_PLAIN,
             head: Arc::new(job.head.clone()),
@@ -449,7 +449,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
         let mut cutter = Cutter::new(fingerprinter, job.entries);
         job.for_each_recipient(|recipient| cutter.push(recipient));
-        let lane = job.head.lane(job.entries).to_string();
+        let lane = job.head.lane(job.entries);
         let together = job.part.together();
         let mut batch = Vec::with_capacity(BATCH_SLICES);
         for cut in cutter.finish(submission, settings.slice_recipients) {
@@ -471,7 +471,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     fn outgoing(
         &self,
         head: &Arc<Head>,
-        lane: &str,
+        lane: &Lane,
         together: Option<&Together>,
         shape: Shape,
         cut: Cut<Member<'_>>,
@@ -487,7 +487,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             id: cut.id,
             entries: cut.entries,
             shape,
-            lane: lane.to_owned(),
+            lane: lane.clone(),
             first_attempt_at_ms: None,
             enumeration: None,
             together: together.cloned(),
@@ -503,7 +503,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             doubts: Vec::new(),
             unrecorded: Unrecorded::default(),
         };
-        slice.outgoing(Route::Lane(lane.to_owned()), self.traceparent.clone())
+        slice.outgoing(Route::Lane(lane.clone()), self.traceparent.clone())
     }
 
     /// Tells the ledger that all slices are out, and follows from where the job stands then.

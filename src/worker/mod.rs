@@ -177,7 +177,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             lanes.push(OpenLane { lane, consumer });
         }
         tasks.spawn(lanes::work(Arc::clone(&work), lanes));
-        for priority in Priority::ALL {
+        for priority in Priority::ALL.iter().copied() {
             let jobs = session
                 .consume(Source::Jobs(priority), JOBS_PREFETCH)
                 .await?;

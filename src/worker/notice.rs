@@ -66,7 +66,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
         };
         let event = json::raw(&event);
         if let Some(url) = url {
-            let lane = Lane::of_notices(job.target).to_string();
+            let lane = Lane::of_notices(job.target);
             let notice = Notice {
                 v: NOTICE_VERSION,
                 id: id.clone(),
@@ -158,7 +158,7 @@ pub(super) async fn deliver_notice<S: Store, T: Transport, P: Publisher>(
     match serde_json::from_slice(&body) {
         Ok(notice) => {
             let notice = Notice {
-                lane: lane.to_string(),
+                lane: lane.clone(),
                 ..notice
             };
             attempt(session, notice, traceparent)

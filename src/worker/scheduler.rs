@@ -81,7 +81,8 @@ enum Place {
 
 impl Places {
     fn new(target: &str) -> Self {
-        let weights = Priority::ALL.map(|priority| LaneClass::Of(priority, 0).weight());
+        let weights = [Priority::High, Priority::Normal, Priority::Bulk]
+            .map(|it| LaneClass::Of(it, 0).weight());
         Self {
             target: target.to_owned(),
             lanes: Vec::new(),

@@ -5,7 +5,8 @@
 //! once it was answered well and was left in peace for a while.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::ports::{Park, ParkReason};
 
@@ -89,7 +90,7 @@ impl TargetStandstills {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Stopped>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -3,8 +3,9 @@
 //! died half-way, and then nobody on it is to be half-notified.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::context::Halted;
 use super::session::WorkerSession;
@@ -30,12 +31,12 @@ pub(super) struct Complete(Mutex<HashSet<(JobId, String)>>);
 
 impl Complete {
     fn knows(&self, job: JobId, list: &str) -> bool {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.0.lock();
         !seen.is_empty() && seen.contains(&(job, list.to_owned()))
     }
 
     fn remember(&self, job: JobId, list: &str) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.0.lock();
         if seen.len() >= REMEMBERED_MAX {
             seen.clear();
         }

@@ -1,8 +1,8 @@
 //! Calls under way to one target, and since when: what people are told who ask why a job does not move.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::context::Context;
@@ -26,8 +26,8 @@ pub(super) struct CallUnderWay<'a> {
 }
 
 impl CallsUnderWay {
-    fn calls(&self) -> std::sync::MutexGuard<'_, Calls> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn calls(&self) -> parking_lot::MutexGuard<'_, Calls> {
+        self.0.lock()
     }
 
     pub(super) fn begin(&self) -> CallUnderWay<'_> {

@@ -19,6 +19,8 @@ mod boundaries;
 mod bounds;
 /// What every engine promises: one suite for the ports, on the embedded engine, in memory and on servers.
 mod contract;
+/// Directives: pause, cancel, re-rate, park; what is told about them.
+mod control;
 /// Everything at once: three workers, faults of every kind, a SIGKILL half-way.
 mod done;
 /// Drop-in endpoints: the documented requests of existing callers, answered in their own manner.
@@ -43,8 +45,6 @@ mod producers;
 mod promises;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.
 mod restart;
-/// Directives: pause, cancel, re-rate, park; what is told about them.
-mod steer;
 /// Redis: the ledger against a model, the throttle against its arithmetic.
 mod store;
 /// What the tests share: servers, a link that can be cut, processes, bounded waits.

@@ -765,17 +765,14 @@ struct GatewayProcess {
 
 impl GatewayProcess {
     async fn start(world: &World, variables: &[(&str, &str)]) -> Self {
-        let (port, admin) = (free_port(), free_port());
-        let (listen, ready) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{admin}"));
         let own = [
-            ("FANWISE_GATEWAY__LISTEN", &*listen),
-            ("FANWISE_ADMIN__LISTEN", &*ready),
+            ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
+            ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
         ];
         let variables = [&own, variables].concat();
         let mut process = fanwise(&["gateway", "--config", world.config()], &variables);
-        process
-            .until_prints("gateway listens", Duration::from_secs(30))
-            .await;
+        let admin = process.until_listens("admin port listens").await;
+        let port = process.until_listens("gateway listens").await;
         let gateway = Self {
             process,
             port,
@@ -944,7 +941,6 @@ async fn nothing_is_accepted_while_redis_or_the_broker_is_away() {
         link.cut().await;
         gateway.until_ready(false).await;
         let key = format!("away-{number}");
-        let began = Instant::now();
         let away = post(gateway.port, &[JSON], job(&key, "x", &["u1"]).as_bytes()).await;
         assert_eq!(
             (away.status, away.headers["retry-after"].as_str()),
@@ -952,11 +948,6 @@ async fn nothing_is_accepted_while_redis_or_the_broker_is_away() {
             "{away:?}"
         );
         assert!(away.is_problem());
-        assert!(
-            began.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            began.elapsed()
-        );
         let away = upload(gateway.port, &key, "text/plain", b"u1\n").await;
         assert_eq!(away.status, 503, "{away:?}");
         assert_eq!(
@@ -1002,7 +993,6 @@ mod restart {
             .ctl(&["set_vm_memory_high_watermark", "0.00001"])
             .await;
         // The broker tells whoever publishes next.
-        let began = Instant::now();
         let blocked = until("a gateway that refuses", BOUND, async || {
             let refused = post(
                 gateway.port,
@@ -1016,11 +1006,6 @@ mod restart {
         assert!(
             blocked.is_problem() && blocked.body.contains("short of memory"),
             "{blocked:?}"
-        );
-        assert!(
-            began.elapsed() < Duration::from_secs(8),
-            "{:?}",
-            began.elapsed()
         );
         gateway.until_ready(false).await;
         broker.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
@@ -1043,7 +1028,7 @@ mod restart {
 async fn publish_old_slice(world: &World, part: &str) {
     let job = Job::read(part.as_bytes(), None, &Anything, jiff::Timestamp::now()).unwrap();
     let together = job.part.together();
-    let lane = job.head.lane(job.entries).to_string();
+    let lane = job.head.lane(job.entries);
     let slice = Slice {
         v: 1,
         id: SliceId::new(&job.submission, 0),

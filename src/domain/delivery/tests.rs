@@ -40,7 +40,7 @@ fn slice(people: u32, repeats: u32) -> Slice {
         id: SliceId::new("all", 0),
         entries: people + repeats,
         shape: Shape { buckets: 1 },
-        lane: "im.normal.0".to_owned(),
+        lane: "im.normal.0".parse().unwrap(),
         first_attempt_at_ms: None,
         recipients: (0..people).map(|number| format!("user-{number}")).collect(),
         enumeration: None,

@@ -35,11 +35,12 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::Uri;
 use http::uri::{Authority, Scheme};
+use parking_lot::{Mutex, MutexGuard};
 use rustls::ClientConfig;
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::time::{Instant, timeout_at};
@@ -398,7 +399,7 @@ impl Idle {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Stack>> {
         // A panic cannot leave a stack half changed.
-        self.origins.lock().unwrap_or_else(PoisonError::into_inner)
+        self.origins.lock()
     }
 }
 

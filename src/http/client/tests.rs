@@ -20,6 +20,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
+mod replies;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 

@@ -10,7 +10,7 @@
 
 use std::any::Any;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use axum::body::{Body, Bytes, HttpBody};
 use http::{Response, Version};
 use http_body::{Frame, SizeHint};
 use hyper::rt::Executor;
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::peer::Busy;
@@ -40,14 +41,14 @@ impl Taking {
     }
 
     fn set(&self, since: Option<Instant>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        *self.0.lock() = since;
     }
 
     /// Returns once a piece was not taken for so long.
     pub(super) async fn stalled(&self, patience: Duration) {
         loop {
             let now = Instant::now();
-            let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = *self.0.lock();
             let until = since.unwrap_or(now) + patience;
             if until <= now {
                 return;

@@ -3,9 +3,10 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::peer::Peer;
@@ -39,8 +40,8 @@ impl Drop for Entry {
     }
 }
 
-fn lock(open: &Mutex<Open>) -> std::sync::MutexGuard<'_, Open> {
-    open.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(open: &Mutex<Open>) -> parking_lot::MutexGuard<'_, Open> {
+    open.lock()
 }
 
 impl Connections {

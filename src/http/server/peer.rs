@@ -1,10 +1,11 @@
 //! One connection: what its requests, and who decides about its place, know of it.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -79,20 +80,14 @@ impl Peer {
 
     /// Since when it has nothing to do, if it has not.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let since = *self
-            .idle_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let since = *self.idle_since.lock();
         (self.under_way.load(Ordering::Acquire) == 0).then_some(since)
     }
 
     /// Since when its peer has nothing to wait for that would be a loss: it is idle, or it brought no
     /// credentials and does nothing but not take its answers.
     pub(super) fn expendable_since(&self) -> Option<Instant> {
-        let since = *self
-            .idle_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let since = *self.idle_since.lock();
         let under_way = self.under_way.load(Ordering::Acquire);
         let answering = self.answering.load(Ordering::Acquire);
         let is_stranger = !self.is_trusted() && answering >= under_way;
@@ -101,10 +96,7 @@ impl Peer {
 
     /// Counts from now how long it is idle.
     pub(super) fn is_idle_from_now(&self) {
-        *self
-            .idle_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.idle_since.lock() = Instant::now();
     }
 
     /// Returns once it has been idle for so long.

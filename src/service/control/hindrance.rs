@@ -141,7 +141,7 @@ struct Situation<'a> {
 impl<'a> Situation<'a> {
     fn subjects(&self) -> impl Iterator<Item = (Scope, &'a str)> + use<'a> {
         let names = [&*self.record.target, &*self.record.app, self.job];
-        Scope::ALL.into_iter().zip(names)
+        Scope::ALL.iter().copied().zip(names)
     }
 
     /// What stops the job.
@@ -341,7 +341,7 @@ mod tests {
             accounts: Accounts::default(),
             pending: 1,
             accepted_at_ms: NOW,
-            content_digest: String::new(),
+            content_digest: None,
             progress_at_ms: None,
             completed_at_ms: None,
             rebuilt: false,

@@ -92,12 +92,8 @@ async fn kept<B: RetainedQueues>(broker: &B, retained: RetainedQueue) -> Vec<Ret
 async fn what_is_published_comes_out_as_it_went_in(bench: &impl BrokerBench) {
     let session = bench.broker().connect().await.unwrap();
     let large: Vec<u8> = (0..=255).cycle().take(3_000_000).collect();
-    let mut sources = vec![(
-        lane_source(),
-        Route::Lane(express().to_string()),
-        vec![0, 255, 0],
-    )];
-    for priority in Priority::ALL {
+    let mut sources = vec![(lane_source(), Route::Lane(express()), vec![0, 255, 0])];
+    for priority in Priority::ALL.iter().copied() {
         let body = format!("job {}", priority.as_str()).into_bytes();
         sources.push((Source::Jobs(priority), Route::Job(priority), body));
     }
@@ -361,7 +357,7 @@ async fn a_waiting_slice_returns_in_time_to_its_lane(bench: &impl BrokerBench) {
     let mut other = session.consume(lane_source(), 10).await.unwrap();
     let started = Instant::now();
     let wait = |body: &'static str| {
-        let lane = bulk().to_string();
+        let lane = bulk();
         let rung = RUNGS[0];
         outgoing(Route::Wait { lane, rung }, body)
     };
@@ -385,7 +381,7 @@ async fn a_long_wait_does_not_hold_up_a_short_one(bench: &impl BrokerBench) {
     let mut consumer = session.consume(lane_source(), 10).await.unwrap();
     let started = Instant::now();
     for (rung, body) in [(RUNGS[1], "long"), (RUNGS[0], "short")] {
-        let lane = express().to_string();
+        let lane = express();
         let message = outgoing(Route::Wait { lane, rung }, body);
         session.publisher().publish(vec![message]).await.unwrap();
     }
@@ -642,7 +638,7 @@ async fn dead_letters_are_read_in_place(bench: &impl BrokerBench) {
 
 async fn what_leads_nowhere_is_never_reported_as_published(bench: &impl BrokerBench) {
     let session = bench.broker().connect().await.unwrap();
-    let nowhere = || outgoing(Route::Lane("nobody.express".to_owned()), "astray");
+    let nowhere = || outgoing(Route::Lane("nobody.express".parse().unwrap()), "astray");
     let publisher = session.publisher();
     let alone = publisher.publish(vec![nowhere()]).await;
     let mixed = publisher
@@ -815,10 +811,7 @@ async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
     const PREFETCH: usize = 6;
     let broker = bench.broker();
     let sources = [Source::Jobs(Priority::Normal), lane_source()];
-    let routes = [
-        Route::Job(Priority::Normal),
-        Route::Lane(express().to_string()),
-    ];
+    let routes = [Route::Job(Priority::Normal), Route::Lane(express())];
     let mut model = Model::default();
     let mut numbers = 0..;
     let dead_before = kept(broker, RetainedQueue::Dead).await.len() as u32;

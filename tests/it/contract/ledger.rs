@@ -881,9 +881,9 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
         (
             record.app.as_str(),
             record.target.as_str(),
-            record.content_digest.as_str()
+            record.content_digest.as_deref()
         ),
-        ("shop", TARGET, "d")
+        ("shop", TARGET, Some("d"))
     );
     let progress = settle(store, job.slice(&id, 2), ANN, &sent, true).await;
     assert!(progress.finished && progress.completed);

@@ -278,7 +278,7 @@ fn outgoing(route: Route, body: impl Into<Bytes>) -> Outgoing {
 }
 
 fn slice(body: impl Into<Bytes>) -> Outgoing {
-    outgoing(Route::Lane(express().to_string()), body)
+    outgoing(Route::Lane(express()), body)
 }
 
 fn dead_letter(body: impl Into<Bytes>) -> Outgoing {

@@ -130,15 +130,15 @@ fn jobs(priority: Priority) -> String {
     format!("jobs.{}", priority.as_str())
 }
 
-fn send(lane: &str) -> String {
+fn send(lane: &Lane) -> String {
     format!("send.{lane}")
 }
 
 impl MemoryBroker {
     pub(crate) fn new(targets: &[&str]) -> Self {
         let lanes = targets.iter().flat_map(|target| Lane::all(target));
-        let lanes = lanes.map(|lane| send(&lane.to_string()));
-        let names = Priority::ALL.into_iter().map(jobs).chain(lanes);
+        let lanes = lanes.map(|lane| send(&lane));
+        let names = Priority::ALL.iter().copied().map(jobs).chain(lanes);
         let state = State {
             queues: names.map(|name| (name, Queue::default())).collect(),
             ..State::default()
@@ -315,7 +315,7 @@ impl Session for MemorySession {
     async fn consume(&self, source: Source, prefetch: u16) -> Result<MemoryConsumer, BrokerError> {
         let name = match &source {
             Source::Jobs(priority) => jobs(*priority),
-            Source::Lane(lane) => send(&lane.to_string()),
+            Source::Lane(lane) => send(lane),
         };
         let open = || {
             let mut state = lock(&self.broker.state);

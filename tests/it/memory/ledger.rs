@@ -159,7 +159,7 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         accounts: Accounts::default(),
         pending: 0,
         accepted_at_ms: at_ms,
-        content_digest: String::new(),
+        content_digest: None,
         progress_at_ms: None,
         completed_at_ms: None,
         rebuilt: false,
@@ -208,7 +208,7 @@ impl State {
             ..
         } = entry;
         let mut record = record(*job, app, client_msg_no, target, *now_ms);
-        record.content_digest.clone_from(&entry.content_digest);
+        record.content_digest = Some(entry.content_digest.clone());
         record.accounts.total = entry.entries;
         record.not_before_ms = entry.not_before_ms;
         self.begin(record).entered = true;
@@ -226,7 +226,7 @@ impl State {
                 ..
             } = submission;
             let mut record = record(*job, app, client_msg_no, target, *now_ms);
-            record.content_digest.clone_from(&submission.content_digest);
+            record.content_digest = Some(submission.content_digest.clone());
             record.shape = submission.shape;
             record.warnings.clone_from(&submission.warnings);
             record.template = submission.template;
@@ -237,10 +237,8 @@ impl State {
         let job = self.jobs.get_mut(&submission.job).expect("is there now");
         let record = job.record_mut();
         // A job that was rebuilt from slices knows no digest; it takes the first it meets.
-        if record.content_digest.is_empty() {
-            record.content_digest.clone_from(&submission.content_digest);
-        }
-        if record.content_digest != submission.content_digest {
+        let digest = &submission.content_digest;
+        if record.content_digest.get_or_insert_with(|| digest.clone()) != digest {
             return Accepted::Conflict {
                 job: submission.job,
             };

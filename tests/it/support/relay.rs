@@ -587,11 +587,6 @@ mod tests {
             "{:?}",
             started.elapsed()
         );
-        assert!(
-            started.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            started.elapsed()
-        );
     }
 
     #[tokio::test]

@@ -134,16 +134,12 @@ impl World {
 
     /// Starts a worker with some settings of its own.
     pub(crate) async fn worker_with(&self, variables: &[(&str, &str)]) -> Worker {
-        let admin = free_port();
-        let listen = format!("127.0.0.1:{admin}");
-        let variables = [&[("FANWISE_ADMIN__LISTEN", listen.as_str())], variables].concat();
-        let process = fanwise(&["worker", "--config", self.config()], &variables);
-        let mut worker = Worker { process, admin };
-        worker
-            .process
-            .until_prints("ready: jobs are taken", Duration::from_secs(60))
-            .await;
-        worker
+        let variables = [&[("FANWISE_ADMIN__LISTEN", "127.0.0.1:0")], variables].concat();
+        let mut process = fanwise(&["worker", "--config", self.config()], &variables);
+        let admin = process.until_listens("admin port listens").await;
+        let bound = Duration::from_secs(60);
+        process.until_prints("ready: jobs are taken", bound).await;
+        Worker { process, admin }
     }
 
     /// A file of the world's own, gone with it.
@@ -404,12 +400,15 @@ async fn http_get(port: u16, path: &str) -> Option<String> {
     Some(answer)
 }
 
+/// A port for a process that is started again on the same one, and for one where nobody listens. It is
+/// below the range of outgoing connections, so that no client takes it meanwhile.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
+    let first = range.and_then(|range| range.split_whitespace().next()?.parse().ok());
+    let end = first.filter(|first| *first > 17_000).unwrap_or(32_768);
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let ports = std::iter::repeat_with(|| fastrand::u16(15_000..end));
+    ports.take(1000).find(free).expect("a free port")
 }
 
 /// `u0` … `u<count-1>`

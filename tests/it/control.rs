@@ -314,18 +314,13 @@ async fn a_job_is_re_rated_while_it_runs() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("rerate").await;
     let worker = world.worker().await;
-    let recipients = users(1500);
+    let recipients = users(3000);
     let job = world.send("rerate", &recipients, &["--rate", "20/s"]).await;
     until_accepted(&world.mock, 20).await;
-    let started = Instant::now();
     tell(&world, &["job", "rate", &job, "1000/s"]).await;
+    // At 20/s it would take longer than anything is waited for.
     let record = world.completed(&job).await;
-    assert_eq!(record["accounts"]["sent"], 1500, "{record}");
-    assert!(
-        started.elapsed() < Duration::from_secs(40),
-        "1500 recipients at 1000/s took {:?}; at 20/s it is 75 s",
-        started.elapsed()
-    );
+    assert_eq!(record["accounts"]["sent"], 3000, "{record}");
     world.assert_once_each(&recipients);
     until(
         "the directive of a completed job is dropped",
@@ -493,15 +488,9 @@ async fn targets_and_apps_are_parked_and_paused_by_hand() {
         (record["pending"] == 1500).then_some(())
     })
     .await;
-    let told = Instant::now();
     tell(&world, &["job", "cancel", &job]).await;
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["cancelled"], 1500, "{record}");
-    assert!(
-        told.elapsed() < Duration::from_secs(30),
-        "{:?}",
-        told.elapsed()
-    );
     assert_eq!(world.mock.stats().accepted, accepted);
 
     let unknown = world.run(&["target", "pause", "in"]).await;
