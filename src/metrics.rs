@@ -1,7 +1,7 @@
-//! Every metric, as typed methods: no other module names one, so labels stay closed sets. Nothing is
-//! labelled by recipient, job or `client_msg_no`.
+//! Defines every metric and sets it through typed methods. No other module names a metric, so
+//! labels stay closed sets. No metric has a label for recipients, jobs or `client_msg_no`.
 //!
-//! Label values that an alert may use exist from the start with 0. Handles of hot counters are
+//! Label values that an alert may use exist from the start, with 0. The handles of hot counters are
 //! resolved once per target ([`TargetMetrics`]).
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::domain::directive::Kind;
 use crate::domain::outcome::{Class, OnUncertain, Outcome};
 use crate::ports::{ParkReason, Scope};
 
-/// What became of a message on the job queues.
+/// The result of a message from the job queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobResult {
     Accepted,
@@ -51,13 +51,13 @@ impl JobResult {
 pub enum SliceResult {
     /// Every recipient has its outcome.
     Done,
-    /// A remainder waits on the ladder or at the end of its lane.
+    /// A remainder waits on the ladder, or at the end of its lane.
     Deferred,
-    /// Handed back to the broker: drain, or a panic.
+    /// Requeued because of a drain or a panic.
     Requeued,
-    /// Its session was lost; somebody else gets it.
+    /// The session was lost; the broker hands the slice out again.
     Lost,
-    /// Not a slice; it lies in `fanwise.rejected`.
+    /// Not a slice; it is among the rejected messages.
     Rejected,
 }
 
@@ -81,7 +81,7 @@ impl SliceResult {
     }
 }
 
-/// How somebody is told that a job completed.
+/// The channel of a notice that a job completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoticeKind {
     Callback,
@@ -99,13 +99,13 @@ impl NoticeKind {
     }
 }
 
-/// What became of an attempt to tell.
+/// The result of one attempt to deliver a notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoticeResult {
     Delivered,
-    /// Waits on the ladder for another attempt.
+    /// It waits on the ladder for the next attempt.
     Retried,
-    /// Not tried any more.
+    /// No further attempt follows.
     Abandoned,
 }
 
@@ -121,13 +121,13 @@ impl NoticeResult {
     }
 }
 
-/// What `before_accept` said of a job.
+/// The answer of `before_accept` about a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AskedResult {
     Allow,
     Deny,
     Change,
-    /// No decision: no answer in time, or one that is none. `on_failure` decides.
+    /// No decision: no answer in time, or an invalid one. `on_failure` decides.
     Failed,
 }
 
@@ -210,7 +210,7 @@ impl LedgerStep {
     }
 }
 
-/// From half a millisecond, a fast ledger step, to a minute, a call at its timeout.
+/// From half a millisecond (a fast ledger step) to a minute (a call at its timeout).
 const SECONDS: [f64; 16] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
     60.0,
@@ -278,7 +278,7 @@ impl TargetMetrics {
         self.seconds.observe(took.as_secs_f64());
     }
 
-    /// Recipients that ended so.
+    /// Counts recipients by their outcome.
     pub fn ended(&self, outcomes: impl Iterator<Item = Outcome>) {
         for outcome in outcomes {
             self.outcomes[outcome as usize].inc();
@@ -569,7 +569,7 @@ impl Metrics {
             .expect("registered once");
     }
 
-    /// The handles of one target, with every label value present from now on.
+    /// The handles of one target. From now on every label value of it exists.
     pub fn target(&self, target: &str) -> TargetMetrics {
         for outcome in [Outcome::Failed, Outcome::Uncertain] {
             self.dead_letters
@@ -691,7 +691,7 @@ impl Metrics {
         self.throttle_wait.observe(wait.as_secs_f64());
     }
 
-    /// A target that moved is parked.
+    /// Counts that this process parked a target.
     pub fn target_parked(&self, target: &str, reason: ParkReason) {
         self.target_parks
             .with_label_values(&[target, reason.as_str()])
