@@ -55,7 +55,7 @@ fn the_smallest_job_is_read() {
     assert_eq!(users, ["u1", "u2", "u1"]);
 }
 
-/// Whatever else the job names: an app that is not there has no rules to go by.
+/// An unknown app has no rules for the other fields of the job.
 #[test]
 fn an_unknown_app_is_refused_even_with_a_target() {
     let job = JOB.replacen("{", r#"{"app":"shop","target":"im","#, 1);
@@ -118,7 +118,8 @@ fn the_same_content_has_the_same_digest_however_it_is_written() {
         digest(&custom(r#"{ "b" : 2, "a": 1 }"#))
     );
     assert_ne!(digest(&custom(r#"{"a":1}"#)), digest(&custom(r#"{"a":2}"#)));
-    // A job keeps the version of a stored message that it started with, whatever a repeat names.
+    // A job keeps the version of a stored message with which it started, even if a repeat names
+    // another.
     let stored = |reference: &str| {
         let named = format!(r#""template":"{reference}""#);
         digest(&JOB.replace(r#""type":"text","text":"hello""#, &named))
@@ -166,7 +167,7 @@ fn the_document_type_writes_what_the_reader_reads() {
         rate: Some("10/s".into()),
         on_uncertain: Some(OnUncertain::Hold),
         mapping: Some(Strictness::Lenient),
-        // An app must allow it: read by its own tests.
+        // An app must allow it; the tests of `notice` check that.
         callback_url: None,
         reply_to: Some("done".into()),
         confirm_all: Some(true),
@@ -185,7 +186,7 @@ fn the_document_type_writes_what_the_reader_reads() {
 }
 
 proptest! {
-    /// Whatever arrives, reading it ends in a job or in problems, never in a panic.
+    /// For any input, reading ends in a job or in problems, never in a panic.
     #[test]
     fn reading_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = Job::read(&bytes, None, &Apps, Timestamp::UNIX_EPOCH);
@@ -200,7 +201,7 @@ proptest! {
     }
 }
 
-/// The audience of a job by its JSON, with the ids that come out.
+/// Reads the audience of a job from JSON and returns the ids.
 fn audience(audience: &str, more: &str) -> Result<Vec<String>, Vec<String>> {
     let json = format!(
         r#"{{"v":1,"client_msg_no":"n1","audience":{audience},"message":{{"type":"text","text":"x"}}{more}}}"#
@@ -254,7 +255,7 @@ fn recipients_may_bring_values_for_placeholders() {
     let mut vars = Vec::new();
     job.for_each_recipient(|member| vars.push(member.vars.map(|vars| vars.get().to_owned())));
     assert_eq!(vars, [None, Some(r#"{"name":"Ana"}"#.to_owned()), None]);
-    // The same message without them is the same job: parts of one list need not agree.
+    // The same message without them is the same job: the parts of one list need not agree.
     assert_eq!(job.content_digest, read(JOB).unwrap().content_digest);
     let wrong = JOB.replace("\"u2\"", r#"{"id":"u2","vars":7}"#);
     assert_eq!(
@@ -263,7 +264,7 @@ fn recipients_may_bring_values_for_placeholders() {
     );
 }
 
-/// Whom to tell is nothing that is sent: a repeat may name somebody else.
+/// The destination of a notice is not part of the content: a repeat may name another one.
 #[test]
 fn whom_to_tell_is_no_part_of_the_content() {
     let with = JOB.replacen('{', r#"{"reply_to":"done","#, 1);
@@ -286,7 +287,7 @@ fn nobody_is_told_who_may_not_be() {
     );
 }
 
-/// Promise: what a producer sends costs no more than it weighs.
+/// Promise: reading a job needs no more memory than its size.
 #[test]
 fn problems_are_bounded_where_they_are_found() {
     let many = |entry: &str| vec![entry; 200_000].join(",");
@@ -294,7 +295,7 @@ fn problems_are_bounded_where_they_are_found() {
     let problems = read(&flood).unwrap_err();
     assert_eq!(problems.len(), 21);
     assert_eq!(problems[0], "audience.users[0]: empty");
-    // The rest is not even read.
+    // The rest is not read.
     assert_eq!(problems[20], "and 99981 more problems");
 
     let exclude = JOB.replace(
@@ -346,7 +347,7 @@ fn a_byte_order_mark_before_a_job_is_no_part_of_it() {
     assert!(problems[0].what.starts_with("UTF-16"), "{problems:?}");
 }
 
-/// Nobody is dropped without a word: the first of two lists, the first of two ids.
+/// No list and no id is dropped silently: neither the first of two lists nor the first of two ids.
 #[test]
 fn a_key_that_stands_twice_is_refused_with_its_place() {
     for (from, to, problem) in [
