@@ -304,7 +304,7 @@ impl<'a> Audience<'a> {
         }
         let hint = lacks.zip(vars).and_then(|(name, vars)| misread(name, vars));
         let what = format!(
-            "nobody could get this: {}{}",
+            "no recipient could get this: {}{}",
             problem.what,
             hint.unwrap_or_default()
         );
@@ -360,7 +360,9 @@ pub fn fold(id: &mut Cow<'_, str>, folds_case: bool) {
 pub(super) fn wrong_vars(vars: &RawValue) -> Option<String> {
     let size = vars.get().len();
     if size > VARS_BYTES_MAX {
-        Some(format!("{size} bytes, at most {VARS_BYTES_MAX} are taken"))
+        Some(format!(
+            "{size} bytes, at most {VARS_BYTES_MAX} are allowed"
+        ))
     } else if !vars.get().starts_with('{') {
         Some("a JSON object is expected".to_owned())
     } else {
@@ -375,7 +377,7 @@ pub(super) fn wrong_values(vars: &str) -> Option<String> {
     }
     if let Some(half) = half_character(vars) {
         return Some(format!(
-            "half of a character, as of an emoji that was cut: {half}"
+            "half of a character, as when an emoji is cut: {half}"
         ));
     }
     let number = long_number(vars)?;

@@ -154,7 +154,7 @@ impl<'a> Object<'a> {
 }
 
 /// A field that is there twice is a problem: only the producer knows which of them is meant.
-pub const TWICE: &str = "stands there twice; only one of them could count";
+pub const TWICE: &str = "appears twice; only one of them can count";
 
 /// The whole path of a field.
 fn within(path: &str, name: &str) -> String {
@@ -344,7 +344,7 @@ impl<'a> Fields<'a> {
     ) -> Option<String> {
         let text: String = self.get(name, "a text", problems)?;
         if text.len() > most {
-            let what = format!("{} bytes, at most {most} are taken", text.len());
+            let what = format!("{} bytes, at most {most} are allowed", text.len());
             self.problem(name, what, problems);
         }
         Some(text)

@@ -267,7 +267,7 @@ pub fn check_callback(app: &str, rules: Option<&CallbackRules>, url: &str) -> Re
     match rules {
         Some(rules) => rules.check(url),
         None => Err(format!(
-            "app {app:?} sends none: its configuration has no [apps.{app}.callbacks]"
+            "app {app:?} sends no callbacks: its configuration has no [apps.{app}.callbacks]"
         )),
     }
 }
@@ -299,7 +299,7 @@ impl<'a> Job<'a> {
     ) -> Result<Self, Vec<Problem>> {
         if body.len() > JOB_BYTES_MAX {
             let what = format!(
-                "{} bytes, at most {JOB_BYTES_MAX} are taken in one message; send longer lists as parts",
+                "{} bytes, at most {JOB_BYTES_MAX} are allowed in one message; send longer lists as parts",
                 body.len()
             );
             return Err(vec![Problem::new("", what)]);
@@ -337,7 +337,7 @@ impl<'a> Job<'a> {
     pub fn too_late(&self, now_ms: u64) -> Option<Problem> {
         let at = self.head.expires_at_ms.filter(|at| *at <= now_ms)?;
         let at = Timestamp::from_millisecond(at.cast_signed()).unwrap_or_default();
-        let what = format!("{at} is over: nobody would get it");
+        let what = format!("{at} has passed: no recipient would get the message");
         Some(Problem::new("expires_at", what))
     }
 
@@ -377,7 +377,7 @@ fn read_job<'a>(
     if client_msg_no.is_none() {
         fields.problem(
             "client_msg_no",
-            "missing; it is what makes a repeat harmless",
+            "missing; it makes a repeat harmless",
             problems,
         );
     }
@@ -402,7 +402,7 @@ fn read_job<'a>(
         .unwrap_or_default();
     let not_before = match read_time(&mut fields, "not_before", problems) {
         Some(Time::Never) => {
-            let what = "is the end of time: nothing would ever be sent";
+            let what = "is in the year 9999: nothing would ever be sent";
             fields.problem("not_before", what, problems);
             None
         }
@@ -418,7 +418,7 @@ fn read_job<'a>(
     {
         fields.problem(
             "expires_at",
-            "is not after not_before: nobody would get it",
+            "is not after not_before: no recipient would get the message",
             problems,
         );
     }
@@ -445,7 +445,7 @@ fn read_job<'a>(
     let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
     let part = read_part(&mut fields, problems);
     if audience.as_ref().is_some_and(Audience::is_all) && confirmed != Some(true) {
-        let what = "missing; a job for all users must say \"confirm_all\": true";
+        let what = "missing; a job for all users must set \"confirm_all\": true";
         fields.problem("confirm_all", what, problems);
     }
     fields.finish(problems);
@@ -457,7 +457,7 @@ fn read_job<'a>(
     if !audience.is_all() && totals.entries == 0 && part.of == 1 && problems.is_empty() {
         problems.push(Problem::new(
             "audience.users",
-            "empty; nobody would get the message",
+            "empty; no recipient would get the message",
         ));
     }
     let vars = match message.vars {
@@ -543,13 +543,16 @@ pub fn wrong_id(id: &str, bytes_max: usize) -> Option<String> {
     if id.is_empty() {
         Some("empty".to_owned())
     } else if id.len() > bytes_max {
-        Some(format!("{} bytes, at most {bytes_max} are taken", id.len()))
+        Some(format!(
+            "{} bytes, at most {bytes_max} are allowed",
+            id.len()
+        ))
     } else if id.chars().any(char::is_control) {
-        Some("holds a control character".to_owned())
+        Some("contains a control character".to_owned())
     } else {
         let what = text::invisible(id)?;
         Some(format!(
-            "holds {what}, which makes it another id than it looks like"
+            "contains {what}, so it is not the id that it looks like"
         ))
     }
 }
@@ -557,7 +560,7 @@ pub fn wrong_id(id: &str, bytes_max: usize) -> Option<String> {
 /// A problem if a document contains half of a character, which later readers could not handle.
 pub(super) fn half_character(json: &str) -> Option<Problem> {
     let half = text::half_character(json)?;
-    let what = format!("half of a character, as of an emoji that was cut, in {half:?}");
+    let what = format!("half of a character, as when an emoji is cut, in {half:?}");
     Some(Problem::new("", what))
 }
 
@@ -620,7 +623,7 @@ fn read_time(fields: &mut Fields<'_>, name: &'static str, problems: &mut Problem
             return Some(Time::At(time.as_millisecond().unsigned_abs()));
         }
         _ if text.starts_with("0001-01-01") => {
-            format!("{text:?} is how programs write that there is no time; leave the field out")
+            format!("{text:?} is how programs write \"no time\"; leave the field out")
         }
         Ok(_) => format!("{text:?} is before 1970"),
         Err(_) => format!("{text:?} is not an RFC 3339 time such as 2026-12-24T18:00:00+08:00"),

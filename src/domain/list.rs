@@ -86,8 +86,8 @@ fn wrong(member: &Member<'_>) -> Option<String> {
         Some(format!("vars: {what}"))
     };
     let rounded = || {
-        let what = "looks like a long number that a spreadsheet has rounded, so that it is nobody's id any \
-                    more: make the column text before the list is saved";
+        let what = "looks like a long number that a spreadsheet has rounded, so it is no longer \
+                    anyone's id: format the column as text before saving the list";
         text::is_rounded(&member.id).then(|| format!("{:?} {what}", member.id))
     };
     let wrong = wrong_id(&member.id, RECIPIENT_BYTES_MAX);
@@ -621,19 +621,19 @@ mod tests {
             Format::Ndjson,
             "{\"id\":\"u6\",\"id\":\"u7\"}\n",
             &[],
-            &["1: `id` stands there twice"],
+            &["1: `id` appears twice"],
         );
         check(
             Format::Ndjson,
             "{\"id\":\"a\",\"vars\":{\"n\":1,\"n\":2}}\n",
             &[],
-            &["vars: \"n\" stands there twice"],
+            &["vars: \"n\" appears twice"],
         );
         check(
             Format::Ndjson,
             "{\"id\":\"a\",\"vars\":{},\"vars\":{}}\n",
             &[],
-            &["1: `vars` stands there twice"],
+            &["1: `vars` appears twice"],
         );
         check(
             Format::Ndjson,

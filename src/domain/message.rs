@@ -421,7 +421,7 @@ impl MessageDocument {
         let mut length = |name: &str, text: &Option<String>, most: usize| {
             let size = text.as_ref().map_or(1, String::len);
             if size == 0 || size > most {
-                problem(name, format!("{size} bytes, 1 to {most} are taken"));
+                problem(name, format!("{size} bytes, 1 to {most} are allowed"));
             }
         };
         length("text", &self.text, TEXT_BYTES_MAX);
@@ -642,7 +642,7 @@ fn read_raw(
     let value = fields.raw(name)?;
     let size = value.get().len();
     if size > DATA_BYTES_MAX {
-        let what = format!("{size} bytes, at most {DATA_BYTES_MAX} are taken");
+        let what = format!("{size} bytes, at most {DATA_BYTES_MAX} are allowed");
         fields.problem(name, what, problems);
     }
     Some(value.to_owned())

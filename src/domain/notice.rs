@@ -50,7 +50,7 @@ impl CallbackRules {
         if url.len() > CALLBACK_URL_BYTES_MAX {
             let length = url.len();
             return Err(format!(
-                "{length} bytes, at most {CALLBACK_URL_BYTES_MAX} are taken"
+                "{length} bytes, at most {CALLBACK_URL_BYTES_MAX} are allowed"
             ));
         }
         let uri: Uri = url
@@ -61,7 +61,7 @@ impl CallbackRules {
             return Err("a URL that begins with https:// or http:// is expected".to_owned());
         }
         if uri.authority().is_some_and(|it| it.as_str().contains('@')) {
-            return Err("a user name or password in the URL is not taken".to_owned());
+            return Err("a user name or password in the URL is not allowed".to_owned());
         }
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');

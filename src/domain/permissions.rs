@@ -133,7 +133,7 @@ impl Permissions {
         }
         if !self.permits(asked.crowd) {
             let what = format!(
-                "is not allowed to app {app:?}; apps.{app}.audiences would have to list \"{}\"",
+                "is not allowed for app {app:?}; apps.{app}.audiences does not list \"{}\"",
                 asked.crowd
             );
             problems.push(Problem::new(format!("audience.{}", asked.crowd), what));
@@ -256,7 +256,7 @@ mod tests {
             &[
                 r#"sender: "boss" is not allowed; app "shop" may send as: news, offers"#,
                 r#"target: "sms" is not allowed; app "shop" may send to: im"#,
-                r#"audience.groups: is not allowed to app "shop"; apps.shop.audiences would have to list "groups""#,
+                r#"audience.groups: is not allowed for app "shop"; apps.shop.audiences does not list "groups""#,
                 r#"audience.groups: 101 recipients; app "shop" may send to at most 100 with one job"#,
             ],
         );
@@ -286,7 +286,7 @@ mod tests {
             &Permissions::default(),
             &all,
             &[
-                r#"audience.all: is not allowed to app "shop"; apps.shop.audiences would have to list "all""#,
+                r#"audience.all: is not allowed for app "shop"; apps.shop.audiences does not list "all""#,
             ],
         );
         let only_all = Permissions {

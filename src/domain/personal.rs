@@ -308,7 +308,7 @@ impl Texts {
 /// Runs the engine over a text from outside, with enough stack, and catches panics of the engine.
 fn guarded<R>(depth: Depth, work: impl FnOnce() -> R) -> Result<R, String> {
     catch_unwind(AssertUnwindSafe(|| depth.with_room(work)))
-        .map_err(|_| "cannot be filled in: the engine for placeholders failed over it".to_owned())
+        .map_err(|_| "cannot be filled in: the engine for placeholders failed on it".to_owned())
 }
 
 fn engine() -> Environment<'static> {

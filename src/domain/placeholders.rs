@@ -14,8 +14,8 @@ pub fn unfilled(content: &Content, options: &Options) -> Option<Problem> {
     let mut texts = texts(content, options).into_iter();
     let (field, found) = texts.find_map(|(field, text)| Some((field, placeholder(text)?)))?;
     let what = format!(
-        "has the placeholder {found}, and nobody brings a value for it: give `vars`, or say \"literal\": \
-         true in `message` if it is meant as it stands"
+        "has the placeholder {found}, and there is no value for it: give `vars`, or set \"literal\": \
+         true in `message` to send it unchanged"
     );
     Some(Problem::new(field, what))
 }

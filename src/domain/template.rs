@@ -48,19 +48,19 @@ pub fn wrong_template_name(name: &str) -> Option<String> {
 pub fn read_template(json: &str) -> Result<Message, Vec<Problem>> {
     if json.len() > TEMPLATE_BYTES_MAX {
         let what = format!(
-            "{} bytes, at most {TEMPLATE_BYTES_MAX} are taken",
+            "{} bytes, at most {TEMPLATE_BYTES_MAX} are allowed",
             json.len()
         );
         return Err(vec![Problem::new("message", what)]);
     }
     let message = Message::from_json(json)?;
     if message.literal {
-        let what = "has no meaning in a stored message: its placeholders are meant";
+        let what = "is not allowed in a stored message: its placeholders are always filled in";
         return Err(vec![Problem::new("message.literal", what)]);
     }
     let problems = match &message.content {
         Content::Template(_) => {
-            let what = "a stored message cannot stand for another one";
+            let what = "a stored message cannot name another one";
             vec![Problem::new("message.template", what)]
         }
         content => personal::problems(content, &Options::default()),
@@ -105,7 +105,7 @@ fn over(under: Option<&RawValue>, upper: Option<&RawValue>) -> Box<RawValue> {
 
 /// The problem of a job that names a version that is no longer stored.
 pub fn version_is_gone(name: &str, version: u32) -> Problem {
-    let what = format!("version {version} of {name:?} is gone, and the job means that one");
+    let what = format!("version {version} of {name:?} no longer exists, and the job names it");
     Problem::new("message.template", what)
 }
 
@@ -114,7 +114,7 @@ pub fn unknown_template(app: &str, name: &str, known: &[(String, u32)]) -> Probl
     let names = || known.iter().map(|(name, _)| name.as_str());
     let hint = match suggestion(name, names()) {
         Some(near) => format!("; did you mean {near:?}?"),
-        None if known.is_empty() => "; there is none: fanwise template put".to_owned(),
+        None if known.is_empty() => "; it has none, see `fanwise template put`".to_owned(),
         None => {
             let shown: Vec<_> = names().take(NAMES_SHOWN).collect();
             let more = if known.len() > NAMES_SHOWN {
@@ -152,7 +152,7 @@ mod tests {
             Ok(()),
         );
         check(r#"{"type":"text"}"#, Err("message.text: missing"));
-        check(r#"{"template":"other"}"#, Err("cannot stand for another"));
+        check(r#"{"template":"other"}"#, Err("cannot name another"));
         check(
             r#"{"type":"text","text":"{{ name"}"#,
             Err("message.text: not a template"),

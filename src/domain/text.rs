@@ -23,10 +23,10 @@ pub fn unmarked(text: &str) -> &str {
 pub fn foreign(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..] => {
-            Some("UTF-16, and UTF-8 is expected: save it as UTF-8")
+            Some("UTF-16 instead of UTF-8: save it as UTF-8")
         }
-        [0x1f, 0x8b, ..] => Some("compressed with gzip: send it as it was before"),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("compressed with zstd: send it as it was before"),
+        [0x1f, 0x8b, ..] => Some("compressed with gzip: send it uncompressed"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("compressed with zstd: send it uncompressed"),
         [b'P', b'K', 3, 4, ..] => Some("a ZIP file or a workbook: save it as CSV, UTF-8"),
         _ => None,
     }

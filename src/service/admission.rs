@@ -90,8 +90,8 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Problems(problems) | Self::Forbidden(problems) => f.write_str(&summary(problems)),
-            Self::Denied { code, text } => write!(f, "before_accept says no: {code} {text}"),
-            Self::Conflict(job) => write!(f, "its key stands for another message, job {job}"),
+            Self::Denied { code, text } => write!(f, "before_accept refused it: {code} {text}"),
+            Self::Conflict(job) => write!(f, "its key belongs to another message, job {job}"),
             Self::Undecided(what) => f.write_str(what),
         }
     }

@@ -136,7 +136,7 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
                 );
                 dead_letter = Some(row);
             }
-            Ok(None) => explanation.push_str("; its dead letter is not there any more"),
+            Ok(None) => explanation.push_str("; its dead letter no longer exists"),
             Err(error) => {
                 explanation = format!(
                     "{explanation}; its dead letter cannot be read now: {}",
@@ -164,17 +164,17 @@ fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
         }
         ClaimState::Granted => (
             RecipientState::Unseen,
-            "has no outcome and nobody is at it: waits for its turn or its next attempt, or is not on \
+            "has no outcome and no claim: it waits for its turn or its next attempt, or is not on \
              the list",
         ),
-        ClaimState::Held { .. } => (RecipientState::Claimed, "a worker is at it"),
+        ClaimState::Held { .. } => (RecipientState::Claimed, "a worker has claimed it"),
         ClaimState::InDoubt => (
             RecipientState::InDoubt,
             "a call for it was not answered: perhaps sent; it waits for its next attempt",
         ),
         ClaimState::TakenOver => (
             RecipientState::InDoubt,
-            "a worker that was at it ended without an answer: perhaps sent; the next delivery decides",
+            "a worker that had claimed it stopped without an answer: perhaps sent; the next delivery decides",
         ),
         ClaimState::Settled(outcome) => match outcome {
             Outcome::Sent => (RecipientState::Sent, "the target accepted the message"),

@@ -126,7 +126,7 @@ impl<R: Read> Records<R> {
             let byte = self.take()?;
             state = match (state, byte) {
                 (State::Quoted(line), None) => {
-                    let what = "is never closed; it would take in all that follows";
+                    let what = "is never closed, so it would include all that follows";
                     return Ok(Err(format!("the quote that opens on line {line} {what}")));
                 }
                 (State::Quoted(line), Some(b'"')) => State::Closed(line),

@@ -66,7 +66,8 @@ impl Columns {
                 None => Ok(columns),
             },
             None if how.vars && columns.count > 1 => Err(
-                "values need a heading that names their columns, and this line is none".to_owned(),
+                "values need a heading that names their columns, and this line is not a heading"
+                    .to_owned(),
             ),
             _ => Ok(columns),
         }
@@ -125,7 +126,7 @@ impl Columns {
             [] if names.len() <= 1 => Ok(Self::bare(0, names.len())),
             [] => Err(format!(
                 "no column is called recipient, user, uid, id or as a system calls it (userID, accid, …): \
-                 say which it is with `column`, by its name, or by its number where this line is no \
+                 name it with `column`, or give its number if this line is not a \
                  heading; there are: {}",
                 shown(names)
             )),

@@ -60,7 +60,7 @@ fn what_is_wrong_is_named_with_its_field() {
         r#"{"type":"text","text":"","url":"http://x"}"#,
         &[
             "message.url: has no meaning in a message of type text",
-            "message.text: 0 bytes, 1 to 20000 are taken",
+            "message.text: 0 bytes, 1 to 20000 are allowed",
         ],
     );
     check(

@@ -106,9 +106,7 @@ impl<'a> Measure<'a> {
             ));
         }
         if self.open > BRACKETS_MAX {
-            return Err(format!(
-                "more than {BRACKETS_MAX} brackets within one another"
-            ));
+            return Err(format!("more than {BRACKETS_MAX} nested brackets"));
         }
         Ok(())
     }
@@ -137,7 +135,7 @@ impl<'a> Measure<'a> {
         }
         match self.blocks.iter().sum::<usize>() > BLOCKS_MAX {
             true => Err(format!(
-                "more than {BLOCKS_MAX} blocks within one another, each elif counted"
+                "more than {BLOCKS_MAX} nested blocks, each elif counted"
             )),
             false => Ok(()),
         }

@@ -620,7 +620,7 @@ fn a_job_that_nobody_can_get_is_refused() {
     let hyphen = r#"{"type":"text","text":"Hi {{ first-name }}"}"#;
     let ana = r#"{"id":"u1","vars":{"n":"a","first-name":"Ana"}}"#;
     let what = accept(hyphen, &format!("[{ana}]")).unwrap_err();
-    assert!(what.starts_with("message.text: nobody could get this: undefined variable \"first\"; there is a value \"first-name\""), "{what}");
+    assert!(what.starts_with("message.text: no recipient could get this: undefined variable \"first\"; there is a value \"first-name\""), "{what}");
     let many = vec![ana; 5000].join(",");
     assert!(accept(hyphen, &format!("[{many}]")).is_err());
 

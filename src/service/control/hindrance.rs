@@ -281,7 +281,7 @@ impl<'a> Situation<'a> {
         }
         match record.per_second(self.now_ms) {
             Some(rate) if rate > 0.0 => {
-                let what = "nothing but the time that the target's answers take: more calls in flight \
+                let what = "only the time of the target's answers limits it: more calls in flight \
                             or more workers may help";
                 Some(hindrance(Cause::Target, what.to_owned(), None))
             }

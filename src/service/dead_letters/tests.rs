@@ -474,7 +474,7 @@ async fn a_redrive_keeps_the_rules_of_every_job_and_loses_no_letter() {
         (
             Shop::default(),
             Some(r#"{"decision":"deny","code":"7","text":"spam"}"#),
-            "before_accept says no: 7 spam",
+            "before_accept refused it: 7 spam",
         ),
     ];
     for (shop, answer, reason) in cases {
