@@ -228,7 +228,7 @@ fn callbacks(config: &Config, trust: &Trust) -> BTreeMap<String, Callbacks<Clien
         .collect()
 }
 
-/// The targets and apps that operators can steer, and what they are told about them.
+/// The configuration of the targets and apps that operators can steer.
 pub fn facts(config: &Config) -> Result<Facts, Failure> {
     let targets = config.targets.iter().map(|(name, config)| {
         let target = build(name, config)?;

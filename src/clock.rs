@@ -1,4 +1,4 @@
-//! Reads the clock of this machine. No other module does.
+//! Reads the calendar clock of this machine. No other module does.
 //!
 //! In a test that pauses the time of its runtime, [`play`] makes the calendar follow that time, so
 //! that the clock and all sleeps agree.

@@ -1,4 +1,4 @@
-//! Exit codes of every command, as in sysexits(3) where it has one.
+//! The exit codes of all commands, as in sysexits(3) where it has one.
 
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ pub enum Exit {
     Temporary = 75,
     /// The configuration is wrong.
     BadConfig = 78,
-    /// A second signal.
+    /// A second signal ended the process.
     Interrupted = 130,
 }
 

@@ -308,7 +308,7 @@ pub enum PublishError {
     Lost(#[from] Lost),
     #[error("the broker refused the message: a queue is full or its leader is away")]
     Refused,
-    /// The store of the embedded engine failed, for the reason in the source.
+    /// The engine could not store the message, for the reason in the source.
     #[error("the message cannot be stored")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("no queue is bound for {0}; run `fanwise topology apply`")]

@@ -1,4 +1,5 @@
-//! Promise 2 as arithmetic: total = sent + duplicate + failed + uncertain + expired + cancelled + pending.
+//! The accounts of a job (promise 2): total = sent + duplicate + failed + uncertain + expired +
+//! cancelled + pending.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

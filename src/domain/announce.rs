@@ -23,7 +23,7 @@ pub struct DeadLetter {
     pub app: String,
     pub client_msg_no: String,
     pub target: String,
-    /// The slice the recipients belong to; unique within the job.
+    /// The slice to which the recipients belong; unique within the job.
     pub slice: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
@@ -62,7 +62,7 @@ pub struct DeadRecipient {
     pub attempts: u32,
 }
 
-/// Something that happened to a job.
+/// An event of a job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JobEvent {
     /// Version of this format: 1.

@@ -71,7 +71,7 @@ pub enum MemberDocument {
 }
 
 impl MemberDocument {
-    /// A recipient with or without values of its own.
+    /// A recipient with or without its own values.
     pub fn new(id: String, vars: Option<Box<RawValue>>) -> Self {
         match vars {
             Some(vars) => Self::WithVars { id, vars },

@@ -48,7 +48,7 @@ pub const SUB_LANES: u32 = 2;
 /// A job of at most this many recipients takes the express lane, whatever its priority.
 pub const EXPRESS_RECIPIENTS_MAX: usize = 100;
 
-/// The class of a lane, and the order in which ties are broken.
+/// The class of a lane. Its order breaks ties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LaneClass {
     /// Small jobs.

@@ -42,7 +42,7 @@ pub struct DeadFilter {
     /// The backend's code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// Last attempt at or after this: an RFC 3339 time, or a time ago such as `2h`.
+    /// Last attempt at or after this: an RFC 3339 time, or a duration before now such as `2h`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
     /// Last attempt before this.

@@ -1,8 +1,8 @@
-//! Rates and the generic cell rate algorithm (GCRA) behind the throttle.
+//! Rates, and the generic cell rate algorithm (GCRA) of the throttle.
 //!
 //! A limiter is one number, the theoretical arrival time (TAT) in microseconds. The same arithmetic
-//! runs in `store/scripts/lease.lua` for all workers and here for the embedded engine and as the
-//! oracle of the property tests.
+//! runs in `store/scripts/lease.lua` for all workers. The code here serves the embedded engine, and
+//! is the oracle of the property tests.
 
 use std::borrow::Cow;
 use std::fmt;

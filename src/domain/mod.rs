@@ -1,13 +1,13 @@
 //! The values and rules of Fanwise: jobs, slices, outcomes, limits, accounts.
 //!
 //! Nothing here awaits, reads a clock, or depends on a broker, a store or a socket: the time comes
-//! in as an argument, and lists come in as readers or bytes. One function draws a random number:
-//! [`schedule::Delays::next_delay`] spreads its delays. All other functions return the same result
-//! for the same arguments, so tests of them need no servers and no waiting.
+//! in as an argument, and lists come in as bytes or readers. Everything depends on its arguments
+//! alone, so its tests need no server and no waiting. The one exception is [`schedule`], which draws
+//! the jitter of its delays at random.
 
-/// Totals, outcomes and what is still pending: promise 2 as arithmetic.
+/// The accounts of a job: totals, outcomes and pending recipients (promise 2).
 pub mod accounts;
-/// Dead letters and job events: what leaves on `fanwise.dead` and `fanwise.events`.
+/// Dead letters and job events: the messages on `fanwise.dead` and `fanwise.events`.
 pub mod announce;
 /// Who gets a message, and how a list of recipients is read.
 pub mod audience;
@@ -23,9 +23,9 @@ pub mod fairness;
 pub mod fields;
 /// Short ids that are derived from what they identify: jobs, fingerprints, slices and owners.
 pub mod ids;
-/// A job as producers publish it: bytes in, a job or all its problems out.
+/// Reads a job as producers publish it, or reports all its problems.
 pub mod job;
-/// Lanes: the queue of one target and class.
+/// Lanes: the queues of one target, by class.
 pub mod lane;
 /// Dead letters as operators read them: filters, pages, and what remains after a removal.
 pub mod letters;
@@ -35,7 +35,7 @@ pub mod limits;
 pub mod list;
 /// How a target maps each feature that a job can ask for.
 pub mod mapping;
-/// The message and its options.
+/// The message of a job and its options.
 pub mod message;
 /// Notices of completed jobs, and which destinations a job may name.
 pub mod notice;

@@ -58,7 +58,7 @@ pub struct Head {
     /// Where to POST the accounts when the job completes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_url: Option<String>,
-    /// The queue to which to publish them.
+    /// The queue to which they are published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
 }

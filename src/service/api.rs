@@ -135,7 +135,7 @@ impl RecipientState {
     }
 }
 
-/// A page of dead letters, one row for each recipient, in the order of job and recipient.
+/// A page of dead letters, one row per recipient, ordered by job and recipient.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadList {
     pub letters: Vec<DeadRow>,

@@ -297,8 +297,9 @@ pub async fn page<B: RetainedQueues, S: Ledger>(
     Ok((rows, next))
 }
 
-/// All rows whose job, app, target and time match. The caller compares the other fields, with the
-/// latest row of each recipient.
+/// All matching rows, also those that a later letter overrules. A caller that filters by outcome,
+/// class, code or time leaves these out of `wanted`, and compares them with the latest row of each
+/// recipient.
 pub async fn all<B: RetainedQueues>(
     broker: &B,
     wanted: &Wanted,

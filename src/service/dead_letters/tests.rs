@@ -1,5 +1,5 @@
-//! Redrives on the embedded engine: what is published, what stays on the retained, and what the ledger has
-//! to say.
+//! Redrives on the embedded engine: the published jobs, the letters that stay, and the effect of
+//! the ledger.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::ports::{
 };
 use crate::service::BeforeAccept;
 
-/// A target that takes everything.
+/// A target that accepts every message.
 #[derive(Default)]
 struct Anything(Profile);
 
@@ -84,7 +84,7 @@ impl Rules for Shop {
     }
 }
 
-/// An endpoint that always answers the same.
+/// An endpoint that always gives the same answer.
 struct Hook(&'static str);
 
 impl Transport for Hook {
@@ -134,7 +134,7 @@ type Letter<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
 const SECRET: &str = "s";
 
 impl Bench {
-    /// With these letters on its retained.
+    /// A bench whose retained queue has these letters.
     async fn with(letters: &[Letter<'_>]) -> Self {
         let name = format!(
             "fanwise-dead-{}-{:x}",
@@ -175,7 +175,7 @@ impl Bench {
             .await
     }
 
-    /// Does with a job what the intake and the deliveries do.
+    /// Works on a job as the intake and the deliveries do.
     async fn accept(
         &self,
         body: &[u8],
@@ -234,7 +234,7 @@ impl Bench {
         done.unwrap()
     }
 
-    /// Redrives while an intake accepts the jobs that come.
+    /// Redrives while an intake accepts the published jobs.
     async fn redrive_and_accept(&self, redrive: &Redrive, jobs: usize) -> Redriven {
         let accepting = async {
             let session = self.broker.connect().await.unwrap();
@@ -276,7 +276,7 @@ impl Bench {
         rows.map(|row| (row.recipient, row.outcome)).collect()
     }
 
-    /// Whom the letters on the retained name, whatever the ledger says.
+    /// The recipients of the letters in the retained queue, without the ledger's view.
     async fn left(&self) -> Vec<String> {
         let rows = all(&self.broker, &Wanted::default(), false).await.unwrap();
         let mut left: Vec<_> = rows.into_iter().map(|row| row.recipient).collect();
@@ -569,7 +569,7 @@ async fn letters_that_the_ledger_contradicts_are_not_believed() {
         row("dan", Outcome::Uncertain),
         // A doubt remains until the ledger knows that the message was sent.
         row("eve", Outcome::Uncertain),
-        // Has no outcome yet.
+        // It has no outcome yet.
         row("gus", Outcome::Failed),
     ];
     assert_eq!(bench.listed().await, expected);
