@@ -232,9 +232,9 @@ pub struct RetainedMessage {
     pub message_id: Option<String>,
     /// Unix seconds, as the publisher set them.
     pub published_at: Option<u64>,
-    /// The headers that are texts, numbers, times or booleans. Every rejected message has
-    /// `fanwise-reason`, `fanwise-source` and `fanwise-rejected-at`, whether the broker or Fanwise
-    /// rejected it.
+    /// The headers that are texts, numbers, times or booleans. A rejected message has
+    /// `fanwise-reason`, `fanwise-source` and, where it is known, `fanwise-rejected-at`, whether the
+    /// broker or Fanwise rejected it.
     pub headers: BTreeMap<String, String>,
 }
 

@@ -346,7 +346,7 @@ fn misread(name: &str, vars: &RawValue) -> Option<String> {
     });
     let whole = whole?;
     Some(format!(
-        "; there is a value {whole:?}, and the name of a placeholder is made of letters, digits and _"
+        "; there is a value {whole:?}, and the name of a placeholder consists of letters, digits and _"
     ))
 }
 

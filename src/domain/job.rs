@@ -361,7 +361,7 @@ fn read_job<'a>(
 ) -> Option<Job<'a>> {
     match fields.get::<u32>("v", "the number 1", problems) {
         Some(JOB_VERSION) => {}
-        Some(other) => fields.problem("v", format!("version {other} is not known, 1 is"), problems),
+        Some(other) => fields.problem("v", format!("version {other} is unknown, use 1"), problems),
         None => fields.problem(
             "v",
             "missing; the version of the contract, 1, is expected",

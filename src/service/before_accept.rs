@@ -229,7 +229,7 @@ fn read(status: u16, body: &[u8]) -> Result<Decision, NoDecision> {
     let answer: BeforeAcceptAnswer = serde_json::from_slice(body).map_err(|error| {
         let text = String::from_utf8_lossy(body);
         let text = shorten(&text, 200);
-        NoDecision(format!("it answered {text}, which is no decision: {error}"))
+        NoDecision(format!("it answered {text}, not a decision: {error}"))
     })?;
     Ok(match answer.decision {
         Word::Allow => Decision::Allow,

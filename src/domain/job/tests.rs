@@ -70,7 +70,7 @@ fn every_problem_is_reported_at_once() {
     )
     .unwrap_err();
     let expected = [
-        "v: version 2 is not known, 1 is",
+        "v: version 2 is unknown, use 1",
         "client_msg_no: missing",
         "app: there is no app \"shop\"",
         "message: missing",

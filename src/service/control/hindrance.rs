@@ -147,7 +147,7 @@ impl<'a> Situation<'a> {
     /// The hindrances that stop the job.
     fn stops(&self) -> Vec<Hindrance> {
         if let Some(cancel) = self.find(Scope::Job, self.job, Kind::Cancel) {
-            let what = format!("job {cancel}; calls under way are waited for");
+            let what = format!("job {cancel}; its calls under way still finish");
             return vec![hindrance(Cause::Cancelled, what, None)];
         }
         let mut found = Vec::new();
