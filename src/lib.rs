@@ -51,9 +51,9 @@
 //! and the ledger absorbs the repeat ([`domain::ids`], [`domain::slice`]).
 //!
 //! *Accounts.* Each slice counts the recipients that it settled itself. When a delivery of the
-//! slice has an outcome for every recipient, the slice is complete, and the entries that it did not
-//! settle itself were duplicates. A redelivered slice finds its own count and adds nothing
-//! (`worker::delivery`).
+//! slice has an outcome for every recipient, the slice is complete. The entries that it did not
+//! settle itself then count as duplicates, if its deliveries saw that many repeats. A redelivered
+//! slice finds its own count and adds nothing (`worker::delivery`).
 //!
 //! *Once.* The ledger keeps eight bytes of keyed hash and three bytes of state per recipient, in
 //! buckets that are read and written whole. A claim carries a deadline and an owner that is drawn
@@ -66,10 +66,10 @@
 //! started according to the ledger ([`domain::template`], [`ports::Templates`]).
 //!
 //! *Directives* (pause, cancel, re-rate) are in the store. Every worker compares their version
-//! twice a second, which reads one field of one key. Before each call the worker checks whether it
-//! may leave, at the price of one load, so a directive also holds back calls that wait for a place.
-//! Paused work waits on the retry ladder and looks again after as long as the pause has lasted, at
-//! most a minute ([`domain::directive`]).
+//! twice a second, which with Redis reads one field of one key. Before each call the worker checks
+//! whether the call may leave, at the price of one load, so a directive also holds back calls that
+//! wait for a place. Paused work waits on the retry ladder and looks again after as long as the
+//! pause has lasted, at most a minute ([`domain::directive`]).
 //!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
 //! list, and the job's record is rebuilt from them. Lost heartbeats, or a number that the broker

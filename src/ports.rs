@@ -220,7 +220,7 @@ pub enum Route {
 pub enum RetainedQueue {
     /// Dead letters: recipients that ended failed or uncertain.
     Dead,
-    /// Messages that are no valid jobs or slices.
+    /// Messages that are not valid jobs or slices.
     Rejected,
 }
 
@@ -1163,7 +1163,7 @@ impl fmt::Display for Park {
 // Directives
 // ---------------------------------------------------------------------------------------------
 
-/// The directives of operators, shared by all workers. Workers read them often; they change seldom.
+/// The directives in force, shared by all workers. Workers read them often; they change seldom.
 pub trait Directives: Clone + Send + Sync + 'static {
     /// Puts a directive in force. It replaces a directive of the same kind about the same subject.
     fn direct(&self, directive: &Directive)
