@@ -1,7 +1,7 @@
-//! The admin port: `/livez`, `/readyz` and `/metrics`, on a thread and runtime of its own, so that it
-//! answers while the data path is saturated, and until the very end of a drain.
+//! Serves the admin port: `/livez`, `/readyz` and `/metrics`. It runs on a thread and a runtime of
+//! its own, so it answers while the data path is saturated, and until the end of a drain.
 //!
-//! It asks for no credentials, so no web page may ask it: the rule is that of an open gateway.
+//! It needs no credentials, so it refuses requests of web pages, by the rule of an open gateway.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 use crate::http::server::{self, ConnectionLimits, Hosts, Outside};
 use crate::metrics::Metrics;
 
-/// What the port reports.
+/// The state that the admin port reports.
 #[derive(Clone)]
 pub struct Status {
     pub metrics: Arc<Metrics>,
-    /// Refreshes metrics that are kept elsewhere, before each scrape.
+    /// Refreshes metrics that are kept elsewhere; called before each scrape.
     pub refresh: Arc<dyn Fn() + Send + Sync>,
-    /// All of them must be ready.
+    /// The process is ready when all of them are.
     pub ready: Vec<Part>,
 }
 
@@ -33,7 +33,7 @@ pub struct Status {
 #[derive(Clone)]
 pub struct Part {
     name: &'static str,
-    /// Why it is not, in words.
+    /// `Err`: why the part is not ready.
     check: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
@@ -49,8 +49,8 @@ impl Part {
     }
 }
 
-/// What reads health and metrics is a handful of programs. A crowd must not use up the descriptors of
-/// the process.
+/// A handful of programs read health and metrics. More connections must not use up the descriptors
+/// of the process.
 const MANNERS: ConnectionLimits = ConnectionLimits {
     connections_max: 64,
     patience: Duration::from_secs(10),
@@ -64,7 +64,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Binds and serves until dropped.
+    /// Binds the port and serves until dropped.
     pub fn start(listen: SocketAddr, status: Status) -> std::io::Result<Self> {
         let listener = TcpListener::bind(listen)?;
         listener.set_nonblocking(true)?;
@@ -102,7 +102,7 @@ fn serve(listener: TcpListener, hosts: Hosts, status: Status, stop: Cancellation
     runtime.block_on(async move {
         let served = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => {
-                // What is under way when the process ends has nothing to say any more.
+                // When the process ends, no request needs to finish.
                 let forever = CancellationToken::new();
                 let serving =
                     server::serve(listener, None, routes(hosts, status), MANNERS, forever);
@@ -126,7 +126,7 @@ fn routes(hosts: Hosts, status: Status) -> Router {
         .layer(from_fn_with_state(hosts, no_web_page))
 }
 
-/// Refuses what a web page may have asked for.
+/// Refuses requests that a web page may have sent.
 async fn no_web_page(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
     let text = match hosts.check(request.uri(), request.headers()) {
         Ok(()) => return next.run(request).await,
@@ -148,7 +148,8 @@ async fn ready(State(status): State<Status>) -> impl IntoResponse {
     (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
-/// The parts that are not ready, each with why. One line, whatever an outside system said.
+/// The parts that are not ready, each with its reason on one line, whatever an outside system
+/// wrote.
 fn missing(parts: &[Part]) -> Vec<String> {
     let why = |part: &Part| {
         let what = (part.check)().err()?;
@@ -176,7 +177,8 @@ async fn metrics(State(status): State<Status>) -> impl IntoResponse {
 mod tests {
     use super::*;
 
-    /// A page whose name leads to this machine since a minute ago reads no metrics.
+    /// A web page must not read metrics through a host name that was changed to point to this
+    /// machine.
     #[tokio::test]
     async fn only_this_machines_names_are_answered_on_a_loopback_address() {
         use tower_service::Service as _;

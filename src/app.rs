@@ -1,5 +1,5 @@
-//! The composition root: builds adapters from the configuration, owns every long-lived task of the
-//! process and runs the phases of its start and stop.
+//! Builds the process from the configuration: creates the engines and adapters, owns every
+//! long-lived task, and runs the phases of start and stop.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -36,7 +36,7 @@ use crate::worker::{
     Worker,
 };
 
-/// RabbitMQ as configured; connects to nothing yet.
+/// RabbitMQ as configured. Does not connect yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
     let settings = amqp::Settings {
         namespace: config.broker.namespace.clone(),
@@ -64,12 +64,12 @@ fn required<'a>(key: &str, url: Option<&'a Secret>) -> Result<&'a str, Failure> 
     Ok(url.ok_or_else(missing)?.expose())
 }
 
-/// The ledger as configured; the first question connects.
+/// The ledger as configured. The first request connects.
 pub fn ledger(config: &Config) -> Result<store::Store, Failure> {
     store::Store::open(&store_settings(config)?).or_exit(Exit::BadConfig)
 }
 
-/// What the configuration says of a job, for those who check jobs without sending any.
+/// The configuration's answers about jobs, for commands that check jobs without sending any.
 pub struct Names<'a> {
     config: &'a Config,
     targets: BTreeMap<&'a str, Box<dyn Target>>,
@@ -131,7 +131,7 @@ impl Rules for Names<'_> {
     }
 }
 
-/// Admits jobs as a gateway would, without one.
+/// Admits jobs as a gateway would, without a gateway.
 pub struct LocalAdmission<'a> {
     names: Names<'a>,
     store: &'a store::Store,
@@ -171,7 +171,7 @@ impl<'a> Admission for LocalAdmission<'a> {
     }
 }
 
-/// What the names of the broker's queues begin with, where there is a broker.
+/// The prefix of the broker's queue names, where there is a broker.
 fn namespace(config: &Config) -> Option<&str> {
     match config.engine() {
         EngineKind::Embedded => None,
@@ -179,11 +179,11 @@ fn namespace(config: &Config) -> Option<&str> {
     }
 }
 
-/// How `https` servers are verified.
+/// The certificates that verify `https` servers.
 type Trust = Option<Arc<ClientConfig>>;
 
-/// Loads what `https` servers are verified with, where any is to be called: what is wrong with it is
-/// found at the start, and no call waits for it.
+/// Loads the certificates for `https` servers, if any such server is to be called. So a fault is
+/// found at the start, and no call waits for the loading.
 fn trust(config: &Config) -> Result<Trust, Failure> {
     let mut targets = config.targets.values();
     let mut apps = config.apps.values();
@@ -202,18 +202,18 @@ fn trust(config: &Config) -> Result<Trust, Failure> {
     if is_needed {
         return Err(Failure::message(Exit::Unavailable, what));
     }
-    // Callbacks may all go to http.
+    // All callbacks may go to http.
     tracing::warn!("no callback can go to an https URL: {what}");
     Ok(None)
 }
 
-/// Whether an endpoint is asked over `https` before a job of the app is accepted.
+/// Whether `before_accept` of the app asks an `https` endpoint.
 fn asks_https(app: &AppConfig) -> bool {
     let asked = app.access.before_accept.as_ref();
     asked.is_some_and(|it| it.url.scheme_str() == Some("https"))
 }
 
-/// How callbacks are made, app by app. They share connections with nothing else.
+/// The callbacks of each app. Their connections serve callbacks only.
 fn callbacks(config: &Config, trust: &Trust) -> BTreeMap<String, Callbacks<Client>> {
     let client = |public_only| {
         Client::new(ClientSettings {
@@ -238,7 +238,7 @@ fn callbacks(config: &Config, trust: &Trust) -> BTreeMap<String, Callbacks<Clien
         .collect()
 }
 
-/// What can be steered, and what is told about it.
+/// The configuration of the targets and apps that operators can steer.
 pub fn facts(config: &Config) -> Result<Facts, Failure> {
     let targets = config.targets.iter().map(|(name, config)| {
         let target = build(name, config)?;
@@ -259,7 +259,7 @@ pub fn facts(config: &Config) -> Result<Facts, Failure> {
     })
 }
 
-/// A target of the configuration that job and configuration have agreed on.
+/// Builds the target of a name that the caller has checked.
 pub fn target(config: &Config, name: &str) -> Result<Box<dyn Target>, Failure> {
     let found = config
         .targets
@@ -273,7 +273,7 @@ fn build(name: &str, config: &TargetConfig) -> Result<Box<dyn Target>, Failure> 
         .map_err(|problems| Failure::message(Exit::BadConfig, summary(&problems)))
 }
 
-/// The policy for calls in doubt: the configured one, or what the target's idempotence allows.
+/// The policy for calls in doubt: the configured one, else by whether the target is idempotent.
 fn on_uncertain(config: &TargetConfig, target: &dyn Target) -> OnUncertain {
     let policy = if target.profile().idempotent {
         OnUncertain::Retry
@@ -370,7 +370,7 @@ pub async fn run_gateway(config: Config) -> Result<Exit, Failure> {
     check_ledger(&store, &drain).await?;
     let mut process = Process::new(&config, store, drain.clone())?;
     process.listen(&config, broker(&config)?).await?;
-    // A worker gives heartbeats itself.
+    // A worker sends heartbeats itself; here the gateway must.
     let context = Arc::clone(&process.context);
     let watching = async move { worker::watch_store(&context, false, &drain).await };
     process.tasks.push(Box::pin(watching));
@@ -389,7 +389,7 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
             exit = serve(&config, engine.broker(), engine.store(), drain) => exit,
             damage = engine.damaged() => Err(Failure::message(Exit::Unavailable, damage)),
         };
-        // What was handed over is written, and the next process finds the folder free.
+        // Writes everything that was handed over, and releases the folder for the next process.
         engine.close().await;
         return exit;
     }
@@ -425,7 +425,7 @@ fn gateway_settings(config: &Config) -> Result<gateway::Settings, Failure> {
     })
 }
 
-/// The drop-in endpoints that apps have entrances to.
+/// The drop-in endpoints of the apps, by system.
 fn systems(config: &Config) -> Vec<DropInSystem> {
     let systems: HashMap<_, _> = config
         .targets
@@ -489,8 +489,8 @@ fn cannot_listen(key: &str, listen: SocketAddr, error: &std::io::Error) -> Failu
     )
 }
 
-/// A process that runs until a signal: what it does, as tasks that end with its drain, and whether it
-/// can do it now.
+/// A process that runs until a signal: its tasks, which end with the drain, and the parts that must
+/// be ready.
 struct Process<S> {
     context: Arc<Context<S, Client>>,
     client: Client,
@@ -530,7 +530,7 @@ impl<S: Store> Process<S> {
         })
     }
 
-    /// It takes jobs and delivers them.
+    /// Adds a worker, which takes jobs and delivers them.
     fn work<B: Broker>(&mut self, broker: B) {
         let worker = Worker::new(broker, Arc::clone(&self.context));
         let session = worker.ready();
@@ -542,7 +542,7 @@ impl<S: Store> Process<S> {
         self.tasks.push(Box::pin(worker.run(self.drain.clone())));
     }
 
-    /// It accepts jobs over HTTP; from the signal on, no requests.
+    /// Adds a gateway, which accepts jobs over HTTP; after the signal it accepts no requests.
     async fn listen<B: Broker + RetainedQueues>(
         &mut self,
         config: &Config,
@@ -573,7 +573,8 @@ impl<S: Store> Process<S> {
         Ok(())
     }
 
-    /// Works until the signal, then for at most the drain deadline. The admin port ends last.
+    /// Works until the signal, then drains for at most the drain deadline. The admin port ends
+    /// last.
     async fn run(self, config: &Config) -> Result<Exit, Failure> {
         let metrics = Arc::clone(&self.context.metrics);
         let (calls, refreshed) = (self.client, Arc::clone(&metrics));
@@ -594,7 +595,7 @@ impl<S: Store> Process<S> {
         let drain = self.drain;
         let mut tasks: JoinSet<()> = self.tasks.into_iter().collect();
         tokio::select! {
-            // First, since at the signal tasks end too.
+            // Checked first, since the tasks end at the signal too.
             biased;
             () = drain.cancelled() => metrics.draining(),
             ended = tasks.join_next() => {
@@ -629,7 +630,7 @@ impl<S: Store> Process<S> {
     }
 }
 
-/// A ledger that would evict entries is refused at start; one that is away is waited for.
+/// Refuses a ledger that would evict entries. A ledger that cannot be reached is waited for.
 async fn check_ledger(store: &store::Store, drain: &CancellationToken) -> Result<(), Failure> {
     let check = store.check();
     match drain.run_until_cancelled(check).await {

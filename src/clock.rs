@@ -1,7 +1,7 @@
-//! The clock of this machine, asked in one place.
+//! Reads the calendar clock of this machine. No other module does.
 //!
-//! A test that pauses the time of its runtime has the calendar follow that time, by [`play`]: whatever
-//! reads the clock and whatever sleeps then agree.
+//! In a test that pauses the time of its runtime, [`play`] makes the calendar follow that time, so
+//! that the clock and all sleeps agree.
 
 use std::cell::Cell;
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 thread_local! {
-    /// The calendar of this thread, if it is played: what it said, and when.
+    /// The calendar of this thread in such a test: its time in milliseconds, and when that was set.
     static PLAYED: Cell<Option<(u64, Instant)>> = const { Cell::new(None) };
 }
 
@@ -25,17 +25,17 @@ pub fn now_ms() -> u64 {
         .as_millis() as u64
 }
 
-/// The same as a timestamp.
+/// The current time as a timestamp.
 pub fn now() -> jiff::Timestamp {
     timestamp(now_ms())
 }
 
-/// Number of the UTC day since 1970.
+/// The number of the UTC day since 1970.
 pub fn today() -> u64 {
     now_ms() / (24 * 3600 * 1000)
 }
 
-/// RFC 3339 of a time in milliseconds since 1970.
+/// A time in milliseconds since 1970, as RFC 3339.
 pub fn rfc3339(ms: u64) -> String {
     timestamp(ms).to_string()
 }
@@ -44,8 +44,7 @@ fn timestamp(ms: u64) -> jiff::Timestamp {
     jiff::Timestamp::from_millisecond(ms.cast_signed()).unwrap_or_default()
 }
 
-/// For tests: on this thread it is `now_ms` now, and the calendar goes on as the time of the runtime
-/// does.
+/// For tests: sets this thread's clock to `now_ms`; from there it follows the time of the runtime.
 pub fn play(now_ms: u64) {
     PLAYED.set(Some((now_ms, Instant::now())));
 }

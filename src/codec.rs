@@ -1,4 +1,5 @@
-//! Bytes as text: hexadecimal digits, percent-encoding, and the signature of our own requests.
+//! Writes bytes as text: hexadecimal digits, percent-encoding, and the signature of our own
+//! requests.
 
 use std::borrow::Cow;
 
@@ -6,7 +7,8 @@ use data_encoding::HEXLOWER;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 use ring::hmac;
 
-/// All but what RFC 3986 calls unreserved: such a text is data in every part of a URL, and in a form.
+/// Everything but the unreserved characters of RFC 3986, so the result is data in every part of a
+/// URL and in a form.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -31,8 +33,8 @@ pub(crate) fn push_percent(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
-/// A text as one segment of a path, or as a value in a query. Dots alone mean a folder, so they are
-/// encoded too.
+/// Appends a text as one segment of a path or one value of a query. A segment of dots alone would
+/// mean a folder, so such dots are encoded too.
 pub(crate) fn push_segment(out: &mut String, text: &str) {
     if text.bytes().all(|byte| byte == b'.') {
         out.extend(std::iter::repeat_n("%2E", text.len()));
@@ -41,7 +43,8 @@ pub(crate) fn push_segment(out: &mut String, text: &str) {
     }
 }
 
-/// The text behind a percent-encoding; `None` if it is not UTF-8. A percent sign without two digits stays.
+/// Decodes a percent-encoded text; `None` if it is not UTF-8. A percent sign without two digits
+/// stays.
 pub(crate) fn percent_decoded(text: &[u8]) -> Option<Cow<'_, str>> {
     percent_decode(text).decode_utf8().ok()
 }

@@ -1,4 +1,4 @@
-//! Errors as people read them.
+//! Formats errors for readers.
 
 /// An error with its causes, as one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -1,4 +1,4 @@
-//! Exit codes of every command, as in sysexits(3) where it has one.
+//! The exit codes of all commands, as in sysexits(3) where it has one.
 
 use std::process::ExitCode;
 
@@ -7,22 +7,22 @@ use std::process::ExitCode;
 pub enum Exit {
     /// Done, or drained in time.
     Ok = 0,
-    /// A job that was waited for is completed, and some of its recipients did not get the message, or
-    /// may not have got it: they are failed, uncertain, expired or cancelled.
+    /// The job that the command waited for is completed, but some recipients did not get the
+    /// message, or may not have got it: they are failed, uncertain, expired or cancelled.
     NotAll = 1,
     /// The command line is wrong.
     Usage = 64,
     /// Input data is wrong: a job, a list of recipients.
     BadInput = 65,
-    /// A broker, ledger or target cannot be reached, or what was asked for does not exist.
+    /// A broker, ledger or target cannot be reached, or the requested object does not exist.
     Unavailable = 69,
-    /// A task ended that never should.
+    /// A task ended that should not end.
     Internal = 70,
-    /// The drain deadline passed; what was in work was given back.
+    /// The drain deadline passed; unfinished deliveries were requeued.
     Temporary = 75,
     /// The configuration is wrong.
     BadConfig = 78,
-    /// A second signal.
+    /// A second signal ended the process.
     Interrupted = 130,
 }
 
@@ -32,7 +32,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// An error together with the exit code it deserves.
+/// An error with its exit code.
 #[derive(Debug)]
 pub struct Failure {
     pub exit: Exit,

@@ -1,8 +1,9 @@
-//! Writes values of ours as JSON: strings, numbers and JSON that was parsed before; and reads that again.
+//! Writes our own values as JSON (strings, numbers, and JSON that was parsed before) and reads them
+//! again.
 //!
-//! That cannot fail. If it ever does, an empty message must not take the place of the value: whoever
-//! gets it would take it for what was meant, and what it stood for would be lost. So it is a panic,
-//! which ends the one task, is counted, and leaves its delivery with the broker.
+//! This cannot fail. If it ever does, the code panics: an empty message in place of the value would
+//! be taken for the real one, and the value would be lost. The panic ends one task, is counted, and
+//! leaves the delivery with the broker.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -29,19 +30,19 @@ pub(crate) fn raw<T: Serialize + ?Sized>(value: &T) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).expect("a value of ours can be written as JSON")
 }
 
-/// The bytes of a text that was written byte by byte.
+/// The text of bytes that were written as UTF-8.
 #[expect(clippy::expect_used, reason = "see above")]
 pub(crate) fn written(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).expect("texts of ours are UTF-8")
 }
 
-/// JSON that was put together from JSON and texts.
+/// JSON that was joined from JSON and JSON strings.
 #[expect(clippy::expect_used, reason = "see above")]
 pub(crate) fn joined(json: String) -> Box<RawValue> {
     RawValue::from_string(json).expect("JSON and texts of ours make JSON")
 }
 
-/// What JSON is that was read as the same before.
+/// Parses JSON that was parsed as the same type before.
 #[expect(clippy::expect_used, reason = "see above")]
 pub(crate) fn again<'a, T: Deserialize<'a>>(json: &'a str) -> T {
     serde_json::from_str(json).expect("what was read once can be read again")
@@ -51,10 +52,10 @@ pub(crate) fn again<'a, T: Deserialize<'a>>(json: &'a str) -> T {
 mod tests {
     use super::*;
 
-    /// Promises 1 and 5: what cannot be written is not published empty and acked.
+    /// Promises 1 and 5: a value that cannot be written is not published empty and acked.
     #[test]
     fn what_has_no_json_form_is_no_empty_message() {
-        // A key of an object is a text.
+        // JSON needs texts as keys of an object.
         let odd = std::collections::BTreeMap::from([((1, 2), 3)]);
         assert!(std::panic::catch_unwind(|| bytes(&odd)).is_err());
         assert!(std::panic::catch_unwind(|| text(&odd)).is_err());
@@ -67,8 +68,8 @@ mod tests {
         assert!(std::panic::catch_unwind(|| again::<Vec<u8>>("{}")).is_err());
     }
 
-    /// The same for all code that writes JSON or texts: nothing puts an empty value in the place of one
-    /// that could not be written.
+    /// Checks all code that writes JSON or texts: nothing replaces a value that could not be
+    /// written by an empty one.
     #[test]
     fn no_code_takes_nothing_for_what_cannot_be_written() {
         let writes = [
@@ -81,7 +82,7 @@ mod tests {
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir::<std::path::PathBuf>(folder).unwrap() {
                 let path = entry.unwrap().path();
-                // These show what is wrong.
+                // These only show a fault.
                 let exempt = ["src/json.rs", "tests.rs"];
                 if exempt.iter().any(|end| path.ends_with(end)) {
                     continue;

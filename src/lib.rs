@@ -1,9 +1,10 @@
 //! Fanwise: a durable broadcast worker for instant messaging.
 //!
 //! Other services enqueue *jobs* (one message, many recipients) on RabbitMQ. Any number of `fanwise
-//! worker` processes share them: they cut jobs into slices and send to an IM backend, each recipient
-//! once, within shared rate limits, with retries that block nobody and dead letters for failed users.
-//! On one machine `fanwise serve` does the same without RabbitMQ and Redis, on an embedded engine.
+//! worker` processes share them. The workers cut jobs into slices and send to an IM backend, once
+//! to each recipient, within shared rate limits. Retries block no other work, and failed recipients
+//! end in dead letters. On one machine `fanwise serve` does the same without RabbitMQ and Redis, on
+//! an embedded engine.
 //!
 //! ```text
 //! producer ─AMQP─▶ fanwise.jobs ─▶ intake ─▶ lanes ─▶ deliver ─▶ IM backend
@@ -16,91 +17,101 @@
 //!
 //! # Promises
 //!
-//! Each has a test in `tests/it/promises.rs` or `tests/it/restart.rs` that bears its name.
+//! Each promise has tests in `tests/it` whose names begin with `promise_` and its number: 2, 3, 4,
+//! 5, 7, 8 and 10 in `promises.rs`, 1, 5 and 6 in `restart.rs`, 8 in `fairness.rs`, 1, 9 and 11 in
+//! `producers.rs`, 1 and 11 in `amqp.rs`, 11 in `bounds.rs` and `notice.rs`. Promise 9 has one more
+//! in `upload.rs`, `a_million_recipients_are_taken_in_bounded_memory`.
 //!
-//! 1. **Accepted is durable.** A producer that publishes with confirms and `mandatory` is told
-//!    "accepted" after the broker has the job on disk.
-//! 2. **Exact accounts.** Every list entry ends in one of `sent`, `duplicate`, `failed`, `uncertain`,
-//!    `expired`, `cancelled`; a job is `completed` when nobody is pending and an audit of the ledger
-//!    agrees.
-//! 3. **Once.** For one (app, `client_msg_no`, recipient) at most one send is in flight in the whole
-//!    cluster, and who was sent to is not sent to again within the dedup window.
-//! 4. **The honest gap.** A worker that is killed between a request and its record leaves at most the
-//!    calls it had in flight in doubt. They become uncertain, and a policy decides: retry, hold, drop.
-//! 5. **Effects before acks.** Outcomes, retries and dead letters are durable before the delivery that
-//!    caused them is acked.
-//! 6. **What cannot be recorded is not sent.** With the ledger or the broker away, lanes stop.
-//! 7. **Waiting costs nothing.** No attempt, no place in work, no growing memory, no ack limit.
-//! 8. **No starving.** Small jobs have a lane and places of their own; priorities are rates, 8 : 4 : 1.
+//! 1. **Accepted is durable.** The broker confirms a job that was published with confirms and
+//!    `mandatory` only after it has the job on disk.
+//! 2. **Exact accounts.** Every list entry ends in one of `sent`, `duplicate`, `failed`,
+//!    `uncertain`, `expired`, `cancelled`. A job is `completed` when no recipient is pending and an
+//!    audit of the ledger agrees.
+//! 3. **Once.** For one (app, `client_msg_no`, recipient) at most one send is in flight in the
+//!    whole cluster, and a recipient that was sent to is not sent to again within the dedup window.
+//! 4. **The honest gap.** A worker that is killed between a request and its record leaves at most
+//!    its calls in flight in doubt. Their recipients become uncertain, and a policy decides: retry,
+//!    hold or drop.
+//! 5. **Effects before acks.** Outcomes, retries and dead letters are durable before the delivery
+//!    that caused them is acked.
+//! 6. **What cannot be recorded is not sent.** While the ledger or the broker is away, lanes stop.
+//! 7. **Waiting costs nothing.** It uses no attempt, no place among the slices in work, no growing
+//!    memory and no ack limit.
+//! 8. **No starving.** Small jobs have a lane and places of their own; priorities are rates, 8:4:1.
 //! 9. **Bounded.** Memory does not grow with the size of a job.
-//! 10. **Configuration faults stop the job, not the audience.** The target is parked when a second job
-//!     meets the same.
-//! 11. **One caller cannot take what belongs to all.** Bounds before credentials are checked, a share for
-//!     each app after that, and a reserve for the administrator (`tests/it/bounds.rs`).
+//! 10. **Configuration faults stop the job, not the audience.** When a second job meets the same
+//!     fault, the target is parked.
+//! 11. **One caller cannot take what belongs to all.** Bounds apply before credentials are checked,
+//!     then each app has a share, and the administrator has a reserve.
 //!
 //! # How the promises are kept
 //!
-//! *Identity.* A job id is a hash of (app, `client_msg_no`); a submission is named by a hash of its
-//! list; slice ids are counted within a submission. Whoever repeats something names it
-//! alike, and the ledger absorbs the repeat ([`domain::ids`], [`domain::slice`]).
+//! *Identity.* A job id is a hash of (app, `client_msg_no`), a submission is named by a hash of its
+//! list, and slices are counted within a submission. A repeated step therefore uses the same names,
+//! and the ledger absorbs the repeat ([`domain::ids`], [`domain::slice`]).
 //!
-//! *Accounts.* Each slice counts the recipients that it settled itself. When a delivery of the slice
-//! has an outcome for everybody, the slice counts as complete, and what it did not settle itself were
-//! duplicates. A redelivered slice finds its own count and adds nothing (`worker::deliver`).
+//! *Accounts.* Each slice counts the recipients that it settled itself. When a delivery of the
+//! slice has an outcome for every recipient, the slice is complete. The entries that it did not
+//! settle itself then count as duplicates, if its deliveries saw that many repeats. A redelivered
+//! slice finds its own count and adds nothing (`worker::delivery`).
 //!
-//! *Once.* The ledger keeps eight bytes of keyed hash and three of state per recipient, in buckets that
-//! are read and written whole. A claim carries an owner drawn for that delivery and a deadline; a foreign claim whose
-//! deadline passed is taken over as uncertain ([`ports::Ledger`], [`store`]).
+//! *Once.* The ledger keeps eight bytes of keyed hash and three bytes of state per recipient, in
+//! buckets that are read and written whole. A claim carries a deadline and an owner that is drawn
+//! for that delivery. A claim of another owner whose deadline passed is taken over as uncertain
+//! ([`ports::Ledger`], [`store`]).
 //!
-//! *Personal messages.* A job whose recipients bring values is rendered recipient by recipient just
-//! before the call, from what the slice carries: the same bytes on every attempt ([`domain::personal`]).
-//! A stored message is put in its place by the intake, in the version that the ledger says the job
-//! started with ([`domain::template`], [`ports::Templates`]).
+//! *Personal messages.* When the recipients of a job bring values, the worker renders the message
+//! for each recipient just before the call, from the slice: the same bytes on every attempt
+//! ([`domain::personal`]). The intake inserts a stored message, in the version with which the job
+//! started according to the ledger ([`domain::template`], [`ports::Templates`]).
 //!
-//! *Directives* (pause, cancel, re-rate) stand in the store, and every worker looks for another version
-//! of them twice a second: one field of one key. Whether a call may leave is asked before each one, at
-//! the price of one load, so that calls that wait for a place are held back too. What is paused waits on
-//! the ladder and looks again after as long as the pause has lasted, at most a minute
-//! ([`domain::directive`]).
+//! *Directives* (pause, cancel, re-rate) are in the store. Every worker compares their version
+//! twice a second, which with Redis reads one field of one key. Before each call the worker checks
+//! whether the call may leave, at the price of one load, so a directive also holds back calls that
+//! wait for a place. Paused work waits on the retry ladder and looks again after as long as the
+//! pause has lasted, at most a minute ([`domain::directive`]).
 //!
 //! *Losing the ledger* loses the dedup window, never a recipient: slices carry the message and the
-//! list, and the job's record is rebuilt from them. A ledger that comes back with older data is noticed by
-//! the heartbeats it has lost, or by a number that the broker keeps too, and the jobs that ran are
-//! marked; what it does not know any more, when
-//! nothing is left to deliver, ends as uncertain.
+//! list, and the job's record is rebuilt from them. Lost heartbeats, or a number that the broker
+//! keeps too, show that the ledger returned with older data, and the jobs that ran are marked.
+//! Recipients whose outcome the ledger no longer knows end as uncertain when nothing is left to
+//! deliver to them.
 //!
-//! *Sharing.* The head of a request is judged before its body is waited for. What it takes up after that
-//! (a place, bytes, a stream) comes out of its app's share, until its answer is taken: an app may hold
-//! three times as much as is still free (`gateway::pool`). Connections that are idle make place for new
-//! ones (`http::server`).
+//! *Sharing.* The server checks the head of a request before it waits for the body. Everything that
+//! the request holds after that (a place, bytes, a stream) counts against the share of its app
+//! until the client has taken the answer. An app may hold three times as much as is still free
+//! (`gateway::pool`). Idle connections are closed to make room for new ones (`http::server`).
 //!
-//! *Long lists* travel as parts. Where a part names its list (`together`), its slices wait on the ladder
-//! until the ledger knows all parts, so that whoever dies between two of them leaves nobody
-//! half-notified ([`gateway`], `worker::together`).
+//! *Long lists* arrive in parts. If a part names its list (`together`), its slices wait on the
+//! ladder until the ledger knows all parts, so a producer that dies between two parts does not
+//! leave a list half sent ([`gateway`], `worker::together`).
 //!
 //! # Codemap, in reading order
 //!
-//! - [`domain`]: values and arithmetic; pure. Nothing in it awaits, reads a clock or draws a number.
+//! - [`domain`]: values and arithmetic. It uses no clock, no broker and no store.
 //! - [`ports`]: the contracts of broker, ledger, limiter, directives, stored messages and target.
-//! - [`worker`]: sessions, intake, lanes, delivery, notices. Names no broker and no store.
-//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger, limiter, directives and stored messages on
-//!   Redis. [`embedded`]: all of them on one file. They know [`ports`] and [`domain`], not each other
-//!   and not the worker.
-//! - [`gateway`]: the HTTP interface. [`http`]: the server that it shares with [`admin`], and the client
-//!   that sends every call.
-//! - [`im`]: one folder per IM system: what to ask and how to read the answer, as pure functions.
+//! - [`worker`]: sessions, intake, lanes, delivery, notices. It depends on no broker and no store.
+//! - [`service`]: everything that the HTTP interface, the drop-in endpoints and the command line
+//!   have in common.
+//! - [`amqp`]: the broker on RabbitMQ. [`store`]: ledger, limiter, directives and stored messages
+//!   on Redis. [`embedded`]: all of them on one file. They depend on [`ports`] and [`domain`], not
+//!   on each other and not on the worker.
+//! - [`gateway`]: the HTTP interface. [`http`]: the server that it shares with [`admin`], and the
+//!   client that sends every call.
+//! - [`im`]: one folder per IM system, with pure functions that build requests and read replies.
 //!   The crate `fanwise-mock-im` plays these systems.
-//! - [`config`], [`app`] (puts everything together), [`allocator`], [`admin`], [`metrics`], [`telemetry`],
-//!   [`shutdown`], [`exit`], [`secret`], [`cli`], [`schema`].
+//! - [`config`], [`app`] (builds the process), [`allocator`], [`admin`], [`clock`], [`error`],
+//!   [`exit`], [`limits`], [`metrics`], [`schema`], [`secret`], [`shutdown`], [`telemetry`],
+//!   [`cli`].
 //!
 //! # Words
 //!
 //! *app* a tenant. *job* message × audience. *slice* up to N recipients of one job, the unit on the
-//! lanes and of ack. *call* one request to a backend. *target* one backend account. *lane* the queue of
-//! one target and class. *ledger* who is claimed and settled. *outcome* how a recipient ended.
-//! *attempt* 1-based, the first try included. *parked* told to wait until a time. *dead letter*
-//! recipients that ended failed or uncertain, with reasons. *directive* pause, resume, cancel, re-rate
-//! of a job, app or target.
+//! lanes and of ack. *call* one request to a backend. *target* one backend account. *lane* the
+//! queue of one target and class. *ledger* the record of claimed and settled recipients. *outcome*
+//! how a recipient ended. *attempt* 1-based, the first try included. *parked* a target that waits
+//! until a time. *dead letter* recipients that ended failed or uncertain, with reasons. *directive*
+//! pause, resume, cancel or re-rate of a job, app or target.
 
 #![cfg_attr(
     test,

@@ -1,5 +1,5 @@
-//! Limits in the memory of one process: those of the embedded engine, and those of a worker that sends
-//! while the ledger is away.
+//! Keeps rate limits in the memory of one process: for the embedded engine, and for a worker that
+//! sends while the ledger is away.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use tokio::time::Instant;
 use crate::domain::limits::{Cost, Grant, Tat};
 use crate::ports::{Lease, Leased, Limit, Scope};
 
-/// Limits that are remembered before those with nothing booked are dropped.
+/// Above this number of limits, those with nothing booked are dropped.
 const LIMITS_KEPT: usize = 1000;
 
-/// Another rate under the same name starts clean.
+/// A limit whose rate changes starts empty.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     scope: Scope,
@@ -37,10 +37,10 @@ impl Key {
     }
 }
 
-/// What is booked on each limit.
+/// The bookings of each limit.
 #[derive(Debug)]
 pub struct Limits {
-    /// The clock of the limits starts here.
+    /// The limits count their time from here.
     epoch: Instant,
     tats: Mutex<HashMap<Key, Tat>>,
 }
@@ -55,7 +55,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Books on all limits together, or on none: the least that any grants, after the longest wait.
+    /// Books on all limits together, or on none: grants the smallest of their grants, after the
+    /// longest wait.
     pub fn lease(&self, lease: &Lease<'_>) -> Leased {
         if lease.limits.is_empty() || lease.recipients == 0 {
             return Leased {
@@ -85,7 +86,7 @@ impl Limits {
         let (mut granted, mut binding) = (lease.recipients, None);
         let mut later: Option<(Duration, Scope)> = None;
         for (limit, key) in &limits {
-            // Tried on a copy: nothing is booked before all agree.
+            // Works on a copy: nothing is booked before all limits agree.
             let mut tat = tats.get(key).copied().unwrap_or_default();
             let want = units_of(limit, lease.recipients);
             match tat.lease(&limit.rate, now_us, want, lease.wait_max) {
@@ -132,7 +133,7 @@ impl Limits {
         }
     }
 
-    /// How far ahead each limit is booked.
+    /// The share of its burst that each limit has booked.
     pub fn booked(&self, limits: &[Limit<'_>]) -> Vec<f64> {
         let now_us = self.epoch.elapsed().as_micros() as u64;
         let tats = self.tats.lock();
@@ -143,7 +144,7 @@ impl Limits {
         limits.iter().map(booked).collect()
     }
 
-    /// Gives back what was booked and not used.
+    /// Returns units that were booked and not used.
     pub fn refund(&self, limits: &[Limit<'_>], recipients: u32, calls: u32) {
         let mut tats = self.tats.lock();
         for limit in limits {

@@ -1,4 +1,5 @@
-//! The allocator, the crypto provider, arguments, the command, its exit code; nothing else.
+//! Installs the allocator settings and the crypto provider, parses the arguments, runs the command
+//! and returns its exit code.
 
 use std::process::ExitCode;
 
@@ -14,7 +15,7 @@ use fanwise::exit::Exit;
 )]
 fn main() -> ExitCode {
     allocator::give_back_what_is_freed();
-    // AMQP, Redis and HTTP share one provider; a second install, as in tests, changes nothing.
+    // AMQP, Redis and HTTP share one provider. A second install, as in tests, changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(failure) => {
             if failure.exit != Exit::Ok {
-                // It may hold what a backend or a producer wrote.
+                // The error may contain text of a backend or a producer.
                 eprintln!("fanwise: {}", printable(&format!("{:#}", failure.error)));
             }
             failure.exit.into()

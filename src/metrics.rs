@@ -1,7 +1,7 @@
-//! Every metric, as typed methods: no other module names one, so labels stay closed sets. Nothing is
-//! labelled by recipient, job or `client_msg_no`.
+//! Defines every metric and sets it through typed methods. No other module names a metric, so
+//! labels stay closed sets. No metric has a label for recipients, jobs or `client_msg_no`.
 //!
-//! Label values that an alert may use exist from the start with 0. Handles of hot counters are
+//! Label values that an alert may use exist from the start, with 0. The handles of hot counters are
 //! resolved once per target ([`TargetMetrics`]).
 
 mod labels;
@@ -20,7 +20,7 @@ use crate::domain::directive::Kind;
 use crate::domain::outcome::{Class, OnUncertain, Outcome};
 use crate::ports::{ParkReason, Scope};
 
-/// From half a millisecond, a fast ledger step, to a minute, a call at its timeout.
+/// From half a millisecond (a fast ledger step) to a minute (a call at its timeout).
 const SECONDS: [f64; 16] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
     60.0,
@@ -196,7 +196,7 @@ impl TargetMetrics {
         self.seconds.observe(took.as_secs_f64());
     }
 
-    /// Recipients that ended so.
+    /// Counts recipients by their outcome.
     pub fn ended(&self, outcomes: impl Iterator<Item = Outcome>) {
         for outcome in outcomes {
             self.outcomes[outcome as usize].inc();
@@ -263,7 +263,7 @@ impl Metrics {
     #[cfg(not(target_os = "linux"))]
     fn expose_process(&self) {}
 
-    /// The handles of one target, with every label value present from now on.
+    /// The handles of one target. From now on every label value of it exists.
     pub fn target(&self, target: &str) -> TargetMetrics {
         for outcome in [Outcome::Failed, Outcome::Uncertain] {
             self.dead_letters
@@ -385,7 +385,7 @@ impl Metrics {
         self.throttle_wait.observe(wait.as_secs_f64());
     }
 
-    /// A target that moved is parked.
+    /// Counts that this process parked a target.
     pub fn target_parked(&self, target: &str, reason: ParkReason) {
         self.target_parks
             .with_label_values(&[target, reason.as_str()])

@@ -1,8 +1,9 @@
-//! The seams: what the worker needs of a broker, a ledger, a limiter and a target.
+//! Defines what the worker and the services need from a broker, a ledger, a limiter and a target.
 //!
-//! Each contract says what `Ok` means, what is durable on return and what an error obliges the caller
-//! to do. RabbitMQ and Redis implement them in `amqp` and `store`; the adapters of `im` implement
-//! [`Target`]. Nothing here names an outside system.
+//! Each contract says what `Ok` means, what is durable on return, and what the caller must do after
+//! an error. The engines (`amqp` with `store`, or `embedded`) implement the contracts of broker and
+//! ledger, the adapters in `im` implement [`Target`]. Nothing in this module depends on one of
+//! them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,53 +38,54 @@ use crate::secret::Secret;
 // Broker
 // ---------------------------------------------------------------------------------------------
 
-/// A place where jobs, slices, dead letters and events wait durably.
+/// Stores jobs, slices, dead letters and events durably and hands them out.
 pub trait Broker: Clone + Send + Sync + 'static {
     type Session: Session;
 
-    /// How much waits to be handed out now. What was handed out and is not acked, and what waits on
-    /// the ladder, is not counted.
+    /// Counts the messages that can be handed out now. Unacked deliveries and messages on the retry
+    /// ladder do not count.
     fn backlog(&self) -> impl Future<Output = Result<Backlog, BrokerError>> + Send;
 
-    /// Opens one session and declares what it needs. The caller backs off and calls again on error.
+    /// Opens one session and declares what it needs. After an error the caller backs off and tries
+    /// again.
     fn connect(&self) -> impl Future<Output = Result<Self::Session, BrokerError>> + Send;
 }
 
-/// One generation of connections. When any part of it is lost, all of it is: deliveries of a lost
-/// session are never acked, the broker hands them out again.
+/// One generation of connections. When one of them is lost, the whole session is lost: its
+/// deliveries are never acked, and the broker hands them out again.
 pub trait Session: Send + Sync + 'static {
     type Consumer: Consumer;
     type Publisher: Publisher;
 
     fn publisher(&self) -> Self::Publisher;
 
-    /// Starts to receive from a source, at most `prefetch` deliveries unacked.
+    /// Starts to consume from a source, with at most `prefetch` unacked deliveries.
     fn consume(
         &self,
         source: Source,
         prefetch: u16,
     ) -> impl Future<Output = Result<Self::Consumer, BrokerError>> + Send;
 
-    /// Cancelled when the session is lost, for whatever reason.
+    /// Cancelled when the session is lost, for any reason.
     fn lost(&self) -> CancellationToken;
 
-    /// Follows whether the broker takes no publishes for a while, being short of memory or disk.
-    /// Consuming and acks go on meanwhile.
+    /// Follows whether the broker refuses publishes for a while because it is short of memory or
+    /// disk. Consuming and acks go on meanwhile.
     fn blocked(&self) -> watch::Receiver<bool>;
 
-    /// Follows what the broker moved to the rejected messages by itself, as far as this session counts
-    /// it: each message is counted in one session. An engine that never does so counts nothing.
+    /// Counts the messages that the broker itself moved to the rejected messages. Each message
+    /// counts in one session only. An engine that never moves messages counts nothing.
     fn moved(&self) -> impl Future<Output = Result<watch::Receiver<Moved>, BrokerError>> + Send {
         async { Ok(watch::channel(Moved::default()).1) }
     }
 
-    /// The number of the ledger's sequence that the broker keeps, see [`Route::Sequence`]; 0 if there is
-    /// none, or another session reads it at this moment.
+    /// Reads the number of the ledger's sequence that the broker keeps, see [`Route::Sequence`]; 0
+    /// if there is none, or if another session reads it at this moment.
     fn sequence(&self) -> impl Future<Output = Result<u64, BrokerError>> + Send {
         async { Ok(0) }
     }
 
-    /// Ends the session in order. Deliveries not acked go back to their queues.
+    /// Ends the session in order. Unacked deliveries return to their queues.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
@@ -91,56 +93,60 @@ pub trait Session: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
     pub jobs: u64,
-    /// Of the lanes of each target that is configured.
+    /// By target, for each configured target.
     pub lanes: BTreeMap<String, u64>,
 }
 
-/// Messages that the broker moved to the rejected ones by itself: they expired, or every reader of them
-/// ended.
+/// Messages that the broker itself moved to the rejected messages: they expired, or every consumer
+/// that received them ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     pub jobs: u64,
     pub slices: u64,
 }
 
-/// Where deliveries come from.
+/// Where deliveries come from: a job queue or a lane.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     Jobs(Priority),
     Lane(Lane),
 }
 
-/// Deliveries of one source.
+/// The deliveries of one source.
 pub trait Consumer: Send + 'static {
-    /// The next delivery; `None` when the consumer ended, by [`Consumer::cancel`], because its queue
-    /// went away or because the session is lost. Cancel safe: no delivery is dropped with the future.
+    /// The next delivery. `None` when the consumer ended: by [`Consumer::cancel`], because its
+    /// queue was deleted, or because the session is lost. Cancel safe: a dropped future loses no
+    /// delivery.
     fn next(&mut self) -> impl Future<Output = Option<Delivery>> + Send;
 
-    /// Asks for no further deliveries. What was received already still comes out of `next`.
+    /// Asks for no further deliveries. Deliveries that were already received still come out of
+    /// `next`.
     fn cancel(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// One message with the duty to end it exactly once: [`Delivery::ack`], [`Delivery::requeue`] or
-/// [`Delivery::reject`]. One that is dropped stays unacked until its session ends.
+/// One message that its holder must end exactly once, with [`Delivery::ack`], [`Delivery::requeue`]
+/// or [`Delivery::reject`]. A dropped delivery stays unacked until its session ends.
 pub struct Delivery {
     pub body: Bytes,
-    /// W3C trace context that came with the message.
+    /// The W3C trace context of the message.
     pub traceparent: Option<String>,
-    /// The broker handed it out before.
+    /// The broker has handed it out before.
     pub redelivered: bool,
     pub end: Box<dyn EndDelivery>,
 }
 
-/// A boxed future, for the one seam that is called through a box: once per slice, not per recipient.
+/// A boxed future, for the one trait that is called through a box: once per slice, not per
+/// recipient.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// How an engine ends a delivery.
 pub trait EndDelivery: Send {
-    /// `Ok`: the broker was told to forget the message.
+    /// `Ok`: the ack was sent, and the broker forgets the message.
     fn ack(self: Box<Self>) -> BoxFuture<Result<(), Lost>>;
-    /// `Ok`: the broker was told to hand the message out again.
+    /// `Ok`: the requeue was sent, and the broker hands the message out again.
     fn requeue(self: Box<Self>) -> BoxFuture<Result<(), Lost>>;
-    /// `Ok`: the message lies unharmed in `fanwise.rejected` with the reason, durably, and was acked.
+    /// `Ok`: the unchanged message is durable in the retained queue of rejected messages, with the
+    /// reason, and the delivery is acked.
     fn reject(self: Box<Self>, reason: String) -> BoxFuture<Result<(), PublishError>>;
 }
 
@@ -158,29 +164,29 @@ impl Delivery {
     }
 }
 
-/// The session of a delivery is gone: nothing can be said about it any more, and somebody else will
-/// get it. Not a failure, and nothing to retry.
+/// The session of a delivery is lost: the delivery can no longer be ended, and the broker hands it
+/// out again. This is no failure, and there is nothing to retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the session of this delivery is lost")]
 pub struct Lost;
 
 /// Publishes durably. Cheap to clone; calls from many tasks share confirms.
 pub trait Publisher: Clone + Send + Sync + 'static {
-    /// `Ok`: every message is in a queue, confirmed by the broker, and survives its crash. On error
-    /// any of them may or may not be; publishing them again is always right, since everything we
-    /// publish is idempotent for its reader.
+    /// `Ok`: every message is in a queue, the broker has confirmed it, and it survives a crash of
+    /// the broker. After an error, each message may or may not be in its queue. Publishing all of
+    /// them again is always right, because every reader handles our messages idempotently.
     fn publish(
         &self,
         messages: Vec<Outgoing>,
     ) -> impl Future<Output = Result<(), PublishError>> + Send;
 }
 
-/// What is published, and where it goes.
+/// A message to publish, and its route.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     pub route: Route,
     pub body: Bytes,
-    /// Names the message for logs and for readers that want to drop repeats.
+    /// Identifies the message in logs, and lets readers drop repeats.
     pub message_id: String,
     pub traceparent: Option<String>,
 }
@@ -191,56 +197,59 @@ pub enum Route {
     Job(Priority),
     /// A slice for a lane.
     Lane(Lane),
-    /// A slice that comes back to its lane after a rung of `domain::schedule::RUNGS`.
+    /// A slice that returns to its lane after a rung of `domain::schedule::RUNGS`.
     Wait { lane: Lane, rung: Duration },
     /// A dead letter; the routing key is `<app>.<target>`.
     Dead { app: String, target: String },
-    /// A job event, `<app>.<event>`. The only route that may lead nowhere: nobody need listen.
+    /// A job event, `<app>.<event>`. The only route that may lead to no queue: events need no
+    /// consumer.
     Event { app: String, event: &'static str },
-    /// A number of the ledger's sequence, as digits. Only the last one is kept.
+    /// A number of the ledger's sequence, as digits. The broker keeps only the last one.
     Sequence,
-    /// The accounts of a job for the queue it named. A queue that is not there, is full or does not
-    /// confirm is an error like any other, and never holds up what else is published.
+    /// The accounts of a job, for the queue that the job named. It is an error like any other if
+    /// that queue does not exist, is full or does not confirm. Such an error never delays other
+    /// publishes.
     Reply {
         queue: String,
         correlation_id: String,
     },
 }
 
-/// A queue that keeps messages for people.
+/// A queue that keeps messages until an operator looks at them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetainedQueue {
-    /// Recipients that ended failed or uncertain.
+    /// Dead letters: recipients that ended failed or uncertain.
     Dead,
-    /// Messages that are no jobs or slices.
+    /// Messages that are not valid jobs or slices.
     Rejected,
 }
 
-/// A message on a retained.
+/// A message in a retained queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetainedMessage {
     pub body: Bytes,
     pub routing_key: String,
     pub message_id: Option<String>,
-    /// Unix seconds, as the publisher said.
+    /// Unix seconds, as the publisher set them.
     pub published_at: Option<u64>,
-    /// Headers that are text, numbers, times or booleans: `fanwise-reason`, `fanwise-source`,
-    /// `fanwise-rejected-at` of a rejected message, whoever rejected it.
+    /// The headers that are texts, numbers, times or booleans. A rejected message has
+    /// `fanwise-reason`, `fanwise-source` and, where it is known, `fanwise-rejected-at`, whether the
+    /// broker or Fanwise rejected it.
     pub headers: BTreeMap<String, String>,
 }
 
-/// What becomes of a message on a retained that was looked at.
+/// What to do with a message of a retained queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RetainedEdit {
     Keep,
     Remove,
-    /// Keeps another body in its place.
+    /// Keep another body in its place.
     Replace(Bytes),
-    /// Keeps it and looks at no further ones.
+    /// Keep it, and end the walk.
     Stop,
 }
 
-/// What a walk over a retained did.
+/// What a walk over a retained queue did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EditSummary {
     pub shown: u64,
@@ -248,23 +257,26 @@ pub struct EditSummary {
     pub replaced: u64,
 }
 
-/// Looks at what is kept for people.
+/// Reads and edits the retained queues.
 pub trait RetainedQueues: Send + Sync {
-    /// Shows every message on a retained to `visit`, the oldest first, until it breaks off, and leaves
-    /// all of them there. Returns how many were shown. Messages that arrive meanwhile are not shown.
-    /// A reader sees all of a retained or is refused: where there can be only one at a time, the others
-    /// wait for their turn for some seconds. `visit` must not wait for anybody.
+    /// Shows every message of a retained queue to `visit`, the oldest first, until `visit` breaks
+    /// off, and removes none of them. Returns how many messages it showed. Messages that arrive
+    /// meanwhile are not shown.
+    ///
+    /// A reader sees the whole queue or gets an error. Where an engine allows only one reader at a
+    /// time, the others wait some seconds for their turn. `visit` must not block.
     fn read(
         &self,
         retained: RetainedQueue,
         visit: impl FnMut(RetainedMessage) -> ControlFlow<()> + Send,
     ) -> impl Future<Output = Result<u64, BrokerError>> + Send;
 
-    /// Like [`RetainedQueues::read`], and does with every message what `decide` says; slower, and one at a
-    /// time. A body that
-    /// takes the place of another is durable before that goes, so a walk that is killed or fails
-    /// half-way may leave a message twice, with both bodies, and loses none; what was removed until
-    /// then is gone.
+    /// Works like [`RetainedQueues::read`], and does with every message what `decide` returns. It
+    /// handles one message at a time, which is slower than reading.
+    ///
+    /// A new body is durable before the old one is removed. A walk that is killed or fails half-way
+    /// may therefore leave a message twice, with both bodies, and loses none. Messages that it
+    /// removed before then stay removed.
     fn edit(
         &self,
         retained: RetainedQueue,
@@ -288,15 +300,15 @@ pub enum BrokerError {
     Lost(#[from] Lost),
 }
 
-/// Why a publish is not known to be durable. All of them pass: publish again, in a new session if
-/// the old one is lost.
+/// Why a publish is not known to be durable. Every cause is temporary: publish again, in a new
+/// session if the old one is lost.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     #[error(transparent)]
     Lost(#[from] Lost),
     #[error("the broker refused the message: a queue is full or its leader is away")]
     Refused,
-    /// What keeps the messages of this machine cannot, for the reason it gives.
+    /// The engine could not store the message, for the reason in the source.
     #[error("the message cannot be stored")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("no queue is bound for {0}; run `fanwise topology apply`")]
@@ -309,12 +321,14 @@ pub enum PublishError {
 // Ledger
 // ---------------------------------------------------------------------------------------------
 
-/// Who is claimed and who is settled, per job and recipient, with the job's counters.
+/// Records who is claimed and who is settled, per job and recipient, and keeps the counters of each
+/// job.
 ///
-/// A job is known while it runs, however long something of it waits, and for the dedup window after it
-/// has completed.
+/// The ledger knows a job while it runs, however long parts of it wait, and for the dedup window
+/// after its completion.
 ///
-/// Every method is one atomic step and may be repeated after an error: doing it twice counts once.
+/// Every method is one atomic step. The caller may repeat it after an error: a repeated step counts
+/// once.
 pub trait Ledger: Clone + Send + Sync + 'static {
     /// Registers a submission of a job before any of its slices is published.
     fn accept(
@@ -322,12 +336,12 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         submission: &Submission,
     ) -> impl Future<Output = Result<Accepted, LedgerError>> + Send;
 
-    /// Notes a job that is durable with the broker, so that it is found before a worker registers it.
-    /// Changes nothing of a job that is known.
+    /// Records a job that is durable with the broker, so that queries find it before a worker
+    /// registers it. Changes nothing if the ledger knows the job already.
     fn enter(&self, entry: &Entry) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
-    /// Forgets a job that was entered and that no worker will register. Changes nothing of one that is
-    /// registered.
+    /// Forgets a job that was entered and that no worker will register. Changes nothing if a worker
+    /// has registered it.
     fn withdraw(&self, job: JobId) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
     /// Records that all slices of a submission are published.
@@ -337,11 +351,11 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         submission: &str,
     ) -> impl Future<Output = Result<JobProgress, LedgerError>> + Send;
 
-    /// Notes that this part of a list is accepted, and says whether all parts are. With `give_up`, a
-    /// list that is not complete never will be: its job waits for no further part of it.
+    /// Records that this part of a list is accepted, and returns whether all parts are. With
+    /// `give_up`, a list that is incomplete stays so: its job waits for no further part of it.
     ///
-    /// A ledger that has lost the job says that all are there: it cannot know, and nobody is to be
-    /// lost with it.
+    /// A ledger that has lost the job answers that all parts are accepted: it cannot know, and no
+    /// recipient may be lost because of that.
     fn gather(
         &self,
         job: JobId,
@@ -349,19 +363,19 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         give_up: bool,
     ) -> impl Future<Output = Result<Gathered, LedgerError>> + Send;
 
-    /// Whether all these submissions of a job are expanded.
+    /// Returns whether all these submissions of a job are expanded.
     fn knows(
         &self,
         job: JobId,
         submissions: &[String],
     ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
 
-    /// Claims recipients for one owner: whoever is granted may be sent to until the lease ends, by
-    /// this owner alone.
+    /// Claims recipients for one owner. Only this owner may send to a granted recipient until the
+    /// lease ends.
     fn claim(&self, claim: Claim<'_>) -> impl Future<Output = Result<Claimed, LedgerError>> + Send;
 
-    /// Lengthens these claims, as far as this owner still holds them, and perhaps its others too.
-    /// `Ok(false)`: some are no longer its own.
+    /// Extends these claims as far as this owner still holds them; it may extend the owner's other
+    /// claims too. `Ok(false)`: the owner has lost some of them.
     fn renew(
         &self,
         slice: SliceRef<'_>,
@@ -370,70 +384,70 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         held: &[Fingerprint],
     ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
 
-    /// Settles outcomes, releases claims and counts, in one step. An outcome that stands already is
-    /// never changed: the first one counts. `Ok` with RabbitMQ + Redis: in Redis's memory and log.
+    /// Settles outcomes, releases claims and counts, in one step. The first outcome of a recipient
+    /// counts and is never changed. `Ok`: the step is as durable as the store's settings make it.
     fn settle(
         &self,
         settle: Settle<'_>,
     ) -> impl Future<Output = Result<Recorded, LedgerError>> + Send;
 
-    /// Marks a job completed; `Ok(true)` for whoever did it first. Refused while recipients are
+    /// Marks a job as completed; `Ok(true)` for the first caller. Refused while recipients are
     /// pending or parts are missing.
     fn complete(&self, job: JobId) -> impl Future<Output = Result<bool, LedgerError>> + Send;
 
-    /// What is known of a job.
+    /// The record of a job; `None` if the ledger does not know the job.
     fn job(
         &self,
         job: JobId,
     ) -> impl Future<Output = Result<Option<JobRecord>, LedgerError>> + Send;
 
-    /// Jobs by the time of their acceptance, newest first: those that run, and those that completed
-    /// within the dedup window. A page may
-    /// hold fewer than were asked for, even none, while there is a next one: one question looks at a
-    /// bounded number of jobs.
+    /// Lists jobs by the time of their acceptance, newest first: those that run, and those that
+    /// completed within the dedup window. A page may hold fewer jobs than requested, even none, and
+    /// still have a next page: one query looks at a bounded number of jobs.
     fn jobs(&self, query: &JobQuery) -> impl Future<Output = Result<JobPage, LedgerError>> + Send;
 
-    /// How a claim by somebody new would be answered now, in the order asked, without claiming.
+    /// The answers that a claim by a new owner would get now, in the order asked, without claiming.
     fn peek(
         &self,
         job: &JobRecord,
         recipients: &[Fingerprint],
     ) -> impl Future<Output = Result<Vec<ClaimState>, LedgerError>> + Send;
 
-    /// Keeps why recipients ended as they did, for those who ask: the first [`REASONS_MAX`] of a job,
-    /// for as long as the job is known.
+    /// Keeps why recipients ended as they did: the first [`REASONS_MAX`] of a job, for as long as
+    /// the ledger knows the job.
     fn record_reasons(
         &self,
         job: JobId,
         reasons: &[(Fingerprint, Reason)],
     ) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
-    /// Why these recipients ended as they did, in the order asked, where it was kept.
+    /// The recorded reasons of these recipients, in the order asked; `None` where there is none.
     fn reasons(
         &self,
         job: JobId,
         recipients: &[Fingerprint],
     ) -> impl Future<Output = Result<Vec<Option<Reason>>, LedgerError>> + Send;
 
-    /// Walks over every recipient of a job and counts what stands there.
+    /// Reads every recipient of a job and counts their states.
     fn audit(&self, job: &JobRecord) -> impl Future<Output = Result<Audit, LedgerError>> + Send;
 }
 
-/// What keeps the ledger of jobs in order that nobody works on any more.
+/// Finds jobs that no worker works on any more, and ends them.
 pub trait Upkeep: Clone + Send + Sync + 'static {
-    /// Notes that something of a job waits and will be looked at again.
+    /// Records that a part of a job waits and that a worker will look at it again.
     fn waits(&self, job: JobId) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
-    /// Jobs that are not completed and of which nothing was heard for so long: no outcome and nothing
-    /// that waits. A bounded number; a job that was shown is not shown again for a part of that time.
+    /// Jobs that are not completed and that were quiet for this long: no outcome was recorded, and
+    /// no part was reported as waiting. Returns a bounded number of jobs. A returned job is not
+    /// returned again for a part of that time.
     fn quiet(
         &self,
         quiet: Duration,
     ) -> impl Future<Output = Result<Vec<JobRecord>, LedgerError>> + Send;
 
-    /// Ends a job of which nothing was heard for so long, when nothing of it is left to deliver: its
-    /// pending recipients count as uncertain and [lost](JobRecord::lost), and it is finished. `None`:
-    /// the job is completed, not known, or somebody is at it. An outcome that comes later all the same
+    /// Ends a job that was quiet for this long and of which nothing is left to deliver. Its pending
+    /// recipients count as uncertain and [lost](JobRecord::lost), and the job is finished. `None`:
+    /// the job is completed or unknown, or a worker works on it. An outcome that is recorded later
     /// takes the place of a lost one.
     fn abandon(
         &self,
@@ -442,7 +456,7 @@ pub trait Upkeep: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<JobProgress>, LedgerError>> + Send;
 }
 
-/// Most reasons that are kept of a job; the dead letters have all of them.
+/// The most reasons that the ledger keeps of a job; the dead letters have all of them.
 pub const REASONS_MAX: u32 = 10_000;
 
 /// Why a recipient ended failed or uncertain: the last answer, as in its dead letter.
@@ -475,71 +489,73 @@ pub struct Entry {
     pub client_msg_no: String,
     pub target: String,
     pub content_digest: String,
-    /// List entries, as far as they are known.
+    /// The number of list entries, as far as it is known.
     pub entries: u64,
     pub not_before_ms: Option<u64>,
     pub now_ms: u64,
 }
 
-/// One list of recipients of one job, about to be expanded.
+/// One list of recipients of one job, before it is expanded.
 #[derive(Clone, Debug)]
 pub struct Submission {
     pub job: JobId,
     pub app: String,
     pub client_msg_no: String,
     pub target: String,
-    /// Another digest under the same job is a conflict.
+    /// A different digest under the same job is a conflict.
     pub content_digest: String,
     pub submission: String,
     pub entries: u64,
-    /// Parts the job is made of; it completes when so many submissions are expanded.
+    /// The number of parts of the job. It completes when this many submissions are expanded.
     pub parts: u32,
-    /// The shape this submission would choose. The first one of a job decides, until a far larger one
-    /// comes; the ledger answers with the shape that rules.
+    /// The shape that this submission prefers. The first submission of a job decides, until a far
+    /// larger one arrives. The ledger answers with the shape in force.
     pub shape: Shape,
-    /// The job's own limit and start, as its first submission has them.
+    /// The job's own limit and start time, from its first submission.
     pub rate: Option<String>,
     pub not_before_ms: Option<u64>,
-    /// Whom to tell when the job completes; its first submission that names anybody decides.
+    /// Where to send the notice of completion. The first submission that names a destination
+    /// decides.
     pub callback_url: Option<String>,
     pub reply_to: Option<String>,
     pub now_ms: u64,
-    /// What the job goes on without; kept from its first submission.
+    /// The features that the job goes on without; kept from its first submission.
     pub warnings: Vec<String>,
-    /// The version of the stored message that a new job would start with.
+    /// The version of the stored message with which a new job would start.
     pub template: Option<u32>,
 }
 
-/// What became of a submission.
+/// The ledger's answer to a submission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// New recipients: expand them in this shape. `template` is the version of the stored message
-    /// that the job started with.
+    /// It has new recipients: expand it in this shape. `template` is the version of the stored
+    /// message with which the job started.
     Expand {
         shape: Shape,
         first: bool,
         template: Option<u32>,
     },
-    /// Known, and not all of its recipients are settled: expanding it again is harmless and heals
-    /// what may have been lost.
+    /// The submission is known, and some of its recipients are pending. Expanding it again does no
+    /// harm and replaces slices that may have been lost.
     Again { shape: Shape, template: Option<u32> },
-    /// Known and done with.
+    /// The submission is known, and all of its recipients are settled.
     Settled,
-    /// The key stands for another message.
+    /// The key belongs to a job with another message.
     Conflict { job: JobId },
 }
 
-/// Whether the parts of a list are there.
+/// Whether all parts of a list are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gathered {
     Complete,
-    /// Some are still to come.
+    /// Some parts are missing.
     Waiting,
-    /// They did not come in time: nobody on the list is sent to, whatever comes later.
+    /// The missing parts did not arrive in time. No recipient of the list is sent to, even if they
+    /// arrive later.
     GivenUp,
 }
 
-/// Which slice of which job; everything that finds its place in the ledger.
+/// Identifies a slice of a job, with the values that locate its recipients in the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct SliceRef<'a> {
     pub head: &'a Head,
@@ -556,10 +572,10 @@ pub struct Claim<'a> {
     pub recipients: &'a [Fingerprint],
 }
 
-/// The answer to a claim, recipient by recipient in the order asked.
+/// The answer to a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claimed {
-    /// Every entry of the slice has its outcome already: ack it, nothing is left to do.
+    /// Every entry of the slice has its outcome already: the caller acks the slice.
     SliceDone,
     Each(Vec<ClaimState>),
 }
@@ -568,25 +584,25 @@ pub enum Claimed {
 pub struct Settle<'a> {
     pub slice: SliceRef<'a>,
     pub owner: Owner,
-    /// Outcomes to record. An unclaimed recipient may be settled too.
+    /// The outcomes to record. A recipient may be settled without a claim.
     pub outcomes: &'a [(Fingerprint, Outcome)],
-    /// Claims of ours to give up without an outcome, of recipients that were certainly not sent to.
+    /// Our claims to release without an outcome, of recipients that were certainly not sent to.
     pub release: &'a [Fingerprint],
-    /// Claims of ours to give up of recipients that may have been sent to: whoever claims them next
-    /// hears of it.
+    /// Our claims to release of recipients that may have been sent to. The next owner that claims
+    /// them learns of the doubt.
     pub doubted: &'a [Fingerprint],
-    /// Claims of ours to give up as they were found, since nobody used them: a doubt that was found
-    /// with one stays, and the others are free.
+    /// Our claims that no call used. Each returns to the state in which it was claimed: a claim
+    /// that was found with a doubt keeps it, the others are free.
     pub unused: &'a [Fingerprint],
-    /// Every recipient of the slice has an outcome now, as far as its deliveries know, and they saw
-    /// so many repeats. Entries that the slice has not counted itself are counted as duplicates if
-    /// there are no more of them than that; otherwise none is, and all stay pending. Of a job that was
-    /// rebuilt they always are.
+    /// Set in the last step of a slice, when its deliveries have an outcome for every recipient:
+    /// the number of repeats that they saw. Entries that the slice has not counted itself then
+    /// count as duplicates, if there are no more of them than repeats. If there are more, none of
+    /// them counts, and all stay pending. In a job that was rebuilt they always count.
     pub last: Option<u32>,
 }
 
 impl<'a> Settle<'a> {
-    /// A step that records nothing yet.
+    /// A step without any records.
     pub fn of(slice: SliceRef<'a>, owner: Owner) -> Self {
         Self {
             slice,
@@ -600,24 +616,25 @@ impl<'a> Settle<'a> {
     }
 }
 
-/// What a settle found.
+/// The result of a settle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
     pub progress: JobProgress,
-    /// Of the outcomes given, those of recipients that had one.
+    /// How many of the given outcomes were for recipients that already had one.
     pub stood: u32,
-    /// After the last step of a slice: its entries that have no outcome and were not seen to be
-    /// repeats.
+    /// After the last step of a slice: the number of its entries that have no outcome and were not
+    /// seen as repeats.
     pub missing: u32,
 }
 
-/// Where a job stands after a step.
+/// The progress of a job after a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JobProgress {
     pub accounts: Accounts,
-    /// All parts are there and expanded, and nobody is pending: time to audit and complete.
+    /// All parts are accepted and expanded, and no recipient is pending: the job can be audited and
+    /// completed.
     pub finished: bool,
-    /// It was completed already.
+    /// It was completed before.
     pub completed: bool,
 }
 
@@ -633,46 +650,45 @@ pub struct JobRecord {
     pub accounts: Accounts,
     pub pending: u64,
     pub accepted_at_ms: u64,
-    /// What the job says; another message under its key is a conflict. Unknown once the record was
-    /// rebuilt, until the job is submitted again.
+    /// Digest of what the job says; another digest under the same key is a conflict.
     pub content_digest: Option<String>,
     /// Last time an outcome was recorded.
     pub progress_at_ms: Option<u64>,
     pub completed_at_ms: Option<u64>,
-    /// The record was rebuilt from slices after the ledger had lost it: what was settled before is
-    /// not in the accounts.
+    /// The ledger lost this record, and it was rebuilt from slices: the accounts lack the outcomes
+    /// that were recorded before.
     pub rebuilt: bool,
-    /// When the ledger was found to have gone back, to an older state of its data, while the job ran:
-    /// what was recorded last before that may be missing.
+    /// When the ledger was found to have returned to older data while the job ran: the outcomes
+    /// recorded just before that time may be missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub went_back_at_ms: Option<u64>,
-    /// Recipients whose outcome the ledger does not know although nothing of them is left to deliver.
-    /// They count as uncertain.
+    /// Recipients whose outcome the ledger does not know, although nothing is left to deliver to
+    /// them. They count as uncertain.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost: u64,
     pub submissions: u64,
     pub shape: Shape,
-    /// What the job goes on without, since its target cannot honour it.
+    /// Features that the target does not support and that the job goes on without.
     pub warnings: Vec<String>,
     /// The job's own limit, as it was written; unknown once the record was rebuilt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,
-    /// Nothing is sent before.
+    /// Nothing is sent before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before_ms: Option<u64>,
-    /// Where its accounts are sent when it completes.
+    /// The URL that gets the accounts when the job completes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_url: Option<String>,
-    /// The AMQP queue that they are published to.
+    /// The queue that gets the accounts when the job completes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
-    /// How fast it went lately.
+    /// How fast the job went lately.
     #[serde(skip)]
     pub pace: Pace,
-    /// When something of it was seen to wait last.
+    /// The last time that a part of the job was reported as waiting.
     #[serde(skip)]
     pub waited_at_ms: Option<u64>,
-    /// The version of the stored message that the job started with.
+    /// The version of the stored message with which the job started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<u32>,
 }
@@ -682,7 +698,8 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl JobRecord {
-    /// The latest of the times at which the ledger went back that concerns this job.
+    /// Sets `went_back_at_ms` to the latest of these times at which the job had been accepted and
+    /// was not yet completed.
     pub fn marked(mut self, went_back_at_ms: &[u64]) -> Self {
         let concerns = |at: &u64| {
             self.accepted_at_ms <= *at && self.completed_at_ms.is_none_or(|done| done > *at)
@@ -692,16 +709,17 @@ impl JobRecord {
         self
     }
 
-    /// Differences between the counters and the ledger, in words.
+    /// The differences between the counters and the ledger, in words.
     pub fn differences(&self, audit: &Audit) -> Vec<String> {
-        // The ledger has no names for those whose outcome is lost.
+        // The ledger does not know which recipients lost their outcomes.
         audit.differences(&Accounts {
             uncertain: self.accounts.uncertain.saturating_sub(self.lost),
             ..self.accounts
         })
     }
 
-    /// What is not known of the job, in words: with any of it, the accounts are not exact.
+    /// The doubts about the job's accounts, in words. The accounts are exact only if there are
+    /// none.
     pub fn unknown(&self) -> Vec<String> {
         let mut unknown = Vec::new();
         if self.rebuilt {
@@ -725,14 +743,14 @@ impl JobRecord {
         unknown
     }
 
-    /// When anything was heard of it last.
+    /// The last time that the job was accepted, made progress or was reported as waiting.
     pub fn heard_at_ms(&self) -> u64 {
         let later = self.progress_at_ms.max(self.waited_at_ms);
         later.unwrap_or(0).max(self.accepted_at_ms)
     }
 
-    /// Recipients per second over the last seconds; nothing while too little is known or nothing is
-    /// to be done.
+    /// Recipients per second over the last seconds; `None` if the job does not run, or if too few
+    /// outcomes are recorded to tell.
     pub fn per_second(&self, now_ms: u64) -> Option<f64> {
         if self.state != JobState::Running {
             return None;
@@ -760,7 +778,7 @@ impl JobRecord {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum JobState {
-    /// Durable with the broker; no worker has taken it yet.
+    /// Durable with the broker; no worker has registered it yet.
     Accepted,
     Running,
     Completed,
@@ -774,30 +792,30 @@ impl JobState {
     }
 }
 
-/// Which jobs to list, and from where on.
+/// Selects jobs, and the place where a page of them begins.
 #[derive(Clone, Debug, Default)]
 pub struct JobQuery {
     pub filter: JobFilter,
-    /// The place after which the page begins.
+    /// The page begins after this place.
     pub after: Option<JobPlace>,
     pub most: usize,
 }
 
-/// All that is given must hold.
+/// A job must match every field that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobFilter {
     pub app: Option<String>,
     pub target: Option<String>,
     pub client_msg_no: Option<String>,
     pub state: Option<JobState>,
-    /// Accepted at or after.
+    /// Accepted at or after this time.
     pub since_ms: Option<u64>,
-    /// Accepted before.
+    /// Accepted before this time.
     pub until_ms: Option<u64>,
 }
 
 impl JobFilter {
-    /// Whether a job is meant, as far as its record tells: the times are those of its place.
+    /// Whether the record matches. The caller compares the times, with the job's place in the list.
     pub fn takes(&self, record: &JobRecord) -> bool {
         let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);
         is(&self.app, &record.app)
@@ -807,7 +825,7 @@ impl JobFilter {
     }
 }
 
-/// A place in the list of jobs: ordered by time, then by id.
+/// A place in the list of jobs, which is ordered by time, then by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JobPlace {
     pub at_ms: u64,
@@ -817,11 +835,11 @@ pub struct JobPlace {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct JobPage {
     pub jobs: Vec<JobRecord>,
-    /// Where to go on, if there may be more.
+    /// Where the next page begins, if there may be one.
     pub next: Option<JobPlace>,
 }
 
-/// The ledger cannot do it now; nothing may be sent until it can (promise 6).
+/// The ledger cannot take the step now; nothing may be sent until it can (promise 6).
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     #[error("the ledger is not reachable")]
@@ -836,64 +854,65 @@ pub enum LedgerError {
 // Heartbeats
 // ---------------------------------------------------------------------------------------------
 
-/// Heartbeats: whether the store takes writes now, whether it lost what it had taken, and who is alive.
+/// Heartbeats: they show whether the store takes writes now, whether it lost earlier writes, and
+/// which processes are alive.
 pub trait Pulse: Clone + Send + Sync + 'static {
-    /// Writes, as a claim would: an error means that nothing can be claimed now.
+    /// Writes a heartbeat, as a claim would write: an error means that no claim can succeed now.
     fn beat(&self, beat: &Beat) -> impl Future<Output = Result<Beaten, LedgerError>> + Send;
 
-    /// Raises the sequence of the ledger above its last number and above the highest one that was `seen`
-    /// outside of it.
+    /// Raises the sequence of the ledger above its last number and above `seen`, the highest number
+    /// that was found outside of the ledger.
     fn raise(&self, seen: u64) -> impl Future<Output = Result<Raised, LedgerError>> + Send;
 
     /// The last heartbeats of the processes that are alive.
     fn beats(&self) -> impl Future<Output = Result<Vec<Beat>, LedgerError>> + Send;
 }
 
-/// Whoever gave no heartbeat for so long is not alive.
+/// A process without a heartbeat for this long is not alive.
 pub const ALIVE: Duration = Duration::from_secs(5);
 
-/// What a process tells with its heartbeat.
+/// The state that a process reports with its heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Beat {
     #[serde(skip)]
     pub process: u64,
-    /// Of its last heartbeat that was answered; 0 before the first one. A store that has a lower one
-    /// went back to older data.
+    /// The number of its last heartbeat that was answered; 0 before the first one. A store whose
+    /// number is lower has returned to older data.
     #[serde(skip)]
     pub number: u64,
-    /// It delivers.
+    /// The process delivers slices.
     pub works: bool,
     /// Its calls under way, by target.
     #[serde(default)]
     pub calls: BTreeMap<String, UnderWay>,
 }
 
-/// Calls whose answer has not come yet.
+/// Calls that have no answer yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct UnderWay {
     pub calls: u64,
-    /// Since when the oldest one is under way.
+    /// When the oldest one began.
     pub oldest_ms: u64,
 }
 
 /// The answer to a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beaten {
-    /// The number of this one.
+    /// The number of this heartbeat.
     pub number: u64,
-    /// The last one is not there any more: the store went back to older data, or lost it. It has noted
-    /// when.
+    /// The store no longer has the previous heartbeat: it returned to older data, or lost its data.
+    /// It has recorded when.
     pub went_back: bool,
 }
 
 /// The answer to a raise of the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raised {
-    /// The number it has now; 0 where the ledger and the messages lie together and so cannot be of
-    /// different ages.
+    /// The new number; 0 where the ledger and the messages are in one store and therefore always
+    /// have the same age.
     pub number: u64,
-    /// It was lower than the number that was seen: the store went back to older data, or lost it. It has
-    /// noted when.
+    /// The ledger's number was lower than `seen`: the store returned to older data, or lost its
+    /// data. It has recorded when.
     pub went_back: bool,
 }
 
@@ -901,16 +920,16 @@ pub struct Raised {
 // Quotas
 // ---------------------------------------------------------------------------------------------
 
-/// What apps with a quota have used up, for all gateways and workers.
+/// Counts what apps with a quota have used, for all gateways and workers together.
 ///
-/// A list is counted once, whoever asks and however often, on the UTC day when it came first; it is
-/// remembered until the end of the next day. So a gateway counts before it accepts and a worker before
-/// it cuts, and together they count once. A list that waits for a worker longer than that, or that is
-/// published again later, counts again.
+/// A list counts once, on the UTC day when it is charged first. The store remembers it until the
+/// end of the next day. A gateway charges a list before it accepts it, a worker charges it again
+/// before it cuts it, and both together count once. A list that waits longer than that for a
+/// worker, or that is published again later, counts again.
 pub trait Quotas: Clone + Send + Sync + 'static {
-    /// Counts all lists of these jobs that were not counted before, or none of them when that would be
-    /// more than the app may. They are of one app, and what one of them is too much for, all are. `day`
-    /// is the number of the UTC day since 1970.
+    /// Counts all lists of these jobs that were not counted before, or none of them if the app may
+    /// not send that many. All jobs belong to one app, and they are counted together or not at all.
+    /// `day` is the number of the UTC day since 1970.
     fn charge(
         &self,
         asked: &[Asked],
@@ -922,11 +941,11 @@ pub trait Quotas: Clone + Send + Sync + 'static {
 /// Answer to a charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charged {
-    /// Counted now or before.
+    /// The lists are counted, now or before.
     Counted,
-    /// Nothing was counted: with what was used before, it is too much.
+    /// Nothing was counted: together with the earlier use, it is too much.
     Over {
-        /// The first of the jobs that is too much by itself, else the first.
+        /// The first of the jobs that is too much by itself, else the first job.
         job: JobId,
         used: Used,
     },
@@ -936,17 +955,18 @@ pub enum Charged {
 // Nonces
 // ---------------------------------------------------------------------------------------------
 
-/// Which signed requests have come before, at whatever gateway.
+/// Remembers the nonces of signed requests, for all gateways.
 pub trait Nonces: Clone + Send + Sync + 'static {
-    /// Whether a nonce comes for the first time; from now on, and for as long as it lives, it has come.
-    /// After an error it may have.
+    /// Returns whether a nonce is new, and remembers it for `lives`. After an error it may be
+    /// remembered.
     fn is_new(
         &self,
         nonce: &str,
         lives: Duration,
     ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
 
-    /// Forgets a nonce whose request was not carried out: the same request may come again.
+    /// Forgets a nonce whose request was not carried out, so that the same request may be sent
+    /// again.
     fn release(&self, nonce: &str) -> impl Future<Output = Result<(), LedgerError>> + Send;
 }
 
@@ -954,14 +974,14 @@ pub trait Nonces: Clone + Send + Sync + 'static {
 // Templates
 // ---------------------------------------------------------------------------------------------
 
-/// Stored messages of each app, by name and version.
+/// Stores the messages of each app, by name and version.
 ///
-/// The versions of a name count up and are never given twice, whatever is deleted. A version that is
-/// no longer the newest, or whose name was deleted, can still be had by its number for at least the
-/// dedup window: jobs that started with it go on with it.
+/// The versions of a name count up; no number is used twice, even after a deletion. A version that
+/// is no longer the newest, or whose name was deleted, can be read by its number for at least the
+/// dedup window, because jobs that started with it keep it.
 pub trait Templates: Clone + Send + Sync + 'static {
-    /// Stores a message; jobs that come from now on take this version. Repeated after an error it may
-    /// give another version of the same message.
+    /// Stores a message. Jobs that start from now on take this version. Repeated after an error, it
+    /// may create another version with the same message.
     fn put_template(
         &self,
         app: &str,
@@ -969,7 +989,7 @@ pub trait Templates: Clone + Send + Sync + 'static {
         message: &str,
     ) -> impl Future<Output = Result<StoredTemplate, LedgerError>> + Send;
 
-    /// A version, or the newest one of a name that is not deleted.
+    /// Reads a version; without a number, the newest version of a name that is not deleted.
     fn template(
         &self,
         app: &str,
@@ -977,13 +997,13 @@ pub trait Templates: Clone + Send + Sync + 'static {
         version: Option<u32>,
     ) -> impl Future<Output = Result<Option<StoredTemplate>, LedgerError>> + Send;
 
-    /// The names of an app with their newest versions, in order; deleted ones are left out.
+    /// Lists the names of an app with their newest versions, in order, without deleted names.
     fn templates(
         &self,
         app: &str,
     ) -> impl Future<Output = Result<Vec<(String, u32)>, LedgerError>> + Send;
 
-    /// `Ok(false)`: there was no such name.
+    /// Deletes a name. `Ok(false)`: there was no such name.
     fn delete_template(
         &self,
         app: &str,
@@ -996,7 +1016,7 @@ pub trait Templates: Clone + Send + Sync + 'static {
 pub struct StoredTemplate {
     pub version: u32,
     pub put_at_ms: u64,
-    /// The document as JSON, as it was given.
+    /// The document as JSON, exactly as it was stored.
     pub message: String,
 }
 
@@ -1006,10 +1026,11 @@ pub struct StoredTemplate {
 
 /// Token buckets and parked targets, shared by all workers.
 pub trait Limiter: Clone + Send + Sync + 'static {
-    /// Books units on all limits together, or on none. What is granted starts after the wait it names.
+    /// Books units on all limits together, or on none. The grant starts after the wait that it
+    /// names.
     fn lease(&self, lease: &Lease<'_>) -> impl Future<Output = Result<Leased, LedgerError>> + Send;
 
-    /// Gives back recipients (and calls) that were booked and not used.
+    /// Returns recipients and calls that were booked and not used.
     fn refund(
         &self,
         limits: &[Limit<'_>],
@@ -1017,7 +1038,7 @@ pub trait Limiter: Clone + Send + Sync + 'static {
         calls: u32,
     ) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
-    /// Parks a target for all workers; a later end than the one that stands wins.
+    /// Parks a target for all workers. If it is parked already, the later end wins.
     fn park(
         &self,
         target: &str,
@@ -1027,8 +1048,8 @@ pub trait Limiter: Clone + Send + Sync + 'static {
     /// Ends the parking of a target.
     fn unpark(&self, target: &str) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
-    /// How much of its burst each limit has booked now: 0 when it is idle, 1 and more when the next
-    /// unit has to wait. Books nothing.
+    /// The share of its burst that each limit has booked now: 0 when it is idle, 1 and more when
+    /// the next unit has to wait. Books nothing.
     fn booked(
         &self,
         limits: &[Limit<'_>],
@@ -1051,7 +1072,7 @@ pub struct Limit<'a> {
     pub cost: Cost,
 }
 
-/// Wants `recipients`, packed `per_call` to a call.
+/// A request for `recipients`, in calls of `per_call` recipients.
 #[derive(Clone, Copy, Debug)]
 pub struct Lease<'a> {
     pub limits: &'a [Limit<'a>],
@@ -1060,16 +1081,16 @@ pub struct Lease<'a> {
     pub wait_max: Duration,
 }
 
-/// What all limits together grant: the least of them, after the longest of their waits. Units are
-/// recipients.
+/// The grant of all limits together: the smallest of them, after the longest of their waits. Units
+/// are recipients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leased {
     pub grant: Grant,
-    /// The limit that decided, if one did.
+    /// The limit that reduced or delayed the grant most, if one did.
     pub binding: Option<Scope>,
 }
 
-/// A target that waits, and why.
+/// A parked target, and why it is parked.
 #[derive(
     Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
 )]
@@ -1077,14 +1098,14 @@ pub struct Park {
     pub since_ms: u64,
     pub until_ms: u64,
     pub reason: ParkReason,
-    /// The code of the answer that led to it; empty when an operator did.
+    /// The code of the answer that caused it; empty if an operator parked it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub code: String,
-    /// What the backend said, or who parked it and why.
+    /// The backend's text, or the operator's name and reason.
     pub text: String,
 }
 
-/// Why a target is parked: a closed set, fit for a label.
+/// Why a target is parked. The set is closed, so it can be the label of a metric.
 #[derive(
     Clone,
     Copy,
@@ -1101,15 +1122,15 @@ pub struct Park {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum ParkReason {
-    /// It said that we are too fast, or asked us to wait.
+    /// The target throttled us: we were too fast, or it asked us to wait.
     Throttled,
-    /// Nothing reached it.
+    /// No request reached the target.
     Unreachable,
-    /// Signature, token, certificate or permission are wrong (promise 10).
+    /// Signature, token, certificate or permission is wrong (promise 10).
     Config,
-    /// Call after call did not succeed.
+    /// Many calls in a row failed.
     Breaker,
-    /// Somebody parked it.
+    /// An operator parked it.
     Operator,
 }
 
@@ -1139,10 +1160,9 @@ impl fmt::Display for Park {
 // Directives
 // ---------------------------------------------------------------------------------------------
 
-/// What operators tell running work, shared by all workers. They are asked for often and changed
-/// seldom.
+/// The directives in force, shared by all workers. Workers read them often; they change seldom.
 pub trait Directives: Clone + Send + Sync + 'static {
-    /// Puts a directive in force, in the place of one of its kind about the same subject.
+    /// Puts a directive in force. It replaces a directive of the same kind about the same subject.
     fn direct(&self, directive: &Directive)
     -> impl Future<Output = Result<(), LedgerError>> + Send;
 
@@ -1153,9 +1173,9 @@ pub trait Directives: Clone + Send + Sync + 'static {
         kind: Kind,
     ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
 
-    /// All directives, unless they are still those of the version that the caller knows: then `None`,
-    /// and next to nothing was done. Versions are above 0 once there was a directive, and never come
-    /// again, not even after the store was lost.
+    /// Returns all directives, or `None` if their version is still `known`; then the call costs
+    /// next to nothing. A version is above 0 once there was a directive, and is never used again,
+    /// not even after the store lost its data.
     fn directives(
         &self,
         known: u64,
@@ -1170,63 +1190,64 @@ pub struct Directed {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Target
+// Store and target
 // ---------------------------------------------------------------------------------------------
 
-/// The ledger, the limiter, the directives, the stored messages, the quotas, the nonces and the
-/// heartbeats of one engine.
+/// Everything that one engine stores besides messages: the ledger, the limiter, the directives, the
+/// stored messages, the quotas, the nonces and the heartbeats.
 pub trait Store:
     Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse
 {
 }
 impl<S: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse> Store for S {}
 
-/// One backend account, as pure functions: what to ask and how to read the answer. The sending itself
+/// One backend account, as pure functions that build requests and read replies. The sending itself
 /// is the same for all targets and lives in `http::client`.
 pub trait Target: Send + Sync + 'static {
     fn profile(&self) -> &Profile;
 
-    /// Most recipients in one call of this job: not more than the profile says, and one where calls
-    /// of its kind cannot be packed.
+    /// The most recipients in one call of this job: at most the number in the profile, and 1 where
+    /// the backend takes such messages for one recipient at a time.
     fn recipients_per_call(&self, _head: &Head) -> usize {
         self.profile().recipients_per_call
     }
 
-    /// What the target makes of a feature.
+    /// How the target maps a feature.
     fn maps(&self, feature: Feature) -> Mapping;
 
-    /// What of this job the target cannot carry, besides what it does not map: sizes, a missing
-    /// sender, fields that exclude each other.
+    /// The parts of this job that the target cannot carry, beyond unmapped features: sizes, a
+    /// missing sender, fields that exclude each other.
     fn check(&self, head: &Head) -> Vec<Problem>;
 
-    /// Prepares the calls of a job: what they have in common is rendered once per slice.
+    /// Prepares the calls of a job, and renders what they have in common once per slice.
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls>;
 
-    /// How to get the credential that requests carry, where one has to be fetched.
+    /// How to fetch the credential that requests carry, where one must be fetched.
     fn login(&self) -> Option<&dyn Login> {
         None
     }
 
-    /// Signs a request, afresh on every attempt; nothing to do for most.
+    /// Signs a request, anew on every attempt. Most targets need no signature.
     fn sign(&self, _request: &mut Request, _signing: Signing) {}
 
-    /// How to list all users, where the target can.
+    /// How to list all users, where the target can list them.
     fn directory(&self) -> Option<&dyn Directory> {
         None
     }
 
-    /// A request that changes nothing, by whose reply the account can be told, where there is one.
+    /// A request that changes nothing and whose reply identifies the account, where there is one.
     fn identify(&self) -> Option<Request> {
         None
     }
 
-    /// What answers there, or what is wrong with it: another system or version, a refused credential.
+    /// The system and version that answered, or what is wrong: another system or version, or a
+    /// refused credential.
     fn read_identity(&self, _reply: &HttpReply) -> Result<String, String> {
         Ok(String::new())
     }
 }
 
-/// Compares a job with a target. `all`: the audience is all users.
+/// Compares a job with a target. `all`: the job's audience is all users.
 pub fn fit(target: &dyn Target, head: &Head, all: bool, strictness: Strictness) -> Fit {
     let asked = Feature::of(head)
         .into_iter()
@@ -1243,39 +1264,41 @@ pub fn fit(target: &dyn Target, head: &Head, all: bool, strictness: Strictness) 
 
 /// The calls of one job to one target.
 pub trait Calls: Send + Sync {
-    /// The request for these recipients: the same bytes whenever it is asked for again, but for what
+    /// The request for these recipients. It has the same bytes every time, except for what
     /// [`Target::sign`] and [`Login::apply`] add.
     fn request(&self, recipients: &[&str]) -> Request;
 
-    /// What the reply to that request means.
+    /// Reads the reply to that request.
     fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict;
 
-    /// Asks whether a call in doubt was carried out, where the target can tell.
+    /// The request that asks whether a call in doubt was carried out, where the target can answer
+    /// that.
     fn probe(&self, _recipients: &[&str]) -> Option<Request> {
         None
     }
 
-    /// What the reply to a probe means.
+    /// Reads the reply to a probe.
     fn read_probe(&self, _recipients: &[&str], _reply: &HttpReply) -> Probed {
         Probed::Unknown
     }
 }
 
-/// What a probe found out about a call in doubt.
+/// The result of a probe for a call in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probed {
     Sent,
-    /// Not sent, as far as the target knows now. Believed when it says so twice, with a pause between.
+    /// Not sent, as far as the target knows now. The worker believes it after two such answers,
+    /// with a pause between them.
     NotSent,
     Unknown,
 }
 
-/// How a credential is fetched that requests carry. The worker keeps it and fetches a new one when it
-/// nears its end, or when an answer says that it is [stale](Answer::stale).
+/// Fetches the credential that requests carry. The worker keeps the credential and fetches a new
+/// one shortly before it expires, or when an answer says that it is [stale](TargetAnswer::stale).
 pub trait Login: Send + Sync {
     fn request(&self) -> Request;
 
-    /// The credential, or what the refusal means.
+    /// The credential, or the meaning of the refusal.
     fn read_credential(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer>;
 
     /// Puts the credential into a request.
@@ -1285,25 +1308,25 @@ pub trait Login: Send + Sync {
 #[derive(Clone, Debug)]
 pub struct Credential {
     pub secret: Secret,
-    /// How long it is good for.
+    /// How long it is valid.
     pub lives: Duration,
 }
 
-/// What a signature is made of that is never the same twice.
+/// The parts of a signature that differ every time.
 #[derive(Clone, Copy, Debug)]
 pub struct Signing {
     pub now_ms: u64,
     pub nonce: u128,
 }
 
-/// How all users of a target are listed, page by page.
+/// Lists all users of a target, page by page.
 pub trait Directory: Send + Sync {
-    /// The page that begins at a cursor; the first one without.
+    /// The request for the page at a cursor; without a cursor, for the first page.
     fn page(&self, cursor: Option<&str>) -> Request;
 
     fn read_page(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer>;
 
-    /// The directory's own credential, where it is not that of the calls.
+    /// The directory's own credential, if it differs from that of the calls.
     fn login(&self) -> Option<&dyn Login>;
 }
 
@@ -1311,22 +1334,23 @@ pub trait Directory: Send + Sync {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     pub users: Vec<String>,
-    /// How many users all pages together have, where the target says so and can be believed.
+    /// The number of users on all pages together, where the target reports a credible one.
     pub total: Option<u64>,
-    /// Where the next page begins; nothing after the last one.
+    /// Where the next page begins; `None` after the last page.
     pub next: Option<String>,
 }
 
-/// What a target declares about itself.
+/// The properties of a target.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// Most recipients in one call; see also [`Target::recipients_per_call`].
+    /// The most recipients in one call; see also [`Target::recipients_per_call`].
     pub recipients_per_call: usize,
-    /// A repeated call with the same key does no harm: uncertain calls may be retried.
+    /// A repeated call with the same key does no harm, so uncertain calls may be retried.
     pub idempotent: bool,
-    /// How long after a call in doubt a probe is worth asking.
+    /// How long to wait after a call in doubt before a probe.
     pub probe_after: Duration,
-    /// The limit that the backend documents, kept below a little; in force unless one is configured.
+    /// A limit slightly below the one that the backend documents; in force unless one is
+    /// configured.
     pub limit: Option<Rate>,
     /// `Ana` and `ana` are the same user.
     pub folds_case: bool,
@@ -1363,43 +1387,43 @@ pub struct HttpReply {
     pub body: Bytes,
 }
 
-/// Carries requests to backends. One request, one answer: no retries, no redirects.
+/// Carries requests to backends: one request, one answer, no retries, no redirects.
 pub trait Transport: Send + Sync + 'static {
-    /// `Ok`: a whole reply was read. The caller never tries again by itself: whether that is safe is
-    /// the worker's decision.
+    /// `Ok`: a whole reply was read. The transport never repeats a request: only the worker knows
+    /// whether that is safe.
     fn send(
         &self,
         request: Request,
         timeout: Duration,
     ) -> impl Future<Output = Result<HttpReply, SendError>> + Send;
 
-    /// Gives up what is kept for later requests and has been kept for too long. Called now and then.
+    /// Closes connections that were idle for too long. Called now and then.
     fn tidy(&self) {}
 }
 
-/// Why there is no reply. `code` is one token, fit for a filter.
+/// Why there is no reply. `code` is one token, so it can be used in a filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// Certainly not sent: not one byte of the request left.
+    /// Certainly not sent: no byte of the request left.
     #[error("not sent: {what}")]
     NotSent { what: String, code: &'static str },
-    /// Perhaps sent: the request left, wholly or in part, and no reply came back in one piece.
+    /// Possibly sent: the request left, wholly or in part, and no complete reply came back.
     #[error("perhaps sent: {what}")]
     Unknown { what: String, code: &'static str },
 }
 
-/// The code of a server whose certificate is not to be trusted.
+/// The code for a server whose certificate cannot be trusted.
 pub const CERTIFICATE: &str = "certificate";
-/// The code of a server inside a network that is not to be reached.
+/// The code for a server in a private network that may not be called.
 pub const PRIVATE_ADDRESS: &str = "private_address";
-/// The code of a URL that names no server.
+/// The code for a URL that names no server.
 pub const BAD_URL: &str = "bad_url";
 
 impl SendError {
-    /// What the error means for the recipients of the call.
+    /// The meaning of the error for the recipients of the call.
     pub fn answer(&self) -> TargetAnswer {
         let (class, code, what) = match self {
-            // No later attempt helps, and no recipient is at fault.
+            // No later attempt helps, and the recipients are not at fault.
             Self::NotSent { what, code }
                 if [CERTIFICATE, BAD_URL, PRIVATE_ADDRESS].contains(code) =>
             {

@@ -1,6 +1,6 @@
-//! The public formats as JSON Schema, AsyncAPI and OpenAPI, generated from the types that write them. The files
-//! in `schemas/` are these documents, with the mapping of all targets beside them; a test fails when they
-//! drift.
+//! Generates the public formats as JSON Schema, AsyncAPI and OpenAPI, from the types that write
+//! them. The files in `schemas/` are these documents, together with the mapping of all targets. A
+//! test fails when they differ.
 
 use schemars::{JsonSchema, schema_for};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::domain::announce::{DeadLetter, JobEvent};
 use crate::domain::job::JobDocument;
 
-/// File names of all documents.
+/// The file names of all documents.
 pub const DOCUMENTS: [&str; 6] = [
     "job.schema.json",
     "dead-letter.schema.json",
@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// The reader of jobs is written by hand, so that it can report every problem at once; it must
+    /// The reader of jobs is written by hand, so that it can report every problem at once. It must
     /// know exactly the fields that the schema names.
     #[test]
     fn the_job_reader_knows_the_fields_of_the_schema() {

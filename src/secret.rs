@@ -1,8 +1,8 @@
-//! A setting that is never shown or logged.
+//! Keeps settings that are never shown or logged.
 
 use std::fmt;
 
-/// A password, token or key. No formatting shows it.
+/// A password, token or key. No formatter prints it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -22,9 +22,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// An address as it may be shown: without user and password, with only those values of its query that
-/// are placeholders, and with only those segments of its path that read like words, since the keys of
-/// many webhooks stand there.
+/// A URL in a form that may be shown: without user and password, with only those query values that
+/// are placeholders, and with only those path segments that look like words, because the keys of
+/// many webhooks are in the path.
 pub fn without_credentials(url: &str) -> String {
     let (url, query) = match url.split_once(['?', '#']) {
         Some((url, query)) => (url, Some(query)),
@@ -32,7 +32,7 @@ pub fn without_credentials(url: &str) -> String {
     };
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let authority = rest.split('/').next().unwrap_or_default();
-    // A password with a slash ends the authority too early, and then it has no port.
+    // A slash in the password ends the authority too early; then the authority has no valid port.
     let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
     let users_end = match authority.rfind('@') {
         None if !port.ends_with(']') && !port.bytes().all(|it| it.is_ascii_digit()) => {
@@ -63,7 +63,7 @@ pub fn without_credentials(url: &str) -> String {
     shown
 }
 
-/// A segment of a path. Keys are long, and most have digits.
+/// Shows a segment of a path, or hides it. Keys are long, and most have digits.
 fn shown_segment(segment: &str) -> &str {
     let has_digit = segment.bytes().any(|byte| byte.is_ascii_digit());
     let most = if has_digit { 8 } else { 20 };
@@ -77,7 +77,7 @@ fn is_placeholder(text: &str) -> bool {
     text.starts_with('{') && text.ends_with('}')
 }
 
-/// A pair of a query. A word alone may be a key as well.
+/// Shows a pair of a query, or hides it. A word without a value may be a key as well.
 fn shown_pair(pair: &str) -> String {
     match pair.split_once('=') {
         Some((_, value)) if is_placeholder(value) => pair.to_owned(),

@@ -1,6 +1,7 @@
-//! Signals: the first SIGTERM, SIGINT or SIGHUP drains, a further SIGTERM or SIGINT ends the process at
-//! once. SIGHUP comes when the terminal or session closes, or together with SIGTERM from a service manager;
-//! where it was ignored already, as under `nohup`, it stays ignored.
+//! Handles signals: the first SIGTERM, SIGINT or SIGHUP starts the drain, a further SIGTERM or
+//! SIGINT ends the process at once. SIGHUP arrives when the terminal or session closes, or together
+//! with SIGTERM from a service manager. If the process was started with SIGHUP ignored, as under
+//! `nohup`, it stays ignored.
 
 use std::fs;
 
@@ -9,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit::Exit;
 
-/// Cancels the token at the first signal. The process dies at the second one, with what is in work
-/// unacked: that is safe, merely slower to resume.
+/// Cancels the token at the first signal. At the second one the process exits and leaves its
+/// deliveries unacked. That is safe, but the work resumes later.
 #[allow(clippy::exit, reason = "a second signal asks for exactly that")]
 pub fn drain_on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -32,7 +33,7 @@ pub fn drain_on_signal() -> std::io::Result<CancellationToken> {
         }
         tracing::info!("draining; a second signal ends the process at once");
         token.cancel();
-        // A hangup often follows the first signal, and asks for nothing new.
+        // SIGHUP often follows the first signal and does not ask for a faster end.
         either(&mut terminate, &mut interrupt).await;
         tracing::warn!("second signal, ending without draining");
         std::process::exit(Exit::Interrupted as i32);
@@ -47,7 +48,7 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// Never, without a signal to wait for.
+/// Waits for ever if there is no signal to wait for.
 async fn next(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => {

@@ -1,5 +1,5 @@
-//! Logs: text on a terminal, JSON elsewhere, always on standard error so that standard output belongs
-//! to the command's result.
+//! Writes logs: text on a terminal, JSON elsewhere, always to standard error, because standard
+//! output belongs to the result of the command.
 
 use std::io::IsTerminal as _;
 use std::str::FromStr;
@@ -17,8 +17,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Which lines are logged: a level, or levels by module. What names no level is refused, since it would
-/// silence everything else.
+/// Selects the lines that are logged: a level, or levels by module. A text without a level is
+/// refused, because it would silence everything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFilter(String);
 
@@ -32,9 +32,9 @@ impl Default for LogFilter {
 }
 
 impl LogFilter {
-    /// Modules that it does not name log as usual. The AMQP client does not, unless it is named: it logs
-    /// the bodies of returned messages and calls every queue that is not there yet an error; what matters
-    /// of it is logged by `amqp`.
+    /// Modules that the filter does not name log at `info`. The AMQP client logs nothing unless the
+    /// filter names it: it logs the bodies of returned messages, and reports every missing queue as
+    /// an error. The `amqp` module logs what matters.
     fn layer(&self) -> EnvFilter {
         EnvFilter::new(format!("info,lapin=off,{}", self.0))
     }
@@ -53,15 +53,15 @@ impl FromStr for LogFilter {
     }
 }
 
-/// A directive with its level as the filter knows it.
+/// A directive, with its level as the filter library spells it.
 fn directive(text: &str) -> Result<String, String> {
-    // A field may have a value too: the level is behind the last `=`, and behind the span.
+    // A field may have a value too, so the level is behind the last `=` and behind the span.
     let (module, level) = match text.trim().rsplit_once('=') {
         Some((module, level)) if !level.contains([']', '}']) => (Some(module), level),
         _ => (None, text),
     };
     let lower = level.trim().to_ascii_lowercase();
-    // As syslog, Python and nginx call it.
+    // Syslog, Python and nginx use this name.
     let lower = if lower == "warning" { "warn" } else { &lower };
     if !LEVELS.contains(&lower) {
         let hint = suggestion(lower, LEVELS)
@@ -91,7 +91,7 @@ pub fn start(filter: &LogFilter, format: LogFormat) {
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter.layer())
         .with_writer(std::io::stderr)
-        // Said on standard error as well, and a panic where that is gone.
+        // Such errors would go to standard error as well, and panic if it is closed.
         .log_internal_errors(false)
         .with_ansi(colour);
     let _ = if json {

@@ -1,12 +1,13 @@
-//! Promise 2 as arithmetic: total = sent + duplicate + failed + uncertain + expired + cancelled + pending.
+//! The accounts of a job (promise 2): total = sent + duplicate + failed + uncertain + expired +
+//! cancelled + pending.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::outcome::Outcome;
 
-/// How many recipients of a job ended how. `total` counts list entries, so a user listed twice
-/// counts twice: once as sent, once as duplicate.
+/// Counts the recipients of a job by outcome. `total` counts list entries: a user that is listed
+/// twice counts twice, once as sent and once as duplicate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Accounts {
     pub total: u64,
@@ -52,7 +53,7 @@ impl Accounts {
     }
 }
 
-/// What a walk over the ledger of one job found, recipient by recipient.
+/// The states that a walk over the ledger of one job found, counted by recipient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Audit {
     pub sent: u64,
@@ -60,12 +61,12 @@ pub struct Audit {
     pub uncertain: u64,
     pub expired: u64,
     pub cancelled: u64,
-    /// Claims still open.
+    /// Claims that are still open.
     pub claimed: u64,
 }
 
 impl Audit {
-    /// Differences between the counters of a job and its ledger, in words. Empty means exact.
+    /// The differences between the counters of a job and its ledger, in words. Empty means exact.
     ///
     /// A finished job has no pending recipients and no open claims; a running one may have both.
     pub fn differences(&self, accounts: &Accounts) -> Vec<String> {

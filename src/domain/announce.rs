@@ -1,4 +1,4 @@
-//! What leaves on `fanwise.dead` and `fanwise.events`, for other services to read. Both are public
+//! The messages on `fanwise.dead` and `fanwise.events` for other services. Both are public
 //! contracts with a JSON Schema in `schemas/`.
 
 use std::borrow::Cow;
@@ -12,8 +12,8 @@ use super::outcome::{Class, Outcome};
 
 /// Recipients of one job that ended `failed` or `uncertain`, with everything needed to redrive them.
 ///
-/// Dead letters are published at least once: after a crash the same recipient can appear again, and
-/// the later letter is the truth.
+/// Dead letters are published at least once. After a crash the same recipient can appear again; the
+/// later letter is the valid one.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadLetter {
     /// Version of this format: 1.
@@ -23,7 +23,7 @@ pub struct DeadLetter {
     pub app: String,
     pub client_msg_no: String,
     pub target: String,
-    /// The slice the recipients belong to; unique within the job.
+    /// The slice to which the recipients belong; unique within the job.
     pub slice: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
@@ -46,7 +46,7 @@ pub struct DeadLetter {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadRecipient {
     pub recipient: String,
-    /// Its own values for the placeholders of the message.
+    /// The recipient's values for the placeholders of the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub vars: Option<Box<RawValue>>,
@@ -56,13 +56,13 @@ pub struct DeadRecipient {
     pub class: Class,
     /// The backend's code, such as `410`, `reason 4` or `timeout`.
     pub code: Cow<'static, str>,
-    /// The backend's words.
+    /// The backend's text.
     pub text: Cow<'static, str>,
-    /// Attempts made, the last included.
+    /// Attempts made, including the last one.
     pub attempts: u32,
 }
 
-/// Something that happened to a job.
+/// An event of a job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JobEvent {
     /// Version of this format: 1.
@@ -98,9 +98,10 @@ pub struct JobEvent {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum EventKind {
-    /// A new job, or one that was extended by further recipients.
+    /// A new job, or a job that further recipients extended.
     Accepted,
-    /// Some recipients have their outcome; at most one every few seconds per job and worker.
+    /// Some recipients have their outcome. Each worker publishes at most one every few seconds per
+    /// job.
     Progress,
     /// Every recipient has its outcome and the ledger agrees.
     Completed,

@@ -1,7 +1,7 @@
-//! Who is to get a message: a list of users, a list of groups, or all users of the target.
+//! Reads the audience of a job: a list of users, a list of groups, or all users of the target.
 //!
-//! A list stays in the message it came in and is read from there, entry by entry, so that an audience
-//! of any size costs no second copy. An audience of all users has no list: the intake asks the target
+//! A list stays in the message that carried it and is read from there, entry by entry, so no
+//! audience needs a second copy. An audience of all users has no list: the intake asks the target
 //! page by page and publishes each page as a part of the same job.
 
 use std::borrow::Cow;
@@ -23,10 +23,11 @@ use super::text::{half_character, long_number};
 /// Largest `vars` of one recipient, in bytes of JSON.
 pub const VARS_BYTES_MAX: usize = 16 * 1024;
 
-/// Most recipients whose message is rendered before a job is accepted. The first that can be ends it.
+/// The most recipients whose message is rendered before a job is accepted. The first success ends
+/// it.
 const TRIED_MAX: usize = 10;
 
-/// Who is to get the message: one of `users`, `groups` and `all`.
+/// The recipients of the message: one of `users`, `groups` and `all`.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 #[schemars(rename = "Audience", deny_unknown_fields)]
 pub struct AudienceDocument {
@@ -34,15 +35,15 @@ pub struct AudienceDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 100_000))]
     pub users: Option<Vec<MemberDocument>>,
-    /// Ids of groups; each is sent to once, as a group.
+    /// Ids of groups; the message is sent once to each, as a group.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 100_000), inner(length(min = 1, max = 255)))]
     pub groups: Option<Vec<String>>,
-    /// The target's number for the kind of group, 2 if left out; WuKongIM knows others.
+    /// The target's number for the kind of group; 2 if left out. WuKongIM has others.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2, max = 255))]
     pub group_type: Option<u8>,
-    /// Everybody the target knows; the job says `"confirm_all": true` too.
+    /// All users of the target; the job must set `"confirm_all": true` too.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schemars(default)]
     pub all: bool,
@@ -70,7 +71,7 @@ pub enum MemberDocument {
 }
 
 impl MemberDocument {
-    /// A recipient with or without values of its own.
+    /// A recipient with or without its own values.
     pub fn new(id: String, vars: Option<Box<RawValue>>) -> Self {
         match vars {
             Some(vars) => Self::WithVars { id, vars },
@@ -121,7 +122,7 @@ impl AsRef<str> for Member<'_> {
 pub(super) struct Audience<'a> {
     who: Who<'a>,
     exclude: Vec<Cow<'a, str>>,
-    /// The target takes `Ana` and `ana` for the same user.
+    /// The target treats `Ana` and `ana` as the same user.
     folds_case: bool,
 }
 
@@ -132,7 +133,7 @@ enum Who<'a> {
     All,
 }
 
-/// The kind of group of most systems that have groups.
+/// The kind of group in most systems that have groups.
 pub const GROUP: u8 = 2;
 
 impl<'a> Audience<'a> {
@@ -170,7 +171,7 @@ impl<'a> Audience<'a> {
         })
     }
 
-    /// Sorts what is looked up, in the form the target compares in.
+    /// Sorts the excluded ids for look-ups, in the form in which the target compares ids.
     pub(super) fn prepare(&mut self, folds_case: bool) {
         self.folds_case = folds_case;
         for id in &mut self.exclude {
@@ -219,7 +220,7 @@ impl<'a> Audience<'a> {
         let Some((list, _)) = self.list() else {
             return;
         };
-        // Any fault was reported by the census before the job was accepted.
+        // The totals reported every fault before the job was accepted.
         let _ = read_list(list.get(), |mut member| {
             fold(&mut member.id, self.folds_case);
             match self.excludes(&member.id) {
@@ -241,7 +242,7 @@ impl<'a> Audience<'a> {
         };
         let mut index = 0;
         let read = read_list(list.get(), |mut member| {
-            // The rest is not even looked at.
+            // Later entries are not read.
             if index == JOB_RECIPIENTS_MAX {
                 let what =
                     format!("more than {JOB_RECIPIENTS_MAX} recipients in one message; send parts");
@@ -268,8 +269,9 @@ impl<'a> Audience<'a> {
         totals
     }
 
-    /// Why nobody can have the message, if nobody can: a mistake in its texts, most likely. Only the first
-    /// few are tried out; for what those lack, the others are only looked through.
+    /// Returns a problem if no recipient can have the message, most likely because of a mistake in
+    /// its texts. It renders the message for the first few recipients only, and looks through the
+    /// others just for the variable that those lack.
     pub(super) fn unfillable(&self, form: &Form) -> Option<Problem> {
         let (mut tried, mut filled, mut all) = (0, false, true);
         let mut first: Option<(Unfilled, Option<&RawValue>)> = None;
@@ -302,14 +304,14 @@ impl<'a> Audience<'a> {
         }
         let hint = lacks.zip(vars).and_then(|(name, vars)| misread(name, vars));
         let what = format!(
-            "nobody could get this: {}{}",
+            "no recipient could get this: {}{}",
             problem.what,
             hint.unwrap_or_default()
         );
         Some(Problem::new(problem.field, what))
     }
 
-    /// Whether somebody brings a value of this name.
+    /// Whether any recipient has a value of this name.
     fn is_brought(&self, name: &str) -> bool {
         let mut brought = false;
         self.walk(|member| {
@@ -326,13 +328,14 @@ impl<'a> Audience<'a> {
     }
 }
 
-/// The variable itself of one such as `user.name`.
+/// The name of the variable itself, for a path such as `user.name`.
 fn root(variable: &str) -> &str {
     let end = variable.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
     &variable[..end.unwrap_or(variable.len())]
 }
 
-/// What to say where a value has a name that begins so, and that is no word.
+/// A hint, if there is a value whose name begins with this name and is not a valid name of a
+/// placeholder.
 fn misread(name: &str, vars: &RawValue) -> Option<String> {
     let mut whole = None;
     let _ = each_field(vars.get(), |key, _| {
@@ -343,11 +346,11 @@ fn misread(name: &str, vars: &RawValue) -> Option<String> {
     });
     let whole = whole?;
     Some(format!(
-        "; there is a value {whole:?}, and the name of a placeholder is made of letters, digits and _"
+        "; there is a value {whole:?}, and the name of a placeholder consists of letters, digits and _"
     ))
 }
 
-/// An id in the form that a target compares in. Copies only what changes.
+/// Changes an id to the form in which a target compares ids. Copies only the ids that change.
 pub fn fold(id: &mut Cow<'_, str>, folds_case: bool) {
     if folds_case && id.chars().any(char::is_uppercase) {
         *id = Cow::Owned(id.to_lowercase());
@@ -357,7 +360,9 @@ pub fn fold(id: &mut Cow<'_, str>, folds_case: bool) {
 pub(super) fn wrong_vars(vars: &RawValue) -> Option<String> {
     let size = vars.get().len();
     if size > VARS_BYTES_MAX {
-        Some(format!("{size} bytes, at most {VARS_BYTES_MAX} are taken"))
+        Some(format!(
+            "{size} bytes, at most {VARS_BYTES_MAX} are allowed"
+        ))
     } else if !vars.get().starts_with('{') {
         Some("a JSON object is expected".to_owned())
     } else {
@@ -365,14 +370,14 @@ pub(super) fn wrong_vars(vars: &RawValue) -> Option<String> {
     }
 }
 
-/// What is wrong with values for placeholders that would not be rendered as they are written.
+/// Why values for placeholders would not be rendered as they are written.
 pub(super) fn wrong_values(vars: &str) -> Option<String> {
     if let Some(name) = name_twice(vars) {
         return Some(format!("{name:?} {TWICE}"));
     }
     if let Some(half) = half_character(vars) {
         return Some(format!(
-            "half of a character, as of an emoji that was cut: {half}"
+            "half of a character, as when an emoji is cut: {half}"
         ));
     }
     let number = long_number(vars)?;
@@ -381,10 +386,10 @@ pub(super) fn wrong_values(vars: &str) -> Option<String> {
     ))
 }
 
-/// What one pass over an audience tells.
+/// The results of one pass over an audience.
 pub(super) struct AudienceTotals {
     pub(super) entries: usize,
-    /// Somebody brings values for placeholders.
+    /// Some recipient has values for placeholders.
     pub(super) personal: bool,
     hash: digest::Context,
 }
@@ -403,7 +408,7 @@ impl AudienceTotals {
         }
     }
 
-    /// Names the list within its job.
+    /// The name of the list within its job.
     pub(super) fn digest(self, part: &ListPart) -> String {
         let mut hash = self.hash;
         hash.update(&part.number.to_be_bytes());
@@ -418,7 +423,7 @@ impl AudienceTotals {
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Walks a JSON list without collecting it, until `each` breaks off.
+/// Reads a JSON list entry by entry without collecting it, until `each` breaks off.
 fn read_list<'a>(
     json: &'a str,
     mut each: impl FnMut(Member<'a>) -> ControlFlow<()>,

@@ -1,16 +1,16 @@
-//! JSON in a canonical form, to tell whether two documents say the same: white space and the order of
-//! keys do not count, everything else does. A number counts with all its digits, and a key that stands
-//! twice with both its values.
+//! Brings JSON into a canonical form, to tell whether two documents have the same content. White
+//! space and the order of keys do not count; everything else does. A number counts with all its
+//! digits, and a repeated key with all its values.
 
 use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 
 use super::fields::each_field;
 
-/// The form of a document that equal documents share. What serde reads without a loss keeps the form that
-/// serde gives it, which is in the digests of jobs that are known.
+/// The form that equal documents share. JSON that serde reads without loss keeps serde's form,
+/// because the digests of known jobs contain it.
 pub(super) fn canonical(json: &str) -> String {
-    // No JSON, or nested too deep, so that the walk below has an end.
+    // Not JSON, or nested too deep for the recursion below.
     if serde_json::from_str::<Value>(json).is_err() {
         return json.to_owned();
     }
@@ -27,7 +27,7 @@ fn write(form: &mut String, json: &str) -> Result<(), serde_json::Error> {
         Some(b'{') => {
             let mut fields = Vec::new();
             each_field(json, |name, value| fields.push((name, value)))?;
-            // Stable: what stands twice keeps its order.
+            // A stable sort: repeated keys keep their order.
             fields.sort_by(|(a, _), (b, _)| a.cmp(b));
             form.push('{');
             for (index, (name, value)) in fields.iter().enumerate() {
@@ -62,7 +62,7 @@ fn write(form: &mut String, json: &str) -> Result<(), serde_json::Error> {
     Ok(())
 }
 
-/// A number as its digits and the power of ten of the last one; nothing where that is out of all bounds.
+/// The sign, the digits and the exponent of a number; `None` if the exponent is out of range.
 fn decimal(number: &str) -> Option<(bool, String, i64)> {
     let (negative, number) = match number.strip_prefix('-') {
         Some(number) => (true, number),
@@ -139,10 +139,10 @@ mod tests {
     }
 
     proptest! {
-        /// Jobs that were accepted by an older version are known again.
+        /// A job that an older version accepted is still recognised.
         #[test]
         fn what_is_read_without_a_loss_keeps_its_form(value in values()) {
-            // Read first: a number is not always read back as it was.
+            // Parsed first, since parsing a number may change it.
             let value: Value = serde_json::from_str(&value.to_string()).unwrap();
             prop_assert_eq!(canonical(&value.to_string()), value.to_string());
             prop_assert_eq!(canonical(&serde_json::to_string_pretty(&value).unwrap()), value.to_string());

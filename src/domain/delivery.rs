@@ -1,12 +1,12 @@
-//! The state of one delivery of a slice: where each of its recipients stands.
+//! Tracks one delivery of a slice: the state of each of its recipients.
 //!
-//! A recipient is in exactly one place, and only the methods here move it. What a later delivery gets
-//! is everybody who has no outcome yet, wherever the delivery stopped: no list is taken out of this
-//! value before the step that may fail. So nobody can be lost between two deliveries, and the number of
-//! entries that are disposed of is counted, never what is left of a subtraction (promise 2).
+//! A recipient is in exactly one place, and only the methods here move it. A later delivery gets
+//! every recipient without an outcome, wherever this delivery stopped: no step takes a list out of
+//! this value before the step has succeeded. So no recipient is lost between two deliveries. The
+//! number of finished entries is counted, and never computed by subtraction (promise 2).
 //!
-//! A recipient with a call in doubt keeps that mark until the target says what became of the call. If
-//! the job ends first, or a later call is refused, it ends `uncertain` (promise 4).
+//! A recipient with a call in doubt stays marked until the target answers what became of the call.
+//! If the job ends first, or a later call is refused, the recipient ends `uncertain` (promise 4).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -16,42 +16,42 @@ use super::ids::Owner;
 use super::outcome::{Class, Next, OnUncertain, Outcome, TargetAnswer, Verdict};
 use super::slice::{Doubt, Ended, SLICE_VERSION, SLICE_VERSION_PLAIN, Slice, Unrecorded};
 
-/// What the ledger says about a recipient that is claimed.
+/// The ledger's answer to the claim of a recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimState {
-    /// Ours now.
+    /// Granted to us.
     Granted,
-    /// Ours now; whoever released it had made a call for it and does not know what became of it.
+    /// Granted to us. The owner that released it made a call for it and does not know the result.
     InDoubt,
-    /// Ours now, taken over from an owner whose lease ended without an outcome: perhaps it was sent
-    /// to (promise 4).
+    /// Granted to us, taken over from an owner whose lease ended without an outcome. That owner may
+    /// have sent to the recipient (promise 4).
     TakenOver,
-    /// Somebody else's for so long.
+    /// Another owner holds it for this long.
     Held { left: Duration },
-    /// Has its outcome.
+    /// It has its outcome.
     Settled(Outcome),
 }
 
-/// Where a recipient is.
+/// The place of a recipient in this delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Waits for a call of this delivery.
+    /// It waits for a call of this delivery.
     Todo,
-    /// Its claim is being asked.
+    /// The ledger is asked for its claim.
     Picked,
-    /// Claimed, and its call is out.
+    /// It is claimed, and its call is under way.
     Out,
-    /// For a later delivery.
+    /// It is left for a later delivery.
     Left,
-    /// To be dead-lettered, then settled.
+    /// It must be dead-lettered, then settled.
     Dead,
-    /// Its outcome is known, and the ledger does not have it yet.
+    /// Its outcome is known, but the ledger does not have it yet.
     Known,
-    /// Has its outcome in the ledger, from us or from others.
+    /// The ledger has its outcome, from us or from another delivery.
     Ended,
 }
 
-/// Recipients of one call that may be made, by position.
+/// The recipients of one call that may be made, by position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     pub members: Vec<usize>,
@@ -59,7 +59,7 @@ pub struct Call {
     pub in_doubt: bool,
 }
 
-/// A recipient that is to be dead-lettered.
+/// A recipient that must be dead-lettered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dead {
     pub index: usize,
@@ -69,39 +69,40 @@ pub struct Dead {
     pub attempts: u32,
 }
 
-/// What decides about recipients.
+/// The settings that decide about recipients.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub attempts_max: u32,
     pub on_uncertain: OnUncertain,
 }
 
-/// What became of a window that was claimed.
+/// The result of a claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claimed {
     pub calls: Vec<Call>,
-    /// Recipients taken over in doubt about whom the policy decided.
+    /// Recipients that were taken over in doubt and that the policy decided about.
     pub uncertain: u64,
 }
 
-/// What became of the recipients of a call.
+/// The results of a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answered {
-    /// Recipients that are tried again.
+    /// Recipients that are retried.
     pub retries: u64,
-    /// Recipients of whom nobody knows whether they were sent to.
+    /// Recipients whose send is uncertain.
     pub uncertain: u64,
 }
 
-/// What the ledger is to record next.
+/// The records that the ledger must take next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub outcomes: Vec<(usize, Outcome)>,
-    /// Claims to give up, of recipients that were certainly not sent to.
+    /// Claims to release, of recipients that were certainly not sent to.
     pub release: Vec<usize>,
-    /// Claims to give up with the mark of doubt.
+    /// Claims to release with the mark of doubt.
     pub doubted: Vec<usize>,
-    /// With it every entry of the slice has its outcome; the repeats that were seen among them.
+    /// Set if every entry of the slice has its outcome with this batch: the number of repeats among
+    /// them.
     pub last: Option<u32>,
 }
 
@@ -118,9 +119,9 @@ impl Batch {
 #[derive(Debug)]
 pub struct Delivery {
     places: Vec<Place>,
-    /// Attempts spent on each.
+    /// The attempts spent on each recipient.
     attempts: Vec<u32>,
-    /// Why each recipient in doubt is.
+    /// The doubtful answer for each recipient in doubt.
     doubts: BTreeMap<usize, TargetAnswer>,
     /// Calls to make, in order.
     todo: VecDeque<Range<usize>>,
@@ -133,16 +134,17 @@ pub struct Delivery {
     dead: Vec<Dead>,
     known: Vec<(usize, Outcome)>,
     release: Vec<usize>,
-    /// What earlier deliveries disposed of, and what this one did.
+    /// The finished entries of earlier deliveries and of this one.
     ended: Ended,
-    /// What earlier deliveries know that the ledger does not.
+    /// The outcomes that earlier deliveries know and the ledger lacks.
     unrecorded: Unrecorded,
-    /// Entries that are neither recipients of this delivery nor disposed of by an earlier one.
+    /// Entries that are not recipients of this delivery and that no earlier one finished.
     missing: u32,
 }
 
 impl Delivery {
-    /// Begins a delivery: nobody has been called, in calls of at most `per_call`.
+    /// Begins a delivery in which no call is made yet. Its calls have at most `per_call`
+    /// recipients.
     pub fn new(slice: &Slice, per_call: usize) -> Self {
         let ended = slice.ended();
         let here = slice.recipients.len() as u32;
@@ -191,7 +193,7 @@ impl Delivery {
         self.todo.iter().map(Range::len).sum()
     }
 
-    /// Recipients whose claim must outlive what is done for them now.
+    /// Recipients whose claims must stay valid during the current step.
     pub fn held(&self) -> impl Iterator<Item = usize> {
         let dead = self.dead.iter().map(|dead| dead.index);
         self.all(Place::Out).chain(dead)
@@ -210,16 +212,16 @@ impl Delivery {
         &self.dead
     }
 
-    /// Entries of the slice that were lost before this delivery: it cannot send to them, and says so
-    /// rather than count them as repeats.
+    /// Entries of the slice that were lost before this delivery. It cannot send to them, and
+    /// reports them instead of counting them as repeats.
     pub fn missing(&self) -> u32 {
         self.missing
     }
 
     // --- Claim -------------------------------------------------------------------------------
 
-    /// Chooses at most `calls` calls to claim next, of at most `recipients` together, the last of them
-    /// split if it must be. Returns how many recipients they have.
+    /// Chooses the next calls to claim: at most `calls` calls with at most `recipients` together;
+    /// the last call is split if necessary. Returns the number of their recipients.
     pub fn pick(&mut self, calls: usize, recipients: usize) -> usize {
         let mut room = recipients.max(1);
         while room > 0
@@ -237,12 +239,12 @@ impl Delivery {
         self.picked.iter().map(Range::len).sum()
     }
 
-    /// The recipients whose claim is to be asked, in the order of the answers to [`Delivery::claimed`].
+    /// The recipients to claim, in the order of the answers to [`Delivery::claimed`].
     pub fn picked(&self) -> impl Iterator<Item = usize> {
         self.picked.iter().cloned().flatten()
     }
 
-    /// The claim was not answered: its recipients wait as before.
+    /// The claim got no answer: its recipients wait as before.
     pub fn unpick(&mut self) {
         for call in std::mem::take(&mut self.picked).into_iter().rev() {
             self.places[call.clone()].fill(Place::Todo);
@@ -250,7 +252,8 @@ impl Delivery {
         }
     }
 
-    /// Recipients picked that the ledger says somebody may have sent to, without our knowing why.
+    /// The picked recipients that are in doubt according to the ledger and for which we know no
+    /// reason.
     pub fn unexplained(&self, states: &[ClaimState]) -> Vec<usize> {
         let doubted =
             |state: &ClaimState| matches!(state, ClaimState::TakenOver | ClaimState::InDoubt);
@@ -261,11 +264,12 @@ impl Delivery {
             .collect()
     }
 
-    /// Takes the answer to the claim of what was picked: the calls that may be made.
+    /// Takes the answer to the claim of the picked recipients and returns the calls that may be
+    /// made.
     ///
-    /// `over`: how everybody without an outcome ends, if nobody is to be sent to any more. `asks`:
-    /// whether the target can be asked what became of a call for this recipient. `why`: what is known
-    /// about a recipient in doubt from elsewhere.
+    /// `over`: the outcome of all recipients without one, if nothing may be sent any more. `asks`:
+    /// whether the target can be asked about an earlier call for this recipient. `why`: the reason
+    /// for a doubt, from elsewhere.
     pub fn claimed(
         &mut self,
         states: &[ClaimState],
@@ -276,14 +280,14 @@ impl Delivery {
     ) -> Claimed {
         let mut claimed = Claimed::default();
         let mut states = states.iter();
-        // Claimed again, they are not given up any more.
+        // These claims are held again, so they must not be released.
         let places = &self.places;
         self.release.retain(|index| places[*index] != Place::Picked);
         for range in std::mem::take(&mut self.picked) {
             let (mut members, mut held) = (Vec::with_capacity(range.len()), Vec::new());
             let mut any_in_doubt = false;
             for index in range {
-                // Without an answer it is left for later.
+                // Without an answer the recipient is left for later.
                 let missing = ClaimState::Held {
                     left: Duration::ZERO,
                 };
@@ -345,20 +349,20 @@ impl Delivery {
 
     // --- Answers -----------------------------------------------------------------------------
 
-    /// A call that was claimed and is not made: its recipients are as they were before.
+    /// Undoes a claimed call that is not made: its recipients are as before.
     pub fn not_made(&mut self, call: &Call) {
         self.release.extend(&call.members);
         self.again_at_once(&call.members);
     }
 
-    /// A recipient for whom no call can be made, now or later.
+    /// Fails a recipient for which no call can be made, now or later.
     pub fn refused(&mut self, index: usize, answer: TargetAnswer, rules: Rules) {
         let attempts = self.attempts[index];
         self.fail(index, answer, attempts, rules);
     }
 
-    /// Sorts the recipients of a call by what came back. `cleared`: the target says that no earlier
-    /// call was carried out. `delay`: how long to wait after so many attempts.
+    /// Sorts the recipients of a call by the verdict. `cleared`: the target says that no earlier
+    /// call was carried out. `delay`: how long to wait after this many attempts.
     pub fn answered(
         &mut self,
         call: &Call,
@@ -413,16 +417,17 @@ impl Delivery {
         if waiting.len() == call.members.len() {
             self.again_at_once(&waiting);
         } else if !waiting.is_empty() {
-            // The call as a whole stops nobody, so these wait by themselves.
+            // The rest of the call succeeded or failed, so these wait by themselves.
             self.delay = self.delay.max(delay(1));
             self.leave(waiting);
         }
         answered
     }
 
-    /// Puts recipients back to be called at once in smaller calls: halves when the call as a whole was
-    /// refused, which finds the one who caused it in few calls; alone when some were named. Nothing was
-    /// carried out for them, so no attempt is spent.
+    /// Puts recipients back to be called at once in smaller calls. If the call as a whole was
+    /// refused, the calls are halves, which finds the recipient that caused it in few calls. If the
+    /// answer named some recipients, each gets a call of its own. Nothing was carried out for them,
+    /// so no attempt is spent.
     fn call_in_smaller(&mut self, smaller: &[usize], of: usize) {
         if smaller.len() == of {
             let (first, second) = smaller.split_at(smaller.len() / 2);
@@ -458,7 +463,8 @@ impl Delivery {
         self.known.push((index, outcome));
     }
 
-    /// Refused for good. After a call in doubt that says nothing about that call.
+    /// The recipient is refused permanently. After a call in doubt, that says nothing about the
+    /// earlier call.
     fn fail(&mut self, index: usize, answer: TargetAnswer, attempts: u32, rules: Rules) {
         self.attempts[index] = attempts;
         match self.doubts.get(&index) {
@@ -467,14 +473,15 @@ impl Delivery {
                 self.end_uncertain(index, answer, rules);
             }
             None => {
-                // Free until its letter is written: at worst a refused call is made once more.
+                // Free until its dead letter is written: at worst, one more refused call is made.
                 self.release.push(index);
                 self.bury(index, Outcome::Failed, answer);
             }
         }
     }
 
-    /// Nobody will find out. It stays claimed until that is recorded, so that nobody sends to it.
+    /// The doubt cannot be resolved. The recipient stays claimed until that is recorded, so that no
+    /// other delivery sends to it.
     fn end_uncertain(&mut self, index: usize, answer: TargetAnswer, rules: Rules) {
         match rules.on_uncertain {
             OnUncertain::Drop => self.knows(index, Outcome::Uncertain),
@@ -496,7 +503,7 @@ impl Delivery {
 
     // --- Record ------------------------------------------------------------------------------
 
-    /// What the ledger is to record now. It stays here until [`Delivery::recorded`].
+    /// The next records for the ledger. They stay here until [`Delivery::recorded`].
     pub fn batch(&self) -> Batch {
         let (doubted, release) = self
             .release
@@ -512,7 +519,8 @@ impl Delivery {
         }
     }
 
-    /// The ledger has the batch. Of its outcomes so many stood there before: these are repeats.
+    /// The ledger has taken the batch. `stood` of its outcomes were there before: these are
+    /// repeats.
     pub fn recorded(&mut self, stood: u32) {
         self.release.clear();
         let known = std::mem::take(&mut self.known);
@@ -523,24 +531,24 @@ impl Delivery {
         }
     }
 
-    /// What earlier deliveries know that the ledger does not: to be recorded before anything else.
+    /// The outcomes that earlier deliveries know and the ledger lacks. They are recorded first.
     pub fn unrecorded(&self) -> &Unrecorded {
         &self.unrecorded
     }
 
-    /// The ledger has what earlier deliveries knew. Of these outcomes so many stood there before.
+    /// The ledger has taken them. `stood` of these outcomes were there before.
     pub fn caught_up(&mut self, stood: u32) {
         let unrecorded = std::mem::take(&mut self.unrecorded);
         self.ended.add(unrecorded.entries(), stood);
     }
 
-    /// Recipients with an outcome that the ledger does not have.
+    /// The number of recipients whose outcome the ledger lacks.
     pub fn unrecorded_outcomes(&self) -> usize {
         self.known.len()
     }
 
-    /// Recipients to be dead-lettered that are free since they were refused: another slice of the job
-    /// may have called them meanwhile.
+    /// Recipients to dead-letter whose claim was released when they were refused. Another slice of
+    /// the job may have called them meanwhile.
     pub fn refused_and_free(&self) -> Vec<usize> {
         let failed = |dead: &&Dead| dead.outcome == Outcome::Failed;
         self.dead
@@ -550,9 +558,9 @@ impl Delivery {
             .collect()
     }
 
-    /// Takes the answer to a claim of these, asked before their letters are written. Who is ours is
-    /// refused as before. Who is somebody else's now, or was left in doubt by somebody, is not ours to
-    /// bury: a later delivery finds out. `why`: what is known about such a doubt.
+    /// Takes the answer to a claim of these, which the worker makes before it writes their letters.
+    /// A granted recipient is refused as before. A recipient that another owner holds or left in
+    /// doubt gets no letter from us: a later delivery decides. `why`: the reason for such a doubt.
     pub fn regained(
         &mut self,
         asked: &[usize],
@@ -580,14 +588,14 @@ impl Delivery {
         }
     }
 
-    /// The dead letters are durable: their recipients are to be settled.
+    /// The dead letters are durable: their recipients can be settled.
     pub fn lettered(&mut self) {
         for dead in std::mem::take(&mut self.dead) {
             self.knows(dead.index, dead.outcome);
         }
     }
 
-    /// The ledger says that every entry of the slice has its outcome.
+    /// The ledger reports that every entry of the slice has its outcome.
     pub fn slice_is_done(&mut self) {
         let open = self.places.len() - self.count(Place::Ended);
         self.places.fill(Place::Ended);
@@ -603,20 +611,20 @@ impl Delivery {
 
     // --- End ---------------------------------------------------------------------------------
 
-    /// No further calls are made: the remainder comes back after so long. Recipients that wait for the
-    /// clock or the limits decide that; those to be retried come along.
+    /// Ends the calls of this delivery; the remainder returns after `delay`. Recipients that wait
+    /// for a time or a limit set it, and those to be retried wait as long.
     pub fn defer(&mut self, delay: Duration) {
         self.unpick();
         self.delay = delay;
     }
 
-    /// Whether everybody has an outcome, and the ledger has it.
+    /// Whether every recipient has an outcome in the ledger.
     pub fn leaves_nobody(&self) -> bool {
         self.unrecorded.is_empty() && self.places.iter().all(|it| *it == Place::Ended)
     }
 
-    /// The slice with everybody in it who has no outcome, as a later delivery gets it, and with what
-    /// the ledger could not take. `owner`: of the claims of this delivery.
+    /// The slice for a later delivery: the recipients without an outcome, and the outcomes that the
+    /// ledger could not take. `owner`: the owner of this delivery's claims.
     pub fn remainder(
         &self,
         slice: &Slice,
@@ -661,7 +669,7 @@ impl Delivery {
         }
     }
 
-    /// What the ledger could not take.
+    /// The outcomes and releases that the ledger could not take.
     fn left_unrecorded(&self, slice: &Slice, owner: Owner) -> Unrecorded {
         let name = |index: &usize| slice.recipients[*index].clone();
         let mut left = self.unrecorded.clone();
@@ -679,7 +687,7 @@ impl Delivery {
         left
     }
 
-    /// Everybody without an outcome, in calls.
+    /// The recipients without an outcome, in calls.
     fn groups(&self) -> Vec<Vec<usize>> {
         let open = |index: &usize| {
             let place = self.places[*index];
@@ -694,7 +702,7 @@ impl Delivery {
             .map(|group: Vec<usize>| group.into_iter().filter(open).collect())
             .collect();
         groups.retain(|group| !group.is_empty());
-        // A delivery that is given up in the middle of a step: whoever it was about comes along.
+        // If a delivery stops in the middle of a step, the recipients of that step are included.
         let stuck = [Place::Out, Place::Dead];
         for place in stuck {
             groups.extend(self.all(place).map(|index| vec![index]));
@@ -702,7 +710,7 @@ impl Delivery {
         groups
     }
 
-    /// The doubts about these recipients, equal ones together.
+    /// The doubts about these recipients; equal doubts are merged.
     fn doubts_of(&self, members: &[usize]) -> Vec<Doubt> {
         let mut doubts: Vec<Doubt> = Vec::new();
         for (position, index) in members.iter().enumerate() {
@@ -719,7 +727,7 @@ impl Delivery {
     }
 }
 
-/// Ascending positions as ranges.
+/// Merges ascending positions into ranges.
 fn contiguous(positions: &[usize]) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for position in positions.iter().copied() {

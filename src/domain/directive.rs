@@ -1,10 +1,10 @@
-//! Directives: what an operator tells running work. A job may be paused, cancelled or re-rated, an app
-//! or a target paused or re-rated. Workers tell each other by one kind, too: that a job is parked,
-//! because its target called it a configuration fault.
+//! Directives tell running work what to do. An operator can pause, cancel or re-rate a job, and
+//! pause or re-rate an app or a target. Workers use one more kind among themselves: a job is parked
+//! because its target reported a configuration fault.
 //!
-//! Of each kind one directive may stand about a subject: a new one replaces it, and it ends when it is
-//! lifted or expires. `Board` holds all of them and makes one `SliceControl` of those that touch a slice.
-//! A worker asks for it before each window of calls, so an order costs no more than three look-ups.
+//! A subject has at most one directive of each kind. A new one replaces it, and it ends when it is
+//! lifted or expires. `Board` holds all directives and derives one `SliceControl` for a slice. A
+//! worker reads it before each window of calls, which costs three look-ups.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::limits::Rate;
 use super::schedule::look_again;
 
-/// What limits and directives are about.
+/// The kind of object that a limit or directive applies to.
 #[derive(
     Clone,
     Copy,
@@ -48,7 +48,7 @@ impl Scope {
     }
 }
 
-/// One target, app or job; a job is named by its id.
+/// One target, app or job. A job is named by its id.
 #[derive(
     Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -72,18 +72,19 @@ impl fmt::Display for Subject {
     }
 }
 
-/// What is to be done.
+/// The action of a directive.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    /// Nobody is sent to until the directive ends.
+    /// Nothing is sent until the directive ends.
     Pause,
-    /// Whoever has no outcome yet ends `cancelled`. Of jobs only.
+    /// Recipients without an outcome end `cancelled`. For jobs only.
     Cancel,
-    /// This rate counts instead of the configured one.
+    /// This rate replaces the configured one.
     Rate { rate: Rate },
-    /// Its target answered with a configuration fault. Nobody is sent to until the directive ends, and
-    /// nobody fails for it. Of jobs only, and put in force by workers.
+    /// The target of the job answered with a configuration fault. Nothing is sent until the
+    /// directive ends, and no recipient fails because of the fault. For jobs only, and set by
+    /// workers.
     Park { target: String, code: String },
 }
 
@@ -98,7 +99,7 @@ impl Action {
     }
 }
 
-/// An action without its value: one directive of each kind may stand about a subject.
+/// An action without its value. A subject has at most one directive of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Kind {
@@ -116,7 +117,7 @@ impl Kind {
     }
 }
 
-/// One word of an operator.
+/// One directive of an operator or a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Directive {
     #[serde(flatten)]
@@ -129,7 +130,7 @@ pub struct Directive {
     pub author: Option<String>,
     /// Milliseconds since 1970.
     pub since_ms: u64,
-    /// When it ends by itself, if it does.
+    /// When it expires, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_ms: Option<u64>,
 }
@@ -140,7 +141,7 @@ impl Directive {
     }
 }
 
-/// Says who and why: `paused by ana: wrong picture`.
+/// Shows author and reason: `paused by ana: wrong picture`.
 impl fmt::Display for Directive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.action {
@@ -159,11 +160,11 @@ impl fmt::Display for Directive {
     }
 }
 
-/// What a slice is to do now.
+/// What a slice must do now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SliceControl {
     pub go: Go,
-    /// Rates that count instead of the configured ones, of the target, the app and the job.
+    /// Rates that replace the configured ones, for the target, the app and the job.
     pub rates: [Option<Rate>; 3],
 }
 
@@ -171,18 +172,18 @@ pub struct SliceControl {
 pub enum Go {
     #[default]
     On,
-    /// Send to nobody, and ask again after so long.
+    /// Send nothing, and look again after this time.
     Wait(Duration),
-    /// Settle everybody as cancelled.
+    /// Settle all recipients without an outcome as cancelled.
     Cancelled,
 }
 
-/// All directives that stand.
+/// All current directives.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Board {
     /// By the name of the subject, one map per scope.
     standing: [HashMap<String, Vec<Directive>>; 3],
-    /// When a job was cancelled last.
+    /// The last time a job was cancelled.
     cancelled_ms: Option<u64>,
 }
 
@@ -195,7 +196,7 @@ impl Board {
         board
     }
 
-    /// Puts a directive in the place of one of its kind about the same subject.
+    /// Adds a directive. It replaces one of the same kind about the same subject.
     pub fn put(&mut self, directive: Directive) {
         if directive.action == Action::Cancel {
             self.cancelled_ms = self.cancelled_ms.max(Some(directive.since_ms));
@@ -224,7 +225,7 @@ impl Board {
         })
     }
 
-    /// What is in force about a subject.
+    /// The directives in force about a subject.
     pub fn about(&self, scope: Scope, name: &str, now_ms: u64) -> impl Iterator<Item = &Directive> {
         let here = self.standing[scope as usize].get(name);
         here.into_iter()
@@ -237,7 +238,7 @@ impl Board {
             .find(|directive| directive.action.kind() == kind)
     }
 
-    /// Everything in force, in the order of scopes.
+    /// All directives in force, in the order of scopes.
     pub fn all(&self, now_ms: u64) -> impl Iterator<Item = &Directive> {
         self.standing
             .iter()
@@ -246,16 +247,16 @@ impl Board {
             .filter(move |directive| directive.in_force(now_ms))
     }
 
-    /// How long ago a job was cancelled last.
+    /// How long ago a job was last cancelled.
     pub fn last_cancel(&self, now_ms: u64) -> Option<Duration> {
         let at = self.cancelled_ms?;
         Some(Duration::from_millis(now_ms.saturating_sub(at)))
     }
 
-    /// What a slice of this target, app and job is to do.
+    /// What a slice of this target, app and job must do.
     ///
-    /// A cancelled job ends even while it, its app or its target is paused. Of several pauses each
-    /// holds, and the youngest says when to look again.
+    /// A cancelled job ends even while the job, its app or its target is paused. Each pause holds
+    /// the slice, and the most recent one determines when to look again.
     pub fn order(&self, names: [&str; 3], now_ms: u64) -> SliceControl {
         let mut order = SliceControl::default();
         let mut pauses = Pauses::default();
@@ -278,11 +279,11 @@ impl Board {
     }
 }
 
-/// Pauses that hold one slice.
+/// The pauses that hold one slice.
 #[derive(Default)]
 struct Pauses {
     youngest_ms: Option<u64>,
-    /// The latest end, while all of them have one.
+    /// The latest end of the pauses that have one.
     until_ms: Option<u64>,
     endless: bool,
 }
@@ -423,7 +424,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever is paused looks again before the pause has lasted twice as long, at least every
+        /// A paused slice looks again before the pause has lasted twice as long, at least every
         /// minute, and never before five seconds have passed unless the pause ends.
         #[test]
         fn a_pause_is_looked_at_again_in_time(

@@ -1,29 +1,29 @@
-//! Which lane of a target gets a place, and which one makes way (promise 8).
+//! Decides which lane of a target gets a free place, and which lane gives one up (promise 8).
 //!
-//! What the lanes of a target share is its places. The slices in work take turns at the target's limits
-//! and at its calls in flight, so a lane that holds half of the places gets half of what the target
-//! carries. Therefore work is measured in *place-time*: a slice of 5,000 recipients costs its lane more
-//! than one of 100, and one that finds nothing to do costs next to nothing. What a lane has used, divided
-//! by its weight, is its *tag*, and the lane with the lowest tag is next. A lane keeps or loses its turn
-//! only by what it used: to ask changes nothing.
+//! The lanes of a target share its places. The slices in work take turns at the target's limits and
+//! calls in flight, so a lane with half of the places gets half of the target's throughput. Work is
+//! therefore measured in *place-time*: a slice of 5,000 recipients costs its lane more than one of
+//! 100, and a slice that finds nothing to do costs next to nothing. The place-time of a lane
+//! divided by its weight is its *tag*, and the lane with the lowest tag is next. Only use changes a
+//! tag; asking for the next lane does not.
 //!
-//! - A lane that has nothing waiting saves nothing up: it begins, or goes on, where the others are. One
-//!   that was empty owes no more than one `TURN`.
-//! - A slice in work counts as one `TURN` from its beginning, and as the time that it has taken from
-//!   then on. So a row of places that become free at once is shared by weight, too.
-//! - A slice that has had its `TURN` makes way when another class or lane is owed one, so the wait for a
-//!   place does not depend on how long slices take.
+//! - A lane without waiting slices saves nothing up: it starts, or continues, at the tags of the
+//!   others. A lane that was empty owes at most one `TURN`.
+//! - A slice in work counts as one `TURN` from its start, and as the time that it has taken from
+//!   then on. So several places that become free at once are shared by weight, too.
+//! - A slice that has had its `TURN` makes way when another class or lane is owed one, so the wait
+//!   for a place does not depend on how long slices take.
 //!
-//! Weights are those of classes. Lanes of one class share what their class gets, in equal parts, so a
-//! class gets the same whether one of its lanes has work or all of them.
+//! Weights belong to classes. The lanes of one class share what their class gets in equal parts, so
+//! a class gets the same whether one of its lanes has work or all of them.
 
 use std::time::Duration;
 
-/// How long a slice keeps its place before it makes way for a lane that is owed one. Each time costs one
-/// publish, of what is left of the slice.
+/// How long a slice keeps its place before it makes way for a lane that is owed one. Making way
+/// costs one publish, of the remainder of the slice.
 pub const TURN: Duration = Duration::from_secs(1);
 
-/// A lane: its class, and which one of it.
+/// A lane: its class, and its number within the class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
     pub class: usize,
@@ -34,7 +34,7 @@ pub struct At {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(u64);
 
-/// The lanes of one target that share places. Times are measured from any fixed moment.
+/// The lanes of one target, which share places. Times count from any fixed moment.
 #[derive(Clone, Debug)]
 pub struct Turns {
     classes: Shares,
@@ -43,7 +43,7 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Classes with these weights, of so many lanes each.
+    /// Classes with these weights, of `lanes` lanes each.
     pub fn new(weights: &[u32], lanes: usize) -> Self {
         Self {
             classes: Shares::new(weights.iter().copied()),
@@ -61,13 +61,13 @@ impl Turns {
         self.lanes[at.class].arrived(at.lane, now);
     }
 
-    /// A slice that waited in a lane went away.
+    /// A waiting slice left its lane without a place.
     pub fn withdrawn(&mut self, at: At) {
         self.classes.withdrawn(at.class);
         self.lanes[at.class].withdrawn(at.lane);
     }
 
-    /// The lane that a free place goes to.
+    /// The lane that gets a free place.
     pub fn next(&self, now: Duration) -> Option<At> {
         let class = self.classes.next(now)?;
         let lane = self.lanes[class].next(now)?;
@@ -89,13 +89,13 @@ impl Turns {
         self.lanes[at.class].ended(at.lane, ticket, now);
     }
 
-    /// Whether lanes stand in each other's way.
+    /// Whether more than one lane has slices.
     pub fn is_contended(&self) -> bool {
         let lanes = self.lanes.iter().flat_map(|class| &class.members);
         lanes.filter(|lane| lane.is_active()).count() > 1
     }
 
-    /// The slice that is to make way, while no place is free; each one is named once.
+    /// The slice that must make way while no place is free. Each slice is returned once.
     pub fn makes_way(&mut self, now: Duration) -> Option<(At, Ticket)> {
         self.classes.level(now);
         self.lanes.iter_mut().for_each(|lanes| lanes.level(now));
@@ -119,7 +119,7 @@ impl Turns {
     }
 }
 
-/// Those who share something by weight: the classes of a target, or the lanes of a class.
+/// The members that share something by weight: the classes of a target, or the lanes of a class.
 #[derive(Clone, Debug)]
 struct Shares {
     members: Vec<Member>,
@@ -128,22 +128,22 @@ struct Shares {
 #[derive(Clone, Debug)]
 struct Member {
     weight: f64,
-    /// Place-seconds of slices that ended, divided by the weight.
+    /// Place-seconds of ended slices, divided by the weight.
     used: f64,
     waiting: usize,
     held: Vec<Held>,
-    /// Places that slices of others are about to leave for this one.
+    /// Places that slices of other members are about to leave for this one.
     promised: usize,
 }
 
-/// A place that is held.
+/// A place in use.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     ticket: Ticket,
     since: Duration,
-    /// The slice was told to make way.
+    /// The slice must make way.
     leaves: bool,
-    /// For whom, where that is known.
+    /// The member that gets the place, where that is known.
     owed: Option<usize>,
 }
 
@@ -200,10 +200,10 @@ impl Shares {
         self.members[member].waiting += 1;
     }
 
-    /// Puts one that had nothing waiting where the others are.
+    /// Moves a member that had no waiting slices to the tag of the others.
     fn wake(&mut self, member: usize, now: Duration) {
         if !self.members.iter().any(Member::is_active) {
-            // What was used before everything was empty concerns nobody any more.
+            // Use from before everything was empty no longer counts.
             self.members.iter_mut().for_each(|it| it.used = 0.0);
             return;
         }
@@ -224,7 +224,7 @@ impl Shares {
         };
         let it = &mut self.members[member];
         let tag = it.tag(now);
-        // Places that it still holds are its own affair.
+        // Places that it still holds count in full.
         let most = if it.held.is_empty() {
             start + it.weighed(TURN)
         } else {
@@ -233,7 +233,7 @@ impl Shares {
         it.used += tag.clamp(start, most) - tag;
     }
 
-    /// Those who have nothing waiting go along with the others, whatever they were owed.
+    /// Members without waiting slices move along with the others, even if they were owed something.
     fn level(&mut self, now: Duration) {
         let waiting = self.members.iter().filter(|it| it.waiting > 0);
         let tags = waiting.map(|it| it.tag(now));
@@ -254,7 +254,7 @@ impl Shares {
         self.lowest(now, |it| it.waiting > 0)
     }
 
-    /// Of several with the same tag the first.
+    /// If several have the same tag, the first one.
     fn lowest(&self, now: Duration, is_meant: impl Fn(&Member) -> bool) -> Option<usize> {
         let members = self.members.iter().enumerate();
         let (index, _) = members
@@ -288,7 +288,7 @@ impl Shares {
         }
     }
 
-    /// Who is owed a turn, and who has one to give.
+    /// The member that is owed a turn, and the member that must give one.
     fn owed(&self, now: Duration) -> Option<(usize, usize)> {
         let owed = self.lowest(now, |it| it.waiting > it.promised)?;
         let holders = self.members.iter().enumerate();
@@ -300,7 +300,7 @@ impl Shares {
         (tag - it.tag(now) >= it.weighed(TURN)).then_some((owed, holder))
     }
 
-    /// The slice with the best claim to be over, of the member that has used most.
+    /// The slice that has had its turn for the longest time, of the member that has used most.
     fn ripe(&self, now: Duration) -> Option<(usize, Ticket)> {
         let members = self.members.iter().enumerate();
         let (index, held, _) = members

@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// One thing that is wrong: where, what, and what to do about it.
+/// One problem of a document: the field, what is wrong, and how to correct it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
     /// Path of the field, such as `audience.users[17]`; empty for the document itself.
@@ -17,8 +17,8 @@ pub struct Problem {
     pub what: String,
 }
 
-/// Longest path and longest explanation of a problem. Both may repeat what a producer wrote, which may be
-/// megabytes.
+/// The longest path and the longest text of a problem. Both may contain what a producer wrote,
+/// which may be megabytes.
 const FIELD_SHOWN: usize = 200;
 const WHAT_SHOWN: usize = 600;
 
@@ -45,10 +45,11 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Most problems of one document that are told; the others are counted.
+/// The most problems that are reported for one document; further ones are counted.
 pub const PROBLEMS_SHOWN: usize = 20;
 
-/// The problems of one document, bounded where they are found: a list may hold a million bad entries.
+/// The problems of one document. They are bounded here, because a list may have a million bad
+/// entries.
 #[derive(Debug, Default)]
 pub struct Problems {
     first: Vec<Problem>,
@@ -63,7 +64,7 @@ impl Problems {
         }
     }
 
-    /// How many were found, told or not.
+    /// How many problems were found, reported or not.
     pub fn found(&self) -> usize {
         self.found
     }
@@ -80,7 +81,7 @@ impl Extend<Problem> for Problems {
 }
 
 impl From<Problems> for Vec<Problem> {
-    /// The first ones, and then how many more there are.
+    /// The first problems, followed by the number of further ones.
     fn from(problems: Problems) -> Self {
         let mut told = problems.first;
         if problems.found > told.len() {
@@ -91,24 +92,25 @@ impl From<Problems> for Vec<Problem> {
     }
 }
 
-/// The problems of a document as one line, the first twenty of them.
+/// The first twenty problems of a document, as one line.
 pub fn summary(problems: &[Problem]) -> String {
     let shown = problems.iter().take(PROBLEMS_SHOWN).map(Problem::to_string);
     let mut line = shown.collect::<Vec<_>>().join("; ");
     match problems.get(PROBLEMS_SHOWN..).unwrap_or_default() {
         [] => {}
-        // The count of those that were not kept.
+        // The number of problems that were not kept.
         [rest] if rest.field.is_empty() => line.push_str(&format!("; {rest}")),
         more => line.push_str(&format!("; and {} more", more.len())),
     }
     line
 }
 
-/// The closest of `known` to `name`, if it is close enough to be a slip.
+/// The name of `known` that is closest to `name`, if `name` may be a misspelling of it.
 pub fn suggestion<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     known
         .into_iter()
-        // Comparing takes as long as both together, and one of them may be of megabytes.
+        // A comparison takes as long as the product of both lengths, and one of them may be
+        // megabytes.
         .filter(|candidate| name.len() <= 4 * (candidate.len() + 4))
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
@@ -116,17 +118,17 @@ pub fn suggestion<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> O
         .map(|(_, candidate)| candidate)
 }
 
-/// The fields of one JSON object that were not taken yet.
+/// The fields of one JSON object that were not read yet.
 pub struct Fields<'a> {
     path: String,
     left: BTreeMap<Cow<'a, str>, &'a RawValue>,
     known: Vec<&'static str>,
 }
 
-/// Most fields of one object that are kept. We know some twenty of any.
+/// The most fields that are kept of one object. No object of ours has more than some twenty.
 const FIELDS_MAX: usize = 200;
 
-/// The fields of an object, each by its name, and what is wrong with the names.
+/// The fields of an object by name, and the problems with their names.
 #[derive(Default)]
 struct Object<'a> {
     fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
@@ -135,7 +137,7 @@ struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    /// Reads an object of the document, at this path.
+    /// Reads an object of the document at this path.
     fn read(path: &str, json: &'a str) -> Result<Self, serde_json::Error> {
         let mut object = Self::default();
         each_field(json, |name, value| {
@@ -151,8 +153,8 @@ impl<'a> Object<'a> {
     }
 }
 
-/// What is wrong with a field that is there twice: which of them is meant, only the producer knows.
-pub const TWICE: &str = "stands there twice; only one of them could count";
+/// A field that is there twice is a problem: only the producer knows which of them is meant.
+pub const TWICE: &str = "appears twice; only one of them can count";
 
 /// The whole path of a field.
 fn within(path: &str, name: &str) -> String {
@@ -165,7 +167,7 @@ fn within(path: &str, name: &str) -> String {
     }
 }
 
-/// Calls `each` with every field of a JSON object, in order, those that are there twice too.
+/// Calls `each` with every field of a JSON object in order, including repeated ones.
 pub fn each_field<'a>(
     json: &'a str,
     each: impl FnMut(Cow<'a, str>, &'a RawValue),
@@ -188,8 +190,7 @@ pub fn each_field<'a>(
     deserializer.end()
 }
 
-/// A name that stands twice in one of the objects of a JSON document, however deep; none where it is
-/// nested deeper than we read.
+/// The first name that one of the objects in a JSON document has twice, at any depth that we read.
 pub fn name_twice(json: &str) -> Option<String> {
     struct Unique<'t>(&'t mut Option<String>);
     impl<'de> DeserializeSeed<'de> for Unique<'_> {
@@ -240,17 +241,17 @@ pub fn name_twice(json: &str) -> Option<String> {
     }
     let mut twice = None;
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    // What is wrong with the document otherwise, others say.
+    // Other checks report the other faults of the document.
     let _ = Unique(&mut twice).deserialize(&mut deserializer);
     twice
 }
 
-/// Keys borrow from the document unless they hold escapes.
+/// Keys borrow from the document unless they contain escapes.
 #[derive(Deserialize)]
 struct CowStr<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> Fields<'a> {
-    /// Opens an object; anything else is a problem.
+    /// Opens an object; reports anything else as a problem.
     pub fn open(path: &str, json: &'a str, problems: &mut impl Extend<Problem>) -> Option<Self> {
         match Object::read(path, json) {
             Ok(Object {
@@ -290,7 +291,7 @@ impl<'a> Fields<'a> {
         self.left.remove(name).filter(|value| value.get() != "null")
     }
 
-    /// A field as `T`, or nothing when it is absent or wrong; wrong is a problem.
+    /// A field as `T`; `None` if it is absent, or wrong, which is a problem.
     pub fn get<T: Deserialize<'a>>(
         &mut self,
         name: &'static str,
@@ -311,7 +312,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A list of texts, which is not read beyond `most`.
+    /// A list of texts, which is read up to `most` entries.
     pub fn texts(
         &mut self,
         name: &'static str,
@@ -334,7 +335,7 @@ impl<'a> Fields<'a> {
         None
     }
 
-    /// A text of at most so many bytes.
+    /// A text of at most `most` bytes.
     pub fn line(
         &mut self,
         name: &'static str,
@@ -343,7 +344,7 @@ impl<'a> Fields<'a> {
     ) -> Option<String> {
         let text: String = self.get(name, "a text", problems)?;
         if text.len() > most {
-            let what = format!("{} bytes, at most {most} are taken", text.len());
+            let what = format!("{} bytes, at most {most} are allowed", text.len());
             self.problem(name, what, problems);
         }
         Some(text)
@@ -359,7 +360,7 @@ impl<'a> Fields<'a> {
         Fields::open(&self.path_of(name), value.get(), problems)
     }
 
-    /// Reports a field of this object.
+    /// Reports a problem with a field of this object.
     pub fn problem(
         &self,
         name: &str,
@@ -369,7 +370,7 @@ impl<'a> Fields<'a> {
         problems.extend([Problem::new(self.path_of(name), what)]);
     }
 
-    /// Ends the reading: whatever was not taken is unknown.
+    /// Ends the reading, and reports all fields that were not read as unknown.
     pub fn finish(self, problems: &mut impl Extend<Problem>) {
         for name in self.left.keys() {
             let hint = suggestion(name, self.known.iter().copied())
@@ -383,7 +384,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Reads a list of texts, until there are too many.
+/// Reads a list of texts until there are too many.
 struct Texts<'f> {
     most: usize,
     over: &'f mut bool,
@@ -414,7 +415,7 @@ impl<'de> Visitor<'de> for Texts<'_> {
     }
 }
 
-/// The beginning of a text, with an ellipsis where something is missing.
+/// The beginning of a text, with an ellipsis if anything is cut off.
 pub fn shorten(text: &str, bytes: usize) -> Cow<'_, str> {
     if text.len() <= bytes {
         return Cow::Borrowed(text);

@@ -1,4 +1,5 @@
-//! Identities. All of them are derived, so that whoever computes one again gets the same.
+//! Ids. All but [`Owner`] are derived from what they identify, so that computing one again gives
+//! the same id.
 
 use std::fmt;
 use std::hash::Hasher;
@@ -13,7 +14,7 @@ use crate::codec;
 /// One broadcast: the first 96 bits of SHA-256 over app and `client_msg_no`, as 24 hex digits.
 ///
 /// A job is idempotent on (app, `client_msg_no`), so its id needs no register: two producers that
-/// publish the same key name the same job.
+/// publish the same key publish the same job.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId([u8; 12]);
 
@@ -76,10 +77,10 @@ impl<'de> Deserialize<'de> for JobId {
     }
 }
 
-/// The 64-bit keyed hash that stands for a recipient in the ledger of one job.
+/// The 64-bit keyed hash of a recipient in the ledger of one job.
 ///
-/// Two of a million recipients collide with probability 3e-8, and then one of them is taken for a
-/// repeat of the other; the key keeps outsiders from choosing who.
+/// Among a million recipients two collide with probability 3e-8; then one of them counts as a
+/// repeat of the other. The key prevents outsiders from choosing which ones collide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fingerprint(pub u64);
 
@@ -112,7 +113,7 @@ impl Fingerprinter {
     }
 }
 
-/// SHA-256 as a hexadecimal string, shortened to `bytes` bytes.
+/// SHA-256 of the parts as hexadecimal digits, shortened to `bytes` bytes.
 pub fn digest_hex(parts: &[&[u8]], bytes: usize) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     for part in parts {
@@ -123,20 +124,20 @@ pub fn digest_hex(parts: &[&[u8]], bytes: usize) -> String {
     codec::hex(&context.finish().as_ref()[..bytes])
 }
 
-/// Who holds a claim: drawn anew for every delivery of a slice, so that a delivery that comes back
-/// to the same process is somebody else.
+/// Identifies who holds a claim. It is drawn for every delivery of a slice, so a delivery that
+/// returns to the same process is a different owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner(pub u64);
 
 impl Owner {
-    /// Eight bytes, as they stand inside a claim in the ledger.
+    /// The eight bytes of a claim in the ledger.
     pub fn to_bytes(self) -> [u8; 8] {
         self.0.to_be_bytes()
     }
 }
 
-/// One slice of one job: the submission it was cut from, and the position there.
-/// Deterministic, so that an intake that runs again cuts the same slices.
+/// Identifies a slice of a job by its submission and its position there. It is deterministic, so an
+/// intake that runs again cuts the same slices.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SliceId(pub String);
@@ -146,7 +147,7 @@ impl SliceId {
         Self(format!("{submission}.{index}"))
     }
 
-    /// The submission it was cut from.
+    /// The submission from which it was cut.
     pub fn submission(&self) -> &str {
         self.0.rsplit_once('.').map_or(&self.0, |(name, _)| name)
     }

@@ -1,4 +1,4 @@
-//! A job as producers publish it. Bytes in; out comes a job, or every reason why it is none.
+//! Reads jobs as producers publish them, and reports every problem of an invalid one.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ use super::text;
 
 /// Version of the job contract.
 pub const JOB_VERSION: u32 = 1;
-/// The app of a job that names none.
+/// The app of a job that has none.
 pub const DEFAULT_APP: &str = "default";
 /// Largest inline job, in bytes of JSON. RabbitMQ 4.x refuses messages above 16 MiB.
 pub const JOB_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -52,7 +52,7 @@ pub struct JobDocument {
     /// Version of this contract: 1.
     #[schemars(range(min = 1, max = 1))]
     pub v: u32,
-    /// The key of the job within its app, 1 to 128 bytes: the same key with the same message is the
+    /// The key of the job within its app, 1 to 128 bytes. The same key with the same message is the
     /// same job; further recipients extend it; another message is refused.
     #[schemars(length(min = 1, max = 128))]
     pub client_msg_no: String,
@@ -62,7 +62,7 @@ pub struct JobDocument {
     /// Where to send; the app's default target if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Who the message is from, in the target's terms; the target's default sender if left out.
+    /// The sender of the message, as the target names it; the target's default sender if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub sender: Option<String>,
@@ -76,40 +76,42 @@ pub struct JobDocument {
     /// RFC 3339 time before which nothing is sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_before: Option<String>,
-    /// RFC 3339 time after which nothing is sent; who is left ends as `expired`.
+    /// RFC 3339 time after which nothing is sent; the remaining recipients end as `expired`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
     /// A limit of this job alone, such as `500/s` or `500/s burst 50`, in recipients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,
-    /// What to do when a reply was lost; the target's own rule if left out.
+    /// What to do when a reply is lost; the target's own rule if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_uncertain: Option<OnUncertain>,
-    /// What to do about fields that the target cannot honour; `strict` if left out.
+    /// What to do about fields that the target does not support; `strict` if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mapping: Option<Strictness>,
-    /// Where to POST the job's accounts when it completes, signed; the app's configuration says which
-    /// hosts it may name. A job whose submissions name several takes the first.
+    /// URL that gets the job's accounts in a signed POST when the job completes. The app's
+    /// configuration lists the hosts that are allowed. If the submissions of a job name several
+    /// URLs, the first one counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub callback_url: Option<String>,
-    /// The AMQP queue to which the job's accounts are published when it completes, through the default
-    /// exchange, with the `client_msg_no` as correlation id; the app's configuration lists the queues it
-    /// may name. A job whose submissions name several takes the first.
+    /// AMQP queue to which the job's accounts are published when it completes, through the default
+    /// exchange, with the `client_msg_no` as correlation id. The app's configuration lists the
+    /// queues that are allowed. If the submissions of a job name several queues, the first one
+    /// counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub reply_to: Option<String>,
-    /// An audience of all users is meant.
+    /// Must be `true` for an audience of all users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirm_all: Option<bool>,
-    /// Set when one audience travels as several messages: the job completes only when all parts are
-    /// there.
+    /// Set when one audience travels as several messages: the job completes only when all parts
+    /// have arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part: Option<ListPart>,
 }
 
 impl JobDocument {
-    /// A job with nothing but what every job has.
+    /// A job with only the fields that every job has.
     pub fn new(
         client_msg_no: impl Into<String>,
         audience: AudienceDocument,
@@ -138,7 +140,7 @@ impl JobDocument {
     }
 }
 
-/// Which part of a job a message carries.
+/// The part of a job that a message carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListPart {
@@ -147,16 +149,17 @@ pub struct ListPart {
     pub number: u32,
     #[schemars(range(min = 1, max = 10_000))]
     pub of: u32,
-    /// Names the whole list, 1 to 64 bytes: nobody on it is sent to before all of its parts are
-    /// accepted, and if some do not come within an hour, everybody ends as `cancelled`.
+    /// Name of the whole list, 1 to 64 bytes. Nothing is sent to the list before all its parts are
+    /// accepted. If some of them do not arrive within an hour, all its recipients end as
+    /// `cancelled`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub together: Option<String>,
 }
 
 impl ListPart {
-    /// Whether what nobody on it can have, the job cannot be for: it is the whole list, or the first part
-    /// of one that is sent to together or not at all.
+    /// Whether a message that no recipient of this part can have is wrong for the whole job: the
+    /// part is the whole list, or the first part of a list that is sent to together or not at all.
     fn speaks_for_all(&self) -> bool {
         self.of == 1 || self.number == 1 && self.together.is_some()
     }
@@ -167,7 +170,7 @@ impl ListPart {
         together: None,
     };
 
-    /// What its slices must know of the other parts.
+    /// The facts about the other parts that the slices carry.
     pub fn together(&self) -> Option<Together> {
         let list = self.together.clone().filter(|_| self.of > 1)?;
         Some(Together {
@@ -178,25 +181,26 @@ impl ListPart {
     }
 }
 
-/// What a job may leave open, and the limits of who reads it.
+/// The configuration that reading a job needs: default targets, known names, allowed destinations.
 pub trait Context {
-    /// The default target of an app; an error, in words, if there is no such app or no default.
+    /// The default target of an app; an error text if there is no such app or no default.
     fn default_target(&self, app: &str) -> Result<String, String>;
-    /// An error, in words, if there is no such app; who knows no apps lets every one pass.
+    /// An error text if there is no such app. An implementation that knows no apps accepts every
+    /// app.
     fn check_app(&self, _app: &str) -> Result<(), String> {
         Ok(())
     }
-    /// An error, in words, if there is no such target.
+    /// An error text if there is no such target.
     fn check_target(&self, target: &str) -> Result<(), String>;
-    /// Whether the target takes `Ana` and `ana` for the same user.
+    /// Whether the target treats `Ana` and `ana` as the same user.
     fn folds_case(&self, target: &str) -> bool;
-    /// An error, in words, if jobs of this app may not have their accounts sent to this URL.
+    /// An error text if jobs of this app may not send their accounts to this URL.
     fn check_callback(&self, app: &str, url: &str) -> Result<(), String>;
-    /// An error, in words, if jobs of this app may not have their accounts published to this queue.
+    /// An error text if jobs of this app may not publish their accounts to this queue.
     fn check_reply_to(&self, app: &str, queue: &str) -> Result<(), String>;
 }
 
-/// The target of an app's jobs that name none: its default, or the only one there is.
+/// The target for an app's jobs without one: its default, or the only target of the configuration.
 pub fn default_target<A, T>(
     app: &str,
     targets: &BTreeMap<String, T>,
@@ -219,7 +223,7 @@ pub fn default_target<A, T>(
     }
 }
 
-/// An error, in words, if there is no such app.
+/// An error text if there is no such app.
 pub fn known_app<A>(app: &str, apps: &BTreeMap<String, A>) -> Result<(), String> {
     match apps.contains_key(app) {
         true => Ok(()),
@@ -230,7 +234,7 @@ pub fn known_app<A>(app: &str, apps: &BTreeMap<String, A>) -> Result<(), String>
     }
 }
 
-/// An error, in words, if there is no such target.
+/// An error text if there is no such target.
 pub fn known_target<T>(target: &str, targets: &BTreeMap<String, T>) -> Result<(), String> {
     if targets.contains_key(target) {
         return Ok(());
@@ -250,7 +254,7 @@ fn names<T>(things: &BTreeMap<String, T>) -> String {
     }
 }
 
-/// What to say of a job that the ledger does not know.
+/// The error text for a job that the ledger does not know.
 pub fn unknown(name: &str) -> String {
     format!(
         "there is no job {name}: not accepted yet, rejected (`fanwise dead rejected` shows why), or older \
@@ -258,26 +262,27 @@ pub fn unknown(name: &str) -> String {
     )
 }
 
-/// An error, in words, if jobs of an app with these rules, or none, may not name this URL.
+/// An error text if jobs of an app with these rules, or without rules, may not name this URL.
 pub fn check_callback(app: &str, rules: Option<&CallbackRules>, url: &str) -> Result<(), String> {
     match rules {
         Some(rules) => rules.check(url),
         None => Err(format!(
-            "app {app:?} sends none: its configuration has no [apps.{app}.callbacks]"
+            "app {app:?} sends no callbacks: its configuration has no [apps.{app}.callbacks]"
         )),
     }
 }
 
-/// A valid job. Its recipients stay in the message they came in and are read from there, one at a
-/// time, so that an audience of any size costs no second copy.
+/// A valid job. Its recipients stay in the message and are read from there one at a time, so no
+/// audience needs a second copy.
 #[derive(Debug)]
 pub struct Job<'a> {
     pub head: Head,
-    /// Hash of everything that is sent or decides how: another one under the same key is a conflict.
+    /// Digest of everything that is sent or decides how; a different digest under the same key is a
+    /// conflict.
     pub content_digest: String,
-    /// Names this list of recipients within the job; repeats of the same message have the same.
+    /// Identifies this list within the job; a repeat of the same message has the same value.
     pub submission: String,
-    /// List entries, repeats included, excluded ones not.
+    /// List entries, with repeats and without excluded ones.
     pub entries: usize,
     pub part: ListPart,
     pub strictness: Strictness,
@@ -294,7 +299,7 @@ impl<'a> Job<'a> {
     ) -> Result<Self, Vec<Problem>> {
         if body.len() > JOB_BYTES_MAX {
             let what = format!(
-                "{} bytes, at most {JOB_BYTES_MAX} are taken in one message; send longer lists as parts",
+                "{} bytes, at most {JOB_BYTES_MAX} are allowed in one message; send longer lists as parts",
                 body.len()
             );
             return Err(vec![Problem::new("", what)]);
@@ -310,7 +315,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// The job that a message names, whether or not it can be sent.
+    /// The id of the job in a message, even if the job is invalid.
     pub fn named(body: &[u8]) -> Option<JobId> {
         #[derive(Deserialize)]
         struct Name {
@@ -327,21 +332,21 @@ impl<'a> Job<'a> {
         self.audience.for_each(each);
     }
 
-    /// Why there is no use in submitting the job now: nobody would get it. What was accepted in time is
-    /// another matter: it ends as expired.
+    /// Returns a problem if the job has expired: no recipient would get it. The check is for new
+    /// jobs; a job that was accepted in time ends as expired.
     pub fn too_late(&self, now_ms: u64) -> Option<Problem> {
         let at = self.head.expires_at_ms.filter(|at| *at <= now_ms)?;
         let at = Timestamp::from_millisecond(at.cast_signed()).unwrap_or_default();
-        let what = format!("{at} is over: nobody would get it");
+        let what = format!("{at} has passed: no recipient would get the message");
         Some(Problem::new("expires_at", what))
     }
 
-    /// Whether the audience is all users of the target, and not a list.
+    /// Whether the audience is all users of the target instead of a list.
     pub fn is_for_all(&self) -> bool {
         self.audience.is_all()
     }
 
-    /// Recipients that the job leaves out, in order.
+    /// The recipients that the job leaves out, sorted.
     pub fn excluded(&self) -> &[Cow<'a, str>] {
         self.audience.excluded()
     }
@@ -356,7 +361,7 @@ fn read_job<'a>(
 ) -> Option<Job<'a>> {
     match fields.get::<u32>("v", "the number 1", problems) {
         Some(JOB_VERSION) => {}
-        Some(other) => fields.problem("v", format!("version {other} is not known, 1 is"), problems),
+        Some(other) => fields.problem("v", format!("version {other} is unknown, use 1"), problems),
         None => fields.problem(
             "v",
             "missing; the version of the contract, 1, is expected",
@@ -372,7 +377,7 @@ fn read_job<'a>(
     if client_msg_no.is_none() {
         fields.problem(
             "client_msg_no",
-            "missing; it is what makes a repeat harmless",
+            "missing; it makes a repeat harmless",
             problems,
         );
     }
@@ -397,7 +402,7 @@ fn read_job<'a>(
         .unwrap_or_default();
     let not_before = match read_time(&mut fields, "not_before", problems) {
         Some(Time::Never) => {
-            let what = "is the end of time: nothing would ever be sent";
+            let what = "is in the year 9999: nothing would ever be sent";
             fields.problem("not_before", what, problems);
             None
         }
@@ -413,7 +418,7 @@ fn read_job<'a>(
     {
         fields.problem(
             "expires_at",
-            "is not after not_before: nobody would get it",
+            "is not after not_before: no recipient would get the message",
             problems,
         );
     }
@@ -440,7 +445,7 @@ fn read_job<'a>(
     let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
     let part = read_part(&mut fields, problems);
     if audience.as_ref().is_some_and(Audience::is_all) && confirmed != Some(true) {
-        let what = "missing; a job for all users must say \"confirm_all\": true";
+        let what = "missing; a job for all users must set \"confirm_all\": true";
         fields.problem("confirm_all", what, problems);
     }
     fields.finish(problems);
@@ -448,11 +453,11 @@ fn read_job<'a>(
     let (mut audience, message, target) = (audience?, message?, target?);
     audience.prepare(context.folds_case(&target));
     let totals = audience.totals(problems);
-    // One part of many may have nobody; the others have.
+    // One part of several may be empty, since the others have recipients.
     if !audience.is_all() && totals.entries == 0 && part.of == 1 && problems.is_empty() {
         problems.push(Problem::new(
             "audience.users",
-            "empty; nobody would get the message",
+            "empty; no recipient would get the message",
         ));
     }
     let vars = match message.vars {
@@ -533,30 +538,33 @@ fn read_id(
     Some(id)
 }
 
-/// Why a text cannot be an id, if it cannot.
+/// Why a text cannot be an id; `None` if it can.
 pub fn wrong_id(id: &str, bytes_max: usize) -> Option<String> {
     if id.is_empty() {
         Some("empty".to_owned())
     } else if id.len() > bytes_max {
-        Some(format!("{} bytes, at most {bytes_max} are taken", id.len()))
+        Some(format!(
+            "{} bytes, at most {bytes_max} are allowed",
+            id.len()
+        ))
     } else if id.chars().any(char::is_control) {
-        Some("holds a control character".to_owned())
+        Some("contains a control character".to_owned())
     } else {
         let what = text::invisible(id)?;
         Some(format!(
-            "holds {what}, which makes it another id than it looks like"
+            "contains {what}, so it is not the id that it looks like"
         ))
     }
 }
 
-/// A problem with a document that holds half of a character; what passes it on would break over it.
+/// A problem if a document contains half of a character, which later readers could not handle.
 pub(super) fn half_character(json: &str) -> Option<Problem> {
     let half = text::half_character(json)?;
-    let what = format!("half of a character, as of an emoji that was cut, in {half:?}");
+    let what = format!("half of a character, as when an emoji is cut, in {half:?}");
     Some(Problem::new("", what))
 }
 
-/// A text that must pass a check.
+/// Reads a text that must pass a check.
 fn read_checked(
     fields: &mut Fields<'_>,
     name: &'static str,
@@ -577,7 +585,7 @@ fn read_target(
     problems: &mut Problems,
 ) -> Option<String> {
     let named = read_id(fields, "target", NAME_BYTES_MAX, problems);
-    // The app is looked up even when a target is named: an unknown app is a problem of its own.
+    // Checks the app even if the job names a target: an unknown app is a problem of its own.
     if let Err(what) = context.check_app(app) {
         fields.problem("app", what, problems);
         return None;
@@ -602,20 +610,20 @@ fn read_target(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Time {
     At(u64),
-    /// The year 9999, as databases and .NET write it.
+    /// The year 9999, which databases and .NET write for no end.
     Never,
 }
 
 fn read_time(fields: &mut Fields<'_>, name: &'static str, problems: &mut Problems) -> Option<Time> {
     let text: String = fields.get(name, "an RFC 3339 time", problems)?;
     let what = match text.parse::<Timestamp>() {
-        // The last hours of that year are out of the range of a time stamp.
+        // The last hours of that year are outside the range of a timestamp.
         _ if is_never(&text) => return Some(Time::Never),
         Ok(time) if time.as_millisecond() >= 0 => {
             return Some(Time::At(time.as_millisecond().unsigned_abs()));
         }
         _ if text.starts_with("0001-01-01") => {
-            format!("{text:?} is how programs write that there is no time; leave the field out")
+            format!("{text:?} is how programs write \"no time\"; leave the field out")
         }
         Ok(_) => format!("{text:?} is before 1970"),
         Err(_) => format!("{text:?} is not an RFC 3339 time such as 2026-12-24T18:00:00+08:00"),
@@ -657,9 +665,9 @@ fn no_vars() -> Box<RawValue> {
     crate::json::raw(&serde_json::Map::new())
 }
 
-/// Everything that makes two messages under one key differ, in a canonical form: white space and
-/// the order of keys do not count. A stored message counts by its name: the job keeps the version
-/// that it started with.
+/// The digest of everything that distinguishes two messages under one key, in a canonical form:
+/// white space and the order of keys do not count. A stored message counts by its name, because the
+/// job keeps the version with which it started.
 fn content_digest(head: &Head) -> String {
     let content = match &head.content {
         Content::Template(reference) => {

@@ -1,5 +1,5 @@
-//! Lanes: the queue of one target and class, for slices, and one for notices. Their number is fixed by the configuration, never by
-//! jobs or users.
+//! Lanes: the queues of one target, one for each class of slices and one for notices. The
+//! configuration fixes their number; jobs and users do not change it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What a producer asks for: the routing key of a job.
+/// The priority that a producer asks for: the routing key of a job.
 #[derive(
     Clone,
     Copy,
@@ -41,8 +41,8 @@ impl Priority {
     }
 }
 
-/// Sub-lanes of a class: big jobs of one class are spread over them by a hash of the job and so
-/// interleave instead of standing behind each other.
+/// Sub-lanes of a class. A hash of the job spreads the large jobs of a class over them, so that
+/// such jobs interleave instead of waiting for each other.
 pub const SUB_LANES: u32 = 2;
 
 /// A job of at most this many recipients takes the express lane, whatever its priority.
@@ -51,15 +51,15 @@ pub const EXPRESS_RECIPIENTS_MAX: usize = 100;
 /// How much of a text that is no lane an error shows, in characters.
 const TEXT_SHOWN_MAX: usize = 100;
 
-/// The class of a lane, and the order in which ties are broken.
+/// The class of a lane. Its order breaks ties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LaneClass {
     /// Small jobs.
     Express,
     /// A priority and the sub-lane.
     Of(Priority, u32),
-    /// Notices of completed jobs. Apart from slices, so that a parked target does not hold them up and
-    /// a slow receiver takes no slice's place.
+    /// Notices of completed jobs. They are apart from slices, so that a parked target does not
+    /// delay them and a slow receiver takes no place of a slice.
     Notices,
 }
 
@@ -72,7 +72,8 @@ impl LaneClass {
             .chain(std::iter::once(Self::Notices))
     }
 
-    /// The share of its class when all have work; lanes of a class share what the class gets.
+    /// The weight of its class while all classes have work. The lanes of a class share what the
+    /// class gets.
     pub fn weight(self) -> u32 {
         match self {
             Self::Express => 16,

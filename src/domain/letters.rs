@@ -1,9 +1,8 @@
-//! Dead letters as people look at them: which are meant, in which order, and what is left of one when
-//! some of its recipients go.
+//! Selects and sorts dead letters for operators, and removes recipients from a letter.
 //!
-//! A retained has no index and is read from end to end, so everything here works on one letter at a time
-//! and holds no more than a page. Letters are published at least once; of several for one recipient of
-//! a job the later counts.
+//! A retained queue has no index and is read from end to end, so all functions here take one letter
+//! at a time and hold no more than a page. Letters are published at least once; if a recipient of a
+//! job has several, the latest counts.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,10 +17,10 @@ use super::fields::{Problem, suggestion};
 use super::ids::JobId;
 use super::outcome::{Class, Outcome};
 
-/// Version of dead letters that is understood here.
+/// The version of dead letters that this code reads.
 const LETTER_VERSION: u32 = 1;
 
-/// Which recipients of dead letters are meant; all that is given must hold.
+/// Selects recipients of dead letters; all given fields must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DeadFilter {
@@ -43,7 +42,7 @@ pub struct DeadFilter {
     /// The backend's code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// Last attempt at or after this: an RFC 3339 time, or a time ago such as `2h`.
+    /// Last attempt at or after this: an RFC 3339 time, or a duration before now such as `2h`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
     /// Last attempt before this.
@@ -51,7 +50,7 @@ pub struct DeadFilter {
     pub until: Option<String>,
 }
 
-/// Names of the fields of a filter, as they stand in a query.
+/// The names of the filter's fields, as in a query.
 pub const FILTER_FIELDS: [&str; 9] = [
     "job",
     "app",
@@ -81,12 +80,12 @@ impl DeadFilter {
         })
     }
 
-    /// Whether it means all letters there are.
+    /// Whether the filter selects all letters.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Understands the filter, or tells everything that is wrong with it.
+    /// Parses the filter, or returns all problems.
     pub fn check(&self, now_ms: u64) -> Result<Wanted, Vec<Problem>> {
         let mut problems = Vec::new();
         let mut time = |field: &str, text: &Option<String>| {
@@ -154,7 +153,7 @@ fn one_of<T: Copy>(
     found
 }
 
-/// Milliseconds since 1970 of an RFC 3339 time, or of a time ago such as `90m`.
+/// Milliseconds since 1970 of an RFC 3339 time, or of a duration before now such as `90m`.
 pub fn moment(text: &str, now_ms: u64) -> Option<u64> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return u64::try_from(time.as_millisecond()).ok();
@@ -163,15 +162,15 @@ pub fn moment(text: &str, now_ms: u64) -> Option<u64> {
     now_ms.checked_sub(u64::try_from(ago.as_millis()).ok()?)
 }
 
-/// Says what a moment looks like.
+/// The error text for a text that is not a moment.
 pub fn not_a_moment(text: &str) -> String {
     format!("{text:?} is not a time such as 2026-12-24T18:00:00+08:00, or a time ago such as 2h")
 }
 
-/// A filter that was understood.
+/// A parsed filter.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// The job as it was named, and its id if that was its client_msg_no.
+    /// The job as it was written, and the id that it has if that was its client_msg_no.
     job: Option<[String; 2]>,
     app: Option<String>,
     target: Option<String>,
@@ -184,7 +183,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// The job as it was named, and its id if that was its client_msg_no.
+    /// The job as it was written, and the id that it has if that was its client_msg_no.
     pub fn job(&self) -> Option<&[String; 2]> {
         self.job.as_ref()
     }
@@ -212,7 +211,7 @@ impl Wanted {
             && self.until_ms.is_none_or(|until| at < until)
     }
 
-    /// Whether a row is meant, of those whose job, app and target are.
+    /// Whether a row matches. The caller checks job, app and target.
     pub fn takes_row(&self, row: &DeadRow) -> bool {
         self.takes_time(&row.last_attempt_at)
             && self.takes(&row.recipient, &row.code, row.outcome, row.class)
@@ -231,25 +230,25 @@ impl Wanted {
     }
 }
 
-/// A dead letter, if these bytes are one that is understood here.
+/// Reads a dead letter; `None` if it is invalid or has another version.
 pub fn read_letter(body: &[u8]) -> Option<DeadLetter> {
     let letter: DeadLetter = serde_json::from_slice(body).ok()?;
     (letter.v == LETTER_VERSION).then_some(letter)
 }
 
-/// When the last attempt of a letter was made, in milliseconds since 1970.
+/// The time of a letter's last attempt, in milliseconds since 1970.
 pub fn last_attempt_ms(letter: &DeadLetter) -> u64 {
     milliseconds(&letter.last_attempt_at)
 }
 
-/// Milliseconds since 1970 of an RFC 3339 time; 0 for what is none.
+/// Milliseconds since 1970 of an RFC 3339 time; 0 for any other text.
 pub fn milliseconds(time: &str) -> u64 {
     let time: Option<Timestamp> = time.parse().ok();
     time.map_or(0, |time| time.as_millisecond().max(0).unsigned_abs())
 }
 
-/// One recipient of a dead letter with what it was meant to get. The fields of [`DeadRecipient`] stand
-/// here one by one: what serde flattens it cannot read back as raw JSON, which `vars` are.
+/// One recipient of a dead letter, with its job. The fields of [`DeadRecipient`] are repeated here,
+/// because serde cannot read raw JSON such as `vars` from a flattened field.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadRow {
     /// Job id, 24 hexadecimal digits.
@@ -258,7 +257,7 @@ pub struct DeadRow {
     pub client_msg_no: String,
     pub target: String,
     pub recipient: String,
-    /// Its own values for the placeholders of the message.
+    /// The recipient's values for the placeholders of the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub vars: Option<Box<RawValue>>,
@@ -268,20 +267,20 @@ pub struct DeadRow {
     pub class: Class,
     /// The backend's code, such as `410`, `reason 4` or `timeout`.
     pub code: Cow<'static, str>,
-    /// The backend's words.
+    /// The backend's text.
     pub text: Cow<'static, str>,
-    /// Attempts made, the last included.
+    /// Attempts made, including the last one.
     pub attempts: u32,
     /// RFC 3339 time.
     pub first_attempt_at: String,
     /// RFC 3339 time.
     pub last_attempt_at: String,
-    /// What was to be said; only where it is asked for.
+    /// The message; only if the request asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<DeadContent>,
 }
 
-/// What a dead letter was to say.
+/// The message of a dead letter.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadContent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -293,7 +292,7 @@ pub struct DeadContent {
 
 impl DeadRow {
     pub fn new(letter: &DeadLetter, dead: &DeadRecipient, with_content: bool) -> Self {
-        // What nests too deep for a value is shown as a text.
+        // JSON that nests too deep for a value is shown as a text.
         let value =
             |raw: &RawValue| serde_json::from_str(raw.get()).unwrap_or_else(|_| raw.get().into());
         Self {
@@ -323,17 +322,17 @@ impl DeadRow {
     }
 }
 
-/// The order of pages: by job, then by recipient. The order of the retained would not do: RabbitMQ does
-/// not keep it.
+/// The order of pages: by job, then by recipient. The order of the retained queue cannot be used,
+/// because RabbitMQ does not keep it.
 pub type Key = (String, String);
 
-/// The first `most` entries at or after a place, out of any number of them in any order.
+/// The first `most` entries at or after a place, out of any number of entries in any order.
 #[derive(Debug)]
 pub struct Window<T> {
     from: Option<Key>,
     most: usize,
     entries: BTreeMap<Key, (u64, T)>,
-    /// The least key there was no room for: nothing at or after it is in this window.
+    /// The lowest key that did not fit: the window has no entry at or after it.
     end: Option<Key>,
 }
 
@@ -347,13 +346,14 @@ impl<T> Window<T> {
         }
     }
 
-    /// Whether an entry of this key would be kept.
+    /// Whether an entry with this key would be kept.
     pub fn takes(&self, key: &Key) -> bool {
         self.from.as_ref().is_none_or(|from| key >= from)
             && self.end.as_ref().is_none_or(|end| key < end)
     }
 
-    /// Puts in an entry as of a time; of several with one key the latest stays, of equals the last.
+    /// Adds an entry with its time. If several have the same key, the latest stays; of equal times,
+    /// the last.
     pub fn put(&mut self, key: Key, at_ms: u64, entry: T) {
         if !self.takes(&key) || self.entries.get(&key).is_some_and(|(at, _)| *at > at_ms) {
             return;
@@ -364,7 +364,7 @@ impl<T> Window<T> {
         }
     }
 
-    /// Leaves this key and what comes after it to the next window.
+    /// Leaves this key and all later ones to the next window.
     pub fn end_at(&mut self, key: Key) {
         if self.takes(&key) {
             self.entries.split_off(&key);
@@ -372,31 +372,31 @@ impl<T> Window<T> {
         }
     }
 
-    /// Takes out an entry that something later, which is not to be shown, stands for.
+    /// Removes an entry that a later one, which is not shown itself, replaces.
     pub fn overrule(&mut self, key: &Key, at_ms: u64) {
         if self.entries.get(key).is_some_and(|(at, _)| *at <= at_ms) {
             self.entries.remove(key);
         }
     }
 
-    /// The entries in order, and where the next window begins, if there is more.
+    /// The entries in order, and where the next window begins if there is one.
     pub fn finish(self) -> (impl Iterator<Item = (Key, T)>, Option<Key>) {
         let entries = self.entries.into_iter();
         (entries.map(|(key, (_, entry))| (key, entry)), self.end)
     }
 }
 
-/// What is left of a letter when recipients go.
+/// The rest of a letter after some recipients are removed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Left {
-    /// All of it: nobody of it goes.
+    /// The whole letter: none of its recipients is removed.
     All,
     Nothing,
-    /// The letter without them, otherwise as it came.
+    /// The letter without those recipients, otherwise unchanged.
     Some(Vec<u8>),
 }
 
-/// Takes the recipients that `goes` names out of a letter.
+/// Removes the recipients for which `goes` returns true from a letter.
 pub fn without(
     body: &[u8],
     letter: &DeadLetter,
@@ -409,7 +409,8 @@ pub fn without(
     if !stays.contains(&true) {
         return Left::Nothing;
     }
-    // Field by field, so that nothing else of it changes, whoever wrote it.
+    // Field by field, so that everything else stays unchanged, including fields that we do not
+    // know.
     let fields: Result<BTreeMap<String, &RawValue>, _> = serde_json::from_slice(body);
     let recipients: Result<Vec<&RawValue>, _> = match &fields {
         Ok(fields) => fields

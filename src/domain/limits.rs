@@ -1,8 +1,8 @@
-//! Rates and the generic cell rate algorithm (GCRA) behind the throttle.
+//! Rates, and the generic cell rate algorithm (GCRA) of the throttle.
 //!
 //! A limiter is one number, the theoretical arrival time (TAT) in microseconds. The same arithmetic
-//! runs in `store/scripts/lease.lua` for all workers and here for the embedded engine and as the
-//! oracle of the property tests.
+//! runs in `store/scripts/lease.lua` for all workers. The code here serves the embedded engine, and
+//! is the oracle of the property tests.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,10 +12,10 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What one unit of a rate pays for.
+/// The thing that one unit of a rate counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
-    /// One request to the backend, however many recipients it carries.
+    /// One request to the backend, with any number of recipients.
     PerCall,
     /// One recipient.
     PerRecipient,
@@ -29,18 +29,18 @@ pub struct Rate {
     pub units: u32,
     pub period: Duration,
     pub burst: u32,
-    /// `None`: the default of the place where the rate stands (calls for a target, recipients for an
-    /// app or a job).
+    /// `None`: the default of the place where the rate is configured (calls for a target,
+    /// recipients for an app or a job).
     pub cost: Option<Cost>,
 }
 
 impl Rate {
-    /// A fifth of a second's worth: an idle limiter cannot dump a whole second at once.
+    /// A fifth of a second's units: an idle limiter cannot release a whole second at once.
     fn burst_by_default(&self) -> u32 {
         ((self.per_second() * 0.2) as u32).max(1)
     }
 
-    /// The rate without the burst that it would have anyway.
+    /// The rate as a text, without the burst if that is the default.
     pub fn short(&self) -> String {
         let text = self.to_string();
         match self.burst == self.burst_by_default() {
@@ -58,7 +58,7 @@ impl Rate {
         1e6 / self.interval_us()
     }
 
-    /// Units worth taking at once: 50 ms of the rate, at least one, at most `want`.
+    /// The units to lease at once: 50 ms of the rate, at least one, at most `want`.
     pub fn lease_units(&self, want: u32) -> u32 {
         ((self.per_second() * 0.05) as u32).clamp(1, want.max(1))
     }
@@ -126,7 +126,7 @@ impl fmt::Display for Rate {
     }
 }
 
-/// A rate travels as its text.
+/// A rate is serialized as its text.
 impl Serialize for Rate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -153,16 +153,16 @@ impl JsonSchema for Rate {
     }
 }
 
-/// What a limiter grants.
+/// The answer of a limiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
-    /// So many units may start `after` from now; they are booked.
+    /// `units` may start `after` this time; they are booked.
     Units { units: u32, after: Duration },
-    /// Nothing was booked: the next unit is further away than the longest wait.
+    /// Nothing is booked: the next unit is further away than the longest allowed wait.
     Later { after: Duration },
 }
 
-/// One limiter's memory: the time, in microseconds, at which it would be empty.
+/// The state of one limiter: the time, in microseconds, at which it would be empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tat(pub f64);
 
@@ -175,8 +175,8 @@ impl Tat {
         let tolerance = f64::from(rate.burst) * interval;
         let wait_max = wait_max.as_micros() as f64;
         let tat = self.started(rate, now, wait_max, want);
-        // A batch of `units` ends at tat + units × interval and may start once that is at most
-        // `tolerance` ahead of the clock; the first unit decides whether there is anything to grant.
+        // A batch of `units` ends at tat + units × interval. It may start once that is at most
+        // `tolerance` ahead of the clock. The first unit decides whether anything is granted.
         let first = (tat + interval - tolerance - now).max(0.0);
         if first > wait_max {
             return Grant::Later {
@@ -192,20 +192,21 @@ impl Tat {
         }
     }
 
-    /// How much of the burst is booked: 0 when the limiter is idle, 1 when the next unit has to wait.
+    /// How much of the burst is booked: 0 when the limiter is idle, 1 when the next unit has to
+    /// wait.
     pub fn booked(self, rate: &Rate, now_us: u64) -> f64 {
         let now = now_us as f64;
         let tat = self.started(rate, now, 0.0, 1);
         (tat - now) / (f64::from(rate.burst) * rate.interval_us())
     }
 
-    /// Gives back units that were booked and not used.
+    /// Returns units that were booked and not used.
     pub fn refund(&mut self, rate: &Rate, units: u32) {
         self.0 -= f64::from(units) * rate.interval_us();
     }
 
-    /// An idle limiter starts from now. A TAT far in the future is left over from a faster clock or a
-    /// lower rate and is brought back to a full burst ahead.
+    /// An idle limiter starts from now. A TAT far in the future comes from a faster clock or a
+    /// lower rate and is moved back to one full burst ahead.
     fn started(self, rate: &Rate, now: f64, wait_max: f64, want: u32) -> f64 {
         let ahead_max = wait_max
             + f64::from(rate.burst.max(1)) * rate.interval_us()
@@ -230,7 +231,7 @@ mod tests {
 
     use super::*;
 
-    /// An unreadable limit is not no limit.
+    /// An unreadable limit must not count as no limit.
     #[test]
     fn a_rate_that_cannot_be_read_is_refused() {
         let read = serde_json::from_str::<Option<Rate>>;
@@ -319,8 +320,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked when, no window of any length starts more than rate × t + burst units,
-        /// plus the lease that straddles its edge.
+        /// For any requests, every window starts at most rate × t + burst units, plus the lease
+        /// across its edge.
         #[test]
         fn no_window_exceeds_rate_and_burst(
             units in 1u32..5000, burst in 1u32..50,

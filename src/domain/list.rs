@@ -1,7 +1,7 @@
-//! Lists of recipients as people have them: lines, CSV or NDJSON, read as a stream, so that a list of
-//! any size costs one line of memory. Every bad line is told with its number; what to do about it is
-//! the reader's business. Where a list can be read in several ways, it is refused or read in the way that
-//! loses nobody.
+//! Reads lists of recipients: lines, CSV or NDJSON, as a stream, so that a list of any size needs
+//! the memory of one line. Every bad line is reported with its number; the caller decides what
+//! follows. A list that can be read in several ways is refused, or read in the way that loses no
+//! recipient.
 
 mod csv;
 mod heading;
@@ -23,39 +23,39 @@ use super::fields::{TWICE, shorten};
 use super::job::{RECIPIENT_BYTES_MAX, wrong_id};
 use super::text;
 
-/// How a list is written.
+/// The format of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// One recipient per line; blank lines and lines that begin with `#` are skipped.
     Lines,
-    /// Cells separated by commas, semicolons, tabs or bars, with a heading that names the recipients'
-    /// column `recipient`, `user`, `uid`, `id` or as a system calls it (`userID`, `accid` …); or one
-    /// column of recipients, without a heading.
+    /// Cells separated by commas, semicolons, tabs or bars. A heading names the column of the
+    /// recipients `recipient`, `user`, `uid`, `id` or as one of the systems does (`userID`, `accid`
+    /// …). A list of one column needs no heading.
     Csv,
-    /// One JSON value per line: a text, or an object with such a name, and perhaps with `vars`. Other
-    /// fields are passed over: a list is often the export of a table.
+    /// One JSON value per line: a text, or an object with such a name and optionally `vars`. Other
+    /// fields are ignored, because a list is often the export of a table.
     Ndjson,
 }
 
-/// Longest line: the largest values for placeholders and then some.
+/// The longest line: four times the largest values for placeholders.
 const LINE_BYTES_MAX: u64 = 4 * VARS_BYTES_MAX as u64;
 
-/// Bytes read at a time.
+/// The bytes that are read at a time.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// How a list is read.
+/// The settings for reading a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading<'a> {
     pub format: Format,
-    /// The column of a CSV, or field of an NDJSON object, that holds the recipient. A number is that of
-    /// the column of a CSV without a heading.
+    /// The column of a CSV or the field of an NDJSON object that holds the recipient. A number
+    /// means the column of a CSV without a heading.
     pub column: Option<&'a str>,
-    /// The other columns of a CSV are the recipient's values, as texts; an empty cell is none.
+    /// The other columns of a CSV are the recipient's values, as texts; an empty cell is no value.
     pub vars: bool,
 }
 
-/// Calls `each` with the number of every line and the recipient on it, or what is wrong with it, until
-/// it breaks off. The error is the input's own.
+/// Calls `each` with the number of every line and its recipient, or with what is wrong with the
+/// line, until `each` breaks off. An error is an error of the input.
 pub fn read(
     input: impl Read,
     how: Reading<'_>,
@@ -86,8 +86,8 @@ fn wrong(member: &Member<'_>) -> Option<String> {
         Some(format!("vars: {what}"))
     };
     let rounded = || {
-        let what = "looks like a long number that a spreadsheet has rounded, so that it is nobody's id any \
-                    more: make the column text before the list is saved";
+        let what = "looks like a long number that a spreadsheet has rounded, so it is no longer \
+                    anyone's id: format the column as text before saving the list";
         text::is_rounded(&member.id).then(|| format!("{:?} {what}", member.id))
     };
     let wrong = wrong_id(&member.id, RECIPIENT_BYTES_MAX);
@@ -141,13 +141,13 @@ fn from_json<'a>(line: &'a str, column: Option<&str>) -> Result<Member<'a>, Stri
     let member = Line { column }.deserialize(&mut json);
     let member = member.and_then(|member| json.end().map(|()| member));
     member.map_err(|error| {
-        // The line within the line is always 1.
+        // serde counts lines within this line, so its line number is always 1.
         let what = error.to_string().replace(" at line 1 column", " at column");
         shorten(&what, WHAT_SHOWN).into_owned()
     })
 }
 
-/// Most words about one line; a line may repeat kilobytes.
+/// The longest text about one line; it may repeat kilobytes of the line.
 const WHAT_SHOWN: usize = 300;
 
 /// Reads one line of NDJSON.
@@ -156,7 +156,7 @@ struct Line<'c> {
 }
 
 impl Line<'_> {
-    /// How much a field is wanted as the recipient; the least counts.
+    /// The rank of a field as the recipient's field; the lowest one counts.
     fn rank(&self, key: &str) -> Option<usize> {
         match self.column {
             Some(column) => (key == column).then_some(0),
@@ -236,7 +236,7 @@ impl<'de> Visitor<'de> for Line<'_> {
 #[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// An id: a text, or a number of a table.
+/// An id: a text, or the number of a table row.
 struct Id<'a>(Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Id<'a> {
@@ -327,7 +327,7 @@ fn cells<'r>(record: &'r Record, columns: &Columns) -> Result<&'r str, String> {
     record.cell(columns.index)
 }
 
-/// The cells beside the recipient's, by their headings.
+/// The cells of the other columns, by their headings.
 fn other_cells(columns: &Columns, record: &Record) -> Result<Box<RawValue>, String> {
     let mut values = BTreeMap::new();
     let names = columns.names.iter().flatten().enumerate();
@@ -471,7 +471,7 @@ mod tests {
         assert!(found.1[0].starts_with("2: no recipient in it; looked for: n"));
     }
 
-    /// Whoever is in a file is sent to, or the file is refused.
+    /// Every recipient of a file is sent to, or the file is refused.
     #[test]
     fn a_quote_that_swallows_people_is_told_with_its_line() {
         check(
@@ -486,7 +486,7 @@ mod tests {
             &["u0"],
             &["3: the quote that opens on line 3 is closed before the end of its cell"],
         );
-        // In the middle of a cell it is a letter.
+        // In the middle of a cell it is an ordinary character.
         check(
             Format::Csv,
             "id,screen\nu1,5\" wide\nu2, \"a \"\"b\"\", c\" \r\nu3,\"\"\n",
@@ -621,19 +621,19 @@ mod tests {
             Format::Ndjson,
             "{\"id\":\"u6\",\"id\":\"u7\"}\n",
             &[],
-            &["1: `id` stands there twice"],
+            &["1: `id` appears twice"],
         );
         check(
             Format::Ndjson,
             "{\"id\":\"a\",\"vars\":{\"n\":1,\"n\":2}}\n",
             &[],
-            &["vars: \"n\" stands there twice"],
+            &["vars: \"n\" appears twice"],
         );
         check(
             Format::Ndjson,
             "{\"id\":\"a\",\"vars\":{},\"vars\":{}}\n",
             &[],
-            &["1: `vars` stands there twice"],
+            &["1: `vars` appears twice"],
         );
         check(
             Format::Ndjson,
@@ -654,7 +654,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a list holds, every line is a recipient, a problem or passed over.
+        /// For any list, every line is a recipient, a problem or skipped.
         #[test]
         fn reading_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             for format in [Format::Lines, Format::Csv, Format::Ndjson] {
@@ -664,7 +664,7 @@ mod tests {
             }
         }
 
-        /// However a table is quoted and separated, everybody in it comes out.
+        /// For any quoting and separator, all recipients of a table are read.
         #[test]
         fn csv_comes_back(
             rows in prop::collection::vec(("[a-z0-9@._-]{1,12}", "[a-z \"',;|\t\né]{0,12}"), 1..30),

@@ -1,10 +1,10 @@
-//! What a target makes of each thing a job can ask for.
+//! Compares a job with its target, feature by feature.
 //!
-//! A job uses *features*: the type of its message, each option that it sets, its kind of audience. A
-//! target maps every feature: exactly, approximately, or not at all. A job that uses one that is not
-//! mapped is refused at acceptance with the name of the field (`strict`, the default), or goes on
-//! without it and with a warning (`lenient`). The same mapping is the table in the documentation
-//! ([`crate::im::mapping`]), so the two cannot differ.
+//! A job uses *features*: the type of its message, each option that it sets, its kind of audience.
+//! A target maps every feature exactly, approximately, or not at all. A job with an unmapped
+//! feature is refused at acceptance with the name of the field (`strict`, the default), or
+//! continues without the feature and with a warning (`lenient`). The documentation's table is
+//! generated from the same mapping ([`crate::im::mapping`]), so the two cannot differ.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,19 +13,19 @@ use super::fields::Problem;
 use super::message::Content;
 use super::slice::{Addressed, Head};
 
-/// What to do about features that the target does not have.
+/// What to do about features that the target does not support.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Strictness {
-    /// Refuse the job, naming the fields.
+    /// Refuse the job and name the fields.
     #[default]
     Strict,
-    /// Send without them, with a warning in the job. A type of message or an audience that the target
-    /// does not have still refuses the job: there would be nothing left to send.
+    /// Send without them, with a warning in the job. A type of message or an audience that the
+    /// target does not support still refuses the job, because nothing would be left to send.
     Lenient,
 }
 
-/// What a target makes of a feature, in words for people.
+/// How a target maps a feature, with an explanation for readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapping {
     Exact(&'static str),
@@ -35,7 +35,7 @@ pub enum Mapping {
 
 macro_rules! features {
     ($($feature:ident, $field:literal, $words:literal;)*) => {
-        /// Something a job can ask for.
+        /// Something that a job can ask for.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Feature {
             $(#[doc = $words] $feature,)*
@@ -51,7 +51,7 @@ macro_rules! features {
                 }
             }
 
-            /// What the documentation calls it.
+            /// Its name in the documentation.
             pub fn words(self) -> &'static str {
                 match self {
                     $(Self::$feature => $words,)*
@@ -101,7 +101,7 @@ features! {
 }
 
 impl Feature {
-    /// Without it there is nothing to send, or nobody to send to.
+    /// Without it there is no message or no recipient.
     fn is_essential(self) -> bool {
         use Feature::*;
         matches!(
@@ -138,7 +138,8 @@ impl Feature {
         })
     }
 
-    /// What a job asks for. That it is for all users is not in its head: the intake asks by itself.
+    /// The features of a job. `All` is missing, because the head does not show it: the intake adds
+    /// it.
     pub fn of(head: &Head) -> Vec<Self> {
         let options = &head.options;
         let push = options.push.clone().unwrap_or_default();
@@ -184,16 +185,16 @@ impl Feature {
     }
 }
 
-/// How a job fits a target.
+/// The result of comparing a job with a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fit {
     /// Why the target cannot take the job.
     pub problems: Vec<Problem>,
-    /// What it goes on without.
+    /// The features that it goes on without.
     pub warnings: Vec<String>,
 }
 
-/// Compares what is asked for with what the target called `target` makes of it.
+/// Compares the features of a job with the mapping of the target called `target`.
 pub fn fit(
     asked: impl IntoIterator<Item = Feature>,
     maps: impl Fn(Feature) -> Mapping,

@@ -1,8 +1,8 @@
-//! The message of a job and the options of its delivery, as one model for all targets.
+//! The message of a job and its delivery options, in one model for all targets.
 //!
 //! A producer writes a `MessageDocument`; slices, dead letters and webhooks carry the same form.
-//! `Content` is what became of it once every field was found to belong to its type. What a target
-//! makes of it stands in its mapping (`domain::mapping`).
+//! `Content` is the checked form, in which every field belongs to its type. Each target maps it
+//! (`domain::mapping`).
 
 use std::borrow::Cow;
 
@@ -31,11 +31,11 @@ const NAME_BYTES_MAX: usize = 255;
 /// Most users one message can mention.
 pub const MENTIONS_MAX: usize = 1000;
 
-/// What to say. `type` decides which of the other fields have a meaning: `text` and `notice` take
-/// `text`; `image`, `audio`, `video` and `file` take `url` and what is known of the file; `location`
-/// takes `latitude`, `longitude` and `title`; `mention` takes `text` with `users` or `everybody`;
-/// `custom` and `raw` take `data`. `template` stands for a stored message instead. `native` fields may
-/// stand beside any of them, or alone.
+/// The message. `type` decides which other fields are allowed: `text` and `notice` take `text`;
+/// `image`, `audio`, `video` and `file` take `url` and the properties of the file; `location` takes
+/// `latitude`, `longitude` and `title`; `mention` takes `text` with `users` or `everybody`;
+/// `custom` and `raw` take `data`. `template` names a stored message instead. `native` fields may
+/// be added to any of them, or be alone.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Message", deny_unknown_fields)]
 #[serde(default)]
@@ -46,7 +46,7 @@ pub struct MessageDocument {
     /// The text, 1 to 20,000 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Where the file is.
+    /// URL of the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// Name of the file.
@@ -55,7 +55,7 @@ pub struct MessageDocument {
     /// Size of the file in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// Ending of the file's name without the dot, such as `png`.
+    /// Extension of the file's name without the dot, such as `png`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// MD5 of the file, 32 hexadecimal digits.
@@ -81,14 +81,14 @@ pub struct MessageDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = -180, max = 180))]
     pub longitude: Option<f64>,
-    /// What the place is called.
+    /// Name of the place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
     /// Ids of the users that are mentioned, at most 1,000 of 1 to 255 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1000), inner(length(min = 1, max = 255)))]
     pub users: Option<Vec<String>>,
-    /// Everybody is mentioned.
+    /// All users are mentioned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub everybody: Option<bool>,
     /// Application data (`custom`) or the target's own message body (`raw`): any JSON of at most
@@ -97,29 +97,30 @@ pub struct MessageDocument {
     #[schemars(with = "Option<serde_json::Value>")]
     pub data: Option<Box<RawValue>>,
     /// Further fields of the target's own request, an object of at most 64 KiB, passed through
-    /// untouched. They win over what the message would say; recipients, keys and credentials are not
-    /// theirs to set.
+    /// unchanged. They override the fields that the message sets. They cannot set recipients, keys
+    /// or credentials.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub native: Option<Box<RawValue>>,
-    /// Name of a stored message that is sent instead, see `fanwise template`. The job takes the newest
-    /// version when it starts, or the one behind an `@`, as in `welcome@3`.
+    /// Name of a stored message that is sent instead, see `fanwise template`. The job uses the
+    /// version that is newest when it starts, or the one after an `@`, as in `welcome@3`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
-    /// Values for the placeholders of all recipients; those of a recipient's own `vars` win. With it,
-    /// or with any recipient's `vars`, `{{ name }}` is a placeholder in `text`, `title`, the `name` of a
-    /// file, the texts within `data` of a custom message, `options.push.title`, `options.push.text` and
-    /// an `options.extension` that is a text; so it is in a stored message.
+    /// Values for the placeholders, for all recipients; the `vars` of a recipient override them.
+    /// With these, or with any recipient's `vars`, `{{ name }}` is a placeholder in `text`,
+    /// `title`, the `name` of a file, the texts within `data` of a custom message,
+    /// `options.push.title`, `options.push.text` and an `options.extension` that is a text. In a
+    /// stored message it always is.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub vars: Option<Box<RawValue>>,
-    /// Texts are meant as they stand. Without it, and without any `vars`, a message that has a
-    /// `{{ placeholder }}` is refused.
+    /// Texts are sent unchanged, with their braces. Without it, and without any `vars`, a message
+    /// with a `{{ placeholder }}` is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub literal: Option<bool>,
 }
 
-/// What is said to every recipient.
+/// The content that every recipient gets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(into = "MessageDocument", try_from = "MessageDocument")]
 pub enum Content {
@@ -134,9 +135,9 @@ pub enum Content {
         longitude: f64,
         title: String,
     },
-    /// A notice in grey, as the systems write "you are friends now": a tip.
+    /// A notice in grey, such as "you are friends now". Some systems call it a tip.
     Notice(String),
-    /// A text that mentions users, or everybody.
+    /// A text that mentions users, or all users.
     Mention {
         text: String,
         users: Vec<String>,
@@ -146,13 +147,13 @@ pub enum Content {
     Custom(Box<RawValue>),
     /// The target's own message body, passed through untouched.
     Raw(Box<RawValue>),
-    /// Nothing of ours: the native fields say it all.
+    /// No content of ours: the native fields are the whole message.
     Native,
-    /// A stored message by its name, perhaps with a version; the intake puts that message in its place.
+    /// The name of a stored message, optionally with a version; the intake inserts that message.
     Template(String),
 }
 
-/// A file somewhere, with what is known of it.
+/// A file at a URL, with its known properties.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct File {
     pub url: String,
@@ -166,18 +167,19 @@ pub struct File {
     pub cover: Option<String>,
 }
 
-/// A message with what stands beside its content.
+/// A message: its content and the fields beside it.
 #[derive(Clone, Debug)]
 pub struct Message {
     pub content: Content,
     pub native: Option<Box<RawValue>>,
     pub vars: Option<Box<RawValue>>,
-    /// Texts are meant as they stand.
+    /// Texts are sent unchanged.
     pub literal: bool,
 }
 
-/// How the message is to be delivered. What is left out is the target's own default; what a target
-/// cannot honour it refuses at acceptance, or drops with a warning (`"mapping": "lenient"`).
+/// Delivery options. An option that is left out takes the target's default. An option that the
+/// target does not support refuses the job at acceptance, or is dropped with a warning (`"mapping":
+/// "lenient"`).
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[serde(default)]
@@ -191,10 +193,10 @@ pub struct Options {
     /// A command message that each recipient's devices see once, outside of conversations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync_once: Option<bool>,
-    /// Seconds after which the backend may drop the message; 0 is never.
+    /// Seconds after which the backend may drop the message; 0 means never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expire_seconds: Option<u32>,
-    /// The sender's own devices do not learn of the message.
+    /// The sender's own devices do not get the message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sender_no_sense: Option<bool>,
     /// The recipients' devices take it silently: no roaming, no history.
@@ -212,7 +214,7 @@ pub struct Options {
     pub extension: Option<Box<RawValue>>,
 }
 
-/// What devices that are offline are shown.
+/// The push notification that offline devices show.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[serde(default)]
@@ -239,12 +241,12 @@ pub struct Push {
     /// Raises the badge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub badge: Option<bool>,
-    /// Shown even to those who turned notifications off.
+    /// Shown even to users who turned notifications off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forced: Option<bool>,
 }
 
-/// Whether the backend sends a copy of each message to the application's callback, and to which.
+/// The copy of each message that the backend sends to the application's callback.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[serde(default)]
@@ -258,7 +260,7 @@ pub struct Route {
     pub environment: Option<String>,
 }
 
-/// The backend's own moderation of contents.
+/// The backend's own moderation of content.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[serde(default)]
@@ -272,7 +274,7 @@ pub struct Moderation {
     pub business_id: Option<String>,
 }
 
-/// A value for a field that is text: a JSON text as it is, anything else as JSON.
+/// The value of a text field: a JSON string as its text, anything else as JSON.
 pub fn plain_text(value: &RawValue) -> String {
     serde_json::from_str(value.get()).unwrap_or_else(|_| value.get().to_owned())
 }
@@ -281,7 +283,7 @@ pub fn plain_text(value: &RawValue) -> String {
 // Reading
 // ---------------------------------------------------------------------------------------------
 
-/// The types with the fields that each of them needs and may have.
+/// The types, with the fields that each requires and the further fields that it allows.
 const KINDS: [(&str, &[&str], &[&str]); 10] = [
     ("text", &["text"], &[]),
     (
@@ -344,7 +346,7 @@ impl MessageDocument {
         }
     }
 
-    /// Which fields that belong to a type are set.
+    /// The names of the type's fields that are set.
     fn set(&self) -> impl Iterator<Item = &'static str> {
         [
             ("text", self.text.is_some()),
@@ -368,7 +370,8 @@ impl MessageDocument {
         .filter_map(|(name, set)| set.then_some(name))
     }
 
-    /// What is wrong with the document: fields without a meaning, missing ones, values out of bounds.
+    /// The problems of the document: fields that do not belong, missing fields, values out of
+    /// bounds.
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut problem = |field: &str, what: String| problems.push(Problem::new(field, what));
@@ -418,7 +421,7 @@ impl MessageDocument {
         let mut length = |name: &str, text: &Option<String>, most: usize| {
             let size = text.as_ref().map_or(1, String::len);
             if size == 0 || size > most {
-                problem(name, format!("{size} bytes, 1 to {most} are taken"));
+                problem(name, format!("{size} bytes, 1 to {most} are allowed"));
             }
         };
         length("text", &self.text, TEXT_BYTES_MAX);
@@ -454,7 +457,7 @@ impl MessageDocument {
         }
     }
 
-    /// The content of a document without problems.
+    /// The content of a document that has no problems.
     fn into_content(self) -> Content {
         let text = self.text.unwrap_or_default();
         let data = self.data.unwrap_or_default();
@@ -528,7 +531,7 @@ impl Message {
 }
 
 impl Content {
-    /// The word for its type.
+    /// The name of its type.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Text(_) => "text",
@@ -546,7 +549,7 @@ impl Content {
         }
     }
 
-    /// The document that says this.
+    /// The document of this content.
     pub fn document(&self) -> MessageDocument {
         let kind = match self {
             Self::Native | Self::Template(_) => None,
@@ -614,7 +617,7 @@ impl From<Content> for MessageDocument {
     }
 }
 
-/// A document that says nothing we know, from a slice or a dead letter.
+/// A document from a slice or a dead letter that is not a valid message.
 #[derive(Debug, thiserror::Error)]
 #[error("not a message: {}", super::fields::summary(.0))]
 pub struct NotAMessage(Vec<Problem>);
@@ -639,7 +642,7 @@ fn read_raw(
     let value = fields.raw(name)?;
     let size = value.get().len();
     if size > DATA_BYTES_MAX {
-        let what = format!("{size} bytes, at most {DATA_BYTES_MAX} are taken");
+        let what = format!("{size} bytes, at most {DATA_BYTES_MAX} are allowed");
         fields.problem(name, what, problems);
     }
     Some(value.to_owned())

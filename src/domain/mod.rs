@@ -1,53 +1,55 @@
-//! What Fanwise is about, as values and arithmetic.
+//! The values and rules of Fanwise: jobs, slices, outcomes, limits, accounts.
 //!
-//! Nothing here awaits, reads a clock, draws a random number or knows a broker, a store or a socket:
-//! `now` and randomness come in as arguments. Everything above can therefore be tested against it.
+//! Nothing here awaits, reads a clock, or depends on a broker, a store or a socket: the time comes
+//! in as an argument, and lists come in as bytes or readers. Everything depends on its arguments
+//! alone, so its tests need no server and no waiting. The one exception is [`schedule`], which draws
+//! the jitter of its delays at random.
 
-/// Totals, outcomes and what is still pending: promise 2 as arithmetic.
+/// The accounts of a job: totals, outcomes and pending recipients (promise 2).
 pub mod accounts;
-/// Dead letters and job events: what leaves on `fanwise.dead` and `fanwise.events`.
+/// Dead letters and job events: the messages on `fanwise.dead` and `fanwise.events`.
 pub mod announce;
-/// Who is to get a message, and how a list of them is read.
+/// Who gets a message, and how a list of recipients is read.
 pub mod audience;
 /// JSON in a canonical form, for digests.
 mod canonical;
-/// One delivery of a slice: where each of its recipients stands.
+/// One delivery of a slice: the state of each of its recipients.
 pub mod delivery;
 /// Directives: pause, cancel and re-rate, and what they mean for a slice.
 pub mod directive;
-/// Which lane gets a place, and which makes way: promise 8.
+/// Which lane gets a place, and which lane gives one up: promise 8.
 pub mod fairness;
 /// Reads JSON objects field by field and reports every problem at once.
 pub mod fields;
-/// Job ids, fingerprints, slice ids and owners: who is who, in how few bytes.
+/// Short ids that are derived from what they identify: jobs, fingerprints, slices and owners.
 pub mod ids;
-/// A job as producers publish it: bytes in, a job or all its problems out.
+/// Reads a job as producers publish it, or reports all its problems.
 pub mod job;
-/// Lanes: the queue of one target and class.
+/// Lanes: the queues of one target, by class.
 pub mod lane;
-/// Dead letters as people look at them: filters, pages, what is left when some go.
+/// Dead letters as operators read them: filters, pages, and what remains after a removal.
 pub mod letters;
 /// Rates, bursts and the GCRA arithmetic behind the throttle.
 pub mod limits;
-/// Lists of recipients as people have them: lines, CSV, NDJSON, as a stream.
+/// Reads lists of recipients as a stream: lines, CSV, NDJSON.
 pub mod list;
-/// What a target makes of each thing a job can ask for.
+/// How a target maps each feature that a job can ask for.
 pub mod mapping;
-/// The message and its options.
+/// The message of a job and its options.
 pub mod message;
-/// Notices of a completed job, and whom a job may name to be told.
+/// Notices of completed jobs, and which destinations a job may name.
 pub mod notice;
-/// What a call answered, what that means for a recipient, and what to do next.
+/// What a call returned, what that means for a recipient, and what to do next.
 pub mod outcome;
-/// How fast a job goes, from what its ledger remembers.
+/// The speed of a job, from what its ledger remembers.
 pub mod pace;
-/// What an app may send: as whom, where to, to whom and to how many.
+/// What an app may send: its senders, targets, audiences and numbers.
 pub mod permissions;
 /// Texts with placeholders, rendered for each recipient.
 pub mod personal;
-/// Placeholders for which a job brings no values.
+/// Placeholders for which a job has no values.
 pub mod placeholders;
-/// Texts from outside, made harmless for a terminal.
+/// Makes texts from outside harmless for a terminal.
 pub mod printable;
 /// New jobs made from dead letters.
 pub mod redrive;
@@ -55,11 +57,11 @@ pub mod redrive;
 pub mod schedule;
 /// Slices: the unit on the lanes and of ack, and how an audience is cut into them.
 pub mod slice;
-/// Cells of CSV files that a spreadsheet takes for nothing but texts.
+/// Writes and reads CSV cells so that a spreadsheet takes them for texts only.
 pub mod spreadsheet;
-/// Stored messages: what may be stored, and a job with one in its place.
+/// Stored messages: what may be stored, and a job with a stored message inserted.
 pub mod template;
-/// Texts from outside: encodings, characters that cannot be seen, numbers that were rounded.
+/// Texts from outside: encodings, invisible characters, rounded numbers.
 pub mod text;
 /// W3C trace context.
 pub mod trace;

@@ -1,9 +1,9 @@
-//! Notices: what somebody is told when a job completes, and whom a job may name to be told.
+//! Notices: reports that a job is completed, and the rules for their destinations.
 //!
-//! A `callback_url` makes us send requests to an address that a producer chose. So an app says which
-//! hosts it may be, and addresses inside a network are refused unless the app says otherwise: once
-//! here, for addresses that stand in the URL, and again for whatever a name resolves to, by whoever
-//! connects.
+//! With `callback_url` a producer makes us send requests to an address of its choice. So the
+//! configuration of an app lists the allowed hosts, and private addresses are refused unless it
+//! allows them. This module checks addresses that are in the URL; the client that connects checks
+//! the addresses of a host name.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,41 +18,41 @@ use super::lane::Lane;
 pub const NOTICE_VERSION: u32 = 1;
 /// Longest `callback_url`, in bytes.
 pub const CALLBACK_URL_BYTES_MAX: usize = 2048;
-/// Longest `reply_to`, in bytes: a queue has no longer name.
+/// Longest `reply_to`, in bytes: the longest name of a queue.
 pub const REPLY_TO_BYTES_MAX: usize = 255;
 
-/// A notice on its way to a `callback_url`. It says the same however often it is tried.
+/// A notice for a `callback_url`. Its content is the same on every attempt.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Notice {
     pub v: u32,
-    /// What repeats of it have in common: `<job>.<submissions>`.
+    /// The id that repeats of the notice share: `<job>.<submissions>`.
     pub id: String,
     pub app: String,
     pub url: String,
-    /// The lane it returns to.
+    /// The lane to which it returns.
     pub lane: Lane,
-    /// Attempts that failed.
+    /// The number of failed attempts.
     #[serde(default)]
     pub failures: u32,
     /// The body of the request, a `completed` event.
     pub event: Box<RawValue>,
 }
 
-/// Which hosts an app's callbacks may lead to.
+/// The hosts that the callbacks of an app may call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CallbackRules {
     pub hosts: Vec<HostPattern>,
-    /// Addresses inside a network are allowed too.
+    /// Private addresses are allowed too.
     pub private: bool,
 }
 
 impl CallbackRules {
-    /// An error, in words, if a job may not name this URL.
+    /// An error text if a job may not name this URL.
     pub fn check(&self, url: &str) -> Result<(), String> {
         if url.len() > CALLBACK_URL_BYTES_MAX {
             let length = url.len();
             return Err(format!(
-                "{length} bytes, at most {CALLBACK_URL_BYTES_MAX} are taken"
+                "{length} bytes, at most {CALLBACK_URL_BYTES_MAX} are allowed"
             ));
         }
         let uri: Uri = url
@@ -63,7 +63,7 @@ impl CallbackRules {
             return Err("a URL that begins with https:// or http:// is expected".to_owned());
         }
         if uri.authority().is_some_and(|it| it.as_str().contains('@')) {
-            return Err("a user name or password in the URL is not taken".to_owned());
+            return Err("a user name or password in the URL is not allowed".to_owned());
         }
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -87,20 +87,20 @@ impl CallbackRules {
     }
 }
 
-/// Which queues the replies of an app's jobs may go to: none unless it says so.
+/// The queues that the replies of an app's jobs may go to; none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplyRules(pub Vec<QueuePattern>);
 
 impl ReplyRules {
-    /// An error, in words, if a job of this app may not name this queue.
+    /// An error text if a job of this app may not name this queue.
     ///
-    /// `namespace`: that of the broker; there is none for the embedded engine.
+    /// `namespace`: that of the broker; the embedded engine has none.
     pub fn check(&self, namespace: Option<&str>, app: &str, queue: &str) -> Result<(), String> {
         let Some(namespace) = namespace else {
             let what = "there is no AMQP broker here to reply through; use callback_url";
             return Err(what.to_owned());
         };
-        // The default exchange leads to every queue of the virtual host, ours too.
+        // The default exchange routes to every queue of the virtual host, including ours.
         let below = queue.strip_prefix(namespace);
         if below.is_some_and(|rest| rest.starts_with('.')) {
             return Err(format!(
@@ -117,12 +117,12 @@ impl ReplyRules {
     }
 }
 
-/// `orders.done`, or `orders.*` for every queue whose name begins so.
+/// `orders.done`, or `orders.*` for every queue whose name begins with `orders.`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuePattern(String);
 
 impl QueuePattern {
-    /// A pattern, or what is wrong with it.
+    /// Parses a pattern; an error text if it is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let name = text.strip_suffix('*').unwrap_or(text);
         if name.is_empty() || name.contains('*') || text.len() > REPLY_TO_BYTES_MAX {
@@ -142,8 +142,8 @@ impl QueuePattern {
     }
 }
 
-/// `api.example.com`, an address, or `*.example.com` for every name below it; and the one port that is
-/// meant, as in `api.example.com:8443`, or else any.
+/// `api.example.com`, an address, or `*.example.com` for every name below it; with a port, as in
+/// `api.example.com:8443`, only that port, else any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPattern {
     host: String,
@@ -151,10 +151,10 @@ pub struct HostPattern {
 }
 
 impl HostPattern {
-    /// A pattern, or what is wrong with it.
+    /// Parses a pattern; an error text if it is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (host, port) = match text.split_once(':') {
-            // More than one colon is an address.
+            // A text with more than one colon is an address.
             Some((host, port)) if !port.contains(':') => (host, Some(port)),
             _ => (text, None),
         };
@@ -184,7 +184,7 @@ impl HostPattern {
     fn matches(&self, host: &str, port: u16) -> bool {
         let host = host.to_ascii_lowercase();
         let is_host = match self.host.strip_prefix('*') {
-            // Something must stand before the dot.
+            // The name needs something before the dot.
             Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
             None => host == self.host,
         };
@@ -192,8 +192,9 @@ impl HostPattern {
     }
 }
 
-/// Whether an address is one of the public internet: not loopback, private, link-local, unique-local,
-/// shared, reserved or multicast, nor a form of IPv6 that leads to such an IPv4 address.
+/// Whether an address belongs to the public internet: not loopback, private, link-local,
+/// unique-local, shared, reserved or multicast, and no form of IPv6 that leads to such an IPv4
+/// address.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
@@ -229,7 +230,7 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         [0x2002, high, low, ..] => is_public_v4(v4(high, low)),
         // Teredo and other protocol assignments; documentation.
         [0x2001, 0..0x200, ..] | [0x2001, 0xdb8, ..] => false,
-        // All that is routed between networks today.
+        // The addresses that are routed between networks today.
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }
@@ -248,7 +249,7 @@ mod tests {
         }
     }
 
-    /// The default exchange leads to every queue of the virtual host: promise 11.
+    /// Promise 11: the default exchange routes to every queue of the virtual host.
     #[test]
     fn only_queues_that_the_app_lists_are_taken() {
         let none = ReplyRules::default();

@@ -1,4 +1,4 @@
-//! What a call answered, what that means for each recipient, and what happens next.
+//! Decides from the answer to a call what it means for each recipient and what happens next.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::printable::on_one_line;
 
-/// How a recipient of a job ended. Exactly one per list entry (promise 2).
+/// How a recipient of a job ended. Every list entry has exactly one (promise 2).
 #[derive(
     Clone,
     Copy,
@@ -29,9 +29,9 @@ pub enum Outcome {
     Sent,
     /// The recipient was already known to this job: listed twice, or in an overlapping list.
     Duplicate,
-    /// The target refused for good, or the attempts were used up; dead-lettered.
+    /// The target refused permanently, or all attempts failed; dead-lettered.
     Failed,
-    /// Perhaps sent, perhaps not: a reply was lost and the policy is not to retry.
+    /// Possibly sent: a reply was lost and the policy does not retry.
     Uncertain,
     /// `expires_at` passed first.
     Expired,
@@ -46,8 +46,8 @@ impl Outcome {
         self.into()
     }
 
-    /// The byte that stands for a settled recipient in the ledger. A duplicate has none: it is an
-    /// outcome of a list entry, while the ledger holds the recipient's own.
+    /// The byte of a settled recipient in the ledger. A duplicate has none: it is the outcome of a
+    /// list entry, and the ledger holds the outcome of the recipient.
     pub fn ledger_code(self) -> Option<u8> {
         match self {
             Self::Sent => Some(b's'),
@@ -67,7 +67,7 @@ impl Outcome {
     }
 }
 
-/// What an answer of a target means for the recipients it speaks of.
+/// The meaning of a target's answer for its recipients.
 #[derive(
     Clone,
     Copy,
@@ -86,16 +86,16 @@ impl Outcome {
 pub enum Class {
     /// Accepted.
     Done,
-    /// Refused for good: no later attempt can succeed.
+    /// Refused permanently: no later attempt can succeed.
     Permanent,
     /// Not accepted, may be accepted later; costs an attempt.
     Transient,
     /// Not accepted because we are too fast: the lane waits, no attempt is spent.
     Throttled,
-    /// Perhaps accepted: the reply was lost or says so. Policy decides (promise 4).
+    /// Possibly accepted: the reply was lost, or says so. The policy decides (promise 4).
     Uncertain,
-    /// Our configuration is wrong (signature, token, permission): the job is parked, and with a second
-    /// one the target; nobody is dead-lettered (promise 10).
+    /// Our configuration is wrong (signature, token, permission): the job is parked, and with a
+    /// second job the target. No recipient is dead-lettered (promise 10).
     Config,
 }
 
@@ -107,36 +107,36 @@ impl Class {
     }
 }
 
-/// A class with what the target said. Making one for `Done` allocates nothing.
+/// A class, with the target's code and text. An answer of class `Done` allocates nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetAnswer {
     pub class: Class,
-    /// The backend's own code, such as `503` or `reason 15`, shortened to 100 bytes; fit for a filter.
+    /// The backend's own code, such as `503` or `reason 15`, shortened to 100 bytes.
     pub code: Cow<'static, str>,
-    /// The backend's own words on one line, shortened to 300 bytes.
+    /// The backend's own text on one line, shortened to 300 bytes.
     pub text: Cow<'static, str>,
     /// How long the target asked us to wait.
     pub retry_after: Option<Duration>,
-    /// False when certainly nothing reached the target. That is about the target, not about the
+    /// False if certainly nothing reached the target. That is a fault of the target, not of the
     /// recipients: they wait, and no attempt is spent.
     pub reached: bool,
-    /// The credential was refused and nothing was carried out: with a new one the call may be made
-    /// again at once, once.
+    /// The credential was refused and nothing was carried out: with a new one, the call may be
+    /// repeated at once, one time.
     pub stale: bool,
-    /// One recipient of several may have caused it, or the reason is not told: the call is made again
-    /// in smaller ones. Of no meaning for a call of one.
+    /// One of several recipients may have caused the answer, or the cause is unknown: the call is
+    /// repeated in smaller calls. Ignored for a call with one recipient.
     pub split: bool,
-    /// A probe could not tell: it would say the same whether the call was carried out or not.
+    /// A probe cannot tell: it would get the same reply whether the call was carried out or not.
     pub unprovable: bool,
 }
 
-/// Longest text kept of a backend's answer, in bytes.
+/// The longest text that is kept of a backend's answer, in bytes.
 pub const ANSWER_TEXT_MAX: usize = 300;
 
-/// Longest code kept of it.
+/// The longest code that is kept, in bytes.
 const ANSWER_CODE_MAX: usize = 100;
 
-/// What a backend said, without what would steer the terminal of who reads it.
+/// A text of a backend on one line and shortened, without characters that control a terminal.
 fn kept(text: Cow<'static, str>, most: usize) -> Cow<'static, str> {
     let mut text = match on_one_line(&text) {
         Cow::Borrowed(_) => text,
@@ -185,32 +185,32 @@ impl TargetAnswer {
         self
     }
 
-    /// The same answer; a new credential may mend it.
+    /// Marks that a new credential may help.
     pub fn stale(mut self) -> Self {
         self.stale = true;
         self
     }
 
-    /// The same answer; smaller calls may fare better.
+    /// Marks that smaller calls may succeed.
     pub fn split(mut self) -> Self {
         self.split = true;
         self
     }
 
-    /// This answer about a call in doubt, with what came after it and did not resolve it.
+    /// Adds to this answer about a call in doubt a later answer that did not resolve the doubt.
     pub fn then(&self, later: &str) -> Self {
         let text = format!("{}; later: {later}", self.text);
         Self::new(Class::Uncertain, self.code.clone(), text)
     }
 
-    /// The same answer; nobody need be asked what became of the call.
+    /// Marks that a probe is useless.
     pub fn unprovable(mut self) -> Self {
         self.unprovable = true;
         self
     }
 }
 
-/// What a reply says about the recipients of its call.
+/// The answers for the recipients of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The same for all of them.
@@ -220,7 +220,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The answer to all recipients of the call, if it is the same.
+    /// The answer to the call as a whole, if there is one.
     pub fn whole(&self) -> Option<&TargetAnswer> {
         match self {
             Self::All(answer) => Some(answer),
@@ -241,11 +241,11 @@ impl Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnUncertain {
-    /// Send again; right where the target is idempotent on our key.
+    /// Send again; right if the target is idempotent on our key.
     Retry,
     /// Dead-letter as uncertain; an operator decides.
     Hold,
-    /// Settle as uncertain and say no more.
+    /// Settle as uncertain, without a dead letter.
     Drop,
 }
 
@@ -256,9 +256,9 @@ pub enum Next {
     Settle,
     /// Dead-letter, then settle as failed.
     Fail,
-    /// Try again later; an attempt is spent.
+    /// Retry later; an attempt is spent.
     Retry,
-    /// Try again when the lane moves again; no attempt is spent.
+    /// Retry when the lane moves again; no attempt is spent.
     Wait,
     /// Dead-letter, then settle as uncertain.
     Hold,
@@ -267,7 +267,7 @@ pub enum Next {
 }
 
 impl TargetAnswer {
-    /// The same answer, from nobody: the target was not reached.
+    /// Marks that the target was not reached.
     pub fn unreached(mut self) -> Self {
         self.reached = false;
         self
@@ -283,7 +283,7 @@ impl TargetAnswer {
     }
 }
 
-/// The one rule from answers to deeds. `attempt` is 1-based and counts this try.
+/// The rule from class to action. `attempt` is 1-based and includes this try.
 pub fn next(class: Class, attempt: u32, attempts_max: u32, on_uncertain: OnUncertain) -> Next {
     match class {
         Class::Done => Next::Settle,
@@ -292,7 +292,7 @@ pub fn next(class: Class, attempt: u32, attempts_max: u32, on_uncertain: OnUncer
         Class::Transient if attempt >= attempts_max => Next::Fail,
         Class::Transient => Next::Retry,
         Class::Uncertain => match on_uncertain {
-            // Out of attempts, it is still not known to have failed.
+            // Without further attempts it is still uncertain whether it failed.
             OnUncertain::Retry if attempt >= attempts_max => Next::Hold,
             OnUncertain::Retry => Next::Retry,
             OnUncertain::Hold => Next::Hold,

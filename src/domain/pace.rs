@@ -1,18 +1,19 @@
-//! How fast a job goes, from what its ledger remembers: two marks of where it stood some seconds ago.
+//! Computes the speed of a job from what its ledger remembers: two marks of its progress some
+//! seconds ago.
 //!
-//! Whoever reads the ledger can tell the rate, whichever workers made the progress. Marks are set when
-//! outcomes are recorded, by the clock of the ledger; `store/scripts/settle.lua` keeps them by the same
-//! rule as `Pace::note`.
+//! Any reader of the ledger can compute the rate, whichever workers made the progress. Marks are
+//! set when outcomes are recorded, by the clock of the ledger; `store/scripts/settle.lua` keeps
+//! them by the same rule as `Pace::note`.
 
 use std::time::Duration;
 
 /// Time between two marks, so that a rate covers the last 5 to 10 seconds.
 const MARK_MS: u64 = 5_000;
 
-/// Without an outcome for so long a job does not move, and its marks tell nothing any more.
+/// A job without an outcome for this long does not move, and its marks are out of date.
 pub const STILL: Duration = Duration::from_millis(2 * MARK_MS);
 
-/// Where a job stood at some time.
+/// The number of settled recipients at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Mark {
     pub at_ms: u64,
@@ -27,7 +28,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Notes where a job stands after outcomes were recorded.
+    /// Takes the progress of a job after outcomes were recorded.
     pub fn note(&mut self, now: Mark) {
         match self.last {
             Some(last) if now.at_ms < last.at_ms + MARK_MS => {}
@@ -35,7 +36,8 @@ impl Pace {
                 self.before = Some(last);
                 self.last = Some(now);
             }
-            // It stood still: what was before tells nothing about how fast it goes now.
+            // The job did not move for a while, so the earlier marks do not describe its present
+            // speed.
             _ => {
                 self.before = None;
                 self.last = Some(now);
@@ -43,14 +45,15 @@ impl Pace {
         }
     }
 
-    /// Recipients per second until the last progress, which was at `progress`; nothing while there is
-    /// too little to go by, zero when the job stands still at `now_ms`.
+    /// Recipients per second until the last progress, which was at `progress`. `None` if too little
+    /// is recorded; 0 if the job does not move at `now_ms`.
     pub fn per_second(&self, progress: Mark, now_ms: u64) -> Option<f64> {
         let since = self.before.or(self.last)?;
         if now_ms.saturating_sub(progress.at_ms) > STILL.as_millis() as u64 {
             return Some(0.0);
         }
-        // Both by the clock of the ledger. Less than this says more about one slice than about a job.
+        // Both times are by the clock of the ledger. Less than 200 ms tells more about one slice
+        // than about the job.
         let elapsed = progress.at_ms.checked_sub(since.at_ms)?;
         let settled = progress.settled.checked_sub(since.settled)?;
         (elapsed >= 200).then(|| settled as f64 * 1000.0 / elapsed as f64)
@@ -63,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    /// The rate after outcomes at these times, asked for right after the last.
+    /// The rate after outcomes at these times, computed right after the last one.
     fn rate(progress: impl IntoIterator<Item = (u64, u64)>) -> Option<f64> {
         let mut pace = Pace::default();
         let mut last = Mark {
@@ -110,7 +113,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the steps, a steady speed is the speed that is found.
+        /// At a steady speed, steps of any size give that speed.
         #[test]
         fn a_steady_speed_is_found(
             steps in prop::collection::vec(1u64..3_000, 2..200), speed in 1u64..5_000,

@@ -1,6 +1,7 @@
-//! What an app may send: as whom, where to, to whom and to how many. Pure: what a job asks for goes
-//! in, every rule that it breaks comes out. The gateway asks before it accepts a job and the intake
-//! before it cuts one, so that a rule holds whichever way a job comes.
+//! Checks what an app may send: its senders, targets, audiences and numbers of recipients. These
+//! functions take a job and return every rule that it breaks. The gateway checks a job before it
+//! accepts it, and the intake before it cuts it, so the rules hold for jobs over HTTP and over
+//! AMQP.
 
 use std::fmt;
 
@@ -11,17 +12,17 @@ use super::ids::JobId;
 use super::job::Job;
 use super::slice::Addressed;
 
-/// The rules of one app. The default lets it send as anybody and to any target, but not to all users.
+/// The rules of one app. The default allows any sender and any target, but not all users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permissions {
-    /// Whom it may send as; empty is anybody, the target's default sender included.
+    /// Allowed senders; empty means any, including the target's default sender.
     pub senders: Vec<String>,
-    /// Where it may send; empty is anywhere.
+    /// Allowed targets; empty means any.
     pub targets: Vec<String>,
     pub audiences: Vec<Crowd>,
-    /// Most list entries of one job.
+    /// The most list entries of one job.
     pub recipients_max: Option<u64>,
-    /// Most list entries of one UTC day.
+    /// The most list entries on one UTC day.
     pub daily_recipients: Option<u64>,
 }
 
@@ -63,7 +64,7 @@ impl fmt::Display for Crowd {
     }
 }
 
-/// What a job asks of its app.
+/// The parts of a job that permissions apply to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     pub job: JobId,
@@ -72,8 +73,8 @@ pub struct Asked {
     pub sender: Option<String>,
     pub target: String,
     pub crowd: Crowd,
-    /// Each list that is handed over, by the name of its submission, and its entries. All users are
-    /// on no list.
+    /// Each submitted list, by the name of its submission, with the number of its entries. An
+    /// audience of all users has no list.
     pub lists: Vec<(String, u64)>,
 }
 
@@ -105,8 +106,8 @@ impl Asked {
 }
 
 impl Permissions {
-    /// Every rule that a job breaks by itself. What its app has used up before is the
-    /// [quotas'](crate::ports::Quotas) to say.
+    /// Every rule that a job breaks by itself. The app's earlier use is checked by the
+    /// [quotas](crate::ports::Quotas).
     pub fn problems(&self, asked: &Asked) -> Vec<Problem> {
         let mut problems = Vec::new();
         let app = &asked.app;
@@ -131,7 +132,7 @@ impl Permissions {
         }
         if !self.permits(asked.crowd) {
             let what = format!(
-                "is not allowed to app {app:?}; apps.{app}.audiences would have to list \"{}\"",
+                "is not allowed for app {app:?}; apps.{app}.audiences does not list \"{}\"",
                 asked.crowd
             );
             problems.push(Problem::new(format!("audience.{}", asked.crowd), what));
@@ -144,19 +145,20 @@ impl Permissions {
         problems
     }
 
-    /// Who may send to all users may send to some of them, and the list of all comes in such parts.
+    /// An app that may send to all users may send to some of them; the list of all users arrives in
+    /// parts.
     fn permits(&self, crowd: Crowd) -> bool {
         self.audiences.contains(&crowd)
             || crowd == Crowd::Users && self.audiences.contains(&Crowd::All)
     }
 
-    /// Whether what the app has used up before counts.
+    /// Whether the app's earlier use counts.
     pub fn counts(&self) -> bool {
         self.recipients_max.is_some() || self.daily_recipients.is_some()
     }
 
-    /// The rules that jobs break together with what was accepted of their app before, and of the one
-    /// that is too much.
+    /// The rules that these jobs break together with the app's earlier use. `job` is the one that
+    /// exceeds it.
     pub fn over(&self, asked: &[Asked], job: JobId, used: Used) -> Vec<Problem> {
         let mut problems = Vec::new();
         let of_job = || asked.iter().filter(|asked| asked.job == job);
@@ -253,7 +255,7 @@ mod tests {
             &[
                 r#"sender: "boss" is not allowed; app "shop" may send as: news, offers"#,
                 r#"target: "sms" is not allowed; app "shop" may send to: im"#,
-                r#"audience.groups: is not allowed to app "shop"; apps.shop.audiences would have to list "groups""#,
+                r#"audience.groups: is not allowed for app "shop"; apps.shop.audiences does not list "groups""#,
                 r#"audience.groups: 101 recipients; app "shop" may send to at most 100 with one job"#,
             ],
         );
@@ -283,7 +285,7 @@ mod tests {
             &Permissions::default(),
             &all,
             &[
-                r#"audience.all: is not allowed to app "shop"; apps.shop.audiences would have to list "all""#,
+                r#"audience.all: is not allowed for app "shop"; apps.shop.audiences does not list "all""#,
             ],
         );
         let only_all = Permissions {
@@ -291,7 +293,7 @@ mod tests {
             ..Permissions::default()
         };
         check(&only_all, &all, &[]);
-        // The parts of it come as lists.
+        // Its parts arrive as lists.
         check(&only_all, &asked(), &[]);
     }
 

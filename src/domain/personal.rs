@@ -1,14 +1,13 @@
-//! Personal messages: texts with placeholders, filled in for each recipient.
+//! Renders personal messages: texts with placeholders, filled in for each recipient.
 //!
-//! The texts of a job are compiled once per slice. For a recipient they are rendered with its own values
-//! over those of the message. A value that is missing is this recipient's failure, by name, unless the
-//! text gives a default. `null` counts as missing, as in all our documents.
+//! The texts of a job are compiled once per slice. For each recipient they are rendered with its
+//! own values, which override those of the message. A missing value fails this recipient and is
+//! named, unless the text has a default. `null` counts as missing, as in all our documents.
 //!
-//! A template is data from a producer, so it can do nothing but read those values: no includes, no
-//! imports, no macros. Fuel pays for every step and every byte a rendering makes, so that neither work
-//! nor memory grows past a bound, whatever a template says; how deep it may go is measured before it is
-//! compiled (`measure`). The same template and values give the same bytes: a call that is repeated says
-//! the same.
+//! A template comes from a producer, so it can only read those values: no includes, no imports, no
+//! macros. Fuel limits the steps and the output of a rendering, so work and memory are bounded for
+//! any template. The nesting depth is measured before compilation (`measure`). The same template
+//! and values give the same bytes, so a repeated call sends the same message.
 
 mod measure;
 mod names;
@@ -27,11 +26,12 @@ use super::message::{Content, DATA_BYTES_MAX, LINE_BYTES_MAX, Options, TEXT_BYTE
 use super::slice::Head;
 use crate::json::joined;
 
-/// What one recipient's texts may cost together: a unit is one step, or 64 bytes made on the way, so
-/// little more than a megabyte. A loop over a hundred items takes a thousand or so.
+/// The fuel for all texts of one recipient. A unit pays for one step or for 64 bytes of output on
+/// the way, so all of it pays for little more than a megabyte. A loop over a hundred items takes
+/// about a thousand.
 const FUEL: u64 = 20_000;
 
-/// Most texts with placeholders in one message.
+/// The most texts with placeholders in one message.
 const TEXTS_MAX: usize = 100;
 
 /// A personal job, ready to be rendered.
@@ -41,8 +41,8 @@ pub struct Personal {
 }
 
 impl Personal {
-    /// Compiles the texts of a job. Nothing for a job without values, or without placeholders: it says
-    /// the same to everybody.
+    /// Compiles the texts of a job. `None` for a job without values or without placeholders: all
+    /// recipients get the same message.
     pub fn of(head: &Arc<Head>) -> Result<Option<Self>, Vec<Problem>> {
         let Some(vars) = &head.vars else {
             return Ok(None);
@@ -54,7 +54,7 @@ impl Personal {
         }))
     }
 
-    /// The job as one recipient gets it, or why it cannot have it.
+    /// The job as one recipient gets it, or why it cannot be rendered.
     pub fn render(&self, vars: Option<&RawValue>) -> Result<Arc<Head>, Problem> {
         let mut head = Head {
             vars: None,
@@ -67,7 +67,7 @@ impl Personal {
     }
 }
 
-/// The texts of a message with the values that all recipients share.
+/// The texts of a message, with the values that all recipients share.
 pub(super) struct Form {
     texts: Texts,
     defaults: Values,
@@ -75,11 +75,11 @@ pub(super) struct Form {
 
 type Values = BTreeMap<String, Value>;
 
-/// Why a recipient cannot have its message.
+/// Why the message of a recipient cannot be rendered.
 #[derive(Debug)]
 pub(super) struct Unfilled {
     pub(super) problem: Problem,
-    /// The value that is lacking, where that is why.
+    /// The missing value, if one is the cause.
     pub(super) lacks: Option<String>,
 }
 
@@ -93,7 +93,7 @@ impl From<Problem> for Unfilled {
 }
 
 impl Form {
-    /// Nothing where there are no placeholders.
+    /// `None` if there are no placeholders.
     pub(super) fn of(
         content: &Content,
         options: &Options,
@@ -120,12 +120,12 @@ impl Form {
             .collect()
     }
 
-    /// Whether one recipient can have its message.
+    /// Whether the message of one recipient can be rendered.
     pub(super) fn try_out(&self, vars: Option<&RawValue>) -> Result<(), Unfilled> {
         self.fill(vars).map(drop)
     }
 
-    /// Whether a text takes a value of this name from outside.
+    /// Whether a text reads an outside value of this name.
     pub(super) fn reads(&self, name: &str) -> bool {
         let engine = &self.texts.engine;
         let reads = || {
@@ -136,7 +136,7 @@ impl Form {
     }
 }
 
-/// What is wrong with the placeholders of a message.
+/// The problems with the placeholders of a message.
 pub fn problems(content: &Content, options: &Options) -> Vec<Problem> {
     Texts::of(content, options).err().unwrap_or_default()
 }
@@ -149,7 +149,7 @@ fn read_values(vars: &RawValue, field: &str) -> Result<Values, Problem> {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Where texts stand
+// Places of texts
 // ---------------------------------------------------------------------------------------------
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +176,7 @@ impl Place {
         }
     }
 
-    /// How many bytes it may have, as the reader of jobs says.
+    /// The least and the most bytes that the reader of jobs allows there.
     fn bytes(self) -> (usize, usize) {
         match self {
             Self::Text => (1, TEXT_BYTES_MAX),
@@ -199,7 +199,7 @@ impl Place {
             (Self::PushTitle, _) => push.get_or_insert_default().title = Some(rendered),
             (Self::PushText, _) => push.get_or_insert_default().text = Some(rendered),
             (Self::Extension, _) => head.options.extension = Some(joined(rendered)),
-            // A text is compiled from the place that it is put back to.
+            // A text is put back to the place that it came from, so this does not happen.
             (Self::Text | Self::Title | Self::Name | Self::Data, _) => {}
         }
     }
@@ -209,7 +209,7 @@ impl Place {
 // Compiling and rendering
 // ---------------------------------------------------------------------------------------------
 
-/// The texts of a message that have placeholders, compiled.
+/// The compiled texts of a message that have placeholders.
 struct Texts {
     engine: Environment<'static>,
     depth: Depth,
@@ -222,7 +222,7 @@ struct Text {
 }
 
 enum Piece {
-    /// JSON that stays as it is.
+    /// JSON that stays unchanged.
     Kept(String),
     /// The whole text, by the name of its template.
     Plain(String),
@@ -246,11 +246,11 @@ impl Texts {
         compiler.finish()
     }
 
-    /// Compiles a template, unless it goes too deep or calls what is not there.
+    /// Compiles a template, unless it nests too deep or calls something that does not exist.
     fn compile(&mut self, name: &str, text: &str) -> Result<(), String> {
         let depth = measure::depth(text, self.engine.syntax())?;
         self.depth = self.depth.max(depth);
-        // Compiling goes no deeper than a flat text, whatever rendering does.
+        // Compiling nests no deeper than a flat text, however deep rendering goes.
         guarded(Depth::Flat, || {
             let added = self
                 .engine
@@ -288,7 +288,7 @@ impl Texts {
         }
     }
 
-    /// Renders one template. Errors hold values, so they end where there is room too.
+    /// Renders one template. Errors hold values, so they are dropped on the large stack too.
     fn piece(&self, text: &Text, template: &str, values: &Value) -> Result<String, Unfilled> {
         let unfilled = |(what, lacks)| Unfilled {
             problem: Problem::new(text.place.field(), what),
@@ -305,29 +305,30 @@ impl Texts {
     }
 }
 
-/// Runs the engine over a text from outside, with room, and outlives a mistake of the engine's own.
+/// Runs the engine over a text from outside, with enough stack, and catches panics of the engine.
 fn guarded<R>(depth: Depth, work: impl FnOnce() -> R) -> Result<R, String> {
     catch_unwind(AssertUnwindSafe(|| depth.with_room(work)))
-        .map_err(|_| "cannot be filled in: the engine for placeholders failed over it".to_owned())
+        .map_err(|_| "cannot be filled in: the engine for placeholders failed on it".to_owned())
 }
 
 fn engine() -> Environment<'static> {
     let mut engine = Environment::new();
     engine.set_auto_escape_callback(|_| AutoEscape::None);
-    // The last line break is part of a text. The delimiters are the usual ones, so this is a syntax.
+    // The last line break belongs to a text. The delimiters stay the usual ones, so `build`
+    // succeeds.
     if let Ok(syntax) = SyntaxConfig::builder().keep_trailing_newline(true).build() {
         engine.set_syntax(syntax);
     }
     engine.set_undefined_behavior(UndefinedBehavior::Strict);
-    // `null` deep inside a value would be written out as a word.
+    // A `null` deep inside a value would be written as a word.
     engine.set_formatter(|out, state, value| match value.is_none() {
         true => Err(Error::new(ErrorKind::UndefinedError, "a value is null")),
         false => minijinja::escape_formatter(out, state, value),
     });
-    // So that errors name the variable.
+    // With it, errors name the variable.
     engine.set_debug(true);
     engine.remove_global("debug");
-    // For people who write templates, and its work grows with the cube of a value's depth.
+    // It is for authors of templates, and its work grows with the cube of a value's depth.
     engine.remove_filter("pprint");
     engine
 }
@@ -373,13 +374,13 @@ impl Compiler {
         }
     }
 
-    /// The texts within a JSON value, keys left out. The rest stays byte for byte as it is.
+    /// Compiles the texts within a JSON value, except keys. The rest keeps its bytes.
     fn json(&mut self, place: Place, json: &RawValue) {
         let json = json.get();
         let mut pieces = Vec::new();
         let mut kept = 0;
         for range in json_texts(json) {
-            // What is no text has no placeholder, and stays as it is.
+            // A text that cannot be parsed has no placeholder and stays unchanged.
             let text: Result<String, _> = serde_json::from_str(&json[range.clone()]);
             if let Ok(text) = text
                 && has_placeholder(&text)
@@ -395,7 +396,7 @@ impl Compiler {
         }
     }
 
-    /// Compiles a template; returns its name.
+    /// Compiles a template and returns its name.
     fn template(&mut self, place: Place, text: &str) -> String {
         self.templates += 1;
         let name = self.templates.to_string();
@@ -425,7 +426,7 @@ fn has_placeholder(text: &str) -> bool {
     text.contains("{{") || text.contains("{%")
 }
 
-/// Where the texts of a JSON value stand, with their quotes; keys are none.
+/// The ranges of the texts in a JSON value, with their quotes and without keys.
 fn json_texts(json: &str) -> Vec<std::ops::Range<usize>> {
     let bytes = json.as_bytes();
     let mut texts = Vec::new();
@@ -447,7 +448,7 @@ fn json_texts(json: &str) -> Vec<std::ops::Range<usize>> {
     texts
 }
 
-/// The engine's words without its own name for the template.
+/// The engine's message without its internal name of the template.
 fn why(error: &Error) -> String {
     if error.kind() == ErrorKind::OutOfFuel {
         return "takes too much work, or makes too long a text".to_owned();
@@ -465,10 +466,10 @@ fn why(error: &Error) -> String {
     }
 }
 
-/// Most of the engine's own words that are repeated.
+/// The most bytes that are repeated of the engine's message.
 const DETAIL_SHOWN: usize = 200;
 
-/// The variable that an error of the engine says is missing.
+/// The variable that is missing according to the engine's error.
 fn lacks(error: &Error) -> Option<&str> {
     let (before, _) = error.detail()?.split_once("` is undefined")?;
     Some(before.rsplit_once('`')?.1)

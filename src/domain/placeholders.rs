@@ -1,26 +1,26 @@
-//! Placeholders in the message of a job that brings no values for them.
+//! Finds placeholders in the message of a job that has no values for them.
 //!
-//! Such a job would say `Hi {{ name }}` to everybody, which can never be taken back. It is refused, and
-//! nobody is lost by that: who means the text as it stands says so with `"literal": true`.
+//! Such a job would send `Hi {{ name }}` to all recipients, which cannot be undone. It is refused,
+//! which loses no recipient. A producer that wants the text unchanged sets `"literal": true`.
 
 use super::fields::Problem;
 use super::message::{Content, MessageDocument, Options};
 
-/// The most that is shown of a placeholder.
+/// The most characters of a placeholder that are shown.
 const SHOWN_CHARACTERS_MAX: usize = 40;
 
-/// What is wrong with a message without values and without `literal`.
+/// The problem of a message with a placeholder, without values and without `literal`.
 pub fn unfilled(content: &Content, options: &Options) -> Option<Problem> {
     let mut texts = texts(content, options).into_iter();
     let (field, found) = texts.find_map(|(field, text)| Some((field, placeholder(text)?)))?;
     let what = format!(
-        "has the placeholder {found}, and nobody brings a value for it: give `vars`, or say \"literal\": \
-         true in `message` if it is meant as it stands"
+        "has the placeholder {found}, and there is no value for it: give `vars`, or set \"literal\": \
+         true in `message` to send it unchanged"
     );
     Some(Problem::new(field, what))
 }
 
-/// A message that was accepted without values means its texts as they stand.
+/// Sets `literal` on a message that was accepted without values, so that its texts stay unchanged.
 pub fn as_it_stands(message: MessageDocument, options: &Options) -> MessageDocument {
     let content = Content::try_from(message.clone()).ok();
     let is_literal = message.vars.is_none()
@@ -31,7 +31,7 @@ pub fn as_it_stands(message: MessageDocument, options: &Options) -> MessageDocum
     }
 }
 
-/// The texts that would be filled in; of JSON the whole.
+/// The texts that would be rendered; of JSON, the whole.
 fn texts<'a>(content: &'a Content, options: &'a Options) -> Vec<(&'static str, &'a str)> {
     let mut texts = Vec::new();
     match content {
@@ -59,7 +59,8 @@ fn texts<'a>(content: &'a Content, options: &'a Options) -> Vec<(&'static str, &
     texts
 }
 
-/// The first `{{ name … }}` or `{% word … %}`. Two braces that no word follows, as in code, are none.
+/// The first `{{ name … }}` or `{% word … %}`. Two braces without a word after them, as in code,
+/// are not a placeholder.
 fn placeholder(text: &str) -> Option<String> {
     text.match_indices('{').find_map(|(at, _)| {
         let from = &text[at..];

@@ -1,11 +1,11 @@
-//! Texts of backends and producers before a person sees them: what would steer a terminal, or show a
-//! text in another order than it stands, is shown by its number.
+//! Makes texts of backends and producers safe to show. Characters that would control a terminal or
+//! change the order of the text are replaced by their numbers.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a character is an order to the terminal and not to be seen itself: control characters, but
-/// for line breaks and tabs, and those that turn the direction of writing.
+/// Whether a character controls the terminal and is not visible itself: control characters except
+/// line breaks and tabs, and those that change the direction of writing.
 fn is_order(character: char) -> bool {
     is_hidden(character) && !matches!(character, '\n' | '\t')
 }
@@ -41,17 +41,18 @@ fn put_number(shown: &mut String, character: char) {
     let _ = write!(shown, "\\u{{{:x}}}", u32::from(character));
 }
 
-/// A text of any number of lines.
+/// Makes a text of any number of lines safe to show.
 pub fn printable(text: &str) -> Cow<'_, str> {
     replaced(text, is_order, put_number)
 }
 
-/// A text that stays on its line and in its column.
+/// Makes a text safe that must stay on its line and in its column.
 pub fn on_one_line(text: &str) -> Cow<'_, str> {
     replaced(text, is_hidden, put_number)
 }
 
-/// JSON that means the same. Outside of its texts there are no such characters but line breaks.
+/// Makes JSON safe to show and keeps its meaning. Outside of its strings, JSON has no such
+/// characters except line breaks.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     replaced(json, is_order, |shown, character| {
         let _ = write!(shown, "\\u{:04x}", u32::from(character));

@@ -1,9 +1,9 @@
-//! Redriving: a new job made from the dead letters of an old one.
+//! Redriving: makes a new job from the dead letters of an old one.
 //!
-//! Its `client_msg_no` is derived from the old one, so that whoever redrives the same letters again,
-//! by mistake or because an answer was lost, names the same job, and nobody is sent to twice. Letters
-//! that come in later extend it. Who fails again has a letter of the new job, and redriving that is
-//! the next generation.
+//! The `client_msg_no` of the new job is derived from the old one. A second redrive of the same
+//! letters, by mistake or because an answer was lost, is therefore the same job, and no recipient
+//! is sent to twice. Letters that arrive later extend it. A recipient that fails again has a letter
+//! of the new job; redriving that makes the next generation.
 
 use super::announce::DeadLetter;
 use super::ids::digest_hex;
@@ -16,10 +16,10 @@ use super::mapping::Strictness;
 use super::message::Options;
 use super::placeholders::as_it_stands;
 
-/// What stands between the key of the first job and the number of the redrive.
+/// Separates the key of the first job from the number of the redrive.
 const MARK: &str = "~r";
 
-/// Bytes of recipients in one message of a redriven job: room is left for what is said to them.
+/// The bytes of recipients in one message of a redriven job; the rest is room for the message.
 const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// The key of the job that redrives the letters of a job.
@@ -29,7 +29,7 @@ pub fn redrive_key(client_msg_no: &str) -> String {
     if base.len() + suffix.len() <= CLIENT_MSG_NO_BYTES_MAX {
         return format!("{base}{suffix}");
     }
-    // What does not fit is told apart by its hash.
+    // A hash distinguishes keys that do not fit.
     let hash = digest_hex(&[base.as_bytes()], 8);
     let room = CLIENT_MSG_NO_BYTES_MAX - suffix.len() - hash.len() - 1;
     let start = &base[..base.floor_char_boundary(room)];
@@ -41,7 +41,7 @@ fn generation(client_msg_no: &str) -> (&str, u32) {
     let split = client_msg_no.rsplit_once(MARK);
     let number = split.and_then(|(_, number)| {
         let written = number.parse::<u32>().ok()?;
-        // As we write it: "~r007" is somebody else's.
+        // Only as we write it: "~r007" is part of a producer's key.
         (written > 0 && written < u32::MAX && written.to_string() == number).then_some(written)
     });
     match (split, number) {
@@ -50,7 +50,7 @@ fn generation(client_msg_no: &str) -> (&str, u32) {
     }
 }
 
-/// What the redriven job of a letter says, to nobody yet.
+/// The redriven job of a letter, still without recipients.
 pub fn document(letter: &DeadLetter, priority: Priority) -> serde_json::Result<JobDocument> {
     let message: MessageDocument = serde_json::from_str(letter.message.get())?;
     let options: Options = serde_json::from_str(letter.options.get())?;
@@ -62,18 +62,19 @@ pub fn document(letter: &DeadLetter, priority: Priority) -> serde_json::Result<J
         sender: letter.sender.clone(),
         options: Some(options),
         priority: Some(priority),
-        // What the target cannot honour was dropped, or refused, when the job came first.
+        // Features that the target does not support were dropped or refused when the first job was
+        // accepted.
         mapping: Some(Strictness::Lenient),
         ..JobDocument::new(key, AudienceDocument::default(), message)
     })
 }
 
-/// Cuts recipients into lists that fit one message each.
+/// Divides recipients into lists that fit one message each.
 pub fn lists(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
     let mut lists: Vec<Vec<MemberDocument>> = Vec::new();
     let mut bytes = 0;
     for recipient in recipients {
-        // Of the characters an id may hold, JSON writes some as two.
+        // JSON writes some of the characters that an id may contain as two.
         let vars = recipient.vars().map_or(0, |vars| vars.get().len() + 20);
         let written = 2 * recipient.id().len() + 3 + vars;
         match lists.last_mut() {
@@ -113,7 +114,7 @@ mod tests {
     }
 
     proptest! {
-        /// A key of any length has a redrive that fits, and stays apart from that of another job.
+        /// A key of any length has a redrive key that fits and differs from those of other jobs.
         #[test]
         fn keys_fit_and_differ(
             base in "[a-z~]{60,68}é{20,30}", other in "[a-z~]{60,68}é{20,30}",

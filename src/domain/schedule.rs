@@ -1,9 +1,9 @@
-//! Delays: exponential with jitter for retries and reconnects, the ladder of waiting queues, and how
-//! durations are written.
+//! Computes delays: exponential with jitter for retries and reconnects, and the rungs of the retry
+//! ladder. It also reads and writes durations.
 //!
-//! The only module that uses `backoff`. Of that crate only the arithmetic is used: its clock is the
-//! real one, so its elapsed-time limit stays off; and its random numbers cannot be seeded, so the spread
-//! is drawn here.
+//! No other module uses `backoff`. Only the arithmetic of that crate is used: its clock is the real
+//! one, so its elapsed-time limit stays off; its random numbers cannot be seeded, so the jitter is
+//! drawn here.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 use jiff::SignedDuration;
 
-/// An exponential schedule: `min`, doubling, up to `max`, spread by ± `jitter` (0 to 1).
+/// An exponential schedule: it starts at `min`, doubles up to `max`, and spreads by ± `jitter` (0
+/// to 1).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     pub min: Duration,
@@ -20,7 +21,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Delays one after the other, for a loop that reconnects.
+    /// The delays of a loop that reconnects, one after the other.
     pub fn delays(&self) -> Delays {
         let row = ExponentialBackoff {
             current_interval: self.min,
@@ -37,7 +38,7 @@ impl Schedule {
         }
     }
 
-    /// The delay after the `attempt`-th try (1-based) has failed.
+    /// The delay after attempt number `attempt` (1-based) has failed.
     pub fn delay(&self, attempt: u32) -> Duration {
         let mut delays = self.delays();
         // Past 32 doublings every schedule has reached its maximum.
@@ -48,7 +49,7 @@ impl Schedule {
     }
 }
 
-/// An endless row of growing delays.
+/// An endless sequence of growing delays.
 pub struct Delays {
     row: ExponentialBackoff,
     jitter: f64,
@@ -56,19 +57,19 @@ pub struct Delays {
 
 impl Delays {
     pub fn next_delay(&mut self) -> Duration {
-        // Without an elapsed-time limit the row never ends.
+        // Without an elapsed-time limit the sequence never ends.
         let delay = self.row.next_backoff().unwrap_or(self.row.max_interval);
         delay.mul_f64(1.0 + self.jitter * (2.0 * fastrand::f64() - 1.0))
     }
 
-    /// Starts the row again, once the thing that was waited for runs.
+    /// Starts again with the shortest delay, after a success.
     pub fn reset(&mut self) {
         self.row.reset();
     }
 }
 
-/// The delays for which there is a waiting queue. Fixed per queue, because only the head of a queue
-/// expires: a mixed queue would make short waits stand behind long ones.
+/// The delays that have a waiting queue. Each queue has one delay, because only the head of a queue
+/// expires: in a mixed queue short waits would be stuck behind long ones.
 pub const RUNGS: [Duration; 6] = [
     Duration::from_secs(1),
     Duration::from_secs(5),
@@ -78,10 +79,10 @@ pub const RUNGS: [Duration; 6] = [
     Duration::from_secs(1800),
 ];
 
-/// The rung for a delay: the longest that does not oversleep it, or the shortest there is.
+/// The rung for a delay: the longest one that is not longer than the delay, or the shortest rung.
 ///
-/// Whoever waits longer than a rung comes back early, looks at the clock and climbs again; a wait is
-/// never more than one shortest rung too long.
+/// A slice whose wait is longer than its rung returns early, looks at the clock and waits on
+/// another rung. So no wait is too long by more than the shortest rung.
 pub fn rung(delay: Duration) -> Duration {
     RUNGS
         .into_iter()
@@ -90,19 +91,19 @@ pub fn rung(delay: Duration) -> Duration {
         .unwrap_or(RUNGS[0])
 }
 
-/// Shortest time after which work that was told to wait looks whether it may go on.
+/// The shortest time after which waiting work looks whether it may continue.
 const LOOK_AGAIN_MIN: Duration = RUNGS[1];
 
-/// Longest time for which work waits that an operator may want to move before its time.
+/// The longest time that work waits without looking, because an operator may end its wait earlier.
 pub const LOOK_AGAIN_MAX: Duration = RUNGS[3];
 
-/// When to look again whether a pause or parking that has lasted so long is over. The wait grows with
-/// it: whoever is told to go on moves before the wait has doubled, and what waits for days costs little.
+/// When to look again whether a pause or park that has lasted this long is over. The wait grows
+/// with that time: work continues before the wait has doubled, and a wait of days costs little.
 pub fn look_again(lasted: Duration) -> Duration {
     lasted.clamp(LOOK_AGAIN_MIN, LOOK_AGAIN_MAX)
 }
 
-/// A duration such as `500ms`, `2m` or `1h 30m`.
+/// Reads a duration such as `500ms`, `2m` or `1h 30m`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<SignedDuration>().ok();
     parsed
@@ -110,7 +111,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is not a duration such as 500ms or 2m"))
 }
 
-/// `2m`, `500ms`, `7d`: as short as it can be read back.
+/// Writes a duration such as `2m`, `500ms` or `168h`, as short as it can be read back.
 pub fn duration_text(duration: Duration) -> String {
     let ms = duration.as_millis();
     for (unit, size) in [
@@ -120,7 +121,7 @@ pub fn duration_text(duration: Duration) -> String {
         ("s", 1000),
     ] {
         if ms >= size && ms.is_multiple_of(size) {
-            // Days stay hours: a day is not a fixed time where clocks change.
+            // Days are written as hours: where clocks change, a day has no fixed length.
             return if unit == "d" {
                 format!("{}h", ms / 3_600_000)
             } else {

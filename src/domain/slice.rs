@@ -1,8 +1,9 @@
 //! Slices: up to N recipients of one job, the unit on the lanes and of ack.
 //!
-//! A slice carries everything its delivery needs, the message included: losing the ledger loses the
-//! dedup window, never a recipient. Slice ids are derived from the submission, so an intake that dies
-//! half-way and runs again publishes the same slices, and the ledger absorbs the repeats.
+//! A slice carries everything that its delivery needs, including the message, so losing the ledger
+//! loses the dedup window but no recipient. Slice ids are derived from the submission. An intake
+//! that dies half-way and runs again therefore publishes the same slices, and the ledger absorbs
+//! the repeats.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,10 +21,10 @@ use super::placeholders::as_it_stands;
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
 pub const SLICE_VERSION: u32 = 2;
 
-/// Version of a slice that an older worker may deliver too.
+/// Version of a slice that an older worker can deliver too.
 pub const SLICE_VERSION_PLAIN: u32 = 1;
 
-/// What all slices of a job have in common.
+/// The fields that all slices of a job share.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Head {
     pub id: JobId,
@@ -39,7 +40,7 @@ pub struct Head {
     /// Further fields of the target's own request, an object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub native: Option<Box<RawValue>>,
-    /// Values for placeholders, an object; with it every message is rendered for its recipient.
+    /// Values for placeholders, an object; with it, every message is rendered for its recipient.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vars: Option<Box<RawValue>>,
     pub options: Options,
@@ -49,7 +50,7 @@ pub struct Head {
     pub not_before_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at_ms: Option<u64>,
-    /// The job's own limit, as it was written.
+    /// The job's own limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,18 +58,18 @@ pub struct Head {
     /// Where to POST the accounts when the job completes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_url: Option<String>,
-    /// The AMQP queue to publish them to.
+    /// The queue to which they are published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
 }
 
-/// What the recipients of a job are.
+/// The kind of recipients of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Addressed {
     #[default]
     Users,
-    /// Groups of this kind, each sent to as a whole.
+    /// Groups of this kind; each is sent to as a whole.
     Groups(u8),
 }
 
@@ -78,29 +79,29 @@ impl Addressed {
     }
 }
 
-/// How many buckets the ledger of a job has. Chosen by the first submission of a job, or a far larger
-/// one.
+/// The number of buckets in the ledger of a job. The first submission of a job chooses it, or a far
+/// larger one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Shape {
     pub buckets: u32,
 }
 
-/// Recipients per bucket aimed at. A bucket is read and written whole, so a window should find its
-/// recipients in few of them; measured on Redis 7.0 at a million recipients, 320 costs half the CPU
-/// of 80, and its key costs half a byte a recipient.
+/// The intended number of recipients per bucket. A bucket is read and written whole, so the
+/// recipients of a window should be in few buckets. Measured on Redis 7.0 at a million recipients,
+/// 320 costs half the CPU of 80, and its key costs half a byte per recipient.
 pub const BUCKET_RECIPIENTS: u64 = 320;
 
-/// Most buckets of a job.
+/// The most buckets of a job.
 pub const BUCKETS_MAX: u32 = 1 << 24;
 
 impl Shape {
-    /// Whether [`Shape::of`] can have given it.
+    /// Whether [`Shape::of`] can return it.
     pub fn is_sound(self) -> bool {
         (1..=BUCKETS_MAX).contains(&self.buckets)
     }
 
-    /// The shape for a job whose first submission has `entries` recipients (or `expected`, if its
-    /// producer announced more parts).
+    /// The shape for a job of `entries` recipients. If its producer announced more parts, the
+    /// caller passes the number that it expects.
     pub fn of(entries: u64) -> Self {
         Self {
             buckets: entries
@@ -114,59 +115,60 @@ impl Shape {
     }
 }
 
-/// One slice as it travels.
+/// One slice, as it is published.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Slice {
     pub v: u32,
     pub head: Arc<Head>,
     pub id: SliceId,
-    /// List entries the slice stands for, repeats included; a remainder keeps the number.
+    /// The list entries of the slice, with repeats; a remainder keeps the number.
     pub entries: u32,
     pub shape: Shape,
-    /// The lane it belongs to and returns to.
+    /// The lane to which it belongs and returns.
     pub lane: Lane,
     /// When the first call of this slice was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempt_at_ms: Option<u64>,
     /// Recipients without an outcome.
     pub recipients: Vec<String>,
-    /// Not recipients but the way to them: all users of the target are asked for.
+    /// The request to list all users of the target, in place of recipients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enumeration: Option<Enumeration>,
-    /// The other parts of its list are waited for first; left out when there are none, or all of them
-    /// are there.
+    /// The slice waits until the other parts of its list are accepted; left out if there are none,
+    /// or if all of them are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub together: Option<Together>,
-    /// Each one's own values for placeholders; left out while nobody has any.
+    /// The values of each recipient for placeholders; left out while no recipient has any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vars: Vec<Option<Box<RawValue>>>,
-    /// Attempts already spent on each; left out while there are none.
+    /// The attempts spent on each recipient; left out while there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<u32>,
-    /// How many recipients, from the first on, belong to one call each: a call that is repeated has
-    /// the same recipients in the same order. Left out while nothing was tried.
+    /// The number of recipients of each call, from the first recipient on: a repeated call has the
+    /// same recipients in the same order. Left out while nothing was tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<u32>,
-    /// What earlier deliveries did about the entries that are no recipients here; see
+    /// The entries that earlier deliveries finished and that are no longer recipients here; see
     /// [`Slice::ended`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
     /// Recipients with a call in doubt; left out while there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doubts: Vec<Doubt>,
-    /// What the ledger could not take while it was away. A slice that has it is of version 2: a worker
-    /// that does not know it would lose it.
+    /// Outcomes and releases that the ledger could not take while it was away. A slice with them
+    /// has version 2, because an older worker would lose them.
     #[serde(default, skip_serializing_if = "Unrecorded::is_empty")]
     pub unrecorded: Unrecorded,
 }
 
-/// What deliveries know that the ledger does not: it is recorded first, without a call.
+/// Outcomes and releases that deliveries know and the ledger lacks. They are recorded first,
+/// without a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unrecorded {
-    /// Recipients with their outcome, which are no recipients of the slice any more.
+    /// Outcomes with their recipients, which are no longer recipients of the slice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outcomes: Vec<(Outcome, Vec<String>)>,
-    /// Claims to give up, by their owner, of recipients that were certainly not sent to.
+    /// Claims to release, by their owner, of recipients that were certainly not sent to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub release: Vec<(Owner, Vec<String>)>,
 }
@@ -176,33 +178,33 @@ impl Unrecorded {
         self.outcomes.is_empty() && self.release.is_empty()
     }
 
-    /// Entries of the slice that have one of these outcomes.
+    /// The number of entries that have one of these outcomes.
     pub fn entries(&self) -> u32 {
         let sizes = self.outcomes.iter().map(|(_, names)| names.len() as u32);
         sizes.sum()
     }
 }
 
-/// Entries of a slice that have their outcome, as far as its deliveries know.
+/// The entries of a slice that have their outcome, as far as its deliveries know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     pub entries: u32,
-    /// So many of them are repeats: of others in the list, or of recipients that had their outcome
-    /// when they were claimed.
+    /// How many of them are repeats: of other entries in the list, or of recipients that had their
+    /// outcome when they were claimed.
     pub repeats: u32,
 }
 
 impl Ended {
-    /// Counts further entries that ended. A slice may come from anybody, with any number in it: none is so
-    /// large that counting stops the worker.
+    /// Counts further entries that ended. A slice may come from any publisher with any number in
+    /// it, so the sum saturates.
     pub fn add(&mut self, entries: u32, repeats: u32) {
         self.entries = self.entries.saturating_add(entries);
         self.repeats = self.repeats.saturating_add(repeats);
     }
 }
 
-/// Recipients that may have been sent to, and why nobody knows: a mark that stays with them until
-/// the target says what became of the call (promise 4).
+/// Recipients that may have been sent to, and why that is unknown. The mark stays until the target
+/// answers what became of the call (promise 4).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doubt {
     /// By position in the slice.
@@ -229,29 +231,29 @@ impl Doubt {
     }
 }
 
-/// How far the target was asked for all of its users.
+/// The progress of listing all users of a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enumeration {
-    /// Where to go on; the beginning if there is none.
+    /// Where to continue; from the beginning if it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// Number of the next part, 1-based.
+    /// The number of the next part, 1-based.
     pub number: u32,
     /// How often in a row the target did not answer.
     #[serde(default)]
     pub failures: u32,
-    /// Users to leave out, in order.
+    /// Users to leave out, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
 }
 
-/// A list that travels in parts, nobody of which may be sent to before all parts are accepted: whoever
-/// uploads it may die half-way, and then nobody is to be half-notified.
+/// A list that arrives in parts and of which nothing is sent before all parts are accepted: its
+/// producer may die half-way, and then no part of the list may be sent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Together {
-    /// Names the list within its job.
+    /// The name of the list within its job.
     pub list: String,
-    /// Which part a slice was cut from.
+    /// The part from which a slice was cut.
     pub number: u32,
     pub of: u32,
 }
@@ -261,13 +263,13 @@ impl Slice {
         self.attempts.get(index).copied().unwrap_or(0)
     }
 
-    /// A recipient's own values for placeholders.
+    /// The values of a recipient for placeholders.
     pub fn vars_of(&self, index: usize) -> Option<&RawValue> {
         self.vars.get(index)?.as_deref()
     }
 
-    /// The recipients cut into calls, as ranges of positions: as they were called before, or in
-    /// calls of `per_call`.
+    /// The calls of the slice, as ranges of positions: as they were made before, or with `per_call`
+    /// recipients each.
     pub fn call_ranges(&self, per_call: usize) -> Vec<Range<usize>> {
         let mut ranges = Vec::with_capacity(self.recipients.len().div_ceil(per_call.max(1)));
         let mut start = 0;
@@ -289,9 +291,9 @@ impl Slice {
         ranges
     }
 
-    /// What is known about the entries that are no recipients here. Where the slice does not say it,
-    /// it was just cut, and they are repeats in the list; or an older worker left it, which is
-    /// believed.
+    /// The entries that are no recipients here. If the slice does not carry their number, it was
+    /// just cut and they are repeats in the list, or an older worker left it, which is treated the
+    /// same.
     pub fn ended(&self) -> Ended {
         let gone = self.entries.saturating_sub(self.recipients.len() as u32);
         self.ended.unwrap_or(Ended {
@@ -301,7 +303,7 @@ impl Slice {
     }
 }
 
-/// Recipients that were cut into one slice.
+/// The recipients of one slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut<R> {
     pub id: SliceId,
@@ -309,16 +311,16 @@ pub struct Cut<R> {
     pub recipients: Vec<R>,
 }
 
-/// Cuts the recipients of one message into slices: runs in the order of their fingerprints, which is
-/// that of their buckets, so that a slice touches few of them and a claim is short. They are the same
-/// whenever the same list is cut, whatever the shape.
+/// Cuts the recipients of one message into slices. A slice is a run in the order of the
+/// fingerprints, which is the order of the buckets, so it touches few buckets and its claim is
+/// short. The same list is always cut into the same slices, whatever the shape.
 pub struct Cutter<R> {
     fingerprinter: Fingerprinter,
     recipients: Vec<(Fingerprint, R)>,
 }
 
 impl<R: AsRef<str>> Cutter<R> {
-    /// For a list of so many entries.
+    /// For a list of `entries` entries.
     pub fn new(fingerprinter: Fingerprinter, entries: usize) -> Self {
         Self {
             fingerprinter,
@@ -332,7 +334,7 @@ impl<R: AsRef<str>> Cutter<R> {
         self.recipients.push((fingerprint, recipient));
     }
 
-    /// The slices, each of at most so many entries.
+    /// The slices, with at most `slice_recipients` entries each.
     pub fn finish(self, submission: &str, slice_recipients: u32) -> impl Iterator<Item = Cut<R>> {
         let mut sorted = self.recipients;
         sorted.sort_unstable_by(|a, b| (a.0, a.1.as_ref()).cmp(&(b.0, b.1.as_ref())));
@@ -354,7 +356,7 @@ impl<R: AsRef<str>> Cutter<R> {
 }
 
 impl Head {
-    /// The message as a job would carry it.
+    /// The message in the form in which a job carries it.
     pub fn message(&self) -> MessageDocument {
         let message = MessageDocument {
             native: self.native.clone(),
@@ -366,7 +368,7 @@ impl Head {
 
     /// The lane for a submission of this many recipients.
     pub fn lane(&self, entries: usize) -> Lane {
-        // The last digits of the job id are as good a hash as any.
+        // Any stable hash of the job id will do.
         let spread = self
             .id
             .to_string()
@@ -394,7 +396,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nobody is lost, nobody is invented, and entries count the repeats.
+        /// No recipient is lost or invented, and entries include the repeats.
         #[test]
         fn cutting_keeps_everybody(
             users in prop::collection::vec("[a-z]{1,2}", 1..3000), slice_recipients in 1u32..200,
@@ -412,7 +414,7 @@ mod tests {
             }
         }
 
-        /// Cutting again gives the same slices: promise 5 leans on it.
+        /// Cutting again gives the same slices; promise 5 relies on it.
         #[test]
         fn cutting_is_deterministic(users in prop::collection::vec("[a-z0-9]{1,8}", 1..500)) {
             prop_assert_eq!(cut(&users, 50), cut(&users, 50));

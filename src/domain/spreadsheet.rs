@@ -1,21 +1,22 @@
-//! Cells of CSV files that people open in a spreadsheet, which takes a text that begins with `=`, `+`,
-//! `-`, `@`, a tab or a carriage return for a formula and carries it out.
+//! Writes and reads cells of CSV files that users open in a spreadsheet. A spreadsheet takes a text
+//! that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula and executes it.
 //!
-//! A guarded cell begins with an apostrophe, by which every spreadsheet knows a text. Reading takes the
-//! guard away again, so that an id such as `+8613800000000` comes back as it was; and that of people who
-//! keep the zeros of `000123` by writing `="000123"`.
+//! A guarded cell begins with an apostrophe, which tells every spreadsheet that the cell is a text.
+//! Reading removes the guard, so an id such as `+8613800000000` returns unchanged. It also reads
+//! `="000123"`, which users write to keep the zeros, as `000123`.
 
 use std::borrow::Cow;
 
 const GUARD: char = '\'';
 
-/// Whether a spreadsheet would take a text for a formula, or a reader for a guarded one.
+/// Whether a spreadsheet would take a text for a formula, or a reader would take it for a guarded
+/// one.
 fn is_taken_for_more(text: &str) -> bool {
     text.trim_start_matches(GUARD)
         .starts_with(['=', '+', '-', '@', '\t', '\r'])
 }
 
-/// A text as a cell that is nothing but a text.
+/// Writes a text as a cell that a spreadsheet takes for a text.
 pub fn guarded(text: &str) -> Cow<'_, str> {
     match is_taken_for_more(text) {
         true => Cow::Owned(format!("{GUARD}{text}")),
@@ -23,7 +24,7 @@ pub fn guarded(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The text of a cell.
+/// Reads the text of a cell.
 pub fn unguarded(cell: &str) -> &str {
     match cell.strip_prefix(GUARD) {
         Some(text) if is_taken_for_more(text) => text,
@@ -31,7 +32,7 @@ pub fn unguarded(cell: &str) -> &str {
     }
 }
 
-/// What a formula shows that is nothing but a text.
+/// The text of a formula that contains only a text.
 fn shown(cell: &str) -> &str {
     let text = cell.strip_prefix("=\"");
     let text = text.and_then(|text| text.strip_suffix('"'));

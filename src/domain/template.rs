@@ -1,4 +1,4 @@
-//! Stored messages: what may be stored under which name, and a job with one in its place.
+//! Stored messages: which may be stored, under which names, and how one is inserted into a job.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ pub const TEMPLATE_NAME_BYTES_MAX: usize = 64;
 /// Longest stored message, in bytes of JSON.
 pub const TEMPLATE_BYTES_MAX: usize = 256 * 1024;
 
-/// Names listed when one is not known.
+/// The most names that an error text lists.
 const NAMES_SHOWN: usize = 10;
 
-/// A stored message as a job names it: its name, and after an `@` the version that is meant, if the job
-/// does not mean the newest one.
+/// Splits a job's reference to a stored message: its name, and the version after an `@`. Without
+/// one, the newest version is meant.
 pub fn named_version(reference: &str) -> (&str, Option<u32>) {
     let split = reference.split_once('@').and_then(|(name, version)| {
         let digits = version.bytes().all(|byte| byte.is_ascii_digit());
@@ -29,12 +29,13 @@ pub fn named_version(reference: &str) -> (&str, Option<u32>) {
     split.unwrap_or((reference, None))
 }
 
-/// How a job names one version of a stored message.
+/// The reference to one version of a stored message.
 pub fn with_version(name: &str, version: u32) -> String {
     format!("{name}@{version}")
 }
 
-/// Why a text cannot be the name of a stored message, if it cannot. Names stand in keys and paths.
+/// Why a text cannot be the name of a stored message, if it cannot. Names are used in keys and
+/// paths.
 pub fn wrong_template_name(name: &str) -> Option<String> {
     let fits = (1..=TEMPLATE_NAME_BYTES_MAX).contains(&name.len());
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -43,23 +44,23 @@ pub fn wrong_template_name(name: &str) -> Option<String> {
     (!fits || !name.bytes().all(plain)).then_some(what)
 }
 
-/// Reads a message that is to be stored, or was.
+/// Reads a message that is stored or is to be stored.
 pub fn read_template(json: &str) -> Result<Message, Vec<Problem>> {
     if json.len() > TEMPLATE_BYTES_MAX {
         let what = format!(
-            "{} bytes, at most {TEMPLATE_BYTES_MAX} are taken",
+            "{} bytes, at most {TEMPLATE_BYTES_MAX} are allowed",
             json.len()
         );
         return Err(vec![Problem::new("message", what)]);
     }
     let message = Message::from_json(json)?;
     if message.literal {
-        let what = "has no meaning in a stored message: its placeholders are meant";
+        let what = "is not allowed in a stored message: its placeholders are always filled in";
         return Err(vec![Problem::new("message.literal", what)]);
     }
     let problems = match &message.content {
         Content::Template(_) => {
-            let what = "a stored message cannot stand for another one";
+            let what = "a stored message cannot name another one";
             vec![Problem::new("message.template", what)]
         }
         content => personal::problems(content, &Options::default()),
@@ -71,8 +72,8 @@ pub fn read_template(json: &str) -> Result<Message, Vec<Problem>> {
     }
 }
 
-/// A job with a stored message in the place of its name. The job's own `native` fields and `vars` win.
-/// A stored message is always a personal one: its placeholders are meant.
+/// Inserts a stored message into a job. The job's own `native` fields and `vars` override those of
+/// the message. The result is always a personal message, in which placeholders are filled in.
 pub fn with_template(head: &Head, json: &str) -> Result<Arc<Head>, Vec<Problem>> {
     let stored = read_template(json)?;
     let head = Head {
@@ -87,10 +88,10 @@ pub fn with_template(head: &Head, json: &str) -> Result<Arc<Head>, Vec<Problem>>
     }
 }
 
-/// One object over another.
+/// Merges two objects; the fields of `upper` win.
 fn over(under: Option<&RawValue>, upper: Option<&RawValue>) -> Box<RawValue> {
     let read = |vars: Option<&RawValue>| -> BTreeMap<String, Box<RawValue>> {
-        // An object was read.
+        // It was read as an object before.
         crate::json::again(vars.map_or("{}", RawValue::get))
     };
     let mut both = read(under);
@@ -102,18 +103,18 @@ fn over(under: Option<&RawValue>, upper: Option<&RawValue>) -> Box<RawValue> {
     crate::json::raw(&both)
 }
 
-/// What to say about a version that a job means, and that is not kept.
+/// The problem of a job that names a version that is no longer stored.
 pub fn version_is_gone(name: &str, version: u32) -> Problem {
-    let what = format!("version {version} of {name:?} is gone, and the job means that one");
+    let what = format!("version {version} of {name:?} no longer exists, and the job names it");
     Problem::new("message.template", what)
 }
 
-/// What to say about a name that is not known.
+/// The problem of a job that names an unknown stored message.
 pub fn unknown_template(app: &str, name: &str, known: &[(String, u32)]) -> Problem {
     let names = || known.iter().map(|(name, _)| name.as_str());
     let hint = match suggestion(name, names()) {
         Some(near) => format!("; did you mean {near:?}?"),
-        None if known.is_empty() => "; there is none: fanwise template put".to_owned(),
+        None if known.is_empty() => "; it has none, see `fanwise template put`".to_owned(),
         None => {
             let shown: Vec<_> = names().take(NAMES_SHOWN).collect();
             let more = if known.len() > NAMES_SHOWN {
@@ -151,7 +152,7 @@ mod tests {
             Ok(()),
         );
         check(r#"{"type":"text"}"#, Err("message.text: missing"));
-        check(r#"{"template":"other"}"#, Err("cannot stand for another"));
+        check(r#"{"template":"other"}"#, Err("cannot name another"));
         check(
             r#"{"type":"text","text":"{{ name"}"#,
             Err("message.text: not a template"),
@@ -187,7 +188,7 @@ mod tests {
             assert_eq!(named_version(reference), expected, "{reference}");
         }
         assert_eq!(named_version(&with_version("a", 7)), ("a", Some(7)));
-        // So it is no part of any name.
+        // So it cannot be part of a name.
         assert!(wrong_template_name("a@7").is_some());
     }
 

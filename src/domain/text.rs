@@ -1,12 +1,11 @@
-//! Texts from outside, as programs and people make them: what stands before them, what cannot be seen in
-//! them, and what is broken in them.
+//! Checks texts from outside: their encoding, invisible characters, and damage by other programs.
 
 use std::borrow::Cow;
 
-/// What many programs write before UTF-8.
+/// The byte order mark, which many programs write before UTF-8.
 const MARK: &str = "\u{feff}";
 
-/// A document as text, without the byte order mark that may stand before it.
+/// A document as text, without a leading byte order mark.
 pub fn read(bytes: &[u8]) -> Result<&str, String> {
     if let Some(what) = foreign(bytes) {
         return Err(what.to_owned());
@@ -15,25 +14,25 @@ pub fn read(bytes: &[u8]) -> Result<&str, String> {
     str::from_utf8(text).map_err(|error| format!("not UTF-8: {error}"))
 }
 
-/// A document without the byte order mark that may stand before it.
+/// A document without a leading byte order mark.
 pub fn unmarked(text: &str) -> &str {
     text.strip_prefix(MARK).unwrap_or(text)
 }
 
-/// What bytes are that are not UTF-8, by their beginning, if it is something that people send.
+/// Recognises by their first bytes some formats that are not UTF-8 and that users send.
 pub fn foreign(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..] => {
-            Some("UTF-16, and UTF-8 is expected: save it as UTF-8")
+            Some("UTF-16 instead of UTF-8: save it as UTF-8")
         }
-        [0x1f, 0x8b, ..] => Some("compressed with gzip: send it as it was before"),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("compressed with zstd: send it as it was before"),
+        [0x1f, 0x8b, ..] => Some("compressed with gzip: send it uncompressed"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("compressed with zstd: send it uncompressed"),
         [b'P', b'K', 3, 4, ..] => Some("a ZIP file or a workbook: save it as CSV, UTF-8"),
         _ => None,
     }
 }
 
-/// A character that nobody sees, with what to call it: an id with one in it is another user's.
+/// The name of the first invisible character. An id with one is the id of another user.
 pub fn invisible(text: &str) -> Option<String> {
     if text.is_ascii() {
         return None;
@@ -45,7 +44,7 @@ pub fn invisible(text: &str) -> Option<String> {
         let name = match letter {
             '\u{ad}' => "a soft hyphen",
             '\u{200b}' => "a zero-width space",
-            // Part of Persian words and of emoji, but of nothing Latin.
+            // Part of Persian words and of emoji, but not of Latin text.
             '\u{200c}' | '\u{200d}' if joined(before.as_ref()) && joined(letters.peek()) => "",
             '\u{200c}' | '\u{200d}' => "a zero-width joiner",
             '\u{feff}' => "a byte order mark",
@@ -71,8 +70,8 @@ pub fn invisible(text: &str) -> Option<String> {
     None
 }
 
-/// Whether an id is what a spreadsheet makes of a long number, such as `1.23457E+17`: many different ones
-/// become the same.
+/// Whether an id is a long number that a spreadsheet has rounded, such as `1.23457E+17`: many
+/// different ids become the same.
 pub fn is_rounded(id: &str) -> bool {
     let Some((number, exponent)) = id.split_once(['E', 'e']) else {
         return false;
@@ -82,8 +81,8 @@ pub fn is_rounded(id: &str) -> bool {
     digits(whole) && digits(fraction) && exponent.strip_prefix('+').is_some_and(digits)
 }
 
-/// Half of a character in JSON, `\ud83d` without its other half, with what stands around it: what is left
-/// of an emoji that was cut.
+/// Finds half of a character in JSON, `\ud83d` without its other half, as when a program cuts an
+/// emoji. Returns it with the text before it.
 pub fn half_character(json: &str) -> Option<Cow<'_, str>> {
     let bytes = json.as_bytes();
     let unit = |at: usize| {
@@ -109,12 +108,12 @@ pub fn half_character(json: &str) -> Option<Cow<'_, str>> {
     None
 }
 
-/// A whole number in JSON of more digits than 64 bits hold: whoever reads it loses some.
+/// Finds a whole number in JSON that does not fit into 64 bits: a reader would lose digits.
 pub fn long_number(json: &str) -> Option<Cow<'_, str>> {
     let mut quoted = false;
     let mut escaped = false;
     let number = |letter: char| {
-        // Whether this letter is one of a number, outside of texts.
+        // Whether the letter belongs to a number outside of texts.
         let text = quoted;
         match letter {
             _ if escaped => escaped = false,

@@ -1,12 +1,12 @@
-//! W3C trace context: who called whom, for whoever draws it.
+//! Reads the W3C trace context of a message, for tools that show how a job travelled.
 //!
-//! It comes from outside and travels in a header of every message that a job becomes, so anything but
-//! the 55 characters of the standard is dropped. The job itself is not the worse for it.
+//! It comes from outside and is in a header of every message of a job, so anything but the 55
+//! characters of the standard is dropped. The job itself is not affected.
 
-/// Bytes of `version-trace-parent-flags`.
+/// The length of `version-trace-parent-flags` in bytes.
 const BYTES: usize = 55;
 
-/// The `traceparent`, if it is one.
+/// The text, if it is a valid `traceparent`.
 pub fn traceparent(text: &str) -> Option<&str> {
     let mut parts = text.split('-');
     let mut next = |digits: usize| {

@@ -1,6 +1,6 @@
 //! The values that labels can have where nothing else in the code names them.
 
-/// What became of a message on the job queues.
+/// The result of a message from the job queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum JobResult {
@@ -25,13 +25,13 @@ impl JobResult {
 pub enum SliceResult {
     /// Every recipient has its outcome.
     Done,
-    /// A remainder waits on the ladder or at the end of its lane.
+    /// A remainder waits on the ladder, or at the end of its lane.
     Deferred,
-    /// Handed back to the broker: drain, or a panic.
+    /// Requeued because of a drain or a panic.
     Requeued,
-    /// Its session was lost; somebody else gets it.
+    /// The session was lost; the broker hands the slice out again.
     Lost,
-    /// Not a slice; it lies in `fanwise.rejected`.
+    /// Not a slice; it is among the rejected messages.
     Rejected,
 }
 
@@ -43,7 +43,7 @@ impl SliceResult {
     }
 }
 
-/// How somebody is told that a job completed.
+/// The channel of a notice that a job completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum NoticeKind {
@@ -59,14 +59,14 @@ impl NoticeKind {
     }
 }
 
-/// What became of an attempt to tell.
+/// The result of one attempt to deliver a notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum NoticeResult {
     Delivered,
-    /// Waits on the ladder for another attempt.
+    /// It waits on the ladder for the next attempt.
     Retried,
-    /// Not tried any more.
+    /// No further attempt follows.
     Abandoned,
 }
 
@@ -78,14 +78,14 @@ impl NoticeResult {
     }
 }
 
-/// What `before_accept` said of a job.
+/// The answer of `before_accept` about a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum AskedResult {
     Allow,
     Deny,
     Change,
-    /// No decision: no answer in time, or one that is none. `on_failure` decides.
+    /// No decision: no answer in time, or an invalid one. `on_failure` decides.
     Failed,
 }
 

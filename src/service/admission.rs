@@ -1,14 +1,15 @@
-//! Whether a job may be accepted: the same steps for a job over HTTP, for an uploaded list, for a call
-//! of a drop-in endpoint and for a job made of dead letters.
+//! Decides whether a job may be accepted. The steps are the same for a job over HTTP, for an
+//! uploaded list, for a call of a drop-in endpoint and for a redriven job.
 //!
-//! 1. [`examine`]: it is a job, and its target can carry it;
-//! 2. [`allow`]: the app's permissions, and `before_accept`, which may change what is said;
-//! 3. [`agree`]: its key stands for no other message, and its stored message is there and fits;
-//! 4. [`charge`]: what the app may still send today. This counts it, so it comes last: a job that is
-//!    refused or only tried is not counted.
+//! 1. [`examine`]: the job is valid, and its target can carry it;
+//! 2. [`allow`]: the app's permissions, and `before_accept`, which may change the message;
+//! 3. [`agree`]: its key does not belong to another message, and its stored message exists and
+//!    fits;
+//! 4. [`charge`]: the app's quota. This step counts the job, so it comes last: a job that is
+//!    refused or only tried out is not counted.
 //!
-//! [`consider`] takes all but the last for a job of several messages. Nothing here makes anything
-//! durable. The intake takes all of them but `before_accept` once more, see [`admit`].
+//! [`consider`] takes all steps but the last, for a job of several messages. Nothing here makes
+//! anything durable. The intake repeats all steps but `before_accept`, see [`admit`].
 
 use std::fmt;
 use std::future::Future;
@@ -39,15 +40,15 @@ use crate::ports::{
     Charged, Entry, JobRecord, Ledger, LedgerError, Quotas, Target, Templates, Transport, fit,
 };
 
-/// What the configuration says of apps and targets.
+/// The configuration of apps and targets.
 pub trait Rules: job::Context + Sync {
-    /// Nothing if there is no such app.
+    /// `None` if there is no such app.
     fn permissions(&self, app: &str) -> Option<&Permissions>;
-    /// Nothing if there is no such target.
+    /// `None` if there is no such target.
     fn target(&self, name: &str) -> Option<&dyn Target>;
 }
 
-/// What admission asks besides the configuration.
+/// The parts that admission needs besides the configuration.
 pub trait Admission: Sync {
     type Rules: Rules;
     type Store: Ledger + Templates + Quotas;
@@ -56,11 +57,11 @@ pub trait Admission: Sync {
     fn rules(&self) -> &Self::Rules;
     fn store(&self) -> &Self::Store;
     fn transport(&self) -> &Self::Transport;
-    /// The endpoint that is asked about the jobs of an app.
+    /// The endpoint that decides about the jobs of an app.
     fn before_accept(&self, app: &str) -> Option<&BeforeAccept>;
-    /// `before_accept` was asked.
+    /// Called after each request to `before_accept`, to count it.
     fn asked(&self, _result: AskedResult, _took: Duration) {}
-    /// Carries out one step of the ledger; whoever counts them does it here.
+    /// Carries out one step of the ledger. Implementations that count steps do it here.
     fn step<V: Send>(
         &self,
         _step: LedgerStep,
@@ -73,13 +74,13 @@ pub trait Admission: Sync {
 /// Why a job is not accepted.
 #[derive(Debug)]
 pub enum Refused {
-    /// It is no job that can be sent, for all these reasons.
+    /// The job is invalid, for all these reasons.
     Problems(Vec<Problem>),
-    /// Its app may not, for all these reasons.
+    /// Its app may not send it, for all these reasons.
     Forbidden(Vec<Problem>),
-    /// `before_accept` says no.
+    /// `before_accept` refused it.
     Denied { code: String, text: String },
-    /// The key stands for another message.
+    /// The key belongs to another message.
     Conflict(JobId),
     /// Neither accepted nor refused: try again.
     Undecided(String),
@@ -89,8 +90,8 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Problems(problems) | Self::Forbidden(problems) => f.write_str(&summary(problems)),
-            Self::Denied { code, text } => write!(f, "before_accept says no: {code} {text}"),
-            Self::Conflict(job) => write!(f, "its key stands for another message, job {job}"),
+            Self::Denied { code, text } => write!(f, "before_accept refused it: {code} {text}"),
+            Self::Conflict(job) => write!(f, "its key belongs to another message, job {job}"),
             Self::Undecided(what) => f.write_str(what),
         }
     }
@@ -102,11 +103,11 @@ impl From<LedgerError> for Refused {
     }
 }
 
-/// What a message of a job comes to.
+/// The properties of a job's message.
 #[derive(Debug)]
 pub struct Examined {
     pub id: JobId,
-    /// What its app must be allowed.
+    /// The parts that permissions apply to.
     pub asked: Asked,
     pub target: String,
     pub priority: Priority,
@@ -115,19 +116,19 @@ pub struct Examined {
     /// The message is rendered for each recipient.
     pub personal: bool,
     pub recipients: u64,
-    /// The values that recipients bring, for `before_accept`.
+    /// The values of the recipients, for `before_accept`.
     pub vars: Vars,
     pub submission: String,
     pub warnings: Vec<String>,
-    /// It names a stored message, which [`agree`] looks at.
+    /// Set if the job names a stored message, which [`agree`] checks.
     pub stored: Option<(Box<Head>, Strictness)>,
     pub not_before_ms: Option<u64>,
-    /// Its time to be sent is over: it is refused, unless all of it came before.
+    /// The job has expired: it is refused, unless all of it was accepted before.
     pub too_late: Option<Problem>,
 }
 
 impl Examined {
-    /// What is entered into the ledger once the job is durable, with as many list entries.
+    /// The ledger's entry for the job once it is durable, with this number of list entries.
     pub fn entry(&self, entries: u64) -> Entry {
         Entry {
             job: self.id,
@@ -142,7 +143,7 @@ impl Examined {
     }
 }
 
-/// Reads one message as the worker will.
+/// Reads one message as the worker will read it.
 pub fn examine(
     rules: &impl Rules,
     body: &[u8],
@@ -152,7 +153,7 @@ pub fn examine(
     examine_job(rules, &job, priority)
 }
 
-/// The same for a job that was read already.
+/// Examines a job that was read already.
 pub fn examine_job(
     rules: &impl Rules,
     job: &Job<'_>,
@@ -187,7 +188,7 @@ pub fn examine_job(
     })
 }
 
-/// What the target makes of a job, if it can carry it.
+/// How a job fits its target, if the target can carry it.
 fn fits(
     rules: &impl Rules,
     head: &Head,
@@ -221,7 +222,7 @@ fn permissions<'a>(rules: &'a impl Rules, app: &str) -> Result<&'a Permissions, 
     })
 }
 
-/// What `before_accept` says instead.
+/// The message and options that `before_accept` set.
 #[derive(Debug)]
 pub struct Change {
     message: Option<Box<RawValue>>,
@@ -229,15 +230,15 @@ pub struct Change {
 }
 
 impl Change {
-    /// The job with it, and everything else as it was.
+    /// The job with this change; everything else stays.
     pub fn apply(&self, document: &[u8]) -> Result<Bytes, Refused> {
         let changed = changed(document, self.message.as_deref(), self.options.as_deref());
         changed.map_err(|error| Refused::Undecided(error.to_string()))
     }
 }
 
-/// Lets a job pass as it is, or with the message that `before_accept` makes of it. `document` is the job
-/// as JSON; it may lack the list, which stays as it is.
+/// Asks `before_accept`. Returns its change of the message, if it made one. `document` is the job
+/// as JSON; it may lack the list, which does not change.
 pub async fn allow<A: Admission>(
     admission: &A,
     job: &Examined,
@@ -256,7 +257,7 @@ pub async fn allow<A: Admission>(
     let took = started.elapsed();
     let decided = decided.and_then(|decision| match decision {
         Decision::Allow => {
-            // What was seen is what goes out, whatever is stored under its name meanwhile.
+            // The version that was shown is sent, even if another one is stored meanwhile.
             let message = match &seen {
                 Some(seen) => pinned(members(document)?.get("message").copied(), seen)?,
                 None => None,
@@ -272,14 +273,14 @@ pub async fn allow<A: Admission>(
         }
         Decision::Change { message, options } => {
             let message = match &seen {
-                // It may leave the message as it is, or name what it has seen.
+                // The endpoint may keep the message, or name the stored message that it was shown.
                 Some(seen) => {
                     let own = members(document)?.get("message").copied();
                     pinned(message.as_deref().or(own), seen)?.or(message)
                 }
                 None => message,
             };
-            // One that cannot be put into the job is no decision.
+            // A change that cannot be put into the job is no decision.
             changed(document, message.as_deref(), options.as_deref())?;
             let change = Change { message, options };
             Ok((AskedResult::Change, Ok(Some(change))))
@@ -299,8 +300,8 @@ pub async fn allow<A: Admission>(
     decided
 }
 
-/// The stored message that a job names, in the version that it goes out in. One that is not there is
-/// refused later on.
+/// The stored message that a job names, in the version in which it is sent. If it does not exist, a
+/// later step refuses the job.
 async fn seen<A: Admission>(
     admission: &A,
     asked: &Asked,
@@ -329,9 +330,10 @@ async fn seen<A: Admission>(
     }))
 }
 
-/// Makes sure that the key of a job stands for no other message, and that its stored message is there and
-/// fits: the version that the job started with, or the newest one. Returns what is known of the job. Only
-/// a hint, and early: the intake decides, and what loses a race is rejected there.
+/// Checks that the key of a job does not belong to another message, and that its stored message
+/// exists and fits: the version with which the job started, or the newest one. Returns the ledger's
+/// record of the job. This is an early check: the intake decides, and rejects a job that loses a
+/// race.
 pub async fn agree<A: Admission>(
     admission: &A,
     job: &Examined,
@@ -351,7 +353,7 @@ pub async fn agree<A: Admission>(
     Ok(before)
 }
 
-/// Whether the key of a job stands for another message. A record that was rebuilt does not know for which.
+/// Whether the key of a job belongs to another message. A rebuilt record does not know its message.
 pub fn conflicts(record: &JobRecord, content_digest: &str) -> bool {
     let first = record.content_digest.as_ref();
     first.is_some_and(|first| first != content_digest)
@@ -360,14 +362,14 @@ pub fn conflicts(record: &JobRecord, content_digest: &str) -> bool {
 /// A job as it is sent.
 #[derive(Debug)]
 pub struct Resolved {
-    /// With a stored message in the place of its name.
+    /// The head, with a stored message inserted.
     pub head: Arc<Head>,
     /// The version of the stored message.
     pub template: Option<u32>,
 }
 
-/// Puts a stored message in the place of its name: the version that the job started with, else the one it
-/// means, else the newest.
+/// Inserts a stored message: the version with which the job started, else the one that it names,
+/// else the newest.
 pub async fn resolve<A: Admission>(
     admission: &A,
     head: &Head,
@@ -407,8 +409,8 @@ pub struct Admitted {
     pub warnings: Vec<String>,
 }
 
-/// Takes the steps of a job that came durable: all but `before_accept`, which nobody waits for here, and
-/// the conflict, which shows when it is registered.
+/// Takes the steps for a job that is durable: all but `before_accept`, because no caller waits for
+/// an answer, and the conflict, which registering detects.
 pub async fn admit<A: Admission>(admission: &A, job: &Job<'_>) -> Result<Admitted, Refused> {
     let asked = Asked::of(job);
     keeps_rules(admission.rules(), &asked)?;
@@ -439,9 +441,9 @@ pub async fn admit<A: Admission>(admission: &A, job: &Job<'_>) -> Result<Admitte
     })
 }
 
-/// Counts the jobs of one request, which are of one app: all of them or none. One that is refused after
-/// this, since the broker is away or by the intake, has been counted; once it is repeated with the same
-/// list it is not counted again.
+/// Counts the jobs of one request, which belong to one app: all of them or none. A job that is
+/// refused after this, because the broker is away or by the intake, stays counted. A repeat with
+/// the same list is not counted again.
 pub async fn charge<A: Admission>(admission: &A, asked: &[Asked]) -> Result<(), Refused> {
     let Some(Asked { app, .. }) = asked.first() else {
         return Ok(());
@@ -457,16 +459,16 @@ pub async fn charge<A: Admission>(admission: &A, asked: &[Asked]) -> Result<(), 
     }
 }
 
-/// A job of one or more messages that may be accepted, but for what it counts.
+/// A job of one or more messages that passed all steps but [`charge`].
 #[derive(Debug)]
 pub struct Considered {
     pub id: JobId,
     pub asked: Asked,
     /// Each message, with the name of its submission.
     pub messages: Vec<(String, Bytes)>,
-    /// What is known of the job.
+    /// The ledger's record of the job.
     pub record: Option<JobRecord>,
-    /// What is entered into the ledger once the job is durable.
+    /// The ledger's entry for the job once it is durable.
     pub entry: Entry,
 }
 
@@ -494,13 +496,13 @@ pub async fn consider<A: Admission>(
     })
 }
 
-/// The messages of one job as one, and the names of their submissions.
+/// Examines the messages of one job as one, and returns the names of their submissions.
 fn examine_all(
     rules: &impl Rules,
     bodies: &[Bytes],
     priority: Priority,
 ) -> Result<(Examined, Vec<String>), Refused> {
-    // Long lists take some milliseconds each.
+    // Each long list takes some milliseconds.
     tokio::task::block_in_place(|| {
         let mut whole: Option<Examined> = None;
         let mut submissions = Vec::with_capacity(bodies.len());

@@ -1,4 +1,4 @@
-//! What the HTTP interface answers, for its server and for our own client of it.
+//! The answers of the HTTP interface, for its server and for our own client.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::ports::{JobRecord, JobState, LedgerError, RetainedMessage, StoredTemplate};
 use crate::service::control::Hindrance;
 
-/// Answer to a job.
+/// The answer to a submitted job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Submitted {
     /// 24 hexadecimal digits.
@@ -25,20 +25,20 @@ pub struct Submitted {
     pub target: String,
     /// List entries of this submission, repeats included.
     pub recipients: u64,
-    /// Messages that carry it.
+    /// Number of messages that carry it.
     pub messages: u32,
-    /// Nothing was accepted: the caller only asked.
+    /// Nothing was accepted: the request was a dry run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
-    /// What the job goes on without, since its target cannot honour it.
+    /// Features that the target does not support and that the job goes on without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// Where the job stands, if it was known before or was waited for.
+    /// Progress of the job, if it was known before or if the request waited for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standing: Option<JobStanding>,
 }
 
-/// Where a job stands.
+/// Progress of a job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JobStanding {
     pub state: JobState,
@@ -69,25 +69,25 @@ pub struct Verification {
 pub struct JobList {
     pub jobs: Vec<JobRecord>,
     /// `cursor` of the next page; null on the last one. A page with a next one may hold fewer jobs
-    /// than were asked for.
+    /// than requested.
     pub next: Option<String>,
 }
 
-/// A job with its speed, and what keeps it from going faster.
+/// A job with its speed, and the reasons why it is not faster.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JobDetail {
     #[serde(flatten)]
     pub record: JobRecord,
-    /// Over the last 5 to 10 seconds; 0 when it stands still, null while too little is known and when
-    /// it is completed.
+    /// Over the last 5 to 10 seconds; 0 when the job does not move, null while too little is known
+    /// and when it is completed.
     pub recipients_per_second: Option<f64>,
-    /// Until everybody has an outcome, at this speed.
+    /// Time until every recipient has an outcome, at this speed.
     pub eta_seconds: Option<u64>,
     /// Empty when the job is completed, and while too little is known.
     pub hindrances: Vec<Hindrance>,
 }
 
-/// What became of one recipient of a job.
+/// The state of one recipient of a job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RecipientFate {
     /// 24 hexadecimal digits.
@@ -98,9 +98,9 @@ pub struct RecipientFate {
     pub target: String,
     pub recipient: String,
     pub state: RecipientState,
-    /// In words.
+    /// An explanation of the state.
     pub explanation: String,
-    /// Of one who failed or is uncertain, while it is kept.
+    /// Its dead letter, if it failed or is uncertain and the letter still exists.
     pub dead_letter: Option<DeadRow>,
 }
 
@@ -112,9 +112,9 @@ pub struct RecipientFate {
 pub enum RecipientState {
     /// No outcome and no claim: its turn has not come, or it is not on the list.
     Unseen,
-    /// A worker is at it.
+    /// A worker has claimed it.
     Claimed,
-    /// A worker that was at it ended without an answer.
+    /// A worker that had claimed it stopped without an answer.
     InDoubt,
     Sent,
     Failed,
@@ -129,7 +129,7 @@ impl RecipientState {
     }
 }
 
-/// A page of dead letters, one row for each recipient, in the order of job and recipient.
+/// A page of dead letters, one row per recipient, ordered by job and recipient.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadList {
     pub letters: Vec<DeadRow>,
@@ -137,40 +137,41 @@ pub struct DeadList {
     pub next: Option<String>,
 }
 
-/// Which dead letters to send again, and how.
+/// Selects the dead letters to send again, and how.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct RedriveRequest {
     #[serde(flatten)]
     pub filter: DeadFilter,
-    /// Must be true where no other field says which letters are meant, unless `dry_run` is: then all are.
+    /// Must be true to redrive all letters, that is, if no other field selects some. Not needed
+    /// with `dry_run`.
     #[serde(default)]
     pub confirm: bool,
-    /// Uncertain recipients too, who perhaps got the message: they may get it twice. `outcome` =
-    /// `uncertain` asks for them alone.
+    /// Redrive uncertain recipients too. They may have got the message, and may get it twice.
+    /// `outcome` = `uncertain` selects them alone.
     #[serde(default)]
     pub uncertain: bool,
-    /// Only counts.
+    /// Only counts the recipients.
     #[serde(default)]
     pub dry_run: bool,
     /// Purges the letters once a worker has accepted the new job.
     #[serde(default)]
     pub purge: bool,
-    /// Of the new job.
+    /// Priority of the new job.
     #[serde(default)]
     pub priority: Priority,
 }
 
-/// Which dead letters to remove for good.
+/// Selects the dead letters to remove permanently.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct PurgeRequest {
     #[serde(flatten)]
     pub filter: DeadFilter,
-    /// Must be true, unless `dry_run` is: what is purged is gone.
+    /// Must be true, unless `dry_run` is: a purge cannot be undone.
     #[serde(default)]
     pub confirm: bool,
-    /// Only counts.
+    /// Only counts the recipients.
     #[serde(default)]
     pub dry_run: bool,
 }
@@ -188,7 +189,7 @@ pub struct TemplateView {
 
 impl TemplateView {
     pub fn of(app: &str, name: &str, stored: StoredTemplate) -> Result<Self, LedgerError> {
-        // It was read as JSON when it was put.
+        // It was checked to be JSON when it was stored.
         let message = RawValue::from_string(stored.message).map_err(|error| {
             LedgerError::Broken(format!("stored message {name:?} of app {app:?}: {error}"))
         })?;
@@ -207,7 +208,7 @@ impl TemplateView {
 pub struct TemplateRow {
     pub app: String,
     pub name: String,
-    /// The newest one.
+    /// The newest version.
     pub version: u32,
 }
 
@@ -222,10 +223,10 @@ impl TemplateRow {
     }
 }
 
-/// A message on a retained, as one line of NDJSON.
+/// A message of a retained queue, as one line of NDJSON.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct KeptLine {
-    /// Base64: a rejected message need not be text.
+    /// Base64, because a rejected message need not be text.
     pub body: String,
     pub routing_key: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

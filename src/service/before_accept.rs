@@ -1,12 +1,14 @@
-//! `[apps.NAME.before_accept]`: an endpoint of the operator's that is asked about each job before it
-//! is accepted. It lets the job pass, refuses it, or changes its message and options; nothing else of
-//! it. It is not shown the list. It is shown what is rendered: the message as it was written, the stored
-//! message that it names, and the different values that recipients bring, as far as there is room for
-//! them. A job goes out with the version of the stored message that was shown.
+//! `[apps.NAME.before_accept]`: an operator's endpoint that decides about each job before it is
+//! accepted.
 //!
-//! The call is signed like those of a webhook target. Its idempotency key is the same for the same
-//! job and message, so an endpoint can answer a repeat alike; one that changes a repeated job
-//! differently makes a conflict of it.
+//! The endpoint allows the job, refuses it, or changes its message and options, and nothing else.
+//! The request does not contain the list. It contains everything that is rendered: the message as
+//! it was written, the stored message that it names, and the different values of the recipients, up
+//! to a bound. The job is sent with the version of the stored message that the request contained.
+//!
+//! The request is signed like those of a webhook target. Its idempotency key is the same for the
+//! same job and message, so an endpoint can give a repeat the same answer. If it changes a repeated
+//! job differently, the repeat is a conflict.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -30,17 +32,17 @@ use crate::im::webhook::{IDEMPOTENCY_KEY, Signature};
 use crate::ports::{Request, Transport};
 use crate::secret::Secret;
 
-/// Whom to ask, and what if there is no answer.
+/// The endpoint to ask, and what happens without an answer.
 #[derive(Clone, Debug)]
 pub struct BeforeAccept {
     pub url: Uri,
     pub secret: Option<Secret>,
     pub timeout: Duration,
-    /// Without an answer, jobs pass; else they are refused.
+    /// Without an answer, jobs are allowed; otherwise they are refused.
     pub allow_on_failure: bool,
 }
 
-/// What is asked.
+/// The body of the request.
 #[derive(Serialize)]
 struct Question<'a> {
     job: JobId,
@@ -50,16 +52,16 @@ struct Question<'a> {
     sender: Option<&'a str>,
     target: &'a str,
     audience: Crowd,
-    /// List entries; null when it is for all users.
+    /// List entries; null for an audience of all users.
     recipients: Option<u64>,
     message: Option<&'a RawValue>,
     /// The stored message that `message` names.
     #[serde(skip_serializing_if = "Option::is_none")]
     stored: Option<&'a RawValue>,
-    /// The `vars` of recipients, each different one once.
+    /// The `vars` of the recipients, each different value once.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     vars: &'a [Box<RawValue>],
-    /// Recipients whose `vars` are not among them, for want of room.
+    /// Recipients whose `vars` are not included, because they exceed the bound.
     #[serde(skip_serializing_if = "is_zero")]
     vars_left_out: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,14 +73,14 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// Most bytes of `vars` in one question.
+/// The most bytes of `vars` in one request.
 const VARS_BYTES_MAX: usize = 64 * 1024;
 
-/// The values that recipients bring: as many different ones as there is room for.
+/// The different values of the recipients, up to the bound.
 #[derive(Debug, Default)]
 pub struct Vars {
     shown: Vec<Box<RawValue>>,
-    /// The same, to be found fast.
+    /// The same values, for look-ups.
     known: HashSet<Box<str>>,
     bytes: usize,
     left_out: u64,
@@ -107,14 +109,14 @@ impl Vars {
         self.shown.push(vars.to_owned());
     }
 
-    /// Those of a further part of the list.
+    /// Adds the values of a further part of the list.
     pub fn append(&mut self, part: &Self) {
         part.shown.iter().for_each(|vars| self.push(Some(vars)));
         self.left_out += part.left_out;
     }
 }
 
-/// A stored message that an endpoint is shown.
+/// A stored message that the endpoint was shown.
 pub(super) struct Seen {
     pub(super) name: String,
     /// Its name with its version.
@@ -122,7 +124,7 @@ pub(super) struct Seen {
     pub(super) message: Box<RawValue>,
 }
 
-/// What is answered.
+/// The body of the answer.
 #[derive(Deserialize)]
 struct BeforeAcceptAnswer {
     decision: Word,
@@ -155,14 +157,14 @@ pub(super) enum Decision {
     },
 }
 
-/// Why there is no decision, in words.
+/// Why there is no decision.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct NoDecision(String);
 
 impl BeforeAccept {
-    /// Asks about a job. `document` is the job as JSON; its audience is not passed on but for `vars`.
-    /// `stored` is the stored message that it names.
+    /// Asks about a job. `document` is the job as JSON; only the `vars` of its audience are passed
+    /// on. `stored` is the stored message that it names.
     pub(super) async fn ask(
         &self,
         transport: &impl Transport,
@@ -227,7 +229,7 @@ fn read(status: u16, body: &[u8]) -> Result<Decision, NoDecision> {
     let answer: BeforeAcceptAnswer = serde_json::from_slice(body).map_err(|error| {
         let text = String::from_utf8_lossy(body);
         let text = shorten(&text, 200);
-        NoDecision(format!("it answered {text}, which is no decision: {error}"))
+        NoDecision(format!("it answered {text}, not a decision: {error}"))
     })?;
     Ok(match answer.decision {
         Word::Allow => Decision::Allow,
@@ -244,15 +246,15 @@ fn read(status: u16, body: &[u8]) -> Result<Decision, NoDecision> {
 
 type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
-/// The members of a job, each as it was written.
+/// The fields of a job, each as it was written.
 pub(super) fn members(document: &[u8]) -> Result<Members<'_>, NoDecision> {
     let document = text::read(document).map_err(NoDecision)?;
     serde_json::from_str(document).map_err(|error| NoDecision(error.to_string()))
 }
 
-/// The stored message that a job names, if it names one.
+/// The name of the stored message in a job, if it has one.
 pub(super) fn names_stored(document: &[u8]) -> Option<String> {
-    // What is no job is refused by who reads it.
+    // A document that is not a job is refused by its reader.
     template_of(members(document).ok()?.get("message")?)
 }
 
@@ -265,7 +267,7 @@ fn template_of(message: &RawValue) -> Option<String> {
     message.template
 }
 
-/// The job with another message or other options, and everything else as it was.
+/// The job with another message or other options; everything else stays.
 pub(super) fn changed(
     document: &[u8],
     message: Option<&RawValue>,
@@ -280,7 +282,8 @@ pub(super) fn changed(
     Ok(crate::json::bytes(&members).into())
 }
 
-/// A message that names the stored one in the version that was seen. Nothing if it does not name it.
+/// A message that names the stored message in the version that was shown. `None` if it does not
+/// name it.
 pub(super) fn pinned(
     message: Option<&RawValue>,
     seen: &Seen,
@@ -346,7 +349,7 @@ mod tests {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         assert_eq!(request.headers["fanwise-signature"], format!("v1={hex}"));
-        // The same question has the same key.
+        // The same request has the same key.
         let again = ask
             .request(&asked(), JOB.as_bytes(), None, &Vars::default())
             .unwrap();

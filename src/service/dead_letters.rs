@@ -1,17 +1,17 @@
-//! Walks over the dead letters: pages, redrives and purges, over the ports alone, so that the command
-//! line does them without a gateway.
+//! Reads, redrives and purges dead letters, over the ports alone, so that the command line does it
+//! without a gateway.
 //!
-//! A retained has no index: every walk reads all of it, and holds one page, or one window of recipients
-//! to redrive.
+//! A retained queue has no index: every walk reads all of it, and holds one page, or one window of
+//! recipients to redrive.
 //!
-//! A letter is published before the outcome is recorded, and its confirm may be lost: then the slice is
-//! delivered again, and the recipient may get the message after all. So what a letter says counts only
-//! as far as the ledger does not know better, see [`LedgerView`]. A ledger that has forgotten a job knows
-//! nothing of it.
+//! A letter is published before the outcome is recorded, and its confirm may be lost. Then the
+//! slice is delivered again, and the recipient may get the message after all. So the ledger
+//! overrules a letter, see [`LedgerView`]. A ledger that has forgotten a job overrules nothing.
 //!
-//! A redrive makes a new job of letters and admits it by the rules of every other job. It publishes
-//! first and purges after, if at all, and only what the intake has accepted; killed in between it leaves
-//! the letters, and redriving them again is the same job.
+//! A redrive makes a new job from letters and admits it by the same rules as any other job. It
+//! publishes first and purges afterwards, if at all, and only letters whose new job the intake has
+//! accepted. If it is killed in between, the letters stay, and redriving them again gives the same
+//! job.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -39,29 +39,30 @@ use crate::ports::{
     PublishError, Publisher, RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route,
 };
 
-/// Recipients redriven in one walk over the retained.
+/// Recipients that are redriven in one walk over the retained queue.
 const REDRIVE_AT_ONCE: usize = 100_000;
 
-/// Messages of jobs held in one walk, in bytes.
+/// The most bytes of messages that one walk holds.
 const MESSAGES_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Messages published and confirmed together, and their bytes.
+/// Messages that are published and confirmed together, and their bytes.
 const BATCH_MESSAGES: usize = 64;
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// Jobs told of in one answer.
+/// The most jobs that one answer lists.
 const JOBS_TOLD: usize = 1000;
 
-/// Jobs that the ledger is asked about at a time, and recipients in one question.
+/// The most jobs that the ledger is asked about at a time, and the most recipients in one request.
 const JOBS_ASKED: usize = 16;
 const RECIPIENTS_ASKED: usize = 5000;
 
-/// How long a redrive that purges usually waits until its jobs are accepted, and how often it looks.
+/// How long a redrive that purges usually waits until its jobs are accepted, and how often it
+/// looks.
 pub const ACCEPT_PATIENCE: Duration = Duration::from_secs(10);
 const ACCEPT_LOOK: Duration = Duration::from_millis(50);
 
-/// Why dead letters could not be looked at or redriven; what a redrive published stays, and redriving
-/// again is right.
+/// Why dead letters could not be read or redriven. Jobs that a redrive has published stay, and
+/// redriving again is right.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadError {
     #[error(transparent)]
@@ -76,23 +77,23 @@ pub enum DeadError {
 }
 
 // ---------------------------------------------------------------------------------------------
-// What the ledger says
+// The ledger's view of letters
 // ---------------------------------------------------------------------------------------------
 
-/// What the ledger knows of those whom letters name.
+/// Compares letters with the ledger.
 #[derive(Debug)]
 pub struct LedgerView<'a, S> {
     pub store: &'a S,
-    /// Keys the fingerprints.
+    /// The key of the fingerprints.
     pub secret: &'a str,
 }
 
-/// A recipient as its letter has it.
+/// A recipient, with the facts in its letter.
 #[derive(Clone, Copy, Debug)]
 pub struct Named<'a> {
     pub recipient: &'a str,
     pub outcome: Outcome,
-    /// When the last attempt was made.
+    /// The time of the last attempt.
     pub at_ms: u64,
 }
 
@@ -106,14 +107,14 @@ impl<'a> Named<'a> {
     }
 }
 
-/// A letter that is older than its job by so much is of an earlier job under the same key, which the
-/// ledger has forgotten. Clocks may differ by less.
+/// A letter that is this much older than its job belongs to an earlier job under the same key,
+/// which the ledger has forgotten. Clocks differ by less.
 const EARLIER_MS: u64 = 60 * 60 * 1000;
 
-/// What became of a recipient of a letter.
+/// The state of a letter's recipient according to the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LetterState {
-    /// It ended so, `failed` or `uncertain`.
+    /// It ended with this outcome, `failed` or `uncertain`.
     Dead(Outcome),
     /// It got the message, or its job ended for it before.
     Otherwise,
@@ -122,7 +123,7 @@ enum LetterState {
 }
 
 impl LetterState {
-    /// A letter that speaks of a doubt keeps it, unless the ledger knows that the message arrived.
+    /// A letter with a doubt keeps it, unless the ledger knows that the message was sent.
     fn of(named: &Named<'_>, ledger: ClaimState, record: &JobRecord) -> Self {
         let letter = named.outcome;
         if named.at_ms + EARLIER_MS < record.accepted_at_ms {
@@ -139,7 +140,7 @@ impl LetterState {
             | ClaimState::InDoubt
             | ClaimState::TakenOver
             | ClaimState::Held { .. } => {
-                // A record that was rebuilt does not know whom it has forgotten.
+                // A rebuilt record lacks the outcomes of earlier recipients.
                 match record.state == JobState::Completed || record.rebuilt {
                     true => Self::Dead(letter),
                     false => Self::UnderWay,
@@ -150,7 +151,7 @@ impl LetterState {
 }
 
 impl<S: Ledger> LedgerView<'_, S> {
-    /// What became of recipients of one job, in the order asked.
+    /// The states of recipients of one job, in the order asked.
     async fn standings(
         &self,
         job: &str,
@@ -171,7 +172,7 @@ impl<S: Ledger> LedgerView<'_, S> {
         Ok(standings.collect())
     }
 
-    /// Where recipients of a job stand in it, in the order asked.
+    /// The claim states of recipients of a job, in the order asked.
     async fn states<'r>(
         &self,
         record: &JobRecord,
@@ -187,8 +188,8 @@ impl<S: Ledger> LedgerView<'_, S> {
         Ok(states)
     }
 
-    /// The outcome of each recipient of a letter as the ledger has it; nothing for those whom it knows
-    /// not to be dead.
+    /// The ledger's outcome for each recipient of a letter; `None` for recipients that did not end
+    /// failed or uncertain.
     pub async fn outcomes(
         &self,
         job: &str,
@@ -214,7 +215,8 @@ impl<S: Ledger> LedgerView<'_, S> {
         }
     }
 
-    /// The rows that the ledger does not contradict, with its outcomes. Rows of one job stand together.
+    /// The rows that the ledger does not contradict, with its outcomes. Rows of one job must be
+    /// adjacent.
     pub async fn correct(&self, rows: Vec<DeadRow>) -> Result<Vec<DeadRow>, LedgerError> {
         let of_one_job = rows.chunk_by(|a, b| a.job == b.job);
         let asked: Vec<_> = of_one_job.map(|rows| self.outcomes_of_rows(rows)).collect();
@@ -235,8 +237,8 @@ impl<S: Ledger> LedgerView<'_, S> {
     }
 }
 
-/// Why a filter that nothing was found with can mean nothing: it names what is not there. An answer
-/// without letters would hide a slip of the pen.
+/// Why a filter without results cannot have any: it names something that does not exist. An empty
+/// answer would hide a typing error.
 pub async fn unknown<S: Ledger>(
     rules: &impl Rules,
     store: Option<&S>,
@@ -268,8 +270,8 @@ pub async fn unknown<S: Ledger>(
 // Pages
 // ---------------------------------------------------------------------------------------------
 
-/// The rows at or after a place, at most as many as are asked for: those that the ledger contradicts are
-/// left out, so a page with a next one may have fewer.
+/// The rows at or after a place, at most `most`. Rows that the ledger contradicts are left out, so
+/// a page with a next one may have fewer.
 pub async fn page<B: RetainedQueues, S: Ledger>(
     broker: &B,
     view: &LedgerView<'_, S>,
@@ -295,8 +297,9 @@ pub async fn page<B: RetainedQueues, S: Ledger>(
     Ok((rows, next))
 }
 
-/// All rows that are meant but for what a letter says of its recipients, which the caller compares with
-/// the latest of them.
+/// All matching rows, also those that a later letter overrules. A caller that filters by outcome,
+/// class, code or time leaves these out of `wanted`, and compares them with the latest row of each
+/// recipient.
 pub async fn all<B: RetainedQueues>(
     broker: &B,
     wanted: &Wanted,
@@ -312,7 +315,7 @@ pub async fn all<B: RetainedQueues>(
     Ok(rows)
 }
 
-/// Shows every recipient of the letters that are meant, and whether it is meant itself.
+/// Shows every recipient of the matching letters, and whether the recipient matches itself.
 async fn each<B: RetainedQueues>(
     broker: &B,
     wanted: &Wanted,
@@ -333,15 +336,15 @@ async fn each<B: RetainedQueues>(
 // Purge
 // ---------------------------------------------------------------------------------------------
 
-/// What a purge did, or would do.
+/// The result of a purge, or of its dry run.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Purged {
     pub dry_run: bool,
-    /// Rows that went: one for each recipient of each letter.
+    /// Removed rows: one for each recipient of each letter.
     pub recipients: u64,
 }
 
-/// Removes the recipients that are meant; with `dry_run` it counts them.
+/// Removes the matching recipients; with `dry_run` it only counts them.
 pub async fn purge<B: RetainedQueues>(
     broker: &B,
     wanted: &Wanted,
@@ -364,7 +367,7 @@ pub async fn purge<B: RetainedQueues>(
     })
 }
 
-/// Removes recipients from the letters on the retained; how many.
+/// Removes recipients from the letters of the retained queue, and returns how many.
 async fn remove<B: RetainedQueues>(
     broker: &B,
     goes: impl Fn(&DeadLetter, &DeadRecipient) -> bool + Send + Sync,
@@ -396,15 +399,15 @@ async fn remove<B: RetainedQueues>(
 // Redrive
 // ---------------------------------------------------------------------------------------------
 
-/// Which letters to redrive, and how.
+/// Selects the letters to redrive, and how.
 #[derive(Clone, Debug)]
 pub struct Redrive {
     pub wanted: Wanted,
-    /// Uncertain recipients too.
+    /// Redrive uncertain recipients too.
     pub uncertain: bool,
     pub dry_run: bool,
     pub purge: bool,
-    /// How long to wait, where letters are to be purged, until the new jobs are accepted.
+    /// How long a redrive that purges waits until the new jobs are accepted.
     pub accept_within: Duration,
     pub priority: Priority,
 }
@@ -415,40 +418,40 @@ impl Redrive {
     }
 }
 
-/// What a redrive did, or would do.
+/// The result of a redrive, or of its dry run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Redriven {
     pub dry_run: bool,
-    /// Recipients that are sent to again.
+    /// Recipients that the message is sent to again.
     pub recipients: u64,
-    /// Recipients that an earlier redrive has put into the same new jobs: nobody of them is sent to
+    /// Recipients that an earlier redrive has put into the same new jobs. Nothing is sent to them
     /// again.
     #[serde(default)]
     pub redriven_before: u64,
-    /// How many new jobs; `jobs` holds the first 1,000.
+    /// Number of new jobs; `jobs` holds the first 1,000.
     pub jobs_total: u64,
     pub jobs: Vec<RedrivenJob>,
-    /// Entries of letters that the filter means and that were left out for being uncertain.
+    /// Matching entries of letters that were left out because they are uncertain.
     pub uncertain_left_out: u64,
-    /// Recipients that were left out since the ledger says that they got the message, or that their job
-    /// was cancelled or expired before: their letters are not true.
+    /// Recipients that were left out because of the ledger: they got the message, or their job was
+    /// cancelled or expired before. Their letters are wrong.
     #[serde(default)]
     pub contradicted: u64,
-    /// Recipients that were left out since their own job is not done with them.
+    /// Recipients that were left out because their own job still works on them.
     #[serde(default)]
     pub under_way: u64,
     /// Recipients whose letters were purged.
     pub purged: u64,
-    /// Recipients whose letters were to be purged and stay, since no worker has accepted their new job
-    /// yet.
+    /// Recipients whose letters were to be purged and stay, because no worker has accepted their
+    /// new job yet.
     #[serde(default)]
     pub not_purged: u64,
-    /// Jobs that are not sent again, with the reason; the first 1,000. Their letters stay.
+    /// Jobs that are not redriven, with the reason; the first 1,000. Their letters stay.
     pub refused: Vec<RedriveRefused>,
 }
 
 impl Redriven {
-    /// Whether no letter was meant.
+    /// Whether no letter matched.
     pub fn is_empty(&self) -> bool {
         let Self {
             recipients,
@@ -469,9 +472,9 @@ pub struct RedrivenJob {
     pub job: String,
     pub app: String,
     pub client_msg_no: String,
-    /// The job whose letters they were.
+    /// The job of the letters.
     pub of: String,
-    /// Recipients that are sent to again.
+    /// Recipients that the message is sent to again.
     pub recipients: u64,
     /// Recipients that were in the new job before.
     #[serde(default)]
@@ -484,7 +487,7 @@ pub struct RedriveRefused {
     pub reason: String,
 }
 
-/// Makes new jobs of the letters that are meant, and publishes them.
+/// Makes new jobs from the matching letters, and publishes them.
 pub async fn redrive<B: RetainedQueues, P: Publisher, A: Admission>(
     broker: &B,
     publisher: &P,
@@ -562,14 +565,14 @@ async fn purge_keys<B: RetainedQueues>(
     remove(broker, goes).await
 }
 
-/// Makes new jobs of old ones.
+/// Makes new jobs from old ones.
 struct Maker<'a, A: Admission> {
     admission: &'a A,
     view: LedgerView<'a, A::Store>,
     redrive: &'a Redrive,
 }
 
-/// A new job on its way to the intake, and whose letters it was made of.
+/// A new job that was published, with the keys of its letters.
 struct Published {
     job: JobId,
     submissions: Vec<String>,
@@ -577,7 +580,7 @@ struct Published {
     keys: Vec<Key>,
 }
 
-/// What became of the letters of one old job.
+/// The result for the letters of one old job.
 #[derive(Default)]
 struct Made {
     of: String,
@@ -585,16 +588,16 @@ struct Made {
     client_msg_no: String,
     /// The new job.
     job: Option<JobId>,
-    /// Recipients that are sent to again.
+    /// Recipients that the message is sent to again.
     again: Vec<String>,
-    /// Recipients that the new job has already.
+    /// Recipients that are in the new job already.
     before: Vec<String>,
-    /// Recipients that are not dead.
+    /// Recipients whose letters the ledger contradicts.
     contradicted: Vec<String>,
     under_way: u64,
     uncertain: u64,
     refused: Option<String>,
-    /// What is to be published.
+    /// The job to publish.
     new: Option<Considered>,
 }
 
@@ -634,7 +637,8 @@ impl<A: Admission> Maker<'_, A> {
         Ok(made)
     }
 
-    /// Leaves out who is not dead, and who may have got it.
+    /// Leaves out recipients that the ledger contradicts, that are under way, or that are
+    /// uncertain.
     async fn sort_out(
         &self,
         made: &mut Made,
@@ -656,8 +660,8 @@ impl<A: Admission> Maker<'_, A> {
         Ok(left)
     }
 
-    /// Admits the new job like any other. Who is known to be in it already, with an outcome or a claim,
-    /// is not sent to again, whatever the list says, and is not on it.
+    /// Admits the new job like any other. Recipients that the new job has already, with an outcome
+    /// or a claim, would not be sent to again, so they are left off the list.
     async fn admit(
         &self,
         made: &mut Made,
@@ -706,7 +710,7 @@ impl<A: Admission> Maker<'_, A> {
         Ok(())
     }
 
-    /// Writes a job as its producer would, and asks whether it may be accepted.
+    /// Writes a job as its producer would, and checks whether it may be accepted.
     async fn consider(
         &self,
         letter: &DeadLetter,
@@ -728,8 +732,8 @@ impl<A: Admission> Maker<'_, A> {
         admission::consider(self.admission, bodies, priority).await
     }
 
-    /// Has jobs that are durable found at once. They are accepted, whatever the ledger says now: then they
-    /// are found as soon as a worker has taken them.
+    /// Enters durable jobs, so that queries find them at once. An error does not matter: the jobs
+    /// are accepted, and queries find them as soon as a worker has registered them.
     async fn enter(&self, published: &[Published]) {
         for some in published.chunks(JOBS_ASKED) {
             let entries = some.iter().map(|new| self.view.store.enter(&new.entry));
@@ -739,8 +743,8 @@ impl<A: Admission> Maker<'_, A> {
         }
     }
 
-    /// Waits until the intake has accepted these jobs, up to a deadline: the letters of those that it has,
-    /// and how many are left of those that it has not.
+    /// Waits until the intake has accepted these jobs, up to a deadline. Returns the keys of the
+    /// letters of accepted jobs, and the number of the others.
     async fn accepted(
         &self,
         mut waiting: Vec<Published>,
@@ -777,7 +781,7 @@ impl Considered {
     }
 }
 
-/// Messages on their way out, a bounded number at a time.
+/// Messages to publish, a bounded number at a time.
 struct Batch<'a, P> {
     publisher: &'a P,
     messages: Vec<Outgoing>,
@@ -804,7 +808,7 @@ impl<'a, P: Publisher> Batch<'a, P> {
         Ok(())
     }
 
-    /// Everything that was pushed is durable on return.
+    /// Publishes the pushed messages. On return they are durable.
     async fn flush(&mut self) -> Result<(), PublishError> {
         self.bytes = 0;
         match std::mem::take(&mut self.messages) {
@@ -814,7 +818,7 @@ impl<'a, P: Publisher> Batch<'a, P> {
     }
 }
 
-/// A job that spans two windows is told of once.
+/// Adds a result to the answer. A job that spans two windows is listed once.
 fn note(done: &mut Redriven, made: &Made) {
     let (again, before) = (made.again.len() as u64, made.before.len() as u64);
     done.recipients += again;
@@ -851,7 +855,7 @@ fn note(done: &mut Redriven, made: &Made) {
     }
 }
 
-/// A recipient that was found, with what its letter says.
+/// A recipient that was found, with the facts in its letter.
 struct Found {
     member: MemberDocument,
     outcome: Outcome,
@@ -868,9 +872,9 @@ impl Found {
     }
 }
 
-/// What one walk found to redrive.
+/// The result of one walk.
 struct Walk {
-    /// By old job: a letter of it, for what is to be said, and the recipients in order.
+    /// By old job: one of its letters, for the message, and the recipients in order.
     jobs: BTreeMap<String, (DeadLetter, Vec<Found>)>,
     next: Option<Key>,
     uncertain: u64,
@@ -906,7 +910,7 @@ async fn find<B: RetainedQueues>(
             letters.insert(letter.job.clone(), letter);
         }
         window.put(key, at, (dead.vars.clone(), dead.outcome, at));
-        // What the messages of many jobs would take is left to the next walk.
+        // The jobs beyond the bound on messages are left to the next walk.
         while bytes > MESSAGES_BYTES_MAX && letters.len() > 1 {
             if let Some((job, letter)) = letters.pop_last() {
                 bytes -= size(&letter);
@@ -936,7 +940,7 @@ async fn find<B: RetainedQueues>(
     })
 }
 
-/// Groups stay groups.
+/// The audience of a redriven job: groups stay groups.
 fn audience(letter: &DeadLetter, members: Vec<MemberDocument>) -> AudienceDocument {
     match letter.group_type {
         Some(kind) => AudienceDocument {

@@ -1,7 +1,8 @@
-//! Looking at jobs: lists, one job with what hinders it, and what became of one recipient.
+//! Reads jobs: lists, one job with the reasons why it is not faster, and the state of one
+//! recipient.
 //!
-//! All of it comes from the ledger, the limiter and the retained, so any process answers alike, the
-//! command line too. Nothing here changes anything.
+//! All of it comes from the ledger, the limiter and the retained queues, so every process, the
+//! command line too, gives the same answers. Nothing here changes anything.
 
 use std::ops::ControlFlow;
 
@@ -21,12 +22,12 @@ use crate::ports::{
 };
 use crate::service::control::{self, Facts};
 
-/// Most jobs in one page.
+/// The most jobs in one page.
 pub const LIST_MAX: usize = 1000;
 
 /// A page of jobs.
 pub async fn page<S: Store>(store: &S, query: JobQuery) -> Result<JobList, LedgerError> {
-    // The key of a job is its name: no list needs to be walked.
+    // App and `client_msg_no` determine the id of a job, so the list is not needed.
     if let (Some(app), Some(client_msg_no)) = (&query.filter.app, &query.filter.client_msg_no) {
         let found = store.job(JobId::of(app, client_msg_no)).await?;
         let at = |record: &JobRecord| record.accepted_at_ms;
@@ -52,7 +53,7 @@ fn write_cursor(place: JobPlace) -> String {
     URL_SAFE_NO_PAD.encode(format!("{}.{}", place.at_ms, place.job))
 }
 
-/// The place a cursor of ours stands for.
+/// The place in a cursor of ours.
 pub fn read_cursor(cursor: &str) -> Option<JobPlace> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
     let (at_ms, job) = text.split_once('.')?;
@@ -62,13 +63,13 @@ pub fn read_cursor(cursor: &str) -> Option<JobPlace> {
     })
 }
 
-/// The ids a job may have that is named by its id, or by its client_msg_no and `app`.
+/// The possible ids of a job that is named by its id, or by its client_msg_no and `app`.
 pub fn ids_of(name: &str, app: &str) -> impl Iterator<Item = JobId> {
     // A client_msg_no may look like an id.
     name.parse().ok().into_iter().chain([JobId::of(app, name)])
 }
 
-/// The job with this name; only one of this app, if one is given.
+/// The job with this name; if an app is given, only a job of this app.
 pub async fn named<S: Ledger>(
     store: &S,
     job: &str,
@@ -84,14 +85,14 @@ pub async fn named<S: Ledger>(
     Ok(None)
 }
 
-/// What keeps a job's accounts from being exact: what differs, and what is not known.
+/// The reasons why a job's accounts are not exact: differences and doubts.
 pub fn differences(record: &JobRecord, ledger: &Audit) -> Vec<String> {
     let mut differences = record.differences(ledger);
     differences.extend(record.unknown());
     differences
 }
 
-/// A job with its speed, and what keeps it from going faster.
+/// A job with its speed, and the reasons why it is not faster.
 pub async fn detail<S: Store>(
     store: &S,
     facts: &Facts,
@@ -110,7 +111,7 @@ pub async fn detail<S: Store>(
     })
 }
 
-/// Did this user get it, and why not?
+/// Whether a user got the message, and why not.
 pub async fn recipient<S: Store, B: RetainedQueues>(
     store: &S,
     broker: &B,
@@ -135,7 +136,7 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
                 );
                 dead_letter = Some(row);
             }
-            Ok(None) => explanation.push_str("; its dead letter is not there any more"),
+            Ok(None) => explanation.push_str("; its dead letter no longer exists"),
             Err(error) => {
                 explanation = format!(
                     "{explanation}; its dead letter cannot be read now: {}",
@@ -163,17 +164,17 @@ fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
         }
         ClaimState::Granted => (
             RecipientState::Unseen,
-            "has no outcome and nobody is at it: waits for its turn or its next attempt, or is not on \
+            "has no outcome and no claim: it waits for its turn or its next attempt, or is not on \
              the list",
         ),
-        ClaimState::Held { .. } => (RecipientState::Claimed, "a worker is at it"),
+        ClaimState::Held { .. } => (RecipientState::Claimed, "a worker has claimed it"),
         ClaimState::InDoubt => (
             RecipientState::InDoubt,
             "a call for it was not answered: perhaps sent; it waits for its next attempt",
         ),
         ClaimState::TakenOver => (
             RecipientState::InDoubt,
-            "a worker that was at it ended without an answer: perhaps sent; the next delivery decides",
+            "a worker that had claimed it stopped without an answer: perhaps sent; the next delivery decides",
         ),
         ClaimState::Settled(outcome) => match outcome {
             Outcome::Sent => (RecipientState::Sent, "the target accepted the message"),
@@ -183,7 +184,7 @@ fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {
             ),
             Outcome::Uncertain => (RecipientState::Uncertain, "perhaps sent, perhaps not"),
             Outcome::Expired => (RecipientState::Expired, "the job expired first"),
-            // A duplicate is an outcome of a list entry; no recipient is recorded so.
+            // A duplicate is an outcome of a list entry; no recipient has it.
             Outcome::Cancelled | Outcome::Duplicate => {
                 (RecipientState::Cancelled, "the job was cancelled first")
             }

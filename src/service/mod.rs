@@ -1,11 +1,12 @@
-//! What every front door does alike, over the ports alone: the HTTP interface, the drop-in endpoints, the
-//! command line.
+//! Everything that the HTTP interface, the drop-in endpoints and the command line have in common,
+//! over the ports alone.
 //!
-//! - `api`: what the HTTP interface takes and answers, for its server and for its client.
+//! - `api`: the answers of the HTTP interface, for its server and for its client.
 //! - `admission`: whether a job may be accepted.
-//! - `before_accept`: an endpoint of the operator's that is asked about it.
-//! - `jobs`: looking at jobs.
-//! - `dead_letters`: looking at dead letters, sending to them again, removing them.
+//! - `before_accept`: an operator's endpoint that decides about jobs.
+//! - `jobs`: reads jobs.
+//! - `dead_letters`: reads, redrives and purges dead letters.
+//! - `control`: steers jobs, apps and targets, and finds out why a job does not move.
 
 pub mod admission;
 pub mod api;

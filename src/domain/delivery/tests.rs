@@ -1,5 +1,5 @@
-//! Whatever answers, pauses and losses a slice meets over its deliveries, in whatever order: each
-//! recipient is in one place, and ends with one outcome.
+//! For any answers, pauses and losses over the deliveries of a slice, in any order: each recipient
+//! is in one place, and ends with one outcome.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::domain::lane::Priority;
 use crate::domain::message::{Content, Options};
 use crate::domain::slice::{Addressed, Head, SLICE_VERSION_PLAIN, Shape, Unrecorded};
 
-/// A list of so many people, some of them twice, in one slice.
+/// A list of this many recipients, some of them twice, in one slice.
 fn slice(people: u32, repeats: u32) -> Slice {
     let head = Head {
         id: JobId::of("shop", "promo"),
@@ -76,7 +76,7 @@ fn no_delay(_: u32) -> Duration {
     Duration::ZERO
 }
 
-/// Claims everybody who waits and is in nobody's way.
+/// Grants all claims of the waiting recipients.
 fn claim_all(delivery: &mut Delivery, state: ClaimState, rules: Rules) -> Vec<Call> {
     let everybody = delivery.waiting();
     let picked = delivery.pick(everybody, everybody);
@@ -90,7 +90,7 @@ fn outcomes(delivery: &Delivery) -> Vec<Outcome> {
     batch.outcomes.into_iter().map(|(_, it)| it).collect()
 }
 
-/// The loss that this value was made against: a claim is asked, is not answered, and the worker stops.
+/// A claim gets no answer, and the worker stops: no recipient is lost.
 #[test]
 fn a_window_that_waits_for_its_claim_is_given_back_whole() {
     let slice = slice(10, 0);
@@ -100,7 +100,7 @@ fn a_window_that_waits_for_its_claim_is_given_back_whole() {
     let remainder = delivery.remainder(&slice, Owner(1), None);
     assert_eq!(remainder.recipients, slice.recipients);
     assert!(delivery.batch().last.is_none());
-    // Not even without its being put off.
+    // Not even without a defer.
     let mut delivery = Delivery::new(&slice, 4);
     delivery.pick(1, 4);
     let left: BTreeSet<_> = delivery
@@ -134,7 +134,7 @@ fn a_remainder_that_lost_somebody_never_closes_its_slice() {
     assert_eq!(delivery.batch().last, None);
 }
 
-/// Promise 4: doubt outlives deliveries, and everything but the target's own word.
+/// Promise 4: a doubt survives deliveries, and everything but the target's own answer.
 #[test]
 fn a_call_in_doubt_is_not_forgotten() {
     let slice = slice(1, 0);
@@ -176,7 +176,7 @@ fn a_call_in_doubt_is_not_forgotten() {
             .claimed(&[ClaimState::InDoubt], None, rules, |_| false, lost)
             .calls;
         assert!(calls[0].in_doubt);
-        // The attempts are used up.
+        // All attempts are spent.
         let last = Rules {
             attempts_max: 2,
             ..rules
@@ -195,7 +195,7 @@ fn a_call_in_doubt_is_not_forgotten() {
             "nobody may send to it meanwhile"
         );
     }
-    // The target's own word ends it.
+    // The target's own answer ends it.
     let mut next = doubted();
     let calls = next
         .claimed(&[ClaimState::InDoubt], None, rules, |_| false, lost)
@@ -217,7 +217,7 @@ fn a_call_in_doubt_is_not_forgotten() {
     assert_eq!(outcomes(&next), [Outcome::Sent]);
 }
 
-/// What another slice left in doubt is treated like what a dead worker left.
+/// A doubt of another slice is treated like the doubt of a dead worker.
 #[test]
 fn a_doubt_of_others_is_decided_by_the_policy() {
     let slice = slice(1, 0);
@@ -235,7 +235,7 @@ fn a_doubt_of_others_is_decided_by_the_policy() {
         let mut delivery = Delivery::new(&slice, 1);
         let calls = claim_all(&mut delivery, state, rules(OnUncertain::Retry));
         assert!(calls[0].in_doubt);
-        // A target that can be asked is, whatever the policy.
+        // A target that can be asked is asked, under every policy.
         let mut delivery = Delivery::new(&slice, 1);
         delivery.pick(1, 1);
         let claimed = delivery.claimed(&[state], None, held, |_| true, lost);
@@ -281,8 +281,8 @@ fn a_repeated_call_has_the_same_recipients_in_the_same_order() {
     );
 }
 
-/// Promise 7: some of a call were too fast and the others got the message. Nothing is parked for that, so
-/// they wait by themselves, for no attempt, and are not called again at once.
+/// Promise 7: some recipients of a call were throttled, the others got the message. Nothing is
+/// parked, so these wait by themselves, without an attempt, and are not called again at once.
 #[test]
 fn those_of_a_call_who_are_to_wait_do_wait() {
     let slice = slice(2, 0);
@@ -338,9 +338,9 @@ enum Step {
     Pick(usize, usize),
     /// The claim is not answered.
     Unpick,
-    /// The claim is answered, one way for each in turn.
+    /// The claim is answered, one state for each recipient in turn.
     Claimed(Vec<u8>, Option<Outcome>),
-    /// The call that has been out longest comes back.
+    /// The oldest call returns.
     Answered(Vec<Class>, bool),
     NotMade,
     Record,
@@ -378,7 +378,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..80)
 }
 
-/// What the ledger has, and a slice with what became of it.
+/// The ledger's content, and the progress of a slice.
 struct World {
     rules: Rules,
     per_call: usize,
@@ -389,7 +389,7 @@ struct World {
     settled: BTreeMap<String, Outcome>,
     /// Settled by this slice.
     counted: u32,
-    /// People with a call in doubt, of whom the target has not said what became of it.
+    /// Recipients with a call in doubt whose result the target has not told.
     doubted: BTreeSet<String>,
     repeats: u32,
 }
@@ -466,7 +466,7 @@ impl World {
             let state = match states[at % states.len()] {
                 _ if self.settled.contains_key(&name) => ClaimState::Settled(self.settled[&name]),
                 0 => {
-                    // Somebody else was faster.
+                    // Another delivery was faster.
                     self.settled.insert(name, Outcome::Sent);
                     ClaimState::Settled(Outcome::Sent)
                 }
@@ -513,7 +513,7 @@ impl World {
             .answered(&call, &verdict, false, self.rules, no_delay);
     }
 
-    /// The ledger takes what earlier deliveries knew.
+    /// The ledger takes the outcomes of earlier deliveries.
     fn catch_up(&mut self) {
         let mut stood = 0;
         for (outcome, names) in self.delivery.unrecorded().outcomes.clone() {
@@ -530,7 +530,7 @@ impl World {
         self.delivery.caught_up(stood);
     }
 
-    /// As the ledger records: the first outcome counts.
+    /// Records as the ledger does: the first outcome counts.
     fn record(&mut self) {
         let batch = self.delivery.batch();
         let mut stood = 0;
@@ -568,7 +568,7 @@ impl World {
         }
     }
 
-    /// Each recipient is where its place says, and nowhere else; nobody is missing.
+    /// Each recipient is in exactly the place that it has, and none is missing.
     fn check(&self) {
         let delivery = &self.delivery;
         let mut places = vec![Place::Ended; delivery.places.len()];
@@ -600,7 +600,7 @@ impl World {
         assert_eq!(places, delivery.places);
         assert_eq!(delivery.missing(), 0);
 
-        // Whoever has no outcome comes again, once.
+        // Each recipient without an outcome is in the remainder, once.
         let remainder = delivery.remainder(&self.slice, Owner(1), None);
         let left: BTreeSet<&String> = remainder.recipients.iter().collect();
         assert_eq!(
@@ -625,7 +625,7 @@ impl World {
         );
     }
 
-    /// Delivers until nobody is left.
+    /// Delivers until no recipient is left.
     fn finish(mut self) {
         let last = loop {
             self.step(Step::Deferred { away: false });
@@ -651,7 +651,7 @@ impl World {
 }
 
 proptest! {
-    /// Promises 2 and 4 over any sequence of answers, pauses and losses.
+    /// Promises 2 and 4 for any sequence of answers, pauses and losses.
     #[test]
     fn everybody_is_in_one_place_and_ends_once(
         people in 1..12u32, repeats in 0..3u32, per_call in 1..5usize,
@@ -666,8 +666,8 @@ proptest! {
     }
 }
 
-/// Another slice of the job may call who was refused here, before it is recorded that they failed: what
-/// comes of that call counts.
+/// Another slice of the job may call a recipient that was refused here, before its failure is
+/// recorded: the result of that call counts.
 #[test]
 fn who_was_refused_is_claimed_again_before_the_letter() {
     let (slice, rules) = (slice(4, 0), rules(OnUncertain::Hold));

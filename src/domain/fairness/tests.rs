@@ -10,27 +10,27 @@ fn at(class: usize, lane: usize) -> At {
     At { class, lane }
 }
 
-/// How often the scheduler looks whether a slice is to make way.
+/// How often the scheduler checks whether a slice must make way.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Places that lanes share, and lanes that always have work once they have begun.
+/// Places that lanes share, and lanes that always have work once they have started.
 struct SharedPlaces {
     turns: Turns,
     places: usize,
     now: Duration,
     work: Vec<Slice>,
-    /// Lanes with work, and how long their slices take.
+    /// Lanes with work, and the duration of their slices.
     busy: Vec<(At, Duration)>,
-    /// How long a slice takes to make way: its calls in flight.
+    /// How long a slice takes to make way, because of its calls in flight.
     leaving: Duration,
     /// Place-seconds by class and lane.
     held: BTreeMap<(usize, usize), f64>,
-    /// Since when a lane with work holds no place.
+    /// The time since when a lane with work holds no place.
     idle_since: BTreeMap<(usize, usize), Duration>,
     longest_wait: Duration,
     asked_in_vain: usize,
-    /// Where it is set, a lane has no others than its slices, and one that left its place waits again
-    /// after so long: it goes through the broker.
+    /// If it is set, a lane has only these slices, and a slice that left its place waits again
+    /// after this time, because it goes through the broker.
     around: Option<Duration>,
     coming: Vec<(Duration, At)>,
 }
@@ -91,7 +91,7 @@ impl SharedPlaces {
             let ends = self.now + takes;
             self.work.push(Slice { at, ticket, ends });
         }
-        // Asked without a free place, as often as somebody likes.
+        // Asked without a free place, any number of times.
         for _ in 0..self.asked_in_vain {
             self.turns.next(self.now);
         }
@@ -195,7 +195,7 @@ fn two_equals_get_the_same_over_any_ten_seconds() {
     }
 }
 
-/// What broke: to ask while no place is free put the credit of all lanes back.
+/// A former fault: asking while no place is free reset the credit of all lanes.
 #[test]
 fn to_ask_without_a_free_place_changes_nothing() {
     let mut shares = Vec::new();
@@ -223,8 +223,8 @@ fn a_class_gets_the_same_with_one_lane_or_two() {
     near(shares[&(2, 0)], 0.5 / 9.0, 0.02);
 }
 
-/// A lane has few slices, each of which takes a while from the place that it left to the next one. It
-/// often has none waiting, and gets its share all the same.
+/// A lane has few slices, and each takes a while from one place to the next. The lane often has
+/// none waiting, and still gets its share.
 #[test]
 fn few_slices_that_go_through_the_broker_get_their_share() {
     for around in [5, 100, 400] {
@@ -241,7 +241,7 @@ fn few_slices_that_go_through_the_broker_get_their_share() {
     }
 }
 
-/// A lane that has all its slices in work, and less than its share, is owed nothing for that time.
+/// A lane with all its slices in work, and with less than its share, is owed nothing for that time.
 #[test]
 fn a_lane_with_nothing_waiting_saves_nothing_up() {
     let mut shared = SharedPlaces::new(8, ms(150));
@@ -283,7 +283,7 @@ fn nothing_waiting_is_nothing() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
-    /// Whatever the slices take, lanes that are all full share by the weights of their classes.
+    /// For slices of any duration, lanes that are all full share by the weights of their classes.
     #[test]
     fn full_lanes_share_by_weight(
         takes in prop::collection::vec(5u64..60_000, 6),
@@ -308,7 +308,8 @@ proptest! {
         }
     }
 
-    /// A lane that fills anew is served within one round, whatever was before; no lane waits longer.
+    /// A lane that fills anew is served within one round, whatever happened before; no lane waits
+    /// longer.
     #[test]
     fn a_lane_that_fills_anew_is_served_within_one_round(
         takes in prop::collection::vec(5u64..60_000, 6),
@@ -328,8 +329,8 @@ proptest! {
             shared.run(ms(after));
         }
         shared.run(ms(60_000));
-        // Both lanes of the least class, each with a slice that overstays its turn by what the others
-        // are then owed.
+        // Both lanes of the lowest class, each with a slice that exceeds its turn by the time that
+        // the others are then owed.
         let turn = TURN + LOOK + ms(leaving);
         let round = 2 * 3 * turn * 13 / places.min(8) as u32 + 3 * turn;
         prop_assert!(shared.longest_wait <= round, "{:?} of {round:?}", shared.longest_wait);

@@ -55,7 +55,7 @@ fn the_smallest_job_is_read() {
     assert_eq!(users, ["u1", "u2", "u1"]);
 }
 
-/// Whatever else the job names: an app that is not there has no rules to go by.
+/// An unknown app has no rules for the other fields of the job.
 #[test]
 fn an_unknown_app_is_refused_even_with_a_target() {
     let job = JOB.replacen("{", r#"{"app":"shop","target":"im","#, 1);
@@ -70,7 +70,7 @@ fn every_problem_is_reported_at_once() {
     )
     .unwrap_err();
     let expected = [
-        "v: version 2 is not known, 1 is",
+        "v: version 2 is unknown, use 1",
         "client_msg_no: missing",
         "app: there is no app \"shop\"",
         "message: missing",
@@ -118,7 +118,8 @@ fn the_same_content_has_the_same_digest_however_it_is_written() {
         digest(&custom(r#"{ "b" : 2, "a": 1 }"#))
     );
     assert_ne!(digest(&custom(r#"{"a":1}"#)), digest(&custom(r#"{"a":2}"#)));
-    // A job keeps the version of a stored message that it started with, whatever a repeat names.
+    // A job keeps the version of a stored message with which it started, even if a repeat names
+    // another.
     let stored = |reference: &str| {
         let named = format!(r#""template":"{reference}""#);
         digest(&JOB.replace(r#""type":"text","text":"hello""#, &named))
@@ -166,7 +167,7 @@ fn the_document_type_writes_what_the_reader_reads() {
         rate: Some("10/s".into()),
         on_uncertain: Some(OnUncertain::Hold),
         mapping: Some(Strictness::Lenient),
-        // An app must allow it: read by its own tests.
+        // An app must allow it; the tests of `notice` check that.
         callback_url: None,
         reply_to: Some("done".into()),
         confirm_all: Some(true),
@@ -185,7 +186,7 @@ fn the_document_type_writes_what_the_reader_reads() {
 }
 
 proptest! {
-    /// Whatever arrives, reading it ends in a job or in problems, never in a panic.
+    /// For any input, reading ends in a job or in problems, never in a panic.
     #[test]
     fn reading_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = Job::read(&bytes, None, &Apps, Timestamp::UNIX_EPOCH);
@@ -200,7 +201,7 @@ proptest! {
     }
 }
 
-/// The audience of a job by its JSON, with the ids that come out.
+/// Reads the audience of a job from JSON and returns the ids.
 fn audience(audience: &str, more: &str) -> Result<Vec<String>, Vec<String>> {
     let json = format!(
         r#"{{"v":1,"client_msg_no":"n1","audience":{audience},"message":{{"type":"text","text":"x"}}{more}}}"#
@@ -254,7 +255,7 @@ fn recipients_may_bring_values_for_placeholders() {
     let mut vars = Vec::new();
     job.for_each_recipient(|member| vars.push(member.vars.map(|vars| vars.get().to_owned())));
     assert_eq!(vars, [None, Some(r#"{"name":"Ana"}"#.to_owned()), None]);
-    // The same message without them is the same job: parts of one list need not agree.
+    // The same message without them is the same job: the parts of one list need not agree.
     assert_eq!(job.content_digest, read(JOB).unwrap().content_digest);
     let wrong = JOB.replace("\"u2\"", r#"{"id":"u2","vars":7}"#);
     assert_eq!(
@@ -263,7 +264,7 @@ fn recipients_may_bring_values_for_placeholders() {
     );
 }
 
-/// Whom to tell is nothing that is sent: a repeat may name somebody else.
+/// The destination of a notice is not part of the content: a repeat may name another one.
 #[test]
 fn whom_to_tell_is_no_part_of_the_content() {
     let with = JOB.replacen('{', r#"{"reply_to":"done","#, 1);
@@ -280,13 +281,13 @@ fn nobody_is_told_who_may_not_be() {
     assert_eq!(
         problems,
         [
-            "callback_url: app \"default\" sends none: its configuration has no [apps.default.callbacks]",
+            "callback_url: app \"default\" sends no callbacks: its configuration has no [apps.default.callbacks]",
             "reply_to: queue \"fanwise.jobs.normal.v1\" belongs to Fanwise itself; name a queue of your own",
         ]
     );
 }
 
-/// Promise: what a producer sends costs no more than it weighs.
+/// Promise: reading a job needs no more memory than its size.
 #[test]
 fn problems_are_bounded_where_they_are_found() {
     let many = |entry: &str| vec![entry; 200_000].join(",");
@@ -294,7 +295,7 @@ fn problems_are_bounded_where_they_are_found() {
     let problems = read(&flood).unwrap_err();
     assert_eq!(problems.len(), 21);
     assert_eq!(problems[0], "audience.users[0]: empty");
-    // The rest is not even read.
+    // The rest is not read.
     assert_eq!(problems[20], "and 99981 more problems");
 
     let exclude = JOB.replace(
@@ -346,45 +347,45 @@ fn a_byte_order_mark_before_a_job_is_no_part_of_it() {
     assert!(problems[0].what.starts_with("UTF-16"), "{problems:?}");
 }
 
-/// Nobody is dropped without a word: the first of two lists, the first of two ids.
+/// No list and no id is dropped silently: neither the first of two lists nor the first of two ids.
 #[test]
 fn a_key_that_stands_twice_is_refused_with_its_place() {
     for (from, to, problem) in [
         (
             "\"users\":",
             "\"users\":[\"u9\"],\"users\":",
-            "audience.users: stands there twice",
+            "audience.users: appears twice",
         ),
-        ("\"v\":1", "\"v\":1,\"v\":1", "v: stands there twice"),
+        ("\"v\":1", "\"v\":1,\"v\":1", "v: appears twice"),
         (
             "\"text\":\"hello\"",
             "\"text\":\"hello\",\"text\":\"x\"",
-            "message.text: stands there twice",
+            "message.text: appears twice",
         ),
         (
             "\"u2\"",
             "{\"id\":\"a\",\"id\":\"b\",\"vars\":{}}",
-            "audience.users: a list of recipients is expected: at entry 1, `id` stands there twice",
+            "audience.users: a list of recipients is expected: at entry 1, `id` appears twice",
         ),
         (
             "\"u2\"",
             "{\"id\":\"a\",\"vars\":{\"n\":{\"m\":1,\"m\":2}}}",
-            "audience.users[1].vars: \"m\" stands there twice",
+            "audience.users[1].vars: \"m\" appears twice",
         ),
         (
             "\"text\":\"hello\"",
             "\"text\":\"hello\",\"native\":{\"a\":1,\"a\":2}",
-            "message.native: \"a\" stands there twice",
+            "message.native: \"a\" appears twice",
         ),
         (
             "\"text\":\"hello\"",
             "\"text\":\"hello\",\"vars\":{\"a\":1,\"a\":2}",
-            "message.vars: \"a\" stands there twice",
+            "message.vars: \"a\" appears twice",
         ),
         (
             "\"v\":1",
             "\"v\":1,\"options\":{\"push\":{\"text\":\"a\",\"text\":\"b\"}}",
-            "options.push.text: stands there twice",
+            "options.push.text: appears twice",
         ),
     ] {
         let problems = read(&JOB.replace(from, to)).map(drop).unwrap_err();
@@ -419,7 +420,7 @@ fn ids_with_characters_that_cannot_be_seen_are_refused() {
     assert_eq!(
         problems,
         [
-            "audience.users[1]: holds a zero-width space (U+200B), which makes it another id than it looks like"
+            "audience.users[1]: contains a zero-width space (U+200B), so it is not the id that it looks like"
         ]
     );
 }
@@ -440,7 +441,7 @@ fn the_end_of_time_is_no_expiry_and_the_beginning_is_told() {
             None
         );
         let problems = read(&with("not_before", never)).map(drop).unwrap_err();
-        assert!(problems[0].contains("end of time"), "{problems:?}");
+        assert!(problems[0].contains("year 9999"), "{problems:?}");
     }
     for none in ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00"] {
         let problems = read(&with("expires_at", none)).map(drop).unwrap_err();

@@ -37,7 +37,7 @@ fn filter(fields: &[(&str, &str)]) -> DeadFilter {
     filter
 }
 
-/// Who of two recipients a filter takes.
+/// The matching recipients, of two.
 fn check(fields: &[(&str, &str)], expected: &[&str]) {
     let body = letter(&json!([
         dead("ann", "failed", "410"),
@@ -127,8 +127,8 @@ fn key(number: u8) -> Key {
 }
 
 proptest! {
-    /// Page after page shows every key once, in order, with its latest entry, whatever the order and
-    /// the repeats they come in.
+    /// Page after page shows every key once, in order, with its latest entry, for any order and any
+    /// repeats.
     #[test]
     fn pages_show_everybody_once(
         entries in prop::collection::vec((any::<u8>(), 0u64..5), 0..300), most in 1usize..40,
@@ -182,7 +182,7 @@ fn what_came_later_overrules() {
     assert_eq!(next, Some(key(2)));
 }
 
-/// Whoever reads rows, as our own command line does, gets the values of a personal job back.
+/// A reader of rows, such as our own command line, gets the values of a personal job back.
 #[test]
 fn a_row_with_values_can_be_read() {
     let mut ann = dead("ann", "failed", "410");

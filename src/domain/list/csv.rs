@@ -1,24 +1,24 @@
-//! Records of a CSV. Whatever would make a record take in another is a problem of its line: a quote that
-//! is never closed, or one that another row's quote closes.
+//! Reads the records of a CSV. A quote that would make a record swallow another one is a problem of
+//! its line: a quote that is never closed, or that a quote of another row closes.
 
 use std::io::{BufRead, BufReader, Chain, Cursor, Read};
 
 use super::{BUFFER_BYTES, LINE_BYTES_MAX};
 use crate::domain::spreadsheet::unguarded;
 
-/// What separates cells, the likelier first. Spreadsheets write semicolons where a comma is the decimal
-/// mark.
+/// The separators of cells, the likeliest first. Spreadsheets write semicolons where a comma is the
+/// decimal mark.
 const SEPARATORS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
 /// One row.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     text: Vec<u8>,
-    /// Where each cell ends.
+    /// The end of each cell.
     ends: Vec<usize>,
-    /// The line it begins on.
+    /// The line on which it begins.
     pub(super) line: u64,
-    /// There was none before.
+    /// It is the first record.
     pub(super) first: bool,
 }
 
@@ -27,7 +27,7 @@ impl Record {
         self.ends.len()
     }
 
-    /// A cell without the white space around it, and as text; one that is not there is empty.
+    /// The text of a cell, without surrounding white space; a missing cell is empty.
     pub(super) fn cell(&self, index: usize) -> Result<&str, String> {
         let Some(end) = self.ends.get(index) else {
             return Ok("");
@@ -50,32 +50,32 @@ impl Record {
     }
 }
 
-/// The records of a list, one after the other.
+/// The records of a list, in order.
 pub(super) struct Records<R> {
     input: Chain<Cursor<Vec<u8>>, BufReader<R>>,
     separator: u8,
     line: u64,
 }
 
-/// Where a cell stands while it is read.
+/// The state of the cell that is being read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Before,
     Bare,
-    /// Within quotes that open on this line.
+    /// Within quotes, which opened on this line.
     Quoted(u64),
-    /// Behind a quote that may be the first of two.
+    /// After a quote that may be the first of two.
     Closed(u64),
 }
 
-/// What comes behind a cell.
+/// What follows a cell.
 enum Behind {
     Cell,
     Record,
 }
 
 impl<R: Read> Records<R> {
-    /// Looks at the first line for what separates the cells; `likely` knows headings.
+    /// Finds the separator from the first line; `likely` recognises headings.
     pub(super) fn of(
         mut input: BufReader<R>,
         likely: impl Fn(&str) -> bool,
@@ -93,7 +93,7 @@ impl<R: Read> Records<R> {
         })
     }
 
-    /// The next record; blank lines are none. After an error nothing that follows can be trusted.
+    /// The next record; blank lines are skipped. After an error the rest cannot be trusted.
     pub(super) fn next(
         &mut self,
         record: &mut Record,
@@ -126,7 +126,7 @@ impl<R: Read> Records<R> {
             let byte = self.take()?;
             state = match (state, byte) {
                 (State::Quoted(line), None) => {
-                    let what = "is never closed; it would take in all that follows";
+                    let what = "is never closed, so it would include all that follows";
                     return Ok(Err(format!("the quote that opens on line {line} {what}")));
                 }
                 (State::Quoted(line), Some(b'"')) => State::Closed(line),
@@ -165,7 +165,7 @@ impl<R: Read> Records<R> {
         Ok(self.input.fill_buf()?.first().copied())
     }
 
-    /// The next byte; a line ends with `\n`, `\r\n` or `\r`.
+    /// The next byte. A line ends with `\n`, `\r\n` or `\r`.
     fn take(&mut self) -> std::io::Result<Option<u8>> {
         let Some(byte) = self.peek()? else {
             return Ok(None);
@@ -178,7 +178,8 @@ impl<R: Read> Records<R> {
     }
 }
 
-/// What separates the cells of a first line: with which a heading is known, or else what it holds most of.
+/// The separator of a first line: the one with which a heading is recognised, else the most
+/// frequent one.
 fn separator(line: &[u8], likely: impl Fn(&str) -> bool) -> u8 {
     let mut quoted = false;
     let mut outside = |byte: &u8| {
@@ -193,7 +194,7 @@ fn separator(line: &[u8], likely: impl Fn(&str) -> bool) -> u8 {
         count(separator) > 0 && cells.any(|cell| likely(cell.trim().trim_matches('"')))
     };
     let found = SEPARATORS.into_iter().find(|it| known(*it));
-    // The last of equals is the greatest.
+    // Of equal counts, `max_by_key` returns the last, so the order is reversed.
     let most = SEPARATORS.into_iter().rev().max_by_key(|it| count(*it));
     found.or(most).unwrap_or(b',')
 }

@@ -1,5 +1,5 @@
-//! Which column of a CSV holds the recipients. A first line is a heading only where something in it is
-//! known: otherwise it is a row like any other, so that nobody is lost.
+//! Finds the column of a CSV that holds the recipients. A first line is a heading only if one of
+//! its names is known; otherwise it is a row, so that its recipient is not lost.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,8 @@ use super::Reading;
 use super::csv::Record;
 use crate::domain::fields::shorten;
 
-/// Names under which a recipient is looked for, the first one first; the later ones are the systems' own.
+/// The names of a recipient's column, the most preferred first; the later ones are those of the
+/// systems.
 pub(super) const KEYS: [&str; 11] = [
     "recipient",
     "user",
@@ -22,26 +23,27 @@ pub(super) const KEYS: [&str; 11] = [
     "toaccid",
 ];
 
-/// What may be anything's id, where a system's own name stands beside it.
+/// The rank of `id`, which may be the id of anything if a system's own name is there too.
 const ID: usize = 3;
 
-/// Columns that are named where one is not found.
+/// The most columns that an error text names.
 const SHOWN: usize = 10;
 
-/// What a list's first line says about it.
+/// The result of reading a list's first line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Columns {
-    /// The recipient's column.
+    /// The column of the recipients.
     pub(super) index: usize,
-    /// What the columns are called; nothing where the first line is a row already.
+    /// The names of the columns; `None` if the first line is a row.
     pub(super) names: Option<Vec<String>>,
     pub(super) count: usize,
 }
 
-/// How much a name is wanted as the recipient's; the least counts. Case and what joins words do not.
+/// The rank of a name as the recipient's; the lowest one counts. Case and separators of words are
+/// ignored.
 pub(super) fn rank(name: &str) -> Option<usize> {
     let plain = |letter: &char| letter.is_alphanumeric();
-    // Longer than any key.
+    // It is longer than any key.
     if name.len() > 24 {
         return None;
     }
@@ -64,7 +66,8 @@ impl Columns {
                 None => Ok(columns),
             },
             None if how.vars && columns.count > 1 => Err(
-                "values need a heading that names their columns, and this line is none".to_owned(),
+                "values need a heading that names their columns, and this line is not a heading"
+                    .to_owned(),
             ),
             _ => Ok(columns),
         }
@@ -82,7 +85,7 @@ impl Columns {
         }
     }
 
-    /// Without a heading: the first line is a row.
+    /// A list without a heading: the first line is a row.
     fn bare(index: usize, count: usize) -> Self {
         Self {
             index,
@@ -123,11 +126,11 @@ impl Columns {
             [] if names.len() <= 1 => Ok(Self::bare(0, names.len())),
             [] => Err(format!(
                 "no column is called recipient, user, uid, id or as a system calls it (userID, accid, …): \
-                 say which it is with `column`, by its name, or by its number where this line is no \
+                 name it with `column`, or give its number if this line is not a \
                  heading; there are: {}",
                 shown(names)
             )),
-            // The number of a row stands beside the user's id in many exports.
+            // Many exports have the number of a row beside the user's id.
             [(ID, one), (_, other), ..] => Err(ambiguous(names, one, other)),
             [(rank, one), (same, other), ..] if rank == same => Err(ambiguous(names, one, other)),
             [(_, index), ..] => Ok(heading(index)),
@@ -135,7 +138,7 @@ impl Columns {
     }
 }
 
-/// A name that two columns have; those without a name hold no values.
+/// A name that two columns have. Columns without a name hold no values.
 fn twice(names: &[String]) -> Option<&String> {
     let mut seen = BTreeSet::new();
     names

@@ -60,7 +60,7 @@ fn what_is_wrong_is_named_with_its_field() {
         r#"{"type":"text","text":"","url":"http://x"}"#,
         &[
             "message.url: has no meaning in a message of type text",
-            "message.text: 0 bytes, 1 to 20000 are taken",
+            "message.text: 0 bytes, 1 to 20000 are allowed",
         ],
     );
     check(
@@ -95,7 +95,8 @@ fn a_field_for_text_takes_json_too() {
     assert_eq!(plain(r#"{"k":1}"#), r#"{"k":1}"#);
 }
 
-/// Promise: what travels in every slice of a job is bounded, each text of it.
+/// Promise: the size of everything that every slice of a job carries is bounded, including each
+/// text.
 #[test]
 fn texts_of_options_are_bounded() {
     let read = |options: &str| {

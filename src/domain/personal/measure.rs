@@ -1,32 +1,34 @@
-//! How deep a text may go, measured before the engine sees it.
+//! Limits how deep a text may nest, before the engine reads it.
 //!
-//! The engine parses, compiles, compares, prints and drops by recursion, and its own guard sees only some
-//! of that: 6,000 minus signs once ended the process. So a text is counted in the engine's own tokens
-//! first. Each level of a recursion needs a token of its own, so these bounds hold for every operator
-//! there is. What is left, and what a loop can pile up within its fuel, gets a stack that is large enough.
+//! The engine parses, compiles, compares, prints and drops by recursion, and its own guard covers
+//! only a part of that: 6,000 minus signs once ended the process. So this module counts the
+//! engine's own tokens first. Each level of a recursion needs a token, so these bounds hold for
+//! every operator. Texts within the bounds, and values that a loop can nest within its fuel, get a
+//! stack that is large enough.
 
 use minijinja::machinery::{Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
 
-/// Most tokens of one `{{ … }}` or `{% … %}`: names, values, operators, brackets.
+/// The most tokens of one `{{ … }}` or `{% … %}`: names, values, operators, brackets.
 const TAG_TOKENS_MAX: usize = 300;
 
-/// Most brackets that are open at a time.
+/// The most brackets that are open at a time.
 const BRACKETS_MAX: usize = 16;
 
-/// Most blocks within one another. The engine reads an `elif` as a block within its `if`.
+/// The most nested blocks. The engine reads an `elif` as a block within its `if`.
 const BLOCKS_MAX: usize = 32;
 
-/// Most tokens of a text without loops whose values fit on any stack, however they are nested.
+/// The most tokens of a text without loops whose values fit on any stack, however they nest.
 const FLAT_TOKENS_MAX: usize = 300;
 
-/// What a text within the bounds needs at most while it is compiled, or rendered if it is flat.
+/// The stack that a text within the bounds needs at most for compiling, and a flat one for
+/// rendering.
 const ROOM: usize = 1024 * 1024;
 
-/// What any text needs at most: fuel pays for some 13,000 levels of values within values.
+/// The stack that any text needs at most: fuel pays for some 13,000 levels of nested values.
 const DEEP_ROOM: usize = 64 * 1024 * 1024;
 
-/// How much stack the rendering of a text takes.
+/// The stack that rendering a text needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Depth {
     /// Values nest no deeper than the text is long.
@@ -36,7 +38,7 @@ pub(super) enum Depth {
 }
 
 impl Depth {
-    /// Runs the engine where it has room.
+    /// Runs the engine with enough stack.
     pub(super) fn with_room<R>(self, work: impl FnOnce() -> R) -> R {
         match self {
             Self::Flat => stacker::maybe_grow(ROOM, 4 * ROOM, work),
@@ -45,7 +47,7 @@ impl Depth {
     }
 }
 
-/// Measures a text. One that the engine cannot take apart is left to its compiler, which says why.
+/// Measures a text. If the engine cannot split it into tokens, its compiler reports why.
 pub(super) fn depth(text: &str, syntax: &SyntaxConfig) -> Result<Depth, String> {
     let mut measure = Measure::default();
     for token in tokenize(text, false, syntax.clone()) {
@@ -62,16 +64,16 @@ pub(super) fn depth(text: &str, syntax: &SyntaxConfig) -> Result<Depth, String> 
 
 #[derive(Default)]
 struct Measure<'a> {
-    /// Tokens of all tags.
+    /// The tokens of all tags.
     all: usize,
-    /// Tokens of this tag, and the brackets that are open in it.
+    /// The tokens of the current tag, and the brackets that are open in it.
     tag: usize,
     open: usize,
-    /// The keyword of this tag, if it is a statement.
+    /// The keyword of the current tag, if it is a statement.
     keyword: Option<&'a str>,
     statement: bool,
     assigns: bool,
-    /// How many levels each open block takes.
+    /// The levels that each open block takes.
     blocks: Vec<usize>,
     loops: bool,
 }
@@ -104,14 +106,12 @@ impl<'a> Measure<'a> {
             ));
         }
         if self.open > BRACKETS_MAX {
-            return Err(format!(
-                "more than {BRACKETS_MAX} brackets within one another"
-            ));
+            return Err(format!("more than {BRACKETS_MAX} nested brackets"));
         }
         Ok(())
     }
 
-    /// The end of a statement: the beginning or the end of a block, perhaps.
+    /// Handles the end of a statement, which may begin or end a block.
     fn statement(&mut self) -> Result<(), String> {
         let Some(keyword) = self.keyword else {
             return Ok(());
@@ -135,7 +135,7 @@ impl<'a> Measure<'a> {
         }
         match self.blocks.iter().sum::<usize>() > BLOCKS_MAX {
             true => Err(format!(
-                "more than {BLOCKS_MAX} blocks within one another, each elif counted"
+                "more than {BLOCKS_MAX} nested blocks, each elif counted"
             )),
             false => Ok(()),
         }

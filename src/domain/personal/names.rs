@@ -1,5 +1,5 @@
-//! Whether everything that a text calls by name is there. What is not is the same for every recipient, so
-//! it refuses the job, even where only some would come to it.
+//! Checks that everything exists that a text calls by name. A missing function is missing for every
+//! recipient, so it refuses the job, even if only some recipients would reach the call.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,13 @@ use minijinja::{Environment, ErrorKind, Template};
 
 use crate::domain::fields::shorten;
 
-/// The methods there are, all of them of `loop`.
+/// The methods that exist, all of them of `loop`.
 const METHODS: [&str; 2] = ["changed", "cycle"];
 
-/// Longest name that is repeated whole.
+/// The longest name that is repeated whole.
 const NAME_SHOWN: usize = 64;
 
-/// What a compiled text calls that is not there, if anything.
+/// The first missing thing that a compiled text calls, if any.
 pub(super) fn missing<'env>(
     engine: &Environment<'env>,
     template: &Template<'env, 'env>,
@@ -45,7 +45,7 @@ pub(super) fn missing<'env>(
             },
             Instruction::CallFunction(name, _) if !known_function(name) => ("function", name),
             Instruction::CallMethod(name, _) if !METHODS.contains(name) => ("method", name),
-            // The engine would divide by zero, as it may where a list is spread out.
+            // The engine would divide by zero; it may do so too where a list is spread out.
             Instruction::CallMethod("cycle", Some(1) | None) => {
                 return Some((at, "`cycle` needs something to choose from".to_owned()));
             }

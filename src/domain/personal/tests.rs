@@ -24,8 +24,8 @@ impl job::Context for Anything {
     }
 }
 
-/// The message of a job with these `vars` for all, rendered with these of a recipient. A later part, so
-/// that it is not tried out when it is accepted.
+/// The message of a job with these `vars` for all, rendered with the values of one recipient. The
+/// job is a later part of a list, so accepting it does not render the message.
 fn render(message: &str, options: &str, vars: &str) -> Result<Arc<Head>, String> {
     let body = format!(
         r#"{{"v":1,"client_msg_no":"k","audience":{{"users":["u1"]}},"part":{{"number":2,"of":2}},
@@ -160,12 +160,12 @@ fn a_job_without_placeholders_is_not_personal() {
     assert_eq!(render(plain, "{}", "{}").unwrap_err(), "not personal");
     let raw = r#"{"type":"raw","data":{"a":"{{ name }}"},"vars":{"name":"x"}}"#;
     assert_eq!(render(raw, "{}", "{}").unwrap_err(), "not personal");
-    // Braces are braces where the job says so.
+    // With `literal`, braces stay braces.
     let braces = r#"{"type":"text","text":"{{ name }} {% oops","literal":true}"#;
     assert_eq!(render(braces, "{}", "{}").unwrap_err(), "not personal");
 }
 
-/// `Hi {{ name }}` goes to nobody as it stands, unless that is what is meant.
+/// `Hi {{ name }}` is sent unchanged only if that is intended.
 #[test]
 fn a_placeholder_that_nobody_fills_refuses_the_job() {
     let refused = |message: &str| render(message, "{}", "{}").unwrap_err();
@@ -243,7 +243,7 @@ fn null_is_never_written_out() {
 }
 
 prop_compose! {
-    /// Pieces of templates, put together without sense.
+    /// Pieces of templates, joined at random.
     fn scraps()(scraps in prop::collection::vec(prop::sample::select(vec![
         "{{ ", " }}", "{% ", " %}", "name", "list", "deep.x", "|", "for a in ", "endfor", "if ", "else",
         "endif", "set x = ", " ~ ", " * ", "99999", "-1", "'", "\"", "(", ")", "[", "]", ":", "join",
@@ -255,7 +255,7 @@ prop_compose! {
 }
 
 proptest! {
-    /// Whatever a template says, and whatever the values: an answer, within the limits, always the same.
+    /// For any template and any values: a result, within the limits, always the same.
     #[test]
     fn rendering_never_panics_and_is_bounded(
         template in prop_oneof![scraps(), scraps().prop_map(|it| format!("{{{{ {it} }}}}")), ".{0,40}"],
@@ -274,7 +274,7 @@ proptest! {
         prop_assert_eq!(first, text(&template, "{}", &vars));
     }
 
-    /// Data stays JSON, whatever is filled in.
+    /// Data stays JSON, whatever values are filled in.
     #[test]
     fn data_stays_json(name in ".{0,30}", key in "[a-z{}\"\\\\é]{0,8}") {
         // As a value it would be a template, and a broken one.
@@ -292,7 +292,7 @@ proptest! {
     }
 }
 
-/// What each operator and each kind of bracket or block can be made of, `size` bytes of it.
+/// Each operator and each kind of bracket or block, repeated up to `size` bytes.
 fn nested(size: usize) -> Vec<(&'static str, String)> {
     let tag = |unit: &str, end: &str| {
         format!(
@@ -397,7 +397,7 @@ fn nested(size: usize) -> Vec<(&'static str, String)> {
     shapes
 }
 
-/// Runs something where a recursion without a bound would end the process.
+/// Runs code that would end the process in an unbounded recursion.
 fn on_a_small_stack<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(256 * 1024);
@@ -425,7 +425,7 @@ fn no_operator_or_nesting_ends_the_process() {
     });
 }
 
-/// What people write is far below the bounds, and what is just below them fits a small stack.
+/// Ordinary templates are far below the bounds, and templates just below them fit a small stack.
 #[test]
 fn what_is_within_the_bounds_is_rendered_on_a_small_stack() {
     let greetings = (0..60).map(|number| format!("\"l{number}\":\"Hello {number}\""));
@@ -464,7 +464,7 @@ fn what_is_within_the_bounds_is_rendered_on_a_small_stack() {
             vars,
             Ok("149"),
         );
-        // A text may be long, and say much that is no template.
+        // A text may be long with few placeholders.
         check(
             &format!("{}{{{{ a }}}}", "-".repeat(15_000)),
             "{}",
@@ -474,7 +474,7 @@ fn what_is_within_the_bounds_is_rendered_on_a_small_stack() {
     });
 }
 
-/// A loop can pile up values within values, as many as its fuel pays for.
+/// A loop can nest as many values as its fuel pays for.
 #[test]
 fn values_within_values_do_not_end_the_process() {
     let within = |open: &str, close: &str| format!("{}ns.x{}", open.repeat(15), close.repeat(15));
@@ -501,7 +501,7 @@ fn values_within_values_do_not_end_the_process() {
                         "{{% set ns = namespace(x=[]) %}}{{% for i in range({times}) %}}{{% set ns.x = {deeper} %}}\
                          {{% endfor %}}{end}"
                     );
-                    // An answer, whatever it is.
+                    // Any result will do.
                     let _ = text(&template, "{}", "{}");
                 }
             }
@@ -521,7 +521,7 @@ fn a_mistake_of_the_engine_is_outlived() {
     );
 }
 
-/// A mistake that no recipient can survive refuses the job.
+/// A fault that fails all recipients refuses the job.
 #[test]
 fn what_is_called_and_not_there_refuses_the_job() {
     for (template, part) in [
@@ -620,7 +620,7 @@ fn a_job_that_nobody_can_get_is_refused() {
     let hyphen = r#"{"type":"text","text":"Hi {{ first-name }}"}"#;
     let ana = r#"{"id":"u1","vars":{"n":"a","first-name":"Ana"}}"#;
     let what = accept(hyphen, &format!("[{ana}]")).unwrap_err();
-    assert!(what.starts_with("message.text: nobody could get this: undefined variable \"first\"; there is a value \"first-name\""), "{what}");
+    assert!(what.starts_with("message.text: no recipient could get this: undefined variable \"first\"; there is a value \"first-name\""), "{what}");
     let many = vec![ana; 5000].join(",");
     assert!(accept(hyphen, &format!("[{many}]")).is_err());
 
@@ -629,7 +629,7 @@ fn a_job_that_nobody_can_get_is_refused() {
     let has = r#"{"id":"u2","vars":{"n":{"y":1}}}"#;
     assert!(accept(hi, &format!("[{lacks}]")).is_err());
     assert!(accept(hi, &format!("[{lacks},{has}]")).is_ok());
-    // Somebody far behind may get it.
+    // A later recipient may have the value.
     let some = vec![lacks; 50].join(",");
     assert!(accept(hi, &format!("[{some},{has}]")).is_ok());
     assert!(accept(hi, &format!("[{some}]")).is_err());

@@ -1,5 +1,5 @@
-//! Why a job does not move, or not faster: what stops it, or else the limits it has reached, or else that
-//! nothing of ours is in its way.
+//! Finds out why a job does not move, or not faster: what stops it, else the limits that it has
+//! reached, else that no limit of ours slows it.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ use crate::domain::limits::{Cost, Rate};
 use crate::error::chain;
 use crate::ports::{Beat, JobRecord, JobState, LedgerError, Limit, Park, Store};
 
-/// One thing that keeps a job from going on, or from going faster.
+/// One thing that stops a job or slows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hindrance {
     pub cause: Cause,
-    /// Who, what and why.
+    /// The subject, the author and the reason.
     pub what: String,
-    /// RFC 3339 time of its end, where that is known.
+    /// RFC 3339 time of its end, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
 }
@@ -27,21 +27,21 @@ pub struct Hindrance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// Recipients that wait are not settled yet.
+    /// The job is cancelled, and some recipients are not settled yet.
     Cancelled,
     /// Its start time has not come.
     Scheduled,
-    /// The job, its app or its target.
+    /// The job, its app or its target is paused.
     Paused,
-    /// Its target, or the job itself.
+    /// Its target, or the job itself, is parked.
     Parked,
     TargetLimit,
     AppLimit,
     /// The job's own limit, or one that was set for it.
     JobLimit,
-    /// No limit: the time the target's answers take.
+    /// No limit: the time of the target's answers.
     Target,
-    /// Nothing happens: retries that wait, or other jobs before it.
+    /// No recipient gets an outcome: retries wait, or other jobs are before it.
     Waiting,
     /// The ledger takes no writes, so nothing is sent.
     Ledger,
@@ -50,7 +50,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether somebody wants it so, rather than that it is how things are.
+    /// Whether it is intended, and not a fault or plain load.
     pub fn is_meant(self) -> bool {
         !matches!(
             self,
@@ -67,12 +67,12 @@ impl Cause {
     }
 }
 
-/// A limit is what limits when the job goes at this share of it, or when so much of its burst is
-/// booked: between two bookings some of it comes back.
+/// The job has reached a limit if it runs at this share of it, or if this share of its burst is
+/// booked: between two bookings a part of it becomes free.
 const NEARLY_ALL: f64 = 0.9;
 const MOSTLY_BOOKED: f64 = 0.5;
 
-/// What keeps a job; nothing when it is completed, and while too little is known.
+/// The hindrances of a job; none when it is completed, and while too little is known.
 pub async fn hindrances<S: Store>(
     store: &S,
     facts: &Facts,
@@ -112,7 +112,7 @@ pub async fn hindrances<S: Store>(
     Ok(situation.unlimited().into_iter().collect())
 }
 
-/// A heartbeat of nobody, to see whether the ledger takes writes.
+/// A heartbeat of no process, to check whether the ledger takes writes.
 const QUESTION: Beat = Beat {
     process: 0,
     number: 0,
@@ -120,16 +120,16 @@ const QUESTION: Beat = Beat {
     calls: BTreeMap::new(),
 };
 
-/// An oldest call under way for so long is worth telling.
+/// An oldest call that takes this long is reported.
 const SLOW_CALL_MS: u64 = 1000;
 
-/// A job is not said to wait before it had so long to begin.
+/// A job is reported as waiting only after this time.
 const PATIENCE_MS: u64 = 3000;
 
 struct Situation<'a> {
     board: &'a Board,
     park: Option<&'a Park>,
-    /// Of the processes that are alive.
+    /// The last heartbeats of the processes that are alive.
     beats: &'a [Beat],
     facts: &'a Facts,
     record: &'a JobRecord,
@@ -144,10 +144,10 @@ impl<'a> Situation<'a> {
         Scope::ALL.iter().copied().zip(names)
     }
 
-    /// What stops the job.
+    /// The hindrances that stop the job.
     fn stops(&self) -> Vec<Hindrance> {
         if let Some(cancel) = self.find(Scope::Job, self.job, Kind::Cancel) {
-            let what = format!("job {cancel}; calls under way are waited for");
+            let what = format!("job {cancel}; its calls under way still finish");
             return vec![hindrance(Cause::Cancelled, what, None)];
         }
         let mut found = Vec::new();
@@ -175,7 +175,8 @@ impl<'a> Situation<'a> {
         found
     }
 
-    /// The limits in force, as the workers apply them, each with what is told if it is reached.
+    /// The limits in force, as the workers apply them, each with the hindrance to report if it is
+    /// reached.
     fn limits(&self) -> Vec<(Limit<'a>, Hindrance)> {
         let limit = |(scope, name)| {
             let live = self.find(scope, name, Kind::Rate);
@@ -218,7 +219,8 @@ impl<'a> Situation<'a> {
         self.facts.targets.get(&self.record.target)
     }
 
-    /// Those limits that the job has reached, of which so much is booked.
+    /// The hindrances of the limits that the job has reached. `booked`: the booked share of each
+    /// burst.
     fn reached(&self, limits: Vec<(Limit<'_>, Hindrance)>, booked: &[f64]) -> Vec<Hindrance> {
         let recipients = self.record.per_second(self.now_ms).unwrap_or(0.0);
         let per_call = self.target().map_or(1, |it| it.recipients_per_call.max(1));
@@ -236,7 +238,7 @@ impl<'a> Situation<'a> {
             .collect()
     }
 
-    /// Calls to the target under way at all workers, if they take long.
+    /// The calls to the target that are under way at all workers, if they take long.
     fn slow_calls(&self) -> Option<Hindrance> {
         let target = &self.record.target;
         let under_way = self.beats.iter().filter_map(|beat| beat.calls.get(target));
@@ -257,7 +259,8 @@ impl<'a> Situation<'a> {
         })
     }
 
-    /// Nothing that is written down limits the job. Right after its start there is nothing to say.
+    /// The hindrance of a job that no directive and no limit slows. Right after its start there is
+    /// none.
     fn unlimited(&self) -> Option<Hindrance> {
         let record = self.record;
         if !self.beats.iter().any(|beat| beat.works) {
@@ -278,7 +281,7 @@ impl<'a> Situation<'a> {
         }
         match record.per_second(self.now_ms) {
             Some(rate) if rate > 0.0 => {
-                let what = "nothing but the time that the target's answers take: more calls in flight \
+                let what = "only the time of the target's answers limits it: more calls in flight \
                             or more workers may help";
                 Some(hindrance(Cause::Target, what.to_owned(), None))
             }
@@ -305,7 +308,7 @@ fn hindrance(cause: Cause, what: String, until_ms: Option<u64>) -> Hindrance {
     Hindrance { cause, what, until }
 }
 
-/// A job is named above already.
+/// The report names the job already.
 fn about(scope: Scope, name: &str) -> String {
     match scope {
         Scope::Job => "job".to_owned(),
@@ -371,7 +374,7 @@ mod tests {
         }
     }
 
-    /// A worker, with calls under way to the target.
+    /// A worker, with calls to the target under way.
     fn working(calls: &[(u64, u64)]) -> Vec<Beat> {
         let of = |(calls, oldest_ms): &(u64, u64)| Beat {
             works: true,
@@ -388,7 +391,7 @@ mod tests {
         calls.iter().map(of).collect()
     }
 
-    /// What is told, where so much of each limit is booked and a worker runs.
+    /// The hindrances when this share of each limit is booked and a worker runs.
     fn note(
         record: &JobRecord,
         directives: Vec<Directive>,
@@ -473,7 +476,7 @@ mod tests {
         let reached = |booked: &[f64]| note(&record, Vec::new(), None, booked);
         assert_eq!(reached(&[0.5, 1.0]), as_told([target, job]));
         assert_eq!(reached(&[0.4, 1.0]), as_told([job]));
-        // A rate that was set takes the place of the configured one.
+        // A rate that was set replaces the configured one.
         let rate = Action::Rate {
             rate: "7/s".parse().unwrap(),
         };

@@ -1,8 +1,8 @@
-//! Steering: what an operator may tell running work, what is told about targets and limits, and why a
-//! job does not move.
+//! Steers jobs, apps and targets, reports about targets and limits, and finds out why a job does
+//! not move.
 //!
-//! The commands and the HTTP interface both come here, so there is one set of rules. Whatever is told
-//! stands in the store; workers look there twice a second.
+//! The command line and the HTTP interface both use this module, so there is one set of rules.
+//! Directives are in the store, and workers look there twice a second.
 
 mod hindrance;
 mod view;
@@ -23,10 +23,10 @@ use crate::domain::limits::Rate;
 use crate::domain::outcome::OnUncertain;
 use crate::ports::{Directives, JobState, LedgerError, Park, ParkReason, Store};
 
-/// The rate that means the configured one.
+/// The text for the configured rate.
 pub const CONFIGURED: &str = "default";
 
-/// What the configuration says of those who can be steered.
+/// The configuration of the targets and apps that can be steered.
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub targets: BTreeMap<String, TargetFacts>,
@@ -39,22 +39,22 @@ pub struct TargetFacts {
     /// The IM system.
     #[serde(rename = "type")]
     pub system: String,
-    /// `host:port`, where its URL names them plainly.
+    /// `host:port`, if its URL contains them.
     pub address: Option<String>,
-    /// As it is configured.
+    /// The configured limit.
     pub limit: Option<Rate>,
     pub recipients_per_call: usize,
     pub on_uncertain: OnUncertain,
 }
 
-/// One thing to be done.
+/// One command of an operator.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     Pause(Subject),
     /// Ends a pause.
     Resume(Subject),
     Cancel(JobId),
-    /// Another rate, or the configured one again.
+    /// Sets another rate, or the configured one again.
     Rate(Subject, Option<Rate>),
     Park(String),
     Unpark(String),
@@ -71,7 +71,7 @@ impl Command {
         }
     }
 
-    /// As in a path: `POST /v1/jobs/{id}:pause`.
+    /// The verb in a path: `POST /v1/jobs/{id}:pause`.
     pub fn verb(&self) -> &'static str {
         match self {
             Self::Pause(_) => "pause",
@@ -84,7 +84,7 @@ impl Command {
     }
 }
 
-/// Who says so, why, and for how long.
+/// The author of a command, its reason, and its duration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DirectiveNote {
     pub reason: Option<String>,
@@ -92,12 +92,12 @@ pub struct DirectiveNote {
     pub expires_in: Option<Duration>,
 }
 
-/// What stands after a command.
+/// The state after a command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Steered {
     #[serde(flatten)]
     pub subject: Subject,
-    /// False when it was as it should be: nothing was paused, parked or set that could be ended.
+    /// False if there was nothing to change: nothing was paused, parked or set that could be ended.
     pub changed: bool,
     pub directives: Vec<Directive>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -108,17 +108,17 @@ pub struct Steered {
 pub enum SteerError {
     #[error("{0}")]
     Unknown(String),
-    /// It is known, and it is too late for this.
+    /// The job exists, but it is too late for the command.
     #[error("{0}")]
     TooLate(String),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
 
-/// How long somebody parks a target who does not say.
+/// How long a target is parked if the command does not say.
 const PARK_DEFAULT: Duration = Duration::from_secs(600);
 
-/// Does what a command says, and returns what stands then.
+/// Carries out a command, and returns the state after it.
 pub async fn carry_out<S: Store>(
     store: &S,
     facts: &Facts,
@@ -145,7 +145,7 @@ pub async fn carry_out<S: Store>(
             true
         }
         Command::Cancel(_) => {
-            // For good: a worker lifts it when the job is forgotten.
+            // Without an end: a worker lifts it when the ledger has forgotten the job.
             store.direct(&directive(Action::Cancel, None)).await?;
             true
         }
@@ -187,7 +187,7 @@ pub async fn carry_out<S: Store>(
     })
 }
 
-/// What was wrong with the target is mended: the jobs that met it are tried again, too.
+/// The target is to work again, so the jobs that met its configuration fault are tried again too.
 async fn unpark_jobs<S: Store>(
     store: &S,
     board: &Board,
@@ -207,7 +207,7 @@ fn by(note: &DirectiveNote) -> String {
     parts.cloned().collect::<Vec<_>>().join(": ")
 }
 
-/// Whether there is what the command is about, and whether it can still be done.
+/// Whether the subject of the command exists, and whether the command is still possible.
 async fn check<S: Store>(
     store: &S,
     facts: &Facts,
@@ -255,7 +255,7 @@ fn known<'a>(
     )))
 }
 
-/// All directives that stand.
+/// All current directives.
 pub async fn board(store: &impl Directives) -> Result<Board, LedgerError> {
     let directed = store.directives(0).await?.unwrap_or_default();
     Ok(Board::new(directed.all))

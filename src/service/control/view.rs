@@ -1,4 +1,5 @@
-//! What is told about targets and limits: the configuration, with what operators and faults made of it.
+//! Reports about targets and limits: the configuration, together with directives and parked
+//! targets.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +12,14 @@ use crate::domain::directive::{Action, Directive, Kind, Scope, Subject};
 use crate::domain::limits::Rate;
 use crate::ports::{Directives, LedgerError, Park, Store};
 
-/// One target as it is told to people.
+/// One target as it is reported.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TargetView {
     pub name: String,
     #[serde(flatten)]
     pub facts: TargetFacts,
     pub state: TargetState,
-    /// The rate that counts instead of the configured one.
+    /// The rate that replaces the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_limit: Option<Directive>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -27,7 +28,7 @@ pub struct TargetView {
     pub parked: Option<Park>,
 }
 
-/// What a target does. Who paused one that is parked too has the last word.
+/// The state of a target. If it is paused and parked, it is reported as paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetState {
@@ -49,7 +50,7 @@ impl TargetView {
         }
     }
 
-    /// Why it does not move: empty when it does.
+    /// Why it does not move; empty if it moves.
     pub fn why(&self) -> String {
         let pause = self.paused.as_ref().map(Directive::to_string);
         let park = self.parked.as_ref().map(Park::to_string);
@@ -57,7 +58,7 @@ impl TargetView {
         reasons.collect::<Vec<_>>().join("; ")
     }
 
-    /// The rate that counts.
+    /// The rate in force.
     pub fn limit(&self) -> Option<Rate> {
         rate_of(self.live_limit.as_ref()).or(self.facts.limit)
     }
@@ -99,20 +100,20 @@ pub async fn targets<S: Store>(
     Ok(views.collect())
 }
 
-/// One limit as it is told to people.
+/// One limit as it is reported.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LimitView {
     #[serde(flatten)]
     pub subject: Subject,
-    /// As it is configured; of jobs the job itself says it.
+    /// The configured limit; empty for jobs, whose own limit the job carries.
     pub configured: Option<Rate>,
-    /// What counts instead.
+    /// The directive that replaces it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<Directive>,
 }
 
 impl LimitView {
-    /// The rate that counts.
+    /// The rate in force.
     pub fn limit(&self) -> Option<Rate> {
         rate_of(self.live.as_ref()).or(self.configured)
     }

@@ -1,5 +1,5 @@
-//! Redrives on the embedded engine: what is published, what stays on the retained, and what the ledger has
-//! to say.
+//! Redrives on the embedded engine: the published jobs, the letters that stay, and the effect of
+//! the ledger.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::ports::{
 };
 use crate::service::BeforeAccept;
 
-/// A target that takes everything.
+/// A target that accepts every message.
 #[derive(Default)]
 struct Anything(Profile);
 
@@ -84,7 +84,7 @@ impl Rules for Shop {
     }
 }
 
-/// An endpoint that always answers the same.
+/// An endpoint that always gives the same answer.
 struct Hook(&'static str);
 
 impl Transport for Hook {
@@ -134,7 +134,7 @@ type Letter<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
 const SECRET: &str = "s";
 
 impl Bench {
-    /// With these letters on its retained.
+    /// A bench whose retained queue has these letters.
     async fn with(letters: &[Letter<'_>]) -> Self {
         let name = format!(
             "fanwise-dead-{}-{:x}",
@@ -175,7 +175,7 @@ impl Bench {
             .await
     }
 
-    /// Does with a job what the intake and the deliveries do.
+    /// Works on a job as the intake and the deliveries do.
     async fn accept(
         &self,
         body: &[u8],
@@ -234,7 +234,7 @@ impl Bench {
         done.unwrap()
     }
 
-    /// Redrives while an intake accepts the jobs that come.
+    /// Redrives while an intake accepts the published jobs.
     async fn redrive_and_accept(&self, redrive: &Redrive, jobs: usize) -> Redriven {
         let accepting = async {
             let session = self.broker.connect().await.unwrap();
@@ -276,7 +276,7 @@ impl Bench {
         rows.map(|row| (row.recipient, row.outcome)).collect()
     }
 
-    /// Whom the letters on the retained name, whatever the ledger says.
+    /// The recipients of the letters in the retained queue, without the ledger's view.
     async fn left(&self) -> Vec<String> {
         let rows = all(&self.broker, &Wanted::default(), false).await.unwrap();
         let mut left: Vec<_> = rows.into_iter().map(|row| row.recipient).collect();
@@ -333,8 +333,8 @@ fn purging() -> Redrive {
     }
 }
 
-/// Of several letters for one recipient the last counts: whoever is uncertain by it is not sent to
-/// unless that is asked for.
+/// Of several letters for one recipient the last counts: if it is uncertain, the recipient is not
+/// sent to unless the redrive asks for uncertain recipients.
 #[tokio::test(flavor = "multi_thread")]
 async fn uncertain_recipients_are_left_alone_unless_asked_for() {
     let bench = Bench::with(&[
@@ -371,7 +371,7 @@ async fn uncertain_recipients_are_left_alone_unless_asked_for() {
     bench.end().await;
 }
 
-/// What was redriven may go; what was not stays, and a job that would be refused is told of.
+/// Redriven letters can be purged; the others stay, and a refused job is reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_letters_that_were_redriven_are_purged() {
     let bench = Bench::with(&[
@@ -391,8 +391,8 @@ async fn only_letters_that_were_redriven_are_purged() {
     bench.end().await;
 }
 
-/// Who redrives is told of a new job, and finds it before a worker has taken it; nothing is entered of a
-/// dry run.
+/// A redrive reports a new job, which can be found before a worker has registered it. A dry run
+/// enters nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redriven_job_is_found_at_once() {
     let bench = Bench::with(&[("a", "im", &[("ann", "failed"), ("bob", "failed")])]).await;
@@ -411,8 +411,8 @@ async fn a_redriven_job_is_found_at_once() {
     bench.end().await;
 }
 
-/// A job that no intake has accepted may still be refused: its letters are not purged before. Redriven
-/// again, they go, and nobody is sent to again.
+/// A job that no intake has accepted may still be refused, so its letters are not purged before.
+/// When they are redriven again, they are purged, and nothing is sent again.
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_stay_until_their_new_job_is_accepted() {
     let bench = Bench::with(&[("a", "im", &[("ann", "failed"), ("bob", "failed")])]).await;
@@ -441,8 +441,8 @@ async fn letters_stay_until_their_new_job_is_accepted() {
     bench.end().await;
 }
 
-/// Nothing that keeps a job of the same app out lets a redriven one in, and what is not sent again keeps
-/// its letters.
+/// The rules that refuse a job of the same app also refuse a redriven one, and letters that are not
+/// sent again stay.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redrive_keeps_the_rules_of_every_job_and_loses_no_letter() {
     let letters: [Letter<'_>; 1] = [("a", "im", &[("ann", "failed"), ("bob", "failed")])];
@@ -474,7 +474,7 @@ async fn a_redrive_keeps_the_rules_of_every_job_and_loses_no_letter() {
         (
             Shop::default(),
             Some(r#"{"decision":"deny","code":"7","text":"spam"}"#),
-            "before_accept says no: 7 spam",
+            "before_accept refused it: 7 spam",
         ),
     ];
     for (shop, answer, reason) in cases {
@@ -495,7 +495,7 @@ async fn a_redrive_keeps_the_rules_of_every_job_and_loses_no_letter() {
     }
 }
 
-/// A redriven job says what `before_accept` makes of it, and that is what its key stands for.
+/// A redriven job has the message that `before_accept` sets, and its key belongs to that message.
 #[tokio::test(flavor = "multi_thread")]
 async fn before_accept_changes_a_redriven_job_too() {
     let mut bench = Bench::with(&[("a", "im", &[("ann", "failed")])]).await;
@@ -515,8 +515,8 @@ async fn before_accept_changes_a_redriven_job_too() {
     bench.end().await;
 }
 
-/// The key of a redrive may be somebody's own: that job is not taken for the redrive, and the letters
-/// stay.
+/// The key of a redrive may belong to a producer's job: that job is not taken for the redrive, and
+/// the letters stay.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_stands_for_another_message_is_no_redrive() {
     let bench = Bench::with(&[("a", "im", &[("ann", "failed")])]).await;
@@ -535,8 +535,8 @@ async fn a_key_that_stands_for_another_message_is_no_redrive() {
     bench.end().await;
 }
 
-/// A letter may be stored without its confirm, and the next delivery succeed: whoever got the message, or
-/// whose job ended for them before, is neither shown as dead nor sent to again.
+/// A letter may be stored without its confirm, and the next delivery may succeed. A recipient that
+/// got the message, or whose job ended before, is neither shown as dead nor sent to again.
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_that_the_ledger_contradicts_are_not_believed() {
     let bench = Bench::with(&[(
@@ -567,9 +567,9 @@ async fn letters_that_the_ledger_contradicts_are_not_believed() {
     let expected = [
         row("bob", Outcome::Failed),
         row("dan", Outcome::Uncertain),
-        // A doubt stays one until the ledger knows that it was sent.
+        // A doubt remains until the ledger knows that the message was sent.
         row("eve", Outcome::Uncertain),
-        // Has no outcome yet.
+        // It has no outcome yet.
         row("gus", Outcome::Failed),
     ];
     assert_eq!(bench.listed().await, expected);
@@ -581,7 +581,7 @@ async fn letters_that_the_ledger_contradicts_are_not_believed() {
     bench.end().await;
 }
 
-/// A ledger that does not know the job any more contradicts nothing.
+/// A ledger that has forgotten the job contradicts nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forgotten_job_is_as_its_letters_say() {
     let bench = Bench::with(&[("a", "im", &[("ann", "failed"), ("bob", "uncertain")])]).await;
@@ -591,7 +591,7 @@ async fn a_forgotten_job_is_as_its_letters_say() {
     bench.end().await;
 }
 
-/// A key can come again once the dedup window is over: its ledger says nothing of the letters from before.
+/// A key can be used again after the dedup window; its new ledger does not overrule older letters.
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_of_an_earlier_job_under_the_same_key_stand() {
     let bench = Bench::with(&[("a", "im", &[("ann", "failed")])]).await;
@@ -608,7 +608,7 @@ async fn letters_of_an_earlier_job_under_the_same_key_stand() {
     bench.end().await;
 }
 
-/// Redriving twice is redriving once, and the second time says so.
+/// Redriving twice sends once, and the second redrive reports that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_redrive_sends_to_nobody_and_says_so() {
     let bench = Bench::with(&[("a", "im", &[("ann", "failed"), ("bob", "failed")])]).await;
@@ -626,7 +626,7 @@ async fn a_second_redrive_sends_to_nobody_and_says_so() {
     bench.end().await;
 }
 
-/// A slip of the pen is told from having no dead letters.
+/// A typing error in a filter is distinguished from having no dead letters.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_told() {
     let bench = Bench::with(&[]).await;
