@@ -1,15 +1,15 @@
-//! Every table: what it holds, and how its records are written.
+//! Defines every table: what it holds, and how its records are written.
 //!
 //! | table | key | holds |
 //! |---|---|---|
 //! | `queues` | name | number of the queue: `jobs.<priority>`, `send.<lane>` |
-//! | `counts` | queue | messages ready, messages waiting, and up to which number they were handed out |
+//! | `counts` | queue | messages ready, messages waiting, and the number below which they were handed out |
 //! | `ready` | queue, number | messages in the order of their commits |
-//! | `waiting` | queue, due in ms, number | messages on the ladder |
-//! | `kept` | retained, number | dead letters and rejected messages |
+//! | `waiting` | queue, due in ms, number | messages on the retry ladder |
+//! | `kept` | retained queue, number | dead letters and rejected messages |
 //! | `jobs` | job id | [`JobRow`] |
 //! | `listed` | time of acceptance, job id | the order of `jobs` |
-//! | `submissions` | life, submission | entries, and 0 heard of from its slices only, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list are there, and 3, or 4 when it was given up; `list <part> <list>` for each |
+//! | `submissions` | life, submission | entries, and 0 known only from its slices, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list have arrived, and 3, or 4 when the list was abandoned; `list <part> <list>` for each part |
 //! | `slices` | life, slice | entries of it that are counted |
 //! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
 //! | `claims` | number | `ClaimRow`, one per claim that is open |
@@ -19,11 +19,11 @@
 //! | `directives` | scope, kind, name | the directive as JSON |
 //! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
 //! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
-//! | `quotas` | app, UTC day, what | list entries: of `used`, the day; of `j<job>`, one job; of `s<job>/<submission>`, a list that is counted |
-//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed; `beat`, written to see whether the disk takes writes |
+//! | `quotas` | app, UTC day, what | list entries: `used`, those of the day; `j<job>`, those of one job; `s<job>/<submission>`, those of a list that is counted |
+//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed; `beat`, written to test whether the disk takes writes |
 //!
-//! A *life* is the number of a job from its acceptance until a dedup window after its completion:
-//! what a job that is accepted again finds of an earlier life is nothing.
+//! A *life* is the number of a job from its acceptance until a dedup window after its completion. A
+//! job that is accepted again finds nothing of an earlier life.
 
 use std::collections::HashMap;
 
