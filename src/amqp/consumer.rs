@@ -90,7 +90,7 @@ impl RabbitConsumer {
 impl Consumer for RabbitConsumer {
     async fn next(&mut self) -> Option<Delivery> {
         while self.phase != Phase::Ended {
-            // Cancel safe: the stream gives up a delivery only when it is ready, and nothing is
+            // Cancel safe: the stream yields a delivery only when it is ready, and nothing is
             // awaited before it is handed out.
             let item = tokio::select! {
                 biased;

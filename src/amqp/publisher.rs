@@ -146,7 +146,7 @@ async fn hand_over(
     Ok(())
 }
 
-/// What the publishing task needs from its session.
+/// The parts of its session that the publishing task needs.
 #[derive(Clone)]
 pub(super) struct Wiring {
     pub(super) connection: Arc<Link>,

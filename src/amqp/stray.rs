@@ -2,7 +2,7 @@
 //!
 //! The lane may have been missing only for a moment, for instance because an operator deleted its
 //! queue or because the broker was just starting; then the stray is published to it now. Or a
-//! client put the message on the ladder with a lane that never existed, or the target is gone
+//! client put the message on the retry ladder with a lane that never existed, or the target is gone
 //! permanently; then the stray is rejected, with the reason.
 //!
 //! Only the body and the trace context of a stray go to the lane. Any client may have written it,

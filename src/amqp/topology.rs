@@ -47,7 +47,7 @@ const DELIVERY_LIMIT_NEVER: i64 = i32::MAX as i64;
 const COUNTED_MAX: i64 = 1000;
 const COUNTED_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
-/// What is declared on the broker.
+/// The exchanges and queues that are declared on the broker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Topology {
     pub exchanges: Vec<Exchange>,

@@ -72,7 +72,7 @@ pub(super) struct Found {
     pub(super) came_back: bool,
 }
 
-/// What the dispatcher is to read from a queue.
+/// The messages that the dispatcher reads next from a queue.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) queue: u32,
@@ -90,7 +90,7 @@ pub(super) struct Plan {
     pub(super) now_ms: u64,
 }
 
-/// What the dispatcher found.
+/// The messages that the dispatcher found.
 #[derive(Debug, Default)]
 pub(super) struct Read {
     /// In the order in which they go out, at most as many as there is room for.
@@ -103,7 +103,7 @@ pub(super) struct Read {
     pub(super) next_due_ms: Option<u64>,
 }
 
-/// What a commit changed in a queue.
+/// The changes of a commit to a queue.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Change {
     pub(super) ready: i64,

@@ -639,7 +639,7 @@ fn audit(transaction: &ReadTransaction, job: JobId) -> Result<Audit, StorageErro
 // Slices
 // ---------------------------------------------------------------------------------------------
 
-/// What a step needs to know about its slice.
+/// The facts about its slice that a step needs.
 struct Slice {
     job: String,
     app: String,
@@ -927,9 +927,10 @@ fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
     order
 }
 
-/// What to write for each recipient, sorted, each recipient once. The first outcome given counts;
-/// an outcome takes precedence over a release, and a release that keeps a doubt over one that does
-/// not. Nothing is written for duplicates: they are the rest of the entries when the slice ends.
+/// The codes to write for the recipients, sorted, each recipient once. The first outcome given
+/// counts; an outcome takes precedence over a release, and a release that keeps a doubt over one
+/// that does not. Nothing is written for duplicates: they are the rest of the entries when the
+/// slice ends.
 fn settlements(settle: &Settle<'_>) -> Vec<(u64, u8)> {
     let outcomes = settle
         .outcomes

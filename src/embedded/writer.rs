@@ -249,7 +249,7 @@ impl Handle {
     }
 }
 
-/// What the writer owns, from start to end.
+/// The parts that the writer owns, from start to end.
 pub(super) struct Parts {
     pub(super) disk: Arc<Disk>,
     pub(super) deliveries: Arc<Deliveries>,

@@ -663,9 +663,10 @@ fn distinct(order: &[u32], fingerprints: &[Fingerprint]) -> Vec<Fingerprint> {
     distinct
 }
 
-/// What to write for each recipient, sorted, each recipient once. The first outcome given counts;
-/// an outcome takes precedence over a release, and a release that keeps a doubt over one that does
-/// not. Nothing is written for duplicates: they are the rest of the entries when the slice ends.
+/// The codes to write for the recipients, sorted, each recipient once. The first outcome given
+/// counts; an outcome takes precedence over a release, and a release that keeps a doubt over one
+/// that does not. Nothing is written for duplicates: they are the rest of the entries when the
+/// slice ends.
 fn settlements(settle: &Settle<'_>) -> (Vec<Fingerprint>, Vec<u8>) {
     let outcomes = settle
         .outcomes

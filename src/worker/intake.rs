@@ -314,8 +314,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         published.await.map_err(lost)
     }
 
-    /// Repeats a question until there is a verdict, since the ledger may be down. What was counted
-    /// is not counted again.
+    /// Repeats a request to the ledger until it has a verdict, since the ledger may be down. What
+    /// was counted is not counted again.
     async fn decide<V, F>(&self, ask: impl Fn() -> F) -> Result<V, IntakeEnd>
     where
         F: Future<Output = Result<V, Refused>>,

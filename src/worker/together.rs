@@ -45,7 +45,7 @@ impl Complete {
     }
 }
 
-/// What a slice of a list in parts does now.
+/// The next step of a slice of a list in parts.
 pub(super) enum Turn {
     Go,
     /// Waits for the other parts, this long until the next look-up.

@@ -60,7 +60,7 @@ fn pass(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What the client reads of a content header.
+/// The content header as the client reads it.
 fn read_header(bytes: &[u8]) -> BasicProperties {
     let passed = pass(bytes);
     assert!(passed.len() <= FRAME_MAX as usize, "{}", passed.len());
