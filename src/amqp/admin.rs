@@ -114,7 +114,7 @@ async fn lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel, Am
                 sleep(TURN_LOOK).await;
             }
             locked => {
-                let advice = "somebody else is reading it, try again when they are done";
+                let advice = "another request is reading it, try again when that is done";
                 return locked
                     .map_err(|error| error.explain(&AMQPSoftError::RESOURCELOCKED, advice));
             }
@@ -283,7 +283,7 @@ impl<'a> QueueReader<'a> {
     async fn close(self, removed: u64) -> Result<(), AmqpError> {
         let closed = self.channel.close(200, ShortString::default());
         self.dial
-            .ask("take the messages back".to_owned(), closed)
+            .ask("requeue the messages".to_owned(), closed)
             .await?;
         let deadline = Instant::now() + RETURN_WAIT_MAX;
         while Instant::now() < deadline {

@@ -234,8 +234,8 @@ fn explained(reason: String, properties: &BasicProperties) -> String {
     let encoding = properties.content_encoding().as_ref().map(|it| it.as_str());
     match encoding.filter(|it| !plain.contains(&it.to_ascii_lowercase().as_str())) {
         Some(encoding) => format!(
-            "{reason}; its content_encoding is {encoding:?}: nothing is unpacked here, publish the JSON \
-             as it is"
+            "{reason}; its content_encoding is {encoding:?}: bodies are not decompressed, publish \
+             the JSON uncompressed"
         ),
         None => reason,
     }

@@ -51,10 +51,10 @@ fn words(reason: &str, queue: &str, expiration: Option<&str>) -> String {
              `expiration` to {expiration} ms; leave it out, and give the job an `expires_at` if it must \
              not be sent late"
         ),
-        ("expired", None) => format!("expired in queue {queue}: a policy there limits its time"),
+        ("expired", None) => format!("expired in queue {queue}: a policy limits message age"),
         ("delivery_limit", _) => format!(
-            "queue {queue} handed it out so often as its delivery limit allows, and each time the worker \
-             ended or lost its session before it was done"
+            "queue {queue} handed it out as often as its delivery limit allows, and each time the \
+             worker ended or lost its session before it was done"
         ),
         ("maxlen", _) => format!("queue {queue} was full: a policy limits its length"),
         (other, _) => format!("the broker took it out of queue {queue}: {other}"),

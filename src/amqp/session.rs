@@ -230,7 +230,10 @@ impl RabbitSession {
         // ends the connection for it.
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
         self.dial
-            .ask(format!("limit what is unacked of queue `{queue}`"), qos)
+            .ask(
+                format!("limit the unacked messages of queue `{queue}`"),
+                qos,
+            )
             .await?;
         let consumed = channel.basic_consume(
             self.dial.name(queue)?,

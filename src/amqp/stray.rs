@@ -75,8 +75,9 @@ async fn end(
         sleep(PAUSE).await;
     }
     let reason = format!(
-        "its waiting time was up and its lane {lane:?} does not exist; if its target was removed by \
-         mistake, run `fanwise topology apply` with it and publish the message to the lane again"
+        "its waiting time was over and its lane {lane:?} does not exist; if its target was \
+         removed by mistake, run `fanwise topology apply` with it and publish the message to the \
+         lane again"
     );
     warn!(
         lane,

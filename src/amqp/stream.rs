@@ -86,7 +86,7 @@ impl Link {
 fn given_up() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
-        "the connection was given up",
+        "the connection was dropped",
     )
 }
 

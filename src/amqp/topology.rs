@@ -214,7 +214,8 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     for rung in RUNGS {
         queues.push(Queue {
             name: names.rung(rung),
-            purpose: "slices that wait; nobody consumes, they go back to their lane when their time is up",
+            purpose: "slices that wait, without a consumer; they go back to their lane when their \
+                time is over",
             exchange: names.retry_exchange(rung),
             also: None,
             routing_key: String::new(),
@@ -223,7 +224,8 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     }
     queues.push(Queue {
         name: names.stray_queue(),
-        purpose: "what left the ladder for a lane that did not exist; workers take it back or reject it",
+        purpose: "messages that left the ladder for a lane that did not exist; workers take them \
+            back or reject them",
         exchange: names.exchange("stray"),
         also: None,
         routing_key: String::new(),
@@ -231,7 +233,8 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     });
     queues.push(Queue {
         name: names.dead_queue(),
-        purpose: "recipients that ended failed or uncertain, kept until somebody redrives or purges them",
+        purpose: "recipients that ended failed or uncertain, kept until an operator redrives or \
+            purges them",
         exchange: names.exchange("dead"),
         also: None,
         routing_key: "#".to_owned(),
@@ -247,7 +250,8 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     });
     queues.push(Queue {
         name: names.rejected_queue(),
-        purpose: "messages that are no jobs or slices, unharmed, with the reason in a header",
+        purpose: "messages that are not valid jobs or slices, unchanged, with the reason in a \
+            header",
         exchange: names.exchange("rejected"),
         also: None,
         routing_key: String::new(),
@@ -324,7 +328,7 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
         exchange(
             names.exchange("stray"),
             Kind::Fanout,
-            "what leaves the ladder and leads nowhere",
+            "messages that leave the ladder for a lane that does not exist",
         ),
         Exchange {
             alternate: Some(names.exchange("stray")),
@@ -352,7 +356,7 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
         exchange(
             names.exchange("events"),
             Kind::Topic,
-            "job events; the routing key is <app>.<event>, no queue of ours: bind your own",
+            "job events; the routing key is <app>.<event>, fanwise binds no queue: bind your own",
         ),
     ]);
     all
@@ -416,17 +420,19 @@ fn why(argument: &str) -> &'static str {
     match argument {
         "x-queue-type" => "replicated, on disk before it is confirmed",
         "x-delivery-limit" => {
-            "fuse against messages that kill their reader; where messages are only read, never"
+            "safeguard against messages that kill their reader; no limit where messages are only \
+             read"
         }
         "x-dead-letter-exchange" => {
             "where messages go past the delivery limit or the waiting time; the routing key is kept"
         }
         "x-dead-letter-strategy" => "a message moves with a confirm; the default may lose it",
         "x-overflow" => {
-            "a full queue refuses what is new and keeps what it has; at-least-once needs it"
+            "a full queue refuses new messages and keeps the old ones; at-least-once needs it"
         }
         "x-max-length" | "x-max-length-bytes" => {
-            "copies to be counted, or the last number of the ledger: past this the oldest go"
+            "copies to be counted, or the last number of the ledger: beyond this the oldest are \
+             dropped"
         }
         "x-message-ttl" => {
             "the waiting time in ms, one for the whole queue, since only its head expires"

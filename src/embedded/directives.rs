@@ -67,8 +67,6 @@ impl EmbeddedStore {
 /// obeying the others.
 fn parse(row: &[u8]) -> Option<Directive> {
     serde_json::from_slice(row)
-        .inspect_err(
-            |error| tracing::error!(%error, "a directive cannot be read and is not heeded"),
-        )
+        .inspect_err(|error| tracing::error!(%error, "a directive cannot be read and is ignored"))
         .ok()
 }

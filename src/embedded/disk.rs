@@ -49,7 +49,7 @@ pub enum OpenError {
         source: io::Error,
     },
     #[error(
-        "{} cannot be opened; if it is damaged, move it away and fanwise begins with an empty one",
+        "{} cannot be opened; if it is damaged, move it away and fanwise starts with an empty one",
         file.display()
     )]
     Store {
@@ -172,9 +172,9 @@ impl Disk {
         if was_used && is_new {
             tracing::warn!(
                 file = %file.display(),
-                "the data folder was used before and its store is gone: fanwise begins with an empty \
-                 one, and knows nothing of jobs, recipients or dead letters from before; if that is \
-                 not meant, stop it and put the file back"
+                "the data folder was used before and its store is gone: fanwise starts with an \
+                 empty one, and knows nothing of jobs, recipients or dead letters from before; if \
+                 that is not intended, stop it and put the file back"
             );
         }
         let opened = sheltered(|| opener(&file).map_err(StorageError::from));
@@ -264,8 +264,8 @@ impl Disk {
         }
         tracing::error!(
             file = %self.file.display(),
-            "{error}; nothing more is written to it. Put back a copy of the data folder, or move the \
-             file away and fanwise begins with an empty one"
+            "{error}; nothing more is written to it. Put back a copy of the data folder, or move \
+             the file away and fanwise starts with an empty one"
         );
         *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
         self.blocked.send_replace(true);
@@ -300,7 +300,7 @@ impl Disk {
             return;
         };
         if let Err(error) = sheltered(|| Ok(database.close()?)) {
-            tracing::warn!(%error, "the store was not closed in order; nothing is lost by that");
+            tracing::warn!(%error, "the store was not closed in order; nothing is lost");
         }
     }
 
@@ -322,7 +322,8 @@ impl Disk {
                 tracing::error!(
                     folder = %self.folder.display(),
                     cause,
-                    "{error}; nothing is accepted or sent until then, and nothing accepted is lost"
+                    "{error}; nothing is accepted or sent until this is fixed, and nothing \
+                     accepted is lost"
                 );
                 *known = Some(error.to_string());
                 self.blocked.send_replace(true);

@@ -75,7 +75,7 @@ impl RetainedQueues for EmbeddedBroker {
         decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
     ) -> Result<EditSummary, BrokerError> {
         let Some(_turn) = self.0.0.turns.take(number(retained)).await else {
-            let advice = "somebody else is changing it, try again when they are done";
+            let advice = "another request is changing it, try again when that is done";
             return Err(refused(retained, advice.into()));
         };
         walk(self, retained, decide).await

@@ -265,7 +265,7 @@ impl Connection {
         let policy = match self.setting("maxmemory-policy").await? {
             Some(policy) => policy,
             None => field("maxmemory_policy")
-                .ok_or_else(|| LedgerError::Broken("INFO tells no maxmemory_policy".to_owned()))?,
+                .ok_or_else(|| LedgerError::Broken("INFO has no maxmemory_policy".to_owned()))?,
         };
         if policy != "noeviction" {
             return Err(CheckError::Evicts {
@@ -355,8 +355,8 @@ pub enum Persistence {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     #[error(
-        "the Redis at {address} may throw the ledger away: its maxmemory-policy is {policy}. Run \
-         `redis-cli CONFIG SET maxmemory-policy noeviction` and set it in redis.conf"
+        "the Redis at {address} may evict the ledger's keys: its maxmemory-policy is {policy}. \
+         Run `redis-cli CONFIG SET maxmemory-policy noeviction` and set it in redis.conf"
     )]
     Evicts { address: String, policy: String },
     #[error("the Redis at {address} is version {version}; 7.0 or later is needed")]
@@ -364,8 +364,8 @@ pub enum CheckError {
     #[error("the Redis at {address} is a read-only replica; give the address of the primary")]
     Replica { address: String },
     #[error(
-        "the Redis at {address} is a node of a Redis Cluster, which is not supported: the keys of a \
-         ledger would lie on several nodes. Give the address of a Redis that is no cluster"
+        "the Redis at {address} is a node of a Redis Cluster, which is not supported: the keys of \
+         a ledger would be on several nodes. Give the address of a Redis that is not a cluster"
     )]
     Cluster { address: String },
     #[error(transparent)]
@@ -407,8 +407,8 @@ fn advice(error: &RedisError) -> &'static str {
         }
         (ErrorKind::InvalidClientConfig, _) => ". Check ledger.url",
         (_, Some("MOVED" | "ASK" | "CLUSTERDOWN" | "CROSSSLOT")) => {
-            ". It is a node of a Redis Cluster, which is not supported; give the address of a Redis that \
-             is no cluster"
+            ". It is a node of a Redis Cluster, which is not supported; give the address of a \
+             Redis that is not a cluster"
         }
         (_, Some("READONLY")) => ". It is a read-only replica; give the address of the primary",
         (_, Some("OOM")) => ". Raise maxmemory, or give the machine more memory",

@@ -86,8 +86,6 @@ impl Store {
 fn read(value: &str) -> Option<Directive> {
     let json = value.split_once(' ').map_or(value, |(_, json)| json);
     serde_json::from_str(json)
-        .inspect_err(
-            |error| tracing::error!(%error, "a directive cannot be read and is not heeded"),
-        )
+        .inspect_err(|error| tracing::error!(%error, "a directive cannot be read and is ignored"))
         .ok()
 }

@@ -68,8 +68,8 @@ impl<S: Store, T> Context<S, T> {
                 job.id = job,
                 target.name = target.name,
                 code = park.code,
-                "a configuration fault: the job is parked for {} s, nobody of it is dead-lettered, and \
-                 other jobs go on: {}",
+                "a configuration fault: the job is parked for {} s, none of its recipients is \
+                 dead-lettered, and other jobs go on: {}",
                 target.config_fault_pause.as_secs(),
                 park.text
             );

@@ -86,8 +86,8 @@ impl<S: Store, T> Context<S, T> {
         if held + recipients > RECIPIENTS_MAX {
             tracing::error!(
                 job.id = %unrecorded.head.id, recipients,
-                "the ledger and the broker are away, and more outcomes wait for them than are kept: \
-                 these recipients end as uncertain, or are called again"
+                "the ledger and the broker are down, and more outcomes wait for them than are \
+                 kept: these recipients end as uncertain, or are called again"
             );
             return;
         }

@@ -61,7 +61,8 @@ impl<T: Transport> Caller<'_, T> {
         match self.probe(calls, recipients).await {
             Some(Probed::Sent) => called(Verdict::All(TargetAnswer::done()), false),
             Some(Probed::NotSent) => {
-                let text = "the reply was lost, and the target says twice that it was not sent";
+                let text = "the reply was lost, and the target answered twice that the message \
+                    was not sent";
                 let answer = TargetAnswer::new(Class::Transient, "not_sent", text);
                 called(Verdict::All(answer), true)
             }

@@ -865,8 +865,8 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
     fn wait_for_repair(&self) -> Duration {
         tracing::error!(
             job.id = %self.slice.head.id, slice.id = %self.slice.id,
-            "the slice waits, and is tried again in {} s; what is known of its recipients is kept. \
-             Repair the ledger, or cancel the job",
+            "the slice waits, and is tried again in {} s; the known outcomes of its recipients \
+             are kept. Repair the ledger, or cancel the job",
             REPAIR_WAIT.as_secs()
         );
         REPAIR_WAIT

@@ -115,8 +115,8 @@ impl<S: Store, T> Context<S, T> {
     pub(super) fn note_went_back(&self) {
         self.metrics.ledger_went_back();
         tracing::error!(
-            "the ledger went back: it has lost what was written last. Jobs that run are marked; \
-             `fanwise job verify` says what is not known of them"
+            "the ledger went back: it has lost its latest records. Running jobs are marked; \
+             `fanwise job verify` says which of their outcomes are not known"
         );
     }
 

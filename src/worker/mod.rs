@@ -225,9 +225,9 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         let mut end = End::Orderly;
         let why = tokio::select! {
             biased;
-            () = work.lost.cancelled() => "the session is lost, what was not acked comes back",
-            () = drain.cancelled() => "draining: no new work is begun",
-            () = patience => "the ledger stays away, the session is closed until it answers",
+            () = work.lost.cancelled() => "the session is lost: unacked deliveries come back",
+            () = drain.cancelled() => "draining: no new work starts",
+            () = patience => "the ledger stays down: the session is closed meanwhile",
             Some(ended) = tasks.join_next() => {
                 end = self.end_of(&ended);
                 "a task of the session ended"
@@ -256,8 +256,8 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
                 self.context.metrics.panicked();
                 tracing::error!(
                     %error,
-                    "a task of the session panicked: the session ends, what was not acked comes \
-                     back, and a new one is opened after a pause"
+                    "a task of the session panicked: the session ends, the broker hands out again \
+                     what was not acked, and a new session opens after a pause"
                 );
                 End::Panicked
             }

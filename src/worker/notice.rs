@@ -103,7 +103,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
                 .notice(NoticeKind::Reply, NoticeResult::Abandoned);
             tracing::warn!(
                 job.id = %job.id, reply_to = queue, error = why,
-                "nobody is told over AMQP that the job completed"
+                "no reply is sent over AMQP about the completed job"
             );
         };
         // The configuration may have changed since the job was accepted.
@@ -199,7 +199,7 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
             notice.id = notice.id,
             notice.app = notice.app,
             attempts = failures,
-            "a callback is given up: {what}"
+            "a callback is abandoned: {what}"
         );
         return Ok(DeliveryEnd::Done);
     }

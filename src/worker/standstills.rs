@@ -100,7 +100,8 @@ fn tell_stop(target: &str, park: &Park, seconds: u64) {
             tracing::info!("target {target} is parked: {park}, for {seconds} s");
         }
         ParkReason::Config => tracing::error!(
-            "target {target} is parked: {park}, nobody is dead-lettered, next try in {seconds} s"
+            "target {target} is parked: {park}, no recipient is dead-lettered, next try in \
+             {seconds} s"
         ),
         ParkReason::Throttled | ParkReason::Unreachable | ParkReason::Breaker => {
             tracing::warn!("target {target} is parked: {park}, next try in {seconds} s");

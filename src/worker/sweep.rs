@@ -60,7 +60,7 @@ async fn round<B: Broker, S: Store, T, P: Publisher>(
     let backlog = match broker.backlog().await {
         Ok(backlog) => backlog,
         Err(error) => {
-            tracing::debug!(error = %chain(&error), "what waits could not be counted");
+            tracing::debug!(error = %chain(&error), "the waiting messages could not be counted");
             return Ok(());
         }
     };
@@ -93,8 +93,8 @@ async fn end<S: Store, T, P: Publisher>(
         if withdrawn.is_ok() {
             tracing::warn!(
                 job.id = %record.job, job.app = record.app,
-                "a job that was accepted is not on its queue any more and was never taken: somebody \
-                 took its message away, or it was rejected"
+                "a job that was accepted is not on its queue any more and was never taken: its \
+                 message was removed or rejected"
             );
         }
         return Ok(());
@@ -106,7 +106,7 @@ async fn end<S: Store, T, P: Publisher>(
     context.metrics.job_abandoned();
     tracing::error!(
         job.id = %record.job, job.app = record.app, job.lost = record.pending,
-        "a job is ended of which nothing is left to deliver: outcomes that the ledger does not know \
+        "a job that has nothing left to deliver is ended: outcomes that the ledger does not know \
          count as uncertain"
     );
     match progress.finished && !progress.completed {

@@ -222,9 +222,9 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         scope.session.context.metrics.entries_missing(missing);
         tracing::error!(
             job.id = %scope.slice.head.id, slice.id = %scope.slice.id, missing,
-            "entries of a slice have no outcome, and no delivery has them: they stay pending until \
-             the job counts as abandoned. Submit the same job again: whoever has no outcome is sent to \
-             then"
+            "entries of a slice have no outcome, and no delivery has them: they stay pending \
+             until the job counts as abandoned. Submit the same job again: recipients without an \
+             outcome are then sent to"
         );
     }
 }
