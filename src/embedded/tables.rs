@@ -9,7 +9,7 @@
 //! | `kept` | retained queue, number | dead letters and rejected messages |
 //! | `jobs` | job id | [`JobRow`] |
 //! | `listed` | time of acceptance, job id | the order of `jobs` |
-//! | `submissions` | life, submission | entries, and 0 known only from its slices, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list have arrived, and 3, or 4 when the list was abandoned; `list <part> <list>` for each part |
+//! | `submissions` | life, submission | entries, and 0 known only from its slices, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list have arrived, and 3, or 4 when the list was given up; `list <part> <list>` for each part |
 //! | `slices` | life, slice | entries of it that are counted |
 //! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
 //! | `claims` | number | `ClaimRow`, one per claim that is open |
@@ -478,7 +478,7 @@ pub(super) struct JobRow {
     /// number.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) entered: bool,
-    /// When a slice of it was last deferred.
+    /// When a slice of it was last noted to wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waited_at_ms: Option<u64>,
     /// Recipients that count as uncertain because their outcome is not known.

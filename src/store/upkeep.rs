@@ -2,9 +2,10 @@
 //! short.
 //!
 //! Two sorted sets name jobs: `jobs` those that are known, by the time of their acceptance, and
-//! `open` those that are not completed, by the time of the next look at them. A completed job
-//! leaves `open` at once, so a walk over it is short however many jobs there were. This module
-//! removes jobs from `jobs` that are older than the window and no longer known.
+//! `open` those that are not completed, by the time of their last activity or look. An open job is
+//! due for a look when that time is as old as the quiet period. A completed job leaves `open` at
+//! once, so a walk over it is short however many jobs there were. This module removes jobs from
+//! `jobs` that are older than the window and no longer known.
 
 use std::sync::LazyLock;
 use std::time::Duration;

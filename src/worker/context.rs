@@ -313,7 +313,7 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// How long a delivery that finds its target parked waits before it looks again: until the park
-    /// ends or for less time, since the target may be unparked early.
+    /// ends or less, since the target may be unparked early.
     pub fn parked_for(&self, target: &str) -> Option<Duration> {
         let park = self.park_of(target)?;
         let now = now_ms();
@@ -409,8 +409,8 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// Parks a job for every worker, as [`Self::park`] parks a target, unless the fault is
-    /// `believed` to be the target's. When several jobs meet the fault at once, only the first
-    /// result has `moved` set.
+    /// `believed` to be the target's. Calls that meet a fault at the same time are decided one after
+    /// the other.
     pub(super) async fn park_job(
         &self,
         park: &Directive,

@@ -63,7 +63,7 @@ pub(super) const WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long a slice of a newer version waits for a newer worker.
 const NEWER_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a slice waits when the ledger is down and the slice has nothing else to do.
+/// How long a slice that needs the ledger waits while the ledger is down.
 const LEDGER_AWAY_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a slice waits when its records in the ledger make no sense. An operator must repair
@@ -468,8 +468,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         let Some(part) = &scope.slice.together else {
             return Ok(None);
         };
-        // A list that travels in parts waits until all of them have arrived. A list that was
-        // abandoned halfway is cancelled.
+        // A list that travels in parts waits until all of them have arrived. A list that was given
+        // up halfway is cancelled.
         let turn = together::turn(scope.session, &scope.slice.head, part);
         match flight.during(&self.delivery, turn).await {
             Ok(Turn::Go) => {

@@ -1,9 +1,9 @@
 -- GATHER: notes that a part of a list is accepted, and says whether all parts are.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
--- ARGV     1 list  2 number of the part  3 parts  4 1 to abandon the list unless it is complete
--- Returns  0 some parts are missing, 1 all have arrived or the ledger has lost the job, 2 abandoned
--- Atomic   because a part that comes late either is the last one or finds the list abandoned.
+-- ARGV     1 list  2 number of the part  3 parts  4 1 to give the list up unless it is complete
+-- Returns  0 some parts are missing, 1 all have arrived or the ledger has lost the job, 2 given up
+-- Atomic   because a part that comes late either is the last one or finds the list given up.
 --
 -- The notes are among the submissions, under names that no submission has.
 
