@@ -15,9 +15,9 @@ use super::connection::{AmqpError, Dial};
 use super::stream::Link;
 use super::topology::{Exchange, Kind, Queue, Topology, Value};
 
-/// For about two seconds after its first declaration the broker has not stored a quorum queue on
-/// disk: if it is killed then, it loses even confirmed messages of the queue (measured on 3.10, 4.0
-/// and 4.3).
+/// A broker stores a new quorum queue on disk only about two seconds after its first declaration:
+/// if it is killed before that, it loses even confirmed messages of the queue (measured on 3.10,
+/// 4.0 and 4.3).
 const YOUNG_QUEUE_WAIT: Duration = Duration::from_secs(3);
 
 pub(super) const MISSING: &str = "it does not exist; run `fanwise topology apply`";

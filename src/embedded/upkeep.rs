@@ -56,7 +56,8 @@ impl Upkeep for EmbeddedStore {
         let mut walk = walk.lock().unwrap_or_else(PoisonError::into_inner);
         walk.after = after;
         let again = now + (quiet / 4).as_millis() as u64;
-        // A job that was shown keeps its time, so frequent queries do not delay the next one.
+        // A job that was shown keeps its time, so frequent queries do not delay when it is shown
+        // again.
         let is_new = |record: &JobRecord| match walk.shown.entry(record.job.to_string()) {
             Occupied(_) => false,
             Vacant(new) => {

@@ -4,9 +4,9 @@
 //!
 //! A producer can cause a configuration fault: a sender that the backend does not know, a name in
 //! the URL that leads nowhere. So the fault stops the job that met it. It counts as the target's
-//! fault when a second job meets the same fault while the first is parked and the target answered
-//! no call well in between. A fault that no job can cause, such as a certificate or a refused
-//! login, parks the target at once.
+//! fault when a second job meets the same fault while the first is parked and the target has not
+//! answered a call normally in between. A fault that no job can cause, such as a certificate or a
+//! refused login, parks the target at once.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ impl<S: Store, T> Context<S, T> {
 }
 
 /// Whether the fault that a job meets is the target's: another job has met the same fault, and the
-/// target has answered no call well since.
+/// target has not answered a call normally since.
 fn is_believed(board: &Board, target: &str, job: &str, park: &Park, answered_ms: u64) -> bool {
     let met = board.parked_jobs(target, park.since_ms);
     let mut others = met.filter(|(met, code)| met.subject.name != job && *code == park.code);
@@ -99,7 +99,7 @@ fn parking(
             health.succeeded(now_ms);
             None
         }
-        // The target answers; the park is for the content of its answer.
+        // The target answers, so this is no failure; the answer itself parks it.
         Class::Config => Some((ParkReason::Config, target.config_fault_pause)),
         Class::Throttled => {
             let wait = health.throttled(now, answer.retry_after);

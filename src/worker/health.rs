@@ -1,6 +1,6 @@
 //! Tracks the health of a target from its answers. After too many failures in a row the breaker
-//! opens and the target is not called for a while. After each answer that calls come too fast, the
-//! target is not called for a longer time, until it answers well again.
+//! opens and the target is not called for a while. When the target answers that calls come too
+//! fast, it is not called for a time that grows until it answers normally again.
 //!
 //! Hundreds of calls are in flight, and all of them fail when a backend goes away. They count as
 //! one failure: calls that fail while the breaker is open do not count.
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::domain::schedule::Schedule;
 
-/// How long a target that fails every call is not called.
+/// The pause for a target that fails every call.
 const OPEN: Schedule = Schedule {
     min: Duration::from_secs(1),
     max: Duration::from_secs(30),
@@ -25,7 +25,7 @@ pub struct Health {
     breaker: Breaker,
     /// A breaker that opens at the first answer.
     throttle: Breaker,
-    /// When the target last answered well, in milliseconds since 1970.
+    /// When the target last answered normally, in milliseconds since 1970.
     answered_ms: AtomicU64,
 }
 
@@ -53,15 +53,14 @@ impl Health {
         self.answered_ms.load(Ordering::Relaxed)
     }
 
-    /// How long not to call the target, if this failure opens the breaker.
+    /// The pause before the next call to the target, if this failure opens the breaker.
     pub(super) fn failed(&self, now: Instant) -> Option<Duration> {
         self.breaker.failed(now)
     }
 
-    /// How long not to call a target that answered that calls come too fast: as long as it asked
-    /// for, but at least a wait that grows with each such answer. If it asks for no time, or for a
-    /// time that is past, the grown wait applies; otherwise it would be called again at once,
-    /// without end.
+    /// The pause after the target answered that calls come too fast: as long as it asked for, but
+    /// at least a wait that grows with each such answer. If it asks for no time, or for a time that
+    /// is past, the grown wait applies; otherwise it would be called again at once, without end.
     pub(super) fn throttled(&self, now: Instant, asked: Option<Duration>) -> Duration {
         let opened = self.throttle.failed(now);
         let grown = opened.unwrap_or_else(|| self.throttle.left(now).max(OPEN.min));
@@ -100,8 +99,8 @@ impl Breaker {
         }
     }
 
-    /// How long not to call the target, if this failure opens the breaker. Once it has opened, each
-    /// further failure after that time opens it again.
+    /// The pause before the next call to the target, if this failure opens the breaker. Once it has
+    /// opened, each further failure after that time opens it again.
     fn failed(&self, now: Instant) -> Option<Duration> {
         let now_ms = now.saturating_duration_since(self.start).as_millis() as u64;
         let until = self.open_until_ms.load(Ordering::Relaxed);

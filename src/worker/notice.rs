@@ -87,7 +87,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     }
 
     /// Publishes to a reply queue. If the queue is gone or full, the reply is abandoned: the app
-    /// that named the queue must mend it. If the broker does not confirm, the publish is repeated,
+    /// that named the queue must fix it. If the broker does not confirm, the publish is repeated,
     /// as often as a recipient would be tried.
     async fn reply(
         &self,

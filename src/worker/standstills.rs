@@ -2,7 +2,7 @@
 //! (promise 12).
 //!
 //! A backend that is down is parked for a second, tried, then parked for two seconds: that is one
-//! stop. It moves again once it has answered well and was not parked for a while.
+//! stop. It moves again once it has answered normally and was not parked for a while.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -163,8 +163,8 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
     }
 
     /// Claims refused recipients again, which are free since they were refused. With lists that
-    /// overlap, another slice may have had them called meanwhile, and the result of that call does
-    /// not belong to this delivery.
+    /// overlap, another slice may have called them meanwhile, and the result of that call does not
+    /// belong to this delivery.
     async fn regain(&mut self) -> Result<(), Lost> {
         let refused = self.delivery.refused_and_free();
         if refused.is_empty() {

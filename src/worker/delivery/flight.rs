@@ -75,7 +75,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
         self.back.pop_front()
     }
 
-    /// Marks the calls that came back as recorded.
+    /// Notes that the calls that came back are being recorded.
     pub(super) fn recorded(&mut self) {
         self.unrecorded = 0;
         self.came = None;
