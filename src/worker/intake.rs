@@ -1,8 +1,8 @@
 //! Reads jobs, registers them with the ledger and cuts them into slices.
 //!
 //! A job is acked only after the broker has confirmed every slice. Slice ids are derived from the
-//! list. So a job that is read again, after a crash or because its producer published it twice,
-//! publishes the same slices, and the ledger absorbs the repeats.
+//! submission. So a job that is read again, after a crash or because its producer published it
+//! twice, publishes the same slices, and the ledger absorbs the repeats.
 //!
 //! Reading and cutting a list of 100,000 takes tens of milliseconds of CPU, so a large job is
 //! handled on a blocking thread. Besides the message itself it holds some fifty bytes per
