@@ -1,11 +1,11 @@
-//! Reading the queues that keep messages for people: dead letters and rejected messages.
+//! Reads and edits the retained queues: dead letters and rejected messages.
 //!
-//! A queue has no cursor, so reading is taking and giving back: nothing is acked, and everything
-//! returns when the reader closes its channel. A quorum queue hands at most 2,000 unacked messages
-//! to a consumer without a limit and 65,535 to one with, so the reader uses one consumer after the
-//! other on one channel, each for a page that fits memory: the number of messages has no bound, the
-//! bodies in memory do. Up to 32 pages come back in their order; more of them come back in any order,
-//! and later readings show them so.
+//! A queue has no cursor, so a reader takes messages and returns them: it acks nothing, and
+//! everything returns when it closes its channel. A quorum queue hands at most 2,000 unacked
+//! messages to a consumer without a limit and 65,535 to one with a limit. So the reader uses one
+//! consumer after the other on one channel, each for a page that fits in memory: the number of
+//! messages is not bounded, the bodies in memory are. Up to 32 pages come back in their order. With
+//! more pages they come back in any order, and later readings show them so.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -30,20 +30,21 @@ use super::stream::Link;
 use super::topology::Names;
 use crate::ports::{EditSummary, RetainedEdit, RetainedMessage, RetainedQueue};
 
-/// Messages of a page: bodies that may be in memory at once.
+/// Messages of a page, whose bodies are in memory at once.
 const PAGE_MESSAGES: u16 = 500;
 
-/// Without a message for so long, the rest was taken away by somebody else.
+/// If no message arrives for this long, another reader has taken the rest.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
-/// How long a reader waits for the one before it, and how often it looks.
+/// How long a reader waits for the one before it, and how often it tries.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 const TURN_LOOK: Duration = Duration::from_millis(100);
 
-/// How long to wait until the queue shows again what was given back.
+/// How long to wait until the queue counts the returned messages again.
 const RETURN_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Headers that tell nothing about the message: how often it was read, and what is shown otherwise.
+/// Headers that are not the message's own: how often it was read, and the routing key, which is
+/// shown elsewhere.
 const NOT_ITS_OWN: [&str; 3] = ["x-delivery-count", "x-acquired-count", ROUTING_KEY];
 
 pub(super) fn queue_of(retained: RetainedQueue, names: &Names) -> String {
@@ -53,7 +54,7 @@ pub(super) fn queue_of(retained: RetainedQueue, names: &Names) -> String {
     }
 }
 
-/// Shows messages until `visit` breaks off. Returns how many were shown.
+/// Shows messages until `visit` breaks. Returns how many were shown.
 pub(super) async fn read(
     dial: &Dial,
     queue: &str,
@@ -65,11 +66,11 @@ pub(super) async fn read(
     Ok(shown)
 }
 
-/// Does with every message what `decide` says.
+/// Shows every message to `decide` and carries out its decision.
 ///
-/// One message at a time, much slower than reading: a channel holds back acks when more than a few
-/// are on their way to a quorum queue, and forgets those when it is closed (measured: 85 of 617 came
-/// back). Each `basic.get` waits for all before it, so none is held back.
+/// One message at a time, much slower than reading. A channel holds back acks when more than a few
+/// are on their way to a quorum queue, and loses them when it is closed (measured: 85 of 617 came
+/// back). Each `basic.get` waits for all acks before it, so none is held back.
 pub(super) async fn edit(
     dial: &Dial,
     queue: &str,
@@ -77,7 +78,7 @@ pub(super) async fn edit(
 ) -> Result<EditSummary, AmqpError> {
     let reader = QueueReader::open(dial, queue).await?;
     let mut summary = EditSummary::default();
-    // What takes the place of another goes to the end of the queue, beyond those counted here.
+    // Replaced messages go to the end of the queue, after those counted here.
     for _ in 0..reader.ready {
         let Some(delivery) = reader.get().await? else {
             break;
@@ -102,9 +103,9 @@ pub(super) async fn edit(
     Ok(summary)
 }
 
-/// Keeps other readers out, which would each see a part: a queue that only one connection may use,
-/// and that goes with it. Consuming exclusively would also keep our own next page out. Waits for the
-/// reader before us, up to a bound.
+/// Keeps out other readers, which would each see only a part. The lock is a queue that only one
+/// connection may use and that is deleted with it. An exclusive consumer would also keep out this
+/// reader's next page. Waits for the current reader, up to a bound.
 async fn lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel, AmqpError> {
     let deadline = Instant::now() + TURN_WAIT_MAX;
     loop {
@@ -113,7 +114,7 @@ async fn lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel, Am
                 sleep(TURN_LOOK).await;
             }
             locked => {
-                let advice = "somebody else is reading it, try again when they are done";
+                let advice = "another request is reading it, try again when that is done";
                 return locked
                     .map_err(|error| error.explain(&AMQPSoftError::RESOURCELOCKED, advice));
             }
@@ -121,7 +122,7 @@ async fn lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel, Am
     }
 }
 
-/// The refusal closes the channel, so each try has its own.
+/// The refusal closes the channel, so each try has its own channel.
 async fn try_lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel, AmqpError> {
     let channel = open_channel(dial, connection).await?;
     let options = QueueDeclareOptions {
@@ -134,25 +135,25 @@ async fn try_lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel
     Ok(channel)
 }
 
-/// Where messages of a queue lie while they are read.
+/// Reads one queue; its messages are held unacked meanwhile.
 struct QueueReader<'a> {
     dial: &'a Dial,
     queue: &'a str,
     connection: Link,
-    /// Messages that were taken belong to it.
+    /// The messages that were taken belong to it.
     channel: Channel,
-    /// One a page. They stay as long as the channel: what they hold keeps the next page from showing it
-    /// again. One that is dropped before cancels itself behind our back, and a cancel that reaches the
-    /// broker after the close of its channel ends the connection.
+    /// One per page. They stay as long as the channel: the messages that they hold are not shown
+    /// again by the next page. A consumer that is dropped earlier cancels itself in the background,
+    /// and a cancel that reaches the broker after the close of its channel ends the connection.
     consumers: Vec<lapin::Consumer>,
-    /// Keeps the lock, asks how the queue is, and publishes.
+    /// Holds the lock, asks for the queue's counts, and publishes.
     aside: Channel,
-    /// Messages there were to begin with.
+    /// The number of messages at the start.
     ready: u32,
 }
 
-/// Header with the routing key of a message that takes the place of another. It is put straight into
-/// the queue: subscribers of the exchange have seen it already.
+/// Header with the routing key of a message that replaces another. The new message goes straight
+/// into the queue: subscribers of the exchange have already seen it.
 const ROUTING_KEY: &str = "fanwise-routing-key";
 
 impl<'a> QueueReader<'a> {
@@ -197,7 +198,8 @@ impl<'a> QueueReader<'a> {
         Ok(shown)
     }
 
-    /// Shows the messages of one page, and says how many there were and whether another may follow.
+    /// Shows the messages of one page. Returns how many there were and whether another page may
+    /// follow.
     async fn page(
         &self,
         consumer: &mut lapin::Consumer,
@@ -223,7 +225,7 @@ impl<'a> QueueReader<'a> {
         self.dial.ask(what(), qos).await?;
         let consumed = self.channel.basic_consume(
             self.dial.name(self.queue)?,
-            // The broker gives the messages of a few consumers back in the order of their tags.
+            // The broker returns the messages of a few consumers in the order of their tags.
             format!("page-{index:06}").into(),
             BasicConsumeOptions::default(),
             FieldTable::default(),
@@ -272,16 +274,16 @@ impl<'a> QueueReader<'a> {
         let taken = confirmation.is_ack() && confirmation.take_message().is_none();
         match taken {
             true => Ok(()),
-            // Full, or gone: the message that was there stays there.
+            // The queue is full or gone: the original message stays.
             false => Err(AmqpError::NotTaken { what: what() }),
         }
     }
 
-    /// Gives everything back, and waits until the next reader, or a count, finds it.
+    /// Returns all messages, and waits until the next reader, or a count, finds them.
     async fn close(self, removed: u64) -> Result<(), AmqpError> {
         let closed = self.channel.close(200, ShortString::default());
         self.dial
-            .ask("take the messages back".to_owned(), closed)
+            .ask("requeue the messages".to_owned(), closed)
             .await?;
         let deadline = Instant::now() + RETURN_WAIT_MAX;
         while Instant::now() < deadline {
@@ -291,13 +293,13 @@ impl<'a> QueueReader<'a> {
             }
             sleep(Duration::from_millis(20)).await;
         }
-        // The lock goes with its connection.
+        // The lock is deleted with its connection.
         self.dial.close(&self.connection).await;
         Ok(())
     }
 }
 
-/// The routing key under which a message was published first.
+/// The routing key under which a message was first published.
 fn original_key(delivery: &lapin::message::Delivery) -> String {
     let headers = delivery.properties.headers().as_ref();
     headers

@@ -1,8 +1,8 @@
-//! One connection to the broker, and the one error enum of this folder.
+//! Opens connections to the broker, and defines the one error enum of this folder.
 //!
-//! Automatic recovery of the client is off: with it, a consumer is never told that its deliveries
-//! belong to somebody else by now. A lost connection ends the session, and the next one starts from
-//! nothing.
+//! The automatic recovery of the client is off: with it, a consumer does not learn that another
+//! consumer may now hold its deliveries. A lost connection ends the session, and the next session
+//! starts from nothing.
 
 use std::fmt;
 use std::future::Future;
@@ -21,7 +21,7 @@ use super::stream::Link;
 use super::{Settings, SettingsError};
 use crate::ports::BrokerError;
 
-/// What the broker did not do.
+/// Why a request to the broker failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AmqpError {
     #[error("no connection to {address}")]
@@ -44,7 +44,7 @@ pub(super) enum AmqpError {
 }
 
 impl AmqpError {
-    /// The broker gave this as its reason.
+    /// Whether the broker gave this as its reason.
     pub(super) fn is(&self, reason: &AMQPSoftError) -> bool {
         match self {
             Self::Refused { source, .. } => matches!(
@@ -57,7 +57,7 @@ impl AmqpError {
         }
     }
 
-    /// Adds what to do about it when the broker gave this reason.
+    /// Adds advice if the broker gave this reason.
     pub(super) fn explain(self, reason: &AMQPSoftError, advice: &str) -> Self {
         if !self.is(reason) {
             return self;
@@ -102,7 +102,7 @@ impl From<AmqpError> for BrokerError {
     }
 }
 
-/// How long an orderly close may take; a blocked connection cannot say goodbye at all.
+/// How long an orderly close may take; a blocked connection cannot close in order at all.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How to reach the broker and how long to wait for its answers.
@@ -129,7 +129,7 @@ impl Dial {
         // A half-open connection is noticed after two heartbeats; the broker would suggest 60 s.
         let heartbeat = settings.heartbeat.as_secs().max(1);
         uri.query.heartbeat = Some(u16::try_from(heartbeat).unwrap_or(u16::MAX));
-        // Buffers are made for it, and a broker may offer frames without an end.
+        // The client allocates buffers of this size, and a broker may offer frames without a limit.
         let frame_max = uri.query.frame_max.unwrap_or(FRAME_MAX).min(FRAME_MAX);
         uri.query.frame_max = Some(frame_max);
         Ok(Self {
@@ -155,7 +155,7 @@ impl Dial {
             .await
     }
 
-    /// Closes a connection in order, if the broker still listens.
+    /// Closes a connection in order, if the broker still answers.
     pub(super) async fn close(&self, connection: &Link) {
         let closed = connection.close(200, ShortString::default());
         if !matches!(timeout(CLOSE_TIMEOUT, closed).await, Ok(Ok(()))) {
@@ -163,7 +163,7 @@ impl Dial {
         }
     }
 
-    /// What came out of a consumer that should not have ended yet.
+    /// The next delivery of a consumer that should not have ended yet.
     pub(super) fn delivered<T>(&self, item: Option<lapin::Result<T>>) -> Result<T, AmqpError> {
         let ended = || ErrorKind::InvalidConnectionState(ConnectionState::Closed).into();
         item.unwrap_or_else(|| Err(ended()))
@@ -173,7 +173,7 @@ impl Dial {
             })
     }
 
-    /// Waits for an answer of the broker, as long as is allowed.
+    /// Waits for an answer of the broker, up to the answer timeout.
     pub(super) async fn ask<T>(
         &self,
         what: String,
@@ -200,8 +200,8 @@ impl Dial {
     }
 }
 
-/// The broker said no, and will say no again: a wrong password, virtual host, permission, argument.
-/// Everything else is trouble with the connection.
+/// The broker refused, and would refuse again: a wrong password, virtual host, permission or
+/// argument. All other errors are faults of the connection.
 fn is_refusal(error: &lapin::Error) -> bool {
     let ErrorKind::ProtocolError(error) = error.kind() else {
         return false;
@@ -222,8 +222,8 @@ fn parse(url: &str) -> Result<AMQPUri, SettingsError> {
     if let Some(address) = bracketed_host(url) {
         uri.authority.host = address.to_owned();
     }
-    // By the letter of the specification `amqp://host/` means the virtual host with the empty name,
-    // which nobody has; whoever writes it means the default.
+    // Strictly by the specification, `amqp://host/` means the virtual host with the empty name,
+    // which does not exist in practice; a user who writes it means the default.
     if uri.vhost.is_empty() {
         uri.vhost = "/".to_owned();
     }

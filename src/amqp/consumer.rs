@@ -1,12 +1,12 @@
-//! Consuming: deliveries of one queue, and how each of them ends.
+//! Consumes the deliveries of one queue, and ends each of them.
 //!
-//! A delivery holds on to the channel it came on, and through it to the session's `lost` token: once
-//! that is cancelled nothing is handed out and nothing is acked any more, even if this channel would
-//! still do it, because the session is lost as a whole.
+//! A delivery holds the channel that it came on, and through it the session's `lost` token. Once
+//! that is cancelled nothing is handed out and nothing is acked any more, even if this channel
+//! would still do it, because the session is lost as a whole.
 //!
-//! An ack says that the broker was told. When a session is closed right behind a burst of acks, the
-//! broker may drop those its channel still holds back from the queue, and hand the messages out
-//! again: one more reason why every reader takes a repeat calmly.
+//! An ack returns once it is sent to the broker. When a session is closed right after a burst of
+//! acks, the broker may drop those that its channel still holds back from the queue, and hand the
+//! messages out again. This is one more reason why every reader accepts repeats.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,25 +26,25 @@ use crate::ports::{BoxFuture, Consumer, Delivery, EndDelivery, Lost, PublishErro
 /// The longest reason that is kept with a rejected message.
 const REASON_BYTES_MAX: usize = 4 * 1024;
 
-/// Headers of a rejected message: why, out of which queue, and when.
+/// Headers of a rejected message: the reason, the queue it came from, and when.
 pub(super) const REASON: &str = "fanwise-reason";
 pub(super) const SOURCE: &str = "fanwise-source";
 pub(super) const REJECTED_AT: &str = "fanwise-rejected-at";
 
-/// Headers of the broker's own that must not travel with a copy. The counts are those of the queue it
-/// was in; a re-published `x-death` is believed before RabbitMQ 4, and could get the message dropped
-/// as going in circles.
+/// The broker's own headers, which must not travel with a copy. The counts are those of the old
+/// queue. Before RabbitMQ 4 the broker believes a re-published `x-death`, and could drop the
+/// message as one that goes in circles.
 const BROKER_HEADERS: [&str; 3] = ["x-death", "x-delivery-count", "x-acquired-count"];
 
-/// Where deliveries came from and what they need to end.
+/// Where deliveries come from and what is needed to end them.
 pub(super) struct Origin {
-    /// Open as long as a delivery of it is.
+    /// Stays open as long as one of its deliveries.
     pub(super) channel: Channel,
     pub(super) queue: String,
     pub(super) rejected_exchange: String,
     pub(super) publisher: RabbitPublisher,
     pub(super) lost: CancellationToken,
-    /// Properties must fit one frame; a larger one ends the connection that publishes.
+    /// Properties must fit in one frame; a larger one ends the connection that publishes.
     pub(super) frame_max: usize,
 }
 
@@ -58,7 +58,7 @@ pub struct RabbitConsumer {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Consuming,
-    /// Asked to stop; what was under way still arrives.
+    /// Asked to stop; deliveries on their way still arrive.
     Cancelled,
     Ended,
 }
@@ -72,13 +72,14 @@ impl RabbitConsumer {
         }
     }
 
-    /// The stream has ended; unless somebody asked for it, the session is lost.
+    /// The stream has ended. Unless it was cancelled, the session is lost.
     fn end(&mut self, error: Option<&lapin::Error>) {
         let lost = &self.origin.lost;
         if self.phase == Phase::Consuming && !lost.is_cancelled() {
             let error = error.map(tracing::field::display);
             let queue = self.origin.queue.as_str();
-            // Without an error the queue is gone, or the broker has taken back what was not acked.
+            // Without an error the queue is gone, or the broker has requeued the unacked
+            // deliveries.
             warn!(queue, error, "a consumer ended, the session is lost");
             lost.cancel();
         }
@@ -89,15 +90,16 @@ impl RabbitConsumer {
 impl Consumer for RabbitConsumer {
     async fn next(&mut self) -> Option<Delivery> {
         while self.phase != Phase::Ended {
-            // Cancel safe: the stream gives up a delivery only when it is ready, and nothing is
-            // awaited between here and handing it out.
+            // Cancel safe: the stream yields a delivery only when it is ready, and nothing is
+            // awaited before it is handed out.
             let item = tokio::select! {
                 biased;
                 () = self.origin.lost.cancelled() => None,
                 item = self.stream.next() => item,
             };
             match item {
-                // Deliveries of a dead channel still come out of the buffer; they are not ours.
+                // The buffer still yields deliveries of a dead channel; they belong to the broker
+                // again.
                 Some(Ok(delivery)) if !delivery.acker.usable() => {}
                 Some(Ok(delivery)) => return Some(hand_out(delivery, &self.origin)),
                 Some(Err(error)) => self.end(Some(&error)),
@@ -149,7 +151,7 @@ fn traceparent(properties: &BasicProperties) -> Option<String> {
     trace::traceparent(text).map(str::to_owned)
 }
 
-/// The end of a delivery: everything that is needed to ack it or to move it away unharmed.
+/// Ends a delivery: holds everything that is needed to ack it or to reject it unchanged.
 struct Ending {
     acker: Acker,
     routing_key: ShortString,
@@ -159,8 +161,8 @@ struct Ending {
 }
 
 impl Ending {
-    /// Waits until the answer is written. The client says `false` when the channel of the delivery
-    /// is gone.
+    /// Waits until the answer is written. The client returns `false` when the delivery's channel is
+    /// gone.
     async fn write(&self, written: impl Future<Output = lapin::Result<bool>>) -> Result<(), Lost> {
         tokio::select! {
             biased;
@@ -218,30 +220,31 @@ impl EndDelivery for Ending {
     }
 }
 
-/// What is added to a rejected message.
+/// The facts that are added to a rejected message.
 struct Notes<'a> {
     reason: &'a str,
     queue: &'a str,
-    /// What all properties must fit.
+    /// The frame that all properties must fit in.
     frame_max: usize,
 }
 
-/// A reason, and what the producer said of the body, if that is why it is none we can read.
+/// The reason, with the producer's content encoding if that explains why the body cannot be read.
 fn explained(reason: String, properties: &BasicProperties) -> String {
     let plain = ["", "identity", "utf-8", "utf8", "none"];
     let encoding = properties.content_encoding().as_ref().map(|it| it.as_str());
     match encoding.filter(|it| !plain.contains(&it.to_ascii_lowercase().as_str())) {
         Some(encoding) => format!(
-            "{reason}; its content_encoding is {encoding:?}: nothing is unpacked here, publish the JSON \
-             as it is"
+            "{reason}; its content_encoding is {encoding:?}: bodies are not decompressed, publish \
+             the JSON uncompressed"
         ),
         None => reason,
     }
 }
 
-/// The properties of a rejected message: as they were, and our notes among the headers. Three of them
-/// cannot travel as they are. Delivery mode becomes persistent. `expiration` would delete the message
-/// where it is kept, and `user-id` must be that of whoever publishes; both become headers.
+/// The properties of a rejected message: the original ones, and the notes among the headers. Three
+/// properties cannot travel unchanged. The delivery mode becomes persistent. `expiration` would
+/// delete the message in the rejected queue, and `user-id` must be the publisher's own; both become
+/// headers.
 fn rejected_properties(original: &BasicProperties, notes: &Notes<'_>) -> BasicProperties {
     let mut headers = BTreeMap::new();
     let mut note = |name: &'static str, value: &str| {
@@ -266,7 +269,7 @@ fn rejected_properties(original: &BasicProperties, notes: &Notes<'_>) -> BasicPr
             continue;
         }
         bytes += name.as_str().len() + wire_bytes(value);
-        // What arrives has this at most, unless its frames are larger than ours.
+        // Headers that arrived fit in this, unless the producer's frames were larger.
         if bytes > notes.frame_max / 2 {
             headers.insert("fanwise-headers-cut".into(), AMQPValue::Boolean(true));
             break;

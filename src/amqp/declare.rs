@@ -1,4 +1,4 @@
-//! Declares the topology on a broker, checks it, counts it, deletes it.
+//! Declares the topology on a broker, checks it, counts its messages, deletes it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,24 +15,25 @@ use super::connection::{AmqpError, Dial};
 use super::stream::Link;
 use super::topology::{Exchange, Kind, Queue, Topology, Value};
 
-/// For about two seconds after its first declaration a quorum queue is not yet known on disk:
-/// killed then, a broker loses even confirmed messages of it (measured on 3.10, 4.0 and 4.3).
+/// A broker stores a new quorum queue on disk only about two seconds after its first declaration:
+/// if it is killed before that, it loses even confirmed messages of the queue (measured on 3.10,
+/// 4.0 and 4.3).
 const YOUNG_QUEUE_WAIT: Duration = Duration::from_secs(3);
 
 pub(super) const MISSING: &str = "it does not exist; run `fanwise topology apply`";
 const CHANGED: &str = "it exists with other arguments than this version declares; drain and delete \
     it, or choose another namespace (`fanwise topology show` prints what is expected)";
 
-/// What applying the topology did.
+/// The result of applying the topology.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Queues that were not there before.
+    /// Queues that did not exist before.
     pub created: Vec<String>,
 }
 
-/// Declares everything; what is there already is checked by the broker, argument by argument. When
-/// a queue was created, it returns when that would survive a crash of the broker. A process that finds
-/// queues another one created a moment ago does not wait.
+/// Declares everything; the broker checks existing exchanges and queues, argument by argument. If a
+/// queue was created, it returns when the queue would survive a crash of the broker. A process that
+/// finds queues that another one created a moment ago does not wait.
 pub(super) async fn apply(
     dial: &Dial,
     connection: &Link,
@@ -74,8 +75,8 @@ pub(super) async fn apply(
     Ok(Applied { created })
 }
 
-/// Checks that everything is there, for brokers where somebody else declares. Arguments and bindings
-/// cannot be seen this way; a missing binding shows at the first publish, which is mandatory.
+/// Checks that everything exists, for brokers where an operator declares the topology. It cannot
+/// see arguments and bindings; a missing binding shows at the first publish, which is mandatory.
 pub(super) async fn check(
     dial: &Dial,
     connection: &Link,
@@ -102,7 +103,7 @@ pub struct Depth {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Messages ready to be handed out; what a consumer holds unacked is not among them.
+    /// Messages that are ready to be handed out, without those that a consumer holds unacked.
     pub ready: u32,
     pub consumers: u32,
 }
@@ -118,7 +119,7 @@ pub(super) async fn counts(
         let counts = match passive_declare(dial, &channel, &queue.name).await {
             Ok(counts) => Some(counts),
             Err(error) if error.is(&AMQPSoftError::NOTFOUND) => {
-                // The broker closes the channel on which a missing queue was asked for.
+                // The broker closes a channel that asked for a missing queue.
                 channel = open_channel(dial, connection).await?;
                 None
             }
@@ -184,7 +185,7 @@ pub(super) async fn close_channel(dial: &Dial, channel: &Channel) -> Result<(), 
     dial.ask("close a channel".to_owned(), closed).await
 }
 
-/// Only looks instead of declaring.
+/// Only checks that it exists, instead of declaring it.
 #[derive(Clone, Copy)]
 struct Passive(bool);
 
@@ -202,7 +203,7 @@ async fn declare_exchange(
     let options = ExchangeDeclareOptions {
         passive: passive.0,
         // Survives a restart of the broker. Not auto-delete: bindings come and go, the exchange
-        // stays. Not internal: all of them are published to from outside.
+        // stays. Not internal: all exchanges take publishes from clients.
         durable: true,
         ..ExchangeDeclareOptions::default()
     };
@@ -228,7 +229,7 @@ async fn declare_queue(dial: &Dial, channel: &Channel, queue: &Queue) -> Result<
         .iter()
         .map(|(name, value)| (ShortString::from(*name), amqp_value(value)))
         .collect();
-    // Durable and shared: a quorum queue can be nothing else.
+    // Durable and shared: a quorum queue cannot be anything else.
     let options = QueueDeclareOptions {
         durable: true,
         ..QueueDeclareOptions::default()

@@ -1,19 +1,21 @@
-//! What the broker sends, made so that the client library can read it.
+//! Rewrites the frames of the broker so that the client library can read them.
 //!
-//! A producer may put anything into the properties of a message, and the broker hands it on as it came:
-//! texts that are not UTF-8, header tables within header tables, headers that fill a whole frame, to
-//! which the broker then adds its own. The client library reads strictly: it ends the connection over
-//! the first two and over a frame larger than was agreed, and a table nested some thousand deep
-//! overflows the stack of its thread. Any of these would end the session of all lanes, or the process,
-//! again and again, since the message is handed out again each time.
+//! A producer may put anything into the properties of a message, and the broker passes it on
+//! unchanged: texts that are not UTF-8, header tables within header tables, headers that fill a
+//! whole frame, to which the broker then adds its own. The client library reads strictly. It ends
+//! the connection over invalid UTF-8 and over a frame larger than agreed, and a table nested some
+//! thousand deep overflows the stack of its thread. Any of these would end the session of all
+//! lanes, or the process, again and again, since the message is handed out again each time.
 //!
-//! So every byte of the broker passes here first. Frames with properties, and the few methods that
-//! carry texts of others, are rebuilt: a text that is not UTF-8 becomes its escaped form (`\x8f>`),
-//! what is nested too deep or does not fit stays behind, and a header of ours, [`UNREADABLE`], names
-//! what was changed. Everything else goes through as it is; bodies are never touched.
+//! So every byte of the broker first goes through this module. It rebuilds frames with properties,
+//! and the few methods that carry texts of others. A text that is not UTF-8 becomes its escaped
+//! form (`\x8f>`), values that are nested too deep or do not fit are left out, and the header
+//! [`UNREADABLE`] names the changed properties. Everything else passes unchanged; bodies are never
+//! changed.
 //!
-//! Why a filter and not a patched library: it needs nothing of the library but the stream that it takes
-//! anyway, it outlives its versions, and it is small enough to be tested with every kind of damage.
+//! Why a filter and not a patched library: the filter needs only the stream that the library takes
+//! anyway, it is independent of the library's versions, and it is small enough to be tested with
+//! every kind of damage.
 
 mod method;
 mod properties;
@@ -21,13 +23,14 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-/// The header that names the properties of a message which could not be read as they came.
+/// The header that names the properties of a message that were changed because they could not be
+/// read.
 pub(super) const UNREADABLE: &str = "fanwise-unreadable";
 
-/// The largest frame that is agreed upon: the broker's own default.
+/// The largest frame that Fanwise agrees to: the broker's own default.
 pub(super) const FRAME_MAX: u32 = 128 * 1024;
 
-/// Payloads that are looked at are held up to here. What a longer one has beyond cannot be read either.
+/// Held payloads are kept up to this size. The rest of a longer one cannot be read either.
 const HELD_MAX: usize = 1024 * 1024;
 
 /// Type, channel and size of the payload.
@@ -44,7 +47,7 @@ const END: u8 = 0xCE;
 
 /// Follows the frames of one connection.
 pub(super) struct Frames {
-    /// The largest frame the client takes.
+    /// The largest frame that the client takes.
     frame_max: usize,
     phase: Phase,
 }
@@ -52,16 +55,16 @@ pub(super) struct Frames {
 enum Phase {
     /// The beginning of a frame, as far as it has arrived.
     Head(Vec<u8>),
-    /// So many bytes of a frame go through.
+    /// This many further bytes of the frame pass unchanged.
     Through(usize),
-    /// A payload that is looked at when it is whole.
+    /// A payload that is held until it is complete.
     Held {
         head: [u8; HEAD_BYTES],
         payload: Vec<u8>,
-        /// Bytes still to come, with the end of the frame.
+        /// Bytes that have not arrived, including the end of the frame.
         left: usize,
     },
-    /// These are no frames. The client finds out itself.
+    /// The bytes are not frames. They pass, and the client finds out itself.
     Alien,
 }
 
@@ -73,14 +76,14 @@ impl Frames {
         }
     }
 
-    /// Takes what has arrived and gives what the client may read of it.
+    /// Takes the bytes that have arrived and appends those that the client may read.
     pub(super) fn pass(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
         while !bytes.is_empty() {
             bytes = self.step(bytes, out);
         }
     }
 
-    /// Takes some bytes and returns the others.
+    /// Takes some of the bytes and returns the others.
     fn step<'a>(&mut self, bytes: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
         match &mut self.phase {
             Phase::Head(head) => {
@@ -111,7 +114,7 @@ impl Frames {
                 *left -= taken.len();
                 if *left == 0 {
                     let (head, mut payload) = (*head, std::mem::take(payload));
-                    // The end of the frame; of a longer payload it was not held.
+                    // The end of the frame; it was not held if the payload is longer.
                     if payload.len() < HELD_MAX {
                         payload.pop();
                     }
@@ -144,7 +147,7 @@ impl Frames {
     }
 }
 
-/// What to do with a frame that begins so.
+/// The phase that follows the head of a frame.
 fn begin(head: [u8; HEAD_BYTES], out: &mut Vec<u8>) -> Phase {
     let [kind, _, _, size @ ..] = head;
     // On a 64-bit machine it always fits.
@@ -172,7 +175,7 @@ fn split(bytes: &[u8], at: usize) -> (&[u8], &[u8]) {
     bytes.split_at(at.min(bytes.len()))
 }
 
-/// Reads from the beginning of bytes.
+/// Reads from the beginning of a byte slice.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -202,11 +205,11 @@ impl<'a> Reader<'a> {
 /// The longest text of a short string.
 const SHORT_MAX: usize = u8::MAX as usize;
 
-/// Writes a short string, as text. Returns whether it is as it was.
+/// Writes a short string, as text. Returns whether it is unchanged.
 fn put_short(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     let intact = std::str::from_utf8(bytes).is_ok();
     if intact {
-        // It came out of a short string, so its length fits.
+        // It comes from a short string, so its length fits.
         out.push(u8::try_from(bytes.len()).unwrap_or(u8::MAX));
         out.extend_from_slice(bytes);
     } else {

@@ -1,22 +1,24 @@
-//! The broker port on RabbitMQ (3.10 to 4.x), over AMQP 0-9-1.
+//! Implements the broker port on RabbitMQ (3.10 to 4.x), over AMQP 0-9-1.
 //!
-//! - `topology`: every exchange, queue and argument, as data; `declare` makes it so.
-//! - `session`: two connections that live and die together.
-//! - `publisher`: group commit with confirms; what comes back unroutable is never reported as sent.
+//! - `topology`: every exchange, queue and argument, as data; `declare` creates them.
+//! - `session`: two connections that are opened, lost and closed together.
+//! - `publisher`: group commit with confirms; it never reports an unroutable message as sent.
 //! - `consumer`: deliveries and how they end.
-//! - `admin`: looking at queues without taking anything away.
+//! - `admin`: reads and edits the retained queues.
 //! - `connection`: one connection, and the errors of this folder.
 //! - `stream`, `frames`: the bytes of a connection, so that no message can end it.
-//! - `stray`: what left the ladder for a lane that does not exist.
-//! - `moved`: what the broker put into the rejected queue by itself.
+//! - `stray`: messages that left the retry ladder for a lane that does not exist.
+//! - `moved`: messages that the broker itself put into the rejected queue.
 //!
 //! `Ok` from a publish means on disk at a majority of the queue's replicas. Nothing here retries or
-//! reconnects: an error ends the session, the caller opens the next one. No type of the client
-//! library leaves this folder. Its log target (`lapin`) prints bodies of returned messages and every
-//! missing queue as an error, so it belongs switched off in production; what matters is logged here.
+//! reconnects: an error ends the session, and the caller opens the next one. No type of the client
+//! library leaves this folder. The library's log target (`lapin`) prints bodies of returned
+//! messages and every missing queue as an error, so it should be off in production; this folder
+//! logs everything that matters.
 //!
-//! The properties of a message mean nothing to us but `traceparent`: a valid job is sent whatever else
-//! its producer put on it, and one that is not valid is rejected with all of it that can be read.
+//! Of a message's properties only `traceparent` has a meaning here: a valid job is sent whatever
+//! other properties its producer set, and an invalid one is rejected with all properties that can
+//! be read.
 
 mod admin;
 mod connection;
@@ -54,20 +56,21 @@ pub struct Settings {
     /// `amqp://user:password@host:port/vhost`, or `amqps://` for TLS with the certificates the
     /// system trusts. Never logged; see [`Settings::address`].
     pub url: String,
-    /// The beginning of every exchange's and queue's name.
+    /// The prefix of the names of all exchanges and queues.
     pub namespace: String,
     /// The targets that have lanes.
     pub targets: Vec<String>,
-    /// The connection is given up after two of these without a sign of life. Whole seconds, at
-    /// least 1; 5 to 20 s serve best. Wins over the one in the URL.
+    /// The connection is dropped after two of these without a sign of life. Whole seconds, at least
+    /// 1; 5 to 20 s are best. Overrides the one in the URL.
     pub heartbeat: Duration,
     /// How long a publish may wait for its confirm, or for a broker that blocks publishing.
     pub confirm_timeout: Duration,
-    /// How long connecting may take, and each question asked of the broker while setting up.
+    /// How long connecting may take, and each request to the broker during set-up.
     pub connect_timeout: Duration,
     /// Shown in the broker's list of connections.
     pub connection_name: String,
-    /// Declare what is missing on connect; otherwise only check that it is there.
+    /// Whether to declare missing exchanges and queues on connect; otherwise only checks that they
+    /// exist.
     pub declare: bool,
 }
 
@@ -122,7 +125,7 @@ pub struct Rabbit {
 }
 
 impl Rabbit {
-    /// Connects to nothing yet.
+    /// Does not connect yet.
     pub fn new(settings: Settings) -> Result<Self, SettingsError> {
         let dial = Dial::new(&settings)?;
         Ok(Self { settings, dial })
@@ -133,13 +136,13 @@ impl Rabbit {
         self.dial.address()
     }
 
-    /// What these settings want on the broker.
+    /// The topology that these settings need on the broker.
     pub fn topology(&self) -> Topology {
         topology(&self.settings.namespace, &self.settings.targets)
     }
 
-    /// Declares the topology, whatever [`Settings::declare`] says. When something was created, it
-    /// waits until that would survive a crash of the broker.
+    /// Declares the topology, whatever [`Settings::declare`] is. If a queue was created, it waits
+    /// until the queue would survive a crash of the broker.
     pub async fn apply(&self) -> Result<Applied, BrokerError> {
         let connection = self.dial.open("topology").await?;
         let applied = declare::apply(&self.dial, &connection, &self.topology()).await?;
@@ -167,7 +170,7 @@ impl Rabbit {
 }
 
 impl RetainedQueues for Rabbit {
-    /// While a reader is at it, the messages it has seen are with it and come back when it ends.
+    /// A reader holds the messages that it has seen; they come back when it ends.
     async fn read(
         &self,
         retained: RetainedQueue,
@@ -177,7 +180,7 @@ impl RetainedQueues for Rabbit {
         Ok(admin::read(&self.dial, &admin::queue_of(retained, &names), visit).await?)
     }
 
-    /// What takes the place of another message goes to the end of the queue.
+    /// A replaced message goes to the end of the queue.
     async fn edit(
         &self,
         retained: RetainedQueue,

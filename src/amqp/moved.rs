@@ -1,9 +1,9 @@
-//! What the broker put into the rejected queue by itself: messages that expired because their producer
-//! set `expiration`, and messages past the delivery limit.
+//! Recognises messages that the broker itself put into the rejected queue: messages that expired
+//! because their producer set `expiration`, and messages past the delivery limit.
 //!
-//! Nobody of ours sees them go. So the rejected exchange has a second queue for copies, which workers
-//! read: each message of the broker's is counted once and logged. What the broker says of it, in
-//! `x-death`, is put into the words of our own rejections.
+//! No worker sees the broker move them. So the rejected exchange has a second queue for copies,
+//! which workers read: each message that the broker moved is counted once and logged. The broker's
+//! record in `x-death` is turned into a reason like those of Fanwise's own rejects.
 
 use lapin::types::{AMQPValue, FieldTable};
 
@@ -18,12 +18,13 @@ pub(super) struct Moved {
 }
 
 impl Moved {
-    /// What the headers say, if the broker moved the message; we take `x-death` off what we reject.
+    /// Reads the headers, if the broker moved the message: Fanwise removes `x-death` from messages
+    /// that it rejects.
     pub(super) fn of(headers: &FieldTable) -> Option<Self> {
         let AMQPValue::FieldArray(deaths) = headers.inner().get("x-death")? else {
             return None;
         };
-        // The last one is the first.
+        // The first entry is the latest.
         let AMQPValue::FieldTable(death) = deaths.as_slice().first()? else {
             return None;
         };
@@ -42,7 +43,7 @@ impl Moved {
     }
 }
 
-/// What happened and what to do about it.
+/// What happened, with advice.
 fn words(reason: &str, queue: &str, expiration: Option<&str>) -> String {
     match (reason, expiration) {
         ("expired", Some(expiration)) => format!(
@@ -50,10 +51,10 @@ fn words(reason: &str, queue: &str, expiration: Option<&str>) -> String {
              `expiration` to {expiration} ms; leave it out, and give the job an `expires_at` if it must \
              not be sent late"
         ),
-        ("expired", None) => format!("expired in queue {queue}: a policy there limits its time"),
+        ("expired", None) => format!("expired in queue {queue}: a policy limits message age"),
         ("delivery_limit", _) => format!(
-            "queue {queue} handed it out so often as its delivery limit allows, and each time the worker \
-             ended or lost its session before it was done"
+            "queue {queue} handed it out as often as its delivery limit allows, and each time the \
+             worker ended or lost its session before it was done"
         ),
         ("maxlen", _) => format!("queue {queue} was full: a policy limits its length"),
         (other, _) => format!("the broker took it out of queue {queue}: {other}"),
@@ -80,7 +81,7 @@ mod tests {
         AMQPValue::LongString(text.into())
     }
 
-    /// Promise 1: what was accepted is never gone without a word.
+    /// Promise 1: no accepted message disappears without a trace.
     #[test]
     fn an_expired_message_says_what_its_producer_did() {
         let moved = Moved::of(&headers(&[

@@ -1,19 +1,20 @@
-//! Publishing with group commit: many tasks publish, one task owns the channels and the confirms.
+//! Publishes with group commit: many tasks publish, one task owns the channels and the confirms.
 //!
-//! A batch is whatever waits, up to a bound; it is published on a channel of its own, mandatory and
-//! persistent, and answered when every confirm of it has arrived. Two batches may be under way, each
-//! on its own channel, so that one is written while the other is synced to disk.
+//! A batch is everything that waits, up to a bound. It is published on a channel of its own,
+//! mandatory and persistent, and answered when all its confirms have arrived. Two batches may be
+//! under way, each on its own channel, so that one is written while the other is synced to disk.
 //!
-//! Why a channel belongs to one batch at a time: the client hands a returned (unroutable) message to
-//! whichever confirm it resolves next, not to the confirm of that message. No single `Ack` can be
-//! trusted while others are in flight, but when all confirms of a channel have arrived, all its
-//! returns have too, and a return names its exchange and routing key. So a message was routed if and
-//! only if nothing with its exchange and key came back. A channel whose batch did not finish in time
-//! is thrown away with whatever may still arrive on it.
+//! Why a channel belongs to one batch at a time: the client hands a returned (unroutable) message
+//! to the next confirm that it resolves, not to the confirm of that message. So no single `Ack` can
+//! be trusted while others are in flight. But when all confirms of a channel have arrived, all its
+//! returns have too, and a return names its exchange and routing key. So a message was routed if
+//! and only if no return has its exchange and key. A channel whose batch did not finish in time is
+//! dropped, with everything that may still arrive on it.
 //!
-//! Events go the same way on channels of their own, not mandatory: they may lead nowhere, and a
-//! subscriber whose queue is full or gone must not hold up or fail anything else. Replies go with them,
-//! for the same reason; but they are mandatory, and who publishes one is told when it did not arrive.
+//! Events go the same way on channels of their own, not mandatory: there may be no queue for them,
+//! and a subscriber whose queue is full or gone must not delay or fail anything else. Replies go
+//! with them for the same reason, but they are mandatory, and the caller learns if one did not
+//! arrive.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -35,24 +36,24 @@ use super::topology::Names;
 use crate::clock::now_ms;
 use crate::ports::{Lost, Outgoing, PublishError, Publisher, Route};
 
-/// Messages of one batch. Confirms cost one sync to disk however many they are; measured, the gain
-/// flattens out at about a hundred.
+/// Most messages of one batch. Its confirms cost one sync to disk however many there are; measured,
+/// the gain flattens out at about a hundred.
 const BATCH_MESSAGES_MAX: usize = 128;
 
-/// Bodies of one batch, so that large ones do not pile up unconfirmed.
+/// Most bytes of bodies in one batch, so that large ones do not pile up unconfirmed.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Batches under way at once.
 const BATCHES_MAX: usize = 2;
 
-/// Requests that wait for a batch; past it, `publish` waits before it hands over. Enough to fill all
-/// batches with requests of one message.
+/// Requests that wait for a batch; beyond it, `publish` waits before it hands over. Enough to fill
+/// all batches with requests of one message.
 const REQUESTS_MAX: usize = BATCH_MESSAGES_MAX * BATCHES_MAX;
 
-/// How long an event may wait for a subscriber's queue that does not confirm.
+/// How long an event may wait for the confirm of a subscriber's queue.
 const EVENT_CONFIRM_TIMEOUT_MAX: Duration = Duration::from_secs(2);
 
-/// A message as it goes over the wire.
+/// A message in its wire form.
 pub(super) struct Wire {
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
@@ -67,13 +68,14 @@ impl Wire {
     }
 }
 
-/// Leads to every queue by its name. Only replies take it.
+/// Routes to every queue by its name. Only replies use it.
 const DEFAULT_EXCHANGE: &str = "";
 
 /// Messages of one caller that are answered together.
 struct Request {
     messages: Vec<Wire>,
-    /// When it was asked for: the time a publish may wait for a blocked connection starts here.
+    /// When the request was made: the time that a publish may wait for a blocked connection starts
+    /// here.
     asked: Instant,
     done: oneshot::Sender<Result<(), PublishError>>,
 }
@@ -115,13 +117,13 @@ impl Publisher for RabbitPublisher {
 }
 
 impl RabbitPublisher {
-    /// Publishes one message that is durable and routed somewhere when this returns `Ok`.
+    /// Publishes one message, which is durable and routed when this returns `Ok`.
     pub(super) async fn publish_wire(&self, wire: Wire) -> Result<(), PublishError> {
         hand_over(&self.messages, vec![wire]).await
     }
 }
 
-/// Hands messages to the task that publishes, in parts that fit a batch, and waits for all answers.
+/// Hands messages to the publishing task, in parts that fit in a batch, and waits for all answers.
 async fn hand_over(
     requests: &mpsc::Sender<Request>,
     messages: Vec<Wire>,
@@ -144,7 +146,7 @@ async fn hand_over(
     Ok(())
 }
 
-/// Everything the publishing task needs of its session.
+/// The parts of its session that the publishing task needs.
 #[derive(Clone)]
 pub(super) struct Wiring {
     pub(super) connection: Arc<Link>,
@@ -184,25 +186,25 @@ pub(super) fn start(
     )
 }
 
-/// What a message may suffer.
+/// How carefully a message is published.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PublishCare {
     /// Must be in a queue.
     Durable,
-    /// May lead nowhere.
+    /// There may be no queue for it.
     Event,
 }
 
-/// Collects requests into batches and sees each batch through.
+/// Collects requests into batches and publishes each batch.
 struct Committer {
     wiring: Wiring,
     care: PublishCare,
 }
 
-/// A channel in confirm mode with nothing in flight; none when it has to be opened first.
+/// A channel in confirm mode with nothing in flight; none if it must be opened first.
 type Slot = Option<Channel>;
 
-/// What became of one message.
+/// The state of one message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ConfirmState {
     Pending,
@@ -210,7 +212,7 @@ enum ConfirmState {
     Nacked,
 }
 
-/// Where a message went.
+/// The exchange and routing key of a message.
 type Way = (ShortString, ShortString);
 
 impl Committer {
@@ -225,7 +227,7 @@ impl Committer {
                 request = requests.recv(), if !idle.is_empty() => {
                     let Some(request) = request else { return };
                     let batch = collect(request, &mut requests);
-                    // The guard of this branch says there is one.
+                    // The guard of this branch ensures that there is one.
                     let slot = idle.pop().flatten();
                     under_way.push(self.commit(slot, batch));
                 }
@@ -271,7 +273,7 @@ impl Committer {
         }
     }
 
-    /// Waits while the broker is out of memory or disk: what is written now would not be read.
+    /// Waits while the broker is short of memory or disk: it would not read anything written now.
     async fn unblocked(&self, deadline: Instant) -> bool {
         let mut blocked = self.wiring.blocked.clone();
         let free = timeout_at(deadline, blocked.wait_for(|blocked| !blocked)).await;
@@ -284,8 +286,8 @@ impl Committer {
         batch: &[Request],
         deadline: Instant,
     ) -> lapin::Result<Confirms> {
-        // Persistent messages (in their properties) on durable queues; mandatory, because without
-        // it a message that no queue wants is confirmed and gone.
+        // Persistent messages (in their properties) on durable queues. Mandatory, because otherwise
+        // a message that no queue takes is confirmed and lost.
         let messages = batch.iter().flat_map(|request| &request.messages);
         let mut in_flight: FuturesUnordered<_> = messages
             .enumerate()
@@ -346,8 +348,8 @@ impl Committer {
         if let Some(wire) = astray {
             return Err(unroutable(&wire.exchange, &wire.routing_key));
         }
-        // Returns are complete only when all confirms are: with some of both missing, any of these
-        // messages may be the one that comes back late.
+        // Returns are complete only when all confirms are. While some confirms are missing and
+        // there are returns, any of these messages may still be returned.
         let doubt = !confirms.complete() && !confirms.returned.is_empty();
         if doubt || states.iter().any(|state| **state == ConfirmState::Pending) {
             return Err(PublishError::Timeout(self.wiring.confirm_timeout));
@@ -374,7 +376,7 @@ struct Confirms {
 
 impl Confirms {
     fn record(&mut self, index: usize, confirmation: Confirmation) {
-        // A channel in confirm mode always asks for confirms; without one nothing is known.
+        // A channel in confirm mode always asks for confirms; without one the result is not known.
         self.states[index] = match &confirmation {
             Confirmation::Ack(_) => ConfirmState::Acked,
             Confirmation::Nack(_) => ConfirmState::Nacked,
@@ -392,7 +394,7 @@ impl Confirms {
     }
 
     fn came_back(&self, wire: &Wire) -> bool {
-        // Nearly always empty: nothing is cloned then.
+        // Nearly always empty; nothing is cloned then.
         !self.returned.is_empty()
             && self
                 .returned
@@ -400,8 +402,8 @@ impl Confirms {
     }
 }
 
-/// Takes what is already waiting, up to the bounds of a batch. The last request may exceed them: it
-/// was taken before its size was known, and it fits a batch by itself.
+/// Takes the requests that wait already, up to the bounds of a batch. The last request may exceed
+/// them: it was taken before its size was known, and it fits in a batch by itself.
 fn collect(first: Request, requests: &mut mpsc::Receiver<Request>) -> Vec<Request> {
     let mut messages = first.messages.len();
     let mut bytes = first.bytes();
@@ -441,7 +443,7 @@ fn unroutable(
     ))
 }
 
-/// Where a message goes and what it is, as the properties say.
+/// Where a message goes, with the properties that describe it.
 fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
     let mut correlation_id = None;
     let (exchange, routing_key, kind) = match message.route {
@@ -465,7 +467,7 @@ fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
             (DEFAULT_EXCHANGE.to_owned(), queue, "event")
         }
     };
-    // No queue can be bound with a name or key that does not fit the wire.
+    // No queue can be bound with a name or key that does not fit the wire format.
     let (Ok(exchange), Ok(routing_key)) = (
         ShortString::try_new(exchange.as_str()),
         ShortString::try_new(routing_key.as_str()),

@@ -1,9 +1,9 @@
-//! One generation of connections: what is opened together, lost together and closed together.
+//! Opens, watches and closes the two connections of a session together.
 //!
-//! Two connections: one publishes, one consumes. A broker short of memory or disk stops reading from
-//! connections that publish, and then acks on them would hang too. Whatever ends, whether a
-//! connection, a channel or a consumer, cancels `lost`; the session never repairs itself, since
-//! only a new one is sure that no delivery belongs to two workers.
+//! One connection publishes, one consumes. A broker short of memory or disk stops reading from
+//! connections that publish, and acks on them would then hang too. Whenever a connection, a channel
+//! or a consumer ends, `lost` is cancelled. The session never repairs itself, since only a new one
+//! is sure that no delivery belongs to two workers.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -38,15 +38,16 @@ pub struct RabbitSession {
     publisher: RabbitPublisher,
     lost: CancellationToken,
     blocked: watch::Receiver<bool>,
-    /// Ends with the session.
+    /// Dropped, and so aborted, with the session.
     _tasks: JoinSet<()>,
 }
 
-/// The largest number that the ledger can count on from exactly. Two a second never come near it.
+/// The largest number from which the ledger can count on exactly. Two steps a second never come
+/// near it.
 const SEQUENCE_MAX: u64 = 1 << 52;
 
-/// The number in a message of the ledger's queue. One that no worker can have left there would put all of
-/// them out of step for good.
+/// The number in a message of the ledger's queue. A number that no worker can have published is
+/// ignored: it would put the sequence of all workers out of step permanently.
 fn sequence_of(body: &[u8]) -> Option<u64> {
     let number = std::str::from_utf8(body).ok()?.parse().ok()?;
     (number <= SEQUENCE_MAX).then_some(number)
@@ -79,7 +80,7 @@ impl RabbitSession {
         let (publisher, committers) = publisher::start(Arc::clone(&names), &wiring);
 
         let mut tasks = JoinSet::new();
-        // One listener a connection: several would share the events between them.
+        // One listener per connection: several would share the events between them.
         let events = publishing.events_listener();
         tasks.spawn(watch_connection(
             "publish",
@@ -95,14 +96,14 @@ impl RabbitSession {
             lost.clone(),
         ));
         for committer in committers {
-            // However it ends: without it nothing can be published in this session.
+            // However the task ends: without it nothing can be published in this session.
             let lost = lost.clone().drop_guard();
             tasks.spawn(async move {
                 committer.await;
                 drop(lost);
             });
         }
-        // What happened before the listeners were there is not told to them.
+        // The listeners do not get events from before they existed.
         if !publishing.status().connected() || !consuming.status().connected() {
             return Err(Lost.into());
         }
@@ -131,8 +132,8 @@ impl Session for RabbitSession {
         self.publisher.clone()
     }
 
-    /// Each consumer has a channel of its own: the prefetch of one is not that of another, acks of
-    /// many lanes are worked on by many processes of the broker, and there are only tens of them.
+    /// Each consumer has its own channel: it has its own prefetch, several processes of the broker
+    /// handle the acks of many lanes, and there are only tens of channels.
     async fn consume(&self, source: Source, prefetch: u16) -> Result<RabbitConsumer, BrokerError> {
         let (stream, origin) = self.receive(self.names.queue(&source), prefetch).await?;
         Ok(RabbitConsumer::new(stream, origin))
@@ -157,7 +158,7 @@ impl Session for RabbitSession {
                     () = stray::take_back(strays, origin, &tell) => {}
                 }
             };
-            // However it ends: if a queue is gone, the next session declares it again.
+            // However the task ends: if a queue is gone, the next session declares it again.
             let _ends = lost.clone().drop_guard();
             lost.run_until_cancelled(both).await;
             drop(channel);
@@ -175,7 +176,7 @@ impl Session for RabbitSession {
             .await
             .map_err(|error| error.explain(&AMQPSoftError::NOTFOUND, declare::MISSING))?;
         let number = got.and_then(|message| sequence_of(&message.delivery.data));
-        // Which gives the message back.
+        // Closing the channel requeues the message.
         declare::close_channel(&self.dial, &channel).await?;
         Ok(number.unwrap_or(0))
     }
@@ -185,9 +186,9 @@ impl Session for RabbitSession {
     }
 
     async fn close(self) {
-        // It ends because we say so: what the connections tell from here on is no news.
+        // The session ends on purpose: later events of the connections do not matter.
         self.lost.cancel();
-        // Consuming first: what is unacked is on its way back while the rest says goodbye.
+        // Consuming first: unacked deliveries go back while the other connection closes.
         for connection in [&self.consuming, self.publishing.as_ref()] {
             self.dial.close(connection).await;
         }
@@ -201,7 +202,7 @@ impl RabbitSession {
         usize::try_from(agreed).unwrap_or(usize::MAX)
     }
 
-    /// Subscribes to a queue whose messages end as deliveries do.
+    /// Subscribes to a queue whose messages end like deliveries.
     async fn receive(
         &self,
         queue: String,
@@ -229,13 +230,16 @@ impl RabbitSession {
         // ends the connection for it.
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
         self.dial
-            .ask(format!("limit what is unacked of queue `{queue}`"), qos)
+            .ask(
+                format!("limit the unacked messages of queue `{queue}`"),
+                qos,
+            )
             .await?;
         let consumed = channel.basic_consume(
             self.dial.name(queue)?,
             // The broker chooses a tag.
             ShortString::default(),
-            // Acks by hand, and shared with other workers.
+            // Manual acks, shared with other workers.
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
@@ -248,10 +252,10 @@ impl RabbitSession {
     }
 }
 
-/// Copies of rejected messages that are counted at a time.
+/// Copies of rejected messages that are in work at a time.
 const MOVED_PREFETCH: u16 = 16;
 
-/// Counts what the broker rejected by itself, until the stream ends.
+/// Counts the messages that the broker rejected by itself, until the stream ends.
 async fn count_moved(mut copies: lapin::Consumer, names: &Names, tell: &watch::Sender<Moved>) {
     while let Some(Ok(copy)) = copies.next().await {
         let headers = copy.properties.headers().as_ref();
@@ -278,13 +282,13 @@ async fn count_moved(mut copies: lapin::Consumer, names: &Names, tell: &watch::S
 }
 
 impl Drop for RabbitSession {
-    /// Consumers and publishers that outlive their session learn that it is over.
+    /// Consumers and publishers that outlive their session learn that it has ended.
     fn drop(&mut self) {
         self.lost.cancel();
     }
 }
 
-/// Follows what the broker says about a connection.
+/// Follows the events of a connection.
 async fn watch_connection(
     role: &'static str,
     events: impl Stream<Item = Event>,
@@ -310,7 +314,7 @@ async fn watch_connection(
                 info!(role, "the broker takes messages again");
                 blocked.send_replace(false);
             }
-            // Errors of channels arrive here too, and of heartbeats.
+            // Errors of channels and of heartbeats arrive here too.
             Some(Event::Error(error)) => {
                 warn!(role, %error, "the session is lost");
                 lost.cancel();

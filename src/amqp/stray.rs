@@ -1,11 +1,12 @@
-//! Strays: what left the ladder for a lane that the broker did not know.
+//! Handles strays: messages that left the retry ladder for a lane that the broker did not know.
 //!
-//! Either its lane was gone for a moment only, for instance because somebody deleted its queue, or the
-//! broker was just starting; then it is taken there now. Or somebody put it on the ladder with a lane
-//! that was never there, or the target is gone for good; then it is rejected, with the reason.
+//! The lane may have been missing only for a moment, for instance because an operator deleted its
+//! queue or because the broker was just starting; then the stray is published to it now. Or a
+//! client put the message on the retry ladder with a lane that never existed, or the target is gone
+//! permanently; then the stray is rejected, with the reason.
 //!
-//! Nothing of a stray travels to a lane but its body and trace context. It may come from anybody, and a
-//! header like `CC` would lead a copy of it to other lanes.
+//! Only the body and the trace context of a stray go to the lane. Any client may have written it,
+//! and a header like `CC` would route a copy of it to other lanes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +20,11 @@ use super::consumer::{Origin, hand_out};
 use crate::domain::lane::Lane;
 use crate::ports::{Lost, Moved, Outgoing, PublishError, Publisher, Route};
 
-/// Strays in work at a time: those whose lane does not exist must not hold up the others for long.
+/// Strays in work at a time: those whose lane does not exist must not delay the others for long.
 pub(super) const PREFETCH: u16 = 64;
 
-/// How often, and after which pause, a lane is looked for: longer than a worker needs to declare a
-/// queue again that somebody deleted.
+/// How often, and after which pause, the lane is tried: longer than a worker needs to declare a
+/// deleted queue again.
 const LOOKS: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -36,7 +37,7 @@ pub(super) async fn take_back(
     let origin = &Arc::new(origin);
     strays
         .for_each_concurrent(usize::from(PREFETCH), async |stray| {
-            // After an error nothing can be ended any more, and the stream ends too.
+            // After an error no stray can be ended any more, and the stream ends too.
             if let Ok(stray) = stray {
                 let _ = end(stray, origin, tell).await;
             }
@@ -44,7 +45,7 @@ pub(super) async fn take_back(
         .await;
 }
 
-/// Takes a stray to its lane, or rejects it.
+/// Publishes a stray to its lane, or rejects it.
 async fn end(
     stray: lapin::message::Delivery,
     origin: &Arc<Origin>,
@@ -68,7 +69,7 @@ async fn end(
             Ok(()) => return delivery.ack().await,
             Err(PublishError::Lost(lost)) => return Err(lost),
             Err(PublishError::Unroutable(_)) => looks += 1,
-            // The lane is there, and full for now.
+            // The lane exists, and is full for now.
             Err(_) => {}
         }
         if looks >= LOOKS {
@@ -77,8 +78,9 @@ async fn end(
         sleep(PAUSE).await;
     }
     let reason = format!(
-        "its waiting time was up and its lane {lane:?} does not exist; if its target was removed by \
-         mistake, run `fanwise topology apply` with it and publish the message to the lane again"
+        "its waiting time was over and its lane {lane:?} does not exist; if its target was \
+         removed by mistake, run `fanwise topology apply` with it and publish the message to the \
+         lane again"
     );
     warn!(
         lane,

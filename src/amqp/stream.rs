@@ -1,8 +1,9 @@
-//! The stream over which the client library talks to the broker: TCP or TLS of our own.
+//! Provides the stream over which the client library talks to the broker: TCP or TLS.
 //!
-//! It is ours for two reasons. What arrives passes [`Frames`], so that no message can end a connection.
-//! And it can be cut: the library's thread and buffers (about 4 MiB) live as long as its socket, so a
-//! broker that takes connections and says nothing would collect them at every attempt.
+//! Fanwise has its own stream for two reasons. Incoming bytes go through [`Frames`], so that no
+//! message can end a connection. And it can be cut: the library's thread and buffers (about 4 MiB)
+//! live as long as its socket, so a broker that accepts connections and never answers would make
+//! them pile up with every attempt.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,10 +30,10 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 
 use super::frames::Frames;
 
-/// Bytes that are read at a time.
+/// Most bytes of one read.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A connection that ends, with its socket, its thread and its buffers, when this is dropped.
+/// A connection. Dropping it ends its socket, its thread and its buffers.
 pub(super) struct Link {
     connection: Connection,
     _cut: DropGuard,
@@ -47,7 +48,8 @@ impl std::ops::Deref for Link {
 }
 
 impl Link {
-    /// Connects and shakes hands. Nothing is left when the future is dropped before it is done.
+    /// Connects and completes the handshake. Nothing is left if the future is dropped before it is
+    /// done.
     pub(super) async fn open(
         uri: &AMQPUri,
         frame_max: u32,
@@ -65,7 +67,7 @@ impl Link {
             cancelled: Box::pin(cut.clone().cancelled_owned()),
             cut,
         };
-        // The library asks for a stream; without its own recovery, just once.
+        // The library asks for a stream; without its own recovery, only once.
         let stream = Arc::new(Mutex::new(Some(stream)));
         let give = async move |_: AMQPUri, _: Runtime<Kit>| {
             let stream = stream.lock().take();
@@ -85,7 +87,7 @@ impl Link {
 fn given_up() -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
-        "the connection was given up",
+        "the connection was dropped",
     )
 }
 
@@ -104,7 +106,7 @@ impl Socket {
             AMQPScheme::AMQP => Ok(Self::Plain(stream)),
             AMQPScheme::AMQPS => {
                 let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-                // Reading the certificates that the system trusts takes a while.
+                // Reading the system's certificates takes a while.
                 let config = tokio::task::spawn_blocking(tls_config).await?;
                 let tls = TlsConnector::from(Arc::new(config.map_err(io::Error::other)?));
                 Ok(Self::Tls(Box::new(tls.connect(name, stream).await?)))
@@ -113,7 +115,7 @@ impl Socket {
     }
 }
 
-/// Trusts what the system trusts.
+/// Trusts the certificates that the system trusts.
 fn tls_config() -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
@@ -122,7 +124,7 @@ fn tls_config() -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// Does the same with either kind of socket.
+/// Evaluates the same expression for both kinds of socket.
 macro_rules! with_socket {
     ($socket:expr, $pinned:ident => $what:expr) => {
         match $socket {
@@ -138,13 +140,13 @@ macro_rules! with_socket {
     };
 }
 
-/// What the client library reads and writes.
+/// The stream that the client library reads and writes.
 pub(super) struct Stream {
     socket: Socket,
     frames: Frames,
     /// Bytes as they arrive.
     arrived: Box<[u8]>,
-    /// Bytes for the library, and how many of them it has.
+    /// Bytes for the library, and how many of them it has read.
     readable: Vec<u8>,
     given: usize,
     cut: CancellationToken,
@@ -152,7 +154,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Fills what is readable; afterwards it is empty only at the end of the stream.
+    /// Reads until `readable` has bytes; it stays empty only at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.readable.clear();
         self.given = 0;
@@ -165,7 +167,7 @@ impl Stream {
             match read {
                 Poll::Ready(read) => read?,
                 Poll::Pending => {
-                    // It wakes the reader when the connection is cut.
+                    // Wakes the reader when the connection is cut.
                     ready!(self.cancelled.as_mut().poll(cx));
                     return Poll::Ready(Err(given_up()));
                 }
@@ -219,7 +221,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// What the client library needs of its runtime: Tokio's, with [`Stream`] as the stream.
+/// The runtime parts that the client library needs: Tokio's, with [`Stream`] as the stream.
 type Kit = RuntimeParts<Tokio, Net>;
 
 #[derive(Clone, Debug)]
@@ -229,7 +231,7 @@ impl Reactor for Net {
     type TcpStream = Stream;
     type Sleep = <Tokio as Reactor>::Sleep;
 
-    /// Nobody asks for it.
+    /// The library does not call it.
     fn register<H: Send + 'static>(
         &self,
         _: H,
@@ -248,7 +250,7 @@ impl Reactor for Net {
         self.0.interval(duration)
     }
 
-    /// Nobody asks for it either: [`Link::open`] connects by itself.
+    /// The library does not call it either: [`Link::open`] connects by itself.
     fn tcp_connect_addr(
         &self,
         _: SocketAddr,

@@ -1,23 +1,23 @@
-//! Every exchange and queue of Fanwise, as data.
+//! Defines every exchange and queue of Fanwise, as data.
 //!
 //! [`topology`] is pure: the same settings give the same exchanges, queues, arguments and bindings,
-//! each with the reason it is there. `fanwise topology show` prints the value, `declare` makes it so.
-//! The routing of messages ([`Names`]) lives here too, so that what is published and what is bound
-//! cannot drift apart.
+//! each with its purpose. `fanwise topology show` prints them, `declare` creates them. The routing
+//! of messages ([`Names`]) is here too, so that publishing and binding cannot differ.
 //!
-//! What leaves the ladder takes an exchange of its own, `back`, which leads to the same lanes. A broker
-//! keeps a message that it cannot dead-letter, and 32 of those hold up their rung for everybody; so what
-//! `back` leads nowhere goes to the strays by its alternate exchange. A worker takes them from there back
-//! to their lane, or rejects them if it still does not exist. They are not rejected by the broker itself,
-//! because a broker that starts has its queues before its bindings, and a lane's queue that was deleted
-//! is declared again in a moment. The lanes exchange has no alternate exchange on purpose: a publish
-//! counts as routed when it takes the alternate way, so a slice to a lane whose queue is gone would be
-//! confirmed.
+//! Messages that leave the retry ladder go through an exchange of their own, `back`, which leads to
+//! the same lanes. A broker keeps a message that it cannot dead-letter, and 32 of those hold up
+//! their rung for all lanes. So messages for which `back` has no lane go to the strays by its
+//! alternate exchange. A worker publishes them from there to their lane, or rejects them if the
+//! lane still does not exist. The broker does not reject them itself, because a starting broker has
+//! its queues before its bindings, and a deleted lane queue is declared again in a moment. The
+//! lanes exchange has no alternate exchange on purpose: a publish counts as routed when it takes
+//! the alternate way, so a slice to a lane whose queue is gone would be confirmed.
 //!
-//! Names carry a version (`.v1`): arguments of a queue never change in place, a queue with other
-//! arguments is another queue. The exchange of a rung has the version of its queue, or an older worker
-//! beside this one would bind its own queue to it, and everything would wait, and return, twice. Nothing here is a policy, so that a broker without any policy keeps
-//! every promise; what an operator may tune (length limits, replicas) is left to policies.
+//! Names carry a version (`.v1`): arguments of a queue never change in place, since a queue with
+//! other arguments is another queue. The exchange of a rung has the version of its queue. Otherwise
+//! an older worker beside this one would bind its own queue to it, and every message would wait,
+//! and return, twice. Nothing here is a policy, so that a broker without any policy keeps every
+//! promise. Settings that an operator may tune (length limits, replicas) are left to policies.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,25 +29,25 @@ use crate::domain::lane::{Lane, LaneClass, Priority};
 use crate::domain::schedule::{RUNGS, duration_text, rung};
 use crate::ports::Source;
 
-/// How often the broker hands a job or slice out again before it goes to the rejected queue.
+/// How often the broker hands a job or slice out again before it moves it to the rejected queue.
 ///
-/// A fuse, not a retry count: it blows for a message that kills every worker that touches it. Lost
-/// connections, drains and (before RabbitMQ 4.3) every give-back burn a count, also of innocent
-/// messages that were only prefetched, so it is far above the 20 that RabbitMQ 4 would choose.
+/// It is a safeguard against a message that kills every worker that touches it, not a retry count.
+/// Lost connections, drains and (before RabbitMQ 4.3) every requeue also count, even for innocent
+/// messages that were only prefetched. So it is far above the 20 that RabbitMQ 4 would choose.
 const DELIVERY_LIMIT: i64 = 100;
 
-/// The delivery limit of queues that are read by taking messages and giving them back.
+/// The delivery limit of queues that readers read by taking messages and requeueing them.
 ///
 /// Without a limit RabbitMQ 4 drops a message after 20 readings; -1 means "none" on 4 and "drop at
 /// the first return" on 3.10. The largest 32-bit number means never on both, and keeps returned
 /// messages in their place on 3.10, which moves them to the tail when there is no limit.
 const DELIVERY_LIMIT_NEVER: i64 = i32::MAX as i64;
 
-/// Copies of rejected messages that wait to be counted.
+/// Most copies of rejected messages that wait to be counted.
 const COUNTED_MAX: i64 = 1000;
 const COUNTED_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
-/// What is declared on the broker.
+/// The exchanges and queues that are declared on the broker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Topology {
     pub exchanges: Vec<Exchange>,
@@ -59,7 +59,7 @@ pub struct Topology {
 pub struct Exchange {
     pub name: String,
     pub kind: Kind,
-    /// Takes what leads nowhere.
+    /// The exchange for messages that this one cannot route.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alternate: Option<String>,
     pub purpose: &'static str,
@@ -127,9 +127,9 @@ impl Names {
         format!("{}.{name}", self.namespace)
     }
 
-    /// The exchange that leads to the waiting queue of the rung for this delay.
+    /// The exchange of the waiting queue of the rung for this delay.
     pub(super) fn retry_exchange(&self, delay: Duration) -> String {
-        // Any delay finds a rung, so that none can name an exchange that does not exist.
+        // Every delay is rounded to a rung, so that none names an exchange that does not exist.
         self.rung(rung(delay))
     }
 
@@ -160,12 +160,12 @@ impl Names {
         self.versioned("ledger")
     }
 
-    /// Whether jobs, and not slices, are in a queue.
+    /// Whether a queue holds jobs, and not slices.
     pub(super) fn has_jobs(&self, queue: &str) -> bool {
         queue.starts_with(&self.exchange("jobs."))
     }
 
-    /// The exchange and the waiting queue of a rung, which are called the same.
+    /// The name that the exchange and the waiting queue of a rung share.
     fn rung(&self, rung: Duration) -> String {
         format!("{}.retry.{}.v2", self.namespace, rung_name(rung))
     }
@@ -175,12 +175,12 @@ impl Names {
     }
 }
 
-/// "1s", "20s", "5m": how a rung is called in names.
+/// The name of a rung: "1s", "20s", "5m".
 fn rung_name(rung: Duration) -> String {
     duration_text(rung)
 }
 
-/// Everything a namespace with these targets consists of.
+/// All exchanges and queues of a namespace with these targets.
 pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     let names = Names::new(namespace);
     let mut queues = Vec::new();
@@ -211,7 +211,8 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     for rung in RUNGS {
         queues.push(Queue {
             name: names.rung(rung),
-            purpose: "slices that wait; nobody consumes, they go back to their lane when their time is up",
+            purpose: "slices that wait, without a consumer; they go back to their lane when their \
+                time is over",
             exchange: names.retry_exchange(rung),
             also: None,
             routing_key: String::new(),
@@ -220,7 +221,8 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     }
     queues.push(Queue {
         name: names.stray_queue(),
-        purpose: "what left the ladder for a lane that did not exist; workers take it back or reject it",
+        purpose: "messages that left the ladder for a lane that did not exist; workers take them \
+            back or reject them",
         exchange: names.exchange("stray"),
         also: None,
         routing_key: String::new(),
@@ -228,7 +230,8 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     });
     queues.push(Queue {
         name: names.dead_queue(),
-        purpose: "recipients that ended failed or uncertain, kept until somebody redrives or purges them",
+        purpose: "recipients that ended failed or uncertain, kept until an operator redrives or \
+            purges them",
         exchange: names.exchange("dead"),
         also: None,
         routing_key: "#".to_owned(),
@@ -244,7 +247,8 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     });
     queues.push(Queue {
         name: names.rejected_queue(),
-        purpose: "messages that are no jobs or slices, unharmed, with the reason in a header",
+        purpose: "messages that are not valid jobs or slices, unchanged, with the reason in a \
+            header",
         exchange: names.exchange("rejected"),
         also: None,
         routing_key: String::new(),
@@ -265,8 +269,8 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     }
 }
 
-/// The ladder of earlier versions, to be deleted with the rest. It led to the lanes exchange, and what
-/// led nowhere there stayed on it.
+/// The retry ladder of earlier versions, to be deleted with the rest. It led to the lanes exchange,
+/// and messages that it could not route stayed on it.
 pub(super) fn retired(namespace: &str) -> Topology {
     let names = Names::new(namespace);
     let name = |rung| names.exchange(&format!("retry.{}", rung_name(rung)));
@@ -309,7 +313,7 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
             "slices; the routing key is the lane, <target>.<class>",
         ),
     ];
-    // Fanout, because the routing key is already used: it stays the lane, for the way back.
+    // Fanout, because the routing key is in use: it stays the lane, for the way back.
     all.extend(RUNGS.map(|rung| {
         exchange(
             names.retry_exchange(rung),
@@ -321,7 +325,7 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
         exchange(
             names.exchange("stray"),
             Kind::Fanout,
-            "what leaves the ladder and leads nowhere",
+            "messages that leave the ladder for a lane that does not exist",
         ),
         Exchange {
             alternate: Some(names.exchange("stray")),
@@ -349,20 +353,20 @@ fn exchanges(names: &Names) -> Vec<Exchange> {
         exchange(
             names.exchange("events"),
             Kind::Topic,
-            "job events; the routing key is <app>.<event>, no queue of ours: bind your own",
+            "job events; the routing key is <app>.<event>, fanwise binds no queue: bind your own",
         ),
     ]);
     all
 }
 
-/// Of queues that are consumed: jobs and lanes.
+/// Arguments of queues that workers consume: jobs, lanes and strays.
 fn work_arguments(names: &Names) -> BTreeMap<&'static str, Value> {
     let mut arguments = dead_letter_arguments(names.exchange("rejected"));
     arguments.insert("x-delivery-limit", Value::Number(DELIVERY_LIMIT));
     arguments
 }
 
-/// Of the ladder.
+/// Arguments of the waiting queues of the retry ladder.
 fn waiting_arguments(names: &Names, rung: Duration) -> BTreeMap<&'static str, Value> {
     let mut arguments = dead_letter_arguments(names.exchange("back"));
     let rung_ms = i64::try_from(rung.as_millis()).unwrap_or(i64::MAX);
@@ -370,7 +374,7 @@ fn waiting_arguments(names: &Names, rung: Duration) -> BTreeMap<&'static str, Va
     arguments
 }
 
-/// Of queues that keep messages for people.
+/// Arguments of the retained queues.
 fn kept_arguments() -> BTreeMap<&'static str, Value> {
     BTreeMap::from([
         ("x-queue-type", Value::Text("quorum".to_owned())),
@@ -378,7 +382,7 @@ fn kept_arguments() -> BTreeMap<&'static str, Value> {
     ])
 }
 
-/// Of copies that are only counted: those that nobody counts are given up, the oldest first.
+/// Arguments of the queue of copies that are only counted: beyond the bound the oldest are dropped.
 fn counted_arguments() -> BTreeMap<&'static str, Value> {
     BTreeMap::from([
         ("x-queue-type", Value::Text("quorum".to_owned())),
@@ -388,7 +392,8 @@ fn counted_arguments() -> BTreeMap<&'static str, Value> {
     ])
 }
 
-/// Of the queue that keeps the last message alone. It is read by taking and giving back.
+/// Arguments of the queue that keeps only the last message. It is read by taking the message and
+/// requeueing it.
 fn last_arguments() -> BTreeMap<&'static str, Value> {
     let mut arguments = kept_arguments();
     arguments.insert("x-max-length", Value::Number(1));
@@ -412,17 +417,19 @@ fn why(argument: &str) -> &'static str {
     match argument {
         "x-queue-type" => "replicated, on disk before it is confirmed",
         "x-delivery-limit" => {
-            "fuse against messages that kill their reader; where messages are only read, never"
+            "safeguard against messages that kill their reader; no limit where messages are only \
+             read"
         }
         "x-dead-letter-exchange" => {
             "where messages go past the delivery limit or the waiting time; the routing key is kept"
         }
         "x-dead-letter-strategy" => "a message moves with a confirm; the default may lose it",
         "x-overflow" => {
-            "a full queue refuses what is new and keeps what it has; at-least-once needs it"
+            "a full queue refuses new messages and keeps the old ones; at-least-once needs it"
         }
         "x-max-length" | "x-max-length-bytes" => {
-            "copies to be counted, or the last number of the ledger: past this the oldest go"
+            "copies to be counted, or the last number of the ledger: beyond this the oldest are \
+             dropped"
         }
         "x-message-ttl" => {
             "the waiting time in ms, one for the whole queue, since only its head expires"

@@ -1,7 +1,7 @@
-//! The broker port: sessions, publishing, consuming.
+//! Implements the broker port: sessions, publishing, consuming.
 //!
-//! A session is a name under which deliveries are held; nothing can break it but its end or the
-//! engine's. Messages are routed here as the exchanges of the RabbitMQ topology route them.
+//! A session is a name under which deliveries are held; only its own end or the engine's end breaks
+//! it. Messages are routed here as the exchanges of the RabbitMQ topology route them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::ports::{
     PublishError, Publisher, Route, Session, Source,
 };
 
-/// The embedded engine as the broker, and as the way to what it keeps for people.
+/// The embedded engine as the broker. Also gives access to the retained queues.
 #[derive(Clone)]
 pub struct EmbeddedBroker(pub(super) Engine);
 
@@ -41,7 +41,7 @@ pub struct EmbeddedPublisher {
     lost: CancellationToken,
 }
 
-/// Deliveries of one source. Dropping it gives back what it has not handed out.
+/// The deliveries of one source. Dropping it requeues those that it has not handed out.
 pub struct EmbeddedConsumer {
     engine: Engine,
     queue: u32,
@@ -50,7 +50,7 @@ pub struct EmbeddedConsumer {
     lost: CancellationToken,
 }
 
-/// Something that happened to a job.
+/// An event about a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineEvent {
     /// `<app>.<event>`.
@@ -96,7 +96,7 @@ impl Session for EmbeddedSession {
     type Consumer = EmbeddedConsumer;
     type Publisher = EmbeddedPublisher;
 
-    /// While the disk is full or fails: publishes are refused then, until one succeeds again.
+    /// True while the disk is full or fails: publishes are refused until one succeeds again.
     fn blocked(&self) -> watch::Receiver<bool> {
         self.engine.0.disk.blocked()
     }
@@ -137,7 +137,7 @@ impl Session for EmbeddedSession {
     }
 
     async fn close(self) {
-        // As when it is dropped.
+        // Dropping the session closes it.
     }
 }
 
@@ -151,7 +151,7 @@ impl Drop for EmbeddedSession {
 // Publishing
 // ---------------------------------------------------------------------------------------------
 
-/// Where a message is put.
+/// Where a message goes.
 #[derive(Clone, Copy)]
 enum To {
     Queue(u32),
@@ -159,7 +159,7 @@ enum To {
     Dead,
 }
 
-/// A message that is routed.
+/// A message with its destination.
 struct Routed {
     to: To,
     with: With,
@@ -178,14 +178,14 @@ impl Publisher for EmbeddedPublisher {
             let to = match &message.route {
                 Route::Job(priority) => To::Queue(self.queue(&tables::jobs_queue(*priority))?),
                 Route::Lane(lane) => To::Queue(self.queue(&tables::lane_queue(lane))?),
-                // Any delay finds a rung, as on the ladder of queues.
+                // Every delay is rounded to a rung, as on the retry ladder of RabbitMQ queues.
                 Route::Wait { lane, rung: delay } => {
                     To::Wait(self.queue(&tables::lane_queue(lane))?, rung(*delay))
                 }
                 Route::Dead { .. } => To::Dead,
-                // The ledger lies beside the messages and cannot be older than they are.
+                // The ledger is in the same file as the messages and cannot be older than they are.
                 Route::Sequence => continue,
-                // None is accepted with a reply queue.
+                // The endpoints accept no job with a reply queue for this engine.
                 Route::Reply { queue, .. } => {
                     let what = format!("queue `{queue}`: the embedded engine has no AMQP");
                     return Err(PublishError::Unroutable(what));
@@ -222,7 +222,7 @@ impl Publisher for EmbeddedPublisher {
             inner.write(bytes, put).await.map_err(publish_error)?;
         }
         for event in events {
-            // Nobody need listen.
+            // An error means that there is no subscriber, which is fine.
             let _ = inner.events.send(event);
         }
         Ok(())
@@ -249,7 +249,8 @@ fn put(work: &mut WriteContext<'_>, message: &Routed) -> Result<(), StorageError
             change.has_new = true;
         }
         To::Wait(queue, wait) => {
-            // The clock is cut off to whole milliseconds: one more, so that it is never early.
+            // The clock is cut off to whole milliseconds. One more keeps the message from being
+            // early.
             let due_ms = now_ms + wait.as_millis() as u64 + 1;
             let waiting = work.tables.waiting.open()?;
             waiting.insert((queue, due_ms, seq), bytes.as_slice())?;
@@ -288,7 +289,7 @@ impl Consumer for EmbeddedConsumer {
         self.engine.0.deliveries.unbuffer(self.queue, self.id);
         Some(Delivery {
             body: handed.body,
-            // An older version may have kept anything.
+            // An older version may have stored any text.
             traceparent: handed.traceparent.filter(|it| traceparent(it).is_some()),
             redelivered: handed.redelivered,
             end: Box::new(Ending {
@@ -308,13 +309,13 @@ impl Drop for EmbeddedConsumer {
         let deliveries = &self.engine.0.deliveries;
         deliveries.cancel(self.queue, self.id);
         while let Ok(handed) = self.deliveries.try_recv() {
-            // Lost: it is back already.
+            // `Lost` means that the delivery is back already.
             let _ = deliveries.requeue(handed.tag);
         }
     }
 }
 
-/// The end of a delivery.
+/// The handle that ends a delivery.
 struct Ending {
     engine: Engine,
     tag: u64,

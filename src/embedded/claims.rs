@@ -1,11 +1,11 @@
-//! Open claims: who may send to whom, until when.
+//! Keeps the open claims: who may send to which recipient, and until when.
 //!
-//! A claim is one row on disk, however many recipients it covers, and an index in memory. Only the
-//! fact is on disk, not the deadline: leases end with the process that held them, so claims of an
-//! earlier opening are dead at once and whoever comes next takes them over (promise 4).
+//! A claim is one row on disk, however many recipients it covers, and an index in memory. The disk
+//! holds only the fact, not the deadline. Leases end with the process that held them, so claims of
+//! an earlier opening have no lease any more, and the next delivery takes them over (promise 4).
 //!
 //! The index changes while a transaction is made, for the steps that follow in it. If the commit
-//! fails, it is read again from disk; what has not changed keeps its deadline.
+//! fails, the index is read again from disk; claims that have not changed keep their deadlines.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,14 +16,14 @@ use super::disk::StorageError;
 use super::tables::{CLAIMS, Lazy, number};
 use crate::ports::ClaimState;
 
-/// The opening and the owner of recipients that were released in doubt: no opening and no owner has
-/// this number, so that to a version that does not know it they are claims of an earlier opening.
+/// The opening and the owner of recipients that were released in doubt. No opening and no owner has
+/// this number, so a version that does not know it reads them as claims of an earlier opening.
 const DOUBT: u64 = 0;
 
 /// A recipient: the life of its job and its fingerprint.
 type Recipient = (u64, u64);
 
-/// The claims of this opening and what is left of earlier ones.
+/// The claims of this opening and the remaining ones of earlier openings.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     opening: u64,
@@ -37,8 +37,8 @@ struct Held {
     row: u64,
     /// None: a claim of an earlier opening.
     ends: Option<Instant>,
-    /// It was taken over, or released in doubt before. Only in memory: to the next opening every claim
-    /// is one to take over.
+    /// The claim was taken over, or the recipient was released in doubt before. Only in memory: the
+    /// next opening takes over every claim anyway.
     in_doubt: bool,
 }
 
@@ -76,7 +76,7 @@ impl ClaimRow {
     }
 }
 
-/// Who asks.
+/// The delivery that asks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     pub(super) life: u64,
@@ -111,10 +111,10 @@ impl Claims {
         Ok(claims)
     }
 
-    /// What is on disk counts; what is still the same there keeps its deadline.
+    /// Reads the claims from disk again. Claims that are unchanged there keep their deadlines.
     pub(super) fn reload(&mut self, transaction: &ReadTransaction) -> Result<(), StorageError> {
         let mut found = Self::load(&transaction.open_table(CLAIMS)?, self.opening)?;
-        // A number that may have been used is not used again.
+        // A row number that may have been used is not used again.
         found.next_row = found.next_row.max(self.next_row);
         for (recipient, held) in &mut found.held {
             let before = self.held.get(recipient);
@@ -135,8 +135,8 @@ impl Claims {
                 .is_some_and(|row| row.owner == asker.owner)
     }
 
-    /// How a claim on a recipient without an outcome is answered; without an asker, one by somebody
-    /// new.
+    /// The answer to a claim on a recipient without an outcome. Without an asker, the answer that a
+    /// new owner would get.
     pub(super) fn state(
         &self,
         asker: Option<Asker>,
@@ -161,7 +161,7 @@ impl Claims {
         }
     }
 
-    /// Whether anybody of a life is claimed by somebody whose lease is not over.
+    /// Whether any recipient of a life is claimed under a lease that is not over.
     pub(super) fn any_held(&self, life: u64, now: Instant) -> bool {
         self.held
             .iter()
@@ -173,7 +173,7 @@ impl Claims {
         row.is_some_and(|row| row.opening == DOUBT)
     }
 
-    /// Gives recipients that were granted or taken over to the asker.
+    /// Gives the asker the recipients that were granted or taken over.
     pub(super) fn grant(
         &mut self,
         table: &mut Lazy<'_, u64, &'static [u8]>,
@@ -187,7 +187,7 @@ impl Claims {
         let mut fingerprints = Vec::with_capacity(recipients.len());
         for fingerprint in recipients {
             match self.held.get(&(asker.life, *fingerprint)).copied() {
-                // Asked for again: it has its row.
+                // Asked for again: the recipient keeps its row.
                 Some(held) if self.is_own(held, asker) => {
                     let held = Held { ends, ..held };
                     self.held.insert((asker.life, *fingerprint), held);
@@ -216,7 +216,7 @@ impl Claims {
         self.keep(table, claim, ends, |it| foreign.binary_search(&it).is_ok())
     }
 
-    /// Moves the deadlines of the asker's claims; whether all of them were its own.
+    /// Moves the deadlines of the asker's claims. Returns whether it held all of them.
     pub(super) fn renew(&mut self, asker: Asker, recipients: &[u64], ends: Instant) -> bool {
         let mut all = true;
         for fingerprint in recipients {
@@ -243,7 +243,7 @@ impl Claims {
         self.drop(table, asker.life, &own)
     }
 
-    /// Ends the asker's own claims on these recipients and keeps that they may have been sent to.
+    /// Ends the asker's own claims on these recipients and records that they may have been sent to.
     pub(super) fn doubt(
         &mut self,
         table: &mut Lazy<'_, u64, &'static [u8]>,
@@ -269,7 +269,7 @@ impl Claims {
         )
     }
 
-    /// Whether the asker holds this recipient, and was given it in doubt.
+    /// Whether the asker holds this recipient and got it in doubt.
     pub(super) fn holds_in_doubt(&self, asker: Asker, fingerprint: u64) -> bool {
         let held = self.held.get(&(asker.life, fingerprint));
         held.is_some_and(|held| held.in_doubt && self.is_own(*held, asker))
@@ -305,7 +305,7 @@ impl Claims {
         Ok(())
     }
 
-    /// Ends the claims on these recipients, whoever holds them.
+    /// Ends the claims on these recipients, whoever the owner is.
     pub(super) fn drop(
         &mut self,
         table: &mut Lazy<'_, u64, &'static [u8]>,
@@ -360,7 +360,7 @@ impl Claims {
     }
 }
 
-/// Recipients of a life that are claimed in a consistent view.
+/// Number of recipients of a life that are claimed, in a consistent view.
 pub(super) fn count(transaction: &ReadTransaction, life: u64) -> Result<u64, StorageError> {
     let mut count = 0;
     for entry in transaction.open_table(CLAIMS)?.iter()? {

@@ -1,5 +1,6 @@
-//! Panics at the store. Where the file is damaged, its reader panics as well as refuses; both mean the
-//! same to a caller. A panic of ours is a mistake in one step, and costs that step.
+//! Turns panics at the store into errors. When the file is damaged, its reader sometimes panics and
+//! sometimes returns an error; both mean the same to a caller. A panic in Fanwise's own code is a
+//! bug in one step, and costs only that step.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
@@ -12,8 +13,8 @@ thread_local! {
     static MET: RefCell<Option<StorageError>> = const { RefCell::new(None) };
 }
 
-/// Does something with the store; a panic there is an error, with what it said and where. It is not
-/// printed besides.
+/// Runs an action on the store. A panic in it becomes an error with its text and place, and is not
+/// printed.
 pub(super) fn sheltered<T>(
     what: impl FnOnce() -> Result<T, StorageError>,
 ) -> Result<T, StorageError> {
@@ -34,10 +35,10 @@ pub(super) fn sheltered<T>(
     })
 }
 
-/// What a panic tells of the file.
+/// The error that a panic stands for.
 fn met(panicked: &PanicHookInfo<'_>) -> StorageError {
     let said = panicked.payload_as_str().unwrap_or("a panic");
-    // The rest is values of the file.
+    // Further lines are values of the file.
     let said = said.lines().next().unwrap_or(said);
     match panicked.location() {
         Some(place) if !place.file().contains("redb") => {

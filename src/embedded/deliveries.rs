@@ -1,9 +1,11 @@
-//! What is handed out: consumers, deliveries that are not ended, and what came back.
+//! Keeps the state of what is handed out: consumers, deliveries that are not ended, and messages
+//! that came back.
 //!
-//! All of it is memory: after a crash nothing is handed out. The lock is held for lines, never while
-//! the disk is read. A message that is ready has a number above all that were committed before it, so
-//! one position per queue tells what was handed out; those that wait are found by their time, and the
-//! ones taken are remembered until they are gone from disk.
+//! All of it is in memory: after a crash nothing is handed out. The lock is held for a few lines of
+//! code, never while the disk is read. Each new ready message has a number above all that were
+//! committed before it, so one position per queue tells what was handed out. Waiting messages are
+//! found by their due time, and those that were handed out are remembered until they are gone from
+//! disk.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -17,14 +19,14 @@ use super::tables::Queues;
 use crate::clock::now_ms;
 use crate::ports::Lost;
 
-/// Deliveries that wait in a consumer for their reader, at most.
+/// Most deliveries that wait in a consumer for their reader.
 const READ_AHEAD_MAX: usize = 8;
 
-/// With so many bytes unacked, a consumer gets nothing more, whatever its prefetch: lists of megabytes
-/// are not held in memory before their turn.
+/// A consumer with this many bytes unacked gets nothing more, whatever its prefetch, so that lists
+/// of several megabytes are not held in memory too early.
 pub(super) const HELD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
-/// Where a message lies in its queue.
+/// The place of a message in its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Place {
     Ready(u64),
@@ -44,7 +46,7 @@ impl Place {
 pub(super) struct Out {
     pub(super) queue: u32,
     pub(super) place: Place,
-    /// When the message came to its queue.
+    /// When the message arrived in its queue.
     arrived_ms: u64,
     bytes: usize,
     session: u64,
@@ -70,37 +72,38 @@ pub(super) struct Found {
     pub(super) came_back: bool,
 }
 
-/// What to read from a queue.
+/// The messages that the dispatcher reads next from a queue.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) queue: u32,
-    /// Messages there is room for.
+    /// How many messages there is room for.
     pub(super) room: usize,
-    /// Came back and go out first, if they are still there; with their arrival.
+    /// Messages that came back. They go out first, if they still exist, in the order of their
+    /// arrival.
     pub(super) returned: Vec<Place>,
-    /// Look from this number on.
+    /// Look for ready messages from this number on.
     pub(super) ready_from: Option<u64>,
-    /// Look for those whose time has come.
+    /// Look for waiting messages that are due.
     pub(super) due: bool,
-    /// Waiting messages that are not to be handed out.
+    /// Waiting messages that must not be handed out.
     pub(super) taken: HashSet<Place>,
     pub(super) now_ms: u64,
 }
 
-/// What was found.
+/// The messages that the dispatcher found.
 #[derive(Debug, Default)]
 pub(super) struct Read {
     /// In the order in which they go out, at most as many as there is room for.
     pub(super) found: Vec<Found>,
-    /// Came back and are not there any more.
+    /// Messages that came back and no longer exist.
     pub(super) gone: Vec<Place>,
-    /// There may be more that is ready.
+    /// There may be further ready messages.
     pub(super) more_ready: bool,
-    /// When the next waiting message is due; in the past when there may be more that is.
+    /// When the next waiting message is due; in the past when further ones may be due already.
     pub(super) next_due_ms: Option<u64>,
 }
 
-/// What a commit changed in a queue.
+/// The changes of a commit to a queue.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Change {
     pub(super) ready: i64,
@@ -126,7 +129,7 @@ pub(super) struct Deliveries {
 #[derive(Default)]
 struct State {
     queues: Vec<Queue>,
-    /// The queue to be served first, so that none is served always.
+    /// The queue to serve first, so that no queue is always first.
     turn: usize,
     sessions: HashMap<u64, CancellationToken>,
     out: HashMap<u64, Out>,
@@ -136,15 +139,15 @@ struct State {
 
 #[derive(Default)]
 struct Queue {
-    /// Messages below were handed out before the engine was opened.
+    /// Messages with lower numbers were handed out before the engine was opened.
     handed_before: u64,
     next_ready: u64,
     more_ready: bool,
     /// The earliest time at which a waiting message may be due.
     next_due_ms: Option<u64>,
-    /// By arrival.
+    /// Messages that came back, by arrival.
     returned: BTreeMap<(u64, u64), Place>,
-    /// Waiting messages that were handed out, and are on disk still.
+    /// Waiting messages that were handed out and are still on disk.
     taken: HashSet<Place>,
     slots: Vec<Slot>,
     /// The consumer whose turn it is.
@@ -157,7 +160,7 @@ struct Slot {
     session: u64,
     prefetch: usize,
     unacked: usize,
-    /// Bytes of those.
+    /// Bytes of the unacked deliveries.
     held: usize,
     buffered: usize,
     sender: mpsc::UnboundedSender<Handed>,
@@ -221,7 +224,7 @@ impl Queue {
             },
             now_ms,
         };
-        // Whatever is committed from here on raises them again.
+        // Every later commit sets them again.
         self.more_ready = false;
         if due {
             self.next_due_ms = None;
@@ -249,7 +252,7 @@ impl Deliveries {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // No invariant spans a panic: every change is made in one piece.
+        // No invariant spans a panic: every change is complete before the lock is released.
         self.state.lock()
     }
 
@@ -266,7 +269,7 @@ impl Deliveries {
         Ok((id, lost))
     }
 
-    /// Ends a session: what it held goes back to its place.
+    /// Ends a session: the deliveries that it held go back to their places.
     pub(super) fn close_session(&self, session: u64) {
         let mut state = self.state();
         let State {
@@ -320,14 +323,14 @@ impl Deliveries {
         Ok((id, receiver))
     }
 
-    /// Hands nothing more to a consumer; what it has stays with it.
+    /// Hands nothing more to a consumer; it keeps the deliveries that it has.
     pub(super) fn cancel(&self, queue: u32, consumer: u64) {
         let mut state = self.state();
         let slots = &mut state.queues[queue as usize].slots;
         slots.retain(|slot| slot.id != consumer);
     }
 
-    /// A delivery has left the consumer's buffer for its reader.
+    /// Notes that a delivery has left the consumer's buffer for its reader.
     pub(super) fn unbuffer(&self, queue: u32, consumer: u64) {
         let mut state = self.state();
         let queue = &mut state.queues[queue as usize];
@@ -343,7 +346,7 @@ impl Deliveries {
 
     // --- How deliveries end ------------------------------------------------------------------
 
-    /// Ends a delivery; the caller sees to what becomes of the message.
+    /// Ends a delivery. The caller removes or moves the message.
     pub(super) fn end(&self, tag: u64) -> Result<Out, Lost> {
         let mut state = self.state();
         let out = state.out.remove(&tag).ok_or(Lost)?;
@@ -369,7 +372,8 @@ impl Deliveries {
         Ok(())
     }
 
-    /// What was ended is not gone after all. It stays with its session, if that is still open.
+    /// Takes the end of a delivery back. The delivery stays with its session, if that is still
+    /// open.
     pub(super) fn undo_end(&self, tag: u64, out: Out) {
         let mut state = self.state();
         let queue = &mut state.queues[out.queue as usize];
@@ -385,12 +389,12 @@ impl Deliveries {
         self.changed.notify_one();
     }
 
-    // --- What the writer tells ---------------------------------------------------------------
+    // --- Reports of the writer ---------------------------------------------------------------
 
     pub(super) fn committed(&self, changes: impl IntoIterator<Item = (u32, Change)>) {
         let mut state = self.state();
         for (number, change) in changes {
-            // Shelves are counted, not consumed.
+            // Retained queues are counted, not consumed.
             let Some(queue) = state.queues.get_mut(number as usize) else {
                 continue;
             };
@@ -407,7 +411,7 @@ impl Deliveries {
         self.changed.notify_one();
     }
 
-    /// The number below which a queue's messages were handed out.
+    /// The number below which all messages of a queue were handed out.
     pub(super) fn handed(&self, queue: u32) -> u64 {
         let state = self.state();
         state
@@ -445,7 +449,7 @@ impl Deliveries {
         (usage, queue.slots.len() as u32)
     }
 
-    // --- What the dispatcher does ------------------------------------------------------------
+    // --- Steps of the dispatcher -------------------------------------------------------------
 
     /// Waits for a queue with messages and a consumer with room; None when the engine stops.
     pub(super) fn next_plan(&self) -> Option<Plan> {
@@ -458,7 +462,7 @@ impl Deliveries {
             if let Some(plan) = state.plan(now) {
                 return Some(plan);
             }
-            // A message that comes due while nobody has room is found when there is room.
+            // A message that is due while no consumer has room is found when there is room.
             let due = state
                 .queues
                 .iter()
@@ -475,7 +479,7 @@ impl Deliveries {
         }
     }
 
-    /// Hands out what was read.
+    /// Hands out the messages that were read.
     pub(super) fn hand_out(&self, plan: &Plan, read: Read) {
         let mut state = self.state();
         let Read {
@@ -493,7 +497,7 @@ impl Deliveries {
         }
     }
 
-    /// Reading failed: the next plan looks again.
+    /// Takes a plan back whose read failed: the next plan looks again.
     pub(super) fn undo_plan(&self, plan: &Plan) {
         let mut state = self.state();
         let queue = &mut state.queues[plan.queue as usize];
@@ -501,13 +505,14 @@ impl Deliveries {
         if plan.due {
             queue.next_due_ms = Some(0);
         }
-        // Nothing else may ring; the disk is given a moment.
+        // No other event may wake the dispatcher, so it only pauses here, to give the disk a
+        // moment.
         self.changed
             .wait_for(&mut state, Duration::from_millis(100));
     }
 }
 
-/// Longest wait without a look at the clock, which may be set.
+/// Longest wait without a look at the clock, which may be changed.
 const LOOK_MAX_MS: u64 = 1000;
 
 impl State {
@@ -533,7 +538,7 @@ impl State {
             .map(|offset| (queue.turn + offset) % count)
             .find(|at| queue.slots[*at].room() > 0)
         else {
-            // Whoever had room has gone meanwhile: it is found again.
+            // The consumer that had room is gone; the message is found again.
             match found.place {
                 Place::Ready(_) => queue.more_ready = true,
                 Place::Waiting { .. } => queue.next_due_ms = Some(0),
@@ -571,7 +576,7 @@ impl State {
             traceparent: found.traceparent,
             redelivered,
         };
-        // A reader that is gone has not cancelled yet; it will, and gives back what it has not read.
+        // A reader that is gone has not cancelled yet. It will, and requeues what it has not read.
         let _ = slot.sender.send(handed);
         self.out.insert(tag, out);
     }

@@ -1,4 +1,5 @@
-//! The port for directives: a table of them, and a count of its changes as their version.
+//! Implements the port for directives: a table of directives, whose version is the number of its
+//! changes.
 
 use redb::ReadableTable as _;
 
@@ -36,7 +37,7 @@ impl Directives for EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Replaces or removes what stands, and drops what has expired.
+    /// Replaces or removes a directive, and drops those that have expired.
     async fn change(
         &self,
         subject: &Subject,
@@ -62,11 +63,10 @@ impl EmbeddedStore {
     }
 }
 
-/// One that a newer version wrote and we cannot read must not keep us from heeding the others.
+/// A directive that a newer version wrote and this one cannot read must not keep the worker from
+/// obeying the others.
 fn parse(row: &[u8]) -> Option<Directive> {
     serde_json::from_slice(row)
-        .inspect_err(
-            |error| tracing::error!(%error, "a directive cannot be read and is not heeded"),
-        )
+        .inspect_err(|error| tracing::error!(%error, "a directive cannot be read and is ignored"))
         .ok()
 }

@@ -1,10 +1,10 @@
-//! The data folder: its lock, the store in it, and what goes wrong with them.
+//! Opens the data folder: locks it, opens the store in it, and handles their errors.
 //!
-//! The store refuses everything after an error of the disk, so [`Disk::reopen`] opens it anew: what
-//! was committed is there, what was not is gone. Commits are made in two phases with the allocator's
-//! state, which makes opening after a crash a matter of milliseconds whatever the size.
+//! After an error of the disk the store refuses everything, so [`Disk::reopen`] opens it again: it
+//! holds everything that was committed and nothing else. Commits are made in two phases and store
+//! the allocator's state, so that opening after a crash takes milliseconds whatever the size.
 //!
-//! The files are for their owner only: they hold messages and recipients.
+//! Only the owner can read the files, since they hold messages and recipients.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -50,7 +50,7 @@ pub enum OpenError {
         source: io::Error,
     },
     #[error(
-        "{} cannot be opened; if it is damaged, move it away and fanwise begins with an empty one",
+        "{} cannot be opened; if it is damaged, move it away and fanwise starts with an empty one",
         file.display()
     )]
     Store {
@@ -72,14 +72,14 @@ pub enum OpenError {
     Newer { file: PathBuf, found: u64 },
 }
 
-/// Why a step or a look failed.
+/// Why a step or a read failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StorageError {
     #[error("the disk of the data folder is full: make space on it")]
     Full(#[source] Arc<redb::Error>),
     #[error("the store in the data folder cannot be read or written")]
     Disk(#[source] Arc<redb::Error>),
-    /// Nothing more is written to it in this process.
+    /// This process writes nothing more to it.
     #[error("the store in the data folder is damaged: {0}")]
     Damaged(String),
     #[error("a record in the data folder makes no sense: {0}")]
@@ -124,7 +124,7 @@ trouble_from!(
     DatabaseError
 );
 
-/// Keeps other processes out of the folder until it is dropped.
+/// Locks the folder against other processes until it is dropped.
 #[derive(Debug)]
 pub(super) struct FolderLock(#[expect(dead_code, reason = "held for its lock")] File);
 
@@ -151,7 +151,7 @@ pub(super) struct Disk {
     opener: Opener,
     store: RwLock<Store>,
     error: Mutex<Option<String>>,
-    /// Whether the last attempt to write came to nothing.
+    /// Whether the last attempt to write failed.
     blocked: watch::Sender<bool>,
     damage: CancellationToken,
 }
@@ -163,7 +163,7 @@ impl Disk {
             source,
         };
         make_folder(folder).map_err(failed)?;
-        // Whoever opens a folder leaves this file in it.
+        // Every process that opens a folder leaves this file in it.
         let was_used = folder.join(LOCK).exists();
         let lock = lock(folder, failed)?;
         let file = folder.join(STORE);
@@ -173,14 +173,14 @@ impl Disk {
         if was_used && is_new {
             tracing::warn!(
                 file = %file.display(),
-                "the data folder was used before and its store is gone: fanwise begins with an empty \
-                 one, and knows nothing of jobs, recipients or dead letters from before; if that is \
-                 not meant, stop it and put the file back"
+                "the data folder was used before and its store is gone: fanwise starts with an \
+                 empty one, and knows nothing of jobs, recipients or dead letters from before; if \
+                 that is not intended, stop it and put the file back"
             );
         }
         let opened = sheltered(|| opener(&file).map_err(StorageError::from));
         let database = opened.map_err(|error| unusable(&file, error))?;
-        // The name of a new file is durable when its folder is.
+        // The name of a new file is durable once its folder is.
         File::open(folder)
             .and_then(|opened| opened.sync_all())
             .map_err(failed)?;
@@ -196,7 +196,8 @@ impl Disk {
         Ok((disk, lock))
     }
 
-    /// Makes the tables and queues that are missing, and reads what the engine starts with.
+    /// Creates the tables and queues that are missing, and reads the state that the engine starts
+    /// with.
     pub(super) fn prepare(&self, targets: &[String]) -> Result<tables::Start, OpenError> {
         let failed = |error| unusable(&self.file, error);
         let found = sheltered(|| tables::format(&self.begin_read()?)).map_err(failed)?;
@@ -232,7 +233,7 @@ impl Disk {
         Ok(transaction)
     }
 
-    /// Does something with the store; damage that it meets is the end of its use.
+    /// Runs an action on the store. If it finds the store damaged, the store is not used any more.
     pub(super) fn guarded<T>(
         &self,
         what: impl FnOnce() -> Result<T, StorageError>,
@@ -249,11 +250,11 @@ impl Disk {
         &self.damage
     }
 
-    /// Who goes on to write to a damaged file may damage more of it.
+    /// Stops all use of the store: further writes to a damaged file may damage more of it.
     fn give_up(&self, error: &StorageError) {
         let mut store = self.store.write();
         match std::mem::replace(&mut *store, Store::Failed(error.clone())) {
-            // To close it would write to it.
+            // Closing it would write to it.
             Store::Open(database) => std::mem::forget(database),
             Store::Closed => *store = Store::Closed,
             Store::Failed(_) => {}
@@ -264,8 +265,8 @@ impl Disk {
         }
         tracing::error!(
             file = %self.file.display(),
-            "{error}; nothing more is written to it. Put back a copy of the data folder, or move the \
-             file away and fanwise begins with an empty one"
+            "{error}; nothing more is written to it. Put back a copy of the data folder, or move \
+             the file away and fanwise starts with an empty one"
         );
         *self.error.lock() = Some(error.to_string());
         self.blocked.send_replace(true);
@@ -279,7 +280,7 @@ impl Disk {
             if let Store::Failed(error @ StorageError::Damaged(_)) = &*store {
                 return Err(error.clone());
             }
-            // The old one goes first: a file is opened once.
+            // The old one is closed first: a file is opened only once.
             *store = Store::Closed;
             match (self.opener)(&self.file).map_err(StorageError::from) {
                 Ok(database) => {
@@ -300,7 +301,7 @@ impl Disk {
             return;
         };
         if let Err(error) = sheltered(|| Ok(database.close()?)) {
-            tracing::warn!(%error, "the store was not closed in order; nothing is lost by that");
+            tracing::warn!(%error, "the store was not closed in order; nothing is lost");
         }
     }
 
@@ -313,7 +314,7 @@ impl Disk {
         self.blocked.subscribe()
     }
 
-    /// Remembers what is wrong, and says so when that changes.
+    /// Remembers the current error, and logs when there is a new one or it is gone.
     pub(super) fn note(&self, error: Option<&StorageError>) {
         let mut known = self.error.lock();
         match (error, known.is_some()) {
@@ -322,7 +323,8 @@ impl Disk {
                 tracing::error!(
                     folder = %self.folder.display(),
                     cause,
-                    "{error}; nothing is accepted or sent until then, and nothing accepted is lost"
+                    "{error}; nothing is accepted or sent until this is fixed, and nothing \
+                     accepted is lost"
                 );
                 *known = Some(error.to_string());
                 self.blocked.send_replace(true);
@@ -344,7 +346,7 @@ fn unusable(file: &Path, error: StorageError) -> OpenError {
             file,
             source: error,
         },
-        // What the store says of the file, without a word of ours between.
+        // The store's own text about the file, without another text around it.
         StorageError::Disk(error) => OpenError::Store {
             file,
             source: error.into(),
@@ -358,8 +360,8 @@ fn unusable(file: &Path, error: StorageError) -> OpenError {
     }
 }
 
-/// Makes the folder for its owner only. One that is there may have another use as well, and stays as it
-/// is: the files in it are private by themselves.
+/// Creates the folder for its owner only. A folder that exists may have another use as well and
+/// keeps its modes: the files in it are private by themselves.
 fn make_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -374,8 +376,8 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
-/// Opens a file of the data folder, and makes it if it is missing: for its owner only, whatever the
-/// umask, and whatever it was before.
+/// Opens a file of the data folder, and creates it if it is missing. Only its owner can read it,
+/// whatever the umask and its earlier modes.
 fn private_file(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
@@ -387,7 +389,7 @@ fn private_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Read and written by its owner.
+/// Read and written by its owner only.
 #[cfg(unix)]
 const PRIVATE: u32 = 0o600;
 
@@ -402,7 +404,7 @@ fn narrow(file: &File, path: &Path) -> io::Result<()> {
             file = %path.display(),
             "the modes were {mode:o} and are {PRIVATE:o} now: the file holds messages and recipients"
         ),
-        // Somebody else's file that this process may use.
+        // The file belongs to another user, and this process may use it.
         Err(error) => tracing::warn!(
             file = %path.display(),
             %error,
@@ -427,7 +429,7 @@ fn lock(folder: &Path, failed: impl Fn(io::Error) -> OpenError) -> Result<Folder
         }
         Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
-    // Who holds it is only told to people: a full disk is no reason not to start.
+    // The process id is only a hint for operators: a full disk must not prevent the start.
     let _ = file
         .set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()));

@@ -1,4 +1,4 @@
-//! The thread that reads messages for consumers: never more than they have room for.
+//! Runs the thread that reads messages for consumers, never more than they have room for.
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(super) fn start(deliveries: Arc<Deliveries>, disk: Arc<Disk>) -> io::Result<
 }
 
 fn run(deliveries: &Deliveries, disk: &Disk) {
-    // However it ends, nobody waits for a delivery that never comes.
+    // However the thread ends, no consumer waits for a delivery that never comes.
     struct Stop<'a>(&'a Deliveries);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -46,7 +46,7 @@ fn run(deliveries: &Deliveries, disk: &Disk) {
 /// A row with its place and its arrival.
 type Row = (Arrival, Place, AccessGuard<'static, &'static [u8]>);
 
-/// What decides who goes first: when it came to its queue, or came due there, and its number.
+/// Decides the order: when a message arrived in its queue or came due there, and its number.
 type Arrival = (u64, u64);
 
 fn read(disk: &Disk, plan: &Plan) -> Result<Read, StorageError> {
@@ -84,7 +84,7 @@ fn read(disk: &Disk, plan: &Plan) -> Result<Read, StorageError> {
         bytes += row.value().len();
         found.push(take(place, false, &row)?);
     }
-    // What is left is found again by the next plan.
+    // The next plan finds the rest.
     read.more_ready = is_full(plan, found.len(), bytes);
     if let Some((_, Place::Waiting { due_ms, .. }, _)) = due.peek() {
         read.next_due_ms = Some(*due_ms);
@@ -93,13 +93,13 @@ fn read(disk: &Disk, plan: &Plan) -> Result<Read, StorageError> {
     Ok(read)
 }
 
-/// Whether these are as many messages, or bytes, as are read at a time.
+/// Whether this is as much as one read takes, in messages or in bytes.
 fn is_full(plan: &Plan, messages: usize, bytes: usize) -> bool {
     messages >= plan.room || bytes >= HELD_BYTES_MAX
 }
 
-/// The next messages that are ready, in the order of their numbers: a clock that was set back must
-/// not let one overtake another, or it would be passed over.
+/// The next ready messages, in the order of their numbers. Even if the clock was set back, no
+/// message may overtake another, or the other would be skipped.
 fn ready_rows(
     table: &ReadOnlyTable<(u32, u64), &'static [u8]>,
     plan: &Plan,
@@ -122,7 +122,7 @@ fn ready_rows(
     Ok(rows)
 }
 
-/// The next messages whose time has come.
+/// The next waiting messages that are due.
 fn due_rows(
     table: &ReadOnlyTable<(u32, u64, u64), &'static [u8]>,
     plan: &Plan,

@@ -1,8 +1,8 @@
-//! The ledger port: the steps of the Redis scripts, on tables.
+//! Implements the ledger port: the steps of the Redis scripts, on tables.
 //!
 //! Recipients arrive sorted by fingerprint, which also sorts them by bucket; a bucket is read and
-//! written as one row. A slice that was cut in another shape than the job has now is looked up in the
-//! job's shape.
+//! written as one row. A slice that was cut in another shape than the job has now is looked up in
+//! the job's shape.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -31,12 +31,13 @@ use crate::ports::{
 const HEARD_OF: u8 = 0;
 const ACCEPTED: u8 = 1;
 const EXPANDED: u8 = 2;
-/// States of a list in parts, which stands among the submissions under a name that none of them has.
+/// States of a list in parts. Its row is among the submissions, under a name that no submission
+/// has.
 const GATHERING: u8 = 3;
 const GIVEN_UP: u8 = 4;
 
-/// Codes of a claim to release, beside those of `Outcome::ledger_code`: for certain, in doubt, and as
-/// it was found.
+/// Codes for releasing a claim, besides those of `Outcome::ledger_code`: released for certain,
+/// released in doubt, and given up unused, in the state in which it was found.
 const RELEASE: u8 = b'r';
 const DOUBT: u8 = b'd';
 const UNUSED: u8 = b'k';
@@ -267,7 +268,7 @@ impl Ledger for EmbeddedStore {
     ) -> Result<Vec<ClaimState>, LedgerError> {
         let job = job.job.to_string();
         let asked: Vec<u64> = recipients.iter().map(|it| it.0).collect();
-        // Where the deadlines of claims are.
+        // The writer has the deadlines of the claims.
         let step = self.0.0.writer.look(move |work| look(work, &job, &asked));
         step.await.map_err(ledger_error)
     }
@@ -326,7 +327,7 @@ fn enter(work: &mut WriteContext<'_>, entry: &Entry) -> Result<(), StorageError>
     keep_row(work, &job, &row)
 }
 
-/// The row of a job that begins, in the place of one that was entered.
+/// The row of a new job, which replaces an entered one.
 fn begun(work: &mut WriteContext<'_>, entered: Option<&JobRow>, now_ms: u64) -> JobRow {
     JobRow {
         life: entered.map_or_else(|| work.new_life(), |entered| entered.life),
@@ -345,7 +346,8 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     let first = found.is_none();
     let mut row = match found {
         Some(mut row) => {
-            // A job that was rebuilt from slices knows no digest; it takes the first it meets.
+            // A job that was rebuilt from slices has no digest; it takes the first one that
+            // arrives.
             if row.digest.is_empty() {
                 row.digest.clone_from(&submission.content_digest);
             } else if row.digest != submission.content_digest {
@@ -374,7 +376,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
             row
         }
     };
-    // The first submission that names anybody to tell decides.
+    // The first submission that names a callback or a reply queue decides.
     let wanted = submission.callback_url.as_ref();
     row.callback_url = row.callback_url.or_else(|| wanted.cloned());
     let wanted = submission.reply_to.as_ref();
@@ -392,7 +394,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
             false => Accepted::Again { shape, template },
         });
     }
-    // Slices that came before, while nothing was known of it, have raised the total by theirs.
+    // Slices that arrived before their submission have already added their entries to the total.
     let seen = known.map_or(0, |(seen, _)| seen);
     submissions.insert(key, (submission.entries, ACCEPTED))?;
     row.total += submission.entries.saturating_sub(seen);
@@ -415,7 +417,7 @@ fn mark_expanded(
     submission: &str,
 ) -> Result<JobProgress, StorageError> {
     let Some(mut row) = job_row(work, job)? else {
-        // Forgotten in between; the slices will tell of the job again.
+        // The job was forgotten in between; its slices will rebuild it.
         return Ok(JobProgress::default());
     };
     let key = (row.life, submission);
@@ -494,7 +496,7 @@ pub(super) fn accounts(row: &JobRow) -> Result<Accounts, StorageError> {
 
 pub(super) fn progress(row: &JobRow) -> Result<JobProgress, StorageError> {
     let accounts = accounts(row)?;
-    // Of a rebuilt job nobody knows how many parts there were: those heard of count.
+    // How many parts a rebuilt job had is not known: those that were seen count.
     let needed = match row.rebuilt {
         true => row.submissions,
         false => row.submissions.max(row.parts.into()),
@@ -525,7 +527,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         went_back_at_ms: None,
         lost: row.lost,
         waited_at_ms: row.waited_at_ms,
-        // What was entered is one.
+        // An entered job is one submission.
         submissions: if row.entered { 1 } else { row.submissions },
         shape: shape(&row),
         rate: row.rate,
@@ -542,7 +544,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
     })
 }
 
-/// Most jobs one question looks at, however few of them are meant.
+/// Most jobs that one query looks at, however few of them match.
 const JOBS_LOOKED_AT_MAX: usize = 10_000;
 
 fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, StorageError> {
@@ -637,7 +639,7 @@ fn audit(transaction: &ReadTransaction, job: JobId) -> Result<Audit, StorageErro
 // Slices
 // ---------------------------------------------------------------------------------------------
 
-/// What a step needs to know of its slice.
+/// The facts about its slice that a step needs.
 struct Slice {
     job: String,
     app: String,
@@ -649,12 +651,12 @@ struct Slice {
     shape: Shape,
 }
 
-/// The place of a slice.
+/// A slice as the ledger has it.
 struct Located {
     row: JobRow,
     /// Entries that are counted.
     counted: u32,
-    /// The record was changed.
+    /// The job's row was changed.
     changed: bool,
 }
 
@@ -673,8 +675,8 @@ impl Slice {
         }
     }
 
-    /// Finds the place of the slice, and makes it if the ledger has forgotten the job or never heard
-    /// of the submission: then the slice itself says what it is part of, and the total grows by its
+    /// Finds the slice's record. Creates it if the ledger has forgotten the job or does not know
+    /// the submission: the slice itself then says what it belongs to, and the total grows by its
     /// entries.
     fn locate(&self, work: &mut WriteContext<'_>) -> Result<Located, StorageError> {
         let (entered, found) = match job_row(work, &self.job)? {
@@ -784,7 +786,7 @@ struct SettleStep {
     owner: u64,
     /// Sorted, each recipient once.
     entries: Vec<(u64, u8)>,
-    /// If the slice ends: repeats that its deliveries saw.
+    /// If the slice ends: the repeats that its deliveries saw.
     last: Option<u32>,
 }
 
@@ -819,7 +821,8 @@ impl SettleStep {
                 } else if matches!(*code, RELEASE | UNUSED) {
                     released.push(*fingerprint);
                 } else if bucket.get(*fingerprint).is_none() {
-                    // One that comes late beats a claim, whoever holds it: what was sent was sent.
+                    // An outcome that comes late replaces a claim, whoever holds it: the send has
+                    // happened.
                     added.push((*fingerprint, *code));
                     settled.push(*fingerprint);
                     *tally.entry(*code).or_default() += 1;
@@ -839,11 +842,11 @@ impl SettleStep {
         work.claims.release(table, asker, &released)?;
         work.claims.doubt(table, asker, &doubted)?;
 
-        // The entries of the slice that got no outcome of their own are repeats of others, if its
-        // deliveries saw so many: where somebody is missing beyond that, none of them is counted and
-        // all stay pending. A job that was rebuilt lost what was counted before, so nobody can tell
-        // the two apart there. Where the slice was called done too early, what was put down as a
-        // repeat was none.
+        // Entries of the slice without an outcome of their own count as repeats of others, up to
+        // the number that its deliveries saw. If more are missing, none is counted and all stay
+        // pending. A rebuilt job has lost its earlier counts, so the two cases look the same there,
+        // and all count as repeats. If the slice was counted as done too early, `open` is negative
+        // and takes back repeats that were none.
         let entries = self.slice.entries;
         let after = counted.saturating_add(settled.len() as u32);
         let open = i64::from(entries) - i64::from(after);
@@ -870,7 +873,7 @@ impl SettleStep {
             }
             row.duplicate += repeats;
             let now = accounts(&row)?;
-            // What was taken for lost too early was not lost.
+            // Recipients that were counted as lost too early are not lost.
             let over = now.settled().saturating_sub(now.total);
             row.lost -= row.lost.min(over);
             row.progress_at_ms = Some(work.now_ms);
@@ -894,7 +897,7 @@ impl SettleStep {
     }
 }
 
-/// Neighbours of one bucket.
+/// Neighbours in the order of fingerprints that share a bucket.
 struct Group<'a, T> {
     bucket: u32,
     members: &'a [T],
@@ -914,7 +917,8 @@ fn groups<T>(
         })
 }
 
-/// Positions in the order of the fingerprints there. Slices are cut sorted, so mostly as they come.
+/// The positions in the order of their fingerprints. Slices are cut sorted, so the order is mostly
+/// unchanged.
 fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..).take(fingerprints.len()).collect();
     if !fingerprints.is_sorted() {
@@ -923,9 +927,10 @@ fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
     order
 }
 
-/// What to write for each recipient, sorted, each once: the first outcome given counts, an outcome
-/// counts more than a release, and a release that keeps a doubt more than one that does not. Duplicates
-/// are nothing to write: they are what is left of the entries when the slice ends.
+/// The codes to write for the recipients, sorted, each recipient once. The first outcome given
+/// counts; an outcome takes precedence over a release, and a release that keeps a doubt over one
+/// that does not. Nothing is written for duplicates: they are the rest of the entries when the
+/// slice ends.
 fn settlements(settle: &Settle<'_>) -> Vec<(u64, u8)> {
     let outcomes = settle
         .outcomes

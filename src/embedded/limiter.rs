@@ -1,7 +1,7 @@
-//! The limiter port: rates in memory, parked targets on disk.
+//! Implements the limiter port: rates in memory, parked targets on disk.
 //!
-//! One process sees every call, so a rate needs no place to be shared in. A restart forgets what was
-//! booked ahead: each limit may then grant one burst more than it should, once.
+//! One process makes all calls, so rates need no shared storage. A restart forgets what was booked
+//! ahead: each limit may then once grant one burst more than it should.
 
 use redb::ReadableTable as _;
 

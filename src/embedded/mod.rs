@@ -1,25 +1,29 @@
-//! The embedded engine: the ports [`Broker`](crate::ports::Broker), [`Ledger`](crate::ports::Ledger),
-//! [`Upkeep`](crate::ports::Upkeep), [`Pulse`](crate::ports::Pulse),
-//! [`Limiter`](crate::ports::Limiter), [`Directives`](crate::ports::Directives),
-//! [`Templates`](crate::ports::Templates), [`Quotas`](crate::ports::Quotas) and
-//! [`Nonces`](crate::ports::Nonces) on one file, for one machine without RabbitMQ and Redis.
+//! The embedded engine: the ports [`Broker`](crate::ports::Broker),
+//! [`Ledger`](crate::ports::Ledger), [`Upkeep`](crate::ports::Upkeep),
+//! [`Pulse`](crate::ports::Pulse), [`Limiter`](crate::ports::Limiter),
+//! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates),
+//! [`Quotas`](crate::ports::Quotas) and [`Nonces`](crate::ports::Nonces) on one file, for one
+//! machine without RabbitMQ and Redis.
 //!
-//! - `disk`: the data folder, its lock and the store in it; `shelter`: panics of the store; `tables`: every table and record.
-//! - `writer`: the one thread that writes. Whoever wants something written hands it a step and waits;
-//!   steps that wait at the same time share one commit, synced to disk before anyone is answered.
-//! - `deliveries`: what is handed out, to whom, and what came back; in memory, so that after a crash
-//!   everything unacked is there again. `dispatch`: the one thread that reads messages for consumers.
-//! - `broker`, `retained`, `ledger`, `claims`, `upkeep`, `pulse`, `limiter`, `directives`, `templates`,
-//!   `quotas`, `nonces`: the ports. `sweep`: forgets jobs that completed long ago.
+//! - `disk`: the data folder, its lock and the store in it; `damage`: panics of the store;
+//!   `tables`: every table and record.
+//! - `writer`: the one thread that writes. A caller hands it a step and waits. Steps that wait at
+//!   the same time share one commit, which is synced to disk before any of them is answered.
+//! - `deliveries`: the messages that are handed out, to which consumer, and those that came back;
+//!   in memory, so that after a crash everything unacked is available again. `dispatch`: the one
+//!   thread that reads messages for consumers.
+//! - `broker`, `retained`, `ledger`, `claims`, `upkeep`, `pulse`, `limiter`, `directives`,
+//!   `templates`, `quotas`, `nonces`: the ports. `sweep`: forgets jobs that completed long ago.
 //!
-//! What it promises: `Ok` from a publish or a step of the ledger means synced to disk, and survives a
-//! kill or a power failure at any moment. An error means nothing of the step was done, or, if the sync
-//! itself failed, perhaps all of it; every step may be repeated. When the disk is full or fails, steps
-//! are refused, sessions stay, and work goes on by itself when the disk does. A store that is found damaged
-//! is not used any more: [`Engine::damaged`] says so, and the process ends.
+//! It promises that `Ok` from a publish or a step of the ledger means synced to disk, and survives
+//! a kill or a power failure at any moment. An error means that nothing of the step was done or, if
+//! the sync itself failed, perhaps all of it; every step may be repeated. When the disk is full or
+//! fails, steps are refused and sessions stay, and work resumes by itself when the disk does. A
+//! store that is found damaged is not used any more: [`Engine::damaged`] reports it, and the
+//! process ends.
 //!
-//! What it never does: block an async thread on the disk, hold a queue in memory, or share its folder
-//! with another process.
+//! It never blocks an async thread on the disk, never holds a queue in memory, and never shares its
+//! folder with another process.
 
 mod broker;
 mod claims;
@@ -70,14 +74,14 @@ use self::writer::{WriteContext, Writer};
 /// Where the engine keeps its data, and how it writes.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Made if it is missing. One process at a time.
+    /// Created if it is missing. One process at a time uses it.
     pub folder: PathBuf,
-    /// The targets that have lanes. What lies in the lanes of others stays there untouched.
+    /// The targets that have lanes. Messages in the lanes of other targets stay there unchanged.
     pub targets: Vec<String>,
     /// How long a job and its recipients are remembered after it has completed.
     pub dedup_window: Duration,
-    /// How long a commit may wait for others to join it. It only ever waits for as many as joined
-    /// the one before, so a lone writer never waits.
+    /// How long a commit may wait for others to join it. It only waits for as many as joined the
+    /// last commit, so a lone writer never waits.
     pub commit_wait_max: Duration,
     /// Steps in one commit.
     pub commit_ops_max: usize,
@@ -95,15 +99,15 @@ impl Settings {
     }
 }
 
-/// Events a subscriber may lag behind before it misses some.
+/// Events that a subscriber may be behind before it misses some.
 const EVENTS_KEPT: usize = 1024;
 
-/// An open data folder. Cheap to clone; it closes when the last handle to it is gone, or at once by
+/// An open data folder. Cheap to clone. It closes when its last handle is dropped, or at once with
 /// [`Engine::close`].
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
 
-/// What every handle shares.
+/// The state that all handles share.
 struct Inner {
     disk: Arc<Disk>,
     deliveries: Arc<Deliveries>,
@@ -118,12 +122,12 @@ struct Inner {
 }
 
 impl Engine {
-    /// Opens the data folder, after a crash too. Blocks for some milliseconds.
+    /// Opens the data folder, also after a crash. Blocks for some milliseconds.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         Self::open_on(settings, Box::new(disk::open_file))
     }
 
-    /// `opener` opens the store, now and again whenever the disk has failed.
+    /// `opener` opens the store, now and each time after the disk has failed.
     fn open_on(settings: &Settings, opener: disk::Opener) -> Result<Self, OpenError> {
         let (disk, lock) = Disk::open(&settings.folder, opener)?;
         let start = disk.prepare(&settings.targets)?;
@@ -160,8 +164,8 @@ impl Engine {
         })))
     }
 
-    /// The broker port. The same value is also the way to dead letters and rejected messages
-    /// ([`RetainedQueues`](crate::ports::Shelves)).
+    /// The broker port. The same value also gives access to dead letters and rejected messages
+    /// ([`RetainedQueues`](crate::ports::RetainedQueues)).
     pub fn broker(&self) -> EmbeddedBroker {
         EmbeddedBroker(self.clone())
     }
@@ -171,12 +175,13 @@ impl Engine {
         EmbeddedStore(self.clone())
     }
 
-    /// Follows job events from now on. Whoever lags too far behind misses some and is told so.
+    /// Follows job events from now on. A subscriber that is too far behind misses some and gets an
+    /// error that says so.
     pub fn events(&self) -> broadcast::Receiver<EngineEvent> {
         self.0.events.subscribe()
     }
 
-    /// How full every queue is, lanes of targets that are configured no more included.
+    /// How full every queue is, including the lanes of targets that are no longer configured.
     pub async fn depths(&self) -> Result<Vec<Depth>, EngineError> {
         let counts = self.0.read(tables::counts).await?;
         let mut depths: Vec<_> = counts
@@ -196,18 +201,19 @@ impl Engine {
         Ok(depths)
     }
 
-    /// What keeps the engine from writing at the moment, if anything does.
+    /// The error that keeps the engine from writing at the moment, if there is one.
     pub fn error(&self) -> Option<String> {
         self.0.disk.error()
     }
 
-    /// Resolves when the store is found damaged, with what is wrong: nothing can be done with it any more.
+    /// Resolves with the error when the store is found damaged; nothing can be done with it any
+    /// more.
     pub async fn damaged(&self) -> String {
         self.0.disk.damage().cancelled().await;
         self.error().unwrap_or_default()
     }
 
-    /// Ends all sessions, writes what was handed over, and releases the folder.
+    /// Ends all sessions, writes the steps that were handed over, and releases the folder.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
         self.0.writer.stop(done);
@@ -221,22 +227,22 @@ impl Engine {
 pub struct Depth {
     /// `jobs.<priority>`, `send.<lane>`, `dead` or `rejected`.
     pub queue: String,
-    /// Messages to be handed out now.
+    /// Messages that can be handed out now.
     pub ready: u64,
-    /// Messages whose time has not come, or has just come.
+    /// Messages that are not due yet, or have just become due.
     pub waiting: u64,
     /// Messages handed out and not ended.
     pub unacked: u64,
     pub consumers: u32,
 }
 
-/// The engine cannot do it now.
+/// The engine cannot carry the request out now.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct EngineError(#[from] StorageError);
 
 impl Inner {
-    /// Has the writer do a step, and waits until it is on disk.
+    /// Hands a step to the writer, and waits until it is on disk.
     async fn write<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -245,7 +251,7 @@ impl Inner {
         self.writer.write(bytes, act).await
     }
 
-    /// Reads a consistent view of what is committed, on a thread that may block.
+    /// Reads a consistent view of the committed data, on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
         look: impl FnOnce(&ReadTransaction) -> Result<T, StorageError> + Send + 'static,
@@ -257,11 +263,11 @@ impl Inner {
     }
 }
 
-/// How much of the file is kept in memory. The rest is in the system's cache as long as there is room:
-/// with four times as much, jobs of a million recipients went no faster.
+/// How much of the file is kept in memory. The system's cache holds the rest while there is room:
+/// with four times as much, jobs of a million recipients were no faster.
 const CACHE_BYTES: usize = 6 * 1024 * 1024;
 
-/// The store as it is opened in production.
+/// The settings of the store in production.
 fn builder() -> redb::Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);

@@ -1,4 +1,5 @@
-//! Signed requests that came before, in memory: one process sees all of them. A restart forgets them.
+//! Remembers the nonces of signed requests in memory: one process gets all of the requests. A
+//! restart forgets them.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -8,13 +9,14 @@ use parking_lot::Mutex;
 use super::limiter::EmbeddedStore;
 use crate::ports::{LedgerError, Nonces};
 
-/// Nonces that are remembered, at least, before those whose time is over are dropped.
+/// Nonces that are remembered, at least, before expired ones are dropped.
 const SWEEP_AT: usize = 10_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     until: HashMap<String, Instant>,
-    /// Twice of what was left by the last sweep, so that sweeping costs little whatever lives.
+    /// Twice the number that the last sweep left, so that sweeping stays cheap however many are in
+    /// force.
     sweep_at: usize,
 }
 

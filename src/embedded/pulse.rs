@@ -1,5 +1,5 @@
-//! Heartbeats: this process is the only one, so they are kept in memory. The store and its messages lie
-//! in one file and so cannot be of different ages: nothing here goes back.
+//! Keeps heartbeats in memory, since this process is the only one. The ledger and the messages are
+//! in one file and so cannot be of different ages: the ledger never goes back here.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -9,14 +9,14 @@ use parking_lot::Mutex;
 use super::limiter::{EmbeddedStore, ledger_error};
 use crate::ports::{ALIVE, Beat, Beaten, LedgerError, Pulse, Raised};
 
-/// The last heartbeats, and when they came.
+/// The last heartbeats, and when they arrived.
 pub(super) type Beats = Mutex<HashMap<u64, (Instant, Beat)>>;
 
 impl Pulse for EmbeddedStore {
     async fn beat(&self, beat: &Beat) -> Result<Beaten, LedgerError> {
         let engine = &self.0.0;
-        // A healthy disk is not worn out by heartbeats; one that failed is tried, or nothing would
-        // show that it takes writes again.
+        // Heartbeats do not write to a healthy disk, to spare it. After an error they do, or
+        // nothing would show that the disk takes writes again.
         let beaten = match engine.disk.error() {
             None => engine.writer.look(|_| Ok(())).await,
             Some(_) => engine.write(0, |work| work.tables.beat(work.now_ms)).await,

@@ -1,4 +1,4 @@
-//! The port of quotas.
+//! Implements the port of quotas.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::domain::ids::JobId;
 use crate::domain::permissions::{Asked, Permissions, Used};
 use crate::ports::{Charged, LedgerError, Quotas};
 
-/// Rows of past days that one charge removes at most.
+/// Most rows of past days that one charge removes.
 const SWEPT_MAX: usize = 100;
 
 impl Quotas for EmbeddedStore {
@@ -101,7 +101,7 @@ fn charge(
     Ok(Charged::Counted)
 }
 
-/// Removes what was used before yesterday, some rows at a time.
+/// Removes the counts from before yesterday, some rows at a time.
 fn sweep(work: &mut WriteContext<'_>, app: &str, day: u64) -> Result<(), StorageError> {
     let quotas = work.tables.quotas.open()?;
     let past: Vec<(u64, String)> = quotas

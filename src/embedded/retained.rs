@@ -1,4 +1,4 @@
-//! What is kept for people: dead letters and rejected messages.
+//! Keeps the retained queues for operators: dead letters and rejected messages.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -21,13 +21,13 @@ use crate::ports::{
 const DEAD: u8 = 0;
 const REJECTED: u8 = 1;
 
-/// The retained among the counted queues, with numbers that no queue has.
+/// The retained queues among the counted queues, with numbers that no other queue has.
 pub(super) const COUNTED: [(&str, u32); 2] = [("dead", u32::MAX), ("rejected", u32::MAX - 1)];
 
-/// Messages of a page: what may be in memory at once.
+/// Most messages of a page, which is in memory as a whole.
 const PAGE_MESSAGES: usize = 500;
 
-/// Bodies of a page.
+/// Most bytes of bodies in a page.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The longest reason that is kept with a rejected message.
@@ -40,11 +40,11 @@ fn number(retained: RetainedQueue) -> u8 {
     }
 }
 
-/// How long a change waits for the one before it.
+/// How long an edit waits for the one before it.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Who changes a retained: one at a time, since each writes bodies that it has read before. Reading changes
-/// nothing and needs no turn.
+/// One turn per retained queue: edits run one at a time, since each writes bodies that it has read
+/// before. Reading changes nothing and needs no turn.
 #[derive(Debug, Default)]
 pub(super) struct Turns([Mutex<()>; 2]);
 
@@ -75,7 +75,7 @@ impl RetainedQueues for EmbeddedBroker {
         decide: impl FnMut(RetainedMessage) -> RetainedEdit + Send,
     ) -> Result<EditSummary, BrokerError> {
         let Some(_turn) = self.0.0.turns.take(number(retained)).await else {
-            let advice = "somebody else is changing it, try again when they are done";
+            let advice = "another request is changing it, try again when that is done";
             return Err(refused(retained, advice.into()));
         };
         walk(self, retained, decide).await
@@ -93,7 +93,7 @@ fn refused(
     }
 }
 
-/// Shows every message to `decide`, a page at a time, and does what it says.
+/// Shows every message to `decide`, a page at a time, and carries out each decision.
 async fn walk(
     broker: &EmbeddedBroker,
     retained: RetainedQueue,
@@ -156,7 +156,7 @@ async fn walk(
     Ok(summary)
 }
 
-/// The number behind the last message that is there now.
+/// The number after the last message that exists now.
 fn end(transaction: &ReadTransaction, retained: u8) -> Result<u64, StorageError> {
     let table = transaction.open_table(KEPT)?;
     let last = table
@@ -238,18 +238,18 @@ fn put(
     Ok(())
 }
 
-/// What becomes of a message.
+/// A decided change of a message.
 struct Change {
     seq: u64,
-    /// The body that was looked at.
+    /// The body that was shown.
     seen: Bytes,
-    /// The one in its place, if it stays.
+    /// The new body, or none to remove the message.
     body: Option<Bytes>,
 }
 
-/// Removes messages, or gives them other bodies in their places. A message that has another body by now
-/// stays as it is: a walk that was dropped while it waited for its write has no turn any more, and the
-/// next one may have read before that write.
+/// Removes messages, or replaces their bodies in place. A message whose body has changed since it
+/// was shown stays as it is: an edit that was dropped while it waited for its write has lost its
+/// turn, and the next edit may have read before that write.
 fn change(
     work: &mut WriteContext<'_>,
     retained: u8,
@@ -283,7 +283,7 @@ fn change(
     Ok(())
 }
 
-/// Moves a message from its queue to the rejected ones, unharmed.
+/// Moves a message from its queue to the rejected ones, unchanged.
 pub(super) fn reject(
     work: &mut WriteContext<'_>,
     queue: u32,
@@ -292,7 +292,7 @@ pub(super) fn reject(
 ) -> Result<(), StorageError> {
     let source = work.queues.names[queue as usize].clone();
     let (row, at_ms) = (stored(work, queue, place)?, work.now_ms);
-    // Gone: it was rejected before, and the answer was lost.
+    // It is gone: it was rejected before, and the answer was lost.
     let Some(row) = row else { return Ok(()) };
     let message = Message::decode(&row)?;
     let mut with = message.with()?;

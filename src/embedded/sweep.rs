@@ -1,8 +1,8 @@
-//! Forgets jobs that completed longer ago than the dedup window, some rows at a time, so that no commit
-//! is held up for long. A job that runs is never forgotten, however long something of it waits.
+//! Forgets jobs that completed longer ago than the dedup window, some rows at a time, so that no
+//! commit is held up for long. It never forgets a running job, however long its slices wait.
 //!
-//! A job is forgotten in one step: its record goes and its life is marked as ended. What belonged to
-//! that life is found by nobody any more and is removed piece by piece.
+//! A job is forgotten in one step, which removes its record and marks its life as ended. No reader
+//! finds the rows of that life any more, and they are removed in batches.
 
 use std::ops::Bound;
 use std::time::Duration;
@@ -16,18 +16,18 @@ use super::writer::WriteContext;
 /// Rows removed in one commit.
 const ROWS_MAX: usize = 2000;
 
-/// Jobs looked at in one go.
+/// Jobs that one look goes through.
 const JOBS_MAX: usize = 500;
 
-/// Between two commits of a sweep.
+/// The pause between two commits of a sweep.
 pub(super) const BREATH: Duration = Duration::from_millis(20);
 
-/// Between two looks for something to sweep.
+/// The pause between two looks for something to sweep.
 pub(super) fn pause(window: Duration) -> Duration {
     (window / 16).clamp(Duration::from_millis(50), Duration::from_secs(30))
 }
 
-/// Where the walk over all jobs stands.
+/// The position of the walk over all jobs.
 #[derive(Debug, Default)]
 pub(super) struct Round {
     after: String,
@@ -36,9 +36,9 @@ pub(super) struct Round {
 /// Something to sweep.
 #[derive(Clone, Debug)]
 pub(super) enum Task {
-    /// Jobs whose window seemed over.
+    /// Jobs whose dedup window seemed to be over.
     Forget(Vec<String>),
-    /// A life whose rows are to go.
+    /// A life whose rows are to be removed.
     Remove(u64),
 }
 

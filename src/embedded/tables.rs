@@ -1,15 +1,15 @@
-//! Every table: what it holds, and how its records are written.
+//! Defines every table: what it holds, and how its records are written.
 //!
 //! | table | key | holds |
 //! |---|---|---|
 //! | `queues` | name | number of the queue: `jobs.<priority>`, `send.<lane>` |
-//! | `counts` | queue | messages ready, messages waiting, and up to which number they were handed out |
+//! | `counts` | queue | messages ready, messages waiting, and the number below which they were handed out |
 //! | `ready` | queue, number | messages in the order of their commits |
-//! | `waiting` | queue, due in ms, number | messages on the ladder |
-//! | `kept` | retained, number | dead letters and rejected messages |
+//! | `waiting` | queue, due in ms, number | messages on the retry ladder |
+//! | `kept` | retained queue, number | dead letters and rejected messages |
 //! | `jobs` | job id | [`JobRow`] |
 //! | `listed` | time of acceptance, job id | the order of `jobs` |
-//! | `submissions` | life, submission | entries, and 0 heard of from its slices only, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list are there, and 3, or 4 when it was given up; `list <part> <list>` for each |
+//! | `submissions` | life, submission | entries, and 0 known only from its slices, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list have arrived, and 3, or 4 when the list was given up; `list <part> <list>` for each part |
 //! | `slices` | life, slice | entries of it that are counted |
 //! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
 //! | `claims` | number | `ClaimRow`, one per claim that is open |
@@ -19,11 +19,11 @@
 //! | `directives` | scope, kind, name | the directive as JSON |
 //! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
 //! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
-//! | `quotas` | app, UTC day, what | list entries: of `used`, the day; of `j<job>`, one job; of `s<job>/<submission>`, a list that is counted |
-//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed; `beat`, written to see whether the disk takes writes |
+//! | `quotas` | app, UTC day, what | list entries: `used`, those of the day; `j<job>`, those of one job; `s<job>/<submission>`, those of a list that is counted |
+//! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed; `beat`, written to test whether the disk takes writes |
 //!
-//! A *life* is the number of a job from its acceptance until a dedup window after its completion: what a job that is accepted
-//! again finds of an earlier life is nothing.
+//! A *life* is the number of a job from its acceptance until a dedup window after its completion. A
+//! job that is accepted again finds nothing of an earlier life.
 
 use std::collections::HashMap;
 
@@ -40,7 +40,7 @@ use crate::domain::pace::Pace;
 use crate::json;
 use crate::ports::Source;
 
-/// Version of the layout. A higher one is left alone.
+/// Version of the layout. A store with a higher version is not opened.
 pub(super) const FORMAT: u64 = 1;
 
 pub(super) const QUEUES: TableDefinition<'_, &str, u32> = TableDefinition::new("queues");
@@ -63,7 +63,7 @@ pub(super) const TEMPLATE_NAMES: TableDefinition<'_, (&str, &str), (u32, u64)> =
     TableDefinition::new("template_names");
 pub(super) const TEMPLATES: TableDefinition<'_, (&str, &str, u32), (u64, &str)> =
     TableDefinition::new("templates");
-/// What an app used on a day.
+/// The use of an app on a day.
 pub(super) type QuotaKey = (&'static str, u64, &'static str);
 pub(super) const QUOTAS: TableDefinition<'_, QuotaKey, u64> = TableDefinition::new("quotas");
 /// The directive of a kind about a subject.
@@ -157,13 +157,13 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// Writes something, to see whether that can be done.
+    /// Writes a value, to test whether the disk takes writes.
     pub(super) fn beat(&mut self, now_ms: u64) -> Result<(), StorageError> {
         self.meta.open()?.insert("beat", now_ms)?;
         Ok(())
     }
 
-    /// Remembers the next free numbers of a message and of a life.
+    /// Stores the next free numbers of a message and of a life.
     pub(super) fn keep_next(&mut self, seq: u64, life: u64) -> Result<(), StorageError> {
         let meta = self.meta.open()?;
         meta.insert("seq", seq)?;
@@ -172,13 +172,13 @@ impl<'t> Tables<'t> {
     }
 }
 
-/// The queues there are: fixed while the engine is open.
+/// The queues; fixed while the engine is open.
 #[derive(Debug, Default)]
 pub(super) struct Queues {
     numbers: HashMap<String, u32>,
-    /// By number, the lanes of targets that are configured no more included.
+    /// By number, including the lanes of targets that are no longer configured.
     pub(super) names: Vec<String>,
-    /// Messages below were handed out before the engine was opened.
+    /// Messages with lower numbers were handed out before the engine was opened.
     pub(super) handed: Vec<u64>,
 }
 
@@ -209,7 +209,7 @@ pub(super) fn routing_key(queue: &str) -> &str {
     queue.split_once('.').map_or(queue, |(_, key)| key)
 }
 
-/// What an engine starts with.
+/// The state that an engine starts with.
 pub(super) struct Start {
     pub(super) queues: Queues,
     pub(super) claims: Claims,
@@ -218,7 +218,7 @@ pub(super) struct Start {
     pub(super) next_life: u64,
 }
 
-/// The format the store was written in; 0 for an empty one.
+/// The format in which the store was written; 0 for an empty one.
 pub(super) fn format(transaction: &ReadTransaction) -> Result<u64, StorageError> {
     let meta = match transaction.open_table(META) {
         Ok(meta) => meta,
@@ -234,14 +234,14 @@ pub(super) fn directed(transaction: &ReadTransaction) -> Result<u64, StorageErro
     Ok(meta.get("directed")?.map_or(0, |count| count.value()))
 }
 
-/// Makes what is missing and reads what the engine starts with. Bodies are not read: this takes the
-/// same time whatever lies in the queues.
+/// Creates what is missing and reads the state that the engine starts with. It reads no bodies, so
+/// it takes the same time however full the queues are.
 pub(super) fn prepare(
     transaction: &WriteTransaction,
     targets: &[String],
 ) -> Result<Start, StorageError> {
     let mut tables = Tables::new(transaction);
-    // Whoever only reads must find them.
+    // A reader does not create tables, so they must exist.
     tables.ready.open()?;
     tables.waiting.open()?;
     tables.kept.open()?;
@@ -318,7 +318,7 @@ fn prepare_queues(
     Ok(queues)
 }
 
-/// Messages in a queue, those handed out included.
+/// Messages in a queue, including those handed out.
 pub(super) struct Count {
     pub(super) queue: String,
     pub(super) ready: u64,
@@ -355,22 +355,22 @@ pub(super) fn counts(transaction: &ReadTransaction) -> Result<Vec<Count>, Storag
 // Messages
 // ---------------------------------------------------------------------------------------------
 
-/// A message as it is stored: a version byte, when it was published (8 bytes), the length of what
-/// goes with it (4 bytes), that as JSON, and the body as it came.
+/// A message as it is stored: a version byte, when it was published (8 bytes), the length of its
+/// properties (4 bytes), the properties as JSON, and the unchanged body.
 pub(super) struct Message<'a> {
     pub(super) published_ms: u64,
     with: &'a [u8],
     pub(super) body: &'a [u8],
 }
 
-/// What goes with a message.
+/// The properties of a message.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct With {
     #[serde(rename = "id")]
     pub(super) message_id: String,
     #[serde(rename = "trace", default, skip_serializing_if = "Option::is_none")]
     pub(super) traceparent: Option<String>,
-    /// Of kept messages; of others the queue says it.
+    /// Only for retained messages; for others it follows from the queue.
     #[serde(rename = "key", default, skip_serializing_if = "Option::is_none")]
     pub(super) routing_key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -439,7 +439,7 @@ pub(super) struct JobRow {
     pub(super) app: String,
     pub(super) client_msg_no: String,
     pub(super) target: String,
-    /// Empty while the job is known from its slices only.
+    /// Empty while the job is known only from its slices.
     pub(super) digest: String,
     pub(super) buckets: u32,
     pub(super) parts: u32,
@@ -447,21 +447,21 @@ pub(super) struct JobRow {
     pub(super) expanded: u64,
     pub(super) total: u64,
     pub(super) sent: u64,
-    /// Falls for a moment where a slice was called done too early.
+    /// Decreases if a slice was counted as done too early.
     pub(super) duplicate: i64,
     pub(super) failed: u64,
     pub(super) uncertain: u64,
     pub(super) expired: u64,
     pub(super) cancelled: u64,
     pub(super) rebuilt: bool,
-    /// What the job goes on without.
+    /// Parts of the request that the job runs without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) warnings: Vec<String>,
-    /// Version of the stored message that it started with.
+    /// The version of the stored message that it started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) template: Option<u32>,
     pub(super) accepted_at_ms: u64,
-    /// Its place in the list of jobs.
+    /// Its position in the list of jobs.
     pub(super) listed_at_ms: u64,
     pub(super) progress_at_ms: Option<u64>,
     pub(super) completed_at_ms: Option<u64>,
@@ -475,13 +475,14 @@ pub(super) struct JobRow {
     pub(super) reply_to: Option<String>,
     #[serde(default)]
     pub(super) pace: Pace,
-    /// Known to be durable in a queue, and not registered yet; `total` is what was announced.
+    /// Known to be durable in a queue, and not registered yet; `total` is then the announced
+    /// number.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) entered: bool,
-    /// When something of it was seen to wait last.
+    /// When a slice of it was last noted to wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) waited_at_ms: Option<u64>,
-    /// Recipients that count as uncertain since their outcome is not known.
+    /// Recipients that count as uncertain because their outcome is not known.
     #[serde(default)]
     pub(super) lost: u64,
 }
@@ -525,7 +526,7 @@ impl<'a> Bucket<'a> {
         self.0.iter().map(|settled| settled[8])
     }
 
-    /// The bucket with further recipients, who are sorted and not in it yet.
+    /// The bucket with further recipients, which are sorted and not in it yet.
     pub(super) fn with(self, added: &[(u64, u8)]) -> Vec<u8> {
         let mut merged = Vec::with_capacity((self.0.len() + added.len()) * SETTLED_BYTES);
         let mut added = added.iter().peekable();

@@ -1,4 +1,4 @@
-//! The port of stored messages.
+//! Implements the port of stored messages.
 
 use redb::ReadableTable as _;
 
@@ -99,8 +99,8 @@ impl Templates for EmbeddedStore {
     }
 }
 
-/// Removes the versions of a name that were superseded, or deleted, longer ago than the dedup window.
-/// What stays until the name is put again does no harm.
+/// Removes the versions of a name that were superseded longer ago than the dedup window. Versions
+/// that stay until the name is put again do no harm.
 fn forget(work: &mut WriteContext<'_>, app: &str, name: &str) -> Result<(), StorageError> {
     let window = work.window.as_millis() as u64;
     let templates = work.tables.templates.open()?;

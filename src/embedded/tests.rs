@@ -1,4 +1,4 @@
-//! What no other engine has: a disk that fails, a file that is closed, jobs that are swept.
+//! Tests what no other engine has: a disk that fails, a file that is closed, jobs that are swept.
 
 use std::fmt;
 use std::fs::File;
@@ -29,7 +29,7 @@ use crate::ports::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A folder that goes away with its test.
+/// A folder that is removed with its test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -177,7 +177,7 @@ fn slice_ref<'a>(head: &'a Head, id: &'a SliceId, entries: u32) -> SliceRef<'a> 
 struct Weather {
     full: AtomicBool,
     broken: AtomicBool,
-    /// What is read is not what was written.
+    /// Reads return other bytes than were written.
     damaged: AtomicBool,
     /// Writes that succeed before the disk is full.
     writes_left: AtomicU64,
@@ -270,9 +270,10 @@ async fn until_ok<T, E: fmt::Debug>(mut act: impl AsyncFnMut() -> Result<T, E>) 
     }
 }
 
-/// On a full disk everything is refused with an error that says so; sessions stay, what was accepted
-/// stays, and when there is space again work goes on: acks that were given meanwhile come about, and
-/// nobody's claim has changed hands. However much of a commit fitted on the disk.
+/// On a full disk every step is refused with an error that says so. Sessions stay, and what was
+/// accepted stays. When there is space again work continues: acks that were given meanwhile are
+/// written, and no claim has changed its owner. This holds however much of a commit fitted on the
+/// disk.
 #[tokio::test]
 async fn a_full_disk_refuses_and_loses_nothing() {
     for writes_left in [0, 1, 2, 3, 5, 8] {
@@ -357,7 +358,8 @@ async fn a_full_disk_refuses_and_loses_nothing() {
     }
 }
 
-/// A disk that fails altogether for a while: the same, except that the ledger counts as not reachable.
+/// A disk that fails completely for a while: the same, except that the ledger counts as not
+/// reachable.
 #[tokio::test]
 async fn a_disk_that_comes_back_is_used_again() {
     let folder = Folder::new();
@@ -386,8 +388,8 @@ async fn a_disk_that_comes_back_is_used_again() {
     engine.close().await;
 }
 
-/// A store that turns out to be damaged while it is used, wherever it is noticed, is not written to any
-/// more, and says so: what was accepted is still in it.
+/// A store that is found damaged while it is used, wherever it is noticed, is not written to any
+/// more and reports it; what was accepted is still in it.
 #[tokio::test]
 async fn a_store_found_damaged_is_not_used_any_more() {
     for way in 0..3 {
@@ -421,7 +423,7 @@ async fn a_store_found_damaged_is_not_used_any_more() {
         drop(consumer);
         engine.close().await;
 
-        // On a disk that reads it as it was written, all of it is there.
+        // On a disk that reads what was written, all of it is there.
         let copy = Folder::new();
         std::fs::create_dir(&copy.0).unwrap();
         std::fs::copy(store_of(&folder), store_of(&copy)).unwrap();
@@ -436,7 +438,7 @@ async fn a_store_found_damaged_is_not_used_any_more() {
     }
 }
 
-/// A mistake of ours in one step is an error of that step, which says where it is.
+/// A bug in one step is an error of that step, which says where it is.
 #[tokio::test]
 async fn a_panic_in_a_step_costs_that_step_alone() {
     let folder = Folder::new();
@@ -461,8 +463,8 @@ async fn a_panic_in_a_step_costs_that_step_alone() {
 // Opening and closing
 // ---------------------------------------------------------------------------------------------
 
-/// A closed engine ends its sessions, refuses everything, and leaves the folder to the next one;
-/// handles that are still there do no harm.
+/// A closed engine ends its sessions, refuses everything, and frees the folder for the next one.
+/// Handles that still exist do no harm.
 #[tokio::test]
 async fn a_closed_engine_lets_go() {
     let folder = Folder::new();
@@ -521,7 +523,8 @@ async fn what_is_no_data_folder_is_refused_with_advice() {
     assert!(matches!(error, OpenError::Newer { .. }), "{error:?}");
 }
 
-/// A target that is configured no more keeps what lies in its lanes until it is there again.
+/// A target that is no longer configured keeps the messages in its lanes until it is configured
+/// again.
 #[tokio::test]
 async fn lanes_of_a_missing_target_wait_for_it() {
     let folder = Folder::new();
@@ -547,7 +550,7 @@ async fn lanes_of_a_missing_target_wait_for_it() {
 }
 
 // ---------------------------------------------------------------------------------------------
-// What is seen from outside
+// Views from outside
 // ---------------------------------------------------------------------------------------------
 
 #[tokio::test]
@@ -609,7 +612,7 @@ async fn events_reach_who_listens() {
     engine.close().await;
 }
 
-/// However much waits in a queue, a consumer reads a few messages ahead and no more.
+/// However many messages wait in a queue, a consumer reads only a few ahead.
 #[tokio::test]
 async fn a_consumer_reads_a_few_messages_ahead() {
     let folder = Folder::new();
@@ -629,8 +632,8 @@ async fn a_consumer_reads_a_few_messages_ahead() {
     engine.close().await;
 }
 
-/// A job that completed longer ago than the window is forgotten with everything that belonged to it,
-/// piece by piece; one that waits is not, however long; and one that comes again begins anew.
+/// A job that completed longer ago than the window is forgotten with all its rows, in batches. A
+/// job that waits is not forgotten, however long it waits. A job that comes again starts anew.
 #[tokio::test]
 async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
     let folder = Folder::new();
@@ -728,7 +731,7 @@ async fn used() -> Folder {
     folder
 }
 
-/// Whatever a file system made of the file, opening it is an error with what to do, and no panic.
+/// Whatever a file system made of the file, opening it gives an error with advice, and no panic.
 #[tokio::test]
 async fn a_damaged_store_is_refused_with_what_to_do() {
     let folder = used().await;
@@ -751,7 +754,7 @@ async fn a_damaged_store_is_refused_with_what_to_do() {
         let said = said.expect("a part of a store is none");
         assert!(said.contains("move it away"), "{cut} of {length}: {said}");
     }
-    // With some bytes turned over it may still be a store, as long as nothing panics.
+    // With some bytes changed it may still be a store, as long as nothing panics.
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..40 {
         let mut bytes = whole.clone();
@@ -767,7 +770,7 @@ async fn a_damaged_store_is_refused_with_what_to_do() {
     assert_eq!(refused(&whole).await, None);
 }
 
-/// Messages and recipients are for their owner, whatever the umask and the folder's modes.
+/// Only the owner can read messages and recipients, whatever the umask and the folder's modes.
 #[cfg(unix)]
 #[tokio::test]
 async fn the_files_are_for_their_owner_only() {

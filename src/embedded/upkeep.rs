@@ -1,4 +1,4 @@
-//! Jobs that nobody works on any more.
+//! Finds jobs without any activity, and ends those that are abandoned.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
@@ -20,7 +20,7 @@ use crate::ports::{JobProgress, JobRecord, LedgerError, Upkeep};
 const SHOWN_MAX: usize = 100;
 const LOOKED_AT_MAX: usize = 10_000;
 
-/// Where the walk over all jobs stands, and when those that were shown may be shown again.
+/// The position of the walk over all jobs, and when jobs that were shown may be shown again.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     after: String,
@@ -56,7 +56,8 @@ impl Upkeep for EmbeddedStore {
         let mut walk = walk.lock();
         walk.after = after;
         let again = now + (quiet / 4).as_millis() as u64;
-        // One that was shown keeps its time: asked for often, it is shown again all the same.
+        // A job that was shown keeps its time, so frequent queries do not delay when it is shown
+        // again.
         let is_new = |record: &JobRecord| match walk.shown.entry(record.job.to_string()) {
             Occupied(_) => false,
             Vacant(new) => {
@@ -81,7 +82,7 @@ impl Upkeep for EmbeddedStore {
                 return Ok(None);
             }
             row.lost += accounts(&row)?.pending();
-            // Nobody is at its submissions either.
+            // No worker is expanding its submissions either.
             row.expanded = row.submissions.max(row.parts.into());
             row.progress_at_ms = Some(work.now_ms);
             keep_row(work, &id, &row)?;
@@ -97,7 +98,7 @@ fn is_quiet(row: &JobRow, quiet: Duration, now_ms: u64) -> bool {
     row.completed_at_ms.is_none() && u128::from(silent) >= quiet.as_millis()
 }
 
-/// The quiet jobs among the next ones, and where to go on.
+/// The quiet jobs among the next ones, and the position to continue from.
 fn page(
     transaction: &ReadTransaction,
     after: &str,

@@ -1,12 +1,12 @@
-//! The one thread that writes: steps that wait at the same time share a commit.
+//! Runs the one thread that writes: steps that wait at the same time share a commit.
 //!
-//! A step is a closure over the tables of the current transaction. It sees what the steps before it
-//! did, and is answered when the commit that holds it is synced to disk. A commit waits a little for
-//! as many steps as the last one had: callers that were answered together tend to come back together,
-//! and a lone caller is never held up.
+//! A step is a closure over the tables of the current transaction. It sees the changes of the steps
+//! before it, and is answered when the commit that holds it is synced to disk. A commit waits a
+//! little for as many steps as the last one had: callers that were answered together tend to come
+//! back together, and a lone caller never waits.
 //!
-//! After an error of the disk all steps of the commit are refused and the store is opened again;
-//! acks, whose callers were told `Ok` already, are kept and written as soon as it works.
+//! After an error of the disk all steps of the commit are refused and the store is opened again.
+//! Acks, whose callers already got `Ok`, are kept and written as soon as the disk works.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,16 +25,17 @@ use super::sweep;
 use super::tables::{Queues, Tables};
 use crate::clock::now_ms;
 
-/// Callers that may wait for the writer at a time; the others wait before they hand anything over.
+/// Callers that may wait for the writer at a time; further callers wait before they hand anything
+/// over.
 const WAITING_MAX: usize = 1024;
 
-/// Bodies in one commit, so that large ones do not pile up in memory.
+/// Most bytes of bodies in one commit, so that large ones do not pile up in memory.
 const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Between attempts to open a store again that failed, or to write acks that are left over.
+/// The pause between attempts to open a failed store again, or to write the remaining acks.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What one transaction works with.
+/// The state that the steps of one transaction work with.
 pub(super) struct WriteContext<'t> {
     pub(super) tables: Tables<'t>,
     pub(super) claims: &'t mut Claims,
@@ -49,7 +50,7 @@ pub(super) struct WriteContext<'t> {
 }
 
 impl WriteContext<'_> {
-    /// A number for a message, above all that were given before.
+    /// A number for a message, above all numbers given before.
     pub(super) fn new_seq(&mut self) -> u64 {
         self.numbered = true;
         *self.next_seq += 1;
@@ -89,7 +90,7 @@ impl WriteContext<'_> {
         Ok(())
     }
 
-    /// Writes what the steps have in common.
+    /// Writes the counts and numbers that the steps have in common.
     fn finish(&mut self, deliveries: &Deliveries) -> Result<(), StorageError> {
         for (queue, change) in &self.changes {
             let counts = self.tables.counts.open()?;
@@ -108,9 +109,9 @@ impl WriteContext<'_> {
     }
 }
 
-/// One thing to write, with whoever waits for it.
+/// A step to write, with the channel to the caller that waits for it.
 trait Step: Send {
-    /// May be called again, in another transaction, when the first one came to nothing.
+    /// May be called again, in another transaction, if the first one failed.
     fn apply(&mut self, work: &mut WriteContext<'_>) -> Result<(), StorageError>;
     fn answer(self: Box<Self>, result: Result<(), StorageError>) -> Option<Ack>;
     fn bytes(&self) -> usize;
@@ -152,7 +153,7 @@ where
     }
 }
 
-/// A message to forget. Its caller was told `Ok`, so it must come about.
+/// A message to delete. Its caller already got `Ok`, so the delete must happen.
 #[derive(Clone, Copy)]
 struct Ack {
     queue: u32,
@@ -182,14 +183,14 @@ enum WriterCommand {
     Stop(oneshot::Sender<()>),
 }
 
-/// How others reach the writer. It ends when the last handle is gone.
+/// The way to the writer. The writer ends when the last handle is dropped.
 pub(super) struct Handle {
     orders: mpsc::Sender<WriterCommand>,
     waiting: Arc<Semaphore>,
 }
 
 impl Handle {
-    /// Has a step done; `Ok` when it is on disk.
+    /// Runs a step; `Ok` when it is on disk.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -198,7 +199,7 @@ impl Handle {
         self.ask(bytes, true, act).await
     }
 
-    /// Has a step done that changes nothing on disk.
+    /// Runs a step that changes nothing on disk.
     pub(super) async fn look<T: Send + 'static>(
         &self,
         act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
@@ -212,7 +213,7 @@ impl Handle {
         writes: bool,
         act: impl FnMut(&mut WriteContext<'_>) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
-        // Held until the answer is there, which bounds the channel.
+        // Held until the answer arrives, which bounds the channel.
         let _waiting = self
             .waiting
             .acquire()
@@ -232,7 +233,7 @@ impl Handle {
         answer.await.unwrap_or(Err(StorageError::Stopped))
     }
 
-    /// Has a message forgotten, soon. There are no more of them than deliveries.
+    /// Has a message deleted soon. There are never more acks than deliveries.
     pub(super) fn ack(&self, out: &Out) -> Result<(), StorageError> {
         let ack = Ack {
             queue: out.queue,
@@ -243,12 +244,12 @@ impl Handle {
     }
 
     pub(super) fn stop(&self, done: oneshot::Sender<()>) {
-        // If it has ended, `done` is dropped, which says so.
+        // If the writer has ended, `done` is dropped, which tells the caller.
         let _ = self.orders.send(WriterCommand::Stop(done));
     }
 }
 
-/// What the writer owns, from start to end.
+/// The parts that the writer owns, from start to end.
 pub(super) struct Parts {
     pub(super) disk: Arc<Disk>,
     pub(super) deliveries: Arc<Deliveries>,
@@ -270,7 +271,7 @@ pub(super) struct Writer {
     joined: usize,
     /// Acks that could not be written yet.
     owed: Vec<Ack>,
-    /// When the store could not be opened again, and why.
+    /// When the last attempt to open the store failed, and why.
     failed: Option<(Instant, StorageError)>,
     sweep: sweep::Round,
     sweep_at: Instant,
@@ -299,7 +300,7 @@ impl Writer {
     }
 
     fn run(mut self) {
-        // However it ends, sessions end with it.
+        // However the thread ends, the sessions end with it.
         struct Stop(Arc<Deliveries>);
         impl Drop for Stop {
             fn drop(&mut self) {
@@ -327,20 +328,20 @@ impl Writer {
         if !self.owed.is_empty() {
             self.commit(Vec::new());
         }
-        // The dispatcher ends, then the store is closed, then the folder is free for others.
+        // The dispatcher ends first, then the store is closed, then the folder is free for others.
         drop(stop);
         let Self { parts, orders, .. } = self;
         let _ = parts.dispatcher.join();
         parts.disk.close();
         drop(parts.lock);
-        // Whoever handed something over meanwhile learns that it is over.
+        // Callers that handed over a step meanwhile get an error.
         drop(orders);
         if let Some(done) = asked_to_stop {
             let _ = done.send(());
         }
     }
 
-    /// Takes the steps that wait, and waits a little for those that are about to come.
+    /// Takes the steps that wait, and waits a little for those that are about to arrive.
     fn collect(&self, first: Box<dyn Step>) -> (Vec<Box<dyn Step>>, Option<oneshot::Sender<()>>) {
         let deadline = Instant::now() + self.parts.wait_max;
         let mut bytes = first.bytes();
@@ -373,14 +374,14 @@ impl Writer {
         while !group.is_empty() {
             match self.try_commit(&mut group) {
                 Ok(written) => {
-                    // What was only read tells nothing of a disk that is full.
+                    // A step that only reads does not show whether the disk is full.
                     if written {
                         self.parts.disk.note(None);
                     }
                     self.answer(group, &Ok(()));
                     return;
                 }
-                // Nobody else's fault: the others go on without it.
+                // Only this step is at fault: the others are committed without it.
                 Err((Some(at), error @ StorageError::Broken(_))) => {
                     tracing::error!(%error, "a step is refused");
                     let broken = group.swap_remove(at);
@@ -403,8 +404,8 @@ impl Writer {
         }
     }
 
-    /// Applies and commits; an error names the step at fault, if one is.
-    /// Tells whether anything was written.
+    /// Applies and commits; an error names the step at fault, if it is one of them. Returns whether
+    /// anything was written.
     fn try_commit(
         &mut self,
         group: &mut [Box<dyn Step>],
@@ -435,7 +436,7 @@ impl Writer {
         Ok(written)
     }
 
-    /// `step`: the one that is applied.
+    /// `step`: the step that is being applied.
     fn apply(
         &mut self,
         transaction: &WriteTransaction,
@@ -457,7 +458,7 @@ impl Writer {
         };
         for (at, asked) in group.iter_mut().enumerate() {
             *step = Some(at);
-            // A mistake of ours ends here: the transaction is given up in order.
+            // A bug in a step ends here, and the transaction is aborted in order.
             sheltered(|| asked.apply(&mut work))?;
         }
         *step = None;
@@ -476,12 +477,12 @@ impl Writer {
         }
     }
 
-    /// What a transaction that came to nothing has changed in memory is read again.
+    /// Reads again what a failed transaction has changed in memory.
     fn reload(&mut self) {
         let Parts { disk, claims, .. } = &mut self.parts;
         let reloaded = disk.guarded(|| claims.reload(&disk.begin_read()?));
         if let Err(error) = reloaded {
-            // Not without the claims: nothing is written until they are known.
+            // Nothing is written until the claims are known.
             self.failed = Some((Instant::now(), error));
         }
     }

@@ -1,10 +1,10 @@
-//! One connection to Redis that is always in order or being put in order.
+//! Keeps one connection to Redis, and replaces it when it breaks.
 //!
 //! The connection manager of the `redis` crate multiplexes all calls over one socket and reconnects
-//! when it breaks. Here is what it leaves open: every call has a deadline, so that nobody hangs in its
-//! rounds of retries; a server that answers "I am a replica now" or "I am loading" over a healthy socket,
-//! or that does not answer at all, is left for a fresh connection; errors are sorted into what the
-//! ledger's callers know.
+//! when it breaks. This module adds three things. Every call has a deadline, so that no caller
+//! hangs in the manager's rounds of retries. A server that answers "I am a replica now" or "I am
+//! loading" over a healthy socket, or that does not answer at all, is left for a fresh connection.
+//! Errors become those that the ledger's callers know.
 
 use std::time::{Duration, Instant};
 
@@ -28,16 +28,16 @@ pub(super) struct Connection {
     client: Client,
     config: ConnectionManagerConfig,
     deadline: Duration,
-    /// Of one connection, outside the manager.
+    /// For a single connection, outside the manager.
     once: AsyncConnectionConfig,
-    /// How long the answer to one command is waited for.
+    /// How long to wait for the answer to one command.
     patience: Duration,
     current: Mutex<Current>,
-    /// A time of the server's clock, in ms since 1970, and when it was heard.
+    /// A time of the server's clock, in ms since 1970, and when it arrived.
     clock: Mutex<Option<(u64, Instant)>>,
 }
 
-/// The manager in use; the generation keeps late errors of an old one from replacing a new one.
+/// The manager in use. The generation keeps late errors of an old manager from replacing a new one.
 #[derive(Clone)]
 struct Current {
     generation: u64,
@@ -49,7 +49,7 @@ struct Current {
 #[error("the ledger's URL cannot be used")]
 pub struct OpenError(#[source] RedisError);
 
-/// Nothing came back in time; the command may have been carried out.
+/// No answer arrived in time; the command may have been carried out.
 #[derive(Debug, thiserror::Error)]
 #[error("{address}: no answer within {patience:?}")]
 struct NoAnswer {
@@ -57,7 +57,7 @@ struct NoAnswer {
     patience: Duration,
 }
 
-/// What the server at an address said, or why it is not reached.
+/// The error of the server at an address, or why it cannot be reached.
 #[derive(Debug, thiserror::Error)]
 #[error("{address}: {source}{advice}")]
 struct Said {
@@ -73,14 +73,14 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// `bytes` is what keys and arguments are expected to come to.
+    /// `bytes`: the expected size of keys and arguments.
     pub(super) fn new(script: &'a Script, keys: usize, args: usize, bytes: usize) -> Self {
         let mut cmd = Cmd::with_capacity(3 + keys + args, 64 + bytes);
         cmd.arg("EVALSHA").arg(script.get_hash()).arg(keys);
         Self { script, cmd }
     }
 
-    /// The next key, then, after all keys, the next argument.
+    /// Adds the next key or, after all keys, the next argument.
     pub(super) fn push(&mut self, arg: impl ToRedisArgs) -> &mut Self {
         self.cmd.arg(arg);
         self
@@ -94,7 +94,7 @@ impl Connection {
             .as_str()
             .into_connection_info()
             .map_err(OpenError)?
-            // A command is one small packet: waiting to fill it costs up to 40 ms.
+            // A command is one small packet; waiting to fill it costs up to 40 ms.
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let address = info.addr().to_string();
         let client = Client::open(info).map_err(OpenError)?;
@@ -122,9 +122,9 @@ impl Connection {
         })
     }
 
-    /// Until when the answer to a command that is given now is waited for, in ms of the server's
-    /// clock; 0 while nothing is known of that clock. Never too late: the time heard last was already
-    /// over when it arrived.
+    /// Until when to wait for the answer to a command that is sent now, in ms of the server's
+    /// clock; 0 while that clock is not known. It is never too late, since the last known time was
+    /// already past when it arrived.
     pub(super) fn answer_due_ms(&self) -> u64 {
         let clock = *self.clock.lock();
         clock.map_or(0, |(ms, heard)| {
@@ -132,7 +132,7 @@ impl Connection {
         })
     }
 
-    /// Takes a time that the server has just told.
+    /// Notes a time that the server has just sent.
     pub(super) fn note_time(&self, ms: u64) {
         let mut clock = self.clock.lock();
         *clock = Some((ms, Instant::now()));
@@ -154,7 +154,7 @@ impl Connection {
         self.run(async |manager| answer(manager, cmd).await).await
     }
 
-    /// Runs commands in one go, not as one step.
+    /// Runs commands in one round trip, not as one step.
     pub(super) async fn pipeline(&self, pipeline: &Pipeline) -> Result<Vec<Value>, LedgerError> {
         self.run(async |manager| pipeline.query_async(manager).await)
             .await
@@ -176,7 +176,7 @@ impl Connection {
                 }
                 Err(self.ledger_error(error))
             }
-            // The manager is still connecting, or the server hangs: either way it stays in charge.
+            // The manager is still connecting, or the server hangs: in both cases it stays in use.
             Err(_) => Err(self.no_answer()),
         }
     }
@@ -189,7 +189,7 @@ impl Connection {
     }
 
     fn ledger_error(&self, error: RedisError) -> LedgerError {
-        // Somebody else's record makes no sense: that is no fault of the server.
+        // A single record makes no sense; that is no fault of the server.
         if error.code() == Some("WRONGTYPE") || error.to_string().contains("user_script") {
             return broken(error);
         }
@@ -205,7 +205,7 @@ impl Connection {
         }
     }
 
-    /// Connects once, to hear why the manager does not: it tries again by itself and says nothing.
+    /// Connects once, to get the error: the manager tries again by itself and reports none.
     async fn connect(&self) -> Result<(), LedgerError> {
         let connect = self
             .client
@@ -221,7 +221,7 @@ impl Connection {
         self.current.lock().clone()
     }
 
-    /// Starts over with a fresh connection, unless somebody did already.
+    /// Starts a fresh connection, unless another caller did already.
     fn replace(&self, generation: u64) {
         let mut current = self.current.lock();
         if current.generation != generation {
@@ -262,7 +262,7 @@ impl Connection {
         let policy = match self.setting("maxmemory-policy").await? {
             Some(policy) => policy,
             None => field("maxmemory_policy")
-                .ok_or_else(|| LedgerError::Broken("INFO tells no maxmemory_policy".to_owned()))?,
+                .ok_or_else(|| LedgerError::Broken("INFO has no maxmemory_policy".to_owned()))?,
         };
         if policy != "noeviction" {
             return Err(CheckError::Evicts {
@@ -296,7 +296,7 @@ impl Connection {
         })
     }
 
-    /// One configuration setting; `None` where CONFIG is forbidden, as managed servers do.
+    /// One configuration setting; `None` where CONFIG is forbidden, as on managed servers.
     async fn setting(&self, name: &str) -> Result<Option<String>, LedgerError> {
         let mut cmd = redis::cmd("CONFIG");
         cmd.arg("GET").arg(name);
@@ -321,30 +321,30 @@ impl Connection {
     }
 }
 
-/// What `check` found on a server that is fit.
+/// The result of `check` for a server that is fit.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
     pub address: String,
     pub version: String,
     pub policy: String,
     pub persistence: Persistence,
-    /// Bytes.
+    /// In bytes.
     pub used_memory: u64,
-    /// Bytes; `None` is no limit but the machine's.
+    /// In bytes; `None` means no limit but the machine's.
     pub maxmemory: Option<u64>,
 }
 
-/// What of the ledger survives a restart of the server.
+/// How much of the ledger survives a restart of the server.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Persistence {
-    /// All but what `appendfsync` leaves to the last second or so.
+    /// All but the last second or so, depending on `appendfsync`.
     AppendOnly { fsync: Option<String> },
-    /// What the last snapshot has.
+    /// The content of the last snapshot.
     Snapshots,
     /// Nothing.
     None,
-    /// No append-only file; whether snapshots are taken is not told.
+    /// No append-only file; whether the server takes snapshots is not known.
     Unknown,
 }
 
@@ -352,8 +352,8 @@ pub enum Persistence {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     #[error(
-        "the Redis at {address} may throw the ledger away: its maxmemory-policy is {policy}. Run \
-         `redis-cli CONFIG SET maxmemory-policy noeviction` and set it in redis.conf"
+        "the Redis at {address} may evict the ledger's keys: its maxmemory-policy is {policy}. \
+         Run `redis-cli CONFIG SET maxmemory-policy noeviction` and set it in redis.conf"
     )]
     Evicts { address: String, policy: String },
     #[error("the Redis at {address} is version {version}; 7.0 or later is needed")]
@@ -361,8 +361,8 @@ pub enum CheckError {
     #[error("the Redis at {address} is a read-only replica; give the address of the primary")]
     Replica { address: String },
     #[error(
-        "the Redis at {address} is a node of a Redis Cluster, which is not supported: the keys of a \
-         ledger would lie on several nodes. Give the address of a Redis that is no cluster"
+        "the Redis at {address} is a node of a Redis Cluster, which is not supported: the keys of \
+         a ledger would be on several nodes. Give the address of a Redis that is not a cluster"
     )]
     Cluster { address: String },
     #[error(transparent)]
@@ -370,19 +370,19 @@ pub enum CheckError {
 }
 
 impl CheckError {
-    /// The server answered, and what it said rules it out.
+    /// The server answered, and its answer rules it out.
     pub fn is_unfit(&self) -> bool {
         !matches!(self, Self::Ledger(_))
     }
 }
 
-/// Sends one command; an error the server replies with is an error.
+/// Sends one command; an error reply of the server becomes an error.
 async fn answer(manager: &mut ConnectionManager, cmd: &Cmd) -> Result<Value, RedisError> {
     manager.req_packed_command(cmd).await?.extract_error()
 }
 
-/// The socket works and yet is of no use: another server is the primary now, this one is not ready,
-/// or nobody is there any more and the kernel has not noticed.
+/// The socket works but is of no use: another server is the primary now, this one is not ready, or
+/// it is gone and the kernel has not noticed.
 fn outlived(error: &RedisError) -> bool {
     error.is_timeout()
         || error.code() == Some("UNBLOCKED")
@@ -396,7 +396,7 @@ fn outlived(error: &RedisError) -> bool {
         )
 }
 
-/// What to do about an error, where there is more to say than the server does.
+/// Advice for an error, where the server's text does not say enough.
 fn advice(error: &RedisError) -> &'static str {
     match (error.kind(), error.code()) {
         (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => {
@@ -404,8 +404,8 @@ fn advice(error: &RedisError) -> &'static str {
         }
         (ErrorKind::InvalidClientConfig, _) => ". Check ledger.url",
         (_, Some("MOVED" | "ASK" | "CLUSTERDOWN" | "CROSSSLOT")) => {
-            ". It is a node of a Redis Cluster, which is not supported; give the address of a Redis that \
-             is no cluster"
+            ". It is a node of a Redis Cluster, which is not supported; give the address of a \
+             Redis that is not a cluster"
         }
         (_, Some("READONLY")) => ". It is a read-only replica; give the address of the primary",
         (_, Some("OOM")) => ". Raise maxmemory, or give the machine more memory",
@@ -413,7 +413,7 @@ fn advice(error: &RedisError) -> &'static str {
             ". Give the user in ledger.url all commands on the keys of ledger.prefix"
         }
         (ErrorKind::Io, _) => ". Check host and port in ledger.url, and whether Redis runs there",
-        // It has no code of its own.
+        // This error has no code of its own.
         _ if error.detail().is_some_and(|it| it.contains("DB index")) => {
             ". Check the number of the database in ledger.url"
         }
@@ -429,7 +429,7 @@ pub(super) fn text(value: Value) -> Result<String, LedgerError> {
     redis::from_redis_value(value).map_err(broken)
 }
 
-/// A record of ours as it is stored.
+/// A record as it is stored.
 pub(super) fn json(record: &impl serde::Serialize) -> Result<String, LedgerError> {
     serde_json::to_string(record).map_err(broken)
 }

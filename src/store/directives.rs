@@ -1,7 +1,7 @@
-//! Directives: one small hash, with a version in it.
+//! Keeps directives in one small hash, with a version in it.
 //!
-//! A worker asks for the version, which is one field; only when it is another one the whole hash is
-//! read.
+//! A worker asks for the version, which is one field, and reads the whole hash only if the version
+//! has changed.
 
 use std::sync::LazyLock;
 
@@ -81,13 +81,11 @@ impl Store {
     }
 }
 
-/// A directive as it is stored, after its end. One that a newer version wrote and we cannot read must
-/// not keep us from heeding the others.
+/// Reads a stored directive, whose end comes before it. A directive that a newer version wrote and
+/// this one cannot read must not keep the worker from obeying the others.
 fn read(value: &str) -> Option<Directive> {
     let json = value.split_once(' ').map_or(value, |(_, json)| json);
     serde_json::from_str(json)
-        .inspect_err(
-            |error| tracing::error!(%error, "a directive cannot be read and is not heeded"),
-        )
+        .inspect_err(|error| tracing::error!(%error, "a directive cannot be read and is ignored"))
         .ok()
 }

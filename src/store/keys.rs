@@ -1,31 +1,32 @@
-//! Every key in Redis: what it holds, how long, who writes it and who reads it.
+//! Lists every key in Redis: what it holds, how long, which steps write it and which read it.
 //!
 //! | key | type | holds | expires | written by | read by |
 //! |---|---|---|---|---|---|
-//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `rate`, `not_before_ms`, `callback_url`, `reply_to`, `mark` and `mark_before` (where it stood some seconds ago), `held` (its keys have no end), `alive_at_ms` (something of it waited then), `lost` (outcomes the ledger lost); of a job that no worker has registered `awaited` in the place of `buckets` and what follows from them | window after the job completed | enter, accept, expanded, claim (when lost), settle, waits, abandon, complete | all of them, job, jobs |
+//! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `rate`, `not_before_ms`, `callback_url`, `reply_to`, `mark` and `mark_before` (its progress some seconds ago), `held` (its keys do not expire), `alive_at_ms` (a slice of it waited then), `lost` (outcomes the ledger lost); for a job that no worker has registered, `awaited` instead of `buckets` and the fields that follow from them | window after the job completed | enter, accept, mark_expanded, claim (when lost), settle, waits, abandon, complete | all of them, job, jobs |
 //! | `P:{JOB}:slices` | hash | slice id → entries of it that are counted | with the header | claim, settle | claim, settle |
-//! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that only its slices tell of; `list 0 <list>` → how many parts of a list are there, `x` when it was given up, and `list <part> <list>` for each | with the header | accept, expanded, gather, claim, settle | the same, knows |
-//! | `P:{JOB}:owners` | hash | number of an owner (3 bytes; the next one stands for what it holds in doubt) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle, look |
-//! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | with the header | claim, settle, accept (when a job is reshaped) | the same, renew, look, audit |
-//! | `P:{JOB}:reasons` | hash | fingerprint → why it ended failed or uncertain, as JSON; the first 10,000 | with the header | explain | reasons |
-//! | `P:jobs` | sorted set | job ids by time of acceptance | never; a worker takes members off that are not known any more | enter, accept, claim and settle (when rebuilt), quiet | jobs |
-//! | `P:open` | sorted set | ids of jobs that are not completed, by the time they were looked at last, in ms | never; members when they complete | the same, complete | quiet |
-//! | `P:{pulse}:beats` | hash | process → `<number> <at in ms> <what it tells as JSON>` | never; fields a day after the process ended | beat | beat, beats |
+//! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that is known only from its slices; `list 0 <list>` → how many parts of a list have arrived, `x` when the list was given up, and `list <part> <list>` for each part | with the header | accept, mark_expanded, gather, claim, settle | the same, knows |
+//! | `P:{JOB}:owners` | hash | number of an owner (3 bytes; the next number marks the recipients that it holds in doubt) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle, peek |
+//! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | with the header | claim, settle, accept (when a job is reshaped) | the same, renew, peek, audit |
+//! | `P:{JOB}:reasons` | hash | fingerprint → why it ended failed or uncertain, as JSON; the first 10,000 | with the header | record_reasons | reasons |
+//! | `P:jobs` | sorted set | job ids by time of acceptance | never; a worker removes members that are no longer known | enter, accept, claim and settle (when rebuilt), quiet | jobs |
+//! | `P:open` | sorted set | ids of jobs that are not completed, by the time of their last activity or look, in ms | never; members when they complete | the same, complete | quiet |
+//! | `P:{pulse}:beats` | hash | process → `<number> <at in ms> <the heartbeat as JSON>` | never; fields a day after the process ended | beat | beat, beats |
 //! | `P:{pulse}:went_back` | list | times in ms at which the ledger was found to have gone back to older data, the last 100 | never | beat, raise | job, jobs, quiet |
-//! | `P:{pulse}:sequence` | string | a number that rises while something is recorded; the broker keeps the last one too | never | raise | raise |
+//! | `P:{pulse}:sequence` | string | a number that rises while outcomes are recorded; the broker keeps the last one too | never | raise | raise |
 //! | `P:{limits}:SCOPE:NAME:RATE` | string | theoretical arrival time of a limiter in µs | a second after that time | lease, refund | lease |
 //! | `P:{limits}:park:TARGET` | string | `<until in ms> <parking as JSON>` of a parked target | at that time | park, unpark | parked |
-//! | `P:{limits}:directives` | hash | `SCOPE:KIND:NAME` → `<until in ms, or 0> <directive as JSON>`, and `version`, another one after each change | never; fields that expired go with the next change | direct, lift | directives |
+//! | `P:{limits}:directives` | hash | `SCOPE:KIND:NAME` → `<until in ms, or 0> <directive as JSON>`, and `version`, which differs after each change | never; expired fields are removed with the next change | direct, lift | directives |
 //! | `P:{templates}:names:APP` | hash | name of a stored message → its last version, below 0 once it is deleted | never | put and delete of templates | all of templates |
-//! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version goes with the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
+//! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version is removed by the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
 //! | `P:{quota:APP}:DAY` | hash | what an app with a quota used on that UTC day: `used`, list entries; `j<JOB>`, those of one job; `s<JOB>/<submission>`, a list that is counted | two days after the last charge | charge | charge |
-//! | `P:nonce:NONCE` | string | a signed request came before; NONCE is a digest | when its signature is no longer good | is_new | is_new |
+//! | `P:nonce:NONCE` | string | marks a signed request that was seen; NONCE is a digest | when its signature is no longer valid | is_new | is_new |
 //!
-//! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: what is
-//! between them decides the slot in Redis Cluster, so all keys of one job lie together, and so do those
-//! of the throttle, those of the stored messages and those of one quota. NAME has no colon. `scripts/prelude.lua` describes the records of a bucket.
+//! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: the
+//! text between them decides the slot in Redis Cluster, so all keys of one job are in one slot, and
+//! so are those of the limits, those of the stored messages and those of one quota. NAME has no
+//! colon. `scripts/prelude.lua` describes the records of a bucket.
 //!
-//! The rate stands in a limiter's key, so that another rate starts clean.
+//! The rate is part of a limiter's key, so that a changed rate starts clean.
 
 use std::fmt::Write as _;
 

@@ -1,12 +1,14 @@
-//! The ledger: one script call per window of recipients.
+//! Implements the ledger port: one script call per window of recipients.
 //!
 //! Recipients are sorted by fingerprint, which also sorts them by bucket, and travel packed: one
-//! binary string per bucket. A slice may have been cut in another shape than the job has now, because
-//! a far larger submission came later, or because the ledger was lost and another submission came
-//! first; the scripts then name the shape that rules, and it is asked again in that one.
+//! binary string per bucket. A slice may have been cut in another shape than the job has now,
+//! because a far larger submission came later, or because the ledger was lost and another
+//! submission came first. The scripts then return the job's shape, and the call is repeated in that
+//! shape.
 //!
-//! A lease belongs to the owner, not to the single claim: an owner that claims or renews lengthens all
-//! of its claims. An owner is one delivery of one slice, so they live and die together anyway.
+//! A lease belongs to the owner, not to the single claim: an owner that claims or renews extends
+//! all of its claims. An owner is one delivery of one slice, so its claims begin and end together
+//! anyway.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -43,7 +45,7 @@ macro_rules! growing {
     };
 }
 
-/// A script that gives memory back, or close to it, runs on a full server too: what was sent can be
+/// A script that frees memory or takes hardly any. It runs on a full server too, so outcomes can be
 /// recorded even when nothing more may be claimed.
 macro_rules! concluding {
     ($file:literal) => {
@@ -75,14 +77,15 @@ static COMPLETE: LazyLock<Script> = concluding!("scripts/complete.lua");
 /// A recipient in a bucket: fingerprint and state.
 const RECORD: usize = 11;
 
-/// Recipients an audit reads at a time, roughly: 180 kB, some tens of microseconds of the server.
+/// Recipients that an audit reads at a time, roughly: 180 kB, some tens of microseconds of the
+/// server.
 const AUDIT_RECIPIENTS: u64 = 16_384;
 
-/// Most buckets an audit reads at a time, however empty they are.
+/// Most buckets that an audit reads at a time, however empty they are.
 const AUDIT_BUCKETS: u64 = 512;
 
-/// Codes of a claim to release, beside those of `Outcome::ledger_code`: for certain, in doubt, and as
-/// it was found.
+/// Codes for releasing a claim, besides those of `Outcome::ledger_code`: released for certain,
+/// released in doubt, and given up unused, in the state in which it was found.
 const RELEASE: u8 = b'r';
 const DOUBT: u8 = b'd';
 const UNUSED: u8 = b'k';
@@ -169,7 +172,7 @@ impl Ledger for Store {
         call.push(submission);
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         if reply.is_empty() {
-            // Lost in between; the slices will tell of the job again.
+            // The job was lost in between; its slices will rebuild it.
             return Ok(JobProgress::default());
         }
         reply.progress(0)
@@ -208,7 +211,7 @@ impl Ledger for Store {
         let recipients = distinct(&order, claim.recipients);
         let mut shape = claim.slice.shape;
         let connection = &self.0.connection;
-        // Once more if the server's clock is not known yet, or was set.
+        // Once more, if the server's clock is not known yet or was changed.
         for _ in 0..=SHAPES {
             let groups = Groups::of(shape, &recipients);
             let mut call = self.slice_call(&CLAIM, claim.slice, shape, &groups, 3);
@@ -305,7 +308,7 @@ impl Ledger for Store {
         let reply = self.0.connection.call(&call).await?;
         let first = number(&reply)? == 1;
         if first {
-            // Not repeated: it only spares a look at the job.
+            // Not repeated: it only saves a later look at the job.
             let _ = self.close(job).await;
         }
         Ok(first)
@@ -429,14 +432,14 @@ impl Ledger for Store {
     }
 }
 
-/// A call is made in the shape the slice says and, if the job has another, in that one; once more if
-/// the job is reshaped in between.
+/// A call is made in the slice's shape and, if the job has another one, in the job's shape; once
+/// more if the job is reshaped in between.
 const SHAPES: usize = 3;
 
 /// Records read in one pipeline.
 const JOBS_AT_ONCE: usize = 100;
 
-/// Most jobs one question looks at, however few of them are meant.
+/// Most jobs that one query looks at, however few of them match.
 const JOBS_LOOKED_AT_MAX: usize = 2_000;
 
 impl Store {
@@ -457,8 +460,8 @@ impl Store {
         call
     }
 
-    /// A call on the buckets of these groups, with what tells of the slice; `more` arguments follow,
-    /// and those of each group.
+    /// A call on the buckets of these groups, with the description of the slice; `more` arguments
+    /// follow, and then those of each group.
     fn slice_call<'a>(
         &self,
         script: &'a Script,
@@ -481,7 +484,8 @@ impl Store {
         call
     }
 
-    /// The next places in the list of jobs, at most [`JOBS_AT_ONCE`], fewer only at its end.
+    /// The next places in the list of jobs, at most [`JOBS_AT_ONCE`]; fewer only at the end of the
+    /// list.
     async fn places(
         &self,
         filter: &JobFilter,
@@ -493,7 +497,7 @@ impl Store {
             (None, None) => "+inf".to_owned(),
         };
         let oldest = filter.since_ms.unwrap_or(0);
-        // Of one millisecond there may be many, and some of them before the place.
+        // Many jobs may share one millisecond, and some of them come before the place.
         let mut skipped = 0;
         let mut places = Vec::new();
         loop {
@@ -522,7 +526,7 @@ impl Store {
         }
     }
 
-    /// The records of these jobs, as far as they are there, marked where the ledger went back.
+    /// The records of those jobs that exist, marked where the ledger went back.
     pub(super) async fn records(
         &self,
         jobs: &[JobId],
@@ -549,7 +553,7 @@ impl Store {
             .collect()
     }
 
-    /// Takes a completed job off the list of open ones, unless it was extended meanwhile.
+    /// Removes a completed job from the list of open ones, unless it was extended meanwhile.
     async fn close(&self, job: JobId) -> Result<(), LedgerError> {
         let mut pipeline = redis::pipe();
         pipeline
@@ -567,8 +571,8 @@ impl Store {
         }
     }
 
-    /// Puts a job on the lists of jobs. Apart from the scripts, because the lists lie in other slots;
-    /// whoever gets an error asks again.
+    /// Puts a job on the lists of jobs. This is not part of the scripts, because the lists are in
+    /// other slots. If it fails, the caller repeats its request.
     async fn list(&self, job: JobId, at_ms: u64) -> Result<(), LedgerError> {
         let key = self.0.keys.jobs();
         let mut pipeline = redis::pipe();
@@ -588,7 +592,7 @@ impl Store {
     }
 }
 
-/// Sorted fingerprints, packed, and how they fall into buckets.
+/// Sorted fingerprints, packed, and grouped by bucket.
 struct Groups {
     packed: Vec<u8>,
     groups: Vec<Group>,
@@ -605,8 +609,8 @@ impl Groups {
         let mut packed = Vec::with_capacity(sorted.len() * 8);
         let mut groups: Vec<Group> = Vec::new();
         for (at, fingerprint) in sorted.iter().enumerate() {
-            // The fingerprints of a bucket begin alike; the other way round a search finds them by
-            // their first byte.
+            // Fingerprints of one bucket share their first bytes. In reverse order their first byte
+            // differs, so a search finds them by it.
             packed.extend_from_slice(&fingerprint.0.to_le_bytes());
             let bucket = shape.bucket(*fingerprint);
             match groups.last_mut() {
@@ -642,7 +646,8 @@ impl Groups {
     }
 }
 
-/// Positions in the order of the fingerprints there. Slices are cut sorted, so mostly as they come.
+/// The positions in the order of their fingerprints. Slices are cut sorted, so the order is mostly
+/// unchanged.
 fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..).take(fingerprints.len()).collect();
     if !fingerprints.is_sorted() {
@@ -651,16 +656,17 @@ fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
     order
 }
 
-/// The sorted fingerprints, each once. Two recipients of one fingerprint are one to the ledger.
+/// The sorted fingerprints, each once. Two recipients with one fingerprint are one to the ledger.
 fn distinct(order: &[u32], fingerprints: &[Fingerprint]) -> Vec<Fingerprint> {
     let mut distinct: Vec<_> = order.iter().map(|at| fingerprints[*at as usize]).collect();
     distinct.dedup();
     distinct
 }
 
-/// What to write for each recipient, sorted, each once: the first outcome given counts, an outcome
-/// counts more than a release, and a release that keeps a doubt more than one that does not. Duplicates
-/// are nothing to write: they are what is left of the entries when the slice ends.
+/// The codes to write for the recipients, sorted, each recipient once. The first outcome given
+/// counts; an outcome takes precedence over a release, and a release that keeps a doubt over one
+/// that does not. Nothing is written for duplicates: they are the rest of the entries when the
+/// slice ends.
 fn settlements(settle: &Settle<'_>) -> (Vec<Fingerprint>, Vec<u8>) {
     let outcomes = settle
         .outcomes
@@ -676,7 +682,7 @@ fn settlements(settle: &Settle<'_>) -> (Vec<Fingerprint>, Vec<u8>) {
     entries.into_iter().unzip()
 }
 
-/// The states a claim answers with, of sorted and distinct recipients.
+/// The states that a claim returns, of sorted and distinct recipients.
 fn read_states(states: &[u8], lefts: &[u8]) -> Result<Vec<ClaimState>, LedgerError> {
     let mut lefts = lefts.as_chunks::<4>().0.iter();
     let read = |code: &u8| match code {
@@ -695,7 +701,7 @@ fn read_states(states: &[u8], lefts: &[u8]) -> Result<Vec<ClaimState>, LedgerErr
     states.iter().map(read).collect()
 }
 
-/// The states in the order the recipients were asked for.
+/// The states in the order in which the recipients were asked for.
 fn in_order(
     order: &[u32],
     recipients: &[Fingerprint],
@@ -757,7 +763,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
     let text = |field: &str| row.get(field).cloned().unwrap_or_default();
     let time = |field: &str| row.get(field).and_then(|value| value.parse::<u64>().ok());
     let number = |field: &str| time(field).unwrap_or(0);
-    // Registered it has a shape, before that only what was entered.
+    // A registered job has a shape; before that it has only its entry.
     let registered = row.contains_key("buckets");
     let mut accounts = Accounts {
         total: number(if registered { "total" } else { "awaited" }),
@@ -789,7 +795,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         went_back_at_ms: None,
         lost,
         waited_at_ms: time("alive_at_ms"),
-        // What was entered is one.
+        // An entered job is one submission.
         submissions: if registered { number("submissions") } else { 1 },
         shape: Shape {
             buckets: number("buckets") as u32,
@@ -819,7 +825,7 @@ fn mark(text: Option<&String>) -> Option<Mark> {
     })
 }
 
-/// The array a script answers with.
+/// The array that a script returns.
 pub(super) struct ScriptReply(Vec<Value>);
 
 impl ScriptReply {
@@ -852,14 +858,14 @@ impl ScriptReply {
             .and_then(number)
     }
 
-    /// The shape that stands second.
+    /// The shape in second place of the array.
     fn shape(&self) -> Result<Shape, LedgerError> {
         Ok(Shape {
             buckets: self.number(1)? as u32,
         })
     }
 
-    /// A version, where 0 stands for none.
+    /// A version, where 0 means none.
     fn version(&self, at: usize) -> Result<Option<u32>, LedgerError> {
         Ok(Some(self.number(at)? as u32).filter(|version| *version > 0))
     }

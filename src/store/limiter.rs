@@ -1,8 +1,8 @@
-//! The limiter: rates as theoretical arrival times, and parked targets.
+//! Implements the limiter port: rates as theoretical arrival times, and parked targets.
 //!
-//! A lease books on all limits in one script call; the clock is the server's, so workers need not
-//! agree on the time. A worker that dies with a lease in hand leaves the limit unused for as long,
-//! never exceeded.
+//! A lease books on all limits in one script call. The clock is the server's, so workers need not
+//! agree on the time. If a worker dies with a lease, its units stay unused; a limit is never
+//! exceeded.
 
 use std::sync::LazyLock;
 use std::time::Duration;

@@ -1,27 +1,27 @@
-//! Redis as the ledger, the throttle and the place of stored messages: the ports
+//! Redis as the ledger, the limiter and the store of messages: the ports
 //! [`Ledger`](crate::ports::Ledger), [`Upkeep`](crate::ports::Upkeep),
 //! [`Pulse`](crate::ports::Pulse), [`Limiter`](crate::ports::Limiter),
 //! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates),
 //! [`Quotas`](crate::ports::Quotas) and [`Nonces`](crate::ports::Nonces).
 //!
-//! A [`Store`] is one multiplexed connection and a set of scripts. Whatever must happen in one step is
-//! one script, so no lock is ever taken and a worker that dies leaves nothing half done; whatever may
-//! be asked twice because an answer got lost is idempotent. No call takes longer than
-//! [`Settings::deadline`], whatever the server does.
+//! A [`Store`] is one multiplexed connection and a set of scripts. Each change that must happen in
+//! one step is one script, so no lock is ever taken, and a worker that dies leaves nothing half
+//! done. A request that may be repeated because its answer was lost is idempotent. No call takes
+//! longer than [`Settings::deadline`], whatever the server does.
 //!
-//! It never evicts, never scans the key space and never trusts a worker's clock: leases and rates go
-//! by the server's. Losing all of Redis loses the dedup window and the accounts up to then, not
-//! recipients: the slices say again what they are part of, and the job is marked as rebuilt. Directives
-//! are lost with it: what was paused goes on. A server that comes back with older data is noticed by the
-//! heartbeats that it has lost, and the jobs that ran are marked.
+//! The store never evicts, never scans the key space and never trusts a worker's clock: leases and
+//! rates use the server's. Losing all of Redis loses the dedup window and the accounts up to then,
+//! but no recipients: the slices say what they belong to, and the job is marked as rebuilt.
+//! Directives are lost too, so paused work resumes. If a server comes back with older data, the
+//! heartbeats that it has lost reveal it, and the running jobs are marked.
 //!
-//! Redis 7.0 or later, or Valkey. The keys of one job share a hash tag and so do those of the throttle,
-//! so that the scripts are fit for Redis Cluster; the connection speaks to one server, which may be a
-//! proxy or whatever a failover leaves behind one address.
+//! It needs Redis 7.0 or later, or Valkey. The keys of one job share a hash tag and so do those of
+//! the limits, so that the scripts would run on Redis Cluster. The connection talks to one server,
+//! which may be a proxy or the server that a failover leaves behind one address.
 //!
-//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `upkeep`, `pulse`, `limiter`,
-//! `directives`, `templates`, `quotas` and `nonces` for how they are called, `connection` for what
-//! happens when the server is away.
+//! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `upkeep`, `pulse`,
+//! `limiter`, `directives`, `templates`, `quotas` and `nonces` for how they are called, and
+//! `connection` for what happens when the server is down.
 
 mod connection;
 mod directives;
@@ -49,7 +49,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     connection: Connection,
     keys: Keys,
-    /// Seconds for which a completed job is known.
+    /// How long a completed job is remembered, in seconds.
     window_s: u64,
 }
 
@@ -58,14 +58,14 @@ struct Inner {
 pub struct Settings {
     /// `redis://` or `rediss://` with user, password and database as usual.
     pub url: String,
-    /// Stands before every key; deployments that share a server differ in it.
+    /// Comes before every key. Deployments that share a server need different prefixes.
     pub prefix: String,
     /// How long a job is remembered after it has completed.
     pub dedup_window: Duration,
     pub connect_timeout: Duration,
     /// A reply that takes longer is an error, and the connection is replaced.
     pub response_timeout: Duration,
-    /// No call takes longer, reconnecting included.
+    /// No call takes longer, including the time to reconnect.
     pub deadline: Duration,
 }
 
@@ -83,8 +83,8 @@ impl Settings {
 }
 
 impl Store {
-    /// Prepares a connection; the first call makes it. Needs a Tokio runtime, and for `rediss://` a
-    /// crypto provider that is installed.
+    /// Prepares a connection; the first call opens it. Needs a Tokio runtime, and for `rediss://`
+    /// an installed crypto provider.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         Ok(Self(Arc::new(Inner {
             connection: Connection::open(settings)?,
@@ -93,7 +93,7 @@ impl Store {
         })))
     }
 
-    /// Looks whether the server is fit to hold a ledger; asked at start and by `fanwise doctor`.
+    /// Checks whether the server is fit to hold a ledger; used at start and by `fanwise doctor`.
     pub async fn check(&self) -> Result<Report, CheckError> {
         self.0.connection.check().await
     }

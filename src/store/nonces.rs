@@ -1,4 +1,4 @@
-//! Signed requests that came before: one key each, which goes by itself.
+//! Remembers the nonces of signed requests: one key each, which expires by itself.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Heartbeats on Redis, and when it was found to have gone back.
+//! Keeps heartbeats in Redis, and the times at which Redis was found to have gone back.
 
 use std::sync::LazyLock;
 
@@ -60,7 +60,7 @@ impl Pulse for Store {
     }
 }
 
-/// A heartbeat as `beat.lua` writes it; nothing where another version wrote it otherwise.
+/// Reads a heartbeat as `beat.lua` writes it; none if another version wrote it differently.
 fn read(process: &str, text: &str) -> Option<(u64, Beat)> {
     let mut parts = text.splitn(3, ' ');
     let number = parts.next()?.parse().ok()?;

@@ -1,4 +1,4 @@
-//! What apps with a quota have used up: one hash per app and day.
+//! Counts what apps with a quota have used: one hash per app and day.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,4 @@
-//! Stored messages: one hash of versions per name, and one of names per app.
+//! Keeps stored messages: one hash of versions per name, and one of names per app.
 
 use std::sync::LazyLock;
 
@@ -95,8 +95,8 @@ impl Store {
         call
     }
 
-    /// The newest version of a name that is not deleted. Whoever puts another one in between asks
-    /// for it later than we did: the older one is kept.
+    /// The newest version of a name that is not deleted. If another version is put between this
+    /// request and the next, this one still exists.
     async fn newest_template(&self, app: &str, name: &str) -> Result<Option<u32>, LedgerError> {
         let mut cmd = redis::cmd("HGET");
         cmd.arg(self.0.keys.template_names(app)).arg(name);

@@ -1,9 +1,11 @@
-//! Jobs that nobody works on any more, and the lists of jobs.
+//! Finds jobs without any activity, ends those that are abandoned, and keeps the lists of jobs
+//! short.
 //!
-//! Two sorted sets name jobs: `jobs` those that are known, by the time of their acceptance, and `open`
-//! those that are not completed, by when to look at them next. A job that completes leaves `open` at
-//! once, so that a walk over it is short however many jobs there were; `jobs` is thinned out here, of
-//! jobs that are older than the window and not known any more.
+//! Two sorted sets name jobs: `jobs` those that are known, by the time of their acceptance, and
+//! `open` those that are not completed, by the time of their last activity or look. An open job is
+//! due for a look when that time is as old as the quiet period. A completed job leaves `open` at
+//! once, so a walk over it is short however many jobs there were. This module removes jobs from
+//! `jobs` that are older than the window and no longer known.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -20,13 +22,13 @@ use crate::ports::{JobProgress, JobRecord, JobState, LedgerError, Upkeep};
 static WAITS: LazyLock<Script> = concluding!("scripts/waits.lua");
 static ABANDON: LazyLock<Script> = growing!("scripts/abandon.lua");
 
-/// Jobs looked at in one pipeline.
+/// Jobs that one pipeline looks at.
 const PAGE: usize = 100;
 
 /// Pages of one look.
 const PAGES: usize = 20;
 
-/// Known jobs looked at in one pipeline, to thin out the list of them.
+/// Known jobs that one pipeline looks at, to shorten their list.
 const KNOWN_PAGE: usize = 1000;
 
 impl Upkeep for Store {
@@ -70,7 +72,7 @@ impl Upkeep for Store {
 }
 
 impl Store {
-    /// Open jobs whose time to be looked at has come.
+    /// The open jobs that are due for a look.
     async fn due(&self, until_ms: u64) -> Result<Vec<JobId>, LedgerError> {
         let mut cmd = redis::cmd("ZRANGEBYSCORE");
         cmd.arg(self.0.keys.open_jobs())
@@ -84,8 +86,8 @@ impl Store {
         due.iter().map(|id| id.parse().map_err(broken)).collect()
     }
 
-    /// Of jobs that are due: drops those that are not open, and puts off the others. Returns those of
-    /// which nothing was heard.
+    /// Goes through the jobs that are due: removes those that are not open, and sets the time of
+    /// the next look for the others. Returns those without any activity.
     async fn sort_out(
         &self,
         due: Vec<JobId>,
@@ -105,7 +107,7 @@ impl Store {
             };
             let heard = record.heard_at_ms();
             let is_quiet = heard.saturating_add(quiet_ms) <= now;
-            // One that stays quiet is looked at again after a quarter of that time.
+            // A job that stays quiet is looked at again after a quarter of that time.
             let next = match is_quiet {
                 true => now - quiet_ms / 4 * 3,
                 false => heard,
@@ -117,8 +119,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Takes jobs off the list that are not known any more: those that completed longer ago than the
-    /// window.
+    /// Removes jobs from the list that are no longer known: those that completed longer ago than
+    /// the window.
     async fn thin_out(&self) -> Result<(), LedgerError> {
         let key = self.0.keys.jobs();
         let until = now_ms().saturating_sub(self.0.window_s * 1000);

@@ -1,10 +1,12 @@
-//! What an answer means beyond the recipients of its call: whether the target is parked, or only the
-//! job, for how long and why. The same for every call, those that list users included.
+//! Decides what an answer means beyond the recipients of its call: whether the target or only the
+//! job is parked, for how long and why. The rules are the same for every call, also for calls that
+//! list users.
 //!
-//! A configuration fault can be what a producer chose: a sender that the backend does not know, a name in
-//! the URL that leads nowhere. So it stops the job that met it. It is believed of the target when a
-//! second job meets the same one while the first is parked, and nobody was answered well in between. A
-//! fault that no job can cause, such as a certificate or a refused login, parks the target at once.
+//! A producer can cause a configuration fault: a sender that the backend does not know, a name in
+//! the URL that leads nowhere. So the fault stops the job that met it. It counts as the target's
+//! fault when a second job meets the same fault while the first is parked and the target has not
+//! answered a call normally in between. A fault that no job can cause, such as a certificate or a
+//! refused login, parks the target at once.
 
 use std::time::Duration;
 
@@ -18,8 +20,8 @@ use crate::domain::outcome::{Class, TargetAnswer};
 use crate::ports::{Park, ParkReason, Scope, Store};
 
 impl<S: Store, T> Context<S, T> {
-    /// Parks a target or a job for all workers if the answer to a call of the job asks for it. `class`:
-    /// of the call as a whole.
+    /// Parks a target or a job for all workers if the answer to a call of the job requires it.
+    /// `class`: the class of the call as a whole.
     pub(super) async fn heed(
         &self,
         target: &TargetRuntime,
@@ -38,14 +40,14 @@ impl<S: Store, T> Context<S, T> {
             code: answer.code.clone().into_owned(),
             text: answer.text.clone().into_owned(),
         };
-        // Not reached, or not let in: no job has to do with it.
+        // The target was not reached or refused the login: no job can cause that.
         let of_job = reason == ParkReason::Config && answer.reached;
         if !of_job || self.meets(target, job, &park).await == Met::Target {
             self.park(target, park).await;
         }
     }
 
-    /// Parks the job that met a configuration fault, unless it is one of the target.
+    /// Parks the job that met a configuration fault, unless it is the target's fault.
     async fn meets(&self, target: &TargetRuntime, job: &str, park: &Park) -> Met {
         let directive = Directive {
             subject: Subject::new(Scope::Job, job),
@@ -66,8 +68,8 @@ impl<S: Store, T> Context<S, T> {
                 job.id = job,
                 target.name = target.name,
                 code = park.code,
-                "a configuration fault: the job is parked for {} s, nobody of it is dead-lettered, and \
-                 other jobs go on: {}",
+                "a configuration fault: the job is parked for {} s, none of its recipients is \
+                 dead-lettered, and other jobs go on: {}",
                 target.config_fault_pause.as_secs(),
                 park.text
             );
@@ -76,15 +78,15 @@ impl<S: Store, T> Context<S, T> {
     }
 }
 
-/// Whether the fault that a job meets is one of the target: another job has met the same, and nobody
-/// was answered well since.
+/// Whether the fault that a job meets is the target's: another job has met the same fault, and the
+/// target has not answered a call normally since.
 fn is_believed(board: &Board, target: &str, job: &str, park: &Park, answered_ms: u64) -> bool {
     let met = board.parked_jobs(target, park.since_ms);
     let mut others = met.filter(|(met, code)| met.subject.name != job && *code == park.code);
     others.any(|(met, _)| met.since_ms > answered_ms)
 }
 
-/// Why and for how long the target, or the job, is to be parked; nothing if it may go on.
+/// Why and for how long to park the target or the job; nothing if it may continue.
 fn parking(
     target: &TargetRuntime,
     class: Class,
@@ -97,7 +99,7 @@ fn parking(
             health.succeeded(now_ms);
             None
         }
-        // It answers, and is left alone for what it says.
+        // The target answers, so this is no failure; the answer itself parks it.
         Class::Config => Some((ParkReason::Config, target.config_fault_pause)),
         Class::Throttled => {
             let wait = health.throttled(now, answer.retry_after);
@@ -148,7 +150,7 @@ mod tests {
         }
     }
 
-    /// Promise 10: what one producer chose stops its own job.
+    /// Promise 10: a mistake of one producer stops only its own job.
     #[test]
     fn a_configuration_fault_is_believed_when_a_second_job_meets_it() {
         let board = Board::new([parked("one", "404", NOW - 1000)]);

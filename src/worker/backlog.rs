@@ -1,6 +1,6 @@
-//! Outcomes that are known and that the ledger has not taken when the session of their delivery was
-//! lost. They are tried again as long as the process lives, and before anything further is claimed, so
-//! that nobody takes for a doubt what was known here.
+//! Keeps outcomes that are known but were not recorded in the ledger when the session of their
+//! delivery was lost. The backlog tries them again as long as the process lives, and before any
+//! further claim, so that no delivery treats as a doubt what this process knows.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use crate::error::chain;
 use crate::metrics::LedgerStep;
 use crate::ports::{LedgerError, Reason, Settle, SliceRef, Store};
 
-/// Recipients of whom a process remembers what the ledger could not take; some 30 bytes each. There
-/// are more only if the ledger is away while sessions are lost again and again.
+/// Most recipients that the backlog keeps, at some 30 bytes each. It reaches this number only if
+/// the ledger stays down while sessions are lost again and again.
 const RECIPIENTS_MAX: usize = 100_000;
 
-/// What one delivery left.
+/// The unrecorded results of one delivery.
 pub(super) struct UnrecordedDelivery {
     pub(super) head: Arc<Head>,
     pub(super) id: SliceId,
@@ -33,7 +33,7 @@ pub(super) struct UnrecordedDelivery {
     pub(super) doubted: Vec<Fingerprint>,
     /// Claims that were asked for and not answered.
     pub(super) unused: Vec<Fingerprint>,
-    /// Of recipients that stay claimed, since their dead letter is not written.
+    /// Of recipients that stay claimed because their dead letter is not written.
     pub(super) reasons: Vec<(Fingerprint, Reason)>,
 }
 
@@ -50,7 +50,7 @@ impl UnrecordedDelivery {
             entries: self.entries,
             shape: self.shape,
         };
-        // Its slice comes back, and its next delivery ends it.
+        // Does not end the slice: the slice comes back, and its next delivery ends it.
         Settle {
             outcomes: &self.outcomes,
             release: &self.release,
@@ -64,7 +64,7 @@ impl UnrecordedDelivery {
 #[derive(Default)]
 pub(super) struct Backlog {
     waiting: Mutex<VecDeque<Arc<UnrecordedDelivery>>>,
-    /// One at a time empties it.
+    /// Held by the one task that empties it.
     turn: tokio::sync::Mutex<()>,
     news: Notify,
 }
@@ -76,7 +76,7 @@ impl Backlog {
 }
 
 impl<S: Store, T> Context<S, T> {
-    /// Takes over what a delivery knows and could not record.
+    /// Takes over the results that a delivery knows and could not record.
     pub(super) fn hand_over(&self, unrecorded: UnrecordedDelivery) {
         let recipients = unrecorded.recipients();
         if recipients == 0 {
@@ -87,8 +87,8 @@ impl<S: Store, T> Context<S, T> {
         if held + recipients > RECIPIENTS_MAX {
             tracing::error!(
                 job.id = %unrecorded.head.id, recipients,
-                "the ledger and the broker are away, and more outcomes wait for them than are kept: \
-                 these recipients end as uncertain, or are called again"
+                "the ledger and the broker are down, and more outcomes wait for them than are \
+                 kept: these recipients end as uncertain, or are called again"
             );
             return;
         }
@@ -96,7 +96,7 @@ impl<S: Store, T> Context<S, T> {
         self.backlog.news.notify_one();
     }
 
-    /// Records what earlier deliveries of this process left, the oldest first.
+    /// Records the results that earlier deliveries of this process left, oldest first.
     pub(super) async fn catch_up(&self) -> Result<(), LedgerError> {
         if self.backlog.waiting().is_empty() {
             return Ok(());
@@ -134,7 +134,8 @@ impl<S: Store, T> Context<S, T> {
         Ok(())
     }
 
-    /// Empties the backlog whenever something is in it; ends when it is empty and told to.
+    /// Empties the backlog whenever it gets an entry; returns when it is empty and `end` is
+    /// cancelled.
     pub(super) async fn keep_catching_up(&self, end: &CancellationToken) {
         let mut delays = RECONNECT.delays();
         loop {

@@ -1,8 +1,8 @@
-//! One call to a backend, from the request to a verdict: signed, with its credential, and probed when
-//! it stays in doubt and the target can tell.
+//! Makes one call to a backend, from the request to a verdict: signs it, adds its credential, and
+//! probes the target when the call stays in doubt and the target can tell.
 //!
-//! A call is made once. The one exception is a credential that was refused, which the target says
-//! without having carried anything out: then the call is made again, once, with a new one.
+//! A call is made once, with one exception. A target that refuses a credential has carried nothing
+//! out, so the call is made once more with a new credential.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::ports::{Calls, HttpReply, Login, Probed, Request, SendError, Signing,
 /// How often a probe must say "not sent" before it is believed.
 const PROBES: u32 = 2;
 
-/// What became of a call.
+/// The result of a call.
 pub(super) struct Called {
     pub(super) verdict: Verdict,
     /// The target says that no earlier call was carried out.
@@ -34,8 +34,8 @@ pub(super) struct Caller<'a, T> {
 }
 
 impl<T: Transport> Caller<'_, T> {
-    /// What becomes of these recipients. `in_doubt`: an earlier call for them may have been carried
-    /// out, so the target is asked first.
+    /// Makes a call for these recipients. `in_doubt`: an earlier call for them may have been
+    /// carried out, so the target is asked first.
     pub(super) async fn call(
         &self,
         calls: &dyn Calls,
@@ -61,7 +61,8 @@ impl<T: Transport> Caller<'_, T> {
         match self.probe(calls, recipients).await {
             Some(Probed::Sent) => called(Verdict::All(TargetAnswer::done()), false),
             Some(Probed::NotSent) => {
-                let text = "the reply was lost, and the target says twice that it was not sent";
+                let text = "the reply was lost, and the target answered twice that the message \
+                    was not sent";
                 let answer = TargetAnswer::new(Class::Transient, "not_sent", text);
                 called(Verdict::All(answer), true)
             }
@@ -91,7 +92,7 @@ impl<T: Transport> Caller<'_, T> {
         }
     }
 
-    /// Sends a request of this target. An error: it could not be made.
+    /// Sends a request of this target. An error means that it could not be made.
     async fn authorised(
         &self,
         request: impl FnOnce() -> Request,
@@ -124,7 +125,7 @@ impl<T: Transport> Caller<'_, T> {
         sent
     }
 
-    /// Asks what became of a call in doubt; nothing where the target cannot tell.
+    /// Asks the target about a call in doubt; nothing where it cannot tell.
     async fn probe(&self, calls: &dyn Calls, recipients: &[&str]) -> Option<Probed> {
         let started = Instant::now();
         let mut wait = self.target.target.profile().probe_after;
@@ -148,7 +149,8 @@ impl<T: Transport> Caller<'_, T> {
     }
 }
 
-/// Sends a request with the credential that it needs, signed. An error: it could not be made.
+/// Sends a request with the credential that it needs, signed. An error means that it could not be
+/// made.
 pub(super) async fn authorised<T: Transport>(
     transport: &T,
     login: Option<&dyn Login>,
@@ -173,7 +175,7 @@ pub(super) async fn authorised<T: Transport>(
     Ok((transport.send(request, timeout).await, held))
 }
 
-/// Nobody knows what became of the call of a worker that ended.
+/// The answer for the call of a worker that ended: its result is not known.
 pub(super) fn lost() -> TargetAnswer {
     let text = "the worker that was sending ended without recording an answer";
     TargetAnswer::new(Class::Uncertain, "lost", text)

@@ -1,8 +1,10 @@
-//! What follows from where a job stands: its progress is announced; a job whose recipients are all settled
-//! is audited, announced as completed, called back and completed.
+//! Takes the steps that follow from a job's progress. It announces progress. When all recipients of
+//! a job are settled, it audits the job, announces it as completed, calls back and marks it
+//! completed.
 //!
-//! The worker that records the last outcome takes these steps before it acks. If it dies between them,
-//! the delivery comes back and the next worker takes them again; each may be repeated.
+//! The worker that records the last outcome takes these steps before it acks. If it dies between
+//! them, the delivery comes back and the next worker takes the steps again; each step may be
+//! repeated.
 
 use super::session::WorkerSession;
 use crate::clock::{now_ms, rfc3339};
@@ -14,7 +16,7 @@ use crate::json;
 use crate::metrics::LedgerStep;
 use crate::ports::{JobProgress, JobRecord, Lost, Outgoing, Publisher, Route, Store};
 
-/// The job that something happened to, and where it asked to be notified.
+/// The job an event is about, and where its notices go.
 #[derive(Clone, Copy)]
 pub(super) struct NotifiedJob<'a> {
     pub(super) id: JobId,
@@ -87,8 +89,8 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
         Ok(())
     }
 
-    /// Audits a finished job and completes it: one that was `abandoned` even where its accounts differ,
-    /// since nothing will mend them.
+    /// Audits a finished job and completes it. An `abandoned` job is completed even if its accounts
+    /// differ, since no later record will correct them.
     pub(super) async fn complete(
         &self,
         job: &NotifiedJob<'_>,
@@ -100,7 +102,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
             .step(LedgerStep::Audit, lost(), || context.store.job(job.id))
             .await
             .map_err(|_| Lost)?;
-        // Expired between two steps: there is nothing left to complete.
+        // The record expired between two steps: there is nothing left to complete.
         let Some(record) = record else { return Ok(()) };
         let audit = context
             .step(LedgerStep::Audit, lost(), || context.store.audit(&record))
@@ -153,7 +155,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     }
 }
 
-/// Something that happened to a job now.
+/// An event about a job, dated now.
 pub(super) fn event(kind: EventKind, job: &NotifiedJob<'_>, accounts: Accounts) -> JobEvent {
     JobEvent {
         v: 1,

@@ -1,5 +1,5 @@
-//! What all tasks of a worker share: the ports, the targets and apps, and what is known of their
-//! health.
+//! The state that all tasks of a worker share: the ports, the targets and apps, and their health as
+//! this worker knows it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -33,30 +33,30 @@ use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{Directed, LedgerError, Park, Scope, Store, Target, Transport};
 use crate::service::admission::Rules;
 
-/// How a worker works; the defaults and bounds are in `config`.
+/// The settings of a worker. `config` holds their defaults and bounds.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Recipients per slice.
     pub slice_recipients: u32,
-    /// Slices in delivery at a time, per target, besides those of the express lane.
+    /// Slices in delivery at a time, per target, without those of the express lane.
     pub slice_concurrency: usize,
     /// Slices of the express lane in delivery at a time, per target.
     pub small_job_concurrency: usize,
-    /// How long a claim lasts unless it is renewed: longer than any call.
+    /// How long a claim lasts without a renewal. It is longer than any call.
     pub lease: Duration,
-    /// How long one delivery may work on a slice before the rest goes to the end of its lane.
+    /// How long one delivery may work on a slice. The rest then goes to the end of its lane.
     pub slice_time_max: Duration,
     /// Attempts per recipient, the first included.
     pub attempts_max: u32,
     pub retry: Schedule,
-    /// Keys the fingerprints; the same on every worker.
+    /// The key of the fingerprints; the same on every worker.
     pub fingerprint_secret: String,
-    /// A job of which nothing was heard for so long has nothing left to deliver, if nothing of it is
-    /// on a lane.
+    /// A job without any activity for this long has nothing left to deliver, unless one of its
+    /// slices is on a lane.
     pub abandoned_after: Duration,
     /// Shortest time between two progress events of a job.
     pub progress_interval: Duration,
-    /// What the names of the broker's own queues begin with; nothing where there is no AMQP.
+    /// The prefix of the names of the broker's own queues; none where there is no AMQP.
     pub namespace: Option<String>,
 }
 
@@ -71,15 +71,16 @@ pub struct TargetRuntime {
     pub window_calls: usize,
     pub limit: Option<Rate>,
     pub on_uncertain: OnUncertain,
-    /// How long a configuration fault parks it, or the job that met it, before it is tried again.
+    /// How long a configuration fault parks the target, or the job that met it, before it is tried
+    /// again.
     pub config_fault_pause: Duration,
     pub health: Health,
     pub metrics: TargetMetrics,
     /// Calls under way.
     pub under_way: CallsUnderWay,
-    /// The credential of its calls, where one has to be fetched.
+    /// The credential of its calls, where one must be fetched.
     pub keyring: Keyring,
-    /// The credential of its directory, which may be another one.
+    /// The credential of its directory, which may differ.
     pub directory_keyring: Keyring,
 }
 
@@ -94,10 +95,10 @@ impl TargetRuntime {
 pub struct AppRuntime {
     pub default_target: Option<String>,
     pub limit: Option<Rate>,
-    /// Send without a claim while the ledger is down.
+    /// Sends without a claim while the ledger is down.
     pub fail_open: bool,
     pub permissions: Permissions,
-    /// Queues that its jobs may name.
+    /// The queues that its jobs may name.
     pub replies: ReplyRules,
 }
 
@@ -106,7 +107,7 @@ pub struct Context<S, T> {
     pub transport: T,
     pub targets: BTreeMap<String, Arc<TargetRuntime>>,
     pub apps: BTreeMap<String, AppRuntime>,
-    /// Of the apps whose jobs may name a callback.
+    /// By app; only apps whose jobs may name a callback.
     pub callbacks: BTreeMap<String, Callbacks<T>>,
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
@@ -118,7 +119,7 @@ pub struct Context<S, T> {
     waiting: Seldom,
     pub(super) complete: Complete,
     pub(super) backlog: Backlog,
-    /// Of an app that sends while the ledger is away: the limits as this process alone keeps them.
+    /// The limits as this process alone keeps them, for an app that sends while the ledger is down.
     pub(super) limits_here: Limits,
 }
 
@@ -126,20 +127,21 @@ pub struct Context<S, T> {
 #[derive(Clone, Debug)]
 pub struct Parking {
     pub park: Park,
-    /// Since when the store is known to have it: when it is gone there, somebody ended it.
+    /// When the store was last known to have the park. If the store no longer has it, an operator
+    /// has ended it.
     stored: Option<Instant>,
 }
 
-/// Who has to do with a configuration fault.
+/// The cause of a configuration fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Met {
-    /// The job that met it, as far as is known; `moved`: until now.
+    /// The job that met it, as far as is known. `moved`: the job was not parked before.
     Job { moved: bool },
     /// The target as a whole.
     Target,
 }
 
-/// The work was told to stop before the step succeeded.
+/// The work was stopped before the step succeeded.
 #[derive(Debug)]
 pub struct Halted;
 
@@ -147,12 +149,12 @@ pub struct Halted;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum GivenUp {
     Halted,
-    /// What the ledger has makes no sense to it.
+    /// The ledger's records of the slice make no sense.
     Broken,
 }
 
-/// Attempts at a step of which the ledger says that its records make no sense: no repetition mends them,
-/// and others wait for the slice's place.
+/// Attempts at a step for which the ledger reports records that make no sense. Repeating does not
+/// mend them, and other slices wait for the place.
 const BROKEN_MAX: u32 = 4;
 
 impl<S: Store, T: Transport> Rules for Context<S, T> {
@@ -203,8 +205,8 @@ impl<S: Store, T> Context<S, T> {
         self
     }
 
-    /// Repeats a step of the ledger until it succeeds or `stop` resolves. Nothing is sent meanwhile,
-    /// which is promise 6.
+    /// Repeats a step of the ledger until it succeeds or `stop` resolves. The caller sends nothing
+    /// meanwhile, which is promise 6.
     pub async fn step<V, F>(
         &self,
         step: LedgerStep,
@@ -218,7 +220,8 @@ impl<S: Store, T> Context<S, T> {
         done.map_err(|_| Halted)
     }
 
-    /// The same, of one slice, for a time: a slice whose records make no sense does not keep its place.
+    /// Repeats a step of one slice, but not endlessly: a slice whose records make no sense gives up
+    /// its place.
     pub(super) async fn step_of_slice<V, F>(
         &self,
         step: LedgerStep,
@@ -267,7 +270,7 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
-    /// One step of the ledger, measured; an error says that the ledger is down.
+    /// Takes one step of the ledger and measures it. An error says that the ledger is down.
     pub async fn try_step<V>(
         &self,
         step: LedgerStep,
@@ -283,12 +286,12 @@ impl<S: Store, T> Context<S, T> {
         result
     }
 
-    /// Follows whether the ledger takes writes, as far as anything was heard of it.
+    /// Follows whether the ledger takes writes, as far as this worker knows.
     pub fn ledger_up(&self) -> watch::Receiver<bool> {
         self.ledger_health.up()
     }
 
-    /// Whether the ledger took what it was given last.
+    /// Whether the ledger took the last write.
     pub fn ledger_is_up(&self) -> bool {
         self.ledger_health.is_up()
     }
@@ -310,8 +313,8 @@ impl<S: Store, T> Context<S, T> {
         (park.until_ms > now_ms()).then(|| park.clone())
     }
 
-    /// How long what finds a target parked waits before it looks again: until its time, or less, since
-    /// it may be unparked before.
+    /// How long a delivery that finds its target parked waits before it looks again: until the park
+    /// ends or less, since the target may be unparked early.
     pub fn parked_for(&self, target: &str) -> Option<Duration> {
         let park = self.park_of(target)?;
         let now = now_ms();
@@ -320,8 +323,8 @@ impl<S: Store, T> Context<S, T> {
         Some(left.min(look_again(lasted)))
     }
 
-    /// Parks a target for every worker. Here it takes effect at once, elsewhere within a second. Of all
-    /// calls that meet the same, one does it.
+    /// Parks a target for every worker: here at once, elsewhere within a second. When many calls
+    /// meet the same fault, only one of them writes the park.
     pub async fn park(&self, target: &TargetRuntime, park: Park) {
         let mut moved = false;
         let changed = self.parked.send_if_modified(|parked| {
@@ -341,7 +344,8 @@ impl<S: Store, T> Context<S, T> {
             return;
         }
         self.show_parked(&target.name);
-        // Not repeated: this worker waits anyway, and the others will learn it from the target.
+        // Not repeated: this worker waits anyway, and the others will meet the same fault at the
+        // target.
         let stored = self
             .try_step(LedgerStep::Park, self.store.park(&target.name, &park))
             .await;
@@ -356,8 +360,9 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
-    /// Takes over what the store said about parked targets when it was asked at `asked`. What it had
-    /// before counts no more: somebody may have unparked a target.
+    /// Takes over the parked targets that the store listed when it was asked at `asked`. Parks that
+    /// the store had before and no longer lists are dropped: an operator may have unparked the
+    /// target.
     pub fn note_parked(&self, found: Vec<(String, Park)>, asked: Instant) {
         let now = now_ms();
         let mut unparked = Vec::new();
@@ -404,8 +409,9 @@ impl<S: Store, T> Context<S, T> {
         self.directives.subscribe()
     }
 
-    /// Parks a job for every worker, as [`Self::park`] does a target, unless what it met is `believed`
-    /// of the target. Of several jobs that meet the same at one time, one comes first.
+    /// Parks a job for every worker, as [`Self::park`] parks a target, unless the fault is
+    /// `believed` to be the target's. Calls that meet a fault at the same time are decided one after
+    /// the other.
     pub(super) async fn park_job(
         &self,
         park: &Directive,
@@ -426,10 +432,10 @@ impl<S: Store, T> Context<S, T> {
             }
             met == Met::Job { moved: true }
         });
-        // However many jobs are wrong, what all workers read stays small: of further ones each worker
-        // finds out by itself.
+        // What all workers read stays small, however many jobs are wrong. Each worker finds further
+        // ones by itself.
         if met == (Met::Job { moved: true }) && others < JOB_PARKS_MAX {
-            // Not repeated: as for targets.
+            // Not repeated, for the same reason as in `park`.
             let _ = self
                 .try_step(LedgerStep::Direct, self.store.direct(park))
                 .await;
@@ -437,7 +443,7 @@ impl<S: Store, T> Context<S, T> {
         met
     }
 
-    /// Takes over all directives of a version, and says in the log what is new.
+    /// Takes over all directives of a version and logs those that are new or ended.
     pub fn note_directives(&self, directed: Directed) {
         let now = now_ms();
         let board = Board::new(directed.all);
@@ -457,7 +463,7 @@ impl<S: Store, T> Context<S, T> {
         self.directives.send_replace(board);
     }
 
-    /// Shows what is in force; again and again, since directives expire.
+    /// Shows the directives in force in the metrics. Called every round, since directives expire.
     pub fn show_directives(&self) {
         let (board, now) = (self.directives.borrow(), now_ms());
         let mut counts = [[0; Kind::ALL.len()]; Scope::ALL.len()];
@@ -471,9 +477,10 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
-    /// For how long deliveries for a target that is parked or paused are kept where they are; those
-    /// that wait longer go on the ladder, so that none comes near the broker's ack limit. For a while
-    /// after a job was cancelled none is kept: those of that job are to end, wherever they wait.
+    /// How long deliveries for a parked or paused target are kept waiting in this process.
+    /// Deliveries that would wait longer go on the retry ladder, so that none comes near the
+    /// broker's ack limit. For a while after a job was cancelled none is kept: the deliveries of
+    /// that job are to end, wherever they wait.
     pub fn kept_for(&self, target: &str) -> Option<Duration> {
         let now = now_ms();
         let cancelled = self.directives.borrow().last_cancel(now);
@@ -499,8 +506,8 @@ impl<S: Store, T> Context<S, T> {
         parked.max(paused)
     }
 
-    /// Drops the directives that mean nothing any more once a job is completed. That it was cancelled
-    /// stays: whoever is added to it later is not sent to either.
+    /// Drops the directives that have no meaning once a job is completed. A cancel stays:
+    /// recipients added to the job later are not sent to either.
     pub async fn forget_directives(&self, job: JobId) {
         let name = job.to_string();
         for kind in [Kind::Pause, Kind::Rate, Kind::Park] {
@@ -510,21 +517,21 @@ impl<S: Store, T> Context<S, T> {
             };
             if stands {
                 let subject = Subject::new(Scope::Job, name.clone());
-                // Not repeated: one that stays changes nothing.
+                // Not repeated: a directive that stays changes nothing.
                 let lift = self.store.lift(&subject, kind);
                 let _ = self.try_step(LedgerStep::Direct, lift).await;
             }
         }
     }
 
-    /// Whether it is time for another progress event of this job; never at the first look.
+    /// Whether another progress event of this job is due; never on the first call.
     pub fn progress_due(&self, job: JobId) -> bool {
         let interval = self.settings.progress_interval;
         self.progress.due(job, interval) == Due::Again
     }
 
-    /// Tells the ledger, now and then, that something of a job waits. Not repeated: the next slice that
-    /// is put off does it again.
+    /// Tells the ledger from time to time that slices of a job wait. Not repeated: the next slice
+    /// that is deferred does it again.
     pub(super) async fn note_waiting(&self, job: JobId) {
         if self.waiting.due(job, self.settings.abandoned_after / 8) != Due::No {
             let waits = self.store.waits(job);
@@ -533,7 +540,7 @@ impl<S: Store, T> Context<S, T> {
     }
 }
 
-/// When something was done last for each of some jobs.
+/// When something was last done for each of some jobs.
 #[derive(Default)]
 struct Seldom(Mutex<HashMap<JobId, Instant>>);
 
@@ -562,21 +569,21 @@ impl Seldom {
     }
 }
 
-/// Most jobs that workers tell each other to be parked.
+/// Most parked jobs that workers share with each other.
 const JOB_PARKS_MAX: usize = 200;
 
-/// Whether a park ends so much later than the one that stands that it is worth telling everybody.
+/// Whether a park ends so much later than the current one that it is worth a write to the store.
 fn lasts_longer(park: &Park, standing: &Park) -> bool {
     let left = standing.until_ms.saturating_sub(park.since_ms);
     let lasts = park.until_ms.saturating_sub(park.since_ms);
     lasts > left + left / 8
 }
 
-/// Longest time for which deliveries of a target that waits are kept at the desk.
+/// Longest time that the scheduler keeps deliveries of a parked or paused target.
 pub(super) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
 
 impl<S, T: Transport> Context<S, T> {
-    /// Gives up connections that nobody needs any more.
+    /// Closes connections that are no longer needed.
     pub(super) fn tidy(&self) {
         self.transport.tidy();
         for callbacks in self.callbacks.values() {
@@ -585,10 +592,10 @@ impl<S, T: Transport> Context<S, T> {
     }
 }
 
-/// Jobs that are remembered before those whose time is over are swept.
+/// Jobs that are remembered before the entries whose interval is over are removed.
 const SELDOM_JOBS_MAX: usize = 1000;
 
-/// Between attempts to reach a broker, a ledger, or to publish again.
+/// The pause between attempts to reach a broker or a ledger, or to repeat a publish.
 pub const RECONNECT: Schedule = Schedule {
     min: Duration::from_millis(100),
     max: Duration::from_secs(5),

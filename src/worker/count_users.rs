@@ -1,5 +1,5 @@
-//! How many users a target has, for whoever is to confirm that all of them are meant. One page is asked
-//! for, as the listing of all users begins; nothing is sent.
+//! Counts the users of a target, so that a caller can confirm that all of them are meant. It asks
+//! for the first page of the user list; it sends nothing.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::ports::{Page, Target, Transport};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserCount {
     Exactly(u64),
-    /// There are further pages, and nothing says how many.
+    /// There are further pages, and the target does not say how many users.
     AtLeast(u64),
 }
 
@@ -66,7 +66,7 @@ mod tests {
             UserCount::Exactly(1_204_331)
         );
         assert_eq!(of(200, None, true), UserCount::AtLeast(200));
-        // A total that is less than what is there tells nothing.
+        // A total that is less than the users on the page is ignored.
         assert_eq!(of(200, Some(7), true), UserCount::AtLeast(200));
         assert_eq!(of(3, Some(7), false), UserCount::Exactly(3));
     }

@@ -1,5 +1,5 @@
-//! The credential of a target that has to be fetched: kept, renewed in time, fetched by one task while
-//! the others wait for it.
+//! Fetches and keeps the credential of a target that needs one. It renews it in time, and one task
+//! fetches it while the others wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,8 @@ use crate::domain::outcome::{Class, TargetAnswer};
 use crate::ports::{Credential, Login, Transport};
 use crate::secret::Secret;
 
-/// A credential is renewed when so little of its life is left, or a tenth of it if that is less.
+/// A credential is renewed when this much of its life is left, or a tenth of its life if that is
+/// less.
 const RENEW_BEFORE: Duration = Duration::from_secs(60);
 
 /// A credential in use.
@@ -31,8 +32,8 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// The credential; fetched if there is none that lasts. An error is what the failure means for the
-    /// call that wanted it: it was not made.
+    /// Returns the credential; fetches one if there is none or it is about to expire. The error is
+    /// the answer for the call that needed the credential and was not made.
     pub(super) async fn get<T: Transport>(
         &self,
         login: &dyn Login,
@@ -66,7 +67,7 @@ impl Keyring {
         held.clone().filter(|held| Instant::now() < held.renew_at)
     }
 
-    /// Forgets a credential that was refused, unless another one has taken its place.
+    /// Forgets a credential that was refused, unless another one has replaced it.
     pub(super) fn refuse(&self, refused: &Arc<Held>) {
         let mut held = self.held.write();
         if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, refused)) {
@@ -75,8 +76,8 @@ impl Keyring {
     }
 }
 
-/// Without a credential the call is not made: whatever the answer of the login says of itself,
-/// nobody is in doubt and nobody is at fault.
+/// The call is not made without a credential. So, whatever the login answered, no recipient is in
+/// doubt and no recipient has failed.
 fn not_made(mut answer: TargetAnswer) -> TargetAnswer {
     answer.class = match answer.class {
         Class::Permanent | Class::Config => Class::Config,

@@ -1,22 +1,23 @@
-//! Delivers one slice: what it waits for, asks and publishes. Where each recipient stands meanwhile is
-//! kept by `domain::delivery`, which knows no I/O.
+//! Delivers one slice: waits for its limits, claims its recipients, makes the calls, and records
+//! and publishes the results. `domain::delivery`, which does no I/O, keeps the state of each
+//! recipient.
 //!
-//! A slice has a number of places for calls. Where one is free, the limits are asked, then the
-//! recipients of the next call are claimed, then it is made; what is answered is recorded while other
-//! calls are still out. Only recipients of calls that are out are claimed, so a worker that is killed
-//! leaves in doubt at most the calls that it had in flight (promise 4). Waiting happens before the claim
-//! and costs nothing but the slice's place.
+//! A slice has a number of places for calls. When a place is free, the delivery asks the limits,
+//! claims the recipients of the next call, and makes the call. It records answers while other calls
+//! are still out. It claims only the recipients of calls that are out, so a worker that is killed
+//! leaves in doubt at most the calls that it had in flight (promise 4). It waits before the claim,
+//! which costs nothing but the slice's place.
 //!
-//! What a recipient's answer leads to is decided in `domain::outcome::next`:
+//! `domain::outcome::next` decides what follows from a recipient's answer:
 //! - settled: recorded within milliseconds;
-//! - to be dead-lettered: recorded only after the dead letter is confirmed, so that no letter is lost.
-//!   `failed` ones are released at once, so a crash in between repeats a refused call, and claimed again
-//!   when the letter is written, since another slice may have called them meanwhile; `uncertain` ones
-//!   stay claimed, so that nobody sends to them;
-//! - to be retried: released, and part of the remainder that goes on the ladder.
+//! - to be dead-lettered: recorded only after the dead letter is confirmed, so that no letter is
+//!   lost. `failed` recipients are released at once, so a crash in between repeats a refused call.
+//!   They are claimed again when the letter is written, since another slice may have called them
+//!   meanwhile. `uncertain` recipients stay claimed, so that no delivery sends to them;
+//! - to be retried: released, and part of the remainder that goes on the retry ladder.
 //!
-//! A delivery leaves at most one remainder, published and confirmed before the ack. Therefore, when a
-//! delivery has an outcome for all its recipients, the whole slice has.
+//! A delivery leaves at most one remainder, published and confirmed before the ack. Therefore, when
+//! a delivery has an outcome for all its recipients, the whole slice has.
 
 mod close;
 mod flight;
@@ -55,31 +56,34 @@ use crate::ports::{
     Settle, SliceRef, Store, Transport,
 };
 
-/// Longest wait for a limit or a parked target inside a delivery; a longer one goes on the ladder.
+/// Longest wait for a limit or a parked target inside a delivery. A delivery that must wait longer
+/// goes on the retry ladder.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How long a slice of a newer version is left to newer workers.
+/// How long a slice of a newer version waits for a newer worker.
 const NEWER_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a slice waits for the ledger that has something to record and nothing else to do.
+/// How long a slice that needs the ledger waits while the ledger is down.
 const LEDGER_AWAY_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a slice waits whose records in the ledger make no sense: people have to mend them.
+/// How long a slice waits when its records in the ledger make no sense. An operator must repair
+/// them.
 const REPAIR_WAIT: Duration = Duration::from_secs(60);
 
-/// How the delivery of a slice is to be ended.
+/// How to end the delivery of a slice.
 #[derive(Debug)]
 pub(super) enum DeliveryEnd {
     /// Every recipient has its outcome: ack.
     Done,
-    /// The rest is published: ack.
+    /// The rest is published again: ack.
     Deferred,
     /// The session is gone: nothing can be acked.
     Lost,
     Reject(String),
 }
 
-/// Works on one slice of a lane. What is left of it goes back there, whatever lane it names.
+/// Works on one slice of a lane. Its remainder goes back to that lane, whatever lane the slice
+/// names.
 pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
     session: &WorkerSession<S, T, P>,
     lane: Lane,
@@ -104,8 +108,9 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         let end = enumerate(session, target, &slice, asking, traceparent).await;
         return end.unwrap_or(DeliveryEnd::Lost);
     }
-    // Texts that an earlier version accepted and this one cannot compile: each recipient fails with the
-    // reason, as one whose own values do not fit, so that the job is completed.
+    // The message has texts that an earlier version accepted and this one cannot compile. Each
+    // recipient fails with that reason, like a recipient whose own values do not fit, so that the
+    // job is completed.
     let personal = Personal::of(&slice.head)
         .map_err(|problems| Problem::new("message", summary(&problems)))
         .transpose();
@@ -116,10 +121,10 @@ pub(super) async fn deliver<S: Store, T: Transport, P: Publisher>(
         .unwrap_or(DeliveryEnd::Lost)
 }
 
-/// Whether a slice can be one of ours on this lane. Anybody who may write to the lanes exchange can put
-/// others there. The places of a lane are those of its target; the names of target and app are part of
-/// routing keys, which have room for so much; and a ledger that gets more outcomes than entries, or is
-/// audited in billions of buckets, keeps a place busy for good.
+/// Whether a slice on this lane can be one of the worker's own: anybody who may write to the lanes
+/// exchange can publish others. A lane's places belong to its target. The names of target and app
+/// are part of routing keys, whose length is limited. A slice with more outcomes than entries, or
+/// with billions of audit buckets, would keep a place busy forever.
 fn belongs(slice: &Slice, lane: &Lane) -> Result<(), String> {
     let Slice { head, entries, .. } = slice;
     if head.target != lane.target {
@@ -152,7 +157,7 @@ fn belongs(slice: &Slice, lane: &Lane) -> Result<(), String> {
     Ok(())
 }
 
-/// A slice of a newer version waits for a newer worker; anything else is no slice.
+/// Defers a slice of a newer version to a newer worker; rejects anything else as no slice.
 async fn unreadable<S: Store, T, P: Publisher>(
     session: &WorkerSession<S, T, P>,
     lane: Lane,
@@ -191,29 +196,29 @@ async fn unreadable<S: Store, T, P: Publisher>(
     }
 }
 
-/// Why no further call is made.
+/// Why the delivery makes no further call.
 enum Pause {
     /// The ledger says that every entry of the slice has its outcome.
     SliceDone,
-    /// The rest waits for so long; zero means the end of the lane.
+    /// The rest waits for this long; zero means the end of the lane.
     Deferred(Duration),
     Lost,
 }
 
-/// What a delivery works with and does not change.
+/// The parts of a delivery that do not change while it runs.
 struct DeliveryScope<'a, S, T, P> {
     session: &'a WorkerSession<S, T, P>,
     target: Arc<TargetRuntime>,
     slice: Slice,
     calls: Box<dyn Calls>,
-    /// Every recipient gets a message, and so a call, of its own.
-    /// Or why nobody can have it.
+    /// For a personal job, where every recipient gets a message and a call of its own: its texts,
+    /// or why no recipient can have them.
     personal: Option<Result<Personal, Problem>>,
     per_call: usize,
     fingerprints: Vec<Fingerprint>,
-    /// The job id as text, the name of the job's own limit.
+    /// The job id as text, which is the name of the job's own limit.
     job: String,
-    /// Configured limits of the target, the app and the job.
+    /// The configured limits of the target, the app and the job.
     rates: [Option<Rate>; 3],
     fail_open: bool,
     rules: Rules,
@@ -276,14 +281,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         indices.map(|index| self.fingerprints[index]).collect()
     }
 
-    /// What directives say to this slice.
+    /// The directives that apply to this slice.
     fn order(&self, board: &Board) -> SliceControl {
         let head = &self.slice.head;
         board.order([&head.target, &head.app, &self.job], now_ms())
     }
 
-    /// Whether directives let a call leave: asked before each one. As long as no directive has changed
-    /// since they were last heeded, that is the look at one number.
+    /// Whether the directives let a call leave; asked before each call. If no directive has changed
+    /// since the last check, this costs one comparison.
     fn may_leave(&self, directives: &watch::Receiver<Board>) -> bool {
         if !directives.has_changed().unwrap_or(false) {
             return true;
@@ -333,7 +338,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }
     }
 
-    /// The call of one recipient of a personal job, within the limits of the target.
+    /// Opens the call of one recipient of a personal job and checks it against the target's limits.
     fn open_for(
         &self,
         personal: &Result<Personal, Problem>,
@@ -348,12 +353,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }
     }
 
-    /// Whether nothing is asked of the ledger, since it is away and the app sends all the same.
+    /// Whether the delivery does not use the ledger, because it is down and the app fails open.
     fn goes_without_ledger(&self) -> bool {
         self.fail_open && !self.session.context.ledger_is_up()
     }
 
-    /// Lengthens the claims of what is out.
+    /// Renews the claims of the calls that are out.
     async fn renew(&self, delivery: &Delivery) {
         if self.goes_without_ledger() {
             return;
@@ -373,17 +378,17 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
 struct DeliveryRun<'a, S, T, P> {
     scope: &'a DeliveryScope<'a, S, T, P>,
     delivery: Delivery,
-    /// Changes whenever a directive does.
+    /// Reports every change of a directive.
     directives: watch::Receiver<Board>,
-    /// All parts of its list are known to be there.
+    /// All parts of the slice's list are known to have arrived.
     together: bool,
     first_attempt_at_ms: Option<u64>,
     progress: Option<JobProgress>,
-    /// The ledger was told that the slice is complete.
+    /// The ledger has recorded that the slice is complete.
     closed: bool,
-    /// Entries for which it had no outcome then.
+    /// The entries that had no outcome in the ledger at that time.
     missing: u32,
-    /// Recipients whose claim was asked and not answered: the ledger may have granted it.
+    /// Recipients of a claim that was not answered: the ledger may have granted it.
     asked: Vec<Fingerprint>,
 }
 
@@ -446,8 +451,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
 
     // --- Whether to go on --------------------------------------------------------------------
 
-    /// Whether further calls may be made; or how everybody without an outcome ends, if nobody is to be
-    /// sent to any more.
+    /// Whether further calls may be made. If no recipient is to be sent to any more, returns how
+    /// the recipients without an outcome end.
     async fn go_on(&mut self, flight: &mut Flight<'a, S, T, P>) -> Result<Option<Outcome>, Pause> {
         let scope = self.scope;
         let order = scope.order(&self.directives.borrow_and_update());
@@ -457,14 +462,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
             return Ok(over);
         }
         if scope.goes_without_ledger() {
-            // Only the ledger knows whether all parts are there.
+            // Only the ledger knows whether all parts have arrived.
             return Err(Pause::Deferred(LEDGER_AWAY_WAIT));
         }
         let Some(part) = &scope.slice.together else {
             return Ok(None);
         };
-        // A list that travels in parts waits until all of them are there; one that was given up in
-        // between is cancelled.
+        // A list that travels in parts waits until all of them have arrived. A list that was given
+        // up halfway is cancelled.
         let turn = together::turn(scope.session, &scope.slice.head, part);
         match flight.during(&self.delivery, turn).await {
             Ok(Turn::Go) => {
@@ -477,7 +482,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         }
     }
 
-    /// How everybody without an outcome ends, if there is nothing to send any more.
+    /// How the recipients without an outcome end, if nothing more is to be sent.
     fn over(&self, order: &SliceControl) -> Option<Outcome> {
         let expires_at = self.scope.slice.head.expires_at_ms;
         if expires_at.is_some_and(|at| now_ms() >= at) {
@@ -487,7 +492,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         }
     }
 
-    /// Whether this delivery may go on with the slice now; what is over need not wait for its time.
+    /// Whether this delivery may continue with the slice now. A slice that is over does not wait
+    /// for its start time.
     fn check_time(&self, over: bool, order: &SliceControl) -> Result<(), Pause> {
         let scope = self.scope;
         if scope.session.lost.is_cancelled() {
@@ -518,7 +524,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         granted: Granted<'a>,
         flight: &mut Flight<'a, S, T, P>,
     ) -> Result<(), Pause> {
-        // What is given up is free before it is claimed again.
+        // Released recipients are recorded as such before they are claimed again.
         self.record(flight).await?;
         self.delivery.pick(granted.calls, granted.recipients);
         let calls = self.claim(None, flight).await?;
@@ -532,7 +538,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         }
         let mut permits = granted.permits;
         for (call, personal) in calls {
-            // There are as many as calls were picked, or more.
+            // There is at least one permit for each call that was picked.
             let Some(permit) = permits.split(1) else {
                 self.delivery.not_made(&call);
                 continue;
@@ -543,7 +549,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         self.record(flight).await
     }
 
-    /// Ends everybody without an outcome: nobody is sent to any more.
+    /// Ends every recipient without an outcome; none is sent to any more.
     async fn end_all(
         &mut self,
         outcome: Outcome,
@@ -556,8 +562,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         self.record(flight).await
     }
 
-    /// Claims what was picked: the calls that may be made. `over`: how everybody without an outcome
-    /// ends, if nobody is sent to any more.
+    /// Claims the recipients that were picked and returns the calls that may be made. `over`: how
+    /// the recipients without an outcome end, if none is to be sent to any more.
     async fn claim(
         &mut self,
         over: Option<Outcome>,
@@ -600,8 +606,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         Ok(claimed.calls)
     }
 
-    /// Fills in the texts of a personal job. Whom they cannot be filled in for fails without a call:
-    /// nothing was ever sent there, and no later attempt says anything else.
+    /// Fills in the texts of a personal job. A recipient whose values do not fit fails without a
+    /// call: nothing was ever sent to it, and a later attempt would fail in the same way.
     fn fill_in(&mut self, calls: Vec<Call>) -> Vec<(Call, Option<Box<dyn Calls>>)> {
         let scope = self.scope;
         let Some(personal) = &scope.personal else {
@@ -640,14 +646,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
 
     // --- Answers -----------------------------------------------------------------------------
 
-    /// Decides what happens to the recipients of the calls that are answered.
+    /// Decides what follows for the recipients of the calls that were answered.
     async fn sort(&mut self, flight: &mut Flight<'a, S, T, P>) {
         let scope = self.scope;
         let context = &*scope.session.context;
         while let Some(Back { call, called }) = flight.take() {
             let Some(Called { verdict, cleared }) = called else {
-                // What was leased for it is not given back, which makes us slower than allowed for a
-                // moment, never faster.
+                // Its share of the limits is not refunded: the rate falls below the limit for a
+                // moment and never exceeds it.
                 self.delivery.not_made(&call);
                 continue;
             };
@@ -667,7 +673,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
 
     // --- Record ------------------------------------------------------------------------------
 
-    /// Has the ledger take first what earlier deliveries knew and it could not.
+    /// Records first the outcomes that earlier deliveries knew and could not record.
     async fn catch_up(&mut self) -> Result<(), Pause> {
         let unrecorded = self.delivery.unrecorded();
         if unrecorded.is_empty() {
@@ -685,7 +691,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         Ok(())
     }
 
-    /// Records what became known, if anything did.
+    /// Records the results that became known, if there are any.
     async fn record(&mut self, flight: &mut Flight<'a, S, T, P>) -> Result<(), Pause> {
         self.sort(flight).await;
         flight.recorded();
@@ -713,8 +719,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
 }
 
 impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
-    /// Claims these recipients; waits for the ledger until no new work is to be begun. An app that
-    /// fails open goes without: nobody knows then whether others send to them too.
+    /// Claims these recipients. Waits for the ledger until no new work may start. An app that fails
+    /// open sends without a claim, so other workers may send to the same recipients.
     async fn claim(&self, recipients: &[Fingerprint]) -> Result<Claimed, GivenUp> {
         let context = &*self.session.context;
         let claim = Claim {
@@ -724,7 +730,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
             recipients,
         };
         let ask = || async {
-            // What is known here is no doubt to anybody.
+            // Outcomes that this process still has to record must not look like doubts.
             context.catch_up().await?;
             context.store.claim(claim).await
         };
@@ -742,8 +748,8 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
         Ok(Claimed::Each(vec![ClaimState::Granted; recipients.len()]))
     }
 
-    /// Why recipients are in doubt, as far as a delivery that could not write their dead letter told
-    /// the ledger.
+    /// Why recipients are in doubt, where a delivery that could not write their dead letters
+    /// recorded the reason in the ledger.
     async fn reasons(&self, indices: Vec<usize>) -> HashMap<usize, TargetAnswer> {
         if indices.is_empty() {
             return HashMap::new();
@@ -751,7 +757,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
         let context = &*self.session.context;
         let asked = self.fingerprints(indices.iter().copied());
         let reasons = context.store.reasons(self.slice.head.id, &asked);
-        // Not repeated: without them the doubt is the same, and only its words are poorer.
+        // Not repeated: without the reasons the doubt is the same, only its text says less.
         let reasons = context.try_step(LedgerStep::Claim, reasons).await;
         let known = reasons.unwrap_or_default().into_iter();
         indices
@@ -767,9 +773,9 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
             .collect()
     }
 
-    /// Records a batch. An outcome that is known must be recorded even while the process drains; where
-    /// the session is lost it is left to the backlog. None: the ledger is away and the app fails open, or
-    /// no repetition mends what it says.
+    /// Records a batch. A known outcome must be recorded even while the process drains; if the
+    /// session is lost, the backlog records it. None: the ledger is down and the app fails open, or
+    /// the ledger's records make no sense and repeating does not help.
     async fn record(&self, batch: &Batch) -> Result<Option<Recorded>, Lost> {
         let outcomes = self.outcomes(batch);
         let release = self.fingerprints(batch.release.iter().copied());
@@ -791,7 +797,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
             .collect()
     }
 
-    /// Records what earlier deliveries knew.
+    /// Records the outcomes that earlier deliveries knew.
     async fn record_unrecorded(&self, known: &Unrecorded) -> Result<Option<Recorded>, Lost> {
         let secret = &self.session.context.settings.fingerprint_secret;
         let fingerprinter = Fingerprinter::new(secret, self.slice.head.id);
@@ -838,7 +844,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
         {
             Ok(recorded) => Ok(Some(recorded)),
             Err(GivenUp::Halted) => Err(Lost),
-            // It travels with what is left of the slice.
+            // The outcomes travel with the remainder of the slice.
             Err(GivenUp::Broken) => {
                 self.wait_for_repair();
                 Ok(None)
@@ -846,8 +852,8 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
         }
     }
 
-    /// What follows for further calls when the ledger has not taken what is known: nothing where the app
-    /// sends without it.
+    /// Whether further calls may follow when the ledger has not recorded the known results: yes
+    /// where the app fails open.
     fn unrecorded(&self) -> Result<(), Pause> {
         match self.fail_open {
             true => Ok(()),
@@ -855,12 +861,12 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
         }
     }
 
-    /// How long a slice waits whose records in the ledger make no sense.
+    /// How long a slice waits when its records in the ledger make no sense. Logs an error.
     fn wait_for_repair(&self) -> Duration {
         tracing::error!(
             job.id = %self.slice.head.id, slice.id = %self.slice.id,
-            "the slice waits, and is tried again in {} s; what is known of its recipients is kept. \
-             Repair the ledger, or cancel the job",
+            "the slice waits, and is tried again in {} s; the known outcomes of its recipients \
+             are kept. Repair the ledger, or cancel the job",
             REPAIR_WAIT.as_secs()
         );
         REPAIR_WAIT
@@ -892,7 +898,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
     }
 }
 
-/// The class of a call as a whole: what all its recipients got, or the best any of them did.
+/// The class of a call as a whole: the class that all its recipients got, or the best one.
 fn class_of(verdict: &Verdict) -> Class {
     match verdict {
         Verdict::All(answer) => answer.class,

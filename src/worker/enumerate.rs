@@ -1,15 +1,15 @@
-//! An audience of all users: the target is asked for its users page by page, and every few pages
-//! become a part of the job, with an explicit list.
+//! Expands an audience of all users: asks the target for its users page by page, and makes every
+//! few pages a part of the job, with an explicit list.
 //!
-//! The asking is a message on the target's lane, a slice without recipients that carries the cursor. So
-//! it waits for a parked target like any other slice, is retried on the ladder, and goes on where it
-//! was when a worker dies. A fault that it meets, such as a wrong password of the directory, parks the
-//! job, and the target when a second job meets it, as one that a send meets. One turn publishes the part
-//! and the next asking together, confirmed, before its ack: a turn that is repeated publishes the same
-//! part again, which the ledger absorbs.
+//! The request for pages is a message on the target's lane: a slice without recipients that carries
+//! the cursor. So it waits for a parked target like any other slice, is retried on the retry
+//! ladder, and continues at its cursor when a worker dies. A fault that it meets, such as a wrong
+//! password of the directory, parks the job, and parks the target when a second job meets the same
+//! fault, as with a send. One turn publishes the part and the next request together, confirmed,
+//! before its ack. A turn that is repeated publishes the same part again, which the ledger absorbs.
 //!
-//! How many parts there will be is known at the end only. Each says that one more is to come, until the
-//! last one, so the job cannot be completed before.
+//! The number of parts is known only at the end. Each part announces one more until the last one,
+//! so the job cannot be completed before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +30,11 @@ use crate::domain::slice::{Enumeration, Head, Slice};
 use crate::json;
 use crate::ports::{Directory, Lost, Outgoing, Page, Publisher, Route, Store, Transport};
 
-/// A part is published when it has so many users, or so many bytes of them.
+/// A part is published when it has this many users, or this many bytes of them.
 const PART_USERS: usize = 20_000;
 const PART_BYTES: usize = JOB_BYTES_MAX / 4;
 
-/// Most pages of one turn, so that a slice is acked in time however few users a page has.
+/// Most pages of one turn, so that a slice is acked in time even if its pages hold few users.
 const PAGES: usize = 100;
 
 /// Takes one turn.
@@ -63,7 +63,7 @@ struct Turn<'a, S, T, P> {
     traceparent: Option<String>,
 }
 
-/// What a turn found.
+/// The users that a turn found, and the cursor of the next page.
 struct Found {
     users: Vec<MemberDocument>,
     next: Option<String>,
@@ -91,7 +91,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
             let what = format!("target {:?} cannot list its users", head.target);
             return Ok(DeliveryEnd::Reject(what));
         };
-        // Nobody can be sent to any more: the job ends with whom it has.
+        // No further recipient may be sent to: the job ends with the recipients that it has.
         let expired = head.expires_at_ms.is_some_and(|at| now_ms() >= at);
         let found = if expired || order.go == Go::Cancelled {
             Ok(Found {
@@ -134,7 +134,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         Ok(found)
     }
 
-    /// Asks for one page; once more where the credential was refused, with a new one.
+    /// Asks for one page. If the credential was refused, asks once more with a new one.
     async fn page(
         &self,
         directory: &dyn Directory,
@@ -150,7 +150,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         }
     }
 
-    /// Asks for one page, once. The outer error: it could not be asked for.
+    /// Asks for one page, once. The outer error means that the request could not be made.
     async fn ask(
         &self,
         directory: &dyn Directory,
@@ -180,13 +180,14 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
                 .is_err()
     }
 
-    /// Publishes the part, and the next asking if there are more users.
+    /// Publishes the part, and the next request if there are more users.
     async fn publish(&self, found: Found) -> Result<DeliveryEnd, Lost> {
         let number = self.asking.number;
         let last = found.next.is_none();
         let mut messages = Vec::with_capacity(2);
         if last || !found.users.is_empty() {
-            // The asking itself is one submission; a part that is not the last one announces another.
+            // The request for users counts as one submission; a part that is not the last one
+            // announces another.
             let of = number.saturating_add(if last { 1 } else { 2 });
             let body = part(
                 &self.slice.head,
@@ -224,7 +225,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         slice.outgoing(route, self.traceparent.clone())
     }
 
-    /// Comes back after a while.
+    /// Publishes the request again, to come back after a while.
     async fn ask_again(&self, wait: Duration, asking: Enumeration) -> Result<DeliveryEnd, Lost> {
         self.session.context.note_waiting(self.slice.head.id).await;
         let lane = self.slice.lane.clone();
@@ -239,23 +240,26 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         Ok(DeliveryEnd::Deferred)
     }
 
-    /// A directory that does not answer is asked again until it does: nobody can fail who is not known.
-    /// What its answer means for the target is what it would mean for a send.
+    /// Asks again a directory that does not answer, until it does: without a list there are no
+    /// recipients that could fail. Its answer has the same meaning for the target as the answer to
+    /// a send.
     async fn failed(&self, mut answer: TargetAnswer) -> Result<DeliveryEnd, Lost> {
         let context = &*self.session.context;
         answer.text = format!("its users cannot be listed: {}", answer.text).into();
-        // No recipient is refused here, so a refusal that stays is about how the target is set up.
+        // No recipient is refused here, so a permanent refusal is about the configuration of the
+        // target.
         let class = match answer.class {
             Class::Permanent => Class::Config,
             class => class,
         };
         if class == Class::Config {
-            // A directory is asked for jobs to all users alone: no other job has to do with it.
+            // Only jobs to all users ask the directory, so a fault there does not concern other
+            // jobs.
             answer.reached = true;
         }
         let job = self.slice.head.id.to_string();
         context.heed(self.target, &job, class, &answer).await;
-        // A job that is parked is told so when it comes back.
+        // A parked job finds out that it is parked when it comes back.
         let parked = context.parked_for(&self.target.name).unwrap_or(WAIT_MAX);
         if let Class::Config | Class::Throttled = class {
             return self.ask_again(parked, self.asking.clone()).await;
@@ -293,7 +297,7 @@ fn part(head: &Head, users: Vec<MemberDocument>, part: ListPart) -> Vec<u8> {
         on_uncertain: head.on_uncertain,
         callback_url: head.callback_url.clone(),
         reply_to: head.reply_to.clone(),
-        // What is to be refused was refused when the job came.
+        // The checks were made when the job was accepted.
         mapping: Some(Strictness::Lenient),
         part: Some(part),
         ..JobDocument::new(&head.client_msg_no, audience, head.message())

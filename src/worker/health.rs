@@ -1,8 +1,9 @@
-//! What the answers of a target say about it: after too many failures in a row it is left alone, and
-//! after each answer that we are too fast, for longer each time until it answers well again.
+//! Tracks the health of a target from its answers. After too many failures in a row the breaker
+//! opens and the target is not called for a while. When the target answers that calls come too
+//! fast, it is not called for a time that grows until it answers normally again.
 //!
-//! Hundreds of calls are in flight, and all of them fail when a backend goes away. Those are one failure
-//! of the backend and not many: what fails while the target is left alone counts for nothing.
+//! Hundreds of calls are in flight, and all of them fail when a backend goes away. They count as
+//! one failure: calls that fail while the breaker is open do not count.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::domain::schedule::Schedule;
 
-/// How long a target that fails every call is left alone.
+/// The pause for a target that fails every call.
 const OPEN: Schedule = Schedule {
     min: Duration::from_secs(1),
     max: Duration::from_secs(30),
@@ -22,14 +23,14 @@ const OPEN: Schedule = Schedule {
 #[derive(Debug)]
 pub struct Health {
     breaker: Breaker,
-    /// Opens at once.
+    /// A breaker that opens at the first answer.
     throttle: Breaker,
-    /// When it last answered well, in milliseconds since 1970.
+    /// When the target last answered normally, in milliseconds since 1970.
     answered_ms: AtomicU64,
 }
 
 impl Health {
-    /// `failures`: calls in a row that fail before it is left alone.
+    /// `failures`: failed calls in a row that open the breaker.
     pub fn new(failures: u32) -> Self {
         Self {
             breaker: Breaker::new(failures),
@@ -38,11 +39,11 @@ impl Health {
         }
     }
 
-    /// It carried a call out, or refused it for reasons of the recipient.
+    /// The target carried a call out, or refused it for reasons of the recipient.
     pub(super) fn succeeded(&self, now_ms: u64) {
         self.breaker.succeeded();
         self.throttle.succeeded();
-        // A plain load first: the line is shared by all calls.
+        // A plain load first: all calls share the cache line.
         if now_ms > self.answered_ms.load(Ordering::Relaxed) {
             self.answered_ms.store(now_ms, Ordering::Relaxed);
         }
@@ -52,14 +53,14 @@ impl Health {
         self.answered_ms.load(Ordering::Relaxed)
     }
 
-    /// For how long the target is to be left alone, if this failure is one too many.
+    /// The pause before the next call to the target, if this failure opens the breaker.
     pub(super) fn failed(&self, now: Instant) -> Option<Duration> {
         self.breaker.failed(now)
     }
 
-    /// For how long the target is to be left alone that said that we are too fast: as long as it asked
-    /// for, and never less than a wait that grows with each time. Its word for now, for a time that is
-    /// past or for none at all is not believed: it would be called again at once, for ever.
+    /// The pause after the target answered that calls come too fast: as long as it asked for, but
+    /// at least a wait that grows with each such answer. If it asks for no time, or for a time that
+    /// is past, the grown wait applies; otherwise it would be called again at once, without end.
     pub(super) fn throttled(&self, now: Instant, asked: Option<Duration>) -> Duration {
         let opened = self.throttle.failed(now);
         let grown = opened.unwrap_or_else(|| self.throttle.left(now).max(OPEN.min));
@@ -74,7 +75,7 @@ struct Breaker {
     failures: AtomicU32,
     /// How often it has opened since the last success.
     opened: AtomicU32,
-    /// Until when it is open, in milliseconds from its start.
+    /// Until when it is open, in milliseconds since `start`.
     open_until_ms: AtomicU64,
     start: Instant,
 }
@@ -91,15 +92,15 @@ impl Breaker {
     }
 
     fn succeeded(&self) {
-        // A plain load first: the line is shared by all calls and nearly always 0 already.
+        // A plain load first: all calls share the cache line, and the value is nearly always 0.
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
             self.opened.store(0, Ordering::Relaxed);
         }
     }
 
-    /// For how long the target is to be left alone, if this failure is one too many. Once it has opened,
-    /// the next failure is.
+    /// The pause before the next call to the target, if this failure opens the breaker. Once it has
+    /// opened, each further failure after that time opens it again.
     fn failed(&self, now: Instant) -> Option<Duration> {
         let now_ms = now.saturating_duration_since(self.start).as_millis() as u64;
         let until = self.open_until_ms.load(Ordering::Relaxed);
@@ -113,7 +114,7 @@ impl Breaker {
         let opened = self.opened.load(Ordering::Relaxed) + 1;
         let wait = OPEN.delay(opened);
         let open_until = now_ms + wait.as_millis() as u64;
-        // Of calls that fail at the same time one opens it.
+        // Of calls that fail at the same time only one opens it.
         self.open_until_ms
             .compare_exchange(until, open_until, Ordering::Relaxed, Ordering::Relaxed)
             .ok()?;
@@ -174,7 +175,7 @@ mod tests {
             for seconds in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
                 let wait = health.throttled(now, asked);
                 about(Some(wait), seconds);
-                // Those that were in flight say the same; it is one answer.
+                // Calls that were in flight get the same answer, which counts once.
                 let again = health.throttled(now + wait / 2, asked);
                 assert!(
                     again >= OPEN.min && again <= wait.max(OPEN.min),

@@ -1,12 +1,12 @@
-//! Intake: reads jobs, registers them with the ledger and cuts them into slices.
+//! Reads jobs, registers them with the ledger and cuts them into slices.
 //!
-//! A job is acked only after every slice is confirmed by the broker. Slice ids are derived, so a job
-//! that is read again, after a crash or because its producer published it twice, publishes the same
-//! slices, and the ledger absorbs the repeats.
+//! A job is acked only after the broker has confirmed every slice. Slice ids are derived from the
+//! submission. So a job that is read again, after a crash or because its producer published it
+//! twice, publishes the same slices, and the ledger absorbs the repeats.
 //!
-//! Reading and cutting a list of 100,000 takes tens of milliseconds of CPU, so a large job is handled on
-//! a blocking thread; beyond the message itself it holds some fifty bytes per recipient, and one batch of
-//! slices on their way out.
+//! Reading and cutting a list of 100,000 takes tens of milliseconds of CPU, so a large job is
+//! handled on a blocking thread. Besides the message itself it holds some fifty bytes per
+//! recipient, and one batch of slices that are being published.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -38,17 +38,17 @@ use crate::ports::{
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Admitted, Refused, Resolved, admit, resolve};
 
-/// Larger jobs are cut one after the other, on a thread of their own: that takes several times the bytes
-/// of the list, and keeps a CPU busy.
+/// Larger jobs are cut one after the other, on a thread of their own: cutting takes several times
+/// the bytes of the list, and keeps a CPU busy.
 const SMALL_BYTES: usize = 64 * 1024;
 
 /// Slices published and confirmed together.
 const BATCH_SLICES: usize = 16;
 
-/// Users expected of an audience that is not counted yet; decides how its ledger is laid out.
+/// Users expected of an audience that is not counted yet; decides on the layout of its ledger.
 const ALL_EXPECTED: u64 = 100_000;
 
-/// Takes jobs of one priority until the shift ends.
+/// Takes jobs of one priority until the session ends.
 pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
     session: Arc<WorkerSession<S, T, P>>,
     priority: Priority,
@@ -56,11 +56,11 @@ pub(super) async fn intake<S: Store, T: Transport, P: Publisher>(
 ) {
     let mut ledger_up = session.context.ledger_up();
     let large = Semaphore::new(1);
-    // Most of the time of a small job is spent waiting for confirms, so several are taken at a time: as
-    // many as the broker hands out unacked.
+    // A small job waits for confirms most of its time, so several are taken at a time: as many as
+    // the broker hands out unacked.
     let mut taken = FuturesUnordered::new();
     loop {
-        // A job is taken only when the ledger can register it: the rest stays in the queue.
+        // A job is taken only when the ledger can register it; the rest stays in the queue.
         let next = async {
             let _ = ledger_up.wait_for(|up| *up).await;
             jobs.next().await
@@ -106,7 +106,7 @@ async fn take<S: Store, T: Transport, P: Publisher>(
         session.context.metrics.panicked();
         IntakeEnd::Requeue
     });
-    // A lost session makes any of these void; the broker hands the job out again.
+    // None of these has an effect if the session is lost: the broker hands the job out again.
     match end {
         IntakeEnd::Taken(result) => {
             if delivery.ack().await.is_ok() {
@@ -120,7 +120,7 @@ async fn take<S: Store, T: Transport, P: Publisher>(
     }
 }
 
-/// Moves a message that is no job of ours out of the way, unharmed.
+/// Moves a message that is not a valid job to the rejected queue, unchanged.
 async fn refuse<S: Store, T, P: Publisher>(
     session: &WorkerSession<S, T, P>,
     delivery: Delivery,
@@ -164,7 +164,7 @@ impl From<Refused> for IntakeEnd {
     }
 }
 
-/// The same admission as at every door.
+/// The same admission as at every endpoint.
 impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<S, T, P> {
     type Rules = Context<S, T>;
     type Store = S;
@@ -182,7 +182,7 @@ impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<S, T, P> {
         &self.session.context.transport
     }
 
-    /// A slow endpoint would hold up the jobs of everybody.
+    /// A slow check would hold up the jobs of all apps.
     fn before_accept(&self, _: &str) -> Option<&BeforeAccept> {
         None
     }
@@ -215,7 +215,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         end
     }
 
-    /// Whoever accepted a job that is refused may have entered it. Not repeated: the upkeep finds it too.
+    /// The endpoint that accepted a refused job may have entered it in the ledger. Not repeated:
+    /// the upkeep finds it too.
     async fn withdraw(&self, job: JobId) {
         let context = &*self.session.context;
         let withdraw = context.store.withdraw(job);
@@ -258,7 +259,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 template,
             }) => (shape, template, JobResult::Extended),
             Ok(Accepted::Again { shape, template }) => (shape, template, JobResult::Repeated),
-            // There may be users by now who were not there then.
+            // There may be new users since the job was settled.
             Ok(Accepted::Settled) if job.is_for_all() => {
                 (submission.shape, None, JobResult::Repeated)
             }
@@ -292,7 +293,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         }
     }
 
-    /// Publishes what a job leads to.
+    /// Publishes the slices of a job, or the request for its users.
     async fn send_out(
         &self,
         job: &Job<'_>,
@@ -303,7 +304,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     ) -> Result<(), IntakeEnd> {
         let lost = |Lost| IntakeEnd::Requeue;
         if job.is_for_all() {
-            // With the name still in it: its parts are resolved like this one.
+            // The head keeps the template's name: the parts of the job are resolved like the job
+            // itself.
             return self.ask_for_all(job, shape).await.map_err(lost);
         }
         let head = self.ruled(&job.head, resolved, template).await?;
@@ -312,7 +314,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         published.await.map_err(lost)
     }
 
-    /// Asks until there is a verdict: the ledger may be away. What was counted is not counted again.
+    /// Repeats a request to the ledger until it has a verdict, since the ledger may be down. What
+    /// was counted is not counted again.
     async fn decide<V, F>(&self, ask: impl Fn() -> F) -> Result<V, IntakeEnd>
     where
         F: Future<Output = Result<V, Refused>>,
@@ -333,7 +336,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         }
     }
 
-    /// The job with the version that rules: another submission of it may have come first.
+    /// The head of the job with the template version that applies: another submission of the job
+    /// may have come first.
     async fn ruled(
         &self,
         head: &Head,
@@ -350,7 +354,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     }
 
     fn submission(&self, job: &Job<'_>, warnings: Vec<String>) -> Submission {
-        // A job in parts is shaped for all of them.
+        // The shape of a job in parts allows for all of them.
         let entries = job.entries as u64;
         let expected = entries * u64::from(job.part.of);
         Submission {
@@ -373,7 +377,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         }
     }
 
-    /// An audience of all users is one submission without recipients, and at least one part to come.
+    /// An audience of all users is one submission without recipients, and at least one part that
+    /// follows.
     fn submission_of_all(&self, job: &Job<'_>, warnings: Vec<String>) -> Submission {
         Submission {
             submission: "all".to_owned(),
@@ -384,7 +389,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         }
     }
 
-    /// Begins to ask the target for its users, on a lane like everything that waits for a target.
+    /// Starts to ask the target for its users, on a lane like everything that waits for a target.
     async fn ask_for_all(&self, job: &Job<'_>, shape: Shape) -> Result<(), Lost> {
         let lane = job.head.lane(usize::MAX);
         let slice = Slice {
@@ -420,7 +425,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         .await
     }
 
-    /// Tells the ledger that a part is there, of a list that waits for all of its parts.
+    /// Tells the ledger that a part has arrived, of a list that waits for all of its parts.
     async fn gather(&self, job: &Job<'_>) -> Result<(), Lost> {
         let Some(part) = job.part.together() else {
             return Ok(());
@@ -506,7 +511,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         slice.outgoing(Route::Lane(lane.clone()), self.traceparent.clone())
     }
 
-    /// Tells the ledger that all slices are out, and follows from where the job stands then.
+    /// Tells the ledger that all slices are published, and takes the steps that follow from the
+    /// job's progress.
     async fn announce(&self, head: &Head, submission: &str, result: JobResult) -> Result<(), Lost> {
         let context = &*self.session.context;
         let lost = self.session.lost.cancelled();

@@ -1,5 +1,5 @@
-//! Lanes: deliveries of all of them flow to one [`Scheduler`], which decides which slice is worked on next.
-//! What waits there is bounded by the prefetch of each lane.
+//! Feeds the deliveries of all lanes to one [`Scheduler`], which decides which slice is worked on
+//! next. The prefetch of each lane bounds how many deliveries wait there.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use super::session::WorkerSession;
 use crate::domain::lane::{Lane, LaneClass};
 use crate::ports::{Consumer, Delivery, Publisher, Store, Transport};
 
-/// Deliveries fetched ahead of the places, so that a free place never waits for the broker.
+/// Deliveries fetched beyond the number of places, so that a free place does not wait for the
+/// broker.
 const FETCHED_AHEAD: usize = 2;
 
-/// Deliveries to take from a lane at a time.
+/// Deliveries that the broker hands out from a lane at a time.
 pub(super) fn prefetch(lane: &Lane, settings: &super::Settings) -> u16 {
     let places = match lane.class {
         LaneClass::Express => settings.small_job_concurrency,
@@ -31,7 +32,8 @@ pub(super) struct OpenLane<C> {
     pub(super) consumer: C,
 }
 
-/// Works on slices until the shift ends, then gives back what was not begun and waits for the rest.
+/// Works on slices until the session ends. Then requeues the deliveries that were not started and
+/// waits for the rest.
 pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
     session: Arc<WorkerSession<S, T, P>>,
     lanes: Vec<OpenLane<C>>,
@@ -87,17 +89,17 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
         panicked = panicked.or(panic_of(ended));
     }
     if let Some(panicked) = panicked {
-        // What was in work is ended: the session learns of it now.
+        // All work is ended; the session learns of the panic now.
         std::panic::resume_unwind(panicked);
     }
 }
 
-/// What a task met that panicked.
+/// The panic of a task, if it panicked.
 fn panic_of(ended: Result<(), JoinError>) -> Option<Box<dyn Any + Send>> {
     ended.err()?.try_into_panic().ok()
 }
 
-/// Moves deliveries of one lane to the desk until the shift ends.
+/// Moves deliveries of one lane to the scheduler until the session ends.
 async fn forward<S, T, P, C: Consumer>(
     session: Arc<WorkerSession<S, T, P>>,
     number: usize,

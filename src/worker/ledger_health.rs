@@ -1,9 +1,9 @@
-//! Whether the ledger can be written: what lanes, readiness and the metric go by.
+//! Tracks whether the ledger takes writes, for the lanes, for readiness and for the metric.
 //!
-//! Twice a second a heartbeat writes what a claim would write, on the runtime that does the work. An
-//! error of any step takes effect at once; only a heartbeat that succeeds ends it. So reads that a
-//! replica or a full server still answers prove nothing, and neither does an old heartbeat: a server
-//! that is frozen, or a runtime that is blocked, is not ready.
+//! Twice a second a heartbeat writes what a claim would write, on the runtime that does the work.
+//! An error of any step takes effect at once, and only a heartbeat that succeeds clears it. So
+//! reads that a replica or a full server still answers prove nothing, and neither does an old
+//! heartbeat: a server that is frozen, or a runtime that is blocked, is not ready.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,26 +18,26 @@ use crate::error::chain;
 use crate::metrics::LedgerStep;
 use crate::ports::{Beat, Beaten, LedgerError, Store};
 
-/// A heartbeat that is older proves nothing.
+/// An older heartbeat proves nothing.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// A process that stood still for so long begins a new row of heartbeats: the store may have dropped
-/// its last one.
+/// A process that was stopped for this long starts a new row of heartbeats: the store may have
+/// dropped its last one.
 const ROW_MAX: Duration = Duration::from_secs(3600);
 
-/// What is known of the ledger.
+/// The state of the ledger as this process knows it.
 #[derive(Default)]
 pub(super) struct LedgerHealth {
     up: watch::Sender<bool>,
     state: Mutex<State>,
-    /// Steps that were taken.
+    /// Number of steps that were recorded.
     recorded: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
     beaten: Option<Instant>,
-    /// Why the last step failed, in words.
+    /// Why the last step failed, as text.
     trouble: Option<String>,
 }
 
@@ -54,7 +54,7 @@ impl LedgerHealth {
         self.state.lock()
     }
 
-    /// A step was taken that a ledger with older data would have lost.
+    /// Counts a step that is lost if the ledger goes back to older data.
     pub(super) fn note_recorded(&self, step: LedgerStep) {
         use LedgerStep::{Accept, Claim, Complete, Expanded, Settle};
         if matches!(step, Accept | Expanded | Claim | Settle | Complete) {
@@ -62,7 +62,7 @@ impl LedgerHealth {
         }
     }
 
-    /// Whether this changes anything.
+    /// Notes an error, or a heartbeat that succeeded (`None`). Returns whether the state changed.
     fn note(&self, trouble: Option<String>) -> bool {
         let up = trouble.is_none();
         let mut state = self.state();
@@ -96,9 +96,9 @@ impl LedgerHealth {
 }
 
 impl<S: Store, T> Context<S, T> {
-    /// An error says at once that the ledger is down. One record that makes no sense does not: the
-    /// others are fine. Logs only when the state changes, so that an outage is two lines, not one per
-    /// slice.
+    /// Notes an error: the ledger is down from now on. A single record that makes no sense does not
+    /// count, since the others are fine. Logs only when the state changes, so that an outage is two
+    /// lines, not one per slice.
     pub(super) fn note_trouble(&self, error: &LedgerError) {
         if matches!(error, LedgerError::Broken(_)) {
             return;
@@ -115,8 +115,8 @@ impl<S: Store, T> Context<S, T> {
     pub(super) fn note_went_back(&self) {
         self.metrics.ledger_went_back();
         tracing::error!(
-            "the ledger went back: it has lost what was written last. Jobs that run are marked; \
-             `fanwise job verify` says what is not known of them"
+            "the ledger went back: it has lost its latest records. Running jobs are marked; \
+             `fanwise job verify` says which of their outcomes are not known"
         );
     }
 
@@ -139,7 +139,7 @@ impl<S, T> Context<S, T> {
         self.ledger_health.check(Instant::now())
     }
 
-    /// Brings the metric up to date: a ledger that hangs says nothing.
+    /// Brings the metric up to date, since a ledger that hangs reports no error.
     pub fn show_ledger(&self) {
         self.metrics.ledger_up(self.check_ledger().is_ok());
     }
@@ -165,7 +165,7 @@ impl Heart {
         }
     }
 
-    /// The next one. `Err`: nothing can be recorded now.
+    /// Sends the next heartbeat. `Err`: nothing can be recorded now.
     pub(super) async fn beat<S: Store, T>(
         &mut self,
         context: &Context<S, T>,
@@ -190,8 +190,8 @@ impl Heart {
 mod tests {
     use super::*;
 
-    /// Readiness goes by heartbeats: an error ends it at once, a heartbeat that stays away after a
-    /// while, and nothing but a heartbeat brings it back.
+    /// Readiness depends on heartbeats: an error ends it at once, missing heartbeats end it after a
+    /// while, and only a heartbeat brings it back.
     #[test]
     fn only_a_fresh_heartbeat_makes_ready() {
         let health = LedgerHealth::default();

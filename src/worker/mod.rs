@@ -1,10 +1,10 @@
-//! The worker: sessions, one after the other, each with its intake and its lanes.
+//! Runs the worker: opens one broker session after the other, each with its intake and its lanes.
 //!
-//! [`Worker::run`] opens a session, works in it until it is lost or the process drains, and opens the
-//! next one after a growing pause. Nothing of a lost session is carried over: what was not acked
-//! comes back from the broker, and the ledger knows what was done.
+//! [`Worker::run`] opens a session and works in it until the session is lost or the process drains.
+//! It opens the next session after a growing pause. It carries nothing over from a lost session:
+//! the broker hands out again what was not acked, and the ledger knows what was done.
 //!
-//! Neither a broker nor a store is named here; both engines run the same worker.
+//! This module names neither a broker nor a store; both engines run the same worker.
 
 mod answers;
 mod backlog;
@@ -56,23 +56,23 @@ use crate::ports::{
     Broker, BrokerError, LedgerError, Moved, Publisher, Session, Source, Store, Transport,
 };
 
-/// Jobs of one priority that are taken at a time. One of megabytes is rare, and a small one waits for the
-/// broker most of its time.
+/// Jobs of one priority that the worker takes at a time. Jobs of several megabytes are rare, and a
+/// small job waits for the broker most of its time.
 const JOBS_PREFETCH: u16 = 8;
 
-/// How often the store is asked for directives and parked targets and gets a heartbeat, which tells
-/// whether the ledger takes writes.
+/// How often the worker asks the store for directives and parked targets and sends it a heartbeat.
+/// The heartbeat shows whether the ledger takes writes.
 const POLL: Duration = Duration::from_millis(500);
 
-/// With the ledger down for so long, the session is closed: deliveries go back to the broker instead
-/// of nearing its ack limit.
+/// The worker closes the session when the ledger has been down for this long. The deliveries go
+/// back to the broker before they come near its ack limit.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a session ended.
 enum End {
-    /// It was lost or closed.
+    /// The session was lost or closed.
     Orderly,
-    /// One of its tasks met a mistake of ours.
+    /// One of its tasks panicked: a bug.
     Panicked,
 }
 
@@ -96,7 +96,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         self.ready.subscribe()
     }
 
-    /// Works until `drain` is cancelled and everything in work is ended or given back.
+    /// Works until `drain` is cancelled and all work under way is ended or requeued.
     pub async fn run(self, drain: CancellationToken) {
         let poll = {
             let (context, drain) = (Arc::clone(&self.context), drain.clone());
@@ -126,7 +126,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             match connected {
                 Ok(session) => match self.session(session, drain).await {
                     Ok(End::Orderly) => delays.reset(),
-                    // The next one may meet the same: the pause grows.
+                    // The next session may panic too, so the pause keeps growing.
                     Ok(End::Panicked) => {}
                     Err(error) => tracing::warn!(error = %chain(&error), "the session ended early"),
                 },
@@ -142,7 +142,8 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         }
     }
 
-    /// Works in one session until it is lost, the ledger stays away, or the process drains.
+    /// Works in one session until it is lost, the ledger stays down too long, or the process
+    /// drains.
     async fn session(
         &self,
         session: B::Session,
@@ -204,7 +205,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         let (mut keeper, rest) = (JoinSet::new(), CancellationToken::new());
         keeper.spawn(sequence.keep(Arc::clone(&work), rest.clone()));
         let mut end = self.until_ended(&work, tasks, drain).await;
-        // Of what was recorded last, too.
+        // The keeper saves the sequence once more, after the last outcomes are recorded.
         rest.cancel();
         self.all_ended(&mut keeper, &mut end).await;
         self.context.metrics.broker_up(false);
@@ -212,8 +213,8 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         Ok(end)
     }
 
-    /// Waits until the session is lost, the ledger stays away, a task ends or the process drains, and
-    /// then for all tasks.
+    /// Waits until the session is lost, the ledger stays down too long, a task ends or the process
+    /// drains. Then waits for all tasks.
     async fn until_ended<P: Publisher>(
         &self,
         work: &WorkerSession<S, T, P>,
@@ -224,9 +225,9 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         let mut end = End::Orderly;
         let why = tokio::select! {
             biased;
-            () = work.lost.cancelled() => "the session is lost, what was not acked comes back",
-            () = drain.cancelled() => "draining: no new work is begun",
-            () = patience => "the ledger stays away, the session is closed until it answers",
+            () = work.lost.cancelled() => "the session is lost: unacked deliveries come back",
+            () = drain.cancelled() => "draining: no new work starts",
+            () = patience => "the ledger stays down: the session is closed meanwhile",
             Some(ended) = tasks.join_next() => {
                 end = self.end_of(&ended);
                 "a task of the session ended"
@@ -239,7 +240,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         end
     }
 
-    /// Waits for these tasks; a panic of any is a panic of the session.
+    /// Waits for these tasks. If any of them panicked, the session ends as panicked.
     async fn all_ended(&self, tasks: &mut JoinSet<()>, end: &mut End) {
         while let Some(ended) = tasks.join_next().await {
             if let End::Panicked = self.end_of(&ended) {
@@ -255,8 +256,8 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
                 self.context.metrics.panicked();
                 tracing::error!(
                     %error,
-                    "a task of the session panicked: the session ends, what was not acked comes \
-                     back, and a new one is opened after a pause"
+                    "a task of the session panicked: the session ends, the broker hands out again \
+                     what was not acked, and a new session opens after a pause"
                 );
                 End::Panicked
             }
@@ -264,7 +265,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         }
     }
 
-    /// Resolves when the ledger has been down for longer than deliveries should be held.
+    /// Resolves when the ledger has been down for longer than the worker should hold deliveries.
     async fn ledger_gone(&self) {
         let mut up = self.context.ledger_up();
         if self.context.fails_open() {
@@ -283,7 +284,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
     }
 }
 
-/// Shows in the metrics, and once in the log, when the broker takes no publishes.
+/// Shows in the metrics whether the broker refuses publishes.
 async fn watch_blocked<S: Store, T>(
     mut blocked: watch::Receiver<bool>,
     context: Arc<Context<S, T>>,
@@ -298,13 +299,13 @@ async fn watch_blocked<S: Store, T>(
             .is_none_or(|changed| changed.is_err())
         {
             context.metrics.broker_blocked(false);
-            // Not an end of its own: the session says when it is lost.
+            // This task does not end the session: the session itself reports when it is lost.
             return halt.cancelled().await;
         }
     }
 }
 
-/// Counts what the broker rejected by itself like what we reject.
+/// Counts the messages that the broker rejected by itself, as the worker counts its own rejects.
 async fn count_moved<S: Store, T>(
     mut moved: watch::Receiver<Moved>,
     context: Arc<Context<S, T>>,
@@ -325,14 +326,14 @@ async fn count_moved<S: Store, T>(
             .await
             .is_none_or(|changed| changed.is_err())
         {
-            // Not an end of its own, as above.
+            // This task does not end the session either.
             return halt.cancelled().await;
         }
     }
 }
 
-/// Asks the store, again and again, which directives are in force and which targets are parked, and
-/// gives it a heartbeat. `works`: whether this process delivers.
+/// Polls the store for the directives in force and the parked targets, and sends it a heartbeat.
+/// `works`: whether this process delivers.
 pub async fn watch_store<S: Store, T: Transport>(
     context: &Context<S, T>,
     works: bool,
@@ -342,7 +343,7 @@ pub async fn watch_store<S: Store, T: Transport>(
     let (mut known, mut heart) = (0, Heart::new(works));
     let look = async {
         loop {
-            // An error is noted where it happens; the next round comes soon.
+            // An error is noted where it occurs, and the next round comes soon.
             let _ = look_once(context, &targets, &mut known, &mut heart).await;
             context.show_directives();
             context.tidy();
@@ -352,8 +353,8 @@ pub async fn watch_store<S: Store, T: Transport>(
     let _: Option<()> = stop.run_until_cancelled(look).await;
 }
 
-/// One round. Directives are heeded before the ledger counts as up: a worker that starts sends nothing
-/// before.
+/// One round. It takes over the directives before the ledger counts as up, so that a worker that
+/// starts sends nothing before it knows them.
 async fn look_once<S: Store, T>(
     context: &Context<S, T>,
     targets: &[String],

@@ -1,10 +1,10 @@
-//! Tells those whom a job named that it completed.
+//! Notifies the callback URL and the reply queue that a job named when the job is completed.
 //!
-//! A callback is a message on the notices lane of the job's target, published before the job is marked
-//! completed: whoever dies in between publishes it again, under the same id. From there it is one
-//! request at a time, retried on the ladder like a recipient, and given up after as many attempts.
-//! Neither a parked target nor a directive concerns it. A reply over AMQP needs no such detour: the
-//! broker itself is where it is to go.
+//! A callback is a message on the notices lane of the job's target, published before the job is
+//! marked completed: if the worker dies in between, the next one publishes it again, under the same
+//! id. From there it is one request at a time, retried on the retry ladder like a recipient, and
+//! abandoned after as many attempts. Neither a parked target nor a directive affects it. A reply
+//! over AMQP needs no lane: it goes straight to the broker.
 
 use std::time::Duration;
 
@@ -32,12 +32,12 @@ use crate::ports::{
 };
 use crate::secret::Secret;
 
-/// Holds the id of the notice, as of any request of ours that a receiver may see twice.
+/// Holds the id of the notice, as in every request of Fanwise that a receiver may see twice.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// `v1=` and HMAC-SHA-256 over `<id>.<body>` in hexadecimal digits, as webhook targets have it.
+/// `v1=` and HMAC-SHA-256 over `<id>.<body>` in hexadecimal digits, as is usual for webhooks.
 const SIGNATURE: HeaderName = HeaderName::from_static("fanwise-signature");
 
-/// How the callbacks of one app are made.
+/// How to make the callbacks of one app.
 pub struct Callbacks<T> {
     pub rules: CallbackRules,
     pub secret: Secret,
@@ -47,13 +47,14 @@ pub struct Callbacks<T> {
 }
 
 impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
-    /// Has those told whom the job named: `Ok` when the callback is durable and the reply published.
+    /// Notifies those that the job named: `Ok` when the callback is durable and the reply
+    /// published.
     pub(super) async fn notify(
         &self,
         job: &NotifiedJob<'_>,
         record: &JobRecord,
     ) -> Result<(), Lost> {
-        // A record that was rebuilt from slices knows nobody; the slices do.
+        // A record that was rebuilt from slices has no callback and no reply queue; the slices do.
         let url = record.callback_url.as_deref().or(job.callback_url);
         let queue = record.reply_to.as_deref().or(job.reply_to);
         if url.is_none() && queue.is_none() {
@@ -85,8 +86,9 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
         }
     }
 
-    /// Publishes to a reply queue. One that is gone or full is the affair of who named it; a broker
-    /// that does not confirm is asked again, so often as a recipient would be.
+    /// Publishes to a reply queue. If the queue is gone or full, the reply is abandoned: the app
+    /// that named the queue must fix it. If the broker does not confirm, the publish is repeated,
+    /// as often as a recipient would be tried.
     async fn reply(
         &self,
         job: &NotifiedJob<'_>,
@@ -101,7 +103,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
                 .notice(NoticeKind::Reply, NoticeResult::Abandoned);
             tracing::warn!(
                 job.id = %job.id, reply_to = queue, error = why,
-                "nobody is told over AMQP that the job completed"
+                "no reply is sent over AMQP about the completed job"
             );
         };
         // The configuration may have changed since the job was accepted.
@@ -148,7 +150,8 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     }
 }
 
-/// Works on one notice of a notices lane. It is retried there, whatever lane it names.
+/// Works on one notice of a notices lane. It is retried on that lane, whatever lane the notice
+/// names.
 pub(super) async fn deliver_notice<S: Store, T: Transport, P: Publisher>(
     session: &WorkerSession<S, T, P>,
     lane: Lane,
@@ -196,7 +199,7 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
             notice.id = notice.id,
             notice.app = notice.app,
             attempts = failures,
-            "a callback is given up: {what}"
+            "a callback is abandoned: {what}"
         );
         return Ok(DeliveryEnd::Done);
     }
@@ -216,7 +219,7 @@ async fn attempt<S: Store, T: Transport, P: Publisher>(
     Ok(DeliveryEnd::Deferred)
 }
 
-/// One request; an error, in words, unless the receiver says 2xx.
+/// Makes one request. Returns an error text unless the receiver answers 2xx.
 async fn call<S, T: Transport>(
     context: &Context<S, T>,
     notice: &Notice,

@@ -1,11 +1,14 @@
-//! The desk: deliveries that wait for a place, slices in work, and how each delivery is ended.
+//! Schedules slices: keeps the deliveries that wait for a place, starts slices, and ends each
+//! delivery as its work decided.
 //!
-//! The slices of a target share its places by `domain::fairness`. Small jobs and notices have places of
-//! their own, so that big jobs cannot occupy them (promise 8). A slice's duty to the broker is kept
-//! here, apart from its work, so that a panic in the work gives the slice back.
+//! The slices of a target share its places by the rules of `domain::fairness`. Small jobs and
+//! notices have places of their own, so that big jobs cannot occupy them (promise 8). The scheduler
+//! keeps the handle that acks or requeues a delivery apart from the slice's work, so that it can
+//! requeue the slice if the work panics.
 //!
-//! Nothing here waits: to end a delivery may take long, a reject waits for a confirm, and is a task of
-//! its own. There are never more of those than the broker hands out unacked.
+//! The scheduler itself never waits. Ending a delivery may take long, since a reject waits for a
+//! publisher confirm, so each ending is a task of its own. There are never more of these tasks than
+//! the broker hands out unacked deliveries.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -28,26 +31,27 @@ use crate::ports::{Delivery, EndDelivery, Publisher, Store, Transport};
 /// Notices in delivery at a time, per target.
 pub(super) const NOTICES_IN_WORK: usize = 8;
 
-/// How often a target whose places are all taken is looked at while lanes wait for each other.
+/// How often the scheduler looks again at a target whose places are all taken while lanes wait for
+/// each other.
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) struct Scheduler<S, T, P> {
     session: Arc<WorkerSession<S, T, P>>,
     lanes: Vec<Waiting>,
-    /// In the order in which their lanes came.
+    /// In the order in which the lanes name them.
     targets: Vec<Places>,
     work: JoinSet<DeliveryEnd>,
-    /// What belongs to every slice in work.
+    /// The lane, place and delivery of each slice in work, by task.
     in_work: HashMap<Id, InWork>,
     endings: JoinSet<()>,
-    /// Turns are measured from here.
+    /// The origin of the times that `Turns` gets.
     epoch: Instant,
 }
 
-/// Deliveries of one lane that wait, the oldest first.
+/// The deliveries of one lane that wait, oldest first.
 struct Waiting {
     lane: Lane,
-    /// Which target it is a lane of.
+    /// Index of its target in `Scheduler::targets`.
     target: usize,
     deliveries: VecDeque<(Instant, Delivery)>,
 }
@@ -69,13 +73,13 @@ struct InWork {
     halt: CancellationToken,
 }
 
-/// What a slice in work occupies.
+/// The kind of place that a slice in work occupies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Express,
     Notice,
     Shared(At, Ticket),
-    /// It only goes back to the end of its lane.
+    /// No place: the slice only goes back to the end of its lane.
     None,
 }
 
@@ -94,7 +98,7 @@ impl Places {
     }
 }
 
-/// Where a lane stands among those that share places.
+/// The position of a lane among those that share places.
 fn at(class: LaneClass) -> Option<At> {
     match class {
         LaneClass::Of(priority, lane) => Some(At {
@@ -148,7 +152,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         }
     }
 
-    /// Starts slices while there are places for them, and has others make way.
+    /// Starts slices while there are places for them, and makes others give way.
     pub(super) fn draw(&mut self) {
         self.pass_on();
         let ledger_up = {
@@ -156,7 +160,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             *context.ledger_up().borrow() || context.fails_open()
         };
         for target in 0..self.targets.len() {
-            // A notice goes elsewhere and needs no ledger.
+            // A notice does not go to the target and needs no ledger.
             self.draw_own(target, LaneClass::Notices);
             let name = &self.targets[target].target;
             if ledger_up && self.session.context.kept_for(name).is_none() {
@@ -170,7 +174,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             .slices_in_flight(self.work.len());
     }
 
-    /// Starts slices of a lane with places of its own.
+    /// Starts slices of a lane that has its own places.
     fn draw_own(&mut self, target: usize, class: LaneClass) {
         let places = &self.targets[target];
         let (place, taken, most) = match class {
@@ -200,7 +204,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
                 return;
             };
             let Some((lane, delivery)) = self.take(target, at) else {
-                // Cannot be: the turns count what waits.
+                // Cannot happen: the turns count the deliveries that wait.
                 self.targets[target].turns.withdrawn(at);
                 continue;
             };
@@ -226,8 +230,8 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         Some((lane, delivery))
     }
 
-    /// Deliveries that have waited for too long go back to the end of their lane, published and acked:
-    /// none comes near the broker's ack limit, whatever a lane waits for (promise 7).
+    /// Sends deliveries that have waited too long back to the end of their lane, published and
+    /// acked. So none comes near the broker's ack limit, whatever its lane waits for (promise 7).
     fn pass_on(&mut self) {
         let now = Instant::now();
         for lane in 0..self.lanes.len() {
@@ -284,7 +288,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         self.in_work.insert(task.id(), in_work);
     }
 
-    /// How long until something here moves by itself.
+    /// How long until the scheduler has something to do by itself.
     pub(super) fn until_one_moves(&self) -> Duration {
         let now = Instant::now();
         let most = self.session.context.settings.slice_concurrency;
@@ -304,7 +308,8 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         !self.work.is_empty() || !self.endings.is_empty()
     }
 
-    /// Waits until the work on a slice has ended, or a delivery has; false when there is neither.
+    /// Waits until the work on a slice or the ending of a delivery is complete; false when there is
+    /// neither.
     pub(super) async fn one_ended(&mut self) -> bool {
         tokio::select! {
             biased;
@@ -317,13 +322,13 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         true
     }
 
-    /// One mistake of ours costs one delivery, not the session.
+    /// A bug in the work on one delivery costs that delivery, not the session.
     fn panicked(&self, error: &JoinError) {
         self.session.context.metrics.panicked();
         tracing::error!(%error, "the work on a delivery panicked: the broker hands it out again");
     }
 
-    /// Frees the place of a slice, and has its delivery ended as its work says.
+    /// Frees the place of a slice and ends its delivery as the work decided.
     fn ended(&mut self, ended: Result<(Id, DeliveryEnd), JoinError>) {
         let (id, end) = match ended {
             Ok((id, end)) => (id, Some(end)),
@@ -361,7 +366,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         });
     }
 
-    /// Gives back what was not begun.
+    /// Requeues the deliveries that were not started.
     pub(super) fn give_back_waiting(&mut self) {
         for here in &mut self.lanes {
             for (_, delivery) in here.deliveries.drain(..) {
@@ -374,8 +379,8 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
     }
 }
 
-/// Ends a delivery as its work says; without a fate the work ended in a panic. Where the session is
-/// lost none of this has an effect, and none is needed.
+/// Ends a delivery as its work decided; `None` means that the work panicked. If the session is
+/// lost, none of this has an effect, and none is needed.
 async fn close(lane: &Lane, duty: Box<dyn EndDelivery>, end: Option<DeliveryEnd>) -> SliceResult {
     let (result, ended) = match end {
         Some(DeliveryEnd::Done) => (SliceResult::Done, duty.ack().await.is_ok()),

@@ -1,11 +1,11 @@
-//! A number of the ledger that is kept with the broker. By it a ledger that went back to older data is
-//! noticed also where no process is left that remembers its heartbeats: after a power failure, or when
-//! somebody restores a backup while all workers are stopped.
+//! Keeps a number of the ledger with the broker. With it the worker notices a ledger that went back
+//! to older data even if no process is left that remembers its heartbeats: after a power failure,
+//! or when an operator restores a backup while all workers are stopped.
 //!
-//! While something is recorded, a worker raises the sequence of the ledger twice a second and then leaves
-//! the new number with the broker. A session compares before it takes its first delivery: a ledger that
-//! has not come so far has lost what was recorded since. What was recorded in the last half second before
-//! the loss, and lost alone, is not noticed.
+//! While outcomes are recorded, a worker raises the sequence of the ledger twice a second and then
+//! publishes the new number to the broker. A session compares the two before it takes its first
+//! delivery: a ledger whose number is lower has lost records. A loss of only the records of the
+//! last half second is not noticed.
 
 use std::sync::Arc;
 
@@ -17,11 +17,11 @@ use super::session::WorkerSession;
 use crate::metrics::LedgerStep;
 use crate::ports::{LedgerError, Outgoing, Publisher, Raised, Route, Store};
 
-/// What one session knows of the sequence.
+/// The sequence as one session knows it.
 pub(super) struct Sequence {
     /// The number that the broker had, until it is compared; then 0.
     seen: u64,
-    /// What this process had recorded when it raised the sequence last.
+    /// The count of recorded steps when this process last raised the sequence.
     recorded: u64,
 }
 
@@ -31,7 +31,7 @@ impl Sequence {
         Self { seen, recorded: 0 }
     }
 
-    /// Raises the sequence, and notes a ledger that went back.
+    /// Raises the sequence, and reports a ledger that went back.
     pub(super) async fn raise<S: Store, T>(
         &mut self,
         context: &Context<S, T>,
@@ -46,8 +46,8 @@ impl Sequence {
         Ok(number)
     }
 
-    /// Leaves the sequence with the broker again and again until the session is at `rest`, and then once
-    /// more. However it ends, the session ends with it.
+    /// Saves the sequence with the broker again and again until `rest` is cancelled, and then once
+    /// more. When it ends, for any reason, the session ends.
     pub(super) async fn keep<S: Store, T, P: Publisher>(
         mut self,
         session: Arc<WorkerSession<S, T, P>>,
@@ -61,13 +61,13 @@ impl Sequence {
         self.leave(&session).await;
     }
 
-    /// Leaves the sequence with the broker, unless the number there covers all that is recorded.
+    /// Saves the sequence with the broker, unless the number there covers all that is recorded.
     async fn leave<S: Store, T, P: Publisher>(&mut self, session: &WorkerSession<S, T, P>) {
         let context = &*session.context;
         if self.seen == 0 && self.recorded == context.recorded() {
             return;
         }
-        // An error is noted where it happens; the next round comes soon.
+        // An error is noted where it occurs, and the next round comes soon.
         let Ok(number @ 1..) = self.raise(context).await else {
             return;
         };
@@ -77,7 +77,7 @@ impl Sequence {
             message_id: format!("sequence/{number}"),
             traceparent: None,
         };
-        // Not repeated: the next number takes its place.
+        // Not repeated: the next number replaces it.
         let _ = session.publisher.publish(vec![message]).await;
     }
 }

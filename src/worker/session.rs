@@ -1,5 +1,5 @@
-//! What all tasks of a broker session share: the context of the process, the publisher of the session,
-//! and the two signals that end its work.
+//! The state that all tasks of a broker session share: the context of the process, the publisher of
+//! the session, and the two signals that end its work.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use crate::ports::{Lost, Outgoing, PublishError, Publisher, Store};
 pub(super) struct WorkerSession<S, T, P> {
     pub(super) context: Arc<Context<S, T>>,
     pub(super) publisher: P,
-    /// The session is gone: nothing can be published or acked any more.
+    /// Cancelled when the session is lost: nothing can be published or acked any more.
     pub(super) lost: CancellationToken,
-    /// Starts no new work once it is cancelled: the process drains, or the session is lost (a child of
-    /// both). For a single delivery also: its slice makes way for others.
+    /// Once this is cancelled no new work starts: the process drains, or the session is lost (it is
+    /// a child of `lost`). For a single delivery also: its slice makes way for others.
     pub(super) halt: CancellationToken,
 }
 
 impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
-    /// The same session for one delivery, which another token stops.
+    /// The same session for one delivery, which its own token stops.
     pub(super) fn until(&self, halt: CancellationToken) -> Self {
         Self {
             context: Arc::clone(&self.context),
@@ -30,7 +30,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
         }
     }
 
-    /// Publishes until the broker has confirmed, or the session is lost.
+    /// Publishes, and repeats it until the broker has confirmed or the session is lost.
     pub(super) async fn publish(&self, messages: Vec<Outgoing>) -> Result<(), Lost> {
         let mut delays = RECONNECT.delays();
         loop {

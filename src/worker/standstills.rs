@@ -1,8 +1,8 @@
-//! Says in the log when a target stops and when it moves again: once for each change, and not for each
-//! call (promise 12).
+//! Logs when a target stops and when it moves again: once for each change, not for each call
+//! (promise 12).
 //!
-//! A backend that is away is parked for a second, tried, parked for two: that is one stop. It moves again
-//! once it was answered well and was left in peace for a while.
+//! A backend that is down is parked for a second, tried, then parked for two seconds: that is one
+//! stop. It moves again once it has answered normally and was not parked for a while.
 
 use std::collections::HashMap;
 
@@ -13,10 +13,11 @@ use crate::ports::{Park, ParkReason};
 /// A target that is parked again within this time did not move in between.
 const QUIET_MS: u64 = 3_000;
 
-/// One that is not parked for so long is called moving, though this worker has not called it.
+/// A target that was not parked for this long counts as moving, even if this worker has not called
+/// it.
 const IDLE_MS: u64 = 60_000;
 
-/// The targets that stand still, as far as the log says.
+/// The targets that the log has reported as stopped.
 #[derive(Debug, Default)]
 pub(super) struct TargetStandstills(Mutex<HashMap<String, Stopped>>);
 
@@ -24,7 +25,7 @@ pub(super) struct TargetStandstills(Mutex<HashMap<String, Stopped>>);
 struct Stopped {
     reason: ParkReason,
     since_ms: u64,
-    /// Since when it has not been parked, if it is not.
+    /// Since when it has not been parked; none while it is parked.
     free_ms: Option<u64>,
 }
 
@@ -36,7 +37,7 @@ enum Line {
 }
 
 impl TargetStandstills {
-    /// Takes note of how a target stands now; often, for what passes by itself.
+    /// Notes the state of a target now. Must be called often, since a park also ends with time.
     pub(super) fn note(&self, target: &str, park: Option<&Park>, answered_ms: u64, now_ms: u64) {
         match (self.change(target, park, answered_ms, now_ms), park) {
             (Some(Line::Stops { seconds }), Some(park)) => tell_stop(target, park, seconds),
@@ -47,7 +48,7 @@ impl TargetStandstills {
         }
     }
 
-    /// Somebody ended the parking of a target before its time.
+    /// An operator ended the parking of a target before its time.
     pub(super) fn unparked(&self, target: &str) {
         if self.lock().remove(target).is_some() {
             tracing::info!("target {target} is unparked");
@@ -100,7 +101,8 @@ fn tell_stop(target: &str, park: &Park, seconds: u64) {
             tracing::info!("target {target} is parked: {park}, for {seconds} s");
         }
         ParkReason::Config => tracing::error!(
-            "target {target} is parked: {park}, nobody is dead-lettered, next try in {seconds} s"
+            "target {target} is parked: {park}, no recipient is dead-lettered, next try in \
+             {seconds} s"
         ),
         ParkReason::Throttled | ParkReason::Unreachable | ParkReason::Breaker => {
             tracing::warn!("target {target} is parked: {park}, next try in {seconds} s");
@@ -135,7 +137,7 @@ mod tests {
             now += 500;
         }
         assert_eq!(lines, [Line::Stops { seconds: 1 }]);
-        // It answers, and is left in peace.
+        // It answers, and is not parked again.
         let answered = now;
         assert_eq!(standings.change("im", None, answered, now + 1000), None);
         let line = standings.change("im", None, answered, now + 3000);

@@ -1,10 +1,12 @@
-//! Upkeep: jobs of which nothing is heard any more, and directives about jobs that are forgotten.
+//! Ends jobs that have nothing left to deliver, and lifts directives about jobs that the ledger has
+//! forgotten.
 //!
-//! A slice that is put off says so to the ledger, so of every job that runs something is heard at least
-//! once in the longest rung of the ladder. One of which nothing was heard for longer, while nothing
+//! A slice that is deferred notes it in the ledger, so every running job shows activity at least
+//! once in the longest rung of the retry ladder. A job without activity for longer, while nothing
 //! waits on its target's lanes, has nothing left to deliver: the ledger went back to older data, or
-//! messages were lost or taken away. It is ended, so that it does not run for ever, and says how many
-//! outcomes are not known. Should something of it come all the same, that is delivered and counted.
+//! messages were lost or removed. The sweep ends such a job, so that it does not run forever, and
+//! reports how many outcomes are not known. If a slice of it arrives later, it is delivered and
+//! counted.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,10 +21,10 @@ use crate::ports::{Backlog, Broker, JobRecord, JobState, Lost, Publisher, Store}
 /// Longest time between two rounds.
 const ROUND_MAX: Duration = Duration::from_secs(60);
 
-/// Directives about jobs that are looked at in one round.
+/// Directives about jobs that one round checks.
 const DIRECTIVES: usize = 100;
 
-/// Sweeps until the shift ends.
+/// Sweeps until the session ends.
 pub(super) async fn sweep<B: Broker, S: Store, T, P: Publisher>(
     session: &WorkerSession<S, T, P>,
     broker: B,
@@ -58,7 +60,7 @@ async fn round<B: Broker, S: Store, T, P: Publisher>(
     let backlog = match broker.backlog().await {
         Ok(backlog) => backlog,
         Err(error) => {
-            tracing::debug!(error = %chain(&error), "what waits could not be counted");
+            tracing::debug!(error = %chain(&error), "the waiting messages could not be counted");
             return Ok(());
         }
     };
@@ -73,8 +75,8 @@ async fn round<B: Broker, S: Store, T, P: Publisher>(
     Ok(())
 }
 
-/// Whether nothing of a job can be on the way to a worker. A target that is not configured here is not
-/// counted: its lanes are not known.
+/// Whether nothing of a job can be on its way to a worker. A job whose target is not configured
+/// here is left alone: its lanes are not known.
 fn nothing_waits(backlog: &Backlog, record: &JobRecord) -> bool {
     backlog.jobs == 0 && backlog.lanes.get(&record.target) == Some(&0)
 }
@@ -91,8 +93,8 @@ async fn end<S: Store, T, P: Publisher>(
         if withdrawn.is_ok() {
             tracing::warn!(
                 job.id = %record.job, job.app = record.app,
-                "a job that was accepted is not on its queue any more and was never taken: somebody \
-                 took its message away, or it was rejected"
+                "a job that was accepted is not on its queue any more and was never taken: its \
+                 message was removed or rejected"
             );
         }
         return Ok(());
@@ -104,7 +106,7 @@ async fn end<S: Store, T, P: Publisher>(
     context.metrics.job_abandoned();
     tracing::error!(
         job.id = %record.job, job.app = record.app, job.lost = record.pending,
-        "a job is ended of which nothing is left to deliver: outcomes that the ledger does not know \
+        "a job that has nothing left to deliver is ended: outcomes that the ledger does not know \
          count as uncertain"
     );
     match progress.finished && !progress.completed {
@@ -113,8 +115,8 @@ async fn end<S: Store, T, P: Publisher>(
     }
 }
 
-/// Lifts directives about jobs that are not known any more: a job that was cancelled is so for as long
-/// as it is known.
+/// Lifts directives about jobs that are no longer known. A job stays cancelled as long as it is
+/// known.
 async fn forget_directives<S: Store, T, P>(
     session: &WorkerSession<S, T, P>,
     looked_at: &mut HashSet<String>,
@@ -130,7 +132,7 @@ async fn forget_directives<S: Store, T, P>(
         new.take(DIRECTIVES).cloned().collect()
     };
     if due.is_empty() {
-        // Once round: from the beginning.
+        // The round is complete: start from the beginning.
         looked_at.clear();
     }
     for directive in due {

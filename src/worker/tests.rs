@@ -1,4 +1,4 @@
-//! Sessions of a worker whose broker is played.
+//! Tests of a worker's sessions, with a scripted broker.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use crate::ports::{
 
 type Played = Context<crate::embedded::EmbeddedStore, Nowhere>;
 
-/// A broker whose consumers panic, as a mistake of ours would make them.
+/// A broker whose consumers panic, as a bug would make them.
 #[derive(Clone, Default)]
 struct Broken {
     sessions: Arc<AtomicUsize>,
@@ -142,7 +142,7 @@ impl Folder {
     }
 }
 
-/// A panic is counted, and the next session is opened; each panic is another count.
+/// A panic is counted, and the next session is opened; each panic counts.
 #[tokio::test]
 async fn a_panic_of_a_session_is_counted_and_survived() {
     let folder = Folder::new("session");
@@ -165,7 +165,7 @@ async fn a_panic_of_a_session_is_counted_and_survived() {
     assert!(counted.unwrap() >= 2.0, "{counted:?}");
 }
 
-/// A lane of which nothing comes any more does not stand still beside the others: the session ends.
+/// A lane whose consumer panicked does not stay silent beside the others: the session ends.
 #[tokio::test]
 async fn a_panic_in_one_lane_ends_the_session() {
     let folder = Folder::new("lane");
@@ -191,8 +191,8 @@ async fn a_panic_in_one_lane_ends_the_session() {
     assert!(halt.is_cancelled());
 }
 
-/// What the ledger cannot make sense of is given up after some attempts where others wait for the place,
-/// and only that: a ledger that is away is waited for.
+/// A step is given up after some attempts only if the ledger's records make no sense and other
+/// slices wait for the place. The worker waits for a ledger that is down.
 #[tokio::test]
 async fn a_step_that_no_repetition_mends_is_given_up() {
     let folder = Folder::new("broken");

@@ -1,6 +1,7 @@
-//! Lists that travel in parts and are sent to as one: a slice of such a list asks the ledger whether
-//! all parts are accepted, and waits on the ladder until they are. Whoever uploaded the list may have
-//! died half-way, and then nobody on it is to be half-notified.
+//! Holds back lists that travel in parts and are sent to as one. A slice of such a list asks the
+//! ledger whether all parts are accepted, and waits on the retry ladder until they are. The
+//! uploader of the list may have died halfway, and then no recipient of an incomplete list is to be
+//! notified.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -16,16 +17,17 @@ use crate::metrics::LedgerStep;
 use crate::ports::{Gathered, Store};
 
 /// How long the parts of a list may be apart. A gateway that was killed is back within minutes, and
-/// so is a caller that tries again; longer than an hour, a list that suddenly goes out is a surprise.
+/// so is a caller that tries again. After more than an hour, sending the list would be a surprise.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Shortest wait for the other parts, a rung of the ladder. It grows with the age of the list.
+/// Shortest wait for the other parts, a rung of the retry ladder. It grows with the age of the
+/// list.
 const WAIT_MIN: Duration = Duration::from_secs(1);
 
-/// Complete lists that are remembered. Forgetting one costs a look-up per slice.
+/// Most complete lists that are remembered. Forgetting one costs a look-up per slice.
 const REMEMBERED_MAX: usize = 1024;
 
-/// Lists that were seen complete, so that a look-up is made per job and not per slice.
+/// Lists that are known to be complete, so that there is a look-up per job and not per slice.
 #[derive(Default)]
 pub(super) struct Complete(Mutex<HashSet<(JobId, String)>>);
 
@@ -44,12 +46,12 @@ impl Complete {
     }
 }
 
-/// What a slice of a list in parts is to do now.
+/// The next step of a slice of a list in parts.
 pub(super) enum Turn {
     Go,
-    /// The other parts are waited for, for so long before the next look.
+    /// Waits for the other parts, this long until the next look-up.
     Wait(Duration),
-    /// They did not come in time.
+    /// The other parts did not arrive in time.
     Cancel,
 }
 

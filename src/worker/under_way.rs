@@ -1,4 +1,5 @@
-//! Calls under way to one target, and since when: what people are told who ask why a job does not move.
+//! Counts the calls under way to one target and knows when the oldest started. Operators see it
+//! when they ask why a job does not move.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use super::context::Context;
 use crate::ports::UnderWay;
 
-/// Calls whose answer has not come yet.
+/// Calls that are not answered yet.
 #[derive(Default)]
 pub struct CallsUnderWay(Mutex<Calls>);
 
@@ -19,7 +20,7 @@ struct Calls {
     begun: BTreeSet<(Instant, u64)>,
 }
 
-/// Ends with its call, also when that is dropped.
+/// Removes its call when dropped, so a call that is cancelled ends too.
 pub(super) struct CallUnderWay<'a> {
     of: &'a CallsUnderWay,
     call: (Instant, u64),

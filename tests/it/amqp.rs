@@ -801,7 +801,7 @@ async fn reading_dead_letters_leaves_them_in_place() {
     let Err(BrokerError::Refused { what, .. }) = second else {
         panic!("{second:?}")
     };
-    assert!(what.contains("somebody else is reading"), "{what}");
+    assert!(what.contains("another request is reading"), "{what}");
     leave.send(()).unwrap();
     assert_eq!(reader.await.unwrap().unwrap(), 1);
 

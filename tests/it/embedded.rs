@@ -355,7 +355,7 @@ async fn serve_says_what_is_wrong_with_its_store() {
         let new = process.finish(BOUND).await;
         assert!(
             new.stderr
-                .contains("its store is gone: fanwise begins with an empty one"),
+                .contains("its store is gone: fanwise starts with an empty one"),
             "{}",
             new.stderr
         );

@@ -502,7 +502,7 @@ async fn a_private_address_is_refused_however_it_is_named() {
     assert_eq!(status, 202, "{answer}");
     place.completed(answer["job"].as_str().unwrap()).await;
     let line = process
-        .until_prints("a callback is given up", Duration::from_secs(60))
+        .until_prints("a callback is abandoned", Duration::from_secs(60))
         .await;
     assert!(line.contains("not a public address"), "{line}");
     assert!(receiver.received().is_empty());

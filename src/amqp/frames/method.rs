@@ -1,10 +1,10 @@
-//! Methods of the broker that carry texts which somebody else may have written.
+//! Rewrites methods of the broker that carry texts which others may have written.
 
 use std::borrow::Cow;
 
 use super::{Reader, put_short};
 
-/// A field that is looked at, or bytes that are not.
+/// A text to check, or a number of bytes to skip.
 #[derive(Clone, Copy)]
 enum Field {
     Text,
@@ -15,10 +15,11 @@ use Field::{Bytes, Text};
 
 const TUNE: [u8; 4] = [0, 10, 0, 30];
 
-/// What the method consists of, up to its last text; `None` when nobody else writes into it.
+/// The fields of the method, up to its last text; `None` if no other party writes into it.
 fn fields(method: [u8; 4]) -> Option<&'static [Field]> {
     Some(match method {
-        // connection.close and channel.close: the text is cut at 255 bytes, also within a character.
+        // connection.close and channel.close: the text is cut at 255 bytes, also within a
+        // character.
         [0, 10, 0, 50] | [0, 20, 0, 40] => &[Bytes(2), Text],
         // connection.blocked: the reason.
         [0, 10, 0, 60] => &[Text],
@@ -34,7 +35,7 @@ fn fields(method: [u8; 4]) -> Option<&'static [Field]> {
     })
 }
 
-/// The method with texts that are UTF-8.
+/// The method, with all its texts in UTF-8.
 pub(super) fn readable(payload: &[u8]) -> Cow<'_, [u8]> {
     let whole = Cow::Borrowed(payload);
     let mut reader = Reader(payload);
@@ -66,7 +67,7 @@ pub(super) fn readable(payload: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// The largest frame the broker takes, when it says so. It says 0 for any.
+/// The largest frame that the broker takes, if this method says so. The broker says 0 for any size.
 pub(super) fn frame_max(payload: &[u8]) -> Option<usize> {
     let mut reader = Reader(payload);
     if reader.array()? != TUNE {

@@ -1,15 +1,16 @@
-//! The properties of a message, as far as they can be read.
+//! Rewrites the properties of a message so that the client can read them.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use super::{Reader, UNREADABLE, put_short};
 
-/// Values of the headers, those of nested tables counted: in memory each takes much more than on the wire.
+/// Most values of the headers, including those of nested tables: in memory each takes much more
+/// than on the wire.
 const VALUES_MAX: usize = 4096;
 
-/// Tables and arrays within each other. Real ones have a handful (`x-death` has two); the client reads
-/// them by recursion.
+/// Deepest nesting of tables and arrays. Real ones have a few levels (`x-death` has two); the
+/// client reads them by recursion.
 const DEPTH_MAX: usize = 16;
 
 /// The kinds of properties.
@@ -40,7 +41,7 @@ const PROPERTIES: [(&str, Kind); 14] = [
     ("cluster_id", Text),
 ];
 
-/// Where the headers are among them.
+/// The index of the headers among them.
 const HEADERS: usize = 2;
 
 const fn flag(index: usize) -> u16 {
@@ -50,7 +51,7 @@ const fn flag(index: usize) -> u16 {
 /// Class, weight and size of the body.
 const FIXED_BYTES: usize = 12;
 
-/// A content header of at most so many bytes.
+/// The content header, rewritten to at most `bytes_max` bytes.
 pub(super) fn readable(payload: &[u8], bytes_max: usize) -> Cow<'_, [u8]> {
     let mut reader = Reader(payload);
     let (Some(fixed), Some(flags)) = (reader.take(FIXED_BYTES), reader.array()) else {
@@ -75,9 +76,10 @@ pub(super) fn readable(payload: &[u8], bytes_max: usize) -> Cow<'_, [u8]> {
 #[derive(Default)]
 struct Properties {
     flags: u16,
-    /// What stands before the headers, the entries of the headers, and what stands behind.
+    /// The properties before the headers, the entries of the headers, and the properties after
+    /// them.
     parts: [Vec<u8>; 3],
-    /// Names of those that are not what they were.
+    /// Names of the properties that were changed.
     changed: Vec<&'static str>,
 }
 
@@ -115,7 +117,7 @@ impl Properties {
                 it.changed.push(name);
             }
             if intact.is_none() {
-                // Where the next one begins is not known any more.
+                // Where the next property begins is not known any more.
                 it.changed.push("what follows");
                 return it;
             }
@@ -159,7 +161,7 @@ impl Properties {
     }
 }
 
-/// What headers may still take.
+/// The room that the headers have left.
 struct Room {
     bytes: usize,
     values: usize,
@@ -167,7 +169,7 @@ struct Room {
 
 impl Room {
     /// Writes the entries of a table or an array that can be read and fit. Returns whether they are
-    /// what they were.
+    /// unchanged.
     fn entries(&mut self, bytes: &[u8], depth: usize, named: bool, out: &mut Vec<u8>) -> bool {
         let mut reader = Reader(bytes);
         let mut intact = true;
@@ -181,7 +183,7 @@ impl Room {
             let Some(same) = self.entry(&mut reader, depth, named, &mut entry) else {
                 return false;
             };
-            // What is nested counts with the entry it is in. A smaller one may still fit.
+            // Nested entries count with the entry that holds them. A smaller entry may still fit.
             let fits = depth > 0 || entry.len() <= self.bytes;
             if fits {
                 self.bytes = self
@@ -194,7 +196,7 @@ impl Room {
         intact
     }
 
-    /// One entry of a table or an array; `None` when it cannot be told where it ends.
+    /// One entry of a table or an array; `None` if its end is not known.
     fn entry(
         &mut self,
         reader: &mut Reader<'_>,

@@ -60,7 +60,7 @@ fn pass(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What the client reads of a content header.
+/// The content header as the client reads it.
 fn read_header(bytes: &[u8]) -> BasicProperties {
     let passed = pass(bytes);
     assert!(passed.len() <= FRAME_MAX as usize, "{}", passed.len());
@@ -110,7 +110,7 @@ fn promise_11_header_names_of_raw_bytes_are_readable() {
     assert_eq!(unreadable(&read), "headers");
 }
 
-/// Read as it is, this overflows the stack of the client's thread.
+/// The client would overflow the stack of its thread if it read this unchanged.
 #[test]
 fn promise_11_headers_nested_without_end_are_cut() {
     for (kind, name) in [(b'A', vec![]), (b'F', short(b"k"))] {
@@ -131,7 +131,7 @@ fn promise_11_headers_nested_without_end_are_cut() {
     }
 }
 
-/// The broker adds headers of its own to what just fitted a frame.
+/// The broker adds its own headers to headers that just fitted in a frame.
 #[test]
 fn promise_11_headers_larger_than_a_frame_leave_what_fits() {
     for bytes in [60_000, 65_000, 66_000, 130_000, 140_000, 2_000_000] {
@@ -143,7 +143,7 @@ fn promise_11_headers_larger_than_a_frame_leave_what_fits() {
         let headers = headers_of(&read).inner();
         assert_eq!(headers.contains_key("big"), bytes <= 65_000, "{bytes}");
         assert_eq!(headers.contains_key(UNREADABLE), bytes > 65_000, "{bytes}");
-        // Of what was not even held, nothing is known.
+        // The part that was not even held is not known.
         if bytes < 1_000_000 {
             assert!(headers.contains_key("x-death"), "{bytes}");
             assert_eq!(read.message_id().as_ref().unwrap().as_str(), "m-1");
@@ -178,18 +178,18 @@ fn promise_11_properties_that_end_too_early_keep_what_was_before() {
         assert_eq!(read.correlation_id().as_ref().unwrap().as_str(), "c-1");
         assert!(unreadable(&read).ends_with("what follows"), "{read:?}");
     }
-    // A type that does not exist: where the value ends is not known.
+    // A type that does not exist: the end of the value is not known.
     let table = [&short(b"a")[..], b"t\x01", &short(b"b"), b"?x"].concat();
     let properties = [&long(&table)[..], &[2]].concat();
     let read = read_header(&header(flags(&[HEADERS, DELIVERY_MODE]), &properties));
     assert_eq!(headers_of(&read).inner()["a"], AMQPValue::Boolean(true));
     assert_eq!(*read.delivery_mode(), Some(2));
-    // The last flag announces further flags, which nothing has.
+    // The last flag announces further flags, which no message has.
     let read = read_header(&header(flags(&[MESSAGE_ID]) | 1, &short(b"m")));
     assert_eq!(unreadable(&read), "what follows");
 }
 
-/// A routing key is a producer's text as well, and a reason may be cut within a character.
+/// A producer writes the routing key too, and a reason may be cut within a character.
 #[test]
 fn promise_11_methods_with_texts_of_others_are_readable() {
     let deliver = [
@@ -247,7 +247,7 @@ fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(any::<u8>(), 0..max)
 }
 
-/// A value in its wire form, also broken ones.
+/// A value in its wire form, sometimes a broken one.
 fn value() -> impl Strategy<Value = Vec<u8>> {
     let leaf = prop_oneof![
         any::<bool>().prop_map(|it| vec![b't', it.into()]),
@@ -270,7 +270,8 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    /// Whatever a producer puts into properties, the client reads the message, and the one behind it.
+    /// Whatever a producer puts into the properties, the client reads the message and the one after
+    /// it.
     #[test]
     fn promise_11_any_properties_are_readable(
         flags in any::<u16>(), name in bytes(9), value in value(), tail in bytes(300), cut in 1usize..50,
@@ -290,7 +291,7 @@ proptest! {
         prop_assert!(out.ends_with(&untouched));
     }
 
-    /// What the client can read anyway is not touched.
+    /// Properties that the client can read stay unchanged.
     #[test]
     fn readable_properties_stay_as_they_are(
         texts in proptest::collection::vec("[a-z😀é]{0,40}", 8), value in any::<i64>(), time in any::<u64>(),

@@ -1,7 +1,7 @@
 use super::*;
 
-/// The whole text for one target: a change of a name or an argument is a change for every broker
-/// that runs already, so it has to be made twice.
+/// Compares the whole text for one target: changing a name or an argument affects every broker in
+/// use, so it must be changed here too.
 #[test]
 fn the_topology_of_one_target_reads_so() {
     let text = topology("fanwise", &["wk"]).to_string();
@@ -66,7 +66,7 @@ fn any_delay_leads_to_a_rung_that_exists() {
     }
 }
 
-/// What an older worker declares and publishes to is not what this one uses: queues with other arguments
+/// An older worker declares and publishes to other names than this one: queues with other arguments
 /// would be refused, and a rung with two queues returns everything twice.
 #[test]
 fn the_ladder_shares_no_name_with_the_one_before() {
@@ -81,7 +81,8 @@ fn the_ladder_shares_no_name_with_the_one_before() {
     }
 }
 
-/// Promise 11: what cannot leave a rung holds it up for everybody, so every way out leads somewhere.
+/// Promise 11: a message that cannot leave a rung holds it up for all lanes, so every way out leads
+/// to a queue.
 #[test]
 fn what_leaves_a_rung_for_no_lane_has_a_place_to_go() {
     let topology = topology("x", &["a"]);

@@ -1,10 +1,10 @@
--- ABANDON: ends a job of which nothing was heard for long and nothing is left to deliver. Recipients
+-- ABANDON: ends a job without any activity for long and with nothing left to deliver. Recipients
 -- whose outcome the ledger does not know count as uncertain, in `lost`: it has no names for them.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
--- ARGV     1 how long nothing must have been heard, in ms
--- Returns  the standing, or an empty array if the job is completed, not known, or not that quiet
--- Atomic   because somebody may begin to work on it.
+-- ARGV     1 how long there must have been no activity, in ms
+-- Returns  the progress, or an empty array if the job is completed, not known, or not that quiet
+-- Atomic   because a worker may start to work on it.
 
 local row = call('HMGET', HEADER, 'buckets', 'completed_at_ms', 'accepted_at_ms', 'progress_at_ms',
   'alive_at_ms', 'parts', 'submissions', 'rebuilt')
@@ -18,7 +18,8 @@ end
 if now - heard < tonumber(ARGV[1]) then
   return {}
 end
--- Of a number, its owner and the end of its lease; of an owner, its number.
+-- The value under a number is the owner and the end of its lease; the value under an owner is its
+-- number.
 for _, value in ipairs(call('HVALS', OWNERS)) do
   if #value == 14 and struct.unpack('>I6', value, 9) > now then
     return {}
@@ -29,7 +30,8 @@ local pending = stands[1] - settled_of(stands)
 if pending > 0 then
   call('HINCRBY', HEADER, 'lost', pending)
 end
--- Nobody is at its submissions either: what was published is gone, what was not will not be.
+-- No worker is expanding its submissions either: those that were published are gone, and the others
+-- will not be published.
 local needed = tonumber(row[7] or 0)
 if not row[8] then
   needed = math.max(needed, tonumber(row[6] or 0))

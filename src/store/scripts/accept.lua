@@ -11,9 +11,9 @@
 -- Atomic   because two producers may submit the same job at once: one decides the shape, and a
 --          submission raises the total once.
 
--- Moves all records into as many buckets as a far larger submission wants: a test message to one
--- user, then the same job to a million, would put all of them into one bucket. Slices that are cut in
--- the old shape are told of the new one.
+-- Moves all records into the number of buckets that a far larger submission needs. A test message
+-- to one user, followed by the same job to a million, would otherwise put all of them into one
+-- bucket. Callers whose slices were cut in the old shape get the new one as an answer.
 local function reshape(old, buckets)
   local moved = {}
   for number = 0, old - 1 do
@@ -30,8 +30,9 @@ local function reshape(old, buckets)
   end
 end
 
--- Worth it from eight times as many buckets. It blocks the server for a microsecond per record, and
--- a larger job has enough buckets to grow; beyond 2^20 buckets the arithmetic would not be exact.
+-- Reshaping pays off from eight times as many buckets. It blocks the server for a microsecond per
+-- record, and a larger job has enough buckets to grow. Beyond 2^20 buckets the arithmetic would not
+-- be exact.
 local RESHAPE_FROM, RESHAPE_RECORDS, RESHAPE_BUCKETS = 8, 50000, 1048576
 
 local row = call('HMGET', HEADER, 'buckets', 'digest', 'parts', 'total', 'template')
@@ -56,7 +57,7 @@ if first then
     call('HSET', HEADER, 'not_before_ms', ARGV[13])
   end
 else
-  -- A header that was rebuilt from slices knows no digest; it takes the first it meets.
+  -- A header that was rebuilt from slices has no digest; it takes the first one that arrives.
   if digest == '' then
     call('HSET', HEADER, 'digest', ARGV[4])
   elseif digest ~= ARGV[4] then
@@ -74,7 +75,7 @@ else
   end
 end
 
--- The first submission that names anybody to tell decides.
+-- The first submission that names a callback or a reply queue decides.
 if ARGV[14] ~= '' then
   call('HSETNX', HEADER, 'callback_url', ARGV[14])
 end
@@ -91,7 +92,8 @@ if submission and sub(submission, 1, 1) ~= '?' then
   return { 'again', buckets, template }
 end
 
--- Slices that came before (the ledger was lost in between) have raised the total by theirs.
+-- Slices that came before (the ledger was lost in between) have already added their entries to the
+-- total.
 local seen = submission and tonumber(sub(submission, 2)) or 0
 call('HSET', SUBMISSIONS, ARGV[5], ARGV[6] .. ':0')
 call('HINCRBY', HEADER, 'total', digits(math.max(tonumber(ARGV[6]) - seen, 0)))

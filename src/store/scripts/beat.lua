@@ -3,9 +3,9 @@
 --
 -- KEYS     1 heartbeats  2 times when the ledger was found to have gone back
 -- ARGV     1 process  2 number of its last heartbeat that was answered, 0 at first
---          3 what it tells, as JSON
+--          3 the heartbeat, as JSON
 -- Returns  {number of this heartbeat, 1 if the last one was lost}
--- Atomic   because what is lost must be noted before the next heartbeat covers it.
+-- Atomic   because a loss must be noted before the next heartbeat hides it.
 --
 -- A heartbeat that is carried out late, by a server that was frozen, never lowers the number.
 
@@ -19,7 +19,7 @@ if back then
   redis.call('LTRIM', KEYS[2], -100, -1)
 end
 if before == 0 then
-  -- One that begins clears away those that ended long ago.
+  -- A process that starts removes those that ended long ago.
   local all = redis.call('HGETALL', KEYS[1])
   for i = 1, #all, 2 do
     if tonumber(string.match(all[i + 1], '^%d+ (%d+)')) < now - 86400000 then

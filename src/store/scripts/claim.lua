@@ -3,17 +3,18 @@
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 slice  2 entries  3 submission  4 buckets  5 app  6 client_msg_no  7 target
 --          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 lease in ms
---          12 until when somebody waits for the answer, in ms of this server's clock
+--          12 until when the caller waits for the answer, in ms of this server's clock
 --          13.. per bucket: different fingerprints, 8 bytes each
 -- Returns  {0, buckets} if the job has another shape; {1} if the slice is done; {3, now in ms} if it
 --          comes late, and nothing was claimed;
 --          {2, states, lefts, rebuilt}: one byte per recipient (g granted, d granted in doubt,
---          t taken over, h held, or its outcome; an owner that asks again is told d of
---          what it was given in doubt), 4 bytes of milliseconds per held one, 1 if the
+--          t taken over, h held, or its outcome; an owner that asks again gets d for
+--          the recipients that it got in doubt), 4 bytes of milliseconds per held one, 1 if the
 --          total grew by the slice, now in ms
--- Atomic   because between reading "nobody has it" and writing "it is mine" nobody may do the same.
+-- Atomic   because between reading that a recipient is free and claiming it no other owner may do
+--          the same.
 
--- A server that was frozen finds claims whose owners have ended: nobody would send for them.
+-- If the server was frozen, the caller is gone: its claims would have an owner that sends nothing.
 local now = now_ms()
 if now > tonumber(ARGV[12]) then
   return { 3, digits(now) }
@@ -32,7 +33,7 @@ end
 
 local mine = call('HGET', OWNERS, owner)
 if not mine then
-  -- Two numbers; an earlier version takes one. The largest of all is DOUBTED.
+  -- Takes two numbers; an earlier version takes one. The largest number of all is DOUBTED.
   mine = struct.pack('>I3', 8388608 + (call('HINCRBY', HEADER, 'owners', 2) - 1) % 8388606)
   call('HSET', OWNERS, owner, mine)
   end_with_job(OWNERS, window)
@@ -40,7 +41,7 @@ end
 
 local in_doubt = doubtful(mine)
 
--- How long the owner of a claim still has it, in ms; below 1 when no longer.
+-- How long the owner of a claim still has it, in ms; below 1 when its lease is over.
 local others = {}
 local function left_of(number)
   local left = others[number]
@@ -52,7 +53,7 @@ local function left_of(number)
   return left
 end
 
--- Whether nobody of these is in the bucket, as is usual.
+-- Whether none of these is in the bucket, which is the usual case.
 local function none(bucket, packed)
   for i = 8, #packed, 8 do
     if find(bucket, sub(packed, i - 7, i), 1, true) then

@@ -2,14 +2,14 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 window in s
--- Returns  1 for whoever did it, else 0 (done before, not finished, or not known)
+-- Returns  1 if this call did it, else 0 (done before, not finished, or not known)
 -- Atomic   because the job may be extended between the look and the mark.
 
 local now = standing()
 if now[8] == 0 or now[9] == 1 then
   return 0
 end
--- Nobody is pending, so nobody is claimed.
+-- No recipient is pending, so none is claimed.
 call('DEL', OWNERS)
 call('HSET', HEADER, 'completed_at_ms', digits(now_ms()))
 call('HDEL', HEADER, 'held')

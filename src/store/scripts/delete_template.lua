@@ -3,7 +3,7 @@
 -- KEYS     1 names of the app  2 versions of the name
 -- ARGV     1 name  2 window in s
 -- Returns  1 if there was such a name, else 0
--- Atomic   because a version may be put at the same time: it is either deleted too or kept for good.
+-- Atomic   because a version may be put at the same time: it is either deleted too or stays.
 
 local version = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
 if version <= 0 then

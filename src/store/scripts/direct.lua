@@ -1,12 +1,12 @@
 #!lua
--- DIRECT: puts a directive in force or lifts one, and drops what has expired.
+-- DIRECT: puts a directive in force or lifts one, and removes those that have expired.
 --
 -- KEYS     1 the directives
 -- ARGV     1 field  2 end in ms since 1970, 0 for none  3 the directive as JSON, or nothing to lift it
 -- Returns  1 if there was one under this field
 -- Atomic   because workers take over all directives of a version together.
 --
--- The version is the server's time, so that it never comes again, even if all keys were lost between.
+-- The version is the server's time, so that it never repeats, even if all keys were lost in between.
 
 local time = redis.call('TIME')
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])

@@ -2,10 +2,10 @@
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 list  2 number of the part  3 parts  4 1 to give the list up unless it is complete
--- Returns  0 some parts are missing, 1 all are there or the ledger has lost the job, 2 given up
--- Atomic   because a part that comes late is either the last one or comes to a list that is given up.
+-- Returns  0 some parts are missing, 1 all have arrived or the ledger has lost the job, 2 given up
+-- Atomic   because a part that comes late either is the last one or finds the list given up.
 --
--- What is noted stands among the submissions, under names that none of them has.
+-- The notes are among the submissions, under names that no submission has.
 
 local row = call('HMGET', HEADER, 'buckets', 'rebuilt', 'submissions')
 if not row[1] or row[2] then

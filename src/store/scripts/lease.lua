@@ -5,7 +5,7 @@
 -- ARGV     1 recipients wanted  2 recipients per call  3 longest wait in us
 --          then per limiter: interval in us, burst, 'call' or 'recipient'
 -- Returns  {recipients, wait in us, index of the limit that decided or 0, now in us}; with 0
---          recipients nothing was booked, and asking again is worth while after the wait
+--          recipients nothing was booked, and the caller may ask again after the wait
 -- Atomic   because what one limit grants is booked on all of them.
 --
 -- The same arithmetic as domain::limits::Tat, step by step; a differential test keeps them equal.
@@ -31,7 +31,7 @@ for i = 1, #KEYS do
   limits[i] = limit
   local want = units_of(limit, wanted)
   local tat = tonumber(call('GET', KEYS[i]) or '0')
-  -- An idle limiter starts from now; a TAT far in the future is left over from another clock.
+  -- An idle limiter starts from now. A TAT far in the future comes from another clock.
   local ahead_max = wait_max + max(burst, 1) * interval + want * interval
   if tat < now then
     tat = now
@@ -68,8 +68,8 @@ for i = 1, #KEYS do
   if after > wait then
     wait, slowest = after, i
   end
-  -- Once the TAT has passed, the key says nothing; a second covers the rounding. 17 digits bring a
-  -- double back unchanged.
+  -- Once the TAT has passed, the key has no meaning; the extra second covers the rounding. 17
+  -- digits restore a double exactly.
   call('SET', KEYS[i], string.format('%.17g', tat), 'PX', ceil((tat - now) / 1000) + 1000)
 end
 if binding == 0 then

@@ -1,8 +1,8 @@
--- EXPANDED: records, once, that all slices of a submission are published.
+-- MARK_EXPANDED: records, once, that all slices of a submission are published.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners
 -- ARGV     1 submission
--- Returns  the standing, or an empty array if the ledger has lost the job
+-- Returns  the progress, or an empty array if the ledger has lost the job
 -- Atomic   because the flag and its counter change together.
 
 if call('EXISTS', HEADER) == 0 then

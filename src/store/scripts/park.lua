@@ -4,7 +4,7 @@
 -- KEYS     1 the target's parking
 -- ARGV     1 until, in ms since 1970  2 the parking, as JSON
 -- Returns  nothing
--- Atomic   because of two workers that park at once the later end wins.
+-- Atomic   because if two workers park at once, the later end wins.
 
 local parked = redis.call('GET', KEYS[1])
 local stands = parked and tonumber(string.match(parked, '^%d+')) or 0

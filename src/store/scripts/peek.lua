@@ -1,9 +1,9 @@
--- LOOK: how a claim by somebody new would be answered, without claiming.
+-- PEEK: tells how a claim by a new owner would be answered, without claiming.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 buckets  2.. per bucket: different fingerprints, 8 bytes each
 -- Returns  {0, buckets} if the job has another shape; {1, states, lefts}: one byte per
---          recipient (g nobody has it, d released in doubt, t its owner's lease is over, h held, or
+--          recipient (g free, d released in doubt, t its owner's lease is over, h held, or
 --          its outcome), 4 bytes of milliseconds per held one
 -- Atomic   because a claim and its owner are two records.
 

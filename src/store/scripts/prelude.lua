@@ -1,28 +1,28 @@
--- What the scripts of one job share; it stands before each of them.
+-- The functions that the scripts of one job share; this file comes before each of them.
 --
 -- KEYS  1 the job's header  2 its slices  3 its submissions  4 its owners  5.. its buckets
 --
--- A script sees and changes all of them as one atomic step, because the counters in the header are
--- raised by exactly the transitions made in the buckets. Every script may be repeated: it counts
--- what changes, and a repetition changes nothing.
+-- A script sees and changes all of them as one atomic step, because exactly the transitions made in
+-- the buckets raise the counters in the header. Every script may be repeated: it counts changes, and
+-- a repetition changes nothing.
 --
 -- A bucket is a string of records of 11 bytes: 8 bytes of fingerprint and 3 bytes of state, which is
 --   an outcome   its code and two zero bytes
 --   released     'r' and two zero bytes: as good as no record
 --   a claim      the number of its owner, with the highest bit set
 --   in doubt     the highest number, which no owner gets: released by an owner that made a call and
---                does not know what became of it. To a script that does not know it, a claim whose
---                lease is over, which is the same to its worker
+--                does not know its result. A script that does not know this state reads it as a
+--                claim whose lease is over, which is the same to its worker
 -- The fingerprint begins with its lowest byte, where those of one bucket differ, so that a plain
--- search seldom stops in vain. One read and one write per bucket and step carry all of its
--- recipients: what costs is the number of calls, then the number of Lua operations.
+-- search seldom stops at the wrong place. One read and one write per bucket and step carry all of
+-- its recipients: the cost is in the number of calls, then in the number of Lua operations.
 --
--- The keys of a job that runs have no end, however long something of it waits; the header says so in
--- `held`. When it completes, all of them get the dedup window to live.
+-- The keys of a running job do not expire, however long its slices wait; `held` in the header says
+-- so. When the job completes, all of them expire after the dedup window.
 --
 -- Owners is a hash from number (3 bytes) to owner and the end of its lease in ms (8 and 6 bytes), and
 -- from owner to number. Numbers are not used again while a job is remembered. A number that is not
--- there is an owner whose lease is over.
+-- in the hash belongs to an owner whose lease is over.
 
 local HEADER, SLICES, SUBMISSIONS, OWNERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local call, sub, find, gsub, byte = redis.call, string.sub, string.find, string.gsub, string.byte
@@ -31,31 +31,32 @@ local RECORD = 11
 local RELEASED = 'r\0\0'
 local DOUBTED = '\255\255\255'
 
--- The number under which an owner holds recipients in doubt: the one behind its own, which no other has.
--- So the doubt outlives an answer that is lost, and an owner that asks again is told of it again.
+-- The number under which an owner holds recipients in doubt: the one after its own, which no other
+-- owner has. So the doubt outlives an answer that is lost, and an owner that asks again gets the
+-- doubt again.
 local function doubtful(number)
   return struct.pack('>I3', struct.unpack('>I3', number) + 1)
 end
 
--- Owner and end of the lease behind a number of either kind.
+-- The owner and the end of its lease for a number of either kind.
 local function holder_of(number)
   return call('HGET', OWNERS, number)
     or call('HGET', OWNERS, struct.pack('>I3', struct.unpack('>I3', number) - 1))
 end
 
--- Milliseconds of the server's clock, the only one that leases go by.
+-- Milliseconds of the server's clock, the only clock that leases use.
 local function now_ms()
   local time = call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Lua writes large numbers with 14 digits only.
+-- Lua writes large numbers with only 14 digits.
 local function digits(number)
   return string.format('%.0f', number)
 end
 
--- Sets or ends the time to live of every key of the job: about 2 ms of the server per million
--- recipients. The keys of the buckets are made here; they share the header's hash tag.
+-- Sets or removes the time to live of every key of the job: about 2 ms of the server per million
+-- recipients. The keys of the buckets are built here; they share the header's hash tag.
 local function all_keys(command, ...)
   for i = 1, 4 do
     call(command, KEYS[i], ...)
@@ -66,14 +67,14 @@ local function all_keys(command, ...)
   end
 end
 
--- The job runs, perhaps again: its keys have no end.
+-- The job runs, perhaps again: its keys do not expire.
 local function hold()
   if call('HSET', HEADER, 'held', 1) == 1 then
     all_keys('PERSIST')
   end
 end
 
--- A key that was made now ends with the others of its job.
+-- A key that was just created expires with the others of its job.
 local held = nil
 local function end_with_job(key, window)
   if held == nil then
@@ -84,8 +85,8 @@ local function end_with_job(key, window)
   end
 end
 
--- Begins a job that is not there. What is left of an earlier life of it does not count; what its
--- buckets still hold keeps protecting, and the numbers of its owners do not come back.
+-- Begins a job that does not exist. The counts of an earlier life are removed. Its buckets stay and
+-- still protect their recipients, and the numbers of its owners are not used again.
 local function begin(...)
   call('DEL', SLICES, SUBMISSIONS, OWNERS)
   call('HDEL', HEADER, 'awaited')
@@ -106,7 +107,7 @@ local function records(packed, state)
   return (gsub(packed, '........', '%0' .. gsub(state, '%%', '%%%%')))
 end
 
--- Changes states in a bucket; neighbours in one call.
+-- Changes states in a bucket; adjacent records in one call.
 local function writer(key)
   local start, pieces = nil, {}
   local function flush()
@@ -125,8 +126,8 @@ local function writer(key)
   return write, flush
 end
 
--- Where the job stands: total, six outcomes, finished, completed. Recipients whose outcome was lost
--- are uncertain.
+-- The progress of the job: total, six outcomes, finished, completed. Recipients whose outcome was
+-- lost are uncertain.
 local function standing()
   local row = call('HMGET', HEADER, 'total', 'sent', 'duplicate', 'failed', 'uncertain', 'expired',
     'cancelled', 'parts', 'submissions', 'expanded', 'rebuilt', 'completed_at_ms', 'lost')
@@ -135,7 +136,7 @@ local function standing()
   end
   row[5] = row[5] + tonumber(row[13] or 0)
   local settled = row[2] + row[3] + row[4] + row[5] + row[6] + row[7]
-  -- Of a rebuilt job nobody knows how many parts there were: those heard of count.
+  -- How many parts a rebuilt job had is not known: those that were seen count.
   local needed = row[9]
   if not row[11] then
     needed = math.max(needed, row[8])
@@ -152,13 +153,13 @@ local function settled_of(stands)
   return stands[2] + stands[3] + stands[4] + stands[5] + stands[6] + stands[7]
 end
 
--- Finds the place of a slice, and makes it if the ledger has lost the job or never heard of the
--- submission: then the slice itself says what it is part of, and the total grows by its entries.
+-- Finds the record of a slice. Creates it if the ledger has lost the job or does not know the
+-- submission: the slice itself then says what it belongs to, and the total grows by its entries.
 --
 -- slice: id, entries, submission, buckets, app, client_msg_no, target, accepted_at_ms
 --
 -- Returns how many of its entries are counted, and 1 if the total grew by the slice; or nil and the
--- shape that rules, if the slice was cut in another.
+-- job's shape, if the slice was cut in another one.
 local function locate(slice)
   local row = call('HMGET', HEADER, 'buckets', 'held', 'completed_at_ms')
   local buckets, runs = row[1], not row[3]
@@ -168,7 +169,7 @@ local function locate(slice)
   elseif buckets ~= slice.buckets then
     return nil, buckets
   elseif runs and not row[2] then
-    -- From before there was such a mark.
+    -- The job is from a version without this mark.
     hold()
   end
   local rebuilt = 0

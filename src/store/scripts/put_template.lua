@@ -1,10 +1,10 @@
--- PUT_TEMPLATE: stores a further version of a message.
+-- PUT_TEMPLATE: stores a new version of a message.
 --
 -- KEYS     1 names of the app  2 versions of the name
 -- ARGV     1 name  2 message as JSON  3 window in ms
 -- Returns  {version, time in ms}
--- Atomic   because two may be put at once: each gets a version of its own, and the higher one is the
---          newest. The clock is the server's.
+-- Atomic   because two versions may be put at once: each gets its own number, and the higher one is
+--          the newest. The clock is the server's.
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)

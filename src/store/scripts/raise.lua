@@ -4,7 +4,7 @@
 -- KEYS     1 sequence  2 times when the ledger was found to have gone back
 -- ARGV     1 the highest number that was seen outside of the ledger, 0 if none
 -- Returns  {number it has now, 1 if it was lower than the one that was seen}
--- Atomic   because what is lost must be noted before a higher number covers it.
+-- Atomic   because a loss must be noted before a higher number hides it.
 
 local time = redis.call('TIME')
 local stood, seen = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])

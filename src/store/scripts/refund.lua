@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- REFUND: gives back units that were booked and not used.
+-- REFUND: returns units that were booked and not used.
 --
 -- KEYS     one limiter each
 -- ARGV     per limiter: units, interval in us
 -- Returns  nothing
 -- Atomic   because a lease may be booked between reading a TAT and writing it.
 --
--- Not idempotent, and need not be: a refund that may have been made is not repeated, and one that
--- is lost only leaves the limit unused for a moment.
+-- Not idempotent, and need not be: a refund that may have been made is not repeated, and a lost one
+-- only leaves the limit unused for a moment.
 
 for i = 1, #KEYS do
   local tat = redis.call('GET', KEYS[i])

@@ -1,11 +1,11 @@
--- RENEW: lengthens the lease of an owner, if it still holds some of these claims.
+-- RENEW: extends the lease of an owner, if it still holds some of these claims.
 --
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 buckets  2 owner, 8 bytes  3 lease in ms
 --          4.. per bucket: different fingerprints, 8 bytes each
 -- Returns  {0, buckets} if the job has another shape; {1, 1} if all were still held,
 --          {1, 0} if some were not
--- Atomic   because a claim may be taken over between the look and the new end of the lease.
+-- Atomic   because a claim may be taken over between the check and the new end of the lease.
 
 local buckets = call('HGET', HEADER, 'buckets')
 if buckets and buckets ~= ARGV[1] then

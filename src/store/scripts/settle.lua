@@ -3,20 +3,20 @@
 -- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
 -- ARGV     1 slice  2 entries  3 submission  4 buckets  5 app  6 client_msg_no  7 target
 --          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 if the slice ends here, how many
---          repeats its deliveries saw; else nothing
+--          repeats its deliveries saw; else ''
 --          12.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release,
 --          d for release in doubt, k to release a claim and to keep a doubt that it was given with
 -- Returns  {0, buckets} if the job has another shape; {1, rebuilt, stood, missing, total, sent,
---          duplicate, failed, uncertain, expired, cancelled, finished, completed}: how many of the
---          outcomes were of recipients that had one, and how many entries of a slice that ends have
---          none
+--          duplicate, failed, uncertain, expired, cancelled, finished, completed}: `stood` counts
+--          outcomes of recipients that had one already, `missing` the entries of a slice that ends
+--          without an outcome
 -- Atomic   because a counter rises exactly when a recipient gets its first outcome.
 --
--- An outcome that stands is never changed. One that comes late beats a claim, whoever holds it: what
--- was sent was sent.
+-- A recorded outcome is never changed. An outcome that comes late replaces a claim, whoever holds
+-- it: the send has happened.
 
--- Two marks of where the job stood tell how fast it goes. The same rule as domain::pace::Pace, which
--- reads them: at most one every 5 s, and those from before a pause tell nothing.
+-- Two marks of the job's progress tell its pace. The same rule as domain::pace::Pace, which reads
+-- them: at most one mark every 5 s, and marks from before a pause do not count.
 local MARK_MS, STILL_MS = 5000, 10000
 
 local function note(now, settled)
@@ -48,7 +48,7 @@ local mine = call('HGET', OWNERS, owner)
 local in_doubt = mine and doubtful(mine)
 local tally, settled, stood = {}, 0, 0
 
--- What a claim that is given up becomes.
+-- The state of a recipient whose claim is released.
 local GIVEN_UP = { r = RELEASED, d = DOUBTED, k = RELEASED }
 
 local function count_in(code, count)
@@ -62,7 +62,8 @@ for k = 5, #KEYS do
   local key, packed, codes = KEYS[k], ARGV[2 * k + 2], ARGV[2 * k + 3]
   local count, first = #codes, sub(codes, 1, 1)
   local bucket = call('GET', key)
-  -- Mostly the window lies there in one piece, as it was claimed, and all end the same way.
+  -- The window is mostly in one piece, as it was claimed, and all its recipients end in the same
+  -- way.
   local at = mine and bucket and find(bucket, records(packed, mine), 1, true)
   if at and at % RECORD == 1 and codes == string.rep(first, count) then
     call('SETRANGE', key, at - 1, records(packed, GIVEN_UP[first] or first .. '\0\0'))
@@ -97,9 +98,9 @@ for k = 5, #KEYS do
   end
 end
 
--- The entries of the slice that got no outcome of their own are repeats of others, if its deliveries
--- saw so many: where somebody is missing beyond that, none of them is counted and all stay pending.
--- A job that was rebuilt lost what was counted before, so nobody can tell the two apart there.
+-- Entries of the slice without an outcome of their own count as repeats of others, up to the number
+-- that its deliveries saw. If more are missing, none is counted and all stay pending. A rebuilt job
+-- has lost its earlier counts, so the two cases look the same there, and all count as repeats.
 local duplicate, after, missing = 0, counted + settled, 0
 local repeats = tonumber(ARGV[11])
 if repeats and after < entries then
@@ -109,7 +110,7 @@ if repeats and after < entries then
     missing = entries - after - repeats
   end
 elseif after > entries then
-  -- The slice was called done too early: what was put down as a repeat was none.
+  -- The slice was counted as done too early: takes back repeats that were none.
   duplicate, after = entries - after, entries
 end
 if settled > 0 or duplicate ~= 0 then
@@ -126,7 +127,7 @@ if settled > 0 or duplicate ~= 0 then
   local over = settled_of(stands) - stands[1]
   local lost = over > 0 and tonumber(call('HGET', HEADER, 'lost') or 0) or 0
   if lost > 0 then
-    -- The job was taken for abandoned too early: these were not lost.
+    -- The job was taken for abandoned too early: these outcomes were not lost.
     call('HINCRBY', HEADER, 'lost', -math.min(lost, over))
     stands = standing()
   end

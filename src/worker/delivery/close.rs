@@ -1,4 +1,4 @@
-//! The end of a delivery: everything it leads to is durable before it is acked (promise 5).
+//! Ends a delivery: makes everything that follows from it durable before it is acked (promise 5).
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::ports::{
 };
 
 impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
-    /// Ends the delivery. No call is out any more.
+    /// Ends the delivery, once no call is out any more.
     pub(super) async fn close(mut self, stop: Option<Pause>) -> Result<DeliveryEnd, Lost> {
         let end = self.end(stop).await;
         if end.is_err() {
@@ -32,8 +32,8 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         match stop {
             None => {}
             Some(Pause::Deferred(delay)) => self.delivery.defer(delay),
-            // Whoever settled it may have died before the job was completed: the last step is taken
-            // again, which changes nothing if it was taken.
+            // The worker that settled it may have died before it completed the job. The last step
+            // is taken again, which changes nothing if it was taken.
             Some(Pause::SliceDone) => self.delivery.slice_is_done(),
             Some(Pause::Lost) => return Err(Lost),
         }
@@ -57,7 +57,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         })
     }
 
-    /// The session is lost: what is known and not recorded goes on in the backlog.
+    /// The session is lost: hands over to the backlog what is known and not recorded.
     fn hand_over(&self) {
         let scope = self.scope;
         let batch = self.delivery.batch();
@@ -75,8 +75,8 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         });
     }
 
-    /// Gives up the claims that were asked and not answered, if the ledger granted them after all: they
-    /// were never used, and whoever took them over would have to take them for doubts.
+    /// Gives up claims that were asked for and not answered, in case the ledger granted them. They
+    /// were never used, and a worker that took them over would have to treat them as doubts.
     async fn give_up_asked(&self) {
         if self.asked.is_empty() {
             return;
@@ -87,24 +87,26 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
             unused: &self.asked,
             ..Settle::of(scope.slice_ref(), scope.owner)
         });
-        // Not repeated: a claim that reached the ledger was answered, but for the moment of a fault.
+        // Not repeated: a claim that reached the ledger stays unanswered only at the moment of a
+        // fault.
         let _ = context.try_step(LedgerStep::Settle, settle).await;
     }
 
-    /// Records what is not recorded yet, and that the slice is complete, if it is.
+    /// Records what is not recorded yet. If the slice is complete, records that too.
     async fn finish_record(&mut self) -> Result<(), Lost> {
         let batch = self.delivery.batch();
         if batch.is_empty() || (self.closed && batch.outcomes.is_empty()) {
             return Ok(());
         }
-        // What the ledger does not take, the delivery keeps.
+        // The delivery keeps what the ledger does not take.
         let Some(recorded) = self.scope.record(&batch).await? else {
             return Ok(());
         };
         self.note_recorded(&batch, recorded);
         let again = self.delivery.batch();
         if !self.closed && again.last > batch.last {
-            // Others had settled some of them first, and that was learned only now.
+            // Other slices had settled some of the recipients first, and this delivery learned it
+            // only now.
             if let Some(recorded) = self.scope.record(&again).await? {
                 self.note_recorded(&again, recorded);
             }
@@ -146,7 +148,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
 
     // --- Dead letters ------------------------------------------------------------------------
 
-    /// Publishes the dead letters, and has their recipients settled next.
+    /// Publishes the dead letters and marks their recipients to be settled next.
     async fn bury(&mut self) -> Result<(), Lost> {
         self.regain().await?;
         if self.delivery.dead().is_empty() {
@@ -160,8 +162,9 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         Ok(())
     }
 
-    /// Claims again who was refused, and is free since then: a list that overlaps may have had them
-    /// called by another slice, and what came of that call is not for this delivery to say.
+    /// Claims refused recipients again, which are free since they were refused. With lists that
+    /// overlap, another slice may have called them meanwhile, and the result of that call does not
+    /// belong to this delivery.
     async fn regain(&mut self) -> Result<(), Lost> {
         let refused = self.delivery.refused_and_free();
         if refused.is_empty() {
@@ -173,7 +176,7 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
             self.asked.extend(asked);
         }
         match claimed? {
-            // Without the ledger nobody knows better.
+            // Without the ledger, the delivery's own result counts.
             None => {}
             Some(Claimed::SliceDone) => self.delivery.slice_is_done(),
             Some(Claimed::Each(states)) => self.delivery.regained(&refused, &states, lost),
@@ -194,9 +197,9 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
             .collect()
     }
 
-    /// Keeps the reasons where they are found without walking over dead letters, and where the next
-    /// delivery finds them if the letter cannot be written. The letters are what counts: not repeated
-    /// when it fails.
+    /// Stores the reasons in the ledger. There they are found without a search through dead
+    /// letters, and the next delivery finds them if the letter cannot be written. Not repeated on
+    /// failure: the letters are what counts.
     async fn record_reasons(&self, dead: &[DeadRecipient]) {
         let scope = self.scope;
         if scope.goes_without_ledger() {
@@ -208,8 +211,8 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         let _ = context.try_step(LedgerStep::Settle, record_reasons).await;
     }
 
-    /// Says that entries of this slice are gone, if any are: no delivery has them, and none saw what
-    /// became of them.
+    /// Reports entries of this slice that are gone: no delivery has them, and their outcome is not
+    /// known.
     fn tell_missing(&self) {
         let missing = self.missing.max(self.delivery.missing());
         if missing == 0 {
@@ -219,15 +222,16 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         scope.session.context.metrics.entries_missing(missing);
         tracing::error!(
             job.id = %scope.slice.head.id, slice.id = %scope.slice.id, missing,
-            "entries of a slice have no outcome, and no delivery has them: they stay pending until \
-             the job counts as abandoned. Submit the same job again: whoever has no outcome is sent to \
-             then"
+            "entries of a slice have no outcome, and no delivery has them: they stay pending \
+             until the job counts as abandoned. Submit the same job again: recipients without an \
+             outcome are then sent to"
         );
     }
 }
 
 impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
-    /// Claims recipients whose delivery is at its end. None: the ledger is away, and the app fails open.
+    /// Claims recipients at the end of the delivery. None: the ledger is down, and the app fails
+    /// open.
     async fn regain(&self, recipients: &[Fingerprint]) -> Result<Option<Claimed>, Lost> {
         let context = &*self.session.context;
         if self.goes_without_ledger() {

@@ -1,5 +1,5 @@
-//! The calls of a delivery that are out. They go on while anything else is waited for, and what comes
-//! back lies here until it is sorted.
+//! Keeps the calls of a delivery that are out. They continue while the delivery waits for anything
+//! else, and their answers are kept here until the delivery sorts them.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -15,17 +15,17 @@ use super::DeliveryScope;
 use crate::domain::delivery::{Call, Delivery};
 use crate::ports::{Publisher, Store, Transport};
 
-/// Answers that come within so long of each other are recorded together, and their places are taken
-/// together: it is steps of the ledger that cost, not recipients in them.
+/// Answers that arrive within this time of each other are recorded together, and their places are
+/// filled together: the cost is in the ledger's steps, not in the recipients of a step.
 const TOGETHER: Duration = Duration::from_millis(2);
 
-/// Longest time for which an answer is not recorded because others come.
+/// Longest time that an answer stays unrecorded because others arrive.
 const TOGETHER_MAX: Duration = Duration::from_millis(10);
 
 /// A call that is no longer out.
 pub(super) struct Back {
     pub(super) call: Call,
-    /// None: it was held back, and never left.
+    /// None: a directive held the call back, and it never left.
     pub(super) called: Option<Called>,
 }
 
@@ -33,9 +33,10 @@ pub(super) struct Flight<'a, S, T, P> {
     scope: &'a DeliveryScope<'a, S, T, P>,
     calls: FuturesUnordered<BoxFuture<'a, Back>>,
     back: VecDeque<Back>,
-    /// Calls that came back since the last record; their places are not free before the next one.
+    /// Calls that came back since the last record. Their places are not free before the next
+    /// record.
     unrecorded: usize,
-    /// When the first and the last of them came.
+    /// When the first and the last of them came back.
     came: Option<(Instant, Instant)>,
     renewal: Interval,
 }
@@ -59,7 +60,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
         self.calls.is_empty() && self.back.is_empty()
     }
 
-    /// Calls that may be begun now.
+    /// Calls that may start now.
     pub(super) fn places(&self) -> usize {
         let taken = self.calls.len() + self.unrecorded;
         self.scope.target.window_calls.max(1).saturating_sub(taken)
@@ -74,7 +75,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
         self.back.pop_front()
     }
 
-    /// What came back is being recorded.
+    /// Notes that the calls that came back are being recorded.
     pub(super) fn recorded(&mut self) {
         self.unrecorded = 0;
         self.came = None;
@@ -87,7 +88,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
         self.came = Some((self.came.map_or(now, |(first, _)| first), now));
     }
 
-    /// Waits for something while calls are out, and keeps their claims.
+    /// Waits for a step while calls are out, and renews their claims.
     pub(super) async fn during<V>(
         &mut self,
         delivery: &Delivery,
@@ -104,15 +105,15 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
         }
     }
 
-    /// Waits until the next calls may be made, which `grant` says, or it is time to record what came
-    /// back.
+    /// Waits until `grant` resolves, so that the next calls may be made, or until it is time to
+    /// record what came back.
     pub(super) async fn until<V>(
         &mut self,
         delivery: &Delivery,
         mut grant: Option<&mut (impl Future<Output = V> + Unpin)>,
     ) -> Option<V> {
         loop {
-            // Whatever is there already costs no timer.
+            // Answers that have already arrived cost no timer.
             while let Some(Some(back)) = self.calls.next().now_or_never() {
                 self.came(back);
             }
@@ -136,7 +137,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
         }
     }
 
-    /// When what came back is recorded at the latest.
+    /// The latest time at which to record what came back.
     fn due(&self) -> Option<Instant> {
         let (first, last) = self.came?;
         if self.calls.is_empty() {

@@ -1,4 +1,5 @@
-//! What a delivery waits for before it claims: a parked target, the limits, places at the target.
+//! Waits for everything that a delivery needs before it claims: an unparked target, units of the
+//! limits, and places at the target.
 
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use crate::ports::{Lease, Leased, Limit, Publisher, Scope, Store, Transport};
 pub(super) struct Granted<'a> {
     pub(super) calls: usize,
     pub(super) recipients: usize,
-    /// Recipients and calls that are booked on the limits, and which limits these were.
+    /// Recipients and calls that are booked on the limits, and the directives that decided on these
+    /// limits.
     booked: Option<(u32, u32, SliceControl)>,
     /// One per call.
     pub(super) permits: SemaphorePermit<'a>,
@@ -24,7 +26,7 @@ pub(super) struct Granted<'a> {
 
 impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     /// Waits until calls may be made, for at most `waiting` recipients in at most `places` calls.
-    /// None: the wait was so long that everything is to be looked at again.
+    /// None: the wait was so long that the caller must check everything again.
     pub(super) async fn grant(
         &'a self,
         directives: watch::Receiver<Board>,
@@ -43,7 +45,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             let calls = recipients.div_ceil(self.per_call);
             booked = Some((recipients as u32, calls as u32, order));
         }
-        // A recipient may have a call of its own, if its last one was refused for others too.
+        // A recipient may get a call of its own, if its last call was refused because of others.
         let wanted = places.min(recipients);
         let Ok(permits) = self.permits(wanted).await else {
             if let Some((recipients, calls, order)) = &booked {
@@ -60,14 +62,15 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }))
     }
 
-    /// Places for calls at the target: one, and as many more of those wanted as are free.
+    /// Places for calls at the target: waits for one, and takes as many more of those wanted as are
+    /// free.
     async fn permits(&'a self, wanted: usize) -> Result<SemaphorePermit<'a>, Pause> {
         let calls = &*self.target.calls;
         let halted = || Pause::Deferred(Duration::ZERO);
         let mut permits = tokio::select! {
             biased;
             () = self.session.halt.cancelled() => return Err(halted()),
-            // Closed never: the semaphore lives as long as the target.
+            // It is never closed: the semaphore lives as long as the target.
             permit = calls.acquire() => permit.map_err(|_| halted())?,
         };
         let more = calls.available_permits().min(wanted.saturating_sub(1));
@@ -82,7 +85,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             let now = now_ms();
             let left = Duration::from_millis(park.until_ms.saturating_sub(now));
             if left > WAIT_MAX {
-                // It may be unparked before its time.
+                // The target may be unparked before its time.
                 let lasted = Duration::from_millis(now.saturating_sub(park.since_ms));
                 return Err(Pause::Deferred(left.min(look_again(lasted))));
             }
@@ -91,7 +94,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         Ok(())
     }
 
-    /// Sleeps unless the shift ends.
+    /// Sleeps, unless the delivery is halted.
     async fn sleep(&self, wait: Duration) -> Result<(), Pause> {
         tokio::select! {
             biased;
@@ -125,8 +128,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         )
     }
 
-    /// Waits until some of `most` recipients may be sent to. None after a wait that was long enough to
-    /// look at everything again.
+    /// Waits until some of `most` recipients may be sent to. Returns zero after a wait that was
+    /// long enough to check everything again.
     async fn lease(
         &self,
         order: &SliceControl,
@@ -138,7 +141,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         let want = limits.iter().fold(most, |want, limit| {
             want.min(worth(limit, per_call as u32, want as u32) as usize)
         });
-        // A call is filled even when that takes more than a lease is worth.
+        // A call is filled even when that takes more units than are worth leasing at once.
         let want = want.max(per_call.min(most)) as u32;
         let lease = Lease {
             limits: &limits,
@@ -165,9 +168,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             }
             return Ok(units as usize);
         }
-        // A target that is too slow for us is too slow for the whole lane, which may as well wait
-        // here. A slow app or job steps aside for the others of its lane, and looks now and then
-        // whether it is to go faster.
+        // The target's limit holds up the whole lane, so the slice may as well wait here. The limit
+        // of an app or a job makes the slice leave the place to others of its lane; it comes back
+        // from time to time to see whether it may go faster.
         if leased.binding != Some(Scope::Target) {
             return Err(Pause::Deferred(after.min(LOOK_AGAIN_MAX)));
         }
@@ -179,8 +182,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         Ok(0)
     }
 
-    /// Asks the limits that all workers share; while the ledger is away, an app that fails open goes
-    /// by the same limits as this process alone keeps them.
+    /// Asks the limits that all workers share. While the ledger is down, an app that fails open
+    /// uses the same limits, kept by this process alone.
     async fn ask_lease(&self, lease: &Lease<'_>) -> Result<Leased, Pause> {
         let context = &*self.session.context;
         if !self.fail_open {
@@ -197,7 +200,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         Ok(context.limits_here.lease(lease))
     }
 
-    /// Returns what was booked for recipients and calls that turned out to be none.
+    /// Refunds the units that were booked for recipients and calls that were not made.
     pub(super) async fn refund(&self, granted: &Granted<'_>, recipients: usize, calls: usize) {
         let Some((booked, booked_calls, order)) = &granted.booked else {
             return;
@@ -219,7 +222,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
                 .refund(&limits, recipients, calls);
         }
         let store = &self.session.context.store;
-        // Not repeated: units that are not given back make us slower than allowed, never faster.
+        // Not repeated: without the refund the rate falls below the limit and never exceeds it.
         let refund = store.refund(&limits, recipients, calls);
         let _ = self
             .session
