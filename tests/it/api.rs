@@ -640,7 +640,7 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
 
     let shell = place.run(&["dead", "redrive", "--job", "promo"]).await;
     assert!(
-        shell.stdout.starts_with("nobody is sent to again\n")
+        shell.stdout.starts_with("no recipient is sent to again\n")
             && shell.stdout.contains("30 were redriven before"),
         "{}",
         shell.stdout
