@@ -417,7 +417,7 @@ impl Direct {
     }
 
     fn ledger(&self) -> Result<&Store, Failure> {
-        let missing = "ledger.url is missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
+        let missing = "ledger.url is missing: set it, or ledger.url_file, or FANWISE_LEDGER__URL";
         self.ledger
             .as_ref()
             .ok_or_else(|| Failure::message(Exit::BadConfig, missing))

@@ -377,7 +377,10 @@ fn tell_redriven(done: &Redriven) -> Result<(), Failure> {
             done.contradicted,
             "left out: the ledger says that they got it, or that their job ended before",
         ),
-        (done.under_way, "left out: their own job is still under way"),
+        (
+            done.under_way,
+            "left out: their own job has not finished with them yet",
+        ),
         (done.purged, "purged"),
         (
             done.not_purged,
