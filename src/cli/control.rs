@@ -53,7 +53,7 @@ pub(super) struct Expiry {
 pub(super) enum AppCommand {
     /// Send nothing for this app until it is resumed
     Pause {
-        /// Its name in the configuration
+        /// Name of the app in the configuration
         app: String,
         #[command(flatten)]
         expiry: Expiry,
@@ -62,7 +62,7 @@ pub(super) enum AppCommand {
     },
     /// Resume sending for this app
     Resume {
-        /// Its name in the configuration
+        /// Name of the app in the configuration
         app: String,
         #[command(flatten)]
         words: Words,
@@ -79,9 +79,9 @@ pub(super) enum TargetCommand {
     },
     /// Send nothing to this target for a while
     Park {
-        /// Its name in the configuration
+        /// Name of the target in the configuration
         target: String,
-        /// For how long
+        /// How long to park it
         #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
         lasts: Duration,
         #[command(flatten)]
@@ -89,14 +89,14 @@ pub(super) enum TargetCommand {
     },
     /// Try a parked target again at once, for example after you have fixed its configuration
     Unpark {
-        /// Its name in the configuration
+        /// Name of the target in the configuration
         target: String,
         #[command(flatten)]
         words: Words,
     },
     /// Send nothing to this target until it is resumed
     Pause {
-        /// Its name in the configuration
+        /// Name of the target in the configuration
         target: String,
         #[command(flatten)]
         expiry: Expiry,
@@ -105,7 +105,7 @@ pub(super) enum TargetCommand {
     },
     /// Resume sending to this target
     Resume {
-        /// Its name in the configuration
+        /// Name of the target in the configuration
         target: String,
         #[command(flatten)]
         words: Words,

@@ -53,7 +53,7 @@ pub(super) enum DeadCommand {
         /// Confirm the removal
         #[arg(long)]
         yes: bool,
-        /// Only count
+        /// Only count, and remove nothing
         #[arg(long, conflicts_with = "yes")]
         dry_run: bool,
         /// Print one JSON object
@@ -78,10 +78,10 @@ pub(super) struct RedriveArgs {
     /// Redrive all dead letters without asking
     #[arg(long, visible_alias = "all")]
     yes: bool,
-    /// Only count
+    /// Only count, and send nothing
     #[arg(long)]
     dry_run: bool,
-    /// Remove the letters once a worker has accepted the new job
+    /// Remove the dead letters once a worker has accepted the new job
     #[arg(long)]
     purge: bool,
     /// Priority of the new job

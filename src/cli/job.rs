@@ -1,4 +1,5 @@
-//! `fanwise job list`, `show`, `watch`, `verify` and `recipient`; `pause`, `resume`, `cancel` and `rate`.
+//! `fanwise job list`, `show`, `watch`, `verify` and `recipient`; `pause`, `resume`, `cancel` and
+//! `rate`.
 
 use std::path::PathBuf;
 
@@ -61,7 +62,8 @@ pub(super) enum JobCommand {
         #[command(flatten)]
         words: Words,
     },
-    /// Compare the counters of a job with its ledger, recipient by recipient; exit 70 if they differ
+    /// Compare the counters of a job with its ledger, recipient by recipient; exit 70 if they
+    /// differ
     Verify(JobArgs),
     /// Tell whether this user got the message, and if not, why
     Recipient {

@@ -58,13 +58,13 @@ enum Command {
     Serve,
     /// Submit a job
     Send(Box<send::SendArgs>),
-    /// Look at jobs; pause, resume, cancel and re-rate them
+    /// List and show jobs; pause, resume, cancel and re-rate them
     #[command(subcommand)]
     Job(job::JobCommand),
     /// Pause and resume an app
     #[command(subcommand)]
     App(control::AppCommand),
-    /// Look at targets; park, unpark, pause and resume them
+    /// List targets; park, unpark, pause and resume them
     #[command(subcommand)]
     Target(control::TargetCommand),
     /// Show and set limits while everything runs

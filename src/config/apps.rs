@@ -77,8 +77,8 @@ pub(super) fn read_access(section: &mut Section, findings: &mut Findings) -> App
     }
 }
 
-/// `url` (required), `secret` or `secret_file` (none: calls are not signed), `timeout` (2s; 100ms to
-/// 1m), `on_failure` (`refuse` or `allow`).
+/// `url` (required), `secret` or `secret_file` (none: calls are not signed), `timeout` (2s; 100ms
+/// to 1m), `on_failure` (`refuse` or `allow`).
 fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<BeforeAccept> {
     let url = section.required_address("url", findings);
     let uri = url.parse::<Uri>().ok().filter(|uri| {

@@ -61,7 +61,8 @@ pub struct BrokerConfig {
     /// `heartbeat`: Fanwise gives up a connection that is silent for twice this. Default 10s; 1s to
     /// 60s.
     pub heartbeat: Duration,
-    /// `confirm_timeout`: longest wait for the broker's confirm of a publish. Default 10s; 1s to 2m.
+    /// `confirm_timeout`: longest wait for the broker's confirm of a publish. Default 10s; 1s to
+    /// 2m.
     pub confirm_timeout: Duration,
 }
 
@@ -125,8 +126,8 @@ pub struct GatewayConfig {
     /// `auth`: `auto` (default) asks for credentials, except on a loopback address if none are
     /// configured; `token` always asks; `none` never asks.
     pub auth: GatewayAuth,
-    /// `tls_certificate` and `tls_key`: PEM files of the certificate with its chain, and of its key.
-    /// Default none: plain HTTP.
+    /// `tls_certificate` and `tls_key`: PEM files of the certificate with its chain, and of its
+    /// key. Default none: plain HTTP.
     pub tls: Option<(PathBuf, PathBuf)>,
 }
 
@@ -153,13 +154,14 @@ pub struct WorkerConfig {
     pub slice_concurrency: usize,
     /// `small_job_concurrency`: additional places for small jobs, per target. Default 4; 1 to 256.
     pub small_job_concurrency: usize,
-    /// `slice_time_max`: how long a delivery works on one slice before the rest goes to the end of its
-    /// lane. Default 1m; 1s to 10m.
+    /// `slice_time_max`: how long a delivery works on one slice before the rest goes to the end of
+    /// its lane. Default 1m; 1s to 10m.
     pub slice_time_max: Duration,
     /// `drain_deadline`: how long a stopping process may take to finish its work. Keep it shorter
     /// than the platform's grace period. Default 25s; 1s to 10m.
     pub drain_deadline: Duration,
-    /// `progress_interval`: shortest time between two progress events of a job. Default 2s; 100ms to 1h.
+    /// `progress_interval`: shortest time between two progress events of a job. Default 2s; 100ms
+    /// to 1h.
     pub progress_interval: Duration,
 }
 
@@ -168,8 +170,8 @@ pub struct WorkerConfig {
 pub struct RetryConfig {
     /// `attempts_max`: attempts per recipient, including the first. Default 8; 1 to 100.
     pub attempts_max: u32,
-    /// `delay_min`, `delay_max`, `jitter`: exponential from 1s (100ms to 1h) to 5m (up to 24h), each
-    /// spread by ± 0.2 (0 to below 1).
+    /// `delay_min`, `delay_max`, `jitter`: exponential from 1s (100ms to 1h) to 5m (up to 24h),
+    /// each spread by ± 0.2 (0 to below 1).
     pub schedule: Schedule,
 }
 

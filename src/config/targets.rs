@@ -182,8 +182,8 @@ fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String,
 /// `type = "wukongim"`: `url` (required), `version` (required: `v1`, `v2`, `v3`), `token` or
 /// `token_file`, `sender`, `packed` (false), `subscribers` (false), `recipients_per_call` (100; to
 /// 1000, of calls for many), `payload_bytes_max` (32767; to 1048576), `client_msg_no`
-/// (`per_recipient` or `job`), `probe` (false), `manager_url`, `manager_user`, `manager_password` or
-/// `manager_password_file`.
+/// (`per_recipient` or `job`), `probe` (false), `manager_url`, `manager_user`, `manager_password`
+/// or `manager_password_file`.
 fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Settings {
     use wukongim::{ClientMsgNo, Manager, Settings, Version};
     let versions = [
@@ -227,10 +227,10 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
     }
 }
 
-/// `type = "openim"`: `url` (required), `auth` (`admin_token`, `user_token` or `token`), `secret` or
-/// `secret_file` (required unless `auth` is `token`), `token` or `token_file` (required if it is),
-/// `admin_user` (`imAdmin`), `sender`, `session` (`single` or `notification`), `notice_name`, `packed`
-/// (false), `recipients_per_call` (100; to 1000, when packed).
+/// `type = "openim"`: `url` (required), `auth` (`admin_token`, `user_token` or `token`), `secret`
+/// or `secret_file` (required unless `auth` is `token`), `token` or `token_file` (required if it
+/// is), `admin_user` (`imAdmin`), `sender`, `session` (`single` or `notification`), `notice_name`,
+/// `packed` (false), `recipients_per_call` (100; to 1000, when packed).
 fn read_openim(section: &mut Section, findings: &mut Findings) -> openim::Settings {
     use openim::{Auth, Session, Settings};
     let ways = [
@@ -264,8 +264,8 @@ fn read_openim(section: &mut Section, findings: &mut Findings) -> openim::Settin
 /// `type = "netease"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
 /// `message_ids` (false), `recipients_per_call` (500, or 100 with `message_ids`; to 1000),
 /// `body_length_max` (5000), `extension_length_max` (1024), `push_text_length_max` (500) and
-/// `push_payload_length_max` (2048; each to 20000), `block` (1m) and `single_block` (10s; each 1s to
-/// 1h), `trust_request_id` (false).
+/// `push_payload_length_max` (2048; each to 20000), `block` (1m) and `single_block` (10s; each 1s
+/// to 1h), `trust_request_id` (false).
 fn read_netease(section: &mut Section, findings: &mut Findings) -> netease::Settings {
     use netease::Settings;
     let message_ids = section.boolean("message_ids", false, findings);
@@ -292,8 +292,8 @@ fn read_netease(section: &mut Section, findings: &mut Findings) -> netease::Sett
 
 /// `type = "yunxin"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
 /// `single` (false), `recipients_per_call` (100; to 1000), `text_length_max` (5000),
-/// `push_text_length_max` (500) and `push_payload_length_max` (2048; each to 20000), `block` (1m) and
-/// `single_block` (10s; each 1s to 1h), `trust_request_id` (false).
+/// `push_text_length_max` (500) and `push_payload_length_max` (2048; each to 20000), `block` (1m)
+/// and `single_block` (10s; each 1s to 1h), `trust_request_id` (false).
 fn read_yunxin(section: &mut Section, findings: &mut Findings) -> yunxin::Settings {
     use yunxin::Settings;
     let documented = Settings::RECIPIENTS_PER_CALL;

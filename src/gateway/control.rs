@@ -1,7 +1,8 @@
 //! Routes that control jobs, apps and targets: `POST /v1/jobs/{id}:pause`, `:resume`, `:cancel`,
 //! `:rate`; the same verbs for apps and targets, `:park` and `:unpark` of targets; and live limits.
 //!
-//! The body of a command may be empty, or `{"reason": …, "author": …, "expires_in": "30m", "rate": …}`.
+//! The body of a command may be empty, or
+//! `{"reason": …, "author": …, "expires_in": "30m", "rate": …}`.
 
 use std::sync::Arc;
 
@@ -110,7 +111,8 @@ async fn target<B: Broker, S: Store, T: Transport>(
     .await
 }
 
-/// `PUT /v1/limits` names its subject in the body: `{"scope": "app", "name": "shop", "rate": "50/s"}`.
+/// `PUT /v1/limits` names its subject in the body:
+/// `{"scope": "app", "name": "shop", "rate": "50/s"}`.
 async fn limit<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     _: NoParams,

@@ -79,7 +79,7 @@ const LOOK_MAX: Duration = Duration::from_millis(100);
 const AGAIN_MIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 
-/// What to do with a request that is too large.
+/// The advice for a request that is too large.
 const FEWER: &str = "send to fewer recipients at a time";
 
 /// The drop-in endpoints of one system.
@@ -94,8 +94,8 @@ pub struct DropInSystem {
     stuck: Mutex<Stuck>,
 }
 
-/// Requests without a key of their own that were answered "busy": the keys of their jobs, by the digests
-/// of their content.
+/// Requests without a key of their own that were answered "busy": the keys of their jobs, by the
+/// digests of their content.
 #[derive(Default)]
 struct Stuck {
     keys: HashMap<String, String>,
@@ -268,7 +268,7 @@ async fn serve<B: Broker, S: Store, T: Transport>(
 /// Longest body of a request whose head does not say who sends it: a login.
 const LOGIN_BYTES_MAX: usize = 64 * 1024;
 
-/// What to do with a login that is too large.
+/// The explanation for a login that is too large.
 const NO_LOGIN: &str = "no login has as many";
 
 /// Takes a request and carries it out. A request is refused by its head before its body is waited

@@ -56,7 +56,7 @@ use crate::service::api::{JobStanding, Submitted};
 /// off.
 pub(super) const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
 
-/// What to do with a job that is too large.
+/// The advice for a job that is too large.
 const UPLOAD: &str = "a longer list is uploaded as application/x-ndjson, text/csv or text/plain";
 
 /// Bodies up to this size are read on the thread where they arrive; larger ones on a thread that

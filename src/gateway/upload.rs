@@ -51,7 +51,8 @@ impl Parts {
 }
 
 impl Upload {
-    /// Reads the whole list. `check` reads each message as the worker will, and names its submission.
+    /// Reads the whole list. `check` reads each message as the worker will, and names its
+    /// submission.
     pub(super) fn survey(
         &self,
         mut check: impl FnMut(&[u8]) -> Result<String, Refusal>,

@@ -133,7 +133,7 @@ pub(super) struct LimitRequest {
     reason = "only its schema is used: forms are read as a stream"
 )]
 struct UploadForm {
-    /// A job whose `audience` has no users.
+    /// A job whose `audience` names no users.
     job: serde_json::Map<String, serde_json::Value>,
     /// A file, named `.ndjson`, `.csv` or `.txt` or with its content type; the last part of the
     /// form.

@@ -58,7 +58,7 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     }
     let value = headers.get(header::HOST)?.as_bytes();
     let authority = Authority::try_from(value).ok();
-    // A value that is not a name is not a name of ours.
+    // A value that is not a host name is treated as a foreign one.
     let host = authority.map_or_else(|| "?".to_owned(), |it| it.host().to_owned());
     Some(host)
 }

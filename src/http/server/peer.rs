@@ -156,8 +156,8 @@ impl Drop for Busy {
     }
 }
 
-/// The address that stands for a caller: an IPv4 address, or the /64 network of an IPv6 address, since
-/// a caller there has billions of addresses.
+/// The address that stands for a caller: an IPv4 address, or the /64 network of an IPv6 address,
+/// since a caller there has billions of addresses.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
