@@ -226,7 +226,7 @@ pub(super) fn parse_rate(text: &str) -> Result<Option<Rate>, Failure> {
     }
     text.parse().map(Some).map_err(|error| {
         let hint = match text.starts_with('0') {
-            true => "; to stop the sending, pause the target, the app or the job",
+            true => "; to stop sending, pause the target, the app or the job",
             false => "",
         };
         Failure::message(Exit::Usage, format!("{error}{hint}"))

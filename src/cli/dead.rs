@@ -315,7 +315,7 @@ async fn confirmed(access: &Access, request: RedriveRequest) -> Result<RedriveRe
     };
     let found = access.redrive(&counting).await?;
     let what = format!(
-        "this sends to {} recipient(s) again, to all dead letters of {} job(s)",
+        "this sends again to {} recipient(s), all those with dead letters of {} job(s)",
         grouped(found.recipients),
         grouped(found.jobs_total)
     );
@@ -338,8 +338,8 @@ fn tell_redriven(done: &Redriven) -> Result<(), Failure> {
     let verb = if done.dry_run { "would be" } else { "are" };
     if done.recipients == 0 {
         output::line(match done.dry_run {
-            true => "no recipient would be sent to again",
-            false => "no recipient is sent to again",
+            true => "nothing would be sent again",
+            false => "nothing is sent again",
         })?;
     } else {
         let jobs = done.jobs.iter().filter(|job| job.recipients > 0).count() as u64;

@@ -35,8 +35,8 @@ pub(super) fn read_permissions(
         }
     }
     if permissions.audiences.contains(&Crowd::All) && permissions.counts() {
-        let what = "lists \"all\", and their number is not known in advance: it cannot be held to \
-                    `recipients_max` or `daily_recipients`; leave out one or the other";
+        let what = "lists \"all\", whose number is not known in advance, so `recipients_max` and \
+                    `daily_recipients` cannot limit it; leave out one or the other";
         findings.problem(section.key("audiences"), what);
     }
     permissions
@@ -185,8 +185,8 @@ pub(super) fn check_credentials(config: &Config, findings: &mut Findings) {
             findings.warning("gateway.token", what);
         }
         GatewayAuth::Auto | GatewayAuth::Token if !has_any => {
-            let what = "missing: set it, or tokens of apps, or set gateway.auth = \"none\" to let every \
-                        client in that reaches gateway.listen";
+            let what = "missing: set it, or tokens of apps, or set gateway.auth = \"none\" to admit \
+                        every client that reaches gateway.listen";
             findings.problem("gateway.token", what);
         }
         GatewayAuth::Auto | GatewayAuth::Token if gateway.token.is_none() => {

@@ -161,6 +161,6 @@ async fn nothing_here(uri: Uri) -> Refusal {
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Refusal {
-    let what = format!("{method} is not possible at {}", uri.path());
+    let what = format!("{method} is not supported at {}", uri.path());
     Refusal::BadMethod(what)
 }

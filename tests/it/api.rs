@@ -602,9 +602,9 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
     let shell = place.run(&["dead", "redrive"]).await;
     assert_eq!(shell.code, Some(64), "{}", shell.stderr);
     assert!(
-        shell
-            .stderr
-            .contains("this sends to 30 recipient(s) again, to all dead letters of 1 job(s)"),
+        shell.stderr.contains(
+            "this sends again to 30 recipient(s), all those with dead letters of 1 job(s)"
+        ),
         "{}",
         shell.stderr
     );
@@ -640,7 +640,7 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
 
     let shell = place.run(&["dead", "redrive", "--job", "promo"]).await;
     assert!(
-        shell.stdout.starts_with("no recipient is sent to again\n")
+        shell.stdout.starts_with("nothing is sent again\n")
             && shell.stdout.contains("30 were redriven before"),
         "{}",
         shell.stdout
