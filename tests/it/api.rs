@@ -881,7 +881,7 @@ async fn a_purge_takes_what_is_meant(place: Place) {
     let refused = place.run(&["dead", "purge", "--job", "one"]).await;
     assert_eq!(refused.code, Some(64), "{}", refused.stderr);
     assert!(
-        refused.stderr.contains("40 dead recipient(s)"),
+        refused.stderr.contains("dead letters of 40 recipient(s)"),
         "{}",
         refused.stderr
     );
