@@ -1,5 +1,5 @@
-//! How commands reach the system: RabbitMQ and Redis directly where they are configured, the HTTP
-//! interface of a running `fanwise serve` or `fanwise gateway` otherwise.
+//! Connects commands to the system: to RabbitMQ and Redis directly if a broker is configured,
+//! otherwise to the HTTP interface of a running `fanwise serve` or `fanwise gateway`.
 
 mod control;
 mod stored;
@@ -45,7 +45,7 @@ pub(super) enum Access {
     Server(Server),
 }
 
-/// RabbitMQ and Redis, and what else a process with a gateway would know.
+/// RabbitMQ and Redis, with the configuration that a gateway process has.
 pub(super) struct Direct {
     broker: Rabbit,
     ledger: Option<Store>,
@@ -53,7 +53,7 @@ pub(super) struct Direct {
     facts: Facts,
 }
 
-/// The trace that the caller's shell is part of.
+/// The trace context that the calling shell has set.
 #[expect(
     clippy::disallowed_methods,
     reason = "it belongs to the call, not to the configuration"
@@ -79,8 +79,9 @@ impl Access {
         })))
     }
 
-    /// Asks whether a job may be accepted, as far as its messages do not tell: what is known of its key, its
-    /// stored message, `before_accept`. A server would have to be there to be asked.
+    /// Checks whether a job would be accepted in the points that its messages alone do not settle:
+    /// an earlier job of its key, its stored message, `before_accept`. Checks nothing without a
+    /// ledger, or over HTTP, where a server would have to be running.
     pub(super) async fn consider(
         &self,
         priority: Priority,
@@ -103,8 +104,8 @@ impl Access {
         }
     }
 
-    /// Submits a job with the whole of a long list at once, where a server takes that; `Ok(false)`
-    /// where there is none.
+    /// Submits a job and its whole list in one request. `Ok(false)` with direct access, which has
+    /// no such request.
     pub(super) async fn upload(&self, priority: Priority, form: Vec<u8>) -> Result<bool, Failure> {
         let Self::Server(server) = self else {
             return Ok(false);
@@ -117,7 +118,7 @@ impl Access {
         Ok(true)
     }
 
-    /// Submits the messages of a job, one after the other; all of them are accepted when this is `Ok`.
+    /// Submits the messages of a job in order. All of them are accepted when this returns `Ok`.
     pub(super) async fn submit(
         &self,
         job: JobId,
@@ -155,8 +156,8 @@ impl Access {
         Ok(())
     }
 
-    /// Has a job that was submitted found at once; a server does that by itself. The job is accepted,
-    /// whatever the ledger says: it is only found later then.
+    /// Enters a submitted job into the ledger, so that it is found at once; a server does that
+    /// itself. Errors do not matter: the job is accepted, and is found a little later.
     pub(super) async fn enter(&self, entry: &Entry) {
         if let Self::Direct(direct) = self
             && let Some(ledger) = &direct.ledger
@@ -165,7 +166,7 @@ impl Access {
         }
     }
 
-    /// A job, where that can be asked.
+    /// A job; also `None` if there is no ledger to ask.
     pub(super) async fn job_if_known(&self, job: JobId) -> Result<Option<JobRecord>, Failure> {
         match self {
             Self::Direct(direct) if direct.ledger.is_none() => Ok(None),
@@ -194,7 +195,7 @@ impl Access {
         }
     }
 
-    /// Jobs that are meant, newest first, at most so many.
+    /// The jobs that match the filter, newest first, at most `most`.
     pub(super) async fn jobs(
         &self,
         filter: &JobFilter,
@@ -225,7 +226,7 @@ impl Access {
         Ok(jobs)
     }
 
-    /// What became of one recipient; nothing if there is no such job.
+    /// The state of one recipient and the reason for it; `None` if there is no such job.
     pub(super) async fn recipient(
         &self,
         job: JobId,
@@ -269,7 +270,7 @@ impl Access {
         }
     }
 
-    /// Every recipient of dead letters that is meant, the latest letter of each.
+    /// The recipients of all dead letters that match the filter, each with its latest letter.
     pub(super) async fn dead(
         &self,
         filter: &DeadFilter,
@@ -290,7 +291,7 @@ impl Access {
         }
     }
 
-    /// Makes new jobs of dead letters.
+    /// Creates new jobs from dead letters.
     pub(super) async fn redrive(&self, request: &RedriveRequest) -> Result<Redriven, Failure> {
         match self {
             Self::Direct(direct) => direct.redrive(request).await,
@@ -298,7 +299,7 @@ impl Access {
         }
     }
 
-    /// Removes dead letters for good.
+    /// Removes dead letters permanently.
     pub(super) async fn purge(&self, request: &PurgeRequest) -> Result<Purged, Failure> {
         match self {
             Self::Direct(direct) => {
@@ -314,7 +315,7 @@ impl Access {
         }
     }
 
-    /// Shows every message that was no job to `visit`, the oldest first.
+    /// Passes every rejected message to `visit`, oldest first.
     pub(super) async fn rejected(
         &self,
         mut visit: impl FnMut(RetainedMessage) + Send,
@@ -342,7 +343,7 @@ impl Access {
     }
 }
 
-/// Dead letters are published at least once: of several for one recipient of a job the latest counts.
+/// Keeps the latest letter of each recipient of a job: dead letters are published at least once.
 fn latest(rows: Vec<DeadRow>) -> Vec<DeadRow> {
     let mut window = Window::new(None, usize::MAX);
     for row in rows {
@@ -352,7 +353,7 @@ fn latest(rows: Vec<DeadRow>) -> Vec<DeadRow> {
     window.finish().0.map(|(_, row)| row).collect()
 }
 
-/// A filter that is right, as of now.
+/// Checks a filter. Relative times in it count back from now.
 pub(super) fn checked(filter: &DeadFilter) -> Result<Wanted, Failure> {
     filter
         .check(now_ms())
@@ -368,7 +369,9 @@ impl Direct {
             self.knows_names(&wanted).await?;
         }
         let Some(store) = &self.ledger else {
-            tracing::warn!("without ledger.url, letters are shown that the ledger may contradict");
+            tracing::warn!(
+                "ledger.url is not set: dead letters are shown unchecked, the ledger may contradict them"
+            );
             return Ok(rows);
         };
         let view = LedgerView {
@@ -401,7 +404,8 @@ impl Direct {
         Ok(done)
     }
 
-    /// Refuses a filter that nothing was found with and that names what is not there.
+    /// Fails if the filter names something that does not exist. Called when the filter finds
+    /// nothing.
     async fn knows_names(&self, wanted: &Wanted) -> Result<(), Failure> {
         let names = Names::of(&self.config)?;
         let unknown = dead_letters::unknown(&names, self.ledger.as_ref(), wanted).await;
@@ -412,7 +416,7 @@ impl Direct {
     }
 
     fn ledger(&self) -> Result<&Store, Failure> {
-        let missing = "ledger.url is missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
+        let missing = "ledger.url is missing: set it, or ledger.url_file, or FANWISE_LEDGER__URL";
         self.ledger
             .as_ref()
             .ok_or_else(|| Failure::message(Exit::BadConfig, missing))
@@ -423,7 +427,7 @@ impl Direct {
     }
 }
 
-/// The fields of a filter as parameters of a query.
+/// The fields of a filter as query parameters.
 fn parameters(filter: &impl Serialize) -> Result<Vec<(String, String)>, Failure> {
     let fields = serde_json::to_value(filter).or_exit(Exit::Internal)?;
     let fields = fields.as_object().into_iter().flatten();
@@ -443,7 +447,7 @@ fn query(parameters: &[(String, String)]) -> String {
     }
 }
 
-/// A text as a part of a path or a query.
+/// Percent-encodes a text for a path or a query.
 fn encoded(text: &str) -> String {
     use std::fmt::Write as _;
     let mut encoded = String::with_capacity(text.len());
@@ -466,9 +470,9 @@ pub(super) struct Server {
 
 const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
-/// Longest wait for an answer; the retained may be long.
+/// Longest wait for an answer; lists of dead letters and rejected messages may be long.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest answer: a million dead letters.
+/// Longest answer: room for a million dead letters.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
 
 impl Server {
@@ -544,7 +548,7 @@ impl Server {
         list.ok_or_else(missing)
     }
 
-    /// Shows an answer of one JSON value a line to `visit`.
+    /// Reads an answer with one JSON value per line and passes each value to `visit`.
     async fn lines<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -578,7 +582,7 @@ impl Server {
         }
     }
 
-    /// A JSON answer; nothing where the server says 404.
+    /// Gets a JSON answer; `None` if the server answers 404.
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
         let reply = self
             .ask(Method::GET, path, None, Bytes::new(), None)
@@ -646,14 +650,14 @@ impl Server {
     }
 }
 
-/// An answer that is no success, with the words of its problem document.
+/// Turns an answer other than success into a failure, with the text of its problem document.
 fn refused(reply: &HttpReply) -> Failure {
     let status = reply.status;
     let problem: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     let Some(detail) = problem["detail"].as_str() else {
         let text = String::from_utf8_lossy(&reply.body);
         let what = format!(
-            "gateway.listen: what answers there is not fanwise; it says {status}: {}",
+            "gateway.listen: the server there is not fanwise; it answers {status}: {}",
             shorten(text.trim(), 100)
         );
         return Failure::message(Exit::Unavailable, what);
@@ -661,9 +665,9 @@ fn refused(reply: &HttpReply) -> Failure {
     let (exit, what) = match status {
         400 | 403 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
         409 => (Exit::BadInput, "conflict"),
-        // Its own words are for who writes requests.
+        // The server's own text is for authors of HTTP clients.
         401 => {
-            let what = "the gateway refuses gateway.token, or there is none here: set it to the \
+            let what = "the gateway refuses gateway.token, or none is set here: set it to the \
                         gateway's own (FANWISE_GATEWAY__TOKEN, or token_file)";
             return Failure::message(Exit::BadConfig, what);
         }

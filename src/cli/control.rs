@@ -1,5 +1,5 @@
-//! `fanwise job pause`, `resume`, `cancel`, `rate`; `fanwise app`; `fanwise target`; `fanwise limits`:
-//! tells running work what to do, and shows what it was told.
+//! `fanwise job pause`, `resume`, `cancel`, `rate`; `fanwise app`; `fanwise target`; `fanwise
+//! limits`: control running work, and show the directives in force.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,13 +17,13 @@ use crate::exit::{Exit, Failure};
 use crate::service::control::CONFIGURED;
 use crate::service::control::{Command, DirectiveNote, LimitView, Steered, TargetView};
 
-/// Why, by whom, and what to print.
+/// The note of a directive, and how to print the result.
 #[derive(Debug, Args)]
 pub(super) struct Words {
-    /// Why; shown to everybody who asks
+    /// Reason, shown wherever the directive is shown
     #[arg(long)]
     reason: Option<String>,
-    /// Who says so
+    /// Author, shown with the reason
     #[arg(long, env = "USER", hide_env_values = true)]
     author: Option<String>,
     /// Print one JSON object
@@ -41,28 +41,28 @@ impl Words {
     }
 }
 
-/// When it ends by itself.
+/// When a directive ends by itself.
 #[derive(Debug, Args)]
 pub(super) struct Expiry {
-    /// End it after so long, such as 30m; by default it stays until it is ended
+    /// End it after this time, such as 30m; without this, it lasts until it is ended
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(super) expires_in: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AppCommand {
-    /// Send nothing of this app until it is resumed
+    /// Send nothing for this app until it is resumed
     Pause {
-        /// Its name in the configuration
+        /// Name of the app in the configuration
         app: String,
         #[command(flatten)]
         expiry: Expiry,
         #[command(flatten)]
         words: Words,
     },
-    /// Go on with this app
+    /// Resume sending for this app
     Resume {
-        /// Its name in the configuration
+        /// Name of the app in the configuration
         app: String,
         #[command(flatten)]
         words: Words,
@@ -71,7 +71,7 @@ pub(super) enum AppCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TargetCommand {
-    /// All targets, whether they move, and why not
+    /// List all targets: whether they send, and if not, why
     List {
         /// Print a JSON array
         #[arg(long)]
@@ -79,33 +79,33 @@ pub(super) enum TargetCommand {
     },
     /// Send nothing to this target for a while
     Park {
-        /// Its name in the configuration
+        /// Name of the target in the configuration
         target: String,
-        /// For how long
+        /// How long to park it
         #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
         lasts: Duration,
         #[command(flatten)]
         words: Words,
     },
-    /// Try a parked target again at once, such as after its configuration was mended
+    /// Try a parked target again at once, for example after you have fixed its configuration
     Unpark {
-        /// Its name in the configuration
+        /// Name of the target in the configuration
         target: String,
         #[command(flatten)]
         words: Words,
     },
     /// Send nothing to this target until it is resumed
     Pause {
-        /// Its name in the configuration
+        /// Name of the target in the configuration
         target: String,
         #[command(flatten)]
         expiry: Expiry,
         #[command(flatten)]
         words: Words,
     },
-    /// Go on with this target
+    /// Resume sending to this target
     Resume {
-        /// Its name in the configuration
+        /// Name of the target in the configuration
         target: String,
         #[command(flatten)]
         words: Words,
@@ -114,20 +114,21 @@ pub(super) enum TargetCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum LimitsCommand {
-    /// The limits of all targets and apps, and of jobs whose rate was set
+    /// Show the limits of all targets and apps, and of jobs whose rate was set
     Show {
         /// Print a JSON array
         #[arg(long)]
         json: bool,
     },
-    /// Set a limit for all workers, within a second
+    /// Set a limit for all workers; it takes effect within a second
     Set {
-        /// Whose limit
+        /// What to limit
         #[arg(value_enum)]
         scope: LimitScope,
         /// Name of the target or app
         name: String,
-        /// Such as 2000/s, "500/s burst 50" or "120/min per call"; `default` is the configured one again
+        /// Such as 2000/s, "500/s burst 50" or "120/min per call"; `default` restores the
+        /// configured one
         rate: String,
         #[command(flatten)]
         expiry: Expiry,
@@ -218,21 +219,21 @@ fn open(file: Option<&Path>) -> Result<Access, Failure> {
     Access::of(&config)
 }
 
-/// A rate, or the word for the configured one.
+/// Parses a rate; `None` is the configured one.
 pub(super) fn parse_rate(text: &str) -> Result<Option<Rate>, Failure> {
     if text == CONFIGURED {
         return Ok(None);
     }
     text.parse().map(Some).map_err(|error| {
         let hint = match text.starts_with('0') {
-            true => "; to stop the sending, pause the target, the app or the job",
+            true => "; to stop sending, pause the target, the app or the job",
             false => "",
         };
         Failure::message(Exit::Usage, format!("{error}{hint}"))
     })
 }
 
-/// Carries out a command and prints what stands then.
+/// Carries out a command and prints the state that results.
 pub(super) async fn tell(
     access: &Access,
     command: Command,
@@ -265,7 +266,7 @@ fn lines(command: &Command, steered: &Steered) -> Vec<String> {
     let until =
         |ms: Option<u64>| ms.map_or_else(String::new, |ms| format!(" (until {})", rfc3339(ms)));
     for directive in &steered.directives {
-        // A cancelled job stays so: its end is no news.
+        // A cancelled job stays cancelled: the directive's end does not matter.
         let end = match directive.action {
             Action::Cancel => String::new(),
             Action::Pause | Action::Rate { .. } | Action::Park { .. } => until(directive.until_ms),

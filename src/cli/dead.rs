@@ -1,5 +1,5 @@
-//! `fanwise dead list`, `show`, `export`, `redrive`, `purge` and `rejected`: what went wrong for whom,
-//! and what to do with it.
+//! `fanwise dead list`, `show`, `export`, `redrive`, `purge` and `rejected`: which recipients
+//! failed and why, and how to send to them again.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use crate::service::dead_letters::Redriven;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadCommand {
-    /// Recipients that ended failed or uncertain, one line each
+    /// List recipients that ended failed or uncertain, one line each
     List {
         #[command(flatten)]
         filter: Filter,
@@ -29,7 +29,7 @@ pub(super) enum DeadCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Everything about dead letters, the message included
+    /// Show everything about dead letters, including the message
     Show {
         #[command(flatten)]
         filter: Filter,
@@ -37,32 +37,32 @@ pub(super) enum DeadCommand {
         #[arg(long)]
         json: bool,
     },
-    /// The same for other programs, as NDJSON or CSV
+    /// Export dead letters for other programs, as NDJSON or CSV
     Export {
         #[command(flatten)]
         filter: Filter,
         #[arg(long, value_enum, default_value = "ndjson")]
         format: ExportFormat,
     },
-    /// Send to failed recipients again, as a new job; doing it twice is doing it once
+    /// Send to failed recipients again, as a new job; repeating the command sends nothing twice
     Redrive(RedriveArgs),
-    /// Remove dead letters for good
+    /// Remove dead letters permanently
     Purge {
         #[command(flatten)]
         filter: Filter,
-        /// Really do it
+        /// Confirm the removal
         #[arg(long)]
         yes: bool,
-        /// Only count
+        /// Only count, and remove nothing
         #[arg(long, conflicts_with = "yes")]
         dry_run: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Messages that were no jobs, with the reason
+    /// List rejected messages, which were no valid jobs, with the reason
     Rejected {
-        /// Print a JSON array, bodies included
+        /// Print a JSON array that includes the bodies
         #[arg(long)]
         json: bool,
     },
@@ -72,16 +72,16 @@ pub(super) enum DeadCommand {
 pub(super) struct RedriveArgs {
     #[command(flatten)]
     filter: Filter,
-    /// Uncertain recipients too, who perhaps got it: they may get it twice
+    /// Include uncertain recipients, which may have got the message: they may get it twice
     #[arg(long)]
     uncertain: bool,
-    /// All dead letters are meant: do not ask
+    /// Redrive all dead letters without asking
     #[arg(long, visible_alias = "all")]
     yes: bool,
-    /// Only count
+    /// Only count, and send nothing
     #[arg(long)]
     dry_run: bool,
-    /// Remove the letters once a worker has accepted the new job
+    /// Remove the dead letters once a worker has accepted the new job
     #[arg(long)]
     purge: bool,
     /// Priority of the new job
@@ -98,34 +98,34 @@ pub(super) enum ExportFormat {
     Csv,
 }
 
-/// Which recipients are meant; all if nothing is given.
+/// Selects recipients of dead letters; all of them if no field is given.
 #[derive(Debug, Default, Args)]
 pub(super) struct Filter {
-    /// Only of this job: its id, or its client_msg_no with --app
+    /// Only this job: its id, or its client_msg_no with --app
     #[arg(long)]
     job: Option<String>,
-    /// Only of this app
+    /// Only this app
     #[arg(long)]
     app: Option<String>,
-    /// Only of this target
+    /// Only this target
     #[arg(long)]
     target: Option<String>,
     /// Only this recipient
     #[arg(long)]
     recipient: Option<String>,
-    /// Only with this outcome
+    /// Only this outcome
     #[arg(long, value_parser = ["failed", "uncertain"])]
     outcome: Option<String>,
-    /// Only with this class of answer: permanent, transient or uncertain
+    /// Only this class of answer: permanent, transient or uncertain
     #[arg(long)]
     class: Option<String>,
-    /// Only with this code of the backend
+    /// Only this code of the backend
     #[arg(long)]
     code: Option<String>,
-    /// Last attempt at or after: a time, or a time ago such as 2h
+    /// Last attempt at or after this time; a time ago such as 2h is possible too
     #[arg(long)]
     since: Option<String>,
-    /// Last attempt before
+    /// Last attempt before this time
     #[arg(long)]
     until: Option<String>,
 }
@@ -190,7 +190,7 @@ pub(super) async fn run(command: DeadCommand, file: Option<PathBuf>) -> Result<E
     }
 }
 
-/// Everybody who ended failed or uncertain.
+/// All recipients that ended failed or uncertain.
 pub(super) async fn all(access: &Access) -> Result<Vec<DeadRow>, Failure> {
     read(access, &DeadFilter::default(), false).await
 }
@@ -201,7 +201,7 @@ async fn read(
     with_content: bool,
 ) -> Result<Vec<DeadRow>, Failure> {
     let wanted = checked(filter)?;
-    // What a letter says of its recipients and its time is compared afterwards, with the last ones.
+    // The other fields are compared afterwards, with the latest letter of each recipient.
     let of_these = DeadFilter {
         job: filter.job.clone(),
         app: filter.app.clone(),
@@ -303,8 +303,8 @@ async fn redrive(access: &Access, args: RedriveArgs) -> Result<Exit, Failure> {
     })
 }
 
-/// Without a filter everybody who failed is sent to again, in every job of every app: that is to be
-/// confirmed.
+/// Asks for a confirmation if there is no filter: the command then sends again to every failed
+/// recipient in every job of every app.
 async fn confirmed(access: &Access, request: RedriveRequest) -> Result<RedriveRequest, Failure> {
     if !request.filter.is_empty() || request.confirm || request.dry_run {
         return Ok(request);
@@ -316,14 +316,14 @@ async fn confirmed(access: &Access, request: RedriveRequest) -> Result<RedriveRe
     };
     let found = access.redrive(&counting).await?;
     let what = format!(
-        "this sends to {} recipient(s) again, to all dead letters of {} job(s)",
+        "this sends again to {} recipient(s), all those with dead letters of {} job(s)",
         grouped(found.recipients),
         grouped(found.jobs_total)
     );
     let refused = |what| Err(Failure::message(Exit::Usage, what));
     if !std::io::stdin().is_terminal() {
         return refused(format!(
-            "nothing was sent: {what}; say which are meant, such as with --job, or confirm it with --yes"
+            "nothing was sent: {what}; select some, such as with --job, or confirm it with --yes"
         ));
     }
     match output::is_meant(&what)? {
@@ -339,12 +339,12 @@ fn tell_redriven(done: &Redriven) -> Result<(), Failure> {
     let verb = if done.dry_run { "would be" } else { "are" };
     if done.recipients == 0 {
         output::line(match done.dry_run {
-            true => "nobody would be sent to again",
-            false => "nobody is sent to again",
+            true => "nothing would be sent again",
+            false => "nothing is sent again",
         })?;
     } else {
         let jobs = done.jobs.iter().filter(|job| job.recipients > 0).count() as u64;
-        // The rest of the jobs is not listed.
+        // Jobs that the answer does not list count too.
         let jobs = jobs + done.jobs_total.saturating_sub(done.jobs.len() as u64);
         output::line(format!(
             "{} recipient(s) {verb} sent to again, in {} new job(s)",
@@ -372,7 +372,7 @@ fn tell_redriven(done: &Redriven) -> Result<(), Failure> {
         ),
         (
             done.uncertain_left_out,
-            "uncertain one(s) left out: --uncertain takes them, they may get it twice",
+            "uncertain, left out: --uncertain includes them, but they may get it twice",
         ),
         (
             done.contradicted,
@@ -380,7 +380,7 @@ fn tell_redriven(done: &Redriven) -> Result<(), Failure> {
         ),
         (
             done.under_way,
-            "left out: their own job is not done with them",
+            "left out: their own job has not finished with them yet",
         ),
         (done.purged, "purged"),
         (
@@ -401,7 +401,7 @@ fn tell_redriven(done: &Redriven) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Without a confirmation it counts, and says so as an error.
+/// Without `--yes`, only counts, and fails with the count.
 async fn purge(
     access: &Access,
     request: &PurgeRequest,
@@ -411,14 +411,18 @@ async fn purge(
     let done = access.purge(request).await?;
     let count = grouped(done.recipients);
     if !request.confirm && !dry_run {
-        let what = format!("{count} dead recipient(s) would be gone for good: add --yes to do it");
+        let what = format!(
+            "the dead letters of {count} recipient(s) would be removed permanently: add --yes to do it"
+        );
         return Err(Failure::message(Exit::Usage, what));
     }
     if as_json {
         output::json(&done)?;
     } else {
         let verb = if dry_run { "would be" } else { "are" };
-        output::line(format!("{count} dead recipient(s) {verb} gone for good"))?;
+        output::line(format!(
+            "the dead letters of {count} recipient(s) {verb} removed permanently"
+        ))?;
     }
     Ok(Exit::Ok)
 }

@@ -1,6 +1,6 @@
-//! `fanwise demo`: the main job with nothing installed. A real `fanwise serve` on the embedded engine
-//! in a temporary folder, the mock IM server misbehaving a little, and at the end the mock's own log
-//! against the accounts.
+//! `fanwise demo`: the main job with nothing installed. Runs a real `fanwise serve` on the embedded
+//! engine in a temporary folder, against a mock IM server with a few faults. At the end it compares
+//! the accounts with the mock's own log.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, TcpListener};
@@ -31,17 +31,17 @@ use fanwise_mock_im::{MockHandle, MockIm, Settings, Version};
 
 /// Most recipients: their list fits one job message.
 const RECIPIENTS_MAX: u64 = 100_000;
-/// The throttle that makes the demo last some seconds.
+/// The rate limit of the target, which makes the demo last some seconds.
 const LIMIT: u64 = 2500;
-/// Longest time for anything in the demo.
+/// Longest wait in any step of the demo.
 const PATIENCE: Duration = Duration::from_secs(120);
 const KEY: &str = "demo-1";
-/// How the variables begin that are settings.
+/// Prefix of the environment variables that are settings.
 const ENVIRONMENT: &str = "FANWISE_";
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// How many users to send to
+    /// Number of users to send to
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(100..=RECIPIENTS_MAX))]
     recipients: u64,
     /// Kill the worker half-way (SIGKILL) and start it again
@@ -52,20 +52,20 @@ pub(super) struct DemoArgs {
     json: bool,
 }
 
-/// What the demo ends with.
+/// The result of the demo.
 #[derive(Debug, Serialize)]
 struct Report {
     job: JobId,
     #[serde(flatten)]
     accounts: Accounts,
     pending: u64,
-    /// The counters and the ledger agree, and so does the mock's own log.
+    /// The counters, the ledger and the mock's own log agree.
     accounts_exact: bool,
     /// Messages that the mock accepted, by its own log.
     sink_accepted: u64,
-    /// Messages that it accepted twice for one user.
+    /// Messages that it accepted again for a user that had one.
     sink_duplicates: u64,
-    /// Further messages it accepted when the same job was submitted a second time.
+    /// Further messages that it accepted when the demo submitted the same job a second time.
     sink_accepted_by_repeat: u64,
     worker_kills: u32,
     elapsed_seconds: f64,
@@ -83,7 +83,7 @@ pub(super) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
         let mock = start_mock(&stop).await?;
         Demo::start(&args, mock).await?.play(&args).await
     };
-    // Dropped in the middle, it ends its process and removes its folder.
+    // If it is dropped midway, the demo ends its process and removes its folder.
     let Some(outcome) = interrupted.run_until_cancelled(Box::pin(shown)).await else {
         return Ok(Exit::Interrupted);
     };
@@ -118,7 +118,7 @@ async fn start_mock(stop: &CancellationToken) -> Result<(SocketAddr, MockHandle)
     Ok((address, handle))
 }
 
-/// The process under demonstration and what it is watched through.
+/// The process of the demo, and what the demo watches it with.
 struct Demo {
     folder: PathBuf,
     config: Config,
@@ -143,7 +143,7 @@ impl Demo {
     ) -> Result<Self, Failure> {
         let folder = make_folder()?;
         let file = write_config(&folder, address)?;
-        // The demo is the same whatever the environment says.
+        // The environment must not change the demo.
         let loaded = load(Some(&file), std::iter::empty()).or_exit(Exit::Internal)?;
         let config = loaded
             .check()
@@ -210,7 +210,7 @@ impl Demo {
         let record = self.follow(args, id).await?;
         let elapsed_seconds = started.elapsed().as_secs_f64();
         let accepted = self.mock.stats().accepted;
-        // The ledger knows it: nobody is sent to again.
+        // The ledger knows the job, so the repeat sends nothing.
         self.access.submit(id, Priority::Normal, vec![body]).await?;
         let outcome = self.outcome(record, accepted, elapsed_seconds).await?;
         if !args.json {
@@ -248,7 +248,7 @@ impl Demo {
         }
     }
 
-    /// Says what was done.
+    /// Returns a line that reports it.
     async fn kill_and_restart(&mut self) -> Result<String, Failure> {
         self.child.kill().or_exit(Exit::Internal)?;
         self.child.wait().or_exit(Exit::Internal)?;
@@ -262,7 +262,7 @@ impl Demo {
         ))
     }
 
-    /// What keeps the job from going faster, by the worker's own metrics.
+    /// What keeps the job from going faster, from the worker's own metrics.
     async fn limiting(&self) -> String {
         let metrics = self.metrics().await;
         let throttled = "fanwise_target_parked{reason=\"throttled\",target=\"im\"}";
@@ -309,11 +309,11 @@ impl Demo {
         let accounts = record.accounts;
         let sink_accepted: u64 = by_user.values().sum();
         let sink_duplicates = by_user.values().map(|count| count - 1).sum();
-        // Whoever is uncertain may or may not be in the mock's log.
+        // An uncertain recipient may or may not be in the mock's log.
         let sure = accounts.sent..=accounts.sent + accounts.uncertain;
         if !sure.contains(&sink_accepted) {
             differences.push(format!(
-                "the mock accepted {sink_accepted}, {} are sent",
+                "the mock accepted {sink_accepted}, but {} are sent",
                 accounts.sent
             ));
         }
@@ -494,14 +494,14 @@ fn free_port() -> Result<u16, Failure> {
     Ok(listener.local_addr().or_exit(Exit::Unavailable)?.port())
 }
 
-/// This program, as it was called.
+/// The name that this program was called by.
 fn program() -> String {
     std::env::args()
         .next()
         .unwrap_or_else(|| "fanwise".to_owned())
 }
 
-/// A new folder that nobody else can look into.
+/// Makes a new folder that no other user can read.
 fn make_folder() -> Result<PathBuf, Failure> {
     let name = format!(
         "fanwise-demo-{}-{:08x}",
@@ -516,13 +516,13 @@ fn make_folder() -> Result<PathBuf, Failure> {
         let what = format!("cannot make the folder {}: {error}", folder.display());
         Failure::message(
             Exit::Unavailable,
-            format!("{what}; TMPDIR says where it is made"),
+            format!("{what}; set TMPDIR to another place"),
         )
     })?;
     Ok(folder)
 }
 
-/// Starts this very program as `fanwise serve`.
+/// Starts this program as `fanwise serve`.
 fn serve(config: &Path) -> Result<Child, Failure> {
     let program = std::env::current_exe().or_exit(Exit::Internal)?;
     let log = config.with_file_name("serve.log");

@@ -1,4 +1,4 @@
-//! `fanwise doctor`: looks at everything a worker needs and says what to do about what is wrong.
+//! `fanwise doctor`: checks everything a worker needs and says how to fix what is wrong.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::im::TargetSettings;
 use crate::ports::Signing;
 use crate::store::Persistence;
 
-/// How long a target may take to answer.
+/// Longest wait for a target's answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
@@ -35,7 +35,7 @@ enum Verdict {
     Fail,
 }
 
-/// What was looked at and found.
+/// One thing that was checked, and the finding.
 #[derive(Debug, serde::Serialize)]
 struct Check {
     verdict: Verdict,
@@ -184,16 +184,16 @@ async fn look_at_ledger(config: &Config, report: &mut Report) {
             report.add(Verdict::Ok, "ledger", what);
             if found.persistence == Persistence::None {
                 let what =
-                    "keeps nothing on disk: a restart loses the dedup window (appendonly yes)";
+                    "keeps nothing on disk: a restart loses the dedup window (set appendonly yes)";
                 report.add(Verdict::Warn, "ledger", what);
             }
         }
     }
 }
 
-/// That somebody listens, and that it is who the settings say and takes their credentials, where that
-/// can be asked without a call to anybody. A target that is not fit is a failure: nothing would be
-/// delivered, or not as promised.
+/// Checks that each target listens, that it is the system that the settings name, and that it takes
+/// the credentials, where it can be asked without sending anything. A target that fails a check is
+/// a failure: jobs would not be delivered, or not as promised.
 async fn look_at_targets(config: &Config, report: &mut Report) {
     let client = Client::new(ClientSettings::defaults());
     for (name, target) in &config.targets {
@@ -218,13 +218,13 @@ async fn look_at_targets(config: &Config, report: &mut Report) {
     }
 }
 
-/// Who listens and whether it takes the credentials, as far as it can be told.
+/// Identifies the system that listens and checks the credentials, as far as it can be asked.
 async fn identity(
     settings: &TargetSettings,
     name: &str,
     client: &Client,
 ) -> Result<String, String> {
-    // What is wrong with the settings is reported as such.
+    // Wrong settings are reported by the configuration's own check.
     let Ok(target) = crate::im::build(name, settings) else {
         return Ok("listens".to_owned());
     };
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
     use fanwise_mock_im::{MockIm, Settings, Version};
 
-    /// What is found of a target with these settings.
+    /// The finding about a target with these settings.
     async fn found(at: SocketAddr, target: &str) -> (Verdict, String) {
         let name = format!(
             "fanwise-doctor-{}-{}",
@@ -282,7 +282,7 @@ mod tests {
         (check.verdict, check.finding.clone())
     }
 
-    /// A credential that is wrong is told before the first job meets it, and what to do about it.
+    /// The doctor finds a wrong credential before the first job meets it, and says what to do.
     #[tokio::test]
     async fn what_is_wrong_with_a_target_is_told_with_what_to_do() {
         let mock = MockIm::bind(Settings {

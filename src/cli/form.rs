@@ -1,11 +1,11 @@
-//! A job and its list as `multipart/form-data`. Nothing of either can be taken for the boundary: both
-//! are JSON, in which a line that begins with two hyphens cannot stand.
+//! Writes a job and its list as `multipart/form-data`. Neither can contain the boundary: both are
+//! JSON, in which no line begins with two hyphens.
 
 const BOUNDARY: &str = "fanwise";
 
 pub(super) const CONTENT_TYPE: &str = "multipart/form-data; boundary=fanwise";
 
-/// The beginning of a part.
+/// The boundary and the headers that begin a part.
 pub(super) fn part(name: &str, file: Option<&str>) -> Vec<u8> {
     let file = file.map_or_else(String::new, |file| format!("; filename=\"{file}\""));
     let head = format!(

@@ -32,7 +32,7 @@ pub(super) async fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
     ))
 }
 
-/// One request over one connection; a client for less than this would be longer.
+/// Makes one request over one connection; an HTTP client would be more code.
 pub(super) async fn ask(address: std::net::SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

@@ -1,4 +1,5 @@
-//! `fanwise job list`, `show`, `watch`, `verify` and `recipient`; `pause`, `resume`, `cancel` and `rate`.
+//! `fanwise job list`, `show`, `watch`, `verify` and `recipient`; `pause`, `resume`, `cancel` and
+//! `rate`.
 
 use std::path::PathBuf;
 
@@ -21,13 +22,13 @@ use crate::service::control::Command;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {
-    /// The newest jobs
+    /// List the newest jobs
     List(ListArgs),
-    /// One job with its accounts, how fast it goes, and what keeps it from going faster
+    /// Show one job: its accounts, its speed, and what keeps it from going faster
     Show(JobArgs),
     /// Follow a job until it is completed
     Watch(JobArgs),
-    /// Send nothing of this job until it is resumed
+    /// Send nothing for this job until it is resumed
     Pause {
         #[command(flatten)]
         name: JobName,
@@ -36,63 +37,64 @@ pub(super) enum JobCommand {
         #[command(flatten)]
         words: Words,
     },
-    /// Go on with this job
+    /// Resume this job
     Resume {
         #[command(flatten)]
         name: JobName,
         #[command(flatten)]
         words: Words,
     },
-    /// End this job: whoever was not sent to ends as cancelled. There is no way back
+    /// Cancel this job: recipients not sent to yet end as cancelled. This cannot be undone
     Cancel {
         #[command(flatten)]
         name: JobName,
         #[command(flatten)]
         words: Words,
     },
-    /// Set the rate of this job, within a second
+    /// Set the rate of this job; it takes effect within a second
     Rate {
         #[command(flatten)]
         name: JobName,
-        /// Such as 200/s; `default` is the job's own again
+        /// Such as 200/s; `default` restores the job's own rate
         rate: String,
         #[command(flatten)]
         expiry: Expiry,
         #[command(flatten)]
         words: Words,
     },
-    /// Compare the counters of a job with its ledger, recipient by recipient; exit 70 if they differ
+    /// Compare the counters of a job with its ledger, recipient by recipient; exit 70 if they
+    /// differ
     Verify(JobArgs),
-    /// Did this user get it, and why not?
+    /// Tell whether this user got the message, and if not, why
     Recipient {
         #[command(flatten)]
         job: JobArgs,
-        /// User id, as it stands in the job's list
+        /// User id, as in the job's list
         user: String,
     },
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArgs {
-    /// How many
+    /// Most jobs to list
     #[arg(long, default_value_t = 20)]
     most: usize,
-    /// Only of this app
+    /// Only jobs of this app
     #[arg(long)]
     app: Option<String>,
-    /// Only to this target
+    /// Only jobs to this target
     #[arg(long)]
     target: Option<String>,
-    /// Only accepted, running or completed ones
+    /// Only jobs in this state
     #[arg(long, value_parser = ["accepted", "running", "completed"])]
     state: Option<String>,
-    /// Only with this client_msg_no
+    /// Only jobs with this client_msg_no
     #[arg(long)]
     client_msg_no: Option<String>,
-    /// Accepted at or after: a time, or a time ago such as 2h
+    /// Accepted at or after this time; a time ago such as 2h is possible too
     #[arg(long, value_parser = time)]
     since: Option<u64>,
-    /// Accepted before
+    /// Accepted before this time
     #[arg(long, value_parser = time)]
     until: Option<u64>,
     /// Print a JSON array
@@ -132,9 +134,9 @@ pub(super) struct JobArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct JobName {
-    /// Job id, as `send` and `job list` print it; or its client_msg_no, with --app
+    /// Job id, as `send` and `job list` print it, or the job's client_msg_no (see --app)
     job: String,
-    /// The app, when the job is named by its client_msg_no [default: default]
+    /// App of the job, if the job is named by its client_msg_no [default: default]
     #[arg(long)]
     app: Option<String>,
 }
@@ -144,14 +146,14 @@ impl JobName {
         JobId::of(self.app.as_deref().unwrap_or("default"), &self.job)
     }
 
-    /// The job that is meant. A client_msg_no may look like an id; then both are looked for, and where
-    /// both are there, only --app says that the key is meant.
+    /// Finds the job that is named. A client_msg_no may look like an id, so this looks for both; if
+    /// two jobs match, only --app says that the key is meant.
     async fn id(&self, access: &Access) -> Result<JobId, Failure> {
         let key = self.key();
         let Ok(id) = self.job.parse::<JobId>() else {
             return Ok(key);
         };
-        // A server looks for keys too, so what it finds may be another job than the one of this id.
+        // A server looks for keys too, so it may find another job than the one of this id.
         let there = access.job(id).await?.is_some_and(|found| found.job == id);
         let keyed = access.job(key).await?.is_some();
         match (there, keyed) {

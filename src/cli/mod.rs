@@ -1,4 +1,5 @@
-//! The command line: one file per command, each parses, calls and prints; no logic of the product.
+//! The command line. Each file holds one command: it parses, calls and prints, without product
+//! logic.
 
 mod access;
 mod config;
@@ -28,7 +29,7 @@ use crate::domain::fields::Problem;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::telemetry::{self, LogFormat};
 
-/// A durable broadcast worker for instant messaging: one message, many recipients, each exactly once.
+/// A durable broadcast worker for instant messaging: one message, many recipients, exact accounts.
 #[derive(Debug, Parser)]
 #[command(
     name = "fanwise",
@@ -37,7 +38,7 @@ use crate::telemetry::{self, LogFormat};
     arg_required_else_help = true
 )]
 pub struct Cli {
-    /// Configuration file [default: ./fanwise.toml if it is there]
+    /// Configuration file [default: ./fanwise.toml if it exists]
     #[arg(long, global = true, env = "FANWISE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -46,52 +47,53 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// A broadcast with nothing installed: embedded engine, mock IM server, accounts at the end
+    /// Show a broadcast with nothing installed: embedded engine, mock IM server, accounts at the
+    /// end
     Demo(demo::DemoArgs),
     /// Take jobs from RabbitMQ and deliver them, until stopped
     Worker,
-    /// Take jobs over HTTP for workers elsewhere, until stopped; any number of them
+    /// Take jobs over HTTP and pass them to workers, until stopped; run any number of gateways
     Gateway,
-    /// Gateway and worker in one process: without RabbitMQ and Redis unless they are configured
+    /// Run gateway and worker in one process, without RabbitMQ and Redis unless they are configured
     Serve,
     /// Submit a job
     Send(Box<send::SendArgs>),
-    /// Look at jobs; pause, resume, cancel and re-rate them
+    /// List and show jobs; pause, resume, cancel and re-rate them
     #[command(subcommand)]
     Job(job::JobCommand),
     /// Pause and resume an app
     #[command(subcommand)]
     App(control::AppCommand),
-    /// Look at targets; park, unpark, pause and resume them
+    /// List targets; park, unpark, pause and resume them
     #[command(subcommand)]
     Target(control::TargetCommand),
     /// Show and set limits while everything runs
     #[command(subcommand)]
     Limits(control::LimitsCommand),
-    /// Dead letters, recipients that failed or are uncertain: look at them, send again, remove
+    /// List recipients that failed or are uncertain, send to them again, or remove them
     #[command(subcommand)]
     Dead(dead::DeadCommand),
-    /// Stored messages, which jobs name instead of carrying the text
+    /// Manage stored messages, which jobs name instead of carrying the text
     #[command(subcommand)]
     Template(template::TemplateCommand),
-    /// Exchanges and queues on the broker
+    /// Manage the exchanges and queues on the broker
     #[command(subcommand)]
     Topology(topology::TopologyCommand),
     /// Check or show the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// Check the configuration, broker and ledger, and say what to do about what is wrong
+    /// Check the configuration, broker, ledger and targets, and say how to fix what is wrong
     Doctor(doctor::DoctorArgs),
     /// Exit 0 if the worker on this machine is ready (for container health checks)
     Healthcheck,
-    // Described beside its flags, at length: a comment of this kind here would hide that.
+    // `MockArgs` has the help text; a doc comment here would hide it.
     MockIm(Box<fanwise_mock_im::MockArgs>),
     /// Print the JSON Schemas of jobs, dead letters and events
     Schema(schema::SchemaArgs),
 }
 
 impl Cli {
-    /// Runs the command; what it prints on standard output is its result.
+    /// Runs the command. Standard output carries its result and nothing else.
     pub fn run(self) -> Result<Exit, Failure> {
         let file = self.config;
         match self.command {
@@ -129,12 +131,12 @@ where
     runtime.block_on(Box::pin(command))
 }
 
-/// Reads the configuration without judging it.
+/// Reads the configuration and collects its problems without failing on them.
 fn load_config(file: Option<&Path>) -> Result<Loaded, Failure> {
     load(file, std::env::vars()).map_err(|error: LoadError| Failure::new(Exit::BadConfig, error))
 }
 
-/// The configuration of a process that runs until it is stopped, which logs as it says.
+/// The configuration of a process that runs until it is stopped.
 fn daemon_config(
     file: Option<&Path>,
     concerns: impl Fn(&Problem) -> bool,
@@ -143,7 +145,7 @@ fn daemon_config(
     configured(file, LogFormat::Auto, concerns, require)
 }
 
-/// The configuration of a command that ends by itself: what it logs is for a person.
+/// The configuration of a command that ends by itself; it logs as text unless told otherwise.
 fn checked_config(
     file: Option<&Path>,
     require: impl Fn(&Config, &mut Findings),
@@ -151,13 +153,14 @@ fn checked_config(
     configured(file, LogFormat::Text, not_of_the_gateway, require)
 }
 
-/// How the gateway may be reached is told by what runs one, `config check` and `doctor`.
+/// Hides warnings about the gateway, except from processes that run one, `config check` and
+/// `doctor`.
 fn not_of_the_gateway(warning: &Problem) -> bool {
     !warning.field.starts_with("gateway.")
 }
 
-/// Reads the configuration, with what a command cannot do without, and starts logging; `auto` is the
-/// format for who has not chosen one.
+/// Reads the configuration, checks it with what the command requires, and starts logging. `auto` is
+/// the log format if the configuration chooses none.
 fn configured(
     file: Option<&Path>,
     auto: LogFormat,

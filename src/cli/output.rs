@@ -1,5 +1,5 @@
-//! What commands print: results on standard output, one JSON value or plain text. Nothing that a
-//! backend or a producer wrote steers the terminal: everything passes through here.
+//! Prints the results of commands on standard output: one JSON value, or plain text. All output
+//! passes through here, so that no text from a backend or a producer controls the terminal.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -13,7 +13,7 @@ pub(super) fn line(text: impl AsRef<str>) -> Result<(), Failure> {
     write(&printable(text.as_ref()))
 }
 
-/// Writes what other programs read, byte for byte unless a person sees it.
+/// Writes data for other programs, byte for byte unless standard output is a terminal.
 pub(super) fn data(text: &str) -> Result<(), Failure> {
     match io::stdout().is_terminal() {
         true => line(text),
@@ -21,7 +21,7 @@ pub(super) fn data(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// A reader that went away (`| head`) ends the command quietly.
+/// A reader that closes the pipe early (`| head`) ends the command quietly.
 fn write(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}") {
@@ -33,7 +33,7 @@ fn write(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// One JSON value, indented for a person, on one line for a program.
+/// Writes one JSON value: indented on a terminal, otherwise on one line.
 pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = if io::stdout().is_terminal() {
         serde_json::to_string_pretty(value)
@@ -44,18 +44,18 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
     write(&printable_json(&text))
 }
 
-/// One JSON value on a line.
+/// Writes one JSON value on one line.
 pub(super) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value);
     let text = text.map_err(|error| Failure::new(Exit::Internal, error))?;
     write(&printable_json(&text))
 }
 
-/// Asks a question on the terminal that is to be answered with yes.
+/// Asks for a confirmation on the terminal; true if the answer is yes.
 pub(super) fn is_meant(what: &str) -> Result<bool, Failure> {
     let (first, rest) = what.split_at(1);
     let mut stderr = io::stderr();
-    // A prompt that cannot be shown is not answered either.
+    // Errors do not matter: a prompt that is not shown gets no yes.
     let question = format!("{}{rest}. Go on? [y/N] ", first.to_uppercase());
     let _ = write!(stderr, "{}", on_one_line(&question));
     let _ = stderr.flush();
@@ -67,7 +67,8 @@ pub(super) fn is_meant(what: &str) -> Result<bool, Failure> {
     Ok(typed == "y" || typed == "yes")
 }
 
-/// Rows under headings, in columns as wide as their widest cell; the last column is not padded.
+/// Writes rows under headings. Columns are as wide as their widest cell; the last one is not
+/// padded.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
     let shown = |row: &Vec<String>| {
         row.iter()
@@ -95,10 +96,10 @@ pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> Result<(), Failu
     Ok(())
 }
 
-/// Columns of a line that fits any terminal.
+/// Width of a line that fits any terminal.
 const COLUMNS: usize = 80;
 
-/// Like [`table`], in at most 80 columns: the last one is cut, and has at least 8.
+/// Like [`table`], in at most 80 columns: cuts the last column, but leaves it at least 8.
 pub(super) fn narrow_table(headings: &[&str], mut rows: Vec<Vec<String>>) -> Result<(), Failure> {
     let last = headings.len().saturating_sub(1);
     let width = |column: usize| {
@@ -116,12 +117,12 @@ pub(super) fn narrow_table(headings: &[&str], mut rows: Vec<Vec<String>>) -> Res
     table(headings, &rows)
 }
 
-/// A text on one line of any terminal.
+/// Cuts a text to one line of any terminal.
 pub(super) fn narrow(text: &str) -> String {
     cut(&on_one_line(text), COLUMNS)
 }
 
-/// At most so many characters of a text, with an ellipsis where something is missing.
+/// Cuts a text to at most `most` characters; an ellipsis marks the cut.
 pub(super) fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();

@@ -1,4 +1,5 @@
-//! Follows one job until it is completed: a bar on a terminal, a line now and then elsewhere.
+//! Follows one job until it is completed: with a bar on a terminal, else with a log line now and
+//! then.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal as _;
@@ -14,14 +15,14 @@ use crate::domain::printable::on_one_line;
 use crate::exit::{Exit, Failure};
 use crate::ports::{JobRecord, JobState};
 
-/// Between two looks at the ledger.
+/// Time between two readings of the job.
 const LOOK: Duration = Duration::from_millis(200);
-/// Between two lines where there is no terminal.
+/// Time between two log lines.
 const LINE: Duration = Duration::from_secs(5);
-/// What counts for the rate that is shown.
+/// Period that the shown rate is an average of.
 const WINDOW: Duration = Duration::from_secs(3);
 
-/// How long a job may stay unknown to the ledger before we say so and give up.
+/// How long a job may stay unknown before the command gives up.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Shows a job until it is completed.
@@ -58,7 +59,7 @@ pub(super) async fn follow(access: &Access, job: JobId) -> Result<JobRecord, Fai
     }
 }
 
-/// Why a job that stands still does not move.
+/// Why a job makes no progress; empty if it makes some.
 async fn limiting(access: &Access, record: &JobRecord, stands: bool) -> Result<String, Failure> {
     if !stands {
         return Ok(String::new());
@@ -72,22 +73,22 @@ async fn limiting(access: &Access, record: &JobRecord, stands: bool) -> Result<S
     Ok(whats.join("; "))
 }
 
-/// What is shown of a job while it runs.
+/// Displays a running job.
 pub(super) struct View {
     shows: Shows,
-    /// Looks of the last seconds, the newest last: when, and how many were settled.
+    /// Readings of the last seconds, newest last: the time, and how many recipients were settled.
     looks: VecDeque<(Instant, u64)>,
 }
 
 enum Shows {
     Nothing,
-    /// Log lines, and when the last one was written.
+    /// Log lines, with the time of the last one.
     Lines(Option<Instant>),
     Bar(ProgressBar),
 }
 
 impl View {
-    /// Silent unless `wanted`.
+    /// Shows nothing unless `wanted`.
     pub(super) fn new(wanted: bool) -> Self {
         let shows = match wanted {
             false => Shows::Nothing,
@@ -100,7 +101,7 @@ impl View {
         }
     }
 
-    /// `limiting`: what keeps the job from going faster, if that is known.
+    /// `limiting` says what keeps the job from going faster, if that is known.
     pub(super) fn show(&mut self, record: &JobRecord, limiting: &str) {
         let settled = record.accounts.settled();
         let pace = pace(self.rate(settled), record.pending, limiting);
@@ -122,7 +123,7 @@ impl View {
         }
     }
 
-    /// Recipients settled per second, of late.
+    /// Recipients settled per second, over the last seconds.
     fn rate(&mut self, settled: u64) -> f64 {
         let now = Instant::now();
         self.looks.push_back((now, settled));
@@ -131,11 +132,11 @@ impl View {
         }
         let (since, before) = self.looks[0];
         let seconds = now.duration_since(since).as_secs_f64();
-        // Two looks at once tell nothing.
+        // Two readings in quick succession give no rate.
         settled.saturating_sub(before) as f64 / seconds.max(LOOK.as_secs_f64())
     }
 
-    /// Does something that prints, with the bar out of its way.
+    /// Runs a function that prints, with the bar hidden meanwhile.
     pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.shows {
             Shows::Bar(bar) => bar.suspend(print),
@@ -150,7 +151,7 @@ impl View {
     }
 }
 
-/// Two lines that fit 80 columns: how fast, and how recipients ended.
+/// A bar of two lines that fit 80 columns: the speed, and the outcomes.
 fn bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
     let template = "{bar:24} {percent:>3}%  {prefix}\n{wide_msg}";
@@ -178,8 +179,8 @@ fn pace(rate: f64, pending: u64, limiting: &str) -> String {
     text
 }
 
-/// The outcomes of a job that runs; those that every job may have are always there, so that nothing
-/// jumps when the first of them comes.
+/// The outcomes of a running job. Those that any job may have are always listed, so that the line
+/// does not jump when the first of them occurs.
 fn outcomes(accounts: &Accounts) -> String {
     let parts: Vec<_> = counted(accounts)
         .into_iter()
@@ -189,7 +190,7 @@ fn outcomes(accounts: &Accounts) -> String {
     parts.join(", ")
 }
 
-/// The outcomes that occur, in words.
+/// The outcomes that occurred, as text.
 pub(super) fn summary(accounts: &Accounts) -> String {
     let parts: Vec<_> = counted(accounts)
         .into_iter()
@@ -199,7 +200,8 @@ pub(super) fn summary(accounts: &Accounts) -> String {
     format!("{} of {}", parts.join(", "), grouped(accounts.total))
 }
 
-/// How a command ends that waited for a job: well if everybody got the message, now or before.
+/// The exit code of a command that waited for a job: success if every recipient got the message,
+/// now or before.
 pub(super) fn exit(accounts: &Accounts) -> Exit {
     match accounts.sent + accounts.duplicate >= accounts.total {
         true => Exit::Ok,
@@ -223,7 +225,7 @@ fn counted(accounts: &Accounts) -> [(&'static str, u64); 7] {
 mod tests {
     use super::*;
 
-    /// What the bar says beside itself, and under itself, has to fit a terminal of 80 columns.
+    /// The text beside the bar and the line under it fit a terminal of 80 columns.
     #[test]
     fn a_million_recipients_fit_80_columns() {
         let beside = pace(99_999.0, 999_999, "parked: backend says 429");

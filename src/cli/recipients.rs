@@ -1,5 +1,5 @@
-//! Recipient lists of files and standard input. Every bad line is reported with its number, and nothing
-//! is sent if there is one.
+//! Reads recipient lists from files and standard input. Reports every bad line with its number; a
+//! single bad line stops the whole job before anything is sent.
 
 use std::io::Read;
 use std::ops::ControlFlow;
@@ -11,21 +11,21 @@ use crate::domain::fields::{Problem, Problems, summary};
 use crate::domain::job::MemberDocument;
 use crate::domain::list::{self, Format, Reading};
 
-/// How a list is written, see [`Format`].
+/// The format of a list, see [`Format`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum ListFormat {
     /// One recipient per line; blank lines and lines that begin with `#` are skipped.
     Lines,
-    /// Cells between commas, semicolons, tabs or bars. A heading calls the recipients' column `recipient`,
-    /// `user`, `uid`, `id` or as a system does (`userID`, `accid`), or as --column says; a list of one
-    /// column needs none.
+    /// Columns separated by commas, semicolons, tabs or bars. A heading names the recipients'
+    /// column `recipient`, `user`, `uid` or `id`, or as an IM system does (`userID`, `accid`), or
+    /// as --column says; a list of one column needs no heading.
     Csv,
-    /// One JSON value per line: a text, or an object with such a name, and `vars`.
+    /// One JSON value per line: a string, or an object with a field of such a name, and `vars`.
     Ndjson,
 }
 
 impl ListFormat {
-    /// By the ending of the file name.
+    /// Chooses a format by the ending of the file name.
     pub(super) fn of(path: &Path) -> Self {
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("csv") => Self::Csv,
@@ -45,7 +45,7 @@ impl From<ListFormat> for Format {
     }
 }
 
-/// Reads a whole list, or says what is wrong with which lines.
+/// Reads a whole list, or reports every bad line.
 pub(super) fn read(input: impl Read, how: Reading<'_>) -> Result<Vec<MemberDocument>, String> {
     let (mut members, mut problems) = (Vec::new(), Problems::default());
     let read = list::read(input, how, |number, found| {

@@ -10,10 +10,10 @@ use crate::schema::{DOCUMENTS, document};
 
 #[derive(Debug, Args)]
 pub(super) struct SchemaArgs {
-    /// Which one to print
+    /// Document to print
     #[arg(value_enum, default_value = "job")]
     which: Which,
-    /// Write all of them into this folder instead
+    /// Write all documents into this folder instead
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
 }
@@ -26,7 +26,7 @@ enum Which {
     Asyncapi,
     /// The HTTP interface as OpenAPI 3.1
     Openapi,
-    /// What each target makes of a job, as Markdown
+    /// How each target maps the fields of a job, as Markdown
     Mapping,
 }
 

@@ -1,9 +1,10 @@
-//! `fanwise send`: submits a job from the shell: of flags, or of a file in which flags take the place of
-//! fields. Lists longer than one message holds travel as parts of one job.
+//! `fanwise send`: submits a job from the shell, made of flags, or of a file whose fields the flags
+//! override. A list that is too long for one message is submitted as parts of one job.
 //!
-//! All users of a target are sent to without a question only when they are few. How many they are, the
-//! target is asked itself, with what the configuration says of it; so the same holds whether a job is
-//! published to the broker or handed to a server. Where it cannot tell, the question is asked.
+//! Sending to all users of a target needs a confirmation unless they are few. The command asks the
+//! target itself for their number, with the target's settings from the configuration, so the rule
+//! is the same for a broker and for a server. If the target cannot tell, the command asks for the
+//! confirmation.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -49,24 +50,25 @@ use crate::worker::{UserCount, count_users};
   fanwise send --job job.json --target staging --client-msg-no rehearsal-1
   fanwise send --client-msg-no notice-1 --text 'Hello' --all --yes")]
 pub(super) struct SendArgs {
-    /// Key of the job: sending it again with the same message sends to nobody twice
+    /// Key of the job: sending again with the same key and message sends to no recipient twice
     #[arg(long, value_name = "KEY", required_unless_present = "job")]
     client_msg_no: Option<String>,
-    /// Take the job from a JSON file, or from standard input with `-`; flags take the place of its fields
+    /// Read the job from a JSON file, or from standard input with `-`; flags override its fields
     #[arg(long, value_name = "FILE")]
     job: Option<PathBuf>,
     /// Recipients
     recipients: Vec<String>,
-    /// Take recipients from a file, or from standard input with `-`
+    /// Read recipients from a file, or from standard input with `-`
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// How the file is written [default: by its ending, .csv, .ndjson, else lines]
+    /// Format of the file [default: by its ending, .csv, .ndjson, else lines]
     #[arg(long, value_enum)]
     format: Option<ListFormat>,
-    /// Column (CSV) or field (NDJSON) that holds the recipient; for a CSV without a heading, its number
+    /// Column (CSV) or field (NDJSON) that holds the recipient; for a CSV without a heading, its
+    /// number
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
-    /// Send to this group, once, as a group (can be repeated)
+    /// Send to this group, as one group message (can be repeated)
     #[arg(long, value_name = "ID", conflicts_with_all = ["recipients", "file"])]
     group: Vec<String>,
     /// The target's number for the kind of group [default: 2]
@@ -75,16 +77,16 @@ pub(super) struct SendArgs {
     /// Send to all users of the target
     #[arg(long, conflicts_with_all = ["recipients", "file", "group"])]
     all: bool,
-    /// All users are meant: do not ask
+    /// Send to all users without asking
     #[arg(long, visible_alias = "confirm-all")]
     yes: bool,
-    /// Ask before sending to more users than this, or to so many that the target cannot tell
+    /// Ask before sending to more users than this, or if the target cannot tell how many there are
     #[arg(long, value_name = "USERS", default_value_t = 100, requires = "all")]
     confirm_above: u64,
     /// Leave this recipient out (can be repeated)
     #[arg(long, value_name = "RECIPIENT")]
     exclude: Vec<String>,
-    /// Say this text
+    /// Send this text
     #[arg(long, group = "message")]
     text: Option<String>,
     /// Send this JSON as application data
@@ -93,16 +95,16 @@ pub(super) struct SendArgs {
     /// Send this JSON as the target's own message body
     #[arg(long, group = "message", value_name = "JSON")]
     native: Option<String>,
-    /// Send this stored message, see `fanwise template`
+    /// Send this stored message (see `fanwise template`)
     #[arg(long, group = "message", value_name = "NAME")]
     template: Option<String>,
-    /// A value for a placeholder, for all recipients (can be repeated)
+    /// Value for a placeholder, for all recipients (can be repeated)
     #[arg(long, value_name = "NAME=TEXT", value_parser = name_and_text)]
     var: Vec<(String, String)>,
-    /// Values for placeholders from the other columns of the CSV, for each recipient
+    /// Take values for placeholders from the other columns of the CSV, for each recipient
     #[arg(long, requires = "file")]
     vars: bool,
-    /// Texts are meant as they stand: `{{ name }}` is no placeholder
+    /// Send texts as they are: `{{ name }}` is no placeholder
     #[arg(long, conflicts_with_all = ["var", "vars"])]
     literal: bool,
     /// App (tenant) of the job
@@ -111,16 +113,16 @@ pub(super) struct SendArgs {
     /// Target to send to [default: the app's]
     #[arg(long)]
     target: Option<String>,
-    /// Who the message is from [default: the target's default sender]
+    /// Sender of the message [default: the target's default sender]
     #[arg(long)]
     sender: Option<String>,
     /// Priority [default: normal]
     #[arg(long, value_parser = ["high", "normal", "bulk"])]
     priority: Option<String>,
-    /// Only to recipients that are online
+    /// Send only to recipients that are online
     #[arg(long)]
     online_only: bool,
-    /// Do not count as unread
+    /// Do not count the message as unread
     #[arg(long)]
     no_unread: bool,
     /// Send nothing before this RFC 3339 time
@@ -129,27 +131,28 @@ pub(super) struct SendArgs {
     /// Send nothing after this RFC 3339 time
     #[arg(long, value_name = "TIME")]
     expires_at: Option<String>,
-    /// Limit of this job alone, such as 500/s
+    /// Rate limit of this job alone, such as 500/s
     #[arg(long)]
     rate: Option<String>,
-    /// What to do when a reply is lost [default: the target's rule]
+    /// What to do about recipients in doubt after a lost reply [default: the target's policy]
     #[arg(long, value_parser = ["retry", "hold", "drop"])]
     on_uncertain: Option<String>,
-    /// What to do about fields that the target cannot honour [default: strict, the job is refused]
+    /// What to do about fields that the target cannot honour [default: strict, which refuses the
+    /// job]
     #[arg(long, value_parser = ["strict", "lenient"])]
     mapping: Option<String>,
-    /// Have the accounts sent to this address when the job is completed; the app's callbacks say which
-    /// hosts it may be
+    /// Send the accounts to this address when the job is completed; the app's callback settings
+    /// name the hosts that are allowed
     #[arg(long, value_name = "URL")]
     callback_url: Option<String>,
-    /// Have the accounts published to this RabbitMQ queue when the job is completed
+    /// Publish the accounts to this RabbitMQ queue when the job is completed
     #[arg(long, value_name = "QUEUE")]
     reply_to: Option<String>,
-    /// Wait until the job is completed, with a progress bar on a terminal; exit code 1 if anybody did not
-    /// get the message or may not have got it
+    /// Wait until the job is completed, with a progress bar on a terminal; exit code 1 if a
+    /// recipient did not get the message or may not have got it
     #[arg(long)]
     wait: bool,
-    /// Check everything and say what would be sent, but send nothing
+    /// Check everything and print what would be sent, but send nothing
     #[arg(long)]
     dry_run: bool,
     /// Print one JSON object
@@ -226,28 +229,28 @@ fn name_and_text(argument: &str) -> Result<(String, String), String> {
     }
 }
 
-/// A job as it is submitted: its messages, and for a list of several the whole of it as one form.
+/// A job ready to submit: its messages, and, if there are several, the whole job as one form.
 struct Messages {
     bodies: Vec<Vec<u8>>,
     form: Option<Vec<u8>>,
 }
 
-/// What a checked job is known by.
+/// What the check of a job found.
 struct Checked {
     id: JobId,
     client_msg_no: String,
     target: String,
     priority: Priority,
     content_digest: String,
-    /// As it is entered into the ledger.
+    /// The job's entry in the ledger.
     entry: Entry,
-    /// Its time to be sent is over.
+    /// Set if it is too late to send the job.
     too_late: Option<Problem>,
-    /// List entries of all messages; nothing for all users, whom the target counts.
+    /// List entries of all messages; `None` for all users, whom only the target can count.
     entries: Option<usize>,
     /// What the job goes on without.
     warnings: Vec<String>,
-    /// What its app must be allowed.
+    /// What the app needs permission for.
     asked: Asked,
 }
 
@@ -260,7 +263,7 @@ impl Checked {
     }
 }
 
-/// What is to be confirmed before all users are sent to; nothing where they are known to be few.
+/// The question to ask before sending to all users; `None` if they are known to be few.
 fn to_confirm(
     target: &str,
     found: Result<UserCount, TargetAnswer>,
@@ -273,7 +276,7 @@ fn to_confirm(
         Ok(UserCount::AtLeast(users)) => format!("at least {}", grouped(users)),
         Err(answer) => {
             return Some(format!(
-                "this reaches all users of target {target}, and how many they are cannot be told \
+                "this reaches all users of target {target}, and their number is not known \
                  ({}: {})",
                 answer.code, answer.text
             ));
@@ -288,7 +291,7 @@ fn to_confirm(
     ))
 }
 
-/// The fields of a job, or of one of its objects, as JSON: what a file says is passed on byte for byte.
+/// The fields of a job, or of one of its objects, as raw JSON: a file's values pass byte for byte.
 type Fields = BTreeMap<String, Box<RawValue>>;
 
 fn set(fields: &mut Fields, name: &str, value: &impl Serialize) -> Result<(), Failure> {
@@ -305,14 +308,14 @@ fn set_some<T: Serialize>(
     value.map_or(Ok(()), |value| set(fields, name, value))
 }
 
-/// An object among the fields, empty if there is none.
+/// An object among the fields; empty if it is missing.
 fn object(fields: &Fields, name: &str) -> Result<Fields, Failure> {
     let json = fields.get(name).map_or("{}", |raw| raw.get());
     fields_of(json).map_err(|what| Failure::message(Exit::BadInput, format!("{name}: {what}")))
 }
 
 impl SendArgs {
-    /// Has it confirmed that all users are meant, unless they are few.
+    /// Asks for a confirmation that all users are meant, unless they are few.
     async fn confirm(&self, name: &str, config: &Config) -> Result<(), Failure> {
         let target = app::target(config, name)?;
         let patience = config.targets.get(name).map(|it| it.call_timeout);
@@ -362,7 +365,7 @@ impl SendArgs {
         Ok(all)
     }
 
-    /// The messages of the job, as many parts as its list needs.
+    /// The messages of the job: one, or as many parts as its list needs.
     fn messages(&self) -> Result<Messages, Failure> {
         let mut fields = match &self.job {
             Some(path) => read_job(path)?,
@@ -406,7 +409,8 @@ impl SendArgs {
         })
     }
 
-    /// The job and its whole list, for a server that cuts it into parts that are sent to together.
+    /// The job and its whole list as one form. A server cuts the list into parts, and sends to none
+    /// of them before it has accepted all.
     fn form(&self, fields: &Fields, recipients: &[MemberDocument]) -> Result<Vec<u8>, Failure> {
         let mut fields = fields.clone();
         let audience = AudienceDocument {
@@ -425,7 +429,7 @@ impl SendArgs {
         Ok(form)
     }
 
-    /// What flags say, in the place of what a file says; all but the audience.
+    /// Sets the fields that flags give, in place of those of the file; all but the audience.
     fn set_fields(&self, fields: &mut Fields) -> Result<(), Failure> {
         if self.job.is_none() {
             set(fields, "v", &JOB_VERSION)?;
@@ -465,7 +469,7 @@ impl SendArgs {
         Ok(())
     }
 
-    /// An audience that is no list: groups, all users, or what the file says.
+    /// Sets an audience that is not a list: groups, all users, or the audience of the file.
     fn set_audience(&self, fields: &mut Fields) -> Result<(), Failure> {
         let flags = self.all || !self.group.is_empty();
         if !flags && self.job.is_none() {
@@ -486,14 +490,14 @@ impl SendArgs {
             set(&mut audience, "exclude", &self.exclude)?;
             set(fields, "audience", &audience)?;
         }
-        // Nothing is sent before `confirm` has asked.
+        // `confirm` asks before anything is sent.
         if self.all || self.yes {
             set(fields, "confirm_all", &true)?;
         }
         Ok(())
     }
 
-    /// The message that flags give; nothing where a file has it.
+    /// The message that flags give; `None` if the file has it.
     fn message(&self) -> Result<Option<MessageDocument>, Failure> {
         let raw = |name: &str, text: &Option<String>| {
             let raw = text.clone().map(RawValue::from_string).transpose();
@@ -531,7 +535,7 @@ impl SendArgs {
     }
 }
 
-/// The fields of a job in a file.
+/// Reads the fields of a job from a file.
 fn read_job(path: &Path) -> Result<Fields, Failure> {
     let mut bytes = Vec::new();
     let read = match path == Path::new("-") {
@@ -547,8 +551,8 @@ fn read_job(path: &Path) -> Result<Fields, Failure> {
     fields_of(text).map_err(bad)
 }
 
-/// The fields of an object. One that is there twice is refused here: flags may take its place, and then
-/// nobody looks at it again.
+/// Reads the fields of an object. Refuses a field that occurs twice: a flag may replace it, and
+/// then no later check would see it.
 fn fields_of(json: &str) -> Result<Fields, String> {
     let (mut fields, mut twice) = (Fields::new(), None);
     each_field(json, |name, value| {
@@ -565,7 +569,7 @@ fn cannot_read(path: &Path, error: &std::io::Error) -> Failure {
     Failure::message(Exit::BadInput, what)
 }
 
-/// Room left in a message for everything but its recipients.
+/// Bytes kept free in a message for everything but its recipients.
 const BODY_MARGIN: usize = 512 * 1024;
 
 /// Most bytes that a recipient takes in a message.
@@ -576,7 +580,7 @@ fn size_of(recipient: &MemberDocument) -> usize {
             (id, vars.get().len() + r#"{"id":,"vars":}"#.len())
         }
     };
-    // Six bytes for every one is the longest JSON escape.
+    // The longest JSON escape takes six bytes for one.
     let quoted = match id.contains(['"', '\\']) {
         true => id.len() * 6,
         false => id.len(),
@@ -584,7 +588,7 @@ fn size_of(recipient: &MemberDocument) -> usize {
     quoted + vars + 3
 }
 
-/// Cuts a list so that every part fits into one message.
+/// Cuts a list into parts that each fit into one message.
 fn parts(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
     let mut parts = vec![Vec::new()];
     let mut bytes = 0;
@@ -605,7 +609,7 @@ fn parts(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
     parts
 }
 
-/// Reads every message as the worker will, so that mistakes are found before anything is sent.
+/// Reads every message as the worker will, to find mistakes before anything is sent.
 fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
     let refused = |refused: Refused| Failure::message(Exit::BadInput, refused.to_string());
     let names = app::Names::of(config)?;
@@ -640,7 +644,7 @@ fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
     Ok(checked)
 }
 
-/// How long a job that was completed before may look completed after it was sent again.
+/// How long a job that was completed before may still look completed after it was sent again.
 const EXTENSION_PATIENCE: Duration = Duration::from_secs(3);
 
 async fn wait(
@@ -650,7 +654,7 @@ async fn wait(
     before: Option<JobRecord>,
 ) -> Result<Exit, Failure> {
     if let Some(before) = before.filter(|before| before.state == JobState::Completed) {
-        // With further recipients it runs again in a moment; without, it stays as it is.
+        // With further recipients, it soon runs again; without, it stays completed.
         let deadline = Instant::now() + EXTENSION_PATIENCE;
         while Instant::now() < deadline
             && access
@@ -666,8 +670,8 @@ async fn wait(
         return Err(Failure::message(
             Exit::BadInput,
             format!(
-                "conflict: {:?} stands for another message, job {}; your message was rejected and \
-                 lies in fanwise.rejected",
+                "conflict: {:?} is the key of another message, job {}; your message was rejected and \
+                 is in fanwise.rejected",
                 job.client_msg_no, job.id
             ),
         ));
@@ -708,7 +712,7 @@ mod tests {
         assert_eq!(many, "this reaches 1,204,331 users of target im");
         let less = what(Ok(UserCount::Exactly(101)), 2).unwrap();
         assert_eq!(less, "this reaches 101 users of target im, less 2 excluded");
-        // Fewer than the threshold on the first page say nothing of the rest.
+        // A first page with fewer users than the threshold says nothing about the rest.
         let some = what(Ok(UserCount::AtLeast(50)), 0).unwrap();
         assert_eq!(some, "this reaches at least 50 users of target im");
         let unknown = what(
@@ -717,7 +721,7 @@ mod tests {
         );
         assert_eq!(
             unknown.unwrap(),
-            "this reaches all users of target im, and how many they are cannot be told (401: token is \
+            "this reaches all users of target im, and their number is not known (401: token is \
              wrong)"
         );
     }

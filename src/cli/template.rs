@@ -17,13 +17,14 @@ use crate::service::api::TemplateRow;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TemplateCommand {
-    /// Store a message: from a file, a text, or standard input
+    /// Store a message from a file, a text, or standard input
     ///
-    /// The file holds the `message` of a job, as JSON. Jobs that run keep the version they started with.
+    /// The file holds the `message` of a job, as JSON. Running jobs keep the version they started
+    /// with.
     Put {
-        /// What jobs name it by
+        /// Name that jobs refer to it by
         name: String,
-        /// Take the message from a file, as JSON
+        /// Read the message from a file, as JSON
         #[arg(long, value_name = "FILE", conflicts_with = "text")]
         file: Option<PathBuf>,
         /// Store a message of type text
@@ -34,22 +35,22 @@ pub(super) enum TemplateCommand {
     },
     /// Print a stored message
     Get {
-        /// What jobs name it by
+        /// Name that jobs refer to it by
         name: String,
-        /// An older version, as long as it is kept [default: the newest]
+        /// Print an older version, as long as it is kept [default: the newest]
         #[arg(long)]
         version: Option<u32>,
         #[command(flatten)]
         of: Of,
     },
-    /// The stored messages of an app with their newest versions
+    /// List the stored messages of an app with their newest versions
     List {
         #[command(flatten)]
         of: Of,
     },
-    /// Take a stored message away from new jobs; those that run keep it
+    /// Delete a stored message for new jobs; running jobs keep it
     Delete {
-        /// What jobs name it by
+        /// Name that jobs refer to it by
         name: String,
         #[command(flatten)]
         of: Of,
@@ -57,7 +58,7 @@ pub(super) enum TemplateCommand {
 }
 
 impl TemplateCommand {
-    /// Names stand in paths and keys: a wrong one is told before it is looked for.
+    /// Checks names before any request: they become parts of paths and keys.
     fn check_names(&self) -> Result<(), Failure> {
         let wrong = match self {
             Self::Put { name, of, .. } | Self::Get { name, of, .. } | Self::Delete { name, of } => {
@@ -71,7 +72,7 @@ impl TemplateCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct Of {
-    /// App (tenant) that it belongs to
+    /// App (tenant) that the message belongs to
     #[arg(long, default_value = "default")]
     app: String,
     /// Print JSON
@@ -156,7 +157,7 @@ fn message(file: Option<PathBuf>, text: Option<String>) -> Result<String, Failur
             let mut message = String::new();
             stdin.read_to_string(&mut message).or_exit(Exit::BadInput)?;
             if message.trim().is_empty() {
-                let what = format!("nothing came on standard input: {how}");
+                let what = format!("standard input is empty: {how}");
                 return Err(Failure::message(Exit::BadInput, what));
             }
             Ok(message)
@@ -164,7 +165,7 @@ fn message(file: Option<PathBuf>, text: Option<String>) -> Result<String, Failur
     }
 }
 
-/// Says what is wrong before anything is asked.
+/// Checks the app and the message before any request.
 fn check(config: &Config, app: &str, message: &str) -> Result<(), Failure> {
     if !config.apps.contains_key(app) {
         let there: Vec<_> = config.apps.keys().map(String::as_str).collect();

@@ -17,18 +17,18 @@ pub(super) enum TopologyCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Show what is declared and, with a broker, how full it is
+    /// Show every exchange and queue and, from the broker, how full the queues are
     Show {
         /// Do not ask the broker
         #[arg(long)]
         offline: bool,
-        /// Print one JSON object, every argument included
+        /// Print one JSON object that includes every argument
         #[arg(long)]
         json: bool,
     },
     /// Delete every exchange and queue of the namespace with all messages in them
     Delete {
-        /// Yes, all messages
+        /// Confirm that all messages are deleted
         #[arg(long, required = true)]
         yes: bool,
     },

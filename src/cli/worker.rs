@@ -1,4 +1,4 @@
-//! `fanwise worker`, `fanwise gateway` and `fanwise serve`: run until they are told to stop.
+//! `fanwise worker`, `fanwise gateway` and `fanwise serve`: run until they are stopped.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub(super) fn run(file: Option<&Path>) -> Result<Exit, Failure> {
 
 /// Takes jobs over HTTP and passes them to RabbitMQ.
 pub(super) fn gateway(file: Option<&Path>) -> Result<Exit, Failure> {
-    // It checks jobs as a worker does, and so knows as much.
+    // A gateway checks jobs as a worker does, so it needs the same configuration.
     let config = daemon_config(file, |_| true, Config::require_worker)?;
     on_runtime(config, app::run_gateway)
 }
@@ -36,7 +36,8 @@ where
         .build()
         .or_exit(Exit::Internal)?;
     let exit = runtime.block_on(Box::pin(run(config)));
-    // Whatever still runs past the drain deadline is cut off: it is unacked and comes back.
+    // Deliveries that still run after the drain deadline are cut off. They are unacked and come
+    // back.
     runtime.shutdown_background();
     exit
 }

@@ -1,4 +1,5 @@
-//! `[apps.NAME]`: what an app may send, and who may act as it; and who may use the gateway at all.
+//! Reads `[apps.NAME]`: what an app may send and who may act as it. Also reads and checks who may
+//! use the gateway.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,8 +35,8 @@ pub(super) fn read_permissions(
         }
     }
     if permissions.audiences.contains(&Crowd::All) && permissions.counts() {
-        let what = "lists \"all\", and how many those are is not known before: it cannot be held to \
-                    `recipients_max` or `daily_recipients`; leave out one or the other";
+        let what = "lists \"all\", whose number is not known in advance, so `recipients_max` and \
+                    `daily_recipients` cannot limit it; leave out one or the other";
         findings.problem(section.key("audiences"), what);
     }
     permissions
@@ -62,13 +63,13 @@ fn read_audiences(section: &mut Section, usual: &[Crowd], findings: &mut Finding
     audiences
 }
 
-/// `token` or `token_file` (none), `auth` (`token`, or `none`: anybody may act as this app), `requests`
-/// (no limit) and `[apps.NAME.before_accept]`.
+/// `token` or `token_file` (none), `auth` (`token`, or `none`: every caller may act as this app),
+/// `request_rate` (no limit) and `[apps.NAME.before_accept]`.
 pub(super) fn read_access(section: &mut Section, findings: &mut Findings) -> AppAccess {
     let ways = [("token", false), ("none", true)];
     let open = section.choice("auth", "token", &ways, findings) == Some(true);
     if open {
-        let what = "anybody who reaches the gateway can send as this app";
+        let what = "every client that reaches the gateway can send as this app";
         findings.warning(section.key("auth"), what);
     }
     AppAccess {
@@ -81,8 +82,8 @@ pub(super) fn read_access(section: &mut Section, findings: &mut Findings) -> App
     }
 }
 
-/// `url` (required), `secret` or `secret_file` (none: calls are not signed), `timeout` (2s; 100ms to
-/// 1m), `on_failure` (`refuse` or `allow`).
+/// `url` (required), `secret` or `secret_file` (none: calls are not signed), `timeout` (2s; 100ms
+/// to 1m), `on_failure` (`refuse` or `allow`).
 fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<BeforeAccept> {
     let url = section.required_address("url", findings);
     let uri = url.parse::<Uri>().ok().filter(|uri| {
@@ -96,7 +97,7 @@ fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<B
     if let Some(authority) = uri.as_ref().and_then(Uri::authority)
         && let Err(what) = no_credentials(authority)
     {
-        let what = format!("{what}; `secret` signs what is asked");
+        let what = format!("{what}; `secret` signs the calls instead");
         findings.problem(section.key("url"), what);
     }
     let choices = [("refuse", false), ("allow", true)];
@@ -113,7 +114,7 @@ fn read_before_accept(mut section: Section, findings: &mut Findings) -> Option<B
     })
 }
 
-/// A token that is sent as `Authorization: Bearer …`.
+/// A token that callers send as `Authorization: Bearer …`.
 pub(super) fn read_token(section: &mut Section, findings: &mut Findings) -> Option<Secret> {
     section.secret("token", "token_file", findings)
 }
@@ -138,19 +139,19 @@ pub(super) fn read_tls(
         (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
         (None, None) => None,
         (Some(_), None) => {
-            let what = "missing; the key of gateway.tls_certificate is needed";
+            let what = "missing; gateway.tls_certificate needs its key";
             findings.problem(section.key("tls_key"), what);
             None
         }
         (None, Some(_)) => {
-            let what = "missing; the certificate of gateway.tls_key is needed";
+            let what = "missing; gateway.tls_key needs its certificate";
             findings.problem(section.key("tls_certificate"), what);
             None
         }
     }
 }
 
-/// A door that lets through what the app may not send lets nothing through.
+/// Warns of endpoints that permit requests for all users while the app's own audiences do not.
 pub(super) fn check_doors(name: &str, app: &AppConfig, findings: &mut Findings) {
     if app.permissions.audiences.contains(&Crowd::All) {
         return;
@@ -168,7 +169,7 @@ pub(super) fn check_doors(name: &str, app: &AppConfig, findings: &mut Findings) 
     }
 }
 
-/// No endpoint works without its credentials, unless the configuration says so.
+/// Requires credentials for every endpoint, unless the configuration says otherwise.
 pub(super) fn check_credentials(config: &Config, findings: &mut Findings) {
     let gateway = &config.gateway;
     let has_token =
@@ -178,28 +179,28 @@ pub(super) fn check_credentials(config: &Config, findings: &mut Findings) {
             .apps
             .values()
             .any(|app| app.access.open || !app.endpoints.is_empty());
-    let everybody = "whoever reaches gateway.listen can do everything";
+    let everybody = "every client that reaches gateway.listen can do everything";
     match gateway.auth {
-        // One that is given but cannot be used is told of already.
+        // There is a problem already about a token that is given but cannot be used.
         _ if findings.mention("gateway.token") => {}
         GatewayAuth::None => findings.warning("gateway.auth", everybody),
         GatewayAuth::Auto if config.gateway_is_open() => {
-            let what = "missing; while gateway.listen is a loopback address, whoever is on this \
+            let what = "missing; while gateway.listen is a loopback address, every client on this \
                         machine can do everything";
             findings.warning("gateway.token", what);
         }
         GatewayAuth::Auto | GatewayAuth::Token if !has_any => {
-            let what = "missing: give it, or tokens of apps, or say gateway.auth = \"none\" and let \
-                        everybody in who reaches gateway.listen";
+            let what = "missing: set it, or tokens of apps, or set gateway.auth = \"none\" to admit \
+                        every client that reaches gateway.listen";
             findings.problem("gateway.token", what);
         }
         GatewayAuth::Auto | GatewayAuth::Token if gateway.token.is_none() => {
-            let what = "missing; nobody can steer jobs over HTTP, nor list those of all apps";
+            let what = "missing; no client can steer jobs over HTTP, or list the jobs of all apps";
             findings.warning("gateway.token", what);
         }
         GatewayAuth::Auto | GatewayAuth::Token => {}
     }
-    // The first to be found would be the one that counts.
+    // Two equal tokens are a problem: a request would count for the first owner found.
     let mut known = BTreeMap::new();
     let tokens = config.apps.iter().map(|(name, app)| {
         let key = format!("apps.{name}.token");
@@ -215,7 +216,7 @@ pub(super) fn check_credentials(config: &Config, findings: &mut Findings) {
 }
 
 impl Config {
-    /// Whether nobody is asked for credentials.
+    /// Whether the gateway asks no caller for credentials.
     pub fn gateway_is_open(&self) -> bool {
         let gateway = &self.gateway;
         match gateway.auth {

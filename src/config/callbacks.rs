@@ -1,4 +1,5 @@
-//! `[apps.NAME.callbacks]` and `reply_to`: where the accounts of an app's completed jobs may be sent.
+//! Reads `[apps.NAME.callbacks]` and `reply_to`: where an app's completed jobs may send their
+//! accounts.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::secret::Secret;
 pub struct CallbackConfig {
     /// `hosts` (`["api.example.com", "*.hooks.example.com"]`; required) and `private` (false).
     pub rules: CallbackRules,
-    /// `secret` or `secret_file`: keys the signature. Required.
+    /// `secret` or `secret_file`: the key of the signature. Required.
     pub secret: Secret,
     /// `timeout`: longest wait for a receiver. Default 10s; 100ms to 1m.
     pub timeout: Duration,
@@ -26,10 +27,10 @@ pub(super) fn read(mut section: Section, findings: &mut Findings) -> CallbackCon
         }
     }
     if hosts.is_empty() {
-        let what = "empty: name the hosts that jobs may have their accounts sent to";
+        let what = "empty: name the hosts that jobs may send their accounts to";
         findings.problem(section.key("hosts"), what);
     }
-    let missing = "missing: receivers know by it that a notice is ours";
+    let missing = "missing: receivers need it to verify that a notice is from Fanwise";
     let secret = section.required_secret("secret", "secret_file", missing, findings);
     let least = Duration::from_millis(100);
     let callbacks = CallbackConfig {

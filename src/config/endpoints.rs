@@ -1,4 +1,4 @@
-//! `[apps.NAME.SYSTEM]`: the entrance of an app for existing callers of one IM system.
+//! Reads `[apps.NAME.SYSTEM]`: an app's drop-in endpoint for existing callers of one IM system.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use super::{AppConfig, HOUR, MINUTE, SECOND};
 use crate::domain::limits::Rate;
 use crate::im::ingress::{DropInEndpoint, Ingress};
 
-/// `key` (AppKey, or the administrator's user id), `secret` or `secret_file` (AppSecret, OpenIM's secret,
-/// WuKongIM's token), `auth` (`required`, or `none`: anybody may call), `target` (the app's), `answer_within` (3s;
-/// 0s to 1m), `repeat_window` (10s; 0s to 1h), `rate` and `block_for` (as the system documents), `send_all` (false),
-/// OpenIM's `operation_id` (`trace`, or `dedup`: it is the key of the job), and the system's own limits.
+/// `key` (AppKey, or the administrator's user id), `secret` or `secret_file` (AppSecret, OpenIM's
+/// secret, WuKongIM's token), `auth` (`required`, or `none`: every client may call), `target` (the
+/// app's), `answer_within` (3s; 0s to 1m), `repeat_window` (10s; 0s to 1h), `rate` and `block_for`
+/// (as the system documents), `send_all` (false), OpenIM's `operation_id` (`trace`, or `dedup`: it
+/// is the key of the job), and the system's own limits.
 pub(super) fn read(
     app: &str,
     ingress: &dyn Ingress,
@@ -21,16 +22,16 @@ pub(super) fn read(
     let auth = [("required", true), ("none", false)];
     let required = section.choice("auth", "required", &auth, findings) != Some(false);
     let secret = if required {
-        let missing = "missing; give it, or say auth = \"none\" to let anybody call";
+        let missing = "missing; set it, or set auth = \"none\" to let every client call";
         section.required_secret("secret", "secret_file", missing, findings)
     } else {
-        let what = "anybody who reaches the gateway can send as this app";
+        let what = "every client that reaches the gateway can send as this app";
         findings.warning(section.key("auth"), what);
         section.secret("secret", "secret_file", findings)
     };
     let key = section.optional_text("key", findings);
     if key.as_ref().is_some_and(|key| key.trim().is_empty()) {
-        let what = "is empty; give a value, or leave the key out";
+        let what = "is empty; set a value, or leave the key out";
         findings.problem(section.key("key"), what);
     }
     let (calls, block) = match ingress.calls() {
@@ -75,7 +76,8 @@ pub(super) fn read(
     endpoint
 }
 
-/// Endpoints of one system that a call cannot tell apart: every call would come in as the first app.
+/// Refuses endpoints of one system that a call cannot tell apart: every call would count for the
+/// first app.
 pub(super) fn check_distinct(apps: &BTreeMap<String, AppConfig>, findings: &mut Findings) {
     for (system, ingress) in crate::im::ingresses() {
         let mut known = BTreeMap::new();
@@ -87,7 +89,7 @@ pub(super) fn check_distinct(apps: &BTreeMap<String, AppConfig>, findings: &mut 
                 for (name, value) in mark {
                     if let Some(first) = known.insert((name, value), here.clone()) {
                         let what = format!(
-                            "is the same as {first}.{name}: calls of both would come in as one app"
+                            "is the same as {first}.{name}: calls of both would count for one app"
                         );
                         findings.problem(format!("{here}.{name}"), what);
                     }
@@ -97,7 +99,8 @@ pub(super) fn check_distinct(apps: &BTreeMap<String, AppConfig>, findings: &mut 
     }
 }
 
-/// What of a call names this endpoint: its keys with their values, none of which another may have.
+/// The parts of a call that name this endpoint: keys with their values. No other endpoint of the
+/// system may have one of them.
 fn mark<'a>(
     ingress: &dyn Ingress,
     endpoint: &'a DropInEndpoint,
@@ -111,7 +114,7 @@ fn mark<'a>(
     mark.extend(key.map(|key| ("key", Some(key))));
     mark.extend(secret.map(|secret| ("secret", secret)));
     if mark.is_empty() {
-        // Anybody's call, under no name.
+        // An endpoint without key and secret takes every call.
         mark.push(("auth", None));
     }
     mark

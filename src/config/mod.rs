@@ -1,8 +1,8 @@
-//! All settings: key, meaning, default, unit, bounds and cross-checks. Read once, all problems at
-//! once, before anything is bound or connected.
+//! Reads and checks all settings: key, meaning, default, unit, bounds and cross-checks. The process
+//! reads them once, before it binds or connects anything, and reports all problems together.
 //!
-//! The file is TOML (`--config`, else `FANWISE_CONFIG`, else `./fanwise.toml` if it is there). Every
-//! key can be set from the environment: `FANWISE_BROKER__URL` is `broker.url`.
+//! The file is TOML (`--config`, else `FANWISE_CONFIG`, else `./fanwise.toml` if it exists). The
+//! environment can set every key: `FANWISE_BROKER__URL` is `broker.url`.
 //! `deploy/fanwise.example.toml` documents every key and is tested against this module.
 
 mod apps;
@@ -31,7 +31,7 @@ use crate::im::ingress::DropInEndpoint;
 use crate::secret::Secret;
 use crate::telemetry::{LogFilter, LogFormat};
 
-/// File that is read when none is named.
+/// The file to read if none is named.
 pub const DEFAULT_FILE: &str = "fanwise.toml";
 
 #[derive(Clone, Debug)]
@@ -64,12 +64,14 @@ pub struct BrokerConfig {
     pub url: Option<Secret>,
     /// `namespace`: prefix of every exchange and queue. Default `fanwise`.
     pub namespace: String,
-    /// `declare`: declare exchanges and queues at start. Off where only an operator may, with
-    /// `fanwise topology apply`. Default true.
+    /// `declare`: declare exchanges and queues at start. Set it to false where only an operator may
+    /// do so, with `fanwise topology apply`. Default true.
     pub declare: bool,
-    /// `heartbeat`: a silent connection is given up after twice this. Default 10s; 1s to 60s.
+    /// `heartbeat`: Fanwise gives up a connection that is silent for twice this. Default 10s; 1s to
+    /// 60s.
     pub heartbeat: Duration,
-    /// `confirm_timeout`: longest wait for the broker's confirm of a publish. Default 10s; 1s to 2m.
+    /// `confirm_timeout`: longest wait for the broker's confirm of a publish. Default 10s; 1s to
+    /// 2m.
     pub confirm_timeout: Duration,
 }
 
@@ -80,26 +82,25 @@ pub struct LedgerConfig {
     pub url: Option<Secret>,
     /// `prefix`: first part of every key. Default `fanwise`.
     pub prefix: String,
-    /// `dedup_window`: how long a job knows its recipients after it has completed; while it runs or
-    /// waits it knows them anyway. Default 168h (7 days); 1h to 2160h.
+    /// `dedup_window`: how long a job knows its recipients after it has completed. While it runs or
+    /// waits, it knows them in any case. Default 168h (7 days); 1h to 2160h.
     pub dedup_window: Duration,
-    /// `abandoned_after`: a running job of which nothing was heard for so long, and of which nothing is
-    /// on its lanes, has nothing left to deliver and is ended; recipients whose outcome is not known
-    /// count as uncertain. Shorter than the longest wait of a retry, 30m, or the lease, plus 5m is warned
-    /// about. Default 45m; 2s to 24h.
+    /// `abandoned_after`: a running job that shows no activity for this long and has nothing on its
+    /// lanes is ended. Recipients without a known outcome count as uncertain. Less than the longest
+    /// wait of a retry (30m) or the lease, plus 5m, gives a warning. Default 45m; 2s to 24h.
     pub abandoned_after: Duration,
-    /// `lease`: how long a claim lasts unless it is renewed; longer than every target's call timeout
-    /// by at least 3s. After a crash, recipients in flight wait this long. Default 20s; 2s to 10m.
+    /// `lease`: how long a claim lasts unless it is renewed. At least 3s longer than every target's
+    /// call timeout. After a crash, recipients in flight wait this long. Default 20s; 2s to 10m.
     pub lease: Duration,
-    /// `fingerprint_secret` or `fingerprint_secret_file`: keys the recipients' fingerprints; the same
-    /// on all workers, and not to be changed while jobs run. Default: a constant.
+    /// `fingerprint_secret` or `fingerprint_secret_file`: the key for the fingerprints of
+    /// recipients. The same on all workers; do not change it while jobs run. Default: a constant.
     pub fingerprint_secret: Secret,
 }
 
 /// `[embedded]`: the engine of `fanwise serve` without a broker URL.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
-    /// `dir`: where jobs, slices and the ledger are kept. One process at a time. Default
+    /// `dir`: the folder of jobs, slices and the ledger. One process at a time. Default
     /// `fanwise-data`.
     pub dir: PathBuf,
 }
@@ -107,33 +108,35 @@ pub struct EmbeddedConfig {
 /// `[gateway]`: the HTTP interface of `fanwise serve` and `fanwise gateway`.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    /// `listen`: its address. Default 127.0.0.1:9700; another than a loopback address needs
-    /// credentials.
+    /// `listen`: its address. Default 127.0.0.1:9700; any address other than a loopback address
+    /// needs credentials.
     pub listen: SocketAddr,
-    /// `token` or `token_file`: what callers send as `Authorization: Bearer …` who may do everything.
-    /// Default none.
+    /// `token` or `token_file`: callers that send it as `Authorization: Bearer …` may do
+    /// everything. Default none.
     pub token: Option<Secret>,
-    /// `requests_max`: requests at a time, those that wait for a job included; further ones are told
-    /// to come back. No app gets all of them, see [`crate::gateway`]. Default 256; 1 to 100000.
+    /// `requests_max`: requests at a time, including those that wait for a job. The gateway asks
+    /// further callers to try again later. No app gets all of them, see [`crate::gateway`]. Default
+    /// 256; 1 to 100000.
     pub requests_max: usize,
-    /// `connections_max`: connections at a time; for a further one, one that is idle is closed.
-    /// Default 1024; 1 to 100000.
+    /// `connections_max`: connections at a time. For each further one, the gateway closes an idle
+    /// one. Default 1024; 1 to 100000.
     pub connections_max: usize,
-    /// `patience`: longest wait for a request to begin, for the next bytes of it, and for its answer
-    /// to be taken. Default 10s; 1s to 10m.
+    /// `patience`: longest wait for a request to begin, for its next bytes, and for the client to
+    /// take the answer. Default 10s; 1s to 10m.
     pub patience: Duration,
-    /// `wait_max`: longest wait for a job, whatever the caller prefers. Default 30s; 1s to 10m.
+    /// `wait_max`: longest wait for a job, even if the caller prefers a longer one. Default 30s; 1s
+    /// to 10m.
     pub wait_max: Duration,
     /// `upload_bytes_max`: largest uploaded list. Default 268435456 (256 MiB); 1 MiB to 1 TiB.
     pub upload_bytes_max: u64,
-    /// `upload_dir`: where lists are kept while they come in, and dead letters while they go out.
-    /// Default the system's folder for temporary files.
+    /// `upload_dir`: the folder for lists during their upload and dead letters during their
+    /// download. Default the system's folder for temporary files.
     pub upload_dir: PathBuf,
-    /// `auth`: `auto` (default) asks for credentials, except on a loopback address while there are
-    /// none; `token` always does; `none` never.
+    /// `auth`: `auto` (default) asks for credentials, except on a loopback address if none are
+    /// configured; `token` always asks; `none` never asks.
     pub auth: GatewayAuth,
-    /// `tls_certificate` and `tls_key`: PEM files of the certificate with its chain, and of its key.
-    /// Default none: plain HTTP.
+    /// `tls_certificate` and `tls_key`: PEM files of the certificate with its chain, and of its
+    /// key. Default none: plain HTTP.
     pub tls: Option<(PathBuf, PathBuf)>,
 }
 
@@ -158,46 +161,49 @@ pub struct WorkerConfig {
     pub slice_recipients: u32,
     /// `slice_concurrency`: slices in delivery at a time, per target. Default 8; 1 to 256.
     pub slice_concurrency: usize,
-    /// `small_job_concurrency`: further places for small jobs, per target. Default 4; 1 to 256.
+    /// `small_job_concurrency`: additional places for small jobs, per target. Default 4; 1 to 256.
     pub small_job_concurrency: usize,
-    /// `slice_time_max`: how long a delivery works on one slice before the rest goes to the end of its
-    /// lane. Default 1m; 1s to 10m.
+    /// `slice_time_max`: how long a delivery works on one slice before the rest goes to the end of
+    /// its lane. Default 1m; 1s to 10m.
     pub slice_time_max: Duration,
-    /// `drain_deadline`: how long a stopping process may finish what is in work; shorter than what
-    /// its platform grants. Default 25s; 1s to 10m.
+    /// `drain_deadline`: how long a stopping process may take to finish its work. Keep it shorter
+    /// than the platform's grace period. Default 25s; 1s to 10m.
     pub drain_deadline: Duration,
-    /// `progress_interval`: shortest time between two progress events of a job. Default 2s; 100ms to 1h.
+    /// `progress_interval`: shortest time between two progress events of a job. Default 2s; 100ms
+    /// to 1h.
     pub progress_interval: Duration,
 }
 
 /// `[retry]`
 #[derive(Clone, Debug)]
 pub struct RetryConfig {
-    /// `attempts_max`: attempts per recipient, the first included. Default 8; 1 to 100.
+    /// `attempts_max`: attempts per recipient, including the first. Default 8; 1 to 100.
     pub attempts_max: u32,
-    /// `delay_min`, `delay_max`, `jitter`: exponential from 1s (100ms to 1h) to 5m (up to 24h), each
-    /// spread by ± 0.2 (0 to below 1).
+    /// `delay_min`, `delay_max`, `jitter`: exponential from 1s (100ms to 1h) to 5m (up to 24h),
+    /// each spread by ± 0.2 (0 to below 1).
     pub schedule: Schedule,
 }
 
-/// `[apps.NAME]`: a tenant. Without any, there is one, `default`.
+/// `[apps.NAME]`: a tenant. Without any section, there is one app, `default`.
 #[derive(Clone, Debug, Default)]
 pub struct AppConfig {
-    /// `target`: where its jobs go that name no target; optional with a single target.
+    /// `target`: the target of jobs that name none; optional with a single target.
     pub target: Option<String>,
     /// `limit`: such as `"500/s"`, in recipients unless it says `per call`. Default none.
     pub limit: Option<Rate>,
     /// `on_ledger_down`: `fail_closed` (default) stops, `fail_open` sends without dedup and counts.
     pub fail_open: bool,
-    /// `[apps.NAME.callbacks]`: where its jobs may have their accounts sent. Default nowhere.
+    /// `[apps.NAME.callbacks]`: where its jobs may send their accounts. Default nowhere.
     pub callbacks: Option<CallbackConfig>,
-    /// `reply_to`: queues its jobs may have their accounts published to, such as `"orders.*"`. Default none.
+    /// `reply_to`: queues that its jobs may publish their accounts to, such as `"orders.*"`.
+    /// Default none.
     pub replies: ReplyRules,
-    /// `[apps.NAME.SYSTEM]`: entrances for existing callers of IM systems, with the system's name.
+    /// `[apps.NAME.SYSTEM]`: drop-in endpoints for existing callers of IM systems, with the
+    /// system's name.
     pub endpoints: Vec<(&'static str, DropInEndpoint)>,
     /// `senders`, `targets`, `audiences`, `recipients_max`, `daily_recipients`.
     pub permissions: Permissions,
-    /// `token`, `auth`, `requests`, `[apps.NAME.before_accept]`.
+    /// `token`, `auth`, `request_rate`, `[apps.NAME.before_accept]`.
     pub access: AppAccess,
 }
 
@@ -211,14 +217,14 @@ pub struct LogConfig {
     pub format: LogFormat,
 }
 
-/// A configuration with everything that was noticed while it was read.
+/// A configuration with all findings about it.
 pub struct Loaded {
     pub config: Config,
     pub findings: Findings,
     pub file: Option<PathBuf>,
 }
 
-/// The file cannot be read at all.
+/// The file cannot be read or is not TOML.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("cannot read {path}")]
@@ -234,7 +240,7 @@ pub enum LoadError {
 }
 
 impl Loaded {
-    /// Nothing is wrong, or an error that lists everything that is.
+    /// Returns the configuration, or an error that lists all its problems.
     pub fn check(self) -> Result<Config, ConfigProblems> {
         if self.findings.problems.is_empty() {
             Ok(self.config)
@@ -247,7 +253,7 @@ impl Loaded {
     }
 }
 
-/// Everything that is wrong with a configuration.
+/// All problems of a configuration.
 #[derive(Debug)]
 pub struct ConfigProblems {
     pub file: Option<PathBuf>,
@@ -272,7 +278,7 @@ impl std::fmt::Display for ConfigProblems {
 
 impl std::error::Error for ConfigProblems {}
 
-/// Loads the named file, or the default one if it is there, and the environment over it.
+/// Reads the named file, or the default file if it exists; environment variables override it.
 pub fn load(
     file: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
@@ -344,8 +350,8 @@ fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
     broker
 }
 
-/// Reads the address of a server. It names one: several are behind a load balancer or a proxy of their
-/// own.
+/// Refuses an address that names several servers: those need one address, of a load balancer or a
+/// proxy.
 fn read_server(
     section: &mut Section,
     schemes: [&str; 2],
@@ -367,8 +373,8 @@ fn read_server(
     Some(url)
 }
 
-/// Why a URL does not name one host and perhaps a port. Says nothing of what stands before the host:
-/// there may be a password.
+/// Why a URL does not name one host and perhaps a port. Never quotes the part before the host,
+/// which may hold a password.
 fn wrong_server(url: &str) -> Option<String> {
     let (_, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -380,8 +386,8 @@ fn wrong_server(url: &str) -> Option<String> {
             None => (server, None),
         },
     };
-    let one = "one server is expected, as HOST or HOST:PORT; for several give the address of what stands \
-               before them, such as a load balancer";
+    let one = "one server is expected, as HOST or HOST:PORT; for several, give the address of what is in \
+               front of them, such as a load balancer";
     if server.contains(',') {
         return Some(format!("{server:?} names several servers: {one}"));
     }
@@ -558,7 +564,7 @@ fn read_apps(
     apps
 }
 
-/// What is wrong with the name of a target that is not configured.
+/// The problem with a target name that is not configured.
 fn no_target(name: &str, targets: &BTreeMap<String, TargetConfig>) -> String {
     let hint = suggestion(name, targets.keys().map(String::as_str))
         .map(|known| format!("; did you mean `{known}`?"))
@@ -608,23 +614,23 @@ fn read_log(mut section: Section, findings: &mut Findings) -> LogConfig {
     }
 }
 
-/// Names become parts of queue names, keys, routing keys and labels.
+/// Checks a name, which becomes part of queue names, keys, routing keys and labels.
 fn check_name(key: &str, name: &str, findings: &mut Findings) {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
     if let Some(what) = wrong_id(name, NAME_BYTES_MAX) {
         findings.problem(key, what);
     } else if !name.chars().all(allowed) {
-        findings.problem(key, "only a-z, 0-9, - and _ may stand in a name");
+        findings.problem(key, "only a-z, 0-9, - and _ are permitted in a name");
     }
 }
 
-/// How much longer than any call a claim must last, so that a late answer still finds it.
+/// A claim lasts at least this much longer than any call, so that a late answer still finds it.
 const LEASE_MARGIN: Duration = Duration::from_secs(3);
 
-/// How much longer than any wait nothing must have been heard of a job that counts as abandoned.
+/// A job is abandoned only after a silence this much longer than any wait.
 const ABANDONED_MARGIN: Duration = Duration::from_secs(5 * 60);
 
-/// Settings that are right alone and wrong together.
+/// Finds settings that are valid alone and wrong together.
 fn cross_check(config: &Config, findings: &mut Findings) {
     for (name, target) in &config.targets {
         let least = target.call_timeout + LEASE_MARGIN;
@@ -643,22 +649,22 @@ fn cross_check(config: &Config, findings: &mut Findings) {
     if config.ledger.dedup_window < config.retry.schedule.max * config.retry.attempts_max {
         findings.problem(
             "ledger.dedup_window",
-            "is shorter than all retries together: a late retry would find nothing to compare with",
+            "is shorter than all retries together: the ledger would forget recipients before their last retry",
         );
     }
     let waits = ABANDONED_MARGIN + RUNGS[RUNGS.len() - 1].max(config.ledger.lease);
     if config.ledger.abandoned_after < waits {
         let what = format!(
-            "{} is shorter than the longest time that may pass between two signs of life of a job: one \
-             that still has something to send may be ended, and its recipients count as uncertain until \
-             they are sent to; set it to {} or more",
+            "{} is shorter than the longest time between two signs of activity of a job: Fanwise may end \
+             a job that still has recipients to send to, which count as uncertain until it sends to \
+             them; set it to {} or more",
             duration_text(config.ledger.abandoned_after),
             duration_text(waits)
         );
         findings.warning("ledger.abandoned_after", what);
     }
     let (gateway, admin) = (config.gateway.listen, config.admin.listen);
-    // An unspecified address listens on all of them. Port 0 is another one each time.
+    // An unspecified address includes all others. Port 0 is a different port each time.
     let overlap =
         gateway.ip() == admin.ip() || gateway.ip().is_unspecified() || admin.ip().is_unspecified();
     if gateway.port() == admin.port() && gateway.port() != 0 && overlap {
@@ -677,14 +683,15 @@ fn cross_check(config: &Config, findings: &mut Findings) {
 }
 
 impl Config {
-    /// What a worker cannot do without.
+    /// Reports settings that a worker needs and that are missing.
     pub fn require_worker(&self, findings: &mut Findings) {
         self.require_broker(findings);
         self.require_ledger(findings);
         self.require_targets(findings);
     }
 
-    /// What a process that sends needs: targets, and RabbitMQ with Redis or neither of them.
+    /// Reports missing settings of a process that sends: targets, and RabbitMQ and Redis unless
+    /// neither is configured.
     pub fn require_process(&self, findings: &mut Findings) {
         self.require_targets(findings);
         match self.engine() {
@@ -705,7 +712,7 @@ impl Config {
 
     pub fn require_targets(&self, findings: &mut Findings) {
         if self.targets.is_empty() && !findings.mention("targets.") {
-            let what = "missing: at least one [targets.NAME] is needed to send to";
+            let what = "missing: at least one [targets.NAME] is needed";
             findings.problem("targets", what);
         }
     }

@@ -1,5 +1,6 @@
-//! Reads settings key by key from a TOML tree and the environment, and remembers everything: problems,
-//! so that all are reported at once; and what was read from where, so that it can be shown.
+//! Reads settings key by key from a TOML tree and the environment. It collects all problems, so
+//! that they are reported together, and records where each value came from, so that it can be
+//! shown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,7 +14,7 @@ use crate::domain::limits::Rate;
 use crate::domain::schedule::{duration_text, parse_duration};
 use crate::secret::{Secret, without_credentials};
 
-/// Prefix of all our environment variables; `__` stands between section and key.
+/// Prefix of all environment variables of Fanwise; `__` separates section and key.
 pub const ENV_PREFIX: &str = "FANWISE_";
 
 /// Where a value came from.
@@ -24,18 +25,18 @@ pub enum Origin {
     Environment,
 }
 
-/// One setting as it is in force.
+/// The value in force of one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
     pub value: String,
     pub origin: Origin,
 }
 
-/// What was found while reading.
+/// Problems, warnings and values found while reading.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub problems: Vec<Problem>,
-    /// Not wrong, but probably not meant.
+    /// Valid settings that are probably a mistake.
     pub warnings: Vec<Problem>,
     /// Every key with the value in force.
     pub shown: BTreeMap<String, Shown>,
@@ -46,7 +47,7 @@ impl Findings {
         self.problems.push(Problem::new(key, what));
     }
 
-    /// Whether there is a problem already with a key that begins so.
+    /// Whether there already is a problem with a key that begins like this.
     pub(super) fn mention(&self, key: &str) -> bool {
         let mut problems = self.problems.iter();
         problems.any(|problem| problem.field.starts_with(key))
@@ -57,7 +58,7 @@ impl Findings {
     }
 }
 
-/// The settings of one table that were not read yet.
+/// The settings of one table that are not read yet.
 pub(super) struct Section {
     path: String,
     left: Table,
@@ -65,7 +66,7 @@ pub(super) struct Section {
     known: Vec<&'static str>,
 }
 
-/// Keys under their old and their present names.
+/// The old and the present names of keys.
 const RENAMED: [(&str, &str); 11] = [
     ("block", "block_for"),
     ("calls", "rate"),
@@ -80,14 +81,14 @@ const RENAMED: [(&str, &str); 11] = [
     ("window", "repeat_window"),
 ];
 
-/// The present name of a key that a section knows under another one.
+/// The present name of a key under its old name, if the section knows the present one.
 fn renamed(name: &str, known: &[&'static str]) -> Option<&'static str> {
     let (_, now) = RENAMED.iter().find(|(old, _)| *old == name)?;
     known.contains(now).then_some(*now)
 }
 
 impl Section {
-    /// The whole tree: a file's table overlaid by `FANWISE_…` variables.
+    /// The whole tree: the table of the file, overridden by `FANWISE_…` variables.
     pub(super) fn root(
         mut file: Table,
         environment: impl Iterator<Item = (String, String)>,
@@ -98,7 +99,7 @@ impl Section {
                 continue;
             };
             let path: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
-            // One word alone is an option of the command line, such as FANWISE_CONFIG.
+            // A single word is an option of the command line, such as FANWISE_CONFIG.
             if path.len() > 1 && insert(&mut file, &path, value) {
                 from_environment.insert(path.join("."));
             }
@@ -133,7 +134,7 @@ impl Section {
         ))
     }
 
-    /// A sub-table; an empty one if it is absent.
+    /// A sub-table; empty if it is missing.
     pub(super) fn section(&mut self, name: &'static str, findings: &mut Findings) -> Self {
         let table = match self.take(name) {
             None => Table::new(),
@@ -146,14 +147,14 @@ impl Section {
         self.child(name, table)
     }
 
-    /// A sub-table, if it is there.
+    /// A sub-table, if it is present.
     pub(super) fn optional(&mut self, name: &'static str, findings: &mut Findings) -> Option<Self> {
         let there = self.left.contains_key(name);
         self.known.push(name);
         there.then(|| self.section(name, findings))
     }
 
-    /// All sub-tables of a table of named things, such as `targets`.
+    /// All sub-tables of a table of names, such as `targets`.
     pub(super) fn named(
         &mut self,
         name: &'static str,
@@ -189,7 +190,8 @@ impl Section {
         );
     }
 
-    /// A value as `T`, or the default; anything wrong is a problem that says what is expected.
+    /// Reads a value as `T`, or returns the default. A value that `parse` refuses is a problem,
+    /// which says what is expected.
     fn read<T>(
         &mut self,
         name: &'static str,
@@ -243,7 +245,7 @@ impl Section {
         )
     }
 
-    /// A text that must be there.
+    /// A required text.
     pub(super) fn required_text(&mut self, name: &'static str, findings: &mut Findings) -> String {
         let text = self.optional_text(name, findings);
         if text.as_ref().is_none_or(String::is_empty) {
@@ -252,7 +254,7 @@ impl Section {
         text.unwrap_or_default()
     }
 
-    /// The address of a backend. What may be a credential in it is never shown.
+    /// The address of a backend. Parts that may be credentials are never shown.
     pub(super) fn optional_address(
         &mut self,
         name: &'static str,
@@ -266,7 +268,7 @@ impl Section {
         self.read(name, None, show, "a text", parse, findings)
     }
 
-    /// An address that must be there.
+    /// A required address.
     pub(super) fn required_address(
         &mut self,
         name: &'static str,
@@ -279,7 +281,7 @@ impl Section {
         url.unwrap_or_default()
     }
 
-    /// A secret that must be there; `missing` says what it is for.
+    /// A required secret. `missing` is the problem if it is not given.
     pub(super) fn required_secret(
         &mut self,
         name: &'static str,
@@ -295,8 +297,8 @@ impl Section {
         secret
     }
 
-    /// A secret: the key itself, or the contents of the file that `<key>_file` names. An empty one
-    /// would let everybody in, or nobody: it is a problem wherever it stands.
+    /// A secret: the value of the key, or the contents of the file that `<key>_file` names. An
+    /// empty secret is always a problem: it would let every caller in, or none.
     pub(super) fn secret(
         &mut self,
         name: &'static str,
@@ -305,7 +307,7 @@ impl Section {
     ) -> Option<Secret> {
         let mut direct = self.take(name);
         let mut file = self.take(file_name);
-        // A variable overrides the file, whichever of the two keys it sets.
+        // A variable overrides the file, even if it sets the other of the two keys.
         match (&direct, &file) {
             (Some((_, Origin::Environment)), Some((_, Origin::File))) => file = None,
             (Some((_, Origin::File)), Some((_, Origin::Environment))) => direct = None,
@@ -339,7 +341,7 @@ impl Section {
         let value = value.filter(|(text, _, given)| {
             let is_empty = text.trim().is_empty();
             if is_empty {
-                let what = "is empty; give a value, or leave the key out";
+                let what = "is empty; set a value, or leave the key out";
                 findings.problem(self.key(given), what);
             }
             !is_empty
@@ -396,7 +398,7 @@ impl Section {
         self.read(name, default, u64::to_string, expected, parse, findings)
     }
 
-    /// A whole number, or none.
+    /// An optional whole number.
     pub(super) fn optional_integer(
         &mut self,
         name: &'static str,
@@ -416,7 +418,7 @@ impl Section {
         self.read(name, None, show, expected, parse, findings)
     }
 
-    /// A list of texts; in the environment they stand between commas.
+    /// A list of texts; an environment variable separates them by commas.
     pub(super) fn list(
         &mut self,
         name: &'static str,
@@ -489,7 +491,7 @@ impl Section {
         self.read(name, None, show, expected, parse, findings)
     }
 
-    /// One of a few words.
+    /// One of several words.
     pub(super) fn choice<T: Copy>(
         &mut self,
         name: &'static str,
@@ -517,7 +519,7 @@ impl Section {
             .map(|(_, value)| *value)
     }
 
-    /// A choice that must be made.
+    /// A required choice.
     pub(super) fn required_choice<T: Copy>(
         &mut self,
         name: &'static str,
@@ -561,7 +563,7 @@ impl Section {
         texts
     }
 
-    /// Learns which keys a reader knows. What it makes of their values does not count.
+    /// Learns which keys a reader knows, and ignores the values.
     pub(super) fn learn(&mut self, read: impl FnOnce(&mut Self, &mut Findings)) {
         let mut pupil = Self {
             path: self.path.clone(),
@@ -574,13 +576,13 @@ impl Section {
         self.known.extend(pupil.known);
     }
 
-    /// Ends the reading: what is left over is unknown. Unknown variables are only warned about: a
-    /// cluster injects variables of its own, such as `FANWISE_…_PORT`.
+    /// Ends the reading: every key left over is unknown. Unknown variables only give a warning,
+    /// because a cluster injects variables of its own, such as `FANWISE_…_PORT`.
     pub(super) fn finish(self, findings: &mut Findings) {
         for name in self.left.keys() {
             let key = self.key(name);
             if let Some(now) = renamed(name, &self.known) {
-                findings.problem(key, format!("is called `{now}` now"));
+                findings.problem(key, format!("is now called `{now}`"));
                 continue;
             }
             let hint = suggestion(name, self.known.iter().copied())
@@ -598,7 +600,7 @@ impl Section {
     }
 }
 
-/// A number is a text too where a text is expected: environment variables have no types.
+/// Reads a number as a text too: environment variables have no types.
 fn as_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -607,7 +609,7 @@ fn as_text(value: &Value) -> Option<String> {
     }
 }
 
-/// Puts a value into the tree; false where a plain value stands in the way.
+/// Puts a value into the tree; false if a plain value is in the way.
 fn insert(table: &mut Table, path: &[String], value: String) -> bool {
     match path {
         [] => false,
@@ -668,7 +670,7 @@ mod tests {
             a.duration("answer_within", second, second..=second * 60, &mut findings);
             a.finish(&mut findings);
             let texts: Vec<_> = findings.problems.iter().map(Problem::to_string).collect();
-            assert_eq!(texts, ["a.wait: is called `answer_within` now"]);
+            assert_eq!(texts, ["a.wait: is now called `answer_within`"]);
         }
     }
 

@@ -1,5 +1,5 @@
-//! `[targets.NAME]`: one backend account. What all targets have in common is read here, the rest by
-//! the table of its `type`.
+//! Reads `[targets.NAME]`: one backend account. One function reads the keys that all targets have;
+//! a function for each `type` reads the others.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,22 +14,22 @@ use crate::secret::Secret;
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
     pub settings: TargetSettings,
-    /// `call_timeout`: longest wait for an answer; then the call is uncertain. Default 10s; 100ms to 5m.
+    /// `call_timeout`: longest wait for an answer; after that the call is in doubt. Default 10s;
+    /// 100ms to 5m.
     pub call_timeout: Duration,
     /// `calls_in_flight`: calls at a time, per worker. Default 256; 1 to 10000.
     pub calls_in_flight: usize,
-    /// `limit`: shared by all workers, such as `"2000/s burst 200"`; in calls unless it says
-    /// `per recipient`. Default: what the system allows, a little less; for most that is none.
+    /// `limit`: a rate that all workers share, such as `"2000/s burst 200"`, in calls unless it
+    /// says `per recipient`. Default: slightly less than the system allows; for most systems none.
     pub limit: Option<Rate>,
-    /// `on_uncertain`: `auto` (default: `retry` where the target is idempotent, else `hold`),
-    /// `retry`, `hold` or `drop`.
+    /// `on_uncertain`: `auto` (default: `retry` if the target is idempotent, else `hold`), `retry`,
+    /// `hold` or `drop`.
     pub on_uncertain: Option<OnUncertain>,
-    /// `config_fault_pause`: how long a configuration fault parks the job that met it, or the target, before it
-    /// is tried again.
-    /// Default 1m; 1s to 1h.
+    /// `config_fault_pause`: how long a configuration fault parks the job that met it, or the
+    /// target, before the next try. Default 1m; 1s to 1h.
     pub config_fault_pause: Duration,
-    /// `breaker_failures`: calls in a row that fail after which the target is parked, for 1s
-    /// to 30s, longer each time. Refusals and 429 are no failures. Default 50; 1 to 100000.
+    /// `breaker_failures`: after this many failed calls in a row the target is parked, for 1s to
+    /// 30s, longer each time. Refusals and 429 are not failures. Default 50; 1 to 100000.
     pub breaker_failures: u32,
 }
 
@@ -47,7 +47,7 @@ pub(super) fn read(
     ];
     let before = findings.problems.len();
     let Some(kind) = section.required_choice("type", &kinds, findings) else {
-        // Without a type no value can be judged. A key can: if no type has it, it is misspelt.
+        // Without a type, values cannot be checked. Keys can: a key that no type has is misspelt.
         for (_, kind) in kinds {
             section.learn(|section, findings| {
                 read_as(kind, section, findings);
@@ -57,7 +57,7 @@ pub(super) fn read(
         return None;
     };
     let target = read_as(kind, &mut section, findings);
-    // The adapter judges the rest, once what it is given could be read.
+    // The adapter checks the rest, if all values could be read.
     let is_read = findings.problems.len() == before;
     let limit_key = section.key("limit");
     let policy_key = section.key("on_uncertain");
@@ -70,8 +70,8 @@ pub(super) fn read(
                     findings.shown.insert(limit_key, Shown { value, origin });
                 }
                 if target.on_uncertain == Some(OnUncertain::Retry) && !built.profile().idempotent {
-                    let what = "the target does not recognise a repeated call: whoever a call in doubt \
-                                reached gets the message twice";
+                    let what = "the target does not recognise a repeated call: recipients that a call in doubt \
+                                reached get the message twice";
                     findings.warning(policy_key, what);
                 }
             }
@@ -81,7 +81,7 @@ pub(super) fn read(
     Some(target)
 }
 
-/// All settings of a target of this type.
+/// Reads all settings of a target of this type.
 fn read_as(kind: Kind, section: &mut Section, findings: &mut Findings) -> TargetConfig {
     let settings = match kind {
         Kind::Webhook => TargetSettings::Webhook(read_webhook(section, findings)),
@@ -110,15 +110,15 @@ fn read_as(kind: Kind, section: &mut Section, findings: &mut Findings) -> Target
     }
 }
 
-/// Warns of targets that share an application of NetEase's: its limit is for all of its calls, and each
-/// target keeps to it by itself.
+/// Warns of targets that share a NetEase application. The application's limit is for all its calls,
+/// but each target applies the whole limit to its own calls.
 pub(super) fn check_applications(
     targets: &BTreeMap<String, TargetConfig>,
     findings: &mut Findings,
 ) {
     let mut known = BTreeMap::new();
     for (name, target) in targets.iter().filter(|(_, target)| target.limit.is_none()) {
-        // Batches and single calls are counted apart.
+        // The vendor counts batches and single calls separately.
         let application = match &target.settings {
             TargetSettings::Netease(settings) => (&settings.app_key, "v1"),
             TargetSettings::Yunxin(settings) if settings.single => (&settings.app_key, "v2 single"),
@@ -186,8 +186,8 @@ fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String,
 /// `type = "wukongim"`: `url` (required), `version` (required: `v1`, `v2`, `v3`), `token` or
 /// `token_file`, `sender`, `packed` (false), `subscribers` (false), `recipients_per_call` (100; to
 /// 1000, of calls for many), `payload_bytes_max` (32767; to 1048576), `client_msg_no`
-/// (`per_recipient` or `job`), `probe` (false), `manager_url`, `manager_user`, `manager_password` or
-/// `manager_password_file`.
+/// (`per_recipient` or `job`), `probe` (false), `manager_url`, `manager_user`, `manager_password`
+/// or `manager_password_file`.
 fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Settings {
     use wukongim::{ClientMsgNo, Manager, Settings, Version};
     let versions = [
@@ -206,7 +206,7 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
     let number = section.choice("client_msg_no", "per_recipient", &numbers, findings);
     let user = section.optional_text("manager_user", findings);
     let password = section.secret("manager_password", "manager_password_file", findings);
-    // One without the other is the adapter's to refuse.
+    // The adapter refuses one without the other.
     let manager = (user.is_some() || password.is_some()).then(|| Manager {
         user: user.unwrap_or_default(),
         password: password.unwrap_or_else(|| Secret::new("")),
@@ -231,10 +231,10 @@ fn read_wukongim(section: &mut Section, findings: &mut Findings) -> wukongim::Se
     }
 }
 
-/// `type = "openim"`: `url` (required), `auth` (`admin_token`, `user_token` or `token`), `secret` or
-/// `secret_file` (required unless `auth` is `token`), `token` or `token_file` (required if it is),
-/// `admin_user` (`imAdmin`), `sender`, `session` (`single` or `notification`), `notice_name`, `packed`
-/// (false), `recipients_per_call` (100; to 1000, when packed).
+/// `type = "openim"`: `url` (required), `auth` (`admin_token`, `user_token` or `token`), `secret`
+/// or `secret_file` (required unless `auth` is `token`), `token` or `token_file` (required if it
+/// is), `admin_user` (`imAdmin`), `sender`, `session` (`single` or `notification`), `notice_name`,
+/// `packed` (false), `recipients_per_call` (100; to 1000, when packed).
 fn read_openim(section: &mut Section, findings: &mut Findings) -> openim::Settings {
     use openim::{Auth, Session, Settings};
     let ways = [
@@ -268,8 +268,8 @@ fn read_openim(section: &mut Section, findings: &mut Findings) -> openim::Settin
 /// `type = "netease"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
 /// `message_ids` (false), `recipients_per_call` (500, or 100 with `message_ids`; to 1000),
 /// `body_length_max` (5000), `extension_length_max` (1024), `push_text_length_max` (500) and
-/// `push_payload_length_max` (2048; each to 20000), `block` (1m) and `single_block` (10s; each 1s to
-/// 1h), `trust_request_id` (false).
+/// `push_payload_length_max` (2048; each to 20000), `block` (1m) and `single_block` (10s; each 1s
+/// to 1h), `trust_request_id` (false).
 fn read_netease(section: &mut Section, findings: &mut Findings) -> netease::Settings {
     use netease::Settings;
     let message_ids = section.boolean("message_ids", false, findings);
@@ -296,8 +296,8 @@ fn read_netease(section: &mut Section, findings: &mut Findings) -> netease::Sett
 
 /// `type = "yunxin"`: `url`, `app_key` and `app_secret` or `app_secret_file` (required), `sender`,
 /// `single` (false), `recipients_per_call` (100; to 1000), `text_length_max` (5000),
-/// `push_text_length_max` (500) and `push_payload_length_max` (2048; each to 20000), `block` (1m) and
-/// `single_block` (10s; each 1s to 1h), `trust_request_id` (false).
+/// `push_text_length_max` (500) and `push_payload_length_max` (2048; each to 20000), `block` (1m)
+/// and `single_block` (10s; each 1s to 1h), `trust_request_id` (false).
 fn read_yunxin(section: &mut Section, findings: &mut Findings) -> yunxin::Settings {
     use yunxin::Settings;
     let documented = Settings::RECIPIENTS_PER_CALL;
@@ -319,7 +319,7 @@ fn read_yunxin(section: &mut Section, findings: &mut Findings) -> yunxin::Settin
     }
 }
 
-/// Recipients of one call to NetEase's cloud; more than it documents is warned about.
+/// Recipients of one call to NetEase's cloud. Warns if that is more than NetEase documents.
 fn read_per_call(
     section: &mut Section,
     documented: usize,
@@ -331,8 +331,8 @@ fn read_per_call(
     let per_call = section.integer(key, documented as u64, bounds, findings) as usize;
     if per_call > documented {
         let what = format!(
-            "more than the {documented} that are documented; a call that is refused for it is made \
-             again in halves"
+            "more than the documented {documented}; Fanwise repeats a call that is refused for this \
+             in halves"
         );
         findings.warning(section.key(key), what);
     }
@@ -349,7 +349,7 @@ fn read_push_lengths(section: &mut Section, findings: &mut Findings) -> [usize; 
     .map(|(name, default)| section.length(name, default, findings))
 }
 
-/// How long NetEase's cloud blocks an application: for batches, for single calls.
+/// How long NetEase's cloud blocks an application: after batches, and after single calls.
 fn read_blocks(section: &mut Section, findings: &mut Findings) -> [Duration; 2] {
     use netease::Settings;
     [

@@ -4,7 +4,7 @@ use super::*;
 
 const EXAMPLE: &str = include_str!("../../deploy/fanwise.example.toml");
 
-/// What is always needed, so that a test shows one thing.
+/// The settings that are always needed, so that each test shows one thing.
 const LEAST: &str = r#"
     broker.url = "amqp://guest:s3cret@mq/%2f"
     ledger.url = "redis://:s3cret@store/0"
@@ -38,7 +38,8 @@ fn problems(toml: &str, environment: &[(&str, &str)]) -> Vec<String> {
         .collect()
 }
 
-/// With these lines on top of what is always needed, exactly one problem, which holds this text.
+/// Asserts that these lines, added to the settings always needed, cause exactly one problem, which
+/// contains this text.
 fn assert_one_problem(more: &str, expected: &str) {
     let problems = problems(&format!("{LEAST}\n{more}"), &[]);
     assert!(
@@ -47,7 +48,7 @@ fn assert_one_problem(more: &str, expected: &str) {
     );
 }
 
-/// What cannot be parsed later is told now, without the password that may stand before it.
+/// The check finds an address that cannot be parsed later, and does not quote its password.
 #[test]
 fn an_address_names_one_server() {
     for (url, what) in [
@@ -74,7 +75,7 @@ fn an_address_names_one_server() {
     assert!(found[0].contains("ledger.url"), "{found:?}");
 }
 
-/// A file that goes away with the test.
+/// A file that is removed with the test.
 struct TemporaryFile(PathBuf);
 
 impl TemporaryFile {
@@ -94,7 +95,7 @@ impl Drop for TemporaryFile {
 
 // --- deploy/fanwise.example.toml -----------------------------------------------------------------
 
-/// In the example `#key = …` is a setting that is switched off, `# Words` are words.
+/// In the example, `#key = …` is a setting that is switched off, and `# Words` are a comment.
 fn switched_on(line: &str) -> &str {
     match line.strip_prefix('#') {
         Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => {
@@ -104,8 +105,8 @@ fn switched_on(line: &str) -> &str {
     }
 }
 
-/// The example with every setting switched on, except that a secret is either given or read from a
-/// file: with `files` the latter.
+/// The example with every setting switched on. A secret is either given or read from a file: with
+/// `files`, it is read from a file.
 fn example(files: Option<&Path>) -> String {
     let mut example = String::new();
     let lines: Vec<_> = EXAMPLE.lines().map(switched_on).collect();
@@ -120,7 +121,7 @@ fn example(files: Option<&Path>) -> String {
             (Some(_), Some(file)) => {
                 example += &format!("{key} = {:?}", file.display().to_string())
             }
-            // `url` is a secret of the broker and the ledger only; a target's has no file.
+            // `url` is a secret only of the broker and the ledger; a target's has no file.
             (None, Some(_)) if from_file.contains(key) && !line.contains("\"http") => {}
             (None, _) => example += line,
         }
@@ -139,7 +140,7 @@ fn the_example_is_a_working_configuration() {
         "{:#?}",
         loaded.findings.problems
     );
-    // It stays on this machine, where it works without a token.
+    // It listens on this machine only, where it works without a token.
     let warned: Vec<_> = loaded
         .findings
         .warnings
@@ -183,8 +184,8 @@ fn the_example_names_every_key_and_no_other() {
         .iter()
         .map(ToString::to_string)
         .collect();
-    // The one file stands for all secrets, so an address of another kind is wrong, and tokens that
-    // have to differ.
+    // The one file is used for all secrets, so an address of another kind is wrong, and so are
+    // tokens that must differ.
     assert_eq!(
         problems,
         [
@@ -206,11 +207,11 @@ fn the_example_names_every_key_and_no_other() {
     }
 }
 
-/// What is switched off in the example is the default; the example says so of every key.
+/// A setting that is switched off in the example shows the default.
 #[test]
 fn the_example_shows_the_defaults() {
-    // Further targets and the drop-in endpoints are switched off as a whole: here they have what is
-    // required.
+    // Further targets and the drop-in endpoints are switched off as a whole; here they get the keys
+    // that they require.
     let required = [
         "#[targets.",
         "#[apps.default.",
@@ -244,7 +245,7 @@ fn the_example_shows_the_defaults() {
     }
 }
 
-/// Every setting of the example is explained by the comment above it.
+/// A comment above each setting of the example explains it.
 #[test]
 fn the_example_explains_every_key() {
     let mut above = "";
@@ -260,7 +261,7 @@ fn the_example_explains_every_key() {
 
 // --- README.md and docs ---------------------------------------------------------------------------
 
-/// The first configuration that names a broker is all that a worker needs.
+/// The first configuration in them that names a broker is complete for a worker.
 const DOCUMENTS: [&str; 6] = [
     include_str!("../../README.md"),
     include_str!("../../docs/jobs.md"),
@@ -450,7 +451,7 @@ fn secrets_are_shown_nowhere() {
     }
     let shown = format!("{:?} {:?}", loaded.findings.shown, loaded.config);
     assert!(!shown.contains("s3cret"), "{shown}");
-    // An address that is wrong is not repeated either.
+    // The problem does not quote the wrong address either.
     let problems = problems("broker.url = \"http://user:s3cret@mq/\"", &[]);
     assert!(
         problems.len() == 1 && !problems[0].contains("s3cret"),
@@ -458,7 +459,7 @@ fn secrets_are_shown_nowhere() {
     );
 }
 
-/// Nobody gets in by an empty secret, and no call is signed with one.
+/// No caller gets in with an empty secret, and no call is signed with one.
 #[test]
 fn an_empty_secret_is_refused_wherever_it_stands() {
     let netease = "type = \"netease\"\nurl = \"http://im\"\napp_key = \"k\"";
@@ -500,7 +501,7 @@ fn an_empty_secret_is_refused_wherever_it_stands() {
             (format!("{key}_file"), &path),
         ] {
             let toml = format!("{table}\n{key} = {value:?}");
-            let expected = format!(".{key}: is empty; give a value, or leave the key out");
+            let expected = format!(".{key}: is empty; set a value, or leave the key out");
             let problems = problems(&toml, &[]);
             let [problem] = problems.as_slice() else {
                 panic!("{toml}: {problems:#?}");
@@ -514,7 +515,7 @@ fn an_empty_secret_is_refused_wherever_it_stands() {
     assert!(problems[0].starts_with("apps.default.wukongim.secret: is empty"));
 }
 
-/// A call must not come in as another app because two have the same credentials.
+/// A call must not count for another app because two apps have the same credentials.
 #[test]
 fn endpoints_of_one_system_are_told_apart() {
     let two = |system: &str, bank: &str, shop: &str| {
@@ -525,7 +526,7 @@ fn endpoints_of_one_system_are_told_apart() {
     let same = |system: &str, name: &str| {
         vec![format!(
             "apps.shop.{system}.{name}: is the same as apps.bank.{system}.{name}: calls of both would \
-             come in as one app"
+             count for one app"
         )]
     };
     let (one, other) = ("secret = \"1\"", "secret = \"2\"");
@@ -537,7 +538,7 @@ fn endpoints_of_one_system_are_told_apart() {
         assert_eq!(two(system, open, open), same(system, "auth"));
         assert!(two(system, one, other).is_empty(), "{system}");
         assert!(two(system, one, open).is_empty(), "{system}");
-        // OpenIM's administrators are called alike everywhere.
+        // The administrator of OpenIM has the same name everywhere.
         let (a, b) = (keyed(key, one), keyed(key, other));
         assert!(two(system, &a, &b).is_empty(), "{system}");
     }
@@ -552,13 +553,13 @@ fn endpoints_of_one_system_are_told_apart() {
         assert!(two(system, &a1, &keyed(key_2, other)).is_empty());
         assert!(two(system, &keyed(key, open), open).is_empty());
     }
-    // One application of the vendor's has both versions.
+    // One application of the vendor has both versions.
     let more = "apps.bank.netease = { key = \"a\", secret = \"1\" }\n\
                 apps.bank.yunxin = { key = \"a\", secret = \"1\" }";
     assert!(problems(&format!("{LEAST}\n{more}"), &[]).is_empty());
 }
 
-/// Addresses of backends are shown, and whatever may be a credential in them is not.
+/// Addresses of backends are shown, but not the parts that may be credentials.
 #[test]
 fn credentials_in_addresses_are_shown_nowhere() {
     let loaded = loaded(
@@ -613,7 +614,7 @@ fn misspelt_keys_are_refused_with_a_suggestion() {
     }
 }
 
-/// One mistake hides no other.
+/// One mistake does not hide another.
 #[test]
 fn keys_are_checked_although_the_type_is_missing() {
     let target =
@@ -633,7 +634,7 @@ fn keys_are_checked_although_the_type_is_missing() {
     let found = problems(slack, &[]);
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found[1].starts_with("targets.im.ul: unknown key"));
-    // And what the adapter has to say, beside a misspelt key.
+    // The adapter's problems are reported beside a misspelt key.
     let braces =
         "[targets.im]\ntype = \"webhook\"\nurl = \"http://im/{recipent}\"\nidempotnt = true";
     let found = problems(braces, &[]);
@@ -651,7 +652,7 @@ fn a_level_that_is_none_is_refused() {
     assert_eq!(warning.config.log.filter, "warn".parse().unwrap());
 }
 
-/// A cluster injects variables of its own, so an unknown one is no reason not to start.
+/// A cluster injects variables of its own, so an unknown variable must not prevent the start.
 #[test]
 fn unknown_variables_are_warned_about() {
     let loaded = loaded(
@@ -853,8 +854,8 @@ fn an_app_without_a_target_is_warned_about_when_there_are_several() {
     );
 }
 
-/// A job that waits is heard of at least once in the longest rung of the ladder: one that counts as
-/// abandoned before may still have somebody to send to.
+/// A waiting job shows activity at least once in the longest rung of the ladder. If it counts as
+/// abandoned earlier, it may still have recipients to send to.
 #[test]
 fn a_job_that_may_count_as_abandoned_while_it_waits_is_warned_about() {
     let warnings = |ledger: &str| {
@@ -948,7 +949,7 @@ fn queues_of_replies_are_named() {
 
 // --- who may use the gateway, and what apps may send ---------------------------------------------
 
-/// The fields of problems, of warnings, and whether nobody is asked for credentials.
+/// The fields of problems and of warnings, and whether the gateway asks no caller for credentials.
 fn credentials(more: &str) -> (Vec<String>, Vec<String>, bool) {
     let least = LEAST.replace("gateway.token = \"s3cret\"", "");
     let loaded = loaded(&format!("{least}\n{more}"), &[]);

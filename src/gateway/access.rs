@@ -1,8 +1,9 @@
-//! Who calls, and what they may look at.
+//! Decides who sent a request, and what the sender may do.
 //!
-//! `gateway.token` is for everything. The token of an app submits jobs of that app and looks at them;
+//! `gateway.token` is for everything. The token of an app submits jobs of that app and reads them;
 //! every other path, and every path that is added later, is closed to it. The queries of an app are
-//! confined here, before any handler sees them: they ask for what is of that app, whatever they say.
+//! confined here, before any handler sees them: whatever they say, they ask only for what belongs
+//! to that app.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -19,33 +20,33 @@ use crate::im::ingress::same;
 use crate::secret::Secret;
 use crate::service::BeforeAccept;
 
-/// Who may do what.
+/// The credentials, and what they permit.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// Nobody is asked for credentials.
+    /// No caller needs credentials.
     pub open: bool,
-    /// For everything.
+    /// The token for everything.
     pub token: Option<Secret>,
     pub apps: BTreeMap<String, AppAccess>,
 }
 
-/// How one app may be used over HTTP.
+/// How callers may use one app over HTTP.
 #[derive(Clone, Debug, Default)]
 pub struct AppAccess {
     pub token: Option<Secret>,
-    /// Nobody is asked for its token.
+    /// No caller needs its token.
     pub open: bool,
-    /// Most requests, counted by each gateway.
+    /// Rate of requests; each gateway counts its own.
     pub requests: Option<Rate>,
     pub before_accept: Option<BeforeAccept>,
 }
 
-/// Who sent a request.
+/// The sender of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Caller {
     Admin,
     App(String),
-    /// Without credentials: for the apps that ask for none.
+    /// Without credentials: for the apps that need none.
     Nobody,
 }
 
@@ -55,7 +56,7 @@ impl Holder for Caller {
     }
 }
 
-/// The token of an `Authorization`. Its scheme may be written in any case.
+/// The token of an `Authorization` header. Its scheme may be in upper or lower case.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
     let fits = scheme.eq_ignore_ascii_case(b"Bearer ");
@@ -63,7 +64,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 }
 
 impl Access {
-    /// Who sent a request with these headers.
+    /// The sender of a request with these headers.
     pub(super) fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
         if self.open {
             return Ok(Caller::Admin);
@@ -88,13 +89,13 @@ impl Access {
             .ok_or(Refusal::Unauthorized)
     }
 
-    /// Whether a caller may act as this app.
+    /// Refuses a caller that may not act as this app.
     pub(super) fn check(&self, caller: &Caller, app: &str) -> Result<(), Refusal> {
         match caller {
             Caller::Admin => Ok(()),
             Caller::App(own) if own == app => Ok(()),
             Caller::App(own) => {
-                let what = format!("is {app:?}; this token is the one of app {own:?}");
+                let what = format!("is {app:?}, but this token belongs to app {own:?}");
                 Err(Refusal::Forbidden(vec![Problem::new("app", what)]))
             }
             Caller::Nobody if self.apps.get(app).is_some_and(|app| app.open) => Ok(()),
@@ -102,7 +103,7 @@ impl Access {
         }
     }
 
-    /// The same request, as far as the caller may make it.
+    /// The same request, confined to what the caller may ask for.
     pub(super) fn confine(
         &self,
         caller: &Caller,
@@ -113,7 +114,7 @@ impl Access {
         }
         let path = request.uri().path();
         match reach(request.method(), path) {
-            // Which app a job is of stands in the job.
+            // The job itself names its app.
             Reach::Anyone | Reach::Submit => {}
             Reach::OwnJobs => {
                 let uri = self.confined(caller, request.uri())?;
@@ -127,7 +128,7 @@ impl Access {
         Ok(request)
     }
 
-    /// The same address, with the app of the caller in its query.
+    /// The same address, with the caller's app in its query.
     fn confined(&self, caller: &Caller, uri: &Uri) -> Result<Uri, Refusal> {
         let bad = |what: String| Refusal::BadQuery(vec![Problem::new("", what)]);
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
@@ -155,23 +156,23 @@ impl Access {
     }
 }
 
-/// Who may ask for a path.
+/// Which callers may ask for a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
-    /// Whoever has any credentials.
+    /// Every caller that is let in at all.
     Anyone,
     Submit,
-    /// An app, about what `?app=` names.
+    /// An app, for what `?app=` names.
     OwnJobs,
     Admin,
 }
 
-/// Whether it is the same for everybody, and about nothing that was sent.
+/// Whether the answer is the same for all callers and tells nothing about jobs.
 pub(super) fn is_public(method: &Method, path: &str) -> bool {
     reach(method, path) == Reach::Anyone
 }
 
-/// What is not listed is for administrators.
+/// Paths that are not listed are for the administrator.
 fn reach(method: &Method, path: &str) -> Reach {
     let reads = *method == Method::GET || *method == Method::HEAD;
     let mut parts = path.split('/').skip(1);
@@ -201,7 +202,7 @@ fn reach(method: &Method, path: &str) -> Reach {
     }
 }
 
-/// The requests of each app that has a limit.
+/// Counts the requests of each app that has a limit.
 pub(super) struct Rates {
     since: Instant,
     apps: Mutex<HashMap<String, Tat>>,
@@ -215,7 +216,7 @@ impl Rates {
         }
     }
 
-    /// Counts a request, or says when to come again.
+    /// Counts a request, or refuses it and says when to try again.
     pub(super) fn count(&self, app: &str, access: &Access) -> Result<(), Refusal> {
         let Some(rate) = access.apps.get(app).and_then(|app| app.requests) else {
             return Ok(());
@@ -261,7 +262,7 @@ mod tests {
         request.body(Body::empty()).unwrap()
     }
 
-    /// The address a handler gets to see, or the status of the refusal.
+    /// Checks the address that a handler sees, or the status of the refusal.
     fn check(method: &str, uri: &str, token: Option<&str>, expected: Result<&str, u16>) {
         use axum::response::IntoResponse as _;
         let access = access();
@@ -344,7 +345,7 @@ mod tests {
         let lobby = "/v1/jobs?app=lobby";
         check("GET", lobby, None, Ok(lobby));
         check("GET", "/v1/jobs?app=shop", None, Err(401));
-        // The app that is meant when none is named.
+        // Without `app=` the app is `default`.
         check("GET", "/v1/jobs", None, Err(401));
         check("POST", "/v1/jobs/1:cancel", None, Err(403));
         let closed = Access {

@@ -1,5 +1,5 @@
-//! Request bodies against callers that are slow or too many: a body must come on at a least rate, and
-//! all bodies that are held in memory share one bound, of which each caller has a share.
+//! Reads request bodies, and guards against callers that are slow or too many: a body must arrive
+//! at a least rate, and all bodies in memory share one bound, of which each caller has a share.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,17 +21,17 @@ use super::problem::Refusal;
 use crate::domain::fields::shorten;
 use crate::ports::Broker;
 
-/// Least rate of a body, in bytes per second, beyond the patience it begins with. A caller is a
-/// server; one that is slower holds its place for nothing.
+/// Least rate of a body, in bytes per second, after its initial patience. Callers are servers; one
+/// that is slower holds its place for nothing.
 const RATE_MIN: u64 = 16 * 1024;
 
-/// Why a body ends early.
+/// The error of a body that arrives too slowly.
 #[derive(Debug, thiserror::Error)]
 #[error("the body came too slowly")]
 pub(super) struct TooSlow;
 
-/// A body that may be waited for so long, and longer the more of it has come. Time that the reader
-/// takes does not count.
+/// A body with a deadline, which moves on as more of the body arrives. Time that the reader takes
+/// does not count.
 struct Patient {
     body: Body,
     patience: Duration,
@@ -41,7 +41,7 @@ struct Patient {
     deadline: Pin<Box<Sleep>>,
 }
 
-/// The same request, with a body that is not waited for longer than is reasonable.
+/// The same request, with a body that has a deadline.
 pub(super) fn patient(request: Request, patience: Duration) -> Request {
     request.map(|body| {
         if body.is_end_stream() {
@@ -96,7 +96,7 @@ impl HttpBody for Patient {
     }
 }
 
-/// Refuses a body that is compressed: its bytes would be read as text.
+/// Refuses a compressed body: its bytes would be read as text.
 pub(super) fn uncompressed(headers: &HeaderMap) -> Result<(), Refusal> {
     let codings = headers.get_all(header::CONTENT_ENCODING).iter();
     let mut codings = codings.filter(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
@@ -105,13 +105,13 @@ pub(super) fn uncompressed(headers: &HeaderMap) -> Result<(), Refusal> {
     };
     let coding = String::from_utf8_lossy(coding.as_bytes());
     let what = format!(
-        "Content-Encoding {:?} is not taken; send the body as it is, uncompressed",
+        "Content-Encoding {:?} is not supported; send the body uncompressed",
         shorten(&coding, 40)
     );
     Err(Refusal::BadBody(StatusCode::UNSUPPORTED_MEDIA_TYPE, what))
 }
 
-/// What became of reading a body.
+/// The refusal of a body that could not be read.
 pub(super) fn unreadable(error: &(dyn std::error::Error + 'static)) -> Refusal {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -124,11 +124,11 @@ pub(super) fn unreadable(error: &(dyn std::error::Error + 'static)) -> Refusal {
     Refusal::BadBody(StatusCode::BAD_REQUEST, what)
 }
 
-/// Bytes that are read of a body after it has become too large.
+/// Most bytes that are read and dropped of a body that is too large.
 const PASSED_OVER_MAX: usize = 16 * 1024 * 1024;
 
-/// Reads on without keeping anything: many callers look for an answer only once they have sent all, and
-/// would find a connection that is closed.
+/// Reads on and drops the bytes: many callers read the answer only after they have sent everything,
+/// and would find a closed connection.
 async fn pass_over(body: &mut Body) {
     let mut bytes = 0;
     while bytes < PASSED_OVER_MAX
@@ -138,13 +138,13 @@ async fn pass_over(body: &mut Body) {
     }
 }
 
-/// A body in memory, with its share of the room.
+/// A body in memory, with its share of the bound.
 pub(super) struct Held {
     pub(super) bytes: Bytes,
     _share: Option<Share<Caller>>,
 }
 
-/// Largest body of a command, or of a stored message.
+/// Largest body of a command or a stored message.
 const SMALL_BYTES_MAX: usize = 1024 * 1024;
 
 impl<B: Broker, S, T> FromRequest<Arc<Gateway<B, S, T>>> for Held
@@ -154,21 +154,21 @@ where
 {
     type Rejection = Refusal;
 
-    /// A body that is small where it is what it should be.
+    /// Reads a body that is small if it is valid.
     async fn from_request(
         request: Request,
         gateway: &Arc<Gateway<B, S, T>>,
     ) -> Result<Self, Refusal> {
-        let instead = "nothing that can be asked for here takes so many";
+        let instead = "no request here needs as many";
         let (head, body) = request.into_parts();
-        // Whoever comes as far as here is known.
+        // The caller is known at this point: `authorised` has run before.
         let caller = head.extensions.get().unwrap_or(&Caller::Nobody);
         read(&gateway.shares.room, caller, body, SMALL_BYTES_MAX, instead).await
     }
 }
 
-/// Reads a body of at most `most` bytes into the caller's share of the room; `instead` is what to do
-/// with more.
+/// Reads a body of at most `most` bytes into the caller's share of the bound; `instead` says what
+/// to do with a larger one.
 pub(super) async fn read(
     room: &Arc<Pool<Caller>>,
     caller: &Caller,
@@ -201,7 +201,7 @@ pub(super) async fn read(
             let what = "too many large requests at a time".to_owned();
             return Err(Refusal::Unavailable(what));
         }
-        // Nearly every job is one frame, and is not copied then.
+        // Nearly every job is one frame, which is then not copied.
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {

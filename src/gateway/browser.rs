@@ -1,5 +1,5 @@
-//! Which heads the gateway answers: those that name one host, and, where no credentials are asked for,
-//! those that no web page has sent.
+//! Checks the heads of requests: each names one host, and, where no credentials are required, no
+//! web page has sent it.
 
 use axum::http::{HeaderMap, Version, header};
 
@@ -15,7 +15,8 @@ impl From<Outside> for Refusal {
     }
 }
 
-/// HTTP/1.1 names one host: of two, each server on the way may believe another one.
+/// Refuses a request that names two hosts, of which each server on the way may believe another one,
+/// or that names none in HTTP/1.1.
 pub(super) fn one_host(version: Version, headers: &HeaderMap) -> Result<(), Refusal> {
     let hosts = headers.get_all(header::HOST).iter().count();
     let right = match version {
@@ -23,7 +24,7 @@ pub(super) fn one_host(version: Version, headers: &HeaderMap) -> Result<(), Refu
         _ => hosts <= 1,
     };
     if !right {
-        let what = format!("{hosts} headers `Host`; a request has exactly one");
+        let what = format!("{hosts} `Host` headers; a request has exactly one");
         return Err(Refusal::BadHead(what));
     }
     Ok(())

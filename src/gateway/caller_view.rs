@@ -1,5 +1,5 @@
-//! What an app's caller is told of the configuration: nothing of other apps, nor of targets that it did
-//! not name.
+//! Limits what an app's caller learns about the configuration: nothing about other apps, and
+//! nothing about targets that it did not name.
 
 use super::access::Caller;
 use crate::domain::job;
@@ -8,7 +8,7 @@ use crate::ports::{Store, Target, Transport};
 use crate::service::admission::Rules;
 use crate::worker::Context;
 
-/// The context that jobs of a caller are read in.
+/// The context for reading a caller's jobs.
 pub(super) struct CallerView<'a, S, T> {
     context: &'a Context<S, T>,
     caller: &'a Caller,
@@ -19,7 +19,8 @@ impl<'a, S: Store, T> CallerView<'a, S, T> {
         Self { context, caller }
     }
 
-    /// An explanation that names what there is, or one that does not.
+    /// The full explanation for the administrator, which lists names; a shorter one for other
+    /// callers.
     fn told(&self, all: String, less: impl FnOnce() -> String) -> String {
         match self.caller {
             Caller::Admin => all,

@@ -1,7 +1,8 @@
-//! Routes that steer: `POST /v1/jobs/{id}:pause`, `:resume`, `:cancel`, `:rate`; the same verbs for
-//! apps and targets, `:park` and `:unpark` of targets; and live limits.
+//! Routes that control jobs, apps and targets: `POST /v1/jobs/{id}:pause`, `:resume`, `:cancel`,
+//! `:rate`; the same verbs for apps and targets, `:park` and `:unpark` of targets; and live limits.
 //!
-//! The body of a command may be empty, or `{"reason": …, "author": …, "expires_in": "30m", "rate": …}`.
+//! The body of a command may be empty, or
+//! `{"reason": …, "author": …, "expires_in": "30m", "rate": …}`.
 
 use std::sync::Arc;
 
@@ -110,7 +111,8 @@ async fn target<B: Broker, S: Store, T: Transport>(
     .await
 }
 
-/// `PUT /v1/limits` names its subject in the body: `{"scope": "app", "name": "shop", "rate": "50/s"}`.
+/// `PUT /v1/limits` names its subject in the body:
+/// `{"scope": "app", "name": "shop", "rate": "50/s"}`.
 async fn limit<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     _: NoParams,
@@ -156,7 +158,7 @@ async fn directives<B: Broker, S: Store, T: Transport>(
     Ok(Json(all))
 }
 
-/// Reads the order in the body and carries out what `command` makes of it.
+/// Reads the request in the body and carries out the command that `command` makes of it.
 async fn steer<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     body: &[u8],
@@ -175,12 +177,12 @@ async fn steer<B: Broker, S: Store, T>(
     tracing::info!(
         author = note.author,
         reason = note.reason,
-        "told over HTTP: {verb} {subject}"
+        "command over HTTP: {verb} {subject}"
     );
     Ok(Json(steered))
 }
 
-/// The last segment of a path as name and verb: a router can match it only whole.
+/// Splits the last segment of a path into name and verb: a router matches only whole segments.
 fn verb<'a>(last: &'a str, verbs: &[&str]) -> Result<(&'a str, &'a str), Refusal> {
     match last.rsplit_once(':') {
         Some((name, verb)) if verbs.contains(&verb) => Ok((name, verb)),
@@ -196,7 +198,7 @@ fn verb<'a>(last: &'a str, verbs: &[&str]) -> Result<(&'a str, &'a str), Refusal
 struct ControlRequest {
     note: DirectiveNote,
     subject: Option<Subject>,
-    /// The rate that was named; `Some(None)` is the configured one.
+    /// The rate in the body; `Some(None)` is the configured one.
     rate: Option<Option<Rate>>,
 }
 

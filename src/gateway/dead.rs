@@ -1,4 +1,4 @@
-//! Dead letters over HTTP: pages, a stream of all of them, redrive and purge.
+//! Serves dead letters over HTTP: pages, a stream of all of them, redrive and purge.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -36,10 +36,10 @@ use crate::service::dead_letters::{
     self, ACCEPT_PATIENCE, DeadError, LedgerView, Named, Purged, Redrive, Redriven,
 };
 
-/// Rows on a page that asks for no number, and the most on one.
+/// Rows on a page if the request gives no number, and most rows on a page.
 const PAGE_USUAL: usize = 100;
 pub(super) const PAGE_MAX: usize = 1000;
-/// The same with their messages, which may have 64 KiB each.
+/// Most rows on a page with messages, which may have 64 KiB each.
 const PAGE_MAX_WITH_CONTENT: usize = 100;
 
 const NDJSON: &str = "application/x-ndjson";
@@ -66,7 +66,7 @@ pub(super) async fn list<B: Broker + RetainedQueues, S: Store, T: Transport>(
     let cursor = params.text("cursor");
     let from = cursor.as_deref().map(read_cursor);
     if from == Some(None) {
-        params.problem("cursor", "not one of ours; leave it out to begin anew");
+        params.problem("cursor", "unknown cursor; leave it out to start again");
     }
     params.finish()?;
     let (from, view) = (from.flatten(), gateway.view());
@@ -87,7 +87,8 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         }
     }
 
-    /// Refuses a filter that nothing was found with and that names what is not there.
+    /// Fails if the filter names something that does not exist. Called when the filter finds
+    /// nothing.
     async fn knows_names(&self, wanted: &Wanted) -> Result<(), Refusal> {
         let store = Some(&self.context.store);
         match dead_letters::unknown(&*self.context, store, wanted).await? {
@@ -97,14 +98,14 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
     }
 }
 
-/// Streams of one caller at a time: each fills a file.
+/// Most streams of one caller at a time: each fills a file.
 const READERS_OF_ONE_MAX: usize = 8;
 
-/// Who reads a stream. Each app has a share of its own, so that none keeps the others out.
+/// Counts the readers of streams. Each app has its own share, so that none keeps the others out.
 #[derive(Default)]
 pub(super) struct Readers(Arc<Mutex<BTreeMap<Option<String>, usize>>>);
 
-/// The place of one reader, free again when it is dropped.
+/// The place of one reader, freed when this is dropped.
 struct Share {
     readers: Arc<Mutex<BTreeMap<Option<String>, usize>>>,
     of: Option<String>,
@@ -174,11 +175,11 @@ fn read_cursor(cursor: &str) -> Option<Key> {
 // Streams
 // ---------------------------------------------------------------------------------------------
 
-// A retained is read as fast as the broker gives, into a file; its reader is served from there and takes
-// as long as it likes within the gateway's patience. So nobody who takes nothing holds up the broker, a
-// thread, or another reader.
+// The gateway copies a retained queue to a file as fast as the broker delivers, and serves the
+// reader from the file. The reader may take as long as the gateway's patience allows. So a reader
+// that takes nothing holds up neither the broker, nor a thread, nor another reader.
 
-/// Every recipient that is meant as one line, with what the ledger says.
+/// Streams every recipient that matches the filter, one line each, with its outcome in the ledger.
 async fn dead_lines<B: Broker + RetainedQueues, S: Store, T: Transport>(
     gateway: Arc<Gateway<B, S, T>>,
     wanted: Wanted,
@@ -211,7 +212,7 @@ async fn dead_lines<B: Broker + RetainedQueues, S: Store, T: Transport>(
     }))
 }
 
-/// The recipients of a letter that are meant, one line each.
+/// Writes the recipients of a letter that match the filter, one line each.
 async fn letter_lines<S: Store>(
     view: &LedgerView<'_, S>,
     letter: &DeadLetter,
@@ -270,7 +271,7 @@ pub(super) async fn rejected<B: Broker + RetainedQueues, S: Store, T: Transport>
     }))
 }
 
-/// Copies what is meant of a retained to a file.
+/// Copies the selected messages of a retained queue to a file.
 async fn keep<B: Broker + RetainedQueues, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     retained: RetainedQueue,
@@ -293,11 +294,11 @@ async fn keep<B: Broker + RetainedQueues, S: Store, T: Transport>(
     records.map_err(|error| full(&error))
 }
 
-/// Bytes of an answer that go out together, and how many of those may be under way to a reader.
+/// Size of the pieces of an answer, and how many of them may be on the way to a reader.
 const PIECE_BYTES: usize = 64 * 1024;
 const PIECES_AHEAD: usize = 2;
 
-/// Why a stream ends before its end.
+/// Why a stream breaks off.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
     #[error("the reader has taken nothing for a while")]
@@ -310,9 +311,9 @@ enum Broken {
     Row(#[from] serde_json::Error),
 }
 
-/// The way to a reader.
+/// The sending side of a stream.
 struct Pieces {
-    /// Nothing stands for the end.
+    /// `None` marks the end.
     sender: mpsc::Sender<Option<Bytes>>,
     patience: Duration,
     piece: Vec<u8>,
@@ -337,7 +338,7 @@ impl Pieces {
         self.send(None).await
     }
 
-    /// A reader that has gone away is one that takes nothing.
+    /// Fails if the reader takes nothing in time, or is gone.
     async fn send(&self, piece: Option<Bytes>) -> Result<(), Broken> {
         let sent = timeout(self.patience, self.sender.send(piece)).await;
         let stalled = |_| Broken::Stalled;
@@ -345,8 +346,8 @@ impl Pieces {
     }
 }
 
-/// Streams NDJSON. An error in the middle breaks the stream off, so that what came is not taken for all
-/// there is.
+/// Streams NDJSON. An error in the middle breaks the stream off, so that the reader does not take a
+/// part for the whole.
 fn stream<F>(patience: Duration, write: impl FnOnce(Pieces) -> F) -> Response
 where
     F: Future<Output = Result<Pieces, Broken>> + Send + 'static,
@@ -462,8 +463,8 @@ fn read_redrive(body: &[u8]) -> Result<(RedriveRequest, Wanted), Refusal> {
                 .unwrap_or_default(),
         };
         if all && !request.confirm && !request.dry_run && problems.is_empty() {
-            let what = "must be true: nothing else says whose letters are meant, so this sends to all \
-                        of them again; \"dry_run\": true only counts";
+            let what = "must be true: there is no filter, so this sends again to the recipients of all \
+                        dead letters; \"dry_run\": true only counts";
             fields.problem("confirm", what, problems);
         }
         request
@@ -482,14 +483,15 @@ fn read_purge(body: &[u8]) -> Result<(PurgeRequest, Wanted), Refusal> {
             dry_run: flag("dry_run"),
         };
         if !request.confirm && !request.dry_run {
-            let what = "must be true: what is purged is gone; \"dry_run\": true only counts";
+            let what =
+                "must be true: purged letters cannot be restored; \"dry_run\": true only counts";
             fields.problem("confirm", what, problems);
         }
         request
     })
 }
 
-/// Reads a filter together with what else stands beside its fields.
+/// Reads a filter, and with `rest` the other fields of the body.
 fn read<R>(
     body: &[u8],
     rest: impl FnOnce(&mut Fields<'_>, DeadFilter, &mut Vec<Problem>) -> R,
@@ -539,7 +541,7 @@ mod tests {
             ["purge", "priority", "jop", "class"]
         );
         assert_eq!(problems(read_redrive(b"")), [""]);
-        // Everybody is sent to again only if that is what was meant.
+        // Sending to all recipients again needs a confirmation.
         assert_eq!(problems(read_redrive(b"{}")), ["confirm"]);
         assert_eq!(
             problems(read_redrive(br#"{"uncertain": true}"#)),
@@ -588,7 +590,8 @@ mod tests {
         assert!(lines(7, true).await.is_err());
     }
 
-    /// Whoever takes nothing holds up nothing but its own stream, and that for the gateway's patience.
+    /// A reader that takes nothing holds up only its own stream, and only for the gateway's
+    /// patience.
     #[tokio::test]
     async fn a_reader_that_takes_nothing_is_dropped() {
         let (held, dropped) = tokio::sync::oneshot::channel::<()>();

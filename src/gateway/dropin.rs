@@ -1,17 +1,17 @@
-//! Drop-in endpoints: requests of existing callers of an IM system become jobs, and the answers say
-//! what became of each recipient.
+//! Drop-in endpoints: turn requests of existing callers of an IM system into jobs, and answer with
+//! the result of each recipient.
 //!
-//! What a request means and how the answer looks is the system's affair (`im::ingress`), and so is how
-//! it is refused: whatever is wrong with it, its caller hears the system and nothing else. Here its jobs
-//! are read as any job is, and counted together, all of them before the first is published; they are made
-//! durable, and waited for: up to the door's bound, then the answer says what is known. Where what is known
-//! is that the jobs stand still, because their target is parked or somebody has paused them, and nobody got
-//! anything yet, the caller hears the system's word for "busy".
+//! The system's adapter (`im::ingress`) says what a request means and how answers and refusals
+//! look: a caller only ever gets answers of its system. This module reads the jobs as any job is
+//! read, and counts all of them together before it publishes the first. It makes them durable and
+//! waits for them up to the endpoint's bound; then it answers with what it knows. If the jobs do
+//! not move, because their target is parked or an operator has paused them, and no recipient has
+//! got anything yet, it answers "busy" in the system's terms.
 //!
-//! A request without a key of its own is known again by its content: within the door's window the same
-//! request names the same job, at whatever gateway it arrives, since the ledger is asked for it. One that
-//! was answered "busy" will be repeated later than that: this gateway knows it again until its job is
-//! completed.
+//! A request without a key of its own is recognised by its content: within the endpoint's window
+//! the same request names the same job, at any gateway, since the ledger is asked for it. A caller
+//! that was answered "busy" repeats its request later than that: this gateway recognises the
+//! request until its job is completed.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -61,25 +61,26 @@ use crate::worker::Context;
 /// The header that names the jobs of a request.
 const JOB_HEADER: &str = "fanwise-job";
 
-/// The header that says how many they are.
+/// The header with the number of those jobs.
 const JOBS_HEADER: &str = "fanwise-jobs";
 
-/// The header that says how many recipients have no outcome yet: the answers of the systems have no word
-/// for them.
+/// The header with the number of recipients that have no outcome yet: the answers of the systems
+/// have no field for it.
 const PENDING_HEADER: &str = "fanwise-pending";
 
-/// Jobs that are named: clients and proxies take heads of 4 KiB, and an id has 26 bytes with its comma.
+/// Most jobs that are named: clients and proxies take heads of 4 KiB, and an id has 26 bytes with
+/// its comma.
 const JOBS_NAMED: usize = 100;
 
-/// Between two looks at what became of a request: short at first, for small jobs.
+/// Time between two readings of a request's jobs: short at first, for small jobs.
 const LOOK_MIN: Duration = Duration::from_millis(5);
 const LOOK_MAX: Duration = Duration::from_millis(100);
 
-/// When to ask again after a job that stands still; an operator may end that at any moment.
+/// When to ask again after a job that does not move; an operator may end that at any moment.
 const AGAIN_MIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 
-/// What to do with a request that is too large.
+/// The advice for a request that is too large.
 const FEWER: &str = "send to fewer recipients at a time";
 
 /// The drop-in endpoints of one system.
@@ -87,23 +88,24 @@ pub struct DropInSystem {
     system: &'static str,
     ingress: Box<dyn Ingress>,
     endpoints: Vec<DropInEndpoint>,
-    /// Which system each target is an account of: native fields go to their own kind only.
+    /// The system that each target is an account of: native fields go only to a target of their
+    /// system.
     systems: HashMap<String, &'static str>,
     quotas: Mutex<HashMap<usize, Quota>>,
     stuck: Mutex<Stuck>,
 }
 
-/// Requests without a key of their own that were answered "busy": the keys of their jobs, by the digests
-/// of their content.
+/// Requests without a key of their own that were answered "busy": the keys of their jobs, by the
+/// digests of their content.
 #[derive(Default)]
 struct Stuck {
     keys: HashMap<String, String>,
-    /// The oldest first.
+    /// The digests, oldest first.
     asked: VecDeque<String>,
 }
 
 impl Stuck {
-    /// Requests that are remembered; some 200 bytes each.
+    /// Most requests that are remembered; about 200 bytes each.
     const MAX: usize = 10_000;
 
     fn remember(&mut self, content: &str, key: &str) {
@@ -119,7 +121,7 @@ impl Stuck {
     }
 }
 
-/// Calls of one door.
+/// The calls of one endpoint.
 #[derive(Default)]
 struct Quota {
     tat: Tat,
@@ -143,7 +145,7 @@ impl DropInSystem {
         }
     }
 
-    /// The key of the job that a request of this content was answered "busy" for.
+    /// The key of the job for which a request with this content was answered "busy".
     fn stuck_key(&self, content: &str) -> Option<String> {
         let stuck = self.stuck.lock();
         stuck.keys.get(content).cloned()
@@ -158,7 +160,7 @@ impl DropInSystem {
         }
     }
 
-    /// How long a call must stay away; nothing if it may come in.
+    /// How long a call must wait; `None` if it may come in.
     fn over_quota(&self, index: usize) -> Option<Duration> {
         let endpoint = &self.endpoints[index];
         let rate = endpoint.rate?;
@@ -177,7 +179,7 @@ impl DropInSystem {
         }
     }
 
-    /// The document that a job of this door is, as its producer would have written it.
+    /// The document of a job of this endpoint, as a producer would write it.
     fn document(
         &self,
         endpoint: &DropInEndpoint,
@@ -190,7 +192,7 @@ impl DropInSystem {
             native: wanted.native.clone().filter(|_| same_system),
             ..wanted.message.clone()
         };
-        // Its system knows no placeholders.
+        // The system of the caller has no placeholders.
         let message = as_it_stands(message, &wanted.options);
         JobDocument {
             app: Some(endpoint.app.clone()),
@@ -206,8 +208,8 @@ impl DropInSystem {
     }
 }
 
-/// Two jobs of one request under one key must say the same: the intake would refuse the second one after
-/// its caller was told that it is on its way.
+/// Two jobs of one request with the same key must have the same content: the intake would refuse
+/// the second one after its caller was told that it is accepted.
 fn agree_with_each_other(prepared: &[Prepared]) -> bool {
     let mut digests = HashMap::new();
     prepared.iter().all(|Prepared { job, .. }| {
@@ -220,16 +222,16 @@ fn agree_with_each_other(prepared: &[Prepared]) -> bool {
 struct Prepared {
     job: Examined,
     body: Bytes,
-    /// As the caller wrote them.
+    /// The recipients as the caller wrote them.
     recipients: Vec<String>,
     fingerprints: Vec<Fingerprint>,
     folds_case: bool,
-    /// Digest of the request, where the key is made of it.
+    /// Digest of the request, if the key is made from it.
     content: Option<String>,
 }
 
 impl Prepared {
-    /// Whether it names nobody: who all users are, the target says later.
+    /// Whether it names no recipients, because it is for all users; only the target knows them.
     fn is_for_all(&self) -> bool {
         self.recipients.is_empty()
     }
@@ -267,11 +269,11 @@ async fn serve<B: Broker, S: Store, T: Transport>(
 /// Longest body of a request whose head does not say who sends it: a login.
 const LOGIN_BYTES_MAX: usize = 64 * 1024;
 
-/// What to do with a login that is too large.
+/// The explanation for a login that is too large.
 const NO_LOGIN: &str = "no login has as many";
 
-/// Takes a request in, and does what it asks for. Nobody waits for the body of one whose head is
-/// refused.
+/// Takes a request and carries it out. A request is refused by its head before its body is waited
+/// for.
 async fn take<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     system: &DropInSystem,
@@ -333,14 +335,14 @@ async fn take<B: Broker, S: Store, T: Transport>(
     Ok(response)
 }
 
-/// Where a request comes from that came by no connection: in tests.
+/// The address of a request that came without a connection, as in tests.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 fn too_many_logins() -> Failure {
     Failure::Unavailable("too many logins at a time".to_owned())
 }
 
-/// Why an order is not carried out, with what it says.
+/// Why a request is not carried out, with details.
 enum Failure {
     WrongMethod(Method),
     Unreadable(String),
@@ -350,13 +352,13 @@ enum Failure {
     Replayed,
     Forbidden(String),
     Unavailable(String),
-    /// Accepted, but its jobs stand still, and for how long it is no use to ask again.
+    /// Accepted, but its jobs do not move; the time says for how long it is no use to ask again.
     StandsStill(String, Duration),
 }
 
 impl Failure {
-    /// Whether the very same request may be taken later. Any other one is refused as often as it comes, and
-    /// must not be counted as often by who overheard it.
+    /// Whether the same request may succeed later. If not, its nonce stays used, so that a third
+    /// party that overheard the request cannot have it counted again.
     fn will_pass(&self) -> bool {
         matches!(self, Self::TooOften(_) | Self::Unavailable(_))
     }
@@ -384,7 +386,7 @@ impl Failure {
     fn refuse(&self, ingress: &dyn Ingress) -> Spoken {
         ingress.refuse(&match self {
             Self::WrongMethod(method) => {
-                let what = format!("{method} is not taken here, POST is");
+                let what = format!("{method} is not supported here, use POST");
                 return ingress.refuse(&Refusal::Unreadable(&what));
             }
             Self::Unreadable(what) => Refusal::Unreadable(what),
@@ -445,10 +447,10 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
         reply,
     } = asked;
     let endpoint = &system.endpoints[index];
-    // Before anything is counted, so that the same request can come again.
+    // Checked before anything is counted, so that the same request can come again.
     let open = gateway.open()?;
-    // A signature covers neither path nor app, so what one endpoint has seen, no other takes that has the
-    // same key.
+    // A signature covers neither path nor app, so endpoints with the same key share the nonces that
+    // they have seen.
     let nonce =
         nonce.map(|nonce| format!("{} {nonce}", endpoint.key.as_deref().unwrap_or_default()));
     if let Some(nonce) = &nonce {
@@ -478,7 +480,7 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
     Ok(response)
 }
 
-/// Makes the jobs of a request durable: all of them, or it is refused.
+/// Makes the jobs of a request durable: all of them, or the request is refused.
 async fn accept<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     system: &DropInSystem,
@@ -513,7 +515,7 @@ async fn accept<B: Broker, S: Store, T: Transport>(
     Ok(prepared)
 }
 
-/// Refuses a signed request that came before, at whatever gateway.
+/// Refuses a signed request that came before, at any gateway.
 async fn first_time<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     nonce: &str,
@@ -526,8 +528,8 @@ async fn first_time<B: Broker, S: Store, T: Transport>(
     }
 }
 
-/// Nothing was accepted: when its reason is over, the caller may send the very same request. If that cannot
-/// be noted, the caller has to sign it anew.
+/// Releases a nonce whose request was not accepted, so that the caller may send the same request
+/// again. If that fails, the caller has to sign the request anew.
 async fn requeue<B: Broker, S: Store, T: Transport>(gateway: &Gateway<B, S, T>, nonce: &str) {
     let context = &gateway.context;
     let given_back = context.store.release(nonce);
@@ -536,8 +538,8 @@ async fn requeue<B: Broker, S: Store, T: Transport>(gateway: &Gateway<B, S, T>, 
     }
 }
 
-/// Reads a job as the intake will, makes sure that its app may send it and that its key stands for no
-/// other message.
+/// Reads a job as the intake will, and checks that its app may send it and that its key does not
+/// belong to another message.
 async fn prepare<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     system: &DropInSystem,
@@ -599,7 +601,7 @@ fn read<S: Store, T: Transport>(
     })
 }
 
-/// Whom a request names.
+/// The recipients that a request names.
 fn named(wanted: &DropInJob) -> Vec<String> {
     let audience = &wanted.audience;
     let users = audience
@@ -612,7 +614,7 @@ fn named(wanted: &DropInJob) -> Vec<String> {
         .collect()
 }
 
-/// What a request without a key of its own says.
+/// The digest of the content of a request without a key of its own.
 fn content_digest(endpoint: &DropInEndpoint, number: usize, request: &[u8]) -> String {
     digest_hex(
         &[endpoint.app.as_bytes(), &number.to_be_bytes(), request],
@@ -621,7 +623,7 @@ fn content_digest(endpoint: &DropInEndpoint, number: usize, request: &[u8]) -> S
 }
 
 /// The key of a request that brings none: that of the same request within the window, if it came
-/// before, else a new one. A window is found by its number, so the one before is looked at too.
+/// before, else a new one. Windows are numbered, so this looks at the previous one too.
 async fn content_key<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     system: &DropInSystem,
@@ -667,8 +669,8 @@ fn outgoing(Prepared { job, body, .. }: &Prepared) -> Outgoing {
     }
 }
 
-/// Waits for all jobs to settle, at most as long as the door allows. What cannot be found out is told
-/// as pending: the jobs are durable whatever the ledger says now.
+/// Waits for all jobs to settle, at most as long as the endpoint allows. What cannot be read is
+/// reported as pending: the jobs are durable, whatever the ledger says now.
 async fn wait<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     endpoint: &DropInEndpoint,
@@ -699,15 +701,15 @@ async fn wait<B: Broker, S: Store, T: Transport>(
     job_report
 }
 
-/// A job as the ledger has it.
+/// A job as it is in the ledger.
 struct Seen {
-    /// When it was accepted first: a repeat of a request is answered like the request.
+    /// When it was first accepted: a repeat of a request gets the same answer as the request.
     accepted_at_ms: u64,
     reports: Vec<RecipientReport>,
     everybody: Everybody,
 }
 
-/// Looks at a job until it is settled, or as it is at the deadline; nothing if that cannot be told.
+/// Reads a job until it is settled, or as it is at the deadline; `None` if it cannot be read.
 async fn settled<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     job: &Prepared,
@@ -720,7 +722,7 @@ async fn settled<B: Broker, S: Store, T: Transport>(
             Ok(Some(seen)) => return Some(seen),
             Ok(None) => {}
             Err(error) => {
-                tracing::debug!(error = %chain(&error), "what became of a request is not known yet");
+                tracing::debug!(error = %chain(&error), "the outcome of a request is not known yet");
             }
         }
         if late {
@@ -733,7 +735,7 @@ async fn settled<B: Broker, S: Store, T: Transport>(
     }
 }
 
-/// A job and the fates of its recipients, once all of them have one, or `anyway`.
+/// A job and the reports about its recipients, once all of them have an outcome, or `anyway`.
 async fn look<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     job: &Prepared,
@@ -768,7 +770,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
     }))
 }
 
-/// What is known of a recipient.
+/// The report about one recipient.
 fn report((state, reason): (ClaimState, Option<Reason>)) -> RecipientReport {
     match state {
         ClaimState::Settled(Outcome::Sent) => RecipientReport::Sent,
@@ -793,8 +795,8 @@ fn is_sent(state: ClaimState) -> bool {
     state == ClaimState::Settled(Outcome::Sent)
 }
 
-/// Why the jobs of a request stand still, if that is known and nobody got anything yet. What cannot be
-/// found out is no reason: the jobs are durable.
+/// Why the jobs of a request do not move, if that is known and no recipient has got anything yet.
+/// An error gives no reason: the jobs are durable.
 async fn standstill<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     job_report: &[JobReport],
@@ -824,13 +826,13 @@ async fn standstill<B: Broker, S: Store, T: Transport>(
     match stop_of(gateway, waiting.job).await {
         Ok(why) => why,
         Err(error) => {
-            tracing::debug!(error = %chain(&error), "whether a job stands still is not known");
+            tracing::debug!(error = %chain(&error), "whether a job moves is not known");
             None
         }
     }
 }
 
-/// What stops a job.
+/// The pause or the park that stops a job.
 async fn stop_of<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     job: JobId,
@@ -864,7 +866,7 @@ async fn stop_of<B: Broker, S: Store, T: Transport>(
     Ok(stop)
 }
 
-/// Recipients that are named and have no outcome yet.
+/// Counts the named recipients without an outcome.
 fn pending(job_report: &JobReport) -> usize {
     let reports = job_report.recipients.iter();
     reports
@@ -872,7 +874,7 @@ fn pending(job_report: &JobReport) -> usize {
         .count()
 }
 
-/// Says which jobs a request became: the first ones, and how many there are.
+/// Names the jobs of a request in headers: the first ones, and how many there are.
 fn name_jobs(response: &mut Response, prepared: &[Prepared]) {
     let headers = response.headers_mut();
     headers.insert(JOBS_HEADER, HeaderValue::from(prepared.len()));

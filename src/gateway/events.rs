@@ -1,12 +1,12 @@
-//! The events of one job, as server-sent events.
+//! Streams the events of one job, as server-sent events.
 //!
-//! A stream is told from where the job stands in the ledger, which is looked at a few times a second,
-//! once for all streams of a job. An event says where the job stood, and so does its id: whoever comes
-//! back with a `Last-Event-ID`, to any gateway and after any restart, gets what has changed since, and
-//! never misses the end. Steps in between that nobody was there to see are not repeated: each event
-//! carries the whole accounts.
+//! A stream follows the job's state in the ledger, which the gateway reads a few times a second,
+//! once for all streams of a job. Each event tells a state of the job, and so does its id. A client
+//! that reconnects with a `Last-Event-ID`, to any gateway and after any restart, gets the changes
+//! since then, and never misses the end. Steps that happened while the client was away are not
+//! repeated: each event carries the whole accounts.
 //!
-//! It ends after `completed`, or when the process drains. The number of streams is bounded.
+//! A stream ends after `completed`, or when the process drains. The number of streams is bounded.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -37,22 +37,22 @@ use crate::domain::ids::JobId;
 use crate::ports::{Broker, JobRecord, JobState, Store, Transport};
 use crate::service::jobs;
 
-/// Between two looks at a job.
+/// Time between two readings of a job.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Between two signs of life, which keep proxies from closing a quiet stream.
+/// Time between two heartbeats, which keep proxies from closing a quiet stream.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// How long a client is to wait before it comes back.
+/// How long a client should wait before it reconnects.
 const COME_BACK: Duration = Duration::from_secs(1);
 
-/// How long a job may stay unknown: it is known some milliseconds after it was accepted.
+/// How long a job may stay unknown; normally it is known some milliseconds after its acceptance.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where a job stood: what the id of an event says.
+/// The state of a job, as the id of an event tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stood {
-    /// Lists of recipients it was made of by then; more of them mean that it was extended.
+    /// Lists of recipients that the job had then; more lists later mean that it was extended.
     submissions: u64,
     settled: u64,
     completed: bool,
@@ -91,7 +91,7 @@ impl Stood {
         }
     }
 
-    /// The events between where somebody last saw the job and where it stands.
+    /// The events between the state that a client last saw and the present state.
     fn news(last: Option<Self>, now: Self) -> Vec<(EventKind, Self)> {
         let begun = Self {
             submissions: now.submissions,
@@ -103,7 +103,8 @@ impl Stood {
             ..now
         };
         let mut news = Vec::new();
-        // Another number, not only a larger one: the ledger may have been lost and rebuilt.
+        // Any other number counts, not only a larger one: the ledger may have been lost and
+        // rebuilt.
         let same = last.filter(|last| last.submissions == now.submissions);
         if same.is_none() {
             news.push((EventKind::Accepted, begun));
@@ -120,10 +121,10 @@ impl Stood {
     }
 }
 
-/// The looks at jobs that somebody follows.
+/// The jobs that clients follow, and their latest records.
 pub(super) struct Hub {
     followed: Mutex<HashMap<JobId, watch::Receiver<Arc<JobRecord>>>>,
-    /// The process drains: streams end.
+    /// Cancelled when the process drains: streams end.
     pub(super) closing: CancellationToken,
 }
 
@@ -135,14 +136,14 @@ impl Hub {
         }
     }
 
-    /// Follows a job, together with whoever follows it already.
+    /// Follows a job, together with all clients that follow it already.
     fn follow<B: Broker, S: Store, T: Transport>(
         &self,
         gateway: &Arc<Gateway<B, S, T>>,
         record: JobRecord,
     ) -> watch::Receiver<Arc<JobRecord>> {
         let mut followed = self.followed.lock();
-        // Looks that ended with the job or the process left theirs behind.
+        // Readings that ended with their job or the process left their receivers behind.
         followed.retain(|_, receiver| receiver.has_changed().is_ok());
         if let Some(receiver) = followed.get(&record.job) {
             return receiver.clone();
@@ -158,10 +159,10 @@ impl Hub {
         receiver
     }
 
-    /// Whether nobody follows a job any more; then its looks are at an end.
+    /// Whether no client follows a job any more; then its readings end.
     fn leave(&self, job: JobId, sender: &watch::Sender<Arc<JobRecord>>) -> bool {
         let mut followed = self.followed.lock();
-        // One receiver is our own. Nobody joins in between: that takes the lock too.
+        // One receiver is our own. No client joins in between: that takes the lock too.
         let alone = sender.receiver_count() <= 1;
         if alone {
             followed.remove(&job);
@@ -170,7 +171,7 @@ impl Hub {
     }
 }
 
-/// Looks at a job until nobody follows it any more.
+/// Reads a job until no client follows it any more.
 async fn look<B: Broker, S: Store, T: Transport>(
     gateway: Arc<Gateway<B, S, T>>,
     job: JobId,
@@ -186,9 +187,9 @@ async fn look<B: Broker, S: Store, T: Transport>(
                     changed
                 });
             }
-            // Forgotten by the ledger: nothing will change any more, and its streams end.
+            // The ledger has forgotten the job: nothing changes any more, so its streams end.
             Ok(None) => return,
-            // The streams stay and get their signs of life; the ledger's state is logged elsewhere.
+            // The streams stay open with their heartbeats; the ledger's state is logged elsewhere.
             Err(_) => {}
         }
     }
@@ -206,7 +207,7 @@ pub(super) async fn events<B: Broker, S: Store, T: Transport>(
         .and_then(|id| id.to_str().ok()?.parse::<Stood>().ok());
     let stream = Arc::new(gateway.shares.stream(&caller)?);
     let record = accepted(&gateway, &job, params).await?;
-    // Who has seen the end is told not to come back.
+    // A client that has seen the end is told not to reconnect.
     let now = Stood::of(&record);
     if now.completed && Stood::news(last, now).is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -215,14 +216,14 @@ pub(super) async fn events<B: Broker, S: Store, T: Transport>(
     let closing = gateway.hub.closing.clone();
     let alive = KeepAlive::new().interval(HEARTBEAT);
     let streamed = streamed(records, last, closing);
-    // A proxy that gathers answers would hold back events.
+    // A proxy that buffers answers would hold back events.
     let unbuffered = [("x-accel-buffering", "no")];
     let events = Sse::new(streamed).keep_alive(alive);
-    // It is no request any more, which would be over soon.
+    // A stream lasts longer than a request, so it has a share of its own.
     Ok((Extension(stream), unbuffered, events).into_response())
 }
 
-/// The record of a job, which may have been submitted just now.
+/// The record of a job; waits a little for one that was submitted just now.
 async fn accepted<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     job: &str,
@@ -242,7 +243,7 @@ async fn accepted<B: Broker, S: Store, T>(
     }
 }
 
-/// What a stream knows between two events.
+/// The state of a stream between two events.
 struct Streaming {
     records: watch::Receiver<Arc<JobRecord>>,
     last: Option<Stood>,
@@ -256,7 +257,7 @@ fn streamed(
     last: Option<Stood>,
     closing: CancellationToken,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
-    // The first look is news, whoever shared it before.
+    // The first record is news to this stream, even if others have seen it.
     records.mark_changed();
     let streaming = Streaming {
         records,
@@ -332,7 +333,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// The events, by kind and id, for somebody who saw `last` of a job that stands at `now`.
+    /// Checks the events, by kind and id, for a client that last saw `last` of a job that is at
+    /// `now`.
     fn check(last: Option<&str>, now: &str, expected: &[(&str, &str)]) {
         let news = Stood::news(last.map(stood), stood(now));
         let news: Vec<_> = news
@@ -355,7 +357,7 @@ mod tests {
         check(Some("1.7"), "1.9.end", &[("completed", "1.9.end")]);
         check(Some("1.9"), "1.9.end", &[("completed", "1.9.end")]);
         check(Some("1.9.end"), "1.9.end", &[]);
-        // Extended after its end, and once more completed.
+        // Extended after its end, and completed once more.
         check(
             Some("1.9.end"),
             "2.9",
@@ -382,8 +384,8 @@ mod tests {
     }
 
     proptest! {
-        /// However often a reader is cut off, after whichever event, it gets the end exactly once, and
-        /// whoever has it gets nothing more.
+        /// However often a client is cut off, after any event, it gets the end exactly once, and
+        /// nothing after that.
         #[test]
         fn the_end_is_never_missed(
             steps in prop::collection::vec(1u64..100, 1..20), cuts in prop::collection::vec(any::<bool>(), 40),

@@ -1,8 +1,9 @@
-//! Forms: what stands around the parts of one has a bound.
+//! Reads forms, and bounds the bytes around their parts.
 //!
-//! The parser keeps what it has not understood: everything before the first part, and the headers of
-//! each. It hands out the contents of a part as they come. So whatever comes while it hands out nothing
-//! is what it keeps, and a form in which that is much is none.
+//! The parser keeps the bytes that it has not understood yet: everything before the first part, and
+//! the headers of each part. It hands out the contents of a part as they arrive. So the bytes that
+//! arrive while it hands out nothing are those it keeps, and a form with too many of them is
+//! refused.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,12 +22,12 @@ use super::problem::Refusal;
 /// Most bytes before a part, and of its headers.
 const BETWEEN_BYTES_MAX: usize = 8 * 1024;
 
-/// Why a form ends early.
+/// The error of a form with too many bytes around its parts.
 #[derive(Debug, thiserror::Error)]
-#[error("more than {BETWEEN_BYTES_MAX} bytes stand before a part of the form, or in its headers")]
+#[error("more than {BETWEEN_BYTES_MAX} bytes before a part of the form, or in its headers")]
 struct TooMuchBetween;
 
-/// Bytes that came since the parser handed something out.
+/// Bytes that arrived since the parser last handed something out.
 type Kept = Arc<AtomicUsize>;
 
 pub(super) struct Form {
@@ -68,7 +69,7 @@ impl Part {
         Ok(chunk)
     }
 
-    /// All of it that is to come.
+    /// The rest of the part.
     pub(super) fn chunks(self) -> impl Stream<Item = Result<Bytes, Refusal>> {
         futures_util::stream::try_unfold(self, |mut part| async move {
             Ok(part.chunk().await?.map(|chunk| (chunk, part)))
@@ -76,10 +77,10 @@ impl Part {
     }
 }
 
-/// The bytes of a form, as long as the parser makes something of them.
+/// The bytes of a form, as long as the parser makes progress.
 ///
-/// The parser reads for as long as something is there before it looks at any of it, so what is there is
-/// handed to it one frame at a time.
+/// The parser reads as long as bytes are available before it looks at any of them, so this hands
+/// them over one frame at a time.
 struct Bounded {
     body: BodyDataStream,
     kept: Kept,
@@ -133,7 +134,8 @@ fn broken(error: &multer::Error) -> Refusal {
 mod tests {
     use super::*;
 
-    /// Reads a form that comes in pieces of this size; the names and the lengths of its parts.
+    /// Reads a form that arrives in pieces of this size; returns the names and lengths of its
+    /// parts.
     async fn read(form: String, size: usize) -> Result<Vec<(String, usize)>, Refusal> {
         let pieces: Vec<_> = form
             .as_bytes()

@@ -1,27 +1,30 @@
 //! The HTTP interface: submit jobs and look at them, without a broker client.
 //!
-//! It accepts a job exactly as AMQP does: the answer 202 comes after the broker has confirmed the job,
-//! and everything else happens in the workers. Nothing is half accepted: while there is no session
-//! with the broker, while the broker takes nothing, or while the ledger is down, the answer is 503 at
-//! once, and an uploaded list is sent to when all of it is accepted.
+//! It accepts a job exactly as AMQP does: it answers 202 after the broker has confirmed the job,
+//! and the workers do everything else. It accepts nothing in part: while there is no session with
+//! the broker, while the broker takes nothing, or while the ledger is down, it answers 503 at once;
+//! and an uploaded list is sent only once all of it is accepted.
 //!
-//! - `routes`: every path; `submit`: taking jobs; `query`: looking at jobs; `events`: following one;
-//!   `dead`: dead letters; `dropin`: existing callers of IM systems.
+//! - `routes`: every path; `submit`: accepts jobs; `query`: reads jobs; `events`: follows one job;
+//!   `control`: controls jobs, apps and targets; `dead`: dead letters; `templates`: stored
+//!   messages; `dropin`: existing callers of IM systems.
 //! - `openapi`: all of it as a document and as a page.
-//! - `access`: who calls and what they may look at; `permit`: what
-//!   [`admission`](crate::service::admission) asks of the gateway.
-//! - `params`, `body`, `form`, `problem`: what comes in, what is wrong with it, and what is
-//!   answered.
+//! - `access`: who calls and what they may do; `caller_view`: what callers learn about the
+//!   configuration; `permit`: the gateway's side of [`admission`](crate::service::admission).
+//! - `params`, `body`, `form`, `problem`: read requests and write refusals; `spec`, `spool`,
+//!   `upload`: uploaded lists.
 //!
-//! Every answer that is not a success is `application/problem+json` with all problems of the request,
-//! except to existing callers of an IM system: they hear that system.
+//! Every answer that is not a success is `application/problem+json` with all problems of the
+//! request, except to existing callers of an IM system, which get answers of that system.
 //!
-//! - `shares`: what all callers draw from, over `pool`: places, bytes of bodies and of answers, uploads,
-//!   streams; `slowly`: wrong credentials; `browser`: web pages that ask without credentials.
+//! - `shares`: the resources that all callers share, in `pool`s: places, bytes of bodies and of
+//!   answers, uploads, streams; `wrong_guesses`: wrong credentials; `browser`: web pages that send
+//!   requests without credentials.
 //!
-//! Everything a caller may take up has a bound: connections, requests, the bytes of their bodies, the
-//! time they take to bring them and to take the answer. The head of a request is judged before anything
-//! of the rest is waited for; what it takes up after that comes out of its app's share.
+//! Everything that a caller may take up has a bound: connections, requests, the bytes of their
+//! bodies, the time to send them and to take the answer. The head of a request is checked before
+//! the gateway waits for the rest; what the request takes up after that comes out of its app's
+//! share.
 
 mod access;
 mod body;
@@ -76,7 +79,7 @@ use crate::worker::{Context, RECONNECT};
 
 type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
 
-/// The session that is open for publishing, if one is.
+/// The session that is open for publishing, if there is one.
 type Publishing<B> = watch::Receiver<Option<Open<PublisherOf<B>>>>;
 
 /// How the gateway serves; the defaults and bounds are in `config`.
@@ -86,30 +89,30 @@ pub struct Settings {
     /// Without it the gateway speaks plain HTTP.
     pub tls: Option<Tls>,
     pub access: Access,
-    /// Requests at a time, those that wait for a job included.
+    /// Requests at a time, including those that wait for a job.
     pub requests_max: usize,
     pub connections_max: usize,
-    /// Longest wait for a request, for the next bytes of it, and for its answer to be taken.
+    /// Longest wait for a request, for its next bytes, and for the client to take the answer.
     pub patience: Duration,
-    /// Longest wait for a job, whatever the caller prefers.
+    /// Longest wait for a job, even if the caller prefers a longer one.
     pub wait_max: Duration,
     pub upload_bytes_max: u64,
     pub upload_dir: PathBuf,
 }
 
-/// What the routes need.
+/// The state that the routes share.
 struct Gateway<B: Broker, S, T> {
     broker: B,
     context: Arc<Context<S, T>>,
     access: Access,
     rates: Rates,
-    /// What can be steered.
+    /// The subjects that can be controlled.
     facts: Facts,
-    /// Drop-in endpoints.
+    /// The drop-in endpoints, by system.
     systems: Vec<Arc<DropInSystem>>,
     hub: Hub,
     publishing: Publishing<B>,
-    /// No request waits any longer for a job.
+    /// Cancelled at the end: no request waits for a job any longer.
     stop: CancellationToken,
     shares: Shares,
     readers: Readers,
@@ -125,7 +128,7 @@ struct Gateway<B: Broker, S, T> {
 #[derive(Clone)]
 pub struct Open<P> {
     publisher: P,
-    /// The broker is short of memory or disk.
+    /// Whether the broker is short of memory or disk.
     blocked: watch::Receiver<bool>,
 }
 
@@ -138,8 +141,9 @@ impl<P: Publisher> Open<P> {
         Ok(())
     }
 
-    /// Publishes, unless the broker says meanwhile that it takes nothing: it may take the message
-    /// later, and a caller that comes back with the same key does no harm.
+    /// Publishes, unless the broker reports in the meantime that it takes nothing. It may still
+    /// take the message later, and a caller that repeats the request with the same key does no
+    /// harm.
     async fn publish(&self, messages: Vec<Outgoing>) -> Result<(), Refusal> {
         let mut blocked = self.blocked.clone();
         let blocked = async { blocked.wait_for(|blocked| *blocked).await.is_ok() };
@@ -161,7 +165,7 @@ fn takes_nothing() -> Refusal {
 }
 
 impl<B: Broker, S, T> Gateway<B, S, T> {
-    /// What accepts jobs now, or why nothing does.
+    /// The session that accepts jobs now, or why there is none.
     fn open(&self) -> Result<Open<PublisherOf<B>>, Refusal> {
         self.context.check_ledger().map_err(Refusal::Unavailable)?;
         let open = self.publishing.borrow().clone();
@@ -176,14 +180,15 @@ pub struct Server {
     listener: TcpListener,
     tls: Option<Tls>,
     routes: Router,
-    /// Ends the streams, which have no end of their own while their jobs run.
+    /// Ends the streams, which do not end by themselves while their jobs run.
     closing: CancellationToken,
     limits: ConnectionLimits,
     stop: CancellationToken,
 }
 
 impl Server {
-    /// Binds; jobs are accepted once there is a session with the broker, see [`keep_publisher`].
+    /// Binds the address. Jobs are accepted once there is a session with the broker, see
+    /// [`keep_publisher`].
     pub async fn bind<B, S, T>(
         settings: Settings,
         broker: B,
@@ -235,7 +240,7 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop`; requests under way are answered, streams end.
+    /// Serves until `stop`; then answers the requests under way and ends the streams.
     pub async fn run(self, stop: CancellationToken) {
         let (waiting, closing) = (self.stop, self.closing);
         let told = async {
@@ -259,7 +264,7 @@ impl Server {
     }
 }
 
-/// Keeps one session open for publishing, and a new one when it is lost, until `stop`.
+/// Keeps one session open for publishing, and opens a new one when it is lost, until `stop`.
 pub async fn keep_publisher<B: Broker>(
     broker: B,
     publishing: watch::Sender<Option<Open<PublisherOf<B>>>>,
@@ -289,7 +294,7 @@ pub async fn keep_publisher<B: Broker>(
     }
 }
 
-/// Why no job can be handed to the broker now, if so.
+/// Fails, with the reason, if no job can be handed to the broker now.
 pub fn check_publishing<P: Publisher>(
     publishing: &watch::Receiver<Option<Open<P>>>,
 ) -> Result<(), String> {

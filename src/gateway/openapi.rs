@@ -1,10 +1,10 @@
-//! The HTTP interface as OpenAPI 3.1 and as a page for people.
+//! Describes the HTTP interface as an OpenAPI 3.1 document and as a page for people.
 //!
-//! `operations` is the table: every path with what it takes and answers. The document is made of it,
-//! with the schemas of the very types that are read and written; the page is made of the document. A
-//! test holds the table against the router, in both directions.
+//! `operations` is the table: every path with its requests and answers. The document is made from
+//! it, with the schemas of the very types that the gateway reads and writes; the page is made from
+//! the document. A test compares the table with the router, in both directions.
 //!
-//! Both are behind the same token as the rest: they say which version runs here.
+//! Both need a token, as the other paths do: they tell which version runs here.
 
 mod operations;
 mod page;
@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use self::operations::operations;
 use super::params::NoParams;
 
-/// A type as a schema; what it refers to is remembered by the generator.
+/// A type as a schema; the generator keeps the types that it refers to.
 type Shape = fn(&mut SchemaGenerator) -> Schema;
 
 fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
@@ -31,7 +31,7 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 struct Operation {
     method: &'static str,
     path: &'static str,
-    /// Names it for generated clients.
+    /// The operation's name in generated clients.
     id: &'static str,
     summary: &'static str,
     group: &'static str,
@@ -39,7 +39,7 @@ struct Operation {
     open: bool,
     parameters: Vec<Parameter>,
     bodies: Vec<Content>,
-    /// The body may be left out.
+    /// Whether the body may be left out.
     may_be_empty: bool,
     answers: Vec<DocumentedResponse>,
     refusals: Vec<u16>,
@@ -57,8 +57,8 @@ struct Content {
     shape: Shape,
 }
 
-/// Kinds of content that are many of the same, one after the other. OpenAPI 3.1 has no word for them;
-/// their schema is that of one line or event.
+/// Content types that hold a sequence of values. OpenAPI 3.1 cannot express this; the schema is
+/// that of one line or event.
 const NDJSON: &str = "application/x-ndjson";
 const EVENTS: &str = "text/event-stream";
 
@@ -76,7 +76,7 @@ fn json(shape: Shape) -> Content {
     content("application/json", shape)
 }
 
-/// A text of this kind.
+/// A text of this content type.
 fn text(kind: &'static str) -> Content {
     content(kind, of::<String>)
 }
@@ -109,7 +109,7 @@ impl Operation {
         self
     }
 
-    /// Nobody is asked for a token here.
+    /// Marks an operation that needs no token.
     fn open(mut self) -> Self {
         self.open = true;
         self
@@ -162,13 +162,13 @@ impl Operation {
         self
     }
 
-    /// Refusals of this operation, besides those of all.
+    /// Adds refusals of this operation to those of all operations.
     fn refuses(mut self, statuses: &[u16]) -> Self {
         self.refusals.extend(statuses);
         self
     }
 
-    /// All refusals, those that any request may meet included.
+    /// All refusals, including those that any request may meet.
     fn all_refusals(&self) -> Vec<u16> {
         if self.open {
             return Vec::new();
@@ -180,32 +180,32 @@ impl Operation {
     }
 }
 
-/// What a refusal means, in every operation alike.
+/// The meaning of a refusal, which is the same in every operation.
 fn meaning(status: u16) -> (&'static str, &'static str) {
     match status {
         400 => (
             "BadRequest",
             "The request is wrong; `problems` says where, all at once.",
         ),
-        401 => ("Unauthorized", "No token, or another one."),
-        403 => ("Forbidden", "It is not allowed to this caller."),
-        404 => ("NotFound", "It is not known here."),
-        408 => ("TooSlow", "The body came too slowly."),
+        401 => ("Unauthorized", "No token, or a wrong one."),
+        403 => ("Forbidden", "This caller may not do it."),
+        404 => ("NotFound", "It does not exist."),
+        408 => ("TooSlow", "The body arrived too slowly."),
         409 => (
             "Conflict",
-            "It contradicts what is known: a `client_msg_no` that stands for another message, or a \
+            "It contradicts the present state: a `client_msg_no` that belongs to another message, or a \
              command that comes too late.",
         ),
         413 => ("TooLarge", "The body is too large."),
-        415 => ("WrongKind", "The content type is not taken here."),
+        415 => ("WrongKind", "The content type is not supported here."),
         429 => (
             "TooOften",
             "More requests than the app may send. Try again after `Retry-After` seconds.",
         ),
         _ => (
             "Unavailable",
-            "Neither done nor refused: broker or ledger cannot be reached, or too much is asked at \
-             a time. Try again after `Retry-After` seconds; the same request does no harm.",
+            "Neither done nor refused: broker or ledger cannot be reached, or there are too many \
+             requests. Try again after `Retry-After` seconds; repeating the request does no harm.",
         ),
     }
 }
@@ -246,7 +246,7 @@ pub fn openapi() -> Value {
             "securitySchemes": {"token": {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "`gateway.token` of the configuration, if it has one.",
+                "description": "`gateway.token` of the configuration, or the token of an app.",
             }},
             "responses": refusals,
             "schemas": generator.take_definitions(true),
@@ -254,10 +254,10 @@ pub fn openapi() -> Value {
     })
 }
 
-const ABOUT: &str = "Submit jobs, follow and steer them, and look after what could not be sent. \
-A job is accepted, with 202, once the broker has confirmed it or it is on disk; the same job again does \
-no harm.\n\nEvery refusal is `application/problem+json` and tells all problems of the request at once. \
-Parameters and fields that are not known are refused.";
+const ABOUT: &str = "Submit jobs, follow and steer them, and handle what could not be sent. \
+A job is accepted, with 202, once the broker has confirmed it or it is on disk; submitting it again does \
+no harm.\n\nEvery refusal is `application/problem+json` and lists all problems of the request. \
+Unknown parameters and fields are refused.";
 
 fn written(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     let mut written = json!({
@@ -338,7 +338,8 @@ pub(super) fn routes<G: Clone + Send + Sync + 'static>() -> Router<G> {
     let json = [(header::CONTENT_TYPE, "application/json")];
     let html = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        // The page needs nothing but itself; should a text of it ever be more than text, it does nothing.
+        // The page needs nothing else. If a text in it ever became more than text, it could do
+        // nothing.
         (
             header::CONTENT_SECURITY_POLICY,
             "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",

@@ -1,4 +1,4 @@
-//! Query parameters, read one by one; every problem of a query is told at once.
+//! Reads query parameters one by one, and reports every problem of a query at once.
 
 use std::str::FromStr;
 
@@ -10,7 +10,7 @@ use super::problem::Refusal;
 use crate::domain::fields::{Problem, suggestion};
 use crate::domain::letters::{moment, not_a_moment};
 
-/// The parameters of one query that were not taken yet.
+/// The parameters of one query that are not read yet.
 pub(super) struct Params {
     left: Vec<(String, String)>,
     known: Vec<&'static str>,
@@ -67,7 +67,7 @@ impl Params {
         value
     }
 
-    /// One of these, by its name.
+    /// One of these values, by its name.
     pub(super) fn one_of<T: Copy>(
         &mut self,
         name: &'static str,
@@ -95,7 +95,7 @@ impl Params {
         found
     }
 
-    /// How many to show: 1 to `most`.
+    /// The number of rows to show: 1 to `most`.
     pub(super) fn limit(&mut self, usual: usize, most: usize) -> usize {
         let expected = format!("a number, 1 to {most},");
         let Some(limit) = self.get("limit", &expected) else {
@@ -111,12 +111,12 @@ impl Params {
         self.problems.push(Problem::new(name, what));
     }
 
-    /// Ends the reading: whatever was not taken is unknown.
+    /// Ends the reading: every parameter left over is unknown.
     pub(super) fn finish(mut self) -> Result<(), Refusal> {
         for (name, _) in std::mem::take(&mut self.left) {
             let hint = hint(&name, &self.known);
             let known = match self.known.is_empty() {
-                true => "none is taken here".to_owned(),
+                true => "this path takes none".to_owned(),
                 false => format!("known are {}", self.known.join(", ")),
             };
             self.problem(&name, format!("unknown parameter; {known}{hint}"));
@@ -128,7 +128,7 @@ impl Params {
     }
 }
 
-/// The query of a route that takes no parameters: whatever is in it is refused.
+/// The query of a route that takes no parameters: any parameter is refused.
 pub(super) struct NoParams;
 
 impl<S: Send + Sync> FromRequestParts<S> for NoParams {
@@ -140,8 +140,8 @@ impl<S: Send + Sync> FromRequestParts<S> for NoParams {
     }
 }
 
-/// A time with an offset whose `+` was not written as `%2B`, and so arrived as a space. No time has a
-/// space there.
+/// Repairs a time whose offset begins with a space, because its `+` was not written as `%2B`. No
+/// valid time has a space there.
 pub(super) fn plus_again(mut text: String) -> String {
     const OFFSET: usize = " 08:00".len();
     let at = text.len().saturating_sub(OFFSET);
@@ -202,7 +202,7 @@ mod tests {
         };
         assert_eq!(
             problems[0].to_string(),
-            "nonsense: unknown parameter; none is taken here"
+            "nonsense: unknown parameter; this path takes none"
         );
     }
 

@@ -1,4 +1,5 @@
-//! What [`admission`](crate::service::admission) asks of the gateway, and who may submit as which app.
+//! The gateway's side of [`admission`](crate::service::admission), and the check of who may submit
+//! as which app.
 
 use std::future::Future;
 use std::time::Duration;
@@ -47,11 +48,11 @@ impl<B: Broker, S: Store, T: Transport> Admission for Gateway<B, S, T> {
 }
 
 impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
-    /// Lets a caller act as an app, and not more often than `requests` allows.
+    /// Lets a caller act as an app, within the app's `request_rate`.
     pub(super) fn admit(&self, caller: &Caller, app: &str) -> Result<(), Refusal> {
         self.access.check(caller, app)?;
         match caller {
-            // Those of an app were counted when they came.
+            // Requests with an app's token were counted when they arrived.
             Caller::App(_) => Ok(()),
             Caller::Admin | Caller::Nobody => self.rates.count(app, &self.access),
         }

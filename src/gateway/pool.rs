@@ -1,9 +1,9 @@
-//! What all callers draw from: places, bytes, uploads, streams.
+//! Pools of resources that all callers share: places, bytes, uploads, streams.
 //!
-//! Nobody takes all of it. A caller may hold three times as much as is still free: alone, it comes to
-//! three quarters of the whole; beside others, to less; and there is always something left for one that
-//! holds nothing yet. It needs no setting and no list of callers. A part is kept for the administrator,
-//! who may take everything that is free.
+//! No caller can take everything. A caller may hold three times as much as is still free: alone, it
+//! gets three quarters of the whole; beside others, less; and there is always something left for a
+//! caller that holds nothing yet. This needs no setting and no list of callers. A part is reserved
+//! for the administrator, who may take everything that is free.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// How many times what is free a caller may hold.
+/// A caller may hold this many times what is free.
 const TIMES_FREE: usize = 3;
 
-/// Which part of the whole is kept for the administrator: one in so many.
+/// One unit in this many is reserved for the administrator.
 const RESERVE: usize = 8;
 
-/// Who draws from a pool.
+/// A caller that draws from a pool.
 pub(super) trait Holder: Clone + Eq + Hash {
     fn is_administrator(&self) -> bool;
 }
@@ -37,12 +37,12 @@ pub(super) struct Pool<K: Holder> {
 
 struct Held<K> {
     total: usize,
-    /// Of them, those of the administrator.
+    /// How many of them the administrator holds.
     administrators: usize,
     by: HashMap<K, usize>,
 }
 
-/// Units of a pool, until they are dropped.
+/// Units of a pool, held until this is dropped.
 pub(super) struct Share<K: Holder> {
     pool: Arc<Pool<K>>,
     who: K,
@@ -54,7 +54,7 @@ impl<K: Holder> Pool<K> {
         Self::with_reserve(size, size.div_ceil(RESERVE).min(size.saturating_sub(1)))
     }
 
-    /// One in which there is no administrator.
+    /// A pool without an administrator.
     pub(super) fn of_strangers(size: usize) -> Arc<Self> {
         Self::with_reserve(size, 0)
     }
@@ -71,7 +71,7 @@ impl<K: Holder> Pool<K> {
         })
     }
 
-    /// So many units, if the caller may have them.
+    /// Takes units, if the caller may have them.
     pub(super) fn take(self: &Arc<Self>, who: &K, units: usize) -> Option<Share<K>> {
         self.add(who, units).then(|| Share {
             pool: Arc::clone(self),
@@ -98,7 +98,7 @@ impl<K: Holder> Pool<K> {
         if who.is_administrator() {
             return units <= free;
         }
-        // What the administrator holds comes out of what is kept for him.
+        // The administrator's units are taken from the reserve first.
         let kept = self.reserve.saturating_sub(held.administrators);
         let free = free.saturating_sub(kept);
         let own = held.by.get(who).copied().unwrap_or_default();
@@ -115,7 +115,7 @@ impl<K: Holder> Share<K> {
         &self.who
     }
 
-    /// So many units more, if the caller may have them.
+    /// Takes further units, if the caller may have them.
     pub(super) fn grow(&mut self, units: usize) -> bool {
         let may = self.pool.add(&self.who, units);
         if may {
@@ -191,8 +191,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever apps do: nothing is given twice, what is kept stays free, and one that holds nothing
-        /// gets something unless as many apps as there are units hold something.
+        /// Whatever apps do: no unit is given twice, the reserve stays free, and an app that holds
+        /// nothing gets something unless as many apps as there are units hold something.
         #[test]
         fn nobody_takes_all(steps in prop::collection::vec((1u8..6, 1usize..40, any::<bool>()), 1..200)) {
             let pool = Pool::new(256);

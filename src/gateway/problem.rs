@@ -1,4 +1,4 @@
-//! Errors as `application/problem+json` (RFC 9457).
+//! Writes refusals as `application/problem+json` (RFC 9457).
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use crate::domain::limits::Rate;
 use crate::error::chain;
 use crate::ports::{BrokerError, LedgerError, PublishError};
 
-/// When to try again what is not possible now.
+/// When to repeat a request that is not possible now.
 pub(super) const RETRY_AFTER_SECONDS: u64 = 1;
 
 const PROBLEM: &str = "application/problem+json";
 
-/// What is wrong with an uploaded list: the first lines of it, and how many in all.
+/// The bad lines of an uploaded list: the first ones, and how many there are.
 #[derive(Debug, Default)]
 pub(super) struct BadLines {
     first: Vec<Problem>,
     count: u64,
 }
 
-/// Bad lines that are told.
+/// Most bad lines that are listed.
 const LINES_TOLD: usize = 20;
 
 impl BadLines {
@@ -41,10 +41,10 @@ impl BadLines {
     }
 }
 
-/// Why a request is not done.
+/// Why a request is refused.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// The job is no job, for all these reasons.
+    /// The job is not valid, for all these reasons.
     BadJob(Vec<Problem>),
     /// The query is wrong, for all these reasons.
     BadQuery(Vec<Problem>),
@@ -54,24 +54,24 @@ pub(super) enum Refusal {
     BadLines(BadLines),
     /// The body is too large or cannot be read.
     BadBody(StatusCode, String),
-    /// The key stands for another message.
+    /// The key belongs to another message.
     Conflict(JobId),
-    /// The list came only in part before, and was given up.
+    /// Only a part of the list came before, and the list was given up.
     GivenUp(JobId),
     NotFound(String),
-    /// It is known, and it is too late for this.
+    /// It exists, but it is too late for this.
     TooLate(String),
     BadMethod(String),
     Unauthorized,
-    /// Its head is not one of HTTP.
+    /// The head of the request is not valid HTTP.
     BadHead(String),
-    /// A web page asks, where no credentials are asked for.
+    /// A web page sent it, where no credentials are required.
     FromBrowser,
-    /// It is for another host, where no credentials are asked for.
+    /// It names another host, where no credentials are required.
     OtherHost(String),
-    /// The caller or the app may not, for all these reasons.
+    /// The caller or the app may not do it, for all these reasons.
     Forbidden(Vec<Problem>),
-    /// `before_accept` says no.
+    /// `before_accept` refused it.
     Denied {
         code: String,
         text: String,
@@ -104,7 +104,7 @@ impl From<PublishError> for Refusal {
 }
 
 impl Refusal {
-    /// Its status, what it is, and what to do about it.
+    /// Status, title, and details with what to do.
     fn told(&self) -> (StatusCode, &'static str, String) {
         match self {
             Self::BadJob(problems) => (
@@ -131,10 +131,10 @@ impl Refusal {
                     summary(&bad.first)
                 ),
             ),
-            Self::BadBody(status, what) => (*status, "the body cannot be taken", what.clone()),
+            Self::BadBody(status, what) => (*status, "the body is not accepted", what.clone()),
             Self::Conflict(job) => (
                 StatusCode::CONFLICT,
-                "client_msg_no stands for another message",
+                "client_msg_no belongs to another message",
                 format!(
                     "it was first used by job {job}; use a new client_msg_no for a new message"
                 ),
@@ -144,8 +144,8 @@ impl Refusal {
                 StatusCode::CONFLICT,
                 "the list was given up",
                 format!(
-                    "some of its parts did not come within an hour after the first, and whoever was on \
-                     the others is cancelled, see job {job}; use a new client_msg_no"
+                    "some of its parts did not come within an hour after the first, so the recipients of \
+                     the others were cancelled, see job {job}; use a new client_msg_no"
                 ),
             ),
             Self::NotFound(what) => (StatusCode::NOT_FOUND, "not found", what.clone()),
@@ -177,7 +177,7 @@ impl Refusal {
                 StatusCode::FORBIDDEN,
                 "not for other hosts",
                 format!(
-                    "{:?} is not this machine; without credentials, ask localhost or 127.0.0.1, or set \
+                    "{:?} is not this machine; without credentials, use localhost or 127.0.0.1, or set \
                      gateway.token",
                     shorten(host, SHOWN)
                 ),
@@ -191,7 +191,7 @@ impl Refusal {
         }
     }
 
-    /// What it is, and what to do about it.
+    /// Title, and details with what to do.
     pub(super) fn words(&self) -> (&'static str, String) {
         let (_, title, detail) = self.told();
         (title, detail)
@@ -235,17 +235,16 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Longest text that says what is wrong: twenty problems of the longest kind.
+/// Longest text of the details: twenty problems of the longest kind.
 const DETAIL_BYTES_MAX: usize = 16 * 1024;
 
-/// Problems that are listed. Their texts have a bound each.
+/// Most problems that are listed. Each text has a bound of its own.
 const PROBLEMS_MAX: usize = 100;
 
-/// Bytes of a caller's own text that are said again.
+/// Most bytes of a caller's own text that are quoted.
 const SHOWN: usize = 100;
 
-/// Whatever else refuses a request (a route that is not there, a parameter that is not one) is told in
-/// the same form.
+/// Puts all other refusals, such as for an unknown route, into the same form.
 pub(super) async fn uniform(response: Response) -> Response {
     let status = response.status();
     let is_problem = response

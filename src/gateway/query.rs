@@ -1,4 +1,4 @@
-//! Looking at jobs, over HTTP.
+//! Reads jobs over HTTP.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::ports::{
 use crate::service::api::{JobDetail, JobList, RecipientFate, Verification};
 use crate::service::jobs::{self, LIST_MAX};
 
-/// Jobs in a list that asks for no number.
+/// Jobs in a list if the request gives no number.
 const LIST_USUAL: usize = 50;
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
@@ -42,7 +42,7 @@ pub(super) async fn list<B: Broker, S: Store, T: Transport>(
     let cursor = params.text("cursor");
     let after = cursor.as_deref().map(jobs::read_cursor);
     if after == Some(None) {
-        params.problem("cursor", "not one of ours; leave it out to begin anew");
+        params.problem("cursor", "unknown cursor; leave it out to start again");
     }
     params.finish()?;
     let query = JobQuery {

@@ -1,4 +1,4 @@
-//! The routes under `/v1`.
+//! All routes of the gateway, and the layers that every request passes.
 
 use std::sync::Arc;
 
@@ -64,7 +64,7 @@ where
         ))
         .route("/livez", get(|| async { "live\n" }))
         .layer(map_response(uniform))
-        // These have credentials and manners of their own.
+        // Drop-in endpoints have credentials and refusals of their own.
         .merge(existing_callers)
         .layer(from_fn(for_one_host))
         .layer(from_fn_with_state(
@@ -83,7 +83,7 @@ async fn for_one_host(request: Request, next: Next) -> Response {
     }
 }
 
-/// Who calls: decided by the head of a request, before anything else of it is waited for.
+/// Decides who sent a request by its head, before anything else of it is waited for.
 async fn authorised<B: Broker, S, T>(
     State(gateway): Shared<B, S, T>,
     request: Request,
@@ -95,7 +95,7 @@ async fn authorised<B: Broker, S, T>(
         Ok(caller) => caller,
         Err(refusal) => {
             let guessed = request.headers().contains_key(header::AUTHORIZATION);
-            // Nothing of it is needed while the answer waits.
+            // The request is not needed while the answer waits.
             drop(request);
             if guessed {
                 gateway.answer_slowly(peer.as_deref()).await;
@@ -111,7 +111,7 @@ async fn authorised<B: Broker, S, T>(
     }
     let counted = match &caller {
         Caller::App(app) => gateway.rates.count(app, access),
-        // Whose job it is shows later, see `permit`.
+        // The app of the job is known later, see `permit`.
         Caller::Admin | Caller::Nobody => Ok(()),
     };
     match counted.and_then(|()| access.confine(&caller, request)) {
@@ -124,10 +124,11 @@ async fn authorised<B: Broker, S, T>(
 }
 
 impl<B: Broker, S, T> Gateway<B, S, T> {
-    /// Refuses what a web page may have asked for, where credentials do not tell it from its user.
+    /// Refuses requests that a web page may have sent, where no credentials tell the page from its
+    /// user.
     fn knows_sender(&self, caller: &Caller, request: &Request) -> Result<(), Refusal> {
         let is_known = !self.access.open && *caller != Caller::Nobody;
-        // What says nothing of jobs may be linked to.
+        // Pages that tell nothing about jobs may be linked to.
         if is_known || is_public(request.method(), request.uri().path()) {
             return Ok(());
         }
@@ -135,8 +136,8 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
     }
 }
 
-/// Lets so many requests in at a time, and no slow body. The place is given back when the answer is
-/// taken, unless the answer has a share of its own.
+/// Lets in a bounded number of requests at a time, and no slow body. The place is free again when
+/// the client has taken the answer, unless the answer has a share of its own.
 async fn admitted<B: Broker, S, T>(
     State(gateway): Shared<B, S, T>,
     Extension(caller): Extension<Caller>,
@@ -160,6 +161,6 @@ async fn nothing_here(uri: Uri) -> Refusal {
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Refusal {
-    let what = format!("{method} is not possible at {}", uri.path());
+    let what = format!("{method} is not supported at {}", uri.path());
     Refusal::BadMethod(what)
 }

@@ -1,4 +1,4 @@
-//! What all callers draw from, with a share for each of them: see `pool` for how much that is.
+//! The resources that all callers share, with a share for each of them; see `pool` for its size.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,35 +18,36 @@ use super::problem::{RETRY_AFTER_SECONDS, Refusal};
 use super::routes::Shared;
 use crate::http::server::{Kept, Peer};
 
-/// Bodies in memory, all requests together. A job is rarely more than some KiB.
+/// Bodies in memory, of all requests together. A job rarely has more than some KiB.
 const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Answers that were not taken yet, all together. A page of dead letters has some MiB.
+/// Answers that clients have not taken yet, all together. A page of dead letters has some MiB.
 const ANSWERS_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// The same of answers to requests without credentials, which are short.
+/// The same for answers to requests without credentials, which are short.
 const STRANGERS_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What an answer takes up besides its bytes: its stream, its head.
+/// Memory of an answer besides its bytes: its stream and its head.
 const ANSWER_BYTES: usize = 2 * 1024;
 
-/// What an answer of unknown length has in memory at a time.
+/// Memory that an answer of unknown length takes at a time.
 const STREAM_BYTES: usize = 32 * 1024;
 
 /// Uploads at a time: each may fill the disk up to its bound.
 const UPLOADS_MAX: usize = 16;
 
-/// Streams of events, at most: each may hold a connection, so half of those are left to requests.
+/// Most streams of events. Each may hold a connection, so half of the connections are left to
+/// requests.
 const STREAMS_MAX: usize = 1024;
 
-/// Uploads that are read and published at a time: each holds a part of megabytes in memory, and one
-/// keeps a core busy.
+/// Uploads that are read and published at a time: each holds a part of several megabytes in memory,
+/// and one keeps a core busy.
 const SURVEYS_MAX: usize = 2;
 
-/// One in so many places is for requests whose sender is not known by their head.
+/// One place in this many is for requests whose head does not tell their sender.
 const STRANGERS: usize = 8;
 
-/// What the callers of one gateway share.
+/// The resources that the callers of one gateway share.
 pub(super) struct Shares {
     places: Arc<Pool<Caller>>,
     pub(super) room: Arc<Pool<Caller>>,
@@ -80,18 +81,18 @@ impl Shares {
         }
     }
 
-    /// A place among the requests that are served at a time, until the answer is taken.
+    /// Takes a place among the requests that are served at a time, held until the answer is taken.
     pub(super) fn place(&self, caller: &Caller) -> Result<Share<Caller>, Refusal> {
         let place = self.places.take(caller, 1);
         place.ok_or_else(|| full("too many requests at a time"))
     }
 
-    /// The same for a request whose head does not say who sends it.
+    /// Takes a place for a request whose head does not tell its sender.
     pub(super) fn stranger(&self, network: IpAddr) -> Option<Share<IpAddr>> {
         self.strangers.take(&network, 1)
     }
 
-    /// A place for a wrong guess whose answer waits. Those who log in have others.
+    /// Takes a place for a wrong guess whose answer waits. Logins have other places.
     pub(super) fn guess(&self, network: IpAddr) -> Option<Share<IpAddr>> {
         self.guesses.take(&network, 1)
     }
@@ -106,8 +107,8 @@ impl Shares {
         place.ok_or_else(|| full("too many streams are open already"))
     }
 
-    /// Waits for the caller's turn to have a list read: a caller waits for its own lists first, so that
-    /// at most one of each caller stands in the queue of all.
+    /// Waits for the caller's turn to have a list read. A caller waits for its own lists first, so
+    /// that at most one list of each caller is in the common queue.
     pub(super) async fn survey(
         &self,
         caller: &Caller,
@@ -117,7 +118,7 @@ impl Shares {
             let own = turns.entry(caller.clone());
             Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(1))))
         };
-        // Neither is closed ever.
+        // Neither semaphore is ever closed.
         loop {
             let (Ok(own), Ok(turn)) = (
                 Arc::clone(&own).acquire_owned().await,
@@ -129,8 +130,8 @@ impl Shares {
         }
     }
 
-    /// Keeps what a request took up until its answer is taken, and counts the bytes of the answer. For
-    /// one that finds no room only its head is sent.
+    /// Keeps what a request took up until its answer is taken, and counts the bytes of the answer.
+    /// If there is no room for them, only the head is sent.
     fn keep(&self, mut response: Response, network: Option<IpAddr>) -> Response {
         let held = response.extensions_mut().remove::<Arc<Share<Caller>>>();
         if response.body().is_end_stream() {
@@ -159,7 +160,7 @@ impl Shares {
     }
 }
 
-/// What is left of an answer for which there is no room.
+/// The answer that is sent instead of one for which there is no room.
 fn headless(response: Response) -> Response {
     if !response.status().is_success() {
         let (mut head, _) = response.into_parts();
@@ -171,7 +172,7 @@ fn headless(response: Response) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, retry_after).into_response()
 }
 
-/// The outermost of what happens to a request.
+/// The outermost layer of every request.
 pub(super) async fn accounted<B: crate::ports::Broker, S, T>(
     State(gateway): Shared<B, S, T>,
     request: Request,
@@ -196,7 +197,7 @@ mod tests {
         let shares = Shares::new(256, 1024);
         type Take = fn(&Shares, &Caller) -> Result<Share<Caller>, Refusal>;
         let kinds: [(_, Take); 4] = [
-            // A request that waits for its job holds one.
+            // A request that waits for its job holds a place.
             ("places", Shares::place),
             ("room", |shares, caller| {
                 let room = shares.room.take(caller, 1024 * 1024);
@@ -261,7 +262,7 @@ mod tests {
         kept.clear();
         assert!(refused > 0);
         assert_eq!(answer(mib, Some(app("shop"))).status(), StatusCode::OK);
-        // Those of strangers are counted by themselves.
+        // Answers to requests without credentials are counted separately.
         let strangers: Vec<_> = (0..10_000).map(|_| answer(300, None)).collect();
         let with_body = |answer: &&Response| !answer.body().is_end_stream();
         let told = strangers.iter().filter(with_body).count();

@@ -1,5 +1,5 @@
-//! A job without its audience, which follows it as a list: what stands before and after the recipients
-//! in each message.
+//! A job whose audience follows it as a list: writes the messages of the list, each with the whole
+//! job.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,36 +17,36 @@ use crate::domain::fields::{Problem, TWICE, each_field};
 use crate::domain::job::{JOB_BYTES_MAX, ListPart, PARTS_MAX};
 use crate::domain::text;
 
-/// Where a job stands beside an uploaded list, as JSON or as base64 of it.
+/// The header for the job of an uploaded list, as JSON or as base64 of it.
 pub(super) const HEADER: &str = "Fanwise-Job-Spec";
 
 /// Largest job without its audience. Each part of the list carries it.
 pub(super) const SPEC_BYTES_MAX: usize = 1024 * 1024;
 
-/// Most bytes that the job takes in all parts of a list together: what is repeated for each of them is
-/// not the list, and the broker keeps it all.
+/// Most bytes that the job takes in all parts of a list together: it is repeated in each part, and
+/// the broker keeps all of them.
 const SPEC_BYTES_OF_ALL_MAX: usize = 256 * 1024 * 1024;
 
-/// Recipients of one message of a list. Several messages are on their way through gateway, broker and
-/// worker at a time, so smaller ones take less memory; slices are full all the same.
+/// Recipients in one message of a list. Several messages are on their way through gateway, broker
+/// and worker at a time, so smaller ones take less memory; slices are full in any case.
 const PART_RECIPIENTS: usize = 25_000;
 
-/// Where the recipients begin.
+/// The bytes before the recipients.
 const LIST: &[u8] = b"\"users\":[";
 
-/// Room for what tells of the part, and for its list's name.
+/// Room for the number of the part and the name of its list.
 const PART_BYTES_MAX: usize = 256;
 
-/// What each part of an upload has in common.
+/// The bytes that all parts of an upload have in common.
 #[derive(Debug)]
 pub(super) struct Spec {
-    /// Up to the opening bracket of the recipients.
+    /// Everything up to the opening bracket of the recipients.
     before: Vec<u8>,
 }
 
 type RawFields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
-/// The fields of an object, each of which stands there once.
+/// The fields of an object; a field that occurs twice is an error.
 fn raw_fields<'a>(field: &str, json: &'a str) -> Result<RawFields<'a>, Problem> {
     let (mut fields, mut twice) = (RawFields::new(), None);
     each_field(json, |name, value| match fields.entry(name) {
@@ -61,18 +61,21 @@ fn raw_fields<'a>(field: &str, json: &'a str) -> Result<RawFields<'a>, Problem> 
 }
 
 impl Spec {
-    /// Takes a job apart; whether it is one is seen when it is put together. `field` names where it
-    /// stands in the request, `key` is its `client_msg_no` if it has none of its own.
+    /// Takes a job apart; whether it is valid is checked when it is put together. `field` names its
+    /// place in the request; `key` becomes its `client_msg_no` if it has none.
     pub(super) fn read(field: &str, text: &[u8], key: Option<&str>) -> Result<Self, Problem> {
         let problem = |what: String| Problem::new(field, what);
         if text.len() > SPEC_BYTES_MAX {
-            let what = format!("{} bytes, at most {SPEC_BYTES_MAX} are taken", text.len());
+            let what = format!(
+                "{} bytes; at most {SPEC_BYTES_MAX} are permitted",
+                text.len()
+            );
             return Err(problem(what));
         }
         let text = text::read(text).map_err(problem)?;
         let mut fields = raw_fields(field, text)?;
         if fields.contains_key("part") {
-            let what = "an upload is cut into parts here; leave it out";
+            let what = "the gateway cuts an upload into parts; leave it out";
             return Err(Problem::new("part", what));
         }
         let mut before = b"{".to_vec();
@@ -90,8 +93,8 @@ impl Spec {
             let fields = raw_fields("audience", audience.get())?;
             for (name, value) in &fields {
                 if name != "exclude" {
-                    let what = "the recipients are the list that follows; beside it only \
-                                `exclude` is taken";
+                    let what = "the recipients are in the list that follows; here only \
+                                `exclude` is permitted";
                     return Err(Problem::new(format!("audience.{name}"), what));
                 }
                 write_field(&mut before, name, value.get());
@@ -101,20 +104,20 @@ impl Spec {
         Ok(Self { before })
     }
 
-    /// The job without its list, for whoever is asked about it.
+    /// The job without its list, as `before_accept` gets it.
     pub(super) fn document(&self) -> Bytes {
         let audience = self.before.strip_suffix(LIST).unwrap_or(&self.before);
         let audience = audience.strip_suffix(b",").unwrap_or(audience);
         [audience, b"}}"].concat().into()
     }
 
-    /// Into how many parts a list beside it may be cut.
+    /// Most parts that a list with this job may be cut into.
     pub(super) fn parts_max(&self) -> u32 {
         let most = SPEC_BYTES_OF_ALL_MAX / self.before.len().max(1);
         u32::try_from(most).unwrap_or(PARTS_MAX).min(PARTS_MAX)
     }
 
-    /// An empty message.
+    /// Starts an empty message.
     pub(super) fn open(&self) -> Message<'_> {
         Message {
             spec: self,
@@ -124,7 +127,7 @@ impl Spec {
     }
 }
 
-/// One message of an upload, while it is filled.
+/// One message of an upload, while recipients are added.
 pub(super) struct Message<'a> {
     spec: &'a Spec,
     body: Vec<u8>,
@@ -162,7 +165,7 @@ impl Message<'_> {
         true
     }
 
-    /// The whole message; what is left is empty again.
+    /// Finishes the message, and starts the next one empty.
     pub(super) fn close(&mut self, part: &ListPart) -> Bytes {
         let next = Vec::with_capacity(self.body.len());
         let mut body = std::mem::replace(&mut self.body, next);
@@ -189,7 +192,7 @@ fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// The job in a header.
+/// The job in the value of a header.
 pub(super) fn of_header(value: &[u8]) -> Result<Vec<u8>, Problem> {
     if value.trim_ascii_start().starts_with(b"{") {
         return Ok(value.to_vec());
@@ -204,7 +207,7 @@ pub(super) fn of_header(value: &[u8]) -> Result<Vec<u8>, Problem> {
         })
 }
 
-/// A job with this `client_msg_no`, unless it has one. What is no job stays as it is.
+/// A job with this `client_msg_no`; `None` if it has one, or is not valid JSON.
 pub(super) fn with_key(job: &[u8], key: &str) -> Option<Bytes> {
     #[derive(Deserialize)]
     struct Keyed<'a> {
@@ -215,7 +218,7 @@ pub(super) fn with_key(job: &[u8], key: &str) -> Option<Bytes> {
     if keyed.client_msg_no.is_some() {
         return None;
     }
-    // An object, since it could be read as one.
+    // It is an object, since it was read as one.
     let at = job.iter().position(|byte| *byte == b'{')? + 1;
     let mut with = Vec::with_capacity(job.len() + key.len() + 24);
     with.extend_from_slice(&job[..at]);

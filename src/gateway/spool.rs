@@ -1,5 +1,5 @@
-//! A list on its way in, or kept messages on their way out, in a file without a name: whatever ends the
-//! request or the process, nothing of it is left behind.
+//! Keeps lists during their upload and messages during their download in files without a name:
+//! however the request or the process ends, nothing is left behind.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek as _, Write as _};
@@ -33,12 +33,12 @@ pub(super) async fn spool(
         }
         file.write_all(&chunk).await.map_err(|error| full(&error))?;
     }
-    // Written, not synced: what is promised to last is what the broker confirms.
+    // Written, not synced: only the broker's confirm promises that the list lasts.
     file.flush().await.map_err(|error| full(&error))?;
     Ok(file.into_std().await)
 }
 
-/// Records on their way into a file. Writing waits for the disk alone.
+/// Writes records into a file. Only the disk can make it wait.
 pub(super) struct Writing {
     file: BufWriter<File>,
     count: u64,
@@ -70,7 +70,7 @@ impl Writing {
     }
 }
 
-/// Records in a file, one after the other.
+/// Reads records from a file, in order.
 pub(super) struct Records {
     file: BufReader<tokio::fs::File>,
     left: u64,

@@ -7,7 +7,8 @@
 //! | `multipart/form-data` | part `job` | part `audience`, after it |
 //!
 //! 202: a job, or further recipients of one, are durable with the broker. 200: all of it was known
-//! before. All or nothing: a list is accepted as a whole or not at all.
+//! before, the job was waited for and is completed, or this was a dry run. All or nothing: a list
+//! is accepted as a whole or not at all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,16 +52,18 @@ use crate::service::Vars;
 use crate::service::admission::{Examined, agree, allow, charge, conflicts, examine, keeps_rules};
 use crate::service::api::{JobStanding, Submitted};
 
-/// Room above the largest job, so that one that is too large is told so and not cut off.
+/// Largest body that is read: a job slightly above its bound gets an explanation and is not cut
+/// off.
 pub(super) const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
 
-/// What to do with a job that is too large.
+/// The advice for a job that is too large.
 const UPLOAD: &str = "a longer list is uploaded as application/x-ndjson, text/csv or text/plain";
 
-/// Bodies up to this size are read where they arrive; larger ones on a thread that may block.
+/// Bodies up to this size are read on the thread where they arrive; larger ones on a thread that
+/// may block.
 const SMALL_BODY_BYTES: usize = 32 * 1024;
 
-/// Between two looks at a job that is waited for, at first and at last.
+/// Time between two readings of a job that is waited for, at first and at last.
 const LOOK_AFTER: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
 pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
@@ -69,7 +72,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     request: Request,
 ) -> Result<Response, Refusal> {
     let wishes = SubmitOptions::of(request.uri(), request.headers())?;
-    // Before a body of megabytes is taken in that could not be passed on.
+    // Checked before a body of megabytes is taken in that could not be passed on.
     let open = gateway.open()?;
     let (draft, checked) = Draft::receive(&gateway, &caller, request, &wishes).await?;
     let before = agree(&*gateway, &checked.job).await?;
@@ -80,7 +83,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     let settled = before
         .as_ref()
         .is_some_and(|record| record.state == JobState::Completed);
-    // There may be users by now who were not there then.
+    // A job for all users may reach users that were not there before.
     let repeated = known && settled && !checked.job.for_all;
     if !repeated && !wishes.dry_run {
         charge(&*gateway, std::slice::from_ref(&checked.job.asked)).await?;
@@ -113,7 +116,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
     Ok(answer.response(checked, wishes.dry_run))
 }
 
-/// What the caller wants, besides the job.
+/// The caller's options, besides the job.
 struct SubmitOptions {
     priority: Option<Priority>,
     dry_run: bool,
@@ -130,7 +133,7 @@ const PREFER: &str = "prefer";
 
 impl SubmitOptions {
     fn of(uri: &Uri, headers: &HeaderMap) -> Result<Self, Refusal> {
-        // One that is not known is refused: it may be a slip of `dry_run`.
+        // An unknown parameter is refused: it may be a misspelt `dry_run`.
         let mut params = Params::of(uri)?;
         let priority = params.one_of("priority", Priority::ALL, Priority::as_str);
         let dry_run = params.get("dry_run", "true or false").unwrap_or_default();
@@ -143,14 +146,14 @@ impl SubmitOptions {
             dry_run,
             column,
             vars,
-            // A text in quotes, as the draft of the header has it, or a bare one.
+            // A quoted text, as the draft of the header says, or a bare one.
             key: text(IDEMPOTENCY_KEY).map(|key| key.trim_matches('"').to_owned()),
             wait: headers.get_all(PREFER).iter().find_map(wait),
             traceparent: text("traceparent").and_then(traceparent).map(str::to_owned),
         })
     }
 
-    /// How a list that is written so is read.
+    /// How to read a list of this format.
     fn list(&self, format: Format) -> Result<ListKind, Refusal> {
         if self.vars && format != Format::Csv {
             let what = "takes the columns of a CSV; in NDJSON, write `vars` into each object";
@@ -164,7 +167,7 @@ impl SubmitOptions {
     }
 }
 
-/// `wait=10` among the preferences; what is not understood is passed over, as RFC 7240 wants it.
+/// The value of `wait=10` among the preferences; others are ignored, as RFC 7240 demands.
 fn wait(value: &HeaderValue) -> Option<Duration> {
     let preferences = value.to_str().ok()?.split(',');
     let mut waits = preferences.filter_map(|preference| {
@@ -183,7 +186,7 @@ enum Kind {
     List(Listing),
 }
 
-/// How a list comes that follows its job.
+/// How a list follows its job.
 enum Listing {
     Body(Format),
     Form { boundary: String },
@@ -206,8 +209,8 @@ impl Kind {
                 None => Err(Refusal::BadBody(
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
                     format!(
-                        "{other:?} is not taken; application/json is, and for long lists \
-                         application/x-ndjson, text/csv, text/plain and multipart/form-data"
+                        "{other:?} is not supported; use application/json, or for long lists \
+                         application/x-ndjson, text/csv, text/plain or multipart/form-data"
                     ),
                 )),
             },
@@ -224,19 +227,19 @@ fn list_format(essence: &str) -> Option<Format> {
     }
 }
 
-/// A job on its way in.
+/// A job that was received.
 enum Draft {
     One(Held),
-    /// With a key, or with what `before_accept` made of it.
+    /// With a key added, or as `before_accept` changed it.
     Changed(Bytes),
     List(Box<Upload>),
 }
 
-/// What a job comes to that may be accepted.
+/// What the check of a job found, if it may be accepted.
 struct Checked {
     job: Examined,
     submissions: Vec<String>,
-    /// Of an uploaded list.
+    /// Set for an uploaded list.
     parts: Option<Parts>,
 }
 
@@ -274,7 +277,7 @@ impl Draft {
                     return Ok((Self::List(Box::new(upload)), checked));
                 };
                 let changed = change.apply(&document)?;
-                // It may be longer or shorter, and be cut into other parts.
+                // The job may be longer or shorter now, so that the list is cut differently.
                 upload.spec = Spec::read("job", &changed, None)
                     .map_err(|problem| Refusal::BadJob(vec![problem]))?;
                 let (upload, checked) = survey_in_turn(gateway, caller, upload, wishes).await?;
@@ -284,7 +287,7 @@ impl Draft {
     }
 }
 
-/// Reads one message, on a thread that may compute for long if it is a large one.
+/// Reads one message; a large one on a thread that may compute for long.
 async fn read<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     caller: &Caller,
@@ -299,7 +302,7 @@ async fn read<B: Broker, S: Store, T: Transport>(
     blocking(move || check(&CallerView::new(&context, &caller), &body, priority)).await
 }
 
-/// Reads a whole list, a few at a time.
+/// Reads a whole list; only a few lists are read at a time.
 async fn survey_in_turn<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     caller: &Caller,
@@ -329,7 +332,7 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
         let spec = Spec::read(field, text, wishes.key.as_deref()).map_err(bad)?;
         let context = CallerView::new(&gateway.context, caller);
         let tried = try_out(&context, &spec, wishes.priority)?;
-        // Before a list is taken in that may not be sent to.
+        // Checked before a list is taken in that may not be sent to.
         gateway.admit(caller, &tried.job.asked.app)?;
         keeps_rules(&*gateway.context, &tried.job.asked)?;
         Ok(spec)
@@ -355,7 +358,7 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
             let mut job = part(&mut form, "job").await?;
             let mut text = Vec::new();
             while let Some(chunk) = job.chunk().await? {
-                // One byte too many is told by whoever reads it.
+                // Keep one byte too many, so that the reader refuses the job.
                 let room = (SPEC_BYTES_MAX + 1).saturating_sub(text.len());
                 text.extend_from_slice(&chunk[..chunk.len().min(room)]);
             }
@@ -383,7 +386,7 @@ async fn part(form: &mut Form, name: &'static str) -> Result<form::Part, Refusal
         _ => {
             let what = format!(
                 "missing; a form has the part `job`, a JSON object, and then the part `audience`, a \
-                 file; here comes {}",
+                 file; found {}",
                 found.map_or_else(|| "no part".to_owned(), |name| format!("{name:?}"))
             );
             Err(Refusal::BadJob(vec![Problem::new(name, what)]))
@@ -391,7 +394,7 @@ async fn part(form: &mut Form, name: &'static str) -> Result<form::Part, Refusal
     }
 }
 
-/// By the content type of the file, or else by its name.
+/// The format of the list: by the name of its file, or else by its content type.
 fn format_of_part(field: &Field<'_>) -> Result<Format, Refusal> {
     let by_type = field
         .content_type()
@@ -403,15 +406,15 @@ fn format_of_part(field: &Field<'_>) -> Result<Format, Refusal> {
         Some("txt") => Some(Format::Lines),
         _ => None,
     };
-    // What clients make of a file they do not know is no better than its name.
+    // Clients only guess the content type of files that they do not know, so the name counts first.
     by_name.or(by_type).ok_or_else(|| {
-        let what = "how it is written is not known: name the file .ndjson, .csv or .txt, or give its \
+        let what = "the format is not known: name the file .ndjson, .csv or .txt, or give its \
                     content type";
         Refusal::BadJob(vec![Problem::new("audience", what)])
     })
 }
 
-/// Runs what computes for long, or blocks, on a thread where it may.
+/// Runs work that computes for long, or blocks, on a thread where it may.
 async fn blocking<V: Send + 'static>(
     work: impl FnOnce() -> Result<V, Refusal> + Send + 'static,
 ) -> Result<V, Refusal> {
@@ -433,8 +436,8 @@ fn check<S: Store, T: Transport>(
     })
 }
 
-/// Reads a job whose list is still to come, with somebody on it. Whether those on the list bring values
-/// for placeholders is not known yet.
+/// Reads a job whose list is still to come, with a made-up recipient. It is not known yet whether
+/// the list has values for placeholders, so this tries both.
 fn try_out<S: Store, T: Transport>(
     context: &CallerView<'_, S, T>,
     spec: &Spec,
@@ -460,7 +463,7 @@ fn try_with<S: Store, T: Transport>(
         let what = "the job leaves no room for recipients";
         return Err(Refusal::BadJob(vec![Problem::new("", what)]));
     }
-    // A part of several may be empty, should somebody be excluded.
+    // A part of several may be empty, in case the made-up recipient is excluded.
     let part = ListPart {
         number: 1,
         of: 2,
@@ -469,7 +472,7 @@ fn try_with<S: Store, T: Transport>(
     check(context, &message.close(&part), priority)
 }
 
-/// Reads a whole list, and what it comes to.
+/// Reads a whole list, and sums up its parts.
 fn survey<S: Store, T: Transport>(
     context: &CallerView<'_, S, T>,
     upload: &Upload,
@@ -485,11 +488,11 @@ fn survey<S: Store, T: Transport>(
         lists.append(&mut checked.job.asked.lists);
         vars.append(&checked.job.vars);
         let submission = checked.submissions.pop().unwrap_or_default();
-        // Values of one recipient make the message a personal one for all in the same part.
+        // If one recipient has values, all messages of the same part are personal.
         if let Some(first) = &first
             && first.job.personal != checked.job.personal
         {
-            let what = "some recipients have `vars` and others far from them have not; give them to \
+            let what = "some recipients have `vars` and others far from them have none; give them to \
                         all, an empty object if need be";
             return Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
         }
@@ -497,7 +500,7 @@ fn survey<S: Store, T: Transport>(
         Ok(submission)
     })?;
     if recipients == 0 {
-        let what = "everybody on the list is excluded; nobody would get the message";
+        let what = "every recipient on the list is excluded; no recipient would get the message";
         return Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
     }
     let first = first.ok_or_else(|| Refusal::BadJob(Vec::new()))?;
@@ -523,14 +526,14 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         Ok(self.context.try_step(LedgerStep::Look, look).await?)
     }
 
-    /// Has a job that is durable found at once. The job is accepted, whatever the ledger says now: then
-    /// it is found as soon as a worker has taken it.
+    /// Enters a durable job into the ledger, so that it is found at once. Errors do not matter: the
+    /// job is accepted, and is found as soon as a worker takes it.
     pub(super) async fn enter(&self, entry: &Entry) {
         let enter = self.context.store.enter(entry);
         let _ = self.context.try_step(LedgerStep::Accept, enter).await;
     }
 
-    /// Whether all of it came before.
+    /// Whether all submissions of the job are known.
     async fn knows(&self, job: &Checked) -> Result<bool, Refusal> {
         let knows = self.context.store.knows(job.job.id, &job.submissions);
         Ok(self.context.try_step(LedgerStep::Look, knows).await?)
@@ -581,8 +584,9 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         .await
     }
 
-    /// A list that came in part and was given up would only be cancelled again. Its first part is
-    /// noted by the question, which does no harm: it is published before any other.
+    /// Refuses a list that came in part and was given up: it would only be cancelled again. The
+    /// question also notes the first part, which does no harm, since that part is published before
+    /// any other.
     async fn not_given_up(&self, job: JobId, parts: &Parts) -> Result<(), Refusal> {
         if parts.of == 1 {
             return Ok(());
@@ -600,13 +604,13 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         }
     }
 
-    /// Waits until a job that was accepted is completed; what is known of it when the time is over.
+    /// Waits until an accepted job is completed; returns what is known of it when the time is over.
     async fn settled(&self, job: &Checked, wait: Duration) -> Result<Option<JobRecord>, Refusal> {
         let deadline = Instant::now() + wait;
         let (mut pause, pause_max) = LOOK_AFTER;
         let mut seen = None;
         loop {
-            // The job is accepted, whatever the ledger says now.
+            // An error does not matter: the job is accepted.
             if let Ok(Some(record)) = self.look(job.job.id).await {
                 if conflicts(&record, &job.job.content_digest) {
                     return Err(Refusal::Conflict(job.job.id));
@@ -627,7 +631,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
     }
 }
 
-/// What the caller is told of a job that was accepted.
+/// The answer about an accepted job.
 struct SubmitAnswer {
     status: StatusCode,
     standing: Option<JobStanding>,

@@ -15,7 +15,7 @@ use crate::domain::text;
 use crate::ports::{Broker, Store, Transport};
 use crate::service::api::{TemplateRow, TemplateView};
 
-/// The app that is meant, and the version where one can be named.
+/// The app of a request, and the version if the path takes one.
 struct Of {
     app: String,
     version: Option<u32>,

@@ -1,4 +1,4 @@
-//! TLS in front of the gateway, for where no proxy ends it.
+//! TLS of the gateway, for installations without a proxy that terminates it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use crate::http::tls::TlsError;
 /// The protocols offered to a client, the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// Between two looks at the files.
+/// Time between two checks of the files.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// TLS with the certificate and key of two PEM files, as these are now: whoever renews a certificate
-/// puts other files in their place.
+/// TLS with the certificate and key of two PEM files, as these are now: to renew a certificate,
+/// replace the files.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
@@ -39,11 +39,11 @@ struct Files {
     key: PathBuf,
 }
 
-/// What new connections are served with.
+/// The certificate that new connections get.
 #[derive(Debug)]
 struct Served(RwLock<Pair>);
 
-/// A certificate with its key, known by the bytes they were read from.
+/// A certificate with its key, and a digest of the bytes they were read from.
 #[derive(Debug)]
 struct Pair {
     certified: Arc<CertifiedKey>,
@@ -76,8 +76,8 @@ impl Tls {
         self.acceptor.clone()
     }
 
-    /// Serves what the files hold once they hold something else, until `stop`. While they make no pair,
-    /// as between the replacing of one and of the other, new connections get what they got before.
+    /// Serves a new certificate when the files hold one, until `stop`. While the files do not form
+    /// a pair, as when only one of them is replaced, new connections get the previous certificate.
     pub(super) async fn follow(&self, stop: &CancellationToken) {
         let mut trouble = None;
         while stop
@@ -100,7 +100,7 @@ impl Tls {
                     }
                 }
                 Err(error) => {
-                    // Once, not every time it is seen again.
+                    // Logged once, not at every check.
                     let error = Some(chain(&error));
                     if error != trouble {
                         tracing::warn!(error, "the certificate that was read last is still served");
@@ -113,7 +113,7 @@ impl Tls {
 }
 
 impl Served {
-    /// Whether it is another one.
+    /// Replaces the pair; true if it is another one.
     fn replace(&self, pair: Pair) -> bool {
         let mut served = self.0.write();
         let another = served.digest != pair.digest;

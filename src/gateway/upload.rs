@@ -1,9 +1,9 @@
-//! An uploaded list: read twice from where it is kept. The first time all of it is checked, so that
-//! nothing is accepted of a list with a bad line, and counted, so that every part can say of how many it
-//! is one; the second time the parts are published. Memory holds one part at a time.
+//! An uploaded list, read twice from its file. The first reading checks all of it, so that nothing
+//! is accepted of a list with a bad line, and counts its parts, so that each part can carry their
+//! number. The second reading publishes the parts. Memory holds one part at a time.
 //!
-//! The parts are sent to together: a process that is killed between two of them leaves parts that wait
-//! for the rest, which comes when the list is uploaded again, or are given up.
+//! The parts are sent as a whole: if a process is killed between two of them, the parts wait for
+//! the rest, which comes when the list is uploaded again; otherwise they are given up.
 
 use std::fs::File;
 use std::io::Seek as _;
@@ -25,18 +25,18 @@ pub(super) struct Upload {
     pub(super) file: File,
 }
 
-/// How its list is written, see [`Reading`].
+/// How the list is written, see [`Reading`].
 pub(super) struct ListKind {
     pub(super) format: Format,
     pub(super) column: Option<String>,
     pub(super) vars: bool,
 }
 
-/// What the parts of a list are called.
+/// The number of a list's parts, and the name of the list.
 #[derive(Clone, Debug)]
 pub(super) struct Parts {
     pub(super) of: u32,
-    /// Names the list, by what is on it; one that is cut alike is the same.
+    /// Names the list by its contents; the same list, cut in the same way, has the same name.
     pub(super) list: String,
 }
 
@@ -51,12 +51,13 @@ impl Parts {
 }
 
 impl Upload {
-    /// Reads the whole list. `check` reads each message as the worker will, and names its submission.
+    /// Reads the whole list. `check` reads each message as the worker will, and names its
+    /// submission.
     pub(super) fn survey(
         &self,
         mut check: impl FnMut(&[u8]) -> Result<String, Refusal>,
     ) -> Result<(Parts, Vec<String>), Refusal> {
-        // Neither their number nor a name is known yet, and a submission depends on neither.
+        // Number and name are not known yet; a submission depends on neither.
         let unknown = Parts {
             of: PARTS_MAX,
             list: "?".to_owned(),
@@ -67,7 +68,7 @@ impl Upload {
             Ok(())
         })?;
         if submissions.is_empty() {
-            let what = "the list is empty; nobody would get the message";
+            let what = "the list is empty; no recipient would get the message";
             return Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
         }
         Ok((Parts::of(&submissions), submissions))
@@ -122,7 +123,7 @@ impl Upload {
             }
             ended = each(message.close(&part));
             if ended.is_ok() && !message.push(&member) {
-                bad.add(line, "too large beside the job".to_owned());
+                bad.add(line, "too large together with the job".to_owned());
             }
             match ended {
                 Ok(()) => ControlFlow::Continue(()),

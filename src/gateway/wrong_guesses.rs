@@ -1,8 +1,8 @@
-//! Wrong credentials are answered slowly, so that guessing takes long.
+//! Answers wrong credentials slowly, so that guessing takes long.
 //!
-//! Right ones never wait: they are looked at first, whoever else sends wrong ones from the same address,
-//! so nobody locks anybody out. What waits is the answer to a wrong guess, and its connection takes no
-//! further request.
+//! Right credentials never wait: they are checked first, even if other callers send wrong ones from
+//! the same address, so no caller can lock another out. Only the answer to a wrong guess waits, and
+//! its connection takes no further request.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,13 +14,14 @@ use super::Gateway;
 use crate::http::server::Peer;
 use crate::ports::Broker;
 
-/// Between two wrong guesses from one address, in the long run.
+/// Time between two wrong guesses from one address, in the long run.
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Wrong guesses that are answered at once: a service that starts with an old token makes some.
 const AT_ONCE: u32 = 20;
 
-/// Addresses that are remembered. One is forgotten after its guesses are paid for, seconds later.
+/// Most addresses that are remembered. An address may be forgotten some seconds after its last
+/// guess.
 const NETWORKS_MAX: usize = 16 * 1024;
 
 /// The wrong guesses of each address.
@@ -28,7 +29,7 @@ pub(super) struct Failures {
     since: Instant,
     /// Longest wait.
     patience: Duration,
-    /// Until when the guesses of an address last, at one in `EVERY`.
+    /// For each address, until when its guesses last, at one per `EVERY`.
     networks: Mutex<HashMap<IpAddr, Duration>>,
 }
 
@@ -41,7 +42,7 @@ impl Failures {
         }
     }
 
-    /// Counts a wrong guess, and says how long its answer has to wait.
+    /// Counts a wrong guess, and returns how long its answer must wait.
     fn count(&self, network: IpAddr, now: Duration) -> Duration {
         let free = EVERY * AT_ONCE;
         let mut networks = self.networks.lock();
@@ -59,8 +60,8 @@ impl Failures {
 }
 
 impl<B: Broker, S, T> Gateway<B, S, T> {
-    /// Waits as long as the answer to a wrong guess has to. So many wait at a time; a further one is
-    /// answered at once, and has to connect again.
+    /// Waits as long as the answer to a wrong guess must wait. A bounded number of answers wait at
+    /// a time; a further one is sent at once, and its caller has to connect again.
     pub(super) async fn answer_slowly(&self, peer: Option<&Peer>) {
         let Some(peer) = peer else { return };
         let network = peer.network();

@@ -1,4 +1,4 @@
-//! HTTP/1.1 towards backends, and the server of the gateway and the admin port.
+//! HTTP/1.1 to backends, and the HTTP server of the gateway and the admin port.
 
 pub mod client;
 pub(crate) mod server;

@@ -1,4 +1,4 @@
-//! What both ends of the gateway's TLS need.
+//! The parts of the gateway's TLS that client and server share.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,12 +16,12 @@ pub enum TlsError {
     Certificate { path: PathBuf, source: pem::Error },
     #[error("cannot read gateway.tls_key {path}")]
     Key { path: PathBuf, source: pem::Error },
-    #[error("gateway.tls_certificate and gateway.tls_key do not make a server")]
+    #[error("gateway.tls_certificate and gateway.tls_key do not fit together")]
     Unfit(#[source] rustls::Error),
 }
 
-/// A client that trusts the certificate in this file and no other, whatever name it is for: who runs
-/// a server knows it by its file, and calls it by its address.
+/// A client that trusts the certificate in this file and no other, for any name: operators know a
+/// server by its file, and call it by its address.
 pub fn pinned(certificate: &Path) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let pinned = CertificateDer::from_pem_file(certificate);
@@ -60,7 +60,7 @@ impl ServerCertVerifier for Pinned {
         if *end_entity == self.certificate {
             return Ok(ServerCertVerified::assertion());
         }
-        let what = "another certificate than the one in gateway.tls_certificate";
+        let what = "its certificate is not the one in gateway.tls_certificate";
         Err(rustls::Error::General(what.to_owned()))
     }
 

@@ -602,9 +602,9 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
     let shell = place.run(&["dead", "redrive"]).await;
     assert_eq!(shell.code, Some(64), "{}", shell.stderr);
     assert!(
-        shell
-            .stderr
-            .contains("this sends to 30 recipient(s) again, to all dead letters of 1 job(s)"),
+        shell.stderr.contains(
+            "this sends again to 30 recipient(s), all those with dead letters of 1 job(s)"
+        ),
         "{}",
         shell.stderr
     );
@@ -640,7 +640,7 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
 
     let shell = place.run(&["dead", "redrive", "--job", "promo"]).await;
     assert!(
-        shell.stdout.starts_with("nobody is sent to again\n")
+        shell.stdout.starts_with("nothing is sent again\n")
             && shell.stdout.contains("30 were redriven before"),
         "{}",
         shell.stdout
@@ -881,7 +881,7 @@ async fn a_purge_takes_what_is_meant(place: Place) {
     let refused = place.run(&["dead", "purge", "--job", "one"]).await;
     assert_eq!(refused.code, Some(64), "{}", refused.stderr);
     assert!(
-        refused.stderr.contains("40 dead recipient(s)"),
+        refused.stderr.contains("dead letters of 40 recipient(s)"),
         "{}",
         refused.stderr
     );
@@ -1106,7 +1106,7 @@ async fn refuses_what_it_does_not_know(place: &Place, method: &str, path: &str) 
     assert_eq!(status, 400, "{method} {path}: {answer}");
     assert!(
         told.starts_with("nonsense: unknown parameter; known are ")
-            || told == "nonsense: unknown parameter; none is taken here",
+            || told == "nonsense: unknown parameter; this path takes none",
         "{method} {path}: {told}"
     );
 }

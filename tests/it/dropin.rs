@@ -761,7 +761,7 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
             answer
         };
         let wrong_method = ask(house.gateway, "GET", path, &[], "").await;
-        let wrong_method = check(wrong_method, status, "GET is not taken here, POST is");
+        let wrong_method = check(wrong_method, status, "GET is not supported here, use POST");
         assert_eq!(wrong_method.header("allow"), Some("POST"));
         let post = async |headers: &[(&str, &str)], bytes: usize, body: &str| {
             ask_announcing(house.gateway, "POST", path, headers, bytes, body).await

@@ -788,7 +788,7 @@ async fn a_gateway_without_credentials_is_refused_or_warned_of() {
     );
     let none = check("auth = \"none\"").await;
     assert_eq!(none.code, Some(0), "{}", none.stderr);
-    let warned = "warning: gateway.auth: whoever reaches";
+    let warned = "warning: gateway.auth: every client that reaches";
     assert!(none.stdout.contains(warned), "{}", none.stdout);
 
     // Only what runs a gateway says so: a worker has none. Neither starts without a broker.

@@ -1,4 +1,4 @@
-//! Steering what runs.
+//! Commands that control jobs, apps and targets.
 
 use http::Method;
 
@@ -13,7 +13,7 @@ use crate::service::control::{
 };
 
 impl Access {
-    /// Carries out a command, and tells what stands then.
+    /// Carries out a command and returns the state that results.
     pub(in crate::cli) async fn steer(
         &self,
         command: &Command,

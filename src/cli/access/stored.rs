@@ -1,4 +1,4 @@
-//! Stored messages.
+//! Reads and writes stored messages.
 
 use bytes::Bytes;
 use http::Method;
@@ -69,7 +69,7 @@ impl Access {
         }
     }
 
-    /// `false`: there was none of that name.
+    /// Returns `false` if there was no stored message of that name.
     pub(in crate::cli) async fn delete_template(
         &self,
         app: &str,

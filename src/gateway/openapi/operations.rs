@@ -1,4 +1,4 @@
-//! The table of operations. A new route is one more entry here, next to those of its group.
+//! The table of operations. A new route gets an entry here, next to those of its group.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -27,17 +27,17 @@ use crate::service::jobs::LIST_MAX;
     reason = "only its schema is used: refusals are written field by field"
 )]
 pub(super) struct ProblemDetails {
-    /// Always `about:blank`: `status` and `title` say what kind it is.
+    /// Always `about:blank`: `status` and `title` tell the kind of problem.
     r#type: String,
     status: u16,
     title: String,
-    /// In words, what to do about it included.
+    /// An explanation, with what to do about it.
     detail: String,
-    /// Each thing that is wrong; of an uploaded list the first bad lines.
+    /// Each problem of the request; for an uploaded list, the first bad lines.
     problems: Option<Vec<FieldProblem>>,
-    /// How many lines of an uploaded list are bad.
+    /// Number of bad lines in an uploaded list.
     bad_lines: Option<u64>,
-    /// The job that the key stands for.
+    /// The job that the key belongs to.
     job: Option<String>,
 }
 
@@ -57,13 +57,13 @@ struct FieldProblem {
     reason = "only its schema is used: events are written line by line"
 )]
 struct ServerSentEvent {
-    /// Where the job stood: the `Last-Event-ID` to come back with.
+    /// The state of the job: send it as `Last-Event-ID` to continue from here.
     id: Option<String>,
     event: Option<EventKind>,
     /// A `JobEvent` as JSON.
     #[schemars(schema_with = "job_event")]
     data: Option<String>,
-    /// Milliseconds to wait before coming back; in the first one.
+    /// Milliseconds to wait before reconnecting; only in the first event.
     retry: Option<u64>,
 }
 
@@ -76,7 +76,7 @@ fn job_event(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Who tells work something, why, and for how long.
+/// The author of a directive, the reason, and how long it lasts.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[expect(
@@ -84,14 +84,14 @@ fn job_event(generator: &mut SchemaGenerator) -> Schema {
     reason = "only its schema is used: commands are read field by field"
 )]
 pub(super) struct DirectiveRequest {
-    /// Shown wherever the directive is.
+    /// Shown wherever the directive is shown.
     reason: Option<String>,
     author: Option<String>,
-    /// Such as `30m`; without it, until it is lifted.
+    /// Such as `30m`; without it, the directive lasts until it is lifted.
     expires_in: Option<String>,
 }
 
-/// Another rate for one job.
+/// Sets the rate of one job.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[expect(
@@ -103,11 +103,11 @@ pub(super) struct RateRequest {
     rate: String,
     reason: Option<String>,
     author: Option<String>,
-    /// Such as `30m`; without it, until it is set again.
+    /// Such as `30m`; without it, the rate lasts until it is set again.
     expires_in: Option<String>,
 }
 
-/// Another rate for a target, an app or a job.
+/// Sets the rate of a target, an app or a job.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[expect(
@@ -116,26 +116,27 @@ pub(super) struct RateRequest {
 )]
 pub(super) struct LimitRequest {
     scope: Scope,
-    /// Of the target or app, or the id of the job.
+    /// Name of the target or app, or id of the job.
     name: String,
     /// Such as `2000/s`; `default` for the configured one.
     rate: String,
     reason: Option<String>,
     author: Option<String>,
-    /// Such as `30m`; without it, until it is set again.
+    /// Such as `30m`; without it, the rate lasts until it is set again.
     expires_in: Option<String>,
 }
 
-/// A list that is uploaded with its job.
+/// A job and its list of recipients, uploaded together.
 #[derive(JsonSchema)]
 #[expect(
     dead_code,
     reason = "only its schema is used: forms are read as a stream"
 )]
 struct UploadForm {
-    /// A job whose `audience` has no users.
+    /// A job whose `audience` names no users.
     job: serde_json::Map<String, serde_json::Value>,
-    /// A file, named `.ndjson`, `.csv` or `.txt` or with its content type; the last part.
+    /// A file, named `.ndjson`, `.csv` or `.txt` or with its content type; the last part of the
+    /// form.
     audience: String,
 }
 
@@ -162,16 +163,16 @@ fn dead_class(_: &mut SchemaGenerator) -> Schema {
 const JOB_NAME: &str = "Id of the job, or its `client_msg_no` together with `app`.";
 const JOB_ID: &str = "Id of the job, 24 hexadecimal digits.";
 const APP: &str = "The app; `default` if left out.";
-const CURSOR: &str = "`next` of the page before.";
+const CURSOR: &str = "`next` of the previous page.";
 
-const SUBMIT: &str = "The job is JSON. A long list of recipients follows its job instead of standing \
+const SUBMIT: &str = "The job is JSON. A long list of recipients follows its job instead of being \
 in it: as the body, with the job in the header `Fanwise-Job-Spec`, or as the second part of a form. All \
-or nothing: a list with bad lines is refused with their numbers, and nobody is sent to.\n\n\
+or nothing: a list with bad lines is refused with their numbers, and sent to no recipient.\n\n\
 The same `client_msg_no` with the same message is the same job: further recipients extend it, and \
-nobody gets it twice. With another message it is refused with 409.";
+no recipient gets it twice. With another message it is refused with 409.";
 
 const FOLLOW: &str = "`accepted`, `progress` and `completed`, each with the whole accounts. \
-`Last-Event-ID` goes on where a reader was cut off, at any gateway. The stream ends after `completed`.";
+`Last-Event-ID` continues where a reader was cut off, at any gateway. The stream ends after `completed`.";
 
 pub(super) fn operations() -> Vec<Operation> {
     let groups = [
@@ -202,30 +203,30 @@ fn jobs() -> Vec<Operation> {
             .about(SUBMIT)
             .query(
                 "priority",
-                "Of a job that has none; `normal` if left out.",
+                "The priority of a job that has none; `normal` if left out.",
                 of::<Priority>,
             )
-            .query("dry_run", "Only checks it.", of::<bool>)
+            .query("dry_run", "Only check the job.", of::<bool>)
             .query(
                 "column",
-                "Name of the column with the recipients, of CSV with several; its number where the first line is no \
+                "Name of the column with the recipients, for a CSV with several; its number if the first line is no \
                  heading.",
                 of::<String>,
             )
             .query(
                 "vars",
-                "The other columns of a CSV are the recipient's values for placeholders.",
+                "Take the other columns of a CSV as the recipient's values for placeholders.",
                 of::<bool>,
             )
             .header("Idempotency-Key", "The `client_msg_no` of a job that has none.")
             .header(
                 "Prefer",
-                "`wait=10`: answer when the job is completed, or after so many seconds.",
+                "`wait=10`: answer when the job is completed, or after this many seconds.",
             )
             .header(
                 "Fanwise-Job-Spec",
-                "The job of an uploaded list, as JSON or base64 of it. All headers together have at most \
-                 32 KiB; a longer job comes as a form.",
+                "The job of an uploaded list, as JSON or base64 of it. All headers together may have at most \
+                 32 KiB; send a longer job as a form.",
             )
             .header("traceparent", "W3C trace context; it travels up to the send.")
             .takes(json(of::<JobDocument>))
@@ -235,25 +236,25 @@ fn jobs() -> Vec<Operation> {
             .takes(content("multipart/form-data", of::<UploadForm>))
             .answers(
                 202,
-                "Accepted: durable, and sent as its turn comes.",
+                "Accepted: the job is durable, and is sent in its turn.",
                 vec![json(of::<Submitted>)],
             )
             .answers(
                 200,
-                "All of it was known before, it was waited for and is completed, or it was only checked.",
+                "All of the job was known before, the job was waited for and is completed, or it was only checked.",
                 vec![json(of::<Submitted>)],
             )
             .refuses(&[409, 415]),
         Operation::new("get", "/v1/jobs", "listJobs")
-            .summary("Jobs that run, and those that completed within the dedup window, newest first")
-            .query("app", "Only of this app.", of::<String>)
-            .query("target", "Only of this target.", of::<String>)
+            .summary("Running jobs, and jobs that completed within the dedup window, newest first")
+            .query("app", "Only jobs of this app.", of::<String>)
+            .query("target", "Only jobs to this target.", of::<String>)
             .query(
                 "client_msg_no",
-                "Only with this key; with `app` it finds the one job at once.",
+                "Only jobs with this key; with `app` it finds the one job at once.",
                 of::<String>,
             )
-            .query("state", "Only in this state.", of::<JobState>)
+            .query("state", "Only jobs in this state.", of::<JobState>)
             .query("since", "Accepted at or after this: an RFC 3339 time, or a time ago such as `2h`.", moment)
             .query("until", "Accepted before this.", moment)
             .query("limit", "Jobs on a page; 50 if left out.", |_| number(LIST_MAX))
@@ -265,22 +266,22 @@ fn jobs() -> Vec<Operation> {
         of_job("/v1/jobs/{id}/events", "followJob")
             .summary("Server-sent events of one job")
             .about(FOLLOW)
-            .header("Last-Event-ID", "Id of the last event that was seen.")
+            .header("Last-Event-ID", "Id of the last event that was received.")
             .answers(
                 200,
                 "Events as they happen.",
                 vec![content(EVENTS, of::<ServerSentEvent>)],
             )
-            .answers(204, "The reader has seen the end; it need not come back.", vec![]),
+            .answers(204, "The client has seen the end and need not reconnect.", vec![]),
         of_job("/v1/jobs/{id}/recipients/{user}", "showRecipient")
             .path("user", "The recipient.")
-            .summary("Did this user get it, and why not?")
-            .answers(200, "What became of the recipient.", vec![json(of::<RecipientFate>)]),
+            .summary("Whether this user got the message, and if not, why")
+            .answers(200, "The state of the recipient, with an explanation.", vec![json(of::<RecipientFate>)]),
         of_job("/v1/jobs/{id}/verification", "verifyJob")
             .summary("The accounts, counted again in the ledger")
             .answers(
                 200,
-                "Both, and how they differ if they do.",
+                "The counters, the count in the ledger, and the differences between them.",
                 vec![json(of::<Verification>)],
             ),
     ]
@@ -290,18 +291,18 @@ fn dead_letters() -> Vec<Operation> {
     vec![
         Operation::new("get", "/v1/dead", "listDeadLetters")
             .summary("Dead letters, one row for each recipient")
-            .about("A page of them, or all of them as lines with `Accept: application/x-ndjson`. Whom the ledger knows not to be dead is left out.")
+            .about("A page of them, or all of them as lines with `Accept: application/x-ndjson`. Recipients that the ledger knows not to be dead are left out.")
             .answers(404, "There is no such job, app or target.", vec![])
-            .query("job", "Only of this job: its id, or its `client_msg_no` together with `app`.", of::<String>)
-            .query("app", "Only of this app.", of::<String>)
-            .query("target", "Only of this target.", of::<String>)
+            .query("job", "Only this job: its id, or its `client_msg_no` together with `app`.", of::<String>)
+            .query("app", "Only this app.", of::<String>)
+            .query("target", "Only this target.", of::<String>)
             .query("recipient", "Only this recipient.", of::<String>)
-            .query("outcome", "Only with this outcome.", dead_outcome)
-            .query("class", "Only with this class of the last answer.", dead_class)
-            .query("code", "Only with this code of the backend.", of::<String>)
+            .query("outcome", "Only this outcome.", dead_outcome)
+            .query("class", "Only this class of the last answer.", dead_class)
+            .query("code", "Only this code of the backend.", of::<String>)
             .query("since", "Last attempt at or after this: an RFC 3339 time, or a time ago such as `2h`.", moment)
             .query("until", "Last attempt before this.", moment)
-            .query("content", "With what was to be said; then at most 100 rows on a page.", of::<bool>)
+            .query("content", "Include the messages; then at most 100 rows on a page.", of::<bool>)
             .query("limit", "Rows on a page; 100 if left out.", |_| number(dead::PAGE_MAX))
             .query("cursor", CURSOR, of::<String>)
             .answers(
@@ -310,17 +311,17 @@ fn dead_letters() -> Vec<Operation> {
                 vec![json(of::<DeadList>), content(NDJSON, of::<DeadRow>)],
             ),
         Operation::new("post", "/v1/dead:redrive", "redriveDeadLetters")
-            .summary("Send to them again")
-            .about("Makes a new job of the letters that are meant, by the rules of every job. Those who failed are sent to again; those who are uncertain only if asked for. Whoever was redriven before is not sent to again.")
+            .summary("Send to recipients of dead letters again")
+            .about("Makes new jobs of the letters that the filter selects, by the rules of every job. Failed recipients are sent to again, uncertain ones only on request. Recipients that were redriven before are not sent to again.")
             .answers(404, "There is no such job, app or target.", vec![])
             .takes(json(of::<RedriveRequest>))
             .answers(200, "What was done, or would be.", vec![json(of::<Redriven>)]),
         Operation::new("post", "/v1/dead:purge", "purgeDeadLetters")
-            .summary("Remove them for good")
+            .summary("Remove dead letters permanently")
             .takes(json(of::<PurgeRequest>))
             .answers(200, "What was removed, or would be.", vec![json(of::<Purged>)]),
         Operation::new("get", "/v1/rejected", "listRejected")
-            .summary("Messages that were no jobs, as lines")
+            .summary("Rejected messages, as lines")
             .answers(200, "All of them.", vec![content(NDJSON, of::<KeptLine>)]),
     ]
 }
@@ -352,7 +353,7 @@ fn templates() -> Vec<Operation> {
             ),
         one("delete", "deleteTemplate")
             .summary("Remove a stored message")
-            .answers(204, "It is gone.", vec![])
+            .answers(204, "It is removed.", vec![])
             .refuses(&[404]),
     ]
 }
@@ -361,7 +362,7 @@ fn steering() -> Vec<Operation> {
     let told = |path, id, parameter: (&'static str, &'static str)| {
         Operation::new("post", path, id)
             .path(parameter.0, parameter.1)
-            .answers(200, "What stands now.", vec![json(of::<Steered>)])
+            .answers(200, "The state that results.", vec![json(of::<Steered>)])
             .refuses(&[404, 409])
     };
     let order = |operation: Operation| operation.takes(json(of::<DirectiveRequest>)).may_be_empty();
@@ -370,32 +371,32 @@ fn steering() -> Vec<Operation> {
     let target = |path, id| order(told(path, id, ("name", "Name of the target.")));
     vec![
         job("/v1/jobs/{id}:pause", "pauseJob").summary("Pause a job"),
-        job("/v1/jobs/{id}:resume", "resumeJob").summary("Go on with a paused job"),
+        job("/v1/jobs/{id}:resume", "resumeJob").summary("Resume a paused job"),
         job("/v1/jobs/{id}:cancel", "cancelJob")
-            .summary("Cancel a job: whoever has no outcome yet ends cancelled"),
+            .summary("Cancel a job: recipients without an outcome end cancelled"),
         told("/v1/jobs/{id}:rate", "rateJob", ("id", JOB_ID))
-            .summary("Another rate for a job")
+            .summary("Set the rate of a job")
             .takes(json(of::<RateRequest>)),
         app("/v1/apps/{name}:pause", "pauseApp").summary("Pause all jobs of an app"),
-        app("/v1/apps/{name}:resume", "resumeApp").summary("Go on with a paused app"),
+        app("/v1/apps/{name}:resume", "resumeApp").summary("Resume a paused app"),
         target("/v1/targets/{name}:pause", "pauseTarget").summary("Pause a target"),
-        target("/v1/targets/{name}:resume", "resumeTarget").summary("Go on with a paused target"),
+        target("/v1/targets/{name}:resume", "resumeTarget").summary("Resume a paused target"),
         target("/v1/targets/{name}:park", "parkTarget")
             .summary("Park a target, for 10 minutes unless `expires_in` says otherwise"),
-        target("/v1/targets/{name}:unpark", "unparkTarget").summary("Let a parked target go on"),
+        target("/v1/targets/{name}:unpark", "unparkTarget").summary("Unpark a target"),
         Operation::new("get", "/v1/targets", "listTargets")
-            .summary("Targets, and what they do")
+            .summary("Targets and their state")
             .answers(200, "All of them.", vec![json(of::<Vec<TargetView>>)]),
         Operation::new("get", "/v1/limits", "listLimits")
             .summary("Limits of targets and apps, and of jobs that have a live one")
             .answers(200, "All of them.", vec![json(of::<Vec<LimitView>>)]),
         Operation::new("put", "/v1/limits", "setLimit")
-            .summary("Another rate for a target, an app or a job")
+            .summary("Set the rate of a target, an app or a job")
             .takes(json(of::<LimitRequest>))
-            .answers(200, "What stands now.", vec![json(of::<Steered>)])
+            .answers(200, "The state that results.", vec![json(of::<Steered>)])
             .refuses(&[404, 409]),
         Operation::new("get", "/v1/directives", "listDirectives")
-            .summary("Everything that operators told running work, while it is in force")
+            .summary("All directives in force")
             .answers(200, "All of them.", vec![json(of::<Vec<Directive>>)]),
     ]
 }
@@ -411,11 +412,7 @@ fn about() -> Vec<Operation> {
             ),
         Operation::new("get", "/docs", "documentation")
             .summary("This document as a page for people")
-            .answers(
-                200,
-                "HTML that needs nothing else.",
-                vec![text("text/html")],
-            ),
+            .answers(200, "HTML, complete in itself.", vec![text("text/html")]),
         Operation::new("get", "/livez", "live")
             .summary("Whether the process serves")
             .open()

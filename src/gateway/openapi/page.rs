@@ -1,4 +1,5 @@
-//! The document as one page of HTML: no script, no other file, readable on a phone and when saved.
+//! Writes the document as one page of HTML: no script, no other file, readable on a phone and when
+//! saved.
 
 use std::fmt::Write as _;
 
@@ -137,7 +138,7 @@ fn operation(html: &mut String, path: &str, method: &str, it: &Value) {
     let mut refusals = Vec::new();
     for (status, it) in members(&it["responses"]) {
         match it["$ref"].as_str().and_then(|it| it.rsplit('/').next()) {
-            // They mean the same everywhere, and are told once.
+            // Refusals mean the same everywhere, so the page describes them once.
             Some(name) => refusals.push(format!("<a href=\"#refusal-{name}\">{status}</a>")),
             None => answer(html, status, it),
         }
@@ -168,7 +169,7 @@ fn kind_of_content(name: &str, content: &Value) -> String {
     format!("{many}{}", kind(&content["schema"]))
 }
 
-/// What a schema holds: its fields, or its alternatives.
+/// Writes the fields of a schema, or its alternatives.
 fn shape(html: &mut String, schema: &Value) {
     let required = items(&schema["required"]);
     if let Some(fields) = schema["properties"].as_object() {
@@ -204,7 +205,7 @@ fn shape(html: &mut String, schema: &Value) {
     }
 }
 
-/// A schema in a few words.
+/// Describes a schema in a few words.
 fn kind(schema: &Value) -> String {
     if let Some(reference) = schema["$ref"].as_str() {
         let name = escape(reference.rsplit('/').next().unwrap_or_default());
@@ -248,7 +249,7 @@ fn row(html: &mut String, name: &str, note: &str, what: &str) {
     );
 }
 
-/// Paragraphs, with code between backticks.
+/// Writes paragraphs, with code between backticks.
 fn prose(html: &mut String, value: &Value) {
     for paragraph in value.as_str().unwrap_or_default().split("\n\n") {
         if !paragraph.is_empty() {
@@ -273,7 +274,7 @@ fn escape(text: &str) -> String {
         .replace('"', "&quot;")
 }
 
-/// A path that may be broken at its slashes.
+/// A path that may break at its slashes.
 fn breakable(path: &str) -> String {
     escape(path).replace('/', "/<wbr>").replace(':', "<wbr>:")
 }
@@ -298,7 +299,7 @@ fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
 }
 
 fn write(html: &mut String, what: std::fmt::Arguments<'_>) {
-    // A string takes everything.
+    // Writing to a string cannot fail.
     let _ = html.write_fmt(what);
 }
 
@@ -339,7 +340,7 @@ mod tests {
         }
     }
 
-    /// Every link leads somewhere, and to nothing outside.
+    /// Every link has a place to lead to, and the page loads nothing from outside.
     #[test]
     fn the_page_needs_nothing_else() {
         let document = super::super::openapi();

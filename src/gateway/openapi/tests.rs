@@ -1,11 +1,11 @@
-//! The table against the sources of the router and of the readers. That each operation meets a handler
-//! is tested with a server, see `the_document_is_what_is_served`.
+//! Compares the table with the sources of the router and of the readers.
+//! `the_document_is_what_is_served` tests with a server that each operation has a handler.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// A path with its parameters made alike, without the verb after one.
+/// A path with uniform parameters, without the verb after one.
 fn alike(path: &str) -> String {
     let pieces = path.split('{').map(|piece| match piece.split_once('}') {
         Some((_, rest)) if rest.starts_with(':') => "{}".to_owned(),
@@ -71,7 +71,7 @@ fn every_reference_leads_somewhere() {
     check(&document, &document);
 }
 
-/// Commands are read field by field, so their schemas are written beside the reader.
+/// Commands are read field by field, so their schemas are written separately from the reader.
 #[test]
 fn the_fields_of_commands_are_those_that_are_read() {
     let document = openapi();

@@ -1,4 +1,4 @@
-//! One connection: how it is opened, and one request and its reply on it.
+//! Opens one connection, and carries one request and its reply at a time on it.
 
 use std::future::poll_fn;
 use std::io::{self, Write as _};
@@ -25,7 +25,7 @@ use crate::ports::{HttpReply, PRIVATE_ADDRESS, Request};
 
 /// A body up to this size leaves in the same write as the head; a longer one is not copied.
 const COPIED_BODY_MAX: usize = 8 * 1024;
-/// What a read takes at a time; most replies fit in one.
+/// Size of the read buffer; most replies fit in one read.
 const READ_BYTES: usize = 4 * 1024;
 /// Longest head of a reply, and longest line between chunks.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -41,7 +41,7 @@ pub(super) struct Connection {
     usable_until: Instant,
 }
 
-/// A reply, and how long the connection may idle if it may be used again at all.
+/// A reply, and how long the connection may then idle; `None` if it must not be used again.
 pub(super) struct Exchanged {
     pub(super) reply: HttpReply,
     pub(super) reuse: Option<Duration>,
@@ -94,7 +94,7 @@ pub(super) async fn open(
     Ok(Connection::new(stream))
 }
 
-/// Tries one address after the other, each with its share of the time that is left.
+/// Tries the addresses in order, each with its share of the time that is left.
 async fn connect(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for (index, address) in addresses.iter().enumerate() {
@@ -146,8 +146,8 @@ impl Connection {
         self.usable_until
     }
 
-    /// Whether the server neither closed the connection nor said anything unasked. Costs no system
-    /// call unless there is something to read.
+    /// Whether the server has neither closed the connection nor sent anything since the last reply.
+    /// Costs no system call unless there is something to read.
     pub(super) async fn is_quiet(&mut self) -> bool {
         let look = poll_fn(|cx| {
             let mut byte = [0];
@@ -155,11 +155,12 @@ impl Connection {
                 Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(byte.as_mut_slice()));
             Poll::Ready(read.is_pending())
         });
-        // Out of budget, the runtime would call every socket pending.
+        // Without the task's budget left, the runtime would report every socket as pending.
         tokio::task::unconstrained(look).await
     }
 
-    /// One request and its reply. After an error, and without `reuse`, the connection is of no use.
+    /// Sends one request and reads its reply. After an error, or without `reuse`, the connection
+    /// must not be used again.
     pub(super) async fn exchange(
         &mut self,
         request: &Request,
@@ -170,7 +171,8 @@ impl Connection {
         let written = match self.write(rest).await {
             Ok(whole) => Ok(whole),
             Err(error) if self.written() == before => return Err(broken(&error)),
-            // A server that refuses a request before it has all of it may have said why.
+            // A server that refuses a request before it has read all of it may have sent the
+            // reason.
             Err(error) => Err(broken(&error)),
         };
         let has_body = request.method != http::Method::HEAD;
@@ -185,7 +187,7 @@ impl Connection {
         }
     }
 
-    /// Fills the output; returns what is to be written after it.
+    /// Fills the output; returns the bytes to write after it.
     fn render<'r>(&mut self, request: &'r Request) -> &'r [u8] {
         let output = &mut self.output;
         output.clear();
@@ -212,11 +214,12 @@ impl Connection {
             line(b"user-agent", USER_AGENT_VALUE.as_bytes());
         }
         if !request.headers.contains_key(ACCEPT_ENCODING) {
-            // A server that hears nothing may compress, and we could not read who failed.
+            // Without this header a server may compress, and then we cannot read which recipients
+            // failed.
             line(b"accept-encoding", b"identity");
         }
         for (name, value) in &request.headers {
-            // These three frame the request, and framing it is done here.
+            // These three headers frame the request, which this function does itself.
             if ![CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION].contains(name) {
                 line(name.as_str().as_bytes(), value.as_bytes());
             }
@@ -231,15 +234,15 @@ impl Connection {
         }
     }
 
-    /// Writes the output and `rest`; `Ok(false)` when the server answered or closed before all of it
-    /// was written.
+    /// Writes the output and `rest`. `Ok(false)` if the server answered or closed the connection
+    /// before all of it was written.
     async fn write(&mut self, rest: &[u8]) -> io::Result<bool> {
         for mut bytes in [self.output.as_slice(), rest] {
             while !bytes.is_empty() {
                 let (stream, input) = (&mut self.stream, &mut self.input);
                 let written = poll_fn(|cx| match Pin::new(&mut *stream).poll_write(cx, bytes) {
                     Poll::Ready(written) => Poll::Ready(written.map(Some)),
-                    // Listening meanwhile, so that two sides do not wait for each other.
+                    // Read while waiting, so that the two sides do not wait for each other.
                     Poll::Pending => input.poll_fill(cx, stream).map_ok(|_| None),
                 });
                 match written.await? {
@@ -249,7 +252,7 @@ impl Connection {
                 }
             }
         }
-        // Only TLS holds anything back.
+        // Only TLS buffers anything.
         self.stream.flush().await?;
         Ok(true)
     }
@@ -268,7 +271,7 @@ impl Connection {
         };
         let reuse = head
             .reuse
-            // Bytes after the reply were not asked for.
+            // Bytes after the reply were not requested.
             .filter(|_| self.input.is_empty());
         self.input.shrink();
         Ok(Exchanged {
@@ -281,7 +284,7 @@ impl Connection {
         })
     }
 
-    /// The head of the final reply; interim ones (1xx) are passed over.
+    /// Reads the head of the final reply; skips interim ones (1xx).
     async fn read_head(&mut self) -> Result<Head, Broken> {
         loop {
             match reply::parse(self.input.filled())? {
@@ -314,7 +317,7 @@ impl Connection {
         Ok(body.into())
     }
 
-    /// Moves so many bytes of the reply to `body`.
+    /// Moves `length` bytes of the reply to `body`.
     async fn read_exact(&mut self, length: usize, body: &mut Vec<u8>) -> Result<(), Broken> {
         let end = body.len() + length;
         let here = length.min(self.input.filled().len());
@@ -368,7 +371,7 @@ impl Connection {
         }
     }
 
-    /// Takes a line from the input and reads it, without its end.
+    /// Takes a line from the input and parses it, without its end.
     async fn read_line<T>(&mut self, read: impl Fn(&[u8]) -> T) -> Result<T, Broken> {
         loop {
             let here = self.input.filled();
@@ -385,7 +388,7 @@ impl Connection {
         }
     }
 
-    /// Reads on; the end of the stream is an error here.
+    /// Reads more input; here, the end of the stream is an error.
     async fn fill(&mut self) -> Result<(), Broken> {
         match self.input.fill(&mut self.stream).await? {
             0 => Err(closed()),
@@ -419,7 +422,7 @@ fn too_long(bytes_max: usize) -> Broken {
     Broken::new("reply_too_long", what)
 }
 
-/// Bytes read and not used yet: `bytes[start..end]`.
+/// Bytes that were read and not used yet: `bytes[start..end]`.
 struct Input {
     bytes: Vec<u8>,
     start: usize,
@@ -441,7 +444,7 @@ impl Input {
             .map_err(|error| broken(&error))
     }
 
-    /// Reads once, making room first; 0 is the end of the stream.
+    /// Makes room and reads once; 0 is the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<usize>> {
         if self.is_empty() {
             (self.start, self.end) = (0, 0);
@@ -460,7 +463,7 @@ impl Input {
         Poll::Ready(Ok(read))
     }
 
-    /// Gives back what an unusually long head took.
+    /// Frees the memory that an unusually long head took.
     fn shrink(&mut self) {
         if self.is_empty() && self.bytes.len() > READ_BYTES {
             (self.start, self.end) = (0, 0);
@@ -524,7 +527,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// A socket that counts what the kernel took.
+/// A socket that counts the bytes that the kernel took.
 struct Counted {
     stream: TcpStream,
     written: u64,

@@ -1,15 +1,17 @@
-//! The HTTP/1.1 client that sends a [`Request`] of any target and says honestly what became of it.
+//! The HTTP/1.1 client. It sends a [`Request`] to a target and reports exactly what is known about
+//! it.
 //!
-//! Its one promise: [`SendError::NotSent`] means that the kernel took not one byte of the request;
-//! whatever goes wrong later is [`SendError::Unknown`], because the server may have acted on it. The
-//! bytes are counted at the socket, below TLS, so this is a fact and not a reading of error kinds.
-//! Nothing is ever sent twice: no retries, no redirects; and no proxies, no cookies.
+//! It makes one promise: [`SendError::NotSent`] means that the kernel took not one byte of the
+//! request. Any later failure is [`SendError::Unknown`], because the server may have acted on the
+//! request. The client counts the bytes at the socket, below TLS, so this is a fact and does not
+//! depend on kinds of errors. It sends nothing twice: it has no retries and no redirects, and also
+//! no proxies and no cookies.
 //!
-//! A call is one write and, as a rule, one read on a socket that the calling task holds alone: there
-//! is no task per connection and no channel between them. This is why it is written here rather than
+//! A call is one write and, as a rule, one read on a socket that the calling task owns: there is no
+//! task per connection and no channel in between. This is why the client is written here and not
 //! taken from a library. Measured over loopback with 64 calls in flight beside other load, in
-//! microseconds of CPU per call, kernel included (the kernel alone is 6 to 8), least and median of 12
-//! runs each:
+//! microseconds of CPU per call, kernel included (the kernel alone takes 6 to 8), least and median
+//! of 12 runs each:
 //!
 //! | client | one thread | two threads |
 //! |---|---|---|
@@ -18,14 +20,15 @@
 //! | the same, driven by the calling task | 10.1, 14.8 | 9.8, 14.0 |
 //! | this one, with its deadline, which the others ran without | 8.9, 10.8 | 8.5, 10.6 |
 //!
-//! A connection that the server closed while it was idle is noticed when it is taken from the pool,
-//! and one that idled for [`ClientSettings::idle_timeout`] is not used again: it is closed by
-//! [`Client::tidy`], or when its pool is used. A close that crosses
-//! the request on the wire cannot be told from a request that was read, and stays `Unknown`.
+//! The client notices that the server closed an idle connection when it takes the connection from
+//! the pool. It does not use a connection again that idled for [`ClientSettings::idle_timeout`]:
+//! [`Client::tidy`] closes it, or the next use of its pool does. If a close crosses the request on
+//! the wire, the client cannot tell whether the server read the request, so the call stays
+//! `Unknown`.
 //!
 //! Dropping the future of [`Client::send`] closes its connection and leaves the call in doubt. The
-//! client bounds the connections that idle, to each origin and to all of them; those in use are as many
-//! as the caller has calls in flight.
+//! client bounds its idle connections, per origin and in total; it has as many in use as the caller
+//! has calls in flight.
 
 mod connection;
 mod reply;
@@ -49,31 +52,33 @@ use tokio_rustls::TlsConnector;
 use self::connection::Connection;
 use crate::ports::{BAD_URL, CERTIFICATE, HttpReply, Request, SendError, Transport};
 
-/// What a [`Client`] is made of.
+/// The settings of a [`Client`].
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
     /// For name resolution, TCP and TLS together. Default [`Self::CONNECT_TIMEOUT`].
     pub connect_timeout: Duration,
-    /// A connection that idled so long is closed instead of used. A server that announces a shorter
-    /// `Keep-Alive: timeout` is believed. Default [`Self::IDLE_TIMEOUT`].
+    /// A connection that idled this long is closed instead of used. If a server announces a shorter
+    /// `Keep-Alive: timeout`, that applies. Default [`Self::IDLE_TIMEOUT`].
     pub idle_timeout: Duration,
     /// Most idle connections kept to one authority. Default [`Self::IDLE_MAX`].
     pub idle_max: usize,
-    /// Most idle connections kept at all. Default [`Self::IDLE_TOTAL_MAX`].
+    /// Most idle connections in total. Default [`Self::IDLE_TOTAL_MAX`].
     pub idle_total_max: usize,
     /// Longest body of a reply. Default [`Self::REPLY_BYTES_MAX`].
     pub reply_bytes_max: usize,
-    /// How `https` servers are verified; what [`platform_tls`] loads if left out, at the first call.
+    /// How `https` servers are verified; by default as [`platform_tls`] says, loaded at the first
+    /// call.
     pub tls: Option<Arc<ClientConfig>>,
-    /// Connects to public addresses only. What is checked is the address that is connected to, so a
-    /// name that changes its mind gains nothing. Default false: targets are configured, not asked for.
+    /// Connect to public addresses only. The check is on the address of the connection itself, so a
+    /// name that resolves differently later gains nothing. Default false: the configuration names
+    /// the targets, not the producers.
     pub public_only: bool,
 }
 
 impl ClientSettings {
     pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-    /// Node, Apache and uvicorn close connections that idled for 5 seconds; a pool in use never comes
-    /// near it, since the connection used last is taken first.
+    /// Node, Apache and uvicorn close connections that idled for 5 seconds. A busy pool never comes
+    /// near it, since it takes the connection used last.
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
     pub const IDLE_MAX: usize = 256;
     pub const IDLE_TOTAL_MAX: usize = 1024;
@@ -92,7 +97,7 @@ impl ClientSettings {
     }
 }
 
-/// Something went wrong with a connection; whether the request left is known by its byte count.
+/// A failure of a connection. The byte count tells whether the request left.
 #[derive(Debug)]
 struct Broken {
     code: &'static str,
@@ -122,14 +127,14 @@ impl Broken {
     }
 }
 
-/// What the connections of a client went through.
+/// Counters of a client's connections.
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Connections opened.
     pub opened: AtomicU64,
     /// Calls on a connection that had served another call.
     pub reused: AtomicU64,
-    /// Idle connections that were given up, because they idled too long or the server closed them.
+    /// Idle connections that were given up because they idled too long or the server closed them.
     pub stale: AtomicU64,
 }
 
@@ -158,8 +163,8 @@ impl Client {
         }
     }
 
-    /// Closes what has idled for too long, to whatever origin, and forgets origins to which nothing is
-    /// left: a server that is not called again holds no socket of ours.
+    /// Closes connections that have idled for too long, and forgets origins without connections: a
+    /// server that is not called again keeps no socket of ours.
     pub fn tidy(&self) {
         let stale = self.shared.idle.tidy(Instant::now());
         self.shared.close(stale.into_iter());
@@ -171,7 +176,7 @@ impl Client {
 
     /// Sends a request once and waits for the whole reply. Any reply is `Ok`, whatever its status.
     ///
-    /// `host`, `user-agent` and `content-length` are added; the first two may be given.
+    /// Adds `host`, `user-agent` and `content-length`; the request may set the first two itself.
     pub async fn send(&self, request: Request, timeout: Duration) -> Result<HttpReply, SendError> {
         let shared = &*self.shared;
         let deadline = Instant::now() + timeout;
@@ -206,7 +211,7 @@ impl Client {
 }
 
 impl Shared {
-    /// An idle connection that is still fit for use.
+    /// Takes an idle connection that is still usable.
     async fn reuse(&self, origin: Origin<'_>) -> Option<Box<Connection>> {
         let now = Instant::now();
         loop {
@@ -248,7 +253,7 @@ impl Shared {
         self.close(stale.into_iter().flatten());
     }
 
-    /// Closes connections, outside of any lock.
+    /// Closes connections; called without holding a lock.
     fn close(&self, stale: impl Iterator<Item = Box<Connection>>) {
         let count = stale.count() as u64;
         if count > 0 {
@@ -266,7 +271,7 @@ impl Shared {
     }
 }
 
-/// Trusts what the platform trusts. An error, in words, where that cannot be loaded.
+/// Trusts the certificates that the platform trusts. Returns a text if they cannot be loaded.
 pub fn platform_tls() -> Result<Arc<ClientConfig>, String> {
     let config = || -> Result<ClientConfig, rustls::Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -280,7 +285,7 @@ pub fn platform_tls() -> Result<Arc<ClientConfig>, String> {
     config().map(Arc::new).map_err(|error| error.to_string())
 }
 
-/// Whom a connection leads to.
+/// The server that a connection leads to.
 #[derive(Clone, Copy)]
 struct Origin<'a> {
     tls: bool,
@@ -300,7 +305,7 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// The host without the brackets of an IPv6 address.
+    /// The host, without the brackets of an IPv6 address.
     fn host(self) -> &'a str {
         let host = self.authority.host();
         host.strip_prefix('[')
@@ -313,7 +318,7 @@ impl<'a> Origin<'a> {
         self.authority.port_u16().unwrap_or(default)
     }
 
-    /// As in a `Host` header, and fit for a log: without credentials.
+    /// Host and port as in a `Host` header, without credentials, so that they can be logged.
     fn host_and_port(self) -> &'a str {
         let authority = self.authority.as_str();
         authority
@@ -322,10 +327,10 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Connections that wait for their next call, per origin, the one used last on top.
+/// Idle connections, a stack per origin, with the one used last on top.
 ///
-/// Origins are found by looking through them: there is one per target, and placeholders of a URL
-/// never stand in its authority. Callbacks have as many as producers name, within the bound.
+/// A linear search finds an origin: there is one per target, and the placeholders of a URL are
+/// never in its authority. Callbacks have as many origins as producers name, within the bound.
 #[derive(Default)]
 struct Idle {
     origins: Mutex<Vec<Stack>>,
@@ -343,8 +348,8 @@ impl Idle {
         find(&mut origins, origin)?.connections.pop_back()
     }
 
-    /// Keeps a connection. What comes back is to be closed: what is too many, and up to two that
-    /// idled too long, so that a pool that shrinks closes its connections while it is used.
+    /// Keeps a connection. Returns the connections to close: those above the bounds, and up to two
+    /// that idled too long, so that a shrinking pool closes its connections while it is in use.
     fn put(
         &self,
         origin: Origin<'_>,
@@ -380,13 +385,13 @@ impl Idle {
         stale
     }
 
-    /// Takes out all that have idled for too long.
+    /// Takes out all connections that have idled for too long.
     #[expect(clippy::vec_box, reason = "they are boxed where they come from")]
     fn tidy(&self, now: Instant) -> Vec<Box<Connection>> {
         let mut stale = Vec::new();
         let mut origins = self.lock();
         for stack in origins.iter_mut() {
-            // A server may have asked for a shorter time than others of its origin.
+            // A server may have asked for a shorter time than other servers of its origin.
             let (old, fit): (VecDeque<_>, _) = std::mem::take(&mut stack.connections)
                 .into_iter()
                 .partition(|it| it.usable_until() <= now);
@@ -398,12 +403,12 @@ impl Idle {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Stack>> {
-        // A panic cannot leave a stack half changed.
+        // A panic cannot leave a stack in an inconsistent state.
         self.origins.lock()
     }
 }
 
-/// The connection that has idled for longest, to whatever origin.
+/// Takes out the connection that has idled for longest, of all origins.
 fn pop_oldest(origins: &mut [Stack]) -> Option<Box<Connection>> {
     let oldest = |stack: &Stack| stack.connections.front().map(|it| it.idle_since());
     let stacks = origins.iter_mut();

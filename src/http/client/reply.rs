@@ -1,6 +1,6 @@
-//! Heads of replies and sizes of chunks: bytes in, values out. What RFC 9110 and 9112 have a client take
-//! is taken: folded lines, a length that is said twice, `identity`. Whatever is not clearly HTTP/1.1 is
-//! refused, since a reply that is read wrongly would be worse than none.
+//! Parses heads of replies and sizes of chunks. It accepts what RFC 9110 and 9112 ask a client to
+//! accept: folded lines, a repeated length, `identity`. It refuses everything that is not clearly
+//! HTTP/1.1, since a reply that is read wrongly would be worse than none.
 
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
@@ -12,7 +12,7 @@ use httparse::{ParserConfig, Status};
 
 use super::Broken;
 
-/// Most header lines of a reply; their bytes are bounded, too.
+/// Most header lines of a reply; their bytes are bounded too.
 const HEADERS_MAX: usize = 256;
 
 /// The head of a reply.
@@ -21,7 +21,7 @@ pub(super) struct Head {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
     pub(super) framing: Framing,
-    /// How long the connection may idle; nothing if it must not be used again.
+    /// How long the connection may idle; `None` if it must not be used again.
     pub(super) reuse: Option<Duration>,
     /// Length of the head.
     pub(super) bytes: usize,
@@ -36,7 +36,7 @@ pub(super) enum Framing {
     UntilClose,
 }
 
-/// Reads the head at the start of `bytes`, if it is there in full.
+/// Parses the head at the start of `bytes`, if it is complete.
 pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
     let bad = |what: &'static str| Broken::new("bad_reply", what);
     let mut lines = [const { MaybeUninit::uninit() }; HEADERS_MAX];
@@ -71,7 +71,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
         };
         match name {
             header::CONTENT_LENGTH => {
-                // The same length more than once is one length.
+                // The same length repeated is one length.
                 for length in tokens(&unfolded) {
                     let length = number(length).ok_or_else(|| bad("an odd content-length"))?;
                     if content_length.is_some_and(|other| other != length) {
@@ -83,7 +83,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
             header::TRANSFER_ENCODING => {
                 for coding in tokens(&unfolded) {
                     match coding {
-                        // Of old: no coding at all.
+                        // An old name for no coding at all.
                         coding if coding.eq_ignore_ascii_case(b"identity") && !chunked => {}
                         coding if coding.eq_ignore_ascii_case(b"chunked") && !chunked => {
                             chunked = true;
@@ -104,7 +104,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
             _ if name.as_str() == "keep-alive" => {
                 let timeout = tokens(&unfolded).find_map(|token| token.strip_prefix(b"timeout="));
                 if let Some(seconds) = timeout.and_then(number) {
-                    // A second less, so that the server does not close it just as it is used.
+                    // One second less, so that the server does not close it just when we use it.
                     reuse = Duration::from_secs(seconds.saturating_sub(1));
                 }
             }
@@ -118,7 +118,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
         Some(length) => Framing::Length(length),
         None => Framing::UntilClose,
     };
-    // A body with two ends is read by its chunks; what follows it is not to be trusted.
+    // If both are given, the chunks tell the end of the body, and bytes after it cannot be trusted.
     let clear = framing != Framing::UntilClose && !(chunked && content_length.is_some());
     Ok(Some(Head {
         status,
@@ -129,7 +129,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Head>, Broken> {
     }))
 }
 
-/// A value whose lines were folded, on one line.
+/// A folded value, joined to one line.
 fn unfold(value: &[u8]) -> Cow<'_, [u8]> {
     if !value.contains(&b'\n') {
         return Cow::Borrowed(value);
@@ -139,7 +139,7 @@ fn unfold(value: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(lines.join(&b' '))
 }
 
-/// A body without the byte order mark that some servers put before their JSON.
+/// Removes the byte order mark that some servers put before their JSON.
 pub(super) fn unmarked(body: Bytes) -> Bytes {
     const MARK: &[u8] = b"\xef\xbb\xbf";
     match body.strip_prefix(MARK) {
@@ -148,11 +148,11 @@ pub(super) fn unmarked(body: Bytes) -> Bytes {
     }
 }
 
-/// The size at the start of a chunk's line; extensions are passed over.
+/// The size at the start of a chunk's line; extensions are ignored.
 pub(super) fn chunk_size(line: &[u8]) -> Option<u64> {
     let digits = line.split(|byte| *byte == b';').next()?.trim_ascii();
     let hex = digits.iter().all(u8::is_ascii_hexdigit);
-    // Sixteen digits are all that fit.
+    // More than sixteen digits do not fit in 64 bits.
     if !hex || digits.is_empty() || digits.len() > 16 {
         return None;
     }
@@ -236,7 +236,7 @@ mod tests {
         );
     }
 
-    /// What was answered was answered: a reply that the rules of HTTP have us take leaves nobody in doubt.
+    /// A reply that the rules of HTTP accept settles the call and leaves no recipient in doubt.
     #[test]
     fn odd_replies_are_read_as_the_rules_of_http_have_it() {
         let length = |lines: &str| {

@@ -1,5 +1,5 @@
-//! The client against real sockets on the loopback interface. Every server here is a script: what
-//! it does with each connection. What counts is the line between `NotSent` and `Unknown`.
+//! Tests the client against real sockets on the loopback interface. Every server here is a script
+//! that runs on each connection. The tests are about the line between `NotSent` and `Unknown`.
 
 use crate::domain::outcome::Class;
 use std::collections::BTreeSet;
@@ -57,7 +57,7 @@ async fn answering(reply: impl Into<Vec<u8>>) -> SocketAddr {
     .await
 }
 
-/// The head and the body of the next request; nothing when the client closed.
+/// The head and the body of the next request; `None` if the client closed.
 async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<(String, Vec<u8>)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -123,7 +123,7 @@ async fn the_request_as_it_is_written() {
     request
         .headers
         .insert("token", HeaderValue::from_static("t"));
-    // What frames the request is never taken from outside.
+    // A request cannot change its own framing.
     request
         .headers
         .insert("content-length", HeaderValue::from_static("99"));
@@ -145,7 +145,8 @@ async fn the_request_as_it_is_written() {
             b"hello".to_vec()
         )
     );
-    // Credentials of a URL are no part of the host; host and agent may be given; no path is `/`.
+    // The credentials of a URL are not part of the host; a request may set host and agent; an empty
+    // path is `/`.
     let mut request = post(address, "");
     request.uri = format!("http://user:pass@{address}").parse().unwrap();
     request
@@ -420,7 +421,7 @@ async fn a_connection_closed_while_idle_is_noticed() {
         read_request(&mut stream).await.unwrap();
         stream.write_all(OK).await.unwrap();
         stream.shutdown().await.unwrap();
-        // Whatever else was sent here would be lost.
+        // Anything else sent here would be lost.
         assert_eq!(
             stream.read(&mut [0]).await.unwrap(),
             0,
@@ -431,7 +432,7 @@ async fn a_connection_closed_while_idle_is_noticed() {
     let client = client();
     for _ in 0..5 {
         send(&client, address).await.unwrap();
-        // The close travels to us; the next call comes after it.
+        // Let the close arrive before the next call.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let counts = client.counts();
@@ -454,8 +455,8 @@ async fn words_unasked_for_end_a_connection() {
     assert_eq!(count(&client.counts().reused), 0);
 }
 
-/// The server closes after every reply, unannounced, so that calls keep running into connections that
-/// are just closing. Whatever the client says, a request that was read is never called not sent.
+/// The server closes after every reply, unannounced, so that calls keep meeting connections that
+/// are about to close. The client never reports a request as not sent that the server read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_was_read_is_never_called_not_sent() {
     let read = Arc::new(Mutex::new(BTreeSet::new()));
@@ -500,7 +501,7 @@ async fn a_request_that_was_read_is_never_called_not_sent() {
         });
     }
     let in_doubt: u32 = tasks.join_all().await.into_iter().sum();
-    // The script makes both happen: connections closed in time to be noticed, and too late.
+    // The script causes both: connections closed early enough to notice, and too late.
     assert!(in_doubt > 0);
     assert!(count(&client.counts().stale) > 0);
 }
@@ -592,7 +593,7 @@ async fn a_call_that_is_given_up_takes_its_connection_along() {
     assert_eq!(count(&client.counts().opened), 2);
 }
 
-/// A certificate for `localhost` that nobody trusts, and its key, which guards nothing.
+/// A certificate for `localhost` that no one trusts, and its key, which protects nothing.
 const CERTIFICATE_PEM: &str = "\
 -----BEGIN CERTIFICATE-----\n\
 MIIBYzCCAQqgAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhv\n\
@@ -705,7 +706,7 @@ async fn a_certificate_not_trusted_is_a_fault_of_configuration_and_nothing_was_s
     let error = trusting(&[]).send(post_tls(address, "x"), PATIENCE).await;
     assert_eq!(error.as_ref().unwrap_err().answer().class, Class::Config);
     assert_eq!(not_sent(error), "certificate");
-    // A server that speaks no TLS at all.
+    // A server without TLS.
     let plain = answering(OK).await;
     let error = trusting(&[])
         .send(post_tls(plain, "x"), Duration::from_millis(300))
@@ -740,7 +741,7 @@ async fn a_tls_connection_closed_while_idle_is_noticed_and_one_closed_in_a_call_
 
 #[test]
 fn the_trust_of_the_platform_can_be_loaded_ahead() {
-    // Without any certificates installed it fails in words; it never panics.
+    // Without installed certificates it returns an error; it never panics.
     let _ = platform_tls();
 }
 
@@ -777,7 +778,7 @@ async fn connections_that_idle_are_bounded_over_all_servers() {
         client.send(post(address, "x"), PATIENCE).await.unwrap();
         held.push(accepted.await.unwrap());
     }
-    // Those that idled for longest are closed.
+    // The connections that idled for longest are closed.
     for stream in &mut held[..7] {
         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "still open");
     }
@@ -788,7 +789,7 @@ async fn connections_that_idle_are_bounded_over_all_servers() {
     assert_eq!(count(&client.counts().stale), 7);
 }
 
-/// A server that answers one request, and hands out its side of the connection.
+/// A server that answers one request, and returns its side of the connection.
 async fn one_reply() -> (SocketAddr, JoinHandle<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -802,7 +803,7 @@ async fn one_reply() -> (SocketAddr, JoinHandle<TcpStream>) {
     (address, accepted)
 }
 
-/// What counts is where a name leads when it is connected to.
+/// The check is on the address that a name resolves to when the client connects.
 #[tokio::test]
 async fn a_client_for_public_addresses_reaches_nothing_inside() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,12 +1,12 @@
-//! Answers in pieces, each of which must be taken in time.
+//! Sends answers in pieces, each of which the client must take in time.
 //!
-//! On HTTP/2 an answer waits for its reader although the socket does not: a reader that gives its
-//! stream no window takes nothing, and costs nothing itself. So the deadline is one of each piece, and
-//! it belongs to the stream: when it is past, the stream is reset, and the rest of its connection goes
-//! on. The answers of HTTP/1.1 have no streams; there the connection is closed.
+//! On HTTP/2 an answer can wait for its reader while the socket does not: a reader that gives its
+//! stream no window takes nothing, at no cost to itself. So each piece has a deadline, which
+//! belongs to the stream: when it passes, the stream is reset, and the other streams of the
+//! connection go on. On HTTP/1.1, which has no streams, the connection is closed.
 //!
-//! The last piece over HTTP/2 is one byte: hyper ends its work on a stream with the last piece in hand,
-//! and would leave all of it in memory without anybody who watches it.
+//! On HTTP/2 the last piece is one byte: hyper ends its work on a stream when it has the last
+//! piece, and would keep a longer one in memory without any deadline.
 
 use std::any::Any;
 use std::pin::Pin;
@@ -23,19 +23,19 @@ use tokio::time::{Instant, sleep_until};
 
 use super::peer::Busy;
 
-/// Most bytes of a piece: what HTTP/2 sends in one frame.
+/// Most bytes of a piece: the size of one HTTP/2 frame.
 const PIECE_BYTES_MAX: usize = 16 * 1024;
 
 tokio::task_local! {
     static TAKING: Taking;
 }
 
-/// How far a reader is: since when a piece lies there for it.
+/// The progress of a reader: since when a piece has been waiting for it.
 #[derive(Clone, Default)]
 pub(super) struct Taking(Arc<Mutex<Option<Instant>>>);
 
 impl Taking {
-    /// Runs what makes answers; they report here.
+    /// Runs work that makes answers; those report here.
     pub(super) fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
         TAKING.scope(self, work)
     }
@@ -44,7 +44,7 @@ impl Taking {
         *self.0.lock() = since;
     }
 
-    /// Returns once a piece was not taken for so long.
+    /// Returns once a piece has waited for this long.
     pub(super) async fn stalled(&self, patience: Duration) {
         loop {
             let now = Instant::now();
@@ -58,7 +58,7 @@ impl Taking {
     }
 }
 
-/// Runs the streams of HTTP/2, each as long as its reader takes what is there.
+/// Runs the streams of HTTP/2, each for as long as its reader takes its pieces in time.
 #[derive(Clone)]
 pub(super) struct Streams {
     pub(super) patience: Duration,
@@ -75,26 +75,26 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
         tokio::spawn(async move {
             tokio::select! {
                 () = taking.clone().scope(stream) => {}
-                // What is dropped here is reset.
+                // Dropping a stream here resets it.
                 () = taking.stalled(patience) => tracing::debug!("an answer was not taken in time"),
             }
         });
     }
 }
 
-/// An answer in pieces that must be taken in time.
+/// The body of an answer in pieces that must be taken in time.
 struct Watched {
     body: Body,
-    /// What was not handed over of the frame that came last.
+    /// The part of the last frame that is not handed over yet.
     rest: Bytes,
     taking: Taking,
-    /// The last byte comes by itself.
+    /// Send the last byte as a piece of its own, as HTTP/2 needs.
     by_stream: bool,
     _busy: Busy,
     _kept: Option<Kept>,
 }
 
-/// What an answer takes up until it is taken: among its extensions.
+/// Resources that an answer holds until it is taken. Travels in the extensions of the answer.
 #[derive(Clone)]
 pub(crate) struct Kept {
     _kept: Arc<dyn Any + Send + Sync>,
@@ -108,14 +108,14 @@ impl Kept {
     }
 }
 
-/// The same answer, in pieces that must be taken in time.
+/// Turns an answer into one in pieces that must be taken in time.
 pub(super) fn watched(
     mut answer: Response<Body>,
     version: Version,
     mut busy: Busy,
 ) -> Response<Body> {
     let kept = answer.extensions_mut().remove();
-    // A head needs nobody's patience.
+    // An answer without a body has no pieces to wait for.
     if answer.body().is_end_stream() {
         return answer;
     }
@@ -156,7 +156,7 @@ impl HttpBody for Watched {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
-        // Whoever asks has taken what was there.
+        // The reader asks again, so it has taken the last piece.
         this.taking.set(None);
         if this.rest.is_empty() {
             let Some(frame) = ready!(Pin::new(&mut this.body).poll_frame(context)?) else {

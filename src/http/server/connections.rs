@@ -1,4 +1,5 @@
-//! The connections of a server, and which of them makes place for another one.
+//! Holds the connections of a server, and chooses which one to close if a further one needs its
+//! place.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -11,10 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::peer::Peer;
 
-/// Between two looks for an idle connection, while all are busy.
+/// Time between two searches for an idle connection, while all are busy.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The connections that are open.
+/// The open connections.
 pub(super) struct Connections {
     places: Arc<Semaphore>,
     open: Arc<Mutex<Open>>,
@@ -26,7 +27,7 @@ struct Open {
     peers: HashMap<u64, Arc<Peer>>,
 }
 
-/// The place of one connection, until it is dropped.
+/// The place of one connection, held until this is dropped.
 pub(super) struct Entry {
     pub(super) peer: Arc<Peer>,
     number: u64,
@@ -52,7 +53,7 @@ impl Connections {
         }
     }
 
-    /// A place for a connection. When there is none, one that is idle makes place.
+    /// Takes a place for a connection. If there is none, closes one that is idle.
     pub(super) async fn enter(&self, address: IpAddr) -> Entry {
         let place = loop {
             match Arc::clone(&self.places).try_acquire_owned() {
@@ -73,23 +74,24 @@ impl Connections {
         }
     }
 
-    /// Ends a connection that has nothing to lose, and waits until it is gone, or for a while.
+    /// Ends a connection that loses nothing by it, and waits until it is closed, or for [`LOOK`].
     async fn make_place(&self) {
         let peers: Vec<_> = lock(&self.open).peers.values().cloned().collect();
         if let Some(peer) = expendable(&peers) {
             peer.go();
         }
         let freed = async {
-            // Closed never; the place is free again as soon as it is there.
+            // The semaphore never closes; the permit is dropped at once, which frees the place.
             let _ = self.places.acquire().await;
         };
         let _ = tokio::time::timeout(LOOK, freed).await;
     }
 }
 
-/// Who loses least by being closed: one without credentials, first one that is idle and then one that does
-/// not take its answers, from where most of those come, and of them the one that is idle longest; and then
-/// an idle one with credentials.
+/// The connection that loses least if it is closed. Connections without credentials come first:
+/// idle ones, then those that do not take their answers; of these, one from the network with the
+/// most such connections, and of those the one that is idle longest. Idle connections with
+/// credentials come last.
 fn expendable(peers: &[Arc<Peer>]) -> Option<&Arc<Peer>> {
     let candidates = peers.iter().filter_map(|peer| {
         let since = peer.expendable_since()?;
@@ -139,7 +141,7 @@ mod tests {
         }
         let _request = peers[0].1.busy();
         peers[1].1.trust();
-        // A stranger that takes no answer, and one with credentials.
+        // One without credentials that takes no answer, and one with credentials.
         let (unread, slow) = (peer(1), peer(1));
         let mut answers = [unread.busy(), slow.busy()];
         answers.iter_mut().for_each(Busy::answers);
@@ -161,7 +163,7 @@ mod tests {
         let connections = Connections::new(2);
         for _ in 0..5 {
             let entry = connections.enter(IpAddr::from([192, 0, 2, 1])).await;
-            // As the task of a connection does.
+            // The task of a connection does this.
             tokio::spawn(async move { entry.peer.told_to_go().await });
         }
         let busy = connections.enter(IpAddr::from([192, 0, 2, 2])).await;

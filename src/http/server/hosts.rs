@@ -1,32 +1,33 @@
-//! Web pages that ask without credentials. A browser on this machine reaches what listens on a loopback
-//! address, and any page that somebody looks at can make it ask.
+//! Refuses requests of web pages that bring no credentials. A browser on this machine reaches
+//! servers on loopback addresses, and any page that a user opens can make it send requests to them.
 //!
-//! A request that brings credentials comes from somebody who has them. One that brings none, where none
-//! are asked for, must not come from a page of another site, nor, on a loopback address, by a name that
-//! is not this machine's: such a name may be a page's own, and lead here since a minute ago.
+//! A request with credentials comes from a caller who has them. Where no credentials are required,
+//! a request without any must not come from a page of another site. On a loopback address it also
+//! must not use a host name other than this machine's: a page may own such a name and have just
+//! pointed it here.
 
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, header};
 
-/// Why a request without credentials is not answered.
+/// Why a request without credentials is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outside {
-    /// A page of another site may have made it.
+    /// A page of another site may have sent it.
     Page,
-    /// It is for this host, which is not this machine.
+    /// It names this host, which is not this machine.
     Host(String),
 }
 
-/// By which names a server is asked without credentials.
+/// The host names that a server accepts without credentials.
 #[derive(Clone, Copy)]
 pub(crate) struct Hosts {
-    /// On any other address, a network knows it by names of its own.
+    /// Whether the names are checked. On any other address, a network has names of its own for it.
     loopback: bool,
 }
 
-/// `Sec-Fetch-Site` of what no other site made the browser do.
+/// `Sec-Fetch-Site` of requests that no other site caused.
 const OWN: [&str; 2] = ["same-origin", "none"];
 
 impl Hosts {
@@ -50,19 +51,19 @@ impl Hosts {
     }
 }
 
-/// For whom a request is, without the port.
+/// The host that a request names, without the port.
 fn host(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     if let Some(host) = uri.host() {
         return Some(host.to_owned());
     }
     let value = headers.get(header::HOST)?.as_bytes();
     let authority = Authority::try_from(value).ok();
-    // What is no name is not ours.
+    // A value that is not a host name is treated as a foreign one.
     let host = authority.map_or_else(|| "?".to_owned(), |it| it.host().to_owned());
     Some(host)
 }
 
-/// An address cannot be made to lead elsewhere, as a name can.
+/// Whether a host is this machine. A page can point a name elsewhere, but not an address.
 fn is_this_machine(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     match bare.parse::<IpAddr>() {
@@ -113,7 +114,7 @@ mod tests {
             assert!(refused("127.0.0.1:9700", "/", &[("host", host)]), "{host}");
             assert!(!refused("0.0.0.0:9700", "/", &[("host", host)]), "{host}");
         }
-        // As HTTP/2 says it, and HTTP/1.0.
+        // The forms of HTTP/2 and HTTP/1.0.
         assert!(refused("[::1]:9700", "http://evil.example/v1/jobs", &[]));
         assert!(!refused("[::1]:9700", "http://localhost/v1/jobs", &[]));
         assert!(!refused("127.0.0.1:9700", "/v1/jobs", &[]));

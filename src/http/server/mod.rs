@@ -1,14 +1,15 @@
-//! Serves HTTP: connections, their number and their manners. What is asked for is the affair of the
-//! routes; the gateway and the admin port have their own.
+//! Serves HTTP: accepts connections, bounds them, and ends those that stall. The routes answer the
+//! requests; the gateway and the admin port each bring their own.
 //!
-//! A connection that brings no request in time, or takes no answer, is closed: it would hold its place
-//! for nothing. HTTP/1.1 and HTTP/2 are told apart by their first bytes, with TLS and without.
+//! A connection that brings no request in time, or takes no answer, is closed, because it would
+//! hold a place for nothing. The first bytes of a connection tell HTTP/1.1 from HTTP/2, with and
+//! without TLS.
 //!
-//! - `peer`: one connection as the routes see it; `connections`: which of them has to go when another
-//!   one comes in and all places are taken.
+//! - `peer`: the state of one connection; `connections`: which connection to close if a further one
+//!   comes and all places are taken.
 //! - `answer`: answers in pieces, and the deadline by which each piece must be taken.
-//! - `prompt`: the same deadline for what is written to a socket.
-//! - `hosts`: web pages that ask without credentials.
+//! - `prompt`: the same deadline for writes to a socket.
+//! - `hosts`: requests of web pages without credentials.
 
 mod answer;
 mod connections;
@@ -40,26 +41,26 @@ pub(crate) use self::hosts::{Hosts, Outside};
 pub(crate) use self::peer::Peer;
 use self::prompt::Prompt;
 
-/// Requests of one HTTP/2 connection at a time.
+/// Most requests of one HTTP/2 connection at a time.
 const STREAMS_MAX: u32 = 128;
 
-/// Longest head of a request: twice what common servers take. Every connection may hold one that is
-/// unfinished.
+/// Longest head of a request: twice what common servers accept. Every connection may hold one that
+/// is unfinished.
 pub(crate) const HEAD_BYTES_MAX: usize = 32 * 1024;
 
-/// Pause after an accept that failed: most likely there are no file descriptors left.
+/// Pause after an accept that failed, most likely because there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What connections may take up.
+/// Bounds of a server's connections.
 #[derive(Clone, Copy)]
 pub(crate) struct ConnectionLimits {
-    /// Connections at a time; for further ones, those that are idle have to go.
+    /// Connections at a time; for each further one, an idle one is closed.
     pub(crate) connections_max: usize,
-    /// Longest wait for a request to begin, and for each piece of an answer to be taken.
+    /// Longest wait for a request to begin, and for the client to take each piece of an answer.
     pub(crate) patience: Duration,
 }
 
-/// Serves until `stop`; requests under way are answered.
+/// Serves until `stop`; answers the requests under way first.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
@@ -117,7 +118,7 @@ fn builder(patience: Duration) -> Builder<Streams> {
     builder
 }
 
-/// How connections are served.
+/// The parts that all connections share.
 #[derive(Clone)]
 struct Served {
     builder: Builder<Streams>,
@@ -179,8 +180,8 @@ impl Served {
                         }
                     }
                     () = peer.asked_to_end(), if !is_ending => {}
-                    // What was asked to end and has nothing to do any more, ends by itself, or has
-                    // answers that nobody takes.
+                    // A connection that was asked to end and has no work left ends by itself,
+                    // unless it has answers that the client does not take.
                     () = peer.idle_for(self.patience), if is_ending => {
                         return tracing::debug!("a connection did not end in time");
                     }
@@ -191,7 +192,7 @@ impl Served {
                         if peer.expendable_since().is_some() {
                             return tracing::debug!("a connection made place for another one");
                         }
-                        // A request came in between: it is answered.
+                        // A request came in the meantime: answer it.
                         is_spared = true;
                     }
                 }

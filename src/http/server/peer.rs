@@ -1,4 +1,4 @@
-//! One connection: what its requests, and who decides about its place, know of it.
+//! The state of one connection, shared by its requests and by the code that gives out places.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -9,23 +9,23 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// A connection, among the extensions of each of its requests.
+/// A connection; in the extensions of each of its requests.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    /// Where it comes from.
+    /// The network it comes from.
     network: IpAddr,
-    /// It brought a request.
+    /// Whether it brought a request.
     asked: AtomicBool,
-    /// It brought credentials that are right.
+    /// Whether it brought valid credentials.
     trusted: AtomicBool,
-    /// Requests under way, and answers that were not taken yet.
+    /// Requests under way, and answers that are not taken yet.
     under_way: AtomicUsize,
-    /// Of them, the answers.
+    /// How many of those are answers.
     answering: AtomicUsize,
     idle_since: Mutex<Instant>,
-    /// No further requests: it ends when those under way are answered.
+    /// Set to take no further requests: the connection ends when those under way are answered.
     ends: CancellationToken,
-    /// It ends now.
+    /// Set to end the connection now.
     goes: CancellationToken,
 }
 
@@ -47,7 +47,8 @@ impl Peer {
         self.network
     }
 
-    /// It brought credentials that are right: it is among the last to make place for others.
+    /// Notes that it brought valid credentials, so that it is among the last to make place for
+    /// others.
     pub(crate) fn trust(&self) {
         self.trusted.store(true, Ordering::Relaxed);
     }
@@ -56,7 +57,7 @@ impl Peer {
         self.trusted.load(Ordering::Relaxed)
     }
 
-    /// Takes no further requests of it.
+    /// Takes no further requests from it.
     pub(crate) fn end(&self) {
         self.ends.cancel();
     }
@@ -65,7 +66,7 @@ impl Peer {
         self.ends.cancelled().await;
     }
 
-    /// Ends it now; it is idle.
+    /// Ends it now. Only for a connection that is expendable.
     pub(super) fn go(&self) {
         self.goes.cancel();
     }
@@ -78,14 +79,14 @@ impl Peer {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Since when it has nothing to do, if it has not.
+    /// Since when it has had no work; `None` if it has some.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let since = *self.idle_since.lock();
         (self.under_way.load(Ordering::Acquire) == 0).then_some(since)
     }
 
-    /// Since when its peer has nothing to wait for that would be a loss: it is idle, or it brought no
-    /// credentials and does nothing but not take its answers.
+    /// Since when closing it has done no harm: it is idle, or it brought no credentials and has
+    /// only answers that it does not take. `None` if closing it would do harm.
     pub(super) fn expendable_since(&self) -> Option<Instant> {
         let since = *self.idle_since.lock();
         let under_way = self.under_way.load(Ordering::Acquire);
@@ -94,12 +95,12 @@ impl Peer {
         (under_way == 0 || is_stranger).then_some(since)
     }
 
-    /// Counts from now how long it is idle.
+    /// Restarts the time that it has been idle.
     pub(super) fn is_idle_from_now(&self) {
         *self.idle_since.lock() = Instant::now();
     }
 
-    /// Returns once it has been idle for so long.
+    /// Returns once it has been idle for this long.
     pub(super) async fn idle_for(&self, patience: Duration) {
         loop {
             let now = Instant::now();
@@ -111,7 +112,7 @@ impl Peer {
         }
     }
 
-    /// It is busy until the guard is dropped.
+    /// Marks it busy until the guard is dropped.
     pub(super) fn busy(self: &Arc<Self>) -> Busy {
         self.asked.store(true, Ordering::Relaxed);
         self.under_way.fetch_add(1, Ordering::AcqRel);
@@ -122,14 +123,14 @@ impl Peer {
     }
 }
 
-/// A request that is under way, and then its answer.
+/// A request under way, and then its answer.
 pub(super) struct Busy {
     peer: Arc<Peer>,
     answers: bool,
 }
 
 impl Busy {
-    /// The answer is there, and waits for its reader.
+    /// Notes that the answer is ready and waits for its reader.
     pub(super) fn answers(&mut self) {
         if !std::mem::replace(&mut self.answers, true) {
             self.peer.answering.fetch_add(1, Ordering::AcqRel);
@@ -147,7 +148,8 @@ impl Drop for Busy {
     }
 }
 
-/// What one caller has of addresses: a whole network of IPv6, where everybody has billions of them.
+/// The address that stands for a caller: an IPv4 address, or the /64 network of an IPv6 address,
+/// since a caller there has billions of addresses.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

@@ -1,4 +1,4 @@
-//! A socket whose peer must take what is written.
+//! A socket whose peer must take the written bytes in time.
 
 use std::io;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-/// A stream whose peer must take what is written.
+/// A stream whose writes fail with a timeout if the peer does not take them.
 pub(super) struct Prompt {
     stream: TcpStream,
     patience: Duration,

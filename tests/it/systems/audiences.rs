@@ -275,7 +275,7 @@ async fn all_users_need_a_confirmation() {
     faults(Some(1.0)).unwrap();
     let refused = world.run(&send).await;
     assert_eq!(refused.code, Some(64), "{}", refused.stderr);
-    let unknown = "how many they are cannot be told (401";
+    let unknown = "their number is not known (401";
     assert!(refused.stderr.contains(unknown), "{}", refused.stderr);
     faults(None).unwrap();
     let told = world.run(&[&send[..], &["--dry-run"]].concat()).await;
