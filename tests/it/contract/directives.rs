@@ -1,4 +1,4 @@
-//! The port for directives.
+//! Tests the port of directives.
 
 use std::time::SystemTime;
 
@@ -36,7 +36,7 @@ fn rate(text: &str) -> Action {
     }
 }
 
-/// All that stands, in an order of its own.
+/// All directives in force, sorted.
 async fn progress(store: &impl Directives) -> Vec<Directive> {
     let mut all = store.directives(0).await.unwrap().unwrap_or_default().all;
     all.sort_by_key(|it| (it.subject.clone(), it.action.kind().as_str()));
