@@ -584,7 +584,7 @@ async fn a_rejected_message_is_kept_unharmed() {
     assert_eq!(source, AMQPValue::LongString(jobs.name.as_str().into()));
     assert!(found.remove("fanwise-rejected-at").is_some());
     let AMQPValue::LongString(reason) = found.remove("fanwise-reason").unwrap() else {
-        panic!("a reason is text")
+        panic!("the reason is not a text")
     };
     assert!(reason.as_bytes().starts_with(b"not JSON: ") && reason.len() <= 4096);
     let mut sent = headers.inner().clone();
@@ -835,7 +835,7 @@ async fn applying_the_topology_twice_is_harmless() {
     assert_eq!(created.len(), rabbit.topology().queues.len());
     assert!(
         started.elapsed() > Duration::from_secs(3),
-        "young queues are waited for"
+        "apply did not wait for the new queues"
     );
     let started = Instant::now();
     assert!(rabbit.apply().await.unwrap().created.is_empty());
@@ -877,7 +877,7 @@ async fn applying_the_topology_twice_is_harmless() {
         .await
         .unwrap();
     let Err(BrokerError::Refused { what, .. }) = rabbit.apply().await else {
-        panic!("applied over another queue")
+        panic!("apply accepted a queue with other arguments")
     };
     assert!(
         what.contains(&name) && what.contains("drain and delete"),

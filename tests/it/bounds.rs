@@ -198,7 +198,7 @@ async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
     chunks.write_all(&request).await.unwrap();
     let own = place.submit("shop", SHOP, &[]).await;
     assert_eq!(own.status, 202, "{own:?}");
-    place.others_get_in("one sends small chunks").await;
+    place.others_get_in("one app sends small chunks").await;
     drop(chunks);
     // One app holds bodies that do not arrive and requests that wait.
     let mut held = Vec::new();
@@ -218,7 +218,7 @@ async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
         }
         is_refused = place.submit("shop", SHOP, &[]).await.status == 503;
     }
-    place.others_get_in("one holds all it may").await;
+    place.others_get_in("one app holds its whole share").await;
     // Logins, whose credentials are in their bodies, have places of their own.
     for _ in 0..40 {
         let mut request = head("/auth/get_admin_token", "operationID: 1\r\n");
@@ -227,7 +227,7 @@ async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
         stream.write_all(&request).await.unwrap();
         held.push(stream);
     }
-    place.others_get_in("logins do not come").await;
+    place.others_get_in("logins do not arrive").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -360,7 +360,7 @@ async fn promise_11_answers_that_nobody_takes_use_up_the_share_of_their_app_only
     assert_eq!(refused.header("retry-after"), "1", "{refused:?}");
     let why = "too many requests at a time";
     assert!(refused.body.contains(why), "{refused:?}");
-    place.others_get_in("answers are not taken").await;
+    place.others_get_in("answers are not read").await;
     drop(reader);
     until("an app that has its share again", BOUND, async || {
         let more = place.submit("shop", SHOP, &[]).await;
@@ -387,7 +387,7 @@ async fn promise_11_answers_that_nobody_takes_are_given_up() {
                 Http2::HEADERS => drop(answered.insert(stream)),
                 Http2::RESET => drop(given_up.insert(stream)),
                 Http2::GO_AWAY => told = true,
-                Http2::DATA => panic!("it has no window"),
+                Http2::DATA => panic!("data without a window"),
                 _ => {}
             }
         }
@@ -428,7 +428,7 @@ async fn promise_11_waits_and_streams_take_the_share_of_their_own_app_only() {
         }
     }
     assert!(!streams.is_empty() && refused > 0, "{refused} refused");
-    place.others_get_in("one app follows all it may").await;
+    place.others_get_in("one app holds its streams").await;
     // The jobs of these are not sent.
     let mut waiting = Vec::new();
     let mut is_refused = false;
@@ -448,7 +448,7 @@ async fn promise_11_waits_and_streams_take_the_share_of_their_own_app_only() {
         waiting.push(stream);
         is_refused = place.submit("shop", SHOP, &[]).await.status == 503;
     }
-    place.others_get_in("one app waits all it may").await;
+    place.others_get_in("one app holds its waits").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -585,7 +585,7 @@ async fn what_is_refused_is_told_shortly_and_wrong_tokens_slowly() {
     let told: Value = serde_json::from_str(&refused.body).unwrap();
     assert!(
         told["msg"].is_string(),
-        "in the system's own manner: {told}"
+        "not in the system's own format: {told}"
     );
     // Answers to wrong tokens are delayed, answers to right ones are not.
     let began = Instant::now();
@@ -595,9 +595,9 @@ async fn what_is_refused_is_told_shortly_and_wrong_tokens_slowly() {
     }
     assert!(
         began.elapsed() > Duration::from_millis(700),
-        "guesses are free"
+        "answers to wrong tokens are not delayed"
     );
     place
-        .others_get_in("somebody guesses from the same address")
+        .others_get_in("a client guesses from the same address")
         .await;
 }

@@ -46,7 +46,7 @@ fn sum(workers: &[Metrics], name: &str) -> f64 {
 ///   worker can have settled after the scrape, which is the number that the mock accepted or
 ///   refused in the meantime plus those in flight;
 /// - no worker counts more answers than the mock gave: accepted, refused, 429;
-/// - gauges of the survivors are back at zero.
+/// - the gauges of the survivors are those of idle workers.
 #[tokio::test(flavor = "multi_thread")]
 async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     let (Some(mut plan), Some(producer)) = (Plan::shared(), Producer::python()) else {
@@ -150,7 +150,7 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     assert!(more_than_once.is_empty(), "{more_than_once:?}");
     assert!(
         accepted.into_keys().collect::<BTreeSet<_>>() == good,
-        "not exactly those who were not refused"
+        "the mock did not accept exactly the recipients it did not refuse"
     );
 
     // The dead letters: exactly the refused recipients, with reasons.
@@ -181,7 +181,7 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     assert_eq!(
         doubted,
         count("uncertain"),
-        "letters say what the accounts say"
+        "dead letters and accounts disagree"
     );
 
     agree(

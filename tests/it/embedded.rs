@@ -136,7 +136,7 @@ impl Place {
         let accepted = self.mock.accepted();
         let new: Vec<_> = accepted.into_iter().filter(|entry| !entry.replay).collect();
         let unique: BTreeSet<_> = new.iter().map(|entry| entry.recipient.clone()).collect();
-        assert_eq!(unique.len(), new.len(), "somebody was sent to twice");
+        assert_eq!(unique.len(), new.len(), "a recipient got it twice");
         unique
     }
 }

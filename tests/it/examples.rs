@@ -222,10 +222,10 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
     };
     assert!(
         world.mock.accepted().iter().all(trace),
-        "the trace did not travel"
+        "the trace context did not reach the backend"
     );
 
-    // A list of more than 4 MiB travels as parts of one job, at another priority.
+    // A list of more than 4 MiB is published as parts of one job, at another priority.
     let long: Vec<String> = (0..17_000)
         .map(|number| format!("{number:0>250}"))
         .collect();

@@ -34,7 +34,7 @@ mod fairness;
 mod memory;
 /// Notices about the end of a job, over HTTP and over AMQP.
 mod notice;
-/// What apps may send, who may use the gateway, and TLS.
+/// The rules of what apps may send and who may use the gateway; and TLS.
 mod permit;
 /// Personal and stored messages: each recipient gets its own text.
 mod personal;

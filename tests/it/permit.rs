@@ -655,7 +655,7 @@ async fn requests_of_an_app_are_limited() {
         .parse()
         .unwrap();
     assert!((1..=60).contains(&after), "{after}");
-    // Every request for the app counts, whoever's token it has.
+    // Every request for the app counts, whichever token it has.
     let refused = place.submit(Some("all"), &job("c", &list("c", 1))).await;
     assert_eq!(refused.status, 429, "{}", refused.body);
     for _ in 0..5 {

@@ -625,7 +625,7 @@ async fn promise_8_no_starving() {
     let big = world.job(&big).await.unwrap();
     assert_eq!(
         big["state"], "running",
-        "the big job was too small to stand in the way"
+        "the big job was too small for this test"
     );
     let metrics = worker.metrics().await;
     let started = metrics["fanwise_start_delay_seconds_count"];
@@ -660,7 +660,7 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
     .await;
     let metrics = worker.metrics().await;
     let parked = "fanwise_target_parked{reason=\"config\",target=\"im\"}";
-    assert_eq!(metrics[parked], 0.0, "the account of everybody was stopped");
+    assert_eq!(metrics[parked], 0.0, "the whole target was parked");
     let record = world.job(&job).await.unwrap();
     assert_eq!(record["pending"], 700);
     let why = record["hindrances"][0]["what"].as_str().unwrap();

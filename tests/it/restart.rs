@@ -355,7 +355,7 @@ async fn comes_back_older(name: &str, worker_stays: bool) {
         verified.stdout
     );
     let accepted = world.accepted();
-    assert_eq!(accepted.len(), recipients.len(), "nobody is lost");
+    assert_eq!(accepted.len(), recipients.len(), "no recipient is lost");
     assert!(worker.metrics().await["fanwise_ledger_went_back_total"] >= 1.0);
     worker.drain().await;
 }

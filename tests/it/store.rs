@@ -447,7 +447,7 @@ async fn a_ledger_that_went_back_is_noticed_and_marks_what_ran() {
     let beaten = bench.store.beat(&beat(number)).await.unwrap();
     assert!(beaten.went_back, "{beaten:?}");
     let beaten = bench.store.beat(&beat(beaten.number)).await.unwrap();
-    assert!(!beaten.went_back, "told once");
+    assert!(!beaten.went_back, "reported only once");
 
     let mut after = Job::new(1);
     after.head.accepted_at_ms = u64::MAX / 2;
@@ -486,7 +486,7 @@ async fn a_ledger_behind_the_number_that_the_broker_keeps_went_back() {
     let third = bench.store.raise(second.number).await.unwrap();
     assert!(third.went_back && third.number > second.number);
     let fourth = bench.store.raise(second.number).await.unwrap();
-    assert!(!fourth.went_back, "told once");
+    assert!(!fourth.went_back, "reported only once");
     let known = bench.store.job(job.id()).await.unwrap().unwrap();
     assert!(known.went_back_at_ms.is_some());
 }
@@ -617,7 +617,7 @@ async fn a_lost_redis_loses_the_dedup_window_never_recipients() {
             ..Accounts::default()
         }
     );
-    assert!(standing.finished, "nobody else is heard of yet");
+    assert!(standing.finished, "no other recipient is known yet");
     assert!(bench.store.complete(job.id()).await.unwrap());
 
     let states = each(claim(&bench.store, slices[2], BOB, LEASE, &rest[10..]).await);

@@ -584,7 +584,7 @@ async fn a_bounded_number_of_requests_waits() {
                         return answer;
                     }
                 }
-                panic!("there is never a place");
+                panic!("no place became free");
             })
         })
         .into();

@@ -76,7 +76,7 @@ pub enum FaultKind {
     ReplyLost,
     /// Accepted, then the connection is closed normally, without an answer.
     ReplyClosed,
-    /// Accepted; the headers arrive at once, the body in small pieces, one every `slow_pace`.
+    /// Accepted; the headers arrive immediately, the body in small pieces, one every `slow_pace`.
     SlowBody,
     /// Accepted; half of the announced body arrives, then the connection closes.
     HalfBody,
@@ -408,7 +408,7 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// These settings with the keys of `patch` changed; `null` sets a key back to its default.
+    /// These settings with the keys of `patch` changed; `null` resets a key to its default.
     pub fn patched(&self, patch: &Value) -> Result<Faults, FaultsError> {
         patched(self, patch)
     }

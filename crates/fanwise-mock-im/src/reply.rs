@@ -89,7 +89,7 @@ impl Answer {
         self.response(Either::Left(body))
     }
 
-    /// The headers at once, then the body in pieces until the server stops.
+    /// The headers immediately, then the body in pieces until the server stops.
     pub(super) fn dribbled(self, pace: Duration, stop: CancellationToken) -> Response<ReplyBody> {
         let rest = self.body.clone();
         let pieces = stream::unfold((rest, stop), move |(mut rest, stop)| async move {

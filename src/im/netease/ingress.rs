@@ -191,7 +191,7 @@ impl Ingress for NetEaseIngress {
             Rate {
                 units: 120,
                 period: Duration::from_secs(60),
-                // All of them may come at once.
+                // All calls of a minute may come together.
                 burst: 120,
                 cost: Some(Cost::PerCall),
             },

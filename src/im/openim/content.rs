@@ -25,7 +25,7 @@ const MARKDOWN: i64 = 118;
 /// the session of the request.
 pub(super) const NOTICE: i64 = 1400;
 
-/// Among the mentioned users, mentions everybody.
+/// The id that mentions all users.
 const EVERYBODY: &str = "AtAllTag";
 
 /// A content as the request contains it.

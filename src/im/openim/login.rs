@@ -74,7 +74,7 @@ impl Login for TokenLogin {
     }
 
     fn read_credential(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer> {
-        // A reply of another shape is not shown: there may be a token in it.
+        // A reply of another shape is not shown: it may contain the token.
         let no_token = || {
             let text = "the reply to the login holds no token";
             TargetAnswer::new(Class::Transient, BAD_REPLY, text)

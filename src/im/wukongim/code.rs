@@ -49,7 +49,7 @@ const REASONS: [(Class, &str); 30] = [
     (Permanent, "message seq exhausted"),
 ];
 
-/// `rate limit` comes without a period.
+/// The reason `rate limit` comes without a wait.
 const RATE_LIMIT_WAIT: Duration = Duration::from_secs(1);
 
 /// The answer for a reason code. A code that is not listed is also a refusal.

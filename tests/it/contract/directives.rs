@@ -68,7 +68,7 @@ async fn who_knows_the_version_is_told_nothing(bench: &impl StoreBench) {
     for round in 0..3 {
         store.direct(&pause).await.unwrap();
         let Some(Directed { version, all }) = store.directives(known).await.unwrap() else {
-            panic!("round {round}: a change went by unnoticed");
+            panic!("round {round}: the change was not reported");
         };
         assert_ne!(version, known);
         assert_eq!(all, std::slice::from_ref(&pause));

@@ -406,7 +406,7 @@ async fn a_recipient_has_one_owner_and_one_outcome(bench: &impl StoreBench) {
         let states = each(claim(store, slice, ANN, LEASE, &people).await);
         assert_eq!(
             states, granted,
-            "an answer that got lost is asked for again"
+            "a repeated claim gets the same answers as the first"
         );
     }
     for state in each(claim(store, slice, BOB, LEASE, &people).await) {
@@ -482,7 +482,7 @@ async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
     let held = |state: &ClaimState| matches!(state, ClaimState::Held { .. });
     assert!(
         states.iter().all(held),
-        "nobody releases the claims of others"
+        "an owner cannot release claims of others"
     );
     for _ in 0..2 {
         let progress = release(store, slice, ANN, &people[..5]).await;
@@ -1371,7 +1371,7 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
     let sent = all(&people[..10], Outcome::Sent);
     let progress = settle(store, one, ANN, &sent, true).await;
     assert_eq!((progress.accounts.total, progress.accounts.sent), (10, 10));
-    assert!(progress.finished, "nobody else is heard of yet");
+    assert!(progress.finished, "no other recipient is known yet");
     assert!(store.complete(job.id()).await.unwrap());
 
     let states = each(claim(store, two, BOB, LEASE, &people[10..]).await);

@@ -126,7 +126,7 @@ impl Process {
             .is_none()
     }
 
-    /// Asks it to end, as a service manager does.
+    /// Sends SIGTERM, as a service manager does.
     pub(crate) fn terminate(&self) {
         send_signal("TERM", self.pid());
     }

@@ -23,7 +23,7 @@ const MARKDOWN: i32 = 118;
 /// A notice of a notification account.
 pub(super) const NOTICE: i32 = 1400;
 
-/// Among the mentioned users, mentions everybody.
+/// The id that mentions all users.
 const EVERYBODY: &str = "AtAllTag";
 
 const OF_PICTURE: Names = Names {

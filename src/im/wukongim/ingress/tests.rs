@@ -107,7 +107,7 @@ fn object_with(changes: &[(&str, Value)]) -> Value {
 
 #[test]
 fn the_documented_request_is_understood_as_printed() {
-    // The documentation shows no token, and servers without one ask for none.
+    // The documentation shows no token, and servers without one require none.
     let open = [open_door(&WukongImIngress)];
     let asked = Request::new(BATCH, PRINTED).asked(&WukongImIngress, &open);
     let [first, second] = &asked.jobs[..] else {
