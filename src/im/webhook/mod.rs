@@ -10,20 +10,21 @@
 //!  "message":{"type":"text","text":"hello"},
 //!  "options":{},
 //!  "recipient":"u1"}
+//! ```
+//!
 //! `message` is as the producer wrote it: `type` and `text`, `type` and `data`, or `native` alone,
 //! JSON byte for byte. With `recipients_per_call` above 1, `recipients` (a list) takes the place of
 //! `recipient`, and the answer may name recipients that failed while the others got the message:
-//! byte for byte. With `recipients_per_call` above 1, `recipients` (a list) takes the place of
-//! `recipient`, and the answer may name those who failed while the others got the message:
 //!
 //! ```text
 //! {"failed":[{"recipient":"u1","code":"gone","message":"no such user","class":"permanent"}]}
+//! ```
+//!
 //! `class` is one of `permanent` (the default), `transient`, `throttled`, `uncertain`, `config`,
 //! `done`. An answer without a body, or with a plain text such as `ok`, names no failed recipients.
-//! An answer that cannot be read leaves its recipients in doubt if it claims to be JSON, begins
-//! like JSON, is compressed, or is not UTF-8. For all other answers the status alone decides
-//! (`statuses`).
-//! JSON, begins like it, is compressed or is no UTF-8, and cannot be read, leaves its recipients in
+//! An answer that cannot be read leaves its recipients in doubt if it claims to be JSON, begins like
+//! JSON, is compressed, or is not UTF-8. For all other answers the status alone decides (`statuses`).
+//!
 //! The signature is HMAC-SHA-256 over `<idempotency key>.<body>`. It contains no time, so that a
 //! repeated call is identical byte for byte. A receiver that remembers the keys it has seen is
 //! idempotent and also safe from replayed requests; a time would only narrow the window.
