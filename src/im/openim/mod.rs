@@ -5,8 +5,8 @@
 //!
 //! | | `send_msg` | `batch_send_msg` (`packed`) |
 //! |---|---|---|
-//! | a call in doubt | is asked after: the server keeps the outcome of a send for a day under its `operationID`, which is the same on every attempt | cannot be asked after, and stays in doubt |
-//! | who failed | with the server's code | named without a reason, and sent to again alone to learn it |
+//! | a call in doubt | can be asked about: the server keeps the outcome of a send for a day under its `operationID`, which is the same on every attempt | cannot be asked about, and stays in doubt |
+//! | failed recipients | have the server's code | are listed without a reason, and called again alone to learn it |
 //! | groups | `sessionType` 3 | none: the server would report success and send nothing |
 //!
 //! The server notes an outcome only after the send, and only that the message was sent. If a reply

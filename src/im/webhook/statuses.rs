@@ -1,8 +1,8 @@
 //! Maps each status to a class.
 //!
 //! The defaults answer two questions: may the endpoint have acted, and could a later call or
-//! another recipient succeed? If the first is open, the class is `uncertain`, and the call is
-//! repeated only if the endpoint is idempotent.
+//! another recipient succeed? If the first is open, the class is `uncertain`, and whether the call
+//! is repeated depends on whether the endpoint is idempotent.
 //!
 //! | status | class | because |
 //! |---|---|---|

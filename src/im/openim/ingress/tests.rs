@@ -497,7 +497,7 @@ fn recipients_may_be_left_out_where_they_mean_nothing() {
         let said = body(&answer(&asked, &RecipientReport::Sent, &[]));
         assert_eq!(said["data"]["results"][0]["recvID"], "g1");
     }
-    // A group does not stand for all users.
+    // For a group `isSendAll` has no effect.
     let group = with(&[
         ("/isSendAll", json!(true)),
         ("/sessionType", json!(3)),
