@@ -190,7 +190,7 @@ async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
             "{endpoint} waits: {refused:?}"
         );
     }
-    // The share is counted in bytes: small chunks count with their overhead.
+    // The share is counted in bytes of bodies, so small chunks do not use up more of it.
     let mut request = head("/message/send", "token: door-token\r\n");
     request.extend(b"Transfer-Encoding: chunked\r\n\r\n");
     request.extend(b"1\r\n{\r\n".repeat(65_536));

@@ -218,8 +218,8 @@ async fn a_listed_job_that_is_gone_is_no_error() {
     assert_eq!(ids, [jobs[4].id(), jobs[2].id(), jobs[1].id()]);
 }
 
-/// A job is kept as long as a part of it runs or waits, and then for the window: before that none
-/// of its keys expires, after it all of them do, and when the job is extended none does again.
+/// A job is kept as long as a part of it runs or waits, and then for the window: none of its keys
+/// expires before it completes, all of them expire after that, and none when it is extended again.
 #[tokio::test]
 async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
     let Some(mut bench) = Bench::start().await else {
@@ -956,8 +956,8 @@ async fn a_server_that_hangs_does_not_hang_its_callers() {
     .await;
 }
 
-/// A server that was frozen finds claims whose callers have given up. It must not carry them out:
-/// their recipients could not be sent, and would end in doubt (promise 4).
+/// A server that was frozen finds claims whose callers have given up. It must not carry them out: no
+/// worker could send to their recipients, which would end in doubt (promise 4).
 #[tokio::test]
 async fn a_claim_that_comes_late_is_not_carried_out() {
     if url().is_none() {

@@ -573,7 +573,7 @@ async fn a_claim_given_up_unused_keeps_the_doubt_it_was_found_with(bench: &impl 
         ..Settle::of(one, ANN)
     };
     store.settle(in_doubt).await.unwrap();
-    // The owner of the second is no longer alive.
+    // The claim of the second expires immediately.
     claim(store, one, Owner(0xc), Duration::ZERO, &people[1..2]).await;
     let expected = [
         ClaimState::InDoubt,
@@ -986,7 +986,7 @@ async fn a_list_in_parts_is_there_with_its_last_part(bench: &impl StoreBench) {
         let part = part_of(list, number, 3);
         store.gather(job.id(), &part, false).await.unwrap()
     };
-    // For a job that the ledger has lost, the number is unknown.
+    // For a job that the ledger does not know, it cannot tell, and answers `Complete`.
     assert_eq!(gather("a", 1).await, Gathered::Complete);
     let names = ["test", "one", "two"].map(str::to_owned);
     for name in &names {
