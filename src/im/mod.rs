@@ -13,8 +13,8 @@
 //! - in `config::targets`: a `Kind` with its name, the function that reads its keys, and, if the
 //!   backend limits calls per application, an arm in `check_applications`,
 //! - its code for an unknown user in [`ingress::RecipientReport::is_unknown`],
-//! - its part of `docs/targets.md`, `docs/drop-in.md` and `deploy/fanwise.example.toml`; `fanwise
-//!   schema` regenerates `schemas/mapping.md`.
+//! - its part of `docs/targets.md`, `docs/drop-in.md` and `deploy/fanwise.example.toml`;
+//!   `fanwise schema` regenerates `schemas/mapping.md`.
 //!
 //! `fanwise-mock-im` simulates the systems in tests. It is a separate crate and does not use the
 //! adapters. A further system needs a simulation there, and its row in `tests/it/systems.rs`.

@@ -956,8 +956,8 @@ async fn a_server_that_hangs_does_not_hang_its_callers() {
     .await;
 }
 
-/// A server that was frozen finds claims whose callers have given up. It must not carry them out: no
-/// worker could send to their recipients, which would end in doubt (promise 4).
+/// A server that was frozen finds claims whose callers have given up. It must not carry them out:
+/// no worker could send to their recipients, which would end in doubt (promise 4).
 #[tokio::test]
 async fn a_claim_that_comes_late_is_not_carried_out() {
     if url().is_none() {

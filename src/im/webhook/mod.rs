@@ -22,8 +22,9 @@
 //!
 //! `class` is one of `permanent` (the default), `transient`, `throttled`, `uncertain`, `config`,
 //! `done`. An answer without a body, or with a plain text such as `ok`, names no failed recipients.
-//! An answer that cannot be read leaves its recipients in doubt if it claims to be JSON, begins like
-//! JSON, is compressed, or is not UTF-8. For all other answers the status alone decides (`statuses`).
+//! An answer that cannot be read leaves its recipients in doubt if it claims to be JSON, begins
+//! like JSON, is compressed, or is not UTF-8. For all other answers the status alone decides
+//! (`statuses`).
 //!
 //! The signature is HMAC-SHA-256 over `<idempotency key>.<body>`. It contains no time, so that a
 //! repeated call is identical byte for byte. A receiver that remembers the keys it has seen is

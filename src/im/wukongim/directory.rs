@@ -1,5 +1,5 @@
-//! Lists all users, page by page, through the manager API: `GET /cluster/users` of 2.x, `GET
-//! /manager/users` of 3.x.
+//! Lists all users, page by page, through the manager API: `GET /cluster/users` of 2.x,
+//! `GET /manager/users` of 3.x.
 //!
 //! The `total` of 2.x counts the users stored on the node that answers, not those of the cluster,
 //! so it is ignored; 3.x has no total.

@@ -2,10 +2,10 @@
 //! always runs on the embedded engine and in memory, and on RabbitMQ and Redis if they are
 //! available.
 //!
-//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`]: the
-//!   tests, each with one line per engine that runs it.
-//! - [`crash`]: kills a real process with the embedded engine, again and again. Crashes of the servers
-//!   are tested beside the servers' own tests, which start servers that may be killed.
+//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`]:
+//!   the tests, each with one line per engine that runs it.
+//! - [`crash`]: kills a real process with the embedded engine, again and again. Crashes of the
+//!   servers are tested beside the servers' own tests, which start servers that may be killed.
 
 use std::time::Duration;
 

@@ -5,8 +5,8 @@
 //! something open, the mock does this: A refused call reaches no recipient. A repeated `RequestId`
 //! of an app is recognised as long as the mock runs, if its first call was accepted; a setting
 //! chooses the answer. An id that `toAccids` contains twice gets two messages, so that the caller's
-//! mistake shows. The texts of signature faults are guesses; `too many members.` and `account
-//! 'mute'.` are the vendor's own.
+//! mistake shows. The texts of signature faults are guesses; `too many members.` and
+//! `account 'mute'.` are the vendor's own.
 //!
 //! The parts that the vendor's newer API shares are here too, for `yunxin`: the checks of every
 //! call (`admitted`), the signature (`sign`), the quotas and their block (`quota`), and repeated

@@ -1,5 +1,5 @@
-//! Simulates `POST /msg/send_msg`, `POST /msg/batch_send_msg`, `POST
-//! /msg/check_msg_is_send_success`.
+//! Simulates `POST /msg/send_msg`, `POST /msg/batch_send_msg` and
+//! `POST /msg/check_msg_is_send_success`.
 //!
 //! Nothing is deduplicated: every call makes a new message. A single send writes a status under its
 //! operationID after the send. The status is all that a caller can learn later; the real server

@@ -5,8 +5,8 @@
 //! the admin's token. Steps that the server takes after its answer (storage, delivery, push) always
 //! succeed here, except with the fault `lost_after_200`.
 //!
-//! The settings can be changed while it runs: `POST /_mock/openim` patches [`Rules`], and `POST
-//! /_mock/openim/revoke` revokes all tokens.
+//! The settings can be changed while it runs: `POST /_mock/openim` patches [`Rules`], and
+//! `POST /_mock/openim/revoke` revokes all tokens.
 
 mod args;
 mod content;

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
 
-/// The settings of the OpenIM mock, as `GET /_mock/openim` shows and `POST /_mock/openim` changes them.
+/// The settings of the OpenIM mock: `GET /_mock/openim` returns them, and `POST /_mock/openim`
+/// changes them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rules {

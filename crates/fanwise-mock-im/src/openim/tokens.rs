@@ -1,6 +1,6 @@
-//! Issues and checks tokens: `POST /auth/get_admin_token` (v3.8.1 and later) and `POST
-//! /auth/user_token` (before it). Both are served, so that callers of either release find their
-//! own.
+//! Issues and checks tokens: `POST /auth/get_admin_token` (v3.8.1 and later) and
+//! `POST /auth/user_token` (before it). Both are served, so that callers of either release find
+//! their own.
 //!
 //! A token looks like OpenIM's JWT but is only compared as text. It expires after a number of
 //! calls, or when all tokens are revoked.

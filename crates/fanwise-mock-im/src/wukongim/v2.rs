@@ -1,5 +1,5 @@
-//! Simulates v1 and v2: `POST /message/send`, `POST /message/sendbatch`, `GET
-//! /message/byclientmsgno`.
+//! Simulates v1 and v2: `POST /message/send`, `POST /message/sendbatch`,
+//! `GET /message/byclientmsgno`.
 //!
 //! Nothing is deduplicated: a repeated client_msg_no makes a new message. The error texts are the
 //! server's own.
