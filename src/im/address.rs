@@ -1,11 +1,11 @@
-//! Where the API of an account is, and the addresses of its calls.
+//! Reads the base URL of an account and builds the addresses of its calls.
 
 use bytes::Bytes;
 use http::Uri;
 use http::uri::Authority;
 
-/// Refuses a user name or password before the host: they are no part of the address, would be shown
-/// wherever it is, and are not sent.
+/// Refuses a user name or password before the host: it is not part of the address, is not sent, and
+/// would appear wherever the address is shown.
 pub(crate) fn no_credentials(authority: &Authority) -> Result<(), String> {
     if authority.as_str().contains('@') {
         return Err("a user name or password in the URL is not sent; leave it out".to_owned());
@@ -13,13 +13,13 @@ pub(crate) fn no_credentials(authority: &Authority) -> Result<(), String> {
     Ok(())
 }
 
-/// A base URL as configured: scheme, host, and a path that may be empty, without a slash at its end.
+/// A base URL as configured: scheme, host, and a path that may be empty, without a trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Base(String);
 
 impl Base {
-    /// Refuses what is not HTTP, and a URL with a query or a fragment, which would swallow what is
-    /// appended to it. `example` is a URL as it should be.
+    /// Refuses anything but HTTP and HTTPS, and a URL with a query or a fragment, which would
+    /// swallow the path of a call. `example` is a valid URL for the message.
     pub(super) fn read(url: &str, example: &str) -> Result<Self, String> {
         let expected = || format!("a URL such as {example} is expected");
         let uri: Uri = url.parse().map_err(|_| expected())?;
@@ -33,7 +33,8 @@ impl Base {
         Ok(Self(format!("{scheme}://{authority}{path}")))
     }
 
-    /// The address of a call. `path` begins with a slash and holds only what a path may.
+    /// The address of a call. `path` begins with a slash and holds only characters that a path may
+    /// hold.
     #[expect(
         clippy::expect_used,
         reason = "the base was read as a URL before, and the path is ours or percent-encoded, and \

@@ -1,4 +1,4 @@
-//! Jobs and replies for the tests of all systems.
+//! Provides jobs and replies for the tests of all systems.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::domain::message::{Content, Options};
 use crate::domain::slice::{Addressed, Head};
 use crate::ports::{Calls, HttpReply, Request};
 
-/// Texts that JSON, a URL or a header must not take at face value.
+/// Texts that need escapes in JSON, a URL or a header.
 pub(super) const AWKWARD: [&str; 12] = [
     "u1",
     "a\"b",
@@ -73,7 +73,7 @@ pub(super) fn with_header(
     reply
 }
 
-/// A request as text, headers in their order.
+/// A request as text, with its headers in their order.
 pub(super) fn text(request: &Request) -> String {
     let mut text = format!("{} {}\n", request.method, request.uri);
     for (name, value) in &request.headers {
@@ -82,7 +82,8 @@ pub(super) fn text(request: &Request) -> String {
     text + "\n" + str::from_utf8(&request.body).unwrap()
 }
 
-/// The request, after a look at whether it is the same each time, from other calls of the job too.
+/// The request. Checks first that it is the same each time, and the same for other calls of the
+/// job.
 pub(super) fn request(
     open: impl Fn(&Arc<Head>) -> Box<dyn Calls>,
     head: &Arc<Head>,

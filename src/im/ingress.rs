@@ -1,19 +1,19 @@
-//! Drop-in endpoints: a caller of an IM system changes its base URL and nothing else.
+//! Defines drop-in endpoints: a caller of an IM system changes its base URL and nothing else.
 //!
-//! A system's ingress understands a request as its server would, with the server's own paths,
-//! credentials, limits, codes and shapes, and turns it into jobs; and it says what became of them in
-//! the shape the caller expects. Both are pure functions. Between them the gateway makes the jobs
-//! durable and waits for them, for a bounded time.
+//! The ingress of a system reads a request as the system's server would, with the same paths,
+//! credentials, limits, codes and formats, and turns it into jobs. It renders the results of the
+//! jobs in the format that the caller expects. Both are pure functions. Between them the gateway
+//! makes the jobs durable and waits for them, for a bounded time.
 //!
-//! `docs/drop-in.md` says what these answers can and cannot say: within the bound they report true
-//! results per recipient; past it, what is known, with ids that will not change.
+//! `docs/drop-in.md` says what these answers can report: within the time limit, the true result of
+//! each recipient; after it, the results so far, with ids that do not change.
 
-/// Calls and answers for the tests of all systems.
+/// Provides calls and answers for the tests of all systems.
 #[cfg(test)]
 pub(super) mod fixture;
-/// JSON as callers write it.
+/// Reads JSON with the variations that callers write.
 pub(super) mod loose;
-/// Files, as every system describes them.
+/// Reads files and places, which all systems describe alike.
 pub(super) mod media;
 
 use bytes::Bytes;
@@ -35,10 +35,10 @@ use crate::secret::Secret;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// An answer in a system's own manner.
+/// An answer in the format of a system.
 pub type Spoken = Response<Bytes>;
 
-/// A request as it came in.
+/// A request as received.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming<'a> {
     pub path: &'a str,
@@ -48,36 +48,37 @@ pub struct Incoming<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    /// A header, if it is text.
+    /// The value of a header, if it is text.
     pub fn header(&self, name: &str) -> Option<&'a str> {
         self.headers.get(name)?.to_str().ok()
     }
 }
 
-/// One app's entrance for the callers of one system: `[apps.NAME.SYSTEM]`.
+/// The drop-in endpoint of one app for the callers of one system: `[apps.NAME.SYSTEM]`.
 #[derive(Clone, Debug)]
 pub struct DropInEndpoint {
     pub app: String,
-    /// Where its jobs go; the app's default target if left out. Any system will do: a request of one
-    /// can be delivered by another.
+    /// The target of its jobs; the app's default target if `None`. It may be an account of another
+    /// system than the callers'.
     pub target: Option<String>,
     /// The public half of the credential: AppKey, or the administrator's user id.
     pub key: Option<String>,
-    /// Whether the id that a caller gives a request is the key of its job. Where the system's callers may
-    /// use it for tracing alone (see [`Ingress::trace_setting`]), the configuration says.
+    /// Whether the id of a request is the key of its job. In a system whose callers may use the id
+    /// for tracing alone, a setting decides (see [`Ingress::trace_setting`]).
     pub id_is_key: bool,
-    /// AppSecret, OpenIM's secret, or WuKongIM's token; nothing where `auth = "none"`.
+    /// AppSecret, OpenIM's secret, or WuKongIM's token; `None` with `auth = "none"`.
     pub secret: Option<Secret>,
-    /// Longest wait for the jobs of a request to settle.
+    /// Longest wait until the jobs of a request are settled.
     pub answer_within: Duration,
-    /// An identical request without a key of its own within so long is taken for a repeat.
+    /// Within this time, an identical request without a key of its own counts as a repeat.
     pub repeat_window: Duration,
-    /// Calls allowed, counted by each gateway; further ones are refused for `block`.
+    /// Calls allowed, counted by each gateway. Further ones are refused for `block_for`.
     pub rate: Option<Rate>,
     pub block_for: Duration,
-    /// Requests may be for all users.
+    /// Whether requests may be for all users.
     pub send_all: bool,
-    /// The system's documented limits by the names of its configuration, such as `recipients_max`.
+    /// The system's documented limits, by their names in the configuration, such as
+    /// `recipients_max`.
     pub limits: BTreeMap<&'static str, usize>,
 }
 
@@ -88,7 +89,7 @@ impl DropInEndpoint {
     }
 }
 
-/// A limit of a system's API: its name in the configuration, its documented value and what it bounds.
+/// A limit of a system's API.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     pub name: &'static str,
@@ -96,25 +97,25 @@ pub struct Limit {
     pub what: &'static str,
 }
 
-/// Among the extensions of an answer: the credentials in the body were wrong.
+/// Marks an answer, as one of its extensions: the credentials in the body were wrong.
 #[derive(Clone, Copy, Debug)]
 pub struct WrongCredentials;
 
-/// What callers of one system say, and what they hear.
+/// Reads the requests of one system's callers and writes the answers.
 pub trait Ingress: Send + Sync {
-    /// The paths it serves, all of them by POST.
+    /// The paths it serves, all of them with POST.
     fn paths(&self) -> &'static [&'static str];
 
-    /// What its API limits.
+    /// The limits of its API.
     fn limits(&self) -> &'static [Limit];
 
-    /// The calls that its API allows, and how long it refuses more.
+    /// The rate of calls that its API allows, and how long it refuses calls above it.
     fn calls(&self) -> Option<(Rate, Duration)> {
         None
     }
 
-    /// Through which door a request comes in, as its head tells it: before its body is waited for. `None`
-    /// where the body has to tell, as that of a login. `body` is empty.
+    /// The endpoint that a request belongs to, found from its head before the body has arrived.
+    /// `head.body` is empty. `None` if only the body can tell, as for a login.
     #[expect(
         clippy::result_large_err,
         reason = "an answer is as usual as a door, and no smaller"
@@ -125,19 +126,20 @@ pub trait Ingress: Send + Sync {
         endpoints: &[DropInEndpoint],
     ) -> Result<Option<usize>, Spoken>;
 
-    /// The setting that says what the id of a request means, in a system that only traces by it: its own
-    /// callers may give the same id to every request.
+    /// The setting that decides whether the id of a request is a key, in a system that uses the id
+    /// only for tracing. Callers of such a system may give the same id to every request.
     fn trace_setting(&self) -> Option<&'static str> {
         None
     }
 
-    /// Whether a call names its door by the door's `key`, so that no two may have the same.
+    /// Whether a call names its endpoint by the endpoint's `key`. Then no two endpoints may have
+    /// the same key.
     fn is_named_by_key(&self) -> bool {
         false
     }
 
-    /// Who calls and what is asked for; or the answer right away, a login or a refusal. Nothing of a
-    /// request is done that is refused.
+    /// Reads who calls and what the request asks for. `Err` is the immediate answer: a login or a
+    /// refusal. A refused request has no effect at all.
     #[expect(
         clippy::result_large_err,
         reason = "an answer is as usual as an order, and no smaller"
@@ -148,97 +150,98 @@ pub trait Ingress: Send + Sync {
         endpoints: &[DropInEndpoint],
     ) -> Result<DropInRequest, Spoken>;
 
-    /// Says no for a reason of ours.
+    /// Writes a refusal for a reason that the gateway found.
     fn refuse(&self, refusal: &Refusal<'_>) -> Spoken;
 }
 
-/// Why a request that was understood is not carried out.
+/// The reason why the gateway does not carry out a request that was understood.
 #[derive(Debug)]
 pub enum Refusal<'a> {
-    /// It is no request that could be read: not a POST, or its body is too large, came too slowly or
-    /// broke off.
+    /// The request could not be read: it is not a POST, or its body is too large, arrived too
+    /// slowly or broke off.
     Unreadable(&'a str),
-    /// The jobs are none: a field is out of bounds, or the target cannot honour it.
+    /// The jobs are invalid: a field is out of bounds, or the target cannot honour it.
     Problems(&'a [Problem]),
-    /// Its key stands for another message.
+    /// The key already belongs to another message.
     Conflict,
-    /// More calls than are allowed.
+    /// More calls than the rate allows.
     TooOften { block: Duration },
     /// The same signed request came before.
     Replayed,
-    /// The app may not do this.
+    /// The app is not allowed to do this.
     Forbidden(&'a str),
-    /// Nothing can be accepted now.
+    /// Jobs cannot be accepted now.
     Unavailable(&'a str),
 }
 
-/// What a request asks for.
+/// A request that was understood.
 pub struct DropInRequest {
-    /// Index of the door it came through.
+    /// Index of the endpoint that it belongs to.
     pub endpoint: usize,
-    /// Together with the door, accepted once within [`NONCE_LIVES`].
+    /// An endpoint accepts the same nonce once within [`NONCE_LIVES`].
     pub nonce: Option<String>,
     pub jobs: Vec<DropInJob>,
     pub reply: Box<dyn DropInReply>,
 }
 
-/// How far the clock of a caller who signs may be from ours, on either side.
+/// Largest difference, in either direction, between our clock and that of a caller who signs.
 pub const SKEW: Duration = Duration::from_secs(300);
 
-/// How long a signed request is remembered. One that is dated ahead of our clock is good until that
-/// date is past by the skew as well.
+/// How long a nonce is remembered. A request dated ahead of our clock stays valid until that date
+/// is past by the skew as well.
 pub const NONCE_LIVES: Duration = Duration::from_secs(2 * SKEW.as_secs());
 
-/// One job that a request asks for.
+/// One job of a request.
 #[derive(Clone, Debug, Default)]
 pub struct DropInJob {
-    /// The key that the request brings; without one it is made of the content.
+    /// The key that the request contains. If it has none, the key is derived from the content.
     pub key: Option<String>,
-    /// Without a key, what tells this request from others of the same content.
+    /// Without a key, the text that distinguishes this request from others of the same content.
     pub trace: Option<String>,
     pub sender: Option<String>,
     pub audience: AudienceDocument,
     pub message: MessageDocument,
     pub options: Options,
-    /// What the request says beyond message and options, in the system's own fields: the message's
-    /// `native` where the jobs go to a target of the same system, and dropped elsewhere.
+    /// Parts of the request that message and options cannot express, in the system's own fields.
+    /// They become the message's `native` if the target is of the same system, and are dropped
+    /// otherwise.
     pub native: Option<Box<RawValue>>,
 }
 
-/// Says what became of a request.
+/// Renders the answer to a request.
 pub trait DropInReply: Send + Sync {
-    /// One entry per job, in the order of the request.
+    /// `jobs` has one entry per job, in the order of the request.
     fn render(&self, jobs: &[JobReport]) -> Spoken;
 }
 
-/// What is known of one job when the answer is due.
+/// The state of one job when the answer is due.
 #[derive(Clone, Debug)]
 pub struct JobReport {
     pub job: JobId,
     pub client_msg_no: String,
     pub accepted_at_ms: u64,
-    /// In the order of the request, each as often as it was named.
+    /// In the order of the request. A recipient that the request names twice is listed twice.
     pub recipients: Vec<(String, RecipientReport)>,
-    /// Whether the target takes ids that differ in case only for one.
+    /// Whether the target treats ids that differ only in case as one.
     pub folds_case: bool,
-    /// The accounts of a job whose request names nobody: it is for all users.
+    /// The accounts of a job for all users, whose request names no recipients.
     pub everybody: Option<Everybody>,
 }
 
-/// What is known of a job for all users: how many they are is known once all are listed.
+/// The state of a job for all users. Their number is known once all are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Everybody {
     pub is_complete: bool,
     pub accounts: Accounts,
 }
 
-/// What is known of a recipient.
+/// The state of a recipient when the answer is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecipientReport {
     Sent,
-    /// Not settled within the bound: it is on its way.
+    /// Not settled within the time limit; delivery goes on.
     Pending,
-    /// Ended otherwise. The reason is there unless it was lost.
+    /// Ended without success. The reason is empty if it was lost.
     Ended {
         outcome: Outcome,
         class: Option<Class>,
@@ -248,13 +251,14 @@ pub enum RecipientReport {
 }
 
 impl RecipientReport {
-    /// Whether the caller is to take it for delivered: it was, or will be.
+    /// Whether the answer reports the recipient as delivered: it got the message, or its delivery
+    /// goes on.
     pub fn is_good(&self) -> bool {
         matches!(self, Self::Sent | Self::Pending)
     }
 
-    /// Whether it ended because the target knows no such user, by the codes of our adapters: NetEase,
-    /// OpenIM, Yunxin, and endpoints that speak HTTP.
+    /// Whether the recipient ended because the target does not know the user, by the codes of our
+    /// adapters: NetEase, OpenIM, Yunxin, and HTTP endpoints.
     pub fn is_unknown(&self) -> bool {
         const CODES: [&str; 7] = [
             "unregister",
@@ -275,7 +279,8 @@ impl RecipientReport {
         }
     }
 
-    /// Why it ended, in words for the caller; nothing for who got the message or will.
+    /// The reason in words for the caller; `None` if the recipient got the message or its delivery
+    /// goes on.
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Sent | Self::Pending => None,
@@ -286,7 +291,7 @@ impl RecipientReport {
 }
 
 impl JobReport {
-    /// The id of the message to a recipient: the same whenever it is asked for, below 2^53, so that
+    /// The id of the message to a recipient. It is the same on every call, and below 2^53 so that
     /// JavaScript keeps its digits.
     pub fn message_id(&self, recipient: &str) -> i64 {
         let digest = self.digest(recipient);
@@ -296,7 +301,7 @@ impl JobReport {
         ((u64::from_be_bytes(first) >> 11) | 1).cast_signed()
     }
 
-    /// The same as 32 hexadecimal digits.
+    /// The same id as 32 hexadecimal digits.
     pub fn message_id_hex(&self, recipient: &str) -> String {
         let digest = self.digest(recipient);
         crate::codec::hex(&digest.as_ref()[..16])
@@ -313,7 +318,7 @@ impl JobReport {
     }
 }
 
-/// A text of the caller's as the key of a job: one that could not be is replaced by its digest.
+/// A caller's text as the key of a job. A text that cannot be a key is replaced by its digest.
 pub fn key(text: &str) -> Option<String> {
     if text.is_empty() {
         return None;
@@ -329,7 +334,7 @@ pub fn quoted(text: &str) -> Option<Box<RawValue>> {
     Some(crate::json::raw(text))
 }
 
-/// An answer of JSON.
+/// An answer with a JSON body.
 pub fn json(status: StatusCode, body: &impl serde::Serialize) -> Spoken {
     let mut spoken = Response::new(Bytes::from(crate::json::bytes(body)));
     *spoken.status_mut() = status;
@@ -338,7 +343,7 @@ pub fn json(status: StatusCode, body: &impl serde::Serialize) -> Spoken {
     spoken
 }
 
-/// Compares secrets in a time that does not tell how much of a guess was right.
+/// Compares secrets in a time that does not reveal how much of a guess was right.
 pub fn same(given: &[u8], expected: &[u8]) -> bool {
     let hash = |text| digest::digest(&digest::SHA256, text);
     hash(given).as_ref() == hash(expected).as_ref()
@@ -368,7 +373,7 @@ mod tests {
         assert_eq!(unique.len(), ids.len());
         assert_eq!(job_report.message_id("u1"), job_report.message_id("u1"));
         assert_eq!(job_report.message_id_hex("u1").len(), 32);
-        // One message has one id, however its recipient is spelt.
+        // One message has one id, in whatever case its recipient is written.
         let folding = JobReport {
             folds_case: true,
             ..job_report.clone()

@@ -1,4 +1,4 @@
-//! How calls are put together: JSON, URLs and digests without detours.
+//! Builds JSON and digests for calls, without intermediate values.
 
 use std::hash::Hasher;
 
@@ -25,8 +25,9 @@ pub(super) fn digest<const N: usize>(texts: &[&str]) -> [u8; N] {
     first
 }
 
-/// Eight bytes that stand for a text, on every machine and in every version. Whoever wants two texts
-/// with the same can find them: fit to tell apart, not to prove anything; a tenth of the digest's cost.
+/// Eight bytes derived from a text, the same on every machine and in every version. They tell texts
+/// apart and prove nothing: two texts with the same eight bytes are easy to find. The cost is a
+/// tenth of the digest's.
 pub(super) fn short_hash(text: &str) -> [u8; 8] {
     let mut hasher = SipHasher13::new_with_key(b"fanwise-message-");
     hasher.write(text.as_bytes());
@@ -39,7 +40,7 @@ mod tests {
 
     #[test]
     fn hashes_never_change() {
-        // They are in the message ids and keys that backends remember.
+        // Backends remember message ids and keys that contain these bytes, so they must not change.
         assert_eq!(
             short_hash("u1"),
             [0x06, 0xa3, 0x15, 0x37, 0xd6, 0x91, 0xb7, 0xd9]

@@ -1,5 +1,5 @@
-//! The mapping of every target, as a table for people: `schemas/mapping.md`, generated from the same
-//! code that refuses what a target cannot honour.
+//! Writes the mapping of every target as a table: `schemas/mapping.md`. It is generated from the
+//! code that refuses features that a target cannot honour.
 
 use std::fmt::Write as _;
 

@@ -1,27 +1,38 @@
-//! IM systems: one folder each.
+//! Contains one folder per IM system: an adapter that calls it, and its drop-in endpoint.
 //!
-//! A folder holds everything about its system: settings, how a call is put together, how its reply is
-//! read, which code means what, and how its existing callers speak ([`ingress`]). A further system is a
-//! folder, its `mod` line, one line in each list at the end of this file, and a reader of its keys in
-//! `config::targets`. Nothing here waits or retries: adapters are pure functions, [`crate::http::client`] sends, and the
-//! worker decides what follows from an answer.
+//! A folder holds everything about its system: settings, how to build a call, how to read the
+//! reply, the meaning of each code, and how to read requests of existing callers and answer them
+//! ([`ingress`]). Adapters do not wait and do not retry: they are pure functions,
+//! [`crate::http::client`] sends their requests, and the worker decides what follows from an
+//! answer.
 //!
-//! `fanwise-mock-im` plays the systems in tests; it is a crate of its own that does not know the adapters.
+//! A further system needs:
+//! - a folder and its `mod` line here,
+//! - a line in `systems!` and, if it has a drop-in endpoint, one in [`ingresses`], both at the end
+//!   of this file,
+//! - in `config::targets`: a `Kind` with its name, the function that reads its keys, and, if the
+//!   backend limits calls per application, an arm in `check_applications`,
+//! - its code for an unknown user in [`ingress::RecipientReport::is_unknown`],
+//! - its part of `docs/targets.md`, `docs/drop-in.md` and `deploy/fanwise.example.toml`;
+//!   `fanwise schema` regenerates `schemas/mapping.md`.
+//!
+//! `fanwise-mock-im` simulates the systems in tests. It is a separate crate and does not use the
+//! adapters. A further system needs a simulation there, and its row in `tests/it/systems.rs`.
 
-/// Where calls go: a base URL and the path of a call behind it.
+/// Joins an account's base URL and the path of a call.
 pub(crate) mod address;
-/// Jobs and replies for the tests of all systems.
+/// Provides jobs and replies for the tests of all systems.
 #[cfg(test)]
 mod fixture;
-/// What existing callers of the systems say, and what they hear.
+/// Reads requests of existing callers and writes the answers that they expect.
 pub mod ingress;
-/// How calls are put together: JSON, URLs and digests without detours.
+/// Builds JSON and digests for calls.
 mod json;
-/// The table of what each target makes of a job.
+/// Shows what each target makes of each feature of a job.
 pub mod mapping;
 pub mod netease;
 pub mod openim;
-/// What replies of all systems have in common.
+/// Reads the parts that replies of all systems have in common.
 mod reading;
 pub mod webhook;
 pub mod wukongim;
@@ -32,7 +43,7 @@ use crate::ports::Target;
 
 macro_rules! systems {
     ($($variant:ident => $folder:ident,)*) => {
-        /// Which system a target is an account of, and how to reach it.
+        /// The system that a target is an account of, with the settings to reach it.
         #[derive(Clone, Debug)]
         pub enum TargetSettings {
             $($variant($folder::Settings),)*
@@ -46,7 +57,7 @@ macro_rules! systems {
                 }
             }
 
-            /// Whether its calls are encrypted.
+            /// Whether calls are encrypted.
             pub fn is_https(&self) -> bool {
                 let url = match self {
                     $(Self::$variant(settings) => &settings.url,)*
@@ -55,7 +66,8 @@ macro_rules! systems {
                 scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
             }
 
-            /// Host and port of the account, where its URL names them plainly.
+            /// Host and port of the account, or `None` if its URL does not contain them in a
+            /// readable form.
             pub fn address(&self) -> Option<(String, u16)> {
                 let url = match self {
                     $(Self::$variant(settings) => &settings.url,)*
@@ -64,15 +76,15 @@ macro_rules! systems {
             }
         }
 
-        /// The systems by the names that configuration files use.
+        /// The names of the systems, as configuration files use them.
         pub const SYSTEMS: &[&str] = &[$(stringify!($folder),)*];
 
-        /// A target of every kind that differs in what it can honour, with the name of the kind.
+        /// One target for each kind that honours other features, with the name of the kind.
         pub(crate) fn samples() -> Vec<(&'static str, Box<dyn Target>)> {
             let mut samples = Vec::new();
             $(
                 for (name, settings) in $folder::Settings::samples() {
-                    // A sample has nothing wrong with it; one that had would be missing in a test.
+                    // The settings of a sample are valid. A test would miss a sample that is not.
                     samples.extend(
                         build(name, &TargetSettings::$variant(settings)).ok().map(|it| (name, it)),
                     );
@@ -81,7 +93,7 @@ macro_rules! systems {
             samples
         }
 
-        /// Builds the target `name`, or says everything that is wrong with its settings.
+        /// Builds the target `name`, or returns every problem of its settings.
         pub fn build(
             name: &str,
             settings: &TargetSettings,
@@ -117,7 +129,7 @@ fn address_of(url: &str) -> Option<(String, u16)> {
     ))
 }
 
-/// The drop-in endpoints, by the names of their systems.
+/// The drop-in endpoints, with the names of their systems.
 pub fn ingresses() -> Vec<(&'static str, Box<dyn ingress::Ingress>)> {
     vec![
         ("netease", Box::new(netease::ingress::NetEaseIngress)),

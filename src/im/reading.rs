@@ -1,4 +1,5 @@
-//! What replies of all systems have in common.
+//! Reads the parts that replies of all systems have in common: `Retry-After`, texts, codes, and
+//! lists of failed recipients.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,17 +12,17 @@ use jiff::fmt::rfc2822::DateTimeParser;
 use crate::clock::now_ms;
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class, TargetAnswer, Verdict};
 
-/// Longest wait a target is granted; a longer one is taken for a slip.
+/// Longest wait that a target can ask for. A longer one counts as a mistake and is cut to this.
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Longest code kept of a backend's own.
+/// Longest part of a backend's own code that is kept, in characters.
 const CODE_MAX: usize = 40;
 
-/// The code of a reply that says nothing we understand.
+/// The code of a reply that cannot be understood.
 pub(super) const BAD_REPLY: &str = "bad_reply";
 
-/// How long `Retry-After` asks us to wait, be it seconds or a date. A date is measured from the
-/// `Date` of the same reply, so that the two clocks need not agree.
+/// The wait that `Retry-After` asks for, in seconds or as a date. A date is compared with the
+/// `Date` of the same reply, so the two clocks need not agree.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if text.starts_with(|first: char| first.is_ascii_digit()) {
@@ -38,14 +39,14 @@ fn sent_at(headers: &HeaderMap) -> Option<i64> {
     date(headers.get(DATE)?.to_str().ok()?)
 }
 
-/// Seconds since 1970 of a date as HTTP writes it.
+/// Seconds since 1970 of an HTTP date.
 fn date(text: &str) -> Option<i64> {
-    // Which day of the week it is does not matter.
+    // The day of the week need not match the date.
     const PARSER: DateTimeParser = DateTimeParser::new().relaxed_weekday(true);
     Some(PARSER.parse_timestamp(text).ok()?.as_second())
 }
 
-/// The beginning of a body, on one line, for people.
+/// The beginning of a body as one line, for display.
 pub(super) fn excerpt(body: &[u8]) -> String {
     let start = &body[..body.len().min(2 * ANSWER_TEXT_MAX)];
     let mut line = String::new();
@@ -64,7 +65,7 @@ pub(super) fn excerpt(body: &[u8]) -> String {
     line
 }
 
-/// A backend's own code as one token.
+/// A backend's own code as one token, without spaces.
 pub(super) fn token(code: &str) -> String {
     code.chars()
         .map(|letter| match letter {
@@ -75,7 +76,7 @@ pub(super) fn token(code: &str) -> String {
         .collect()
 }
 
-/// A reply that we cannot read to a call that perhaps did its work.
+/// The answer for a reply that cannot be read, to a call that may have had its effect.
 pub(super) fn unreadable(body: &[u8]) -> TargetAnswer {
     let text = match body {
         [] => Cow::Borrowed("the reply is empty"),
@@ -84,8 +85,8 @@ pub(super) fn unreadable(body: &[u8]) -> TargetAnswer {
     TargetAnswer::new(Class::Uncertain, BAD_REPLY, text)
 }
 
-/// The verdict of a reply that names those who failed; everybody else got the message. If it names
-/// somebody who was not asked for, it cannot be said who did.
+/// The verdict of a reply that names the failed recipients; all others got the message. If the
+/// reply names a recipient that was not in the call, the others are in doubt.
 pub(super) fn all_but<'a>(
     recipients: &[&str],
     failed: impl IntoIterator<Item = (Cow<'a, str>, TargetAnswer)>,
@@ -129,7 +130,7 @@ mod tests {
         assert_eq!(wait("0", None), Some(0));
         assert_eq!(wait(" 120 ", None), Some(120));
         assert_eq!(wait("Sun, 06 Nov 1994 08:50:07 GMT", date), Some(30));
-        // The past is now; the far future is a slip.
+        // A date in the past means now; a date in the far future counts as a mistake.
         assert_eq!(wait("Sun, 06 Nov 1994 08:49:00 GMT", date), Some(0));
         assert_eq!(wait("Sun, 06 Nov 1994 08:49:00 GMT", None), Some(0));
         assert_eq!(wait("Fri, 31 Dec 2120 23:59:59 GMT", date), Some(86_400));

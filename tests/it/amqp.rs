@@ -1,7 +1,7 @@
-//! The broker port on a real RabbitMQ. Each test has a namespace of its own and deletes it.
+//! Tests the broker port on a real RabbitMQ. Each test has a namespace of its own and deletes it.
 //!
-//! `FANWISE_TEST_AMQP_URL` names the broker; without it every test says that it was skipped, or
-//! fails when `FANWISE_TEST_REQUIRE` is 1.
+//! `FANWISE_TEST_AMQP_URL` names the broker. Without it every test reports that it was skipped, or
+//! fails if `FANWISE_TEST_REQUIRE` is 1.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use crate::support::relay::Relay;
 use crate::support::wait::until;
 
-/// Longer than anything here takes, on a busy machine too.
+/// Longer than any step takes, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn url() -> Option<String> {
@@ -100,7 +100,7 @@ async fn read_bodies(rabbit: &Rabbit, retained: RetainedQueue) -> Vec<RetainedMe
     kept
 }
 
-/// What is published comes out as it went in, with its trace context, and an ack removes it.
+/// A published message is delivered unchanged, with its trace context, and an ack removes it.
 #[tokio::test]
 async fn a_job_is_published_consumed_and_acked() {
     let Some(rabbit) = rabbit() else { return };
@@ -136,7 +136,8 @@ async fn a_job_is_published_consumed_and_acked() {
     rabbit.delete_all().await.unwrap();
 }
 
-/// After `cancel`, what was under way still comes out, can be acked, and then the consumer ends.
+/// After `cancel`, deliveries in flight still come out and can be acked, and then the consumer
+/// ends.
 #[tokio::test]
 async fn a_cancelled_consumer_hands_out_what_it_has() {
     let Some(rabbit) = rabbit() else { return };
@@ -151,7 +152,7 @@ async fn a_cancelled_consumer_hands_out_what_it_has() {
         held.push(delivery);
     }
     assert!(held.len() <= 5, "prefetch is kept: {}", held.len());
-    // The consumer may go before its deliveries.
+    // The consumer may be dropped before its deliveries.
     drop(consumer);
     for delivery in held {
         delivery.ack().await.unwrap();
@@ -159,8 +160,8 @@ async fn a_cancelled_consumer_hands_out_what_it_has() {
     finish(&rabbit, session).await;
 }
 
-/// Many tasks publish at once, every tenth to a lane that does not exist: not one of those is told
-/// `Ok`, and every other message is in its queue once.
+/// Many tasks publish at the same time, every tenth to a lane that does not exist: none of those
+/// gets `Ok`, and every other message is in its queue once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unroutable_message_is_never_reported_as_published() {
     let Some(rabbit) = rabbit() else { return };
@@ -192,7 +193,7 @@ async fn an_unroutable_message_is_never_reported_as_published() {
         }
     }
     assert_eq!(routed, 2700);
-    // One that leads nowhere among several of one call fails the call.
+    // A single unroutable message fails a call of several.
     let mixed = vec![
         slice("a"),
         outgoing(Route::Lane("nowhere.express".parse().unwrap()), "b"),
@@ -207,7 +208,7 @@ async fn an_unroutable_message_is_never_reported_as_published() {
     finish(&rabbit, session).await;
 }
 
-/// Nobody needs to listen to events, and whoever listens gets them.
+/// Events need no subscriber, and every subscriber gets them.
 #[tokio::test]
 async fn events_may_lead_nowhere() {
     let Some(rabbit) = rabbit() else { return };
@@ -257,8 +258,8 @@ async fn events_may_lead_nowhere() {
     finish(&rabbit, session).await;
 }
 
-/// A queue that takes no more refuses its own messages and fails nobody else's; that of a subscriber
-/// of events fails nothing at all.
+/// A full queue refuses its own messages and no others; a full queue of a subscriber of events
+/// fails nothing.
 #[tokio::test]
 async fn a_full_queue_refuses_only_what_is_meant_for_it() {
     let Some(rabbit) = rabbit() else { return };
@@ -294,7 +295,7 @@ async fn a_full_queue_refuses_only_what_is_meant_for_it() {
             .unwrap();
     }
     let publisher = session.publisher();
-    // A classic queue notices that it is full a few messages late.
+    // A classic queue notices a few messages late that it is full.
     let fill = (0..10).map(|n| dead_letter(&n.to_string())).collect();
     let _ = publisher.publish(fill).await;
 
@@ -328,8 +329,8 @@ async fn a_full_queue_refuses_only_what_is_meant_for_it() {
     finish(&rabbit, session).await;
 }
 
-/// A broker that is short of memory blocks publishing: publishes wait and then say `Timeout`, acks
-/// go on, nothing is lost, and afterwards publishing goes on in the same session.
+/// A broker that is short of memory blocks publishing: publishes wait and then return `Timeout`,
+/// acks go on, nothing is lost, and afterwards publishing goes on in the same session.
 ///
 /// `FANWISE_TEST_RABBITMQCTL` names the command that can raise the alarm.
 #[tokio::test]
@@ -373,7 +374,7 @@ async fn a_broker_short_of_memory_holds_up_publishing_only() {
     finish(&rabbit, session).await;
 }
 
-/// A slice waits on the lowest rung and comes back to its own lane, not before its time.
+/// A slice waits on the lowest rung and returns to its own lane, not too early.
 #[tokio::test]
 async fn a_waiting_slice_returns_to_its_lane() {
     let Some(rabbit) = rabbit() else { return };
@@ -410,8 +411,8 @@ async fn a_waiting_slice_returns_to_its_lane() {
     finish(&rabbit, session).await;
 }
 
-/// Promise 11: messages for a lane that does not exist, which somebody put on the ladder, hold up nobody's
-/// retries: they are counted and end as rejected, with the reason. The broker keeps what it cannot
+/// Promise 11: messages on the retry ladder for a lane that does not exist delay no retries: they
+/// are counted and end as rejected, with the reason. The broker keeps a message that it cannot
 /// dead-letter, and 32 of those would stop a rung.
 #[tokio::test]
 async fn promise_11_what_waits_for_no_lane_holds_up_no_retry() {
@@ -441,8 +442,8 @@ async fn promise_11_what_waits_for_no_lane_holds_up_no_retry() {
     finish(&rabbit, session).await;
 }
 
-/// Promise 1: slices that wait while the queue of their lane is deleted return to it once a worker has
-/// declared it again.
+/// Promise 1: slices that wait while the queue of their lane is deleted return to it after a worker
+/// has declared it again.
 #[tokio::test]
 async fn promise_1_what_waits_while_its_lane_is_gone_returns_to_it() {
     let Some(rabbit) = rabbit() else { return };
@@ -491,7 +492,7 @@ async fn promise_1_what_waits_while_its_lane_is_gone_returns_to_it() {
     finish(&rabbit, session).await;
 }
 
-/// A rejected message lies in the rejected queue with every byte and property it came with.
+/// A rejected message keeps every byte and property in the rejected queue.
 #[tokio::test]
 async fn a_rejected_message_is_kept_unharmed() {
     let Some(rabbit) = rabbit() else { return };
@@ -561,7 +562,7 @@ async fn a_rejected_message_is_kept_unharmed() {
     let expected = properties.with_headers(kept.headers().clone().unwrap());
     let expected = format!("{expected:?}");
     let mut found: BTreeMap<_, _> = kept.headers().clone().unwrap().inner().clone();
-    // What cannot travel as a property is among the headers.
+    // Properties that cannot be published again are among the headers.
     let expiration = found.remove("fanwise-expiration").unwrap();
     let user_id = found.remove("fanwise-user-id").unwrap();
     assert_eq!(expiration, AMQPValue::LongString("600000".into()));
@@ -580,7 +581,7 @@ async fn a_rejected_message_is_kept_unharmed() {
     assert_eq!(source, AMQPValue::LongString(jobs.name.as_str().into()));
     assert!(found.remove("fanwise-rejected-at").is_some());
     let AMQPValue::LongString(reason) = found.remove("fanwise-reason").unwrap() else {
-        panic!("a reason is text")
+        panic!("the reason is not a text")
     };
     assert!(reason.as_bytes().starts_with(b"not JSON: ") && reason.len() <= 4096);
     let mut sent = headers.inner().clone();
@@ -598,8 +599,8 @@ async fn a_rejected_message_is_kept_unharmed() {
     rabbit.delete_all().await.unwrap();
 }
 
-/// The network is cut while a consumer waits: the session is lost, the consumer ends, publishing and
-/// acking say `Lost`, and a new session gets the delivery again.
+/// The network is cut while a consumer waits: the session is lost, the consumer ends, publish and
+/// ack return `Lost`, and a new session gets the delivery again.
 #[tokio::test]
 async fn a_cut_connection_loses_the_session() {
     let Some(url) = url() else { return };
@@ -646,7 +647,7 @@ async fn a_cut_connection_loses_the_session() {
     finish(&direct, session).await;
 }
 
-/// A publish that is under way when the network is cut is not reported as done.
+/// A publish in flight when the network is cut is not reported as done.
 #[tokio::test]
 async fn a_publish_under_way_fails_with_its_session() {
     let Some(url) = url() else { return };
@@ -669,7 +670,7 @@ async fn a_publish_under_way_fails_with_its_session() {
         }
         unreachable!()
     });
-    // One follows the other, so that the cut meets one that is under way.
+    // Publishes follow each other, so that the cut meets one in flight.
     let some = whole_batches.wait_for(|batches| *batches >= 10);
     timeout(PATIENCE, some).await.unwrap().unwrap();
     relay.cut().await;
@@ -689,7 +690,7 @@ async fn a_publish_under_way_fails_with_its_session() {
     direct.delete_all().await.unwrap();
 }
 
-/// A delivery of a session that was closed can end in nothing but `Lost`.
+/// For a delivery of a closed session every call returns `Lost`.
 #[tokio::test]
 async fn a_stale_delivery_cannot_be_acked() {
     let Some(rabbit) = rabbit() else { return };
@@ -712,7 +713,7 @@ async fn a_stale_delivery_cannot_be_acked() {
     rabbit.delete_all().await.unwrap();
 }
 
-/// A queue that is deleted under a consumer ends it, and the session with it.
+/// Deleting the queue of a consumer ends it, and the session with it.
 #[tokio::test]
 async fn a_deleted_queue_loses_the_session() {
     let Some(rabbit) = rabbit() else { return };
@@ -723,9 +724,10 @@ async fn a_deleted_queue_loses_the_session() {
     assert!(session.lost().is_cancelled());
 }
 
-/// A reader gives its messages back by closing their channel, and says nothing on it afterwards. A
-/// cancel of a consumer that the close of its channel overtakes ends the connection, and the reading
-/// failed. That was a matter of microseconds, so this sees it only now and then.
+/// A reader returns its messages by closing their channel, and sends nothing on it afterwards. If a
+/// cancel of the consumer arrives after the close of its channel, it ends the connection, and the
+/// read fails. The window is some microseconds, so this test catches such a fault only now and
+/// then.
 #[tokio::test]
 async fn a_reader_of_dead_letters_leaves_without_a_word() {
     const BASIC_CANCEL: [u8; 4] = [0, 60, 0, 30];
@@ -760,8 +762,8 @@ async fn a_reader_of_dead_letters_leaves_without_a_word() {
     finish(&rabbit, session).await;
 }
 
-/// Reading shows everything and takes nothing, more than a page of it, as often as one likes; a
-/// second reader is told to wait; what is removed is gone.
+/// A read shows every message and removes none, over more than one page, any number of times. A
+/// second reader has to wait; removed messages are gone.
 #[tokio::test]
 async fn reading_dead_letters_leaves_them_in_place() {
     let Some(rabbit) = rabbit() else { return };
@@ -777,7 +779,7 @@ async fn reading_dead_letters_leaves_them_in_place() {
         .map(|kept| kept.message_id.clone().unwrap())
         .collect();
     assert!(ids.len() == 1234 && ids.contains("id-7"));
-    // More than 20 times: RabbitMQ 4 drops a message then, unless told otherwise.
+    // More than 20 times: RabbitMQ 4 drops a message then, unless configured otherwise.
     for _ in 0..25 {
         let again = read_bodies(&rabbit, RetainedQueue::Dead).await;
         assert!(again == first, "not the same, or in another order");
@@ -818,8 +820,8 @@ async fn reading_dead_letters_leaves_them_in_place() {
     finish(&rabbit, session).await;
 }
 
-/// Applying the topology again changes nothing and takes no time; a queue with other arguments, and
-/// a broker without the queues when nothing may be declared, are refused with what to do.
+/// Applying the topology again changes nothing and takes no time. A queue with other arguments, and
+/// a broker without the queues if nothing may be declared, are refused with a remedy.
 #[tokio::test]
 async fn applying_the_topology_twice_is_harmless() {
     let Some(url) = url() else { return };
@@ -830,7 +832,7 @@ async fn applying_the_topology_twice_is_harmless() {
     assert_eq!(created.len(), rabbit.topology().queues.len());
     assert!(
         started.elapsed() > Duration::from_secs(3),
-        "young queues are waited for"
+        "apply did not wait for the new queues"
     );
     assert!(rabbit.apply().await.unwrap().created.is_empty());
 
@@ -865,7 +867,7 @@ async fn applying_the_topology_twice_is_harmless() {
         .await
         .unwrap();
     let Err(BrokerError::Refused { what, .. }) = rabbit.apply().await else {
-        panic!("applied over another queue")
+        panic!("apply accepted a queue with other arguments")
     };
     assert!(
         what.contains(&name) && what.contains("drain and delete"),
@@ -875,7 +877,8 @@ async fn applying_the_topology_twice_is_harmless() {
     rabbit.delete_all().await.unwrap();
 }
 
-/// A wrong password and a broker that is not there are told apart, and neither tells the password.
+/// The errors for a wrong password and for a missing broker differ, and neither contains the
+/// password.
 #[tokio::test]
 async fn a_broker_that_cannot_be_used_is_named_without_its_password() {
     let Some(url) = url() else { return };
@@ -941,7 +944,7 @@ async fn raw_connection() -> Connection {
         .unwrap()
 }
 
-/// A memory alarm of the broker, over when it is dropped: it stops every other test too.
+/// A memory alarm of the broker, ended when this is dropped: it stops every other test too.
 struct Alarm(String);
 
 impl Alarm {

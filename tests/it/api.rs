@@ -1,5 +1,6 @@
-//! The native HTTP interface against a real worker and mock: lists, one job, events, recipients,
-//! dead letters, redrive and purge; on the embedded engine always, and on servers where they are.
+//! Tests the native HTTP interface with a real worker and mock: lists, one job, events, recipients,
+//! dead letters, redrive and purge; on the embedded engine always, and on servers if they are
+//! available.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -65,7 +66,7 @@ pub(crate) struct Place {
     mock: MockHandle,
     config: String,
     port: u16,
-    /// On servers, where things have to be removed.
+    /// Whether it uses servers, where its data must be removed.
     shared: bool,
     _scratch: Scratch,
     _stop: DropGuard,
@@ -162,7 +163,7 @@ impl Place {
         serde_json::from_str(&finished.stdout).unwrap()
     }
 
-    /// Asks over HTTP; the status and the JSON of the answer.
+    /// Sends a request; returns the status and the JSON of the answer.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let body = match body {
             Value::Null => String::new(),
@@ -172,7 +173,7 @@ impl Place {
         self.ask_with(method, path, &json, &body).await
     }
 
-    /// Asks with these headers.
+    /// Sends a request with these headers.
     pub(crate) async fn ask_with(
         &self,
         method: &str,
@@ -247,7 +248,7 @@ impl Place {
         .await
     }
 
-    /// Opens the events of a job after an event, if one is given.
+    /// Opens the events of a job, after this event if one is given.
     async fn events(&self, job: &str, last: Option<&str>) -> Events {
         let last = last.map_or_else(String::new, |id| format!("Last-Event-ID: {id}\r\n"));
         let request = format!("GET /v1/jobs/{job}/events HTTP/1.0\r\n{last}\r\n");
@@ -293,7 +294,7 @@ struct Event {
 }
 
 impl Events {
-    /// The next event; nothing when the stream ended.
+    /// The next event; `None` at the end of the stream.
     async fn next(&mut self) -> Option<Event> {
         let (mut id, mut kind, mut data) = (String::new(), String::new(), Value::Null);
         loop {
@@ -396,8 +397,7 @@ async fn jobs_are_listed_and_explained(place: Place) {
     place.end(process).await;
 }
 
-/// Whatever keeps a job from going faster is named: limits of the target and of the app, a target that
-/// is parked.
+/// Everything that slows a job down is shown: limits of the target and of the app, a parked target.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_limits_a_job_is_told() {
     let away = "[targets.away]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:1/\"";
@@ -445,7 +445,7 @@ async fn what_limits_a_job_is_told() {
     place.end(process).await;
 }
 
-/// A reader that comes back after the gateway was killed gets what has changed, and the end, once.
+/// A reader that reconnects after the gateway was killed gets the changes, and the end, once.
 async fn events_survive_a_gateway_that_is_killed(place: Place) {
     let process = place.serve().await;
     place
@@ -494,7 +494,7 @@ async fn events_survive_a_gateway_that_is_killed(place: Place) {
     );
     assert!(!rest.iter().any(|event| event.id == last.id));
 
-    // Whoever has the end is told not to come back; who has nothing gets it at once.
+    // A reader that has the end is told not to reconnect; a new reader gets the end immediately.
     assert_eq!(place.events(&job, Some(&end.id)).await.status, 204);
     let late = place.events(&job, None).await.rest().await;
     let kinds: Vec<_> = late.iter().map(|event| event.kind.as_str()).collect();
@@ -502,7 +502,7 @@ async fn events_survive_a_gateway_that_is_killed(place: Place) {
     assert_eq!(late[1], end);
     assert_eq!(place.events("nobody", None).await.status, 404);
 
-    // A drain ends streams that have no end of their own.
+    // A drain ends streams of jobs that are not completed.
     let waiting = json!({"not_before": "2100-01-01T00:00:00Z"});
     let waiting = place.send("waiting", &users(1), &waiting).await;
     let mut events = place.events(&waiting, None).await;
@@ -535,7 +535,7 @@ async fn everybody_can_be_asked_about(place: Place) {
     assert_eq!(failed["dead_letter"]["content"]["sender"], Value::Null);
     assert_eq!(ask("nobody").await["state"], "unseen");
 
-    // One that waits is not seen yet.
+    // A job that waits is not in the list yet.
     let later = json!({"not_before": "2100-01-01T00:00:00Z"});
     place.send("later", &users(1), &later).await;
     let waiting = until("the second job", BOUND, async || {
@@ -568,8 +568,8 @@ async fn everybody_can_be_asked_about(place: Place) {
     place.end(process).await;
 }
 
-/// Only who failed is sent to again, with the same message; the same letters twice are one job; and
-/// who fails again is the next generation.
+/// A redrive sends the same message to failed recipients only. The same dead letters twice are one
+/// job, and recipients that fail again are the next generation.
 async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
     let process = place.serve().await;
     let bad: Vec<_> = (0..30).map(|number| format!("bad-{number}")).collect();
@@ -588,12 +588,12 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
     let (status, _) = place.ask("GET", "/v1/jobs/promo~r1", &Value::Null).await;
     assert_eq!(status, 404, "a dry run submits nothing");
 
-    // One of them still fails.
+    // One recipient still fails.
     place
         .mock
         .patch_faults(&json!({"refuse_prefix": "bad-7"}))
         .unwrap();
-    // Not everybody of every app, unless that is said.
+    // A redrive of all apps must be requested explicitly.
     let (status, answer) = place.ask("POST", "/v1/dead:redrive", &json!({})).await;
     assert_eq!(
         (status, names(&answer["problems"], "field")),
@@ -665,8 +665,8 @@ async fn a_redrive_sends_to_the_failed_ones_once(place: Place) {
     place.end(process).await;
 }
 
-/// Whatever keeps a job of an app out keeps a redriven one out, and its letters stay: nobody is lost to a
-/// job that never was.
+/// A rule that refuses a job of an app also refuses a redrive, and its dead letters stay: no
+/// recipient is lost to a job that was not accepted.
 async fn a_redrive_that_is_refused_keeps_its_letters(place: Place) {
     let process = place.serve().await;
     let bad: Vec<_> = (0..3).map(|number| format!("bad-{number}")).collect();
@@ -699,7 +699,8 @@ async fn a_redrive_that_is_refused_keeps_its_letters(place: Place) {
     place.end(process).await;
 }
 
-/// A slip of the pen is told from having no dead letters, over HTTP and in the shell.
+/// A misspelt job, app or target is distinguished from one without dead letters, over HTTP and in
+/// the shell.
 async fn what_no_dead_letter_can_be_of_is_told(place: Place) {
     let process = place.serve().await;
     let job = place.send("known", &users(1), &Value::Null).await;
@@ -743,7 +744,7 @@ async fn what_no_dead_letter_can_be_of_is_told(place: Place) {
     place.end(process).await;
 }
 
-/// Values of a personal job come with its dead letters, and each of our own commands can read them.
+/// Dead letters of a personal job contain its values, and all commands can read them.
 async fn dead_letters_with_values_can_be_read(place: Place) {
     let process = place.serve().await;
     let personal = json!({
@@ -769,7 +770,7 @@ async fn dead_letters_with_values_can_be_read(place: Place) {
     place.end(process).await;
 }
 
-/// Whoever asks for all dead letters and takes nothing of the answer keeps nobody else from them.
+/// A reader that requests all dead letters and does not read the answer blocks no other reader.
 async fn a_reader_that_takes_nothing_holds_up_nobody(place: Place) {
     let process = place.serve().await;
     let bad: Vec<_> = (0..600).map(|number| format!("bad-{number:03}")).collect();
@@ -782,7 +783,7 @@ async fn a_reader_that_takes_nothing_holds_up_nobody(place: Place) {
         let request = "GET /v1/dead?content=true HTTP/1.1\r\nHost: localhost\r\n\
                        Accept: application/x-ndjson\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
-        // The answer has begun, and more of it comes than sockets hold.
+        // The answer has begun, and the rest is larger than the sockets' buffers.
         let mut first = [0; 12];
         timeout(BOUND, stream.read_exact(&mut first))
             .await
@@ -803,8 +804,9 @@ async fn a_reader_that_takes_nothing_holds_up_nobody(place: Place) {
     place.end(process).await;
 }
 
-/// A script sees by the exit code that somebody did not get the message, and that nothing literal goes
-/// out for a forgotten value; how the gateway is protected is not told to who only uses it.
+/// The exit code tells a script that a recipient did not get the message, and that a text with a
+/// forgotten value is not sent as it is. A mere user of the gateway does not learn how it is
+/// protected.
 async fn who_waits_for_a_job_learns_whether_everybody_got_it(place: Place) {
     let process = place.serve().await;
     let send = async |key: &str, more: &[&str]| {
@@ -914,8 +916,8 @@ async fn a_purge_takes_what_is_meant(place: Place) {
     place.end(process).await;
 }
 
-/// Nobody would get what expires before it is submitted. What was accepted in time stays accepted, when
-/// its caller asks again too.
+/// A job that expires before it is submitted is refused. A job that was accepted in time stays
+/// accepted when its caller repeats it.
 async fn a_job_of_the_past_is_refused_and_a_repeat_is_not(place: Place) {
     let process = place.serve().await;
     let job = |key: &str, expires_at: &str| {
@@ -941,7 +943,7 @@ async fn a_job_of_the_past_is_refused_and_a_repeat_is_not(place: Place) {
     })
     .await;
     until("the time is over", BOUND, async || {
-        // One that came in time would be known.
+        // A job that arrived in time would be known.
         let late = job(&format!("late-{}", fastrand::u64(..)), &soon);
         let (status, _) = place.ask("POST", "/v1/jobs", &late).await;
         (status == 400).then_some(())
@@ -952,8 +954,8 @@ async fn a_job_of_the_past_is_refused_and_a_repeat_is_not(place: Place) {
     place.end(process).await;
 }
 
-/// What was answered with 202 is found from then on, while no worker runs too: by its id and its key,
-/// over HTTP and by commands; it can be cancelled, and its key stands for its message.
+/// A job answered with 202 is found from then on, even if no worker runs: by its id and its key,
+/// over HTTP and by commands. It can be cancelled, and its key belongs to its message.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_accepted_job_is_found_while_no_worker_runs() {
     let Some(place) = Place::servers("found").await else {
@@ -1111,8 +1113,9 @@ async fn refuses_what_it_does_not_know(place: &Place, method: &str, path: &str) 
     );
 }
 
-/// Every documented operation meets a handler and refuses a parameter that is not documented, and no
-/// path takes a method or a verb that is not. That no path at all is left out is seen beside the table.
+/// Every documented operation has a handler and refuses a parameter that is not documented, and no
+/// path accepts a method or a verb that is not. A test beside the table of routes checks that no
+/// path is missing.
 async fn the_document_is_what_is_served(place: Place) {
     let process = place.serve().await;
     let document = place.get("/openapi.json").await;
@@ -1127,7 +1130,7 @@ async fn the_document_is_what_is_served(place: Place) {
                     .map_or(piece.to_owned(), |(_, rest)| format!("x{rest}"))
             })
             .collect();
-        // The router matches a name and its verb as one.
+        // The router treats a name and its verb as one segment.
         let route = match path.rsplit_once("}:") {
             Some((_, verb)) => {
                 let route = asked.strip_suffix(&format!(":{verb}")).unwrap();

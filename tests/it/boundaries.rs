@@ -1,26 +1,26 @@
-//! Who may use whom: the folders of `src`, and what each of them may name.
+//! Checks the dependencies between the folders of `src`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What code outside tests may use of the crate, by folder or file of `src`. A name that is missing here
-/// may use nothing.
+/// For each folder or file of `src`, the parts of the crate that its code outside tests may use. A
+/// name that is missing here may use none.
 const MAY_USE: &[(&str, &[&str])] = &[
     // Values and contracts.
     ("domain", &["codec", "json"]),
     ("ports", &["domain", "secret"]),
-    // Engines: they know no worker, and not each other.
+    // Engines: they use neither the worker nor each other.
     ("amqp", &["clock", "domain", "ports"]),
     ("store", &["clock", "domain", "json", "ports"]),
     ("embedded", &["clock", "domain", "json", "limits", "ports"]),
-    // Towards backends.
+    // Calls to backends.
     ("http", &["domain", "ports"]),
     (
         "im",
         &["clock", "codec", "domain", "json", "ports", "secret"],
     ),
-    // What is done with jobs.
+    // Work on jobs.
     ("limits", &["domain", "ports"]),
     ("metrics", &["domain", "ports"]),
     (
@@ -43,7 +43,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "service", "worker",
         ],
     ),
-    // Around it.
+    // Supporting parts.
     ("admin", &["http", "metrics"]),
     ("telemetry", &["domain"]),
     ("shutdown", &["exit"]),
@@ -99,7 +99,7 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names right behind `crate::` in code outside tests.
+/// The names directly after `crate::` in code outside tests.
 fn used(text: &str) -> BTreeSet<String> {
     let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
     let code = code
@@ -153,7 +153,7 @@ fn no_folder_uses_what_it_may_not() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // What is not used any more is not allowed any more.
+    // A dependency that is no longer used must be removed from the table.
     for (module, names) in MAY_USE {
         for name in *names {
             let pair = ((*module).to_owned(), (*name).to_owned());

@@ -1,5 +1,5 @@
-//! Promise 11: one caller cannot take what belongs to all. Two apps, an administrator and strangers at
-//! one small gateway: whatever one of them holds, the others get in.
+//! Promise 11: one caller cannot take all shared resources. Two apps, an administrator and unknown
+//! callers use one small gateway; whatever one of them holds, the others get in.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -45,7 +45,7 @@ impl Answer {
     }
 }
 
-/// A gateway with 16 places and 200 connections. Nothing is sent: the target is gone.
+/// A gateway with 16 places and 200 connections. Its target is not reachable, so nothing is sent.
 struct Place {
     port: u16,
     admin: u16,
@@ -126,7 +126,7 @@ impl Place {
 
     async fn raw(&self, request: &[u8]) -> Answer {
         let mut stream = self.connect().await;
-        // A server that has refused may not read it to the end.
+        // A server that has refused may not read the whole request.
         let _ = stream.write_all(request).await;
         answer(&mut stream).await
     }
@@ -143,7 +143,7 @@ impl Place {
         self.ask("POST /v1/jobs", &headers, &job.to_string()).await
     }
 
-    /// Another app and the administrator get what they ask for, while one takes what it can.
+    /// Another app and the administrator get their answers while one app takes all it can.
     async fn others_get_in(&self, meanwhile: &str) {
         let accepted = self.submit("bank", BANK, &[]).await;
         assert_eq!(accepted.status, 202, "{meanwhile}: {accepted:?}");
@@ -156,12 +156,12 @@ impl Place {
 async fn answer(stream: &mut TcpStream) -> Answer {
     let mut text = Vec::new();
     let read = tokio::time::timeout(BOUND, stream.read_to_end(&mut text));
-    // A reset after the answer is the end of it.
+    // A reset after the answer ends it.
     let _ = read.await.expect("an answer in time");
     Answer::read(&text).unwrap_or_else(|| panic!("no answer: {text:?}"))
 }
 
-/// The head of a request that announces a body, which may or may not come.
+/// The head of a request that announces a body, which may or may not follow.
 fn head(path: &str, headers: &str) -> Vec<u8> {
     format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Type: application/json\r\n"
@@ -179,7 +179,7 @@ const DOORS: [&str; 4] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
     let place = Place::shared("bounds-bodies", "").await;
-    // Without credentials nobody's body is waited for.
+    // Without credentials the gateway does not wait for a body.
     for endpoint in DOORS {
         let mut request = head(endpoint, "operationID: 1\r\nConnection: close\r\n");
         request.extend(b"Content-Length: 100\r\n\r\n");
@@ -190,7 +190,7 @@ async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
             "{endpoint} waits: {refused:?}"
         );
     }
-    // Room is counted in bytes: small chunks cost what they weigh.
+    // The share is counted in bytes of bodies, so small chunks do not use up more of it.
     let mut request = head("/message/send", "token: door-token\r\n");
     request.extend(b"Transfer-Encoding: chunked\r\n\r\n");
     request.extend(b"1\r\n{\r\n".repeat(65_536));
@@ -198,12 +198,12 @@ async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
     chunks.write_all(&request).await.unwrap();
     let own = place.submit("shop", SHOP, &[]).await;
     assert_eq!(own.status, 202, "{own:?}");
-    place.others_get_in("one sends small chunks").await;
+    place.others_get_in("one app sends small chunks").await;
     drop(chunks);
-    // Bodies that do not come, requests that wait, by one app.
+    // One app holds bodies that do not arrive and requests that wait.
     let mut held = Vec::new();
     let mut is_refused = false;
-    // A submit may take the last place itself, so each comes behind two more bodies.
+    // A submit may take the last place itself, so each follows two more bodies.
     while !is_refused {
         assert!(held.len() < 100, "its share has no end");
         for (path, headers) in [
@@ -218,7 +218,7 @@ async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
         }
         is_refused = place.submit("shop", SHOP, &[]).await.status == 503;
     }
-    place.others_get_in("one holds all it may").await;
+    place.others_get_in("one app holds its whole share").await;
     // Logins, whose credentials are in their bodies, have places of their own.
     for _ in 0..40 {
         let mut request = head("/auth/get_admin_token", "operationID: 1\r\n");
@@ -227,7 +227,7 @@ async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
         stream.write_all(&request).await.unwrap();
         held.push(stream);
     }
-    place.others_get_in("logins do not come").await;
+    place.others_get_in("logins do not arrive").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,7 +268,7 @@ fn descriptors(place: &Place) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
 
-/// HTTP/2 by hand, so that it can be done badly.
+/// A minimal HTTP/2 client that can break the rules.
 struct Http2(TcpStream);
 
 impl Http2 {
@@ -279,7 +279,7 @@ impl Http2 {
     const PING: u8 = 6;
     const GO_AWAY: u8 = 7;
 
-    /// With a window of so many bytes for each answer.
+    /// With a window of this many bytes for each answer.
     async fn connect(place: &Place, window: u32) -> Self {
         let mut stream = place.connect().await;
         stream
@@ -295,13 +295,13 @@ impl Http2 {
     async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         let length = (payload.len() as u32).to_be_bytes();
         let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
-        // The peer may have gone.
+        // The peer may be gone.
         let _ = self.0.write_all(&frame).await;
     }
 
     async fn get(&mut self, stream: u32, path: &str, token: &str) {
         let text = |text: &str| [&[text.len() as u8][..], text.as_bytes()].concat();
-        // GET, http; path, authority and authorization in words.
+        // GET, http; then path, authority and authorization as literals.
         let fields = [
             vec![0x82, 0x86, 0x04],
             text(path),
@@ -313,7 +313,7 @@ impl Http2 {
         self.write(Self::HEADERS, 5, stream, &fields.concat()).await;
     }
 
-    /// The next frame that says something: its kind and stream. None at the end. PINGs are answered.
+    /// Kind and stream of the next frame that matters; `None` at the end. It answers PINGs.
     async fn next(&mut self) -> Option<(u8, u32)> {
         loop {
             let mut head = [0; 9];
@@ -335,15 +335,15 @@ impl Http2 {
     }
 }
 
-/// A reader that takes no answer uses up the share of its own app, which is refused at once; the place of
-/// each answer comes back with its end.
+/// A reader that takes no answers uses up the share of its own app, which is refused immediately.
+/// Each answer that ends frees its place.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_answers_that_nobody_takes_use_up_the_share_of_their_app_only() {
-    // Nothing is given up while the test looks.
+    // No answer is given up while the test runs.
     let place = Place::shared("bounds-unread", "patience = \"5m\"").await;
     let mut reader = Http2::connect(&place, 0).await;
     let mut streams = (0..).map(|number| 1 + 2 * number);
-    // A submit may take the last place itself, so the reader asks until there is none.
+    // A submit may take the last place itself, so the reader sends requests until there is none.
     let mut refused = None;
     while refused.is_none() {
         let stream = streams.next().unwrap();
@@ -360,7 +360,7 @@ async fn promise_11_answers_that_nobody_takes_use_up_the_share_of_their_app_only
     assert_eq!(refused.header("retry-after"), "1", "{refused:?}");
     let why = "too many requests at a time";
     assert!(refused.body.contains(why), "{refused:?}");
-    place.others_get_in("answers are not taken").await;
+    place.others_get_in("answers are not read").await;
     drop(reader);
     until("an app that has its share again", BOUND, async || {
         let more = place.submit("shop", SHOP, &[]).await;
@@ -369,8 +369,8 @@ async fn promise_11_answers_that_nobody_takes_use_up_the_share_of_their_app_only
     .await;
 }
 
-/// Each answer that nobody takes is given up by itself, and then the connection, which has nothing to do
-/// any more.
+/// Each answer that is not read is given up by itself, and then the connection, which has nothing
+/// left to do.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_answers_that_nobody_takes_are_given_up() {
     let place = Place::shared("bounds-answers", "patience = \"5s\"").await;
@@ -387,7 +387,7 @@ async fn promise_11_answers_that_nobody_takes_are_given_up() {
                 Http2::HEADERS => drop(answered.insert(stream)),
                 Http2::RESET => drop(given_up.insert(stream)),
                 Http2::GO_AWAY => told = true,
-                Http2::DATA => panic!("it has no window"),
+                Http2::DATA => panic!("data without a window"),
                 _ => {}
             }
         }
@@ -401,8 +401,8 @@ async fn promise_11_answers_that_nobody_takes_are_given_up() {
     assert_eq!(own.status, 202, "{own:?}");
 }
 
-/// Requests that wait for their jobs hold places, and streams of events hold connections: an app takes its
-/// share of both.
+/// Requests that wait for their jobs hold places, and streams of events hold connections: an app
+/// gets its share of both.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_waits_and_streams_take_the_share_of_their_own_app_only() {
     let place = Place::shared("bounds-waits", "patience = \"5m\"").await;
@@ -428,8 +428,8 @@ async fn promise_11_waits_and_streams_take_the_share_of_their_own_app_only() {
         }
     }
     assert!(!streams.is_empty() && refused > 0, "{refused} refused");
-    place.others_get_in("one app follows all it may").await;
-    // Nobody sends what these wait for.
+    place.others_get_in("one app holds its streams").await;
+    // The jobs of these are not sent.
     let mut waiting = Vec::new();
     let mut is_refused = false;
     while !is_refused {
@@ -448,7 +448,7 @@ async fn promise_11_waits_and_streams_take_the_share_of_their_own_app_only() {
         waiting.push(stream);
         is_refused = place.submit("shop", SHOP, &[]).await.status == 503;
     }
-    place.others_get_in("one app waits all it may").await;
+    place.others_get_in("one app holds its waits").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -526,7 +526,7 @@ async fn web_pages_and_other_hosts_need_credentials() {
     }
     let old = place.raw(b"GET /livez HTTP/1.0\r\n\r\n").await;
     assert_eq!(old.status, 200, "HTTP/1.0 needs no host");
-    // A message of many leaves room for other headers.
+    // A message for many leaves space for other headers.
     let many: Vec<_> = (0..300)
         .map(|number| {
             json!({"channel_id": format!("u{number}"), "channel_type": 1, "from_uid": "n",
@@ -545,7 +545,8 @@ async fn what_is_refused_is_told_shortly_and_wrong_tokens_slowly() {
     let place = Place::shared("bounds-words", "").await;
     let json = ("Content-Type", "application/json");
     let shop = ("Authorization", SHOP);
-    // Names of a megabyte come back short, and soon: nothing is compared with them.
+    // Names of a megabyte are shortened in the answer, and the answer is fast: they are not
+    // compared with known names.
     let name = "n".repeat(1 << 20);
     let long = format!(r#"{{"v":1,"app":"shop","{name}":1,"client_msg_no":"a"}}"#);
     let refused = place.ask("POST /v1/jobs", &[shop, json], &long).await;
@@ -559,7 +560,7 @@ async fn what_is_refused_is_told_shortly_and_wrong_tokens_slowly() {
             r#"{{"v":1,"app":{app:?},"client_msg_no":"a",{more}"message":{{"type":"text","text":"x"}},"audience":{{"users":["u"]}}}}"#
         )
     };
-    // What else there is, is not an app's affair.
+    // An app cannot learn which other names exist.
     for body in [job("nobody", ""), job("shop", r#""target":"gone","#)] {
         let refused = place.ask("POST /v1/jobs", &[shop, json], &body).await;
         assert_eq!(refused.status, 400, "{refused:?}");
@@ -584,9 +585,9 @@ async fn what_is_refused_is_told_shortly_and_wrong_tokens_slowly() {
     let told: Value = serde_json::from_str(&refused.body).unwrap();
     assert!(
         told["msg"].is_string(),
-        "in the system's own manner: {told}"
+        "not in the system's own format: {told}"
     );
-    // Wrong tokens wait for their answers, right ones do not.
+    // Answers to wrong tokens are delayed, answers to right ones are not.
     let began = Instant::now();
     for _ in 0..30 {
         let wrong = [("Authorization", "Bearer wrong")];
@@ -594,9 +595,9 @@ async fn what_is_refused_is_told_shortly_and_wrong_tokens_slowly() {
     }
     assert!(
         began.elapsed() > Duration::from_millis(700),
-        "guesses are free"
+        "answers to wrong tokens are not delayed"
     );
     place
-        .others_get_in("somebody guesses from the same address")
+        .others_get_in("a client guesses from the same address")
         .await;
 }

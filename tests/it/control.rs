@@ -1,5 +1,5 @@
-//! What operators tell running work: on shared servers with several workers, and on `fanwise serve`.
-//! Everything is checked against the mock's own log and clock.
+//! Tests how operators control running work: on shared servers with several workers, and on
+//! `fanwise serve`. The mock's own log and clock show the effects.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +12,8 @@ use crate::embedded::Place;
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, World, users};
 
-/// What every worker heeds within: half a second between two looks, and the way to the store.
+/// The time within which every worker follows a directive: half a second between two reads, plus
+/// the time to the store.
 const HEEDED: Duration = Duration::from_secs(1);
 
 fn now_us() -> u64 {
@@ -28,7 +29,7 @@ async fn until_accepted(mock: &MockHandle, count: u64) {
     .await;
 }
 
-/// Waits until a moment of the clock by which every worker must have heeded something.
+/// Waits until a time of the clock by which every worker must have followed the directive.
 async fn until_heeded(at_us: u64) {
     until("the bound has passed", BOUND, async || {
         (now_us() > at_us).then_some(())
@@ -36,7 +37,7 @@ async fn until_heeded(at_us: u64) {
     .await;
 }
 
-/// Messages that the mock accepted between two moments of its clock.
+/// Messages that the mock accepted between two times of its clock.
 fn accepted_between(mock: &MockHandle, from_us: u64, to_us: u64) -> usize {
     let accepted = mock.accepted();
     let between = accepted
@@ -45,7 +46,7 @@ fn accepted_between(mock: &MockHandle, from_us: u64, to_us: u64) -> usize {
     between.count()
 }
 
-/// The hindrances of a job, as `cause: what`.
+/// The hindrances of a job, as `cause: subject`.
 fn hindrances(record: &Value) -> Vec<String> {
     let found = record["hindrances"].as_array().unwrap().iter();
     found
@@ -62,8 +63,9 @@ async fn tell(world: &World, arguments: &[&str]) -> Value {
         .await
 }
 
-/// Paused half-way, a job on two workers sends nothing more after the stated bound, while others of
-/// its lanes go on; resumed, everybody gets it once. No attempt is spent, although one is all there is.
+/// A paused job on two workers sends nothing after the stated time, while other jobs of its lanes
+/// go on. After a resume each recipient gets it once. No attempt is spent, although only one is
+/// allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_job_waits_and_costs_nothing_until_it_is_resumed() {
     let Some(plan) = Plan::shared() else { return };
@@ -136,8 +138,8 @@ async fn a_paused_job_waits_and_costs_nothing_until_it_is_resumed() {
     world.end().await;
 }
 
-/// A pause also holds back the calls that were claimed for and only wait for a place: with every place
-/// taken by calls of a slow backend, none leaves once the pause had to be heeded.
+/// A pause also stops calls that are claimed and only wait for a place: while calls of a slow
+/// backend use every place, none is sent after the time for following the pause.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_wait_for_a_place_are_held_back_by_a_pause() {
     let Some(plan) = Plan::shared() else { return };
@@ -150,7 +152,7 @@ async fn calls_that_wait_for_a_place_are_held_back_by_a_pause() {
         .patch_faults(&json!({"latency": "2500ms"}))
         .unwrap();
     let worker = world.worker().await;
-    // Eight slices of a big job and four small jobs want a place each.
+    // Eight slices of a big job and four small jobs need a place each.
     let big = users(4000);
     let mut jobs = vec![world.send("big", &big, &[]).await];
     let small: Vec<_> = (0..4).map(|number| format!("small-{number}")).collect();
@@ -181,8 +183,8 @@ async fn calls_that_wait_for_a_place_are_held_back_by_a_pause() {
     world.end().await;
 }
 
-/// Cancelled half-way: whoever was sent to is `sent`, everybody else `cancelled`, to the last one; and
-/// who is added later is not sent to either.
+/// A job is cancelled while it runs: recipients that got it are `sent`, all others `cancelled`.
+/// Recipients that are added later get nothing either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_job_completes_with_exact_accounts() {
     let Some(plan) = Plan::shared() else { return };
@@ -239,8 +241,8 @@ async fn a_cancelled_job_completes_with_exact_accounts() {
     world.end().await;
 }
 
-/// A limit that is set while two workers send counts for both of them, as the mock's clock shows; and
-/// one who waits for a limit of one a minute goes on at once when it is raised.
+/// A limit set while two workers send applies to both of them, as the mock's clock shows. A job
+/// that waits for a limit of one a minute goes on immediately when it is raised.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rate_set_while_running_counts_for_all_workers() {
     let Some(mut plan) = Plan::shared() else {
@@ -279,7 +281,7 @@ async fn a_rate_set_while_running_counts_for_all_workers() {
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 1500, "{record}");
     world.assert_once_each(&recipients);
-    // A rate that a busy machine reaches too: that another one allowed more is seen.
+    // A rate that a busy machine reaches too, so that the higher limit shows.
     let fast = most();
     assert!(
         (2 * SLOW..=300 + 20 + 2 * 15).contains(&fast),
@@ -335,9 +337,9 @@ async fn a_job_is_re_rated_while_it_runs() {
     world.end().await;
 }
 
-/// The backend answers 401 to everything: the job that meets it is parked for a long time, and with the
-/// second one the target; nobody is dead-lettered, everyone who asks is told why, once in the log;
-/// unparked after mending both go on.
+/// The backend answers 401 to every call: the job that meets it is parked for a long time, and with
+/// the second one the target. No recipient is dead-lettered, every view shows the reason, the log
+/// contains it once, and after the fix and an unpark both go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_fault_is_explained_and_ends_with_unpark() {
     let Some(mut plan) = Plan::shared() else {
@@ -425,7 +427,7 @@ async fn a_configuration_fault_is_explained_and_ends_with_unpark() {
     world.end().await;
 }
 
-/// A target that an operator parked or paused, and an app that is paused, wait and go on.
+/// A target that an operator parked or paused, and an app that is paused, wait and continue later.
 #[tokio::test(flavor = "multi_thread")]
 async fn targets_and_apps_are_parked_and_paused_by_hand() {
     let Some(plan) = Plan::shared() else { return };
@@ -474,7 +476,7 @@ async fn targets_and_apps_are_parked_and_paused_by_hand() {
         assert_eq!(worker.metrics().await[gauge], 0.0);
     }
 
-    // Whoever waits for a parked target can be cancelled meanwhile.
+    // A job that waits for a parked target can be cancelled meanwhile.
     tell(&world, stop[0]).await;
     until(gauges[0], BOUND, async || {
         (worker.metrics().await[gauges[0]] == 1.0).then_some(())
@@ -557,7 +559,7 @@ async fn serve_pauses_resumes_and_cancels() {
     assert_eq!(process.wait(Duration::from_secs(30)).await.code(), Some(0));
 }
 
-/// The routes answer mistakes with what is wrong, and limits and targets as the commands show them.
+/// The routes answer mistakes with the reason, and show limits and targets as the commands do.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_routes_that_steer_answer_mistakes() {
     let place = Place::new("serve-routes").await;

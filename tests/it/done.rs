@@ -1,5 +1,5 @@
-//! The whole promise in one scene: three workers, 100,000 recipients, a backend that refuses, fails
-//! and blocks, and a worker that is killed half-way.
+//! Tests all promises together: three workers, 100,000 recipients, a backend that refuses, fails
+//! and throttles, and a worker that is killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,8 +17,8 @@ use crate::support::world::{Plan, Worker};
 const RECIPIENTS: usize = 100_000;
 const BOUND: Duration = Duration::from_secs(150);
 
-/// What a killed worker may leave in doubt: what it had claimed, at most the calls it may have in
-/// flight (256), rounded up to whole windows of its 12 slices in work.
+/// The most recipients that a killed worker can leave in doubt: those it had claimed, at most as
+/// many as it may have calls in flight (256), rounded up to whole windows of its 12 slices in work.
 const IN_DOUBT_MAX: usize = 12 * 256_usize.div_ceil(8);
 
 type Metrics = BTreeMap<String, f64>;
@@ -34,19 +34,19 @@ fn sum(workers: &[Metrics], name: &str) -> f64 {
     workers.iter().map(|metrics| of(metrics, name)).sum()
 }
 
-/// Three workers share one job of 100,000 that the Python example publishes to a WuKongIM v3 which
-/// refuses 1 % of the users, fails 2 % of the calls and for a while answers 429. One worker is killed
-/// half-way. Everybody else gets it exactly once, the accounts are proved, the dead letters name
-/// exactly the refused with the reason, and the metrics agree.
+/// Three workers share one job of 100,000 that the Python example publishes. The WuKongIM v3
+/// refuses 1 % of the users, fails 2 % of the calls and answers 429 for a while. One worker is
+/// killed. All others get the message exactly once, the accounts are proved, the dead letters name
+/// exactly the refused recipients with the reason, and the metrics agree.
 ///
-/// What must hold of the metrics when one worker's counters died with it, K being its last scrape:
-/// - a counter that only ends of jobs move is exact over the survivors: one job completed, none
-///   inconsistent;
-/// - recipients by outcome: survivors + K ≤ accounts ≤ survivors + K + what the killed worker can have
-///   settled after the scrape, which is what the mock accepted or refused in the meantime and what the
-///   worker then had in flight;
-/// - nobody counts more answers than the mock gave: accepted, refused, 429;
-/// - gauges of the survivors are back at rest.
+/// These hold for the metrics although one worker's counters are lost; K is its last scrape:
+/// - a counter that changes only when a job ends is exact over the survivors: one job completed,
+///   none inconsistent;
+/// - recipients by outcome: survivors + K ≤ accounts ≤ survivors + K + the number that the killed
+///   worker can have settled after the scrape, which is the number that the mock accepted or
+///   refused in the meantime plus those in flight;
+/// - no worker counts more answers than the mock gave: accepted, refused, 429;
+/// - the gauges of the survivors are those of idle workers.
 #[tokio::test(flavor = "multi_thread")]
 async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     let (Some(mut plan), Some(producer)) = (Plan::shared(), Producer::python()) else {
@@ -74,8 +74,8 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
         .partition(|user| user.starts_with("refused-"));
     let list = folder.write("users", listed.join("\n"));
 
-    // A claim of the killed worker is taken over when its lease has passed; a longer one keeps a
-    // worker that only got no processor from being taken for dead.
+    // A claim of the killed worker is taken over when its lease has passed. A longer lease prevents
+    // that a worker without processor time is taken for dead.
     let lease = [("FANWISE_LEDGER__LEASE", "10s")];
     let mut workers = Vec::new();
     for _ in 0..3 {
@@ -126,7 +126,7 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     let accounts = &record["accounts"];
     assert_eq!(accounts["total"], RECIPIENTS, "{record}");
     assert_eq!(accounts["sent"], good.len(), "{record}");
-    // A refused one whose call was out when its worker was killed may have been sent to, for all the
+    // A refused recipient in a call of the killed worker may have got the message, as far as the
     // next worker knows.
     let count = |outcome: &str| accounts[outcome].as_u64().unwrap() as usize;
     assert_eq!(
@@ -137,7 +137,7 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     assert!(count("uncertain") <= IN_DOUBT_MAX, "{record}");
     assert_eq!(record["pending"], 0, "{record}");
 
-    // The mock's log: everybody else exactly once.
+    // The mock's log: all others exactly once.
     assert_eq!(world.mock.stats().log_errors, 0);
     let mut accepted: BTreeMap<String, usize> = BTreeMap::new();
     for line in fs::read_to_string(&log).unwrap().lines() {
@@ -150,10 +150,10 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     assert!(more_than_once.is_empty(), "{more_than_once:?}");
     assert!(
         accepted.into_keys().collect::<BTreeSet<_>>() == good,
-        "not exactly those who were not refused"
+        "the mock did not accept exactly the recipients it did not refuse"
     );
 
-    // The dead letters: exactly the refused, with reasons.
+    // The dead letters: exactly the refused recipients, with reasons.
     let letters = world.json(&["dead", "list", "--job", &job]).await;
     let (mut dead, mut doubted) = (BTreeSet::new(), 0);
     for letter in letters.as_array().unwrap() {
@@ -181,7 +181,7 @@ async fn three_workers_share_a_hundred_thousand_and_one_is_killed() {
     assert_eq!(
         doubted,
         count("uncertain"),
-        "letters say what the accounts say"
+        "dead letters and accounts disagree"
     );
 
     agree(
@@ -212,7 +212,7 @@ async fn agree(
         }
         scrapes
     };
-    // The job is completed just before the slice that completed it is acked.
+    // The job completes just before the slice that completes it is acked.
     let survivors = until("rest", BOUND, async || {
         let scrapes = scrape().await;
         let names = [
@@ -279,7 +279,7 @@ async fn agree(
             "{class}: {counted} counted, {given} given"
         );
     }
-    // Also calls that found no connection are transient, so there may be more of them than answers.
+    // Calls without a connection are transient too, so there may be more of them than answers.
     assert!(fault("error_503") > 0);
     assert!(
         sum(

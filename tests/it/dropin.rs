@@ -1,5 +1,5 @@
-//! Drop-in endpoints as existing callers use them: the documented requests, with only the host and the
-//! credentials changed, against `fanwise serve` in front of mocks of all four systems.
+//! Tests the drop-in endpoints as existing callers use them: the documented requests, with only the
+//! host and the credentials changed, against `fanwise serve` in front of mocks of all four systems.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,7 +19,7 @@ use crate::support::world::{BOUND, free_port};
 const KEY: &str = "go9dnk49";
 const SECRET: &str = "app-secret";
 
-/// One `serve` with a door for each system, each leading to a mock of the same system.
+/// One `serve` with an endpoint for each system, each with a mock of the same system as its target.
 struct House {
     mock: MockHandle,
     gateway: u16,
@@ -29,7 +29,7 @@ struct House {
 }
 
 impl House {
-    /// `netease_target`: where requests in NetEase's manner are delivered.
+    /// `netease_target`: the target of requests in NetEase's format.
     async fn new(name: &str, netease_target: &str) -> Self {
         let scratch = Scratch::new(name);
         let engine = format!("[embedded]\ndir = {:?}", scratch.path().join("data"));
@@ -118,7 +118,7 @@ impl House {
         process
     }
 
-    /// Posts; the status, the header `fanwise-job`, and the body.
+    /// Posts; returns the status, the header `fanwise-job`, and the body.
     async fn post(
         &self,
         path: &str,
@@ -144,7 +144,7 @@ impl House {
         answer["data"]["token"].as_str().unwrap().to_owned()
     }
 
-    /// Tells the running work something.
+    /// Sends a control request.
     async fn steer(&self, path: &str, body: &str) {
         let headers = [
             ("Authorization", "Bearer admin"),
@@ -176,7 +176,7 @@ impl Answer {
         found.next()
     }
 
-    /// The body of an answer that every client of these systems takes for one.
+    /// The body of an answer. Checks that clients of these systems would accept its headers.
     fn json(&self) -> Value {
         let kind = self.header("content-type");
         assert_eq!(
@@ -193,7 +193,7 @@ async fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body
     ask_announcing(port, method, path, headers, body.len(), body).await
 }
 
-/// Announces a body of so many bytes, and sends this one.
+/// Announces a body of this many bytes, and sends the given one.
 async fn ask_announcing(
     port: u16,
     method: &str,
@@ -211,7 +211,7 @@ async fn ask_announcing(
     }
     request.push_str("\r\n");
     request.push_str(body);
-    // A server that has refused may not read it to the end.
+    // A server that has refused may not read the whole request.
     let _ = stream.write_all(request.as_bytes()).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
@@ -224,7 +224,7 @@ async fn ask_announcing(
     }
 }
 
-/// The headers by which NetEase's callers sign.
+/// The headers of a signature by NetEase's callers.
 struct Signature {
     nonce: String,
     now: String,
@@ -254,7 +254,7 @@ impl Signature {
         ]
     }
 
-    /// Sends a call with it, to whatever gateway and path, as often as wanted.
+    /// Sends a call with this signature, to any gateway and path, any number of times.
     async fn send(&self, port: u16, path: &str, kind: &str, body: &str) -> Answer {
         let headers = [&self.headers()[..], &[("Content-Type", kind)]].concat();
         let answer = ask(port, "POST", path, &headers, body).await;
@@ -270,7 +270,7 @@ const OPENIM: &str = "/msg/batch_send_msg";
 const LOGIN: &str = "/auth/get_admin_token";
 const YUNXIN: &str = "/im/v2/conversations/messages";
 
-/// A part of the configuration: RabbitMQ and Redis, with names that nobody else uses.
+/// The servers' part of a configuration: RabbitMQ and Redis, with names of its own.
 fn servers(amqp: &str, redis: &str) -> String {
     let unique = format!("dropin-{}-{:x}", std::process::id(), fastrand::u32(..));
     format!(
@@ -279,8 +279,8 @@ fn servers(amqp: &str, redis: &str) -> String {
     )
 }
 
-/// The four documented requests, each answered in its own shape with the refused user in the right
-/// field, and really sent.
+/// The four documented requests: each gets an answer in its own format with the refused user in the
+/// right field, and is really sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_requests_get_the_documented_answers() {
     let house = House::new("dropin-seeds", "netease").await;
@@ -308,7 +308,7 @@ async fn the_documented_requests_get_the_documented_answers() {
         assert_eq!(answer[index]["message_seq"], 0);
         assert!(answer[index]["message_id"].is_i64());
     }
-    // The object of the releases, in its own shape.
+    // The object of the releases, answered in its own format.
     let object = r#"{"header":{"red_dot":1},"from_uid":"system","subscribers":["u1","bbb"],
         "payload":"SGVsbG8="}"#;
     let (status, _, body) = house.post("/message/sendbatch", &[], object).await;
@@ -336,7 +336,7 @@ async fn the_documented_requests_get_the_documented_answers() {
     assert_eq!(answer["data"]["results"][0]["recvID"], "9948077346");
     assert_eq!(answer["data"]["failedUserIDs"], json!(["bbb"]));
     assert_eq!(house.got("openim"), ["9948077346"]);
-    // Not for everybody unless the door allows it.
+    // A call for all users is refused unless the endpoint allows it.
     let all = batch.replace("\"isSendAll\":false", "\"isSendAll\":true");
     let headers = [("operationID", "1646445464565"), ("token", &*token)];
     let (_, _, body) = house.post("/msg/batch_send_msg", &headers, &all).await;
@@ -377,8 +377,8 @@ async fn the_documented_requests_get_the_documented_answers() {
     serve.kill();
 }
 
-/// curl sends what the document prints, unescaped as it is there, and two elements of one request under
-/// one key that differ are refused before anybody is sent to.
+/// curl sends the call as the document prints it, unescaped. If two elements of one request have
+/// the same key and differ, the request is refused before any message is sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn curl_sends_the_documented_call_and_contradictions_are_refused() {
     let house = House::new("dropin-curl", "netease").await;
@@ -419,7 +419,7 @@ async fn curl_sends_the_documented_call_and_contradictions_are_refused() {
     serve.kill();
 }
 
-/// The same request again within the window is the same job, answered to the letter like the first.
+/// A repeated request within the window is the same job, with exactly the same answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_identical_retry_sends_nobody_twice() {
     let house = House::new("dropin-retry", "netease").await;
@@ -427,15 +427,15 @@ async fn an_identical_retry_sends_nobody_twice() {
     let with_ids = format!("{NETEASE}&returnMsgid=true");
     let first = house.signed(BATCH, FORM, "r1", &with_ids).await;
     let again = house.signed(BATCH, FORM, "r2", &with_ids).await;
-    // The ids, the time and who is not registered.
+    // The ids, the time and the unregistered recipients.
     assert_eq!(first, again);
     assert_eq!(again["unregister"], json!(["bbb"]));
     assert_eq!(house.got("netease"), ["aaa"]);
     serve.kill();
 }
 
-/// The callers of OpenIM may give one `operationID` to all their calls, as it only traces by it: every
-/// announcement arrives, and the literal repeat of a call within the window sends nobody twice.
+/// Callers of OpenIM may give one `operationID` to all their calls, since it is only for tracing:
+/// every announcement arrives, and an identical call within the window is not sent twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operation_id_that_never_changes_loses_nobody() {
     let house = House::new("dropin-operation", "netease").await;
@@ -464,7 +464,7 @@ async fn an_operation_id_that_never_changes_loses_nobody() {
     if sent.elapsed() < Duration::from_millis(900) {
         assert_eq!(first, again, "a repeat within the window");
     }
-    // The same announcement next day.
+    // The same announcement on the next day.
     until("the end of the window", BOUND, async || {
         (say("1", "Good morning").await != morning).then_some(())
     })
@@ -472,7 +472,7 @@ async fn an_operation_id_that_never_changes_loses_nobody() {
     assert!(house.got("openim").len() >= 5);
     serve.kill();
 
-    // An app whose callers give each message an id of its own may have it as the key.
+    // An app whose callers give each message an id of its own may make it the key.
     let dedup = ("FANWISE_APPS__SHOP__OPENIM__OPERATION_ID", "dedup");
     let mut serve = house.serve_with(&[window, dedup]).await;
     assert_eq!(say("9", "Hello").await, say("9", "Hello").await);
@@ -487,8 +487,8 @@ async fn an_operation_id_that_never_changes_loses_nobody() {
     serve.kill();
 }
 
-/// While a target is parked or paused nobody hears that a message got through; the job is kept, and the
-/// same request again is the same job.
+/// While a target is parked or paused, no answer reports a delivered message. The job is kept, and
+/// a repeated request is the same job.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_hears_that_a_target_stands_still() {
     let house = House::new("dropin-busy", "netease").await;
@@ -498,7 +498,7 @@ async fn a_caller_hears_that_a_target_stands_still() {
             format!("FANWISE_APPS__SHOP__{system}__ANSWER_WITHIN"),
             "300ms",
         ));
-        // No repeat is known by its window.
+        // The window recognises no repeats here.
         variables.push((format!("FANWISE_APPS__SHOP__{system}__REPEAT_WINDOW"), "0s"));
     }
     let variables: Vec<_> = variables.iter().map(|(name, it)| (&**name, *it)).collect();
@@ -565,7 +565,7 @@ async fn a_caller_hears_that_a_target_stands_still() {
         (house.mock.accepted_by("u1").len() >= 4).then_some(())
     })
     .await;
-    // It is over: another such request is another message, except under a number that is its key.
+    // The job is over: another such request is another message, unless it has a number as its key.
     until("success", BOUND, async || {
         turn += 1;
         let other = format!("other-{turn}");
@@ -588,7 +588,7 @@ async fn a_caller_hears_that_a_target_stands_still() {
     serve.kill();
 }
 
-/// What was refused for its rate can be sent again as it is: the signature is not used up.
+/// A request refused for its rate can be sent again unchanged: its nonce is not used up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_call_keeps_its_nonce() {
     let house = House::new("dropin-nonce", "netease").await;
@@ -609,7 +609,7 @@ async fn a_refused_call_keeps_its_nonce() {
     let (last, before) = codes.split_last().unwrap();
     assert_eq!(*last, 200);
     assert!(before.iter().all(|code| *code == 416), "{codes:?}");
-    // Accepted, it is used up.
+    // After it was accepted, the nonce is used up.
     until("a replay that is looked at", BOUND, async || {
         let answer = refused
             .send(house.gateway, BATCH, FORM, NETEASE)
@@ -622,7 +622,7 @@ async fn a_refused_call_keeps_its_nonce() {
     serve.kill();
 }
 
-/// A message to all users is answered when it is through, with how many they were.
+/// A message to all users is answered when it is complete, with the number of users.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_to_all_users_is_answered_when_it_is_through() {
     let house = House::new("dropin-all", "netease").await;
@@ -648,7 +648,7 @@ async fn a_message_to_all_users_is_answered_when_it_is_through() {
     serve.kill();
 }
 
-/// A signature is good once: at whatever gateway, and at whatever endpoint has the same key.
+/// A signature is valid once: at all gateways together, and at all endpoints with the same key.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_is_refused_at_every_gateway() {
     let (Some(amqp), Some(redis)) = (amqp_url(), redis_url()) else {
@@ -691,8 +691,8 @@ async fn a_replay_is_refused_at_every_gateway() {
     second.kill();
 }
 
-/// While the ledger is away nothing is accepted, in each system's own words, and a call that was refused
-/// for it can come again as it was, its signature included.
+/// While the ledger is away nothing is accepted, with an answer in each system's format. A call
+/// refused for that can be repeated unchanged, including its signature.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_ledger_calls_are_put_off() {
     let Some(amqp) = amqp_url() else {
@@ -729,7 +729,7 @@ async fn without_a_ledger_calls_are_put_off() {
     serve.kill();
 }
 
-/// Whatever keeps a request from being read, its caller hears the system that it was written for.
+/// Whatever makes a request unreadable, the answer has the format of the system it was written for.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
     let house = House::new("dropin-manners", "netease").await;
@@ -737,7 +737,7 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
     let long = "x".repeat(5 * 1024 * 1024);
     let signature = Signature::now("manners");
     let token = house.openim_token().await;
-    // What a head lacks is told before its body is read, and what is wrong with the body after that.
+    // Faults of the head are answered before the body is read, faults of the body after that.
     for (path, status, code, text, lacks) in [
         (BATCH, 200, "/code", "/desc", Some("bad http header")),
         (YUNXIN, 200, "/code", "/msg", Some("bad http header")),
@@ -784,7 +784,7 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
         let slow = post(&entering, 100, "{").await;
         check(slow, status, "the body came too slowly");
     }
-    // What is wrong inside of them, too.
+    // Faults within the body as well.
     let (status, _, body) = house.post("/message/sendbatch", &[], "{}").await;
     assert_eq!(
         (status, &*body),
@@ -798,7 +798,7 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
         body.starts_with(r#"{"errCode":1001,"errMsg":"ArgsError""#),
         "{body}"
     );
-    // Not what the native interface says.
+    // The answer is not that of the native interface.
     let native = ask(house.gateway, "GET", "/message/sendbatch/", &[], "").await;
     assert_eq!(
         native.header("content-type"),
@@ -807,7 +807,7 @@ async fn what_cannot_be_read_is_refused_in_the_systems_own_manner() {
     serve.kill();
 }
 
-/// A request of several messages is within what its app may send, or nothing of it is accepted or
+/// If a request of several messages exceeds what its app may send, none of it is accepted or
 /// counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_counts_of_a_request_that_is_too_much() {
@@ -826,7 +826,7 @@ async fn nothing_counts_of_a_request_that_is_too_much() {
     assert_eq!((status, jobs), (403, None), "{body}");
     assert!(body.contains("4 recipients"), "{body}");
     assert!(body.contains("has 3 of 3 left until 00:00 UTC"), "{body}");
-    // So there is room for three, the same ones again, and no other.
+    // So three recipients are left, the same ones again, and no others.
     for _ in 0..2 {
         let (status, _, body) = send(array("three", 3)).await;
         assert_eq!(status, 200, "{body}");
@@ -838,7 +838,7 @@ async fn nothing_counts_of_a_request_that_is_too_much() {
     serve.kill();
 }
 
-/// A request in NetEase's manner is delivered by WuKongIM, and the answer is NetEase's.
+/// WuKongIM delivers a request in NetEase's format, and the answer is in NetEase's format.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_one_system_is_delivered_by_another() {
     let house = House::new("dropin-across", "wukongim").await;

@@ -1,5 +1,5 @@
-//! `fanwise serve` on the embedded engine and `fanwise demo`, as a user runs them: nothing else is
-//! needed, so these tests never skip.
+//! Tests `fanwise serve` on the embedded engine and `fanwise demo`, as a user runs them. They need
+//! nothing else, so these tests never skip.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -80,9 +80,9 @@ impl Place {
             .await
     }
 
-    /// No file of this process may grow longer than so many KiB, until the limit is lifted.
+    /// No file of this process may become longer than this many KiB, until the limit is lifted.
     async fn serve_on_a_disk_of(&self, kib: u32) -> Process {
-        // With the signal ignored, a write past the limit is an error like that of a full disk.
+        // With the signal ignored, a write past the limit fails as on a full disk.
         let script = format!("trap '' XFSZ; ulimit -S -f {kib}; exec \"$0\" serve --config \"$1\"");
         let program = env!("CARGO_BIN_EXE_fanwise");
         let arguments = ["-c", &script, program, &self.config];
@@ -97,7 +97,7 @@ impl Place {
         process
     }
 
-    /// One request to the HTTP interface: the status, and the answer as it came.
+    /// One request to the HTTP interface: the status, and the unparsed answer.
     async fn request(&self, port: u16, head: &str, body: &[u8]) -> (u16, String) {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let head = format!(
@@ -136,12 +136,13 @@ impl Place {
         let accepted = self.mock.accepted();
         let new: Vec<_> = accepted.into_iter().filter(|entry| !entry.replay).collect();
         let unique: BTreeSet<_> = new.iter().map(|entry| entry.recipient.clone()).collect();
-        assert_eq!(unique.len(), new.len(), "somebody was sent to twice");
+        assert_eq!(unique.len(), new.len(), "a recipient got it twice");
         unique
     }
 }
 
-/// Killed in the middle, again and again: whatever was accepted is delivered, once.
+/// The process is killed in the middle, again and again: every accepted recipient gets its message
+/// once.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_survives_sigkill_at_any_moment() {
     let place = Place::new("serve-kill").await;
@@ -174,7 +175,7 @@ async fn serve_survives_sigkill_at_any_moment() {
     }
     let record = place.completed("k").await;
     assert_eq!(record["accounts"]["sent"], 4000, "{record}");
-    // Those whose call was out when the process was killed may have been sent to, for all it knows.
+    // Recipients in a call when the process was killed may have got it, as far as it knows.
     let count = |outcome: &str| record["accounts"][outcome].as_u64().unwrap();
     assert_eq!(count("failed") + count("uncertain"), 10, "{record}");
     assert_eq!(place.accepted_once(), good.iter().cloned().collect());
@@ -191,7 +192,7 @@ async fn serve_survives_sigkill_at_any_moment() {
     assert_eq!(process.wait(Duration::from_secs(30)).await.code(), Some(0));
 }
 
-/// Without certificates no https target could be verified. That is said at the start, and not by the
+/// Without certificates no https target can be verified. The start fails and says so, before the
 /// first call.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_does_not_start_without_the_certificates_that_it_needs() {
@@ -209,13 +210,13 @@ async fn serve_does_not_start_without_the_certificates_that_it_needs() {
     assert!(finished.stderr.contains(what), "{}", finished.stderr);
 }
 
-/// On a full disk jobs are refused, with the reason, and nothing that was accepted is lost; when there
-/// is space again, everything goes on by itself.
+/// On a full disk jobs are refused with the reason, and no accepted job is lost. When there is
+/// space again, everything continues by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_refuses_jobs_while_the_disk_is_full() {
     const RECIPIENTS: usize = 400;
     let place = Place::new("serve-full").await;
-    // Slow enough that what is accepted stays on the disk.
+    // So slow that accepted jobs stay on the disk.
     place.mock.patch_faults(&json!({"latency": "1s"})).unwrap();
     let process = place.serve_on_a_disk_of(4 * 1024).await;
     let users = |number: usize| -> Vec<_> {
@@ -242,7 +243,7 @@ async fn serve_refuses_jobs_while_the_disk_is_full() {
         ];
         place.run(&send, users(number).join("\n").as_bytes()).await
     };
-    // What is delivered meanwhile makes room now and then, so each way is tried until it is refused.
+    // Deliveries free space now and then, so each kind of request is repeated until it is refused.
     let mut accepted = 0;
     let (status, answer) = loop {
         assert!(accepted < 200, "the disk does not get full");
@@ -311,7 +312,7 @@ async fn serve_refuses_jobs_while_the_disk_is_full() {
     assert!(log.contains("writable again"), "{log}");
 }
 
-/// A folder on a disk that is full already is said to be just that.
+/// With a folder on a full disk the start fails and says that the disk is full.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_does_not_start_on_a_full_disk() {
     let place = Place::new("serve-no-space").await;
@@ -322,11 +323,11 @@ async fn serve_does_not_start_on_a_full_disk() {
         .await;
     assert_eq!(finished.code, Some(69), "{}", finished.stderr);
     assert!(finished.stderr.contains("is full"), "{}", finished.stderr);
-    // Nothing that stands in the way is left.
+    // The failed start leaves nothing that prevents the next one.
     drop(place.serve().await);
 }
 
-/// A store that is damaged or gone is not met with a crash, and not with silence.
+/// A store that is damaged or missing leads to an error, not to a crash and not to silence.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_says_what_is_wrong_with_its_store() {
     let place = Place::new("serve-damaged").await;
@@ -362,8 +363,8 @@ async fn serve_says_what_is_wrong_with_its_store() {
     }
 }
 
-/// The end of the session that a process was started in is a reason to drain, not to die; and where it
-/// was told to outlive that, it does.
+/// If the session that a process was started in ends, the process drains; if it was started to
+/// survive that, it runs on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hangup_drains_unless_it_is_ignored() {
     let place = Place::new("serve-hangup").await;
@@ -395,8 +396,8 @@ async fn a_hangup_drains_unless_it_is_ignored() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stderr.contains("drained"), "{}", ended.stderr);
 
-    // Nothing is in doubt after it, and `nohup` means what it says. Standard error is gone as well, as
-    // it is when a terminal closes.
+    // After `nohup` the process runs on, and no call is in doubt. Standard error is gone as well,
+    // as when a terminal closes.
     let script = "trap '' HUP; exec \"$0\" serve --config \"$1\" 2> >(exit)";
     let arguments = ["-c", script, env!("CARGO_BIN_EXE_fanwise"), &place.config];
     let mut process = Process::start(Path::new("/bin/bash"), &arguments, &[], b"");
@@ -425,7 +426,8 @@ async fn the_mock_ends_in_order_at_a_hangup() {
     assert_eq!(mock.wait(BOUND).await.code(), Some(0));
 }
 
-/// Every mistake of a configuration at once, each with its key, before anything is touched.
+/// All mistakes of a configuration are reported at once, each with its key, before anything is
+/// touched.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_tells_every_mistake_of_its_configuration() {
     let scratch = Scratch::new("serve-config");
@@ -458,7 +460,7 @@ async fn serve_tells_every_mistake_of_its_configuration() {
     }
 }
 
-/// The HTTP interface refuses what AMQP rejects, at once and with every problem.
+/// The HTTP interface refuses jobs that AMQP rejects, immediately and with every problem.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_answers_conflicts_and_mistakes() {
     let place = Place::new("serve-http").await;
@@ -519,7 +521,7 @@ async fn serve_answers_conflicts_and_mistakes() {
     assert!(place.scratch.path().join("data").is_dir());
 }
 
-/// Stored messages over HTTP, from the command line and as another program asks.
+/// Stored messages over HTTP, from the command line and as another program requests them.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_keeps_stored_messages() {
     let place = Place::new("serve-templates").await;
@@ -549,7 +551,7 @@ async fn serve_keeps_stored_messages() {
     assert_eq!(sent.code, Some(0), "{}", sent.stderr);
     let payload: Value = serde_json::from_str(&place.mock.accepted()[0].payload).unwrap();
     assert_eq!(payload["content"], "Hi Ana");
-    // Refused at once, not after acceptance.
+    // It is refused immediately, not after acceptance.
     let unknown = place.run(&send("ho", "k2"), b"").await;
     assert_eq!(unknown.code, Some(65), "{}", unknown.stderr);
     assert!(
@@ -563,7 +565,7 @@ async fn serve_keeps_stored_messages() {
     assert_eq!(gone.code, Some(69), "{}", gone.stderr);
 }
 
-/// What the README shows first, with the crash.
+/// The first example of the README, with the crash.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_ends_with_exact_accounts() {
     for arguments in [vec!["demo", "--json"], vec!["demo", "--json", "--kill"]] {
@@ -589,13 +591,13 @@ async fn the_demo_ends_with_exact_accounts() {
     }
 }
 
-/// On a terminal no line is longer than it is wide, nothing is coloured where that is not wanted, and
-/// what is left at the end is the report alone.
+/// On a terminal no line is wider than the terminal, colours can be turned off, and at the end only
+/// the report is left.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_fits_its_terminal() {
     for (columns, colour) in [(80, "NO_COLOR=1"), (120, "NO_COLOR=")] {
         let program = env!("CARGO_BIN_EXE_fanwise");
-        // `script` gives it a terminal.
+        // `script` provides a terminal.
         let command = format!(
             "stty cols {columns} rows 40; {colour} exec {program} demo --recipients 6000 --kill"
         );
@@ -609,7 +611,7 @@ async fn the_demo_fits_its_terminal() {
             pieces.iter().partition(|piece| piece.contains("%  "));
         assert!(bars.len() > 5, "no bar was drawn: {}", finished.stdout);
         for bar in &bars {
-            // Each of its rows is filled up to the last column, so that the next begins a new one.
+            // Each of its rows is filled to the last column, so that the next one begins a new row.
             let bar: Vec<char> = bar.chars().collect();
             let rows: Vec<String> = bar
                 .chunks(columns)
@@ -623,7 +625,7 @@ async fn the_demo_fits_its_terminal() {
             let under = rows[1].trim_end();
             assert!(under.is_empty() || under.ends_with(" pending"), "{rows:?}");
         }
-        // A path is as long as it is.
+        // A path may be longer.
         for line in others.iter().filter(|line| !line.contains(program)) {
             assert!(line.chars().count() <= columns, "over {columns}: {line:?}");
         }
@@ -643,14 +645,14 @@ async fn the_demo_fits_its_terminal() {
     }
 }
 
-/// What a terminal was told to show, without the control sequences, and apart where one of them or an
-/// end of line was.
+/// The text that a terminal got, without control sequences, split at each of them and at each end
+/// of line.
 fn pieces(output: &str) -> Vec<String> {
     let mut text = String::new();
     let mut rest = output.chars();
     while let Some(next) = rest.next() {
         if next == '\u{1b}' {
-            // ESC [ parameters letter: the cursor goes elsewhere.
+            // ESC [ parameters letter: it moves the cursor.
             let end = rest.find(char::is_ascii_alphabetic);
             assert_ne!(end, Some('m'), "nothing is coloured: {output}");
             text.push('\n');
@@ -661,8 +663,8 @@ fn pieces(output: &str) -> Vec<String> {
     text.split(['\r', '\n']).map(str::to_owned).collect()
 }
 
-/// The demo is the same whatever the environment is set to, says how far it is where there is no
-/// terminal, and leaves nothing behind, not even when it is interrupted.
+/// The demo ignores the environment's settings, reports its progress without a terminal too, and
+/// leaves nothing behind, even when it is interrupted.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_cleans_up_after_itself() {
     let scratch = Scratch::new("demo");
@@ -698,7 +700,7 @@ async fn the_demo_cleans_up_after_itself() {
     assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
 }
 
-/// Processes that were given something below the folder.
+/// Processes that have a path below the folder in their arguments.
 fn running_below(folder: &str) -> usize {
     let processes = std::fs::read_dir("/proc").unwrap();
     processes

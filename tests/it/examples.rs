@@ -1,5 +1,5 @@
-//! The producers in `examples/`, each as a service would run it: against a real broker, with a worker
-//! and the mock behind it.
+//! Tests the producers in `examples/`, as a service would run them: with a real broker, a worker
+//! and the mock.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use crate::support::world::{BOUND, Plan, World, users};
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// Only the example itself is compiled; the rest is there, since the tests are.
+/// Only the example itself is compiled; its dependencies were compiled for the tests.
 const BUILD_BOUND: Duration = Duration::from_secs(300);
 
-/// One producer: a program and what comes before its flags.
+/// One producer: a program and the arguments before its flags.
 pub(crate) struct Producer {
     program: PathBuf,
     first: Vec<PathBuf>,
@@ -53,7 +53,7 @@ impl Producer {
         let profile = test.parent().and_then(Path::parent).unwrap();
         let name = profile.file_name().unwrap().to_str().unwrap();
         let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        // What cargo tells a test of its package makes build scripts believe that something changed.
+        // Variables that cargo sets for a test would make build scripts run again.
         let of_the_test = env::vars()
             .map(|(variable, _)| variable)
             .filter(|variable| {
@@ -136,7 +136,7 @@ fn example(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The id of the job that stands for a key.
+/// The id of the job with this key.
 async fn job_of(world: &World, key: &str) -> String {
     let record = until(&format!("job {key:?}"), BOUND, async || {
         world.job(key).await
@@ -185,15 +185,15 @@ fn assert_refused(finished: &Finished, reason: &str) {
     assert_eq!(finished.stdout, "");
 }
 
-/// What every producer must do.
+/// The behaviour that every producer must have.
 async fn producer_keeps_its_word(world: World, producer: Producer) {
     let folder = Scratch::new("lists");
-    // Before the exchange is there, nothing is accepted.
+    // Before the exchange exists, nothing is accepted.
     let nowhere = producer.publish(&world, "early", &["--count", "3"]).await;
     assert_refused(&nowhere, "NOT_FOUND - no exchange");
     let worker = world.worker().await;
 
-    // A list from a file, with whatever ids may hold, twice: nobody gets it twice.
+    // A list from a file, with unusual ids, twice: each recipient gets it once.
     let mut everybody = users(1500);
     everybody.extend(["Zoë \"the\" \\ 张伟", "a b", "0"].map(str::to_owned));
     let list = folder.write("list", everybody.join("\n") + "\n\n");
@@ -222,10 +222,10 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
     };
     assert!(
         world.mock.accepted().iter().all(trace),
-        "the trace did not travel"
+        "the trace context did not reach the backend"
     );
 
-    // A list of more than 4 MiB travels as parts of one job, at another priority.
+    // A list of more than 4 MiB is published as parts of one job, at another priority.
     let long: Vec<String> = (0..17_000)
         .map(|number| format!("{number:0>250}"))
         .collect();
@@ -249,7 +249,7 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
     let record = completed_with(&world, "count", 2000).await;
     assert_eq!(record["accounts"]["sent"], 2000, "{record}");
 
-    // Where nobody listens, nothing is accepted, although the broker confirms.
+    // A message that reaches no queue is not accepted, although the broker confirms it.
     let nobody = producer
         .publish(&world, "lost", &["--count", "3", "--routing-key", "nobody"])
         .await;
@@ -258,7 +258,7 @@ async fn producer_keeps_its_word(world: World, producer: Producer) {
         .publish(&world, "lost", &["--count", "3", "--exchange", "nowhere"])
         .await;
     assert_refused(&nowhere, "NOT_FOUND - no exchange");
-    // Nor without a broker.
+    // Nor is it without a broker.
     let away = [
         "--url",
         "amqp://guest:guest@127.0.0.1:1/%2f",
@@ -304,7 +304,7 @@ async fn the_rust_producer_keeps_its_word() {
     producer_keeps_its_word(plan.start("rust").await, producer).await;
 }
 
-/// The limits that the producers cut their lists by are the worker's.
+/// The limits by which the producers split their lists are the worker's.
 #[test]
 fn the_producers_know_the_limits() {
     use fanwise::domain::job::{JOB_BYTES_MAX, JOB_RECIPIENTS_MAX};

@@ -1,5 +1,5 @@
-//! Promise 8: priorities are rates, and equal jobs share equally, at a slow backend whose places are all
-//! taken when the others come.
+//! Promise 8: priorities are rates, and equal jobs share equally, on a slow backend whose capacity
+//! is fully used when the others arrive.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,11 @@ use crate::embedded::Place;
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, World};
 
-/// Slices take some twenty seconds at this latency and with so many calls.
+/// Slices take some twenty seconds with this latency and number of calls.
 const LATENCY: &str = "150ms";
 const CALLS: &str = "32";
 
-/// What is looked at, once everybody has begun and some more were sent.
+/// The number of messages compared, once all have begun and some more were sent.
 const BEFORE: usize = 500;
 const LOOKED_AT: usize = 1500;
 
@@ -25,7 +25,7 @@ fn list(name: &str, count: usize) -> Vec<String> {
         .collect()
 }
 
-/// What part each name had in what the mock accepted since all of them had begun.
+/// The share of each name in the messages that the mock accepted since all of them had begun.
 async fn shares<const N: usize>(mock: &MockHandle, names: [&str; N]) -> [f64; N] {
     until("enough messages of all", BOUND, async || {
         let mut accepted = mock.accepted();
@@ -69,7 +69,7 @@ async fn slow_world(name: &str) -> Option<World> {
     Some(world)
 }
 
-/// Jobs of 500 recipients of all priorities. The bulk ones hold every place when the others come.
+/// Jobs of 500 recipients of all priorities. The bulk ones use all capacity when the others arrive.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_8_priorities_are_rates() {
     let Some(world) = slow_world("rates").await else {
@@ -116,14 +116,14 @@ async fn promise_8_priorities_are_rates_embedded() {
     check_priorities(shares(&place.mock, ["high", "normal", "bulk"]).await);
 }
 
-/// Two equal jobs in different lanes, the second one while the first holds every place: half each, and
-/// everybody is sent to once, however often a slice makes way.
+/// Two equal jobs in different lanes; the second arrives while the first uses all capacity. Each
+/// gets half, and each recipient gets the message once, however often a slice makes way.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_8_equal_jobs_share_equally() {
     let Some(world) = slow_world("equals").await else {
         return;
     };
-    // As slices find their lane.
+    // The way in which slices find their lane.
     let lane = |key: &str| {
         let id = JobId::of("default", key).to_string();
         let sum = |sum: u64, byte| sum.wrapping_mul(31) + u64::from(byte);

@@ -1,4 +1,4 @@
-//! Integration tests: the library and the binary against real servers. `tests/run` brings them.
+//! Integration tests of the library and the binary against real servers, which `tests/run` starts.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,33 +13,34 @@
 mod amqp;
 /// The native HTTP interface: jobs, events, recipients, dead letters, redrive and purge.
 mod api;
-/// Which folder of the crate may use which.
+/// The dependencies allowed between the folders of the crate.
 mod boundaries;
-/// Promise 11: what one caller may take up, and that the others get in.
+/// Promise 11: the resources that one caller may use, so that the others get in.
 mod bounds;
-/// What every engine promises: one suite for the ports, on the embedded engine, in memory and on servers.
+/// The promises of every engine: one suite for the ports, on the embedded engine, in memory and on
+/// servers.
 mod contract;
 /// Directives: pause, cancel, re-rate, park; what is told about them.
 mod control;
-/// Everything at once: three workers, faults of every kind, a SIGKILL half-way.
+/// All in one test: three workers, faults of every kind, a SIGKILL.
 mod done;
-/// Drop-in endpoints: the documented requests of existing callers, answered in their own manner.
+/// Drop-in endpoints: documented requests of existing callers, and the answers that they expect.
 mod dropin;
 /// `fanwise serve` and `fanwise demo`: the embedded engine as a user runs it.
 mod embedded;
 /// The example producers, each against a real broker with a worker behind it.
 mod examples;
-/// Promise 8: who gets how much of a slow backend.
+/// Promise 8: the shares of a slow backend.
 mod fairness;
-/// A broker and a store in memory, with faults on demand; see also `tests/schedules`.
+/// A broker and a store in memory, with faults on demand; `tests/schedules` uses them too.
 mod memory;
-/// Notices: whoever a job named is told of its end, over HTTP and over AMQP.
+/// Notices about the end of a job, over HTTP and over AMQP.
 mod notice;
-/// What apps may send, who may use the gateway, and TLS.
+/// The rules of what apps may send and who may use the gateway; and TLS.
 mod permit;
-/// Personal messages and stored ones: everybody gets the text that is theirs.
+/// Personal and stored messages: each recipient gets its own text.
 mod personal;
-/// Whatever a producer may put on a message: raw bytes, depth, size, `expiration`.
+/// Arbitrary messages of producers: raw bytes, depth, size, `expiration`.
 mod producers;
 /// The promises of the crate documentation, by name, on shared servers.
 mod promises;
@@ -47,9 +48,9 @@ mod promises;
 mod restart;
 /// Redis: the ledger against a model, the throttle against its arithmetic.
 mod store;
-/// What the tests share: servers, a link that can be cut, processes, bounded waits.
+/// Shared parts: servers, a link that can be cut, processes, bounded waits.
 mod support;
-/// The IM systems: what each of them asks for, answers and forbids, from a job to the mock's log.
+/// The IM systems: their requirements, answers and limits, from a job to the mock's log.
 mod systems;
 /// The HTTP interface: long lists, repeats, overload, slow callers.
 mod upload;

@@ -1,4 +1,5 @@
-//! Whoever a job named is told of its end: the receiver's own log against the job's accounts.
+//! Tests notices about the end of a job: the receiver's own log is compared with the job's
+//! accounts.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -32,7 +33,7 @@ struct Received {
 }
 
 impl Received {
-    /// The event, if the signature is right.
+    /// The event. Panics if the signature is wrong.
     fn verified(&self) -> Value {
         let (id, signature) = (
             &self.headers["idempotency-key"],
@@ -52,7 +53,7 @@ impl Received {
     }
 }
 
-/// A receiver of callbacks. It answers as it is told, and 200 when it is told nothing.
+/// A receiver of callbacks. It gives the answers it was set to, and 200 after those.
 #[derive(Clone)]
 struct Receiver {
     address: SocketAddr,
@@ -67,7 +68,7 @@ struct Log {
 
 enum Answer {
     Status(u16),
-    /// Keeps the caller waiting for ever.
+    /// Never answers.
     Silence,
 }
 
@@ -154,7 +155,7 @@ async fn submit(world: &World, job: &Value) {
     world.publish_raw(job.to_string().as_bytes()).await;
 }
 
-/// Waits until a worker has counted so many notices.
+/// Waits until a worker has counted this many notices.
 async fn until_counted(worker: &Worker, kind: &str, result: &str, count: f64) {
     let line = format!("fanwise_notices_total{{kind=\"{kind}\",result=\"{result}\"}}");
     until_it_shows(worker, &line, count).await;
@@ -167,7 +168,7 @@ async fn until_it_shows(worker: &Worker, line: &str, count: f64) {
     .await;
 }
 
-/// A receiver that is out of order twice is told all the same: the same bytes, the right accounts.
+/// A receiver that fails twice still gets the notice: the same bytes, with the right accounts.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callback_is_retried_until_it_is_taken() {
     let Some(world) = world("callback").await else {
@@ -202,7 +203,7 @@ async fn a_callback_is_retried_until_it_is_taken() {
         assert_eq!(repeat.body, received[0].body);
     }
 
-    // Further recipients are another completion, with an id of its own.
+    // Further recipients lead to another completion, with an id of its own.
     let url = json!({"callback_url": receiver.url()});
     submit(&world, &job("n1", &["late".to_owned()], &url)).await;
     let received = receiver.until_received(4).await;
@@ -213,7 +214,7 @@ async fn a_callback_is_retried_until_it_is_taken() {
     world.end().await;
 }
 
-/// A worker that is killed while its receiver has not answered leaves the notice to the next one.
+/// If a worker is killed before its receiver answers, the next worker sends the notice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_killed_before_the_answer_is_no_end() {
     let Some(world) = world("killed").await else {
@@ -233,7 +234,7 @@ async fn a_worker_that_is_killed_before_the_answer_is_no_end() {
     world.end().await;
 }
 
-/// Where the message goes and who is told of it are two things: one that waits holds up no other.
+/// Callbacks do not depend on the target of the messages: a parked target delays none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parked_target_holds_no_callback_up() {
     let Some(world) = world("parked").await else {
@@ -259,7 +260,7 @@ async fn a_parked_target_holds_no_callback_up() {
     world.end().await;
 }
 
-/// A reply queue gets the accounts with the key of the job; one that is not there holds nothing up.
+/// A reply queue gets the accounts with the key of the job; a missing queue delays nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_is_published_to_the_queue_that_was_named() {
     let Some(world) = world("reply").await else {
@@ -307,7 +308,8 @@ async fn a_reply_is_published_to_the_queue_that_was_named() {
     world.end().await;
 }
 
-/// The embedded engine tells too, and who may not be told is refused at once, every problem of it.
+/// The embedded engine sends notices too, and refuses receivers that are not allowed immediately,
+/// with every problem.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_engine_tells_whom_it_may() {
     let more = callbacks("\"127.0.0.1\"", true);
@@ -352,7 +354,7 @@ async fn the_embedded_engine_tells_whom_it_may() {
     place.end(process).await;
 }
 
-/// What a list that follows its job brings with it, by how it comes: headers and body.
+/// A job with a list that follows it, for each way to upload: headers and body.
 fn uploads(job: &Value, list: &str) -> [(Vec<(&'static str, String)>, String); 3] {
     let by_header = |kind: &str| {
         vec![
@@ -374,8 +376,8 @@ fn uploads(job: &Value, list: &str) -> [(Vec<(&'static str, String)>, String); 3
     ]
 }
 
-/// Who is to be told of an uploaded list is checked as with any other job, before anything is accepted,
-/// and is told once, when all parts of it are completed.
+/// The receiver of an uploaded list is checked as for any other job, before anything is accepted.
+/// It gets one notice, when all parts of the list are completed.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_uploaded_list_tells_whom_it_may() {
     let more = callbacks("\"127.0.0.1\"", true);
@@ -412,7 +414,7 @@ async fn an_uploaded_list_tells_whom_it_may() {
     }
     let url = json!({"callback_url": receiver.url()});
     for number in 1..=3 {
-        // Each of them is a job of its own.
+        // Each upload is a job of its own.
         let spec = spec(&format!("list-{number}"), &url);
         let (headers, body) = &uploads(&spec, "\"u1\"\n\"u2\"\n")[number - 1];
         let (status, answer) = upload(headers, body).await;
@@ -421,7 +423,7 @@ async fn an_uploaded_list_tells_whom_it_may() {
         assert_eq!(event["job"], answer["job"]);
         assert_eq!(event["accounts"]["sent"], 2);
     }
-    // So much for each recipient that the list becomes several messages.
+    // The values of each recipient are so large that the list becomes several messages.
     let large = "x".repeat(15_000);
     let lines = (0..400).map(|number| json!({"id": format!("v{number}"), "vars": {"x": large}}));
     let list: String = lines.map(|line| format!("{line}\n")).collect();
@@ -436,7 +438,7 @@ async fn an_uploaded_list_tells_whom_it_may() {
     place.end(process).await;
 }
 
-/// `fanwise send` names whom to tell, and finds out before it sends anything who may not be told.
+/// `fanwise send` accepts a receiver, and refuses one that is not allowed before it sends anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_to_be_told_can_be_said_on_the_command_line() {
     let place = Place::embedded_with("notice-send", &callbacks("\"127.0.0.1\"", true)).await;
@@ -476,8 +478,8 @@ async fn who_is_to_be_told_can_be_said_on_the_command_line() {
     place.end(process).await;
 }
 
-/// An address inside the network is refused at once where it stands in the URL, and when it is
-/// connected to where a name hides it.
+/// A private address in a URL is refused immediately; one behind a host name is refused when the
+/// worker connects.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_address_is_refused_however_it_is_named() {
     let more = callbacks("\"127.0.0.1\", \"localhost\"", false) + "[retry]\nattempts_max = 1\n";
@@ -509,8 +511,8 @@ async fn a_private_address_is_refused_however_it_is_named() {
     place.end(process).await;
 }
 
-/// Promise 11: a notice that names a lane which does not exist is retried on the lane it came from. On the
-/// ladder it would lead nowhere, and nobody's retries could pass it.
+/// Promise 11: a notice that names a missing lane is retried on the lane it came from. On the retry
+/// ladder it would have no lane to return to, and would block the retries behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_a_notice_for_no_lane_holds_up_no_retry() {
     let Some(world) = world("no-lane").await else {

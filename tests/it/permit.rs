@@ -1,5 +1,6 @@
-//! What apps may send and who may use the gateway: rules, tokens, quotas, `before_accept`, limits of
-//! requests and TLS; on `fanwise serve` with the embedded engine, and for jobs over AMQP on servers.
+//! Tests the rules of what apps may send and who may use the gateway: rules, tokens, quotas,
+//! `before_accept`, limits of requests and TLS; on `fanwise serve` with the embedded engine, and
+//! for jobs over AMQP on servers.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -50,7 +51,7 @@ struct Answer {
 }
 
 impl Place {
-    /// `gateway` are further lines of that section, `apps` further tables.
+    /// `gateway` is added to that section, `apps` are further tables.
     async fn new(name: &str, gateway: &str, apps: &str) -> Self {
         Self::within(Scratch::new(name), gateway, apps).await
     }
@@ -209,7 +210,7 @@ fn job(key: &str, users: &[String]) -> Value {
     })
 }
 
-/// `users` of their own for each list.
+/// Users of a list, different for each name.
 fn list(name: &str, count: usize) -> Vec<String> {
     let users = users(count);
     users.iter().map(|user| format!("{name}-{user}")).collect()
@@ -221,7 +222,7 @@ fn fields(problem: &Value) -> Vec<&str> {
     fields.collect()
 }
 
-/// A job that its app may not send is refused at once, with every rule it breaks.
+/// A job that its app may not send is refused immediately, with every rule that it breaks.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_sends_only_what_it_may() {
     let apps = "[apps.shop]\nsenders = [\"news\"]\ntargets = [\"im\"]\n\
@@ -252,7 +253,7 @@ async fn an_app_sends_only_what_it_may() {
     assert_eq!(accepted.status, 202, "{}", accepted.body);
     let id = accepted.body["job"].as_str().unwrap().to_owned();
     place.completed(&id, None).await;
-    // A further list of the same job counts with the first one.
+    // A further list of the same job adds to the first one.
     right["audience"] = json!({"users": list("b", 2)});
     let refused = place.submit(None, &right).await;
     assert_eq!(refused.status, 403, "{}", refused.body);
@@ -268,7 +269,7 @@ async fn an_app_sends_only_what_it_may() {
     end(process).await;
 }
 
-/// The gateway counts what the worker counts, and together they count once.
+/// Gateway and worker both count a list, and together they count it once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daily_quota_counts_each_list_once() {
     let apps = "[apps.shop]\ntarget = \"im\"\ndaily_recipients = 5";
@@ -292,7 +293,7 @@ async fn a_daily_quota_counts_each_list_once() {
     end(process).await;
 }
 
-/// A token of an app submits its jobs and looks at them, and opens nothing else.
+/// A token of an app allows submitting and reading the jobs of that app, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_opens_the_jobs_of_its_app() {
     let apps = "[apps.shop]\ntarget = \"im\"\ntoken = \"shop-s3cret\"\n\
@@ -305,7 +306,7 @@ async fn a_token_opens_the_jobs_of_its_app() {
     let id = accepted.body["job"].as_str().unwrap().to_owned();
     place.completed(&id, shop).await;
 
-    // Another app's token neither sends as this app nor sees its jobs.
+    // Another app's token neither submits for this app nor sees its jobs.
     let refused = place.submit(bank, &job("theirs", &list("b", 1))).await;
     assert_eq!(refused.status, 403, "{}", refused.body);
     assert_eq!(fields(&refused.body), ["app"]);
@@ -327,7 +328,7 @@ async fn a_token_opens_the_jobs_of_its_app() {
     assert_eq!(place.get("/v1/jobs?app=shop", bank).await.status, 403);
     assert_eq!(place.get("/v1/dead", bank).await.status, 200);
 
-    // Steering is for whoever may do everything.
+    // Control requests need a token with all rights.
     let cancel = format!("/v1/jobs/{id}:pause");
     let refused = place.ask("POST", &cancel, shop, &Value::Null).await;
     assert_eq!(refused.status, 403, "{}", refused.body);
@@ -343,7 +344,8 @@ async fn a_token_opens_the_jobs_of_its_app() {
     assert!(!log.contains("s3cret"), "{log}");
 }
 
-/// An endpoint for the tests of `before_accept`: what it was asked, and its answers by the text.
+/// An endpoint for the tests of `before_accept`: the requests it got; its answer depends on the
+/// text.
 #[derive(Clone, Default)]
 struct Moderator(Arc<Mutex<Vec<Value>>>);
 
@@ -381,7 +383,7 @@ impl Moderator {
     }
 }
 
-/// `before_accept` lets jobs pass, refuses them, or changes their message, before they are durable.
+/// `before_accept` accepts jobs, refuses them, or changes their message, before they are durable.
 #[tokio::test(flavor = "multi_thread")]
 async fn before_accept_decides() {
     let moderator = Moderator::default();
@@ -426,7 +428,7 @@ async fn before_accept_decides() {
     place
         .completed(&JobId::of("shop", "damn").to_string(), None)
         .await;
-    // The same change again is the same job, which is known.
+    // The same change again makes the same job, which exists already.
     let again = place.submit(None, &with("damn", "shop", "damn")).await;
     assert_eq!(again.status, 200, "{}", again.body);
 
@@ -461,7 +463,7 @@ async fn before_accept_decides() {
     assert!(!log.contains("m0derator"), "{log}");
 }
 
-/// Submits a job, and answers the endpoint that is asked about it once `meanwhile` is done.
+/// Submits a job, and answers the request to the endpoint after `meanwhile` is done.
 async fn decided(
     place: &Place,
     asked: &mut mpsc::Receiver<(Value, oneshot::Sender<Value>)>,
@@ -477,7 +479,7 @@ async fn decided(
     tokio::join!(place.submit(None, job), question)
 }
 
-/// `before_accept` sees all that is rendered, and what it has seen is what goes out, also when the stored
+/// `before_accept` gets everything that is rendered, and exactly that is sent, even if the stored
 /// message is replaced before its answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn before_accept_sees_what_goes_out() {
@@ -514,7 +516,7 @@ async fn before_accept_sees_what_goes_out() {
     };
     let nothing = async || {};
 
-    // The values of recipients, each once, without the recipients.
+    // The distinct values of recipients, without the recipients.
     let users = json!([
         {"id": "a", "vars": {"name": "Ann"}}, {"id": "b", "vars": {"name": "Bob"}},
         {"id": "c", "vars": {"name": "Ann"}},
@@ -527,7 +529,7 @@ async fn before_accept_sees_what_goes_out() {
     assert_eq!(question.get("vars_left_out"), None);
     assert!(!question.to_string().contains("\"a\""), "{question}");
 
-    // As far as there is room for them.
+    // As many values as fit.
     let of = |number: usize| json!({"id": format!("n{number}"), "vars": {"name": format!("{number:01000}")}});
     let many = with("many", message, (0..70).map(of).collect());
     let (accepted, question) = decided(&place, &mut asked, &many, nothing()).await;
@@ -536,14 +538,14 @@ async fn before_accept_sees_what_goes_out() {
     assert!((60..70).contains(&shown), "{shown}");
     assert_eq!(question["vars_left_out"], 70 - shown);
 
-    // The message is replaced while the endpoint looks at it.
+    // The message is replaced before the endpoint answers.
     put("first").await;
     let hello = json!({"template": "hello"});
     let pinned = with("pinned", hello.clone(), json!(["pinned"]));
     let (accepted, question) = decided(&place, &mut asked, &pinned, put("second")).await;
     assert_eq!(accepted.status, 202, "{}", accepted.body);
     assert_eq!(question["stored"]["text"], "first");
-    // Another job gets the new one, unless it names the old one.
+    // Another job gets the new version, unless it names the old one.
     let new = with("new", hello, json!(["new"]));
     let (_, question) = decided(&place, &mut asked, &new, nothing()).await;
     assert_eq!(question["stored"]["text"], "second");
@@ -559,15 +561,14 @@ async fn before_accept_sees_what_goes_out() {
         place.completed(&id, None).await;
         assert_eq!(place.text_for(key).as_deref(), Some(text), "{key}");
     }
-    // The same job again is the same job, and is shown what it went out with.
+    // A repeated submit is the same job, and shows the version that it was accepted with.
     let (again, question) = decided(&place, &mut asked, &pinned, nothing()).await;
     assert_eq!(again.status, 200, "{}", again.body);
     assert_eq!(question["stored"]["text"], "first");
     end(process).await;
 }
 
-/// What is uploaded, and what comes as a call of an IM system, is held to the same rules and asked
-/// about in the same way.
+/// Uploads and drop-in calls obey the same rules and are sent to `before_accept` in the same way.
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_and_drop_in_calls_are_held_to_the_rules() {
     let moderator = Moderator::default();
@@ -636,7 +637,7 @@ async fn uploads_and_drop_in_calls_are_held_to_the_rules() {
     end(process).await;
 }
 
-/// An app that asks too often is told when to come again; others are not held up.
+/// An app above its limit learns when to come again; others are not delayed.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_of_an_app_are_limited() {
     let apps = "[apps.shop]\ntarget = \"im\"\ntoken = \"shop\"\nrequest_rate = \"1/min burst 2\"\n\
@@ -654,7 +655,7 @@ async fn requests_of_an_app_are_limited() {
         .parse()
         .unwrap();
     assert!((1..=60).contains(&after), "{after}");
-    // Whoever submits for the app is counted with it.
+    // Every request for the app counts, whichever token it has.
     let refused = place.submit(Some("all"), &job("c", &list("c", 1))).await;
     assert_eq!(refused.status, 429, "{}", refused.body);
     for _ in 0..5 {
@@ -664,7 +665,7 @@ async fn requests_of_an_app_are_limited() {
     end(process).await;
 }
 
-/// A certificate and key of a test, by openssl.
+/// A certificate and key for a test, made by openssl.
 fn certificate(folder: &Scratch) -> (PathBuf, PathBuf) {
     let (certificate, key) = (folder.path().join("crt.pem"), folder.path().join("key.pem"));
     let made = Command::new("openssl")
@@ -680,8 +681,7 @@ fn certificate(folder: &Scratch) -> (PathBuf, PathBuf) {
     (certificate, key)
 }
 
-/// TLS: HTTP/1.1 and HTTP/2 by what the client asks for, our own commands included; nothing in the
-/// clear.
+/// TLS: HTTP/1.1 and HTTP/2 as the client asks, for Fanwise's own commands too; no plain text.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_speaks_tls() {
     let scratch = Scratch::new("permit-tls");
@@ -729,7 +729,7 @@ async fn the_gateway_speaks_tls() {
     end(process).await;
 }
 
-/// A connection that trusts one certificate only.
+/// Whether a connection succeeds that trusts only this certificate.
 async fn trusts(port: u16, certificate: &Path) -> bool {
     let connector = tokio_rustls::TlsConnector::from(Arc::new(pinned(certificate).unwrap()));
     let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -737,7 +737,7 @@ async fn trusts(port: u16, certificate: &Path) -> bool {
     connector.connect(name, stream).await.is_ok()
 }
 
-/// A certificate that is renewed is served without a restart, and one that is spoilt is not.
+/// A renewed certificate is served without a restart, and a damaged one is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewed_certificate_is_served() {
     let (first, second) = (Scratch::new("permit-first"), Scratch::new("permit-second"));
@@ -752,7 +752,7 @@ async fn a_renewed_certificate_is_served() {
     assert!(trusts(place.port, &old.0).await);
     assert!(!trusts(place.port, &new.0).await);
 
-    // Half of it is no pair, and changes nothing.
+    // With only one file replaced they do not match, and nothing changes.
     std::fs::copy(&new.0, &crt).unwrap();
     process
         .until_prints("the certificate that was read last is still served", BOUND)
@@ -771,7 +771,7 @@ async fn a_renewed_certificate_is_served() {
     );
 }
 
-/// A gateway that everybody could use does not start, unless that is what the configuration says.
+/// A gateway without credentials does not start, unless the configuration allows that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_without_credentials_is_refused_or_warned_of() {
     let check = async |gateway: &str| {
@@ -791,7 +791,7 @@ async fn a_gateway_without_credentials_is_refused_or_warned_of() {
     let warned = "warning: gateway.auth: every client that reaches";
     assert!(none.stdout.contains(warned), "{}", none.stdout);
 
-    // Only what runs a gateway says so: a worker has none. Neither starts without a broker.
+    // Only a gateway says so: a worker has none. Neither starts without a broker.
     let place = Place::new("permit-worker", "", "[apps.shop]\ntarget = \"im\"").await;
     for (command, says_so) in [("gateway", true), ("worker", false)] {
         let ended = place.run(&[command]).await;
@@ -819,7 +819,7 @@ async fn a_gateway_without_credentials_is_refused_or_warned_of() {
     );
 }
 
-/// Jobs over AMQP are held to the same rules: what breaks one is rejected with the reason.
+/// Jobs over AMQP obey the same rules: a job that breaks one is rejected with the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_hold_for_jobs_over_amqp() {
     let Some(mut plan) = Plan::shared() else {

@@ -1,4 +1,4 @@
-//! Personal messages and stored ones, on the real servers, checked against the mock's own log.
+//! Tests personal and stored messages on the real servers, against the mock's own log.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ async fn send(world: &World, key: &str, people: &str, more: &[&str]) -> String {
     answer["job"].as_str().unwrap().to_owned()
 }
 
-/// What each recipient got, by its key and id; nobody got two.
+/// The text that each recipient got, by key and id. Checks that no recipient got two.
 fn texts(world: &World) -> BTreeMap<(String, String), String> {
     let mut texts = BTreeMap::new();
     for entry in world.mock.accepted().into_iter().filter(|it| !it.replay) {
@@ -61,8 +61,8 @@ async fn put(world: &World, name: &str, text: &str) -> u64 {
     stored["version"].as_u64().unwrap()
 }
 
-/// Everybody gets a text of their own, once, although the worker is killed and calls are repeated: the
-/// backend refuses a repeat that says something else.
+/// Each recipient gets a text of its own, once, although the worker is killed and calls are
+/// repeated: the backend refuses a repeated call with another text.
 #[tokio::test(flavor = "multi_thread")]
 async fn personal_texts_survive_sigkill() {
     let Some(plan) = Plan::shared() else { return };
@@ -93,8 +93,8 @@ async fn personal_texts_survive_sigkill() {
     world.end().await;
 }
 
-/// A missing value fails its recipient by name and nobody else; the dead letter has what it takes to
-/// try again.
+/// A missing value fails only its recipient, whose dead letter names the value and holds all that a
+/// new attempt needs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_variable_is_a_dead_letter_that_names_it() {
     let Some(plan) = Plan::shared() else { return };
@@ -148,7 +148,7 @@ async fn a_missing_variable_is_a_dead_letter_that_names_it() {
         50.0
     );
 
-    // What is exported can be sent again, values included.
+    // An exported list can be sent again, values included.
     let exported = world.run(&["dead", "export", "--job", &job]).await;
     let again = ["--text", "Again {{ x }}"];
     let again = send(&world, "again", &exported.stdout, &again).await;
@@ -157,7 +157,7 @@ async fn a_missing_variable_is_a_dead_letter_that_names_it() {
     assert_eq!(text_of(&texts, "none"), ["Again 1"]);
     assert_eq!(text_of(&texts, "long"), ["Again 1"]);
 
-    // What does not compile is no job at all.
+    // A text that does not compile is refused.
     let bad = world
         .run(&[
             "send",
@@ -181,7 +181,7 @@ async fn a_missing_variable_is_a_dead_letter_that_names_it() {
     world.end().await;
 }
 
-/// A target that packs gets personal messages one by one, and packs again what has no placeholders.
+/// A target that packs sends personal messages one by one, and packs messages without placeholders.
 #[tokio::test(flavor = "multi_thread")]
 async fn personal_messages_are_never_packed() {
     let Some(plan) = Plan::shared() else { return };
@@ -208,8 +208,8 @@ async fn personal_messages_are_never_packed() {
     world.end().await;
 }
 
-/// A job keeps the version of a stored message that it started with: while it runs, when it is extended,
-/// and when the name is deleted.
+/// A job keeps the version of a stored message that it started with: while it runs, when it is
+/// extended, and after the name is deleted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_that_changes_does_not_change_a_job() {
     let Some(plan) = Plan::shared() else { return };
@@ -248,7 +248,7 @@ async fn a_template_that_changes_does_not_change_a_job() {
     }
     assert_eq!(text_of(&texts, "u1000"), ["One you"]);
 
-    // New jobs do not find it any more, and are told what there is.
+    // New jobs are refused, and the answer lists the names that exist.
     put(&world, "welcome-2", "Hi").await;
     send(&world, "third", "\"u1\"\n", &by_name).await;
     let rejected = until("the job to be rejected", BOUND, async || {
@@ -264,7 +264,7 @@ async fn a_template_that_changes_does_not_change_a_job() {
     world.end().await;
 }
 
-/// A job for all users names its stored message too: every part of it is the same message.
+/// A job for all users can name a stored message too: each of its parts sends the same message.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_users_get_a_stored_message() {
     let Some(mut plan) = Plan::shared() else {
@@ -294,7 +294,7 @@ async fn all_users_get_a_stored_message() {
     world.end().await;
 }
 
-/// The commands that look after stored messages, and values from the columns of a CSV.
+/// The commands for stored messages, and values from the columns of a CSV.
 #[tokio::test(flavor = "multi_thread")]
 async fn stored_messages_from_the_command_line() {
     let Some(plan) = Plan::shared() else { return };

@@ -1,4 +1,4 @@
-//! Whatever a producer may put on a message: promises 1 and 11 over AMQP.
+//! Tests arbitrary messages of producers: promises 1 and 11 over AMQP.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -31,7 +31,7 @@ fn rabbit(name: &str) -> Option<(Rabbit, String)> {
     Some((Rabbit::new(settings).unwrap(), url))
 }
 
-/// The properties that ended sessions, processes or connections.
+/// Properties that once ended sessions, processes or connections.
 fn odd_properties() -> Vec<Vec<(u16, Vec<u8>)>> {
     let uuid = [
         0x8f, 0x3e, 0xff, 0, 0xc3, 0x28, 0xff, 0xfe, 0x9d, 1, 0xaa, 0xbb, 0xcc,
@@ -50,7 +50,8 @@ fn odd_properties() -> Vec<Vec<(u16, Vec<u8>)>> {
             long(&[&short(b"deep")[..], &value].concat()),
         )]);
     }
-    // These fit a frame as they come; the broker adds its own when it hands them out again.
+    // They fit a frame as published; the broker adds headers of its own when it delivers them
+    // again.
     for bytes in [64 * 1024, 100_000, 130_900] {
         all.push(vec![(HEADERS, header(b"traceparent", &vec![b'x'; bytes]))]);
     }
@@ -67,7 +68,8 @@ async fn retained(rabbit: &Rabbit) -> Vec<RetainedMessage> {
     kept
 }
 
-/// Each is handed out, also again and again, and what is rejected can be read; the session lives.
+/// Each message is delivered, also several times, and can be read after a reject; the session
+/// survives.
 #[tokio::test]
 async fn promise_11_no_property_ends_a_session() {
     let Some((rabbit, url)) = rabbit("odd") else {
@@ -88,7 +90,7 @@ async fn promise_11_no_property_ends_a_session() {
     let source = Source::Jobs(Priority::Bulk);
     let mut consumer = session.consume(source, 100).await.unwrap();
     let mut bodies = BTreeSet::new();
-    // Given back twice, so that the broker adds its headers; then rejected.
+    // Requeued twice, so that the broker adds its headers; then rejected.
     for round in 0..3 {
         let mut taken = Vec::new();
         for _ in 0..2 * odd.len() {
@@ -130,7 +132,8 @@ async fn promise_11_no_property_ends_a_session() {
     rabbit.delete_all().await.unwrap();
 }
 
-/// What the broker itself moves there, with its headers and a routing key of raw bytes.
+/// Messages that the broker itself moves there, with its headers and a routing key of arbitrary
+/// bytes.
 #[tokio::test]
 async fn promise_11_messages_straight_on_the_shelf_can_be_read() {
     let Some((rabbit, url)) = rabbit("shelf") else {
@@ -154,8 +157,8 @@ async fn promise_11_messages_straight_on_the_shelf_can_be_read() {
     rabbit.delete_all().await.unwrap();
 }
 
-/// Promise 1: a job that expires in its queue because its producer said so is found, with the reason,
-/// and counted. What we reject ourselves is not counted twice.
+/// Promise 1: a job that expires in its queue because of its producer's setting is found, with the
+/// reason, and counted. Jobs that Fanwise rejects are not counted twice.
 #[tokio::test]
 async fn promise_1_a_job_that_expires_unseen_is_kept_and_counted() {
     let Some((rabbit, url)) = rabbit("expires") else {
@@ -197,7 +200,7 @@ async fn promise_1_a_job_that_expires_unseen_is_kept_and_counted() {
     rabbit.delete_all().await.unwrap();
 }
 
-/// Jobs are what their bodies say: odd properties neither hold up their neighbours nor themselves.
+/// Only the body of a message decides: odd properties stop neither this job nor its neighbours.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_a_valid_job_is_sent_whatever_is_on_its_message() {
     let Some(plan) = Plan::shared() else { return };
@@ -237,7 +240,7 @@ async fn promise_11_a_valid_job_is_sent_whatever_is_on_its_message() {
     world.end().await;
 }
 
-/// A slice as an intake cuts it, with some of its head and of itself changed.
+/// A slice as an intake cuts it, with some changes to its head and to itself.
 fn slice(number: u32, changed: &serde_json::Value, itself: &serde_json::Value) -> String {
     let mut head = json!({
         "id": format!("{number:024x}"), "app": "default", "client_msg_no": format!("slice-{number}"),
@@ -257,10 +260,11 @@ fn slice(number: u32, changed: &serde_json::Value, itself: &serde_json::Value) -
     slice.to_string()
 }
 
-/// Promise 11: slices that no intake can have cut end as rejected, with the reason, and none of them is
-/// worked on for ever: one on the lane of another target, one of an app whose name fits no routing key,
-/// one with more recipients than entries, and one with more buckets than an audit can read. Numbers of
-/// any size are counted on from. One whose text an earlier version accepted and this one cannot compile has an outcome (promise 1).
+/// Promise 11: slices that no intake can have cut end as rejected, with the reason, and none of
+/// them is handled forever: one on the lane of another target, one of an app whose name fits no
+/// routing key, one with more recipients than entries, and one with more buckets than an audit can
+/// read. Numbers of any size are counted on from. A slice whose text an earlier version accepted
+/// and this one cannot compile has an outcome (promise 1).
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_11_a_slice_that_is_not_in_its_place_is_rejected() {
     let Some(plan) = Plan::shared() else { return };
@@ -333,8 +337,8 @@ async fn promise_11_a_slice_that_is_not_in_its_place_is_rejected() {
     world.end().await;
 }
 
-/// Promise 9: a broker that takes connections and says nothing costs as much after many attempts as
-/// after one.
+/// Promise 9: a broker that accepts connections and never answers costs as much after many attempts
+/// as after one.
 #[tokio::test]
 async fn promise_9_a_broker_that_says_nothing_leaves_nothing_behind() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -349,7 +353,7 @@ async fn promise_9_a_broker_that_says_nothing_leaves_nothing_behind() {
         let (attempt, accepted) = tokio::join!(rabbit.depths(), listener.accept());
         assert!(attempt.is_err());
         let mut stream = accepted.unwrap().0;
-        // Its end is closed, not only forgotten.
+        // The client's end is closed, not merely forgotten.
         ends.spawn(async move { stream.read_to_end(&mut Vec::new()).await });
     }
     let all = async { while ends.join_next().await.is_some() {} };

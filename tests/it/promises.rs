@@ -1,4 +1,4 @@
-//! The promises of the crate documentation, on the real servers, checked against the mock's own log.
+//! Tests the promises of the crate documentation on the real servers, against the mock's own log.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -68,8 +68,8 @@ async fn until_counted(worker: &Worker, metric: &str, least: f64) {
     .await;
 }
 
-/// Redis is full, so a window of recipients waits for its claim; then the worker is told to stop, or
-/// loses its session. Everybody is sent to all the same, and nobody is called a duplicate.
+/// Redis is full, so a window of recipients waits for its claim. Then the worker is asked to stop,
+/// or loses its session. Each recipient still gets the message, and none counts as a duplicate.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_2_whoever_waits_for_a_claim_is_not_lost() {
     let (Some(amqp), Some(redis)) = (amqp_url(), PrivateRedis::start().await) else {
@@ -113,7 +113,7 @@ async fn promise_2_whoever_waits_for_a_claim_is_not_lost() {
     world.end().await;
 }
 
-/// The same job twice, overlapping lists, several workers: everybody once.
+/// The same job twice, with overlapping lists and several workers: each recipient gets it once.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_3_once() {
     let Some(plan) = Plan::shared() else { return };
@@ -142,7 +142,8 @@ async fn promise_3_once() {
     world.end().await;
 }
 
-/// Replies are lost after the backend accepted: each policy does what it says, and it is counted.
+/// Replies are lost after the backend accepted: each policy behaves as documented, and the calls
+/// are counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_4_the_honest_gap_under_each_policy() {
     let Some(plan) = Plan::shared() else { return };
@@ -180,14 +181,15 @@ async fn promise_4_the_honest_gap_under_each_policy() {
         let counted = format!("fanwise_uncertain_total{{policy=\"{policy}\",target=\"im\"}}");
         assert_eq!(metrics[&counted], 5.0);
     }
-    // Whatever the policy, the idempotent backend shows each message once.
+    // Under every policy, the idempotent backend shows each message once.
     assert!(world.accepted().values().all(|count| *count == 1));
     worker.drain().await;
     world.end().await;
 }
 
-/// Replies are lost after the backend accepted, and the policy is to try again. Whatever ends the job
-/// first, nobody who has the message is said not to have it, and a redrive does not send it twice.
+/// Replies are lost after the backend accepted, and the policy is to retry. Whatever ends the job
+/// first, no recipient that has the message is reported without it, and a redrive does not send it
+/// twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_4_a_call_in_doubt_is_not_forgotten() {
     let Some(plan) = Plan::shared() else { return };
@@ -233,8 +235,8 @@ async fn promise_4_a_call_in_doubt_is_not_forgotten() {
     world.end().await;
 }
 
-/// A dead letter cannot be written, since the broker is away, and the recipients stay claimed. Whoever
-/// takes them over knows the true answer all the same.
+/// A dead letter cannot be written, since the broker is away, and the recipients stay claimed. The
+/// next owner still learns the true answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_4_a_known_answer_outlives_the_session() {
     let Some(plan) = Plan::shared() else { return };
@@ -258,8 +260,8 @@ async fn promise_4_a_known_answer_outlives_the_session() {
     world.end().await;
 }
 
-/// Ledger and broker go away while calls are out, for longer than a lease. What the calls answered is
-/// recorded when the ledger is back, before anybody takes it for a doubt.
+/// Ledger and broker go away during calls, for longer than a lease. The answers to the calls are
+/// recorded when the ledger is back, before a takeover can treat them as doubt.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_4_known_outcomes_are_recorded_as_long_as_the_process_lives() {
     let (Some(amqp), Some(mut redis)) = (amqp_url(), PrivateRedis::start().await) else {
@@ -277,7 +279,7 @@ async fn promise_4_known_outcomes_are_recorded_as_long_as_the_process_lives() {
     redis.kill().await;
     relay.cut().await;
     until_accepted(&world, 20).await;
-    // The lease of 7 s, which ends by the server's clock, and some more.
+    // The lease of 7 s, which ends by the server's clock, plus a margin.
     tokio::time::sleep(Duration::from_secs(9)).await;
     redis.start_again().await;
     relay.restore();
@@ -288,7 +290,8 @@ async fn promise_4_known_outcomes_are_recorded_as_long_as_the_process_lives() {
     world.end().await;
 }
 
-/// A backend slower than call timeout and lease: calls end as uncertain, nothing is sent twice.
+/// The backend is slower than call timeout and lease: calls end as uncertain, and nothing is sent
+/// twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_4_a_backend_slower_than_the_lease() {
     let Some(plan) = Plan::shared() else { return };
@@ -305,8 +308,8 @@ async fn promise_4_a_backend_slower_than_the_lease() {
     world.end().await;
 }
 
-/// A worker is killed in the middle of its calls: another one takes over, nobody is lost, nobody gets
-/// it twice, and only calls in flight are in doubt.
+/// A worker is killed during its calls: another one takes over, no recipient is lost, none gets the
+/// message twice, and only calls in flight are in doubt.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_5_effects_before_acks_survive_sigkill() {
     let Some(plan) = Plan::shared() else { return };
@@ -326,7 +329,8 @@ async fn promise_5_effects_before_acks_survive_sigkill() {
     first.process.kill();
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["sent"], 6000, "{record}");
-    // Those whose call was out when the worker was killed may have been sent to, for all it knows.
+    // Recipients in a call when the worker was killed may have got it, as far as the next worker
+    // knows.
     let count = |outcome: &str| record["accounts"][outcome].as_u64().unwrap();
     assert_eq!(count("failed") + count("uncertain"), 30, "{record}");
     world.assert_once_each(&good);
@@ -339,7 +343,8 @@ async fn promise_5_effects_before_acks_survive_sigkill() {
     world.end().await;
 }
 
-/// As above on a backend that is not idempotent: whoever was in flight is held, never sent twice.
+/// The same on a backend that is not idempotent: recipients of calls in flight are held, never sent
+/// twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_4_sigkill_leaves_at_most_the_calls_in_flight_in_doubt() {
     let Some(plan) = Plan::shared() else { return };
@@ -369,7 +374,7 @@ async fn promise_4_sigkill_leaves_at_most_the_calls_in_flight_in_doubt() {
     world.end().await;
 }
 
-/// SIGTERM in the middle: what is in work is finished or given back, and another worker goes on.
+/// SIGTERM while a job runs: slices in work are finished or requeued, and another worker continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_5_a_drain_loses_nothing() {
     let Some(plan) = Plan::shared() else { return };
@@ -391,8 +396,8 @@ async fn promise_5_a_drain_loses_nothing() {
     world.end().await;
 }
 
-/// A backend that says "too fast" for a while, and a limit of our own: nobody fails, no attempt is
-/// spent, although only one attempt is allowed.
+/// The backend throttles for a while, and the target has a limit: no recipient fails and no attempt
+/// is spent, although only one attempt is allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_7_waiting_costs_nothing() {
     let Some(mut plan) = Plan::shared() else {
@@ -438,7 +443,7 @@ async fn promise_7_waiting_costs_nothing() {
     world.end().await;
 }
 
-/// Calls of a slice do not wait for each other: a limit is reached although each call takes long.
+/// Calls of a slice do not wait for each other: the limit is reached although each call takes long.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_7_slow_calls_do_not_slow_a_limit_down() {
     let Some(mut plan) = Plan::shared() else {
@@ -459,8 +464,8 @@ async fn promise_7_slow_calls_do_not_slow_a_limit_down() {
     world.end().await;
 }
 
-/// The backend is away when the job comes: everybody waits, and gets it when the backend is back,
-/// although only one attempt is allowed.
+/// The backend is away when the job arrives: all recipients wait, and get the message when it is
+/// back, although only one attempt is allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_7_an_unreachable_backend_costs_no_attempt() {
     let Some(mut plan) = Plan::shared() else {
@@ -509,8 +514,8 @@ async fn promise_7_an_unreachable_backend_costs_no_attempt() {
     world.end().await;
 }
 
-/// A backend that says that we are too fast, and asks for no time at all, is left alone for longer each
-/// time: no attempt is spent, and who reads the log knows.
+/// A backend that throttles without a Retry-After is called at growing intervals: no attempt is
+/// spent, and the log reports it.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_7_a_throttled_target_is_never_called_in_a_hot_loop() {
     let Some(plan) = Plan::shared() else { return };
@@ -541,8 +546,9 @@ async fn promise_7_a_throttled_target_is_never_called_in_a_hot_loop() {
     world.end().await;
 }
 
-/// An app that fails open: while the ledger is away its job goes on, at the rate of its limit. Later the
-/// ledger learns what was done, and the accounts are exact: nobody is called a duplicate or in doubt.
+/// An app that fails open: while the ledger is away, its job goes on at the rate of its limit.
+/// Later the ledger gets the outcomes, and the accounts are exact: no recipient counts as a
+/// duplicate or in doubt.
 #[tokio::test(flavor = "multi_thread")]
 async fn fail_open_sends_at_its_rate_and_completes() {
     let (Some(amqp), Some(mut redis)) = (amqp_url(), PrivateRedis::start().await) else {
@@ -565,8 +571,8 @@ async fn fail_open_sends_at_its_rate_and_completes() {
     times.sort_unstable();
     for (index, start) in times.iter().enumerate() {
         let second = times[index..].partition_point(|at| *at < start + 1_000_000);
-        // When the ledger goes, each of the eight slices in work may hold a lease of 50 ms that is
-        // booked there, and the limits here begin anew with their burst.
+        // When the ledger goes away, each of the eight slices in work may hold a lease of 50 ms
+        // that is booked there, and the limits here start again with their burst.
         assert!(second <= 500 + 2 * 20 + 9 * 25, "{second} in one second");
     }
     until_accepted(&world, 4000).await;
@@ -579,9 +585,9 @@ async fn fail_open_sends_at_its_rate_and_completes() {
     world.end().await;
 }
 
-/// A small job behind a big one, at a slow backend, starts at once: before the backend has taken of the
-/// big one what it takes at most in 250 ms. Counted so, since a machine that is busy takes less in that
-/// time, and nobody is starved by it.
+/// A small job behind a big one, on a slow backend, starts promptly: before the backend has
+/// accepted as much of the big one as it can in 250 ms. The test counts messages and not time,
+/// since a busy machine handles fewer in that time without starving any job.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_8_no_starving() {
     // 64 calls in flight, of 20 ms.
@@ -619,7 +625,7 @@ async fn promise_8_no_starving() {
     let big = world.job(&big).await.unwrap();
     assert_eq!(
         big["state"], "running",
-        "the big job was too small to stand in the way"
+        "the big job was too small for this test"
     );
     let metrics = worker.metrics().await;
     let started = metrics["fanwise_start_delay_seconds_count"];
@@ -628,8 +634,8 @@ async fn promise_8_no_starving() {
     world.end().await;
 }
 
-/// The token is wrong for a job: the job is parked and nobody is dead-lettered; other jobs go on, and
-/// once it is right all get it.
+/// The token is wrong for one job: the job is parked and no recipient is dead-lettered. Other jobs
+/// go on, and with the right token all recipients get the message.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
     let Some(mut plan) = Plan::shared() else {
@@ -654,7 +660,7 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
     .await;
     let metrics = worker.metrics().await;
     let parked = "fanwise_target_parked{reason=\"config\",target=\"im\"}";
-    assert_eq!(metrics[parked], 0.0, "the account of everybody was stopped");
+    assert_eq!(metrics[parked], 0.0, "the whole target was parked");
     let record = world.job(&job).await.unwrap();
     assert_eq!(record["pending"], 700);
     let why = record["hindrances"][0]["what"].as_str().unwrap();
@@ -684,7 +690,8 @@ async fn promise_10_configuration_faults_stop_the_job_not_the_audience() {
     world.end().await;
 }
 
-/// Bad messages lie unharmed in the rejected queue and delay nothing; a conflict names the first job.
+/// Invalid messages stay unchanged in the rejected queue and delay nothing; a conflict names the
+/// first job.
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_and_conflict_are_rejected_unharmed() {
     let Some(plan) = Plan::shared() else { return };
@@ -741,7 +748,7 @@ async fn poison_and_conflict_are_rejected_unharmed() {
     world.end().await;
 }
 
-/// Who has not got it by `expires_at` ends as expired, and the accounts stay exact.
+/// Recipients that are not sent by `expires_at` end as expired, and the accounts stay exact.
 #[tokio::test(flavor = "multi_thread")]
 async fn late_recipients_expire() {
     let Some(mut plan) = Plan::shared() else {
@@ -767,7 +774,7 @@ async fn late_recipients_expire() {
     world.end().await;
 }
 
-/// A trace that began at the producer goes on at the backend.
+/// A trace that the producer began continues at the backend.
 #[tokio::test(flavor = "multi_thread")]
 async fn traceparent_travels_from_producer_to_call() {
     let Some(plan) = Plan::shared() else { return };
@@ -794,9 +801,9 @@ async fn traceparent_travels_from_producer_to_call() {
     world.end().await;
 }
 
-/// A letter can be stored without its confirm, and the next delivery succeed. Whom the ledger knows to
-/// have the message is not shown as dead and not sent to again; a job that it does not know is as its
-/// letters say.
+/// A dead letter can be stored without its confirm, and the next delivery can succeed. If the
+/// ledger knows that a recipient has the message, it is not listed as dead and not sent again. For
+/// a job that the ledger does not know, the letters count.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_that_the_ledger_contradicts_is_not_believed() {
     use fanwise::amqp::{self, Rabbit};
@@ -863,13 +870,13 @@ async fn a_dead_letter_that_the_ledger_contradicts_is_not_believed() {
     world.end().await;
 }
 
-/// A job that the workers cannot read does not stay `accepted`: it is among the rejected messages, and
-/// who asks for it learns so.
+/// A job that the workers cannot read does not stay `accepted`: it is among the rejected messages,
+/// and its record says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_no_worker_can_read_does_not_stay_accepted() {
     let Some(plan) = Plan::shared() else { return };
     let world = plan.start("elsewhere").await;
-    // It makes the queues.
+    // It declares the queues.
     world.worker().await.drain().await;
     let config = std::fs::read_to_string(world.config()).unwrap();
     let target = "type = \"wukongim\"\nversion = \"v3\"\nsender = \"news\"\nurl = \"http://127.0.0.1:9\"\ncall_timeout = \"3s\"";

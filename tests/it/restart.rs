@@ -1,5 +1,5 @@
-//! The promises while RabbitMQ or Redis die, and while links are cut. These tests start servers of
-//! their own and run one at a time.
+//! Tests the promises while RabbitMQ or Redis die, and while links are cut. These tests start
+//! servers of their own and run one at a time.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,7 +28,7 @@ async fn promise_1_accepted_is_durable() {
         return;
     };
     let world = Plan::on(rabbit.url(), redis.url()).start("durable").await;
-    // The topology is older than the first kill: docs/promises.md says why.
+    // The queues are older than the first kill; docs/promises.md says why that matters.
     let applied = world.run(&["topology", "apply"]).await;
     assert_eq!(applied.code, Some(0), "{}", applied.stderr);
     let recipients = users(4000);
@@ -49,8 +49,8 @@ async fn promise_1_accepted_is_durable() {
     worker.drain().await;
 }
 
-/// Redis dies in the middle: lanes stop, nothing is sent that cannot be recorded, and it goes on by
-/// itself when Redis is back, its scripts forgotten.
+/// Redis dies while a job runs: the lanes stop, nothing is sent that cannot be recorded, and the
+/// job goes on when Redis is back, without its scripts.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_6_what_cannot_be_recorded_is_not_sent() {
     let (Some(rabbit), Some(mut redis)) =
@@ -76,7 +76,7 @@ async fn promise_6_what_cannot_be_recorded_is_not_sent() {
         async || (worker.metrics().await.get("fanwise_ledger_up") == Some(&0.0)).then_some(()),
     )
     .await;
-    // Calls that were in flight may still arrive; then nothing does.
+    // Calls that were in flight may still arrive; after them nothing does.
     let settled = until("sending stops", BOUND, async || {
         let before = world.mock.stats().accepted;
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -93,7 +93,7 @@ async fn promise_6_what_cannot_be_recorded_is_not_sent() {
     worker.drain().await;
 }
 
-/// The link to the broker is cut half-way, twice: by a reset, and by silence.
+/// The link to the broker breaks twice while a job runs: by a reset, and by silence.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_5_links_that_break_lose_nothing() {
     let (Some(rabbit), Some(redis)) = (PrivateRabbit::start().await, PrivateRedis::start().await)
@@ -168,7 +168,7 @@ async fn a_lost_ledger_loses_no_recipient() {
     worker.drain().await;
 }
 
-/// Redis is full: it refuses to record, so nothing is sent, until there is room again.
+/// Redis is full and refuses to record, so nothing is sent until it has space again.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_6_a_full_ledger_stops_the_lanes() {
     let (Some(rabbit), Some(redis)) = (PrivateRabbit::start().await, PrivateRedis::start().await)
@@ -200,8 +200,8 @@ async fn promise_6_a_full_ledger_stops_the_lanes() {
     worker.drain().await;
 }
 
-/// A worker is ready only while its ledger takes writes: reads that a full server or a replica still
-/// answers bring nothing back, and a server that hangs says nothing at all.
+/// A worker is ready only while its ledger accepts writes: a full server or a replica still answers
+/// reads, and a server that hangs answers nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_goes_by_writes() {
     let (Some(rabbit), Some(mut redis)) =
@@ -225,7 +225,7 @@ async fn readiness_goes_by_writes() {
         .await;
     };
     until_ready(true).await;
-    // As often as the store is read meanwhile.
+    // The store is checked this often meanwhile.
     let stays_away = async |why: &str| {
         until_ready(false).await;
         for _ in 0..20 {
@@ -262,7 +262,7 @@ async fn readiness_goes_by_writes() {
     worker.drain().await;
 }
 
-/// The files of a server's data, as they are now.
+/// The current files of a server's data.
 fn copy_data(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -275,16 +275,16 @@ fn copy_data(from: &Path, to: &Path) {
     }
 }
 
-/// Redis comes back with data that are some seconds old: outcomes that were recorded since are not
-/// there, and the deliveries that brought them are acked. That is noticed, the job is marked, it ends,
-/// nobody is lost, and nothing says that its accounts are exact.
+/// Redis comes back with data that are some seconds old: outcomes recorded since are missing, and
+/// their deliveries are acked. The worker notices and marks the job. The job ends, no recipient is
+/// lost, and no command says that its accounts are exact.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_comes_back_older_is_noticed_and_its_jobs_end() {
     comes_back_older("older", true).await;
 }
 
-/// The same when no process runs meanwhile that remembers how far the ledger had come: after a power
-/// failure, or when somebody restores a backup.
+/// The same if no process that remembers the state of the ledger runs meanwhile: after a power
+/// failure, or after a restore from a backup.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_comes_back_older_while_no_worker_runs_is_noticed() {
     comes_back_older("older-all", false).await;
@@ -355,7 +355,7 @@ async fn comes_back_older(name: &str, worker_stays: bool) {
         verified.stdout
     );
     let accepted = world.accepted();
-    assert_eq!(accepted.len(), recipients.len(), "nobody is lost");
+    assert_eq!(accepted.len(), recipients.len(), "no recipient is lost");
     assert!(worker.metrics().await["fanwise_ledger_went_back_total"] >= 1.0);
     worker.drain().await;
 }

@@ -1,6 +1,6 @@
-//! What the ledger and the limiter do on Redis beyond their contract (`contract::ledger`,
-//! `contract::limiter`): `FANWISE_TEST_REDIS_URL` says where. Each test has its own key prefix; those that
-//! disturb the server start one of their own.
+//! Tests the ledger and the limiter on Redis beyond their contract (`contract::ledger`,
+//! `contract::limiter`), on the server of `FANWISE_TEST_REDIS_URL`. Each test has its own key
+//! prefix; tests that disturb the server start one of their own.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use crate::contract::ledger::{ANN, BOB, Job, LEASE, all, claim, each, settle};
 use crate::contract::limiter::{lease, limit};
 
-/// The server to test on, or nothing to test.
+/// The URL of the server; `None` means skip.
 fn url() -> Option<String> {
     let url = std::env::var("FANWISE_TEST_REDIS_URL").ok();
     if url.is_none() {
@@ -68,7 +68,7 @@ impl Bench {
             .unwrap()
     }
 
-    /// Every key with its time to live in seconds; -1 is no end.
+    /// Every key with its time to live in seconds; -1 means that it does not expire.
     async fn ends(&mut self) -> BTreeMap<String, i64> {
         let mut ends = BTreeMap::new();
         for key in self.keys().await {
@@ -82,7 +82,7 @@ impl Bench {
         ends
     }
 
-    /// What a Redis that comes back empty has of this test.
+    /// Deletes the test's keys, as if Redis came back empty.
     async fn lose_everything(&mut self) {
         for key in self.keys().await {
             let _: () = redis::cmd("DEL")
@@ -106,7 +106,7 @@ async fn newest(store: &Store, most: usize) -> Vec<JobRecord> {
 // Claims and outcomes
 // ---------------------------------------------------------------------------------------------
 
-/// A recipient whose fingerprint happens to stand across the records of others is not taken for one
+/// A fingerprint whose bytes happen to occur across the records of others is not mistaken for one
 /// of them.
 #[tokio::test]
 async fn fingerprints_are_told_from_bytes_that_look_like_them() {
@@ -117,7 +117,7 @@ async fn fingerprints_are_told_from_bytes_that_look_like_them() {
     store.accept(&job.submission("s", 2)).await.unwrap();
     let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 2);
-    // The seven last bytes of the first and the code of its outcome.
+    // The last seven bytes of the first and the code of its outcome.
     let first = Fingerprint(u64::from_le_bytes(*b"0abcdefg"));
     let second = Fingerprint(u64::from_le_bytes(*b"abcdefgs"));
     settle(store, slice, ANN, &[(first, Outcome::Sent)], false).await;
@@ -136,8 +136,8 @@ async fn fingerprints_are_told_from_bytes_that_look_like_them() {
 // Jobs
 // ---------------------------------------------------------------------------------------------
 
-/// A test message to a few, then the same job to a million: the few find their place in the larger
-/// job, and who holds claims and slices of the old shape notices nothing.
+/// A test message to a few recipients, then the same job to a million: the few are found in the
+/// larger job, and owners of claims and slices of the old shape are not affected.
 #[tokio::test]
 async fn a_job_grows_with_its_submissions() {
     let Some(bench) = Bench::start().await else {
@@ -195,7 +195,7 @@ async fn a_job_grows_with_its_submissions() {
     assert!(audit.differences(&standing.accounts).is_empty());
 }
 
-/// A job in the list whose header has expired is passed over.
+/// A job in the list whose header has expired is skipped.
 #[tokio::test]
 async fn a_listed_job_that_is_gone_is_no_error() {
     let Some(mut bench) = Bench::start().await else {
@@ -219,8 +219,8 @@ async fn a_listed_job_that_is_gone_is_no_error() {
     assert_eq!(ids, [jobs[4].id(), jobs[2].id(), jobs[1].id()]);
 }
 
-/// A job is known as long as something of it runs or waits, then for the window: none of its keys has an
-/// end before, all of them have one after, and none again when it is extended.
+/// A job is kept as long as a part of it runs or waits, and then for the window: none of its keys
+/// expires before it completes, all of them expire after that, and none when it is extended again.
 #[tokio::test]
 async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
     let Some(mut bench) = Bench::start().await else {
@@ -257,7 +257,7 @@ async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
     let ends: Vec<_> = bench.ends().await.into_iter().filter(of_job).collect();
     assert!(ends.len() >= 4 + 6, "{ends:?}");
     assert!(ends.iter().all(|(_, ttl)| *ttl > 600_000), "{ends:?}");
-    // A slice that is delivered once more changes nothing of that.
+    // Another delivery of a slice does not change that.
     let done = claim(&bench.store, slice, BOB, LEASE, &people[..1]).await;
     assert_eq!(done, Claimed::SliceDone);
     let ends: Vec<_> = bench.ends().await.into_iter().filter(of_job).collect();
@@ -272,7 +272,7 @@ async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
     assert!(ends.values().all(|ttl| *ttl == -1), "{ends:?}");
 }
 
-/// A job that an older version began, whose keys have an end, is kept from the first claim on.
+/// A job of an older version, whose keys expire, is kept from the first claim on.
 #[tokio::test]
 async fn a_job_of_an_older_version_is_kept_while_it_runs() {
     let Some(mut bench) = Bench::start().await else {
@@ -305,8 +305,8 @@ async fn a_job_of_an_older_version_is_kept_while_it_runs() {
     assert!(ends.iter().all(|(_, ttl)| *ttl == -1), "{ends:?}");
 }
 
-/// Workers of two versions: what an owner holds in doubt stays its own, though an owner of an earlier
-/// version takes one number where one of this version takes two (promise 4).
+/// Workers of two versions: claims that an owner holds in doubt stay its own, although an owner of
+/// an earlier version takes one number and an owner of this version takes two (promise 4).
 #[tokio::test]
 async fn an_owner_of_an_older_version_has_no_part_in_what_another_holds_in_doubt() {
     let Some(mut bench) = Bench::start().await else {
@@ -326,7 +326,7 @@ async fn an_owner_of_an_older_version_has_no_part_in_what_another_holds_in_doubt
     let again = each(claim(&bench.store, slice, BOB, LEASE, &people).await);
     assert_eq!(again, [ClaimState::InDoubt; 3]);
 
-    // As an earlier version numbers its owners.
+    // The way in which an earlier version numbers its owners.
     let header = format!("{}:{{{}}}", bench.prefix, job.id());
     let count: u32 = redis::cmd("HINCRBY")
         .arg(&header)
@@ -352,7 +352,7 @@ async fn an_owner_of_an_older_version_has_no_part_in_what_another_holds_in_doubt
     assert!(bench.store.renew(slice, BOB, LEASE, &people).await.unwrap());
 }
 
-/// What belongs to no job expires by itself.
+/// Keys that belong to no job expire by themselves.
 #[tokio::test]
 async fn limits_and_parkings_expire() {
     let Some(mut bench) = Bench::start().await else {
@@ -368,7 +368,7 @@ async fn limits_and_parkings_expire() {
     assert!(ends.values().all(|ttl| *ttl >= 0), "{ends:?}");
 }
 
-/// The list of jobs forgets those that are not known any more, and only those.
+/// The list of jobs drops those that no longer exist, and only those.
 #[tokio::test]
 async fn the_list_keeps_old_jobs_that_run() {
     let Some(mut bench) = Bench::start().await else {
@@ -409,8 +409,8 @@ fn beat(number: u64) -> Beat {
     }
 }
 
-/// A heartbeat that was answered and is not there any more tells that the ledger lost what it had taken.
-/// Jobs that ran then are marked, those that were completed before or come later are not.
+/// If a heartbeat that was answered is missing, the ledger has lost data that it had accepted. Jobs
+/// that ran at that time are marked; those completed before or accepted later are not.
 #[tokio::test]
 async fn a_ledger_that_went_back_is_noticed_and_marks_what_ran() {
     let Some(mut bench) = Bench::start().await else {
@@ -433,7 +433,7 @@ async fn a_ledger_that_went_back_is_noticed_and_marks_what_ran() {
         assert!(!beaten.went_back && beaten.number > number);
         number = beaten.number;
     }
-    // An answer that got lost, and a heartbeat that a frozen server carries out late.
+    // A lost answer, and a heartbeat that a frozen server handles late.
     let repeated = bench.store.beat(&beat(number - 1)).await.unwrap();
     assert!(!repeated.went_back && repeated.number > number);
     number = repeated.number;
@@ -448,7 +448,7 @@ async fn a_ledger_that_went_back_is_noticed_and_marks_what_ran() {
     let beaten = bench.store.beat(&beat(number)).await.unwrap();
     assert!(beaten.went_back, "{beaten:?}");
     let beaten = bench.store.beat(&beat(beaten.number)).await.unwrap();
-    assert!(!beaten.went_back, "told once");
+    assert!(!beaten.went_back, "reported only once");
 
     let mut after = Job::new(1);
     after.head.accepted_at_ms = u64::MAX / 2;
@@ -462,8 +462,8 @@ async fn a_ledger_that_went_back_is_noticed_and_marks_what_ran() {
     assert_eq!(marked(&after).await, (false, 0));
 }
 
-/// A sequence lower than the number that was seen outside of the ledger tells the same where no process
-/// is left that remembers a heartbeat.
+/// If no process remembers a heartbeat, a sequence number below the one kept outside the ledger
+/// shows the same.
 #[tokio::test]
 async fn a_ledger_behind_the_number_that_the_broker_keeps_went_back() {
     let Some(mut bench) = Bench::start().await else {
@@ -487,12 +487,12 @@ async fn a_ledger_behind_the_number_that_the_broker_keeps_went_back() {
     let third = bench.store.raise(second.number).await.unwrap();
     assert!(third.went_back && third.number > second.number);
     let fourth = bench.store.raise(second.number).await.unwrap();
-    assert!(!fourth.went_back, "told once");
+    assert!(!fourth.went_back, "reported only once");
     let known = bench.store.job(job.id()).await.unwrap().unwrap();
     assert!(known.went_back_at_ms.is_some());
 }
 
-/// A server that is full, or a replica, refuses heartbeats although it reads.
+/// A full server or a replica refuses heartbeats, although it answers reads.
 #[tokio::test]
 async fn a_heartbeat_is_refused_where_a_claim_would_be() {
     if url().is_none() {
@@ -522,7 +522,7 @@ async fn a_heartbeat_is_refused_where_a_claim_would_be() {
     bench.store.beat(&beat(1)).await.unwrap();
 }
 
-/// What is wrong with an address is told with the address, the cause and what to do, without a password.
+/// An error about a server contains the address, the cause and the remedy, without a password.
 #[tokio::test]
 async fn a_server_that_cannot_be_used_says_why_and_what_to_do() {
     if url().is_none() {
@@ -577,8 +577,8 @@ async fn a_server_that_cannot_be_used_says_why_and_what_to_do() {
 // A Redis that lost everything
 // ---------------------------------------------------------------------------------------------
 
-/// Slices of a job the ledger knows nothing of rebuild it: everybody left is sent to once, the job
-/// finishes, and says that its accounts begin in the middle.
+/// Slices of a job that the ledger does not know rebuild it: all remaining recipients get the
+/// message once, the job finishes, and reports that its accounts begin in the middle.
 #[tokio::test]
 async fn a_lost_redis_loses_the_dedup_window_never_recipients() {
     let Some(mut bench) = Bench::start().await else {
@@ -618,7 +618,7 @@ async fn a_lost_redis_loses_the_dedup_window_never_recipients() {
             ..Accounts::default()
         }
     );
-    assert!(standing.finished, "nobody else is heard of yet");
+    assert!(standing.finished, "no other recipient is known yet");
     assert!(bench.store.complete(job.id()).await.unwrap());
 
     let states = each(claim(&bench.store, slices[2], BOB, LEASE, &rest[10..]).await);
@@ -648,7 +648,7 @@ async fn a_lost_redis_loses_the_dedup_window_never_recipients() {
 struct Asked {
     rate: Rate,
     per_call: bool,
-    /// Where the TAT stands when asked, in µs from now.
+    /// The TAT at the time of the request, in µs from now.
     ahead_us: i64,
 }
 
@@ -668,8 +668,8 @@ fn asked(ahead_us: std::ops::Range<i64>) -> impl Strategy<Value = Asked> {
     )
 }
 
-/// What the script is to do, made of single limiters: the least of what they grant, after the
-/// longest of their waits.
+/// The expected result of the script, computed with single limiters: the smallest of their grants,
+/// after the longest of their waits.
 fn expected(tats: &mut [Tat], asked: &[Asked], now: u64, ask: Ask) -> (u64, Duration) {
     let units = |limit: &Asked, recipients: u32| match limit.per_call {
         true => recipients.div_ceil(ask.per_call),
@@ -710,8 +710,8 @@ struct Ask {
     wait_max: Duration,
 }
 
-/// The script is `Tat`, bit by bit: one or several limiters are set to any state, both are asked the
-/// same at the same time of the server's clock, and grant, wait and new state are compared.
+/// The script equals `Tat`, bit by bit: one or several limiters are set to any state, both get the
+/// same request at the same time of the server's clock, and grant, wait and new state are compared.
 #[test]
 fn the_lease_script_is_the_arithmetic_of_the_domain() {
     let Some(url) = url() else {
@@ -802,7 +802,7 @@ fn park(in_ms: u64) -> Park {
 // Servers in trouble
 // ---------------------------------------------------------------------------------------------
 
-/// A Redis of the test's own, to be hurt.
+/// A Redis of the test's own, which the test may damage.
 struct Server {
     child: Child,
     port: u16,
@@ -890,7 +890,7 @@ impl Drop for Server {
 /// Longer than any deadline of the store.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits until something holds, ten seconds at most.
+/// Waits until a condition holds, ten seconds at most.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !holds().await {
@@ -899,8 +899,8 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// What was counted is still counted after a crash with an append-only file, and the scripts that the
-/// new server does not know are loaded again. While it is away, nobody hangs.
+/// After a crash with an append-only file the accounts are unchanged, and the scripts, which the
+/// new server does not know, are loaded again. While the server is away, no caller hangs.
 #[tokio::test]
 async fn a_server_that_crashes_comes_back_with_its_accounts() {
     if url().is_none() {
@@ -934,7 +934,7 @@ async fn a_server_that_crashes_comes_back_with_its_accounts() {
     assert_eq!(standing.accounts.sent, 30);
 }
 
-/// A server that hangs costs each caller its deadline and no more, and is used again when it wakes.
+/// A server that hangs costs each caller its deadline and no more, and is used again afterwards.
 #[tokio::test]
 async fn a_server_that_hangs_does_not_hang_its_callers() {
     if url().is_none() {
@@ -957,8 +957,8 @@ async fn a_server_that_hangs_does_not_hang_its_callers() {
     .await;
 }
 
-/// A server that was frozen finds claims that nobody waits for any more: it does not carry them out, or
-/// nobody could send to their recipients, and they would be taken for doubts in the end (promise 4).
+/// A server that was frozen finds claims whose callers have given up. It must not carry them out:
+/// no worker could send to their recipients, which would end in doubt (promise 4).
 #[tokio::test]
 async fn a_claim_that_comes_late_is_not_carried_out() {
     if url().is_none() {
@@ -992,7 +992,7 @@ async fn a_claim_that_comes_late_is_not_carried_out() {
     assert_eq!(states[10..], [ClaimState::Granted; 10]);
 }
 
-/// A full server claims nobody else (promise 6), and still records what was sent.
+/// A full server grants no further claims (promise 6), and still records outcomes.
 #[tokio::test]
 async fn a_full_server_refuses_claims_and_takes_outcomes() {
     if url().is_none() {
@@ -1031,8 +1031,8 @@ async fn a_full_server_refuses_claims_and_takes_outcomes() {
     assert_eq!((standing.accounts.total, standing.accounts.sent), (20, 10));
 }
 
-/// A primary that becomes a replica under our feet refuses; when it is one again, or another server
-/// answers at its address, work goes on without anybody's help.
+/// A primary that becomes a replica refuses writes. When it is a primary again, or another server
+/// answers at its address, work continues by itself.
 #[tokio::test]
 async fn a_demoted_server_is_left_and_found_again() {
     if url().is_none() {
@@ -1062,7 +1062,8 @@ async fn a_demoted_server_is_left_and_found_again() {
     bench.store.accept(&job.submission("s", 1)).await.unwrap();
 }
 
-/// The check at start tells what it found, and what to do about a server that would evict the ledger.
+/// The check at the start reports its findings, and the remedy for a server that would evict the
+/// ledger.
 #[tokio::test]
 async fn a_server_that_evicts_is_refused() {
     if url().is_none() {
@@ -1090,7 +1091,7 @@ async fn a_server_that_evicts_is_refused() {
         text.contains("CONFIG SET maxmemory-policy noeviction"),
         "{text}"
     );
-    // Where CONFIG is forbidden, INFO tells.
+    // If CONFIG is forbidden, INFO is used.
     let _: () = redis::cmd("ACL")
         .arg(&["SETUSER", "default", "-config"])
         .query_async(&mut bench.redis)

@@ -1,5 +1,5 @@
-//! The IM systems as targets, each by its real behaviour: from a job, over RabbitMQ, Redis and worker
-//! processes, to what a mock of the system has in its log.
+//! Tests the IM systems as targets, each with its real behaviour: from a job, through RabbitMQ,
+//! Redis and worker processes, to the log of a mock of the system.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,20 +12,20 @@ use tokio_util::sync::CancellationToken;
 use crate::support::wait::until;
 use crate::support::world::{BOUND, Plan, Worker, World};
 
-/// Users, groups, all users; and what a shell asks before it sends to all of them.
+/// Users, groups, all users; and the confirmation before a shell command sends to all of them.
 mod audiences;
-/// Wrong tokens, signatures and permissions: nobody fails, everybody is told.
+/// Wrong tokens, signatures and permissions: no recipient fails, and the reason is shown.
 mod config_faults;
-/// One job for every system while each of them misbehaves and a worker is killed.
+/// One job for every system, with faults in each of them and a killed worker.
 mod faults;
-/// What a target cannot honour: refused, or left out with a warning.
+/// Features that a target cannot honour: refused, or left out with a warning.
 mod mapping;
-/// The limits of NetEase's cloud, and what it does to whole calls.
+/// The limits of NetEase's cloud, and its refusals of whole calls.
 mod netease;
-/// OpenIM's token, its memory of what was sent, and its packed calls.
+/// OpenIM's token, its notes of sent messages, and its packed calls.
 mod openim;
 
-/// A mock server beside the world's own.
+/// A mock server in addition to the world's own.
 struct Im {
     mock: MockHandle,
     address: SocketAddr,
@@ -61,10 +61,10 @@ impl Drop for Im {
     }
 }
 
-/// The targets of [`Five`], and how each system says what the tests ask of it.
+/// A target of [`Five`], with the values by which the tests check its system.
 struct System {
     target: &'static str,
-    /// The code under which a recipient is refused.
+    /// The code of a refused recipient.
     refused: &'static str,
     /// `{"type":"text","text":"Hello"}` on the wire.
     hello: &'static str,
@@ -105,7 +105,7 @@ struct Five {
 }
 
 impl Five {
-    /// `more`: lines of every target.
+    /// `more`: lines for every target.
     async fn start(mut plan: Plan, name: &str, more: &str) -> Self {
         let mut others = BTreeMap::new();
         for System { target, .. } in &SYSTEMS[1..] {
@@ -189,14 +189,14 @@ impl Five {
     }
 }
 
-/// A target as `fanwise target list` tells of it.
+/// A target as `fanwise target list` shows it.
 async fn listed(world: &World, target: &str) -> Value {
     let targets = world.json(&["target", "list"]).await;
     let mut targets = targets.as_array().unwrap().iter();
     targets.find(|it| it["name"] == target).unwrap().clone()
 }
 
-/// Waits until a target is parked; returns why.
+/// Waits until a target is parked; returns the reason.
 async fn until_parked(world: &World, target: &str) -> Value {
     until(&format!("parking of {target}"), BOUND, async || {
         let park = &listed(world, target).await["parked"];
@@ -226,7 +226,7 @@ fn parked_gauge(reason: &str, target: &str) -> String {
     format!("fanwise_target_parked{{reason=\"{reason}\",target=\"{target}\"}}")
 }
 
-/// Messages that workers moved out of the way, once there are so many.
+/// Messages in the rejected queue, when there are this many.
 async fn rejected(world: &World, count: usize) -> Vec<Value> {
     until(&format!("{count} rejected messages"), BOUND, async || {
         let rejected = world.json(&["dead", "rejected"]).await;

@@ -1,5 +1,5 @@
-//! The write side of the HTTP interface: long lists, all or nothing; repeats and conflicts; waiting;
-//! overload; callers that are slow or send anything at all.
+//! Tests the write side of the HTTP interface: long lists, all or nothing; repeats and conflicts;
+//! waiting; overload; slow callers and arbitrary input.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -65,7 +65,7 @@ async fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body
     answer.unwrap_or_else(|| panic!("no answer to {method} {path}"))
 }
 
-/// None where nobody listens yet, or the server is killed.
+/// `None` if nothing listens yet, or if the server is killed.
 async fn try_ask(
     port: u16,
     method: &str,
@@ -80,16 +80,16 @@ async fn try_ask(
     }
     let _ = write!(head, "Content-Length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await.unwrap();
-    // A server that has refused may not read it to the end.
+    // A server that has refused may not read the whole body.
     let _ = stream.write_all(body).await;
     answer(&mut stream).await
 }
 
-/// The answer of a server that closes the connection after it; none from one that is killed.
+/// The answer of a server that closes the connection after it; `None` from a server that is killed.
 async fn answer(stream: &mut TcpStream) -> Option<Answer> {
     let mut text = Vec::new();
     let read = tokio::time::timeout(BOUND, stream.read_to_end(&mut text));
-    // A reset after the answer is the end of it.
+    // A reset after the answer ends it.
     let _ = read.await.expect("an answer in time");
     Answer::read(&String::from_utf8_lossy(&text))
 }
@@ -117,7 +117,7 @@ async fn upload(port: u16, key: &str, kind: &str, list: &[u8]) -> Answer {
     post(port, &headers, list).await
 }
 
-/// `fanwise serve` on the embedded engine: what a gateway does needs nothing else.
+/// `fanwise serve` on the embedded engine, which is all that a gateway needs.
 struct Place {
     mock: MockHandle,
     config: String,
@@ -200,7 +200,7 @@ impl Place {
         jobs["jobs"].as_array().unwrap().len()
     }
 
-    /// Nothing of an upload is left where uploads are kept.
+    /// Checks that the folder of uploads is empty.
     fn nothing_is_left(&self) {
         let folder = self.scratch.path().join("uploads");
         assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
@@ -260,7 +260,7 @@ async fn a_list_is_taken_in_every_form() {
         (202, &json!(2)),
         "{taken:?}"
     );
-    // The other columns of a CSV are values, when that is asked for.
+    // The other columns of a CSV are values, if the request says so.
     let spec = json!({"v": 1, "client_msg_no": "vars",
                       "message": {"type": "text", "text": "hello {{ name }}"}})
     .to_string();
@@ -348,7 +348,7 @@ async fn a_list_with_a_bad_line_is_refused_as_a_whole() {
     place.nothing_is_left();
 }
 
-/// Whoever goes away in the middle has sent nothing to anybody.
+/// An upload that breaks off sends nothing to any recipient.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_disconnects_leaves_nothing_behind() {
     let place = Place::new("upload-gone", "").await;
@@ -386,7 +386,7 @@ async fn a_caller_that_disconnects_leaves_nothing_behind() {
         })
         .await;
     }
-    // The same key is free for whoever comes next.
+    // The key is free for the next caller.
     let taken = upload(place.port, "gone", "text/plain", b"u3\n").await;
     assert_eq!(taken.status, 202, "{taken:?}");
     assert_eq!(place.completed("gone").await["accounts"]["total"], 1);
@@ -441,7 +441,7 @@ async fn the_same_key_is_the_same_job() {
         "{more:?}"
     );
 
-    // A key in the header counts where the body has none.
+    // A key in the header counts if the body has none.
     let without = r#"{"v":1,"audience":{"users":["u1"]},"message":{"type":"text","text":"x"}}"#;
     let none = post(place.port, &[JSON], without.as_bytes()).await;
     assert_eq!(
@@ -505,7 +505,8 @@ async fn the_same_key_is_the_same_job() {
     );
 }
 
-/// The answer comes when the time is over, with what is known, if the job is not completed by then.
+/// The answer arrives after the given time with the accounts so far, if the job is not completed
+/// before.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_for_a_job_has_a_bound() {
     let place = Place::new("upload-wait", "wait_max = \"1s\"").await;
@@ -531,7 +532,7 @@ async fn waiting_for_a_job_has_a_bound() {
 async fn slow_callers_are_cut_off() {
     let place = Place::new("upload-slow", "patience = \"1s\"\nconnections_max = 8").await;
     let _process = place.serve().await;
-    // Nothing at all, half a method, half a head.
+    // Nothing, half a method, half a head.
     for beginning in ["", "P", "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n"] {
         let mut stream = TcpStream::connect(("127.0.0.1", place.port)).await.unwrap();
         stream.write_all(beginning.as_bytes()).await.unwrap();
@@ -544,7 +545,7 @@ async fn slow_callers_are_cut_off() {
             String::from_utf8_lossy(&rest)
         );
     }
-    // A body that drips.
+    // A body that arrives slowly.
     let mut stream = TcpStream::connect(("127.0.0.1", place.port)).await.unwrap();
     let head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                 Content-Length: 5000\r\n\r\n";
@@ -561,7 +562,7 @@ async fn slow_callers_are_cut_off() {
     let slow = Answer::read(&text).unwrap();
     assert!(slow.status == 408 && slow.is_problem(), "{slow:?}");
     dripping.abort();
-    // None of them has kept a place.
+    // None of them still holds a place.
     let fine = post(place.port, &[JSON], job("fine", "x", &["u1"]).as_bytes()).await;
     assert_eq!(fine.status, 202, "{fine:?}");
 }
@@ -575,7 +576,7 @@ async fn a_bounded_number_of_requests_waits() {
     let waiting: Vec<_> = ["a", "b"]
         .map(|key| {
             tokio::spawn(async move {
-                // A look below may have had the last place.
+                // A read of the job may have had the last place.
                 for _ in 0..1000 {
                     let wait = [JSON, ("Prefer", "wait=20")];
                     let answer = post(port, &wait, job(key, "x", &[key]).as_bytes()).await;
@@ -583,7 +584,7 @@ async fn a_bounded_number_of_requests_waits() {
                         return answer;
                     }
                 }
-                panic!("there is never a place");
+                panic!("no place became free");
             })
         })
         .into();
@@ -603,7 +604,7 @@ async fn a_bounded_number_of_requests_waits() {
     assert_eq!(ask(port, "GET", "/v1/jobs", &[], b"").await.status, 200);
 }
 
-/// Whatever arrives, the answer is one, and a refusal says why in the one form.
+/// Every request gets an answer, and every refusal has the same format and a reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn arbitrary_bodies_are_refused_in_one_form() {
     let place = Place::new("upload-fuzz", "").await;
@@ -697,7 +698,7 @@ async fn arbitrary_bodies_are_refused_in_one_form() {
     );
 }
 
-/// The parts of a list find together on the embedded engine too.
+/// The parts of a list are combined on the embedded engine too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_in_parts_is_sent_to_as_one() {
     let place = Place::new("upload-parts", "").await;
@@ -723,14 +724,14 @@ async fn a_list_in_parts_is_sent_to_as_one() {
     place.nothing_is_left();
 }
 
-/// The longest list the shell is given goes as one upload.
+/// The longest list that the shell allows goes as one upload.
 #[tokio::test(flavor = "multi_thread")]
 async fn fanwise_send_uploads_a_long_list() {
     let place = Place::new("upload-send", "").await;
     place.mock.patch_faults(&json!({"latency": "0ms"})).unwrap();
     let _process = place.serve().await;
     let list = users(150_000).join("\n");
-    // Not before tomorrow: what counts here is what was accepted.
+    // Not before tomorrow: this test counts accepted recipients only.
     let send = [
         "send",
         "--client-msg-no",
@@ -785,7 +786,7 @@ impl GatewayProcess {
     async fn until_ready(&self, ready: bool) {
         let expected = if ready { 200 } else { 503 };
         until("readiness", BOUND, async || {
-            // The admin port is opened beside the other one.
+            // The admin port opens beside the other one.
             let told = try_ask(self.admin, "GET", "/readyz", &[], b"").await?;
             (told.status == expected).then_some(())
         })
@@ -800,10 +801,10 @@ impl GatewayProcess {
     }
 }
 
-/// As many as an upload should bring; less would show the same bound in less time.
+/// As many recipients as one upload should hold; fewer would show the same bound in less time.
 const MANY: usize = 1_000_000;
 
-/// Promise 9 at the gateway: the size of a list does not show in its memory.
+/// Promise 9 at the gateway: its memory does not depend on the size of a list.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_million_recipients_are_taken_in_bounded_memory() {
     let Some(plan) = Plan::shared() else { return };
@@ -836,7 +837,7 @@ async fn a_million_recipients_are_taken_in_bounded_memory() {
     world.end().await;
 }
 
-/// A list that is long in bytes: a part is full with 4 MiB of it.
+/// A list that is long in bytes: a part is full at 4 MiB.
 fn long_list(people: &[String]) -> Vec<u8> {
     let vars = json!({"padding": "x".repeat(2000)});
     let lines = people
@@ -845,8 +846,8 @@ fn long_list(people: &[String]) -> Vec<u8> {
     lines.collect::<String>().into_bytes()
 }
 
-/// Promise 1 with a list: a gateway that is killed between two parts leaves nobody half-notified, and
-/// the same list again completes it, to everybody once.
+/// Promise 1 with a list: if a gateway is killed between two parts, no recipient gets a message,
+/// and the same list again completes it, to each recipient once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_killed_between_parts_leaves_nobody_half_notified() {
     let Some(plan) = Plan::shared() else { return };
@@ -856,7 +857,7 @@ async fn a_gateway_killed_between_parts_leaves_nobody_half_notified() {
         GatewayProcess::start(&world, &[("FANWISE_BROKER__URL", &through_link)]).await;
     let people = users(5000);
     let list = long_list(&people);
-    // Two of three parts and something of the third get through.
+    // Two of three parts and some of the third arrive.
     link.cut_after(Way::ToServer, 9 * 1024 * 1024);
     let port = gateway.port;
     let cut_off = {
@@ -865,7 +866,7 @@ async fn a_gateway_killed_between_parts_leaves_nobody_half_notified() {
     };
     until("the cut", BOUND, async || link.is_cut().then_some(())).await;
     gateway.process.kill();
-    // It heard of no success, if it heard anything.
+    // The caller got no success, if it got an answer.
     assert!(cut_off.await.map_or(true, |answer| answer.status == 503));
 
     let worker = world.worker().await;
@@ -903,7 +904,7 @@ async fn a_gateway_killed_between_parts_leaves_nobody_half_notified() {
     world.end().await;
 }
 
-/// Parts that nobody completes within the hour are cancelled, and so is what comes later.
+/// Parts of a list that is not completed within the hour are cancelled, and so are later ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_that_stay_alone_are_cancelled() {
     let Some(plan) = Plan::shared() else { return };
@@ -916,7 +917,7 @@ async fn parts_that_stay_alone_are_cancelled() {
     world.publish_raw(part.as_bytes()).await;
     let job = job_id("alone");
     until("the part", BOUND, async || world.job(&job).await).await;
-    // Its slice, as a worker finds it that was away for two hours.
+    // Its slice, in the state in which a worker finds it after two hours.
     publish_old_slice(&world, &part).await;
     let record = world.completed(&job).await;
     assert_eq!(record["accounts"]["cancelled"], 2, "{record}");
@@ -925,7 +926,7 @@ async fn parts_that_stay_alone_are_cancelled() {
     world.end().await;
 }
 
-/// Promise 6 at the gateway: what could not be delivered is not accepted, and that is said at once.
+/// Promise 6 at the gateway: a job that could not be delivered is refused, immediately.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_accepted_while_redis_or_the_broker_is_away() {
     let Some(plan) = Plan::shared() else { return };
@@ -969,12 +970,12 @@ async fn nothing_is_accepted_while_redis_or_the_broker_is_away() {
     world.end().await;
 }
 
-/// With a broker of the test's own.
+/// Tests with a broker of their own.
 mod restart {
     use super::*;
 
-    /// A broker that is short of memory takes nothing: neither does the gateway, and it says so at once
-    /// instead of letting callers wait.
+    /// A broker that is short of memory accepts nothing. The gateway then refuses immediately and
+    /// does not let callers wait.
     #[tokio::test(flavor = "multi_thread")]
     async fn nothing_is_accepted_while_the_broker_is_short_of_memory() {
         let (Some(broker), Some(redis)) = (PrivateRabbit::start().await, redis_url()) else {
@@ -992,7 +993,7 @@ mod restart {
         broker
             .ctl(&["set_vm_memory_high_watermark", "0.00001"])
             .await;
-        // The broker tells whoever publishes next.
+        // The broker reports it to the next publisher.
         let blocked = until("a gateway that refuses", BOUND, async || {
             let refused = post(
                 gateway.port,

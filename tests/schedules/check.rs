@@ -1,4 +1,4 @@
-//! What must hold when a schedule has come to rest.
+//! Checks the state after a schedule has come to rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -10,7 +10,7 @@ use fanwise::ports::{ClaimState, JobState, RetainedMessage, Ledger as _, Retaine
 
 use crate::play::{SECRET, World};
 
-/// Everything that is wrong, in words.
+/// Every fault, in words.
 pub(crate) async fn check(world: &World) -> Vec<String> {
     let mut wrong = Vec::new();
     if !world.broker.is_empty() {
@@ -32,7 +32,7 @@ pub(crate) async fn check(world: &World) -> Vec<String> {
 
 type Letters = BTreeMap<(String, String), DeadRecipient>;
 
-/// The last dead letter of each recipient: it is the truth.
+/// The last dead letter of each recipient, which is the one that counts.
 async fn letters(world: &World) -> Letters {
     let mut letters = Letters::new();
     let note = |message: RetainedMessage| {
@@ -117,10 +117,10 @@ fn check_letter(
     let right = match outcome {
         Outcome::Failed => told == Some(Outcome::Failed),
         Outcome::Uncertain if world.plan.on_uncertain == OnUncertain::Drop => true,
-        // Nothing keeps the letter of a process that stood still beyond its lease from coming last.
+        // The dead letter of a process that stalled beyond its lease may come last.
         Outcome::Uncertain if world.has_stalled() => told.is_some(),
         Outcome::Uncertain => told == Some(Outcome::Uncertain),
-        // A process died between letter and record, and a later call fared better.
+        // A process died between dead letter and record, and a later call succeeded.
         _ => told.is_none() || world.is_unclean(),
     };
     if !right {

@@ -1,15 +1,15 @@
-//! What a number leads to.
+//! Derives a schedule from its number.
 
 use std::time::Duration;
 
 use fanwise::domain::outcome::OnUncertain;
 use fastrand::Rng;
 
-/// Sizes of lists, on both sides of what the worker does differently: one recipient, the express lane,
-/// one slice and several.
+/// Sizes of lists on both sides of the worker's thresholds: one recipient, the express lane, one
+/// slice and several.
 const SIZES: [usize; 14] = [1, 1, 1, 2, 2, 3, 5, 9, 10, 11, 30, 100, 101, 120];
 
-/// Everything of a schedule that is drawn before it begins.
+/// The parts of a schedule that are drawn before it begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) workers: usize,
@@ -34,7 +34,7 @@ pub(crate) struct Submission {
     pub(crate) times: usize,
 }
 
-/// What somebody does meanwhile.
+/// An action of an operator, or an event, during the schedule.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
     LoseSessions,
@@ -44,7 +44,7 @@ pub(crate) enum Order {
     Cancel(usize),
 }
 
-/// In a thousand.
+/// Probabilities in a thousand.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Odds {
     /// A step of the ledger or the broker fails.
@@ -53,7 +53,7 @@ pub(crate) struct Odds {
     pub(crate) death: u32,
     /// A step takes longer than a lease.
     pub(crate) stall: u32,
-    /// A call is answered badly.
+    /// A call gets a bad answer.
     pub(crate) answer: u32,
 }
 
@@ -70,7 +70,7 @@ impl Plan {
         let jobs = one_of(rng, &[1, 1, 2]);
         let mut submissions = Vec::new();
         for job in 0..jobs {
-            // Everybody a job can have; lists of it overlap.
+            // All recipients that a job can have; its lists overlap.
             let crowd = one_of(rng, &SIZES);
             for _ in 0..one_of(rng, &[1, 1, 2]) {
                 let size = rng.usize(1..=crowd);

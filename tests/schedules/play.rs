@@ -1,4 +1,4 @@
-//! Runs a schedule: processes that live and die, and what happens meanwhile.
+//! Runs a schedule: processes that live and die, and the events meanwhile.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -34,22 +34,22 @@ pub(crate) const TARGET: &str = "im";
 pub(crate) const APP: &str = "default";
 pub(crate) const SECRET: &str = "secret";
 
-/// When a schedule begins.
+/// The time at which a schedule begins.
 const BEGIN_MS: u64 = 1_700_000_000_000;
 
-/// How long faults go on.
+/// How long faults occur.
 const FAULTS: Duration = Duration::from_secs(4);
 
-/// Long after everything must have come to rest.
+/// Long after everything must be at rest.
 const REST_MAX: Duration = Duration::from_secs(3600);
 
 const LEASE: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Faults of one schedule at most, so that it gets on.
+/// Most faults of one schedule, so that it makes progress.
 const FAULTS_MAX: u32 = 40;
 
-/// What all processes of a schedule share.
+/// The state that all processes of a schedule share.
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) broker: MemoryBroker,
@@ -66,7 +66,7 @@ struct Chance {
     faults: u32,
     /// A process died, or a step was left in doubt.
     unclean: bool,
-    /// A process stood still for longer than a lease.
+    /// A process was stalled for longer than a lease.
     stalled: bool,
 }
 
@@ -139,7 +139,7 @@ impl Moods for World {
     fn refuses(&self, user: &str) -> bool {
         let calm = self.calm();
         let odds = self.plan.odds.answer;
-        // Some never exist, others now and then.
+        // Some users never exist, others only at times.
         if odds > 0 && user.ends_with('7') {
             return true;
         }
@@ -281,7 +281,7 @@ fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
     )
 }
 
-/// A place for a process: one after the other, until the end.
+/// Runs processes one after the other, until the end.
 struct Place {
     process: Mutex<Option<(Arc<Process>, CancellationToken)>>,
 }
@@ -337,7 +337,7 @@ async fn publish(world: &Arc<World>, submission: &Submission) {
             message_id: name(submission.job),
             traceparent: None,
         };
-        // A session that is lost meanwhile: published again, as a producer would.
+        // If the session is lost meanwhile, publishes again, as a producer would.
         if session
             .publisher()
             .publish(vec![message.clone()])
@@ -387,7 +387,7 @@ async fn carry_out(world: &Arc<World>, places: &[Place], order: Order) {
     }
 }
 
-/// Nothing is on its way any more, and every job is completed.
+/// Whether no message is in flight any more, and every job is completed.
 async fn at_rest(world: &World) -> bool {
     if !world.broker.is_empty() {
         return false;
@@ -437,19 +437,19 @@ async fn run(world: &Arc<World>) {
 }
 
 thread_local! {
-    /// Making them takes longer than a schedule.
+    /// Creating them takes longer than a schedule.
     static METRICS: Arc<Metrics> = Arc::new(Metrics::new());
 }
 
-/// Plays a schedule and checks it; panics if anything is wrong. Returns what happened, if asked for.
+/// Plays a schedule and checks it; panics on any fault. Returns a log of the events, if `told`.
 pub(crate) fn play(seed: u64, told: bool) -> String {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_time().start_paused(true);
-    // Who of several that wait for one thing wakes first.
+    // Decides which of several waiting tasks wakes first.
     runtime.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_be_bytes()));
     let runtime = runtime.build().unwrap();
     runtime.block_on(async {
-        // Whatever the product draws.
+        // For all random numbers that the product draws.
         fastrand::seed(seed);
         clock::play(BEGIN_MS);
         let mut rng = Rng::with_seed(seed);
@@ -471,7 +471,7 @@ pub(crate) fn play(seed: u64, told: bool) -> String {
         });
         world.note(format_args!("{:#?}", world.plan));
         run(&world).await;
-        // What the system carries out late comes all the same.
+        // Waits for calls that the system handles late.
         sleep(3 * CALL_TIMEOUT).await;
         let wrong = check::check(&world).await;
         let log = world.log.as_ref().map(|log| log.lock().unwrap().clone());

@@ -1,16 +1,18 @@
-//! The worker under schedules of faults: in memory, in paused time, each from one number.
+//! Tests the worker under schedules of faults: in memory, in paused time, each derived from one
+//! number.
 //!
-//! A schedule is a broker and a store in memory, an IM system that answers as it likes, jobs whose lists
-//! overlap, and one or two workers with which everything goes wrong that can: steps of the ledger fail
-//! with and without effect, publishes are not confirmed, sessions are lost, processes die at any await
-//! point, stand still beyond their lease and are drained, replies get lost, operators pause and cancel.
-//! Then the faults end, and when everything has come to rest the accounts are compared with what the IM
-//! system says it accepted (promises 2 to 6).
+//! A schedule has a broker and a store in memory, an IM system with varying answers, jobs whose
+//! lists overlap, and one or two workers. During it, every kind of fault occurs: steps of the
+//! ledger fail with and without effect, publishes are not confirmed, sessions are lost, processes
+//! die at any await point, stall beyond their lease and are drained, replies are lost, operators
+//! pause and cancel. Then the faults end. When everything is at rest, the accounts are compared
+//! with the messages that the IM system accepted (promises 2 to 6).
 //!
-//! A number that fails is printed; `FANWISE_SEED=<number> tests/run schedules` repeats it alone.
+//! The number of a failed schedule is printed; `FANWISE_SEED=<number> tests/run schedules` repeats
+//! it alone.
 //!
-//! - `plan`: what a number leads to. `system`: the IM system. `play`: runs a schedule. `check`: what must
-//!   hold at its end.
+//! - `plan`: derives a schedule from its number. `system`: the IM system. `play`: runs a schedule.
+//!   `check`: checks the state at its end.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,14 +39,14 @@ use std::time::Instant;
 /// Schedules of one run.
 const SCHEDULES: u64 = 10_000;
 
-/// Every run plays the same ones, so that a change and nothing else makes it fail.
+/// Every run plays the same schedules, so that only a change can make it fail.
 /// `FANWISE_FIRST_SEED=<number> tests/run schedules` plays others.
 const FIRST_SEED: u64 = 1_000_000;
 
-/// Failing numbers that are shown; the first is enough to begin with.
+/// Failing numbers to print; the first one is enough to begin with.
 const SHOWN: usize = 5;
 
-/// `FANWISE_SEED` or a number of schedules: `FANWISE_SCHEDULES`.
+/// The value of a variable such as `FANWISE_SEED` or `FANWISE_SCHEDULES`.
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| {
         text.parse()
@@ -52,7 +54,7 @@ fn number(name: &str) -> Option<u64> {
     })
 }
 
-/// Promises 2 to 6, whatever goes wrong.
+/// Promises 2 to 6 hold under every kind of fault.
 #[test]
 fn whatever_goes_wrong_the_accounts_are_those_of_the_im_system() {
     if let Some(seed) = number("FANWISE_SEED") {
@@ -94,7 +96,7 @@ fn whatever_goes_wrong_the_accounts_are_those_of_the_im_system() {
     assert!(failed.is_empty(), "{} schedules failed", failed.len());
 }
 
-/// Whatever a schedule does, it does again.
+/// A number always leads to the same schedule.
 #[test]
 fn a_number_repeats_its_schedule() {
     let first = number("FANWISE_SEED").unwrap_or(FIRST_SEED);

@@ -1,4 +1,4 @@
-//! The IM system: what it accepts it writes down, and it answers as it likes.
+//! Simulates the IM system: it records every accepted message, and its answers vary.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,42 +19,43 @@ const DONE: u8 = b'd';
 const NO_SUCH_USER: u8 = b'n';
 const BUSY: u8 = b'b';
 
-/// What the IM system knows.
+/// The record of the IM system.
 #[derive(Clone, Default)]
 pub(crate) struct System(Arc<Mutex<Log>>);
 
 #[derive(Default)]
 pub(crate) struct Log {
-    /// How often it accepted a message for a recipient, by job and recipient. A system that knows
-    /// repeats by their key counts them once.
+    /// How often it accepted a message for a recipient, by job and recipient. A system that
+    /// recognises repeats by their key counts them once.
     pub(crate) accepted: BTreeMap<(String, String), u32>,
-    /// It refused at least once.
+    /// Recipients that it refused at least once.
     pub(crate) refused: BTreeSet<(String, String)>,
 }
 
-/// How a call goes.
+/// The course of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reaction {
     TargetAnswer,
-    /// With some recipients told to come again.
+    /// Some recipients are answered as throttled or transient.
     Partly,
     TooFast,
     Unavailable,
-    /// Nothing leaves this machine.
+    /// No connection is made.
     Unreachable,
-    /// The request gets lost.
+    /// The request is lost.
     RequestLost,
-    /// It is carried out, and the reply gets lost: at once, or the caller waits for it in vain.
+    /// The call is handled, and the reply is lost: immediately, or after the caller has waited for
+    /// it.
     ReplyLost,
     NoReply,
-    /// It is carried out after the caller has given up.
+    /// It is handled after the caller has given up.
     Late,
 }
 
-/// How each call goes, and who does not exist.
+/// Decides the course of each call, and which users do not exist.
 pub(crate) trait Moods: Send + Sync + 'static {
     fn reaction(&self) -> (Reaction, Duration);
-    /// Whether it says now that there is no such user.
+    /// Whether it answers now that there is no such user.
     fn refuses(&self, user: &str) -> bool;
     fn idempotent(&self) -> bool;
     fn note(&self, line: std::fmt::Arguments<'_>);
@@ -66,7 +67,7 @@ impl System {
     }
 }
 
-/// The way of one process to the IM system.
+/// The access of one process to the IM system.
 #[derive(Clone)]
 pub(crate) struct Wire {
     pub(crate) system: System,
@@ -121,7 +122,7 @@ fn reply(status: u16, body: Vec<u8>) -> HttpReply {
 impl Transport for Wire {
     async fn send(&self, request: Request, timeout: Duration) -> Result<HttpReply, SendError> {
         let (reaction, takes) = self.moods.reaction();
-        // Before anything leaves the process may stand still or die, and after it too.
+        // Before and after a request leaves, the process may stall or die.
         if self.way.step("send", || ()).await.is_err() {
             let (what, code) = ("not connected".to_owned(), "connect");
             return Err(SendError::NotSent { what, code });
@@ -165,7 +166,7 @@ impl Transport for Wire {
         };
         let answered = tokio::time::timeout(timeout, sent).await;
         let answered = answered.unwrap_or_else(|_| Err(unknown("timeout")));
-        // A reply that is here and was not read is no reply.
+        // A reply that arrived but was not read does not count.
         match self.way.step("reply", || ()).await {
             Ok(()) => answered,
             Err(_) => Err(unknown("half a reply")),
@@ -173,7 +174,7 @@ impl Transport for Wire {
     }
 }
 
-/// The target that speaks to it.
+/// The target that calls it.
 pub(crate) struct Im {
     profile: Profile,
 }

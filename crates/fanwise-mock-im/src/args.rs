@@ -1,4 +1,4 @@
-//! The flags of `fanwise mock-im`.
+//! Defines the flags of `fanwise mock-im`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,22 +9,21 @@ use super::openim::OpenimArgs;
 use super::wukongim::{Login, Version};
 use super::{KEEP_DEFAULT, NeteaseSettings, Settings, USERS_DEFAULT, YunxinSettings};
 
-/// Run a mock IM server that misbehaves on demand and logs what it accepted.
+/// Run a mock IM server that misbehaves on demand and logs every accepted message.
 ///
 /// WuKongIM answers at /message/send and /message/sendbatch, OpenIM at /msg/send_msg and
 /// /msg/batch_send_msg, NetEase v1 below /nimserver, Yunxin v2 below /im/v2, a plain webhook below
-/// /hook. Users are listed by OpenIM's /user/get_users and WuKongIM's manager (v2 /cluster/users, v3
-/// /manager/users).
-/// All misbehaviour can be changed while it runs: POST the JSON of GET /_mock/faults back to it,
-/// and what OpenIM is configured to at /_mock/openim. GET /_mock/stats counts,
-/// GET /_mock/accepted?recipient=UID tells what a user got.
+/// /hook. OpenIM's /user/get_users and WuKongIM's manager (v2 /cluster/users, v3 /manager/users)
+/// list the users. All misbehaviour can be changed while it runs: POST the JSON of GET
+/// /_mock/faults back to it, and the settings of OpenIM to /_mock/openim. GET /_mock/stats returns
+/// counters, GET /_mock/accepted?recipient=UID the messages of a user.
 #[derive(Clone, Debug, clap::Args)]
 pub struct MockArgs {
-    /// Address to listen on; port 0 takes a free one.
+    /// Address to listen on; port 0 picks a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001")]
     pub listen: SocketAddr,
 
-    /// WuKongIM release to play.
+    /// WuKongIM release to simulate.
     #[arg(long, value_name = "VERSION", value_enum, default_value_t = Version::V2)]
     pub wukongim: Version,
 
@@ -36,20 +35,21 @@ pub struct MockArgs {
     #[arg(long)]
     pub webhook_idempotent: bool,
 
-    /// WuKongIM v3: USER:PASSWORD of the manager API; without it the manager is open. The manager of
-    /// v2 takes the --token.
+    /// WuKongIM v3: USER:PASSWORD of the manager API; without it the manager requires no login. The
+    /// manager of v2 requires the --token.
     #[arg(long, value_name = "USER:PASSWORD")]
     pub wukongim_manager: Option<Login>,
 
     #[command(flatten)]
     pub openim: OpenimArgs,
 
-    /// Users to list, u1 to uN. Messages to others are taken all the same.
+    /// Users to list, u1 to uN. Messages to other users are accepted too, except with
+    /// --openim-listed-only.
     #[arg(long, value_name = "COUNT", default_value_t = USERS_DEFAULT)]
     pub users: u64,
 
-    /// Append every accepted message to FILE, one JSON line for each recipient, before the answer
-    /// is sent.
+    /// Append every accepted message to FILE, as one JSON line for each recipient, before the
+    /// answer is sent.
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
 
@@ -57,7 +57,7 @@ pub struct MockArgs {
     #[arg(long, value_name = "COUNT", default_value_t = KEEP_DEFAULT)]
     pub keep: usize,
 
-    /// Seed of every random choice; the same requests in the same order meet the same faults.
+    /// Seed of every random choice; the same requests in the same order get the same faults.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub seed: u64,
 
@@ -109,7 +109,7 @@ pub struct MockArgs {
     #[arg(long, value_name = "UID")]
     pub refuse_user: Vec<String>,
 
-    /// Refuse users whose uid begins like this.
+    /// Refuse users whose uid begins with this.
     #[arg(long, value_name = "PREFIX")]
     pub refuse_prefix: Option<String>,
 

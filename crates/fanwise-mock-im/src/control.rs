@@ -1,5 +1,5 @@
-//! `/_mock/…` and `/livez`: how tests and people look at the mock and steer it. No fault strikes
-//! here, and nothing here is counted as a request.
+//! Serves `/_mock/…` and `/livez`, which observe and control the mock. Requests here get no faults
+//! and are not counted.
 
 use axum::extract::Query;
 use http::{Method, StatusCode};
@@ -18,7 +18,7 @@ struct AcceptedQuery {
     recipient: Option<String>,
 }
 
-/// Answers the request if its path is one of ours.
+/// Answers the request if its path belongs to this module.
 pub(super) fn answer(state: &State, call: &Call) -> Option<Answer> {
     let answer = match (&call.parts.method, call.parts.uri.path()) {
         (&Method::GET, "/livez") => Answer::text(StatusCode::OK, "ok"),
@@ -47,7 +47,7 @@ fn patch(state: &State, call: &Call) -> Answer {
     settings(patched.as_ref())
 }
 
-/// Settings as they are after a patch, or why it was not taken.
+/// The settings after a patch, or the reason why it was refused.
 pub(super) fn settings<T: Serialize>(patched: Result<&T, &FaultsError>) -> Answer {
     match patched {
         Ok(settings) => Answer::json(StatusCode::OK, settings),

@@ -1,8 +1,9 @@
-//! The users that the mock has for those who ask to list them: `u1` to `uN`.
+//! Holds the users that lists of users contain: `u1` to `uN`.
 //!
-//! They are names only. A message to anybody else is taken as well, unless a system is told otherwise.
+//! They are only names. A message to another user is accepted too, unless a system is configured
+//! otherwise.
 
-/// So many users, in the order in which they registered.
+/// The number of users, in the order in which they registered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Directory {
     count: u64,
@@ -28,17 +29,17 @@ impl Directory {
         self.number(uid).is_some()
     }
 
-    /// The 1-based place of a user.
+    /// The 1-based number of a user.
     pub(super) fn number(self, uid: &str) -> Option<u64> {
         let digits = uid.strip_prefix('u')?;
-        // `u07` and `u+7` are other people.
+        // `u07` and `u+7` are not users of the list.
         let plain = digits.starts_with(|first: char| ('1'..='9').contains(&first));
         let number = digits.parse().ok().filter(|_| plain)?;
         (number <= self.count).then_some(number)
     }
 }
 
-/// The user at a 1-based place.
+/// The user with a 1-based number.
 pub(super) fn uid(number: u64) -> String {
     format!("u{number}")
 }

@@ -1,4 +1,4 @@
-//! Durations as flags and the control interface write them.
+//! Reads and writes durations for flags and for the control interface.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is not a duration such as 500ms or 2m"))
 }
 
-/// In the largest unit that leaves nothing over, as [`parse_duration`] reads it.
+/// Writes a duration in the largest unit that divides it, so that [`parse_duration`] can read it.
 pub(crate) fn duration_text(duration: Duration) -> String {
     let ms = duration.as_millis();
     let units = [("h", 3_600_000), ("m", 60_000), ("s", 1000)];

@@ -1,13 +1,13 @@
-//! How the mock misbehaves, and when.
+//! Decides how the mock misbehaves, and when.
 //!
-//! [`Faults`] is the settings: what the flags set at start, what `GET /_mock/faults` shows and what
-//! `POST /_mock/faults` changes. `Chooser` holds them while the server runs and decides the
-//! `CallPlan` of each request.
+//! [`Faults`] holds the settings: the flags set them at the start, `GET /_mock/faults` returns them
+//! and `POST /_mock/faults` changes them. `Chooser` holds them while the server runs and decides
+//! the `CallPlan` of each request.
 //!
-//! The choice for the n-th request depends on the seed and on n only, so a run that sends the same
-//! requests in the same order meets the same faults. Whether a user is refused depends on the seed
-//! and the uid only, whatever the order. When several faults would strike one request, the first in
-//! the order of [`FaultKind`] does, so a request counts for one fault at most.
+//! The choice for the n-th request depends only on the seed and on n, so a run that sends the same
+//! requests in the same order gets the same faults. Whether a user is refused depends only on the
+//! seed and the uid, in any order. If several faults would strike one request, the first in the
+//! order of [`FaultKind`] does, so a request counts for at most one fault.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::duration::{duration_text, parse_duration};
 
-/// Settings that the mock cannot take.
+/// Invalid settings.
 #[derive(Debug, thiserror::Error)]
 pub enum FaultsError {
     #[error("{0:?} is not a share: give 0..1 or 0%..100%")]
@@ -43,14 +43,14 @@ pub enum FaultsError {
     Patch(#[source] serde_json::Error),
 }
 
-/// What can happen to a request, in the order in which they are tried.
+/// The faults of a request, in the order in which they are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
-    /// 429 while a [`Burst`] lasts. Set by `burst`, never by a chance.
+    /// 429 while a [`Burst`] lasts. Only `burst` sets it, never a chance.
     #[serde(rename = "burst_429", skip_deserializing)]
     Burst429,
-    /// The request is read, nothing is accepted, no answer ever comes.
+    /// The request is read, nothing is accepted, and no answer is sent.
     Hang,
     /// The connection is reset; nothing is accepted.
     ResetBefore,
@@ -72,17 +72,17 @@ pub enum FaultKind {
     LostAfter200,
     /// Accepted, then the connection is reset without an answer.
     ResetAfter,
-    /// Accepted, then no answer ever comes.
+    /// Accepted, then no answer is sent.
     ReplyLost,
-    /// Accepted, then the connection is closed in order, without an answer.
+    /// Accepted, then the connection is closed normally, without an answer.
     ReplyClosed,
-    /// Accepted; the headers come at once, the body in small pieces, one per `slow_pace`.
+    /// Accepted; the headers arrive immediately, the body in small pieces, one every `slow_pace`.
     SlowBody,
-    /// Accepted; half of the announced body comes, then the connection closes.
+    /// Accepted; half of the announced body arrives, then the connection closes.
     HalfBody,
     /// Accepted; 200 with broken JSON.
     BadJson,
-    /// Accepted; answered as an internal error, because something failed after it.
+    /// Accepted; answered as an internal error, because a later step failed.
     ErrorAfter,
 }
 
@@ -107,7 +107,7 @@ impl FaultKind {
         FaultKind::ErrorAfter,
     ];
 
-    /// The name used in JSON and, with dashes, on the command line.
+    /// The name in JSON and, with dashes, on the command line.
     pub fn name(self) -> &'static str {
         match self {
             FaultKind::Burst429 => "burst_429",
@@ -129,7 +129,8 @@ impl FaultKind {
         }
     }
 
-    /// True when the request never reaches the protocol, so nothing can be accepted.
+    /// Whether the fault strikes before the protocol sees the request, so that nothing can be
+    /// accepted.
     pub(super) fn strikes_before_accepting(self) -> bool {
         self < FaultKind::LostAfter200
     }
@@ -140,10 +141,10 @@ impl FaultKind {
 pub struct Share(f64);
 
 impl Share {
-    /// Everything.
+    /// All requests or users.
     pub const ALL: Share = Share(1.0);
 
-    /// True for this share of the users, always the same ones for a seed. Settings with a `purpose`
+    /// Whether a user is in this share; always the same users for a seed. Settings with a `purpose`
     /// of their own choose independently of each other.
     pub(super) fn takes(self, uid: &str, seed: u64, purpose: u64) -> bool {
         let mut hasher = SipHasher13::new_with_keys(seed, purpose);
@@ -198,7 +199,7 @@ impl<'de> Deserialize<'de> for Share {
     }
 }
 
-/// How long a request waits before it is handled: fixed, or drawn from a range.
+/// The wait before a request is handled: fixed, or drawn from a range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Latency(RangeInclusive<Duration>);
@@ -250,10 +251,10 @@ impl From<Latency> for String {
     }
 }
 
-/// How often a fault strikes: a share of the requests, and at most so many times.
+/// How often a fault strikes: a share of the requests, and a highest number of times.
 ///
-/// In JSON `0.02`, `"2%"`, `"x3"`, `"50%x3"` or `{"rate":0.5,"count":3}`; without a rate every
-/// request is struck until the count is used up. The count goes down as the fault strikes.
+/// In JSON `0.02`, `"2%"`, `"x3"`, `"50%x3"` or `{"rate":0.5,"count":3}`. Without a rate it strikes
+/// every request until the count is used up. The count goes down when the fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Chance {
     pub rate: Share,
@@ -351,13 +352,13 @@ impl FromStr for FaultFlag {
     }
 }
 
-/// Once `after` messages are accepted, every request is answered 429 for a while, once.
+/// After `after` accepted messages every request is answered 429 for a while, once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Burst {
-    /// Accepted messages from the moment this is set until it starts.
+    /// Accepted messages between setting this and the start of the burst.
     pub after: u64,
-    /// How long it lasts, from the first request it strikes.
+    /// Its duration, from the first request that it strikes.
     #[serde(rename = "for", with = "human")]
     pub lasts: Duration,
     /// The `Retry-After` of its answers, in seconds.
@@ -368,7 +369,8 @@ pub struct Burst {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Faults {
-    /// Wait before a request is handled. A request whose client gives up is handled all the same.
+    /// The wait before a request is handled. A request whose client gives up is handled all the
+    /// same.
     pub latency: Option<Latency>,
     /// Time between two pieces of a slow body.
     #[serde(with = "human")]
@@ -379,12 +381,12 @@ pub struct Faults {
     pub refuse: Share,
     /// Users refused by name.
     pub refuse_users: Vec<String>,
-    /// Users whose uid begins like this are refused.
+    /// Users whose uid begins with this are refused.
     pub refuse_prefix: Option<String>,
     /// WuKongIM v3 reason code of a refusal; 4 is "in blacklist".
     pub refuse_reason: u8,
     pub burst: Option<Burst>,
-    /// The faults that strike by chance, under their names.
+    /// The faults that strike by chance, by name.
     #[serde(flatten)]
     pub chances: BTreeMap<FaultKind, Chance>,
 }
@@ -406,13 +408,14 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// These settings with the keys of `patch` changed; `null` sets a key back to its default.
+    /// These settings with the keys of `patch` changed; `null` resets a key to its default.
     pub fn patched(&self, patch: &Value) -> Result<Faults, FaultsError> {
         patched(self, patch)
     }
 }
 
-/// Any settings with the keys of `patch` changed; `null` takes a key away, so that its default holds.
+/// Any settings with the keys of `patch` changed; `null` removes a key, so that its default
+/// applies.
 pub(super) fn patched<T>(settings: &T, patch: &Value) -> Result<T, FaultsError>
 where
     T: Serialize + DeserializeOwned,
@@ -430,7 +433,7 @@ where
     serde_json::from_value(settings).map_err(FaultsError::Patch)
 }
 
-/// Which users are refused; a snapshot that a request can use without a lock.
+/// The refused users: a snapshot that a request can use without a lock.
 #[derive(Debug)]
 pub(super) struct Refusal {
     seed: u64,
@@ -460,7 +463,7 @@ impl Refusal {
     }
 }
 
-/// What happens to one request.
+/// The faults and settings of one request.
 #[derive(Clone, Debug)]
 pub(super) struct CallPlan {
     pub(super) fault: Option<FaultKind>,
@@ -470,7 +473,7 @@ pub(super) struct CallPlan {
     pub(super) refusal: Arc<Refusal>,
 }
 
-/// The settings in force, and the choice of fates.
+/// The current settings, and the choice of faults.
 #[derive(Debug)]
 pub(super) struct Chooser {
     seed: u64,
@@ -496,7 +499,7 @@ impl Chooser {
         &self.faults
     }
 
-    /// Changes the settings; `accepted` is where a newly set burst begins to count.
+    /// Changes the settings; a new burst counts from `accepted`.
     pub(super) fn patch(&mut self, patch: &Value, accepted: u64) -> Result<&Faults, FaultsError> {
         self.faults = self.faults.patched(patch)?;
         self.refusal = Arc::new(Refusal::new(&self.faults, self.seed));
@@ -507,7 +510,7 @@ impl Chooser {
         Ok(&self.faults)
     }
 
-    /// The fate of request `number`, when `accepted` messages have been accepted so far.
+    /// Decides the faults of request `number`, after `accepted` messages were accepted.
     pub(super) fn draw(&mut self, number: u64, accepted: u64, now: Instant) -> CallPlan {
         // The odd constant (2^64 / golden ratio) spreads neighbouring numbers over all seeds.
         let seed = self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -529,7 +532,7 @@ impl Chooser {
         plan
     }
 
-    /// The `Retry-After` of the burst, if it is on now. Clears a burst that is over.
+    /// The `Retry-After` of the burst, if it is active. Removes a burst that is over.
     fn burst(&mut self, accepted: u64, now: Instant) -> Option<u32> {
         let burst = self.faults.burst.as_ref()?;
         if accepted.saturating_sub(self.burst_base) < burst.after {
@@ -546,7 +549,8 @@ impl Chooser {
 
     fn strike(&mut self, seed: u64) -> Option<FaultKind> {
         let mut struck = self.faults.chances.iter_mut().filter_map(|(kind, chance)| {
-            // A generator for each kind, so that one used up does not shift the draws of another.
+            // A generator for each kind, so that a used-up fault does not shift the draws of
+            // another.
             let seed = seed.wrapping_add(1 + *kind as u64);
             let draw = fastrand::Rng::with_seed(seed).f64();
             chance.strikes(draw).then_some((*kind, chance))
@@ -562,7 +566,7 @@ impl Chooser {
     }
 }
 
-/// Durations as people write them: `250ms`, `1m 30s`.
+/// Durations in readable form: `250ms`, `1m 30s`.
 mod human {
     use super::{Deserialize, Deserializer, Duration, Serializer, duration_text, parse_duration};
     use serde::de::Error as _;

@@ -1,4 +1,5 @@
-//! How a server written in Go reads JSON, which is stricter than serde in one way and laxer in another.
+//! Reads JSON as a server written in Go does, which is stricter than serde in one way and laxer in
+//! another.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -13,7 +14,7 @@ where
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// Decodes a body into a struct; the error is the text that Go would give, or near to it.
+/// Decodes a body into a struct. The error text is the one that Go would give, or close to it.
 pub(super) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     // serde would fill a struct from a JSON array by position; in Go that is a decode error.
     if body.trim_ascii_start().starts_with(b"{") {

@@ -1,21 +1,21 @@
-//! A mock IM server that misbehaves on demand: `fanwise mock-im`, and the backend of the tests.
+//! Simulates IM servers that misbehave on demand: `fanwise mock-im`, and the backend of the tests.
 //!
-//! It promises two things. It speaks the protocols as the real servers do, rule by rule, written
-//! from their sources; it does not depend on fanwise and its adapters. And it tells the truth about what it accepted:
-//! every accepted recipient is in the log file before the answer leaves, whatever becomes of the
-//! answer (`log`). Against that log the accounts of a job can be checked.
+//! It keeps two promises. It implements the protocols as the real servers do, rule by rule, from
+//! their sources; it does not depend on fanwise and its adapters. And its record of accepted
+//! messages is exact: every accepted recipient is in the log file before the answer is sent,
+//! whatever happens to the answer (`log`). The accounts of a job can be checked against that log.
 //!
-//! One port serves all protocols, told apart by the path: `/hook…` is a webhook; `/msg`, `/auth`,
-//! `/user` and `/group` are OpenIM; `/nimserver` is NetEase v1 and `/im/v2` Yunxin v2; `/_mock…` and
-//! `/livez` steer and observe; all else is WuKongIM. The faults are in `faults`. Requests are
-//! served by hyper's connection loop directly, because a fault must be able to abort the
-//! connection, and because the mock also serves as the sink of benchmarks.
+//! One port serves all protocols, distinguished by the path: `/hook…` is a webhook; `/msg`,
+//! `/auth`, `/user` and `/group` are OpenIM; `/nimserver` is NetEase v1 and `/im/v2` Yunxin v2;
+//! `/_mock…` and `/livez` control and observe the mock; all other paths are WuKongIM. The faults
+//! are in `faults`. Hyper's connection loop serves the requests directly, because a fault must be
+//! able to abort the connection, and because the mock also serves as the sink of benchmarks.
 //!
-//! It never delivers anything, and it keeps nothing over a restart but the log.
+//! It never delivers messages, and only the log survives a restart.
 //!
 //! Reading order: `faults`, `log`, `state`, `reply`, `directory`, `go`, the protocols, `control`,
-//! `args`.
-//! Another protocol is another file beside `webhook.rs`, a variant of `System` and its paths.
+//! `args`. A further protocol is a file beside `webhook.rs`, a variant of `System` with its paths
+//! and answers, and, if it has any, its state in `State` and its flags in `args`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -71,25 +71,25 @@ use faults::CallPlan;
 use reply::{Answer, Cut, ReplyBody};
 use state::State;
 
-/// Entries kept in memory unless told otherwise; about 400 bytes each.
+/// Entries kept in memory by default; about 400 bytes each.
 pub const KEEP_DEFAULT: usize = 200_000;
 
-/// Users to list unless told otherwise.
+/// Users listed by default.
 pub const USERS_DEFAULT: u64 = 1000;
 
 /// Far above any batch that a protocol allows.
 const BODY_BYTES_MAX: usize = 32 << 20;
 
-/// Connections served at once; further ones wait in the kernel's queue.
+/// Connections served at the same time; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 16_384;
 
-/// What requests in flight may still take when the server stops.
+/// Longest time for requests in flight to finish when the server stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Pause after a failed accept, which most often means that file descriptors have run out.
+/// Pause after a failed accept, usually because there are no free file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// Why the mock cannot start.
+/// The reason why the mock cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum MockError {
     #[error("cannot listen on {addr}")]
@@ -106,18 +106,19 @@ pub enum MockError {
     },
 }
 
-/// How the mock starts. [`MockArgs::into_settings`] makes one from flags; tests change the default.
+/// Settings at the start. [`MockArgs::into_settings`] makes them from flags; tests change the
+/// default.
 #[derive(Clone)]
 pub struct Settings {
     pub listen: SocketAddr,
     pub wukongim: Version,
-    /// WuKongIM v1 and v2: what the header `token` must say.
+    /// WuKongIM v1 and v2: the required value of the header `token`.
     pub token: Option<String>,
     /// Honour `Idempotency-Key` below `/hook`.
     pub webhook_idempotent: bool,
-    /// Users `u1` to `uN` for those who ask for a list.
+    /// Users `u1` to `uN`, which the lists of users contain.
     pub users: u64,
-    /// WuKongIM v3: the login of the manager API; without one it is open.
+    /// WuKongIM v3: the login of the manager API; without one it requires none.
     pub wukongim_manager: Option<Login>,
     pub openim: OpenimRules,
     pub netease: NeteaseSettings,
@@ -127,7 +128,7 @@ pub struct Settings {
     /// Entries kept in memory.
     pub keep: usize,
     pub seed: u64,
-    /// The misbehaviour at start.
+    /// The faults at the start.
     pub faults: Faults,
 }
 
@@ -159,7 +160,7 @@ pub struct MockIm {
     state: Arc<State>,
 }
 
-/// Looks at a mock in the same process and steers it, like `/_mock/…` does from outside.
+/// Observes and controls a mock in the same process, as `/_mock/…` does over HTTP.
 #[derive(Clone)]
 pub struct MockHandle(Arc<State>);
 
@@ -168,45 +169,46 @@ impl MockHandle {
         self.0.stats()
     }
 
-    /// The settings in force, with counts as far as they are used up.
+    /// The current settings, with the counts that are left.
     pub fn faults(&self) -> Faults {
         self.0.chooser().faults().clone()
     }
 
-    /// Changes the settings named in `patch`; `null` sets one back to its default.
+    /// Changes the settings in `patch`; `null` resets one to its default.
     pub fn patch_faults(&self, patch: &serde_json::Value) -> Result<Faults, FaultsError> {
         self.0.patch_faults(patch)
     }
 
-    /// Changes what OpenIM is configured to, like [`MockHandle::patch_faults`].
+    /// Changes the settings of OpenIM, like [`MockHandle::patch_faults`].
     pub fn patch_openim(&self, patch: &serde_json::Value) -> Result<OpenimRules, FaultsError> {
         let rules = self.0.openim.patch(patch)?;
         Ok((*rules).clone())
     }
 
-    /// Ends every OpenIM token: the next call with one gets this errCode. Returns how many there were.
+    /// Revokes every OpenIM token: the next call with one gets this errCode. Returns how many were
+    /// not revoked before.
     pub fn revoke_openim_tokens(&self, code: i32) -> usize {
         self.0.openim.revoke_tokens(code)
     }
 
-    /// What one recipient was sent, oldest first.
+    /// The messages of one recipient, oldest first.
     pub fn accepted_by(&self, recipient: &str) -> Vec<Entry> {
         self.0.book.of(recipient)
     }
 
-    /// Everything accepted, in no order between recipients.
+    /// All accepted messages. Recipients are in no particular order.
     pub fn accepted(&self) -> Vec<Entry> {
         self.0.book.all()
     }
 
-    /// False once entries were left out because [`Settings::keep`] was reached.
+    /// False once entries were dropped because [`Settings::keep`] was reached.
     pub fn is_complete(&self) -> bool {
         self.0.book.is_complete()
     }
 }
 
 impl MockIm {
-    /// Opens the log and listens. Connections queue up until [`MockIm::run`].
+    /// Opens the log and listens. Connections wait in the queue until [`MockIm::run`].
     pub async fn bind(settings: Settings) -> Result<MockIm, MockError> {
         let addr = settings.listen;
         let wrong = |source| MockError::Bind { addr, source };
@@ -220,7 +222,7 @@ impl MockIm {
         })
     }
 
-    /// The address in use, with the port that was free.
+    /// The address in use, with the actual port.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -230,7 +232,7 @@ impl MockIm {
     }
 
     /// Serves until `stop` is ready, then finishes the requests in flight, up to a deadline.
-    /// Answers that a fault holds back for ever end at once.
+    /// Answers that a fault would hold back forever end immediately.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         tracing::info!(addr = %self.addr, wukongim = ?self.state.version, "mock im server listens");
         let mut connections = JoinSet::new();
@@ -274,10 +276,11 @@ async fn drain(state: &State, mut connections: JoinSet<()>) {
     }
 }
 
-/// One connection, from the first request to the last.
+/// Serves one connection until it ends.
 async fn serve(state: Arc<State>, stream: TcpStream) {
     state::count(&state.counters.connections, 1);
-    // Without it an answer may wait for the client's delayed acknowledgement; the mock still works.
+    // Without it, an answer may wait for the client's delayed acknowledgement; the mock still
+    // works.
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| handle(Arc::clone(&state), request));
     let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
@@ -292,9 +295,9 @@ async fn serve(state: Arc<State>, stream: TcpStream) {
             (&mut connection).await
         }
     };
-    // Any other error is the client's going away, which faults provoke all the time.
+    // Any other error means that the client closed the connection, which faults often provoke.
     if outcome.is_err_and(|error| cut(&error) == Some(Cut::Reset)) {
-        // With no time to linger, closing the socket sends an RST and drops what is not sent.
+        // Without lingering, closing the socket sends an RST and drops unsent data.
         let _ = connection.into_parts().io.inner().set_zero_linger();
     }
 }
@@ -305,7 +308,7 @@ fn cut(error: &hyper::Error) -> Option<Cut> {
         .copied()
 }
 
-/// An IM system that the mock plays.
+/// An IM system that the mock simulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum System {
     Wukongim,
@@ -326,7 +329,7 @@ impl System {
         }
     }
 
-    /// As entries name it.
+    /// The name in log entries.
     fn name(self) -> &'static str {
         match self {
             System::Wukongim => "wukongim",
@@ -369,10 +372,10 @@ impl System {
         }
     }
 
-    /// The answer of a server that fails after it accepted what it is asked to send.
+    /// The answer of a server that fails after it accepted the message.
     fn failed_after(self, state: &State, answer: Answer) -> Answer {
         match self {
-            // Its body says so already, with HTTP 200.
+            // Its answer already reports the error, with HTTP 200.
             System::Openim => answer,
             _ if answer.status.is_success() => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
@@ -402,7 +405,7 @@ impl Call {
 
 async fn handle(state: Arc<State>, request: Request<Incoming>) -> Result<Response<ReplyBody>, Cut> {
     let (parts, body) = request.into_parts();
-    // Too long, or the client went away: either way there is no one to answer.
+    // The body is too long, or the client closed the connection: no answer is possible.
     let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
     let body = body.map_err(|_| Cut::Close)?.to_bytes();
     let call = Call { parts, body };
@@ -418,8 +421,8 @@ async fn handle(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     deliver(&state, plan, answer).await
 }
 
-/// Plays after the latency, even when the client has given up by then: so do real servers, and it
-/// is what makes a timeout doubtful.
+/// Handles the request after the latency, even if the client has given up meanwhile. Real servers
+/// do the same, which is why a timeout leaves doubt.
 async fn play_late(state: &Arc<State>, call: Call, plan: CallPlan) -> Result<Answer, Cut> {
     let own = Arc::clone(state);
     let playing = state.late.spawn(async move {
@@ -429,7 +432,7 @@ async fn play_late(state: &Arc<State>, call: Call, plan: CallPlan) -> Result<Ans
     playing.await.map_err(|_| Cut::Close)
 }
 
-/// What is answered, and accepted. Nothing is accepted when a fault strikes before.
+/// Handles the request and returns the answer. Nothing is accepted if a fault strikes before.
 fn play(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     let system = System::of(call.parts.uri.path());
     let answer = match plan.fault {
@@ -449,7 +452,7 @@ fn struck(state: &State, system: System, kind: FaultKind, plan: &CallPlan) -> An
         FaultKind::Burst429 | FaultKind::Error429 => {
             let status = StatusCode::TOO_MANY_REQUESTS;
             let answer = system.failure(state, status, "too many requests");
-            // Systems that answer with a code of their own in a 200 name no time.
+            // Systems that answer 200 with a code of their own have no Retry-After.
             if answer.status == status {
                 answer.with_retry_after(plan.retry_after)
             } else {
@@ -464,7 +467,7 @@ fn struck(state: &State, system: System, kind: FaultKind, plan: &CallPlan) -> An
             let answer = system.failure(state, StatusCode::OK, "answer with a broken body");
             answer.broken()
         }
-        // Hang and ResetBefore are never seen: `deliver` ends them without an answer.
+        // The answers for Hang and ResetBefore are never sent: `deliver` ends those requests.
         FaultKind::Hang
         | FaultKind::ResetBefore
         | FaultKind::Error500
@@ -481,7 +484,7 @@ fn struck(state: &State, system: System, kind: FaultKind, plan: &CallPlan) -> An
     }
 }
 
-/// Sends the answer as the fault lets it through.
+/// Sends the answer, changed by the fault.
 async fn deliver(
     state: &State,
     plan: CallPlan,

@@ -1,12 +1,13 @@
-//! The truth about what was accepted: one [`Entry`] for each recipient.
+//! Records every accepted recipient as one [`Entry`].
 //!
 //! A line of the log file is in the kernel (`write(2)` returned) before the answer to its request
-//! leaves, so whoever kills the mock or the client still finds in the file everything that was
-//! answered. Lines of one request are written by one call on a descriptor opened for appending; the
-//! kernel places such calls one after the other, so no lock of ours is held around the write.
-//! Nothing is flushed to the disk: this log survives the process, not the machine.
+//! is sent. So if the mock or the client is killed, the file still contains everything that was
+//! answered. One call writes all lines of a request, on a descriptor opened for appending. The
+//! kernel puts such writes one after the other, so the write needs no lock. Nothing is flushed to
+//! the disk: the log survives the process, not the machine.
 //!
-//! The `Book` keeps the same entries in memory, up to a bound, and counts duplicates without one.
+//! The `Book` keeps the same entries in memory, up to a bound, and counts duplicates without a
+//! bound.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -19,41 +20,41 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-/// Payloads up to this many bytes are written as they are, longer ones as their SHA-256.
+/// Payloads up to this many bytes are written unchanged, longer ones as their SHA-256.
 const PAYLOAD_SHOWN_MAX: usize = 256;
 
-/// Enough that two cores seldom meet on one lock.
+/// Enough that two cores seldom wait for the same lock.
 const SHARDS: usize = 64;
 
-/// An accepted message of one recipient: a line of the log.
+/// An accepted message to one recipient: a line of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Microseconds since 1970.
     pub at_us: u64,
     /// `wukongim`, `openim`, `netease`, `yunxin` or `webhook`.
     pub system: Arc<str>,
-    /// The user, or the channel or team when `channel_type` is not 1.
+    /// The user; or the channel or team, if `channel_type` is not 1.
     pub recipient: String,
     pub from: Arc<str>,
-    /// As the caller gave it, or made by the server where the protocol has none.
+    /// As the caller set it, or made by the server if the protocol has none.
     pub client_msg_no: String,
     pub message_id: i64,
     pub message_seq: u64,
-    /// True when the caller was given an earlier answer again: no new message.
+    /// Whether the caller got an earlier answer again: not a new message.
     pub replay: bool,
-    /// WuKongIM channel type: 1 person, 2 group; so it is for the other systems too.
+    /// WuKongIM channel type: 1 user, 2 group; the other systems use the same values.
     pub channel_type: u8,
     #[serde(default)]
     pub no_persist: bool,
     #[serde(default)]
     pub sync_once: bool,
-    /// The decoded payload as text, or `sha256:` and its digest when it is long or not text.
+    /// The decoded payload as text, or `sha256:` and its digest if it is long or not text.
     pub payload: Arc<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<Arc<str>>,
 }
 
-/// The payload as entries show it.
+/// The payload in the form of an entry.
 pub(super) fn shown_payload(payload: &[u8]) -> Arc<str> {
     match std::str::from_utf8(payload) {
         Ok(text) if payload.len() <= PAYLOAD_SHOWN_MAX => text.into(),
@@ -80,8 +81,8 @@ impl LogFile {
         Ok(LogFile(file))
     }
 
-    /// Returns when the lines are in the kernel. This blocks the thread for a few microseconds,
-    /// which is less than handing the write to another thread and back would cost.
+    /// Returns when the lines are in the kernel. It blocks the thread for a few microseconds, less
+    /// than it would cost to hand the write to another thread and back.
     pub(super) fn append(&self, entries: &[Entry]) -> io::Result<()> {
         let mut lines = Vec::with_capacity(entries.len() * 320);
         for entry in entries {
@@ -92,7 +93,7 @@ impl LogFile {
     }
 }
 
-/// A 128-bit fingerprint of some texts; the lengths go in, so their borders matter.
+/// A 128-bit fingerprint of some texts. It includes their lengths, so their boundaries matter.
 pub(super) fn fingerprint(parts: &[&[u8]]) -> u128 {
     let mut hasher = SipHasher13::new();
     for part in parts {
@@ -102,7 +103,7 @@ pub(super) fn fingerprint(parts: &[&[u8]]) -> u128 {
     hasher.finish128().as_u128()
 }
 
-/// A map behind many locks, each held for a look-up or an insertion.
+/// A map split over many locks, each held for one look-up or insertion.
 #[derive(Debug)]
 pub(super) struct Shards<T>(Vec<Mutex<T>>);
 
@@ -129,7 +130,7 @@ struct Page {
     entries: HashMap<String, Vec<Entry>>,
 }
 
-/// What was accepted, in memory.
+/// The accepted messages, in memory.
 #[derive(Debug)]
 pub(super) struct Book {
     pages: Shards<Page>,
@@ -148,8 +149,8 @@ impl Book {
         }
     }
 
-    /// Keeps the entry. Returns true when it is a new message that `message` and the recipient
-    /// show to have been accepted before.
+    /// Stores the entry. Returns true if it is a new message, but one with the same `message` and
+    /// recipient was accepted before.
     pub(super) fn enter(&self, entry: Entry, message: &[u8]) -> bool {
         let recipient = fingerprint(&[entry.recipient.as_bytes()]);
         let identity = fingerprint(&[message, entry.recipient.as_bytes()]);
@@ -176,7 +177,7 @@ impl Book {
         keep
     }
 
-    /// True when no entry was left out for want of room.
+    /// Whether no entry was dropped because the book was full.
     pub(super) fn is_complete(&self) -> bool {
         self.left_out.load(Ordering::Relaxed) == 0
     }

@@ -1,4 +1,4 @@
-//! Answers, and the ways to spoil them on the wire.
+//! Builds answers, and damages them on the wire.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 /// Bytes in a piece of a slow body.
 const PIECE_BYTES: usize = 8;
 
-/// A body that is there at once, or one that is made up as it is sent.
+/// A complete body, or one that is generated while it is sent.
 pub(super) type ReplyBody = Either<Full<Bytes>, UnsyncBoxBody<Bytes, Cut>>;
 
-/// Ends the connection without the answer, or without its rest.
+/// Ends the connection before the answer is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Cut {
     /// With an RST, as a crashed peer or a firewall does.
@@ -29,7 +29,7 @@ pub(super) enum Cut {
     Close,
 }
 
-/// What a protocol answers.
+/// The answer of a protocol.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -40,7 +40,7 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
-        // The bodies are this module's own types, which always serialise.
+        // The callers serialise types of this crate, which never fails.
         let body = serde_json::to_vec(body).unwrap_or_default();
         Answer {
             status,
@@ -59,7 +59,7 @@ impl Answer {
         }
     }
 
-    /// The same body, announced as plain text.
+    /// The same body with the content type of plain text.
     pub(super) fn announced_as_text(self) -> Answer {
         Answer {
             content_type: "text/plain; charset=utf-8",
@@ -74,7 +74,7 @@ impl Answer {
         }
     }
 
-    /// JSON that ends in the middle, with a length that says it is whole.
+    /// JSON that is cut in the middle, with a length that matches.
     pub(super) fn broken(self) -> Answer {
         let half = self.body.len() / 2;
         Answer {
@@ -83,13 +83,13 @@ impl Answer {
         }
     }
 
-    /// The answer as it should be.
+    /// The complete answer.
     pub(super) fn whole(self) -> Response<ReplyBody> {
         let body = Full::new(self.body.clone());
         self.response(Either::Left(body))
     }
 
-    /// Headers at once, then the body in pieces until the server stops.
+    /// The headers immediately, then the body in pieces until the server stops.
     pub(super) fn dribbled(self, pace: Duration, stop: CancellationToken) -> Response<ReplyBody> {
         let rest = self.body.clone();
         let pieces = stream::unfold((rest, stop), move |(mut rest, stop)| async move {
@@ -114,7 +114,8 @@ impl Answer {
             match half {
                 Some(half) => Some((Ok(Frame::data(half)), None)),
                 None => {
-                    // Pending once, so that hyper flushes the first half before it sees the end.
+                    // Returns pending once, so that hyper flushes the first half before it sees the
+                    // end.
                     tokio::task::yield_now().await;
                     Some((Err(Cut::Close), None))
                 }

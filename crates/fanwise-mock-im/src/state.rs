@@ -1,4 +1,4 @@
-//! What the whole mock shares: settings, faults, the log and the counters.
+//! Holds the state that all connections share: settings, faults, the log and the counters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -17,33 +17,33 @@ use super::webhook::KnownKey;
 use super::wukongim::{Login, Stored, Version};
 use super::{MockError, Settings, netease, openim, yunxin};
 
-/// Counters since the start.
+/// Counters since the mock started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Messages accepted as new, one for each recipient.
     pub accepted: u64,
-    /// Recipients that were given an earlier answer again.
+    /// Recipients whose request got an earlier answer again.
     pub replays: u64,
-    /// New messages whose client_msg_no and recipient had been accepted before; 0 is what a sender
-    /// that sends once achieves. Where the protocol carries no client_msg_no (WuKongIM sendbatch,
-    /// NetEase, Yunxin's batch) sender and payload stand for it. At OpenIM sender, `ex` and content
-    /// do; without `ex` the operationID of a single send.
+    /// New messages whose client_msg_no and recipient had been accepted before; 0 means that the
+    /// sender sent each message once. Without a client_msg_no (WuKongIM sendbatch, NetEase,
+    /// Yunxin's batch) sender and payload identify a message. At OpenIM sender, `ex` and content
+    /// do; without `ex`, the operationID of a single send does.
     pub duplicates: u64,
-    /// Recipients refused, by the protocol for their uid or by the refuse settings.
+    /// Recipients refused, by the protocol because of their uid or by the refuse settings.
     pub refused: u64,
     /// Requests that broke a rule of the protocol.
     pub invalid: u64,
     /// Requests answered 416 because an app had used up its quota (NetEase and Yunxin).
     pub limited: u64,
-    /// Requests to an IM path, faults included; not those to `/_mock` and `/livez`.
+    /// Requests to an IM path, including those with a fault; not those to `/_mock` and `/livez`.
     pub requests: u64,
-    /// Those of them that are being played; late ones also when nobody waits for them any more.
+    /// Requests in progress, including late ones whose client has given up.
     pub in_play: u64,
-    /// Connections taken.
+    /// Connections accepted.
     pub connections: u64,
     /// Requests that could not be logged; they were answered 500.
     pub log_errors: u64,
-    /// Requests struck, by fault.
+    /// Requests that got a fault, by fault.
     pub faults: BTreeMap<String, u64>,
 }
 
@@ -66,7 +66,7 @@ pub(super) fn count(counter: &AtomicU64, by: usize) {
     counter.fetch_add(by as u64, Ordering::Relaxed);
 }
 
-/// What the recipients of one request have in common.
+/// The parts that all recipients of one request have in common.
 pub(super) struct Origin {
     pub(super) system: &'static str,
     pub(super) from: String,
@@ -75,12 +75,11 @@ pub(super) struct Origin {
     pub(super) channel_type: u8,
     pub(super) no_persist: bool,
     pub(super) sync_once: bool,
-    /// True when the protocol carries no client_msg_no, so that sender and payload tell one
-    /// message from another.
+    /// Whether the protocol has no client_msg_no, so that sender and payload identify a message.
     pub(super) unnumbered: bool,
 }
 
-/// One recipient of a request, accepted.
+/// One accepted recipient of a request.
 #[derive(Clone)]
 pub(super) struct Receipt {
     pub(super) recipient: String,
@@ -90,26 +89,26 @@ pub(super) struct Receipt {
     pub(super) replay: bool,
 }
 
-/// Shared by every connection.
+/// The state that all connections share.
 pub(super) struct State {
     pub(super) version: Version,
     pub(super) token: Option<String>,
     pub(super) webhook_idempotent: bool,
     pub(super) directory: Directory,
-    /// WuKongIM v3: who may log in to the manager; without it the manager is open.
+    /// WuKongIM v3: the login of the manager; without one it requires none.
     pub(super) manager: Option<Login>,
     pub(super) openim: openim::OpenimState,
     pub(super) counters: Counters,
     pub(super) book: Book,
-    /// WuKongIM v3: what a (channel, from_uid, client_msg_no) was answered.
+    /// WuKongIM v3: the answers, by channel, from_uid and client_msg_no.
     pub(super) stored: Shards<HashMap<u128, Stored>>,
-    /// Webhook: what an idempotency key was answered.
+    /// Webhook: the answers, by idempotency key.
     pub(super) known_keys: Shards<HashMap<u128, Arc<KnownKey>>>,
     pub(super) netease: netease::NeteaseState,
     pub(super) yunxin: yunxin::YunxinState,
-    /// Cancelled when the server stops: ends whatever would wait for ever.
+    /// Cancelled when the server stops; ends everything that would wait forever.
     pub(super) stop: CancellationToken,
-    /// Requests that are handled late, whether or not their client still waits.
+    /// Requests handled after the latency, even if the client has given up.
     pub(super) late: TaskTracker,
     chooser: Mutex<Chooser>,
     log: Option<LogFile>,
@@ -143,8 +142,8 @@ impl State {
             late: TaskTracker::new(),
             chooser: Mutex::new(Chooser::new(settings.faults, settings.seed)),
             log,
-            // Like a snowflake: milliseconds above, so that no two runs share an id and every
-            // id is beyond 2^53, where JavaScript would lose digits.
+            // Like a snowflake: the upper bits are milliseconds, so no two runs share an id, and
+            // every id is above 2^53, where JavaScript would lose digits.
             message_id_base: ((micros_now() / 1000) << 20) as i64,
             message_seq: AtomicU64::new(0),
         })
@@ -163,7 +162,7 @@ impl State {
         self.chooser().patch(patch, accepted).cloned()
     }
 
-    /// Counts the request and decides what happens to it.
+    /// Counts the request and decides its faults.
     pub(super) fn next_plan(&self) -> CallPlan {
         let number = self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let accepted = self.accepted();
@@ -180,7 +179,7 @@ impl State {
         (self.message_id_base + seq as i64, seq)
     }
 
-    /// True when the user is refused; counted.
+    /// Whether the user is refused; counts the refusal.
     pub(super) fn refuses(&self, plan: &CallPlan, uid: &str) -> bool {
         let refused = plan.refusal.applies_to(uid);
         if refused {
@@ -189,8 +188,8 @@ impl State {
         refused
     }
 
-    /// Accepts the receipts: on return they are in the log file, the book and the counters.
-    /// A fate of "lost after 200" leaves no trace. An error means that nothing was accepted.
+    /// Accepts the receipts: on return they are in the log file, the book and the counters. With
+    /// the fault "lost after 200" it leaves no trace. An error means that nothing was accepted.
     pub(super) fn record(
         &self,
         origin: &Origin,
@@ -200,7 +199,7 @@ impl State {
         self.record_as(origin, plan, receipts, None)
     }
 
-    /// The same, where `message` and the recipient show what was accepted before.
+    /// The same, but `message` and the recipient identify a message that was accepted before.
     pub(super) fn record_as(
         &self,
         origin: &Origin,
@@ -236,13 +235,13 @@ impl State {
         };
         let repeated = self.book.enter(entry, message.as_bytes());
         count(&self.counters.duplicates, usize::from(repeated));
-        // Last, so that whoever waits for this count finds the entry.
+        // Last, so that a caller that waits for this count finds the entry.
         count(counter, 1);
     }
 
     pub(super) fn stats(&self) -> Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        // Before the requests: none is in play that is not counted.
+        // Reads `played` before `requests`, so that the difference is never negative.
         let played = load(&self.counters.played);
         let faults = FaultKind::ALL.map(|kind| {
             let struck = load(&self.counters.faults[kind as usize]);
@@ -286,7 +285,7 @@ fn entries(origin: &Origin, receipts: Vec<Receipt>) -> Vec<Entry> {
 }
 
 pub(super) fn micros_now() -> u64 {
-    // A clock before 1970 gives 0: the log stays readable, its times are wrong like the clock.
+    // A clock before 1970 gives 0: the log stays readable, with wrong times.
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_micros() as u64)
 }

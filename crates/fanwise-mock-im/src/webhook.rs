@@ -1,12 +1,13 @@
-//! A plain webhook receiver: `POST` to any path below `/hook`.
+//! Simulates a plain webhook receiver: `POST` to any path below `/hook`.
 //!
 //! The recipients are `recipient` or `recipients` of a JSON body, or else the rest of the path
-//! (`/hook/u1`), whatever the body is. One recipient that is refused makes the whole answer a 410;
-//! of several, the refused ones are listed and the others accepted. A client_msg_no comes from the
+//! (`/hook/u1`), whatever the body is. A single refused recipient makes the answer a 410; of
+//! several, the refused ones are listed and the others accepted. The client_msg_no comes from the
 //! body, or else from `Idempotency-Key`.
 //!
 //! With `--webhook-idempotent` a repeated `Idempotency-Key` gets the first answer again. The same
-//! key for other recipients or another client_msg_no is answered 422: a retry must not be re-packed.
+//! key with other recipients or another client_msg_no is answered 422: a retry must have the same
+//! recipients.
 
 use std::sync::{Arc, OnceLock};
 
@@ -41,7 +42,7 @@ struct Body {
     from: Option<String>,
 }
 
-/// What a request asks for.
+/// The content of a request.
 struct Post {
     recipients: Vec<String>,
     packed: bool,
@@ -85,7 +86,7 @@ pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     }
 }
 
-/// The shape in which this receiver reports a failure.
+/// A failure, in the format of this receiver.
 pub(super) fn failure(status: StatusCode, code: &str, message: &str) -> Answer {
     Answer::json(status, &json!({ "code": code, "message": message }))
 }
@@ -199,7 +200,7 @@ fn recipient_in_path(path: &str) -> Option<String> {
     percent_decoded(segment.trim_end_matches('/'))
 }
 
-/// None if the text is not percent-encoded UTF-8.
+/// `None` if the text is not percent-encoded UTF-8.
 pub(super) fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,4 +1,4 @@
-//! Calls and answers for the tests of all systems.
+//! Provides calls and answers for the tests of all systems.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::domain::outcome::{Class, Outcome};
 use crate::domain::slice::Head;
 use crate::secret::Secret;
 
-/// When the calls of tests come in.
+/// The time at which the calls of tests arrive.
 pub(in crate::im) const NOW_MS: u64 = 1_700_000_000_123;
 
-/// A door of the app `shop`, with the documented limits.
+/// An endpoint of the app `shop`, with the documented limits.
 pub(in crate::im) fn endpoint(ingress: &dyn Ingress, key: &str, secret: &str) -> DropInEndpoint {
     let limits = ingress.limits().iter();
     DropInEndpoint {
@@ -39,7 +39,7 @@ pub(in crate::im) fn endpoint(ingress: &dyn Ingress, key: &str, secret: &str) ->
     }
 }
 
-/// A door without credentials.
+/// An endpoint without credentials.
 pub(in crate::im) fn open_door(ingress: &dyn Ingress) -> DropInEndpoint {
     DropInEndpoint {
         key: None,
@@ -91,7 +91,7 @@ impl Call {
             body: &self.body,
             now_ms: self.now_ms,
         };
-        // The head alone leads through the same door, or is refused with the same words.
+        // The head alone must lead to the same endpoint, or be refused with the same answer.
         let head = Incoming {
             body: &[],
             ..incoming
@@ -109,7 +109,7 @@ impl Call {
         read
     }
 
-    /// The order, of jobs that the intake would take.
+    /// The request that the call asks for. Checks that the intake would accept its jobs.
     pub(in crate::im) fn asked(
         &self,
         ingress: &dyn Ingress,
@@ -124,7 +124,7 @@ impl Call {
         asked
     }
 
-    /// The refusal, as status and JSON.
+    /// The refusal as status and JSON.
     pub(in crate::im) fn refusal(
         &self,
         ingress: &dyn Ingress,
@@ -166,7 +166,7 @@ impl Context for Anywhere {
     }
 }
 
-/// The head of the job that is made of a wish, native fields included.
+/// The head of the job that the request asks for, native fields included.
 pub(in crate::im) fn head(wanted: &DropInJob) -> Result<Head, Vec<Problem>> {
     let mut message = wanted.message.clone();
     message.native = wanted.native.clone();
@@ -179,7 +179,7 @@ pub(in crate::im) fn head(wanted: &DropInJob) -> Result<Head, Vec<Problem>> {
     Job::read(&json, None, &Anywhere, Timestamp::UNIX_EPOCH).map(|job| job.head)
 }
 
-/// Whom a job is for.
+/// The recipients of a job.
 pub(in crate::im) fn recipients(wanted: &DropInJob) -> Vec<String> {
     let users = wanted.audience.users.iter().flatten();
     let users = users.map(|member| match member {
@@ -189,7 +189,7 @@ pub(in crate::im) fn recipients(wanted: &DropInJob) -> Vec<String> {
     users.chain(groups.cloned()).collect()
 }
 
-/// What is told of a job of which everybody fared alike, but for the fates that are named.
+/// A report in which all recipients of the job have the state `all`, except those in `but`.
 pub(in crate::im) fn job_report(
     wanted: &DropInJob,
     all: &RecipientReport,
@@ -216,7 +216,7 @@ pub(in crate::im) fn job_report(
     }
 }
 
-/// Failed for good, with a code and words of the target's.
+/// A permanent failure with a code and a text of the target.
 pub(in crate::im) fn failed(code: &str, text: &str) -> RecipientReport {
     RecipientReport::Ended {
         outcome: Outcome::Failed,
@@ -226,7 +226,7 @@ pub(in crate::im) fn failed(code: &str, text: &str) -> RecipientReport {
     }
 }
 
-/// The answer to a call whose recipients fared like this.
+/// The answer to a call whose recipients have the state `all`, except those in `but`.
 pub(in crate::im) fn answer(
     asked: &DropInRequest,
     all: &RecipientReport,
@@ -237,7 +237,7 @@ pub(in crate::im) fn answer(
     asked.reply.render(&jobs)
 }
 
-/// Whatever may stand in a field.
+/// Any value that a field may hold.
 pub(in crate::im) fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -1,9 +1,9 @@
-//! JSON as callers write it.
+//! Reads JSON with the variations that callers write.
 //!
-//! The documents of a system, its SDKs and its server seldom agree on whether a flag is a boolean, a
-//! number or a text. Whatever is meant is understood here: `true`, `1` and `"1"` are one flag, an id
-//! may be a number, an object may stand in a text, names are matched without regard to case as
-//! servers in Go do, and `null` is absent. So is an empty text.
+//! A system's documents, SDKs and server often disagree on whether a flag is a boolean, a number or
+//! a text. This module accepts all of them: `true`, `1` and `"1"` are the same flag, an id may be a
+//! number, an object may be written inside a text, and names match without regard to case, as in
+//! servers written in Go. `null` and an empty text count as absent.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// A field that says nothing that could be meant.
+/// A field whose value has no valid reading.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {expected} is expected")]
 pub(in crate::im) struct Wrong {
@@ -26,7 +26,7 @@ pub(in crate::im) struct Loose<'a> {
     fields: BTreeMap<String, &'a RawValue>,
 }
 
-/// An id; one of digits may be a number.
+/// An id. An id of digits may be written as a number.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Text {
@@ -76,7 +76,7 @@ impl<'a> Loose<'a> {
         }
     }
 
-    /// Reports a field.
+    /// The error for a field of this object.
     pub(in crate::im) fn wrong(&self, name: &str, expected: &'static str) -> Wrong {
         Wrong {
             field: self.path_of(name),
@@ -105,13 +105,13 @@ impl<'a> Loose<'a> {
         self.raw(name).is_some()
     }
 
-    /// Whether there is anything but these fields.
+    /// Whether there are fields other than these.
     pub(in crate::im) fn has_more_than(&self, names: &[&str]) -> bool {
         let known = |field: &String| names.iter().any(|name| name.eq_ignore_ascii_case(field));
         self.fields.keys().any(|field| !known(field))
     }
 
-    /// The object again, without some of its fields.
+    /// The object as JSON, without these fields.
     pub(in crate::im) fn without(&self, names: &[&str]) -> Option<Box<RawValue>> {
         let dropped = |field: &str| names.iter().any(|name| name.eq_ignore_ascii_case(field));
         let kept = self.fields.iter().filter(|(field, _)| !dropped(field));
@@ -119,7 +119,7 @@ impl<'a> Loose<'a> {
         Some(crate::json::raw(&kept))
     }
 
-    /// A text that is not empty.
+    /// A text; `None` if it is absent or empty.
     pub(in crate::im) fn text(&self, name: &str) -> Result<Option<String>, Wrong> {
         let Some(value) = self.raw(name) else {
             return Ok(None);
@@ -174,7 +174,7 @@ impl<'a> Loose<'a> {
             .ok_or_else(|| self.wrong(name, "a list of ids"))
     }
 
-    /// The JSON of an object, which may stand in a text.
+    /// The JSON of an object, which may be written inside a text.
     pub(in crate::im) fn object(&self, name: &str) -> Result<Option<Cow<'a, str>>, Wrong> {
         let Some(value) = self.raw(name) else {
             return Ok(None);
@@ -190,7 +190,7 @@ impl<'a> Loose<'a> {
     }
 }
 
-/// A flag in a word.
+/// Reads a flag.
 pub(in crate::im) fn flag(word: &str) -> Option<bool> {
     match word.to_ascii_lowercase().as_str() {
         "true" | "1" => Some(true),
@@ -199,13 +199,13 @@ pub(in crate::im) fn flag(word: &str) -> Option<bool> {
     }
 }
 
-/// A list of ids as JSON.
+/// Reads a list of ids.
 pub(in crate::im) fn texts(json: &str) -> Option<Vec<String>> {
     let texts: Vec<Text> = serde_json::from_str(json).ok()?;
     Some(texts.into_iter().map(Text::into_string).collect())
 }
 
-/// The JSON that stands in a text, or the value itself.
+/// The JSON inside a text, or the value itself.
 pub(in crate::im) fn unpacked(value: &RawValue) -> Cow<'_, str> {
     match serde_json::from_str::<String>(value.get()) {
         Ok(text) => Cow::Owned(text),
@@ -213,12 +213,12 @@ pub(in crate::im) fn unpacked(value: &RawValue) -> Cow<'_, str> {
     }
 }
 
-/// A whole number in a text, which may be written with a fraction of nothing.
+/// A whole number written as text. A fraction of zero is allowed.
 fn whole<N: TryFrom<i64>>(text: &str) -> Option<N> {
     let text = text.trim();
     let number = text.parse::<i64>().ok().or_else(|| {
         let number: f64 = text.parse().ok()?;
-        // Beyond 2^53 it would not be the number that was written.
+        // Above 2^53, about 9e15, the float may differ from the number that was written.
         (number.fract() == 0.0 && number.abs() < 9e15).then_some(number as i64)
     })?;
     N::try_from(number).ok()

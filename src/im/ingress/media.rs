@@ -1,12 +1,14 @@
-//! Files and places, as every system describes them: by an address and what else is known.
+//! Reads files and places, which all systems describe alike: by an address and further properties.
 //!
-//! What does not fit the model, such as a digest that is none, is left out of it. Nothing is lost where
-//! the message goes to the system it was written for: there it goes as it was written.
+//! A value that the model cannot hold, such as a malformed digest, is left out of the message.
+//! Nothing is lost if the message goes to the system it was written for: the original fields go
+//! there unchanged.
 
 use super::loose::Loose;
 use crate::domain::message::{LINE_BYTES_MAX, MessageDocument};
 
-/// What a system calls what is known of a file; nothing for what it does not tell.
+/// A system's names for the properties of a file. An empty name means that it does not have the
+/// property.
 #[derive(Clone, Copy)]
 pub(in crate::im) struct Names {
     pub(in crate::im) url: &'static str,
@@ -22,7 +24,7 @@ pub(in crate::im) struct Names {
     pub(in crate::im) unit_ms: u64,
 }
 
-/// A file as a message of type `kind`; nothing without its address.
+/// A file as a message of type `kind`; `None` without its address.
 pub(in crate::im) fn file(kind: &str, from: &Loose<'_>, names: &Names) -> Option<MessageDocument> {
     let text = |name| from.text(name).ok().flatten();
     let line = |name| text(name).filter(|text| text.len() <= LINE_BYTES_MAX);
@@ -46,7 +48,7 @@ pub(in crate::im) fn file(kind: &str, from: &Loose<'_>, names: &Names) -> Option
     })
 }
 
-/// A place; nothing without its coordinates.
+/// A place; `None` without its coordinates.
 pub(in crate::im) fn place(
     from: &Loose<'_>,
     latitude: &str,
@@ -62,7 +64,7 @@ pub(in crate::im) fn place(
     })
 }
 
-/// `png` of `image/png`, which some write.
+/// Turns `image/png`, which some callers write, into `png`.
 fn ending(format: String) -> String {
     match format.rsplit_once('/') {
         Some((_, ending)) if !ending.is_empty() => ending.to_owned(),

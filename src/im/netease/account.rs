@@ -1,5 +1,5 @@
-//! One application in NetEase's cloud: where its API is, how requests prove that they are the
-//! application's own, and how a repeated request names itself. Both versions of the API share this.
+//! Holds one application in NetEase's cloud: the address of its API, the signature of requests, and
+//! the id of a request, which is the same when it is repeated. Both versions of the API use it.
 
 use std::sync::Arc;
 
@@ -22,13 +22,13 @@ const CHECK_SUM: HeaderName = HeaderName::from_static("checksum");
 /// One application.
 pub(in crate::im) struct Account {
     base: Base,
-    /// What all requests carry: the type of their body and the key of the application.
+    /// The headers of all requests: the type of their body and the key of the application.
     headers: HeaderMap,
     secret: Secret,
 }
 
 impl Account {
-    /// Reports everything that is wrong. `example` is a URL as it should be.
+    /// Reports every problem of the settings. `example` is a valid URL for the message.
     pub(in crate::im) fn new(
         url: &str,
         app_key: &str,
@@ -51,7 +51,7 @@ impl Account {
             let what = "the AppSecret of the application is expected";
             problems.push(Problem::new("app_secret", what));
         }
-        // Room for the name of the request and for what the signature adds.
+        // Leaves space for the id of the request and for the signature.
         let mut headers = HeaderMap::with_capacity(8);
         let content_type = HeaderValue::from_static(content_type);
         headers.insert(http::header::CONTENT_TYPE, content_type);
@@ -63,12 +63,13 @@ impl Account {
         }))
     }
 
-    /// The address of a call. `path` begins with a slash and holds only what a path may.
+    /// The address of a call. `path` begins with a slash and holds only characters that a path may
+    /// hold.
     pub(in crate::im) fn uri(&self, path: &str) -> Uri {
         self.base.join(path)
     }
 
-    /// A request that says who it is by `name` and `id`, not signed yet.
+    /// A request with its id in the header `name`, not signed yet.
     pub(in crate::im) fn request(
         &self,
         uri: Uri,
@@ -86,8 +87,8 @@ impl Account {
         }
     }
 
-    /// Signs a request for the next five minutes: SHA-1 over secret, nonce and time, which is what
-    /// NetEase asks for.
+    /// Signs a request for the next five minutes: SHA-1 over secret, nonce and time, as NetEase
+    /// requires.
     pub(in crate::im) fn sign(&self, request: &mut Request, signing: Signing) {
         let nonce = format!("{:032x}", signing.nonce);
         let seconds = (signing.now_ms / 1000).to_string();
@@ -102,8 +103,8 @@ impl Account {
     }
 }
 
-/// The name of a call: the job and its recipients in their order, so that a repeated call has the
-/// same and no other call has it. 32 hexadecimal digits, as the vendor's own SDKs send them.
+/// The id of a call, derived from the job and its recipients in their order: a repeated call has
+/// the same id and no other call has it. 32 hexadecimal digits, as the vendor's own SDKs send them.
 pub(in crate::im) fn request_id(job: &str, recipients: &[&str]) -> String {
     let mut texts = Vec::with_capacity(recipients.len() + 1);
     texts.push(job);
@@ -111,7 +112,7 @@ pub(in crate::im) fn request_id(job: &str, recipients: &[&str]) -> String {
     hex(&json::digest::<16>(&texts))
 }
 
-/// The length of a text as the vendor's limits count it: in UTF-16 units, as its Java does.
+/// The length of a text as the vendor's limits count it: in UTF-16 units, as in Java.
 pub(in crate::im) fn length(text: &str) -> usize {
     text.encode_utf16().count()
 }

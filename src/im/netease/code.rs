@@ -1,5 +1,5 @@
-//! Which code means what. The classes are ours, from the meaning of each code; the vendor does not say
-//! what may be tried again.
+//! Maps codes to classes. We derive the class from the meaning of each code: the vendor does not
+//! say which errors are worth a retry.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::refusal::blames_signature;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, TargetAnswer};
 
-/// The codes that are documented, with what they mean for the recipients of the call.
+/// The documented codes, with their meaning for the recipients of the call.
 const CODES: [(i64, Class, &str); 24] = [
     (200, Done, "done"),
     (301, Permanent, "the account is banned"),
@@ -39,11 +39,11 @@ const CODES: [(i64, Class, &str); 24] = [
     (999, Permanent, "packet error"),
 ];
 
-/// Refusals of a whole call that a single recipient, or too many of them, can cause. Of a job all
-/// other lengths are checked when it is accepted, so `405` can only be about an accid.
+/// Refusals of a whole call that a single recipient, or too many of them, can cause. All other
+/// lengths of a job are checked when it is accepted, so `405` can only be about an accid.
 const SPLIT: [i64; 3] = [405, 414, 419];
 
-/// What a code means. `block` is how long an application that was too fast is blocked.
+/// The answer for a code. `block` is how long an application that exceeded its rate is blocked.
 pub(super) fn answer(code: i64, said: Option<String>, block: Duration) -> TargetAnswer {
     let row = CODES.iter().find(|(known, ..)| *known == code);
     let (class, meaning) = match row {
@@ -57,8 +57,8 @@ pub(super) fn answer(code: i64, said: Option<String>, block: Duration) -> Target
     };
     if class == Done {
         if code != 200 {
-            // The request id is that of this job and these recipients, so whoever sent it before did
-            // it for the same reason.
+            // The request id is derived from this job and these recipients, so the earlier request
+            // was for the same messages.
             tracing::warn!(
                 code,
                 "NetEase knows this request, which is taken for accepted"

@@ -1,15 +1,15 @@
-//! What both versions of the API call a message: the number of its type, and the JSON object that says
-//! what its file or its place is.
+//! Builds a message's type number and the JSON object that describes its file or place, for both
+//! versions of the API.
 
 use serde::Serialize;
 
 use crate::domain::message::{Content, File};
 use crate::im::json;
 
-/// The number of a message's type; nothing for what says its type itself.
+/// The number of a message's type; `None` for contents that contain their own type.
 pub(in crate::im) fn number(content: &Content) -> Option<u8> {
     Some(match content {
-        // Nobody is mentioned: what the text says is all that arrives.
+        // A mention arrives as its text only: the API cannot mention users.
         Content::Text(_) | Content::Mention { .. } => 0,
         Content::Image(_) => 1,
         Content::Audio(_) => 2,
@@ -22,7 +22,7 @@ pub(in crate::im) fn number(content: &Content) -> Option<u8> {
     })
 }
 
-/// The text of a message that is one.
+/// The text of a text message.
 pub(in crate::im) fn text(content: &Content) -> Option<&str> {
     match content {
         Content::Text(text) | Content::Notice(text) | Content::Mention { text, .. } => Some(text),
@@ -30,7 +30,7 @@ pub(in crate::im) fn text(content: &Content) -> Option<&str> {
     }
 }
 
-/// What a version calls the members whose names differ.
+/// The names of members that differ between the versions.
 pub(in crate::im) struct Names {
     pub(in crate::im) width: &'static str,
     pub(in crate::im) height: &'static str,
@@ -40,7 +40,7 @@ pub(in crate::im) struct Names {
 }
 
 impl Names {
-    /// The object that describes a file or a place, or that an application made itself.
+    /// The object that describes a file or a place, or an application's own object.
     pub(in crate::im) fn object(&self, content: &Content) -> Option<String> {
         match content {
             Content::Image(file)
@@ -77,7 +77,7 @@ impl Names {
     }
 }
 
-/// A JSON object that is put together member by member, in the order in which they come.
+/// A JSON object, built member by member in the order of the calls.
 pub(in crate::im) struct Object(Vec<u8>);
 
 impl Object {
@@ -109,7 +109,7 @@ impl Object {
         crate::json::written(self.0)
     }
 
-    /// The object, if it has a member.
+    /// The object, or `None` if it has no members.
     pub(in crate::im) fn close_some(self) -> Option<String> {
         (!self.is_empty()).then(|| self.close())
     }

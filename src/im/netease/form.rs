@@ -1,16 +1,16 @@
-//! `application/x-www-form-urlencoded` bodies.
+//! Encodes `application/x-www-form-urlencoded` bodies.
 //!
-//! Everything but letters, digits and `-._~` is percent-encoded, a space as `%20`: that reads the same
-//! to whoever takes `+` for a space and to whoever does not.
+//! Everything but letters, digits and `-._~` is percent-encoded, a space as `%20`. Readers that
+//! take `+` for a space and readers that do not get the same result.
 
 use crate::codec::push_percent;
 
-/// Fields in the order in which they are sent; a name stands once.
+/// Fields in the order in which they are sent. Each name occurs once.
 #[derive(Debug, Default)]
 pub(super) struct Form(Vec<(String, String)>);
 
 impl Form {
-    /// Sets a field; the later value of a name wins, in the place of the earlier one.
+    /// Sets a field. A later value of a name replaces the earlier one, in its position.
     pub(super) fn set(&mut self, name: &str, value: impl Into<String>) {
         let value = value.into();
         match self.0.iter_mut().find(|(known, _)| known == name) {

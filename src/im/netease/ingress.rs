@@ -1,18 +1,19 @@
-//! What callers of `/nimserver/msg/sendBatchMsg.action` say, and what they hear.
+//! Reads calls of `/nimserver/msg/sendBatchMsg.action` and answers them.
 //!
-//! Every answer is an HTTP 200 with a code in it. A success can name who is not registered, and nobody
-//! else: who failed otherwise is missing in `msgids` where ids were asked for, and where nobody got the
-//! message the call as a whole is refused, with the backend's own code if that is one of NetEase's.
+//! Every answer is an HTTP 200 with a code in it. A success can list only the recipients that are
+//! not registered. A recipient that failed for another reason has no entry in `msgids`, if the call
+//! asked for ids. If no recipient got the message, the call as a whole is refused, with the
+//! backend's own code if that is one of NetEase's.
 //!
-//! `useYidun` other than 0 means nothing, as documented. Where the jobs go to another system than
-//! NetEase, `msgDesc`, `yidunAntiCheating`, `yidunAntiSpamExt` and what `option` says beyond `push`,
-//! `route`, `badge` and `persistent` is dropped.
+//! `useYidun` other than 0 has no effect, as documented. If the target is not NetEase, `msgDesc`,
+//! `yidunAntiCheating`, `yidunAntiSpamExt` and the members of `option` other than `push`, `route`,
+//! `badge` and `persistent` are dropped.
 
-/// Fields, however they were encoded.
+/// Decodes the fields of a call.
 mod form;
-/// What the body says, by its type.
+/// Reads the body of a message, by its type.
 pub(in crate::im) mod message;
-/// Who calls.
+/// Verifies signatures.
 pub(in crate::im) mod signature;
 #[cfg(test)]
 mod tests;
@@ -43,8 +44,8 @@ const PATHS: &[&str] = &["/nimserver/msg/sendBatchMsg.action"];
 
 const LIMITS: &[Limit] = &[
     limit("recipients_max", 500, "recipients of a call"),
-    // As the API was documented for years. NetEase itself takes 100 by now, since its ids cost it more; the
-    // ids here are Fanwise's, and who is over that limit would get nothing.
+    // As the API was documented for years. NetEase now accepts 100, since its ids cost it more. The
+    // ids here are Fanwise's, and with a limit of 100 existing callers above it would be refused.
     limit(
         "recipients_with_ids_max",
         500,
@@ -72,7 +73,7 @@ pub(in crate::im) const fn limit(name: &'static str, default: usize, what: &'sta
     }
 }
 
-/// A parameter is wrong, or the signature.
+/// The code for a wrong parameter or a wrong signature.
 pub(in crate::im) const PARAMETER: u32 = 414;
 pub(in crate::im) const FORBIDDEN: u32 = 403;
 pub(in crate::im) const TIMEOUT: u32 = 408;
@@ -81,13 +82,13 @@ pub(in crate::im) const SERVER: u32 = 500;
 pub(in crate::im) const BUSY: u32 = 503;
 const OK: u32 = 200;
 
-/// What too long a list is answered.
+/// The text for a list that is too long.
 const TOO_MANY: &str = "too many members.";
 
-/// Version 1 of NetEase's API.
+/// The ingress of version 1 of NetEase's API.
 pub(in crate::im) struct NetEaseIngress;
 
-/// A code with its words, before either version gives it its shape.
+/// A refusal: code and text, before a version formats it.
 #[derive(Debug)]
 pub(in crate::im) struct No {
     pub(in crate::im) code: u32,
@@ -103,12 +104,12 @@ impl No {
         }
     }
 
-    /// A parameter that is wrong.
+    /// The refusal of a wrong parameter.
     pub(in crate::im) fn parameter(text: impl Into<String>) -> Self {
         Self::new(PARAMETER, text)
     }
 
-    /// What a refusal of ours is in the vendor's codes.
+    /// Maps a refusal of the gateway to the vendor's codes.
     pub(in crate::im) fn of(refusal: &Refusal<'_>) -> Self {
         match refusal {
             Refusal::Unreadable(what) => Self::parameter(*what),
@@ -128,7 +129,7 @@ impl No {
         }
     }
 
-    /// What became of a recipient, in the vendor's codes.
+    /// Maps the result of a recipient to the vendor's codes; `None` unless it failed.
     pub(in crate::im) fn of_report(report: &RecipientReport) -> Option<Self> {
         let RecipientReport::Ended {
             outcome,
@@ -163,7 +164,7 @@ impl No {
     }
 }
 
-/// Whether a code is one of the vendor's, of either version, by which a message is refused.
+/// Whether a code is one with which the vendor refuses a message, in either version.
 fn is_own(code: u32) -> bool {
     const FIRST: [u32; 16] = [
         301, 315, 403, 404, 405, 408, 414, 416, 419, 422, 423, 500, 503, 508, 509, 514,
@@ -180,7 +181,7 @@ impl Ingress for NetEaseIngress {
         LIMITS
     }
 
-    /// It is the AppKey.
+    /// A call names its endpoint by the AppKey.
     fn is_named_by_key(&self) -> bool {
         true
     }
@@ -190,7 +191,7 @@ impl Ingress for NetEaseIngress {
             Rate {
                 units: 120,
                 period: Duration::from_secs(60),
-                // They may all come at once.
+                // All calls of a minute may come together.
                 burst: 120,
                 cost: Some(Cost::PerCall),
             },
@@ -248,7 +249,7 @@ fn asked(
     })
 }
 
-/// The fields of a call, and what bounds them.
+/// The fields of a call, and the endpoint's limits.
 struct Call<'a> {
     form: &'a Form,
     endpoint: &'a DropInEndpoint,
@@ -267,7 +268,7 @@ impl<'a> Call<'a> {
         }
         let is_text = message::is_text(number);
         let description = self.bounded("msgDesc", "description_max")?;
-        // It has a meaning beside other types only.
+        // It has no meaning for texts.
         if let Some(description) = description.filter(|_| !is_text) {
             native.insert("msgDesc", description.to_owned());
         }
@@ -326,7 +327,7 @@ impl<'a> Call<'a> {
         Ok(Options {
             online_only: (stored == Some(false)).then_some(true),
             unread: flag("badge")?,
-            // What is left out means "sensed" here; elsewhere it may mean the opposite.
+            // Here a missing flag means "sensed"; on other systems it may mean the opposite.
             sender_no_sense: Some(self.flag("msgSenderNoSense")?.unwrap_or(false)),
             push: Some(push).filter(|push| {
                 push.enabled.is_some() || push.text.is_some() || push.payload.is_some()
@@ -370,7 +371,7 @@ impl<'a> Call<'a> {
             .ok_or_else(|| No::parameter(format!("type is not one of {TYPES:?}")))
     }
 
-    /// A field, if it is no longer than it may be.
+    /// A field. Refuses one that is longer than its limit.
     fn bounded(&self, name: &str, limit: &str) -> Result<Option<&'a str>, No> {
         let most = self.endpoint.limit(limit);
         match self.form.get(name) {
@@ -404,7 +405,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// The message that a body is, and whether that is all that the body says.
+/// The message of a body, and whether it expresses the body completely.
 fn message(number: i64, body: &str) -> Result<(MessageDocument, bool), No> {
     if number == message::CUSTOM {
         let data = RawValue::from_string(body.to_owned());
@@ -425,7 +426,8 @@ fn message(number: i64, body: &str) -> Result<(MessageDocument, bool), No> {
     Ok((message.ok_or_else(missing)?, false))
 }
 
-/// A text that holds JSON, so that it can be told from a text again: JSON that is a text is quoted.
+/// A text that contains JSON, as JSON. If that JSON is itself a text, it is quoted again, so that
+/// the two cases stay distinct.
 fn as_json(text: &str) -> Option<Box<RawValue>> {
     if text.trim_start().starts_with('"') {
         return ingress::quoted(text);
@@ -437,7 +439,7 @@ fn wrong(wrong: impl std::fmt::Display) -> No {
     No::parameter(wrong.to_string())
 }
 
-/// Says what became of a call.
+/// Renders the answer to a call.
 struct NetEaseReply {
     ids: bool,
 }
@@ -473,8 +475,8 @@ impl ingress::DropInReply for NetEaseReply {
     }
 }
 
-/// Why nobody got the message; nothing if somebody did, or if all that is wrong with the recipients is
-/// that they are not registered.
+/// The refusal if no recipient got the message; `None` if one did, or if all of them are merely not
+/// registered.
 fn refused(job_report: &JobReport) -> Option<No> {
     let reports = || job_report.recipients.iter().map(|(_, report)| report);
     if reports().any(RecipientReport::is_good) {
@@ -484,7 +486,8 @@ fn refused(job_report: &JobReport) -> Option<No> {
     Some(no)
 }
 
-/// Whether a fate is certainly about the recipient: "404" is the sender's, where all have it.
+/// Whether a result is certainly about the recipient. A "404" that all recipients have is about the
+/// sender.
 fn names_a_recipient(report: &RecipientReport) -> bool {
     match report {
         RecipientReport::Ended { code, .. } => report.is_unknown() && code != "404",

@@ -1,4 +1,5 @@
-//! What both versions of the API read of a job alike: its sender, the unread count, native fields.
+//! Reads the parts of a job that both versions of the API handle alike: sender, unread count,
+//! native fields.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use super::Settings;
 use super::account::length;
 use crate::domain::slice::Head;
 
-/// What is wrong with the sender of a job.
+/// Reports a problem of a job's sender.
 pub(in crate::im) fn check_sender(sender: &str, problem: &mut impl FnMut(&str, String)) {
     let most = Settings::ACCID_LENGTH_MAX;
     if sender.trim().is_empty() {
@@ -20,7 +21,7 @@ pub(in crate::im) fn check_sender(sender: &str, problem: &mut impl FnMut(&str, S
     }
 }
 
-/// Whether the message counts as unread, which is all that the badge shows.
+/// Whether the message counts as unread, which is all that `badge` decides.
 pub(in crate::im) fn badge(head: &Head) -> Option<bool> {
     let badge = head.options.push.as_ref().and_then(|push| push.badge);
     head.options.unread.or(badge)
@@ -34,13 +35,13 @@ pub(in crate::im) fn check_badge(head: &Head, problem: &mut impl FnMut(&str, Str
     }
 }
 
-/// The native fields of a job. That they are an object was seen when the job was read.
+/// The native fields of a job. Accepting the job checked that they are an object.
 pub(in crate::im) fn native(head: &Head) -> BTreeMap<String, Box<RawValue>> {
     let json = head.native.as_ref().map_or("{}", |native| native.get());
     crate::json::again(json)
 }
 
-/// Refuses the native fields that are `ours`.
+/// Refuses native fields that Fanwise sets, which are listed in `ours`.
 pub(in crate::im) fn check_native(
     head: &Head,
     ours: &[&str],

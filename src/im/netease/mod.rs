@@ -1,38 +1,38 @@
-//! NetEase Yunxin, version 1 of its server API: `sendBatchMsg.action` for users, up to 500 a call, and
-//! `sendMsg.action` for teams, one a call.
+//! Calls NetEase Yunxin, version 1 of its server API: `sendBatchMsg.action` for users, up to 500 a
+//! call, and `sendMsg.action` for teams, one a call.
 //!
-//! - *Proof.* Each attempt is signed afresh (`CheckSum`), since a signature is good for five minutes. A
-//!   bad one is a fault of the configuration and fails nobody.
-//! - *Repeats.* No message of a batch has a key of its own. A request has one, `RequestId`, which is the
-//!   same on every attempt at the same recipients. The vendor's SDKs say that the server drops repeats by
-//!   it, but neither for how long nor with which answer, so a call in doubt is held unless
-//!   `trust_request_id` says otherwise. Codes 417 and 431, "repeated", are taken for accepted, with a
-//!   warning in the log: they do not say who is not registered, and whoever is not counts as sent to.
-//! - *Accids* are the same in upper and lower case, and are compared in lower case.
-//! - *The sender* finds nothing in its own conversations (`msgSenderNoSense`), unless the job says so or
-//!   the sender is itself among the recipients.
-//! - *Rate.* 120 batch calls a minute for the whole application; more block it for a minute. The default
-//!   limit stays below that, and code 416 parks the target for that long.
+//! - *Signature.* Each attempt is signed again (`CheckSum`), since a signature is valid for five
+//!   minutes. A wrong signature is a configuration fault: no recipient fails because of it.
+//! - *Repeats.* A message of a batch has no key of its own. A request has one, `RequestId`, which
+//!   is the same on every attempt with the same recipients. The vendor's SDKs say that the server
+//!   drops repeats by it, but neither for how long nor with which answer, so a call in doubt is
+//!   held unless `trust_request_id` is set. Codes 417 and 431, "repeated", count as accepted, with
+//!   a warning in the log: they do not list unregistered recipients, which therefore count as sent.
+//! - *Accids* do not differ by case, and are compared in lower case.
+//! - *The sender* gets no entry in its own conversations (`msgSenderNoSense`), unless the job asks
+//!   for one or the sender is also a recipient.
+//! - *Rate.* 120 batch calls a minute for the whole application; more block it for a minute. The
+//!   default limit is below that, and code 416 parks the target for the block.
 //!
-//! Lengths are counted in UTF-16 units. Nothing here can list accounts.
+//! Lengths are counted in UTF-16 units. This target cannot list accounts.
 
-/// One application: address, signature, the names of requests.
+/// Holds one application: address, signature, and ids of requests.
 pub(super) mod account;
-/// Which code means what.
+/// Maps codes to classes.
 mod code;
-/// Types of messages and their bodies.
+/// Builds types of messages and their bodies.
 pub(super) mod content;
-/// Form bodies.
+/// Encodes form bodies.
 pub(super) mod form;
-/// What existing callers say, and what they hear.
+/// Reads requests of existing callers and answers them.
 pub(in crate::im) mod ingress;
-/// What both versions of the API read of a job alike.
+/// Reads the parts of a job that both versions of the API handle alike.
 pub(super) mod job;
-/// Refusals that both versions of the API share.
+/// Reads refusals, which both versions of the API write alike.
 pub(super) mod refusal;
-/// The reading of replies.
+/// Reads replies.
 mod reply;
-/// The fields of calls.
+/// Builds calls and reports parts of a job that they cannot carry.
 mod target;
 #[cfg(test)]
 mod tests;
@@ -46,22 +46,22 @@ use crate::domain::fields::Problem;
 use crate::domain::limits::{Cost, Rate};
 use crate::secret::Secret;
 
-/// One application, version 1.
+/// Settings of one application, version 1.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the API is, such as `https://api.netease.im/nimserver`.
+    /// Base URL of the API, such as `https://api.netease.im/nimserver`.
     pub url: String,
     pub app_key: String,
     pub app_secret: Secret,
-    /// The accid that messages are from when a job does not say.
+    /// The accid that sends messages whose job names no sender.
     pub sender: Option<String>,
-    /// Asks for the id of every message: then an accid without one is in doubt, and a call takes 100
-    /// recipients. Default: no.
+    /// Asks for the id of every message. An accid without an id is then in doubt, and a call takes
+    /// 100 recipients. Default: no.
     pub message_ids: bool,
     /// Recipients of one call. Default [`Self::RECIPIENTS_PER_CALL`], or
     /// [`Self::RECIPIENTS_WITH_IDS`] with `message_ids`; at most [`Self::RECIPIENTS_PER_CALL_MAX`].
     pub recipients_per_call: Option<usize>,
-    /// Longest body of a message, in UTF-16 units; some plans allow more. Default
+    /// Longest body of a message, in UTF-16 units; some plans allow a longer one. Default
     /// [`Self::BODY_LENGTH_MAX`].
     pub body_length_max: usize,
     /// Longest extension (`ext`), in UTF-16 units. Default [`Self::EXTENSION_LENGTH_MAX`].
@@ -72,25 +72,26 @@ pub struct Settings {
     /// Longest payload of a push (`payload`), in UTF-16 units. Default
     /// [`Self::PUSH_PAYLOAD_LENGTH_MAX`].
     pub push_payload_length_max: usize,
-    /// How long the cloud blocks an application that made too many batch calls (code 416), and the
-    /// target rests for. Default [`Self::BLOCK`].
+    /// How long the cloud blocks an application after too many batch calls (code 416); the target
+    /// is parked for that time. Default [`Self::BLOCK`].
     pub block: Duration,
-    /// The same for single calls, which are those for teams. Default [`Self::SINGLE_BLOCK`].
+    /// The same for single calls, which go to teams. Default [`Self::SINGLE_BLOCK`].
     pub single_block: Duration,
-    /// A call in doubt may be repeated: the server knows its `RequestId`. Default: no.
+    /// Whether a call in doubt may be repeated because the server recognises its `RequestId`.
+    /// Default: no.
     pub trust_request_id: bool,
 }
 
 impl Settings {
     pub const RECIPIENTS_PER_CALL: usize = 500;
     pub const RECIPIENTS_WITH_IDS: usize = 100;
-    /// For clouds that take more than is documented.
+    /// For clouds that accept more than is documented.
     pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
     pub const BODY_LENGTH_MAX: usize = 5000;
     pub const EXTENSION_LENGTH_MAX: usize = 1024;
     pub const PUSH_TEXT_LENGTH_MAX: usize = 500;
     pub const PUSH_PAYLOAD_LENGTH_MAX: usize = 2048;
-    /// It counts from the call that was too many, and calls during the block are refused too.
+    /// The block starts at the call that exceeded the limit, and calls during it are refused too.
     pub const BLOCK: Duration = Duration::from_secs(60);
     pub const SINGLE_BLOCK: Duration = Duration::from_secs(10);
     /// Longest accid.
@@ -121,7 +122,7 @@ impl Settings {
         }
     }
 
-    /// Recipients of one call that the vendor documents.
+    /// Recipients of one call, as the vendor documents.
     pub(crate) fn documented_per_call(message_ids: bool) -> usize {
         if message_ids {
             Self::RECIPIENTS_WITH_IDS
@@ -130,7 +131,7 @@ impl Settings {
         }
     }
 
-    /// All kinds honour the same.
+    /// All kinds honour the same features.
     pub(super) fn samples() -> Vec<(&'static str, Self)> {
         vec![(
             "netease",

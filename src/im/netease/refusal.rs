@@ -1,4 +1,4 @@
-//! What both versions of the API have in common when they say no.
+//! Reads refusals, which both versions of the API write alike.
 
 use serde::Deserialize;
 
@@ -7,7 +7,7 @@ use crate::domain::outcome::TargetAnswer;
 use crate::im::reading::{excerpt, retry_after, unreadable};
 use crate::ports::HttpReply;
 
-/// What every reply says; version 2 calls the words `msg`.
+/// The members of every reply; version 2 calls the text `msg`.
 #[derive(Deserialize)]
 struct Said {
     code: i64,
@@ -15,7 +15,7 @@ struct Said {
     desc: Option<String>,
 }
 
-/// Whether the call as a whole was done; or else what the reply means for everybody, by its code.
+/// `Ok` if the call as a whole succeeded; otherwise the answer for all recipients, by its code.
 pub(in crate::im) fn read(
     reply: &HttpReply,
     by_code: impl FnOnce(i64, Option<String>) -> TargetAnswer,
@@ -30,22 +30,22 @@ pub(in crate::im) fn read(
     }
 }
 
-/// The API answers 200 to everything, so another status is from whoever stands in front of it, or from
-/// another server altogether.
+/// The API answers every call with 200, so another status comes from a proxy in front of it, or
+/// from another server.
 fn by_status(reply: &HttpReply) -> TargetAnswer {
     let class = match reply.status {
         300..=399 | 401 | 403 | 404 | 405 | 407 => Config,
         408 => Uncertain,
         425 | 429 => Throttled,
         400..=499 => Permanent,
-        // No server behind the gateway took the request.
+        // The gateway found no server for the request.
         503 => Transient,
         _ => Uncertain,
     };
     let text = excerpt(&reply.body);
     let answer = TargetAnswer::new(class, reply.status.to_string(), text)
         .retry_after(retry_after(&reply.headers));
-    // Too large a request may be cut.
+    // The request was too large; smaller ones may fit.
     if reply.status == 413 {
         answer.split()
     } else {
@@ -53,8 +53,8 @@ fn by_status(reply: &HttpReply) -> TargetAnswer {
     }
 }
 
-/// Whether a parameter error is about the signature. The words are all that tells: `checksum`,
-/// `appkey`, `CurTime is expired`, `bad http header` come with the same code as a malformed list.
+/// Whether a parameter error is about the signature. Only the text tells: `checksum`, `appkey`,
+/// `CurTime is expired` and `bad http header` have the same code as a malformed list.
 pub(in crate::im) fn blames_signature(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     ["checksum", "appkey", "curtime", "nonce", "http header"]

@@ -1,7 +1,8 @@
-//! The reading of replies.
+//! Reads replies.
 //!
-//! A success of a batch names the accids that are not registered; everybody else got the message. The
-//! names come as a list, or, from older servers, as a text that holds one; so do the ids.
+//! A success of a batch lists the accids that are not registered; all other recipients got the
+//! message. The list is JSON or, from older servers, a text that contains JSON; the same holds for
+//! the ids.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -32,7 +33,7 @@ pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> 
     if let Err(answer) = read(reply, refused) {
         return Verdict::All(answer);
     }
-    // A list that cannot be read could name anybody.
+    // A list that cannot be read could name any recipient.
     let Some((unregistered, ids)) = lists(&reply.body) else {
         return Verdict::All(unreadable(&reply.body));
     };
@@ -51,7 +52,7 @@ pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> 
     }
 }
 
-/// Who is not registered, and who has an id if ids came.
+/// The accids that are not registered, and those that have an id, if the reply contains ids.
 fn lists(body: &[u8]) -> Option<(Vec<String>, Option<HashSet<String>>)> {
     let sent: Sent<'_> = serde_json::from_slice(body).ok()?;
     let unregistered = sent.unregister.map_or(Some(Vec::new()), names)?;
@@ -62,7 +63,7 @@ fn lists(body: &[u8]) -> Option<(Vec<String>, Option<HashSet<String>>)> {
     Some((unregistered, ids))
 }
 
-/// Where ids were asked for and came, whoever has none is in doubt.
+/// If the reply contains ids, an accid without one is in doubt.
 fn with_ids(recipients: &[&str], verdict: Verdict, ids: &HashSet<String>) -> Verdict {
     let lacks =
         |index: usize| verdict.of(index).class == Class::Done && !ids.contains(recipients[index]);
@@ -79,8 +80,8 @@ fn with_ids(recipients: &[&str], verdict: Verdict, ids: &HashSet<String>) -> Ver
     Verdict::Each(answers.collect())
 }
 
-/// A reply of `sendMsg.action`; `block` as in [`code::answer`]. A success can say that moderation kept
-/// the message back.
+/// A reply of `sendMsg.action`; `block` as in [`code::answer`]. A success can report that
+/// moderation kept the message back.
 pub(super) fn single(reply: &HttpReply, block: Duration) -> Verdict {
     #[derive(Deserialize)]
     struct Sent {
@@ -106,7 +107,7 @@ pub(super) fn single(reply: &HttpReply, block: Duration) -> Verdict {
     })
 }
 
-/// A list, or a text that holds one.
+/// A list, or a text that contains one.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Packed<T> {
@@ -124,7 +125,7 @@ impl<T: for<'de> Deserialize<'de> + Default> Packed<T> {
     }
 }
 
-/// An accid of digits may come as a number.
+/// An accid. An accid of digits may be written as a number.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Accid {

@@ -1,7 +1,7 @@
-//! The fields of calls, and what of a job they cannot carry.
+//! Builds calls and reports parts of a job that they cannot carry.
 //!
-//! The bytes of a call depend on the job and the recipients alone; only the signature is new on every
-//! attempt.
+//! The bytes of a call depend only on the job and the recipients; only the signature is new on
+//! every attempt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,10 +39,11 @@ const NAMES: Names = Names {
 /// Longest name of an environment, in UTF-16 units.
 const ENV_LENGTH_MAX: usize = 32;
 
-/// The one kind of group that `sendMsg.action` sends to.
+/// The only kind of group that `sendMsg.action` can send to.
 const TEAM: u8 = 2;
 
-/// Fields that are not for a job to set: who, to whom, and what the size of a call hangs on.
+/// Fields that a job cannot set: sender, recipients, and the field that the size of a call depends
+/// on.
 const OURS: [&str; 6] = ["fromAccid", "toAccids", "from", "to", "ope", "returnMsgid"];
 
 /// One application as a target.
@@ -159,7 +160,7 @@ impl NetEase {
     }
 }
 
-/// What every reply says.
+/// The members of every reply.
 #[derive(Deserialize)]
 struct Coded {
     code: i64,
@@ -275,7 +276,7 @@ impl Target for NetEase {
         }
     }
 
-    /// Looks up accounts, of nobody: that it is answered shows whether key and secret are taken.
+    /// Looks up an empty list of accounts: the answer shows whether key and secret are accepted.
     fn identify(&self) -> Option<Request> {
         let mut body = Form::default().encode_up_to("accids");
         push_percent(&mut body, b"[]");
@@ -294,7 +295,7 @@ impl Target for NetEase {
                 "refuses the call: {} {}. Check app key, secret and the clock of this machine",
                 answer.code, answer.text
             )),
-            // Whatever it says of an empty list, it has read it.
+            // Any other error is about the empty list, so the credential was accepted.
             _ => Ok("takes the app key and secret".to_owned()),
         }
     }
@@ -304,7 +305,7 @@ impl Target for NetEase {
     }
 }
 
-/// `type` and `body`; nothing for what has none of its own.
+/// `type` and `body`; `None` for contents without a type of their own.
 fn message(content: &Content) -> Option<(String, String)> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -328,8 +329,8 @@ fn message(content: &Content) -> Option<(String, String)> {
     Some((number(content)?.to_string(), body?))
 }
 
-/// What is to happen with the message besides being delivered. What is not named is as the vendor does
-/// it, which is yes.
+/// Flags of the message beyond its delivery. A flag that is left out has the vendor's default,
+/// which is yes.
 fn option(head: &Head) -> Option<String> {
     let options = &head.options;
     let no = |asked: bool| asked.then_some(false);
@@ -346,7 +347,7 @@ fn option(head: &Head) -> Option<String> {
     object.close_some()
 }
 
-/// `sendBatchMsg.action`: many users a call.
+/// `sendBatchMsg.action`: many users in one call.
 struct Batch {
     account: Arc<Account>,
     uri: Uri,
@@ -360,7 +361,7 @@ impl Calls for Batch {
     fn request(&self, recipients: &[&str]) -> Request {
         let mut list = Vec::new();
         json::push(&mut list, &recipients);
-        // Quotes and commas take three bytes each.
+        // Each quote or comma takes three bytes.
         let mut body =
             Vec::with_capacity(self.before.len() + list.len() + 8 * recipients.len() + 8);
         body.extend_from_slice(&self.before);
@@ -375,7 +376,7 @@ impl Calls for Batch {
     }
 }
 
-/// `sendMsg.action`: one team a call.
+/// `sendMsg.action`: one team in each call.
 struct Team {
     account: Arc<Account>,
     uri: Uri,

@@ -1,6 +1,6 @@
-//! Requests to the byte, and what every shape of reply means. The encoded bodies and the request ids
-//! were computed with Python's urllib and hashlib. The replies are those of the vendor's documents, old
-//! and new, and what gateways in front of it say.
+//! Checks requests byte for byte, and the meaning of every form of reply. The encoded bodies and
+//! the request ids were computed with Python's urllib and hashlib. The replies are those of the
+//! vendor's documents, old and new, and of gateways in front of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,7 @@ fn golden(target: &dyn Target, head: Head, recipients: &[&str]) -> String {
     ))
 }
 
-/// The fields of a body, decoded as the strictest reader would: `+` is a plus.
+/// The fields of a body, decoded as the strictest reader would: `+` stays a plus.
 fn fields(body: &[u8]) -> Vec<(String, String)> {
     let decode = |text: &str| {
         let mut bytes = Vec::new();
@@ -71,7 +71,7 @@ fn fields(body: &[u8]) -> Vec<(String, String)> {
         .collect()
 }
 
-/// A field of the call of a job.
+/// A field of the call for a job.
 fn field(target: &dyn Target, head: Head, name: &str) -> Option<String> {
     let body = target.open(&Arc::new(head)).request(&["u1"]).body;
     let mut found = fields(&body).into_iter().filter(|(it, _)| it == name);
@@ -317,7 +317,7 @@ fn awkward_texts_arrive_as_they_are() {
 }
 
 proptest! {
-    /// A call asked for again is the same to the byte, and other recipients have another name.
+    /// A repeated call is identical byte for byte, and other recipients get another `RequestId`.
     #[test]
     fn calls_are_the_same_every_time(
         one in prop::collection::vec(".{1,10}", 1..5), other in prop::collection::vec(".{1,10}", 1..5),
@@ -367,7 +367,7 @@ fn what_a_call_cannot_carry_is_refused_at_acceptance() {
     check(|head| head.sender = Some("x".repeat(32)), &[]);
     check(|head| head.sender = Some("x".repeat(33)), &["sender"]);
     check(|head| head.sender = Some(" ".into()), &["sender"]);
-    // {"msg":""} takes ten of the 5000.
+    // `{"msg":""}` takes ten of the 5000 units.
     check(|head| head.content = Content::Text("中".repeat(4990)), &[]);
     check(
         |head| head.content = Content::Text("中".repeat(4991)),
@@ -576,7 +576,7 @@ fn replies_to_batches() {
     ] {
         check(200, fine, [Done; 3]);
     }
-    // Who is not registered, in every form that is known.
+    // Accids that are not registered, in every known format.
     for named in [
         r#"{"code":200,"unregister":["bob"]}"#,
         r#"{"code":200,"unregister":["BOB"],"timetag":1}"#,
@@ -591,19 +591,19 @@ fn replies_to_batches() {
         r#"{"code":200,"unregister":["ana","bob",7]}"#,
         [Permanent; 3],
     );
-    // A name that was not asked for.
+    // An accid that was not in the call.
     check(
         200,
         r#"{"code":200,"unregister":["bob","zoe"]}"#,
         [Uncertain, Permanent, Uncertain],
     );
-    // An id that did not come.
+    // An accid without an id.
     check(
         200,
         r#"{"code":200,"unregister":["bob"],"msgids":{"ana":1}}"#,
         [Done, Permanent, Uncertain],
     );
-    // A success that says nothing we know: perhaps it was sent.
+    // A success with an unknown body: the message may have been sent.
     for odd in [
         "",
         "ok",

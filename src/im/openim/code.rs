@@ -1,18 +1,18 @@
-//! Which code and which status means what. The classes are ours, from the meaning of each code: OpenIM
-//! itself does not say what may be tried again.
+//! Maps error codes and HTTP statuses to classes. We derive the class from the meaning of each
+//! code: OpenIM does not say which errors are worth a retry.
 
 use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, TargetAnswer};
 
-/// Codes of errors that the server answers: from, to, meaning, name. The first row that fits counts.
+/// Error codes of the server: from, to, class, name. The first row that matches counts.
 ///
-/// `Uncertain` are those that can come from behind the send: of storing the message, or of the note that
-/// it was sent. The server makes that note only if all went well, so after an error it is missing in any
-/// case and a probe says nothing. For calls that send nothing these errors are transient.
+/// A code is `Uncertain` if it can come from a step after the send: storing the message, or noting
+/// that it was sent. The server makes that note only if all went well. After an error it is missing
+/// in any case, so a probe proves nothing. For calls that send nothing these errors are transient.
 const CODES: [(i64, i64, Class, &str); 47] = [
-    // Statuses of gRPC, which releases up to 3.8 let through.
+    // Statuses of gRPC, which releases up to 3.8 pass on.
     (1, 1, Uncertain, "canceled"),
     (2, 2, Uncertain, "unknown"),
     (3, 3, Permanent, "invalid argument"),
@@ -52,11 +52,12 @@ const CODES: [(i64, i64, Class, &str); 47] = [
     (1402, 1402, Permanent, "MutedInGroup"),
     (1403, 1403, Permanent, "MutedGroup"),
     (1404, 1404, Permanent, "MsgAlreadyRevoke"),
-    // Expired, invalid, malformed, not yet valid, unknown, kicked, absent: nothing was carried out.
+    // Expired, invalid, malformed, not yet valid, unknown, kicked, or absent: the server did
+    // nothing.
     (1501, 1507, Config, "the token is refused"),
     (1601, 1604, Permanent, "a connection's error"),
     (1701, 1701, Permanent, "FileUploadedExpiredError"),
-    // Codes of later versions, and of the chat server that may stand in front.
+    // Codes of later versions, and of the chat server that may be in front.
     (1000, 1999, Permanent, "refused"),
     (10_000, 19_999, Permanent, "refused"),
     (20_001, 29_999, Permanent, "refused by a webhook"),
@@ -67,13 +68,13 @@ const CODES: [(i64, i64, Class, &str); 47] = [
     (0, i64::MAX, Uncertain, "a code of a later version"),
 ];
 
-/// The limiter names no period in a body.
+/// The body of a throttled call contains no wait.
 const THROTTLED_WAIT: Duration = Duration::from_secs(1);
 
-/// Codes that a new token may mend.
+/// Codes after which a new token may help.
 const STALE: std::ops::RangeInclusive<i64> = 1501..=1507;
 
-/// What the server says of a content that fails the validation of its type: it has no code of its own.
+/// Error texts for a content that fails the validation of its type, which has no code of its own.
 const BAD_CONTENT: [&str; 5] = [
     "validation error",
     "Field validation",
@@ -82,13 +83,13 @@ const BAD_CONTENT: [&str; 5] = [
     "decoding failed",
 ];
 
-/// What gRPC says when it had nobody to send to.
+/// Error texts of gRPC when it could not reach the next service.
 const NOT_REACHED: [&str; 2] = ["dialing", "resolver"];
 
-/// What the server says without the headers of ours, which somebody in between must have taken.
+/// The error text when one of our headers is missing: a proxy must have removed it.
 const NO_HEADER: &str = "header must have";
 
-/// What an error means that the server answers, with its own words.
+/// The answer for an error code of the server, with the server's text.
 pub(super) fn of(code: i64, said: String) -> TargetAnswer {
     let (mut class, name) = CODES
         .into_iter()
@@ -114,7 +115,7 @@ pub(super) fn of(code: i64, said: String) -> TargetAnswer {
     }
 }
 
-/// A throttled target waits a second at least.
+/// Makes a throttled target wait at least one second.
 pub(super) fn throttled(answer: TargetAnswer) -> TargetAnswer {
     let asked = answer.retry_after.unwrap_or_default();
     match answer.class {
@@ -123,10 +124,10 @@ pub(super) fn throttled(answer: TargetAnswer) -> TargetAnswer {
     }
 }
 
-/// HTTP statuses: from, to, meaning. The first row that fits counts. Success is none of them: it is read
-/// from the body.
+/// HTTP statuses: from, to, class. The first row that matches counts. The table has no success:
+/// that is read from the body.
 const STATUSES: [(u16, u16, Class); 9] = [
-    // A redirect or the wrong door: the URL is not that of the API.
+    // A redirect: the URL is not that of the API.
     (300, 399, Config),
     (401, 401, Config),
     (403, 405, Config),
@@ -134,9 +135,9 @@ const STATUSES: [(u16, u16, Class); 9] = [
     (408, 408, Uncertain),
     (425, 425, Throttled),
     (429, 429, Throttled),
-    // Fields that could not be read: 400. A body too large: 413.
+    // 400 for fields that could not be read, 413 for a body that is too large.
     (400, 499, Permanent),
-    // A handler that died on the way, or a gateway that lost the server's answer.
+    // A handler that died, or a gateway that lost the server's answer.
     (500, 599, Uncertain),
 ];
 
@@ -179,7 +180,7 @@ mod tests {
         check(&[20_001, 29_999], Permanent);
         check(&[80_000], Transient);
         check(&[90_002, 90_004, 90_007], Uncertain);
-        // By range.
+        // Codes that only a range covers.
         check(&[1000, 1099, 1500, 1508, 1999], Permanent);
         check(&[10_001, 10_014, 19_999], Permanent);
         check(&[80_001, 89_999], Transient);

@@ -1,7 +1,7 @@
-//! What is said, as OpenIM's content types, and what each of them needs.
+//! Builds messages as OpenIM's content types, and checks the fields that each type requires.
 //!
-//! The server validates a content by its type. A fault comes back as an error of the server's own that
-//! looks like a passing one, so it is found here, when the job is accepted.
+//! The server validates a content by its type, and reports a fault as an internal error that looks
+//! transient. So this module finds the fault when the job is accepted.
 
 use std::borrow::Cow;
 
@@ -21,14 +21,14 @@ const FILE: i64 = 105;
 const AT: i64 = 106;
 const CUSTOM: i64 = 110;
 const MARKDOWN: i64 = 118;
-/// A notice of a notification account. The server puts it into the notification session, whatever the
-/// request says.
+/// A notice of a notification account. The server puts it into the notification session, whatever
+/// the session of the request.
 pub(super) const NOTICE: i64 = 1400;
 
-/// Stands for everybody among the users that are mentioned.
+/// The id that mentions all users.
 const EVERYBODY: &str = "AtAllTag";
 
-/// A content as the request carries it.
+/// A content as the request contains it.
 #[derive(Debug)]
 pub(super) struct Said<'a> {
     pub(super) content_type: i64,
@@ -37,7 +37,7 @@ pub(super) struct Said<'a> {
     place: Place,
 }
 
-/// Where in the job a content stands.
+/// The part of a job that a content comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Message,
@@ -46,7 +46,7 @@ enum Place {
 }
 
 impl<'a> Said<'a> {
-    /// What a job says; nothing if it does not say everything that a request needs.
+    /// The content of a job; `None` if the job does not contain all parts of one.
     pub(super) fn of(
         head: &'a Head,
         native: &Native<'a>,
@@ -107,8 +107,8 @@ impl<'a> Said<'a> {
         })
     }
 
-    /// What the server would find wrong with the content. Types that are not known here are the
-    /// server's to judge.
+    /// Problems that the server's validation would find. Types that are not listed here are left to
+    /// the server.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let content: Value = serde_json::from_str(&self.content).unwrap_or_default();
         let mut problems: Vec<Problem> = Vec::new();
@@ -122,7 +122,8 @@ impl<'a> Said<'a> {
                     continue;
                 };
                 let field = self.field(part, need);
-                // Three pictures are made of the one of a message.
+                // The three pictures of a content come from one picture of the message, so its
+                // problem is reported once.
                 if problems.iter().all(|known| known.field != field) {
                     problems.push(Problem::new(field, what));
                 }
@@ -142,8 +143,8 @@ impl<'a> Said<'a> {
     }
 }
 
-/// The type and content of a message of ours; none for what OpenIM has no type for, which its mapping
-/// refuses, and for one that native fields or a stored message will say.
+/// Type and content of a message. `None` if OpenIM has no such type, which the mapping refuses, and
+/// for contents from native fields or from a stored message.
 fn of_message(content: &Content, notice_name: &str) -> Option<(i64, Value)> {
     Some(match content {
         Content::Text(text) => (TEXT, json!({"content": text})),
@@ -194,12 +195,13 @@ fn of_message(content: &Content, notice_name: &str) -> Option<(i64, Value)> {
     })
 }
 
-/// What tells a file apart.
+/// The identity of a file.
 fn id(file: &message::File) -> &str {
     file.md5.as_deref().unwrap_or_default()
 }
 
-/// Seconds, which is what clients show: never 0 for something that lasts.
+/// Whole seconds, as clients show them; rounded up, so that a short file does not have the length
+/// 0.
 fn seconds(file: &message::File) -> u64 {
     file.duration_ms.unwrap_or_default().div_ceil(1000)
 }
@@ -216,7 +218,7 @@ fn picture(file: &message::File) -> Value {
         })
     };
     let whole = of(&file.url, file.size.unwrap_or_default());
-    // A thumbnail has the shape of its picture, which is what clients make room by.
+    // Clients reserve space by the thumbnail's size, so it has the proportions of its picture.
     let small = match &file.cover {
         Some(cover) => of(cover, 0),
         None => whole.clone(),
@@ -247,23 +249,23 @@ fn video(file: &message::File) -> Value {
     })
 }
 
-/// Something that the server's validation asks of a content.
+/// A field that the server's validation requires of a content, or whose value it checks.
 struct Need {
     name: &'static str,
     takes: Takes,
     needed: bool,
-    /// The field of a message that it is made of.
+    /// The field of a message that the value comes from.
     ours: &'static str,
 }
 
 #[derive(Clone, Copy)]
 enum Takes {
     Text,
-    /// The server takes a number in a text for the number.
+    /// The server accepts a number written as text.
     Number,
-    /// Users that are mentioned.
+    /// The mentioned users.
     Users,
-    /// The kind of a notice: what stands beside its text.
+    /// The kind of a notice, which says what it contains beside its text.
     MixType,
 }
 
@@ -335,7 +337,7 @@ const OF_NOTICE: &[Need] = &[
     may("ex", Takes::Text, "text"),
 ];
 
-/// What the contents of a type need, by the part of the content it stands in.
+/// The fields required of a content type, grouped by the object that contains them.
 fn needs(content_type: i64) -> &'static [(&'static str, &'static [Need])] {
     match content_type {
         TEXT | MARKDOWN => &[("", OF_TEXT)],
@@ -400,7 +402,7 @@ fn number(value: &Value) -> Option<i64> {
     }
 }
 
-/// The server takes these for left out.
+/// Whether the server treats this value as missing.
 fn is_nothing(value: &Value, takes: Takes) -> bool {
     match takes {
         Takes::Number => number(value) == Some(0) || value == "",

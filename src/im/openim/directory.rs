@@ -1,8 +1,9 @@
-//! How all users are listed: `POST /user/get_users`, ordinary users only, so neither administrators nor
-//! notification accounts. A cursor is the number of a page.
+//! Lists all users with `POST /user/get_users`. It lists ordinary users only, so neither
+//! administrators nor notification accounts. A cursor is the number of a page.
 //!
-//! The server gives its pages no order. A user that registers or is deleted meanwhile may move another
-//! one across the end of a page: who is listed twice is sent to once, who is missed is missed.
+//! The server's pages have no defined order. A user that registers or is deleted meanwhile may move
+//! another one across the end of a page. A user that is listed twice gets the message once; a user
+//! that is missed does not get it.
 
 use std::sync::Arc;
 
@@ -17,10 +18,11 @@ use crate::ports::{Directory, HttpReply, Login, Page, Request};
 
 pub(super) const PATH: &str = "/user/get_users";
 
-/// Users of a page. A reply holds their whole profiles and must stay below the limit of replies.
+/// Users of a page. The reply contains their whole profiles and must stay below the size limit of
+/// replies.
 const PAGE_USERS: u32 = 500;
 
-/// The users of one account.
+/// The user list of one account.
 pub(super) struct Users {
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
@@ -63,7 +65,7 @@ impl Directory for Users {
         let found = reply::data::<Found>(reply).map_err(reply::harmless)?;
         let users = found.users.unwrap_or_default();
         let users: Vec<_> = users.into_iter().map(|user| user.id).collect();
-        // The end is the first page with nobody on it: a server may give fewer a page than it was
+        // The list ends at the first empty page: a server may return fewer users per page than
         // asked for, and its total changes meanwhile.
         let next = (!users.is_empty()).then(|| number(cursor).saturating_add(1).to_string());
         let total = found.total;

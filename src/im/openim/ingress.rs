@@ -1,26 +1,26 @@
-//! What callers of `/msg/batch_send_msg` and `/msg/send_msg` say, and what they hear; and the logins,
-//! `/auth/get_admin_token` and `/auth/user_token`, that they begin with.
+//! Reads calls of `/msg/batch_send_msg` and `/msg/send_msg` and answers them; also serves the
+//! logins that come before them, `/auth/get_admin_token` and `/auth/user_token`.
 //!
-//! As at OpenIM, a batch always succeeds and names the users who did not get the message, without a
-//! reason; a single send says why. `serverMsgID` and `clientMsgID` are Fanwise's, the latter one for all
-//! recipients.
+//! As with OpenIM, a batch always succeeds and lists the users that did not get the message,
+//! without a reason; a single send says why. `serverMsgID` and `clientMsgID` are Fanwise's; the
+//! latter is the same for all recipients.
 //!
-//! OpenIM only traces by the `operationID`, and callers may give the same one to every call. So, unless the
-//! app says otherwise (`operation_id = "dedup"`), it is no key: the same call under the same id counts as a
-//! repeat within the door's `window`, and later as another message.
+//! OpenIM uses the `operationID` only for tracing, and callers may give the same one to every call.
+//! So it is not a key, unless the app sets `operation_id = "dedup"`. The same call with the same id
+//! counts as a repeat within the endpoint's `repeat_window`, and after that as another message.
 //!
-//! What is different here: `sendTime` is ignored, since a message that is stamped with another time hides
-//! among older ones; a batch for a group is one message to the group; and `isSendAll`, where the app may,
-//! goes to all users of the target page by page. Fanwise does not keep who they are, so its answer lists
-//! nobody and has `accounts` in their place. Where the jobs go to another system than OpenIM,
-//! `senderNickname`, `senderFaceURL`, `senderPlatformID` and a `sessionType` of 4 are dropped, and
-//! `offlinePushInfo.signalInfo` everywhere.
+//! Differences from OpenIM: `sendTime` is ignored, since a message with another time would hide
+//! among older ones. A batch for a group is one message to the group. `isSendAll`, if the app
+//! allows it, goes to all users of the target, page by page. Fanwise does not store the users, so
+//! the answer lists none and has `accounts` in their place. If the target is not OpenIM,
+//! `senderNickname`, `senderFaceURL`, `senderPlatformID` and a `sessionType` of 4 are dropped.
+//! `offlinePushInfo.signalInfo` is always dropped.
 
-/// What the content of each type says.
+/// Reads contents by their type.
 mod content;
 #[cfg(test)]
 mod tests;
-/// Who calls.
+/// Issues and verifies tokens.
 mod token;
 
 use std::collections::BTreeMap;
@@ -73,10 +73,10 @@ const TO_SUPERSEDED_GROUP: i32 = 2;
 const TO_GROUP: i32 = 3;
 const NOTIFICATION: i32 = 4;
 
-/// OpenIM 3.x.
+/// The ingress of OpenIM 3.x.
 pub(in crate::im) struct OpenImIngress;
 
-/// A call that is refused.
+/// A refused call.
 #[derive(Debug)]
 struct Refused {
     status: StatusCode,
@@ -94,7 +94,7 @@ impl Refused {
         }
     }
 
-    /// A body that does not fit the call.
+    /// The refusal of a body that does not fit the call.
     fn unbound(detail: impl Into<String>) -> Self {
         Self {
             status: StatusCode::BAD_REQUEST,
@@ -108,7 +108,7 @@ impl Refused {
         ))
     }
 
-    /// Why a recipient did not get the message.
+    /// The reason why a recipient did not get the message.
     fn of_report(report: &RecipientReport) -> Option<Self> {
         let RecipientReport::Ended { class, code, .. } = report else {
             return None;
@@ -125,7 +125,7 @@ impl Refused {
     fn spoken(&self) -> Spoken {
         let name = name(self.code);
         let last = format!(": [{}]{name}", self.code);
-        // A backend of the same system has said both already.
+        // The error of an OpenIM backend already contains both.
         let said = self.detail.strip_suffix(&last).unwrap_or(&self.detail);
         let said = if said == name { "" } else { said };
         let envelope = Envelope::<()> {
@@ -144,7 +144,7 @@ impl From<Wrong> for Refused {
     }
 }
 
-/// What every answer is put in.
+/// The envelope of every answer.
 #[derive(Serialize)]
 struct Envelope<T> {
     #[serde(rename = "errCode")]
@@ -277,7 +277,7 @@ fn is_login(incoming: &Incoming<'_>) -> bool {
     [ADMIN_TOKEN, USER_TOKEN].contains(&incoming.path)
 }
 
-/// The id that every call brings.
+/// The `operationID`, which every call must have.
 fn operation<'a>(incoming: &Incoming<'a>) -> Result<&'a str, Refused> {
     let operation = incoming.header("operationid").unwrap_or_default();
     if operation.is_empty() {
@@ -296,7 +296,7 @@ fn admin_of(endpoint: &DropInEndpoint) -> &str {
     endpoint.key.as_deref().unwrap_or(Settings::ADMIN_USER)
 }
 
-/// A token for whoever knows the secret.
+/// Issues a token to a caller that has the secret.
 fn login(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Spoken, Refused> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -332,7 +332,7 @@ fn login(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<Spoken
     }))
 }
 
-/// The door that a call comes in by, and whether it is the administrator who calls.
+/// The endpoint that a call belongs to, and whether the caller is its administrator.
 fn enter(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<(usize, bool), Refused> {
     let refused = match incoming.header("token").unwrap_or_default() {
         "" => Refused::new(ARGS, "header must have token"),
@@ -347,7 +347,7 @@ fn enter(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Result<(usize
     open.map(|endpoint| (endpoint, true)).ok_or(refused)
 }
 
-/// A call that is understood.
+/// A call that was read and accepted.
 struct Call {
     wanted: DropInJob,
     reply: OpenImReply,
@@ -377,7 +377,7 @@ impl Call {
             _ => None,
         };
         let all = batch && body.flag("isSendAll")?.unwrap_or(false);
-        // A notice goes to users whatever the session.
+        // A notice goes to users, whatever the session.
         let to_users = group.is_none() || content_type == content::NOTICE;
         let users = match (to_users, batch) {
             (false, _) => Vec::new(),
@@ -407,7 +407,7 @@ impl Call {
         let mentions = endpoint.limit("mentions_max");
         let (message, whole) = content::message(content_type, &fields, mentions)?;
         let mut native = native;
-        // A notice has the session of its type.
+        // A notice always has the session of its type.
         if group.is_none() && content_type != content::NOTICE {
             native.extend(raw(&session).map(|it| (SESSION_TYPE, it)));
         }
@@ -442,7 +442,7 @@ impl Call {
         })
     }
 
-    /// A batch for nobody is well, and nothing to do.
+    /// A batch without recipients succeeds immediately.
     fn is_for_nobody(&self) -> bool {
         self.wanted
             .audience
@@ -466,7 +466,7 @@ fn options(body: &Loose<'_>) -> Result<Options, Refused> {
         forced: None,
     };
     let push = match silent {
-        // As documented, the rest is not used then.
+        // As documented, the other push fields are then ignored.
         true => Some(Push {
             enabled: push.enabled,
             ..Push::default()
@@ -484,9 +484,9 @@ fn options(body: &Loose<'_>) -> Result<Options, Refused> {
     })
 }
 
-/// The fields that the model does not have.
+/// Reads the fields that the model does not have.
 fn native(body: &Loose<'_>) -> Result<BTreeMap<&'static str, Box<RawValue>>, Refused> {
-    // It has no meaning here, but must be one.
+    // It has no effect, but must be a number.
     body.number::<i64>("sendTime")?;
     let mut native = BTreeMap::new();
     for name in ["senderNickname", "senderFaceURL"] {
@@ -497,7 +497,7 @@ fn native(body: &Loose<'_>) -> Result<BTreeMap<&'static str, Box<RawValue>>, Ref
                 .map(|it| (name, it)),
         );
     }
-    // The caller's clients may read it in a manner of their own: nothing of ours takes its place.
+    // The caller's clients may read `ex` in their own way, so Fanwise must not add a value.
     if body.text("ex")?.is_none() {
         native.extend(ingress::quoted("").map(|it| ("ex", it)));
     }
@@ -515,14 +515,14 @@ fn raw(value: &impl Serialize) -> Option<Box<RawValue>> {
     Some(crate::json::raw(value))
 }
 
-/// Says what became of a call.
+/// Renders the answer to a call.
 #[derive(Clone, Copy, Debug)]
 enum OpenImReply {
     Batch,
     Single,
 }
 
-/// One message as the answer shows it.
+/// A message in the answer.
 #[derive(Serialize)]
 struct SentData<'a> {
     #[serde(rename = "serverMsgID")]
@@ -535,21 +535,21 @@ struct SentData<'a> {
     recipient: Option<&'a str>,
 }
 
-/// An empty list is `null`, as Go writes one that nothing was put in.
+/// An empty list is `null`, as Go writes a list without entries.
 #[derive(Serialize)]
 struct Lists<'a> {
     results: Option<Vec<SentData<'a>>>,
     #[serde(rename = "failedUserIDs")]
     failed: Option<Vec<&'a str>>,
-    /// In the place of names, where the request gave none.
+    /// Replaces the lists of users for a request that names none.
     #[serde(skip_serializing_if = "Option::is_none")]
     accounts: Option<AllUsers>,
 }
 
-/// What became of a message to all users.
+/// The results of a message to all users.
 #[derive(Serialize)]
 struct AllUsers {
-    /// As many as were listed until now.
+    /// The number of users listed so far.
     total: u64,
     sent: u64,
     failed: u64,
@@ -568,7 +568,7 @@ impl AllUsers {
         }
     }
 
-    /// Why the message as a whole did not get through: everybody is done, and nobody got it.
+    /// The refusal of the whole message, if all recipients are settled and none got it.
     fn refused(everybody: &Everybody) -> Option<Refused> {
         let all = Self::of(everybody);
         (everybody.is_complete && all.sent == 0 && all.failed > 0).then(|| {
@@ -635,7 +635,7 @@ fn single(job_report: &JobReport) -> Spoken {
 fn sent<'a>(job_report: &JobReport, recipient: &str, shown: Option<&'a str>) -> SentData<'a> {
     SentData {
         server_id: job_report.message_id_hex(recipient),
-        // No recipient has this id, so it is nobody's own.
+        // No recipient has an empty id, so this is the id of no recipient's message.
         client_id: job_report.message_id_hex(""),
         send_time: job_report.accepted_at_ms,
         recipient: shown,

@@ -1,5 +1,5 @@
-//! How the administrator's token is fetched. Every call needs one; it lasts for 90 days unless the server
-//! is set otherwise.
+//! Fetches the administrator's token. Every call needs one; it lasts for 90 days by the server's
+//! default.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::im::reading::BAD_REPLY;
 use crate::ports::{Credential, HttpReply, Login, Request};
 use crate::secret::Secret;
 
-/// The platform of administrators; a token for it takes nobody's place.
+/// The platform of administrators. A token for it does not log out another session.
 const ADMIN_PLATFORM: u8 = 10;
 
-/// Longest life that a token is believed to have.
+/// Longest lifetime that is accepted for a token.
 const LIVES_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// Life of a token that comes without one.
+/// Lifetime of a token whose reply contains none.
 const LIVES: Duration = Duration::from_secs(60 * 60);
 
 /// A token as the value of a header, if it can be one.
@@ -74,7 +74,7 @@ impl Login for TokenLogin {
     }
 
     fn read_credential(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer> {
-        // A reply of another shape is not shown: there may be a token in it.
+        // A reply of another shape is not shown: it may contain the token.
         let no_token = || {
             let text = "the reply to the login holds no token";
             TargetAnswer::new(Class::Transient, BAD_REPLY, text)

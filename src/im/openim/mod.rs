@@ -1,46 +1,49 @@
-//! OpenIM 3.x: `POST /msg/send_msg` for each recipient, or `/msg/batch_send_msg` for many.
+//! Calls OpenIM 3.x: `POST /msg/send_msg` for each recipient, or `/msg/batch_send_msg` for many.
 //!
-//! OpenIM absorbs no repeats: every call makes a message with an id of its own. What it offers instead
-//! decides what is promised:
+//! OpenIM does not recognise repeated calls: every call makes a message with an id of its own. The
+//! promises follow from what it offers instead:
 //!
 //! | | `send_msg` | `batch_send_msg` (`packed`) |
 //! |---|---|---|
-//! | a call in doubt | is asked after: the server keeps the outcome of a send for a day under its `operationID`, which is the same on every attempt | cannot be asked after, and stays in doubt |
-//! | who failed | with the server's code | named without a reason, and sent to again alone to learn it |
+//! | a call in doubt | can be asked about: the server keeps the outcome of a send for a day under its `operationID`, which is the same on every attempt | cannot be asked about, and stays in doubt |
+//! | failed recipients | have the server's code | are listed without a reason, and called again alone to learn it |
 //! | groups | `sessionType` 3 | none: the server would report success and send nothing |
 //!
-//! The server notes an outcome only after the send, and only that it was sent. A reply that is lost is
-//! therefore asked after, and "unknown", said twice, means not sent; only a server that is still at it
-//! then, or whose note failed, makes that a second message. An error of the server's own is different: it
-//! can come from behind the send, and then no note is made either. While its Redis is away OpenIM sends
-//! every message and answers every call with such an error. Recipients of these calls stay in doubt, and
-//! `on_uncertain` decides. Receiving applications can hide a second message: unless `options.extension`
-//! says otherwise, `ex` carries the job's key as `{"app":"shop","client_msg_no":"promo-1"}`.
+//! The server notes an outcome only after the send, and only that the message was sent. If a reply
+//! is lost, Fanwise therefore asks for the outcome, and "unknown", answered twice, means not sent.
+//! That makes a second message only if the server is still sending then, or if it could not make
+//! the note. An internal error of the server is different: it can come from a step after the send,
+//! and the note is then missing too. While its Redis is away, OpenIM sends every message and
+//! answers every call with such an error. Recipients of these calls stay in doubt, and
+//! `on_uncertain` decides. Receiving applications can hide a second message: unless
+//! `options.extension` says otherwise, `ex` contains the job's key as
+//! `{"app":"shop","client_msg_no":"promo-1"}`.
 //!
-//! Of the recipients that a batch names as failed some may have got the message as well, where the
-//! server lost an answer of its own. Whoever must not risk it leaves `packed` off.
+//! If the server lost an internal reply, some of the recipients that a batch reports as failed may
+//! have got the message. Leave `packed` off if that risk is not acceptable.
 //!
-//! Every message appears in the sender's own conversations. Let a notification account send, with
-//! `session = "notification"`.
+//! Every message appears in the sender's own conversations. To avoid that, send from a notification
+//! account with `session = "notification"`.
 //!
-//! `isSendAll` is never used: it goes through all users within one request, and a lost reply would leave
-//! everybody in doubt. Neither is `sendTime`: it stamps a message, it does not schedule one.
+//! Fanwise never uses `isSendAll`: it handles all users within one request, and a lost reply would
+//! leave all of them in doubt. It never uses `sendTime` either, which stamps a message and does not
+//! schedule it.
 
-/// Which code and which status means what.
+/// Maps error codes and HTTP statuses to classes.
 mod code;
-/// What is said, as OpenIM's content types, and what each of them needs.
+/// Builds messages as OpenIM's content types, and checks the fields that each type requires.
 mod content;
-/// How all users are listed.
+/// Lists all users.
 mod directory;
-/// What existing callers say, and what they hear.
+/// Reads requests of existing callers and answers them.
 pub(in crate::im) mod ingress;
-/// How the administrator's token is fetched.
+/// Fetches the administrator's token.
 mod login;
-/// Fields that a job gives for the request as they are.
+/// Reads and checks the fields that a job adds to the request.
 mod native;
-/// The envelope of all replies.
+/// Reads the envelope of replies.
 mod reply;
-/// Calls and the reading of their replies.
+/// Builds calls and reads their replies.
 mod target;
 #[cfg(test)]
 mod tests;
@@ -55,24 +58,24 @@ use super::address::Base;
 use crate::domain::fields::Problem;
 use crate::secret::Secret;
 
-/// One OpenIM account.
+/// Settings of one OpenIM account.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the HTTP API is, such as `http://openim:10002`.
+    /// Base URL of the HTTP API, such as `http://openim:10002`.
     pub url: String,
-    /// How the administrator's token is come by. Default: by the call of 3.8.1 and later.
+    /// How the administrator's token is obtained. Default: by the call of 3.8.1 and later.
     pub auth: Auth,
-    /// The secret of the server's `share.yml`, to fetch a token with.
+    /// The secret in the server's `share.yml`, which fetches a token.
     pub secret: Option<Secret>,
-    /// The token itself, for [`Auth::Token`].
+    /// The token itself, with [`Auth::Token`].
     pub token: Option<Secret>,
-    /// The administrator. Default [`Self::ADMIN_USER`].
+    /// The user id of the administrator. Default [`Self::ADMIN_USER`].
     pub admin_user: String,
-    /// Who messages are from when a job does not say.
+    /// The sender of messages whose job names none.
     pub sender: Option<String>,
-    /// Which conversation users find a message in. Default: one with the sender.
+    /// The conversation in which users find a message. Default: the one with the sender.
     pub session: Session,
-    /// The name that notices bear. Default: the sender's id.
+    /// The name shown with notices. Default: the sender's id.
     pub notice_name: Option<String>,
     /// One call for many recipients (`/msg/batch_send_msg`). Default: no.
     pub packed: bool,
@@ -81,13 +84,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The server itself has no limit, and calls its recipients one after another.
+    /// The server has no limit, and sends to the recipients one after another.
     pub const RECIPIENTS_PER_CALL: usize = 100;
     pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
-    /// The administrator of an installation as it comes.
+    /// The administrator of a new installation.
     pub const ADMIN_USER: &str = "imAdmin";
 
-    /// The kinds that differ in what they honour.
+    /// The kinds that honour different features.
     pub(super) fn samples() -> Vec<(&'static str, Self)> {
         let new = || Self {
             secret: Some(Secret::new("secret")),
@@ -124,14 +127,14 @@ impl Settings {
     }
 }
 
-/// How the administrator's token is come by.
+/// How the administrator's token is obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auth {
     /// Fetched from `/auth/get_admin_token`, which 3.8.1 and later have.
     AdminToken,
     /// Fetched from `/auth/user_token`, which 3.0 to 3.8.0 have.
     UserToken,
-    /// Given. Nobody renews it: once it has expired jobs are parked, and so is the target.
+    /// Configured and never renewed: once it has expired, jobs and the target are parked.
     Token,
 }
 
@@ -146,13 +149,13 @@ impl Auth {
     }
 }
 
-/// The conversation of messages to users.
+/// The conversation that messages to users go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Session {
-    /// `sessionType` 1: the one with the sender. Blocks and friendships count for senders that are
-    /// neither administrators nor notification accounts.
+    /// `sessionType` 1: the conversation with the sender. Blocks and friendships apply, except to
+    /// administrators and notification accounts.
     Single,
-    /// `sessionType` 4: the notifications of the sender, a notification account.
+    /// `sessionType` 4: the notifications of the sender, which is a notification account.
     Notification,
 }
 
@@ -168,7 +171,7 @@ impl Session {
 const NOTIFICATION_SESSION: i64 = 4;
 const GROUP_SESSION: i64 = 3;
 
-/// Names a call in the server's logs, and in its memory of what was sent.
+/// Identifies a call in the server's logs and in its notes of sent messages.
 const OPERATION_ID: HeaderName = HeaderName::from_static("operationid");
 const TOKEN: HeaderName = HeaderName::from_static("token");
 
@@ -209,7 +212,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     Some(OpenIm::new(settings.clone(), endpoints, login, users))
 }
 
-/// The headers of all calls; a token among them that need not be fetched.
+/// The headers of all calls, including a configured token.
 fn headers_of_calls(
     settings: &Settings,
     headers: &HeaderMap,

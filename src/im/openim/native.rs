@@ -1,5 +1,5 @@
-//! Fields that a job gives for the request as they are. They win over what the message would say, and
-//! `sessionType` over the target's `session`; recipients, sender and time are not theirs to set.
+//! Reads and checks the fields that a job adds to the request. They override the message, and
+//! `sessionType` overrides the target's `session`. They cannot set recipients, sender or time.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::fields::{Problem, shorten};
 
-/// Fields that decide who gets the message from whom and when.
+/// Fields that decide recipients, sender and time.
 const OURS: [&str; 6] = [
     "recvID",
     "recvIDs",
@@ -17,11 +17,11 @@ const OURS: [&str; 6] = [
     "sendTime",
 ];
 
-/// Which session a message to users goes to: 1 with the sender, 4 of notifications.
+/// The session of a message to users: 1 with the sender, 4 for notifications.
 pub(in crate::im) const SESSION_TYPE: &str = "sessionType";
 
-/// The other fields of the request, with what the server takes for them. With anything else it would
-/// refuse every call.
+/// The other fields of the request, with the type that the server accepts. It would refuse every
+/// call with another type.
 const THEIRS: [(&str, Takes); 10] = [
     ("content", Takes::Object),
     ("contentType", Takes::Number),
@@ -67,22 +67,22 @@ impl Takes {
     }
 }
 
-/// Native fields by the server's names for them.
+/// Native fields, by the server's names.
 pub(super) type Native<'a> = BTreeMap<String, &'a RawValue>;
 
-/// The server reads names without regard to case, so `ISSENDALL` is `isSendAll`, and so is one with the
-/// long `ſ` or the Kelvin sign.
+/// The server reads names without regard to case, so `ISSENDALL` is `isSendAll`, and so is a name
+/// with the long `ſ` or the Kelvin sign.
 fn same(one: &str, other: &str) -> bool {
     let fold = |name: &str| name.to_uppercase().to_lowercase();
     fold(one) == fold(other)
 }
 
-/// The native fields of a job, which is known to give an object.
+/// The native fields of a job. Accepting the job checked that they are an object.
 pub(super) fn read(native: Option<&RawValue>) -> Native<'_> {
     let fields: Native<'_> = crate::json::again(native.map_or("{}", RawValue::get));
     fields
         .into_iter()
-        // The server takes it for left out, and so the message's own stays.
+        // The server treats `null` as missing, so the message's own value stays.
         .filter(|(_, value)| value.get() != "null")
         .map(
             |(name, value)| match THEIRS.iter().find(|(it, _)| same(it, &name)) {
@@ -93,7 +93,7 @@ pub(super) fn read(native: Option<&RawValue>) -> Native<'_> {
         .collect()
 }
 
-/// What is wrong with native fields.
+/// Reports problems of native fields.
 pub(super) fn problems(native: &Native<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, value) in native {

@@ -1,7 +1,7 @@
-//! The envelope of all replies: `{"errCode":0,"errMsg":"","errDlt":"","data":{…}}`.
+//! Reads the envelope of all replies: `{"errCode":0,"errMsg":"","errDlt":"","data":{…}}`.
 //!
-//! Errors of the server come as 200 with an `errCode`; fields it cannot read as 400 with one. Everything
-//! else is by whoever stands in front, or a server that died on the way.
+//! The server reports errors as 200 with an `errCode`, and fields that it cannot read as 400 with
+//! one. Any other reply comes from a proxy in front of it, or from a server that died.
 
 use std::borrow::Cow;
 
@@ -26,11 +26,11 @@ struct Envelope<'a> {
 }
 
 impl Envelope<'_> {
-    /// The words of an error, for people.
+    /// The text of an error, for display.
     fn said(&self) -> String {
         let message = self.message.as_deref().unwrap_or_default().trim();
         let detail = self.detail.as_deref().unwrap_or_default();
-        // It often begins with the colon of what was put before it.
+        // The detail often begins with a colon, left from a prefix.
         match detail.trim_start_matches([':', ' ']).trim_end() {
             "" => message.to_owned(),
             detail if message.is_empty() || detail.starts_with(message) => detail.to_owned(),
@@ -39,11 +39,11 @@ impl Envelope<'_> {
     }
 }
 
-/// Why a reply holds no data.
+/// The reason why a reply contains no data.
 pub(super) enum Refusal {
-    /// The server says so itself.
+    /// The server reports the error.
     Said(TargetAnswer),
-    /// Somebody in front of it says so, or nobody says anything that can be read.
+    /// A proxy reports an error, or the reply cannot be read.
     Other(TargetAnswer),
 }
 
@@ -76,20 +76,20 @@ pub(super) fn data<'a, T: Deserialize<'a>>(reply: &'a HttpReply) -> Result<T, Re
     }
 }
 
-/// A reply that is not the server's word on the call, by its status.
+/// The answer by the status alone, for a reply that is not the server's.
 fn refusal(reply: &HttpReply, said: Option<String>) -> TargetAnswer {
     let text = said.unwrap_or_else(|| excerpt(&reply.body));
     let class = code::status(reply.status);
     let answer = TargetAnswer::new(class, reply.status.to_string(), text);
     let answer = code::throttled(answer.retry_after(retry_after(&reply.headers)));
     match reply.status {
-        // Whatever limit it was, a smaller call may stay below it.
+        // The call exceeded some size limit; a smaller one may fit.
         413 => answer.split(),
         _ => answer,
     }
 }
 
-/// What a refusal means that came before anything was sent: nobody is in doubt.
+/// The answer for a refusal before anything was sent: no recipient is in doubt.
 pub(super) fn harmless(refusal: impl Into<TargetAnswer>) -> TargetAnswer {
     let mut answer = refusal.into();
     if answer.class == Class::Uncertain {

@@ -1,4 +1,4 @@
-//! Calls and the reading of their replies.
+//! Builds calls and reads their replies.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -35,7 +35,7 @@ pub struct OpenIm {
     users: Users,
 }
 
-/// What all calls to an account have in common.
+/// The parts that all calls to an account have in common.
 pub(super) struct Endpoints {
     pub(super) send: Uri,
     pub(super) batch: Uri,
@@ -43,7 +43,7 @@ pub(super) struct Endpoints {
     pub(super) headers: HeaderMap,
 }
 
-/// A job's group type that means nothing in particular.
+/// The default group type of a job, which has no special meaning.
 const ANY_GROUP: u8 = 2;
 
 impl OpenIm {
@@ -91,7 +91,7 @@ impl OpenIm {
         Said::of(head, native, name.unwrap_or(self.sender(head)), problems)
     }
 
-    /// The members that all calls of a job share, up to the first one that differs.
+    /// The members that all calls of a job share, up to the first that differs.
     fn common(&self, head: &Head, native: &Native<'_>, said: Option<&Said<'_>>) -> Vec<u8> {
         let content_type = said.map_or(0, |said| said.content_type);
         let session = match head.addressed {
@@ -124,7 +124,7 @@ impl OpenIm {
         for (name, value) in native {
             let value = value.get().as_bytes().to_vec();
             match members.iter_mut().find(|(ours, _)| ours == name) {
-                // These two are in the content already.
+                // The content already contains these two.
                 Some(("content" | "contentType", _)) => {}
                 Some((_, ours)) => *ours = value,
                 None => members.push((name, value)),
@@ -147,7 +147,7 @@ fn bytes(value: &impl serde::Serialize) -> Vec<u8> {
     bytes
 }
 
-/// What devices that are offline are shown; the server's own default without any of it.
+/// The push that offline devices show; `None` for the server's default.
 fn push_info(push: &Push) -> Option<Map<String, Value>> {
     let text = |text: &Option<String>| text.clone().map(Value::from);
     let payload = push.payload.as_ref().map(|it| plain_text(it).into());
@@ -282,7 +282,7 @@ struct OpenImCalls {
     job: String,
     /// The body up to the first recipient.
     before: Vec<u8>,
-    /// The name of the one recipient.
+    /// The field name of a single recipient.
     to: &'static [u8],
     packed: bool,
     notice: bool,
@@ -322,7 +322,7 @@ impl Calls for OpenImCalls {
         let length: usize = recipients.iter().map(|recipient| recipient.len() + 3).sum();
         let mut body = Vec::with_capacity(self.before.len() + length + 16);
         body.extend_from_slice(&self.before);
-        // Alone it is told why it fails.
+        // A single send returns the reason of a failure.
         if let [recipient] = recipients {
             body.extend_from_slice(self.to);
             json::push_string(&mut body, recipient);
@@ -348,8 +348,9 @@ impl Calls for OpenImCalls {
         }
     }
 
-    /// A batch leaves no trace that could be asked after. Nor do its recipients when they are called
-    /// alone: that the server knows of no send to one of them does not say that no batch reached it.
+    /// A batch leaves no note that could be asked for, and neither do its recipients when they are
+    /// called alone later: if the server notes no send to one of them, a batch may still have
+    /// reached it.
     fn probe(&self, recipients: &[&str]) -> Option<Request> {
         (!self.packed).then(|| self.call(&self.endpoints.check, recipients, "{}"))
     }
@@ -357,14 +358,14 @@ impl Calls for OpenImCalls {
     fn read_probe(&self, _recipients: &[&str], reply: &HttpReply) -> Probed {
         #[derive(Deserialize)]
         struct Status {
-            /// Go may leave out a zero.
+            /// Go may omit a zero.
             #[serde(default)]
             status: i64,
         }
         match reply::data::<Status>(reply) {
             Ok(Status { status: 0 }) => Probed::NotSent,
             Ok(Status { status: 2 }) => Probed::Sent,
-            // 1 is sending, 3 failed; no server of today says either.
+            // 1 is sending, 3 failed; current servers return neither.
             Ok(_) | Err(_) => Probed::Unknown,
         }
     }
@@ -378,7 +379,7 @@ impl OpenImCalls {
         }
     }
 
-    /// The only user that the server looks for before it sends a notice is the sender.
+    /// Before it sends a notice, the server looks up only the sender.
     fn blame(&self, mut answer: TargetAnswer) -> TargetAnswer {
         if self.notice && answer.code == "err_1101" {
             answer.class = Class::Config;
@@ -389,7 +390,7 @@ impl OpenImCalls {
     fn read_batch(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         let sent = match reply::data::<SendReply<'_>>(reply) {
             Ok(sent) => sent,
-            // The server's own errors all come before the first send; later ones only name users.
+            // The server's own errors all come before the first send; later errors only list users.
             Err(Refusal::Said(answer)) => {
                 return Verdict::All(self.blame(reply::harmless(answer)));
             }
@@ -422,7 +423,7 @@ impl OpenImCalls {
     }
 }
 
-/// What `/msg/batch_send_msg` answers. An empty list is `null`.
+/// The reply to `/msg/batch_send_msg`. An empty list is `null`.
 #[derive(Deserialize)]
 struct SendReply<'a> {
     #[serde(borrow)]

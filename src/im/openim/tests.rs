@@ -1,5 +1,5 @@
-//! Requests to the byte, and what every shape of reply means. The replies are those of the sources of
-//! 3.8, of its documentation, and what gateways in front of it say.
+//! Checks requests byte for byte, and the meaning of every form of reply. The replies are those of
+//! the sources of 3.8, of its documentation, and of gateways in front of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::im::fixture::{AWKWARD, head, raw, reply, request, text, with_header};
 use crate::im::{TargetSettings, build};
 use crate::ports::{Credential, HttpReply, Login, Page, Probed, Target};
 
-/// An account with everything left at its default but the sender.
+/// An account with default settings except for the sender.
 fn settings() -> Settings {
     Settings {
         secret: Some(Secret::new("openIM123")),
@@ -54,8 +54,8 @@ fn golden(target: &dyn Target, head: Head, recipients: &[&str]) -> String {
     ))
 }
 
-/// The operation of the fixture's job for `u1`: the job's id, and the first half of the SHA-256 of the
-/// recipient with an end mark, both computed elsewhere.
+/// The `operationID` of the fixture's job for `u1`: the job's id, and the first half of the SHA-256
+/// of the recipient with an end mark. Both were computed elsewhere.
 const OPERATION: &str = "103700ae6eb43776dac4c71a-998e35fcd6a1c77024225678b118d396";
 
 /// The `ex` of the fixture's job.
@@ -70,7 +70,7 @@ fn a_single_call() {
          \"content\":{{\"content\":\"Hello \\\"you\\\"\"}},{EX},\"recvID\":\"u1\"}}"
     );
     assert_eq!(golden(&*single(), head(), &["u1"]), expected);
-    // Alone it is told why it fails, in packed mode too.
+    // A single recipient gets a single send, which returns a reason, in packed mode too.
     assert_eq!(golden(&*packed(), head(), &["u1"]), expected);
     assert_eq!(
         golden(&*notification(), head(), &["u1"]),
@@ -104,7 +104,7 @@ fn a_call_to_a_group() {
          {{\"sendID\":\"news\",\"sessionType\":3,\"contentType\":101,\
          \"content\":{{\"content\":\"Hello \\\"you\\\"\"}},{EX},\"groupID\":\"g1\"}}"
     );
-    // The session of the account is that of messages to users.
+    // The session setting applies only to messages to users.
     assert_eq!(golden(&*single(), head.clone(), &["g1"]), expected);
     assert_eq!(golden(&*notification(), head, &["g1"]), expected);
 }
@@ -213,7 +213,7 @@ fn every_type_of_message() {
         Content::Custom(raw(r#""plain""#)),
         r#"110,"content":{"data":"plain","description":"","extension":""}"#,
     );
-    // Byte for byte, whatever a reader would make of the numbers.
+    // Byte for byte, whatever a parser would make of the numbers.
     check(
         Content::Raw(raw(
             r#"{"content":{ "content":"*hi*","n":12345678901234567890.10 },"contentType":118}"#,
@@ -237,7 +237,7 @@ fn a_notice_goes_to_the_notifications_of_its_sender() {
         ..settings()
     });
     assert_eq!(said(&*named, notice()), expected("House news"));
-    // Said in OpenIM's own terms, it belongs there too.
+    // A notice in OpenIM's own format belongs to the notification session too.
     let mut head = head();
     let content = r#"{"notificationName":"n","notificationType":1,"text":"t"}"#;
     head.content = Content::Raw(raw(&format!(
@@ -304,7 +304,7 @@ fn every_option() {
         |head| head.options.extension = Some(raw(r#"{"k": [1]}"#)),
         r#""ex":"{\"k\": [1]}""#,
     );
-    // What is so anyway.
+    // Options that are the default anyway.
     check(|head| head.options.unread = Some(true), EX);
     check(|head| head.options.sender_no_sense = Some(false), EX);
 }
@@ -332,7 +332,7 @@ fn native_fields_win_and_arrive_untouched() {
          \"content\":{\"content\":\"Hello \\\"you\\\"\"},\"isOnlineOnly\":true,\"ex\":\"mine\",\
          \"later\":{ \"x\": 1.0 },\"senderNickname\":\"N\",\"senderPlatformID\":2,\"recvID\":\"u1\"}"
     );
-    // Alone they say it all; beside a message they replace a part of it.
+    // Alone, they are the whole content; beside a message they replace a part of it.
     let mut job = head();
     job.native = Some(raw(r#"{"contentType":118,"content":{ "content": "*"}}"#));
     job.content = Content::Native;
@@ -367,7 +367,7 @@ fn awkward_recipients_arrive_as_they_are() {
 }
 
 proptest! {
-    /// A call asked for again is the same to the byte, and no two recipients share an operation.
+    /// A repeated call is identical byte for byte, and no two recipients share an `operationID`.
     #[test]
     fn calls_are_the_same_every_time(one in ".{1,40}", other in ".{1,40}") {
         let (target, head) = (single(), Arc::new(head()));
@@ -522,7 +522,7 @@ fn raw_and_native_contents_are_checked_like_any_other() {
         r#"{"contentType":1400,"content":{"notificationName":"n","notificationType":0,"text":"t","mixType":6}}"#,
         &[".content.notificationType", ".content.mixType"],
     );
-    // A quote, and a type of a later version: the server's to judge.
+    // A quote, and a type of a later version: both are left to the server.
     check_raw(r#"{"contentType":114,"content":{}}"#, &[]);
     check_raw(r#"{"contentType":4711,"content":{}}"#, &[]);
 
@@ -673,7 +673,7 @@ fn replies_to_single_calls() {
     ] {
         check(200, sent, Done);
     }
-    // Business errors come as 200, fields that could not be read as 400.
+    // Errors of the application come as 200, unreadable fields as 400.
     check(
         200,
         r#"{"errCode":1004,"errMsg":"RecordNotFoundError","errDlt":": [1004]RecordNotFoundError"}"#,
@@ -714,7 +714,7 @@ fn replies_to_single_calls() {
     );
     check(400, r#"{"errCode":1502}"#, Config);
     check(400, "", Permanent);
-    // A 200 that says nothing we know: perhaps it was sent.
+    // A 200 with an unknown body: the message may have been sent.
     for odd in [
         "",
         "ok",
@@ -732,7 +732,7 @@ fn replies_to_single_calls() {
         check(200, odd, Uncertain);
         check(204, odd, Uncertain);
     }
-    // By whoever stands in front, and of a server that died on the way.
+    // Replies of a proxy in front, and of a server that died.
     check(301, "", Config);
     check(401, "", Config);
     check(403, "<html>", Config);
@@ -763,7 +763,7 @@ fn a_refused_token_is_stale_and_nothing_else_is() {
     assert!(!read_single(&reply(401, "")).stale);
 }
 
-/// After an error of its own the server has made no note, be the message sent or not.
+/// After an internal error the server has made no note, whether the message was sent or not.
 #[test]
 fn only_lost_replies_are_asked_after() {
     let internal = reply(200, r#"{"errCode":500,"errDlt":"redis: timeout"}"#);
@@ -881,10 +881,10 @@ fn replies_to_packed_calls() {
         &data(&to(&["a", "c"]), r#"["\u0062\u0022"]"#),
         [done, split, done],
     );
-    // errCode 0 and everybody failed.
+    // `errCode` 0, and all recipients failed.
     check(200, &data("null", r#"["a","b\"","c"]"#), [split; 3]);
     check(200, &data("[]", r#"["c","a","b\""]"#), [split; 3]);
-    // Who is named nowhere, or twice over, is in doubt.
+    // A recipient in neither list, or in both, is in doubt.
     let doubt = (Uncertain, false);
     check(200, &data("null", "null"), [doubt; 3]);
     check(200, &data(&to(&["a"]), r#"["c"]"#), [done, doubt, split]);
@@ -926,7 +926,7 @@ fn replies_to_packed_calls() {
     // A smaller call may pass where a large one does not.
     check(413, "", [(Permanent, true); 3]);
     check(429, "", all(Throttled));
-    // Anybody else's come at any time.
+    // Errors of a proxy can come at any time.
     check(500, "", all(Uncertain));
     check(502, "", all(Uncertain));
     check(503, "", all(Uncertain));
@@ -990,7 +990,7 @@ fn a_call_in_doubt_is_asked_after_under_its_own_operation() {
     check(502, "", Probed::Unknown);
 }
 
-/// A batch cannot be asked after; neither can a call to one that may have been in a batch before.
+/// A batch leaves no note, and a single send may follow a batch that reached the recipient.
 #[test]
 fn packed_accounts_have_no_probe() {
     let calls = packed().open(&Arc::new(head()));
@@ -1062,7 +1062,7 @@ fn replies_to_the_login() {
     assert_eq!(class(404, "404 page not found"), Class::Config);
     assert_eq!(class(429, ""), Class::Throttled);
     assert_eq!(class(502, ""), Class::Transient);
-    // Whatever a reply of another shape holds, it is not shown.
+    // A reply of another form is not shown, since it may contain the token.
     for odd in [
         r#"{"errCode":0,"data":{"Token":"hunter2"}}"#,
         r#"{"errCode":0,"data":{"token":""},"x":"hunter2"}"#,
@@ -1107,7 +1107,7 @@ fn all_users_are_listed_page_by_page() {
         read(Some("2"), users).unwrap(),
         page(Some("3"), &["u1", "ü\""])
     );
-    // The end is a page with nobody on it.
+    // The list ends at an empty page.
     for end in ["null", "[]"] {
         let end = format!(r#"{{"errCode":0,"data":{{"total":2,"users":{end}}}}}"#);
         assert_eq!(read(Some("3"), &end).unwrap(), page(None, &[]));

@@ -1,4 +1,4 @@
-//! Any HTTP endpoint: one `POST` with JSON for each recipient, or for up to 1,000 of them.
+//! Calls any HTTP endpoint: one `POST` with JSON for each recipient, or for up to 1,000 of them.
 //!
 //! ```text
 //! POST /hook/u1 HTTP/1.1
@@ -12,28 +12,29 @@
 //!  "recipient":"u1"}
 //! ```
 //!
-//! `message` is as the producer wrote it: `type` and `text`, `type` and `data`, or `native` alone, JSON
-//! byte for byte. With `recipients_per_call` above 1, `recipients` (a list) takes the place of
-//! `recipient`, and the answer may name those who failed while the others got the message:
+//! `message` is as the producer wrote it: `type` and `text`, `type` and `data`, or `native` alone,
+//! JSON byte for byte. With `recipients_per_call` above 1, `recipients` (a list) takes the place of
+//! `recipient`, and the answer may name recipients that failed while the others got the message:
 //!
 //! ```text
 //! {"failed":[{"recipient":"u1","code":"gone","message":"no such user","class":"permanent"}]}
 //! ```
 //!
-//! `class` is one of `permanent` (if left out), `transient`, `throttled`, `uncertain`, `config`,
-//! `done`. An answer without a body, or with a plain text such as `ok`, names nobody. One that says it is
-//! JSON, begins like it, is compressed or is no UTF-8, and cannot be read, leaves its recipients in
-//! doubt. Otherwise the status alone decides (`statuses`).
+//! `class` is one of `permanent` (the default), `transient`, `throttled`, `uncertain`, `config`,
+//! `done`. An answer without a body, or with a plain text such as `ok`, names no failed recipients.
+//! An answer that cannot be read leaves its recipients in doubt if it claims to be JSON, begins
+//! like JSON, is compressed, or is not UTF-8. For all other answers the status alone decides
+//! (`statuses`).
 //!
-//! The signature is HMAC-SHA-256 over `<idempotency key>.<body>`. It holds no time, so that a repeated
-//! call is the same to the byte. A receiver that keeps the keys it has seen, which makes it idempotent,
-//! is thereby safe from replayed requests as well; a time would only narrow the window.
+//! The signature is HMAC-SHA-256 over `<idempotency key>.<body>`. It contains no time, so that a
+//! repeated call is identical byte for byte. A receiver that remembers the keys it has seen is
+//! idempotent and also safe from replayed requests; a time would only narrow the window.
 
-/// Which status means what.
+/// Maps each status to a class.
 mod statuses;
-/// Calls and the reading of their replies.
+/// Builds calls and reads their replies.
 mod target;
-/// Texts with placeholders.
+/// Fills placeholders in URLs and headers.
 mod template;
 #[cfg(test)]
 mod tests;
@@ -51,24 +52,24 @@ use crate::domain::outcome::Class;
 use crate::ports::Profile;
 use crate::secret::Secret;
 
-/// One endpoint.
+/// Settings of one endpoint.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Such as `https://example.com/hook/{recipient}`. `{recipient}`, `{client_msg_no}`, `{job}` and
-    /// `{app}` may stand in the path and in the query, percent-encoded when they are filled in.
+    /// Such as `https://example.com/hook/{recipient}`. Path and query may contain `{recipient}`,
+    /// `{client_msg_no}`, `{job}` and `{app}`, which are filled in percent-encoded.
     pub url: String,
-    /// Further headers, with the same placeholders, encoded in the same way.
+    /// Further headers, with the same placeholders and encoding.
     pub headers: Vec<(String, String)>,
-    /// 1 is one call per recipient; more is a list in one call. Default
+    /// With 1, each call has one recipient; with more, each call has a list. Default
     /// [`Self::RECIPIENTS_PER_CALL`], at most [`Self::RECIPIENTS_PER_CALL_MAX`].
     pub recipients_per_call: usize,
-    /// Signs every call.
+    /// If set, every call is signed.
     pub signature: Option<Signature>,
-    /// The endpoint takes a call with an `Idempotency-Key` it knows for the same call, so that a call
-    /// in doubt may be repeated. Default: no.
+    /// The endpoint recognises a repeated call by its `Idempotency-Key`, so that a call in doubt
+    /// may be repeated. Default: no.
     pub idempotent: bool,
-    /// Statuses that mean something else here: `409`, `500-599` or `2xx`, and their class. The
-    /// narrowest that fits counts.
+    /// Statuses with another class here: `409`, `500-599` or `2xx`, and the class. The narrowest
+    /// range that matches wins.
     pub statuses: Vec<(String, Class)>,
 }
 
@@ -76,7 +77,7 @@ impl Settings {
     pub const RECIPIENTS_PER_CALL: usize = 1;
     pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
 
-    /// Every kind of webhook honours the same.
+    /// Every kind of webhook honours the same features.
     pub(super) fn samples() -> Vec<(&'static str, Self)> {
         vec![("webhook", Self::new("http://localhost/{recipient}"))]
     }
@@ -114,7 +115,7 @@ impl Signature {
 
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// Headers that are set here or by the worker.
+/// Headers that this module or the worker sets.
 const RESERVED: [&str; 6] = [
     "connection",
     "content-length",

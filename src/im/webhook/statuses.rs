@@ -1,26 +1,26 @@
-//! Which status means what.
+//! Maps each status to a class.
 //!
-//! The defaults follow two questions: may the endpoint have acted, and could a later call or another
-//! recipient fare better? Where the first is open the class is `uncertain`, and whether such a call is
-//! repeated depends on whether the endpoint is idempotent.
+//! The defaults answer two questions: may the endpoint have acted, and could a later call or
+//! another recipient succeed? If the first is open, the class is `uncertain`, and whether the call
+//! is repeated depends on whether the endpoint is idempotent.
 //!
 //! | status | class | because |
 //! |---|---|---|
 //! | 2xx | done | |
 //! | 3xx | config | redirects are not followed: the URL is not the right one |
-//! | 401, 402, 403, 407, 511 | config | it is about us, not about the recipient |
+//! | 401, 402, 403, 407, 511 | config | the fault is ours, not the recipient's |
 //! | 404 | permanent with `{recipient}` in the URL, else config | no such recipient; no such endpoint |
-//! | 405, 406, 415, 426, 501, 505 | config | the endpoint takes no such call from anybody |
+//! | 405, 406, 415, 426, 501, 505 | config | the endpoint refuses such calls for every recipient |
 //! | 408 | uncertain | it waited for a request of which it has read an unknown part |
 //! | 425, 429 | throttled | |
 //! | other 4xx (400, 409, 410, 413, 422…) | permanent | |
-//! | 503 | transient | it says it does not serve now |
+//! | 503 | transient | the endpoint says that it does not serve now |
 //! | other 5xx (500, 502, 504…) | uncertain | a handler may fail after its effect, a gateway loses answers |
 
 use crate::domain::fields::Problem;
 use crate::domain::outcome::Class;
 
-/// The statuses of HTTP.
+/// The first status of HTTP.
 const FIRST: u16 = 100;
 const LAST: u16 = 599;
 
@@ -48,7 +48,7 @@ impl Statuses {
                 }
             }
         }
-        // The widest first, so that the narrowest has the last word.
+        // The widest first, so that the narrowest is applied last and wins.
         ranges.sort_by_key(|(from, to, _)| std::cmp::Reverse(to - from));
         for (from, to, class) in ranges {
             classes[usize::from(from - FIRST)..=usize::from(to - FIRST)].fill(class);

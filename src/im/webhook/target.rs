@@ -1,4 +1,4 @@
-//! Calls and the reading of their replies.
+//! Builds calls to an endpoint and reads their replies.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ use crate::ports::{Calls, HttpReply, Profile, Request, Target};
 pub struct Webhook {
     profile: Profile,
     url: Url,
-    /// Further headers, as they were written.
+    /// Further headers, as configured.
     headers: Vec<(HeaderName, Template)>,
     base: Arc<Base>,
 }
 
-/// What all calls to an endpoint have in common.
+/// The parts that all calls to an endpoint have in common.
 pub(super) struct Base {
     pub(super) headers: HeaderMap,
     pub(super) signature: Option<(HeaderName, hmac::Key)>,
@@ -58,7 +58,7 @@ impl Target for Webhook {
         &self.profile
     }
 
-    /// Everything is passed on; what to make of it is the endpoint's affair.
+    /// Everything is passed on; the endpoint decides what to do with it.
     fn maps(&self, feature: Feature) -> Mapping {
         match feature {
             Feature::All => Mapping::Refused("an endpoint cannot list users; give a list"),
@@ -81,7 +81,8 @@ impl Target for Webhook {
                 None => per_recipient.push((name.clone(), opened)),
             }
         }
-        // Places for what each call fills in, so that a copy of the map need not grow.
+        // Adds a placeholder entry for each header that a call fills in, so that a copy of the map
+        // need not grow.
         let empty = HeaderValue::from_static("");
         let signed = self.base.signature.iter().map(|(name, _)| name);
         for name in per_recipient.iter().map(|(name, _)| name).chain(signed) {
@@ -198,9 +199,10 @@ fn header_value(value: impl Into<Bytes>) -> HeaderValue {
     HeaderValue::from_maybe_shared(value.into()).expect("a header value")
 }
 
-/// A success may name exceptions in a JSON object. Without a body, with a plain text or any JSON that is
-/// no list it names nobody. What may be such an object and cannot be read leaves everybody in doubt:
-/// nobody counts as sent whom the endpoint may have named.
+/// Reads a success, which may name failed recipients in a JSON object. An empty body, a plain text,
+/// a single JSON value or an empty list names none. A body that may be such an object and cannot be
+/// read leaves all recipients in doubt, so that no recipient counts as sent that the endpoint may
+/// have named.
 fn read_packed(recipients: &[&str], reply: &HttpReply) -> Verdict {
     #[derive(Deserialize)]
     struct Accepted<'a> {
@@ -226,7 +228,7 @@ fn read_packed(recipients: &[&str], reply: &HttpReply) -> Verdict {
     }
 }
 
-/// A header in lower case.
+/// The value of a header in lower case.
 fn says(reply: &HttpReply, name: HeaderName) -> Option<String> {
     let value = reply.headers.get(name)?;
     Some(
@@ -236,14 +238,15 @@ fn says(reply: &HttpReply, name: HeaderName) -> Option<String> {
     )
 }
 
-/// Whether a body that is no object can name nobody: a text, or a single word or number of JSON.
+/// Whether a body that is not an object cannot name recipients: it is a text, an empty list, or a
+/// single JSON value.
 fn names_nobody(body: &[u8], is_json: bool) -> bool {
     use serde_json::Value::{Array, Object};
     match serde_json::from_slice(body) {
         Ok(Object(_)) => false,
         Ok(Array(entries)) => entries.is_empty(),
         Ok(_) => true,
-        // A text, and not UTF-16: that has zeros.
+        // A text, but not UTF-16, which contains zero bytes.
         Err(_) => {
             let is_text = str::from_utf8(body).is_ok() && !body.contains(&0);
             is_text && !is_json && !body.starts_with(b"{") && !body.starts_with(b"[")
@@ -251,7 +254,7 @@ fn names_nobody(body: &[u8], is_json: bool) -> bool {
     }
 }
 
-/// A recipient that an endpoint could not serve.
+/// A recipient that the endpoint reports as failed.
 #[derive(Deserialize)]
 struct Failed<'a> {
     #[serde(borrow)]

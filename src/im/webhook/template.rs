@@ -1,5 +1,5 @@
-//! Texts with placeholders, filled in percent-encoded: first what a job knows, once; then the
-//! recipient, call by call.
+//! Fills placeholders in texts, percent-encoded: first the values of the job, once; then the
+//! recipient, for each call.
 
 use bytes::Bytes;
 use http::Uri;
@@ -10,7 +10,7 @@ use crate::domain::job::{CLIENT_MSG_NO_BYTES_MAX, NAME_BYTES_MAX, RECIPIENT_BYTE
 use crate::domain::slice::Head;
 use crate::im::address::no_credentials;
 
-/// Longest path and query once everything is filled in; more than servers take.
+/// Longest path and query after all placeholders are filled in. Servers accept less.
 const PATH_BYTES_MAX: usize = 16 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Placeholder {
         ("app", Self::App),
     ];
 
-    /// Most bytes it can become; an encoded byte takes three.
+    /// Most bytes that the value can take; an encoded byte takes three.
     fn bytes_max(self) -> usize {
         match self {
             Self::Recipient => 3 * RECIPIENT_BYTES_MAX,
@@ -82,7 +82,7 @@ impl Template {
         self.0.contains(&recipient)
     }
 
-    /// The template with a letter for each placeholder.
+    /// The template with one letter in place of each placeholder.
     pub(super) fn sample(&self) -> String {
         let piece = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
@@ -99,7 +99,7 @@ impl Template {
         self.0.iter().map(piece).sum()
     }
 
-    /// Fills in everything but the recipient.
+    /// Fills in all placeholders but the recipient.
     pub(super) fn open(&self, head: &Head) -> Opened {
         let mut between = vec![String::new()];
         for piece in &self.0 {
@@ -121,15 +121,15 @@ impl Template {
     }
 }
 
-/// A template in which only recipients are missing.
+/// A template in which only the recipient is missing.
 #[derive(Clone, Debug)]
 pub(super) struct Opened {
-    /// The text before, between and after the places of the recipient: at least one.
+    /// The texts before, between and after the recipient's places: at least one.
     between: Vec<String>,
 }
 
 impl Opened {
-    /// The whole text, if no recipient is missing in it.
+    /// The whole text, if it does not contain the recipient.
     pub(super) fn whole(&self) -> Option<&str> {
         match self.between.as_slice() {
             [whole] => Some(whole),
@@ -236,7 +236,7 @@ impl Url {
     }
 }
 
-/// A URL in which at most recipients are missing.
+/// A URL in which only the recipient may be missing.
 pub(super) struct OpenedUrl {
     url: Url,
     path: Opened,

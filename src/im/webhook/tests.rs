@@ -1,4 +1,4 @@
-//! Requests to the byte, and what every shape of reply means.
+//! Checks requests byte for byte, and the meaning of every form of reply.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,7 +167,7 @@ fn the_longest_ids_fit_in_a_url() {
 }
 
 proptest! {
-    /// A call asked for again is the same to the byte, and other recipients have another key.
+    /// A repeated call is identical byte for byte, and other recipients have another key.
     #[test]
     fn calls_are_the_same_every_time(
         one in prop::collection::vec(".{1,10}", 1..5), other in prop::collection::vec(".{1,10}", 1..5),
@@ -297,7 +297,7 @@ fn replies_to_single_calls() {
     assert_eq!(verdict.of(0).retry_after, Some(Duration::from_secs(3)));
     let huge = calls.read_reply(&["u1"], &reply(400, vec![0xff; 1 << 20]));
     assert!(huge.of(0).text.len() <= 300);
-    // Where every recipient has the same URL, 404 is about the URL.
+    // If every recipient has the same URL, a 404 is about the URL.
     let calls = packed().open(&Arc::new(head()));
     assert_eq!(
         calls.read_reply(&["u1"], &reply(404, "")).of(0).class,
@@ -359,7 +359,7 @@ fn replies_to_packed_calls() {
     }
     check(400, r#"{"failed":[]}"#, [Permanent; 3]);
     check(503, "", [Transient; 3]);
-    // What says that it can be read, and cannot: promise 2 is kept by doubt.
+    // An answer that claims to be readable and is not: promise 2 requires doubt.
     let told = |name, value, body: &'static [u8]| {
         let reply = with_header(reply(200, body), name, value);
         calls.read_reply(&recipients, &reply).of(0).class

@@ -1,7 +1,7 @@
-//! The calls and the reading of their replies.
+//! Builds calls and reads their replies.
 //!
-//! The bytes of a call depend on the job and the recipients alone, never on the time or the attempt:
-//! version 3 compares the payload of a repeated `client_msg_no` and refuses another one.
+//! The bytes of a call depend only on the job and the recipients, never on the time or the attempt:
+//! version 3 compares the payload of a repeated `client_msg_no` and refuses a different one.
 
 use std::borrow::Cow;
 
@@ -17,15 +17,15 @@ use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, unreadable};
 use crate::ports::{Calls, HttpReply, Probed, Request};
 
-/// No server has a channel for a uid with one of these.
+/// No server accepts a uid that contains one of these.
 const ILLEGAL_IN_UID: [char; 3] = ['@', '#', '&'];
 
-/// What all calls of a job have in common.
+/// The parts that all calls of a job have in common.
 pub(super) struct Base {
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     pub(super) version: Version,
-    /// The body up to what differs.
+    /// The body up to the first part that differs.
     pub(super) before: Vec<u8>,
 }
 
@@ -39,10 +39,10 @@ impl Base {
         }
     }
 
-    /// A reply that is not a success, by its status and its words.
+    /// Reads a reply that is not a success, by its status and its error text.
     fn refusal(&self, status: u16, said: Option<String>, reply: &HttpReply) -> TargetAnswer {
         let class = match status {
-            // Without words of WuKongIM's own nobody there has looked for anything.
+            // Without an error text of WuKongIM's own the request reached something else.
             404 if said.is_none() => Class::Config,
             status => code::status(self.version, status),
         };
@@ -55,11 +55,11 @@ impl Base {
 // `/message/send`
 // ---------------------------------------------------------------------------------------------
 
-/// A call for each user or group. The body lacks the digits of the recipient, or begins its end
-/// after the `client_msg_no`.
+/// A call to one user or group. `base.before` ends within the `client_msg_no`, just before the
+/// recipient's digits; without digits it ends after the `client_msg_no`.
 pub(super) struct Single {
     pub(super) base: Base,
-    /// The job's own number; with the digits of the recipient it is the message's.
+    /// The job's own number. The number of a message may add digits of the recipient.
     pub(super) client_msg_no: String,
     pub(super) per_recipient: bool,
     pub(super) look_up: Option<LookUp>,
@@ -83,13 +83,13 @@ impl Calls for Single {
         let recipient = recipients.first().copied().unwrap_or_default();
         const KEY: &[u8] = br#","channel_id":"#;
         let before = &self.base.before;
-        // Exact for all but recipients that need escapes; then nothing is moved.
+        // Exact unless a recipient needs escapes.
         let digits = if self.per_recipient { 17 } else { 0 };
         let length = before.len() + digits + KEY.len() + recipient.len() + 3;
         let mut body = Vec::with_capacity(length);
         body.extend_from_slice(before);
         if self.per_recipient {
-            // The channel tells recipients apart on the server; this is for the sender's devices.
+            // The server tells messages apart by channel. The digits are for the sender's devices.
             push_hex(&mut body, &json::short_hash(recipient));
             body.push(b'"');
         }
@@ -117,9 +117,9 @@ impl Calls for Single {
     }
 }
 
-/// What `/message/send` answers in all versions: `{"status":200,"data":{…}}`, a flat `reason`,
-/// `{"msg":…,"status":400}`, `{"error":…}`. The content type is not looked at: 2.x sets it wrongly
-/// on some errors.
+/// The reply to `/message/send` in all versions: `{"status":200,"data":{…}}`, a flat `reason`,
+/// `{"msg":…,"status":400}`, `{"error":…}`. The content type is ignored: 2.x sets it wrongly on
+/// some errors.
 #[derive(Deserialize)]
 struct SendReply {
     status: Option<u16>,
@@ -139,7 +139,7 @@ impl Base {
             Some(SendReply {
                 reason: Some(code), ..
             }) => code::reason(code),
-            // "Not found" comes as 200 with another status inside.
+            // "Not found" comes as 200 with another status in the body.
             Some(SendReply {
                 status: Some(status),
                 msg,
@@ -147,7 +147,7 @@ impl Base {
                 ..
             }) => match status {
                 200 => TargetAnswer::done(),
-                // It is a success by its own words, if an odd one.
+                // The body calls it a success, but with an unexpected status.
                 201..300 => unreadable(&reply.body),
                 status => self.refusal(status, Some(error.or(msg).unwrap_or_default()), reply),
             },
@@ -160,7 +160,7 @@ impl Base {
 // Many users in a call
 // ---------------------------------------------------------------------------------------------
 
-/// The body of a call for many, whose list of recipients comes last.
+/// The body of a call for many users, with the list of recipients at the end.
 fn body_for_many(before: &[u8], recipients: &[&str]) -> Vec<u8> {
     let length: usize = recipients.iter().map(|recipient| recipient.len() + 3).sum();
     let mut body = Vec::with_capacity(before.len() + length + 1);
@@ -175,8 +175,8 @@ fn body_for_many(before: &[u8], recipients: &[&str]) -> Vec<u8> {
     body
 }
 
-/// A refusal for good of a whole call may be for one of its recipients, or for its size: then smaller
-/// calls fare better.
+/// A permanent refusal of a whole call may be caused by one of its recipients, or by its size. Then
+/// smaller calls may succeed.
 fn whole(answer: TargetAnswer) -> Verdict {
     Verdict::All(match answer.class {
         Class::Permanent => answer.split(),
@@ -186,7 +186,7 @@ fn whole(answer: TargetAnswer) -> Verdict {
 
 /// `subscribers` of `/message/send`: one command that each of these users gets once.
 ///
-/// The server names nobody in its answer: that it took the call is what is known of each of them.
+/// The reply names no users, so the answer to the call counts for each of them.
 pub(super) struct Command(pub(super) Base);
 
 impl Calls for Command {
@@ -210,7 +210,7 @@ impl Calls for Packed {
     fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict {
         let sent = serde_json::from_slice::<SentBatch<'_>>(&reply.body).ok();
         if !(200..300).contains(&reply.status) {
-            // There is nothing to be found or not found in a batch: 404 means there is no such call.
+            // A batch looks nothing up, so 404 means that the API has no such call.
             let said = sent.and_then(|sent| sent.error.or(sent.msg));
             let said = said.filter(|_| reply.status != 404);
             return whole(self.0.refusal(reply.status, said, reply));
@@ -246,8 +246,8 @@ impl Calls for Packed {
     }
 }
 
-/// What it means that a batch names a uid. 2.x names only those that no server takes; 1.x stores at
-/// once and names also those it could not store now.
+/// The answer for a uid that a batch reports as failed. 2.x reports only uids that no server
+/// accepts. 1.x stores at once, and also reports uids that it could not store now.
 fn failure(uid: &str, reason: String) -> TargetAnswer {
     if uid.contains(ILLEGAL_IN_UID) {
         TargetAnswer::new(Class::Permanent, "illegal_uid", reason)
@@ -256,7 +256,7 @@ fn failure(uid: &str, reason: String) -> TargetAnswer {
     }
 }
 
-/// What `/message/sendbatch` answers. A list may be `null`, but must be there.
+/// The reply to `/message/sendbatch`. `fail_uids` may be `null`, but must be present.
 #[derive(Deserialize)]
 struct SentBatch<'a> {
     #[serde(default, borrow, deserialize_with = "present")]

@@ -1,5 +1,5 @@
-//! Which reason and which status means what. The classes are ours, from the meaning of each code:
-//! WuKongIM itself does not say what may be tried again.
+//! Maps reason codes and HTTP statuses to classes. We derive the class from the meaning of each
+//! code: WuKongIM does not say which errors are worth a retry.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transien
 use crate::domain::outcome::{Class, TargetAnswer};
 
 /// The reason codes of the wire protocol, in the order of their numbers. Version 3 sends them in
-/// `reason`; it maps most of its errors to `system error`, an idempotency conflict among them, so a
-/// `Transient` here can be for good: the worker's limit of attempts is what ends it.
+/// `reason`. It reports most of its errors as `system error`, an idempotency conflict among them,
+/// so a `Transient` here can be permanent. The worker's limit of attempts ends it then.
 const REASONS: [(Class, &str); 30] = [
     (Transient, "unknown"),
     (Done, "success"),
@@ -49,10 +49,10 @@ const REASONS: [(Class, &str); 30] = [
     (Permanent, "message seq exhausted"),
 ];
 
-/// `rate limit` comes without a period.
+/// The reason `rate limit` comes without a wait.
 const RATE_LIMIT_WAIT: Duration = Duration::from_secs(1);
 
-/// What a reason code means. One that is not listed is a refusal all the same.
+/// The answer for a reason code. A code that is not listed is also a refusal.
 pub(super) fn reason(code: i64) -> TargetAnswer {
     let row = usize::try_from(code)
         .ok()
@@ -71,28 +71,29 @@ fn named(code: i64, class: Class, name: &'static str) -> TargetAnswer {
     TargetAnswer::new(class, format!("reason_{code}"), name)
 }
 
-/// HTTP statuses: from, to, meaning on 1.x and 2.x, meaning on 3.x. The first row that fits counts.
-/// Success is none of them: it is read from the body.
+/// HTTP statuses: from, to, class on 1.x and 2.x, class on 3.x. The first row that matches counts.
+/// The table has no success: that is read from the body.
 const STATUSES: [(u16, u16, Class, Class); 14] = [
-    // A redirect or the wrong door: the URL is not that of the API.
+    // A redirect: the URL is not that of the API.
     (300, 399, Config, Config),
-    // No token or a wrong one; on 3.x, and for 403 and 407, whoever stands in front of it.
+    // A missing or wrong token. 403, 407 and all of these on 3.x come from a proxy in front of the
+    // server.
     (401, 401, Config, Config),
     (403, 403, Config, Config),
     (405, 405, Config, Config),
     (407, 407, Config, Config),
-    // On 3.x: canceled or timed out; perhaps stored.
+    // On 3.x: cancelled or timed out; the message may be stored.
     (408, 408, Uncertain, Uncertain),
     (425, 425, Throttled, Throttled),
     (429, 429, Throttled, Throttled),
-    // Bad fields. 404 is refined by `target`.
+    // Invalid fields. `calls` decides about 404.
     (400, 499, Permanent, Permanent),
-    // A handler of 1.x or 2.x that died on the way may have sent before. 3.x says so for any error it
-    // has no other status for, back-pressure among them.
+    // A handler of 1.x or 2.x that died may have sent before. 3.x uses 500 for every error without
+    // a status of its own, back-pressure among them.
     (500, 500, Uncertain, Transient),
-    // A gateway that lost the server's answer.
+    // A gateway lost the server's answer.
     (502, 502, Uncertain, Uncertain),
-    // 3.x: not the leader, route not ready, maintenance; else a gateway without a server.
+    // 3.x: not the leader, route not ready, or maintenance. Otherwise: a gateway without a server.
     (503, 503, Transient, Transient),
     (504, 504, Uncertain, Uncertain),
     (500, 599, Uncertain, Uncertain),

@@ -1,12 +1,13 @@
-//! The list of all users, page by page, from the manager API: `GET /cluster/users` of 2.x, `GET
-//! /manager/users` of 3.x.
+//! Lists all users, page by page, through the manager API: `GET /cluster/users` of 2.x,
+//! `GET /manager/users` of 3.x.
 //!
-//! The `total` of 2.x is what the node that answers has stored itself, not what the cluster has, so it is
-//! not taken for the number of users; 3.x gives none.
+//! The `total` of 2.x counts the users stored on the node that answers, not those of the cluster,
+//! so it is ignored; 3.x has no total.
 //!
-//! A user is somebody who ever got a token. 2.x lists from the newest to the oldest and goes on below
-//! the time of registration of the last one, in nanoseconds; who registers meanwhile is not listed. It
-//! leaves out, without a word, users that only a node knows which is away.
+//! The list contains every user that ever got a token. 2.x lists from the newest to the oldest and
+//! continues below the registration time of the last one, in nanoseconds. Users that register
+//! meanwhile are not listed. While a node is away, 2.x silently leaves out the users that only this
+//! node stores.
 
 use std::time::Duration;
 
@@ -23,18 +24,18 @@ use crate::im::reading::{BAD_REPLY, excerpt, retry_after};
 use crate::ports::{Credential, Directory, HttpReply, Login, Page, Request};
 use crate::secret::Secret;
 
-/// Users of a page. 2.x has no limit; the other one is the most that 3.x takes.
+/// Users of a page on 2.x, which has no limit, and on 3.x, which allows at most 200.
 const CLUSTER_PAGE: usize = 1000;
 const MANAGER_PAGE: usize = 200;
 
-/// Longest cursor that is taken; those of 3.x are a fraction of it.
+/// Longest cursor that is accepted; cursors of 3.x are much shorter.
 const CURSOR_BYTES_MAX: usize = 4096;
 
-/// How long a token is kept of which 2.x says only when it ends. One that ends before is refused, and
-/// then another is fetched.
+/// How long a token of 2.x is kept, whose reply does not contain a lifetime. If it expires earlier,
+/// the manager refuses it and a new one is fetched.
 const TOKEN_LIVES: Duration = Duration::from_secs(60 * 60);
 
-/// The users of an account.
+/// The user list of an account.
 pub(super) struct Users {
     version: Version,
     uri: Uri,
@@ -45,8 +46,8 @@ pub(super) struct Users {
 impl Users {
     pub(super) fn new(settings: &Settings, uri: Uri, login: Uri) -> Self {
         let mut headers = HeaderMap::new();
-        // The manager of 2.x takes the same token as the API. One that cannot be a header is a
-        // problem of the account already.
+        // The manager of 2.x takes the same token as the API. The check of the settings reports a
+        // token that cannot be a header.
         if let Some(token) = settings.token.as_ref().and_then(header_value) {
             headers.insert("token", token);
         }
@@ -113,11 +114,11 @@ impl Directory for Users {
     }
 }
 
-/// Asking again does no harm, so nothing is in doubt: whoever asked tries again or gives up.
+/// Listing has no effect, so no refusal leaves doubt: the caller tries again or gives up.
 fn refusal(version: Version, reply: &HttpReply) -> TargetAnswer {
     let class = match code::status(version, reply.status) {
         Class::Uncertain | Class::Done => Class::Transient,
-        // The manager has no such call, or is not there.
+        // The manager has no such call, or the URL is not that of a manager.
         _ if reply.status == 404 => Class::Config,
         class => class,
     };
@@ -138,7 +139,7 @@ fn odd(what: &str, reply: &HttpReply) -> TargetAnswer {
 struct ClusterUsers {
     #[serde(default)]
     more: i64,
-    /// Empty where there is nobody.
+    /// Empty if the server has no users.
     data: Vec<ClusterUser>,
 }
 
@@ -187,7 +188,7 @@ fn read_manager(body: &[u8]) -> Option<Page> {
     })
 }
 
-/// `POST /manager/login`, the same in both versions but for the names in its answer.
+/// `POST /manager/login`. The versions differ only in the names of the reply's fields.
 struct ManagerLogin {
     uri: Uri,
     version: Version,
@@ -211,7 +212,8 @@ impl Login for ManagerLogin {
     }
 
     fn read_credential(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer> {
-        /// 2.x: `token` and the second it ends; 3.x: `access_token` and how many it lives.
+        /// 2.x: `token` and the second at which it expires. 3.x: `access_token` and its lifetime in
+        /// seconds.
         #[derive(Deserialize)]
         struct LoggedIn {
             access_token: Option<String>,
@@ -228,7 +230,7 @@ impl Login for ManagerLogin {
                 let secret = Secret::new(it.access_token.or(it.token)?);
                 Some(Credential { secret, lives })
             })
-            // Not shown: the reply may hold the token.
+            // The reply is not shown: it may contain the token.
             .ok_or_else(|| {
                 TargetAnswer::new(Class::Transient, BAD_REPLY, "a login without a token")
             })

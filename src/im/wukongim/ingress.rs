@@ -1,14 +1,16 @@
-//! What callers of `/message/sendbatch` and `/message/send` say, and what they hear.
+//! Reads calls of `/message/sendbatch` and `/message/send` and answers them.
 //!
-//! `/message/sendbatch` is two calls. The documentation shows an array of messages, each to a channel of
-//! its own, and releases take one object with `subscribers`. Both are understood, and answered in their
-//! own shapes. An array is taken as a whole or not at all. The message ids are Fanwise's, `message_seq` is 0, and
-//! in the answer to an array a message that did not get through has the id 0.
+//! `/message/sendbatch` has two formats. The documentation shows an array of messages, each to its
+//! own channel; releases take one object with `subscribers`. Both are accepted and answered in
+//! their own format. An array is accepted as a whole or refused as a whole. Message ids are
+//! Fanwise's, and `message_seq` is 0. In the answer to an array, a message that was not delivered
+//! has the id 0.
 //!
-//! Flags may be booleans, integers or texts. `stream_no` and `tag_key` are taken and mean nothing, as in
-//! releases of today; a message with `is_stream` is refused. A `payload` that is not JSON is a text, or, if
-//! it is not even UTF-8, goes to another system than WuKongIM in base64. A text as WuKongIM's SDKs write it
-//! (`{"type":1,"content":…}`) is a text everywhere; any other payload is `custom`.
+//! Flags may be booleans, integers or texts. `stream_no` and `tag_key` are accepted and ignored, as
+//! in current releases; a message with `is_stream` is refused. A `payload` that is not JSON is a
+//! text. If it is not UTF-8 either, a target of another system gets it in base64. A text as
+//! WuKongIM's SDKs write it (`{"type":1,"content":…}`) is a text on every target; any other payload
+//! is `custom`.
 
 #[cfg(test)]
 mod tests;
@@ -54,15 +56,15 @@ const LIMITS: &[Limit] = &[
     },
 ];
 
-/// A channel with a user.
+/// The channel type of a user.
 const PERSON: u8 = 1;
-/// The type of a payload that is a text.
+/// The `type` of a text payload.
 const TEXT: i64 = 1;
 
-/// WuKongIM, all versions.
+/// The ingress of WuKongIM, all versions.
 pub(in crate::im) struct WukongImIngress;
 
-/// A call that is refused.
+/// A refused call.
 #[derive(Debug)]
 struct Refused {
     status: StatusCode,
@@ -82,9 +84,10 @@ impl Refused {
         Self::new(StatusCode::BAD_REQUEST, what)
     }
 
-    /// Why a message did not get through.
+    /// The reason why a message was not delivered.
     fn of_report(report: &RecipientReport) -> Option<Self> {
-        /// What a sender or a channel may not do, by the server's reasons.
+        /// Codes for actions that the sender or the channel is not allowed, by the server's
+        /// reasons.
         const FORBIDDEN: [&str; 8] = [
             "403",
             "reason_3",
@@ -196,7 +199,7 @@ impl Ingress for WukongImIngress {
     }
 }
 
-/// The door whose token the call brings, or one that asks for none.
+/// The endpoint whose token the call contains, or else one that requires no token.
 fn enter(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Option<usize> {
     let token = incoming.header("token").unwrap_or_default();
     let opens = |endpoint: &DropInEndpoint| {
@@ -211,7 +214,7 @@ fn enter(incoming: &Incoming<'_>, endpoints: &[DropInEndpoint]) -> Option<usize>
     })
 }
 
-/// How a call was put, and so how it is answered.
+/// The format of a call, which decides the format of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
     /// The array of the documentation.
@@ -232,7 +235,7 @@ struct Call {
 /// One message of a call.
 struct Message {
     wanted: DropInJob,
-    /// The caller's number, to be said again.
+    /// The caller's number, which the answer repeats.
     number: Option<String>,
 }
 
@@ -256,7 +259,7 @@ impl Call {
         })
     }
 
-    /// All messages, or everything that is wrong with them.
+    /// Reads all messages, or returns every problem.
     fn array(body: &[u8], endpoint: &DropInEndpoint) -> Result<Self, Refused> {
         let items: Vec<&RawValue> =
             serde_json::from_slice(body).map_err(|_| Refused::bad("a JSON array is expected"))?;
@@ -291,7 +294,7 @@ impl Message {
             None => from.text("sender_uid")?,
         };
         let sender = sender.filter(|sender| !sender.trim().is_empty());
-        // Only a single message has a sender by default.
+        // Only a single message has a default sender.
         if sender.is_none() && matches!(shape, Shape::Array | Shape::Object) {
             return Err(bad("from_uid", "is missing"));
         }
@@ -313,7 +316,8 @@ impl Message {
         let number = number.filter(|number| !number.trim().is_empty());
         let (message, encoded) = message(&payload);
         let key = number.as_deref().and_then(ingress::key);
-        // A message to one channel goes out under the caller's own number, by which it may be looked up.
+        // A message to one channel keeps the caller's own number, so that the caller can look it
+        // up.
         let to_channel = shape == Shape::Array || shape == Shape::Single;
         let as_given = to_channel && key.is_some() && key == number;
         Ok(Self {
@@ -331,7 +335,7 @@ impl Message {
     }
 }
 
-/// `header`, and what 3.x takes in its place.
+/// Reads `header`, and the fields that 3.x accepts in its place.
 fn options(from: &Loose<'_>) -> Result<Options, Refused> {
     let json = from.object("header")?.unwrap_or("{}".into());
     let header = Loose::read(&from.path_of("header"), &json)?;
@@ -342,7 +346,7 @@ fn options(from: &Loose<'_>) -> Result<Options, Refused> {
     let expire: Option<u32> = from.number("expire")?;
     Ok(Options {
         online_only: flag("no_persist")?.then_some(true),
-        // What is left out means "not unread" here; elsewhere it may mean the opposite.
+        // Here a missing flag means "not unread"; on other systems it may mean the opposite.
         unread: Some(flag("red_dot")?),
         sync_once: flag("sync_once")?.then_some(true),
         expire_seconds: expire.filter(|seconds| *seconds > 0),
@@ -409,7 +413,7 @@ fn users(uids: Vec<String>) -> AudienceDocument {
     }
 }
 
-/// Base64 as Go reads it, breaks in it passed over; padding may be missing.
+/// Decodes base64 as Go does: line breaks are ignored. Padding may be missing.
 fn decoded(text: &str) -> Option<Vec<u8>> {
     const ENGINE: GeneralPurpose = GeneralPurpose::new(
         &alphabet::STANDARD,
@@ -437,8 +441,8 @@ fn native(payload: Option<&str>, as_given: bool) -> Option<Box<RawValue>> {
     Some(crate::json::raw(&fields))
 }
 
-/// The message that a payload is; and the payload itself, in base64, where no message of ours says it
-/// again.
+/// The message that a payload contains; and the payload itself in base64, if the message does not
+/// reproduce it exactly.
 fn message(payload: &[u8]) -> (MessageDocument, Option<String>) {
     let text = std::str::from_utf8(payload).ok();
     let json = text
@@ -449,7 +453,7 @@ fn message(payload: &[u8]) -> (MessageDocument, Option<String>) {
         (Some(json), _) => match words(&json) {
             Some(text) => (of_text(&text), None),
             None => {
-                // Space around it is lost.
+                // The JSON value loses whitespace around it.
                 let changed = json.get().len() < payload.len();
                 (custom(Some(json)), changed.then(encoded))
             }
@@ -460,7 +464,7 @@ fn message(payload: &[u8]) -> (MessageDocument, Option<String>) {
     }
 }
 
-/// The text of a payload that is one and says nothing else.
+/// The text of a payload that is a plain text message and has no other fields.
 fn words(json: &RawValue) -> Option<String> {
     let fields = Loose::read("payload", json.get()).ok()?;
     let plain =
@@ -485,14 +489,14 @@ fn custom(data: Option<Box<RawValue>>) -> MessageDocument {
     }
 }
 
-/// Says what became of a call.
+/// Renders the answer to a call.
 struct WukongImReply {
     shape: Shape,
-    /// The callers' numbers of its messages.
+    /// The callers' numbers of the messages.
     numbers: Vec<Option<String>>,
 }
 
-/// A message as the answer to an array shows it.
+/// A message in the answer to an array.
 #[derive(Serialize)]
 struct Listed<'a> {
     message_id: i64,
@@ -560,7 +564,7 @@ impl WukongImReply {
     }
 }
 
-/// Two lists of the same length: who failed, and why.
+/// Two lists of the same length: the failed recipients and the reasons.
 fn object(job_report: &JobReport) -> Spoken {
     #[derive(Serialize)]
     struct Failed<'a> {
@@ -573,7 +577,7 @@ fn object(job_report: &JobReport) -> Spoken {
     json(StatusCode::OK, &Failed { fail_uids, reason })
 }
 
-/// Why nobody got a message; nothing if somebody did.
+/// The refusal if no recipient got the message; `None` if one did.
 fn refused(job_report: &JobReport) -> Option<Refused> {
     if job_report
         .recipients
@@ -586,7 +590,7 @@ fn refused(job_report: &JobReport) -> Option<Refused> {
     Refused::of_report(report)
 }
 
-/// The id of a message to a channel, or the first of several to users; 0 if nobody got one.
+/// The id of the message to the first recipient that got it; 0 if none did.
 fn message_id(job_report: &JobReport) -> i64 {
     let mut good = job_report
         .recipients

@@ -1,4 +1,4 @@
-//! What becomes of each thing a job can ask for, by version.
+//! Defines the mapping of each feature of a job, by version.
 
 use super::{Settings, Version};
 use crate::domain::mapping::Feature::{self, *};

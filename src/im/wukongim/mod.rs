@@ -1,6 +1,6 @@
-//! WuKongIM: `POST /message/send` for each user or group, or one call for many users.
+//! Calls WuKongIM: `POST /message/send` for each user or group, or one call for many users.
 //!
-//! What the versions do differently decides what is promised:
+//! The versions differ, and so do the promises:
 //!
 //! | | 1.x, 2.x | 3.x |
 //! |---|---|---|
@@ -8,37 +8,38 @@
 //! | so a call in doubt is | looked up (`probe`, from 2.2.2 on), else held, unless the operator says otherwise | sent again |
 //! | 200 means | stored (1.x), queued in memory (2.x) | stored if `reason` is 1 |
 //! | sender | optional, `____system` | required |
-//! | `options.unread` | `red_dot` | not to be had over HTTP |
+//! | `options.unread` | `red_dot` | not available over HTTP |
 //! | `/message/sendbatch` (`packed`) | one payload to many, no `client_msg_no`, no `expire` | none |
 //! | `subscribers` of a command | a `client_msg_no` is ignored (2.x) | one key for the whole call |
 //! | all users | `GET /cluster/users` (2.x) | `GET /manager/users` |
 //!
-//! Neither way of packing has a key per recipient or a refusal to look up, so a target that packs is
-//! never idempotent, and what stays in doubt is the whole call. Groups are always called one by one.
+//! Neither form of packing has a key per recipient, and neither can be looked up. So a target that
+//! packs is never idempotent, and a call in doubt is in doubt as a whole. Groups are always called
+//! one by one.
 //!
-//! The array form of `sendbatch` that the documentation shows is implemented by no release. A target
-//! set to version 3 that in fact is a 2.x server would be believed to be idempotent: the answers still
-//! are read rightly, by content, but calls in doubt would be sent twice. `fanwise doctor` asks the
-//! server which it is. The version is not found out while sending: a worker must start while its
-//! backend is away, and what is promised about a repeat must not depend on the moment.
+//! No release implements the array form of `sendbatch` that the documentation shows. If a target is
+//! set to version 3 but the server is 2.x, Fanwise takes it for idempotent: it reads the replies
+//! correctly, since it reads them by content, but sends calls in doubt twice. `fanwise doctor` asks
+//! the server for its version. Workers do not detect the version: a worker must start while its
+//! backend is away, and the promise about repeated calls must not depend on the moment.
 
-/// The calls and the reading of their replies.
+/// Builds calls and reads their replies.
 mod calls;
-/// Which reason and which status means what.
+/// Maps reason codes and HTTP statuses to classes.
 mod code;
-/// The list of all users.
+/// Lists all users.
 mod directory;
-/// What existing callers say, and what they hear.
+/// Reads requests of existing callers and answers them.
 pub(in crate::im) mod ingress;
-/// What becomes of each thing a job can ask for.
+/// Defines the mapping of each feature of a job.
 mod mapping;
-/// Fields that a job adds to the request.
+/// Reads and checks the fields that a job adds to the request.
 mod native;
-/// What a message becomes before base64.
+/// Builds the payload of a message, before base64.
 mod payload;
-/// The look-up of a message in doubt.
+/// Looks up a message in doubt.
 mod probe;
-/// The account as a target.
+/// Implements the account as a target.
 mod target;
 #[cfg(test)]
 mod tests;
@@ -54,33 +55,34 @@ use super::address::Base;
 use crate::domain::fields::Problem;
 use crate::secret::Secret;
 
-/// One WuKongIM account.
+/// Settings of one WuKongIM account.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the HTTP API is, such as `http://wukongim:5001`.
+    /// Base URL of the HTTP API, such as `http://wukongim:5001`.
     pub url: String,
     pub version: Version,
-    /// The `managerToken` of 1.x and 2.x, if one is set there.
+    /// The `managerToken` of 1.x and 2.x, if the server has one.
     pub token: Option<Secret>,
-    /// Who messages are from when a job does not say; [`Self::SYSTEM_SENDER`] on 1.x and 2.x if left
-    /// out. Any other sender finds every recipient in its own conversation list.
+    /// The sender of messages whose job names none. Default on 1.x and 2.x:
+    /// [`Self::SYSTEM_SENDER`]. Any other sender gets every recipient into its own conversation
+    /// list.
     pub sender: Option<String>,
     /// One call for many users (`/message/sendbatch`, 1.x and 2.x only). Default: no.
     pub packed: bool,
-    /// One call for many users where a job is for `sync_once` (`subscribers` of `/message/send`); other
-    /// jobs are sent one by one. Default: no.
+    /// One call for many users if the job sets `sync_once` (`subscribers` of `/message/send`);
+    /// other jobs are sent one by one. Default: no.
     pub subscribers: bool,
-    /// Users of one call for many. Default [`Self::RECIPIENTS_PER_CALL`].
+    /// Users in one call for many. Default [`Self::RECIPIENTS_PER_CALL`].
     pub recipients_per_call: usize,
-    /// Longest payload, decoded. Default [`Self::PAYLOAD_BYTES_MAX`].
+    /// Longest payload in bytes, before base64. Default [`Self::PAYLOAD_BYTES_MAX`].
     pub payload_bytes_max: usize,
-    /// Default: per recipient.
+    /// Default: [`ClientMsgNo::PerRecipient`].
     pub client_msg_no: ClientMsgNo,
-    /// Calls in doubt are looked up; needs 2.2.2 or a later 2.x. Default: no.
+    /// Whether calls in doubt are looked up, which needs 2.2.2 or a later 2.x. Default: no.
     pub probe: bool,
-    /// Where the manager API is that lists users (2.x, 3.x), such as `http://wukongim:5300`.
+    /// Base URL of the manager API, which lists users (2.x, 3.x), such as `http://wukongim:5300`.
     pub manager_url: Option<String>,
-    /// Who logs in there. Without it 2.x is shown the `token`, and 3.x nothing.
+    /// The account that logs in there. Without it, 2.x gets the `token` and 3.x no credential.
     pub manager: Option<Manager>,
 }
 
@@ -92,16 +94,16 @@ pub struct Manager {
 }
 
 impl Settings {
-    /// What the vendor's documentation advises; the server itself has no limit.
+    /// As the vendor's documentation advises; the server has no limit.
     pub const RECIPIENTS_PER_CALL: usize = 100;
     pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
-    /// The HTTP API takes more, but clients speak a protocol that ends here and could not read the
-    /// message.
+    /// The HTTP API accepts more, but this is the limit of the clients' protocol: they could not
+    /// read a longer message.
     pub const PAYLOAD_BYTES_MAX: usize = 32_767;
-    /// The one sender whose own conversation list is left alone.
+    /// The only sender whose own conversation list stays unchanged.
     pub const SYSTEM_SENDER: &str = "____system";
 
-    /// The kinds that differ in what they honour.
+    /// The kinds that honour different features.
     pub(super) fn samples() -> Vec<(&'static str, Self)> {
         let new = |version| Self {
             manager_url: (version != Version::V1).then(|| "http://localhost".to_owned()),
@@ -147,9 +149,11 @@ pub enum Version {
 /// The `client_msg_no` of the messages of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientMsgNo {
-    /// `<client_msg_no>-<16 hex digits of the recipient>`: told apart on the sender's own devices.
+    /// `<client_msg_no>-<16 hex digits of the recipient>`, so that the sender's own devices tell
+    /// the messages apart.
     PerRecipient,
-    /// The job's own for all of them. A sender that is logged in sees one message instead of many.
+    /// The job's own number for all messages. A sender that is logged in sees one message instead
+    /// of many.
     Job,
 }
 
@@ -202,7 +206,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     Some(WukongIm::new(settings.clone(), uris, headers, directory))
 }
 
-/// What the version does not have, and what excludes each other.
+/// Checks for settings that the version does not support, and for settings that exclude each other.
 fn check_combinations(settings: &Settings, problems: &mut Vec<Problem>) {
     let version = settings.version;
     let mut wrong = |wrong: bool, key: &str, what: &str| {

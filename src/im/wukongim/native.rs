@@ -1,9 +1,10 @@
-//! Fields that a job adds to the request: `message.native`.
+//! Reads and checks the fields that a job adds to the request: `message.native`.
 //!
-//! They go to `/message/send` as they are and win over what the message says, `payload` and `expire`
-//! among them. What Fanwise answers for is not theirs: to whom, from whom, with which flags. The key is not
-//! either, but `client_msg_no` may say which form it has, in the words of the target's setting: then it is
-//! no field of the request. WuKongIM matches names without regard to case, so neither does this.
+//! They are sent to `/message/send` unchanged and override the message, including `payload` and
+//! `expire`. They cannot set what Fanwise is responsible for: recipients, sender and flags. They
+//! cannot set the key either, but `client_msg_no` may choose its form, with the values of the
+//! target's setting; it is then not sent as a field. WuKongIM matches names without regard to case,
+//! so this module does too.
 
 use std::collections::BTreeMap;
 
@@ -15,33 +16,33 @@ use super::ClientMsgNo;
 use crate::domain::fields::Problem;
 use crate::domain::slice::Head;
 
-/// Fields of ours, and what sets them.
+/// Fields that Fanwise sets, and the part of a job that decides them.
 const OURS: [(&str, &str); 9] = [
     ("CHANNEL_ID", "the audience"),
     ("CHANNEL_TYPE", "the audience"),
     ("SUBSCRIBERS", "the audience"),
-    // A set of subscribers at the server.
+    // A set of subscribers stored on the server.
     ("TAG_KEY", "the audience"),
     ("FROM_UID", "`sender`"),
     ("SENDER_UID", "`sender`"),
     ("HEADER", "`options`"),
-    // Other names of 3.x for flags of the header.
+    // Names that 3.x accepts for flags of the header.
     ("NO_PERSIST", "`options.online_only`"),
     ("SYNC_ONCE", "`options.sync_once`"),
 ];
 
-/// Fields that we write unless a job does.
+/// Fields that Fanwise writes unless the job does.
 pub(super) const PAYLOAD: &str = "payload";
 pub(super) const EXPIRE: &str = "expire";
 
-/// Which number each recipient's message has.
+/// Chooses the form of each recipient's message number.
 pub(super) const NUMBER: &str = "client_msg_no";
 
-/// The words for it: the job's number as it is, or with digits of the recipient.
+/// Its values: the job's number unchanged, or with digits of the recipient.
 const AS_GIVEN: &str = r#""job""#;
 const PER_RECIPIENT: &str = r#""per_recipient""#;
 
-/// The form of the number that a job asks for.
+/// The form of the number that the job asks for.
 pub(super) fn number(native: &Native<'_>) -> Option<ClientMsgNo> {
     match native.get(NUMBER)?.get() {
         AS_GIVEN => Some(ClientMsgNo::Job),
@@ -50,17 +51,17 @@ pub(super) fn number(native: &Native<'_>) -> Option<ClientMsgNo> {
     }
 }
 
-/// The native fields of a job by their names.
+/// The native fields of a job, by name.
 pub(super) type Native<'a> = BTreeMap<String, &'a RawValue>;
 
-/// The native fields of a job; none if it has none.
+/// The native fields of a job; empty if it has none.
 pub(super) fn of(head: &Head) -> Native<'_> {
     let json = head.native.as_ref().map_or("{}", |native| native.get());
-    // An object was read when the job was accepted.
+    // Accepting the job checked that this is an object.
     crate::json::again(json)
 }
 
-/// What is wrong with the native fields. `most`: bytes of a payload.
+/// Reports problems of the native fields. `most`: bytes of a payload.
 pub(super) fn check(native: &Native<'_>, most: usize, problems: &mut Vec<Problem>) {
     for (name, value) in native {
         let folded = folded(name);
@@ -81,7 +82,7 @@ pub(super) fn check(native: &Native<'_>, most: usize, problems: &mut Vec<Problem
     }
 }
 
-/// A name as Go compares it: two letters beyond ASCII count as letters in it.
+/// A name folded as Go compares it: two letters outside ASCII equal ASCII letters.
 fn folded(name: &str) -> String {
     name.to_lowercase().to_uppercase()
 }
@@ -95,7 +96,7 @@ fn payload_problem(value: &RawValue, most: usize) -> Option<String> {
     }
 }
 
-/// What is wrong with a payload of so many bytes.
+/// The problem of a payload that is too long.
 pub(super) fn size_problem(size: usize, most: usize) -> Option<String> {
     (size > most).then(|| format!("{size} bytes, WuKongIM clients take at most {most}"))
 }

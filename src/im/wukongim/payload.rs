@@ -1,12 +1,12 @@
-//! What a message becomes before base64.
+//! Builds the payload of a message, before base64.
 //!
-//! The server takes any bytes; what they mean is agreed among the clients: a JSON object with a `type`
+//! The server accepts any bytes; the clients agree on their meaning: a JSON object with a `type`
 //! and the fields of that type. The numbers and names here are those of WuKongIM's own SDKs
-//! (WuKongIMFlutterSDK, `lib/type/const.dart` and `lib/model/`) and of TangSengDaoDao, the application
-//! that they were made with (TangSengDaoDaoServerLib, `common/msg.go`; the contents of
-//! TangSengDaoDaoWeb), from which locations, files, tips and mentions are taken. Whoever has types of
-//! their own sends `custom` or `raw`. What is known of a file and has no place in the convention keeps
-//! the name that it has in a job: clients pass over it.
+//! (WuKongIMFlutterSDK, `lib/type/const.dart` and `lib/model/`) and of TangSengDaoDao, the
+//! application they were made with (TangSengDaoDaoServerLib, `common/msg.go`; the contents of
+//! TangSengDaoDaoWeb). Locations, files, tips and mentions follow TangSengDaoDao. Applications with
+//! other types send `custom` or `raw`. A property of a file without a place in the convention keeps
+//! its name from the job: clients ignore it.
 
 use std::borrow::Cow;
 
@@ -21,10 +21,10 @@ const VOICE: u16 = 4;
 const VIDEO: u16 = 5;
 const LOCATION: u16 = 6;
 const FILE: u16 = 8;
-/// A line in grey, without anything to do about it.
+/// A line in grey that users cannot act on.
 const TIP: u16 = 2000;
 
-/// A text, perhaps one that mentions somebody.
+/// A text, which may mention users.
 #[derive(Serialize)]
 struct Words<'a> {
     r#type: u16,
@@ -37,7 +37,7 @@ struct Words<'a> {
 struct Mention<'a> {
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     uids: &'a [String],
-    /// 1 for everybody; never `true`, which some SDKs do not read.
+    /// 1 to mention all; never `true`, which some SDKs do not read.
     #[serde(skip_serializing_if = "Option::is_none")]
     all: Option<u8>,
 }
@@ -66,17 +66,17 @@ struct Media<'a> {
     width: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     height: Option<u32>,
-    /// Whole seconds of sound.
+    /// Duration of a voice message in whole seconds.
     #[serde(rename = "timeTrad", skip_serializing_if = "Option::is_none")]
     time_trad: Option<u64>,
-    /// Whole seconds of video.
+    /// Duration of a video in whole seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     second: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cover: Option<&'a str>,
 }
 
-/// The payload of a message; nothing where the native fields bring it, or it is missing.
+/// The payload of a message; empty if native fields provide it or if it is missing.
 pub(super) fn payload(content: &Content) -> Cow<'_, [u8]> {
     match content {
         Content::Text(text) => words(TEXT, text, None),
@@ -120,7 +120,7 @@ fn words<'a>(r#type: u16, content: &str, mention: Option<Mention<'_>>) -> Cow<'a
 }
 
 fn media<'a>(r#type: u16, file: &File) -> Cow<'a, [u8]> {
-    // A second that has begun counts: a short sound is not of no length.
+    // Rounded up, so that a short sound does not have the length 0.
     let seconds = file.duration_ms.map(|length| length.div_ceil(1000));
     written(&Media {
         r#type,

@@ -1,7 +1,7 @@
-//! The look-up of a message in doubt: `GET /message/byclientmsgno`, from 2.2.2 on.
+//! Looks up a message in doubt: `GET /message/byclientmsgno`, from 2.2.2 on.
 //!
-//! It settles the positive alone. 2.x stores after it has answered, and forgets what it could not
-//! store, so a message that is not found may still come: a miss is no proof.
+//! It can only confirm a message. 2.x stores after it has answered, and forgets messages that it
+//! could not store. So a message that is not found may still arrive: a miss proves nothing.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
@@ -10,13 +10,13 @@ use serde::Deserialize;
 use crate::codec::push_segment;
 use crate::ports::{HttpReply, Probed, Request};
 
-/// Ends the id of the channel that holds the commands of another one.
+/// The suffix of the id of the channel that holds a channel's commands.
 const COMMANDS: &str = "____cmd";
 
-/// A person's channel.
+/// The channel type of a user.
 pub(super) const PERSON: u8 = 1;
 
-/// What the look-ups of a job have in common.
+/// The parts that the look-ups of a job have in common.
 pub(super) struct LookUp {
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
@@ -59,14 +59,14 @@ fn pair(sender: &str, recipient: &str) -> String {
     }
 }
 
-/// CRC-32 as in IEEE 802.3 and Go's `hash/crc32`, bit by bit: only look-ups need it.
+/// CRC-32 as in IEEE 802.3 and Go's `hash/crc32`. It works bit by bit, since only look-ups need it.
 fn crc32(bytes: &[u8]) -> u32 {
     let bit = |crc: u32, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
     let byte = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), bit);
     !bytes.iter().fold(u32::MAX, byte)
 }
 
-/// The message of that number, or `{"status":404}` with the HTTP status 200.
+/// The message with that number, or `{"status":404}` with the HTTP status 200.
 #[derive(Deserialize)]
 struct Found {
     message_id: Option<i64>,
@@ -89,7 +89,7 @@ pub(super) fn read(client_msg_no: &str, reply: &HttpReply) -> Probed {
 mod tests {
     use super::*;
 
-    /// The figures are those of Python's zlib.crc32, which is Go's.
+    /// The order follows Python's `zlib.crc32`, which computes the same as Go.
     #[test]
     fn the_uid_with_the_larger_checksum_comes_first() {
         for (text, checksum) in [

@@ -1,4 +1,4 @@
-//! The account as a target.
+//! Implements the account as a target.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::ports::{Calls, Directory, HttpReply, Profile, Request, Target};
 
-/// The manager of 2.x, who is no user.
+/// The manager of 2.x, which is not a user.
 const MANAGER: &str = "____manager";
 
 /// One WuKongIM account as a target.
@@ -38,15 +38,15 @@ pub struct WukongIm {
 /// The addresses of an account.
 pub(super) struct Uris {
     pub(super) send: Uri,
-    /// Where calls for many go.
+    /// The URL of calls for many users.
     pub(super) many: Uri,
     pub(super) look_up: Uri,
 }
 
-/// How the calls of a job are made.
+/// The form of the calls of a job.
 #[derive(Clone, Copy)]
 enum Form {
-    /// One by one to channels of this type.
+    /// One call for each channel, of this type.
     Single(u8),
     /// `subscribers`.
     Command,
@@ -103,12 +103,12 @@ impl WukongIm {
         head.sender.as_deref().or(ours)
     }
 
-    /// The members that all calls of a job share, up to the first one that differs.
+    /// The members that all calls of a job share, up to the first that differs.
     fn common(&self, head: &Head) -> Vec<u8> {
         let options = &head.options;
         let flag = |on: Option<bool>| u8::from(on.unwrap_or_default());
         let (no_persist, sync_once) = (flag(options.online_only), flag(options.sync_once));
-        // Integers: a boolean would be refused. Version 3 has no `red_dot`.
+        // Flags are integers: the server refuses booleans. Version 3 has no `red_dot`.
         let header = match self.settings.version {
             Version::V1 | Version::V2 => format!(
                 r#"{{"no_persist":{no_persist},"red_dot":{},"sync_once":{sync_once}}}"#,
@@ -118,7 +118,7 @@ impl WukongIm {
         };
         let mut body = format!(r#"{{"header":{header},"from_uid":"#).into_bytes();
         json::push_string(&mut body, self.sender(head).unwrap_or_default());
-        // A packed target refuses both, so a lenient job goes on without them.
+        // A packed target refuses both, so a lenient job is sent without them.
         let (expire, native) = match self.settings.packed {
             true => (None, native::Native::new()),
             false => (options.expire_seconds, native::of(head)),
@@ -154,7 +154,7 @@ impl WukongIm {
         }
     }
 
-    /// Single calls to channels of a type.
+    /// Single calls to channels of one type.
     fn single(&self, head: &Head, channel_type: u8) -> Single {
         let mut before = self.common(head);
         let channel = format!(r#""channel_type":{channel_type},"client_msg_no":"#);
@@ -163,7 +163,7 @@ impl WukongIm {
         let form = native::number(&native::of(head)).unwrap_or(self.settings.client_msg_no);
         let per_recipient = form == ClientMsgNo::PerRecipient;
         if per_recipient {
-            // The digits go inside the quotes.
+            // Removes the closing quote: the digits belong inside the quotes.
             before.pop();
             before.push(b'-');
         }
@@ -175,7 +175,7 @@ impl WukongIm {
         }
     }
 
-    /// How messages of the job are looked up, if they are stored.
+    /// The look-up for messages of the job, if they are stored.
     fn look_up(&self, head: &Head, channel_type: u8) -> Option<LookUp> {
         let options = &head.options;
         if !self.settings.probe || options.online_only == Some(true) {
@@ -250,7 +250,8 @@ impl Target for WukongIm {
         match self.form(head) {
             Form::Single(channel_type) => Box::new(self.single(head, channel_type)),
             Form::Command => {
-                // 2.x makes a number of its own; for the others it is the call's.
+                // 2.x ignores it and makes a number of its own; for the others it is the key of the
+                // call.
                 let mut before = self.common(head);
                 before.extend_from_slice(br#""client_msg_no":"#);
                 json::push_string(&mut before, &head.client_msg_no);
@@ -266,7 +267,7 @@ impl Target for WukongIm {
         Some(users)
     }
 
-    /// A message without a payload, which every version refuses, each in its own words.
+    /// A message without a payload. Every version refuses it, with a different text each.
     fn identify(&self) -> Option<Request> {
         Some(Request {
             method: Method::POST,

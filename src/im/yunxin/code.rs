@@ -1,5 +1,5 @@
-//! Which code means what. The classes are ours, from the meaning of each code. The codes are those of the
-//! vendor's client SDK, whose numbers the server is taken to share.
+//! Maps codes to classes. We derive the class from the meaning of each code. The codes are those of
+//! the vendor's client SDK; we assume that the server uses the same numbers.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transien
 use crate::domain::outcome::{Class, TargetAnswer};
 use crate::im::netease::refusal::blames_signature;
 
-/// The codes that are documented, with what they mean.
+/// The documented codes, with their meaning.
 const CODES: [(i64, Class, &str); 36] = [
     (200, Done, "done"),
     (398, Transient, "server error"),
@@ -51,19 +51,20 @@ const CODES: [(i64, Class, &str); 36] = [
     (107_451, Permanent, "moderation kept the message back"),
 ];
 
-/// What the code of a whole call means. `block` is how long an application that was too fast waits.
+/// The answer for the code of a whole call. `block` is how long an application that exceeded its
+/// rate waits.
 pub(super) fn call(code: i64, said: Option<String>, block: Duration) -> TargetAnswer {
     let answer = answer(code, said);
     match answer.class {
         Throttled => answer.retry_after(Some(block)),
-        // Too long a list, or an account that is none.
+        // The list may be too long, or may contain an invalid account.
         Permanent if code == 414 => answer.split(),
         _ => answer,
     }
 }
 
-/// What a code in `failed_list` means. It is about one recipient: neither the configuration nor the
-/// application as a whole is at fault when others of the call got the message.
+/// The answer for a code in `failed_list`. It is about one recipient: if others of the call can get
+/// the message, neither the configuration nor the application as a whole is at fault.
 pub(super) fn recipient(code: i64, said: Option<String>) -> TargetAnswer {
     let mut answer = answer(code, said);
     answer.class = match answer.class {
@@ -95,7 +96,7 @@ fn by_range(code: i64) -> Class {
     match code {
         300..=499 => Permanent,
         500..=599 => Transient,
-        // Those of six digits are refusals, 189xxx to 192xxx of the client SDKs among them.
+        // Codes of six digits are refusals, including 189xxx to 192xxx of the client SDKs.
         100_000..=199_999 => Permanent,
         _ => Uncertain,
     }

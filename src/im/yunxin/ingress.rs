@@ -1,15 +1,17 @@
-//! What callers of `/im/v2/conversations/messages` say, and what they hear. The vendor's server SDKs put
-//! `/nimserver` before it (the one for Go, 1.0.0, by default), so that one base URL serves v1 and v2.
+//! Reads calls of `/im/v2/conversations/messages` and answers them. The vendor's server SDKs put
+//! `/nimserver` before it (the one for Go, 1.0.0, by default), so that one base URL serves v1 and
+//! v2.
 //!
-//! Every answer is an HTTP 200 with a code in it. Who got the message, or will, is in `success_list`, and
-//! everybody else in `failed_list` with a code of its own; an entry there has the id under both names that
-//! the vendor's SDKs read. `message_server_id` is Fanwise's. Where the backend refused the call as a whole,
-//! for its sender, say, the call is refused with the backend's code: no receiver is to blame.
+//! Every answer is an HTTP 200 with a code in it. Recipients that got the message, or whose
+//! delivery goes on, are in `success_list`, and all others in `failed_list` with a code of their
+//! own. An entry there has the id under both names that the vendor's SDKs read. `message_server_id`
+//! is Fanwise's. If the backend refused the call as a whole, for its sender for example, the call
+//! is refused with the backend's code and no recipient is listed as failed.
 //!
-//! A value that a documentation tool made up, such as a `sub_type` or an `attachment` beside a text, is
-//! taken; an `X-custom-traceid` that it failed to make up is none. Where the jobs go to another system than
-//! Yunxin, the fields that neither message nor options have are dropped: `p2p_option`, `sub_type`,
-//! `push_nick_enabled`, the lists of `push_forcepush_ids`, and the like.
+//! Values that a documentation tool made up, such as a `sub_type` or an `attachment` beside a text,
+//! are accepted; an `X-custom-traceid` that the tool did not fill in is ignored. If the target is
+//! not Yunxin, fields that neither message nor options can express are dropped: `p2p_option`,
+//! `sub_type`, `push_nick_enabled`, the lists of `push_forcepush_ids`, and the like.
 
 #[cfg(test)]
 mod tests;
@@ -39,7 +41,7 @@ const PATHS: &[&str] = &[
 
 const LIMITS: &[Limit] = &[
     limit("recipients_max", 100, "recipients of a call"),
-    // One edition of the documentation says 500, which the newer ones have for other messages only.
+    // One edition of the documentation says 500, which newer ones give for other messages only.
     limit(
         "text_max",
         5000,
@@ -62,7 +64,7 @@ const LIMITS: &[Limit] = &[
 const OK: u32 = 200;
 const UNKNOWN: u32 = 102_404;
 const BOTH_NO_SENSE: u32 = 107_330;
-/// The caller's id of a message stands for another one.
+/// The caller's message id already belongs to another message.
 const USED: u32 = 107_306;
 
 /// A conversation with a user.
@@ -85,11 +87,11 @@ const NAMES: Described = Described {
     longitude: "longitude",
 };
 
-/// The caller's own id of a message, which is not for a backend to see: there every recipient's is told
-/// apart.
+/// The caller's own id of a message. A backend does not get it: there each recipient's message has
+/// a different id.
 const CLIENT_ID: &str = "message_client_id";
 
-/// Version 2 of the API.
+/// The ingress of version 2 of the API.
 pub(in crate::im) struct YunxinIngress;
 
 impl Ingress for YunxinIngress {
@@ -112,7 +114,7 @@ impl Ingress for YunxinIngress {
             .map_err(|no| spoken(&no))
     }
 
-    /// It is the AppKey.
+    /// A call names its endpoint by the AppKey.
     fn is_named_by_key(&self) -> bool {
         true
     }
@@ -211,12 +213,12 @@ fn asked(
     })
 }
 
-/// Whether an id is one, and not the template of one.
+/// Whether an id is filled in, and not an unfilled template.
 fn is_made(id: &str) -> bool {
     !id.starts_with("{%")
 }
 
-/// The lengths that are allowed.
+/// The endpoint's limits of lengths.
 struct Limits<'a>(&'a DropInEndpoint);
 
 impl Limits<'_> {
@@ -238,14 +240,14 @@ impl Limits<'_> {
 
 type Native = BTreeMap<&'static str, Box<RawValue>>;
 
-/// What a call says.
+/// The message of a call.
 struct Said {
     message: MessageDocument,
     native: Native,
     echo: Echo,
 }
 
-/// What of the message every entry of the answer repeats.
+/// The parts of the message that every entry of the answer repeats.
 #[derive(Clone, Debug)]
 struct Echo {
     message_client_id: Option<String>,
@@ -282,7 +284,8 @@ impl Said {
             (false, _, None) => return Err(No::parameter("message.attachment is missing")),
             (false, _, Some(json)) => attached(number, json)?,
         };
-        // What words of ours say again, word for word; anything else goes as it was written.
+        // The fields that a message reproduces exactly. With any other field the original goes to
+        // `native`.
         let ours: &[&str] = match number {
             message::CUSTOM => &["message_type", "attachment", CLIENT_ID],
             _ if is_text => &["message_type", "text", CLIENT_ID],
@@ -307,7 +310,8 @@ impl Said {
     }
 }
 
-/// The message for a backend. The attachment may have stood in a text, which a backend would refuse.
+/// The original message for a backend. The attachment may be JSON inside a text, which a backend
+/// would refuse, so it is unpacked.
 fn as_written(from: &Loose<'_>, attachment: Option<&str>) -> Option<Box<RawValue>> {
     let fields = from.fields().filter(|(name, _)| *name != CLIENT_ID);
     let mut fields: BTreeMap<_, _> = fields.map(|(name, it)| (name, it.to_owned())).collect();
@@ -328,7 +332,7 @@ fn attached(number: i64, json: &str) -> Result<MessageDocument, No> {
     message::described(number, &object, &NAMES).ok_or_else(|| No::parameter(text))
 }
 
-/// The options of a call. What they cannot say goes to `native`, whole sections at a time.
+/// The options of a call. Whole sections that they cannot express go to `native`.
 fn options(body: &Loose<'_>, limits: &Limits<'_>, native: &mut Native) -> Result<Options, No> {
     let sender_no_sense = body.flag("sender_no_sense")?.unwrap_or(false);
     let receiver_no_sense = body.flag("receiver_no_sense")?.unwrap_or(false);
@@ -370,7 +374,7 @@ fn options(body: &Loose<'_>, limits: &Limits<'_>, native: &mut Native) -> Result
     Ok(Options {
         online_only: (offline == Some(false)).then_some(true),
         unread: config.flag("unread_enabled")?,
-        // What is left out means "sensed" here; elsewhere it may mean the opposite.
+        // Here a missing flag means "sensed"; on other systems it may mean the opposite.
         sender_no_sense: Some(sender_no_sense),
         receiver_no_sense: receiver_no_sense.then_some(true),
         push: push(&Loose::read("push_config", &push_json)?, limits)?,
@@ -422,7 +426,7 @@ fn moderation(from: &Loose<'_>) -> Result<Option<Moderation>, No> {
     Ok(Some(moderation).filter(|it| it.enabled.is_some() || it.business_id.is_some()))
 }
 
-/// Says what became of a call.
+/// Renders the answer to a call.
 struct YunxinReply {
     sender: String,
     echo: Echo,
@@ -442,7 +446,7 @@ struct Lists<'a> {
     failed_list: Vec<Failed<'a>>,
 }
 
-/// An entry, its fields in the order of the documentation.
+/// An entry, with its fields in the order of the documentation.
 #[derive(Serialize)]
 struct SentData<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -461,7 +465,7 @@ struct SentData<'a> {
     sub_type: Option<i64>,
 }
 
-/// One of the vendor's SDKs reads one name of the id, another the other.
+/// A failed recipient. The id has two names, since the vendor's SDKs read different ones.
 #[derive(Serialize)]
 struct Failed<'a> {
     account_id: &'a str,
@@ -511,7 +515,7 @@ impl YunxinReply {
     }
 }
 
-/// Why the call as a whole is refused: everybody has a code that is the call's.
+/// The refusal of the whole call, if all recipients have a code that is about the call.
 fn refused(job_report: &JobReport) -> Option<No> {
     let is_of_call = |(_, report): &(String, RecipientReport)| match report {
         RecipientReport::Ended { code, .. } => code.parse().is_ok_and(refuses_a_call),
@@ -522,10 +526,10 @@ fn refused(job_report: &JobReport) -> Option<No> {
     job_report.recipients.iter().all(is_of_call).then_some(no)
 }
 
-/// Whether a code is about the call or its sender. In `failed_list` the vendor has codes of six digits,
-/// and 410 is how an endpoint that speaks HTTP names a recipient.
+/// Whether a code is about the call or its sender. In `failed_list` the vendor uses codes of six
+/// digits, and an HTTP endpoint uses 410 for an unknown recipient.
 fn refuses_a_call(code: u32) -> bool {
-    /// The account that sends may not chat, or is banned.
+    /// The sender may not chat, or is banned.
     const SENDER: [u32; 2] = [102_421, 102_422];
     ((100..1000).contains(&code) && code != 410) || SENDER.contains(&code)
 }

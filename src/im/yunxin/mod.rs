@@ -1,4 +1,4 @@
-//! NetEase Yunxin, version 2 of its server API: up to 100 users a call, or one.
+//! Calls NetEase Yunxin, version 2 of its server API: up to 100 users a call, or one.
 //!
 //! | | batch (default) | `single = true` |
 //! |---|---|---|
@@ -8,26 +8,26 @@
 //! | so a call in doubt is | held, unless `trust_request_id` | sent again |
 //! | default limit | 108 calls a minute | 90 calls a second |
 //!
-//! Groups are conversations of their own, one call each in both modes: type 2 are teams, type 3 large
-//! teams. `X-custom-traceid` names a call by its job and recipients; the vendor's SDKs say that the
-//! server drops repeats by it, but not for how long nor with which answer. The rate of the batch class
-//! is not documented: the limit is that of version 1.
+//! Groups are conversations of their own, one call each in both modes: type 2 are teams, type 3
+//! large teams. `X-custom-traceid` identifies a call by its job and recipients. The vendor's SDKs
+//! say that the server drops repeats by it, but not for how long nor with which answer. The rate of
+//! batch calls is not documented: the default limit is that of version 1.
 //!
-//! Of an answer to a batch, who is in `success_list` was sent to, who is in `failed_list` was not, and
-//! who is in neither is in doubt. The members of `attachment` are those of the published example
-//! (`width`, `height`) and, where it shows none, of the client SDK (`duration`, `longitude`, `latitude`);
-//! a `raw` message says them itself.
+//! In the answer to a batch, recipients in `success_list` count as sent, recipients in
+//! `failed_list` do not, and recipients in neither are in doubt. The members of `attachment` follow
+//! the published example (`width`, `height`) and, where it shows none, the client SDK (`duration`,
+//! `longitude`, `latitude`); a `raw` message contains its own.
 //!
-//! What is not about the shape of calls is as in version 1 ([`super::netease`]): signature, accids in
-//! lower case, the sender that finds nothing in its conversations.
+//! Everything but the format of calls is as in version 1 ([`super::netease`]): the signature,
+//! accids in lower case, and no entry in the sender's own conversations.
 
-/// Which code means what.
+/// Maps codes to classes.
 mod code;
-/// What existing callers say, and what they hear.
+/// Reads requests of existing callers and answers them.
 pub(in crate::im) mod ingress;
-/// The reading of replies.
+/// Reads replies.
 mod reply;
-/// The bodies of calls.
+/// Builds calls and reports parts of a job that they cannot carry.
 mod target;
 #[cfg(test)]
 mod tests;
@@ -42,14 +42,14 @@ use crate::domain::fields::Problem;
 use crate::domain::limits::{Cost, Rate};
 use crate::secret::Secret;
 
-/// One application, version 2.
+/// Settings of one application, version 2.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the API is, such as `https://open.yunxinapi.com`.
+    /// Base URL of the API, such as `https://open.yunxinapi.com`.
     pub url: String,
     pub app_key: String,
     pub app_secret: Secret,
-    /// The account that messages are from when a job does not say.
+    /// The account that sends messages whose job names no sender.
     pub sender: Option<String>,
     /// One call for each user. Default: no.
     pub single: bool,
@@ -64,24 +64,26 @@ pub struct Settings {
     /// Longest payload of a push (`push_payload`), in UTF-16 units. Default
     /// [`Self::PUSH_PAYLOAD_LENGTH_MAX`].
     pub push_payload_length_max: usize,
-    /// How long the target rests after too many batches (codes 416 and 107323). Default
+    /// How long the target is parked after too many batches (codes 416 and 107323). Default
     /// [`Self::BLOCK`].
     pub block: Duration,
-    /// The same after too many single calls, those for groups among them. Default
+    /// The same after too many single calls, which include those for groups. Default
     /// [`Self::SINGLE_BLOCK`].
     pub single_block: Duration,
-    /// A batch in doubt may be repeated: the server knows its `X-custom-traceid`. Default: no.
+    /// Whether a batch in doubt may be repeated because the server recognises its
+    /// `X-custom-traceid`. Default: no.
     pub trust_request_id: bool,
 }
 
 impl Settings {
     pub const RECIPIENTS_PER_CALL: usize = 100;
-    /// For clouds that take more than is documented.
+    /// For clouds that accept more than is documented.
     pub const RECIPIENTS_PER_CALL_MAX: usize = 1000;
     pub const TEXT_LENGTH_MAX: usize = 5000;
     pub const PUSH_TEXT_LENGTH_MAX: usize = netease::Settings::PUSH_TEXT_LENGTH_MAX;
     pub const PUSH_PAYLOAD_LENGTH_MAX: usize = netease::Settings::PUSH_PAYLOAD_LENGTH_MAX;
-    /// How long version 2 blocks depends on the plan and is not documented: as version 1 does.
+    /// The block of version 2 depends on the plan and is not documented, so this is that of version
+    /// 1.
     pub const BLOCK: Duration = netease::Settings::BLOCK;
     pub const SINGLE_BLOCK: Duration = netease::Settings::SINGLE_BLOCK;
     /// A tenth below the 120 batch calls a minute of version 1.
@@ -111,7 +113,7 @@ impl Settings {
         }
     }
 
-    /// Both modes honour the same.
+    /// Both modes honour the same features.
     pub(super) fn samples() -> Vec<(&'static str, Self)> {
         vec![(
             "yunxin",

@@ -1,4 +1,4 @@
-//! The reading of replies.
+//! Reads replies.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ struct Lists {
     failed_list: Option<Vec<Entry>>,
 }
 
-/// One recipient. The vendor's own SDKs disagree on the name of the id.
+/// One recipient. The vendor's SDKs disagree on the name of the id.
 #[derive(Deserialize)]
 struct Entry {
     account_id: Option<Number>,
@@ -33,7 +33,7 @@ struct Entry {
     error_msg: Option<String>,
 }
 
-/// An id of digits may come as a number, a number as a text.
+/// An id of digits may be written as a number, and a number as a text.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Number {
@@ -66,7 +66,7 @@ impl Entry {
     fn failure(self) -> TargetAnswer {
         match self.error_code.as_ref().map(Number::code) {
             Some(Some(code)) => code::recipient(code, self.error_msg),
-            // It was not sent to, whatever the reason.
+            // Listed as failed, without a code that could be read.
             _ => TargetAnswer::new(
                 Class::Permanent,
                 "failed",
@@ -92,7 +92,7 @@ pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> 
             answers.insert(id, entry.failure());
         }
     }
-    // Who is in both lists was sent to: that is what must not be done again.
+    // A recipient in both lists counts as sent, since it must not get the message again.
     for entry in lists.success_list.unwrap_or_default() {
         if let Some(id) = entry.id() {
             answers.insert(id, TargetAnswer::done());

@@ -1,7 +1,7 @@
-//! The bodies of calls, and what of a job they cannot carry.
+//! Builds calls and reports parts of a job that they cannot carry.
 //!
-//! The bytes of a call depend on the job and the recipients alone; only the signature is new on every
-//! attempt.
+//! The bytes of a call depend only on the job and the recipients; only the signature is new on
+//! every attempt.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -38,10 +38,10 @@ const NAMES: Names = Names {
 const USER: u8 = 1;
 const TEAMS: [u8; 2] = [2, 3];
 
-/// Fields that are not for a job to set: who, and to whom.
+/// Fields that a job cannot set: sender and recipients.
 const OURS: [&str; 3] = ["sender_id", "receiver_ids", "conversation_id"];
 
-/// Names the message of a single call.
+/// The id of a message in a single call.
 const MESSAGE_ID: &str = "message_client_id";
 
 /// One application as a target.
@@ -82,7 +82,7 @@ impl Yunxin {
         sender.unwrap_or_default()
     }
 
-    /// The kind of conversation that single calls of a job are for; nothing for batches.
+    /// The kind of conversation that single calls of a job go to; `None` for batches.
     fn conversations(&self, head: &Head) -> Option<u8> {
         match head.addressed {
             Addressed::Groups(kind) => Some(kind),
@@ -267,7 +267,7 @@ impl Yunxin {
             Content::Raw(data) => Some(&**data),
             _ => None,
         });
-        // Only the target knows how messages are told apart.
+        // Only the target sets the ids of messages.
         match own.map(object) {
             Some(None) => problem(field, "a JSON object is expected".to_owned()),
             Some(Some(members)) if members.contains_key(MESSAGE_ID) => {
@@ -290,7 +290,7 @@ fn object(json: &RawValue) -> Option<BTreeMap<String, Box<RawValue>>> {
     serde_json::from_str(json.get()).ok()
 }
 
-/// The `message` of a call; nothing where the job has none.
+/// The `message` of a call; `None` if the job has none.
 fn message(head: &Head) -> Option<Cow<'_, str>> {
     if let Some(message) = native(head).remove("message") {
         return Some(Cow::Owned(message.get().to_owned()));
@@ -303,7 +303,7 @@ fn message(head: &Head) -> Option<Cow<'_, str>> {
     message.some("text", text(&head.content));
     let mut message = message.close();
     if let Some(attachment) = NAMES.object(&head.content) {
-        // JSON already.
+        // The attachment is JSON already.
         message.pop();
         message.push_str(r#","attachment":"#);
         message.push_str(&attachment);
@@ -312,7 +312,7 @@ fn message(head: &Head) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(message))
 }
 
-/// The further members of a body, each as JSON; native ones win, whole.
+/// The further members of a body, each as JSON. A native member replaces the whole member.
 fn members_of(head: &Head) -> Vec<(String, String)> {
     let options = &head.options;
     let no = |asked: bool| asked.then_some(false);
@@ -377,7 +377,7 @@ fn up_to_message_id(message: &str) -> Vec<u8> {
     before
 }
 
-/// Many users a call.
+/// Many users in one call.
 struct Batch {
     account: Arc<Account>,
     uri: Uri,
@@ -403,7 +403,7 @@ impl Calls for Batch {
     }
 }
 
-/// One user or one group a call.
+/// One user or one group in each call.
 struct Single {
     account: Arc<Account>,
     /// The path up to the recipient.

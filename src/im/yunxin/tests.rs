@@ -1,5 +1,5 @@
-//! Requests to the byte, and what every shape of reply means. The replies are those of the vendor's
-//! documents and SDKs, and what gateways in front of it say.
+//! Checks requests byte for byte, and the meaning of every form of reply. The replies are those of
+//! the vendor's documents and SDKs, and of gateways in front of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -257,7 +257,7 @@ fn every_content_has_its_message() {
         assert_eq!(target.check(&head), []);
         let got = golden(&*target, head.clone(), &["u1"]);
         assert!(got.contains(&format!(r#""message":{message},"#)), "{got}");
-        // The same message with its id.
+        // The same message, with its id.
         let mut expected: serde_json::Value = serde_json::from_str(&message).unwrap();
         expected["message_client_id"] = "32b30cca2e043dd6ed53729e9813f1bb".into();
         assert_eq!(body(&*single(), head)["message"], expected);
@@ -308,7 +308,7 @@ fn awkward_recipients_arrive_as_they_are() {
 }
 
 proptest! {
-    /// A call asked for again is the same to the byte, and no two recipients share a message's id.
+    /// A repeated call is identical byte for byte, and no two recipients share a message id.
     #[test]
     fn calls_are_the_same_every_time(one in ".{1,40}", other in ".{1,40}") {
         let (target, head) = (single(), Arc::new(head()));
@@ -397,7 +397,7 @@ fn what_a_call_cannot_carry_is_refused_at_acceptance() {
         },
         &["message.native"],
     );
-    // 107330: sender_no_sense is on unless a job says otherwise.
+    // 107330: `sender_no_sense` is on unless the job turns it off.
     check(
         |head| head.options.receiver_no_sense = Some(true),
         &["options.receiver_no_sense"],
@@ -540,7 +540,7 @@ fn replies_to_batches() {
         &sent(&format!(r#"{{"failed_list":[],"success_list":[{all}]}}"#)),
         [Done; 3],
     );
-    // Those who failed, by either name of the id, with a code as a number or a text.
+    // Failed recipients, under either name of the id, with the code as a number or a text.
     check(
         200,
         &sent(
@@ -558,7 +558,7 @@ fn replies_to_batches() {
         ),
         [Permanent, Transient, Permanent],
     );
-    // What befalls one recipient does not park the target.
+    // A failure of one recipient does not park the target.
     check(
         200,
         &sent(
@@ -567,7 +567,7 @@ fn replies_to_batches() {
         ),
         [Permanent, Transient, Done],
     );
-    // Who is in neither list is in doubt; who is in both was sent to.
+    // A recipient in neither list is in doubt; a recipient in both counts as sent.
     check(
         200,
         &sent(
@@ -599,7 +599,7 @@ fn replies_to_batches() {
     ] {
         check(200, odd, [Uncertain; 3]);
     }
-    // The whole call.
+    // The whole call is refused.
     check(200, r#"{"code":414,"msg":"receiver_ids"}"#, [Permanent; 3]);
     check(200, r#"{"code":414,"msg":"checksum"}"#, [Config; 3]);
     check(200, r#"{"code":403,"msg":"x","data":[]}"#, [Config; 3]);

@@ -1,4 +1,4 @@
-//! The broker port.
+//! Tests the broker port.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -51,7 +51,7 @@ async fn next(consumer: &mut impl Consumer) -> Delivery {
     next.expect("a delivery in time").expect("a delivery")
 }
 
-/// Nothing comes for a while.
+/// Checks that nothing arrives for a while.
 async fn silence(consumer: &mut impl Consumer) {
     let next = timeout(Duration::from_millis(300), consumer.next()).await;
     if let Ok(delivery) = next {
@@ -87,8 +87,8 @@ async fn kept<B: RetainedQueues>(broker: &B, retained: RetainedQueue) -> Vec<Ret
     kept
 }
 
-/// Jobs of each priority and slices come out of their own source, byte by byte, with their trace
-/// context; bodies may be large.
+/// Jobs of each priority and slices come out of their own source, byte for byte, with their trace
+/// context. Bodies may be large.
 async fn what_is_published_comes_out_as_it_went_in(bench: &impl BrokerBench) {
     let session = bench.broker().connect().await.unwrap();
     let large: Vec<u8> = (0..=255).cycle().take(3_000_000).collect();
@@ -153,8 +153,8 @@ async fn what_is_given_back_comes_again(bench: &impl BrokerBench) {
     session.close().await;
 }
 
-/// One consumer, nothing given back: the order of one publisher is kept, across publishes and past
-/// any read-ahead.
+/// With one consumer and without requeues, the order of one publisher is kept, across publishes and
+/// past any prefetch.
 async fn first_come_is_first_served(bench: &impl BrokerBench) {
     let session = bench.broker().connect().await.unwrap();
     let mut consumer = session.consume(lane_source(), 7).await.unwrap();
@@ -184,7 +184,7 @@ async fn prefetch_bounds_what_is_unacked(bench: &impl BrokerBench) {
     held.remove(5).requeue().await.unwrap();
     held.push(next(&mut consumer).await);
     silence(&mut consumer).await;
-    // Another consumer has a bound of its own.
+    // Another consumer has a prefetch of its own.
     let mut other = session.consume(lane_source(), 1).await.unwrap();
     held.push(next(&mut other).await);
     silence(&mut other).await;
@@ -299,7 +299,7 @@ async fn a_stale_delivery_can_only_be_lost(bench: &impl BrokerBench) {
     );
 }
 
-/// What was under way still comes out after `cancel`, can be acked after the consumer is gone, and
+/// Deliveries in flight still come out after `cancel` and can be acked after the consumer is gone;
 /// the rest stays in the queue.
 async fn a_cancelled_consumer_hands_out_what_it_has(bench: &impl BrokerBench) {
     let session = bench.broker().connect().await.unwrap();
@@ -445,7 +445,7 @@ async fn a_rejected_message_is_kept_with_its_reason(bench: &impl BrokerBench) {
     assert_eq!(bench.ready().await, 0);
 }
 
-/// Each message stays, goes, or is given another body, as is decided; what was not looked at stays.
+/// Each message is kept, removed or replaced, as decided; messages that were not looked at stay.
 async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
     let broker = bench.broker();
     let session = broker.connect().await.unwrap();
@@ -484,7 +484,7 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
         };
         assert_eq!(*letter, replaced);
     }
-    // Once more: what took the place of another is a message like any other.
+    // Again: a replacement is a message like any other.
     let all = broker
         .edit(RetainedQueue::Dead, |_| RetainedEdit::Replace("7".into()))
         .await;
@@ -503,8 +503,8 @@ async fn dead_letters_are_sifted(bench: &impl BrokerBench) {
     assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
 }
 
-/// Each of several that change a letter at once waits for its turn: what one was told is done is not
-/// undone by another that has read before.
+/// Concurrent edits wait for each other: an edit that has succeeded is not undone by one that read
+/// before it.
 async fn changes_at_the_same_time_all_come_about(bench: &impl BrokerBench) {
     let broker = bench.broker();
     let session = broker.connect().await.unwrap();
@@ -533,8 +533,8 @@ async fn changes_at_the_same_time_all_come_about(bench: &impl BrokerBench) {
     assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
 }
 
-/// Dropped in the middle, as when its process dies: what was to stay is there, what was to be given
-/// another body is there with one of them or both, and the next one can go on.
+/// An edit is dropped in the middle, as when its process dies. Messages to keep are there; a
+/// replaced message is there in its old form, its new form, or both; and the next edit works.
 async fn a_sifting_that_is_broken_off_loses_nothing(bench: &impl BrokerBench) {
     let broker = bench.broker();
     let session = broker.connect().await.unwrap();
@@ -560,7 +560,7 @@ async fn a_sifting_that_is_broken_off_loses_nothing(bench: &impl BrokerBench) {
         () = halfway.notified() => {}
         _ = broker.edit(RetainedQueue::Dead, decide) => {}
     }
-    // The broker has to notice first that the reader is gone, then the messages come back.
+    // The broker first has to notice that the reader is gone; then the messages come back.
     let stay: BTreeSet<u32> = (0..200).filter(|n| n % 3 != 0).collect();
     until("all that stay", PATIENCE, async || {
         let mut left = BTreeSet::new();
@@ -579,13 +579,13 @@ async fn a_sifting_that_is_broken_off_loses_nothing(bench: &impl BrokerBench) {
     assert!(kept(broker, RetainedQueue::Dead).await.is_empty());
 }
 
-/// Reading shows everything, oldest first, as often as one likes, and takes nothing. A second reader
-/// sees all of it too or is refused, never a part.
+/// Reading shows every message, oldest first, any number of times, and removes none. A second
+/// reader sees all of them or is refused, never a part.
 async fn dead_letters_are_read_in_place(bench: &impl BrokerBench) {
     let broker = bench.broker();
     let session = broker.connect().await.unwrap();
     let letters: Vec<_> = (0..1234).map(|n| dead_letter(n.to_string())).collect();
-    // Of one large publish RabbitMQ keeps no order.
+    // RabbitMQ keeps no order within one large publish.
     for letters in letters.chunks(100) {
         session.publisher().publish(letters.to_vec()).await.unwrap();
     }
@@ -629,7 +629,7 @@ async fn dead_letters_are_read_in_place(bench: &impl BrokerBench) {
     let Some(Ok(1234) | Err(BrokerError::Refused { .. })) = second else {
         panic!("{second:?}");
     };
-    // Reading that was broken off may leave another order; nothing else.
+    // After a read that broke off the order may differ, and nothing else.
     let (mut again, mut before) = (kept(broker, RetainedQueue::Dead).await, first);
     again.sort_by(|a, b| a.body.cmp(&b.body));
     before.sort_by(|a, b| a.body.cmp(&b.body));
@@ -715,7 +715,7 @@ async fn a_lane_of_no_target_cannot_be_consumed(bench: &impl BrokerBench) {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// So many messages, into the lane or the jobs.
+    /// This many messages, into the lane or the jobs queue.
     Publish {
         lane: bool,
         count: u32,
@@ -723,7 +723,7 @@ enum Step {
     Take {
         lane: bool,
     },
-    /// One of those that are held.
+    /// One of the messages held.
     Ack {
         held: usize,
     },
@@ -798,7 +798,8 @@ fn whatever_is_done_nothing_is_lost_on_servers() {
     any_order_of_steps(5, RabbitBench::start, async |bench| bench.finish().await);
 }
 
-/// Of two sources: what was published and is neither held nor ended. Messages are numbers.
+/// For two sources: the messages that were published and are neither held nor ended. Messages are
+/// numbers.
 #[derive(Default)]
 struct Model {
     queued: [BTreeSet<u32>; 2],
@@ -852,7 +853,7 @@ async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
                     "{number} was not there"
                 );
                 if !model.came_back.contains(&number) {
-                    // Read ahead in a session that was closed, it may count as handed out.
+                    // Fetched ahead in a session that was closed, it may count as redelivered.
                     let older = model.came_back.is_empty();
                     assert!(!(delivery.redelivered && older), "{number} is new");
                 } else {
@@ -886,7 +887,7 @@ async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
                     model.queued[queue].insert(number);
                     model.came_back.insert(number);
                 }
-                // What was read ahead came back too, and may say so.
+                // Messages fetched ahead came back too, and may be marked as redelivered.
                 model.came_back.insert(u32::MAX);
                 session = broker.connect().await.unwrap();
                 consumers.clear();
@@ -899,7 +900,7 @@ async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
         }
     }
 
-    // Then everything is taken to its end.
+    // After that, all messages are handled to the end.
     for (queue, number, delivery) in held {
         delivery.ack().await.unwrap();
         assert!(!model.queued[queue].contains(&number));
@@ -916,7 +917,7 @@ async fn play<T: BrokerBench>(bench: &T, steps: Vec<Step>) {
         (bench.ready().await == 0).then_some(())
     })
     .await;
-    // What other rounds left on the retained is older.
+    // Older messages in the retained queue come from other rounds.
     let rejected = kept(broker, RetainedQueue::Rejected).await;
     let rejected: Vec<u32> = rejected.iter().map(|kept| parse(&kept.body)).collect();
     assert!(rejected.ends_with(&model.rejected), "{rejected:?}");

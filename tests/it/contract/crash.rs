@@ -1,6 +1,6 @@
-//! A real process with the embedded engine is killed at any moment, again and again: whatever it was
-//! told `Ok` for is there. The child is this test binary, started with the name of one test and a
-//! folder in the environment; it prints what was confirmed to it.
+//! Kills a real process with the embedded engine at any moment, again and again: everything that
+//! the engine confirmed with `Ok` is still there. The child is this test binary, started with the
+//! name of one test and with a folder in the environment. It prints what the engine confirmed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -25,10 +25,10 @@ use crate::support::wait::until;
 
 const CHILD: &str = "FANWISE_TEST_CHILD";
 
-/// Recipients claimed at a time.
+/// Recipients in one claim.
 const WINDOW: u32 = 20;
 
-/// The job that children work on: more recipients than they get to.
+/// The job of the children: more recipients than they can claim.
 fn job() -> Job {
     Job::named("crash", 500)
 }
@@ -39,7 +39,7 @@ fn slice_id() -> SliceId {
 
 const ENTRIES: u32 = 1_000_000;
 
-/// Starts this very test binary as a child that runs one test of this module.
+/// Starts this test binary as a child that runs one test of this module.
 fn start(test: &str, value: &str) -> Process {
     let name = format!("contract::crash::{test}");
     let arguments = [name.as_str(), "--exact", "--nocapture", "--test-threads=1"];
@@ -51,7 +51,7 @@ fn start(test: &str, value: &str) -> Process {
     )
 }
 
-/// The child: works until it is killed. Anywhere else it does nothing.
+/// The child: works until it is killed. Without the environment variable it does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_that_works() {
     let Ok(value) = env::var(CHILD) else { return };
@@ -84,7 +84,7 @@ async fn child_that_works() {
     }
     let mut consumer = session.consume(Source::Lane(express()), 4).await.unwrap();
     tasks.spawn(async move {
-        // Every other message is taken and kept, the others are acked.
+        // Every other message is held, the others are acked.
         let mut kept = Vec::new();
         while let Some(delivery) = consumer.next().await {
             let name = String::from_utf8(delivery.body.to_vec()).unwrap();
@@ -136,11 +136,11 @@ async fn child_that_works() {
     tasks.join_next().await.unwrap().unwrap();
 }
 
-/// What children were told, over all rounds.
+/// The confirmations that children got, over all rounds.
 #[derive(Default)]
 struct Told {
     published: BTreeSet<String>,
-    /// Given to the broker to forget; it need not have come to that.
+    /// Acks in progress; the broker may or may not have removed the message.
     acking: BTreeSet<String>,
     claimed: BTreeSet<u32>,
     settled: BTreeMap<u32, String>,
@@ -149,7 +149,7 @@ struct Told {
 
 impl Told {
     fn read(&mut self, output: &str) {
-        // The last line may be cut short.
+        // The last line may be incomplete.
         let whole = output.rfind('\n').map_or("", |end| &output[..end]);
         for line in whole.lines() {
             let words: Vec<_> = line.split(' ').collect();
@@ -176,7 +176,7 @@ async fn whatever_was_confirmed_survives_a_kill() {
     for round in 0..4 {
         let mut child = start("child_that_works", &format!("{round} {data}"));
         child.until_prints("settled", PATIENCE).await;
-        // Killed somewhere in the middle of its work.
+        // The child is killed somewhere in the middle of its work.
         let some = fastrand::usize(15..60);
         until("some work of the child", PATIENCE, async || {
             let told = child.stdout();
@@ -195,7 +195,7 @@ async fn whatever_was_confirmed_survives_a_kill() {
     assert!(told.published.len() > 50 && told.settled.len() > 20);
 }
 
-/// Everything published is in its queue or on its retained once, unless it was acked.
+/// Every published message is in its queue or in its retained queue once, unless it was acked.
 async fn check_messages(engine: &Engine, told: &Told) {
     let broker = engine.broker();
     let mut found = BTreeSet::new();
@@ -209,7 +209,7 @@ async fn check_messages(engine: &Engine, told: &Told) {
     });
     letters.await.unwrap();
     let session = broker.connect().await.unwrap();
-    // Nothing is acked: all comes back for the next round.
+    // Nothing is acked, so all messages come back in the next round.
     for source in [Source::Lane(express()), Source::Lane(bulk())] {
         let mut consumer = session.consume(source, 0).await.unwrap();
         let moment = RUNGS[0] + Duration::from_secs(1);
@@ -226,7 +226,8 @@ async fn check_messages(engine: &Engine, told: &Told) {
     }
 }
 
-/// Every outcome stands, whoever was claimed and not settled is in doubt, and the accounts are exact.
+/// Every outcome is kept, every recipient that is claimed and not settled is in doubt, and the
+/// accounts are exact.
 async fn check_ledger(engine: &Engine, told: &mut Told) {
     let (store, job, id) = (engine.store(), job(), slice_id());
     let slice = job.slice(&id, ENTRIES);
@@ -243,7 +244,7 @@ async fn check_ledger(engine: &Engine, told: &mut Told) {
                 ClaimState::Settled(outcome)
             }
             None => match states[0] {
-                // It was settled, and the answer was on its way.
+                // It was settled, and the child was killed before the confirmation.
                 settled @ ClaimState::Settled(_) => settled,
                 _ => ClaimState::TakenOver,
             },
@@ -272,7 +273,7 @@ async fn check_ledger(engine: &Engine, told: &mut Told) {
     assert_eq!(parked[0].1.text, told.parked.unwrap().to_string());
 }
 
-/// The child: says what it is told when it opens a folder.
+/// The child: prints the result of opening a folder.
 #[test]
 fn child_that_opens() {
     let Ok(folder) = env::var(CHILD) else { return };
@@ -286,8 +287,8 @@ fn child_that_opens() {
     println!("done");
 }
 
-/// A second process gets a clear error that names the folder, the process and what to do; it does no
-/// harm, and once the first is gone it may.
+/// A second process gets an error that names the folder, the process that has it and the remedy. It
+/// does no harm, and may open the folder once the first is gone.
 #[tokio::test]
 async fn a_second_process_is_told_who_has_the_folder() {
     let folder = Scratch::new("locked");
@@ -322,8 +323,8 @@ async fn a_second_process_is_told_who_has_the_folder() {
     assert!(matches!(delivery.ack().await, Err(fanwise::ports::Lost)));
 }
 
-/// What was claimed by a process that is gone is in doubt at once, whatever its lease; what was
-/// handed out and not ended comes again and says so.
+/// Claims of a process that is gone are in doubt immediately, whatever their lease; its deliveries
+/// that were not ended come again and are marked as redelivered.
 #[tokio::test]
 async fn what_a_gone_process_held_is_free_at_once() {
     let folder = Scratch::new("gone");
@@ -347,7 +348,7 @@ async fn what_a_gone_process_held_is_free_at_once() {
         .await
         .unwrap();
     let _held = timeout(PATIENCE, consumer.next()).await.unwrap().unwrap();
-    // Writes along how far was handed out.
+    // Also records how far deliveries went.
     session.publisher().publish(vec![slice("d")]).await.unwrap();
     engine.close().await;
 

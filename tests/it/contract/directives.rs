@@ -1,4 +1,4 @@
-//! The port for directives.
+//! Tests the port of directives.
 
 use std::time::SystemTime;
 
@@ -36,7 +36,7 @@ fn rate(text: &str) -> Action {
     }
 }
 
-/// All that stands, in an order of its own.
+/// All directives in force, sorted.
 async fn progress(store: &impl Directives) -> Vec<Directive> {
     let mut all = store.directives(0).await.unwrap().unwrap_or_default().all;
     all.sort_by_key(|it| (it.subject.clone(), it.action.kind().as_str()));
@@ -68,7 +68,7 @@ async fn who_knows_the_version_is_told_nothing(bench: &impl StoreBench) {
     for round in 0..3 {
         store.direct(&pause).await.unwrap();
         let Some(Directed { version, all }) = store.directives(known).await.unwrap() else {
-            panic!("round {round}: a change went by unnoticed");
+            panic!("round {round}: the change was not reported");
         };
         assert_ne!(version, known);
         assert_eq!(all, std::slice::from_ref(&pause));

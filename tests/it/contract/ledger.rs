@@ -1,4 +1,4 @@
-//! The ledger port.
+//! Tests the ledger port.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ pub(crate) const LEASE: Duration = Duration::from_secs(60);
 pub(crate) const ANN: Owner = Owner(0xa);
 pub(crate) const BOB: Owner = Owner(0xb);
 
-/// One job with what is needed to call the ledger about it.
+/// One job with the values that calls of the ledger need.
 pub(crate) struct Job {
     pub(crate) head: Head,
     pub(crate) shape: Shape,
@@ -172,7 +172,7 @@ pub(crate) async fn settle(
 ) -> JobProgress {
     let settle = Settle {
         outcomes,
-        // As if all entries that are no recipients were seen to be repeats.
+        // As if all entries that are not recipients were seen as repeats.
         last: last.then_some(slice.entries),
         ..Settle::of(slice, owner)
     };
@@ -254,7 +254,7 @@ async fn a_job_that_was_entered_is_found_at_once(bench: &impl StoreBench) {
     assert_eq!(states, [ClaimState::Granted]);
     assert_eq!(store.audit(&found).await.unwrap(), Audit::default());
 
-    // A worker that registers it finds nothing of it there.
+    // A worker that registers the job finds no submission of it.
     let accepted = store.accept(&job.submission("s", 30)).await.unwrap();
     assert!(matches!(accepted, Accepted::Expand { first: true, .. }));
     store.enter(&entry(&job, 99)).await.unwrap();
@@ -275,11 +275,11 @@ async fn an_entered_job_that_is_refused_is_forgotten(bench: &impl StoreBench) {
     }
 }
 
-/// A job that ran when the ledger lost some of it: half of its recipients have no outcome, and nothing
-/// is left to deliver.
+/// A job that was running when the ledger lost a part of it: half of its recipients have no
+/// outcome, and no slice is left to deliver.
 async fn half_done(store: &impl Ledger) -> Job {
     let mut job = Job::new(3);
-    // By the clock of now: it is the time of which nothing was heard that counts.
+    // By the current clock: the time without any sign of the job counts.
     job.head.accepted_at_ms = fanwise::clock::now_ms();
     let people = job.fingerprints(0..5);
     store.accept(&job.submission("s", 10)).await.unwrap();
@@ -359,7 +359,7 @@ async fn a_job_that_waits_or_is_worked_on_is_not_ended(bench: &impl StoreBench) 
     assert_eq!(store.abandon(worked_on.id(), QUIET).await.unwrap(), None);
 }
 
-/// One that could not be ended when it was shown comes again, however often somebody asks.
+/// A job that could not be ended when it was shown is shown again, however often it is asked for.
 async fn a_quiet_job_is_shown_again(bench: &impl StoreBench) {
     let store = bench.store();
     let job = half_done(store).await;
@@ -406,7 +406,7 @@ async fn a_recipient_has_one_owner_and_one_outcome(bench: &impl StoreBench) {
         let states = each(claim(store, slice, ANN, LEASE, &people).await);
         assert_eq!(
             states, granted,
-            "an answer that got lost is asked for again"
+            "a repeated claim gets the same answers as the first"
         );
     }
     for state in each(claim(store, slice, BOB, LEASE, &people).await) {
@@ -424,7 +424,8 @@ async fn a_recipient_has_one_owner_and_one_outcome(bench: &impl StoreBench) {
     assert_eq!(states[7], ClaimState::Settled(Outcome::Failed));
     assert!(matches!(states[8], ClaimState::Held { .. }));
 
-    // Whoever has no claim may settle, and beats whoever has: what was sent was sent.
+    // An owner without a claim may settle, and wins over the owner of the claim: the message was
+    // sent.
     let progress = settle(store, slice, BOB, &[(people[8], Outcome::Sent)], false).await;
     assert_eq!(progress.accounts.sent, 1);
     let more = job.fingerprints(100..101);
@@ -459,7 +460,7 @@ async fn a_renewed_claim_is_not_taken_over(bench: &impl StoreBench) {
     let id = SliceId::new("s", 0);
     let slice = job.slice(&id, 4);
     let (renewed, left) = people.split_at(2);
-    // Owners of their own: a renewal may lengthen all claims of its owner.
+    // They have owners of their own: a renewal may extend all claims of its owner.
     claim(store, slice, ANN, Duration::from_millis(200), renewed).await;
     claim(store, slice, Owner(77), Duration::from_millis(200), left).await;
     assert!(store.renew(slice, ANN, LEASE, renewed).await.unwrap());
@@ -481,7 +482,7 @@ async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
     let held = |state: &ClaimState| matches!(state, ClaimState::Held { .. });
     assert!(
         states.iter().all(held),
-        "nobody releases the claims of others"
+        "an owner cannot release claims of others"
     );
     for _ in 0..2 {
         let progress = release(store, slice, ANN, &people[..5]).await;
@@ -490,7 +491,7 @@ async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
     let states = each(claim(store, slice, BOB, LEASE, &people).await);
     assert_eq!(states[..5], [ClaimState::Granted; 5]);
     assert!(states[5..].iter().all(held));
-    // An outcome counts more than a release in the same step.
+    // In one step, an outcome wins over a release.
     let both = Settle {
         outcomes: &[(people[0], Outcome::Sent), (people[0], Outcome::Failed)],
         release: &people[..2],
@@ -504,8 +505,8 @@ async fn a_released_claim_is_free_and_in_no_doubt(bench: &impl StoreBench) {
     assert!(held(&states[2]));
 }
 
-/// Promise 4: whoever claims a recipient of a call in doubt hears of it, in whatever slice, until an
-/// outcome ends the doubt.
+/// Promise 4: an owner that claims a recipient of a call in doubt learns of the doubt, in every
+/// slice, until an outcome ends it.
 async fn a_claim_released_in_doubt_stays_so(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(2));
     let people = job.fingerprints(0..6);
@@ -518,7 +519,7 @@ async fn a_claim_released_in_doubt_stays_so(bench: &impl StoreBench) {
         doubted,
         ..Settle::of(slice, owner)
     };
-    // Nobody casts doubt on the claims of others.
+    // An owner cannot put claims of others in doubt.
     store.settle(doubt(two, BOB, &people, &[])).await.unwrap();
     let states = each(claim(store, two, BOB, LEASE, &people).await);
     let held = |state: &ClaimState| matches!(state, ClaimState::Held { .. });
@@ -540,7 +541,7 @@ async fn a_claim_released_in_doubt_stays_so(bench: &impl StoreBench) {
     let states = each(claim(store, two, BOB, LEASE, &people).await);
     assert_eq!(states[..5], expected);
     assert!(held(&states[5]));
-    // It is a claim like any other now, and the doubt goes on with it.
+    // It is an ordinary claim now, and keeps the doubt.
     assert!(
         each(claim(store, one, ANN, LEASE, &people[..4]).await)
             .iter()
@@ -558,7 +559,7 @@ async fn a_claim_released_in_doubt_stays_so(bench: &impl StoreBench) {
     assert_eq!(states, [ClaimState::Settled(Outcome::Sent); 2]);
 }
 
-/// Promise 4: an owner that gives up claims it never learned of takes nobody's doubt away, and leaves
+/// Promise 4: an owner that gives up claims whose answer it never got removes no doubt, and leaves
 /// no doubt where there was none.
 async fn a_claim_given_up_unused_keeps_the_doubt_it_was_found_with(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(2));
@@ -572,7 +573,7 @@ async fn a_claim_given_up_unused_keeps_the_doubt_it_was_found_with(bench: &impl 
         ..Settle::of(one, ANN)
     };
     store.settle(in_doubt).await.unwrap();
-    // Nobody is alive who holds the second.
+    // The claim of the second expires immediately.
     claim(store, one, Owner(0xc), Duration::ZERO, &people[1..2]).await;
     let expected = [
         ClaimState::InDoubt,
@@ -581,7 +582,7 @@ async fn a_claim_given_up_unused_keeps_the_doubt_it_was_found_with(bench: &impl 
         ClaimState::Granted,
     ];
     assert_eq!(each(claim(store, two, BOB, LEASE, &people).await), expected);
-    // Nobody gives up the claims of others, and once is as good as twice.
+    // An owner cannot give up claims of others, and giving up twice has no further effect.
     for owner in [ANN, BOB, BOB] {
         let unused = Settle {
             unused: &people[..3],
@@ -599,14 +600,15 @@ async fn a_claim_given_up_unused_keeps_the_doubt_it_was_found_with(bench: &impl 
     assert_eq!(states[..3], expected);
     let held = |state: &ClaimState| matches!(state, ClaimState::Held { .. });
     assert!(held(&states[3]), "the others stay claimed");
-    // What was used and certainly not sent is free, whatever it was found with.
+    // A recipient that was claimed and certainly not sent is free, whatever its state was before.
     release(store, one, ANN, &people[..3]).await;
     let states = each(claim(store, two, BOB, LEASE, &people[..3]).await);
     assert_eq!(states, [ClaimState::Granted; 3]);
 }
 
-/// Promise 2: what the deliveries of a slice did not see repeated is not counted as a duplicate, so a
-/// job of which somebody is missing is not finished. The same slice, delivered again, heals it.
+/// Promise 2: entries that the deliveries of a slice did not see as repeats do not count as
+/// duplicates, so a job with a missing recipient does not finish. A redelivery of the slice repairs
+/// it.
 async fn nobody_missing_is_counted_as_a_duplicate(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(2));
     let people = job.fingerprints(0..5);
@@ -640,8 +642,8 @@ async fn nobody_missing_is_counted_as_a_duplicate(bench: &impl StoreBench) {
     assert!(recorded.progress.finished);
 }
 
-/// The entries of a slice that were no recipients of their own are duplicates once it ends; ending it
-/// twice, or delivering it again, changes nothing.
+/// The entries of a slice that are not recipients of their own count as duplicates when it ends.
+/// Ending it twice, or delivering it again, changes nothing.
 async fn a_slice_ends_once(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..10);
@@ -702,7 +704,7 @@ async fn windows_may_be_unsorted_and_large(bench: &impl StoreBench) {
     );
 }
 
-/// Each step is made twice, as after an answer that got lost.
+/// Each step is made twice, as after a lost answer.
 async fn every_step_may_be_repeated(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..6);
@@ -758,7 +760,8 @@ async fn every_step_may_be_repeated(bench: &impl StoreBench) {
     assert_eq!(store.accept(&submission).await.unwrap(), Accepted::Settled);
 }
 
-/// Tasks of many owners claim the same people at once, in slices that overlap: each is granted once.
+/// Tasks of many owners claim the same recipients at the same time, in slices that overlap: each
+/// recipient is granted once.
 async fn many_owners_at_once_never_share_a_recipient(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(7));
     let people = job.fingerprints(0..300);
@@ -790,7 +793,7 @@ async fn many_owners_at_once_never_share_a_recipient(bench: &impl StoreBench) {
 // Jobs
 // ---------------------------------------------------------------------------------------------
 
-/// Why recipients ended as they did is kept for those who ask, the latest word per recipient.
+/// The reasons of outcomes are kept, the latest one for each recipient.
 async fn reasons_are_kept_and_found(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(5));
     let people = job.fingerprints(0..3);
@@ -888,8 +891,8 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     let progress = settle(store, job.slice(&id, 2), ANN, &sent, true).await;
     assert!(progress.finished && progress.completed);
 
-    // Further recipients, from somebody who would have chosen another shape, though not a far larger
-    // one, for which a ledger may lay itself out anew.
+    // Further recipients, from a submitter that would have chosen another shape. It is not much
+    // larger, since a ledger may choose a new layout for that.
     let second = Submission {
         shape: Shape::of(5_000),
         ..job.submission("two", 3)
@@ -917,7 +920,7 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
     assert_eq!((record.accounts.sent, record.accounts.duplicate), (3, 2));
 }
 
-/// A job that is announced in parts is not finished before the last of them.
+/// A job announced in parts does not finish before the last of them.
 async fn a_job_of_parts_waits_for_all_of_them(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(5));
     let people = job.fingerprints(0..2);
@@ -935,8 +938,8 @@ async fn a_job_of_parts_waits_for_all_of_them(bench: &impl StoreBench) {
     }
 }
 
-/// An audience of all users: the asking is a submission of nobody, and the parts that it leads to say
-/// how many there will be.
+/// A job for all users: the request is a submission without recipients, and its parts say how many
+/// there are.
 async fn a_submission_without_recipients_waits_for_its_parts(bench: &impl StoreBench) {
     let store = bench.store();
     for last_entries in [1, 0] {
@@ -975,14 +978,15 @@ fn part_of(list: &str, number: u32, of: u32) -> Together {
     }
 }
 
-/// Parts are counted by name: a repeat is none, and neither is what came to the job before.
+/// Parts are counted by name: a repeated part does not count, and neither does a part that the job
+/// had before.
 async fn a_list_in_parts_is_there_with_its_last_part(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(5));
     let gather = async |list: &str, number| {
         let part = part_of(list, number, 3);
         store.gather(job.id(), &part, false).await.unwrap()
     };
-    // Of a job that the ledger has lost nobody can tell.
+    // For a job that the ledger does not know, it cannot tell, and answers `Complete`.
     assert_eq!(gather("a", 1).await, Gathered::Complete);
     let names = ["test", "one", "two"].map(str::to_owned);
     for name in &names {
@@ -1043,7 +1047,7 @@ async fn jobs_are_listed_newest_first(bench: &impl StoreBench) {
         };
         store.accept(&submission).await.unwrap();
     }
-    // Being used again does not change the place.
+    // A further use does not change the place.
     let again = Submission {
         now_ms: jobs[0].head.accepted_at_ms + 100,
         ..jobs[0].submission("t", 1)
@@ -1071,7 +1075,7 @@ fn ids_of(page: &JobPage) -> Vec<JobId> {
     page.jobs.iter().map(|record| record.job).collect()
 }
 
-/// Every job that is meant, page by page.
+/// All jobs that match, page by page.
 async fn list(store: &impl Ledger, filter: JobFilter, most: usize) -> Vec<JobId> {
     let mut query = query(filter, most);
     let mut ids = Vec::new();
@@ -1086,8 +1090,8 @@ async fn list(store: &impl Ledger, filter: JobFilter, most: usize) -> Vec<JobId>
     }
 }
 
-/// Pages of any size show every job once, though many were accepted in one millisecond and others
-/// come in while somebody reads; and a job is found behind any number that are not meant.
+/// Pages of any size show every job once, although many were accepted in one millisecond and others
+/// arrive meanwhile. A job is found behind any number of jobs that do not match.
 async fn pages_of_jobs_leave_out_nobody(bench: &impl StoreBench) {
     let store = bench.store();
     let base = Job::new(1).head.accepted_at_ms;
@@ -1222,7 +1226,7 @@ async fn jobs_are_found_by_what_is_known_of_them(bench: &impl StoreBench) {
     .await;
 }
 
-/// What a look says is what a claim by somebody new would be told, and it claims nobody.
+/// A look returns the states that a claim by a new owner would get, and claims nothing.
 async fn looking_claims_nobody(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(4));
     let people = job.fingerprints(0..8);
@@ -1251,7 +1255,7 @@ async fn looking_claims_nobody(bench: &impl StoreBench) {
     assert_eq!(found[2], ClaimState::Granted);
     assert!(matches!(found[3], ClaimState::Held { left } if left > LEASE / 2));
     assert_eq!(found[5..], unseen[..3]);
-    // The order asked for counts, and a repeat is answered twice.
+    // The order of the request counts, and a recipient named twice is answered twice.
     let mixed = [people[3], people[0], people[5], people[0]];
     let mixed = store.peek(&record, &mixed).await.unwrap();
     assert!(matches!(mixed[0], ClaimState::Held { .. }));
@@ -1271,8 +1275,7 @@ async fn looking_claims_nobody(bench: &impl StoreBench) {
     assert_eq!(states, vec![ClaimState::Granted; 3]);
 }
 
-/// A job's own limit and start, whom to tell of its end, and how fast it goes are known to whoever
-/// reads the ledger.
+/// A record shows a job's own limit and start, its receiver of notices, and its pace.
 async fn a_record_tells_limit_start_and_pace(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(4));
     let first = Submission {
@@ -1358,8 +1361,8 @@ async fn an_audit_counts_what_stands(bench: &impl StoreBench) {
 // Slices that know more than the ledger
 // ---------------------------------------------------------------------------------------------
 
-/// Slices of a job that the ledger does not know, because it has lost or forgotten it, rebuild it:
-/// the job finishes and says that its accounts begin in the middle.
+/// Slices of a job that the ledger has lost or forgotten rebuild it: the job finishes and reports
+/// that its accounts begin in the middle.
 async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..20);
@@ -1368,7 +1371,7 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
     let sent = all(&people[..10], Outcome::Sent);
     let progress = settle(store, one, ANN, &sent, true).await;
     assert_eq!((progress.accounts.total, progress.accounts.sent), (10, 10));
-    assert!(progress.finished, "nobody else is heard of yet");
+    assert!(progress.finished, "no other recipient is known yet");
     assert!(store.complete(job.id()).await.unwrap());
 
     let states = each(claim(store, two, BOB, LEASE, &people[10..]).await);
@@ -1385,7 +1388,7 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
     assert!(progress.finished);
     assert!(store.complete(job.id()).await.unwrap());
 
-    // The first submission that tells of it decides what it says.
+    // The first submission after the rebuild decides the job's content.
     let submission = job.submission("t", 1);
     let shape = job.shape;
     let accepted = store.accept(&submission).await.unwrap();
@@ -1405,8 +1408,8 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
     assert_eq!(store.accept(&other).await.unwrap(), conflict);
 }
 
-/// The intake that expands a submission again meets the slices that came before it: nobody is
-/// counted twice.
+/// An intake that expands a submission again meets the slices that came before it: each recipient
+/// counts once.
 async fn a_submission_accepted_after_its_slices_counts_once(bench: &impl StoreBench) {
     let (store, job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..20);
@@ -1431,8 +1434,8 @@ async fn a_submission_accepted_after_its_slices_counts_once(bench: &impl StoreBe
     assert_eq!((progress.accounts.sent, progress.finished), (20, true));
 }
 
-/// Another submission came first and chose another shape: slices cut in the old one are looked up
-/// where the new ones are, so nobody falls between the two.
+/// Another submission came first and chose another shape: slices cut in the old shape are looked up
+/// where the new ones are, so each recipient still counts once.
 async fn slices_of_another_shape_find_the_same_recipients(bench: &impl StoreBench) {
     let (store, mut job) = (bench.store(), Job::new(3));
     let people = job.fingerprints(0..50);
@@ -1462,7 +1465,7 @@ async fn slices_of_another_shape_find_the_same_recipients(bench: &impl StoreBenc
 // Against a model
 // ---------------------------------------------------------------------------------------------
 
-/// Slices of the model: recipients of each, overlapping, and how many entries they stand for.
+/// Slices of the model: their recipients, which overlap, and their number of entries.
 const SLICES: [(std::ops::Range<usize>, u32); 3] = [(0..8, 8), (4..12, 9), (0..12, 15)];
 
 #[derive(Clone, Debug)]
@@ -1495,7 +1498,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let some = || prop::collection::vec(0..12usize, 0..6);
     let step = prop_oneof![
         (0..3usize, 0..3u64, some()).prop_map(
-            // A lease may belong to the owner as a whole, so an owner's either end at once or do not.
+            // A lease may belong to the owner as a whole, so all claims of an owner expire or none
+            // does.
             |(slice, owner, recipients)| Step::Claim {
                 expires: owner % 2 == 1,
                 slice,
@@ -1546,7 +1550,7 @@ enum Held {
     Settled(Outcome),
 }
 
-/// What the ledger is to do, in as few words as possible.
+/// The expected behaviour of the ledger, as simply as possible.
 #[derive(Default)]
 struct Model {
     held: HashMap<usize, Held>,
@@ -1555,7 +1559,7 @@ struct Model {
 }
 
 impl Model {
-    /// `None` is a slice that is done; a wait is any wait.
+    /// `None` means that the slice is done; any wait equals any other.
     fn claim(
         &mut self,
         slice: usize,
@@ -1571,7 +1575,8 @@ impl Model {
             None => ClaimState::Granted,
             Some(Held::Settled(outcome)) => ClaimState::Settled(*outcome),
             Some(Held::InDoubt) => ClaimState::InDoubt,
-            // Asked again, perhaps since the answer was lost: a doubt is told again.
+            // The claim is repeated, perhaps because the answer was lost, so the doubt is reported
+            // again.
             Some(Held::Claimed {
                 owner: other,
                 in_doubt,
@@ -1642,7 +1647,7 @@ impl Model {
                 }
             }
         }
-        // Given up in several ways, the doubt counts.
+        // Of several ways to give up a claim, doubt wins.
         for recipient in doubted {
             if self.is_own(*recipient, owner) {
                 self.held.insert(*recipient, Held::InDoubt);
@@ -1688,8 +1693,8 @@ impl Model {
     }
 }
 
-/// Promise 2 on the ledger: whatever owners claim, renew, release and settle in whatever order, in
-/// slices that overlap, the accounts and the states are those of the model, and in the end they are
+/// Promise 2 on the ledger: whatever owners claim, renew, release and settle, in any order and in
+/// slices that overlap, the accounts and the states are those of the model, and at the end they are
 /// exact.
 fn accounts_are_exact<T: StoreBench>(start: impl AsyncFn() -> Option<T>, finish: impl AsyncFn(T)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -1741,7 +1746,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
     store.accept(&submission).await.unwrap();
     let ids: Vec<_> = (0..3).map(|index| SliceId::new("s", index)).collect();
     let slice = |index: usize| job.slice(&ids[index], SLICES[index].1);
-    // A step may only speak of recipients of its slice.
+    // A step may only name recipients of its slice.
     let of = |slice: usize, recipients: Vec<usize>| -> Vec<usize> {
         let range = SLICES[slice].0.clone();
         recipients
@@ -1808,7 +1813,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                 last,
             } => {
                 let range = SLICES[index].0.clone();
-                // One recipient with two outcomes in one call has the first of them.
+                // For a recipient with two outcomes in one call the first counts.
                 let mut once: BTreeMap<usize, Outcome> = BTreeMap::new();
                 for (at, outcome) in &outcomes {
                     if range.contains(at) && *outcome != Outcome::Duplicate {
@@ -1839,7 +1844,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                     ..Settle::of(slice(index), Owner(owner))
                 };
                 model.settle(index, owner, &once, &release, &doubted, &unused, last);
-                // Twice: a repetition counts nothing.
+                // Twice: the repeated step counts nothing.
                 for _ in 0..2 {
                     let recorded = store.settle(settle).await.unwrap();
                     assert_eq!(recorded.progress.accounts, model.accounts);
@@ -1850,7 +1855,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
     let record = store.job(job.id()).await.unwrap().unwrap();
     assert_eq!(store.audit(&record).await.unwrap(), model.audit());
 
-    // Then every slice is delivered to its end.
+    // After that, every slice is delivered to its end.
     for (index, (range, _)) in SLICES.iter().enumerate() {
         let sent: Vec<_> = range
             .clone()

@@ -1,4 +1,4 @@
-//! The limiter port.
+//! Tests the limiter port.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -49,8 +49,8 @@ fn at_once(units: u32) -> Grant {
     }
 }
 
-/// Nothing is booked unless all limits agree, the least of them is granted, calls and recipients are
-/// each counted in their own units, and another rate starts clean.
+/// A lease books nothing unless all limits allow it, and grants the smallest of them. Calls and
+/// recipients are counted in their own units, and a changed rate starts afresh.
 async fn limits_agree_or_nothing_is_booked(bench: &impl StoreBench) {
     let store = bench.store();
     // Slow enough that nothing refills while the test runs.
@@ -113,8 +113,8 @@ async fn a_lease_may_wait_in_the_order_of_asking(bench: &impl StoreBench) {
     }
 }
 
-/// Four tasks take what they get for a second: together no more than rate × time + burst, and not
-/// much less.
+/// Four tasks take what they are granted for a second: together no more than rate × time + burst,
+/// and not much less.
 async fn a_rate_is_kept_by_all_who_share_it(bench: &impl StoreBench) {
     let store = bench.store();
     let shared = limit("2000/s burst 50", Cost::PerRecipient);
@@ -134,7 +134,7 @@ async fn a_rate_is_kept_by_all_who_share_it(bench: &impl StoreBench) {
         taken
     });
     let taken: u32 = futures_util::future::join_all(tasks).await.iter().sum();
-    // A lease that was booked starts within the longest wait.
+    // A lease starts within the longest wait after it was booked.
     let seconds = started.elapsed().as_secs_f64();
     let most = 2000.0 * (seconds + wait_max.as_secs_f64()) + 50.0;
     assert!(f64::from(taken) <= most, "{taken} in {seconds} s");
@@ -153,7 +153,7 @@ async fn what_is_refunded_can_be_had_again(bench: &impl StoreBench) {
     };
     let both = [recipients, calls];
     let now = Duration::ZERO;
-    // Never booked, never given back.
+    // It was never booked, so it cannot be refunded.
     store.refund(&both, 5, 5).await.unwrap();
     assert_eq!(
         lease(store, &both, 100, 10, now).await,
@@ -171,7 +171,8 @@ async fn what_is_refunded_can_be_had_again(bench: &impl StoreBench) {
     );
 }
 
-/// Asked any number of times: how much of its burst is booked, limit by limit, and nothing more is.
+/// How much of each limit's burst is booked can be read any number of times, and reading books
+/// nothing.
 async fn what_is_booked_can_be_told(bench: &impl StoreBench) {
     let store = bench.store();
     let slow = limit("60/h burst 2", Cost::PerRecipient);
@@ -181,7 +182,7 @@ async fn what_is_booked_can_be_told(bench: &impl StoreBench) {
     };
     assert!(store.booked(&[]).await.unwrap().is_empty());
     let wait_max = Duration::from_secs(120);
-    // A minute for one, of which some part has passed.
+    // One unit takes a minute, of which some has passed.
     for expected in [0.5, 1.0, 1.5] {
         let (grant, _) = lease(store, &[slow], 1, 1, wait_max).await;
         assert!(matches!(grant, Grant::Units { units: 1, .. }), "{grant:?}");
@@ -196,7 +197,7 @@ async fn what_is_booked_can_be_told(bench: &impl StoreBench) {
     }
 }
 
-/// Of two parkings the one that ends later counts, until somebody ends it.
+/// Of two parkings the one that ends later counts, until the target is unparked.
 async fn a_target_is_parked_until_the_later_end(bench: &impl StoreBench) {
     let store = bench.store();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

@@ -1,10 +1,11 @@
-//! One contract, every engine: every test here is written against the ports and runs on the embedded
-//! engine and in memory, always, and on RabbitMQ and Redis when they are there.
+//! Tests the contract of the ports on every engine. Each test is written against the ports. It
+//! always runs on the embedded engine and in memory, and on RabbitMQ and Redis if they are
+//! available.
 //!
-//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`]: the
-//!   tests, each with one line per engine that runs it.
-//! - [`crash`]: a real process with the embedded engine, killed again and again. The servers' crashes
-//!   are tested beside their own tests, which start servers that may be killed.
+//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`]:
+//!   the tests, each with one line per engine that runs it.
+//! - [`crash`]: kills a real process with the embedded engine, again and again. Crashes of the
+//!   servers are tested beside the servers' own tests, which start servers that may be killed.
 
 use std::time::Duration;
 
@@ -73,20 +74,20 @@ mod templates;
 /// The target that has lanes on every bench.
 const TARGET: &str = "im";
 
-/// Longer than anything here takes, on a busy machine too.
+/// Longer than any step takes, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A broker of one test.
+/// The broker of one test.
 trait BrokerBench {
     type Broker: Broker + RetainedQueues + Sync;
 
     fn broker(&self) -> &Self::Broker;
 
-    /// Messages that wait to be handed out, on all jobs queues and lanes.
+    /// Messages ready for delivery, on all jobs queues and lanes.
     async fn ready(&self) -> u64;
 }
 
-/// A ledger, limiter and directives of one test.
+/// The ledger, limiter and directives of one test.
 trait StoreBench {
     type Store: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse + Sync;
 
@@ -235,7 +236,7 @@ impl RedisBench {
     }
 
     async fn finish(self) {
-        // What is left expires.
+        // Its keys expire.
     }
 }
 

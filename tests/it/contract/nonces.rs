@@ -1,4 +1,4 @@
-//! The port of signed requests that came before.
+//! Tests the port that recognises repeated signed requests.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The port of quotas.
+//! Tests the port of quotas.
 
 use fanwise::domain::ids::JobId;
 use fanwise::domain::permissions::{Asked, Crowd, Permissions, Used};
@@ -64,12 +64,12 @@ async fn a_list_counts_once(bench: &impl StoreBench) {
         let counted = charge(store, &ten, TODAY, "a", &[("l1", 6)]).await;
         assert_eq!(counted, Charged::Counted);
     }
-    // A list that is known beside one that is not.
+    // A list that was counted beside one that was not.
     let counted = charge(store, &ten, TODAY, "a", &[("l1", 6), ("l2", 4)]).await;
     assert_eq!(counted, Charged::Counted);
     let more = charge(store, &ten, TODAY, "a", &[("l3", 1)]).await;
     assert_eq!(more, over("a", 10, 10));
-    // What was counted stays allowed.
+    // A list that was counted stays allowed.
     let again = charge(store, &ten, TODAY, "a", &[("l2", 4)]).await;
     assert_eq!(again, Charged::Counted);
 }
@@ -98,7 +98,7 @@ async fn jobs_that_come_together_count_together(bench: &impl StoreBench) {
     assert_eq!(day, over("a", 0, 0));
     let one = charge(&[("a", &[("l1", 4)]), ("b", &[("l1", 6)])]).await;
     assert_eq!(one, over("b", 0, 0));
-    // Two lists of one job are too much together.
+    // Two lists of one job together exceed the quota.
     let both = charge(&[("a", &[("l1", 3)]), ("a", &[("l2", 3)])]).await;
     assert_eq!(both, over("a", 0, 0));
     // A list that is named twice counts once.
@@ -121,7 +121,7 @@ async fn jobs_and_apps_are_counted_apart(bench: &impl StoreBench) {
     assert_eq!(first, Charged::Counted);
     let extended = charge(store, &limits, TODAY, "a", &[("l2", 1)]).await;
     assert_eq!(extended, over("a", 5, 5));
-    // The same name of a list in another job.
+    // A list of the same name in another job.
     let other = charge(store, &limits, TODAY, "b", &[("l1", 5)]).await;
     assert_eq!(other, Charged::Counted);
     let third = charge(store, &limits, TODAY, "c", &[("l1", 3)]).await;
@@ -143,7 +143,7 @@ async fn a_new_day_begins_at_nothing_and_knows_the_lists_of_the_last(bench: &imp
     let tomorrow = TODAY + 1;
     let read = charge(store, &limits, tomorrow, "a", &[("l1", 7)]).await;
     assert_eq!(read, Charged::Counted);
-    // So the day has all ten left; the job has not.
+    // So the new day has all ten left, and the job does not.
     let extended = charge(store, &limits, tomorrow, "a", &[("l2", 2)]).await;
     assert_eq!(extended, over("a", 7, 0));
     for (key, entries) in [("b", 8), ("c", 2)] {
@@ -152,7 +152,7 @@ async fn a_new_day_begins_at_nothing_and_knows_the_lists_of_the_last(bench: &imp
     }
     let full = charge(store, &limits, tomorrow, "d", &[("l1", 1)]).await;
     assert_eq!(full, over("d", 0, 10));
-    // Two days later nothing of it is left.
+    // Two days later nothing is counted.
     let later = charge(store, &limits, TODAY + 3, "a", &[("l1", 7)]).await;
     assert_eq!(later, Charged::Counted);
     let more = charge(store, &limits, TODAY + 3, "a", &[("l2", 2)]).await;

@@ -1,4 +1,4 @@
-//! The port of stored messages.
+//! Tests the port of stored messages.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ async fn what_is_deleted_is_kept_for_who_knows_its_version(bench: &impl StoreBen
     assert_eq!(get(store, "hi", None).await, None);
     assert_eq!(store.templates("shop").await.unwrap(), []);
     assert_eq!(get(store, "hi", Some(1)).await, version(1, "one"));
-    // A version is never given twice.
+    // A version number is never used twice.
     assert_eq!(put(store, "hi", "two").await, 2);
     assert_eq!(get(store, "hi", None).await, version(2, "two"));
     assert_eq!(get(store, "hi", Some(1)).await, version(1, "one"));
@@ -91,7 +91,7 @@ async fn puts_at_once_each_get_a_version(bench: &impl StoreBench) {
     assert_eq!(get(store, "hi", None).await.unwrap().0, 20);
 }
 
-/// A version that was superseded longer ago than the dedup window goes when another one is put.
+/// When another version is put, those superseded before the dedup window are removed.
 async fn forgets(store: &impl Templates) {
     put(store, "hi", "first").await;
     until("the first version to be forgotten", PATIENCE, async || {

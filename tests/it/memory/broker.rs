@@ -1,7 +1,8 @@
-//! The broker: queues by name, deliveries that are not ended, what waits on the ladder, and two retained.
+//! Implements the broker in memory: queues by name, deliveries in flight, messages on the retry
+//! ladder, and two retained queues.
 //!
-//! A consumer fetches ahead up to its prefetch, as with AMQP: what lies there is unacked, and comes back
-//! marked as handed out when the session ends.
+//! A consumer fetches ahead up to its prefetch, as with AMQP: fetched messages are unacked, and
+//! come back marked as redelivered when the session ends.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
@@ -46,7 +47,7 @@ struct State {
 
 #[derive(Default)]
 struct Queue {
-    /// By arrival.
+    /// In the order of arrival.
     ready: BTreeMap<u64, Message>,
     bell: watch::Sender<()>,
 }
@@ -60,7 +61,7 @@ struct Message {
     came_back: bool,
 }
 
-/// A delivery that is not ended.
+/// A delivery that has not ended.
 struct Out {
     session: u64,
     consumer: u64,
@@ -100,7 +101,7 @@ impl State {
         }
     }
 
-    /// What is due on the ladder goes back to its lane, in order.
+    /// Moves messages that are due on the retry ladder back to their lanes, in order.
     fn wake(&mut self) {
         let now = Instant::now();
         while let Some(entry) = self.waiting.first_entry()
@@ -150,7 +151,7 @@ impl MemoryBroker {
         }
     }
 
-    /// The same broker, on the way of another process.
+    /// The same broker, used by another process.
     #[allow(dead_code, reason = "the contract suite has nothing go wrong")]
     pub(crate) fn on(&self, way: Way) -> Self {
         Self {
@@ -169,7 +170,7 @@ impl MemoryBroker {
         }
     }
 
-    /// Messages that wait to be handed out.
+    /// Messages ready for delivery.
     #[allow(dead_code, reason = "the schedules ask for everything that is left")]
     pub(crate) fn ready(&self) -> u64 {
         let state = lock(&self.state);
@@ -177,7 +178,7 @@ impl MemoryBroker {
         ready.sum()
     }
 
-    /// Whether nothing waits, nowhere, and nothing is handed out.
+    /// Whether no message waits anywhere and none is in flight.
     #[allow(dead_code, reason = "the contract suite has nothing go wrong")]
     pub(crate) fn is_empty(&self) -> bool {
         let state = lock(&self.state);
@@ -190,7 +191,7 @@ impl MemoryBroker {
         let mut result = Ok(());
         for message in messages {
             if let Err(error) = self.publish_one(&mut state, message) {
-                // The others are published all the same.
+                // The others are still published.
                 result = Err(error);
             }
         }
@@ -228,7 +229,7 @@ impl MemoryBroker {
                 let kept = keep(stored, format!("{app}.{target}"));
                 state.dead.insert(arrival, kept);
             }
-            // The ledger and the messages lie together.
+            // Ledger and messages are in the same memory.
             Route::Sequence | Route::Event { .. } => {}
             Route::Reply { queue, .. } => {
                 let what = format!("queue `{queue}`: there is no AMQP in memory");
@@ -353,7 +354,7 @@ impl Session for MemorySession {
     }
 
     async fn close(self) {
-        // As when it is dropped.
+        // As if it were dropped.
     }
 }
 
@@ -380,7 +381,7 @@ impl Publisher for MemoryPublisher {
         };
         let published = self.broker.way.step("publish", put).await;
         match published {
-            // Published, and the confirm went down with the session.
+            // The message was published, and the confirm was lost with the session.
             Ok(Ok(())) if self.lost.is_cancelled() => Err(Lost.into()),
             Ok(result) => result,
             Err(Failed) => Err(PublishError::Timeout(CONFIRM)),
@@ -491,7 +492,7 @@ impl Ending {
     fn end(&self) -> Result<(MemoryBroker, Out), Lost> {
         let mut state = lock(&self.broker.state);
         let out = state.out.remove(&self.tag).ok_or(Lost)?;
-        // There is room for another one.
+        // The consumer may fetch another one.
         if let Some(queue) = state.queues.get(&out.queue) {
             queue.bell.send_replace(());
         }
@@ -503,7 +504,7 @@ impl EndDelivery for Ending {
     fn ack(self: Box<Self>) -> BoxFuture<Result<(), Lost>> {
         Box::pin(async move {
             let acked = self.broker.way.step("ack", || self.end()).await;
-            // An ack is not answered: one that fails goes down with its session.
+            // An ack has no answer: one that fails ends its session.
             match acked {
                 Ok(acked) => acked.map(drop),
                 Err(Failed) => {
@@ -553,10 +554,10 @@ impl EndDelivery for Ending {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Shelves
+// Retained queues
 // ---------------------------------------------------------------------------------------------
 
-/// Messages between two await points of a walk.
+/// Messages between two await points of a read.
 const PAGE: usize = 50;
 
 impl MemoryBroker {

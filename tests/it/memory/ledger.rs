@@ -1,4 +1,4 @@
-//! The ledger: each job with its recipients, in plain maps.
+//! Implements the ledger in memory: each job with its recipients, in plain maps.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry::{Occupied, Vacant};
@@ -22,14 +22,14 @@ use super::store::{MemoryStore, State};
 /// A job.
 #[derive(Default)]
 pub(super) struct Job {
-    /// As it is shown, but for what the other fields keep.
+    /// The record, except for values that the other fields hold.
     record: Option<JobRecord>,
     /// No worker has registered it yet.
     entered: bool,
     listed_at_ms: u64,
     parts: u32,
     expanded: u64,
-    /// Entries put down as repeats; may be too many for a moment.
+    /// Entries counted as repeats; may be too many for a moment.
     duplicate: i64,
     submissions: BTreeMap<String, (u64, Heard)>,
     /// Entries of each slice that have their outcome.
@@ -39,10 +39,10 @@ pub(super) struct Job {
     lists: BTreeMap<String, List>,
 }
 
-/// What is known of a submission.
+/// The state of a submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Heard {
-    /// Of its slices alone.
+    /// Known only from its slices.
     OfSlices,
     Accepted,
     Expanded,
@@ -60,7 +60,7 @@ enum Held {
     Settled(Outcome),
 }
 
-/// A list that travels in parts.
+/// A list submitted in parts.
 #[derive(Default)]
 struct List {
     parts: std::collections::BTreeSet<u32>,
@@ -87,7 +87,7 @@ impl Job {
 
     fn progress(&self) -> JobProgress {
         let (record, accounts) = (self.record(), self.accounts());
-        // Of a rebuilt job nobody knows how many parts there were: those heard of count.
+        // The number of parts of a rebuilt job is unknown: those seen so far count.
         let needed = match record.rebuilt {
             true => record.submissions,
             false => record.submissions.max(self.parts.into()),
@@ -148,7 +148,7 @@ impl Job {
     }
 }
 
-/// An empty record; what is missing belongs to its job.
+/// An empty record, to be completed with the job's values.
 fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) -> JobRecord {
     JobRecord {
         job,
@@ -183,7 +183,7 @@ impl State {
         self.jobs.get_mut(&job).filter(|job| !job.entered)
     }
 
-    /// A job that begins, in the place of one that was entered.
+    /// Begins a job, in place of one that was only entered.
     fn begin(&mut self, record: JobRecord) -> &mut Job {
         let id = record.job;
         let entered = self.jobs.remove(&id);
@@ -236,7 +236,7 @@ impl State {
         }
         let job = self.jobs.get_mut(&submission.job).expect("is there now");
         let record = job.record_mut();
-        // A job that was rebuilt from slices knows no digest; it takes the first it meets.
+        // A job that was rebuilt from slices has no digest; it takes the first one.
         let digest = &submission.content_digest;
         if record.content_digest.get_or_insert_with(|| digest.clone()) != digest {
             return Accepted::Conflict {
@@ -263,7 +263,7 @@ impl State {
         let heard = (submission.entries, Heard::Accepted);
         job.submissions.insert(submission.submission.clone(), heard);
         let record = job.record_mut();
-        // Slices that came before have raised the total by theirs.
+        // Slices that came before have already raised the total by theirs.
         record.accounts.total += submission.entries.saturating_sub(seen);
         record.submissions += 1;
         record.completed_at_ms = None;
@@ -298,8 +298,8 @@ impl State {
         Gathered::GivenUp
     }
 
-    /// The job of a slice. One that the ledger has forgotten, or whose submission it never heard of, is
-    /// made of what the slice says.
+    /// The job of a slice. If the ledger has forgotten it, or does not know its submission, it is
+    /// rebuilt from the slice.
     fn locate(&mut self, slice: SliceRef<'_>) -> &mut Job {
         let head = slice.head;
         if self.running(head.id).is_none() {
@@ -376,7 +376,7 @@ impl State {
         let (slice, owner) = (settle.slice, settle.owner);
         let job = self.locate(slice);
         let (mut settled, mut stood) = (0, 0);
-        // Of a recipient that is named twice the first outcome counts, and it is one.
+        // For a recipient that is named twice the first outcome counts, and only once.
         let mut named = std::collections::BTreeSet::new();
         let outcomes = settle.outcomes.iter();
         for (recipient, outcome) in outcomes.filter(|(_, it)| *it != Outcome::Duplicate) {
@@ -387,12 +387,12 @@ impl State {
                 stood += 1;
                 continue;
             }
-            // One that comes late beats a claim, whoever holds it: what was sent was sent.
+            // A late outcome wins over a claim of any owner: the message was sent.
             job.recipients.insert(*recipient, Held::Settled(*outcome));
             *job.record_mut().accounts.of_mut(*outcome) += 1;
             settled += 1;
         }
-        // Given up in several ways, the doubt counts.
+        // Of several ways to give up a claim, doubt wins.
         for recipient in settle.doubted {
             if job.is_own(*recipient, owner) {
                 job.recipients.insert(*recipient, Held::InDoubt);
@@ -415,9 +415,9 @@ impl State {
                 job.recipients.remove(recipient);
             }
         }
-        // Entries without an outcome of their own are repeats of others, if so many were seen. Of a job
-        // that was rebuilt nobody can tell. Where the slice was called done too early, what was put down
-        // as a repeat was none.
+        // Entries without an outcome of their own are repeats of others, if that many repeats were
+        // seen. For a rebuilt job their number is unknown. If the slice was called done too early,
+        // the entries were wrongly counted as repeats.
         let counted = job.counted[&slice.id.0];
         let after = counted + settled;
         let open = i64::from(slice.entries) - i64::from(after);
@@ -435,7 +435,7 @@ impl State {
             job.duplicate += repeats;
             let after = if repeats == 0 { after } else { slice.entries };
             job.counted.insert(slice.id.0.clone(), after);
-            // What was taken for lost too early was not lost.
+            // Recipients counted as lost too early were not lost.
             let accounts = job.accounts();
             let over = accounts.settled().saturating_sub(accounts.total);
             let record = job.record_mut();
@@ -667,7 +667,8 @@ impl Upkeep for MemoryStore {
             state.shown.retain(|_, until| *until > now);
             let again = now + (quiet / 4).as_millis() as u64;
             let jobs = state.jobs.values().filter(|job| job.is_quiet(quiet));
-            // One that was shown keeps its time: asked for often, it is shown again all the same.
+            // A job that was shown keeps its time, so that frequent requests do not delay the next
+            // showing.
             let is_new = |job: &&Job| match state.shown.entry(job.record().job) {
                 Occupied(_) => false,
                 Vacant(new) => {
@@ -693,7 +694,7 @@ impl Upkeep for MemoryStore {
                 return None;
             }
             let pending = job.accounts().pending();
-            // Nobody is at its submissions either.
+            // No worker expands its submissions either.
             job.expanded = job.record().submissions.max(job.parts.into());
             let record = job.record_mut();
             record.lost += pending;

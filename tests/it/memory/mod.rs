@@ -1,8 +1,8 @@
-//! A broker and a store in memory, for tests of the worker in one process. They pass the contract suite
-//! like the real engines. Their time is that of the runtime, so that it can be paused, and every step of
-//! them is an await point at which a test may have something go wrong.
+//! Provides a broker and a store in memory, for tests of the worker in one process. They pass the
+//! contract suite like the real engines. They use the runtime's time, which can be paused, and each
+//! of their steps is an await point at which a test may inject a fault.
 //!
-//! - [`broker`]: queues, deliveries, the retry ladder, retained, sessions.
+//! - [`broker`]: queues, deliveries, the retry ladder, retained queues, sessions.
 //! - [`ledger`]: jobs, claims and outcomes; [`store`]: the other ports of a store.
 
 use std::future::pending;
@@ -16,14 +16,14 @@ pub(crate) mod store;
 pub(crate) use self::broker::MemoryBroker;
 pub(crate) use self::store::MemoryStore;
 
-/// What goes wrong in a step of a port.
+/// A fault of a step of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code, reason = "the contract suite has nothing go wrong")]
 pub(crate) enum Fault {
     Nothing,
-    /// It fails, and nothing was done.
+    /// It fails and has no effect.
     Before,
-    /// It is done, and the answer is lost.
+    /// It takes effect, and the answer is lost.
     After,
     /// The process dies before it.
     Death,
@@ -31,22 +31,22 @@ pub(crate) enum Fault {
     DeathAfter,
 }
 
-/// How a step of a port goes.
+/// The course of a step of a port.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Course {
     pub(crate) takes: Duration,
     pub(crate) fault: Fault,
 }
 
-/// Who decides how the steps of one process go.
+/// Decides the course of the steps of one process.
 pub(crate) trait FaultPlan: Send + Sync + 'static {
     fn course(&self, step: &'static str) -> Course;
 
-    /// Whether the process lives still.
+    /// Whether the process is alive.
     fn lives(&self) -> bool;
 }
 
-/// The way of one process to its ports.
+/// The access of one process to its ports.
 #[derive(Clone, Default)]
 pub(crate) struct Way(Option<Arc<dyn FaultPlan>>);
 
@@ -68,7 +68,7 @@ impl Way {
         Self(Some(fate))
     }
 
-    /// Takes a step, as it is to go. Of a process that is dead none returns.
+    /// Takes a step with its planned course. For a dead process it never returns.
     pub(crate) async fn step<V>(
         &self,
         name: &'static str,

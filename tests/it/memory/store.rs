@@ -1,4 +1,5 @@
-//! The other ports of a store: limits, parked targets, directives, messages, quotas, nonces, heartbeats.
+//! Implements the other ports of a store in memory: limits, parked targets, directives, messages,
+//! quotas, nonces, heartbeats.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -26,7 +27,7 @@ pub(crate) struct MemoryStore {
 
 pub(super) struct State {
     pub(super) jobs: BTreeMap<JobId, Job>,
-    /// Quiet jobs that were shown, and until when they are not shown again.
+    /// Quiet jobs that were shown, with the time until which they are not shown again.
     pub(super) shown: BTreeMap<JobId, u64>,
     limits: Limits,
     parks: BTreeMap<String, Park>,
@@ -64,7 +65,7 @@ impl MemoryStore {
         }
     }
 
-    /// The same store, on the way of another process.
+    /// The same store, used by another process.
     #[allow(dead_code, reason = "the contract suite has nothing go wrong")]
     pub(crate) fn on(&self, way: Way) -> Self {
         let state = Arc::clone(&self.state);
@@ -239,7 +240,7 @@ impl Templates for MemoryStore {
 }
 
 impl State {
-    /// What was counted: lists of an app, by day, job and name.
+    /// The number counted: lists of an app, by day, job and name.
     fn used(&self, app: &str, takes: impl Fn(u64, JobId) -> bool) -> u64 {
         let lists = self.lists.iter();
         lists
@@ -348,7 +349,7 @@ impl Pulse for MemoryStore {
         self.step("beat", beaten).await
     }
 
-    /// The ledger and the messages lie together.
+    /// Ledger and messages are in the same memory.
     async fn raise(&self, _seen: u64) -> Result<Raised, LedgerError> {
         let raised = |_: &mut State| Raised {
             number: 0,

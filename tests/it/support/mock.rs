@@ -1,4 +1,4 @@
-//! The mock IM server inside the test.
+//! Runs the mock IM server inside the test.
 
 use std::net::SocketAddr;
 

@@ -1,16 +1,16 @@
-//! What integration tests share.
+//! Contains the parts that integration tests share.
 //!
-//! - [`servers`]: where the shared RabbitMQ and Redis are, and private ones that may be killed.
-//! - [`raw`]: a producer that puts any bytes into the properties of a message.
+//! - [`servers`]: the shared RabbitMQ and Redis, and private ones that may be killed.
+//! - [`raw`]: a producer that puts arbitrary bytes into the properties of a message.
 //! - [`relay`]: a TCP relay inside the test that can cut, hold and delay a link.
 //! - [`mock`]: the mock IM server inside the test.
 //! - [`process`]: the built binary as a process that can be killed, stopped and read.
-//! - [`wait`]: waiting for a condition, with a bound and a name.
+//! - [`wait`]: waits for a condition, with a bound and a name.
 //! - [`world`]: a mock, a configuration and workers: one whole system to broadcast with.
-//! - [`scratch`]: folders that go away with the test.
+//! - [`scratch`]: folders that are deleted with the test.
 //!
-//! A test that needs what this machine lacks says "skipped: …" and passes; with
-//! `FANWISE_TEST_REQUIRE=1`, as `tests/run` sets it, it fails instead.
+//! If a test needs something that this machine lacks, it prints "skipped: …" and passes. With
+//! `FANWISE_TEST_REQUIRE=1`, which `tests/run` sets, it fails.
 
 pub(crate) mod mock;
 pub(crate) mod process;

@@ -1,4 +1,4 @@
-//! The built binary as a process: started, read, signalled, and gone when the test is.
+//! Runs the built binary as a process, reads its output, sends signals, and kills it with the test.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::scratch::Scratch;
 use super::wait::{until, until_ok};
 
-/// A child process with its output in files. Dropping it kills it.
+/// A child process that writes its output to files. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Process {
     name: String,
@@ -21,7 +21,7 @@ pub(crate) struct Process {
     _folder: Scratch,
 }
 
-/// What a process that has ended left.
+/// The result of a process that has ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
     /// The exit code; `None` when a signal ended it.
@@ -32,7 +32,8 @@ pub(crate) struct Finished {
 
 /// Starts `fanwise` with these arguments and variables.
 ///
-/// No `FANWISE_*` variable of the test run reaches it: every key of its configuration is one.
+/// No `FANWISE_*` variable of the test run reaches it: each of them would set a key of its
+/// configuration.
 pub(crate) fn fanwise(arguments: &[&str], variables: &[(&str, &str)]) -> Process {
     Process::start(
         Path::new(env!("CARGO_BIN_EXE_fanwise")),
@@ -42,7 +43,7 @@ pub(crate) fn fanwise(arguments: &[&str], variables: &[(&str, &str)]) -> Process
     )
 }
 
-/// Runs `fanwise` to its end with `input` on stdin. Panics when it takes longer than `bound`.
+/// Runs `fanwise` until it ends, with `input` on stdin. Panics if it takes longer than `bound`.
 pub(crate) async fn run_fanwise(
     arguments: &[&str],
     variables: &[(&str, &str)],
@@ -56,7 +57,7 @@ pub(crate) async fn run_fanwise(
 }
 
 impl Process {
-    /// Starts any program. Its stdin is a file with `input`, so no reader has to be fed.
+    /// Starts any program. Its stdin is a file with `input`, so no task has to write to it.
     pub(crate) fn start(
         program: &Path,
         arguments: &[impl AsRef<OsStr>],
@@ -109,12 +110,12 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has written to stdout so far.
+    /// Its output on stdout so far.
     pub(crate) fn stdout(&self) -> String {
         read_lossy(&self.stdout)
     }
 
-    /// What it has written to stderr so far.
+    /// Its output on stderr so far.
     pub(crate) fn stderr(&self) -> String {
         read_lossy(&self.stderr)
     }
@@ -126,12 +127,12 @@ impl Process {
             .is_none()
     }
 
-    /// Asks it to end, as a service manager does.
+    /// Sends SIGTERM, as a service manager does.
     pub(crate) fn terminate(&self) {
         send_signal("TERM", self.pid());
     }
 
-    /// What a process gets whose terminal closes.
+    /// Sends the signal of a closing terminal.
     pub(crate) fn hang_up(&self) {
         send_signal("HUP", self.pid());
     }
@@ -141,7 +142,7 @@ impl Process {
         send_signal("INT", self.pid());
     }
 
-    /// Holds it where it is (SIGSTOP) until [`Process::resume`].
+    /// Stops it (SIGSTOP) until [`Process::resume`].
     pub(crate) fn freeze(&self) {
         send_signal("STOP", self.pid());
     }
@@ -150,19 +151,19 @@ impl Process {
         send_signal("CONT", self.pid());
     }
 
-    /// SIGKILL. It is gone when this returns.
+    /// SIGKILL. The process has ended when this returns.
     pub(crate) fn kill(&mut self) -> ExitStatus {
-        // An error means that it has ended by itself; waiting tells how.
+        // An error means that it has ended by itself; waiting returns how.
         let _ = self.child.kill();
         self.child.wait().expect("wait for a killed child")
     }
 
-    /// Waits until a line of stdout or stderr contains `text`, and gives the line. Panics when the
+    /// Waits until a line of stdout or stderr contains `text`, and returns the line. Panics if the
     /// process ends without it, and after `bound`.
     pub(crate) async fn until_prints(&mut self, text: &str, bound: Duration) -> String {
         let what = format!("{text:?} in the output of {}", self.name);
         let line = until_ok(&what, bound, async || {
-            // Asked first: output written just before the end is read after it.
+            // Checked first: output written just before the end is read after it.
             let running = self.is_running();
             let output = self.stdout() + &self.stderr();
             match output.lines().find(|line| line.contains(text)) {
@@ -195,7 +196,7 @@ impl Process {
         .await
     }
 
-    /// Waits until it ends by itself and gives all it left.
+    /// Waits until it ends by itself, and returns its result.
     pub(crate) async fn finish(mut self, bound: Duration) -> Finished {
         let code = self.wait(bound).await.code();
         Finished {
@@ -218,7 +219,7 @@ impl Drop for Process {
     }
 }
 
-/// Sends a signal by its name. The `kill` command does it, as this crate forbids unsafe code.
+/// Sends a signal by its name, with the `kill` command, since this crate forbids unsafe code.
 pub(crate) fn send_signal(name: &str, pid: u32) {
     let status = Command::new("kill")
         .args([format!("-{name}"), pid.to_string()])
@@ -229,8 +230,8 @@ pub(crate) fn send_signal(name: &str, pid: u32) {
     );
 }
 
-/// Whether the process runs, is stopped or sleeps: the letter in `/proc/PID/stat`. `None` when
-/// there is no such process, or one that has ended and only waits to be reaped.
+/// The letter in `/proc/PID/stat`: whether the process runs, is stopped or sleeps. `None` if there
+/// is no such process, or if it has ended and only waits to be reaped.
 pub(crate) fn process_state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;

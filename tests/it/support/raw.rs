@@ -1,10 +1,11 @@
-//! A producer of its own, that puts any bytes into the properties of a message: client libraries do not.
+//! Implements a producer that puts arbitrary bytes into the properties of a message, which client
+//! libraries do not.
 
 use lapin::uri::AMQPUri;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Properties by their place on the wire.
+/// Properties by their bit on the wire.
 pub(crate) const HEADERS: u16 = 2;
 pub(crate) const CORRELATION_ID: u16 = 5;
 pub(crate) const EXPIRATION: u16 = 7;
@@ -101,7 +102,7 @@ impl Producer {
         self.0.write_all(&frame).await.unwrap();
     }
 
-    /// The arguments of the next such method; any close is a failure.
+    /// The arguments of the next method of this kind; any close is a failure.
     async fn until(&mut self, method: [u8; 4]) -> Vec<u8> {
         loop {
             let mut head = [0; 7];

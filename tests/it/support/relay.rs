@@ -1,9 +1,9 @@
-//! A TCP relay inside the test, between a client and its server, that can spoil the link.
+//! Runs a TCP relay inside the test, between a client and its server, that can disturb the link.
 //!
-//! Faults are states of the relay, not events: connections made later meet them as well, until
+//! Faults are states of the relay, not events: later connections get them too, until
 //! [`Relay::restore`]. The relay keeps its address through all of them. It keeps listening while
-//! the link is cut: a new connection is then accepted and reset at once, because an address given
-//! up could be taken by somebody else. For a refused connection, kill the server.
+//! the link is cut: a new connection is then accepted and reset immediately, because another
+//! process could take an address that is given up. For a refused connection, kill the server.
 
 use std::fmt;
 use std::io;
@@ -21,11 +21,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::wait::until;
 
-/// Chunks under way in one direction. With 16 KiB a chunk this holds back a writer, as a full
-/// socket does, instead of growing.
+/// Chunks in flight in one direction. At 16 KiB a chunk this blocks a writer, as a full socket
+/// does, so that memory does not grow.
 const CHUNKS_UNDER_WAY: usize = 64;
 const CHUNK_BYTES: usize = 16 * 1024;
-/// A server on this machine accepts at once or not at all.
+/// A server on this machine accepts immediately or not at all.
 const CONNECT_BOUND: Duration = Duration::from_secs(10);
 /// No byte budget: the link is not cut by volume.
 const UNLIMITED: u64 = u64::MAX;
@@ -37,16 +37,16 @@ pub(crate) enum Way {
     ToClient,
 }
 
-/// What the link does now.
+/// The current state of the link.
 #[derive(Debug, Clone, Default)]
 struct Weather {
     cut: bool,
-    /// Held back in this direction: nothing is read, forwarded or closed.
+    /// If set, nothing is read, forwarded or closed in this direction.
     hold_to_server: bool,
     hold_to_client: bool,
-    /// Age a chunk must have before it is handed on.
+    /// Age at which a chunk is forwarded.
     delay: Duration,
-    /// Raised to reset the connections of now, and only these.
+    /// Raised to reset the current connections, and only these.
     reset: u64,
 }
 
@@ -70,7 +70,7 @@ struct Shared {
     budget_to_client: AtomicU64,
     passed_to_server: AtomicU64,
     passed_to_client: AtomicU64,
-    /// What clients said, if it is kept.
+    /// The bytes that clients sent, if they are kept.
     said: Mutex<Option<Vec<u8>>>,
 }
 
@@ -82,7 +82,7 @@ impl Shared {
         }
     }
 
-    /// How many of `count` bytes may pass, and whether they are the last.
+    /// How many of `count` bytes may pass, and whether they are the last ones.
     fn take(&self, way: Way, count: usize) -> (usize, bool) {
         let wanted = count as u64;
         let limited = |left| (left != UNLIMITED).then(|| u64::saturating_sub(left, wanted));
@@ -145,7 +145,7 @@ impl Relay {
         }
     }
 
-    /// A relay before the server of `url`, and the URL that leads through it.
+    /// A relay in front of the server of `url`, and the URL that leads through it.
     pub(crate) async fn before(url: &str) -> (Relay, String) {
         let upstream = authority(url);
         let relay = Relay::start(upstream).await;
@@ -172,14 +172,15 @@ impl Relay {
         self.shared.budget(way).store(bytes, Ordering::SeqCst);
     }
 
-    /// Resets the connections of now; new ones work.
+    /// Resets the current connections; new ones work.
     pub(crate) async fn reset(&self) {
         let before = self.shared.open.load(Ordering::SeqCst);
         self.shared
             .weather
             .send_modify(|weather| weather.reset += 1);
         if before > 0 {
-            // A client that reconnects at once may hold the count up: its connection is a new one.
+            // A client that reconnects immediately may keep the count up: its connection is a new
+            // one.
             let accepted = self.accepted();
             until(
                 "the reset of the relay's connections",
@@ -205,14 +206,14 @@ impl Relay {
         });
     }
 
-    /// Every byte takes this long, in each direction; the rate stays.
+    /// Delays every byte by this time, in each direction; the throughput stays the same.
     pub(crate) fn delay(&self, delay: Duration) {
         self.shared
             .weather
             .send_modify(|weather| weather.delay = delay);
     }
 
-    /// A sound link again. What was held back goes on; what was cut stays cut, new connections
+    /// Ends all faults. Data that were held back are forwarded; cut connections stay cut, new ones
     /// work.
     pub(crate) fn restore(&self) {
         for way in [Way::ToServer, Way::ToClient] {
@@ -235,22 +236,22 @@ impl Relay {
         self.shared.open.load(Ordering::SeqCst)
     }
 
-    /// Connections ever accepted, those reset at once included.
+    /// All connections accepted so far, including those that were reset immediately.
     pub(crate) fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// Bytes handed on in this direction, over all connections.
+    /// Bytes forwarded in this direction, over all connections.
     pub(crate) fn passed(&self, way: Way) -> u64 {
         self.shared.passed(way).load(Ordering::SeqCst)
     }
 
-    /// From now on keeps what clients say.
+    /// From now on keeps the bytes that clients send.
     pub(crate) fn keep(&self) {
         *self.shared.said.lock().unwrap() = Some(Vec::new());
     }
 
-    /// What clients said since, as far as it was handed on.
+    /// The bytes that clients sent since then and that were forwarded.
     pub(crate) fn said(&self) -> Vec<u8> {
         self.shared.said.lock().unwrap().clone().unwrap_or_default()
     }
@@ -274,7 +275,7 @@ fn authority(url: &str) -> &str {
         .map_or(authority, |(_, host)| host)
 }
 
-/// Counts a connection as open until it is dropped, whichever way its task ends.
+/// Counts a connection as open until it is dropped, however its task ends.
 struct Open(Arc<Shared>);
 
 impl Open {
@@ -296,10 +297,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let client = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((client, _)) => client,
-                // The client gave up between its SYN and now.
+                // The client gave up before it was accepted.
                 Err(_) => continue,
             },
-            // Ended ones are collected while waiting, so the set does not grow.
+            // Finished tasks are collected here, so the set does not grow.
             Some(_) = connections.join_next() => continue,
         };
         shared.accepted.fetch_add(1, Ordering::SeqCst);
@@ -313,7 +314,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Makes closing this socket send RST instead of FIN, and discard what was not sent.
+/// Makes closing this socket send RST in place of FIN, and discard unsent data.
 fn reset_on_close(stream: &TcpStream) {
     // An error means that the peer has reset it already.
     let _ = stream.set_zero_linger();
@@ -332,7 +333,7 @@ async fn connection(open: Open, mut client: TcpStream, mut weather: watch::Recei
     let Ok(Ok(mut server)) = connected else {
         return reset_on_close(&client);
     };
-    // An error means that the peer is gone, which forwarding will find out.
+    // An error means that the peer is gone, which forwarding will notice.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
 
     let orderly = {
@@ -355,7 +356,7 @@ async fn connection(open: Open, mut client: TcpStream, mut weather: watch::Recei
     }
 }
 
-/// Returns when the connections of generation `born` are to be reset.
+/// Returns when the connections of generation `born` must be reset.
 async fn spoiled(weather: &mut watch::Receiver<Weather>, born: u64) {
     // The sender lives as long as the relay, and this task does not outlive it.
     let _ = weather.wait_for(|now| now.cut || now.reset > born).await;
@@ -365,15 +366,15 @@ async fn until_held(weather: &mut watch::Receiver<Weather>, way: Way, held: bool
     let _ = weather.wait_for(|now| now.holds(way) == held).await;
 }
 
-/// Hands bytes on in one direction until the end of the stream, then closes that direction.
-/// An error asks for a reset of both sides.
+/// Forwards bytes in one direction until the end of the stream, then closes that direction. An
+/// error requests a reset of both sides.
 async fn forward(
     way: Way,
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     shared: &Shared,
 ) -> io::Result<()> {
-    // Read and written apart, so that a delay costs time but no throughput.
+    // Reading and writing are separate, so that a delay costs time but no throughput.
     let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS_UNDER_WAY);
 
     let mut weather = shared.weather.subscribe();
@@ -424,7 +425,7 @@ mod tests {
 
     const BOUND: Duration = Duration::from_secs(10);
 
-    /// A server that sends back what it gets, and a relay before it.
+    /// A server that returns what it gets, and a relay in front of it.
     async fn echo() -> (Relay, JoinSet<()>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let upstream = listener.local_addr().unwrap().to_string();
@@ -460,7 +461,7 @@ mod tests {
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
-    /// Nothing arrives for a moment. The one place where time itself is the subject.
+    /// Checks that nothing arrives for a moment. Only here time itself is the subject.
     async fn assert_silent(stream: &mut TcpStream) {
         let read = timeout(Duration::from_millis(100), stream.read(&mut [0; 16])).await;
         assert!(read.is_err(), "expected silence, got {read:?}");
@@ -573,7 +574,7 @@ mod tests {
         let mut stream = connect(&relay).await;
         relay.delay(Duration::from_millis(50));
         let started = Instant::now();
-        // Many chunks at once: they travel together.
+        // Many chunks together: they are delayed together.
         for _ in 0..10 {
             stream.write_all(&[7; 1000]).await.unwrap();
         }

@@ -1,18 +1,18 @@
-//! Folders that go away with the test.
+//! Creates folders that are deleted with the test.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, fs, process};
 
-/// An empty folder of one test. Dropping it deletes it with all that is in it.
+/// An empty folder of one test. Dropping it deletes it with its content.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     path: PathBuf,
 }
 
 impl Scratch {
-    /// Below the folder of this run when `tests/run` gives one, so that nothing stays behind
-    /// even when the test is killed.
+    /// Below the folder of this run if `tests/run` sets one, so that nothing stays behind even if
+    /// the test is killed.
     pub(crate) fn new(name: &str) -> Scratch {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let parent = env::var_os("FANWISE_TEST_DIR").map_or_else(env::temp_dir, PathBuf::from);
@@ -26,7 +26,7 @@ impl Scratch {
         &self.path
     }
 
-    /// Writes a file and gives its path.
+    /// Writes a file and returns its path.
     pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path.join(name);
         fs::write(&path, content).expect("write a scratch file");
@@ -36,7 +36,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // A leftover folder is no reason to fail a test.
+        // A folder that cannot be deleted must not fail a test.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

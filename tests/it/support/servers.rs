@@ -1,9 +1,9 @@
-//! RabbitMQ and Redis for tests: the shared ones of this run, and private ones that a test may
-//! kill. Both come from `tests/run` and `tests/servers`.
+//! Provides RabbitMQ and Redis for tests: the shared ones of this run, and private ones that a test
+//! may kill. `tests/run` and `tests/servers` start both.
 //!
-//! The shared ones serve every test at once: keep apart by name (a virtual host or a prefix), and
-//! never restart them. Tests with a private RabbitMQ stand in a module named `restart`, so that
-//! nextest runs one at a time.
+//! All tests use the shared ones at the same time: use names of your own (a virtual host or a
+//! prefix), and never restart them. Tests with a private RabbitMQ are in a module named `restart`,
+//! so that nextest runs one at a time.
 
 use std::collections::HashMap;
 use std::env;
@@ -16,12 +16,12 @@ use tokio::sync::Mutex;
 use super::process::send_signal;
 use super::scratch::Scratch;
 
-/// The shared RabbitMQ; `None` means skip.
+/// The URL of the shared RabbitMQ; `None` means skip.
 pub(crate) fn amqp_url() -> Option<String> {
     shared("FANWISE_TEST_AMQP_URL")
 }
 
-/// The shared Redis; `None` means skip.
+/// The URL of the shared Redis; `None` means skip.
 pub(crate) fn redis_url() -> Option<String> {
     shared("FANWISE_TEST_REDIS_URL")
 }
@@ -34,7 +34,7 @@ fn shared(variable: &str) -> Option<String> {
     url
 }
 
-/// Says why a test does nothing; fails it where nothing may be skipped.
+/// Reports why a test is skipped; fails it if nothing may be skipped.
 pub(crate) fn skip(reason: &str) {
     let required = env::var("FANWISE_TEST_REQUIRE").is_ok_and(|value| value == "1");
     assert!(
@@ -54,14 +54,14 @@ pub(crate) type PrivateRedis = PrivateServer<Redis>;
 #[derive(Debug)]
 pub(crate) struct PrivateServer<S: Service> {
     folder: Scratch,
-    /// What `tests/servers` tells of it, such as `REDIS_URL`.
+    /// The values that `tests/servers` prints, such as `REDIS_URL`.
     state: HashMap<String, String>,
     _service: PhantomData<S>,
 }
 
-/// Which server it is.
+/// The kind of server.
 pub(crate) trait Service {
-    /// Its name in the commands of `tests/servers`, and in upper case before its keys.
+    /// Its name in the commands of `tests/servers`, and, in upper case, the prefix of its keys.
     const NAME: &str;
 }
 
@@ -93,8 +93,8 @@ impl<S: Service> PrivateServer<S> {
             skip("RabbitMQ and Redis are not installed; `tests/servers need` installs them");
             return None;
         }
-        // Booting a broker takes a core for seconds. Where nothing else keeps such tests apart,
-        // they at least do not boot at the same moment.
+        // Booting a broker uses a core for seconds. Even if such tests run in parallel, they at
+        // least do not boot at the same moment.
         static BOOTING: Mutex<()> = Mutex::const_new(());
         let _alone = BOOTING.lock().await;
         let folder = Scratch::new(S::NAME);
@@ -103,28 +103,28 @@ impl<S: Service> PrivateServer<S> {
             state: HashMap::new(),
             _service: PhantomData,
         };
-        // Should this process be killed, nothing of the server stays behind.
+        // If this process is killed, the server still ends and its data are deleted.
         let owner = std::process::id().to_string();
         server.state = parse(&server.run("start", &["--owner", &owner]).await);
         Some(server)
     }
 
-    /// The same for its whole life.
+    /// The same as long as it lives.
     pub(crate) fn url(&self) -> &str {
         self.key("URL")
     }
 
-    /// The id of its process; another one after a start.
+    /// The id of its process, which changes with each start.
     pub(crate) fn pid(&self) -> u32 {
         self.key("PID").parse().expect("a process id")
     }
 
-    /// SIGKILL. It is gone when this returns; its data stay.
+    /// SIGKILL. It has ended when this returns; its data stay.
     pub(crate) async fn kill(&self) {
         self.run("kill", &[]).await;
     }
 
-    /// Stops it in order; its data stay.
+    /// Stops it normally; its data stay.
     pub(crate) async fn stop(&self) {
         self.run("stop", &[]).await;
     }
@@ -135,7 +135,7 @@ impl<S: Service> PrivateServer<S> {
         self.state = parse(&self.run("start", &[]).await);
     }
 
-    /// Holds it where it is (SIGSTOP) until `resume`: it keeps its sockets and says nothing.
+    /// Stops it (SIGSTOP) until `resume`: it keeps its sockets and answers nothing.
     pub(crate) fn freeze(&self) {
         send_signal("STOP", self.pid());
     }
@@ -160,7 +160,7 @@ impl<S: Service> PrivateServer<S> {
 }
 
 impl PrivateServer<Rabbit> {
-    /// Runs `rabbitmqctl` on it and gives what it prints.
+    /// Runs `rabbitmqctl` on it and returns the output.
     pub(crate) async fn ctl(&self, arguments: &[&str]) -> String {
         run(&[
             &["ctl", &self.folder.path().display().to_string()],
@@ -191,7 +191,7 @@ fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs `tests/servers` without holding up the other tasks of the test: starting takes seconds.
+/// Runs `tests/servers` without blocking other tasks of the test: a start takes seconds.
 async fn run(arguments: &[&str]) -> String {
     let mut command = command(arguments);
     let output = tokio::task::spawn_blocking(move || command.output()).await;
@@ -215,7 +215,8 @@ fn parse(output: &str) -> HashMap<String, String> {
         .collect()
 }
 
-/// The private servers themselves: what they keep over a kill, and that they go away.
+/// Tests the private servers themselves: they keep their data over a kill, and they end with the
+/// test.
 mod restart {
     use std::time::Duration;
 
@@ -233,7 +234,8 @@ mod restart {
 
     const BOUND: Duration = Duration::from_secs(60);
     /// A quorum queue younger than about a second loses confirmed messages in a SIGKILL, on every
-    /// version of the broker. Here age is the condition itself, and nothing shows it from outside.
+    /// version of the broker. Here the age itself is the condition, and it cannot be observed from
+    /// outside.
     const QUEUE_AGE_BEFORE_KILL: Duration = Duration::from_secs(4);
 
     async fn channel(url: &str) -> (Connection, Channel) {
@@ -327,8 +329,8 @@ mod restart {
         let client = redis::Client::open(url.as_str()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let _: () = connection.set("kept", "still here").await.unwrap();
-        // One fsync later the write is on disk whatever happens to the machine; a killed process
-        // alone does not even lose what its kernel holds.
+        // After one fsync the write is on disk, whatever happens to the machine. If only the
+        // process is killed, even data in the kernel survive.
         redis.kill().await;
         assert!(client.get_multiplexed_async_connection().await.is_err());
         redis.start_again().await;

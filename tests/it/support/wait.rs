@@ -1,15 +1,15 @@
-//! Waiting for a condition. Nothing in a test waits by sleeping a time that "should be enough".
+//! Waits for a condition. No test waits by sleeping a time that "should be enough".
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// The first probes follow each other fast, later ones leave the cores to what is waited for.
+/// The first probes follow quickly; later ones leave the cores to the work.
 const POLL_MIN: Duration = Duration::from_millis(2);
 const POLL_MAX: Duration = Duration::from_millis(50);
 
-/// Asks `probe` again and again until it gives a value. Panics after `bound`, naming `what`.
+/// Calls `probe` repeatedly until it returns a value. Panics after `bound`, naming `what`.
 ///
 /// A probe that does not return counts against the bound too, and is dropped at its end.
 pub(crate) async fn until<T>(
@@ -20,7 +20,7 @@ pub(crate) async fn until<T>(
     until_ok(what, bound, async || probe().await.ok_or("not yet")).await
 }
 
-/// Like [`until`], for probes that can say why not: the panic names the last reason.
+/// Like [`until`], for probes that can return a reason: the panic contains the last one.
 pub(crate) async fn until_ok<T, E: Display>(
     what: &str,
     bound: Duration,

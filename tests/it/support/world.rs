@@ -1,5 +1,5 @@
-//! One broadcast system under test: a mock IM server, a configuration with names of its own on the
-//! shared servers, worker processes, and the mock's log to compare everything with.
+//! Starts one broadcast system under test: a mock IM server, a configuration with names of its own
+//! on the shared servers, worker processes, and the mock's log for comparisons.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -25,27 +25,27 @@ pub(crate) struct World {
     pub(crate) name: String,
     pub(crate) amqp: String,
     pub(crate) redis: String,
-    /// Goes away with the world.
+    /// Deleted with the world.
     scratch: Scratch,
     config: PathBuf,
     stop: CancellationToken,
 }
 
-/// What differs from test to test.
+/// The parts of a world that differ between tests.
 pub(crate) struct Plan {
     pub(crate) amqp: String,
     pub(crate) redis: String,
     pub(crate) mock: Settings,
     /// Lines under `[targets.im]`, besides its address and timeouts; `{address}` is the mock's.
     pub(crate) target: String,
-    /// The target's lines name an address of their own.
+    /// Whether the target's lines contain an address of their own.
     pub(crate) own_url: bool,
     /// Further tables; `{address}` as above.
     pub(crate) more: String,
 }
 
 impl Plan {
-    /// The shared servers and a WuKongIM v3, which is idempotent on our key; nothing when this machine
+    /// The shared servers and a WuKongIM v3, which is idempotent on our key; `None` if this machine
     /// has no servers.
     pub(crate) fn shared() -> Option<Self> {
         Some(Self::on(&amqp_url()?, &redis_url()?))
@@ -65,7 +65,7 @@ impl Plan {
         }
     }
 
-    /// A WuKongIM v2: nothing keeps it from accepting the same message twice.
+    /// A WuKongIM v2, which accepts the same message twice.
     pub(crate) fn not_idempotent(mut self) -> Self {
         self.mock.wukongim = Version::V2;
         self.target = "type = \"wukongim\"\nversion = \"v2\"".to_owned();
@@ -142,12 +142,12 @@ impl World {
         Worker { process, admin }
     }
 
-    /// A file of the world's own, gone with it.
+    /// A file of the world, deleted with it.
     pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         self.scratch.write(name, content)
     }
 
-    /// Publishes any bytes as a job, as a producer with a bug does.
+    /// Publishes arbitrary bytes as a job, as a faulty producer does.
     pub(crate) async fn publish_raw(&self, body: &[u8]) {
         use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
         use lapin::{BasicProperties, Connection, ConnectionProperties};
@@ -194,7 +194,7 @@ impl World {
         run_fanwise(&arguments, variables, b"", BOUND).await
     }
 
-    /// Runs one command to its end.
+    /// Runs one command until it ends.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Finished {
         self.run_with_input(arguments, b"").await
     }
@@ -230,7 +230,7 @@ impl World {
         ]
         .concat();
         let finished = self.run_with_input(&arguments, list.as_bytes()).await;
-        // 1: some of those who were waited for did not get it.
+        // 1: some recipients that the command waited for did not get it.
         assert!(matches!(finished.code, Some(0 | 1)), "{}", finished.stderr);
         let answer: Value = serde_json::from_str(&finished.stdout).unwrap();
         answer["job"].as_str().unwrap().to_owned()
@@ -275,7 +275,7 @@ impl World {
         accepted_by(&self.mock)
     }
 
-    /// The mock accepted exactly one message for exactly these recipients.
+    /// Checks that the mock accepted exactly one message for exactly these recipients.
     pub(crate) fn assert_once_each<'a>(&self, recipients: impl IntoIterator<Item = &'a String>) {
         assert_once_each(&self.mock, recipients);
     }
@@ -302,7 +302,7 @@ pub(crate) fn accepted_by(mock: &MockHandle) -> BTreeMap<String, usize> {
     accepted
 }
 
-/// A mock accepted exactly one message for exactly these recipients.
+/// Checks that a mock accepted exactly one message for exactly these recipients.
 pub(crate) fn assert_once_each<'a>(
     mock: &MockHandle,
     recipients: impl IntoIterator<Item = &'a String>,
@@ -364,7 +364,7 @@ impl Worker {
         http_get(self.admin, path).await
     }
 
-    /// Ends it as an orchestrator does, and expects that it drained.
+    /// Ends it as an orchestrator does, and checks that it drained.
     pub(crate) async fn drain(mut self) {
         self.process.terminate();
         let status = self.process.wait(Duration::from_secs(30)).await;
@@ -372,7 +372,7 @@ impl Worker {
     }
 }
 
-/// A test that fails shows what its workers said.
+/// If a test fails, prints the output of its workers.
 impl Drop for Worker {
     fn drop(&mut self) {
         if std::thread::panicking() {

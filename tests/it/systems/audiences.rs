@@ -1,5 +1,5 @@
-//! Groups are sent to once, as groups; all users are listed by the system and sent to one by one, even
-//! when the worker that lists them is killed.
+//! Tests groups, which get one call as a group, and jobs for all users, which the system lists and
+//! which get one message each, even if the worker that lists them is killed.
 
 use std::collections::BTreeSet;
 
@@ -50,7 +50,7 @@ async fn groups_are_sent_to_once_as_groups() {
             let open = hello.strip_suffix('}').unwrap();
             (group.to_owned(), 2, open.to_owned())
         });
-        // Yunxin's single messages have a key of their own behind it.
+        // Yunxin's single messages have a key of their own after it.
         for (found, (group, kind, hello)) in forms.iter().zip(&expected) {
             assert_eq!((&found.0, &found.1), (group, kind), "{target}");
             assert!(found.2.starts_with(hello), "{target}: {}", found.2);
@@ -61,7 +61,7 @@ async fn groups_are_sent_to_once_as_groups() {
     five.end().await;
 }
 
-/// The user that messages are from.
+/// The sender of the messages.
 const SENDER: &str = "u7";
 
 async fn start(name: &str, mock: Settings, target: &str) -> Option<World> {
@@ -91,7 +91,7 @@ async fn send_to_all(world: &World) -> String {
     answer["job"].as_str().unwrap().to_owned()
 }
 
-/// Everybody got it once, but for the sender and those who were left out.
+/// Each user got it once, except the sender and the excluded users.
 async fn check_all(world: &World, job: &str, users: u64) {
     let record = world.completed(job).await;
     let left_out: BTreeSet<_> = ["u1", "u2", SENDER].map(str::to_owned).into();
@@ -101,8 +101,8 @@ async fn check_all(world: &World, job: &str, users: u64) {
     world.assert_once_each(&expected);
 }
 
-/// A worker is killed while it lists the first users; another one begins again, and the job is complete
-/// only when it has come to the end.
+/// A worker is killed while it lists the first users. Another one begins again, and the job
+/// completes only after the end of the list.
 async fn all_users_of(name: &str, mock: Settings, target: &str) {
     let users = mock.users;
     let Some(world) = start(name, mock, target).await else {
@@ -148,8 +148,8 @@ async fn all_users_of_openim() {
     .await;
 }
 
-/// A token that dies while users are listed is no fault of the configuration: a new one is fetched, and
-/// nothing waits for the hour that such a fault costs here.
+/// A token that expires while users are listed is not a configuration fault: a new one is fetched,
+/// and the job does not wait for the pause of an hour that such a fault has here.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_revoked_while_users_are_listed_is_renewed() {
     let mock = Settings {
@@ -193,8 +193,8 @@ async fn all_users_of_wukongim_v2() {
     all_users_of("all-wukongim2", mock, target).await;
 }
 
-/// So many users that they are listed in two turns. The worker is killed in the second one, when it
-/// already sends to those of the first; the next one goes on at the cursor.
+/// There are so many users that they are listed in two turns. The worker is killed in the second
+/// one, while it sends to users of the first; the next worker continues at the cursor.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_users_of_wukongim_v3_are_listed_on_from_the_cursor() {
     const USERS: u64 = 22_000;
@@ -215,7 +215,7 @@ async fn all_users_of_wukongim_v3_are_listed_on_from_the_cursor() {
         .patch_faults(&json!({ "latency": "50ms" }))
         .unwrap();
     let job = send_to_all(&world).await;
-    // A login and a hundred pages; ten more are to come.
+    // A login and a hundred pages; ten more pages follow.
     until("the first part", BOUND, async || {
         let record = world.job(&job).await?;
         (record["accounts"]["total"].as_u64()? > 0).then_some(())
@@ -236,7 +236,7 @@ async fn all_users_of_wukongim_v3_are_listed_on_from_the_cursor() {
         .mock
         .patch_faults(&json!({ "latency": null }))
         .unwrap();
-    // The mock plays what is late although nobody waits for it any more.
+    // The mock handles late calls although their client is gone.
     until("the end of the killed worker's calls", BOUND, async || {
         (world.mock.stats().in_play == 0).then_some(())
     })
@@ -244,8 +244,8 @@ async fn all_users_of_wukongim_v3_are_listed_on_from_the_cursor() {
     let before = world.mock.stats();
     let worker = world.worker().await;
     check_all(&world, &job, USERS).await;
-    // What was listed before the kill is not listed again: what is not an acceptance or a replay is a
-    // page, a login or a call that was cut off.
+    // Users listed before the kill are not listed again: a request that is neither an acceptance
+    // nor a replay is a page, a login or an interrupted call.
     let after = world.mock.stats();
     let answered = |stats: &fanwise_mock_im::Stats| stats.accepted + stats.replays;
     let others = (after.requests - before.requests) - (answered(&after) - answered(&before));
@@ -254,7 +254,7 @@ async fn all_users_of_wukongim_v3_are_listed_on_from_the_cursor() {
     world.end().await;
 }
 
-/// All users are meant only when somebody says so: in the job, or on the command line.
+/// A job is for all users only if it says so: in the job, or on the command line.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_users_need_a_confirmation() {
     let Some(plan) = Plan::shared() else { return };
@@ -299,7 +299,7 @@ async fn all_users_need_a_confirmation() {
         .await;
     let record = world.completed(answer["job"].as_str().unwrap()).await;
     assert_eq!(record["accounts"]["sent"], 5, "{record}");
-    // Few users need no confirmation.
+    // A small number of users needs no confirmation.
     let few = ["send", "--client-msg-no", "few", "--text", "Hello", "--all"];
     let answer = world.json(&few).await;
     let record = world.completed(answer["job"].as_str().unwrap()).await;
@@ -308,7 +308,7 @@ async fn all_users_need_a_confirmation() {
     world.end().await;
 }
 
-/// NetEase's cloud cannot list accounts, and says so where the job is refused.
+/// NetEase's cloud cannot list accounts, and the refusal of the job says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_system_that_cannot_list_users_refuses_all_of_them() {
     let Some(plan) = Plan::shared() else { return };

@@ -1,6 +1,6 @@
-//! A configuration that a system refuses: the job that meets it is parked, and with a second one the
-//! target; nobody is dead-lettered, who looks is told why, and after the mending everybody gets the
-//! message once.
+//! Tests configurations that a system refuses: the job that meets the fault is parked, and with a
+//! second job the target. No recipient is dead-lettered, the state shows the reason, and after the
+//! fix each recipient gets the message once.
 
 use fanwise_mock_im::{NeteaseSettings, Settings};
 use serde_json::json;
@@ -29,7 +29,7 @@ async fn a_configuration_fault_of_any_system_fails_nobody() {
         let faults = json!({ "unauthorised": 1.0 });
         five.mock(target).patch_faults(&faults).unwrap();
     }
-    // A token that is given out, and refused; and again after it was renewed.
+    // Tokens are issued and refused; and again after a renewal.
     let openim = five.mock("openim");
     openim.patch_openim(&json!({ "token_calls": 0 })).unwrap();
     let forbidding = Settings {
@@ -53,7 +53,7 @@ async fn a_configuration_fault_of_any_system_fails_nobody() {
         let key = format!("to-{target}");
         let to = ["--target", target];
         let job = five.world.send(&key, first, &to).await;
-        // One job may be wrong by itself.
+        // One job may be the fault itself, so the target is not parked.
         until_job_parked(&five.world, &job, code(target)).await;
         let parked = gauge(&worker, &parked_gauge("config", target)).await;
         assert_eq!(parked, 0.0, "{target}");
@@ -116,7 +116,7 @@ async fn a_configuration_fault_of_any_system_fails_nobody() {
     five.end().await;
 }
 
-/// Waits until a job says that it is parked, and why.
+/// Waits until a job shows that it is parked, and why.
 async fn until_job_parked(world: &World, job: &str, code: &str) {
     until("parking of the job", BOUND, async || {
         let record = world.job(job).await?;
@@ -127,9 +127,9 @@ async fn until_job_parked(world: &World, job: &str, code: &str) {
     .await;
 }
 
-/// Users that are to be sent to must be listed first. A fault met there is no other than one met by a
-/// send: an OpenIM that was given another secret, a manager of WuKongIM's whose password is wrong while
-/// the way for messages is open.
+/// For a job to all users, the users are listed first. A fault of the list counts like a fault of a
+/// send: an OpenIM with another secret, or a WuKongIM manager whose password is wrong while
+/// messages could be sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_fault_met_while_users_are_listed_stops_the_job() {
     const USERS: usize = 40;
@@ -193,7 +193,7 @@ async fn a_configuration_fault_met_while_users_are_listed_stops_the_job() {
     assert_eq!(world.mock.stats().accepted, 0);
     let log = worker.process.stderr();
     let told = log.lines().filter(|it| it.contains("cannot be listed"));
-    // Of the job, and of the target.
+    // One for the job, and one for the target.
     assert_eq!(told.count(), jobs.len(), "{log}");
     worker.drain().await;
 

@@ -1,5 +1,5 @@
-//! One job file, changed only in its target and key, reaches every system while its server misbehaves
-//! in every way and one of two workers is killed half-way.
+//! Tests one job file, changed only in its target and key, against every system, while its server
+//! shows every fault and one of two workers is killed.
 
 use std::collections::BTreeSet;
 
@@ -14,14 +14,15 @@ const GOOD: usize = 900;
 const REFUSED: usize = 100;
 const RECIPIENTS: usize = GOOD + REFUSED;
 
-/// Recipients of one call of the targets that pack.
+/// Recipients in one call of the targets that pack.
 const PACKED: u64 = 50;
 
-/// How long a call takes, and how long while the server is slower than the call timeout of a second.
+/// The duration of a call, normally and while the server is slower than the call timeout of a
+/// second.
 const FAST: &str = "30ms..80ms";
 const SLOW: &str = "1200ms";
 
-/// What a server does that takes a call for each recipient: each fault a few times.
+/// The faults of a server that takes a call for each recipient, each a few times.
 fn faults_of_singles() -> Value {
     json!({
         "refuse_prefix": "refused-",
@@ -34,7 +35,7 @@ fn faults_of_singles() -> Value {
     })
 }
 
-/// The same for one that takes fifty recipients a call, so that some of them fare well.
+/// The same for one that takes fifty recipients a call, so that some calls succeed.
 fn faults_of_batches() -> Value {
     json!({
         "refuse_prefix": "refused-",
@@ -47,7 +48,7 @@ fn faults_of_batches() -> Value {
     })
 }
 
-/// Kinds of faults after which a caller cannot know that nothing was accepted.
+/// The number of faults after which a caller cannot know that nothing was accepted.
 fn unknowable(stats: &Stats) -> u64 {
     let struck = |kind: &&str| stats.faults[*kind];
     ["hang", "reset_before", "error_500"]
@@ -56,8 +57,9 @@ fn unknowable(stats: &Stats) -> u64 {
         .sum()
 }
 
-/// Everybody who was not refused gets the message once, or is dead-lettered as uncertain where the
-/// answer is not known and the system cannot be asked; nobody gets it twice, whatever the server did.
+/// Each recipient that was not refused gets the message once, or is dead-lettered as uncertain if
+/// the answer is unknown and the system cannot be asked. No recipient gets it twice, whatever the
+/// server did.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_job_file_reaches_every_system_under_faults_and_a_sigkill() {
     let Some(plan) = Plan::shared() else { return };
@@ -75,8 +77,8 @@ async fn one_job_file_reaches_every_system_under_faults_and_a_sigkill() {
             false => faults_of_singles(),
         };
         if target == "openim" {
-            // An answer that comes too late and says that nothing was noted leaves nothing to ask after:
-            // the one case that OpenIM makes a second message of.
+            // If an answer comes too late and reports that no note was made, a probe proves
+            // nothing: the one case in which OpenIM makes a second message.
             faults["error_after"] = Value::Null;
         }
         five.mock(target).patch_faults(&faults).unwrap();
@@ -91,7 +93,7 @@ async fn one_job_file_reaches_every_system_under_faults_and_a_sigkill() {
         })
         .collect();
     let timeouts = timeouts.iter().map(|name| (name.as_str(), "1s"));
-    // Small slices, so that one that waits for an answer holds up few others.
+    // Small slices, so that one that waits for an answer delays few others.
     let small = [("FANWISE_WORKER__SLICE_RECIPIENTS", "100")];
     let variables: Vec<_> = timeouts.chain(small).collect();
     let mut workers = vec![
@@ -133,7 +135,7 @@ async fn one_job_file_reaches_every_system_under_faults_and_a_sigkill() {
     five.end().await;
 }
 
-/// For a few calls the server is slower than its caller's patience. It carries them out all the same.
+/// For a few calls the server is slower than the call timeout, and still handles them.
 async fn slow_down(five: &Five, System { target, .. }: &System) {
     let mock = five.mock(target);
     until_accepted(mock, 1).await;
@@ -164,8 +166,8 @@ fn job_file(recipients: &BTreeSet<String>) -> String {
     job.to_string()
 }
 
-/// NetEase's cloud blocks an application for a minute after one call too many; an operator who knows
-/// better need not wait.
+/// NetEase's cloud blocks an application for a minute after one call too many; an operator may end
+/// the pause earlier.
 async fn unpark_after_416(five: &Five, target: &str) {
     if listed(&five.world, target).await["parked"]["code"] == "416" {
         let unparked = five.world.run(&["target", "unpark", target]).await;
@@ -233,23 +235,24 @@ async fn check(
         "{target}: {record}"
     );
     assert_eq!(accounts["uncertain"], uncertain, "{target}: {record}");
-    // Who is uncertain and not in the log was in a call that the server dropped, or claimed by the
-    // killed worker.
+    // A recipient that is uncertain and not in the log was in a call that the server dropped, or
+    // was claimed by the killed worker.
     let per_call = if packs(target) { PACKED } else { 1 };
     assert!(
         unaccounted <= unknowable(&stats) * per_call + taken_over,
         "{target}: {unaccounted} held without a reason, {stats:?}"
     );
     match *target {
-        // Absorbs repeats: nothing stays in doubt but for recipients that are refused after a lost reply.
+        // It recognises repeated calls: only recipients that are refused after a lost reply stay in
+        // doubt.
         "im" => assert_eq!(uncertain_good, 0, "{record}"),
-        // Can be asked: only where that call is struck as well there is a doubt.
+        // It can be asked: doubt stays only if the probe gets a fault as well.
         "openim" => assert!(uncertain < 40, "{record}"),
         _ => assert!(uncertain > 0, "{target}: no reply was in doubt, {stats:?}"),
     }
 }
 
-/// All messages are what the job says, in the words of the system.
+/// Every message contains the job's content, in the format of the system.
 fn check_form(target: &str, mock: &MockHandle, hello: &str) {
     for entry in mock.accepted() {
         assert_eq!(&*entry.payload, hello, "{target}");

@@ -1,12 +1,12 @@
-//! An option that a target does not have: strictly, the job is refused with the option's name;
-//! leniently, it goes on without it and says so.
+//! Tests an option that a target does not have: a strict job is refused with the option's name; a
+//! lenient job runs without it and reports that.
 
 use serde_json::json;
 
 use super::{Five, rejected};
 use crate::support::world::{Plan, assert_once_each, users};
 
-/// Targets with an option that they do not have.
+/// Targets, each with an option that it does not have.
 const UNHONOURED: [(&str, &str, &str); 5] = [
     ("im", "unread", r#"{"unread":true}"#),
     (

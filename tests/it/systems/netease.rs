@@ -1,5 +1,5 @@
-//! NetEase's cloud: the block after too many calls, the shared limit that keeps below it, a recipient
-//! that poisons its call, accids that are the same in upper and lower case.
+//! Tests NetEase's cloud: the block after too many calls, the shared limit that stays below the
+//! quota, a recipient that makes its call fail, and accids that differ only by case.
 
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ fn quota(calls: usize, window: Duration, block: Duration) -> NeteaseSettings {
     }
 }
 
-/// One call too many, and the application is blocked. The target is parked for every worker, for as long
-/// as `block` says; nobody calls meanwhile, and nobody fails.
+/// One call too many blocks the application. The target is parked for every worker, for as long as
+/// `block` says; no worker calls meanwhile, and no recipient fails.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_parks_the_target_for_every_worker() {
     let settings = quota(20, Duration::from_secs(1), Duration::from_secs(2));
@@ -67,7 +67,7 @@ async fn a_block_parks_the_target_for_every_worker() {
         .run(&["limits", "set", "target", "im", "15/s burst 1"])
         .await;
     assert_eq!(limited.code, Some(0), "{}", limited.stderr);
-    // The mock's block has a clock of its own, which nobody can ask but by a call.
+    // The mock's block has a clock of its own, which can only be read by a call.
     let over = park["since_ms"].as_u64().unwrap() + 3_000;
     until("the end of the block", BOUND, async || {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
@@ -87,11 +87,11 @@ async fn a_block_parks_the_target_for_every_worker() {
     world.end().await;
 }
 
-/// The limit is the target's and not the worker's: two workers together stay below what the
-/// application may do. Without one configured it is a tenth below 120 a minute.
+/// The limit belongs to the target, not to the worker: two workers together stay below the
+/// application's quota. The default is a tenth below 120 a minute.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_together_stay_below_the_quota() {
-    // Each for itself they would be above it; together there is room for a machine that stalls.
+    // Each worker alone would be above it; together they leave space for a machine that stalls.
     let settings = quota(20, Duration::from_secs(1), Duration::from_secs(60));
     let more = "recipients_per_call = 1\nlimit = \"12/s burst 1\"\n\
         [targets.default]\nurl = \"http://{address}/nimserver\"\ntype = \"netease\"\n\
@@ -99,7 +99,7 @@ async fn two_workers_together_stay_below_the_quota() {
     let Some(world) = start("quota", settings, more).await else {
         return;
     };
-    // Slices enough for both of them.
+    // Enough slices for both workers.
     let small = [("FANWISE_WORKER__SLICE_RECIPIENTS", "10")];
     let workers = [
         world.worker_with(&small).await,
@@ -126,8 +126,8 @@ async fn two_workers_together_stay_below_the_quota() {
     world.end().await;
 }
 
-/// A call is refused as a whole for one of its 500 accids: halving finds it, and everybody else gets
-/// the message once.
+/// A call is refused as a whole because of one of its 500 accids: halving finds it, and all others
+/// get the message once.
 #[tokio::test(flavor = "multi_thread")]
 async fn bisection_finds_who_poisons_a_call() {
     let settings = NeteaseSettings {
@@ -153,7 +153,7 @@ async fn bisection_finds_who_poisons_a_call() {
     );
     recipients.retain(|it| it != "u317");
     world.assert_once_each(&recipients);
-    // Every slice that holds it is halved nine times at most, and there are few slices.
+    // Every slice that contains it is halved at most nine times, and there are few slices.
     let requests = world.mock.stats().requests;
     assert!(requests <= 40, "{requests} calls to find one of 500");
     worker.drain().await;

@@ -1,5 +1,5 @@
-//! OpenIM: a token that dies while work goes on, the memory that answers for lost replies, errors from
-//! behind the send that nothing can answer for, and packed calls that do not say why.
+//! Tests OpenIM: a token that expires while a job runs, probes after lost replies, errors after the
+//! send that no probe can clear up, and packed calls that give no reasons.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,8 @@ async fn start(name: &str, more: &str) -> Option<World> {
     Some(plan.start(name).await)
 }
 
-/// All tokens end while messages are sent, twice: a new one is fetched, and nobody notices.
+/// All tokens are revoked twice while messages are sent: a new one is fetched, and no recipient is
+/// affected.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_revoked_in_mid_run_is_renewed() {
     let Some(world) = start("token", "").await else {
@@ -52,7 +53,7 @@ async fn a_token_revoked_in_mid_run_is_renewed() {
     world.end().await;
 }
 
-/// Messages whose replies are lost were sent, and the server says so when it is asked.
+/// Messages whose replies are lost were sent, and a probe confirms it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_probe_after_a_lost_reply_finds_what_was_sent() {
     let Some(world) = start("probe", "").await else {
@@ -63,7 +64,7 @@ async fn a_probe_after_a_lost_reply_finds_what_was_sent() {
     let worker = world
         .worker_with(&[("FANWISE_RETRY__ATTEMPTS_MAX", "1")])
         .await;
-    // The login, too, is a call that faults strike: it is over before the first message.
+    // The login is a call too and can get a fault: it is done before the first message.
     let recipients = users(400);
     let job = world.send("probe", &recipients, &[]).await;
     let record = world.completed(&job).await;
@@ -73,7 +74,8 @@ async fn a_probe_after_a_lost_reply_finds_what_was_sent() {
     for kind in ["reply_closed", "reset_after", "half_body"] {
         assert_eq!(stats.faults[kind], 40, "{stats:?}");
     }
-    // A probe can be struck as well; then nobody can tell, and nothing is sent again.
+    // A probe can get a fault as well. Then the recipient stays in doubt, and nothing is sent
+    // again.
     assert_eq!(record["accounts"]["failed"], 0, "{record}");
     assert!(dead.len() <= 60, "{} of 120 could not be found", dead.len());
     assert_eq!(record["accounts"]["sent"], 400 - dead.len(), "{record}");
@@ -81,15 +83,15 @@ async fn a_probe_after_a_lost_reply_finds_what_was_sent() {
     world.end().await;
 }
 
-/// An error from behind the send leaves no note: asking would say "not sent" of what was sent. So
-/// nobody is asked, and nobody is sent to again.
+/// An error after the send leaves no note: a probe would answer "not sent" for a message that was
+/// sent. So there is no probe and no second send.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_after_the_send_is_never_sent_again() {
     let Some(world) = start("after", "").await else {
         return;
     };
     let worker = world.worker().await;
-    // The token is there before the errors begin.
+    // The token is fetched before the errors begin.
     let first = world.send("first", &users(1), &[]).await;
     world.completed(&first).await;
     let faults = json!({ "error_after": "x25" });
@@ -108,7 +110,8 @@ async fn an_error_after_the_send_is_never_sent_again() {
     world.end().await;
 }
 
-/// A packed call names who failed without a reason: they are sent to alone, which tells it.
+/// A packed call lists failed recipients without a reason. Each of them is called alone, which
+/// returns it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_packed_call_learns_the_reasons_one_by_one() {
     let Some(world) = start("packed", "packed = true").await else {
@@ -135,7 +138,7 @@ async fn a_packed_call_learns_the_reasons_one_by_one() {
     let requests = world.mock.stats().requests;
     assert!(requests < 40, "{requests} calls for 400 recipients");
 
-    // What a packed call that ends in an error did, nobody can tell.
+    // The effect of a packed call that ends in an error is unknown.
     let faults = json!({ "error_after": "x1" });
     world.mock.patch_faults(&faults).unwrap();
     let more: Vec<_> = (0..50).map(|number| format!("v{number}")).collect();

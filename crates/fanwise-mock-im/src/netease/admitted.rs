@@ -1,5 +1,5 @@
-//! What every call to NetEase's cloud goes through, by either API: signature and quota first, then
-//! the sender, poison, and the question whether it repeats an earlier one.
+//! Checks every call to NetEase's cloud, through either API: signature and quota first, then the
+//! sender, poison, and whether it repeats an earlier call.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -15,7 +15,7 @@ const REPEATED_OPERATION: u32 = 417;
 const REPEATED_REQUEST: u32 = 431;
 const INTERNAL: u32 = 500;
 
-/// A whole call refused, before either API gives it its shape.
+/// The refusal of a whole call, before either API formats it.
 #[derive(Debug)]
 pub(crate) struct Rejection {
     pub(crate) code: u32,
@@ -30,14 +30,14 @@ impl Rejection {
         }
     }
 
-    /// A rule of the protocol is broken; counted.
+    /// The call breaks a rule of the protocol; counts it.
     fn invalid(state: &State, text: impl Into<Cow<'static, str>>) -> Rejection {
         count(&state.counters.invalid, 1);
         Rejection::new(PARAMETER, text)
     }
 }
 
-/// What answers one kind of call.
+/// Answers one kind of call.
 pub(crate) type Action = fn(&Admitted<'_>) -> Result<Answer, Rejection>;
 
 /// A call that is signed and within its quota.
@@ -50,7 +50,7 @@ pub(crate) struct Admitted<'a> {
 }
 
 impl<'a> Admitted<'a> {
-    /// Checks what every call must pass before it is read.
+    /// Checks signature and quota, before the call is read.
     pub(crate) fn admit(
         state: &'a State,
         call: &'a Call,
@@ -77,7 +77,7 @@ impl<'a> Admitted<'a> {
         Rejection::invalid(self.state, text)
     }
 
-    /// The standing of a sender that has one.
+    /// The standing configured for a sender, if any.
     pub(crate) fn standing(&self, sender: &str) -> Option<Standing> {
         let senders = &self.state.netease.settings.senders;
         let mut named = senders.iter().filter(|(id, _)| id == sender);
@@ -114,7 +114,7 @@ impl<'a> Admitted<'a> {
         }
     }
 
-    /// A new message; without a number of the caller's it bears its own id.
+    /// A new message. Without a number of the caller's, its number is its own id.
     pub(crate) fn receipt(&self, recipient: String, number: Option<&str>) -> Receipt {
         let (message_id, message_seq) = self.state.next_message();
         Receipt {
@@ -126,7 +126,7 @@ impl<'a> Admitted<'a> {
         }
     }
 
-    /// Puts the receipts into the log, and the answer into the hands of repetitions.
+    /// Writes the receipts to the log, and keeps the answer for repeated calls.
     pub(crate) fn accept(
         &self,
         origin: &Origin,
@@ -141,7 +141,7 @@ impl<'a> Admitted<'a> {
         })
     }
 
-    /// Accepts, unless the request id was used for an accepted call before.
+    /// Accepts, unless the request id was used by an accepted call before.
     pub(crate) fn once(
         &self,
         origin: &Origin,
@@ -162,8 +162,8 @@ impl<'a> Admitted<'a> {
         self.state.netease.repeats.once(key, accept, repeat)
     }
 
-    /// Logs the recipients of an accepted call again, as replays; but another body under the same key
-    /// is the caller's mistake.
+    /// Logs the recipients of an accepted call again, as replays. A different body with the same
+    /// key is the caller's mistake and counts as invalid.
     pub(crate) fn replay(&self, origin: &Origin, first: &First) -> Result<(), Rejection> {
         if first.content == self.content() {
             return self.record(origin, first.replayed());
@@ -172,7 +172,7 @@ impl<'a> Admitted<'a> {
         Ok(())
     }
 
-    /// True when the answer says "accepted" and nothing must be remembered.
+    /// Whether the answer says "accepted" but nothing may be stored.
     pub(crate) fn is_lost(&self) -> bool {
         self.plan.fault == Some(FaultKind::LostAfter200)
     }

@@ -1,7 +1,8 @@
-//! `sendBatchMsg.action`: one message to up to 500 persons, or 100 if their message ids are wanted.
+//! Simulates `sendBatchMsg.action`: one message to up to 500 users, or to 100 with message ids.
 //!
-//! The unregistered ones are named, all others count as sent. There is no number of the caller's on
-//! the messages, so only the `RequestId` of the call stands between a repetition and its receivers.
+//! The answer lists unregistered accids; all others count as sent. The messages have no number of
+//! the caller's, so only the `RequestId` of the call prevents that a repeated call sends them
+//! again.
 
 use http::StatusCode;
 use serde::Serialize;
@@ -77,7 +78,7 @@ fn sent(admitted: &Admitted<'_>, unregistered: &[String], ids: Option<&Vec<Recei
     Answer::json(StatusCode::OK, &body)
 }
 
-/// JSON, or a string that holds it.
+/// JSON, or a text that contains it.
 fn list(admitted: &Admitted<'_>, list: &impl Serialize) -> Value {
     let list = json!(list);
     if admitted.state.netease.settings.text_lists {

@@ -1,5 +1,5 @@
-//! The parameters of a call, as a servlet reads them: only from a body that is announced as a form,
-//! and without those that cannot be decoded.
+//! Reads the parameters of a call as a Java servlet does: only from a body with the content type of
+//! a form, and without parameters that cannot be decoded.
 
 use http::header::CONTENT_TYPE;
 
@@ -24,7 +24,7 @@ impl Form {
         Form(text.split('&').filter_map(parameter).collect())
     }
 
-    /// A parameter that is there and not empty.
+    /// A parameter that is present and not empty.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let mut named = self.0.iter().filter(|(given, _)| given == name);
         let (_, value) = named.next()?;

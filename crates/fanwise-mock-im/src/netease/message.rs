@@ -1,4 +1,5 @@
-//! The parameters that describe a message, common to batch and single sends, and their limits.
+//! Checks the parameters that describe a message, and their limits. Batch and single sends share
+//! them.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +10,7 @@ pub(crate) const TYPES: [i64; 8] = [0, 1, 2, 3, 4, 6, 10, 100];
 /// Types whose body is `{"msg": TEXT}`.
 const TEXTS: [i64; 2] = [0, 10];
 
-/// Parameters that hold JSON.
+/// Parameters that contain JSON.
 const JSON: [&str; 5] = [
     "option",
     "payload",
@@ -37,7 +38,7 @@ const SWITCHES: [&str; 2] = ["msgSenderNoSense", "msgReceiverNoSense"];
 
 pub(super) struct Message<'a> {
     pub(super) body: &'a str,
-    /// The option `persistent` is false: a receiver who is not online never gets it.
+    /// The option `persistent` is false: a receiver that is offline never gets it.
     pub(super) online_only: bool,
 }
 

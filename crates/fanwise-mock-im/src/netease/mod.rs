@@ -1,15 +1,16 @@
-//! NetEase's older server API (v1): signed forms to `/nimserver/msg/…`, every answer an HTTP 200 with
-//! a `code`.
+//! Simulates NetEase's older server API (v1): signed forms to `/nimserver/msg/…`; every answer is
+//! an HTTP 200 with a `code`.
 //!
-//! Written from the vendor's documents and SDKs, not from our adapter. What they leave open is played
-//! as follows. A refused call reaches nobody. A repeated `RequestId` of an app is known for as long as
-//! the mock runs, if its first call was accepted; the answer that it gets is a setting. An id that
-//! `toAccids` holds twice is sent to twice, so that the caller's mistake shows. The texts of signature
-//! faults are guesses; `too many members.` and `account 'mute'.` are the vendor's own.
+//! It was written from the vendor's documents and SDKs, not from our adapter. Where they leave
+//! something open, the mock does this: A refused call reaches no recipient. A repeated `RequestId`
+//! of an app is recognised as long as the mock runs, if its first call was accepted; a setting
+//! chooses the answer. An id that `toAccids` contains twice gets two messages, so that the caller's
+//! mistake shows. The texts of signature faults are guesses; `too many members.` and
+//! `account 'mute'.` are the vendor's own.
 //!
-//! What the vendor's newer API has in common with this one is here too, for `yunxin`: what every call
-//! goes through (`admitted`), the signature (`sign`), the quotas and the block that follows (`quota`),
-//! and repeated requests (`repeats`).
+//! The parts that the vendor's newer API shares are here too, for `yunxin`: the checks of every
+//! call (`admitted`), the signature (`sign`), the quotas and their block (`quota`), and repeated
+//! requests (`repeats`).
 
 mod admitted;
 mod batch;
@@ -41,12 +42,12 @@ pub(super) const PERSON: u8 = 1;
 pub(super) const TEAM: u8 = 2;
 
 pub(super) const OK: u32 = 200;
-/// A parameter is wrong, or the signature.
+/// The code for a wrong parameter or a wrong signature.
 const PARAMETER: u32 = 414;
 const RATE: u32 = 416;
 const ACCID_CHARS_MAX: usize = 32;
 
-/// What v1 keeps while the mock runs.
+/// The state of v1 while the mock runs.
 pub(super) struct NeteaseState {
     settings: NeteaseSettings,
     batches: Gate,
@@ -86,7 +87,7 @@ pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
         .unwrap_or_else(|rejection| rejected(&rejection))
 }
 
-/// The shape in which v1 reports a failure that the mock makes up.
+/// A failure that a fault produces, in the format of v1.
 pub(super) fn failure(status: StatusCode, text: &str) -> Answer {
     rejected(&Rejection::new(code_of(status), text.to_owned()))
 }
@@ -95,7 +96,7 @@ pub(super) fn unauthorised() -> Answer {
     rejected(&unsigned())
 }
 
-/// What a wrong signature gets.
+/// The answer to a wrong signature.
 pub(super) fn unsigned() -> Rejection {
     Rejection::new(PARAMETER, sign::CHECKSUM_WRONG)
 }
@@ -105,7 +106,7 @@ fn rejected(rejection: &Rejection) -> Answer {
     Answer::json(StatusCode::OK, &body)
 }
 
-/// The code that either API puts into an HTTP 200 where others answer with a status.
+/// The code that both APIs put into an HTTP 200 in place of a status.
 pub(super) fn code_of(status: StatusCode) -> u32 {
     match status {
         StatusCode::TOO_MANY_REQUESTS => RATE,
@@ -114,7 +115,7 @@ pub(super) fn code_of(status: StatusCode) -> u32 {
     }
 }
 
-/// The sender of a call, if it may send.
+/// The sender of a call, if it is allowed to send.
 fn sender(admitted: &Admitted<'_>, given: Option<&str>) -> Result<String, Rejection> {
     let Some(accid) = given.filter(|accid| is_accid(accid)) else {
         return Err(admitted.invalid("the sender is missing or too long"));

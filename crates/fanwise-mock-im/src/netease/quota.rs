@@ -1,5 +1,6 @@
-//! Quotas: so many calls of an app in a time, and a block after one too many, during which every
-//! call fails. The block wipes the count: when it is over, the app may make all its calls again.
+//! Counts quotas: a number of calls of an app in a time, and a block after a further call, during
+//! which every call fails. The block resets the count: after it, the app may make all its calls
+//! again.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -54,7 +55,7 @@ pub(crate) struct Gate {
 
 #[derive(Default)]
 struct Recent {
-    /// When the calls of the window were made; never more than the quota allows.
+    /// The times of the calls within the window; never more than the quota allows.
     calls: VecDeque<Instant>,
     blocked_until: Option<Instant>,
 }
@@ -67,7 +68,7 @@ impl Gate {
         }
     }
 
-    /// Counts the call; false when the app is blocked, or is from now on.
+    /// Counts the call; false if the app is blocked, or becomes blocked by this call.
     pub(super) fn admits(&self, app: &str, now: Instant) -> bool {
         let Some(quota) = &self.quota else {
             return true;
@@ -101,19 +102,19 @@ impl Recent {
 mod tests {
     use super::*;
 
-    /// Goal: one call too many blocks the app and no other, for its time and no longer.
-    /// Method: the gate alone, with a clock passed in.
+    /// Goal: a call above the quota blocks this app alone, exactly for the configured time. Method:
+    /// the gate alone, with a clock passed in.
     #[test]
     fn gate_blocks_for_its_time() {
         let gate = Gate::new(Some("2/1m/30s".parse().unwrap()));
         let begun = Instant::now();
         let admits = |app: &str, seconds| gate.admits(app, begun + Duration::from_secs(seconds));
         assert!(admits("a", 0) && admits("a", 10));
-        // The first call is a minute ago: the third is within the quota.
+        // The first call is a minute old, so the third is within the quota.
         assert!(admits("a", 60));
         assert!(!admits("a", 69));
         assert!(admits("b", 69));
-        // Calls in the block fail and do not lengthen it.
+        // Calls during the block fail and do not lengthen it.
         assert!(!admits("a", 98));
         assert!(admits("a", 99) && admits("a", 99));
         assert!(!admits("a", 99));

@@ -1,4 +1,4 @@
-//! Calls that were accepted, by the key that their caller gave them.
+//! Remembers accepted calls, by the key that their caller gave them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,14 +9,14 @@ use crate::state::Receipt;
 
 /// An accepted call.
 pub(crate) struct First {
-    /// Tells a repetition from another call under the same key.
+    /// Distinguishes a repeated call from another call with the same key.
     pub(super) content: u128,
     pub(super) answer: Answer,
     pub(super) receipts: Vec<Receipt>,
 }
 
 impl First {
-    /// Its receipts, as the log shows those of a repetition.
+    /// Its receipts, marked as replays for the log.
     pub(super) fn replayed(&self) -> Vec<Receipt> {
         let again = |receipt: &Receipt| Receipt {
             replay: true,
@@ -36,8 +36,8 @@ impl Repeats {
         Repeats(Shards::new())
     }
 
-    /// Accepts the first call under `key`; later ones wait for it and are repetitions. A call that is
-    /// refused leaves the key free.
+    /// Accepts the first call with `key`. Later ones wait for it and are repeated calls. A refused
+    /// call leaves the key unused.
     pub(crate) fn once<E>(
         &self,
         key: u128,

@@ -1,20 +1,20 @@
-//! What can be set about NetEase's cloud; most of it holds for both of its APIs.
+//! Defines the settings of NetEase's cloud; most of them apply to both of its APIs.
 
 use std::str::FromStr;
 
 use super::quota::Quota;
 
-/// How NetEase's cloud is played. The fields are the flags of `fanwise mock-im`.
+/// Settings of the NetEase simulation. The fields are the flags of `fanwise mock-im`.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "NetEase v1 and Yunxin v2")]
 pub struct NeteaseSettings {
-    /// App that may call, and the secret it signs with. Can be repeated.
+    /// App that may call, and the secret of its signature. Can be repeated.
     #[arg(id = "netease-app", long = "netease-app", value_name = "KEY=SECRET",
           default_value = "mock-key=mock-secret", value_parser = pair::<String>)]
     pub apps: Vec<(String, String)>,
 
-    /// What a repeated RequestId (v1) or X-custom-traceid (v2) is answered: the first answer again, or
-    /// a code. It is never delivered again.
+    /// Answer to a repeated RequestId (v1) or X-custom-traceid (v2): the first answer again, or a
+    /// code. The call is never delivered again.
     #[arg(
         id = "netease-on-repeat",
         long = "netease-on-repeat",
@@ -24,18 +24,19 @@ pub struct NeteaseSettings {
     )]
     pub on_repeat: OnRepeat,
 
-    /// What is wrong with a sender: unknown, disabled or muted. Can be repeated.
+    /// Give a sender a fault: unknown, disabled or muted. Can be repeated.
     #[arg(id = "netease-sender", long = "netease-sender", value_name = "ID=STANDING",
           value_parser = pair::<Standing>)]
     pub senders: Vec<(String, Standing)>,
 
-    /// Recipient (for v1 in lower case) whose presence has the whole call refused with this code, for
+    /// Refuse every call to this recipient (for v1 in lower case), as a whole, with this code, for
     /// example u1=414. Can be repeated.
     #[arg(id = "netease-poison", long = "netease-poison", value_name = "ID=CODE",
           value_parser = pair::<u32>)]
     pub poison: Vec<(String, u32)>,
 
-    /// Messages with this text are stopped by moderation: v1 sendMsg and v2, whose answers tell.
+    /// Stop messages that contain this text in moderation: v1 sendMsg and v2, whose answers report
+    /// it.
     #[arg(
         id = "netease-moderate",
         long = "netease-moderate",
@@ -43,8 +44,8 @@ pub struct NeteaseSettings {
     )]
     pub moderate: Option<String>,
 
-    /// v1 sendBatchMsg: calls that an app may make in a time, and how long it is blocked with 416
-    /// after one too many. The vendor's is 120/1m/60s.
+    /// v1 sendBatchMsg: how many calls an app may make in which time, and how long a further call
+    /// blocks it with 416. The vendor's quota is 120/1m/60s.
     #[arg(
         id = "netease-batch-quota",
         long = "netease-batch-quota",
@@ -52,7 +53,7 @@ pub struct NeteaseSettings {
     )]
     pub batch_quota: Option<Quota>,
 
-    /// v1 sendMsg: likewise. The vendor's is 100/1s/10s.
+    /// v1 sendMsg: the same. The vendor's quota is 100/1s/10s.
     #[arg(
         id = "netease-single-quota",
         long = "netease-single-quota",
@@ -60,13 +61,13 @@ pub struct NeteaseSettings {
     )]
     pub single_quota: Option<Quota>,
 
-    /// v1: write unregister and msgids as JSON in a string, as older releases did.
+    /// v1: write unregister and msgids as JSON inside a text, as older releases did.
     #[arg(id = "netease-text-lists", long = "netease-text-lists")]
     pub text_lists: bool,
 }
 
 impl Default for NeteaseSettings {
-    /// One app, no quota, nothing wrong.
+    /// One app, no quota, no faults.
     fn default() -> NeteaseSettings {
         NeteaseSettings {
             apps: vec![("mock-key".to_owned(), "mock-secret".to_owned())],
@@ -94,7 +95,7 @@ pub enum OnRepeat {
     Code431,
 }
 
-/// Why a sender may not send.
+/// The reason why a sender is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     Unknown,
@@ -115,7 +116,7 @@ impl FromStr for Standing {
     }
 }
 
-/// A flag that is not made of two parts, or whose second part is not one.
+/// A text that is not `KEY=VALUE`, or whose value is invalid.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} cannot be read: give the two parts that the help names, with = between them")]
 pub struct PairError(String);

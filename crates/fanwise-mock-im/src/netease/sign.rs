@@ -1,10 +1,11 @@
-//! The signature: `CheckSum` is the SHA-1 of secret, `Nonce` and `CurTime`, good for five minutes.
+//! Checks the signature: `CheckSum` is the SHA-1 of secret, `Nonce` and `CurTime`, valid for five
+//! minutes.
 
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 use crate::Call;
 
-/// How far `CurTime` may be from the mock's clock, on either side.
+/// Largest difference between `CurTime` and the mock's clock, in either direction.
 const SKEW_SECONDS_MAX: u64 = 300;
 const NONCE_CHARS_MAX: usize = 128;
 
@@ -12,7 +13,7 @@ const HEADER_WRONG: &str = "bad http header";
 pub(super) const CHECKSUM_WRONG: &str = "checksum error";
 const CHECKSUM_STALE: &str = "checksum expired";
 
-/// The app whose secret signed the call, or what is wrong.
+/// The app whose secret signed the call, or the error.
 pub(super) fn signed_by<'a>(
     apps: &'a [(String, String)],
     call: &Call,
@@ -62,8 +63,9 @@ mod tests {
         }
     }
 
-    /// Goal: only a signature of the app's own secret counts, for five minutes around its time.
-    /// Method: one signature, made with hashlib, at several times and with each header spoilt.
+    /// Goal: only a signature with the app's own secret is accepted, for five minutes around its
+    /// time. Method: one signature, made with hashlib, at several times and with each header
+    /// changed.
     #[test]
     fn signature_holds_for_five_minutes() {
         let apps = [("key".to_owned(), "s3cret".to_owned())];
@@ -108,7 +110,8 @@ mod tests {
         }
     }
 
-    /// Goal: the digest is that of others. The constants come from Python's hashlib and openssl.
+    /// Goal: the digest agrees with other tools. The constants come from Python's hashlib and
+    /// openssl.
     #[test]
     fn checksum_agrees_with_other_implementations() {
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `sendMsg.action`: one message to a person or to a team.
+//! Simulates `sendMsg.action`: one message to a user or a team.
 
 use http::StatusCode;
 use serde_json::json;
@@ -35,7 +35,7 @@ pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
     })
 }
 
-/// The kind of channel and the id: an accid in lower case, or a team's number.
+/// The channel type and the id: an accid in lower case, or a team's number.
 fn addressee(admitted: &Admitted<'_>, form: &Form) -> Result<(u8, String), Rejection> {
     let to = form.get("to");
     let Some(to) = to.filter(|to| is_accid(to)) else {

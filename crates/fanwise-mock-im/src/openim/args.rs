@@ -1,4 +1,4 @@
-//! The flags of the OpenIM mock.
+//! Defines the flags of the OpenIM mock.
 
 use std::str::FromStr;
 
@@ -11,7 +11,7 @@ pub struct UserCode {
     code: i32,
 }
 
-/// A `UID=CODE` that cannot be read.
+/// A text that is not `UID=CODE`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a user and a code: give UID=CODE, for example u3=1302")]
 pub struct UserCodeError(String);
@@ -21,7 +21,7 @@ impl FromStr for UserCode {
 
     fn from_str(text: &str) -> Result<UserCode, UserCodeError> {
         let wrong = || UserCodeError(text.to_owned());
-        // A uid may hold a `=`, a code never does.
+        // A uid may contain a `=`, a code never does.
         let (uid, code) = text.rsplit_once('=').ok_or_else(wrong)?;
         Ok(UserCode {
             uid: uid.to_owned(),
@@ -32,11 +32,11 @@ impl FromStr for UserCode {
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct OpenimArgs {
-    /// OpenIM: the secret that a token costs.
+    /// OpenIM: the secret that is required for a token.
     #[arg(long, value_name = "SECRET", default_value = "openIM123")]
     pub openim_secret: String,
 
-    /// OpenIM: the admin, whose token may send.
+    /// OpenIM: the admin, whose token is required for sending.
     #[arg(long, value_name = "UID", default_value = "imAdmin")]
     pub openim_admin: String,
 
@@ -44,11 +44,11 @@ pub struct OpenimArgs {
     #[arg(long, value_name = "UID")]
     pub openim_notification_account: Vec<String>,
 
-    /// OpenIM: a token expires after COUNT calls. POST /_mock/openim/revoke ends all tokens at once.
+    /// OpenIM: a token expires after COUNT calls. POST /_mock/openim/revoke revokes all tokens.
     #[arg(long, value_name = "COUNT")]
     pub openim_token_calls: Option<u64>,
 
-    /// OpenIM: sending to this user or group gets this errCode: u3=1302 (blocked), g1=1201 (no such
+    /// OpenIM: a send to this user or group gets this errCode: u3=1302 (blocked), g1=1201 (no such
     /// group). Can be repeated.
     #[arg(long, value_name = "UID=CODE")]
     pub openim_code: Vec<UserCode>,

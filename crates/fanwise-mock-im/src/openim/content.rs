@@ -1,7 +1,7 @@
-//! What a message may hold: the content types taken over HTTP, and the fields that each requires.
+//! Checks contents: the content types accepted over HTTP, and the fields that each requires.
 //!
-//! The server decodes weakly (`"1"` passes for 1) and then asks that required fields are not their
-//! zero value. It has no code for a failure of either, so both come back as 500.
+//! The server decodes weakly (`"1"` counts as 1) and then requires that required fields are not
+//! their zero value. It has no code of its own for either failure, so both are answered 500.
 
 use serde_json::{Map, Value};
 
@@ -11,7 +11,7 @@ pub(super) const OA_NOTIFICATION: i32 = 1400;
 const AT: i32 = 106;
 const AT_USERS_MAX: usize = 1000;
 
-/// The required fields of a content type, as paths. None for a type that is not taken.
+/// The required fields of a content type, as paths; `None` for a type that is not accepted.
 fn required(content_type: i32) -> Option<&'static [&'static str]> {
     let fields: &[&str] = match content_type {
         101 => &["content"],
@@ -66,7 +66,7 @@ pub(super) fn check(content_type: i32, content: &Map<String, Value>) -> Result<(
     }
 }
 
-/// The field at a path; the server takes the names of fields in any case.
+/// The field at a path; the server ignores the case of field names.
 fn find<'a>(content: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     let (name, rest) = path.split_once('/').unwrap_or((path, ""));
     let mut fields = content.iter();
@@ -77,7 +77,7 @@ fn find<'a>(content: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     }
 }
 
-/// A list that is there, be it empty; weak decoding makes a list of a single text.
+/// The list must be present but may be empty; weak decoding turns a single text into a list.
 fn check_at(content: &Map<String, Value>) -> Result<(), Refused> {
     match find(content, "atUserList") {
         None | Some(Value::Null | Value::Object(_)) => Err(undecodable("atUserList", "required")),
@@ -88,7 +88,7 @@ fn check_at(content: &Map<String, Value>) -> Result<(), Refused> {
     }
 }
 
-/// The kind of a notification's attachment; 0, which is none, unless it is told.
+/// The kind of a notification's attachment; 0, for none, by default.
 fn check_mix(content: &Map<String, Value>) -> Result<(), Refused> {
     let told = find(content, "mixType").filter(|value| !value.is_null());
     let kind = told.map_or(Some(0), Value::as_i64);
@@ -103,7 +103,7 @@ fn undecodable(path: &str, tag: &str) -> Refused {
     Refused::invalid(SERVER_INTERNAL, text)
 }
 
-/// True for Go's zero value, and for what cannot be decoded into a text or a number.
+/// Whether this is Go's zero value, or cannot be decoded into a text or a number.
 fn is_unfit(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) | Value::Array(_) | Value::Object(_) => true,

@@ -1,15 +1,16 @@
-//! `POST /msg/send_msg`, `POST /msg/batch_send_msg`, `POST /msg/check_msg_is_send_success`.
+//! Simulates `POST /msg/send_msg`, `POST /msg/batch_send_msg` and
+//! `POST /msg/check_msg_is_send_success`.
 //!
-//! Nothing is deduplicated: every call makes a message of its own. A single send leaves a status
-//! under its operationID once it is sent, which is all that a caller can learn afterwards; the
-//! real server forgets it after a day, the mock never. A batch is one message, with one
-//! clientMsgID, sent to one recipient after another; whoever cannot be sent to is listed without a
-//! reason, and the call succeeds.
+//! Nothing is deduplicated: every call makes a new message. A single send writes a status under its
+//! operationID after the send. The status is all that a caller can learn later; the real server
+//! forgets it after a day, the mock never. A batch is one message, with one clientMsgID, sent to
+//! one recipient after another. A recipient that cannot get it is listed without a reason, and the
+//! call succeeds.
 //!
-//! In the log a group is the recipient of its message, whoever was named beside it; the
-//! serverMsgID is the log's message_id in hexadecimal. What shows that a message was sent before
-//! is sender, `ex` and content; without an `ex` it is the operationID of a single send, and sender
-//! and content of a batch.
+//! In the log a group is the recipient of its message, whatever recipients the call names; the
+//! serverMsgID is the log's message_id in hexadecimal. Sender, `ex` and content identify a message
+//! that was sent before. Without an `ex`, the operationID identifies a single send, and sender and
+//! content identify a batch.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -36,14 +37,14 @@ const SUPERSEDED_GROUP: i32 = 2;
 const GROUP: i32 = 3;
 const NOTIFICATION: i32 = 4;
 
-/// The numbers that a log entry has for a person and a group.
+/// The channel types of users and groups in log entries.
 const LOGGED_PERSON: u8 = 1;
 const LOGGED_GROUP: u8 = 2;
 
 const STATUS_UNKNOWN: i32 = 0;
 const STATUS_SENT: i32 = 2;
 
-/// Both requests in one: a single send ignores what only a batch has, and the other way round.
+/// The fields of both requests: a single send ignores those of a batch, and the other way round.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct SendRequest {
@@ -97,7 +98,7 @@ struct OfflinePushInfo {
     _signal_info: String,
 }
 
-/// What the server makes of a request, before it goes to anybody.
+/// The message that a valid request asks for, before it goes to its recipients.
 struct Message {
     send_id: String,
     group_id: String,
@@ -133,7 +134,7 @@ pub(super) fn send(caller: &Caller<'_>) -> Result<Answer, Refused> {
     let sent = sent(&message, &receipt, None);
     accept(caller, &message, Some(caller.operation), vec![receipt])?;
     if caller.plan.fault == Some(FaultKind::ErrorAfter) {
-        // The message is out, and what should be written about it afterwards is not.
+        // The message was sent, and its status cannot be written.
         return Err(Refused::new(SERVER_INTERNAL, "status cannot be written"));
     }
     if caller.plan.fault != Some(FaultKind::LostAfter200) {
@@ -161,7 +162,7 @@ pub(super) fn send_batch(caller: &Caller<'_>) -> Result<Answer, Refused> {
     }
     accept(caller, &message, None, receipts)?;
     if caller.plan.fault == Some(FaultKind::ErrorAfter) {
-        // Nothing is written about a batch: what can fail after its last send is the handler itself.
+        // A batch writes no status: after the last send only the handler itself can fail.
         return Ok(failure(StatusCode::INTERNAL_SERVER_ERROR));
     }
     Ok(success(json!({
@@ -182,14 +183,14 @@ fn note_sent(caller: &Caller<'_>) {
     caller.state.openim.sent.lock(key).insert(key);
 }
 
-/// Everybody with an account: the admin and the sender too, if they have one.
+/// All users with an account, including the admin, and the sender if it has one.
 fn everybody(caller: &Caller<'_>) -> Vec<String> {
     let directory = caller.state.directory;
     let staff = caller.rules.staff().cloned();
     staff.chain(directory.page(0, directory.count())).collect()
 }
 
-/// What the binding, the caller's role and the content have to pass, in the order of the server.
+/// Checks the body, the caller's role and the content, in the order of the server.
 fn checked(caller: &Caller<'_>, request: SendRequest) -> Result<Message, Refused> {
     let to_group = matches!(request.session_type, SUPERSEDED_GROUP | GROUP);
     let required = [
@@ -249,7 +250,7 @@ fn check_notification_account(caller: &Caller<'_>, send_id: &str) -> Result<(), 
     }
 }
 
-/// The message for one recipient, or why it cannot be sent.
+/// The message for one recipient, or the reason why it cannot be sent.
 fn receipt(caller: &Caller<'_>, message: &Message, recv_id: &str) -> Result<Receipt, Refused> {
     let recipient = match message.session_type {
         SINGLE | NOTIFICATION => recv_id,
@@ -290,7 +291,7 @@ fn is_relation(code: i32) -> bool {
     (1301..=1305).contains(&code)
 }
 
-/// Sends: on return the receipts are in the log.
+/// Accepts the receipts: on return they are in the log.
 fn accept(
     caller: &Caller<'_>,
     message: &Message,

@@ -1,12 +1,12 @@
-//! OpenIM's API below `/auth`, `/msg` and `/user`, as v3.8 answers it.
+//! Simulates OpenIM's API below `/auth`, `/msg` and `/user`, as v3.8 answers it.
 //!
-//! Written from the server's sources, not from our adapter, so that the two can disagree. Every
-//! call needs an operationID and, but for the token itself, a token; sending needs the admin's.
-//! What the server does after its answer (storage, delivery, push) is played as if it always
-//! succeeded; the fault `lost_after_200` plays the other case.
+//! It was written from the server's sources, not from our adapter, so that the two can disagree.
+//! Every call needs an operationID and, except for the call that fetches it, a token; sending needs
+//! the admin's token. Steps that the server takes after its answer (storage, delivery, push) always
+//! succeed here, except with the fault `lost_after_200`.
 //!
 //! The settings can be changed while it runs: `POST /_mock/openim` patches [`Rules`], and
-//! `POST /_mock/openim/revoke` ends all tokens.
+//! `POST /_mock/openim/revoke` revokes all tokens.
 
 mod args;
 mod content;
@@ -35,7 +35,7 @@ use tokens::Tokens;
 pub use args::OpenimArgs;
 pub use rules::Rules;
 
-/// What an OpenIM remembers.
+/// The state of OpenIM while the mock runs.
 #[derive(Debug)]
 pub(super) struct OpenimState {
     rules: Mutex<Arc<Rules>>,
@@ -67,13 +67,13 @@ impl OpenimState {
         Ok(Arc::clone(&rules))
     }
 
-    /// Ends every token given out so far: the next call with one gets this errCode.
+    /// Revokes every token issued so far: the next call with one gets this errCode.
     pub(super) fn revoke_tokens(&self, code: i32) -> usize {
         self.tokens.revoke_all(code)
     }
 }
 
-/// A request with its operationID and a token that is good.
+/// A request with an operationID and a valid token.
 struct Caller<'a> {
     state: &'a State,
     rules: &'a Rules,
@@ -139,8 +139,8 @@ fn route(state: &State, rules: &Rules, call: &Call, plan: &CallPlan) -> Result<A
     }
 }
 
-/// How a failure of the whole server shows: the limiter speaks the protocol, a panic says nothing,
-/// and a proxy says something of its own.
+/// A failure of the whole server: the limiter answers in the protocol, a panic has no body, and a
+/// proxy has a text of its own.
 pub(super) fn failure(status: StatusCode) -> Answer {
     match status {
         StatusCode::TOO_MANY_REQUESTS => Refused::new(429, "").with_status(status).answer(),
@@ -150,12 +150,12 @@ pub(super) fn failure(status: StatusCode) -> Answer {
     }
 }
 
-/// What a token gets that has expired.
+/// The answer to an expired token.
 pub(super) fn unauthorised() -> Answer {
     Refused::new(TOKEN_EXPIRED, "").answer()
 }
 
-/// Answers a control below `/_mock/openim`.
+/// Answers a control request below `/_mock/openim`.
 pub(super) fn control(state: &State, call: &Call) -> Option<Answer> {
     let shelf = &state.openim;
     let answer = match (&call.parts.method, call.parts.uri.path()) {

@@ -1,5 +1,5 @@
-//! Answers in OpenIM's envelope: business errors are HTTP 200 with an errCode, and a body that
-//! cannot be bound is HTTP 400 with the same envelope.
+//! Writes answers in OpenIM's envelope: errors of the application are HTTP 200 with an errCode; a
+//! body that cannot be bound is HTTP 400 with the same envelope.
 
 use http::StatusCode;
 use serde::Serialize;
@@ -41,7 +41,7 @@ pub(super) struct Refused {
     code: i32,
     detail: String,
     status: StatusCode,
-    /// True when the caller broke a rule, rather than that a user cannot be sent to.
+    /// Whether the caller broke a rule, as opposed to a user that cannot be sent to.
     pub(super) is_invalid: bool,
 }
 
@@ -55,7 +55,7 @@ impl Refused {
         }
     }
 
-    /// A rule of the protocol that the request breaks.
+    /// The request breaks a rule of the protocol.
     pub(super) fn invalid(code: i32, detail: impl Into<String>) -> Refused {
         Refused {
             is_invalid: true,
@@ -63,7 +63,7 @@ impl Refused {
         }
     }
 
-    /// A body that does not fit the struct, or lacks a required field.
+    /// The body does not fit the struct, or lacks a required field.
     pub(super) fn unbound(detail: impl Into<String>) -> Refused {
         Refused {
             status: StatusCode::BAD_REQUEST,
@@ -84,7 +84,7 @@ impl Refused {
             data: None,
         };
         let answer = Answer::json(self.status, &envelope);
-        // Gin has sent the headers of any other status before the body is made.
+        // With any other status, Gin has set the headers before the body is written.
         match self.status {
             StatusCode::OK => answer,
             _ => answer.announced_as_text(),

@@ -1,4 +1,4 @@
-//! What this OpenIM is configured to: accounts, tokens and who cannot be sent to.
+//! Defines the settings of this OpenIM: accounts, tokens, and recipients that cannot be sent to.
 
 use std::collections::BTreeMap;
 
@@ -6,24 +6,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::directory::Directory;
 
-/// The settings of the OpenIM mock, as `GET /_mock/openim` shows and `POST /_mock/openim` changes them.
+/// The settings of the OpenIM mock: `GET /_mock/openim` returns them, and `POST /_mock/openim`
+/// changes them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rules {
-    /// What `/auth/get_admin_token` and `/auth/user_token` ask for.
+    /// The secret that `/auth/get_admin_token` and `/auth/user_token` require.
     pub secret: String,
-    /// The only user whose token may send.
+    /// The only user whose token is accepted for sending.
     pub admin: String,
-    /// Accounts that may send OA notifications (content type 1400), beside the admin.
+    /// Accounts other than the admin that may send OA notifications (content type 1400).
     pub notification_accounts: Vec<String>,
-    /// Calls after which a token has expired; without it a token lives for ever.
+    /// Calls after which a token has expired; without it a token never expires.
     pub token_calls: Option<u64>,
-    /// The errCode that sending to a user or group gets. 1301 to 1305 are relations, which are not
-    /// looked at when the admin sends or the session is a notification.
+    /// The errCode for sends to a user or group. 1301 to 1305 are relations, which are ignored if
+    /// the admin sends or the session is a notification.
     pub codes: BTreeMap<String, i32>,
-    /// The errCode of a user who is refused by the common refuse settings.
+    /// The errCode of a user that the common refuse settings refuse.
     pub refuse_code: i32,
-    /// Users that are not listed do not exist: 1004, but not in a notification session.
+    /// If set, users that are not listed do not exist: they get 1004, but not in a notification
+    /// session.
     pub listed_only: bool,
 }
 
@@ -43,7 +45,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// The users that are no ordinary ones.
+    /// The users that are not ordinary users.
     pub(super) fn staff(&self) -> impl Iterator<Item = &String> {
         std::iter::once(&self.admin).chain(&self.notification_accounts)
     }
@@ -52,12 +54,12 @@ impl Rules {
         self.staff().any(|member| member == uid)
     }
 
-    /// True unless only listed users exist and this is none.
+    /// Whether the user exists: always, unless only listed users do.
     pub(super) fn knows(&self, directory: Directory, uid: &str) -> bool {
         !self.listed_only || directory.contains(uid) || self.is_staff(uid)
     }
 
-    /// The code that is set for this user or group.
+    /// The code set for this user or group.
     pub(super) fn code_of(&self, recipient: &str) -> Option<i32> {
         self.codes.get(recipient).copied().filter(|code| *code != 0)
     }

@@ -1,8 +1,9 @@
-//! Tokens: `POST /auth/get_admin_token` (v3.8.1 and later) and `POST /auth/user_token` (before it).
-//! Both are served, so that a caller of either release finds its own.
+//! Issues and checks tokens: `POST /auth/get_admin_token` (v3.8.1 and later) and
+//! `POST /auth/user_token` (before it). Both are served, so that callers of either release find
+//! their own.
 //!
-//! A token looks like the JWT it is at OpenIM, and is known by its text alone. It dies of age, in
-//! calls, or when all tokens are revoked at once.
+//! A token looks like OpenIM's JWT but is only compared as text. It expires after a number of
+//! calls, or when all tokens are revoked.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,7 @@ use crate::go::null_is_default;
 use crate::reply::Answer;
 use crate::state::State;
 
-/// Ninety days: what OpenIM says by default, whenever the token really ends.
+/// Ninety days, as OpenIM says by default, whenever the token really expires.
 const LIFETIME_SECONDS: u32 = 7_776_000;
 
 #[derive(Debug)]
@@ -32,7 +33,7 @@ struct Token {
     revoked: Option<i32>,
 }
 
-/// Every token that was ever given out; a dead one is remembered for the reason it died of.
+/// Every issued token. A token that is no longer valid stays, with the reason.
 #[derive(Debug, Default)]
 pub(super) struct Tokens(Mutex<HashMap<String, Token>>);
 
@@ -56,7 +57,7 @@ impl Tokens {
         text
     }
 
-    /// Spends a call of the token and tells whose it is.
+    /// Counts a call of the token and returns its user.
     pub(super) fn spend(&self, text: &str, calls_max: Option<u64>) -> Result<String, Refused> {
         if text.is_empty() {
             return Err(Refused::invalid(ARGS, "header must have token"));
@@ -79,7 +80,8 @@ impl Tokens {
         }
     }
 
-    /// From now on every token given out so far gets this code. Returns how many were alive.
+    /// Revokes every token issued so far: calls with it get this code. Returns how many were not
+    /// revoked before.
     pub(super) fn revoke_all(&self, code: i32) -> usize {
         let mut tokens = self.lock();
         let alive = tokens.values_mut().filter(|token| token.revoked.is_none());

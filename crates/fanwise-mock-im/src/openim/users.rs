@@ -1,7 +1,8 @@
-//! Who exists: `POST /user/get_users`, `/user/get_all_users_uid`, `/user/account_check`.
+//! Simulates the lists of users: `POST /user/get_users`, `/user/get_all_users_uid`,
+//! `/user/account_check`.
 //!
-//! The first lists ordinary users, the second everybody with the admin and the notification
-//! accounts first. Filters (`userID`, `nickName`) are not played.
+//! The first lists ordinary users; the second lists the admin and the notification accounts, then
+//! the ordinary users. Filters (`userID`, `nickName`) are ignored.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! Faults, the log and the controls.
+//! Tests the faults, the log and the control interface.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ async fn with_fault(name: &str) -> Mock {
     mock
 }
 
-/// That the fault struck once and has worn off, and how many messages were accepted meanwhile.
+/// Checks that the fault struck once and is used up, and how many messages were accepted meanwhile.
 async fn check_struck(mock: &Mock, name: &str, accepted: u64) {
     let stats = mock.handle.stats();
     assert_eq!(stats.faults[name], 1, "{stats:?}");
@@ -34,7 +34,7 @@ async fn check_struck(mock: &Mock, name: &str, accepted: u64) {
     assert_eq!(mock.handle.stats().faults[name], 1);
 }
 
-/// Goal: refusals of a whole call. Method: each of them once, then a good answer.
+/// Goal: status faults refuse a whole call. Method: each of them once, then a good answer.
 #[tokio::test]
 async fn status_faults_accept_nothing() {
     let cases = [
@@ -57,7 +57,7 @@ async fn status_faults_accept_nothing() {
     }
 }
 
-/// Goal: failures have the shape of the system they pretend to come from.
+/// Goal: failures have the format of the system that the request is for.
 #[tokio::test]
 async fn status_faults_speak_the_protocol() {
     let mock = start(Settings {
@@ -72,7 +72,7 @@ async fn status_faults_speak_the_protocol() {
     assert_eq!(reply.json()["code"], "unavailable");
 }
 
-/// Goal: a reset is an RST, and the log tells whether the message was accepted before it.
+/// Goal: a reset is an RST, and the log shows whether the message was accepted before it.
 #[tokio::test]
 async fn resets_come_before_or_after_accepting() {
     for (name, accepted) in [("reset_before", 0), ("reset_after", 1)] {
@@ -83,7 +83,7 @@ async fn resets_come_before_or_after_accepting() {
     }
 }
 
-/// Goal: a reply is lost by an orderly close, with the message accepted.
+/// Goal: an orderly close loses the reply after the message was accepted.
 #[tokio::test]
 async fn reply_closed_ends_without_an_answer() {
     let mock = with_fault("reply_closed").await;
@@ -91,7 +91,7 @@ async fn reply_closed_ends_without_an_answer() {
     check_struck(&mock, "reply_closed", 1).await;
 }
 
-/// Goal: held-back answers end when the server stops, so it can always stop at once.
+/// Goal: answers that a fault holds back end when the server stops, so it can stop immediately.
 #[tokio::test]
 async fn hang_and_reply_lost_last_until_the_stop() {
     for (name, accepted) in [("hang", 0), ("reply_lost", 1)] {
@@ -117,7 +117,7 @@ async fn broken_json_is_accepted_or_not() {
     }
 }
 
-/// Goal: half a body is shorter than announced.
+/// Goal: half a body is shorter than its announced length.
 #[tokio::test]
 async fn half_body_breaks_off() {
     let mock = with_fault("half_body").await;
@@ -127,7 +127,7 @@ async fn half_body_breaks_off() {
     check_struck(&mock, "half_body", 1).await;
 }
 
-/// Goal: a slow body is whole in the end.
+/// Goal: a slow body arrives completely.
 #[tokio::test]
 async fn slow_body_arrives_in_pieces() {
     let mock = with_fault("slow_body").await;
@@ -137,7 +137,7 @@ async fn slow_body_arrives_in_pieces() {
     check_struck(&mock, "slow_body", 1).await;
 }
 
-/// Goal: the headers come although the body does not, and the stop ends the wait.
+/// Goal: the headers arrive although the body does not, and the stop ends the wait.
 #[tokio::test]
 async fn slow_body_can_stall() {
     let mock = with_fault("slow_body").await;
@@ -153,7 +153,7 @@ async fn slow_body_can_stall() {
     assert_eq!(stream.read_to_end(&mut rest).await.unwrap(), 0);
 }
 
-/// Goal: a lost message looks accepted and is nowhere.
+/// Goal: a lost message looks accepted but is recorded nowhere.
 #[tokio::test]
 async fn lost_after_200_leaves_no_trace() {
     for wukongim in [Version::V2, Version::V3] {
@@ -188,7 +188,7 @@ async fn latency_outlasts_an_impatient_client() {
         .await;
 }
 
-/// Goal: a batch outlasts its client as a single message does, with every recipient.
+/// Goal: a batch is handled to the end after its client gave up, with every recipient.
 #[tokio::test]
 async fn latency_outlasts_the_client_of_a_batch() {
     let mock = start(Settings::default()).await;
@@ -201,7 +201,8 @@ async fn latency_outlasts_the_client_of_a_batch() {
     mock.until("late batch", |stats| stats.accepted == 2).await;
 }
 
-/// Goal: a failure after accepting is the system's own internal error, and a refusal stays one.
+/// Goal: a failure after accepting is an internal error in the system's format, and a refusal stays
+/// a refusal.
 #[tokio::test]
 async fn error_after_hides_an_acceptance() {
     let mock = with_fault("error_after").await;
@@ -227,7 +228,7 @@ async fn stop_drains_requests_in_flight() {
     assert_eq!(Reply::read(&received).status, 200);
 }
 
-/// Goal: users are refused by list, prefix and share, in each protocol's own way.
+/// Goal: users are refused by list, prefix and share, in the format of each protocol.
 #[tokio::test]
 async fn refused_users_are_refused_everywhere() {
     let mock = start(Settings::default()).await;
@@ -256,7 +257,7 @@ async fn refused_users_are_refused_everywhere() {
     assert_eq!(mock.handle.stats().accepted, 0);
 }
 
-/// Goal: the controls show what they set and refuse what they do not know.
+/// Goal: the control interface returns the settings and refuses unknown ones.
 #[tokio::test]
 async fn faults_are_patched_key_by_key() {
     let mock = start(Settings::default()).await;
@@ -289,7 +290,7 @@ async fn faults_are_patched_key_by_key() {
     assert_eq!(mock.handle.stats().requests, 0);
 }
 
-/// Goal: the file has a line for every accepted recipient by the time the answer is here.
+/// Goal: the file has a line for every accepted recipient before the answer arrives.
 #[tokio::test]
 async fn log_has_every_accepted_recipient_before_the_answer() {
     let path = scratch_file("log");
@@ -324,7 +325,7 @@ async fn log_has_every_accepted_recipient_before_the_answer() {
     std::fs::remove_file(&path).unwrap();
 }
 
-/// Goal: memory is bounded, and says so when it is full; counts go on.
+/// Goal: memory is bounded, the mock reports when it is full, and the counters go on.
 #[tokio::test]
 async fn memory_keeps_so_many_entries() {
     let mock = start(Settings {
@@ -344,7 +345,7 @@ async fn memory_keeps_so_many_entries() {
     );
 }
 
-/// Goal: a start that cannot work says why.
+/// Goal: a failed start returns the reason.
 #[tokio::test]
 async fn bind_names_what_is_wrong() {
     let log = Settings {
@@ -362,8 +363,8 @@ async fn bind_names_what_is_wrong() {
     assert!(matches!(error, MockError::Bind { .. }));
 }
 
-/// Goal: a burst begins after so many messages, lasts its time and comes once.
-/// Method: the choice alone, with a clock passed in.
+/// Goal: a burst begins after the configured number of messages, lasts for its time and comes once.
+/// Method: the chooser alone, with a clock passed in.
 #[test]
 fn burst_comes_once() {
     let patch = json!({ "burst": { "after": 10, "for": "5s", "retry_after": 3 } });
@@ -383,7 +384,7 @@ fn burst_comes_once() {
     assert_eq!(chooser.faults().burst, None);
 }
 
-/// Goal: a burst over the wire.
+/// Goal: a burst over HTTP.
 #[tokio::test]
 async fn burst_answers_429() {
     let mock = start(Settings::default()).await;
@@ -397,7 +398,7 @@ async fn burst_answers_429() {
     assert_eq!(mock.handle.stats().faults["burst_429"], 1);
 }
 
-/// Goal: shares are met, runs repeat by seed, and the same users are refused whatever the order.
+/// Goal: shares are met, a seed repeats a run, and the same users are refused in any order.
 #[test]
 fn choices_depend_on_the_seed_only() {
     let run = |seed| {
@@ -438,7 +439,7 @@ fn names_agree_with_json() {
     }
 }
 
-/// Goal: the flags make the settings they describe.
+/// Goal: the flags produce the settings they describe.
 #[test]
 fn flags_become_settings() {
     #[derive(Parser)]

@@ -1,7 +1,7 @@
-//! The mock over real sockets: every protocol rule and every fault at least once.
+//! Tests the mock over real sockets: every protocol rule and every fault at least once.
 //!
-//! The client here is a few lines over TCP, so that it sees what is on the wire: a reset is told
-//! from a close, and half an answer from none.
+//! The client here is a few lines over TCP, so that it sees the bytes on the wire: it can tell a
+//! reset from a close, and half an answer from none.
 
 mod faults;
 mod netease;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Entry, MockHandle, MockIm, Settings, Stats};
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any step here takes on a busy machine.
 const BOUND: Duration = Duration::from_secs(20);
 
 /// A running mock.
@@ -79,7 +79,7 @@ impl Mock {
         assert_eq!(reply.status, 200, "{}", reply.body);
     }
 
-    /// Waits until the counters are as wanted.
+    /// Waits until the counters meet the condition.
     async fn until(&self, what: &str, wanted: impl Fn(&Stats) -> bool) {
         let begun = Instant::now();
         while !wanted(&self.handle.stats()) {
@@ -172,14 +172,14 @@ impl Reply {
         self.head.lines().any(|line| line == header)
     }
 
-    /// The length that the headers announce.
+    /// The length in the headers.
     fn announced(&self) -> usize {
         let length = |line: &str| line.strip_prefix("content-length: ")?.parse().ok();
         self.head.lines().find_map(length).unwrap()
     }
 }
 
-/// A message to one user, as v1 and v2 and v3 take it.
+/// A message to one user, in a form that v1, v2 and v3 accept.
 fn message(uid: &str, client_msg_no: &str) -> Value {
     json!({
         "header": { "no_persist": 0, "red_dot": 1, "sync_once": 0 },

@@ -1,4 +1,4 @@
-//! NetEase v1, and what it shares with Yunxin v2.
+//! Tests NetEase v1, and the parts that it shares with Yunxin v2.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,7 +22,7 @@ pub(super) struct Signature {
 }
 
 impl Signature {
-    /// Made now, with the secret of the default app.
+    /// A signature with the current time and the secret of the default app.
     pub(super) fn new() -> Signature {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let cur_time = now.as_secs().to_string();
@@ -113,7 +113,7 @@ async fn call(mock: &Mock, path: &str, fields: &Fields<'_>) -> Value {
     reply.json()
 }
 
-/// That a call gets this code and, unless it is 200, reaches nobody.
+/// Checks that a call gets this code and, unless it is 200, reaches no recipient.
 async fn check(mock: &Mock, path: &str, fields: &Fields<'_>, code: u32, text: &str) {
     let before = mock.handle.stats().accepted;
     let reply = call(mock, path, fields).await;
@@ -125,7 +125,7 @@ async fn check(mock: &Mock, path: &str, fields: &Fields<'_>, code: u32, text: &s
     assert_eq!(accepted > 0, code == 200, "{fields:?}");
 }
 
-/// Goal: the unregistered are named, all others are in the log under their accid in lower case.
+/// Goal: the answer lists unregistered accids, and all others are in the log in lower case.
 #[tokio::test]
 async fn batch_names_the_unregistered() {
     let mock = quiet().await;
@@ -151,7 +151,7 @@ async fn batch_names_the_unregistered() {
     assert!(entry.no_persist);
 }
 
-/// Goal: older releases put JSON into strings.
+/// Goal: lists can be JSON inside a text, as in older releases.
 #[tokio::test]
 async fn lists_can_be_text() {
     let mock = cloud(NeteaseSettings {
@@ -171,7 +171,8 @@ async fn lists_can_be_text() {
     assert_eq!(reply["msgids"], format!(r#"{{"u1":{id}}}"#));
 }
 
-/// Goal: what is not signed, not a form or not there is told, and reaches nobody.
+/// Goal: a call that is unsigned, not a form, or to an unknown path is refused and reaches no
+/// recipient.
 #[tokio::test]
 async fn unsigned_calls_are_refused() {
     let mock = quiet().await;
@@ -202,7 +203,7 @@ async fn unsigned_calls_are_refused() {
     assert_eq!((stats.accepted, stats.invalid), (0, 3));
 }
 
-/// Goal: the documented limits hold, at their border. Method: a table of forms.
+/// Goal: the documented limits apply exactly. Method: a table of forms.
 #[tokio::test]
 async fn fields_are_checked() {
     let mock = quiet().await;
@@ -256,7 +257,7 @@ async fn fields_are_checked() {
     }
 }
 
-/// Goal: a sender can be at fault, with the codes of the document.
+/// Goal: a sender can be refused, with the documented codes.
 #[tokio::test]
 async fn senders_can_be_refused() {
     let standings = [Standing::Unknown, Standing::Disabled, Standing::Muted];
@@ -275,7 +276,7 @@ async fn senders_can_be_refused() {
     check(&mock, BATCH, &batch(&["u1"]), 200, "").await;
 }
 
-/// Goal: one recipient can have a whole call refused.
+/// Goal: one recipient can make the mock refuse a whole call.
 #[tokio::test]
 async fn poison_refuses_the_whole_call() {
     let mock = cloud(NeteaseSettings {
@@ -289,7 +290,7 @@ async fn poison_refuses_the_whole_call() {
     check(&mock, BATCH, &batch(&["u1"]), 200, "").await;
 }
 
-/// Goal: one call too many blocks the app for a time, on this action only.
+/// Goal: a call above the quota blocks the app for a time, for this action only.
 #[tokio::test]
 async fn quota_blocks_the_app() {
     let quota: Quota = "2/1h/1h".parse().unwrap();
@@ -326,7 +327,7 @@ async fn block_ends_after_its_time() {
     assert!(mock.handle.stats().limited >= 1);
 }
 
-/// Goal: a repeated RequestId delivers once. Method: each answer that it may get.
+/// Goal: a repeated RequestId delivers once. Method: each configured answer to it.
 #[tokio::test]
 async fn repeated_request_id_is_not_delivered_again() {
     for (on_repeat, code) in [
@@ -349,7 +350,7 @@ async fn repeated_request_id_is_not_delivered_again() {
         let stats = mock.handle.stats();
         assert_eq!((stats.accepted, stats.replays, stats.duplicates), (2, 2, 0));
 
-        // Other recipients under the same id get nothing, and the mistake is counted.
+        // Other recipients under the same id get nothing, and the call counts as invalid.
         let other = post(&mock, BATCH, &batch(&["u4"]), "r1").await;
         assert_eq!(other.json()["code"], code);
         assert!(mock.accepted_by("u4").is_empty());
@@ -361,7 +362,7 @@ async fn repeated_request_id_is_not_delivered_again() {
     }
 }
 
-/// Goal: of two calls with one id at the same time, the second waits for the first and repeats it.
+/// Goal: of two concurrent calls with one id, the second waits for the first and gets its answer.
 #[tokio::test]
 async fn concurrent_calls_with_one_id_deliver_once() {
     let mock = quiet().await;
@@ -374,7 +375,8 @@ async fn concurrent_calls_with_one_id_deliver_once() {
     assert_eq!((stats.accepted, stats.replays, stats.duplicates), (2, 4, 0));
 }
 
-/// Goal: a lost answer is found again by its id; a call that was refused or lost leaves it free.
+/// Goal: a RequestId can be repeated after a lost answer; a call that was refused or lost leaves it
+/// unused.
 #[tokio::test]
 async fn request_id_is_known_once_its_call_is_accepted() {
     let mock = quiet().await;
@@ -392,7 +394,7 @@ async fn request_id_is_known_once_its_call_is_accepted() {
     assert_eq!(replays, [false, true]);
 }
 
-/// Goal: without an id, and for an accid that is listed twice, sender and text show the duplicate.
+/// Goal: without a RequestId, and for an accid listed twice, sender and text reveal the duplicate.
 #[tokio::test]
 async fn duplicates_are_counted_by_sender_and_text() {
     let mock = quiet().await;
@@ -406,7 +408,7 @@ async fn duplicates_are_counted_by_sender_and_text() {
     assert_eq!(mock.handle.stats().duplicates, 2);
 }
 
-/// Goal: sendMsg reaches a person or a team, or says why not.
+/// Goal: sendMsg reaches a user or a team, or returns the reason why not.
 #[tokio::test]
 async fn single_reaches_a_person_or_a_team() {
     let mock = cloud(NeteaseSettings {
@@ -438,7 +440,7 @@ async fn single_reaches_a_person_or_a_team() {
     assert_eq!(mock.handle.stats().accepted, before);
 }
 
-/// Goal: the generic faults come as codes in an HTTP 200, with no time to wait named.
+/// Goal: the generic faults are codes in an HTTP 200, without a Retry-After.
 #[tokio::test]
 async fn status_faults_are_codes() {
     let mock = quiet().await;
@@ -466,7 +468,7 @@ async fn status_faults_are_codes() {
     assert_eq!(mock.handle.stats().accepted, 0);
 }
 
-/// Goal: the flags make the settings they describe.
+/// Goal: the flags produce the settings they describe.
 #[test]
 fn flags_become_settings() {
     #[derive(Parser)]

@@ -1,4 +1,4 @@
-//! The rules of OpenIM.
+//! Tests the rules of OpenIM.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ const SEND: &str = "/msg/send_msg";
 const BATCH: &str = "/msg/batch_send_msg";
 const PROBE: &str = "/msg/check_msg_is_send_success";
 
-/// A mock with settings, and the admin's token.
+/// A mock with these settings, and the admin's token.
 struct Im {
     mock: Mock,
     token: String,
@@ -50,7 +50,8 @@ impl Im {
             .with("token", &self.token)
     }
 
-    /// The errCode and HTTP status of a call, which accepts something exactly when the code is 0.
+    /// The errCode and HTTP status of a call. Checks that it accepts a message exactly if the code
+    /// is 0.
     async fn code(&self, path: &str, body: &Value) -> (i64, u16) {
         let before = self.mock.handle.stats().accepted;
         let reply = self.call(path, "op", body).await;
@@ -85,7 +86,7 @@ fn without(mut body: Value, key: &str) -> Value {
     body
 }
 
-/// Goal: a message of each session kind arrives and is answered in OpenIM's envelope.
+/// Goal: a message of each session type is accepted and answered in OpenIM's envelope.
 #[tokio::test]
 async fn send_msg_answers_ids_and_a_time() {
     let im = openim(json!({})).await;
@@ -126,8 +127,8 @@ async fn send_msg_answers_ids_and_a_time() {
     assert_eq!(im.mock.accepted_by("g1")[0].channel_type, 2);
 }
 
-/// Goal: bodies are bound as strictly as Go binds them, and only then judged.
-/// Method: a table of bodies with errCode and HTTP status.
+/// Goal: bodies are bound as strictly as in Go, and checked only after that. Method: a table of
+/// bodies with errCode and HTTP status.
 #[tokio::test]
 async fn send_msg_checks_its_fields() {
     let im = openim(json!({})).await;
@@ -186,8 +187,8 @@ async fn send_msg_checks_its_fields() {
     assert_eq!(im.mock.handle.stats().invalid, 22);
 }
 
-/// Goal: each content type requires its own fields. Method: a whole content of each, and the same
-/// with one field taken away.
+/// Goal: each content type requires its own fields. Method: a complete content of each, and the
+/// same without one field.
 #[tokio::test]
 async fn contents_are_validated_by_type() {
     let im = openim(json!({ "notification_accounts": ["notice"] })).await;
@@ -280,7 +281,7 @@ async fn notifications_need_an_account() {
     assert_eq!(im.code(SEND, &from("nobody")).await.0, 1101);
 }
 
-/// Goal: users fail by their own codes, and relations are looked at only where OpenIM does.
+/// Goal: users fail with their own codes, and relations matter only where they do at OpenIM.
 #[tokio::test]
 async fn users_fail_by_code() {
     let rules = json!({ "codes": { "u1": 1302, "u2": 1004, "g1": 1201 }, "listed_only": true });
@@ -314,7 +315,7 @@ async fn users_fail_by_code() {
     assert_eq!(im.mock.handle.stats().refused, 7);
 }
 
-/// Goal: who may call at all. Method: each way of calling wrongly.
+/// Goal: every call needs an operationID and a token. Method: each kind of wrong call.
 #[tokio::test]
 async fn callers_need_an_operation_and_a_token() {
     let im = openim(json!({})).await;
@@ -350,8 +351,8 @@ async fn callers_need_an_operation_and_a_token() {
     assert_eq!(im.call("/group/none", "op", &json!({})).await.status, 404);
 }
 
-/// Goal: tokens are given for the secret, to the admin by one path and to anybody by the other;
-/// only the admin's can send.
+/// Goal: the secret gives tokens, to the admin by one path and to any user by the other; only the
+/// admin's is accepted for sending.
 #[tokio::test]
 async fn only_the_admin_may_send() {
     let im = openim(json!({})).await;
@@ -388,7 +389,7 @@ async fn only_the_admin_may_send() {
     }
 }
 
-/// Goal: a token dies of age or revocation, and a new one helps.
+/// Goal: a token expires or is revoked, and a new one works.
 #[tokio::test]
 async fn tokens_die() {
     let mut im = openim(json!({ "token_calls": 2 })).await;
@@ -401,7 +402,7 @@ async fn tokens_die() {
         .post("/_mock/openim", &json!({ "token_calls": null }))
         .await;
     assert_eq!(im.code(SEND, &single("u1")).await.0, 0);
-    // The first token is old, but was not revoked.
+    // The first token has expired, but was not revoked.
     let mut alive = 2;
     for (body, code) in [(json!({}), 1501), (json!({ "code": 1506 }), 1506)] {
         im.token = admin_token(&im.mock).await;
@@ -413,7 +414,7 @@ async fn tokens_die() {
     }
 }
 
-/// Goal: the settings are shown and patched over the wire, and wrong ones leave them as they were.
+/// Goal: the settings can be read and patched over HTTP, and invalid ones change nothing.
 #[tokio::test]
 async fn settings_are_patched_key_by_key() {
     let im = openim(json!({ "codes": { "u1": 1302 } })).await;
@@ -447,7 +448,7 @@ async fn settings_are_patched_key_by_key() {
     assert_eq!(im.mock.get("/_mock/openim/none").await.status, 404);
 }
 
-/// Goal: the status tells of a message that was sent, and of nothing else.
+/// Goal: the status reports a message that was sent, and nothing else.
 #[tokio::test]
 async fn status_is_written_once_sent() {
     let im = openim(json!({})).await;
@@ -463,7 +464,7 @@ async fn status_is_written_once_sent() {
         let before = im.mock.handle.stats().accepted;
         im.mock.set(json!({ fault: "x1" })).await;
         let body = single("u1").to_string();
-        // Whatever comes back: the caller may well not have it.
+        // The caller may not get the answer, so the result is ignored.
         let _lost = im.mock.raw(&im.request(SEND, fault, &body)).await;
         assert_eq!(
             im.mock.handle.stats().accepted - before,
@@ -477,8 +478,8 @@ async fn status_is_written_once_sent() {
     assert_eq!(im.status("never").await, 0);
 }
 
-/// Goal: a status that cannot be written is an error, though the message is out. Of a batch there is
-/// none to be written; a handler that panics leaves no JSON.
+/// Goal: a status that cannot be written is an error, although the message was sent. A batch has no
+/// status; a handler that panics returns no JSON.
 #[tokio::test]
 async fn error_after_comes_with_the_message_sent() {
     let im = openim(json!({})).await;
@@ -491,7 +492,8 @@ async fn error_after_comes_with_the_message_sent() {
     assert_eq!(im.mock.handle.stats().accepted, 2);
 }
 
-/// Goal: while a message is on its way its status is 0; a client that gave up finds it sent later.
+/// Goal: while a message is being sent its status is 0; after a client gave up the status becomes
+/// "sent".
 #[tokio::test]
 async fn status_is_unknown_while_in_flight() {
     let im = openim(json!({})).await;
@@ -510,13 +512,13 @@ async fn status_is_unknown_while_in_flight() {
         .until("acceptance", |stats| stats.accepted == 1)
         .await;
     let begun = Instant::now();
-    // The log has the message a moment before the status does.
+    // The log contains the message shortly before the status does.
     while im.status("slow").await != 2 {
         assert!(begun.elapsed() < BOUND);
     }
 }
 
-/// Goal: a batch is one message to each recipient, with one clientMsgID.
+/// Goal: a batch is one message for each recipient, with one clientMsgID.
 #[tokio::test]
 async fn batch_reports_results_and_failures() {
     let im = openim(json!({ "codes": { "u2": 1302 } })).await;
@@ -535,7 +537,7 @@ async fn batch_reports_results_and_failures() {
     assert_eq!(im.status("op").await, 0);
 }
 
-/// Goal: lists are null where Go's are nil, and a batch that nobody got is a success.
+/// Goal: lists are null where Go's are nil, and a batch that reaches no recipient is a success.
 #[tokio::test]
 async fn batch_answers_null_lists() {
     let im = openim(json!({ "codes": { "u2": 1004 } })).await;
@@ -564,7 +566,7 @@ async fn batch_answers_null_lists() {
     assert_eq!(im.code(BATCH, &to_all).await, (1001, 400));
 }
 
-/// Goal: a batch to a group posts a copy for each recipient named, and none when none is.
+/// Goal: a batch to a group posts one copy for each named recipient, and none without recipients.
 #[tokio::test]
 async fn batch_to_a_group_counts_copies() {
     let im = openim(json!({})).await;
@@ -587,7 +589,8 @@ async fn batch_to_a_group_counts_copies() {
     assert_eq!(im.mock.handle.stats().duplicates, 1);
 }
 
-/// Goal: isSendAll reaches everybody, the admin and the sender too, whoever is named.
+/// Goal: isSendAll reaches all users, the admin and the sender included, whatever recipients are
+/// named.
 #[tokio::test]
 async fn batch_to_all_is_unfiltered() {
     let settings = Settings {
@@ -604,7 +607,7 @@ async fn batch_to_all_is_unfiltered() {
     assert_eq!(im.mock.accepted_by("u5000").len(), 0);
 }
 
-/// Goal: what was sent twice is seen, by whichever means the caller named it.
+/// Goal: a message sent twice counts as a duplicate, by each key that a caller may use.
 #[tokio::test]
 async fn repetitions_are_counted() {
     let duplicates = async |requests: [(&str, &str, Value); 2]| {
@@ -645,7 +648,7 @@ async fn repetitions_are_counted() {
     }
 }
 
-/// Goal: failures of the server as a whole look as they do at OpenIM.
+/// Goal: failures of the whole server look as they do at OpenIM.
 #[tokio::test]
 async fn faults_speak_openim() {
     let im = openim(json!({})).await;
@@ -671,7 +674,7 @@ async fn faults_speak_openim() {
     assert_eq!(im.mock.handle.stats().accepted, 0);
 }
 
-/// Goal: pages list ordinary users, or everybody, each once and to the end.
+/// Goal: pages list ordinary users, or all accounts, each once and completely.
 #[tokio::test]
 async fn users_are_listed_in_pages() {
     let settings = Settings {
@@ -713,7 +716,7 @@ async fn users_are_listed_in_pages() {
     }
 }
 
-/// Goal: an account check agrees with what sending would find.
+/// Goal: an account check agrees with the result of a send.
 #[tokio::test]
 async fn accounts_are_checked() {
     let im = openim(json!({ "codes": { "u1": 1004, "u2": 1302 }, "listed_only": true })).await;

@@ -1,4 +1,4 @@
-//! The plain webhook receiver.
+//! Tests the plain webhook receiver.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ async fn idempotent() -> Mock {
     .await
 }
 
-/// Goal: a recipient is found in the body or in the path.
+/// Goal: the recipient comes from the body or from the path.
 #[tokio::test]
 async fn webhook_learns_the_recipient() {
     let mock = start(Settings::default()).await;
@@ -33,7 +33,8 @@ async fn webhook_learns_the_recipient() {
     assert_eq!(mock.get("/hook/u1").await.status, 405);
 }
 
-/// Goal: refusals answer 410 alone and are listed in a packed answer.
+/// Goal: a single refused recipient is answered 410; in a packed answer refused recipients are
+/// listed.
 #[tokio::test]
 async fn webhook_refuses_users() {
     let mock = start(Settings::default()).await;
@@ -52,7 +53,7 @@ async fn webhook_refuses_users() {
     assert_eq!((stats.accepted, stats.refused), (2, 2));
 }
 
-/// Goal: a repeated key replays the answer, for the same request only.
+/// Goal: a repeated key gets the same answer, for the same request only.
 #[tokio::test]
 async fn webhook_honours_the_idempotency_key() {
     let mock = idempotent().await;
@@ -69,7 +70,7 @@ async fn webhook_honours_the_idempotency_key() {
     assert_eq!(mock.send(&request).await.status, 422);
 }
 
-/// Goal: without the setting the key means nothing, and the repetition shows as a duplicate.
+/// Goal: without the setting the key has no effect, and the repeated call counts as a duplicate.
 #[tokio::test]
 async fn webhook_ignores_the_key_unless_told() {
     let mock = start(Settings::default()).await;

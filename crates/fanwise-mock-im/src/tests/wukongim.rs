@@ -1,4 +1,4 @@
-//! The rules of WuKongIM v1, v2 and v3.
+//! Tests the rules of WuKongIM v1, v2 and v3.
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ async fn release(wukongim: Version) -> Mock {
     .await
 }
 
-/// The status that a body gets, and that nothing was accepted unless it is 200.
+/// Checks the status for a body, and that nothing was accepted unless it is 200.
 async fn check(mock: &Mock, path: &str, body: Value, status: u16, text: &str) {
     let before = mock.handle.stats().accepted;
     let reply = mock.post(path, &body).await;
@@ -26,7 +26,7 @@ async fn check(mock: &Mock, path: &str, body: Value, status: u16, text: &str) {
     assert_eq!(accepted > 0, status == 200, "{body}");
 }
 
-/// Goal: v2 answers as its releases do and forgets nothing. Method: the same message twice.
+/// Goal: v2 answers as its releases do and does not deduplicate. Method: the same message twice.
 #[tokio::test]
 async fn v2_accepts_a_repetition_as_a_new_message() {
     let mock = release(Version::V2).await;
@@ -150,7 +150,7 @@ async fn v2_checks_its_fields() {
     assert_eq!(mock.get(SEND).await.status, 404);
 }
 
-/// Goal: what a message leaves out is filled in as the server does it.
+/// Goal: missing fields of a message are filled in as the server does it.
 #[tokio::test]
 async fn v2_fills_in_sender_and_number() {
     let mock = release(Version::V2).await;
@@ -219,7 +219,7 @@ async fn v2_sendbatch_reports_failures_by_uid() {
     .await;
 }
 
-/// Goal: without the token there is a 401 and no body.
+/// Goal: a call without the token gets a 401 without a body.
 #[tokio::test]
 async fn v2_token_is_required_when_set() {
     let mock = start(Settings {
@@ -290,7 +290,7 @@ async fn v1_answers_a_message_seq() {
     );
 }
 
-/// Goal: the same key with the same payload replays, with another payload conflicts.
+/// Goal: the same key with the same payload gets the first answer, with another payload a conflict.
 #[tokio::test]
 async fn v3_is_idempotent() {
     let mock = release(Version::V3).await;
@@ -314,7 +314,7 @@ async fn v3_is_idempotent() {
     assert_eq!((stats.accepted, stats.replays, stats.duplicates), (2, 1, 0));
 }
 
-/// Goal: v3's own rules and error shape. Method: a table of bodies.
+/// Goal: v3 has its own rules and error format. Method: a table of bodies.
 #[tokio::test]
 async fn v3_checks_its_fields() {
     let mock = release(Version::V3).await;
@@ -381,7 +381,7 @@ async fn v3_checks_its_fields() {
     assert_eq!(mock.post(BATCH, &json!({})).await.status, 404);
 }
 
-/// Goal: a group of any type is one recipient, found again by its own id.
+/// Goal: a group of any type is one recipient and is found by its own id.
 #[tokio::test]
 async fn v2_finds_a_group_message() {
     let mock = release(Version::V2).await;
@@ -393,8 +393,8 @@ async fn v2_finds_a_group_message() {
     assert_eq!(mock.get(&format!("{find}3")).await.json()["status"], 404);
 }
 
-/// Goal: a command to named users is an entry for each of them, in the release's own way: v2
-/// numbers it anew, v3 keeps the number and knows it again.
+/// Goal: a command to named users makes an entry for each of them, as in each release: v2 makes a
+/// new number, v3 keeps the number and recognises it.
 #[tokio::test]
 async fn subscribers_are_entries_of_their_own() {
     for (wukongim, duplicates, replays) in [(Version::V2, 2, 0), (Version::V3, 0, 2)] {
@@ -429,7 +429,7 @@ fn uids(list: &Value) -> Vec<&str> {
     users.map(|user| user["uid"].as_str().unwrap()).collect()
 }
 
-/// Goal: v2 lists users newest first, and the created_at of the last one continues the list.
+/// Goal: v2 lists users newest first, and the created_at of the last one leads to the next page.
 #[tokio::test]
 async fn v2_manager_pages_by_created_at() {
     let mock = with_users(Version::V2, 5).await;
@@ -477,7 +477,7 @@ async fn v2_manager_pages_by_created_at() {
     assert_eq!(uids(&all.json()["data"]).len(), 20);
 }
 
-/// Goal: the manager of v2 takes the same token as its product API.
+/// Goal: the manager of v2 requires the same token as its product API.
 #[tokio::test]
 async fn v2_manager_takes_the_token() {
     let mock = start(Settings {
@@ -498,7 +498,7 @@ async fn v2_manager_takes_the_token() {
     );
 }
 
-/// Goal: v3 lists users by cursor, up to 200 on a page.
+/// Goal: v3 lists users with a cursor, up to 200 per page.
 #[tokio::test]
 async fn v3_manager_pages_by_cursor() {
     let mock = with_users(Version::V3, 450).await;
@@ -536,7 +536,7 @@ async fn v3_manager_pages_by_cursor() {
     );
 }
 
-/// Goal: with a login configured the manager of v3 asks for its JWT.
+/// Goal: with a configured login the manager of v3 requires its JWT.
 #[tokio::test]
 async fn v3_manager_needs_its_login() {
     let mock = start(Settings {
@@ -559,6 +559,6 @@ async fn v3_manager_needs_its_login() {
         assert_eq!(mock.send(&request).await.status, status);
     }
     assert_eq!(mock.get("/manager/users").await.status, 401);
-    // The product API of v3 asks for nothing.
+    // The product API of v3 requires no credential.
     assert_eq!(mock.post(SEND, &message("u1", "m1")).await.status, 200);
 }

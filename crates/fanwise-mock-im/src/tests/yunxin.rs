@@ -1,4 +1,4 @@
-//! Yunxin v2.
+//! Tests Yunxin v2.
 
 use serde_json::{Value, json};
 
@@ -52,7 +52,7 @@ async fn call(mock: &Mock, path: &str, body: &Value) -> Value {
     reply.json()
 }
 
-/// That a call gets this code and, unless it is 200, reaches nobody.
+/// Checks that a call gets this code and, unless it is 200, reaches no recipient.
 async fn check(mock: &Mock, path: &str, body: &Value, code: u32) {
     let before = mock.handle.stats().accepted;
     let reply = call(mock, path, body).await;
@@ -62,7 +62,7 @@ async fn check(mock: &Mock, path: &str, body: &Value, code: u32) {
     assert_eq!(accepted > 0, code == 200, "{body}");
 }
 
-/// Goal: every receiver is in one of the lists, and a list without entries is absent.
+/// Goal: every receiver is in one of the lists, and an empty list is left out.
 #[tokio::test]
 async fn batch_reports_by_receiver() {
     let mock = cloud(YunxinSettings {
@@ -107,7 +107,7 @@ async fn batch_reports_by_receiver() {
     assert!(reply["data"].get("failed_list").is_none());
 }
 
-/// Goal: the id of a failed receiver comes under either key, or under both in turns.
+/// Goal: the id of a failed receiver has either name, or both in turn.
 #[tokio::test]
 async fn failed_list_names_receivers_by_either_key() {
     for (failed_key, keys) in [
@@ -129,7 +129,7 @@ async fn failed_list_names_receivers_by_either_key() {
     }
 }
 
-/// Goal: a receiver in neither list was sent to. Method: one by name, some by share.
+/// Goal: a receiver in neither list got the message. Method: one by name, some by share.
 #[tokio::test]
 async fn receivers_can_be_in_neither_list() {
     let mock = cloud(YunxinSettings {
@@ -242,7 +242,7 @@ async fn fields_are_checked() {
     assert_eq!(mock.get("/im/v2/teams").await.status, 404);
 }
 
-/// Goal: senders, poison and moderation are those of the app, with the codes of v2.
+/// Goal: the app's settings for senders, poison and moderation apply, with the codes of v2.
 #[tokio::test]
 async fn whole_calls_are_refused() {
     let standings = [Standing::Unknown, Standing::Disabled, Standing::Muted];
@@ -323,7 +323,7 @@ async fn repeated_trace_id_is_not_delivered_again() {
     }
 }
 
-/// Goal: a single send reaches the person or team of its path, and no other path is one.
+/// Goal: a single send reaches the user or team of its path, and other paths are refused.
 #[tokio::test]
 async fn single_reaches_the_receiver_of_its_path() {
     let mock = quiet().await;
@@ -354,7 +354,7 @@ async fn single_reaches_the_receiver_of_its_path() {
     assert_eq!(deeper.status, 404);
 }
 
-/// Goal: a message_client_id is sent once in a conversation, unless its first send was refused.
+/// Goal: a message_client_id is accepted once in a conversation, unless its first send was refused.
 #[tokio::test]
 async fn message_client_id_is_sent_once() {
     let mock = quiet().await;
@@ -375,7 +375,7 @@ async fn message_client_id_is_sent_once() {
     assert_eq!(mock.handle.stats().invalid, 1);
 }
 
-/// Goal: accounts can be looked up; only the unknown ones are missing.
+/// Goal: accounts can be looked up; only unknown ones are missing.
 #[tokio::test]
 async fn accounts_tell_who_is_registered() {
     let mock = cloud(YunxinSettings {

@@ -1,8 +1,8 @@
-//! The list of users, as the manager APIs give it.
+//! Simulates the user lists of the manager APIs.
 //!
-//! v2: `GET /cluster/users`, newest first, continued below the created_at of the last user. v3:
-//! `GET /manager/users`, continued by an opaque cursor, with a JWT from `POST /manager/login` when
-//! a login is configured. v2 takes the same `token` header as its product API.
+//! v2: `GET /cluster/users`, newest first; the next page begins below the created_at of the last
+//! user. v3: `GET /manager/users`, with an opaque cursor, and with a JWT from `POST /manager/login`
+//! if a login is configured. v2 requires the same `token` header as its product API.
 
 use std::str::FromStr;
 
@@ -20,27 +20,28 @@ use crate::log::fingerprint;
 use crate::reply::Answer;
 use crate::state::{State, count};
 
-/// Users on a page of v2 that names no limit.
+/// Users per page of v2 if the request sets no limit.
 const CLUSTER_LIMIT_DEFAULT: i64 = 20;
-/// Users on a page of v3 that names no limit, and the most that it may name.
+/// Users per page of v3 if the request sets no limit, and the highest limit.
 const MANAGER_LIMIT_DEFAULT: u64 = 50;
 const MANAGER_LIMIT_MAX: u64 = 200;
 
-/// When the first user registered, in nanoseconds; every further one did so a second later.
+/// The registration time of the first user in nanoseconds. Each further user registered a second
+/// later.
 const FIRST_CREATED_AT: i64 = 1_700_000_000_000_000_000;
 const CREATED_AT_STEP: i64 = 1_000_000_000;
 
-/// A day, as the manager says; the token of the mock does not end.
+/// One day, as the manager answers; the token of the mock never expires.
 const LOGIN_SECONDS: u64 = 86_400;
 
-/// Who may ask the manager of v3.
+/// A login of the manager of v3.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Login {
     pub user: String,
     pub password: String,
 }
 
-/// A login that cannot be read.
+/// A text that is not a login.
 #[derive(Debug, thiserror::Error)]
 #[error("not a login: give USER:PASSWORD")]
 pub struct LoginError;
@@ -58,7 +59,7 @@ impl FromStr for Login {
 }
 
 impl Login {
-    /// The JWT of this login: the same each time, and nobody else's.
+    /// The JWT of this login, which is always the same and differs between logins.
     fn token(&self) -> String {
         let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
         let claims = URL_SAFE_NO_PAD.encode(json!({ "username": self.user }).to_string());
@@ -106,10 +107,10 @@ pub(super) fn cluster_users(state: &State, call: &Call) -> Answer {
     Answer::json(StatusCode::OK, &body)
 }
 
-/// The places of the users on a page, newest first, and whether there are further ones beyond it.
+/// The numbers of the users on a page, newest first, and whether there are more.
 fn cluster_page(state: &State, limit: i64, offset: i64, is_backward: bool) -> (Vec<u64>, bool) {
     let count = i64::try_from(state.directory.count()).unwrap_or(i64::MAX);
-    // Users created before the offset, and those created before the moment after it.
+    // How many users were created before the offset, and how many up to and including it.
     let older = older_than(offset).min(count);
     let not_newer = older_than(offset.saturating_add(1)).min(count);
     let (first, end, more) = match (offset > 0, is_backward) {
@@ -125,7 +126,7 @@ fn cluster_page(state: &State, limit: i64, offset: i64, is_backward: bool) -> (V
     (numbers, more)
 }
 
-/// How many users were created before this moment, were there no end of them.
+/// How many users were created before this time, if their number had no limit.
 fn older_than(created_at: i64) -> i64 {
     let since_first = created_at.saturating_sub(FIRST_CREATED_AT);
     match since_first {
@@ -157,7 +158,7 @@ struct LoginRequest {
     password: String,
 }
 
-/// The token of v3. Without a configured login there is nothing to log in to.
+/// The token of v3. Without a configured login there is no login call.
 pub(super) fn login(state: &State, call: &Call) -> Answer {
     let Some(login) = &state.manager else {
         return super::not_found();
@@ -227,7 +228,7 @@ fn bearer(header: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Where the next page starts, in a form that nobody is tempted to count with.
+/// The cursor of the next page, in a form that callers cannot compute with.
 fn cursor(skip: u64) -> String {
     URL_SAFE_NO_PAD.encode(format!("after:{skip}"))
 }
@@ -245,7 +246,7 @@ fn bad_request(state: &State, code: &str, message: &str) -> Answer {
     problem(StatusCode::BAD_REQUEST, code, message)
 }
 
-/// The shape in which the manager of v3 reports a failure.
+/// A failure, in the format of the manager of v3.
 fn problem(status: StatusCode, code: &str, message: &str) -> Answer {
     Answer::json(status, &json!({ "error": code, "message": message }))
 }

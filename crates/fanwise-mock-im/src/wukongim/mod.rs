@@ -1,10 +1,11 @@
-//! WuKongIM's product API, as its releases answer it, and of its manager API the list of users.
+//! Simulates WuKongIM's product API, as its releases answer it, and the user list of its manager
+//! API.
 //!
-//! Written from the server's sources, not from our adapter, so that the two can disagree. v1 and v2
-//! share their requests (`v2`); v3 is another API on the same path (`v3`). The manager, which has a port
-//! of its own at the real server, is found by its paths (`manager`). What v2 does asynchronously
-//! after its answer (storage, delivery) is played as if it always succeeded; the fault
-//! `lost_after_200` plays the other case.
+//! It was written from the server's sources, not from our adapter, so that the two can disagree. v1
+//! and v2 share their requests (`v2`); v3 is another API on the same path (`v3`). The manager has a
+//! port of its own at the real server; here it is found by its paths (`manager`). Steps that v2
+//! takes after its answer (storage, delivery) always succeed here, except with the fault
+//! `lost_after_200`.
 
 mod manager;
 mod v2;
@@ -26,20 +27,20 @@ use super::{Call, System};
 pub use manager::Login;
 pub(super) use v3::Stored;
 
-/// The release whose API is played.
+/// The release to simulate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Version {
     /// Like v2, with message_seq in the answer and without the look-up by client_msg_no.
     V1,
-    /// Accepts every repetition as a new message.
+    /// Accepts every repeated message as a new one.
     V2,
-    /// Recognises repetitions by (channel, from_uid, client_msg_no); has no sendbatch.
+    /// Recognises repeated messages by (channel, from_uid, client_msg_no); has no sendbatch.
     V3,
 }
 
 const PERSON: u8 = 1;
 
-/// Answers a request to any path but those of the other systems.
+/// Answers a request to any path that belongs to no other system.
 pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     if state.version != Version::V3 && !authorised(state, call) {
         return unauthorised();
@@ -60,7 +61,7 @@ pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     }
 }
 
-/// The shape in which this release reports a failure.
+/// A failure, in the format of this release.
 pub(super) fn failure(version: Version, status: StatusCode, text: &str) -> Answer {
     match version {
         Version::V3 => Answer::json(status, &json!({ "error": text })),
@@ -70,7 +71,7 @@ pub(super) fn failure(version: Version, status: StatusCode, text: &str) -> Answe
     }
 }
 
-/// What a missing or wrong token gets: no body at all.
+/// The answer to a missing or wrong token, which has no body.
 pub(super) fn unauthorised() -> Answer {
     Answer::text(StatusCode::UNAUTHORIZED, "")
 }
@@ -91,12 +92,12 @@ fn decode_payload(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
 
-/// Characters that a channel id must not contain, because internal ids are made with them.
+/// Whether a channel id contains characters that are reserved for internal ids.
 fn is_illegal(channel_id: &str) -> bool {
     channel_id.contains(['@', '#', '&'])
 }
 
-/// The id under which a person channel is stored: the uid with the larger CRC-32 comes first.
+/// The internal id of the channel between two users: the uid with the larger CRC-32 comes first.
 fn person_channel(from_uid: &str, to_uid: &str) -> String {
     if crc32(from_uid.as_bytes()) > crc32(to_uid.as_bytes()) {
         format!("{from_uid}@{to_uid}")
@@ -105,14 +106,15 @@ fn person_channel(from_uid: &str, to_uid: &str) -> String {
     }
 }
 
-/// CRC-32 as in IEEE 802.3, bit by bit: it is only needed for look-ups and v3 keys of short ids.
+/// CRC-32 as in IEEE 802.3. It works bit by bit, since only look-ups and v3 keys of short ids need
+/// it.
 fn crc32(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
     let byte = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), step);
     !bytes.iter().fold(u32::MAX, byte)
 }
 
-/// The client_msg_no that the server makes for a message without one: a random id and "0".
+/// The client_msg_no that the server gives a message without one: a random id and "0".
 fn made_client_msg_no() -> String {
     format!("{:032x}0", fastrand::u128(..))
 }
@@ -130,7 +132,7 @@ fn origin(call: &Call, from: String, payload: &[u8], channel_type: u8) -> Origin
     }
 }
 
-/// True when the answer says "accepted" and nothing must be remembered.
+/// Whether the answer says "accepted" but nothing may be stored.
 fn is_lost(plan: &CallPlan) -> bool {
     plan.fault == Some(FaultKind::LostAfter200)
 }
@@ -139,8 +141,8 @@ fn is_lost(plan: &CallPlan) -> bool {
 mod tests {
     use super::*;
 
-    /// Goal: the arithmetic agrees with Go's hash/crc32. Method: the check value of the CRC
-    /// catalogue, and the order of a pair from either side.
+    /// Goal: the CRC agrees with Go's hash/crc32. Method: the check value of the CRC catalogue, and
+    /// the order of a pair from either side.
     #[test]
     fn person_channel_is_the_same_from_both_sides() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);

@@ -1,7 +1,8 @@
-//! v1 and v2: `POST /message/send`, `POST /message/sendbatch`, `GET /message/byclientmsgno`.
+//! Simulates v1 and v2: `POST /message/send`, `POST /message/sendbatch`,
+//! `GET /message/byclientmsgno`.
 //!
-//! Nothing is deduplicated: the same client_msg_no again is a new message. The texts of the errors
-//! are the server's own.
+//! Nothing is deduplicated: a repeated client_msg_no makes a new message. The error texts are the
+//! server's own.
 
 use axum::extract::Query;
 use base64::Engine as _;
@@ -22,16 +23,16 @@ use crate::log::Entry;
 use crate::reply::Answer;
 use crate::state::{Origin, Receipt, State, count};
 
-/// The sender when a message names none.
+/// The sender of a message that names none.
 const SYSTEM_UID: &str = "____system";
-/// Ends the id of the channel that holds the commands (sync_once) of another channel.
+/// The suffix of the id of the channel that holds a channel's commands (sync_once).
 const COMMAND_SUFFIX: &str = "____cmd";
 const UNPROCESSABLE: &str = "无法处理发送消息请求！";
 const ILLEGAL_CHANNEL: &str = "频道ID不合法！";
 const PAYLOAD_EMPTY: &str = "payload不能为空！";
 const REFUSED: &str = "recipient refused";
 
-/// Go ints: a boolean is a decode error.
+/// Integers in Go: a boolean is a decode error.
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default)]
 struct Header {
@@ -143,7 +144,7 @@ fn send_to_channel(
 }
 
 /// A command to named users through a temporary channel. The client_msg_no of the request is
-/// ignored, and the answer names no message.
+/// ignored, and the answer contains no message id.
 fn command_subscribers(
     state: &State,
     plan: &CallPlan,
@@ -205,8 +206,8 @@ fn batch_refusal(state: &State, plan: &CallPlan, uid: &str) -> Option<&'static s
     state.refuses(plan, uid).then_some(REFUSED)
 }
 
-/// Looks a stored message up. A person channel goes by its internal id (`A@B`), a command by the
-/// id with its suffix; a message that was sent with no_persist is not there.
+/// Finds a stored message. The channel of a user has its internal id (`A@B`), a command the id with
+/// its suffix. A message sent with no_persist is not found.
 pub(super) fn find(state: &State, call: &Call) -> Answer {
     let query: Query<FindRequest> = match Query::try_from_uri(&call.parts.uri) {
         Ok(query) => query,
@@ -265,7 +266,7 @@ fn found(entry: &Entry, query: &FindRequest) -> Value {
     })
 }
 
-/// Decodes the body as Go does. Gin announces this failure as plain text, though it is JSON.
+/// Decodes the body as Go does. Gin announces a failure as plain text, although the body is JSON.
 fn bind<T: DeserializeOwned>(state: &State, call: &Call) -> Result<T, Answer> {
     go::object(&call.body).map_err(|text| invalid(state, &text).announced_as_text())
 }

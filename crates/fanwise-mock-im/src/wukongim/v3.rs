@@ -1,7 +1,7 @@
-//! v3: `POST /message/send`, idempotent per (channel, from_uid, client_msg_no).
+//! Simulates v3: `POST /message/send`, idempotent per (channel, from_uid, client_msg_no).
 //!
-//! A repetition with the same payload gets the first message_id and message_seq again, with reason
-//! 1. With another payload it is a conflict, which the server's mapping shows as reason 15.
+//! A repeated message with the same payload gets the first message_id and message_seq again, with
+//! reason 1. With another payload it is a conflict, which the server reports as reason 15.
 
 use http::StatusCode;
 use serde::Deserialize;
@@ -21,7 +21,7 @@ use crate::state::{Receipt, State, count};
 const REASON_SUCCESS: u8 = 1;
 const REASON_SYSTEM_ERROR: u8 = 15;
 
-/// What is remembered of a message: enough to answer its repetition.
+/// The stored part of a message: enough to answer a repeated call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stored {
     payload: u128,
@@ -76,7 +76,7 @@ impl SendRequest {
         self.header.sync_once != 0 || self.sync_once != 0
     }
 
-    /// The channel as the idempotency key names it.
+    /// The channel as part of the idempotency key.
     fn channel(&self) -> String {
         match self.channel_type {
             _ if !self.subscribers.is_empty() => self.subscribers.join(","),
@@ -95,7 +95,7 @@ impl SendRequest {
     }
 }
 
-/// How a message stands to what is stored.
+/// The result of looking a message up among the stored ones.
 enum Fresh {
     New(i64, u64),
     Replay(i64, u64),
@@ -182,7 +182,7 @@ fn validated(state: &State, call: &Call) -> Result<(SendRequest, Vec<u8>), Answe
     Ok((send, payload))
 }
 
-/// Looks the message up and, if it is new, stores it, in one step.
+/// Looks the message up and, if it is new, stores it, in one atomic step.
 fn stand(state: &State, plan: &CallPlan, request: &SendRequest, payload: &[u8]) -> Fresh {
     let (message_id, message_seq) = state.next_message();
     if request.client_msg_no.is_empty() {

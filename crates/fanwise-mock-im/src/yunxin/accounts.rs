@@ -1,5 +1,5 @@
-//! `GET /im/v2/accounts?account_ids=a,b`: which accounts are registered. Users that are refused with
-//! the code of an unknown account are the ones that are not.
+//! Simulates `GET /im/v2/accounts?account_ids=a,b`, which returns the registered accounts. Users
+//! refused with the code of an unknown account are not registered.
 
 use axum::extract::Query;
 use serde::Deserialize;

@@ -1,5 +1,5 @@
-//! `POST /im/v2/conversations/messages`: one message to up to 100 persons. Every receiver should be
-//! in one of two lists; a list without entries is absent.
+//! Simulates `POST /im/v2/conversations/messages`: one message to up to 100 users. Every receiver
+//! should be in one of two lists; an empty list is left out.
 
 use serde_json::{Map, Value, json};
 
@@ -58,7 +58,7 @@ fn receivers(admitted: &Admitted<'_>, body: &Value) -> Result<Vec<String>, Rejec
     }
 }
 
-/// `success_list` and `failed_list`, as far as they have entries.
+/// `success_list` and `failed_list`, each only if it has entries.
 pub(super) fn lists(sent: Vec<Value>, failed: Vec<Value>) -> Value {
     let lists = [("success_list", sent), ("failed_list", failed)];
     let filled = lists.into_iter().filter(|(_, list)| !list.is_empty());

@@ -1,4 +1,4 @@
-//! The body of a send, and its rules: what batch and single sends have in common.
+//! Checks the body of a send, by rules that batch and single sends share.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -53,19 +53,19 @@ const SECTIONS: [&str; 6] = [
 /// Types that are a text: 0 text, 10 tip.
 const TEXTS: [i64; 2] = [0, 10];
 const TEXT_CHARS_MAX: usize = 5000;
-/// The text of other types is only there to be searched.
+/// The text of other types is used only for search.
 const SEARCH_TEXT_CHARS_MAX: usize = 500;
-/// Neither side would notice the message.
+/// Neither sender nor receiver would notice the message.
 const BOTH_NO_SENSE: u32 = 107_330;
 
-/// What a field must be, if it is there and not null.
+/// The type that a field must have, unless it is missing or null.
 #[derive(Clone, Copy)]
 enum Kind {
     Bool,
     Positive,
     Object,
     Texts,
-    /// Of at most so many characters.
+    /// With at most this many characters.
     Text(usize),
 }
 
@@ -87,7 +87,7 @@ impl Kind {
     }
 }
 
-/// A body that keeps the rules.
+/// A valid body.
 pub(super) struct Request<'a> {
     pub(super) body: Value,
     /// The message as it was written.
@@ -115,18 +115,18 @@ impl<'a> Request<'a> {
         Ok(Request { body, payload })
     }
 
-    /// The caller's number of the message.
+    /// The caller's id of the message.
     pub(super) fn client_id(&self) -> Option<&str> {
         let id = self.body["message"]["message_client_id"].as_str();
         id.filter(|id| !id.is_empty())
     }
 
-    /// A receiver who is not online never gets it.
+    /// Whether a receiver that is offline never gets it.
     pub(super) fn is_online_only(&self) -> bool {
         self.body["message_config"]["offline_enabled"] == false
     }
 
-    /// How an answer shows the message of a receiver.
+    /// The entry of a receiver's message in an answer.
     pub(super) fn shown(&self, sender: &str, conversation_type: u8, receipt: &Receipt) -> Value {
         let message = &self.body["message"];
         let mut shown = json!({
@@ -150,7 +150,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The first rule that a body breaks.
+/// Returns the first rule that a body breaks.
 fn check(body: &Value) -> Result<(), String> {
     if !body.is_object() {
         return Err("the body is not a JSON object".to_owned());

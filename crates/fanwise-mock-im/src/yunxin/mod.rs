@@ -1,8 +1,10 @@
-//! Yunxin's newer server API (v2): signed JSON to `/im/v2/…`, every answer an HTTP 200 with a `code`.
+//! Simulates Yunxin's newer server API (v2): signed JSON to `/im/v2/…`; every answer is an HTTP 200
+//! with a `code`.
 //!
-//! Written from the vendor's documents and SDKs, not from our adapter. The signature, the quotas and
-//! repeated requests (`X-custom-traceid`) are as in `netease`, whose settings for apps, senders, poison
-//! and moderation hold here too; the quotas are counted apart. Ids are taken as they are written.
+//! It was written from the vendor's documents and SDKs, not from our adapter. The signature, the
+//! quotas and repeated requests (`X-custom-traceid`) are as in `netease`, whose settings for apps,
+//! senders, poison and moderation apply here too. The quotas are counted separately. Ids keep their
+//! case.
 
 mod accounts;
 mod batch;
@@ -21,24 +23,24 @@ use super::state::{State, count};
 
 pub use settings::{FailedKey, YunxinSettings};
 
-/// The account is not known.
+/// The account does not exist.
 const UNKNOWN: u32 = 102_404;
 const CHAT_BANNED: u32 = 102_421;
 const BANNED: u32 = 102_422;
 const MODERATED: u32 = 107_451;
 
-/// Keeps the choice of receivers to leave out apart from that of users to refuse.
+/// Makes the choice of omitted receivers independent of the choice of refused users.
 const PURPOSE_OMIT: u64 = 1;
 
-/// What v2 keeps while the mock runs.
+/// The state of v2 while the mock runs.
 pub(super) struct YunxinState {
     settings: YunxinSettings,
     seed: u64,
     batches: Gate,
     singles: Gate,
-    /// Free of any quota.
+    /// Has no quota.
     accounts: Gate,
-    /// Single sends by their message_client_id.
+    /// Single sends, by their message_client_id.
     messages: Repeats,
 }
 
@@ -54,7 +56,7 @@ impl YunxinState {
         }
     }
 
-    /// True for a receiver that the answer of its call does not mention.
+    /// Whether the answer of a batch omits this receiver.
     fn omits(&self, receiver: &str) -> bool {
         let named = self.settings.omit_users.iter();
         self.settings.omit.takes(receiver, self.seed, PURPOSE_OMIT)
@@ -77,7 +79,7 @@ pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
         .unwrap_or_else(|rejection| rejected(&rejection))
 }
 
-/// The shape in which v2 reports a failure that the mock makes up.
+/// A failure that a fault produces, in the format of v2.
 pub(super) fn failure(status: StatusCode, text: &str) -> Answer {
     rejected(&Rejection::new(netease::code_of(status), text.to_owned()))
 }
@@ -106,7 +108,7 @@ fn check_sender(admitted: &Admitted<'_>, sender: &str) -> Result<(), Rejection> 
     }
 }
 
-/// The code with which a receiver is refused, if it is; counted.
+/// The code of a refused receiver; counts the refusal.
 fn refusal(admitted: &Admitted<'_>, receiver: &str, payload: &str) -> Option<(u32, &'static str)> {
     let (state, settings) = (admitted.state, &admitted.state.yunxin.settings);
     if let Some((_, code)) = settings.refuse_as.iter().find(|(id, _)| id == receiver) {

@@ -1,14 +1,14 @@
-//! What can be set about Yunxin's v2 beside what it shares with v1.
+//! Defines the settings that Yunxin's v2 does not share with v1.
 
 use crate::faults::Share;
 use crate::netease::{Quota, pair};
 
-/// How Yunxin v2 is played. The fields are the flags of `fanwise mock-im`.
+/// Settings of the Yunxin v2 simulation. The fields are the flags of `fanwise mock-im`.
 #[derive(Clone, Debug, PartialEq, clap::Args)]
 #[command(next_help_heading = "Yunxin v2")]
 pub struct YunxinSettings {
-    /// Batch sends: calls that an app may make in a time, and how long it is blocked with 416 after
-    /// one too many, for example 120/1m/60s.
+    /// Batch sends: how many calls an app may make in which time, and how long a further call
+    /// blocks it with 416, for example 120/1m/60s.
     #[arg(
         id = "yunxin-batch-quota",
         long = "yunxin-batch-quota",
@@ -16,7 +16,7 @@ pub struct YunxinSettings {
     )]
     pub batch_quota: Option<Quota>,
 
-    /// Single sends: likewise. The vendor's is 100 a second or more, by plan.
+    /// Single sends: the same. The vendor allows 100 a second or more, by plan.
     #[arg(
         id = "yunxin-single-quota",
         long = "yunxin-single-quota",
@@ -24,7 +24,7 @@ pub struct YunxinSettings {
     )]
     pub single_quota: Option<Quota>,
 
-    /// The key of the id in failed_list; the vendor's own SDKs disagree.
+    /// Name of the id in failed_list; the vendor's own SDKs disagree.
     #[arg(
         id = "yunxin-failed-key",
         long = "yunxin-failed-key",
@@ -34,7 +34,7 @@ pub struct YunxinSettings {
     )]
     pub failed_key: FailedKey,
 
-    /// Code of the users that --refuse and its like name.
+    /// Code of the users that --refuse and similar flags refuse.
     #[arg(
         id = "yunxin-refuse-code",
         long = "yunxin-refuse-code",
@@ -48,8 +48,8 @@ pub struct YunxinSettings {
           value_parser = pair::<u32>)]
     pub refuse_as: Vec<(String, u32)>,
 
-    /// Share of the receivers of batches that are sent to, and then in neither list of the answer;
-    /// always the same ones for a seed.
+    /// Share of the receivers of batches that get the message but are in neither list of the
+    /// answer; always the same ones for a seed.
     #[arg(
         id = "yunxin-omit",
         long = "yunxin-omit",
@@ -58,13 +58,13 @@ pub struct YunxinSettings {
     )]
     pub omit: Share,
 
-    /// Leave this receiver out of the lists. Can be repeated.
+    /// Omit this receiver from the lists. Can be repeated.
     #[arg(id = "yunxin-omit-user", long = "yunxin-omit-user", value_name = "ID")]
     pub omit_users: Vec<String>,
 }
 
 impl Default for YunxinSettings {
-    /// No quota, and everybody in a list.
+    /// No quota, and every receiver in a list.
     fn default() -> YunxinSettings {
         YunxinSettings {
             batch_quota: None,
@@ -78,7 +78,7 @@ impl Default for YunxinSettings {
     }
 }
 
-/// How failed_list names a receiver.
+/// The name of the id in failed_list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum FailedKey {
     /// As the SDK for Java reads it.
@@ -87,12 +87,12 @@ pub enum FailedKey {
     /// As the SDK for Go reads it.
     #[value(name = "receiver_id")]
     ReceiverId,
-    /// One and the other, in turns within a list.
+    /// Both names in turn within a list.
     Alternating,
 }
 
 impl FailedKey {
-    /// The key of the entry at `index` of a list.
+    /// The name for the entry at `index` of a list.
     pub(super) fn at(self, index: usize) -> &'static str {
         match self {
             FailedKey::ReceiverId => "receiver_id",

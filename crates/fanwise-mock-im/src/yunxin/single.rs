@@ -1,7 +1,7 @@
-//! `POST /im/v2/conversations/{sender|1|receiver}/messages`, or with `|2|` to a team.
+//! Simulates `POST /im/v2/conversations/{sender|1|receiver}/messages`, or with `|2|` to a team.
 //!
-//! A `message_client_id` is a key of the message: used before in the conversation, it is answered
-//! 107306 and nothing is sent, whatever the body or the trace id is.
+//! A `message_client_id` is the key of a message: a second use in the conversation is answered
+//! 107306 and sends nothing, whatever the body or the trace id is.
 
 use super::message::Request;
 use super::{check_sender, refusal, success};
@@ -13,7 +13,7 @@ use crate::webhook::percent_decoded;
 
 const DUPLICATE: u32 = 107_306;
 
-/// A conversation, as the path names it: `sender|1|receiver`.
+/// A conversation, as the path contains it: `sender|1|receiver`.
 struct Conversation {
     id: String,
     sender: String,
@@ -82,7 +82,7 @@ impl Conversation {
     }
 }
 
-/// The part of the path that names the conversation.
+/// The part of the path that contains the conversation.
 fn segment(path: &str) -> Option<&str> {
     let rest = path.strip_prefix("/im/v2/conversations/")?;
     let segment = rest.strip_suffix("/messages")?;

@@ -1,9 +1,9 @@
-//! The fields of a call, however they were encoded.
+//! Decodes the fields of a call.
 //!
-//! The documentation's own example gives `curl -d` JSON as it is, unencoded. So a `%` that begins no
-//! encoded byte stands for itself, and an `&` within unencoded JSON does not end the field. A `+` is a
-//! space, as it is to the vendor's servers. A body that is a JSON object is taken as well: fields that
-//! are not texts stand for their JSON.
+//! The documentation's own example gives `curl -d` unencoded JSON. So a `%` that does not begin an
+//! encoded byte is a percent sign, and an `&` within unencoded JSON does not end the field. A `+`
+//! is a space, as for the vendor's servers. A body that is a JSON object is accepted too: its
+//! fields that are not texts are taken as their JSON.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use crate::codec::percent_decoded;
 use crate::im::ingress::loose::{Loose, unpacked};
 
-/// The fields that hold JSON, and the others.
+/// The fields that contain JSON, and the others.
 const JSON: [&str; 7] = [
     "toAccids",
     "body",
@@ -34,11 +34,11 @@ const PLAIN: [&str; 10] = [
     "msgSenderNoSense",
 ];
 
-/// Fields by their names, none of them empty.
+/// Fields by name, without empty ones.
 pub(super) struct Form(BTreeMap<String, String>);
 
 impl Form {
-    /// The fields of a body; none if it is not UTF-8.
+    /// The fields of a body; `None` if it is not UTF-8.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(body).ok()?;
         let fields = if text.trim_start().starts_with('{') {
@@ -49,7 +49,7 @@ impl Form {
         let given = fields.into_iter().filter(|(_, value)| !value.is_empty());
         let mut form = BTreeMap::new();
         for (name, value) in given {
-            // As to a servlet: the first of a name counts.
+            // The first value of a name counts, as in a Java servlet.
             form.entry(name).or_insert(value);
         }
         Some(Self(form))
@@ -81,7 +81,7 @@ impl Form {
                 _ => {
                     let field = (decoded(name)?, decoded(value)?);
                     json = Progress::default();
-                    // No encoder leaves a bracket or a brace as it is.
+                    // Encoders never leave a bracket or a brace unencoded.
                     if JSON.contains(&name) && value.starts_with(['{', '[']) {
                         json.feed(&field.1);
                     }
@@ -97,8 +97,8 @@ impl Form {
     }
 }
 
-/// How far JSON has come, by its brackets and quotes. Looked at byte by byte, once, however many parts it
-/// comes in.
+/// The state of a JSON text that is read in parts, by its brackets and quotes. It looks at each
+/// byte once.
 #[derive(Default)]
 struct Progress {
     depth: usize,
@@ -125,7 +125,7 @@ impl Progress {
     }
 }
 
-/// A text without its encoding; nothing if that is not UTF-8.
+/// A text without its encoding; `None` if the result is not UTF-8.
 fn decoded(text: &str) -> Option<String> {
     let spaced = text.replace('+', " ");
     percent_decoded(spaced.as_bytes()).map(Cow::into_owned)
@@ -160,7 +160,8 @@ mod tests {
         check(body, "type", Some("0"));
         check(body, "body", Some(r#"{"msg":"a=b & c&d=1"}"#));
         check(body, "ext", Some("{}"));
-        // A field after complete JSON is a field, and so is a known one after any.
+        // Complete JSON ends its field, and so does the name of a known field after incomplete
+        // JSON.
         check("body={\"msg\":1}&x=1", "x", Some("1"));
         check("body={\"msg&type=0", "type", Some("0"));
         check("pushcontent=[Sale]&x=1", "x", Some("1"));
@@ -178,7 +179,7 @@ mod tests {
         check(r#"body={"a":["}&x=1"]}&x=2"#, "x", Some("2"));
         check(r#"body={"a":"\"}&x=1"}&x=2"#, "x", Some("2"));
         check(r#"body={"a":"\\"}&x=1"#, "x", Some("1"));
-        // However long, it is looked at once.
+        // A field of any length is looked at once.
         let endless = format!("body={{\"{}", "&".repeat(1_000_000));
         check(&endless, "type", None);
     }

@@ -1,4 +1,4 @@
-//! What both versions of the API call a message, as messages of ours.
+//! Reads the messages of both versions of the API.
 
 use serde_json::value::RawValue;
 
@@ -18,7 +18,7 @@ const FILE: i64 = 6;
 const TIP: i64 = 10;
 pub(in crate::im) const CUSTOM: i64 = 100;
 
-/// What a version calls what is known of a file or a place.
+/// A version's names for the properties of a file or a place.
 pub(in crate::im) struct Described {
     pub(in crate::im) file: Names,
     pub(in crate::im) latitude: &'static str,
@@ -43,7 +43,7 @@ pub(super) const NAMES: Described = Described {
     longitude: "lng",
 };
 
-/// Whether a type is of words: a text or a tip.
+/// Whether a type contains only text: a text or a tip.
 pub(in crate::im) fn is_text(number: i64) -> bool {
     number == TEXT || number == TIP
 }
@@ -66,7 +66,7 @@ pub(in crate::im) fn custom(data: Box<RawValue>) -> MessageDocument {
     }
 }
 
-/// A file or a place; nothing for one without an address.
+/// A file or a place; `None` for a file without an address or a place without coordinates.
 pub(in crate::im) fn described(
     number: i64,
     from: &Loose<'_>,

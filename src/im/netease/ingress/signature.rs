@@ -1,6 +1,6 @@
-//! The signature of both versions of the API: `CheckSum` is the SHA-1 of AppSecret, `Nonce` and
-//! `CurTime` in hexadecimal digits. It covers neither path nor body, so whoever overhears a call can
-//! make others with it: a signature is good for five minutes, and once.
+//! Verifies the signature of both versions of the API: `CheckSum` is the SHA-1 of AppSecret,
+//! `Nonce` and `CurTime` in hexadecimal digits. It covers neither path nor body, so an eavesdropper
+//! could reuse it for other calls. A signature is therefore valid for five minutes, and only once.
 
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
@@ -10,8 +10,8 @@ use crate::im::ingress::{DropInEndpoint, Incoming, SKEW, same};
 /// Longest `Nonce`, in bytes.
 const NONCE_MAX: usize = 128;
 
-/// Why a call comes in by no door. The words are those by which callers tell a wrong signature from a
-/// wrong parameter, which has the same code.
+/// The texts of a refused signature. Callers use them to tell a wrong signature from a wrong
+/// parameter, which has the same code.
 pub(in crate::im) const INCOMPLETE: &str = "bad http header";
 pub(in crate::im) const WRONG: &str = "checksum error";
 pub(in crate::im) const STALE: &str = "CurTime is expired";
@@ -34,7 +34,7 @@ impl<'a> Signature<'a> {
         (plausible && signature.seconds().is_some()).then_some(signature)
     }
 
-    /// Plain digits: a sign would be another text for the same time.
+    /// Digits only: with a sign, another text would give the same time.
     fn seconds(&self) -> Option<u64> {
         let digits = self.cur_time.bytes().all(|digit| digit.is_ascii_digit());
         self.cur_time.parse().ok().filter(|_| digits)
@@ -51,8 +51,8 @@ impl<'a> Signature<'a> {
     }
 }
 
-/// The door that a call comes in by, and what is to be accepted once; nothing for a door that asks for
-/// no signature.
+/// The endpoint that a call belongs to, and its nonce, to be accepted once; no nonce for an
+/// endpoint without a secret.
 pub(in crate::im) fn endpoint(
     incoming: &Incoming<'_>,
     endpoints: &[DropInEndpoint],
@@ -63,7 +63,7 @@ pub(in crate::im) fn endpoint(
         all.filter(|index| endpoints[*index].key.as_deref() == key)
             .collect()
     };
-    // Whoever names a door is not let in by another one.
+    // If the call names an endpoint, no other endpoint may accept it.
     let mut candidates = with(Some(key));
     if candidates.is_empty() {
         candidates = with(None);
@@ -82,7 +82,7 @@ pub(in crate::im) fn endpoint(
             return fresh.then_some((index, Some(nonce))).ok_or(STALE);
         }
     }
-    // Whether the key or the secret is wrong is not told apart.
+    // The text does not reveal whether the key or the secret is wrong.
     Err(if signature.is_some() && !key.is_empty() {
         WRONG
     } else {
@@ -105,7 +105,7 @@ pub(in crate::im) mod tests {
     pub(in crate::im) const KEY: &str = "go9dnk49";
     pub(in crate::im) const SECRET: &str = "s3cret";
 
-    /// A call signed by `s3cret`, as Python's hashlib does it.
+    /// A call signed with `s3cret`, as computed with Python's hashlib.
     pub(in crate::im) fn signed(call: Call) -> Call {
         call.header("appkey", KEY)
             .header("nonce", "4tgggergigwow323t23t")
@@ -161,7 +161,7 @@ pub(in crate::im) mod tests {
 
     #[test]
     fn check_sums_are_those_of_other_implementations() {
-        // From hashlib.sha1, and again from `openssl dgst -sha1`.
+        // Computed with hashlib.sha1 and with `openssl dgst -sha1`.
         for (secret, nonce, cur_time, expected) in VECTORS {
             assert_eq!(check_sum(secret, nonce, cur_time), expected);
         }
@@ -224,10 +224,10 @@ pub(in crate::im) mod tests {
         let [ours] = endpoints();
         let endpoints = [open.clone(), other, ours.clone()];
         assert_eq!(enter(&call(), &endpoints).unwrap().0, 2);
-        // A door of its own keeps a caller from slipping in by the open one.
+        // A caller that names its own endpoint cannot fall back to the open one.
         let spoilt = call().header("checksum", "0");
         assert_eq!(enter(&spoilt, &endpoints), Err(WRONG));
-        // Who names none comes in where anybody may.
+        // A caller that names no endpoint gets the open one.
         assert_eq!(enter(&call().without("appkey"), &endpoints), Ok((0, None)));
         assert_eq!(enter(&Call::new("", ""), &[ours, open]), Ok((1, None)));
     }

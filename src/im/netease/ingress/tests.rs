@@ -1,4 +1,4 @@
-//! What the documentation shows, every limit, and what becomes of answers.
+//! Checks the requests that the documentation shows, every limit, and the answers.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::im::netease::Settings;
 use crate::ports::Target;
 use crate::secret::Secret;
 
-/// The body of the documentation's `curl -d`, as it is printed.
+/// The body of the documentation's `curl -d`, as printed.
 const PRINTED: &str = r#"fromAccid=zhangsan&toAccids=["aaa","bbb"]&type=0&body={"msg":"hello"}"#;
 
 fn request(body: impl Into<Vec<u8>>) -> Request {
@@ -33,7 +33,7 @@ fn asked(body: impl Into<Vec<u8>>) -> DropInRequest {
     request(body).asked(&NetEaseIngress, &endpoints())
 }
 
-/// The code and words of a refusal, whose shape is looked at too.
+/// Code and text of a refusal; checks its format too.
 fn refusal(body: impl Into<Vec<u8>>) -> (u64, String) {
     let (status, said) = request(body).refusal(&NetEaseIngress, &endpoints());
     assert_eq!(status, 200);
@@ -42,7 +42,7 @@ fn refusal(body: impl Into<Vec<u8>>) -> (u64, String) {
     (said["code"].as_u64().unwrap(), desc.to_owned())
 }
 
-/// A body with the documentation's fields, some of them others.
+/// A body with the documentation's fields, with these changed.
 fn with(changes: &[(&str, &str)]) -> String {
     let mut fields = vec![
         ("fromAccid", "zhangsan"),
@@ -112,7 +112,7 @@ fn the_documented_answers_are_given() {
         spoken.headers()["content-type"],
         "application/json; charset=utf-8"
     );
-    // The sample, with our time and ids in the place of its own.
+    // The sample, with Fanwise's time and ids in place of its own.
     let job_report = job_report(&asked.jobs[0], &RecipientReport::Sent, &[]);
     let expected = format!(
         r#"{{"code":200,"unregister":["123123","111422"],"timetag":{NOW_MS},"msgids":{{"12345":{},"55213":{}}}}}"#,
@@ -156,7 +156,7 @@ fn failures_of_the_sender_are_failures_of_the_call() {
     for code in ["403", "404", "414", "422"] {
         assert_eq!(said(failed(code, "x"))["code"].to_string(), code);
     }
-    // Of other systems: that nobody got it must not be told as a success.
+    // Codes of other systems: a message that no recipient got must not be answered as a success.
     assert_eq!(said(failed("err_1302", "blocked"))["code"], 403);
     assert_eq!(said(failed("reason_15", "error"))["code"], 403);
     assert_eq!(said(failed("400", "bad request"))["code"], 403);
@@ -197,7 +197,7 @@ fn unknown_users_are_unregistered_whatever_the_target_calls_them() {
     assert_eq!(said["code"], 200);
     assert_eq!(said["unregister"], json!(["aaa", "bbb"]));
     assert_eq!(said["msgids"], json!({}));
-    // Who failed otherwise has no id.
+    // A recipient that failed for another reason has no id.
     let said = body(&answer(
         &asked,
         &RecipientReport::Sent,
@@ -221,7 +221,7 @@ fn too_many_recipients_are_refused_in_the_documented_words() {
     assert_eq!(said, json!({"code": 414, "desc": "too many members."}));
 }
 
-/// One message has one id, however its recipient is spelt.
+/// One message has one id, in whatever case its recipient is written.
 #[test]
 fn two_spellings_of_one_accid_have_the_id_of_one_message() {
     let asked = asked(with(&[
@@ -240,7 +240,7 @@ fn two_spellings_of_one_accid_have_the_id_of_one_message() {
     };
     let (one, other) = ids(true);
     assert_eq!(one, other);
-    // Elsewhere they are two users with a message each.
+    // On other targets they are two users, with one message each.
     let (one, other) = ids(false);
     assert_ne!(one, other);
 }
@@ -279,7 +279,7 @@ fn every_length_is_checked_at_its_edge() {
             (414, format!("{name} is longer than {most} characters"))
         );
     }
-    // In UTF-16 units, as the vendor counts.
+    // Counted in UTF-16 units, as the vendor does.
     asked(with(&[("pushcontent", &"😀".repeat(250))]));
     assert_eq!(refusal(with(&[("pushcontent", &"😀".repeat(251))])).0, 414);
     let list = |length| json!([text(length)]).to_string();
@@ -344,7 +344,7 @@ fn every_type_of_message_is_understood() {
         Some("9894907e4ad9de4678091277509361f7")
     );
     assert_eq!(file.format.as_deref(), Some("png"));
-    // To NetEase it goes as it was written.
+    // A NetEase target gets it unchanged.
     assert_eq!(native, json!({"type": "1", "body": image}));
 
     let audio = r#"{"dur":4551,"md5":"x","url":"http://x/b","ext":"aac","size":9420}"#;
@@ -383,7 +383,7 @@ fn every_type_of_message_is_understood() {
         panic!("data is expected");
     };
     assert_eq!((data.get(), native), (r#"{"b": 1, "a":"x"}"#, Value::Null));
-    // A text that says more than a text is not cut where it can arrive whole.
+    // A body with more than a text is kept whole if it can arrive whole.
     let more = r#"{"msg":"x","extra":1}"#;
     assert_eq!(content("0", more).1, json!({"type": "0", "body": more}));
 }
@@ -428,7 +428,7 @@ fn options_are_understood() {
     assert!(quiet.options.moderation.is_none());
     let unstored = of(&[("option", r#"{"persistent":false}"#)]);
     assert_eq!(unstored.options.online_only, Some(true));
-    // JSON that is a text stays JSON to the vendor.
+    // JSON that is a text stays JSON for the vendor.
     let text = of(&[("ext", r#""plain""#)]);
     let extension = text.options.extension.unwrap();
     assert_eq!(crate::domain::message::plain_text(&extension), r#""plain""#);
@@ -466,7 +466,7 @@ fn a_target_of_the_same_system_sends_what_was_written() {
     for (name, value) in written {
         assert_eq!(sent.get(name), Some(value), "{name}");
     }
-    // A text needs no fields of its own for that.
+    // A text needs no native fields for that.
     let head = Arc::new(self::head(&asked(PRINTED).jobs[0]).unwrap());
     let sent = target.open(&head).request(&["aaa", "bbb"]);
     let sent = Form::read(&sent.body).unwrap();
@@ -487,7 +487,7 @@ fn a_request_id_is_the_key_of_the_job() {
     assert_eq!(key("abc"), Some("abc".to_owned()));
     assert_eq!(key(""), None);
     assert_eq!(key(&"x".repeat(128)).unwrap(), "x".repeat(128));
-    // Too long for a key: its digest, the same each time.
+    // Too long for a key, so its digest is used, the same each time.
     let long = key(&"x".repeat(129)).unwrap();
     assert_eq!((long.len(), key(&"x".repeat(129)).unwrap()), (64, long));
 }
@@ -534,7 +534,7 @@ fn refusals_of_ours_are_in_the_systems_codes() {
     assert_eq!(blocked, block);
 }
 
-/// Any order can be told of in any way.
+/// Every request can be answered, whatever the results.
 fn tell(asked: &DropInRequest, reports: &[RecipientReport]) -> Value {
     let job_report = JobReport {
         job: JobId::of("shop", "k"),

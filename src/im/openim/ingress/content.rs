@@ -1,7 +1,7 @@
-//! What the content of each type says, as a message of ours.
+//! Reads the content of each type as a message.
 //!
-//! Whatever a target of OpenIM would find wrong with a content, it finds when the job is made. Here
-//! only what no message of ours can do without is asked for.
+//! A target of OpenIM checks contents when the job is made. This module requires only the fields
+//! without which there is no message.
 
 use serde_json::value::RawValue;
 
@@ -23,7 +23,7 @@ const MARKDOWN: i32 = 118;
 /// A notice of a notification account.
 pub(super) const NOTICE: i32 = 1400;
 
-/// Stands for everybody among the users that are mentioned.
+/// The id that mentions all users.
 const EVERYBODY: &str = "AtAllTag";
 
 const OF_PICTURE: Names = Names {
@@ -64,7 +64,7 @@ const OF_FILE: Names = Names {
     ..OF_PICTURE
 };
 
-/// The message that a content is, and whether that is all that the content says.
+/// The message of a content, and whether it expresses the content completely.
 pub(super) fn message(
     content_type: i32,
     from: &Loose<'_>,
@@ -125,7 +125,7 @@ fn picture(from: &Loose<'_>) -> Option<MessageDocument> {
         media::file("image", &Loose::read(name, &json).ok()?, &OF_PICTURE)
     };
     let whole = part("sourcePicture").or_else(|| part("bigPicture"))?;
-    // One that is the picture itself is no other.
+    // A cover that is the picture itself is not a cover.
     let cover = part("snapshotPicture").and_then(|part| part.url);
     Some(MessageDocument {
         cover: cover.filter(|cover| Some(cover) != whole.url.as_ref()),
@@ -150,7 +150,7 @@ fn mention(text: String, from: &Loose<'_>, most: usize) -> Result<MessageDocumen
     })
 }
 
-/// The data of an application: the object or list that stands in the text, or the text.
+/// The data of an application: the object or list inside the text, or else the text.
 fn custom(data: &str) -> MessageDocument {
     let json = data.starts_with(['{', '[']);
     let json = json.then(|| RawValue::from_string(data.to_owned()).ok());

@@ -1,4 +1,4 @@
-//! What the documentation shows, who may, and what becomes of answers.
+//! Checks the requests that the documentation shows, who may send them, and the answers.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::im::openim::Session;
 use crate::ports::Target;
 use crate::secret::Secret;
 
-/// The documentation's example, as it is printed.
+/// The documentation's example, as printed.
 const PRINTED: &str = r#"{
 "recvIDs": [
 "9948077346",
@@ -67,7 +67,7 @@ fn asked(path: &'static str, body: &Value) -> DropInRequest {
     call(path, body.to_string()).asked(&OpenImIngress, &endpoints())
 }
 
-/// A refusal, whose shape is looked at too.
+/// A refusal; checks its format too.
 fn refused(call: &Request) -> (u16, u64, String) {
     let (status, said) = call.refusal(&OpenImIngress, &endpoints());
     let names: Vec<_> = said.as_object().unwrap().keys().collect();
@@ -105,7 +105,7 @@ fn with(changes: &[(&str, Value)]) -> Value {
 fn the_documented_request_is_understood_as_printed() {
     let mut endpoints = endpoints();
     let call = call(BATCH, PRINTED);
-    // It is for everybody, list or not.
+    // It is for all users, even with a list of recipients.
     let (status, said) = call.refusal(&OpenImIngress, &endpoints);
     assert_eq!((status, &said["errCode"]), (200, &json!(1002)));
     endpoints[0].send_all = true;
@@ -114,7 +114,7 @@ fn the_documented_request_is_understood_as_printed() {
         panic!("one job is expected");
     };
     assert!(wanted.audience.all && wanted.audience.users.is_none());
-    // The id is for tracing.
+    // The `operationID` is only for tracing.
     assert_eq!(wanted.key, None);
     assert_eq!(wanted.trace.as_deref(), Some("1646445464564"));
     assert_eq!(wanted.sender.as_deref(), Some("3473643418"));
@@ -142,7 +142,7 @@ fn the_documented_request_is_understood_as_printed() {
     );
 }
 
-/// Nobody is named in an answer about all users: how many they are and how they fared is.
+/// An answer about all users names none; it has their number and their results.
 #[test]
 fn a_call_for_all_users_is_answered_with_their_accounts() {
     let mut endpoints = endpoints();
@@ -173,7 +173,7 @@ fn a_call_for_all_users_is_answered_with_their_accounts() {
         assert_eq!(said["errCode"], 0);
         assert_eq!(said["data"], data(sent, failed, 1000 - sent - failed));
     }
-    // Nobody got it, and nobody will.
+    // No recipient got it, and none is pending.
     let none = said(true, 0, 1000);
     assert_eq!(none["errCode"], 500);
     assert_eq!(
@@ -199,7 +199,7 @@ fn the_documented_answer_is_given() {
     assert_eq!(spoken.status(), 200);
     let job_report = job_report(&asked.jobs[0], &RecipientReport::Sent, &[]);
     let client = job_report.message_id_hex("");
-    // The sample, with our time and ids in the place of its own.
+    // The sample, with Fanwise's time and ids in place of its own.
     let expected = format!(
         r#"{{"errCode":0,"errMsg":"","errDlt":"","data":{{"results":[{{"serverMsgID":"{}","clientMsgID":"{client}","sendTime":{NOW_MS},"recvID":"9948077346"}},{{"serverMsgID":"{}","clientMsgID":"{client}","sendTime":{NOW_MS},"recvID":"9371245179"}}],"failedUserIDs":null}}}}"#,
         job_report.message_id_hex("9948077346"),
@@ -218,7 +218,7 @@ fn the_documented_failure_is_given() {
     assert_eq!(said["errMsg"], "RecordNotFoundError");
     assert_eq!(said["errDlt"], "failed: [1004]RecordNotFoundError");
     assert_eq!(said.as_object().unwrap().len(), 3);
-    // The sample's has no words before the code, and neither have a backend's that say the same.
+    // The sample has no text before the code, and neither has a backend's error that says the same.
     let name = "RecordNotFoundError";
     for said in [
         "",
@@ -313,7 +313,7 @@ fn nobody_calls_without_an_operation_id_or_a_token() {
     assert_eq!(of(early).0, 1504);
     let user = token::issue(&endpoints()[0], "ana", 1, NOW_MS);
     assert_eq!(of(whole.clone().header("token", &user)).0, 1002);
-    // What cannot be bound is told before who may.
+    // A body that cannot be read is refused before the permission is checked.
     let unbound = call(BATCH, "{}").header("token", &user);
     assert_eq!(refused(&unbound).0, 400);
     let open = [open_door(&OpenImIngress)];
@@ -469,7 +469,7 @@ fn flags_are_flags_however_they_are_written() {
         let options = serde_json::to_value(&asked.jobs[0].options).unwrap();
         let badge = word.as_bool().or(Some(false)).filter(|_| !word.is_null());
         let expected = match (silent, badge) {
-            // Nothing else is used then.
+            // The other fields are then ignored.
             (true, _) => json!({"online_only": true, "push": {"enabled": false}}),
             (false, Some(_)) => json!({"push": {"title": "t", "badge": false}}),
             (false, None) => json!({"push": {"title": "t"}}),
@@ -497,7 +497,7 @@ fn recipients_may_be_left_out_where_they_mean_nothing() {
         let said = body(&answer(&asked, &RecipientReport::Sent, &[]));
         assert_eq!(said["data"]["results"][0]["recvID"], "g1");
     }
-    // A group is never everybody.
+    // For a group `isSendAll` has no effect.
     let group = with(&[
         ("/isSendAll", json!(true)),
         ("/sessionType", json!(3)),
@@ -505,7 +505,7 @@ fn recipients_may_be_left_out_where_they_mean_nothing() {
     ]);
     let asked = call(BATCH, group.to_string()).asked(&OpenImIngress, &endpoints);
     assert!(!asked.jobs[0].audience.all);
-    // A list of nobody is done at once.
+    // A list without recipients succeeds immediately.
     let nobody = call(BATCH, with(&[("/recvIDs", json!([]))]).to_string());
     let spoken = nobody.read(&OpenImIngress, &endpoints).err().unwrap();
     assert_eq!(
@@ -542,7 +542,7 @@ fn every_content_is_understood() {
         let head = head(&asked(BATCH, &body).jobs[0]).unwrap();
         let native: Value = head.native.map_or(Value::Null, |native| {
             let mut native: Value = serde_json::from_str(native.get()).unwrap();
-            // Whatever the content is, the session is as it was given.
+            // Whatever the content is, the session is the caller's.
             native.as_object_mut().unwrap().remove("sessionType");
             match native == json!({}) {
                 true => Value::Null,
@@ -613,7 +613,7 @@ fn every_content_is_understood() {
     assert_eq!(of(118, json!({"content": "# md"})).0.kind(), "text");
 }
 
-/// Clients that look at `ex` must not find there what no caller wrote.
+/// Clients that read `ex` must not find a value there that the caller did not write.
 #[test]
 fn a_message_without_ex_goes_out_without_one() {
     let target = target(Session::Single);
@@ -634,7 +634,7 @@ fn target(session: Session) -> impl Target {
     crate::im::openim::target(&settings, &mut Vec::new()).unwrap()
 }
 
-/// The caller's session type decides, whatever the target's setting is.
+/// The caller's session type wins over the target's setting.
 #[test]
 fn a_message_goes_to_the_session_that_the_caller_names() {
     for session in [Session::Single, Session::Notification] {
@@ -648,7 +648,7 @@ fn a_message_goes_to_the_session_that_the_caller_names() {
             let sent: Value = serde_json::from_slice(&sent.body).unwrap();
             assert_eq!(sent["sessionType"], named, "{session:?}");
         }
-        // A group and a notice have one of their own.
+        // A group and a notice have a session type of their own.
         let group = with(&[("/sessionType", json!(3)), ("/groupID", json!("g1"))]);
         let head = Arc::new(head(&asked(BATCH, &group).jobs[0]).unwrap());
         assert_eq!(target.check(&head), []);

@@ -1,5 +1,6 @@
-//! Administrators' tokens: JSON Web Tokens signed with the secret, as OpenIM makes them. Nothing is stored;
-//! whoever has the secret can tell whether one is good, an OpenIM with the same secret included.
+//! Issues and verifies administrators' tokens: JSON Web Tokens signed with the secret, as OpenIM
+//! makes them. Nothing is stored: any server with the same secret can verify a token, an OpenIM
+//! included.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,7 +11,7 @@ use super::Refused;
 use crate::im::ingress::DropInEndpoint;
 use crate::secret::Secret;
 
-/// What OpenIM says by default.
+/// OpenIM's default.
 pub(super) const LIFETIME_SECONDS: u64 = 90 * 24 * 60 * 60;
 
 const EXPIRED: u32 = 1501;
@@ -22,7 +23,7 @@ const NOT_EXIST: u32 = 1507;
 
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 
-/// What a token says. One that an OpenIM made names no app.
+/// The claims of a token. A token made by OpenIM names no app.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Claims {
     #[serde(rename = "UserID")]
@@ -31,7 +32,7 @@ pub(super) struct Claims {
     pub(super) platform: i32,
     #[serde(rename = "App", default, skip_serializing_if = "Option::is_none")]
     pub(super) app: Option<String>,
-    /// Seconds since 1970; the first of them is the first at which it is no longer good.
+    /// Seconds since 1970. From this second on the token has expired.
     pub(super) exp: u64,
     #[serde(default)]
     pub(super) nbf: u64,
@@ -44,7 +45,7 @@ struct Header {
     alg: String,
 }
 
-/// A token of `endpoint` for a user.
+/// Issues a token of `endpoint` to a user.
 pub(super) fn issue(endpoint: &DropInEndpoint, user: &str, platform: i32, now_ms: u64) -> String {
     let now = now_ms / 1000;
     let claims = Claims {
@@ -62,7 +63,7 @@ pub(super) fn issue(endpoint: &DropInEndpoint, user: &str, platform: i32, now_ms
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
 }
 
-/// The door that a token is for, and the user it was made for.
+/// The endpoint and the user that a token was issued for.
 pub(super) fn verify(
     token: &str,
     endpoints: &[DropInEndpoint],
@@ -76,7 +77,7 @@ pub(super) fn verify(
     let header = decoded(header).and_then(|json| serde_json::from_slice::<Header>(&json).ok());
     let header = header.ok_or_else(malformed)?;
     let claims = decoded(claims).ok_or_else(malformed)?;
-    // Whatever the header says: we only ever verify what we would have signed.
+    // Other algorithms are refused, so that the header cannot choose how it is verified.
     if header.alg != "HS256" {
         return Err(Refused::new(UNKNOWN, ""));
     }
@@ -100,7 +101,7 @@ pub(super) fn verify(
     }
     let app = claims.app.as_deref();
     let is_of = |index: &usize| app.is_none_or(|app| app == endpoints[*index].app);
-    // The app that it was made for may be gone.
+    // The app of the token may have been removed.
     let endpoint = by.into_iter().find(is_of);
     let endpoint = endpoint.ok_or_else(|| Refused::new(NOT_EXIST, ""))?;
     Ok((endpoint, claims.user))
@@ -125,7 +126,7 @@ mod tests {
         verify(token, endpoints, now_ms).unwrap_err().code
     }
 
-    /// Made by Python's hmac and base64 from the claims that OpenIM writes, without an app.
+    /// Computed with Python's hmac and base64 from the claims that OpenIM writes, without an app.
     const FOREIGN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJVc2VySUQiOiJpbUFkbWluIiwiUGxhdGZvcm1JRCI6MTAsImV4cCI6MTcwNzc3NjAwMCwibmJmIjoxNjk5OTk5NzAwLCJpYXQiOjE3MDAwMDAwMDB9.5yTbeg6vzg5zMDRh2zFpOT7FuNXe-8509sInmpLYV88";
     const MISSING_USER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJleHAiOjE3MDAwMDAxMDB9.canBGclJT0Tqo3zx6W0fE8N8EDmtlmquV_oO0OM91Eo";
     const UNSIGNED: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJVc2VySUQiOiJpbUFkbWluIiwiUGxhdGZvcm1JRCI6MTAsImV4cCI6MTcwNzc3NjAwMH0.";
@@ -141,7 +142,7 @@ mod tests {
         }
         assert_eq!(code(&token, &endpoints, last + 1000), EXPIRED);
         assert_eq!(code(&token, &endpoints, NOW_MS - 1000), NOT_YET_VALID);
-        // One that an OpenIM made with the same secret.
+        // A token that an OpenIM with the same secret made.
         assert_eq!(verify(FOREIGN, &endpoints, NOW_MS).unwrap(), ours());
         assert_eq!(code(FOREIGN, &endpoints, 1_707_776_000_000), EXPIRED);
     }

@@ -1,4 +1,4 @@
-//! What the documentation and the releases show, and what becomes of answers.
+//! Checks the requests that the documentation and the releases show, and the answers to them.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::im::ingress::fixture::{
 use crate::im::wukongim::{ClientMsgNo, Settings, Version};
 use crate::ports::Target;
 
-/// The body of the documentation's `curl -d`, as it is printed.
+/// The body of the documentation's `curl -d`, as printed.
 const PRINTED: &str = r#"[
     {
       "header": {
@@ -65,7 +65,7 @@ fn asked(path: &'static str, body: &Value) -> DropInRequest {
     call(path, body.to_string()).asked(&WukongImIngress, &endpoints())
 }
 
-/// The words of a bad request.
+/// The text of the refusal of a bad request.
 fn refusal(path: &'static str, body: &Value) -> String {
     refused(&call(path, body.to_string()))
 }
@@ -77,7 +77,7 @@ fn refused(call: &Request) -> String {
     said["msg"].as_str().unwrap().to_owned()
 }
 
-/// A message to a channel with some fields set.
+/// A message to a channel with these fields changed.
 fn message_with(changes: &[(&str, Value)]) -> Value {
     let mut message = json!({
         "from_uid": "system",
@@ -91,7 +91,7 @@ fn message_with(changes: &[(&str, Value)]) -> Value {
     message
 }
 
-/// The object of the releases, with some fields set.
+/// The object of the releases, with these fields changed.
 fn object_with(changes: &[(&str, Value)]) -> Value {
     let mut object = json!({
         "header": {"red_dot": 1},
@@ -107,7 +107,7 @@ fn object_with(changes: &[(&str, Value)]) -> Value {
 
 #[test]
 fn the_documented_request_is_understood_as_printed() {
-    // The documentation shows no token, and servers without one ask for none.
+    // The documentation shows no token, and servers without one require none.
     let open = [open_door(&WukongImIngress)];
     let asked = Request::new(BATCH, PRINTED).asked(&WukongImIngress, &open);
     let [first, second] = &asked.jobs[..] else {
@@ -120,7 +120,7 @@ fn the_documented_request_is_understood_as_printed() {
     assert_eq!(head.addressed, Addressed::Groups(2));
     assert_eq!(head.sender.as_deref(), Some("system"));
     assert!(matches!(head.content, Content::Text(text) if text == "Hello Group 1"));
-    // No JSON, so it goes to WuKongIM as it is.
+    // It is not JSON, so WuKongIM gets it unchanged.
     assert_eq!(
         head.native.unwrap().get(),
         r#"{"payload":"SGVsbG8gR3JvdXAgMQ==","client_msg_no":"job"}"#
@@ -139,7 +139,7 @@ fn the_documented_answer_is_given() {
         .iter()
         .map(|job| job_report(job, &RecipientReport::Sent, &[]).message_id(&recipients(job)[0]))
         .collect();
-    // The sample, with our ids in the place of its own.
+    // The sample, with Fanwise's ids in place of its own.
     let expected = format!(
         r#"[{{"message_id":{},"message_seq":0,"client_msg_no":"batch_msg_1"}},{{"message_id":{},"message_seq":0,"client_msg_no":"batch_msg_2"}}]"#,
         ids[0], ids[1],
@@ -147,7 +147,7 @@ fn the_documented_answer_is_given() {
     assert_eq!(spoken.body(), expected.as_bytes());
 }
 
-/// An app that looks a message up by the number it gave must find it.
+/// An application must find a message under the number that it gave.
 #[test]
 fn the_number_of_a_message_to_a_channel_goes_out_as_given() {
     let mut settings = Settings::new("http://localhost", Version::V2);
@@ -177,11 +177,11 @@ fn the_number_of_a_message_to_a_channel_goes_out_as_given() {
         assert_eq!(number(second, form), "batch_msg_2");
         assert_eq!(number(single, form), "n1");
     }
-    // Of a message to several users each has a number of its own, or some devices would hide it.
+    // Messages to several users need different numbers, or some devices would hide all but one.
     let object = object_with(&[("client_msg_no", json!("n2"))]);
     let to_users = &asked(BATCH, &object).jobs[0];
     assert!(number(to_users, ClientMsgNo::PerRecipient).starts_with("n2-"));
-    // A number that is no key of ours is not the job's.
+    // A number that cannot be a key does not become the job's key.
     let long = message_with(&[("client_msg_no", json!("n".repeat(300)))]);
     let long = &asked(SINGLE, &long).jobs[0];
     assert_ne!(number(long, ClientMsgNo::Job), "n".repeat(300));
@@ -344,7 +344,7 @@ fn flags_are_flags_however_they_are_written() {
         refusal(SINGLE, &wrong),
         "header.red_dot: true or false is expected"
     );
-    // As 3.x takes them.
+    // The form that 3.x accepts.
     let flat = message_with(&[("no_persist", json!(true)), ("sync_once", json!(1))]);
     let options = asked(SINGLE, &flat).jobs.remove(0).options;
     assert_eq!(
@@ -388,7 +388,7 @@ fn subscribers_are_for_commands_only() {
         ("header", json!({"sync_once": 1})),
     ]);
     refusal(SINGLE, &both);
-    // None at all is no list.
+    // An empty list counts as no list.
     self::asked(SINGLE, &message_with(&[("subscribers", json!([]))]));
 }
 
@@ -441,7 +441,7 @@ fn what_is_missing_is_refused() {
         let field = [("from_uid", sender)];
         refusal(BATCH, &object_with(&field));
         refusal(BATCH, &json!([message_with(&field)]));
-        // A single message then is from the system's user, which the target knows.
+        // A single message without a sender is from the system's user, which the target knows.
         assert_eq!(asked(SINGLE, &message_with(&field)).jobs[0].sender, None);
     }
     for subscribers in [json!(null), json!([]), json!([""]), json!("u1")] {
@@ -451,7 +451,7 @@ fn what_is_missing_is_refused() {
         refused(&call(BATCH, body));
         refused(&call(SINGLE, body));
     }
-    // An array is no single message.
+    // An array is not a single message.
     refused(&call(SINGLE, PRINTED));
 }
 
@@ -492,7 +492,7 @@ fn payloads_are_bounded_and_understood() {
     assert!(matches!(of(&edge), (Content::Custom(_), true)));
     let over = message_with(&[("payload", json!(STANDARD.encode(vec![b'x'; 32_768])))]);
     assert_eq!(refusal(SINGLE, &over), "payload is longer than 32767 bytes");
-    // Breaks in base64 are passed over, and padding may be missing, as some write it.
+    // Line breaks in base64 are ignored, and padding may be missing, as some callers write it.
     for encoded in ["SGVs\nbG8=", "SGVsbG8"] {
         let message = message_with(&[("payload", json!(encoded))]);
         let head = head(&asked(SINGLE, &message).jobs[0]).unwrap();
@@ -613,7 +613,7 @@ proptest! {
         let message = message_with(&[("payload", json!(STANDARD.encode(&payload)))]);
         let wanted = asked(SINGLE, &message).jobs.remove(0);
         let head = head(&wanted).unwrap();
-        // What a target of WuKongIM would put into its call.
+        // The payload that a WuKongIM target would put into its call.
         let sent = match (&head.native, &head.content) {
             (Some(native), _) => {
                 let native: Value = serde_json::from_str(native.get()).unwrap();

@@ -1,4 +1,4 @@
-//! The list of all users: its requests to the byte, its pages, and what goes wrong.
+//! Checks the list of all users: requests byte for byte, pages, and errors.
 
 use super::{Manager, Version, build_it, settings};
 use crate::domain::outcome::Class;
@@ -90,7 +90,7 @@ fn pages_of_version_2() {
         page(&["a", "b"], None)
     );
     assert_eq!(read(Version::V2, None, &body(0, "")), page(&[], None));
-    // It would never end.
+    // A list that promises more but does not move on would never end.
     for odd in [body(1, ""), body(1, &b)] {
         assert_eq!(read(Version::V2, cursor, &odd), Err(Class::Transient));
     }

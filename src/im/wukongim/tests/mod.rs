@@ -1,4 +1,4 @@
-//! The account as a target: what it promises, what it refuses, how it is set up.
+//! Checks the account as a target: promises, refusals and settings.
 
 mod directory;
 mod replies;
@@ -37,7 +37,7 @@ fn packed() -> Box<dyn Target> {
     })
 }
 
-/// A target that sends commands to many users in a call.
+/// A target that sends commands to many users in one call.
 fn commands(version: Version) -> Box<dyn Target> {
     build_it(Settings {
         subscribers: true,
@@ -185,7 +185,7 @@ fn what_an_account_cannot_carry_is_refused_at_acceptance() {
     check(&*v2, |head| head.sender = Some(" ".into()), &["sender"]);
     check(&*v3, |_| {}, &["sender"]);
     check(&*v3, |head| head.sender = Some("news".into()), &[]);
-    // What is too long for one recipient alone is looked at alone: each has a head of its own.
+    // A payload that is too long is checked by itself: each case starts from a new head.
     let mention = |head: &mut Head| {
         head.content = Content::Mention {
             text: "x".into(),
@@ -245,7 +245,7 @@ fn native_fields_may_not_touch_what_fanwise_answers_for() {
     }
     let long = STANDARD.encode([0; 32_768]);
     check(hello(), &format!(r#"{{"payload":"{long}"}}"#), &payload);
-    // The size that counts is that of the payload that is sent.
+    // The limit applies to the payload that is sent.
     let long = Content::Text("x".repeat(40_000));
     check(long, r#"{"payload":"e30="}"#, &[]);
 }

@@ -1,5 +1,5 @@
-//! What every shape of reply means. The replies are those of the sources of 1.2, 2.2 and 3.0, and what
-//! gateways in front of them say.
+//! Checks the meaning of every form of reply. The replies are those of the sources of 1.2, 2.2 and
+//! 3.0, and those of gateways in front of them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ fn replies_to_single_calls() {
         }
     };
     let both = |status, body: &str, class| check(status, body, class, class);
-    // Success in the words of every version, whatever version is set.
+    // Success in the format of every version, whatever version is configured.
     both(
         200,
         r#"{"status":200,"data":{"message_id":1234567890123456789,"client_msg_no":"x"}}"#,
@@ -53,7 +53,7 @@ fn replies_to_single_calls() {
     both(200, r#"{"status":200}"#, Done);
     both(200, r#"{"message_id":1,"message_seq":2,"reason":1}"#, Done);
     both(200, " {\"reason\":1}\n", Done);
-    // Refusals inside a 200.
+    // Refusals with the status 200.
     both(
         200,
         r#"{"message_id":0,"message_seq":0,"reason":4}"#,
@@ -66,7 +66,7 @@ fn replies_to_single_calls() {
     both(200, r#"{"status":404}"#, Permanent);
     both(200, r#"{"status":400,"msg":"no"}"#, Permanent);
     check(200, r#"{"status":500,"msg":"oops"}"#, Uncertain, Transient);
-    // A 200 that says nothing we know: perhaps it was sent.
+    // A 200 with an unknown body: the message may have been sent.
     for odd in [
         "",
         "ok",
@@ -203,7 +203,7 @@ fn replies_to_packed_calls() {
         r#"{"fail_uids":["\u0063"],"reason":["x"]}"#,
         [Done, Done, Transient],
     );
-    // A name that was not asked for.
+    // A uid that was not in the call.
     check(
         200,
         r#"{"fail_uids":["c","z"],"reason":["x","y"]}"#,
@@ -276,7 +276,7 @@ fn a_refused_call_for_many_is_made_again_in_smaller_ones() {
         }
         assert!(!read(&*single, status, body).of(0).split);
     }
-    // Whoever is named has an answer; and nobody's fault is anybody's.
+    // A named uid has an answer of its own; a fault of ours is not a recipient's.
     let named = read(&*packed, 200, r#"{"fail_uids":["b"],"reason":["no"]}"#);
     assert!(!named.of(1).split);
     for status in [401, 404, 429, 500, 503] {

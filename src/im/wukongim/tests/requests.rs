@@ -1,4 +1,4 @@
-//! Requests to the byte.
+//! Checks requests byte for byte.
 
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ fn a_single_call_with_everything_set() {
         STANDARD.decode("eyAidHlwZSI6IDc3LCAibiI6MS4wIH0=").unwrap(),
         br#"{ "type": 77, "n":1.0 }"#
     );
-    // The job's own sender wins; a raw message is the payload as it stands.
+    // The job's own sender wins; a raw message is the payload unchanged.
     head.sender = Some("boss".into());
     head.content = Content::Raw(raw("[1, 2]"));
     let got = golden(&*target, head, &["u1"]);
@@ -120,7 +120,7 @@ fn awkward_recipients_arrive_as_they_are() {
 }
 
 proptest! {
-    /// A call asked for again is the same to the byte, and no two recipients share a client_msg_no.
+    /// A repeated call is identical byte for byte, and no two recipients share a `client_msg_no`.
     #[test]
     fn calls_are_the_same_every_time(one in ".{1,40}", other in ".{1,40}") {
         let (target, head) = (single(Version::V3), Arc::new(head()));
@@ -240,7 +240,7 @@ fn a_call_to_a_group() {
         {\"header\":{\"no_persist\":0,\"red_dot\":1,\"sync_once\":0},\"from_uid\":\"____system\",\
         \"payload\":\"eyJ0eXBlIjoxLCJjb250ZW50IjoiSGVsbG8gXCJ5b3VcIiJ9\",\"channel_type\":2,\
         \"client_msg_no\":\"promo-1-06a31537d691b7d9\",\"channel_id\":\"u1\"}";
-    // A group is called by itself, also where users are packed.
+    // A group has a call of its own, even on a target that packs users.
     for target in [single(Version::V1), single(Version::V2), packed()] {
         assert_eq!(golden(&*target, head.clone(), &["u1"]), expected);
     }
@@ -315,13 +315,13 @@ fn a_command_to_many_users() {
          \"expire\":5,\"payload\":\"e30=\",\"client_msg_no\":\"promo-1\",\
          \"subscribers\":[\"u1\"]}"
     );
-    // Without `sync_once` the server would refuse it.
+    // Without `sync_once` the server would refuse `subscribers`.
     head.options.sync_once = None;
     let got = golden(&*commands(Version::V2), head, &["u1"]);
     assert!(got.contains(r#""channel_id":"u1"}"#), "{got}");
 }
 
-/// A job may say which number its messages have, in the words of the target's setting.
+/// A job may choose the form of its messages' numbers, with the values of the target's setting.
 #[test]
 fn a_job_may_choose_the_form_of_its_number() {
     let number = |target: &dyn Target, native: &str| {
@@ -373,7 +373,7 @@ fn native_fields_join_the_request_and_win() {
     head.content = Content::Native;
     let got = golden(&*single(Version::V2), head.clone(), &["u1"]);
     assert_eq!(got.matches("payload").count(), 1);
-    // A lenient job goes on without what a packed call cannot carry.
+    // A lenient job is sent without the parts that a packed call cannot carry.
     head.content = Content::Raw(raw("1"));
     assert_eq!(
         golden(&*packed(), head, &["u1"]),
@@ -432,7 +432,8 @@ fn a_message_in_doubt_is_looked_up() {
         "u1",
         "channel_id=u1%40____system&channel_type=1&client_msg_no=a%26b%3Dc",
     );
-    // What is not stored cannot be found, and a call for many has no number.
+    // A message that is not stored cannot be found, and a call for many has no number per
+    // recipient.
     let none = |target: &dyn Target, change: fn(&mut Head), recipients: &[&str]| {
         let mut head = head();
         change(&mut head);

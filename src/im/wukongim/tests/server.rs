@@ -1,5 +1,5 @@
-//! The adapter and the mock, which was written from the server's sources and knows nothing of it: what
-//! one asks for, the other takes.
+//! Tests the adapter against the mock, which was written from the server's sources and does not
+//! know the adapter.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use fanwise_mock_im::{self as mock, MockIm};
 /// Longer than an answer takes on a busy machine.
 const BOUND: Duration = Duration::from_secs(20);
 
-/// A mock of a version, as long as this lives.
+/// A mock of one version; it runs as long as this value lives.
 struct Server {
     url: String,
     client: Client,
@@ -57,7 +57,7 @@ impl Server {
         }
     }
 
-    /// The account that this server is, with a change of its settings.
+    /// An account on this server, with a change of its settings.
     fn target(&self, version: Version, change: impl FnOnce(&mut Settings)) -> Box<dyn Target> {
         let mut settings = Settings {
             url: self.url.clone(),

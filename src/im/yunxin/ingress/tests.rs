@@ -1,4 +1,4 @@
-//! What the documentation shows, every limit, and what becomes of answers.
+//! Checks the requests that the documentation shows, every limit, and the answers.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::im::yunxin::Settings;
 use crate::ports::Target;
 use crate::secret::Secret;
 
-/// The body of the documentation's example, as it is printed.
+/// The body of the documentation's example, as printed.
 const PRINTED: &str = r#"{
   "sender_no_sense": false,
   "extension": "officia labore ex sit ut",
@@ -78,7 +78,7 @@ fn asked(body: &Value) -> DropInRequest {
     call(body.to_string()).asked(&YunxinIngress, &endpoints())
 }
 
-/// The code and words of a refusal, whose shape is looked at too.
+/// Code and text of a refusal; checks its format too.
 fn refusal(body: &Value) -> (u64, String) {
     let (status, said) = call(body.to_string()).refusal(&YunxinIngress, &endpoints());
     assert_eq!(status, 200);
@@ -110,7 +110,7 @@ fn the_documented_request_is_understood_as_printed() {
     let [wanted] = &asked.jobs[..] else {
         panic!("one job is expected");
     };
-    // The documentation tool's template was not filled in, as printed.
+    // The example contains an unfilled template in place of the id.
     assert_eq!(wanted.key, None);
     assert_eq!(wanted.sender.as_deref(), Some("apifoxtest1"));
     assert_eq!(recipients(wanted), ["apifoxtest2"]);
@@ -131,7 +131,7 @@ fn the_documented_request_is_understood_as_printed() {
     assert_eq!(native["message"], printed["message"]);
     assert_eq!(native["p2p_option"], printed["p2p_option"]);
     assert_eq!(native["push_config"]["push_forcepush_ids"], json!(["30"]));
-    // Nothing that is null, and nothing that the options say.
+    // Contains neither `null` nor anything that the options express.
     assert_eq!(native["push_config"].get("push_payload"), None);
     assert_eq!(native.get("route_config"), None);
     assert_eq!(native.get("antispam_config"), None);
@@ -139,7 +139,7 @@ fn the_documented_request_is_understood_as_printed() {
 
 #[test]
 fn the_printed_headers_come_in_where_anybody_may() {
-    // The documentation's curl sends its headers empty.
+    // The documentation's curl command sends empty headers.
     let empty = ["appkey", "nonce", "curtime", "checksum"];
     let call = empty
         .iter()
@@ -158,7 +158,7 @@ fn the_documented_answer_is_given() {
     let spoken = answer(&asked, &RecipientReport::Sent, &[]);
     assert_eq!(spoken.status(), 200);
     let id = job_report(&asked.jobs[0], &RecipientReport::Sent, &[]).message_id("apifoxtest2");
-    // The sample, with our time and id in the place of its own.
+    // The sample, with Fanwise's time and id in place of its own.
     let mut sample = json!({
         "code": 200,
         "msg": "success",
@@ -225,7 +225,8 @@ fn failures_are_listed_under_both_names_of_the_id() {
     assert_eq!(code(ended(Outcome::Uncertain, Some(Class::Uncertain))), 408);
     assert_eq!(code(ended(Outcome::Failed, Some(Class::Transient))), 500);
     assert_eq!(code(ended(Outcome::Expired, None)), 403);
-    // Nobody got it: the lists say so. Two receivers with different codes are two failures.
+    // No recipient got it, and the lists report that. Two recipients with different codes are two
+    // failures.
     let said = body(&answer(
         &asked,
         &failed("408", ""),
@@ -237,7 +238,7 @@ fn failures_are_listed_under_both_names_of_the_id() {
     assert_eq!(said["data"]["failed_list"].as_array().unwrap().len(), 2);
 }
 
-/// No receiver is to blame, and none must be taken for unknown, where the sender is, or the call.
+/// If the fault is the sender's or the call's, no recipient is listed as failed or unknown.
 #[test]
 fn a_call_that_was_refused_as_a_whole_is_refused() {
     let asked = asked(&with(&[]));
@@ -276,7 +277,7 @@ fn who_is_not_settled_yet_is_on_the_way() {
     let listed = &said["data"]["success_list"];
     assert_eq!(listed.as_array().unwrap().len(), 2);
     assert_eq!(said["data"].get("failed_list"), None);
-    // What the message lacks its entries lack.
+    // A field that the message lacks is missing from the entries too.
     let mut names: Vec<_> = listed[0].as_object().unwrap().keys().collect();
     names.sort();
     assert_eq!(
@@ -322,7 +323,7 @@ fn every_limit_is_checked_at_its_edge() {
         refusal(&long).1,
         "message.text is longer than 5000 characters"
     );
-    // The operator may say otherwise.
+    // The operator may set another limit.
     let mut endpoints = endpoints();
     endpoints[0].limits.insert("text_max", 6000);
     call(long.to_string()).asked(&YunxinIngress, &endpoints);
@@ -407,7 +408,7 @@ fn every_type_of_message_is_understood() {
         let (content, native) = of(kind, file.clone());
         assert_eq!((content.kind(), native), (expected, true));
     }
-    // As a text, as the older API took it; to a backend it goes as an object.
+    // The older API took it as a text; a backend gets an object.
     let (content, native) = of(1, json!(file.to_string()));
     assert_eq!((content.kind(), native), ("image", true));
     let in_text = with(&[
@@ -464,7 +465,7 @@ fn a_target_of_the_same_system_sends_what_was_written() {
     let sent = target.open(&head).request(&["apifoxtest2"]);
     let sent: Value = serde_json::from_slice(&sent.body).unwrap();
     let mut written: Value = serde_json::from_str(PRINTED).unwrap();
-    // What the options say is said by the options, and nothing is null.
+    // The options express these fields, so they are not repeated, and no field is `null`.
     for section in ["push_config", "antispam_config"] {
         let section = written[section].as_object_mut().unwrap();
         section.retain(|_, value| !value.is_null());
@@ -481,7 +482,7 @@ fn the_trace_id_is_the_key_of_the_job() {
     let traced = untraced.header("x-custom-traceid", "trace-1");
     assert_eq!(key(&traced).as_deref(), Some("trace-1"));
     assert_eq!(key(&call(with(&[]).to_string())), None);
-    // A backend tells messages apart by an id of the target's.
+    // For a backend, the target gives each message an id of its own.
     assert!(asked(&named).jobs[0].native.is_none());
     let said = body(&answer(&asked(&named), &RecipientReport::Sent, &[]));
     assert_eq!(
