@@ -18,7 +18,7 @@ const MAPPED_FROM: libc::c_int = 128 * 1024;
 const HEAPS_PER_CORE: usize = 2;
 
 /// Call it before any thread starts. Other allocators need no such settings.
-pub fn give_back_what_is_freed() {
+pub fn return_freed_memory() {
     #[cfg(target_env = "gnu")]
     {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -432,7 +432,7 @@ fn systems(config: &Config) -> Vec<DropInSystem> {
         .iter()
         .map(|(name, target)| (name.clone(), target.settings.system()))
         .collect();
-    let doors_of = |system| {
+    let endpoints_of = |system| {
         let endpoints = config.apps.values().flat_map(|app| &app.endpoints);
         let endpoints = endpoints.filter(move |(name, _)| *name == system);
         endpoints.map(|(_, endpoint)| endpoint.clone()).collect()
@@ -440,7 +440,7 @@ fn systems(config: &Config) -> Vec<DropInSystem> {
     crate::im::ingresses()
         .into_iter()
         .map(|(system, ingress)| {
-            DropInSystem::new(system, ingress, doors_of(system), systems.clone())
+            DropInSystem::new(system, ingress, endpoints_of(system), systems.clone())
         })
         .collect()
 }

@@ -14,7 +14,7 @@ use fanwise::exit::Exit;
     reason = "the last word of a command that failed"
 )]
 fn main() -> ExitCode {
-    allocator::give_back_what_is_freed();
+    allocator::return_freed_memory();
     // AMQP, Redis and HTTP share one provider. A second install, as in tests, changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match Cli::try_parse() {

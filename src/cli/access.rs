@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::domain::fields::{shorten, summary};
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
-use crate::domain::letters::{DeadFilter, DeadRow, Wanted, Window, milliseconds};
+use crate::domain::letters::{DeadFilter, DeadRow, LetterFilter, Window, milliseconds};
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::http::client::{Client, ClientSettings};
 use crate::http::tls;
@@ -354,7 +354,7 @@ fn latest(rows: Vec<DeadRow>) -> Vec<DeadRow> {
 }
 
 /// Checks a filter. Relative times in it count back from now.
-pub(super) fn checked(filter: &DeadFilter) -> Result<Wanted, Failure> {
+pub(super) fn checked(filter: &DeadFilter) -> Result<LetterFilter, Failure> {
     filter
         .check(now_ms())
         .map_err(|problems| Failure::message(Exit::Usage, summary(&problems)))
@@ -406,7 +406,7 @@ impl Direct {
 
     /// Fails if the filter names something that does not exist. Called when the filter finds
     /// nothing.
-    async fn knows_names(&self, wanted: &Wanted) -> Result<(), Failure> {
+    async fn knows_names(&self, wanted: &LetterFilter) -> Result<(), Failure> {
         let names = Names::of(&self.config)?;
         let unknown = dead_letters::unknown(&names, self.ledger.as_ref(), wanted).await;
         match unknown.or_exit(Exit::Unavailable)? {

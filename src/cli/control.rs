@@ -15,7 +15,7 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::schedule::parse_duration;
 use crate::exit::{Exit, Failure};
 use crate::service::control::CONFIGURED;
-use crate::service::control::{Command, DirectiveNote, LimitView, Steered, TargetView};
+use crate::service::control::{Command, ControlResult, DirectiveNote, LimitView, TargetView};
 
 /// The note of a directive, and how to print the result.
 #[derive(Debug, Args)]
@@ -240,21 +240,21 @@ pub(super) async fn tell(
     words: &Words,
     expires_in: Option<Duration>,
 ) -> Result<Exit, Failure> {
-    let steered = access.steer(&command, &words.note(expires_in)).await?;
+    let result = access.steer(&command, &words.note(expires_in)).await?;
     if words.json {
-        output::json(&steered)?;
+        output::json(&result)?;
     } else {
-        for line in lines(&command, &steered) {
+        for line in lines(&command, &result) {
             output::line(line)?;
         }
     }
     Ok(Exit::Ok)
 }
 
-fn lines(command: &Command, steered: &Steered) -> Vec<String> {
-    let subject = &steered.subject;
+fn lines(command: &Command, result: &ControlResult) -> Vec<String> {
+    let subject = &result.subject;
     let mut lines = Vec::new();
-    if !steered.changed {
+    if !result.changed {
         let was = match command {
             Command::Resume(_) => "was not paused",
             Command::Unpark(_) => "was not parked",
@@ -265,7 +265,7 @@ fn lines(command: &Command, steered: &Steered) -> Vec<String> {
     }
     let until =
         |ms: Option<u64>| ms.map_or_else(String::new, |ms| format!(" (until {})", rfc3339(ms)));
-    for directive in &steered.directives {
+    for directive in &result.directives {
         // A cancelled job stays cancelled: the directive's end does not matter.
         let end = match directive.action {
             Action::Cancel => String::new(),
@@ -273,7 +273,7 @@ fn lines(command: &Command, steered: &Steered) -> Vec<String> {
         };
         lines.push(format!("{subject} {directive}{end}"));
     }
-    if let Some(park) = &steered.parked {
+    if let Some(park) = &result.parked {
         lines.push(format!(
             "{subject} is parked, {park}{}",
             until(Some(park.until_ms))

@@ -8,7 +8,7 @@ use axum::http::Uri;
 
 use super::reader::{Findings, Section};
 use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig, no_target};
-use crate::domain::permissions::{Crowd, Permissions};
+use crate::domain::permissions::{AudienceKind, Permissions};
 use crate::gateway::AppAccess;
 use crate::im::address::no_credentials;
 use crate::secret::Secret;
@@ -34,7 +34,7 @@ pub(super) fn read_permissions(
             findings.problem(section.key("targets"), no_target(target, targets));
         }
     }
-    if permissions.audiences.contains(&Crowd::All) && permissions.counts() {
+    if permissions.audiences.contains(&AudienceKind::All) && permissions.counts() {
         let what = "lists \"all\", whose number is not known in advance, so `recipients_max` and \
                     `daily_recipients` cannot limit it; leave out one or the other";
         findings.problem(section.key("audiences"), what);
@@ -42,18 +42,22 @@ pub(super) fn read_permissions(
     permissions
 }
 
-fn read_audiences(section: &mut Section, usual: &[Crowd], findings: &mut Findings) -> Vec<Crowd> {
+fn read_audiences(
+    section: &mut Section,
+    usual: &[AudienceKind],
+    findings: &mut Findings,
+) -> Vec<AudienceKind> {
     let usual: Vec<_> = usual.iter().map(|crowd| crowd.as_str()).collect();
     let mut audiences = Vec::new();
     for word in section.list("audiences", &usual, findings) {
-        match Crowd::ALL
+        match AudienceKind::ALL
             .iter()
             .copied()
             .find(|crowd| crowd.as_str() == word)
         {
             Some(crowd) => audiences.push(crowd),
             None => {
-                let words: Vec<_> = Crowd::ALL.iter().map(|it| it.as_str()).collect();
+                let words: Vec<_> = AudienceKind::ALL.iter().map(|it| it.as_str()).collect();
                 let words = words.join(", ");
                 let what = format!("{word:?} is not one of {words}");
                 findings.problem(section.key("audiences"), what);
@@ -152,8 +156,8 @@ pub(super) fn read_tls(
 }
 
 /// Warns of endpoints that permit requests for all users while the app's own audiences do not.
-pub(super) fn check_doors(name: &str, app: &AppConfig, findings: &mut Findings) {
-    if app.permissions.audiences.contains(&Crowd::All) {
+pub(super) fn check_endpoints(name: &str, app: &AppConfig, findings: &mut Findings) {
+    if app.permissions.audiences.contains(&AudienceKind::All) {
         return;
     }
     for (system, _) in app

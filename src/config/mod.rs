@@ -551,7 +551,7 @@ fn read_apps(
                 .optional("callbacks", findings)
                 .map(|section| callbacks::read(section, findings)),
             replies: callbacks::read_replies(&mut section, findings),
-            endpoints: read_doors(&name, &mut section, targets, findings),
+            endpoints: read_endpoints(&name, &mut section, targets, findings),
             permissions: apps::read_permissions(&mut section, targets, findings),
             access: apps::read_access(&mut section, findings),
         };
@@ -572,7 +572,7 @@ fn no_target(name: &str, targets: &BTreeMap<String, TargetConfig>) -> String {
     format!("there is no [targets.{name}]{hint}")
 }
 
-fn read_doors(
+fn read_endpoints(
     app: &str,
     section: &mut Section,
     targets: &BTreeMap<String, TargetConfig>,
@@ -678,7 +678,7 @@ fn cross_check(config: &Config, findings: &mut Findings) {
             let what = "no default target: its jobs must name one";
             findings.warning(format!("apps.{name}.target"), what);
         }
-        apps::check_doors(name, app, findings);
+        apps::check_endpoints(name, app, findings);
     }
 }
 

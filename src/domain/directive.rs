@@ -182,7 +182,7 @@ pub enum Go {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Board {
     /// By the name of the subject, one map per scope.
-    standing: [HashMap<String, Vec<Directive>>; 3],
+    directives: [HashMap<String, Vec<Directive>>; 3],
     /// The last time a job was cancelled.
     cancelled_ms: Option<u64>,
 }
@@ -202,7 +202,7 @@ impl Board {
             self.cancelled_ms = self.cancelled_ms.max(Some(directive.since_ms));
         }
         let Subject { scope, name } = &directive.subject;
-        let here = self.standing[*scope as usize]
+        let here = self.directives[*scope as usize]
             .entry(name.clone())
             .or_default();
         let kind = directive.action.kind();
@@ -216,7 +216,7 @@ impl Board {
         target: &'a str,
         now_ms: u64,
     ) -> impl Iterator<Item = (&'a Directive, &'a str)> {
-        let jobs = self.standing[Scope::Job as usize].values().flatten();
+        let jobs = self.directives[Scope::Job as usize].values().flatten();
         jobs.filter_map(move |it| match &it.action {
             Action::Park { target: at, code } if at == target && it.in_force(now_ms) => {
                 Some((it, code.as_str()))
@@ -227,7 +227,7 @@ impl Board {
 
     /// The directives in force about a subject.
     pub fn about(&self, scope: Scope, name: &str, now_ms: u64) -> impl Iterator<Item = &Directive> {
-        let here = self.standing[scope as usize].get(name);
+        let here = self.directives[scope as usize].get(name);
         here.into_iter()
             .flatten()
             .filter(move |directive| directive.in_force(now_ms))
@@ -240,7 +240,7 @@ impl Board {
 
     /// All directives in force, in the order of scopes.
     pub fn all(&self, now_ms: u64) -> impl Iterator<Item = &Directive> {
-        self.standing
+        self.directives
             .iter()
             .flat_map(HashMap::values)
             .flatten()
@@ -257,8 +257,8 @@ impl Board {
     ///
     /// A cancelled job ends even while the job, its app or its target is paused. Each pause holds
     /// the slice, and the most recent one determines when to look again.
-    pub fn order(&self, names: [&str; 3], now_ms: u64) -> SliceControl {
-        let mut order = SliceControl::default();
+    pub fn control(&self, names: [&str; 3], now_ms: u64) -> SliceControl {
+        let mut control = SliceControl::default();
         let mut pauses = Pauses::default();
         let mut cancelled = false;
         for (index, (scope, name)) in Scope::ALL.iter().copied().zip(names).enumerate() {
@@ -266,16 +266,16 @@ impl Board {
                 match &directive.action {
                     Action::Pause | Action::Park { .. } => pauses.add(directive),
                     Action::Cancel => cancelled = true,
-                    Action::Rate { rate } => order.rates[index] = Some(*rate),
+                    Action::Rate { rate } => control.rates[index] = Some(*rate),
                 }
             }
         }
-        order.go = if cancelled {
+        control.go = if cancelled {
             Go::Cancelled
         } else {
             pauses.look_again(now_ms).map_or(Go::On, Go::Wait)
         };
-        order
+        control
     }
 }
 
@@ -324,8 +324,8 @@ mod tests {
         }
     }
 
-    fn order(directives: &[Directive], now_ms: u64) -> SliceControl {
-        Board::new(directives.iter().cloned()).order(["im", "shop", "j1"], now_ms)
+    fn control(directives: &[Directive], now_ms: u64) -> SliceControl {
+        Board::new(directives.iter().cloned()).control(["im", "shop", "j1"], now_ms)
     }
 
     fn rate(text: &str) -> Action {
@@ -339,9 +339,9 @@ mod tests {
         for (scope, name) in Scope::ALL.iter().copied().zip(["im", "shop", "j1"]) {
             let pause = directive(scope, name, Action::Pause);
             let wait = Go::Wait(Duration::from_secs(5));
-            assert_eq!(order(&[pause], NOW).go, wait, "{scope:?}");
+            assert_eq!(control(&[pause], NOW).go, wait, "{scope:?}");
             let other = directive(scope, "other", Action::Pause);
-            assert_eq!(order(&[other], NOW), SliceControl::default(), "{scope:?}");
+            assert_eq!(control(&[other], NOW), SliceControl::default(), "{scope:?}");
         }
     }
 
@@ -355,9 +355,9 @@ mod tests {
             directive(Scope::Job, "j1", fault("404")),
             directive(Scope::Job, "j2", fault("403")),
         ];
-        assert_ne!(order(&directives, NOW).go, Go::On);
+        assert_ne!(control(&directives, NOW).go, Go::On);
         let board = Board::new(directives);
-        assert_eq!(board.order(["im", "shop", "j3"], NOW).go, Go::On);
+        assert_eq!(board.control(["im", "shop", "j3"], NOW).go, Go::On);
         assert_eq!(board.parked_jobs("im", NOW).count(), 2);
         assert_eq!(board.parked_jobs("other", NOW).count(), 0);
     }
@@ -368,7 +368,7 @@ mod tests {
             directive(Scope::Target, "im", Action::Pause),
             directive(Scope::Job, "j1", Action::Cancel),
         ];
-        assert_eq!(order(&directives, NOW).go, Go::Cancelled);
+        assert_eq!(control(&directives, NOW).go, Go::Cancelled);
     }
 
     #[test]
@@ -379,8 +379,12 @@ mod tests {
         };
         let directives = [pause];
         let wait = Go::Wait(Duration::from_secs(1));
-        assert_eq!(order(&directives, NOW).go, wait, "no longer than it stands");
-        assert_eq!(order(&directives, NOW + 1000), SliceControl::default());
+        assert_eq!(
+            control(&directives, NOW).go,
+            wait,
+            "no longer than it stands"
+        );
+        assert_eq!(control(&directives, NOW + 1000), SliceControl::default());
         assert!(Board::new(directives).all(NOW + 1000).next().is_none());
     }
 
@@ -390,7 +394,7 @@ mod tests {
             directive(Scope::Job, "j1", rate("10/s")),
             directive(Scope::Target, "im", rate("20/s per call")),
         ];
-        let rates = order(&directives, NOW).rates;
+        let rates = control(&directives, NOW).rates;
         assert_eq!(rates[0], Some("20/s per call".parse().unwrap()));
         assert_eq!((rates[1], rates[2]), (None, Some("10/s".parse().unwrap())));
     }
@@ -438,7 +442,7 @@ mod tests {
                     ..directive(scope, name, Action::Pause)
                 })
                 .collect();
-            let Go::Wait(wait) = order(&directives, now).go else {
+            let Go::Wait(wait) = control(&directives, now).go else {
                 return Err(TestCaseError::fail("a paused slice went on"));
             };
             let youngest = pauses.iter().map(|(age, _)| *age).min().unwrap();

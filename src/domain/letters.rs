@@ -86,7 +86,7 @@ impl DeadFilter {
     }
 
     /// Parses the filter, or returns all problems.
-    pub fn check(&self, now_ms: u64) -> Result<Wanted, Vec<Problem>> {
+    pub fn check(&self, now_ms: u64) -> Result<LetterFilter, Vec<Problem>> {
         let mut problems = Vec::new();
         let mut time = |field: &str, text: &Option<String>| {
             let text = text.as_deref()?;
@@ -119,7 +119,7 @@ impl DeadFilter {
             let app = self.app.as_deref().unwrap_or("default");
             [job.to_owned(), JobId::of(app, job).to_string()]
         });
-        Ok(Wanted {
+        Ok(LetterFilter {
             job,
             app: self.app.clone(),
             target: self.target.clone(),
@@ -169,7 +169,7 @@ pub fn not_a_moment(text: &str) -> String {
 
 /// A parsed filter.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct LetterFilter {
     /// The job as it was written, and the id that it has if that was its client_msg_no.
     job: Option<[String; 2]>,
     app: Option<String>,
@@ -182,7 +182,7 @@ pub struct Wanted {
     until_ms: Option<u64>,
 }
 
-impl Wanted {
+impl LetterFilter {
     /// The job as it was written, and the id that it has if that was its client_msg_no.
     pub fn job(&self) -> Option<&[String; 2]> {
         self.job.as_ref()

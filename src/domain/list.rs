@@ -209,8 +209,8 @@ impl<'de> Visitor<'de> for Line<'_> {
         };
         while let Some(Key(key)) = map.next_key()? {
             match (self.rank(&key), &id) {
-                (Some(rank), Some((standing, _))) if rank == *standing => return Err(twice(&key)),
-                (Some(rank), Some((standing, _))) if rank > *standing => {
+                (Some(rank), Some((found, _))) if rank == *found => return Err(twice(&key)),
+                (Some(rank), Some((found, _))) if rank > *found => {
                     map.next_value::<serde::de::IgnoredAny>()?;
                 }
                 (Some(rank), _) => id = Some((rank, map.next_value::<Id<'de>>()?.0)),

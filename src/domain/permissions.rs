@@ -19,7 +19,7 @@ pub struct Permissions {
     pub senders: Vec<String>,
     /// Allowed targets; empty means any.
     pub targets: Vec<String>,
-    pub audiences: Vec<Crowd>,
+    pub audiences: Vec<AudienceKind>,
     /// The most list entries of one job.
     pub recipients_max: Option<u64>,
     /// The most list entries on one UTC day.
@@ -31,7 +31,7 @@ impl Default for Permissions {
         Self {
             senders: Vec::new(),
             targets: Vec::new(),
-            audiences: vec![Crowd::Users, Crowd::Groups],
+            audiences: vec![AudienceKind::Users, AudienceKind::Groups],
             recipients_max: None,
             daily_recipients: None,
         }
@@ -44,13 +44,13 @@ impl Default for Permissions {
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
-pub enum Crowd {
+pub enum AudienceKind {
     Users,
     Groups,
     All,
 }
 
-impl Crowd {
+impl AudienceKind {
     pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
@@ -58,7 +58,7 @@ impl Crowd {
     }
 }
 
-impl fmt::Display for Crowd {
+impl fmt::Display for AudienceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -72,7 +72,7 @@ pub struct Asked {
     pub client_msg_no: String,
     pub sender: Option<String>,
     pub target: String,
-    pub crowd: Crowd,
+    pub crowd: AudienceKind,
     /// Each submitted list, by the name of its submission, with the number of its entries. An
     /// audience of all users has no list.
     pub lists: Vec<(String, u64)>,
@@ -81,11 +81,11 @@ pub struct Asked {
 impl Asked {
     pub fn of(job: &Job<'_>) -> Self {
         let (crowd, lists) = if job.is_for_all() {
-            (Crowd::All, Vec::new())
+            (AudienceKind::All, Vec::new())
         } else {
             let crowd = match job.head.addressed {
-                Addressed::Users => Crowd::Users,
-                Addressed::Groups(_) => Crowd::Groups,
+                Addressed::Users => AudienceKind::Users,
+                Addressed::Groups(_) => AudienceKind::Groups,
             };
             (crowd, vec![(job.submission.clone(), job.entries as u64)])
         };
@@ -147,9 +147,9 @@ impl Permissions {
 
     /// An app that may send to all users may send to some of them; the list of all users arrives in
     /// parts.
-    fn permits(&self, crowd: Crowd) -> bool {
+    fn permits(&self, crowd: AudienceKind) -> bool {
         self.audiences.contains(&crowd)
-            || crowd == Crowd::Users && self.audiences.contains(&Crowd::All)
+            || crowd == AudienceKind::Users && self.audiences.contains(&AudienceKind::All)
     }
 
     /// Whether the app's earlier use counts.
@@ -209,7 +209,7 @@ mod tests {
             client_msg_no: "promo".to_owned(),
             sender: Some("news".to_owned()),
             target: "im".to_owned(),
-            crowd: Crowd::Users,
+            crowd: AudienceKind::Users,
             lists: vec![("a".to_owned(), 60), ("b".to_owned(), 40)],
         }
     }
@@ -218,7 +218,7 @@ mod tests {
         Permissions {
             senders: vec!["news".to_owned(), "offers".to_owned()],
             targets: vec!["im".to_owned()],
-            audiences: vec![Crowd::Users],
+            audiences: vec![AudienceKind::Users],
             recipients_max: Some(100),
             daily_recipients: Some(1000),
         }
@@ -245,7 +245,7 @@ mod tests {
         let other = Asked {
             sender: Some("boss".to_owned()),
             target: "sms".to_owned(),
-            crowd: Crowd::Groups,
+            crowd: AudienceKind::Groups,
             lists: vec![("a".to_owned(), 101)],
             ..asked()
         };
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn all_users_are_for_those_it_is_listed_for() {
         let all = Asked {
-            crowd: Crowd::All,
+            crowd: AudienceKind::All,
             lists: Vec::new(),
             ..asked()
         };
@@ -289,7 +289,7 @@ mod tests {
             ],
         );
         let only_all = Permissions {
-            audiences: vec![Crowd::All],
+            audiences: vec![AudienceKind::All],
             ..Permissions::default()
         };
         check(&only_all, &all, &[]);

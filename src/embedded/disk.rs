@@ -107,7 +107,7 @@ impl StorageError {
     }
 }
 
-macro_rules! trouble_from {
+macro_rules! storage_error_from {
     ($($error:ident),*) => {$(
         impl From<redb::$error> for StorageError {
             fn from(error: redb::$error) -> Self {
@@ -116,7 +116,7 @@ macro_rules! trouble_from {
         }
     )*};
 }
-trouble_from!(
+storage_error_from!(
     StorageError,
     TableError,
     TransactionError,

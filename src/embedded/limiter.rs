@@ -39,8 +39,8 @@ impl Limiter for EmbeddedStore {
         let json = crate::json::text(park);
         let step = self.0.0.write(json.len(), move |work| {
             let parks = work.tables.parks.open()?;
-            let standing = parks.get(target.as_str())?.map_or(0, |row| row.value().0);
-            if until_ms > standing {
+            let current = parks.get(target.as_str())?.map_or(0, |row| row.value().0);
+            if until_ms > current {
                 parks.insert(target.as_str(), (until_ms, json.as_str()))?;
             }
             Ok(())

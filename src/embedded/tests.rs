@@ -174,7 +174,7 @@ fn slice_ref<'a>(head: &'a Head, id: &'a SliceId, entries: u32) -> SliceRef<'a> 
 
 /// How the disk fails at the moment.
 #[derive(Debug, Default)]
-struct Weather {
+struct Conditions {
     full: AtomicBool,
     broken: AtomicBool,
     /// Reads return other bytes than were written.
@@ -183,7 +183,7 @@ struct Weather {
     writes_left: AtomicU64,
 }
 
-impl Weather {
+impl Conditions {
     fn check(&self) -> io::Result<()> {
         if self.broken.load(Ordering::SeqCst) {
             return Err(io::Error::other("the disk is gone"));
@@ -201,7 +201,7 @@ impl Weather {
 }
 
 /// A file on a disk that fails when the test says so.
-struct FailingDisk(FileBackend, Arc<Weather>);
+struct FailingDisk(FileBackend, Arc<Conditions>);
 
 impl fmt::Debug for FailingDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -242,7 +242,7 @@ impl StorageBackend for FailingDisk {
     }
 }
 
-fn open_in(folder: &Folder, weather: &Arc<Weather>) -> Engine {
+fn open_in(folder: &Folder, weather: &Arc<Conditions>) -> Engine {
     let weather = Arc::clone(weather);
     let opener = move |file: &Path| {
         let file = File::options()
@@ -278,7 +278,7 @@ async fn until_ok<T, E: fmt::Debug>(mut act: impl AsyncFnMut() -> Result<T, E>) 
 async fn a_full_disk_refuses_and_loses_nothing() {
     for writes_left in [0, 1, 2, 3, 5, 8] {
         let folder = Folder::new();
-        let weather = Arc::new(Weather::default());
+        let weather = Arc::new(Conditions::default());
         let engine = open_in(&folder, &weather);
         let store = engine.store();
         let session = engine.broker().connect().await.unwrap();
@@ -363,7 +363,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
 #[tokio::test]
 async fn a_disk_that_comes_back_is_used_again() {
     let folder = Folder::new();
-    let weather = Arc::new(Weather::default());
+    let weather = Arc::new(Conditions::default());
     let engine = open_in(&folder, &weather);
     let session = engine.broker().connect().await.unwrap();
     let mut consumer = session.consume(Source::Lane(lane()), 1).await.unwrap();
@@ -394,7 +394,7 @@ async fn a_disk_that_comes_back_is_used_again() {
 async fn a_store_found_damaged_is_not_used_any_more() {
     for way in 0..3 {
         let folder = Folder::new();
-        let weather = Arc::new(Weather::default());
+        let weather = Arc::new(Conditions::default());
         let engine = open_in(&folder, &weather);
         let session = engine.broker().connect().await.unwrap();
         for number in 0..10 {

@@ -185,7 +185,7 @@ enum WriterCommand {
 
 /// The way to the writer. The writer ends when the last handle is dropped.
 pub(super) struct Handle {
-    orders: mpsc::Sender<WriterCommand>,
+    commands: mpsc::Sender<WriterCommand>,
     waiting: Arc<Semaphore>,
 }
 
@@ -227,7 +227,7 @@ impl Handle {
             writes,
             done,
         };
-        self.orders
+        self.commands
             .send(WriterCommand::Step(Box::new(step)))
             .map_err(|_| StorageError::Stopped)?;
         answer.await.unwrap_or(Err(StorageError::Stopped))
@@ -239,13 +239,15 @@ impl Handle {
             queue: out.queue,
             place: out.place,
         };
-        let order = WriterCommand::Step(Box::new(ack));
-        self.orders.send(order).map_err(|_| StorageError::Stopped)
+        let command = WriterCommand::Step(Box::new(ack));
+        self.commands
+            .send(command)
+            .map_err(|_| StorageError::Stopped)
     }
 
     pub(super) fn stop(&self, done: oneshot::Sender<()>) {
         // If the writer has ended, `done` is dropped, which tells the caller.
-        let _ = self.orders.send(WriterCommand::Stop(done));
+        let _ = self.commands.send(WriterCommand::Stop(done));
     }
 }
 
@@ -266,7 +268,7 @@ pub(super) struct Parts {
 
 pub(super) struct Writer {
     parts: Parts,
-    orders: mpsc::Receiver<WriterCommand>,
+    commands: mpsc::Receiver<WriterCommand>,
     /// Steps of the last commit.
     joined: usize,
     /// Acks that could not be written yet.
@@ -279,11 +281,11 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn start(parts: Parts) -> io::Result<Handle> {
-        let (sender, orders) = mpsc::channel();
+        let (sender, commands) = mpsc::channel();
         let sweep_at = Instant::now() + sweep::pause(parts.dedup_window);
         let writer = Self {
             parts,
-            orders,
+            commands,
             joined: 1,
             owed: Vec::new(),
             failed: None,
@@ -294,7 +296,7 @@ impl Writer {
             .name("fanwise-write".to_owned())
             .spawn(move || writer.run())?;
         Ok(Handle {
-            orders: sender,
+            commands: sender,
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         })
     }
@@ -314,7 +316,7 @@ impl Writer {
             if !self.owed.is_empty() {
                 wait = wait.min(RETRY);
             }
-            match self.orders.recv_timeout(wait) {
+            match self.commands.recv_timeout(wait) {
                 Ok(WriterCommand::Step(first)) => {
                     let (group, stopping) = self.collect(first);
                     asked_to_stop = stopping;
@@ -330,12 +332,14 @@ impl Writer {
         }
         // The dispatcher ends first, then the store is closed, then the folder is free for others.
         drop(stop);
-        let Self { parts, orders, .. } = self;
+        let Self {
+            parts, commands, ..
+        } = self;
         let _ = parts.dispatcher.join();
         parts.disk.close();
         drop(parts.lock);
         // Callers that handed over a step meanwhile get an error.
-        drop(orders);
+        drop(commands);
         if let Some(done) = asked_to_stop {
             let _ = done.send(());
         }
@@ -347,14 +351,14 @@ impl Writer {
         let mut bytes = first.bytes();
         let mut group = vec![first];
         while group.len() < self.parts.steps_max && bytes < COMMIT_BYTES_MAX {
-            let order = match self.orders.try_recv() {
+            let command = match self.commands.try_recv() {
                 Err(mpsc::TryRecvError::Empty) if group.len() < self.joined => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    self.orders.recv_timeout(left).ok()
+                    self.commands.recv_timeout(left).ok()
                 }
-                order => order.ok(),
+                command => command.ok(),
             };
-            match order {
+            match command {
                 Some(WriterCommand::Step(step)) => {
                     bytes += step.bytes();
                     group.push(step);

@@ -23,7 +23,7 @@ use crate::domain::schedule::parse_duration;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
 use crate::service::control::CONFIGURED;
 use crate::service::control::{
-    self, Command, DirectiveNote, LimitView, SteerError, Steered, TargetView,
+    self, Command, ControlError, ControlResult, DirectiveNote, LimitView, TargetView,
 };
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
@@ -43,12 +43,12 @@ where
         .route("/v1/directives", get(directives::<B, S, T>))
 }
 
-impl From<SteerError> for Refusal {
-    fn from(error: SteerError) -> Self {
+impl From<ControlError> for Refusal {
+    fn from(error: ControlError) -> Self {
         match error {
-            SteerError::Unknown(what) => Self::NotFound(what),
-            SteerError::TooLate(what) => Self::TooLate(what),
-            SteerError::Ledger(error) => error.into(),
+            ControlError::Unknown(what) => Self::NotFound(what),
+            ControlError::TooLate(what) => Self::TooLate(what),
+            ControlError::Ledger(error) => error.into(),
         }
     }
 }
@@ -58,7 +58,7 @@ async fn job<B: Broker, S: Store, T: Transport>(
     Path(last): Path<String>,
     _: NoParams,
     body: Held,
-) -> Result<Json<Steered>, Refusal> {
+) -> Result<Json<ControlResult>, Refusal> {
     let (id, verb) = verb(&last, &["pause", "resume", "cancel", "rate"])?;
     let id: JobId = id
         .parse()
@@ -80,7 +80,7 @@ async fn app<B: Broker, S: Store, T: Transport>(
     Path(last): Path<String>,
     _: NoParams,
     body: Held,
-) -> Result<Json<Steered>, Refusal> {
+) -> Result<Json<ControlResult>, Refusal> {
     let (name, verb) = verb(&last, &["pause", "resume"])?;
     let subject = Subject::new(Scope::App, name);
     steer(&gateway, &body.bytes, |_| {
@@ -97,7 +97,7 @@ async fn target<B: Broker, S: Store, T: Transport>(
     Path(last): Path<String>,
     _: NoParams,
     body: Held,
-) -> Result<Json<Steered>, Refusal> {
+) -> Result<Json<ControlResult>, Refusal> {
     let (name, verb) = verb(&last, &["park", "unpark", "pause", "resume"])?;
     let subject = Subject::new(Scope::Target, name);
     steer(&gateway, &body.bytes, |_| {
@@ -117,7 +117,7 @@ async fn limit<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     _: NoParams,
     body: Held,
-) -> Result<Json<Steered>, Refusal> {
+) -> Result<Json<ControlResult>, Refusal> {
     steer(&gateway, &body.bytes, |order| {
         let rate = order.rate()?;
         let subject = order
@@ -163,7 +163,7 @@ async fn steer<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
     body: &[u8],
     command: impl FnOnce(ControlRequest) -> Result<Command, Problem>,
-) -> Result<Json<Steered>, Refusal> {
+) -> Result<Json<ControlResult>, Refusal> {
     let mut problems = Vec::new();
     let order = ControlRequest::read(body, &mut problems);
     let note = order.note.clone();
@@ -172,14 +172,14 @@ async fn steer<B: Broker, S: Store, T>(
     }
     let command = command(order).map_err(|problem| Refusal::BadRequest(vec![problem]))?;
     let store = &gateway.context.store;
-    let steered = control::carry_out(store, &gateway.facts, &command, &note, now_ms()).await?;
-    let (verb, subject) = (command.verb(), &steered.subject);
+    let result = control::carry_out(store, &gateway.facts, &command, &note, now_ms()).await?;
+    let (verb, subject) = (command.verb(), &result.subject);
     tracing::info!(
         author = note.author,
         reason = note.reason,
         "command over HTTP: {verb} {subject}"
     );
-    Ok(Json(steered))
+    Ok(Json(result))
 }
 
 /// Splits the last segment of a path into name and verb: a router matches only whole segments.

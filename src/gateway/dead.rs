@@ -26,7 +26,7 @@ use crate::clock::now_ms;
 use crate::domain::announce::DeadLetter;
 use crate::domain::fields::{Fields, Problem};
 use crate::domain::letters::{
-    DeadFilter, DeadRow, FILTER_FIELDS, Key, Wanted, last_attempt_ms, read_letter,
+    DeadFilter, DeadRow, FILTER_FIELDS, Key, LetterFilter, last_attempt_ms, read_letter,
 };
 use crate::ports::{
     Broker, LedgerError, RetainedMessage, RetainedQueue, RetainedQueues, Store, Transport,
@@ -89,7 +89,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
 
     /// Fails if the filter names something that does not exist. Called when the filter finds
     /// nothing.
-    async fn knows_names(&self, wanted: &Wanted) -> Result<(), Refusal> {
+    async fn knows_names(&self, wanted: &LetterFilter) -> Result<(), Refusal> {
         let store = Some(&self.context.store);
         match dead_letters::unknown(&*self.context, store, wanted).await? {
             Some(what) => Err(Refusal::NotFound(what)),
@@ -147,7 +147,7 @@ fn accepts_lines(headers: &HeaderMap) -> bool {
     kinds.any(|kind| kind.trim() == NDJSON)
 }
 
-fn wanted(params: &mut Params) -> Wanted {
+fn wanted(params: &mut Params) -> LetterFilter {
     let mut filter = DeadFilter::default();
     for name in FILTER_FIELDS {
         let value = params.text(name).map(plus_again);
@@ -159,7 +159,7 @@ fn wanted(params: &mut Params) -> Wanted {
         for problem in problems {
             params.problem(&problem.field, problem.what);
         }
-        Wanted::default()
+        LetterFilter::default()
     })
 }
 
@@ -182,7 +182,7 @@ fn read_cursor(cursor: &str) -> Option<Key> {
 /// Streams every recipient that matches the filter, one line each, with its outcome in the ledger.
 async fn dead_lines<B: Broker + RetainedQueues, S: Store, T: Transport>(
     gateway: Arc<Gateway<B, S, T>>,
-    wanted: Wanted,
+    wanted: LetterFilter,
     with_content: bool,
     share: Share,
 ) -> Result<Response, Refusal> {
@@ -216,7 +216,7 @@ async fn dead_lines<B: Broker + RetainedQueues, S: Store, T: Transport>(
 async fn letter_lines<S: Store>(
     view: &LedgerView<'_, S>,
     letter: &DeadLetter,
-    wanted: &Wanted,
+    wanted: &LetterFilter,
     with_content: bool,
     pieces: &mut Pieces,
 ) -> Result<(), Broken> {
@@ -444,7 +444,7 @@ impl From<DeadError> for Refusal {
     }
 }
 
-fn read_redrive(body: &[u8]) -> Result<(RedriveRequest, Wanted), Refusal> {
+fn read_redrive(body: &[u8]) -> Result<(RedriveRequest, LetterFilter), Refusal> {
     read(body, |fields, filter, problems| {
         let yes_no = "true or false";
         let flag = |fields: &mut Fields<'_>, name, problems: &mut Vec<Problem>| {
@@ -471,7 +471,7 @@ fn read_redrive(body: &[u8]) -> Result<(RedriveRequest, Wanted), Refusal> {
     })
 }
 
-fn read_purge(body: &[u8]) -> Result<(PurgeRequest, Wanted), Refusal> {
+fn read_purge(body: &[u8]) -> Result<(PurgeRequest, LetterFilter), Refusal> {
     read(body, |fields, filter, problems| {
         let mut flag = |name| {
             let given = fields.get(name, "true or false", problems);
@@ -495,7 +495,7 @@ fn read_purge(body: &[u8]) -> Result<(PurgeRequest, Wanted), Refusal> {
 fn read<R>(
     body: &[u8],
     rest: impl FnOnce(&mut Fields<'_>, DeadFilter, &mut Vec<Problem>) -> R,
-) -> Result<(R, Wanted), Refusal> {
+) -> Result<(R, LetterFilter), Refusal> {
     let mut problems = Vec::new();
     let text = String::from_utf8_lossy(body);
     let Some(mut fields) = Fields::open("", &text, &mut problems) else {

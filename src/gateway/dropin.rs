@@ -46,8 +46,8 @@ use crate::domain::placeholders::as_it_stands;
 use crate::error::chain;
 use crate::http::server::Peer;
 use crate::im::ingress::{
-    DropInEndpoint, DropInJob, DropInRequest, Everybody, Incoming, Ingress, JobReport, NONCE_LIVES,
-    RecipientReport, Refusal, Spoken, WrongCredentials,
+    AllUsersReport, DropInEndpoint, DropInJob, DropInRequest, Incoming, Ingress, JobReport,
+    NONCE_LIVES, RecipientReport, Refusal, Spoken, WrongCredentials,
 };
 use crate::metrics::LedgerStep;
 use crate::ports::{
@@ -461,7 +461,7 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
         Ok(prepared) => prepared,
         Err(failure) => {
             if let Some(nonce) = nonce.filter(|_| failure.will_pass()) {
-                requeue(gateway, &nonce).await;
+                release_nonce(gateway, &nonce).await;
             }
             return Err(failure);
         }
@@ -530,7 +530,7 @@ async fn first_time<B: Broker, S: Store, T: Transport>(
 
 /// Releases a nonce whose request was not accepted, so that the caller may send the same request
 /// again. If that fails, the caller has to sign the request anew.
-async fn requeue<B: Broker, S: Store, T: Transport>(gateway: &Gateway<B, S, T>, nonce: &str) {
+async fn release_nonce<B: Broker, S: Store, T: Transport>(gateway: &Gateway<B, S, T>, nonce: &str) {
     let context = &gateway.context;
     let given_back = context.store.release(nonce);
     if let Err(error) = context.try_step(LedgerStep::Nonce, given_back).await {
@@ -684,7 +684,7 @@ async fn wait<B: Broker, S: Store, T: Transport>(
         let seen = seen.unwrap_or_else(|| Seen {
             accepted_at_ms: published_at_ms,
             reports: vec![RecipientReport::Pending; job.recipients.len()],
-            everybody: Everybody {
+            everybody: AllUsersReport {
                 is_complete: false,
                 accounts: Accounts::default(),
             },
@@ -706,7 +706,7 @@ struct Seen {
     /// When it was first accepted: a repeat of a request gets the same answer as the request.
     accepted_at_ms: u64,
     reports: Vec<RecipientReport>,
-    everybody: Everybody,
+    everybody: AllUsersReport,
 }
 
 /// Reads a job until it is settled, or as it is at the deadline; `None` if it cannot be read.
@@ -763,7 +763,7 @@ async fn look<B: Broker, S: Store, T: Transport>(
     Ok(Some(Seen {
         accepted_at_ms: record.accepted_at_ms,
         reports: states.into_iter().zip(reasons).map(report).collect(),
-        everybody: Everybody {
+        everybody: AllUsersReport {
             is_complete,
             accounts: record.accounts,
         },

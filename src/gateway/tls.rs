@@ -79,7 +79,7 @@ impl Tls {
     /// Serves a new certificate when the files hold one, until `stop`. While the files do not form
     /// a pair, as when only one of them is replaced, new connections get the previous certificate.
     pub(super) async fn follow(&self, stop: &CancellationToken) {
-        let mut trouble = None;
+        let mut fault = None;
         while stop
             .run_until_cancelled(tokio::time::sleep(LOOK))
             .await
@@ -91,7 +91,7 @@ impl Tls {
             };
             match read {
                 Ok(pair) => {
-                    trouble = None;
+                    fault = None;
                     if self.served.replace(pair) {
                         tracing::info!(
                             certificate = %self.files.certificate.display(),
@@ -102,9 +102,9 @@ impl Tls {
                 Err(error) => {
                     // Logged once, not at every check.
                     let error = Some(chain(&error));
-                    if error != trouble {
+                    if error != fault {
                         tracing::warn!(error, "the certificate that was read last is still served");
-                        trouble = error;
+                        fault = error;
                     }
                 }
             }

@@ -225,12 +225,12 @@ pub struct JobReport {
     /// Whether the target treats ids that differ only in case as one.
     pub folds_case: bool,
     /// The accounts of a job for all users, whose request names no recipients.
-    pub everybody: Option<Everybody>,
+    pub everybody: Option<AllUsersReport>,
 }
 
 /// The state of a job for all users. Their number is known once all are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Everybody {
+pub struct AllUsersReport {
     pub is_complete: bool,
     pub accounts: Accounts,
 }

@@ -24,7 +24,7 @@ use crate::codec;
 use crate::domain::fields::shorten;
 use crate::domain::ids::{JobId, digest_hex};
 use crate::domain::job::Job;
-use crate::domain::permissions::{Asked, Crowd};
+use crate::domain::permissions::{Asked, AudienceKind};
 use crate::domain::template::named_version;
 use crate::domain::text;
 use crate::error::chain;
@@ -51,7 +51,7 @@ struct Question<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     sender: Option<&'a str>,
     target: &'a str,
-    audience: Crowd,
+    audience: AudienceKind,
     /// List entries; null for an audience of all users.
     recipients: Option<u64>,
     message: Option<&'a RawValue>,
@@ -194,7 +194,7 @@ impl BeforeAccept {
             sender: asked.sender.as_deref(),
             target: &asked.target,
             audience: asked.crowd,
-            recipients: (asked.crowd != Crowd::All).then(|| asked.recipients()),
+            recipients: (asked.crowd != AudienceKind::All).then(|| asked.recipients()),
             message: members.get("message").copied(),
             stored,
             vars: &vars.shown,
@@ -312,7 +312,7 @@ mod tests {
             client_msg_no: "promo".to_owned(),
             sender: None,
             target: "im".to_owned(),
-            crowd: Crowd::Users,
+            crowd: AudienceKind::Users,
             lists: vec![("a".to_owned(), 3)],
         }
     }

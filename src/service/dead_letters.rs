@@ -29,7 +29,7 @@ use crate::domain::ids::{Fingerprint, Fingerprinter, JobId};
 use crate::domain::job::{AudienceDocument, MemberDocument};
 use crate::domain::lane::Priority;
 use crate::domain::letters::{
-    DeadRow, Key, Left, Wanted, Window, last_attempt_ms, milliseconds, read_letter, without,
+    DeadRow, Key, Left, LetterFilter, Window, last_attempt_ms, milliseconds, read_letter, without,
 };
 use crate::domain::outcome::Outcome;
 use crate::domain::redrive::{document, lists};
@@ -152,7 +152,7 @@ impl LetterState {
 
 impl<S: Ledger> LedgerView<'_, S> {
     /// The states of recipients of one job, in the order asked.
-    async fn standings(
+    async fn letter_states(
         &self,
         job: &str,
         letters: &[Named<'_>],
@@ -168,8 +168,8 @@ impl<S: Ledger> LedgerView<'_, S> {
         let recipients = letters.iter().map(|it| it.recipient);
         let states = self.states(&record, recipients).await?;
         let pairs = letters.iter().zip(states);
-        let standings = pairs.map(|(named, state)| LetterState::of(named, state, &record));
-        Ok(standings.collect())
+        let letter_states = pairs.map(|(named, state)| LetterState::of(named, state, &record));
+        Ok(letter_states.collect())
     }
 
     /// The claim states of recipients of a job, in the order asked.
@@ -195,13 +195,13 @@ impl<S: Ledger> LedgerView<'_, S> {
         job: &str,
         letters: &[Named<'_>],
     ) -> Result<Vec<Option<Outcome>>, LedgerError> {
-        let standings = self.standings(job, letters).await?;
+        let letter_states = self.letter_states(job, letters).await?;
         let told = |(state, named): (LetterState, &Named<'_>)| match state {
             LetterState::Dead(outcome) => Some(outcome),
             LetterState::UnderWay => Some(named.outcome),
             LetterState::Otherwise => None,
         };
-        Ok(standings.into_iter().zip(letters).map(told).collect())
+        Ok(letter_states.into_iter().zip(letters).map(told).collect())
     }
 
     async fn outcomes_of_rows(
@@ -242,7 +242,7 @@ impl<S: Ledger> LedgerView<'_, S> {
 pub async fn unknown<S: Ledger>(
     rules: &impl Rules,
     store: Option<&S>,
-    wanted: &Wanted,
+    wanted: &LetterFilter,
 ) -> Result<Option<String>, LedgerError> {
     if let Some(app) = wanted.app().filter(|app| rules.permissions(app).is_none()) {
         return Ok(Some(format!("there is no app {app:?}")));
@@ -275,7 +275,7 @@ pub async fn unknown<S: Ledger>(
 pub async fn page<B: RetainedQueues, S: Ledger>(
     broker: &B,
     view: &LedgerView<'_, S>,
-    wanted: &Wanted,
+    wanted: &LetterFilter,
     from: Option<Key>,
     most: usize,
     with_content: bool,
@@ -302,7 +302,7 @@ pub async fn page<B: RetainedQueues, S: Ledger>(
 /// recipient.
 pub async fn all<B: RetainedQueues>(
     broker: &B,
-    wanted: &Wanted,
+    wanted: &LetterFilter,
     with_content: bool,
 ) -> Result<Vec<DeadRow>, BrokerError> {
     let mut rows = Vec::new();
@@ -318,7 +318,7 @@ pub async fn all<B: RetainedQueues>(
 /// Shows every recipient of the matching letters, and whether the recipient matches itself.
 async fn each<B: RetainedQueues>(
     broker: &B,
-    wanted: &Wanted,
+    wanted: &LetterFilter,
     mut show: impl FnMut(&DeadLetter, &DeadRecipient, bool) + Send,
 ) -> Result<(), BrokerError> {
     let visit = |message: RetainedMessage| {
@@ -347,7 +347,7 @@ pub struct Purged {
 /// Removes the matching recipients; with `dry_run` it only counts them.
 pub async fn purge<B: RetainedQueues>(
     broker: &B,
-    wanted: &Wanted,
+    wanted: &LetterFilter,
     dry_run: bool,
 ) -> Result<Purged, BrokerError> {
     if dry_run {
@@ -402,7 +402,7 @@ async fn remove<B: RetainedQueues>(
 /// Selects the letters to redrive, and how.
 #[derive(Clone, Debug)]
 pub struct Redrive {
-    pub wanted: Wanted,
+    pub wanted: LetterFilter,
     /// Redrive uncertain recipients too.
     pub uncertain: bool,
     pub dry_run: bool,
@@ -645,9 +645,9 @@ impl<A: Admission> Maker<'_, A> {
         members: Vec<Found>,
     ) -> Result<Vec<MemberDocument>, LedgerError> {
         let letters: Vec<_> = members.iter().map(Found::named).collect();
-        let standings = self.view.standings(&made.of, &letters).await?;
+        let letter_states = self.view.letter_states(&made.of, &letters).await?;
         let mut left = Vec::with_capacity(members.len());
-        for (Found { member, .. }, state) in members.into_iter().zip(standings) {
+        for (Found { member, .. }, state) in members.into_iter().zip(letter_states) {
             match state {
                 LetterState::Otherwise => made.contradicted.push(member.id().to_owned()),
                 LetterState::UnderWay => made.under_way += 1,

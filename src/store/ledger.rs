@@ -65,13 +65,13 @@ static ENTER: LazyLock<Script> = growing!("scripts/enter.lua");
 static WITHDRAW: LazyLock<Script> = concluding!("scripts/withdraw.lua");
 static ACCEPT: LazyLock<Script> = growing!("scripts/accept.lua");
 static CLAIM: LazyLock<Script> = growing!("scripts/claim.lua");
-static EXPANDED: LazyLock<Script> = concluding!("scripts/mark_expanded.lua");
+static MARK_EXPANDED: LazyLock<Script> = concluding!("scripts/mark_expanded.lua");
 static GATHER: LazyLock<Script> = concluding!("scripts/gather.lua");
 static RENEW: LazyLock<Script> = concluding!("scripts/renew.lua");
 static SETTLE: LazyLock<Script> = concluding!("scripts/settle.lua");
-static EXPLAIN: LazyLock<Script> =
+static RECORD_REASONS: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/record_reasons.lua")));
-static LOOK: LazyLock<Script> = concluding!("scripts/peek.lua");
+static PEEK: LazyLock<Script> = concluding!("scripts/peek.lua");
 static COMPLETE: LazyLock<Script> = concluding!("scripts/complete.lua");
 
 /// A recipient in a bucket: fingerprint and state.
@@ -168,7 +168,7 @@ impl Ledger for Store {
         job: JobId,
         submission: &str,
     ) -> Result<JobProgress, LedgerError> {
-        let mut call = self.job_call(&EXPANDED, job, 1, 128);
+        let mut call = self.job_call(&MARK_EXPANDED, job, 1, 128);
         call.push(submission);
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         if reply.is_empty() {
@@ -320,7 +320,12 @@ impl Ledger for Store {
         reasons: &[(Fingerprint, Reason)],
     ) -> Result<(), LedgerError> {
         let keys = self.0.keys.job(job);
-        let mut call = Call::new(&EXPLAIN, 2, 2 + 2 * reasons.len(), 128 * reasons.len());
+        let mut call = Call::new(
+            &RECORD_REASONS,
+            2,
+            2 + 2 * reasons.len(),
+            128 * reasons.len(),
+        );
         call.push(keys.reasons())
             .push(&keys.header)
             .push(REASONS_MAX)
@@ -395,7 +400,7 @@ impl Ledger for Store {
         let mut shape = job.shape;
         for _ in 0..SHAPES {
             let groups = Groups::of(shape, &asked);
-            let mut call = groups.call(&LOOK, &self.0.keys.job(job.job), 1);
+            let mut call = groups.call(&PEEK, &self.0.keys.job(job.job), 1);
             call.push(shape.buckets);
             for group in &groups.groups {
                 call.push(groups.packed(group));

@@ -113,7 +113,7 @@ pub struct Context<S, T> {
     pub metrics: Arc<Metrics>,
     pub(super) ledger_health: LedgerHealth,
     parked: watch::Sender<HashMap<String, Parking>>,
-    standings: TargetStandstills,
+    standstills: TargetStandstills,
     directives: watch::Sender<Board>,
     progress: Seldom,
     waiting: Seldom,
@@ -190,7 +190,7 @@ impl<S: Store, T> Context<S, T> {
             metrics,
             ledger_health: LedgerHealth::default(),
             parked: watch::Sender::new(HashMap::new()),
-            standings: TargetStandstills::default(),
+            standstills: TargetStandstills::default(),
             directives: watch::Sender::new(Board::default()),
             progress: Seldom::default(),
             waiting: Seldom::default(),
@@ -281,7 +281,7 @@ impl<S: Store, T> Context<S, T> {
         self.metrics.ledger(step, started.elapsed(), result.is_ok());
         match &result {
             Ok(_) => self.ledger_health.note_recorded(step),
-            Err(error) => self.note_trouble(error),
+            Err(error) => self.note_fault(error),
         }
         result
     }
@@ -328,9 +328,9 @@ impl<S: Store, T> Context<S, T> {
     pub async fn park(&self, target: &TargetRuntime, park: Park) {
         let mut moved = false;
         let changed = self.parked.send_if_modified(|parked| {
-            let standing = parked.get(&target.name).map(|it| &it.park);
-            moved = standing.is_none_or(|it| it.until_ms <= now_ms());
-            let longer = standing.is_none_or(|it| lasts_longer(&park, it));
+            let current = parked.get(&target.name).map(|it| &it.park);
+            moved = current.is_none_or(|it| it.until_ms <= now_ms());
+            let longer = current.is_none_or(|it| lasts_longer(&park, it));
             if longer {
                 let (park, stored) = (park.clone(), None);
                 parked.insert(target.name.clone(), Parking { park, stored });
@@ -370,9 +370,9 @@ impl<S: Store, T> Context<S, T> {
             let before = parked.clone();
             parked.retain(|_, it| it.park.until_ms > now && it.stored.is_none_or(|at| at >= asked));
             for (target, park) in found {
-                let standing = parked.get(&target).map_or(0, |it| it.park.until_ms);
+                let current = parked.get(&target).map_or(0, |it| it.park.until_ms);
                 let stored = Some(asked);
-                if park.until_ms > now.max(standing) {
+                if park.until_ms > now.max(current) {
                     parked.insert(target, Parking { park, stored });
                 }
             }
@@ -387,7 +387,7 @@ impl<S: Store, T> Context<S, T> {
             parked.len() != before.len() || !parked.iter().all(stood)
         });
         for target in unparked {
-            self.standings.unparked(&target);
+            self.standstills.unparked(&target);
         }
         for target in self.targets.keys() {
             self.show_parked(target);
@@ -400,7 +400,7 @@ impl<S: Store, T> Context<S, T> {
         self.metrics.parked(target, reason);
         let health = self.targets.get(target).map(|it| &it.health);
         let answered_ms = health.map_or(0, Health::answered_ms);
-        self.standings
+        self.standstills
             .note(target, park.as_ref(), answered_ms, now_ms());
     }
 
@@ -573,8 +573,8 @@ impl Seldom {
 const JOB_PARKS_MAX: usize = 200;
 
 /// Whether a park ends so much later than the current one that it is worth a write to the store.
-fn lasts_longer(park: &Park, standing: &Park) -> bool {
-    let left = standing.until_ms.saturating_sub(park.since_ms);
+fn lasts_longer(park: &Park, current: &Park) -> bool {
+    let left = current.until_ms.saturating_sub(park.since_ms);
     let lasts = park.until_ms.saturating_sub(park.since_ms);
     lasts > left + left / 8
 }

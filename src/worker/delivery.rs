@@ -282,9 +282,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     }
 
     /// The directives that apply to this slice.
-    fn order(&self, board: &Board) -> SliceControl {
+    fn control(&self, board: &Board) -> SliceControl {
         let head = &self.slice.head;
-        board.order([&head.target, &head.app, &self.job], now_ms())
+        board.control([&head.target, &head.app, &self.job], now_ms())
     }
 
     /// Whether the directives let a call leave; asked before each call. If no directive has changed
@@ -293,7 +293,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         if !directives.has_changed().unwrap_or(false) {
             return true;
         }
-        self.order(&directives.borrow()).go == Go::On
+        self.control(&directives.borrow()).go == Go::On
     }
 
     /// Makes a call, unless a directive holds it back.
@@ -455,9 +455,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
     /// the recipients without an outcome end.
     async fn go_on(&mut self, flight: &mut Flight<'a, S, T, P>) -> Result<Option<Outcome>, Pause> {
         let scope = self.scope;
-        let order = scope.order(&self.directives.borrow_and_update());
-        let over = self.over(&order);
-        self.check_time(over.is_some(), &order)?;
+        let control = scope.control(&self.directives.borrow_and_update());
+        let over = self.over(&control);
+        self.check_time(over.is_some(), &control)?;
         if over.is_some() || self.together {
             return Ok(over);
         }
@@ -483,18 +483,18 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
     }
 
     /// How the recipients without an outcome end, if nothing more is to be sent.
-    fn over(&self, order: &SliceControl) -> Option<Outcome> {
+    fn over(&self, control: &SliceControl) -> Option<Outcome> {
         let expires_at = self.scope.slice.head.expires_at_ms;
         if expires_at.is_some_and(|at| now_ms() >= at) {
             Some(Outcome::Expired)
         } else {
-            (order.go == Go::Cancelled).then_some(Outcome::Cancelled)
+            (control.go == Go::Cancelled).then_some(Outcome::Cancelled)
         }
     }
 
     /// Whether this delivery may continue with the slice now. A slice that is over does not wait
     /// for its start time.
-    fn check_time(&self, over: bool, order: &SliceControl) -> Result<(), Pause> {
+    fn check_time(&self, over: bool, control: &SliceControl) -> Result<(), Pause> {
         let scope = self.scope;
         if scope.session.lost.is_cancelled() {
             return Err(Pause::Lost);
@@ -506,7 +506,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         if over {
             return Ok(());
         }
-        if let Go::Wait(wait) = order.go {
+        if let Go::Wait(wait) = control.go {
             return Err(Pause::Deferred(wait));
         }
         let now = now_ms();

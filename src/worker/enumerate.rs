@@ -79,12 +79,12 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
             return self.ask_again(left, self.asking.clone()).await;
         }
         let job = head.id.to_string();
-        let order = {
+        let control = {
             let directives = self.session.context.directives();
             let board = directives.borrow();
-            board.order([&head.target, &head.app, &job], now_ms())
+            board.control([&head.target, &head.app, &job], now_ms())
         };
-        if let Go::Wait(wait) = order.go {
+        if let Go::Wait(wait) = control.go {
             return self.ask_again(wait, self.asking.clone()).await;
         }
         let Some(directory) = self.target.target.directory() else {
@@ -93,7 +93,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
         };
         // No further recipient may be sent to: the job ends with the recipients that it has.
         let expired = head.expires_at_ms.is_some_and(|at| now_ms() >= at);
-        let found = if expired || order.go == Go::Cancelled {
+        let found = if expired || control.go == Go::Cancelled {
             Ok(Found {
                 users: Vec::new(),
                 next: None,

@@ -516,7 +516,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     async fn announce(&self, head: &Head, submission: &str, result: JobResult) -> Result<(), Lost> {
         let context = &*self.session.context;
         let lost = self.session.lost.cancelled();
-        let standing = context
+        let progress = context
             .step(LedgerStep::Expanded, lost, || {
                 context.store.mark_expanded(head.id, submission)
             })
@@ -524,15 +524,15 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             .map_err(|_| Lost)?;
         if result != JobResult::Repeated {
             self.session
-                .announce(EventKind::Accepted, &head.into(), standing.accounts)
+                .announce(EventKind::Accepted, &head.into(), progress.accounts)
                 .await?;
             tracing::info!(
                 job.id = %head.id, job.app = head.app, job.client_msg_no = head.client_msg_no,
-                job.target = head.target, job.total = standing.accounts.total,
+                job.target = head.target, job.total = progress.accounts.total,
                 "job {}", if result == JobResult::Accepted { "accepted" } else { "extended" }
             );
         }
-        self.session.follow(head, standing).await
+        self.session.follow(head, progress).await
     }
 }
 

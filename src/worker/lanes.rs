@@ -83,7 +83,7 @@ pub(super) async fn work<S: Store, T: Transport, P: Publisher, C: Consumer>(
     while let Some((_, delivery)) = arrivals.recv().await {
         let _ = delivery.requeue().await;
     }
-    scheduler.give_back_waiting();
+    scheduler.requeue_waiting();
     while scheduler.one_ended().await {}
     while let Some(ended) = forwarders.join_next().await {
         panicked = panicked.or(panic_of(ended));

@@ -38,7 +38,7 @@ pub(super) struct LedgerHealth {
 struct State {
     beaten: Option<Instant>,
     /// Why the last step failed, as text.
-    trouble: Option<String>,
+    fault: Option<String>,
 }
 
 impl LedgerHealth {
@@ -63,13 +63,13 @@ impl LedgerHealth {
     }
 
     /// Notes an error, or a heartbeat that succeeded (`None`). Returns whether the state changed.
-    fn note(&self, trouble: Option<String>) -> bool {
-        let up = trouble.is_none();
+    fn note(&self, fault: Option<String>) -> bool {
+        let up = fault.is_none();
         let mut state = self.state();
         if up {
             state.beaten = Some(Instant::now());
         }
-        state.trouble = trouble;
+        state.fault = fault;
         drop(state);
         self.up
             .send_if_modified(|state| std::mem::replace(state, up) != up)
@@ -78,8 +78,8 @@ impl LedgerHealth {
     /// Why nothing can be recorded now, if so.
     fn check(&self, now: Instant) -> Result<(), String> {
         let state = self.state();
-        if let Some(trouble) = &state.trouble {
-            return Err(trouble.clone());
+        if let Some(fault) = &state.fault {
+            return Err(fault.clone());
         }
         let Some(beaten) = state.beaten else {
             return Err("the ledger has not answered yet".to_owned());
@@ -99,7 +99,7 @@ impl<S: Store, T> Context<S, T> {
     /// Notes an error: the ledger is down from now on. A single record that makes no sense does not
     /// count, since the others are fine. Logs only when the state changes, so that an outage is two
     /// lines, not one per slice.
-    pub(super) fn note_trouble(&self, error: &LedgerError) {
+    pub(super) fn note_fault(&self, error: &LedgerError) {
         if matches!(error, LedgerError::Broken(_)) {
             return;
         }
@@ -146,12 +146,12 @@ impl<S, T> Context<S, T> {
 }
 
 /// The heartbeats of this process, one after the other.
-pub(super) struct Heart {
+pub(super) struct Heartbeats {
     beat: Beat,
     answered: Instant,
 }
 
-impl Heart {
+impl Heartbeats {
     /// `works`: whether this process delivers.
     pub(super) fn new(works: bool) -> Self {
         Self {

@@ -44,7 +44,7 @@ pub use self::count_users::{UserCount, count_users};
 pub use self::credential::Keyring;
 pub use self::health::Health;
 use self::lanes::OpenLane;
-use self::ledger_health::Heart;
+use self::ledger_health::Heartbeats;
 pub use self::notice::Callbacks;
 use self::sequence::Sequence;
 use self::session::WorkerSession;
@@ -340,7 +340,7 @@ pub async fn watch_store<S: Store, T: Transport>(
     stop: &CancellationToken,
 ) {
     let targets: Vec<String> = context.targets.keys().cloned().collect();
-    let (mut known, mut heart) = (0, Heart::new(works));
+    let (mut known, mut heart) = (0, Heartbeats::new(works));
     let look = async {
         loop {
             // An error is noted where it occurs, and the next round comes soon.
@@ -359,7 +359,7 @@ async fn look_once<S: Store, T>(
     context: &Context<S, T>,
     targets: &[String],
     known: &mut u64,
-    heart: &mut Heart,
+    heart: &mut Heartbeats,
 ) -> Result<(), LedgerError> {
     let directives = context.store.directives(*known);
     let directed = context.try_step(LedgerStep::Direct, directives).await?;

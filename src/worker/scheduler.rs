@@ -367,7 +367,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
     }
 
     /// Requeues the deliveries that were not started.
-    pub(super) fn give_back_waiting(&mut self) {
+    pub(super) fn requeue_waiting(&mut self) {
         for here in &mut self.lanes {
             for (_, delivery) in here.deliveries.drain(..) {
                 self.session.context.metrics.slice(SliceResult::Requeued);

@@ -126,44 +126,44 @@ mod tests {
 
     #[test]
     fn an_outage_is_two_lines_however_often_the_target_is_tried() {
-        let standings = TargetStandstills::default();
+        let standstills = TargetStandstills::default();
         let mut now = 1_000_000;
         let mut lines = Vec::new();
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
             let park = park(ParkReason::Unreachable, now, seconds);
-            lines.extend(standings.change("im", Some(&park), 0, now));
+            lines.extend(standstills.change("im", Some(&park), 0, now));
             now += seconds * 1000 + 500;
-            lines.extend(standings.change("im", None, 0, now));
+            lines.extend(standstills.change("im", None, 0, now));
             now += 500;
         }
         assert_eq!(lines, [Line::Stops { seconds: 1 }]);
         // It answers, and is not parked again.
         let answered = now;
-        assert_eq!(standings.change("im", None, answered, now + 1000), None);
-        let line = standings.change("im", None, answered, now + 3000);
+        assert_eq!(standstills.change("im", None, answered, now + 1000), None);
+        let line = standstills.change("im", None, answered, now + 3000);
         assert_eq!(line, Some(Line::Moves { seconds: 97 }));
-        assert_eq!(standings.change("im", None, answered, now + 9000), None);
+        assert_eq!(standstills.change("im", None, answered, now + 9000), None);
     }
 
     #[test]
     fn another_reason_is_another_line() {
-        let standings = TargetStandstills::default();
-        let of = |reason| standings.change("im", Some(&park(reason, 1_000, 5)), 0, 1_000);
+        let standstills = TargetStandstills::default();
+        let of = |reason| standstills.change("im", Some(&park(reason, 1_000, 5)), 0, 1_000);
         let line = Some(Line::Stops { seconds: 5 });
         assert_eq!(of(ParkReason::Breaker), line);
         assert_eq!(of(ParkReason::Breaker), None);
         assert_eq!(of(ParkReason::Throttled), line);
-        assert_eq!(standings.change("crm", None, 0, 1_000), None);
+        assert_eq!(standstills.change("crm", None, 0, 1_000), None);
     }
 
     #[test]
     fn a_target_that_nobody_calls_is_called_moving_after_a_while() {
-        let standings = TargetStandstills::default();
+        let standstills = TargetStandstills::default();
         let park = park(ParkReason::Throttled, 0, 1);
-        standings.change("im", Some(&park), 0, 0);
-        assert_eq!(standings.change("im", None, 0, 1_000), None);
-        assert_eq!(standings.change("im", None, 0, 60_000), None);
-        let line = standings.change("im", None, 0, 61_000);
+        standstills.change("im", Some(&park), 0, 0);
+        assert_eq!(standstills.change("im", None, 0, 1_000), None);
+        assert_eq!(standstills.change("im", None, 0, 60_000), None);
+        let line = standstills.change("im", None, 0, 61_000);
         assert_eq!(line, Some(Line::Moves { seconds: 1 }));
     }
 }

@@ -169,7 +169,7 @@ fn head(path: &str, headers: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-const DOORS: [&str; 4] = [
+const ENDPOINTS: [&str; 4] = [
     "/message/send",
     "/nimserver/msg/sendBatchMsg.action",
     "/im/v2/conversations/messages",
@@ -180,7 +180,7 @@ const DOORS: [&str; 4] = [
 async fn promise_11_bodies_take_places_and_room_of_their_own_app_only() {
     let place = Place::shared("bounds-bodies", "").await;
     // Without credentials the gateway does not wait for a body.
-    for endpoint in DOORS {
+    for endpoint in ENDPOINTS {
         let mut request = head(endpoint, "operationID: 1\r\nConnection: close\r\n");
         request.extend(b"Content-Length: 100\r\n\r\n");
         let refused = place.raw(&request).await;

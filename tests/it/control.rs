@@ -1,7 +1,7 @@
 //! Tests how operators control running work: on shared servers with several workers, and on
 //! `fanwise serve`. The mock's own log and clock show the effects.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use fanwise::http::client::{Client, ClientSettings};
 use fanwise::ports::Request;

@@ -121,7 +121,7 @@ impl Moods for World {
         let rng = &mut self.chance().rng;
         let takes = Duration::from_micros(rng.u64(500..30_000));
         if calm || rng.u32(..1000) >= odds {
-            return (Reaction::TargetAnswer, takes);
+            return (Reaction::Answer, takes);
         }
         let reactions = [
             Reaction::Partly,

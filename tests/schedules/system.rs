@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwise::domain::fields::Problem;
 use fanwise::domain::mapping::{Feature, Mapping};
-use fanwise::domain::outcome::{TargetAnswer, Class, Verdict};
+use fanwise::domain::outcome::{Answer, Class, Verdict};
 use fanwise::domain::slice::Head;
 use fanwise::ports::{Calls, Profile, HttpReply, Request, SendError, Target, Transport};
 use http::{HeaderMap, Method};
@@ -35,7 +35,7 @@ pub(crate) struct Log {
 /// The course of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reaction {
-    TargetAnswer,
+    Answer,
     /// Some recipients are answered as throttled or transient.
     Partly,
     TooFast,
@@ -133,7 +133,7 @@ impl Transport for Wire {
         ));
         let sent = async {
             match reaction {
-                Reaction::TargetAnswer | Reaction::Partly => {
+                Reaction::Answer | Reaction::Partly => {
                     let answers = self.carry_out(&request.body, reaction == Reaction::Partly);
                     tokio::time::sleep(takes).await;
                     Ok(reply(200, answers))
@@ -221,15 +221,15 @@ impl Calls for Texts {
     }
 
     fn read(&self, _: &[&str], reply: &HttpReply) -> Verdict {
-        let all = |class, code: &'static str| Verdict::All(TargetAnswer::new(class, code, code));
+        let all = |class, code: &'static str| Verdict::All(Answer::new(class, code, code));
         match reply.status {
             429 => all(Class::Throttled, "429"),
             503 => all(Class::Transient, "503"),
             _ => {
                 let answers = reply.body.iter().map(|letter| match *letter {
-                    DONE => TargetAnswer::done(),
-                    NO_SUCH_USER => TargetAnswer::new(Class::Permanent, "404", "no such user"),
-                    _ => TargetAnswer::new(Class::Transient, "busy", "come again"),
+                    DONE => Answer::done(),
+                    NO_SUCH_USER => Answer::new(Class::Permanent, "404", "no such user"),
+                    _ => Answer::new(Class::Transient, "busy", "come again"),
                 });
                 Verdict::Each(answers.collect())
             }

@@ -9,7 +9,7 @@ use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::service::control::CONFIGURED;
 use crate::service::control::{
-    self, Command, DirectiveNote, LimitView, SteerError, Steered, TargetView,
+    self, Command, ControlError, ControlResult, DirectiveNote, LimitView, TargetView,
 };
 
 impl Access {
@@ -18,15 +18,15 @@ impl Access {
         &self,
         command: &Command,
         note: &DirectiveNote,
-    ) -> Result<Steered, Failure> {
+    ) -> Result<ControlResult, Failure> {
         match self {
             Self::Direct(direct) => {
                 let (store, facts) = (direct.ledger()?, &direct.facts);
-                let steered = control::carry_out(store, facts, command, note, now_ms()).await;
-                steered.map_err(|error| {
+                let result = control::carry_out(store, facts, command, note, now_ms()).await;
+                result.map_err(|error| {
                     let exit = match error {
-                        SteerError::TooLate(_) => Exit::BadInput,
-                        SteerError::Unknown(_) | SteerError::Ledger(_) => Exit::Unavailable,
+                        ControlError::TooLate(_) => Exit::BadInput,
+                        ControlError::Unknown(_) | ControlError::Ledger(_) => Exit::Unavailable,
                     };
                     Failure::new(exit, error)
                 })
@@ -55,7 +55,11 @@ impl Access {
 }
 
 impl Server {
-    async fn steer(&self, command: &Command, note: &DirectiveNote) -> Result<Steered, Failure> {
+    async fn steer(
+        &self,
+        command: &Command,
+        note: &DirectiveNote,
+    ) -> Result<ControlResult, Failure> {
         let subject = command.subject();
         let mut body = serde_json::json!({
             "reason": note.reason,

@@ -16,7 +16,7 @@ use crate::service::api::{
     DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Submitted,
     TemplateRow, TemplateView, Verification,
 };
-use crate::service::control::{LimitView, Steered, TargetView};
+use crate::service::control::{ControlResult, LimitView, TargetView};
 use crate::service::dead_letters::{Purged, Redriven};
 use crate::service::jobs::LIST_MAX;
 
@@ -362,7 +362,11 @@ fn steering() -> Vec<Operation> {
     let told = |path, id, parameter: (&'static str, &'static str)| {
         Operation::new("post", path, id)
             .path(parameter.0, parameter.1)
-            .answers(200, "The state that results.", vec![json(of::<Steered>)])
+            .answers(
+                200,
+                "The state that results.",
+                vec![json(of::<ControlResult>)],
+            )
             .refuses(&[404, 409])
     };
     let order = |operation: Operation| operation.takes(json(of::<DirectiveRequest>)).may_be_empty();
@@ -393,7 +397,11 @@ fn steering() -> Vec<Operation> {
         Operation::new("put", "/v1/limits", "setLimit")
             .summary("Set the rate of a target, an app or a job")
             .takes(json(of::<LimitRequest>))
-            .answers(200, "The state that results.", vec![json(of::<Steered>)])
+            .answers(
+                200,
+                "The state that results.",
+                vec![json(of::<ControlResult>)],
+            )
             .refuses(&[404, 409]),
         Operation::new("get", "/v1/directives", "listDirectives")
             .summary("All directives in force")

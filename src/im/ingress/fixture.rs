@@ -40,7 +40,7 @@ pub(in crate::im) fn endpoint(ingress: &dyn Ingress, key: &str, secret: &str) ->
 }
 
 /// An endpoint without credentials.
-pub(in crate::im) fn open_door(ingress: &dyn Ingress) -> DropInEndpoint {
+pub(in crate::im) fn open_endpoint(ingress: &dyn Ingress) -> DropInEndpoint {
     DropInEndpoint {
         key: None,
         secret: None,

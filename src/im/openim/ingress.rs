@@ -36,8 +36,8 @@ use crate::domain::message::{Options, Push};
 use crate::domain::outcome::{ANSWER_TEXT_MAX, Class};
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::{
-    self, DropInEndpoint, DropInJob, DropInRequest, Everybody, Incoming, Ingress, JobReport, Limit,
-    RecipientReport, Refusal, Spoken, WrongCredentials, json, same,
+    self, AllUsersReport, DropInEndpoint, DropInJob, DropInRequest, Incoming, Ingress, JobReport,
+    Limit, RecipientReport, Refusal, Spoken, WrongCredentials, json, same,
 };
 use crate::im::openim::Settings;
 use crate::im::openim::native::SESSION_TYPE;
@@ -543,12 +543,12 @@ struct Lists<'a> {
     failed: Option<Vec<&'a str>>,
     /// Replaces the lists of users for a request that names none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    accounts: Option<AllUsers>,
+    accounts: Option<AllUsersData>,
 }
 
 /// The results of a message to all users.
 #[derive(Serialize)]
-struct AllUsers {
+struct AllUsersData {
     /// The number of users listed so far.
     total: u64,
     sent: u64,
@@ -556,8 +556,8 @@ struct AllUsers {
     pending: u64,
 }
 
-impl AllUsers {
-    fn of(everybody: &Everybody) -> Self {
+impl AllUsersData {
+    fn of(everybody: &AllUsersReport) -> Self {
         let accounts = &everybody.accounts;
         let sent = accounts.sent + accounts.duplicate;
         Self {
@@ -569,7 +569,7 @@ impl AllUsers {
     }
 
     /// The refusal of the whole message, if all recipients are settled and none got it.
-    fn refused(everybody: &Everybody) -> Option<Refused> {
+    fn refused(everybody: &AllUsersReport) -> Option<Refused> {
         let all = Self::of(everybody);
         (everybody.is_complete && all.sent == 0 && all.failed > 0).then(|| {
             Refused::new(
@@ -589,7 +589,7 @@ impl ingress::DropInReply for OpenImReply {
 impl OpenImReply {
     fn answer(self, job_report: Option<&JobReport>) -> Spoken {
         let everybody = job_report.and_then(|job_report| job_report.everybody.as_ref());
-        if let Some(refused) = everybody.and_then(AllUsers::refused) {
+        if let Some(refused) = everybody.and_then(AllUsersData::refused) {
             return refused.spoken();
         }
         match (self, job_report) {
@@ -618,7 +618,7 @@ fn lists(job_report: Option<&JobReport>) -> Lists<'_> {
         failed: Some(failed).filter(|list| !list.is_empty()),
         accounts: job_report
             .and_then(|job_report| job_report.everybody.as_ref())
-            .map(AllUsers::of),
+            .map(AllUsersData::of),
     }
 }
 

@@ -94,7 +94,7 @@ pub struct DirectiveNote {
 
 /// The state after a command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Steered {
+pub struct ControlResult {
     #[serde(flatten)]
     pub subject: Subject,
     /// False if there was nothing to change: nothing was paused, parked or set that could be ended.
@@ -105,7 +105,7 @@ pub struct Steered {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum SteerError {
+pub enum ControlError {
     #[error("{0}")]
     Unknown(String),
     /// The job exists, but it is too late for the command.
@@ -125,7 +125,7 @@ pub async fn carry_out<S: Store>(
     command: &Command,
     note: &DirectiveNote,
     now_ms: u64,
-) -> Result<Steered, SteerError> {
+) -> Result<ControlResult, ControlError> {
     let subject = command.subject();
     let before = board(store).await?;
     check(store, facts, command, &before, now_ms).await?;
@@ -179,7 +179,7 @@ pub async fn carry_out<S: Store>(
     };
     let directives = board(store).await?;
     let directives = directives.about(subject.scope, &subject.name, now_ms);
-    Ok(Steered {
+    Ok(ControlResult {
         changed,
         directives: directives.cloned().collect(),
         parked: park_of(store, &subject).await?,
@@ -214,23 +214,23 @@ async fn check<S: Store>(
     command: &Command,
     board: &Board,
     now_ms: u64,
-) -> Result<(), SteerError> {
+) -> Result<(), ControlError> {
     let Subject { scope, name } = command.subject();
     match scope {
         Scope::Target => known("target", &name, facts.targets.keys()),
         Scope::App => known("app", &name, facts.apps.keys()),
         Scope::Job => {
             let id: Result<JobId, _> = name.parse();
-            let id = id.map_err(|error| SteerError::Unknown(error.to_string()))?;
+            let id = id.map_err(|error| ControlError::Unknown(error.to_string()))?;
             let record = store.job(id).await?;
             let record =
-                record.ok_or_else(|| SteerError::Unknown(job::unknown(&id.to_string())))?;
+                record.ok_or_else(|| ControlError::Unknown(job::unknown(&id.to_string())))?;
             if record.state == JobState::Completed {
-                return Err(SteerError::TooLate(format!("job {id} is completed")));
+                return Err(ControlError::TooLate(format!("job {id} is completed")));
             }
             let cancelled = board.find(Scope::Job, &name, Kind::Cancel, now_ms);
             match cancelled.filter(|_| !matches!(command, Command::Cancel(_))) {
-                Some(cancelled) => Err(SteerError::TooLate(format!("job {id} was {cancelled}"))),
+                Some(cancelled) => Err(ControlError::TooLate(format!("job {id} was {cancelled}"))),
                 None => Ok(()),
             }
         }
@@ -241,7 +241,7 @@ fn known<'a>(
     what: &str,
     name: &str,
     names: impl Iterator<Item = &'a String> + Clone,
-) -> Result<(), SteerError> {
+) -> Result<(), ControlError> {
     if names.clone().any(|known| known == name) {
         return Ok(());
     }
@@ -249,7 +249,7 @@ fn known<'a>(
         .map(|close| format!("; did you mean {close:?}?"))
         .unwrap_or_else(|| ".".to_owned());
     let names: Vec<_> = names.map(String::as_str).collect();
-    Err(SteerError::Unknown(format!(
+    Err(ControlError::Unknown(format!(
         "there is no {what} {name:?}{hint} There are: {}",
         names.join(", ")
     )))

@@ -271,14 +271,24 @@ impl Bench {
             store: &self.store,
             secret: SECRET,
         };
-        let rows = page(&self.broker, &view, &Wanted::default(), None, 100, false).await;
+        let rows = page(
+            &self.broker,
+            &view,
+            &LetterFilter::default(),
+            None,
+            100,
+            false,
+        )
+        .await;
         let rows = rows.unwrap().0.into_iter();
         rows.map(|row| (row.recipient, row.outcome)).collect()
     }
 
     /// The recipients of the letters in the retained queue, without the ledger's view.
     async fn left(&self) -> Vec<String> {
-        let rows = all(&self.broker, &Wanted::default(), false).await.unwrap();
+        let rows = all(&self.broker, &LetterFilter::default(), false)
+            .await
+            .unwrap();
         let mut left: Vec<_> = rows.into_iter().map(|row| row.recipient).collect();
         left.sort();
         left
@@ -317,7 +327,7 @@ fn letter(key: &str, target: &str, recipients: &[(&str, &str)], number: usize) -
 
 fn failed() -> Redrive {
     Redrive {
-        wanted: Wanted::default(),
+        wanted: LetterFilter::default(),
         uncertain: false,
         dry_run: false,
         purge: false,

@@ -34,22 +34,22 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         places: usize,
     ) -> Result<Option<Granted<'a>>, Pause> {
         self.wait_while_parked().await?;
-        let order = self.order(&directives.borrow());
+        let control = self.control(&directives.borrow());
         let mut recipients = waiting.min(places.saturating_mul(self.per_call));
         let mut booked = None;
-        if self.limits(&order).next().is_some() {
-            recipients = self.lease(&order, directives, recipients).await?;
+        if self.limits(&control).next().is_some() {
+            recipients = self.lease(&control, directives, recipients).await?;
             if recipients == 0 {
                 return Ok(None);
             }
             let calls = recipients.div_ceil(self.per_call);
-            booked = Some((recipients as u32, calls as u32, order));
+            booked = Some((recipients as u32, calls as u32, control));
         }
         // A recipient may get a call of its own, if its last call was refused because of others.
         let wanted = places.min(recipients);
         let Ok(permits) = self.permits(wanted).await else {
-            if let Some((recipients, calls, order)) = &booked {
-                self.give_back_units(order, *recipients, *calls).await;
+            if let Some((recipients, calls, control)) = &booked {
+                self.return_units(control, *recipients, *calls).await;
             }
             return Err(Pause::Deferred(Duration::ZERO));
         };
@@ -103,14 +103,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }
     }
 
-    fn limits<'o>(&'o self, order: &'o SliceControl) -> impl Iterator<Item = Limit<'o>> {
+    fn limits<'o>(&'o self, control: &'o SliceControl) -> impl Iterator<Item = Limit<'o>> {
         let head = &self.slice.head;
         let names = [
             (Scope::Target, head.target.as_str()),
             (Scope::App, head.app.as_str()),
             (Scope::Job, self.job.as_str()),
         ];
-        self.rates.iter().zip(order.rates).zip(names).filter_map(
+        self.rates.iter().zip(control.rates).zip(names).filter_map(
             |((configured, live), (scope, name))| {
                 let rate = live.or(*configured)?;
                 let default = if scope == Scope::Target {
@@ -132,12 +132,12 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     /// long enough to check everything again.
     async fn lease(
         &self,
-        order: &SliceControl,
+        control: &SliceControl,
         mut directives: watch::Receiver<Board>,
         most: usize,
     ) -> Result<usize, Pause> {
         let per_call = self.per_call;
-        let limits: Vec<_> = self.limits(order).collect();
+        let limits: Vec<_> = self.limits(control).collect();
         let want = limits.iter().fold(most, |want, limit| {
             want.min(worth(limit, per_call as u32, want as u32) as usize)
         });
@@ -163,7 +163,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             context.metrics.throttle_wait(after);
             if let Err(pause) = self.sleep(after).await {
                 let calls = units.div_ceil(per_call as u32);
-                self.give_back_units(order, units, calls).await;
+                self.return_units(control, units, calls).await;
                 return Err(pause);
             }
             return Ok(units as usize);
@@ -202,18 +202,18 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
 
     /// Refunds the units that were booked for recipients and calls that were not made.
     pub(super) async fn refund(&self, granted: &Granted<'_>, recipients: usize, calls: usize) {
-        let Some((booked, booked_calls, order)) = &granted.booked else {
+        let Some((booked, booked_calls, control)) = &granted.booked else {
             return;
         };
         let recipients = booked.saturating_sub(recipients as u32);
         let calls = booked_calls.saturating_sub(calls as u32);
         if recipients > 0 || calls > 0 {
-            self.give_back_units(order, recipients, calls).await;
+            self.return_units(control, recipients, calls).await;
         }
     }
 
-    async fn give_back_units(&self, order: &SliceControl, recipients: u32, calls: u32) {
-        let limits: Vec<_> = self.limits(order).collect();
+    async fn return_units(&self, control: &SliceControl, recipients: u32, calls: u32) {
+        let limits: Vec<_> = self.limits(control).collect();
         if self.goes_without_ledger() {
             return self
                 .session

@@ -1,7 +1,7 @@
 //! Tests the port of quotas.
 
 use fanwise::domain::ids::JobId;
-use fanwise::domain::permissions::{Asked, Crowd, Permissions, Used};
+use fanwise::domain::permissions::{Asked, AudienceKind, Permissions, Used};
 use fanwise::ports::{Charged, Quotas};
 
 use super::StoreBench;
@@ -24,7 +24,7 @@ fn asked(key: &str, lists: &[(&str, u64)]) -> Asked {
         client_msg_no: key.to_owned(),
         sender: None,
         target: "im".to_owned(),
-        crowd: Crowd::Users,
+        crowd: AudienceKind::Users,
         lists: lists
             .iter()
             .map(|(name, entries)| ((*name).to_owned(), *entries))

@@ -39,7 +39,7 @@ pub(crate) enum Way {
 
 /// The current state of the link.
 #[derive(Debug, Clone, Default)]
-struct Weather {
+struct Conditions {
     cut: bool,
     /// If set, nothing is read, forwarded or closed in this direction.
     hold_to_server: bool,
@@ -50,7 +50,7 @@ struct Weather {
     reset: u64,
 }
 
-impl Weather {
+impl Conditions {
     fn holds(&self, way: Way) -> bool {
         match way {
             Way::ToServer => self.hold_to_server,
@@ -62,7 +62,7 @@ impl Weather {
 #[derive(Debug)]
 struct Shared {
     upstream: String,
-    weather: watch::Sender<Weather>,
+    weather: watch::Sender<Conditions>,
     open: AtomicUsize,
     accepted: AtomicU64,
     /// Bytes that may still pass before the link is cut, by direction.
@@ -220,9 +220,9 @@ impl Relay {
             self.shared.budget(way).store(UNLIMITED, Ordering::SeqCst);
         }
         self.shared.weather.send_modify(|weather| {
-            *weather = Weather {
+            *weather = Conditions {
                 reset: weather.reset,
-                ..Weather::default()
+                ..Conditions::default()
             };
         });
     }
@@ -322,7 +322,7 @@ fn reset_on_close(stream: &TcpStream) {
 
 /// One client and its connection to the server. `open` comes first, so that it is dropped last,
 /// after the sockets.
-async fn connection(open: Open, mut client: TcpStream, mut weather: watch::Receiver<Weather>) {
+async fn connection(open: Open, mut client: TcpStream, mut weather: watch::Receiver<Conditions>) {
     let shared = &open.0;
     let born = weather.borrow().reset;
     let connecting = timeout(CONNECT_BOUND, TcpStream::connect(&shared.upstream));
@@ -357,12 +357,12 @@ async fn connection(open: Open, mut client: TcpStream, mut weather: watch::Recei
 }
 
 /// Returns when the connections of generation `born` must be reset.
-async fn spoiled(weather: &mut watch::Receiver<Weather>, born: u64) {
+async fn spoiled(weather: &mut watch::Receiver<Conditions>, born: u64) {
     // The sender lives as long as the relay, and this task does not outlive it.
     let _ = weather.wait_for(|now| now.cut || now.reset > born).await;
 }
 
-async fn until_held(weather: &mut watch::Receiver<Weather>, way: Way, held: bool) {
+async fn until_held(weather: &mut watch::Receiver<Conditions>, way: Way, held: bool) {
     let _ = weather.wait_for(|now| now.holds(way) == held).await;
 }
 

@@ -99,7 +99,7 @@ fn check_sum(secret: &str, nonce: &str, cur_time: &str) -> String {
 #[cfg(test)]
 pub(in crate::im) mod tests {
     use super::*;
-    use crate::im::ingress::fixture::{Call, NOW_MS, endpoint as a_door, open_door};
+    use crate::im::ingress::fixture::{Call, NOW_MS, endpoint as an_endpoint, open_endpoint};
     use crate::im::netease::ingress::NetEaseIngress;
 
     pub(in crate::im) const KEY: &str = "go9dnk49";
@@ -131,7 +131,7 @@ pub(in crate::im) mod tests {
     }
 
     fn endpoints() -> [DropInEndpoint; 1] {
-        [a_door(&NetEaseIngress, KEY, SECRET)]
+        [an_endpoint(&NetEaseIngress, KEY, SECRET)]
     }
 
     const VECTORS: [(&str, &str, &str, &str); 5] = [
@@ -219,8 +219,8 @@ pub(in crate::im) mod tests {
 
     #[test]
     fn the_key_names_the_door() {
-        let open = open_door(&NetEaseIngress);
-        let other = a_door(&NetEaseIngress, "other", SECRET);
+        let open = open_endpoint(&NetEaseIngress);
+        let other = an_endpoint(&NetEaseIngress, "other", SECRET);
         let [ours] = endpoints();
         let endpoints = [open.clone(), other, ours.clone()];
         assert_eq!(enter(&call(), &endpoints).unwrap().0, 2);

@@ -11,7 +11,7 @@ use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, body, endpoint, failed, head, job_report, open_door,
+    Call as Request, NOW_MS, answer, body, endpoint, failed, head, job_report, open_endpoint,
     recipients,
 };
 use crate::im::netease::Settings;
@@ -503,7 +503,7 @@ fn a_wrong_signature_is_a_wrong_parameter() {
         ..request(PRINTED)
     };
     assert_eq!(refused(&late).1["desc"], "CurTime is expired");
-    let open = open_door(&NetEaseIngress);
+    let open = open_endpoint(&NetEaseIngress);
     let asked = Request::new(PATHS[0], PRINTED).asked(&NetEaseIngress, &[open]);
     assert_eq!(asked.nonce, None);
 }

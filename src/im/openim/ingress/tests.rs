@@ -12,8 +12,8 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::outcome::Outcome;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report, open_door,
-    recipients,
+    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report,
+    open_endpoint, recipients,
 };
 
 use crate::im::openim::Session;
@@ -156,7 +156,7 @@ fn a_call_for_all_users_is_answered_with_their_accounts() {
             ..Accounts::default()
         };
         let job_report = JobReport {
-            everybody: Some(Everybody {
+            everybody: Some(AllUsersReport {
                 is_complete,
                 accounts,
             }),
@@ -316,7 +316,7 @@ fn nobody_calls_without_an_operation_id_or_a_token() {
     // A body that cannot be read is refused before the permission is checked.
     let unbound = call(BATCH, "{}").header("token", &user);
     assert_eq!(refused(&unbound).0, 400);
-    let open = [open_door(&OpenImIngress)];
+    let open = [open_endpoint(&OpenImIngress)];
     let asked = whole.without("token").asked(&OpenImIngress, &open);
     assert_eq!(asked.endpoint, 0);
 }

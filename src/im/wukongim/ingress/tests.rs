@@ -12,8 +12,8 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::slice::Addressed;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report, open_door,
-    recipients,
+    Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report,
+    open_endpoint, recipients,
 };
 
 use crate::im::wukongim::{ClientMsgNo, Settings, Version};
@@ -108,7 +108,7 @@ fn object_with(changes: &[(&str, Value)]) -> Value {
 #[test]
 fn the_documented_request_is_understood_as_printed() {
     // The documentation shows no token, and servers without one require none.
-    let open = [open_door(&WukongImIngress)];
+    let open = [open_endpoint(&WukongImIngress)];
     let asked = Request::new(BATCH, PRINTED).asked(&WukongImIngress, &open);
     let [first, second] = &asked.jobs[..] else {
         panic!("two jobs are expected");
@@ -282,7 +282,7 @@ fn the_token_is_asked_for_where_there_is_one() {
         assert!(spoken.body().is_empty());
     }
     let endpoints = [
-        open_door(&WukongImIngress),
+        open_endpoint(&WukongImIngress),
         endpoint(&WukongImIngress, "", TOKEN),
     ];
     let through = |call: Request| call.asked(&WukongImIngress, &endpoints).endpoint;

@@ -11,7 +11,8 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::outcome::{Class, Outcome};
 use crate::im::ingress::fixture::{
-    Call, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report, open_door, recipients,
+    Call, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report, open_endpoint,
+    recipients,
 };
 use crate::im::netease::ingress::signature::tests::{KEY, SECRET, signed};
 use crate::im::yunxin::Settings;
@@ -146,7 +147,7 @@ fn the_printed_headers_come_in_where_anybody_may() {
         .fold(Call::new(PATHS[0], PRINTED), |call, name| {
             call.header(name, "")
         });
-    let asked = call.asked(&YunxinIngress, &[open_door(&YunxinIngress)]);
+    let asked = call.asked(&YunxinIngress, &[open_endpoint(&YunxinIngress)]);
     assert_eq!(asked.nonce, None);
     let (_, said) = call.refusal(&YunxinIngress, &endpoints());
     assert_eq!(said, json!({"code": 414, "msg": "bad http header"}));
