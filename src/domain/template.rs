@@ -209,6 +209,6 @@ mod tests {
             r#"app "shop" has no stored message "welcom"; did you mean "welcome"?"#
         );
         assert!(said("xyz", &known).ends_with("; there are: welcome, invoice"));
-        assert!(said("xyz", &[]).ends_with("fanwise template put"));
+        assert!(said("xyz", &[]).ends_with("see `fanwise template put`"));
     }
 }

@@ -171,7 +171,9 @@ fn a_placeholder_that_nobody_fills_refuses_the_job() {
     let refused = |message: &str| render(message, "{}", "{}").unwrap_err();
     let text = refused(r#"{"type":"text","text":"Hi {{ name }}"}"#);
     assert!(
-        text.starts_with("message.text: has the placeholder {{ name }}, and nobody brings a value"),
+        text.starts_with(
+            "message.text: has the placeholder {{ name }}, and there is no value for it"
+        ),
         "{text}"
     );
     let both = refused(r#"{"type":"text","text":"Hi {{ name }}","vars":{},"literal":true}"#);
