@@ -56,7 +56,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "admin", "amqp", "config", "domain", "embedded", "error", "exit", "gateway", "http",
-            "im", "metrics", "ports", "service", "shutdown", "store", "worker",
+            "im", "metrics", "ports", "secret", "service", "shutdown", "store", "worker",
         ],
     ),
     // The command line uses the service layer, never the gateway.

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -181,9 +180,9 @@ impl Process {
     /// The port of the address in the line that contains `text`, of a process that listens on port 0.
     pub(crate) async fn until_listens(&mut self, text: &str) -> u16 {
         let line = self.until_prints(text, Duration::from_secs(60)).await;
-        let (_, address) = line.rsplit_once("address=").expect("an address");
-        let address: SocketAddr = address.trim().parse().expect("an address");
-        address.port()
+        let (_, address) = line.rsplit_once("127.0.0.1:").expect("an address");
+        let digits = address.split(|it: char| !it.is_ascii_digit()).next();
+        digits.and_then(|it| it.parse().ok()).expect("a port")
     }
 
     /// Waits until it ends by itself. Panics after `bound`, with its output.
