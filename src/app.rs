@@ -26,15 +26,16 @@ use crate::gateway::{self, Access, DropInSystem, Server, check_publishing, keep_
 use crate::http::client::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, RetainedQueues, Store, Target};
+use crate::runtime::{
+    AppRuntime, Callbacks, CallsUnderWay, Context, Health, Keyring, Role, Settings, TargetRuntime,
+    watch_store,
+};
 use crate::secret::Secret;
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Rules};
 use crate::service::control::{Facts, TargetFacts};
 use crate::store;
-use crate::worker::{
-    self, AppRuntime, Callbacks, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
-    Worker,
-};
+use crate::worker::Worker;
 
 /// RabbitMQ as configured. Does not connect yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
@@ -372,7 +373,7 @@ pub async fn run_gateway(config: Config) -> Result<Exit, Failure> {
     process.listen(&config, broker(&config)?).await?;
     // A worker sends heartbeats itself; here the gateway must.
     let context = Arc::clone(&process.context);
-    let watching = async move { worker::watch_store(&context, false, &drain).await };
+    let watching = async move { watch_store(&context, Role::Gateway, &drain).await };
     process.tasks.push(Box::pin(watching));
     process.run(&config).await
 }

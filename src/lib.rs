@@ -90,6 +90,8 @@
 //!
 //! - [`domain`]: values and arithmetic. It uses no clock, no broker and no store.
 //! - [`ports`]: the contracts of broker, ledger, limiter, directives, stored messages and target.
+//! - [`runtime`]: what workers and gateways share in a process: targets and apps, the state of the
+//!   ledger, parked targets, credentials, calls.
 //! - [`worker`]: sessions, intake, lanes, delivery, notices. It depends on no broker and no store.
 //! - [`service`]: everything that the HTTP interface, the drop-in endpoints and the command line
 //!   have in common.
@@ -140,6 +142,7 @@ mod json;
 pub mod limits;
 pub mod metrics;
 pub mod ports;
+pub mod runtime;
 pub mod schema;
 pub mod secret;
 pub mod service;

@@ -37,8 +37,8 @@ use crate::domain::text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::http::client::{Client, ClientSettings};
 use crate::ports::{Entry, JobRecord, JobState};
+use crate::runtime::{UserCount, count_users};
 use crate::service::admission::{Refused, conflicts, examine, keeps_rules};
-use crate::worker::{UserCount, count_users};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

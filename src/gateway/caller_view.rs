@@ -5,8 +5,8 @@ use super::access::Caller;
 use crate::domain::job;
 use crate::domain::permissions::Permissions;
 use crate::ports::{Store, Target, Transport};
+use crate::runtime::Context;
 use crate::service::admission::Rules;
-use crate::worker::Context;
 
 /// The context for reading a caller's jobs.
 pub(super) struct CallerView<'a, S, T> {

@@ -54,9 +54,9 @@ use crate::ports::{
     Broker, ClaimState, JobState, LedgerError, Outgoing, Reason, RetainedQueues, Route, Store,
     Transport,
 };
+use crate::runtime::Context;
 use crate::service::admission::{Examined, Refused, agree, allow, charge, examine};
 use crate::service::control::{self, Cause};
-use crate::worker::Context;
 
 /// The header that names the jobs of a request.
 const JOB_HEADER: &str = "fanwise-job";

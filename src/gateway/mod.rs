@@ -74,8 +74,8 @@ use self::wrong_guesses::Failures;
 use crate::error::chain;
 use crate::http::server::{self, ConnectionLimits, Hosts};
 use crate::ports::{Broker, Outgoing, Publisher, RetainedQueues, Session, Store, Transport};
+use crate::runtime::{Context, RECONNECT};
 use crate::service::control::Facts;
-use crate::worker::{Context, RECONNECT};
 
 type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
 

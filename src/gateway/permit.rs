@@ -9,9 +9,9 @@ use super::access::Caller;
 use super::problem::Refusal;
 use crate::metrics::{AskedResult, LedgerStep};
 use crate::ports::{Broker, LedgerError, Store, Transport};
+use crate::runtime::Context;
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Refused};
-use crate::worker::Context;
 
 impl<B: Broker, S: Store, T: Transport> Admission for Gateway<B, S, T> {
     type Rules = Context<S, T>;

@@ -33,8 +33,6 @@ use tokio::time::Instant;
 
 use self::flight::{Back, Flight};
 use self::limits::Granted;
-use super::call::{Called, Caller, lost};
-use super::context::{GivenUp, Halted, TargetRuntime};
 use super::enumerate::enumerate;
 use super::session::WorkerSession;
 use super::together::{self, Turn};
@@ -55,10 +53,8 @@ use crate::ports::{
     Calls, Claim, ClaimState, Claimed, JobProgress, Lost, Outgoing, Publisher, Recorded, Route,
     Settle, SliceRef, Store, Transport,
 };
-
-/// Longest wait for a limit or a parked target inside a delivery. A delivery that must wait longer
-/// goes on the retry ladder.
-pub(super) const WAIT_MAX: Duration = Duration::from_secs(1);
+use crate::runtime::call::{Called, Caller, lost};
+use crate::runtime::context::{GivenUp, Halted, TargetRuntime};
 
 /// How long a slice of a newer version waits for a newer worker.
 const NEWER_WAIT: Duration = Duration::from_secs(5);

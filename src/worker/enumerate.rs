@@ -14,10 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::call::authorised;
-use super::context::TargetRuntime;
-use super::credential::Held;
-use super::delivery::{DeliveryEnd, WAIT_MAX};
+use super::delivery::DeliveryEnd;
 use super::session::WorkerSession;
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::audience::{MemberDocument, fold};
@@ -29,6 +26,10 @@ use crate::domain::schedule::rung;
 use crate::domain::slice::{Enumeration, Head, Slice};
 use crate::json;
 use crate::ports::{Directory, Lost, Outgoing, Page, Publisher, Route, Store, Transport};
+use crate::runtime::WAIT_MAX;
+use crate::runtime::call::authorised;
+use crate::runtime::context::TargetRuntime;
+use crate::runtime::credential::Held;
 
 /// A part is published when it has this many users, or this many bytes of them.
 const PART_USERS: usize = 20_000;

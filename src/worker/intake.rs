@@ -17,7 +17,6 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::context::{Context, RECONNECT};
 use super::session::WorkerSession;
 use crate::clock::{self, now_ms};
 use crate::domain::announce::EventKind;
@@ -35,6 +34,7 @@ use crate::ports::{
     Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Store, Submission,
     Transport,
 };
+use crate::runtime::context::{Context, RECONNECT};
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Admitted, Refused, Resolved, admit, resolve};
 

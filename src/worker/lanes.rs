@@ -17,7 +17,7 @@ use crate::ports::{Consumer, Delivery, Publisher, Store, Transport};
 const FETCHED_AHEAD: usize = 2;
 
 /// Deliveries that the broker hands out from a lane at a time.
-pub(super) fn prefetch(lane: &Lane, settings: &super::Settings) -> u16 {
+pub(super) fn prefetch(lane: &Lane, settings: &crate::runtime::Settings) -> u16 {
     let places = match lane.class {
         LaneClass::Express => settings.small_job_concurrency,
         LaneClass::Of(..) => settings.slice_concurrency,

@@ -6,27 +6,17 @@
 //!
 //! This module names neither a broker nor a store; both engines run the same worker.
 
-mod answers;
-mod backlog;
-mod call;
 mod completion;
-mod context;
-mod count_users;
-mod credential;
 mod delivery;
 mod enumerate;
-mod health;
 mod intake;
 mod lanes;
-mod ledger_health;
 mod notice;
 mod scheduler;
 mod sequence;
 mod session;
-mod standstills;
 mod sweep;
 mod together;
-mod under_way;
 
 #[cfg(test)]
 mod tests;
@@ -36,33 +26,20 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, TargetRuntime};
-pub use self::count_users::{UserCount, count_users};
-pub use self::credential::Keyring;
-pub use self::health::Health;
 use self::lanes::OpenLane;
-use self::ledger_health::Heartbeats;
-pub use self::notice::Callbacks;
 use self::sequence::Sequence;
 use self::session::WorkerSession;
-pub use self::under_way::CallsUnderWay;
 use crate::domain::lane::{Lane, Priority};
 use crate::error::chain;
-use crate::metrics::{JobResult, LedgerStep, SliceResult};
-use crate::ports::{
-    Broker, BrokerError, LedgerError, Moved, Publisher, Session, Source, Store, Transport,
-};
+use crate::metrics::{JobResult, SliceResult};
+use crate::ports::{Broker, BrokerError, Moved, Publisher, Session, Source, Store, Transport};
+use crate::runtime::{Context, RECONNECT, Role, watch_store};
 
 /// Jobs of one priority that the worker takes at a time. Jobs of several megabytes are rare, and a
 /// small job waits for the broker most of its time.
 const JOBS_PREFETCH: u16 = 8;
-
-/// How often the worker asks the store for directives and parked targets and sends it a heartbeat.
-/// The heartbeat shows whether the ledger takes writes.
-const POLL: Duration = Duration::from_millis(500);
 
 /// The worker closes the session when the ledger has been down for this long. The deliveries go
 /// back to the broker before they come near its ack limit.
@@ -100,7 +77,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
     pub async fn run(self, drain: CancellationToken) {
         let poll = {
             let (context, drain) = (Arc::clone(&self.context), drain.clone());
-            async move { watch_store(&context, true, &drain).await }
+            async move { watch_store(&context, Role::Worker, &drain).await }
         };
         let ended = CancellationToken::new();
         let sessions = async {
@@ -330,46 +307,4 @@ async fn count_moved<S: Store, T>(
             return halt.cancelled().await;
         }
     }
-}
-
-/// Polls the store for the directives in force and the parked targets, and sends it a heartbeat.
-/// `works`: whether this process delivers.
-pub async fn watch_store<S: Store, T: Transport>(
-    context: &Context<S, T>,
-    works: bool,
-    stop: &CancellationToken,
-) {
-    let targets: Vec<String> = context.targets.keys().cloned().collect();
-    let (mut known, mut heart) = (0, Heartbeats::new(works));
-    let look = async {
-        loop {
-            // An error is noted where it occurs, and the next round comes soon.
-            let _ = look_once(context, &targets, &mut known, &mut heart).await;
-            context.show_directives();
-            context.tidy();
-            tokio::time::sleep(POLL).await;
-        }
-    };
-    let _: Option<()> = stop.run_until_cancelled(look).await;
-}
-
-/// One round. It takes over the directives before the ledger counts as up, so that a worker that
-/// starts sends nothing before it knows them.
-async fn look_once<S: Store, T>(
-    context: &Context<S, T>,
-    targets: &[String],
-    known: &mut u64,
-    heart: &mut Heartbeats,
-) -> Result<(), LedgerError> {
-    let directives = context.store.directives(*known);
-    let directed = context.try_step(LedgerStep::Direct, directives).await?;
-    if let Some(directed) = directed {
-        *known = directed.version;
-        context.note_directives(directed);
-    }
-    let asked = Instant::now();
-    let parked = context.store.parked(targets);
-    let parked = context.try_step(LedgerStep::Park, parked).await?;
-    context.note_parked(parked, asked);
-    heart.beat(context).await
 }

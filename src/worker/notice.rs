@@ -6,8 +6,6 @@
 //! abandoned after as many attempts. Neither a parked target nor a directive affects it. A reply
 //! over AMQP needs no lane: it goes straight to the broker.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri};
@@ -15,14 +13,13 @@ use ring::hmac;
 use serde_json::value::RawValue;
 
 use super::completion::{NotifiedJob, event};
-use super::context::{Context, RECONNECT};
 use super::delivery::DeliveryEnd;
 use super::session::WorkerSession;
 use crate::codec;
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::job::{Context as _, check_callback};
 use crate::domain::lane::Lane;
-use crate::domain::notice::{CallbackRules, NOTICE_VERSION, Notice};
+use crate::domain::notice::{NOTICE_VERSION, Notice};
 use crate::domain::schedule::rung;
 use crate::error::chain;
 use crate::json;
@@ -30,21 +27,12 @@ use crate::metrics::{NoticeKind, NoticeResult};
 use crate::ports::{
     JobRecord, Lost, Outgoing, PublishError, Publisher, Request, Route, Store, Transport,
 };
-use crate::secret::Secret;
+use crate::runtime::context::{Context, RECONNECT};
 
 /// Holds the id of the notice, as in every request of Fanwise that a receiver may see twice.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// `v1=` and HMAC-SHA-256 over `<id>.<body>` in hexadecimal digits, as is usual for webhooks.
 const SIGNATURE: HeaderName = HeaderName::from_static("fanwise-signature");
-
-/// How to make the callbacks of one app.
-pub struct Callbacks<T> {
-    pub rules: CallbackRules,
-    pub secret: Secret,
-    pub timeout: Duration,
-    /// Reaches private addresses only where the rules allow them.
-    pub transport: T,
-}
 
 impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     /// Notifies those that the job named: `Ok` when the callback is durable and the reply

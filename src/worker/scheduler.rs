@@ -18,7 +18,6 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::context::KEEP_MAX;
 use super::delivery::{DeliveryEnd, deliver};
 use super::notice::deliver_notice;
 use super::session::WorkerSession;
@@ -27,6 +26,7 @@ use crate::domain::lane::{Lane, LaneClass, Priority, SUB_LANES};
 use crate::error::chain;
 use crate::metrics::SliceResult;
 use crate::ports::{Delivery, EndDelivery, Publisher, Store, Transport};
+use crate::runtime::context::KEEP_MAX;
 
 /// Notices in delivery at a time, per target.
 pub(super) const NOTICES_IN_WORK: usize = 8;

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::POLL;
-use super::context::Context;
 use super::session::WorkerSession;
 use crate::metrics::LedgerStep;
 use crate::ports::{LedgerError, Outgoing, Publisher, Raised, Route, Store};
+use crate::runtime::POLL;
+use crate::runtime::context::Context;
 
 /// The sequence as one session knows it.
 pub(super) struct Sequence {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, RECONNECT};
 use crate::error::chain;
 use crate::ports::{Lost, Outgoing, PublishError, Publisher, Store};
+use crate::runtime::context::{Context, RECONNECT};
 
 pub(super) struct WorkerSession<S, T, P> {
     pub(super) context: Arc<Context<S, T>>,

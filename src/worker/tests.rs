@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::context::GivenUp;
 use super::*;
 use crate::domain::schedule::Schedule;
 use crate::embedded::Engine;
-use crate::metrics::Metrics;
+use crate::metrics::{LedgerStep, Metrics};
 use crate::ports::{
-    Backlog, Consumer, Delivery, HttpReply, Outgoing, PublishError, Publisher, Request, SendError,
+    Backlog, Consumer, Delivery, HttpReply, LedgerError, Outgoing, PublishError, Publisher,
+    Request, SendError,
 };
+use crate::runtime::Settings;
+use crate::runtime::context::GivenUp;
 
 type Played = Context<crate::embedded::EmbeddedStore, Nowhere>;
 

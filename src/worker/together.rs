@@ -3,18 +3,14 @@
 //! uploader of the list may have died halfway, and then no recipient of an incomplete list is to be
 //! notified.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use super::context::Halted;
 use super::session::WorkerSession;
 use crate::clock::now_ms;
-use crate::domain::ids::JobId;
 use crate::domain::slice::{Head, Together};
 use crate::metrics::LedgerStep;
 use crate::ports::{Gathered, Store};
+use crate::runtime::context::Halted;
 
 /// How long the parts of a list may be apart. A gateway that was killed is back within minutes, and
 /// so is a caller that tries again. After more than an hour, sending the list would be a surprise.
@@ -23,28 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// Shortest wait for the other parts, a rung of the retry ladder. It grows with the age of the
 /// list.
 const WAIT_MIN: Duration = Duration::from_secs(1);
-
-/// Most complete lists that are remembered. Forgetting one costs a look-up per slice.
-const REMEMBERED_MAX: usize = 1024;
-
-/// Lists that are known to be complete, so that there is a look-up per job and not per slice.
-#[derive(Default)]
-pub(super) struct Complete(Mutex<HashSet<(JobId, String)>>);
-
-impl Complete {
-    fn knows(&self, job: JobId, list: &str) -> bool {
-        let seen = self.0.lock();
-        !seen.is_empty() && seen.contains(&(job, list.to_owned()))
-    }
-
-    fn remember(&self, job: JobId, list: &str) {
-        let mut seen = self.0.lock();
-        if seen.len() >= REMEMBERED_MAX {
-            seen.clear();
-        }
-        seen.insert((job, list.to_owned()));
-    }
-}
 
 /// The next step of a slice of a list in parts.
 pub(super) enum Turn {

@@ -30,17 +30,23 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "runtime",
+        &[
+            "clock", "domain", "error", "limits", "metrics", "ports", "secret", "service",
+        ],
+    ),
+    (
         "worker",
         &[
-            "clock", "codec", "domain", "error", "json", "limits", "metrics", "ports", "secret",
+            "clock", "codec", "domain", "error", "json", "metrics", "ports", "runtime", "secret",
             "service",
         ],
     ),
     (
         "gateway",
         &[
-            "clock", "domain", "error", "http", "im", "json", "metrics", "ports", "secret",
-            "service", "worker",
+            "clock", "domain", "error", "http", "im", "json", "metrics", "ports", "runtime",
+            "secret", "service",
         ],
     ),
     // Supporting parts.
@@ -56,7 +62,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "admin", "amqp", "config", "domain", "embedded", "error", "exit", "gateway", "http",
-            "im", "metrics", "ports", "secret", "service", "shutdown", "store", "worker",
+            "im", "metrics", "ports", "runtime", "secret", "service", "shutdown", "store",
+            "worker",
         ],
     ),
     // The command line uses the service layer, never the gateway.
@@ -73,13 +80,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "http",
             "im",
             "ports",
+            "runtime",
             "schema",
             "secret",
             "service",
             "shutdown",
             "store",
             "telemetry",
-            "worker",
         ],
     ),
 ];

@@ -17,16 +17,17 @@ use fanwise::ports::{
     Broker as _, Directives as _, JobState, Ledger as _, Outgoing, Publisher as _, Route,
     Session as _,
 };
-use fanwise::worker::{
-    AppRuntime, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime, Worker,
+use fanwise::runtime::{
+    AppRuntime, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
 };
+use fanwise::worker::Worker;
 use fastrand::Rng;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::check;
-use crate::memory::{Course, FaultPlan, Fault, MemoryBroker, MemoryStore, Way};
+use crate::memory::{Course, Fault, FaultPlan, MemoryBroker, MemoryStore, Way};
 use crate::plan::{Order, Plan, Submission};
 use crate::system::{Im, Moods, Reaction, System, Wire};
 

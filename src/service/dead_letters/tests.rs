@@ -3,22 +3,25 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::*;
 use crate::domain::fields::Problem;
-use crate::domain::ids::{Owner, SliceId};
+use crate::domain::ids::{JobId, Owner, SliceId};
 use crate::domain::job::{self, Job};
+use crate::domain::lane::Priority;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::permissions::Permissions;
 use crate::domain::slice::{Head, Shape};
 use crate::embedded::{EmbeddedBroker, EmbeddedStore, Engine, Settings};
 use crate::ports::{
-    Broker as _, Calls, Consumer as _, HttpReply, Profile, Request, SendError, Session as _,
-    Settle, SliceRef, Source, Submission, Target, Transport,
+    Broker as _, Calls, Consumer as _, HttpReply, Outgoing, Profile, Publisher as _, Request,
+    Route, SendError, Session as _, Settle, SliceRef, Source, Submission, Target, Transport,
 };
 use crate::service::BeforeAccept;
+use crate::service::admission::Admission;
 
 /// A target that accepts every message.
 #[derive(Default)]

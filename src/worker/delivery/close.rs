@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use super::super::backlog::UnrecordedDelivery;
-use super::super::call::lost;
 use super::{DeliveryEnd, DeliveryRun, DeliveryScope, LEDGER_AWAY_WAIT, Pause};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
@@ -17,6 +15,8 @@ use crate::metrics::LedgerStep;
 use crate::ports::{
     Claim, Claimed, Lost, Outgoing, Publisher, Reason, Route, Settle, Store, Transport,
 };
+use crate::runtime::backlog::UnrecordedDelivery;
+use crate::runtime::call::lost;
 
 impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
     /// Ends the delivery, once no call is out any more.

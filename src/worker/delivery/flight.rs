@@ -10,10 +10,10 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, Interval};
 
-use super::super::call::Called;
 use super::DeliveryScope;
 use crate::domain::delivery::{Call, Delivery};
 use crate::ports::{Publisher, Store, Transport};
+use crate::runtime::call::Called;
 
 /// Answers that arrive within this time of each other are recorded together, and their places are
 /// filled together: the cost is in the ledger's steps, not in the recipients of a step.

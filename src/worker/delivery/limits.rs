@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio::sync::{SemaphorePermit, watch};
 
-use super::{DeliveryScope, Pause, WAIT_MAX};
+use super::{DeliveryScope, Pause};
 use crate::clock::now_ms;
 use crate::domain::directive::{Board, SliceControl};
 use crate::domain::limits::{Cost, Grant};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
 use crate::metrics::LedgerStep;
 use crate::ports::{Lease, Leased, Limit, Publisher, Scope, Store, Transport};
+use crate::runtime::WAIT_MAX;
 
 /// Calls that may be made now.
 pub(super) struct Granted<'a> {

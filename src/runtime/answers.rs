@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::WAIT_MAX;
 use super::context::{Context, Met, TargetRuntime};
-use super::delivery::WAIT_MAX;
 use crate::clock::now_ms;
 use crate::domain::directive::{Action, Board, Directive, Subject};
 use crate::domain::outcome::{Class, TargetAnswer};
@@ -22,7 +22,7 @@ use crate::ports::{Park, ParkReason, Scope, Store};
 impl<S: Store, T> Context<S, T> {
     /// Parks a target or a job for all workers if the answer to a call of the job requires it.
     /// `class`: the class of the call as a whole.
-    pub(super) async fn heed(
+    pub(crate) async fn heed(
         &self,
         target: &TargetRuntime,
         job: &str,

@@ -21,7 +21,7 @@ struct Calls {
 }
 
 /// Removes its call when dropped, so a call that is cancelled ends too.
-pub(super) struct CallUnderWay<'a> {
+pub(crate) struct CallUnderWay<'a> {
     of: &'a CallsUnderWay,
     call: (Instant, u64),
 }
@@ -31,7 +31,7 @@ impl CallsUnderWay {
         self.0.lock()
     }
 
-    pub(super) fn begin(&self) -> CallUnderWay<'_> {
+    pub(crate) fn begin(&self) -> CallUnderWay<'_> {
         let mut calls = self.calls();
         calls.number += 1;
         let call = (Instant::now(), calls.number);
@@ -57,7 +57,7 @@ impl Drop for CallUnderWay<'_> {
 
 impl<S, T> Context<S, T> {
     /// The calls of this process under way, by target.
-    pub(super) fn calls_under_way(&self) -> std::collections::BTreeMap<String, UnderWay> {
+    pub(crate) fn calls_under_way(&self) -> std::collections::BTreeMap<String, UnderWay> {
         let now = Instant::now();
         let targets = self.targets.iter();
         targets

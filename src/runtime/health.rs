@@ -40,7 +40,7 @@ impl Health {
     }
 
     /// The target carried a call out, or refused it for reasons of the recipient.
-    pub(super) fn succeeded(&self, now_ms: u64) {
+    pub(crate) fn succeeded(&self, now_ms: u64) {
         self.breaker.succeeded();
         self.throttle.succeeded();
         // A plain load first: all calls share the cache line.
@@ -49,19 +49,19 @@ impl Health {
         }
     }
 
-    pub(super) fn answered_ms(&self) -> u64 {
+    pub(crate) fn answered_ms(&self) -> u64 {
         self.answered_ms.load(Ordering::Relaxed)
     }
 
     /// The pause before the next call to the target, if this failure opens the breaker.
-    pub(super) fn failed(&self, now: Instant) -> Option<Duration> {
+    pub(crate) fn failed(&self, now: Instant) -> Option<Duration> {
         self.breaker.failed(now)
     }
 
     /// The pause after the target answered that calls come too fast: as long as it asked for, but
     /// at least a wait that grows with each such answer. If it asks for no time, or for a time that
     /// is past, the grown wait applies; otherwise it would be called again at once, without end.
-    pub(super) fn throttled(&self, now: Instant, asked: Option<Duration>) -> Duration {
+    pub(crate) fn throttled(&self, now: Instant, asked: Option<Duration>) -> Duration {
         let opened = self.throttle.failed(now);
         let grown = opened.unwrap_or_else(|| self.throttle.left(now).max(OPEN.min));
         asked.unwrap_or_default().max(grown)

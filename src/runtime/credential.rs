@@ -18,8 +18,8 @@ const RENEW_BEFORE: Duration = Duration::from_secs(60);
 
 /// A credential in use.
 #[derive(Debug)]
-pub(super) struct Held {
-    pub(super) secret: Secret,
+pub(crate) struct Held {
+    pub(crate) secret: Secret,
     renew_at: Instant,
 }
 
@@ -34,7 +34,7 @@ pub struct Keyring {
 impl Keyring {
     /// Returns the credential; fetches one if there is none or it is about to expire. The error is
     /// the answer for the call that needed the credential and was not made.
-    pub(super) async fn get<T: Transport>(
+    pub(crate) async fn get<T: Transport>(
         &self,
         login: &dyn Login,
         transport: &T,
@@ -68,7 +68,7 @@ impl Keyring {
     }
 
     /// Forgets a credential that was refused, unless another one has replaced it.
-    pub(super) fn refuse(&self, refused: &Arc<Held>) {
+    pub(crate) fn refuse(&self, refused: &Arc<Held>) {
         let mut held = self.held.write();
         if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, refused)) {
             *held = None;

@@ -20,23 +20,23 @@ use crate::ports::{Calls, HttpReply, Login, Probed, Request, SendError, Signing,
 const PROBES: u32 = 2;
 
 /// The result of a call.
-pub(super) struct Called {
-    pub(super) verdict: Verdict,
+pub(crate) struct Called {
+    pub(crate) verdict: Verdict,
     /// The target says that no earlier call was carried out.
-    pub(super) cleared: bool,
+    pub(crate) cleared: bool,
 }
 
 /// Makes calls to one target.
-pub(super) struct Caller<'a, T> {
-    pub(super) target: &'a TargetRuntime,
-    pub(super) transport: &'a T,
-    pub(super) traceparent: Option<&'a str>,
+pub(crate) struct Caller<'a, T> {
+    pub(crate) target: &'a TargetRuntime,
+    pub(crate) transport: &'a T,
+    pub(crate) traceparent: Option<&'a str>,
 }
 
 impl<T: Transport> Caller<'_, T> {
     /// Makes a call for these recipients. `in_doubt`: an earlier call for them may have been
     /// carried out, so the target is asked first.
-    pub(super) async fn call(
+    pub(crate) async fn call(
         &self,
         calls: &dyn Calls,
         recipients: &[&str],
@@ -151,7 +151,7 @@ impl<T: Transport> Caller<'_, T> {
 
 /// Sends a request with the credential that it needs, signed. An error means that it could not be
 /// made.
-pub(super) async fn authorised<T: Transport>(
+pub(crate) async fn authorised<T: Transport>(
     transport: &T,
     login: Option<&dyn Login>,
     keyring: &Keyring,
@@ -176,7 +176,7 @@ pub(super) async fn authorised<T: Transport>(
 }
 
 /// The answer for the call of a worker that ended: its result is not known.
-pub(super) fn lost() -> TargetAnswer {
+pub(crate) fn lost() -> TargetAnswer {
     let text = "the worker that was sending ended without recording an answer";
     TargetAnswer::new(Class::Uncertain, "lost", text)
 }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::context::Context;
+use super::watch::Role;
 use crate::error::chain;
 use crate::metrics::LedgerStep;
 use crate::ports::{Beat, Beaten, LedgerError, Store};
@@ -27,7 +28,7 @@ const ROW_MAX: Duration = Duration::from_secs(3600);
 
 /// The state of the ledger as this process knows it.
 #[derive(Default)]
-pub(super) struct LedgerHealth {
+pub(crate) struct LedgerHealth {
     up: watch::Sender<bool>,
     state: Mutex<State>,
     /// Number of steps that were recorded.
@@ -42,11 +43,11 @@ struct State {
 }
 
 impl LedgerHealth {
-    pub(super) fn up(&self) -> watch::Receiver<bool> {
+    pub(crate) fn up(&self) -> watch::Receiver<bool> {
         self.up.subscribe()
     }
 
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         *self.up.borrow()
     }
 
@@ -55,7 +56,7 @@ impl LedgerHealth {
     }
 
     /// Counts a step that is lost if the ledger goes back to older data.
-    pub(super) fn note_recorded(&self, step: LedgerStep) {
+    pub(crate) fn note_recorded(&self, step: LedgerStep) {
         use LedgerStep::{Accept, Claim, Complete, Expanded, Settle};
         if matches!(step, Accept | Expanded | Claim | Settle | Complete) {
             self.recorded.fetch_add(1, Ordering::Relaxed);
@@ -99,7 +100,7 @@ impl<S: Store, T> Context<S, T> {
     /// Notes an error: the ledger is down from now on. A single record that makes no sense does not
     /// count, since the others are fine. Logs only when the state changes, so that an outage is two
     /// lines, not one per slice.
-    pub(super) fn note_fault(&self, error: &LedgerError) {
+    pub(crate) fn note_fault(&self, error: &LedgerError) {
         if matches!(error, LedgerError::Broken(_)) {
             return;
         }
@@ -112,7 +113,7 @@ impl<S: Store, T> Context<S, T> {
         }
     }
 
-    pub(super) fn note_went_back(&self) {
+    pub(crate) fn note_went_back(&self) {
         self.metrics.ledger_went_back();
         tracing::error!(
             "the ledger went back: it has lost its latest records. Running jobs are marked; \
@@ -130,7 +131,7 @@ impl<S: Store, T> Context<S, T> {
 
 impl<S, T> Context<S, T> {
     /// Changes with every step that was recorded.
-    pub(super) fn recorded(&self) -> u64 {
+    pub(crate) fn recorded(&self) -> u64 {
         self.ledger_health.recorded.load(Ordering::Relaxed)
     }
 
@@ -146,19 +147,18 @@ impl<S, T> Context<S, T> {
 }
 
 /// The heartbeats of this process, one after the other.
-pub(super) struct Heartbeats {
+pub(crate) struct Heartbeats {
     beat: Beat,
     answered: Instant,
 }
 
 impl Heartbeats {
-    /// `works`: whether this process delivers.
-    pub(super) fn new(works: bool) -> Self {
+    pub(crate) fn new(role: Role) -> Self {
         Self {
             beat: Beat {
                 process: fastrand::u64(1..),
                 number: 0,
-                works,
+                works: role == Role::Worker,
                 calls: BTreeMap::new(),
             },
             answered: Instant::now(),
@@ -166,7 +166,7 @@ impl Heartbeats {
     }
 
     /// Sends the next heartbeat. `Err`: nothing can be recorded now.
-    pub(super) async fn beat<S: Store, T>(
+    pub(crate) async fn beat<S: Store, T>(
         &mut self,
         context: &Context<S, T>,
     ) -> Result<(), LedgerError> {

@@ -22,19 +22,19 @@ use crate::ports::{LedgerError, Reason, Settle, SliceRef, Store};
 const RECIPIENTS_MAX: usize = 100_000;
 
 /// The unrecorded results of one delivery.
-pub(super) struct UnrecordedDelivery {
-    pub(super) head: Arc<Head>,
-    pub(super) id: SliceId,
-    pub(super) entries: u32,
-    pub(super) shape: Shape,
-    pub(super) owner: Owner,
-    pub(super) outcomes: Vec<(Fingerprint, Outcome)>,
-    pub(super) release: Vec<Fingerprint>,
-    pub(super) doubted: Vec<Fingerprint>,
+pub(crate) struct UnrecordedDelivery {
+    pub(crate) head: Arc<Head>,
+    pub(crate) id: SliceId,
+    pub(crate) entries: u32,
+    pub(crate) shape: Shape,
+    pub(crate) owner: Owner,
+    pub(crate) outcomes: Vec<(Fingerprint, Outcome)>,
+    pub(crate) release: Vec<Fingerprint>,
+    pub(crate) doubted: Vec<Fingerprint>,
     /// Claims that were asked for and not answered.
-    pub(super) unused: Vec<Fingerprint>,
+    pub(crate) unused: Vec<Fingerprint>,
     /// Of recipients that stay claimed because their dead letter is not written.
-    pub(super) reasons: Vec<(Fingerprint, Reason)>,
+    pub(crate) reasons: Vec<(Fingerprint, Reason)>,
 }
 
 impl UnrecordedDelivery {
@@ -62,7 +62,7 @@ impl UnrecordedDelivery {
 }
 
 #[derive(Default)]
-pub(super) struct Backlog {
+pub(crate) struct Backlog {
     waiting: Mutex<VecDeque<Arc<UnrecordedDelivery>>>,
     /// Held by the one task that empties it.
     turn: tokio::sync::Mutex<()>,
@@ -77,7 +77,7 @@ impl Backlog {
 
 impl<S: Store, T> Context<S, T> {
     /// Takes over the results that a delivery knows and could not record.
-    pub(super) fn hand_over(&self, unrecorded: UnrecordedDelivery) {
+    pub(crate) fn hand_over(&self, unrecorded: UnrecordedDelivery) {
         let recipients = unrecorded.recipients();
         if recipients == 0 {
             return;
@@ -97,7 +97,7 @@ impl<S: Store, T> Context<S, T> {
     }
 
     /// Records the results that earlier deliveries of this process left, oldest first.
-    pub(super) async fn catch_up(&self) -> Result<(), LedgerError> {
+    pub(crate) async fn catch_up(&self) -> Result<(), LedgerError> {
         if self.backlog.waiting().is_empty() {
             return Ok(());
         }
@@ -136,7 +136,7 @@ impl<S: Store, T> Context<S, T> {
 
     /// Empties the backlog whenever it gets an entry; returns when it is empty and `end` is
     /// cancelled.
-    pub(super) async fn keep_catching_up(&self, end: &CancellationToken) {
+    pub(crate) async fn keep_catching_up(&self, end: &CancellationToken) {
         let mut delays = RECONNECT.delays();
         loop {
             match self.catch_up().await {

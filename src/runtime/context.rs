@@ -10,12 +10,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::backlog::Backlog;
+use super::callbacks::Callbacks;
+use super::complete_lists::CompleteLists;
 use super::credential::Keyring;
 use super::health::Health;
 use super::ledger_health::LedgerHealth;
-use super::notice::Callbacks;
 use super::standstills::TargetStandstills;
-use super::together::Complete;
 use super::under_way::CallsUnderWay;
 use crate::clock::now_ms;
 use crate::domain::directive::{Board, Directive, Kind, Subject};
@@ -111,16 +111,16 @@ pub struct Context<S, T> {
     pub callbacks: BTreeMap<String, Callbacks<T>>,
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
-    pub(super) ledger_health: LedgerHealth,
+    pub(crate) ledger_health: LedgerHealth,
     parked: watch::Sender<HashMap<String, Parking>>,
     standstills: TargetStandstills,
     directives: watch::Sender<Board>,
     progress: Seldom,
     waiting: Seldom,
-    pub(super) complete: Complete,
-    pub(super) backlog: Backlog,
+    pub(crate) complete: CompleteLists,
+    pub(crate) backlog: Backlog,
     /// The limits as this process alone keeps them, for an app that sends while the ledger is down.
-    pub(super) limits_here: Limits,
+    pub(crate) limits_here: Limits,
 }
 
 /// A parked target, as far as this worker knows.
@@ -134,7 +134,7 @@ pub struct Parking {
 
 /// The cause of a configuration fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Met {
+pub(crate) enum Met {
     /// The job that met it, as far as is known. `moved`: the job was not parked before.
     Job { moved: bool },
     /// The target as a whole.
@@ -147,7 +147,7 @@ pub struct Halted;
 
 /// Why a step of one slice is not repeated any more.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum GivenUp {
+pub(crate) enum GivenUp {
     Halted,
     /// The ledger's records of the slice make no sense.
     Broken,
@@ -194,7 +194,7 @@ impl<S: Store, T> Context<S, T> {
             directives: watch::Sender::new(Board::default()),
             progress: Seldom::default(),
             waiting: Seldom::default(),
-            complete: Complete::default(),
+            complete: CompleteLists::default(),
             backlog: Backlog::default(),
             limits_here: Limits::default(),
         }
@@ -222,7 +222,7 @@ impl<S: Store, T> Context<S, T> {
 
     /// Repeats a step of one slice, but not endlessly: a slice whose records make no sense gives up
     /// its place.
-    pub(super) async fn step_of_slice<V, F>(
+    pub(crate) async fn step_of_slice<V, F>(
         &self,
         step: LedgerStep,
         stop: impl Future<Output = ()>,
@@ -412,7 +412,7 @@ impl<S: Store, T> Context<S, T> {
     /// Parks a job for every worker, as [`Self::park`] parks a target, unless the fault is
     /// `believed` to be the target's. Calls that meet a fault at the same time are decided one after
     /// the other.
-    pub(super) async fn park_job(
+    pub(crate) async fn park_job(
         &self,
         park: &Directive,
         believed: impl FnOnce(&Board) -> bool,
@@ -532,7 +532,7 @@ impl<S: Store, T> Context<S, T> {
 
     /// Tells the ledger from time to time that slices of a job wait. Not repeated: the next slice
     /// that is deferred does it again.
-    pub(super) async fn note_waiting(&self, job: JobId) {
+    pub(crate) async fn note_waiting(&self, job: JobId) {
         if self.waiting.due(job, self.settings.abandoned_after / 8) != Due::No {
             let waits = self.store.waits(job);
             let _ = self.try_step(LedgerStep::Sweep, waits).await;
@@ -580,11 +580,11 @@ fn lasts_longer(park: &Park, current: &Park) -> bool {
 }
 
 /// Longest time that the scheduler keeps deliveries of a parked or paused target.
-pub(super) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
+pub(crate) const KEEP_MAX: Duration = LOOK_AGAIN_MAX;
 
 impl<S, T: Transport> Context<S, T> {
     /// Closes connections that are no longer needed.
-    pub(super) fn tidy(&self) {
+    pub(crate) fn tidy(&self) {
         self.transport.tidy();
         for callbacks in self.callbacks.values() {
             callbacks.transport.tidy();

@@ -19,7 +19,7 @@ const IDLE_MS: u64 = 60_000;
 
 /// The targets that the log has reported as stopped.
 #[derive(Debug, Default)]
-pub(super) struct TargetStandstills(Mutex<HashMap<String, Stopped>>);
+pub(crate) struct TargetStandstills(Mutex<HashMap<String, Stopped>>);
 
 #[derive(Debug)]
 struct Stopped {
@@ -38,7 +38,7 @@ enum Line {
 
 impl TargetStandstills {
     /// Notes the state of a target now. Must be called often, since a park also ends with time.
-    pub(super) fn note(&self, target: &str, park: Option<&Park>, answered_ms: u64, now_ms: u64) {
+    pub(crate) fn note(&self, target: &str, park: Option<&Park>, answered_ms: u64, now_ms: u64) {
         match (self.change(target, park, answered_ms, now_ms), park) {
             (Some(Line::Stops { seconds }), Some(park)) => tell_stop(target, park, seconds),
             (Some(Line::Moves { seconds }), _) => {
@@ -49,7 +49,7 @@ impl TargetStandstills {
     }
 
     /// An operator ended the parking of a target before its time.
-    pub(super) fn unparked(&self, target: &str) {
+    pub(crate) fn unparked(&self, target: &str) {
         if self.lock().remove(target).is_some() {
             tracing::info!("target {target} is unparked");
         }

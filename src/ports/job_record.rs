@@ -1,0 +1,207 @@
+//! The record of a job, and queries for records.
+
+use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::ids::JobId;
+use crate::domain::pace::{Mark, Pace};
+use crate::domain::slice::Shape;
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct JobRecord {
+    /// 24 hexadecimal digits.
+    #[schemars(with = "String")]
+    pub job: JobId,
+    pub app: String,
+    pub client_msg_no: String,
+    pub target: String,
+    pub state: JobState,
+    pub accounts: Accounts,
+    pub pending: u64,
+    pub accepted_at_ms: u64,
+    /// Digest of what the job says; another digest under the same key is a conflict.
+    pub content_digest: Option<String>,
+    /// Last time an outcome was recorded.
+    pub progress_at_ms: Option<u64>,
+    pub completed_at_ms: Option<u64>,
+    /// The ledger lost this record, and it was rebuilt from slices: the accounts lack the outcomes
+    /// that were recorded before.
+    pub rebuilt: bool,
+    /// When the ledger was found to have returned to older data while the job ran: the outcomes
+    /// recorded just before that time may be missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub went_back_at_ms: Option<u64>,
+    /// Recipients whose outcome the ledger does not know, although nothing is left to deliver to
+    /// them. They count as uncertain.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u64,
+    pub submissions: u64,
+    pub shape: Shape,
+    /// Features that the target does not support and that the job goes on without.
+    pub warnings: Vec<String>,
+    /// The job's own limit, as it was written; unknown once the record was rebuilt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
+    /// Nothing is sent before this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_ms: Option<u64>,
+    /// The URL that gets the accounts when the job completes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_url: Option<String>,
+    /// The queue that gets the accounts when the job completes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<String>,
+    /// How fast the job went lately.
+    #[serde(skip)]
+    pub pace: Pace,
+    /// The last time that a part of the job was reported as waiting.
+    #[serde(skip)]
+    pub waited_at_ms: Option<u64>,
+    /// The version of the stored message with which the job started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<u32>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl JobRecord {
+    /// Sets `went_back_at_ms` to the latest of these times at which the job had been accepted and
+    /// was not yet completed.
+    pub fn marked(mut self, went_back_at_ms: &[u64]) -> Self {
+        let concerns = |at: &u64| {
+            self.accepted_at_ms <= *at && self.completed_at_ms.is_none_or(|done| done > *at)
+        };
+        let times = went_back_at_ms.iter().copied();
+        self.went_back_at_ms = times.filter(|at| concerns(at)).max();
+        self
+    }
+
+    /// The differences between the counters and the ledger, in words.
+    pub fn differences(&self, audit: &Audit) -> Vec<String> {
+        // The ledger does not know which recipients lost their outcomes.
+        audit.differences(&Accounts {
+            uncertain: self.accounts.uncertain.saturating_sub(self.lost),
+            ..self.accounts
+        })
+    }
+
+    /// The doubts about the job's accounts, in words. The accounts are exact only if there are
+    /// none.
+    pub fn unknown(&self) -> Vec<String> {
+        let mut unknown = Vec::new();
+        if self.rebuilt {
+            let what = "the ledger was lost and rebuilt: outcomes recorded before are not counted";
+            unknown.push(what.to_owned());
+        }
+        if let Some(at) = self.went_back_at_ms {
+            let at = jiff::Timestamp::from_millisecond(at.cast_signed()).unwrap_or_default();
+            unknown.push(format!(
+                "the ledger was found at {at} to have gone back to older data: outcomes recorded just \
+                 before that may be missing, and their recipients may have been sent to again"
+            ));
+        }
+        if self.lost > 0 {
+            unknown.push(format!(
+                "{} recipients count as uncertain because the ledger lost their outcomes and nothing \
+                 is left to deliver; it does not know their names",
+                self.lost
+            ));
+        }
+        unknown
+    }
+
+    /// The last time that the job was accepted, made progress or was reported as waiting.
+    pub fn heard_at_ms(&self) -> u64 {
+        let later = self.progress_at_ms.max(self.waited_at_ms);
+        later.unwrap_or(0).max(self.accepted_at_ms)
+    }
+
+    /// Recipients per second over the last seconds; `None` if the job does not run, or if too few
+    /// outcomes are recorded to tell.
+    pub fn per_second(&self, now_ms: u64) -> Option<f64> {
+        if self.state != JobState::Running {
+            return None;
+        }
+        let progress = Mark {
+            at_ms: self.progress_at_ms?,
+            settled: self.accounts.settled(),
+        };
+        self.pace.per_second(progress, now_ms)
+    }
+}
+
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum JobState {
+    /// Durable with the broker; no worker has registered it yet.
+    Accepted,
+    Running,
+    Completed,
+}
+
+impl JobState {
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// Selects jobs, and the place where a page of them begins.
+#[derive(Clone, Debug, Default)]
+pub struct JobQuery {
+    pub filter: JobFilter,
+    /// The page begins after this place.
+    pub after: Option<JobPlace>,
+    pub most: usize,
+}
+
+/// A job must match every field that is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobFilter {
+    pub app: Option<String>,
+    pub target: Option<String>,
+    pub client_msg_no: Option<String>,
+    pub state: Option<JobState>,
+    /// Accepted at or after this time.
+    pub since_ms: Option<u64>,
+    /// Accepted before this time.
+    pub until_ms: Option<u64>,
+}
+
+impl JobFilter {
+    /// Whether the record matches. The caller compares the times, with the job's place in the list.
+    pub fn takes(&self, record: &JobRecord) -> bool {
+        let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);
+        is(&self.app, &record.app)
+            && is(&self.target, &record.target)
+            && is(&self.client_msg_no, &record.client_msg_no)
+            && self.state.is_none_or(|state| state == record.state)
+    }
+}
+
+/// A place in the list of jobs, which is ordered by time, then by id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JobPlace {
+    pub at_ms: u64,
+    pub job: JobId,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JobPage {
+    pub jobs: Vec<JobRecord>,
+    /// Where the next page begins, if there may be one.
+    pub next: Option<JobPlace>,
+}

@@ -1,0 +1,43 @@
+//! Defines what the worker and the services need from a broker, a ledger, a limiter and a target.
+//!
+//! Each contract says what `Ok` means, what is durable on return, and what the caller must do after
+//! an error. The engines (`amqp` with `store`, or `embedded`) implement the contracts of broker and
+//! ledger, the adapters in `im` implement [`Target`]. Nothing in this module depends on one of
+//! them.
+
+mod broker;
+mod directives;
+mod job_record;
+mod ledger;
+mod limiter;
+mod nonces;
+mod pulse;
+mod quotas;
+mod retained;
+mod target;
+mod templates;
+mod transport;
+
+pub use self::broker::*;
+pub use self::directives::*;
+pub use self::job_record::*;
+pub use self::ledger::*;
+pub use self::limiter::*;
+pub use self::nonces::*;
+pub use self::pulse::*;
+pub use self::quotas::*;
+pub use self::retained::*;
+pub use self::target::*;
+pub use self::templates::*;
+pub use self::transport::*;
+pub use crate::domain::delivery::ClaimState;
+pub use crate::domain::directive::Scope;
+
+/// Everything that one engine stores besides messages: the ledger, the limiter, the directives, the
+/// stored messages, the quotas, the nonces and the heartbeats.
+pub trait Store:
+    Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse
+{
+}
+
+impl<S: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse> Store for S {}

@@ -1,0 +1,184 @@
+//! The port to a target: its requests, and what its answers mean.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{HttpReply, Request};
+use crate::domain::fields::Problem;
+use crate::domain::limits::Rate;
+use crate::domain::mapping;
+use crate::domain::mapping::{Feature, Fit, Mapping, Strictness};
+use crate::domain::outcome::{TargetAnswer, Verdict};
+use crate::domain::slice::Head;
+use crate::secret::Secret;
+
+/// One backend account, as pure functions that build requests and read replies. The sending itself
+/// is the same for all targets and lives in `http::client`.
+pub trait Target: Send + Sync + 'static {
+    fn profile(&self) -> &Profile;
+
+    /// The most recipients in one call of this job: at most the number in the profile, and 1 where
+    /// the backend takes such messages for one recipient at a time.
+    fn recipients_per_call(&self, _head: &Head) -> usize {
+        self.profile().recipients_per_call
+    }
+
+    /// How the target maps a feature.
+    fn maps(&self, feature: Feature) -> Mapping;
+
+    /// The parts of this job that the target cannot carry, beyond unmapped features: sizes, a
+    /// missing sender, fields that exclude each other.
+    fn check(&self, head: &Head) -> Vec<Problem>;
+
+    /// Prepares the calls of a job, and renders what they have in common once per slice.
+    fn open(&self, head: &Arc<Head>) -> Box<dyn Calls>;
+
+    /// How to fetch the credential that requests carry, where one must be fetched.
+    fn login(&self) -> Option<&dyn Login> {
+        None
+    }
+
+    /// Signs a request, anew on every attempt. Most targets need no signature.
+    fn sign(&self, _request: &mut Request, _signing: Signing) {}
+
+    /// How to list all users, where the target can list them.
+    fn directory(&self) -> Option<&dyn Directory> {
+        None
+    }
+
+    /// A request that changes nothing and whose reply identifies the account, where there is one.
+    fn identify(&self) -> Option<Request> {
+        None
+    }
+
+    /// The system and version that answered, or what is wrong: another system or version, or a
+    /// refused credential.
+    fn read_identity(&self, _reply: &HttpReply) -> Result<String, String> {
+        Ok(String::new())
+    }
+}
+
+/// Compares a job with a target. `all`: the job's audience is all users.
+pub fn fit(target: &dyn Target, head: &Head, all: bool, strictness: Strictness) -> Fit {
+    let asked = Feature::of(head)
+        .into_iter()
+        .chain(all.then_some(Feature::All));
+    let mut fit = mapping::fit(
+        asked,
+        |feature| target.maps(feature),
+        strictness,
+        &head.target,
+    );
+    fit.problems.extend(target.check(head));
+    fit
+}
+
+/// The calls of one job to one target.
+pub trait Calls: Send + Sync {
+    /// The request for these recipients. It has the same bytes every time, except for what
+    /// [`Target::sign`] and [`Login::apply`] add.
+    fn request(&self, recipients: &[&str]) -> Request;
+
+    /// Reads the reply to that request.
+    fn read_reply(&self, recipients: &[&str], reply: &HttpReply) -> Verdict;
+
+    /// The request that asks whether a call in doubt was carried out, where the target can answer
+    /// that.
+    fn probe(&self, _recipients: &[&str]) -> Option<Request> {
+        None
+    }
+
+    /// Reads the reply to a probe.
+    fn read_probe(&self, _recipients: &[&str], _reply: &HttpReply) -> Probed {
+        Probed::Unknown
+    }
+}
+
+/// The result of a probe for a call in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probed {
+    Sent,
+    /// Not sent, as far as the target knows now. The worker believes it after two such answers,
+    /// with a pause between them.
+    NotSent,
+    Unknown,
+}
+
+/// Fetches the credential that requests carry. The worker keeps the credential and fetches a new
+/// one shortly before it expires, or when an answer says that it is [stale](TargetAnswer::stale).
+pub trait Login: Send + Sync {
+    fn request(&self) -> Request;
+
+    /// The credential, or the meaning of the refusal.
+    fn read_credential(&self, reply: &HttpReply) -> Result<Credential, TargetAnswer>;
+
+    /// Puts the credential into a request.
+    fn apply(&self, request: &mut Request, credential: &str);
+}
+
+#[derive(Clone, Debug)]
+pub struct Credential {
+    pub secret: Secret,
+    /// How long it is valid.
+    pub lives: Duration,
+}
+
+/// The parts of a signature that differ every time.
+#[derive(Clone, Copy, Debug)]
+pub struct Signing {
+    pub now_ms: u64,
+    pub nonce: u128,
+}
+
+/// Lists all users of a target, page by page.
+pub trait Directory: Send + Sync {
+    /// The request for the page at a cursor; without a cursor, for the first page.
+    fn page(&self, cursor: Option<&str>) -> Request;
+
+    fn read_page(&self, cursor: Option<&str>, reply: &HttpReply) -> Result<Page, TargetAnswer>;
+
+    /// The directory's own credential, if it differs from that of the calls.
+    fn login(&self) -> Option<&dyn Login>;
+}
+
+/// A page of users.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    pub users: Vec<String>,
+    /// The number of users on all pages together, where the target reports a credible one.
+    pub total: Option<u64>,
+    /// Where the next page begins; `None` after the last page.
+    pub next: Option<String>,
+}
+
+/// The properties of a target.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// The most recipients in one call; see also [`Target::recipients_per_call`].
+    pub recipients_per_call: usize,
+    /// A repeated call with the same key does no harm, so uncertain calls may be retried.
+    pub idempotent: bool,
+    /// How long to wait after a call in doubt before a probe.
+    pub probe_after: Duration,
+    /// A limit slightly below the one that the backend documents; in force unless one is
+    /// configured.
+    pub limit: Option<Rate>,
+    /// `Ana` and `ana` are the same user.
+    pub folds_case: bool,
+    /// Accounts that an audience of all users leaves out, besides the sender: administrators,
+    /// notification accounts.
+    pub left_out: Vec<String>,
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self {
+            recipients_per_call: 1,
+            idempotent: false,
+            probe_after: Duration::from_secs(1),
+            limit: None,
+            folds_case: false,
+            left_out: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The callbacks that apps may ask for.
+
+use std::time::Duration;
+
+use crate::domain::notice::CallbackRules;
+use crate::secret::Secret;
+
+/// How to make the callbacks of one app.
+pub struct Callbacks<T> {
+    pub rules: CallbackRules,
+    pub secret: Secret,
+    pub timeout: Duration,
+    /// Reaches private addresses only where the rules allow them.
+    pub transport: T,
+}

@@ -1,0 +1,65 @@
+//! Keeps what a process knows of the store up to date.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::context::Context;
+use super::ledger_health::Heartbeats;
+use crate::metrics::LedgerStep;
+use crate::ports::{LedgerError, Store, Transport};
+
+/// What a process does, as its heartbeats say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It delivers.
+    Worker,
+    /// It accepts jobs, and others deliver them.
+    Gateway,
+}
+
+/// How often the worker asks the store for directives and parked targets and sends it a heartbeat.
+/// The heartbeat shows whether the ledger takes writes.
+pub(crate) const POLL: Duration = Duration::from_millis(500);
+
+/// Polls the store for the directives in force and the parked targets, and sends it a heartbeat.
+pub async fn watch_store<S: Store, T: Transport>(
+    context: &Context<S, T>,
+    role: Role,
+    stop: &CancellationToken,
+) {
+    let targets: Vec<String> = context.targets.keys().cloned().collect();
+    let (mut known, mut heart) = (0, Heartbeats::new(role));
+    let look = async {
+        loop {
+            // An error is noted where it occurs, and the next round comes soon.
+            let _ = look_once(context, &targets, &mut known, &mut heart).await;
+            context.show_directives();
+            context.tidy();
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    let _: Option<()> = stop.run_until_cancelled(look).await;
+}
+
+/// One round. It takes over the directives before the ledger counts as up, so that a worker that
+/// starts sends nothing before it knows them.
+async fn look_once<S: Store, T>(
+    context: &Context<S, T>,
+    targets: &[String],
+    known: &mut u64,
+    heart: &mut Heartbeats,
+) -> Result<(), LedgerError> {
+    let directives = context.store.directives(*known);
+    let directed = context.try_step(LedgerStep::Direct, directives).await?;
+    if let Some(directed) = directed {
+        *known = directed.version;
+        context.note_directives(directed);
+    }
+    let asked = Instant::now();
+    let parked = context.store.parked(targets);
+    let parked = context.try_step(LedgerStep::Park, parked).await?;
+    context.note_parked(parked, asked);
+    heart.beat(context).await
+}
