@@ -597,8 +597,13 @@ mod tests {
             "u2\u{feff}",
             "u\u{ad}2",
         ] {
-            check(Format::Csv, &format!("id\n{id}\n"), &[], &["2: holds"]);
-            check(Format::Ndjson, &format!("\"{id}\"\n"), &[], &["1: holds"]);
+            check(Format::Csv, &format!("id\n{id}\n"), &[], &["2: contains"]);
+            check(
+                Format::Ndjson,
+                &format!("\"{id}\"\n"),
+                &[],
+                &["1: contains"],
+            );
         }
     }
 
