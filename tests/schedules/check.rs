@@ -6,7 +6,9 @@ use std::ops::ControlFlow;
 use fanwise::domain::announce::{DeadLetter, DeadRecipient};
 use fanwise::domain::ids::Fingerprinter;
 use fanwise::domain::outcome::{OnUncertain, Outcome};
-use fanwise::ports::{ClaimState, JobState, RetainedMessage, Ledger as _, RetainedQueue, RetainedQueues as _};
+use fanwise::ports::{
+    ClaimState, JobState, Ledger as _, RetainedMessage, RetainedQueue, RetainedQueues as _,
+};
 
 use crate::play::{SECRET, World};
 
@@ -20,7 +22,11 @@ pub(crate) async fn check(world: &World) -> Vec<String> {
         wrong.push(format!("rejected: {}", message.headers["fanwise-reason"]));
         ControlFlow::Continue(())
     };
-    world.broker.read(RetainedQueue::Rejected, rejected).await.unwrap();
+    world
+        .broker
+        .read(RetainedQueue::Rejected, rejected)
+        .await
+        .unwrap();
     let letters = letters(world).await;
     for job in 0..world.plan.jobs() {
         for what in check_job(world, job, &letters).await {

@@ -9,7 +9,7 @@ use fanwise::domain::fields::Problem;
 use fanwise::domain::mapping::{Feature, Mapping};
 use fanwise::domain::outcome::{Answer, Class, Verdict};
 use fanwise::domain::slice::Head;
-use fanwise::ports::{Calls, Profile, HttpReply, Request, SendError, Target, Transport};
+use fanwise::ports::{Calls, HttpReply, Profile, Request, SendError, Target, Transport};
 use http::{HeaderMap, Method};
 
 use crate::memory::Way;
