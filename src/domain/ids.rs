@@ -1,4 +1,4 @@
-//! Ids. All but [`Owner`] are derived from what they identify, so that computing one again gives
+//! Ids. All but `Owner` are derived from what they identify, so that computing one again gives
 //! the same id.
 
 use std::fmt;

@@ -47,6 +47,8 @@ pub enum Cause {
     Ledger,
     /// No worker is running.
     NoWorker,
+    /// Its target is not configured any more.
+    NoTarget,
 }
 
 impl Cause {
@@ -54,7 +56,7 @@ impl Cause {
     pub fn is_meant(self) -> bool {
         !matches!(
             self,
-            Self::Target | Self::Waiting | Self::Ledger | Self::NoWorker
+            Self::Target | Self::Waiting | Self::Ledger | Self::NoWorker | Self::NoTarget
         )
     }
 
@@ -167,6 +169,14 @@ impl<'a> Situation<'a> {
             let target = &self.record.target;
             let what = format!("target {target} is parked{}: {park}", until(end));
             found.push(hindrance(Cause::Parked, what, end));
+        }
+        if self.target().is_none() {
+            let what = format!(
+                "target {} is not configured here; its slices wait until workers have it again, also \
+                 to be cancelled",
+                self.record.target
+            );
+            found.push(hindrance(Cause::NoTarget, what, None));
         }
         if let Some(at) = self.record.not_before_ms.filter(|at| *at > self.now_ms) {
             let what = format!("not to be sent before {}", rfc3339(at));
@@ -361,6 +371,23 @@ mod tests {
             template: None,
             shape: Shape { buckets: 1 },
         }
+    }
+
+    #[test]
+    fn a_job_of_a_target_that_was_removed_says_so() {
+        let gone = JobRecord {
+            target: "gone".to_owned(),
+            ..record()
+        };
+        let found = note(&gone, Vec::new(), None, &[]);
+        let [(cause, what)] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert_eq!(*cause, Cause::NoTarget);
+        assert!(
+            what.starts_with("target gone is not configured here"),
+            "{what}"
+        );
     }
 
     fn directive(subject: Subject, action: Action) -> Directive {

@@ -1539,6 +1539,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
+/// Claims that a step gives up, by the way in which it does.
+struct GivenUp {
+    release: Vec<usize>,
+    doubted: Vec<usize>,
+    unused: Vec<usize>,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Held {
     Claimed {
@@ -1628,11 +1635,14 @@ impl Model {
         slice: usize,
         owner: u64,
         outcomes: &[(usize, Outcome)],
-        release: &[usize],
-        doubted: &[usize],
-        unused: &[usize],
+        given_up: &GivenUp,
         last: Option<u32>,
     ) {
+        let GivenUp {
+            release,
+            doubted,
+            unused,
+        } = given_up;
         let entries = SLICES[slice].1;
         for (recipient, outcome) in outcomes {
             if *outcome != Outcome::Duplicate
@@ -1835,6 +1845,11 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                 let doubts = named(&doubted);
                 let unused = of(index, unused);
                 let kept = named(&unused);
+                let given_up = GivenUp {
+                    release,
+                    doubted,
+                    unused,
+                };
                 let settle = Settle {
                     outcomes: &settled,
                     release: &released,
@@ -1843,7 +1858,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                     last,
                     ..Settle::of(slice(index), Owner(owner))
                 };
-                model.settle(index, owner, &once, &release, &doubted, &unused, last);
+                model.settle(index, owner, &once, &given_up, last);
                 // Twice: the repeated step counts nothing.
                 for _ in 0..2 {
                     let recorded = store.settle(settle).await.unwrap();
