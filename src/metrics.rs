@@ -93,11 +93,11 @@ metrics! {
     jobs: IntCounterVec("fanwise_jobs_total", ["result"])
         = "Messages read from the job queues, by result";
     jobs_completed: IntCounter("fanwise_jobs_completed_total")
-        = "Jobs this process found finished and exact";
+        = "Jobs that this process completed with exact accounts";
     jobs_inconsistent: IntCounter("fanwise_jobs_inconsistent_total")
-        = "Finished jobs whose counters and ledger differ; `fanwise job verify` tells how";
+        = "Finished jobs whose counters and ledger differ; `fanwise job verify` shows the differences";
     entries_missing: IntCounter("fanwise_entries_missing_total")
-        = "Entries of slices at their end of which nobody saw what became: they stay pending";
+        = "Entries of slices that ended without an outcome for them; the entries stay pending";
     slices: IntCounterVec("fanwise_slices_total", ["result"])
         = "Slices taken from lanes, by how their delivery ended";
     slices_in_flight: IntGauge("fanwise_slices_in_flight")
@@ -143,9 +143,9 @@ metrics! {
     throttle_wait: Histogram("fanwise_throttle_wait_seconds")
         = "Time slices waited for a rate limit";
     parked: IntGaugeVec("fanwise_target_parked", ["target", "reason"])
-        = "1 while a target is parked, by why";
+        = "1 while a target is parked, by reason";
     target_parks: IntCounterVec("fanwise_target_parks_total", ["target", "reason"])
-        = "How often this process parked a target, by why";
+        = "Times that this process parked a target, by reason";
     paused: IntGaugeVec("fanwise_target_paused", ["target"])
         = "1 while an operator has paused a target";
     directives: IntGaugeVec("fanwise_directives", ["scope", "action"])

@@ -19,7 +19,7 @@ pub enum Role {
     Gateway,
 }
 
-/// How often the worker asks the store for directives and parked targets and sends it a heartbeat.
+/// How often a process asks the store for directives and parked targets and sends it a heartbeat.
 /// The heartbeat shows whether the ledger takes writes.
 pub(crate) const POLL: Duration = Duration::from_millis(500);
 
