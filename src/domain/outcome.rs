@@ -107,6 +107,17 @@ impl Class {
     }
 }
 
+/// What a permanent refusal is about, where callers of drop-in endpoints are answered differently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// The target has no such recipient.
+    UnknownRecipient,
+    /// The sender or the channel may not do this.
+    Forbidden,
+    #[default]
+    Other,
+}
+
 /// A class, with the target's code and text. An answer of class `Done` allocates nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetAnswer {

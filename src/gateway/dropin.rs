@@ -41,7 +41,7 @@ use crate::domain::job::{Context as _, JobDocument, MessageDocument};
 use crate::domain::lane::Priority;
 use crate::domain::limits::{Grant, Tat};
 use crate::domain::mapping::Strictness;
-use crate::domain::outcome::Outcome;
+use crate::domain::outcome::{Outcome, RefusalKind};
 use crate::domain::placeholders::as_it_stands;
 use crate::error::chain;
 use crate::http::server::Peer;
@@ -760,9 +760,12 @@ async fn look<B: Broker, S: Store, T: Transport>(
     } else {
         vec![None; states.len()]
     };
+    let target = gateway.context.targets.get(&record.target);
+    let kind = |code: &str| target.map_or(RefusalKind::Other, |it| it.target.refusal_kind(code));
+    let known = |(state, reason)| report(state, reason, kind);
     Ok(Some(Seen {
         accepted_at_ms: record.accepted_at_ms,
-        reports: states.into_iter().zip(reasons).map(report).collect(),
+        reports: states.into_iter().zip(reasons).map(known).collect(),
         everybody: AllUsersReport {
             is_complete,
             accounts: record.accounts,
@@ -771,7 +774,11 @@ async fn look<B: Broker, S: Store, T: Transport>(
 }
 
 /// The report about one recipient.
-fn report((state, reason): (ClaimState, Option<Reason>)) -> RecipientReport {
+fn report(
+    state: ClaimState,
+    reason: Option<Reason>,
+    kind: impl Fn(&str) -> RefusalKind,
+) -> RecipientReport {
     match state {
         ClaimState::Settled(Outcome::Sent) => RecipientReport::Sent,
         ClaimState::Settled(outcome) => {
@@ -780,6 +787,7 @@ fn report((state, reason): (ClaimState, Option<Reason>)) -> RecipientReport {
             RecipientReport::Ended {
                 outcome,
                 class,
+                kind: kind(&code),
                 code,
                 text,
             }

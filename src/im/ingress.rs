@@ -29,7 +29,7 @@ use crate::domain::ids::JobId;
 use crate::domain::job::{AudienceDocument, CLIENT_MSG_NO_BYTES_MAX, wrong_id};
 use crate::domain::limits::Rate;
 use crate::domain::message::{MessageDocument, Options};
-use crate::domain::outcome::{Class, Outcome};
+use crate::domain::outcome::{Class, Outcome, RefusalKind};
 use crate::secret::Secret;
 
 use std::collections::BTreeMap;
@@ -245,6 +245,8 @@ pub enum RecipientReport {
     Ended {
         outcome: Outcome,
         class: Option<Class>,
+        /// What a permanent refusal is about.
+        kind: RefusalKind,
         code: String,
         text: String,
     },
@@ -257,25 +259,20 @@ impl RecipientReport {
         matches!(self, Self::Sent | Self::Pending)
     }
 
-    /// Whether the recipient ended because the target does not know the user, by the codes of our
-    /// adapters: NetEase, OpenIM, Yunxin, and HTTP endpoints.
+    /// Whether it ended because the target has no such recipient.
     pub fn is_unknown(&self) -> bool {
-        const CODES: [&str; 7] = [
-            "unregister",
-            "err_1004",
-            "err_1101",
-            "102404",
-            "102405",
-            "404",
-            "410",
-        ];
+        self.refusal() == Some(RefusalKind::UnknownRecipient)
+    }
+
+    /// What the refusal is about, if the recipient was refused permanently.
+    pub fn refusal(&self) -> Option<RefusalKind> {
         match self {
             Self::Ended {
                 class: Some(Class::Permanent),
-                code,
+                kind,
                 ..
-            } => CODES.contains(&code.as_str()),
-            Self::Sent | Self::Pending | Self::Ended { .. } => false,
+            } => Some(*kind),
+            Self::Sent | Self::Pending | Self::Ended { .. } => None,
         }
     }
 

@@ -12,7 +12,7 @@
 //!   of this file,
 //! - in `config::targets`: a `Kind` with its name, the function that reads its keys, and, if the
 //!   backend limits calls per application, an arm in `check_applications`,
-//! - its code for an unknown user in [`ingress::RecipientReport::is_unknown`],
+//! - its codes for unknown and forbidden recipients in its `refusal_kind`,
 //! - its part of `docs/targets.md`, `docs/drop-in.md` and `deploy/fanwise.example.toml`;
 //!   `fanwise schema` regenerates `schemas/mapping.md`.
 //!

@@ -8,7 +8,7 @@ use crate::domain::fields::Problem;
 use crate::domain::limits::Rate;
 use crate::domain::mapping;
 use crate::domain::mapping::{Feature, Fit, Mapping, Strictness};
-use crate::domain::outcome::{TargetAnswer, Verdict};
+use crate::domain::outcome::{RefusalKind, TargetAnswer, Verdict};
 use crate::domain::slice::Head;
 use crate::secret::Secret;
 
@@ -29,6 +29,11 @@ pub trait Target: Send + Sync + 'static {
     /// The parts of this job that the target cannot carry, beyond unmapped features: sizes, a
     /// missing sender, fields that exclude each other.
     fn check(&self, head: &Head) -> Vec<Problem>;
+
+    /// What a permanent refusal with this code is about.
+    fn refusal_kind(&self, _code: &str) -> RefusalKind {
+        RefusalKind::Other
+    }
 
     /// Prepares the calls of a job, and renders what they have in common once per slice.
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls>;

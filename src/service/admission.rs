@@ -417,7 +417,7 @@ pub async fn admit<A: Admission>(admission: &A, job: &Job<'_>) -> Result<Admitte
     let started_with = match job.head.content {
         Content::Template(_) => {
             let store = admission.store();
-            let record = admission.step(LedgerStep::Template, store.job(job.head.id));
+            let record = admission.step(LedgerStep::Look, store.job(job.head.id));
             let same =
                 |record: &JobRecord| record.content_digest.as_ref() == Some(&job.content_digest);
             record

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwise::domain::fields::Problem;
 use fanwise::domain::mapping::{Feature, Mapping};
-use fanwise::domain::outcome::{Answer, Class, Verdict};
+use fanwise::domain::outcome::{Class, TargetAnswer, Verdict};
 use fanwise::domain::slice::Head;
 use fanwise::ports::{Calls, HttpReply, Profile, Request, SendError, Target, Transport};
 use http::{HeaderMap, Method};
@@ -220,16 +220,16 @@ impl Calls for Texts {
         }
     }
 
-    fn read(&self, _: &[&str], reply: &HttpReply) -> Verdict {
-        let all = |class, code: &'static str| Verdict::All(Answer::new(class, code, code));
+    fn read_reply(&self, _: &[&str], reply: &HttpReply) -> Verdict {
+        let all = |class, code: &'static str| Verdict::All(TargetAnswer::new(class, code, code));
         match reply.status {
             429 => all(Class::Throttled, "429"),
             503 => all(Class::Transient, "503"),
             _ => {
                 let answers = reply.body.iter().map(|letter| match *letter {
-                    DONE => Answer::done(),
-                    NO_SUCH_USER => Answer::new(Class::Permanent, "404", "no such user"),
-                    _ => Answer::new(Class::Transient, "busy", "come again"),
+                    DONE => TargetAnswer::done(),
+                    NO_SUCH_USER => TargetAnswer::new(Class::Permanent, "404", "no such user"),
+                    _ => TargetAnswer::new(Class::Transient, "busy", "come again"),
                 });
                 Verdict::Each(answers.collect())
             }

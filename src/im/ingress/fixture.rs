@@ -14,8 +14,9 @@ use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::job::{self, Context, Job, JobDocument, MemberDocument};
 use crate::domain::notice::ReplyRules;
-use crate::domain::outcome::{Class, Outcome};
+use crate::domain::outcome::{Class, Outcome, RefusalKind};
 use crate::domain::slice::Head;
+use crate::im::{netease, openim, webhook, wukongim, yunxin};
 use crate::secret::Secret;
 
 /// The time at which the calls of tests arrive.
@@ -218,9 +219,18 @@ pub(in crate::im) fn job_report(
 
 /// A permanent failure with a code and a text of the target.
 pub(in crate::im) fn failed(code: &str, text: &str) -> RecipientReport {
+    let kinds = [
+        netease::code::refusal_kind(code),
+        openim::code::refusal_kind(code),
+        webhook::statuses::refusal_kind(code),
+        wukongim::code::refusal_kind(code),
+        yunxin::code::refusal_kind(code),
+    ];
+    let known = kinds.into_iter().find(|kind| *kind != RefusalKind::Other);
     RecipientReport::Ended {
         outcome: Outcome::Failed,
         class: Some(Class::Permanent),
+        kind: known.unwrap_or_default(),
         code: code.to_owned(),
         text: text.to_owned(),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::refusal::blames_signature;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{Class, TargetAnswer};
+use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
 
 /// The documented codes, with their meaning for the recipients of the call.
 const CODES: [(i64, Class, &str); 24] = [
@@ -86,12 +86,26 @@ fn by_range(code: i64) -> Class {
     }
 }
 
+/// What a refusal with this code is about. 404 is about the sender.
+pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
+    match code {
+        "unregister" => RefusalKind::UnknownRecipient,
+        _ => RefusalKind::Other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn class(code: i64) -> Class {
         answer(code, None, Duration::ZERO).class
+    }
+
+    #[test]
+    fn a_sender_that_is_not_there_is_no_unknown_recipient() {
+        assert_eq!(refusal_kind("404"), RefusalKind::Other);
+        assert_eq!(refusal_kind("unregister"), RefusalKind::UnknownRecipient);
     }
 
     #[test]

@@ -19,7 +19,7 @@
 /// Holds one application: address, signature, and ids of requests.
 pub(super) mod account;
 /// Maps codes to classes.
-mod code;
+pub(in crate::im) mod code;
 /// Builds types of messages and their bodies.
 pub(super) mod content;
 /// Encodes form bodies.

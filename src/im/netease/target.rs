@@ -20,7 +20,7 @@ use crate::codec::push_percent;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Content, plain_text};
-use crate::domain::outcome::{Class, Verdict};
+use crate::domain::outcome::{Class, RefusalKind, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::excerpt;
@@ -245,6 +245,10 @@ impl Target for NetEase {
         }
         self.check_fields(head, &form, &mut problem);
         problems
+    }
+
+    fn refusal_kind(&self, code: &str) -> RefusalKind {
+        code::refusal_kind(code)
     }
 
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {

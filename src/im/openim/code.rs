@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{Class, TargetAnswer};
+use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
 
 /// Error codes of the server: from, to, class, name. The first row that matches counts.
 ///
@@ -146,6 +146,14 @@ pub(super) fn status(status: u16) -> Class {
         .into_iter()
         .find(|(from, to, _)| (*from..=*to).contains(&status))
         .map_or(Uncertain, |(.., class)| class)
+}
+
+/// What a refusal with this code is about.
+pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
+    match code {
+        "err_1004" | "err_1101" => RefusalKind::UnknownRecipient,
+        _ => RefusalKind::Other,
+    }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@
 //! schedule it.
 
 /// Maps error codes and HTTP statuses to classes.
-mod code;
+pub(in crate::im) mod code;
 /// Builds messages as OpenIM's content types, and checks the fields that each type requires.
 mod content;
 /// Lists all users.

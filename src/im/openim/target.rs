@@ -20,7 +20,7 @@ use crate::codec::push_hex;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Push, plain_text};
-use crate::domain::outcome::{Class, TargetAnswer, Verdict};
+use crate::domain::outcome::{Class, RefusalKind, TargetAnswer, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::BAD_REPLY;
@@ -249,6 +249,10 @@ impl Target for OpenIm {
             problems.push(Problem::new("audience.group_type", what));
         }
         problems
+    }
+
+    fn refusal_kind(&self, code: &str) -> RefusalKind {
+        super::code::refusal_kind(code)
     }
 
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {

@@ -31,7 +31,7 @@
 //! idempotent and also safe from replayed requests; a time would only narrow the window.
 
 /// Maps each status to a class.
-mod statuses;
+pub(in crate::im) mod statuses;
 /// Builds calls and reads their replies.
 mod target;
 /// Fills placeholders in URLs and headers.

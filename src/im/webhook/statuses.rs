@@ -18,7 +18,7 @@
 //! | other 5xx (500, 502, 504…) | uncertain | a handler may fail after its effect, a gateway loses answers |
 
 use crate::domain::fields::Problem;
-use crate::domain::outcome::Class;
+use crate::domain::outcome::{Class, RefusalKind};
 
 /// The first status of HTTP.
 const FIRST: u16 = 100;
@@ -91,6 +91,14 @@ fn range(key: &str) -> Option<(u16, u16)> {
     let (from, to) = key.split_once('-').unwrap_or((key, key));
     let (from, to) = (number(from.trim())?, number(to.trim())?);
     (from <= to).then_some((from, to))
+}
+
+/// What a refusal with this status is about.
+pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
+    match code {
+        "404" | "410" => RefusalKind::UnknownRecipient,
+        _ => RefusalKind::Other,
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::{IDEMPOTENCY_KEY, Statuses};
 use crate::codec::{self, push_hex};
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
-use crate::domain::outcome::{Class, TargetAnswer, Verdict};
+use crate::domain::outcome::{Class, RefusalKind, TargetAnswer, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::reading::{all_but, excerpt, retry_after, token, unreadable};
@@ -68,6 +68,10 @@ impl Target for Webhook {
 
     fn check(&self, _head: &Head) -> Vec<Problem> {
         Vec::new()
+    }
+
+    fn refusal_kind(&self, code: &str) -> RefusalKind {
+        super::statuses::refusal_kind(code)
     }
 
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Version;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{Class, TargetAnswer};
+use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
 
 /// The reason codes of the wire protocol, in the order of their numbers. Version 3 sends them in
 /// `reason`. It reports most of its errors as `system error`, an idempotency conflict among them,
@@ -107,6 +107,15 @@ pub(super) fn status(version: Version, status: u16) -> Class {
         (Some((.., released, _)), Version::V1 | Version::V2) => released,
         (Some((.., v3)), Version::V3) => v3,
         (None, _) => Uncertain,
+    }
+}
+
+/// What a refusal with this code is about.
+pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
+    match code {
+        "403" | "reason_3" | "reason_4" | "reason_11" | "reason_13" | "reason_19" | "reason_24"
+        | "reason_25" => RefusalKind::Forbidden,
+        _ => RefusalKind::Other,
     }
 }
 

@@ -27,7 +27,7 @@ use serde_json::value::RawValue;
 use crate::domain::fields::{shorten, summary};
 use crate::domain::job::AudienceDocument;
 use crate::domain::message::{MessageDocument, Options, TEXT_BYTES_MAX};
-use crate::domain::outcome::{ANSWER_TEXT_MAX, Class, Outcome};
+use crate::domain::outcome::{ANSWER_TEXT_MAX, Outcome, RefusalKind};
 use crate::im::ingress::loose::{Loose, Wrong};
 use crate::im::ingress::{
     self, DropInEndpoint, DropInJob, DropInRequest, Incoming, Ingress, JobReport, Limit,
@@ -86,32 +86,12 @@ impl Refused {
 
     /// The reason why a message was not delivered.
     fn of_report(report: &RecipientReport) -> Option<Self> {
-        /// Codes for actions that the sender or the channel is not allowed, by the server's
-        /// reasons.
-        const FORBIDDEN: [&str; 8] = [
-            "403",
-            "reason_3",
-            "reason_4",
-            "reason_11",
-            "reason_13",
-            "reason_19",
-            "reason_24",
-            "reason_25",
-        ];
-        let RecipientReport::Ended {
-            outcome,
-            class,
-            code,
-            ..
-        } = report
-        else {
+        let RecipientReport::Ended { outcome, .. } = report else {
             return None;
         };
-        let status = match (outcome, class) {
-            (Outcome::Failed, Some(Class::Permanent)) if FORBIDDEN.contains(&code.as_str()) => {
-                StatusCode::FORBIDDEN
-            }
-            (Outcome::Failed, Some(Class::Permanent)) => StatusCode::BAD_REQUEST,
+        let status = match (outcome, report.refusal()) {
+            (Outcome::Failed, Some(RefusalKind::Forbidden)) => StatusCode::FORBIDDEN,
+            (Outcome::Failed, Some(_)) => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Some(Self::new(status, report.reason().unwrap_or_default()))

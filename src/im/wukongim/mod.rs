@@ -26,7 +26,7 @@
 /// Builds calls and reads their replies.
 mod calls;
 /// Maps reason codes and HTTP statuses to classes.
-mod code;
+pub(in crate::im) mod code;
 /// Lists all users.
 mod directory;
 /// Reads requests of existing callers and answers them.

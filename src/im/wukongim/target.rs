@@ -19,6 +19,7 @@ use super::{ClientMsgNo, Settings, Version};
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::Content;
+use crate::domain::outcome::RefusalKind;
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::ports::{Calls, Directory, HttpReply, Profile, Request, Target};
@@ -240,6 +241,10 @@ impl Target for WukongIm {
             problem("options.online_only", what.into());
         }
         problems
+    }
+
+    fn refusal_kind(&self, code: &str) -> RefusalKind {
+        super::code::refusal_kind(code)
     }
 
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
-use crate::domain::outcome::{Class, TargetAnswer};
+use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
 use crate::im::netease::refusal::blames_signature;
 
 /// The documented codes, with their meaning.
@@ -99,6 +99,14 @@ fn by_range(code: i64) -> Class {
         // Codes of six digits are refusals, including 189xxx to 192xxx of the client SDKs.
         100_000..=199_999 => Permanent,
         _ => Uncertain,
+    }
+}
+
+/// What a refusal with this code is about.
+pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
+    match code {
+        "102404" | "102405" => RefusalKind::UnknownRecipient,
+        _ => RefusalKind::Other,
     }
 }
 

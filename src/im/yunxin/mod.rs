@@ -22,7 +22,7 @@
 //! accids in lower case, and no entry in the sender's own conversations.
 
 /// Maps codes to classes.
-mod code;
+pub(in crate::im) mod code;
 /// Reads requests of existing callers and answers them.
 pub(in crate::im) mod ingress;
 /// Reads replies.

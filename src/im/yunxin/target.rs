@@ -16,7 +16,7 @@ use crate::codec::push_percent;
 use crate::domain::fields::Problem;
 use crate::domain::mapping::{Feature, Mapping};
 use crate::domain::message::{Content, plain_text};
-use crate::domain::outcome::Verdict;
+use crate::domain::outcome::{RefusalKind, Verdict};
 use crate::domain::slice::{Addressed, Head};
 use crate::im::json;
 use crate::im::netease::account::{Account, length, request_id};
@@ -185,6 +185,10 @@ impl Target for Yunxin {
         check_native(head, &OURS, &mut problem);
         self.check_message(head, &mut problem);
         problems
+    }
+
+    fn refusal_kind(&self, code: &str) -> RefusalKind {
+        super::code::refusal_kind(code)
     }
 
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {

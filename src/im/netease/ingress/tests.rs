@@ -10,6 +10,7 @@ use super::*;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::message::Content;
+use crate::domain::outcome::RefusalKind;
 use crate::im::ingress::fixture::{
     Call as Request, NOW_MS, answer, body, endpoint, failed, head, job_report, open_endpoint,
     recipients,
@@ -163,6 +164,7 @@ fn failures_of_the_sender_are_failures_of_the_call() {
     let ended = |outcome, class| RecipientReport::Ended {
         outcome,
         class,
+        kind: RefusalKind::Other,
         code: String::new(),
         text: String::new(),
     };

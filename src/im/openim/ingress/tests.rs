@@ -10,7 +10,7 @@ use crate::domain::accounts::Accounts;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::message::Content;
-use crate::domain::outcome::Outcome;
+use crate::domain::outcome::{Outcome, RefusalKind};
 use crate::im::ingress::fixture::{
     Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report,
     open_endpoint, recipients,
@@ -275,6 +275,7 @@ fn a_single_send_says_why_it_failed() {
     let lost = RecipientReport::Ended {
         outcome: Outcome::Uncertain,
         class: Some(Class::Uncertain),
+        kind: RefusalKind::Other,
         code: "timeout".to_owned(),
         text: String::new(),
     };

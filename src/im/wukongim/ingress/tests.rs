@@ -10,6 +10,7 @@ use super::*;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::message::Content;
+use crate::domain::outcome::{Class, RefusalKind};
 use crate::domain::slice::Addressed;
 use crate::im::ingress::fixture::{
     Call as Request, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report,
@@ -239,6 +240,7 @@ fn a_single_send_is_answered_as_by_releases() {
     let lost = RecipientReport::Ended {
         outcome: Outcome::Uncertain,
         class: Some(Class::Uncertain),
+        kind: RefusalKind::Other,
         code: String::new(),
         text: String::new(),
     };

@@ -9,7 +9,7 @@ use super::*;
 use crate::domain::fields::Problem;
 use crate::domain::ids::JobId;
 use crate::domain::message::Content;
-use crate::domain::outcome::{Class, Outcome};
+use crate::domain::outcome::{Class, Outcome, RefusalKind};
 use crate::im::ingress::fixture::{
     Call, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report, open_endpoint,
     recipients,
@@ -220,6 +220,7 @@ fn failures_are_listed_under_both_names_of_the_id() {
     let ended = |outcome, class| RecipientReport::Ended {
         outcome,
         class,
+        kind: RefusalKind::Other,
         code: String::new(),
         text: String::new(),
     };
