@@ -38,8 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "worker",
         &[
-            "clock", "codec", "domain", "error", "json", "metrics", "ports", "runtime", "secret",
-            "service",
+            "clock", "codec", "domain", "error", "json", "metrics", "ports", "runtime", "service",
         ],
     ),
     (

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use fanwise_mock_im::{Entry, MockHandle, Settings, Version};
@@ -405,9 +406,15 @@ async fn http_get(port: u16, path: &str) -> Option<String> {
 pub(crate) fn free_port() -> u16 {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
     let first = range.and_then(|range| range.split_whitespace().next()?.parse().ok());
-    let end = first.filter(|first| *first > 17_000).unwrap_or(32_768);
+    let end: u16 = first.filter(|first| *first > 17_000).unwrap_or(32_768);
+    // No port twice in this process, and others at the same time in other processes.
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let next = || {
+        let number = std::process::id() * 64 + GIVEN.fetch_add(1, Ordering::Relaxed);
+        15_000 + (number % u32::from(end - 15_000)) as u16
+    };
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let ports = std::iter::repeat_with(|| fastrand::u16(15_000..end));
+    let ports = std::iter::repeat_with(next);
     ports.take(1000).find(free).expect("a free port")
 }
 
