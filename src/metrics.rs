@@ -212,12 +212,12 @@ impl Metrics {
         SliceResult::ALL
             .iter()
             .for_each(|r| self.slices.with_label_values(&[r.as_str()]).inc_by(0));
-        for step in LedgerStep::ALL.iter().copied() {
+        for &step in LedgerStep::ALL {
             self.ledger_errors
                 .with_label_values(&[step.as_str()])
                 .inc_by(0);
         }
-        for scope in Scope::ALL.iter().copied() {
+        for &scope in Scope::ALL {
             for result in ["allowed", "limited"] {
                 self.throttle
                     .with_label_values(&[scope.as_str(), result])
@@ -232,14 +232,14 @@ impl Metrics {
         ] {
             self.events.with_label_values(&[event.as_str()]).inc_by(0);
         }
-        for kind in NoticeKind::ALL.iter().copied() {
-            for result in NoticeResult::ALL.iter().copied() {
+        for &kind in NoticeKind::ALL {
+            for &result in NoticeResult::ALL {
                 self.notices
                     .with_label_values(&[kind.as_str(), result.as_str()])
                     .inc_by(0);
             }
         }
-        for result in AskedResult::ALL.iter().copied() {
+        for &result in AskedResult::ALL {
             self.before_accept
                 .with_label_values(&[result.as_str()])
                 .inc_by(0);
@@ -270,12 +270,12 @@ impl Metrics {
                 .with_label_values(&[target, outcome.as_str()])
                 .inc_by(0);
         }
-        for policy in ["retry", "hold", "drop"] {
+        for policy in OnUncertain::ALL {
             self.uncertain
-                .with_label_values(&[target, policy])
+                .with_label_values(&[target, policy.as_str()])
                 .inc_by(0);
         }
-        for reason in ParkReason::ALL.iter().copied() {
+        for &reason in ParkReason::ALL {
             self.target_parks
                 .with_label_values(&[target, reason.as_str()])
                 .inc_by(0);
@@ -337,13 +337,8 @@ impl Metrics {
     }
 
     pub fn uncertain(&self, target: &str, policy: OnUncertain, count: u64) {
-        let policy = match policy {
-            OnUncertain::Retry => "retry",
-            OnUncertain::Hold => "hold",
-            OnUncertain::Drop => "drop",
-        };
         self.uncertain
-            .with_label_values(&[target, policy])
+            .with_label_values(&[target, policy.as_str()])
             .inc_by(count);
     }
 
@@ -393,7 +388,7 @@ impl Metrics {
     }
 
     pub fn parked(&self, target: &str, parked: Option<ParkReason>) {
-        for reason in ParkReason::ALL.iter().copied() {
+        for &reason in ParkReason::ALL {
             self.parked
                 .with_label_values(&[target, reason.as_str()])
                 .set((parked == Some(reason)).into());

@@ -24,6 +24,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
+use strum::IntoStaticStr;
 
 use crate::domain::lane::{Lane, LaneClass, Priority};
 use crate::domain::schedule::{RUNGS, duration_text, rung};
@@ -65,7 +66,7 @@ pub struct Exchange {
     pub purpose: &'static str,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum Kind {
@@ -185,7 +186,7 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     let names = Names::new(namespace);
     let mut queues = Vec::new();
 
-    for priority in Priority::ALL.iter().copied() {
+    for &priority in Priority::ALL {
         queues.push(Queue {
             name: names.queue(&Source::Jobs(priority)),
             purpose: "jobs as producers publish them, until they are cut into slices",

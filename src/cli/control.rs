@@ -11,11 +11,11 @@ use super::{checked_config, output};
 use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Scope, Subject};
 use crate::domain::limits::Rate;
-use crate::domain::outcome::OnUncertain;
 use crate::domain::schedule::parse_duration;
 use crate::exit::{Exit, Failure};
-use crate::service::control::CONFIGURED;
-use crate::service::control::{Command, ControlResult, DirectiveNote, LimitView, TargetView};
+use crate::service::control::{
+    CONFIGURED, Command, ControlResult, DirectiveNote, LimitView, TargetView,
+};
 
 /// The note of a directive, and how to print the result.
 #[derive(Debug, Args)]
@@ -296,18 +296,13 @@ fn list(targets: &[TargetView], as_json: bool) -> Result<Exit, Failure> {
     let rows: Vec<_> = targets
         .iter()
         .map(|target| {
-            let policy = match target.facts.on_uncertain {
-                OnUncertain::Retry => "retry",
-                OnUncertain::Hold => "hold",
-                OnUncertain::Drop => "drop",
-            };
             vec![
                 target.name.clone(),
                 target.facts.system.clone(),
                 target.facts.address.clone().unwrap_or_default(),
                 rate_text(target.limit(), target.live_limit.is_some()),
                 target.facts.recipients_per_call.to_string(),
-                policy.to_owned(),
+                target.facts.on_uncertain.as_str().to_owned(),
                 target.state_text(),
                 target.why(),
             ]

@@ -283,11 +283,7 @@ async fn redrive(access: &Access, args: RedriveArgs) -> Result<Exit, Failure> {
         uncertain: args.uncertain,
         dry_run: args.dry_run,
         purge: args.purge,
-        priority: Priority::ALL
-            .iter()
-            .copied()
-            .find(|priority| priority.as_str() == args.priority)
-            .unwrap_or_default(),
+        priority: args.priority.parse().unwrap_or_default(),
         filter,
     };
     let request = confirmed(access, request).await?;

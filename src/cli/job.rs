@@ -113,10 +113,7 @@ impl ListArgs {
             app: self.app.clone(),
             target: self.target.clone(),
             client_msg_no: self.client_msg_no.clone(),
-            state: JobState::ALL
-                .iter()
-                .copied()
-                .find(|it| Some(it.as_str()) == state),
+            state: state.and_then(|it| it.parse().ok()),
             since_ms: self.since,
             until_ms: self.until,
         }
@@ -287,7 +284,7 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
         output::line(format!("not known      {unknown}"))?;
     }
     output::line(format!("total          {}", grouped(job.accounts.total)))?;
-    for outcome in crate::domain::outcome::Outcome::ALL.iter().copied() {
+    for &outcome in crate::domain::outcome::Outcome::ALL {
         output::line(format!(
             "  {:<13}{}",
             outcome.as_str(),

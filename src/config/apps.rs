@@ -50,13 +50,9 @@ fn read_audiences(
     let usual: Vec<_> = usual.iter().map(|crowd| crowd.as_str()).collect();
     let mut audiences = Vec::new();
     for word in section.list("audiences", &usual, findings) {
-        match AudienceKind::ALL
-            .iter()
-            .copied()
-            .find(|crowd| crowd.as_str() == word)
-        {
-            Some(crowd) => audiences.push(crowd),
-            None => {
+        match word.parse() {
+            Ok(kind) => audiences.push(kind),
+            Err(_) => {
                 let words: Vec<_> = AudienceKind::ALL.iter().map(|it| it.as_str()).collect();
                 let words = words.join(", ");
                 let what = format!("{word:?} is not one of {words}");

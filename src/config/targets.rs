@@ -167,13 +167,9 @@ fn read_webhook(section: &mut Section, findings: &mut Findings) -> webhook::Sett
 fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String, Class)> {
     let mut statuses = Vec::new();
     for (status, word) in section.texts("statuses", findings) {
-        match Class::ALL
-            .iter()
-            .copied()
-            .find(|class| class.as_str() == word)
-        {
-            Some(class) => statuses.push((status, class)),
-            None => {
+        match word.parse() {
+            Ok(class) => statuses.push((status, class)),
+            Err(_) => {
                 let words: Vec<_> = Class::ALL.iter().map(|class| class.as_str()).collect();
                 let what = format!("one of {} is expected, not {word:?}", words.join(", "));
                 findings.problem(section.key(&format!("statuses.{status}")), what);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 
 use super::printable::on_one_line;
 
@@ -19,8 +20,8 @@ use super::printable::on_one_line;
     Serialize,
     Deserialize,
     JsonSchema,
-    strum::IntoStaticStr,
-    strum::VariantArray,
+    IntoStaticStr,
+    VariantArray,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -40,7 +41,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
         self.into()
@@ -78,8 +79,9 @@ impl Outcome {
     Serialize,
     Deserialize,
     JsonSchema,
-    strum::IntoStaticStr,
-    strum::VariantArray,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -100,7 +102,7 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
         self.into()
@@ -249,8 +251,20 @@ impl Verdict {
 }
 
 /// What to do with a recipient whose send may or may not have happened (promise 4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    IntoStaticStr,
+    VariantArray,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum OnUncertain {
     /// Send again; right if the target is idempotent on our key.
     Retry,
@@ -258,6 +272,14 @@ pub enum OnUncertain {
     Hold,
     /// Settle as uncertain, without a dead letter.
     Drop,
+}
+
+impl OnUncertain {
+    pub const ALL: &'static [Self] = Self::VARIANTS;
+
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// What to do with a recipient after an answer.
@@ -344,7 +366,7 @@ mod tests {
 
     #[test]
     fn ledger_codes_are_unique() {
-        for outcome in Outcome::ALL.iter().copied() {
+        for &outcome in Outcome::ALL {
             if let Some(code) = outcome.ledger_code() {
                 assert_eq!(Outcome::from_ledger_code(code), Some(outcome));
             }

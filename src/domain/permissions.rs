@@ -6,6 +6,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use strum::{EnumString, IntoStaticStr, VariantArray};
 
 use super::fields::Problem;
 use super::ids::JobId;
@@ -39,9 +40,7 @@ impl Default for Permissions {
 }
 
 /// A kind of audience.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::IntoStaticStr, strum::VariantArray,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, EnumString, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum AudienceKind {
@@ -51,7 +50,7 @@ pub enum AudienceKind {
 }
 
 impl AudienceKind {
-    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
         self.into()

@@ -21,9 +21,8 @@ use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
-use crate::service::control::CONFIGURED;
 use crate::service::control::{
-    self, Command, ControlError, ControlResult, DirectiveNote, LimitView, TargetView,
+    self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, LimitView, TargetView,
 };
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;

@@ -1,7 +1,9 @@
 //! The values that labels can have where nothing else in the code names them.
 
+use strum::{IntoStaticStr, VariantArray};
+
 /// The result of a message from the job queues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum JobResult {
     Accepted,
@@ -12,7 +14,7 @@ pub enum JobResult {
 }
 
 impl JobResult {
-    pub(super) const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
 
     pub(super) fn as_str(self) -> &'static str {
         self.into()
@@ -20,7 +22,7 @@ impl JobResult {
 }
 
 /// How the delivery of a slice ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum SliceResult {
     /// Every recipient has its outcome.
@@ -36,7 +38,7 @@ pub enum SliceResult {
 }
 
 impl SliceResult {
-    pub(super) const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
 
     pub(super) fn as_str(self) -> &'static str {
         self.into()
@@ -44,7 +46,7 @@ impl SliceResult {
 }
 
 /// The channel of a notice that a job completed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum NoticeKind {
     Callback,
@@ -52,7 +54,7 @@ pub enum NoticeKind {
 }
 
 impl NoticeKind {
-    pub(super) const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
 
     pub(super) fn as_str(self) -> &'static str {
         self.into()
@@ -60,7 +62,7 @@ impl NoticeKind {
 }
 
 /// The result of one attempt to deliver a notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum NoticeResult {
     Delivered,
@@ -71,7 +73,7 @@ pub enum NoticeResult {
 }
 
 impl NoticeResult {
-    pub(super) const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
 
     pub(super) fn as_str(self) -> &'static str {
         self.into()
@@ -79,7 +81,7 @@ impl NoticeResult {
 }
 
 /// The answer of `before_accept` about a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum AskedResult {
     Allow,
@@ -90,7 +92,7 @@ pub enum AskedResult {
 }
 
 impl AskedResult {
-    pub(super) const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
 
     pub(super) fn as_str(self) -> &'static str {
         self.into()
@@ -98,7 +100,7 @@ impl AskedResult {
 }
 
 /// A step of the ledger or limiter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum LedgerStep {
     Accept,
@@ -121,7 +123,7 @@ pub enum LedgerStep {
 }
 
 impl LedgerStep {
-    pub(super) const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
         self.into()

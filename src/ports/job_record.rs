@@ -1,5 +1,7 @@
 //! The record of a job, and queries for records.
 
+use strum::{EnumString, IntoStaticStr, VariantArray};
+
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::JobId;
 use crate::domain::pace::{Mark, Pace};
@@ -139,8 +141,9 @@ impl JobRecord {
     serde::Serialize,
     serde::Deserialize,
     schemars::JsonSchema,
-    strum::IntoStaticStr,
-    strum::VariantArray,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -152,7 +155,7 @@ pub enum JobState {
 }
 
 impl JobState {
-    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
         self.into()

@@ -4,6 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+use strum::{IntoStaticStr, VariantArray};
+
 use super::LedgerError;
 use crate::domain::directive::Scope;
 use crate::domain::limits::{Cost, Grant, Rate};
@@ -100,8 +102,8 @@ pub struct Park {
     serde::Serialize,
     serde::Deserialize,
     schemars::JsonSchema,
-    strum::IntoStaticStr,
-    strum::VariantArray,
+    IntoStaticStr,
+    VariantArray,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -119,7 +121,7 @@ pub enum ParkReason {
 }
 
 impl ParkReason {
-    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
         self.into()

@@ -774,7 +774,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
         total: number(if registered { "total" } else { "awaited" }),
         ..Accounts::default()
     };
-    for outcome in Outcome::ALL.iter().copied() {
+    for &outcome in Outcome::ALL {
         *accounts.of_mut(outcome) = number(outcome.as_str());
     }
     let lost = number("lost");

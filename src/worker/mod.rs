@@ -155,7 +155,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             lanes.push(OpenLane { lane, consumer });
         }
         tasks.spawn(lanes::work(Arc::clone(&work), lanes));
-        for priority in Priority::ALL.iter().copied() {
+        for &priority in Priority::ALL {
             let jobs = session
                 .consume(Source::Jobs(priority), JOBS_PREFETCH)
                 .await?;

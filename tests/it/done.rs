@@ -234,7 +234,7 @@ async fn agree(
     );
     assert_eq!(sum(&survivors, "fanwise_broker_up"), 2.0);
     assert_eq!(sum(&survivors, "fanwise_ledger_up"), 2.0);
-    for reason in ParkReason::ALL.iter().copied() {
+    for &reason in ParkReason::ALL {
         let reason = reason.as_str();
         let parked = format!("fanwise_target_parked{{reason=\"{reason}\",target=\"im\"}}");
         assert_eq!(sum(&survivors, &parked), 0.0, "{reason}");

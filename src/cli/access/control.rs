@@ -7,9 +7,8 @@ use crate::clock::now_ms;
 use crate::domain::directive::Scope;
 use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::service::control::CONFIGURED;
 use crate::service::control::{
-    self, Command, ControlError, ControlResult, DirectiveNote, LimitView, TargetView,
+    self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, LimitView, TargetView,
 };
 
 impl Access {

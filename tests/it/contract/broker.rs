@@ -93,7 +93,7 @@ async fn what_is_published_comes_out_as_it_went_in(bench: &impl BrokerBench) {
     let session = bench.broker().connect().await.unwrap();
     let large: Vec<u8> = (0..=255).cycle().take(3_000_000).collect();
     let mut sources = vec![(lane_source(), Route::Lane(express()), vec![0, 255, 0])];
-    for priority in Priority::ALL.iter().copied() {
+    for &priority in Priority::ALL {
         let body = format!("job {}", priority.as_str()).into_bytes();
         sources.push((Source::Jobs(priority), Route::Job(priority), body));
     }
