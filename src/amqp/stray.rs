@@ -17,7 +17,6 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::consumer::{Origin, hand_out};
-use crate::domain::lane::Lane;
 use crate::ports::{Lost, Moved, Outgoing, PublishError, Publisher, Route};
 
 /// Strays in work at a time: those whose lane does not exist must not delay the others for long.
@@ -45,6 +44,24 @@ pub(super) async fn take_back(
         .await;
 }
 
+/// Publishes a message to its lane. Returns false if the lane does not exist.
+async fn reaches_its_lane(message: Outgoing, origin: &Origin) -> Result<bool, Lost> {
+    let mut looks = 0;
+    loop {
+        match origin.publisher.publish(vec![message.clone()]).await {
+            Ok(()) => return Ok(true),
+            Err(PublishError::Lost(lost)) => return Err(lost),
+            Err(PublishError::Unroutable(_)) => looks += 1,
+            // The lane exists, and is full for now.
+            Err(_) => {}
+        }
+        if looks >= LOOKS {
+            return Ok(false);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
 /// Publishes a stray to its lane, or rejects it.
 async fn end(
     stray: lapin::message::Delivery,
@@ -56,26 +73,16 @@ async fn end(
     let message_id = message_id.map_or_else(String::new, ToString::to_string);
     let delivery = hand_out(stray, origin);
     // What is no lane at all is rejected without a look.
-    let parsed = lane.parse::<Lane>();
-    let message = parsed.map(|lane| Outgoing {
-        route: Route::Lane(lane),
-        body: delivery.body.clone(),
-        message_id,
-        traceparent: delivery.traceparent.clone(),
-    });
-    let mut looks = 0;
-    while let Ok(message) = &message {
-        match origin.publisher.publish(vec![message.clone()]).await {
-            Ok(()) => return delivery.ack().await,
-            Err(PublishError::Lost(lost)) => return Err(lost),
-            Err(PublishError::Unroutable(_)) => looks += 1,
-            // The lane exists, and is full for now.
-            Err(_) => {}
+    if let Ok(lane) = lane.parse() {
+        let message = Outgoing {
+            route: Route::Lane(lane),
+            body: delivery.body.clone(),
+            message_id,
+            traceparent: delivery.traceparent.clone(),
+        };
+        if reaches_its_lane(message, origin).await? {
+            return delivery.ack().await;
         }
-        if looks >= LOOKS {
-            break;
-        }
-        sleep(PAUSE).await;
     }
     let reason = format!(
         "its waiting time was over and its lane {lane:?} does not exist; if its target was \
