@@ -101,7 +101,7 @@ pub struct DropInSystem {
 struct Stuck {
     keys: HashMap<String, String>,
     /// The digests, oldest first.
-    asked: VecDeque<String>,
+    digests: VecDeque<String>,
 }
 
 impl Stuck {
@@ -111,10 +111,10 @@ impl Stuck {
     fn remember(&mut self, content: &str, key: &str) {
         let known = self.keys.insert(content.to_owned(), key.to_owned());
         if known.is_none() {
-            self.asked.push_back(content.to_owned());
+            self.digests.push_back(content.to_owned());
         }
-        if self.asked.len() > Self::MAX
-            && let Some(oldest) = self.asked.pop_front()
+        if self.digests.len() > Self::MAX
+            && let Some(oldest) = self.digests.pop_front()
         {
             self.keys.remove(&oldest);
         }
@@ -466,16 +466,16 @@ async fn carry_out<B: Broker, S: Store, T: Transport>(
             return Err(failure);
         }
     };
-    let job_report = wait(gateway, endpoint, &prepared).await;
-    let mut response = match standstill(gateway, &job_report).await {
+    let job_reports = wait(gateway, endpoint, &prepared).await;
+    let mut response = match standstill(gateway, &job_reports).await {
         Some(failure) => {
             system.remember(&prepared);
             failure.response(&*system.ingress)
         }
-        None => out(reply.render(&job_report)),
+        None => out(reply.render(&job_reports)),
     };
     name_jobs(&mut response, &prepared);
-    let pending = HeaderValue::from(job_report.iter().map(pending).sum::<usize>());
+    let pending = HeaderValue::from(job_reports.iter().map(pending).sum::<usize>());
     response.headers_mut().insert(PENDING_HEADER, pending);
     Ok(response)
 }
@@ -678,7 +678,7 @@ async fn wait<B: Broker, S: Store, T: Transport>(
 ) -> Vec<JobReport> {
     let published_at_ms = now_ms();
     let deadline = Instant::now() + endpoint.answer_within;
-    let mut job_report = Vec::with_capacity(prepared.len());
+    let mut job_reports = Vec::with_capacity(prepared.len());
     for job in prepared {
         let seen = settled(gateway, job, deadline).await;
         let seen = seen.unwrap_or_else(|| Seen {
@@ -689,7 +689,7 @@ async fn wait<B: Broker, S: Store, T: Transport>(
                 accounts: Accounts::default(),
             },
         });
-        job_report.push(JobReport {
+        job_reports.push(JobReport {
             job: job.job.id,
             client_msg_no: job.job.asked.client_msg_no.clone(),
             accepted_at_ms: seen.accepted_at_ms,
@@ -698,7 +698,7 @@ async fn wait<B: Broker, S: Store, T: Transport>(
             everybody: job.is_for_all().then_some(seen.everybody),
         });
     }
-    job_report
+    job_reports
 }
 
 /// A job as it is in the ledger.
@@ -807,21 +807,14 @@ fn is_sent(state: ClaimState) -> bool {
 /// An error gives no reason: the jobs are durable.
 async fn standstill<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
-    job_report: &[JobReport],
+    job_reports: &[JobReport],
 ) -> Option<Failure> {
-    let reports = || {
-        job_report
-            .iter()
-            .flat_map(|job_report| &job_report.recipients)
-    };
+    let reports = || job_reports.iter().flat_map(|it| &it.recipients);
     let somebody_got_it = reports().any(|(_, report)| *report == RecipientReport::Sent)
-        || job_report
-            .iter()
-            .filter_map(|job_report| job_report.everybody)
-            .any(|it| {
-                let accounts = &it.accounts;
-                it.is_complete || accounts.sent + accounts.duplicate > 0
-            });
+        || job_reports.iter().filter_map(|it| it.everybody).any(|it| {
+            let accounts = &it.accounts;
+            it.is_complete || accounts.sent + accounts.duplicate > 0
+        });
     let waits = |job_report: &&JobReport| {
         let mut reports = job_report.recipients.iter();
         job_report.everybody.is_some()
@@ -830,7 +823,7 @@ async fn standstill<B: Broker, S: Store, T: Transport>(
     if somebody_got_it {
         return None;
     }
-    let waiting = job_report.iter().find(waits)?;
+    let waiting = job_reports.iter().find(waits)?;
     match stop_of(gateway, waiting.job).await {
         Ok(why) => why,
         Err(error) => {

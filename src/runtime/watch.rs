@@ -30,11 +30,11 @@ pub async fn watch_store<S: Store, T: Transport>(
     stop: &CancellationToken,
 ) {
     let targets: Vec<String> = context.targets.keys().cloned().collect();
-    let (mut known, mut heart) = (0, Heartbeats::new(role));
+    let (mut known, mut heartbeats) = (0, Heartbeats::new(role));
     let look = async {
         loop {
             // An error is noted where it occurs, and the next round comes soon.
-            let _ = look_once(context, &targets, &mut known, &mut heart).await;
+            let _ = look_once(context, &targets, &mut known, &mut heartbeats).await;
             context.show_directives();
             context.tidy();
             tokio::time::sleep(POLL).await;
@@ -49,7 +49,7 @@ async fn look_once<S: Store, T>(
     context: &Context<S, T>,
     targets: &[String],
     known: &mut u64,
-    heart: &mut Heartbeats,
+    heartbeats: &mut Heartbeats,
 ) -> Result<(), LedgerError> {
     let directives = context.store.directives(*known);
     let directed = context.try_step(LedgerStep::Direct, directives).await?;
@@ -61,5 +61,5 @@ async fn look_once<S: Store, T>(
     let parked = context.store.parked(targets);
     let parked = context.try_step(LedgerStep::Park, parked).await?;
     context.note_parked(parked, asked);
-    heart.beat(context).await
+    heartbeats.beat(context).await
 }

@@ -472,8 +472,8 @@ fn options(body: &Loose<'_>) -> Result<Options, Refused> {
             ..Push::default()
         }),
         false => {
-            let job_report = ["title", "desc", "ex", "iOSPushSound", "iOSBadgeCount"];
-            job_report.iter().any(|name| info.has(name)).then_some(push)
+            let fields = ["title", "desc", "ex", "iOSPushSound", "iOSBadgeCount"];
+            fields.iter().any(|name| info.has(name)).then_some(push)
         }
     };
     Ok(Options {

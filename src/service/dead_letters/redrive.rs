@@ -10,7 +10,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::super::admission::{self, Admission, Considered, Refused};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::ids::JobId;
 use crate::domain::job::{AudienceDocument, MemberDocument};
@@ -23,6 +22,7 @@ use crate::ports::{
     BrokerError, ClaimState, Entry, Ledger, LedgerError, Outgoing, PublishError, Publisher,
     RetainedQueues, Route,
 };
+use crate::service::admission::{self, Admission, Considered, Refused};
 
 use super::{DeadError, JOBS_ASKED, LedgerView, LetterState, Named, each, remove};
 
