@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Part, Status};
 use crate::amqp::{self, Rabbit};
-use crate::config::{AppConfig, Config, EngineKind, TargetConfig};
+use crate::config::{AppConfig, Config, EngineKind, NO_BROKER, NO_LEDGER, TargetConfig};
 use crate::domain::fields::summary;
 use crate::domain::job;
 use crate::domain::notice::ReplyRules;
@@ -46,13 +46,17 @@ pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
         confirm_timeout: config.broker.confirm_timeout,
         connection_name: format!("fanwise {}", std::process::id()),
         declare: config.broker.declare,
-        ..amqp::Settings::new(required("broker.url", config.broker.url.as_ref())?)
+        ..amqp::Settings::new(address(
+            "broker.url",
+            config.broker.url.as_ref(),
+            NO_BROKER,
+        )?)
     };
     Rabbit::new(settings).or_exit(Exit::BadConfig)
 }
 
 pub fn store_settings(config: &Config) -> Result<store::Settings, Failure> {
-    let url = required("ledger.url", config.ledger.url.as_ref())?;
+    let url = address("ledger.url", config.ledger.url.as_ref(), NO_LEDGER)?;
     Ok(store::Settings {
         prefix: config.ledger.prefix.clone(),
         dedup_window: config.ledger.dedup_window,
@@ -60,8 +64,9 @@ pub fn store_settings(config: &Config) -> Result<store::Settings, Failure> {
     })
 }
 
-fn required<'a>(key: &str, url: Option<&'a Secret>) -> Result<&'a str, Failure> {
-    let missing = || Failure::message(Exit::BadConfig, format!("{key} is missing"));
+/// The address of a server, which the caller needs.
+fn address<'a>(key: &str, url: Option<&'a Secret>, missing: &str) -> Result<&'a str, Failure> {
+    let missing = || Failure::message(Exit::BadConfig, format!("{key}: {missing}"));
     Ok(url.ok_or_else(missing)?.expose())
 }
 

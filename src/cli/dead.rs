@@ -10,7 +10,6 @@ use serde_json::json;
 use super::access::{Access, checked};
 use super::output::grouped;
 use super::{checked_config, output};
-use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::domain::printable::on_one_line;
 use crate::domain::spreadsheet::guarded;

@@ -48,7 +48,10 @@ pub struct Config {
     pub log: LogConfig,
 }
 
-/// `[broker]`: RabbitMQ 3.10 or newer.
+/// What is wrong without `broker.url`, and without `ledger.url`, where they are needed.
+pub const NO_BROKER: &str = "missing: give it, broker.url_file, or FANWISE_BROKER__URL";
+pub const NO_LEDGER: &str = "missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
+
 /// What keeps jobs, accounts and limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
@@ -58,6 +61,7 @@ pub enum EngineKind {
     Servers,
 }
 
+/// `[broker]`: RabbitMQ 3.10 or newer.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
     /// `url` or `url_file`: `amqp://user:password@host:5672/vhost`, or `amqps://`.
@@ -719,15 +723,13 @@ impl Config {
 
     pub fn require_broker(&self, findings: &mut Findings) {
         if self.broker.url.is_none() && !findings.mention("broker.url") {
-            let what = "missing: give it, broker.url_file, or FANWISE_BROKER__URL";
-            findings.problem("broker.url", what);
+            findings.problem("broker.url", NO_BROKER);
         }
     }
 
     pub fn require_ledger(&self, findings: &mut Findings) {
         if self.ledger.url.is_none() && !findings.mention("ledger.url") {
-            let what = "missing: give it, ledger.url_file, or FANWISE_LEDGER__URL";
-            findings.problem("ledger.url", what);
+            findings.problem("ledger.url", NO_LEDGER);
         }
     }
 }

@@ -85,8 +85,8 @@ enum Place {
 
 impl Places {
     fn new(target: &str) -> Self {
-        let weights = [Priority::High, Priority::Normal, Priority::Bulk]
-            .map(|it| LaneClass::Of(it, 0).weight());
+        let weight = |priority: &Priority| LaneClass::Of(*priority, 0).weight();
+        let weights: Vec<_> = Priority::ALL.iter().map(weight).collect();
         Self {
             target: target.to_owned(),
             lanes: Vec::new(),
