@@ -2,38 +2,31 @@
 //! otherwise to the HTTP interface of a running `fanwise serve` or `fanwise gateway`.
 
 mod control;
+mod server;
 mod stored;
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Uri, header};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
+use self::server::{JSON, Server, encoded, parameters, query, refused};
 use super::form;
 use crate::amqp::Rabbit;
 use crate::app::{self, LocalAdmission, Names};
-use crate::clock::{now_ms, rfc3339};
+use crate::clock::now_ms;
 use crate::config::Config;
-use crate::domain::fields::{shorten, summary};
+use crate::domain::fields::summary;
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow, LetterFilter, Window, milliseconds};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::http::client::{Client, ClientSettings};
-use crate::http::tls;
 use crate::ports::{
-    Broker as _, Entry, HttpReply, JobFilter, JobQuery, JobRecord, Ledger as _, Outgoing,
-    Publisher as _, Request, RetainedMessage, RetainedQueue, RetainedQueues as _, Route,
-    Session as _,
+    Broker as _, Entry, JobFilter, JobQuery, JobRecord, Ledger as _, Outgoing, Publisher as _,
+    RetainedMessage, RetainedQueue, RetainedQueues as _, Route, Session as _,
 };
-use crate::secret::Secret;
 use crate::service::admission::{self, Refused};
 use crate::service::api::{
-    JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
+    JobDetail, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
 };
 use crate::service::control::Facts;
 use crate::service::dead_letters::{self, ACCEPT_PATIENCE, LedgerView, Purged, Redrive, Redriven};
@@ -425,254 +418,4 @@ impl Direct {
     async fn job(&self, job: JobId) -> Result<Option<JobRecord>, Failure> {
         self.ledger()?.job(job).await.or_exit(Exit::Unavailable)
     }
-}
-
-/// The fields of a filter as query parameters.
-fn parameters(filter: &impl Serialize) -> Result<Vec<(String, String)>, Failure> {
-    let fields = serde_json::to_value(filter).or_exit(Exit::Internal)?;
-    let fields = fields.as_object().into_iter().flatten();
-    Ok(fields
-        .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
-        .collect())
-}
-
-fn query(parameters: &[(String, String)]) -> String {
-    let pairs: Vec<_> = parameters
-        .iter()
-        .map(|(name, value)| format!("{name}={}", encoded(value)))
-        .collect();
-    match pairs.is_empty() {
-        true => String::new(),
-        false => format!("?{}", pairs.join("&")),
-    }
-}
-
-/// Percent-encodes a text for a path or a query.
-fn encoded(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
-}
-
-/// The HTTP interface of a running process.
-pub(super) struct Server {
-    base: String,
-    token: Option<Secret>,
-    client: Client,
-}
-
-const JSON: &str = "application/json";
-const NDJSON: &str = "application/x-ndjson";
-/// Longest wait for an answer; lists of dead letters and rejected messages may be long.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest answer: room for a million dead letters.
-const ANSWER_BYTES_MAX: usize = 1 << 30;
-
-impl Server {
-    fn of(config: &Config) -> Result<Self, Failure> {
-        let mut listen = config.gateway.listen;
-        if listen.ip().is_unspecified() {
-            listen.set_ip([127, 0, 0, 1].into());
-        }
-        let certificate = config.gateway.tls.as_ref().map(|(it, _)| it);
-        let tls = certificate.map(|it| tls::pinned(it)).transpose();
-        let tls = tls.or_exit(Exit::BadConfig)?;
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let settings = ClientSettings {
-            reply_bytes_max: ANSWER_BYTES_MAX,
-            tls: tls.map(Arc::new),
-            ..ClientSettings::defaults()
-        };
-        Ok(Self {
-            base: format!("{scheme}://{listen}"),
-            token: config.gateway.token.clone(),
-            client: Client::new(settings),
-        })
-    }
-
-    async fn submit(
-        &self,
-        priority: Priority,
-        kind: &'static str,
-        body: Vec<u8>,
-        traceparent: Option<&str>,
-    ) -> Result<(), Failure> {
-        let path = format!("/v1/jobs?priority={}", priority.as_str());
-        let reply = self
-            .ask(Method::POST, &path, Some(kind), body.into(), traceparent)
-            .await?;
-        if (200..300).contains(&reply.status) {
-            Ok(())
-        } else {
-            Err(refused(&reply))
-        }
-    }
-
-    async fn jobs(
-        &self,
-        filter: &JobFilter,
-        most: usize,
-        cursor: Option<&str>,
-    ) -> Result<JobList, Failure> {
-        let JobFilter {
-            app,
-            target,
-            client_msg_no,
-            state,
-            since_ms,
-            until_ms,
-        } = filter;
-        let fields = [
-            ("app", app.clone()),
-            ("target", target.clone()),
-            ("client_msg_no", client_msg_no.clone()),
-            ("state", state.map(|state| state.as_str().to_owned())),
-            ("since", since_ms.map(rfc3339)),
-            ("until", until_ms.map(rfc3339)),
-            ("limit", Some(most.to_string())),
-            ("cursor", cursor.map(str::to_owned)),
-        ];
-        let fields: Vec<_> = fields
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
-            .collect();
-        let list = self.get(&format!("/v1/jobs{}", query(&fields))).await?;
-        let missing = || Failure::message(Exit::Unavailable, "the server has no list of jobs");
-        list.ok_or_else(missing)
-    }
-
-    /// Reads an answer with one JSON value per line and passes each value to `visit`.
-    async fn lines<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        mut visit: impl FnMut(T),
-    ) -> Result<(), Failure> {
-        let reply = self
-            .ask_for(Method::GET, path, None, Bytes::new(), None, NDJSON)
-            .await?;
-        if reply.status != 200 {
-            return Err(refused(&reply));
-        }
-        let lines = reply.body.split(|byte| *byte == b'\n');
-        for line in lines.filter(|line| !line.is_empty()) {
-            visit(serde_json::from_slice(line).or_exit(Exit::Unavailable)?);
-        }
-        Ok(())
-    }
-
-    async fn post<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> Result<T, Failure> {
-        let body = serde_json::to_vec(body).or_exit(Exit::Internal)?;
-        let reply = self
-            .ask(Method::POST, path, Some(JSON), body.into(), None)
-            .await?;
-        match reply.status {
-            200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
-            _ => Err(refused(&reply)),
-        }
-    }
-
-    /// Gets a JSON answer; `None` if the server answers 404.
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
-        let reply = self
-            .ask(Method::GET, path, None, Bytes::new(), None)
-            .await?;
-        match reply.status {
-            200 => serde_json::from_slice(&reply.body)
-                .map(Some)
-                .or_exit(Exit::Unavailable),
-            404 => Ok(None),
-            _ => Err(refused(&reply)),
-        }
-    }
-
-    async fn ask(
-        &self,
-        method: Method,
-        path: &str,
-        kind: Option<&'static str>,
-        body: Bytes,
-        traceparent: Option<&str>,
-    ) -> Result<HttpReply, Failure> {
-        self.ask_for(method, path, kind, body, traceparent, JSON)
-            .await
-    }
-
-    async fn ask_for(
-        &self,
-        method: Method,
-        path: &str,
-        kind: Option<&'static str>,
-        body: Bytes,
-        traceparent: Option<&str>,
-        accept: &'static str,
-    ) -> Result<HttpReply, Failure> {
-        let uri: Uri = format!("{}{path}", self.base)
-            .parse()
-            .or_exit(Exit::Internal)?;
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
-        let kind = kind.map(|kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind)));
-        headers.extend(kind);
-        if let Some(token) = &self.token {
-            let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
-            headers.insert(header::AUTHORIZATION, value.or_exit(Exit::BadConfig)?);
-        }
-        if let Some(trace) = traceparent {
-            headers.insert(
-                "traceparent",
-                HeaderValue::try_from(trace).or_exit(Exit::BadInput)?,
-            );
-        }
-        let request = Request {
-            method,
-            uri,
-            headers,
-            body,
-        };
-        self.client.send(request, PATIENCE).await.map_err(|error| {
-            let what = format!(
-                "{}: {error}; is `fanwise serve` running there? (or set broker.url and ledger.url)",
-                self.base
-            );
-            Failure::message(Exit::Unavailable, what)
-        })
-    }
-}
-
-/// Turns an answer other than success into a failure, with the text of its problem document.
-fn refused(reply: &HttpReply) -> Failure {
-    let status = reply.status;
-    let problem: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    let Some(detail) = problem["detail"].as_str() else {
-        let text = String::from_utf8_lossy(&reply.body);
-        let what = format!(
-            "gateway.listen: the server there is not fanwise; it answers {status}: {}",
-            shorten(text.trim(), 100)
-        );
-        return Failure::message(Exit::Unavailable, what);
-    };
-    let (exit, what) = match status {
-        400 | 403 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
-        409 => (Exit::BadInput, "conflict"),
-        // The server's own text is for authors of HTTP clients.
-        401 => {
-            let what = "the gateway refuses gateway.token, or none is set here: set it to the \
-                        gateway's own (FANWISE_GATEWAY__TOKEN, or token_file)";
-            return Failure::message(Exit::BadConfig, what);
-        }
-        404 => (Exit::Unavailable, "not found"),
-        _ => (Exit::Unavailable, "not accepted"),
-    };
-    Failure::message(exit, format!("{what}: {detail}"))
 }

@@ -72,6 +72,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "amqp",
             "app",
             "clock",
+            "codec",
             "config",
             "domain",
             "error",

@@ -1,0 +1,264 @@
+//! The HTTP interface of a running process, as the command line calls it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Uri, header};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::clock::rfc3339;
+use crate::codec;
+use crate::config::Config;
+use crate::domain::fields::shorten;
+use crate::domain::lane::Priority;
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::http::client::{Client, ClientSettings};
+use crate::http::tls;
+use crate::ports::{HttpReply, JobFilter, Request};
+use crate::secret::Secret;
+use crate::service::api::JobList;
+
+/// The fields of a filter as query parameters.
+pub(super) fn parameters(filter: &impl Serialize) -> Result<Vec<(String, String)>, Failure> {
+    let fields = serde_json::to_value(filter).or_exit(Exit::Internal)?;
+    let fields = fields.as_object().into_iter().flatten();
+    Ok(fields
+        .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+        .collect())
+}
+
+pub(super) fn query(parameters: &[(String, String)]) -> String {
+    let pairs: Vec<_> = parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={}", encoded(value)))
+        .collect();
+    match pairs.is_empty() {
+        true => String::new(),
+        false => format!("?{}", pairs.join("&")),
+    }
+}
+
+/// A text as a segment of a path or a value of a query.
+pub(super) fn encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    codec::push_segment(&mut encoded, text);
+    encoded
+}
+
+/// The HTTP interface of a running process.
+pub(in crate::cli) struct Server {
+    base: String,
+    token: Option<Secret>,
+    client: Client,
+}
+
+pub(super) const JSON: &str = "application/json";
+pub(super) const NDJSON: &str = "application/x-ndjson";
+/// Longest wait for an answer; lists of dead letters and rejected messages may be long.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest answer: room for a million dead letters.
+const ANSWER_BYTES_MAX: usize = 1 << 30;
+
+impl Server {
+    pub(super) fn of(config: &Config) -> Result<Self, Failure> {
+        let mut listen = config.gateway.listen;
+        if listen.ip().is_unspecified() {
+            listen.set_ip([127, 0, 0, 1].into());
+        }
+        let certificate = config.gateway.tls.as_ref().map(|(it, _)| it);
+        let tls = certificate.map(|it| tls::pinned(it)).transpose();
+        let tls = tls.or_exit(Exit::BadConfig)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let settings = ClientSettings {
+            reply_bytes_max: ANSWER_BYTES_MAX,
+            tls: tls.map(Arc::new),
+            ..ClientSettings::defaults()
+        };
+        Ok(Self {
+            base: format!("{scheme}://{listen}"),
+            token: config.gateway.token.clone(),
+            client: Client::new(settings),
+        })
+    }
+
+    pub(super) async fn submit(
+        &self,
+        priority: Priority,
+        kind: &'static str,
+        body: Vec<u8>,
+        traceparent: Option<&str>,
+    ) -> Result<(), Failure> {
+        let path = format!("/v1/jobs?priority={}", priority.as_str());
+        let reply = self
+            .ask(Method::POST, &path, Some(kind), body.into(), traceparent)
+            .await?;
+        if (200..300).contains(&reply.status) {
+            Ok(())
+        } else {
+            Err(refused(&reply))
+        }
+    }
+
+    pub(super) async fn jobs(
+        &self,
+        filter: &JobFilter,
+        most: usize,
+        cursor: Option<&str>,
+    ) -> Result<JobList, Failure> {
+        let JobFilter {
+            app,
+            target,
+            client_msg_no,
+            state,
+            since_ms,
+            until_ms,
+        } = filter;
+        let fields = [
+            ("app", app.clone()),
+            ("target", target.clone()),
+            ("client_msg_no", client_msg_no.clone()),
+            ("state", state.map(|state| state.as_str().to_owned())),
+            ("since", since_ms.map(rfc3339)),
+            ("until", until_ms.map(rfc3339)),
+            ("limit", Some(most.to_string())),
+            ("cursor", cursor.map(str::to_owned)),
+        ];
+        let fields: Vec<_> = fields
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect();
+        let list = self.get(&format!("/v1/jobs{}", query(&fields))).await?;
+        let missing = || Failure::message(Exit::Unavailable, "the server has no list of jobs");
+        list.ok_or_else(missing)
+    }
+
+    /// Reads an answer with one JSON value per line and passes each value to `visit`.
+    pub(super) async fn lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut visit: impl FnMut(T),
+    ) -> Result<(), Failure> {
+        let reply = self
+            .ask_for(Method::GET, path, None, Bytes::new(), None, NDJSON)
+            .await?;
+        if reply.status != 200 {
+            return Err(refused(&reply));
+        }
+        let lines = reply.body.split(|byte| *byte == b'\n');
+        for line in lines.filter(|line| !line.is_empty()) {
+            visit(serde_json::from_slice(line).or_exit(Exit::Unavailable)?);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).or_exit(Exit::Internal)?;
+        let reply = self
+            .ask(Method::POST, path, Some(JSON), body.into(), None)
+            .await?;
+        match reply.status {
+            200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
+            _ => Err(refused(&reply)),
+        }
+    }
+
+    /// Gets a JSON answer; `None` if the server answers 404.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
+        let reply = self
+            .ask(Method::GET, path, None, Bytes::new(), None)
+            .await?;
+        match reply.status {
+            200 => serde_json::from_slice(&reply.body)
+                .map(Some)
+                .or_exit(Exit::Unavailable),
+            404 => Ok(None),
+            _ => Err(refused(&reply)),
+        }
+    }
+
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        kind: Option<&'static str>,
+        body: Bytes,
+        traceparent: Option<&str>,
+    ) -> Result<HttpReply, Failure> {
+        self.ask_for(method, path, kind, body, traceparent, JSON)
+            .await
+    }
+
+    pub(super) async fn ask_for(
+        &self,
+        method: Method,
+        path: &str,
+        kind: Option<&'static str>,
+        body: Bytes,
+        traceparent: Option<&str>,
+        accept: &'static str,
+    ) -> Result<HttpReply, Failure> {
+        let uri: Uri = format!("{}{path}", self.base)
+            .parse()
+            .or_exit(Exit::Internal)?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+        let kind = kind.map(|kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind)));
+        headers.extend(kind);
+        if let Some(token) = &self.token {
+            let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
+            headers.insert(header::AUTHORIZATION, value.or_exit(Exit::BadConfig)?);
+        }
+        if let Some(trace) = traceparent {
+            headers.insert(
+                "traceparent",
+                HeaderValue::try_from(trace).or_exit(Exit::BadInput)?,
+            );
+        }
+        let request = Request {
+            method,
+            uri,
+            headers,
+            body,
+        };
+        self.client.send(request, PATIENCE).await.map_err(|error| {
+            let what = format!(
+                "{}: {error}; is `fanwise serve` running there? (or set broker.url and ledger.url)",
+                self.base
+            );
+            Failure::message(Exit::Unavailable, what)
+        })
+    }
+}
+
+/// Turns an answer other than success into a failure, with the text of its problem document.
+pub(super) fn refused(reply: &HttpReply) -> Failure {
+    let status = reply.status;
+    let problem: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    let Some(detail) = problem["detail"].as_str() else {
+        let text = String::from_utf8_lossy(&reply.body);
+        let what = format!(
+            "gateway.listen: the server there is not fanwise; it answers {status}: {}",
+            shorten(text.trim(), 100)
+        );
+        return Failure::message(Exit::Unavailable, what);
+    };
+    let (exit, what) = match status {
+        400 | 403 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
+        409 => (Exit::BadInput, "conflict"),
+        // The server's own text is for authors of HTTP clients.
+        401 => {
+            let what = "the gateway refuses gateway.token, or none is set here: set it to the \
+                        gateway's own (FANWISE_GATEWAY__TOKEN, or token_file)";
+            return Failure::message(Exit::BadConfig, what);
+        }
+        404 => (Exit::Unavailable, "not found"),
+        _ => (Exit::Unavailable, "not accepted"),
+    };
+    Failure::message(exit, format!("{what}: {detail}"))
+}
