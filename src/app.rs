@@ -1,18 +1,17 @@
 //! Builds the process from the configuration: creates the engines and adapters, owns every
 //! long-lived task, and runs the phases of start and stop.
 
+mod process;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use rustls::ClientConfig;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Admin, Part, Status};
+use self::process::Process;
 use crate::amqp::{self, Rabbit};
 use crate::config::{AppConfig, Config, EngineKind, NO_BROKER, NO_LEDGER, TargetConfig};
 use crate::domain::fields::summary;
@@ -22,7 +21,7 @@ use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::embedded::{self, Engine};
 use crate::exit::{Exit, Failure, OrExit as _};
-use crate::gateway::{self, Access, DropInSystem, Server, check_publishing, keep_publisher};
+use crate::gateway::{self, Access, DropInSystem};
 use crate::http::client::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, RetainedQueues, Store, Target};
@@ -35,7 +34,6 @@ use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Rules};
 use crate::service::control::{Facts, TargetFacts};
 use crate::store;
-use crate::worker::Worker;
 
 /// RabbitMQ as configured. Does not connect yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
@@ -493,147 +491,6 @@ fn cannot_listen(key: &str, listen: SocketAddr, error: &std::io::Error) -> Failu
         Exit::Unavailable,
         format!("cannot listen on {key} = {listen}: {error}"),
     )
-}
-
-/// A process that runs until a signal: its tasks, which end with the drain, and the parts that must
-/// be ready.
-struct Process<S> {
-    context: Arc<Context<S, Client>>,
-    client: Client,
-    drain: CancellationToken,
-    tasks: Vec<Task>,
-    ready: Vec<Part>,
-}
-
-type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-impl<S: Store> Process<S> {
-    fn new(config: &Config, store: S, drain: CancellationToken) -> Result<Self, Failure> {
-        let trust = trust(config)?;
-        let client = Client::new(ClientSettings {
-            tls: trust.clone(),
-            ..ClientSettings::defaults()
-        });
-        let metrics = Arc::new(Metrics::new());
-        let context = Arc::new(context(config, store, client.clone(), &trust, metrics)?);
-        let draining = {
-            let drain = drain.clone();
-            Part::new("process", move || match drain.is_cancelled() {
-                true => Err("draining".to_owned()),
-                false => Ok(()),
-            })
-        };
-        let ledger = {
-            let context = Arc::clone(&context);
-            Part::new("ledger", move || context.check_ledger())
-        };
-        Ok(Self {
-            context,
-            client,
-            drain,
-            tasks: Vec::new(),
-            ready: vec![draining, ledger],
-        })
-    }
-
-    /// Adds a worker, which takes jobs and delivers them.
-    fn work<B: Broker>(&mut self, broker: B) {
-        let worker = Worker::new(broker, Arc::clone(&self.context));
-        let session = worker.ready();
-        self.ready
-            .push(Part::new("worker", move || match *session.borrow() {
-                true => Ok(()),
-                false => Err("no session with the broker".to_owned()),
-            }));
-        self.tasks.push(Box::pin(worker.run(self.drain.clone())));
-    }
-
-    /// Adds a gateway, which accepts jobs over HTTP; after the signal it accepts no requests.
-    async fn listen<B: Broker + RetainedQueues>(
-        &mut self,
-        config: &Config,
-        broker: B,
-    ) -> Result<(), Failure> {
-        let (context, drain) = (&self.context, &self.drain);
-        let (publishing, published) = watch::channel(None);
-        let settings = gateway_settings(config)?;
-        let listen = settings.listen;
-        let server = Server::bind(
-            settings,
-            broker.clone(),
-            Arc::clone(context),
-            published.clone(),
-            facts(config)?,
-            systems(config),
-        );
-        let server = server
-            .await
-            .map_err(|error| cannot_listen("gateway.listen", listen, &error))?;
-        let address = server.address().or_exit(Exit::Internal)?;
-        tracing::info!(%address, "gateway listens");
-        self.ready
-            .push(Part::new("gateway", move || check_publishing(&published)));
-        self.tasks
-            .push(Box::pin(keep_publisher(broker, publishing, drain.clone())));
-        self.tasks.push(Box::pin(server.run(drain.clone())));
-        Ok(())
-    }
-
-    /// Works until the signal, then drains for at most the drain deadline. The admin port ends
-    /// last.
-    async fn run(self, config: &Config) -> Result<Exit, Failure> {
-        let metrics = Arc::clone(&self.context.metrics);
-        let (calls, refreshed) = (self.client, Arc::clone(&metrics));
-        let context = Arc::clone(&self.context);
-        let status = Status {
-            metrics: Arc::clone(&metrics),
-            refresh: Arc::new(move || {
-                context.show_ledger();
-                let counts = calls.counts();
-                refreshed.connections(counts.opened.load(Relaxed), counts.reused.load(Relaxed));
-            }),
-            ready: self.ready,
-        };
-        let listen = config.admin.listen;
-        let admin = Admin::start(listen, status)
-            .map_err(|error| cannot_listen("admin.listen", listen, &error))?;
-        tracing::info!(address = %admin.address, "admin port listens");
-        let drain = self.drain;
-        let mut tasks: JoinSet<()> = self.tasks.into_iter().collect();
-        tokio::select! {
-            // Checked first, since the tasks end at the signal too.
-            biased;
-            () = drain.cancelled() => metrics.draining(),
-            ended = tasks.join_next() => {
-                let panicked = ended.is_some_and(|ended| ended.is_err());
-                tracing::error!(panicked, "a task ended without being asked");
-                return Ok(Exit::Internal);
-            }
-        }
-        let all_ended = async {
-            let mut exit = Exit::Ok;
-            while let Some(ended) = tasks.join_next().await {
-                if ended.is_err() {
-                    exit = Exit::Internal;
-                }
-            }
-            exit
-        };
-        let exit = match tokio::time::timeout(config.worker.drain_deadline, all_ended).await {
-            Ok(exit) => {
-                tracing::info!("drained: nothing is in work any more");
-                exit
-            }
-            Err(_) => {
-                tracing::warn!(
-                    "the drain deadline passed: what is in work goes back to the broker"
-                );
-                Exit::Temporary
-            }
-        };
-        drop(admin);
-        Ok(exit)
-    }
 }
 
 /// Refuses a ledger that would evict entries. A ledger that cannot be reached is waited for.

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use axum::http::Uri;
 
 use super::reader::{Findings, Section};
-use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig, no_target};
+use super::sections::no_target;
+use super::{AppConfig, Config, GatewayAuth, MINUTE, SECOND, TargetConfig};
 use crate::domain::permissions::{AudienceKind, Permissions};
 use crate::gateway::AppAccess;
 use crate::im::address::no_credentials;

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use super::sections::{read, wrong_server};
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../deploy/fanwise.example.toml");

@@ -1,0 +1,332 @@
+//! Reads the sections of a configuration into its settings.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::reader::Findings;
+use super::reader::Section;
+use super::targets::TargetConfig;
+use super::{
+    AdminConfig, AppConfig, BrokerConfig, Config, EmbeddedConfig, GatewayConfig, HOUR,
+    LedgerConfig, LogConfig, MIB, MINUTE, RetryConfig, SECOND, WorkerConfig,
+};
+use super::{apps, callbacks, endpoints, targets};
+use crate::domain::fields::suggestion;
+use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
+use crate::domain::schedule::Schedule;
+use crate::im::ingress::DropInEndpoint;
+use crate::secret::Secret;
+use crate::telemetry::{LogFilter, LogFormat};
+
+pub(super) fn read(mut root: Section, findings: &mut Findings) -> Config {
+    let targets = read_targets(&mut root, findings);
+    let config = Config {
+        broker: read_broker(root.section("broker", findings), findings),
+        ledger: read_ledger(root.section("ledger", findings), findings),
+        embedded: read_embedded(root.section("embedded", findings), findings),
+        gateway: read_gateway(root.section("gateway", findings), findings),
+        admin: read_admin(root.section("admin", findings), findings),
+        worker: read_worker(root.section("worker", findings), findings),
+        retry: read_retry(root.section("retry", findings), findings),
+        apps: read_apps(&mut root, &targets, findings),
+        targets,
+        log: read_log(root.section("log", findings), findings),
+    };
+    root.finish(findings);
+    config
+}
+
+fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
+    let url = read_server(&mut section, ["amqp://", "amqps://"], findings);
+    let broker = BrokerConfig {
+        url,
+        namespace: section.text("namespace", "fanwise", findings),
+        declare: section.boolean("declare", true, findings),
+        heartbeat: section.duration("heartbeat", 10 * SECOND, SECOND..=MINUTE, findings),
+        confirm_timeout: section.duration(
+            "confirm_timeout",
+            10 * SECOND,
+            SECOND..=2 * MINUTE,
+            findings,
+        ),
+    };
+    check_name("broker.namespace", &broker.namespace, findings);
+    section.finish(findings);
+    broker
+}
+
+/// Refuses an address that names several servers: those need one address, of a load balancer or a
+/// proxy.
+fn read_server(
+    section: &mut Section,
+    schemes: [&str; 2],
+    findings: &mut Findings,
+) -> Option<Secret> {
+    let url = section.secret("url", "url_file", findings)?;
+    let address = url.expose();
+    if address.is_empty() {
+        return None;
+    }
+    if !schemes.iter().any(|scheme| address.starts_with(scheme)) {
+        let [plain, encrypted] = schemes;
+        let what = format!("an address that begins with {plain} or {encrypted} is expected");
+        findings.problem(section.key("url"), what);
+    }
+    if let Some(what) = wrong_server(address) {
+        findings.problem(section.key("url"), what);
+    }
+    Some(url)
+}
+
+/// Why a URL does not name one host and perhaps a port. Never quotes the part before the host,
+/// which may hold a password.
+pub(super) fn wrong_server(url: &str) -> Option<String> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let server = authority.rsplit('@').next().unwrap_or_default();
+    let (host, port) = match server.strip_prefix('[').and_then(|it| it.split_once(']')) {
+        Some((host, port)) => (host, port.strip_prefix(':')),
+        None => match server.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (server, None),
+        },
+    };
+    let one = "one server is expected, as HOST or HOST:PORT; for several, give the address of what is in \
+               front of them, such as a load balancer";
+    if server.contains(',') {
+        return Some(format!("{server:?} names several servers: {one}"));
+    }
+    if host.contains(char::is_whitespace) {
+        return Some(format!("{host:?} is not the name of a host: {one}"));
+    }
+    match port {
+        Some(port) if port.parse::<u16>().is_err() => {
+            Some(format!("{port:?} is not a port: {one}"))
+        }
+        _ => None,
+    }
+}
+
+fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
+    let url = read_server(&mut section, ["redis://", "rediss://"], findings);
+    let secret = section.secret("fingerprint_secret", "fingerprint_secret_file", findings);
+    let ledger = LedgerConfig {
+        url,
+        prefix: section.text("prefix", "fanwise", findings),
+        dedup_window: section.duration("dedup_window", 168 * HOUR, HOUR..=2160 * HOUR, findings),
+        abandoned_after: section.duration(
+            "abandoned_after",
+            45 * MINUTE,
+            2 * SECOND..=24 * HOUR,
+            findings,
+        ),
+        lease: section.duration("lease", 20 * SECOND, 2 * SECOND..=10 * MINUTE, findings),
+        fingerprint_secret: secret.unwrap_or_else(|| Secret::new("fanwise")),
+    };
+    check_name("ledger.prefix", &ledger.prefix, findings);
+    section.finish(findings);
+    ledger
+}
+
+fn read_embedded(mut section: Section, findings: &mut Findings) -> EmbeddedConfig {
+    let dir = section.text("dir", "fanwise-data", findings);
+    if dir.is_empty() {
+        findings.problem("embedded.dir", "the path of a folder is expected");
+    }
+    section.finish(findings);
+    EmbeddedConfig { dir: dir.into() }
+}
+
+fn read_gateway(mut section: Section, findings: &mut Findings) -> GatewayConfig {
+    let gateway = GatewayConfig {
+        listen: read_address(&mut section, "listen", "127.0.0.1:9700", findings),
+        requests_max: section.integer("requests_max", 256, 1..=100_000, findings) as usize,
+        connections_max: section.integer("connections_max", 1024, 1..=100_000, findings) as usize,
+        patience: section.duration("patience", 10 * SECOND, SECOND..=10 * MINUTE, findings),
+        wait_max: section.duration("wait_max", 30 * SECOND, SECOND..=10 * MINUTE, findings),
+        upload_bytes_max: section.integer(
+            "upload_bytes_max",
+            256 * MIB,
+            MIB..=1024 * 1024 * MIB,
+            findings,
+        ),
+        upload_dir: section
+            .optional_text("upload_dir", findings)
+            .map_or_else(std::env::temp_dir, PathBuf::from),
+        token: apps::read_token(&mut section, findings),
+        auth: apps::read_auth(&mut section, findings),
+        tls: apps::read_tls(&mut section, findings),
+    };
+    section.finish(findings);
+    gateway
+}
+
+fn read_admin(mut section: Section, findings: &mut Findings) -> AdminConfig {
+    let listen = read_address(&mut section, "listen", "127.0.0.1:9600", findings);
+    section.finish(findings);
+    AdminConfig { listen }
+}
+
+fn read_address(
+    section: &mut Section,
+    name: &'static str,
+    default: &str,
+    findings: &mut Findings,
+) -> SocketAddr {
+    let text = section.text(name, default, findings);
+    text.parse().unwrap_or_else(|_| {
+        let what = format!("an address and port such as \"{default}\" is expected, not {text:?}");
+        findings.problem(section.key(name), what);
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    })
+}
+
+fn read_worker(mut section: Section, findings: &mut Findings) -> WorkerConfig {
+    let ms = Duration::from_millis;
+    let worker = WorkerConfig {
+        slice_recipients: section.integer("slice_recipients", 500, 1..=5000, findings) as u32,
+        slice_concurrency: section.integer("slice_concurrency", 8, 1..=256, findings) as usize,
+        small_job_concurrency: section.integer("small_job_concurrency", 4, 1..=256, findings)
+            as usize,
+        slice_time_max: section.duration("slice_time_max", MINUTE, SECOND..=10 * MINUTE, findings),
+        drain_deadline: section.duration(
+            "drain_deadline",
+            25 * SECOND,
+            SECOND..=10 * MINUTE,
+            findings,
+        ),
+        progress_interval: section.duration(
+            "progress_interval",
+            2 * SECOND,
+            ms(100)..=HOUR,
+            findings,
+        ),
+    };
+    section.finish(findings);
+    worker
+}
+
+fn read_retry(mut section: Section, findings: &mut Findings) -> RetryConfig {
+    let ms = Duration::from_millis;
+    let retry = RetryConfig {
+        attempts_max: section.integer("attempts_max", 8, 1..=100, findings) as u32,
+        schedule: Schedule {
+            min: section.duration("delay_min", SECOND, ms(100)..=HOUR, findings),
+            max: section.duration("delay_max", 5 * MINUTE, ms(100)..=24 * HOUR, findings),
+            jitter: section.ratio("jitter", 0.2, findings),
+        },
+    };
+    section.finish(findings);
+    retry
+}
+
+fn read_targets(root: &mut Section, findings: &mut Findings) -> BTreeMap<String, TargetConfig> {
+    let mut targets = BTreeMap::new();
+    for (name, section) in root.named("targets", findings) {
+        check_name(&format!("targets.{name}"), &name, findings);
+        if let Some(target) = targets::read(&name, section, findings) {
+            targets.insert(name, target);
+        }
+    }
+    targets::check_applications(&targets, findings);
+    targets
+}
+
+fn read_apps(
+    root: &mut Section,
+    targets: &BTreeMap<String, TargetConfig>,
+    findings: &mut Findings,
+) -> BTreeMap<String, AppConfig> {
+    let mut apps = BTreeMap::new();
+    for (name, mut section) in root.named("apps", findings) {
+        check_name(&format!("apps.{name}"), &name, findings);
+        let target = section.optional_text("target", findings);
+        if let Some(target) = &target
+            && !targets.contains_key(target)
+        {
+            findings.problem(section.key("target"), no_target(target, targets));
+        }
+        let modes = [("fail_closed", false), ("fail_open", true)];
+        let app = AppConfig {
+            target,
+            limit: section.rate("limit", findings),
+            fail_open: section.choice("on_ledger_down", "fail_closed", &modes, findings)
+                == Some(true),
+            callbacks: section
+                .optional("callbacks", findings)
+                .map(|section| callbacks::read(section, findings)),
+            replies: callbacks::read_replies(&mut section, findings),
+            endpoints: read_endpoints(&name, &mut section, targets, findings),
+            permissions: apps::read_permissions(&mut section, targets, findings),
+            access: apps::read_access(&mut section, findings),
+        };
+        section.finish(findings);
+        apps.insert(name, app);
+    }
+    if apps.is_empty() {
+        apps.insert("default".to_owned(), AppConfig::default());
+    }
+    apps
+}
+
+/// The problem with a target name that is not configured.
+pub(super) fn no_target(name: &str, targets: &BTreeMap<String, TargetConfig>) -> String {
+    let hint = suggestion(name, targets.keys().map(String::as_str))
+        .map(|known| format!("; did you mean `{known}`?"))
+        .unwrap_or_default();
+    format!("there is no [targets.{name}]{hint}")
+}
+
+fn read_endpoints(
+    app: &str,
+    section: &mut Section,
+    targets: &BTreeMap<String, TargetConfig>,
+    findings: &mut Findings,
+) -> Vec<(&'static str, DropInEndpoint)> {
+    let mut endpoints = Vec::new();
+    for (system, ingress) in crate::im::ingresses() {
+        let Some(section) = section.optional(system, findings) else {
+            continue;
+        };
+        let key = section.key("target");
+        let endpoint = endpoints::read(app, &*ingress, section, findings);
+        if let Some(target) = &endpoint.target
+            && !targets.contains_key(target)
+        {
+            findings.problem(key, no_target(target, targets));
+        }
+        endpoints.push((system, endpoint));
+    }
+    endpoints
+}
+
+fn read_log(mut section: Section, findings: &mut Findings) -> LogConfig {
+    let formats = [
+        ("auto", LogFormat::Auto),
+        ("text", LogFormat::Text),
+        ("json", LogFormat::Json),
+    ];
+    let level = section.text("level", "info", findings);
+    let filter = level.parse().unwrap_or_else(|what: String| {
+        findings.problem("log.level", what);
+        LogFilter::default()
+    });
+    let format = section.choice("format", "auto", &formats, findings);
+    section.finish(findings);
+    LogConfig {
+        filter,
+        format: format.unwrap_or(LogFormat::Auto),
+    }
+}
+
+/// Checks a name, which becomes part of queue names, keys, routing keys and labels.
+fn check_name(key: &str, name: &str, findings: &mut Findings) {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    if let Some(what) = wrong_id(name, NAME_BYTES_MAX) {
+        findings.problem(key, what);
+    } else if !name.chars().all(allowed) {
+        findings.problem(key, "only a-z, 0-9, - and _ are permitted in a name");
+    }
+}
