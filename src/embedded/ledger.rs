@@ -15,7 +15,7 @@ use super::disk::StorageError;
 use super::limiter::{EmbeddedStore, ledger_error};
 use super::tables::{BUCKETS, Bucket, JOBS, JobRow, LISTED, REASONS, SUBMISSIONS};
 use super::writer::WriteContext;
-use crate::domain::accounts::{Accounts, Audit};
+use crate::domain::accounts::{Accounts, Audit, Remaining};
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::Mark;
@@ -842,25 +842,9 @@ impl SettleStep {
         work.claims.release(table, asker, &released)?;
         work.claims.doubt(table, asker, &doubted)?;
 
-        // Entries of the slice without an outcome of their own count as repeats of others, up to
-        // the number that its deliveries saw. If more are missing, none is counted and all stay
-        // pending. A rebuilt job has lost its earlier counts, so the two cases look the same there,
-        // and all count as repeats. If the slice was counted as done too early, `open` is negative
-        // and takes back repeats that were none.
-        let entries = self.slice.entries;
-        let after = counted.saturating_add(settled.len() as u32);
-        let open = i64::from(entries) - i64::from(after);
-        let seen = match self.last {
-            Some(_) if row.rebuilt => i64::MAX,
-            Some(repeats) => i64::from(repeats),
-            None => 0,
-        };
-        let repeats = if open <= seen { open } else { 0 };
-        let missing = match self.last {
-            Some(_) => (open - repeats - seen).max(0) as u32,
-            None => 0,
-        };
-        if !settled.is_empty() || repeats != 0 {
+        let outcomes = counted.saturating_add(settled.len() as u32);
+        let remaining = Remaining::of(self.slice.entries, outcomes, self.last, row.rebuilt);
+        if !settled.is_empty() || remaining.duplicate != 0 {
             for (code, count) in tally {
                 let counter = match code {
                     b's' => &mut row.sent,
@@ -871,7 +855,7 @@ impl SettleStep {
                 };
                 *counter += count;
             }
-            row.duplicate += repeats;
+            row.duplicate += remaining.duplicate;
             let now = accounts(&row)?;
             // Recipients that were counted as lost too early are not lost.
             let over = now.settled().saturating_sub(now.total);
@@ -881,9 +865,9 @@ impl SettleStep {
                 at_ms: work.now_ms,
                 settled: accounts(&row)?.settled(),
             });
-            let after = if repeats == 0 { after } else { entries };
             let key = (row.life, self.slice.id.0.as_str());
-            work.tables.slices.open()?.insert(key, after)?;
+            let slices = &mut work.tables.slices;
+            slices.open()?.insert(key, remaining.counted)?;
             changed = true;
         }
         if changed {
@@ -892,7 +876,7 @@ impl SettleStep {
         Ok(Recorded {
             progress: progress(&row)?,
             stood,
-            missing,
+            missing: remaining.missing,
         })
     }
 }

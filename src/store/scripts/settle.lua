@@ -100,7 +100,8 @@ end
 
 -- Entries of the slice without an outcome of their own count as repeats of others, up to the number
 -- that its deliveries saw. If more are missing, none is counted and all stay pending. A rebuilt job
--- has lost its earlier counts, so the two cases look the same there, and all count as repeats.
+-- has lost its earlier counts, so the two cases look the same there, and all count as repeats. The
+-- same rule as domain::accounts::Remaining.
 local duplicate, after, missing = 0, counted + settled, 0
 local repeats = tonumber(ARGV[11])
 if repeats and after < entries then

@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::time::Duration;
 
 use fanwise::clock::now_ms;
-use fanwise::domain::accounts::{Accounts, Audit};
+use fanwise::domain::accounts::{Accounts, Audit, Remaining};
 use fanwise::domain::ids::{Fingerprint, JobId, Owner};
 use fanwise::domain::outcome::Outcome;
 use fanwise::domain::pace::{Mark, Pace};
@@ -415,26 +415,12 @@ impl State {
                 job.recipients.remove(recipient);
             }
         }
-        // Entries without an outcome of their own are repeats of others, if that many repeats were
-        // seen. For a rebuilt job their number is unknown. If the slice was called done too early,
-        // the entries were wrongly counted as repeats.
-        let counted = job.counted[&slice.id.0];
-        let after = counted + settled;
-        let open = i64::from(slice.entries) - i64::from(after);
-        let seen = match settle.last {
-            Some(_) if job.record().rebuilt => i64::MAX,
-            Some(repeats) => i64::from(repeats),
-            None => 0,
-        };
-        let repeats = if open <= seen { open } else { 0 };
-        let missing = match settle.last {
-            Some(_) => (open - repeats - seen).max(0) as u32,
-            None => 0,
-        };
-        if settled > 0 || repeats != 0 {
-            job.duplicate += repeats;
-            let after = if repeats == 0 { after } else { slice.entries };
-            job.counted.insert(slice.id.0.clone(), after);
+        let outcomes = job.counted[&slice.id.0] + settled;
+        let rebuilt = job.record().rebuilt;
+        let remaining = Remaining::of(slice.entries, outcomes, settle.last, rebuilt);
+        if settled > 0 || remaining.duplicate != 0 {
+            job.duplicate += remaining.duplicate;
+            job.counted.insert(slice.id.0.clone(), remaining.counted);
             // Recipients counted as lost too early were not lost.
             let accounts = job.accounts();
             let over = accounts.settled().saturating_sub(accounts.total);
@@ -448,7 +434,7 @@ impl State {
         Recorded {
             progress: job.progress(),
             stood,
-            missing,
+            missing: remaining.missing,
         }
     }
 
