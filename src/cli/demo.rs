@@ -3,7 +3,7 @@
 //! the accounts with the mock's own log.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,6 +36,9 @@ const LIMIT: u64 = 2500;
 /// Longest wait in any step of the demo.
 const PATIENCE: Duration = Duration::from_secs(120);
 const KEY: &str = "demo-1";
+/// The files of the process, in the folder of the demo.
+const CONFIG: &str = "fanwise.toml";
+const LOG: &str = "serve.log";
 /// Prefix of the environment variables that are settings.
 const ENVIRONMENT: &str = "FANWISE_";
 
@@ -148,7 +151,7 @@ impl Demo {
         let config = loaded
             .check()
             .map_err(|problems| Failure::new(Exit::Internal, problems))?;
-        let child = serve(&file)?;
+        let child = serve(&folder)?;
         let access = Access::of(&config)?;
         let mut demo = Self {
             folder,
@@ -174,14 +177,22 @@ impl Demo {
         Ok(demo)
     }
 
-    /// Waits until the process accepts jobs.
+    /// Waits until the process accepts jobs, and asks it where it listens from now on.
     async fn ready(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
-        while !self.accepts().await {
+        let mut found = false;
+        loop {
             let ended = self.child.try_wait().or_exit(Exit::Internal)?;
+            let log = std::fs::read_to_string(self.folder.join(LOG)).unwrap_or_default();
+            if !found && let Some((gateway, admin)) = addresses(&log) {
+                (self.config.gateway.listen, self.config.admin.listen) = (gateway, admin);
+                self.access = Access::of(&self.config)?;
+                found = true;
+            }
+            if found && self.accepts().await {
+                return Ok(());
+            }
             if ended.is_some() || Instant::now() > deadline {
-                let log =
-                    std::fs::read_to_string(self.folder.join("serve.log")).unwrap_or_default();
                 return Err(Failure::message(
                     Exit::Unavailable,
                     format!("`fanwise serve` did not start:\n{log}"),
@@ -189,7 +200,6 @@ impl Demo {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(())
     }
 
     async fn accepts(&self) -> bool {
@@ -254,7 +264,7 @@ impl Demo {
         self.child.wait().or_exit(Exit::Internal)?;
         self.kills += 1;
         let began = Instant::now();
-        self.child = serve(&self.folder.join("fanwise.toml"))?;
+        self.child = serve(&self.folder)?;
         self.ready().await?;
         let ms = began.elapsed().as_millis();
         Ok(format!(
@@ -461,15 +471,17 @@ fn job(users: Vec<String>) -> serde_json::Result<Vec<u8>> {
 }
 
 fn write_config(folder: &Path, mock: SocketAddr) -> Result<PathBuf, Failure> {
-    let (gateway, admin) = (free_port()?, free_port()?);
     let data = folder.join("data");
     let config = format!(
         r#"[embedded]
 dir = {data:?}
 [gateway]
-listen = "127.0.0.1:{gateway}"
+listen = "127.0.0.1:0"
 [admin]
-listen = "127.0.0.1:{admin}"
+listen = "127.0.0.1:0"
+[log]
+level = "info"
+format = "text"
 [ledger]
 lease = "5s"
 [retry]
@@ -483,15 +495,23 @@ call_timeout = "2s"
 limit = "{LIMIT}/s burst 100"
 "#
     );
-    let file = folder.join("fanwise.toml");
+    let file = folder.join(CONFIG);
     std::fs::write(&file, config).or_exit(Exit::Unavailable)?;
     Ok(file)
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16, Failure> {
-    let listener = TcpListener::bind("127.0.0.1:0").or_exit(Exit::Unavailable)?;
-    Ok(listener.local_addr().or_exit(Exit::Unavailable)?.port())
+/// The addresses of the gateway and of the admin port, once the process has logged both.
+fn addresses(log: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let address = |what: &str| {
+        // Whole lines only: the process may be writing one.
+        let mut lines = log
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        let line = lines.find(|line| line.contains(what))?;
+        let (_, address) = line.rsplit_once("address=")?;
+        address.split_whitespace().next()?.parse().ok()
+    };
+    Some((address("gateway listens")?, address("admin port listens")?))
 }
 
 /// The name that this program was called by.
@@ -522,15 +542,10 @@ fn make_folder() -> Result<PathBuf, Failure> {
     Ok(folder)
 }
 
-/// Starts this program as `fanwise serve`.
-fn serve(config: &Path) -> Result<Child, Failure> {
+/// Starts this program as `fanwise serve`, with a new log.
+fn serve(folder: &Path) -> Result<Child, Failure> {
     let program = std::env::current_exe().or_exit(Exit::Internal)?;
-    let log = config.with_file_name("serve.log");
-    let log = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(log)
-        .or_exit(Exit::Unavailable)?;
+    let log = std::fs::File::create(folder.join(LOG)).or_exit(Exit::Unavailable)?;
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with(ENVIRONMENT) {
@@ -540,10 +555,30 @@ fn serve(config: &Path) -> Result<Child, Failure> {
     command
         .arg("serve")
         .arg("--config")
-        .arg(config)
+        .arg(folder.join(CONFIG))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()
         .or_exit(Exit::Unavailable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_says_where_it_listens() {
+        let gateway = "2026-01-01T00:00:00Z  INFO gateway listens address=127.0.0.1:4001\n";
+        let admin = "2026-01-01T00:00:00Z  INFO admin port listens address=127.0.0.1:4002\n";
+        let both = ("127.0.0.1:4001", "127.0.0.1:4002");
+        let both = (both.0.parse().unwrap(), both.1.parse().unwrap());
+        assert_eq!(addresses(&[gateway, admin].concat()), Some(both));
+        assert_eq!(addresses(gateway), None);
+        // The process has not finished the line.
+        assert_eq!(
+            addresses(&[gateway, "INFO admin port listens address=127.0.0.1:40"].concat()),
+            None
+        );
+    }
 }
