@@ -109,13 +109,15 @@ impl Class {
     }
 }
 
-/// What a permanent refusal is about, where callers of drop-in endpoints are answered differently.
+/// What a target's code is about, where callers of drop-in endpoints are answered differently.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RefusalKind {
     /// The target has no such recipient.
     UnknownRecipient,
     /// The sender or the channel may not do this.
     Forbidden,
+    /// The call or its sender: all recipients of the call would be refused alike.
+    Call,
     #[default]
     Other,
 }

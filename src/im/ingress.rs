@@ -245,7 +245,7 @@ pub enum RecipientReport {
     Ended {
         outcome: Outcome,
         class: Option<Class>,
-        /// What a permanent refusal is about.
+        /// What the code is about, according to the target.
         kind: RefusalKind,
         code: String,
         text: String,
@@ -262,6 +262,12 @@ impl RecipientReport {
     /// Whether it ended because the target has no such recipient.
     pub fn is_unknown(&self) -> bool {
         self.refusal() == Some(RefusalKind::UnknownRecipient)
+    }
+
+    /// Whether it ended because of the call or its sender, so that other recipients do too.
+    pub fn is_about_call(&self) -> bool {
+        let call = RefusalKind::Call;
+        matches!(self, Self::Ended { kind, .. } if *kind == call)
     }
 
     /// What the refusal is about, if the recipient was refused permanently.

@@ -12,7 +12,8 @@
 //!   of this file,
 //! - in `config::targets`: a `Kind` with its name, the function that reads its keys, and, if the
 //!   backend limits calls per application, an arm in `check_applications`,
-//! - its codes for unknown and forbidden recipients in its `refusal_kind`,
+//! - what its codes are about (an unknown recipient, a sender without permission, the call) in its
+//!   `refusal_kind`,
 //! - its part of `docs/targets.md`, `docs/drop-in.md` and `deploy/fanwise.example.toml`;
 //!   `fanwise schema` regenerates `schemas/mapping.md`.
 //!
@@ -21,6 +22,8 @@
 
 /// Joins an account's base URL and the path of a call.
 pub(crate) mod address;
+/// Tells statuses from other codes.
+mod code;
 /// Provides jobs and replies for the tests of all systems.
 #[cfg(test)]
 mod fixture;

@@ -30,7 +30,7 @@ pub trait Target: Send + Sync + 'static {
     /// missing sender, fields that exclude each other.
     fn check(&self, head: &Head) -> Vec<Problem>;
 
-    /// What a permanent refusal with this code is about.
+    /// What a refusal with this code is about.
     fn refusal_kind(&self, _code: &str) -> RefusalKind {
         RefusalKind::Other
     }

@@ -217,20 +217,27 @@ pub(in crate::im) fn job_report(
     }
 }
 
-/// A permanent failure with a code and a text of the target.
+/// A permanent failure with a code and a text of the system whose codes look like this one.
 pub(in crate::im) fn failed(code: &str, text: &str) -> RecipientReport {
-    let kinds = [
-        netease::code::refusal_kind(code),
-        openim::code::refusal_kind(code),
-        webhook::statuses::refusal_kind(code),
-        wukongim::code::refusal_kind(code),
-        yunxin::code::refusal_kind(code),
-    ];
-    let known = kinds.into_iter().find(|kind| *kind != RefusalKind::Other);
+    let kind = match code {
+        "unregister" => netease::code::refusal_kind(code),
+        _ if code.starts_with("err_") => openim::code::refusal_kind(code),
+        _ if code.starts_with("reason_") => wukongim::code::refusal_kind(code),
+        _ => yunxin::code::refusal_kind(code),
+    };
+    failed_as(kind, code, text)
+}
+
+/// A permanent failure with a status of a webhook.
+pub(in crate::im) fn failed_at_webhook(status: &str, text: &str) -> RecipientReport {
+    failed_as(webhook::statuses::refusal_kind(status), status, text)
+}
+
+fn failed_as(kind: RefusalKind, code: &str, text: &str) -> RecipientReport {
     RecipientReport::Ended {
         outcome: Outcome::Failed,
         class: Some(Class::Permanent),
-        kind: known.unwrap_or_default(),
+        kind,
         code: code.to_owned(),
         text: text.to_owned(),
     }

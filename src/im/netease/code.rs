@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::refusal::blames_signature;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
+use crate::im::code::is_status;
 
 /// The documented codes, with their meaning for the recipients of the call.
 const CODES: [(i64, Class, &str); 24] = [
@@ -86,10 +87,11 @@ fn by_range(code: i64) -> Class {
     }
 }
 
-/// What a refusal with this code is about. 404 is about the sender.
+/// What a refusal with this code is about. Numbers are about the call; 404 is about its sender.
 pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
     match code {
         "unregister" => RefusalKind::UnknownRecipient,
+        _ if is_status(code) => RefusalKind::Call,
         _ => RefusalKind::Other,
     }
 }
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_is_not_there_is_no_unknown_recipient() {
-        assert_eq!(refusal_kind("404"), RefusalKind::Other);
+        assert_eq!(refusal_kind("404"), RefusalKind::Call);
         assert_eq!(refusal_kind("unregister"), RefusalKind::UnknownRecipient);
     }
 

@@ -482,15 +482,5 @@ fn refused(job_report: &JobReport) -> Option<No> {
     if reports().any(RecipientReport::is_good) {
         return None;
     }
-    let no = No::of_report(reports().find(|report| !names_a_recipient(report))?)?;
-    Some(no)
-}
-
-/// Whether a result is certainly about the recipient. A "404" that all recipients have is about the
-/// sender.
-fn names_a_recipient(report: &RecipientReport) -> bool {
-    match report {
-        RecipientReport::Ended { code, .. } => report.is_unknown() && code != "404",
-        RecipientReport::Sent | RecipientReport::Pending => false,
-    }
+    No::of_report(reports().find(|report| !report.is_unknown())?)
 }

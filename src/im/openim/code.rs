@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
+use crate::im::code::is_status;
 
 /// Error codes of the server: from, to, class, name. The first row that matches counts.
 ///
@@ -152,6 +153,7 @@ pub(super) fn status(status: u16) -> Class {
 pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
     match code {
         "err_1004" | "err_1101" => RefusalKind::UnknownRecipient,
+        _ if is_status(code) => RefusalKind::Call,
         _ => RefusalKind::Other,
     }
 }

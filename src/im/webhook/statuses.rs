@@ -19,6 +19,7 @@
 
 use crate::domain::fields::Problem;
 use crate::domain::outcome::{Class, RefusalKind};
+use crate::im::code::is_status;
 
 /// The first status of HTTP.
 const FIRST: u16 = 100;
@@ -97,6 +98,7 @@ fn range(key: &str) -> Option<(u16, u16)> {
 pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
     match code {
         "404" | "410" => RefusalKind::UnknownRecipient,
+        _ if is_status(code) => RefusalKind::Call,
         _ => RefusalKind::Other,
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Version;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
+use crate::im::code::is_status;
 
 /// The reason codes of the wire protocol, in the order of their numbers. Version 3 sends them in
 /// `reason`. It reports most of its errors as `system error`, an idempotency conflict among them,
@@ -115,6 +116,7 @@ pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
     match code {
         "403" | "reason_3" | "reason_4" | "reason_11" | "reason_13" | "reason_19" | "reason_24"
         | "reason_25" => RefusalKind::Forbidden,
+        _ if is_status(code) => RefusalKind::Call,
         _ => RefusalKind::Other,
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
+use crate::im::code::is_status;
 use crate::im::netease::refusal::blames_signature;
 
 /// The documented codes, with their meaning.
@@ -106,6 +107,10 @@ fn by_range(code: i64) -> Class {
 pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {
     match code {
         "102404" | "102405" => RefusalKind::UnknownRecipient,
+        // The sender may not chat, or is banned.
+        "102421" | "102422" => RefusalKind::Call,
+        // The codes of `failed_list` have six digits.
+        _ if is_status(code) => RefusalKind::Call,
         _ => RefusalKind::Other,
     }
 }

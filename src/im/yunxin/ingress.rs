@@ -517,21 +517,9 @@ impl YunxinReply {
 
 /// The refusal of the whole call, if all recipients have a code that is about the call.
 fn refused(job_report: &JobReport) -> Option<No> {
-    let is_of_call = |(_, report): &(String, RecipientReport)| match report {
-        RecipientReport::Ended { code, .. } => code.parse().is_ok_and(refuses_a_call),
-        RecipientReport::Sent | RecipientReport::Pending => false,
-    };
-    let (_, first) = job_report.recipients.first()?;
-    let no = No::of_report(first)?;
-    job_report.recipients.iter().all(is_of_call).then_some(no)
-}
-
-/// Whether a code is about the call or its sender. In `failed_list` the vendor uses codes of six
-/// digits, and an HTTP endpoint uses 410 for an unknown recipient.
-fn refuses_a_call(code: u32) -> bool {
-    /// The sender may not chat, or is banned.
-    const SENDER: [u32; 2] = [102_421, 102_422];
-    ((100..1000).contains(&code) && code != 410) || SENDER.contains(&code)
+    let reports = || job_report.recipients.iter().map(|(_, report)| report);
+    let no = No::of_report(reports().next()?)?;
+    reports().all(RecipientReport::is_about_call).then_some(no)
 }
 
 fn failed<'a>(recipient: &'a str, report: &RecipientReport) -> Option<Failed<'a>> {

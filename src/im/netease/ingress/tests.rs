@@ -12,8 +12,8 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::outcome::RefusalKind;
 use crate::im::ingress::fixture::{
-    Call as Request, NOW_MS, answer, body, endpoint, failed, head, job_report, open_endpoint,
-    recipients,
+    Call as Request, NOW_MS, answer, body, endpoint, failed, failed_at_webhook, head, job_report,
+    open_endpoint, recipients,
 };
 use crate::im::netease::Settings;
 use crate::ports::Target;
@@ -160,7 +160,7 @@ fn failures_of_the_sender_are_failures_of_the_call() {
     // Codes of other systems: a message that no recipient got must not be answered as a success.
     assert_eq!(said(failed("err_1302", "blocked"))["code"], 403);
     assert_eq!(said(failed("reason_15", "error"))["code"], 403);
-    assert_eq!(said(failed("400", "bad request"))["code"], 403);
+    assert_eq!(said(failed_at_webhook("400", "bad request"))["code"], 403);
     let ended = |outcome, class| RecipientReport::Ended {
         outcome,
         class,
@@ -186,14 +186,16 @@ fn failures_of_the_sender_are_failures_of_the_call() {
 #[test]
 fn unknown_users_are_unregistered_whatever_the_target_calls_them() {
     let asked = asked(with(&[("returnMsgid", "1")]));
-    for code in ["unregister", "err_1004", "102404", "404", "410"] {
-        let said = body(&answer(
-            &asked,
-            &RecipientReport::Sent,
-            &[("bbb", failed(code, ""))],
-        ));
-        assert_eq!(said["unregister"], json!(["bbb"]), "{code}");
+    let codes = ["unregister", "err_1004", "102404"];
+    let reports = codes.map(|code| failed(code, ""));
+    let statuses = ["404", "410"].map(|status| failed_at_webhook(status, ""));
+    for report in reports.into_iter().chain(statuses) {
+        let sent = RecipientReport::Sent;
+        let said = body(&answer(&asked, &sent, &[("bbb", report.clone())]));
+        assert_eq!(said["unregister"], json!(["bbb"]), "{report:?}");
         assert_eq!(said["msgids"].as_object().unwrap().len(), 1);
+        let said = body(&answer(&asked, &report, &[]));
+        assert_eq!(said["unregister"], json!(["aaa", "bbb"]), "{report:?}");
     }
     let said = body(&answer(&asked, &failed("unregister", ""), &[]));
     assert_eq!(said["code"], 200);

@@ -11,8 +11,8 @@ use crate::domain::ids::JobId;
 use crate::domain::message::Content;
 use crate::domain::outcome::{Class, Outcome, RefusalKind};
 use crate::im::ingress::fixture::{
-    Call, NOW_MS, answer, any_json, body, endpoint, failed, head, job_report, open_endpoint,
-    recipients,
+    Call, NOW_MS, answer, any_json, body, endpoint, failed, failed_at_webhook, head, job_report,
+    open_endpoint, recipients,
 };
 use crate::im::netease::ingress::signature::tests::{KEY, SECRET, signed};
 use crate::im::yunxin::Settings;
@@ -213,9 +213,10 @@ fn failures_are_listed_under_both_names_of_the_id() {
             .as_u64()
             .unwrap()
     };
-    for unknown in ["unregister", "err_1004", "404", "102404"] {
+    for unknown in ["unregister", "err_1004", "102404"] {
         assert_eq!(code(failed(unknown, "")), 102_404, "{unknown}");
     }
+    assert_eq!(code(failed_at_webhook("404", "")), 102_404);
     assert_eq!(code(failed("reason_4", "")), 403);
     let ended = |outcome, class| RecipientReport::Ended {
         outcome,
@@ -255,21 +256,29 @@ fn a_call_that_was_refused_as_a_whole_is_refused() {
         let code: u32 = code.parse().unwrap();
         assert_eq!(refused, json!({"code": code, "msg": said}));
     }
+    let listed = |report: RecipientReport| {
+        let said = body(&answer(&asked, &report, &[]));
+        assert_eq!(said["code"], 200, "{report:?}");
+        assert_eq!(said["data"]["failed_list"].as_array().unwrap().len(), 2);
+    };
     for code in [
         "102404",
         "104404",
         "102426",
         "107410",
         "unregister",
-        "410",
         "reason_4",
         "err_1302",
         "",
     ] {
-        let listed = body(&answer(&asked, &failed(code, ""), &[]));
-        assert_eq!(listed["code"], 200, "{code}");
-        assert_eq!(listed["data"]["failed_list"].as_array().unwrap().len(), 2);
+        listed(failed(code, ""));
     }
+    // An HTTP endpoint means the recipient by these; its other statuses are about the call.
+    for status in ["404", "410"] {
+        listed(failed_at_webhook(status, ""));
+    }
+    let said = body(&answer(&asked, &failed_at_webhook("422", "no"), &[]));
+    assert_eq!(said, json!({"code": 422, "msg": "no"}));
 }
 
 #[test]
