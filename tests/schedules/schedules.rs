@@ -21,6 +21,10 @@
     clippy::print_stderr,
     reason = "a test that cannot go on panics, and says with which number"
 )]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the runtime of a schedule ends its tasks, and a variable chooses the schedule"
+)]
 
 #[cfg(not(tokio_unstable))]
 compile_error!("the runtime is to be seeded: use `tests/run schedules`, or cargo in this folder");
