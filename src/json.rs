@@ -14,9 +14,26 @@ pub(crate) fn bytes<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     out
 }
 
+/// The bytes that [`write`] would append.
+pub(crate) fn size<T: Serialize + ?Sized>(value: &T) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    write(&mut count, value);
+    count.0
+}
+
 /// Appends a value.
 #[expect(clippy::expect_used, reason = "see above")]
-pub(crate) fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+pub(crate) fn write<T: Serialize + ?Sized>(out: &mut impl std::io::Write, value: &T) {
     serde_json::to_writer(out, value).expect("a value of ours can be written as JSON");
 }
 
@@ -63,6 +80,7 @@ mod tests {
         assert_eq!(bytes("a"), b"\"a\"");
         assert_eq!(text(&[1, 2]), "[1,2]");
         assert_eq!(raw(&1).get(), "1");
+        assert_eq!(size("\"\u{1}é"), text("\"\u{1}é").len());
         assert!(std::panic::catch_unwind(|| joined(r#"{"text":"#.to_owned())).is_err());
         assert!(std::panic::catch_unwind(|| written(vec![0xff])).is_err());
         assert!(std::panic::catch_unwind(|| again::<Vec<u8>>("{}")).is_err());

@@ -26,12 +26,12 @@ use crate::config::Config;
 use crate::domain::fields::{Problem, TWICE, each_field, shorten};
 use crate::domain::ids::JobId;
 use crate::domain::job::{
-    AudienceDocument, JOB_BYTES_MAX, JOB_RECIPIENTS_MAX, JOB_VERSION, ListPart, MemberDocument,
-    MessageDocument,
+    AudienceDocument, JOB_VERSION, ListPart, MemberDocument, MessageDocument,
 };
 use crate::domain::lane::Priority;
 use crate::domain::list::Reading;
 use crate::domain::outcome::TargetAnswer;
+use crate::domain::parts;
 use crate::domain::permissions::Asked;
 use crate::domain::text;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -380,15 +380,16 @@ impl SendArgs {
             return Ok(Messages { bodies, form: None });
         }
         let form = self.form(&fields, &recipients)?;
-        let parts = parts(recipients);
+        let audience = |users| AudienceDocument {
+            users: Some(users),
+            exclude: self.exclude.clone(),
+            ..AudienceDocument::default()
+        };
+        set(&mut fields, "audience", &audience(Vec::new()))?;
+        let parts: Vec<_> = parts::messages(recipients, body(&fields)?.len()).collect();
         let of = parts.len() as u32;
         let body = |(number, users): (u32, Vec<MemberDocument>)| {
-            let audience = AudienceDocument {
-                users: Some(users),
-                exclude: self.exclude.clone(),
-                ..AudienceDocument::default()
-            };
-            set(&mut fields, "audience", &audience)?;
+            set(&mut fields, "audience", &audience(users))?;
             if of > 1 {
                 let together = None;
                 set(
@@ -569,46 +570,6 @@ fn cannot_read(path: &Path, error: &std::io::Error) -> Failure {
     Failure::message(Exit::BadInput, what)
 }
 
-/// Bytes kept free in a message for everything but its recipients.
-const BODY_MARGIN: usize = 512 * 1024;
-
-/// Most bytes that a recipient takes in a message.
-fn size_of(recipient: &MemberDocument) -> usize {
-    let (id, vars) = match recipient {
-        MemberDocument::Id(id) => (id, 0),
-        MemberDocument::WithVars { id, vars } => {
-            (id, vars.get().len() + r#"{"id":,"vars":}"#.len())
-        }
-    };
-    // The longest JSON escape takes six bytes for one.
-    let quoted = match id.contains(['"', '\\']) {
-        true => id.len() * 6,
-        false => id.len(),
-    };
-    quoted + vars + 3
-}
-
-/// Cuts a list into parts that each fit into one message.
-fn parts(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
-    let mut parts = vec![Vec::new()];
-    let mut bytes = 0;
-    for recipient in recipients {
-        let size = size_of(&recipient);
-        let full = parts
-            .last()
-            .is_some_and(|part| part.len() >= JOB_RECIPIENTS_MAX);
-        if full || bytes + size > JOB_BYTES_MAX - BODY_MARGIN {
-            parts.push(Vec::new());
-            bytes = 0;
-        }
-        bytes += size;
-        if let Some(part) = parts.last_mut() {
-            part.push(recipient);
-        }
-    }
-    parts
-}
-
 /// Reads every message as the worker will, to find mistakes before anything is sent.
 fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
     let refused = |refused: Refused| Failure::message(Exit::BadInput, refused.to_string());
@@ -724,16 +685,5 @@ mod tests {
             "this reaches all users of target im, and their number is not known (401: token is \
              wrong)"
         );
-    }
-
-    #[test]
-    fn long_lists_become_parts_that_fit() {
-        let list = vec![MemberDocument::Id("u".repeat(200)); 150_000];
-        let parts = parts(list);
-        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 150_000);
-        for part in &parts {
-            assert!(part.len() <= JOB_RECIPIENTS_MAX);
-            assert!(part.len() * 203 < JOB_BYTES_MAX);
-        }
     }
 }

@@ -7,10 +7,7 @@
 
 use super::announce::DeadLetter;
 use super::ids::digest_hex;
-use super::job::{
-    AudienceDocument, CLIENT_MSG_NO_BYTES_MAX, JOB_RECIPIENTS_MAX, JobDocument, MemberDocument,
-    MessageDocument,
-};
+use super::job::{AudienceDocument, CLIENT_MSG_NO_BYTES_MAX, JobDocument, MessageDocument};
 use super::lane::Priority;
 use super::mapping::Strictness;
 use super::message::Options;
@@ -18,9 +15,6 @@ use super::placeholders::as_it_stands;
 
 /// Separates the key of the first job from the number of the redrive.
 const MARK: &str = "~r";
-
-/// The bytes of recipients in one message of a redriven job; the rest is room for the message.
-const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// The key of the job that redrives the letters of a job.
 pub fn redrive_key(client_msg_no: &str) -> String {
@@ -69,35 +63,12 @@ pub fn document(letter: &DeadLetter, priority: Priority) -> serde_json::Result<J
     })
 }
 
-/// Divides recipients into lists that fit one message each.
-pub fn lists(recipients: Vec<MemberDocument>) -> Vec<Vec<MemberDocument>> {
-    let mut lists: Vec<Vec<MemberDocument>> = Vec::new();
-    let mut bytes = 0;
-    for recipient in recipients {
-        // JSON writes some of the characters that an id may contain as two.
-        let vars = recipient.vars().map_or(0, |vars| vars.get().len() + 20);
-        let written = 2 * recipient.id().len() + 3 + vars;
-        match lists.last_mut() {
-            Some(list) if list.len() < JOB_RECIPIENTS_MAX && bytes + written <= LIST_BYTES_MAX => {
-                list.push(recipient);
-                bytes += written;
-            }
-            _ => {
-                lists.push(vec![recipient]);
-                bytes = written;
-            }
-        }
-    }
-    lists
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
-    use crate::domain::job::JOB_BYTES_MAX;
 
     #[test]
     fn keys_count_the_redrives() {
@@ -128,21 +99,6 @@ mod tests {
             }
             prop_assert_eq!(base == other, redrive_key(&base) == redrive_key(&other));
         }
-    }
-
-    #[test]
-    fn lists_fit_one_message() {
-        let recipients: Vec<_> = (0..250_000)
-            .map(|number| "\"".repeat(if number < 50_000 { 255 } else { 1 + number % 8 }))
-            .collect();
-        let lists = lists(recipients.iter().cloned().map(Into::into).collect());
-        for list in &lists {
-            let bytes = serde_json::to_vec(list).unwrap().len();
-            assert!(bytes < JOB_BYTES_MAX - 512 * 1024, "{bytes}");
-            assert!(list.len() <= JOB_RECIPIENTS_MAX);
-        }
-        let back: Vec<_> = lists.concat().iter().map(|it| it.id().to_owned()).collect();
-        assert_eq!(back, recipients);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::lane::{Lane, Priority};
 use super::limits::Rate;
 use super::message::{Content, MessageDocument, Options};
 use super::outcome::{Class, OnUncertain, Outcome, TargetAnswer};
+use super::parts::{self, Bounds};
 use super::placeholders::as_it_stands;
 
 /// Version of the slice format. A worker that meets a higher one leaves the slice to newer workers.
@@ -338,19 +339,15 @@ impl<R: AsRef<str>> Cutter<R> {
     pub fn finish(self, submission: &str, slice_recipients: u32) -> impl Iterator<Item = Cut<R>> {
         let mut sorted = self.recipients;
         sorted.sort_unstable_by(|a, b| (a.0, a.1.as_ref()).cmp(&(b.0, b.1.as_ref())));
-        let mut rest = sorted.into_iter();
-        (0..).map_while(move |number| {
-            let mut run: Vec<_> = rest
-                .by_ref()
-                .take(slice_recipients.max(1) as usize)
-                .collect();
+        let runs = parts::cut(sorted, Bounds::of_slice(slice_recipients), |_| 0);
+        (0..).zip(runs).map(move |(number, mut run)| {
             let entries = run.len() as u32;
             run.dedup_by(|a, b| a.1.as_ref() == b.1.as_ref());
-            (entries > 0).then(|| Cut {
+            Cut {
                 id: SliceId::new(submission, number),
                 entries,
                 recipients: run.into_iter().map(|(_, recipient)| recipient).collect(),
-            })
+            }
         })
     }
 }

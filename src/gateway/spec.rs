@@ -14,7 +14,8 @@ use serde_json::value::RawValue;
 
 use crate::domain::audience::Member;
 use crate::domain::fields::{Problem, TWICE, each_field};
-use crate::domain::job::{JOB_BYTES_MAX, ListPart, PARTS_MAX};
+use crate::domain::job::{ListPart, PARTS_MAX};
+use crate::domain::parts::{Bounds, Filling};
 use crate::domain::text;
 
 /// The header for the job of an uploaded list, as JSON or as base64 of it.
@@ -33,9 +34,6 @@ const PART_RECIPIENTS: usize = 25_000;
 
 /// The bytes before the recipients.
 const LIST: &[u8] = b"\"users\":[";
-
-/// Room for the number of the part and the name of its list.
-const PART_BYTES_MAX: usize = 256;
 
 /// The bytes that all parts of an upload have in common.
 #[derive(Debug)]
@@ -122,8 +120,13 @@ impl Spec {
         Message {
             spec: self,
             body: self.before.clone(),
-            recipients: 0,
+            filling: self.filling(),
         }
+    }
+
+    /// An empty list of recipients beside the job.
+    fn filling(&self) -> Filling {
+        Filling::new(Bounds::of_message(PART_RECIPIENTS, self.before.len()))
     }
 }
 
@@ -131,20 +134,21 @@ impl Spec {
 pub(super) struct Message<'a> {
     spec: &'a Spec,
     body: Vec<u8>,
-    pub(super) recipients: usize,
+    filling: Filling,
 }
 
 impl Message<'_> {
     pub(super) fn is_empty(&self) -> bool {
-        self.recipients == 0
+        self.filling.is_empty()
     }
 
     /// Adds a recipient, unless the message is full.
     pub(super) fn push(&mut self, member: &Member<'_>) -> bool {
         let end = self.body.len();
-        if self.recipients > 0 {
+        if !self.is_empty() {
             self.body.push(b',');
         }
+        let start = self.body.len();
         match member.vars {
             None => crate::json::write(&mut self.body, &member.id),
             Some(vars) => {
@@ -155,14 +159,11 @@ impl Message<'_> {
                 self.body.push(b'}');
             }
         }
-        let full =
-            self.body.len() > JOB_BYTES_MAX - PART_BYTES_MAX || self.recipients == PART_RECIPIENTS;
-        if full {
+        let fits = self.filling.take(self.body.len() - start);
+        if !fits {
             self.body.truncate(end);
-            return false;
         }
-        self.recipients += 1;
-        true
+        fits
     }
 
     /// Finishes the message, and starts the next one empty.
@@ -170,7 +171,7 @@ impl Message<'_> {
         let next = Vec::with_capacity(self.body.len());
         let mut body = std::mem::replace(&mut self.body, next);
         self.body.extend_from_slice(&self.spec.before);
-        self.recipients = 0;
+        self.filling = self.spec.filling();
         body.extend_from_slice(b"]}");
         if part.of > 1 {
             body.extend_from_slice(b",\"part\":");
@@ -232,6 +233,7 @@ pub(super) fn with_key(job: &[u8], key: &str) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::job::JOB_BYTES_MAX;
 
     fn members(spec: &str, key: Option<&str>, part: &ListPart) -> String {
         let spec = Spec::read("job", spec.as_bytes(), key).unwrap();

@@ -31,7 +31,9 @@ use crate::runtime::call::authorised;
 use crate::runtime::context::TargetRuntime;
 use crate::runtime::credential::Held;
 
-/// A part is published when it has this many users, or this many bytes of them.
+/// A part is published when it has this many users, or this many bytes of them. This is not the
+/// rule of [`crate::domain::parts`]: a part ends with a page, because a cursor continues at the next
+/// page only, so these numbers say when to ask for no further page.
 const PART_USERS: usize = 20_000;
 const PART_BYTES: usize = JOB_BYTES_MAX / 4;
 
@@ -123,7 +125,7 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
                 let mut id = user.into();
                 fold(&mut id, profile.folds_case);
                 if self.is_wanted(&id, &profile.left_out) {
-                    bytes += id.len() + 3;
+                    bytes += json::size(&*id) + 1;
                     found.users.push(MemberDocument::Id(id.into_owned()));
                 }
             }

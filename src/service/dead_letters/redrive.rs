@@ -16,7 +16,8 @@ use crate::domain::job::{AudienceDocument, MemberDocument};
 use crate::domain::lane::Priority;
 use crate::domain::letters::{Key, LetterFilter, Window, last_attempt_ms};
 use crate::domain::outcome::Outcome;
-use crate::domain::redrive::{document, lists};
+use crate::domain::parts;
+use crate::domain::redrive::document;
 use crate::metrics::LedgerStep;
 use crate::ports::{
     BrokerError, ClaimState, Entry, Ledger, LedgerError, Outgoing, PublishError, Publisher,
@@ -369,7 +370,8 @@ impl<A: Admission> Maker<'_, A> {
         let priority = self.redrive.priority;
         let mut document = document(letter, priority).map_err(unreadable)?;
         let mut bodies: Vec<Bytes> = Vec::new();
-        for users in lists(members.to_vec()) {
+        document.audience = audience(letter, Vec::new());
+        for users in parts::messages(members.to_vec(), crate::json::size(&document)) {
             document.audience = audience(letter, users);
             let body = serde_json::to_vec(&document).map_err(unreadable)?;
             bodies.push(body.into());

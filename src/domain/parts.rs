@@ -1,0 +1,252 @@
+//! Cuts a list into parts that each fit: into a message of a job, or into a slice.
+//!
+//! The rule is the same for every list: the entries keep their order, a part takes entries as long
+//! as they fit, and the entry that does not fit begins the next part. Sizes are those of the JSON
+//! that is written, not estimates. [`cut`] works on a list in memory; whoever writes a message while
+//! the list arrives asks [`Filling`] about each entry.
+
+use super::audience::MemberDocument;
+use super::job::{JOB_BYTES_MAX, JOB_RECIPIENTS_MAX};
+
+/// Room in a message for the number of the part and the name of its list.
+const PART_BYTES_MAX: usize = 256;
+
+/// The fewest bytes that a list gets in each message, even if the job leaves less: the first
+/// message is then refused as too large, and the list does not become thousands of messages before.
+const LIST_BYTES_MIN: usize = 512 * 1024;
+
+/// The most that one part holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    pub entries: usize,
+    /// The bytes of the entries as JSON, with a comma between two of them.
+    pub bytes: usize,
+}
+
+impl Bounds {
+    /// For at most `entries` recipients in a message whose job takes `job_bytes` without them.
+    pub fn of_message(entries: usize, job_bytes: usize) -> Self {
+        let free = JOB_BYTES_MAX.saturating_sub(job_bytes + PART_BYTES_MAX);
+        Self {
+            entries,
+            bytes: free.max(LIST_BYTES_MIN),
+        }
+    }
+
+    /// For entries that arrived in one message, so that their bytes have a bound already.
+    pub fn of_slice(entries: u32) -> Self {
+        Self {
+            entries: entries as usize,
+            bytes: usize::MAX,
+        }
+    }
+}
+
+/// How full a part is.
+#[derive(Clone, Copy, Debug)]
+pub struct Filling {
+    bounds: Bounds,
+    entries: usize,
+    bytes: usize,
+}
+
+impl Filling {
+    /// Begins an empty part.
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            entries: 0,
+            bytes: 0,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    /// Counts an entry of this many bytes, unless it does not fit.
+    pub fn take(&mut self, bytes: usize) -> bool {
+        let sum = self.with(bytes);
+        let fits = self.entries < self.bounds.entries && sum <= self.bounds.bytes;
+        if fits {
+            self.entries += 1;
+            self.bytes = sum;
+        }
+        fits
+    }
+
+    /// The bytes of the part with one more entry.
+    fn with(&self, bytes: usize) -> usize {
+        let comma = usize::from(!self.is_empty());
+        self.bytes.saturating_add(comma).saturating_add(bytes)
+    }
+}
+
+/// Cuts a list into parts. An entry that is larger than the bounds gets a part of its own, which
+/// the reader of the message refuses.
+pub fn cut<T>(
+    list: impl IntoIterator<Item = T>,
+    bounds: Bounds,
+    bytes: impl Fn(&T) -> usize,
+) -> impl Iterator<Item = Vec<T>> {
+    let mut rest = list.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let first = rest.next()?;
+        let mut filling = Filling::new(bounds);
+        filling.take(bytes(&first));
+        let mut part = Vec::with_capacity(bounds.entries.min(1 + rest.size_hint().0));
+        part.push(first);
+        // A part whose first entry does not fit takes no other.
+        while !filling.is_empty()
+            && let Some(entry) = rest.next_if(|entry| filling.take(bytes(entry)))
+        {
+            part.push(entry);
+        }
+        Some(part)
+    })
+}
+
+/// Cuts recipients into lists that each fit into one message of a job, which takes `job_bytes`
+/// without them.
+pub fn messages(
+    recipients: Vec<MemberDocument>,
+    job_bytes: usize,
+) -> impl Iterator<Item = Vec<MemberDocument>> {
+    let bounds = Bounds::of_message(JOB_RECIPIENTS_MAX, job_bytes);
+    cut(recipients, bounds, crate::json::size)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    fn sizes(entries: usize, bounds: Bounds) -> Vec<usize> {
+        cut(0..entries, bounds, |_| 1).map(|it| it.len()).collect()
+    }
+
+    #[test]
+    fn parts_are_full_but_for_the_last() {
+        let bounds = Bounds {
+            entries: 100,
+            bytes: usize::MAX,
+        };
+        assert!(sizes(0, bounds).is_empty());
+        assert_eq!(sizes(1, bounds), [1]);
+        assert_eq!(sizes(100, bounds), [100]);
+        assert_eq!(sizes(101, bounds), [100, 1]);
+        assert_eq!(sizes(100_000, bounds), [100; 1000]);
+        let whole = Bounds::of_message(JOB_RECIPIENTS_MAX, 300);
+        assert_eq!(sizes(100_000, whole), [100_000]);
+        assert_eq!(sizes(100_001, whole), [100_000, 1]);
+    }
+
+    #[test]
+    fn bytes_count_with_their_commas() {
+        // "aa","bb" take nine bytes.
+        let list = || ["aa", "bb", "cc"];
+        let cut = |bytes| {
+            let entries = 10;
+            let parts = cut(list(), Bounds { entries, bytes }, crate::json::size);
+            parts.map(|it| it.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(14), [3]);
+        assert_eq!(cut(13), [2, 1]);
+        assert_eq!(cut(9), [2, 1]);
+        assert_eq!(cut(8), [1, 1, 1]);
+        // Nothing is lost if an entry alone is too large.
+        assert_eq!(cut(0), [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_job_that_leaves_no_room_is_not_multiplied() {
+        let recipients = vec![MemberDocument::Id("u".repeat(10)); 100_000];
+        for job_bytes in [JOB_BYTES_MAX - 300, 2 * JOB_BYTES_MAX, usize::MAX / 2] {
+            let parts = messages(recipients.clone(), job_bytes).count();
+            assert_eq!(
+                parts,
+                1_300_000_usize.div_ceil(LIST_BYTES_MIN),
+                "{job_bytes}"
+            );
+        }
+    }
+
+    /// Ids with characters that JSON writes as two or six, with and without values.
+    fn member() -> impl Strategy<Value = MemberDocument> {
+        let vars = prop::option::of("[a-z\"\\\\é]{0,20}");
+        ("[a-z\"\\\\\u{1}é]{1,12}", vars).prop_map(|(id, text)| {
+            let vars = text.map(|text| crate::json::raw(&[("text", text)]));
+            MemberDocument::new(id, vars)
+        })
+    }
+
+    fn key(member: &MemberDocument) -> (String, Option<String>) {
+        let vars = member.vars().map(RawValue::get);
+        (member.id().to_owned(), vars.map(str::to_owned))
+    }
+
+    proptest! {
+        /// Nothing is lost, the order stays, each part is within both bounds, and no part could
+        /// take the entry that begins the next one.
+        #[test]
+        fn a_cut_list_is_the_same_list(
+            list in prop::collection::vec(member(), 0..60),
+            entries in 1_usize..20,
+            bytes in 200_usize..1000,
+        ) {
+            let bounds = Bounds { entries, bytes };
+            let parts: Vec<_> = cut(list.clone(), bounds, crate::json::size).collect();
+            let back: Vec<_> = parts.iter().flatten().map(key).collect();
+            prop_assert_eq!(back, list.iter().map(key).collect::<Vec<_>>());
+            // The brackets of the list take two bytes.
+            let written = |part: &[MemberDocument]| crate::json::bytes(part).len() - 2;
+            for part in &parts {
+                prop_assert!(!part.is_empty() && part.len() <= entries);
+                prop_assert!(written(part) <= bytes);
+            }
+            for pair in parts.windows(2) {
+                let more = [&pair[0][..], &pair[1][..1]].concat();
+                prop_assert!(more.len() > entries || written(&more) > bytes);
+            }
+        }
+
+        /// Writing entry by entry fills parts exactly as cutting does.
+        #[test]
+        fn a_filling_follows_the_same_rule(
+            sizes in prop::collection::vec(1_usize..40, 0..200),
+            entries in 1_usize..20, bytes in 40_usize..200,
+        ) {
+            let bounds = Bounds { entries, bytes };
+            let mut parts: Vec<Vec<usize>> = Vec::new();
+            let mut filling = Filling::new(bounds);
+            for size in &sizes {
+                if filling.is_empty() || !filling.take(*size) {
+                    filling = Filling::new(bounds);
+                    prop_assert!(filling.take(*size));
+                    parts.push(Vec::new());
+                }
+                parts.last_mut().unwrap().push(*size);
+            }
+            prop_assert_eq!(parts, cut(sizes, bounds, |it| *it).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn lists_fit_one_message() {
+        let recipients: Vec<_> = (0..250_000)
+            .map(|number| "\"".repeat(if number < 50_000 { 255 } else { 1 + number % 8 }))
+            .collect();
+        let members: Vec<_> = recipients.iter().cloned().map(Into::into).collect();
+        let job_bytes = 1024 * 1024;
+        let lists: Vec<_> = messages(members, job_bytes).collect();
+        for list in &lists {
+            let bytes = job_bytes + crate::json::bytes(list).len();
+            assert!(bytes <= JOB_BYTES_MAX, "{bytes}");
+            assert!(list.len() <= JOB_RECIPIENTS_MAX);
+        }
+        let back: Vec<_> = lists.concat().iter().map(|it| it.id().to_owned()).collect();
+        assert_eq!(back, recipients);
+    }
+}
