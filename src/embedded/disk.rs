@@ -36,14 +36,14 @@ pub(super) fn open_file(file: &Path) -> Result<Database, DatabaseError> {
 pub enum OpenError {
     #[error(
         "the data folder {} is in use by another fanwise process{}; stop that process, talk to it \
-         over its HTTP interface, or choose another folder (embedded.folder)",
+         over its HTTP interface, or choose another folder (embedded.dir)",
         folder.display(), process.map(|id| format!(" (process {id})")).unwrap_or_default()
     )]
     InUse {
         folder: PathBuf,
         process: Option<u32>,
     },
-    #[error("the data folder {} (embedded.folder) cannot be used", folder.display())]
+    #[error("the data folder {} (embedded.dir) cannot be used", folder.display())]
     Folder {
         folder: PathBuf,
         #[source]
