@@ -10,6 +10,7 @@ mod doctor;
 mod form;
 mod healthcheck;
 mod job;
+mod manual;
 mod mock_im;
 mod output;
 mod progress;
@@ -90,6 +91,10 @@ enum Command {
     MockIm(Box<fanwise_mock_im::MockArgs>),
     /// Print the JSON Schemas of jobs, dead letters and events
     Schema(schema::SchemaArgs),
+    /// Print the completions of a shell
+    Completions(manual::CompletionsArgs),
+    /// Write the man pages of all commands into a folder
+    Man(manual::ManArgs),
 }
 
 impl Cli {
@@ -114,6 +119,8 @@ impl Cli {
             Command::Healthcheck => asynchronous(healthcheck::run(file)),
             Command::MockIm(args) => asynchronous(mock_im::run(*args)),
             Command::Schema(args) => schema::run(&args),
+            Command::Completions(args) => manual::completions(&args),
+            Command::Man(args) => manual::man(&args),
         }
     }
 }
