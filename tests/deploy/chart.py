@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy/helm/fanwise"
 EXAMPLES = ROOT / "deploy/helm/examples"
 VERSIONS = ("1.27", "1.37")
+# The examples use what newer versions have, and kinds of operators that publish no models.
+NEWEST = ("1.37",)
+OPERATORS = ("rabbitmq.com/v1beta1",)
 EVERYTHING = {
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "prometheusRule": {"enabled": True},
@@ -76,12 +79,12 @@ def render(chart, values):
     return documents, files["fanwise/templates/NOTES.txt"]
 
 
-def check_schemas(case, documents, modules):
+def check_schemas(case, documents, modules, versions=VERSIONS):
     for document in documents:
         where = f"{case}: {document['kind']} {document['metadata']['name']}"
-        if document["apiVersion"] in MODELS:
+        if document["apiVersion"] in (*MODELS, *OPERATORS):
             continue
-        for version in VERSIONS:
+        for version in versions:
             try:
                 kubernetes_validate.validate(document, version, strict=True)
             except Exception as wrong:  # its errors have no common class
@@ -183,6 +186,11 @@ def main():
             documents, _ = render(chart, yaml.safe_load(example.read_text()))
             check_schemas(example.name, documents, modules)
             check_pods(example.name, documents)
+            counted += len(documents)
+        for example in sorted(EXAMPLES.glob("r*.yaml")):
+            documents = list(yaml.safe_load_all(example.read_text()))
+            check_schemas(example.name, documents, modules, NEWEST)
+            counted += len(documents)
         for what, values in REFUSED.items():
             try:
                 chart.validate_schema(values)
@@ -190,7 +198,7 @@ def main():
             except helm.HelmError:
                 continue
             sys.exit(f"chart.py: accepted: {what}")
-    print(f"chart: {counted} documents of {len(CASES)} cases: passed")
+    print(f"chart: {counted} documents: passed")
 
 
 main()
