@@ -22,6 +22,8 @@ mod bounds;
 mod contract;
 /// Directives: pause, cancel, re-rate, park; what is told about them.
 mod control;
+/// README and `docs`: links, quoted commands, names of metrics, an entry for each alert.
+mod documents;
 /// All in one test: three workers, faults of every kind, a SIGKILL.
 mod done;
 /// Drop-in endpoints: documented requests of existing callers, and the answers that they expect.
@@ -44,6 +46,8 @@ mod personal;
 mod producers;
 /// The promises of the crate documentation, by name, on shared servers.
 mod promises;
+/// The generated pages of `docs/reference`.
+mod reference;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.
 mod restart;
 /// Redis: the ledger against a model, the throttle against its arithmetic.
