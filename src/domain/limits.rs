@@ -13,7 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The thing that one unit of a rate counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cost {
     /// One request to the backend, with any number of recipients.
     PerCall,
@@ -24,7 +24,7 @@ pub enum Cost {
 /// A rate with its burst: `"2000/s"`, `"2000/s burst 200"`, `"120/min per call"`, `"10/s per recipient"`.
 ///
 /// In any window of length `t` at most `rate × t + burst` units start.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rate {
     pub units: u32,
     pub period: Duration,

@@ -65,5 +65,6 @@ pub mod spreadsheet;
 pub mod template;
 /// Texts from outside: encodings, invisible characters, rounded numbers.
 pub mod text;
+pub mod throttle;
 /// W3C trace context.
 pub mod trace;

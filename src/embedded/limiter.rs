@@ -3,30 +3,33 @@
 //! One process makes all calls, so rates need no shared storage. A restart forgets what was booked
 //! ahead: each limit may then once grant one burst more than it should.
 
+use std::time::Duration;
+
 use redb::ReadableTable as _;
 
 use super::Engine;
 use super::disk::StorageError;
 use super::tables::PARKS;
 use crate::clock::now_ms;
-use crate::ports::{Lease, Leased, LedgerError, Limit, Limiter, Park};
+use crate::domain::limits::Grant;
+use crate::ports::{LedgerError, Limit, Limiter, Park};
 
 /// The ledger and the limiter on the embedded engine.
 #[derive(Clone)]
 pub struct EmbeddedStore(pub(super) Engine);
 
 impl Limiter for EmbeddedStore {
-    async fn lease(&self, lease: &Lease<'_>) -> Result<Leased, LedgerError> {
-        Ok(self.0.0.limits.lease(lease))
+    async fn lease(
+        &self,
+        limit: &Limit<'_>,
+        units: u32,
+        wait_max: Duration,
+    ) -> Result<Grant, LedgerError> {
+        Ok(self.0.0.limits.lease(limit, units, wait_max))
     }
 
-    async fn refund(
-        &self,
-        limits: &[Limit<'_>],
-        recipients: u32,
-        calls: u32,
-    ) -> Result<(), LedgerError> {
-        self.0.0.limits.refund(limits, recipients, calls);
+    async fn refund(&self, limit: &Limit<'_>, units: u32) -> Result<(), LedgerError> {
+        self.0.0.limits.refund(limit, units);
         Ok(())
     }
 

@@ -12,16 +12,20 @@ use crate::domain::limits::{Cost, Grant, Rate};
 
 /// Token buckets and parked targets, shared by all workers.
 pub trait Limiter: Clone + Send + Sync + 'static {
-    /// Books units on all limits together, or on none. The grant starts after the wait that it
-    /// names.
-    fn lease(&self, lease: &Lease<'_>) -> impl Future<Output = Result<Leased, LedgerError>> + Send;
+    /// Books up to `units` of a limit, if the first of them may start within `wait_max`. They start
+    /// after the wait that the grant names.
+    fn lease(
+        &self,
+        limit: &Limit<'_>,
+        units: u32,
+        wait_max: Duration,
+    ) -> impl Future<Output = Result<Grant, LedgerError>> + Send;
 
-    /// Returns recipients and calls that were booked and not used.
+    /// Returns units that were booked and not used.
     fn refund(
         &self,
-        limits: &[Limit<'_>],
-        recipients: u32,
-        calls: u32,
+        limit: &Limit<'_>,
+        units: u32,
     ) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
     /// Parks a target for all workers. If it is parked already, the later end wins.
@@ -48,7 +52,7 @@ pub trait Limiter: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<(String, Park)>, LedgerError>> + Send;
 }
 
-/// One limit that a call must respect.
+/// One limit that calls must respect. Its units are calls or recipients, as its cost says.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit<'a> {
     pub scope: Scope,
@@ -56,24 +60,6 @@ pub struct Limit<'a> {
     pub name: &'a str,
     pub rate: Rate,
     pub cost: Cost,
-}
-
-/// A request for `recipients`, in calls of `per_call` recipients.
-#[derive(Clone, Copy, Debug)]
-pub struct Lease<'a> {
-    pub limits: &'a [Limit<'a>],
-    pub recipients: u32,
-    pub per_call: u32,
-    pub wait_max: Duration,
-}
-
-/// The grant of all limits together: the smallest of them, after the longest of their waits. Units
-/// are recipients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leased {
-    pub grant: Grant,
-    /// The limit that reduced or delayed the grant most, if one did.
-    pub binding: Option<Scope>,
 }
 
 /// A parked target, and why it is parked.

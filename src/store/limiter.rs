@@ -1,6 +1,6 @@
 //! Implements the limiter port: rates as theoretical arrival times, and parked targets.
 //!
-//! A lease books on all limits in one script call. The clock is the server's, so workers need not
+//! A lease is one script call. The clock is the server's, so workers need not
 //! agree on the time. If a worker dies with a lease, its units stay unused; a limit is never
 //! exceeded.
 
@@ -11,71 +11,43 @@ use redis::Script;
 
 use super::Store;
 use super::connection::{Call, broken, json};
-use crate::domain::limits::{Cost, Grant, Tat};
-use crate::ports::{Lease, Leased, LedgerError, Limit, Limiter, Park};
+use crate::domain::limits::{Grant, Tat};
+use crate::ports::{LedgerError, Limit, Limiter, Park};
 
 static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/lease.lua")));
 static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/refund.lua")));
 static PARK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/park.lua")));
 
 impl Limiter for Store {
-    async fn lease(&self, lease: &Lease<'_>) -> Result<Leased, LedgerError> {
-        if lease.limits.is_empty() || lease.recipients == 0 {
-            return Ok(Leased {
-                grant: Grant::Units {
-                    units: lease.recipients,
-                    after: Duration::ZERO,
-                },
-                binding: None,
-            });
-        }
-        let limits = lease.limits;
-        let mut call = self.limits_call(&LEASE, limits);
-        call.push(lease.recipients)
-            .push(lease.per_call.max(1))
-            .push(micros(lease.wait_max));
-        for limit in limits {
-            call.push(limit.rate.interval_us())
-                .push(limit.rate.burst)
-                .push(match limit.cost {
-                    Cost::PerCall => "call",
-                    Cost::PerRecipient => "recipient",
-                });
-        }
+    async fn lease(
+        &self,
+        limit: &Limit<'_>,
+        units: u32,
+        wait_max: Duration,
+    ) -> Result<Grant, LedgerError> {
+        let mut call = Call::new(&LEASE, 1, 4, 256);
+        call.push(self.0.keys.limit(limit))
+            .push(units)
+            .push(micros(wait_max))
+            .push(limit.rate.interval_us())
+            .push(limit.rate.burst);
         let reply: Vec<u64> =
             redis::from_redis_value(self.0.connection.call(&call).await?).map_err(broken)?;
-        let [recipients, after, binding, _now] = reply[..] else {
+        let [units, after, _now] = reply[..] else {
             return Err(broken(format!("lease says {reply:?}")));
         };
         let after = Duration::from_micros(after);
-        let grant = match u32::try_from(recipients).map_err(broken)? {
+        Ok(match u32::try_from(units).map_err(broken)? {
             0 => Grant::Later { after },
             units => Grant::Units { units, after },
-        };
-        let binding = (binding as usize)
-            .checked_sub(1)
-            .and_then(|index| limits.get(index))
-            .map(|limit| limit.scope);
-        Ok(Leased { grant, binding })
+        })
     }
 
-    async fn refund(
-        &self,
-        limits: &[Limit<'_>],
-        recipients: u32,
-        calls: u32,
-    ) -> Result<(), LedgerError> {
-        if limits.is_empty() || (recipients == 0 && calls == 0) {
-            return Ok(());
-        }
-        let mut call = self.limits_call(&REFUND, limits);
-        for limit in limits {
-            call.push(match limit.cost {
-                Cost::PerCall => calls,
-                Cost::PerRecipient => recipients,
-            })
+    async fn refund(&self, limit: &Limit<'_>, units: u32) -> Result<(), LedgerError> {
+        let mut call = Call::new(&REFUND, 1, 2, 256);
+        call.push(self.0.keys.limit(limit))
+            .push(units)
             .push(limit.rate.interval_us());
-        }
         self.0.connection.call(&call).await?;
         Ok(())
     }
@@ -140,16 +112,6 @@ impl Limiter for Store {
                 Ok((target.clone(), serde_json::from_str(park).map_err(broken)?))
             })
             .collect()
-    }
-}
-
-impl Store {
-    fn limits_call<'a>(&self, script: &'a Script, limits: &[Limit<'_>]) -> Call<'a> {
-        let mut call = Call::new(script, limits.len(), 3 + 3 * limits.len(), 512);
-        for limit in limits {
-            call.push(self.0.keys.limit(limit));
-        }
-        call
     }
 }
 

@@ -527,8 +527,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         let calls = self.fill_in(calls);
         let used: usize = calls.iter().map(|(call, _)| call.members.len()).sum();
         let scope = self.scope;
-        let refund = scope.refund(&granted, used, calls.len());
-        flight.during(&self.delivery, refund).await;
+        scope.used(&granted, used, calls.len());
         if !calls.is_empty() {
             self.note_first_attempt();
         }

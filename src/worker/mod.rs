@@ -16,6 +16,7 @@ mod scheduler;
 mod sequence;
 mod session;
 mod sweep;
+mod throttle;
 mod together;
 
 #[cfg(test)]
@@ -137,6 +138,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         let work = Arc::new(WorkerSession {
             context: Arc::clone(&self.context),
             publisher: session.publisher(),
+            throttle: Arc::default(),
             lost: lost.clone(),
             halt: halt.clone(),
         });
@@ -164,6 +166,10 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         tasks.spawn({
             let (work, broker) = (Arc::clone(&work), self.broker.clone());
             async move { sweep::sweep(&*work, broker).await }
+        });
+        tasks.spawn({
+            let (work, halt) = (Arc::clone(&work), halt.clone());
+            async move { work.throttle.run(&work.context, halt).await }
         });
         tasks.spawn(watch_blocked(
             session.blocked(),

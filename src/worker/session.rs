@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::throttle::Throttle;
 use crate::error::chain;
 use crate::ports::{Lost, Outgoing, PublishError, Publisher, Store};
 use crate::runtime::context::{Context, RECONNECT};
@@ -12,6 +13,7 @@ use crate::runtime::context::{Context, RECONNECT};
 pub(super) struct WorkerSession<S, T, P> {
     pub(super) context: Arc<Context<S, T>>,
     pub(super) publisher: P,
+    pub(super) throttle: Arc<Throttle>,
     /// Cancelled when the session is lost: nothing can be published or acked any more.
     pub(super) lost: CancellationToken,
     /// Once this is cancelled no new work starts: the process drains, or the session is lost (it is
@@ -25,6 +27,7 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
         Self {
             context: Arc::clone(&self.context),
             publisher: self.publisher.clone(),
+            throttle: Arc::clone(&self.throttle),
             lost: self.lost.clone(),
             halt,
         }

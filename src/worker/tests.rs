@@ -174,6 +174,7 @@ async fn a_panic_in_one_lane_ends_the_session() {
     let session = Arc::new(WorkerSession {
         context: folder.context(),
         publisher: Nowhere,
+        throttle: Arc::default(),
         lost: CancellationToken::new(),
         halt: CancellationToken::new(),
     });

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use fanwise::domain::limits::{Cost, Grant};
-use fanwise::ports::{Lease, Limit, Limiter, Park, ParkReason, Scope};
+use fanwise::ports::{Limit, Limiter, Park, ParkReason, Scope};
 
 use super::{StoreBench, TARGET};
 
 on_all! { EmbeddedBench, RedisBench:
-    limits_agree_or_nothing_is_booked,
+    a_lease_books_what_the_limit_allows,
     a_lease_may_wait_in_the_order_of_asking,
     a_rate_is_kept_by_all_who_share_it,
     what_is_refunded_can_be_had_again,
@@ -25,23 +25,6 @@ pub(crate) fn limit(rate: &str, cost: Cost) -> Limit<'static> {
     }
 }
 
-pub(crate) async fn lease(
-    store: &impl Limiter,
-    limits: &[Limit<'_>],
-    recipients: u32,
-    per_call: u32,
-    wait_max: Duration,
-) -> (Grant, Option<Scope>) {
-    let lease = Lease {
-        limits,
-        recipients,
-        per_call,
-        wait_max,
-    };
-    let leased = store.lease(&lease).await.unwrap();
-    (leased.grant, leased.binding)
-}
-
 fn at_once(units: u32) -> Grant {
     Grant::Units {
         units,
@@ -49,66 +32,55 @@ fn at_once(units: u32) -> Grant {
     }
 }
 
-/// A lease books nothing unless all limits allow it, and grants the smallest of them. Calls and
-/// recipients are counted in their own units, and a changed rate starts afresh.
-async fn limits_agree_or_nothing_is_booked(bench: &impl StoreBench) {
+/// A lease grants what the limit allows now. Limits of another name, cost or rate are limits of
+/// their own.
+async fn a_lease_books_what_the_limit_allows(bench: &impl StoreBench) {
     let store = bench.store();
     // Slow enough that nothing refills while the test runs.
     let target = limit("10/h burst 4", Cost::PerCall);
-    let app = Limit {
-        scope: Scope::App,
-        name: "shop",
-        ..limit("100/h burst 250", Cost::PerRecipient)
-    };
-    let both = [target, app];
     let now = Duration::ZERO;
-    assert_eq!(lease(store, &[], 7, 1, now).await, (at_once(7), None));
-    assert_eq!(lease(store, &both, 0, 1, now).await, (at_once(0), None));
-    assert_eq!(
-        lease(store, &both, 150, 100, now).await,
-        (at_once(150), None)
-    );
-    assert_eq!(
-        lease(store, &both, 150, 100, now).await,
-        (at_once(100), Some(Scope::App)),
-        "two calls are left of four, and 100 recipients of 250"
-    );
-    let (grant, binding) = lease(store, &both, 1, 100, now).await;
+    let lease = async |limit, units| store.lease(&limit, units, now).await.unwrap();
+    assert_eq!(lease(target, 3).await, at_once(3));
+    assert_eq!(lease(target, 3).await, at_once(1));
+    let grant = lease(target, 1).await;
     assert!(
         matches!(grant, Grant::Later { after } if after > Duration::from_secs(30)),
         "{grant:?}"
     );
-    assert_eq!(binding, Some(Scope::App));
-    assert_eq!(
-        lease(store, &[target], 500, 100, now).await,
-        (at_once(100), Some(Scope::Target)),
-        "the refused lease took none of the calls"
-    );
-    let other = Limit {
+    let name = Limit {
         name: "other",
         ..target
     };
-    assert_eq!(lease(store, &[other], 4, 1, now).await, (at_once(4), None));
-    let faster = Limit {
+    let scope = Limit {
+        scope: Scope::App,
+        ..target
+    };
+    let cost = Limit {
+        cost: Cost::PerRecipient,
+        ..target
+    };
+    let rate = Limit {
         rate: "20/h burst 4".parse().unwrap(),
         ..target
     };
-    assert_eq!(lease(store, &[faster], 4, 1, now).await, (at_once(4), None));
+    for other in [name, scope, cost, rate] {
+        assert_eq!(lease(other, 4).await, at_once(4), "{other:?}");
+    }
 }
 
 async fn a_lease_may_wait_in_the_order_of_asking(bench: &impl StoreBench) {
+    let store = bench.store();
     let slow = limit("60/min burst 1", Cost::PerRecipient);
     let second = Duration::from_secs(1);
-    let first = lease(bench.store(), &[slow], 1, 1, second * 5).await.0;
+    let first = store.lease(&slow, 1, second * 5).await.unwrap();
     assert_eq!(first, at_once(1));
     let mut before = Duration::ZERO;
     for _ in 0..3 {
-        let (grant, binding) = lease(bench.store(), &[slow], 1, 1, second * 5).await;
+        let grant = store.lease(&slow, 1, second * 5).await.unwrap();
         let Grant::Units { units: 1, after } = grant else {
             panic!("{grant:?}");
         };
         assert!(after > before && after <= before + second, "{after:?}");
-        assert_eq!(binding, Some(Scope::Target));
         before = after;
     }
 }
@@ -123,7 +95,7 @@ async fn a_rate_is_kept_by_all_who_share_it(bench: &impl StoreBench) {
     let tasks = (0..4).map(|_| async move {
         let mut taken = 0;
         while started.elapsed() < Duration::from_secs(1) {
-            match lease(store, &[shared], 20, 1, wait_max).await.0 {
+            match store.lease(&shared, 20, wait_max).await.unwrap() {
                 Grant::Units { units, after } => {
                     tokio::time::sleep(after).await;
                     taken += units;
@@ -146,29 +118,13 @@ async fn a_rate_is_kept_by_all_who_share_it(bench: &impl StoreBench) {
 
 async fn what_is_refunded_can_be_had_again(bench: &impl StoreBench) {
     let store = bench.store();
-    let recipients = limit("10/h burst 100", Cost::PerRecipient);
-    let calls = Limit {
-        scope: Scope::App,
-        ..limit("10/h burst 10", Cost::PerCall)
-    };
-    let both = [recipients, calls];
+    let slow = limit("10/h burst 10", Cost::PerCall);
     let now = Duration::ZERO;
     // It was never booked, so it cannot be refunded.
-    store.refund(&both, 5, 5).await.unwrap();
-    assert_eq!(
-        lease(store, &both, 100, 10, now).await,
-        (at_once(100), None)
-    );
-    store.refund(&both, 30, 2).await.unwrap();
-    store.refund(&[], 30, 2).await.unwrap();
-    assert_eq!(
-        lease(store, &both, 100, 10, now).await,
-        (at_once(20), Some(Scope::App))
-    );
-    assert_eq!(
-        lease(store, &[recipients], 100, 10, now).await,
-        (at_once(10), Some(Scope::Target))
-    );
+    store.refund(&slow, 5).await.unwrap();
+    assert_eq!(store.lease(&slow, 100, now).await.unwrap(), at_once(10));
+    store.refund(&slow, 2).await.unwrap();
+    assert_eq!(store.lease(&slow, 100, now).await.unwrap(), at_once(2));
 }
 
 /// How much of each limit's burst is booked can be read any number of times, and reading books
@@ -184,7 +140,7 @@ async fn what_is_booked_can_be_told(bench: &impl StoreBench) {
     let wait_max = Duration::from_secs(120);
     // One unit takes a minute, of which some has passed.
     for expected in [0.5, 1.0, 1.5] {
-        let (grant, _) = lease(store, &[slow], 1, 1, wait_max).await;
+        let grant = store.lease(&slow, 1, wait_max).await.unwrap();
         assert!(matches!(grant, Grant::Units { units: 1, .. }), "{grant:?}");
         for _ in 0..3 {
             let booked = store.booked(&[idle, slow]).await.unwrap();

@@ -8,11 +8,12 @@ use std::time::Duration;
 use fanwise::clock::now_ms;
 use fanwise::domain::directive::{Directive, Kind, Subject};
 use fanwise::domain::ids::JobId;
+use fanwise::domain::limits::Grant;
 use fanwise::domain::permissions::{Asked, Permissions, Used};
 use fanwise::limits::Limits;
 use fanwise::ports::{
-    ALIVE, Beat, Beaten, Charged, Directed, Directives, Lease, Leased, LedgerError, Limit, Limiter,
-    Nonces, Park, Pulse, Quotas, Raised, StoredTemplate, Templates,
+    ALIVE, Beat, Beaten, Charged, Directed, Directives, LedgerError, Limit, Limiter, Nonces, Park,
+    Pulse, Quotas, Raised, StoredTemplate, Templates,
 };
 use tokio::time::Instant;
 
@@ -87,17 +88,18 @@ impl MemoryStore {
 // ---------------------------------------------------------------------------------------------
 
 impl Limiter for MemoryStore {
-    async fn lease(&self, lease: &Lease<'_>) -> Result<Leased, LedgerError> {
-        self.step("lease", |state| state.limits.lease(lease)).await
+    async fn lease(
+        &self,
+        limit: &Limit<'_>,
+        units: u32,
+        wait_max: Duration,
+    ) -> Result<Grant, LedgerError> {
+        let lease = |state: &mut State| state.limits.lease(limit, units, wait_max);
+        self.step("lease", lease).await
     }
 
-    async fn refund(
-        &self,
-        limits: &[Limit<'_>],
-        recipients: u32,
-        calls: u32,
-    ) -> Result<(), LedgerError> {
-        let refund = |state: &mut State| state.limits.refund(limits, recipients, calls);
+    async fn refund(&self, limit: &Limit<'_>, units: u32) -> Result<(), LedgerError> {
+        let refund = |state: &mut State| state.limits.refund(limit, units);
         self.step("refund", refund).await
     }
 
