@@ -12,7 +12,7 @@
 //! - `access`: who calls and what they may do; `caller_view`: what callers learn about the
 //!   configuration; `permit`: the gateway's side of [`admission`](crate::service::admission).
 //! - `params`, `body`, `form`, `problem`: read requests and write refusals; `spec`, `spool`,
-//!   `upload`: uploaded lists.
+//!   `sorted`, `upload`: uploaded lists.
 //!
 //! Every answer that is not a success is `application/problem+json` with all problems of the
 //! request, except to existing callers of an IM system, which get answers of that system.
@@ -43,6 +43,7 @@ mod problem;
 mod query;
 mod routes;
 mod shares;
+mod sorted;
 mod spec;
 mod spool;
 mod submit;
@@ -165,6 +166,10 @@ fn takes_nothing() -> Refusal {
 }
 
 impl<B: Broker, S, T> Gateway<B, S, T> {
+    fn fingerprint_secret(&self) -> String {
+        self.context.settings.fingerprint_secret.clone()
+    }
+
     /// The session that accepts jobs now, or why there is none.
     fn open(&self) -> Result<Open<PublisherOf<B>>, Refusal> {
         self.context.check_ledger().map_err(Refusal::Unavailable)?;

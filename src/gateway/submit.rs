@@ -33,7 +33,7 @@ use super::params::Params;
 use super::problem::Refusal;
 use super::spec::{self, SPEC_BYTES_MAX, Spec};
 use super::spool::spool;
-use super::upload::{ListKind, Parts, Upload};
+use super::upload::{ListKind, Parts, Received, Upload};
 use super::{Gateway, Open, PublisherOf};
 use crate::domain::audience::Member;
 use crate::domain::fields::Problem;
@@ -42,7 +42,6 @@ use crate::domain::job::{JOB_BYTES_MAX, ListPart};
 use crate::domain::lane::Priority;
 use crate::domain::list::Format;
 use crate::domain::permissions::Asked;
-use crate::domain::slice::Together;
 use crate::domain::trace::traceparent;
 use crate::metrics::LedgerStep;
 use crate::ports::{
@@ -57,6 +56,9 @@ use crate::service::api::{JobStanding, Submitted};
 pub(super) const BODY_BYTES_MAX: usize = JOB_BYTES_MAX + 64 * 1024;
 
 /// The advice for a job that is too large.
+/// Parts that the ledger is told of at a time.
+const NOTES_AT_A_TIME: usize = 32;
+
 const UPLOAD: &str = "a longer list is uploaded as application/x-ndjson, text/csv or text/plain";
 
 /// Bodies up to this size are read on the thread where they arrive; larger ones on a thread that
@@ -270,8 +272,10 @@ impl Draft {
             }
             Kind::List(listing) => {
                 let _place = gateway.shares.upload(caller)?;
-                let upload = receive_list(gateway, caller, listing, &head, body, wishes).await?;
-                let (mut upload, checked) = survey_in_turn(gateway, caller, upload, wishes).await?;
+                let list = receive_list(gateway, caller, listing, &head, body, wishes).await?;
+                let (folder, secret) = (gateway.upload_dir.clone(), gateway.fingerprint_secret());
+                let sort = move || list.sort(&folder, &secret);
+                let (mut upload, checked) = survey_in_turn(gateway, caller, sort, wishes).await?;
                 let document = upload.spec.document();
                 let Some(change) = allow(&**gateway, &checked.job, &document).await? else {
                     return Ok((Self::List(Box::new(upload)), checked));
@@ -280,7 +284,8 @@ impl Draft {
                 // The job may be longer or shorter now, so that the list is cut differently.
                 upload.spec = Spec::read("job", &changed, None)
                     .map_err(|problem| Refusal::BadJob(vec![problem]))?;
-                let (upload, checked) = survey_in_turn(gateway, caller, upload, wishes).await?;
+                let same = move || Ok(upload);
+                let (upload, checked) = survey_in_turn(gateway, caller, same, wishes).await?;
                 Ok((Self::List(Box::new(upload)), checked))
             }
         }
@@ -306,13 +311,14 @@ async fn read<B: Broker, S: Store, T: Transport>(
 async fn survey_in_turn<B: Broker, S: Store, T: Transport>(
     gateway: &Gateway<B, S, T>,
     caller: &Caller,
-    upload: Upload,
+    upload: impl FnOnce() -> Result<Upload, Refusal> + Send + 'static,
     wishes: &SubmitOptions,
 ) -> Result<(Upload, Checked), Refusal> {
     let _turn = gateway.shares.survey(caller).await;
     let (context, priority) = (Arc::clone(&gateway.context), wishes.priority);
     let caller = caller.clone();
     blocking(move || {
+        let upload = upload()?;
         let checked = survey(&CallerView::new(&context, &caller), &upload, priority)?;
         Ok((upload, checked))
     })
@@ -326,16 +332,16 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
     head: &request::Parts,
     body: Body,
     wishes: &SubmitOptions,
-) -> Result<Upload, Refusal> {
+) -> Result<Received, Refusal> {
     let bad = |problem| Refusal::BadJob(vec![problem]);
-    let spec_of = |field: &str, text: &[u8]| -> Result<Spec, Refusal> {
+    let spec_of = |field: &str, text: &[u8]| -> Result<(JobId, Spec), Refusal> {
         let spec = Spec::read(field, text, wishes.key.as_deref()).map_err(bad)?;
         let context = CallerView::new(&gateway.context, caller);
         let tried = try_out(&context, &spec, wishes.priority)?;
         // Checked before a list is taken in that may not be sent to.
         gateway.admit(caller, &tried.job.asked.app)?;
         keeps_rules(&*gateway.context, &tried.job.asked)?;
-        Ok(spec)
+        Ok((tried.job.id, spec))
     };
     let (folder, most) = (&*gateway.upload_dir, gateway.upload_bytes_max);
     match listing {
@@ -347,11 +353,16 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
                 return Err(bad(Problem::new(spec::HEADER, what)));
             };
             let spec = spec::of_header(value.as_bytes()).map_err(bad)?;
-            let spec = spec_of(spec::HEADER, &spec)?;
+            let (job, spec) = spec_of(spec::HEADER, &spec)?;
             let chunks = body.into_data_stream();
             let chunks = chunks.map(|chunk| chunk.map_err(|error| unreadable(&error)));
             let file = spool(folder, most, chunks).await?;
-            Ok(Upload { spec, list, file })
+            Ok(Received {
+                job,
+                spec,
+                list,
+                file,
+            })
         }
         Listing::Form { boundary } => {
             let mut form = Form::new(body, boundary);
@@ -363,7 +374,7 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
                 text.extend_from_slice(&chunk[..chunk.len().min(room)]);
             }
             drop(job);
-            let spec = spec_of("job", &text)?;
+            let (job, spec) = spec_of("job", &text)?;
             let audience = part(&mut form, "audience").await?;
             let list = wishes.list(format_of_part(&audience.field)?)?;
             let file = spool(folder, most, audience.chunks()).await?;
@@ -371,7 +382,12 @@ async fn receive_list<B: Broker, S: Store, T: Transport>(
                 let what = "nothing may follow the part `audience`";
                 return Err(bad(Problem::new("audience", what)));
             }
-            Ok(Upload { spec, list, file })
+            Ok(Received {
+                job,
+                spec,
+                list,
+                file,
+            })
         }
     }
 }
@@ -492,8 +508,8 @@ fn survey<S: Store, T: Transport>(
         if let Some(first) = &first
             && first.job.personal != checked.job.personal
         {
-            let what = "some recipients have `vars` and others far from them have none; give them to \
-                        all, an empty object if need be";
+            let what = "some recipients have `vars` and others have none; give them to all, an empty object \
+                        if need be";
             return Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
         }
         first.get_or_insert(checked);
@@ -572,6 +588,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         self.not_given_up(job.job.id, &parts).await?;
         let names = job.submissions.clone();
         let runtime = Handle::current();
+        let published = parts.clone();
         blocking(move || {
             let mut names = names.iter();
             upload.for_each_message(&parts, |body| {
@@ -581,7 +598,27 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
                 runtime.block_on(open.publish(vec![outgoing(name, body)]))
             })
         })
-        .await
+        .await?;
+        self.note_parts(job.job.id, &published).await;
+        Ok(())
+    }
+
+    /// Tells the ledger that all parts of a list are durable, so that their slices need not wait
+    /// until a worker has taken the last part. Errors do not matter: the workers tell it too.
+    async fn note_parts(&self, job: JobId, parts: &Parts) {
+        if parts.of == 1 {
+            return;
+        }
+        let notes = (1..=parts.of).map(async |number| {
+            let part = parts.part(number);
+            let gather = self.context.store.gather(job, &part, false);
+            let _ = self.context.try_step(LedgerStep::Gather, gather).await;
+        });
+        let notes = futures_util::stream::iter(notes);
+        notes
+            .buffer_unordered(NOTES_AT_A_TIME)
+            .collect::<()>()
+            .await;
     }
 
     /// Refuses a list that came in part and was given up: it would only be cancelled again. The
@@ -591,11 +628,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         if parts.of == 1 {
             return Ok(());
         }
-        let first = Together {
-            list: parts.list.clone(),
-            number: 1,
-            of: parts.of,
-        };
+        let first = parts.part(1);
         let gather = self.context.store.gather(job, &first, false);
         let gathered = self.context.try_step(LedgerStep::Gather, gather).await?;
         match gathered {

@@ -1,6 +1,7 @@
-//! An uploaded list, read twice from its file. The first reading checks all of it, so that nothing
-//! is accepted of a list with a bad line, and counts its parts, so that each part can carry their
-//! number. The second reading publishes the parts. Memory holds one part at a time.
+//! An uploaded list. It is read once from its file and sorted, so that nothing is accepted of a list
+//! with a bad line. The sorted list is read twice: first to check its messages and to count its
+//! parts, so that each part can carry their number, then to publish the parts. Memory holds one part
+//! at a time.
 //!
 //! The parts are sent as a whole: if a process is killed between two of them, the parts wait for
 //! the rest, which comes when the list is uploaded again; otherwise they are given up.
@@ -8,21 +9,32 @@
 use std::fs::File;
 use std::io::Seek as _;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use bytes::Bytes;
 
 use super::problem::{BadLines, Refusal};
+use super::sorted::{Sorted, Sorter};
 use super::spec::Spec;
 use super::spool::full;
 use crate::domain::fields::Problem;
-use crate::domain::ids::digest_hex;
+use crate::domain::ids::{Fingerprinter, JobId, digest_hex};
 use crate::domain::job::{ListPart, PARTS_MAX};
 use crate::domain::list::{self, Format, Reading};
+use crate::domain::slice::Together;
 
-pub(super) struct Upload {
+/// A list as it was received.
+pub(super) struct Received {
+    pub(super) job: JobId,
     pub(super) spec: Spec,
     pub(super) list: ListKind,
     pub(super) file: File,
+}
+
+/// A list of which every line was read.
+pub(super) struct Upload {
+    pub(super) spec: Spec,
+    pub(super) list: Sorted,
 }
 
 /// How the list is written, see [`Reading`].
@@ -48,10 +60,57 @@ impl Parts {
             list: digest_hex(&names, 8),
         }
     }
+
+    pub(super) fn part(&self, number: u32) -> Together {
+        Together {
+            list: self.list.clone(),
+            number,
+            of: self.of,
+        }
+    }
+}
+
+impl Received {
+    /// Reads the whole list and sorts it, in another file of the same folder.
+    pub(super) fn sort(self, folder: &Path, secret: &str) -> Result<Upload, Refusal> {
+        let Self {
+            job,
+            spec,
+            list,
+            mut file,
+        } = self;
+        let fingerprinter = Fingerprinter::new(secret, job);
+        let mut sorter = Sorter::create(folder, fingerprinter).map_err(|error| full(&error))?;
+        let mut bad = BadLines::default();
+        let mut written = Ok(());
+        file.rewind().map_err(|error| full(&error))?;
+        let how = Reading {
+            format: list.format,
+            column: list.column.as_deref(),
+            vars: list.vars,
+        };
+        let read = list::read(file, how, |line, found| {
+            match found {
+                Ok(member) if bad.is_empty() => written = sorter.push(line, &member),
+                Ok(_) => {}
+                Err(what) => bad.add(line, what),
+            }
+            match written {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        });
+        let list = read.and(written).and_then(|()| sorter.finish());
+        let list = list.map_err(|error| full(&error))?;
+        match bad.is_empty() {
+            true => Ok(Upload { spec, list }),
+            false => Err(Refusal::BadLines(bad)),
+        }
+    }
 }
 
 impl Upload {
-    /// Reads the whole list. `check` reads each message as the worker will, and names its
+    /// Cuts the whole list into messages. `check` reads each message as the worker will, and names its
     /// submission.
     pub(super) fn survey(
         &self,
@@ -74,7 +133,7 @@ impl Upload {
         Ok((Parts::of(&submissions), submissions))
     }
 
-    /// Calls `each` with the messages that carry the list, in order.
+    /// Calls `each` with the messages that carry the list, in the order of its fingerprints.
     pub(super) fn for_each_message(
         &self,
         parts: &Parts,
@@ -91,25 +150,9 @@ impl Upload {
         };
         let parts_max = self.spec.parts_max();
         let mut message = self.spec.open();
-        let mut bad = BadLines::default();
         let mut ended = Ok(());
-        let mut file = &self.file;
-        file.rewind().map_err(|error| full(&error))?;
-        let how = Reading {
-            format: self.list.format,
-            column: self.list.column.as_deref(),
-            vars: self.list.vars,
-        };
-        let read = list::read(file, how, |line, found| {
-            let member = match found {
-                Ok(member) if bad.is_empty() => member,
-                Ok(_) => return ControlFlow::Continue(()),
-                Err(what) => {
-                    bad.add(line, what);
-                    return ControlFlow::Continue(());
-                }
-            };
-            if message.push(&member) {
+        let read = self.list.for_each(|line, member| {
+            if message.push(member) {
                 return ControlFlow::Continue(());
             }
             let part = next();
@@ -122,8 +165,10 @@ impl Upload {
                 return ControlFlow::Break(());
             }
             ended = each(message.close(&part));
-            if ended.is_ok() && !message.push(&member) {
+            if ended.is_ok() && !message.push(member) {
+                let mut bad = BadLines::default();
                 bad.add(line, "too large together with the job".to_owned());
+                ended = Err(Refusal::BadLines(bad));
             }
             match ended {
                 Ok(()) => ControlFlow::Continue(()),
@@ -132,9 +177,6 @@ impl Upload {
         });
         read.map_err(|error| full(&error))?;
         ended?;
-        if !bad.is_empty() {
-            return Err(Refusal::BadLines(bad));
-        }
         if message.is_empty() {
             return Ok(());
         }
