@@ -53,6 +53,19 @@ impl<'a> From<&'a JobRecord> for NotifiedJob<'a> {
     }
 }
 
+/// An event as a message.
+pub(super) fn announcement(kind: EventKind, job: &NotifiedJob<'_>, accounts: Accounts) -> Outgoing {
+    Outgoing {
+        route: Route::Event {
+            app: job.app.to_owned(),
+            event: kind.as_str(),
+        },
+        body: json::bytes(&event(kind, job, accounts)).into(),
+        message_id: format!("{}.{}.{}", job.id, kind.as_str(), accounts.settled()),
+        traceparent: None,
+    }
+}
+
 impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     /// Announces something that happened to a job.
     pub(super) async fn announce(
@@ -61,17 +74,8 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
         job: &NotifiedJob<'_>,
         accounts: Accounts,
     ) -> Result<(), Lost> {
-        let event = event(kind, job, accounts);
-        self.publish(vec![Outgoing {
-            route: Route::Event {
-                app: job.app.to_owned(),
-                event: kind.as_str(),
-            },
-            body: json::bytes(&event).into(),
-            message_id: format!("{}.{}.{}", job.id, kind.as_str(), accounts.settled()),
-            traceparent: None,
-        }])
-        .await?;
+        self.publish(vec![announcement(kind, job, accounts)])
+            .await?;
         self.context.metrics.event(kind);
         Ok(())
     }

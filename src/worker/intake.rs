@@ -17,8 +17,10 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use super::completion::announcement;
 use super::session::WorkerSession;
 use crate::clock::{self, now_ms};
+use crate::domain::accounts::Accounts;
 use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
 use crate::domain::ids::{Fingerprinter, JobId, SliceId};
@@ -150,6 +152,12 @@ enum IntakeEnd {
     Refused(JobResult, String),
 }
 
+/// Whether the event of a submission went out with its slices.
+enum Announced {
+    Yes,
+    No,
+}
+
 struct Expansion<S, T, P> {
     session: Arc<WorkerSession<S, T, P>>,
     traceparent: Option<String>,
@@ -264,9 +272,8 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 (submission.shape, None, JobResult::Repeated)
             }
             Ok(Accepted::Settled) => {
-                let announced =
-                    self.announce(&job.head, &submission.submission, JobResult::Repeated);
-                return match announced.await {
+                let expanded = self.expanded(&job.head, &submission.submission, None);
+                return match expanded.await {
                     Ok(()) => IntakeEnd::Taken(JobResult::Repeated),
                     Err(Lost) => IntakeEnd::Requeue,
                 };
@@ -280,38 +287,57 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 return IntakeEnd::Refused(JobResult::Conflict, reason);
             }
         };
-        let published = self.send_out(job, resolved, template, shape, &submission.submission);
-        if let Err(end) = published.await {
-            return end;
-        }
-        match self
-            .announce(&job.head, &submission.submission, result)
-            .await
-        {
+        let published = self.send_out(job, resolved, template, shape, &submission, result);
+        let announced = match published.await {
+            Ok(announced) => announced,
+            Err(end) => return end,
+        };
+        let announce = match announced {
+            Announced::Yes => None,
+            Announced::No => Some(result),
+        };
+        let expanded = self.expanded(&job.head, &submission.submission, announce);
+        match expanded.await {
             Ok(()) => IntakeEnd::Taken(result),
             Err(Lost) => IntakeEnd::Requeue,
         }
     }
 
-    /// Publishes the slices of a job, or the request for its users.
+    /// Publishes the slices of a job, or the request for its users. The slices of a job that came
+    /// as a whole carry its event with them, so that a small job waits for one confirm.
     async fn send_out(
         &self,
         job: &Job<'_>,
         resolved: Resolved,
         template: Option<u32>,
         shape: Shape,
-        submission: &str,
-    ) -> Result<(), IntakeEnd> {
+        submission: &Submission,
+        result: JobResult,
+    ) -> Result<Announced, IntakeEnd> {
         let lost = |Lost| IntakeEnd::Requeue;
         if job.is_for_all() {
             // The head keeps the template's name: the parts of the job are resolved like the job
             // itself.
-            return self.ask_for_all(job, shape).await.map_err(lost);
+            self.ask_for_all(job, shape).await.map_err(lost)?;
+            return Ok(Announced::No);
         }
         let head = self.ruled(&job.head, resolved, template).await?;
         self.gather(job).await.map_err(lost)?;
-        let published = self.publish(job, &head, shape, submission);
-        published.await.map_err(lost)
+        let whole = job.part.of == 1 && result == JobResult::Accepted;
+        let event = whole.then(|| {
+            let accounts = Accounts {
+                total: submission.entries,
+                ..Accounts::default()
+            };
+            announcement(EventKind::Accepted, &(&job.head).into(), accounts)
+        });
+        let published = self.publish(job, &head, shape, &submission.submission, event);
+        published.await.map_err(lost)?;
+        if !whole {
+            return Ok(Announced::No);
+        }
+        self.accepted(&job.head, result, submission.entries);
+        Ok(Announced::Yes)
     }
 
     /// Repeats a request to the ledger until it has a verdict, since the ledger may be down. What
@@ -448,6 +474,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         head: &Arc<Head>,
         shape: Shape,
         submission: &str,
+        event: Option<Outgoing>,
     ) -> Result<(), Lost> {
         let context = &*self.session.context;
         let settings = &context.settings;
@@ -463,6 +490,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 self.send(std::mem::take(&mut batch)).await?;
             }
         }
+        batch.extend(event);
         self.send(batch).await
     }
 
@@ -512,8 +540,13 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     }
 
     /// Tells the ledger that all slices are published, and takes the steps that follow from the
-    /// job's progress.
-    async fn announce(&self, head: &Head, submission: &str, result: JobResult) -> Result<(), Lost> {
+    /// job's progress. `announce`: the result of the submission, if it is still to be announced.
+    async fn expanded(
+        &self,
+        head: &Head,
+        submission: &str,
+        announce: Option<JobResult>,
+    ) -> Result<(), Lost> {
         let context = &*self.session.context;
         let lost = self.session.lost.cancelled();
         let progress = context
@@ -522,17 +555,23 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             })
             .await
             .map_err(|_| Lost)?;
-        if result != JobResult::Repeated {
-            self.session
-                .announce(EventKind::Accepted, &head.into(), progress.accounts)
-                .await?;
-            tracing::info!(
-                job.id = %head.id, job.app = head.app, job.client_msg_no = head.client_msg_no,
-                job.target = head.target, job.total = progress.accounts.total,
-                "job {}", if result == JobResult::Accepted { "accepted" } else { "extended" }
-            );
+        if let Some(result) = announce.filter(|result| *result != JobResult::Repeated) {
+            let accounts = progress.accounts;
+            let event = announcement(EventKind::Accepted, &head.into(), accounts);
+            self.send(vec![event]).await?;
+            self.accepted(head, result, accounts.total);
         }
         self.session.follow(head, progress).await
+    }
+
+    /// Notes that a submission and its event are published.
+    fn accepted(&self, head: &Head, result: JobResult, total: u64) {
+        self.session.context.metrics.event(EventKind::Accepted);
+        tracing::info!(
+            job.id = %head.id, job.app = head.app, job.client_msg_no = head.client_msg_no,
+            job.target = head.target, job.total = total,
+            "job {}", if result == JobResult::Accepted { "accepted" } else { "extended" }
+        );
     }
 }
 
