@@ -205,7 +205,8 @@ impl Access {
                         after: next.as_deref().and_then(jobs::read_cursor),
                         most: page,
                     };
-                    let list = jobs::page(direct.ledger()?, query).await;
+                    let apps = direct.config.apps.keys().map(String::as_str);
+                    let list = jobs::page(direct.ledger()?, apps, query).await;
                     list.or_exit(Exit::Unavailable)?
                 }
                 Self::Server(server) => server.jobs(filter, page, next.as_deref()).await?,

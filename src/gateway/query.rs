@@ -50,7 +50,9 @@ pub(super) async fn list<B: Broker, S: Store, T: Transport>(
         after: after.flatten(),
         most,
     };
-    Ok(Json(jobs::page(&gateway.context.store, query).await?))
+    let context = &gateway.context;
+    let apps = context.apps.keys().map(String::as_str);
+    Ok(Json(jobs::page(&context.store, apps, query).await?))
 }
 
 // ---------------------------------------------------------------------------------------------

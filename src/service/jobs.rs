@@ -17,36 +17,58 @@ use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
 use crate::domain::outcome::Outcome;
 use crate::error::chain;
 use crate::ports::{
-    BrokerError, ClaimState, JobPlace, JobQuery, JobRecord, JobState, Ledger, LedgerError,
-    RetainedMessage, RetainedQueue, RetainedQueues, Store,
+    BrokerError, ClaimState, JobFilter, JobPlace, JobQuery, JobRecord, JobState, Ledger,
+    LedgerError, RetainedMessage, RetainedQueue, RetainedQueues, Store,
 };
 use crate::service::control::{self, Facts};
 
 /// The most jobs in one page.
 pub const LIST_MAX: usize = 1000;
 
-/// A page of jobs.
-pub async fn page<S: Store>(store: &S, query: JobQuery) -> Result<JobList, LedgerError> {
-    // App and `client_msg_no` determine the id of a job, so the list is not needed.
-    if let (Some(app), Some(client_msg_no)) = (&query.filter.app, &query.filter.client_msg_no) {
-        let found = store.job(JobId::of(app, client_msg_no)).await?;
-        let at = |record: &JobRecord| record.accepted_at_ms;
-        let filter = &query.filter;
-        let found = found.filter(|record| {
-            filter.takes(record)
-                && filter.since_ms.is_none_or(|since| at(record) >= since)
-                && filter.until_ms.is_none_or(|until| at(record) < until)
-        });
-        return Ok(JobList {
-            jobs: found.into_iter().collect(),
-            next: None,
-        });
+/// A page of jobs; `apps` are the configured ones.
+pub async fn page<S: Store>(
+    store: &S,
+    apps: impl Iterator<Item = &str>,
+    query: JobQuery,
+) -> Result<JobList, LedgerError> {
+    if let Some(client_msg_no) = &query.filter.client_msg_no {
+        let jobs = with_key(store, apps, client_msg_no, &query.filter).await?;
+        // An app that is no longer configured may have had such a job, so that the list decides.
+        if query.filter.app.is_some() || !jobs.is_empty() {
+            return Ok(JobList { jobs, next: None });
+        }
     }
     let page = store.jobs(&query).await?;
     Ok(JobList {
         jobs: page.jobs,
         next: page.next.map(write_cursor),
     })
+}
+
+/// The jobs with this `client_msg_no`, newest first. App and `client_msg_no` determine the id of a
+/// job, so the list is not needed.
+async fn with_key<S: Store>(
+    store: &S,
+    apps: impl Iterator<Item = &str>,
+    client_msg_no: &str,
+    filter: &JobFilter,
+) -> Result<Vec<JobRecord>, LedgerError> {
+    let apps: Vec<&str> = match &filter.app {
+        Some(app) => vec![app],
+        None => apps.collect(),
+    };
+    let mut jobs = Vec::new();
+    for app in apps {
+        jobs.extend(store.job(JobId::of(app, client_msg_no)).await?);
+    }
+    jobs.retain(|record| {
+        let at = record.accepted_at_ms;
+        filter.takes(record)
+            && filter.since_ms.is_none_or(|since| at >= since)
+            && filter.until_ms.is_none_or(|until| at < until)
+    });
+    jobs.sort_by_key(|record| std::cmp::Reverse(record.accepted_at_ms));
+    Ok(jobs)
 }
 
 fn write_cursor(place: JobPlace) -> String {
