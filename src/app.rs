@@ -287,6 +287,11 @@ fn on_uncertain(config: &TargetConfig, target: &dyn Target) -> OnUncertain {
     config.on_uncertain.unwrap_or(policy)
 }
 
+/// Calls that a slice should have out at a time, because the cost of the ledger's steps is in their
+/// number, and the slices that take turns even where each has fewer.
+const WINDOW_CALLS: usize = 64;
+const SLICES_MIN: usize = 4;
+
 fn target_runtime(
     name: &str,
     config: &TargetConfig,
@@ -294,11 +299,14 @@ fn target_runtime(
     metrics: &Metrics,
 ) -> Result<TargetRuntime, Failure> {
     let target = build(name, config)?;
+    let slices = (config.calls_in_flight / WINDOW_CALLS).max(SLICES_MIN);
+    let slices = slices.min(slice_concurrency);
     Ok(TargetRuntime {
         name: name.to_owned(),
         call_timeout: config.call_timeout,
         calls: Arc::new(Semaphore::new(config.calls_in_flight)),
-        window_calls: config.calls_in_flight.div_ceil(slice_concurrency),
+        window_calls: config.calls_in_flight.div_ceil(slices),
+        slices,
         limit: config.limit.or(target.profile().limit),
         on_uncertain: on_uncertain(config, &*target),
         config_fault_pause: config.config_fault_pause,

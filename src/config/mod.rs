@@ -163,7 +163,8 @@ pub struct AdminConfig {
 pub struct WorkerConfig {
     /// `slice_recipients`: recipients per slice. Default 500; 1 to 5000.
     pub slice_recipients: u32,
-    /// `slice_concurrency`: slices in delivery at a time, per target. Default 8; 1 to 256.
+    /// `slice_concurrency`: most slices that make calls at a time, per target. Default 8; 1 to 256.
+    /// Fewer do where each would have less than 64 calls in flight, but at least four.
     pub slice_concurrency: usize,
     /// `small_job_concurrency`: additional places for small jobs, per target. Default 4; 1 to 256.
     pub small_job_concurrency: usize,

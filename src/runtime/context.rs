@@ -38,7 +38,7 @@ use crate::service::admission::Rules;
 pub struct Settings {
     /// Recipients per slice.
     pub slice_recipients: u32,
-    /// Slices in delivery at a time, per target, without those of the express lane.
+    /// Most slices that make calls at a time, per target, without those of the express lane.
     pub slice_concurrency: usize,
     /// Slices of the express lane in delivery at a time, per target.
     pub small_job_concurrency: usize,
@@ -69,6 +69,8 @@ pub struct TargetRuntime {
     pub calls: Arc<Semaphore>,
     /// Most calls one slice starts at a time.
     pub window_calls: usize,
+    /// Slices that make calls at a time, without those of the express lane.
+    pub slices: usize,
     pub limit: Option<Rate>,
     pub on_uncertain: OnUncertain,
     /// How long a configuration fault parks the target, or the job that met it, before it is tried

@@ -421,6 +421,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                     Err(pause) => stop = Some(pause),
                 }
             }
+            if (stop.is_some() || self.delivery.waiting() == 0)
+                && let Some(tail) = &scope.session.tail
+            {
+                tail.begin();
+            }
             if flight.is_empty() && grant.is_none() {
                 if stop.is_some() || self.delivery.waiting() == 0 {
                     break;

@@ -16,6 +16,7 @@ mod scheduler;
 mod sequence;
 mod session;
 mod sweep;
+mod tail;
 mod throttle;
 mod together;
 
@@ -29,10 +30,9 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::lanes::OpenLane;
 use self::sequence::Sequence;
 use self::session::WorkerSession;
-use crate::domain::lane::{Lane, Priority};
+use crate::domain::lane::Priority;
 use crate::error::chain;
 use crate::metrics::{JobResult, SliceResult};
 use crate::ports::{Broker, BrokerError, Moved, Publisher, Session, Source, Store, Transport};
@@ -133,6 +133,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             session.close().await;
             return Ok(End::Orderly);
         }
+        let session = Arc::new(session);
         let lost = session.lost();
         let halt = lost.child_token();
         let work = Arc::new(WorkerSession {
@@ -141,22 +142,12 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             throttle: Arc::default(),
             lost: lost.clone(),
             halt: halt.clone(),
+            tail: None,
         });
         let mut tasks = JoinSet::new();
-        let mut lanes = Vec::new();
-        for lane in self
-            .context
-            .targets
-            .keys()
-            .flat_map(|target| Lane::all(target))
-        {
-            let prefetch = lanes::prefetch(&lane, &self.context.settings);
-            let consumer = session
-                .consume(Source::Lane(lane.clone()), prefetch)
-                .await?;
-            lanes.push(OpenLane { lane, consumer });
-        }
-        tasks.spawn(lanes::work(Arc::clone(&work), lanes));
+        let targets = self.context.targets.keys().map(String::as_str);
+        let lanes = lanes::open(&*session, targets, &self.context.settings).await?;
+        tasks.spawn(lanes::work(Arc::clone(&work), Arc::clone(&session), lanes));
         for &priority in Priority::ALL {
             let jobs = session
                 .consume(Source::Jobs(priority), JOBS_PREFETCH)
@@ -192,7 +183,10 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         rest.cancel();
         self.all_ended(&mut keeper, &mut end).await;
         self.context.metrics.broker_up(false);
-        session.close().await;
+        // All tasks have ended, so that this is the last one that holds it.
+        if let Some(session) = Arc::into_inner(session) {
+            session.close().await;
+        }
         Ok(end)
     }
 

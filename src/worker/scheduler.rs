@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::delivery::{DeliveryEnd, deliver};
 use super::notice::deliver_notice;
 use super::session::WorkerSession;
+use super::tail::Tail;
 use crate::domain::fairness::{At, Ticket, Turns};
 use crate::domain::lane::{Lane, LaneClass, Priority, SUB_LANES};
 use crate::error::chain;
@@ -35,6 +37,9 @@ pub(super) const NOTICES_IN_WORK: usize = 8;
 /// each other.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// A delivery that waits this long for its last answers has a long tail.
+const LONG_TAIL: Duration = Duration::from_millis(100);
+
 pub(super) struct Scheduler<S, T, P> {
     session: Arc<WorkerSession<S, T, P>>,
     lanes: Vec<Waiting>,
@@ -46,6 +51,8 @@ pub(super) struct Scheduler<S, T, P> {
     endings: JoinSet<()>,
     /// The origin of the times that `Turns` gets.
     epoch: Instant,
+    /// Notified when the tail of a delivery begins.
+    tails: Arc<Notify>,
 }
 
 /// The deliveries of one lane that wait, oldest first.
@@ -71,6 +78,7 @@ struct InWork {
     place: Place,
     duty: Box<dyn EndDelivery>,
     halt: CancellationToken,
+    tail: Tail,
 }
 
 /// The kind of place that a slice in work occupies.
@@ -79,6 +87,8 @@ enum Place {
     Express,
     Notice,
     Shared(At, Ticket),
+    /// No place any more: the slice waits for its last answers, since this time.
+    Tail(Instant),
     /// No place: the slice only goes back to the end of its lane.
     None,
 }
@@ -122,6 +132,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             in_work: HashMap::new(),
             endings: JoinSet::new(),
             epoch: Instant::now(),
+            tails: Arc::default(),
         };
         for lane in lanes {
             let known = scheduler
@@ -152,8 +163,14 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         }
     }
 
+    /// Notified when a delivery leaves its place early.
+    pub(super) fn tails(&self) -> Arc<Notify> {
+        Arc::clone(&self.tails)
+    }
+
     /// Starts slices while there are places for them, and makes others give way.
     pub(super) fn draw(&mut self) {
+        self.free_tails();
         self.pass_on();
         let ledger_up = {
             let context = &self.session.context;
@@ -197,7 +214,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
     }
 
     fn draw_shared(&mut self, target: usize) {
-        let most = self.session.context.settings.slice_concurrency;
+        let most = self.slices(target);
         let now = self.epoch.elapsed();
         while self.targets[target].other < most {
             let Some(at) = self.targets[target].turns.next(now) else {
@@ -259,13 +276,14 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             Place::Express => places.express += 1,
             Place::Notice => places.notices += 1,
             Place::Shared(..) => places.other += 1,
-            Place::None => {}
+            Place::Tail(_) | Place::None => {}
         }
         let halt = self.session.halt.child_token();
         if place == Place::None {
             halt.cancel();
         }
-        let session = self.session.until(halt.clone());
+        let tail = Tail::new(&self.tails);
+        let session = self.session.until(halt.clone(), tail.clone());
         let from = here.lane.clone();
         let Delivery {
             body,
@@ -284,24 +302,91 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             place,
             duty,
             halt,
+            tail,
         };
         self.in_work.insert(task.id(), in_work);
+    }
+
+    /// Frees the places of deliveries that only wait for their last answers.
+    fn free_tails(&mut self) {
+        let now = Instant::now();
+        let mut freed = Vec::new();
+        for slice in self.in_work.values_mut() {
+            let has_place = matches!(slice.place, Place::Express | Place::Shared(..));
+            if has_place && slice.tail.has_begun() {
+                freed.push((slice.lane, slice.place));
+                slice.place = Place::Tail(now);
+            }
+        }
+        for (lane, place) in freed {
+            self.free(lane, place);
+        }
+    }
+
+    fn free(&mut self, lane: usize, place: Place) {
+        let places = &mut self.targets[self.lanes[lane].target];
+        match place {
+            Place::Express => places.express -= 1,
+            Place::Notice => places.notices -= 1,
+            Place::Shared(at, ticket) => {
+                places.other -= 1;
+                places.turns.ended(at, ticket, self.epoch.elapsed());
+            }
+            Place::Tail(_) | Place::None => {}
+        }
+    }
+
+    /// Slices of a target that make calls at a time.
+    fn slices(&self, target: usize) -> usize {
+        let name = &self.targets[target].target;
+        let target = self.session.context.targets.get(name);
+        target.map_or(1, |target| target.slices)
+    }
+
+    /// Whether the deliveries that the broker has handed out of a lane all wait for their last
+    /// answers, and have done so for a while, while places are free. More could be worked on.
+    pub(super) fn is_hungry(&self, lane: usize) -> bool {
+        let here = &self.lanes[lane];
+        let places = &self.targets[here.target];
+        let has_room = match here.lane.class {
+            LaneClass::Notices => false,
+            LaneClass::Express => {
+                places.express < self.session.context.settings.small_job_concurrency
+            }
+            LaneClass::Of(..) => places.other < self.slices(here.target),
+        };
+        has_room && here.deliveries.is_empty() && self.has_long_tail(lane)
+    }
+
+    /// Whether a delivery of this lane has waited for its last answers for a while.
+    pub(super) fn has_long_tail(&self, lane: usize) -> bool {
+        self.in_work.values().any(|slice| {
+            slice.lane == lane
+                && matches!(slice.place, Place::Tail(since) if since.elapsed() >= LONG_TAIL)
+        })
     }
 
     /// How long until the scheduler has something to do by itself.
     pub(super) fn until_one_moves(&self) -> Duration {
         let now = Instant::now();
-        let most = self.session.context.settings.slice_concurrency;
         let of_lane = |here: &Waiting| {
             let (since, _) = here.deliveries.front()?;
             let too_old = KEEP_MAX.saturating_sub(now.duration_since(*since));
             let places = &self.targets[here.target];
+            let most = self.slices(here.target);
             let kept = self.session.context.kept_for(&places.target);
             let look = (places.other >= most && places.turns.is_contended()).then_some(LOOK);
             [Some(too_old), kept, look].into_iter().flatten().min()
         };
         let lanes = self.lanes.iter().filter_map(of_lane);
-        lanes.min().unwrap_or(KEEP_MAX)
+        let has_tails = self
+            .in_work
+            .values()
+            .any(|it| matches!(it.place, Place::Tail(_)));
+        lanes
+            .chain(has_tails.then_some(LOOK))
+            .min()
+            .unwrap_or(KEEP_MAX)
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -343,17 +428,8 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         else {
             return;
         };
+        self.free(lane, place);
         let here = &self.lanes[lane];
-        let places = &mut self.targets[here.target];
-        match place {
-            Place::Express => places.express -= 1,
-            Place::Notice => places.notices -= 1,
-            Place::Shared(at, ticket) => {
-                places.other -= 1;
-                places.turns.ended(at, ticket, self.epoch.elapsed());
-            }
-            Place::None => {}
-        }
         self.session
             .context
             .metrics

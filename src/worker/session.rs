@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::tail::Tail;
 use super::throttle::Throttle;
 use crate::error::chain;
 use crate::ports::{Lost, Outgoing, PublishError, Publisher, Store};
@@ -19,17 +20,20 @@ pub(super) struct WorkerSession<S, T, P> {
     /// Once this is cancelled no new work starts: the process drains, or the session is lost (it is
     /// a child of `lost`). For a single delivery also: its slice makes way for others.
     pub(super) halt: CancellationToken,
+    /// For a single delivery: tells when it only waits for its last answers.
+    pub(super) tail: Option<Tail>,
 }
 
 impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     /// The same session for one delivery, which its own token stops.
-    pub(super) fn until(&self, halt: CancellationToken) -> Self {
+    pub(super) fn until(&self, halt: CancellationToken, tail: Tail) -> Self {
         Self {
             context: Arc::clone(&self.context),
             publisher: self.publisher.clone(),
             throttle: Arc::clone(&self.throttle),
             lost: self.lost.clone(),
             halt,
+            tail: Some(tail),
         }
     }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::lanes::OpenLane;
 use super::*;
+use crate::domain::lane::Lane;
 use crate::domain::schedule::Schedule;
 use crate::embedded::Engine;
 use crate::metrics::{LedgerStep, Metrics};
@@ -177,6 +179,7 @@ async fn a_panic_in_one_lane_ends_the_session() {
         throttle: Arc::default(),
         lost: CancellationToken::new(),
         halt: CancellationToken::new(),
+        tail: None,
     });
     let halt = session.halt.clone();
     let lanes = Lane::all("im").enumerate().map(|(number, lane)| OpenLane {
@@ -186,7 +189,8 @@ async fn a_panic_in_one_lane_ends_the_session() {
             cancelled: false,
         },
     });
-    let work = tokio::spawn(lanes::work(session, lanes.collect()));
+    let broker = Arc::new(BrokenSession(CancellationToken::new()));
+    let work = tokio::spawn(lanes::work(session, broker, lanes.collect()));
     let panicked = work.await.unwrap_err();
     assert!(panicked.is_panic(), "{panicked}");
     let said = panicked.to_string();

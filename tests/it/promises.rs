@@ -374,6 +374,46 @@ async fn promise_4_sigkill_leaves_at_most_the_calls_in_flight_in_doubt() {
     world.end().await;
 }
 
+/// Calls that are not answered hold up no others, in whatever slices they are: all other recipients
+/// get the message meanwhile. A SIGKILL then leaves only those calls in doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_4_a_long_tail_holds_up_nothing_and_a_kill_doubts_no_more() {
+    let Some(plan) = Plan::shared() else { return };
+    let world = plan.not_idempotent().start("tail").await;
+    let faults = json!({"latency": "20ms", "hang": "1%"});
+    world.mock.patch_faults(&faults).unwrap();
+    let patient = [
+        ("FANWISE_WORKER__SLICE_RECIPIENTS", "100"),
+        ("FANWISE_TARGETS__IM__CALL_TIMEOUT", "20s"),
+        ("FANWISE_LEDGER__LEASE", "25s"),
+    ];
+    let mut first = world.worker_with(&patient).await;
+    let recipients = users(4000);
+    let job = world.send("tail", &recipients, &[]).await;
+    let hung = until("all calls are made", BOUND, async || {
+        let stats = world.mock.stats();
+        (stats.requests == 4000).then(|| stats.faults["hang"])
+    })
+    .await;
+    assert!(hung > 0, "no call hangs");
+    let given_up = "fanwise_calls_total{class=\"uncertain\",target=\"im\"}";
+    assert_eq!(first.metrics().await[given_up], 0.0);
+    until("the answers are recorded", BOUND, async || {
+        let record = world.job(&job).await?;
+        (record["accounts"]["sent"].as_u64() == Some(4000 - hung)).then_some(())
+    })
+    .await;
+    first.process.kill();
+    world.mock.patch_faults(&json!({"hang": null})).unwrap();
+    let second = world.worker_with(&patient).await;
+    let record = world.completed(&job).await;
+    assert_eq!(record["accounts"]["uncertain"], hung, "{record}");
+    assert_eq!(record["accounts"]["sent"], 4000 - hung, "{record}");
+    assert!(world.accepted().values().all(|count| *count == 1));
+    second.drain().await;
+    world.end().await;
+}
+
 /// SIGTERM while a job runs: slices in work are finished or requeued, and another worker continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_5_a_drain_loses_nothing() {

@@ -253,6 +253,7 @@ fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
         call_timeout: CALL_TIMEOUT,
         calls: Arc::new(Semaphore::new(16)),
         window_calls: plan.window_calls,
+        slices: 2,
         limit: plan.limit.map(|limit| limit.parse().unwrap()),
         on_uncertain: plan.on_uncertain,
         config_fault_pause: Duration::from_secs(5),
