@@ -1,19 +1,21 @@
 //! Publishes jobs of one recipient, one after the other at a fixed pace whatever becomes of them, and
-//! prints how long each took from before its publish to its receipt at the sink, in milliseconds.
+//! prints how long each took from before its publish to its receipt at the sink, in milliseconds. Or
+//! publishes jobs of several recipients as fast as the broker confirms them.
 
 #![allow(
     clippy::disallowed_methods,
     reason = "it measures by clocks and tasks of its own"
 )]
 
+use std::collections::VecDeque;
 use std::io::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use jiff::SignedDuration;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{BasicProperties, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Connection, ConnectionProperties, PublisherConfirm};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::MissedTickBehavior;
@@ -34,9 +36,16 @@ struct Args {
     sink: u16,
     #[arg(long, default_value_t = 100)]
     count: usize,
+    /// Time between two jobs; zero: as fast as the broker confirms
     #[arg(long, default_value = "100ms")]
     every: SignedDuration,
+    /// Jobs of this many recipients, named like those of a list, instead of probes; prints nothing
+    #[arg(long)]
+    users: Option<usize>,
 }
+
+/// Jobs published and not yet confirmed at a time.
+const UNCONFIRMED_MAX: usize = 500;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -48,15 +57,29 @@ async fn main() -> anyhow::Result<()> {
         .confirm_select(ConfirmSelectOptions::default())
         .await?;
     let run = now_us();
-    let mut ticks = tokio::time::interval(args.every.unsigned_abs());
+    let every = args.every.unsigned_abs();
+    let mut ticks = tokio::time::interval(every.max(Duration::from_nanos(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut published = Vec::with_capacity(args.count);
-    let mut confirms = Vec::with_capacity(args.count);
+    let mut confirms = VecDeque::new();
     for number in 0..args.count {
-        ticks.tick().await;
+        if !every.is_zero() {
+            ticks.tick().await;
+        }
+        if confirms.len() >= UNCONFIRMED_MAX
+            && let Some(confirm) = confirms.pop_front()
+        {
+            confirmed(confirm).await?;
+        }
+        let users = match args.users {
+            Some(size) => (number * size..(number + 1) * size)
+                .map(|user| format!("u{user:07}"))
+                .collect(),
+            None => vec![format!("s{number:07}")],
+        };
         let job = serde_json::json!({
             "v": 1, "client_msg_no": format!("probe-{run}-{number}"), "target": args.target,
-            "audience": {"users": [format!("s{number:07}")]},
+            "audience": {"users": users},
             "message": {"type": "text", "text": "hello"},
         });
         published.push(now_us());
@@ -67,17 +90,17 @@ async fn main() -> anyhow::Result<()> {
         let properties = BasicProperties::default().with_delivery_mode(2);
         let body = job.to_string().into_bytes();
         let exchange = args.exchange.as_str();
-        confirms.push(
+        confirms.push_back(
             channel
                 .basic_publish(exchange.into(), "normal".into(), options, &body, properties)
                 .await?,
         );
     }
     for confirm in confirms {
-        let confirm = confirm.await?;
-        if !confirm.is_ack() || confirm.take_message().is_some() {
-            bail!("the broker did not accept a job");
-        }
+        confirmed(confirm).await?;
+    }
+    if args.users.is_some() {
+        return Ok(());
     }
     ask(
         args.sink,
@@ -102,6 +125,14 @@ fn now_us() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_micros() as u64
+}
+
+async fn confirmed(confirm: PublisherConfirm) -> anyhow::Result<()> {
+    let confirm = confirm.await?;
+    if !confirm.is_ack() || confirm.take_message().is_some() {
+        bail!("the broker did not accept a job");
+    }
+    Ok(())
 }
 
 async fn ask(port: u16, path: &str) -> anyhow::Result<String> {

@@ -36,6 +36,14 @@ struct Args {
     /// Wait so long before every answer
     #[arg(long, default_value = "0s")]
     latency: SignedDuration,
+    /// Wait for up to this long instead, each time between as likely
+    #[arg(long)]
+    latency_max: Option<SignedDuration>,
+    /// Answers in a hundred that take `--slow` instead
+    #[arg(long, default_value_t = 0)]
+    slow_percent: u8,
+    #[arg(long, default_value = "3s")]
+    slow: SignedDuration,
     /// Most recipients that can be told apart
     #[arg(long, default_value_t = 20_000_000)]
     recipients_max: usize,
@@ -70,11 +78,40 @@ fn main() -> anyhow::Result<()> {
             )?;
             stdout.flush()?;
             tokio::try_join!(
-                accept(data, threads, &tally, args.latency.unsigned_abs()),
+                accept(data, threads, &tally, Latency::of(&args)),
                 accept_control(control, &tally)
             )?;
             Ok(())
         })
+}
+
+/// How long answers take.
+#[derive(Clone, Copy)]
+struct Latency {
+    least: Duration,
+    most: Duration,
+    slow_percent: u8,
+    slow: Duration,
+}
+
+impl Latency {
+    fn of(args: &Args) -> Self {
+        let least = args.latency.unsigned_abs();
+        let most = args.latency_max.map_or(least, SignedDuration::unsigned_abs);
+        Self {
+            least,
+            most: most.max(least),
+            slow_percent: args.slow_percent,
+            slow: args.slow.unsigned_abs(),
+        }
+    }
+
+    fn draw(self) -> Duration {
+        if self.slow_percent > 0 && fastrand::u8(..100) < self.slow_percent {
+            return self.slow;
+        }
+        self.least + (self.most - self.least).mul_f64(fastrand::f64())
+    }
 }
 
 /// A thread with a runtime of its own: its connections never move to another.
@@ -89,7 +126,7 @@ async fn accept(
     listener: TcpListener,
     threads: Vec<Handle>,
     tally: &Arc<Tally>,
-    latency: Duration,
+    latency: Latency,
 ) -> anyhow::Result<()> {
     for thread in threads.iter().cycle() {
         let (stream, _) = listener.accept().await?;
@@ -109,7 +146,7 @@ async fn accept(
 }
 
 /// Answers the requests of one connection until it is closed.
-async fn serve(mut stream: TcpStream, tally: &Tally, latency: Duration) -> anyhow::Result<()> {
+async fn serve(mut stream: TcpStream, tally: &Tally, latency: Latency) -> anyhow::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     let mut filled = 0;
     loop {
@@ -132,8 +169,9 @@ async fn serve(mut stream: TcpStream, tally: &Tally, latency: Duration) -> anyho
         while let Some(request) = Request::read(&buffer[start..filled])? {
             tally.note(&request);
             start += request.whole.len();
-            if !latency.is_zero() {
-                tokio::time::sleep(latency).await;
+            let wait = latency.draw();
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
             }
             stream.write_all(REPLY).await?;
         }
