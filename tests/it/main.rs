@@ -24,6 +24,8 @@ mod contract;
 mod control;
 /// README and `docs`: links, quoted commands, names of metrics, an entry for each alert.
 mod documents;
+/// The cost per recipient, in steps of Redis.
+mod cost;
 /// All in one test: three workers, faults of every kind, a SIGKILL.
 mod done;
 /// Drop-in endpoints: documented requests of existing callers, and the answers that they expect.

@@ -27,7 +27,7 @@ use crate::support::world::{BOUND, Plan, World, free_port, users};
 
 /// An HTTP answer.
 #[derive(Debug)]
-struct Answer {
+pub(crate) struct Answer {
     status: u16,
     headers: BTreeMap<String, String>,
     body: String,
@@ -49,7 +49,7 @@ impl Answer {
         })
     }
 
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
@@ -111,7 +111,7 @@ async fn post(port: u16, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     ask(port, "POST", "/v1/jobs", headers, body).await
 }
 
-async fn upload(port: u16, key: &str, kind: &str, list: &[u8]) -> Answer {
+pub(crate) async fn upload(port: u16, key: &str, kind: &str, list: &[u8]) -> Answer {
     let spec = spec(key);
     let headers = [("Content-Type", kind), ("Fanwise-Job-Spec", &*spec)];
     post(port, &headers, list).await

@@ -1,0 +1,153 @@
+//! The cost per recipient, in counts that do not depend on the speed of the machine. The bounds are
+//! a little above what was counted when they were written: a change that needs more fails.
+//! `tests/bench` measures times.
+
+use std::time::{Duration, Instant};
+
+use redis::AsyncCommands as _;
+use serde_json::json;
+
+use crate::support::process::fanwise;
+use crate::support::servers::{PrivateRedis, amqp_url};
+use crate::support::wait::until;
+use crate::support::world::{BOUND, Plan, Worker, World, users};
+use crate::upload::upload;
+
+/// The commands that a Redis has executed: calls of scripts, and commands inside them.
+struct Commands {
+    scripts: u64,
+    inside: u64,
+}
+
+impl Commands {
+    /// Counts what happens from now on.
+    async fn reset(world: &World) {
+        world.redis_command(&["CONFIG", "RESETSTAT"]).await;
+    }
+
+    async fn of(world: &World) -> Self {
+        let client = redis::Client::open(world.redis.as_str()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let stats: String = redis::cmd("INFO")
+            .arg("commandstats")
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        let _: () = connection.ping().await.unwrap();
+        let calls = |line: &str| -> Option<(String, u64)> {
+            let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+        };
+        let mut commands = Self {
+            scripts: 0,
+            inside: 0,
+        };
+        for (name, calls) in stats.lines().filter_map(calls) {
+            match name.as_str() {
+                "evalsha" | "eval" => commands.scripts += calls,
+                "get" | "set" | "append" | "setrange" | "hget" | "hset" | "hmget" | "hincrby" => {
+                    commands.inside += calls;
+                }
+                _ => {}
+            }
+        }
+        commands
+    }
+}
+
+/// A limit that never binds: that it is there must cost next to nothing.
+const LIMIT: &str = "limit = \"1000000/s\"";
+
+fn plan(redis: &PrivateRedis) -> Option<Plan> {
+    let mut plan = Plan::on(&amqp_url()?, redis.url());
+    plan.target.push('\n');
+    plan.target.push_str(LIMIT);
+    plan.more = format!("[apps.default]\ntarget = \"im\"\n{LIMIT}\n");
+    Some(plan)
+}
+
+/// Prints the counts per recipient, and checks them.
+fn check(what: &str, recipients: usize, commands: &Commands, scripts_max: f64, inside_max: f64) {
+    let per_recipient = |count: u64| count as f64 / recipients as f64;
+    let (scripts, inside) = (
+        per_recipient(commands.scripts),
+        per_recipient(commands.inside),
+    );
+    println!("{what}: {scripts:.4} scripts and {inside:.3} commands a recipient");
+    assert!(scripts <= scripts_max, "{what}: {scripts} scripts");
+    assert!(inside <= inside_max, "{what}: {inside} commands");
+}
+
+/// Leases cost no more for more recipients: of each of the two limits there is at most one every 50
+/// ms, however fast the worker sends.
+async fn few_leases(worker: &Worker, since: Instant) {
+    let counted = "fanwise_ledger_duration_seconds_count{step=\"lease\"}";
+    let leases = worker.metrics().await[counted];
+    let seconds = since.elapsed().as_secs_f64();
+    println!("{leases} leases in {seconds:.1} s");
+    assert!(
+        leases <= 40.0 * seconds + 20.0,
+        "{leases} leases in {seconds} s"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recipient_of_a_single_call_costs_few_steps() {
+    let Some(redis) = PrivateRedis::start().await else {
+        return;
+    };
+    let Some(plan) = plan(&redis) else { return };
+    let world = plan.start("cost-single").await;
+    world
+        .mock
+        .patch_faults(&json!({"latency": "20ms"}))
+        .unwrap();
+    let worker = world.worker().await;
+    let since = Instant::now();
+    Commands::reset(&world).await;
+    let job = world.send("single", &users(5000), &[]).await;
+    world.completed(&job).await;
+    let commands = Commands::of(&world).await;
+    check("single", 5000, &commands, 0.5, 3.0);
+    few_leases(&worker, since).await;
+    worker.drain().await;
+    world.end().await;
+}
+
+/// The slices of a list touch few buckets, however many parts it travels in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recipient_of_an_uploaded_list_costs_few_steps() {
+    let Some(redis) = PrivateRedis::start().await else {
+        return;
+    };
+    let Some(mut plan) = plan(&redis) else { return };
+    plan.own_url = true;
+    plan.target = format!(
+        "url = \"http://{{address}}/nimserver\"\ntype = \"netease\"\nsender = \"news\"\n\
+         app_key = \"mock-key\"\napp_secret = \"mock-secret\"\n{LIMIT}"
+    );
+    let world = plan.start("cost-upload").await;
+    let worker = world.worker().await;
+    let variables = [
+        ("FANWISE_GATEWAY__LISTEN", "127.0.0.1:0"),
+        ("FANWISE_ADMIN__LISTEN", "127.0.0.1:0"),
+    ];
+    let mut gateway = fanwise(&["gateway", "--config", world.config()], &variables);
+    let port = gateway.until_listens("gateway listens").await;
+    let list = users(100_001).join("\n");
+    let since = Instant::now();
+    Commands::reset(&world).await;
+    let accepted = until("the gateway accepts", BOUND, async || {
+        let answer = upload(port, "list", "text/plain", list.as_bytes()).await;
+        answer.json()["job"].as_str().map(str::to_owned)
+    });
+    let job = accepted.await;
+    world.completed(&job).await;
+    let commands = Commands::of(&world).await;
+    check("upload", 100_001, &commands, 0.05, 0.25);
+    few_leases(&worker, since).await;
+    gateway.terminate();
+    gateway.wait(Duration::from_secs(30)).await;
+    worker.drain().await;
+    world.end().await;
+}
