@@ -379,14 +379,15 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             [Some(too_old), kept, look].into_iter().flatten().min()
         };
         let lanes = self.lanes.iter().filter_map(of_lane);
-        let has_tails = self
-            .in_work
-            .values()
-            .any(|it| matches!(it.place, Place::Tail(_)));
-        lanes
-            .chain(has_tails.then_some(LOOK))
-            .min()
-            .unwrap_or(KEEP_MAX)
+        // A tail that becomes long may make its lane hungry.
+        let tails = self.in_work.values().filter_map(|slice| match slice.place {
+            Place::Tail(since) => {
+                let left = LONG_TAIL.saturating_sub(now.duration_since(since));
+                (!left.is_zero()).then_some(left)
+            }
+            _ => None,
+        });
+        lanes.chain(tails).min().unwrap_or(KEEP_MAX)
     }
 
     pub(super) fn is_busy(&self) -> bool {
