@@ -22,10 +22,10 @@ mod bounds;
 mod contract;
 /// Directives: pause, cancel, re-rate, park; what is told about them.
 mod control;
-/// README and `docs`: links, quoted commands, names of metrics, an entry for each alert.
-mod documents;
 /// The cost per recipient, in steps of Redis.
 mod cost;
+/// README and `docs`: links, quoted commands, names of metrics, an entry for each alert.
+mod documents;
 /// All in one test: three workers, faults of every kind, a SIGKILL.
 mod done;
 /// Drop-in endpoints: documented requests of existing callers, and the answers that they expect.
