@@ -32,6 +32,7 @@ use crate::runtime::{
 use crate::secret::Secret;
 use crate::service::BeforeAccept;
 use crate::service::admission::{Admission, Rules};
+use crate::service::api;
 use crate::service::control::{Facts, TargetFacts};
 use crate::store;
 
@@ -425,6 +426,10 @@ async fn serve<B: Broker + RetainedQueues, S: Store>(
 fn gateway_settings(config: &Config) -> Result<gateway::Settings, Failure> {
     let gateway = config.gateway.clone();
     Ok(gateway::Settings {
+        engine: match config.broker.url {
+            Some(_) => api::Engine::Servers,
+            None => api::Engine::Embedded,
+        },
         listen: gateway.listen,
         tls: tls(config)?,
         access: access(config),

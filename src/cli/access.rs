@@ -205,13 +205,12 @@ impl Access {
                         after: next.as_deref().and_then(jobs::read_cursor),
                         most: page,
                     };
-                    let apps = direct.config.apps.keys().map(String::as_str);
-                    let list = jobs::page(direct.ledger()?, apps, query).await;
+                    let list = jobs::page(direct.ledger()?, &direct.facts, query).await;
                     list.or_exit(Exit::Unavailable)?
                 }
                 Self::Server(server) => server.jobs(filter, page, next.as_deref()).await?,
             };
-            jobs.extend(list.jobs);
+            jobs.extend(list.jobs.into_iter().map(|job| job.record));
             next = list.next;
             if next.is_none() {
                 break;

@@ -116,6 +116,7 @@ impl ListArgs {
             state: state.and_then(|it| it.parse().ok()),
             since_ms: self.since,
             until_ms: self.until,
+            starts_after_ms: None,
         }
     }
 }

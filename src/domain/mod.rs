@@ -38,6 +38,7 @@ pub mod mapping;
 /// The message of a job and its options.
 pub mod message;
 /// Notices of completed jobs, and which destinations a job may name.
+pub mod moment;
 pub mod notice;
 /// What a call returned, what that means for a recipient, and what to do next.
 pub mod outcome;

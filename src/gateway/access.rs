@@ -115,7 +115,7 @@ impl Access {
         let path = request.uri().path();
         match reach(request.method(), path) {
             // The job itself names its app.
-            Reach::Anyone | Reach::Submit => {}
+            Reach::Submit | Reach::Oneself => {}
             Reach::OwnJobs => {
                 let uri = self.confined(caller, request.uri())?;
                 *request.uri_mut() = uri;
@@ -159,17 +159,12 @@ impl Access {
 /// Which callers may ask for a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
-    /// Every caller that is let in at all.
-    Anyone,
     Submit,
+    /// Every caller; the answer is about the caller.
+    Oneself,
     /// An app, for what `?app=` names.
     OwnJobs,
     Admin,
-}
-
-/// Whether the answer is the same for all callers and tells nothing about jobs.
-pub(super) fn is_public(method: &Method, path: &str) -> bool {
-    reach(method, path) == Reach::Anyone
 }
 
 /// Paths that are not listed are for the administrator.
@@ -178,9 +173,14 @@ fn reach(method: &Method, path: &str) -> Reach {
     let mut parts = path.split('/').skip(1);
     let parts: [_; 6] = std::array::from_fn(|_| parts.next());
     match parts {
-        [Some("openapi.json" | "docs"), None, ..] if reads => Reach::Anyone,
+        [Some("v1"), Some("about"), None, ..] if reads => Reach::Oneself,
         [Some("v1"), Some("jobs"), None, ..] if *method == Method::POST => Reach::Submit,
-        [Some("v1"), Some("jobs" | "dead" | "templates"), None, ..]
+        [
+            Some("v1"),
+            Some("jobs" | "dead" | "templates" | "events"),
+            None,
+            ..,
+        ]
         | [Some("v1"), Some("jobs" | "templates"), Some(_), None, ..]
         | [
             Some("v1"),

@@ -15,14 +15,15 @@ use super::body::Held;
 use super::params::NoParams;
 use super::problem::Refusal;
 use crate::clock::now_ms;
-use crate::domain::directive::{Directive, Scope, Subject};
+use crate::domain::directive::{Scope, Subject};
 use crate::domain::fields::{Fields, Problem};
 use crate::domain::ids::JobId;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
 use crate::service::control::{
-    self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, LimitView, TargetView,
+    self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, DirectiveView,
+    LimitView, TargetView,
 };
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
@@ -150,9 +151,10 @@ async fn limits<B: Broker, S: Store, T: Transport>(
 async fn directives<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     _: NoParams,
-) -> Result<Json<Vec<Directive>>, Refusal> {
+) -> Result<Json<Vec<DirectiveView>>, Refusal> {
     let board = control::board(&gateway.context.store).await?;
-    let mut all: Vec<_> = board.all(now_ms()).cloned().collect();
+    let all = board.all(now_ms()).cloned().map(DirectiveView::from);
+    let mut all: Vec<_> = all.collect();
     all.sort_by(|a, b| a.subject.cmp(&b.subject));
     Ok(Json(all))
 }

@@ -41,17 +41,17 @@ use crate::service::jobs;
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Time between two heartbeats, which keep proxies from closing a quiet stream.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// How long a client should wait before it reconnects.
-const COME_BACK: Duration = Duration::from_secs(1);
+pub(super) const COME_BACK: Duration = Duration::from_secs(1);
 
 /// How long a job may stay unknown; normally it is known some milliseconds after its acceptance.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The state of a job, as the id of an event tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stood {
+pub(super) struct Stood {
     /// Lists of recipients that the job had then; more lists later mean that it was extended.
     submissions: u64,
     settled: u64,
@@ -83,7 +83,7 @@ impl FromStr for Stood {
 }
 
 impl Stood {
-    fn of(record: &JobRecord) -> Self {
+    pub(super) fn of(record: &JobRecord) -> Self {
         Self {
             submissions: record.submissions,
             settled: record.accounts.settled(),
@@ -301,6 +301,11 @@ impl Streaming {
 }
 
 fn event(kind: EventKind, stood: Stood, record: &JobRecord) -> Event {
+    event_of(kind, record).id(stood.to_string())
+}
+
+/// An event without an id.
+pub(super) fn event_of(kind: EventKind, record: &JobRecord) -> Event {
     let at_ms = match kind {
         EventKind::Accepted => record.accepted_at_ms,
         EventKind::Progress => record.progress_at_ms.unwrap_or(record.accepted_at_ms),
@@ -319,8 +324,7 @@ fn event(kind: EventKind, stood: Stood, record: &JobRecord) -> Event {
         id: None,
     };
     let data = crate::json::text(&told);
-    let event = Event::default().id(stood.to_string());
-    event.event(kind.as_str()).data(data)
+    Event::default().event(kind.as_str()).data(data)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! and an uploaded list is sent only once all of it is accepted.
 //!
 //! - `routes`: every path; `submit`: accepts jobs; `query`: reads jobs; `events`: follows one job;
-//!   `control`: controls jobs, apps and targets; `dead`: dead letters; `templates`: stored
+//!   `feed`: follows all jobs; `about`: the process itself; `control`: controls jobs, apps and targets; `dead`: dead letters; `templates`: stored
 //!   messages; `dropin`: existing callers of IM systems.
 //! - `openapi`: all of it as a document and as a page.
 //! - `access`: who calls and what they may do; `caller_view`: what callers learn about the
@@ -26,6 +26,7 @@
 //! the gateway waits for the rest; what the request takes up after that comes out of its app's
 //! share.
 
+mod about;
 mod access;
 mod body;
 mod browser;
@@ -34,6 +35,7 @@ mod control;
 mod dead;
 mod dropin;
 mod events;
+mod feed;
 mod form;
 mod openapi;
 mod params;
@@ -67,6 +69,7 @@ pub use self::access::{Access, AppAccess};
 use self::dead::Readers;
 pub use self::dropin::DropInSystem;
 use self::events::Hub;
+use self::feed::Feed;
 pub use self::openapi::openapi;
 use self::problem::Refusal;
 use self::shares::Shares;
@@ -76,6 +79,7 @@ use crate::error::chain;
 use crate::http::server::{self, ConnectionLimits, Hosts};
 use crate::ports::{Broker, Outgoing, Publisher, RetainedQueues, Session, Store, Transport};
 use crate::runtime::{Context, RECONNECT};
+use crate::service::api::Engine;
 use crate::service::control::Facts;
 
 type PublisherOf<B> = <<B as Broker>::Session as Session>::Publisher;
@@ -86,6 +90,8 @@ type Publishing<B> = watch::Receiver<Option<Open<PublisherOf<B>>>>;
 /// How the gateway serves; the defaults and bounds are in `config`.
 #[derive(Clone)]
 pub struct Settings {
+    /// Shown to callers.
+    pub engine: Engine,
     pub listen: SocketAddr,
     /// Without it the gateway speaks plain HTTP.
     pub tls: Option<Tls>,
@@ -112,6 +118,8 @@ struct Gateway<B: Broker, S, T> {
     /// The drop-in endpoints, by system.
     systems: Vec<Arc<DropInSystem>>,
     hub: Hub,
+    feed: Feed,
+    engine: Engine,
     publishing: Publishing<B>,
     /// Cancelled at the end: no request waits for a job any longer.
     stop: CancellationToken,
@@ -215,6 +223,8 @@ impl Server {
             facts,
             systems: systems.into_iter().map(Arc::new).collect(),
             hub: Hub::new(),
+            feed: Feed::default(),
+            engine: settings.engine,
             access: settings.access,
             rates: Rates::new(),
             publishing,

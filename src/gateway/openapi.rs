@@ -4,8 +4,10 @@
 //! it, with the schemas of the very types that the gateway reads and writes; the page is made from
 //! the document. A test compares the table with the router, in both directions.
 //!
-//! Both need a token, as the other paths do: they tell which version runs here.
+//! Neither needs a token: clients and people read them before they have one.
 
+mod dropins;
+mod example;
 mod operations;
 mod page;
 
@@ -39,6 +41,10 @@ struct Operation {
     open: bool,
     parameters: Vec<Parameter>,
     bodies: Vec<Content>,
+    /// A body of the first of these types.
+    body_example: Option<&'static str>,
+    /// Headers that the example sends besides the token.
+    header_examples: Vec<&'static str>,
     /// Whether the body may be left out.
     may_be_empty: bool,
     answers: Vec<DocumentedResponse>,
@@ -93,6 +99,8 @@ impl Operation {
             open: false,
             parameters: Vec::new(),
             bodies: Vec::new(),
+            body_example: None,
+            header_examples: Vec::new(),
             may_be_empty: false,
             answers: Vec::new(),
             refusals: Vec::new(),
@@ -143,9 +151,26 @@ impl Operation {
         self.parameter("header", name, what, of::<String>)
     }
 
-    fn takes(mut self, content: Content) -> Self {
+    fn takes(self, content: Content) -> Self {
+        self.body(content).refuses(&[408, 413])
+    }
+
+    /// Adds a body whose refusals have another form than ours.
+    fn body(mut self, content: Content) -> Self {
         self.bodies.push(content);
-        self.refuses(&[408, 413])
+        self
+    }
+
+    /// The body in the example of this operation.
+    fn example(mut self, body: &'static str) -> Self {
+        self.body_example = Some(body);
+        self
+    }
+
+    /// A header in the example of this operation.
+    fn sends(mut self, header: &'static str) -> Self {
+        self.header_examples.push(header);
+        self
     }
 
     fn may_be_empty(mut self) -> Self {
@@ -170,10 +195,11 @@ impl Operation {
 
     /// All refusals, including those that any request may meet.
     fn all_refusals(&self) -> Vec<u16> {
-        if self.open {
-            return Vec::new();
-        }
-        let mut all = [&self.refusals[..], &[400, 401, 403, 429, 503]].concat();
+        let any: &[u16] = match self.open {
+            true => &[],
+            false => &[400, 401, 403, 429, 503],
+        };
+        let mut all = [&self.refusals[..], any].concat();
         all.sort_unstable();
         all.dedup();
         all
@@ -229,7 +255,7 @@ pub fn openapi() -> Value {
     let mut groups: Vec<_> = operations.iter().map(|it| it.group).collect();
     groups.dedup();
     let tags: Vec<_> = groups.iter().map(|name| json!({"name": name})).collect();
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Fanwise over HTTP",
@@ -251,7 +277,26 @@ pub fn openapi() -> Value {
             "responses": refusals,
             "schemas": generator.take_definitions(true),
         },
-    })
+    });
+    add_examples(&mut document);
+    document
+}
+
+/// Adds a value to each answer, now that all schemas are there.
+fn add_examples(document: &mut Value) {
+    let whole = document.clone();
+    let paths = document["paths"].as_object_mut().into_iter().flatten();
+    let operations = paths.flat_map(|(_, methods)| methods.as_object_mut().into_iter().flatten());
+    let answers = operations
+        .flat_map(|(_, operation)| operation["responses"].as_object_mut().into_iter().flatten());
+    for (_, answer) in answers {
+        let contents = answer.get_mut("content").and_then(Value::as_object_mut);
+        for (kind, content) in contents.into_iter().flatten() {
+            if let Some(example) = example::of_content(kind, &content["schema"], &whole) {
+                content["example"] = example;
+            }
+        }
+    }
 }
 
 const ABOUT: &str = "Submit jobs, follow and steer them, and handle what could not be sent. \
@@ -268,6 +313,11 @@ fn written(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     if !operation.about.is_empty() {
         written["description"] = json!(operation.about);
     }
+    written["x-codeSamples"] = json!([{
+        "lang": "sh",
+        "label": "curl",
+        "source": example::curl(operation),
+    }]);
     if operation.open {
         written["security"] = json!([]);
     }
@@ -288,6 +338,10 @@ fn written(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
             "required": !operation.may_be_empty,
             "content": contents(&operation.bodies, generator),
         });
+        if let (Some(body), Some(first)) = (operation.body_example, operation.bodies.first()) {
+            let parsed = serde_json::from_str(body).unwrap_or_else(|_| json!(body));
+            written["requestBody"]["content"][first.kind]["example"] = parsed;
+        }
     }
     let mut responses = Map::new();
     for answer in &operation.answers {

@@ -37,6 +37,10 @@ pub(super) async fn list<B: Broker, S: Store, T: Transport>(
         state: params.one_of("state", JobState::ALL, JobState::as_str),
         since_ms: params.time("since", now),
         until_ms: params.time("until", now),
+        starts_after_ms: params
+            .get("scheduled", "true or false")
+            .unwrap_or(false)
+            .then_some(now),
     };
     let most = params.limit(LIST_USUAL, LIST_MAX);
     let cursor = params.text("cursor");
@@ -50,9 +54,9 @@ pub(super) async fn list<B: Broker, S: Store, T: Transport>(
         after: after.flatten(),
         most,
     };
-    let context = &gateway.context;
-    let apps = context.apps.keys().map(String::as_str);
-    Ok(Json(jobs::page(&context.store, apps, query).await?))
+    Ok(Json(
+        jobs::page(&gateway.context.store, &gateway.facts, query).await?,
+    ))
 }
 
 // ---------------------------------------------------------------------------------------------

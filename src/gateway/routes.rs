@@ -9,14 +9,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 
-use super::access::{Caller, is_public};
+use super::access::Caller;
 use super::body::{patient, uncompressed};
 use super::browser::one_host;
 use super::pool::Share;
 use super::problem::{Refusal, uniform};
 use super::shares::accounted;
 use super::submit::submit;
-use super::{Gateway, dead, dropin, events, query, templates};
+use super::{Gateway, about, dead, dropin, events, feed, query, templates};
 use crate::http::server::Peer;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
 
@@ -39,6 +39,8 @@ where
             "/v1/jobs/{job}/recipients/{user}",
             get(query::recipient::<B, S, T>),
         )
+        .route("/v1/events", get(feed::feed::<B, S, T>))
+        .route("/v1/about", get(about::about::<B, S, T>))
         .route("/v1/dead", get(dead::list::<B, S, T>))
         .route("/v1/dead:redrive", post(dead::redrive::<B, S, T>))
         .route("/v1/dead:purge", post(dead::purge::<B, S, T>))
@@ -51,7 +53,6 @@ where
                 .delete(templates::delete::<B, S, T>),
         )
         .merge(super::control::routes())
-        .merge(super::openapi::routes())
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(
@@ -62,7 +63,9 @@ where
             Arc::clone(&gateway),
             authorised::<B, S, T>,
         ))
+        // These need no token, and tell nothing about jobs.
         .route("/livez", get(|| async { "live\n" }))
+        .merge(super::openapi::routes())
         .layer(map_response(uniform))
         // Drop-in endpoints have credentials and refusals of their own.
         .merge(existing_callers)
@@ -128,8 +131,7 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
     /// user.
     fn knows_sender(&self, caller: &Caller, request: &Request) -> Result<(), Refusal> {
         let is_known = !self.access.open && *caller != Caller::Nobody;
-        // Pages that tell nothing about jobs may be linked to.
-        if is_known || is_public(request.method(), request.uri().path()) {
+        if is_known {
             return Ok(());
         }
         Ok(self.hosts.check(request.uri(), request.headers())?)

@@ -48,8 +48,10 @@ use crate::ports::{
     Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Store, Transport,
 };
 use crate::service::Vars;
-use crate::service::admission::{Examined, agree, allow, charge, conflicts, examine, keeps_rules};
-use crate::service::api::{JobStanding, Submitted};
+use crate::service::admission::{
+    Examined, agree, allow, charge, conflicts, examine, keeps_rules, preview,
+};
+use crate::service::api::{JobStanding, Preview, Submitted};
 
 /// Largest body that is read: a job slightly above its bound gets an explanation and is not cut
 /// off.
@@ -87,6 +89,7 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
         .is_some_and(|record| record.state == JobState::Completed);
     // A job for all users may reach users that were not there before.
     let repeated = known && settled && !checked.job.for_all;
+    let first = wishes.dry_run.then(|| draft.first()).transpose()?;
     if !repeated && !wishes.dry_run {
         charge(&*gateway, std::slice::from_ref(&checked.job.asked)).await?;
         gateway.publish(draft, &checked, &wishes, open).await?;
@@ -102,9 +105,11 @@ pub(super) async fn submit<B: Broker, S: Store, T: Transport>(
         },
         standing: before.as_ref().filter(|_| known).map(JobStanding::of),
         waited: None,
+        preview: Vec::new(),
     };
-    if wishes.dry_run {
+    if let Some(first) = first {
         answer.status = StatusCode::OK;
+        answer.preview = preview(&*gateway, &first, PREVIEWS).await?;
     } else if let Some(wait) = wishes.wait {
         let wait = wait.min(gateway.wait_max);
         answer.waited = Some(wait);
@@ -245,7 +250,19 @@ struct Checked {
     parts: Option<Parts>,
 }
 
+/// Recipients of a dry run for which the message is rendered.
+const PREVIEWS: usize = 5;
+
 impl Draft {
+    /// A job for the first recipients.
+    fn first(&self) -> Result<Bytes, Refusal> {
+        match self {
+            Self::One(held) => Ok(held.bytes.clone()),
+            Self::Changed(bytes) => Ok(bytes.clone()),
+            Self::List(upload) => tokio::task::block_in_place(|| upload.first_message(PREVIEWS)),
+        }
+    }
+
     async fn receive<B: Broker, S: Store, T: Transport>(
         gateway: &Arc<Gateway<B, S, T>>,
         caller: &Caller,
@@ -669,6 +686,7 @@ struct SubmitAnswer {
     status: StatusCode,
     standing: Option<JobStanding>,
     waited: Option<Duration>,
+    preview: Vec<Preview>,
 }
 
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -686,6 +704,7 @@ impl SubmitAnswer {
             messages: submissions.len() as u32,
             dry_run,
             warnings: job.warnings,
+            preview: self.preview,
             standing: self.standing,
         };
         let mut response = (self.status, Json(submitted)).into_response();

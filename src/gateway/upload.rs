@@ -6,17 +6,20 @@
 //! The parts are sent as a whole: if a process is killed between two of them, the parts wait for
 //! the rest, which comes when the list is uploaded again; otherwise they are given up.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Seek as _;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 
 use super::problem::{BadLines, Refusal};
 use super::sorted::{Sorted, Sorter};
 use super::spec::Spec;
 use super::spool::full;
+use crate::domain::audience::Member;
 use crate::domain::fields::Problem;
 use crate::domain::ids::{Fingerprinter, JobId, digest_hex};
 use crate::domain::job::{ListPart, PARTS_MAX};
@@ -131,6 +134,35 @@ impl Upload {
             return Err(Refusal::BadJob(vec![Problem::new("audience", what)]));
         }
         Ok((Parts::of(&submissions), submissions))
+    }
+
+    /// A message with the first recipients of the list, as it was uploaded.
+    pub(super) fn first_message(&self, most: usize) -> Result<Bytes, Refusal> {
+        let mut first = BTreeMap::new();
+        let read = self.list.for_each(|line, member| {
+            first.insert(
+                line,
+                (member.id.to_string(), member.vars.map(RawValue::to_owned)),
+            );
+            if first.len() > most {
+                first.pop_last();
+            }
+            ControlFlow::Continue(())
+        });
+        read.map_err(|error| full(&error))?;
+        let mut message = self.spec.open();
+        for (id, vars) in first.values() {
+            message.push(&Member {
+                id: id.as_str().into(),
+                vars: vars.as_deref(),
+            });
+        }
+        // A part of several may be empty, in case all of them are excluded.
+        Ok(message.close(&ListPart {
+            number: 1,
+            of: 2,
+            together: None,
+        }))
     }
 
     /// Calls `each` with the messages that carry the list, in the order of its fingerprints.

@@ -4,6 +4,7 @@ use strum::{EnumString, IntoStaticStr, VariantArray};
 
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::JobId;
+use crate::domain::moment;
 use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::Shape;
 
@@ -18,18 +19,41 @@ pub struct JobRecord {
     pub state: JobState,
     pub accounts: Accounts,
     pub pending: u64,
+    #[serde(rename = "accepted_at", alias = "accepted_at_ms", with = "moment")]
+    #[schemars(with = "String")]
     pub accepted_at_ms: u64,
     /// Digest of what the job says; another digest under the same key is a conflict.
     pub content_digest: Option<String>,
     /// Last time an outcome was recorded.
+    #[serde(
+        rename = "progress_at",
+        alias = "progress_at_ms",
+        with = "moment::optional",
+        default
+    )]
+    #[schemars(with = "Option<String>")]
     pub progress_at_ms: Option<u64>,
+    #[serde(
+        rename = "completed_at",
+        alias = "completed_at_ms",
+        with = "moment::optional",
+        default
+    )]
+    #[schemars(with = "Option<String>")]
     pub completed_at_ms: Option<u64>,
     /// The ledger lost this record, and it was rebuilt from slices: the accounts lack the outcomes
     /// that were recorded before.
     pub rebuilt: bool,
     /// When the ledger was found to have returned to older data while the job ran: the outcomes
     /// recorded just before that time may be missing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "went_back_at",
+        alias = "went_back_at_ms",
+        with = "moment::optional",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<String>")]
     pub went_back_at_ms: Option<u64>,
     /// Recipients whose outcome the ledger does not know, although nothing is left to deliver to
     /// them. They count as uncertain.
@@ -43,7 +67,14 @@ pub struct JobRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,
     /// Nothing is sent before this time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "not_before",
+        alias = "not_before_ms",
+        with = "moment::optional",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<String>")]
     pub not_before_ms: Option<u64>,
     /// The URL that gets the accounts when the job completes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -182,6 +213,8 @@ pub struct JobFilter {
     pub since_ms: Option<u64>,
     /// Accepted before this time.
     pub until_ms: Option<u64>,
+    /// Not to be sent before a time later than this.
+    pub starts_after_ms: Option<u64>,
 }
 
 impl JobFilter {
@@ -192,6 +225,7 @@ impl JobFilter {
             && is(&self.target, &record.target)
             && is(&self.client_msg_no, &record.client_msg_no)
             && self.state.is_none_or(|state| state == record.state)
+            && (self.starts_after_ms).is_none_or(|at| record.not_before_ms > Some(at))
     }
 }
 

@@ -14,6 +14,9 @@ use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::JobId;
 use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow};
+use crate::domain::limits::Rate;
+use crate::domain::message::MessageDocument;
+use crate::domain::moment;
 use crate::ports::{JobRecord, JobState, LedgerError, RetainedMessage, StoredTemplate};
 use crate::service::control::Hindrance;
 
@@ -34,9 +37,81 @@ pub struct Submitted {
     /// Features that the target does not support and that the job goes on without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// In a dry run, the message as the first recipients would get it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preview: Vec<Preview>,
     /// Progress of the job, if it was known before or if the request waited for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standing: Option<JobStanding>,
+}
+
+/// The message as one recipient would get it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Preview {
+    pub recipient: String,
+    /// With the placeholders filled in; null if that is not possible.
+    #[serde(default)]
+    pub message: Option<MessageDocument>,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// The process that answers, and what the caller may do with it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct About {
+    pub version: String,
+    pub engine: Engine,
+    /// The time of this process.
+    pub now: String,
+    pub role: Role,
+    /// The apps that the caller may submit jobs of.
+    pub apps: Vec<AppAbout>,
+    /// The names of all targets, for the administrator.
+    pub targets: Vec<String>,
+    /// The parts that must work so that jobs are accepted and sent.
+    pub parts: Vec<PartAbout>,
+    /// Largest uploaded list, in bytes.
+    pub upload_bytes_max: u64,
+}
+
+/// Where jobs, accounts and limits are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// In one file of this machine.
+    Embedded,
+    /// In RabbitMQ and Redis.
+    Servers,
+}
+
+/// What the caller may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything.
+    Administrator,
+    /// Submit and read the jobs of one app.
+    App,
+    /// The same for the apps that need no token.
+    Anonymous,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct AppAbout {
+    pub name: String,
+    /// The target of jobs that name none.
+    pub default_target: Option<String>,
+    /// The configured limit.
+    pub limit: Option<Rate>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct PartAbout {
+    pub name: String,
+    pub works: bool,
+    /// Why not, or what is known of it.
+    pub what: String,
 }
 
 /// Progress of a job.
@@ -68,7 +143,8 @@ pub struct Verification {
 /// A page of jobs, newest first.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct JobList {
-    pub jobs: Vec<JobRecord>,
+    /// Their `hindrances` say only what stops them; one job tells which limits it has reached.
+    pub jobs: Vec<JobDetail>,
     /// `cursor` of the next page; null on the last one. A page with a next one may hold fewer jobs
     /// than requested.
     pub next: Option<String>,
@@ -86,6 +162,21 @@ pub struct JobDetail {
     pub eta_seconds: Option<u64>,
     /// Empty when the job is completed, and while too little is known.
     pub hindrances: Vec<Hindrance>,
+}
+
+impl JobDetail {
+    pub(crate) fn of(record: JobRecord, hindrances: Vec<Hindrance>, now_ms: u64) -> Self {
+        let recipients_per_second = record.per_second(now_ms);
+        let eta_seconds = recipients_per_second
+            .filter(|rate| *rate > 0.0)
+            .map(|rate| (record.pending as f64 / rate).ceil() as u64);
+        Self {
+            record,
+            recipients_per_second,
+            eta_seconds,
+            hindrances,
+        }
+    }
 }
 
 /// The state of one recipient of a job.
@@ -181,6 +272,8 @@ pub struct TemplateView {
     pub app: String,
     pub name: String,
     pub version: u32,
+    #[serde(rename = "put_at", alias = "put_at_ms", with = "moment")]
+    #[schemars(with = "String")]
     pub put_at_ms: u64,
     #[schemars(with = "serde_json::Value")]
     pub message: Box<RawValue>,
@@ -230,8 +323,14 @@ pub struct KeptLine {
     pub routing_key: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub published_at: Option<u64>,
+    #[serde(
+        rename = "published_at",
+        with = "moment::optional",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<String>")]
+    pub published_at_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
 }
@@ -242,7 +341,7 @@ impl From<RetainedMessage> for KeptLine {
             body: STANDARD.encode(&message.body),
             routing_key: message.routing_key,
             message_id: message.message_id,
-            published_at: message.published_at,
+            published_at_ms: message.published_at.map(|seconds| seconds * 1000),
             headers: message.headers,
         }
     }
@@ -256,7 +355,7 @@ impl TryFrom<KeptLine> for RetainedMessage {
             body: Bytes::from(STANDARD.decode(line.body)?),
             routing_key: line.routing_key,
             message_id: line.message_id,
-            published_at: line.published_at,
+            published_at: line.published_at_ms.map(|ms| ms / 1000),
             headers: line.headers,
         })
     }

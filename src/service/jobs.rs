@@ -17,7 +17,7 @@ use crate::domain::letters::{DeadRow, last_attempt_ms, read_letter};
 use crate::domain::outcome::Outcome;
 use crate::error::chain;
 use crate::ports::{
-    BrokerError, ClaimState, JobFilter, JobPlace, JobQuery, JobRecord, JobState, Ledger,
+    BrokerError, ClaimState, JobFilter, JobPage, JobPlace, JobQuery, JobRecord, JobState, Ledger,
     LedgerError, RetainedMessage, RetainedQueue, RetainedQueues, Store,
 };
 use crate::service::control::{self, Facts};
@@ -25,24 +25,39 @@ use crate::service::control::{self, Facts};
 /// The most jobs in one page.
 pub const LIST_MAX: usize = 1000;
 
-/// A page of jobs; `apps` are the configured ones.
+/// A page of jobs, with what stops them.
 pub async fn page<S: Store>(
     store: &S,
-    apps: impl Iterator<Item = &str>,
+    facts: &Facts,
     query: JobQuery,
 ) -> Result<JobList, LedgerError> {
+    let page = records(store, facts, query).await?;
+    let now = now_ms();
+    let stops = control::stops(store, facts, &page.jobs, now).await?;
+    let jobs = page.jobs.into_iter().zip(stops);
+    Ok(JobList {
+        jobs: jobs
+            .map(|(record, stops)| JobDetail::of(record, stops, now))
+            .collect(),
+        next: page.next.map(write_cursor),
+    })
+}
+
+/// A page of records.
+async fn records<S: Store>(
+    store: &S,
+    facts: &Facts,
+    query: JobQuery,
+) -> Result<JobPage, LedgerError> {
     if let Some(client_msg_no) = &query.filter.client_msg_no {
+        let apps = facts.apps.keys().map(String::as_str);
         let jobs = with_key(store, apps, client_msg_no, &query.filter).await?;
         // An app that is no longer configured may have had such a job, so that the list decides.
         if query.filter.app.is_some() || !jobs.is_empty() {
-            return Ok(JobList { jobs, next: None });
+            return Ok(JobPage { jobs, next: None });
         }
     }
-    let page = store.jobs(&query).await?;
-    Ok(JobList {
-        jobs: page.jobs,
-        next: page.next.map(write_cursor),
-    })
+    store.jobs(&query).await
 }
 
 /// The jobs with this `client_msg_no`, newest first. App and `client_msg_no` determine the id of a
@@ -121,16 +136,8 @@ pub async fn detail<S: Store>(
     record: JobRecord,
 ) -> Result<JobDetail, LedgerError> {
     let now = now_ms();
-    let recipients_per_second = record.per_second(now);
-    let eta_seconds = recipients_per_second
-        .filter(|rate| *rate > 0.0)
-        .map(|rate| (record.pending as f64 / rate).ceil() as u64);
-    Ok(JobDetail {
-        recipients_per_second,
-        eta_seconds,
-        hindrances: control::hindrances(store, facts, &record, now).await?,
-        record,
-    })
+    let hindrances = control::hindrances(store, facts, &record, now).await?;
+    Ok(JobDetail::of(record, hindrances, now))
 }
 
 /// Whether a user got the message, and why not.

@@ -10,7 +10,7 @@ use crate::support::process::run_fanwise;
 use crate::support::relay::Relay;
 use crate::support::servers::{PrivateRedis, amqp_url};
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, Worker, World, free_port, users};
+use crate::support::world::{BOUND, Plan, Worker, World, free_port, milliseconds, users};
 
 /// Waits until the mock has accepted this many messages.
 async fn until_accepted(world: &World, count: usize) {
@@ -653,7 +653,7 @@ async fn promise_8_no_starving() {
             .await;
         let record = world.job(&job).await.unwrap();
         assert_eq!(record["accounts"]["sent"], 1);
-        let accepted_us = record["accepted_at_ms"].as_u64().unwrap() * 1000;
+        let accepted_us = milliseconds(&record["accepted_at"]) * 1000;
         let all = world.mock.accepted();
         let own = all.iter().find(|it| it.recipient == small[0]).unwrap();
         let before = all

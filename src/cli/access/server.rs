@@ -114,6 +114,7 @@ impl Server {
             state,
             since_ms,
             until_ms,
+            starts_after_ms,
         } = filter;
         let fields = [
             ("app", app.clone()),
@@ -122,6 +123,7 @@ impl Server {
             ("state", state.map(|state| state.as_str().to_owned())),
             ("since", since_ms.map(rfc3339)),
             ("until", until_ms.map(rfc3339)),
+            ("scheduled", starts_after_ms.map(|_| "true".to_owned())),
             ("limit", Some(most.to_string())),
             ("cursor", cursor.map(str::to_owned)),
         ];

@@ -6,17 +6,17 @@ use super::super::dead;
 use super::{EVENTS, NDJSON, Operation, content, json, of, text};
 use crate::domain::announce::{EventKind, JobEvent};
 use crate::domain::audience::MemberDocument;
-use crate::domain::directive::{Directive, Scope};
+use crate::domain::directive::Scope;
 use crate::domain::job::JobDocument;
 use crate::domain::lane::Priority;
 use crate::domain::letters::DeadRow;
 use crate::domain::message::MessageDocument;
 use crate::ports::JobState;
 use crate::service::api::{
-    DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Submitted,
-    TemplateRow, TemplateView, Verification,
+    About, DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest,
+    Submitted, TemplateRow, TemplateView, Verification,
 };
-use crate::service::control::{ControlResult, LimitView, TargetView};
+use crate::service::control::{ControlResult, DirectiveView, LimitView, TargetView};
 use crate::service::dead_letters::{Purged, Redriven};
 use crate::service::jobs::LIST_MAX;
 
@@ -57,7 +57,8 @@ struct FieldProblem {
     reason = "only its schema is used: events are written line by line"
 )]
 struct ServerSentEvent {
-    /// The state of the job: send it as `Last-Event-ID` to continue from here.
+    /// The state of the job: send it as `Last-Event-ID` to continue from here. Only in the events of
+    /// one job.
     id: Option<String>,
     event: Option<EventKind>,
     /// A `JobEvent` as JSON.
@@ -174,12 +175,18 @@ no recipient gets it twice. With another message it is refused with 409.";
 const FOLLOW: &str = "`accepted`, `progress` and `completed`, each with the whole accounts. \
 `Last-Event-ID` continues where a reader was cut off, at any gateway. The stream ends after `completed`.";
 
+const FOLLOW_ALL: &str = "`accepted`, `progress` and `completed` of every job that the caller may \
+see, each with the whole accounts. The stream begins with one event for each job that is not completed. It is \
+for people and dashboards: it repeats nothing after an interruption, and a client that reads it too slowly is \
+cut off. Read the list of jobs after you have opened the stream.";
+
 pub(super) fn operations() -> Vec<Operation> {
     let groups = [
         ("Jobs", jobs()),
         ("Dead letters", dead_letters()),
         ("Templates", templates()),
         ("Steering", steering()),
+        ("Drop-in endpoints", super::dropins::dropins()),
         ("About", about()),
     ];
     let named = groups.into_iter().flat_map(|(group, operations)| {
@@ -230,6 +237,7 @@ fn jobs() -> Vec<Operation> {
             )
             .header("traceparent", "W3C trace context; it travels up to the send.")
             .takes(json(of::<JobDocument>))
+            .example(r#"{"v":1,"client_msg_no":"spring-sale","audience":{"users":["ann","bob"]},"message":{"type":"text","text":"Spring sale starts now"}}"#)
             .takes(content(NDJSON, of::<MemberDocument>))
             .takes(text("text/csv"))
             .takes(text("text/plain"))
@@ -257,6 +265,7 @@ fn jobs() -> Vec<Operation> {
             .query("state", "Only jobs in this state.", of::<JobState>)
             .query("since", "Accepted at or after this: an RFC 3339 time, or a time ago such as `2h`.", moment)
             .query("until", "Accepted before this.", moment)
+            .query("scheduled", "Only jobs whose start time is still to come.", of::<bool>)
             .query("limit", "Jobs on a page; 50 if left out.", |_| number(LIST_MAX))
             .query("cursor", CURSOR, of::<String>)
             .answers(200, "A page of jobs.", vec![json(of::<JobList>)]),
@@ -273,6 +282,16 @@ fn jobs() -> Vec<Operation> {
                 vec![content(EVENTS, of::<ServerSentEvent>)],
             )
             .answers(204, "The client has seen the end and need not reconnect.", vec![]),
+        Operation::new("get", "/v1/events", "followJobs")
+            .summary("Server-sent events of all jobs")
+            .about(FOLLOW_ALL)
+            .query("app", "Only jobs of this app.", of::<String>)
+            .query("target", "Only jobs to this target.", of::<String>)
+            .answers(
+                200,
+                "Events as they happen.",
+                vec![content(EVENTS, of::<ServerSentEvent>)],
+            ),
         of_job("/v1/jobs/{id}/recipients/{user}", "showRecipient")
             .path("user", "The recipient.")
             .summary("Whether this user got the message, and if not, why")
@@ -315,10 +334,12 @@ fn dead_letters() -> Vec<Operation> {
             .about("Makes new jobs of the letters that the filter selects, by the rules of every job. Failed recipients are sent to again, uncertain ones only on request. Recipients that were redriven before are not sent to again.")
             .answers(404, "There is no such job, app or target.", vec![])
             .takes(json(of::<RedriveRequest>))
+            .example(r#"{"code":"503","since":"2h","dry_run":true}"#)
             .answers(200, "What was done, or would be.", vec![json(of::<Redriven>)]),
         Operation::new("post", "/v1/dead:purge", "purgeDeadLetters")
             .summary("Remove dead letters permanently")
             .takes(json(of::<PurgeRequest>))
+            .example(r#"{"until":"72h","dry_run":true}"#)
             .answers(200, "What was removed, or would be.", vec![json(of::<Purged>)]),
         Operation::new("get", "/v1/rejected", "listRejected")
             .summary("Rejected messages, as lines")
@@ -346,6 +367,7 @@ fn templates() -> Vec<Operation> {
             .summary("Store a message, as its next version")
             .about("Jobs that have started keep the version they started with.")
             .takes(json(of::<MessageDocument>))
+            .example(r#"{"type":"text","text":"Hello {{ name }}"}"#)
             .answers(
                 200,
                 "The message as it is stored.",
@@ -369,7 +391,12 @@ fn steering() -> Vec<Operation> {
             )
             .refuses(&[404, 409])
     };
-    let order = |operation: Operation| operation.takes(json(of::<DirectiveRequest>)).may_be_empty();
+    let order = |operation: Operation| {
+        operation
+            .takes(json(of::<DirectiveRequest>))
+            .example(r#"{"reason":"wrong picture","author":"ana","expires_in":"30m"}"#)
+            .may_be_empty()
+    };
     let job = |path, id| order(told(path, id, ("id", JOB_ID)));
     let app = |path, id| order(told(path, id, ("name", "Name of the app.")));
     let target = |path, id| order(told(path, id, ("name", "Name of the target.")));
@@ -380,7 +407,8 @@ fn steering() -> Vec<Operation> {
             .summary("Cancel a job: recipients without an outcome end cancelled"),
         told("/v1/jobs/{id}:rate", "rateJob", ("id", JOB_ID))
             .summary("Set the rate of a job")
-            .takes(json(of::<RateRequest>)),
+            .takes(json(of::<RateRequest>))
+            .example(r#"{"rate":"500/s","reason":"slow backend"}"#),
         app("/v1/apps/{name}:pause", "pauseApp").summary("Pause all jobs of an app"),
         app("/v1/apps/{name}:resume", "resumeApp").summary("Resume a paused app"),
         target("/v1/targets/{name}:pause", "pauseTarget").summary("Pause a target"),
@@ -397,6 +425,7 @@ fn steering() -> Vec<Operation> {
         Operation::new("put", "/v1/limits", "setLimit")
             .summary("Set the rate of a target, an app or a job")
             .takes(json(of::<LimitRequest>))
+            .example(r#"{"scope":"app","name":"default","rate":"50/s"}"#)
             .answers(
                 200,
                 "The state that results.",
@@ -405,22 +434,29 @@ fn steering() -> Vec<Operation> {
             .refuses(&[404, 409]),
         Operation::new("get", "/v1/directives", "listDirectives")
             .summary("All directives in force")
-            .answers(200, "All of them.", vec![json(of::<Vec<Directive>>)]),
+            .answers(200, "All of them.", vec![json(of::<Vec<DirectiveView>>)]),
     ]
 }
 
 fn about() -> Vec<Operation> {
     vec![
+        Operation::new("get", "/v1/about", "about")
+            .summary("The process that answers, whether its parts work, and what the caller may do")
+            .answers(200, "What is known.", vec![json(of::<About>)]),
         Operation::new("get", "/openapi.json", "openApi")
             .summary("This document")
             .answers(
                 200,
                 "OpenAPI 3.1.",
                 vec![json(of::<serde_json::Map<String, serde_json::Value>>)],
-            ),
+            )
+            .open()
+            .refuses(&[400]),
         Operation::new("get", "/docs", "documentation")
             .summary("This document as a page for people")
-            .answers(200, "HTML, complete in itself.", vec![text("text/html")]),
+            .answers(200, "HTML, complete in itself.", vec![text("text/html")])
+            .open()
+            .refuses(&[400]),
         Operation::new("get", "/livez", "live")
             .summary("Whether the process serves")
             .open()

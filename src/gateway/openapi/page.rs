@@ -112,6 +112,9 @@ fn operation(html: &mut String, path: &str, method: &str, it: &Value) {
     if it["security"] == serde_json::json!([]) {
         html.push_str("<p>Needs no token.</p>");
     }
+    if let Some(curl) = it["x-codeSamples"][0]["source"].as_str() {
+        write(html, format_args!("<pre>{}</pre>\n", escape(curl)));
+    }
     let parameters = items(&it["parameters"]);
     if !parameters.is_empty() {
         html.push_str("<h4>Parameters</h4><table>");
@@ -157,6 +160,14 @@ fn answer(html: &mut String, status: &str, answer: &Value) {
             &mut what,
             format_args!("<br><code>{}</code> {kind}", escape(name)),
         );
+        if let Some(example) = content.get("example") {
+            let example = escape(&format!("{example:#}"));
+            let summary = "<summary>Example</summary>";
+            write(
+                &mut what,
+                format_args!("<details>{summary}<pre>{example}</pre></details>"),
+            );
+        }
     }
     row(html, status, "", &what);
 }

@@ -41,14 +41,38 @@ impl Hosts {
     pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Outside> {
         let site = headers.get("sec-fetch-site").map(|site| site.as_bytes());
         let by_other_site = site.is_some_and(|site| OWN.iter().all(|own| own.as_bytes() != site));
-        if by_other_site || headers.contains_key(header::ORIGIN) {
+        let host = host(uri, headers);
+        if by_other_site || !is_own_page(uri, headers, host.as_deref()) {
             return Err(Outside::Page);
         }
-        match host(uri, headers) {
+        match host {
             Some(host) if self.loopback && !is_this_machine(&host) => Err(Outside::Host(host)),
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a request comes from no page, or from a page of this server. A page can point a name of
+/// its own here, so that it seems to be such a page; it cannot do that with an address or with
+/// `localhost`.
+fn is_own_page(uri: &Uri, headers: &HeaderMap, host: Option<&str>) -> bool {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let Some(origin) = origins.next() else {
+        return true;
+    };
+    let asked = uri.authority().map(|it| it.as_str().as_bytes());
+    let asked = asked.or_else(|| headers.get(header::HOST).map(|it| it.as_bytes()));
+    let page = origin.as_bytes();
+    let page = [&b"http://"[..], b"https://"]
+        .iter()
+        .find_map(|scheme| page.strip_prefix(*scheme));
+    let bare = |host: &str| {
+        host.trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned()
+    };
+    let is_fixed = host.is_some_and(|it| is_this_machine(it) || bare(it).parse::<IpAddr>().is_ok());
+    page.is_some() && page == asked && is_fixed && origins.next().is_none()
 }
 
 /// The host that a request names, without the port.
@@ -118,6 +142,28 @@ mod tests {
         assert!(refused("[::1]:9700", "http://evil.example/v1/jobs", &[]));
         assert!(!refused("[::1]:9700", "http://localhost/v1/jobs", &[]));
         assert!(!refused("127.0.0.1:9700", "/v1/jobs", &[]));
+    }
+
+    #[test]
+    fn a_page_of_this_server_is_answered_if_no_other_page_can_pass_for_it() {
+        for listen in ["127.0.0.1:9700", "0.0.0.0:9700"] {
+            for host in ["127.0.0.1:9700", "localhost:9700", "[::1]:9700"] {
+                let own = format!("http://{host}");
+                let own: &'static str = own.leak();
+                let pairs = [("host", host), ("origin", own)];
+                assert!(!refused(listen, "/", &pairs), "{host}");
+                let pairs = [("host", host), ("origin", "http://127.0.0.1:9701")];
+                assert!(refused(listen, "/", &pairs), "{host}");
+            }
+        }
+        let address = [
+            ("host", "192.0.2.1:9700"),
+            ("origin", "http://192.0.2.1:9700"),
+        ];
+        assert!(!refused("0.0.0.0:9700", "/", &address));
+        assert!(refused("127.0.0.1:9700", "/", &address));
+        let name = [("host", "evil.example"), ("origin", "http://evil.example")];
+        assert!(refused("0.0.0.0:9700", "/", &name));
     }
 
     #[test]

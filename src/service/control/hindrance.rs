@@ -114,6 +114,45 @@ pub async fn hindrances<S: Store>(
     Ok(situation.unlimited().into_iter().collect())
 }
 
+/// What stops each of these jobs, without the limits that they may have reached: that takes no
+/// question for each job.
+pub async fn stops<S: Store>(
+    store: &S,
+    facts: &Facts,
+    records: &[JobRecord],
+    now_ms: u64,
+) -> Result<Vec<Vec<Hindrance>>, LedgerError> {
+    let runs = |record: &&JobRecord| record.state != JobState::Completed;
+    let mut targets: Vec<_> = records
+        .iter()
+        .filter(runs)
+        .map(|it| it.target.clone())
+        .collect();
+    if targets.is_empty() {
+        return Ok(vec![Vec::new(); records.len()]);
+    }
+    targets.sort_unstable();
+    targets.dedup();
+    let board = board(store).await?;
+    let parked: BTreeMap<_, _> = store.parked(&targets).await?.into_iter().collect();
+    let of_one = |record: &JobRecord| {
+        if !runs(&record) {
+            return Vec::new();
+        }
+        let situation = Situation {
+            board: &board,
+            park: parked.get(&record.target),
+            beats: &[],
+            facts,
+            record,
+            job: &record.job.to_string(),
+            now_ms,
+        };
+        situation.stops()
+    };
+    Ok(records.iter().map(of_one).collect())
+}
+
 /// A heartbeat of no process, to check whether the ledger takes writes.
 const QUESTION: Beat = Beat {
     process: 0,

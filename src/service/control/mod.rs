@@ -13,8 +13,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::hindrance::{Cause, Hindrance, hindrances};
-pub use self::view::{LimitView, TargetState, TargetView, limits, targets};
+pub use self::hindrance::{Cause, Hindrance, hindrances, stops};
+pub use self::view::{
+    DirectiveView, LimitView, ParkView, TargetState, TargetView, limits, targets,
+};
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope, Subject};
 use crate::domain::fields::suggestion;
 use crate::domain::ids::JobId;
@@ -99,9 +101,9 @@ pub struct ControlResult {
     pub subject: Subject,
     /// False if there was nothing to change: nothing was paused, parked or set that could be ended.
     pub changed: bool,
-    pub directives: Vec<Directive>,
+    pub directives: Vec<DirectiveView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parked: Option<Park>,
+    pub parked: Option<ParkView>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -181,8 +183,8 @@ pub async fn carry_out<S: Store>(
     let directives = directives.about(subject.scope, &subject.name, now_ms);
     Ok(ControlResult {
         changed,
-        directives: directives.cloned().collect(),
-        parked: park_of(store, &subject).await?,
+        directives: directives.cloned().map(DirectiveView::from).collect(),
+        parked: park_of(store, &subject).await?.map(ParkView::from),
         subject,
     })
 }

@@ -2,6 +2,7 @@
 //! targets.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,115 @@ use super::{Facts, TargetFacts, board};
 use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Directive, Kind, Scope, Subject};
 use crate::domain::limits::Rate;
-use crate::ports::{Directives, LedgerError, Park, Store};
+use crate::domain::moment;
+use crate::ports::{Directives, LedgerError, Park, ParkReason, Store};
+
+/// A directive as it is reported: the stores keep its times in another form.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Directive")]
+pub struct DirectiveView {
+    #[serde(flatten)]
+    pub subject: Subject,
+    #[serde(flatten)]
+    pub action: Action,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+    #[serde(rename = "since", alias = "since_ms", with = "moment")]
+    #[schemars(with = "String")]
+    pub since_ms: u64,
+    /// When it expires, if it does.
+    #[serde(
+        rename = "until",
+        alias = "until_ms",
+        with = "moment::optional",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<String>")]
+    pub until_ms: Option<u64>,
+}
+
+impl From<Directive> for DirectiveView {
+    fn from(it: Directive) -> Self {
+        Self {
+            subject: it.subject,
+            action: it.action,
+            reason: it.reason,
+            author: it.author,
+            since_ms: it.since_ms,
+            until_ms: it.until_ms,
+        }
+    }
+}
+
+impl From<DirectiveView> for Directive {
+    fn from(it: DirectiveView) -> Self {
+        Self {
+            subject: it.subject,
+            action: it.action,
+            reason: it.reason,
+            author: it.author,
+            since_ms: it.since_ms,
+            until_ms: it.until_ms,
+        }
+    }
+}
+
+impl fmt::Display for DirectiveView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Directive::from(self.clone()).fmt(f)
+    }
+}
+
+/// A parked target as it is reported: the stores keep its times in another form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Park")]
+pub struct ParkView {
+    #[serde(rename = "since", alias = "since_ms", with = "moment")]
+    #[schemars(with = "String")]
+    pub since_ms: u64,
+    #[serde(rename = "until", alias = "until_ms", with = "moment")]
+    #[schemars(with = "String")]
+    pub until_ms: u64,
+    pub reason: ParkReason,
+    /// The code of the answer that caused it; empty if an operator parked it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub code: String,
+    /// The backend's text, or the operator's name and reason.
+    pub text: String,
+}
+
+impl From<Park> for ParkView {
+    fn from(it: Park) -> Self {
+        Self {
+            since_ms: it.since_ms,
+            until_ms: it.until_ms,
+            reason: it.reason,
+            code: it.code,
+            text: it.text,
+        }
+    }
+}
+
+impl From<ParkView> for Park {
+    fn from(it: ParkView) -> Self {
+        Self {
+            since_ms: it.since_ms,
+            until_ms: it.until_ms,
+            reason: it.reason,
+            code: it.code,
+            text: it.text,
+        }
+    }
+}
+
+impl fmt::Display for ParkView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Park::from(self.clone()).fmt(f)
+    }
+}
 
 /// One target as it is reported.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -21,11 +130,11 @@ pub struct TargetView {
     pub state: TargetState,
     /// The rate that replaces the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub live_limit: Option<Directive>,
+    pub live_limit: Option<DirectiveView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub paused: Option<Directive>,
+    pub paused: Option<DirectiveView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parked: Option<Park>,
+    pub parked: Option<ParkView>,
 }
 
 /// The state of a target. If it is paused and parked, it is reported as paused.
@@ -52,8 +161,8 @@ impl TargetView {
 
     /// Why it does not move; empty if it moves.
     pub fn why(&self) -> String {
-        let pause = self.paused.as_ref().map(Directive::to_string);
-        let park = self.parked.as_ref().map(Park::to_string);
+        let pause = self.paused.as_ref().map(DirectiveView::to_string);
+        let park = self.parked.as_ref().map(ParkView::to_string);
         let reasons = [pause, park].into_iter().flatten();
         reasons.collect::<Vec<_>>().join("; ")
     }
@@ -64,7 +173,7 @@ impl TargetView {
     }
 }
 
-fn rate_of(directive: Option<&Directive>) -> Option<Rate> {
+fn rate_of(directive: Option<&DirectiveView>) -> Option<Rate> {
     match directive?.action {
         Action::Rate { rate } => Some(rate),
         Action::Pause | Action::Cancel | Action::Park { .. } => None,
@@ -81,8 +190,11 @@ pub async fn targets<S: Store>(
     let names: Vec<String> = facts.targets.keys().cloned().collect();
     let mut parked: BTreeMap<_, _> = store.parked(&names).await?.into_iter().collect();
     let views = facts.targets.iter().map(|(name, facts)| {
-        let find = |kind| board.find(Scope::Target, name, kind, now_ms).cloned();
-        let (paused, parked) = (find(Kind::Pause), parked.remove(name));
+        let find = |kind| {
+            let found = board.find(Scope::Target, name, kind, now_ms);
+            found.cloned().map(DirectiveView::from)
+        };
+        let (paused, parked) = (find(Kind::Pause), parked.remove(name).map(ParkView::from));
         let state = match (&paused, &parked) {
             (Some(_), _) => TargetState::Paused,
             (None, Some(_)) => TargetState::Parked,
@@ -109,7 +221,7 @@ pub struct LimitView {
     pub configured: Option<Rate>,
     /// The directive that replaces it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub live: Option<Directive>,
+    pub live: Option<DirectiveView>,
 }
 
 impl LimitView {
@@ -127,7 +239,10 @@ pub async fn limits(
 ) -> Result<Vec<LimitView>, LedgerError> {
     let board = board(store).await?;
     let view = |scope, name: &String, configured| LimitView {
-        live: board.find(scope, name, Kind::Rate, now_ms).cloned(),
+        live: board
+            .find(scope, name, Kind::Rate, now_ms)
+            .cloned()
+            .map(DirectiveView::from),
         subject: Subject::new(scope, name),
         configured,
     };

@@ -401,6 +401,12 @@ async fn http_get(port: u16, path: &str) -> Option<String> {
     Some(answer)
 }
 
+/// A time in an answer, in milliseconds since 1970.
+pub(crate) fn milliseconds(time: &Value) -> u64 {
+    let time: jiff::Timestamp = time.as_str().unwrap().parse().unwrap();
+    time.as_millisecond().cast_unsigned()
+}
+
 /// A port for a process that is started again on the same one, and for one where nobody listens. It is
 /// below the range of outgoing connections, so that no client takes it meanwhile.
 pub(crate) fn free_port() -> u16 {

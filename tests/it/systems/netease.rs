@@ -7,7 +7,7 @@ use fanwise_mock_im::{NeteaseSettings, Quota, Settings};
 
 use super::{gauge, listed, parked_gauge, until_parked};
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, World, users};
+use crate::support::world::{BOUND, Plan, World, milliseconds, users};
 
 /// One application as the target `im`.
 async fn start(name: &str, settings: NeteaseSettings, more: &str) -> Option<World> {
@@ -52,7 +52,7 @@ async fn a_block_parks_the_target_for_every_worker() {
         (&park["reason"], &park["code"]),
         (&"throttled".into(), &"416".into())
     );
-    let lasts = park["until_ms"].as_u64().unwrap() - park["since_ms"].as_u64().unwrap();
+    let lasts = milliseconds(&park["until"]) - milliseconds(&park["since"]);
     assert_eq!(lasts, 50_000, "{park}");
     for worker in &workers {
         until("both workers know and rest", BOUND, async || {
@@ -68,7 +68,7 @@ async fn a_block_parks_the_target_for_every_worker() {
         .await;
     assert_eq!(limited.code, Some(0), "{}", limited.stderr);
     // The mock's block has a clock of its own, which can only be read by a call.
-    let over = park["since_ms"].as_u64().unwrap() + 3_000;
+    let over = milliseconds(&park["since"]) + 3_000;
     until("the end of the block", BOUND, async || {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
         (now > over).then_some(())

@@ -1,0 +1,327 @@
+//! Streams the events of all jobs that a caller may see, as server-sent events.
+//!
+//! One reader follows the ledger for all streams of a gateway, as long as there is one. In each look
+//! it reads the jobs that are new and the jobs that are not completed. It also goes through the
+//! whole list of jobs, page by page, and so finds the jobs that started before it, and those that
+//! were extended.
+//!
+//! A stream begins with the state of each job that is not completed. Each event has the whole
+//! accounts, so a client that missed one loses nothing but the step. A client that was cut off
+//! reads the list of jobs again: a stream does not repeat what happened in between. A stream whose
+//! client takes events too slowly ends.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream, StreamExt as _};
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::Gateway;
+use super::access::Caller;
+use super::events::{COME_BACK, HEARTBEAT, Stood, event_of};
+use super::params::Params;
+use super::problem::Refusal;
+use crate::domain::announce::EventKind;
+use crate::domain::ids::JobId;
+use crate::ports::{
+    Broker, JobFilter, JobPlace, JobQuery, JobRecord, JobState, LedgerError, Store, Transport,
+};
+
+/// Time between two looks at the ledger.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Jobs on a page, and pages of new jobs in one look.
+const PAGE: usize = 200;
+const NEW_PAGES: usize = 10;
+
+/// Unfinished jobs that are read again in one look.
+const LIVE_READ: usize = 200;
+
+/// Jobs that are read at a time.
+const AT_ONCE: usize = 16;
+
+/// Once the whole list was read, only one look in this many reads a further page of it.
+const SELDOM: u32 = 10;
+
+/// A new job may appear in the list this much later than jobs that were accepted after it.
+const OVERLAP_MS: u64 = 1000;
+
+/// Events that a stream may be behind.
+const BEHIND_MAX: usize = 4096;
+
+/// The streams of all jobs.
+#[derive(Default)]
+pub(super) struct Feed(Mutex<Option<Arc<Following>>>);
+
+/// What the reader knows, for as long as there is a stream.
+struct Following {
+    news: broadcast::Sender<News>,
+    known: Mutex<Known>,
+}
+
+/// One event of one job.
+#[derive(Clone)]
+struct News {
+    kind: EventKind,
+    record: Arc<JobRecord>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The jobs that are not completed.
+    live: HashMap<JobId, Arc<JobRecord>>,
+    /// Completed jobs that a look at new jobs may show again, with the time of their acceptance.
+    ended: HashMap<JobId, u64>,
+}
+
+impl Known {
+    /// The event that this record is, if it is news. `is_new`: it was found among the new jobs, and
+    /// so its end is news even if nothing was known of the job.
+    fn take(&mut self, record: JobRecord, is_new: bool) -> Option<News> {
+        let id = record.job;
+        let before = self.live.get(&id).map(|known| Stood::of(known));
+        let now = Stood::of(&record);
+        let record = Arc::new(record);
+        let kind = if record.state == JobState::Completed {
+            let first = self.ended.insert(id, record.accepted_at_ms).is_none();
+            if self.live.remove(&id).is_none() && !(is_new && first) {
+                return None;
+            }
+            EventKind::Completed
+        } else {
+            self.ended.remove(&id);
+            self.live.insert(id, Arc::clone(&record));
+            match before {
+                Some(before) if before == now => return None,
+                Some(_) => EventKind::Progress,
+                None if record.accounts.settled() == 0 => EventKind::Accepted,
+                None => EventKind::Progress,
+            }
+        };
+        Some(News { kind, record })
+    }
+}
+
+impl Following {
+    fn tell(&self, record: JobRecord, is_new: bool) {
+        let mut known = self.known.lock();
+        if let Some(news) = known.take(record, is_new) {
+            // An error says that no stream is open at the moment.
+            let _ = self.news.send(news);
+        }
+    }
+
+    /// The unfinished jobs, and the news from now on.
+    fn join(&self) -> (Vec<News>, broadcast::Receiver<News>) {
+        let known = self.known.lock();
+        let live = known.live.values().map(|record| News {
+            kind: match record.accounts.settled() {
+                0 => EventKind::Accepted,
+                _ => EventKind::Progress,
+            },
+            record: Arc::clone(record),
+        });
+        let mut live: Vec<_> = live.collect();
+        live.sort_by_key(|news| (news.record.accepted_at_ms, news.record.job));
+        (live, self.news.subscribe())
+    }
+}
+
+impl Feed {
+    fn join<B: Broker, S: Store, T: Transport>(
+        &self,
+        gateway: &Arc<Gateway<B, S, T>>,
+    ) -> (Vec<News>, broadcast::Receiver<News>) {
+        let mut reading = self.0.lock();
+        if let Some(following) = &*reading {
+            return following.join();
+        }
+        let following = Arc::new(Following {
+            news: broadcast::Sender::new(BEHIND_MAX),
+            known: Mutex::default(),
+        });
+        let joined = following.join();
+        *reading = Some(Arc::clone(&following));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends with the last stream, or with the process"
+        )]
+        tokio::spawn(follow(Arc::clone(gateway), following));
+        joined
+    }
+
+    /// Whether no stream is left; then the reading ends.
+    fn leave(&self, following: &Following) -> bool {
+        let mut reading = self.0.lock();
+        let alone = following.news.receiver_count() == 0;
+        if alone {
+            *reading = None;
+        }
+        alone
+    }
+}
+
+/// Reads the ledger until the last stream has ended.
+async fn follow<B: Broker, S: Store, T: Transport>(
+    gateway: Arc<Gateway<B, S, T>>,
+    following: Arc<Following>,
+) {
+    let mut reader = Reader::default();
+    while !gateway.hub.closing.is_cancelled() && !gateway.feed.leave(&following) {
+        // The streams stay open with their heartbeats; the ledger's state is logged elsewhere.
+        let _ = reader.look(&gateway.context.store, &following).await;
+        sleep(LOOK).await;
+    }
+}
+
+/// The places up to which the list of jobs was read.
+#[derive(Default)]
+struct Reader {
+    /// The latest acceptance that was seen.
+    newest_ms: u64,
+    /// Where the next page of the whole list begins.
+    walk: Option<JobPlace>,
+    /// Whether the whole list was read once.
+    walked: bool,
+    looks: u32,
+    /// Unfinished jobs that were not read since the last turn through all of them.
+    turn: Vec<JobId>,
+}
+
+impl Reader {
+    async fn look<S: Store>(
+        &mut self,
+        store: &S,
+        following: &Following,
+    ) -> Result<(), LedgerError> {
+        self.looks = self.looks.wrapping_add(1);
+        if !self.walked || self.looks.is_multiple_of(SELDOM) {
+            let first = self.walk.is_none();
+            let page = store.jobs(&query(JobFilter::default(), self.walk)).await?;
+            self.walk = page.next;
+            self.walked |= page.next.is_none();
+            for record in page.jobs {
+                if first {
+                    self.newest_ms = self.newest_ms.max(record.accepted_at_ms);
+                }
+                following.tell(record, false);
+            }
+        }
+        self.look_at_new(store, following).await?;
+        self.look_at_live(store, following).await
+    }
+
+    async fn look_at_new<S: Store>(
+        &mut self,
+        store: &S,
+        following: &Following,
+    ) -> Result<(), LedgerError> {
+        let since_ms = self.newest_ms.saturating_sub(OVERLAP_MS);
+        let filter = JobFilter {
+            since_ms: Some(since_ms),
+            ..JobFilter::default()
+        };
+        let mut after = None;
+        for _ in 0..NEW_PAGES {
+            let page = store.jobs(&query(filter.clone(), after)).await?;
+            for record in page.jobs {
+                self.newest_ms = self.newest_ms.max(record.accepted_at_ms);
+                following.tell(record, true);
+            }
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        let mut known = following.known.lock();
+        known
+            .ended
+            .retain(|_, accepted_ms| *accepted_ms >= since_ms);
+        Ok(())
+    }
+
+    async fn look_at_live<S: Store>(
+        &mut self,
+        store: &S,
+        following: &Following,
+    ) -> Result<(), LedgerError> {
+        if self.turn.is_empty() {
+            self.turn = following.known.lock().live.keys().copied().collect();
+        }
+        let some = self
+            .turn
+            .split_off(self.turn.len().saturating_sub(LIVE_READ));
+        let asked = stream::iter(some).map(|job| async move { (job, store.job(job).await) });
+        let mut asked = asked.buffer_unordered(AT_ONCE);
+        while let Some((job, found)) = asked.next().await {
+            match found? {
+                Some(record) => following.tell(record, false),
+                // The ledger has forgotten the job.
+                None => {
+                    following.known.lock().live.remove(&job);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn query(filter: JobFilter, after: Option<JobPlace>) -> JobQuery {
+    JobQuery {
+        filter,
+        after,
+        most: PAGE,
+    }
+}
+
+pub(super) async fn feed<B: Broker, S: Store, T: Transport>(
+    State(gateway): State<Arc<Gateway<B, S, T>>>,
+    Extension(caller): Extension<Caller>,
+    mut params: Params,
+) -> Result<Response, Refusal> {
+    let wanted = JobFilter {
+        app: params.text("app"),
+        target: params.text("target"),
+        ..JobFilter::default()
+    };
+    params.finish()?;
+    let stream = Arc::new(gateway.shares.stream(&caller)?);
+    let (live, news) = gateway.feed.join(&gateway);
+    let closing = gateway.hub.closing.clone();
+    let streamed = streamed(live, news, wanted, closing);
+    let alive = KeepAlive::new().interval(HEARTBEAT);
+    // A proxy that buffers answers would hold back events.
+    let unbuffered = [("x-accel-buffering", "no")];
+    let events = Sse::new(streamed).keep_alive(alive);
+    // A stream lasts longer than a request, so it has a share of its own.
+    Ok((Extension(stream), unbuffered, events).into_response())
+}
+
+fn streamed(
+    live: Vec<News>,
+    news: broadcast::Receiver<News>,
+    wanted: JobFilter,
+    closing: CancellationToken,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    let later = stream::unfold((news, closing), |(mut news, closing)| async move {
+        // An error says that the reading has ended, or that the client is too far behind.
+        let next = closing.run_until_cancelled(news.recv()).await?.ok()?;
+        Some((next, (news, closing)))
+    });
+    let first = stream::once(async { Ok(Event::default().retry(COME_BACK)) });
+    let all = stream::iter(live).chain(later);
+    let seen = all.filter(move |news| std::future::ready(wanted.takes(&news.record)));
+    first.chain(seen.map(|news| Ok(event_of(news.kind, &news.record))))
+}
+
+#[cfg(test)]
+mod tests;
