@@ -50,6 +50,10 @@ pub(super) struct DemoArgs {
     /// Kill the worker half-way (SIGKILL) and start it again
     #[arg(long)]
     kill: bool,
+    /// Keep the server running at the end, with the console at the address that is printed, until
+    /// Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    stay: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -84,15 +88,21 @@ pub(super) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
     let _stop = stop.clone().drop_guard();
     let shown = async {
         let mock = start_mock(&stop).await?;
-        Demo::start(&args, mock).await?.play(&args).await
+        let mut demo = Demo::start(&args, mock).await?;
+        let outcome = demo.play(&args).await?;
+        Ok::<_, Failure>((demo, outcome))
     };
     // If it is dropped midway, the demo ends its process and removes its folder.
-    let Some(outcome) = interrupted.run_until_cancelled(Box::pin(shown)).await else {
+    let Some(shown) = interrupted.run_until_cancelled(Box::pin(shown)).await else {
         return Ok(Exit::Interrupted);
     };
-    let outcome = outcome?;
+    let (demo, outcome) = shown?;
     if args.json {
         output::json(&outcome)?;
+    }
+    if args.stay {
+        demo.invite()?;
+        interrupted.cancelled().await;
     }
     Ok(if outcome.accounts_exact {
         Exit::Ok
@@ -207,7 +217,7 @@ impl Demo {
         answer.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
-    async fn play(mut self, args: &DemoArgs) -> Result<Report, Failure> {
+    async fn play(&mut self, args: &DemoArgs) -> Result<Report, Failure> {
         let started = Instant::now();
         let users: Vec<String> = (0..args.recipients)
             .map(|number| format!("user-{number}"))
@@ -224,7 +234,7 @@ impl Demo {
         self.access.submit(id, Priority::Normal, vec![body]).await?;
         let outcome = self.outcome(record, accepted, elapsed_seconds).await?;
         if !args.json {
-            self.tell(&outcome).await?;
+            self.tell(args, &outcome).await?;
         }
         Ok(outcome)
     }
@@ -366,7 +376,7 @@ impl Demo {
         })
     }
 
-    async fn tell(&self, outcome: &Report) -> Result<(), Failure> {
+    async fn tell(&self, args: &DemoArgs, outcome: &Report) -> Result<(), Failure> {
         let accounts = &outcome.accounts;
         output::line(format!(
             "completed in {:.1} s: {}",
@@ -402,21 +412,42 @@ impl Demo {
         output::line("")?;
         self.tell_dead().await?;
         self.tell_metrics().await?;
+        if args.stay {
+            return Ok(());
+        }
         output::line("Next:")?;
         let program = program();
         let again = match outcome.worker_kills {
             0 => ("demo --kill", "the same, with a crash half-way"),
             _ => ("demo --recipients 100000", "the same for more users"),
         };
-        let width = again.0.len();
+        let width = again.0.len().max("demo --stay".len());
         for (command, about) in [
             again,
+            ("demo --stay", "the same, with the console in your browser"),
             ("config show", "every setting and its value"),
             ("send --help", "submit a job to `fanwise serve`"),
         ] {
             output::line(format!("  {program} {command:<width$}  {about}"))?;
         }
         Ok(())
+    }
+
+    /// Says where the console is. From now on the mock accepts every user, so that a redrive of the
+    /// dead letters succeeds.
+    fn invite(&self) -> Result<(), Failure> {
+        let faults = json!({"refuse": 0.0});
+        self.mock.patch_faults(&faults).or_exit(Exit::Internal)?;
+        let address = self.config.gateway.listen;
+        output::line(format!("Console: http://{address}/"))?;
+        output::line(
+            "  the mock now accepts every user: redrive the dead letters, or submit a job",
+        )?;
+        output::line(format!(
+            "  server: {address}, metrics: http://{}/metrics",
+            self.config.admin.listen
+        ))?;
+        output::line("  Ctrl-C ends the demo and removes its data")
     }
 
     async fn tell_dead(&self) -> Result<(), Failure> {

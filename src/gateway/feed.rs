@@ -10,7 +10,7 @@
 //! reads the list of jobs again: a stream does not repeat what happened in between. A stream whose
 //! client takes events too slowly ends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +55,13 @@ const SELDOM: u32 = 10;
 /// A new job may appear in the list this much later than jobs that were accepted after it.
 const OVERLAP_MS: u64 = 1000;
 
+/// Most unfinished jobs that are followed.
+const LIVE_MAX: usize = 20_000;
+
+/// Jobs whose end is remembered. An extension of any other job is told only if a look finds the job
+/// before it is completed again.
+const ENDED_MAX: usize = 20_000;
+
 /// Events that a stream may be behind.
 const BEHIND_MAX: usize = 4096;
 
@@ -79,8 +86,10 @@ struct News {
 struct Known {
     /// The jobs that are not completed.
     live: HashMap<JobId, Arc<JobRecord>>,
-    /// Completed jobs that a look at new jobs may show again, with the time of their acceptance.
-    ended: HashMap<JobId, u64>,
+    /// How jobs ended, so that each end is told once.
+    ended: HashMap<JobId, Stood>,
+    /// The same jobs, in the order in which they were found.
+    found: VecDeque<JobId>,
 }
 
 impl Known {
@@ -92,13 +101,18 @@ impl Known {
         let now = Stood::of(&record);
         let record = Arc::new(record);
         let kind = if record.state == JobState::Completed {
-            let first = self.ended.insert(id, record.accepted_at_ms).is_none();
-            if self.live.remove(&id).is_none() && !(is_new && first) {
+            let was_live = self.live.remove(&id).is_some();
+            let is_known = self.ended.get(&id).map_or(!is_new, |end| *end == now);
+            self.remember(id, now, is_new || was_live);
+            if is_known && !was_live {
                 return None;
             }
             EventKind::Completed
         } else {
-            self.ended.remove(&id);
+            // The walk through the list comes back to it when there is room.
+            if before.is_none() && self.live.len() >= LIVE_MAX {
+                return None;
+            }
             self.live.insert(id, Arc::clone(&record));
             match before {
                 Some(before) if before == now => return None,
@@ -108,6 +122,21 @@ impl Known {
             }
         };
         Some(News { kind, record })
+    }
+
+    /// Notes how a job ended. A job that was found on the way takes no place of a later one.
+    fn remember(&mut self, job: JobId, end: Stood, is_late: bool) {
+        if self.ended.len() >= ENDED_MAX && !self.ended.contains_key(&job) {
+            if !is_late {
+                return;
+            }
+            if let Some(first) = self.found.pop_front() {
+                self.ended.remove(&first);
+            }
+        }
+        if self.ended.insert(job, end).is_none() {
+            self.found.push_back(job);
+        }
     }
 }
 
@@ -225,9 +254,8 @@ impl Reader {
         store: &S,
         following: &Following,
     ) -> Result<(), LedgerError> {
-        let since_ms = self.newest_ms.saturating_sub(OVERLAP_MS);
         let filter = JobFilter {
-            since_ms: Some(since_ms),
+            since_ms: Some(self.newest_ms.saturating_sub(OVERLAP_MS)),
             ..JobFilter::default()
         };
         let mut after = None;
@@ -242,10 +270,6 @@ impl Reader {
                 break;
             }
         }
-        let mut known = following.known.lock();
-        known
-            .ended
-            .retain(|_, accepted_ms| *accepted_ms >= since_ms);
         Ok(())
     }
 

@@ -8,7 +8,7 @@
 //! - `routes`: every path; `submit`: accepts jobs; `query`: reads jobs; `events`: follows one job;
 //!   `feed`: follows all jobs; `about`: the process itself; `control`: controls jobs, apps and targets; `dead`: dead letters; `templates`: stored
 //!   messages; `dropin`: existing callers of IM systems.
-//! - `openapi`: all of it as a document and as a page.
+//! - `openapi`: all of it as a document and as a page; `console`: pages that use it.
 //! - `access`: who calls and what they may do; `caller_view`: what callers learn about the
 //!   configuration; `permit`: the gateway's side of [`admission`](crate::service::admission).
 //! - `params`, `body`, `form`, `problem`: read requests and write refusals; `spec`, `spool`,
@@ -31,6 +31,7 @@ mod access;
 mod body;
 mod browser;
 mod caller_view;
+mod console;
 mod control;
 mod dead;
 mod dropin;

@@ -66,6 +66,7 @@ where
         // These need no token, and tell nothing about jobs.
         .route("/livez", get(|| async { "live\n" }))
         .merge(super::openapi::routes())
+        .merge(super::console::routes())
         .layer(map_response(uniform))
         // Drop-in endpoints have credentials and refusals of their own.
         .merge(existing_callers)

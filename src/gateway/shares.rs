@@ -47,6 +47,10 @@ const SURVEYS_MAX: usize = 2;
 /// One place in this many is for requests whose head does not tell their sender.
 const STRANGERS: usize = 8;
 
+/// Marks an answer, as one of its extensions: its bytes are there once, for all answers.
+#[derive(Clone, Copy)]
+pub(super) struct Static;
+
 /// The resources that the callers of one gateway share.
 pub(super) struct Shares {
     places: Arc<Pool<Caller>>,
@@ -138,7 +142,10 @@ impl Shares {
             return response;
         }
         let size = response.body().size_hint().exact();
-        let size = size.map_or(STREAM_BYTES, |size| size as usize) + ANSWER_BYTES;
+        let size = match response.extensions().get::<Static>() {
+            Some(Static) => ANSWER_BYTES,
+            None => size.map_or(STREAM_BYTES, |size| size as usize) + ANSWER_BYTES,
+        };
         let kept = match (held, network) {
             (Some(held), _) => {
                 let room = self.answers.take(held.who(), size);

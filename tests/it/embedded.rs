@@ -698,6 +698,26 @@ async fn the_demo_cleans_up_after_itself() {
     assert_eq!(process.wait(BOUND).await.code(), Some(130));
     assert_eq!(running_below(folder), 0);
     assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
+
+    let mut process = fanwise(&["demo", "--stay", "--recipients", "500"], &variables);
+    let port = process.until_listens("Console: http://").await;
+    let console = page(port, "/").await;
+    assert!(console.contains("console/main.js"), "{console}");
+    let job = page(port, "/v1/jobs/demo-1").await;
+    assert!(job.contains("\"state\":\"completed\""), "{job}");
+    process.interrupt();
+    assert_eq!(process.wait(BOUND).await.code(), Some(0));
+    assert_eq!(running_below(folder), 0);
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
+}
+
+async fn page(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 /// Processes that have a path below the folder in their arguments.

@@ -18,7 +18,7 @@ fn record(key: &str, sent: u64, completed: bool) -> JobRecord {
             sent,
             ..Accounts::default()
         },
-        pending: 10 - sent,
+        pending: 10u64.saturating_sub(sent),
         accepted_at_ms: 5000,
         content_digest: None,
         progress_at_ms: None,
@@ -51,9 +51,12 @@ fn each_step_of_a_job_is_told_once_and_its_end_too() {
     assert_eq!(take(4, false, false), Some(EventKind::Progress));
     assert_eq!(take(10, true, false), Some(EventKind::Completed));
     assert_eq!(take(10, true, true), None);
-    // Extended after its end.
-    assert_eq!(take(10, false, false), Some(EventKind::Progress));
-    assert_eq!(take(10, true, false), Some(EventKind::Completed));
+    // Extended after its end, and completed before the next look.
+    assert_eq!(take(12, true, false), Some(EventKind::Completed));
+    // Extended once more.
+    assert_eq!(take(12, false, false), Some(EventKind::Progress));
+    assert_eq!(take(12, true, false), Some(EventKind::Completed));
+    assert_eq!(take(12, true, true), None);
 }
 
 #[test]
@@ -64,6 +67,10 @@ fn the_end_of_a_job_that_was_never_seen_running_is_told_if_it_is_new() {
     assert!(known.take(record("a", 10, true), true).is_none());
     // A job of earlier days, found on the way through the list.
     assert!(known.take(record("b", 10, true), false).is_none());
+    assert!(
+        known.take(record("b", 11, true), false).is_some(),
+        "it was extended"
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,41 @@
+// The directives as buttons.
+
+import { confirm, Field, html, Input } from './parts.js';
+import { post, put } from './server.js';
+import { t } from './words.js';
+
+const path = (kind, name, verb) => `v1/${kind}/${encodeURIComponent(name)}:${verb}`;
+
+const lasts = (extra, set) => html`<${Field} label=${t('Lasts')} hint=${t('Such as 30m or 2h. Leave it empty for no end.')}>
+  <${Input} value=${extra.expires_in || ''} change=${(value) => set('expires_in', value || undefined)} placeholder="30m" />
+<//>`;
+
+const rate = (extra, set) => html`<${Field} label=${t('Rate')} hint=${t('Such as 2000/s. “default” is the configured one.')}>
+  <${Input} value=${extra.rate || ''} change=${(value) => set('rate', value)} placeholder="2000/s" required />
+<//>`;
+
+/** One button of a subject: a job, an app or a target. */
+export function Order({ kind, name, shown, verb, done }) {
+  const orders = {
+    pause: [t('Pause'), '', t('Nothing is sent until it is resumed.'), lasts],
+    resume: [t('Resume'), 'primary'],
+    cancel: [t('Cancel'), 'danger', t('Recipients without an outcome end cancelled. This cannot be undone.')],
+    rate: [t('Set rate'), '', undefined, rate],
+    park: [t('Park'), '', t('The target gets no calls, for 10 minutes unless you say otherwise.'), lasts],
+    unpark: [t('Unpark'), 'primary', t('The target is called again at once.')],
+  };
+  const [label, look, what, more] = orders[verb];
+  const act = async (note) => {
+    if (verb === 'rate' && kind !== 'jobs') {
+      await put('v1/limits', { scope: kind.slice(0, -1), name, ...note });
+    } else {
+      await post(path(kind, name, verb), note);
+    }
+    done();
+  };
+  const ask = () => confirm({
+    title: `${label}: ${shown || name}`, what, more, act, verb: label,
+    kind: look === 'danger' ? 'danger' : 'primary',
+  });
+  return html`<button type="button" class=${look} onClick=${ask}>${label}</button>`;
+}
