@@ -45,8 +45,8 @@ def check(true, what):
 
 def instructions():
     """The instructions of the last stage, in order."""
-    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.M).replace("\\\n", " ")
-    stage = re.split(r"^FROM .*$", text, flags=re.M)[-1]
+    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    stage = re.split(r"^FROM .*$", text, flags=re.MULTILINE)[-1]
     return [tuple(line.split(None, 1)) for line in stage.splitlines() if line.strip()]
 
 
@@ -67,7 +67,7 @@ def image():
 
 def check_dockerfile(hadolint):
     subprocess.run([hadolint, DOCKERFILE], check=True)
-    froms = re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), flags=re.M)
+    froms = re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), flags=re.MULTILINE)
     check(
         all(it == "scratch" or re.search(r"@sha256:[0-9a-f]{64}$", it) for it in froms),
         f"Dockerfile: every base image needs a digest: {froms}",
@@ -224,9 +224,7 @@ def eventually(what, condition):
 
 def post(path, body, token=None):
     """The status of a request to the published port of the gateway."""
-    headers = {"content-type": "application/json"} | (
-        {"authorization": f"Bearer {token}"} if token else {}
-    )
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
     request = urllib.request.Request(f"http://127.0.0.1:9700{path}", json.dumps(body).encode(), headers)
     try:
         return urllib.request.urlopen(request, timeout=30).status

@@ -9,7 +9,6 @@ runs from there with an empty environment.
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import tempfile
