@@ -20,6 +20,7 @@ use crate::domain::notice::ReplyRules;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
 use crate::embedded::{self, Engine};
+use crate::error::chain;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{self, Access, DropInSystem};
 use crate::http::client::{Client, ClientSettings, platform_tls};
@@ -35,30 +36,35 @@ use crate::service::admission::{Admission, Rules};
 use crate::service::api;
 use crate::service::control::{Facts, TargetFacts};
 use crate::store;
+use crate::tls::ClientTls;
 
 /// RabbitMQ as configured. Does not connect yet.
 pub fn broker(config: &Config) -> Result<Rabbit, Failure> {
+    let first = address("broker.url", config.broker.url.as_ref(), NO_BROKER)?;
+    let urls = config.broker.urls.iter();
     let settings = amqp::Settings {
+        urls: urls.map(|url| url.expose().to_owned()).collect(),
+        tls: config.broker.tls.clone(),
         namespace: config.broker.namespace.clone(),
         targets: config.targets.keys().cloned().collect(),
         heartbeat: config.broker.heartbeat,
         confirm_timeout: config.broker.confirm_timeout,
         connection_name: format!("fanwise {}", std::process::id()),
         declare: config.broker.declare,
-        ..amqp::Settings::new(address(
-            "broker.url",
-            config.broker.url.as_ref(),
-            NO_BROKER,
-        )?)
+        ..amqp::Settings::new(first)
     };
     Rabbit::new(settings).or_exit(Exit::BadConfig)
 }
 
 pub fn store_settings(config: &Config) -> Result<store::Settings, Failure> {
     let url = address("ledger.url", config.ledger.url.as_ref(), NO_LEDGER)?;
+    let login = config.ledger.sentinel_login.clone();
     Ok(store::Settings {
         prefix: config.ledger.prefix.clone(),
         dedup_window: config.ledger.dedup_window,
+        tls: config.ledger.tls.clone(),
+        sentinel_login: login.map(|(user, password)| store::Login { user, password }),
+        replicas_min: config.ledger.replicas_min,
         ..store::Settings::new(url)
     })
 }
@@ -192,8 +198,8 @@ type Trust = Option<Arc<ClientConfig>>;
 fn trust(config: &Config) -> Result<Trust, Failure> {
     let mut targets = config.targets.values();
     let mut apps = config.apps.values();
-    let is_needed =
-        targets.any(|target| target.settings.is_https()) || apps.clone().any(asks_https);
+    let by_system = |target: &TargetConfig| target.settings.is_https() && target.tls.ca.is_none();
+    let is_needed = targets.any(by_system) || apps.clone().any(asks_https);
     if !is_needed && !apps.any(|app| app.callbacks.is_some()) {
         return Ok(None);
     }
@@ -210,6 +216,38 @@ fn trust(config: &Config) -> Result<Trust, Failure> {
     // All callbacks may go to http.
     tracing::warn!("no callback can go to an https URL: {what}");
     Ok(None)
+}
+
+/// The targets' servers with TLS settings of their own.
+pub type OwnTls = Arc<BTreeMap<(String, u16), ClientTls>>;
+
+pub fn own_tls(config: &Config) -> OwnTls {
+    let mut own = BTreeMap::new();
+    for (name, target) in &config.targets {
+        if target.tls.is_default() {
+            continue;
+        }
+        let section = format!("targets.{name}");
+        let tls = ClientTls::new(target.tls.clone(), &section, &[b"http/1.1"]);
+        for (host, port) in target.settings.addresses() {
+            own.insert((host.to_ascii_lowercase(), port), tls.clone());
+        }
+    }
+    Arc::new(own)
+}
+
+/// Reads the files of all TLS settings, so that a fault is found at the start.
+fn check_tls_files(config: &Config, own: &OwnTls) -> Result<(), Failure> {
+    let [broker, ledger] = [
+        ("broker", &config.broker.tls),
+        ("ledger", &config.ledger.tls),
+    ]
+    .map(|(section, tls)| (!tls.is_default()).then(|| ClientTls::new(tls.clone(), section, &[])));
+    let servers = broker.iter().chain(&ledger).chain(own.values());
+    for tls in servers {
+        tls.load().or_exit(Exit::BadConfig)?;
+    }
+    Ok(())
 }
 
 /// Whether `before_accept` of the app asks an `https` endpoint.
@@ -512,9 +550,13 @@ async fn check_ledger(store: &store::Store, drain: &CancellationToken) -> Result
     match drain.run_until_cancelled(check).await {
         Some(Err(error)) if error.is_unfit() => Err(Failure::new(Exit::BadConfig, error)),
         Some(Err(error)) => {
-            tracing::warn!(error = %crate::error::chain(&error), "the ledger cannot be checked yet");
+            tracing::warn!(error = %chain(&error), "the ledger cannot be checked yet");
             Ok(())
         }
-        Some(Ok(_)) | None => Ok(()),
+        Some(Ok(found)) => {
+            tracing::info!("the ledger is {found}");
+            Ok(())
+        }
+        None => Ok(()),
     }
 }

@@ -104,7 +104,7 @@
 //!   The crate `fanwise-mock-im` plays these systems.
 //! - [`config`], [`app`] (builds the process), [`allocator`], [`admin`], [`clock`], [`error`],
 //!   [`exit`], [`limits`], [`metrics`], [`schema`], [`secret`], [`shutdown`], [`telemetry`],
-//!   [`cli`].
+//!   [`tls`], [`cli`].
 //!
 //! # Words
 //!
@@ -149,4 +149,5 @@ pub mod service;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod worker;

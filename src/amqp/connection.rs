@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::ShortString;
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{ConnectionProperties, ConnectionState, ErrorKind};
 use tokio::time::timeout;
 use tracing::debug;
@@ -19,7 +19,9 @@ use tracing::debug;
 use super::frames::FRAME_MAX;
 use super::stream::Link;
 use super::{Settings, SettingsError};
+use crate::error::chain;
 use crate::ports::BrokerError;
+use crate::tls::ClientTls;
 
 /// Why a request to the broker failed.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,8 @@ pub(super) enum AmqpError {
         what: String,
         after: Duration,
     },
+    #[error("none of the nodes takes a connection: {tried}")]
+    Nowhere { address: String, tried: String },
     #[error("the broker did not {what}: the queue is full or its leader is away")]
     NotTaken { what: String },
     #[error("`{0}` is too long for a name or routing key (255 bytes)")]
@@ -51,9 +55,11 @@ impl AmqpError {
                 source.kind(),
                 ErrorKind::ProtocolError(error) if *error.kind() == AMQPErrorKind::Soft(reason.clone())
             ),
-            Self::Connect { .. } | Self::Slow { .. } | Self::NotTaken { .. } | Self::Name(_) => {
-                false
-            }
+            Self::Connect { .. }
+            | Self::Slow { .. }
+            | Self::Nowhere { .. }
+            | Self::NotTaken { .. }
+            | Self::Name(_) => false,
         }
     }
 
@@ -69,6 +75,7 @@ impl AmqpError {
             },
             other @ (Self::Connect { .. }
             | Self::Slow { .. }
+            | Self::Nowhere { .. }
             | Self::NotTaken { .. }
             | Self::Name(_)) => other,
         }
@@ -86,10 +93,12 @@ impl From<AmqpError> for BrokerError {
                 what,
                 source: Box::new(source),
             },
-            AmqpError::Slow { ref address, .. } => Self::Connect {
-                address: address.clone(),
-                source: Box::new(error),
-            },
+            AmqpError::Slow { ref address, .. } | AmqpError::Nowhere { ref address, .. } => {
+                Self::Connect {
+                    address: address.clone(),
+                    source: Box::new(error),
+                }
+            }
             AmqpError::NotTaken { ref what } => Self::Refused {
                 what: what.clone(),
                 source: Box::new(error),
@@ -102,18 +111,49 @@ impl From<AmqpError> for BrokerError {
     }
 }
 
+/// How long one node of several may take to accept a connection, at least.
+const NODE_PATIENCE_MIN: Duration = Duration::from_secs(2);
+
 /// How long an orderly close may take; a blocked connection cannot close in order at all.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How to reach the broker and how long to wait for its answers.
 #[derive(Clone)]
 pub(super) struct Dial {
-    uri: AMQPUri,
+    nodes: Arc<[Node]>,
+    /// The addresses of all nodes.
     address: Arc<str>,
+    tls: Option<ClientTls>,
     connection_name: Arc<str>,
     answer_timeout: Duration,
+}
+
+/// One node of the broker.
+struct Node {
+    uri: AMQPUri,
+    address: String,
     /// The largest frame that is agreed to.
     frame_max: u32,
+}
+
+impl Node {
+    fn new(url: &str, settings: &Settings) -> Result<Self, SettingsError> {
+        let mut uri = parse(url)?;
+        // A half-open connection is noticed after two heartbeats; the broker would suggest 60 s.
+        let heartbeat = settings.heartbeat.as_secs().max(1);
+        uri.query.heartbeat = Some(u16::try_from(heartbeat).unwrap_or(u16::MAX));
+        // The client allocates buffers of this size, and a broker may offer frames without a limit.
+        let frame_max = uri.query.frame_max.unwrap_or(FRAME_MAX).min(FRAME_MAX);
+        uri.query.frame_max = Some(frame_max);
+        if settings.tls.identity.is_some() && uri.scheme == AMQPScheme::AMQPS && !names_user(url) {
+            uri.query.auth_mechanism = Some(SASLMechanism::External);
+        }
+        Ok(Self {
+            address: address(&uri),
+            uri,
+            frame_max,
+        })
+    }
 }
 
 /// Without the credentials of the URI.
@@ -125,17 +165,15 @@ impl fmt::Debug for Dial {
 
 impl Dial {
     pub(super) fn new(settings: &Settings) -> Result<Self, SettingsError> {
-        let mut uri = parse(&settings.url)?;
-        // A half-open connection is noticed after two heartbeats; the broker would suggest 60 s.
-        let heartbeat = settings.heartbeat.as_secs().max(1);
-        uri.query.heartbeat = Some(u16::try_from(heartbeat).unwrap_or(u16::MAX));
-        // The client allocates buffers of this size, and a broker may offer frames without a limit.
-        let frame_max = uri.query.frame_max.unwrap_or(FRAME_MAX).min(FRAME_MAX);
-        uri.query.frame_max = Some(frame_max);
+        let nodes = settings.urls.iter().map(|url| Node::new(url, settings));
+        let nodes: Vec<_> = nodes.collect::<Result<_, _>>()?;
+        let first = nodes.first().ok_or(SettingsError::Url)?;
+        let is_encrypted = first.uri.scheme == AMQPScheme::AMQPS;
+        let addresses: Vec<_> = nodes.iter().map(|node| node.address.as_str()).collect();
         Ok(Self {
-            address: address(&uri).into(),
-            uri,
-            frame_max,
+            address: addresses.join(", ").into(),
+            tls: is_encrypted.then(|| ClientTls::new(settings.tls.clone(), "broker", &[])),
+            nodes: nodes.into(),
             connection_name: settings.connection_name.as_str().into(),
             answer_timeout: settings.connect_timeout,
         })
@@ -146,13 +184,43 @@ impl Dial {
         &self.address
     }
 
-    /// Opens a connection; its role is shown in the broker's list of connections.
+    /// Opens a connection to the first node that takes it, in random order, so that the
+    /// connections of many processes spread; its role is shown in the broker's list of connections.
     pub(super) async fn open(&self, role: &str) -> Result<Link, AmqpError> {
+        let mut order: Vec<_> = self.nodes.iter().collect();
+        fastrand::shuffle(&mut order);
+        let patience = match order.len() {
+            1 => self.answer_timeout,
+            count => (self.answer_timeout / count as u32).max(NODE_PATIENCE_MIN),
+        };
+        let mut tried = Vec::new();
+        for node in order {
+            match self.open_at(node, role, patience).await {
+                Ok(link) => return Ok(link),
+                Err(error) if self.nodes.len() == 1 => return Err(error),
+                Err(error) => {
+                    debug!(error = chain(&error), "a node of the broker is passed over");
+                    tried.push(chain(&error));
+                }
+            }
+        }
+        Err(AmqpError::Nowhere {
+            address: self.address.to_string(),
+            tried: tried.join("; "),
+        })
+    }
+
+    async fn open_at(
+        &self,
+        node: &Node,
+        role: &str,
+        patience: Duration,
+    ) -> Result<Link, AmqpError> {
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} ({role})", self.connection_name).into());
-        let connecting = Box::pin(Link::open(&self.uri, self.frame_max, properties));
-        self.ask(format!("open a connection to {}", self.address), connecting)
-            .await
+        let connecting = Link::open(&node.uri, self.tls.as_ref(), node.frame_max, properties);
+        let what = format!("open a connection to {}", node.address);
+        ask_at(&node.address, what, patience, Box::pin(connecting)).await
     }
 
     /// Closes a connection in order, if the broker still answers.
@@ -179,24 +247,34 @@ impl Dial {
         what: String,
         answer: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, AmqpError> {
-        match timeout(self.answer_timeout, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(source)) if is_refusal(&source) => Err(AmqpError::Refused { what, source }),
-            Ok(Err(source)) => Err(AmqpError::Connect {
-                address: self.address.to_string(),
-                source,
-            }),
-            Err(_) => Err(AmqpError::Slow {
-                address: self.address.to_string(),
-                what,
-                after: self.answer_timeout,
-            }),
-        }
+        ask_at(&self.address, what, self.answer_timeout, answer).await
     }
 
     /// A name in its wire form.
     pub(super) fn name(&self, name: &str) -> Result<ShortString, AmqpError> {
         ShortString::try_new(name).map_err(|_| AmqpError::Name(name.to_owned()))
+    }
+}
+
+/// Waits for an answer of the broker at this address, up to a time.
+async fn ask_at<T>(
+    address: &str,
+    what: String,
+    patience: Duration,
+    answer: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, AmqpError> {
+    match timeout(patience, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) if is_refusal(&source) => Err(AmqpError::Refused { what, source }),
+        Ok(Err(source)) => Err(AmqpError::Connect {
+            address: address.to_owned(),
+            source,
+        }),
+        Err(_) => Err(AmqpError::Slow {
+            address: address.to_owned(),
+            what,
+            after: patience,
+        }),
     }
 }
 
@@ -228,6 +306,13 @@ fn parse(url: &str) -> Result<AMQPUri, SettingsError> {
         uri.vhost = "/".to_owned();
     }
     Ok(uri)
+}
+
+/// Whether the URL names a user; the parser supplies one where it does not.
+fn names_user(url: &str) -> bool {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.contains('@')
 }
 
 fn bracketed_host(url: &str) -> Option<&str> {
@@ -273,6 +358,33 @@ mod tests {
             "amqp://u:p@[2001:db8::1]:5680/x",
             "amqp://[2001:db8::1]:5680/x",
         );
+    }
+
+    /// Without a user in the address the certificate is the login, and never without TLS.
+    #[test]
+    fn a_certificate_is_the_login_of_an_address_without_a_user() {
+        let mut settings = Settings::new("amqps://rabbit1/%2f");
+        settings.tls.identity = Some(("mine.pem".into(), "mine.key".into()));
+        let mechanism = |url: &str| {
+            let node = Node::new(url, &settings).unwrap();
+            node.uri.query.auth_mechanism
+        };
+        let external = Some(SASLMechanism::External);
+        assert_eq!(mechanism("amqps://rabbit1/%2f"), external);
+        assert_eq!(mechanism("amqps://ann:pw@rabbit1/%2f"), None);
+        assert_eq!(mechanism("amqp://rabbit1/%2f"), None);
+    }
+
+    #[test]
+    fn all_nodes_are_named() {
+        let mut settings = Settings::new("amqp://u:secret@rabbit1");
+        settings
+            .urls
+            .push("amqp://u:secret@rabbit2:5673/x".to_owned());
+        let dial = Dial::new(&settings).unwrap();
+        assert_eq!(dial.address(), "amqp://rabbit1:5672, amqp://rabbit2:5673/x");
+        settings.urls.clear();
+        assert_eq!(Dial::new(&settings).unwrap_err(), SettingsError::Url);
     }
 
     #[test]

@@ -49,13 +49,17 @@ use crate::ports::{
     Backlog, Broker, BrokerError, EditSummary, RetainedEdit, RetainedMessage, RetainedQueue,
     RetainedQueues, Source,
 };
+use crate::tls::TlsSettings;
 
 /// How to use a RabbitMQ broker.
 #[derive(Clone)]
 pub struct Settings {
-    /// `amqp://user:password@host:port/vhost`, or `amqps://` for TLS with the certificates the
-    /// system trusts. Never logged; see [`Settings::address`].
-    pub url: String,
+    /// `amqp://user:password@host:port/vhost`, or `amqps://`, for each node; at least one. Never
+    /// logged; see [`Settings::address`]. An address without a user means the user of the
+    /// certificate in `tls`, if there is one.
+    pub urls: Vec<String>,
+    /// Used for `amqps://`.
+    pub tls: TlsSettings,
     /// The prefix of the names of all exchanges and queues.
     pub namespace: String,
     /// The targets that have lanes.
@@ -78,7 +82,8 @@ impl Settings {
     /// The usual settings for a broker, without targets.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
-            url: url.into(),
+            urls: vec![url.into()],
+            tls: TlsSettings::default(),
             namespace: "fanwise".to_owned(),
             targets: Vec::new(),
             heartbeat: Duration::from_secs(10),
@@ -89,13 +94,13 @@ impl Settings {
         }
     }
 
-    /// Scheme, host, port and virtual host of the broker, for logs and errors.
+    /// Scheme, host, port and virtual host of every node, for logs and errors.
     pub fn address(&self) -> Result<String, SettingsError> {
         Ok(Dial::new(self)?.address().to_owned())
     }
 }
 
-/// Without the URL, which may hold a password.
+/// Without the URLs, which may hold passwords.
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
@@ -131,7 +136,7 @@ impl Rabbit {
         Ok(Self { settings, dial })
     }
 
-    /// Scheme, host, port and virtual host of the broker.
+    /// Scheme, host, port and virtual host of every node.
     pub fn address(&self) -> &str {
         self.dial.address()
     }

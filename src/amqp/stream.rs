@@ -16,19 +16,16 @@ use async_rs::traits::Reactor;
 use async_rs::util::{DummyIO, RuntimeParts};
 use async_rs::{Runtime, Tokio};
 use futures_util::io::{AsyncRead, AsyncWrite};
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::AMQPUri;
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
 use parking_lot::Mutex;
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 use super::frames::Frames;
+use crate::tls::ClientTls;
 
 /// Most bytes of one read.
 const READ_BYTES: usize = 64 * 1024;
@@ -52,14 +49,20 @@ impl Link {
     /// done.
     pub(super) async fn open(
         uri: &AMQPUri,
+        tls: Option<&ClientTls>,
         frame_max: u32,
         properties: ConnectionProperties,
     ) -> lapin::Result<Self> {
         let cut = CancellationToken::new();
         let guard = cut.clone().drop_guard();
-        let socket = Socket::connect(uri).await?;
+        let explain = Explain {
+            tls: tls.cloned(),
+            host: uri.authority.host.clone(),
+        };
+        let socket = Socket::connect(uri, tls).await;
         let stream = Stream {
-            socket,
+            socket: socket.map_err(|error| explain.what(error))?,
+            explain,
             frames: Frames::new(frame_max),
             arrived: vec![0; READ_BYTES].into(),
             readable: Vec::with_capacity(READ_BYTES),
@@ -98,30 +101,32 @@ enum Socket {
 }
 
 impl Socket {
-    async fn connect(uri: &AMQPUri) -> io::Result<Self> {
+    async fn connect(uri: &AMQPUri, tls: Option<&ClientTls>) -> io::Result<Self> {
         let host = uri.authority.host.as_str();
         let stream = TcpStream::connect((host, uri.authority.port)).await?;
         stream.set_nodelay(true)?;
-        match uri.scheme {
-            AMQPScheme::AMQP => Ok(Self::Plain(stream)),
-            AMQPScheme::AMQPS => {
-                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-                // Reading the system's certificates takes a while.
-                let config = tokio::task::spawn_blocking(tls_config).await?;
-                let tls = TlsConnector::from(Arc::new(config.map_err(io::Error::other)?));
-                Ok(Self::Tls(Box::new(tls.connect(name, stream).await?)))
-            }
+        match tls {
+            None => Ok(Self::Plain(stream)),
+            Some(tls) => Ok(Self::Tls(Box::new(tls.connect(host, stream).await?))),
         }
     }
 }
 
-/// Trusts the certificates that the system trusts.
-fn tls_config() -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_platform_verifier()?
-        .with_no_client_auth())
+/// Says what a failure of TLS means. A broker refuses a certificate only after the handshake, so
+/// the error comes from a read.
+struct Explain {
+    tls: Option<ClientTls>,
+    host: String,
+}
+
+impl Explain {
+    fn what(&self, error: io::Error) -> io::Error {
+        let tls = self.tls.as_ref();
+        match tls.and_then(|tls| tls.explain(&error, &self.host, "amqp://")) {
+            Some(what) => io::Error::new(error.kind(), what),
+            None => error,
+        }
+    }
 }
 
 /// Evaluates the same expression for both kinds of socket.
@@ -143,6 +148,7 @@ macro_rules! with_socket {
 /// The stream that the client library reads and writes.
 pub(super) struct Stream {
     socket: Socket,
+    explain: Explain,
     frames: Frames,
     /// Bytes as they arrive.
     arrived: Box<[u8]>,
@@ -165,7 +171,7 @@ impl Stream {
             let mut arrived = ReadBuf::new(&mut self.arrived);
             let read = with_socket!(&mut self.socket, socket => socket.poll_read(cx, &mut arrived));
             match read {
-                Poll::Ready(read) => read?,
+                Poll::Ready(read) => read.map_err(|error| self.explain.what(error))?,
                 Poll::Pending => {
                     // Wakes the reader when the connection is cut.
                     ready!(self.cancelled.as_mut().poll(cx));

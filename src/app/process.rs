@@ -8,7 +8,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{cannot_listen, context, facts, gateway_settings, systems, trust};
+use super::{
+    cannot_listen, check_tls_files, context, facts, gateway_settings, own_tls, systems, trust,
+};
 use crate::admin::{Admin, Part, Status};
 use crate::config::Config;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -38,8 +40,11 @@ impl<S: Store> Process<S> {
         drain: CancellationToken,
     ) -> Result<Self, Failure> {
         let trust = trust(config)?;
+        let own = own_tls(config);
+        check_tls_files(config, &own)?;
         let client = Client::new(ClientSettings {
             tls: trust.clone(),
+            tls_of: own,
             ..ClientSettings::defaults()
         });
         let metrics = Arc::new(Metrics::new());

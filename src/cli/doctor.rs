@@ -1,5 +1,7 @@
 //! `fanwise doctor`: checks everything a worker needs and says how to fix what is wrong.
 
+mod ledger;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +17,6 @@ use crate::exit::{Exit, Failure};
 use crate::http::client::{Client, ClientSettings};
 use crate::im::TargetSettings;
 use crate::ports::Signing;
-use crate::store::Persistence;
 
 /// Longest wait for a target's answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -174,18 +175,8 @@ async fn look_at_ledger(config: &Config, report: &mut Report) {
     match store.check().await {
         Err(error) => report.add(Verdict::Fail, "ledger", chain(&error)),
         Ok(found) => {
-            let what = format!(
-                "{} answers, version {}, {}, {} MB used",
-                found.address,
-                found.version,
-                found.policy,
-                found.used_memory / 1_000_000
-            );
-            report.add(Verdict::Ok, "ledger", what);
-            if found.persistence == Persistence::None {
-                let what =
-                    "keeps nothing on disk: a restart loses the dedup window (set appendonly yes)";
-                report.add(Verdict::Warn, "ledger", what);
+            for (verdict, finding) in ledger::findings(&found) {
+                report.add(verdict, "ledger", finding);
             }
         }
     }
@@ -195,7 +186,10 @@ async fn look_at_ledger(config: &Config, report: &mut Report) {
 /// the credentials, where it can be asked without sending anything. A target that fails a check is
 /// a failure: jobs would not be delivered, or not as promised.
 async fn look_at_targets(config: &Config, report: &mut Report) {
-    let client = Client::new(ClientSettings::defaults());
+    let client = Client::new(ClientSettings {
+        tls_of: app::own_tls(config),
+        ..ClientSettings::defaults()
+    });
     for (name, target) in &config.targets {
         let Some((host, port)) = target.settings.address() else {
             continue;

@@ -10,6 +10,7 @@ mod callbacks;
 mod endpoints;
 mod reader;
 mod sections;
+mod servers;
 mod targets;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub use self::callbacks::CallbackConfig;
 use self::reader::Section;
 pub use self::reader::{ENV_PREFIX, Findings, Origin, Shown};
+pub use self::servers::{BrokerConfig, LedgerConfig};
 pub use self::targets::TargetConfig;
 use crate::domain::fields::Problem;
 use crate::domain::limits::Rate;
@@ -59,46 +61,6 @@ pub enum EngineKind {
     Embedded,
     /// RabbitMQ and Redis.
     Servers,
-}
-
-/// `[broker]`: RabbitMQ 3.10 or newer.
-#[derive(Clone, Debug)]
-pub struct BrokerConfig {
-    /// `url` or `url_file`: `amqp://user:password@host:5672/vhost`, or `amqps://`.
-    pub url: Option<Secret>,
-    /// `namespace`: prefix of every exchange and queue. Default `fanwise`.
-    pub namespace: String,
-    /// `declare`: declare exchanges and queues at start. Set it to false where only an operator may
-    /// do so, with `fanwise topology apply`. Default true.
-    pub declare: bool,
-    /// `heartbeat`: Fanwise gives up a connection that is silent for twice this. Default 10s; 1s to
-    /// 60s.
-    pub heartbeat: Duration,
-    /// `confirm_timeout`: longest wait for the broker's confirm of a publish. Default 10s; 1s to
-    /// 2m.
-    pub confirm_timeout: Duration,
-}
-
-/// `[ledger]`: Redis 7.0 or newer, or Valkey, with `maxmemory-policy noeviction`.
-#[derive(Clone, Debug)]
-pub struct LedgerConfig {
-    /// `url` or `url_file`: `redis://:password@host:6379/0`, or `rediss://`.
-    pub url: Option<Secret>,
-    /// `prefix`: first part of every key. Default `fanwise`.
-    pub prefix: String,
-    /// `dedup_window`: how long a job knows its recipients after it has completed. While it runs or
-    /// waits, it knows them in any case. Default 168h (7 days); 1h to 2160h.
-    pub dedup_window: Duration,
-    /// `abandoned_after`: a running job that shows no activity for this long and has nothing on its
-    /// lanes is ended. Recipients without a known outcome count as uncertain. Less than the longest
-    /// wait of a retry (30m) or the lease, plus 5m, gives a warning. Default 45m; 2s to 24h.
-    pub abandoned_after: Duration,
-    /// `lease`: how long a claim lasts unless it is renewed. At least 3s longer than every target's
-    /// call timeout. After a crash, recipients in flight wait this long. Default 20s; 2s to 10m.
-    pub lease: Duration,
-    /// `fingerprint_secret` or `fingerprint_secret_file`: the key for the fingerprints of
-    /// recipients. The same on all workers; do not change it while jobs run. Default: a constant.
-    pub fingerprint_secret: Secret,
 }
 
 /// `[embedded]`: the engine of `fanwise serve` without a broker URL.
@@ -324,6 +286,26 @@ const LEASE_MARGIN: Duration = Duration::from_secs(3);
 /// A job is abandoned only after a silence this much longer than any wait.
 const ABANDONED_MARGIN: Duration = Duration::from_secs(5 * 60);
 
+/// How long a delivery may wait for a place, and then for a ledger that is down.
+const DELIVERY_WAITS: Duration = Duration::from_secs(60 + 60);
+
+/// Refuses settings with which a delivery could come near the broker's ack limit: at most half of
+/// it may pass.
+fn check_ack_limit(config: &Config, findings: &mut Findings) {
+    let calls = config.targets.values().map(|target| target.call_timeout);
+    let longest = DELIVERY_WAITS + config.worker.slice_time_max + calls.max().unwrap_or_default();
+    if config.engine() == EngineKind::Servers && longest * 2 > config.broker.consumer_timeout {
+        let what = format!(
+            "{} is less than twice the {} that a delivery may take (a minute for its place, a minute \
+             for the ledger, worker.slice_time_max and the longest call_timeout). Raise \
+             consumer_timeout, at the broker too, or lower worker.slice_time_max",
+            duration_text(config.broker.consumer_timeout),
+            duration_text(longest)
+        );
+        findings.problem("broker.consumer_timeout", what);
+    }
+}
+
 /// Finds settings that are valid alone and wrong together.
 fn cross_check(config: &Config, findings: &mut Findings) {
     for (name, target) in &config.targets {
@@ -337,6 +319,7 @@ fn cross_check(config: &Config, findings: &mut Findings) {
             findings.problem("ledger.lease", what);
         }
     }
+    check_ack_limit(config, findings);
     if config.retry.schedule.min > config.retry.schedule.max {
         findings.problem("retry.delay_max", "is less than retry.delay_min");
     }

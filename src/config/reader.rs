@@ -418,6 +418,17 @@ impl Section {
         self.read(name, None, show, expected, parse, findings)
     }
 
+    /// A list of secrets, such as addresses with passwords.
+    pub(super) fn secrets(&mut self, name: &'static str, findings: &mut Findings) -> Vec<Secret> {
+        let values = self.list(name, &[], findings);
+        if let Some(shown) = findings.shown.get_mut(&self.key(name))
+            && !values.is_empty()
+        {
+            "(secret)".clone_into(&mut shown.value);
+        }
+        values.into_iter().map(Secret::new).collect()
+    }
+
     /// A list of texts; an environment variable separates them by commas.
     pub(super) fn list(
         &mut self,

@@ -9,22 +9,21 @@ use super::reader::Findings;
 use super::reader::Section;
 use super::targets::TargetConfig;
 use super::{
-    AdminConfig, AppConfig, BrokerConfig, Config, EmbeddedConfig, GatewayConfig, HOUR,
-    LedgerConfig, LogConfig, MIB, MINUTE, RetryConfig, SECOND, WorkerConfig,
+    AdminConfig, AppConfig, Config, EmbeddedConfig, GatewayConfig, HOUR, LogConfig, MIB, MINUTE,
+    RetryConfig, SECOND, WorkerConfig,
 };
-use super::{apps, callbacks, endpoints, targets};
+use super::{apps, callbacks, endpoints, servers, targets};
 use crate::domain::fields::suggestion;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::schedule::Schedule;
 use crate::im::ingress::DropInEndpoint;
-use crate::secret::Secret;
 use crate::telemetry::{LogFilter, LogFormat};
 
 pub(super) fn read(mut root: Section, findings: &mut Findings) -> Config {
     let targets = read_targets(&mut root, findings);
     let config = Config {
-        broker: read_broker(root.section("broker", findings), findings),
-        ledger: read_ledger(root.section("ledger", findings), findings),
+        broker: servers::read_broker(root.section("broker", findings), findings),
+        ledger: servers::read_ledger(root.section("ledger", findings), findings),
         embedded: read_embedded(root.section("embedded", findings), findings),
         gateway: read_gateway(root.section("gateway", findings), findings),
         admin: read_admin(root.section("admin", findings), findings),
@@ -36,98 +35,6 @@ pub(super) fn read(mut root: Section, findings: &mut Findings) -> Config {
     };
     root.finish(findings);
     config
-}
-
-fn read_broker(mut section: Section, findings: &mut Findings) -> BrokerConfig {
-    let url = read_server(&mut section, ["amqp://", "amqps://"], findings);
-    let broker = BrokerConfig {
-        url,
-        namespace: section.text("namespace", "fanwise", findings),
-        declare: section.boolean("declare", true, findings),
-        heartbeat: section.duration("heartbeat", 10 * SECOND, SECOND..=MINUTE, findings),
-        confirm_timeout: section.duration(
-            "confirm_timeout",
-            10 * SECOND,
-            SECOND..=2 * MINUTE,
-            findings,
-        ),
-    };
-    check_name("broker.namespace", &broker.namespace, findings);
-    section.finish(findings);
-    broker
-}
-
-/// Refuses an address that names several servers: those need one address, of a load balancer or a
-/// proxy.
-fn read_server(
-    section: &mut Section,
-    schemes: [&str; 2],
-    findings: &mut Findings,
-) -> Option<Secret> {
-    let url = section.secret("url", "url_file", findings)?;
-    let address = url.expose();
-    if address.is_empty() {
-        return None;
-    }
-    if !schemes.iter().any(|scheme| address.starts_with(scheme)) {
-        let [plain, encrypted] = schemes;
-        let what = format!("an address that begins with {plain} or {encrypted} is expected");
-        findings.problem(section.key("url"), what);
-    }
-    if let Some(what) = wrong_server(address) {
-        findings.problem(section.key("url"), what);
-    }
-    Some(url)
-}
-
-/// Why a URL does not name one host and perhaps a port. Never quotes the part before the host,
-/// which may hold a password.
-pub(super) fn wrong_server(url: &str) -> Option<String> {
-    let (_, rest) = url.split_once("://")?;
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let server = authority.rsplit('@').next().unwrap_or_default();
-    let (host, port) = match server.strip_prefix('[').and_then(|it| it.split_once(']')) {
-        Some((host, port)) => (host, port.strip_prefix(':')),
-        None => match server.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (server, None),
-        },
-    };
-    let one = "one server is expected, as HOST or HOST:PORT; for several, give the address of what is in \
-               front of them, such as a load balancer";
-    if server.contains(',') {
-        return Some(format!("{server:?} names several servers: {one}"));
-    }
-    if host.contains(char::is_whitespace) {
-        return Some(format!("{host:?} is not the name of a host: {one}"));
-    }
-    match port {
-        Some(port) if port.parse::<u16>().is_err() => {
-            Some(format!("{port:?} is not a port: {one}"))
-        }
-        _ => None,
-    }
-}
-
-fn read_ledger(mut section: Section, findings: &mut Findings) -> LedgerConfig {
-    let url = read_server(&mut section, ["redis://", "rediss://"], findings);
-    let secret = section.secret("fingerprint_secret", "fingerprint_secret_file", findings);
-    let ledger = LedgerConfig {
-        url,
-        prefix: section.text("prefix", "fanwise", findings),
-        dedup_window: section.duration("dedup_window", 168 * HOUR, HOUR..=2160 * HOUR, findings),
-        abandoned_after: section.duration(
-            "abandoned_after",
-            45 * MINUTE,
-            2 * SECOND..=24 * HOUR,
-            findings,
-        ),
-        lease: section.duration("lease", 20 * SECOND, 2 * SECOND..=10 * MINUTE, findings),
-        fingerprint_secret: secret.unwrap_or_else(|| Secret::new("fanwise")),
-    };
-    check_name("ledger.prefix", &ledger.prefix, findings);
-    section.finish(findings);
-    ledger
 }
 
 fn read_embedded(mut section: Section, findings: &mut Findings) -> EmbeddedConfig {
@@ -231,6 +138,7 @@ fn read_targets(root: &mut Section, findings: &mut Findings) -> BTreeMap<String,
         }
     }
     targets::check_applications(&targets, findings);
+    targets::check_tls(&targets, findings);
     targets
 }
 
@@ -322,7 +230,7 @@ fn read_log(mut section: Section, findings: &mut Findings) -> LogConfig {
 }
 
 /// Checks a name, which becomes part of queue names, keys, routing keys and labels.
-fn check_name(key: &str, name: &str, findings: &mut Findings) {
+pub(super) fn check_name(key: &str, name: &str, findings: &mut Findings) {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
     if let Some(what) = wrong_id(name, NAME_BYTES_MAX) {
         findings.problem(key, what);

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::reader::{Findings, Origin, Section, Shown};
-use super::{HOUR, MINUTE, SECOND};
+use super::{HOUR, MINUTE, SECOND, servers};
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Class, OnUncertain};
 use crate::im::{TargetSettings, netease, openim, webhook, wukongim, yunxin};
 use crate::secret::Secret;
+use crate::tls::TlsSettings;
 
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
@@ -31,6 +32,8 @@ pub struct TargetConfig {
     /// `breaker_failures`: after this many failed calls in a row the target is parked, for 1s to
     /// 30s, longer each time. Refusals and 429 are not failures. Default 50; 1 to 100000.
     pub breaker_failures: u32,
+    /// `ca_file`, `certificate`, `key`, `server_name`: TLS, if the address asks for it.
+    pub tls: TlsSettings,
 }
 
 pub(super) fn read(
@@ -107,6 +110,7 @@ fn read_as(kind: Kind, section: &mut Section, findings: &mut Findings) -> Target
             .flatten(),
         config_fault_pause: section.duration("config_fault_pause", MINUTE, SECOND..=HOUR, findings),
         breaker_failures: section.integer("breaker_failures", 50, 1..=100_000, findings) as u32,
+        tls: servers::read_tls(section, findings),
     }
 }
 
@@ -131,6 +135,23 @@ pub(super) fn check_applications(
                  together they exceed it: use one target, or give both a `limit`"
             );
             findings.warning(format!("targets.{name}.app_key"), what);
+        }
+    }
+}
+
+/// Refuses different TLS settings for one server: its connections are shared.
+pub(super) fn check_tls(targets: &BTreeMap<String, TargetConfig>, findings: &mut Findings) {
+    let mut known = BTreeMap::new();
+    for (name, target) in targets {
+        for address in target.settings.addresses() {
+            let (first, tls) = known.entry(address).or_insert((name, &target.tls));
+            if **tls != target.tls {
+                let what = format!(
+                    "differs from targets.{first}, which has the same server: give both targets the \
+                     same TLS settings"
+                );
+                findings.problem(format!("targets.{name}.ca_file"), what);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
-use super::sections::{read, wrong_server};
+use super::sections::read;
+use super::servers::wrong_server;
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../deploy/fanwise.example.toml");
@@ -56,7 +57,7 @@ fn an_address_names_one_server() {
         ("redis://:s3cret@a,b/0", "several servers"),
         ("redis://a:x/0", "not a port"),
         ("redis://[::1]:70000/0", "not a port"),
-        ("amqp://u:s3cret@a:1,b:2/%2f", "several servers"),
+        ("amqp://u:s3cret@a:1,b:2/%2f", "broker.urls"),
     ] {
         let found = wrong_server(url).unwrap();
         assert!(found.contains(what), "{url}: {found}");
@@ -74,6 +75,102 @@ fn an_address_names_one_server() {
     let two = [("FANWISE_LEDGER__URL", "redis://a,b/0")];
     let found = problems(LEAST, &two);
     assert!(found[0].contains("ledger.url"), "{found:?}");
+}
+
+/// Certificates, Sentinels, replicas and further nodes are read, and a warning names what has no
+/// effect.
+#[test]
+fn servers_have_certificates_and_company() {
+    let more = r#"
+        [broker]
+        url = "amqps://rabbit1/%2f"
+        urls = ["amqps://rabbit2/%2f", "amqps://rabbit3/%2f"]
+        ca_file = "/ca.pem"
+        certificate = "/mine.pem"
+        key = "/mine.key"
+        server_name = "rabbit"
+        [ledger]
+        url = "rediss+sentinel://:pw@a,b/main/0"
+        sentinel_user = "ann"
+        sentinel_password = "s3cret"
+        replicas_min = 1
+        ca_file = "/ca.pem"
+        [targets.im]
+        type = "webhook"
+        url = "https://im/{recipient}"
+        ca_file = "/ca.pem"
+    "#;
+    let loaded = loaded(more, &[]);
+    assert_eq!(loaded.findings.problems, []);
+    let warned = loaded.findings.warnings.iter().map(|it| &it.field);
+    assert_eq!(warned.collect::<Vec<_>>(), ["gateway.token"]);
+    let broker = &loaded.config.broker;
+    let urls: Vec<_> = broker.urls.iter().map(Secret::expose).collect();
+    assert_eq!(urls.len(), 3);
+    assert_eq!(urls[0], broker.url.as_ref().unwrap().expose());
+    let identity = ("/mine.pem".into(), "/mine.key".into());
+    assert_eq!(broker.tls.identity, Some(identity));
+    assert_eq!(broker.tls.server_name.as_deref(), Some("rabbit"));
+    let ledger = &loaded.config.ledger;
+    assert_eq!(ledger.replicas_min, 1);
+    let (user, password) = ledger.sentinel_login.as_ref().unwrap();
+    assert_eq!(
+        (user.as_deref(), password.expose()),
+        (Some("ann"), "s3cret")
+    );
+    assert!(!loaded.config.targets["im"].tls.is_default());
+    for (key, shown) in &loaded.findings.shown {
+        assert!(
+            !shown.value.contains("s3cret") && !shown.value.contains("rabbit2"),
+            "{key}"
+        );
+    }
+    let plain = "ledger.url = \"redis://a/0\"\nledger.ca_file = \"/ca.pem\"";
+    let warnings = self::loaded(plain, &[]).findings.warnings;
+    assert!(
+        warnings.iter().any(|it| it.field == "ledger.ca_file"),
+        "{warnings:?}"
+    );
+    for (wrong, said) in [
+        ("broker.certificate = \"/mine.pem\"", "broker.key: missing"),
+        ("broker.key = \"/mine.key\"", "broker.certificate: missing"),
+        (
+            "broker.urls = [\"amqps://rabbit2\"]",
+            "broker.urls: amqp:// and amqps:// are mixed",
+        ),
+        (
+            "ledger.sentinel_user = \"ann\"",
+            "ledger.sentinel_password: missing",
+        ),
+        (
+            "broker.consumer_timeout = \"5m\"",
+            "broker.consumer_timeout: 5m is less than twice",
+        ),
+    ] {
+        assert_one_problem(wrong, said);
+    }
+    let cluster = [("FANWISE_LEDGER__URL", "rediss+cluster://a,b")];
+    let found = problems(
+        &format!("{LEAST}\nledger.server_name = \"redis\""),
+        &cluster,
+    );
+    assert!(found[0].contains("one name for all nodes"), "{found:?}");
+}
+
+/// Two targets at one server share its connections, so they must agree about its certificate.
+#[test]
+fn one_server_has_one_set_of_certificates() {
+    let targets = r#"
+        [targets.im]
+        type = "webhook"
+        url = "https://im/{recipient}"
+        ca_file = "/ca.pem"
+        [targets.other]
+        type = "webhook"
+        url = "https://im:443/other/{recipient}"
+    "#;
+    let found = problems(targets, &[]);
+    assert!(found[0].contains("differs from targets.im"), "{found:?}");
 }
 
 /// A file that is removed with the test.
@@ -117,7 +214,9 @@ fn example(files: Option<&Path>) -> String {
         .collect();
     for line in lines {
         let key = line.split_once(" = ").map_or("", |(key, _)| key);
-        match (key.strip_suffix("_file"), files) {
+        // Certificates are no secret.
+        let of_secret = key.strip_suffix("_file").filter(|key| *key != "ca");
+        match (of_secret, files) {
             (Some(_), None) => {}
             (Some(_), Some(file)) => {
                 example += &format!("{key} = {:?}", file.display().to_string())
@@ -159,11 +258,19 @@ fn the_example_names_every_key_and_no_other() {
         "{:#?}",
         loaded.findings.problems
     );
-    assert!(
-        loaded.findings.warnings.is_empty(),
-        "{:#?}",
-        loaded.findings.warnings
-    );
+    // Settings for TLS and for Sentinels are shown beside an address without them.
+    let warnings = loaded.findings.warnings.iter();
+    let warnings: Vec<_> = warnings
+        .filter(|it| {
+            !it.what
+                .starts_with("has no effect: the address does not begin with")
+        })
+        .filter(|it| {
+            !it.what
+                .starts_with("has no effect: ledger.url names no Sentinels")
+        })
+        .collect();
+    assert!(warnings.is_empty(), "{warnings:#?}");
     let missing: Vec<_> = loaded
         .findings
         .shown
@@ -190,7 +297,8 @@ fn the_example_names_every_key_and_no_other() {
     assert_eq!(
         problems,
         [
-            "ledger.url: an address that begins with redis:// or rediss:// is expected",
+            "ledger.url: an address that begins with redis://, redis+sentinel:// or redis+cluster:// is \
+             expected, or with rediss for TLS",
             "apps.default.token: is the same as gateway.token",
         ]
     );

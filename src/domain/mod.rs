@@ -27,6 +27,8 @@ pub mod ids;
 pub mod job;
 /// Lanes: the queues of one target, by class.
 pub mod lane;
+/// The address of the ledger: one Redis, Sentinels, or a cluster.
+pub mod ledger_url;
 /// Dead letters as operators read them: filters, pages, and what remains after a removal.
 pub mod letters;
 /// Rates, bursts and the GCRA arithmetic behind the throttle.

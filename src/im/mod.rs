@@ -121,6 +121,17 @@ macro_rules! systems {
     };
 }
 
+impl TargetSettings {
+    /// Host and port of every server of the account.
+    pub fn addresses(&self) -> Vec<(String, u16)> {
+        let more = match self {
+            Self::Wukongim(settings) => settings.manager_url.as_deref().and_then(address_of),
+            Self::Webhook(_) | Self::Openim(_) | Self::Netease(_) | Self::Yunxin(_) => None,
+        };
+        self.address().into_iter().chain(more).collect()
+    }
+}
+
 fn address_of(url: &str) -> Option<(String, u16)> {
     let (scheme, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;

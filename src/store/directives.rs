@@ -5,10 +5,10 @@
 
 use std::sync::LazyLock;
 
-use redis::{Script, Value};
+use redis::Value;
 
 use super::Store;
-use super::connection::{Call, broken, json};
+use super::connection::{Call, Script, broken, json};
 use super::ledger::number;
 use crate::domain::directive::{Directive, Kind, Subject};
 use crate::ports::{Directed, Directives, LedgerError};

@@ -8,6 +8,7 @@
 //! | `P:{JOB}:owners` | hash | number of an owner (3 bytes; the next number marks the recipients that it holds in doubt) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle, peek |
 //! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | with the header | claim, settle, accept (when a job is reshaped) | the same, renew, peek, audit |
 //! | `P:{JOB}:reasons` | hash | fingerprint → why it ended failed or uncertain, as JSON; the first 10,000 | with the header | record_reasons | reasons |
+//! | `P:{JOB}:fence`, `P:{pulse}:beats:fence` | string | a write that replicas must have before an outcome or a heartbeat counts as recorded, where so configured | a second | settle, beat | – |
 //! | `P:jobs` | sorted set | job ids by time of acceptance | never; a worker removes members that are no longer known | enter, accept, claim and settle (when rebuilt), quiet | jobs |
 //! | `P:open` | sorted set | ids of jobs that are not completed, by the time of their last activity or look, in ms | never; members when they complete | the same, complete | quiet |
 //! | `P:{pulse}:beats` | hash | process → `<number> <at in ms> <the heartbeat as JSON>` | never; fields a day after the process ended | beat | beat, beats |
@@ -19,7 +20,7 @@
 //! | `P:{templates}:names:APP` | hash | name of a stored message → its last version, below 0 once it is deleted | never | put and delete of templates | all of templates |
 //! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version is removed by the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
 //! | `P:{quota:APP}:DAY` | hash | what an app with a quota used on that UTC day: `used`, list entries; `j<JOB>`, those of one job; `s<JOB>/<submission>`, a list that is counted | two days after the last charge | charge | charge |
-//! | `P:nonce:NONCE` | string | marks a signed request that was seen; NONCE is a digest | when its signature is no longer valid | is_new | is_new |
+//! | `P:nonce:NONCE` | string | marks a signed request that was seen, with a number of the caller; NONCE is a digest | when its signature is no longer valid | is_new | is_new |
 //!
 //! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: the
 //! text between them decides the slot in Redis Cluster, so all keys of one job are in one slot, and

@@ -14,10 +14,10 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::{Script, Value};
+use redis::Value;
 
 use super::Store;
-use super::connection::{Call, broken};
+use super::connection::{Call, Script, broken};
 use super::keys::JobKeys;
 use crate::clock::now_ms;
 use crate::domain::accounts::{Accounts, Audit};
@@ -215,9 +215,10 @@ impl Ledger for Store {
         for _ in 0..=SHAPES {
             let groups = Groups::of(shape, &recipients);
             let mut call = self.slice_call(&CLAIM, claim.slice, shape, &groups, 3);
+            let due_ms = connection.answer_due_ms(&call);
             call.push(&claim.owner.to_bytes())
                 .push(millis(claim.lease))
-                .push(connection.answer_due_ms());
+                .push(due_ms);
             for group in &groups.groups {
                 call.push(groups.packed(group));
             }
@@ -225,9 +226,9 @@ impl Ledger for Store {
             match reply.number(0)? {
                 0 => shape = reply.shape()?,
                 1 => return Ok(Claimed::SliceDone),
-                3 => connection.note_time(reply.number(1)?),
+                3 => connection.note_time(&call, reply.number(1)?),
                 _ => {
-                    connection.note_time(reply.number(4)?);
+                    connection.note_time(&call, reply.number(4)?);
                     if reply.number(3)? == 1 {
                         let head = claim.slice.head;
                         self.list(head.id, head.accepted_at_ms).await?;
@@ -284,7 +285,7 @@ impl Ledger for Store {
                 call.push(groups.packed(group))
                     .push(&codes[group.start..group.end]);
             }
-            let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
+            let reply = ScriptReply::new(self.0.connection.call_recorded(&call).await?)?;
             if reply.number(0)? == 0 {
                 shape = reply.shape()?;
                 continue;
@@ -569,7 +570,7 @@ impl Store {
             .cmd("HEXISTS")
             .arg(self.0.keys.job(job).header)
             .arg("completed_at_ms");
-        let replies = self.0.connection.pipeline(&pipeline).await?;
+        let replies = self.0.connection.in_order(&pipeline).await?;
         match replies.get(1) {
             Some(Value::Int(0)) => self.list(job, now_ms()).await,
             _ => Ok(()),

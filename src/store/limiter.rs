@@ -7,15 +7,17 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::Script;
+use redis::Value;
 
 use super::Store;
-use super::connection::{Call, broken, json};
+use super::connection::{Call, Script, broken, json};
+use super::ledger::number;
 use crate::domain::limits::{Grant, Tat};
 use crate::ports::{LedgerError, Limit, Limiter, Park};
 
 static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/lease.lua")));
 static REFUND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/refund.lua")));
+static BOOKED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/booked.lua")));
 static PARK: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/park.lua")));
 
 impl Limiter for Store {
@@ -72,15 +74,17 @@ impl Limiter for Store {
         if limits.is_empty() {
             return Ok(Vec::new());
         }
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("TIME");
+        let mut call = Call::new(&BOOKED, limits.len(), 0, 64 * limits.len());
         for limit in limits {
-            pipeline.cmd("GET").arg(self.0.keys.limit(limit));
+            call.push(self.0.keys.limit(limit));
         }
-        let mut rows = self.0.connection.pipeline(&pipeline).await?.into_iter();
+        let reply = self.0.connection.call(&call).await?;
+        let Value::Array(rows) = reply else {
+            return Err(broken(format!("booked says {reply:?}")));
+        };
+        let mut rows = rows.into_iter();
         let time = rows.next().ok_or_else(|| broken("the time is missing"))?;
-        let (seconds, micros): (u64, u64) = redis::from_redis_value(time).map_err(broken)?;
-        let now_us = seconds * 1_000_000 + micros;
+        let now_us = number(&time)?;
         limits
             .iter()
             .zip(rows)

@@ -4,7 +4,7 @@
 //! [`Directives`](crate::ports::Directives), [`Templates`](crate::ports::Templates),
 //! [`Quotas`](crate::ports::Quotas) and [`Nonces`](crate::ports::Nonces).
 //!
-//! A [`Store`] is one multiplexed connection and a set of scripts. Each change that must happen in
+//! A [`Store`] is a connection and a set of scripts. Each change that must happen in
 //! one step is one script, so no lock is ever taken, and a worker that dies leaves nothing half
 //! done. A request that may be repeated because its answer was lost is idempotent. No call takes
 //! longer than [`Settings::deadline`], whatever the server does.
@@ -15,9 +15,10 @@
 //! Directives are lost too, so paused work resumes. If a server comes back with older data, the
 //! heartbeats that it has lost reveal it, and the running jobs are marked.
 //!
-//! It needs Redis 7.0 or later, or Valkey. The keys of one job share a hash tag and so do those of
-//! the limits, so that the scripts would run on Redis Cluster. The connection talks to one server,
-//! which may be a proxy or the server that a failover leaves behind one address.
+//! It needs Redis 7.0 or later, or Valkey: one server, a primary that Sentinels know, or a Redis
+//! Cluster. The keys of one job share a hash tag, and so do those of the limits and of each other
+//! step, so each script runs on one node. What concerns several jobs, such as the list of them, is
+//! several commands on several nodes and not one step.
 //!
 //! Read `keys` for the layout, `scripts/*.lua` for the steps, `ledger`, `upkeep`, `pulse`,
 //! `limiter`, `directives`, `templates`, `quotas` and `nonces` for how they are called, and
@@ -37,12 +38,15 @@ mod upkeep;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use connection::{CheckError, OpenError, Persistence, Report};
+pub use connection::{CheckError, Kind, OpenError, Persistence, Report, ServerReport};
 
 use connection::Connection;
 use keys::Keys;
 
-/// The ledger and the limiter on one Redis server. Cheap to clone; all clones share a connection.
+use crate::secret::Secret;
+use crate::tls::TlsSettings;
+
+/// The ledger and the limiter on Redis. Cheap to clone; all clones share a connection.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
 
@@ -56,8 +60,14 @@ struct Inner {
 /// Where the ledger is and how long it remembers.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `redis://` or `rediss://` with user, password and database as usual.
+    /// As [`crate::domain::ledger_url`] says.
     pub url: String,
+    /// Used if the URL asks for TLS.
+    pub tls: TlsSettings,
+    /// The login at the Sentinels, if there are any and they need one.
+    pub sentinel_login: Option<Login>,
+    /// How many replicas must have an outcome before it counts as recorded.
+    pub replicas_min: u32,
     /// Comes before every key. Deployments that share a server need different prefixes.
     pub prefix: String,
     /// How long a job is remembered after it has completed.
@@ -69,10 +79,20 @@ pub struct Settings {
     pub deadline: Duration,
 }
 
+/// User and password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    pub user: Option<String>,
+    pub password: Secret,
+}
+
 impl Settings {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            tls: TlsSettings::default(),
+            sentinel_login: None,
+            replicas_min: 0,
             prefix: "fanwise".to_owned(),
             dedup_window: Duration::from_secs(7 * 24 * 3600),
             connect_timeout: Duration::from_secs(1),
@@ -83,8 +103,8 @@ impl Settings {
 }
 
 impl Store {
-    /// Prepares a connection; the first call opens it. Needs a Tokio runtime, and for `rediss://`
-    /// an installed crypto provider.
+    /// Prepares a connection; the first call opens it. Calls need a Tokio runtime, and
+    /// `rediss+cluster://` an installed crypto provider.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         Ok(Self(Arc::new(Inner {
             connection: Connection::open(settings)?,

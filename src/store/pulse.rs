@@ -2,14 +2,15 @@
 
 use std::sync::LazyLock;
 
-use redis::{Script, Value};
+use redis::Value;
 
 use super::Store;
-use super::connection::{Call, broken, json};
+use super::connection::{Call, Script, broken, json};
 use super::ledger::number;
 use crate::ports::{ALIVE, Beat, Beaten, LedgerError, Pulse, Raised};
 
 static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beat.lua")));
+static BEATS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beats.lua")));
 static RAISE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/raise.lua")));
 
 impl Pulse for Store {
@@ -20,7 +21,8 @@ impl Pulse for Store {
             .push(format!("{:016x}", beat.process))
             .push(beat.number)
             .push(json(beat)?);
-        match self.0.connection.call(&call).await? {
+        // Recorded as an outcome is: no lane moves while an outcome could not be recorded.
+        match self.0.connection.call_recorded(&call).await? {
             Value::Array(reply) if reply.len() == 2 => Ok(Beaten {
                 number: number(&reply[0])?,
                 went_back: number(&reply[1])? == 1,
@@ -44,14 +46,11 @@ impl Pulse for Store {
     }
 
     async fn beats(&self) -> Result<Vec<Beat>, LedgerError> {
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("TIME");
-        pipeline.cmd("HGETALL").arg(self.0.keys.beats());
-        let mut rows = self.0.connection.pipeline(&pipeline).await?.into_iter();
-        let mut row = || rows.next().ok_or_else(|| broken("a reply is missing"));
-        let (seconds, micros): (u64, u64) = redis::from_redis_value(row()?).map_err(broken)?;
-        let now_ms = seconds * 1000 + micros / 1000;
-        let beats: Vec<(String, String)> = redis::from_redis_value(row()?).map_err(broken)?;
+        let mut call = Call::new(&BEATS, 1, 0, 64);
+        call.push(self.0.keys.beats());
+        let reply = self.0.connection.call(&call).await?;
+        let (now_ms, beats): (u64, Vec<(String, String)>) =
+            redis::from_redis_value(reply).map_err(broken)?;
         let alive = beats.iter().filter_map(|(process, text)| {
             let (at_ms, beat) = read(process, text)?;
             (u128::from(now_ms.saturating_sub(at_ms)) < ALIVE.as_millis()).then_some(beat)

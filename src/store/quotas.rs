@@ -2,10 +2,8 @@
 
 use std::sync::LazyLock;
 
-use redis::Script;
-
 use super::Store;
-use super::connection::{Call, broken};
+use super::connection::{Call, Script, broken};
 use crate::domain::permissions::{Asked, Permissions, Used};
 use crate::ports::{Charged, LedgerError, Quotas};
 

@@ -2,10 +2,10 @@
 
 use std::sync::LazyLock;
 
-use redis::{Script, Value};
+use redis::Value;
 
 use super::Store;
-use super::connection::{Call, broken};
+use super::connection::{Call, Script, broken};
 use crate::ports::{LedgerError, StoredTemplate, Templates};
 
 static PUT: LazyLock<Script> =

@@ -10,10 +10,10 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::{Script, Value};
+use redis::Value;
 
 use super::Store;
-use super::connection::broken;
+use super::connection::{Script, broken};
 use super::ledger::{ScriptReply, concluding, growing};
 use crate::clock::now_ms;
 use crate::domain::ids::JobId;

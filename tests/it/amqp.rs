@@ -599,6 +599,26 @@ async fn a_rejected_message_is_kept_unharmed() {
     rabbit.delete_all().await.unwrap();
 }
 
+/// A node of several that is away is passed over, and without any node all of them are named.
+#[tokio::test]
+async fn a_node_that_is_away_is_passed_over() {
+    let Some(url) = url() else { return };
+    let mut settings = settings(url);
+    let dead = |port: u16| format!("amqp://ann:hunter2@127.0.0.1:{port}");
+    settings.urls.extend([dead(1), dead(2)]);
+    let rabbit = Rabbit::new(settings.clone()).unwrap();
+    for _ in 0..6 {
+        rabbit.depths().await.unwrap();
+    }
+    settings.urls.remove(0);
+    let error = Rabbit::new(settings).unwrap().depths().await.unwrap_err();
+    let text = fanwise::error::chain(&error);
+    for address in ["127.0.0.1:1", "127.0.0.1:2"] {
+        assert!(text.contains(address), "{text}");
+    }
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
 /// The network is cut while a consumer waits: the session is lost, the consumer ends, publish and
 /// ack return `Lost`, and a new session gets the delivery again.
 #[tokio::test]
@@ -607,7 +627,7 @@ async fn a_cut_connection_loses_the_session() {
     let (relay, through) = Relay::before(&url).await;
     let direct = settings(url);
     let through = Settings {
-        url: through,
+        urls: vec![through],
         ..direct.clone()
     };
     let direct = Rabbit::new(direct).unwrap();
@@ -654,7 +674,7 @@ async fn a_publish_under_way_fails_with_its_session() {
     let (relay, through) = Relay::before(&url).await;
     let direct = settings(url);
     let through = Settings {
-        url: through,
+        urls: vec![through],
         ..direct.clone()
     };
     let session = Rabbit::new(through).unwrap().connect().await.unwrap();
@@ -736,7 +756,7 @@ async fn a_reader_of_dead_letters_leaves_without_a_word() {
     let (relay, through) = Relay::before(&url).await;
     let direct = settings(url);
     let through = Settings {
-        url: through,
+        urls: vec![through],
         ..direct.clone()
     };
     let rabbit = Rabbit::new(direct).unwrap();

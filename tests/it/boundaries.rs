@@ -11,11 +11,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &["codec", "json"]),
     ("ports", &["domain", "secret"]),
     // Engines: they use neither the worker nor each other.
-    ("amqp", &["clock", "domain", "ports"]),
-    ("store", &["clock", "domain", "json", "ports"]),
+    ("amqp", &["clock", "domain", "error", "ports", "tls"]),
+    (
+        "store",
+        &["clock", "domain", "error", "json", "ports", "secret", "tls"],
+    ),
     ("embedded", &["clock", "domain", "json", "limits", "ports"]),
     // Calls to backends.
-    ("http", &["domain", "ports"]),
+    ("http", &["domain", "ports", "tls"]),
     (
         "im",
         &["clock", "codec", "domain", "json", "ports", "secret"],
@@ -51,17 +54,26 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Supporting parts.
     ("admin", &["http", "metrics"]),
     ("telemetry", &["domain"]),
+    ("tls", &["error"]),
     ("shutdown", &["exit"]),
     ("schema", &["domain", "gateway", "im"]),
     (
         "config",
-        &["domain", "gateway", "im", "secret", "service", "telemetry"],
+        &[
+            "domain",
+            "gateway",
+            "im",
+            "secret",
+            "service",
+            "telemetry",
+            "tls",
+        ],
     ),
     (
         "app",
         &[
             "admin", "amqp", "config", "domain", "embedded", "error", "exit", "gateway", "http",
-            "im", "metrics", "ports", "runtime", "secret", "service", "shutdown", "store",
+            "im", "metrics", "ports", "runtime", "secret", "service", "shutdown", "store", "tls",
             "worker",
         ],
     ),

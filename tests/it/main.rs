@@ -36,6 +36,8 @@ mod embedded;
 mod examples;
 /// Promise 8: the shares of a slow backend.
 mod fairness;
+/// Redis behind Sentinels, Redis Cluster, TLS to Redis: what the ledger does when servers change.
+mod ledger_servers;
 /// A broker and a store in memory, with faults on demand; `tests/schedules` uses them too.
 mod memory;
 /// Notices about the end of a job, over HTTP and over AMQP.
@@ -58,5 +60,7 @@ mod store;
 mod support;
 /// The IM systems: their requirements, answers and limits, from a job to the mock's log.
 mod systems;
+/// TLS to Redis and targets, with certificates made for the test.
+mod tls;
 /// The HTTP interface: long lists, repeats, overload, slow callers.
 mod upload;

@@ -11,15 +11,13 @@ use bytes::Bytes;
 use http::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, USER_AGENT,
 };
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::reply::{self, Framing, Head};
-use super::{Broken, CERTIFICATE, Origin};
+use super::{Broken, CERTIFICATE, Origin, Secure};
 use crate::domain::notice::is_public;
 use crate::ports::{HttpReply, PRIVATE_ADDRESS, Request};
 
@@ -50,7 +48,7 @@ pub(super) struct Exchanged {
 /// Resolves a name and connects to the first of its addresses that answers.
 pub(super) async fn open(
     origin: Origin<'_>,
-    tls: Option<TlsConnector>,
+    tls: Option<Secure>,
     public_only: bool,
     deadline: Instant,
 ) -> Result<Connection, Broken> {
@@ -84,11 +82,13 @@ pub(super) async fn open(
                     Some(rustls::Error::InvalidCertificate(_)) => CERTIFICATE,
                     _ => "tls",
                 };
-                Broken::new(code, format!("no TLS with {at}: {error}"))
+                let own = tls.own.as_ref();
+                let what = own.and_then(|tls| tls.explain(&error, origin.host(), "http://"));
+                let what = what.unwrap_or_else(|| error.to_string());
+                Broken::new(code, format!("no TLS with {at}: {what}"))
             };
-            let name = ServerName::try_from(origin.host().to_owned())
-                .map_err(|error| broken(io::Error::other(error)))?;
-            Stream::Tls(Box::new(tls.connect(name, stream).await.map_err(broken)?))
+            let connecting = tls.connector.connect(tls.name.clone(), stream);
+            Stream::Tls(Box::new(connecting.await.map_err(broken)?))
         }
     };
     Ok(Connection::new(stream))

@@ -36,7 +36,7 @@ mod reply;
 mod tests;
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -45,12 +45,14 @@ use http::Uri;
 use http::uri::{Authority, Scheme};
 use parking_lot::{Mutex, MutexGuard};
 use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use self::connection::Connection;
 use crate::ports::{BAD_URL, CERTIFICATE, HttpReply, Request, SendError, Transport};
+use crate::tls::ClientTls;
 
 /// The settings of a [`Client`].
 #[derive(Clone, Debug)]
@@ -69,6 +71,8 @@ pub struct ClientSettings {
     /// How `https` servers are verified; by default as [`platform_tls`] says, loaded at the first
     /// call.
     pub tls: Option<Arc<ClientConfig>>,
+    /// The servers with TLS settings of their own, by host and port.
+    pub tls_of: Arc<BTreeMap<(String, u16), ClientTls>>,
     /// Connect to public addresses only. The check is on the address of the connection itself, so a
     /// name that resolves differently later gains nothing. Default false: the configuration names
     /// the targets, not the producers.
@@ -92,6 +96,7 @@ impl ClientSettings {
             idle_total_max: Self::IDLE_TOTAL_MAX,
             reply_bytes_max: Self::REPLY_BYTES_MAX,
             tls: None,
+            tls_of: Arc::default(),
             public_only: false,
         }
     }
@@ -226,11 +231,7 @@ impl Shared {
 
     async fn open(&self, origin: Origin<'_>, deadline: Instant) -> Result<Box<Connection>, Broken> {
         let tls = match origin.tls {
-            true => Some(
-                self.tls()
-                    .map_err(|what| Broken::new("tls", what.clone()))?
-                    .clone(),
-            ),
+            true => Some(self.secure(origin).await?),
             false => None,
         };
         let deadline = deadline.min(Instant::now() + self.settings.connect_timeout);
@@ -261,6 +262,31 @@ impl Shared {
         }
     }
 
+    /// TLS to this server: its own settings, or those for all servers.
+    async fn secure(&self, origin: Origin<'_>) -> Result<Secure, Broken> {
+        let server = (origin.host().to_ascii_lowercase(), origin.port());
+        let Some(own) = self.settings.tls_of.get(&server) else {
+            let connector = self
+                .tls()
+                .map_err(|what| Broken::new("tls", what.clone()))?;
+            return Ok(Secure {
+                connector: connector.clone(),
+                name: ServerName::try_from(origin.host().to_owned())
+                    .map_err(|error| Broken::new("tls", format!("{}: {error}", origin.host())))?,
+                own: None,
+            });
+        };
+        let broken = |error: std::io::Error| {
+            let what = own.explain(&error, origin.host(), "http://");
+            Broken::new("tls", what.unwrap_or_else(|| error.to_string()))
+        };
+        Ok(Secure {
+            connector: TlsConnector::from(own.config().await.map_err(broken)?),
+            name: own.name(origin.host()).map_err(broken)?,
+            own: Some(own.clone()),
+        })
+    }
+
     fn tls(&self) -> Result<&TlsConnector, &String> {
         self.tls
             .get_or_init(|| match &self.settings.tls {
@@ -283,6 +309,14 @@ pub fn platform_tls() -> Result<Arc<ClientConfig>, String> {
         Ok(config)
     };
     config().map(Arc::new).map_err(|error| error.to_string())
+}
+
+/// How to make a TLS connection to one server.
+struct Secure {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+    /// The server's own settings, which explain a failure.
+    own: Option<ClientTls>,
 }
 
 /// The server that a connection leads to.

@@ -11,7 +11,8 @@ if now[8] == 0 or now[9] == 1 then
 end
 -- No recipient is pending, so none is claimed.
 call('DEL', OWNERS)
-call('HSET', HEADER, 'completed_at_ms', digits(now_ms()))
-call('HDEL', HEADER, 'held')
+-- The mark comes last: a cluster may refuse a key in the middle, while its slot moves.
 all_keys('EXPIRE', ARGV[1])
+call('HDEL', HEADER, 'held')
+call('HSET', HEADER, 'completed_at_ms', digits(now_ms()))
 return 1

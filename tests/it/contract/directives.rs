@@ -7,7 +7,7 @@ use fanwise::ports::{Directed, Directives};
 
 use super::StoreBench;
 
-on_all! { EmbeddedBench, RedisBench:
+on_all! { EmbeddedBench, RedisBench, ClusterBench:
     a_directive_takes_the_place_of_its_kind_and_can_be_lifted,
     who_knows_the_version_is_told_nothing,
     what_has_expired_goes_with_the_next_change,

@@ -7,7 +7,7 @@ use fanwise::ports::{Limit, Limiter, Park, ParkReason, Scope};
 
 use super::{StoreBench, TARGET};
 
-on_all! { EmbeddedBench, RedisBench:
+on_all! { EmbeddedBench, RedisBench, ClusterBench:
     a_lease_books_what_the_limit_allows,
     a_lease_may_wait_in_the_order_of_asking,
     a_rate_is_kept_by_all_who_share_it,

@@ -1,6 +1,6 @@
 //! Tests the contract of the ports on every engine. Each test is written against the ports. It
-//! always runs on the embedded engine and in memory, and on RabbitMQ and Redis if they are
-//! available.
+//! always runs on the embedded engine and in memory, and on RabbitMQ, Redis and a Redis Cluster if
+//! they are available.
 //!
 //! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`]:
 //!   the tests, each with one line per engine that runs it.
@@ -19,10 +19,29 @@ use fanwise::{amqp, embedded, store};
 
 use crate::memory::{MemoryBroker, MemoryStore};
 use crate::support::scratch::Scratch;
-use crate::support::servers::{amqp_url, redis_url};
+use crate::support::servers::{amqp_url, redis_cluster_url, redis_url};
 
 /// Generates a test per engine from generic functions over a bench.
 macro_rules! on_all {
+    (
+        $embedded:ident, $servers:ident, $cluster:ident:
+        $($(#[$attribute:meta])* $test:ident),* $(,)?
+    ) => {
+        on_all! { $embedded, $servers: $($(#[$attribute])* $test),* }
+
+        mod on_a_cluster {
+            $(
+                $(#[$attribute])*
+                #[tokio::test]
+                async fn $test() {
+                    let Some(bench) = super::super::$cluster::start().await else {
+                        return;
+                    };
+                    super::$test(&bench).await;
+                }
+            )*
+        }
+    };
     ($embedded:ident, $servers:ident: $($(#[$attribute:meta])* $test:ident),* $(,)?) => {
         mod on_the_embedded_engine {
             $(
@@ -241,6 +260,25 @@ impl RedisBench {
 }
 
 impl StoreBench for RedisBench {
+    type Store = store::Store;
+
+    fn store(&self) -> &store::Store {
+        &self.0
+    }
+}
+
+/// A Redis Cluster, with a prefix of its own.
+struct ClusterBench(store::Store);
+
+impl ClusterBench {
+    async fn start() -> Option<Self> {
+        let mut settings = store::Settings::new(redis_cluster_url()?);
+        settings.prefix = format!("contract-{:016x}", fastrand::u64(..));
+        Some(Self(store::Store::open(&settings).unwrap()))
+    }
+}
+
+impl StoreBench for ClusterBench {
     type Store = store::Store;
 
     fn store(&self) -> &store::Store {

@@ -7,7 +7,7 @@ use fanwise::ports::Nonces;
 use super::{PATIENCE, StoreBench};
 use crate::support::wait::until;
 
-on_all! { EmbeddedBench, RedisBench:
+on_all! { EmbeddedBench, RedisBench, ClusterBench:
     a_nonce_is_new_once,
     a_nonce_is_forgotten_after_its_time,
     a_nonce_can_be_given_back,

@@ -6,7 +6,7 @@ use fanwise::ports::{Charged, Quotas};
 
 use super::StoreBench;
 
-on_all! { EmbeddedBench, RedisBench:
+on_all! { EmbeddedBench, RedisBench, ClusterBench:
     a_list_counts_once,
     nothing_counts_of_what_is_too_much,
     jobs_that_come_together_count_together,

@@ -10,7 +10,7 @@ use crate::support::scratch::Scratch;
 use crate::support::servers::redis_url;
 use crate::support::wait::until;
 
-on_all! { EmbeddedBench, RedisBench:
+on_all! { EmbeddedBench, RedisBench, ClusterBench:
     versions_count_up_and_old_ones_stay,
     what_is_deleted_is_kept_for_who_knows_its_version,
     apps_know_nothing_of_each_other,

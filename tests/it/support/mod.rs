@@ -3,6 +3,7 @@
 //! - [`servers`]: the shared RabbitMQ and Redis, and private ones that may be killed.
 //! - [`raw`]: a producer that puts arbitrary bytes into the properties of a message.
 //! - [`relay`]: a TCP relay inside the test that can cut, hold and delay a link.
+//! - [`certificates`]: a CA, and certificates that it signs.
 //! - [`mock`]: the mock IM server inside the test.
 //! - [`process`]: the built binary as a process that can be killed, stopped and read.
 //! - [`wait`]: waits for a condition, with a bound and a name.
@@ -12,6 +13,7 @@
 //! If a test needs something that this machine lacks, it prints "skipped: …" and passes. With
 //! `FANWISE_TEST_REQUIRE=1`, which `tests/run` sets, it fails.
 
+pub(crate) mod certificates;
 pub(crate) mod mock;
 pub(crate) mod process;
 pub(crate) mod raw;

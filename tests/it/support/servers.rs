@@ -10,11 +10,14 @@ use std::env;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use redis::FromRedisValue;
 use tokio::sync::Mutex;
 
-use super::process::send_signal;
+use super::process::{process_state, send_signal};
 use super::scratch::Scratch;
+use super::wait::until;
 
 /// The URL of the shared RabbitMQ; `None` means skip.
 pub(crate) fn amqp_url() -> Option<String> {
@@ -24,6 +27,16 @@ pub(crate) fn amqp_url() -> Option<String> {
 /// The URL of the shared Redis; `None` means skip.
 pub(crate) fn redis_url() -> Option<String> {
     shared("FANWISE_TEST_REDIS_URL")
+}
+
+/// The URL of the shared Redis Cluster; `None` means skip. It needs the packages of Redis, which
+/// servers from the environment do not bring, so its absence is no failure; `tests/run` starts one.
+pub(crate) fn redis_cluster_url() -> Option<String> {
+    let url = env::var("FANWISE_TEST_REDIS_CLUSTER_URL").ok();
+    if url.is_none() {
+        eprintln!("skipped: FANWISE_TEST_REDIS_CLUSTER_URL is not set; tests/run sets it");
+    }
+    url
 }
 
 fn shared(variable: &str) -> Option<String> {
@@ -49,6 +62,12 @@ pub(crate) type PrivateRabbit = PrivateServer<Rabbit>;
 
 /// A Redis of one test: append-only file, fsync every second, nothing evicted.
 pub(crate) type PrivateRedis = PrivateServer<Redis>;
+
+/// Three Redis primaries with a replica each, as one cluster, of one test.
+pub(crate) type PrivateCluster = PrivateServer<RedisCluster>;
+
+/// A Redis primary, a replica and three Sentinels of one test.
+pub(crate) type PrivateSentinel = PrivateServer<RedisSentinel>;
 
 /// A server that belongs to one test. Dropping it ends it and deletes its data.
 #[derive(Debug)]
@@ -77,6 +96,92 @@ impl Service for Rabbit {
 
 impl Service for Redis {
     const NAME: &str = "redis";
+}
+
+#[derive(Debug)]
+pub(crate) struct RedisCluster;
+
+#[derive(Debug)]
+pub(crate) struct RedisSentinel;
+
+impl Service for RedisCluster {
+    const NAME: &str = "redis-cluster";
+}
+
+impl Service for RedisSentinel {
+    const NAME: &str = "redis-sentinel";
+}
+
+/// A service of several processes.
+pub(crate) trait Group: Service {}
+
+impl Group for RedisCluster {}
+impl Group for RedisSentinel {}
+
+/// One process of a group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Member {
+    pub(crate) port: u16,
+    pub(crate) pid: u32,
+}
+
+impl Member {
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// SIGKILL. It has ended when this returns; its data stay.
+    pub(crate) async fn kill(&self) {
+        send_signal("KILL", self.pid);
+        let pid = self.pid;
+        until("the end of a server", Duration::from_secs(10), async || {
+            process_state(pid).is_none().then_some(())
+        })
+        .await;
+    }
+
+    /// Stops it (SIGSTOP) until `resume`: it keeps its sockets and answers nothing.
+    pub(crate) fn freeze(&self) {
+        send_signal("STOP", self.pid);
+    }
+
+    pub(crate) fn resume(&self) {
+        send_signal("CONT", self.pid);
+    }
+
+    /// Sends it a command.
+    pub(crate) async fn ask<T: FromRedisValue>(
+        &self,
+        command: &str,
+        arguments: &[&str],
+    ) -> redis::RedisResult<T> {
+        let client = redis::Client::open(format!("redis://{}/", self.address()))?;
+        let patience = Some(Duration::from_secs(10));
+        let config = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(patience)
+            .set_response_timeout(patience);
+        let mut connection = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        let mut command = redis::cmd(command);
+        command.arg(arguments).query_async(&mut connection).await
+    }
+}
+
+impl<S: Group> PrivateServer<S> {
+    /// Its processes, in the order in which `tests/servers` lists them.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        let members = self.key("NODES").split(' ').map(|member| {
+            let mut parts = member.split(':');
+            let mut number = || -> u32 { parts.next().unwrap().parse().unwrap() };
+            let (port, pid) = (number(), number());
+            Member {
+                port: port as u16,
+                pid,
+            }
+        });
+        members.collect()
+    }
 }
 
 impl<S: Service> PrivateServer<S> {
@@ -145,7 +250,8 @@ impl<S: Service> PrivateServer<S> {
     }
 
     fn key(&self, name: &str) -> &str {
-        &self.state[&format!("{}_{name}", S::NAME.to_uppercase())]
+        let prefix = S::NAME.to_uppercase().replace('-', "_");
+        &self.state[&format!("{prefix}_{name}")]
     }
 
     async fn run(&self, verb: &str, arguments: &[&str]) -> String {

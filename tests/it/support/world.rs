@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -23,6 +23,8 @@ pub(crate) const BOUND: Duration = Duration::from_secs(90);
 
 pub(crate) struct World {
     pub(crate) mock: MockHandle,
+    /// Where the mock listens.
+    pub(crate) address: SocketAddr,
     pub(crate) name: String,
     pub(crate) amqp: String,
     pub(crate) redis: String,
@@ -113,6 +115,7 @@ impl Plan {
         let config = scratch.write("fanwise.toml", config);
         World {
             mock: handle,
+            address,
             name,
             amqp: self.amqp,
             redis: self.redis,
