@@ -40,6 +40,8 @@ mod fairness;
 mod ledger_servers;
 /// A broker and a store in memory, with faults on demand; `tests/schedules` uses them too.
 mod memory;
+/// Metrics, rules and dashboards, read by Prometheus and its tools.
+mod monitoring;
 /// Notices about the end of a job, over HTTP and over AMQP.
 mod notice;
 /// The rules of what apps may send and who may use the gateway; and TLS.
