@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::http::server::{self, ConnectionLimits, Hosts, Outside};
@@ -139,27 +140,56 @@ async fn no_web_page(State(hosts): State<Hosts>, request: Request, next: Next) -
     (StatusCode::FORBIDDEN, text).into_response()
 }
 
-async fn ready(State(status): State<Status>) -> impl IntoResponse {
-    let missing = missing(&status.ready);
-    if missing.is_empty() {
-        return (StatusCode::OK, "ready\n".to_owned());
-    }
-    let text = format!("not ready: {}\n", missing.join("; "));
-    (StatusCode::SERVICE_UNAVAILABLE, text)
+/// The answer of `/readyz`.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    pub ready: bool,
+    pub parts: Vec<PartReadiness>,
 }
 
-/// The parts that are not ready, each with its reason on one line, whatever an outside system
-/// wrote.
-fn missing(parts: &[Part]) -> Vec<String> {
-    let why = |part: &Part| {
-        let what = (part.check)().err()?;
-        Some(format!(
-            "{}: {}",
-            part.name,
-            what.replace(['\r', '\n'], " ")
-        ))
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartReadiness {
+    pub name: String,
+    pub ready: bool,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Readiness {
+    fn of(parts: &[Part]) -> Self {
+        let parts = parts.iter().map(|part| {
+            let reason = (part.check)().err();
+            PartReadiness {
+                name: part.name.to_owned(),
+                ready: reason.is_none(),
+                reason,
+            }
+        });
+        let parts: Vec<_> = parts.collect();
+        Self {
+            ready: parts.iter().all(|part| part.ready),
+            parts,
+        }
+    }
+
+    /// What is missing, in words.
+    pub fn missing(&self) -> String {
+        let missing = self.parts.iter().filter_map(|part| {
+            let reason = part.reason.as_deref()?;
+            Some(format!("{}: {reason}", part.name))
+        });
+        missing.collect::<Vec<_>>().join("; ")
+    }
+}
+
+async fn ready(State(status): State<Status>) -> impl IntoResponse {
+    let readiness = Readiness::of(&status.ready);
+    let code = match readiness.ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
     };
-    parts.iter().filter_map(why).collect()
+    (code, Json(readiness))
 }
 
 async fn metrics(State(status): State<Status>) -> impl IntoResponse {
@@ -214,7 +244,14 @@ mod tests {
     fn what_is_not_ready_says_which_part_and_why() {
         let ready = Part::new("worker", || Ok(()));
         let full = Part::new("ledger", || Err("the ledger is full:\nOOM".to_owned()));
-        assert_eq!(missing(std::slice::from_ref(&ready)), [""; 0]);
-        assert_eq!(missing(&[ready, full]), ["ledger: the ledger is full: OOM"]);
+        assert!(Readiness::of(std::slice::from_ref(&ready)).ready);
+        let readiness = Readiness::of(&[ready, full]);
+        assert_eq!(readiness.missing(), "ledger: the ledger is full:\nOOM");
+        let told = serde_json::to_string(&readiness).unwrap();
+        assert_eq!(
+            told,
+            "{\"ready\":false,\"parts\":[{\"name\":\"worker\",\"ready\":true},\
+             {\"name\":\"ledger\",\"ready\":false,\"reason\":\"the ledger is full:\\nOOM\"}]}"
+        );
     }
 }

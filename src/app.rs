@@ -27,8 +27,8 @@ use crate::http::client::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, RetainedQueues, Store, Target};
 use crate::runtime::{
-    AppRuntime, Callbacks, CallsUnderWay, Context, Health, Keyring, Role, Settings, TargetRuntime,
-    watch_store,
+    AppRuntime, CallLog, Callbacks, CallsUnderWay, Context, Health, Keyring, Role, Settings,
+    TargetRuntime, watch_store,
 };
 use crate::secret::Secret;
 use crate::service::BeforeAccept;
@@ -351,6 +351,7 @@ fn target_runtime(
         config_fault_pause: config.config_fault_pause,
         health: Health::new(config.breaker_failures),
         under_way: CallsUnderWay::default(),
+        call_log: CallLog::default(),
         metrics: metrics.target(name),
         keyring: Keyring::default(),
         directory_keyring: Keyring::default(),
@@ -409,7 +410,9 @@ pub async fn run_worker(config: Config) -> Result<Exit, Failure> {
     let store = ledger(&config)?;
     check_ledger(&store, &drain).await?;
     let mut process = Process::new(&config, store, drain)?;
-    process.work(broker(&config)?);
+    let broker = broker(&config)?;
+    process.count(broker.clone());
+    process.work(broker);
     process.run(&config).await
 }
 
@@ -420,7 +423,9 @@ pub async fn run_gateway(config: Config) -> Result<Exit, Failure> {
     let store = ledger(&config)?;
     check_ledger(&store, &drain).await?;
     let mut process = Process::new(&config, store, drain.clone())?;
-    process.listen(&config, broker(&config)?).await?;
+    let broker = broker(&config)?;
+    process.count(broker.clone());
+    process.listen(&config, broker).await?;
     // A worker sends heartbeats itself; here the gateway must.
     let context = Arc::clone(&process.context);
     let watching = async move { watch_store(&context, Role::Gateway, &drain).await };
@@ -436,8 +441,10 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     if config.engine() == EngineKind::Embedded {
         let engine = embedded(&config)?;
         tracing::info!(dir = %config.embedded.dir.display(), "embedded engine");
+        let mut process = Process::new(&config, engine.store(), drain)?;
+        process.show_engine(&engine);
         let exit = tokio::select! {
-            exit = serve(&config, engine.broker(), engine.store(), drain) => exit,
+            exit = serve(&config, engine.broker(), process) => exit,
             damage = engine.damaged() => Err(Failure::message(Exit::Unavailable, damage)),
         };
         // Writes everything that was handed over, and releases the folder for the next process.
@@ -446,16 +453,16 @@ pub async fn run_serve(config: Config) -> Result<Exit, Failure> {
     }
     let store = ledger(&config)?;
     check_ledger(&store, &drain).await?;
-    serve(&config, broker(&config)?, store, drain).await
+    let process = Process::new(&config, store, drain)?;
+    serve(&config, broker(&config)?, process).await
 }
 
 async fn serve<B: Broker + RetainedQueues, S: Store>(
     config: &Config,
     broker: B,
-    store: S,
-    drain: CancellationToken,
+    mut process: Process<S>,
 ) -> Result<Exit, Failure> {
-    let mut process = Process::new(config, store, drain)?;
+    process.count(broker.clone());
     process.work(broker.clone());
     process.listen(config, broker).await?;
     process.run(config).await

@@ -1,40 +1,71 @@
 //! Defines every metric and sets it through typed methods. No other module names a metric, so
-//! labels stay closed sets. No metric has a label for recipients, jobs or `client_msg_no`.
+//! labels stay closed sets. No metric has a label for recipients, jobs or `client_msg_no`; a label
+//! for apps has at most [`APPS_MAX`] values and `other`.
 //!
 //! Label values that an alert may use exist from the start, with 0. The handles of hot counters are
-//! resolved once per target ([`TargetMetrics`]).
+//! resolved once per target ([`TargetMetrics`]) and app ([`AppMetrics`]).
+//!
+//! - this file: the metrics themselves, in one table; `zeros`: what exists from the start;
+//!   `record`: the methods that count; `cluster`: what one process reports for all of them;
+//!   `labels`: the values of labels.
 
+mod cluster;
 mod labels;
+mod record;
+mod zeros;
 
-use std::time::Duration;
-
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-pub use self::labels::{AskedResult, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult};
-use crate::domain::announce::EventKind;
-use crate::domain::directive::Kind;
-use crate::domain::outcome::{Class, OnUncertain, Outcome};
-use crate::ports::{ParkReason, Scope};
+pub use self::cluster::{ClusterFigures, OpenState, Pending, Waiting};
+pub use self::labels::{
+    AskedResult, Bound, BrokerUser, JobResult, LedgerStep, NoticeKind, NoticeResult, SliceResult,
+};
+pub use self::record::{AppMetrics, OutcomeCounts, RequestInFlight, TargetMetrics};
 
-/// From half a millisecond (a fast ledger step) to a minute (a call at its timeout).
-const SECONDS: [f64; 16] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-    60.0,
+/// Apps that have a label of their own, the first by name.
+pub const APPS_MAX: usize = 50;
+
+/// The label of all further apps.
+pub const OTHER: &str = "other";
+
+/// Steps of the ledger and commits to disk: from a tenth of a millisecond to a timeout.
+const STEPS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0,
+];
+
+/// Calls and requests: from a fast backend to a call at its timeout.
+const CALLS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
+
+/// Waits for a limit inside a delivery.
+const LIMITS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+/// What users wait for: from a small job at once to a large one over night.
+const WAITS: &[f64] = &[
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0,
+    86_400.0,
 ];
 
 /// Builds one kind of metric.
 trait Build: Collector + Clone + Sized + 'static {
-    fn build(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<Self>;
+    fn build(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<Self>;
 }
 
 macro_rules! build {
-    ($($kind:ident: |$name:ident, $help:ident, $labels:pat_param| $made:expr;)+) => {$(
+    ($($kind:ident: |$name:ident, $help:ident, $labels:pat_param, $buckets:pat_param| $made:expr;)+) => {$(
         impl Build for $kind {
-            fn build($name: &str, $help: &str, $labels: &[&str]) -> prometheus::Result<Self> {
+            fn build(
+                $name: &str,
+                $help: &str,
+                $labels: &[&str],
+                $buckets: &[f64],
+            ) -> prometheus::Result<Self> {
                 $made
             }
         }
@@ -42,44 +73,66 @@ macro_rules! build {
 }
 
 build! {
-    IntCounter: |name, help, _| Self::new(name, help);
-    IntCounterVec: |name, help, labels| Self::new(Opts::new(name, help), labels);
-    IntGauge: |name, help, _| Self::new(name, help);
-    IntGaugeVec: |name, help, labels| Self::new(Opts::new(name, help), labels);
-    Histogram: |name, help, _| Self::with_opts(buckets(name, help));
-    HistogramVec: |name, help, labels| Self::new(buckets(name, help), labels);
-}
-
-fn buckets(name: &str, help: &str) -> HistogramOpts {
-    HistogramOpts::new(name, help).buckets(SECONDS.to_vec())
+    IntCounter: |name, help, _, _| Self::new(name, help);
+    IntCounterVec: |name, help, labels, _| Self::new(Opts::new(name, help), labels);
+    IntGauge: |name, help, _, _| Self::new(name, help);
+    IntGaugeVec: |name, help, labels, _| Self::new(Opts::new(name, help), labels);
+    GaugeVec: |name, help, labels, _| Self::new(Opts::new(name, help), labels);
+    Histogram: |name, help, _, buckets| {
+        Self::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+    };
+    HistogramVec: |name, help, labels, buckets| {
+        Self::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)
+    };
 }
 
 #[expect(
     clippy::expect_used,
     reason = "names and labels are constants; a test builds them all"
 )]
-fn register<M: Build>(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> M {
-    let metric = M::build(name, help, labels).expect("valid name");
+fn register<M: Build>(registry: &Registry, named: &Named, buckets: &[f64]) -> M {
+    let metric = M::build(named.name, named.help, named.labels, buckets).expect("valid name");
     let registered = registry.register(Box::new(metric.clone()));
     registered.expect("registered once");
     metric
 }
 
-/// Declares [`Metrics`]: a field, its kind, its name, its labels and its help in one place.
+/// The description of one metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Named {
+    pub name: &'static str,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+/// Declares [`Metrics`]: a field, its kind, its name, its labels, its buckets and its help in one
+/// place.
 macro_rules! metrics {
-    ($($field:ident: $kind:ident($name:literal $(, [$($label:literal),+])?) = $help:literal;)+) => {
+    ($($field:ident: $kind:ident($name:literal $(, [$($label:literal),+])? $(; $buckets:ident)?) = $help:literal;)+) => {
         /// All metrics of one process, on a registry of its own.
         pub struct Metrics {
             registry: Registry,
+            /// Held while figures that belong together are replaced, and while all are written.
+            turn: Mutex<()>,
             $($field: $kind,)+
         }
 
         impl Metrics {
+            /// Every metric, whether it has values yet or not.
+            pub const ALL: &'static [Named] = &[$(
+                Named { name: $name, labels: &[$($($label),+)?], help: $help },
+            )+];
+
             pub fn new() -> Self {
                 let registry = Registry::new();
                 let metrics = Self {
-                    $($field: register(&registry, $name, $help, &[$($($label),+)?]),)+
+                    $($field: register(
+                        &registry,
+                        &Named { name: $name, labels: &[$($($label),+)?], help: $help },
+                        metrics!(@ $($buckets)?),
+                    ),)+
                     registry,
+                    turn: Mutex::new(()),
                 };
                 metrics.expose_zeros();
                 metrics.expose_process();
@@ -87,6 +140,8 @@ macro_rules! metrics {
             }
         }
     };
+    (@) => { &[] };
+    (@ $buckets:ident) => { $buckets };
 }
 
 metrics! {
@@ -106,12 +161,17 @@ metrics! {
         = "Recipients by target and outcome";
     calls: IntCounterVec("fanwise_calls_total", ["target", "class"])
         = "Requests to targets by class of the answer";
-    call_seconds: HistogramVec("fanwise_call_duration_seconds", ["target"])
+    call_seconds: HistogramVec("fanwise_call_duration_seconds", ["target"]; CALLS)
         = "Time from the start of a call to its answer";
+    unreached: IntCounterVec("fanwise_unreached_calls_total", ["target"])
+        = "Calls of which nothing left this process: the target was not reached. They count as \
+           transient or config in fanwise_calls_total";
     calls_in_flight: IntGaugeVec("fanwise_calls_in_flight", ["target"])
         = "Calls whose answer has not come yet";
     retries: IntCounterVec("fanwise_retries_total", ["target"])
         = "Recipients put on the ladder for another attempt";
+    retry_delay: Histogram("fanwise_retry_delay_seconds"; WAITS)
+        = "Time for which the rest of a slice was put on the ladder";
     dead_letters: IntCounterVec("fanwise_dead_letters_total", ["target", "outcome"])
         = "Recipients dead-lettered, by outcome";
     uncertain: IntCounterVec("fanwise_uncertain_total", ["target", "policy"])
@@ -122,11 +182,17 @@ metrics! {
     unrecorded: IntCounterVec("fanwise_unrecorded_outcomes_total", ["target"])
         = "Outcomes that travelled on in their slice, because the ledger was down and their app \
            fails open; recorded when it is back";
-    start_seconds: Histogram("fanwise_start_delay_seconds")
+    start_seconds: Histogram("fanwise_start_delay_seconds"; WAITS)
         = "Time from acceptance of a job to the first call of each slice";
+    outcome_seconds: HistogramVec("fanwise_accept_to_outcome_seconds", ["priority"]; WAITS)
+        = "Time from acceptance of a job, or from its start time, to the outcome of each recipient";
+    job_seconds: Histogram("fanwise_job_duration_seconds"; WAITS)
+        = "Time from acceptance of a job, or from its start time, to its completion";
+    app_recipients: IntCounterVec("fanwise_app_recipients_total", ["app", "outcome"])
+        = "Recipients by app and outcome; apps beyond the first 50 by name are `other`";
     claims: IntCounterVec("fanwise_claims_total", ["state"])
         = "Claims asked of the ledger, by what they found";
-    ledger_seconds: HistogramVec("fanwise_ledger_duration_seconds", ["step"])
+    ledger_seconds: HistogramVec("fanwise_ledger_duration_seconds", ["step"]; STEPS)
         = "Time of a ledger step";
     ledger_errors: IntCounterVec("fanwise_ledger_errors_total", ["step"])
         = "Ledger steps that failed; lanes stop while they do";
@@ -140,8 +206,11 @@ metrics! {
            whose outcome the ledger does not know ended uncertain";
     throttle: IntCounterVec("fanwise_throttle_decisions_total", ["scope", "result"])
         = "Leases by the limit that decided: allowed at once, or limited";
-    throttle_wait: Histogram("fanwise_throttle_wait_seconds")
+    throttle_wait: Histogram("fanwise_throttle_wait_seconds"; LIMITS)
         = "Time slices waited for a rate limit";
+    limits: GaugeVec("fanwise_limit_recipients_per_second", ["scope", "name"])
+        = "Limit in force of a target or an app, live changes included; a limit of calls counts as \
+           that many full calls";
     parked: IntGaugeVec("fanwise_target_parked", ["target", "reason"])
         = "1 while a target is parked, by reason";
     target_parks: IntCounterVec("fanwise_target_parks_total", ["target", "reason"])
@@ -151,11 +220,11 @@ metrics! {
     directives: IntGaugeVec("fanwise_directives", ["scope", "action"])
         = "Directives in force, by what they are about: paused, cancelled or re-rated jobs, \
            apps and targets";
-    broker_up: IntGauge("fanwise_broker_up")
-        = "1 while a broker session is open";
-    broker_blocked: IntGauge("fanwise_broker_blocked")
+    broker_up: IntGaugeVec("fanwise_broker_up", ["role"])
+        = "1 while the worker, or the gateway, of this process has a session with the broker";
+    broker_blocked: IntGaugeVec("fanwise_broker_blocked", ["role"])
         = "1 while the broker refuses to take publishes (alarm)";
-    broker_sessions: IntCounter("fanwise_broker_sessions_total")
+    broker_sessions: IntCounterVec("fanwise_broker_sessions_total", ["role"])
         = "Broker sessions opened; a rise means reconnects";
     publish_failures: IntCounter("fanwise_publish_failures_total")
         = "Publishes not known to be durable; they are repeated";
@@ -166,7 +235,7 @@ metrics! {
     before_accept: IntCounterVec("fanwise_before_accept_total", ["result"])
         = "Jobs that before_accept was asked about, by its decision; failed is none, and \
            on_failure decides";
-    before_accept_seconds: Histogram("fanwise_before_accept_duration_seconds")
+    before_accept_seconds: Histogram("fanwise_before_accept_duration_seconds"; CALLS)
         = "Time that callers of the gateway waited for before_accept";
     connections: IntCounterVec("fanwise_http_calls_total", ["reused"])
         = "Calls by whether they reused a connection";
@@ -174,81 +243,52 @@ metrics! {
         = "Tasks that panicked; what they worked on went back to its queue";
     draining: IntGauge("fanwise_draining")
         = "1 from the stop signal on";
-    build_info: IntGaugeVec("fanwise_build_info", ["version"])
-        = "Version of this process";
-}
-
-/// The hot counters of one target.
-#[derive(Clone)]
-pub struct TargetMetrics {
-    classes: Vec<IntCounter>,
-    outcomes: Vec<IntCounter>,
-    seconds: Histogram,
-    pub in_flight: IntGauge,
-    pub retries: IntCounter,
-    pub unguarded: IntCounter,
-    pub unrecorded: IntCounter,
-}
-
-impl TargetMetrics {
-    pub fn call(&self, class: Class, took: Duration) {
-        self.classes[class as usize].inc();
-        self.seconds.observe(took.as_secs_f64());
-    }
-
-    /// Counts recipients by their outcome.
-    pub fn ended(&self, outcomes: impl Iterator<Item = Outcome>) {
-        for outcome in outcomes {
-            self.outcomes[outcome as usize].inc();
-        }
-    }
+    build_info: IntGaugeVec("fanwise_build_info", ["version", "commit"])
+        = "Version of this process, and the commit that it was built from";
+    open_jobs: IntGaugeVec("fanwise_jobs", ["state"])
+        = "Jobs of the cluster that are not completed, by state. One process reports it for all";
+    pending: IntGaugeVec("fanwise_recipients_pending", ["target", "priority"])
+        = "Recipients of the cluster without an outcome. One process reports it for all";
+    oldest_pending: GaugeVec("fanwise_oldest_pending_age_seconds", ["target", "priority"])
+        = "Age of the oldest job that is due, not paused and has recipients without an outcome. One \
+           process reports it for all";
+    standstill: GaugeVec("fanwise_job_standstill_seconds", ["target"])
+        = "Longest time without an outcome of a job that is due and neither paused nor parked. One \
+           process reports it for all";
+    processes: IntGaugeVec("fanwise_processes", ["role"])
+        = "Processes with a heartbeat in the last seconds. One process reports it for all";
+    jobs_waiting: IntGaugeVec("fanwise_jobs_waiting")
+        = "Messages on the job queues that no worker has taken. One process reports it for all";
+    slices_waiting: IntGaugeVec("fanwise_slices_waiting", ["target"])
+        = "Slices on the lanes that no worker has taken, without the ladder. One process reports it \
+           for all";
+    letters_waiting: IntGaugeVec("fanwise_dead_letters_waiting")
+        = "Dead letters that nobody has redriven or purged; a letter has up to a slice of \
+           recipients. One process reports it for all";
+    rejected_waiting: IntGaugeVec("fanwise_rejected_waiting")
+        = "Rejected messages that are kept. One process reports it for all";
+    http_requests: IntCounterVec("fanwise_http_requests_total", ["route", "status"])
+        = "Requests to the HTTP interface, by route and class of the status";
+    http_seconds: HistogramVec("fanwise_http_request_duration_seconds", ["route"]; CALLS)
+        = "Time from the head of a request to the head of its answer; callers may ask to wait for \
+           their job";
+    http_in_flight: IntGauge("fanwise_http_requests_in_flight")
+        = "Requests whose answer has not begun";
+    http_refused: IntCounterVec("fanwise_http_refused_total", ["bound"])
+        = "Requests refused because a bound of the HTTP interface was reached";
+    upload_bytes: IntCounter("fanwise_upload_bytes_total")
+        = "Bytes of uploaded lists";
+    certificate: GaugeVec("fanwise_certificate_expires_timestamp_seconds")
+        = "When the certificate of the HTTP interface expires";
+    store_bytes: IntGaugeVec("fanwise_store_bytes")
+        = "Size of the file of the embedded engine";
+    store_free: IntGaugeVec("fanwise_store_free_bytes")
+        = "Free bytes on the disk of the embedded engine";
+    commit_seconds: HistogramVec("fanwise_store_commit_duration_seconds"; STEPS)
+        = "Time of a commit of the embedded engine";
 }
 
 impl Metrics {
-    fn expose_zeros(&self) {
-        JobResult::ALL
-            .iter()
-            .for_each(|r| self.jobs.with_label_values(&[r.as_str()]).inc_by(0));
-        SliceResult::ALL
-            .iter()
-            .for_each(|r| self.slices.with_label_values(&[r.as_str()]).inc_by(0));
-        for &step in LedgerStep::ALL {
-            self.ledger_errors
-                .with_label_values(&[step.as_str()])
-                .inc_by(0);
-        }
-        for &scope in Scope::ALL {
-            for result in ["allowed", "limited"] {
-                self.throttle
-                    .with_label_values(&[scope.as_str(), result])
-                    .inc_by(0);
-            }
-        }
-        self.directives(Default::default());
-        for event in [
-            EventKind::Accepted,
-            EventKind::Progress,
-            EventKind::Completed,
-        ] {
-            self.events.with_label_values(&[event.as_str()]).inc_by(0);
-        }
-        for &kind in NoticeKind::ALL {
-            for &result in NoticeResult::ALL {
-                self.notices
-                    .with_label_values(&[kind.as_str(), result.as_str()])
-                    .inc_by(0);
-            }
-        }
-        for &result in AskedResult::ALL {
-            self.before_accept
-                .with_label_values(&[result.as_str()])
-                .inc_by(0);
-        }
-        self.build_info
-            .with_label_values(&[env!("CARGO_PKG_VERSION")])
-            .set(1);
-    }
-
     #[cfg(target_os = "linux")]
     #[expect(
         clippy::expect_used,
@@ -263,206 +303,15 @@ impl Metrics {
     #[cfg(not(target_os = "linux"))]
     fn expose_process(&self) {}
 
-    /// The handles of one target. From now on every label value of it exists.
-    pub fn target(&self, target: &str) -> TargetMetrics {
-        for outcome in [Outcome::Failed, Outcome::Uncertain] {
-            self.dead_letters
-                .with_label_values(&[target, outcome.as_str()])
-                .inc_by(0);
-        }
-        for policy in OnUncertain::ALL {
-            self.uncertain
-                .with_label_values(&[target, policy.as_str()])
-                .inc_by(0);
-        }
-        for &reason in ParkReason::ALL {
-            self.target_parks
-                .with_label_values(&[target, reason.as_str()])
-                .inc_by(0);
-        }
-        self.parked(target, None);
-        self.paused(target, false);
-        TargetMetrics {
-            classes: Class::ALL
-                .iter()
-                .map(|class| self.calls.with_label_values(&[target, class.as_str()]))
-                .collect(),
-            outcomes: Outcome::ALL
-                .iter()
-                .map(|outcome| {
-                    self.recipients
-                        .with_label_values(&[target, outcome.as_str()])
-                })
-                .collect(),
-            seconds: self.call_seconds.with_label_values(&[target]),
-            in_flight: self.calls_in_flight.with_label_values(&[target]),
-            retries: self.retries.with_label_values(&[target]),
-            unguarded: self.unguarded.with_label_values(&[target]),
-            unrecorded: self.unrecorded.with_label_values(&[target]),
-        }
-    }
-
-    pub fn job(&self, result: JobResult) {
-        self.jobs.with_label_values(&[result.as_str()]).inc();
-    }
-
-    pub fn job_completed(&self) {
-        self.jobs_completed.inc();
-    }
-
-    pub fn job_inconsistent(&self) {
-        self.jobs_inconsistent.inc();
-    }
-
-    pub fn entries_missing(&self, count: u32) {
-        self.entries_missing.inc_by(count.into());
-    }
-
-    pub fn slice(&self, result: SliceResult) {
-        self.slices.with_label_values(&[result.as_str()]).inc();
-    }
-
-    pub fn slices_in_flight(&self, count: usize) {
-        self.slices_in_flight.set(count as i64);
-    }
-
-    pub fn started(&self, delay: Duration) {
-        self.start_seconds.observe(delay.as_secs_f64());
-    }
-
-    pub fn dead_letters(&self, target: &str, outcome: Outcome, count: u64) {
-        self.dead_letters
-            .with_label_values(&[target, outcome.as_str()])
-            .inc_by(count);
-    }
-
-    pub fn uncertain(&self, target: &str, policy: OnUncertain, count: u64) {
-        self.uncertain
-            .with_label_values(&[target, policy.as_str()])
-            .inc_by(count);
-    }
-
-    pub fn claims(&self, state: &'static str, count: u64) {
-        if count > 0 {
-            self.claims.with_label_values(&[state]).inc_by(count);
-        }
-    }
-
-    pub fn ledger(&self, step: LedgerStep, took: Duration, ok: bool) {
-        self.ledger_seconds
-            .with_label_values(&[step.as_str()])
-            .observe(took.as_secs_f64());
-        if !ok {
-            self.ledger_errors.with_label_values(&[step.as_str()]).inc();
-        }
-    }
-
-    pub fn ledger_up(&self, up: bool) {
-        self.ledger_up.set(up.into());
-    }
-
-    pub fn ledger_went_back(&self) {
-        self.ledger_went_back.inc();
-    }
-
-    pub fn job_abandoned(&self) {
-        self.jobs_abandoned.inc();
-    }
-
-    pub fn throttled(&self, scope: Scope, limited: bool) {
-        let result = if limited { "limited" } else { "allowed" };
-        self.throttle
-            .with_label_values(&[scope.as_str(), result])
-            .inc();
-    }
-
-    pub fn throttle_wait(&self, wait: Duration) {
-        self.throttle_wait.observe(wait.as_secs_f64());
-    }
-
-    /// Counts that this process parked a target.
-    pub fn target_parked(&self, target: &str, reason: ParkReason) {
-        self.target_parks
-            .with_label_values(&[target, reason.as_str()])
-            .inc();
-    }
-
-    pub fn parked(&self, target: &str, parked: Option<ParkReason>) {
-        for &reason in ParkReason::ALL {
-            self.parked
-                .with_label_values(&[target, reason.as_str()])
-                .set((parked == Some(reason)).into());
-        }
-    }
-
-    pub fn paused(&self, target: &str, paused: bool) {
-        self.paused.with_label_values(&[target]).set(paused.into());
-    }
-
-    /// Directives in force, by scope and kind.
-    pub fn directives(&self, counts: [[i64; Kind::ALL.len()]; Scope::ALL.len()]) {
-        for (scope, counts) in Scope::ALL.iter().copied().zip(counts) {
-            for (kind, count) in Kind::ALL.iter().copied().zip(counts) {
-                self.directives
-                    .with_label_values(&[scope.as_str(), kind.as_str()])
-                    .set(count);
-            }
-        }
-    }
-
-    pub fn broker_up(&self, up: bool) {
-        self.broker_up.set(up.into());
-        if up {
-            self.broker_sessions.inc();
-        }
-    }
-
-    pub fn broker_blocked(&self, blocked: bool) {
-        self.broker_blocked.set(blocked.into());
-    }
-
-    pub fn publish_failed(&self) {
-        self.publish_failures.inc();
-    }
-
-    pub fn event(&self, event: EventKind) {
-        self.events.with_label_values(&[event.as_str()]).inc();
-    }
-
-    pub fn notice(&self, kind: NoticeKind, result: NoticeResult) {
-        self.notices
-            .with_label_values(&[kind.as_str(), result.as_str()])
-            .inc();
-    }
-
-    pub fn before_accept(&self, result: AskedResult, took: Duration) {
-        self.before_accept
-            .with_label_values(&[result.as_str()])
-            .inc();
-        self.before_accept_seconds.observe(took.as_secs_f64());
-    }
-
-    /// Sets the connection counters to what the HTTP client has counted.
-    pub fn connections(&self, opened: u64, reused: u64) {
-        for (label, now) in [("false", opened), ("true", reused)] {
-            let counter = self.connections.with_label_values(&[label]);
-            counter.inc_by(now.saturating_sub(counter.get()));
-        }
-    }
-
-    pub fn panicked(&self) {
-        self.panics.inc();
-    }
-
-    pub fn draining(&self) {
-        self.draining.set(1);
-    }
-
     /// The text that Prometheus scrapes.
     pub fn text(&self) -> String {
+        let families = {
+            let _turn = self.turn.lock();
+            self.registry.gather()
+        };
         let mut text = Vec::new();
         // Writing to memory fails only for a family without metrics, which gather() leaves out.
-        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        let _ = TextEncoder::new().encode(&families, &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }
 }
@@ -475,7 +324,11 @@ impl Default for Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::domain::lane::Priority;
+    use crate::domain::outcome::{Class, Outcome};
 
     #[test]
     fn metrics_have_their_zeros_and_their_names() {
@@ -489,6 +342,8 @@ mod tests {
             "fanwise_calls_total{class=\"done\",target=\"im\"} 1",
             "fanwise_ledger_errors_total{step=\"claim\"} 0",
             "fanwise_before_accept_total{result=\"failed\"} 0",
+            "fanwise_claims_total{state=\"held\"} 0",
+            "fanwise_http_refused_total{bound=\"places\"} 0",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
@@ -499,5 +354,46 @@ mod tests {
             let counter = line.ends_with(" counter");
             assert_eq!(counter, line.contains("_total "), "{line}");
         }
+    }
+
+    #[test]
+    fn apps_beyond_the_bound_share_a_label() {
+        let metrics = Metrics::new();
+        let names: Vec<String> = (0..APPS_MAX + 2).map(|it| format!("app-{it:02}")).collect();
+        let apps = metrics.apps(names.iter().map(String::as_str));
+        for name in &names {
+            apps.ended(name, &[1; Outcome::ALL.len()]);
+        }
+        let text = metrics.text();
+        let sent = |app: &str| format!("{{app=\"{app}\",outcome=\"sent\"}}");
+        assert!(text.contains(&format!("{} 1\n", sent("app-49"))), "{text}");
+        assert!(text.contains(&format!("{} 2\n", sent(OTHER))), "{text}");
+        assert!(!text.contains("app-50"), "{text}");
+    }
+
+    #[test]
+    fn figures_of_the_cluster_are_replaced_as_a_whole() {
+        let metrics = Metrics::new();
+        let mut figures = ClusterFigures::default();
+        let pending = Pending {
+            recipients: 7,
+            oldest_ms: 1500,
+        };
+        let im = ("im".to_owned(), Priority::High);
+        figures.pending.insert(im, pending);
+        figures.jobs[OpenState::Paused as usize] = 2;
+        metrics.cluster(Some(&figures));
+        let text = metrics.text();
+        for line in [
+            "fanwise_recipients_pending{priority=\"high\",target=\"im\"} 7",
+            "fanwise_oldest_pending_age_seconds{priority=\"high\",target=\"im\"} 1.5",
+            "fanwise_jobs{state=\"paused\"} 2",
+            "fanwise_processes{role=\"worker\"} 0",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("fanwise_dead_letters_waiting"), "{text}");
+        metrics.cluster(None);
+        assert!(!metrics.text().contains("fanwise_recipients_pending"));
     }
 }

@@ -202,12 +202,12 @@ impl Broker for Rabbit {
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
         let names = Names::new(&self.settings.namespace);
         let depths = self.depths().await?;
-        let ready = |source: Source| {
-            let queue = names.queue(&source);
+        let ready_in = |queue: String| {
             let depth = depths.iter().find(|depth| depth.queue == queue);
             let counts = depth.and_then(|depth| depth.counts);
             counts.map_or(0, |counts| u64::from(counts.ready))
         };
+        let ready = |source: Source| ready_in(names.queue(&source));
         let jobs = Priority::ALL
             .iter()
             .copied()
@@ -223,6 +223,8 @@ impl Broker for Rabbit {
         Ok(Backlog {
             jobs,
             lanes: lanes.collect(),
+            dead: ready_in(names.dead_queue()),
+            rejected: ready_in(names.rejected_queue()),
         })
     }
 

@@ -13,22 +13,24 @@ use super::{
 };
 use crate::admin::{Admin, Part, Status};
 use crate::config::Config;
+use crate::embedded::Engine;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::gateway::{Server, check_publishing, keep_publisher};
 use crate::http::client::{Client, ClientSettings};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, RetainedQueues, Store};
-use crate::runtime::Context;
+use crate::runtime::{Context, count_cluster};
 use crate::worker::Worker;
 
 /// A process that runs until a signal: its tasks, which end with the drain, and the parts that must
 /// be ready.
 pub(super) struct Process<S> {
     pub(super) context: Arc<Context<S, Client>>,
-    client: Client,
     drain: CancellationToken,
     pub(super) tasks: Vec<Task>,
     ready: Vec<Part>,
+    /// Bring metrics up to date that are kept elsewhere.
+    refresh: Vec<Box<dyn Fn() + Send + Sync>>,
 }
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -60,13 +62,41 @@ impl<S: Store> Process<S> {
             let context = Arc::clone(&context);
             Part::new("ledger", move || context.check_ledger())
         };
+        let (shown, counts) = (Arc::clone(&context), client.clone());
+        let refresh = move || {
+            shown.show_ledger();
+            shown.show_limits();
+            let counts = counts.counts();
+            let (opened, reused) = (counts.opened.load(Relaxed), counts.reused.load(Relaxed));
+            shown.metrics.connections(opened, reused);
+        };
         Ok(Self {
             context,
-            client,
             drain,
             tasks: Vec::new(),
             ready: vec![draining, ledger],
+            refresh: vec![Box::new(refresh)],
         })
+    }
+
+    /// Shows the file and the commits of the embedded engine in the metrics.
+    pub(super) fn show_engine(&mut self, engine: &Engine) {
+        let metrics = Arc::clone(&self.context.metrics);
+        engine.on_commit(move |took| metrics.commit(took));
+        let (metrics, engine) = (Arc::clone(&self.context.metrics), engine.clone());
+        self.refresh.push(Box::new(move || {
+            // Without the folder nothing else works either, and the log says so.
+            if let Ok((bytes, free)) = engine.usage() {
+                metrics.store(bytes, free);
+            }
+        }));
+    }
+
+    /// Counts for the whole cluster, while this process is the one that counts.
+    pub(super) fn count<B: Broker>(&mut self, broker: B) {
+        let context = Arc::clone(&self.context);
+        let counting = count_cluster(context, broker, self.drain.clone());
+        self.tasks.push(Box::pin(counting));
     }
 
     /// Adds a worker, which takes jobs and delivers them.
@@ -106,8 +136,12 @@ impl<S: Store> Process<S> {
         tracing::info!(%address, "gateway listens");
         self.ready
             .push(Part::new("gateway", move || check_publishing(&published)));
-        self.tasks
-            .push(Box::pin(keep_publisher(broker, publishing, drain.clone())));
+        self.tasks.push(Box::pin(keep_publisher(
+            broker,
+            publishing,
+            Arc::clone(&context.metrics),
+            drain.clone(),
+        )));
         self.tasks.push(Box::pin(server.run(drain.clone())));
         Ok(())
     }
@@ -116,15 +150,10 @@ impl<S: Store> Process<S> {
     /// last.
     pub(super) async fn run(self, config: &Config) -> Result<Exit, Failure> {
         let metrics = Arc::clone(&self.context.metrics);
-        let (calls, refreshed) = (self.client, Arc::clone(&metrics));
-        let context = Arc::clone(&self.context);
+        let refresh = self.refresh;
         let status = Status {
             metrics: Arc::clone(&metrics),
-            refresh: Arc::new(move || {
-                context.show_ledger();
-                let counts = calls.counts();
-                refreshed.connections(counts.opened.load(Relaxed), counts.reused.load(Relaxed));
-            }),
+            refresh: Arc::new(move || refresh.iter().for_each(|refresh| refresh())),
             ready: self.ready,
         };
         let listen = config.admin.listen;

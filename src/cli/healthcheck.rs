@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::load_config;
+use crate::admin::Readiness;
 use crate::exit::{Exit, Failure};
 
 /// A health check that takes longer than this has failed.
@@ -27,9 +28,9 @@ pub(super) async fn run(file: Option<PathBuf>) -> Result<Exit, Failure> {
     if answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.0 200") {
         return Ok(Exit::Ok);
     }
-    Err(unhealthy(
-        answer.lines().last().unwrap_or("no answer").to_owned(),
-    ))
+    let told = answer.lines().last().unwrap_or("no answer");
+    let missing = serde_json::from_str::<Readiness>(told).map(|it| it.missing());
+    Err(unhealthy(missing.unwrap_or_else(|_| told.to_owned())))
 }
 
 /// Makes one request over one connection; an HTTP client would be more code.

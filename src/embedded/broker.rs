@@ -72,7 +72,11 @@ impl Broker for EmbeddedBroker {
         let depths = self.0.depths().await.map_err(refused)?;
         let mut backlog = Backlog::default();
         for depth in depths {
-            if depth.queue.starts_with("jobs.") {
+            if depth.queue == "dead" {
+                backlog.dead = depth.ready;
+            } else if depth.queue == "rejected" {
+                backlog.rejected = depth.ready;
+            } else if depth.queue.starts_with("jobs.") {
                 backlog.jobs += depth.ready;
             } else if let Some(lane) = depth.queue.strip_prefix("send.") {
                 let (target, class) = lane.split_once('.').unwrap_or((lane, ""));

@@ -11,7 +11,8 @@ use std::io::{self, Read as _, Write as _};
 #[cfg(unix)]
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, WriteTransaction};
@@ -154,7 +155,11 @@ pub(super) struct Disk {
     /// Whether the last attempt to write failed.
     blocked: watch::Sender<bool>,
     damage: CancellationToken,
+    /// Gets the time of each commit.
+    on_commit: OnceLock<OnCommit>,
 }
+
+type OnCommit = Box<dyn Fn(Duration) + Send + Sync>;
 
 impl Disk {
     pub(super) fn open(folder: &Path, opener: Opener) -> Result<(Self, FolderLock), OpenError> {
@@ -192,6 +197,7 @@ impl Disk {
             error: Mutex::new(None),
             blocked: watch::Sender::new(false),
             damage: CancellationToken::new(),
+            on_commit: OnceLock::new(),
         };
         Ok((disk, lock))
     }
@@ -231,6 +237,27 @@ impl Disk {
         let mut transaction = store.get()?.begin_write()?;
         transaction.set_quick_repair(true);
         Ok(transaction)
+    }
+
+    /// Calls this after each commit; the first caller decides.
+    pub(super) fn on_commit(&self, act: OnCommit) {
+        let _ = self.on_commit.set(act);
+    }
+
+    pub(super) fn commit(&self, transaction: WriteTransaction) -> Result<(), StorageError> {
+        let started = Instant::now();
+        transaction.commit()?;
+        if let Some(act) = self.on_commit.get() {
+            act(started.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Bytes of the file, and free bytes of its disk.
+    pub(super) fn usage(&self) -> io::Result<(u64, u64)> {
+        let disk = rustix::fs::statvfs(&self.folder)?;
+        let bytes = fs::metadata(&self.file)?.len();
+        Ok((bytes, disk.f_bavail.saturating_mul(disk.f_frsize)))
     }
 
     /// Runs an action on the store. If it finds the store damaged, the store is not used any more.

@@ -320,6 +320,7 @@ fn enter(work: &mut WriteContext<'_>, entry: &Entry) -> Result<(), StorageError>
         entered: true,
         accepted_at_ms: entry.now_ms,
         listed_at_ms: entry.now_ms,
+        priority: Some(entry.priority),
         not_before_ms: entry.not_before_ms,
         ..JobRow::default()
     };
@@ -369,6 +370,7 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
                 warnings: submission.warnings.clone(),
                 template: submission.template,
                 rate: submission.rate.clone(),
+                priority: Some(submission.priority),
                 not_before_ms: submission.not_before_ms,
                 ..begun(work, entered.as_ref(), submission.now_ms)
             };
@@ -531,6 +533,7 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         submissions: if row.entered { 1 } else { row.submissions },
         shape: shape(&row),
         rate: row.rate,
+        priority: row.priority,
         not_before_ms: row.not_before_ms,
         callback_url: row.callback_url,
         reply_to: row.reply_to,

@@ -206,6 +206,16 @@ impl Engine {
         self.0.disk.error()
     }
 
+    /// Calls this with the time of each commit, from now on.
+    pub fn on_commit(&self, act: impl Fn(Duration) + Send + Sync + 'static) {
+        self.0.disk.on_commit(Box::new(act));
+    }
+
+    /// Bytes of the file, and free bytes of its disk.
+    pub fn usage(&self) -> std::io::Result<(u64, u64)> {
+        self.0.disk.usage()
+    }
+
     /// Resolves with the error when the store is found damaged; nothing can be done with it any
     /// more.
     pub async fn damaged(&self) -> String {

@@ -467,6 +467,8 @@ pub(super) struct JobRow {
     pub(super) completed_at_ms: Option<u64>,
     #[serde(default)]
     pub(super) rate: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) priority: Option<Priority>,
     #[serde(default)]
     pub(super) not_before_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

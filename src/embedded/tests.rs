@@ -126,6 +126,7 @@ fn submission(head: &Head, entries: u64) -> Submission {
         parts: 1,
         shape: SHAPE,
         rate: None,
+        priority: Priority::Normal,
         not_before_ms: None,
         callback_url: None,
         reply_to: None,

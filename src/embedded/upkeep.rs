@@ -68,6 +68,17 @@ impl Upkeep for EmbeddedStore {
         Ok(quiet_ones.into_iter().filter(is_new).collect())
     }
 
+    async fn each_open(&self, mut visit: impl FnMut(&JobRecord) + Send) -> Result<(), LedgerError> {
+        let mut after = Some(String::new());
+        while let Some(place) = after {
+            let read = self.0.0.read(move |it| open_page(it, &place)).await;
+            let (next, open) = read.map_err(ledger_error)?;
+            open.iter().for_each(&mut visit);
+            after = next;
+        }
+        Ok(())
+    }
+
     async fn abandon(
         &self,
         job: JobId,
@@ -96,6 +107,28 @@ fn is_quiet(row: &JobRow, quiet: Duration, now_ms: u64) -> bool {
     let heard = row.progress_at_ms.max(row.waited_at_ms).unwrap_or(0);
     let silent = now_ms.saturating_sub(heard.max(row.accepted_at_ms));
     row.completed_at_ms.is_none() && u128::from(silent) >= quiet.as_millis()
+}
+
+/// The jobs among the next ones that are not completed, and the position to continue from.
+fn open_page(
+    transaction: &ReadTransaction,
+    after: &str,
+) -> Result<(Option<String>, Vec<JobRecord>), StorageError> {
+    let jobs = transaction.open_table(JOBS)?;
+    let bounds = (Bound::Excluded(after), Bound::Unbounded);
+    let mut open = Vec::new();
+    for (looked_at, entry) in jobs.range::<&str>(bounds)?.enumerate() {
+        let (id, row) = entry?;
+        let row = JobRow::decode(row.value())?;
+        if row.completed_at_ms.is_none() {
+            let job = id.value().parse().map_err(StorageError::broken)?;
+            open.push(record(job, row)?);
+        }
+        if open.len() >= SHOWN_MAX || looked_at >= LOOKED_AT_MAX {
+            return Ok((Some(id.value().to_owned()), open));
+        }
+    }
+    Ok((None, open))
 }
 
 /// The quiet jobs among the next ones, and the position to continue from.

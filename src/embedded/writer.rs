@@ -431,7 +431,7 @@ impl Writer {
             if !group.iter().any(|step| step.writes()) {
                 return Ok(None);
             }
-            transaction.commit()?;
+            disk.commit(transaction)?;
             Ok(Some(changes))
         });
         let changes = committed.map_err(|error| (at, error))?;

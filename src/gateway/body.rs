@@ -16,8 +16,9 @@ use tokio::time::{Instant, Sleep};
 
 use super::Gateway;
 use super::access::Caller;
-use super::pool::{Pool, Share};
+use super::pool::Share;
 use super::problem::Refusal;
+use super::shares::Shares;
 use crate::domain::fields::shorten;
 use crate::ports::Broker;
 
@@ -163,14 +164,14 @@ where
         let (head, body) = request.into_parts();
         // The caller is known at this point: `authorised` has run before.
         let caller = head.extensions.get().unwrap_or(&Caller::Nobody);
-        read(&gateway.shares.room, caller, body, SMALL_BYTES_MAX, instead).await
+        read(&gateway.shares, caller, body, SMALL_BYTES_MAX, instead).await
     }
 }
 
 /// Reads a body of at most `most` bytes into the caller's share of the bound; `instead` says what
 /// to do with a larger one.
 pub(super) async fn read(
-    room: &Arc<Pool<Caller>>,
+    shares: &Shares,
     caller: &Caller,
     mut body: Body,
     most: usize,
@@ -193,13 +194,12 @@ pub(super) async fn read(
         let has_room = match &mut share {
             Some(share) => share.grow(data.len()),
             None => {
-                share = room.take(caller, data.len());
-                share.is_some()
+                share = Some(shares.room(caller, data.len())?);
+                true
             }
         };
         if !has_room {
-            let what = "too many large requests at a time".to_owned();
-            return Err(Refusal::Unavailable(what));
+            return Err(shares.no_room());
         }
         // Nearly every job is one frame, which is then not copied.
         if first.is_empty() && rest.is_empty() {

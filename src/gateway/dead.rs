@@ -21,6 +21,7 @@ use super::access::Caller;
 use super::body::Held;
 use super::params::{NoParams, Params, plus_again};
 use super::problem::Refusal;
+use super::shares::Shares;
 use super::spool::{self, Records, full};
 use crate::clock::now_ms;
 use crate::domain::announce::DeadLetter;
@@ -28,6 +29,7 @@ use crate::domain::fields::{Fields, Problem};
 use crate::domain::letters::{
     DeadFilter, DeadRow, FILTER_FIELDS, Key, LetterFilter, last_attempt_ms, read_letter,
 };
+use crate::metrics::Bound;
 use crate::ports::{
     Broker, LedgerError, RetainedMessage, RetainedQueue, RetainedQueues, Store, Transport,
 };
@@ -56,7 +58,7 @@ pub(super) async fn list<B: Broker + RetainedQueues, S: Store, T: Transport>(
     let with_content = params.get("content", "true or false").unwrap_or(false);
     if accepts_lines(&headers) {
         params.finish()?;
-        let share = gateway.readers.share(&caller)?;
+        let share = gateway.readers.share(&caller, &gateway.shares)?;
         return dead_lines(gateway, wanted, with_content, share).await;
     }
     let most = match with_content {
@@ -112,7 +114,7 @@ struct Share {
 }
 
 impl Readers {
-    fn share(&self, caller: &Caller) -> Result<Share, Refusal> {
+    fn share(&self, caller: &Caller, shares: &Shares) -> Result<Share, Refusal> {
         let of = match caller {
             Caller::App(app) => Some(app.clone()),
             Caller::Nobody => Some(String::new()),
@@ -122,7 +124,7 @@ impl Readers {
         let taken = readers.entry(of.clone()).or_default();
         if *taken >= READERS_OF_ONE_MAX {
             let what = "too many readers of dead letters at a time";
-            return Err(Refusal::Unavailable(what.to_owned()));
+            return Err(shares.full(Bound::Readers, what));
         }
         *taken += 1;
         Ok(Share {
@@ -257,7 +259,7 @@ pub(super) async fn rejected<B: Broker + RetainedQueues, S: Store, T: Transport>
     Extension(caller): Extension<Caller>,
     _: NoParams,
 ) -> Result<Response, Refusal> {
-    let share = gateway.readers.share(&caller)?;
+    let share = gateway.readers.share(&caller, &gateway.shares)?;
     let kept = keep(&gateway, RetainedQueue::Rejected, |message| {
         Some(Bytes::from(line(&KeptLine::from(message))))
     });
@@ -610,18 +612,19 @@ mod tests {
     #[test]
     fn no_reader_keeps_those_of_others_out() {
         let readers = Readers::default();
+        let shares = Shares::new(256, 1024, Arc::default());
         let app = |name: &str| Caller::App(name.to_owned());
         let taken: Vec<_> = (0..READERS_OF_ONE_MAX)
-            .map(|_| readers.share(&app("shop")).unwrap())
+            .map(|_| readers.share(&app("shop"), &shares).unwrap())
             .collect();
         assert!(matches!(
-            readers.share(&app("shop")),
+            readers.share(&app("shop"), &shares),
             Err(Refusal::Unavailable(_))
         ));
         for other in [app("bank"), Caller::Admin, Caller::Nobody] {
-            readers.share(&other).unwrap();
+            readers.share(&other, &shares).unwrap();
         }
         drop(taken);
-        readers.share(&app("shop")).unwrap();
+        readers.share(&app("shop"), &shares).unwrap();
     }
 }

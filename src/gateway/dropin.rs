@@ -300,10 +300,9 @@ async fn take<B: Broker, S: Store, T: Transport>(
     };
     let Some(endpoint) = endpoint else {
         let network = peer.as_deref().map_or(NOWHERE, Peer::network);
-        let _place = gateway.shares.stranger(network);
-        let _place = _place.ok_or_else(too_many_logins)?;
-        let room = &gateway.shares.room;
-        let held = body::read(room, &Caller::Nobody, body, LOGIN_BYTES_MAX, NO_LOGIN).await?;
+        let _place = gateway.shares.stranger(network)?;
+        let shares = &gateway.shares;
+        let held = body::read(shares, &Caller::Nobody, body, LOGIN_BYTES_MAX, NO_LOGIN).await?;
         incoming.body = &held.bytes;
         return match system.ingress.read_request(&incoming, &system.endpoints) {
             Ok(_) => Err(Failure::Unreadable("a login is expected".to_owned())),
@@ -324,8 +323,8 @@ async fn take<B: Broker, S: Store, T: Transport>(
     }
     let caller = Caller::App(endpoint.app.clone());
     let place = Arc::new(gateway.shares.place(&caller)?);
-    let room = &gateway.shares.room;
-    let held = body::read(room, &caller, body, BODY_BYTES_MAX, FEWER).await?;
+    let shares = &gateway.shares;
+    let held = body::read(shares, &caller, body, BODY_BYTES_MAX, FEWER).await?;
     incoming.body = &held.bytes;
     let mut response = match system.ingress.read_request(&incoming, &system.endpoints) {
         Ok(asked) => carry_out(gateway, system, asked, &held.bytes).await?,
@@ -337,10 +336,6 @@ async fn take<B: Broker, S: Store, T: Transport>(
 
 /// The address of a request that came without a connection, as in tests.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-
-fn too_many_logins() -> Failure {
-    Failure::Unavailable("too many logins at a time".to_owned())
-}
 
 /// Why a request is not carried out, with details.
 enum Failure {
@@ -493,7 +488,7 @@ async fn accept<B: Broker, S: Store, T: Transport>(
     if let Some(block) = system.over_quota(index) {
         return Err(Failure::TooOften(block));
     }
-    gateway.rates.count(&endpoint.app, &gateway.access)?;
+    gateway.count_request(&endpoint.app)?;
     if !endpoint.send_all && jobs.iter().any(|wanted| wanted.audience.all) {
         let what = "this app may not send to all users";
         return Err(Failure::Forbidden(what.to_owned()));

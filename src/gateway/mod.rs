@@ -18,7 +18,8 @@
 //! request, except to existing callers of an IM system, which get answers of that system.
 //!
 //! - `shares`: the resources that all callers share, in `pool`s: places, bytes of bodies and of
-//!   answers, uploads, streams; `wrong_guesses`: wrong credentials; `browser`: web pages that send
+//!   answers, uploads, streams; `observe`: metrics and the access log; `expiry`: when a certificate
+//!   ends; `wrong_guesses`: wrong credentials; `browser`: web pages that send
 //!   requests without credentials.
 //!
 //! Everything that a caller may take up has a bound: connections, requests, the bytes of their
@@ -36,8 +37,10 @@ mod control;
 mod dead;
 mod dropin;
 mod events;
+mod expiry;
 mod feed;
 mod form;
+mod observe;
 mod openapi;
 mod params;
 mod permit;
@@ -78,6 +81,7 @@ pub use self::tls::Tls;
 use self::wrong_guesses::Failures;
 use crate::error::chain;
 use crate::http::server::{self, ConnectionLimits, Hosts};
+use crate::metrics::{Bound, BrokerUser, Metrics};
 use crate::ports::{Broker, Outgoing, Publisher, RetainedQueues, Session, Store, Transport};
 use crate::runtime::{Context, RECONNECT};
 use crate::service::api::Engine;
@@ -179,6 +183,15 @@ impl<B: Broker, S, T> Gateway<B, S, T> {
         self.context.settings.fingerprint_secret.clone()
     }
 
+    /// Counts a request of an app, or refuses it.
+    fn count_request(&self, app: &str) -> Result<(), Refusal> {
+        let counted = self.rates.count(app, &self.access);
+        if counted.is_err() {
+            self.context.metrics.request_refused(Bound::Rate);
+        }
+        counted
+    }
+
     /// The session that accepts jobs now, or why there is none.
     fn open(&self) -> Result<Open<PublisherOf<B>>, Refusal> {
         self.context.check_ledger().map_err(Refusal::Unavailable)?;
@@ -198,6 +211,7 @@ pub struct Server {
     closing: CancellationToken,
     limits: ConnectionLimits,
     stop: CancellationToken,
+    metrics: Arc<Metrics>,
 }
 
 impl Server {
@@ -218,6 +232,7 @@ impl Server {
     {
         let listener = TcpListener::bind(settings.listen).await?;
         let stop = CancellationToken::new();
+        let metrics = Arc::clone(&context.metrics);
         let gateway = Arc::new(Gateway {
             broker,
             context,
@@ -230,7 +245,11 @@ impl Server {
             rates: Rates::new(),
             publishing,
             stop: stop.clone(),
-            shares: Shares::new(settings.requests_max, settings.connections_max),
+            shares: Shares::new(
+                settings.requests_max,
+                settings.connections_max,
+                Arc::clone(&metrics),
+            ),
             readers: Readers::default(),
             failures: Failures::new(settings.patience),
             hosts: Hosts::of(settings.listen),
@@ -249,6 +268,7 @@ impl Server {
                 patience: settings.patience,
             },
             stop,
+            metrics,
         })
     }
 
@@ -273,7 +293,7 @@ impl Server {
         );
         let renewed = async {
             if let Some(tls) = &self.tls {
-                tls.follow(&stop).await;
+                tls.follow(&self.metrics, &stop).await;
             }
         };
         tokio::join!(told, served, renewed);
@@ -284,8 +304,10 @@ impl Server {
 pub async fn keep_publisher<B: Broker>(
     broker: B,
     publishing: watch::Sender<Option<Open<PublisherOf<B>>>>,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
+    metrics.uses_broker(BrokerUser::Gateway);
     let mut delays = RECONNECT.delays();
     while !stop.is_cancelled() {
         match stop.run_until_cancelled(broker.connect()).await {
@@ -296,9 +318,18 @@ pub async fn keep_publisher<B: Broker>(
                     publisher: session.publisher(),
                     blocked: session.blocked(),
                 }));
+                metrics.broker_up(BrokerUser::Gateway, true);
                 let lost = session.lost();
-                stop.run_until_cancelled(lost.cancelled()).await;
+                let shown = show_blocked(session.blocked(), &metrics);
+                let until_lost = async {
+                    tokio::select! {
+                        () = lost.cancelled() => {}
+                        () = shown => {}
+                    }
+                };
+                stop.run_until_cancelled(until_lost).await;
                 publishing.send_replace(None);
+                metrics.broker_up(BrokerUser::Gateway, false);
                 session.close().await;
             }
             Some(Err(error)) => {
@@ -307,6 +338,17 @@ pub async fn keep_publisher<B: Broker>(
         }
         stop.run_until_cancelled(tokio::time::sleep(delays.next_delay()))
             .await;
+    }
+}
+
+/// Shows whether the broker takes nothing. Never ends.
+async fn show_blocked(mut blocked: watch::Receiver<bool>, metrics: &Metrics) {
+    loop {
+        let now = *blocked.borrow_and_update();
+        metrics.broker_blocked(BrokerUser::Gateway, now);
+        if blocked.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 

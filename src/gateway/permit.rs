@@ -54,7 +54,7 @@ impl<B: Broker, S: Store, T: Transport> Gateway<B, S, T> {
         match caller {
             // Requests with an app's token were counted when they arrived.
             Caller::App(_) => Ok(()),
-            Caller::Admin | Caller::Nobody => self.rates.count(app, &self.access),
+            Caller::Admin | Caller::Nobody => self.count_request(app),
         }
     }
 }

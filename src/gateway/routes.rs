@@ -12,6 +12,7 @@ use axum::{Extension, Router};
 use super::access::Caller;
 use super::body::{patient, uncompressed};
 use super::browser::one_host;
+use super::observe::observed;
 use super::pool::Share;
 use super::problem::{Refusal, uniform};
 use super::shares::accounted;
@@ -73,6 +74,10 @@ where
         .layer(from_fn(for_one_host))
         .layer(from_fn_with_state(
             Arc::clone(&gateway),
+            observed::<B, S, T>,
+        ))
+        .layer(from_fn_with_state(
+            Arc::clone(&gateway),
             accounted::<B, S, T>,
         ))
         .with_state(gateway)
@@ -114,7 +119,7 @@ async fn authorised<B: Broker, S, T>(
         peer.trust();
     }
     let counted = match &caller {
-        Caller::App(app) => gateway.rates.count(app, access),
+        Caller::App(app) => gateway.count_request(app),
         // The app of the job is known later, see `permit`.
         Caller::Admin | Caller::Nobody => Ok(()),
     };

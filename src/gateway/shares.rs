@@ -17,6 +17,7 @@ use super::pool::{Pool, Share};
 use super::problem::{RETRY_AFTER_SECONDS, Refusal};
 use super::routes::Shared;
 use crate::http::server::{Kept, Peer};
+use crate::metrics::{Bound, Metrics};
 
 /// Bodies in memory, of all requests together. A job rarely has more than some KiB.
 const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -54,7 +55,7 @@ pub(super) struct Static;
 /// The resources that the callers of one gateway share.
 pub(super) struct Shares {
     places: Arc<Pool<Caller>>,
-    pub(super) room: Arc<Pool<Caller>>,
+    room: Arc<Pool<Caller>>,
     uploads: Arc<Pool<Caller>>,
     streams: Arc<Pool<Caller>>,
     answers: Arc<Pool<Caller>>,
@@ -63,14 +64,11 @@ pub(super) struct Shares {
     strangers_answers: Arc<Pool<IpAddr>>,
     surveys: Semaphore,
     turns: Mutex<HashMap<Caller, Arc<Semaphore>>>,
-}
-
-fn full(what: &str) -> Refusal {
-    Refusal::Unavailable(what.to_owned())
+    metrics: Arc<Metrics>,
 }
 
 impl Shares {
-    pub(super) fn new(requests_max: usize, connections_max: usize) -> Self {
+    pub(super) fn new(requests_max: usize, connections_max: usize, metrics: Arc<Metrics>) -> Self {
         Self {
             places: Pool::new(requests_max),
             room: Pool::new(BODIES_BYTES_MAX),
@@ -82,18 +80,36 @@ impl Shares {
             strangers_answers: Pool::of_strangers(STRANGERS_BYTES_MAX),
             surveys: Semaphore::new(SURVEYS_MAX),
             turns: Mutex::default(),
+            metrics,
         }
+    }
+
+    /// Refuses because a bound is reached.
+    pub(super) fn full(&self, bound: Bound, what: &str) -> Refusal {
+        self.metrics.request_refused(bound);
+        Refusal::Unavailable(what.to_owned())
+    }
+
+    /// Takes room in memory for bytes of a body.
+    pub(super) fn room(&self, caller: &Caller, bytes: usize) -> Result<Share<Caller>, Refusal> {
+        let room = self.room.take(caller, bytes);
+        room.ok_or_else(|| self.no_room())
+    }
+
+    pub(super) fn no_room(&self) -> Refusal {
+        self.full(Bound::Bodies, "too many large requests at a time")
     }
 
     /// Takes a place among the requests that are served at a time, held until the answer is taken.
     pub(super) fn place(&self, caller: &Caller) -> Result<Share<Caller>, Refusal> {
         let place = self.places.take(caller, 1);
-        place.ok_or_else(|| full("too many requests at a time"))
+        place.ok_or_else(|| self.full(Bound::Places, "too many requests at a time"))
     }
 
     /// Takes a place for a request whose head does not tell its sender.
-    pub(super) fn stranger(&self, network: IpAddr) -> Option<Share<IpAddr>> {
-        self.strangers.take(&network, 1)
+    pub(super) fn stranger(&self, network: IpAddr) -> Result<Share<IpAddr>, Refusal> {
+        let place = self.strangers.take(&network, 1);
+        place.ok_or_else(|| self.full(Bound::Logins, "too many logins at a time"))
     }
 
     /// Takes a place for a wrong guess whose answer waits. Logins have other places.
@@ -103,12 +119,12 @@ impl Shares {
 
     pub(super) fn upload(&self, caller: &Caller) -> Result<Share<Caller>, Refusal> {
         let place = self.uploads.take(caller, 1);
-        place.ok_or_else(|| full("too many uploads at a time"))
+        place.ok_or_else(|| self.full(Bound::Uploads, "too many uploads at a time"))
     }
 
     pub(super) fn stream(&self, caller: &Caller) -> Result<Share<Caller>, Refusal> {
         let place = self.streams.take(caller, 1);
-        place.ok_or_else(|| full("too many streams are open already"))
+        place.ok_or_else(|| self.full(Bound::Streams, "too many streams are open already"))
     }
 
     /// Waits for the caller's turn to have a list read. A caller waits for its own lists first, so
@@ -161,7 +177,10 @@ impl Shares {
             Some(kept) => {
                 response.extensions_mut().insert(kept);
             }
-            None => return headless(response),
+            None => {
+                self.metrics.request_refused(Bound::Answers);
+                return headless(response);
+            }
         }
         response
     }
@@ -201,15 +220,12 @@ mod tests {
 
     #[test]
     fn promise_11_an_app_has_a_share_of_places_room_uploads_and_streams() {
-        let shares = Shares::new(256, 1024);
+        let shares = Shares::new(256, 1024, Arc::default());
         type Take = fn(&Shares, &Caller) -> Result<Share<Caller>, Refusal>;
         let kinds: [(_, Take); 4] = [
             // A request that waits for its job holds a place.
             ("places", Shares::place),
-            ("room", |shares, caller| {
-                let room = shares.room.take(caller, 1024 * 1024);
-                room.ok_or_else(|| full("room"))
-            }),
+            ("room", |shares, caller| shares.room(caller, 1024 * 1024)),
             ("uploads", Shares::upload),
             ("streams", Shares::stream),
         ];
@@ -229,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn promise_11_the_lists_of_one_app_stand_in_the_queue_once() {
-        let (shares, shop) = (Shares::new(256, 1024), app("shop"));
+        let (shares, shop) = (Shares::new(256, 1024, Arc::default()), app("shop"));
         let first = shares.survey(&shop).await;
         // This one waits while the first is read, and takes no turn from others.
         let mut second = std::pin::pin!(shares.survey(&shop));
@@ -242,7 +258,7 @@ mod tests {
 
     #[test]
     fn promise_11_answers_that_are_not_taken_have_a_bound() {
-        let shares = Shares::new(256, 1024);
+        let shares = Shares::new(256, 1024, Arc::default());
         let answer = |size: usize, caller: Option<Caller>| {
             let mut response = Response::new(Body::from(vec![b'x'; size]));
             if let Some(caller) = caller {

@@ -272,8 +272,8 @@ impl Draft {
         let (head, body) = request.into_parts();
         match Kind::of(&head.headers)? {
             Kind::Job => {
-                let room = &gateway.shares.room;
-                let held = body::read(room, caller, body, BODY_BYTES_MAX, UPLOAD).await?;
+                let shares = &gateway.shares;
+                let held = body::read(shares, caller, body, BODY_BYTES_MAX, UPLOAD).await?;
                 let keyed = wishes.key.as_deref();
                 let keyed = keyed.and_then(|key| spec::with_key(&held.bytes, key));
                 let bytes = keyed.clone().unwrap_or_else(|| held.bytes.clone());
@@ -290,6 +290,7 @@ impl Draft {
             Kind::List(listing) => {
                 let _place = gateway.shares.upload(caller)?;
                 let list = receive_list(gateway, caller, listing, &head, body, wishes).await?;
+                gateway.context.metrics.uploaded(list.bytes());
                 let (folder, secret) = (gateway.upload_dir.clone(), gateway.fingerprint_secret());
                 let sort = move || list.sort(&folder, &secret);
                 let (mut upload, checked) = survey_in_turn(gateway, caller, sort, wishes).await?;

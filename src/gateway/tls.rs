@@ -13,9 +13,11 @@ use rustls::sign::CertifiedKey;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::expiry::expires_at;
 use crate::domain::ids::digest_hex;
 use crate::error::chain;
 use crate::http::tls::TlsError;
+use crate::metrics::Metrics;
 
 /// The protocols offered to a client, the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -78,7 +80,8 @@ impl Tls {
 
     /// Serves a new certificate when the files hold one, until `stop`. While the files do not form
     /// a pair, as when only one of them is replaced, new connections get the previous certificate.
-    pub(super) async fn follow(&self, stop: &CancellationToken) {
+    pub(super) async fn follow(&self, metrics: &Metrics, stop: &CancellationToken) {
+        self.served.show(metrics);
         let mut fault = None;
         while stop
             .run_until_cancelled(tokio::time::sleep(LOOK))
@@ -93,6 +96,7 @@ impl Tls {
                 Ok(pair) => {
                     fault = None;
                     if self.served.replace(pair) {
+                        self.served.show(metrics);
                         tracing::info!(
                             certificate = %self.files.certificate.display(),
                             "another certificate is served from now on"
@@ -119,6 +123,13 @@ impl Served {
         let another = served.digest != pair.digest;
         *served = pair;
         another
+    }
+
+    fn show(&self, metrics: &Metrics) {
+        let served = self.0.read();
+        if let Some(at) = served.certified.cert.first().and_then(|it| expires_at(it)) {
+            metrics.certificate_expires(at);
+        }
     }
 }
 

@@ -120,12 +120,57 @@ pub enum LedgerStep {
     Nonce,
     Beat,
     Sweep,
+    Count,
 }
 
 impl LedgerStep {
     pub(super) const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// The part of a process that has a session with the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum BrokerUser {
+    Worker,
+    Gateway,
+}
+
+impl BrokerUser {
+    pub(super) fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// A bound of the HTTP interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum Bound {
+    /// Requests at a time.
+    Places,
+    /// Bytes of bodies in memory.
+    Bodies,
+    /// Uploads at a time.
+    Uploads,
+    /// Streams of events.
+    Streams,
+    /// Bytes of answers that clients have not taken.
+    Answers,
+    /// Logins at a time.
+    Logins,
+    /// Readers of dead letters at a time.
+    Readers,
+    /// Requests per second of an app.
+    Rate,
+}
+
+impl Bound {
+    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
+
+    pub(super) fn as_str(self) -> &'static str {
         self.into()
     }
 }

@@ -15,7 +15,7 @@ use crate::domain::lane::{Lane, Priority};
 pub trait Broker: Clone + Send + Sync + 'static {
     type Session: Session;
 
-    /// Counts the messages that can be handed out now. Unacked deliveries and messages on the retry
+    /// Counts the messages that can be handed out now, and those that are kept for operators. Unacked deliveries and messages on the retry
     /// ladder do not count.
     fn backlog(&self) -> impl Future<Output = Result<Backlog, BrokerError>> + Send;
 
@@ -62,12 +62,14 @@ pub trait Session: Send + Sync + 'static {
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
-/// Messages that wait to be handed out.
+/// Messages that wait to be handed out, and messages that are kept for operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
     pub jobs: u64,
     /// By target, for each configured target.
     pub lanes: BTreeMap<String, u64>,
+    pub dead: u64,
+    pub rejected: u64,
 }
 
 /// Messages that the broker itself moved to the rejected messages: they expired, or every consumer

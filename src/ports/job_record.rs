@@ -4,6 +4,7 @@ use strum::{EnumString, IntoStaticStr, VariantArray};
 
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::JobId;
+use crate::domain::lane::Priority;
 use crate::domain::moment;
 use crate::domain::pace::{Mark, Pace};
 use crate::domain::slice::Shape;
@@ -66,6 +67,9 @@ pub struct JobRecord {
     /// The job's own limit, as it was written; unknown once the record was rebuilt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,
+    /// Unknown of a job that an earlier version registered, or whose record was rebuilt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
     /// Nothing is sent before this time.
     #[serde(
         rename = "not_before",
@@ -147,6 +151,11 @@ impl JobRecord {
     pub fn heard_at_ms(&self) -> u64 {
         let later = self.progress_at_ms.max(self.waited_at_ms);
         later.unwrap_or(0).max(self.accepted_at_ms)
+    }
+
+    /// Since when the job may be sent.
+    pub fn due_at_ms(&self) -> u64 {
+        self.accepted_at_ms.max(self.not_before_ms.unwrap_or(0))
     }
 
     /// Recipients per second over the last seconds; `None` if the job does not run, or if too few

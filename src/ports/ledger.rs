@@ -8,6 +8,7 @@ use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::announce::DeadRecipient;
 use crate::domain::delivery::ClaimState;
 use crate::domain::ids::{Fingerprint, JobId, Owner, SliceId};
+use crate::domain::lane::Priority;
 use crate::domain::outcome::{Class, Outcome};
 use crate::domain::slice::{Head, Shape, Together};
 
@@ -135,6 +136,13 @@ pub trait Upkeep: Clone + Send + Sync + 'static {
         quiet: Duration,
     ) -> impl Future<Output = Result<Vec<JobRecord>, LedgerError>> + Send;
 
+    /// Shows every job that is not completed to `visit`, once, in no order. It may miss a job that
+    /// is accepted meanwhile, and show one that completes meanwhile.
+    fn each_open(
+        &self,
+        visit: impl FnMut(&JobRecord) + Send,
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
     /// Ends a job that was quiet for this long and of which nothing is left to deliver. Its pending
     /// recipients count as uncertain and [lost](JobRecord::lost), and the job is finished. `None`:
     /// the job is completed or unknown, or a worker works on it. An outcome that is recorded later
@@ -181,6 +189,7 @@ pub struct Entry {
     pub content_digest: String,
     /// The number of list entries, as far as it is known.
     pub entries: u64,
+    pub priority: Priority,
     pub not_before_ms: Option<u64>,
     pub now_ms: u64,
 }
@@ -201,7 +210,8 @@ pub struct Submission {
     /// The shape that this submission prefers. The first submission of a job decides, until a far
     /// larger one arrives. The ledger answers with the shape in force.
     pub shape: Shape,
-    /// The job's own limit and start time, from its first submission.
+    /// From the first submission of the job, as its own limit and start time.
+    pub priority: Priority,
     pub rate: Option<String>,
     pub not_before_ms: Option<u64>,
     /// Where to send the notice of completion. The first submission that names a destination

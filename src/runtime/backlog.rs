@@ -129,7 +129,7 @@ impl<S: Store, T> Context<S, T> {
         self.try_step(LedgerStep::Settle, settle).await?;
         if let Some(target) = self.targets.get(&unrecorded.head.target) {
             let outcomes = unrecorded.outcomes.iter().map(|(_, outcome)| *outcome);
-            target.metrics.ended(outcomes);
+            self.count_outcomes(target, &unrecorded.head, outcomes);
         }
         Ok(())
     }

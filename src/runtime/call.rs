@@ -71,9 +71,15 @@ impl<T: Transport> Caller<'_, T> {
     }
 
     async fn once(&self, calls: &dyn Calls, recipients: &[&str]) -> Verdict {
-        let read = |reply| match reply {
-            Ok(reply) => calls.read_reply(recipients, &reply),
-            Err(error) => Verdict::All(SendError::answer(&error)),
+        let started = Instant::now();
+        let read = |reply: Result<HttpReply, SendError>| {
+            let verdict = match &reply {
+                Ok(reply) => calls.read_reply(recipients, reply),
+                Err(error) => Verdict::All(error.answer()),
+            };
+            let TargetRuntime { name, call_log, .. } = self.target;
+            call_log.note(name, recipients.len(), started.elapsed(), &reply, &verdict);
+            verdict
         };
         let first = match self.authorised(|| calls.request(recipients)).await {
             Ok((reply, held)) => (read(reply), held),
@@ -122,6 +128,9 @@ impl<T: Transport> Caller<'_, T> {
         )
         .await;
         metrics.in_flight.dec();
+        if let Ok((Err(SendError::NotSent { .. }), _)) = &sent {
+            metrics.unreached();
+        }
         sent
     }
 

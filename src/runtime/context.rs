@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::backlog::Backlog;
+use super::call_log::CallLog;
 use super::callbacks::Callbacks;
 use super::complete_lists::CompleteLists;
 use super::credential::Keyring;
@@ -29,7 +30,7 @@ use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
 use crate::error::chain;
 use crate::limits::Limits;
-use crate::metrics::{LedgerStep, Metrics, TargetMetrics};
+use crate::metrics::{AppMetrics, LedgerStep, Metrics, TargetMetrics};
 use crate::ports::{Directed, LedgerError, Park, Scope, Store, Target, Transport};
 use crate::service::admission::Rules;
 
@@ -80,6 +81,8 @@ pub struct TargetRuntime {
     pub metrics: TargetMetrics,
     /// Calls under way.
     pub under_way: CallsUnderWay,
+    /// Its calls that were logged lately.
+    pub call_log: CallLog,
     /// The credential of its calls, where one must be fetched.
     pub keyring: Keyring,
     /// The credential of its directory, which may differ.
@@ -113,6 +116,9 @@ pub struct Context<S, T> {
     pub callbacks: BTreeMap<String, Callbacks<T>>,
     pub settings: Settings,
     pub metrics: Arc<Metrics>,
+    pub(crate) app_metrics: AppMetrics,
+    /// Names this process in its heartbeats.
+    pub(crate) process: u64,
     pub(crate) ledger_health: LedgerHealth,
     parked: watch::Sender<HashMap<String, Parking>>,
     standstills: TargetStandstills,
@@ -132,6 +138,11 @@ pub struct Parking {
     /// When the store was last known to have the park. If the store no longer has it, an operator
     /// has ended it.
     stored: Option<Instant>,
+}
+
+#[cfg(test)]
+pub(super) fn parking(park: Park) -> Parking {
+    Parking { park, stored: None }
 }
 
 /// The cause of a configuration fault.
@@ -183,6 +194,8 @@ impl<S: Store, T> Context<S, T> {
             .map(|target| (target.name.clone(), Arc::new(target)))
             .collect();
         Self {
+            app_metrics: metrics.apps(apps.keys().map(String::as_str)),
+            process: fastrand::u64(1..),
             store,
             transport,
             targets,

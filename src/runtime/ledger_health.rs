@@ -153,10 +153,10 @@ pub(crate) struct Heartbeats {
 }
 
 impl Heartbeats {
-    pub(crate) fn new(role: Role) -> Self {
+    pub(crate) fn new(role: Role, process: u64) -> Self {
         Self {
             beat: Beat {
-                process: fastrand::u64(1..),
+                process,
                 number: 0,
                 works: role == Role::Worker,
                 calls: BTreeMap::new(),

@@ -7,7 +7,9 @@
 mod answers;
 pub(crate) mod backlog;
 pub(crate) mod call;
+mod call_log;
 mod callbacks;
+mod census;
 mod complete_lists;
 pub(crate) mod context;
 mod count_users;
@@ -15,12 +17,15 @@ pub(crate) mod credential;
 mod health;
 pub(crate) mod ledger_health;
 mod standstills;
+mod tally;
 mod under_way;
 mod watch;
 
 use std::time::Duration;
 
+pub use self::call_log::CallLog;
 pub use self::callbacks::Callbacks;
+pub use self::census::count_cluster;
 pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, TargetRuntime};
 pub use self::count_users::{UserCount, count_users};
 pub use self::credential::Keyring;

@@ -30,7 +30,7 @@ pub async fn watch_store<S: Store, T: Transport>(
     stop: &CancellationToken,
 ) {
     let targets: Vec<String> = context.targets.keys().cloned().collect();
-    let (mut known, mut heartbeats) = (0, Heartbeats::new(role));
+    let (mut known, mut heartbeats) = (0, Heartbeats::new(role, context.process));
     let look = async {
         loop {
             // An error is noted where it occurs, and the next round comes soon.

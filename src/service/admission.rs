@@ -139,6 +139,7 @@ impl Examined {
             target: self.target.clone(),
             content_digest: self.content_digest.clone(),
             entries,
+            priority: self.priority,
             not_before_ms: self.not_before_ms,
             now_ms: now_ms(),
         }

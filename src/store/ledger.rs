@@ -97,7 +97,7 @@ impl Ledger for Store {
             warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 15, 512);
+        let mut call = self.job_call(&ACCEPT, submission.job, 16, 512);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -115,7 +115,8 @@ impl Ledger for Store {
             None => call.push(""),
         };
         call.push(submission.callback_url.as_deref().unwrap_or_default())
-            .push(submission.reply_to.as_deref().unwrap_or_default());
+            .push(submission.reply_to.as_deref().unwrap_or_default())
+            .push(submission.priority.as_str());
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -140,7 +141,7 @@ impl Ledger for Store {
     }
 
     async fn enter(&self, entry: &Entry) -> Result<(), LedgerError> {
-        let mut call = self.job_call(&ENTER, entry.job, 7, 512);
+        let mut call = self.job_call(&ENTER, entry.job, 8, 512);
         call.push(&entry.app)
             .push(&entry.client_msg_no)
             .push(&entry.target)
@@ -151,6 +152,7 @@ impl Ledger for Store {
             Some(not_before_ms) => call.push(not_before_ms),
             None => call.push(""),
         };
+        call.push(entry.priority.as_str());
         let reply = self.0.connection.call(&call).await?;
         if number(&reply)? == 1 {
             self.list(entry.job, entry.now_ms).await?;
@@ -811,6 +813,7 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             json => serde_json::from_str(json).map_err(broken)?,
         },
         rate: row.get("rate").cloned(),
+        priority: row.get("priority").and_then(|it| it.parse().ok()),
         not_before_ms: time("not_before_ms"),
         callback_url: row.get("callback_url").cloned(),
         reply_to: row.get("reply_to").cloned(),

@@ -7,6 +7,7 @@
 //! once, so a walk over it is short however many jobs there were. This module removes jobs from
 //! `jobs` that are older than the window and no longer known.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -24,6 +25,9 @@ static ABANDON: LazyLock<Script> = growing!("scripts/abandon.lua");
 
 /// Jobs that one pipeline looks at.
 const PAGE: usize = 100;
+
+/// Members that one step of a scan looks at.
+const SCAN: usize = 1000;
 
 /// Pages of one look.
 const PAGES: usize = 20;
@@ -56,6 +60,25 @@ impl Upkeep for Store {
         Ok(found)
     }
 
+    async fn each_open(&self, mut visit: impl FnMut(&JobRecord) + Send) -> Result<(), LedgerError> {
+        // A scan may return a member twice.
+        let mut seen = HashSet::new();
+        let mut cursor = 0;
+        loop {
+            let (next, jobs) = self.scan_open(cursor).await?;
+            let new: Vec<_> = jobs.into_iter().filter(|job| seen.insert(*job)).collect();
+            for page in new.chunks(PAGE) {
+                let records = self.records(page).await?.into_iter().flatten();
+                let open = records.filter(|record| record.state != JobState::Completed);
+                open.for_each(|record| visit(&record));
+            }
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
     async fn abandon(
         &self,
         job: JobId,
@@ -72,6 +95,20 @@ impl Upkeep for Store {
 }
 
 impl Store {
+    /// Some of the open jobs, and the cursor that continues the scan; 0 ends it.
+    async fn scan_open(&self, cursor: u64) -> Result<(u64, Vec<JobId>), LedgerError> {
+        let mut cmd = redis::cmd("ZSCAN");
+        cmd.arg(self.0.keys.open_jobs())
+            .arg(cursor)
+            .arg("COUNT")
+            .arg(SCAN);
+        let reply = self.0.connection.command(&cmd).await?;
+        let (next, members): (u64, Vec<(String, f64)>) =
+            redis::from_redis_value(reply).map_err(broken)?;
+        let jobs = members.iter().map(|(id, _)| id.parse().map_err(broken));
+        Ok((next, jobs.collect::<Result<_, _>>()?))
+    }
+
     /// The open jobs that are due for a look.
     async fn due(&self, until_ms: u64) -> Result<Vec<JobId>, LedgerError> {
         let mut cmd = redis::cmd("ZRANGEBYSCORE");

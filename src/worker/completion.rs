@@ -6,6 +6,8 @@
 //! them, the delivery comes back and the next worker takes the steps again; each step may be
 //! repeated.
 
+use std::time::Duration;
+
 use super::session::WorkerSession;
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::accounts::Accounts;
@@ -135,7 +137,8 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
             .map_err(|_| Lost)?;
         if first {
             context.forget_directives(job.id).await;
-            context.metrics.job_completed();
+            let took = now_ms().saturating_sub(record.due_at_ms());
+            context.metrics.job_completed(Duration::from_millis(took));
             let Accounts {
                 total,
                 sent,

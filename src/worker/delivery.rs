@@ -685,7 +685,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         };
         let of = |(outcome, names): &(Outcome, Vec<String>)| vec![*outcome; names.len()];
         let outcomes = unrecorded.outcomes.iter().flat_map(of);
-        self.scope.target.metrics.ended(outcomes);
+        self.scope.count_outcomes(outcomes);
         self.progress = Some(recorded.progress);
         self.delivery.caught_up(recorded.stood);
         Ok(())
@@ -710,7 +710,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
 
     fn note_recorded(&mut self, batch: &Batch, recorded: Recorded) {
         let outcomes = batch.outcomes.iter().map(|(_, outcome)| *outcome);
-        self.scope.target.metrics.ended(outcomes);
+        self.scope.count_outcomes(outcomes);
         self.delivery.recorded(recorded.stood);
         self.progress = Some(recorded.progress);
         self.closed = batch.last.is_some() && recorded.missing == 0;
@@ -884,12 +884,12 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
             };
             counts[slot] += 1;
         }
-        for (state, count) in ["granted", "in_doubt", "taken_over", "held", "settled"]
-            .into_iter()
-            .zip(counts)
-        {
-            self.session.context.metrics.claims(state, count);
-        }
+        self.session.context.metrics.claims(counts);
+    }
+
+    fn count_outcomes(&self, outcomes: impl Iterator<Item = Outcome>) {
+        let context = &*self.session.context;
+        context.count_outcomes(&self.target, &self.slice.head, outcomes);
     }
 
     fn count_uncertain(&self, policy: OnUncertain, count: u64) {

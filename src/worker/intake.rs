@@ -394,6 +394,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             parts: job.part.of,
             shape: Shape::of(expected),
             rate: job.head.rate.map(|rate| rate.short()),
+            priority: job.head.priority,
             not_before_ms: job.head.not_before_ms,
             callback_url: job.head.callback_url.clone(),
             reply_to: job.head.reply_to.clone(),

@@ -34,7 +34,7 @@ use self::sequence::Sequence;
 use self::session::WorkerSession;
 use crate::domain::lane::Priority;
 use crate::error::chain;
-use crate::metrics::{JobResult, SliceResult};
+use crate::metrics::{BrokerUser, JobResult, SliceResult};
 use crate::ports::{Broker, BrokerError, Moved, Publisher, Session, Source, Store, Transport};
 use crate::runtime::{Context, RECONNECT, Role, watch_store};
 
@@ -76,6 +76,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
 
     /// Works until `drain` is cancelled and all work under way is ended or requeued.
     pub async fn run(self, drain: CancellationToken) {
+        self.context.metrics.uses_broker(BrokerUser::Worker);
         let poll = {
             let (context, drain) = (Arc::clone(&self.context), drain.clone());
             async move { watch_store(&context, Role::Worker, &drain).await }
@@ -172,7 +173,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             Arc::clone(&self.context),
             halt.clone(),
         ));
-        self.context.metrics.broker_up(true);
+        self.context.metrics.broker_up(BrokerUser::Worker, true);
         self.ready.send_replace(true);
         tracing::info!("ready: jobs are taken and slices delivered");
 
@@ -182,7 +183,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         // The keeper saves the sequence once more, after the last outcomes are recorded.
         rest.cancel();
         self.all_ended(&mut keeper, &mut end).await;
-        self.context.metrics.broker_up(false);
+        self.context.metrics.broker_up(BrokerUser::Worker, false);
         // All tasks have ended, so that this is the last one that holds it.
         if let Some(session) = Arc::into_inner(session) {
             session.close().await;
@@ -269,13 +270,13 @@ async fn watch_blocked<S: Store, T>(
 ) {
     loop {
         let now = *blocked.borrow_and_update();
-        context.metrics.broker_blocked(now);
+        context.metrics.broker_blocked(BrokerUser::Worker, now);
         if halt
             .run_until_cancelled(blocked.changed())
             .await
             .is_none_or(|changed| changed.is_err())
         {
-            context.metrics.broker_blocked(false);
+            context.metrics.broker_blocked(BrokerUser::Worker, false);
             // This task does not end the session: the session itself reports when it is lost.
             return halt.cancelled().await;
         }

@@ -81,6 +81,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "admin",
             "amqp",
             "app",
             "clock",

@@ -232,7 +232,7 @@ async fn agree(
         sum(&survivors, "fanwise_unguarded_sends_total{target=\"im\"}"),
         0.0
     );
-    assert_eq!(sum(&survivors, "fanwise_broker_up"), 2.0);
+    assert_eq!(sum(&survivors, r#"fanwise_broker_up{role="worker"}"#), 2.0);
     assert_eq!(sum(&survivors, "fanwise_ledger_up"), 2.0);
     for &reason in ParkReason::ALL {
         let reason = reason.as_str();

@@ -24,7 +24,7 @@ pub(crate) struct Place {
     /// Port of the HTTP interface.
     pub(crate) gateway: u16,
     config: String,
-    admin: u16,
+    pub(crate) admin: u16,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -279,7 +279,7 @@ async fn serve_refuses_jobs_while_the_disk_is_full() {
     assert_eq!(alive, 200);
     let blocked = async |value: u8| {
         let (_, metrics) = place.request(place.admin, "GET /metrics", b"").await;
-        let wanted = format!("\nfanwise_broker_blocked {value}\n");
+        let wanted = format!("\nfanwise_broker_blocked{{role=\"worker\"}} {value}\n");
         metrics.contains(&wanted).then_some(())
     };
     until("the metric of a full disk", BOUND, async || {

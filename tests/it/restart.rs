@@ -127,7 +127,12 @@ async fn promise_5_links_that_break_lose_nothing() {
     until_accepted(&world, before as usize + 500).await;
     amqp_relay.blackhole();
     until("the worker notices the silence", BOUND, async || {
-        (worker.metrics().await.get("fanwise_broker_up") == Some(&0.0)).then_some(())
+        (worker
+            .metrics()
+            .await
+            .get(r#"fanwise_broker_up{role="worker"}"#)
+            == Some(&0.0))
+        .then_some(())
     })
     .await;
     amqp_relay.restore();
@@ -231,7 +236,8 @@ async fn readiness_goes_by_writes() {
         for _ in 0..20 {
             let answer = worker.answer("/readyz").await.unwrap();
             assert!(
-                answer.contains(" 503 ") && answer.contains("ledger: "),
+                answer.contains(" 503 ")
+                    && answer.contains(r#""name":"ledger","ready":false,"reason":"#),
                 "{why}: {answer}"
             );
             let metrics = worker.metrics().await;

@@ -18,7 +18,7 @@ use fanwise::ports::{
     Session as _,
 };
 use fanwise::runtime::{
-    AppRuntime, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
+    AppRuntime, CallLog, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
 };
 use fanwise::worker::Worker;
 use fastrand::Rng;
@@ -260,6 +260,7 @@ fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
         health: Health::new(5),
         metrics: world.metrics.target(TARGET),
         under_way: CallsUnderWay::default(),
+        call_log: CallLog::default(),
         keyring: Keyring::default(),
         directory_keyring: Keyring::default(),
     };

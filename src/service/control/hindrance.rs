@@ -403,6 +403,7 @@ mod tests {
             submissions: 1,
             warnings: Vec::new(),
             rate: None,
+            priority: None,
             not_before_ms: None,
             callback_url: None,
             reply_to: None,

@@ -199,6 +199,7 @@ impl Bench {
             parts: 1,
             shape,
             rate: None,
+            priority: Priority::Normal,
             not_before_ms: None,
             callback_url: None,
             reply_to: None,

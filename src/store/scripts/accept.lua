@@ -4,7 +4,7 @@
 -- ARGV     1 app  2 client_msg_no  3 target  4 content digest  5 submission  6 entries  7 parts
 --          8 buckets  9 now in ms  10 warnings as JSON or ''
 --          11 version of the stored message or ''  12 rate or ''  13 not before in ms or ''
---          14 callback URL or ''  15 queue to reply to or ''
+--          14 callback URL or ''  15 queue to reply to or ''  16 priority
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, version} or
 --          {'expand', buckets, version, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none
@@ -42,7 +42,7 @@ local template = row[5] or '0'
 if first then
   buckets = ARGV[8]
   begin('app', ARGV[1], 'client_msg_no', ARGV[2], 'target', ARGV[3], 'digest', ARGV[4],
-    'buckets', buckets, 'accepted_at_ms', ARGV[9], 'parts', ARGV[7])
+    'buckets', buckets, 'accepted_at_ms', ARGV[9], 'parts', ARGV[7], 'priority', ARGV[16])
   if ARGV[10] ~= '' then
     call('HSET', HEADER, 'warnings', ARGV[10])
   end

@@ -137,10 +137,9 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         let route = if delay.is_zero() {
             Route::Lane(lane)
         } else {
-            Route::Wait {
-                lane,
-                rung: rung(delay),
-            }
+            let rung = rung(delay);
+            scope.session.context.metrics.retry_delay(rung);
+            Route::Wait { lane, rung }
         };
         let message = remainder.outgoing(route, scope.traceparent.clone());
         scope.session.publish(vec![message]).await

@@ -1,6 +1,6 @@
 //! Tests the ledger port.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use fanwise::domain::accounts::{Accounts, Audit};
@@ -55,6 +55,7 @@ on_all! { EmbeddedBench, RedisBench, ClusterBench:
     what_comes_late_takes_the_place_of_a_lost_outcome,
     a_job_that_waits_or_is_worked_on_is_not_ended,
     a_quiet_job_is_shown_again,
+    every_open_job_is_shown_once,
     processes_that_are_alive_tell_their_calls,
 }
 
@@ -114,6 +115,7 @@ impl Job {
             parts: 1,
             shape: self.shape,
             rate: None,
+            priority: self.head.priority,
             not_before_ms: None,
             callback_url: None,
             reply_to: None,
@@ -223,6 +225,7 @@ fn entry(job: &Job, entries: u64) -> Entry {
         target: job.head.target.clone(),
         content_digest: "d".to_owned(),
         entries,
+        priority: job.head.priority,
         not_before_ms: Some(5),
         now_ms: job.head.accepted_at_ms,
     }
@@ -361,6 +364,39 @@ async fn a_job_that_waits_or_is_worked_on_is_not_ended(bench: &impl StoreBench) 
 }
 
 /// A job that could not be ended when it was shown is shown again, however often it is asked for.
+async fn every_open_job_is_shown_once(bench: &impl StoreBench) {
+    let store = bench.store();
+    // More than any engine reads at a time.
+    let jobs: Vec<_> = (0..250).map(|_| Job::new(1)).collect();
+    let accept = async |job: &Job| {
+        let submission = job.submission("s", 3);
+        store.accept(&submission).await.unwrap();
+        store.mark_expanded(job.id(), "s").await.unwrap();
+    };
+    join_all(jobs.iter().map(accept)).await;
+    let entered = Job::new(1);
+    store.enter(&entry(&entered, 7)).await.unwrap();
+    let done = half_done(store).await;
+    until_quiet(store, &done).await;
+    store.abandon(done.id(), QUIET).await.unwrap();
+    assert!(store.complete(done.id()).await.unwrap());
+
+    let mut shown = Vec::new();
+    let visit = |record: &JobRecord| {
+        assert_ne!(record.state, JobState::Completed);
+        shown.push((record.job, record.pending, record.priority));
+    };
+    store.each_open(visit).await.unwrap();
+    let open = |job: &Job, pending| (job.id(), pending, Some(job.head.priority));
+    let mut expected: Vec<_> = jobs.iter().map(|job| open(job, 3)).collect();
+    expected.push(open(&entered, 7));
+    let known: HashSet<_> = expected.iter().map(|(job, ..)| *job).collect();
+    shown.retain(|(job, ..)| known.contains(job) || *job == done.id());
+    shown.sort_by_key(|(job, ..)| job.to_string());
+    expected.sort_by_key(|(job, ..)| job.to_string());
+    assert_eq!(shown, expected);
+}
+
 async fn a_quiet_job_is_shown_again(bench: &impl StoreBench) {
     let store = bench.store();
     let job = half_done(store).await;

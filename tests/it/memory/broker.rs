@@ -263,8 +263,13 @@ impl Broker for MemoryBroker {
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
         let count = || {
-            let mut backlog = Backlog::default();
-            for (name, queue) in &lock(&self.state).queues {
+            let state = lock(&self.state);
+            let mut backlog = Backlog {
+                dead: state.dead.len() as u64,
+                rejected: state.rejected.len() as u64,
+                ..Backlog::default()
+            };
+            for (name, queue) in &state.queues {
                 let ready = queue.ready.len() as u64;
                 match name.strip_prefix("send.").and_then(|it| it.split_once('.')) {
                     None => backlog.jobs += ready,

@@ -169,6 +169,7 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         shape: Shape { buckets: 0 },
         warnings: Vec::new(),
         rate: None,
+        priority: None,
         not_before_ms: None,
         callback_url: None,
         reply_to: None,
@@ -210,6 +211,7 @@ impl State {
         let mut record = record(*job, app, client_msg_no, target, *now_ms);
         record.content_digest = Some(entry.content_digest.clone());
         record.accounts.total = entry.entries;
+        record.priority = Some(entry.priority);
         record.not_before_ms = entry.not_before_ms;
         self.begin(record).entered = true;
     }
@@ -231,6 +233,7 @@ impl State {
             record.warnings.clone_from(&submission.warnings);
             record.template = submission.template;
             record.rate.clone_from(&submission.rate);
+            record.priority = Some(submission.priority);
             record.not_before_ms = submission.not_before_ms;
             self.begin(record);
         }
@@ -665,6 +668,16 @@ impl Upkeep for MemoryStore {
             jobs.filter(is_new).map(Job::shown).collect()
         };
         self.step("quiet", find).await
+    }
+
+    async fn each_open(&self, mut visit: impl FnMut(&JobRecord) + Send) -> Result<(), LedgerError> {
+        let open = |state: &mut State| {
+            let records = state.jobs.values().map(Job::shown);
+            let open = records.filter(|record| record.state != JobState::Completed);
+            open.collect::<Vec<_>>()
+        };
+        self.step("open", open).await?.iter().for_each(&mut visit);
+        Ok(())
     }
 
     async fn abandon(

@@ -344,6 +344,10 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    pub(crate) fn admin_port(&self) -> u16 {
+        self.admin
+    }
+
     /// `/metrics`, as metric line → value.
     pub(crate) async fn metrics(&self) -> BTreeMap<String, f64> {
         let text = http_get(self.admin, "/metrics").await.unwrap_or_default();

@@ -1,0 +1,77 @@
+//! Counts outcomes by target, app and priority, and shows the limits in force.
+
+use std::time::Duration;
+
+use super::context::{Context, TargetRuntime};
+use crate::clock::now_ms;
+use crate::domain::directive::{Action, Board, Directive, Kind};
+use crate::domain::limits::{Cost, Rate};
+use crate::domain::outcome::Outcome;
+use crate::domain::slice::Head;
+use crate::metrics::{APPS_MAX, OutcomeCounts};
+use crate::ports::{Scope, Store};
+
+impl<S: Store, T> Context<S, T> {
+    /// Counts recipients of a job whose outcome is recorded.
+    pub(crate) fn count_outcomes(
+        &self,
+        target: &TargetRuntime,
+        head: &Head,
+        outcomes: impl Iterator<Item = Outcome>,
+    ) {
+        let mut counts = OutcomeCounts::default();
+        outcomes.for_each(|outcome| counts[outcome as usize] += 1);
+        target.metrics.ended(&counts);
+        self.app_metrics.ended(&head.app, &counts);
+        let due = head.accepted_at_ms.max(head.not_before_ms.unwrap_or(0));
+        let took = Duration::from_millis(now_ms().saturating_sub(due));
+        let count = counts.iter().sum();
+        self.metrics.outcomes_after(head.priority, count, took);
+    }
+
+    /// Shows the limits of targets and apps in the metrics.
+    pub fn show_limits(&self) {
+        let (board, now) = (self.directives(), now_ms());
+        let board = board.borrow();
+        let mut limits = Vec::new();
+        for (name, target) in &self.targets {
+            if let Some(rate) = in_force(&board, Scope::Target, name, target.limit, now) {
+                let per_call = target.target.profile().recipients_per_call;
+                let cost = rate.cost.unwrap_or(Cost::PerCall);
+                limits.push((Scope::Target, &**name, per_second(rate, cost, per_call)));
+            }
+        }
+        for (name, app) in self.apps.iter().take(APPS_MAX) {
+            if let Some(rate) = in_force(&board, Scope::App, name, app.limit, now) {
+                let cost = rate.cost.unwrap_or(Cost::PerRecipient);
+                limits.push((Scope::App, &**name, per_second(rate, cost, 1)));
+            }
+        }
+        self.metrics.limits(&limits);
+    }
+}
+
+fn in_force(
+    board: &Board,
+    scope: Scope,
+    name: &str,
+    configured: Option<Rate>,
+    now_ms: u64,
+) -> Option<Rate> {
+    let live = board.find(scope, name, Kind::Rate, now_ms);
+    live.and_then(rate_of).or(configured)
+}
+
+fn rate_of(directive: &Directive) -> Option<Rate> {
+    match directive.action {
+        Action::Rate { rate } => Some(rate),
+        Action::Pause | Action::Cancel | Action::Park { .. } => None,
+    }
+}
+
+fn per_second(rate: Rate, cost: Cost, recipients_per_call: usize) -> f64 {
+    match cost {
+        Cost::PerCall => rate.per_second() * recipients_per_call.max(1) as f64,
+        Cost::PerRecipient => rate.per_second(),
+    }
+}
