@@ -76,22 +76,22 @@ mod tests {
     const CERTIFICATES: [(&str, &str); 2] = [
         (
             "2027-11-29T10:53:20Z",
-            "MIIBbjCCAROgAwIBAgIUImxNUzEtlsU1WYNmTHAH1417uQYwCgYIKoZIzj0EAwIwDDEKMAgGA1UE \
-                    AwwBdDAeFw0yNjExMjkxMDUzMjBaFw0yNzExMjkxMDUzMjBaMAwxCjAIBgNVBAMMAXQwWTATBgcq \
-                    hkjOPQIBBggqhkjOPQMBBwNCAARLv1vffsxfEmDHIKKtq86SEro1EspoSvkoDcQg611UUQfjDNlg \
-                    t+qwzcrgF3bm1SUnEa/NOY3PXQAojFx+FgP3o1MwUTAdBgNVHQ4EFgQUWW2mX14xU5SHP9bjNU2J \
-                    Uan2sv8wHwYDVR0jBBgwFoAUWW2mX14xU5SHP9bjNU2JUan2sv8wDwYDVR0TAQH/BAUwAwEB/zAK \
-                    BggqhkjOPQQDAgNJADBGAiEAv+LbXm+yuAKBbvFsmpWaK91+jogazDMtP2tCQiGLSJgCIQCsN9Wh \
+            "MIIBbjCCAROgAwIBAgIUImxNUzEtlsU1WYNmTHAH1417uQYwCgYIKoZIzj0EAwIwDDEKMAgGA1UE\
+                    AwwBdDAeFw0yNjExMjkxMDUzMjBaFw0yNzExMjkxMDUzMjBaMAwxCjAIBgNVBAMMAXQwWTATBgcq\
+                    hkjOPQIBBggqhkjOPQMBBwNCAARLv1vffsxfEmDHIKKtq86SEro1EspoSvkoDcQg611UUQfjDNlg\
+                    t+qwzcrgF3bm1SUnEa/NOY3PXQAojFx+FgP3o1MwUTAdBgNVHQ4EFgQUWW2mX14xU5SHP9bjNU2J\
+                    Uan2sv8wHwYDVR0jBBgwFoAUWW2mX14xU5SHP9bjNU2JUan2sv8wDwYDVR0TAQH/BAUwAwEB/zAK\
+                    BggqhkjOPQQDAgNJADBGAiEAv+LbXm+yuAKBbvFsmpWaK91+jogazDMtP2tCQiGLSJgCIQCsN9Wh\
                     o0wKt4E2keI7bwcBwym+Bwfi5bM7hwLul2yZIg==",
         ),
         (
             "2081-09-01T10:53:20Z",
-            "MIIBcDCCARWgAwIBAgIUMuh3Br6itwLYr7bg31K40iUqXIwwCgYIKoZIzj0EAwIwDDEKMAgGA1UE \
-                    AwwBdDAgFw0yNjExMjkxMDUzMjBaGA8yMDgxMDkwMTEwNTMyMFowDDEKMAgGA1UEAwwBdDBZMBMG \
-                    ByqGSM49AgEGCCqGSM49AwEHA0IABBd2LnkJ1dmteg0hDiEQXrSi3wMs2XKombcPGotyje1jurlu \
-                    270Wx6u2T1RIymCX5lgcd5YHXd/A/6Ff+cB9clOjUzBRMB0GA1UdDgQWBBTZ3TWL5HhzuajFa4ry \
-                    tJePj7PeGjAfBgNVHSMEGDAWgBTZ3TWL5HhzuajFa4rytJePj7PeGjAPBgNVHRMBAf8EBTADAQH/ \
-                    MAoGCCqGSM49BAMCA0kAMEYCIQDpSmB2IHapS3hwXZILfkdTIOTDUG37qrd5RYWMV2a1RgIhAOqp \
+            "MIIBcDCCARWgAwIBAgIUMuh3Br6itwLYr7bg31K40iUqXIwwCgYIKoZIzj0EAwIwDDEKMAgGA1UE\
+                    AwwBdDAgFw0yNjExMjkxMDUzMjBaGA8yMDgxMDkwMTEwNTMyMFowDDEKMAgGA1UEAwwBdDBZMBMG\
+                    ByqGSM49AgEGCCqGSM49AwEHA0IABBd2LnkJ1dmteg0hDiEQXrSi3wMs2XKombcPGotyje1jurlu\
+                    270Wx6u2T1RIymCX5lgcd5YHXd/A/6Ff+cB9clOjUzBRMB0GA1UdDgQWBBTZ3TWL5HhzuajFa4ry\
+                    tJePj7PeGjAfBgNVHSMEGDAWgBTZ3TWL5HhzuajFa4rytJePj7PeGjAPBgNVHRMBAf8EBTADAQH/\
+                    MAoGCCqGSM49BAMCA0kAMEYCIQDpSmB2IHapS3hwXZILfkdTIOTDUG37qrd5RYWMV2a1RgIhAOqp\
                     d4973YvGTMhZnBh+F0Ff51ScPR66TLJtzzAefDki",
         ),
     ];

@@ -347,6 +347,7 @@ async fn every_panel_and_rule_finds_data_in_a_real_run() {
     let prometheus = Prometheus::start(&admins).await;
 
     work(&world, port).await;
+    world.completed("sale").await;
     redis.kill().await;
     let down = "fanwise_ledger_up == 0";
     until("a ledger that is down", BOUND, async || {
@@ -354,7 +355,6 @@ async fn every_panel_and_rule_finds_data_in_a_real_run() {
     })
     .await;
     redis.start_again().await;
-    world.completed("sale").await;
 
     prometheus.until_all_find(&expressions()).await;
     let rejected = r#"ALERTS{alertname="RejectedMessages", alertstate="firing"}"#;
