@@ -335,6 +335,7 @@ async fn every_panel_and_rule_finds_data_in_a_real_run() {
     plan.target.push_str("\nlimit = \"500/s per recipient\"");
     plan.more = format!(
         "[targets.away]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:{}/\"\n\
+         call_timeout = \"3s\"\n\
          [apps.shop]\ntarget = \"im\"\nlimit = \"1000/s\"",
         free_port()
     );
@@ -343,6 +344,9 @@ async fn every_panel_and_rule_finds_data_in_a_real_run() {
     let (gateway, port, gateway_admin) = start_gateway(&world).await;
     let place = Place::new("monitoring").await;
     let _serve = place.serve().await;
+    let send = ["send", "--client-msg-no", "here", "--text", "hello", "ana"];
+    let sent = place.run(&send, b"").await;
+    assert_eq!(sent.code, Some(0), "{}", sent.stderr);
     let admins = [worker.admin_port(), gateway_admin, place.admin];
     let prometheus = Prometheus::start(&admins).await;
 
@@ -358,7 +362,10 @@ async fn every_panel_and_rule_finds_data_in_a_real_run() {
 
     prometheus.until_all_find(&expressions()).await;
     let rejected = r#"ALERTS{alertname="RejectedMessages", alertstate="firing"}"#;
-    assert!(prometheus.finds(rejected).await);
+    until("the alert of rejected messages", BOUND, async || {
+        prometheus.finds(rejected).await.then_some(())
+    })
+    .await;
     let groups = prometheus.api("rules").await;
     for group in groups["groups"].as_array().unwrap() {
         for rule in group["rules"].as_array().unwrap() {
