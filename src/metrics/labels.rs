@@ -124,7 +124,7 @@ pub enum LedgerStep {
 }
 
 impl LedgerStep {
-    pub(super) const ALL: &'static [Self] = Self::VARIANTS;
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn as_str(self) -> &'static str {
         self.into()

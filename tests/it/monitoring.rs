@@ -103,10 +103,17 @@ async fn rules_are_valid_and_fire_when_they_should() {
     accepts(&["check", "rules", rules.to_str().unwrap()], "").await;
     accepts(&["test", "rules", tests.to_str().unwrap()], "").await;
     accepts(&["check", "config", config.to_str().unwrap()], "").await;
-    let (rules, tests) = (read(RULES), read(TESTS));
+    let (rules, tests, runbook) = (read(RULES), read(TESTS), read("../docs/runbook.md"));
     for alert in alerts(&rules) {
         let expected = format!("{{alertname=\"{alert}\"}}");
         assert!(tests.contains(&expected), "no test in which {alert} fires");
+        let entry = format!("\n## {alert}\n");
+        assert!(
+            runbook.contains(&entry),
+            "no entry for {alert} in the runbook"
+        );
+        let link = format!("runbook_url: docs/runbook.md#{}\n", alert.to_lowercase());
+        assert!(rules.contains(&link), "{alert} has no link to the runbook");
     }
 }
 
@@ -296,14 +303,14 @@ async fn start_gateway(world: &World) -> (Process, u16, u16) {
 }
 
 /// Work with faults: a burst of 429, refused recipients, a target that is not there, a paused and a
-/// scheduled job, a message that is no job.
-async fn work(world: &World, gateway: u16) {
+/// scheduled job, a message that is no job. Returns the job that nothing holds back.
+async fn work(world: &World, gateway: u16) -> String {
     let faults = json!({
         "refuse_users": ["u7", "u8"],
         "burst": {"after": 300, "for": "1s", "retry_after": 1},
     });
     world.mock.patch_faults(&faults).unwrap();
-    world.send("sale", &users(900), &["--app", "shop"]).await;
+    let sale = world.send("sale", &users(900), &["--app", "shop"]).await;
     let away = ["--app", "shop", "--target", "away"];
     world.send("away", &users(3), &away).await;
     let paused = world.send("paused", &users(4), &away).await;
@@ -318,6 +325,7 @@ async fn work(world: &World, gateway: u16) {
         })
         .await;
     }
+    sale
 }
 
 /// Prometheus scrapes a worker, a gateway and an embedded engine while targets are throttled and
@@ -350,8 +358,8 @@ async fn every_panel_and_rule_finds_data_in_a_real_run() {
     let admins = [worker.admin_port(), gateway_admin, place.admin];
     let prometheus = Prometheus::start(&admins).await;
 
-    work(&world, port).await;
-    world.completed("sale").await;
+    let sale = work(&world, port).await;
+    world.completed(&sale).await;
     redis.kill().await;
     let down = "fanwise_ledger_up == 0";
     until("a ledger that is down", BOUND, async || {

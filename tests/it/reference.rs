@@ -5,11 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 use std::{env, fs};
 
 use clap::{Arg, Command, CommandFactory as _};
 use fanwise::cli::Cli;
-use fanwise::metrics::Metrics;
+use fanwise::domain::lane::Priority;
+use fanwise::metrics::{BrokerUser, ClusterFigures, LedgerStep, Metrics, Waiting};
+use fanwise::ports::Scope;
 
 const EXAMPLE: &str = include_str!("../../deploy/fanwise.example.toml");
 
@@ -183,10 +186,44 @@ fn labels(text: &str) -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
     found
 }
 
+/// Gives every metric a value that has none at the start.
+fn fill(metrics: &Metrics) {
+    let im = || "im".to_owned();
+    let _ = (metrics.target("im"), metrics.apps(["shop"].into_iter()));
+    let pending = Priority::ALL
+        .iter()
+        .map(|it| ((im(), *it), Default::default()));
+    let slices = BTreeMap::from([(im(), 0)]);
+    metrics.cluster(Some(&ClusterFigures {
+        pending: pending.collect(),
+        standstill_ms: BTreeMap::from([(im(), 0)]),
+        waiting: Some(Waiting {
+            slices,
+            ..Waiting::default()
+        }),
+        ..ClusterFigures::default()
+    }));
+    let limits = [Scope::Target, Scope::App].map(|scope| (scope, "im", 0.0));
+    metrics.limits(&limits);
+    for user in [BrokerUser::Worker, BrokerUser::Gateway] {
+        metrics.uses_broker(user);
+    }
+    for status in [100, 200, 300, 400, 500] {
+        metrics.request("POST /v1/jobs", status, Duration::ZERO);
+    }
+    for step in LedgerStep::ALL {
+        metrics.ledger(*step, Duration::ZERO, true);
+    }
+    metrics.connections(0, 0);
+    metrics.certificate_expires(0);
+    metrics.store(0, 0);
+    metrics.commit(Duration::ZERO);
+}
+
 #[test]
 fn the_reference_of_metrics_is_that_of_the_code() {
     let metrics = Metrics::new();
-    let _ = metrics.target("im");
+    fill(&metrics);
     let text = metrics.text();
     let labels = labels(&text);
     let kinds: BTreeMap<_, _> = text
@@ -213,7 +250,10 @@ fn the_reference_of_metrics_is_that_of_the_code() {
             .into_iter()
             .flatten()
             .map(|(label, values)| {
-                let open = ["target", "app", "name", "version", "commit"].contains(&label.as_str());
+                let open = [
+                    "target", "app", "name", "version", "commit", "route", "step",
+                ]
+                .contains(&label.as_str());
                 let values: Vec<_> = values.iter().map(String::as_str).collect();
                 match open {
                     true => format!("`{label}`"),
@@ -228,6 +268,10 @@ fn the_reference_of_metrics_is_that_of_the_code() {
             described.join("; "),
             cell(help)
         );
+    }
+    for metric in Metrics::ALL {
+        let row = format!("| `{}` |", metric.name);
+        assert!(page.contains(&row), "{} has no value here", metric.name);
     }
     check("metrics.md", &page);
 }
