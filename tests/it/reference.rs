@@ -250,10 +250,8 @@ fn the_reference_of_metrics_is_that_of_the_code() {
             .into_iter()
             .flatten()
             .map(|(label, values)| {
-                let open = [
-                    "target", "app", "name", "version", "commit", "route", "step",
-                ]
-                .contains(&label.as_str());
+                let open = ["target", "app", "name", "version", "commit", "route"]
+                    .contains(&label.as_str());
                 let values: Vec<_> = values.iter().map(String::as_str).collect();
                 match open {
                     true => format!("`{label}`"),
