@@ -290,7 +290,8 @@ impl Draft {
             Kind::List(listing) => {
                 let _place = gateway.shares.upload(caller)?;
                 let list = receive_list(gateway, caller, listing, &head, body, wishes).await?;
-                gateway.context.metrics.uploaded(list.bytes());
+                let size = list.file.metadata().map_or(0, |it| it.len());
+                gateway.context.metrics.uploaded(size);
                 let (folder, secret) = (gateway.upload_dir.clone(), gateway.fingerprint_secret());
                 let sort = move || list.sort(&folder, &secret);
                 let (mut upload, checked) = survey_in_turn(gateway, caller, sort, wishes).await?;
