@@ -372,7 +372,7 @@ fn the_example_explains_every_key() {
 
 /// The first configuration in them that names a broker is complete for a worker.
 const DOCUMENTS: [&str; 6] = [
-    include_str!("../../README.md"),
+    include_str!("../../docs/quickstart.md"),
     include_str!("../../docs/jobs.md"),
     include_str!("../../docs/targets.md"),
     include_str!("../../docs/drop-in.md"),
