@@ -446,10 +446,15 @@ mod cluster {
             return;
         };
         let members = servers.members();
-        let report = open(servers.url()).check().await.unwrap();
+        let store = open(servers.url());
+        let report = until("each primary has its replica", BOUND, async || {
+            let report = store.check().await.ok()?;
+            let complete = report.servers.iter().all(|server| server.replicas == 1);
+            complete.then_some(report)
+        })
+        .await;
         assert_eq!(report.kind, Kind::Cluster);
         assert_eq!(report.servers.len(), 3);
-        assert!(report.servers.iter().all(|server| server.replicas == 1));
 
         // The address of one node is enough; of a node that is away, not.
         let one = format!("redis+cluster://127.0.0.1:1,{}", members[5].address());

@@ -164,7 +164,7 @@ fn rules_and_dashboards_name_metrics_that_exist() {
         }
     }
     let expressions = rules.lines().filter(|line| !line.contains("record:"));
-    for selector in expressions.flat_map(selectors).filter(|it| ours(&it)) {
+    for selector in expressions.flat_map(selectors).filter(|it| ours(it)) {
         assert!(exists(selector), "{RULES}: {selector}");
         seen += 1;
     }
@@ -225,11 +225,18 @@ impl Prometheus {
         ];
         let process = Process::start(Path::new("prometheus"), &arguments, &[], b"");
         until("Prometheus", BOUND, async || get(port, "/-/ready").await).await;
-        Self {
+        let prometheus = Self {
             port,
             _process: process,
             _folder: folder,
-        }
+        };
+        // An increase is seen only after an earlier value.
+        let all = format!("count(up == 1) == {}", admins.len());
+        until("the first values of all", BOUND, async || {
+            prometheus.finds(&all).await.then_some(())
+        })
+        .await;
+        prometheus
     }
 
     async fn api(&self, path: &str) -> Value {
