@@ -14,7 +14,7 @@ pub(crate) fn bytes<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     out
 }
 
-/// The bytes that [`write`] would append.
+/// The bytes that [`write()`] would append.
 pub(crate) fn size<T: Serialize + ?Sized>(value: &T) -> usize {
     struct Count(usize);
     impl std::io::Write for Count {

@@ -122,7 +122,7 @@ impl Metrics {
             .inc_by(count);
     }
 
-    /// Counts claims by what they found, in the order of [`CLAIM_STATES`].
+    /// Counts claims by what they found, in the order of `CLAIM_STATES`.
     pub fn claims(&self, counts: [u64; CLAIM_STATES.len()]) {
         for (state, count) in CLAIM_STATES.into_iter().zip(counts) {
             if count > 0 {
