@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::sequence::Sequence;
@@ -259,6 +260,14 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
                 return;
             }
         }
+    }
+}
+
+/// Sleeps until a time; for ever if there is none.
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 

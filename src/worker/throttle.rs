@@ -11,6 +11,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::sleep_until;
 use crate::domain::limits::Grant;
 use crate::domain::throttle::{Ask, Block, Granted, LimitKey, Ticket};
 use crate::metrics::LedgerStep;
@@ -166,12 +167,5 @@ fn port(limit: &LimitKey) -> Limit<'_> {
         name: &limit.name,
         rate: limit.rate,
         cost: limit.cost,
-    }
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }

@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, Interval};
 
+use super::super::sleep_until;
 use super::DeliveryScope;
 use crate::domain::delivery::{Call, Delivery};
 use crate::ports::{Publisher, Store, Transport};
@@ -144,12 +145,5 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
             return Some(last);
         }
         Some((last + TOGETHER).min(first + TOGETHER_MAX))
-    }
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }
