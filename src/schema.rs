@@ -112,8 +112,10 @@ mod tests {
         let schema: Value = serde_json::from_str(&document("job.schema.json")).unwrap();
         let source = concat!(
             include_str!("domain/job.rs"),
+            include_str!("domain/job/parse.rs"),
             include_str!("domain/audience.rs"),
-            include_str!("domain/message.rs")
+            include_str!("domain/message.rs"),
+            include_str!("domain/message/parse.rs")
         );
         let mut fields = Vec::new();
         collect(&schema, &mut fields);

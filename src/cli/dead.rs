@@ -163,13 +163,13 @@ pub(super) async fn run(command: DeadCommand, file: Option<PathBuf>) -> Result<E
     let access = Access::of(&config)?;
     match command {
         DeadCommand::List { filter, json } => {
-            list(&read(&access, &filter.document()?, false).await?, json)
+            list(&load(&access, &filter.document()?, false).await?, json)
         }
         DeadCommand::Show { filter, json } => {
-            show(&read(&access, &filter.document()?, true).await?, json)
+            show(&load(&access, &filter.document()?, true).await?, json)
         }
         DeadCommand::Export { filter, format } => {
-            export(&read(&access, &filter.document()?, false).await?, format)
+            export(&load(&access, &filter.document()?, false).await?, format)
         }
         DeadCommand::Redrive(args) => redrive(&access, args).await,
         DeadCommand::Purge {
@@ -191,10 +191,10 @@ pub(super) async fn run(command: DeadCommand, file: Option<PathBuf>) -> Result<E
 
 /// All recipients that ended failed or uncertain.
 pub(super) async fn all(access: &Access) -> Result<Vec<DeadRow>, Failure> {
-    read(access, &DeadFilter::default(), false).await
+    load(access, &DeadFilter::default(), false).await
 }
 
-async fn read(
+async fn load(
     access: &Access,
     filter: &DeadFilter,
     with_content: bool,

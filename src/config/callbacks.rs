@@ -18,7 +18,7 @@ pub struct CallbackConfig {
     pub timeout: Duration,
 }
 
-pub(super) fn read(mut section: Section, findings: &mut Findings) -> CallbackConfig {
+pub(super) fn from_section(mut section: Section, findings: &mut Findings) -> CallbackConfig {
     let mut hosts = Vec::new();
     for text in section.list("hosts", &[], findings) {
         match HostPattern::parse(&text) {

@@ -13,7 +13,7 @@ use crate::im::ingress::{DropInEndpoint, Ingress};
 /// app's), `answer_within` (3s; 0s to 1m), `repeat_window` (10s; 0s to 1h), `rate` and `block_for`
 /// (as the system documents), `send_all` (false), OpenIM's `operation_id` (`trace`, or `dedup`: it
 /// is the key of the job), and the system's own limits.
-pub(super) fn read(
+pub(super) fn from_section(
     app: &str,
     ingress: &dyn Ingress,
     mut section: Section,

@@ -266,7 +266,7 @@ pub fn load(
         }
     };
     let mut findings = Findings::default();
-    let config = sections::read(Section::root(table, environment), &mut findings);
+    let config = sections::from_root(Section::root(table, environment), &mut findings);
     cross_check(&config, &mut findings);
     Ok(Loaded {
         config,

@@ -19,7 +19,7 @@ use crate::domain::schedule::Schedule;
 use crate::im::ingress::DropInEndpoint;
 use crate::telemetry::{LogFilter, LogFormat};
 
-pub(super) fn read(mut root: Section, findings: &mut Findings) -> Config {
+pub(super) fn from_root(mut root: Section, findings: &mut Findings) -> Config {
     let targets = read_targets(&mut root, findings);
     let config = Config {
         broker: servers::read_broker(root.section("broker", findings), findings),
@@ -133,7 +133,7 @@ fn read_targets(root: &mut Section, findings: &mut Findings) -> BTreeMap<String,
     let mut targets = BTreeMap::new();
     for (name, section) in root.named("targets", findings) {
         check_name(&format!("targets.{name}"), &name, findings);
-        if let Some(target) = targets::read(&name, section, findings) {
+        if let Some(target) = targets::from_section(&name, section, findings) {
             targets.insert(name, target);
         }
     }
@@ -164,7 +164,7 @@ fn read_apps(
                 == Some(true),
             callbacks: section
                 .optional("callbacks", findings)
-                .map(|section| callbacks::read(section, findings)),
+                .map(|section| callbacks::from_section(section, findings)),
             replies: callbacks::read_replies(&mut section, findings),
             endpoints: read_endpoints(&name, &mut section, targets, findings),
             permissions: apps::read_permissions(&mut section, targets, findings),
@@ -199,7 +199,7 @@ fn read_endpoints(
             continue;
         };
         let key = section.key("target");
-        let endpoint = endpoints::read(app, &*ingress, section, findings);
+        let endpoint = endpoints::from_section(app, &*ingress, section, findings);
         if let Some(target) = &endpoint.target
             && !targets.contains_key(target)
         {

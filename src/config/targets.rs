@@ -36,7 +36,7 @@ pub struct TargetConfig {
     pub tls: TlsSettings,
 }
 
-pub(super) fn read(
+pub(super) fn from_section(
     name: &str,
     mut section: Section,
     findings: &mut Findings,

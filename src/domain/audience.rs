@@ -137,7 +137,7 @@ enum Who<'a> {
 pub const GROUP: u8 = 2;
 
 impl<'a> Audience<'a> {
-    pub(super) fn read(mut fields: Fields<'a>, problems: &mut Problems) -> Option<Self> {
+    pub(super) fn from_fields(mut fields: Fields<'a>, problems: &mut Problems) -> Option<Self> {
         let users = fields.raw("users");
         let groups = fields.raw("groups");
         let kind: Option<u8> = fields.get("group_type", "a number, 2 to 255,", problems);

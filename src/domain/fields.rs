@@ -138,7 +138,7 @@ struct Object<'a> {
 
 impl<'a> Object<'a> {
     /// Reads an object of the document at this path.
-    fn read(path: &str, json: &'a str) -> Result<Self, serde_json::Error> {
+    fn parse(path: &str, json: &'a str) -> Result<Self, serde_json::Error> {
         let mut object = Self::default();
         each_field(json, |name, value| {
             if object.fields.contains_key(&name) {
@@ -253,7 +253,7 @@ struct CowStr<'a>(#[serde(borrow)] Cow<'a, str>);
 impl<'a> Fields<'a> {
     /// Opens an object; reports anything else as a problem.
     pub fn open(path: &str, json: &'a str, problems: &mut impl Extend<Problem>) -> Option<Self> {
-        match Object::read(path, json) {
+        match Object::parse(path, json) {
             Ok(Object {
                 fields,
                 twice,

@@ -2,8 +2,8 @@
 //!
 //! The rule is the same for every list: the entries keep their order, a part takes entries as long
 //! as they fit, and the entry that does not fit begins the next part. Sizes are those of the JSON
-//! that is written, not estimates. `cut` works on a list in memory; code that writes a message while
-//! the list arrives asks `Filling` about each entry.
+//! that is written, not estimates. `cut` works on a list in memory; code that writes a message
+//! while the list arrives asks `Filling` about each entry.
 
 use super::audience::MemberDocument;
 use super::job::{JOB_BYTES_MAX, JOB_RECIPIENTS_MAX};

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 const MARK: &str = "\u{feff}";
 
 /// A document as text, without a leading byte order mark.
-pub fn read(bytes: &[u8]) -> Result<&str, String> {
+pub fn decode(bytes: &[u8]) -> Result<&str, String> {
     if let Some(what) = foreign(bytes) {
         return Err(what.to_owned());
     }
@@ -141,9 +141,9 @@ mod tests {
 
     #[test]
     fn a_document_is_read_with_a_byte_order_mark_and_named_where_it_is_none() {
-        assert_eq!(read("\u{feff}{}".as_bytes()), Ok("{}"));
-        assert_eq!(read("é".as_bytes()), Ok("é"));
-        assert_eq!(read(b""), Ok(""));
+        assert_eq!(decode("\u{feff}{}".as_bytes()), Ok("{}"));
+        assert_eq!(decode("é".as_bytes()), Ok("é"));
+        assert_eq!(decode(b""), Ok(""));
         let utf16: Vec<u8> = "{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
         for (bytes, what) in [
             (&utf16[..], "UTF-16"),
@@ -152,7 +152,7 @@ mod tests {
             (&b"PK\x03\x04"[..], "workbook"),
             (&b"{\xff"[..], "not UTF-8"),
         ] {
-            let found = read(bytes).unwrap_err();
+            let found = decode(bytes).unwrap_err();
             assert!(found.contains(what), "{found}");
         }
     }

@@ -166,7 +166,7 @@ async fn steer<B: Broker, S: Store, T>(
     command: impl FnOnce(ControlRequest) -> Result<Command, Problem>,
 ) -> Result<Json<ControlResult>, Refusal> {
     let mut problems = Vec::new();
-    let order = ControlRequest::read(body, &mut problems);
+    let order = ControlRequest::parse(body, &mut problems);
     let note = order.note.clone();
     if !problems.is_empty() {
         return Err(Refusal::BadRequest(problems));
@@ -212,7 +212,7 @@ impl ControlRequest {
         })
     }
 
-    fn read(body: &[u8], problems: &mut Vec<Problem>) -> Self {
+    fn parse(body: &[u8], problems: &mut Vec<Problem>) -> Self {
         let text = match std::str::from_utf8(body) {
             Ok(text) if text.trim().is_empty() => return Self::default(),
             Ok(text) => text,
@@ -272,15 +272,15 @@ mod tests {
 
     use super::*;
 
-    fn read(body: &str) -> (ControlRequest, Vec<String>) {
+    fn parse(body: &str) -> (ControlRequest, Vec<String>) {
         let mut problems = Vec::new();
-        let order = ControlRequest::read(body.as_bytes(), &mut problems);
+        let order = ControlRequest::parse(body.as_bytes(), &mut problems);
         (order, problems.iter().map(Problem::to_string).collect())
     }
 
     #[test]
     fn a_body_may_be_missing_and_is_read_whole_otherwise() {
-        assert_eq!(read(" "), (ControlRequest::default(), vec![]));
+        assert_eq!(parse(" "), (ControlRequest::default(), vec![]));
         let body = r#"{"scope": "app", "name": "shop", "rate": "5/s burst 2", "reason": "r",
                        "author": "ana", "expires_in": "30m"}"#;
         let order = ControlRequest {
@@ -292,14 +292,14 @@ mod tests {
             subject: Some(Subject::new(Scope::App, "shop")),
             rate: Some(Some("5/s burst 2".parse().unwrap())),
         };
-        assert_eq!(read(body), (order, vec![]));
-        assert_eq!(read(r#"{"rate": "default"}"#).0.rate, Some(None));
+        assert_eq!(parse(body), (order, vec![]));
+        assert_eq!(parse(r#"{"rate": "default"}"#).0.rate, Some(None));
     }
 
     #[test]
     fn every_problem_of_a_body_is_told() {
         let body = r#"{"scope": "cow", "rate": "fast", "expires_in": "soon", "resaon": "x"}"#;
-        let (_, problems) = read(body);
+        let (_, problems) = parse(body);
         let text = problems.join("\n");
         for part in [
             "scope: target, app or job",

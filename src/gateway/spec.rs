@@ -61,7 +61,7 @@ fn raw_fields<'a>(field: &str, json: &'a str) -> Result<RawFields<'a>, Problem> 
 impl Spec {
     /// Takes a job apart; whether it is valid is checked when it is put together. `field` names its
     /// place in the request; `key` becomes its `client_msg_no` if it has none.
-    pub(super) fn read(field: &str, text: &[u8], key: Option<&str>) -> Result<Self, Problem> {
+    pub(super) fn parse(field: &str, text: &[u8], key: Option<&str>) -> Result<Self, Problem> {
         let problem = |what: String| Problem::new(field, what);
         if text.len() > SPEC_BYTES_MAX {
             let what = format!(
@@ -70,7 +70,7 @@ impl Spec {
             );
             return Err(problem(what));
         }
-        let text = text::read(text).map_err(problem)?;
+        let text = text::decode(text).map_err(problem)?;
         let mut fields = raw_fields(field, text)?;
         if fields.contains_key("part") {
             let what = "the gateway cuts an upload into parts; leave it out";
@@ -215,7 +215,7 @@ pub(super) fn with_key(job: &[u8], key: &str) -> Option<Bytes> {
         #[serde(borrow)]
         client_msg_no: Option<&'a RawValue>,
     }
-    let keyed: Keyed<'_> = serde_json::from_str(text::read(job).ok()?).ok()?;
+    let keyed: Keyed<'_> = serde_json::from_str(text::decode(job).ok()?).ok()?;
     if keyed.client_msg_no.is_some() {
         return None;
     }
@@ -236,7 +236,7 @@ mod tests {
     use crate::domain::job::JOB_BYTES_MAX;
 
     fn members(spec: &str, key: Option<&str>, part: &ListPart) -> String {
-        let spec = Spec::read("job", spec.as_bytes(), key).unwrap();
+        let spec = Spec::parse("job", spec.as_bytes(), key).unwrap();
         let mut message = spec.open();
         for (id, vars) in [("u\"1", None), ("u2", Some("{\"n\":1}"))] {
             let vars = vars.map(|vars| RawValue::from_string(vars.to_owned()).unwrap());
@@ -274,9 +274,9 @@ mod tests {
                 r#"{"client_msg_no":"a","v":1,"audience":{"exclude":["x"]}}"#,
             ),
         ] {
-            let spec = Spec::read("job", spec.as_bytes(), Some("b")).unwrap();
+            let spec = Spec::parse("job", spec.as_bytes(), Some("b")).unwrap();
             assert_eq!(spec.document(), told);
-            let again = Spec::read("job", told.as_bytes(), None).unwrap();
+            let again = Spec::parse("job", told.as_bytes(), None).unwrap();
             let parsed = |spec: &Spec| {
                 serde_json::from_slice::<serde_json::Value>(&spec.document()).unwrap()
             };
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_spec_brings_no_recipients_and_no_part() {
-        let field = |text: &str| Spec::read("job", text.as_bytes(), None).unwrap_err().field;
+        let field = |text: &str| Spec::parse("job", text.as_bytes(), None).unwrap_err().field;
         assert_eq!(field("[]"), "job");
         assert_eq!(field(r#"{"part":{}}"#), "part");
         assert_eq!(field(r#"{"audience":{"users":["a"]}}"#), "audience.users");
@@ -296,22 +296,22 @@ mod tests {
 
     #[test]
     fn a_key_that_stands_twice_and_a_byte_order_mark_are_seen() {
-        let wrong = |text: &str| Spec::read("job", text.as_bytes(), None).unwrap_err();
+        let wrong = |text: &str| Spec::parse("job", text.as_bytes(), None).unwrap_err();
         assert_eq!(wrong(r#"{"v":1,"v":1}"#).field, "v");
         assert_eq!(
             wrong(r#"{"audience":{"exclude":[],"exclude":[]}}"#).field,
             "exclude"
         );
-        assert!(Spec::read("job", "\u{feff}{}".as_bytes(), None).is_ok());
+        assert!(Spec::parse("job", "\u{feff}{}".as_bytes(), None).is_ok());
         let keyed = with_key("\u{feff}{}".as_bytes(), "k").unwrap();
-        assert!(text::read(&keyed).is_ok_and(|job| job == "{\"client_msg_no\":\"k\"}"));
+        assert!(text::decode(&keyed).is_ok_and(|job| job == "{\"client_msg_no\":\"k\"}"));
     }
 
     #[test]
     fn what_is_repeated_in_every_part_is_bounded() {
         let spec = |bytes: usize| {
             let spec = format!("{{\"x\":\"{}\"}}", "x".repeat(bytes));
-            Spec::read("job", spec.as_bytes(), None).unwrap()
+            Spec::parse("job", spec.as_bytes(), None).unwrap()
         };
         assert_eq!(spec(100).parts_max(), PARTS_MAX);
         let large = spec(SPEC_BYTES_MAX - 100);
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_message_is_closed_before_it_is_too_large() {
-        let spec = Spec::read("job", b"{}", None).unwrap();
+        let spec = Spec::parse("job", b"{}", None).unwrap();
         let mut message = spec.open();
         let member = Member {
             id: "u".repeat(200).into(),

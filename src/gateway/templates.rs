@@ -23,14 +23,14 @@ struct Of {
 
 impl Of {
     fn app(params: Params) -> Result<Self, Refusal> {
-        Self::read(params, |_| None)
+        Self::from_params(params, |_| None)
     }
 
     fn version(params: Params) -> Result<Self, Refusal> {
-        Self::read(params, |params| params.get("version", "a number"))
+        Self::from_params(params, |params| params.get("version", "a number"))
     }
 
-    fn read(
+    fn from_params(
         mut params: Params,
         version: impl FnOnce(&mut Params) -> Option<u32>,
     ) -> Result<Self, Refusal> {
@@ -70,8 +70,8 @@ pub(super) async fn put<B: Broker, S: Store, T: Transport>(
     body: Held,
 ) -> Result<Json<TemplateView>, Refusal> {
     let of = Of::app(params)?;
-    let message =
-        text::read(&body.bytes).map_err(|what| Refusal::BadBody(StatusCode::BAD_REQUEST, what))?;
+    let message = text::decode(&body.bytes)
+        .map_err(|what| Refusal::BadBody(StatusCode::BAD_REQUEST, what))?;
     let mut problems = read_template(message).err().unwrap_or_default();
     problems.extend(wrong_template_name(&name).map(|what| Problem::new("name", what)));
     if !gateway.context.apps.contains_key(&of.app) {

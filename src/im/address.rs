@@ -20,7 +20,7 @@ pub(super) struct Base(String);
 impl Base {
     /// Refuses anything but HTTP and HTTPS, and a URL with a query or a fragment, which would
     /// swallow the path of a call. `example` is a valid URL for the message.
-    pub(super) fn read(url: &str, example: &str) -> Result<Self, String> {
+    pub(super) fn parse(url: &str, example: &str) -> Result<Self, String> {
         let expected = || format!("a URL such as {example} is expected");
         let uri: Uri = url.parse().map_err(|_| expected())?;
         let scheme = uri.scheme_str().ok_or_else(expected)?;
@@ -58,7 +58,7 @@ mod tests {
             ("https://x/im//", "https://x/im/message/send"),
             ("http://[::1]:80/a/b", "http://[::1]:80/a/b/message/send"),
         ] {
-            let uri = Base::read(base, "x").unwrap().join("/message/send");
+            let uri = Base::parse(base, "x").unwrap().join("/message/send");
             assert_eq!(uri, expected, "{base}");
         }
     }
@@ -78,7 +78,7 @@ mod tests {
             "http://user:password@im",
             "http://user@im:5001/",
         ] {
-            assert!(Base::read(url, "http://im:5001").is_err(), "{url}");
+            assert!(Base::parse(url, "http://im:5001").is_err(), "{url}");
         }
     }
 }

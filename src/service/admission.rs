@@ -152,7 +152,7 @@ pub fn examine(
     body: &[u8],
     priority: Option<Priority>,
 ) -> Result<Examined, Refused> {
-    let job = Job::read(body, priority, rules, now()).map_err(Refused::Problems)?;
+    let job = Job::parse(body, priority, rules, now()).map_err(Refused::Problems)?;
     examine_job(rules, &job, priority)
 }
 
@@ -451,7 +451,7 @@ pub async fn preview<A: Admission>(
     body: &[u8],
     most: usize,
 ) -> Result<Vec<Preview>, Refused> {
-    let job = Job::read(body, None, admission.rules(), now()).map_err(Refused::Problems)?;
+    let job = Job::parse(body, None, admission.rules(), now()).map_err(Refused::Problems)?;
     let head = resolve(admission, &job.head, None).await?.head;
     let personal = Personal::of(&head).map_err(Refused::Problems)?;
     let mut previews = Vec::new();

@@ -176,7 +176,7 @@ impl BeforeAccept {
         let request = self.request(asked, document, stored, vars)?;
         let reply = transport.send(request, self.timeout).await;
         let reply = reply.map_err(|error| NoDecision(chain(&error)))?;
-        read(reply.status, &reply.body)
+        parse_decision(reply.status, &reply.body)
     }
 
     fn request(
@@ -222,7 +222,7 @@ impl BeforeAccept {
     }
 }
 
-fn read(status: u16, body: &[u8]) -> Result<Decision, NoDecision> {
+fn parse_decision(status: u16, body: &[u8]) -> Result<Decision, NoDecision> {
     if status != 200 {
         return Err(NoDecision(format!("it answered with status {status}")));
     }
@@ -248,7 +248,7 @@ type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 /// The fields of a job, each as it was written.
 pub(super) fn members(document: &[u8]) -> Result<Members<'_>, NoDecision> {
-    let document = text::read(document).map_err(NoDecision)?;
+    let document = text::decode(document).map_err(NoDecision)?;
     serde_json::from_str(document).map_err(|error| NoDecision(error.to_string()))
 }
 
@@ -426,14 +426,14 @@ mod tests {
     #[test]
     fn what_is_no_decision_is_none() {
         assert!(matches!(
-            read(200, br#"{"decision":"allow"}"#),
+            parse_decision(200, br#"{"decision":"allow"}"#),
             Ok(Decision::Allow)
         ));
-        let denied = read(200, br#"{"decision":"deny","code":"spam"}"#).unwrap();
+        let denied = parse_decision(200, br#"{"decision":"deny","code":"spam"}"#).unwrap();
         assert!(
             matches!(denied, Decision::Deny { code, text } if code == "spam" && text.is_empty())
         );
-        let change = read(200, br#"{"decision":"change","message":{"a": 1}}"#).unwrap();
+        let change = parse_decision(200, br#"{"decision":"change","message":{"a": 1}}"#).unwrap();
         let Decision::Change { message, options } = change else {
             panic!("{change:?}");
         };
@@ -446,7 +446,10 @@ mod tests {
             (200, r#"{"decision":"maybe"}"#),
             (200, "{}"),
         ] {
-            assert!(read(status, body.as_bytes()).is_err(), "{status} {body}");
+            assert!(
+                parse_decision(status, body.as_bytes()).is_err(),
+                "{status} {body}"
+            );
         }
     }
 }

@@ -207,7 +207,7 @@ impl<S: Store, T: Transport, P: Publisher> Admission for Expansion<S, T, P> {
 impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     async fn expand(&self, body: &Bytes, priority: Priority) -> IntakeEnd {
         let context = &*self.session.context;
-        let job = match Job::read(body, Some(priority), context, clock::now()) {
+        let job = match Job::parse(body, Some(priority), context, clock::now()) {
             Ok(job) => job,
             Err(problems) => {
                 if let Some(job) = Job::named(body) {

@@ -166,7 +166,7 @@ async fn serve(mut stream: TcpStream, tally: &Tally, latency: Latency) -> anyhow
         }
         filled += count;
         let mut start = 0;
-        while let Some(request) = Request::read(&buffer[start..filled])? {
+        while let Some(request) = Request::parse(&buffer[start..filled])? {
             tally.note(&request);
             start += request.whole.len();
             let wait = latency.draw();
@@ -187,7 +187,7 @@ struct Request<'a> {
 
 impl<'a> Request<'a> {
     /// The request at the front of these bytes, when it is there as a whole.
-    fn read(bytes: &'a [u8]) -> anyhow::Result<Option<Self>> {
+    fn parse(bytes: &'a [u8]) -> anyhow::Result<Option<Self>> {
         let mut length = 0;
         let mut at = 0;
         loop {

@@ -28,7 +28,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn read(text: &[u8]) -> Option<Self> {
+    fn parse(text: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(text);
         let (head, body) = text.split_once("\r\n\r\n")?;
         Some(Self {
@@ -158,7 +158,7 @@ async fn answer(stream: &mut TcpStream) -> Answer {
     let read = tokio::time::timeout(BOUND, stream.read_to_end(&mut text));
     // A reset after the answer ends it.
     let _ = read.await.expect("an answer in time");
-    Answer::read(&text).unwrap_or_else(|| panic!("no answer: {text:?}"))
+    Answer::parse(&text).unwrap_or_else(|| panic!("no answer: {text:?}"))
 }
 
 /// The head of a request that announces a body, which may or may not follow.

@@ -34,7 +34,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn read(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<Self> {
         let (head, body) = text.split_once("\r\n\r\n")?;
         let mut lines = head.split("\r\n");
         let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
@@ -91,7 +91,7 @@ async fn answer(stream: &mut TcpStream) -> Option<Answer> {
     let read = tokio::time::timeout(BOUND, stream.read_to_end(&mut text));
     // A reset after the answer ends it.
     let _ = read.await.expect("an answer in time");
-    Answer::read(&String::from_utf8_lossy(&text))
+    Answer::parse(&String::from_utf8_lossy(&text))
 }
 
 fn spec(key: &str) -> String {
@@ -559,7 +559,7 @@ async fn slow_callers_are_cut_off() {
     let mut text = String::new();
     let ended = tokio::time::timeout(BOUND, reading.read_to_string(&mut text)).await;
     assert!(ended.is_ok(), "a dripping body is still waited for");
-    let slow = Answer::read(&text).unwrap();
+    let slow = Answer::parse(&text).unwrap();
     assert!(slow.status == 408 && slow.is_problem(), "{slow:?}");
     dripping.abort();
     // None of them still holds a place.
@@ -1027,7 +1027,7 @@ mod restart {
 
 /// The only slice of a part, with the recipients u1 and u2, accepted two hours ago.
 async fn publish_old_slice(world: &World, part: &str) {
-    let job = Job::read(part.as_bytes(), None, &Anything, jiff::Timestamp::now()).unwrap();
+    let job = Job::parse(part.as_bytes(), None, &Anything, jiff::Timestamp::now()).unwrap();
     let together = job.part.together();
     let lane = job.head.lane(job.entries);
     let slice = Slice {

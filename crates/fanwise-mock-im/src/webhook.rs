@@ -65,7 +65,7 @@ pub(super) fn answer(state: &State, call: &Call, plan: &CallPlan) -> Answer {
     if call.parts.method != Method::POST {
         return failure(StatusCode::METHOD_NOT_ALLOWED, "method", "POST only");
     }
-    let Some(post) = read(call) else {
+    let Some(post) = parse(call) else {
         count(&state.counters.invalid, 1);
         return failure(StatusCode::BAD_REQUEST, "invalid", "no recipient");
     };
@@ -173,7 +173,7 @@ fn unlogged() -> Answer {
     failure(status, "internal", "log cannot be written")
 }
 
-fn read(call: &Call) -> Option<Post> {
+fn parse(call: &Call) -> Option<Post> {
     let body: Body = serde_json::from_slice(&call.body).unwrap_or_default();
     let packed = body.recipients.is_some();
     let recipients = match (body.recipients, body.recipient) {

@@ -57,7 +57,7 @@ pub(super) fn readable(payload: &[u8], bytes_max: usize) -> Cow<'_, [u8]> {
     let (Some(fixed), Some(flags)) = (reader.take(FIXED_BYTES), reader.array()) else {
         return Cow::Borrowed(payload);
     };
-    let mut found = Properties::read(reader, u16::from_be_bytes(flags), bytes_max / 2);
+    let mut found = Properties::decode(reader, u16::from_be_bytes(flags), bytes_max / 2);
     if found.changed.is_empty() && payload.len() <= bytes_max {
         return Cow::Borrowed(payload);
     }
@@ -84,7 +84,7 @@ struct Properties {
 }
 
 impl Properties {
-    fn read(mut reader: Reader<'_>, flags: u16, headers_max: usize) -> Self {
+    fn decode(mut reader: Reader<'_>, flags: u16, headers_max: usize) -> Self {
         let mut it = Self::default();
         for (index, (name, kind)) in PROPERTIES.into_iter().enumerate() {
             if flags & flag(index) == 0 {

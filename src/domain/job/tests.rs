@@ -35,8 +35,8 @@ impl Context for Apps {
     }
 }
 
-fn read(json: &str) -> Result<Job<'_>, Vec<String>> {
-    Job::read(json.as_bytes(), None, &Apps, Timestamp::UNIX_EPOCH)
+fn parse(json: &str) -> Result<Job<'_>, Vec<String>> {
+    Job::parse(json.as_bytes(), None, &Apps, Timestamp::UNIX_EPOCH)
         .map_err(|problems| problems.iter().map(Problem::to_string).collect())
 }
 
@@ -45,7 +45,7 @@ const JOB: &str = r#"{"v":1,"client_msg_no":"n1","audience":{"users":["u1","u2",
 
 #[test]
 fn the_smallest_job_is_read() {
-    let job = read(JOB).unwrap();
+    let job = parse(JOB).unwrap();
     assert_eq!(
         (job.entries, job.head.target.as_str(), job.head.app.as_str()),
         (3, "im", "default")
@@ -59,12 +59,12 @@ fn the_smallest_job_is_read() {
 #[test]
 fn an_unknown_app_is_refused_even_with_a_target() {
     let job = JOB.replacen("{", r#"{"app":"shop","target":"im","#, 1);
-    assert_eq!(read(&job).unwrap_err(), ["app: there is no app \"shop\""]);
+    assert_eq!(parse(&job).unwrap_err(), ["app: there is no app \"shop\""]);
 }
 
 #[test]
 fn every_problem_is_reported_at_once() {
-    let problems = read(
+    let problems = parse(
         r#"{"v":2,"app":"shop","audience":{"users":["", 7]},"mesage":{},"rate":"fast",
             "expires_at":"tomorrow","part":{"number":3,"of":2}}"#,
     )
@@ -89,9 +89,9 @@ fn every_problem_is_reported_at_once() {
 
 #[test]
 fn bad_recipients_are_named_by_position() {
-    let problems = read(&JOB.replace("\"u2\"", "\"\"")).unwrap_err();
+    let problems = parse(&JOB.replace("\"u2\"", "\"\"")).unwrap_err();
     assert_eq!(problems, ["audience.users[1]: empty"]);
-    let problems = read(&JOB.replace("\"u2\"", "7")).unwrap_err();
+    let problems = parse(&JOB.replace("\"u2\"", "7")).unwrap_err();
     assert!(
         problems[0].starts_with("audience.users: a list of recipients is expected: at entry 1"),
         "{problems:?}"
@@ -101,7 +101,7 @@ fn bad_recipients_are_named_by_position() {
 #[test]
 fn excluded_recipients_are_not_counted() {
     let job = JOB.replace(r#""u1"]}"#, r#""u1"],"exclude":["u1","u9"]}"#);
-    assert_eq!(read(&job).unwrap().entries, 1);
+    assert_eq!(parse(&job).unwrap().entries, 1);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn the_same_content_has_the_same_digest_however_it_is_written() {
             &format!(r#""type":"custom","data":{data}"#),
         )
     };
-    let digest = |json: &str| read(json).unwrap().content_digest;
+    let digest = |json: &str| parse(json).unwrap().content_digest;
     assert_eq!(
         digest(&custom(r#"{"a":1,"b":2}"#)),
         digest(&custom(r#"{ "b" : 2, "a": 1 }"#))
@@ -126,20 +126,23 @@ fn the_same_content_has_the_same_digest_however_it_is_written() {
     };
     assert_eq!(stored("welcome"), stored("welcome@3"));
     assert_ne!(stored("welcome"), stored("other@3"));
-    assert_eq!(read(JOB).unwrap().submission, read(JOB).unwrap().submission);
+    assert_eq!(
+        parse(JOB).unwrap().submission,
+        parse(JOB).unwrap().submission
+    );
 }
 
 #[test]
 fn limits_are_enforced_at_their_edge() {
     let with_no = |length: usize| JOB.replace("n1", &"n".repeat(length));
-    assert!(read(&with_no(CLIENT_MSG_NO_BYTES_MAX)).is_ok());
-    assert!(read(&with_no(CLIENT_MSG_NO_BYTES_MAX + 1)).is_err());
+    assert!(parse(&with_no(CLIENT_MSG_NO_BYTES_MAX)).is_ok());
+    assert!(parse(&with_no(CLIENT_MSG_NO_BYTES_MAX + 1)).is_err());
     let with_user = |length: usize| JOB.replace("u2", &"u".repeat(length));
-    assert!(read(&with_user(RECIPIENT_BYTES_MAX)).is_ok());
-    assert!(read(&with_user(RECIPIENT_BYTES_MAX + 1)).is_err());
+    assert!(parse(&with_user(RECIPIENT_BYTES_MAX)).is_ok());
+    assert!(parse(&with_user(RECIPIENT_BYTES_MAX + 1)).is_err());
     let with_users = |count: usize| JOB.replace("\"u2\"", &vec!["\"u\""; count].join(","));
-    assert!(read(&with_users(JOB_RECIPIENTS_MAX - 2)).is_ok());
-    assert!(read(&with_users(JOB_RECIPIENTS_MAX - 1)).is_err());
+    assert!(parse(&with_users(JOB_RECIPIENTS_MAX - 2)).is_ok());
+    assert!(parse(&with_users(JOB_RECIPIENTS_MAX - 1)).is_err());
 }
 
 #[test]
@@ -178,7 +181,7 @@ fn the_document_type_writes_what_the_reader_reads() {
         }),
     };
     let json = serde_json::to_string(&document).unwrap();
-    let job = read(&json).unwrap();
+    let job = parse(&json).unwrap();
     assert_eq!(
         (job.head.priority, job.part.of, job.entries),
         (Priority::Bulk, 2, 1)
@@ -189,7 +192,7 @@ proptest! {
     /// For any input, reading ends in a job or in problems, never in a panic.
     #[test]
     fn reading_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = Job::read(&bytes, None, &Apps, Timestamp::UNIX_EPOCH);
+        let _ = Job::parse(&bytes, None, &Apps, Timestamp::UNIX_EPOCH);
     }
 
     #[test]
@@ -197,7 +200,7 @@ proptest! {
         let mut json = JOB.to_owned();
         let at = json.floor_char_boundary(cut.min(json.len()));
         json.insert_str(at, &insert);
-        let _ = read(&json);
+        let _ = parse(&json);
     }
 }
 
@@ -206,7 +209,7 @@ fn audience(audience: &str, more: &str) -> Result<Vec<String>, Vec<String>> {
     let json = format!(
         r#"{{"v":1,"client_msg_no":"n1","audience":{audience},"message":{{"type":"text","text":"x"}}{more}}}"#
     );
-    let job = read(&json)?;
+    let job = parse(&json)?;
     let mut ids = Vec::new();
     job.for_each_recipient(|member| ids.push(member.id.into_owned()));
     Ok(ids)
@@ -250,16 +253,16 @@ fn all_users_must_be_meant() {
 #[test]
 fn recipients_may_bring_values_for_placeholders() {
     let json = JOB.replace("\"u2\"", r#"{"id":"u2","vars":{"name":"Ana"}}"#);
-    let job = read(&json).unwrap();
+    let job = parse(&json).unwrap();
     assert_eq!(job.head.vars.as_ref().unwrap().get(), "{}");
     let mut vars = Vec::new();
     job.for_each_recipient(|member| vars.push(member.vars.map(|vars| vars.get().to_owned())));
     assert_eq!(vars, [None, Some(r#"{"name":"Ana"}"#.to_owned()), None]);
     // The same message without them is the same job: the parts of one list need not agree.
-    assert_eq!(job.content_digest, read(JOB).unwrap().content_digest);
+    assert_eq!(job.content_digest, parse(JOB).unwrap().content_digest);
     let wrong = JOB.replace("\"u2\"", r#"{"id":"u2","vars":7}"#);
     assert_eq!(
-        read(&wrong).unwrap_err(),
+        parse(&wrong).unwrap_err(),
         ["audience.users[1].vars: a JSON object is expected"]
     );
 }
@@ -268,7 +271,7 @@ fn recipients_may_bring_values_for_placeholders() {
 #[test]
 fn whom_to_tell_is_no_part_of_the_content() {
     let with = JOB.replacen('{', r#"{"reply_to":"done","#, 1);
-    let (plain, with) = (read(JOB).unwrap(), read(&with).unwrap());
+    let (plain, with) = (parse(JOB).unwrap(), parse(&with).unwrap());
     assert_eq!(with.head.reply_to.as_deref(), Some("done"));
     assert_eq!(plain.content_digest, with.content_digest);
     assert_eq!(plain.submission, with.submission);
@@ -277,7 +280,7 @@ fn whom_to_tell_is_no_part_of_the_content() {
 #[test]
 fn nobody_is_told_who_may_not_be() {
     let fields = r#"{"callback_url":"https://example.com/","reply_to":"fanwise.jobs.normal.v1","#;
-    let problems = read(&JOB.replacen('{', fields, 1)).unwrap_err();
+    let problems = parse(&JOB.replacen('{', fields, 1)).unwrap_err();
     assert_eq!(
         problems,
         [
@@ -292,7 +295,7 @@ fn nobody_is_told_who_may_not_be() {
 fn problems_are_bounded_where_they_are_found() {
     let many = |entry: &str| vec![entry; 200_000].join(",");
     let flood = JOB.replace(r#""u1","u2","u1""#, &many("\"\""));
-    let problems = read(&flood).unwrap_err();
+    let problems = parse(&flood).unwrap_err();
     assert_eq!(problems.len(), 21);
     assert_eq!(problems[0], "audience.users[0]: empty");
     // The rest is not read.
@@ -303,7 +306,7 @@ fn problems_are_bounded_where_they_are_found() {
         &format!("\"exclude\":[{}],\"users\":", many("\"\"")),
     );
     assert_eq!(
-        read(&exclude).unwrap_err(),
+        parse(&exclude).unwrap_err(),
         ["audience.exclude: more than 100000"]
     );
     let mentions = JOB.replace(
@@ -311,14 +314,14 @@ fn problems_are_bounded_where_they_are_found() {
         &format!("\"type\":\"mention\",\"users\":[{}]", many("\"\"")),
     );
     assert_eq!(
-        read(&mentions).unwrap_err(),
+        parse(&mentions).unwrap_err(),
         ["message.users: more than 1000"]
     );
 
     let unknown: String = (0..30_000)
         .map(|number| format!("\"x{number}\":1,"))
         .collect();
-    let problems = read(&JOB.replacen('{', &format!("{{{unknown}"), 1)).unwrap_err();
+    let problems = parse(&JOB.replacen('{', &format!("{{{unknown}"), 1)).unwrap_err();
     assert_eq!(problems.len(), 21);
 }
 
@@ -333,7 +336,7 @@ fn long_names_and_values_are_not_repeated_whole() {
         JOB.replace("\"u2\"", &format!("{{\"{name}\":1}}")),
         JOB.replace("\"text\",", &format!("\"{name}\",")),
     ] {
-        let problems = read(&job).unwrap_err();
+        let problems = parse(&job).unwrap_err();
         let told: usize = problems.iter().map(String::len).sum();
         assert!(told < 4_000, "{told} bytes");
     }
@@ -341,9 +344,9 @@ fn long_names_and_values_are_not_repeated_whole() {
 
 #[test]
 fn a_byte_order_mark_before_a_job_is_no_part_of_it() {
-    assert!(read(&format!("\u{feff}{JOB}")).is_ok());
+    assert!(parse(&format!("\u{feff}{JOB}")).is_ok());
     let utf16: Vec<u8> = JOB.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let problems = Job::read(&utf16, None, &Apps, Timestamp::UNIX_EPOCH).unwrap_err();
+    let problems = Job::parse(&utf16, None, &Apps, Timestamp::UNIX_EPOCH).unwrap_err();
     assert!(problems[0].what.starts_with("UTF-16"), "{problems:?}");
 }
 
@@ -388,7 +391,7 @@ fn a_key_that_stands_twice_is_refused_with_its_place() {
             "options.push.text: appears twice",
         ),
     ] {
-        let problems = read(&JOB.replace(from, to)).map(drop).unwrap_err();
+        let problems = parse(&JOB.replace(from, to)).map(drop).unwrap_err();
         assert!(problems[0].starts_with(problem), "{problems:?}");
     }
 }
@@ -407,14 +410,14 @@ fn half_of_a_character_and_numbers_that_lose_digits_are_refused() {
             "{\"id\":\"u2\",\"vars\":{\"n\":123456789012345678901234567890}}",
         ),
     ] {
-        assert!(read(&JOB.replace(from, to)).is_err(), "{to}");
+        assert!(parse(&JOB.replace(from, to)).is_err(), "{to}");
     }
-    assert!(read(&JOB.replace("hello", "hello \\ud83d\\ude00")).is_ok());
+    assert!(parse(&JOB.replace("hello", "hello \\ud83d\\ude00")).is_ok());
 }
 
 #[test]
 fn ids_with_characters_that_cannot_be_seen_are_refused() {
-    let problems = read(&JOB.replace("u2", "u2\u{200b}"))
+    let problems = parse(&JOB.replace("u2", "u2\u{200b}"))
         .map(drop)
         .unwrap_err();
     assert_eq!(
@@ -437,18 +440,21 @@ fn the_end_of_time_is_no_expiry_and_the_beginning_is_told() {
         "9999-01-01T00:00:00Z",
     ] {
         assert_eq!(
-            read(&with("expires_at", never)).unwrap().head.expires_at_ms,
+            parse(&with("expires_at", never))
+                .unwrap()
+                .head
+                .expires_at_ms,
             None
         );
-        let problems = read(&with("not_before", never)).map(drop).unwrap_err();
+        let problems = parse(&with("not_before", never)).map(drop).unwrap_err();
         assert!(problems[0].contains("year 9999"), "{problems:?}");
     }
     for none in ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00"] {
-        let problems = read(&with("expires_at", none)).map(drop).unwrap_err();
+        let problems = parse(&with("expires_at", none)).map(drop).unwrap_err();
         assert!(problems[0].contains("leave the field out"), "{problems:?}");
     }
     for bad in ["9999-13-01T00:00:00Z", "9999", "1969-01-01T00:00:00Z"] {
-        assert!(read(&with("expires_at", bad)).is_err(), "{bad}");
+        assert!(parse(&with("expires_at", bad)).is_err(), "{bad}");
     }
 }
 
@@ -458,7 +464,7 @@ fn every_digit_of_a_message_counts_for_its_digest() {
     let digest = |data: &str| {
         let message = format!("\"type\":\"custom\",\"data\":{data}");
         let job = JOB.replace("\"type\":\"text\",\"text\":\"hello\"", &message);
-        read(&job).unwrap().content_digest
+        parse(&job).unwrap().content_digest
     };
     let order = "{\"order\":12345678901234567890123456789";
     assert_ne!(

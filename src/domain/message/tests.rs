@@ -1,6 +1,7 @@
 use super::*;
+use crate::domain::fields::{Fields, Problem, Problems};
 
-fn read(json: &str) -> Result<Message, Vec<String>> {
+fn parse(json: &str) -> Result<Message, Vec<String>> {
     Message::from_json(json).map_err(|problems| problems.iter().map(Problem::to_string).collect())
 }
 
@@ -21,7 +22,7 @@ const MESSAGES: [&str; 10] = [
 #[test]
 fn every_type_survives_the_way_to_a_slice_and_back() {
     for json in MESSAGES {
-        let message = read(json).unwrap();
+        let message = parse(json).unwrap();
         let travelled = serde_json::to_string(&message.content).unwrap();
         let back: Content = serde_json::from_str(&travelled).unwrap();
         assert_eq!(serde_json::to_string(&back).unwrap(), travelled);
@@ -35,27 +36,27 @@ fn every_type_survives_the_way_to_a_slice_and_back() {
 
 #[test]
 fn application_data_is_passed_through_byte_for_byte() {
-    let message = read(r#"{"type":"custom","data":{ "n" : 1.0 }}"#).unwrap();
+    let message = parse(r#"{"type":"custom","data":{ "n" : 1.0 }}"#).unwrap();
     let travelled = serde_json::to_string(&message.content).unwrap();
     assert!(travelled.contains(r#"{ "n" : 1.0 }"#), "{travelled}");
 }
 
 #[test]
 fn native_fields_stand_beside_a_message_or_alone() {
-    let message = read(r#"{"native":{"bid":"x"}}"#).unwrap();
+    let message = parse(r#"{"native":{"bid":"x"}}"#).unwrap();
     assert!(matches!(message.content, Content::Native));
     let travelled = serde_json::to_string(&message.content).unwrap();
     assert!(matches!(
         serde_json::from_str(&travelled).unwrap(),
         Content::Native
     ));
-    let message = read(r#"{"type":"text","text":"hi","native":{"bid":"x"}}"#).unwrap();
+    let message = parse(r#"{"type":"text","text":"hi","native":{"bid":"x"}}"#).unwrap();
     assert!(matches!(message.content, Content::Text(_)) && message.native.is_some());
 }
 
 #[test]
 fn what_is_wrong_is_named_with_its_field() {
-    let check = |json, expected: &[&str]| assert_eq!(read(json).unwrap_err(), expected);
+    let check = |json, expected: &[&str]| assert_eq!(parse(json).unwrap_err(), expected);
     check(
         r#"{"type":"text","text":"","url":"http://x"}"#,
         &[
@@ -85,7 +86,7 @@ fn what_is_wrong_is_named_with_its_field() {
             "message.type: \"txt\" is not one of text, image, audio, video, file, location, notice, mention, custom, raw",
         ],
     );
-    assert!(read("{}").unwrap_err()[0].starts_with("message.type: missing; one of text,"));
+    assert!(parse("{}").unwrap_err()[0].starts_with("message.type: missing; one of text,"));
 }
 
 #[test]
@@ -102,7 +103,7 @@ fn texts_of_options_are_bounded() {
     let read = |options: &str| {
         let mut problems = Problems::default();
         let fields = Fields::open("options", options, &mut problems).unwrap();
-        Options::read(fields, &mut problems);
+        Options::from_fields(fields, &mut problems);
         Vec::from(problems)
     };
     for (options, most) in [

@@ -31,7 +31,7 @@ fn render(message: &str, options: &str, vars: &str) -> Result<Arc<Head>, String>
         r#"{{"v":1,"client_msg_no":"k","audience":{{"users":["u1"]}},"part":{{"number":2,"of":2}},
             "message":{message},"options":{options}}}"#
     );
-    let job = Job::read(
+    let job = Job::parse(
         body.as_bytes(),
         None,
         &Anything,
@@ -608,7 +608,7 @@ fn accept(message: &str, users: &str) -> Result<(), String> {
     let body = format!(
         r#"{{"v":1,"client_msg_no":"k","audience":{{"users":{users}}},"message":{message}}}"#
     );
-    let job = Job::read(
+    let job = Job::parse(
         body.as_bytes(),
         None,
         &Anything,

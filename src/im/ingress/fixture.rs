@@ -81,7 +81,7 @@ impl Call {
     }
 
     #[expect(clippy::result_large_err, reason = "as in the trait")]
-    pub(in crate::im) fn read(
+    pub(in crate::im) fn read_request(
         &self,
         ingress: &dyn Ingress,
         endpoints: &[DropInEndpoint],
@@ -117,7 +117,7 @@ impl Call {
         endpoints: &[DropInEndpoint],
     ) -> DropInRequest {
         let asked = self
-            .read(ingress, endpoints)
+            .read_request(ingress, endpoints)
             .unwrap_or_else(|spoken| panic!("refused: {:?}", spoken.body()));
         for wanted in &asked.jobs {
             head(wanted).unwrap();
@@ -132,7 +132,7 @@ impl Call {
         endpoints: &[DropInEndpoint],
     ) -> (u16, Value) {
         let spoken = self
-            .read(ingress, endpoints)
+            .read_request(ingress, endpoints)
             .err()
             .unwrap_or_else(|| panic!("taken"));
         (spoken.status().as_u16(), body(&spoken))
@@ -177,7 +177,7 @@ pub(in crate::im) fn head(wanted: &DropInJob) -> Result<Head, Vec<Problem>> {
     job.options = Some(wanted.options.clone());
     job.confirm_all = Some(true);
     let json = serde_json::to_vec(&job).unwrap();
-    Job::read(&json, None, &Anywhere, Timestamp::UNIX_EPOCH).map(|job| job.head)
+    Job::parse(&json, None, &Anywhere, Timestamp::UNIX_EPOCH).map(|job| job.head)
 }
 
 /// The recipients of a job.

@@ -47,14 +47,14 @@ impl<'a> Loose<'a> {
     /// Reads the body of a request.
     pub(in crate::im) fn body(body: &'a [u8]) -> Result<Self, Wrong> {
         let text = std::str::from_utf8(body).unwrap_or_default();
-        Self::read("body", text.trim_start_matches('\u{feff}')).map(|object| Self {
+        Self::parse("body", text.trim_start_matches('\u{feff}')).map(|object| Self {
             path: String::new(),
             ..object
         })
     }
 
     /// Reads the object at `path`.
-    pub(in crate::im) fn read(path: &str, json: &'a str) -> Result<Self, Wrong> {
+    pub(in crate::im) fn parse(path: &str, json: &'a str) -> Result<Self, Wrong> {
         let fields: BTreeMap<String, &'a RawValue> =
             serde_json::from_str(json).map_err(|_| Wrong {
                 field: path.to_owned(),
@@ -275,7 +275,7 @@ mod tests {
         let fields = object(r#"{"Content":"{\"a\":1}","plain":{"b":null},"list":[]}"#);
         assert_eq!(fields.object("content").unwrap().unwrap(), r#"{"a":1}"#);
         let plain = fields.object("plain").unwrap().unwrap();
-        let plain = Loose::read("plain", &plain).unwrap();
+        let plain = Loose::parse("plain", &plain).unwrap();
         assert!(!plain.has("b"));
         assert_eq!(plain.path_of("b"), "plain.b");
         assert!(fields.object("list").is_err());

@@ -37,7 +37,7 @@ impl Account {
         example: &str,
         problems: &mut Vec<Problem>,
     ) -> Option<Arc<Self>> {
-        let base = Base::read(url, example)
+        let base = Base::parse(url, example)
             .map_err(|what| problems.push(Problem::new("url", what)))
             .ok();
         let key = HeaderValue::from_str(app_key)

@@ -232,7 +232,7 @@ fn asked(
     endpoint: usize,
     nonce: Option<String>,
 ) -> Result<DropInRequest, No> {
-    let form = Form::read(incoming.body)
+    let form = Form::parse(incoming.body)
         .ok_or_else(|| No::parameter("the body is neither a form nor JSON in UTF-8"))?;
     let call = Call {
         form: &form,
@@ -303,7 +303,7 @@ impl<'a> Call<'a> {
         let extension = self.json("ext", "ext_max")?.and_then(as_json);
         let option = self.form.get("option");
         let behaviour = option.map_or(Ok(Loose::default()), |option| {
-            Loose::read("option", option).map_err(wrong)
+            Loose::parse("option", option).map_err(wrong)
         })?;
         let flag = |name| behaviour.flag(name).map_err(wrong);
         let push = Push {
@@ -412,7 +412,7 @@ fn message(number: i64, body: &str) -> Result<(MessageDocument, bool), No> {
         let data = data.map_err(|_| No::parameter("body is not JSON"))?;
         return Ok((message::custom(data), true));
     }
-    let object = Loose::read("body", body).map_err(wrong)?;
+    let object = Loose::parse("body", body).map_err(wrong)?;
     if message::is_text(number) {
         let text = object.text("msg").map_err(wrong)?;
         let text = text.ok_or_else(|| No::parameter("body.msg is missing"))?;

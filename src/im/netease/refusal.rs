@@ -16,7 +16,7 @@ struct Said {
 }
 
 /// `Ok` if the call as a whole succeeded; otherwise the answer for all recipients, by its code.
-pub(in crate::im) fn read(
+pub(in crate::im) fn check_reply(
     reply: &HttpReply,
     by_code: impl FnOnce(i64, Option<String>) -> TargetAnswer,
 ) -> Result<(), TargetAnswer> {

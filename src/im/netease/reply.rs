@@ -13,7 +13,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::code;
-use super::refusal::read;
+use super::refusal::check_reply;
 use crate::domain::outcome::{Class, TargetAnswer, Verdict};
 use crate::im::reading::{all_but, unreadable};
 use crate::ports::HttpReply;
@@ -30,7 +30,7 @@ struct Sent<'a> {
 /// A reply of `sendBatchMsg.action`; `block` as in [`code::answer`].
 pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> Verdict {
     let refused = |code, said| code::answer(code, said, block);
-    if let Err(answer) = read(reply, refused) {
+    if let Err(answer) = check_reply(reply, refused) {
         return Verdict::All(answer);
     }
     // A list that cannot be read could name any recipient.
@@ -92,7 +92,7 @@ pub(super) fn single(reply: &HttpReply, block: Duration) -> Verdict {
         antispam: bool,
     }
     let refused = |code, said| code::answer(code, said, block);
-    if let Err(answer) = read(reply, refused) {
+    if let Err(answer) = check_reply(reply, refused) {
         return Verdict::All(answer);
     }
     let sent = serde_json::from_slice(&reply.body);
@@ -116,7 +116,7 @@ enum Packed<T> {
 }
 
 impl<T: for<'de> Deserialize<'de> + Default> Packed<T> {
-    fn read(json: &RawValue) -> Option<T> {
+    fn parse(json: &RawValue) -> Option<T> {
         match serde_json::from_str(json.get()).ok()? {
             Self::Plain(value) => Some(value),
             Self::Text(text) if text.trim().is_empty() => Some(T::default()),
@@ -134,7 +134,7 @@ enum Accid {
 }
 
 fn names(json: &RawValue) -> Option<Vec<String>> {
-    let accids: Vec<Accid> = Packed::read(json)?;
+    let accids: Vec<Accid> = Packed::parse(json)?;
     let lower = |accid| match accid {
         Accid::Text(text) => text.to_lowercase(),
         Accid::Number(number) => number.to_string(),
@@ -143,6 +143,6 @@ fn names(json: &RawValue) -> Option<Vec<String>> {
 }
 
 fn keys(json: &RawValue) -> Option<HashSet<String>> {
-    let ids: BTreeMap<String, IgnoredAny> = Packed::read(json)?;
+    let ids: BTreeMap<String, IgnoredAny> = Packed::parse(json)?;
     Some(ids.into_keys().map(|accid| accid.to_lowercase()).collect())
 }

@@ -233,7 +233,7 @@ impl Ingress for OpenImIngress {
             return Err(login(incoming, endpoints).unwrap_or_else(|refused| wrong_login(&refused)));
         }
         let (endpoint, admin) = enter(incoming, endpoints).map_err(refused)?;
-        let call = Call::read(incoming, &endpoints[endpoint], admin).map_err(refused)?;
+        let call = Call::from_request(incoming, &endpoints[endpoint], admin).map_err(refused)?;
         if call.is_for_nobody() {
             return Err(call.reply.answer(None));
         }
@@ -354,7 +354,7 @@ struct Call {
 }
 
 impl Call {
-    fn read(
+    fn from_request(
         incoming: &Incoming<'_>,
         endpoint: &DropInEndpoint,
         admin: bool,
@@ -371,7 +371,7 @@ impl Call {
         let session = number("sessionType")?;
         let said = body.object("content")?;
         let said = said.ok_or_else(|| Refused::missing("content"))?;
-        let fields = Loose::read("content", &said)?;
+        let fields = Loose::parse("content", &said)?;
         let group = match session {
             TO_GROUP | TO_SUPERSEDED_GROUP => Some(needed("groupID")?),
             _ => None,
@@ -455,7 +455,7 @@ impl Call {
 fn options(body: &Loose<'_>) -> Result<Options, Refused> {
     let silent = body.flag("notOfflinePush")?.unwrap_or(false);
     let info = body.object("offlinePushInfo")?.unwrap_or("{}".into());
-    let info = Loose::read("offlinePushInfo", &info)?;
+    let info = Loose::parse("offlinePushInfo", &info)?;
     let push = Push {
         enabled: silent.then_some(false),
         title: info.text("title")?,

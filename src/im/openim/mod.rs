@@ -195,7 +195,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     let json = HeaderValue::from_static("application/json");
     headers.insert(header::CONTENT_TYPE, json);
     let calls = headers_of_calls(settings, &headers, problems);
-    let api = Base::read(&settings.url, "http://openim:10002")
+    let api = Base::parse(&settings.url, "http://openim:10002")
         .map_err(|what| problems.push(Problem::new("url", what)))
         .ok()?;
     let login = settings

@@ -78,7 +78,7 @@ fn same(one: &str, other: &str) -> bool {
 }
 
 /// The native fields of a job. Accepting the job checked that they are an object.
-pub(super) fn read(native: Option<&RawValue>) -> Native<'_> {
+pub(super) fn parse(native: Option<&RawValue>) -> Native<'_> {
     let fields: Native<'_> = crate::json::again(native.map_or("{}", RawValue::get));
     fields
         .into_iter()
@@ -118,7 +118,7 @@ mod tests {
 
     fn fields(json: &str) -> Vec<String> {
         let raw = RawValue::from_string(json.to_owned()).unwrap();
-        let problems = problems(&read(Some(&raw)));
+        let problems = problems(&parse(Some(&raw)));
         problems.into_iter().map(|it| it.field).collect()
     }
 
@@ -158,7 +158,7 @@ mod tests {
         assert!(fields(r#"{"SenderPlatformId":2,"content":{},"SESSIONTYPE":4}"#).is_empty());
         let problems = {
             let raw = RawValue::from_string(r#"{"notOfflinePush":"false"}"#.to_owned()).unwrap();
-            problems(&read(Some(&raw)))
+            problems(&parse(Some(&raw)))
         };
         assert_eq!(
             problems[0].to_string(),

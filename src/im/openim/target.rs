@@ -221,7 +221,7 @@ impl Target for OpenIm {
     }
 
     fn check(&self, head: &Head) -> Vec<Problem> {
-        let native = native::read(head.native.as_deref());
+        let native = native::parse(head.native.as_deref());
         let mut problems = native::problems(&native);
         if problems.is_empty() {
             let said = self.said(head, &native, &mut problems);
@@ -256,7 +256,7 @@ impl Target for OpenIm {
     }
 
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {
-        let native = native::read(head.native.as_deref());
+        let native = native::parse(head.native.as_deref());
         let said = self.said(head, &native, &mut Vec::new());
         Box::new(OpenImCalls {
             before: self.common(head, &native, said.as_ref()),

@@ -132,7 +132,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
         problems.push(Problem::new("recipients_per_call", what));
     }
     let packed = settings.recipients_per_call > 1;
-    let url = Url::read(&settings.url)
+    let url = Url::parse(&settings.url)
         .map_err(|what| problems.push(Problem::new("url", what)))
         .ok();
     let per_recipient = url.as_ref().is_some_and(Url::names_recipient);
@@ -165,7 +165,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
         {
             problems.push(Problem::new(&field, "the signature has this name"));
         }
-        let template = Template::read(value).and_then(|template| {
+        let template = Template::parse(value).and_then(|template| {
             let sample = template.sample();
             HeaderValue::from_str(&sample)
                 .map(|_| template)

@@ -51,7 +51,7 @@ enum Piece {
 pub(super) struct Template(Vec<Piece>);
 
 impl Template {
-    pub(super) fn read(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut pieces = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
@@ -163,7 +163,7 @@ pub(super) struct Url {
 }
 
 impl Url {
-    pub(super) fn read(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let expected = "a URL such as https://example.com/hook/{recipient} is expected";
         let (scheme, rest) = text.split_once("://").ok_or(expected)?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
@@ -190,8 +190,8 @@ impl Url {
             )
         })?;
         let path = match path.starts_with('/') {
-            true => Template::read(path)?,
-            false => Template::read(&format!("/{path}"))?,
+            true => Template::parse(path)?,
+            false => Template::parse(&format!("/{path}"))?,
         };
         if path.bytes_max() > PATH_BYTES_MAX {
             return Err(format!(

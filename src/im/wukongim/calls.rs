@@ -111,7 +111,7 @@ impl Calls for Single {
 
     fn read_probe(&self, recipients: &[&str], reply: &HttpReply) -> Probed {
         match recipients {
-            [recipient] => probe::read(&self.client_msg_no(recipient), reply),
+            [recipient] => probe::read_reply(&self.client_msg_no(recipient), reply),
             _ => Probed::Unknown,
         }
     }

@@ -144,7 +144,7 @@ impl Ingress for WukongImIngress {
         endpoints: &[DropInEndpoint],
     ) -> Result<DropInRequest, Spoken> {
         let endpoint = self.enter(incoming, endpoints)?.unwrap_or_default();
-        let call = Call::read(incoming, &endpoints[endpoint]);
+        let call = Call::from_request(incoming, &endpoints[endpoint]);
         let Call { shape, messages } = call.map_err(|refused| refused.spoken())?;
         let numbers = messages.iter().map(|message| message.number.clone());
         Ok(DropInRequest {
@@ -220,7 +220,7 @@ struct Message {
 }
 
 impl Call {
-    fn read(incoming: &Incoming<'_>, endpoint: &DropInEndpoint) -> Result<Self, Refused> {
+    fn from_request(incoming: &Incoming<'_>, endpoint: &DropInEndpoint) -> Result<Self, Refused> {
         let array = incoming.body.trim_ascii_start().starts_with(b"[");
         if incoming.path == BATCH && array {
             return Self::array(incoming.body, endpoint);
@@ -235,7 +235,7 @@ impl Call {
         };
         Ok(Self {
             shape,
-            messages: vec![Message::read(&fields, shape, endpoint)?],
+            messages: vec![Message::from_fields(&fields, shape, endpoint)?],
         })
     }
 
@@ -250,8 +250,8 @@ impl Call {
         }
         let (mut messages, mut problems) = (Vec::with_capacity(items.len()), Vec::new());
         for (index, item) in items.iter().enumerate() {
-            let fields = Loose::read(&format!("[{index}]"), item.get()).map_err(Refused::from);
-            match fields.and_then(|fields| Message::read(&fields, Shape::Array, endpoint)) {
+            let fields = Loose::parse(&format!("[{index}]"), item.get()).map_err(Refused::from);
+            match fields.and_then(|fields| Message::from_fields(&fields, Shape::Array, endpoint)) {
                 Ok(message) => messages.push(message),
                 Err(refused) => problems.push(refused.what),
             }
@@ -266,7 +266,11 @@ impl Call {
 }
 
 impl Message {
-    fn read(from: &Loose<'_>, shape: Shape, endpoint: &DropInEndpoint) -> Result<Self, Refused> {
+    fn from_fields(
+        from: &Loose<'_>,
+        shape: Shape,
+        endpoint: &DropInEndpoint,
+    ) -> Result<Self, Refused> {
         let bad = |name: &str, what: &str| Refused::bad(format!("{} {what}", from.path_of(name)));
         let options = options(from)?;
         let sender = match from.text("from_uid")? {
@@ -318,7 +322,7 @@ impl Message {
 /// Reads `header`, and the fields that 3.x accepts in its place.
 fn options(from: &Loose<'_>) -> Result<Options, Refused> {
     let json = from.object("header")?.unwrap_or("{}".into());
-    let header = Loose::read(&from.path_of("header"), &json)?;
+    let header = Loose::parse(&from.path_of("header"), &json)?;
     let flag = |name| match header.flag(name)? {
         Some(flag) => Ok::<_, Refused>(flag),
         None => Ok(from.flag(name)?.unwrap_or(false)),
@@ -446,7 +450,7 @@ fn message(payload: &[u8]) -> (MessageDocument, Option<String>) {
 
 /// The text of a payload that is a plain text message and has no other fields.
 fn words(json: &RawValue) -> Option<String> {
-    let fields = Loose::read("payload", json.get()).ok()?;
+    let fields = Loose::parse("payload", json.get()).ok()?;
     let plain =
         fields.number("type") == Ok(Some(TEXT)) && !fields.has_more_than(&["type", "content"]);
     let text: String = serde_json::from_str(fields.raw("content")?.get()).ok()?;

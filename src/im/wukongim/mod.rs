@@ -175,7 +175,7 @@ pub(super) fn target(settings: &Settings, problems: &mut Vec<Problem>) -> Option
     }
     let headers = headers(settings, problems);
     let mut base = |key: &str, url: &str| {
-        Base::read(url, "http://wukongim:5001")
+        Base::parse(url, "http://wukongim:5001")
             .map_err(|what| problems.push(Problem::new(key, what)))
             .ok()
     };

@@ -73,7 +73,7 @@ struct Found {
     client_msg_no: Option<String>,
 }
 
-pub(super) fn read(client_msg_no: &str, reply: &HttpReply) -> Probed {
+pub(super) fn read_reply(client_msg_no: &str, reply: &HttpReply) -> Probed {
     let found = serde_json::from_slice::<Found>(&reply.body).ok();
     let ours = found.filter(|found| {
         let named = found.client_msg_no.as_deref() == Some(client_msg_no);

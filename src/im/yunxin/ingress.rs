@@ -180,7 +180,7 @@ fn asked(
     }
     let json = body.object("message")?;
     let json = json.ok_or_else(|| No::parameter("message is missing"))?;
-    let said = Said::read(&Loose::read("message", &json)?, &limits)?;
+    let said = Said::from_fields(&Loose::parse("message", &json)?, &limits)?;
     let mut native = said.native;
     let options = options(&body, &limits, &mut native)?;
     let trace = incoming.header("x-custom-traceid").filter(|id| is_made(id));
@@ -258,7 +258,7 @@ struct Echo {
 }
 
 impl Said {
-    fn read(from: &Loose<'_>, limits: &Limits<'_>) -> Result<Self, No> {
+    fn from_fields(from: &Loose<'_>, limits: &Limits<'_>) -> Result<Self, No> {
         let number = from.number("message_type")?;
         let number = number
             .filter(|number| message::TYPES.contains(number))
@@ -322,7 +322,7 @@ fn as_written(from: &Loose<'_>, attachment: Option<&str>) -> Option<Box<RawValue
 }
 
 fn attached(number: i64, json: &str) -> Result<MessageDocument, No> {
-    let object = Loose::read("message.attachment", json)?;
+    let object = Loose::parse("message.attachment", json)?;
     if number == message::CUSTOM {
         let data = RawValue::from_string(json.to_owned());
         let data = data.map_err(|_| No::parameter("message.attachment is not JSON"))?;
@@ -347,7 +347,7 @@ fn options(body: &Loose<'_>, limits: &Limits<'_>, native: &mut Native) -> Result
 
     let mut section = |name: &'static str, ours: &[&str]| {
         let json = body.object(name)?.unwrap_or("{}".into());
-        let fields = Loose::read(name, &json)?;
+        let fields = Loose::parse(name, &json)?;
         if fields.has_more_than(ours) {
             native.extend(fields.without(&[]).map(|it| (name, it)));
         }
@@ -369,7 +369,7 @@ fn options(body: &Loose<'_>, limits: &Limits<'_>, native: &mut Native) -> Result
         native.insert("need_message_detail", detail.to_owned());
     }
 
-    let config = Loose::read("message_config", &message_json)?;
+    let config = Loose::parse("message_config", &message_json)?;
     let offline = config.flag("offline_enabled")?;
     Ok(Options {
         online_only: (offline == Some(false)).then_some(true),
@@ -377,9 +377,9 @@ fn options(body: &Loose<'_>, limits: &Limits<'_>, native: &mut Native) -> Result
         // Here a missing flag means "sensed"; on other systems it may mean the opposite.
         sender_no_sense: Some(sender_no_sense),
         receiver_no_sense: receiver_no_sense.then_some(true),
-        push: push(&Loose::read("push_config", &push_json)?, limits)?,
-        route: route(&Loose::read("route_config", &route_json)?)?,
-        moderation: moderation(&Loose::read("antispam_config", &antispam_json)?)?,
+        push: push(&Loose::parse("push_config", &push_json)?, limits)?,
+        route: route(&Loose::parse("route_config", &route_json)?)?,
+        moderation: moderation(&Loose::parse("antispam_config", &antispam_json)?)?,
         extension: extension.map(ToOwned::to_owned),
         ..Options::default()
     })

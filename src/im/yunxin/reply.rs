@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::code;
 use crate::domain::outcome::{Class, TargetAnswer, Verdict};
-use crate::im::netease::refusal::read;
+use crate::im::netease::refusal::check_reply;
 use crate::im::reading::unreadable;
 use crate::ports::HttpReply;
 
@@ -79,7 +79,7 @@ impl Entry {
 /// A reply to a batch; `block` as in [`code::call`].
 pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> Verdict {
     let refused = |code, said| code::call(code, said, block);
-    if let Err(answer) = read(reply, refused) {
+    if let Err(answer) = check_reply(reply, refused) {
         return Verdict::All(answer);
     }
     let Ok(SendReply { data }) = serde_json::from_slice(&reply.body) else {
@@ -115,7 +115,7 @@ pub(super) fn batch(recipients: &[&str], reply: &HttpReply, block: Duration) -> 
 /// A reply to a single message; `block` as in [`code::call`].
 pub(super) fn single(reply: &HttpReply, block: Duration) -> Verdict {
     let refused = |code, said| code::call(code, said, block);
-    Verdict::All(match read(reply, refused) {
+    Verdict::All(match check_reply(reply, refused) {
         Ok(()) => TargetAnswer::done(),
         Err(answer) => answer,
     })

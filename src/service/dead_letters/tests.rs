@@ -186,7 +186,7 @@ impl Bench {
         now_ms: u64,
     ) -> JobId {
         let priority = Some(Priority::Normal);
-        let job = Job::read(body, priority, &self.shop, jiff::Timestamp::now()).unwrap();
+        let job = Job::parse(body, priority, &self.shop, jiff::Timestamp::now()).unwrap();
         let shape = Shape { buckets: 4 };
         let submission = Submission {
             job: job.head.id,

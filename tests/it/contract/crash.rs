@@ -148,7 +148,7 @@ struct Told {
 }
 
 impl Told {
-    fn read(&mut self, output: &str) {
+    fn parse(&mut self, output: &str) {
         // The last line may be incomplete.
         let whole = output.rfind('\n').map_or("", |end| &output[..end]);
         for line in whole.lines() {
@@ -185,7 +185,7 @@ async fn whatever_was_confirmed_survives_a_kill() {
         })
         .await;
         child.kill();
-        told.read(&child.stdout());
+        told.parse(&child.stdout());
 
         let engine = open(&folder);
         check_ledger(&engine, &mut told).await;

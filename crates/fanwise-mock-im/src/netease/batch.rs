@@ -19,7 +19,7 @@ const MEMBERS_MAX: usize = 500;
 const MEMBERS_WITH_IDS_MAX: usize = 100;
 
 pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
-    let form = Form::read(admitted.call);
+    let form = Form::from_call(admitted.call);
     let from = sender(admitted, form.get("fromAccid"))?;
     let with_ids = match form.get("returnMsgid") {
         Some("true") => true,
@@ -27,7 +27,7 @@ pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
         Some(_) => return Err(admitted.invalid("returnMsgid is not a boolean")),
     };
     let members = members(admitted, &form, with_ids)?;
-    let message = Message::read(&form).map_err(|text| admitted.invalid(text))?;
+    let message = Message::from_form(&form).map_err(|text| admitted.invalid(text))?;
     admitted.taste(&members)?;
 
     let mut origin = admitted.origin(System::Netease, &from, message.body);

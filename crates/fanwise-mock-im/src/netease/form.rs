@@ -11,7 +11,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 pub(super) struct Form(Vec<(String, String)>);
 
 impl Form {
-    pub(super) fn read(call: &Call) -> Form {
+    pub(super) fn from_call(call: &Call) -> Form {
         let announced = call.header(CONTENT_TYPE.as_str()).unwrap_or_default();
         if !announced.to_ascii_lowercase().starts_with(FORM) {
             return Form(Vec::new());

@@ -44,7 +44,7 @@ pub(super) struct Message<'a> {
 
 impl Message<'_> {
     /// The message of a form, or the first rule that it breaks.
-    pub(super) fn read(form: &Form) -> Result<Message<'_>, String> {
+    pub(super) fn from_form(form: &Form) -> Result<Message<'_>, String> {
         for (name, max) in CHARS_MAX {
             if form
                 .get(name)

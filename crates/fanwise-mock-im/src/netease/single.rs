@@ -11,10 +11,10 @@ use crate::reply::Answer;
 use crate::state::count;
 
 pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
-    let form = Form::read(admitted.call);
+    let form = Form::from_call(admitted.call);
     let from = sender(admitted, form.get("from"))?;
     let (channel_type, to) = addressee(admitted, &form)?;
-    let message = Message::read(&form).map_err(|text| admitted.invalid(text))?;
+    let message = Message::from_form(&form).map_err(|text| admitted.invalid(text))?;
     admitted.taste(std::slice::from_ref(&to))?;
 
     let mut origin = admitted.origin(System::Netease, &from, message.body);

@@ -39,7 +39,7 @@ struct Page {
 }
 
 impl Page {
-    fn read(call: &Call) -> Result<Page, Refused> {
+    fn from_call(call: &Call) -> Result<Page, Refused> {
         let request: PageRequest = bind(call)?;
         let wrong = |text: &str| Refused::invalid(ARGS, text);
         let asked = request
@@ -64,7 +64,7 @@ pub(super) fn nil_if_empty<T: Serialize>(items: &[T]) -> Value {
 }
 
 pub(super) fn list(state: &State, call: &Call) -> Result<Answer, Refused> {
-    let page = Page::read(call)?;
+    let page = Page::from_call(call)?;
     let user = |uid: String| {
         json!({
             "userID": uid,
@@ -85,7 +85,7 @@ pub(super) fn list(state: &State, call: &Call) -> Result<Answer, Refused> {
 }
 
 pub(super) fn list_all(state: &State, rules: &Rules, call: &Call) -> Result<Answer, Refused> {
-    let page = Page::read(call)?;
+    let page = Page::from_call(call)?;
     let staff = rules.staff().count() as u64;
     let skip = page.skip.saturating_sub(staff);
     let first = rules.staff().skip(page.skip as usize);

@@ -147,7 +147,7 @@ async fn slow_body_can_stall() {
     while !received.ends_with(b"\r\n\r\n") {
         received.push(stream.read_u8().await.unwrap());
     }
-    assert_eq!(Reply::read(&received).status, 200);
+    assert_eq!(Reply::parse(&received).status, 200);
     mock.stop().await;
     let mut rest = Vec::new();
     assert_eq!(stream.read_to_end(&mut rest).await.unwrap(), 0);
@@ -225,7 +225,7 @@ async fn stop_drains_requests_in_flight() {
     mock.stop().await;
     let mut received = Vec::new();
     stream.read_to_end(&mut received).await.unwrap();
-    assert_eq!(Reply::read(&received).status, 200);
+    assert_eq!(Reply::parse(&received).status, 200);
 }
 
 /// Goal: users are refused by list, prefix and share, in the format of each protocol.

@@ -71,7 +71,7 @@ impl Mock {
     }
 
     async fn send(&self, request: &Sent<'_>) -> Reply {
-        Reply::read(&self.raw(request).await.unwrap())
+        Reply::parse(&self.raw(request).await.unwrap())
     }
 
     async fn set(&self, faults: Value) {
@@ -154,7 +154,7 @@ struct Reply {
 }
 
 impl Reply {
-    fn read(received: &[u8]) -> Reply {
+    fn parse(received: &[u8]) -> Reply {
         let text = String::from_utf8(received.to_vec()).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         Reply {

@@ -12,7 +12,7 @@ use crate::reply::Answer;
 const RECEIVERS_MAX: usize = 100;
 
 pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
-    let request = Request::read(admitted)?;
+    let request = Request::from_call(admitted)?;
     let sender = request.body["sender_id"].as_str().unwrap_or_default();
     if sender.is_empty() {
         return Err(admitted.invalid("sender_id is missing"));

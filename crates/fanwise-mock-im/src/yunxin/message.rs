@@ -101,7 +101,7 @@ struct Written<'a> {
 }
 
 impl<'a> Request<'a> {
-    pub(super) fn read(admitted: &Admitted<'a>) -> Result<Request<'a>, Rejection> {
+    pub(super) fn from_call(admitted: &Admitted<'a>) -> Result<Request<'a>, Rejection> {
         let bytes: &'a [u8] = &admitted.call.body;
         let body: Value = serde_json::from_slice(bytes).unwrap_or_default();
         check(&body).map_err(|text| admitted.invalid(text))?;

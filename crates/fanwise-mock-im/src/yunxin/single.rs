@@ -26,9 +26,9 @@ pub(super) fn is_path(path: &str) -> bool {
 }
 
 pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
-    let conversation = Conversation::read(admitted.call.parts.uri.path())
+    let conversation = Conversation::parse(admitted.call.parts.uri.path())
         .ok_or_else(|| admitted.invalid("the conversation is not sender|type|receiver"))?;
-    let request = Request::read(admitted)?;
+    let request = Request::from_call(admitted)?;
     check_sender(admitted, &conversation.sender)?;
     admitted.taste(std::slice::from_ref(&conversation.receiver))?;
 
@@ -59,7 +59,7 @@ pub(super) fn send(admitted: &Admitted<'_>) -> Result<Answer, Rejection> {
 }
 
 impl Conversation {
-    fn read(path: &str) -> Option<Conversation> {
+    fn parse(path: &str) -> Option<Conversation> {
         let id = percent_decoded(segment(path)?)?;
         let parts: Vec<&str> = id.split('|').collect();
         let [sender, kind, receiver] = parts[..] else {

@@ -39,7 +39,7 @@ pub(super) struct Form(BTreeMap<String, String>);
 
 impl Form {
     /// The fields of a body; `None` if it is not UTF-8.
-    pub(super) fn read(body: &[u8]) -> Option<Self> {
+    pub(super) fn parse(body: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(body).ok()?;
         let fields = if text.trim_start().starts_with('{') {
             Self::of_json(text)?
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     fn check(body: &str, name: &str, expected: Option<&str>) {
-        let form = Form::read(body.as_bytes()).unwrap();
+        let form = Form::parse(body.as_bytes()).unwrap();
         assert_eq!(form.get(name), expected, "{body}");
     }
 
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn what_is_not_utf_8_is_refused() {
         for body in [&b"a=\xff"[..], b"a=%ff", b"%ff=a"] {
-            assert!(Form::read(body).is_none());
+            assert!(Form::parse(body).is_none());
         }
     }
 
@@ -222,7 +222,7 @@ mod tests {
                 let encoded: String = value.bytes().map(|byte| format!("%{byte:02X}")).collect();
                 body.push_str(&format!("&f{index}={encoded}"));
             }
-            let form = Form::read(body.as_bytes()).unwrap();
+            let form = Form::parse(body.as_bytes()).unwrap();
             for (index, value) in values.iter().enumerate() {
                 prop_assert_eq!(form.get(&format!("f{index}")), Some(value.as_str()));
             }

@@ -466,14 +466,14 @@ fn a_target_of_the_same_system_sends_what_was_written() {
     let head = Arc::new(head(&asked(with(&written)).jobs[0]).unwrap());
     assert_eq!(target.check(&head), []);
     let sent = target.open(&head).request(&["aaa"]);
-    let sent = Form::read(&sent.body).unwrap();
+    let sent = Form::parse(&sent.body).unwrap();
     for (name, value) in written {
         assert_eq!(sent.get(name), Some(value), "{name}");
     }
     // A text needs no native fields for that.
     let head = Arc::new(self::head(&asked(PRINTED).jobs[0]).unwrap());
     let sent = target.open(&head).request(&["aaa", "bbb"]);
-    let sent = Form::read(&sent.body).unwrap();
+    let sent = Form::parse(&sent.body).unwrap();
     assert_eq!(sent.get("body"), Some(r#"{"msg":"hello"}"#));
     assert_eq!(sent.get("toAccids"), Some(r#"["aaa","bbb"]"#));
 }
@@ -566,7 +566,7 @@ proptest! {
     ) {
         let mut endpoints = endpoints();
         endpoints[0].secret = Some(Secret::new(SECRET));
-        match request(bytes).read(&NetEaseIngress, &endpoints) {
+        match request(bytes).read_request(&NetEaseIngress, &endpoints) {
             Err(spoken) => {
                 prop_assert_eq!(spoken.status(), 200);
                 prop_assert_eq!(&body(&spoken)["code"], &json!(414));
@@ -580,7 +580,7 @@ proptest! {
         name in "fromAccid|toAccids|type|body|option|pushcontent|payload|ext|useYidun|returnMsgid|env",
         value in ".{0,60}",
     ) {
-        match request(with(&[(&name, &value)])).read(&NetEaseIngress, &endpoints()) {
+        match request(with(&[(&name, &value)])).read_request(&NetEaseIngress, &endpoints()) {
             Err(spoken) => prop_assert_eq!(&body(&spoken)["code"], &json!(414)),
             Ok(asked) => {
                 let said = tell(&asked, &[failed("x", "y")]);

@@ -122,7 +122,7 @@ fn words(kind: &str, text: String) -> MessageDocument {
 fn picture(from: &Loose<'_>) -> Option<MessageDocument> {
     let part = |name: &str| {
         let json = from.object(name).ok().flatten()?;
-        media::file("image", &Loose::read(name, &json).ok()?, &OF_PICTURE)
+        media::file("image", &Loose::parse(name, &json).ok()?, &OF_PICTURE)
     };
     let whole = part("sourcePicture").or_else(|| part("bigPicture"))?;
     // A cover that is the picture itself is not a cover.

@@ -327,7 +327,7 @@ fn tokens_are_given_to_who_knows_the_secret() {
     let login = |path, body: Value| {
         let spoken = call(path, body.to_string())
             .without("token")
-            .read(&OpenImIngress, &endpoints())
+            .read_request(&OpenImIngress, &endpoints())
             .err()
             .unwrap();
         assert_eq!(spoken.status(), 200);
@@ -385,7 +385,7 @@ fn a_token_is_for_the_app_whose_secret_it_came_by() {
     let endpoints = [shop, news];
     let login = json!({"secret": SECRET, "userID": "newsAdmin"});
     let call = call(ADMIN_TOKEN, login.to_string());
-    let spoken = call.read(&OpenImIngress, &endpoints).err().unwrap();
+    let spoken = call.read_request(&OpenImIngress, &endpoints).err().unwrap();
     let token = body(&spoken)["data"]["token"].as_str().unwrap().to_owned();
     let send = Request::new(SINGLE, with(&[]).to_string())
         .header("operationid", "1")
@@ -508,7 +508,10 @@ fn recipients_may_be_left_out_where_they_mean_nothing() {
     assert!(!asked.jobs[0].audience.all);
     // A list without recipients succeeds immediately.
     let nobody = call(BATCH, with(&[("/recvIDs", json!([]))]).to_string());
-    let spoken = nobody.read(&OpenImIngress, &endpoints).err().unwrap();
+    let spoken = nobody
+        .read_request(&OpenImIngress, &endpoints)
+        .err()
+        .unwrap();
     assert_eq!(
         body(&spoken),
         json!({"errCode": 0, "errMsg": "", "errDlt": "", "data": {"results": null, "failedUserIDs": null}})
@@ -735,7 +738,7 @@ proptest! {
         bytes in prop::collection::vec(any::<u8>(), 0..200),
         token in "[ -~]{0,40}",
     ) {
-        let spoken = call(path, bytes).header("token", &token).read(&OpenImIngress, &endpoints());
+        let spoken = call(path, bytes).header("token", &token).read_request(&OpenImIngress, &endpoints());
         let said = body(&spoken.err().unwrap());
         prop_assert!(said["errCode"].as_u64().unwrap() > 1000);
     }
@@ -752,7 +755,7 @@ proptest! {
         value in any_json(),
     ) {
         let body = with(&[("/contentType", json!(content_type)), (pointer, value)]);
-        match call(path, body.to_string()).read(&OpenImIngress, &endpoints()) {
+        match call(path, body.to_string()).read_request(&OpenImIngress, &endpoints()) {
             Err(spoken) => {
                 let code = self::body(&spoken)["errCode"].as_u64().unwrap();
                 prop_assert!(code == 0 || code == 1001 || code == 1002);

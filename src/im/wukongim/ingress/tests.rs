@@ -279,7 +279,10 @@ fn the_token_is_asked_for_where_there_is_one() {
         Request::new(BATCH, PRINTED).header("token", "manager-toke"),
         Request::new(BATCH, "no JSON").header("token", ""),
     ] {
-        let spoken = call.read(&WukongImIngress, &endpoints()).err().unwrap();
+        let spoken = call
+            .read_request(&WukongImIngress, &endpoints())
+            .err()
+            .unwrap();
         assert_eq!(spoken.status(), 401);
         assert!(spoken.body().is_empty());
     }
@@ -569,7 +572,7 @@ proptest! {
             "[\\[\\]{}\",:0-9a-z]{0,60}".prop_map(String::into_bytes),
         ],
     ) {
-        let spoken = call(path, bytes).read(&WukongImIngress, &endpoints()).err().unwrap();
+        let spoken = call(path, bytes).read_request(&WukongImIngress, &endpoints()).err().unwrap();
         prop_assert_eq!(spoken.status(), 400);
         prop_assert_eq!(&body(&spoken)["status"], &json!(400));
     }
@@ -589,7 +592,7 @@ proptest! {
             1 => (BATCH, object_with(&field)),
             _ => (SINGLE, message_with(&field)),
         };
-        match call(path, body.to_string()).read(&WukongImIngress, &endpoints()) {
+        match call(path, body.to_string()).read_request(&WukongImIngress, &endpoints()) {
             Err(spoken) => prop_assert_eq!(spoken.status(), 400),
             Ok(asked) => {
                 let job_report = JobReport {

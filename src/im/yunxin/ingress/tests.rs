@@ -525,7 +525,7 @@ fn refusals_of_ours_are_in_the_systems_codes() {
 proptest! {
     #[test]
     fn any_body_is_answered_in_the_systems_manner(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let spoken = call(bytes).read(&YunxinIngress, &endpoints()).err().unwrap();
+        let spoken = call(bytes).read_request(&YunxinIngress, &endpoints()).err().unwrap();
         prop_assert_eq!(&body(&spoken)["code"], &json!(414));
     }
 
@@ -538,7 +538,7 @@ proptest! {
         ]),
         value in any_json(),
     ) {
-        match call(with(&[(pointer, value)]).to_string()).read(&YunxinIngress, &endpoints()) {
+        match call(with(&[(pointer, value)]).to_string()).read_request(&YunxinIngress, &endpoints()) {
             Err(spoken) => prop_assert_eq!(&body(&spoken)["code"], &json!(414)),
             Ok(asked) => {
                 let job_report = JobReport {

@@ -1,0 +1,348 @@
+//! Parses a job field by field, and reports every problem.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+use super::context::Context;
+use super::{
+    CLIENT_MSG_NO_BYTES_MAX, DEFAULT_APP, JOB_VERSION, Job, ListPart, NAME_BYTES_MAX, PARTS_MAX,
+    RECIPIENT_BYTES_MAX, wrong_id,
+};
+use crate::domain::audience::Audience;
+use crate::domain::canonical::canonical;
+use crate::domain::fields::{Fields, Problem, Problems};
+use crate::domain::ids::{JobId, digest_hex};
+use crate::domain::lane::Priority;
+use crate::domain::limits::Rate;
+use crate::domain::message::{Content, Message, Options};
+use crate::domain::notice::REPLY_TO_BYTES_MAX;
+use crate::domain::personal::Form;
+use crate::domain::placeholders::unfilled;
+use crate::domain::slice::Head;
+use crate::domain::template::named_version;
+
+/// Longest `rate`, in bytes.
+const RATE_BYTES_MAX: usize = 64;
+
+pub(super) fn read_job<'a>(
+    mut fields: Fields<'a>,
+    routing_key: Option<Priority>,
+    context: &impl Context,
+    now: Timestamp,
+    problems: &mut Problems,
+) -> Option<Job<'a>> {
+    match fields.get::<u32>("v", "the number 1", problems) {
+        Some(JOB_VERSION) => {}
+        Some(other) => fields.problem("v", format!("version {other} is unknown, use 1"), problems),
+        None => fields.problem(
+            "v",
+            "missing; the version of the contract, 1, is expected",
+            problems,
+        ),
+    }
+    let client_msg_no = read_id(
+        &mut fields,
+        "client_msg_no",
+        CLIENT_MSG_NO_BYTES_MAX,
+        problems,
+    );
+    if client_msg_no.is_none() {
+        fields.problem(
+            "client_msg_no",
+            "missing; it makes a repeat harmless",
+            problems,
+        );
+    }
+    let app =
+        read_id(&mut fields, "app", NAME_BYTES_MAX, problems).unwrap_or_else(|| DEFAULT_APP.into());
+    let target = read_target(&mut fields, &app, context, problems);
+    let sender = read_id(&mut fields, "sender", RECIPIENT_BYTES_MAX, problems);
+    let audience = read_required(&mut fields, "audience", problems)
+        .and_then(|audience| Audience::from_fields(audience, problems));
+    let message = read_required(&mut fields, "message", problems)
+        .and_then(|message| Message::from_fields(message, problems));
+    let options = fields
+        .object("options", problems)
+        .map_or_else(Options::default, |options| {
+            Options::from_fields(options, problems)
+        });
+    let priority = fields
+        .get(
+            "priority",
+            "one of \"high\", \"normal\", \"bulk\"",
+            problems,
+        )
+        .or(routing_key)
+        .unwrap_or_default();
+    let not_before = match read_time(&mut fields, "not_before", problems) {
+        Some(Time::Never) => {
+            let what = "is in the year 9999: nothing would ever be sent";
+            fields.problem("not_before", what, problems);
+            None
+        }
+        Some(Time::At(at)) => Some(at),
+        None => None,
+    };
+    let expires_at = match read_time(&mut fields, "expires_at", problems) {
+        Some(Time::At(at)) => Some(at),
+        Some(Time::Never) | None => None,
+    };
+    if let (Some(from), Some(until)) = (not_before, expires_at)
+        && from >= until
+    {
+        fields.problem(
+            "expires_at",
+            "is not after not_before: no recipient would get the message",
+            problems,
+        );
+    }
+    let rate = fields.line("rate", RATE_BYTES_MAX, problems);
+    let rate = match rate.as_deref().map(str::parse::<Rate>).transpose() {
+        Ok(rate) => rate,
+        Err(error) => {
+            fields.problem("rate", error.to_string(), problems);
+            None
+        }
+    };
+    let on_uncertain = fields.get(
+        "on_uncertain",
+        "one of \"retry\", \"hold\", \"drop\"",
+        problems,
+    );
+    let mapping = fields.get("mapping", "one of \"strict\", \"lenient\"", problems);
+    let callback_url = read_checked(&mut fields, "callback_url", problems, |url| {
+        context.check_callback(&app, url)
+    });
+    let reply_to = read_checked(&mut fields, "reply_to", problems, |queue| {
+        wrong_id(queue, REPLY_TO_BYTES_MAX).map_or_else(|| context.check_reply_to(&app, queue), Err)
+    });
+    let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
+    let part = read_part(&mut fields, problems);
+    if audience.as_ref().is_some_and(Audience::is_all) && confirmed != Some(true) {
+        let what = "missing; a job for all users must set \"confirm_all\": true";
+        fields.problem("confirm_all", what, problems);
+    }
+    fields.finish(problems);
+
+    let (mut audience, message, target) = (audience?, message?, target?);
+    audience.prepare(context.folds_case(&target));
+    let totals = audience.totals(problems);
+    // One part of several may be empty, since the others have recipients.
+    if !audience.is_all() && totals.entries == 0 && part.of == 1 && problems.is_empty() {
+        problems.push(Problem::new(
+            "audience.users",
+            "empty; no recipient would get the message",
+        ));
+    }
+    let vars = match message.vars {
+        None if totals.personal => Some(no_vars()),
+        vars => vars,
+    };
+    match &vars {
+        Some(_) if message.literal => {
+            let what = "has no meaning beside `vars`: with them, texts are filled in";
+            problems.push(Problem::new("message.literal", what));
+        }
+        Some(vars) => match Form::of(&message.content, &options, vars) {
+            Err(found) => problems.extend(found),
+            Ok(Some(form)) if problems.is_empty() && part.speaks_for_all() => {
+                problems.extend(audience.unfillable(&form));
+            }
+            Ok(_) => {}
+        },
+        None if message.literal => {}
+        None => problems.extend(unfilled(&message.content, &options)),
+    }
+    let client_msg_no = client_msg_no?;
+    let head = Head {
+        id: JobId::of(&app, &client_msg_no),
+        app,
+        client_msg_no,
+        target,
+        priority,
+        sender,
+        addressed: audience.addressed(),
+        content: message.content,
+        native: message.native,
+        vars,
+        options,
+        accepted_at_ms: now.as_millisecond().unsigned_abs(),
+        not_before_ms: not_before,
+        expires_at_ms: expires_at,
+        rate,
+        on_uncertain,
+        callback_url,
+        reply_to,
+    };
+    Some(Job {
+        content_digest: content_digest(&head),
+        entries: totals.entries,
+        submission: totals.digest(&part),
+        part,
+        strictness: mapping.unwrap_or_default(),
+        audience,
+        head,
+    })
+}
+
+fn read_required<'a>(
+    fields: &mut Fields<'a>,
+    name: &'static str,
+    problems: &mut Problems,
+) -> Option<Fields<'a>> {
+    let before = problems.found();
+    let object = fields.object(name, problems);
+    if object.is_none() && problems.found() == before {
+        fields.problem(name, "missing", problems);
+    }
+    object
+}
+
+/// An id or name: printable, not empty, at most `bytes_max` bytes.
+fn read_id(
+    fields: &mut Fields<'_>,
+    name: &'static str,
+    bytes_max: usize,
+    problems: &mut Problems,
+) -> Option<String> {
+    let id: String = fields.get(name, "a text", problems)?;
+    if let Some(what) = wrong_id(&id, bytes_max) {
+        fields.problem(name, what, problems);
+    }
+    Some(id)
+}
+
+/// Reads a text that must pass a check.
+fn read_checked(
+    fields: &mut Fields<'_>,
+    name: &'static str,
+    problems: &mut Problems,
+    check: impl FnOnce(&str) -> Result<(), String>,
+) -> Option<String> {
+    let text: String = fields.get(name, "a text", problems)?;
+    if let Err(what) = check(&text) {
+        fields.problem(name, what, problems);
+    }
+    Some(text)
+}
+
+fn read_target(
+    fields: &mut Fields<'_>,
+    app: &str,
+    context: &impl Context,
+    problems: &mut Problems,
+) -> Option<String> {
+    let named = read_id(fields, "target", NAME_BYTES_MAX, problems);
+    // Checks the app even if the job names a target: an unknown app is a problem of its own.
+    if let Err(what) = context.check_app(app) {
+        fields.problem("app", what, problems);
+        return None;
+    }
+    match (named, context.default_target(app)) {
+        (Some(target), _) => match context.check_target(&target) {
+            Ok(()) => Some(target),
+            Err(what) => {
+                fields.problem("target", what, problems);
+                None
+            }
+        },
+        (None, Ok(target)) => Some(target),
+        (None, Err(what)) => {
+            fields.problem("app", what, problems);
+            None
+        }
+    }
+}
+
+/// A time, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Time {
+    At(u64),
+    /// The year 9999, which databases and .NET write for no end.
+    Never,
+}
+
+fn read_time(fields: &mut Fields<'_>, name: &'static str, problems: &mut Problems) -> Option<Time> {
+    let text: String = fields.get(name, "an RFC 3339 time", problems)?;
+    let what = match text.parse::<Timestamp>() {
+        // The last hours of that year are outside the range of a timestamp.
+        _ if is_never(&text) => return Some(Time::Never),
+        Ok(time) if time.as_millisecond() >= 0 => {
+            return Some(Time::At(time.as_millisecond().unsigned_abs()));
+        }
+        _ if text.starts_with("0001-01-01") => {
+            format!("{text:?} is how programs write \"no time\"; leave the field out")
+        }
+        Ok(_) => format!("{text:?} is before 1970"),
+        Err(_) => format!("{text:?} is not an RFC 3339 time such as 2026-12-24T18:00:00+08:00"),
+    };
+    fields.problem(name, what, problems);
+    None
+}
+
+fn is_never(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("9999-") else {
+        return false;
+    };
+    let before = format!("9998-{rest}");
+    before.parse::<Timestamp>().is_ok() || before.parse::<jiff::civil::DateTime>().is_ok()
+}
+
+fn read_part(fields: &mut Fields<'_>, problems: &mut Problems) -> ListPart {
+    let expected = "an object such as {\"number\":1,\"of\":3}";
+    let part = fields
+        .get("part", expected, problems)
+        .unwrap_or(ListPart::WHOLE);
+    if part.number == 0 || part.number > part.of || part.of > PARTS_MAX {
+        let what = format!(
+            "{} of {} is not 1 to at most {PARTS_MAX}",
+            part.number, part.of
+        );
+        fields.problem("part", what, problems);
+    }
+    if let Some(list) = &part.together
+        && let Some(what) = wrong_id(list, NAME_BYTES_MAX)
+    {
+        fields.problem("part.together", what, problems);
+    }
+    part
+}
+
+/// No values for placeholders.
+fn no_vars() -> Box<RawValue> {
+    crate::json::raw(&serde_json::Map::new())
+}
+
+/// The digest of everything that distinguishes two messages under one key, in a canonical form:
+/// white space and the order of keys do not count. A stored message counts by its name, because the
+/// job keeps the version with which it started.
+fn content_digest(head: &Head) -> String {
+    let content = match &head.content {
+        Content::Template(reference) => {
+            Cow::Owned(Content::Template(named_version(reference).0.to_owned()))
+        }
+        content => Cow::Borrowed(content),
+    };
+    let raw = |raw: &Option<Box<RawValue>>| {
+        let text = raw.as_ref().map_or("", |raw| raw.get());
+        canonical(text)
+    };
+    digest_hex(
+        &[
+            head.target.as_bytes(),
+            head.sender.as_deref().unwrap_or_default().as_bytes(),
+            canonical(&crate::json::text(&head.addressed)).as_bytes(),
+            canonical(&crate::json::text(&*content)).as_bytes(),
+            raw(&head.native).as_bytes(),
+            raw(&head
+                .vars
+                .clone()
+                .filter(|vars| vars.get() != no_vars().get()))
+            .as_bytes(),
+            canonical(&crate::json::text(&head.options)).as_bytes(),
+        ],
+        16,
+    )
+}
