@@ -19,6 +19,7 @@ use crate::domain::job;
 use crate::domain::notice::ReplyRules;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
+use crate::domain::retry::RetryPolicy;
 use crate::embedded::{self, Engine};
 use crate::error::chain;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -335,6 +336,7 @@ fn target_runtime(
     name: &str,
     config: &TargetConfig,
     slice_concurrency: usize,
+    retry: RetryPolicy,
     metrics: &Metrics,
 ) -> Result<TargetRuntime, Failure> {
     let target = build(name, config)?;
@@ -348,8 +350,12 @@ fn target_runtime(
         slices,
         limit: config.limit.or(target.profile().limit),
         on_uncertain: on_uncertain(config, &*target),
+        retry: retry.with(&config.retry),
+        classes: config.classes.clone(),
         config_fault_pause: config.config_fault_pause,
-        health: Health::new(config.breaker_failures),
+        adapt_interval: config.adapt_interval,
+        warm_up: config.warm_up,
+        health: Health::new(config.breaker),
         under_way: CallsUnderWay::default(),
         call_log: CallLog::default(),
         metrics: metrics.target(name),
@@ -370,7 +376,10 @@ fn context<S: Store>(
     let targets: Result<Vec<_>, Failure> = config
         .targets
         .iter()
-        .map(|(name, target)| target_runtime(name, target, worker.slice_concurrency, &metrics))
+        .map(|(name, target)| {
+            let slices = worker.slice_concurrency;
+            target_runtime(name, target, slices, config.retry, &metrics)
+        })
         .collect();
     let apps: BTreeMap<_, _> = config
         .apps
@@ -379,6 +388,7 @@ fn context<S: Store>(
             let app = AppRuntime {
                 default_target: app.target.clone(),
                 limit: app.limit,
+                retry: app.retry,
                 fail_open: app.fail_open,
                 permissions: app.permissions.clone(),
                 replies: app.replies.clone(),

@@ -170,6 +170,8 @@ metrics! {
         = "Calls whose answer has not come yet";
     retries: IntCounterVec("fanwise_retries_total", ["target"])
         = "Recipients put on the ladder for another attempt";
+    unretried: IntCounterVec("fanwise_unretried_total", ["target"])
+        = "Recipients dead-lettered instead of retried, because the retry budget of their job is spent";
     retry_delay: Histogram("fanwise_retry_delay_seconds"; WAITS)
         = "Time for which the rest of a slice was put on the ladder";
     dead_letters: IntCounterVec("fanwise_dead_letters_total", ["target", "outcome"])

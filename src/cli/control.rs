@@ -269,7 +269,9 @@ fn lines(command: &Command, result: &ControlResult) -> Vec<String> {
         // A cancelled job stays cancelled: the directive's end does not matter.
         let end = match directive.action {
             Action::Cancel => String::new(),
-            Action::Pause | Action::Rate { .. } | Action::Park { .. } => until(directive.until_ms),
+            Action::Pause | Action::Rate { .. } | Action::Park { .. } | Action::Adapt { .. } => {
+                until(directive.until_ms)
+            }
         };
         lines.push(format!("{subject} {directive}{end}"));
     }
@@ -300,7 +302,7 @@ fn list(targets: &[TargetView], as_json: bool) -> Result<Exit, Failure> {
                 target.name.clone(),
                 target.facts.system.clone(),
                 target.facts.address.clone().unwrap_or_default(),
-                rate_text(target.limit(), target.live_limit.is_some()),
+                target.limit_text(),
                 target.facts.recipients_per_call.to_string(),
                 target.facts.on_uncertain.as_str().to_owned(),
                 target.state_text(),

@@ -9,6 +9,7 @@ mod apps;
 mod callbacks;
 mod endpoints;
 mod reader;
+mod retry;
 mod sections;
 mod servers;
 mod targets;
@@ -27,7 +28,8 @@ use crate::domain::fields::Problem;
 use crate::domain::limits::Rate;
 use crate::domain::notice::ReplyRules;
 use crate::domain::permissions::Permissions;
-use crate::domain::schedule::{RUNGS, Schedule, duration_text};
+use crate::domain::retry::{RetryChanges, RetryPolicy};
+use crate::domain::schedule::{RUNGS, duration_text};
 use crate::gateway::AppAccess;
 use crate::im::ingress::DropInEndpoint;
 use crate::secret::Secret;
@@ -44,7 +46,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     pub admin: AdminConfig,
     pub worker: WorkerConfig,
-    pub retry: RetryConfig,
+    /// `[retry]`
+    pub retry: RetryPolicy,
     pub targets: BTreeMap<String, TargetConfig>,
     pub apps: BTreeMap<String, AppConfig>,
     pub log: LogConfig,
@@ -141,16 +144,6 @@ pub struct WorkerConfig {
     pub progress_interval: Duration,
 }
 
-/// `[retry]`
-#[derive(Clone, Debug)]
-pub struct RetryConfig {
-    /// `attempts_max`: attempts per recipient, including the first. Default 8; 1 to 100.
-    pub attempts_max: u32,
-    /// `delay_min`, `delay_max`, `jitter`: exponential from 1s (100ms to 1h) to 5m (up to 24h),
-    /// each spread by ± 0.2 (0 to below 1).
-    pub schedule: Schedule,
-}
-
 /// `[apps.NAME]`: a tenant. Without any section, there is one app, `default`.
 #[derive(Clone, Debug, Default)]
 pub struct AppConfig {
@@ -158,6 +151,8 @@ pub struct AppConfig {
     pub target: Option<String>,
     /// `limit`: such as `"500/s"`, in recipients unless it says `per call`. Default none.
     pub limit: Option<Rate>,
+    /// `[apps.NAME.retry]`: what differs from the retry policy of the target.
+    pub retry: RetryChanges,
     /// `on_ledger_down`: `fail_closed` (default) stops, `fail_open` sends without dedup and counts.
     pub fail_open: bool,
     /// `[apps.NAME.callbacks]`: where its jobs may send their accounts. Default nowhere.
@@ -320,15 +315,7 @@ fn cross_check(config: &Config, findings: &mut Findings) {
         }
     }
     check_ack_limit(config, findings);
-    if config.retry.schedule.min > config.retry.schedule.max {
-        findings.problem("retry.delay_max", "is less than retry.delay_min");
-    }
-    if config.ledger.dedup_window < config.retry.schedule.max * config.retry.attempts_max {
-        findings.problem(
-            "ledger.dedup_window",
-            "is shorter than all retries together: the ledger would forget recipients before their last retry",
-        );
-    }
+    retry::check(config, findings);
     let waits = ABANDONED_MARGIN + RUNGS[RUNGS.len() - 1].max(config.ledger.lease);
     if config.ledger.abandoned_after < waits {
         let what = format!(

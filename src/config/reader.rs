@@ -90,6 +90,11 @@ impl Section {
         ))
     }
 
+    /// Whether the key is given.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.left.contains_key(name)
+    }
+
     /// A sub-table; empty if it is missing.
     pub(super) fn section(&mut self, name: &'static str, findings: &mut Findings) -> Self {
         let table = match self.take(name) {

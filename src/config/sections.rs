@@ -10,17 +10,18 @@ use super::reader::Section;
 use super::targets::TargetConfig;
 use super::{
     AdminConfig, AppConfig, Config, EmbeddedConfig, GatewayConfig, HOUR, LogConfig, MIB, MINUTE,
-    RetryConfig, SECOND, WorkerConfig,
+    SECOND, WorkerConfig,
 };
-use super::{apps, callbacks, endpoints, servers, targets};
+use super::{apps, callbacks, endpoints, retry, servers, targets};
 use crate::domain::fields::suggestion;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
-use crate::domain::schedule::Schedule;
+use crate::domain::retry::RetryPolicy;
 use crate::im::ingress::DropInEndpoint;
 use crate::telemetry::{LogFilter, LogFormat};
 
 pub(super) fn from_root(mut root: Section, findings: &mut Findings) -> Config {
-    let targets = read_targets(&mut root, findings);
+    let retry = retry::from_section(root.section("retry", findings), findings);
+    let targets = read_targets(&mut root, retry, findings);
     let config = Config {
         broker: servers::read_broker(root.section("broker", findings), findings),
         ledger: servers::read_ledger(root.section("ledger", findings), findings),
@@ -28,9 +29,9 @@ pub(super) fn from_root(mut root: Section, findings: &mut Findings) -> Config {
         gateway: read_gateway(root.section("gateway", findings), findings),
         admin: read_admin(root.section("admin", findings), findings),
         worker: read_worker(root.section("worker", findings), findings),
-        retry: read_retry(root.section("retry", findings), findings),
-        apps: read_apps(&mut root, &targets, findings),
+        apps: read_apps(&mut root, &targets, retry, findings),
         targets,
+        retry,
         log: read_log(root.section("log", findings), findings),
     };
     root.finish(findings);
@@ -115,25 +116,15 @@ fn read_worker(mut section: Section, findings: &mut Findings) -> WorkerConfig {
     worker
 }
 
-fn read_retry(mut section: Section, findings: &mut Findings) -> RetryConfig {
-    let ms = Duration::from_millis;
-    let retry = RetryConfig {
-        attempts_max: section.integer("attempts_max", 8, 1..=100, findings) as u32,
-        schedule: Schedule {
-            min: section.duration("delay_min", SECOND, ms(100)..=HOUR, findings),
-            max: section.duration("delay_max", 5 * MINUTE, ms(100)..=24 * HOUR, findings),
-            jitter: section.ratio("jitter", 0.2, findings),
-        },
-    };
-    section.finish(findings);
-    retry
-}
-
-fn read_targets(root: &mut Section, findings: &mut Findings) -> BTreeMap<String, TargetConfig> {
+fn read_targets(
+    root: &mut Section,
+    retry: RetryPolicy,
+    findings: &mut Findings,
+) -> BTreeMap<String, TargetConfig> {
     let mut targets = BTreeMap::new();
     for (name, section) in root.named("targets", findings) {
         check_name(&format!("targets.{name}"), &name, findings);
-        if let Some(target) = targets::from_section(&name, section, findings) {
+        if let Some(target) = targets::from_section(&name, section, retry, findings) {
             targets.insert(name, target);
         }
     }
@@ -145,6 +136,7 @@ fn read_targets(root: &mut Section, findings: &mut Findings) -> BTreeMap<String,
 fn read_apps(
     root: &mut Section,
     targets: &BTreeMap<String, TargetConfig>,
+    retry: RetryPolicy,
     findings: &mut Findings,
 ) -> BTreeMap<String, AppConfig> {
     let mut apps = BTreeMap::new();
@@ -160,6 +152,7 @@ fn read_apps(
         let app = AppConfig {
             target,
             limit: section.rate("limit", findings),
+            retry: retry::changes(&mut section, retry, findings),
             fail_open: section.choice("on_ledger_down", "fail_closed", &modes, findings)
                 == Some(true),
             callbacks: section

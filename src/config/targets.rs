@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::reader::{Findings, Origin, Section, Shown};
-use super::{HOUR, MINUTE, SECOND, servers};
+use super::{HOUR, MINUTE, SECOND, retry, servers};
+use crate::domain::breaker::BreakerRule;
+use crate::domain::codes::ClassByCode;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Class, OnUncertain};
+use crate::domain::retry::{RetryChanges, RetryPolicy};
 use crate::im::{TargetSettings, netease, openim, webhook, wukongim, yunxin};
 use crate::secret::Secret;
 use crate::tls::TlsSettings;
@@ -26,12 +29,26 @@ pub struct TargetConfig {
     /// `on_uncertain`: `auto` (default: `retry` if the target is idempotent, else `hold`), `retry`,
     /// `hold` or `drop`.
     pub on_uncertain: Option<OnUncertain>,
+    /// `[targets.NAME.retry]`: what differs from `[retry]`.
+    pub retry: RetryChanges,
+    /// `codes`: codes with another class than their system gives them. Not for webhooks, which have
+    /// `statuses`. Default none.
+    pub classes: ClassByCode,
     /// `config_fault_pause`: how long a configuration fault parks the job that met it, or the
     /// target, before the next try. Default 1m; 1s to 1h.
     pub config_fault_pause: Duration,
     /// `breaker_failures`: after this many failed calls in a row the target is parked, for 1s to
-    /// 30s, longer each time. Refusals and 429 are not failures. Default 50; 1 to 100000.
-    pub breaker_failures: u32,
+    /// 30s, longer each time; then one call at a time tries it. Refusals and 429 are not failures.
+    /// Default 50; 1 to 100000. `breaker_ratio` (0.5; 0 to below 1) and `breaker_window` (30s; 1s
+    /// to 10m): so many failures within the window park it too, if they are this share of its
+    /// calls.
+    pub breaker: BreakerRule,
+    /// `adapt_interval`: after a throttle answer the limit halves and climbs by a tenth in each
+    /// such time. Default 10s; 1s to 1h.
+    pub adapt_interval: Duration,
+    /// `warm_up`: after other failures the limit climbs from a tenth to the whole in this time; 1s
+    /// to 24h. Default none: the whole limit at once.
+    pub warm_up: Option<Duration>,
     /// `ca_file`, `certificate`, `key`, `server_name`: TLS, if the address asks for it.
     pub tls: TlsSettings,
 }
@@ -39,6 +56,7 @@ pub struct TargetConfig {
 pub(super) fn from_section(
     name: &str,
     mut section: Section,
+    retry: RetryPolicy,
     findings: &mut Findings,
 ) -> Option<TargetConfig> {
     let kinds = [
@@ -53,13 +71,13 @@ pub(super) fn from_section(
         // Without a type, values cannot be checked. Keys can: a key that no type has is misspelt.
         for (_, kind) in kinds {
             section.learn(|section, findings| {
-                read_as(kind, section, findings);
+                read_as(kind, section, retry, findings);
             });
         }
         section.finish(findings);
         return None;
     };
-    let target = read_as(kind, &mut section, findings);
+    let target = read_as(kind, &mut section, retry, findings);
     // The adapter checks the rest, if all values could be read.
     let is_read = findings.problems.len() == before;
     let limit_key = section.key("limit");
@@ -85,7 +103,12 @@ pub(super) fn from_section(
 }
 
 /// Reads all settings of a target of this type.
-fn read_as(kind: Kind, section: &mut Section, findings: &mut Findings) -> TargetConfig {
+fn read_as(
+    kind: Kind,
+    section: &mut Section,
+    retry: RetryPolicy,
+    findings: &mut Findings,
+) -> TargetConfig {
     let settings = match kind {
         Kind::Webhook => TargetSettings::Webhook(read_webhook(section, findings)),
         Kind::Wukongim => TargetSettings::Wukongim(read_wukongim(section, findings)),
@@ -101,6 +124,8 @@ fn read_as(kind: Kind, section: &mut Section, findings: &mut Findings) -> Target
     ];
     let call_timeout = Duration::from_millis(100)..=5 * MINUTE;
     TargetConfig {
+        classes: read_codes(&settings, section, findings),
+        retry: retry::changes(section, retry, findings),
         settings,
         call_timeout: section.duration("call_timeout", 10 * SECOND, call_timeout, findings),
         calls_in_flight: section.integer("calls_in_flight", 256, 1..=10_000, findings) as usize,
@@ -109,7 +134,18 @@ fn read_as(kind: Kind, section: &mut Section, findings: &mut Findings) -> Target
             .choice("on_uncertain", "auto", &policies, findings)
             .flatten(),
         config_fault_pause: section.duration("config_fault_pause", MINUTE, SECOND..=HOUR, findings),
-        breaker_failures: section.integer("breaker_failures", 50, 1..=100_000, findings) as u32,
+        breaker: BreakerRule {
+            failures: section.integer("breaker_failures", 50, 1..=100_000, findings) as u32,
+            ratio: section.ratio("breaker_ratio", 0.5, findings),
+            window: section.duration(
+                "breaker_window",
+                30 * SECOND,
+                SECOND..=10 * MINUTE,
+                findings,
+            ),
+        },
+        adapt_interval: section.duration("adapt_interval", 10 * SECOND, SECOND..=HOUR, findings),
+        warm_up: section.optional_duration("warm_up", SECOND..=24 * HOUR, findings),
         tls: servers::read_tls(section, findings),
     }
 }
@@ -186,18 +222,50 @@ fn read_webhook(section: &mut Section, findings: &mut Findings) -> webhook::Sett
 }
 
 fn read_statuses(section: &mut Section, findings: &mut Findings) -> Vec<(String, Class)> {
-    let mut statuses = Vec::new();
-    for (status, word) in section.texts("statuses", findings) {
-        match word.parse() {
-            Ok(class) => statuses.push((status, class)),
-            Err(_) => {
-                let words: Vec<_> = Class::ALL.iter().map(|class| class.as_str()).collect();
-                let what = format!("one of {} is expected, not {word:?}", words.join(", "));
-                findings.problem(section.key(&format!("statuses.{status}")), what);
-            }
+    let statuses = section.texts("statuses", findings).into_iter();
+    let classes = statuses.filter_map(|(status, word)| {
+        let class = read_class(section, "statuses", &status, &word, findings)?;
+        Some((status, class))
+    });
+    classes.collect()
+}
+
+/// `codes` of a target of an IM system: code or range → class.
+fn read_codes(
+    settings: &TargetSettings,
+    section: &mut Section,
+    findings: &mut Findings,
+) -> ClassByCode {
+    let Some(forms) = settings.code_forms() else {
+        return ClassByCode::default();
+    };
+    let mut entries = Vec::new();
+    for (text, word) in section.texts("codes", findings) {
+        let class = read_class(section, "codes", &text, &word, findings);
+        match (forms.parse(&text), class) {
+            (Ok(codes), Some(class)) => entries.push((codes, class)),
+            (Err(what), _) => findings.problem(section.key(&format!("codes.{text}")), what),
+            (Ok(_), None) => {}
         }
     }
-    statuses
+    ClassByCode::new(entries)
+}
+
+/// The class of an entry of a table.
+fn read_class(
+    section: &Section,
+    table: &str,
+    entry: &str,
+    word: &str,
+    findings: &mut Findings,
+) -> Option<Class> {
+    let class = word.parse().ok();
+    if class.is_none() {
+        let words: Vec<_> = Class::ALL.iter().map(|class| class.as_str()).collect();
+        let what = format!("one of {} is expected, not {word:?}", words.join(", "));
+        findings.problem(section.key(&format!("{table}.{entry}")), what);
+    }
+    class
 }
 
 /// `type = "wukongim"`: `url` (required), `version` (required: `v1`, `v2`, `v3`), `token` or

@@ -69,11 +69,16 @@ pub struct Dead {
     pub attempts: u32,
 }
 
+/// The code of a recipient that was not retried because the retries of its slice were spent.
+pub const RETRY_BUDGET: &str = "retry_budget";
+
 /// The settings that decide about recipients.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub attempts_max: u32,
     pub on_uncertain: OnUncertain,
+    /// Most retries of all recipients of the slice together, in all its deliveries.
+    pub retries_max: u32,
 }
 
 /// The result of a claim.
@@ -91,6 +96,8 @@ pub struct Answered {
     pub retries: u64,
     /// Recipients whose send is uncertain.
     pub uncertain: u64,
+    /// Recipients that would be retried if the slice had retries left.
+    pub unretried: u64,
 }
 
 /// The records that the ledger must take next.
@@ -131,6 +138,8 @@ pub struct Delivery {
     left: Vec<Vec<usize>>,
     /// How long the remainder waits.
     delay: Duration,
+    /// The retries of all deliveries so far.
+    retries: u32,
     dead: Vec<Dead>,
     known: Vec<(usize, Outcome)>,
     release: Vec<usize>,
@@ -166,6 +175,7 @@ impl Delivery {
             picked: Vec::new(),
             left: Vec::new(),
             delay: Duration::ZERO,
+            retries: slice.retries,
             dead: Vec::new(),
             known: Vec::new(),
             release: Vec::new(),
@@ -396,7 +406,12 @@ impl Delivery {
                     self.attempts[index] = attempt;
                     self.bury(index, Outcome::Uncertain, answer.clone());
                 }
+                Next::Retry if self.retries >= rules.retries_max => {
+                    answered.unretried += 1;
+                    self.not_retried(index, answer, attempt, rules);
+                }
                 Next::Retry => {
+                    self.retries += 1;
                     if answer.class == Class::Uncertain {
                         self.doubts.insert(index, answer.clone());
                     }
@@ -478,6 +493,25 @@ impl Delivery {
                 self.bury(index, Outcome::Failed, answer);
             }
         }
+    }
+
+    /// The recipient is not retried, because the slice has no retries left.
+    fn not_retried(&mut self, index: usize, answer: &TargetAnswer, attempts: u32, rules: Rules) {
+        let cause = format!(
+            "the retry budget of the job is spent after {} retries",
+            self.retries
+        );
+        if answer.class == Class::Uncertain {
+            self.attempts[index] = attempts;
+            self.bury(index, Outcome::Uncertain, answer.then(&cause));
+            return;
+        }
+        let text = format!(
+            "{cause}; the last answer was {}: {}",
+            answer.code, answer.text
+        );
+        let answer = TargetAnswer::new(Class::Transient, RETRY_BUDGET, text);
+        self.fail(index, answer, attempts, rules);
     }
 
     /// The doubt cannot be resolved. The recipient stays claimed until that is recorded, so that no
@@ -663,6 +697,7 @@ impl Delivery {
             },
             attempts: if tried { attempts } else { Vec::new() },
             calls: if tried && packed { calls } else { Vec::new() },
+            retries: self.retries,
             ended: Some(self.ended),
             doubts: self.doubts_of(&members),
             unrecorded,

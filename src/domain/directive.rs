@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 
+use super::adapt::Climb;
 use super::limits::Rate;
 use super::schedule::look_again;
 
@@ -86,7 +87,19 @@ pub enum Action {
     /// The target of the job answered with a configuration fault. Nothing is sent until the
     /// directive ends, and no recipient fails because of the fault. For jobs only, and set by
     /// workers.
-    Park { target: String, code: String },
+    Park {
+        target: String,
+        code: String,
+        /// The sender of the job, if the fault may be that of the sender alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sender: Option<String>,
+    },
+    /// The limit applies in part and climbs back, because the target throttled us or was parked.
+    /// For targets only, and set by workers.
+    Adapt {
+        #[serde(flatten)]
+        climb: Climb,
+    },
 }
 
 impl Action {
@@ -96,6 +109,7 @@ impl Action {
             Self::Cancel => Kind::Cancel,
             Self::Rate { .. } => Kind::Rate,
             Self::Park { .. } => Kind::Park,
+            Self::Adapt { .. } => Kind::Adapt,
         }
     }
 }
@@ -108,6 +122,7 @@ pub enum Kind {
     Cancel,
     Rate,
     Park,
+    Adapt,
 }
 
 impl Kind {
@@ -150,6 +165,7 @@ impl fmt::Display for Directive {
             Action::Cancel => f.write_str("cancelled")?,
             Action::Rate { rate } => write!(f, "rate set to {rate}")?,
             Action::Park { .. } => f.write_str("parked")?,
+            Action::Adapt { .. } => f.write_str("limit adapted")?,
         }
         if let Some(author) = &self.author {
             write!(f, " by {author}")?;
@@ -167,6 +183,8 @@ pub struct SliceControl {
     pub go: Go,
     /// Rates that replace the configured ones, for the target, the app and the job.
     pub rates: [Option<Rate>; 3],
+    /// The part of the target's limit that applies, if not all of it does.
+    pub adapted: Option<Climb>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -211,16 +229,21 @@ impl Board {
         here.push(directive);
     }
 
-    /// Jobs that are parked because this target answered with a configuration fault.
+    /// Jobs that are parked because this target answered with a configuration fault, each with the
+    /// code, and with its sender if the fault may be that of the sender alone.
     pub fn parked_jobs<'a>(
         &'a self,
         target: &'a str,
         now_ms: u64,
-    ) -> impl Iterator<Item = (&'a Directive, &'a str)> {
+    ) -> impl Iterator<Item = (&'a Directive, &'a str, Option<&'a str>)> {
         let jobs = self.directives[Scope::Job as usize].values().flatten();
         jobs.filter_map(move |it| match &it.action {
-            Action::Park { target: at, code } if at == target && it.in_force(now_ms) => {
-                Some((it, code.as_str()))
+            Action::Park {
+                target: at,
+                code,
+                sender,
+            } if at == target && it.in_force(now_ms) => {
+                Some((it, code.as_str(), sender.as_deref()))
             }
             _ => None,
         })
@@ -237,6 +260,37 @@ impl Board {
     pub fn find(&self, scope: Scope, name: &str, kind: Kind, now_ms: u64) -> Option<&Directive> {
         self.about(scope, name, now_ms)
             .find(|directive| directive.action.kind() == kind)
+    }
+
+    /// How the limit of a target climbs back, if it does.
+    pub fn adapted(&self, target: &str, now_ms: u64) -> Option<Climb> {
+        let directive = self.find(Scope::Target, target, Kind::Adapt, now_ms)?;
+        match directive.action {
+            Action::Adapt { climb } => Some(climb),
+            _ => None,
+        }
+    }
+
+    /// The rate that applies to a subject: the one that was set, or else the configured one, or
+    /// the part of it that a target has left.
+    pub fn rate(
+        &self,
+        scope: Scope,
+        name: &str,
+        configured: Option<Rate>,
+        now_ms: u64,
+    ) -> Option<Rate> {
+        let set = self.find(scope, name, Kind::Rate, now_ms);
+        let set = set.and_then(|it| match it.action {
+            Action::Rate { rate } => Some(rate),
+            _ => None,
+        });
+        let rate = set.or(configured)?;
+        let climb = (scope == Scope::Target).then(|| self.adapted(name, now_ms));
+        Some(match climb.flatten() {
+            Some(climb) => climb.rate(rate, now_ms),
+            None => rate,
+        })
     }
 
     /// All directives in force, in the order of scopes.
@@ -268,6 +322,7 @@ impl Board {
                     Action::Pause | Action::Park { .. } => pauses.add(directive),
                     Action::Cancel => cancelled = true,
                     Action::Rate { rate } => control.rates[index] = Some(*rate),
+                    Action::Adapt { climb } => control.adapted = Some(*climb),
                 }
             }
         }
@@ -351,6 +406,7 @@ mod tests {
         let fault = |code: &str| Action::Park {
             target: "im".to_owned(),
             code: code.to_owned(),
+            sender: None,
         };
         let directives = [
             directive(Scope::Job, "j1", fault("404")),
@@ -401,6 +457,29 @@ mod tests {
     }
 
     #[test]
+    fn an_adapted_limit_is_a_part_of_the_rate_that_is_set() {
+        let climb = Climb::halved(None, NOW, NOW, Duration::from_secs(10));
+        let adapted = directive(Scope::Target, "im", Action::Adapt { climb });
+        let set = directive(Scope::Target, "im", rate("100/s"));
+        let configured = "1000/s".parse().ok();
+        let of = |directives: &[Directive], scope| {
+            let board = Board::new(directives.iter().cloned());
+            let rate = board.rate(scope, "im", configured, NOW);
+            rate.map(|rate| rate.to_string())
+        };
+        let is = |text: &str| Some(text.to_owned());
+        assert_eq!(of(&[], Scope::Target), is("1000/s burst 200"));
+        let both = [adapted.clone(), set];
+        assert_eq!(of(&both[..1], Scope::Target), is("500/s burst 100"));
+        assert_eq!(of(&both, Scope::Target), is("50/s burst 10"));
+        assert_eq!(of(&both, Scope::App), is("1000/s burst 200"));
+        assert_eq!(control(&both, NOW).adapted, Some(climb));
+        let json = serde_json::to_string(&adapted).unwrap();
+        let read: Directive = serde_json::from_str(&json).unwrap();
+        assert_eq!(read, adapted);
+    }
+
+    #[test]
     fn a_directive_reads_as_it_is_written() {
         for (action, text) in [
             (Action::Pause, r#""action":"pause""#),
@@ -413,8 +492,17 @@ mod tests {
                 Action::Park {
                     target: "im".to_owned(),
                     code: "404".to_owned(),
+                    sender: None,
                 },
-                r#""action":"park","target":"im","code":"404""#,
+                r#""action":"park","target":"im","code":"404","reason""#,
+            ),
+            (
+                Action::Park {
+                    target: "im".to_owned(),
+                    code: "403".to_owned(),
+                    sender: Some("news".to_owned()),
+                },
+                r#""code":"403","sender":"news""#,
             ),
         ] {
             let directive = directive(Scope::Job, "j1", action);

@@ -58,11 +58,33 @@ impl Rate {
         1e6 / self.interval_us()
     }
 
+    /// A share of this rate. A slow rate is counted over a longer period, so that little is lost to
+    /// rounding.
+    pub fn scaled(self, share: f64) -> Self {
+        if share >= 1.0 {
+            return self;
+        }
+        let per_second = self.per_second() * share;
+        let periods = [1, 60, 3600].map(Duration::from_secs);
+        let mut periods = periods.into_iter().filter(|it| *it >= self.period);
+        let whole = |period: &Duration| per_second * period.as_secs_f64() >= WHOLE_UNITS;
+        let period = periods.find(whole).unwrap_or(Duration::from_secs(3600));
+        Self {
+            units: ((per_second * period.as_secs_f64()).round() as u32).max(1),
+            period,
+            burst: ((f64::from(self.burst) * share).round() as u32).max(1),
+            ..self
+        }
+    }
+
     /// The units to lease at once: 50 ms of the rate, at least one, at most `want`.
     pub fn lease_units(&self, want: u32) -> u32 {
         ((self.per_second() * 0.05) as u32).clamp(1, want.max(1))
     }
 }
+
+/// Units that a scaled rate has at least, so that rounding costs it little.
+const WHOLE_UNITS: f64 = 10.0;
 
 /// Why a text is not a rate.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

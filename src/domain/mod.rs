@@ -7,12 +7,18 @@
 
 /// The accounts of a job: totals, outcomes and pending recipients (promise 2).
 pub mod accounts;
+/// The limit of a target that throttled us, as it climbs back.
+pub mod adapt;
 /// Dead letters and job events: the messages on `fanwise.dead` and `fanwise.events`.
 pub mod announce;
 /// Who gets a message, and how a list of recipients is read.
 pub mod audience;
+/// When the breaker of a target opens.
+pub mod breaker;
 /// JSON in a canonical form, for digests.
 mod canonical;
+/// Gives the codes of a backend another class, as a target configures it.
+pub mod codes;
 /// One delivery of a slice: the state of each of its recipients.
 pub mod delivery;
 /// Directives: pause, cancel and re-rate, and what they mean for a slice.
@@ -58,6 +64,8 @@ pub mod placeholders;
 pub mod printable;
 /// New jobs made from dead letters.
 pub mod redrive;
+/// How often and when recipients are retried, by target and app.
+pub mod retry;
 /// Retry delays and the ladder of waiting queues.
 pub mod schedule;
 /// Slices: the unit on the lanes and of ack, and how an audience is cut into them.

@@ -149,6 +149,9 @@ pub struct Slice {
     /// same recipients in the same order. Left out while nothing was tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<u32>,
+    /// The retries that earlier deliveries of the slice decided on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
     /// The entries that earlier deliveries finished and that are no longer recipients here; see
     /// [`Slice::ended`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,6 +163,10 @@ pub struct Slice {
     /// has version 2, because an older worker would lose them.
     #[serde(default, skip_serializing_if = "Unrecorded::is_empty")]
     pub unrecorded: Unrecorded,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Outcomes and releases that deliveries know and the ledger lacks. They are recorded first,

@@ -22,8 +22,8 @@
 
 /// Joins an account's base URL and the path of a call.
 pub(crate) mod address;
-/// Tells statuses from other codes.
-mod code;
+/// Tells statuses from other codes, and how each system writes its codes.
+pub(crate) mod code;
 /// Provides jobs and replies for the tests of all systems.
 #[cfg(test)]
 mod fixture;
@@ -122,6 +122,18 @@ macro_rules! systems {
 }
 
 impl TargetSettings {
+    /// How the system writes the codes that a target may give another class. A webhook gives
+    /// classes to statuses instead.
+    pub(crate) fn code_forms(&self) -> Option<&'static code::CodeForms> {
+        match self {
+            Self::Webhook(_) => None,
+            Self::Wukongim(_) => Some(&wukongim::code::FORMS),
+            Self::Openim(_) => Some(&openim::code::FORMS),
+            Self::Netease(_) => Some(&netease::code::FORMS),
+            Self::Yunxin(_) => Some(&yunxin::code::FORMS),
+        }
+    }
+
     /// Host and port of every server of the account.
     pub fn addresses(&self) -> Vec<(String, u16)> {
         let more = match self {

@@ -24,6 +24,7 @@ pub struct TargetMetrics {
     pub(super) seconds: Histogram,
     pub in_flight: IntGauge,
     pub retries: IntCounter,
+    pub unretried: IntCounter,
     pub unguarded: IntCounter,
     pub unrecorded: IntCounter,
 }

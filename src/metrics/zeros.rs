@@ -108,6 +108,7 @@ impl Metrics {
             seconds: self.call_seconds.with_label_values(&[target]),
             in_flight: self.calls_in_flight.with_label_values(&[target]),
             retries: self.retries.with_label_values(&[target]),
+            unretried: self.unretried.with_label_values(&[target]),
             unguarded: self.unguarded.with_label_values(&[target]),
             unrecorded: self.unrecorded.with_label_values(&[target]),
         }

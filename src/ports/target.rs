@@ -35,6 +35,12 @@ pub trait Target: Send + Sync + 'static {
         RefusalKind::Other
     }
 
+    /// The sender of a job, where a configuration fault with this code may be its fault alone.
+    /// `None`: the fault is that of the account.
+    fn sender_at_fault<'a>(&'a self, _head: &'a Head, _code: &str) -> Option<&'a str> {
+        None
+    }
+
     /// Prepares the calls of a job, and renders what they have in common once per slice.
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls>;
 

@@ -77,7 +77,13 @@ impl<T: Transport> Caller<'_, T> {
                 Ok(reply) => calls.read_reply(recipients, reply),
                 Err(error) => Verdict::All(error.answer()),
             };
-            let TargetRuntime { name, call_log, .. } = self.target;
+            let TargetRuntime {
+                name,
+                call_log,
+                classes,
+                ..
+            } = self.target;
+            let verdict = classes.apply(verdict);
             call_log.note(name, recipients.len(), started.elapsed(), &reply, &verdict);
             verdict
         };

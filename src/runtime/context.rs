@@ -14,11 +14,12 @@ use super::call_log::CallLog;
 use super::callbacks::Callbacks;
 use super::complete_lists::CompleteLists;
 use super::credential::Keyring;
-use super::health::Health;
+use super::health::{Admission, Health};
 use super::ledger_health::LedgerHealth;
 use super::standstills::TargetStandstills;
 use super::under_way::CallsUnderWay;
 use crate::clock::now_ms;
+use crate::domain::codes::ClassByCode;
 use crate::domain::directive::{Board, Directive, Kind, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
@@ -26,12 +27,13 @@ use crate::domain::limits::Rate;
 use crate::domain::notice::ReplyRules;
 use crate::domain::outcome::OnUncertain;
 use crate::domain::permissions::Permissions;
+use crate::domain::retry::{RetryChanges, RetryPolicy};
 use crate::domain::schedule::{LOOK_AGAIN_MAX, Schedule, look_again};
 use crate::domain::slice::Head;
 use crate::error::chain;
 use crate::limits::Limits;
 use crate::metrics::{AppMetrics, LedgerStep, Metrics, TargetMetrics};
-use crate::ports::{Directed, LedgerError, Park, Scope, Store, Target, Transport};
+use crate::ports::{Directed, LedgerError, Park, ParkReason, Scope, Store, Target, Transport};
 use crate::service::admission::Rules;
 
 /// The settings of a worker. `config` holds their defaults and bounds.
@@ -74,9 +76,17 @@ pub struct TargetRuntime {
     pub slices: usize,
     pub limit: Option<Rate>,
     pub on_uncertain: OnUncertain,
+    /// How its recipients are retried, unless the app says otherwise.
+    pub retry: RetryPolicy,
+    /// Classes that replace those of its system.
+    pub classes: ClassByCode,
     /// How long a configuration fault parks the target, or the job that met it, before it is tried
     /// again.
     pub config_fault_pause: Duration,
+    /// The time in which an adapted limit climbs by a tenth.
+    pub adapt_interval: Duration,
+    /// The time in which the limit climbs back after the target was parked for failures.
+    pub warm_up: Option<Duration>,
     pub health: Health,
     pub metrics: TargetMetrics,
     /// Calls under way.
@@ -93,6 +103,11 @@ impl TargetRuntime {
     pub fn recipients_per_call(&self, head: &Head) -> usize {
         self.target.recipients_per_call(head).max(1)
     }
+
+    /// Whether a call may be made after failures of the target.
+    pub(crate) fn admit(&self, now: Instant) -> Admission {
+        self.health.admit(now, self.call_timeout)
+    }
 }
 
 /// A tenant as the worker uses it.
@@ -100,6 +115,8 @@ impl TargetRuntime {
 pub struct AppRuntime {
     pub default_target: Option<String>,
     pub limit: Option<Rate>,
+    /// What differs from the retry policy of the target.
+    pub retry: RetryChanges,
     /// Sends without a claim while the ledger is down.
     pub fail_open: bool,
     pub permissions: Permissions,
@@ -340,7 +357,8 @@ impl<S: Store, T> Context<S, T> {
 
     /// Parks a target for every worker: here at once, elsewhere within a second. When many calls
     /// meet the same fault, only one of them writes the park.
-    pub async fn park(&self, target: &TargetRuntime, park: Park) {
+    /// Whether the target was not parked before, as far as this worker knew.
+    pub async fn park(&self, target: &TargetRuntime, park: Park) -> bool {
         let mut moved = false;
         let changed = self.parked.send_if_modified(|parked| {
             let current = parked.get(&target.name).map(|it| &it.park);
@@ -356,7 +374,7 @@ impl<S: Store, T> Context<S, T> {
             self.metrics.target_parked(&target.name, park.reason);
         }
         if !changed {
-            return;
+            return moved;
         }
         self.show_parked(&target.name);
         // Not repeated: this worker waits anyway, and the others will meet the same fault at the
@@ -373,6 +391,7 @@ impl<S: Store, T> Context<S, T> {
                 false
             });
         }
+        moved
     }
 
     /// Takes over the parked targets that the store listed when it was asked at `asked`. Parks that
@@ -388,6 +407,11 @@ impl<S: Store, T> Context<S, T> {
                 let current = parked.get(&target).map_or(0, |it| it.park.until_ms);
                 let stored = Some(asked);
                 if park.until_ms > now.max(current) {
+                    let failed =
+                        matches!(park.reason, ParkReason::Breaker | ParkReason::Unreachable);
+                    if let Some(here) = self.targets.get(&target).filter(|_| failed) {
+                        here.health.failed_elsewhere();
+                    }
                     parked.insert(target, Parking { park, stored });
                 }
             }
@@ -456,6 +480,16 @@ impl<S: Store, T> Context<S, T> {
                 .await;
         }
         met
+    }
+
+    /// Puts a directive for every worker: here at once, elsewhere within a second.
+    pub(crate) async fn put_directive(&self, directive: &Directive) {
+        self.directives
+            .send_modify(|board| board.put(directive.clone()));
+        // Not repeated, for the same reason as in `park`.
+        let _ = self
+            .try_step(LedgerStep::Direct, self.store.direct(directive))
+            .await;
     }
 
     /// Takes over all directives of a version and logs those that are new or ended.

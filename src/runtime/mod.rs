@@ -29,6 +29,7 @@ pub use self::census::count_cluster;
 pub use self::context::{AppRuntime, Context, Parking, RECONNECT, Settings, TargetRuntime};
 pub use self::count_users::{UserCount, count_users};
 pub use self::credential::Keyring;
+pub(crate) use self::health::Admission;
 pub use self::health::Health;
 pub use self::under_way::CallsUnderWay;
 pub(crate) use self::watch::POLL;

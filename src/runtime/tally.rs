@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::context::{Context, TargetRuntime};
 use crate::clock::now_ms;
-use crate::domain::directive::{Action, Board, Directive, Kind};
 use crate::domain::limits::{Cost, Rate};
 use crate::domain::outcome::Outcome;
 use crate::domain::slice::Head;
@@ -35,37 +34,19 @@ impl<S: Store, T> Context<S, T> {
         let board = board.borrow();
         let mut limits = Vec::new();
         for (name, target) in &self.targets {
-            if let Some(rate) = in_force(&board, Scope::Target, name, target.limit, now) {
+            if let Some(rate) = board.rate(Scope::Target, name, target.limit, now) {
                 let per_call = target.target.profile().recipients_per_call;
                 let cost = rate.cost.unwrap_or(Cost::PerCall);
                 limits.push((Scope::Target, &**name, per_second(rate, cost, per_call)));
             }
         }
         for (name, app) in self.apps.iter().take(APPS_MAX) {
-            if let Some(rate) = in_force(&board, Scope::App, name, app.limit, now) {
+            if let Some(rate) = board.rate(Scope::App, name, app.limit, now) {
                 let cost = rate.cost.unwrap_or(Cost::PerRecipient);
                 limits.push((Scope::App, &**name, per_second(rate, cost, 1)));
             }
         }
         self.metrics.limits(&limits);
-    }
-}
-
-fn in_force(
-    board: &Board,
-    scope: Scope,
-    name: &str,
-    configured: Option<Rate>,
-    now_ms: u64,
-) -> Option<Rate> {
-    let live = board.find(scope, name, Kind::Rate, now_ms);
-    live.and_then(rate_of).or(configured)
-}
-
-fn rate_of(directive: &Directive) -> Option<Rate> {
-    match directive.action {
-        Action::Rate { rate } => Some(rate),
-        Action::Pause | Action::Cancel | Action::Park { .. } => None,
     }
 }
 

@@ -46,7 +46,7 @@ use crate::domain::lane::Lane;
 use crate::domain::limits::Rate;
 use crate::domain::outcome::{Class, OnUncertain, Outcome, TargetAnswer, Verdict};
 use crate::domain::personal::Personal;
-use crate::domain::schedule::rung;
+use crate::domain::schedule::{Schedule, rung};
 use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
 use crate::metrics::LedgerStep;
 use crate::ports::{
@@ -218,6 +218,7 @@ struct DeliveryScope<'a, S, T, P> {
     rates: [Option<Rate>; 3],
     fail_open: bool,
     rules: Rules,
+    retry: Schedule,
     traceparent: Option<String>,
     owner: Owner,
     began: Instant,
@@ -234,6 +235,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         let context = &*session.context;
         let fingerprinter = Fingerprinter::new(&context.settings.fingerprint_secret, slice.head.id);
         let app = context.apps.get(&slice.head.app);
+        let retry = app.map_or(target.retry, |app| target.retry.with(&app.retry));
         let per_call = match personal {
             Some(_) => 1,
             None => target.recipients_per_call(&slice.head),
@@ -251,9 +253,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             rates: [target.limit, app.and_then(|app| app.limit), slice.head.rate],
             fail_open: app.is_some_and(|app| app.fail_open),
             rules: Rules {
-                attempts_max: context.settings.attempts_max,
+                attempts_max: retry.attempts_max,
                 on_uncertain: slice.head.on_uncertain.unwrap_or(target.on_uncertain),
+                retries_max: retry.retries_max(slice.entries),
             },
+            retry: retry.schedule,
             traceparent,
             owner: Owner(fastrand::u64(..)),
             began: Instant::now(),
@@ -533,8 +537,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         let used: usize = calls.iter().map(|(call, _)| call.members.len()).sum();
         let scope = self.scope;
         scope.used(&granted, used, calls.len());
-        if !calls.is_empty() {
-            self.note_first_attempt();
+        match calls.is_empty() {
+            true => scope.target.health.probe_unused(),
+            false => self.note_first_attempt(),
         }
         let mut permits = granted.permits;
         for (call, personal) in calls {
@@ -657,7 +662,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                 self.delivery.not_made(&call);
                 continue;
             };
-            let delay = |attempt| context.settings.retry.delay(attempt);
+            let delay = |attempt| scope.retry.delay(attempt);
             let answered = self
                 .delivery
                 .answered(&call, &verdict, cleared, scope.rules, delay);
@@ -665,8 +670,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                 scope.count_uncertain(scope.rules.on_uncertain, answered.uncertain);
             }
             scope.target.metrics.retries.inc_by(answered.retries);
-            let class = class_of(&verdict);
-            let heed = context.heed(&scope.target, &scope.job, class, verdict.of(0));
+            scope.count_unretried(answered.unretried);
+            let (class, answer) = (class_of(&verdict), verdict.of(0));
+            let target = &scope.target;
+            let sender = target
+                .target
+                .sender_at_fault(&scope.slice.head, &answer.code);
+            let heed = context.heed(target, &scope.job, sender, class, answer);
             flight.during(&self.delivery, heed).await;
         }
     }
@@ -890,6 +900,18 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
     fn count_outcomes(&self, outcomes: impl Iterator<Item = Outcome>) {
         let context = &*self.session.context;
         context.count_outcomes(&self.target, &self.slice.head, outcomes);
+    }
+
+    /// Counts recipients that are not retried because the retries of the job are spent.
+    fn count_unretried(&self, count: u64) {
+        if count == 0 {
+            return;
+        }
+        self.target.metrics.unretried.inc_by(count);
+        tracing::warn!(
+            job.id = %self.slice.head.id, slice.id = %self.slice.id, count,
+            "the retry budget of the job is spent: recipients are dead-lettered instead of retried"
+        );
     }
 
     fn count_uncertain(&self, policy: OnUncertain, count: u64) {

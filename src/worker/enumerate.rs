@@ -261,7 +261,8 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
             answer.reached = true;
         }
         let job = self.slice.head.id.to_string();
-        context.heed(self.target, &job, class, &answer).await;
+        // Users are listed without a sender.
+        context.heed(self.target, &job, None, class, &answer).await;
         // A parked job finds out that it is parked when it comes back.
         let parked = context.parked_for(&self.target.name).unwrap_or(WAIT_MAX);
         if let Class::Config | Class::Throttled = class {

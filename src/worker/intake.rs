@@ -443,6 +443,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             attempts: Vec::new(),
             calls: Vec::new(),
             ended: None,
+            retries: 0,
             doubts: Vec::new(),
             unrecorded: Unrecorded::default(),
         };
@@ -534,6 +535,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             attempts: Vec::new(),
             calls: Vec::new(),
             ended: None,
+            retries: 0,
             doubts: Vec::new(),
             unrecorded: Unrecorded::default(),
         };

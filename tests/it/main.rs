@@ -56,6 +56,10 @@ mod promises;
 mod reference;
 /// The promises while RabbitMQ or Redis die, on servers of the test's own.
 mod restart;
+/// Retry policies of targets and apps, and the retry budget of a job.
+mod retries;
+/// Targets that throttle or fail: the adapted limit, and the breaker.
+mod steady;
 /// Redis: the ledger against a model, the throttle against its arithmetic.
 mod store;
 /// Shared parts: servers, a link that can be cut, processes, bounded waits.

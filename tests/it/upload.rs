@@ -1048,6 +1048,7 @@ async fn publish_old_slice(world: &World, part: &str) {
         attempts: Vec::new(),
         calls: Vec::new(),
         ended: None,
+        retries: 0,
         doubts: Vec::new(),
         unrecorded: Default::default(),
     };

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanwise::clock;
+use fanwise::domain::breaker::BreakerRule;
+use fanwise::domain::codes::ClassByCode;
 use fanwise::domain::directive::{Action, Directive, Scope, Subject};
 use fanwise::domain::ids::JobId;
 use fanwise::domain::lane::Priority;
+use fanwise::domain::retry::RetryPolicy;
 use fanwise::domain::schedule::Schedule;
 use fanwise::metrics::Metrics;
 use fanwise::ports::{
@@ -256,8 +259,20 @@ fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
         slices: 2,
         limit: plan.limit.map(|limit| limit.parse().unwrap()),
         on_uncertain: plan.on_uncertain,
+        retry: RetryPolicy {
+            attempts_max: plan.attempts_max,
+            schedule: settings(plan).retry,
+            budget: plan.retry_budget,
+        },
+        classes: ClassByCode::default(),
         config_fault_pause: Duration::from_secs(5),
-        health: Health::new(5),
+        adapt_interval: Duration::from_secs(1),
+        warm_up: None,
+        health: Health::new(BreakerRule {
+            failures: 5,
+            ratio: 0.5,
+            window: Duration::from_secs(10),
+        }),
         metrics: world.metrics.target(TARGET),
         under_way: CallsUnderWay::default(),
         call_log: CallLog::default(),

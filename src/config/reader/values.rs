@@ -290,15 +290,7 @@ impl Section {
         default: f64,
         findings: &mut Findings,
     ) -> f64 {
-        let parse = |value: &Value| {
-            let number = match value {
-                Value::Float(number) => Some(*number),
-                Value::Integer(number) => Some(*number as f64),
-                Value::String(text) => text.parse().ok(),
-                _ => None,
-            };
-            number.filter(|number| (0.0..1.0).contains(number))
-        };
+        let parse = |value: &Value| as_number(value).filter(|number| (0.0..1.0).contains(number));
         self.value(
             name,
             default,
@@ -307,6 +299,22 @@ impl Section {
             parse,
             findings,
         )
+    }
+
+    /// An optional share, which may be more than the whole.
+    pub(in crate::config) fn optional_share(
+        &mut self,
+        name: &'static str,
+        bounds: RangeInclusive<f64>,
+        findings: &mut Findings,
+    ) -> Option<f64> {
+        let expected = format!("a number from {} to {}", bounds.start(), bounds.end());
+        let show = |share: &Option<f64>| share.map_or("(none)".into(), |it| it.to_string());
+        let parse = |value: &Value| {
+            let share = as_number(value).filter(|share| bounds.contains(share))?;
+            Some(Some(share))
+        };
+        self.value(name, None, show, expected, parse, findings)
     }
 
     pub(in crate::config) fn duration(
@@ -324,6 +332,20 @@ impl Section {
             bounds.contains(&duration).then_some(duration)
         };
         self.value(name, default, show, expected, parse, findings)
+    }
+
+    pub(in crate::config) fn optional_duration(
+        &mut self,
+        name: &'static str,
+        bounds: RangeInclusive<Duration>,
+        findings: &mut Findings,
+    ) -> Option<Duration> {
+        let given = self.has(name);
+        let duration = self.duration(name, *bounds.start(), bounds, findings);
+        if !given {
+            self.show(name, "(none)", Origin::Default, findings);
+        }
+        given.then_some(duration)
     }
 
     pub(in crate::config) fn rate(
@@ -407,6 +429,15 @@ impl Section {
         };
         self.show(name, format!("{} entries", texts.len()), origin, findings);
         texts
+    }
+}
+
+fn as_number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Float(number) => Some(*number),
+        Value::Integer(number) => Some(*number as f64),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
     }
 }
 

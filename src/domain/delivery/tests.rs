@@ -49,6 +49,7 @@ fn slice(people: u32, repeats: u32) -> Slice {
         attempts: Vec::new(),
         calls: Vec::new(),
         ended: None,
+        retries: 0,
         doubts: Vec::new(),
         unrecorded: Unrecorded::default(),
     }
@@ -58,6 +59,7 @@ fn rules(on_uncertain: OnUncertain) -> Rules {
     Rules {
         attempts_max: 3,
         on_uncertain,
+        retries_max: u32::MAX,
     }
 }
 

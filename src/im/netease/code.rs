@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::refusal::blames_signature;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
-use crate::im::code::is_status;
+use crate::im::code::{CodeForms, is_status};
 
 /// The documented codes, with their meaning for the recipients of the call.
 const CODES: [(i64, Class, &str); 24] = [
@@ -86,6 +86,17 @@ fn by_range(code: i64) -> Class {
         _ => Uncertain,
     }
 }
+
+/// The code for what the application is not enabled for, and for what its sender may not do. Only
+/// other senders tell which of them it is.
+pub(super) const FORBIDDEN: &str = "403";
+
+/// How the codes are written.
+pub(in crate::im) const FORMS: CodeForms = CodeForms {
+    prefixes: &[""],
+    words: &["unregister", "antispam"],
+    successes: &["200", "417", "431"],
+};
 
 /// What a refusal with this code is about. Numbers are about the call; 404 is about its sender.
 pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {

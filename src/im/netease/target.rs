@@ -251,6 +251,10 @@ impl Target for NetEase {
         code::refusal_kind(code)
     }
 
+    fn sender_at_fault<'a>(&'a self, head: &'a Head, code: &str) -> Option<&'a str> {
+        (code == code::FORBIDDEN).then(|| self.sender(head))
+    }
+
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {
         let form = self.form(head);
         let job = head.id.to_string();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
-use crate::im::code::is_status;
+use crate::im::code::{CodeForms, is_status};
 
 /// Error codes of the server: from, to, class, name. The first row that matches counts.
 ///
@@ -148,6 +148,13 @@ pub(super) fn status(status: u16) -> Class {
         .find(|(from, to, _)| (*from..=*to).contains(&status))
         .map_or(Uncertain, |(.., class)| class)
 }
+
+/// How the codes are written.
+pub(in crate::im) const FORMS: CodeForms = CodeForms {
+    prefixes: &["", "err_"],
+    words: &["failed"],
+    successes: &["err_0"],
+};
 
 /// What a refusal with this code is about.
 pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {

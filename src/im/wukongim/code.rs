@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Version;
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
-use crate::im::code::is_status;
+use crate::im::code::{CodeForms, is_status};
 
 /// The reason codes of the wire protocol, in the order of their numbers. Version 3 sends them in
 /// `reason`. It reports most of its errors as `system error`, an idempotency conflict among them,
@@ -110,6 +110,13 @@ pub(super) fn status(version: Version, status: u16) -> Class {
         (None, _) => Uncertain,
     }
 }
+
+/// How the codes are written.
+pub(in crate::im) const FORMS: CodeForms = CodeForms {
+    prefixes: &["", "reason_"],
+    words: &["illegal_uid", "fail_uid"],
+    successes: &["reason_1"],
+};
 
 /// What a refusal with this code is about.
 pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::domain::outcome::Class::{Config, Done, Permanent, Throttled, Transient, Uncertain};
 use crate::domain::outcome::{Class, RefusalKind, TargetAnswer};
-use crate::im::code::is_status;
+use crate::im::code::{CodeForms, is_status};
 use crate::im::netease::refusal::blames_signature;
 
 /// The documented codes, with their meaning.
@@ -102,6 +102,17 @@ fn by_range(code: i64) -> Class {
         _ => Uncertain,
     }
 }
+
+/// The code for what the application is not enabled for, and for what its sender may not do. Only
+/// other senders tell which of them it is.
+pub(super) const FORBIDDEN: &str = "403";
+
+/// How the codes are written.
+pub(in crate::im) const FORMS: CodeForms = CodeForms {
+    prefixes: &[""],
+    words: &["failed"],
+    successes: &["200", "107306"],
+};
 
 /// What a refusal with this code is about.
 pub(in crate::im) fn refusal_kind(code: &str) -> RefusalKind {

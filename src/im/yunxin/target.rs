@@ -191,6 +191,10 @@ impl Target for Yunxin {
         super::code::refusal_kind(code)
     }
 
+    fn sender_at_fault<'a>(&'a self, head: &'a Head, code: &str) -> Option<&'a str> {
+        (code == super::code::FORBIDDEN).then(|| self.sender(head))
+    }
+
     fn open(&self, head: &Arc<Head>) -> Box<dyn Calls> {
         let account = Arc::clone(&self.account);
         let job = head.id.to_string();

@@ -231,13 +231,17 @@ impl<'a> Situation<'a> {
             let live = self.find(scope, name, Kind::Rate);
             let set = live.and_then(|it| match it.action {
                 Action::Rate { rate } => Some(rate),
-                Action::Pause | Action::Cancel | Action::Park { .. } => None,
+                Action::Pause | Action::Cancel | Action::Park { .. } | Action::Adapt { .. } => None,
             });
             let rate = set.or_else(|| self.configured(scope))?;
             let usual = match scope {
                 Scope::Target => Cost::PerCall,
                 Scope::App | Scope::Job => Cost::PerRecipient,
             };
+            let adapted = (scope == Scope::Target).then(|| self.board.adapted(name, self.now_ms));
+            let climb = adapted.flatten();
+            let full = rate;
+            let rate = climb.map_or(full, |climb| climb.rate(full, self.now_ms));
             let limit = Limit {
                 scope,
                 name,
@@ -251,7 +255,18 @@ impl<'a> Situation<'a> {
                 }
                 None => (format!("{} has the limit {rate}", about(scope, name)), None),
             };
-            Some((limit, hindrance(Cause::limit_of(scope), what, end)))
+            let Some(climb) = climb else {
+                return Some((limit, hindrance(Cause::limit_of(scope), what, end)));
+            };
+            let ends = Some(climb.ends_ms());
+            let what = format!(
+                "{} has its limit adapted: {} of {}; it climbs{}",
+                about(scope, name),
+                rate.short(),
+                full.short(),
+                until(ends)
+            );
+            Some((limit, hindrance(Cause::limit_of(scope), what, ends)))
         };
         self.subjects().filter_map(limit).collect()
     }

@@ -154,6 +154,8 @@ pub async fn carry_out<S: Store>(
         Command::Rate(_, Some(rate)) => {
             let rate = Action::Rate { rate: *rate };
             store.direct(&directive(rate, until_ms)).await?;
+            // The operator knows which rate the target takes.
+            store.lift(&subject, Kind::Adapt).await?;
             true
         }
         Command::Resume(_) => {
@@ -161,7 +163,10 @@ pub async fn carry_out<S: Store>(
             // A job that met a configuration fault is tried again.
             store.lift(&subject, Kind::Park).await? || paused
         }
-        Command::Rate(_, None) => store.lift(&subject, Kind::Rate).await?,
+        Command::Rate(_, None) => {
+            let adapted = store.lift(&subject, Kind::Adapt).await?;
+            store.lift(&subject, Kind::Rate).await? || adapted
+        }
         Command::Park(target) => {
             let park = Park {
                 since_ms: now_ms,
@@ -197,7 +202,7 @@ async fn unpark_jobs<S: Store>(
     now_ms: u64,
 ) -> Result<bool, LedgerError> {
     let mut any = false;
-    for (park, _) in board.parked_jobs(target, now_ms) {
+    for (park, ..) in board.parked_jobs(target, now_ms) {
         any |= store.lift(&park.subject, Kind::Park).await?;
     }
     Ok(any)

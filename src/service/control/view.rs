@@ -131,6 +131,10 @@ pub struct TargetView {
     /// The rate that replaces the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_limit: Option<DirectiveView>,
+    /// The part of the limit that applies while it climbs back, after the target throttled us or
+    /// was parked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapted_limit: Option<Rate>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<DirectiveView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -167,7 +171,23 @@ impl TargetView {
         reasons.collect::<Vec<_>>().join("; ")
     }
 
-    /// The rate in force.
+    /// The limit, and how much of it applies.
+    pub fn limit_text(&self) -> String {
+        let Some(limit) = self.limit() else {
+            return "none".to_owned();
+        };
+        let live = if self.live_limit.is_some() {
+            " (live)"
+        } else {
+            ""
+        };
+        match self.adapted_limit {
+            Some(adapted) => format!("adapted: {} of {}{live}", adapted.short(), limit.short()),
+            None => format!("{limit}{live}"),
+        }
+    }
+
+    /// The rate that was set, or else the configured one.
     pub fn limit(&self) -> Option<Rate> {
         rate_of(self.live_limit.as_ref()).or(self.facts.limit)
     }
@@ -176,7 +196,7 @@ impl TargetView {
 fn rate_of(directive: Option<&DirectiveView>) -> Option<Rate> {
     match directive?.action {
         Action::Rate { rate } => Some(rate),
-        Action::Pause | Action::Cancel | Action::Park { .. } => None,
+        Action::Pause | Action::Cancel | Action::Park { .. } | Action::Adapt { .. } => None,
     }
 }
 
@@ -204,6 +224,9 @@ pub async fn targets<S: Store>(
             name: name.clone(),
             facts: facts.clone(),
             state,
+            adapted_limit: board
+                .adapted(name, now_ms)
+                .and_then(|_| board.rate(Scope::Target, name, facts.limit, now_ms)),
             live_limit: find(Kind::Rate),
             paused,
             parked,

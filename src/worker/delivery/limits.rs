@@ -14,7 +14,10 @@ use crate::domain::limits::Cost;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
 use crate::domain::throttle::{self, Ask, LimitKey};
 use crate::ports::{Publisher, Scope, Store, Transport};
-use crate::runtime::WAIT_MAX;
+use crate::runtime::{Admission, WAIT_MAX};
+
+/// How often a delivery looks whether the call that tries a target has its answer.
+const PROBE_LOOK: Duration = Duration::from_millis(50);
 
 /// Calls that may be made now.
 pub(super) struct Granted<'a> {
@@ -50,7 +53,11 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         // A recipient may get a call of its own, if its last call was refused because of others.
         let wanted = places.min(recipients);
         let permits = match self.permits(wanted).await {
-            Ok(permits) => permits,
+            Ok(Some(permits)) => permits,
+            Ok(None) => {
+                self.correct(asked.as_ref(), 0, 0);
+                return Ok(None);
+            }
             Err(pause) => {
                 self.correct(asked.as_ref(), 0, 0);
                 return Err(pause);
@@ -66,8 +73,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     }
 
     /// Places for calls at the target: waits for one, and takes as many more of those wanted as are
-    /// free.
-    async fn permits(&'a self, wanted: usize) -> Result<SemaphorePermit<'a>, Pause> {
+    /// free. Only one place if the target is tried after failures; none if it was parked meanwhile,
+    /// or if such a try is under way.
+    async fn permits(&'a self, wanted: usize) -> Result<Option<SemaphorePermit<'a>>, Pause> {
         let calls = &*self.target.calls;
         let halted = || Pause::Deferred(Duration::ZERO);
         let mut permits = tokio::select! {
@@ -76,11 +84,23 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             // It is never closed: the semaphore lives as long as the target.
             permit = calls.acquire() => permit.map_err(|_| halted())?,
         };
+        if self.session.context.park_of(&self.target.name).is_some() {
+            return Ok(None);
+        }
+        match self.target.admit(Instant::now()) {
+            Admission::Open => {}
+            Admission::Probe => return Ok(Some(permits)),
+            Admission::Wait => {
+                drop(permits);
+                self.sleep(PROBE_LOOK).await?;
+                return Ok(None);
+            }
+        }
         let more = calls.available_permits().min(wanted.saturating_sub(1));
         if let Ok(more) = calls.try_acquire_many(more as u32) {
             permits.merge(more);
         }
-        Ok(permits)
+        Ok(Some(permits))
     }
 
     async fn wait_while_parked(&self) -> Result<(), Pause> {
@@ -109,7 +129,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     /// The units that so many recipients take.
     fn ask(&self, control: &SliceControl, recipients: usize) -> Ask {
         let head = &self.slice.head;
-        let alone = self.goes_without_ledger();
+        let (alone, now) = (self.goes_without_ledger(), now_ms());
         let names = [
             (Scope::Target, head.target.as_str()),
             (Scope::App, head.app.as_str()),
@@ -118,6 +138,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         let rates = self.rates.iter().zip(control.rates).zip(names);
         let limits = rates.filter_map(|((configured, live), (scope, name))| {
             let rate = live.or(*configured)?;
+            let climb = control.adapted.filter(|_| scope == Scope::Target);
+            let rate = climb.map_or(rate, |climb| climb.rate(rate, now));
             let default = if scope == Scope::Target {
                 Cost::PerCall
             } else {

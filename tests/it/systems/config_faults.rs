@@ -57,6 +57,11 @@ async fn a_configuration_fault_of_any_system_fails_nobody() {
         until_job_parked(&five.world, &job, code(target)).await;
         let parked = gauge(&worker, &parked_gauge("config", target)).await;
         assert_eq!(parked, 0.0, "{target}");
+        // A 403 of Yunxin may be about the sender alone.
+        let mut to = to.to_vec();
+        if target == "yunxin" {
+            to.extend(["--sender", "sales"]);
+        }
         let later = five.world.send(&format!("{key}-too"), second, &to).await;
         jobs.push([job, later]);
     }

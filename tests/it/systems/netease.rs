@@ -176,3 +176,73 @@ async fn accids_are_the_same_in_upper_and_lower_case() {
     worker.drain().await;
     world.end().await;
 }
+
+/// A 403 stops the job that met it, and not the account: other jobs of its sender are tried, and
+/// those of other senders complete. Where the operator knows that the code is about a recipient,
+/// only that recipient fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forbidden_recipient_or_sender_does_not_stop_the_account() {
+    let settings = NeteaseSettings {
+        poison: vec![("u17".to_owned(), 403)],
+        ..NeteaseSettings::default()
+    };
+    let more = "limit = \"100/s\"\nconfig_fault_pause = \"1h\"";
+    let Some(world) = start("forbidden", settings, more).await else {
+        return;
+    };
+    let worker = world.worker().await;
+    let recipients = users(120);
+    let parked = async |job: &str| {
+        until("parking of the job", BOUND, async || {
+            let record = world.job(job).await?;
+            let why = record["hindrances"][0]["what"].as_str()?.to_owned();
+            why.contains("job is parked until").then_some(why)
+        })
+        .await
+    };
+    let mut stopped = Vec::new();
+    for key in ["first", "second"] {
+        let job = world.send(key, &recipients, &[]).await;
+        let why = parked(&job).await;
+        assert!(why.contains("config 403: u17 is not allowed"), "{why}");
+        stopped.push(job);
+    }
+    // Two jobs of one sender say nothing about the account.
+    assert!(listed(&world, "im").await["parked"].is_null());
+    let others: Vec<String> = (0..120).map(|number| format!("v{number}")).collect();
+    for sender in ["news", "sales"] {
+        let job = world.send(sender, &others, &["--sender", sender]).await;
+        let record = world.completed(&job).await;
+        assert_eq!(record["accounts"]["sent"], 120, "{record}");
+    }
+    // Another sender meets it too.
+    for key in ["third", "fourth"] {
+        let job = world.send(key, &recipients, &["--sender", key]).await;
+        stopped.push(job);
+    }
+    let park = until_parked(&world, "im").await;
+    assert_eq!(
+        (&park["reason"], &park["code"]),
+        (&"config".into(), &"403".into())
+    );
+    for job in &stopped {
+        assert_eq!(world.job(job).await.unwrap()["pending"], 120);
+        assert!(world.dead(job).await.is_empty());
+    }
+    worker.drain().await;
+
+    // The operator knows better.
+    let known = [("FANWISE_TARGETS__IM__CODES__403", "permanent")];
+    let worker = world.worker_with(&known).await;
+    let unparked = world.run(&["target", "unpark", "im"]).await;
+    assert_eq!(unparked.code, Some(0), "{}", unparked.stderr);
+    for job in &stopped {
+        let record = world.completed(job).await;
+        assert_eq!(record["accounts"]["sent"], 119, "{record}");
+        let dead = world.dead(job).await;
+        assert_eq!(dead.len(), 1, "{dead:?}");
+        assert_eq!(dead["u17"], ("failed".to_owned(), "403".to_owned()));
+    }
+    worker.drain().await;
+    world.end().await;
+}
