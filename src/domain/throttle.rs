@@ -7,8 +7,10 @@
 //!
 //! - A block is as large as the waiting slices need. While the limit grants blocks without a wait,
 //!   the worker also leases ahead, twice as much each time.
-//! - Units that nobody takes for `KEPT` go back to the limit, so each second exceeds a rate by at
-//!   most the burst and one block per worker.
+//! - Units are used within `KEPT`, or not at all: units that no slice takes go back to the limit, and
+//!   a slice that could not call in time asks anew. Otherwise a ledger or a process that stood still
+//!   would be followed by calls of seconds that are over. So each second exceeds a rate by at most
+//!   the burst and one block per worker, the one that is on its way from the limit.
 //! - Slices wait in the order in which they came. Small jobs go first, but of every four grants one
 //!   goes to another slice that waits (promise 8).
 
@@ -18,7 +20,7 @@ use std::time::Duration;
 use super::directive::Scope;
 use super::limits::{Cost, Grant, Rate};
 
-/// How long leased units are kept that no slice takes.
+/// How long units may be used after they were leased, and again after a slice got them.
 pub const KEPT: Duration = Duration::from_millis(100);
 
 /// Grants in a row that small jobs get while other slices wait.
@@ -82,6 +84,24 @@ pub enum Granted {
     Later(Duration),
 }
 
+/// What became of units that a slice got.
+#[derive(Clone, Copy, Debug)]
+pub struct Used {
+    pub recipients: u32,
+    pub calls: u32,
+    /// Others may use the rest. Otherwise it is too old.
+    pub rest: bool,
+}
+
+impl Used {
+    /// All units are for others.
+    pub const NOTHING: Self = Self {
+        recipients: 0,
+        calls: 0,
+        rest: true,
+    };
+}
+
 /// A block to lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
@@ -124,6 +144,39 @@ struct Pool {
     closed_until: Duration,
     /// When units were last leased or taken.
     used: Duration,
+    /// Units that were too old to be used, and go back to the limit.
+    unused: u32,
+}
+
+impl Pool {
+    /// The units that may be used.
+    fn fresh(&self, now: Duration) -> u32 {
+        let units = u32::try_from(self.units.max(0)).unwrap_or(u32::MAX);
+        if now.saturating_sub(self.used) < KEPT {
+            units
+        } else {
+            0
+        }
+    }
+
+    /// Puts units aside that are too old. A limit has long forgotten units of twice that age: giving
+    /// them back would let others exceed it.
+    fn expire(&mut self, now: Duration) {
+        let idle = now.saturating_sub(self.used);
+        if idle >= KEPT && self.units > 0 {
+            if idle < 2 * KEPT {
+                let units = u32::try_from(self.units).unwrap_or(u32::MAX);
+                self.unused = self.unused.saturating_add(units);
+            }
+            self.units = 0;
+        }
+    }
+
+    /// Notes that units are leased or taken now.
+    fn use_now(&mut self, now: Duration) {
+        self.expire(now);
+        self.used = now;
+    }
 }
 
 impl<W> Default for Throttle<W> {
@@ -142,7 +195,8 @@ impl<W> Throttle<W> {
     /// Lets a slice wait. [`Self::serve`] says when it gets its units.
     pub fn wait(&mut self, ask: Ask, handle: W, now: Duration) -> Ticket {
         for limit in &ask.limits {
-            self.pools.entry(limit.clone()).or_default().used = now;
+            let pool = self.pools.entry(limit.clone()).or_default();
+            pool.use_now(now);
         }
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
@@ -179,7 +233,7 @@ impl<W> Throttle<W> {
         let find = |queue: &VecDeque<Waiting<W>>| {
             let mut fits = queue.iter().enumerate().map(|(index, waiting)| {
                 let partly = arrived.is_some_and(|limit| waiting.ask.limits.contains(limit));
-                Some((index, self.fitting(&waiting.ask, partly)?))
+                Some((index, self.fitting(&waiting.ask, partly, now)?))
             });
             fits.find_map(|it| it)
         };
@@ -199,17 +253,17 @@ impl<W> Throttle<W> {
         let Waiting { ask, handle, .. } = queue.remove(index)?;
         for limit in &ask.limits {
             let pool = self.pools.entry(limit.clone()).or_default();
+            pool.use_now(now);
             pool.units -= i64::from(limit.units(recipients, ask.per_call));
-            pool.used = now;
         }
         Some((handle, ask, recipients))
     }
 
     /// Recipients that the units of all limits are enough for now.
-    fn fitting(&self, ask: &Ask, partly: bool) -> Option<u32> {
+    fn fitting(&self, ask: &Ask, partly: bool, now: Duration) -> Option<u32> {
         let fitting = ask.limits.iter().map(|limit| {
-            let units = self.pools.get(limit).map_or(0, |pool| pool.units.max(0));
-            limit.recipients(u32::try_from(units).unwrap_or(u32::MAX), ask.per_call)
+            let units = self.pools.get(limit).map_or(0, |pool| pool.fresh(now));
+            limit.recipients(units, ask.per_call)
         });
         let fitting = fitting.min().unwrap_or(u32::MAX).min(ask.recipients);
         let least = if partly { 1 } else { ask.full_call() };
@@ -217,14 +271,17 @@ impl<W> Throttle<W> {
     }
 
     /// Takes the difference between the units that were granted and those that were used.
-    pub fn correct(&mut self, ask: &Ask, granted: u32, recipients: u32, calls: u32) {
+    pub fn correct(&mut self, ask: &Ask, granted: u32, used: Used) {
         for limit in &ask.limits {
-            let used = match limit.cost {
-                Cost::PerCall => calls,
-                Cost::PerRecipient => recipients,
+            let taken = match limit.cost {
+                Cost::PerCall => used.calls,
+                Cost::PerRecipient => used.recipients,
             };
-            if let Some(pool) = self.pools.get_mut(limit) {
-                pool.units += i64::from(limit.units(granted, ask.per_call)) - i64::from(used);
+            let rest = i64::from(limit.units(granted, ask.per_call)) - i64::from(taken);
+            if let Some(pool) = self.pools.get_mut(limit)
+                && (rest < 0 || used.rest)
+            {
+                pool.units += rest;
             }
         }
     }
@@ -245,7 +302,7 @@ impl<W> Throttle<W> {
                 continue;
             }
             let (wanted, full_call) = needs.get(limit).copied().unwrap_or_default();
-            let have = u32::try_from(pool.units.max(0)).unwrap_or(u32::MAX);
+            let have = pool.fresh(now);
             let debt = u32::try_from(pool.units.min(0).unsigned_abs()).unwrap_or(u32::MAX);
             let short = wanted.saturating_sub(have);
             if short == 0 && (pool.ahead == 0 || have >= pool.ahead.div_ceil(2)) {
@@ -271,7 +328,7 @@ impl<W> Throttle<W> {
     pub fn leased(&mut self, block: &Block, grant: Grant, now: Duration) -> Vec<(W, Duration)> {
         let pool = self.pools.entry(block.limit.clone()).or_default();
         pool.asked = false;
-        pool.used = now;
+        pool.use_now(now);
         let after = match grant {
             Grant::Units { units, after } => {
                 pool.units += i64::from(units);
@@ -311,11 +368,12 @@ impl<W> Throttle<W> {
             let idle = now.saturating_sub(pool.used);
             if idle >= KEPT && !pool.asked {
                 pool.ahead = 0;
-                if let Ok(units @ 1..) = u32::try_from(pool.units) {
-                    pool.units = 0;
-                    let limit = limit.clone();
-                    blocks.push(Block { limit, units });
-                }
+                pool.expire(now);
+            }
+            let units = std::mem::take(&mut pool.unused);
+            if units > 0 {
+                let limit = limit.clone();
+                blocks.push(Block { limit, units });
             }
             pool.asked || idle < FORGOTTEN_AFTER || pool.closed_until > now
         });
@@ -326,9 +384,10 @@ impl<W> Throttle<W> {
     pub fn close(&mut self) -> Vec<Block> {
         let pools = self.pools.drain();
         pools
-            .filter_map(|(limit, pool)| match u32::try_from(pool.units) {
-                Ok(units @ 1..) => Some(Block { limit, units }),
-                _ => None,
+            .filter_map(|(limit, pool)| {
+                let left = u32::try_from(pool.units.max(0)).unwrap_or(u32::MAX);
+                let units = left.saturating_add(pool.unused);
+                (units > 0).then_some(Block { limit, units })
             })
             .collect()
     }
@@ -339,7 +398,8 @@ impl<W> Throttle<W> {
             let closed = (pool.closed_until > now).then_some(pool.closed_until);
             let kept = (pool.units > 0 && !pool.asked).then_some(pool.used + KEPT);
             let ahead = (pool.ahead > 0 && !pool.asked).then_some(pool.used + KEPT);
-            [closed, kept, ahead].into_iter().flatten().min()
+            let unused = (pool.unused > 0).then_some(now);
+            [closed, kept, ahead, unused].into_iter().flatten().min()
         });
         due.min()
     }

@@ -70,6 +70,19 @@ impl<T: Transport> Caller<'_, T> {
         }
     }
 
+    /// Waits until the target's credential is there, if it needs one.
+    pub(crate) async fn credential(&self) -> Result<(), TargetAnswer> {
+        let TargetRuntime {
+            target, keyring, ..
+        } = self.target;
+        let Some(login) = target.login() else {
+            return Ok(());
+        };
+        let timeout = self.target.call_timeout;
+        let held = keyring.get(login, self.transport, timeout).await;
+        held.map(drop)
+    }
+
     async fn once(&self, calls: &dyn Calls, recipients: &[&str]) -> Verdict {
         let started = Instant::now();
         let read = |reply: Result<HttpReply, SendError>| {

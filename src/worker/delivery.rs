@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::flight::{Back, Flight};
-use self::limits::Granted;
+use self::limits::{Granted, Units};
 use super::enumerate::enumerate;
 use super::session::WorkerSession;
 use super::together::{self, Turn};
@@ -296,15 +296,36 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         self.control(&directives.borrow()).go == Go::On
     }
 
-    /// Makes a call, unless a directive holds it back.
+    /// Makes a call, unless a directive holds it back, or it waited so long for the target's
+    /// credential that its units of the limits are too old. `until`: when they are.
     async fn one_call(
         &self,
         call: Call,
         personal: Option<Box<dyn Calls>>,
         directives: watch::Receiver<Board>,
+        until: Option<Instant>,
         permit: tokio::sync::SemaphorePermit<'_>,
     ) -> Back {
-        if !self.may_leave(&directives) {
+        let caller = Caller {
+            target: &self.target,
+            transport: &self.session.context.transport,
+            traceparent: self.traceparent.as_deref(),
+        };
+        if !call.in_doubt
+            && let Err(answer) = caller.credential().await
+        {
+            let verdict = Verdict::All(answer);
+            let called = Called {
+                verdict,
+                cleared: false,
+            };
+            return Back {
+                call,
+                called: Some(called),
+            };
+        }
+        let started = Instant::now();
+        if !self.may_leave(&directives) || until.is_some_and(|until| started >= until) {
             return Back { call, called: None };
         }
         let one;
@@ -321,12 +342,6 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
                 .collect::<Vec<_>>();
             &several
         };
-        let caller = Caller {
-            target: &self.target,
-            transport: &self.session.context.transport,
-            traceparent: self.traceparent.as_deref(),
-        };
-        let started = Instant::now();
         let calls = personal.as_deref().unwrap_or(&*self.calls);
         let called = caller.call(calls, recipients, call.in_doubt).await;
         let took = started.elapsed();
@@ -372,6 +387,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         // Not repeated: the next tick comes before the lease ends, and the lease outlives the call.
         let _ = context.try_step(LedgerStep::Renew, renewal).await;
     }
+}
+
+/// A call whose recipients are claimed, with the message of a personal job.
+type Ready = (Call, Option<Box<dyn Calls>>);
+
+fn recipients(calls: &[Ready]) -> usize {
+    calls.iter().map(|(call, _)| call.members.len()).sum()
 }
 
 /// One delivery.
@@ -534,11 +556,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         self.delivery.pick(granted.calls, granted.recipients);
         let calls = self.claim(None, flight).await?;
         let calls = self.fill_in(calls);
-        let used: usize = calls.iter().map(|(call, _)| call.members.len()).sum();
-        let scope = self.scope;
-        scope.used(&granted, used, calls.len());
+        let (calls, until) = self.spend(granted.units, calls, flight).await;
         match calls.is_empty() {
-            true => scope.target.health.probe_unused(),
+            true => self.scope.target.health.probe_unused(),
             false => self.note_first_attempt(),
         }
         let mut permits = granted.permits;
@@ -549,9 +569,45 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                 continue;
             };
             let directives = self.directives.clone();
-            flight.add(scope.one_call(call, personal, directives, permit));
+            let call = self
+                .scope
+                .one_call(call, personal, directives, until, permit);
+            flight.add(call);
         }
         self.record(flight).await
+    }
+
+    /// Uses up the units of the limits. If the claim took so long that they are too old, asks anew.
+    /// Returns the calls that may be made, and until when.
+    async fn spend(
+        &mut self,
+        units: Option<Units>,
+        mut calls: Vec<Ready>,
+        flight: &mut Flight<'a, S, T, P>,
+    ) -> (Vec<Ready>, Option<Instant>) {
+        let scope = self.scope;
+        let Some(mut units) = units else {
+            return (calls, None);
+        };
+        if !units.may_be_used() && !calls.is_empty() {
+            let again = scope.units_again(&units, recipients(&calls), &self.directives);
+            let again = flight.during(&self.delivery, again).await;
+            // What one of the old units was taken for is no debt of the limits.
+            let Some(again) = again else {
+                for (call, _) in calls {
+                    self.delivery.not_made(&call);
+                }
+                return (Vec::new(), None);
+            };
+            while recipients(&calls) > again.recipients
+                && let Some((call, _)) = calls.pop()
+            {
+                self.delivery.not_made(&call);
+            }
+            units = again;
+        }
+        scope.used(&units, recipients(&calls), calls.len());
+        (calls, Some(units.until()))
     }
 
     /// Ends every recipient without an outcome; none is sent to any more.
@@ -613,7 +669,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
 
     /// Fills in the texts of a personal job. A recipient whose values do not fit fails without a
     /// call: nothing was ever sent to it, and a later attempt would fail in the same way.
-    fn fill_in(&mut self, calls: Vec<Call>) -> Vec<(Call, Option<Box<dyn Calls>>)> {
+    fn fill_in(&mut self, calls: Vec<Call>) -> Vec<Ready> {
         let scope = self.scope;
         let Some(personal) = &scope.personal else {
             return calls.into_iter().map(|call| (call, None)).collect();

@@ -13,13 +13,27 @@ use tokio_util::sync::CancellationToken;
 
 use super::sleep_until;
 use crate::domain::limits::Grant;
-use crate::domain::throttle::{Ask, Block, Granted, LimitKey, Ticket};
+use crate::domain::throttle::{Ask, Block, Granted, LimitKey, Ticket, Used};
 use crate::metrics::LedgerStep;
 use crate::ports::{Limit, Store};
 use crate::runtime::WAIT_MAX;
 use crate::runtime::context::Context;
 
-type Waiting = crate::domain::throttle::Throttle<oneshot::Sender<Granted>>;
+type Waiting = crate::domain::throttle::Throttle<oneshot::Sender<Answer>>;
+
+/// What the limits grant, and since when: a delivery may read the answer much later.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) granted: Granted,
+    pub(super) at: Instant,
+}
+
+impl Answer {
+    fn now(granted: Granted) -> Self {
+        let at = Instant::now();
+        Self { granted, at }
+    }
+}
 
 /// The throttle of one session.
 pub(super) struct Throttle {
@@ -42,7 +56,7 @@ impl Default for Throttle {
 
 impl Throttle {
     /// Waits for units of all limits together.
-    pub(super) async fn ask(&self, ask: Ask) -> Granted {
+    pub(super) async fn ask(&self, ask: Ask) -> Answer {
         let (sender, answer) = oneshot::channel();
         let ticket = {
             let mut waiting = self.waiting.lock();
@@ -54,20 +68,20 @@ impl Throttle {
         self.changed.notify_one();
         let _leaves = Leaves(self, ticket);
         match answer.await {
-            Ok(granted) => granted,
+            Ok(answer) => answer,
             // The session ends, and the delivery with it.
             Err(_) => std::future::pending().await,
         }
     }
 
     /// Takes the difference between the units that were granted and those that were used.
-    pub(super) fn correct(&self, ask: &Ask, granted: u32, recipients: u32, calls: u32) {
-        self.waiting.lock().correct(ask, granted, recipients, calls);
+    pub(super) fn correct(&self, ask: &Ask, granted: u32, used: Used) {
+        self.waiting.lock().correct(ask, granted, used);
     }
 
     /// Leases blocks until the session halts. Then returns the units that are left.
     pub(super) async fn run<S: Store, T>(&self, context: &Context<S, T>, halt: CancellationToken) {
-        let mut leases = FuturesUnordered::new();
+        let (mut leases, mut refunds) = (FuturesUnordered::new(), FuturesUnordered::new());
         loop {
             let due = {
                 let mut waiting = self.waiting.lock();
@@ -84,9 +98,12 @@ impl Throttle {
                     self.leased(&block, grant);
                 },
                 () = self.changed.notified() => {}
+                Some(()) = refunds.next() => {}
                 () = sleep_until(due) => {
                     let unused = self.waiting.lock().unused(self.epoch.elapsed());
-                    give_back(context, unused).await;
+                    if !unused.is_empty() {
+                        refunds.push(give_back(context, unused));
+                    }
                 }
             }
         }
@@ -98,7 +115,7 @@ impl Throttle {
         let mut waiting = self.waiting.lock();
         let now = self.epoch.elapsed();
         for (sender, after) in waiting.leased(block, grant, now) {
-            let _ = sender.send(Granted::Later(after));
+            let _ = sender.send(Answer::now(Granted::Later(after)));
         }
         hand_out(&mut waiting, Some(&block.limit), now);
     }
@@ -107,8 +124,9 @@ impl Throttle {
 /// Hands units to the deliveries that get them now.
 fn hand_out(waiting: &mut Waiting, arrived: Option<&LimitKey>, now: Duration) {
     for (sender, ask, recipients) in waiting.serve(arrived, now) {
-        if sender.send(Granted::Recipients(recipients)).is_err() {
-            waiting.correct(&ask, recipients, 0, 0);
+        let granted = Granted::Recipients(recipients);
+        if sender.send(Answer::now(granted)).is_err() {
+            waiting.correct(&ask, recipients, Used::NOTHING);
         }
     }
 }

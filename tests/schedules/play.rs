@@ -18,7 +18,7 @@ use fanwise::domain::schedule::Schedule;
 use fanwise::metrics::Metrics;
 use fanwise::ports::{
     Broker as _, Directives as _, JobState, Ledger as _, Outgoing, Publisher as _, Route,
-    Session as _,
+    Session as _, Target,
 };
 use fanwise::runtime::{
     AppRuntime, CallLog, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
@@ -228,7 +228,7 @@ fn name(job: usize) -> String {
     format!("job-{job}")
 }
 
-fn settings(plan: &Plan) -> Settings {
+pub(crate) fn settings(plan: &Plan) -> Settings {
     Settings {
         slice_recipients: plan.slice_recipients,
         slice_concurrency: 2,
@@ -248,11 +248,10 @@ fn settings(plan: &Plan) -> Settings {
     }
 }
 
-fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
-    let plan = &world.plan;
-    let target = TargetRuntime {
+pub(crate) fn target(plan: &Plan, metrics: &Metrics, target: impl Target) -> TargetRuntime {
+    TargetRuntime {
         name: TARGET.to_owned(),
-        target: Box::new(Im::new(plan.per_call, plan.idempotent)),
+        target: Box::new(target),
         call_timeout: CALL_TIMEOUT,
         calls: Arc::new(Semaphore::new(16)),
         window_calls: plan.window_calls,
@@ -273,27 +272,35 @@ fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
             ratio: 0.5,
             window: Duration::from_secs(10),
         }),
-        metrics: world.metrics.target(TARGET),
+        metrics: metrics.target(TARGET),
         under_way: CallsUnderWay::default(),
         call_log: CallLog::default(),
         keyring: Keyring::default(),
         directory_keyring: Keyring::default(),
-    };
+    }
+}
+
+pub(crate) fn apps() -> BTreeMap<String, AppRuntime> {
     let app = AppRuntime {
         default_target: Some(TARGET.to_owned()),
         ..AppRuntime::default()
     };
+    BTreeMap::from([(APP.to_owned(), app)])
+}
+
+fn context(world: &Arc<World>, way: &Way) -> Context<MemoryStore, Wire> {
+    let plan = &world.plan;
+    let im = Im::new(plan.per_call, plan.idempotent);
     let wire = Wire {
         system: world.system.clone(),
         moods: Arc::clone(world) as Arc<dyn Moods>,
         way: way.clone(),
     };
-    let store = world.store.on(way.clone());
     Context::new(
-        store,
+        world.store.on(way.clone()),
         wire,
-        vec![target],
-        BTreeMap::from([(APP.to_owned(), app)]),
+        vec![target(plan, &world.metrics, im)],
+        apps(),
         settings(plan),
         Arc::clone(&world.metrics),
     )
@@ -337,22 +344,26 @@ impl Place {
 
 async fn publish(world: &Arc<World>, submission: &Submission) {
     sleep_until(world.began + submission.at).await;
+    publish_list(&world.broker, submission).await;
+}
+
+pub(crate) async fn publish_list(broker: &MemoryBroker, submission: &Submission) -> JobId {
     let users: Vec<_> = submission
         .users
         .iter()
         .map(|it| format!("{it:?}"))
         .collect();
+    let name = name(submission.job);
     let body = format!(
-        r#"{{"v":1,"client_msg_no":"{}","audience":{{"users":[{}]}},"message":{{"type":"text","text":"hello"}}}}"#,
-        name(submission.job),
+        r#"{{"v":1,"client_msg_no":"{name}","audience":{{"users":[{}]}},"message":{{"type":"text","text":"hello"}}}}"#,
         users.join(",")
     );
-    let session = world.broker.connect().await.unwrap();
+    let session = broker.connect().await.unwrap();
     for _ in 0..submission.times {
         let message = Outgoing {
             route: Route::Job(Priority::Normal),
             body: Bytes::from(body.clone()),
-            message_id: name(submission.job),
+            message_id: name.clone(),
             traceparent: None,
         };
         // If the session is lost meanwhile, publishes again, as a producer would.
@@ -362,10 +373,11 @@ async fn publish(world: &Arc<World>, submission: &Submission) {
             .await
             .is_err()
         {
-            let again = world.broker.connect().await.unwrap();
+            let again = broker.connect().await.unwrap();
             again.publisher().publish(vec![message]).await.unwrap();
         }
     }
+    JobId::of(APP, &name)
 }
 
 async fn carry_out(world: &Arc<World>, places: &[Place], order: Order) {
@@ -456,20 +468,26 @@ async fn run(world: &Arc<World>) {
 
 thread_local! {
     /// Creating them takes longer than a schedule.
-    static METRICS: Arc<Metrics> = Arc::new(Metrics::new());
+    pub(crate) static METRICS: Arc<Metrics> = Arc::new(Metrics::new());
 }
 
-/// Plays a schedule and checks it; panics on any fault. Returns a log of the events, if `told`.
-pub(crate) fn play(seed: u64, told: bool) -> String {
+/// Runs in paused time. A number always leads to the same run.
+pub(crate) fn in_paused_time<V>(seed: u64, run: impl Future<Output = V>) -> V {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_time().start_paused(true);
     // Decides which of several waiting tasks wakes first.
     runtime.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_be_bytes()));
-    let runtime = runtime.build().unwrap();
-    runtime.block_on(async {
+    runtime.build().unwrap().block_on(async {
         // For all random numbers that the product draws.
         fastrand::seed(seed);
         clock::play(BEGIN_MS);
+        run.await
+    })
+}
+
+/// Plays a schedule and checks it; panics on any fault. Returns a log of the events, if `told`.
+pub(crate) fn play(seed: u64, told: bool) -> String {
+    in_paused_time(seed, async {
         let mut rng = Rng::with_seed(seed);
         let plan = Plan::of(&mut rng);
         let world = Arc::new(World {

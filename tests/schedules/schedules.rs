@@ -12,7 +12,7 @@
 //! it alone.
 //!
 //! - `plan`: derives a schedule from its number. `system`: the IM system. `play`: runs a schedule.
-//!   `check`: checks the state at its end.
+//!   `check`: checks the state at its end. `pace`: limits after a standstill.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,6 +32,7 @@ compile_error!("the runtime is to be seeded: use `tests/run schedules`, or cargo
 mod check;
 #[path = "../it/memory/mod.rs"]
 mod memory;
+mod pace;
 mod plan;
 mod play;
 mod system;

@@ -32,6 +32,14 @@ fn at_once(units: u32) -> Grant {
     Grant::Units { units, after }
 }
 
+fn used(recipients: u32, calls: u32) -> Used {
+    Used {
+        recipients,
+        calls,
+        rest: true,
+    }
+}
+
 /// Grants every block that is asked for, and returns who was served with how many.
 fn lease_all(throttle: &mut Throttle<char>, now: Duration) -> Vec<(char, u32)> {
     let mut served = Vec::new();
@@ -145,7 +153,7 @@ fn unused_units_go_back() {
     let mut throttle = Throttle::default();
     throttle.wait(ask(&[&target, &app], 30, 10), 'a', NOW);
     assert_eq!(lease_all(&mut throttle, NOW), [('a', 30)]);
-    throttle.correct(&ask(&[&target, &app], 30, 10), 30, 20, 2);
+    throttle.correct(&ask(&[&target, &app], 30, 10), 30, used(20, 2));
     assert!(throttle.unused(NOW + KEPT / 2).is_empty());
     assert_eq!(throttle.next_due(NOW), Some(NOW + KEPT));
     let mut unused = throttle.unused(NOW + KEPT);
@@ -158,7 +166,7 @@ fn unused_units_go_back() {
 
     throttle.wait(ask(&[&app], 3, 1), 'a', NOW);
     assert_eq!(lease_all(&mut throttle, NOW), [('a', 3)]);
-    throttle.correct(&ask(&[&app], 3, 1), 3, 0, 0);
+    throttle.correct(&ask(&[&app], 3, 1), 3, Used::NOTHING);
     assert_eq!(
         throttle.close(),
         [Block {
@@ -166,6 +174,40 @@ fn unused_units_go_back() {
             units: 3
         }]
     );
+}
+
+/// A process that stood still does not use the units that it had before, and gives none of them back
+/// for a second that is over.
+#[test]
+fn units_from_before_a_standstill_are_not_used() {
+    let target = limit(Scope::Target, "im", "1000/s");
+    let one = ask(&[&target], 10, 1);
+    for (late, given_back) in [(KEPT, 20), (2 * KEPT, 0)] {
+        let mut throttle = Throttle::default();
+        throttle.wait(ask(&[&target], 30, 1), 'a', NOW);
+        assert_eq!(lease_all(&mut throttle, NOW), [('a', 30)]);
+        throttle.correct(&ask(&[&target], 30, 1), 30, used(10, 10));
+        assert_eq!(throttle.pools[&target].fresh(NOW), 20);
+
+        let then = NOW + late;
+        throttle.wait(one.clone(), 'b', then);
+        assert!(throttle.serve(None, then).is_empty());
+        let unused = throttle.unused(then);
+        let units: u32 = unused.iter().map(|block| block.units).sum();
+        assert_eq!(units, given_back);
+        assert_eq!(lease_all(&mut throttle, then), [('b', 10)]);
+
+        let old = Used {
+            rest: false,
+            ..used(0, 0)
+        };
+        let left = throttle.pools[&target].units;
+        throttle.correct(&one, 10, old);
+        assert_eq!(
+            throttle.pools[&target].units, left,
+            "they are not for others"
+        );
+    }
 }
 
 /// A limit of an app sends its slices away; the limit of the target makes all wait.
@@ -231,7 +273,7 @@ fn what_was_overdrawn_is_paid_by_the_next_block() {
     let mut throttle = Throttle::default();
     throttle.wait(one.clone(), 'a', NOW);
     lease_all(&mut throttle, NOW);
-    throttle.correct(&one, 1, 1, 3);
+    throttle.correct(&one, 1, used(1, 3));
     assert_eq!(throttle.pools[&target].units, -2);
     throttle.wait(one, 'b', NOW);
     let block = throttle.to_lease(NOW).remove(0);
@@ -290,9 +332,9 @@ proptest! {
                     let throttle = &mut workers[index];
                     throttle.leased(&block, grant, now);
                     for (_, ask, recipients) in throttle.serve(Some(&block.limit), now) {
-                        let used = recipients.saturating_sub(unused);
-                        throttle.correct(&ask, recipients, used, used);
-                        starts.push((now, used));
+                        let taken = recipients.saturating_sub(unused);
+                        throttle.correct(&ask, recipients, used(taken, taken));
+                        starts.push((now, taken));
                     }
                 }
                 now += ms(1);

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio::sync::{SemaphorePermit, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{DeliveryScope, Pause};
 use crate::clock::now_ms;
@@ -12,7 +12,7 @@ use crate::domain::directive::{Board, SliceControl};
 use crate::domain::lane::LaneClass;
 use crate::domain::limits::Cost;
 use crate::domain::schedule::{LOOK_AGAIN_MAX, look_again};
-use crate::domain::throttle::{self, Ask, LimitKey};
+use crate::domain::throttle::{self, Ask, KEPT, LimitKey, Used};
 use crate::ports::{Publisher, Scope, Store, Transport};
 use crate::runtime::{Admission, WAIT_MAX};
 
@@ -23,10 +23,31 @@ const PROBE_LOOK: Duration = Duration::from_millis(50);
 pub(super) struct Granted<'a> {
     pub(super) calls: usize,
     pub(super) recipients: usize,
-    /// What was asked of the limits, and how many recipients they granted; `None` without limits.
-    asked: Option<(Ask, u32)>,
+    /// `None` without limits.
+    pub(super) units: Option<Units>,
     /// One per call.
     pub(super) permits: SemaphorePermit<'a>,
+}
+
+/// Units of the limits that a delivery got.
+pub(super) struct Units {
+    ask: Ask,
+    /// The recipients that they are enough for.
+    pub(super) recipients: usize,
+    until: Instant,
+}
+
+impl Units {
+    /// Whether calls may still use them. Calls that were held up, by the ledger or anything else,
+    /// would all leave in the same second.
+    pub(super) fn may_be_used(&self) -> bool {
+        Instant::now() < self.until
+    }
+
+    /// The time until which calls may use them.
+    pub(super) fn until(&self) -> Instant {
+        self.until
+    }
 }
 
 impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
@@ -39,68 +60,90 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         places: usize,
     ) -> Result<Option<Granted<'a>>, Pause> {
         self.wait_while_parked().await?;
-        let mut recipients = waiting.min(places.saturating_mul(self.per_call));
+        let recipients = waiting.min(places.saturating_mul(self.per_call));
         let ask = self.ask(&self.control(&directives.borrow()), recipients);
-        let mut asked = None;
-        if !ask.limits.is_empty() {
-            let granted = self.units(&ask, directives).await?;
-            if granted == 0 {
-                return Ok(None);
-            }
-            recipients = granted as usize;
-            asked = Some((ask, granted));
+        if ask.limits.is_empty() {
+            let first = self.permit().await?;
+            return self.admitted(places, recipients, None, first).await;
         }
-        // A recipient may get a call of its own, if its last call was refused because of others.
-        let wanted = places.min(recipients);
-        let permits = match self.permits(wanted).await {
-            Ok(Some(permits)) => permits,
-            Ok(None) => {
-                self.correct(asked.as_ref(), 0, 0);
+        loop {
+            let Some(units) = self.units(&ask, &directives).await? else {
+                return Ok(None);
+            };
+            let recipients = units.recipients;
+            if let Ok(first) = self.target.calls.try_acquire() {
+                return self.admitted(places, recipients, Some(units), first).await;
+            }
+            // Units do not wait for a place, where they would get too old: others take them.
+            self.put_back(&units);
+            let first = self.permit().await?;
+            // Nor does a place wait for units for long.
+            if let Ok(units) = timeout(KEPT, self.units(&ask, &directives)).await {
+                let Some(units) = units? else {
+                    return Ok(None);
+                };
+                let recipients = units.recipients;
+                return self.admitted(places, recipients, Some(units), first).await;
+            }
+        }
+    }
+
+    /// The calls for a place that is there, and for as many more of those wanted as are free. Only
+    /// one call if the target is tried after failures; none if it was parked meanwhile, or if such
+    /// a try is under way.
+    async fn admitted(
+        &'a self,
+        places: usize,
+        recipients: usize,
+        units: Option<Units>,
+        mut permits: SemaphorePermit<'a>,
+    ) -> Result<Option<Granted<'a>>, Pause> {
+        let free = &*self.target.calls;
+        let parked = self.session.context.park_of(&self.target.name).is_some();
+        let admission = match parked {
+            true => None,
+            false => Some(self.target.admit(Instant::now())),
+        };
+        match admission {
+            Some(Admission::Open) => {
+                // A recipient may get a call of its own, if its last call was refused because of
+                // others.
+                let wanted = places.min(recipients);
+                let more = free.available_permits().min(wanted.saturating_sub(1));
+                if let Ok(more) = free.try_acquire_many(more as u32) {
+                    permits.merge(more);
+                }
+            }
+            Some(Admission::Probe) => {}
+            Some(Admission::Wait) | None => {
+                if let Some(units) = &units {
+                    self.put_back(units);
+                }
+                drop(permits);
+                if !parked {
+                    self.sleep(PROBE_LOOK).await?;
+                }
                 return Ok(None);
             }
-            Err(pause) => {
-                self.correct(asked.as_ref(), 0, 0);
-                return Err(pause);
-            }
-        };
+        }
         let calls = permits.num_permits();
         Ok(Some(Granted {
             recipients: recipients.min(calls.saturating_mul(self.per_call)),
             calls,
-            asked,
+            units,
             permits,
         }))
     }
 
-    /// Places for calls at the target: waits for one, and takes as many more of those wanted as are
-    /// free. Only one place if the target is tried after failures; none if it was parked meanwhile,
-    /// or if such a try is under way.
-    async fn permits(&'a self, wanted: usize) -> Result<Option<SemaphorePermit<'a>>, Pause> {
-        let calls = &*self.target.calls;
+    /// Waits for a place for a call at the target.
+    async fn permit(&'a self) -> Result<SemaphorePermit<'a>, Pause> {
         let halted = || Pause::Deferred(Duration::ZERO);
-        let mut permits = tokio::select! {
+        tokio::select! {
             biased;
-            () = self.session.halt.cancelled() => return Err(halted()),
+            () = self.session.halt.cancelled() => Err(halted()),
             // It is never closed: the semaphore lives as long as the target.
-            permit = calls.acquire() => permit.map_err(|_| halted())?,
-        };
-        if self.session.context.park_of(&self.target.name).is_some() {
-            return Ok(None);
+            permit = self.target.calls.acquire() => permit.map_err(|_| halted()),
         }
-        match self.target.admit(Instant::now()) {
-            Admission::Open => {}
-            Admission::Probe => return Ok(Some(permits)),
-            Admission::Wait => {
-                drop(permits);
-                self.sleep(PROBE_LOOK).await?;
-                return Ok(None);
-            }
-        }
-        let more = calls.available_permits().min(wanted.saturating_sub(1));
-        if let Ok(more) = calls.try_acquire_many(more as u32) {
-            permits.merge(more);
-        }
-        Ok(Some(permits))
     }
 
     async fn wait_while_parked(&self) -> Result<(), Pause> {
@@ -161,10 +204,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }
     }
 
-    /// Waits for units. Returns the recipients that they are enough for; zero after a wait that was
-    /// long enough to check everything again.
-    async fn units(&self, ask: &Ask, mut directives: watch::Receiver<Board>) -> Result<u32, Pause> {
+    /// Waits for units. None: the wait was so long that the caller must check everything again.
+    async fn units(
+        &self,
+        ask: &Ask,
+        directives: &watch::Receiver<Board>,
+    ) -> Result<Option<Units>, Pause> {
         let context = &*self.session.context;
+        let mut directives = directives.clone();
         let mut ledger_up = context.ledger_up();
         // An app that fails open does not wait for a ledger that went down meanwhile.
         let is_up = !ask.limits.iter().any(|limit| limit.alone);
@@ -175,18 +222,22 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             }
         };
         let since = Instant::now();
-        let granted = tokio::select! {
+        let answer = tokio::select! {
             biased;
             () = self.session.halt.cancelled() => return Err(Pause::Deferred(Duration::ZERO)),
-            granted = self.session.throttle.ask(ask.clone()) => granted,
-            _ = directives.changed() => return Ok(0),
-            () = ledger_changed => return Ok(0),
-            () = tokio::time::sleep(WAIT_MAX) => return Ok(0),
+            answer = self.session.throttle.ask(ask.clone()) => answer,
+            _ = directives.changed() => return Ok(None),
+            () = ledger_changed => return Ok(None),
+            () = tokio::time::sleep(WAIT_MAX) => return Ok(None),
         };
-        match granted {
+        match answer.granted {
             throttle::Granted::Recipients(recipients) => {
                 context.metrics.throttle_wait(since.elapsed());
-                Ok(recipients)
+                Ok(Some(Units {
+                    ask: ask.clone(),
+                    recipients: recipients as usize,
+                    until: answer.at + KEPT,
+                }))
             }
             // The target's limit holds up the whole lane, so the slice waits here. The limit of an
             // app or a job makes the slice leave the place to others of its lane; it comes back
@@ -195,16 +246,32 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         }
     }
 
-    /// Tells the throttle how many recipients and calls used what was granted.
-    pub(super) fn used(&self, granted: &Granted<'_>, recipients: usize, calls: usize) {
-        self.correct(granted.asked.as_ref(), recipients, calls);
+    /// Asks anew for units that have become too old, for recipients that are claimed already.
+    pub(super) async fn units_again(
+        &self,
+        old: &Units,
+        recipients: usize,
+        directives: &watch::Receiver<Board>,
+    ) -> Option<Units> {
+        let ask = Ask {
+            recipients: recipients as u32,
+            ..old.ask.clone()
+        };
+        self.units(&ask, directives).await.ok().flatten()
     }
 
-    fn correct(&self, asked: Option<&(Ask, u32)>, recipients: usize, calls: usize) {
-        if let Some((ask, granted)) = asked {
-            let (recipients, calls) = (recipients as u32, calls as u32);
-            let throttle = &self.session.throttle;
-            throttle.correct(ask, *granted, recipients, calls);
-        }
+    fn put_back(&self, units: &Units) {
+        self.used(units, 0, 0);
+    }
+
+    /// Tells the throttle how many recipients and calls used the units.
+    pub(super) fn used(&self, units: &Units, recipients: usize, calls: usize) {
+        let used = Used {
+            recipients: recipients as u32,
+            calls: calls as u32,
+            rest: units.may_be_used(),
+        };
+        let throttle = &self.session.throttle;
+        throttle.correct(&units.ask, units.recipients as u32, used);
     }
 }
