@@ -5,6 +5,9 @@
 //! little for as many steps as the last one had: callers that were answered together tend to come
 //! back together, and a lone caller never waits.
 //!
+//! Nobody waits for an ack: it goes into the next commit, or into one of its own when none comes
+//! within [`ACK_WAIT`]. A message whose ack a crash takes away is delivered again.
+//!
 //! After an error of the disk all steps of the commit are refused and the store is opened again.
 //! Acks, whose callers already got `Ok`, are kept and written as soon as the disk works.
 
@@ -32,8 +35,11 @@ const WAITING_MAX: usize = 1024;
 /// Most bytes of bodies in one commit, so that large ones do not pile up in memory.
 const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// The pause between attempts to open a failed store again, or to write the remaining acks.
+/// The pause between attempts to open a failed store again.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// Longest time that an ack waits for a commit of other steps.
+const ACK_WAIT: Duration = Duration::from_millis(100);
 
 /// The state that the steps of one transaction work with.
 pub(super) struct WriteContext<'t> {
@@ -180,6 +186,7 @@ impl Step for Ack {
 
 enum WriterCommand {
     Step(Box<dyn Step>),
+    Ack(Ack),
     Stop(oneshot::Sender<()>),
 }
 
@@ -239,9 +246,8 @@ impl Handle {
             queue: out.queue,
             place: out.place,
         };
-        let command = WriterCommand::Step(Box::new(ack));
         self.commands
-            .send(command)
+            .send(WriterCommand::Ack(ack))
             .map_err(|_| StorageError::Stopped)
     }
 
@@ -271,8 +277,10 @@ pub(super) struct Writer {
     commands: mpsc::Receiver<WriterCommand>,
     /// Steps of the last commit.
     joined: usize,
-    /// Acks that could not be written yet.
+    /// Acks that are not written yet.
     owed: Vec<Ack>,
+    /// When they are written at the latest.
+    owed_until: Instant,
     /// When the last attempt to open the store failed, and why.
     failed: Option<(Instant, StorageError)>,
     sweep: sweep::Round,
@@ -288,6 +296,7 @@ impl Writer {
             commands,
             joined: 1,
             owed: Vec::new(),
+            owed_until: sweep_at,
             failed: None,
             sweep: sweep::Round::default(),
             sweep_at,
@@ -314,7 +323,8 @@ impl Writer {
         while asked_to_stop.is_none() {
             let mut wait = self.sweep_at.saturating_duration_since(Instant::now());
             if !self.owed.is_empty() {
-                wait = wait.min(RETRY);
+                let left = self.owed_until.saturating_duration_since(Instant::now());
+                wait = wait.min(left);
             }
             match self.commands.recv_timeout(wait) {
                 Ok(WriterCommand::Step(first)) => {
@@ -322,6 +332,7 @@ impl Writer {
                     asked_to_stop = stopping;
                     self.commit(group);
                 }
+                Ok(WriterCommand::Ack(ack)) => self.owe(ack),
                 Ok(WriterCommand::Stop(done)) => asked_to_stop = Some(done),
                 Err(mpsc::RecvTimeoutError::Timeout) => self.idle(),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
@@ -346,7 +357,10 @@ impl Writer {
     }
 
     /// Takes the steps that wait, and waits a little for those that are about to arrive.
-    fn collect(&self, first: Box<dyn Step>) -> (Vec<Box<dyn Step>>, Option<oneshot::Sender<()>>) {
+    fn collect(
+        &mut self,
+        first: Box<dyn Step>,
+    ) -> (Vec<Box<dyn Step>>, Option<oneshot::Sender<()>>) {
         let deadline = Instant::now() + self.parts.wait_max;
         let mut bytes = first.bytes();
         let mut group = vec![first];
@@ -363,6 +377,7 @@ impl Writer {
                     bytes += step.bytes();
                     group.push(step);
                 }
+                Some(WriterCommand::Ack(ack)) => self.owe(ack),
                 Some(WriterCommand::Stop(done)) => return (group, Some(done)),
                 None => break,
             }
@@ -370,11 +385,22 @@ impl Writer {
         (group, None)
     }
 
-    /// Makes one commit of these steps and answers them.
+    fn owe(&mut self, ack: Ack) {
+        if self.owed.is_empty() {
+            self.owed_until = Instant::now() + ACK_WAIT;
+        }
+        self.owed.push(ack);
+    }
+
+    /// Makes one commit of these steps and of the acks, and answers the steps.
     fn commit(&mut self, mut group: Vec<Box<dyn Step>>) {
-        self.joined = group.len();
-        let owed = std::mem::take(&mut self.owed);
-        group.extend(owed.into_iter().map(|ack| Box::new(ack) as Box<dyn Step>));
+        if !group.is_empty() {
+            self.joined = group.len();
+        }
+        if group.is_empty() || group.iter().any(|step| step.writes()) {
+            let owed = std::mem::take(&mut self.owed);
+            group.extend(owed.into_iter().map(|ack| Box::new(ack) as Box<dyn Step>));
+        }
         while !group.is_empty() {
             match self.try_commit(&mut group) {
                 Ok(written) => {
@@ -395,6 +421,7 @@ impl Writer {
                 Err((_, error)) => {
                     self.parts.disk.note(Some(&error));
                     self.answer(group, &Err(error));
+                    self.owed_until = Instant::now() + RETRY;
                     self.recover();
                     return;
                 }
@@ -404,7 +431,9 @@ impl Writer {
 
     fn answer(&mut self, group: Vec<Box<dyn Step>>, result: &Result<(), StorageError>) {
         for step in group {
-            self.owed.extend(step.answer(result.clone()));
+            if let Some(ack) = step.answer(result.clone()) {
+                self.owe(ack);
+            }
         }
     }
 
@@ -492,7 +521,7 @@ impl Writer {
     }
 
     fn idle(&mut self) {
-        if !self.owed.is_empty() {
+        if !self.owed.is_empty() && Instant::now() >= self.owed_until {
             self.commit(Vec::new());
         }
         if Instant::now() < self.sweep_at {
