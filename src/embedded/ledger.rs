@@ -116,27 +116,10 @@ impl Ledger for EmbeddedStore {
     }
 
     async fn claim(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {
-        let order = sorted(claim.recipients);
-        let asked = order
-            .iter()
-            .map(|at| claim.recipients[*at as usize].0)
-            .collect();
-        let step = ClaimStep {
-            slice: Slice::of(claim.slice),
-            owner: claim.owner.0,
-            lease: claim.lease,
-            asked,
-        };
+        let (order, step) = ClaimStep::of(claim);
         let bytes = claim.recipients.len() * 8;
         let states = self.0.0.write(bytes, move |work| step.run(work));
-        let Some(states) = states.await.map_err(ledger_error)? else {
-            return Ok(Claimed::SliceDone);
-        };
-        let mut each = vec![ClaimState::Granted; order.len()];
-        for (at, state) in order.into_iter().zip(states) {
-            each[at as usize] = state;
-        }
-        Ok(Claimed::Each(each))
+        Ok(claimed(order, states.await.map_err(ledger_error)?))
     }
 
     async fn renew(
@@ -162,15 +145,26 @@ impl Ledger for EmbeddedStore {
     }
 
     async fn settle(&self, settle: Settle<'_>) -> Result<Recorded, LedgerError> {
-        let step = SettleStep {
-            slice: Slice::of(settle.slice),
-            owner: settle.owner.0,
-            entries: settlements(&settle),
-            last: settle.last,
-        };
+        let step = SettleStep::of(settle);
         let bytes = step.entries.len() * 9;
         let recorded = self.0.0.write(bytes, move |work| step.run(work));
         recorded.await.map_err(ledger_error)
+    }
+
+    async fn settle_and_claim(
+        &self,
+        settle: Settle<'_>,
+        claim: Claim<'_>,
+    ) -> Result<(Recorded, Claimed), LedgerError> {
+        let settle = SettleStep::of(settle);
+        let (order, claim) = ClaimStep::of(claim);
+        let bytes = settle.entries.len() * 9 + order.len() * 8;
+        let both = self.0.0.write(bytes, move |work| {
+            let recorded = settle.run(work)?;
+            Ok((recorded, claim.run(work)?))
+        });
+        let (recorded, states) = both.await.map_err(ledger_error)?;
+        Ok((recorded, claimed(order, states)))
     }
 
     async fn complete(&self, job: JobId) -> Result<bool, LedgerError> {
@@ -398,7 +392,13 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     }
     // Slices that arrived before their submission have already added their entries to the total.
     let seen = known.map_or(0, |(seen, _)| seen);
-    submissions.insert(key, (submission.entries, ACCEPTED))?;
+    let state = if submission.expanded {
+        EXPANDED
+    } else {
+        ACCEPTED
+    };
+    submissions.insert(key, (submission.entries, state))?;
+    row.expanded += u64::from(submission.expanded);
     row.total += submission.entries.saturating_sub(seen);
     row.submissions += 1;
     row.completed_at_ms = None;
@@ -550,6 +550,9 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
 /// Most jobs that one query looks at, however few of them match.
 const JOBS_LOOKED_AT_MAX: usize = 10_000;
 
+/// The same for a query for jobs that are not completed: a completed one costs hardly anything.
+const OPEN_JOBS_LOOKED_AT_MAX: usize = 200_000;
+
 fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, StorageError> {
     let (listed, jobs) = (
         transaction.open_table(LISTED)?,
@@ -568,9 +571,14 @@ fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Stor
     };
     let mut page = JobPage::default();
     let mut place = query.after;
+    let is_for_open = query.filter.is_for_open_jobs();
+    let most = match is_for_open {
+        true => OPEN_JOBS_LOOKED_AT_MAX,
+        false => JOBS_LOOKED_AT_MAX,
+    };
     let rows = listed.range::<(u64, &str)>((Bound::Included(oldest), end))?;
     for (looked_at, entry) in rows.rev().enumerate() {
-        if page.jobs.len() >= query.most || looked_at >= JOBS_LOOKED_AT_MAX {
+        if page.jobs.len() >= query.most || looked_at >= most {
             page.next = place;
             break;
         }
@@ -579,6 +587,9 @@ fn page(transaction: &ReadTransaction, query: &JobQuery) -> Result<JobPage, Stor
         let job = id.parse().map_err(StorageError::broken)?;
         place = Some(JobPlace { at_ms, job });
         if let Some(row) = jobs.get(id)? {
+            if is_for_open && JobRow::is_completed(row.value())? {
+                continue;
+            }
             let found = record(job, JobRow::decode(row.value())?)?;
             page.jobs
                 .extend(Some(found).filter(|it| query.filter.takes(it)));
@@ -725,6 +736,18 @@ impl Slice {
     }
 }
 
+/// The answer to a claim; without states the slice is done.
+fn claimed(order: Vec<u32>, states: Option<Vec<ClaimState>>) -> Claimed {
+    let Some(states) = states else {
+        return Claimed::SliceDone;
+    };
+    let mut each = vec![ClaimState::Granted; order.len()];
+    for (at, state) in order.into_iter().zip(states) {
+        each[at as usize] = state;
+    }
+    Claimed::Each(each)
+}
+
 struct ClaimStep {
     slice: Slice,
     owner: u64,
@@ -734,6 +757,19 @@ struct ClaimStep {
 }
 
 impl ClaimStep {
+    /// The step, and the order in which it has the recipients.
+    fn of(claim: Claim<'_>) -> (Vec<u32>, Self) {
+        let order = sorted(claim.recipients);
+        let asked = order.iter().map(|at| claim.recipients[*at as usize].0);
+        let step = Self {
+            slice: Slice::of(claim.slice),
+            owner: claim.owner.0,
+            lease: claim.lease,
+            asked: asked.collect(),
+        };
+        (order, step)
+    }
+
     /// None: the slice is done.
     fn run(&self, work: &mut WriteContext<'_>) -> Result<Option<Vec<ClaimState>>, StorageError> {
         let Located {
@@ -794,6 +830,15 @@ struct SettleStep {
 }
 
 impl SettleStep {
+    fn of(settle: Settle<'_>) -> Self {
+        Self {
+            slice: Slice::of(settle.slice),
+            owner: settle.owner.0,
+            entries: settlements(&settle),
+            last: settle.last,
+        }
+    }
+
     fn run(&self, work: &mut WriteContext<'_>) -> Result<Recorded, StorageError> {
         let Located {
             mut row,

@@ -494,6 +494,16 @@ impl JobRow {
         serde_json::from_slice(bytes).map_err(StorageError::broken)
     }
 
+    /// Whether a stored job is completed. Reads nothing else of it.
+    pub(super) fn is_completed(bytes: &[u8]) -> Result<bool, StorageError> {
+        #[derive(Deserialize)]
+        struct Completed {
+            completed_at_ms: Option<u64>,
+        }
+        let row: Completed = serde_json::from_slice(bytes).map_err(StorageError::broken)?;
+        Ok(row.completed_at_ms.is_some())
+    }
+
     pub(super) fn write(&self) -> Vec<u8> {
         // Strings and numbers can always be written as JSON.
         json::bytes(self)

@@ -133,6 +133,7 @@ fn submission(head: &Head, entries: u64) -> Submission {
         now_ms: crate::clock::now_ms(),
         warnings: Vec::new(),
         template: None,
+        expanded: false,
     }
 }
 

@@ -227,6 +227,17 @@ pub struct JobFilter {
 }
 
 impl JobFilter {
+    /// Whether only jobs that are not completed match.
+    pub fn is_for_open_jobs(&self) -> bool {
+        matches!(self.state, Some(JobState::Accepted | JobState::Running))
+    }
+
+    /// Whether a job at this place of the list may match, by its time.
+    pub fn takes_place(&self, place: JobPlace) -> bool {
+        self.since_ms.is_none_or(|since| place.at_ms >= since)
+            && self.until_ms.is_none_or(|until| place.at_ms < until)
+    }
+
     /// Whether the record matches. The caller compares the times, with the job's place in the list.
     pub fn takes(&self, record: &JobRecord) -> bool {
         let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);

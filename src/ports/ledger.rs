@@ -82,6 +82,33 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         settle: Settle<'_>,
     ) -> impl Future<Output = Result<Recorded, LedgerError>> + Send;
 
+    /// Settles, then claims for the same slice and owner: what was released first can be claimed
+    /// again. An engine may take both in one step. After an error the caller may repeat both.
+    fn settle_and_claim(
+        &self,
+        settle: Settle<'_>,
+        claim: Claim<'_>,
+    ) -> impl Future<Output = Result<(Recorded, Claimed), LedgerError>> + Send {
+        async move {
+            let recorded = self.settle(settle).await?;
+            Ok((recorded, self.claim(claim).await?))
+        }
+    }
+
+    /// The record of a job that is finished, and its audit. An engine may read both together.
+    fn close(
+        &self,
+        job: JobId,
+    ) -> impl Future<Output = Result<Option<(JobRecord, Audit)>, LedgerError>> + Send {
+        async move {
+            let Some(record) = self.job(job).await? else {
+                return Ok(None);
+            };
+            let audit = self.audit(&record).await?;
+            Ok(Some((record, audit)))
+        }
+    }
+
     /// Marks a job as completed; `Ok(true)` for the first caller. Refused while recipients are
     /// pending or parts are missing.
     fn complete(&self, job: JobId) -> impl Future<Output = Result<bool, LedgerError>> + Send;
@@ -223,6 +250,9 @@ pub struct Submission {
     pub warnings: Vec<String>,
     /// The version of the stored message with which a new job would start.
     pub template: Option<u32>,
+    /// It counts as expanded at once. A submission with entries may: its job is not finished before
+    /// each entry has its outcome, and the broker has the job until all slices are published.
+    pub expanded: bool,
 }
 
 /// The ledger's answer to a submission.

@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use redis::Value;
 
-use super::Store;
 use super::connection::{Call, Script, broken};
 use super::keys::JobKeys;
+use super::{Store, turn};
 use crate::clock::now_ms;
 use crate::domain::accounts::{Accounts, Audit};
 use crate::domain::ids::{Fingerprint, JobId, Owner};
@@ -64,11 +64,9 @@ pub(super) use {concluding, growing};
 static ENTER: LazyLock<Script> = growing!("scripts/enter.lua");
 static WITHDRAW: LazyLock<Script> = concluding!("scripts/withdraw.lua");
 static ACCEPT: LazyLock<Script> = growing!("scripts/accept.lua");
-static CLAIM: LazyLock<Script> = growing!("scripts/claim.lua");
 static MARK_EXPANDED: LazyLock<Script> = concluding!("scripts/mark_expanded.lua");
 static GATHER: LazyLock<Script> = concluding!("scripts/gather.lua");
 static RENEW: LazyLock<Script> = concluding!("scripts/renew.lua");
-static SETTLE: LazyLock<Script> = concluding!("scripts/settle.lua");
 static RECORD_REASONS: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("scripts/record_reasons.lua")));
 static PEEK: LazyLock<Script> = concluding!("scripts/peek.lua");
@@ -84,12 +82,6 @@ const AUDIT_RECIPIENTS: u64 = 16_384;
 /// Most buckets that an audit reads at a time, however empty they are.
 const AUDIT_BUCKETS: u64 = 512;
 
-/// Codes for releasing a claim, besides those of `Outcome::ledger_code`: released for certain,
-/// released in doubt, and given up unused, in the state in which it was found.
-const RELEASE: u8 = b'r';
-const DOUBT: u8 = b'd';
-const UNUSED: u8 = b'k';
-
 impl Ledger for Store {
     async fn accept(&self, submission: &Submission) -> Result<Accepted, LedgerError> {
         let warnings = match submission.warnings.as_slice() {
@@ -97,7 +89,7 @@ impl Ledger for Store {
             warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 16, 512);
+        let mut call = self.job_call(&ACCEPT, submission.job, 17, 512);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -116,7 +108,8 @@ impl Ledger for Store {
         };
         call.push(submission.callback_url.as_deref().unwrap_or_default())
             .push(submission.reply_to.as_deref().unwrap_or_default())
-            .push(submission.priority.as_str());
+            .push(submission.priority.as_str())
+            .push(u8::from(submission.expanded));
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -209,39 +202,7 @@ impl Ledger for Store {
     }
 
     async fn claim(&self, claim: Claim<'_>) -> Result<Claimed, LedgerError> {
-        let order = sorted(claim.recipients);
-        let recipients = distinct(&order, claim.recipients);
-        let mut shape = claim.slice.shape;
-        let connection = &self.0.connection;
-        // Once more, if the server's clock is not known yet or was changed.
-        for _ in 0..=SHAPES {
-            let groups = Groups::of(shape, &recipients);
-            let mut call = self.slice_call(&CLAIM, claim.slice, shape, &groups, 3);
-            let due_ms = connection.answer_due_ms(&call);
-            call.push(&claim.owner.to_bytes())
-                .push(millis(claim.lease))
-                .push(due_ms);
-            for group in &groups.groups {
-                call.push(groups.packed(group));
-            }
-            let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
-            match reply.number(0)? {
-                0 => shape = reply.shape()?,
-                1 => return Ok(Claimed::SliceDone),
-                3 => connection.note_time(&call, reply.number(1)?),
-                _ => {
-                    connection.note_time(&call, reply.number(4)?);
-                    if reply.number(3)? == 1 {
-                        let head = claim.slice.head;
-                        self.list(head.id, head.accepted_at_ms).await?;
-                    }
-                    let states = read_states(reply.bytes(1)?, reply.bytes(2)?)?;
-                    let states = in_order(&order, claim.recipients, &states)?;
-                    return Ok(Claimed::Each(states));
-                }
-            }
-        }
-        Err(broken("the shape of a job changed between two calls"))
+        self.claim_only(claim).await
     }
 
     async fn renew(
@@ -273,36 +234,15 @@ impl Ledger for Store {
     }
 
     async fn settle(&self, settle: Settle<'_>) -> Result<Recorded, LedgerError> {
-        let (recipients, codes) = settlements(&settle);
-        let mut shape = settle.slice.shape;
-        for _ in 0..SHAPES {
-            let groups = Groups::of(shape, &recipients);
-            let mut call = self.slice_call(&SETTLE, settle.slice, shape, &groups, 2);
-            call.push(&settle.owner.to_bytes());
-            match settle.last {
-                Some(repeats) => call.push(repeats),
-                None => call.push(""),
-            };
-            for group in &groups.groups {
-                call.push(groups.packed(group))
-                    .push(&codes[group.start..group.end]);
-            }
-            let reply = ScriptReply::new(self.0.connection.call_recorded(&call).await?)?;
-            if reply.number(0)? == 0 {
-                shape = reply.shape()?;
-                continue;
-            }
-            if reply.number(1)? == 1 {
-                let head = settle.slice.head;
-                self.list(head.id, head.accepted_at_ms).await?;
-            }
-            return Ok(Recorded {
-                stood: reply.number(2)? as u32,
-                missing: reply.number(3)? as u32,
-                progress: reply.progress(4)?,
-            });
-        }
-        Err(broken("the shape of a job changed between two calls"))
+        self.settle_only(settle).await
+    }
+
+    async fn settle_and_claim(
+        &self,
+        settle: Settle<'_>,
+        claim: Claim<'_>,
+    ) -> Result<(Recorded, Claimed), LedgerError> {
+        self.settle_then_claim(settle, claim).await
     }
 
     async fn complete(&self, job: JobId) -> Result<bool, LedgerError> {
@@ -312,7 +252,7 @@ impl Ledger for Store {
         let first = number(&reply)? == 1;
         if first {
             // Not repeated: it only saves a later look at the job.
-            let _ = self.close(job).await;
+            let _ = self.unlist(job).await;
         }
         Ok(first)
     }
@@ -372,8 +312,15 @@ impl Ledger for Store {
             jobs: Vec::new(),
             next: query.after,
         };
+        let mut open = match query.filter.is_for_open_jobs() {
+            true => self.open_places(query).await?,
+            false => None,
+        };
         for _ in 0..JOBS_LOOKED_AT_MAX / JOBS_AT_ONCE {
-            let places = self.places(&query.filter, page.next).await?;
+            let places = match &mut open {
+                Some(open) => open.drain(..open.len().min(JOBS_AT_ONCE)).collect(),
+                None => self.places(&query.filter, page.next).await?,
+            };
             let jobs: Vec<_> = places.iter().map(|place| place.job).collect();
             let records = self.records(&jobs).await?;
             let ended = places.len() < JOBS_AT_ONCE;
@@ -391,6 +338,24 @@ impl Ledger for Store {
             }
         }
         Ok(page)
+    }
+
+    async fn close(&self, job: JobId) -> Result<Option<(JobRecord, Audit)>, LedgerError> {
+        // Most jobs have one bucket, and need no further round trip.
+        let mut key = String::new();
+        self.0.keys.job(job).write_bucket(0, &mut key);
+        let mut first = redis::cmd("GET");
+        first.arg(&key);
+        let (mut records, bucket) = self.records_and(&[job], Some(&first)).await?;
+        let Some(record) = records.pop().flatten() else {
+            return Ok(None);
+        };
+        let mut audit = Audit::default();
+        match (record.shape.buckets, bucket) {
+            (1, Some(bucket)) => count(&bucket, &mut audit)?,
+            _ => audit = self.audit(&record).await?,
+        }
+        Ok(Some((record, audit)))
     }
 
     async fn peek(
@@ -442,10 +407,16 @@ impl Ledger for Store {
 
 /// A call is made in the slice's shape and, if the job has another one, in the job's shape; once
 /// more if the job is reshaped in between.
-const SHAPES: usize = 3;
+pub(super) const SHAPES: usize = 3;
 
 /// Records read in one pipeline.
 const JOBS_AT_ONCE: usize = 100;
+
+/// With more open jobs than this, a query for them walks the list of all jobs.
+const OPEN_JOBS_MAX: usize = 20_000;
+
+/// Open jobs whose times are read in one command.
+const OPEN_JOBS_AT_ONCE: usize = 2_000;
 
 /// Most jobs that one query looks at, however few of them match.
 const JOBS_LOOKED_AT_MAX: usize = 2_000;
@@ -468,18 +439,9 @@ impl Store {
         call
     }
 
-    /// A call on the buckets of these groups, with the description of the slice; `more` arguments
-    /// follow, and then those of each group.
-    fn slice_call<'a>(
-        &self,
-        script: &'a Script,
-        slice: SliceRef<'_>,
-        shape: Shape,
-        groups: &Groups,
-        more: usize,
-    ) -> Call<'a> {
+    /// Adds the description of a slice, as the scripts read it.
+    pub(super) fn push_slice(&self, call: &mut Call<'_>, slice: SliceRef<'_>, shape: Shape) {
         let head = slice.head;
-        let mut call = groups.call(script, &self.0.keys.job(head.id), 9 + more);
         call.push(&slice.id.0)
             .push(slice.entries)
             .push(slice.id.submission())
@@ -489,7 +451,6 @@ impl Store {
             .push(&head.target)
             .push(head.accepted_at_ms)
             .push(self.0.window_s);
-        call
     }
 
     /// The next places in the list of jobs, at most [`JOBS_AT_ONCE`]; fewer only at the end of the
@@ -534,6 +495,37 @@ impl Store {
         }
     }
 
+    /// The places of the jobs that are open, newest first; none if there are so many that the list
+    /// of all jobs leads to them sooner.
+    async fn open_places(&self, query: &JobQuery) -> Result<Option<Vec<JobPlace>>, LedgerError> {
+        let mut cmd = redis::cmd("ZRANGE");
+        cmd.arg(self.0.keys.open_jobs()).arg(0).arg(OPEN_JOBS_MAX);
+        let open: Vec<String> =
+            redis::from_redis_value(self.0.connection.command(&cmd).await?).map_err(broken)?;
+        if open.len() > OPEN_JOBS_MAX {
+            return Ok(None);
+        }
+        // The list of open jobs is ordered by activity; the other one has the times of acceptance.
+        let mut places = Vec::new();
+        for page in open.chunks(OPEN_JOBS_AT_ONCE) {
+            let mut cmd = redis::cmd("ZMSCORE");
+            cmd.arg(self.0.keys.jobs()).arg(page);
+            let times: Vec<Option<u64>> =
+                redis::from_redis_value(self.0.connection.command(&cmd).await?).map_err(broken)?;
+            for (job, at_ms) in page.iter().zip(times) {
+                let job = job.parse().map_err(broken)?;
+                let place = at_ms.map(|at_ms| JobPlace { at_ms, job });
+                let wanted = |place: &JobPlace| {
+                    query.after.is_none_or(|after| *place < after)
+                        && query.filter.takes_place(*place)
+                };
+                places.extend(place.filter(wanted));
+            }
+        }
+        places.sort_unstable_by(|one, other| other.cmp(one));
+        Ok(Some(places))
+    }
+
     /// The records of those jobs that exist, marked where the ledger went back.
     pub(super) async fn records(
         &self,
@@ -542,6 +534,15 @@ impl Store {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
+        Ok(self.records_and(jobs, None).await?.0)
+    }
+
+    /// The records of jobs, and the answer to one more command.
+    async fn records_and(
+        &self,
+        jobs: &[JobId],
+        more: Option<&redis::Cmd>,
+    ) -> Result<(Vec<Option<JobRecord>>, Option<Value>), LedgerError> {
         let mut pipeline = redis::pipe();
         pipeline
             .cmd("LRANGE")
@@ -551,18 +552,23 @@ impl Store {
         for job in jobs {
             pipeline.cmd("HGETALL").arg(self.0.keys.job(*job).header);
         }
+        if let Some(more) = more {
+            pipeline.add_command(more.clone());
+        }
         let mut rows = self.0.connection.pipeline(&pipeline).await?.into_iter();
         let times = rows.next().ok_or_else(|| broken("a reply is missing"))?;
         let times: Vec<u64> = redis::from_redis_value(times).map_err(broken)?;
         let marked = |record: JobRecord| record.marked(&times);
-        jobs.iter()
-            .zip(rows)
+        let records = jobs
+            .iter()
+            .zip(rows.by_ref())
             .map(|(job, row)| Ok(record(*job, row)?.map(marked)))
-            .collect()
+            .collect::<Result<_, LedgerError>>()?;
+        Ok((records, rows.next()))
     }
 
     /// Removes a completed job from the list of open ones, unless it was extended meanwhile.
-    async fn close(&self, job: JobId) -> Result<(), LedgerError> {
+    async fn unlist(&self, job: JobId) -> Result<(), LedgerError> {
         let mut pipeline = redis::pipe();
         pipeline
             .cmd("ZREM")
@@ -581,7 +587,7 @@ impl Store {
 
     /// Puts a job on the lists of jobs. This is not part of the scripts, because the lists are in
     /// other slots. If it fails, the caller repeats its request.
-    async fn list(&self, job: JobId, at_ms: u64) -> Result<(), LedgerError> {
+    pub(super) async fn list(&self, job: JobId, at_ms: u64) -> Result<(), LedgerError> {
         let key = self.0.keys.jobs();
         let mut pipeline = redis::pipe();
         pipeline
@@ -601,19 +607,19 @@ impl Store {
 }
 
 /// Sorted fingerprints, packed, and grouped by bucket.
-struct Groups {
+pub(super) struct Groups {
     packed: Vec<u8>,
-    groups: Vec<Group>,
+    pub(super) groups: Vec<Group>,
 }
 
-struct Group {
+pub(super) struct Group {
     bucket: u32,
-    start: usize,
-    end: usize,
+    pub(super) start: usize,
+    pub(super) end: usize,
 }
 
 impl Groups {
-    fn of(shape: Shape, sorted: &[Fingerprint]) -> Self {
+    pub(super) fn of(shape: Shape, sorted: &[Fingerprint]) -> Self {
         let mut packed = Vec::with_capacity(sorted.len() * 8);
         let mut groups: Vec<Group> = Vec::new();
         for (at, fingerprint) in sorted.iter().enumerate() {
@@ -633,30 +639,43 @@ impl Groups {
         Self { packed, groups }
     }
 
-    fn packed(&self, group: &Group) -> &[u8] {
+    pub(super) fn packed(&self, group: &Group) -> &[u8] {
         &self.packed[group.start * 8..group.end * 8]
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The expected size of the keys and of what is packed.
+    pub(super) fn bytes(&self) -> usize {
+        self.groups.len() * 56 + self.packed.len() * 2
+    }
+
+    /// A call on the keys that every job has and on these buckets.
     fn call<'a>(&self, script: &'a Script, keys: &JobKeys, args: usize) -> Call<'a> {
-        let count = self.groups.len();
-        let bytes = 640 + count * 56 + self.packed.len() * 2;
-        let mut call = Call::new(script, 4 + count, args + 2 * count, bytes);
+        let count = self.count();
+        let mut call = Call::new(script, 4 + count, args + 2 * count, 640 + self.bytes());
         call.push(&keys.header)
             .push(keys.slices())
             .push(keys.submissions())
             .push(keys.owners());
+        self.push_keys(keys, &mut call);
+        call
+    }
+
+    pub(super) fn push_keys(&self, keys: &JobKeys, call: &mut Call<'_>) {
         let mut key = String::with_capacity(keys.header.len() + 12);
         for group in &self.groups {
             keys.write_bucket(group.bucket, &mut key);
             call.push(&key);
         }
-        call
     }
 }
 
 /// The positions in the order of their fingerprints. Slices are cut sorted, so the order is mostly
 /// unchanged.
-fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
+pub(super) fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..).take(fingerprints.len()).collect();
     if !fingerprints.is_sorted() {
         order.sort_by_key(|at| fingerprints[*at as usize]);
@@ -665,33 +684,14 @@ fn sorted(fingerprints: &[Fingerprint]) -> Vec<u32> {
 }
 
 /// The sorted fingerprints, each once. Two recipients with one fingerprint are one to the ledger.
-fn distinct(order: &[u32], fingerprints: &[Fingerprint]) -> Vec<Fingerprint> {
+pub(super) fn distinct(order: &[u32], fingerprints: &[Fingerprint]) -> Vec<Fingerprint> {
     let mut distinct: Vec<_> = order.iter().map(|at| fingerprints[*at as usize]).collect();
     distinct.dedup();
     distinct
 }
 
-/// The codes to write for the recipients, sorted, each recipient once. The first outcome given
-/// counts; an outcome takes precedence over a release, and a release that keeps a doubt over one
-/// that does not. Nothing is written for duplicates: they are the rest of the entries when the
-/// slice ends.
-fn settlements(settle: &Settle<'_>) -> (Vec<Fingerprint>, Vec<u8>) {
-    let outcomes = settle
-        .outcomes
-        .iter()
-        .filter_map(|(fingerprint, outcome)| Some((*fingerprint, outcome.ledger_code()?)));
-    let doubts = settle.doubted.iter().map(|it| (*it, DOUBT));
-    let unused = settle.unused.iter().map(|it| (*it, UNUSED));
-    let releases = settle.release.iter().map(|it| (*it, RELEASE));
-    let releases = doubts.chain(unused).chain(releases);
-    let mut entries: Vec<_> = outcomes.chain(releases).collect();
-    entries.sort_by_key(|(fingerprint, _)| *fingerprint);
-    entries.dedup_by_key(|(fingerprint, _)| *fingerprint);
-    entries.into_iter().unzip()
-}
-
 /// The states that a claim returns, of sorted and distinct recipients.
-fn read_states(states: &[u8], lefts: &[u8]) -> Result<Vec<ClaimState>, LedgerError> {
+pub(super) fn read_states(states: &[u8], lefts: &[u8]) -> Result<Vec<ClaimState>, LedgerError> {
     let mut lefts = lefts.as_chunks::<4>().0.iter();
     let read = |code: &u8| match code {
         b'g' => Ok(ClaimState::Granted),
@@ -710,7 +710,7 @@ fn read_states(states: &[u8], lefts: &[u8]) -> Result<Vec<ClaimState>, LedgerErr
 }
 
 /// The states in the order in which the recipients were asked for.
-fn in_order(
+pub(super) fn in_order(
     order: &[u32],
     recipients: &[Fingerprint],
     states: &[ClaimState],
@@ -730,7 +730,7 @@ fn in_order(
     Ok(claimed)
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     duration
         .as_millis()
         .try_into()
@@ -755,7 +755,7 @@ fn count(bucket: &Value, audit: &mut Audit) -> Result<(), LedgerError> {
             b'e' => &mut audit.expired,
             b'x' => &mut audit.cancelled,
             128.. => &mut audit.claimed,
-            RELEASE => continue,
+            turn::RELEASE => continue,
             other => return Err(broken(format!("state {other:#x}"))),
         };
         *counter += 1;
@@ -849,10 +849,17 @@ impl ScriptReply {
         }
     }
 
-    fn bytes(&self, at: usize) -> Result<&[u8], LedgerError> {
+    pub(super) fn bytes(&self, at: usize) -> Result<&[u8], LedgerError> {
         match self.0.get(at) {
             Some(Value::BulkString(bytes)) => Ok(bytes),
             other => Err(broken(format!("{other:?} where a string is expected"))),
+        }
+    }
+
+    pub(super) fn array(&self, at: usize) -> Result<Self, LedgerError> {
+        match self.0.get(at) {
+            Some(Value::Array(items)) => Ok(Self(items.clone())),
+            other => Err(broken(format!("{other:?} where an array is expected"))),
         }
     }
 
@@ -860,7 +867,7 @@ impl ScriptReply {
         String::from_utf8(self.bytes(at)?.to_vec()).map_err(broken)
     }
 
-    fn number(&self, at: usize) -> Result<u64, LedgerError> {
+    pub(super) fn number(&self, at: usize) -> Result<u64, LedgerError> {
         self.0
             .get(at)
             .ok_or_else(|| broken("the reply is too short"))
@@ -868,7 +875,7 @@ impl ScriptReply {
     }
 
     /// The shape in second place of the array.
-    fn shape(&self) -> Result<Shape, LedgerError> {
+    pub(super) fn shape(&self) -> Result<Shape, LedgerError> {
         Ok(Shape {
             buckets: self.number(1)? as u32,
         })

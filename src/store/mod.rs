@@ -33,6 +33,7 @@ mod nonces;
 mod pulse;
 mod quotas;
 mod templates;
+mod turn;
 mod upkeep;
 
 use std::sync::Arc;

@@ -26,6 +26,9 @@ static ABANDON: LazyLock<Script> = growing!("scripts/abandon.lua");
 /// Jobs that one pipeline looks at.
 const PAGE: usize = 100;
 
+/// Open jobs that one pipeline reads.
+const OPEN_PAGE: usize = 1000;
+
 /// Members that one step of a scan looks at.
 const SCAN: usize = 1000;
 
@@ -67,7 +70,7 @@ impl Upkeep for Store {
         loop {
             let (next, jobs) = self.scan_open(cursor).await?;
             let new: Vec<_> = jobs.into_iter().filter(|job| seen.insert(*job)).collect();
-            for page in new.chunks(PAGE) {
+            for page in new.chunks(OPEN_PAGE) {
                 let records = self.records(page).await?.into_iter().flatten();
                 let open = records.filter(|record| record.state != JobState::Completed);
                 open.for_each(|record| visit(&record));

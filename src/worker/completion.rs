@@ -104,16 +104,14 @@ impl<S: Store, T, P: Publisher> WorkerSession<S, T, P> {
     ) -> Result<(), Lost> {
         let context = &self.context;
         let lost = || self.lost.cancelled();
-        let record = context
-            .step(LedgerStep::Audit, lost(), || context.store.job(job.id))
+        let closed = context
+            .step(LedgerStep::Audit, lost(), || context.store.close(job.id))
             .await
             .map_err(|_| Lost)?;
         // The record expired between two steps: there is nothing left to complete.
-        let Some(record) = record else { return Ok(()) };
-        let audit = context
-            .step(LedgerStep::Audit, lost(), || context.store.audit(&record))
-            .await
-            .map_err(|_| Lost)?;
+        let Some((record, audit)) = closed else {
+            return Ok(());
+        };
         let differences = record.differences(&audit);
         if !differences.is_empty() {
             context.metrics.job_inconsistent();

@@ -22,12 +22,13 @@
 mod close;
 mod flight;
 mod limits;
+mod record;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -47,11 +48,11 @@ use crate::domain::limits::Rate;
 use crate::domain::outcome::{Class, OnUncertain, Outcome, TargetAnswer, Verdict};
 use crate::domain::personal::Personal;
 use crate::domain::schedule::{Schedule, rung};
-use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice, Unrecorded};
+use crate::domain::slice::{BUCKETS_MAX, SLICE_VERSION, Slice};
 use crate::metrics::LedgerStep;
 use crate::ports::{
-    Calls, Claim, ClaimState, Claimed, JobProgress, Lost, Outgoing, Publisher, Recorded, Route,
-    Settle, SliceRef, Store, Transport,
+    Calls, Claimed, JobProgress, Lost, Outgoing, Publisher, Recorded, Route, SliceRef, Store,
+    Transport,
 };
 use crate::runtime::call::{Called, Caller, lost};
 use crate::runtime::context::{GivenUp, Halted, TargetRuntime};
@@ -311,12 +312,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             transport: &self.session.context.transport,
             traceparent: self.traceparent.as_deref(),
         };
+        let began = Instant::now();
         if !call.in_doubt
             && let Err(answer) = caller.credential().await
         {
-            let verdict = Verdict::All(answer);
+            self.target.metrics.call(answer.class, began.elapsed());
             let called = Called {
-                verdict,
+                verdict: Verdict::All(answer),
                 cleared: false,
             };
             return Back {
@@ -433,8 +435,14 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         let scope = self.scope;
         let mut flight = Flight::new(scope);
         let mut grant = None;
+        // It is time to record. If the next calls may be made at once, one step of the ledger
+        // records and claims.
+        let mut due = false;
         let mut stop = self.catch_up().await.err();
         loop {
+            if due && grant.is_none() {
+                flight.free_places();
+            }
             let places = flight.places();
             if stop.is_none() && grant.is_none() && places > 0 && self.delivery.waiting() > 0 {
                 match self.go_on(&mut flight).await {
@@ -458,7 +466,16 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                 }
                 continue;
             }
-            let granted = flight.until(&self.delivery, grant.as_mut()).await;
+            let granted = match std::mem::take(&mut due) {
+                true => grant.as_mut().and_then(|grant| grant.now_or_never()),
+                false => match flight.until(&self.delivery, grant.as_mut()).await {
+                    None if grant.is_none() => {
+                        due = true;
+                        continue;
+                    }
+                    granted => granted,
+                },
+            };
             let Some(granted) = granted else {
                 if let Err(pause) = self.record(&mut flight).await {
                     stop = stop.or(Some(pause));
@@ -472,6 +489,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                 Err(pause) => Err(pause),
             };
             stop = stop.or(window.err());
+            due = flight.has_unrecorded();
         }
         self.close(stop).await
     }
@@ -551,10 +569,15 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         granted: Granted<'a>,
         flight: &mut Flight<'a, S, T, P>,
     ) -> Result<(), Pause> {
-        // Released recipients are recorded as such before they are claimed again.
-        self.record(flight).await?;
+        let batch = match self.scope.fail_open {
+            true => {
+                self.record(flight).await?;
+                Batch::default()
+            }
+            false => self.known(flight).await,
+        };
         self.delivery.pick(granted.calls, granted.recipients);
-        let calls = self.claim(None, flight).await?;
+        let calls = self.claim(&batch, None, flight).await?;
         let calls = self.fill_in(calls);
         let (calls, until) = self.spend(granted.units, calls, flight).await;
         match calls.is_empty() {
@@ -574,7 +597,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
                 .one_call(call, personal, directives, until, permit);
             flight.add(call);
         }
-        self.record(flight).await
+        Ok(())
     }
 
     /// Uses up the units of the limits. If the claim took so long that they are too old, asks anew.
@@ -619,21 +642,29 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         self.record(flight).await?;
         let everybody = self.delivery.waiting();
         self.delivery.pick(everybody, everybody);
-        self.claim(Some(outcome), flight).await?;
+        let nothing = Batch::default();
+        self.claim(&nothing, Some(outcome), flight).await?;
         self.record(flight).await
     }
 
-    /// Claims the recipients that were picked and returns the calls that may be made. `over`: how
-    /// the recipients without an outcome end, if none is to be sent to any more.
+    /// Records a batch, claims the recipients that were picked, and returns the calls that may be
+    /// made. `over`: how the recipients without an outcome end, if none is to be sent to any more.
     async fn claim(
         &mut self,
+        batch: &Batch,
         over: Option<Outcome>,
         flight: &mut Flight<'a, S, T, P>,
     ) -> Result<Vec<Call>, Pause> {
         let scope = self.scope;
         let picked = scope.fingerprints(self.delivery.picked());
-        let claimed = match flight.during(&self.delivery, scope.claim(&picked)).await {
-            Ok(claimed) => claimed,
+        let turn = scope.record_and_claim(batch, &picked);
+        let claimed = match flight.during(&self.delivery, turn).await {
+            Ok((recorded, claimed)) => {
+                if let Some(recorded) = recorded {
+                    self.note_recorded(batch, recorded);
+                }
+                claimed
+            }
             Err(given_up) => {
                 self.delivery.unpick();
                 self.asked = picked;
@@ -759,9 +790,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
 
     /// Records the results that became known, if there are any.
     async fn record(&mut self, flight: &mut Flight<'a, S, T, P>) -> Result<(), Pause> {
-        self.sort(flight).await;
-        flight.recorded();
-        let batch = self.delivery.batch();
+        let batch = self.known(flight).await;
         if batch.is_empty() {
             return Ok(());
         }
@@ -774,6 +803,13 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         Ok(())
     }
 
+    /// The results that became known. They are to be recorded now.
+    async fn known(&mut self, flight: &mut Flight<'a, S, T, P>) -> Batch {
+        self.sort(flight).await;
+        flight.recorded();
+        self.delivery.batch()
+    }
+
     fn note_recorded(&mut self, batch: &Batch, recorded: Recorded) {
         let outcomes = batch.outcomes.iter().map(|(_, outcome)| *outcome);
         self.scope.count_outcomes(outcomes);
@@ -781,198 +817,6 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         self.progress = Some(recorded.progress);
         self.closed = batch.last.is_some() && recorded.missing == 0;
         self.missing = recorded.missing;
-    }
-}
-
-impl<S: Store, T: Transport, P: Publisher> DeliveryScope<'_, S, T, P> {
-    /// Claims these recipients. Waits for the ledger until no new work may start. An app that fails
-    /// open sends without a claim, so other workers may send to the same recipients.
-    async fn claim(&self, recipients: &[Fingerprint]) -> Result<Claimed, GivenUp> {
-        let context = &*self.session.context;
-        let claim = Claim {
-            slice: self.slice_ref(),
-            owner: self.owner,
-            lease: context.settings.lease,
-            recipients,
-        };
-        let ask = || async {
-            // Outcomes that this process still has to record must not look like doubts.
-            context.catch_up().await?;
-            context.store.claim(claim).await
-        };
-        if !self.fail_open {
-            let halted = self.session.halt.cancelled();
-            return context.step_of_slice(LedgerStep::Claim, halted, ask).await;
-        }
-        if !self.goes_without_ledger()
-            && let Ok(claimed) = context.try_step(LedgerStep::Claim, ask()).await
-        {
-            return Ok(claimed);
-        }
-        let unguarded = &self.target.metrics.unguarded;
-        unguarded.inc_by(recipients.len() as u64);
-        Ok(Claimed::Each(vec![ClaimState::Granted; recipients.len()]))
-    }
-
-    /// Why recipients are in doubt, where a delivery that could not write their dead letters
-    /// recorded the reason in the ledger.
-    async fn reasons(&self, indices: Vec<usize>) -> HashMap<usize, TargetAnswer> {
-        if indices.is_empty() {
-            return HashMap::new();
-        }
-        let context = &*self.session.context;
-        let asked = self.fingerprints(indices.iter().copied());
-        let reasons = context.store.reasons(self.slice.head.id, &asked);
-        // Not repeated: without the reasons the doubt is the same, only its text says less.
-        let reasons = context.try_step(LedgerStep::Claim, reasons).await;
-        let known = reasons.unwrap_or_default().into_iter();
-        indices
-            .into_iter()
-            .zip(known)
-            .filter_map(|(index, reason)| {
-                let reason = reason.filter(|it| it.class == Class::Uncertain)?;
-                Some((
-                    index,
-                    TargetAnswer::new(reason.class, reason.code, reason.text),
-                ))
-            })
-            .collect()
-    }
-
-    /// Records a batch. A known outcome must be recorded even while the process drains; if the
-    /// session is lost, the backlog records it. None: the ledger is down and the app fails open, or
-    /// the ledger's records make no sense and repeating does not help.
-    async fn record(&self, batch: &Batch) -> Result<Option<Recorded>, Lost> {
-        let outcomes = self.outcomes(batch);
-        let release = self.fingerprints(batch.release.iter().copied());
-        let doubted = self.fingerprints(batch.doubted.iter().copied());
-        self.settle(Settle {
-            outcomes: &outcomes,
-            release: &release,
-            doubted: &doubted,
-            last: batch.last,
-            ..Settle::of(self.slice_ref(), self.owner)
-        })
-        .await
-    }
-
-    fn outcomes(&self, batch: &Batch) -> Vec<(Fingerprint, Outcome)> {
-        let outcomes = batch.outcomes.iter();
-        outcomes
-            .map(|(index, outcome)| (self.fingerprints[*index], *outcome))
-            .collect()
-    }
-
-    /// Records the outcomes that earlier deliveries knew.
-    async fn record_unrecorded(&self, known: &Unrecorded) -> Result<Option<Recorded>, Lost> {
-        let secret = &self.session.context.settings.fingerprint_secret;
-        let fingerprinter = Fingerprinter::new(secret, self.slice.head.id);
-        let named = |names: &Vec<String>| -> Vec<Fingerprint> {
-            let names = names.iter();
-            names.map(|name| fingerprinter.fingerprint(name)).collect()
-        };
-        for (owner, names) in &known.release {
-            let release = named(names);
-            let step = Settle {
-                release: &release,
-                ..Settle::of(self.slice_ref(), *owner)
-            };
-            if self.settle(step).await?.is_none() {
-                return Ok(None);
-            }
-        }
-        let each = |(outcome, names): &(Outcome, Vec<String>)| {
-            let outcome = *outcome;
-            named(names).into_iter().map(move |name| (name, outcome))
-        };
-        let outcomes: Vec<_> = known.outcomes.iter().flat_map(each).collect();
-        self.settle(Settle {
-            outcomes: &outcomes,
-            ..Settle::of(self.slice_ref(), self.owner)
-        })
-        .await
-    }
-
-    async fn settle(&self, settle: Settle<'_>) -> Result<Option<Recorded>, Lost> {
-        let context = &*self.session.context;
-        if self.goes_without_ledger() {
-            return Ok(None);
-        }
-        if self.fail_open {
-            let settled = context.try_step(LedgerStep::Settle, context.store.settle(settle));
-            return Ok(settled.await.ok());
-        }
-        let lost = self.session.lost.cancelled();
-        let settle = || context.store.settle(settle);
-        match context
-            .step_of_slice(LedgerStep::Settle, lost, settle)
-            .await
-        {
-            Ok(recorded) => Ok(Some(recorded)),
-            Err(GivenUp::Halted) => Err(Lost),
-            // The outcomes travel with the remainder of the slice.
-            Err(GivenUp::Broken) => {
-                self.wait_for_repair();
-                Ok(None)
-            }
-        }
-    }
-
-    /// Whether further calls may follow when the ledger has not recorded the known results: yes
-    /// where the app fails open.
-    fn unrecorded(&self) -> Result<(), Pause> {
-        match self.fail_open {
-            true => Ok(()),
-            false => Err(Pause::Deferred(REPAIR_WAIT)),
-        }
-    }
-
-    /// How long a slice waits when its records in the ledger make no sense. Logs an error.
-    fn wait_for_repair(&self) -> Duration {
-        tracing::error!(
-            job.id = %self.slice.head.id, slice.id = %self.slice.id,
-            "the slice waits, and is tried again in {} s; the known outcomes of its recipients \
-             are kept. Repair the ledger, or cancel the job",
-            REPAIR_WAIT.as_secs()
-        );
-        REPAIR_WAIT
-    }
-
-    fn count_claims(&self, states: &[ClaimState]) {
-        let mut counts = [0; 5];
-        for state in states {
-            let slot = match state {
-                ClaimState::Granted => 0,
-                ClaimState::InDoubt => 1,
-                ClaimState::TakenOver => 2,
-                ClaimState::Held { .. } => 3,
-                ClaimState::Settled(_) => 4,
-            };
-            counts[slot] += 1;
-        }
-        self.session.context.metrics.claims(counts);
-    }
-
-    fn count_outcomes(&self, outcomes: impl Iterator<Item = Outcome>) {
-        let context = &*self.session.context;
-        context.count_outcomes(&self.target, &self.slice.head, outcomes);
-    }
-
-    /// Counts recipients that are not retried because the retries of the job are spent.
-    fn count_unretried(&self, count: u64) {
-        if count == 0 {
-            return;
-        }
-        self.target.metrics.unretried.inc_by(count);
-        tracing::warn!(
-            job.id = %self.slice.head.id, slice.id = %self.slice.id, count,
-            "the retry budget of the job is spent: recipients are dead-lettered instead of retried"
-        );
-    }
-
-    fn count_uncertain(&self, policy: OnUncertain, count: u64) {
-        let metrics = &self.session.context.metrics;
-        metrics.uncertain(&self.target.name, policy, count);
     }
 }
 

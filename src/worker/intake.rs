@@ -292,6 +292,12 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             Ok(announced) => announced,
             Err(end) => return end,
         };
+        if submission.expanded
+            && result != JobResult::Repeated
+            && matches!(announced, Announced::Yes)
+        {
+            return IntakeEnd::Taken(result);
+        }
         let announce = match announced {
             Announced::Yes => None,
             Announced::No => Some(result),
@@ -401,6 +407,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             now_ms: now_ms(),
             warnings,
             template: None,
+            expanded: entries > 0,
         }
     }
 
@@ -410,6 +417,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         Submission {
             submission: "all".to_owned(),
             entries: 0,
+            expanded: false,
             parts: 2,
             shape: Shape::of(ALL_EXPECTED),
             ..self.submission(job, warnings)

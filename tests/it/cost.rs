@@ -108,7 +108,7 @@ async fn a_recipient_of_a_single_call_costs_few_steps() {
     let job = world.send("single", &users(5000), &[]).await;
     world.completed(&job).await;
     let commands = Commands::of(&world).await;
-    check("single", 5000, &commands, 0.5, 3.0);
+    check("single", 5000, &commands, 0.35, 3.0);
     few_leases(&worker, since).await;
     worker.drain().await;
     world.end().await;

@@ -206,6 +206,7 @@ impl Bench {
             now_ms,
             warnings: Vec::new(),
             template: None,
+            expanded: false,
         };
         self.store.accept(&submission).await.unwrap();
         let expanded = self.store.mark_expanded(job.head.id, &job.submission);

@@ -5,6 +5,7 @@
 --          8 buckets  9 now in ms  10 warnings as JSON or ''
 --          11 version of the stored message or ''  12 rate or ''  13 not before in ms or ''
 --          14 callback URL or ''  15 queue to reply to or ''  16 priority
+--          17 1 if the submission counts as expanded at once
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, version} or
 --          {'expand', buckets, version, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none
@@ -95,7 +96,10 @@ end
 -- Slices that came before (the ledger was lost in between) have already added their entries to the
 -- total.
 local seen = submission and tonumber(sub(submission, 2)) or 0
-call('HSET', SUBMISSIONS, ARGV[5], ARGV[6] .. ':0')
+call('HSET', SUBMISSIONS, ARGV[5], ARGV[6] .. ':' .. ARGV[17])
+if ARGV[17] == '1' then
+  call('HINCRBY', HEADER, 'expanded', 1)
+end
 call('HINCRBY', HEADER, 'total', digits(math.max(tonumber(ARGV[6]) - seen, 0)))
 call('HINCRBY', HEADER, 'submissions', 1)
 call('HDEL', HEADER, 'completed_at_ms')

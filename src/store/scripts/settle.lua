@@ -1,15 +1,13 @@
--- SETTLE: records outcomes, releases claims and counts.
+-- SETTLE, a part of turn.lua: records outcomes, releases claims and counts.
 --
--- KEYS     1 header  2 slices  3 submissions  4 owners  5.. one bucket each
--- ARGV     1 slice  2 entries  3 submission  4 buckets  5 app  6 client_msg_no  7 target
---          8 accepted_at in ms  9 window in s  10 owner, 8 bytes  11 if the slice ends here, how many
---          repeats its deliveries saw; else ''
---          12.. per bucket: different fingerprints, 8 bytes each; then a code each, r for release,
---          d for release in doubt, k to release a claim and to keep a doubt that it was given with
--- Returns  {0, buckets} if the job has another shape; {1, rebuilt, stood, missing, total, sent,
---          duplicate, failed, uncertain, expired, cancelled, finished, completed}: `stood` counts
---          outcomes of recipients that had one already, `missing` the entries of a slice that ends
---          without an outcome
+-- buckets  how many of KEYS, from the fifth on; each has two arguments, from `from` on: different
+--          fingerprints, 8 bytes each; then a code each, r for release, d for release in doubt, k to
+--          release a claim and to keep a doubt that it was given with
+-- last     if the slice ends here, how many repeats its deliveries saw; else ''
+-- Returns  how many entries of the slice are counted, and {stood, missing, total, sent, duplicate,
+--          failed, uncertain, expired, cancelled, finished, completed}: `stood` counts outcomes of
+--          recipients that had one already, `missing` the entries of a slice that ends without an
+--          outcome
 -- Atomic   because a counter rises exactly when a recipient gets its first outcome.
 --
 -- A recorded outcome is never changed. An outcome that comes late replaces a claim, whoever holds
@@ -34,105 +32,100 @@ end
 
 local NAMES = { s = 'sent', f = 'failed', u = 'uncertain', e = 'expired', x = 'cancelled' }
 
-local entries, window, owner = tonumber(ARGV[2]), ARGV[9], ARGV[10]
-local counted, rebuilt = locate({
-  id = ARGV[1], entries = entries, submission = ARGV[3], buckets = ARGV[4],
-  app = ARGV[5], client_msg_no = ARGV[6], target = ARGV[7], accepted_at_ms = ARGV[8],
-})
-if not counted then
-  return { 0, rebuilt }
-end
+local function settle(turn, counted, buckets, from, last)
+  local entries, window = turn.entries, turn.window
+  -- Nil if this owner has claimed nothing.
+  local mine = call('HGET', OWNERS, turn.owner)
+  local in_doubt = mine and doubtful(mine)
+  local tally, settled, stood = {}, 0, 0
 
--- Nil if this owner has claimed nothing.
-local mine = call('HGET', OWNERS, owner)
-local in_doubt = mine and doubtful(mine)
-local tally, settled, stood = {}, 0, 0
+  -- The state of a recipient whose claim is released.
+  local GIVEN_UP = { r = RELEASED, d = DOUBTED, k = RELEASED }
 
--- The state of a recipient whose claim is released.
-local GIVEN_UP = { r = RELEASED, d = DOUBTED, k = RELEASED }
-
-local function count_in(code, count)
-  if not GIVEN_UP[code] then
-    tally[code] = (tally[code] or 0) + count
-    settled = settled + count
+  local function count_in(code, count)
+    if not GIVEN_UP[code] then
+      tally[code] = (tally[code] or 0) + count
+      settled = settled + count
+    end
   end
-end
 
-for k = 5, #KEYS do
-  local key, packed, codes = KEYS[k], ARGV[2 * k + 2], ARGV[2 * k + 3]
-  local count, first = #codes, sub(codes, 1, 1)
-  local bucket = call('GET', key)
-  -- The window is mostly in one piece, as it was claimed, and all its recipients end in the same
-  -- way.
-  local at = mine and bucket and find(bucket, records(packed, mine), 1, true)
-  if at and at % RECORD == 1 and codes == string.rep(first, count) then
-    call('SETRANGE', key, at - 1, records(packed, GIVEN_UP[first] or first .. '\0\0'))
-    count_in(first, count)
-  else
-    local fresh = {}
-    local write, flush = writer(key)
-    for i = 1, count do
-      local fingerprint, code = sub(packed, i * 8 - 7, i * 8), sub(codes, i, i)
-      local at = bucket and place(bucket, fingerprint)
-      local state = at and sub(bucket, at + 8, at + 10)
-      if GIVEN_UP[code] then
-        if mine and at and (state == mine or state == in_doubt) then
-          local keeps = code == 'k' and state == in_doubt
-          write(at, fingerprint .. (keeps and DOUBTED or GIVEN_UP[code]))
+  for k = 1, buckets do
+    local key, packed, codes = KEYS[4 + k], ARGV[from + 2 * k - 2], ARGV[from + 2 * k - 1]
+    local count, first = #codes, sub(codes, 1, 1)
+    local bucket = call('GET', key)
+    -- The window is mostly in one piece, as it was claimed, and all its recipients end in the same
+    -- way.
+    local at = mine and bucket and find(bucket, records(packed, mine), 1, true)
+    if at and at % RECORD == 1 and codes == string.rep(first, count) then
+      call('SETRANGE', key, at - 1, records(packed, GIVEN_UP[first] or first .. '\0\0'))
+      count_in(first, count)
+    else
+      local fresh = {}
+      local write, flush = writer(key)
+      for i = 1, count do
+        local fingerprint, code = sub(packed, i * 8 - 7, i * 8), sub(codes, i, i)
+        local at = bucket and place(bucket, fingerprint)
+        local state = at and sub(bucket, at + 8, at + 10)
+        if GIVEN_UP[code] then
+          if mine and at and (state == mine or state == in_doubt) then
+            local keeps = code == 'k' and state == in_doubt
+            write(at, fingerprint .. (keeps and DOUBTED or GIVEN_UP[code]))
+          end
+        elseif not at then
+          fresh[#fresh + 1] = fingerprint .. code .. '\0\0'
+          count_in(code, 1)
+        elseif state == RELEASED or byte(state) >= 128 then
+          write(at, fingerprint .. code .. '\0\0')
+          count_in(code, 1)
+        else
+          stood = stood + 1
         end
-      elseif not at then
-        fresh[#fresh + 1] = fingerprint .. code .. '\0\0'
-        count_in(code, 1)
-      elseif state == RELEASED or byte(state) >= 128 then
-        write(at, fingerprint .. code .. '\0\0')
-        count_in(code, 1)
-      else
-        stood = stood + 1
+      end
+      flush()
+      if #fresh > 0 then
+        call('APPEND', key, table.concat(fresh))
+        end_with_job(key, window)
       end
     end
-    flush()
-    if #fresh > 0 then
-      call('APPEND', key, table.concat(fresh))
-      end_with_job(key, window)
-    end
   end
+
+  -- Entries of the slice without an outcome of their own count as repeats of others, up to the number
+  -- that its deliveries saw. If more are missing, none is counted and all stay pending. A rebuilt job
+  -- has lost its earlier counts, so the two cases look the same there, and all count as repeats. The
+  -- same rule as domain::accounts::Remaining.
+  local duplicate, after, missing = 0, counted + settled, 0
+  local repeats = tonumber(last)
+  if repeats and after < entries then
+    if entries - after <= repeats or call('HEXISTS', HEADER, 'rebuilt') == 1 then
+      duplicate, after = entries - after, entries
+    else
+      missing = entries - after - repeats
+    end
+  elseif after > entries then
+    -- The slice was counted as done too early: takes back repeats that were none.
+    duplicate, after = entries - after, entries
+  end
+  if settled > 0 or duplicate ~= 0 then
+    for code, count in pairs(tally) do
+      call('HINCRBY', HEADER, NAMES[code], count)
+    end
+    if duplicate ~= 0 then
+      call('HINCRBY', HEADER, 'duplicate', duplicate)
+    end
+    local now = now_ms()
+    call('HSET', HEADER, 'progress_at_ms', digits(now))
+    call('HSET', SLICES, turn.id, after)
+    local stands = standing()
+    local over = settled_of(stands) - stands[1]
+    local lost = over > 0 and tonumber(call('HGET', HEADER, 'lost') or 0) or 0
+    if lost > 0 then
+      -- The job was taken for abandoned too early: these outcomes were not lost.
+      call('HINCRBY', HEADER, 'lost', -math.min(lost, over))
+      stands = standing()
+    end
+    note(now, settled_of(stands))
+    return after, { stood, missing, unpack(stands) }
+  end
+  return after, { stood, missing, unpack(standing()) }
 end
 
--- Entries of the slice without an outcome of their own count as repeats of others, up to the number
--- that its deliveries saw. If more are missing, none is counted and all stay pending. A rebuilt job
--- has lost its earlier counts, so the two cases look the same there, and all count as repeats. The
--- same rule as domain::accounts::Remaining.
-local duplicate, after, missing = 0, counted + settled, 0
-local repeats = tonumber(ARGV[11])
-if repeats and after < entries then
-  if entries - after <= repeats or call('HEXISTS', HEADER, 'rebuilt') == 1 then
-    duplicate, after = entries - after, entries
-  else
-    missing = entries - after - repeats
-  end
-elseif after > entries then
-  -- The slice was counted as done too early: takes back repeats that were none.
-  duplicate, after = entries - after, entries
-end
-if settled > 0 or duplicate ~= 0 then
-  for code, count in pairs(tally) do
-    call('HINCRBY', HEADER, NAMES[code], count)
-  end
-  if duplicate ~= 0 then
-    call('HINCRBY', HEADER, 'duplicate', duplicate)
-  end
-  local now = now_ms()
-  call('HSET', HEADER, 'progress_at_ms', digits(now))
-  call('HSET', SLICES, ARGV[1], after)
-  local stands = standing()
-  local over = settled_of(stands) - stands[1]
-  local lost = over > 0 and tonumber(call('HGET', HEADER, 'lost') or 0) or 0
-  if lost > 0 then
-    -- The job was taken for abandoned too early: these outcomes were not lost.
-    call('HINCRBY', HEADER, 'lost', -math.min(lost, over))
-    stands = standing()
-  end
-  note(now, settled_of(stands))
-  return { 1, rebuilt, stood, missing, unpack(stands) }
-end
-return { 1, rebuilt, stood, missing, unpack(standing()) }

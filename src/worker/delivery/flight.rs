@@ -76,6 +76,17 @@ impl<'a, S: Store, T: Transport, P: Publisher> Flight<'a, S, T, P> {
         self.back.pop_front()
     }
 
+    /// Whether calls came back that are not recorded.
+    pub(super) fn has_unrecorded(&self) -> bool {
+        self.came.is_some()
+    }
+
+    /// Frees the places of the calls that came back: the step that claims for the next calls
+    /// records them.
+    pub(super) fn free_places(&mut self) {
+        self.unrecorded = 0;
+    }
+
     /// Notes that the calls that came back are being recorded.
     pub(super) fn recorded(&mut self) {
         self.unrecorded = 0;

@@ -41,6 +41,7 @@ on_all! { EmbeddedBench, RedisBench, ClusterBench:
     a_list_that_was_given_up_stays_so_and_its_job_completes,
     jobs_are_listed_newest_first,
     pages_of_jobs_leave_out_nobody,
+    an_open_job_is_found_behind_many_completed_ones,
     jobs_are_found_by_what_is_known_of_them,
     looking_claims_nobody,
     a_record_tells_limit_start_and_pace,
@@ -122,6 +123,7 @@ impl Job {
             now_ms: self.head.accepted_at_ms,
             warnings: Vec::new(),
             template: None,
+            expanded: false,
         }
     }
 
@@ -1177,6 +1179,50 @@ async fn pages_of_jobs_leave_out_nobody(bench: &impl StoreBench) {
     assert_eq!([ids_of(&first), ids_of(&second)].concat(), expected[..20]);
 }
 
+/// A query for jobs that run reads those that are open, and not all others first.
+async fn an_open_job_is_found_behind_many_completed_ones(bench: &impl StoreBench) {
+    let store = bench.store();
+    let open = Job::new(1);
+    let begun = open.submission("s", 1);
+    store.accept(&begun).await.unwrap();
+    let id = SliceId::new("s", 0);
+    let completed = |number: u64| {
+        let id = &id;
+        let begun = &begun;
+        async move {
+            let job = Job::new(1);
+            let submission = Submission {
+                now_ms: begun.now_ms + 1 + number,
+                expanded: true,
+                ..job.submission("s", 1)
+            };
+            store.accept(&submission).await.unwrap();
+            let sent = all(&job.fingerprints(0..1), Outcome::Sent);
+            let progress = settle(store, job.slice(id, 1), ANN, &sent, true).await;
+            assert!(progress.finished, "it needs no further mark");
+            assert!(store.complete(job.id()).await.unwrap());
+        }
+    };
+    stream::iter((0..COMPLETED).map(completed))
+        .buffer_unordered(200)
+        .collect::<()>()
+        .await;
+    let running = JobFilter {
+        state: Some(JobState::Running),
+        ..JobFilter::default()
+    };
+    let page = store.jobs(&query(running.clone(), 10)).await.unwrap();
+    assert_eq!((ids_of(&page), page.next), (vec![open.id()], None));
+    let since = JobFilter {
+        since_ms: Some(begun.now_ms + 1),
+        ..running
+    };
+    assert!(list(store, since, 10).await.is_empty());
+}
+
+/// More than a query for other jobs looks at.
+const COMPLETED: u64 = 2_100;
+
 async fn jobs_are_found_by_what_is_known_of_them(bench: &impl StoreBench) {
     let store = bench.store();
     let base = Job::new(1).head.accepted_at_ms;
@@ -1529,6 +1575,8 @@ enum Step {
         doubted: Vec<usize>,
         unused: Vec<usize>,
         last: Option<u32>,
+        /// What the owner claims in the same step.
+        then: Option<Vec<usize>>,
     },
 }
 
@@ -1562,18 +1610,22 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             some(),
             some(),
             prop::option::weighted(0.1, 0..10u32),
+            prop::option::of(some()),
         )
-            .prop_map(|(slice, owner, outcomes, release, doubted, unused, last)| {
-                Step::Settle {
-                    slice,
-                    owner,
-                    outcomes,
-                    release,
-                    doubted,
-                    unused,
-                    last,
+            .prop_map(
+                |(slice, owner, outcomes, release, doubted, unused, last, then)| {
+                    Step::Settle {
+                        slice,
+                        owner,
+                        outcomes,
+                        release,
+                        doubted,
+                        unused,
+                        last,
+                        then,
+                    }
                 }
-            }),
+            ),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -1828,11 +1880,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                 let asked = named(&recipients);
                 let claimed =
                     claim(store, slice(index), Owner(owner), lease(expires), &asked).await;
-                let found = match claimed {
-                    Claimed::SliceDone => None,
-                    Claimed::Each(states) => Some(states.into_iter().map(any_wait).collect()),
-                };
-                assert_eq!(found, expected);
+                assert_eq!(states(claimed), expected);
             }
             Step::Renew {
                 slice: index,
@@ -1860,6 +1908,7 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                 doubted,
                 unused,
                 last,
+                then,
             } => {
                 let range = SLICES[index].0.clone();
                 // For a recipient with two outcomes in one call the first counts.
@@ -1898,11 +1947,26 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
                     ..Settle::of(slice(index), Owner(owner))
                 };
                 model.settle(index, owner, &once, &given_up, last);
-                // Twice: the repeated step counts nothing.
-                for _ in 0..2 {
-                    let recorded = store.settle(settle).await.unwrap();
-                    assert_eq!(recorded.progress.accounts, model.accounts);
-                }
+                let Some(then) = then else {
+                    // Twice: the repeated step counts nothing.
+                    for _ in 0..2 {
+                        let recorded = store.settle(settle).await.unwrap();
+                        assert_eq!(recorded.progress.accounts, model.accounts);
+                    }
+                    continue;
+                };
+                let (then, expires) = (of(index, then), owner % 2 == 1);
+                let asked = named(&then);
+                let claim = Claim {
+                    slice: slice(index),
+                    owner: Owner(owner),
+                    lease: lease(expires),
+                    recipients: &asked,
+                };
+                let expected = model.claim(index, owner, &then, expires);
+                let (recorded, claimed) = store.settle_and_claim(settle, claim).await.unwrap();
+                assert_eq!(recorded.progress.accounts, model.accounts);
+                assert_eq!(states(claimed), expected);
             }
         }
     }
@@ -1922,6 +1986,14 @@ async fn play(store: &impl Ledger, steps: Vec<Step>) {
     assert!(progress.finished);
     let audit = store.audit(&record).await.unwrap();
     assert_eq!(audit.differences(&progress.accounts), Vec::<String>::new());
+}
+
+/// Any wait equals any other. `None`: the slice is done.
+fn states(claimed: Claimed) -> Option<Vec<ClaimState>> {
+    match claimed {
+        Claimed::SliceDone => None,
+        Claimed::Each(states) => Some(states.into_iter().map(any_wait).collect()),
+    }
 }
 
 fn any_wait(state: ClaimState) -> ClaimState {

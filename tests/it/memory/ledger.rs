@@ -263,7 +263,12 @@ impl State {
             Some((seen, Heard::OfSlices)) => seen,
             None => 0,
         };
-        let heard = (submission.entries, Heard::Accepted);
+        let heard = match submission.expanded {
+            true => Heard::Expanded,
+            false => Heard::Accepted,
+        };
+        job.expanded += u64::from(submission.expanded);
+        let heard = (submission.entries, heard);
         job.submissions.insert(submission.submission.clone(), heard);
         let record = job.record_mut();
         // Slices that came before have already raised the total by theirs.
