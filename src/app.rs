@@ -28,8 +28,8 @@ use crate::http::client::{Client, ClientSettings, platform_tls};
 use crate::metrics::Metrics;
 use crate::ports::{Broker, RetainedQueues, Store, Target};
 use crate::runtime::{
-    AppRuntime, CallLog, Callbacks, CallsUnderWay, Context, Health, Keyring, Role, Settings,
-    TargetRuntime, watch_store,
+    AppRuntime, AtWork, CallLog, Callbacks, CallsUnderWay, Context, Health, Keyring, Role,
+    Settings, TargetRuntime, watch_store,
 };
 use crate::secret::Secret;
 use crate::service::BeforeAccept;
@@ -357,6 +357,7 @@ fn target_runtime(
         warm_up: config.warm_up,
         health: Health::new(config.breaker),
         under_way: CallsUnderWay::default(),
+        at_work: AtWork::default(),
         call_log: CallLog::default(),
         metrics: metrics.target(name),
         keyring: Keyring::default(),
@@ -389,6 +390,7 @@ fn context<S: Store>(
                 default_target: app.target.clone(),
                 limit: app.limit,
                 retry: app.retry,
+                share: app.share,
                 fail_open: app.fail_open,
                 permissions: app.permissions.clone(),
                 replies: app.replies.clone(),

@@ -37,7 +37,8 @@
 //! 6. **What cannot be recorded is not sent.** While the ledger or the broker is away, lanes stop.
 //! 7. **Waiting costs nothing.** It uses no attempt, no place among the slices in work, no growing
 //!    memory and no ack limit.
-//! 8. **No starving.** Small jobs have a lane and places of their own; priorities are rates, 8:4:1.
+//! 8. **No starving.** Priorities are rates, 8:4:1; apps share by weight and the jobs of an app
+//!    equally, whatever their size. Small jobs have places of their own.
 //! 9. **Bounded.** Memory does not grow with the size of a job.
 //! 10. **Configuration faults stop the job, not the audience.** When a second job meets the same
 //!     fault, the target is parked.
@@ -77,7 +78,13 @@
 //! Recipients whose outcome the ledger no longer knows end as uncertain when nothing is left to
 //! deliver to them.
 //!
-//! *Sharing.* The server checks the head of a request before it waits for the body. Everything that
+//! *Fair shares.* A worker knows from the head of a slice whose it is, measures how long the slices
+//! of each class, app and job hold its places, and gives a free place to those that have had least
+//! ([`domain::fairness`], `worker::scheduler`). The ledger assigns each job to one of eight
+//! sub-lanes, so that few jobs stand behind each other in a queue ([`domain::lane`],
+//! [`ports::SubLanes`]).
+//!
+//! *Sharing the gateway.* The server checks the head of a request before it waits for the body. Everything that
 //! the request holds after that (a place, bytes, a stream) counts against the share of its app
 //! until the client has taken the answer. An app may hold three times as much as is still free
 //! (`gateway::pool`). Idle connections are closed to make room for new ones (`http::server`).
@@ -109,8 +116,8 @@
 //! # Words
 //!
 //! *app* a tenant. *job* message × audience. *slice* up to N recipients of one job, the unit on the
-//! lanes and of ack. *call* one request to a backend. *target* one backend account. *lane* the
-//! queue of one target and class. *ledger* the record of claimed and settled recipients. *outcome*
+//! lanes and of ack. *call* one request to a backend. *target* one backend account. *lane* a queue of
+//! one target and class. *place* what a slice needs at a worker to make calls. *ledger* the record of claimed and settled recipients. *outcome*
 //! how a recipient ended. *attempt* 1-based, the first try included. *parked* a target that waits
 //! until a time. *dead letter* recipients that ended failed or uncertain, with reasons. *directive*
 //! pause, resume, cancel or re-rate of a job, app or target.

@@ -28,7 +28,7 @@ use crate::service::admission::{self, Refused};
 use crate::service::api::{
     JobDetail, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
 };
-use crate::service::control::Facts;
+use crate::service::control::{Facts, Reader};
 use crate::service::dead_letters::{self, ACCEPT_PATIENCE, LedgerView, Purged, Redrive, Redriven};
 use crate::service::jobs;
 use crate::store::Store;
@@ -181,7 +181,13 @@ impl Access {
                 let Some(record) = direct.job(job).await? else {
                     return Ok(None);
                 };
-                let detail = jobs::detail(direct.ledger()?, &direct.facts, record).await;
+                let detail = jobs::detail(
+                    direct.ledger()?,
+                    &direct.facts,
+                    record,
+                    Reader::Administrator,
+                )
+                .await;
                 detail.map(Some).or_exit(Exit::Unavailable)
             }
             Self::Server(server) => server.get(&format!("/v1/jobs/{job}")).await,

@@ -24,6 +24,7 @@ use self::reader::Section;
 pub use self::reader::{ENV_PREFIX, Findings, Origin, Shown};
 pub use self::servers::{BrokerConfig, LedgerConfig};
 pub use self::targets::TargetConfig;
+use crate::domain::fairness::AppRules;
 use crate::domain::fields::Problem;
 use crate::domain::limits::Rate;
 use crate::domain::notice::ReplyRules;
@@ -153,6 +154,10 @@ pub struct AppConfig {
     pub limit: Option<Rate>,
     /// `[apps.NAME.retry]`: what differs from the retry policy of the target.
     pub retry: RetryChanges,
+    /// `weight`: its share of the places of a target beside other apps. Default 1; 1 to 1000.
+    /// `concurrency_max`: the most that it may have of the places of a target, in percent. Default
+    /// 100; 1 to 100.
+    pub share: AppRules,
     /// `on_ledger_down`: `fail_closed` (default) stops, `fail_open` sends without dedup and counts.
     pub fail_open: bool,
     /// `[apps.NAME.callbacks]`: where its jobs may send their accounts. Default nowhere.

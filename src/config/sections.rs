@@ -13,6 +13,7 @@ use super::{
     SECOND, WorkerConfig,
 };
 use super::{apps, callbacks, endpoints, retry, servers, targets};
+use crate::domain::fairness::AppRules;
 use crate::domain::fields::suggestion;
 use crate::domain::job::{NAME_BYTES_MAX, wrong_id};
 use crate::domain::retry::RetryPolicy;
@@ -153,6 +154,10 @@ fn read_apps(
             target,
             limit: section.rate("limit", findings),
             retry: retry::changes(&mut section, retry, findings),
+            share: AppRules {
+                weight: section.integer("weight", 1, 1..=1000, findings) as u32,
+                concurrency_max: section.integer("concurrency_max", 100, 1..=100, findings) as u32,
+            },
             fail_open: section.choice("on_ledger_down", "fail_closed", &modes, findings)
                 == Some(true),
             callbacks: section

@@ -28,6 +28,14 @@ impl JobId {
         id.copy_from_slice(&context.finish().as_ref()[..12]);
         Self(id)
     }
+
+    /// A number that is as good as random.
+    pub fn number(self) -> u64 {
+        self.0
+            .iter()
+            .take(8)
+            .fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
+    }
 }
 
 impl fmt::Display for JobId {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::ids::{Fingerprint, Fingerprinter, JobId, Owner, SliceId};
-use super::lane::{Lane, Priority};
+use super::lane::{EXPRESS_RECIPIENTS_MAX, Lane, Priority};
 use super::limits::Rate;
 use super::message::{Content, MessageDocument, Options};
 use super::outcome::{Class, OnUncertain, Outcome, TargetAnswer};
@@ -369,17 +369,23 @@ impl Head {
         };
         as_it_stands(message, &self.options)
     }
+}
 
-    /// The lane for a submission of this many recipients.
-    pub fn lane(&self, entries: usize) -> Lane {
-        // Any stable hash of the job id will do.
-        let spread = self
-            .id
-            .to_string()
-            .bytes()
-            .fold(0u64, |sum, byte| sum.wrapping_mul(31) + u64::from(byte));
-        Lane::of(&self.target, self.priority, entries, spread)
+/// A list is cut into this many slices, if each then has `SLICE_RECIPIENTS_MIN`: a job of some
+/// hundred recipients is to have its share at several workers, and at several places of each.
+const SLICES_WANTED: usize = 16;
+const SLICE_RECIPIENTS_MIN: usize = 32;
+
+/// The recipients per slice for a list of `entries`, at most `most`. Calls of `per_call` recipients
+/// stay full.
+pub fn slice_recipients(entries: usize, per_call: usize, most: u32) -> u32 {
+    let most = most.max(1);
+    if entries <= EXPRESS_RECIPIENTS_MAX {
+        return most;
     }
+    let wanted = entries.div_ceil(SLICES_WANTED).max(SLICE_RECIPIENTS_MIN);
+    let full = wanted.next_multiple_of(per_call.max(1));
+    u32::try_from(full).unwrap_or(u32::MAX).min(most)
 }
 
 #[cfg(test)]
@@ -397,6 +403,24 @@ mod tests {
             cutter.push(user.clone());
         }
         cutter.finish("sub", slice_recipients).collect()
+    }
+
+    #[test]
+    fn a_job_of_hundreds_has_slices_for_several_places() {
+        let slices = |entries: usize, per_call| {
+            entries.div_ceil(slice_recipients(entries, per_call, 500) as usize)
+        };
+        assert_eq!(
+            [1, 100, 101, 500, 1600].map(|it| slices(it, 1)),
+            [1, 1, 4, 16, 16]
+        );
+        assert_eq!(slices(8_000, 1), 16);
+        assert_eq!(slices(100_000, 1), 200);
+        // Calls are not torn apart for it.
+        assert_eq!(slice_recipients(500, 100, 500), 100);
+        assert_eq!(slice_recipients(500, 500, 500), 500);
+        assert_eq!(slice_recipients(2_000, 500, 500), 500);
+        assert_eq!(slice_recipients(500, 1, 20), 20);
     }
 
     proptest! {

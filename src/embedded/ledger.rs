@@ -35,6 +35,8 @@ const EXPANDED: u8 = 2;
 /// has.
 const GATHERING: u8 = 3;
 const GIVEN_UP: u8 = 4;
+/// How a submission is cut. The row is under `cut <submission>`.
+const CUT: u8 = 5;
 
 /// Codes for releasing a claim, besides those of `Outcome::ledger_code`: released for certain,
 /// released in doubt, and given up unused, in the state in which it was found.
@@ -381,13 +383,21 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     let key = (row.life, submission.submission.as_str());
     let submissions = work.tables.submissions.open()?;
     let known = submissions.get(key)?.map(|row| row.value());
+    let cut = format!("cut {}", submission.submission);
+    let cut = (row.life, cut.as_str());
     if let Some((_, state @ (ACCEPTED | EXPANDED))) = known {
+        let recorded = submissions.get(cut)?.map(|row| row.value().0);
+        let slice_recipients = recorded.and_then(|it| u32::try_from(it).ok());
         let progress = progress(&row)?;
         keep_row(work, &job, &row)?;
         let settled = progress.accounts.pending() == 0 && state == EXPANDED;
         return Ok(match settled {
             true => Accepted::Settled,
-            false => Accepted::Again { shape, template },
+            false => Accepted::Again {
+                shape,
+                template,
+                slice_recipients,
+            },
         });
     }
     // Slices that arrived before their submission have already added their entries to the total.
@@ -399,16 +409,23 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
     };
     submissions.insert(key, (submission.entries, state))?;
     row.expanded += u64::from(submission.expanded);
+    submissions.insert(cut, (u64::from(submission.slice_recipients), CUT))?;
+    let slice_recipients = Some(submission.slice_recipients);
     row.total += submission.entries.saturating_sub(seen);
     row.submissions += 1;
     row.completed_at_ms = None;
     keep_row(work, &job, &row)?;
     Ok(match known {
-        Some(_) => Accepted::Again { shape, template },
+        Some(_) => Accepted::Again {
+            shape,
+            template,
+            slice_recipients,
+        },
         None => Accepted::Expand {
             shape,
             first,
             template,
+            slice_recipients,
         },
     })
 }

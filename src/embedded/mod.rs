@@ -38,6 +38,7 @@ mod nonces;
 mod pulse;
 mod quotas;
 mod retained;
+mod sub_lanes;
 mod sweep;
 mod tables;
 mod templates;

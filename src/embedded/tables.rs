@@ -9,7 +9,7 @@
 //! | `kept` | retained queue, number | dead letters and rejected messages |
 //! | `jobs` | job id | [`JobRow`] |
 //! | `listed` | time of acceptance, job id | the order of `jobs` |
-//! | `submissions` | life, submission | entries, and 0 known only from its slices, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list have arrived, and 3, or 4 when the list was given up; `list <part> <list>` for each part |
+//! | `submissions` | life, submission | entries, and 0 known only from its slices, 1 accepted, 2 expanded; under `list 0 <list>` how many parts of a list have arrived, and 3, or 4 when the list was given up; `list <part> <list>` for each part; `cut <submission>` with the recipients per slice, and 5 |
 //! | `slices` | life, slice | entries of it that are counted |
 //! | `buckets` | life, bucket | settled recipients: 8 bytes of fingerprint and 1 of outcome each, sorted |
 //! | `claims` | number | `ClaimRow`, one per claim that is open |
@@ -20,6 +20,7 @@
 //! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
 //! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
 //! | `quotas` | app, UTC day, what | list entries: `used`, those of the day; `j<job>`, those of one job; `s<job>/<submission>`, those of a list that is counted |
+//! | `sub_lanes` | target and priority, job id | sub-lane of an open job |
 //! | `meta` | name | `format`, `opening`, and the next free numbers: `seq` of a message, `life` of a job; `directed`, how often directives changed; `beat`, written to test whether the disk takes writes |
 //!
 //! A *life* is the number of a job from its acceptance until a dedup window after its completion. A
@@ -70,6 +71,8 @@ pub(super) const QUOTAS: TableDefinition<'_, QuotaKey, u64> = TableDefinition::n
 pub(super) type DirectiveKey = (&'static str, &'static str, &'static str);
 pub(super) const DIRECTIVES: TableDefinition<'_, DirectiveKey, &[u8]> =
     TableDefinition::new("directives");
+pub(super) const SUB_LANES: TableDefinition<'_, (&str, &str), u32> =
+    TableDefinition::new("sub_lanes");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// A table that is opened when it is first used in a transaction.
@@ -116,6 +119,7 @@ pub(super) struct Tables<'t> {
     pub(super) quotas: Lazy<'t, QuotaKey, u64>,
     pub(super) reasons: Lazy<'t, (u64, u64), &'static [u8]>,
     pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
+    pub(super) sub_lanes: Lazy<'t, (&'static str, &'static str), u32>,
     meta: Lazy<'t, &'static str, u64>,
 }
 
@@ -139,6 +143,7 @@ impl<'t> Tables<'t> {
             quotas: Lazy::new(transaction, QUOTAS),
             reasons: Lazy::new(transaction, REASONS),
             directives: Lazy::new(transaction, DIRECTIVES),
+            sub_lanes: Lazy::new(transaction, SUB_LANES),
             meta: Lazy::new(transaction, META),
         }
     }

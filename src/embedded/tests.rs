@@ -64,7 +64,7 @@ impl Drop for Folder {
 fn lane() -> Lane {
     Lane {
         target: "im".to_owned(),
-        class: LaneClass::Express,
+        class: LaneClass::Express(0),
     }
 }
 
@@ -124,6 +124,7 @@ fn submission(head: &Head, entries: u64) -> Submission {
         submission: "s".to_owned(),
         entries,
         parts: 1,
+        slice_recipients: 500,
         shape: SHAPE,
         rate: None,
         priority: Priority::Normal,
@@ -695,7 +696,7 @@ async fn completed_jobs_are_swept_and_those_that_wait_are_not() {
     assert!(store.complete(over.id).await.unwrap());
     until_ok(async || {
         let now = rows().await;
-        let swept = now[0] < both[0] * 6 / 10 && now[1..] == [1, 1, 1, 1, 0];
+        let swept = now[0] < both[0] * 6 / 10 && now[1..] == [1, 2, 1, 1, 0];
         swept.then_some(()).ok_or(now)
     })
     .await;

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, State};
+use axum::{Extension, Json};
 
 use super::Gateway;
+use super::access::Caller;
 use super::params::Params;
 use super::problem::Refusal;
 use crate::clock::now_ms;
@@ -14,6 +15,7 @@ use crate::ports::{
     Broker, JobFilter, JobQuery, JobRecord, JobState, RetainedQueues, Store, Transport,
 };
 use crate::service::api::{JobDetail, JobList, RecipientFate, Verification};
+use crate::service::control::Reader;
 use crate::service::jobs::{self, LIST_MAX};
 
 /// Jobs in a list if the request gives no number.
@@ -84,12 +86,18 @@ pub(super) fn unknown(job: &str) -> Refusal {
 
 pub(super) async fn show<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
+    Extension(caller): Extension<Caller>,
     Path(job): Path<String>,
     params: Params,
 ) -> Result<Json<JobDetail>, Refusal> {
     let record = find(&gateway, &job, params).await?;
     let store = &gateway.context.store;
-    Ok(Json(jobs::detail(store, &gateway.facts, record).await?))
+    let reader = match caller {
+        Caller::Admin => Reader::Administrator,
+        Caller::App(_) | Caller::Nobody => Reader::App,
+    };
+    let detail = jobs::detail(store, &gateway.facts, record, reader);
+    Ok(Json(detail.await?))
 }
 
 pub(super) async fn verify<B: Broker, S: Store, T: Transport>(

@@ -237,6 +237,9 @@ pub struct Submission {
     /// The shape that this submission prefers. The first submission of a job decides, until a far
     /// larger one arrives. The ledger answers with the shape in force.
     pub shape: Shape,
+    /// The recipients per slice that this worker prefers. The first acceptance of the submission
+    /// decides, so that a list that is cut again is cut into the same slices.
+    pub slice_recipients: u32,
     /// From the first submission of the job, as its own limit and start time.
     pub priority: Priority,
     pub rate: Option<String>,
@@ -259,15 +262,21 @@ pub struct Submission {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
     /// It has new recipients: expand it in this shape. `template` is the version of the stored
-    /// message with which the job started.
+    /// message with which the job started, `slice_recipients` how the list is cut; an earlier
+    /// version did not record that.
     Expand {
         shape: Shape,
         first: bool,
         template: Option<u32>,
+        slice_recipients: Option<u32>,
     },
     /// The submission is known, and some of its recipients are pending. Expanding it again does no
     /// harm and replaces slices that may have been lost.
-    Again { shape: Shape, template: Option<u32> },
+    Again {
+        shape: Shape,
+        template: Option<u32>,
+        slice_recipients: Option<u32>,
+    },
     /// The submission is known, and all of its recipients are settled.
     Settled,
     /// The key belongs to a job with another message.

@@ -14,6 +14,7 @@ mod nonces;
 mod pulse;
 mod quotas;
 mod retained;
+mod sub_lanes;
 mod target;
 mod templates;
 mod transport;
@@ -27,17 +28,21 @@ pub use self::nonces::*;
 pub use self::pulse::*;
 pub use self::quotas::*;
 pub use self::retained::*;
+pub use self::sub_lanes::*;
 pub use self::target::*;
 pub use self::templates::*;
 pub use self::transport::*;
 pub use crate::domain::delivery::ClaimState;
 pub use crate::domain::directive::Scope;
 
-/// Everything that one engine stores besides messages: the ledger, the limiter, the directives, the
-/// stored messages, the quotas, the nonces and the heartbeats.
+/// Everything that one engine stores besides messages: the ledger, the sub-lanes of jobs, the limiter,
+/// the directives, the stored messages, the quotas, the nonces and the heartbeats.
 pub trait Store:
-    Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse
+    Ledger + Upkeep + SubLanes + Limiter + Directives + Templates + Quotas + Nonces + Pulse
 {
 }
 
-impl<S: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse> Store for S {}
+impl<S: Ledger + Upkeep + SubLanes + Limiter + Directives + Templates + Quotas + Nonces + Pulse>
+    Store for S
+{
+}

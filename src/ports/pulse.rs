@@ -5,6 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::LedgerError;
+use crate::domain::ids::JobId;
 
 /// Heartbeats: they show whether the store takes writes now, whether it lost earlier writes, and
 /// which processes are alive.
@@ -37,6 +38,23 @@ pub struct Beat {
     /// Its calls under way, by target.
     #[serde(default)]
     pub calls: BTreeMap<String, UnderWay>,
+    /// Whether a process that works has a session with the broker; an earlier version does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_broker: Option<bool>,
+    /// Some of the jobs that it works on, by target: those with the most places first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub jobs: BTreeMap<String, Vec<JobAtWork>>,
+}
+
+/// The slices of one job at one worker and target.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct JobAtWork {
+    pub job: JobId,
+    pub app: String,
+    /// Slices that have a place.
+    pub places: u64,
+    /// Slices that wait for one.
+    pub waiting: u64,
 }
 
 /// Calls that have no answer yet.

@@ -308,6 +308,8 @@ mod tests {
             number: 1,
             works,
             calls: Default::default(),
+            at_broker: None,
+            jobs: Default::default(),
         };
         let beats = [beat(0, false), beat(3, false), beat(9, true), beat(7, true)];
         let chosen = |beats: &[Beat]| {

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use super::at_work::AtWork;
 use super::backlog::Backlog;
 use super::call_log::CallLog;
 use super::callbacks::Callbacks;
@@ -21,6 +23,7 @@ use super::under_way::CallsUnderWay;
 use crate::clock::now_ms;
 use crate::domain::codes::ClassByCode;
 use crate::domain::directive::{Board, Directive, Kind, Subject};
+use crate::domain::fairness::AppRules;
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::limits::Rate;
@@ -91,6 +94,8 @@ pub struct TargetRuntime {
     pub metrics: TargetMetrics,
     /// Calls under way.
     pub under_way: CallsUnderWay,
+    /// The jobs with slices at this worker.
+    pub at_work: AtWork,
     /// Its calls that were logged lately.
     pub call_log: CallLog,
     /// The credential of its calls, where one must be fetched.
@@ -117,6 +122,7 @@ pub struct AppRuntime {
     pub limit: Option<Rate>,
     /// What differs from the retry policy of the target.
     pub retry: RetryChanges,
+    pub share: AppRules,
     /// Sends without a claim while the ledger is down.
     pub fail_open: bool,
     pub permissions: Permissions,
@@ -137,6 +143,8 @@ pub struct Context<S, T> {
     /// Names this process in its heartbeats.
     pub(crate) process: u64,
     pub(crate) ledger_health: LedgerHealth,
+    /// A worker has a session with the broker.
+    pub(crate) at_broker: AtomicBool,
     parked: watch::Sender<HashMap<String, Parking>>,
     standstills: TargetStandstills,
     directives: watch::Sender<Board>,
@@ -221,6 +229,7 @@ impl<S: Store, T> Context<S, T> {
             settings,
             metrics,
             ledger_health: LedgerHealth::default(),
+            at_broker: AtomicBool::new(false),
             parked: watch::Sender::new(HashMap::new()),
             standstills: TargetStandstills::default(),
             directives: watch::Sender::new(Board::default()),

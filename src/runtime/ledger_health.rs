@@ -160,6 +160,8 @@ impl Heartbeats {
                 number: 0,
                 works: role == Role::Worker,
                 calls: BTreeMap::new(),
+                at_broker: None,
+                jobs: BTreeMap::new(),
             },
             answered: Instant::now(),
         }
@@ -174,6 +176,10 @@ impl Heartbeats {
             self.beat.number = 0;
         }
         self.beat.calls = context.calls_under_way();
+        if self.beat.works {
+            self.beat.at_broker = Some(context.at_broker.load(Ordering::Relaxed));
+            self.beat.jobs = context.jobs_at_work();
+        }
         let beat = context.store.beat(&self.beat);
         let Beaten { number, went_back } = context.try_step(LedgerStep::Beat, beat).await?;
         self.beat.number = number;

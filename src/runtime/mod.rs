@@ -5,6 +5,7 @@
 //! callers why a job does not move.
 
 mod answers;
+mod at_work;
 pub(crate) mod backlog;
 pub(crate) mod call;
 mod call_log;
@@ -23,6 +24,7 @@ mod watch;
 
 use std::time::Duration;
 
+pub use self::at_work::AtWork;
 pub use self::call_log::CallLog;
 pub use self::callbacks::Callbacks;
 pub use self::census::count_cluster;

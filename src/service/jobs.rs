@@ -20,7 +20,7 @@ use crate::ports::{
     BrokerError, ClaimState, JobFilter, JobPage, JobPlace, JobQuery, JobRecord, JobState, Ledger,
     LedgerError, RetainedMessage, RetainedQueue, RetainedQueues, Store,
 };
-use crate::service::control::{self, Facts};
+use crate::service::control::{self, Facts, Reader};
 
 /// The most jobs in one page.
 pub const LIST_MAX: usize = 1000;
@@ -134,9 +134,10 @@ pub async fn detail<S: Store>(
     store: &S,
     facts: &Facts,
     record: JobRecord,
+    reader: Reader,
 ) -> Result<JobDetail, LedgerError> {
     let now = now_ms();
-    let hindrances = control::hindrances(store, facts, &record, now).await?;
+    let hindrances = control::hindrances(store, facts, &record, reader, now).await?;
     Ok(JobDetail::of(record, hindrances, now))
 }
 

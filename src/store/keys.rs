@@ -4,7 +4,7 @@
 //! |---|---|---|---|---|---|
 //! | `P:{JOB}` | hash | header of a job: `app`, `client_msg_no`, `target`, content `digest`, `buckets`, `parts`, `submissions`, `expanded`, `total`, one counter per outcome, `accepted_at_ms`, `progress_at_ms`, `completed_at_ms`, `rebuilt`, `priority`, `rate`, `not_before_ms`, `callback_url`, `reply_to`, `mark` and `mark_before` (its progress some seconds ago), `held` (its keys do not expire), `alive_at_ms` (a slice of it waited then), `lost` (outcomes the ledger lost); for a job that no worker has registered, `awaited` instead of `buckets` and the fields that follow from them | window after the job completed | enter, accept, mark_expanded, claim (when lost), settle, waits, abandon, complete | all of them, job, jobs |
 //! | `P:{JOB}:slices` | hash | slice id → entries of it that are counted | with the header | claim, settle | claim, settle |
-//! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that is known only from its slices; `list 0 <list>` → how many parts of a list have arrived, `x` when the list was given up, and `list <part> <list>` for each part | with the header | accept, mark_expanded, gather, claim, settle | the same, knows |
+//! | `P:{JOB}:submissions` | hash | submission → `<entries>:<1 if expanded>`, or `?<entries seen>` of one that is known only from its slices; `cut <submission>` → recipients per slice; `list 0 <list>` → how many parts of a list have arrived, `x` when the list was given up, and `list <part> <list>` for each part | with the header | accept, mark_expanded, gather, claim, settle | the same, knows |
 //! | `P:{JOB}:owners` | hash | number of an owner (3 bytes; the next number marks the recipients that it holds in doubt) → owner and end of its lease (8 and 6 bytes); owner → number | with the header, or when the job completes | claim, renew, complete | claim, renew, settle, peek |
 //! | `P:{JOB}:N` | string | bucket N: one record of 11 bytes per recipient, fingerprint and state | with the header | claim, settle, accept (when a job is reshaped) | the same, renew, peek, audit |
 //! | `P:{JOB}:reasons` | hash | fingerprint → why it ended failed or uncertain, as JSON; the first 10,000 | with the header | record_reasons | reasons |
@@ -17,6 +17,7 @@
 //! | `P:{limits}:SCOPE:NAME:RATE` | string | theoretical arrival time of a limiter in µs | a second after that time | lease, refund | lease |
 //! | `P:{limits}:park:TARGET` | string | `<until in ms> <parking as JSON>` of a parked target | at that time | park, unpark | parked |
 //! | `P:{limits}:directives` | hash | `SCOPE:KIND:NAME` → `<until in ms, or 0> <directive as JSON>`, and `version`, which differs after each change | never; expired fields are removed with the next change | direct, lift | directives |
+//! | `P:{lanes}:TARGET.PRIORITY` | hash | id of an open job → its sub-lane, for at most some 64 jobs; `version`, how often the hash changed | never; the next assignment removes jobs that are not open | assign | assign |
 //! | `P:{templates}:names:APP` | hash | name of a stored message → its last version, below 0 once it is deleted | never | put and delete of templates | all of templates |
 //! | `P:{templates}:name:NAME:APP` | hash | version → `<put at, in ms> <message as JSON>`; a version is removed by the first put that comes a window after it was superseded | window after the name was deleted | put and delete of templates | template |
 //! | `P:{quota:APP}:DAY` | hash | what an app with a quota used on that UTC day: `used`, list entries; `j<JOB>`, those of one job; `s<JOB>/<submission>`, a list that is counted | two days after the last charge | charge | charge |
@@ -24,7 +25,7 @@
 //!
 //! `P` is the prefix of the settings and JOB the 24 digits of a job id. Braces are literal: the
 //! text between them decides the slot in Redis Cluster, so all keys of one job are in one slot, and
-//! so are those of the limits, those of the stored messages and those of one quota. NAME has no
+//! so are those of the limits, those of the sub-lanes, those of the stored messages and those of one quota. NAME has no
 //! colon. `scripts/prelude.lua` describes the records of a bucket.
 //!
 //! The rate is part of a limiter's key, so that a changed rate starts clean.
@@ -32,6 +33,7 @@
 use std::fmt::Write as _;
 
 use crate::domain::ids::{JobId, digest_hex};
+use crate::domain::lane::Priority;
 use crate::domain::limits::Cost;
 use crate::ports::Limit;
 
@@ -91,6 +93,11 @@ impl Keys {
 
     pub(super) fn park(&self, target: &str) -> String {
         format!("{}:{{limits}}:park:{target}", self.prefix)
+    }
+
+    pub(super) fn sub_lanes(&self, target: &str, priority: Priority) -> String {
+        let priority = priority.as_str();
+        format!("{}:{{lanes}}:{target}.{priority}", self.prefix)
     }
 
     pub(super) fn template_names(&self, app: &str) -> String {

@@ -89,7 +89,7 @@ impl Ledger for Store {
             warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 17, 512);
+        let mut call = self.job_call(&ACCEPT, submission.job, 18, 512);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -109,7 +109,8 @@ impl Ledger for Store {
         call.push(submission.callback_url.as_deref().unwrap_or_default())
             .push(submission.reply_to.as_deref().unwrap_or_default())
             .push(submission.priority.as_str())
-            .push(u8::from(submission.expanded));
+            .push(u8::from(submission.expanded))
+            .push(submission.slice_recipients);
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -119,11 +120,13 @@ impl Ledger for Store {
             "again" => Accepted::Again {
                 shape: reply.shape()?,
                 template: reply.version(2)?,
+                slice_recipients: reply.version(3)?,
             },
             "expand" => Accepted::Expand {
                 shape: reply.shape()?,
                 template: reply.version(2)?,
-                first: reply.number(3)? == 1,
+                first: reply.number(4)? == 1,
+                slice_recipients: reply.version(3)?,
             },
             other => return Err(broken(format!("accept says {other:?}"))),
         };
@@ -881,7 +884,7 @@ impl ScriptReply {
         })
     }
 
-    /// A version, where 0 means none.
+    /// A version or a size, where 0 means none.
     fn version(&self, at: usize) -> Result<Option<u32>, LedgerError> {
         Ok(Some(self.number(at)? as u32).filter(|version| *version > 0))
     }

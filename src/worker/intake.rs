@@ -25,16 +25,17 @@ use crate::domain::announce::EventKind;
 use crate::domain::audience::Member;
 use crate::domain::ids::{Fingerprinter, JobId, SliceId};
 use crate::domain::job::Job;
-use crate::domain::lane::{Lane, Priority};
+use crate::domain::lane::{EXPRESS_RECIPIENTS_MAX, Lane, LaneClass, Priority};
 use crate::domain::message::Content;
 use crate::domain::slice::{
     Cut, Cutter, Enumeration, Head, SLICE_VERSION_PLAIN, Shape, Slice, Together, Unrecorded,
+    slice_recipients,
 };
 use crate::json;
 use crate::metrics::{JobResult, LedgerStep};
 use crate::ports::{
     Accepted, Consumer, Delivery, LedgerError, Lost, Outgoing, Publisher, Route, Store, Submission,
-    Transport,
+    Transport, Unassigned,
 };
 use crate::runtime::context::{Context, RECONNECT};
 use crate::service::BeforeAccept;
@@ -254,22 +255,28 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 context.store.accept(&submission)
             })
             .await;
-        let (shape, template, result) = match accepted {
+        let (shape, template, cut, result) = match accepted {
             Err(_) => return IntakeEnd::Requeue,
             Ok(Accepted::Expand {
                 shape,
-                first: true,
+                first,
                 template,
-            }) => (shape, template, JobResult::Accepted),
-            Ok(Accepted::Expand {
+                slice_recipients,
+            }) => {
+                let result = match first {
+                    true => JobResult::Accepted,
+                    false => JobResult::Extended,
+                };
+                (shape, template, slice_recipients, result)
+            }
+            Ok(Accepted::Again {
                 shape,
-                first: false,
                 template,
-            }) => (shape, template, JobResult::Extended),
-            Ok(Accepted::Again { shape, template }) => (shape, template, JobResult::Repeated),
+                slice_recipients,
+            }) => (shape, template, slice_recipients, JobResult::Repeated),
             // There may be new users since the job was settled.
             Ok(Accepted::Settled) if job.is_for_all() => {
-                (submission.shape, None, JobResult::Repeated)
+                (submission.shape, None, None, JobResult::Repeated)
             }
             Ok(Accepted::Settled) => {
                 let expanded = self.expanded(&job.head, &submission.submission, None);
@@ -287,7 +294,13 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
                 return IntakeEnd::Refused(JobResult::Conflict, reason);
             }
         };
-        let published = self.send_out(job, resolved, template, shape, &submission, result);
+        let submission = Submission {
+            shape,
+            slice_recipients: cut.unwrap_or(context.settings.slice_recipients),
+            template,
+            ..submission
+        };
+        let published = self.send_out(job, resolved, &submission, result);
         let announced = match published.await {
             Ok(announced) => announced,
             Err(end) => return end,
@@ -309,14 +322,36 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         }
     }
 
+    /// The lane of a submission of a job (`domain::lane`).
+    async fn lane(&self, job: &Job<'_>, recipients: u64) -> Result<Lane, Lost> {
+        let (context, head) = (&*self.session.context, &job.head);
+        if recipients <= EXPRESS_RECIPIENTS_MAX as u64 {
+            let app = context.apps.keys().position(|app| *app == head.app);
+            return Ok(Lane::of_small_jobs(&head.target, app.unwrap_or(0)));
+        }
+        let unassigned = Unassigned {
+            job: head.id,
+            app: &head.app,
+            target: &head.target,
+            priority: head.priority,
+            recipients,
+        };
+        let lost = self.session.lost.cancelled();
+        let assign = || context.store.assign(&unassigned);
+        let sub_lane = context.step(LedgerStep::Accept, lost, assign).await;
+        let sub_lane = sub_lane.map_err(|_| Lost)?;
+        Ok(Lane {
+            target: head.target.clone(),
+            class: LaneClass::Of(head.priority, sub_lane),
+        })
+    }
+
     /// Publishes the slices of a job, or the request for its users. The slices of a job that came
     /// as a whole carry its event with them, so that a small job waits for one confirm.
     async fn send_out(
         &self,
         job: &Job<'_>,
         resolved: Resolved,
-        template: Option<u32>,
-        shape: Shape,
         submission: &Submission,
         result: JobResult,
     ) -> Result<Announced, IntakeEnd> {
@@ -324,10 +359,11 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         if job.is_for_all() {
             // The head keeps the template's name: the parts of the job are resolved like the job
             // itself.
-            self.ask_for_all(job, shape).await.map_err(lost)?;
+            self.ask_for_all(job, submission).await.map_err(lost)?;
             return Ok(Announced::No);
         }
-        let head = self.ruled(&job.head, resolved, template).await?;
+        let head = self.ruled(&job.head, resolved, submission.template);
+        let head = head.await?;
         self.gather(job).await.map_err(lost)?;
         let whole = job.part.of == 1 && result == JobResult::Accepted;
         let event = whole.then(|| {
@@ -337,7 +373,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             };
             announcement(EventKind::Accepted, &(&job.head).into(), accounts)
         });
-        let published = self.publish(job, &head, shape, &submission.submission, event);
+        let published = self.publish(job, &head, submission, event);
         published.await.map_err(lost)?;
         if !whole {
             return Ok(Announced::No);
@@ -385,6 +421,18 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         }
     }
 
+    /// The recipients per slice for a list that was not cut before.
+    fn slice_recipients(&self, job: &Job<'_>) -> u32 {
+        let context = &*self.session.context;
+        let target = context.targets.get(&job.head.target);
+        let per_call = match &job.head.vars {
+            // Each recipient has a call of its own.
+            Some(_) => 1,
+            None => target.map_or(1, |target| target.recipients_per_call(&job.head)),
+        };
+        slice_recipients(job.entries, per_call, context.settings.slice_recipients)
+    }
+
     fn submission(&self, job: &Job<'_>, warnings: Vec<String>) -> Submission {
         // The shape of a job in parts allows for all of them.
         let entries = job.entries as u64;
@@ -399,6 +447,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
             entries,
             parts: job.part.of,
             shape: Shape::of(expected),
+            slice_recipients: self.slice_recipients(job),
             rate: job.head.rate.map(|rate| rate.short()),
             priority: job.head.priority,
             not_before_ms: job.head.not_before_ms,
@@ -425,14 +474,14 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
     }
 
     /// Starts to ask the target for its users, on a lane like everything that waits for a target.
-    async fn ask_for_all(&self, job: &Job<'_>, shape: Shape) -> Result<(), Lost> {
-        let lane = job.head.lane(usize::MAX);
+    async fn ask_for_all(&self, job: &Job<'_>, submission: &Submission) -> Result<(), Lost> {
+        let lane = self.lane(job, ALL_EXPECTED).await?;
         let slice = Slice {
             v: SLICE_VERSION_PLAIN,
             head: Arc::new(job.head.clone()),
             id: SliceId::new("all", 0),
             entries: 0,
-            shape,
+            shape: submission.shape,
             lane: lane.clone(),
             first_attempt_at_ms: None,
             together: None,
@@ -482,8 +531,7 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         &self,
         job: &Job<'_>,
         head: &Arc<Head>,
-        shape: Shape,
-        submission: &str,
+        submission: &Submission,
         event: Option<Outgoing>,
     ) -> Result<(), Lost> {
         let context = &*self.session.context;
@@ -491,10 +539,11 @@ impl<S: Store, T: Transport, P: Publisher> Expansion<S, T, P> {
         let fingerprinter = Fingerprinter::new(&settings.fingerprint_secret, job.head.id);
         let mut cutter = Cutter::new(fingerprinter, job.entries);
         job.for_each_recipient(|recipient| cutter.push(recipient));
-        let lane = job.head.lane(job.entries);
+        let lane = self.lane(job, job.entries as u64).await?;
         let together = job.part.together();
         let mut batch = Vec::with_capacity(BATCH_SLICES);
-        for cut in cutter.finish(submission, settings.slice_recipients) {
+        let (name, shape) = (&submission.submission, submission.shape);
+        for cut in cutter.finish(name, submission.slice_recipients) {
             batch.push(self.outgoing(head, &lane, together.as_ref(), shape, cut));
             if batch.len() >= BATCH_SLICES {
                 self.send(std::mem::take(&mut batch)).await?;

@@ -19,7 +19,7 @@ use super::session::WorkerSession;
 use crate::domain::lane::{Lane, LaneClass};
 use crate::error::chain;
 use crate::ports::{BrokerError, Consumer, Delivery, Publisher, Session, Source, Store, Transport};
-use crate::runtime::Settings;
+use crate::runtime::{Settings, TargetRuntime};
 
 /// Deliveries fetched beyond the number of places, so that a free place does not wait for the
 /// broker.
@@ -31,11 +31,11 @@ const MORE: u16 = 32;
 /// A second consumer without use is kept for this long.
 const MORE_KEPT: Duration = Duration::from_secs(5);
 
-/// Deliveries that the broker hands out from a lane at a time.
-fn prefetch(class: LaneClass, settings: &Settings) -> u16 {
+/// Deliveries that the broker hands out from a lane at a time. `slices`: places of the target.
+fn prefetch(class: LaneClass, slices: usize, settings: &Settings) -> u16 {
     let places = match class {
-        LaneClass::Express => settings.small_job_concurrency,
-        LaneClass::Of(..) => settings.slice_concurrency,
+        LaneClass::Express(_) => settings.small_job_concurrency,
+        LaneClass::Of(..) => slices,
         LaneClass::Notices => NOTICES_IN_WORK,
     };
     (places + FETCHED_AHEAD).min(usize::from(u16::MAX)) as u16
@@ -50,16 +50,17 @@ pub(super) struct OpenLane<C> {
 /// Opens the consumers of all lanes.
 pub(super) async fn open<B: Session>(
     session: &B,
-    targets: impl Iterator<Item = &str>,
+    targets: impl Iterator<Item = &TargetRuntime>,
     settings: &Settings,
 ) -> Result<Vec<OpenLane<B::Consumer>>, BrokerError> {
     let mut lanes = Vec::new();
-    for lane in targets.flat_map(Lane::all) {
-        let prefetch = prefetch(lane.class, settings);
-        let consumer = session
-            .consume(Source::Lane(lane.clone()), prefetch)
-            .await?;
-        lanes.push(OpenLane { lane, consumer });
+    for target in targets {
+        for lane in Lane::all(&target.name) {
+            let prefetch = prefetch(lane.class, target.slices, settings);
+            let source = Source::Lane(lane.clone());
+            let consumer = session.consume(source, prefetch).await?;
+            lanes.push(OpenLane { lane, consumer });
+        }
     }
     Ok(lanes)
 }

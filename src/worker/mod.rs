@@ -24,6 +24,7 @@ mod together;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -147,7 +148,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             tail: None,
         });
         let mut tasks = JoinSet::new();
-        let targets = self.context.targets.keys().map(String::as_str);
+        let targets = self.context.targets.values().map(|target| &**target);
         let lanes = lanes::open(&*session, targets, &self.context.settings).await?;
         tasks.spawn(lanes::work(Arc::clone(&work), Arc::clone(&session), lanes));
         for &priority in Priority::ALL {
@@ -174,7 +175,7 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
             Arc::clone(&self.context),
             halt.clone(),
         ));
-        self.context.metrics.broker_up(BrokerUser::Worker, true);
+        self.show_session(true);
         self.ready.send_replace(true);
         tracing::info!("ready: jobs are taken and slices delivered");
 
@@ -184,12 +185,18 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         // The keeper saves the sequence once more, after the last outcomes are recorded.
         rest.cancel();
         self.all_ended(&mut keeper, &mut end).await;
-        self.context.metrics.broker_up(BrokerUser::Worker, false);
+        self.show_session(false);
         // All tasks have ended, so that this is the last one that holds it.
         if let Some(session) = Arc::into_inner(session) {
             session.close().await;
         }
         Ok(end)
+    }
+
+    /// Shows in metrics and heartbeats whether there is a session.
+    fn show_session(&self, is_open: bool) {
+        self.context.at_broker.store(is_open, Ordering::Relaxed);
+        self.context.metrics.broker_up(BrokerUser::Worker, is_open);
     }
 
     /// Waits until the session is lost, the ledger stays down too long, a task ends or the process

@@ -1,16 +1,18 @@
 //! Schedules slices: keeps the deliveries that wait for a place, starts slices, and ends each
 //! delivery as its work decided.
 //!
-//! The slices of a target share its places by the rules of `domain::fairness`. Small jobs and
-//! notices have places of their own, so that big jobs cannot occupy them (promise 8). The scheduler
-//! keeps the handle that acks or requeues a delivery apart from the slice's work, so that it can
+//! The jobs of a target share its places by the rules of `domain::fairness`: a slice says in its
+//! head whose it is, so apps and jobs need no queues of their own. Small jobs and notices have places
+//! of their own, so that big jobs cannot occupy them (promise 8); apps and jobs share the places of
+//! the small jobs by the same rules. The scheduler keeps the handle that acks or requeues a delivery apart from the slice's work, so that it can
 //! requeue the slice if the work panics.
 //!
 //! The scheduler itself never waits. Ending a delivery may take long, since a reject waits for a
 //! publisher confirm, so each ending is a task of its own. There are never more of these tasks than
 //! the broker hands out unacked deliveries.
 
-use std::collections::{HashMap, VecDeque};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,54 +25,78 @@ use super::delivery::{DeliveryEnd, deliver};
 use super::notice::deliver_notice;
 use super::session::WorkerSession;
 use super::tail::Tail;
-use crate::domain::fairness::{At, Ticket, Turns};
-use crate::domain::lane::{Lane, LaneClass, Priority, SUB_LANES};
+use crate::domain::fairness::{AppRules, AppShare, Seat, Ticket, Turns};
+use crate::domain::ids::JobId;
+use crate::domain::lane::{Lane, LaneClass, Priority};
 use crate::error::chain;
 use crate::metrics::SliceResult;
 use crate::ports::{Delivery, EndDelivery, Publisher, Store, Transport};
 use crate::runtime::context::KEEP_MAX;
+use crate::runtime::{AtWork, TargetRuntime};
 
 /// Notices in delivery at a time, per target.
 pub(super) const NOTICES_IN_WORK: usize = 8;
 
-/// How often the scheduler looks again at a target whose places are all taken while lanes wait for
+/// How often the scheduler looks again at a target whose places are all taken while jobs wait for
 /// each other.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How often the scheduler looks for deliveries that have waited too long.
+const AGE_LOOK: Duration = Duration::from_secs(1);
 
 /// A delivery that waits this long for its last answers has a long tail.
 const LONG_TAIL: Duration = Duration::from_millis(100);
 
 pub(super) struct Scheduler<S, T, P> {
     session: Arc<WorkerSession<S, T, P>>,
-    lanes: Vec<Waiting>,
+    lanes: Vec<OfLane>,
     /// In the order in which the lanes name them.
-    targets: Vec<Places>,
+    targets: Vec<OfTarget>,
     work: JoinSet<DeliveryEnd>,
     /// The lane, place and delivery of each slice in work, by task.
     in_work: HashMap<Id, InWork>,
     endings: JoinSet<()>,
     /// The origin of the times that `Turns` gets.
     epoch: Instant,
+    /// When the scheduler looked for deliveries that have waited too long.
+    aged: Instant,
     /// Notified when the tail of a delivery begins.
     tails: Arc<Notify>,
 }
 
-/// The deliveries of one lane that wait, oldest first.
-struct Waiting {
+struct OfLane {
     lane: Lane,
     /// Index of its target in `Scheduler::targets`.
     target: usize,
-    deliveries: VecDeque<(Instant, Delivery)>,
+    /// Its deliveries that wait here.
+    waiting: usize,
 }
 
-/// The places of one target.
-struct Places {
+/// The deliveries of one target.
+struct OfTarget {
     target: String,
-    lanes: Vec<usize>,
-    express: usize,
-    notices: usize,
-    other: usize,
+    runtime: Option<Arc<TargetRuntime>>,
+    /// Those of small jobs.
+    express: Pool,
+    /// Those of all other jobs.
+    shared: Pool,
+    notices: VecDeque<Waiting>,
+    notices_in_work: usize,
+}
+
+/// Places, and the deliveries that wait for one.
+struct Pool {
     turns: Turns,
+    /// By job, oldest first.
+    waiting: BTreeMap<Seat, VecDeque<Waiting>>,
+    taken: usize,
+}
+
+/// A delivery that waits.
+struct Waiting {
+    lane: usize,
+    since: Instant,
+    delivery: Delivery,
 }
 
 struct InWork {
@@ -81,41 +107,134 @@ struct InWork {
     tail: Tail,
 }
 
-/// The kind of place that a slice in work occupies.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Kind {
     Express,
+    Shared,
+}
+
+/// The kind of place that a slice in work occupies.
+#[derive(Clone, PartialEq, Eq)]
+enum Place {
     Notice,
-    Shared(At, Ticket),
+    Of(Kind, Seat, Ticket),
     /// No place any more: the slice waits for its last answers, since this time.
     Tail(Instant),
     /// No place: the slice only goes back to the end of its lane.
     None,
 }
 
-impl Places {
-    fn new(target: &str) -> Self {
+impl Pool {
+    fn new(weights: &[u32]) -> Self {
+        Self {
+            turns: Turns::new(weights),
+            waiting: BTreeMap::new(),
+            taken: 0,
+        }
+    }
+
+    fn arrived(&mut self, seat: Seat, share: AppShare, waiting: Waiting, now: Duration) {
+        self.turns.arrived(&seat, share, now);
+        self.waiting.entry(seat).or_default().push_back(waiting);
+    }
+
+    /// The next delivery of a job.
+    fn pop(&mut self, seat: &Seat) -> Option<Waiting> {
+        let deliveries = self.waiting.get_mut(seat)?;
+        let next = deliveries.pop_front();
+        if deliveries.is_empty() {
+            self.waiting.remove(seat);
+        }
+        next
+    }
+
+    /// The delivery that gets a free place.
+    fn next(&mut self, now: Duration) -> Option<(Seat, Ticket, Waiting)> {
+        loop {
+            let seat = self.turns.next(now)?;
+            if let Some(next) = self.pop(&seat) {
+                let ticket = self.turns.begun(&seat, now);
+                self.taken += 1;
+                return Some((seat, ticket, next));
+            }
+            // Cannot happen: the turns count the deliveries that wait.
+            self.turns.withdrawn(&seat, now);
+        }
+    }
+
+    /// Takes out the deliveries that have waited since before a time.
+    fn old(&mut self, before: Instant, now: Duration) -> Vec<(JobId, Waiting)> {
+        let mut old = Vec::new();
+        for (seat, deliveries) in &mut self.waiting {
+            while deliveries.front().is_some_and(|it| it.since <= before) {
+                old.extend(deliveries.pop_front().map(|it| (seat.job, it)));
+                self.turns.withdrawn(seat, now);
+            }
+        }
+        self.waiting.retain(|_, deliveries| !deliveries.is_empty());
+        old
+    }
+}
+
+impl OfTarget {
+    fn new(target: &str, runtime: Option<Arc<TargetRuntime>>) -> Self {
+        if let Some(runtime) = &runtime {
+            runtime.at_work.clear();
+        }
         let weight = |priority: &Priority| LaneClass::Of(*priority, 0).weight();
         let weights: Vec<_> = Priority::ALL.iter().map(weight).collect();
         Self {
             target: target.to_owned(),
-            lanes: Vec::new(),
-            express: 0,
-            notices: 0,
-            other: 0,
-            turns: Turns::new(&weights, SUB_LANES as usize),
+            runtime,
+            express: Pool::new(&[1]),
+            shared: Pool::new(&weights),
+            notices: VecDeque::new(),
+            notices_in_work: 0,
         }
+    }
+
+    fn pool(&mut self, kind: Kind) -> &mut Pool {
+        match kind {
+            Kind::Express => &mut self.express,
+            Kind::Shared => &mut self.shared,
+        }
+    }
+
+    fn note(&self, note: impl FnOnce(&AtWork)) {
+        if let Some(runtime) = &self.runtime {
+            note(&runtime.at_work);
+        }
+    }
+
+    fn is_waited_for(&self) -> bool {
+        let pools = [&self.express, &self.shared];
+        !self.notices.is_empty() || pools.iter().any(|pool| !pool.waiting.is_empty())
     }
 }
 
-/// The position of a lane among those that share places.
-fn at(class: LaneClass) -> Option<At> {
-    match class {
-        LaneClass::Of(priority, lane) => Some(At {
-            class: priority as usize,
-            lane: lane as usize,
-        }),
-        LaneClass::Express | LaneClass::Notices => None,
+/// Whose slice a message is, without reading all of it. A message that is no slice gets a place
+/// like one, and is rejected there.
+fn seat_of(class: usize, body: &[u8]) -> Seat {
+    #[derive(serde::Deserialize)]
+    struct SliceOfJob<'a> {
+        #[serde(borrow)]
+        head: HeadOfJob<'a>,
+    }
+    #[derive(serde::Deserialize)]
+    struct HeadOfJob<'a> {
+        id: JobId,
+        #[serde(borrow)]
+        app: Cow<'a, str>,
+    }
+    let slice = serde_json::from_slice::<SliceOfJob<'_>>(body).ok();
+    let (app, job) = match &slice {
+        Some(slice) => (&*slice.head.app, slice.head.id),
+        None => ("", JobId::of("", "")),
+    };
+    Seat {
+        class,
+        app: app.into(),
+        job,
     }
 }
 
@@ -132,6 +251,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             in_work: HashMap::new(),
             endings: JoinSet::new(),
             epoch: Instant::now(),
+            aged: Instant::now(),
             tails: Arc::default(),
         };
         for lane in lanes {
@@ -140,27 +260,54 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
                 .iter()
                 .position(|it| it.target == lane.target);
             let target = known.unwrap_or_else(|| {
-                scheduler.targets.push(Places::new(&lane.target));
+                let runtime = scheduler.session.context.targets.get(&lane.target);
+                let runtime = runtime.cloned();
+                scheduler.targets.push(OfTarget::new(&lane.target, runtime));
                 scheduler.targets.len() - 1
             });
-            scheduler.targets[target].lanes.push(scheduler.lanes.len());
-            scheduler.lanes.push(Waiting {
+            scheduler.lanes.push(OfLane {
                 lane,
                 target,
-                deliveries: VecDeque::new(),
+                waiting: 0,
             });
         }
         scheduler
     }
 
     pub(super) fn arrived(&mut self, lane: usize, delivery: Delivery) {
-        let now = Instant::now();
+        let since = Instant::now();
+        let now = since.duration_since(self.epoch);
         let here = &mut self.lanes[lane];
-        here.deliveries.push_back((now, delivery));
-        if let Some(at) = at(here.lane.class) {
-            let since = now.duration_since(self.epoch);
-            self.targets[here.target].turns.arrived(at, since);
-        }
+        here.waiting += 1;
+        let (target, class) = (here.target, here.lane.class);
+        let (kind, class) = match class {
+            LaneClass::Express(_) => (Kind::Express, 0),
+            LaneClass::Of(priority, _) => (Kind::Shared, priority as usize),
+            LaneClass::Notices => {
+                let notices = &mut self.targets[target].notices;
+                return notices.push_back(Waiting {
+                    lane,
+                    since,
+                    delivery,
+                });
+            }
+        };
+        let seat = seat_of(class, &delivery.body);
+        let share = self.share(&seat.app, self.places(target, kind));
+        let waiting = Waiting {
+            lane,
+            since,
+            delivery,
+        };
+        let target = &mut self.targets[target];
+        target.note(|at_work| at_work.arrived(seat.job, &seat.app));
+        target.pool(kind).arrived(seat, share, waiting, now);
+    }
+
+    fn share(&self, app: &str, places: usize) -> AppShare {
+        let app = self.session.context.apps.get(app);
+        app.map_or_else(AppRules::default, |app| app.share)
+            .of(places)
     }
 
     /// Notified when a delivery leaves its place early.
@@ -178,11 +325,11 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         };
         for target in 0..self.targets.len() {
             // A notice does not go to the target and needs no ledger.
-            self.draw_own(target, LaneClass::Notices);
+            self.draw_notices(target);
             let name = &self.targets[target].target;
             if ledger_up && self.session.context.kept_for(name).is_none() {
-                self.draw_own(target, LaneClass::Express);
-                self.draw_shared(target);
+                self.draw_slices(target, Kind::Express);
+                self.draw_slices(target, Kind::Shared);
             }
         }
         self.session
@@ -191,93 +338,71 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             .slices_in_flight(self.work.len());
     }
 
-    /// Starts slices of a lane that has its own places.
-    fn draw_own(&mut self, target: usize, class: LaneClass) {
-        let places = &self.targets[target];
-        let (place, taken, most) = match class {
-            LaneClass::Notices => (Place::Notice, places.notices, NOTICES_IN_WORK),
-            _ => {
-                let most = self.session.context.settings.small_job_concurrency;
-                (Place::Express, places.express, most)
-            }
-        };
-        let mut lanes = places.lanes.iter().copied();
-        let Some(lane) = lanes.find(|lane| self.lanes[*lane].lane.class == class) else {
-            return;
-        };
-        for _ in taken..most {
-            let Some((_, delivery)) = self.lanes[lane].deliveries.pop_front() else {
+    fn draw_notices(&mut self, target: usize) {
+        while self.targets[target].notices_in_work < NOTICES_IN_WORK {
+            let Some(next) = self.targets[target].notices.pop_front() else {
                 return;
             };
-            self.start(lane, delivery, place);
+            self.targets[target].notices_in_work += 1;
+            self.start(next, Place::Notice);
         }
     }
 
-    fn draw_shared(&mut self, target: usize) {
-        let most = self.slices(target);
+    fn draw_slices(&mut self, target: usize, kind: Kind) {
+        let most = self.places(target, kind);
         let now = self.epoch.elapsed();
-        while self.targets[target].other < most {
-            let Some(at) = self.targets[target].turns.next(now) else {
+        while self.targets[target].pool(kind).taken < most {
+            let Some((seat, ticket, next)) = self.targets[target].pool(kind).next(now) else {
                 return;
             };
-            let Some((lane, delivery)) = self.take(target, at) else {
-                // Cannot happen: the turns count the deliveries that wait.
-                self.targets[target].turns.withdrawn(at);
-                continue;
-            };
-            let ticket = self.targets[target].turns.begun(at, now);
-            self.start(lane, delivery, Place::Shared(at, ticket));
+            self.targets[target].note(|at_work| at_work.begun(seat.job));
+            self.start(next, Place::Of(kind, seat, ticket));
         }
-        while let Some((at, ticket)) = self.targets[target].turns.makes_way(now) {
-            let place = Place::Shared(at, ticket);
-            let mut here = self
-                .in_work
-                .values()
-                .filter(|it| self.lanes[it.lane].target == target);
-            if let Some(slice) = here.find(|it| it.place == place) {
+        while let Some(ticket) = self.targets[target].pool(kind).turns.makes_way(now) {
+            let is_it = |it: &&mut InWork| {
+                matches!(&it.place, Place::Of(of, _, its) if *of == kind && *its == ticket)
+                    && self.lanes[it.lane].target == target
+            };
+            if let Some(slice) = self.in_work.values_mut().find(is_it) {
                 slice.halt.cancel();
             }
         }
     }
 
-    fn take(&mut self, target: usize, seat: At) -> Option<(usize, Delivery)> {
-        let mut lanes = self.targets[target].lanes.iter().copied();
-        let lane = lanes.find(|lane| at(self.lanes[*lane].lane.class) == Some(seat))?;
-        let (_, delivery) = self.lanes[lane].deliveries.pop_front()?;
-        Some((lane, delivery))
-    }
-
     /// Sends deliveries that have waited too long back to the end of their lane, published and
     /// acked. So none comes near the broker's ack limit, whatever its lane waits for (promise 7).
     fn pass_on(&mut self) {
-        let now = Instant::now();
-        for lane in 0..self.lanes.len() {
-            loop {
-                let here = &mut self.lanes[lane];
-                let is_old = |(since, _): &(Instant, _)| now.duration_since(*since) >= KEEP_MAX;
-                if !here.deliveries.front().is_some_and(is_old) {
-                    break;
-                }
-                let Some((_, delivery)) = here.deliveries.pop_front() else {
-                    break;
-                };
-                if let Some(at) = at(here.lane.class) {
-                    self.targets[here.target].turns.withdrawn(at);
-                }
-                self.start(lane, delivery, Place::None);
+        if self.aged.elapsed() < AGE_LOOK {
+            return;
+        }
+        self.aged = Instant::now();
+        let Some(before) = self.aged.checked_sub(KEEP_MAX) else {
+            return;
+        };
+        let now = self.epoch.elapsed();
+        let mut old = Vec::new();
+        for target in &mut self.targets {
+            let slices = [
+                target.express.old(before, now),
+                target.shared.old(before, now),
+            ];
+            for (job, slice) in slices.into_iter().flatten() {
+                target.note(|at_work| at_work.withdrawn(job));
+                old.push(slice);
             }
+            while target.notices.front().is_some_and(|it| it.since <= before) {
+                old.extend(target.notices.pop_front());
+            }
+        }
+        for delivery in old {
+            self.start(delivery, Place::None);
         }
     }
 
-    fn start(&mut self, lane: usize, delivery: Delivery, place: Place) {
-        let here = &self.lanes[lane];
-        let places = &mut self.targets[here.target];
-        match place {
-            Place::Express => places.express += 1,
-            Place::Notice => places.notices += 1,
-            Place::Shared(..) => places.other += 1,
-            Place::Tail(_) | Place::None => {}
-        }
+    fn start(&mut self, next: Waiting, place: Place) {
+        let Waiting { lane, delivery, .. } = next;
+        let here = &mut self.lanes[lane];
+        here.waiting -= 1;
         let halt = self.session.halt.child_token();
         if place == Place::None {
             halt.cancel();
@@ -312,10 +437,9 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
         let now = Instant::now();
         let mut freed = Vec::new();
         for slice in self.in_work.values_mut() {
-            let has_place = matches!(slice.place, Place::Express | Place::Shared(..));
-            if has_place && slice.tail.has_begun() {
-                freed.push((slice.lane, slice.place));
-                slice.place = Place::Tail(now);
+            if matches!(slice.place, Place::Of(..)) && slice.tail.has_begun() {
+                let place = std::mem::replace(&mut slice.place, Place::Tail(now));
+                freed.push((slice.lane, place));
             }
         }
         for (lane, place) in freed {
@@ -324,38 +448,43 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
     }
 
     fn free(&mut self, lane: usize, place: Place) {
-        let places = &mut self.targets[self.lanes[lane].target];
+        let now = self.epoch.elapsed();
+        let target = &mut self.targets[self.lanes[lane].target];
         match place {
-            Place::Express => places.express -= 1,
-            Place::Notice => places.notices -= 1,
-            Place::Shared(at, ticket) => {
-                places.other -= 1;
-                places.turns.ended(at, ticket, self.epoch.elapsed());
+            Place::Notice => target.notices_in_work -= 1,
+            Place::Of(kind, seat, ticket) => {
+                let pool = target.pool(kind);
+                pool.taken -= 1;
+                pool.turns.ended(&seat, ticket, now);
+                target.note(|at_work| at_work.ended(seat.job));
             }
             Place::Tail(_) | Place::None => {}
         }
     }
 
     /// Slices of a target that make calls at a time.
-    fn slices(&self, target: usize) -> usize {
-        let name = &self.targets[target].target;
-        let target = self.session.context.targets.get(name);
-        target.map_or(1, |target| target.slices)
+    fn places(&self, target: usize, kind: Kind) -> usize {
+        let context = &self.session.context;
+        match kind {
+            Kind::Express => context.settings.small_job_concurrency,
+            Kind::Shared => {
+                let runtime = self.targets[target].runtime.as_ref();
+                runtime.map_or(1, |target| target.slices)
+            }
+        }
     }
 
     /// Whether the deliveries that the broker has handed out of a lane all wait for their last
     /// answers, and have done so for a while, while places are free. More could be worked on.
     pub(super) fn is_hungry(&self, lane: usize) -> bool {
         let here = &self.lanes[lane];
-        let places = &self.targets[here.target];
+        let target = &self.targets[here.target];
         let has_room = match here.lane.class {
             LaneClass::Notices => false,
-            LaneClass::Express => {
-                places.express < self.session.context.settings.small_job_concurrency
-            }
-            LaneClass::Of(..) => places.other < self.slices(here.target),
+            LaneClass::Express(_) => target.express.taken < self.places(here.target, Kind::Express),
+            LaneClass::Of(..) => target.shared.taken < self.places(here.target, Kind::Shared),
         };
-        has_room && here.deliveries.is_empty() && self.has_long_tail(lane)
+        has_room && here.waiting == 0 && self.has_long_tail(lane)
     }
 
     /// Whether a delivery of this lane has waited for its last answers for a while.
@@ -369,16 +498,20 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
     /// How long until the scheduler has something to do by itself.
     pub(super) fn until_one_moves(&self) -> Duration {
         let now = Instant::now();
-        let of_lane = |here: &Waiting| {
-            let (since, _) = here.deliveries.front()?;
-            let too_old = KEEP_MAX.saturating_sub(now.duration_since(*since));
-            let places = &self.targets[here.target];
-            let most = self.slices(here.target);
-            let kept = self.session.context.kept_for(&places.target);
-            let look = (places.other >= most && places.turns.is_contended()).then_some(LOOK);
-            [Some(too_old), kept, look].into_iter().flatten().min()
+        let of_target = |index: usize| {
+            let target = &self.targets[index];
+            if !target.is_waited_for() {
+                return None;
+            }
+            let looks = |kind, pool: &Pool| {
+                pool.taken >= self.places(index, kind) && pool.turns.is_contended()
+            };
+            let look = looks(Kind::Express, &target.express) || looks(Kind::Shared, &target.shared);
+            let kept = self.session.context.kept_for(&target.target);
+            let look = look.then_some(LOOK);
+            [Some(AGE_LOOK), kept, look].into_iter().flatten().min()
         };
-        let lanes = self.lanes.iter().filter_map(of_lane);
+        let targets = (0..self.targets.len()).filter_map(of_target);
         // A tail that becomes long may make its lane hungry.
         let tails = self.in_work.values().filter_map(|slice| match slice.place {
             Place::Tail(since) => {
@@ -387,7 +520,7 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
             }
             _ => None,
         });
-        lanes.chain(tails).min().unwrap_or(KEEP_MAX)
+        targets.chain(tails).min().unwrap_or(KEEP_MAX)
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -445,8 +578,13 @@ impl<S: Store, T: Transport, P: Publisher> Scheduler<S, T, P> {
 
     /// Requeues the deliveries that were not started.
     pub(super) fn requeue_waiting(&mut self) {
-        for here in &mut self.lanes {
-            for (_, delivery) in here.deliveries.drain(..) {
+        for target in &mut self.targets {
+            let pools = [&mut target.express, &mut target.shared];
+            let slices = pools
+                .into_iter()
+                .flat_map(|pool| std::mem::take(&mut pool.waiting));
+            let slices = slices.flat_map(|(_, deliveries)| deliveries);
+            for Waiting { delivery, .. } in slices.chain(target.notices.drain(..)) {
                 self.session.context.metrics.slice(SliceResult::Requeued);
                 self.endings.spawn(async move {
                     let _ = delivery.requeue().await;

@@ -65,7 +65,7 @@ fn outgoing(route: Route, body: &str) -> Outgoing {
 fn express() -> Lane {
     Lane {
         target: "wk".to_owned(),
-        class: LaneClass::Express,
+        class: LaneClass::Express(0),
     }
 }
 

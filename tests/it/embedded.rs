@@ -30,6 +30,11 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) async fn new(name: &str) -> Self {
+        Self::with(name, "").await
+    }
+
+    /// `more`: lines under `[targets.im]`, and further tables.
+    pub(crate) async fn with(name: &str, more: &str) -> Self {
         let (address, handle, stop) = mock::start(Settings {
             wukongim: Version::V3,
             ..Settings::default()
@@ -53,6 +58,7 @@ impl Place {
             sender = "news"
             url = "http://{address}"
             call_timeout = "3s"
+            {more}
             "#,
             scratch.path().join("data"),
         );
@@ -98,7 +104,7 @@ impl Place {
     }
 
     /// One request to the HTTP interface: the status, and the unparsed answer.
-    async fn request(&self, port: u16, head: &str, body: &[u8]) -> (u16, String) {
+    pub(crate) async fn request(&self, port: u16, head: &str, body: &[u8]) -> (u16, String) {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let head = format!(
             "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",

@@ -1,23 +1,166 @@
-//! Promise 8: priorities are rates, and equal jobs share equally, on a slow backend whose capacity
-//! is fully used when the others arrive.
+//! Promise 8: priorities are rates, apps share by weight, and jobs of an app share equally, while the
+//! capacity of the target, or its limit, is fully used. The shares are taken from the mock's log, in
+//! the order of its entries, so that they do not depend on how fast the machine is.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use fanwise::amqp;
 use fanwise::domain::ids::JobId;
-use fanwise_mock_im::MockHandle;
-use serde_json::json;
+use fanwise::ports::{Broker as _, Outgoing, Publisher as _, Route, Session as _};
+use fanwise_mock_im::{Entry, MockHandle};
+use serde_json::{Value, json};
 
 use crate::embedded::Place;
+use crate::support::process::Process;
 use crate::support::wait::until;
-use crate::support::world::{BOUND, Plan, World};
+use crate::support::world::{BOUND, Plan, Worker, World, assert_once_each};
 
-/// Slices take some twenty seconds with this latency and number of calls.
-const LATENCY: &str = "150ms";
-const CALLS: &str = "32";
+/// A call takes this long, and all workers together make this many at a time: some 140 in a second,
+/// which a busy machine manages too.
+const LATENCY: &str = "250ms";
+const CALLS: usize = 36;
 
-/// The number of messages compared, once all have begun and some more were sent.
-const BEFORE: usize = 500;
-const LOOKED_AT: usize = 1500;
+/// Two apps with equal weight beside the default one, one with three times the weight, and one that
+/// may have a quarter of the places.
+const APPS: &str = "
+    [apps.default]
+    [apps.a]
+    [apps.b]
+    [apps.heavy]
+    weight = 3
+    [apps.small]
+    concurrency_max = 25
+";
+
+/// How the target is slower than the jobs: by the calls that it answers at a time, or by its limit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scarce {
+    Calls,
+    Limit,
+}
+
+const LIMIT: &str = "limit = \"140/s burst 7\"";
+
+/// The processes under test, and their mock.
+enum Bench {
+    /// Workers with RabbitMQ and Redis, and a producer.
+    Servers(World, Vec<Worker>, amqp::Rabbit),
+    Embedded(
+        Place,
+        #[allow(dead_code, reason = "it runs while it is held")] Process,
+    ),
+}
+
+impl Bench {
+    /// Some workers on RabbitMQ; `None` if this machine has no servers.
+    async fn servers(name: &str, workers: usize, scarce: Scarce) -> Option<Self> {
+        let mut plan = Plan::shared()?;
+        plan.target
+            .push_str(&format!("\ncalls_in_flight = {}", CALLS / workers));
+        if scarce == Scarce::Limit {
+            plan.target.push_str(&format!("\n{LIMIT}"));
+        }
+        plan.more.push_str(APPS);
+        let world = plan.start(name).await;
+        let mut running = Vec::new();
+        for _ in 0..workers {
+            running.push(world.worker().await);
+        }
+        slow(&world.mock, scarce);
+        let producer = amqp::Rabbit::new(amqp::Settings {
+            namespace: world.name.clone(),
+            targets: vec!["im".to_owned()],
+            ..amqp::Settings::new(&world.amqp)
+        });
+        Some(Self::Servers(world, running, producer.unwrap()))
+    }
+
+    async fn embedded(name: &str, scarce: Scarce) -> Self {
+        let mut target = format!("calls_in_flight = {CALLS}\n");
+        if scarce == Scarce::Limit {
+            target.push_str(LIMIT);
+        }
+        let place = Place::with(name, &format!("{target}\n{APPS}")).await;
+        let process = place.serve().await;
+        slow(&place.mock, scarce);
+        Self::Embedded(place, process)
+    }
+
+    fn mock(&self) -> &MockHandle {
+        match self {
+            Self::Servers(world, ..) => &world.mock,
+            Self::Embedded(place, _) => &place.mock,
+        }
+    }
+
+    /// Submits a job of an app to `<name>-0`, `<name>-1`, …; `more`: further fields of the job.
+    async fn send(&self, app: &str, name: &str, recipients: usize, more: &Value) -> String {
+        let mut job = json!({
+            "v": 1, "app": app, "client_msg_no": name, "audience": {"users": list(name, recipients)},
+            "message": {"type": "text", "text": "hello"},
+        });
+        for (key, value) in more.as_object().unwrap() {
+            job[key] = value.clone();
+        }
+        let body = job.to_string();
+        match self {
+            Self::Servers(_, _, producer) => {
+                let priority = job["priority"].as_str().unwrap_or("normal");
+                let message = Outgoing {
+                    route: Route::Job(priority.parse().unwrap()),
+                    body: body.into(),
+                    message_id: name.to_owned(),
+                    traceparent: None,
+                };
+                let session = producer.connect().await.unwrap();
+                session.publisher().publish(vec![message]).await.unwrap();
+                session.close().await;
+            }
+            Self::Embedded(place, _) => {
+                let (status, answer) = place
+                    .request(place.gateway, "POST /v1/jobs", body.as_bytes())
+                    .await;
+                assert_eq!(status, 202, "{answer}");
+            }
+        }
+        JobId::of(app, name).to_string()
+    }
+
+    /// Waits until a worker has taken a job: it cuts large ones one after the other.
+    async fn until_taken(&self, job: &str) {
+        let Self::Servers(world, ..) = self else {
+            unreachable!("it has workers");
+        };
+        until("a job that runs", BOUND, async || {
+            (world.job(job).await?["state"] == "running").then_some(())
+        })
+        .await;
+    }
+
+    async fn json(&self, arguments: &[&str]) -> Value {
+        match self {
+            Self::Servers(world, ..) => world.json(arguments).await,
+            Self::Embedded(place, _) => place.json(arguments).await,
+        }
+    }
+
+    /// Ends the test without waiting for the jobs.
+    async fn end(self) {
+        if let Self::Servers(world, workers, _) = self {
+            for worker in workers {
+                worker.drain().await;
+            }
+            world.end().await;
+        }
+    }
+}
+
+fn slow(mock: &MockHandle, scarce: Scarce) {
+    if scarce == Scarce::Calls {
+        mock.patch_faults(&json!({ "latency": LATENCY })).unwrap();
+    }
+}
 
 fn list(name: &str, count: usize) -> Vec<String> {
     (0..count)
@@ -25,29 +168,131 @@ fn list(name: &str, count: usize) -> Vec<String> {
         .collect()
 }
 
-/// The share of each name in the messages that the mock accepted since all of them had begun.
-async fn shares<const N: usize>(mock: &MockHandle, names: [&str; N]) -> [f64; N] {
+/// The messages that the mock accepted, in their order.
+fn accepted(mock: &MockHandle) -> Vec<Entry> {
+    let mut accepted = mock.accepted();
+    accepted.sort_by_key(|entry| entry.at_us);
+    accepted
+}
+
+fn is_of(entry: &Entry, name: &str) -> bool {
+    let rest = entry.recipient.strip_prefix(name);
+    rest.is_some_and(|rest| rest.starts_with('-'))
+}
+
+/// Waits until so many messages of a job were accepted.
+async fn until_sent(mock: &MockHandle, name: &str, count: usize) {
+    let what = format!("{count} messages of {name}");
+    until(&what, BOUND, async || {
+        let sent = mock.accepted().iter().filter(|it| is_of(it, name)).count();
+        (sent >= count).then_some(())
+    })
+    .await;
+}
+
+/// The share of each name in `looked_at` messages, of those that the mock accepted from `after` many
+/// on since all names had begun.
+async fn shares<const N: usize>(
+    mock: &MockHandle,
+    names: [&str; N],
+    after: usize,
+    looked_at: usize,
+) -> [f64; N] {
     until("enough messages of all", BOUND, async || {
-        let mut accepted = mock.accepted();
-        accepted.sort_by_key(|entry| entry.at_us);
-        let of = |recipient: &str| {
-            let mut names = names.iter();
-            names.position(|name| recipient.starts_with(&format!("{name}-")))
-        };
-        let first = names.iter().enumerate().map(|(index, _)| {
-            let mut mine = accepted.iter();
-            mine.position(|entry| of(&entry.recipient) == Some(index))
-        });
+        let accepted = accepted(mock);
+        let of = |entry: &Entry| names.iter().position(|name| is_of(entry, name));
+        let first = (0..N).map(|name| accepted.iter().position(|it| of(it) == Some(name)));
         let begun = first.collect::<Option<Vec<_>>>()?.into_iter().max()?;
-        let looked_at = accepted.get(begun + BEFORE..begun + BEFORE + LOOKED_AT)?;
+        let looked = accepted.get(begun + after..begun + after + looked_at)?;
         let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
-        for entry in looked_at {
-            *counts.entry(of(&entry.recipient)?).or_default() += 1;
+        for entry in looked {
+            *counts.entry(of(entry)?).or_default() += 1;
         }
-        let share = |index| counts.get(&index).copied().unwrap_or(0) as f64 / LOOKED_AT as f64;
+        let share = |index| counts.get(&index).copied().unwrap_or(0) as f64 / looked_at as f64;
         Some(std::array::from_fn(share))
     })
     .await
+}
+
+/// The messages that the mock accepts in this time, as it did lately.
+fn in_time(mock: &MockHandle, time: Duration) -> usize {
+    let accepted = accepted(mock);
+    let latest = &accepted[accepted.len().saturating_sub(150)..];
+    let span = latest.last().unwrap().at_us - latest[0].at_us;
+    (latest.len() as f64 * time.as_micros() as f64 / span as f64) as usize
+}
+
+/// The number of messages that the mock accepted between a moment and the first message of a job.
+async fn begins_after(mock: &MockHandle, name: &str, before: usize) -> usize {
+    until_sent(mock, name, 1).await;
+    let first = accepted(mock).iter().position(|it| is_of(it, name));
+    first.unwrap().saturating_sub(before)
+}
+
+/// A big job of one app has everything. A job of another app, then an urgent one, then a job of one
+/// recipient and one of 101 come, and each gets what is promised.
+async fn everybody_gets_a_share(bench: Bench) {
+    let mock = bench.mock();
+    bench.send("a", "big", 20_000, &json!({})).await;
+    until_sent(mock, "big", 150).await;
+
+    // Another app, with equal weight, has its half within two seconds.
+    bench.send("b", "other", 8_000, &json!({})).await;
+    let before = accepted(mock).len();
+    let waited = begins_after(mock, "other", before).await;
+    let second = in_time(mock, Duration::from_secs(1));
+    assert!(waited <= 3 * second, "{waited} messages, {second} a second");
+    let [_, other] = shares(mock, ["big", "other"], second, 3 * second).await;
+    assert!((0.42..0.58).contains(&other), "app b has {other:.2}");
+
+    // One recipient does not wait for anybody, and 101 hardly longer than 100.
+    for (name, recipients, seconds) in [("single", 1, 1), ("hundred", 100, 1), ("more", 101, 2)] {
+        bench.send("b", name, recipients, &json!({})).await;
+        let before = accepted(mock).len();
+        let waited = begins_after(mock, name, before).await;
+        assert!(
+            waited <= seconds * second,
+            "{name}: {waited} messages, {second} a second"
+        );
+        until_sent(mock, name, recipients).await;
+    }
+
+    // An urgent job begins within a second and has 8 of 12 parts.
+    let high = json!({ "priority": "high" });
+    bench.send("a", "urgent", 500, &high).await;
+    let before = accepted(mock).len();
+    let waited = begins_after(mock, "urgent", before).await;
+    assert!(waited <= 2 * second, "{waited} messages, {second} a second");
+    let [urgent, ..] = shares(mock, ["urgent", "big", "other"], 60, 300).await;
+    assert!(
+        (0.55..0.80).contains(&urgent),
+        "the urgent job has {urgent:.2}"
+    );
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_everybody_gets_a_share_of_calls() {
+    if let Some(bench) = Bench::servers("share-calls", 3, Scarce::Calls).await {
+        everybody_gets_a_share(bench).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_everybody_gets_a_share_of_a_limit() {
+    if let Some(bench) = Bench::servers("share-limit", 3, Scarce::Limit).await {
+        everybody_gets_a_share(bench).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_everybody_gets_a_share_of_calls_embedded() {
+    everybody_gets_a_share(Bench::embedded("share-calls", Scarce::Calls).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_everybody_gets_a_share_of_a_limit_embedded() {
+    everybody_gets_a_share(Bench::embedded("share-limit", Scarce::Limit).await).await;
 }
 
 fn check_priorities([high, normal, bulk]: [f64; 3]) {
@@ -59,103 +304,135 @@ fn check_priorities([high, normal, bulk]: [f64; 3]) {
     );
 }
 
-async fn slow_world(name: &str) -> Option<World> {
-    let mut plan = Plan::shared()?;
-    plan.target
-        .push_str(&format!("\ncalls_in_flight = {CALLS}"));
-    let world = plan.start(name).await;
-    let latency = json!({ "latency": LATENCY });
-    world.mock.patch_faults(&latency).unwrap();
-    Some(world)
-}
-
 /// Jobs of 500 recipients of all priorities. The bulk ones use all capacity when the others arrive.
-#[tokio::test(flavor = "multi_thread")]
-async fn promise_8_priorities_are_rates() {
-    let Some(world) = slow_world("rates").await else {
-        return;
-    };
-    let worker = world.worker().await;
+async fn priorities_are_rates(bench: Bench) {
+    let mock = bench.mock();
     for (priority, jobs) in [("bulk", 4), ("normal", 4), ("high", 6)] {
         for number in 0..jobs {
-            let key = format!("{priority}-{number}");
-            let to = list(&key, 500);
-            world.send(&key, &to, &["--priority", priority]).await;
+            let name = format!("{priority}-{number}");
+            let priority = json!({ "priority": priority });
+            bench.send("default", &name, 500, &priority).await;
         }
         if priority == "bulk" {
-            let what = "the bulk jobs have begun";
-            until(what, BOUND, async || {
-                (world.mock.stats().accepted >= 100).then_some(())
-            })
-            .await;
+            until_sent(mock, "bulk", 100).await;
         }
     }
-    check_priorities(shares(&world.mock, ["high", "normal", "bulk"]).await);
-    worker.drain().await;
-    world.end().await;
+    check_priorities(shares(mock, ["high", "normal", "bulk"], 300, 900).await);
+    bench.end().await;
 }
 
-/// The same on the embedded engine.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_priorities_are_rates() {
+    if let Some(bench) = Bench::servers("rates", 1, Scarce::Calls).await {
+        priorities_are_rates(bench).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_8_priorities_are_rates_embedded() {
-    let place = Place::new("rates").await;
-    let latency = json!({ "latency": LATENCY });
-    place.mock.patch_faults(&latency).unwrap();
-    let calls = ("FANWISE_TARGETS__IM__CALLS_IN_FLIGHT", CALLS);
-    let _serve = place.serve_with(&[calls]).await;
-    for (priority, jobs) in [("bulk", 4), ("normal", 4), ("high", 6)] {
-        for number in 0..jobs {
-            let key = format!("{priority}-{number}");
-            let to = list(&key, 500).join("\n");
-            let send = ["send", "--text", "hello", "--file", "-", "--client-msg-no"];
-            let send = [&send[..], &[&key, "--priority", priority]].concat();
-            let sent = place.run(&send, to.as_bytes()).await;
-            assert_eq!(sent.code, Some(0), "{}", sent.stderr);
-        }
-    }
-    check_priorities(shares(&place.mock, ["high", "normal", "bulk"]).await);
+    priorities_are_rates(Bench::embedded("rates", Scarce::Calls).await).await;
 }
 
-/// Two equal jobs in different lanes; the second arrives while the first uses all capacity. Each
-/// gets half, and each recipient gets the message once, however often a slice makes way.
+/// Two equal jobs; the second arrives while the first uses all capacity. Each gets half, and each
+/// recipient gets the message once, however often a slice makes way.
 #[tokio::test(flavor = "multi_thread")]
 async fn promise_8_equal_jobs_share_equally() {
-    let Some(world) = slow_world("equals").await else {
+    let Some(bench) = Bench::servers("equals", 3, Scarce::Calls).await else {
         return;
     };
-    // The way in which slices find their lane.
-    let lane = |key: &str| {
-        let id = JobId::of("default", key).to_string();
-        let sum = |sum: u64, byte| sum.wrapping_mul(31) + u64::from(byte);
-        id.bytes().fold(0, sum) % 2
-    };
-    let key_of = |wanted| {
-        let mut keys = (0..).map(|number| format!("key{number}"));
-        keys.find(|key| lane(key) == wanted).unwrap()
-    };
-    let worker = world.worker().await;
+    let mock = bench.mock();
     let mut jobs = Vec::new();
-    let mut all = Vec::new();
-    for (name, wanted) in [("one", 0), ("other", 1)] {
-        let to = list(name, 1600);
-        jobs.push(world.send(&key_of(wanted), &to, &[]).await);
-        all.extend(to);
-        until("the first has begun", BOUND, async || {
-            (world.mock.stats().accepted >= 100).then_some(())
-        })
-        .await;
+    for name in ["one", "two"] {
+        jobs.push(bench.send("default", name, 4_000, &json!({})).await);
+        until_sent(mock, name, 100).await;
     }
-    let [one, other] = shares(&world.mock, ["one", "other"]).await;
-    assert!((0.45..0.55).contains(&one), "{one:.2} : {other:.2}");
-    world
-        .mock
-        .patch_faults(&json!({ "latency": null }))
-        .unwrap();
+    let [one, two] = shares(mock, ["one", "two"], 150, 1_500).await;
+    assert!((0.45..0.55).contains(&one), "{one:.2} : {two:.2}");
+    mock.patch_faults(&json!({ "latency": null })).unwrap();
+    let Bench::Servers(world, ..) = &bench else {
+        unreachable!("it has workers");
+    };
     for job in &jobs {
         let record = world.completed(job).await;
-        assert_eq!(record["accounts"]["sent"], 1600, "{record}");
+        assert_eq!(record["accounts"]["sent"], 4_000, "{record}");
     }
-    world.assert_once_each(&all);
-    worker.drain().await;
-    world.end().await;
+    let everybody = [list("one", 4_000), list("two", 4_000)].concat();
+    assert_once_each(mock, &everybody);
+    bench.end().await;
+}
+
+/// An app with three times the weight has three quarters, whatever number of jobs the other app
+/// has. An app with a bound on its places leaves the rest to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_apps_share_by_weight() {
+    let bench = Bench::embedded("weights", Scarce::Calls).await;
+    let mock = bench.mock();
+    for number in 0..3 {
+        let name = format!("a-{number}");
+        bench.send("a", &name, 3_000, &json!({})).await;
+    }
+    until_sent(mock, "a", 100).await;
+    bench.send("heavy", "heavy", 3_000, &json!({})).await;
+    let [heavy, _] = shares(mock, ["heavy", "a"], 150, 700).await;
+    assert!((0.68..0.82).contains(&heavy), "{heavy:.2}");
+    bench
+        .json(&["job", "cancel", "heavy", "--app", "heavy"])
+        .await;
+    bench.send("small", "small", 3_000, &json!({})).await;
+    until_sent(mock, "small", 20).await;
+    let before = accepted(mock).len();
+    let counted = until("enough messages", BOUND, async || {
+        let accepted = accepted(mock);
+        let looked_at = accepted.get(before + 100..before + 600)?;
+        Some(looked_at.iter().filter(|it| is_of(it, "small")).count())
+    })
+    .await;
+    assert!((90..160).contains(&counted), "{counted} of 500");
+    bench.end().await;
+}
+
+/// More jobs of an app are open than a priority has sub-lanes. A job of another app does not stand
+/// behind them, and a job of some hundred recipients not behind a large one.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_many_large_jobs_leave_room() {
+    let Some(bench) = Bench::servers("many", 3, Scarce::Calls).await else {
+        return;
+    };
+    let mock = bench.mock();
+    let mut jobs = Vec::new();
+    for number in 0..9 {
+        let name = format!("large-{number}");
+        jobs.push(bench.send("a", &name, 10_001, &json!({})).await);
+    }
+    for job in &jobs {
+        bench.until_taken(job).await;
+    }
+    until_sent(mock, "large", 150).await;
+    let second = in_time(mock, Duration::from_secs(1));
+    for (name, recipients, app) in [("other", 10_001, "b"), ("some", 300, "a")] {
+        let job = bench.send(app, name, recipients, &json!({})).await;
+        bench.until_taken(&job).await;
+        let before = accepted(mock).len();
+        let waited = begins_after(mock, name, before).await;
+        assert!(waited <= 4 * second, "{name}: {waited}, {second} a second");
+    }
+    let [other, ..] = shares(mock, ["other", "large", "some"], second, 3 * second).await;
+    assert!((0.40..0.60).contains(&other), "app b has {other:.2}");
+    bench.end().await;
+}
+
+/// A job with many slices that its own rate holds back. The job behind it begins at once: within
+/// three seconds, of which the limit of the first one is the clock.
+#[tokio::test(flavor = "multi_thread")]
+async fn promise_8_a_job_with_a_low_rate_delays_no_other() {
+    let bench = Bench::embedded("low-rate", Scarce::Calls).await;
+    let mock = bench.mock();
+    let low = json!({ "rate": "20/s burst 5" });
+    bench.send("default", "low", 5_000, &low).await;
+    until_sent(mock, "low", 10).await;
+    bench.send("default", "free", 1_500, &json!({})).await;
+    let before = accepted(mock).len();
+    let waited = begins_after(mock, "free", before).await;
+    assert!(waited <= 60, "{waited} messages of the slow job before");
+    bench.end().await;
 }

@@ -36,6 +36,7 @@ mod embedded;
 mod examples;
 /// Promise 8: the shares of a slow backend.
 mod fairness;
+mod hindrances;
 /// Redis behind Sentinels, Redis Cluster, TLS to Redis: what the ledger does when servers change.
 mod ledger_servers;
 /// A broker and a store in memory, with faults on demand; `tests/schedules` uses them too.

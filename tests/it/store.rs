@@ -161,7 +161,8 @@ async fn a_job_grows_with_its_submissions() {
         Accepted::Expand {
             shape,
             first: false,
-            template: None
+            template: None,
+            slice_recipients: Some(500),
         }
     );
     let id = SliceId::new("many", 0);
@@ -406,6 +407,8 @@ fn beat(number: u64) -> Beat {
         number,
         works: true,
         calls: BTreeMap::new(),
+        at_broker: Some(true),
+        jobs: BTreeMap::new(),
     }
 }
 

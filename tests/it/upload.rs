@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use fanwise::domain::ids::SliceId;
 use fanwise::domain::job::{Context, Job};
+use fanwise::domain::lane::Lane;
 use fanwise::domain::slice::{Head, Shape, Slice};
 use fanwise::ports::{Broker as _, Outgoing, Publisher as _, Route, Session as _};
 use fanwise_mock_im::{MockHandle, Settings, Version};
@@ -1029,7 +1030,7 @@ mod restart {
 async fn publish_old_slice(world: &World, part: &str) {
     let job = Job::parse(part.as_bytes(), None, &Anything, jiff::Timestamp::now()).unwrap();
     let together = job.part.together();
-    let lane = job.head.lane(job.entries);
+    let lane = Lane::of_small_jobs(&job.head.target, 0);
     let slice = Slice {
         v: 1,
         id: SliceId::new(&job.submission, 0),

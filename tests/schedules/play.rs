@@ -21,7 +21,7 @@ use fanwise::ports::{
     Session as _, Target,
 };
 use fanwise::runtime::{
-    AppRuntime, CallLog, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
+    AppRuntime, AtWork, CallLog, CallsUnderWay, Context, Health, Keyring, Settings, TargetRuntime,
 };
 use fanwise::worker::Worker;
 use fastrand::Rng;
@@ -274,6 +274,7 @@ pub(crate) fn target(plan: &Plan, metrics: &Metrics, target: impl Target) -> Tar
         }),
         metrics: metrics.target(TARGET),
         under_way: CallsUnderWay::default(),
+        at_work: AtWork::default(),
         call_log: CallLog::default(),
         keyring: Keyring::default(),
         directory_keyring: Keyring::default(),

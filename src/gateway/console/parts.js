@@ -89,6 +89,7 @@ const STATES = {
   paused: ['warn', () => t('paused')],
   parked: ['warn', () => t('parked')],
   ledger: ['bad', () => t('ledger away')],
+  broker: ['bad', () => t('broker away')],
   no_worker: ['bad', () => t('no worker')],
   no_target: ['bad', () => t('no target')],
   failed: ['bad', () => t('failed')],

@@ -15,7 +15,7 @@ use crate::error::chain;
 use crate::gateway::Gateway;
 use crate::im::ingress::{AllUsersReport, DropInEndpoint, JobReport, RecipientReport};
 use crate::ports::{Broker, ClaimState, JobState, LedgerError, Reason, Store, Transport};
-use crate::service::control::{self, Cause};
+use crate::service::control::{self, Cause, Reader};
 
 /// Time between two readings of a request's jobs: short at first, for small jobs.
 const LOOK_MIN: Duration = Duration::from_millis(5);
@@ -199,7 +199,7 @@ async fn stop_of<B: Broker, S: Store, T: Transport>(
         return Ok(None);
     };
     let now = now_ms();
-    let found = control::hindrances(store, &gateway.facts, &record, now).await?;
+    let found = control::hindrances(store, &gateway.facts, &record, Reader::App, now).await?;
     let stop = found.into_iter().find_map(|found| {
         let what = match found.cause {
             Cause::Paused => "it is paused",

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Facts, TargetFacts, board};
 use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope};
+use crate::domain::ids::JobId;
 use crate::domain::limits::{Cost, Rate};
 use crate::error::chain;
 use crate::ports::{Beat, JobRecord, JobState, LedgerError, Limit, Park, Store};
@@ -41,10 +42,15 @@ pub enum Cause {
     JobLimit,
     /// No limit: the time of the target's answers.
     Target,
-    /// No recipient gets an outcome: retries wait, or other jobs are before it.
+    /// Other jobs have places at the target, and it has the rest, or none.
+    OtherJobs,
+    /// No recipient gets an outcome, and no slice of it is at a worker: retries wait for their time,
+    /// or its slices are behind others on their lane.
     Waiting,
     /// The ledger takes no writes, so nothing is sent.
     Ledger,
+    /// No worker has a session with the broker.
+    Broker,
     /// No worker is running.
     NoWorker,
     /// Its target is not configured any more.
@@ -56,7 +62,13 @@ impl Cause {
     pub fn is_meant(self) -> bool {
         !matches!(
             self,
-            Self::Target | Self::Waiting | Self::Ledger | Self::NoWorker | Self::NoTarget
+            Self::Target
+                | Self::OtherJobs
+                | Self::Waiting
+                | Self::Ledger
+                | Self::Broker
+                | Self::NoWorker
+                | Self::NoTarget
         )
     }
 
@@ -74,11 +86,19 @@ impl Cause {
 const NEARLY_ALL: f64 = 0.9;
 const MOSTLY_BOOKED: f64 = 0.5;
 
+/// Who reads the hindrances. Only the administrator learns which jobs other apps have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    Administrator,
+    App,
+}
+
 /// The hindrances of a job; none when it is completed, and while too little is known.
 pub async fn hindrances<S: Store>(
     store: &S,
     facts: &Facts,
     record: &JobRecord,
+    reader: Reader,
     now_ms: u64,
 ) -> Result<Vec<Hindrance>, LedgerError> {
     if record.state == JobState::Completed {
@@ -97,6 +117,7 @@ pub async fn hindrances<S: Store>(
         beats: &beats,
         facts,
         record,
+        reader,
         job: &record.job.to_string(),
         now_ms,
     };
@@ -145,6 +166,7 @@ pub async fn stops<S: Store>(
             beats: &[],
             facts,
             record,
+            reader: Reader::App,
             job: &record.job.to_string(),
             now_ms,
         };
@@ -159,12 +181,14 @@ const QUESTION: Beat = Beat {
     number: 0,
     works: false,
     calls: BTreeMap::new(),
+    at_broker: None,
+    jobs: BTreeMap::new(),
 };
 
 /// An oldest call that takes this long is reported.
 const SLOW_CALL_MS: u64 = 1000;
 
-/// A job is reported as waiting only after this time.
+/// A job without an outcome for this long is reported as standing still.
 const PATIENCE_MS: u64 = 3000;
 
 struct Situation<'a> {
@@ -174,6 +198,7 @@ struct Situation<'a> {
     beats: &'a [Beat],
     facts: &'a Facts,
     record: &'a JobRecord,
+    reader: Reader,
     /// The job's id, as directives name it.
     job: &'a str,
     now_ms: u64,
@@ -327,43 +352,154 @@ impl<'a> Situation<'a> {
     /// none.
     fn unlimited(&self) -> Option<Hindrance> {
         let record = self.record;
-        if !self.beats.iter().any(|beat| beat.works) {
-            let what = "no worker is running: start `fanwise worker` or `fanwise serve`";
-            return Some(hindrance(Cause::NoWorker, what.to_owned(), None));
+        if let Some(away) = self.no_session() {
+            return Some(away);
         }
         if record.state == JobState::Accepted {
             let what = "accepted, and no worker has taken it yet: other jobs are before it";
             return Some(hindrance(Cause::Waiting, what.to_owned(), None));
         }
-        let slow = self.slow_calls();
-        if slow.is_some()
-            && record
-                .per_second(self.now_ms)
-                .is_none_or(|rate| rate <= 0.0)
-        {
-            return slow;
-        }
-        match record.per_second(self.now_ms) {
-            Some(rate) if rate > 0.0 => {
-                let what = "only the time of the target's answers limits it: more calls in flight \
-                            or more workers may help";
-                Some(hindrance(Cause::Target, what.to_owned(), None))
+        let rate = record.per_second(self.now_ms);
+        let lately = |at: u64| self.now_ms.saturating_sub(at) < PATIENCE_MS;
+        let moves =
+            rate.is_some_and(|rate| rate > 0.0) && record.progress_at_ms.is_some_and(lately);
+        let work = Work::of(self);
+        if !moves {
+            // Calls that hang hold everybody up, also those that wait for a place.
+            if let Some(slow) = self.slow_calls() {
+                return Some(slow);
             }
-            None if record.progress_at_ms.is_some() => None,
-            _ => {
-                let since = record.progress_at_ms.unwrap_or(record.accepted_at_ms);
-                let silent = self.now_ms.saturating_sub(since);
-                let what = format!(
-                    "no outcome for {} s: retries wait for their time, or other jobs are before it",
-                    silent / 1000
-                );
-                (silent >= PATIENCE_MS).then(|| hindrance(Cause::Waiting, what, None))
+            if rate.is_none() && record.progress_at_ms.is_some() && work.places > 0 {
+                return None;
             }
+            let since = record.progress_at_ms.unwrap_or(record.accepted_at_ms);
+            let silent = self.now_ms.saturating_sub(since);
+            let what = format!("no outcome for {} s: {}", silent / 1000, work.why_none());
+            let cause = match work.waiting > 0 && work.has_others() {
+                true => Cause::OtherJobs,
+                false => Cause::Waiting,
+            };
+            return (silent >= PATIENCE_MS).then(|| hindrance(cause, what, None));
         }
+        if work.waiting > 0 && work.has_others() {
+            let what = format!(
+                "it shares the target with other jobs and has {} of {} places; {}",
+                work.places,
+                work.all,
+                work.whose()
+            );
+            return Some(hindrance(Cause::OtherJobs, what, None));
+        }
+        let what = "only the time of the target's answers limits it: more calls in flight or more \
+                    workers may help";
+        Some(hindrance(Cause::Target, what.to_owned(), None))
+    }
+
+    /// No process that could work on the job.
+    fn no_session(&self) -> Option<Hindrance> {
+        let mut workers = self.beats.iter().filter(|beat| beat.works).peekable();
+        if workers.peek().is_none() {
+            let what = "no worker is running: start `fanwise worker` or `fanwise serve`";
+            return Some(hindrance(Cause::NoWorker, what.to_owned(), None));
+        }
+        let all_away = workers.all(|beat| beat.at_broker == Some(false));
+        all_away.then(|| {
+            let what = "no worker has a session with the broker: see their logs, or run \
+                        `fanwise doctor`";
+            hindrance(Cause::Broker, what.to_owned(), None)
+        })
     }
 
     fn find(&self, scope: Scope, name: &str, kind: Kind) -> Option<&'a Directive> {
         self.board.find(scope, name, kind, self.now_ms)
+    }
+}
+
+/// What all workers do at the target of a job.
+#[derive(Debug, Default)]
+struct Work<'a> {
+    /// Slices of the job that have a place.
+    places: u64,
+    /// Slices of the job that wait for one at a worker.
+    waiting: u64,
+    /// The places of all jobs.
+    all: u64,
+    /// The other jobs with places that the reader may know, and how many.
+    others: Vec<(JobId, &'a str, u64)>,
+    /// The places of jobs that the reader may not know.
+    unnamed: u64,
+}
+
+/// The most jobs that a hindrance names.
+const JOBS_NAMED_MAX: usize = 3;
+
+impl<'a> Work<'a> {
+    fn of(situation: &Situation<'a>) -> Self {
+        let mut work = Self::default();
+        let mut others: BTreeMap<JobId, (&str, u64)> = BTreeMap::new();
+        let target = &situation.record.target;
+        let at_work = situation
+            .beats
+            .iter()
+            .filter_map(|beat| beat.jobs.get(target));
+        for it in at_work.flatten() {
+            work.all += it.places;
+            if it.job == situation.record.job {
+                work.places += it.places;
+                work.waiting += it.waiting;
+            } else if situation.reader == Reader::App && it.app != situation.record.app {
+                work.unnamed += it.places;
+            } else if it.places > 0 {
+                others.entry(it.job).or_insert((&it.app, 0)).1 += it.places;
+            }
+        }
+        let others = others.into_iter();
+        work.others = others
+            .map(|(job, (app, places))| (job, app, places))
+            .collect();
+        work.others
+            .sort_by_key(|(.., places)| std::cmp::Reverse(*places));
+        work
+    }
+
+    /// Whether other jobs have places.
+    fn has_others(&self) -> bool {
+        self.unnamed > 0 || !self.others.is_empty()
+    }
+
+    /// Why no recipient gets an outcome.
+    fn why_none(&self) -> String {
+        match (self.places, self.waiting, self.has_others()) {
+            (1.., ..) => "its slices have places, and no call is answered".to_owned(),
+            (0, 1.., true) => format!("its slices wait for a place; {}", self.whose()),
+            (0, _, false) => "retries wait for their time".to_owned(),
+            (0, 0, true) => format!(
+                "retries wait for their time, or other jobs are before it on its lane; {}",
+                self.whose()
+            ),
+        }
+    }
+
+    /// Which other jobs have places.
+    fn whose(&self) -> String {
+        let named = self.others.iter().take(JOBS_NAMED_MAX);
+        let count = |places: u64| {
+            let noun = if places == 1 { "place" } else { "places" };
+            format!("{places} {noun}")
+        };
+        let mut told: Vec<_> = named
+            .map(|(job, app, places)| format!("job {job} of app {app} has {}", count(*places)))
+            .collect();
+        let rest = self.others.iter().skip(JOBS_NAMED_MAX);
+        match rest.map(|(.., places)| places).sum() {
+            0 => {}
+            more => told.push(format!("further jobs have {}", count(more))),
+        }
+        match self.unnamed {
+            0 => {}
+            unnamed => told.push(format!("jobs of other apps have {}", count(unnamed))),
+        }
+        told.join(", ")
     }
 }
 
@@ -390,10 +526,9 @@ mod tests {
     use super::*;
     use crate::domain::accounts::Accounts;
     use crate::domain::directive::Subject;
-    use crate::domain::ids::JobId;
     use crate::domain::pace::{Mark, Pace};
     use crate::domain::slice::Shape;
-    use crate::ports::{ParkReason, UnderWay};
+    use crate::ports::{JobAtWork, ParkReason, UnderWay};
     use crate::service::control::tests::facts;
 
     const NOW: u64 = 1_000_000;
@@ -496,6 +631,7 @@ mod tests {
             beats,
             facts: &facts(),
             record,
+            reader: Reader::Administrator,
             job: &record.job.to_string(),
             now_ms: NOW,
         };
@@ -623,6 +759,123 @@ mod tests {
             note(&working, &accepted),
             as_told([(Cause::Waiting, waits)])
         );
+    }
+
+    /// A worker with these jobs: app, key, places and waiting slices.
+    fn at_work(jobs: &[(&str, &str, u64, u64)]) -> Beat {
+        let of = |(app, key, places, waiting): &(&str, &str, u64, u64)| JobAtWork {
+            job: JobId::of(app, key),
+            app: (*app).to_owned(),
+            places: *places,
+            waiting: *waiting,
+        };
+        Beat {
+            works: true,
+            at_broker: Some(true),
+            jobs: [("im".to_owned(), jobs.iter().map(of).collect())].into(),
+            ..QUESTION
+        }
+    }
+
+    #[test]
+    fn a_job_that_others_hold_up_says_whose_they_are() {
+        let silent = JobRecord {
+            accepted_at_ms: NOW - 9_000,
+            ..record()
+        };
+        let note = |beats: &[Beat]| told_with(beats, &silent, Vec::new(), None, &[0.0]);
+        let [one, other] = [JobId::of("shop", "one"), JobId::of("news", "other")];
+        let beats = [
+            at_work(&[
+                ("news", "other", 3, 0),
+                ("shop", "one", 1, 5),
+                ("shop", "k", 0, 2),
+            ]),
+            at_work(&[("news", "other", 4, 9)]),
+        ];
+        let what = format!(
+            "no outcome for 9 s: its slices wait for a place; job {other} of app news has 7 places, \
+             job {one} of app shop has 1 place"
+        );
+        assert_eq!(note(&beats), as_told([(Cause::OtherJobs, what.as_str())]));
+        // Its slices are at no worker.
+        let elsewhere = [at_work(&[("news", "other", 4, 0)])];
+        let what = format!(
+            "no outcome for 9 s: retries wait for their time, or other jobs are before it on its \
+             lane; job {other} of app news has 4 places"
+        );
+        assert_eq!(note(&elsewhere), as_told([(Cause::Waiting, what.as_str())]));
+        let what = "no outcome for 9 s: retries wait for their time";
+        assert_eq!(note(&[at_work(&[])]), as_told([(Cause::Waiting, what)]));
+        let away = Beat {
+            at_broker: Some(false),
+            ..at_work(&[])
+        };
+        let what =
+            "no worker has a session with the broker: see their logs, or run `fanwise doctor`";
+        assert_eq!(
+            note(std::slice::from_ref(&away)),
+            as_told([(Cause::Broker, what)])
+        );
+        let what = "no outcome for 9 s: retries wait for their time";
+        let one_of_two = [away, at_work(&[])];
+        assert_eq!(note(&one_of_two), as_told([(Cause::Waiting, what)]));
+    }
+
+    /// An app does not learn which jobs others have.
+    #[test]
+    fn an_app_learns_only_of_its_own_jobs() {
+        let beats = [at_work(&[
+            ("news", "other", 7, 0),
+            ("shop", "one", 1, 5),
+            ("shop", "k", 0, 2),
+        ])];
+        let (record, board) = (record(), Board::new(Vec::new()));
+        let situation = Situation {
+            board: &board,
+            park: None,
+            beats: &beats,
+            facts: &facts(),
+            record: &record,
+            reader: Reader::App,
+            job: "",
+            now_ms: NOW,
+        };
+        let told = Work::of(&situation).whose();
+        let one = JobId::of("shop", "one");
+        assert_eq!(
+            told,
+            format!("job {one} of app shop has 1 place, jobs of other apps have 7 places")
+        );
+    }
+
+    #[test]
+    fn a_job_that_shares_the_target_says_with_whom() {
+        let mark = |at_ms, settled| Some(Mark { at_ms, settled });
+        let going = JobRecord {
+            progress_at_ms: Some(NOW),
+            accounts: Accounts {
+                total: 1000,
+                sent: 100,
+                ..Accounts::default()
+            },
+            pace: Pace {
+                last: mark(NOW - 5_000, 0),
+                before: None,
+            },
+            ..record()
+        };
+        let note = |beats: &[Beat]| told_with(beats, &going, Vec::new(), None, &[0.0]);
+        let one = JobId::of("shop", "one");
+        let beats = [at_work(&[("shop", "one", 2, 5), ("shop", "k", 2, 3)])];
+        let what = format!(
+            "it shares the target with other jobs and has 2 of 4 places; job {one} of app shop has 2 \
+             places"
+        );
+        assert_eq!(note(&beats), as_told([(Cause::OtherJobs, what.as_str())]));
+        // All its slices have places: others take nothing from it.
+        let beats = [at_work(&[("shop", "one", 2, 5), ("shop", "k", 2, 0)])];
+        assert_eq!(note(&beats)[0].0, Cause::Target);
     }
 
     #[test]

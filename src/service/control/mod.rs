@@ -13,7 +13,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::hindrance::{Cause, Hindrance, hindrances, stops};
+pub use self::hindrance::{Cause, Hindrance, Reader, hindrances, stops};
 pub use self::view::{
     DirectiveView, LimitView, ParkView, TargetState, TargetView, limits, targets,
 };

@@ -197,6 +197,7 @@ impl Bench {
             submission: job.submission.clone(),
             entries: job.entries as u64,
             parts: 1,
+            slice_recipients: 500,
             shape,
             rate: None,
             priority: Priority::Normal,

@@ -5,10 +5,11 @@
 --          8 buckets  9 now in ms  10 warnings as JSON or ''
 --          11 version of the stored message or ''  12 rate or ''  13 not before in ms or ''
 --          14 callback URL or ''  15 queue to reply to or ''  16 priority
---          17 1 if the submission counts as expanded at once
--- Returns  {'conflict'}, {'settled'}, {'again', buckets, version} or
---          {'expand', buckets, version, 1 if this is the first submission};
---          the version of the stored message that the job started with, 0 if there is none
+--          17 1 if the submission counts as expanded at once  18 recipients per slice
+-- Returns  {'conflict'}, {'settled'}, {'again', buckets, version, cut} or
+--          {'expand', buckets, version, cut, 1 if this is the first submission};
+--          the version of the stored message that the job started with, 0 if there is none; the
+--          recipients per slice with which the submission was accepted, 0 if that was not recorded
 -- Atomic   because two producers may submit the same job at once: one decides the shape, and a
 --          submission raises the total once.
 
@@ -90,13 +91,13 @@ if submission and sub(submission, 1, 1) ~= '?' then
   if settled_of(now) >= now[1] and sub(submission, -1) == '1' then
     return { 'settled' }
   end
-  return { 'again', buckets, template }
+  return { 'again', buckets, template, call('HGET', SUBMISSIONS, 'cut ' .. ARGV[5]) or 0 }
 end
 
 -- Slices that came before (the ledger was lost in between) have already added their entries to the
 -- total.
 local seen = submission and tonumber(sub(submission, 2)) or 0
-call('HSET', SUBMISSIONS, ARGV[5], ARGV[6] .. ':' .. ARGV[17])
+call('HSET', SUBMISSIONS, ARGV[5], ARGV[6] .. ':' .. ARGV[17], 'cut ' .. ARGV[5], ARGV[18])
 if ARGV[17] == '1' then
   call('HINCRBY', HEADER, 'expanded', 1)
 end
@@ -105,6 +106,6 @@ call('HINCRBY', HEADER, 'submissions', 1)
 call('HDEL', HEADER, 'completed_at_ms')
 hold()
 if submission then
-  return { 'again', buckets, template }
+  return { 'again', buckets, template, ARGV[18] }
 end
-return { 'expand', buckets, template, first and 1 or 0 }
+return { 'expand', buckets, template, ARGV[18], first and 1 or 0 }

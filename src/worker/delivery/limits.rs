@@ -200,7 +200,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
             limits: limits.collect(),
             recipients: u32::try_from(recipients).unwrap_or(u32::MAX),
             per_call: u32::try_from(self.per_call).unwrap_or(u32::MAX),
-            small_job: self.slice.lane.class == LaneClass::Express,
+            small_job: matches!(self.slice.lane.class, LaneClass::Express(_)),
         }
     }
 

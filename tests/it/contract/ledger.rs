@@ -10,8 +10,8 @@ use fanwise::domain::message::{Content, Options};
 use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::{Addressed, Head, Shape, Together};
 use fanwise::ports::{
-    Accepted, Beat, Claim, ClaimState, Claimed, Entry, Gathered, JobFilter, JobPage, JobPlace,
-    JobProgress, JobQuery, JobRecord, JobState, Ledger, Pulse, Reason, Settle, SliceRef,
+    Accepted, Beat, Claim, ClaimState, Claimed, Entry, Gathered, JobAtWork, JobFilter, JobPage,
+    JobPlace, JobProgress, JobQuery, JobRecord, JobState, Ledger, Pulse, Reason, Settle, SliceRef,
     Submission, UnderWay, Upkeep,
 };
 use futures_util::future::join_all;
@@ -115,6 +115,7 @@ impl Job {
             entries,
             parts: 1,
             shape: self.shape,
+            slice_recipients: 500,
             rate: None,
             priority: self.head.priority,
             not_before_ms: None,
@@ -414,11 +415,19 @@ async fn processes_that_are_alive_tell_their_calls(bench: &impl StoreBench) {
         calls: 256,
         oldest_ms: 6000,
     };
+    let job = JobAtWork {
+        job: JobId::of("shop", "k"),
+        app: "shop".to_owned(),
+        places: 3,
+        waiting: 4,
+    };
     let beat = Beat {
         process: 7,
         number: 0,
         works: true,
         calls: [("im".to_owned(), calls)].into(),
+        at_broker: Some(false),
+        jobs: [("im".to_owned(), vec![job])].into(),
     };
     let beaten = store.beat(&beat).await.unwrap();
     assert!(!beaten.went_back);
@@ -756,7 +765,8 @@ async fn every_step_may_be_repeated(bench: &impl StoreBench) {
         again,
         Accepted::Again {
             shape: job.shape,
-            template: None
+            template: None,
+            slice_recipients: Some(500),
         }
     );
     for _ in 0..2 {
@@ -884,7 +894,8 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
         Accepted::Expand {
             shape,
             first: true,
-            template: None
+            template: None,
+            slice_recipients: Some(500),
         }
     );
     let accepted = store.accept(&first).await.unwrap();
@@ -892,9 +903,16 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
         accepted,
         Accepted::Again {
             shape,
-            template: None
+            template: None,
+            slice_recipients: Some(500),
         }
     );
+    // A worker with other settings cuts it as it was cut.
+    let cut_anew = Submission {
+        slice_recipients: 32,
+        ..first.clone()
+    };
+    assert_eq!(store.accept(&cut_anew).await.unwrap(), accepted);
     let other = Submission {
         content_digest: "other".to_owned(),
         ..first.clone()
@@ -942,7 +960,8 @@ async fn a_job_is_accepted_extended_and_completed_once(bench: &impl StoreBench) 
         Accepted::Expand {
             shape,
             first: false,
-            template: None
+            template: None,
+            slice_recipients: Some(500),
         }
     );
     let record = store.job(job.id()).await.unwrap().unwrap();
@@ -1482,7 +1501,8 @@ async fn slices_of_an_unknown_job_rebuild_it(bench: &impl StoreBench) {
         Accepted::Expand {
             shape,
             first: false,
-            template: None
+            template: None,
+            slice_recipients: Some(500),
         }
     );
     let other = Submission {
@@ -1506,7 +1526,8 @@ async fn a_submission_accepted_after_its_slices_counts_once(bench: &impl StoreBe
         accepted,
         Accepted::Again {
             shape: job.shape,
-            template: None
+            template: None,
+            slice_recipients: Some(500),
         }
     );
     let sent = all(&people[..10], Outcome::Sent);

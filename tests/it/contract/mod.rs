@@ -2,7 +2,8 @@
 //! always runs on the embedded engine and in memory, and on RabbitMQ, Redis and a Redis Cluster if
 //! they are available.
 //!
-//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`]:
+//! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`],
+//!   [`sub_lanes`]:
 //!   the tests, each with one line per engine that runs it.
 //! - [`crash`]: kills a real process with the embedded engine, again and again. Crashes of the
 //!   servers are tested beside the servers' own tests, which start servers that may be killed.
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
     Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas, RetainedQueues, Route,
-    Templates, Upkeep,
+    SubLanes, Templates, Upkeep,
 };
 use fanwise::{amqp, embedded, store};
 
@@ -88,6 +89,7 @@ pub(crate) mod ledger;
 pub(crate) mod limiter;
 mod nonces;
 mod quotas;
+mod sub_lanes;
 mod templates;
 
 /// The target that has lanes on every bench.
@@ -108,7 +110,16 @@ trait BrokerBench {
 
 /// The ledger, limiter and directives of one test.
 trait StoreBench {
-    type Store: Ledger + Upkeep + Limiter + Directives + Templates + Quotas + Nonces + Pulse + Sync;
+    type Store: Ledger
+        + Upkeep
+        + SubLanes
+        + Limiter
+        + Directives
+        + Templates
+        + Quotas
+        + Nonces
+        + Pulse
+        + Sync;
 
     fn store(&self) -> &Self::Store;
 }
@@ -294,7 +305,7 @@ fn lane(class: LaneClass) -> Lane {
 }
 
 fn express() -> Lane {
-    lane(LaneClass::Express)
+    lane(LaneClass::Express(0))
 }
 
 fn bulk() -> Lane {

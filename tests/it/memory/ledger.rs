@@ -7,13 +7,14 @@ use std::time::Duration;
 use fanwise::clock::now_ms;
 use fanwise::domain::accounts::{Accounts, Audit, Remaining};
 use fanwise::domain::ids::{Fingerprint, JobId, Owner};
+use fanwise::domain::lane::{ASSIGNED_MAX, Assigned, least_open};
 use fanwise::domain::outcome::Outcome;
 use fanwise::domain::pace::{Mark, Pace};
 use fanwise::domain::slice::{Shape, Together};
 use fanwise::ports::{
     Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobProgress,
     JobQuery, JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle,
-    SliceRef, Submission, Upkeep,
+    SliceRef, SubLanes, Submission, Unassigned, Upkeep,
 };
 use tokio::time::Instant;
 
@@ -32,6 +33,8 @@ pub(super) struct Job {
     /// Entries counted as repeats; may be too many for a moment.
     duplicate: i64,
     submissions: BTreeMap<String, (u64, Heard)>,
+    /// Recipients per slice of each submission.
+    cuts: BTreeMap<String, u32>,
     /// Entries of each slice that have their outcome.
     counted: BTreeMap<String, u32>,
     recipients: BTreeMap<Fingerprint, Held>,
@@ -258,7 +261,11 @@ impl State {
                 return Accepted::Settled;
             }
             Some((_, Heard::Expanded | Heard::Accepted)) => {
-                return Accepted::Again { shape, template };
+                return Accepted::Again {
+                    shape,
+                    template,
+                    slice_recipients: job.cuts.get(&submission.submission).copied(),
+                };
             }
             Some((seen, Heard::OfSlices)) => seen,
             None => 0,
@@ -270,19 +277,54 @@ impl State {
         job.expanded += u64::from(submission.expanded);
         let heard = (submission.entries, heard);
         job.submissions.insert(submission.submission.clone(), heard);
+        let slice_recipients = Some(submission.slice_recipients);
+        job.cuts
+            .insert(submission.submission.clone(), submission.slice_recipients);
         let record = job.record_mut();
         // Slices that came before have already raised the total by theirs.
         record.accounts.total += submission.entries.saturating_sub(seen);
         record.submissions += 1;
         record.completed_at_ms = None;
         match known {
-            Some(_) => Accepted::Again { shape, template },
+            Some(_) => Accepted::Again {
+                shape,
+                template,
+                slice_recipients,
+            },
             None => Accepted::Expand {
                 shape,
                 first,
                 template,
+                slice_recipients,
             },
         }
+    }
+
+    fn assign(&mut self, job: &Unassigned<'_>) -> u32 {
+        let class = (job.target.to_owned(), job.priority);
+        let mut assigned = self.sub_lanes.remove(&class).unwrap_or_default();
+        let open = |job: &JobId| {
+            let job = self.jobs.get(job)?;
+            (job.record().completed_at_ms.is_none()).then_some(job)
+        };
+        assigned.retain(|job, _| open(job).is_some());
+        let chosen = assigned.get(&job.job).copied().unwrap_or_else(|| {
+            let jobs = assigned.iter().filter_map(|(id, sub_lane)| {
+                let job = open(id)?;
+                Some(Assigned {
+                    app: &job.record().app,
+                    sub_lane: *sub_lane,
+                    pending: job.accounts().pending(),
+                })
+            });
+            let jobs: Vec<_> = jobs.collect();
+            least_open(&jobs, job.job, job.app, job.recipients)
+        });
+        if assigned.len() < ASSIGNED_MAX {
+            assigned.insert(job.job, chosen);
+        }
+        self.sub_lanes.insert(class, assigned);
+        chosen
     }
 
     fn gather(&mut self, job: JobId, part: &Together, give_up: bool) -> Gathered {
@@ -490,6 +532,12 @@ impl State {
             page.jobs.extend(Some(shown).filter(|it| filter.takes(it)));
         }
         page
+    }
+}
+
+impl SubLanes for MemoryStore {
+    async fn assign(&self, job: &Unassigned<'_>) -> Result<u32, LedgerError> {
+        self.step("assign", |state| state.assign(job)).await
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use fanwise::clock::now_ms;
 use fanwise::domain::directive::{Directive, Kind, Subject};
 use fanwise::domain::ids::JobId;
+use fanwise::domain::lane::Priority;
 use fanwise::domain::limits::Grant;
 use fanwise::domain::permissions::{Asked, Permissions, Used};
 use fanwise::limits::Limits;
@@ -38,6 +39,7 @@ pub(super) struct State {
     lists: BTreeMap<(String, u64, JobId, String), u64>,
     nonces: BTreeMap<String, Instant>,
     beats: BTreeMap<u64, (Instant, Beat)>,
+    pub(super) sub_lanes: BTreeMap<(String, Priority), BTreeMap<JobId, u32>>,
 }
 
 #[derive(Default)]
@@ -59,6 +61,7 @@ impl MemoryStore {
             lists: BTreeMap::new(),
             nonces: BTreeMap::new(),
             beats: BTreeMap::new(),
+            sub_lanes: BTreeMap::new(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
