@@ -136,7 +136,7 @@ async fn try_lock(dial: &Dial, connection: &Link, queue: &str) -> Result<Channel
 }
 
 /// Reads one queue; its messages are held unacked meanwhile.
-struct QueueReader<'a> {
+pub(super) struct QueueReader<'a> {
     dial: &'a Dial,
     queue: &'a str,
     connection: Link,
@@ -157,7 +157,7 @@ struct QueueReader<'a> {
 const ROUTING_KEY: &str = "fanwise-routing-key";
 
 impl<'a> QueueReader<'a> {
-    async fn open(dial: &'a Dial, queue: &'a str) -> Result<Self, AmqpError> {
+    pub(super) async fn open(dial: &'a Dial, queue: &'a str) -> Result<Self, AmqpError> {
         let connection = dial.open("read").await?;
         let aside = lock(dial, &connection, queue).await?;
         let before = passive_declare(dial, &aside, queue)
@@ -233,7 +233,13 @@ impl<'a> QueueReader<'a> {
         self.dial.ask(what(), consumed).await
     }
 
-    async fn get(&self) -> Result<Option<lapin::message::Delivery>, AmqpError> {
+    /// The number of messages at the start.
+    pub(super) fn ready(&self) -> u32 {
+        self.ready
+    }
+
+    /// Takes one message and holds it.
+    pub(super) async fn get(&self) -> Result<Option<lapin::message::Delivery>, AmqpError> {
         let got = self
             .channel
             .basic_get(self.dial.name(self.queue)?, BasicGetOptions::default());
@@ -256,27 +262,49 @@ impl<'a> QueueReader<'a> {
             ROUTING_KEY.into(),
             AMQPValue::LongString(routing_key.into()),
         );
-        let options = BasicPublishOptions {
-            mandatory: true,
-            ..BasicPublishOptions::default()
-        };
-        let queue = self.dial.name(self.queue)?;
+        let (exchange, queue) = (ShortString::default(), self.dial.name(self.queue)?);
         let properties = properties.with_headers(headers);
-        let published = async {
-            let exchange = ShortString::default();
-            self.aside
-                .basic_publish(exchange, queue, options, body, properties)
-                .await?
-                .await
-        };
         let what = || format!("put a message into queue `{}`", self.queue);
-        let confirmation = self.dial.ask(what(), published).await?;
-        let taken = confirmation.is_ack() && confirmation.take_message().is_none();
-        match taken {
+        let taken = self.publish(what(), exchange, queue, body, properties);
+        match taken.await? {
             true => Ok(()),
             // The queue is full or gone: the original message stays.
             false => Err(AmqpError::NotTaken { what: what() }),
         }
+    }
+
+    /// Publishes a message, and returns whether it is durable in a queue.
+    pub(super) async fn publish(
+        &self,
+        what: String,
+        exchange: ShortString,
+        routing_key: ShortString,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<bool, AmqpError> {
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let published = async {
+            self.aside
+                .basic_publish(exchange, routing_key, options, body, properties)
+                .await?
+                .await
+        };
+        let confirmation = self.dial.ask(what, published).await?;
+        Ok(confirmation.is_ack() && confirmation.take_message().is_none())
+    }
+
+    /// Returns all messages. Does not wait for them: on a queue whose messages expire, their number
+    /// tells nothing.
+    pub(super) async fn leave(self) -> Result<(), AmqpError> {
+        let closed = self.channel.close(200, ShortString::default());
+        self.dial
+            .ask("requeue the messages".to_owned(), closed)
+            .await?;
+        self.dial.close(&self.connection).await;
+        Ok(())
     }
 
     /// Returns all messages, and waits until the next reader, or a count, finds them.

@@ -8,6 +8,7 @@
 //! - `connection`: one connection, and the errors of this folder.
 //! - `stream`, `frames`: the bytes of a connection, so that no message can end it.
 //! - `stray`: messages that left the retry ladder for a lane that does not exist.
+//! - `wake`: takes slices off the retry ladder before their time.
 //! - `moved`: messages that the broker itself put into the rejected queue.
 //!
 //! `Ok` from a publish means on disk at a majority of the queue's replicas. Nothing here retries or
@@ -31,6 +32,7 @@ mod session;
 mod stray;
 mod stream;
 mod topology;
+mod wake;
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -45,6 +47,7 @@ pub use self::topology::{Exchange, Kind, Queue, Topology, Value, topology};
 use self::connection::Dial;
 use self::topology::Names;
 use crate::domain::lane::{Lane, LaneClass, Priority};
+use crate::domain::waking::Waking;
 use crate::ports::{
     Backlog, Broker, BrokerError, EditSummary, RetainedEdit, RetainedMessage, RetainedQueue,
     RetainedQueues, Source,
@@ -226,6 +229,11 @@ impl Broker for Rabbit {
             dead: ready_in(names.dead_queue()),
             rejected: ready_in(names.rejected_queue()),
         })
+    }
+
+    async fn wake(&self, waking: &Waking) -> Result<u64, BrokerError> {
+        let names = Names::new(&self.settings.namespace);
+        Ok(wake::wake(&self.dial, &names, waking).await?)
     }
 
     async fn connect(&self) -> Result<RabbitSession, BrokerError> {

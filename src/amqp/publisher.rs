@@ -444,7 +444,7 @@ fn unroutable(
 }
 
 /// Where a message goes, with the properties that describe it.
-fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
+pub(super) fn wire(names: &Names, message: Outgoing) -> Result<Wire, PublishError> {
     let mut correlation_id = None;
     let (exchange, routing_key, kind) = match message.route {
         Route::Job(priority) => (names.exchange("jobs"), priority.as_str().to_owned(), "job"),

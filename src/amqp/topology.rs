@@ -167,8 +167,8 @@ impl Names {
     }
 
     /// The name that the exchange and the waiting queue of a rung share.
-    fn rung(&self, rung: Duration) -> String {
-        format!("{}.retry.{}.v2", self.namespace, rung_name(rung))
+    pub(super) fn rung(&self, rung: Duration) -> String {
+        format!("{}.retry.{}.v3", self.namespace, rung_name(rung))
     }
 
     fn versioned(&self, name: &str) -> String {
@@ -270,29 +270,36 @@ pub fn topology<T: AsRef<str>>(namespace: &str, targets: &[T]) -> Topology {
     }
 }
 
-/// The retry ladder of earlier versions, to be deleted with the rest. It led to the lanes exchange,
-/// and messages that it could not route stayed on it.
+/// The retry ladders of earlier versions, to be deleted with the rest. The first led to the lanes
+/// exchange, and messages that it could not route stayed on it. The second had no delivery limit,
+/// so that messages that were read and returned lost their place.
 pub(super) fn retired(namespace: &str) -> Topology {
     let names = Names::new(namespace);
     let name = |rung| names.exchange(&format!("retry.{}", rung_name(rung)));
-    let exchanges = RUNGS.map(|rung| Exchange {
-        name: name(rung),
-        kind: Kind::Fanout,
-        alternate: None,
-        purpose: "",
-    });
-    let queues = RUNGS.map(|rung| Queue {
-        name: format!("{}.v1", name(rung)),
-        purpose: "",
-        exchange: name(rung),
-        also: None,
-        routing_key: String::new(),
-        arguments: BTreeMap::new(),
-    });
-    Topology {
-        exchanges: exchanges.into(),
-        queues: queues.into(),
+    let first = RUNGS.map(|rung| (name(rung), format!("{}.v1", name(rung))));
+    let second = RUNGS.map(|rung| format!("{}.v2", name(rung)));
+    let all = first.into_iter().chain(second.map(|it| (it.clone(), it)));
+    let mut retired = Topology {
+        exchanges: Vec::new(),
+        queues: Vec::new(),
+    };
+    for (exchange, queue) in all {
+        retired.exchanges.push(Exchange {
+            name: exchange.clone(),
+            kind: Kind::Fanout,
+            alternate: None,
+            purpose: "",
+        });
+        retired.queues.push(Queue {
+            name: queue,
+            purpose: "",
+            exchange,
+            also: None,
+            routing_key: String::new(),
+            arguments: BTreeMap::new(),
+        });
     }
+    retired
 }
 
 fn exchanges(names: &Names) -> Vec<Exchange> {
@@ -370,6 +377,7 @@ fn work_arguments(names: &Names) -> BTreeMap<&'static str, Value> {
 /// Arguments of the waiting queues of the retry ladder.
 fn waiting_arguments(names: &Names, rung: Duration) -> BTreeMap<&'static str, Value> {
     let mut arguments = dead_letter_arguments(names.exchange("back"));
+    arguments.insert("x-delivery-limit", Value::Number(DELIVERY_LIMIT_NEVER));
     let rung_ms = i64::try_from(rung.as_millis()).unwrap_or(i64::MAX);
     arguments.insert("x-message-ttl", Value::Number(rung_ms));
     arguments

@@ -2,14 +2,16 @@
 //! otherwise to the HTTP interface of a running `fanwise serve` or `fanwise gateway`.
 
 mod control;
+mod recipients;
 mod server;
 mod stored;
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use self::server::{JSON, Server, encoded, parameters, query, refused};
+use self::server::{JSON, NDJSON, Server, encoded, parameters, query, refused};
 use super::form;
 use crate::amqp::Rabbit;
 use crate::app::{self, LocalAdmission, Names};
@@ -28,8 +30,10 @@ use crate::service::admission::{self, Refused};
 use crate::service::api::{
     JobDetail, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
 };
-use crate::service::control::{Facts, Reader};
-use crate::service::dead_letters::{self, ACCEPT_PATIENCE, LedgerView, Purged, Redrive, Redriven};
+use crate::service::control::{DirectiveNote, Facts, Reader, note_resolved};
+use crate::service::dead_letters::{
+    self, ACCEPT_PATIENCE, LedgerView, Purged, Redrive, Redriven, ResolveAs, Resolved,
+};
 use crate::service::jobs;
 use crate::store::Store;
 
@@ -400,6 +404,30 @@ impl Direct {
         if done.is_empty() {
             self.knows_names(&redrive.wanted).await?;
         }
+        Ok(done)
+    }
+
+    async fn resolve(
+        &self,
+        job: JobId,
+        to: ResolveAs,
+        named: Option<BTreeSet<String>>,
+        note: &DirectiveNote,
+    ) -> Result<Resolved, Failure> {
+        let ledger = self.ledger()?;
+        let record = ledger.job(job).await.or_exit(Exit::Unavailable)?;
+        let record = record.ok_or_else(|| recipients::unknown(job))?;
+        let admission = LocalAdmission::of(&self.config, ledger)?;
+        let secret = self.config.ledger.fingerprint_secret.expose();
+        let session = self.broker.connect().await.or_exit(Exit::Unavailable)?;
+        let publisher = session.publisher();
+        let (broker, of) = (&self.broker, &record);
+        let done = dead_letters::resolve(broker, &publisher, &admission, secret, of, to, named);
+        let done = Box::pin(done).await;
+        session.close().await;
+        let done = done.or_exit(Exit::Unavailable)?;
+        let noted = note_resolved(ledger, &record, to, &done, note, now_ms());
+        noted.await.or_exit(Exit::Unavailable)?;
         Ok(done)
     }
 

@@ -12,6 +12,7 @@ use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Scope, Subject};
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
+use crate::domain::trail::Origin;
 use crate::exit::{Exit, Failure};
 use crate::service::control::{
     CONFIGURED, Command, ControlResult, DirectiveNote, LimitView, TargetView,
@@ -28,15 +29,16 @@ pub(super) struct Words {
     author: Option<String>,
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Words {
-    fn note(&self, expires_in: Option<Duration>) -> DirectiveNote {
+    pub(super) fn note(&self, expires_in: Option<Duration>) -> DirectiveNote {
         DirectiveNote {
             reason: self.reason.clone(),
             author: self.author.clone(),
             expires_in,
+            origin: Origin::default(),
         }
     }
 }
@@ -259,7 +261,7 @@ fn lines(command: &Command, result: &ControlResult) -> Vec<String> {
             Command::Resume(_) => "was not paused",
             Command::Unpark(_) => "was not parked",
             Command::Rate(..) => "had its configured limit",
-            Command::Pause(_) | Command::Cancel(_) | Command::Park(_) => "stays as it was",
+            _ => "stays as it was",
         };
         lines.push(format!("{subject} {was}"));
     }
@@ -269,9 +271,7 @@ fn lines(command: &Command, result: &ControlResult) -> Vec<String> {
         // A cancelled job stays cancelled: the directive's end does not matter.
         let end = match directive.action {
             Action::Cancel => String::new(),
-            Action::Pause | Action::Rate { .. } | Action::Park { .. } | Action::Adapt { .. } => {
-                until(directive.until_ms)
-            }
+            _ => until(directive.until_ms),
         };
         lines.push(format!("{subject} {directive}{end}"));
     }

@@ -8,17 +8,19 @@ use serde_json::json;
 
 use super::access::Access;
 use super::control::{Expiry, Words, parse_rate, tell};
+use super::many::{self, JobsName};
 use super::output::grouped;
+use super::questions::{self, RecipientsArgs, UncertainArgs};
 use super::{checked_config, output, progress};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::domain::letters::{moment, not_a_moment};
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::{JobFilter, JobState};
 use crate::service::api::Verification;
-use crate::service::control::Command;
+use crate::service::control::{Command, ManyCommand, end_time, start_time};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobCommand {
@@ -28,26 +30,56 @@ pub(super) enum JobCommand {
     Show(JobArgs),
     /// Follow a job until it is completed
     Watch(JobArgs),
-    /// Send nothing for this job until it is resumed
+    /// Send nothing for this job, or for all jobs of an app, a target or a tag, until it is resumed
     Pause {
         #[command(flatten)]
-        name: JobName,
+        name: JobsName,
         #[command(flatten)]
         expiry: Expiry,
         #[command(flatten)]
         words: Words,
     },
-    /// Resume this job
+    /// Resume this job, or all jobs of an app, a target or a tag
     Resume {
         #[command(flatten)]
-        name: JobName,
+        name: JobsName,
         #[command(flatten)]
         words: Words,
     },
-    /// Cancel this job: recipients not sent to yet end as cancelled. This cannot be undone
+    /// Cancel this job, or all jobs of an app, a target or a tag: recipients not sent to yet end as
+    /// cancelled. This cannot be undone
     Cancel {
         #[command(flatten)]
+        name: JobsName,
+        #[command(flatten)]
+        words: Words,
+    },
+    /// Set the priority of this job, or of all jobs of an app, a target or a tag. Jobs of at most 100
+    /// recipients have a lane of their own and do not need it
+    Priority {
+        #[command(flatten)]
+        name: JobsName,
+        /// The priority
+        #[arg(long = "to", value_parser = ["high", "normal", "bulk"])]
+        priority: String,
+        #[command(flatten)]
+        words: Words,
+    },
+    /// Move the start of this job, earlier or later
+    Schedule {
+        #[command(flatten)]
         name: JobName,
+        /// RFC 3339 time, a time from now such as +2h, or `now`
+        start: String,
+        #[command(flatten)]
+        words: Words,
+    },
+    /// Set the time from which no recipient of this job is sent to any more
+    Deadline {
+        #[command(flatten)]
+        name: JobName,
+        /// RFC 3339 time, a time from now such as +2h, or `never`
+        end: String,
         #[command(flatten)]
         words: Words,
     },
@@ -72,6 +104,11 @@ pub(super) enum JobCommand {
         /// User id, as in the job's list
         user: String,
     },
+    /// Tell what became of each recipient of a list
+    Recipients(RecipientsArgs),
+    /// List the uncertain recipients of this job, which may or may not have got the message, or say
+    /// what became of them
+    Uncertain(UncertainArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +128,12 @@ pub(super) struct ListArgs {
     /// Only jobs with this client_msg_no
     #[arg(long)]
     client_msg_no: Option<String>,
+    /// Only jobs with this tag
+    #[arg(long)]
+    tag: Option<String>,
+    /// Only jobs whose start time is to come
+    #[arg(long)]
+    scheduled: bool,
     /// Accepted at or after this time; a time ago such as 2h is possible too
     #[arg(long, value_parser = time)]
     since: Option<u64>,
@@ -113,10 +156,11 @@ impl ListArgs {
             app: self.app.clone(),
             target: self.target.clone(),
             client_msg_no: self.client_msg_no.clone(),
+            tag: self.tag.clone(),
             state: state.and_then(|it| it.parse().ok()),
             since_ms: self.since,
             until_ms: self.until,
-            starts_after_ms: None,
+            starts_after_ms: self.scheduled.then(now_ms),
         }
     }
 }
@@ -133,10 +177,14 @@ pub(super) struct JobArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct JobName {
     /// Job id, as `send` and `job list` print it, or the job's client_msg_no (see --app)
-    job: String,
+    pub(super) job: String,
     /// App of the job, if the job is named by its client_msg_no [default: default]
     #[arg(long)]
-    app: Option<String>,
+    pub(super) app: Option<String>,
+}
+
+fn usage(what: String) -> Failure {
+    Failure::message(Exit::Usage, what)
 }
 
 impl JobName {
@@ -146,7 +194,7 @@ impl JobName {
 
     /// Finds the job that is named. A client_msg_no may look like an id, so this looks for both; if
     /// two jobs match, only --app says that the key is meant.
-    async fn id(&self, access: &Access) -> Result<JobId, Failure> {
+    pub(super) async fn id(&self, access: &Access) -> Result<JobId, Failure> {
         let key = self.key();
         let Ok(id) = self.job.parse::<JobId>() else {
             return Ok(key);
@@ -192,16 +240,30 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
             name,
             expiry,
             words,
-        } => {
-            let command = Command::Pause(subject(name.id(&access).await?));
-            tell(&access, command, &words, expiry.expires_in).await
-        }
+        } => many::steer(&access, name, ManyCommand::Pause, &words, expiry.expires_in).await,
         JobCommand::Resume { name, words } => {
-            let command = Command::Resume(subject(name.id(&access).await?));
-            tell(&access, command, &words, None).await
+            many::steer(&access, name, ManyCommand::Resume, &words, None).await
         }
         JobCommand::Cancel { name, words } => {
-            let command = Command::Cancel(name.id(&access).await?);
+            many::steer(&access, name, ManyCommand::Cancel, &words, None).await
+        }
+        JobCommand::Priority {
+            name,
+            priority,
+            words,
+        } => {
+            // The parser takes no others.
+            let priority = priority.parse().or_exit(Exit::Usage)?;
+            many::steer(&access, name, ManyCommand::Priority(priority), &words, None).await
+        }
+        JobCommand::Schedule { name, start, words } => {
+            let at = start_time(&start, now_ms()).map_err(usage)?;
+            let command = Command::Schedule(name.id(&access).await?, at);
+            tell(&access, command, &words, None).await
+        }
+        JobCommand::Deadline { name, end, words } => {
+            let at = end_time(&end, now_ms()).map_err(usage)?;
+            let command = Command::Deadline(name.id(&access).await?, at);
             tell(&access, command, &words, None).await
         }
         JobCommand::Rate {
@@ -214,6 +276,8 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
             tell(&access, command, &words, expiry.expires_in).await
         }
         JobCommand::Verify(args) => verify(&access, &args).await,
+        JobCommand::Recipients(args) => questions::recipients(&access, &args).await,
+        JobCommand::Uncertain(args) => questions::uncertain(&access, &args).await,
         JobCommand::Recipient { job, user } => recipient(&access, &job, &user).await,
     }
 }
@@ -272,6 +336,15 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     if let Some(at) = job.not_before_ms {
         output::line(format!("not before     {}", rfc3339(at)))?;
     }
+    if let Some(at) = job.expires_at_ms {
+        output::line(format!("expires        {}", rfc3339(at)))?;
+    }
+    if let Some(priority) = job.priority {
+        output::line(format!("priority       {}", priority.as_str()))?;
+    }
+    if !job.tags.is_empty() {
+        output::line(format!("tags           {}", job.tags.join(", ")))?;
+    }
     if let Some(at) = job.progress_at_ms {
         output::line(format!("last progress  {}", rfc3339(at)))?;
     }
@@ -298,6 +371,9 @@ async fn show(access: &Access, args: &JobArgs) -> Result<Exit, Failure> {
     }
     if let Some(seconds) = detail.eta_seconds {
         output::line(format!("time left      about {} s", grouped(seconds)))?;
+    }
+    for entry in &detail.audit_trail {
+        output::line(format!("changed        {} {entry}", rfc3339(entry.at_ms)))?;
     }
     Ok(Exit::Ok)
 }

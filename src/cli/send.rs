@@ -111,6 +111,10 @@ pub(super) struct SendArgs {
     /// Do not count the message as unread
     #[arg(long)]
     no_unread: bool,
+    /// Name of the job, such as a campaign, by which jobs are listed, cancelled, paused and resumed;
+    /// may be repeated
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
     /// Send nothing before this RFC 3339 time
     #[arg(long, value_name = "TIME")]
     not_before: Option<String>,

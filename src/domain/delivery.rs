@@ -684,6 +684,7 @@ impl Delivery {
             shape: slice.shape,
             lane: slice.lane.clone(),
             first_attempt_at_ms,
+            due_at_ms: None,
             enumeration: None,
             together: slice.together.clone(),
             recipients: members

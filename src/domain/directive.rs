@@ -15,8 +15,11 @@ use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantArray};
 
 use super::adapt::Climb;
+use super::lane::Priority;
 use super::limits::Rate;
+use super::moment;
 use super::schedule::look_again;
+use super::slice::Head;
 
 /// The kind of object that a limit or directive applies to.
 #[derive(
@@ -100,6 +103,25 @@ pub enum Action {
         #[serde(flatten)]
         climb: Climb,
     },
+    /// This priority replaces the job's own. For jobs only.
+    Priority { priority: Priority },
+    /// The job starts at this time instead of its own. For jobs only.
+    Schedule {
+        #[serde(rename = "not_before", with = "moment")]
+        #[schemars(with = "String")]
+        not_before_ms: u64,
+    },
+    /// The job expires at this time instead of its own; never if there is none. For jobs only.
+    Deadline {
+        #[serde(
+            rename = "expires_at",
+            with = "moment::optional",
+            default,
+            skip_serializing_if = "Option::is_none"
+        )]
+        #[schemars(with = "Option<String>")]
+        expires_at_ms: Option<u64>,
+    },
 }
 
 impl Action {
@@ -110,6 +132,9 @@ impl Action {
             Self::Rate { .. } => Kind::Rate,
             Self::Park { .. } => Kind::Park,
             Self::Adapt { .. } => Kind::Adapt,
+            Self::Priority { .. } => Kind::Priority,
+            Self::Schedule { .. } => Kind::Schedule,
+            Self::Deadline { .. } => Kind::Deadline,
         }
     }
 }
@@ -123,10 +148,24 @@ pub enum Kind {
     Rate,
     Park,
     Adapt,
+    Priority,
+    Schedule,
+    Deadline,
 }
 
 impl Kind {
     pub const ALL: &'static [Self] = Self::VARIANTS;
+
+    /// The kinds without a meaning once their job is completed. A cancel stays: recipients added
+    /// to the job later are not sent to either.
+    pub const OF_RUNNING: [Self; 6] = [
+        Self::Pause,
+        Self::Rate,
+        Self::Park,
+        Self::Priority,
+        Self::Schedule,
+        Self::Deadline,
+    ];
 
     pub fn as_str(self) -> &'static str {
         self.into()
@@ -166,6 +205,16 @@ impl fmt::Display for Directive {
             Action::Rate { rate } => write!(f, "rate set to {rate}")?,
             Action::Park { .. } => f.write_str("parked")?,
             Action::Adapt { .. } => f.write_str("limit adapted")?,
+            Action::Priority { priority } => write!(f, "priority set to {}", priority.as_str())?,
+            Action::Schedule { not_before_ms } => {
+                write!(f, "start set to {}", moment::text(*not_before_ms))?;
+            }
+            Action::Deadline {
+                expires_at_ms: Some(at),
+            } => write!(f, "deadline set to {}", moment::text(*at))?,
+            Action::Deadline {
+                expires_at_ms: None,
+            } => f.write_str("deadline removed")?,
         }
         if let Some(author) = &self.author {
             write!(f, " by {author}")?;
@@ -185,6 +234,22 @@ pub struct SliceControl {
     pub rates: [Option<Rate>; 3],
     /// The part of the target's limit that applies, if not all of it does.
     pub adapted: Option<Climb>,
+    /// Replaces the priority of the job.
+    pub priority: Option<Priority>,
+    /// Replaces the start time of the job.
+    pub not_before_ms: Option<u64>,
+    /// Replaces the time at which the job expires.
+    pub expires_at_ms: Option<Option<u64>>,
+}
+
+impl SliceControl {
+    /// When the job of a slice starts, and when it expires.
+    pub fn times(&self, head: &Head) -> (Option<u64>, Option<u64>) {
+        (
+            self.not_before_ms.or(head.not_before_ms),
+            self.expires_at_ms.unwrap_or(head.expires_at_ms),
+        )
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -204,6 +269,8 @@ pub struct Board {
     directives: [HashMap<String, Vec<Directive>>; 3],
     /// The last time a job was cancelled.
     cancelled_ms: Option<u64>,
+    /// The deadlines that operators set.
+    deadlines_ms: Vec<u64>,
 }
 
 impl Board {
@@ -219,6 +286,12 @@ impl Board {
     pub fn put(&mut self, directive: Directive) {
         if directive.action == Action::Cancel {
             self.cancelled_ms = self.cancelled_ms.max(Some(directive.since_ms));
+        }
+        if let Action::Deadline {
+            expires_at_ms: Some(at),
+        } = directive.action
+        {
+            self.deadlines_ms.push(at);
         }
         let Subject { scope, name } = &directive.subject;
         let here = self.directives[*scope as usize]
@@ -302,10 +375,19 @@ impl Board {
             .filter(move |directive| directive.in_force(now_ms))
     }
 
-    /// How long ago a job was last cancelled.
-    pub fn last_cancel(&self, now_ms: u64) -> Option<Duration> {
-        let at = self.cancelled_ms?;
+    /// How long ago a job was last cancelled, or a deadline that an operator set has passed.
+    pub fn last_end(&self, now_ms: u64) -> Option<Duration> {
+        let passed = self.deadlines_ms.iter().copied();
+        let passed = passed.filter(|at| *at <= now_ms).max();
+        let at = self.cancelled_ms.max(passed)?;
         Some(Duration::from_millis(now_ms.saturating_sub(at)))
+    }
+
+    /// How long until the next deadline that an operator set.
+    pub fn next_deadline(&self, now_ms: u64) -> Option<Duration> {
+        let to_come = self.deadlines_ms.iter().copied();
+        let next = to_come.filter(|at| *at > now_ms).min()?;
+        Some(Duration::from_millis(next - now_ms))
     }
 
     /// What a slice of this target, app and job must do.
@@ -323,6 +405,13 @@ impl Board {
                     Action::Cancel => cancelled = true,
                     Action::Rate { rate } => control.rates[index] = Some(*rate),
                     Action::Adapt { climb } => control.adapted = Some(*climb),
+                    Action::Priority { priority } => control.priority = Some(*priority),
+                    Action::Schedule { not_before_ms } => {
+                        control.not_before_ms = Some(*not_before_ms);
+                    }
+                    Action::Deadline { expires_at_ms } => {
+                        control.expires_at_ms = Some(*expires_at_ms);
+                    }
                 }
             }
         }
@@ -426,6 +515,38 @@ mod tests {
             directive(Scope::Job, "j1", Action::Cancel),
         ];
         assert_eq!(control(&directives, NOW).go, Go::Cancelled);
+    }
+
+    #[test]
+    fn an_operator_replaces_start_deadline_and_priority() {
+        let deadline = |at| Action::Deadline { expires_at_ms: at };
+        let directives = [
+            directive(
+                Scope::Job,
+                "j1",
+                Action::Schedule {
+                    not_before_ms: NOW + 9,
+                },
+            ),
+            directive(Scope::Job, "j1", deadline(None)),
+            directive(
+                Scope::Job,
+                "j1",
+                Action::Priority {
+                    priority: Priority::High,
+                },
+            ),
+            directive(Scope::Job, "j2", deadline(Some(NOW + 5))),
+        ];
+        let found = control(&directives, NOW);
+        assert_eq!(found.not_before_ms, Some(NOW + 9));
+        assert_eq!(found.expires_at_ms, Some(None));
+        assert_eq!(found.priority, Some(Priority::High));
+        let board = Board::new(directives);
+        assert_eq!(board.last_end(NOW), None);
+        assert_eq!(board.next_deadline(NOW), Some(Duration::from_millis(5)));
+        assert_eq!(board.last_end(NOW + 6), Some(Duration::from_millis(1)));
+        assert_eq!(board.next_deadline(NOW + 6), None);
     }
 
     #[test]

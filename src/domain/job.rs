@@ -39,6 +39,9 @@ pub const CLIENT_MSG_NO_BYTES_MAX: usize = 128;
 pub const RECIPIENT_BYTES_MAX: usize = 255;
 /// Longest app or target name, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
+/// The most tags of a job, and the most bytes of one.
+pub const TAGS_MAX: usize = 8;
+pub const TAG_BYTES_MAX: usize = 64;
 /// Most parts of one job.
 pub const PARTS_MAX: u32 = 10_000;
 
@@ -105,6 +108,11 @@ pub struct JobDocument {
     /// have arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part: Option<ListPart>,
+    /// Names for the job, such as a campaign, by which operators list, cancel, pause and resume
+    /// jobs. If the submissions of a job differ, the first one counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 64)))]
+    pub tags: Vec<String>,
 }
 
 impl JobDocument {
@@ -133,6 +141,7 @@ impl JobDocument {
             reply_to: None,
             confirm_all: None,
             part: None,
+            tags: Vec::new(),
         }
     }
 }
@@ -200,6 +209,8 @@ pub struct Job<'a> {
     pub entries: usize,
     pub part: ListPart,
     pub strictness: Strictness,
+    /// Names for the job, by which operators find and steer it.
+    pub tags: Vec<String>,
     audience: Audience<'a>,
 }
 

@@ -173,6 +173,20 @@ impl Lane {
         }
     }
 
+    /// The lane of a job of this lane after its priority was changed. Small jobs have one lane for
+    /// all priorities.
+    #[must_use]
+    pub fn with_priority(&self, priority: Priority) -> Self {
+        let class = match self.class {
+            LaneClass::Of(_, sub) => LaneClass::Of(priority, sub),
+            other => other,
+        };
+        Self {
+            class,
+            ..self.clone()
+        }
+    }
+
     /// The lane of the notices of a target's jobs.
     pub fn of_notices(target: &str) -> Self {
         Self {

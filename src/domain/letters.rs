@@ -5,7 +5,7 @@
 //! job has several, the latest counts.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
@@ -124,6 +124,7 @@ impl DeadFilter {
             app: self.app.clone(),
             target: self.target.clone(),
             recipient: self.recipient.clone(),
+            only: None,
             outcome,
             class,
             code: self.code.clone(),
@@ -175,6 +176,8 @@ pub struct LetterFilter {
     app: Option<String>,
     target: Option<String>,
     recipient: Option<String>,
+    /// Only these recipients.
+    only: Option<BTreeSet<String>>,
     pub outcome: Option<Outcome>,
     class: Option<Class>,
     code: Option<String>,
@@ -183,6 +186,17 @@ pub struct LetterFilter {
 }
 
 impl LetterFilter {
+    /// The letters about uncertain recipients of one job; about all of them, or only these.
+    pub fn uncertain(job: JobId, only: Option<BTreeSet<String>>) -> Self {
+        let job = job.to_string();
+        Self {
+            job: Some([job.clone(), job]),
+            only,
+            outcome: Some(Outcome::Uncertain),
+            ..Self::default()
+        }
+    }
+
     /// The job as it was written, and the id that it has if that was its client_msg_no.
     pub fn job(&self) -> Option<&[String; 2]> {
         self.job.as_ref()
@@ -224,6 +238,7 @@ impl LetterFilter {
     fn takes(&self, recipient: &str, code: &str, outcome: Outcome, class: Class) -> bool {
         let is = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|it| it == is);
         is(&self.recipient, recipient)
+            && (self.only.as_ref()).is_none_or(|only| only.contains(recipient))
             && is(&self.code, code)
             && self.outcome.is_none_or(|it| it == outcome)
             && self.class.is_none_or(|it| it == class)
@@ -394,6 +409,25 @@ pub enum Left {
     Nothing,
     /// The letter without those recipients, otherwise unchanged.
     Some(Vec<u8>),
+}
+
+/// The letter in which these recipients have this outcome; `None` if none of them is in it with
+/// another one. Everything else stays unchanged, including fields that we do not know.
+pub fn with_outcome(
+    body: &[u8],
+    changes: impl Fn(&str) -> bool,
+    outcome: Outcome,
+) -> Option<Vec<u8>> {
+    let mut letter: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let mut any = false;
+    for dead in letter.get_mut("recipients")?.as_array_mut()? {
+        let named = dead.get("recipient").and_then(serde_json::Value::as_str);
+        if named.is_some_and(&changes) && dead["outcome"] != outcome.as_str() {
+            dead["outcome"] = outcome.as_str().into();
+            any = true;
+        }
+    }
+    any.then(|| crate::json::bytes(&letter))
 }
 
 /// Removes the recipients for which `goes` returns true from a letter.

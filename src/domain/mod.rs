@@ -79,3 +79,5 @@ pub mod text;
 pub mod throttle;
 /// W3C trace context.
 pub mod trace;
+pub mod trail;
+pub mod waking;

@@ -37,6 +37,12 @@ impl<'de> Deserialize<'de> for Moment {
     }
 }
 
+/// A time as it is written outside.
+pub fn text(ms: u64) -> String {
+    let at = Timestamp::from_millisecond(ms.cast_signed()).unwrap_or_default();
+    at.to_string()
+}
+
 pub fn serialize<S: Serializer>(ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     Moment(*ms).serialize(serializer)
 }

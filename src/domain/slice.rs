@@ -130,6 +130,10 @@ pub struct Slice {
     /// When the first call of this slice was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_attempt_at_ms: Option<u64>,
+    /// The slice waits for its next attempt until this time, even if it comes back early because a
+    /// directive changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_at_ms: Option<u64>,
     /// Recipients without an outcome.
     pub recipients: Vec<String>,
     /// The request to list all users of the target, in place of recipients.

@@ -18,6 +18,7 @@ use super::writer::WriteContext;
 use crate::domain::lane::LaneClass;
 use crate::domain::schedule::rung;
 use crate::domain::trace::traceparent;
+use crate::domain::waking::Waking;
 use crate::ports::{
     Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EndDelivery, Lost, Outgoing,
     PublishError, Publisher, Route, Session, Source,
@@ -87,6 +88,14 @@ impl Broker for EmbeddedBroker {
             }
         }
         Ok(backlog)
+    }
+
+    async fn wake(&self, waking: &Waking) -> Result<u64, BrokerError> {
+        let woken = super::wake::wake(&self.0, waking).await;
+        woken.map_err(|error| BrokerError::Refused {
+            what: "read the retry ladder".to_owned(),
+            source: Box::new(error),
+        })
     }
 
     async fn connect(&self) -> Result<EmbeddedSession, BrokerError> {

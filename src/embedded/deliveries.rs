@@ -389,6 +389,13 @@ impl Deliveries {
         self.changed.notify_one();
     }
 
+    /// Whether a waiting message was handed out.
+    pub(super) fn is_taken(&self, queue: u32, place: Place) -> bool {
+        let state = self.state();
+        let queue = state.queues.get(queue as usize);
+        queue.is_some_and(|queue| queue.taken.contains(&place))
+    }
+
     // --- Reports of the writer ---------------------------------------------------------------
 
     pub(super) fn committed(&self, changes: impl IntoIterator<Item = (u32, Change)>) {

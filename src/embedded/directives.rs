@@ -9,15 +9,20 @@ use crate::domain::directive::{Directive, Kind, Subject};
 use crate::ports::{Directed, Directives, LedgerError};
 
 impl Directives for EmbeddedStore {
-    async fn direct(&self, directive: &Directive) -> Result<(), LedgerError> {
-        let subject = &directive.subject;
-        self.change(subject, directive.action.kind(), Some(directive))
+    async fn direct_all(&self, directives: &[Directive]) -> Result<(), LedgerError> {
+        let of = |it: &Directive| {
+            let subject = it.subject.clone();
+            (subject, it.action.kind(), Some(crate::json::bytes(it)))
+        };
+        self.change(directives.iter().map(of).collect())
             .await
             .map(drop)
     }
 
-    async fn lift(&self, subject: &Subject, kind: Kind) -> Result<bool, LedgerError> {
-        self.change(subject, kind, None).await
+    async fn lift_all(&self, directives: &[(Subject, Kind)]) -> Result<u64, LedgerError> {
+        let lifted = directives.iter().cloned();
+        let lifted = lifted.map(|(subject, kind)| (subject, kind, None));
+        self.change(lifted.collect()).await
     }
 
     async fn directives(&self, known: u64) -> Result<Option<Directed>, LedgerError> {
@@ -36,26 +41,28 @@ impl Directives for EmbeddedStore {
     }
 }
 
+/// A directive of a kind about a subject, as JSON; none to remove it.
+type Changed = (Subject, Kind, Option<Vec<u8>>);
+
 impl EmbeddedStore {
-    /// Replaces or removes a directive, and drops those that have expired.
-    async fn change(
-        &self,
-        subject: &Subject,
-        kind: Kind,
-        directive: Option<&Directive>,
-    ) -> Result<bool, LedgerError> {
-        let Subject { scope, name } = subject.clone();
-        let json = directive.map(crate::json::bytes);
-        let bytes = json.as_ref().map_or(0, Vec::len);
+    /// Replaces or removes directives, and drops those that have expired. Returns how many of them
+    /// there were.
+    async fn change(&self, changed: Vec<Changed>) -> Result<u64, LedgerError> {
+        let bytes = changed.iter().filter_map(|(_, _, json)| json.as_ref());
+        let bytes = bytes.map(Vec::len).sum();
         let step = self.0.0.write(bytes, move |work| {
             let now_ms = work.now_ms;
             let table = work.tables.directives.open()?;
             table.retain(|_, row| parse(row).is_none_or(|directive| directive.in_force(now_ms)))?;
-            let key = (scope.as_str(), kind.as_str(), name.as_str());
-            let stood = match &json {
-                Some(json) => table.insert(key, json.as_slice())?.is_some(),
-                None => table.remove(key)?.is_some(),
-            };
+            let mut stood = 0;
+            for (Subject { scope, name }, kind, json) in &changed {
+                let key = (scope.as_str(), kind.as_str(), name.as_str());
+                let before = match json {
+                    Some(json) => table.insert(key, json.as_slice())?,
+                    None => table.remove(key)?,
+                };
+                stood += u64::from(before.is_some());
+            }
             work.tables.count_directed()?;
             Ok(stood)
         });

@@ -65,6 +65,7 @@ impl Ledger for EmbeddedStore {
             work.tables.jobs.open()?.remove(job.as_str())?;
             let listed = (row.listed_at_ms, job.as_str());
             work.tables.listed.open()?.remove(listed)?;
+            work.tables.ended.open()?.insert(row.life, ())?;
             Ok(())
         });
         step.await.map_err(ledger_error)
@@ -318,6 +319,8 @@ fn enter(work: &mut WriteContext<'_>, entry: &Entry) -> Result<(), StorageError>
         listed_at_ms: entry.now_ms,
         priority: Some(entry.priority),
         not_before_ms: entry.not_before_ms,
+        expires_at_ms: entry.expires_at_ms,
+        tags: entry.tags.clone(),
         ..JobRow::default()
     };
     list(work, &job, &row)?;
@@ -330,6 +333,9 @@ fn begun(work: &mut WriteContext<'_>, entered: Option<&JobRow>, now_ms: u64) -> 
         life: entered.map_or_else(|| work.new_life(), |entered| entered.life),
         accepted_at_ms: now_ms,
         listed_at_ms: entered.map_or(now_ms, |entered| entered.listed_at_ms),
+        amended: entered
+            .map(|entered| entered.amended.clone())
+            .unwrap_or_default(),
         ..JobRow::default()
     }
 }
@@ -368,6 +374,8 @@ fn accept(work: &mut WriteContext<'_>, submission: &Submission) -> Result<Accept
                 rate: submission.rate.clone(),
                 priority: Some(submission.priority),
                 not_before_ms: submission.not_before_ms,
+                expires_at_ms: submission.expires_at_ms,
+                tags: submission.tags.clone(),
                 ..begun(work, entered.as_ref(), submission.now_ms)
             };
             list(work, &job, &row)?;
@@ -550,8 +558,13 @@ pub(super) fn record(job: JobId, row: JobRow) -> Result<JobRecord, StorageError>
         submissions: if row.entered { 1 } else { row.submissions },
         shape: shape(&row),
         rate: row.rate,
-        priority: row.priority,
-        not_before_ms: row.not_before_ms,
+        priority: row.amended.priority.or(row.priority),
+        not_before_ms: row.amended.not_before_ms.or(row.not_before_ms),
+        expires_at_ms: match row.amended.expires_at_ms {
+            Some(at) => Some(at).filter(|at| *at > 0),
+            None => row.expires_at_ms,
+        },
+        tags: row.tags,
         callback_url: row.callback_url,
         reply_to: row.reply_to,
         pace: row.pace,

@@ -38,11 +38,13 @@ mod nonces;
 mod pulse;
 mod quotas;
 mod retained;
+mod steering;
 mod sub_lanes;
 mod sweep;
 mod tables;
 mod templates;
 mod upkeep;
+mod wake;
 mod writer;
 
 #[cfg(test)]

@@ -16,6 +16,7 @@
 //! | `ended` | life | lives of jobs whose rows are to be swept |
 //! | `parks` | target | until, and the parking as JSON |
 //! | `reasons` | life of the job, fingerprint | why the recipient ended failed or uncertain, as JSON |
+//! | `trails` | life of the job, number | an entry of its audit trail, as JSON |
 //! | `directives` | scope, kind, name | the directive as JSON |
 //! | `template_names` | app, name | last version of a stored message, and when it was deleted, in ms, or 0 |
 //! | `templates` | app, name, version | when it was put, in ms, and the message as JSON |
@@ -57,6 +58,7 @@ pub(super) const SUBMISSIONS: TableDefinition<'_, (u64, &str), (u64, u8)> =
 pub(super) const SLICES: TableDefinition<'_, (u64, &str), u32> = TableDefinition::new("slices");
 pub(super) const BUCKETS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("buckets");
 pub(super) const REASONS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("reasons");
+pub(super) const TRAILS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("trails");
 pub(super) const CLAIMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("claims");
 pub(super) const ENDED: TableDefinition<'_, u64, ()> = TableDefinition::new("ended");
 pub(super) const PARKS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("parks");
@@ -118,6 +120,7 @@ pub(super) struct Tables<'t> {
     pub(super) templates: Lazy<'t, (&'static str, &'static str, u32), (u64, &'static str)>,
     pub(super) quotas: Lazy<'t, QuotaKey, u64>,
     pub(super) reasons: Lazy<'t, (u64, u64), &'static [u8]>,
+    pub(super) trails: Lazy<'t, (u64, u64), &'static [u8]>,
     pub(super) directives: Lazy<'t, DirectiveKey, &'static [u8]>,
     pub(super) sub_lanes: Lazy<'t, (&'static str, &'static str), u32>,
     meta: Lazy<'t, &'static str, u64>,
@@ -142,6 +145,7 @@ impl<'t> Tables<'t> {
             templates: Lazy::new(transaction, TEMPLATES),
             quotas: Lazy::new(transaction, QUOTAS),
             reasons: Lazy::new(transaction, REASONS),
+            trails: Lazy::new(transaction, TRAILS),
             directives: Lazy::new(transaction, DIRECTIVES),
             sub_lanes: Lazy::new(transaction, SUB_LANES),
             meta: Lazy::new(transaction, META),
@@ -260,6 +264,7 @@ pub(super) fn prepare(
     tables.template_names.open()?;
     tables.templates.open()?;
     tables.reasons.open()?;
+    tables.trails.open()?;
     tables.directives.open()?;
     let meta = tables.meta.open()?;
     let number = |meta: &Table<'_, &'static str, u64>, name: &str| -> Result<u64, StorageError> {
@@ -477,6 +482,13 @@ pub(super) struct JobRow {
     #[serde(default)]
     pub(super) not_before_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) expires_at_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) tags: Vec<String>,
+    /// What an operator changed.
+    #[serde(default, skip_serializing_if = "Amended::is_empty")]
+    pub(super) amended: Amended,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) callback_url: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reply_to: Option<String>,
@@ -492,6 +504,24 @@ pub(super) struct JobRow {
     /// Recipients that count as uncertain because their outcome is not known.
     #[serde(default)]
     pub(super) lost: u64,
+}
+
+/// Values that replace those with which a job was accepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Amended {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) priority: Option<Priority>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) not_before_ms: Option<u64>,
+    /// 0 for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) expires_at_ms: Option<u64>,
+}
+
+impl Amended {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl JobRow {
@@ -537,6 +567,20 @@ impl<'a> Bucket<'a> {
             .binary_search_by_key(&fingerprint, |settled| number(&settled[..8]))
             .ok()?;
         Some(self.0[at][8])
+    }
+
+    /// The bucket in which this recipient has another outcome; `None` if it has not this one now.
+    pub(super) fn changed(self, fingerprint: u64, from: u8, to: u8) -> Option<Vec<u8>> {
+        let at = self
+            .0
+            .binary_search_by_key(&fingerprint, |settled| number(&settled[..8]))
+            .ok()?;
+        if self.0[at][8] != from {
+            return None;
+        }
+        let mut changed = self.0.concat();
+        changed[at * SETTLED_BYTES + 8] = to;
+        Some(changed)
     }
 
     pub(super) fn codes(self) -> impl Iterator<Item = u8> + 'a {

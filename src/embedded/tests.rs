@@ -129,6 +129,8 @@ fn submission(head: &Head, entries: u64) -> Submission {
         rate: None,
         priority: Priority::Normal,
         not_before_ms: None,
+        expires_at_ms: None,
+        tags: Vec::new(),
         callback_url: None,
         reply_to: None,
         now_ms: crate::clock::now_ms(),

@@ -116,11 +116,13 @@ impl Access {
         match reach(request.method(), path) {
             // The job itself names its app.
             Reach::Submit | Reach::Oneself => {}
+            // The handler compares the app of each job.
+            Reach::OwnSteering if matches!(caller, Caller::App(_)) => {}
             Reach::OwnJobs => {
                 let uri = self.confined(caller, request.uri())?;
                 *request.uri_mut() = uri;
             }
-            Reach::Admin => {
+            Reach::OwnSteering | Reach::Admin => {
                 let what = format!("{} {path} needs gateway.token", request.method());
                 return Err(Refusal::Forbidden(vec![Problem::new("", what)]));
             }
@@ -164,6 +166,8 @@ enum Reach {
     Oneself,
     /// An app, for what `?app=` names.
     OwnJobs,
+    /// An app with its token, for its own jobs.
+    OwnSteering,
     Admin,
 }
 
@@ -198,6 +202,22 @@ fn reach(method: &Method, path: &str) -> Reach {
             Some(_),
             None,
         ] if reads => Reach::OwnJobs,
+        [
+            Some("v1"),
+            Some("jobs"),
+            Some(_),
+            Some("recipients:lookup"),
+            None,
+            _,
+        ] if *method == Method::POST => Reach::OwnJobs,
+        [Some("v1"), Some(jobs), None, ..]
+            if *method == Method::POST && jobs.starts_with("jobs:") =>
+        {
+            Reach::OwnSteering
+        }
+        [Some("v1"), Some("jobs"), Some(_), None, ..] if *method == Method::POST => {
+            Reach::OwnSteering
+        }
         _ => Reach::Admin,
     }
 }
@@ -302,6 +322,10 @@ mod tests {
         let fate = Ok("/v1/jobs/k/recipients/u%2F1?app=bank");
         check("GET", "/v1/jobs/k/recipients/u%2F1", Some("b"), fate);
         check("POST", "/v1/jobs", Some("s"), Ok("/v1/jobs"));
+        // The handlers compare the app of the jobs.
+        for steering in ["/v1/jobs/1:cancel", "/v1/jobs:pause"] {
+            check("POST", steering, Some("s"), Ok(steering));
+        }
     }
 
     #[test]
@@ -312,7 +336,7 @@ mod tests {
             ("GET", "/v1/jobs?%61pp=bank"),
             ("GET", "/v1/rejected"),
             ("GET", "/v1/limits"),
-            ("POST", "/v1/jobs/1:cancel"),
+            ("POST", "/v1/apps/shop:pause"),
             ("POST", "/v1/dead:redrive"),
             ("PUT", "/v1/templates/hi"),
             ("DELETE", "/v1/templates/hi?app=shop"),
@@ -348,6 +372,7 @@ mod tests {
         // Without `app=` the app is `default`.
         check("GET", "/v1/jobs", None, Err(401));
         check("POST", "/v1/jobs/1:cancel", None, Err(403));
+        check("POST", "/v1/jobs:cancel", None, Err(403));
         let closed = Access {
             apps: BTreeMap::new(),
             ..access()

@@ -142,7 +142,7 @@ async fn pass_over(body: &mut Body) {
 /// A body in memory, with its share of the bound.
 pub(super) struct Held {
     pub(super) bytes: Bytes,
-    _share: Option<Share<Caller>>,
+    pub(super) share: Option<Share<Caller>>,
 }
 
 /// Largest body of a command or a stored message.
@@ -214,8 +214,5 @@ pub(super) async fn read(
     } else {
         rest.freeze()
     };
-    Ok(Held {
-        bytes,
-        _share: share,
-    })
+    Ok(Held { bytes, share })
 }

@@ -1,5 +1,6 @@
 //! Routes that control jobs, apps and targets: `POST /v1/jobs/{id}:pause`, `:resume`, `:cancel`,
-//! `:rate`; the same verbs for apps and targets, `:park` and `:unpark` of targets; and live limits.
+//! `:rate`, `:priority`, `:schedule`, `:deadline`; `POST /v1/jobs:cancel` and others for all jobs of
+//! an app, a target or a tag; verbs for apps and targets; and live limits.
 //!
 //! The body of a command may be empty, or
 //! `{"reason": …, "author": …, "expires_in": "30m", "rate": …}`.
@@ -11,19 +12,23 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 
 use super::Gateway;
+use super::asker::Asker;
 use super::body::Held;
 use super::params::NoParams;
 use super::problem::Refusal;
+use super::query::unknown;
 use crate::clock::now_ms;
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::fields::{Fields, Problem};
 use crate::domain::ids::JobId;
+use crate::domain::lane::Priority;
 use crate::domain::limits::Rate;
 use crate::domain::schedule::parse_duration;
+use crate::domain::trail::Origin;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
 use crate::service::control::{
     self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, DirectiveView,
-    LimitView, TargetView,
+    LimitView, ManyCommand, ManyResult, Selection, TargetView, end_time, start_time,
 };
 
 type Shared<B, S, T> = State<Arc<Gateway<B, S, T>>>;
@@ -36,6 +41,10 @@ where
 {
     Router::new()
         .route("/v1/jobs/{job}", post(job::<B, S, T>))
+        .route("/v1/jobs:cancel", post(cancel_many::<B, S, T>))
+        .route("/v1/jobs:pause", post(pause_many::<B, S, T>))
+        .route("/v1/jobs:resume", post(resume_many::<B, S, T>))
+        .route("/v1/jobs:priority", post(priority_many::<B, S, T>))
         .route("/v1/apps/{app}", post(app::<B, S, T>))
         .route("/v1/targets", get(targets::<B, S, T>))
         .route("/v1/targets/{target}", post(target::<B, S, T>))
@@ -48,27 +57,42 @@ impl From<ControlError> for Refusal {
         match error {
             ControlError::Unknown(what) => Self::NotFound(what),
             ControlError::TooLate(what) => Self::TooLate(what),
+            ControlError::Wrong(problem) => Self::BadRequest(vec![problem]),
             ControlError::Ledger(error) => error.into(),
         }
     }
 }
 
+const JOB_VERBS: &[&str] = &[
+    "pause", "resume", "cancel", "rate", "priority", "schedule", "deadline",
+];
+
 async fn job<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(last): Path<String>,
+    asker: Asker,
     _: NoParams,
     body: Held,
 ) -> Result<Json<ControlResult>, Refusal> {
-    let (id, verb) = verb(&last, &["pause", "resume", "cancel", "rate"])?;
+    let (id, verb) = verb(&last, JOB_VERBS)?;
     let id: JobId = id
         .parse()
         .map_err(|error| Refusal::NotFound(format!("{error}")))?;
+    if let Some(app) = asker.own_app() {
+        let record = gateway.context.store.job(id).await?;
+        record
+            .filter(|record| record.app == app)
+            .ok_or_else(|| unknown(&id.to_string()))?;
+    }
     let subject = Subject::new(Scope::Job, id.to_string());
-    steer(&gateway, &body.bytes, |order| {
+    steer(&gateway, &asker, &body.bytes, |order| {
         Ok(match verb {
             "pause" => Command::Pause(subject),
             "resume" => Command::Resume(subject),
             "cancel" => Command::Cancel(id),
+            "priority" => Command::Priority(id, order.priority()?),
+            "schedule" => Command::Schedule(id, order.not_before()?),
+            "deadline" => Command::Deadline(id, order.expires_at()?),
             _ => Command::Rate(subject, order.rate()?),
         })
     })
@@ -78,12 +102,13 @@ async fn job<B: Broker, S: Store, T: Transport>(
 async fn app<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(last): Path<String>,
+    asker: Asker,
     _: NoParams,
     body: Held,
 ) -> Result<Json<ControlResult>, Refusal> {
     let (name, verb) = verb(&last, &["pause", "resume"])?;
     let subject = Subject::new(Scope::App, name);
-    steer(&gateway, &body.bytes, |_| {
+    steer(&gateway, &asker, &body.bytes, |_| {
         Ok(match verb {
             "pause" => Command::Pause(subject),
             _ => Command::Resume(subject),
@@ -95,12 +120,13 @@ async fn app<B: Broker, S: Store, T: Transport>(
 async fn target<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
     Path(last): Path<String>,
+    asker: Asker,
     _: NoParams,
     body: Held,
 ) -> Result<Json<ControlResult>, Refusal> {
     let (name, verb) = verb(&last, &["park", "unpark", "pause", "resume"])?;
     let subject = Subject::new(Scope::Target, name);
-    steer(&gateway, &body.bytes, |_| {
+    steer(&gateway, &asker, &body.bytes, |_| {
         Ok(match verb {
             "park" => Command::Park(subject.name),
             "unpark" => Command::Unpark(subject.name),
@@ -115,10 +141,11 @@ async fn target<B: Broker, S: Store, T: Transport>(
 /// `{"scope": "app", "name": "shop", "rate": "50/s"}`.
 async fn limit<B: Broker, S: Store, T: Transport>(
     State(gateway): Shared<B, S, T>,
+    asker: Asker,
     _: NoParams,
     body: Held,
 ) -> Result<Json<ControlResult>, Refusal> {
-    steer(&gateway, &body.bytes, |order| {
+    steer(&gateway, &asker, &body.bytes, |order| {
         let rate = order.rate()?;
         let subject = order
             .subject
@@ -162,12 +189,16 @@ async fn directives<B: Broker, S: Store, T: Transport>(
 /// Reads the request in the body and carries out the command that `command` makes of it.
 async fn steer<B: Broker, S: Store, T>(
     gateway: &Gateway<B, S, T>,
+    asker: &Asker,
     body: &[u8],
     command: impl FnOnce(ControlRequest) -> Result<Command, Problem>,
 ) -> Result<Json<ControlResult>, Refusal> {
     let mut problems = Vec::new();
     let order = ControlRequest::parse(body, &mut problems);
-    let note = order.note.clone();
+    let note = DirectiveNote {
+        origin: asker.origin.clone(),
+        ..order.note.clone()
+    };
     if !problems.is_empty() {
         return Err(Refusal::BadRequest(problems));
     }
@@ -179,6 +210,84 @@ async fn steer<B: Broker, S: Store, T>(
         author = note.author,
         reason = note.reason,
         "command over HTTP: {verb} {subject}"
+    );
+    Ok(Json(result))
+}
+
+/// The body of a command for many jobs:
+/// `{"app": …, "target": …, "tag": …, "dry_run": true, "reason": …, "author": …}`.
+async fn cancel_many<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    asker: Asker,
+    _: NoParams,
+    body: Held,
+) -> Result<Json<ManyResult>, Refusal> {
+    many(&gateway, &asker, &body.bytes, |_| Ok(ManyCommand::Cancel)).await
+}
+
+async fn pause_many<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    asker: Asker,
+    _: NoParams,
+    body: Held,
+) -> Result<Json<ManyResult>, Refusal> {
+    many(&gateway, &asker, &body.bytes, |_| Ok(ManyCommand::Pause)).await
+}
+
+async fn resume_many<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    asker: Asker,
+    _: NoParams,
+    body: Held,
+) -> Result<Json<ManyResult>, Refusal> {
+    many(&gateway, &asker, &body.bytes, |_| Ok(ManyCommand::Resume)).await
+}
+
+async fn priority_many<B: Broker, S: Store, T: Transport>(
+    State(gateway): Shared<B, S, T>,
+    asker: Asker,
+    _: NoParams,
+    body: Held,
+) -> Result<Json<ManyResult>, Refusal> {
+    let command = |order: &ControlRequest| Ok(ManyCommand::Priority(order.priority()?));
+    many(&gateway, &asker, &body.bytes, command).await
+}
+
+async fn many<B: Broker, S: Store, T>(
+    gateway: &Gateway<B, S, T>,
+    asker: &Asker,
+    body: &[u8],
+    command: impl FnOnce(&ControlRequest) -> Result<ManyCommand, Problem>,
+) -> Result<Json<ManyResult>, Refusal> {
+    let mut problems = Vec::new();
+    let order = ControlRequest::parse(body, &mut problems);
+    if !problems.is_empty() {
+        return Err(Refusal::BadRequest(problems));
+    }
+    let command = command(&order).map_err(|problem| Refusal::BadRequest(vec![problem]))?;
+    let mut selection = order.selection;
+    if let Some(own) = asker.own_app() {
+        if selection.app.as_deref().is_some_and(|app| app != own) {
+            let what = format!("this token belongs to app {own:?}");
+            return Err(Refusal::Forbidden(vec![Problem::new("app", what)]));
+        }
+        selection.app = Some(own.to_owned());
+    }
+    let note = DirectiveNote {
+        origin: asker.origin.clone(),
+        ..order.note
+    };
+    let (store, facts) = (&gateway.context.store, &gateway.facts);
+    let dry_run = order.dry_run;
+    let done = control::carry_out_many(store, facts, command, &selection, &note, dry_run, now_ms());
+    let result = done.await?;
+    tracing::info!(
+        author = note.author,
+        reason = note.reason,
+        jobs = result.changed,
+        dry_run,
+        "command over HTTP: {} all of {selection}",
+        command.verb()
     );
     Ok(Json(result))
 }
@@ -201,9 +310,32 @@ struct ControlRequest {
     subject: Option<Subject>,
     /// The rate in the body; `Some(None)` is the configured one.
     rate: Option<Option<Rate>>,
+    priority: Option<Priority>,
+    not_before_ms: Option<u64>,
+    /// `Some(None)` is never.
+    expires_at_ms: Option<Option<u64>>,
+    selection: Selection,
+    dry_run: bool,
 }
 
 impl ControlRequest {
+    fn priority(&self) -> Result<Priority, Problem> {
+        let what = "one of \"high\", \"normal\", \"bulk\" is expected";
+        self.priority.ok_or_else(|| Problem::new("priority", what))
+    }
+
+    fn not_before(&self) -> Result<u64, Problem> {
+        let what = "a time such as \"2026-12-24T18:00:00+08:00\", or \"now\", is expected";
+        self.not_before_ms
+            .ok_or_else(|| Problem::new("not_before", what))
+    }
+
+    fn expires_at(&self) -> Result<Option<u64>, Problem> {
+        let what = "a time such as \"2026-12-24T18:00:00+08:00\", or \"never\", is expected";
+        self.expires_at_ms
+            .ok_or_else(|| Problem::new("expires_at", what))
+    }
+
     /// The rate of a command that needs one.
     fn rate(&self) -> Result<Option<Rate>, Problem> {
         self.rate.ok_or_else(|| {
@@ -230,7 +362,25 @@ impl ControlRequest {
             expires_in: fields
                 .get::<String>("expires_in", "a duration such as \"30m\"", problems)
                 .and_then(|text| parsed(&fields, "expires_in", parse_duration(&text), problems)),
+            origin: Origin::default(),
         };
+        let priority = fields.get(
+            "priority",
+            "one of \"high\", \"normal\", \"bulk\"",
+            problems,
+        );
+        let not_before_ms = fields
+            .get::<String>("not_before", "a time, or \"now\"", problems)
+            .and_then(|text| parsed(&fields, "not_before", start_time(&text, now_ms()), problems));
+        let expires_at_ms = fields
+            .get::<String>("expires_at", "a time, or \"never\"", problems)
+            .and_then(|text| parsed(&fields, "expires_at", end_time(&text, now_ms()), problems));
+        let selection = Selection {
+            app: fields.get("app", "a text", problems),
+            target: fields.get("target", "a text", problems),
+            tag: fields.get("tag", "a text", problems),
+        };
+        let dry_run = fields.get("dry_run", "true or false", problems);
         let scope = fields.get("scope", "target, app or job", problems);
         let name: Option<String> = fields.get("name", "a text", problems);
         let rate = fields
@@ -251,6 +401,11 @@ impl ControlRequest {
             note,
             subject: scope.zip(name).map(|(scope, name)| Subject { scope, name }),
             rate,
+            priority,
+            not_before_ms,
+            expires_at_ms,
+            selection,
+            dry_run: dry_run.unwrap_or(false),
         }
     }
 }
@@ -288,9 +443,11 @@ mod tests {
                 reason: Some("r".to_owned()),
                 author: Some("ana".to_owned()),
                 expires_in: Some(Duration::from_secs(1800)),
+                origin: Origin::default(),
             },
             subject: Some(Subject::new(Scope::App, "shop")),
             rate: Some(Some("5/s burst 2".parse().unwrap())),
+            ..ControlRequest::default()
         };
         assert_eq!(parse(body), (order, vec![]));
         assert_eq!(parse(r#"{"rate": "default"}"#).0.rate, Some(None));

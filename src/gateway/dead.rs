@@ -18,7 +18,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use self::requests::{parse_purge, parse_redrive};
 pub(super) use self::stream::Readers;
-use self::stream::{accepts_lines, dead_lines, line, stream};
+use self::stream::{accepts_lines, dead_lines};
+pub(super) use self::stream::{line, stream};
 use super::Gateway;
 use super::access::Caller;
 use super::body::Held;

@@ -29,6 +29,7 @@
 
 mod about;
 mod access;
+mod asker;
 mod body;
 mod browser;
 mod caller_view;
@@ -40,6 +41,7 @@ mod events;
 mod expiry;
 mod feed;
 mod form;
+mod lookup;
 mod observe;
 mod openapi;
 mod params;
@@ -55,6 +57,7 @@ mod spool;
 mod submit;
 mod templates;
 mod tls;
+mod uncertain;
 mod upload;
 mod wrong_guesses;
 

@@ -36,6 +36,7 @@ pub(super) async fn list<B: Broker, S: Store, T: Transport>(
         app: params.text("app"),
         target: params.text("target"),
         client_msg_no: params.text("client_msg_no"),
+        tag: params.text("tag"),
         state: params.one_of("state", JobState::ALL, JobState::as_str),
         since_ms: params.time("since", now),
         until_ms: params.time("until", now),

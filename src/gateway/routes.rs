@@ -17,7 +17,7 @@ use super::pool::Share;
 use super::problem::{Refusal, uniform};
 use super::shares::accounted;
 use super::submit::submit;
-use super::{Gateway, about, dead, dropin, events, feed, query, templates};
+use super::{Gateway, about, dead, dropin, events, feed, lookup, query, templates, uncertain};
 use crate::http::server::Peer;
 use crate::ports::{Broker, RetainedQueues, Store, Transport};
 
@@ -39,6 +39,14 @@ where
         .route(
             "/v1/jobs/{job}/recipients/{user}",
             get(query::recipient::<B, S, T>),
+        )
+        .route(
+            "/v1/jobs/{job}/recipients:lookup",
+            post(lookup::lookup::<B, S, T>),
+        )
+        .route(
+            "/v1/jobs/{job}/uncertain:resolve",
+            post(uncertain::resolve::<B, S, T>),
         )
         .route("/v1/events", get(feed::feed::<B, S, T>))
         .route("/v1/about", get(about::about::<B, S, T>))

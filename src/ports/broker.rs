@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::lane::{Lane, Priority};
+use crate::domain::waking::Waking;
 
 /// Stores jobs, slices, dead letters and events durably and hands them out.
 pub trait Broker: Clone + Send + Sync + 'static {
@@ -18,6 +19,10 @@ pub trait Broker: Clone + Send + Sync + 'static {
     /// Counts the messages that can be handed out now, and those that are kept for operators. Unacked deliveries and messages on the retry
     /// ladder do not count.
     fn backlog(&self) -> impl Future<Output = Result<Backlog, BrokerError>> + Send;
+
+    /// Moves the slices that wait on the retry ladder and that `waking` takes back to their lanes.
+    /// Returns how many there were. Slices that are put on the ladder meanwhile may stay there.
+    fn wake(&self, waking: &Waking) -> impl Future<Output = Result<u64, BrokerError>> + Send;
 
     /// Opens one session and declares what it needs. After an error the caller backs off and tries
     /// again.

@@ -80,6 +80,18 @@ pub struct JobRecord {
     )]
     #[schemars(with = "Option<String>")]
     pub not_before_ms: Option<u64>,
+    /// No recipient is sent to from this time on.
+    #[serde(
+        rename = "expires_at",
+        with = "moment::optional",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<String>")]
+    pub expires_at_ms: Option<u64>,
+    /// The tags of its first submission.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
     /// The URL that gets the accounts when the job completes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_url: Option<String>,
@@ -217,6 +229,8 @@ pub struct JobFilter {
     pub app: Option<String>,
     pub target: Option<String>,
     pub client_msg_no: Option<String>,
+    /// Jobs with this tag.
+    pub tag: Option<String>,
     pub state: Option<JobState>,
     /// Accepted at or after this time.
     pub since_ms: Option<u64>,
@@ -244,6 +258,7 @@ impl JobFilter {
         is(&self.app, &record.app)
             && is(&self.target, &record.target)
             && is(&self.client_msg_no, &record.client_msg_no)
+            && (self.tag.as_ref()).is_none_or(|tag| record.tags.contains(tag))
             && self.state.is_none_or(|state| state == record.state)
             && (self.starts_after_ms).is_none_or(|at| record.not_before_ms > Some(at))
     }

@@ -218,6 +218,8 @@ pub struct Entry {
     pub entries: u64,
     pub priority: Priority,
     pub not_before_ms: Option<u64>,
+    pub expires_at_ms: Option<u64>,
+    pub tags: Vec<String>,
     pub now_ms: u64,
 }
 
@@ -244,6 +246,8 @@ pub struct Submission {
     pub priority: Priority,
     pub rate: Option<String>,
     pub not_before_ms: Option<u64>,
+    pub expires_at_ms: Option<u64>,
+    pub tags: Vec<String>,
     /// Where to send the notice of completion. The first submission that names a destination
     /// decides.
     pub callback_url: Option<String>,

@@ -14,6 +14,7 @@ mod nonces;
 mod pulse;
 mod quotas;
 mod retained;
+mod steering;
 mod sub_lanes;
 mod target;
 mod templates;
@@ -28,6 +29,7 @@ pub use self::nonces::*;
 pub use self::pulse::*;
 pub use self::quotas::*;
 pub use self::retained::*;
+pub use self::steering::*;
 pub use self::sub_lanes::*;
 pub use self::target::*;
 pub use self::templates::*;
@@ -38,11 +40,21 @@ pub use crate::domain::directive::Scope;
 /// Everything that one engine stores besides messages: the ledger, the sub-lanes of jobs, the limiter,
 /// the directives, the stored messages, the quotas, the nonces and the heartbeats.
 pub trait Store:
-    Ledger + Upkeep + SubLanes + Limiter + Directives + Templates + Quotas + Nonces + Pulse
+    Ledger + Steering + Upkeep + SubLanes + Limiter + Directives + Templates + Quotas + Nonces + Pulse
 {
 }
 
-impl<S: Ledger + Upkeep + SubLanes + Limiter + Directives + Templates + Quotas + Nonces + Pulse>
-    Store for S
+impl<
+    S: Ledger
+        + Steering
+        + Upkeep
+        + SubLanes
+        + Limiter
+        + Directives
+        + Templates
+        + Quotas
+        + Nonces
+        + Pulse,
+> Store for S
 {
 }

@@ -537,12 +537,15 @@ impl<S: Store, T> Context<S, T> {
 
     /// How long deliveries for a parked or paused target are kept waiting in this process.
     /// Deliveries that would wait longer go on the retry ladder, so that none comes near the
-    /// broker's ack limit. For a while after a job was cancelled none is kept: the deliveries of
+    /// broker's ack limit. For a while after a job was cancelled or reached a new deadline none is kept: the deliveries of
     /// that job are to end, wherever they wait.
     pub fn kept_for(&self, target: &str) -> Option<Duration> {
         let now = now_ms();
-        let cancelled = self.directives.borrow().last_cancel(now);
-        if cancelled.is_some_and(|ago| ago < KEEP_MAX) {
+        let (ended, ends) = {
+            let board = self.directives.borrow();
+            (board.last_end(now), board.next_deadline(now))
+        };
+        if ended.is_some_and(|ago| ago < KEEP_MAX) {
             return None;
         }
         let ms = Duration::from_millis;
@@ -561,14 +564,14 @@ impl<S: Store, T> Context<S, T> {
             let left = pause.until_ms.map_or(u64::MAX, |until| until - now);
             keep(pause.since_ms, ms(left))
         });
-        parked.max(paused)
+        let kept = parked.max(paused)?;
+        Some(ends.map_or(kept, |left| left.min(kept)))
     }
 
-    /// Drops the directives that have no meaning once a job is completed. A cancel stays:
-    /// recipients added to the job later are not sent to either.
+    /// Drops the directives that have no meaning once a job is completed.
     pub async fn forget_directives(&self, job: JobId) {
         let name = job.to_string();
-        for kind in [Kind::Pause, Kind::Rate, Kind::Park] {
+        for kind in Kind::OF_RUNNING {
             let stands = {
                 let board = self.directives.borrow();
                 board.find(Scope::Job, &name, kind, now_ms()).is_some()

@@ -125,6 +125,8 @@ pub struct Examined {
     /// Set if the job names a stored message, which [`agree`] checks.
     pub stored: Option<(Box<Head>, Strictness)>,
     pub not_before_ms: Option<u64>,
+    pub expires_at_ms: Option<u64>,
+    pub tags: Vec<String>,
     /// The job has expired: it is refused, unless all of it was accepted before.
     pub too_late: Option<Problem>,
 }
@@ -141,6 +143,8 @@ impl Examined {
             entries,
             priority: self.priority,
             not_before_ms: self.not_before_ms,
+            expires_at_ms: self.expires_at_ms,
+            tags: self.tags.clone(),
             now_ms: now_ms(),
         }
     }
@@ -187,6 +191,8 @@ pub fn examine_job(
         },
         warnings: fit.warnings,
         not_before_ms: head.not_before_ms,
+        expires_at_ms: head.expires_at_ms,
+        tags: job.tags.clone(),
         too_late: job.too_late(now_ms()),
     })
 }

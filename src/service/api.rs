@@ -1,6 +1,6 @@
 //! The answers of the HTTP interface, for its server and for our own client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,8 +17,11 @@ use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::domain::limits::Rate;
 use crate::domain::message::MessageDocument;
 use crate::domain::moment;
+use crate::domain::outcome::Class;
+use crate::domain::trail::TrailEntry;
 use crate::ports::{JobRecord, JobState, LedgerError, RetainedMessage, StoredTemplate};
 use crate::service::control::Hindrance;
+use crate::service::dead_letters::ResolveAs;
 
 /// The answer to a submitted job.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -162,6 +165,10 @@ pub struct JobDetail {
     pub eta_seconds: Option<u64>,
     /// Empty when the job is completed, and while too little is known.
     pub hindrances: Vec<Hindrance>,
+    /// Who changed the job, how, when, why and from where, oldest first: the last 100 changes. Only
+    /// with one job, not in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audit_trail: Vec<TrailEntry>,
 }
 
 impl JobDetail {
@@ -175,6 +182,7 @@ impl JobDetail {
             recipients_per_second,
             eta_seconds,
             hindrances,
+            audit_trail: Vec::new(),
         }
     }
 }
@@ -194,6 +202,43 @@ pub struct RecipientFate {
     pub explanation: String,
     /// Its dead letter, if it failed or is uncertain and the letter still exists.
     pub dead_letter: Option<DeadRow>,
+}
+
+/// The state of one of many recipients, as one line of NDJSON.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RecipientRow {
+    pub recipient: String,
+    pub state: RecipientState,
+    /// An explanation of the state.
+    pub explanation: String,
+    /// Why it failed or is uncertain: the last answer. The ledger keeps this of the first 10,000
+    /// recipients of a job; the dead letters have all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+}
+
+/// Resolves uncertain recipients of a job.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct ResolveRequest {
+    pub to: ResolveAs,
+    /// The recipients, at most 20,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipients: Option<BTreeSet<String>>,
+    /// Must be true to resolve all uncertain recipients that have a dead letter, if `recipients` is
+    /// left out.
+    #[serde(default)]
+    pub all: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, IntoStaticStr)]

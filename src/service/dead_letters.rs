@@ -14,6 +14,7 @@
 //! job.
 
 mod redrive;
+mod resolve;
 
 use std::ops::ControlFlow;
 
@@ -22,6 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::redrive::{ACCEPT_PATIENCE, Redrive, RedriveRefused, Redriven, RedrivenJob, redrive};
+pub use self::resolve::{ResolveAs, Resolved, resolve};
 use super::admission::Rules;
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::ids::{Fingerprint, Fingerprinter};

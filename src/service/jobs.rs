@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::api::{JobDetail, JobList, RecipientFate, RecipientState};
+use super::api::{JobDetail, JobList, RecipientFate, RecipientRow, RecipientState};
 use crate::clock::now_ms;
 use crate::domain::accounts::Audit;
 use crate::domain::ids::{Fingerprinter, JobId};
@@ -138,7 +138,11 @@ pub async fn detail<S: Store>(
 ) -> Result<JobDetail, LedgerError> {
     let now = now_ms();
     let hindrances = control::hindrances(store, facts, &record, reader, now).await?;
-    Ok(JobDetail::of(record, hindrances, now))
+    let audit_trail = store.trail(record.job).await?;
+    Ok(JobDetail {
+        audit_trail,
+        ..JobDetail::of(record, hindrances, now)
+    })
 }
 
 /// Whether a user got the message, and why not.
@@ -185,6 +189,48 @@ pub async fn recipient<S: Store, B: RetainedQueues>(
         explanation,
         dead_letter,
     })
+}
+
+/// Users that one question of [`lookup`] is about.
+pub const LOOKUP_AT_ONCE: usize = 1000;
+
+/// What became of these users. Costs two steps of the ledger for all of them together.
+pub async fn lookup<S: Store>(
+    store: &S,
+    fingerprint_secret: &str,
+    record: &JobRecord,
+    users: &[String],
+) -> Result<Vec<RecipientRow>, LedgerError> {
+    let fingerprinter = Fingerprinter::new(fingerprint_secret, record.job);
+    let users = users.iter();
+    let prints: Vec<_> = users
+        .clone()
+        .map(|it| fingerprinter.fingerprint(it))
+        .collect();
+    let states = store.peek(record, &prints).await?;
+    let ended = |state: &ClaimState| {
+        matches!(
+            state,
+            ClaimState::Settled(Outcome::Failed | Outcome::Uncertain)
+        )
+    };
+    let asked = prints.iter().zip(&states).filter(|(_, state)| ended(state));
+    let asked: Vec<_> = asked.map(|(print, _)| *print).collect();
+    let mut reasons = store.reasons(record.job, &asked).await?.into_iter();
+    let rows = users.zip(states).map(|(user, found)| {
+        let reason = ended(&found).then(|| reasons.next().flatten()).flatten();
+        let (state, explanation) = told(found, record.state);
+        RecipientRow {
+            recipient: user.clone(),
+            state,
+            explanation,
+            class: reason.as_ref().map(|it| it.class),
+            code: reason.as_ref().map(|it| it.code.clone()),
+            text: reason.as_ref().map(|it| it.text.clone()),
+            attempts: reason.map(|it| it.attempts),
+        }
+    });
+    Ok(rows.collect())
 }
 
 fn told(found: ClaimState, job: JobState) -> (RecipientState, String) {

@@ -19,16 +19,18 @@ static DIRECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scr
 const VERSION: &str = "version";
 
 impl Directives for Store {
-    async fn direct(&self, directive: &Directive) -> Result<(), LedgerError> {
-        let kind = directive.action.kind();
-        let until_ms = directive.until_ms.unwrap_or(0);
-        self.change(&directive.subject, kind, until_ms, json(directive)?)
-            .await
-            .map(drop)
+    async fn direct_all(&self, directives: &[Directive]) -> Result<(), LedgerError> {
+        let mut fields = Vec::with_capacity(directives.len());
+        for it in directives {
+            let field = field(&it.subject, it.action.kind());
+            fields.push((field, it.until_ms.unwrap_or(0), json(it)?));
+        }
+        self.change(fields).await.map(drop)
     }
 
-    async fn lift(&self, subject: &Subject, kind: Kind) -> Result<bool, LedgerError> {
-        self.change(subject, kind, 0, String::new()).await
+    async fn lift_all(&self, directives: &[(Subject, Kind)]) -> Result<u64, LedgerError> {
+        let lifted = |(subject, kind): &(Subject, Kind)| (field(subject, *kind), 0, String::new());
+        self.change(directives.iter().map(lifted).collect()).await
     }
 
     async fn directives(&self, known: u64) -> Result<Option<Directed>, LedgerError> {
@@ -59,26 +61,20 @@ impl Directives for Store {
 }
 
 impl Store {
-    async fn change(
-        &self,
-        subject: &Subject,
-        kind: Kind,
-        until_ms: u64,
-        directive: String,
-    ) -> Result<bool, LedgerError> {
-        let field = format!(
-            "{}:{}:{}",
-            subject.scope.as_str(),
-            kind.as_str(),
-            subject.name
-        );
-        let mut call = Call::new(&DIRECT, 1, 3, 512);
-        call.push(self.0.keys.directives())
-            .push(field)
-            .push(until_ms)
-            .push(directive);
-        Ok(number(&self.0.connection.call(&call).await?)? == 1)
+    /// Writes fields with their end and their directive; one without a directive is removed.
+    async fn change(&self, fields: Vec<(String, u64, String)>) -> Result<u64, LedgerError> {
+        let mut call = Call::new(&DIRECT, 1, 3 * fields.len(), 512 * fields.len());
+        call.push(self.0.keys.directives());
+        for (field, until_ms, directive) in fields {
+            call.push(field).push(until_ms).push(directive);
+        }
+        number(&self.0.connection.call(&call).await?)
     }
+}
+
+fn field(subject: &Subject, kind: Kind) -> String {
+    let Subject { scope, name } = subject;
+    format!("{}:{}:{name}", scope.as_str(), kind.as_str())
 }
 
 /// Reads a stored directive, whose end comes before it. A directive that a newer version wrote and

@@ -18,6 +18,7 @@ use redis::Value;
 
 use super::connection::{Call, Script, broken};
 use super::keys::JobKeys;
+use super::steering::{EXPIRES_AT_NOW, NOT_BEFORE_NOW, PRIORITY_NOW};
 use super::{Store, turn};
 use crate::clock::now_ms;
 use crate::domain::accounts::{Accounts, Audit};
@@ -89,7 +90,7 @@ impl Ledger for Store {
             warnings => json::bytes(&warnings),
         };
         let template = submission.template.map(|version| version.to_string());
-        let mut call = self.job_call(&ACCEPT, submission.job, 18, 512);
+        let mut call = self.job_call(&ACCEPT, submission.job, 20, 640);
         call.push(&submission.app)
             .push(&submission.client_msg_no)
             .push(&submission.target)
@@ -110,7 +111,9 @@ impl Ledger for Store {
             .push(submission.reply_to.as_deref().unwrap_or_default())
             .push(submission.priority.as_str())
             .push(u8::from(submission.expanded))
-            .push(submission.slice_recipients);
+            .push(submission.slice_recipients)
+            .push(optional(submission.expires_at_ms))
+            .push(tags(&submission.tags));
         let reply = ScriptReply::new(self.0.connection.call(&call).await?)?;
         let accepted = match reply.text(0)?.as_str() {
             "conflict" => Accepted::Conflict {
@@ -137,7 +140,7 @@ impl Ledger for Store {
     }
 
     async fn enter(&self, entry: &Entry) -> Result<(), LedgerError> {
-        let mut call = self.job_call(&ENTER, entry.job, 8, 512);
+        let mut call = self.job_call(&ENTER, entry.job, 10, 640);
         call.push(&entry.app)
             .push(&entry.client_msg_no)
             .push(&entry.target)
@@ -148,7 +151,9 @@ impl Ledger for Store {
             Some(not_before_ms) => call.push(not_before_ms),
             None => call.push(""),
         };
-        call.push(entry.priority.as_str());
+        call.push(entry.priority.as_str())
+            .push(optional(entry.expires_at_ms))
+            .push(tags(&entry.tags));
         let reply = self.0.connection.call(&call).await?;
         if number(&reply)? == 1 {
             self.list(entry.job, entry.now_ms).await?;
@@ -655,8 +660,13 @@ impl Groups {
         self.groups.len() * 56 + self.packed.len() * 2
     }
 
+    /// The packed fingerprints of each group.
+    pub(super) fn each(&self) -> impl Iterator<Item = &[u8]> {
+        self.groups.iter().map(|group| self.packed(group))
+    }
+
     /// A call on the keys that every job has and on these buckets.
-    fn call<'a>(&self, script: &'a Script, keys: &JobKeys, args: usize) -> Call<'a> {
+    pub(super) fn call<'a>(&self, script: &'a Script, keys: &JobKeys, args: usize) -> Call<'a> {
         let count = self.count();
         let mut call = Call::new(script, 4 + count, args + 2 * count, 640 + self.bytes());
         call.push(&keys.header)
@@ -731,6 +741,19 @@ pub(super) fn in_order(
         before = Some((fingerprint, state));
     }
     Ok(claimed)
+}
+
+/// A number as a script reads it, or nothing.
+fn optional(number: Option<u64>) -> String {
+    number.map_or_else(String::new, |it| it.to_string())
+}
+
+/// The tags of a job as JSON, or nothing.
+fn tags(tags: &[String]) -> Vec<u8> {
+    match tags {
+        [] => Vec::new(),
+        tags => json::bytes(&tags),
+    }
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {
@@ -816,8 +839,19 @@ fn record(job: JobId, row: Value) -> Result<Option<JobRecord>, LedgerError> {
             json => serde_json::from_str(json).map_err(broken)?,
         },
         rate: row.get("rate").cloned(),
-        priority: row.get("priority").and_then(|it| it.parse().ok()),
-        not_before_ms: time("not_before_ms"),
+        priority: row
+            .get(PRIORITY_NOW)
+            .or_else(|| row.get("priority"))
+            .and_then(|it| it.parse().ok()),
+        not_before_ms: time(NOT_BEFORE_NOW).or_else(|| time("not_before_ms")),
+        expires_at_ms: match time(EXPIRES_AT_NOW) {
+            Some(at) => Some(at).filter(|at| *at > 0),
+            None => time("expires_at_ms"),
+        },
+        tags: match row.get("tags") {
+            Some(json) => serde_json::from_str(json).map_err(broken)?,
+            None => Vec::new(),
+        },
         callback_url: row.get("callback_url").cloned(),
         reply_to: row.get("reply_to").cloned(),
         pace: Pace {

@@ -32,6 +32,7 @@ mod limiter;
 mod nonces;
 mod pulse;
 mod quotas;
+mod steering;
 mod sub_lanes;
 mod templates;
 mod turn;

@@ -288,6 +288,20 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
         board.control([&head.target, &head.app, &self.job], now_ms())
     }
 
+    /// The lane on which the rest of the slice continues.
+    fn lane_now(&self, control: &SliceControl) -> Lane {
+        let lane = &self.slice.lane;
+        let moved = control.priority.map(|it| lane.with_priority(it));
+        moved.unwrap_or_else(|| lane.clone())
+    }
+
+    /// How long until the job expires, if it does.
+    fn expires_in(&self) -> Option<Duration> {
+        let directives = self.session.context.directives();
+        let (_, at) = self.control(&directives.borrow()).times(&self.slice.head);
+        Some(Duration::from_millis(at?.saturating_sub(now_ms())))
+    }
+
     /// Whether the directives let a call leave; asked before each call. If no directive has changed
     /// since the last check, this costs one comparison.
     fn may_leave(&self, directives: &watch::Receiver<Board>) -> bool {
@@ -407,6 +421,8 @@ struct DeliveryRun<'a, S, T, P> {
     /// All parts of the slice's list are known to have arrived.
     together: bool,
     first_attempt_at_ms: Option<u64>,
+    /// When the rest of the slice is due for its next attempt.
+    due_at_ms: Option<u64>,
     progress: Option<JobProgress>,
     /// The ledger has recorded that the slice is complete.
     closed: bool,
@@ -423,6 +439,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
             directives: scope.session.context.directives(),
             together: scope.slice.together.is_none(),
             first_attempt_at_ms: scope.slice.first_attempt_at_ms,
+            due_at_ms: None,
             progress: None,
             closed: false,
             missing: 0,
@@ -503,6 +520,9 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
         let control = scope.control(&self.directives.borrow_and_update());
         let over = self.over(&control);
         self.check_time(over.is_some(), &control)?;
+        if over.is_none() && scope.lane_now(&control) != scope.slice.lane {
+            return Err(Pause::Deferred(Duration::ZERO));
+        }
         if over.is_some() || self.together {
             return Ok(over);
         }
@@ -529,7 +549,7 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
 
     /// How the recipients without an outcome end, if nothing more is to be sent.
     fn over(&self, control: &SliceControl) -> Option<Outcome> {
-        let expires_at = self.scope.slice.head.expires_at_ms;
+        let (_, expires_at) = control.times(&self.scope.slice.head);
         if expires_at.is_some_and(|at| now_ms() >= at) {
             Some(Outcome::Expired)
         } else {
@@ -555,7 +575,8 @@ impl<'a, S: Store, T: Transport, P: Publisher> DeliveryRun<'a, S, T, P> {
             return Err(Pause::Deferred(wait));
         }
         let now = now_ms();
-        match scope.slice.head.not_before_ms {
+        let (not_before, _) = control.times(&scope.slice.head);
+        match not_before.max(scope.slice.due_at_ms) {
             Some(at) if at > now => Err(Pause::Deferred(Duration::from_millis(at - now))),
             _ => Ok(()),
         }

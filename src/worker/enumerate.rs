@@ -95,7 +95,8 @@ impl<S: Store, T: Transport, P: Publisher> Turn<'_, S, T, P> {
             return Ok(DeliveryEnd::Reject(what));
         };
         // No further recipient may be sent to: the job ends with the recipients that it has.
-        let expired = head.expires_at_ms.is_some_and(|at| now_ms() >= at);
+        let (_, expires_at) = control.times(head);
+        let expired = expires_at.is_some_and(|at| now_ms() >= at);
         let found = if expired || control.go == Go::Cancelled {
             Ok(Found {
                 users: Vec::new(),

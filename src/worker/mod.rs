@@ -19,6 +19,7 @@ mod sweep;
 mod tail;
 mod throttle;
 mod together;
+mod wake;
 
 #[cfg(test)]
 mod tests;
@@ -160,6 +161,10 @@ impl<B: Broker, S: Store, T: Transport> Worker<B, S, T> {
         tasks.spawn({
             let (work, broker) = (Arc::clone(&work), self.broker.clone());
             async move { sweep::sweep(&*work, broker).await }
+        });
+        tasks.spawn({
+            let (work, broker) = (Arc::clone(&work), self.broker.clone());
+            async move { wake::wake(&*work, &broker).await }
         });
         tasks.spawn({
             let (work, halt) = (Arc::clone(&work), halt.clone());

@@ -7,6 +7,7 @@ use super::lanes::OpenLane;
 use super::*;
 use crate::domain::lane::Lane;
 use crate::domain::schedule::Schedule;
+use crate::domain::waking::Waking;
 use crate::embedded::Engine;
 use crate::metrics::{LedgerStep, Metrics};
 use crate::ports::{
@@ -39,6 +40,10 @@ impl Broker for Broken {
 
     async fn backlog(&self) -> Result<Backlog, BrokerError> {
         Ok(Backlog::default())
+    }
+
+    async fn wake(&self, _: &Waking) -> Result<u64, BrokerError> {
+        Ok(0)
     }
 
     async fn connect(&self) -> Result<BrokenSession, BrokerError> {

@@ -61,6 +61,8 @@ mod restart;
 mod retries;
 /// Targets that throttle or fail: the adapted limit, and the breaker.
 mod steady;
+/// Steering: tags, start, deadline, priority, the audit trail; how soon a change takes effect.
+mod steering;
 /// Redis: the ledger against a model, the throttle against its arithmetic.
 mod store;
 /// Shared parts: servers, a link that can be cut, processes, bounded waits.

@@ -328,9 +328,17 @@ async fn a_token_opens_the_jobs_of_its_app() {
     assert_eq!(place.get("/v1/jobs?app=shop", bank).await.status, 403);
     assert_eq!(place.get("/v1/dead", bank).await.status, 200);
 
-    // Control requests need a token with all rights.
+    // An app steers its own jobs; what concerns others needs a token with all rights.
     let cancel = format!("/v1/jobs/{id}:pause");
-    let refused = place.ask("POST", &cancel, shop, &Value::Null).await;
+    let late = place.ask("POST", &cancel, shop, &Value::Null).await;
+    assert_eq!(late.status, 409, "it is completed: {}", late.body);
+    let hidden = place.ask("POST", &cancel, bank, &Value::Null).await;
+    assert_eq!(hidden.status, 404, "{}", hidden.body);
+    let all_of = json!({"app": "shop"});
+    let refused = place.ask("POST", "/v1/jobs:cancel", bank, &all_of).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    let resolve = format!("/v1/jobs/{id}/uncertain:resolve");
+    let refused = place.ask("POST", &resolve, shop, &Value::Null).await;
     assert_eq!(refused.status, 403, "{}", refused.body);
     assert_eq!(place.get("/v1/rejected", shop).await.status, 403);
     for token in [None, Some("wrong")] {

@@ -13,6 +13,8 @@ use fanwise::domain::ids::{Fingerprint, Owner, SliceId};
 use fanwise::domain::limits::{Cost, Grant, Rate, Tat};
 use fanwise::domain::outcome::{Class, Outcome};
 use fanwise::domain::slice::Shape;
+use fanwise::domain::trail::{Origin, TrailEntry};
+use fanwise::ports::Steering as _;
 use fanwise::ports::{
     Accepted, Beat, Claim, ClaimState, Claimed, JobQuery, JobRecord, JobState, Ledger, LedgerError,
     Limiter, Park, ParkReason, Pulse, Reason, Submission, Upkeep,
@@ -246,9 +248,18 @@ async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
         .record_reasons(job.id(), &reasons)
         .await
         .unwrap();
-    // Header, slices, submissions, owners, reasons and buckets, and the two lists of jobs.
+    let entry = TrailEntry {
+        at_ms: 1,
+        action: "pause".to_owned(),
+        detail: None,
+        author: None,
+        reason: None,
+        origin: Origin::default(),
+    };
+    bench.store.note(&[job.id()], &entry).await.unwrap();
+    // Header, slices, submissions, owners, reasons, trail and buckets, and the two lists of jobs.
     let ends = bench.ends().await;
-    assert!(ends.len() >= 5 + 6 + 2, "{ends:?}");
+    assert!(ends.len() >= 6 + 6 + 2, "{ends:?}");
     assert!(ends.values().all(|ttl| *ttl == -1), "{ends:?}");
 
     settle(&bench.store, slice, ANN, &all(&people, Outcome::Sent), true).await;
@@ -256,7 +267,7 @@ async fn a_job_that_waits_is_known_and_a_completed_one_expires() {
     assert!(bench.store.complete(job.id()).await.unwrap());
     let of_job = |(key, _): &(String, i64)| key.contains('{');
     let ends: Vec<_> = bench.ends().await.into_iter().filter(of_job).collect();
-    assert!(ends.len() >= 4 + 6, "{ends:?}");
+    assert!(ends.len() >= 5 + 6, "{ends:?}");
     assert!(ends.iter().all(|(_, ttl)| *ttl > 600_000), "{ends:?}");
     // Another delivery of a slice does not change that.
     let done = claim(&bench.store, slice, BOB, LEASE, &people[..1]).await;

@@ -1041,6 +1041,7 @@ async fn publish_old_slice(world: &World, part: &str) {
         entries: 2,
         shape: Shape::of(4),
         lane: lane.clone(),
+        due_at_ms: None,
         first_attempt_at_ms: None,
         recipients: vec!["u1".to_owned(), "u2".to_owned()],
         enumeration: None,

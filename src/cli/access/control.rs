@@ -5,10 +5,12 @@ use http::Method;
 use super::{Access, Server, refused};
 use crate::clock::now_ms;
 use crate::domain::directive::Scope;
+use crate::domain::moment;
 use crate::domain::schedule::duration_text;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::service::control::{
-    self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, LimitView, TargetView,
+    self, CONFIGURED, Command, ControlError, ControlResult, DirectiveNote, LimitView, ManyCommand,
+    ManyResult, Selection, TargetView,
 };
 
 impl Access {
@@ -22,15 +24,29 @@ impl Access {
             Self::Direct(direct) => {
                 let (store, facts) = (direct.ledger()?, &direct.facts);
                 let result = control::carry_out(store, facts, command, note, now_ms()).await;
-                result.map_err(|error| {
-                    let exit = match error {
-                        ControlError::TooLate(_) => Exit::BadInput,
-                        ControlError::Unknown(_) | ControlError::Ledger(_) => Exit::Unavailable,
-                    };
-                    Failure::new(exit, error)
-                })
+                result.map_err(failure)
             }
             Self::Server(server) => server.steer(command, note).await,
+        }
+    }
+
+    /// Carries out a command for all selected jobs.
+    pub(in crate::cli) async fn steer_many(
+        &self,
+        command: ManyCommand,
+        selection: &Selection,
+        note: &DirectiveNote,
+        dry_run: bool,
+    ) -> Result<ManyResult, Failure> {
+        match self {
+            Self::Direct(direct) => {
+                let (store, facts) = (direct.ledger()?, &direct.facts);
+                let now = now_ms();
+                let done =
+                    control::carry_out_many(store, facts, command, selection, note, dry_run, now);
+                done.await.map_err(failure)
+            }
+            Self::Server(server) => server.steer_many(command, selection, note, dry_run).await,
         }
     }
 
@@ -53,7 +69,40 @@ impl Access {
     }
 }
 
+fn failure(error: ControlError) -> Failure {
+    let exit = match error {
+        ControlError::TooLate(_) | ControlError::Wrong(_) => Exit::BadInput,
+        ControlError::Unknown(_) | ControlError::Ledger(_) => Exit::Unavailable,
+    };
+    Failure::new(exit, error)
+}
+
 impl Server {
+    async fn steer_many(
+        &self,
+        command: ManyCommand,
+        selection: &Selection,
+        note: &DirectiveNote,
+        dry_run: bool,
+    ) -> Result<ManyResult, Failure> {
+        let priority = match command {
+            ManyCommand::Priority(priority) => Some(priority.as_str()),
+            _ => None,
+        };
+        let body = serde_json::json!({
+            "app": selection.app,
+            "target": selection.target,
+            "tag": selection.tag,
+            "priority": priority,
+            "dry_run": dry_run,
+            "reason": note.reason,
+            "author": note.author,
+            "expires_in": note.expires_in.map(duration_text),
+        });
+        self.post(&format!("/v1/jobs:{}", command.verb()), &body)
+            .await
+    }
+
     async fn steer(
         &self,
         command: &Command,
@@ -65,6 +114,14 @@ impl Server {
             "author": note.author,
             "expires_in": note.expires_in.map(duration_text),
         });
+        match command {
+            Command::Priority(_, priority) => body["priority"] = priority.as_str().into(),
+            Command::Schedule(_, at) => body["not_before"] = moment::text(*at).into(),
+            Command::Deadline(_, at) => {
+                body["expires_at"] = at.map_or_else(|| "never".to_owned(), moment::text).into();
+            }
+            _ => {}
+        }
         if let Command::Rate(_, rate) = command {
             body["rate"] = rate
                 .map_or_else(|| CONFIGURED.to_owned(), |it| it.to_string())

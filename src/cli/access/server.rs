@@ -111,6 +111,7 @@ impl Server {
             app,
             target,
             client_msg_no,
+            tag,
             state,
             since_ms,
             until_ms,
@@ -120,6 +121,7 @@ impl Server {
             ("app", app.clone()),
             ("target", target.clone()),
             ("client_msg_no", client_msg_no.clone()),
+            ("tag", tag.clone()),
             ("state", state.map(|state| state.as_str().to_owned())),
             ("since", since_ms.map(rfc3339)),
             ("until", until_ms.map(rfc3339)),
@@ -212,6 +214,7 @@ impl Server {
         headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
         let kind = kind.map(|kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind)));
         headers.extend(kind);
+        headers.insert("fanwise-client", HeaderValue::from_static("cli"));
         if let Some(token) = &self.token {
             let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
             headers.insert(header::AUTHORIZATION, value.or_exit(Exit::BadConfig)?);

@@ -166,6 +166,9 @@ impl SendArgs {
         ] {
             set_some(fields, name, value.as_ref())?;
         }
+        if !self.tags.is_empty() {
+            set(fields, "tags", &self.tags)?;
+        }
         set_some(fields, "message", self.message()?.as_ref())?;
         if self.literal {
             let mut message = object(fields, "message")?;

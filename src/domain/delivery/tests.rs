@@ -42,6 +42,7 @@ fn slice(people: u32, repeats: u32) -> Slice {
         shape: Shape { buckets: 1 },
         lane: "im.normal.0".parse().unwrap(),
         first_attempt_at_ms: None,
+        due_at_ms: None,
         recipients: (0..people).map(|number| format!("user-{number}")).collect(),
         enumeration: None,
         together: None,

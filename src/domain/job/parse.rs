@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::context::Context;
 use super::{
     CLIENT_MSG_NO_BYTES_MAX, DEFAULT_APP, JOB_VERSION, Job, ListPart, NAME_BYTES_MAX, PARTS_MAX,
-    RECIPIENT_BYTES_MAX, wrong_id,
+    RECIPIENT_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX, wrong_id,
 };
 use crate::domain::audience::Audience;
 use crate::domain::canonical::canonical;
@@ -120,6 +120,7 @@ pub(super) fn read_job<'a>(
     });
     let confirmed: Option<bool> = fields.get("confirm_all", "true or false", problems);
     let part = read_part(&mut fields, problems);
+    let tags = read_tags(&mut fields, problems);
     if audience.as_ref().is_some_and(Audience::is_all) && confirmed != Some(true) {
         let what = "missing; a job for all users must set \"confirm_all\": true";
         fields.problem("confirm_all", what, problems);
@@ -182,6 +183,7 @@ pub(super) fn read_job<'a>(
         submission: totals.digest(&part),
         part,
         strictness: mapping.unwrap_or_default(),
+        tags,
         audience,
         head,
     })
@@ -254,6 +256,25 @@ fn read_target(
             None
         }
     }
+}
+
+/// The tags of a job, each once.
+fn read_tags(fields: &mut Fields<'_>, problems: &mut Problems) -> Vec<String> {
+    let mut tags: Vec<String> = fields
+        .get("tags", "an array of texts", problems)
+        .unwrap_or_default();
+    if tags.len() > TAGS_MAX {
+        let what = format!("{} tags, at most {TAGS_MAX} are allowed", tags.len());
+        fields.problem("tags", what, problems);
+    }
+    for (index, tag) in tags.iter().enumerate().take(TAGS_MAX) {
+        if let Some(what) = wrong_id(tag, TAG_BYTES_MAX) {
+            fields.problem(&format!("tags[{index}]"), what, problems);
+        }
+    }
+    tags.sort();
+    tags.dedup();
+    tags
 }
 
 /// A time, in milliseconds since 1970.

@@ -146,6 +146,28 @@ fn limits_are_enforced_at_their_edge() {
 }
 
 #[test]
+fn tags_are_bounded_and_each_counts_once() {
+    let with = |tags: &str| JOB.replacen('{', &format!("{{\"tags\":{tags},"), 1);
+    let job = with(r#"["b","a","b"]"#);
+    assert_eq!(parse(&job).unwrap().tags, ["a", "b"]);
+    let many = |count: usize| format!("[{}]", vec!["\"t\""; count].join(","));
+    assert!(parse(&with(&many(TAGS_MAX))).is_ok());
+    assert!(parse(&with(&many(TAGS_MAX + 1))).is_err());
+    let long = |bytes: usize| format!("[\"{}\"]", "t".repeat(bytes));
+    assert!(parse(&with(&long(TAG_BYTES_MAX))).is_ok());
+    for wrong in [
+        &long(TAG_BYTES_MAX + 1),
+        r#"[""]"#,
+        r#"["a\nb"]"#,
+        r#"[1]"#,
+        "\"a\"",
+    ] {
+        let problems = parse(&with(wrong)).unwrap_err();
+        assert!(problems[0].to_string().starts_with("tags"), "{problems:?}");
+    }
+}
+
+#[test]
 fn the_document_type_writes_what_the_reader_reads() {
     let document = JobDocument {
         v: JOB_VERSION,
@@ -179,6 +201,7 @@ fn the_document_type_writes_what_the_reader_reads() {
             of: 2,
             together: Some("list".to_owned()),
         }),
+        tags: vec!["spring".into()],
     };
     let json = serde_json::to_string(&document).unwrap();
     let job = parse(&json).unwrap();

@@ -29,6 +29,7 @@ export const CHINESE = {
   'Such as 2000/s. “default” is the configured one.': '例如 2000/s；“default” 表示配置的速率。', 'Nothing is sent until it is resumed.': '恢复之前不会发送任何消息。',
   'Recipients without an outcome end cancelled. This cannot be undone.': '尚无结果的接收者将以“已取消”结束，此操作无法撤销。',
   'The target gets no calls, for 10 minutes unless you say otherwise.': '目标将不再收到调用，默认持续 10 分钟。', 'The target is called again at once.': '立即恢复对目标的调用。',
+  'Audit trail': '操作记录', 'Tags': '标签',
   // targets
   'parked until {time}': '停靠至 {time}', 'Recipients per second now': '当前每秒接收者', 'Limit': '限速', 'Limit set live': '实时限速', 'Recipients per call': '每次调用接收者', 'Unfinished jobs': '未完成的任务',
   // dead letters

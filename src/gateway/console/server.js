@@ -73,7 +73,7 @@ async function ask(method, path, { headers = {}, body, signal } = {}) {
   try {
     response = await fetch(path, {
       method, body, signal, cache: 'no-store', credentials: 'omit',
-      headers: { ...authorization(), ...headers },
+      headers: { 'Fanwise-Client': 'console', ...authorization(), ...headers },
     });
   } catch (error) {
     if (error.name !== 'AbortError') reached(false);

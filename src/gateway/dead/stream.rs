@@ -148,7 +148,7 @@ async fn letter_lines<S: Store>(
     Ok(())
 }
 
-pub(super) fn line(value: &impl serde::Serialize) -> Vec<u8> {
+pub(in crate::gateway) fn line(value: &impl serde::Serialize) -> Vec<u8> {
     let mut line = crate::json::bytes(value);
     line.push(b'\n');
     line
@@ -160,7 +160,7 @@ const PIECES_AHEAD: usize = 2;
 
 /// Why a stream breaks off.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(in crate::gateway) enum Broken {
     #[error("the reader has taken nothing for a while")]
     Stalled,
     #[error(transparent)]
@@ -172,7 +172,7 @@ pub(super) enum Broken {
 }
 
 /// The sending side of a stream.
-pub(super) struct Pieces {
+pub(in crate::gateway) struct Pieces {
     /// `None` marks the end.
     sender: mpsc::Sender<Option<Bytes>>,
     patience: Duration,
@@ -180,7 +180,7 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    pub(super) async fn add(&mut self, line: &[u8]) -> Result<(), Broken> {
+    pub(in crate::gateway) async fn add(&mut self, line: &[u8]) -> Result<(), Broken> {
         self.piece.extend_from_slice(line);
         match self.piece.len() >= PIECE_BYTES {
             true => self.flush().await,
@@ -208,7 +208,7 @@ impl Pieces {
 
 /// Streams NDJSON. An error in the middle breaks the stream off, so that the reader does not take a
 /// part for the whole.
-pub(super) fn stream<F>(patience: Duration, write: impl FnOnce(Pieces) -> F) -> Response
+pub(in crate::gateway) fn stream<F>(patience: Duration, write: impl FnOnce(Pieces) -> F) -> Response
 where
     F: Future<Output = Result<Pieces, Broken>> + Send + 'static,
 {

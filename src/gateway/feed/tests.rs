@@ -32,6 +32,8 @@ fn record(key: &str, sent: u64, completed: bool) -> JobRecord {
         rate: None,
         priority: None,
         not_before_ms: None,
+        expires_at_ms: None,
+        tags: Vec::new(),
         callback_url: None,
         reply_to: None,
         pace: Pace::default(),

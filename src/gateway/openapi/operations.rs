@@ -13,11 +13,11 @@ use crate::domain::letters::DeadRow;
 use crate::domain::message::MessageDocument;
 use crate::ports::JobState;
 use crate::service::api::{
-    About, DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RedriveRequest,
-    Submitted, TemplateRow, TemplateView, Verification,
+    About, DeadList, JobDetail, JobList, KeptLine, PurgeRequest, RecipientFate, RecipientRow,
+    RedriveRequest, ResolveRequest, Submitted, TemplateRow, TemplateView, Verification,
 };
-use crate::service::control::{ControlResult, DirectiveView, LimitView, TargetView};
-use crate::service::dead_letters::{Purged, Redriven};
+use crate::service::control::{ControlResult, DirectiveView, LimitView, ManyResult, TargetView};
+use crate::service::dead_letters::{Purged, Redriven, Resolved};
 use crate::service::jobs::LIST_MAX;
 
 /// Why a request is refused (RFC 9457).
@@ -108,6 +108,68 @@ pub(super) struct RateRequest {
     expires_in: Option<String>,
 }
 
+/// Sets the priority of one job.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: commands are read field by field"
+)]
+pub(super) struct PriorityRequest {
+    priority: Priority,
+    reason: Option<String>,
+    author: Option<String>,
+}
+
+/// Moves the start of one job.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: commands are read field by field"
+)]
+pub(super) struct ScheduleRequest {
+    /// An RFC 3339 time, a time from now such as `+2h`, or `now`.
+    not_before: String,
+    reason: Option<String>,
+    author: Option<String>,
+}
+
+/// Sets the deadline of one job.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: commands are read field by field"
+)]
+pub(super) struct DeadlineRequest {
+    /// An RFC 3339 time to come, a time from now such as `+2h`, or `never`.
+    expires_at: String,
+    reason: Option<String>,
+    author: Option<String>,
+}
+
+/// Selects jobs that are not completed; at least one of `app`, `target` and `tag` is needed.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: commands are read field by field"
+)]
+pub(super) struct ManyRequest {
+    app: Option<String>,
+    target: Option<String>,
+    tag: Option<String>,
+    /// The new priority, for that command.
+    priority: Option<Priority>,
+    /// Only count the jobs.
+    dry_run: Option<bool>,
+    reason: Option<String>,
+    author: Option<String>,
+    /// Such as `30m`, for a pause.
+    expires_in: Option<String>,
+}
+
 /// Sets the rate of a target, an app or a job.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -174,6 +236,18 @@ no recipient gets it twice. With another message it is refused with 409.";
 
 const FOLLOW: &str = "`accepted`, `progress` and `completed`, each with the whole accounts. \
 `Last-Event-ID` continues where a reader was cut off, at any gateway. The stream ends after `completed`.";
+
+const LOOK_UP: &str = "The list may have 8 MiB, more than 100,000 recipients with ids of usual length. It is read \
+whole before the answer begins, and the answer is written as the ledger gives it.";
+
+const RESOLVE: &str = "`sent` and `failed` change the outcome of recipients that are uncertain, once, and their dead \
+letters with it; other recipients stay as they are. `resend` sends to them again in a new job, by the rules of any \
+redrive: a second resend of the same recipients sends nothing. The uncertain recipients of a job are at \
+`/v1/dead?job=…&outcome=uncertain`. The audit trail of the job notes it.";
+
+const MANY: &str = "Reaches every job that is accepted and not completed when the request arrives, and no \
+later one. With the token of an app only jobs of that app. Each job notes the command in its audit trail. Try it \
+with `dry_run` first.";
 
 const FOLLOW_ALL: &str = "`accepted`, `progress` and `completed` of every job that the caller may \
 see, each with the whole accounts. The stream begins with one event for each job that is not completed. It is \
@@ -262,6 +336,7 @@ fn jobs() -> Vec<Operation> {
                 "Only jobs with this key; with `app` it finds the one job at once.",
                 of::<String>,
             )
+            .query("tag", "Only jobs with this tag.", of::<String>)
             .query("state", "Only jobs in this state.", of::<JobState>)
             .query("since", "Accepted at or after this: an RFC 3339 time, or a time ago such as `2h`.", moment)
             .query("until", "Accepted before this.", moment)
@@ -296,6 +371,30 @@ fn jobs() -> Vec<Operation> {
             .path("user", "The recipient.")
             .summary("Whether this user got the message, and if not, why")
             .answers(200, "The state of the recipient, with an explanation.", vec![json(of::<RecipientFate>)]),
+        Operation::new("post", "/v1/jobs/{id}/recipients:lookup", "lookUpRecipients")
+            .path("id", JOB_NAME)
+            .query("app", APP, of::<String>)
+            .refuses(&[404])
+            .summary("What became of each recipient of a list")
+            .about(LOOK_UP)
+            .takes(content(NDJSON, of::<MemberDocument>))
+            .example(r#""ann""#)
+            .takes(text("text/csv"))
+            .takes(text("text/plain"))
+            .answers(
+                200,
+                "A line for each recipient, in the order of the list.",
+                vec![content(NDJSON, of::<RecipientRow>)],
+            ),
+        Operation::new("post", "/v1/jobs/{id}/uncertain:resolve", "resolveUncertain")
+            .path("id", JOB_NAME)
+            .query("app", APP, of::<String>)
+            .refuses(&[404])
+            .summary("Say what became of uncertain recipients, or send to them again")
+            .about(RESOLVE)
+            .takes(json(of::<ResolveRequest>))
+            .example(r#"{"to":"sent","recipients":["ann"],"reason":"seen in the backend's log"}"#)
+            .answers(200, "How many were uncertain and are no longer.", vec![json(of::<Resolved>)]),
         of_job("/v1/jobs/{id}/verification", "verifyJob")
             .summary("The accounts, counted again in the ledger")
             .answers(
@@ -397,6 +496,18 @@ fn steering() -> Vec<Operation> {
             .example(r#"{"reason":"wrong picture","author":"ana","expires_in":"30m"}"#)
             .may_be_empty()
     };
+    let many = |path, id| {
+        Operation::new("post", path, id)
+            .about(MANY)
+            .takes(json(of::<ManyRequest>))
+            .example(r#"{"app":"shop","tag":"spring","reason":"wrong picture","dry_run":true}"#)
+            .answers(
+                200,
+                "How many jobs were selected and changed.",
+                vec![json(of::<ManyResult>)],
+            )
+            .refuses(&[404])
+    };
     let job = |path, id| order(told(path, id, ("id", JOB_ID)));
     let app = |path, id| order(told(path, id, ("name", "Name of the app.")));
     let target = |path, id| order(told(path, id, ("name", "Name of the target.")));
@@ -409,6 +520,25 @@ fn steering() -> Vec<Operation> {
             .summary("Set the rate of a job")
             .takes(json(of::<RateRequest>))
             .example(r#"{"rate":"500/s","reason":"slow backend"}"#),
+        told("/v1/jobs/{id}:priority", "prioritiseJob", ("id", JOB_ID))
+            .summary("Set the priority of a job")
+            .takes(json(of::<PriorityRequest>))
+            .example(r#"{"priority":"high","reason":"urgent"}"#),
+        told("/v1/jobs/{id}:schedule", "scheduleJob", ("id", JOB_ID))
+            .summary("Move the start of a job")
+            .takes(json(of::<ScheduleRequest>))
+            .example(r#"{"not_before":"2026-12-24T18:00:00+08:00"}"#),
+        told("/v1/jobs/{id}:deadline", "setDeadline", ("id", JOB_ID))
+            .summary("Set the time from which no recipient of a job is sent to")
+            .takes(json(of::<DeadlineRequest>))
+            .example(r#"{"expires_at":"2026-12-25T00:00:00+08:00"}"#),
+        many("/v1/jobs:cancel", "cancelJobs")
+            .summary("Cancel all jobs of an app, a target or a tag"),
+        many("/v1/jobs:pause", "pauseJobs").summary("Pause all jobs of an app, a target or a tag"),
+        many("/v1/jobs:resume", "resumeJobs")
+            .summary("Resume all jobs of an app, a target or a tag"),
+        many("/v1/jobs:priority", "prioritiseJobs")
+            .summary("Set the priority of all jobs of an app, a target or a tag"),
         app("/v1/apps/{name}:pause", "pauseApp").summary("Pause all jobs of an app"),
         app("/v1/apps/{name}:resume", "resumeApp").summary("Resume a paused app"),
         target("/v1/targets/{name}:pause", "pauseTarget").summary("Pause a target"),

@@ -256,7 +256,7 @@ impl<'a> Situation<'a> {
             let live = self.find(scope, name, Kind::Rate);
             let set = live.and_then(|it| match it.action {
                 Action::Rate { rate } => Some(rate),
-                Action::Pause | Action::Cancel | Action::Park { .. } | Action::Adapt { .. } => None,
+                _ => None,
             });
             let rate = set.or_else(|| self.configured(scope))?;
             let usual = match scope {
@@ -555,6 +555,8 @@ mod tests {
             rate: None,
             priority: None,
             not_before_ms: None,
+            expires_at_ms: None,
+            tags: Vec::new(),
             callback_url: None,
             reply_to: None,
             pace: Pace::default(),

@@ -5,6 +5,8 @@
 //! Directives are in the store, and workers look there twice a second.
 
 mod hindrance;
+mod many;
+mod times;
 mod view;
 
 use std::collections::BTreeMap;
@@ -14,16 +16,22 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::hindrance::{Cause, Hindrance, Reader, hindrances, stops};
+pub use self::many::{ManyCommand, ManyResult, Selection, carry_out_many};
+pub use self::times::{end_time, start_time};
 pub use self::view::{
     DirectiveView, LimitView, ParkView, TargetState, TargetView, limits, targets,
 };
 use crate::domain::directive::{Action, Board, Directive, Kind, Scope, Subject};
-use crate::domain::fields::suggestion;
+use crate::domain::fields::{Problem, suggestion};
 use crate::domain::ids::JobId;
 use crate::domain::job;
+use crate::domain::lane::Priority;
 use crate::domain::limits::Rate;
+use crate::domain::moment;
 use crate::domain::outcome::OnUncertain;
-use crate::ports::{Directives, JobState, LedgerError, Park, ParkReason, Store};
+use crate::domain::trail::{AUTHOR_BYTES_MAX, Origin, REASON_BYTES_MAX, TrailEntry, bounded};
+use crate::ports::{Directives, JobRecord, JobState, LedgerError, Park, ParkReason, Store};
+use crate::service::dead_letters::{ResolveAs, Resolved};
 
 /// The text for the configured rate.
 pub const CONFIGURED: &str = "default";
@@ -58,17 +66,36 @@ pub enum Command {
     Cancel(JobId),
     /// Sets another rate, or the configured one again.
     Rate(Subject, Option<Rate>),
+    Priority(JobId, Priority),
+    /// Moves the start of a job.
+    Schedule(JobId, u64),
+    /// Sets another time at which a job expires, or none.
+    Deadline(JobId, Option<u64>),
     Park(String),
     Unpark(String),
 }
 
 impl Command {
+    /// The command for one job.
+    pub fn of(many: ManyCommand, job: JobId) -> Self {
+        let subject = Subject::new(Scope::Job, job.to_string());
+        match many {
+            ManyCommand::Cancel => Self::Cancel(job),
+            ManyCommand::Pause => Self::Pause(subject),
+            ManyCommand::Resume => Self::Resume(subject),
+            ManyCommand::Priority(priority) => Self::Priority(job, priority),
+        }
+    }
+
     pub fn subject(&self) -> Subject {
         match self {
             Self::Pause(subject) | Self::Resume(subject) | Self::Rate(subject, _) => {
                 subject.clone()
             }
-            Self::Cancel(job) => Subject::new(Scope::Job, job.to_string()),
+            Self::Cancel(job)
+            | Self::Priority(job, _)
+            | Self::Schedule(job, _)
+            | Self::Deadline(job, _) => Subject::new(Scope::Job, job.to_string()),
             Self::Park(target) | Self::Unpark(target) => Subject::new(Scope::Target, target),
         }
     }
@@ -80,8 +107,40 @@ impl Command {
             Self::Resume(_) => "resume",
             Self::Cancel(_) => "cancel",
             Self::Rate(..) => "rate",
+            Self::Priority(..) => "priority",
+            Self::Schedule(..) => "schedule",
+            Self::Deadline(..) => "deadline",
             Self::Park(_) => "park",
             Self::Unpark(_) => "unpark",
+        }
+    }
+
+    /// The new value, for the audit trail.
+    fn detail(&self) -> Option<String> {
+        match self {
+            Self::Rate(_, rate) => {
+                Some(rate.map_or_else(|| CONFIGURED.to_owned(), |it| it.to_string()))
+            }
+            Self::Priority(_, priority) => Some(priority.as_str().to_owned()),
+            Self::Schedule(_, at) => Some(moment::text(*at)),
+            Self::Deadline(_, at) => Some(at.map_or_else(|| "never".to_owned(), moment::text)),
+            Self::Pause(_)
+            | Self::Resume(_)
+            | Self::Cancel(_)
+            | Self::Park(_)
+            | Self::Unpark(_) => None,
+        }
+    }
+
+    /// The value that replaces the job's own.
+    fn change(&self) -> Option<Action> {
+        match self {
+            Self::Priority(_, priority) => Some(Action::Priority {
+                priority: *priority,
+            }),
+            Self::Schedule(_, at) => Some(Action::Schedule { not_before_ms: *at }),
+            Self::Deadline(_, at) => Some(Action::Deadline { expires_at_ms: *at }),
+            _ => None,
         }
     }
 }
@@ -92,6 +151,30 @@ pub struct DirectiveNote {
     pub reason: Option<String>,
     pub author: Option<String>,
     pub expires_in: Option<Duration>,
+    pub origin: Origin,
+}
+
+impl DirectiveNote {
+    /// The same note, with texts that are bounded and safe to show.
+    fn bounded(&self) -> Self {
+        let text = |text: &Option<String>, most| text.as_deref().map(|it| bounded(it, most));
+        Self {
+            reason: text(&self.reason, REASON_BYTES_MAX),
+            author: text(&self.author, AUTHOR_BYTES_MAX),
+            ..self.clone()
+        }
+    }
+
+    fn entry(&self, action: &str, detail: Option<String>, now_ms: u64) -> TrailEntry {
+        TrailEntry {
+            at_ms: now_ms,
+            action: action.to_owned(),
+            detail,
+            author: self.author.clone(),
+            reason: self.reason.clone(),
+            origin: self.origin.clone(),
+        }
+    }
 }
 
 /// The state after a command.
@@ -113,6 +196,9 @@ pub enum ControlError {
     /// The job exists, but it is too late for the command.
     #[error("{0}")]
     TooLate(String),
+    /// The command itself makes no sense.
+    #[error("{0}")]
+    Wrong(Problem),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
@@ -129,8 +215,9 @@ pub async fn carry_out<S: Store>(
     now_ms: u64,
 ) -> Result<ControlResult, ControlError> {
     let subject = command.subject();
+    let note = &note.bounded();
     let before = board(store).await?;
-    check(store, facts, command, &before, now_ms).await?;
+    let job = check(store, facts, command, &before, now_ms).await?;
     let directive = |action, until_ms| Directive {
         subject: subject.clone(),
         action,
@@ -156,6 +243,13 @@ pub async fn carry_out<S: Store>(
             store.direct(&directive(rate, until_ms)).await?;
             // The operator knows which rate the target takes.
             store.lift(&subject, Kind::Adapt).await?;
+            true
+        }
+        Command::Priority(..) | Command::Schedule(..) | Command::Deadline(..) => {
+            if let (Some(record), Some(change)) = (&job, command.change()) {
+                store.amend(record.job, &change).await?;
+                store.direct(&directive(change, None)).await?;
+            }
             true
         }
         Command::Resume(_) => {
@@ -184,6 +278,10 @@ pub async fn carry_out<S: Store>(
             unpark_jobs(store, &before, target, now_ms).await? || parked
         }
     };
+    if let Some(record) = &job {
+        let entry = note.entry(command.verb(), command.detail(), now_ms);
+        store.note(&[record.job], &entry).await?;
+    }
     let directives = board(store).await?;
     let directives = directives.about(subject.scope, &subject.name, now_ms);
     Ok(ControlResult {
@@ -192,6 +290,25 @@ pub async fn carry_out<S: Store>(
         parked: park_of(store, &subject).await?.map(ParkView::from),
         subject,
     })
+}
+
+/// Notes in the audit trail of a job that uncertain recipients were resolved.
+pub async fn note_resolved<S: Store>(
+    store: &S,
+    record: &JobRecord,
+    to: ResolveAs,
+    resolved: &Resolved,
+    note: &DirectiveNote,
+    now_ms: u64,
+) -> Result<(), LedgerError> {
+    let detail = format!(
+        "{} of {} recipient(s) as {}",
+        resolved.changed,
+        resolved.recipients,
+        to.as_str()
+    );
+    let entry = note.bounded().entry("resolve", Some(detail), now_ms);
+    store.note(&[record.job], &entry).await
 }
 
 /// The target is to work again, so the jobs that met its configuration fault are tried again too.
@@ -214,18 +331,19 @@ fn by(note: &DirectiveNote) -> String {
     parts.cloned().collect::<Vec<_>>().join(": ")
 }
 
-/// Whether the subject of the command exists, and whether the command is still possible.
+/// Whether the subject of the command exists, and whether the command is still possible. Returns the
+/// record of a job.
 async fn check<S: Store>(
     store: &S,
     facts: &Facts,
     command: &Command,
     board: &Board,
     now_ms: u64,
-) -> Result<(), ControlError> {
+) -> Result<Option<JobRecord>, ControlError> {
     let Subject { scope, name } = command.subject();
     match scope {
-        Scope::Target => known("target", &name, facts.targets.keys()),
-        Scope::App => known("app", &name, facts.apps.keys()),
+        Scope::Target => known("target", &name, facts.targets.keys()).map(|()| None),
+        Scope::App => known("app", &name, facts.apps.keys()).map(|()| None),
         Scope::Job => {
             let id: Result<JobId, _> = name.parse();
             let id = id.map_err(|error| ControlError::Unknown(error.to_string()))?;
@@ -238,9 +356,33 @@ async fn check<S: Store>(
             let cancelled = board.find(Scope::Job, &name, Kind::Cancel, now_ms);
             match cancelled.filter(|_| !matches!(command, Command::Cancel(_))) {
                 Some(cancelled) => Err(ControlError::TooLate(format!("job {id} was {cancelled}"))),
-                None => Ok(()),
+                None => {
+                    check_times(command, &record, now_ms).map_err(ControlError::Wrong)?;
+                    Ok(Some(record))
+                }
             }
         }
+    }
+}
+
+/// Whether the job can still reach a recipient after the command.
+fn check_times(command: &Command, record: &JobRecord, now_ms: u64) -> Result<(), Problem> {
+    match *command {
+        Command::Deadline(_, Some(at)) if at <= now_ms => {
+            let what = format!("{} has passed; cancel the job instead", moment::text(at));
+            Err(Problem::new("expires_at", what))
+        }
+        Command::Deadline(_, Some(at)) if record.not_before_ms >= Some(at) => {
+            let start = record.not_before_ms.map_or_else(String::new, moment::text);
+            let what = format!("{} is not after the start, {start}", moment::text(at));
+            Err(Problem::new("expires_at", what))
+        }
+        Command::Schedule(_, at) if record.expires_at_ms.is_some_and(|end| at >= end) => {
+            let end = record.expires_at_ms.map_or_else(String::new, moment::text);
+            let what = format!("{} is not before the deadline, {end}", moment::text(at));
+            Err(Problem::new("not_before", what))
+        }
+        _ => Ok(()),
     }
 }
 

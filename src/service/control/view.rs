@@ -196,7 +196,7 @@ impl TargetView {
 fn rate_of(directive: Option<&DirectiveView>) -> Option<Rate> {
     match directive?.action {
         Action::Rate { rate } => Some(rate),
-        Action::Pause | Action::Cancel | Action::Park { .. } | Action::Adapt { .. } => None,
+        _ => None,
     }
 }
 

@@ -202,6 +202,8 @@ impl Bench {
             rate: None,
             priority: Priority::Normal,
             not_before_ms: None,
+            expires_at_ms: None,
+            tags: Vec::new(),
             callback_url: None,
             reply_to: None,
             now_ms,

@@ -6,6 +6,7 @@
 --          11 version of the stored message or ''  12 rate or ''  13 not before in ms or ''
 --          14 callback URL or ''  15 queue to reply to or ''  16 priority
 --          17 1 if the submission counts as expanded at once  18 recipients per slice
+--          19 expires at in ms or ''  20 tags as JSON or ''
 -- Returns  {'conflict'}, {'settled'}, {'again', buckets, version, cut} or
 --          {'expand', buckets, version, cut, 1 if this is the first submission};
 --          the version of the stored message that the job started with, 0 if there is none; the
@@ -55,8 +56,10 @@ if first then
   if ARGV[12] ~= '' then
     call('HSET', HEADER, 'rate', ARGV[12])
   end
-  if ARGV[13] ~= '' then
-    call('HSET', HEADER, 'not_before_ms', ARGV[13])
+  for i, field in pairs({ [13] = 'not_before_ms', [19] = 'expires_at_ms', [20] = 'tags' }) do
+    if ARGV[i] ~= '' then
+      call('HSET', HEADER, field, ARGV[i])
+    end
   end
 else
   -- A header that was rebuilt from slices has no digest; it takes the first one that arrives.

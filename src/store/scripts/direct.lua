@@ -1,9 +1,10 @@
 #!lua
--- DIRECT: puts a directive in force or lifts one, and removes those that have expired.
+-- DIRECT: puts directives in force or lifts them, and removes those that have expired.
 --
 -- KEYS     1 the directives
--- ARGV     1 field  2 end in ms since 1970, 0 for none  3 the directive as JSON, or nothing to lift it
--- Returns  1 if there was one under this field
+-- ARGV     per directive: field, end in ms since 1970 or 0 for none, the directive as JSON or
+--          nothing to lift it
+-- Returns  how many of these fields there were
 -- Atomic   because workers take over all directives of a version together.
 --
 -- The version is the server's time, so that it never repeats, even if all keys were lost in between.
@@ -19,11 +20,14 @@ for i = 1, #all, 2 do
   end
 end
 
-local stood = redis.call('HEXISTS', KEYS[1], ARGV[1])
-if ARGV[3] == '' then
-  redis.call('HDEL', KEYS[1], ARGV[1])
-else
-  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
+local stood = 0
+for i = 1, #ARGV, 3 do
+  stood = stood + redis.call('HEXISTS', KEYS[1], ARGV[i])
+  if ARGV[i + 2] == '' then
+    redis.call('HDEL', KEYS[1], ARGV[i])
+  else
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1] .. ' ' .. ARGV[i + 2])
+  end
 end
 local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
 redis.call('HSET', KEYS[1], 'version', string.format('%.0f', math.max(version + 1, now_us)))

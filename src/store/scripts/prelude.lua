@@ -62,6 +62,7 @@ local function all_keys(command, ...)
     call(command, KEYS[i], ...)
   end
   call(command, HEADER .. ':reasons', ...)
+  call(command, HEADER .. ':trail', ...)
   for number = 0, tonumber(call('HGET', HEADER, 'buckets')) - 1 do
     call(command, HEADER .. ':' .. digits(number), ...)
   end

@@ -8,5 +8,5 @@
 if call('EXISTS', HEADER) == 0 or call('HEXISTS', HEADER, 'buckets') == 1 then
   return 0
 end
-call('DEL', HEADER)
+call('DEL', HEADER, HEADER .. ':trail')
 return 1

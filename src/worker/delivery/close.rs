@@ -1,14 +1,16 @@
 //! Ends a delivery: makes everything that follows from it durable before it is acked (promise 5).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{DeliveryEnd, DeliveryRun, DeliveryScope, LEDGER_AWAY_WAIT, Pause};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::announce::{DeadLetter, DeadRecipient};
 use crate::domain::delivery::Dead;
+use crate::domain::directive::Go;
 use crate::domain::ids::Fingerprint;
 use crate::domain::outcome::Outcome;
-use crate::domain::schedule::rung;
+use crate::domain::schedule::{RUNGS, rung};
 use crate::domain::slice::Addressed;
 use crate::json;
 use crate::metrics::LedgerStep;
@@ -30,8 +32,16 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
 
     async fn end(&mut self, stop: Option<Pause>) -> Result<DeliveryEnd, Lost> {
         match stop {
-            None => {}
-            Some(Pause::Deferred(delay)) => self.delivery.defer(delay),
+            None => {
+                let delay = self.delivery.delay();
+                let due = || now_ms() + rung(delay).as_millis() as u64;
+                self.due_at_ms = (!delay.is_zero()).then(due);
+            }
+            Some(Pause::Deferred(delay)) => {
+                // A slice that came back early still waits for its next attempt.
+                self.due_at_ms = self.scope.slice.due_at_ms.filter(|at| *at > now_ms());
+                self.delivery.defer(delay);
+            }
             // The worker that settled it may have died before it completed the job. The last step
             // is taken again, which changes nothing if it was taken.
             Some(Pause::SliceDone) => self.delivery.slice_is_done(),
@@ -127,13 +137,23 @@ impl<S: Store, T: Transport, P: Publisher> DeliveryRun<'_, S, T, P> {
         if self.together {
             remainder.together = None;
         }
-        let lane = scope.slice.lane.clone();
+        let control = scope.control(&self.directives.borrow());
+        let lane = scope.lane_now(&control);
+        remainder.lane = lane.clone();
+        remainder.due_at_ms = self.due_at_ms;
         let mut delay = self.delivery.delay();
         if !remainder.unrecorded.is_empty() {
             delay = delay.max(LEDGER_AWAY_WAIT);
             let outcomes = self.delivery.unrecorded_outcomes();
             scope.target.metrics.unrecorded.inc_by(outcomes as u64);
         }
+        // What ends soon does not wait for long.
+        let ends_in = match control.go {
+            Go::Cancelled => Some(Duration::ZERO),
+            _ => scope.expires_in(),
+        };
+        let ends_in = ends_in.map_or(Duration::MAX, |left| left.max(RUNGS[0]));
+        delay = delay.min(ends_in);
         let route = if delay.is_zero() {
             Route::Lane(lane)
         } else {

@@ -52,8 +52,21 @@ impl Units {
 
 impl<'a, S: Store, T: Transport, P: Publisher> DeliveryScope<'a, S, T, P> {
     /// Waits until calls may be made, for at most `waiting` recipients in at most `places` calls.
-    /// None: the wait was so long that the caller must check everything again.
+    /// None: the wait was so long that the caller must check everything again, or the job expired.
     pub(super) async fn grant(
+        &'a self,
+        directives: watch::Receiver<Board>,
+        waiting: usize,
+        places: usize,
+    ) -> Result<Option<Granted<'a>>, Pause> {
+        let granted = self.may_call(directives, waiting, places);
+        match self.expires_in() {
+            Some(left) => timeout(left, granted).await.unwrap_or(Ok(None)),
+            None => granted.await,
+        }
+    }
+
+    async fn may_call(
         &'a self,
         directives: watch::Receiver<Board>,
         waiting: usize,

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use fanwise::domain::directive::{Scope, Subject};
 use fanwise::domain::lane::Priority;
 use fanwise::domain::schedule::RUNGS;
+use fanwise::domain::waking::Waking;
 use fanwise::ports::{
     Broker, BrokerError, Consumer, Delivery, EditSummary, Lost, PublishError, Publisher,
     RetainedEdit, RetainedMessage, RetainedQueue, RetainedQueues, Route, Session, Source,
@@ -35,6 +37,7 @@ on_all! { EmbeddedBench, RabbitBench:
     next_is_cancel_safe,
     a_waiting_slice_returns_in_time_to_its_lane,
     a_long_wait_does_not_hold_up_a_short_one,
+    a_slice_that_is_woken_returns_at_once_and_the_others_keep_their_time,
     a_rejected_message_is_kept_with_its_reason,
     dead_letters_are_read_in_place,
     dead_letters_are_sifted,
@@ -398,6 +401,44 @@ async fn a_long_wait_does_not_hold_up_a_short_one(bench: &impl BrokerBench) {
         assert!(waited >= rung && waited < late, "{body}: {waited:?}");
         delivery.ack().await.unwrap();
     }
+    session.close().await;
+}
+
+async fn a_slice_that_is_woken_returns_at_once_and_the_others_keep_their_time(
+    bench: &impl BrokerBench,
+) {
+    let session = bench.broker().connect().await.unwrap();
+    let mut consumer = session.consume(lane_source(), 10).await.unwrap();
+    let waits = |job: &str, rung: Duration| {
+        let body = format!(r#"{{"v":1,"head":{{"id":"{job}","app":"shop","target":"im"}}}}"#);
+        let lane = express();
+        outgoing(Route::Wait { lane, rung }, body)
+    };
+    let started = Instant::now();
+    let on_ladder = vec![
+        waits("other", RUNGS[1]),
+        waits("mine", RUNGS[5]),
+        waits("other", RUNGS[5]),
+        waits("mine", RUNGS[3]),
+    ];
+    session.publisher().publish(on_ladder).await.unwrap();
+    let mut waking = Waking::default();
+    waking.add(&Subject::new(Scope::Job, "mine"));
+    assert_eq!(bench.broker().wake(&waking).await.unwrap(), 2);
+    for _ in 0..2 {
+        let delivery = next(&mut consumer).await;
+        assert!(waking.takes(&delivery.body), "{:?}", delivery.body);
+        assert_eq!(delivery.traceparent.as_deref(), Some(TRACEPARENT));
+        delivery.ack().await.unwrap();
+    }
+    assert!(started.elapsed() < RUNGS[1], "{:?}", started.elapsed());
+    assert_eq!(bench.broker().wake(&waking).await.unwrap(), 0);
+    let delivery = next(&mut consumer).await;
+    let waited = started.elapsed();
+    assert!(waited >= RUNGS[1] && waited < RUNGS[1] * 2, "{waited:?}");
+    assert!(!waking.takes(&delivery.body));
+    delivery.ack().await.unwrap();
+    silence(&mut consumer).await;
     session.close().await;
 }
 

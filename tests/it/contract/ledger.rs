@@ -119,6 +119,8 @@ impl Job {
             rate: None,
             priority: self.head.priority,
             not_before_ms: None,
+            expires_at_ms: None,
+            tags: Vec::new(),
             callback_url: None,
             reply_to: None,
             now_ms: self.head.accepted_at_ms,
@@ -230,6 +232,8 @@ fn entry(job: &Job, entries: u64) -> Entry {
         entries,
         priority: job.head.priority,
         not_before_ms: Some(5),
+        expires_at_ms: None,
+        tags: Vec::new(),
         now_ms: job.head.accepted_at_ms,
     }
 }

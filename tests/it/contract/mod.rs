@@ -3,7 +3,7 @@
 //! they are available.
 //!
 //! - [`broker`], [`ledger`], [`limiter`], [`directives`], [`templates`], [`quotas`], [`nonces`],
-//!   [`sub_lanes`]:
+//!   [`steering`], [`sub_lanes`]:
 //!   the tests, each with one line per engine that runs it.
 //! - [`crash`]: kills a real process with the embedded engine, again and again. Crashes of the
 //!   servers are tested beside the servers' own tests, which start servers that may be killed.
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::ports::{
     Broker, Directives, Ledger, Limiter, Nonces, Outgoing, Pulse, Quotas, RetainedQueues, Route,
-    SubLanes, Templates, Upkeep,
+    Steering, SubLanes, Templates, Upkeep,
 };
 use fanwise::{amqp, embedded, store};
 
@@ -89,6 +89,7 @@ pub(crate) mod ledger;
 pub(crate) mod limiter;
 mod nonces;
 mod quotas;
+mod steering;
 mod sub_lanes;
 mod templates;
 
@@ -111,6 +112,7 @@ trait BrokerBench {
 /// The ledger, limiter and directives of one test.
 trait StoreBench {
     type Store: Ledger
+        + Steering
         + Upkeep
         + SubLanes
         + Limiter

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use fanwise::clock::now_ms;
 use fanwise::domain::lane::{Lane, LaneClass, Priority};
 use fanwise::domain::schedule::rung;
+use fanwise::domain::waking::Waking;
 use fanwise::ports::{
     Backlog, BoxFuture, Broker, BrokerError, Consumer, Delivery, EditSummary, EndDelivery, Lost,
     Outgoing, PublishError, Publisher, RetainedEdit, RetainedMessage, RetainedQueue,
@@ -285,6 +286,23 @@ impl Broker for MemoryBroker {
         };
         let counted = self.way.step("backlog", count).await;
         counted.map_err(|why| refused("count its messages".to_owned(), why))
+    }
+
+    async fn wake(&self, waking: &Waking) -> Result<u64, BrokerError> {
+        let wake = || {
+            let mut state = lock(&self.state);
+            let taken = |_: &(Instant, u64), (_, message): &mut (String, Message)| {
+                waking.takes(&message.body)
+            };
+            let woken: Vec<_> = state.waiting.extract_if(.., taken).collect();
+            let count = woken.len() as u64;
+            for ((_, arrival), (queue, message)) in woken {
+                state.put(&queue, arrival, message);
+            }
+            count
+        };
+        let woken = self.way.step("wake", wake).await;
+        woken.map_err(|why| refused("read the retry ladder".to_owned(), why))
     }
 
     async fn connect(&self) -> Result<MemorySession, BrokerError> {

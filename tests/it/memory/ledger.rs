@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use fanwise::clock::now_ms;
 use fanwise::domain::accounts::{Accounts, Audit, Remaining};
+use fanwise::domain::directive::Action;
 use fanwise::domain::ids::{Fingerprint, JobId, Owner};
 use fanwise::domain::lane::{ASSIGNED_MAX, Assigned, least_open};
 use fanwise::domain::outcome::Outcome;
 use fanwise::domain::pace::{Mark, Pace};
 use fanwise::domain::slice::{Shape, Together};
+use fanwise::domain::trail::TrailEntry;
 use fanwise::ports::{
     Accepted, Claim, ClaimState, Claimed, Entry, Gathered, JobPage, JobPlace, JobProgress,
     JobQuery, JobRecord, JobState, Ledger, LedgerError, REASONS_MAX, Reason, Recorded, Settle,
@@ -25,6 +27,9 @@ use super::store::{MemoryStore, State};
 pub(super) struct Job {
     /// The record, except for values that the other fields hold.
     record: Option<JobRecord>,
+    pub(super) trail: Vec<TrailEntry>,
+    /// Values that an operator changed, as the record shows them.
+    pub(super) amended: Vec<Action>,
     /// No worker has registered it yet.
     entered: bool,
     listed_at_ms: u64,
@@ -37,7 +42,7 @@ pub(super) struct Job {
     cuts: BTreeMap<String, u32>,
     /// Entries of each slice that have their outcome.
     counted: BTreeMap<String, u32>,
-    recipients: BTreeMap<Fingerprint, Held>,
+    pub(super) recipients: BTreeMap<Fingerprint, Held>,
     reasons: BTreeMap<Fingerprint, Reason>,
     lists: BTreeMap<String, List>,
 }
@@ -52,7 +57,7 @@ enum Heard {
 }
 
 #[derive(Clone, Copy)]
-enum Held {
+pub(super) enum Held {
     /// `in_doubt`: taken over, or released in doubt before.
     Claimed {
         owner: Owner,
@@ -75,7 +80,7 @@ impl Job {
         self.record.as_ref().expect("made with one")
     }
 
-    fn record_mut(&mut self) -> &mut JobRecord {
+    pub(super) fn record_mut(&mut self) -> &mut JobRecord {
         self.record.as_mut().expect("made with one")
     }
 
@@ -113,6 +118,33 @@ impl Job {
             },
             accounts,
             pending: accounts.pending(),
+            priority: self
+                .amended
+                .iter()
+                .rev()
+                .find_map(|it| match it {
+                    Action::Priority { priority } => Some(*priority),
+                    _ => None,
+                })
+                .or(record.priority),
+            not_before_ms: self
+                .amended
+                .iter()
+                .rev()
+                .find_map(|it| match it {
+                    Action::Schedule { not_before_ms } => Some(*not_before_ms),
+                    _ => None,
+                })
+                .or(record.not_before_ms),
+            expires_at_ms: self
+                .amended
+                .iter()
+                .rev()
+                .find_map(|it| match it {
+                    Action::Deadline { expires_at_ms } => Some(*expires_at_ms),
+                    _ => None,
+                })
+                .unwrap_or(record.expires_at_ms),
             submissions: match self.entered {
                 true => 1,
                 false => record.submissions,
@@ -174,6 +206,8 @@ fn record(job: JobId, app: &str, client_msg_no: &str, target: &str, at_ms: u64) 
         rate: None,
         priority: None,
         not_before_ms: None,
+        expires_at_ms: None,
+        tags: Vec::new(),
         callback_url: None,
         reply_to: None,
         pace: Pace::default(),
@@ -191,9 +225,14 @@ impl State {
     fn begin(&mut self, record: JobRecord) -> &mut Job {
         let id = record.job;
         let entered = self.jobs.remove(&id);
-        let listed_at_ms = entered.map_or(record.accepted_at_ms, |it| it.listed_at_ms);
+        let listed_at_ms = entered
+            .as_ref()
+            .map_or(record.accepted_at_ms, |it| it.listed_at_ms);
+        let (trail, amended) = entered.map(|it| (it.trail, it.amended)).unwrap_or_default();
         self.jobs.entry(id).or_insert(Job {
             record: Some(record),
+            trail,
+            amended,
             listed_at_ms,
             ..Job::default()
         })
@@ -216,6 +255,8 @@ impl State {
         record.accounts.total = entry.entries;
         record.priority = Some(entry.priority);
         record.not_before_ms = entry.not_before_ms;
+        record.expires_at_ms = entry.expires_at_ms;
+        record.tags.clone_from(&entry.tags);
         self.begin(record).entered = true;
     }
 
@@ -238,6 +279,8 @@ impl State {
             record.rate.clone_from(&submission.rate);
             record.priority = Some(submission.priority);
             record.not_before_ms = submission.not_before_ms;
+            record.expires_at_ms = submission.expires_at_ms;
+            record.tags.clone_from(&submission.tags);
             self.begin(record);
         }
         let job = self.jobs.get_mut(&submission.job).expect("is there now");

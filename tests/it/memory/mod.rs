@@ -3,7 +3,7 @@
 //! of their steps is an await point at which a test may inject a fault.
 //!
 //! - [`broker`]: queues, deliveries, the retry ladder, retained queues, sessions.
-//! - [`ledger`]: jobs, claims and outcomes; [`store`]: the other ports of a store.
+//! - [`ledger`]: jobs, claims and outcomes; `steering`: what operators change; [`store`]: the other ports of a store.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 pub(crate) mod broker;
 pub(crate) mod ledger;
+mod steering;
 pub(crate) mod store;
 
 pub(crate) use self::broker::MemoryBroker;

@@ -157,15 +157,22 @@ impl State {
 }
 
 impl Directives for MemoryStore {
-    async fn direct(&self, directive: &Directive) -> Result<(), LedgerError> {
-        let (subject, kind) = (&directive.subject, directive.action.kind());
-        let put = |state: &mut State| state.change(subject, kind, Some(directive));
-        self.step("direct", put).await.map(|_| ())
+    async fn direct_all(&self, directives: &[Directive]) -> Result<(), LedgerError> {
+        let put = |state: &mut State| {
+            for it in directives {
+                state.change(&it.subject, it.action.kind(), Some(it));
+            }
+        };
+        self.step("direct", put).await
     }
 
-    async fn lift(&self, subject: &Subject, kind: Kind) -> Result<bool, LedgerError> {
-        self.step("lift", |state| state.change(subject, kind, None))
-            .await
+    async fn lift_all(&self, directives: &[(Subject, Kind)]) -> Result<u64, LedgerError> {
+        let lift = |state: &mut State| {
+            let lifted = directives.iter();
+            let lifted = lifted.filter(|(subject, kind)| state.change(subject, *kind, None));
+            lifted.count() as u64
+        };
+        self.step("lift", lift).await
     }
 
     async fn directives(&self, known: u64) -> Result<Option<Directed>, LedgerError> {

@@ -44,6 +44,8 @@ function Facts({ job }) {
     [t('Job'), html`<code>${job.job}</code>`], [t('App'), job.app], [t('Target'), job.target],
     [t('Accepted'), time(job.accepted_at)],
     job.not_before && [t('Not before'), time(job.not_before)],
+    job.expires_at && [t('Expires'), time(job.expires_at)],
+    job.tags && [t('Tags'), job.tags.join(', ')],
     job.progress_at && [t('Last outcome'), time(job.progress_at)],
     job.completed_at && [t('Completed'), `${time(job.completed_at)} (${duration((new Date(job.completed_at) - new Date(job.accepted_at)) / 1000)})`],
     job.rate && [t('Own rate'), job.rate],
@@ -51,6 +53,14 @@ function Facts({ job }) {
     job.callback_url && [t('Callback'), job.callback_url], job.reply_to && [t('Reply to'), job.reply_to],
   ].filter(Boolean);
   return html`<section class="card" aria-label=${t('Facts')}><h2>${t('Facts')}</h2><dl class="facts">${facts.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl><${Verify} job=${job} /></section>`;
+}
+
+function Trail({ job }) {
+  if (!job.audit_trail?.length) return null;
+  return html`<section class="card" aria-label=${t('Audit trail')}><h2>${t('Audit trail')}</h2>
+    <ul class="plain">${job.audit_trail.map((it) => html`<li data-testid="trail"><span class="tag">${it.action}</span> ${it.detail} ${it.author} ${it.reason}
+      <small>${time(it.at)} · ${[it.via, it.caller, it.address].filter(Boolean).join(', ')}</small></li>`)}</ul>
+  </section>`;
 }
 
 function Verify({ job }) {
@@ -139,6 +149,6 @@ export function Job({ name, about }) {
       <div><${Accounts} job=${job} /><${Hindrances} job=${job} />
         ${(running || pointsOf(job.job).length > 1) && html`<section class="card" aria-label=${t('Outcomes over time')}><h2>${t('Outcomes over time')}</h2><${Curve} points=${pointsOf(job.job)} /></section>`}
         <${DeadOfJob} job=${job} about=${about} /></div>
-      <div><${Recipient} job=${job} /><${Facts} job=${job} /></div>
+      <div><${Recipient} job=${job} /><${Facts} job=${job} /><${Trail} job=${job} /></div>
     </div>`;
 }

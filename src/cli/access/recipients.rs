@@ -1,0 +1,78 @@
+//! Questions about many recipients of a job, and the resolution of uncertain ones.
+
+use std::collections::BTreeSet;
+
+use http::Method;
+
+use super::{Access, refused};
+use crate::domain::ids::JobId;
+use crate::domain::job;
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::ports::Ledger as _;
+use crate::service::api::{RecipientRow, ResolveRequest};
+use crate::service::control::DirectiveNote;
+use crate::service::dead_letters::{ResolveAs, Resolved};
+use crate::service::jobs;
+
+impl Access {
+    /// What became of these users, at most [`jobs::LOOKUP_AT_ONCE`] of them.
+    pub(in crate::cli) async fn lookup(
+        &self,
+        job: JobId,
+        users: &[String],
+    ) -> Result<Vec<RecipientRow>, Failure> {
+        match self {
+            Self::Direct(direct) => {
+                let ledger = direct.ledger()?;
+                let secret = direct.config.ledger.fingerprint_secret.expose();
+                let record = ledger.job(job).await.or_exit(Exit::Unavailable)?;
+                let record = record.ok_or_else(|| unknown(job))?;
+                let rows = jobs::lookup(ledger, secret, &record, users);
+                rows.await.or_exit(Exit::Unavailable)
+            }
+            Self::Server(server) => {
+                let lines: Result<Vec<_>, _> = users.iter().map(serde_json::to_string).collect();
+                let lines = lines.or_exit(Exit::Internal)?;
+                let path = format!("/v1/jobs/{job}/recipients:lookup");
+                let (kind, body) = (Some(super::NDJSON), lines.join("\n"));
+                let reply =
+                    server.ask_for(Method::POST, &path, kind, body.into(), None, super::NDJSON);
+                let reply = reply.await?;
+                if reply.status != 200 {
+                    return Err(refused(&reply));
+                }
+                let lines = reply.body.split(|byte| *byte == b'\n');
+                let rows = lines.filter(|line| !line.is_empty());
+                rows.map(|line| serde_json::from_slice(line).or_exit(Exit::Unavailable))
+                    .collect()
+            }
+        }
+    }
+
+    pub(in crate::cli) async fn resolve(
+        &self,
+        job: JobId,
+        to: ResolveAs,
+        recipients: Option<BTreeSet<String>>,
+        note: DirectiveNote,
+    ) -> Result<Resolved, Failure> {
+        match self {
+            Self::Direct(direct) => direct.resolve(job, to, recipients, &note).await,
+            Self::Server(server) => {
+                let request = ResolveRequest {
+                    to,
+                    all: recipients.is_none(),
+                    recipients,
+                    reason: note.reason,
+                    author: note.author,
+                };
+                let path = format!("/v1/jobs/{job}/uncertain:resolve");
+                server.post(&path, &request).await
+            }
+        }
+    }
+}
+
+pub(super) fn unknown(job: JobId) -> Failure {
+    Failure::message(Exit::Unavailable, job::unknown(&job.to_string()))
+}
