@@ -20,9 +20,11 @@ pub enum Exit {
     Internal = 70,
     /// The drain deadline passed; unfinished deliveries were requeued.
     Temporary = 75,
+    /// Rules refuse it: the permissions of the app or of the caller, a quota, or `before_accept`.
+    NotPermitted = 77,
     /// The configuration is wrong.
     BadConfig = 78,
-    /// A second signal ended the process.
+    /// A second signal ended the process, or a signal ended a command that only watched.
     Interrupted = 130,
 }
 

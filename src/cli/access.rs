@@ -2,31 +2,30 @@
 //! otherwise to the HTTP interface of a running `fanwise serve` or `fanwise gateway`.
 
 mod control;
+mod names;
 mod recipients;
 mod server;
 mod stored;
+mod submit;
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
-
-use self::server::{JSON, NDJSON, Server, encoded, parameters, query, refused};
-use super::form;
+pub(super) use self::server::ServerAddress;
+use self::server::{JSON, NDJSON, Server, encoded, parameters, query};
+pub(super) use self::submit::{Accepted, Submission};
 use crate::amqp::Rabbit;
 use crate::app::{self, LocalAdmission, Names};
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::domain::fields::summary;
 use crate::domain::ids::JobId;
-use crate::domain::lane::Priority;
 use crate::domain::letters::{DeadFilter, DeadRow, LetterFilter, Window, milliseconds};
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::{
-    Broker as _, Entry, JobFilter, JobQuery, JobRecord, Ledger as _, Outgoing, Publisher as _,
-    RetainedMessage, RetainedQueue, RetainedQueues as _, Route, Session as _,
+    Broker as _, JobFilter, JobQuery, JobRecord, Ledger as _, RetainedMessage, RetainedQueue,
+    RetainedQueues as _, Session as _,
 };
-use crate::service::admission::{self, Refused};
 use crate::service::api::{
     JobDetail, KeptLine, PurgeRequest, RecipientFate, RedriveRequest, Verification,
 };
@@ -76,90 +75,16 @@ impl Access {
         })))
     }
 
-    /// Checks whether a job would be accepted in the points that its messages alone do not settle:
-    /// an earlier job of its key, its stored message, `before_accept`. Checks nothing without a
-    /// ledger, or over HTTP, where a server would have to be running.
-    pub(super) async fn consider(
-        &self,
-        priority: Priority,
-        bodies: Vec<Vec<u8>>,
-    ) -> Result<(), Failure> {
-        let Self::Direct(direct) = self else {
-            return Ok(());
-        };
-        let Some(store) = &direct.ledger else {
-            return Ok(());
-        };
-        let admission = LocalAdmission::of(&direct.config, store)?;
-        let bodies = bodies.into_iter().map(Bytes::from).collect();
-        match admission::consider(&admission, bodies, priority).await {
-            Ok(_) => Ok(()),
-            Err(refused @ Refused::Undecided(_)) => {
-                Err(Failure::message(Exit::Unavailable, refused.to_string()))
-            }
-            Err(refused) => Err(Failure::message(Exit::BadInput, refused.to_string())),
-        }
+    /// The server at this address, without any configuration.
+    pub(super) fn at(address: ServerAddress) -> Result<Self, Failure> {
+        Ok(Self::Server(Server::at(address)?))
     }
 
-    /// Submits a job and its whole list in one request. `Ok(false)` with direct access, which has
-    /// no such request.
-    pub(super) async fn upload(&self, priority: Priority, form: Vec<u8>) -> Result<bool, Failure> {
-        let Self::Server(server) = self else {
-            return Ok(false);
-        };
-        let traceparent = traceparent();
-        let trace = traceparent.as_deref();
-        server
-            .submit(priority, form::CONTENT_TYPE, form, trace)
-            .await?;
-        Ok(true)
-    }
-
-    /// Submits the messages of a job in order. All of them are accepted when this returns `Ok`.
-    pub(super) async fn submit(
-        &self,
-        job: JobId,
-        priority: Priority,
-        bodies: Vec<Vec<u8>>,
-    ) -> Result<(), Failure> {
-        let traceparent = traceparent();
+    /// The configuration of this machine, if that is where the command works.
+    pub(super) fn config(&self) -> Option<&Config> {
         match self {
-            Self::Server(server) => {
-                for body in bodies {
-                    server
-                        .submit(priority, JSON, body, traceparent.as_deref())
-                        .await?;
-                }
-            }
-            Self::Direct(direct) => {
-                let session = direct.broker.connect().await.or_exit(Exit::Unavailable)?;
-                let publisher = session.publisher();
-                for (number, body) in (1..).zip(bodies) {
-                    let message = Outgoing {
-                        route: Route::Job(priority),
-                        body: body.into(),
-                        message_id: format!("{job}/{number}"),
-                        traceparent: traceparent.clone(),
-                    };
-                    // One at a time: a message of megabytes is its own batch.
-                    publisher
-                        .publish(vec![message])
-                        .await
-                        .or_exit(Exit::Unavailable)?;
-                }
-                session.close().await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Enters a submitted job into the ledger, so that it is found at once; a server does that
-    /// itself. Errors do not matter: the job is accepted, and is found a little later.
-    pub(super) async fn enter(&self, entry: &Entry) {
-        if let Self::Direct(direct) = self
-            && let Some(ledger) = &direct.ledger
-        {
-            let _ = ledger.enter(entry).await;
+            Self::Direct(direct) => Some(&direct.config),
+            Self::Server(server) => server.config(),
         }
     }
 

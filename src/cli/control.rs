@@ -1,13 +1,13 @@
 //! `fanwise job pause`, `resume`, `cancel`, `rate`; `fanwise app`; `fanwise target`; `fanwise
 //! limits`: control running work, and show the directives in force.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::access::Access;
-use super::{checked_config, output};
+use super::at::At;
+use super::output;
 use crate::clock::rfc3339;
 use crate::domain::directive::{Action, Scope, Subject};
 use crate::domain::limits::Rate;
@@ -145,8 +145,8 @@ pub(super) enum LimitScope {
     App,
 }
 
-pub(super) async fn app(command: AppCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let access = open(file.as_deref())?;
+pub(super) async fn app(command: AppCommand, at: At) -> Result<Exit, Failure> {
+    let access = at.open_with_ledger()?;
     let subject = |app| Subject::new(Scope::App, app);
     match command {
         AppCommand::Pause { app, expiry, words } => {
@@ -164,8 +164,8 @@ pub(super) async fn app(command: AppCommand, file: Option<PathBuf>) -> Result<Ex
     }
 }
 
-pub(super) async fn target(command: TargetCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let access = open(file.as_deref())?;
+pub(super) async fn target(command: TargetCommand, at: At) -> Result<Exit, Failure> {
+    let access = at.open_with_ledger()?;
     let subject = |target| Subject::new(Scope::Target, target);
     match command {
         TargetCommand::List { json } => list(&access.targets().await?, json),
@@ -191,8 +191,8 @@ pub(super) async fn target(command: TargetCommand, file: Option<PathBuf>) -> Res
     }
 }
 
-pub(super) async fn limits(command: LimitsCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let access = open(file.as_deref())?;
+pub(super) async fn limits(command: LimitsCommand, at: At) -> Result<Exit, Failure> {
+    let access = at.open_with_ledger()?;
     match command {
         LimitsCommand::Show { json } => show_limits(&access.limits().await?, json),
         LimitsCommand::Set {
@@ -210,15 +210,6 @@ pub(super) async fn limits(command: LimitsCommand, file: Option<PathBuf>) -> Res
             tell(&access, command, &words, expiry.expires_in).await
         }
     }
-}
-
-fn open(file: Option<&Path>) -> Result<Access, Failure> {
-    let config = checked_config(file, |config, findings| {
-        if config.broker.url.is_some() {
-            config.require_ledger(findings);
-        }
-    })?;
-    Access::of(&config)
 }
 
 /// Parses a rate; `None` is the configured one.

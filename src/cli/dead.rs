@@ -2,14 +2,14 @@
 //! failed and why, and how to send to them again.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::access::{Access, checked};
+use super::at::At;
+use super::output;
 use super::output::grouped;
-use super::{checked_config, output};
 use crate::domain::letters::{DeadFilter, DeadRow};
 use crate::domain::printable::on_one_line;
 use crate::domain::spreadsheet::guarded;
@@ -158,9 +158,8 @@ impl Filter {
     }
 }
 
-pub(super) async fn run(command: DeadCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = checked_config(file.as_deref(), |_, _| {})?;
-    let access = Access::of(&config)?;
+pub(super) async fn run(command: DeadCommand, at: At) -> Result<Exit, Failure> {
+    let access = at.open(|_, _| {})?;
     match command {
         DeadCommand::List { filter, json } => {
             list(&load(&access, &filter.document()?, false).await?, json)

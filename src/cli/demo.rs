@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::access::Access;
+use super::access::{Access, Submission};
 use super::dead;
 use super::output::{self, grouped};
 use super::progress::{self, View};
@@ -21,7 +21,6 @@ use crate::config::{Config, load};
 use crate::domain::accounts::Accounts;
 use crate::domain::ids::JobId;
 use crate::domain::job::{AudienceDocument, JobDocument, MessageDocument};
-use crate::domain::lane::Priority;
 use crate::domain::letters::DeadRow;
 use crate::domain::outcome::Outcome;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -224,14 +223,16 @@ impl Demo {
             .collect();
         let body = job(users).or_exit(Exit::Internal)?;
         let id = JobId::of("default", KEY);
-        self.access
-            .submit(id, Priority::Normal, vec![body.clone()])
-            .await?;
+        let submission = Submission {
+            bodies: vec![body],
+            form: None,
+        };
+        self.access.submit(&submission).await?;
         let record = self.follow(args, id).await?;
         let elapsed_seconds = started.elapsed().as_secs_f64();
         let accepted = self.mock.stats().accepted;
         // The ledger knows the job, so the repeat sends nothing.
-        self.access.submit(id, Priority::Normal, vec![body]).await?;
+        self.access.submit(&submission).await?;
         let outcome = self.outcome(record, accepted, elapsed_seconds).await?;
         if !args.json {
             self.tell(args, &outcome).await?;

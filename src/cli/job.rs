@@ -1,17 +1,16 @@
 //! `fanwise job list`, `show`, `watch`, `verify` and `recipient`; `pause`, `resume`, `cancel` and
 //! `rate`.
 
-use std::path::PathBuf;
-
 use clap::Subcommand;
 use serde_json::json;
 
 use super::access::Access;
+use super::at::At;
 use super::control::{Expiry, Words, parse_rate, tell};
 use super::many::{self, JobsName};
 use super::output::grouped;
 use super::questions::{self, RecipientsArgs, UncertainArgs};
-use super::{checked_config, output, progress};
+use super::{output, progress};
 use crate::clock::{now_ms, rfc3339};
 use crate::domain::directive::{Scope, Subject};
 use crate::domain::ids::JobId;
@@ -165,6 +164,30 @@ impl ListArgs {
     }
 }
 
+impl ListArgs {
+    /// Fails if a filter that finds nothing names something that does not exist.
+    async fn names_exist(&self, access: &Access) -> Result<(), Failure> {
+        if let Some(app) = &self.app {
+            access.knows_app(app).await?;
+        }
+        if let Some(target) = &self.target {
+            access.knows_target(target).await?;
+        }
+        if let Some(key) = &self.client_msg_no {
+            let of_key = JobFilter {
+                app: self.app.clone(),
+                client_msg_no: Some(key.clone()),
+                ..JobFilter::default()
+            };
+            if access.jobs(&of_key, 1).await?.is_empty() {
+                let what = job::unknown(&format!("with client_msg_no {key:?}"));
+                return Err(Failure::message(Exit::Unavailable, what));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub(super) struct JobArgs {
     #[command(flatten)]
@@ -217,13 +240,8 @@ impl JobName {
     }
 }
 
-pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = checked_config(file.as_deref(), |config, findings| {
-        if config.broker.url.is_some() {
-            config.require_ledger(findings);
-        }
-    })?;
-    let access = Access::of(&config)?;
+pub(super) async fn run(command: JobCommand, at: At) -> Result<Exit, Failure> {
+    let access = at.open_with_ledger()?;
     let subject = |id: JobId| Subject::new(Scope::Job, id.to_string());
     match command {
         JobCommand::List(args) => list(&access, &args).await,
@@ -234,6 +252,7 @@ pub(super) async fn run(command: JobCommand, file: Option<PathBuf>) -> Result<Ex
             found.ok_or_else(|| unknown(&args.name))?;
             let record = progress::follow(&access, id).await?;
             show(&access, &args).await?;
+            progress::hint(&record);
             Ok(progress::exit(&record.accounts))
         }
         JobCommand::Pause {
@@ -290,6 +309,9 @@ fn unknown(name: &JobName) -> Failure {
 
 async fn list(access: &Access, args: &ListArgs) -> Result<Exit, Failure> {
     let jobs = access.jobs(&args.filter(), args.most).await?;
+    if jobs.is_empty() {
+        args.names_exist(access).await?;
+    }
     if args.json {
         output::json(&jobs)?;
         return Ok(Exit::Ok);

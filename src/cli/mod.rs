@@ -2,6 +2,7 @@
 //! logic.
 
 mod access;
+mod at;
 mod config;
 mod control;
 mod dead;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
+use self::at::{At, ThroughServer};
 use crate::config::{Config, ConfigProblems, Findings, LoadError, Loaded, load};
 use crate::domain::fields::Problem;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -62,23 +64,17 @@ enum Command {
     /// Submit a job
     Send(Box<send::SendArgs>),
     /// List and show jobs; pause, resume, cancel and re-rate them
-    #[command(subcommand)]
-    Job(job::JobCommand),
+    Job(ThroughServer<job::JobCommand>),
     /// Pause and resume an app
-    #[command(subcommand)]
-    App(control::AppCommand),
+    App(ThroughServer<control::AppCommand>),
     /// List targets; park, unpark, pause and resume them
-    #[command(subcommand)]
-    Target(control::TargetCommand),
+    Target(ThroughServer<control::TargetCommand>),
     /// Show and set limits while everything runs
-    #[command(subcommand)]
-    Limits(control::LimitsCommand),
+    Limits(ThroughServer<control::LimitsCommand>),
     /// List recipients that failed or are uncertain, send to them again, or remove them
-    #[command(subcommand)]
-    Dead(dead::DeadCommand),
+    Dead(ThroughServer<dead::DeadCommand>),
     /// Manage stored messages, which jobs name instead of carrying the text
-    #[command(subcommand)]
-    Template(template::TemplateCommand),
+    Template(ThroughServer<template::TemplateCommand>),
     /// Manage the exchanges and queues on the broker
     #[command(subcommand)]
     Topology(topology::TopologyCommand),
@@ -108,13 +104,28 @@ impl Cli {
             Command::Worker => worker::run(file.as_deref()),
             Command::Gateway => worker::gateway(file.as_deref()),
             Command::Serve => worker::serve(file.as_deref()),
-            Command::Send(args) => asynchronous(send::run(*args, file)),
-            Command::Job(command) => asynchronous(job::run(command, file)),
-            Command::App(command) => asynchronous(control::app(command, file)),
-            Command::Target(command) => asynchronous(control::target(command, file)),
-            Command::Limits(command) => asynchronous(control::limits(command, file)),
-            Command::Dead(command) => asynchronous(dead::run(command, file)),
-            Command::Template(command) => asynchronous(template::run(command, file)),
+            Command::Send(args) => {
+                let at = At::new(file, args.server.clone());
+                asynchronous(send::run(*args, at))
+            }
+            Command::Job(ThroughServer { command, server }) => {
+                asynchronous(job::run(command, At::new(file, server)))
+            }
+            Command::App(ThroughServer { command, server }) => {
+                asynchronous(control::app(command, At::new(file, server)))
+            }
+            Command::Target(ThroughServer { command, server }) => {
+                asynchronous(control::target(command, At::new(file, server)))
+            }
+            Command::Limits(ThroughServer { command, server }) => {
+                asynchronous(control::limits(command, At::new(file, server)))
+            }
+            Command::Dead(ThroughServer { command, server }) => {
+                asynchronous(dead::run(command, At::new(file, server)))
+            }
+            Command::Template(ThroughServer { command, server }) => {
+                asynchronous(template::run(command, At::new(file, server)))
+            }
             Command::Topology(command) => asynchronous(topology::run(command, file)),
             Command::Config(command) => config::run(&command, file.as_deref()),
             Command::Doctor(args) => asynchronous(doctor::run(args, file)),
@@ -154,16 +165,16 @@ fn daemon_config(
     configured(file, LogFormat::Auto, concerns, require)
 }
 
-/// The configuration of a command that ends by itself; it logs as text unless told otherwise.
+/// The configuration of a command that ends by itself. It logs as text unless told otherwise, and
+/// shows no warnings: those are for `config check`, `doctor` and the processes themselves.
 fn checked_config(
     file: Option<&Path>,
     require: impl Fn(&Config, &mut Findings),
 ) -> Result<Config, Failure> {
-    configured(file, LogFormat::Text, not_of_the_gateway, require)
+    configured(file, LogFormat::Text, |_| false, require)
 }
 
-/// Hides warnings about the gateway, except from processes that run one, `config check` and
-/// `doctor`.
+/// Hides warnings about the gateway from processes that run none.
 fn not_of_the_gateway(warning: &Problem) -> bool {
     !warning.field.starts_with("gateway.")
 }

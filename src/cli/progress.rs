@@ -25,9 +25,24 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// How long a job may stay unknown before the command gives up.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Shows a job until it is completed.
+/// Shows a job until it is completed. Ctrl-C ends the command and not the job.
 pub(super) async fn follow(access: &Access, job: JobId) -> Result<JobRecord, Failure> {
     let mut view = View::new(true);
+    let completed = tokio::select! {
+        completed = completed(access, job, &mut view) => Some(completed),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    view.end();
+    completed.unwrap_or_else(|| {
+        let what = format!(
+            "job {job} goes on without this command: `fanwise job watch {job}` follows it, \
+             `fanwise job cancel {job}` stops it"
+        );
+        Err(Failure::message(Exit::Interrupted, what))
+    })
+}
+
+async fn completed(access: &Access, job: JobId, view: &mut View) -> Result<JobRecord, Failure> {
     let started = Instant::now();
     let mut settled = None;
     loop {
@@ -38,12 +53,10 @@ pub(super) async fn follow(access: &Access, job: JobId) -> Result<JobRecord, Fai
                 settled = now;
                 view.show(&record, &limiting(access, &record, stands).await?);
                 if record.state == JobState::Completed {
-                    view.end();
                     return Ok(record);
                 }
             }
             None if started.elapsed() > ACCEPT_PATIENCE => {
-                view.end();
                 return Err(Failure::message(
                     Exit::Temporary,
                     format!(
@@ -206,6 +219,13 @@ pub(super) fn exit(accounts: &Accounts) -> Exit {
     match accounts.sent + accounts.duplicate >= accounts.total {
         true => Exit::Ok,
         false => Exit::NotAll,
+    }
+}
+
+/// Says on standard error where to read more about recipients that did not get the message.
+pub(super) fn hint(record: &JobRecord) {
+    if record.accounts.failed + record.accounts.uncertain > 0 {
+        tracing::info!("fanwise dead list --job {} says why", record.job);
     }
 }
 

@@ -1,8 +1,10 @@
 //! `fanwise send`: submits a job from the shell and, if asked to, waits until it is completed.
 //!
 //! [`messages`] writes the job from the flags. [`confirmation`] asks whether all users are meant.
+//! [`dry_run`] shows what would be sent.
 
 mod confirmation;
+mod dry_run;
 mod messages;
 
 use std::path::PathBuf;
@@ -12,19 +14,15 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
+use self::dry_run::dry_run;
 use self::messages::Messages;
-use super::access::Access;
+use super::access::{Accepted, Access};
+use super::at::{At, ServerArgs};
 use super::recipients::ListFormat;
-use super::{checked_config, output, progress};
-use crate::app;
-use crate::config::Config;
-use crate::domain::fields::Problem;
-use crate::domain::ids::JobId;
-use crate::domain::lane::Priority;
-use crate::domain::permissions::Asked;
+use super::{output, progress};
 use crate::exit::{Exit, Failure};
-use crate::ports::{Entry, JobRecord, JobState};
-use crate::service::admission::{Refused, conflicts, examine, keeps_rules};
+use crate::ports::{JobRecord, JobState};
+use crate::service::admission::conflicts;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -148,68 +146,51 @@ pub(super) struct SendArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    pub(super) server: ServerArgs,
 }
 
-pub(super) async fn run(args: SendArgs, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = checked_config(file.as_deref(), |config, findings| {
+pub(super) async fn run(args: SendArgs, at: At) -> Result<Exit, Failure> {
+    let access = at.open(|config, findings| {
         if args.wait && config.broker.url.is_some() {
             config.require_ledger(findings);
         }
     })?;
-    let Messages { bodies, form } = args.messages()?;
-    let job = check(&bodies, &config)?;
-    for warning in &job.warnings {
-        tracing::warn!("{warning}");
-    }
-    let late = job.too_late.as_ref().map(ToString::to_string);
+    let job = args.messages()?;
     if args.dry_run {
-        if let Some(late) = late {
-            return Err(Failure::message(Exit::BadInput, late));
-        }
-        let messages = bodies.len();
-        Access::of(&config)?.consider(job.priority, bodies).await?;
-        let what = json!({"job": job.id, "recipients": job.entries, "messages": messages, "target": job.target});
-        return report(&args, &what, || {
-            format!(
-                "would send job {} to {} of {} in {} message(s); nothing was sent",
-                job.id,
-                job.audience(),
-                job.target,
-                messages
-            )
-        });
+        return dry_run(&args, &access, &job).await;
     }
     if args.all && !args.yes {
-        args.confirm(&job.target, &config).await?;
+        let target = access.target_of(&job.submission).await?;
+        args.confirm(&target, access.config()).await?;
     }
-    let access = Access::of(&config)?;
-    let before = match args.wait || job.too_late.is_some() {
-        true => access.job_if_known(job.id).await?,
-        false => None,
+    let before = match job.id {
+        Some(id) if args.wait => access.job_if_known(id).await?,
+        _ => None,
     };
-    if let Some(late) = late.filter(|_| before.is_none()) {
-        return Err(Failure::message(Exit::BadInput, late));
+    let accepted = access.submit(&job.submission).await?;
+    let submitted = &accepted.submitted;
+    for warning in &submitted.warnings {
+        tracing::warn!("{warning}");
     }
-    let whole = match form {
-        Some(form) => access.upload(job.priority, form).await?,
-        None => false,
-    };
-    if !whole {
-        access.submit(job.id, job.priority, bodies).await?;
-        access.enter(&job.entry).await;
+    let id = submitted.job;
+    let recipients = (!job.for_all).then_some(submitted.recipients);
+    let audience = audience(recipients);
+    if args.wait {
+        tracing::info!("accepted: job {id} for {audience}");
+        return wait(&args, &access, &job, &accepted, before).await;
     }
-    if !args.wait {
-        let what = json!({"job": job.id, "recipients": job.entries, "accepted": true});
-        return report(&args, &what, || {
-            format!(
-                "accepted: job {} for {}; fanwise job watch {}",
-                job.id,
-                job.audience(),
-                job.id
-            )
-        });
+    let what = json!({"job": id, "recipients": recipients, "accepted": true});
+    report(&args, &what, || {
+        format!("accepted: job {id} for {audience}; fanwise job watch {id}")
+    })
+}
+
+fn audience(recipients: Option<u64>) -> String {
+    match recipients {
+        Some(recipients) => format!("{recipients} recipient(s)"),
+        None => "all users".to_owned(),
     }
-    wait(&args, &access, &job, before).await
 }
 
 fn name_and_text(argument: &str) -> Result<(String, String), String> {
@@ -219,108 +200,48 @@ fn name_and_text(argument: &str) -> Result<(String, String), String> {
     }
 }
 
-/// What the check of a job found.
-struct Checked {
-    id: JobId,
-    client_msg_no: String,
-    target: String,
-    priority: Priority,
-    content_digest: String,
-    /// The job's entry in the ledger.
-    entry: Entry,
-    /// Set if it is too late to send the job.
-    too_late: Option<Problem>,
-    /// List entries of all messages; `None` for all users, whom only the target can count.
-    entries: Option<usize>,
-    /// What the job goes on without.
-    warnings: Vec<String>,
-    /// What the app needs permission for.
-    asked: Asked,
-}
-
-impl Checked {
-    fn audience(&self) -> String {
-        match self.entries {
-            Some(entries) => format!("{entries} recipient(s)"),
-            None => "all users".to_owned(),
-        }
-    }
-}
-
-/// Reads every message as the worker will, to find mistakes before anything is sent.
-fn check(bodies: &[Vec<u8>], config: &Config) -> Result<Checked, Failure> {
-    let refused = |refused: Refused| Failure::message(Exit::BadInput, refused.to_string());
-    let names = app::Names::of(config)?;
-    let mut checked: Option<Checked> = None;
-    for body in bodies {
-        let job = examine(&names, body, None).map_err(refused)?;
-        let entries = (!job.for_all).then_some(job.recipients as usize);
-        match &mut checked {
-            Some(checked) => {
-                checked.entries = checked.entries.zip(entries).map(|(sum, more)| sum + more);
-                checked.asked.lists.extend(job.asked.lists);
-            }
-            None => {
-                checked = Some(Checked {
-                    entry: job.entry(0),
-                    too_late: job.too_late,
-                    id: job.id,
-                    client_msg_no: job.asked.client_msg_no.clone(),
-                    target: job.target,
-                    priority: job.priority,
-                    content_digest: job.content_digest,
-                    entries,
-                    warnings: job.warnings,
-                    asked: job.asked,
-                });
-            }
-        }
-    }
-    let mut checked = checked.ok_or_else(|| Failure::message(Exit::BadInput, "no recipients"))?;
-    checked.entry.entries = checked.entries.unwrap_or(0) as u64;
-    keeps_rules(&names, &checked.asked).map_err(refused)?;
-    Ok(checked)
-}
-
 /// How long a job that was completed before may still look completed after it was sent again.
 const EXTENSION_PATIENCE: Duration = Duration::from_secs(3);
 
 async fn wait(
     args: &SendArgs,
     access: &Access,
-    job: &Checked,
+    job: &Messages,
+    accepted: &Accepted,
     before: Option<JobRecord>,
 ) -> Result<Exit, Failure> {
+    let id = accepted.submitted.job;
     if let Some(before) = before.filter(|before| before.state == JobState::Completed) {
         // With further recipients, it soon runs again; without, it stays completed.
         let deadline = Instant::now() + EXTENSION_PATIENCE;
         while Instant::now() < deadline
             && access
-                .job(job.id)
+                .job(id)
                 .await?
                 .is_some_and(|now| now.submissions == before.submissions)
         {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-    let record = progress::follow(access, job.id).await?;
-    if conflicts(&record, &job.content_digest) {
+    let record = progress::follow(access, id).await?;
+    let digest = accepted.content_digest.as_deref();
+    if digest.is_some_and(|digest| conflicts(&record, digest)) {
         return Err(Failure::message(
             Exit::BadInput,
             format!(
                 "conflict: {:?} is the key of another message, job {}; your message was rejected and \
                  is in fanwise.rejected",
-                job.client_msg_no, job.id
+                job.client_msg_no, id
             ),
         ));
     }
     report(args, &record, || {
         format!(
-            "job {} completed: {}",
-            job.id,
+            "job {id} completed: {}",
             progress::summary(&record.accounts)
         )
     })?;
+    progress::hint(&record);
     Ok(progress::exit(&record.accounts))
 }
 

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::access::Access;
-use super::{checked_config, output};
-use crate::config::Config;
+use super::at::At;
+use super::output;
 use crate::domain::fields::summary;
 use crate::domain::message::MessageDocument;
 use crate::domain::template::{read_template, wrong_template_name};
@@ -80,9 +79,8 @@ pub(super) struct Of {
     json: bool,
 }
 
-pub(super) async fn run(command: TemplateCommand, file: Option<PathBuf>) -> Result<Exit, Failure> {
-    let config = checked_config(file.as_deref(), |_, _| {})?;
-    let access = Access::of(&config)?;
+pub(super) async fn run(command: TemplateCommand, at: At) -> Result<Exit, Failure> {
+    let access = at.open(|_, _| {})?;
     command.check_names()?;
     match command {
         TemplateCommand::Put {
@@ -92,7 +90,8 @@ pub(super) async fn run(command: TemplateCommand, file: Option<PathBuf>) -> Resu
             of,
         } => {
             let message = message(file, text)?;
-            check(&config, &of.app, &message)?;
+            access.knows_app(&of.app).await?;
+            check(&message)?;
             let stored = access.put_template(&of.app, &name, message).await?;
             if of.json {
                 output::json(&stored)?;
@@ -102,7 +101,10 @@ pub(super) async fn run(command: TemplateCommand, file: Option<PathBuf>) -> Resu
         }
         TemplateCommand::Get { name, version, of } => {
             let stored = access.template(&of.app, &name, version).await?;
-            let stored = stored.ok_or_else(|| missing(&of.app, &name))?;
+            let Some(stored) = stored else {
+                access.knows_app(&of.app).await?;
+                return Err(missing(&of.app, &name));
+            };
             if of.json {
                 output::json(&stored)?;
             } else {
@@ -111,6 +113,9 @@ pub(super) async fn run(command: TemplateCommand, file: Option<PathBuf>) -> Resu
         }
         TemplateCommand::List { of } => {
             let stored = access.templates(&of.app).await?;
+            if stored.is_empty() {
+                access.knows_app(&of.app).await?;
+            }
             if of.json {
                 output::json(&stored)?;
             } else {
@@ -121,6 +126,7 @@ pub(super) async fn run(command: TemplateCommand, file: Option<PathBuf>) -> Resu
         }
         TemplateCommand::Delete { name, of } => {
             if !access.delete_template(&of.app, &name).await? {
+                access.knows_app(&of.app).await?;
                 return Err(missing(&of.app, &name));
             }
             if of.json {
@@ -165,13 +171,8 @@ fn message(file: Option<PathBuf>, text: Option<String>) -> Result<String, Failur
     }
 }
 
-/// Checks the app and the message before any request.
-fn check(config: &Config, app: &str, message: &str) -> Result<(), Failure> {
-    if !config.apps.contains_key(app) {
-        let there: Vec<_> = config.apps.keys().map(String::as_str).collect();
-        let what = format!("there is no app {app:?}; there are: {}", there.join(", "));
-        return Err(Failure::message(Exit::BadInput, what));
-    }
+/// Checks the message before it is stored.
+fn check(message: &str) -> Result<(), Failure> {
     read_template(message)
         .map(drop)
         .map_err(|problems| Failure::message(Exit::BadInput, summary(&problems)))

@@ -26,7 +26,7 @@ use futures_util::StreamExt as _;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use self::draft::{Checked, Draft, PREVIEWS, blocking};
+use self::draft::{Checked, Draft, blocking};
 use super::access::Caller;
 use super::params::Params;
 use super::problem::Refusal;
@@ -42,7 +42,7 @@ use crate::metrics::LedgerStep;
 use crate::ports::{
     Broker, Entry, Gathered, JobRecord, JobState, Outgoing, Route, Store, Transport,
 };
-use crate::service::admission::{agree, charge, conflicts, preview};
+use crate::service::admission::{PREVIEWS, agree, charge, conflicts, preview};
 use crate::service::api::{JobStanding, Preview, Submitted};
 
 /// Largest body that is read: a job slightly above its bound gets an explanation and is not cut

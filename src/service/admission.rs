@@ -450,6 +450,9 @@ pub async fn admit<A: Admission>(admission: &A, job: &Job<'_>) -> Result<Admitte
     })
 }
 
+/// Recipients of a dry run for which the message is shown.
+pub const PREVIEWS: usize = 5;
+
 /// The message of a job as its first recipients would get it, without sending anything. `body` is
 /// the job, or the first part of it.
 pub async fn preview<A: Admission>(

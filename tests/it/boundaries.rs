@@ -100,6 +100,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "shutdown",
             "store",
             "telemetry",
+            "tls",
         ],
     ),
 ];

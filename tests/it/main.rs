@@ -17,6 +17,8 @@ mod api;
 mod boundaries;
 /// Promise 11: the resources that one caller may use, so that the others get in.
 mod bounds;
+/// The command line through a server, as somebody far away uses it.
+mod command_line;
 /// The promises of every engine: one suite for the ports, on the embedded engine, in memory and on
 /// servers.
 mod contract;

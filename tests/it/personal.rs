@@ -333,7 +333,7 @@ async fn stored_messages_from_the_command_line() {
         (
             vec!["template", "put", "x", "--app", "shop", "--text", "x"],
             "",
-            65,
+            69,
             "no app",
         ),
         (vec!["template", "get", "ho"], "", 69, "no stored message"),

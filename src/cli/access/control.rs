@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::{Access, Server, refused};
+use super::{Access, Server};
 use crate::clock::now_ms;
 use crate::domain::directive::Scope;
 use crate::domain::moment;
@@ -55,7 +55,7 @@ impl Access {
             Self::Direct(direct) => control::targets(direct.ledger()?, &direct.facts, now_ms())
                 .await
                 .or_exit(Exit::Unavailable),
-            Self::Server(server) => Ok(server.get("/v1/targets").await?.unwrap_or_default()),
+            Self::Server(server) => server.existing("/v1/targets").await,
         }
     }
 
@@ -64,7 +64,7 @@ impl Access {
             Self::Direct(direct) => control::limits(direct.ledger()?, &direct.facts, now_ms())
                 .await
                 .or_exit(Exit::Unavailable),
-            Self::Server(server) => Ok(server.get("/v1/limits").await?.unwrap_or_default()),
+            Self::Server(server) => server.existing("/v1/limits").await,
         }
     }
 }
@@ -149,7 +149,7 @@ impl Server {
             .await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
-            _ => Err(refused(&reply)),
+            _ => Err(self.refused(&reply)),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use http::Method;
 
-use super::{Access, refused};
+use super::Access;
 use crate::domain::ids::JobId;
 use crate::domain::job;
 use crate::exit::{Exit, Failure, OrExit as _};
@@ -39,7 +39,7 @@ impl Access {
                     server.ask_for(Method::POST, &path, kind, body.into(), None, super::NDJSON);
                 let reply = reply.await?;
                 if reply.status != 200 {
-                    return Err(refused(&reply));
+                    return Err(server.refused(&reply));
                 }
                 let lines = reply.body.split(|byte| *byte == b'\n');
                 let rows = lines.filter(|line| !line.is_empty());

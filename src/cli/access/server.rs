@@ -1,5 +1,7 @@
 //! The HTTP interface of a running process, as the command line calls it.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +14,13 @@ use crate::clock::rfc3339;
 use crate::codec;
 use crate::config::Config;
 use crate::domain::fields::shorten;
-use crate::domain::lane::Priority;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::http::client::{Client, ClientSettings};
 use crate::http::tls;
 use crate::ports::{HttpReply, JobFilter, Request};
 use crate::secret::Secret;
-use crate::service::api::JobList;
+use crate::service::api::{JobList, Submitted};
+use crate::tls::{ClientTls, TlsSettings};
 
 /// The fields of a filter as query parameters.
 pub(super) fn parameters(filter: &impl Serialize) -> Result<Vec<(String, String)>, Failure> {
@@ -47,17 +49,32 @@ pub(super) fn encoded(text: &str) -> String {
     encoded
 }
 
+/// A server, as the caller names it.
+#[derive(Debug)]
+pub(in crate::cli) struct ServerAddress {
+    /// What is in front of every path, without a slash at its end.
+    pub(in crate::cli) base: String,
+    pub(in crate::cli) token: Option<Secret>,
+    pub(in crate::cli) ca_file: Option<PathBuf>,
+}
+
 /// The HTTP interface of a running process.
 pub(in crate::cli) struct Server {
     base: String,
     token: Option<Secret>,
     client: Client,
+    /// The configuration that names it; `None` if the caller does.
+    config: Option<Box<Config>>,
 }
 
 pub(super) const JSON: &str = "application/json";
 pub(super) const NDJSON: &str = "application/x-ndjson";
 /// Longest wait for an answer; lists of dead letters and rejected messages may be long.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for the answer to an upload.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// Longest wait for a connection to a server that may be far away.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest answer: room for a million dead letters.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
 
@@ -80,24 +97,62 @@ impl Server {
             base: format!("{scheme}://{listen}"),
             token: config.gateway.token.clone(),
             client: Client::new(settings),
+            config: Some(Box::new(config.clone())),
         })
     }
 
+    pub(super) fn at(address: ServerAddress) -> Result<Self, Failure> {
+        let mut own = BTreeMap::new();
+        if let Some(ca) = address.ca_file {
+            let settings = TlsSettings {
+                ca: Some(ca),
+                ..TlsSettings::default()
+            };
+            let tls = ClientTls::new(settings, "server", &[b"http/1.1"]);
+            tls.load().or_exit(Exit::BadConfig)?;
+            own.insert(host_and_port(&address.base)?, tls);
+        }
+        let settings = ClientSettings {
+            reply_bytes_max: ANSWER_BYTES_MAX,
+            connect_timeout: CONNECT_PATIENCE,
+            tls_of: Arc::new(own),
+            ..ClientSettings::defaults()
+        };
+        Ok(Self {
+            base: address.base,
+            token: address.token,
+            client: Client::new(settings),
+            config: None,
+        })
+    }
+
+    /// Shows the server this token instead of the configured one.
+    pub(in crate::cli) fn use_token(&mut self, token: Secret) {
+        self.token = Some(token);
+    }
+
+    pub(super) fn config(&self) -> Option<&Config> {
+        self.config.as_deref()
+    }
+
+    /// Submits a job, or only tries it out.
     pub(super) async fn submit(
         &self,
-        priority: Priority,
         kind: &'static str,
         body: Vec<u8>,
+        dry_run: bool,
         traceparent: Option<&str>,
-    ) -> Result<(), Failure> {
-        let path = format!("/v1/jobs?priority={}", priority.as_str());
+    ) -> Result<Submitted, Failure> {
+        let path = match dry_run {
+            true => "/v1/jobs?dry_run=true",
+            false => "/v1/jobs",
+        };
         let reply = self
-            .ask(Method::POST, &path, Some(kind), body.into(), traceparent)
+            .ask(Method::POST, path, Some(kind), body.into(), traceparent)
             .await?;
-        if (200..300).contains(&reply.status) {
-            Ok(())
-        } else {
-            Err(refused(&reply))
+        match reply.status {
+            200..300 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
+            _ => Err(self.refused(&reply)),
         }
     }
 
@@ -133,9 +188,7 @@ impl Server {
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?)))
             .collect();
-        let list = self.get(&format!("/v1/jobs{}", query(&fields))).await?;
-        let missing = || Failure::message(Exit::Unavailable, "the server has no list of jobs");
-        list.ok_or_else(missing)
+        self.existing(&format!("/v1/jobs{}", query(&fields))).await
     }
 
     /// Reads an answer with one JSON value per line and passes each value to `visit`.
@@ -148,7 +201,7 @@ impl Server {
             .ask_for(Method::GET, path, None, Bytes::new(), None, NDJSON)
             .await?;
         if reply.status != 200 {
-            return Err(refused(&reply));
+            return Err(self.refused(&reply));
         }
         let lines = reply.body.split(|byte| *byte == b'\n');
         for line in lines.filter(|line| !line.is_empty()) {
@@ -168,7 +221,7 @@ impl Server {
             .await?;
         match reply.status {
             200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
-            _ => Err(refused(&reply)),
+            _ => Err(self.refused(&reply)),
         }
     }
 
@@ -182,8 +235,17 @@ impl Server {
                 .map(Some)
                 .or_exit(Exit::Unavailable),
             404 => Ok(None),
-            _ => Err(refused(&reply)),
+            _ => Err(self.refused(&reply)),
         }
+    }
+
+    /// Gets a JSON answer that every server of this version has.
+    pub(super) async fn existing<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let found = self.get(path).await?;
+        found.ok_or_else(|| {
+            let what = format!("{} has no {path}: is it an older version?", self.base);
+            Failure::message(Exit::Unavailable, what)
+        })
     }
 
     pub(super) async fn ask(
@@ -231,39 +293,76 @@ impl Server {
             headers,
             body,
         };
-        self.client.send(request, PATIENCE).await.map_err(|error| {
-            let what = format!(
-                "{}: {error}; is `fanwise serve` running there? (or set broker.url and ledger.url)",
-                self.base
-            );
+        let patience = match request.body.len() {
+            0..=UPLOAD_BYTES => PATIENCE,
+            _ => UPLOAD_PATIENCE,
+        };
+        self.client.send(request, patience).await.map_err(|error| {
+            let hint = match self.config {
+                Some(_) => {
+                    "is `fanwise serve` running there? (or name a server with --server, or set broker.url and \
+                     ledger.url)"
+                }
+                None => "is it the address of a `fanwise serve` or `fanwise gateway`?",
+            };
+            let what = format!("{}: {error}; {hint}", self.base);
             Failure::message(Exit::Unavailable, what)
         })
     }
+
+    /// Turns an answer other than success into a failure, with the text of its problem document.
+    pub(super) fn refused(&self, reply: &HttpReply) -> Failure {
+        let status = reply.status;
+        let problem: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        let Some(detail) = problem["detail"].as_str() else {
+            let text = String::from_utf8_lossy(&reply.body);
+            let what = format!(
+                "{}: the server there is not fanwise; it answers {status}: {}",
+                self.base,
+                shorten(text.trim(), 100)
+            );
+            return Failure::message(Exit::Unavailable, what);
+        };
+        let (exit, what) = match status {
+            400 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
+            403 => (Exit::NotPermitted, "not permitted"),
+            409 => (Exit::BadInput, "conflict"),
+            401 => return self.unknown_caller(),
+            404 => (Exit::Unavailable, "not found"),
+            _ => (Exit::Unavailable, "not accepted"),
+        };
+        Failure::message(exit, format!("{what}: {detail}"))
+    }
+
+    /// The server's own text is for authors of HTTP clients.
+    fn unknown_caller(&self) -> Failure {
+        let found = match self.token {
+            Some(_) => "refuses the token",
+            None => "wants a token, and none is given",
+        };
+        let hint = match self.config {
+            Some(_) => {
+                "set gateway.token to the gateway's own (FANWISE_GATEWAY__TOKEN, or token_file), or give \
+                 an app's with --token-file"
+            }
+            None => "give it with --token-file or FANWISE_TOKEN",
+        };
+        let what = format!("{} {found}: {hint}", self.base);
+        Failure::message(Exit::BadConfig, what)
+    }
 }
 
-/// Turns an answer other than success into a failure, with the text of its problem document.
-pub(super) fn refused(reply: &HttpReply) -> Failure {
-    let status = reply.status;
-    let problem: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    let Some(detail) = problem["detail"].as_str() else {
-        let text = String::from_utf8_lossy(&reply.body);
-        let what = format!(
-            "gateway.listen: the server there is not fanwise; it answers {status}: {}",
-            shorten(text.trim(), 100)
-        );
-        return Failure::message(Exit::Unavailable, what);
+/// A longer body is an upload.
+const UPLOAD_BYTES: usize = 1024 * 1024;
+
+fn host_and_port(base: &str) -> Result<(String, u16), Failure> {
+    let uri: Uri = base.parse().or_exit(Exit::Internal)?;
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let default = if uri.scheme_str() == Some("https") {
+        443
+    } else {
+        80
     };
-    let (exit, what) = match status {
-        400 | 403 | 413 | 415 | 422 => (Exit::BadInput, "refused"),
-        409 => (Exit::BadInput, "conflict"),
-        // The server's own text is for authors of HTTP clients.
-        401 => {
-            let what = "the gateway refuses gateway.token, or none is set here: set it to the \
-                        gateway's own (FANWISE_GATEWAY__TOKEN, or token_file)";
-            return Failure::message(Exit::BadConfig, what);
-        }
-        404 => (Exit::Unavailable, "not found"),
-        _ => (Exit::Unavailable, "not accepted"),
-    };
-    Failure::message(exit, format!("{what}: {detail}"))
+    Ok((host.to_ascii_lowercase(), uri.port_u16().unwrap_or(default)))
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::Method;
 
-use super::{Access, refused};
+use super::Access;
 use crate::exit::{Exit, Failure, OrExit as _};
 use crate::ports::Templates as _;
 use crate::service::api::{TemplateRow, TemplateView};
@@ -28,7 +28,7 @@ impl Access {
                     .await?;
                 match reply.status {
                     200 => serde_json::from_slice(&reply.body).or_exit(Exit::Unavailable),
-                    _ => Err(refused(&reply)),
+                    _ => Err(server.refused(&reply)),
                 }
             }
         }
@@ -88,7 +88,7 @@ impl Access {
                 match reply.status {
                     204 => Ok(true),
                     404 => Ok(false),
-                    _ => Err(refused(&reply)),
+                    _ => Err(server.refused(&reply)),
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Asks for a confirmation before a job goes to all users of a target, unless they are few.
 //!
 //! The command asks the target itself for their number, with the target's settings from the
-//! configuration, so the rule is the same for a broker and for a server. If the target cannot tell,
-//! the command asks for the confirmation.
+//! configuration. If the target cannot tell, or its settings are on a server, the command asks for
+//! the confirmation.
 
 use std::io::IsTerminal as _;
 
@@ -11,7 +11,7 @@ use crate::app;
 use crate::cli::output;
 use crate::cli::output::grouped;
 use crate::config::Config;
-use crate::domain::outcome::TargetAnswer;
+use crate::domain::outcome::{Class, TargetAnswer};
 use crate::exit::{Exit, Failure};
 use crate::http::client::{Client, ClientSettings};
 use crate::runtime::{UserCount, count_users};
@@ -44,13 +44,27 @@ fn to_confirm(
     ))
 }
 
+/// Asks the target how many users it has, if this machine has its settings.
+async fn count(
+    name: &str,
+    config: Option<&Config>,
+) -> Result<Result<UserCount, TargetAnswer>, Failure> {
+    let Some((config, settings)) = config.and_then(|it| Some((it, it.targets.get(name)?))) else {
+        let what = "only the server can ask the target";
+        return Ok(Err(TargetAnswer::new(Class::Config, "not_here", what)));
+    };
+    let target = app::target(config, name)?;
+    let client = Client::new(ClientSettings {
+        tls_of: app::own_tls(config),
+        ..ClientSettings::defaults()
+    });
+    Ok(count_users(&*target, &client, settings.call_timeout).await)
+}
+
 impl SendArgs {
     /// Asks for a confirmation that all users are meant, unless they are few.
-    pub(super) async fn confirm(&self, name: &str, config: &Config) -> Result<(), Failure> {
-        let target = app::target(config, name)?;
-        let patience = config.targets.get(name).map(|it| it.call_timeout);
-        let client = Client::new(ClientSettings::defaults());
-        let found = count_users(&*target, &client, patience.unwrap_or_default()).await;
+    pub(super) async fn confirm(&self, name: &str, config: Option<&Config>) -> Result<(), Failure> {
+        let found = count(name, config).await?;
         let excluded = self.exclude.len();
         let Some(what) = to_confirm(name, found, self.confirm_above, excluded) else {
             return Ok(());
@@ -69,7 +83,6 @@ impl SendArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::outcome::Class;
 
     #[test]
     fn many_users_and_an_unknown_number_are_to_be_confirmed() {

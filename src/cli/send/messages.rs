@@ -10,9 +10,11 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::SendArgs;
+use crate::cli::access::Submission;
 use crate::cli::form;
 use crate::cli::recipients::{self, ListFormat};
 use crate::domain::fields::{TWICE, each_field, shorten};
+use crate::domain::ids::JobId;
 use crate::domain::job::{
     AudienceDocument, JOB_VERSION, ListPart, MemberDocument, MessageDocument,
 };
@@ -20,10 +22,30 @@ use crate::domain::list::Reading;
 use crate::domain::{parts, text};
 use crate::exit::{Exit, Failure, OrExit as _};
 
-/// A job ready to submit: its messages, and, if there are several, the whole job as one form.
+/// A job ready to submit, with what is known of it before anybody has checked it.
 pub(super) struct Messages {
-    pub(super) bodies: Vec<Vec<u8>>,
-    pub(super) form: Option<Vec<u8>>,
+    pub(super) submission: Submission,
+    /// `None` if it has no key; then it is refused.
+    pub(super) id: Option<JobId>,
+    pub(super) client_msg_no: String,
+    /// It is for all users of its target.
+    pub(super) for_all: bool,
+}
+
+impl Messages {
+    fn of(fields: &Fields, bodies: Vec<Vec<u8>>, form: Option<Vec<u8>>) -> Result<Self, Failure> {
+        let text =
+            |name: &str| -> Option<String> { serde_json::from_str(fields.get(name)?.get()).ok() };
+        let app = text("app").unwrap_or_else(|| "default".to_owned());
+        let key = text("client_msg_no");
+        let audience = object(fields, "audience")?;
+        Ok(Self {
+            submission: Submission { bodies, form },
+            id: key.as_deref().map(|key| JobId::of(&app, key)),
+            client_msg_no: key.unwrap_or_default(),
+            for_all: audience.get("all").is_some_and(|all| all.get() == "true"),
+        })
+    }
 }
 
 /// The fields of a job, or of one of its objects, as raw JSON: a file's values pass byte for byte.
@@ -92,7 +114,7 @@ impl SendArgs {
         if recipients.is_empty() {
             self.set_audience(&mut fields)?;
             let bodies = vec![body(&fields)?];
-            return Ok(Messages { bodies, form: None });
+            return Messages::of(&fields, bodies, None);
         }
         let form = self.form(&fields, &recipients)?;
         let audience = |users| AudienceDocument {
@@ -119,10 +141,8 @@ impl SendArgs {
             }
             body(&fields)
         };
-        Ok(Messages {
-            bodies: (1..).zip(parts).map(body).collect::<Result<_, _>>()?,
-            form: (of > 1).then_some(form),
-        })
+        let bodies = (1..).zip(parts).map(body).collect::<Result<_, _>>()?;
+        Messages::of(&fields, bodies, (of > 1).then_some(form))
     }
 
     /// The job and its whole list as one form. A server cuts the list into parts, and sends to none

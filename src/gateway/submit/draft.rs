@@ -30,7 +30,7 @@ use crate::gateway::spool::spool;
 use crate::gateway::upload::{Parts, Received, Upload};
 use crate::ports::{Broker, Store, Transport};
 use crate::service::Vars;
-use crate::service::admission::{Examined, allow, examine, keeps_rules};
+use crate::service::admission::{Examined, PREVIEWS, allow, examine, keeps_rules};
 
 /// The advice for a job that is too large.
 const UPLOAD: &str = "a longer list is uploaded as application/x-ndjson, text/csv or text/plain";
@@ -101,9 +101,6 @@ pub(super) struct Checked {
     /// Set for an uploaded list.
     pub(super) parts: Option<Parts>,
 }
-
-/// Recipients of a dry run for which the message is rendered.
-pub(super) const PREVIEWS: usize = 5;
 
 impl Draft {
     /// A job for the first recipients.

@@ -1,0 +1,74 @@
+//! Which apps and targets there are: a name that does not exist is an error, not an empty list.
+
+use super::{Access, Server};
+use crate::domain::fields::suggestion;
+use crate::exit::{Exit, Failure};
+use crate::service::api::{About, AppAbout, Role};
+
+impl Access {
+    /// The apps that the caller may use, by name.
+    pub(in crate::cli) async fn apps(&self) -> Result<Vec<AppAbout>, Failure> {
+        match self {
+            Self::Direct(direct) => {
+                let names = crate::app::Names::of(&direct.config)?;
+                let apps = direct.facts.apps.iter();
+                Ok(apps
+                    .map(|(name, limit)| AppAbout {
+                        name: name.clone(),
+                        default_target: crate::domain::job::Context::default_target(&names, name)
+                            .ok(),
+                        limit: *limit,
+                    })
+                    .collect())
+            }
+            Self::Server(server) => Ok(server.about().await?.apps),
+        }
+    }
+
+    /// Fails if there is no app of this name.
+    pub(in crate::cli) async fn knows_app(&self, app: &str) -> Result<(), Failure> {
+        let apps = self.apps().await?;
+        known("app", app, apps.iter().map(|app| app.name.as_str()))
+    }
+
+    /// Fails if there is no target of this name. Only the administrator of a server may know.
+    pub(in crate::cli) async fn knows_target(&self, target: &str) -> Result<(), Failure> {
+        let targets = match self {
+            Self::Direct(direct) => direct.facts.targets.keys().cloned().collect(),
+            Self::Server(server) => {
+                let about = server.about().await?;
+                if about.role != Role::Administrator {
+                    return Ok(());
+                }
+                about.targets
+            }
+        };
+        known("target", target, targets.iter().map(String::as_str))
+    }
+}
+
+impl Server {
+    async fn about(&self) -> Result<About, Failure> {
+        self.existing("/v1/about").await
+    }
+}
+
+fn known<'a>(
+    what: &str,
+    name: &str,
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> Result<(), Failure> {
+    if names.clone().any(|known| known == name) {
+        return Ok(());
+    }
+    let hint = suggestion(name, names.clone()).map_or_else(
+        || ".".to_owned(),
+        |near| format!("; did you mean {near:?}?"),
+    );
+    let names: Vec<_> = names.collect();
+    let what = format!(
+        "there is no {what} {name:?}{hint} There are: {}",
+        names.join(", ")
+    );
+    Err(Failure::message(Exit::Unavailable, what))
+}

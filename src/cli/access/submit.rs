@@ -1,0 +1,225 @@
+//! Submits jobs, and tries them out without sending anything.
+
+use bytes::Bytes;
+
+use super::server::JSON;
+use super::{Access, Direct, traceparent};
+use crate::app::{LocalAdmission, Names};
+use crate::cli::form;
+use crate::domain::fields::Problem;
+use crate::domain::ids::JobId;
+use crate::domain::lane::Priority;
+use crate::domain::permissions::Asked;
+use crate::exit::{Exit, Failure, OrExit as _};
+use crate::ports::{
+    Broker as _, Entry, Ledger as _, Outgoing, Publisher as _, Route, Session as _,
+};
+use crate::service::admission::{self, PREVIEWS, Refused, examine, keeps_rules};
+use crate::service::api::Submitted;
+
+/// A job ready to submit: its messages, and, if there are several, the whole job as one form.
+pub(in crate::cli) struct Submission {
+    pub(in crate::cli) bodies: Vec<Vec<u8>>,
+    pub(in crate::cli) form: Option<Vec<u8>>,
+}
+
+/// The answer to a submission.
+pub(in crate::cli) struct Accepted {
+    pub(in crate::cli) submitted: Submitted,
+    /// What the job says. Unknown through a server, which refuses a conflict itself.
+    pub(in crate::cli) content_digest: Option<String>,
+}
+
+impl Access {
+    /// Checks a job in all points, and shows it as its first recipients would get it.
+    pub(in crate::cli) async fn try_out(&self, job: &Submission) -> Result<Submitted, Failure> {
+        match self {
+            Self::Server(server) => {
+                let (kind, body) = job.request();
+                server.submit(kind, body, true, None).await
+            }
+            Self::Direct(direct) => direct.try_out(job).await,
+        }
+    }
+
+    /// Submits a job. All of it is accepted when this returns `Ok`.
+    pub(in crate::cli) async fn submit(&self, job: &Submission) -> Result<Accepted, Failure> {
+        let traceparent = traceparent();
+        match self {
+            Self::Server(server) => {
+                let (kind, body) = job.request();
+                let submitted = server.submit(kind, body, false, traceparent.as_deref());
+                Ok(Accepted {
+                    submitted: submitted.await?,
+                    content_digest: None,
+                })
+            }
+            Self::Direct(direct) => direct.submit(job, traceparent).await,
+        }
+    }
+
+    /// The target that a job would go to.
+    pub(in crate::cli) async fn target_of(&self, job: &Submission) -> Result<String, Failure> {
+        match self {
+            Self::Server(_) => Ok(self.try_out(job).await?.target),
+            Self::Direct(direct) => Ok(direct.check(job)?.target),
+        }
+    }
+}
+
+impl Submission {
+    /// The content type and the body of a request for the whole job.
+    fn request(&self) -> (&'static str, Vec<u8>) {
+        match &self.form {
+            Some(form) => (form::CONTENT_TYPE, form.clone()),
+            None => (JSON, self.bodies.first().cloned().unwrap_or_default()),
+        }
+    }
+}
+
+/// What the check of a job found.
+struct Checked {
+    id: JobId,
+    target: String,
+    priority: Priority,
+    content_digest: String,
+    /// The job's entry in the ledger.
+    entry: Entry,
+    /// Set if it is too late to send the job.
+    too_late: Option<Problem>,
+    /// List entries of all messages.
+    entries: u64,
+    /// What the job goes on without.
+    warnings: Vec<String>,
+    /// What the app needs permission for.
+    asked: Asked,
+}
+
+impl Checked {
+    fn submitted(self, messages: usize) -> Submitted {
+        Submitted {
+            job: self.id,
+            target: self.target,
+            recipients: self.entries,
+            messages: messages as u32,
+            dry_run: false,
+            warnings: self.warnings,
+            preview: Vec::new(),
+            standing: None,
+        }
+    }
+}
+
+fn refused(refused: Refused) -> Failure {
+    let exit = match refused {
+        Refused::Problems(_) | Refused::Conflict(_) => Exit::BadInput,
+        Refused::Forbidden(_) | Refused::Denied { .. } => Exit::NotPermitted,
+        Refused::Undecided(_) => Exit::Unavailable,
+    };
+    Failure::message(exit, refused.to_string())
+}
+
+impl Direct {
+    /// Reads every message as the worker will, to find mistakes before anything is sent.
+    fn check(&self, job: &Submission) -> Result<Checked, Failure> {
+        let names = Names::of(&self.config)?;
+        let mut checked: Option<Checked> = None;
+        for body in &job.bodies {
+            let job = examine(&names, body, None).map_err(refused)?;
+            match &mut checked {
+                Some(checked) => {
+                    checked.entries += job.recipients;
+                    checked.asked.lists.extend(job.asked.lists);
+                }
+                None => {
+                    checked = Some(Checked {
+                        entry: job.entry(0),
+                        too_late: job.too_late,
+                        id: job.id,
+                        target: job.target,
+                        priority: job.priority,
+                        content_digest: job.content_digest,
+                        entries: job.recipients,
+                        warnings: job.warnings,
+                        asked: job.asked,
+                    });
+                }
+            }
+        }
+        let nothing = || Failure::message(Exit::BadInput, "no recipients");
+        let mut checked = checked.ok_or_else(nothing)?;
+        checked.entry.entries = checked.entries;
+        keeps_rules(&names, &checked.asked).map_err(refused)?;
+        Ok(checked)
+    }
+
+    /// Also checks what the messages alone do not settle: an earlier job of its key, its stored
+    /// message, `before_accept`. For this it needs the ledger.
+    async fn try_out(&self, job: &Submission) -> Result<Submitted, Failure> {
+        let checked = self.check(job)?;
+        if let Some(late) = &checked.too_late {
+            return Err(Failure::message(Exit::BadInput, late.to_string()));
+        }
+        let priority = checked.priority;
+        let mut submitted = checked.submitted(job.bodies.len());
+        submitted.dry_run = true;
+        let Some(store) = &self.ledger else {
+            return Ok(submitted);
+        };
+        let admission = LocalAdmission::of(&self.config, store)?;
+        let bodies = job.bodies.iter().cloned().map(Bytes::from).collect();
+        let considered = admission::consider(&admission, bodies, priority);
+        let considered = considered.await.map_err(refused)?;
+        if let Some((_, first)) = considered.messages.first() {
+            let preview = admission::preview(&admission, first, PREVIEWS);
+            submitted.preview = preview.await.map_err(refused)?;
+        }
+        Ok(submitted)
+    }
+
+    /// Publishes the messages of a job in order, and enters the job into the ledger, so that it is
+    /// found at once.
+    async fn submit(
+        &self,
+        job: &Submission,
+        traceparent: Option<String>,
+    ) -> Result<Accepted, Failure> {
+        let checked = self.check(job)?;
+        if let Some(late) = &checked.too_late
+            && !self.knows(checked.id).await?
+        {
+            return Err(Failure::message(Exit::BadInput, late.to_string()));
+        }
+        let session = self.broker.connect().await.or_exit(Exit::Unavailable)?;
+        let publisher = session.publisher();
+        for (number, body) in (1..).zip(&job.bodies) {
+            let message = Outgoing {
+                route: Route::Job(checked.priority),
+                body: body.clone().into(),
+                message_id: format!("{}/{number}", checked.id),
+                traceparent: traceparent.clone(),
+            };
+            // One at a time: a message of megabytes is its own batch.
+            publisher
+                .publish(vec![message])
+                .await
+                .or_exit(Exit::Unavailable)?;
+        }
+        session.close().await;
+        if let Some(ledger) = &self.ledger {
+            // Errors do not matter: the job is accepted, and is found a little later.
+            let _ = ledger.enter(&checked.entry).await;
+        }
+        Ok(Accepted {
+            content_digest: Some(checked.content_digest.clone()),
+            submitted: checked.submitted(job.bodies.len()),
+        })
+    }
+
+    async fn knows(&self, job: JobId) -> Result<bool, Failure> {
+        match self.ledger {
+            None => Ok(false),
+            Some(_) => Ok(self.job(job).await?.is_some()),
+        }
+    }
+}
