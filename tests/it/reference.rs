@@ -102,8 +102,8 @@ fn the_reference_of_commands_is_that_of_the_code() {
     let mut page = String::from(
         "# Commands\n\nEvery command takes `--config FILE` (or `FANWISE_CONFIG`) and `--help`. \
          [operating.md](../operating.md#exit-codes) lists the exit codes.\n\n\
-         These options choose the server of `send`, `job`, `app`, `target`, `limits`, `directive`, `dead` \
-         and `template`; without them, the configuration says where the command works, see \
+         These options choose the server of `send`, `job`, `app`, `target`, `limits`, `dead` and \
+         `template`; without them, the configuration says where the command works, see \
          [operating.md](../operating.md#from-another-machine):\n\n| argument | meaning |\n|---|---|\n",
     );
     let send = command.find_subcommand("send").unwrap();
