@@ -133,7 +133,7 @@ mod tests {
         let found = in_file(&file, name).and_then(|profile| {
             let token = profile.token()?;
             let token = token.map_or("none".to_owned(), |it| it.expose().to_owned());
-            let ca = profile.ca_file.map_or(false, |ca| ca.starts_with(&folder));
+            let ca = profile.ca_file.is_some_and(|ca| ca.starts_with(&folder));
             Ok(format!("{} {token} {ca}", profile.server))
         });
         std::fs::remove_dir_all(&folder).unwrap();
